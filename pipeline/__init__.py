@@ -1,0 +1,34 @@
+"""Batch inference jobs on Dask: every row scored, once, with proof.
+
+The public names are loaded when they are first used, because importing Dask DataFrame takes seconds.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.errors import PipelineError
+    from pipeline.notebook import Job, score
+    from pipeline.spec import JobSpec
+
+__version__ = "0.1.0"
+__all__ = ["Job", "JobSpec", "PipelineError", "__version__", "score"]
+
+_HOME = {
+    "Job": "pipeline.notebook",
+    "score": "pipeline.notebook",
+    "JobSpec": "pipeline.spec",
+    "PipelineError": "pipeline.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,108 @@
+"""The four events of a job, and the `Callback` that observers derive from.
+
+The loop that runs a job knows none of its observers. An observer that raises is logged and left out, because watching
+a job must not end it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.rows import RowCounts
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StatusChanged:
+    """The job moved from one status to the next."""
+
+    job: str
+    before: str
+    after: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class StageStarted:
+    """A stage begins, or goes on after a resume."""
+
+    job: str
+    stage: int
+    partitions: int
+    """Partitions of the stage."""
+    done: int
+    """Partitions that have a receipt already."""
+    rows: int
+    """Input rows of the stage."""
+    rows_done: int
+    """Input rows of the partitions that are done."""
+
+
+@dataclass(frozen=True)
+class PartitionEnded:
+    """An attempt at a partition ended."""
+
+    job: str
+    stage: int
+    partition: str
+    outcome: str
+    """``done``, ``retry``, ``split`` or ``failed``."""
+    rows: RowCounts = field(default_factory=RowCounts)
+    seconds: float = 0.0
+    """Wall time of the attempt on its worker."""
+    attempt: int = 1
+    worker: str = ""
+    reason: str = ""
+    """Why it was not done."""
+
+
+@dataclass(frozen=True)
+class JobEnded:
+    """The job reached a final status."""
+
+    job: str
+    status: str
+    rows: RowCounts
+    output: str
+    directory: str
+    reason: str = ""
+    report: dict[str, Any] = field(default_factory=dict)
+    """The report, as ``report.json`` holds it."""
+
+
+Event = StatusChanged | StageStarted | PartitionEnded | JobEnded
+
+
+class Callback:
+    """Derive from this and override what is of interest. Methods are called on the driver, one at a time."""
+
+    def on_status(self, event: StatusChanged) -> None:
+        """The status changed."""
+
+    def on_stage(self, event: StageStarted) -> None:
+        """A stage begins."""
+
+    def on_partition(self, event: PartitionEnded) -> None:
+        """An attempt ended."""
+
+    def on_end(self, event: JobEnded) -> None:
+        """The job is over."""
+
+
+def notify(callbacks: Sequence[Callback], event: Event) -> None:
+    """Hand ``event`` to every callback."""
+    method = {
+        StatusChanged: "on_status",
+        StageStarted: "on_stage",
+        PartitionEnded: "on_partition",
+        JobEnded: "on_end",
+    }[type(event)]
+    for callback in callbacks:
+        try:
+            getattr(callback, method)(event)
+        except Exception:
+            logger.exception("callback %s failed at %s; the job goes on", type(callback).__name__, method)

@@ -1,0 +1,378 @@
+# ruff: noqa: D102 - the verbs are described once, in Store
+"""The few storage verbs everything durable goes through, over fsspec, and what each backend guarantees.
+
+A `Store` is one root folder or bucket prefix. Names inside it are relative, with forward slashes, and never leave it.
+
+How the exclusive create works (the one verb every commit stands on):
+
+- POSIX file systems, NFS and Lustre: write a unique name, fsync, ``link(2)`` it to the exclusive name, unlink, fsync
+  the folder. If the link call errs, the link count of the unique name tells whether it was made all the same.
+- Object stores: see `pipeline.object_store`.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from pipeline.errors import UnsafeStore
+from pipeline.object_store import ObjectStore
+from pipeline.storage import (
+    Names,
+    check_name,
+    is_local_path,
+    is_unfinished,
+    local_path,
+    storage_errors,
+    unique_name,
+)
+
+__all__ = [
+    "LocalStore",
+    "ObjectStore",
+    "Store",
+    "check_name",
+    "file_sha256",
+    "is_local_path",
+    "local_path",
+    "open_store",
+    "storage_errors",
+    "unique_name",
+]
+
+PRIVATE_FOLDER = 0o700
+PRIVATE_FILE = 0o600
+SHARED_FILE = 0o666
+"""Before the user's umask."""
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK}
+
+
+class Store(Protocol):
+    """Storage under one root. Every name is relative to it."""
+
+    root: str
+    """Absolute path or URL, without a slash at the end."""
+
+    is_local: bool
+    """True where names are files of a POSIX file system, which hard links, modes and renames need."""
+
+    def put_if_absent(self, name: str, data: bytes) -> bool:
+        """Create ``name`` with ``data`` in one step; False when it exists already, which leaves that one untouched.
+
+        Where a reply may be lost, True also says that what exists is equal to ``data``: write one's own id into it.
+
+        :raises StorageError: when it cannot be told whether it was made; look again before anything is deleted.
+        """
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Set ``name`` to ``data``; a reader sees the old bytes or the new ones."""
+
+    def append(self, name: str, line: str) -> None:
+        """Add one line of text to ``name``, after the end of a line that a crash cut short."""
+
+    def read(self, name: str) -> bytes:
+        """All bytes of ``name``.
+
+        :raises FileNotFoundError: when it does not exist.
+        """
+
+    def exists(self, name: str) -> bool:
+        """Whether ``name`` is a file."""
+
+    def list(self, folder: str = "") -> Names:
+        """Names (without folder) of the files directly in ``folder``, sorted, unfinished ones left out; [] if none."""
+
+    def list_folders(self, folder: str = "") -> Names:
+        """Names (without folder) of the folders directly in ``folder``, sorted; [] if none."""
+
+    def open_output(self, name: str) -> Any:
+        """Context manager over a binary file for a new ``name``; durable on leaving, removed when the block raises."""
+
+    def open_input(self, name: str) -> IO[bytes]:
+        """Seekable binary file."""
+
+    def take(self, name: str, source: Any, source_name: str) -> None:
+        """Set ``name`` to what ``source_name`` is in the store ``source``, in one step: by hard link or server-side
+        where possible, else by copying. `sync` makes it durable."""
+
+    def sync(self, folder: str = "") -> None:
+        """Make the names in ``folder`` durable."""
+
+    def size(self, name: str) -> int:
+        """Bytes of ``name``."""
+
+    def remove(self, name: str) -> None:
+        """Remove the file ``name``; nothing happens when it does not exist."""
+
+    def remove_folder(self, folder: str) -> None:
+        """Remove ``folder`` with all it holds; nothing happens when it does not exist."""
+
+    def url(self, name: str) -> str:
+        """Path or URL of ``name`` for a person or another library."""
+
+
+def open_store(root: str | os.PathLike[str], *, private: bool = False, fsync: bool = True) -> Store:
+    """The store for ``root``: a local path, ``file://`` URL or any other fsspec URL.
+
+    :param private: create folders 0700 and files 0600 whatever the umask says (the state of a job).
+    :param fsync: make every write durable before it counts; turn off only where losing the job at a power cut is fine.
+    """
+    text = os.fspath(root)
+    if is_local_path(text):
+        return LocalStore(local_path(text), private=private, fsync=fsync)
+    return ObjectStore(text)
+
+
+class LocalStore:
+    """A `Store` on a POSIX file system."""
+
+    is_local = True
+
+    def __init__(self, root: Path, *, private: bool = False, fsync: bool = True) -> None:
+        self.root = str(root)
+        self.private = private
+        self.fsync = fsync
+
+    @property
+    def _mode(self) -> int:
+        return PRIVATE_FILE if self.private else SHARED_FILE
+
+    def path(self, name: str) -> Path:
+        """Local path of ``name``."""
+        return Path(self.root, check_name(name)) if name else Path(self.root)
+
+    def url(self, name: str) -> str:
+        return str(self.path(name))
+
+    def put_if_absent(self, name: str, data: bytes) -> bool:
+        target = self.path(name)
+        with storage_errors(str(target)):
+            unfinished = self._write_unfinished(target, data)
+            try:
+                made = _link(unfinished, target)
+            finally:
+                # What stays behind is never listed, and must not turn a commit that landed into an error.
+                with suppress(OSError):
+                    unfinished.unlink()
+            # Also when another one's was there first: that one may not have been synced yet.
+            self._sync_folder(target.parent)
+            return made
+
+    def replace(self, name: str, data: bytes) -> None:
+        target = self.path(name)
+        with storage_errors(str(target)):
+            unfinished = self._write_unfinished(target, data)
+            try:
+                os.replace(unfinished, target)
+            except OSError:
+                with suppress(OSError):
+                    unfinished.unlink()
+                raise
+            self._sync_folder(target.parent)
+
+    def append(self, name: str, line: str) -> None:
+        target = self.path(name)
+        with storage_errors(str(target)):
+            self.make_folder(target.parent)
+            descriptor = os.open(target, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, self._mode)
+            try:
+                size = os.fstat(descriptor).st_size
+                is_torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+                _write_all(descriptor, (("\n" if is_torn else "") + line.rstrip("\n") + "\n").encode())
+                if self.fsync:
+                    os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            if size == 0:
+                self._sync_folder(target.parent)
+
+    def read(self, name: str) -> bytes:
+        with storage_errors(self.url(name)):
+            return self.path(name).read_bytes()
+
+    def exists(self, name: str) -> bool:
+        with storage_errors(self.url(name)):
+            return self.path(name).is_file()
+
+    def list(self, folder: str = "") -> Names:
+        return sorted(
+            entry.name for entry in self._entries(folder) if entry.is_file() and not is_unfinished(entry.name)
+        )
+
+    def list_folders(self, folder: str = "") -> Names:
+        return sorted(entry.name for entry in self._entries(folder) if entry.is_dir())
+
+    def _entries(self, folder: str) -> Iterable[os.DirEntry[str]]:
+        try:
+            with storage_errors(self.url(folder)), os.scandir(self.path(folder)) as entries:
+                return tuple(entries)
+        except FileNotFoundError:
+            return ()
+
+    @contextmanager
+    def open_output(self, name: str) -> Iterator[IO[bytes]]:
+        target = self.path(name)
+        with storage_errors(str(target)):
+            self.make_folder(target.parent)
+            descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, self._mode)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    yield file
+                    file.flush()
+                    if self.fsync:
+                        os.fsync(file.fileno())
+            except BaseException:
+                with suppress(OSError):
+                    target.unlink()
+                raise
+            self._sync_folder(target.parent)
+
+    def open_input(self, name: str) -> IO[bytes]:
+        with storage_errors(self.url(name)):
+            return self.path(name).open("rb")
+
+    def take(self, name: str, source: Any, source_name: str) -> None:
+        target = self.path(name)
+        with storage_errors(str(target)):
+            self.make_folder(target.parent)
+            unfinished = _unfinished_beside(target)
+            try:
+                if not (source.is_local and _try_link(source.url(source_name), unfinished)):
+                    self._copy(source, source_name, unfinished)
+                elif not self.private:
+                    os.chmod(unfinished, SHARED_FILE & ~current_umask())
+                os.replace(unfinished, target)
+            finally:
+                # Left when something failed; also of two names of one file, rename(2) removes neither.
+                with suppress(OSError):
+                    unfinished.unlink()
+
+    def _copy(self, source: Any, source_name: str, target: Path) -> None:
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, self._mode)
+        with os.fdopen(descriptor, "wb") as copy, source.open_input(source_name) as original:
+            shutil.copyfileobj(original, copy, 1 << 20)
+            copy.flush()
+            if self.fsync:
+                os.fsync(copy.fileno())
+
+    def sync(self, folder: str = "") -> None:
+        with storage_errors(self.url(folder)):
+            self._sync_folder(self.path(folder))
+
+    def size(self, name: str) -> int:
+        with storage_errors(self.url(name)):
+            return self.path(name).stat().st_size
+
+    def remove(self, name: str) -> None:
+        with storage_errors(self.url(name)), suppress(FileNotFoundError):
+            self.path(name).unlink()
+
+    def remove_folder(self, folder: str) -> None:
+        with storage_errors(self.url(folder)), suppress(FileNotFoundError):
+            shutil.rmtree(self.path(folder))
+
+    def make_folder(self, folder: Path) -> None:
+        """Create ``folder`` and what is missing above it, durably, and private where the store is."""
+        if folder.is_dir():
+            return
+        with storage_errors(str(folder)):
+            self.make_folder(folder.parent)
+            with suppress(FileExistsError):
+                os.mkdir(folder, PRIVATE_FOLDER if self.private else 0o777)
+            self._sync_folder(folder.parent)
+
+    def _write_unfinished(self, target: Path, data: bytes) -> Path:
+        self.make_folder(target.parent)
+        unfinished = _unfinished_beside(target)
+        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, self._mode)
+        try:
+            _write_all(descriptor, data)
+            if self.fsync:
+                os.fsync(descriptor)
+        except BaseException:
+            with suppress(OSError):
+                unfinished.unlink()
+            raise
+        finally:
+            os.close(descriptor)
+        return unfinished
+
+    def _sync_folder(self, folder: Path) -> None:
+        if not self.fsync:
+            return
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def file_sha256(file: IO[bytes]) -> str:
+    """SHA-256 of the rest of an open file, as 64 hexadecimal digits."""
+    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+def current_umask() -> int:
+    """The umask of this process. Setting it to read it would affect other threads, so that is the last resort."""
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
+
+
+def _link(unfinished: Path, target: Path) -> bool:
+    """Give ``unfinished`` the name ``target`` too; False when that name is another file's."""
+    try:
+        os.link(unfinished, target)
+    except FileExistsError:
+        return _is_same_file(unfinished, target)
+    except OSError as error:
+        # NFS may lose the reply of a link that was made: the link count is the truth (open(2), O_EXCL).
+        if unfinished.stat().st_nlink == 2:
+            return True
+        if error.errno in _NO_LINKS:
+            raise UnsafeStore(
+                "the file system has no hard links, which an exclusive commit needs",
+                where=str(target),
+                found=str(error),
+                expected="a POSIX file system, NFS or Lustre, or an object store",
+                next_step="put the job directory somewhere else with --directory or pipeline.directory",
+            ) from error
+        raise
+    return True
+
+
+def _try_link(original: str, target: Path) -> bool:
+    """Hard link ``original`` to ``target``; False where the file system does not do that."""
+    try:
+        os.link(original, target)
+    except OSError as error:
+        if error.errno in _NO_LINKS:
+            return False
+        raise
+    return True
+
+
+def _unfinished_beside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{unique_name()}.tmp")
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _is_same_file(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except FileNotFoundError:
+        return False

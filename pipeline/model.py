@@ -1,0 +1,111 @@
+"""What a model is to everything but the flavor that reads it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from pipeline.errors import SpecError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+OutputKind = Literal["prediction", "label", "margin", "leaf", "contributions"]
+Task = Literal["binary", "multiclass", "regression", "ranking", "other"]
+FeatureKind = Literal["number", "integer", "indicator", "category"]
+
+_REGISTRY = re.compile(
+    r"models:/(?P<name>[a-z0-9][a-z0-9._-]{0,63})(?:@(?P<alias>[A-Za-z0-9._-]+)|/(?P<version>[0-9]+))"
+)
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """What a job spec says about which model to use: a file, or a name in a registry with an alias or a version."""
+
+    text: str
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is the path or URL of a model file."""
+        return not self.text.startswith("models:/")
+
+    @staticmethod
+    def parse(text: str) -> ModelRef:
+        """Check the grammar ``models:/name@alias``, ``models:/name/3`` or a path.
+
+        :raises SpecError: for a ``models:`` URI of another form.
+        """
+        if text.startswith("models:") and not _REGISTRY.fullmatch(text):
+            raise SpecError(
+                "a model reference is malformed",
+                found=text,
+                expected="models:/name@alias, models:/name/3, or the path of a model file",
+            )
+        return ModelRef(text)
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One input column of a model."""
+
+    name: str
+    kind: FeatureKind = "number"
+    categories: tuple[str, ...] | tuple[int, ...] | None = None
+    """Values of a category in the order of their codes; None when the model does not tell (then codes are given)."""
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """An immutable model: what a reference resolved to. It is the recipe that travels to workers, never the bytes."""
+
+    name: str
+    version: str
+    """The registry's number, or the first 12 digits of the digest for a bare file."""
+    uri: str
+    """Path or URL of the file."""
+    digest: str
+    """SHA-256 of the file's bytes."""
+    flavor: str
+    """Name of the `pipeline.flavors` adapter, ``xgboost``."""
+    nbytes: int
+    """Bytes of the file."""
+    features: tuple[Feature, ...]
+    task: Task
+    outputs: int
+    """Values per row of ``prediction`` (1, or the number of classes or targets)."""
+    objective: str = ""
+    """As the library names it."""
+    trees: int = 0
+    """Trees that are evaluated per row; 0 when it is no ensemble."""
+    margins: int = 1
+    """Values per row of ``margin``: one a class or target, also where ``prediction`` is only the best class."""
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """In the order of the matrix's columns."""
+        return tuple(feature.name for feature in self.features)
+
+
+class Predictor(Protocol):
+    """A loaded model. One object serves all threads of a worker process."""
+
+    version: ModelVersion
+
+    def encode(self, table: pa.Table) -> np.ndarray:
+        """The matrix `predict` takes, from a table that has exactly the model's feature columns, in its order.
+
+        :returns: float32 [rows, features], C order; missing values are NaN, categories their codes.
+        """
+
+    def predict(self, matrix: np.ndarray, *, kind: OutputKind) -> np.ndarray:
+        """Score ``matrix`` (float32 [rows, features]).
+
+        :returns: [rows] or [rows, k]: float32 for ``prediction``, ``margin`` and ``contributions`` (k = features + 1,
+            the bias last; classes × that for multi-class), int32 for ``leaf`` (k = trees) and ``label``.
+        """
+
+    def out_of_memory_errors(self) -> tuple[type[BaseException], ...]:
+        """Exception types that mean: try again with fewer rows."""

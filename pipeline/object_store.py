@@ -1,0 +1,140 @@
+# ruff: noqa: D102 - the verbs are described once, in Store
+"""A store on any fsspec file system that is not local: S3, GCS, memory.
+
+The exclusive create is fsspec's ``pipe_file(mode="create")``, that is ``If-None-Match: *``. A reply may be lost, also
+one that the client library asked for again by itself (the second answer then says "exists already" of our own object);
+so whatever it answers but yes, the object is read back and compared.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import IO, Any, cast
+
+from pipeline.storage import Names, as_storage_error, check_name, is_unfinished, storage_errors
+
+
+class ObjectStore:
+    """A store on an fsspec file system with a conditional create. See `pipeline.files.Store`."""
+
+    is_local = False
+
+    def __init__(self, root: str, **options: Any) -> None:
+        import fsspec
+
+        self.fs, self._base = fsspec.core.url_to_fs(root.rstrip("/"), **options)
+        self.root = root.rstrip("/")
+
+    def _key(self, name: str) -> str:
+        return f"{self._base}/{check_name(name)}" if name else str(self._base)
+
+    def url(self, name: str) -> str:
+        return f"{self.root}/{check_name(name)}" if name else self.root
+
+    def put_if_absent(self, name: str, data: bytes) -> bool:
+        key = self._key(name)
+        try:
+            self.fs.pipe_file(key, data, mode="create")
+        except Exception as error:
+            return self._settle(name, data, error)
+        return True
+
+    def _settle(self, name: str, data: bytes, error: Exception) -> bool:
+        """Outcome of a create that was not answered with yes: what is there now decides."""
+        self.fs.invalidate_cache()
+        try:
+            return self.read(name) == data
+        except FileNotFoundError:
+            raise as_storage_error(error, place=self.url(name)) from error
+
+    def replace(self, name: str, data: bytes) -> None:
+        with storage_errors(self.url(name)):
+            self.fs.pipe_file(self._key(name), data)
+
+    def append(self, name: str, line: str) -> None:
+        """Object stores cannot append: each line becomes part of a new version of the object. One writer at a time."""
+        try:
+            before = self.read(name)
+        except FileNotFoundError:
+            before = b""
+        if before and not before.endswith(b"\n"):
+            before += b"\n"
+        self.replace(name, before + line.rstrip("\n").encode() + b"\n")
+
+    def read(self, name: str) -> bytes:
+        with storage_errors(self.url(name)):
+            return cast(bytes, self.fs.cat_file(self._key(name)))
+
+    def exists(self, name: str) -> bool:
+        with storage_errors(self.url(name)):
+            self.fs.invalidate_cache()
+            return bool(self.fs.isfile(self._key(name)))
+
+    def list(self, folder: str = "") -> Names:
+        names = (name for name, kind in self._entries(folder) if kind == "file")
+        return sorted(name for name in names if not is_unfinished(name))
+
+    def list_folders(self, folder: str = "") -> Names:
+        return sorted(name for name, kind in self._entries(folder) if kind == "directory")
+
+    def _entries(self, folder: str) -> Iterable[tuple[str, str]]:
+        key = self._key(folder)
+        try:
+            with storage_errors(self.url(folder)):
+                self.fs.invalidate_cache()
+                found = self.fs.ls(key, detail=True)
+        except FileNotFoundError:
+            return ()
+        # Some stores answer for a key itself, or with a marker object for the folder: neither lies in the folder.
+        inside = (item for item in found if str(item["name"]).rstrip("/").rpartition("/")[0].endswith(key.strip("/")))
+        return tuple((str(item["name"]).rstrip("/").rpartition("/")[2], str(item["type"])) for item in inside)
+
+    @contextmanager
+    def open_output(self, name: str) -> Iterator[IO[bytes]]:
+        """One upload under ``name``; fsspec publishes what was written so far even when the block raises, so that the
+        upload is discarded by hand."""
+        with storage_errors(self.url(name)):
+            file = self.fs.open(self._key(name), "wb")
+            try:
+                yield file
+            except BaseException:
+                self._discard(file, name)
+                raise
+            file.close()
+
+    def _discard(self, file: Any, name: str) -> None:
+        with suppress(Exception):
+            file.discard()
+        with suppress(AttributeError):
+            file.closed = True
+        with suppress(Exception):
+            self.remove(name)
+
+    def open_input(self, name: str) -> IO[bytes]:
+        with storage_errors(self.url(name)):
+            return cast(IO[bytes], self.fs.open(self._key(name), "rb"))
+
+    def take(self, name: str, source: Any, source_name: str) -> None:
+        if isinstance(source, ObjectStore) and source.fs is self.fs:
+            with storage_errors(self.url(name)):
+                self.fs.cp_file(source._key(source_name), self._key(name))
+            return
+        with source.open_input(source_name) as original, self.open_output(name) as copy:
+            shutil.copyfileobj(original, copy, 1 << 20)
+
+    def sync(self, folder: str = "") -> None:
+        """Nothing to do: an object is durable once its creation was answered."""
+
+    def size(self, name: str) -> int:
+        with storage_errors(self.url(name)):
+            return int(self.fs.size(self._key(name)))
+
+    def remove(self, name: str) -> None:
+        with storage_errors(self.url(name)), suppress(FileNotFoundError):
+            self.fs.rm_file(self._key(name))
+
+    def remove_folder(self, folder: str) -> None:
+        with storage_errors(self.url(folder)), suppress(FileNotFoundError):
+            self.fs.rm(self._key(folder), recursive=True)

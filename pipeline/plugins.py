@@ -1,0 +1,45 @@
+"""Look-up of adapters (flavors, sources, sinks, clusters) by a short name or by ``module:attribute``."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from pipeline.errors import SpecError
+
+
+def find_adapter(name: str, *, kind: str, built_in: Mapping[str, str]) -> Any:
+    """The adapter called ``name``.
+
+    :param kind: what it is, such as ``sink``; also the end of the entry-point group ``pipeline.<kind>s`` in which
+        other distributions offer theirs.
+    :param built_in: ``module:attribute`` per short name.
+    :raises SpecError: when there is none, or it cannot be imported.
+    """
+    target = built_in.get(name) or (name if ":" in name else _offered(kind).get(name))
+    if target is None:
+        names = sorted({*built_in, *_offered(kind)})
+        near = difflib.get_close_matches(name, names, n=1)
+        raise SpecError(
+            f"there is no {kind} called {name!r}",
+            found=name,
+            expected=", ".join(names) + ", or module:attribute",
+            next_step=f"did you mean {near[0]}?" if near else "",
+        )
+    module, _, attribute = target.partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise SpecError(
+            f"the {kind} {name!r} cannot be imported",
+            where=target,
+            found=f"{type(error).__name__}: {error}",
+            next_step="install what it needs, or mend the name",
+        ) from error
+
+
+def _offered(kind: str) -> dict[str, str]:
+    return {point.name: point.value for point in entry_points(group=f"pipeline.{kind}s")}

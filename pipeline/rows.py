@@ -1,0 +1,101 @@
+"""Where rows come from and where they went: the vocabulary every module above shares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class RowGroup:
+    """One row group of a Parquet file, as its footer describes it."""
+
+    rows: int
+    bytes: int
+    """Uncompressed bytes of the columns the job reads."""
+    compressed: int
+    """Compressed bytes of the columns the job reads."""
+    wanted: bool = True
+    """False when the statistics prove that the filter keeps no row of it; it is then never read."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """One input file as it was when the plan was made."""
+
+    path: str
+    """Local path or fsspec URL."""
+    size: int
+    """Bytes."""
+    version: str
+    """What changes when the content does: ``mtime:<ns>`` on local disks, ``etag:<etag>`` on object stores."""
+    row_groups: tuple[RowGroup, ...]
+    keys: tuple[tuple[str, str], ...] = ()
+    """Hive partition keys of its folders, in order, percent-decoded; ``__HIVE_DEFAULT_PARTITION__`` stands for null."""
+
+    @property
+    def rows(self) -> int:
+        """All rows of the file, filtered ones too."""
+        return sum(group.rows for group in self.row_groups)
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """A contiguous range of rows of one file. Ranges are numbered from the file's first row, 0, stop excluded."""
+
+    path: str
+    row_start: int
+    row_stop: int
+    group_start: int
+    """First row group the range touches."""
+    group_stop: int
+    """One past the last row group the range touches."""
+    bytes: int
+    """Uncompressed bytes of the columns the job reads, in proportion to the rows."""
+    keys: tuple[tuple[str, str], ...] = ()
+    """As in `InputFile`."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of the range."""
+        return self.row_stop - self.row_start
+
+
+@dataclass(frozen=True, slots=True)
+class RowCounts:
+    """What became of rows. ``rows_in`` counts every row of the input, also those a filter drops."""
+
+    rows_in: int = 0
+    out: int = 0
+    rejected: int = 0
+    filtered: int = 0
+
+    @property
+    def is_reconciled(self) -> bool:
+        """Whether every row is in exactly one place."""
+        return self.rows_in == self.out + self.rejected + self.filtered
+
+    def __add__(self, other: RowCounts) -> RowCounts:
+        return RowCounts(
+            self.rows_in + other.rows_in,
+            self.out + other.out,
+            self.rejected + other.rejected,
+            self.filtered + other.filtered,
+        )
+
+    def details(self) -> dict[str, int]:
+        """As JSON output shows them."""
+        return {"in": self.rows_in, "out": self.out, "rejected": self.rejected, "filtered": self.filtered}
+
+    @staticmethod
+    def from_details(details: dict[str, int]) -> RowCounts:
+        """Inverse of `details`."""
+        return RowCounts(details["in"], details["out"], details["rejected"], details["filtered"])
+
+    @staticmethod
+    def total(counts: Iterable[RowCounts]) -> RowCounts:
+        """Sum."""
+        total = RowCounts()
+        for one in counts:
+            total = total + one
+        return total

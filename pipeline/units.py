@@ -1,0 +1,61 @@
+"""Sizes, times and counts as people write and read them."""
+
+from __future__ import annotations
+
+import re
+
+from pipeline.errors import SpecError
+
+_SIZE = re.compile(r"\s*(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[A-Za-z]*)\s*")
+_UNITS = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 1 << 10,
+    "mib": 1 << 20,
+    "gib": 1 << 30,
+    "tib": 1 << 40,
+}
+_BINARY = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def parse_bytes(text: str | int, *, where: str = "") -> int:
+    """Bytes of ``text``: ``256 MiB`` (1024 × 1024 each), ``1.5GB`` (10**9), or a plain number.
+
+    :param where: the field it comes from, for the message.
+    :raises SpecError: for anything else, and for nothing (0).
+    """
+    match = _SIZE.fullmatch(str(text))
+    unit = _UNITS.get(match["unit"].lower()) if match else None
+    value = int(float(match["number"]) * unit) if match and unit else 0
+    if value <= 0 or isinstance(text, bool):
+        raise SpecError("that is no size", where=where, found=repr(text), expected="such as 256 MiB, 1.5 GB or 1000000")
+    return value
+
+
+def format_bytes(count: float) -> str:
+    """``1.5 GiB``: three digits at least, powers of 1024."""
+    value, step = float(count), 0
+    while abs(value) >= 1024 and step < len(_BINARY) - 1:
+        value, step = value / 1024, step + 1
+    return f"{value:.0f} {_BINARY[step]}" if step == 0 or abs(value) >= 100 else f"{value:.1f} {_BINARY[step]}"
+
+
+def format_seconds(seconds: float) -> str:
+    """``0.43 s``, ``12.3 s``, ``3 min 05 s``, ``2 h 07 min``."""
+    if seconds < 10:
+        return f"{seconds:.2f} s"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def format_count(count: float) -> str:
+    """``1,234,567``."""
+    return f"{count:,.0f}"

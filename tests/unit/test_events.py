@@ -1,0 +1,66 @@
+"""Callbacks: each event reaches its method, and one that raises disturbs nobody."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from pipeline.events import Callback, Event, JobEnded, PartitionEnded, StageStarted, StatusChanged, notify
+from pipeline.rows import RowCounts
+
+EVENTS: list[Event] = [
+    StatusChanged("j", "PLANNED", "RUNNING"),
+    StageStarted("j", 0, 4, 1, 100, 25),
+    PartitionEnded("j", 0, "00000", "done", RowCounts(10, 9, 1, 0)),
+    JobEnded("j", "SUCCEEDED", RowCounts(), "out", "dir"),
+]
+
+
+class Seen(Callback):
+    def __init__(self) -> None:
+        self.events: list[tuple[str, Event]] = []
+
+    def on_status(self, event: StatusChanged) -> None:
+        self.events.append(("status", event))
+
+    def on_stage(self, event: StageStarted) -> None:
+        self.events.append(("stage", event))
+
+    def on_partition(self, event: PartitionEnded) -> None:
+        self.events.append(("partition", event))
+
+    def on_end(self, event: JobEnded) -> None:
+        self.events.append(("end", event))
+
+
+class Broken(Callback):
+    def on_partition(self, event: PartitionEnded) -> None:
+        raise ZeroDivisionError
+
+
+def test_events_reach_their_methods() -> None:
+    seen = Seen()
+    for event in EVENTS:
+        notify([Callback(), seen], event)
+    assert seen.events == list(zip(["status", "stage", "partition", "end"], EVENTS, strict=True))
+
+
+def test_a_broken_callback_is_logged_and_passed_over(caplog: pytest.LogCaptureFixture) -> None:
+    seen = Seen()
+    with caplog.at_level(logging.ERROR):
+        for event in EVENTS:
+            notify([Broken(), seen], event)
+    assert len(seen.events) == 4
+    assert [record.getMessage() for record in caplog.records] == [
+        "callback Broken failed at on_partition; the job goes on"
+    ]
+
+
+def test_a_callback_cannot_swallow_an_interrupt() -> None:
+    class Stopped(Callback):
+        def on_status(self, event: StatusChanged) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        notify([Stopped()], EVENTS[0])

@@ -1,0 +1,45 @@
+"""The transition table: what a status can become, and that every job can end."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from pipeline.errors import StateCorrupt
+from pipeline.lifecycle import TRANSITIONS, Status, check_transition
+
+
+@pytest.mark.parametrize(("before", "after"), list(itertools.product(Status, Status)))
+def test_table_decides(before: Status, after: Status) -> None:
+    if after in TRANSITIONS[before]:
+        assert check_transition(before, after) is after
+    else:
+        with pytest.raises(StateCorrupt, match=f"{before} -> {after}"):
+            check_transition(before, after)
+
+
+def test_every_status_is_in_the_table() -> None:
+    assert set(TRANSITIONS) == set(Status)
+
+
+def test_success_is_the_end_and_only_comes_after_publishing() -> None:
+    for status in Status:
+        if status.is_success:
+            assert not TRANSITIONS[status]
+            assert [before for before in Status if status in TRANSITIONS[before]] == [Status.PUBLISHING]
+
+
+def test_every_unfinished_status_can_be_resumed() -> None:
+    for status in Status:
+        if not status.is_success:
+            assert {Status.PROVISIONING, Status.PUBLISHING, Status.FAILED, Status.INTERRUPTED} <= TRANSITIONS[status]
+
+
+def test_nothing_goes_back_to_planned() -> None:
+    assert not any(Status.PLANNED in after for after in TRANSITIONS.values())
+
+
+def test_final_means_that_nobody_works_on_it() -> None:
+    final = {status for status in Status if status.is_final}
+    assert final == {Status.SUCCEEDED, Status.SUCCEEDED_WITH_WARNINGS, Status.FAILED, Status.INTERRUPTED}

@@ -1,0 +1,75 @@
+"""Receipts: what is written is what is read, and anything less than a whole one is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import StateCorrupt
+from pipeline.receipt import DataFile, FileRows, Receipt, Seconds
+from pipeline.rows import RowCounts
+
+WHOLE = Receipt(
+    partition="00042",
+    plan="p" * 64,
+    model="m" * 64,
+    attempt="a",
+    data=DataFile("data/00042-a.parquet", 7, 100, "d" * 64),
+    rejects=DataFile("rejects/00042-a.parquet", 2, 50, "r" * 64),
+    rows=RowCounts(10, 7, 2, 1),
+    files=(FileRows("lake/ü.parquet", 5, 15, RowCounts(10, 7, 2, 1)),),
+    seconds=Seconds(0.5, 0.0, 1.5, 0.25, 2.0, 3.0),
+    worker="host:1",
+    batch_rows=1000,
+    reasons={"contract:x:null": 2},
+)
+COUNTS = st.builds(RowCounts, *[st.integers(0, 1 << 40)] * 4)
+
+
+def test_round_trip() -> None:
+    assert Receipt.from_json(WHOLE.to_json()) == WHOLE
+    split = Receipt("1", "p", "m", "a", None, None, RowCounts(), (), splits=("1.0", "1.1"))
+    assert Receipt.from_json(split.to_json()) == split
+
+
+@given(COUNTS, st.lists(st.builds(FileRows, st.text(), st.integers(0), st.integers(0), COUNTS), max_size=3))
+def test_round_trip_of_counts(rows: RowCounts, files: list[FileRows]) -> None:
+    receipt = Receipt("0", "p", "m", "a", None, None, rows, tuple(files))
+    assert Receipt.from_json(receipt.to_json()) == receipt
+
+
+def test_it_is_one_line() -> None:
+    assert WHOLE.to_json().count(b"\n") == 0
+
+
+def test_every_cut_is_refused() -> None:
+    text = WHOLE.to_json()
+    for length in range(len(text)):
+        with pytest.raises(StateCorrupt, match="damaged"):
+            Receipt.from_json(text[:length], where="00042.json")
+
+
+@pytest.mark.parametrize("name", [*json.loads(WHOLE.to_json())])
+def test_a_missing_field_is_refused(name: str) -> None:
+    record = json.loads(WHOLE.to_json())
+    del record[name]
+    optional = {"worker", "batch_rows", "reasons"}
+    if name in optional:
+        Receipt.from_json(json.dumps(record).encode())
+    else:
+        with pytest.raises(StateCorrupt) as caught:
+            Receipt.from_json(json.dumps(record).encode(), where="00042.json")
+        assert caught.value.where == "00042.json"
+
+
+@pytest.mark.parametrize("text", [b"null", b"[]", b"3", b"\xff", b'{"schema_version": 2}'])
+def test_something_else_is_refused(text: bytes) -> None:
+    with pytest.raises(StateCorrupt):
+        Receipt.from_json(text)
+
+
+def test_seconds_add_up() -> None:
+    assert (WHOLE.seconds + WHOLE.seconds).total == 6.0
