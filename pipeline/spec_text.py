@@ -1,0 +1,189 @@
+"""The file of a job spec: read from a path or URL, or a text, with the overrides of the command line put in.
+
+A relative path in a spec is relative to the working directory, wherever the file lies.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from pipeline.errors import SpecError
+from pipeline.mistakes import IN_PYTHON, Document, FieldPath, Mistake, Place, dotted
+from pipeline.strict_yaml import MAX_BYTES, parse_text
+
+
+def read_document(source: str | os.PathLike[str], *, overrides: Sequence[str] = ()) -> Document:
+    """Read a YAML or JSON file, or a text with more than one line, and apply ``field=value`` overrides to it.
+
+    :raises SpecError: when the file cannot be read, is no YAML (or JSON), or an override fits nowhere.
+    :raises RefusedForSafety: for anchors, aliases, Python tags and very deep nesting.
+    """
+    name = os.fspath(source)
+    if isinstance(source, str) and "\n" in source:
+        document = parse_text(source, name=IN_PYTHON, is_json=source.lstrip().startswith("{"))
+    else:
+        document = parse_text(read_text(name), name=name, is_json=name.endswith(".json"))
+    for override in overrides:
+        apply_override(document, override)
+    return document
+
+
+def dump_text(data: Any) -> str:
+    """YAML that `read_document` reads back to the same ``data``: every text that is more than a word is quoted."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        """Never write an alias: the reader refuses them."""
+        return True
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    is_word = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text) and not _SPECIAL.fullmatch(text)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if is_word else '"')
+
+
+_SPECIAL = re.compile(r"yes|no|on|off|y|n|true|false|null", re.IGNORECASE)
+_Dumper.add_representer(str, _represent_text)
+
+
+def read_text(name: str) -> str:
+    """The text of a job spec file: a local path or any fsspec URL.
+
+    :raises SpecError: when there is none, or it is over 1 MiB, or not UTF-8.
+    """
+    try:
+        if "://" in name:
+            import fsspec
+
+            with fsspec.open(name, "rb") as file:
+                data: bytes = file.read(MAX_BYTES + 1)
+        else:
+            with Path(name).expanduser().open("rb") as file:
+                data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        _cannot_open(name, error)
+    return _decode(data, name)
+
+
+def _cannot_open(name: str, error: OSError) -> NoReturn:
+    if isinstance(error, FileNotFoundError):
+        raise SpecError(
+            "there is no such job spec",
+            where=name,
+            next_step="mend the path, or write a new spec with: python -m pipeline init",
+        ) from error
+    raise SpecError("the job spec cannot be read", where=name, found=error.strerror or str(error)) from error
+
+
+def _decode(data: bytes, name: str) -> str:
+    if len(data) > MAX_BYTES:
+        raise SpecError("the job spec is too large", where=name, found=f"over {MAX_BYTES:,} bytes", expected="1 MiB")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise SpecError(
+            "the job spec is not UTF-8 text",
+            where=f"{name}:{line}",
+            found=f"the byte 0x{data[error.start]:02x}",
+            next_step="save it as UTF-8",
+        ) from error
+
+
+_SEGMENT = re.compile(r'"(?P<quoted>[^"]*)"|(?P<name>[^."\[\]=\s]+)|\[(?P<index>[0-9]+)\]')
+
+
+def apply_override(document: Document, text: str, *, flag: str = "--set") -> None:
+    """Set one field of ``document`` from ``field.name=value``; the value is YAML by the same rules.
+
+    :raises SpecError: when there is no such place in the document, or the value is no YAML; it names the flag.
+    """
+    flag_name = f"{flag} {text}"
+    path, value_text = _split_override(text, flag_name)
+    value_document = parse_text(value_text, name=flag_name) if value_text.strip() else Document(flag_name)
+    place = Place(name=flag_name)
+    for mistake in value_document.mistakes:
+        document.mistakes.append(
+            Mistake(mistake.message, place, path, mistake.found, mistake.expected, mistake.next_step)
+        )
+    resolved = _put(document, path, value_document.data, flag_name)
+    for places in (document.values, document.keys):
+        for known in [known for known in places if known[: len(resolved)] == resolved]:
+            del places[known]
+    # What was wrong with the value that is replaced is of no interest any more.
+    document.mistakes[:] = [
+        m for m in document.mistakes if m.place.name == flag_name or m.path[: len(resolved)] != resolved
+    ]
+    document.values[resolved] = document.keys[resolved] = place
+
+
+def _split_override(text: str, flag_name: str) -> tuple[FieldPath, str]:
+    path: list[str | int] = []
+    position = 0
+    while match := _SEGMENT.match(text, position):
+        quoted, name, index = match.group("quoted", "name", "index")
+        path.append(int(index) if index is not None else quoted if quoted is not None else name)
+        position = match.end()
+        if text.startswith(".", position):
+            position += 1
+        elif not text.startswith("[", position):
+            break
+    if not path or not text.startswith("=", position):
+        raise SpecError(
+            "an override is not of the form field=value",
+            where=flag_name,
+            expected="such as sink.path=out/ or steps.0.score.model=model.json",
+        )
+    return tuple(path), text[position + 1 :]
+
+
+def _put(document: Document, path: FieldPath, value: Any, flag_name: str) -> FieldPath:
+    """Set the value, making mappings on the way, and return its path with list positions as numbers."""
+    if not isinstance(document.data, dict):
+        document.data = {}
+    here: Any = document.data
+    resolved: list[str | int] = []
+    for part in path[:-1]:
+        key = _key(here, part, resolved, flag_name)
+        if isinstance(here, dict) and here.get(key) is None:
+            here[key] = {}
+        here = here[key]
+        resolved.append(key)
+    last = _key(here, path[-1], resolved, flag_name)
+    here[last] = value
+    return (*resolved, last)
+
+
+def _key(here: Any, part: str | int, resolved: list[str | int], flag_name: str) -> Any:
+    """``part`` as ``here`` is indexed by it."""
+    if isinstance(here, list):
+        return _index(here, part, resolved, flag_name)
+    if isinstance(here, dict) and isinstance(part, str):
+        return part
+    kind = "a mapping" if isinstance(here, dict) else "a single value"
+    raise SpecError(
+        "an override names a field that is not there",
+        where=flag_name,
+        found=f"{dotted(resolved) or 'the job spec'} is {kind}",
+        next_step=f"set {dotted(resolved)} as a whole" if resolved else "name a field",
+    )
+
+
+def _index(here: list[Any], part: str | int, resolved: list[str | int], flag_name: str) -> int:
+    text = str(part)
+    if text.isdigit() and int(text) < len(here):
+        return int(text)
+    raise SpecError(
+        "an override names a place that is not in the list",
+        where=flag_name,
+        found=text,
+        expected=f"{dotted(resolved)}.0 to {dotted(resolved)}.{len(here) - 1}" if here else "the list is empty",
+    )

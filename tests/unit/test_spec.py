@@ -1,0 +1,331 @@
+"""`JobSpec`: what it accepts, what it refuses and in which words."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from pipeline.errors import SpecError
+from pipeline.mistakes import SpecMistakes
+from pipeline.spec import ColumnContract, JobSpec, MapStep, Score, ScoreStep, json_schema
+
+README_EXAMPLE = """\
+name: churn-nightly
+source:
+  path: lake/customers/
+  columns: [customer_id, age, plan, country]
+  filter: country == 'DE' and age >= 18
+steps:
+  - map: features:build
+  - score:
+      model: models/churn.json
+      output: churn
+      keep: [customer_id]
+sink:
+  path: out/churn/
+  mode: overwrite
+  target_file_size: 256 MiB
+errors:
+  max_fraction: 0.001
+contract:
+  age: {dtype: int64, nullable: false, min: 0, max: 120}
+  plan: {allowed: [basic, standard, premium]}
+cluster: local
+"""
+
+
+def fields(**changes: Any) -> dict[str, Any]:
+    base: dict[str, Any] = {
+        "name": "churn",
+        "source": {"path": "lake/"},
+        "steps": [{"score": {"model": "model.json"}}],
+        "sink": {"path": "out/"},
+    }
+    return {**base, **changes}
+
+
+def mistakes(**changes: Any) -> list[dict[str, Any]]:
+    with pytest.raises(SpecMistakes) as caught:
+        JobSpec.build(**fields(**changes))
+    return [mistake.details() for mistake in caught.value.mistakes]
+
+
+def only_mistake(**changes: Any) -> dict[str, Any]:
+    found = mistakes(**changes)
+    assert len(found) == 1, found
+    return found[0]
+
+
+def test_the_readme_example_loads_whole() -> None:
+    spec = JobSpec.load(README_EXAMPLE)
+    assert spec.name == "churn-nightly"
+    assert spec.source.columns == ("customer_id", "age", "plan", "country")
+    assert [step.map for step in spec.maps] == ["features:build"]
+    assert spec.score.output_spec.column == "churn"
+    assert spec.score.output_spec.kind == "prediction"
+    assert spec.sink.target_bytes == 256 << 20
+    assert spec.errors.max_fraction == 0.001
+    assert spec.contract["age"] == ColumnContract(dtype="int64", nullable=False, min=0, max=120)
+
+
+def test_python_values_may_be_lists_mappings_or_parts() -> None:
+    from_dicts = JobSpec.build(
+        name="churn",
+        source={"path": ["a.parquet", "b.parquet"], "columns": ["x", "y"]},
+        steps=[{"map": "features:build"}, {"score": {"model": "m.json", "keep": ["x"]}}],
+        sink={"path": "out/"},
+    )
+    from_parts = JobSpec.build(
+        name="churn",
+        source={"path": ("a.parquet", "b.parquet"), "columns": ("x", "y")},
+        steps=[MapStep(map="features:build"), ScoreStep(score=Score(model="m.json", keep=("x",)))],
+        sink={"path": "out/"},
+    )
+    assert from_dicts == from_parts
+    assert from_dicts.source.path == ("a.parquet", "b.parquet")
+    assert JobSpec(**from_dicts.to_dict()) == from_dicts
+
+
+def test_a_spec_is_frozen() -> None:
+    spec = JobSpec.build(**fields())
+    with pytest.raises(ValidationError):
+        spec.name = "other"
+
+
+def test_every_mistake_is_reported_at_once() -> None:
+    found = mistakes(
+        name="Churn Nightly",
+        sink={"path": "out/", "mode": "overwite"},
+        errors={"max_fraction": 2},
+        eror=1,
+    )
+    assert {item["field"] for item in found} == {"name", "sink.mode", "errors.max_fraction", "eror"}
+
+
+def test_an_unknown_field_is_answered_with_the_nearest() -> None:
+    found = only_mistake(source={"path": "lake/", "colums": ["a"]})
+    assert found["field"] == "source.colums"
+    assert found["expected"] == "path, columns, filter"
+    assert found["next"] == "did you mean columns?"
+
+
+def test_a_field_in_the_wrong_place_is_sent_home() -> None:
+    found = only_mistake(max_fraction=0.1)
+    assert found["next"] == "it belongs under errors: indent it below"
+
+
+def test_an_unknown_value_is_answered_with_the_nearest() -> None:
+    found = only_mistake(sink={"path": "out/", "mode": "overwite"})
+    assert found["found"] == "overwite"
+    assert found["expected"] == "error, overwrite, append"
+    assert found["next"] == "did you mean overwrite?"
+
+
+def test_a_missing_field_is_described() -> None:
+    found = only_mistake(steps=[{"score": {}}])
+    assert found["field"] == "steps.0.score.model"
+    assert "model file" in found["expected"]
+
+
+def test_a_kind_of_step_that_is_not_there_is_answered_with_the_nearest() -> None:
+    found = only_mistake(steps=[{"mpa": "features:build"}, {"score": {"model": "m.json"}}])
+    assert found["message"] == "there is no such kind of step"
+    assert found["next"] == "did you mean map?"
+
+
+@pytest.mark.parametrize(
+    ("step", "message", "step_next"),
+    [
+        ("features:build", "a step is a bare text", "write map: before it"),
+        (
+            {"map": "a:b", "score": {"model": "m"}},
+            "one step is two: map and score",
+            "start each with a dash of its own",
+        ),
+        ({"model": "m.json"}, "a step does not say what it does", "put score: above model, and indent them below it"),
+        (None, "there is no such kind of step", ""),
+    ],
+)
+def test_what_is_no_step_is_told_in_words(step: Any, message: str, step_next: str) -> None:
+    found = mistakes(steps=[step, {"score": {"model": "m.json"}}])
+    assert [(item["message"], item.get("next", "")) for item in found] == [(message, step_next)]
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([], "no step scores"),
+        ([{"map": "a:b"}], "no step scores"),
+        ([{"score": {"model": "m"}}, {"score": {"model": "n"}}], "2 steps score"),
+        ([{"score": {"model": "m"}}, {"map": "a:b"}], "a step comes after the score step"),
+    ],
+)
+def test_exactly_one_step_scores_and_it_is_the_last(steps: list[Any], message: str) -> None:
+    assert only_mistake(steps=steps)["message"] == message
+
+
+def test_the_order_of_steps_is_told_beside_other_mistakes() -> None:
+    found = mistakes(steps=[{"score": {"modle": "m"}}, {"map": "a:b"}])
+    assert {item["message"] for item in found} == {
+        "steps.0.score.model is missing",
+        "steps.0.score.modle is no field of a job spec",
+        "a step comes after the score step",
+    }
+
+
+def test_no_alternative_of_a_union_makes_noise() -> None:
+    found = only_mistake(steps=[{"score": {"model": "m", "output": {"column": "x", "kind": "lable"}}}])
+    assert found["field"] == "steps.0.score.output.kind"
+    assert found["next"] == "did you mean label?"
+    both = only_mistake(source={"path": 3})
+    assert both["expected"] == "text or a list"
+
+
+@pytest.mark.parametrize(
+    ("entry", "advice"),
+    [
+        ("features.py:build", "write features:build"),
+        ("lib/features.py:build", "write lib.features:build"),
+        ("features.build", "write features:build"),
+        ("features", "write features:function"),
+        ("features:", "write features:function"),
+        ("a b:c", ""),
+    ],
+)
+def test_an_entrypoint_is_module_and_function(entry: str, advice: str) -> None:
+    found = only_mistake(steps=[{"map": entry}, {"score": {"model": "m"}}])
+    assert found["expected"] == "module:function, such as features:build"
+    assert found.get("next", "") == advice
+
+
+@pytest.mark.parametrize("name", ["../x", "/abs", "", "A", "x" * 65, "a/b", "a\0b", "%2e", ".hidden"])
+def test_a_name_cannot_lead_anywhere(name: str) -> None:
+    assert only_mistake(name=name)["field"] == "name"
+
+
+def test_a_malformed_model_reference_shows_the_grammar() -> None:
+    found = only_mistake(steps=[{"score": {"model": "models:/churn"}}])
+    assert "models:/name@alias" in found["expected"]
+
+
+@pytest.mark.parametrize("value", ["3 florins", "0 MiB", 0, -5, "-1"])
+def test_a_size_must_be_one(value: Any) -> None:
+    assert only_mistake(sink={"path": "o", "target_file_size": value})["field"] == "sink.target_file_size"
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, "0.1", True])
+def test_max_fraction_is_a_fraction(value: Any) -> None:
+    assert only_mistake(errors={"max_fraction": value})["field"] == "errors.max_fraction"
+
+
+@pytest.mark.parametrize("contract", [{"min": 3, "max": 2}, {"min": "a", "max": 3}, {"allowed": []}, {"mni": 3}])
+def test_a_contract_must_make_sense(contract: dict[str, Any]) -> None:
+    assert only_mistake(contract={"age": contract})["field"].startswith("contract.age")
+
+
+def test_a_contract_keeps_the_kind_of_its_values() -> None:
+    allowed = JobSpec.build(**fields(contract={"x": {"allowed": [True, 1, 1.5, "a"]}})).contract["x"].allowed
+    assert allowed is not None
+    assert [type(value) for value in allowed] == [bool, int, float, str]
+
+
+@pytest.mark.parametrize("path", ["", "  ", "a\0b", []])
+def test_a_path_must_be_one(path: Any) -> None:
+    assert only_mistake(source={"path": path})["field"].startswith("source.path")
+
+
+def test_columns_are_named_once() -> None:
+    assert only_mistake(source={"path": "a", "columns": ["x", "y", "x"]})["message"].endswith("names a column twice: x")
+
+
+def test_a_number_where_text_must_be_is_to_be_quoted() -> None:
+    assert only_mistake(cluster=12)["next"] == 'put it in quotes: "12"'
+
+
+def test_the_error_survives_pickling_and_tells_all() -> None:
+    with pytest.raises(SpecError) as caught:
+        JobSpec.build(**fields(eror=1, name="X"))
+    error = pickle.loads(pickle.dumps(caught.value))
+    assert str(error) == str(caught.value)
+    assert error.exit_code == 2
+    assert error.details()["kind"] == "SpecError"
+    assert {item["field"] for item in error.details()["mistakes"]} == {"eror", "name"}
+
+
+def test_a_document_that_is_no_mapping_is_refused() -> None:
+    with pytest.raises(SpecError, match="has a wrong value") as caught:
+        JobSpec.load("- a\n- b\n")
+    assert caught.value.expected == "a mapping of names to values"
+
+
+def test_the_digest_follows_what_decides_the_rows_only() -> None:
+    spec = JobSpec.load(README_EXAMPLE)
+    assert JobSpec.load(README_EXAMPLE, overrides=["cluster=tcp://10.0.0.1:8786"]).digest == spec.digest
+    assert JobSpec.load(README_EXAMPLE, overrides=["source.filter="]).digest != spec.digest
+    assert JobSpec.load(README_EXAMPLE.replace("mode: overwrite", "mode: error")).digest != spec.digest
+
+
+def test_a_spec_written_as_yaml_reads_back_the_same() -> None:
+    spec = JobSpec.load(README_EXAMPLE)
+    assert JobSpec.load(spec.to_yaml()) == spec
+
+
+@given(st.text(min_size=1).filter(lambda text: text.strip() and "\0" not in text))
+def test_any_path_and_filter_survive_being_written(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return
+    spec = JobSpec.build(**fields(source={"path": text, "filter": text}))
+    assert JobSpec.load(spec.to_yaml()) == spec
+
+
+SCHEMA = json_schema()
+
+
+def test_the_json_schema_accepts_what_the_reader_accepts() -> None:
+    import yaml
+
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    validator = jsonschema.Draft202012Validator(SCHEMA)
+    assert list(validator.iter_errors(yaml.safe_load(README_EXAMPLE))) == []
+    assert list(validator.iter_errors(fields())) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"eror": 1},
+        {"name": "Churn Nightly"},
+        {"steps": []},
+        {"steps": [{"map": "a:b"}]},
+        {"steps": [{"mpa": "a:b"}, {"score": {"model": "m"}}]},
+        {"steps": [{"score": {"model": "m"}}, {"score": {"model": "m"}}]},
+        {"sink": {"path": "o", "mode": "overwite"}},
+        {"errors": {"max_fraction": 2}},
+    ],
+)
+def test_the_json_schema_refuses_what_the_reader_refuses(change: dict[str, Any]) -> None:
+    data = copy.deepcopy(fields(**change))
+    assert list(jsonschema.Draft202012Validator(SCHEMA).iter_errors(data)) != []
+    with pytest.raises(SpecError):
+        JobSpec.build(**data)
+
+
+def test_the_json_schema_explains_every_field() -> None:
+    def undescribed(part: Any, path: str) -> list[str]:
+        missing = []
+        for name, value in part.get("properties", {}).items():
+            if "description" not in value and "$ref" not in value:
+                missing.append(f"{path}.{name}")
+        return missing
+
+    parts = [("job", SCHEMA), *SCHEMA["$defs"].items()]
+    assert [name for path, part in parts for name in undescribed(part, path)] == []
