@@ -1,0 +1,181 @@
+"""A plan as an Arrow table and back: one row a file, with its row groups and with the ranges partitions read of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import accumulate
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.errors import StateCorrupt
+from pipeline.model import Feature, ModelVersion
+from pipeline.planned import Partition, Plan
+from pipeline.recipe import ColumnRule
+from pipeline.rows import Fragment, InputFile, RowGroup
+from pipeline.spec import JobSpec
+
+SCHEMA_VERSION = 1
+_METADATA = b"pipeline.plan"
+_KEYS = pa.list_(pa.struct([("name", pa.string()), ("value", pa.string())]))
+_GROUP = pa.struct([("rows", pa.int64()), ("bytes", pa.int64()), ("compressed", pa.int64()), ("wanted", pa.bool_())])
+_RANGE = pa.struct(
+    [
+        ("partition", pa.string()),
+        ("row_start", pa.int64()),
+        ("row_stop", pa.int64()),
+        ("group_start", pa.int64()),
+        ("group_stop", pa.int64()),
+        ("bytes", pa.int64()),
+    ]
+)
+_PLAIN = (
+    "source_columns",
+    "features",
+    "keep",
+    "outputs",
+    "batch_rows",
+    "pruned_rows",
+    "task_memory",
+    "row_bytes_out",
+    "row_group_rows",
+)
+
+
+def plan_to_table(plan: Plan) -> pa.Table:
+    """All of ``plan``: files with columns path, size, version, keys, row_groups, ranges; the rest as JSON in the
+    schema's metadata."""
+    ranges: dict[str, list[tuple[str, Fragment]]] = {file.path: [] for file in plan.files}
+    for partition in plan.partitions:
+        for fragment in partition.fragments:
+            ranges[fragment.path].append((partition.id, fragment))
+    files = plan.files
+    table = pa.table(
+        {
+            "path": pa.array([file.path for file in files], pa.string()),
+            "size": pa.array([file.size for file in files], pa.int64()),
+            "version": pa.array([file.version for file in files], pa.string()),
+            "keys": pa.array([[{"name": k, "value": v} for k, v in file.keys] for file in files], _KEYS),
+            "row_groups": _groups_array(files),
+            "ranges": _ranges_array([ranges[file.path] for file in files]),
+        }
+    )
+    return table.replace_schema_metadata({_METADATA: json.dumps(_record(plan)).encode()})
+
+
+def plan_from_table(table: pa.Table) -> Plan:
+    """Inverse of `plan_to_table`.
+
+    :raises StateCorrupt: when the table is none of these.
+    """
+    try:
+        record = json.loads((table.schema.metadata or {})[_METADATA])
+        if record["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(f"schema_version {record['schema_version']}")
+        files, partitions = _files(table), _partitions(table)
+        return Plan(
+            spec=JobSpec.model_validate_json(json.dumps(record["spec"])),
+            model=_model(record["model"]),
+            files=files,
+            partitions=partitions,
+            source_schema=bytes.fromhex(record["source_schema"]),
+            output_schema=bytes.fromhex(record["output_schema"]),
+            source_rules=tuple(_rule(rule) for rule in record["source_rules"]),
+            score_rules=tuple(_rule(rule) for rule in record["score_rules"]),
+            **{name: _as_tuple(record[name]) for name in _PLAIN},
+        )
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise StateCorrupt(
+            "a stored plan is damaged",
+            found=f"{type(error).__name__}: {error}",
+            expected=f"the table a plan was stored as, schema_version {SCHEMA_VERSION}",
+            next_step="run the job spec as a new job",
+        ) from error
+
+
+def _record(plan: Plan) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "digest": plan.digest,
+        "spec": plan.spec.to_dict(),
+        "model": asdict(plan.model),
+        "source_schema": plan.source_schema.hex(),
+        "output_schema": plan.output_schema.hex(),
+        "source_rules": [asdict(rule) for rule in plan.source_rules],
+        "score_rules": [asdict(rule) for rule in plan.score_rules],
+        **{name: getattr(plan, name) for name in _PLAIN},
+    }
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _rule(record: dict[str, Any]) -> ColumnRule:
+    return ColumnRule(**{name: _as_tuple(value) for name, value in record.items()})
+
+
+def _model(record: dict[str, Any]) -> ModelVersion:
+    features = tuple(
+        Feature(**{name: _as_tuple(value) for name, value in feature.items()}) for feature in record["features"]
+    )
+    return ModelVersion(**{**record, "features": features})
+
+
+def _lists(lengths: Sequence[int], values: pa.StructArray) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array([0, *accumulate(lengths)], pa.int32()), values)
+
+
+def _groups_array(files: Sequence[InputFile]) -> pa.ListArray:
+    groups = [group for file in files for group in file.row_groups]
+    columns = [
+        pa.array([group.rows for group in groups], pa.int64()),
+        pa.array([group.bytes for group in groups], pa.int64()),
+        pa.array([group.compressed for group in groups], pa.int64()),
+        pa.array([group.wanted for group in groups], pa.bool_()),
+    ]
+    return _lists([len(file.row_groups) for file in files], pa.StructArray.from_arrays(columns, fields=list(_GROUP)))
+
+
+def _ranges_array(ranges: Sequence[Sequence[tuple[str, Fragment]]]) -> pa.ListArray:
+    flat = [pair for of_file in ranges for pair in of_file]
+    columns = [
+        pa.array([partition for partition, _ in flat], pa.string()),
+        pa.array([fragment.row_start for _, fragment in flat], pa.int64()),
+        pa.array([fragment.row_stop for _, fragment in flat], pa.int64()),
+        pa.array([fragment.group_start for _, fragment in flat], pa.int64()),
+        pa.array([fragment.group_stop for _, fragment in flat], pa.int64()),
+        pa.array([fragment.bytes for _, fragment in flat], pa.int64()),
+    ]
+    return _lists([len(of_file) for of_file in ranges], pa.StructArray.from_arrays(columns, fields=list(_RANGE)))
+
+
+def _columns(table: pa.Table, name: str) -> tuple[list[int], list[list[Any]]]:
+    """Lengths of the lists of a list column, and their values field by field."""
+    array = table.column(name).combine_chunks()
+    lists = array if isinstance(array, pa.Array) else pa.concat_arrays(array.chunks)
+    return lists.value_lengths().to_pylist(), [field.to_pylist() for field in lists.flatten().flatten()]
+
+
+def _files(table: pa.Table) -> tuple[InputFile, ...]:
+    lengths, fields = _columns(table, "row_groups")
+    groups = map(RowGroup, *fields)
+    keys = [tuple((key["name"], key["value"]) for key in of_file) for of_file in table.column("keys").to_pylist()]
+    rows = zip(*(table.column(name).to_pylist() for name in ("path", "size", "version")), lengths, keys, strict=True)
+    return tuple(
+        InputFile(path, size, version, tuple(next(groups) for _ in range(length)), key)
+        for path, size, version, length, key in rows
+    )
+
+
+def _partitions(table: pa.Table) -> tuple[Partition, ...]:
+    lengths, (ids, *fields) = _columns(table, "ranges")
+    keys = [tuple((key["name"], key["value"]) for key in of_file) for of_file in table.column("keys").to_pylist()]
+    owners = ((path, key) for path, key, length in zip(
+        table.column("path").to_pylist(), keys, lengths, strict=True) for _ in range(length))  # fmt: skip
+    found: dict[str, list[Fragment]] = {}
+    for partition, (path, key), start, stop, first, last, size in zip(ids, owners, *fields, strict=True):
+        found.setdefault(partition, []).append(Fragment(path, start, stop, first, last, size, key))
+    return tuple(Partition(partition, tuple(fragments)) for partition, fragments in found.items())

@@ -1,0 +1,247 @@
+"""Find the files a source's path stands for: directories, hive partition folders, globs, lists, any fsspec URL."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from pipeline.errors import MissingInput, SpecError
+from pipeline.files import is_local_path, local_path, storage_errors
+
+HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+"""What stands for null in the name of a hive partition folder."""
+_WILDCARD = re.compile(r"[*?\[]")
+_VERSION_KEYS = ("etag", "ETag", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "modified", "created")
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A file that was found, not opened yet."""
+
+    path: str
+    """Absolute local path, or fsspec URL."""
+    size: int
+    """Bytes."""
+    version: str
+    """As `pipeline.rows.InputFile.version`."""
+    keys: tuple[tuple[str, str], ...] = ()
+    """Hive partition keys."""
+
+
+def locate(path: str | Iterable[str]) -> tuple[Located, ...]:
+    """The files ``path`` stands for, each once, sorted by path whatever order the storage lists them in.
+
+    In directories, names that begin with ``.`` or ``_`` are passed over (unless they are ``_key=value``), as Spark and
+    pyarrow do. Hive keys are the ``key=value`` folders below the directory, or from the first wildcard of a glob on.
+
+    :raises MissingInput: when nothing is there.
+    :raises SpecError: when the URL's file system is unknown or its package is not installed.
+    """
+    found: dict[str, Located] = {}
+    for one in (path,) if isinstance(path, str) else path:
+        files = list(_locate_local(one) if is_local_path(one) else _locate_remote(one))
+        if not files:
+            raise _empty(one)
+        for file in files:
+            found.setdefault(file.path, file)
+    return tuple(found[name] for name in sorted(found))
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """The fsspec file system of ``url``, and the path in it.
+
+    :raises SpecError: when it is unknown, or its package is not installed.
+    """
+    import fsspec
+
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise SpecError(
+            "the storage of a path cannot be used",
+            where=url,
+            found=str(error),
+            expected="a local path, or the URL of a file system fsspec knows and whose package is installed",
+            next_step="install the package (s3fs for s3://), or mend the path",
+        ) from error
+    return system, str(path)
+
+
+def current_version(path: str) -> tuple[int, str]:
+    """Size in bytes and version of a file as it is now.
+
+    :raises FileNotFoundError: when it is gone.
+    """
+    if is_local_path(path):
+        return stat_version(os.stat(path.removeprefix("file://")))
+    system, name = file_system(path)
+    system.invalidate_cache()
+    info = system.info(name)
+    return int(info["size"]), _version(info)
+
+
+def stat_version(status: os.stat_result) -> tuple[int, str]:
+    """Size in bytes and version of a local file."""
+    return status.st_size, f"mtime:{status.st_mtime_ns}"
+
+
+def _version(info: Mapping[str, Any]) -> str:
+    for key in _VERSION_KEYS:
+        value = info.get(key)
+        if value:
+            # The same moment is a datetime from one call of a file system, and a float from another.
+            text = str(value.timestamp() if isinstance(value, datetime) else value).strip('"')
+            return f"etag:{text}" if key.lower() == "etag" else f"modified:{text}"
+    return ""
+
+
+def _locate_local(text: str) -> Iterator[Located]:
+    path = str(local_path(text))
+    if os.path.isdir(path):
+        yield from _walk(path, base=path)
+    elif os.path.exists(path):
+        yield _local_file(path, base="")
+    elif not _WILDCARD.search(path):
+        raise _missing(text, _local_neighbours(Path(path)))
+    else:
+        base = _fixed_part(path)
+        for match in glob.iglob(path, recursive=True):
+            if _is_hidden(match[len(base) :], path[len(base) :]):
+                continue
+            yield from _walk(match, base=base) if os.path.isdir(match) else [_local_file(match, base=base)]
+
+
+def _walk(folder: str, *, base: str) -> Iterator[Located]:
+    with storage_errors(folder), os.scandir(folder) as entries:
+        children = sorted(entries, key=lambda entry: entry.name)
+    for entry in children:
+        if _is_hidden_name(entry.name):
+            continue
+        if entry.is_dir():
+            # A link back to a folder above would be walked for ever.
+            if not (entry.is_symlink() and _is_inside(folder, entry.path)):
+                yield from _walk(entry.path, base=base)
+        else:
+            yield _local_file(entry.path, base=base)
+
+
+def _is_inside(folder: str, other: str) -> bool:
+    outer = os.path.realpath(other).rstrip(os.sep)
+    return (os.path.realpath(folder) + os.sep).startswith(outer + os.sep)
+
+
+def _local_file(path: str, *, base: str) -> Located:
+    with storage_errors(path):
+        status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise MissingInput(
+            "an input is no regular file", where=path, expected="a Parquet file", next_step="remove it from the source"
+        )
+    size, version = stat_version(status)
+    return Located(path, size, version, _hive_keys(path[len(base) :]) if base else ())
+
+
+def _locate_remote(url: str) -> Iterator[Located]:
+    system, path = file_system(url)
+    system.invalidate_cache()
+    with storage_errors(url):
+        if system.isfile(path):
+            yield _remote_file(system, system.info(path), base="")
+        elif system.isdir(path):
+            yield from _find(system, path, base=path)
+        elif not _WILDCARD.search(path):
+            raise _missing(url, _remote_neighbours(system, path))
+        else:
+            base = _fixed_part(path)
+            for match, info in system.glob(path, detail=True).items():
+                if _is_hidden(match[len(base) :], path[len(base) :]):
+                    continue
+                is_folder = info["type"] == "directory"
+                yield from _find(system, match, base=base) if is_folder else [_remote_file(system, info, base=base)]
+
+
+def _find(system: Any, folder: str, *, base: str) -> Iterator[Located]:
+    for name, info in system.find(folder, detail=True).items():
+        below = name[len(folder) :].strip("/")
+        # An object store may hold an empty object that stands for a folder.
+        if not below or any(map(_is_hidden_name, below.split("/"))) or name.endswith("/"):
+            continue
+        yield _remote_file(system, info, base=base)
+
+
+def _remote_file(system: Any, info: Mapping[str, Any], *, base: str) -> Located:
+    name = str(info["name"])
+    keys = _hive_keys(name[len(base) :]) if base else ()
+    return Located(str(system.unstrip_protocol(name)), int(info["size"]), _version(info), keys)
+
+
+def _hive_keys(below: str) -> tuple[tuple[str, str], ...]:
+    folders = below.strip("/").split("/")[:-1]
+    pairs = (folder.split("=", 1) for folder in folders if "=" in folder and not folder.startswith("="))
+    return tuple((unquote(name), unquote(value)) for name, value in pairs)
+
+
+def _is_hidden_name(name: str) -> bool:
+    return name.startswith(".") or (name.startswith("_") and "=" not in name)
+
+
+def _is_hidden(below: str, pattern: str) -> bool:
+    """Whether a glob hit a hidden name with a wildcard; one that is spelled out is wanted."""
+    spelled = {part for part in pattern.split("/") if part[:1] in ("_", ".")}
+    return not spelled and any(_is_hidden_name(part) for part in below.split("/") if part)
+
+
+def _fixed_part(pattern: str) -> str:
+    """The folders of a glob before the first with a wildcard, with a slash at the end."""
+    match = _WILDCARD.search(pattern)
+    return pattern[: pattern.rfind("/", 0, match.start()) + 1] if match else pattern
+
+
+def _local_neighbours(path: Path) -> tuple[str, str, list[str]]:
+    missing = path
+    while not missing.parent.is_dir():
+        missing = missing.parent
+    with storage_errors(str(missing.parent)):
+        return missing.name, str(missing.parent), sorted(os.listdir(missing.parent))
+
+
+def _remote_neighbours(system: Any, path: str) -> tuple[str, str, list[str]]:
+    parent, _, name = path.rstrip("/").rpartition("/")
+    try:
+        names = [str(one).rstrip("/").rsplit("/", 1)[-1] for one in system.ls(parent, detail=False)]
+    except (OSError, ValueError):
+        names = []
+    return name, parent, sorted(names)
+
+
+def _missing(path: str, neighbours: tuple[str, str, list[str]]) -> MissingInput:
+    name, folder, names = neighbours
+    near = difflib.get_close_matches(name, names, n=3)
+    shown = ", ".join((near or names)[:5]) or "nothing"
+    return MissingInput(
+        "the source's path does not exist",
+        where=path,
+        found=f"in {folder or '/'}: {shown}",
+        expected=f"a Parquet file, or a directory of them, called {name}",
+        next_step=f"did you mean {near[0]}? mend source.path" if near else "mend source.path",
+    )
+
+
+def _empty(path: str) -> MissingInput:
+    is_pattern = bool(_WILDCARD.search(path)) and not os.path.exists(path)
+    return MissingInput(
+        "no file matches the source's path" if is_pattern else "the source's directory holds no file",
+        where=path,
+        found="no file (names that begin with . or _ are passed over)",
+        expected="at least one Parquet file",
+        next_step="mend source.path, or put the files there",
+    )

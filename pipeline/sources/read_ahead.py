@@ -1,0 +1,104 @@
+"""Make the next items while the last ones are worked on."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Generator, Iterable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+def read_ahead(iterable: Iterable[T], *, depth: int = 1) -> Generator[T, None, None]:
+    """The items of ``iterable``, made on a thread of its own, at most ``depth`` ahead of the consumer.
+
+    An item is begun only when there is room for it, so that ``depth`` + 1 exist at a time. What ``iterable`` raises is
+    raised here, after the items before it. Closing this generator (also by leaving it to the garbage collector) ends
+    the thread, after the item that is being made, and closes ``iterable`` where that is a generator.
+    """
+    if depth < 1:
+        raise ValueError("depth must be at least 1")
+    channel: _Channel[T] = _Channel(depth)
+    thread = threading.Thread(target=_produce, args=(iterable, channel), name="read-ahead", daemon=True)
+    thread.start()
+    try:
+        yield from channel
+    finally:
+        channel.stop()
+        thread.join()
+
+
+class _Channel(Generic[T]):
+    """A bounded queue of items with an end: finished, failed or not wanted any more."""
+
+    def __init__(self, depth: int) -> None:
+        self._depth = depth
+        self._items: deque[T] = deque()
+        self._changed = threading.Condition()
+        self._is_stopped = False
+        self._is_finished = False
+        self._error: BaseException | None = None
+
+    def wait_for_room(self) -> bool:
+        """Block until one more item may be made; False when none is wanted any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_stopped or len(self._items) < self._depth)
+            return not self._is_stopped
+
+    def put(self, item: T) -> None:
+        with self._changed:
+            self._items.append(item)
+            self._changed.notify_all()
+
+    def finish(self, error: BaseException | None) -> None:
+        with self._changed:
+            self._error = error
+            self._is_finished = True
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        with self._changed:
+            self._is_stopped = True
+            self._items.clear()
+            self._changed.notify_all()
+
+    def __iter__(self) -> Generator[T, None, None]:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: bool(self._items) or self._is_finished)
+                if not self._items:
+                    break
+                item = self._items.popleft()
+                self._changed.notify_all()
+            yield item
+            # Not kept here while the next one is made: it may be large.
+            del item
+        if self._error is not None:
+            try:
+                raise self._error
+            finally:
+                # The error's traceback refers to this frame, and so to the error: a circle that holds its batches.
+                self._error = None
+
+
+def _produce(iterable: Iterable[T], channel: _Channel[T]) -> None:
+    error: BaseException | None = None
+    iterator = iter(iterable)
+    try:
+        while channel.wait_for_room():
+            try:
+                item = next(iterator)
+            except StopIteration:
+                break
+            channel.put(item)
+            del item
+    except BaseException as raised:
+        error = raised
+    finally:
+        try:
+            if isinstance(iterator, Generator):
+                iterator.close()
+        except BaseException as raised:
+            error = error or raised
+        channel.finish(error)
