@@ -1,0 +1,163 @@
+"""Find the rows on which a function raises, by halving."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from pipeline.errors import PipelineError
+
+Result = TypeVar("Result")
+
+GIVE_UP = 100
+"""Rows that failed alone, all alike, before it is asked whether there is any row that does not."""
+PROBES = 32
+"""Rows, spread over the rest, that are tried to answer that."""
+TRACED = 3
+"""Failures of a bisection whose messages end with the last lines of the traceback."""
+TRACE_LINES = 6
+
+_ABOUT_A_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+
+
+class RowsError(Exception):
+    """User code or the model raised, and rows may be why."""
+
+    def __init__(self, source: str, error: Exception) -> None:
+        super().__init__(f"{source}: {type(error).__name__}")
+        self.source = source
+        """Who raised: ``step:<entrypoint>`` or ``score``."""
+        self.error = error
+
+    @property
+    def reason(self) -> str:
+        """Short and stable, to be counted: ``<source>:<exception>``."""
+        return f"{self.source}:{type(self.error).__name__}"
+
+    def signature(self) -> tuple[str, str, int]:
+        """The reason and the line that raised."""
+        trace = self.error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        return (self.reason, trace.tb_frame.f_code.co_filename, trace.tb_lineno) if trace else (self.reason, "", 0)
+
+    def message(self, *, lines: int = 0) -> str:
+        """Type and text of the exception, at most 200 characters, and the last ``lines`` lines of its traceback."""
+        text = f"{type(self.error).__name__}: {self.error}"[:200]
+        trace = "".join(traceback.format_tb(self.error.__traceback__)).rstrip().splitlines()[-lines:] if lines else []
+        return "\n".join([text, *trace])
+
+
+class NoRowWorksError(Exception):
+    """Every row that was tried failed, always in the same way."""
+
+    def __init__(self, example: RowsError, *, tried: int) -> None:
+        super().__init__(f"{example.reason} on each of {tried} rows")
+        self.example = example
+        self.tried = tried
+
+
+@contextmanager
+def blame_rows(source: str) -> Iterator[None]:
+    """Turn an exception that may be due to the rows into `RowsError`; any other one passes.
+
+    Memory, storage, the network and the errors of this package are never the fault of a row.
+    """
+    try:
+        yield
+    except (MemoryError, PipelineError, RowsError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and not isinstance(error, _ABOUT_A_FILE):
+            raise
+        raise RowsError(source, error) from error
+
+
+@dataclass(frozen=True)
+class Part(Generic[Result]):
+    """A range of rows on which the function returned."""
+
+    start: int
+    stop: int
+    """Excluded."""
+    result: Result
+
+
+@dataclass(frozen=True)
+class RowFailure:
+    """A row on which the function raises."""
+
+    row: int
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Bisection(Generic[Result]):
+    """What came of a range of rows; each row is in exactly one of the two."""
+
+    parts: tuple[Part[Result], ...]
+    """In order."""
+    failures: tuple[RowFailure, ...]
+    """In order."""
+
+
+def bisect(
+    call: Callable[[int, int], Result],
+    start: int,
+    stop: int,
+    *,
+    error: RowsError | None = None,
+    any_worked: bool = False,
+) -> Bisection[Result]:
+    """Call ``call(start, stop)`` on ranges, halving those on which it raises `RowsError` until single rows are left.
+
+    A row is a failure when ``call`` raises on it alone. With k such rows of n that takes O(k log n) calls, in an order
+    that depends on nothing but which ranges fail. Every other exception passes.
+
+    :param error: what ``call(start, stop)`` raised when it was tried before; it is not tried again then.
+    :param any_worked: the function is known to work on some row, which rules `NoRowWorksError` out.
+    :raises NoRowWorksError: when `GIVE_UP` rows failed alone and none worked, and neither does one of `PROBES` others
+        spread over the rest: then it is not the rows, and to try each of them would only take long.
+    """
+    parts: list[Part[Result]] = []
+    failures: list[RowFailure] = []
+    signatures: set[tuple[str, str, int]] = set()
+    waiting: list[tuple[int, int, RowsError | None]] = [(start, stop, error)]
+    while waiting:
+        begin, end, raised = waiting.pop()
+        if begin >= end:
+            continue
+        if raised is None:
+            try:
+                parts.append(Part(begin, end, call(begin, end)))
+                continue
+            except RowsError as caught:
+                raised = caught
+        if end - begin > 1:
+            middle = (begin + end) // 2
+            waiting += [(middle, end, None), (begin, middle, None)]
+            continue
+        lines = TRACE_LINES if len(failures) < TRACED else 0
+        failures.append(RowFailure(begin, raised.reason, raised.message(lines=lines)))
+        signatures.add(raised.signature())
+        if not (any_worked or parts or len(failures) < GIVE_UP or len(signatures) > 1):
+            any_worked = _any_works(call, begin + 1, stop, raised)
+    return Bisection(tuple(parts), tuple(failures))
+
+
+def _any_works(call: Callable[[int, int], Result], start: int, stop: int, example: RowsError) -> bool:
+    if stop - start < PROBES:
+        return True
+    for index in range(PROBES):
+        row = start + (stop - start) * index // PROBES
+        try:
+            call(row, row + 1)
+        except RowsError as error:
+            if error.signature() == example.signature():
+                continue
+        return True
+    raise NoRowWorksError(example, tried=GIVE_UP + PROBES)

@@ -1,0 +1,39 @@
+"""Model formats: which one a file is in, and how it is inspected and loaded.
+
+A flavor has two functions. ``inspect`` runs once, on the driver, and says what the model is; ``load`` runs once in each
+worker process and gives the `pipeline.model.Predictor`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+from pipeline.flavors.detect import detect, detect_bytes, read_model
+from pipeline.model import ModelVersion, Predictor
+from pipeline.plugins import find_adapter
+
+__all__ = ["BUILT_IN", "Flavor", "detect", "detect_bytes", "find_flavor", "read_model"]
+
+BUILT_IN = {"xgboost": "pipeline.flavors.xgboost:FLAVOR"}
+"""``module:attribute`` of the `Flavor` per name."""
+
+
+@dataclass(frozen=True)
+class Flavor:
+    """How one model format is used."""
+
+    name: str
+    inspect: Callable[..., ModelVersion]
+    """``inspect(uri, data, *, name=None)``: what the model file at ``uri``, with the bytes ``data``, is."""
+    load: Callable[..., Predictor]
+    """``load(version, data)``: the predictor, from the bytes of the file, after their digest was verified."""
+
+
+def find_flavor(name: str) -> Flavor:
+    """The flavor called ``name``.
+
+    :raises SpecError: when there is none.
+    """
+    return cast(Flavor, find_adapter(name, kind="flavor", built_in=BUILT_IN))

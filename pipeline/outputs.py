@@ -1,0 +1,71 @@
+"""Columns that scoring makes: the model's results, and what the rejects have beside the source's columns."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import ScorerContract, SpecError
+from pipeline.model import ModelVersion, OutputKind
+from pipeline.recipe import REJECT_FILE, REJECT_MESSAGE, REJECT_REASON, REJECT_ROW
+from pipeline.spec import Output
+
+REJECT_FIELDS = (
+    (REJECT_FILE, pa.string()),
+    (REJECT_ROW, pa.int64()),
+    (REJECT_REASON, pa.string()),
+    (REJECT_MESSAGE, pa.string()),
+)
+
+
+def prediction_schema(version: ModelVersion, output: Output) -> pa.Schema:
+    """Columns that ``output`` of a model gives: ``column``, or ``column_0`` … where there are several values a row.
+
+    :raises SpecError: when the model has no such output.
+    """
+    widths = {
+        "prediction": version.outputs,
+        "margin": version.margins,
+        "leaf": version.trees,
+        "contributions": (len(version.features) + 1) * version.margins,
+        "label": {"binary": version.outputs, "multiclass": 1}.get(version.task, 0),
+    }
+    width = widths[output.kind]
+    if width == 0:
+        raise SpecError(
+            f"the model has no output of the kind {output.kind!r}",
+            where="score.output.kind",
+            found=f"{version.task} model, objective {version.objective or 'unknown'}",
+            expected=", ".join(kind for kind, values in widths.items() if values),
+        )
+    names = [output.column] if width == 1 else [f"{output.column}_{index}" for index in range(width)]
+    return pa.schema([(name, pa.from_numpy_dtype(score_dtype(output.kind))) for name in names])
+
+
+def reject_schema(source: pa.Schema) -> pa.Schema:
+    """Columns of rejects: those of the source, then file, row in it from 0, reason, message."""
+    for name, kind in REJECT_FIELDS:
+        source = source.append(pa.field(name, kind))
+    return source.remove_metadata()
+
+
+def score_dtype(kind: OutputKind) -> np.dtype[np.float32] | np.dtype[np.int32]:
+    """Type of the values of ``kind``."""
+    return np.dtype(np.int32) if kind in ("label", "leaf") else np.dtype(np.float32)
+
+
+def check_scores(scores: np.ndarray, *, rows: int, width: int, kind: OutputKind) -> np.ndarray:
+    """``scores``, when they are one result a row: [rows], or [rows, width] where ``width`` is more than 1.
+
+    :raises ScorerContract: when they are not.
+    """
+    shapes = [(rows,), (rows, 1)] if width == 1 else [(rows, width)]
+    if isinstance(scores, np.ndarray) and scores.shape in shapes and scores.dtype == score_dtype(kind):
+        return scores.reshape(rows) if width == 1 else scores
+    found = f"{scores.dtype} {list(scores.shape)}" if isinstance(scores, np.ndarray) else type(scores).__name__
+    raise ScorerContract(
+        "the model gave something else than one result a row",
+        found=found,
+        expected=f"{score_dtype(kind)} {list(shapes[0])}",
+        next_step="mend the predictor: its results are written beside the rows they belong to",
+    )

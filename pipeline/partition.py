@@ -1,0 +1,302 @@
+"""What a worker does with a partition: read, run the steps, score, write, and put the receipt, all as a stream.
+
+Memory is bounded by the batch and the row group being written, whatever the size of the partition: the next batch is
+read while this one is scored, and no more than that is held. (Writing has no thread of its own: the cores are busy
+with the tasks beside this one, so that it would only cost memory.)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections import Counter
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+from time import perf_counter
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from pipeline.contract import check, check_matrix, feature_rules
+from pipeline.errors import InputError, PlanMismatch, ReconciliationFailed, SchemaDrift
+from pipeline.files import Store, open_store, unique_name
+from pipeline.flavors.cache import get_predictor
+from pipeline.model import ModelVersion
+from pipeline.outputs import check_scores, prediction_schema, reject_schema, score_dtype
+from pipeline.part_file import PartFile
+from pipeline.plan import Partition
+from pipeline.receipt import FileRows, Receipt, Seconds
+from pipeline.recipe import REJECT_REASON, StageRecipe
+from pipeline.rows import RowCounts
+from pipeline.scoring import ScoredBatch, Scorer
+from pipeline.sources import SourceBatch, read_ahead, read_batches
+from pipeline.spec import Output
+
+Versions = Mapping[str, tuple[int, str]]
+"""Path of an input file -> its size in bytes and version, as planned."""
+
+FRAME_BATCH_ROWS = 1 << 16
+"""Rows of a pandas frame that are scored at a time."""
+
+
+def run_partition(
+    recipe: StageRecipe, partition: Partition, versions: Versions | None = None, *, worker: str = ""
+) -> Receipt:
+    """Score ``partition`` and commit it; when it is committed already, by whomever, return that receipt.
+
+    :param versions: of its files, as planned; None: not checked.
+    :param worker: name for the receipt; default: host and process.
+    :raises PipelineError: when it cannot be done; no file of this attempt is left then.
+    """
+    store = open_store(f"{recipe.directory}/stages/{recipe.stage}", private=True, fsync=recipe.fsync)
+    place = f"receipts/{partition.id}.json"
+    committed = _committed(store, place, recipe)
+    if committed is not None:
+        return committed
+    attempt = _Attempt(recipe, partition, store)
+    try:
+        receipt = attempt.run(versions, worker=worker or f"{socket.gethostname()}:{os.getpid()}")
+    except BaseException:
+        attempt.abandon()
+        raise
+    # From here on an error leaves open whether the receipt landed, so that the files stay.
+    if store.put_if_absent(place, receipt.to_json()):
+        return receipt
+    winner = _committed(store, place, recipe)
+    if winner is None or winner.attempt != receipt.attempt:
+        attempt.abandon()
+    return winner or receipt
+
+
+def scored_frame(recipe: StageRecipe, partition: Partition, versions: Versions | None = None) -> pd.DataFrame:
+    """The output rows of ``partition`` as a frame, instead of a file.
+
+    :returns: columns of the output schema; ``frame.attrs["rows"]`` counts what became of the rows (rejects are left
+        out), ``frame.attrs["reasons"]`` the rejects by reason.
+    """
+    predictor, _ = get_predictor(recipe.score.model)
+    scorer = Scorer(recipe, predictor)
+    ledger = _Ledger(partition)
+    tables = [pa.ipc.read_schema(pa.py_buffer(recipe.output_schema)).empty_table()]
+    for batch in read_ahead(_read(recipe, partition, versions)):
+        scored = scorer.score(batch, paths=ledger.paths)
+        ledger.add(scored)
+        tables.append(scored.table)
+    frame: pd.DataFrame = pa.concat_tables(tables).to_pandas(ignore_metadata=True)
+    frame.attrs["rows"] = RowCounts.total(file.rows for file in ledger.files()).details()
+    frame.attrs["reasons"] = dict(ledger.reasons)
+    return frame
+
+
+def scored_meta(recipe: StageRecipe) -> pd.DataFrame:
+    """What `scored_frame` returns, without rows: its columns and their dtypes."""
+    schema = pa.ipc.read_schema(pa.py_buffer(recipe.output_schema))
+    frame: pd.DataFrame = schema.empty_table().to_pandas(ignore_metadata=True)
+    return frame
+
+
+def score_pandas(
+    frame: pd.DataFrame, version: ModelVersion, *, features: Sequence[str] | None = None, output: Output
+) -> pd.DataFrame:
+    """``frame`` with the columns of ``output`` added; index and other columns as they are.
+
+    :param features: column for each feature of the model, in its order. Default: the model's own names.
+    :raises SchemaDrift: when a column is missing or cannot be a feature.
+    :raises InputError: when a row breaks the model's contract: there is no place for rejects here.
+    """
+    names = list(features or version.feature_names)
+    if missing := [name for name in names if name not in frame.columns]:
+        raise SchemaDrift(
+            "the frame lacks features of the model",
+            found=", ".join(map(str, frame)),
+            expected=", ".join(missing),
+            next_step="name the columns in the order of the model's features",
+        )
+    predictor, _ = get_predictor(version)
+    rules = feature_rules(version, names)
+    finite = frozenset(rule.column for rule in rules if rule.finite)
+    schema = prediction_schema(version, output)
+    parts = [np.empty((0, len(schema)), dtype=score_dtype(output.kind))]
+    for start in range(0, len(frame), FRAME_BATCH_ROWS):
+        table = _from_pandas(frame[names].iloc[start : start + FRAME_BATCH_ROWS])
+        failures = check(table, rules, skip_finite=finite)
+        matrix = predictor.encode(table)
+        failures = failures if len(failures) else check_matrix(matrix, table, names, finite)
+        if len(failures):
+            raise InputError(
+                "rows cannot be scored",
+                where=f"row {start + int(failures.rows[0])} of a partition",
+                found=failures.messages[0],
+                next_step="drop such rows before, or run a job, which puts them aside as rejects",
+            )
+        scores = predictor.predict(matrix, kind=output.kind)
+        check_scores(scores, rows=len(matrix), width=len(schema), kind=output.kind)
+        parts.append(scores.reshape(len(matrix), len(schema)))
+    scores = np.concatenate(parts)
+    return frame.assign(**{name: scores[:, index] for index, name in enumerate(schema.names)})
+
+
+def _from_pandas(frame: pd.DataFrame) -> pa.Table:
+    try:
+        return pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+        raise SchemaDrift("a column cannot be given to the model", found=str(error)[:300]) from error
+
+
+class _Attempt:
+    """One try at a partition: two files that become part of the output when the receipt lands, and not before."""
+
+    def __init__(self, recipe: StageRecipe, partition: Partition, store: Store) -> None:
+        self.recipe = recipe
+        self.partition = partition
+        self.name = unique_name()
+        file = f"{partition.id}-{self.name}.parquet"
+        metadata = _file_metadata(recipe)
+        output = pa.ipc.read_schema(pa.py_buffer(recipe.output_schema))
+        rejects = reject_schema(pa.ipc.read_schema(pa.py_buffer(recipe.schema)))
+        self.data = PartFile(
+            store,
+            f"data/{file}",
+            schema=output,
+            metadata=metadata,
+            compression=recipe.compression,
+            row_group_rows=recipe.row_group_rows,
+        )
+        self.rejects = PartFile(store, f"rejects/{file}", schema=rejects, metadata=metadata)
+
+    def run(self, versions: Versions | None, *, worker: str) -> Receipt:
+        """Everything up to the receipt, which is returned, not put."""
+        start = perf_counter()
+        predictor, model_load = get_predictor(self.recipe.score.model)
+        scorer = Scorer(self.recipe, predictor)
+        ledger = _Ledger(self.partition)
+        reading = [0.0]
+        steps = score = 0.0
+        with closing(read_ahead(_timed(_read(self.recipe, self.partition, versions), reading))) as batches:
+            for batch in batches:
+                scored = scorer.score(batch, paths=ledger.paths)
+                ledger.add(scored)
+                steps, score = steps + scored.seconds_steps, score + scored.seconds_score
+                self.data.add(scored.table)
+                if scored.rejects is not None:
+                    self.rejects.add(scored.rejects)
+        files = ledger.files()
+        data, rejects = self.data.finish(), self.rejects.finish()
+        write = self.data.seconds + self.rejects.seconds
+        return Receipt(
+            partition=self.partition.id,
+            plan=self.recipe.plan,
+            model=self.recipe.score.model.digest,
+            attempt=self.name,
+            data=data,
+            rejects=rejects,
+            rows=RowCounts.total(file.rows for file in files),
+            files=files,
+            seconds=Seconds(reading[0], steps, score, write, model_load, perf_counter() - start),
+            worker=worker,
+            batch_rows=scorer.batch_rows,
+            reasons=dict(ledger.reasons),
+        )
+
+    def abandon(self) -> None:
+        """Remove what this attempt wrote."""
+        self.data.abandon()
+        self.rejects.abandon()
+
+
+class _Ledger:
+    """What became of the rows of each fragment, counted as they pass."""
+
+    def __init__(self, partition: Partition) -> None:
+        self.partition = partition
+        self.paths = tuple(fragment.path for fragment in partition.fragments)
+        self.reasons: Counter[str] = Counter()
+        # Rows: out, rejected, filtered. Columns: fragments.
+        self._counts = np.zeros((3, len(self.paths)), dtype=np.int64)
+
+    def add(self, scored: ScoredBatch) -> None:
+        """Count the rows of a batch."""
+        out = np.bincount(scored.fragment, minlength=len(self.paths))
+        self._counts += np.stack([out, scored.rejected, scored.filtered])
+        if scored.rejects is not None:
+            self.reasons.update(scored.rejects.column(REJECT_REASON).to_pylist())
+
+    def files(self) -> tuple[FileRows, ...]:
+        """The counts per fragment.
+
+        :raises ReconciliationFailed: when rows are missing, or there are too many.
+        """
+        files = tuple(
+            FileRows(fragment.path, fragment.row_start, fragment.row_stop, RowCounts(fragment.rows, *map(int, counts)))
+            for fragment, counts in zip(self.partition.fragments, self._counts.T, strict=True)
+        )
+        for file in files:
+            if not file.rows.is_reconciled:
+                raise ReconciliationFailed(
+                    "rows of a partition are unaccounted for",
+                    where=f"partition {self.partition.id}, {file.path} rows {file.row_start} to {file.row_stop}",
+                    found=f"{file.rows.out} out, {file.rows.rejected} rejected, {file.rows.filtered} filtered",
+                    expected=f"{file.rows.rows_in} in all",
+                    next_step="nothing of this attempt was kept; resume, and report it when it happens again",
+                )
+        return files
+
+
+def _committed(store: Store, place: str, recipe: StageRecipe) -> Receipt | None:
+    """The receipt at ``place``, if there is one.
+
+    :raises PlanMismatch: when it belongs to another plan.
+    """
+    try:
+        data = store.read(place)
+    except FileNotFoundError:
+        return None
+    receipt = Receipt.from_json(data, where=store.url(place))
+    if receipt.plan != recipe.plan:
+        raise PlanMismatch(
+            "a receipt belongs to another plan",
+            where=store.url(place),
+            found=receipt.plan[:12],
+            expected=recipe.plan[:12],
+            next_step="run the job in a directory of its own",
+        )
+    return receipt
+
+
+def _read(recipe: StageRecipe, partition: Partition, versions: Versions | None) -> Generator[SourceBatch, None, None]:
+    return read_batches(
+        partition,
+        columns=recipe.columns,
+        schema=pa.ipc.read_schema(pa.py_buffer(recipe.schema)),
+        filter=recipe.filter,
+        batch_rows=recipe.batch_rows,
+        versions=versions,
+    )
+
+
+def _timed(batches: Generator[SourceBatch, None, None], seconds: list[float]) -> Generator[SourceBatch, None, None]:
+    """``batches``, with the wall time it takes to make them added to ``seconds[0]``."""
+    try:
+        while True:
+            start = perf_counter()
+            batch = next(batches, None)
+            seconds[0] += perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+            # Not kept here while the next one is made: it may be large.
+            del batch
+    finally:
+        batches.close()
+
+
+def _file_metadata(recipe: StageRecipe) -> dict[str, str]:
+    """What every file says about where it is from."""
+    model = recipe.score.model
+    return {
+        "pipeline.job": recipe.job,
+        "pipeline.plan": recipe.plan,
+        "pipeline.model": json.dumps({"name": model.name, "version": model.version, "digest": model.digest}),
+    }

@@ -1,0 +1,254 @@
+"""The user's map steps: found by name, called with a pandas frame, and what came back as Arrow, with nothing lost.
+
+pandas has no place for some of what Arrow holds (a null in an integer column, a decimal's scale, a nested type), so
+that columns a step left as they were are not converted back: their Arrow originals are taken.
+"""
+
+from __future__ import annotations
+
+import difflib
+import operator
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import reduce
+from importlib import import_module
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.arrow_rows import take_values
+from pipeline.bisect import blame_rows
+from pipeline.errors import StepFailed
+from pipeline.recipe import MapRecipe
+
+ROW_INDEX = "row"
+"""Name of the index of a step's frame: the position in the batch, int64, from 0. It tells which rows are left."""
+
+Function = Callable[[pd.DataFrame], pd.DataFrame]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A map step with its function."""
+
+    entrypoint: str
+    function: Function
+    dtype_backend: str = "numpy"
+
+
+def load_steps(maps: Sequence[MapRecipe], *, import_paths: Sequence[str] = ()) -> tuple[Step, ...]:
+    """The steps of a recipe, ready to be called."""
+    return tuple(
+        Step(step.entrypoint, load_function(step.entrypoint, import_paths=import_paths), step.dtype_backend)
+        for step in maps
+    )
+
+
+def load_function(entrypoint: str, *, import_paths: Sequence[str] = ()) -> Function:
+    """The function called ``module:function``; the attribute may be dotted.
+
+    :param import_paths: folders that are put on ``sys.path`` for good, since the module may import others later.
+    :raises StepFailed: when there is none.
+    """
+    for path in reversed(import_paths):
+        if path not in sys.path:
+            sys.path.insert(0, path)
+    name, _, attribute = entrypoint.partition(":")
+    try:
+        module = import_module(name)
+    except Exception as error:
+        raise StepFailed(
+            "the module of a step cannot be imported",
+            where=entrypoint,
+            found=f"{type(error).__name__}: {error}",
+            next_step="run from the folder the module is in, or mend the import",
+        ) from error
+    try:
+        function = reduce(getattr, attribute.split("."), module)
+    except AttributeError as error:
+        near = difflib.get_close_matches(attribute, dir(module), n=1)
+        raise StepFailed(
+            f"the module {name} has no function {attribute!r}",
+            where=entrypoint,
+            found=getattr(module, "__file__", None) or "",
+            next_step=f"did you mean {name}:{near[0]}?" if near else "mend the name",
+        ) from error
+    if not callable(function):
+        raise StepFailed("a step is not a function", where=entrypoint, found=type(function).__name__)
+    return cast(Function, function)
+
+
+def run_steps(steps: Sequence[Step], table: pa.Table) -> tuple[pa.Table, np.ndarray]:
+    """Run ``steps`` one after the other on the rows of ``table``.
+
+    :returns: the rows that are left, in the order they came in, and the position in ``table`` of each (int64).
+    :raises RowsError: when a step raises something that rows may be the reason of.
+    :raises StepFailed: when what a step returns is not a frame of these rows.
+    """
+    positions = np.arange(table.num_rows, dtype=np.int64)
+    for backend, group in _by_backend(steps):
+        before = _to_pandas(table, backend)
+        # Writing into a shallow copy copies first (pandas' copy-on-write), so that `before` stays as it is.
+        after = before.copy(deep=False)
+        rows = np.arange(table.num_rows, dtype=np.int64)
+        for step in group:
+            index = pd.Index(np.arange(len(after), dtype=np.int64), name=ROW_INDEX)
+            after, left = _call(step, after.set_axis(index, axis=0))
+            rows = rows[left]
+        table = _to_arrow(after, table, before, rows, where=group[-1].entrypoint)
+        positions = positions[rows]
+    return table, positions
+
+
+def _by_backend(steps: Sequence[Step]) -> list[tuple[str, list[Step]]]:
+    """Neighbours of one backend together: between them the frame is handed on as it is."""
+    groups: list[tuple[str, list[Step]]] = []
+    for step in steps:
+        if groups and groups[-1][0] == step.dtype_backend:
+            groups[-1][1].append(step)
+        else:
+            groups.append((step.dtype_backend, [step]))
+    return groups
+
+
+def _to_pandas(table: pa.Table, backend: str) -> pd.DataFrame:
+    frame: pd.DataFrame = table.to_pandas(
+        types_mapper=_arrow_dtype if backend == "pyarrow" else None, ignore_metadata=True
+    )
+    return frame
+
+
+def _arrow_dtype(kind: pa.DataType) -> pd.ArrowDtype:
+    # Arrow cannot select rows of view types, which would make a step fail at its first filter.
+    views = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+    return pd.ArrowDtype(views.get(kind, kind))
+
+
+def _call(step: Step, frame: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
+    """The frame a step returns, in the order of its rows, and the position in ``frame`` of each of them."""
+    count = len(frame)
+    with blame_rows(f"step:{step.entrypoint}"), _warnings_shown():
+        result: Any = step.function(frame)
+    if not isinstance(result, pd.DataFrame):
+        raise _broken(step, "a step returned something else than a DataFrame", found=type(result).__name__)
+    names = list(result.columns)
+    if any(not isinstance(name, str) for name in names) or len(set(names)) != len(names):
+        raise _broken(
+            step, "a step returned columns that cannot be written", found=repr(names)[:200], expected="unique strings"
+        )
+    return _rows_left(step, result, count)
+
+
+def _warnings_shown() -> AbstractContextManager[Any]:
+    """A warning of the user's code is the user's to see, and not to fail on, whatever filters the process has."""
+    if all(action != "error" for action, *_ in warnings.filters):
+        return nullcontext()  # filters belong to the process, and other threads use them
+    return warnings.catch_warnings(action="default")
+
+
+def _rows_left(step: Step, result: pd.DataFrame, count: int) -> tuple[pd.DataFrame, np.ndarray]:
+    index = result.index
+    if index.name != ROW_INDEX or index.nlevels != 1:
+        if len(result) == count:
+            return result, np.arange(count, dtype=np.int64)
+        raise _broken(
+            step,
+            f"a step lost the index {ROW_INDEX!r} and returned another number of rows: which ones is unknown",
+            found=f"{len(result)} of {count} rows, index {index.name!r}",
+            expected=f"the index {ROW_INDEX!r} it was given, less the rows it drops",
+            next_step="don't reset the index, or set it again with frame.set_index('row')",
+        )
+    if not pd.api.types.is_integer_dtype(index.dtype):
+        raise _broken(step, f"a step changed the index {ROW_INDEX!r}", found=str(index.dtype), expected="int64")
+    rows = index.to_numpy(dtype=np.int64)
+    if len(rows) and (rows.min() < 0 or rows.max() >= count or not index.is_unique):
+        raise _broken(
+            step,
+            "a step added rows: it may change and drop them only",
+            found=f"{len(rows)} rows from {count}, {len(rows) - index.nunique()} of them twice",
+            expected=f"each value of the index {ROW_INDEX!r} at most once",
+        )
+    if not index.is_monotonic_increasing:
+        order = np.argsort(rows, kind="stable")
+        return result.iloc[order], rows[order]
+    return result, rows
+
+
+def _broken(step: Step, message: str, **details: str) -> StepFailed:
+    return StepFailed(message, where=step.entrypoint, **details)
+
+
+def _to_arrow(after: pd.DataFrame, table: pa.Table, before: pd.DataFrame, rows: np.ndarray, *, where: str) -> pa.Table:
+    """``after`` as Arrow; a column equal to that of ``before`` at ``rows`` is the original one of ``table``."""
+    is_whole = len(rows) == table.num_rows
+    columns = []
+    for position, name in enumerate(after.columns):
+        series = after.iloc[:, position]
+        column = None
+        if name in before.columns and _is_unchanged(series, before[name], None if is_whole else rows):
+            column = table.column(name) if is_whole else take_values(table.column(name), rows)
+            if pa.types.is_nested(column.type) and not _holds(column, series):
+                column = None
+        columns.append(_convert(series, name, where=where) if column is None else column)
+    if not columns:
+        raise StepFailed("a step returned no columns", where=where)
+    return pa.table(columns, names=list(after.columns))
+
+
+def _is_unchanged(after: pd.Series[Any], before: pd.Series[Any], rows: np.ndarray | None) -> bool:
+    if after.dtype != before.dtype:
+        return False
+    one, other = after.array, before.array
+    if not isinstance(one, pd.arrays.NumpyExtensionArray):
+        other = other if rows is None else other.take(rows)
+        return bool(one.equals(other))
+    new, old = one.to_numpy(), other.to_numpy()
+    if rows is None and new.ctypes.data == old.ctypes.data and new.strides == old.strides:
+        return True
+    old = old if rows is None else old[rows]
+    if new.dtype == object:
+        return all(map(operator.is_, new, old))
+    # Bits, not values: 0.0 in place of -0.0 is a change, and a NaN that stayed is none.
+    bits = f"u{new.dtype.itemsize}"
+    return bool(np.array_equal(np.ascontiguousarray(new).view(bits), np.ascontiguousarray(old).view(bits)))
+
+
+def _holds(column: pa.ChunkedArray, series: pd.Series[Any]) -> bool:
+    """Whether the lists and dicts of ``series``, which a step may have changed in place, are those of ``column``."""
+    if series.dtype != object:
+        return True
+    try:
+        cells = [pa.array(cells, type=column.type, from_pandas=True) for cells in (series, column.to_pandas())]
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+        return False
+    return bool(cells[0].equals(cells[1]))
+
+
+def _convert(series: pd.Series[Any], name: str, *, where: str) -> pa.Array:
+    try:
+        column = pa.array(series, from_pandas=True)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+        raise StepFailed(
+            f"the column {name!r} that a step made cannot be written",
+            where=where,
+            found=f"dtype {series.dtype}: {error}"[:300],
+            expected="values of one type",
+        ) from error
+    # pandas makes large strings and dictionaries of any width: one type for all batches, whatever is in them.
+    kind = plain_type(column.type)
+    return column if kind == column.type else pc.cast(column, kind)
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type a column made by pandas is written as."""
+    if pa.types.is_large_string(kind):
+        return pa.string()
+    if pa.types.is_dictionary(kind):
+        return pa.dictionary(pa.int32(), plain_type(kind.value_type), ordered=kind.ordered)
+    return kind

@@ -1,0 +1,81 @@
+"""A `StageRecipe` and a partition made by hand, for tests that need no plan."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.contract import feature_rules
+from pipeline.model import ModelVersion
+from pipeline.outputs import prediction_schema
+from pipeline.plan import Partition
+from pipeline.recipe import MapRecipe, ScoreRecipe, StageRecipe
+from pipeline.rows import Fragment
+from pipeline.sources import SourceBatch
+from pipeline.spec import Output
+
+
+def make_recipe(
+    version: ModelVersion,
+    schema: pa.Schema,
+    *,
+    directory: str = "unused",
+    maps: Sequence[MapRecipe] = (),
+    frame: pa.Schema | None = None,
+    features: Sequence[str] | None = None,
+    keep: Sequence[str] | None = None,
+    output: Output | None = None,
+    **fields: Any,
+) -> StageRecipe:
+    """A recipe for ``version`` on a source with ``schema``; its rules are those of the model's features.
+
+    :param frame: schema after the map steps; default: ``schema``.
+    :param fields: of `StageRecipe`, in place of what is made up here.
+    """
+    frame = frame or schema
+    features = tuple(features or version.feature_names)
+    keep = tuple(frame.names if keep is None else keep)
+    predictions = prediction_schema(version, output or Output(column="prediction"))
+    made: dict[str, Any] = {
+        "job": "job-1",
+        "plan": "0" * 64,
+        "directory": directory,
+        "stage": 0,
+        "columns": tuple(schema.names),
+        "filter": None,
+        "schema": schema.serialize().to_pybytes(),
+        "maps": tuple(maps),
+        "score": ScoreRecipe(
+            model=version,
+            features=features,
+            kind=output.kind if output else "prediction",
+            outputs=tuple(predictions.names),
+            keep=keep,
+        ),
+        "source_rules": (),
+        "score_rules": feature_rules(version, features),
+        "output_schema": pa.schema([*(frame.field(name) for name in keep), *predictions]).serialize().to_pybytes(),
+        "batch_rows": 8192,
+        "fsync": False,
+    }
+    return StageRecipe(**{**made, **fields})
+
+
+def make_batch(table: pa.Table) -> SourceBatch:
+    """``table`` as the only batch of a partition with one fragment."""
+    rows = table.num_rows
+    return SourceBatch(table, np.zeros(rows, np.int32), np.arange(rows, dtype=np.int64), np.zeros(1, np.int64))
+
+
+def make_partition(*paths: str | os.PathLike[str], id: str = "00000") -> Partition:
+    """All rows of some Parquet files as one partition."""
+    fragments = []
+    for path in [os.fspath(path) for path in paths]:
+        footer = pq.read_metadata(path)
+        fragments.append(Fragment(path, 0, footer.num_rows, 0, footer.num_row_groups, os.path.getsize(path)))
+    return Partition(id, tuple(fragments))

@@ -1,0 +1,40 @@
+"""Fixtures every tier uses: small real tables, a small real model, and the oracle."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.testing.oracle import Lake, make_lake, train_model
+
+# Tests on two cores must not fight for them; set before xgboost is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A binary xgboost model over the features of `make_lake`."""
+    return train_model(tmp_path_factory.mktemp("model") / "churn.ubj")
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    """Four files of unequal size, two row groups each at least, with nulls and columns that pass through."""
+    return make_lake(tmp_path / "lake")
+
+
+@pytest.fixture
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The test runs in an empty folder, from which modules of steps can be imported."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        module = sys.modules[name]
+        if str(getattr(module, "__file__", "") or "").startswith(str(tmp_path)):
+            del sys.modules[name]

@@ -1,0 +1,404 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import part_file, partition
+from pipeline.errors import (
+    DiskFull,
+    InputChanged,
+    InputError,
+    ModelIntegrity,
+    PlanMismatch,
+    ReconciliationFailed,
+    SchemaDrift,
+    StepFailed,
+)
+from pipeline.files import LocalStore
+from pipeline.model import ModelRef, ModelVersion
+from pipeline.part_file import dictionary_columns
+from pipeline.partition import run_partition, score_pandas, scored_frame, scored_meta
+from pipeline.receipt import Receipt
+from pipeline.recipe import ColumnRule, MapRecipe, StageRecipe
+from pipeline.registry import resolve
+from pipeline.rows import RowCounts
+from pipeline.spec import Output
+from pipeline.testing.oracle import FEATURES, Lake, make_lake, oracle
+from pipeline.testing.recipes import make_partition, make_recipe
+
+COLUMNS = ("id", *FEATURES, "name", "tags", "price", "seen", "segment")
+
+
+@pytest.fixture(scope="module")
+def version(model_path: Path) -> ModelVersion:
+    return resolve(ModelRef(str(model_path)))
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    """Of sizes that the tests below count on."""
+    return make_lake(tmp_path / "lake", rows=(3000, 500, 1200, 40), row_group=700)
+
+
+@pytest.fixture
+def make(version: ModelVersion, lake: Lake, tmp_path: Path) -> Callable[..., StageRecipe]:
+    schema = pq.read_schema(lake.files[0]).remove_metadata()
+
+    def recipe(**fields: Any) -> StageRecipe:
+        return make_recipe(version, schema, directory=str(tmp_path / "job"), **{"batch_rows": 512, **fields})
+
+    return recipe
+
+
+def output_of(recipe: StageRecipe, receipt: Receipt) -> pa.Table:
+    assert receipt.data is not None
+    return pq.read_table(Path(recipe.directory) / "stages" / "0" / receipt.data.name, page_checksum_verification=True)
+
+
+def files_of(recipe: StageRecipe) -> list[str]:
+    root = Path(recipe.directory)
+    return sorted(str(path.relative_to(root / "stages" / "0")) for path in root.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("batch_rows", [100, 512, 100_000])
+def test_a_partition_equals_the_oracle(
+    make: Callable[..., StageRecipe], lake: Lake, version: ModelVersion, batch_rows: int
+) -> None:
+    recipe = make(batch_rows=batch_rows, row_group_rows=1000)
+    receipt = run_partition(recipe, make_partition(*lake.files))
+    found = output_of(recipe, receipt)
+    wanted = oracle(lake.files, Path(version.uri))
+    pd.testing.assert_frame_equal(found.to_pandas(), wanted, check_exact=True)
+    source = pa.concat_tables([pq.read_table(file) for file in lake.files])
+    kept = found.select(source.column_names)
+    assert kept.schema.remove_metadata().equals(source.schema.remove_metadata())
+    assert repr(kept.to_pylist()) == repr(source.to_pylist())
+    assert receipt.rows == RowCounts(lake.rows, lake.rows, 0, 0)
+
+
+def test_the_receipt_says_what_is_in_the_files(make: Callable[..., StageRecipe], lake: Lake) -> None:
+    recipe = make(source_rules=(ColumnRule("age", max=80),), filter="id != 7")
+    receipt = run_partition(recipe, make_partition(*lake.files))
+    ages = pa.concat_tables([pq.read_table(file) for file in lake.files])["age"].to_numpy()
+    bad = int((np.delete(ages, 7) > 80).sum())
+    assert receipt.rows == RowCounts(lake.rows, lake.rows - bad - 1, bad, 1)
+    assert [Path(file.path) for file in receipt.files] == list(lake.files)
+    assert RowCounts.total(file.rows for file in receipt.files) == receipt.rows
+    assert receipt.reasons == {"contract:age:max": bad}
+    root = Path(recipe.directory) / "stages" / "0"
+    assert receipt.data is not None
+    assert receipt.rejects is not None
+    for file, rows in ((receipt.data, receipt.rows.out), (receipt.rejects, receipt.rows.rejected)):
+        data = (root / file.name).read_bytes()
+        assert file.name.endswith(f"/00000-{receipt.attempt}.parquet")
+        assert (file.rows, file.bytes, file.sha256) == (rows, len(data), hashlib.sha256(data).hexdigest())
+    assert Receipt.from_json((root / "receipts" / "00000.json").read_bytes()) == receipt
+    assert files_of(recipe) == sorted([receipt.data.name, receipt.rejects.name, "receipts/00000.json"])
+    assert receipt.seconds.total > 0
+    assert receipt.seconds.read > 0
+    assert receipt.seconds.score > 0
+    assert receipt.seconds.write > 0
+
+
+def test_rejects_say_where_they_are_from(make: Callable[..., StageRecipe], lake: Lake) -> None:
+    recipe = make(source_rules=(ColumnRule("id", allowed=tuple(i for i in range(lake.rows) if i not in (5, 3007))),))
+    receipt = run_partition(recipe, make_partition(*lake.files))
+    assert receipt.rejects is not None
+    rejects = pq.read_table(Path(recipe.directory) / "stages" / "0" / receipt.rejects.name)
+    assert rejects.column_names == [*COLUMNS, "_file", "_row", "_reason", "_message"]
+    rows = rejects.select(["id", "_file", "_row", "_reason"]).to_pylist()
+    assert rows == [
+        {"id": 5, "_file": str(lake.files[0]), "_row": 5, "_reason": "contract:id:allowed"},
+        {"id": 3007, "_file": str(lake.files[1]), "_row": 7, "_reason": "contract:id:allowed"},
+    ]
+
+
+def test_files_name_their_job_plan_and_model(
+    make: Callable[..., StageRecipe], lake: Lake, version: ModelVersion
+) -> None:
+    recipe = make()
+    metadata = output_of(recipe, run_partition(recipe, make_partition(lake.files[3]))).schema.metadata
+    assert metadata[b"pipeline.job"] == b"job-1"
+    assert metadata[b"pipeline.plan"] == recipe.plan.encode()
+    assert version.digest.encode() in metadata[b"pipeline.model"]
+
+
+def test_state_is_private_whatever_the_umask(make: Callable[..., StageRecipe], lake: Lake) -> None:
+    before = os.umask(0)
+    try:
+        recipe = make()
+        run_partition(recipe, make_partition(lake.files[3]))
+    finally:
+        os.umask(before)
+    for path in (Path(recipe.directory), *Path(recipe.directory).rglob("*")):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600)
+
+
+def test_a_partition_that_is_done_is_not_opened_again(make: Callable[..., StageRecipe], lake: Lake) -> None:
+    recipe = make()
+    whole = make_partition(*lake.files)
+    receipt = run_partition(recipe, whole)
+    before = files_of(recipe)
+    for file in lake.files:
+        file.unlink()
+    assert run_partition(recipe, whole) == receipt
+    assert files_of(recipe) == before
+
+
+def test_the_loser_of_a_race_removes_its_files(
+    make: Callable[..., StageRecipe], lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, whole = make(source_rules=(ColumnRule("age", max=80),)), make_partition(*lake.files)
+    winner: list[Receipt] = []
+    real = partition._Attempt.run
+
+    def run(self: Any, *args: Any, **options: Any) -> Receipt:
+        receipt = real(self, *args, **options)
+        if not winner:
+            winner.append(receipt)  # not yet: the nested call below sees no receipt either
+            winner[0] = run_partition(recipe, whole)
+        return receipt
+
+    monkeypatch.setattr(partition._Attempt, "run", run)
+    assert run_partition(recipe, whole) == winner[0]
+    assert winner[0].data is not None
+    assert winner[0].rejects is not None
+    assert files_of(recipe) == sorted([winner[0].data.name, winner[0].rejects.name, "receipts/00000.json"])
+
+
+def test_a_receipt_of_another_plan_is_refused(make: Callable[..., StageRecipe], lake: Lake) -> None:
+    run_partition(make(), make_partition(lake.files[3]))
+    with pytest.raises(PlanMismatch, match="another plan"):
+        run_partition(make(plan="1" * 64), make_partition(lake.files[3]))
+
+
+class FailingStore:
+    """Fails at the n-th write of a file or receipt, from 0."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+        self.left = at
+        real_write = part_file._DigestingFile.write
+        real_put = LocalStore.put_if_absent
+
+        def write(file: Any, data: bytes) -> int:
+            self.count()
+            return real_write(file, data)
+
+        def put(store: Any, name: str, data: bytes) -> bool:
+            self.count()
+            return real_put(store, name, data)
+
+        monkeypatch.setattr(part_file._DigestingFile, "write", write)
+        monkeypatch.setattr(LocalStore, "put_if_absent", put)
+
+    def count(self) -> None:
+        self.left -= 1
+        if self.left == -1:
+            raise OSError(28, "No space left on device")
+
+
+def test_whichever_write_fails_nothing_is_left_and_the_next_try_works(
+    make: Callable[..., StageRecipe], lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = make_partition(*lake.files)
+    recipe = make(source_rules=(ColumnRule("age", max=80),), keep=("id",), row_group_rows=2000)
+    at = 0
+    while True:
+        with monkeypatch.context() as patch:
+            FailingStore(patch, at)
+            try:
+                receipt = run_partition(recipe, whole)
+                break
+            except (DiskFull, OSError) as error:
+                left = [name for name in files_of(recipe) if not name.startswith("receipts/")]
+                if isinstance(error, DiskFull):
+                    assert left == [], f"after write {at}"
+                for name in left:  # the receipt's outcome was unknown, so that the files stay
+                    (Path(recipe.directory) / "stages" / "0" / name).unlink()
+        at += 1
+    assert at > 20
+    assert receipt.rows.is_reconciled
+    assert len(files_of(recipe)) == 3
+
+
+def test_a_step_that_breaks_leaves_no_file(make: Callable[..., StageRecipe], lake: Lake, in_folder: Path) -> None:
+    (in_folder / "late_features.py").write_text(
+        "def build(frame):\n    if (frame['id'] > 2500).any():\n        return None\n    return frame\n"
+    )
+    recipe = make(maps=[MapRecipe("late_features:build")], row_group_rows=500)
+    with pytest.raises(StepFailed, match="something else than a DataFrame"):
+        run_partition(recipe, make_partition(*lake.files))
+    assert files_of(recipe) == []
+
+
+def test_errors_of_a_step_are_not_taken_for_storage(
+    make: Callable[..., StageRecipe], lake: Lake, in_folder: Path
+) -> None:
+    (in_folder / "net_features.py").write_text(
+        "def build(frame):\n"
+        "    if (frame['id'] > 2500).any():\n"
+        "        raise ConnectionError('lookup')\n"
+        "    return frame\n"
+    )
+    recipe = make(maps=[MapRecipe("net_features:build")], row_group_rows=500)
+    with pytest.raises(ConnectionError, match="lookup"):
+        run_partition(recipe, make_partition(*lake.files))
+    assert files_of(recipe) == []
+
+
+def test_map_steps_equal_the_oracle(
+    make: Callable[..., StageRecipe], lake: Lake, version: ModelVersion, in_folder: Path
+) -> None:
+    def build(frame: pd.DataFrame) -> pd.DataFrame:
+        frame["balance"] = frame["balance"].fillna(0) * 2
+        frame = frame[frame["id"] % 5 != 0]
+        return frame.assign(wealth=frame["balance"] / frame["age"])
+
+    (in_folder / "equal_features.py").write_text(
+        "def build(frame):\n"
+        "    frame['balance'] = frame['balance'].fillna(0) * 2\n"
+        "    frame = frame[frame['id'] % 5 != 0]\n"
+        "    return frame.assign(wealth=frame['balance'] / frame['age'])\n"
+    )
+    schema = pq.read_schema(lake.files[0]).remove_metadata().append(pa.field("wealth", pa.float64()))
+    recipe = make(maps=[MapRecipe("equal_features:build")], frame=schema)
+    receipt = run_partition(recipe, make_partition(*lake.files))
+    wanted = oracle(lake.files, Path(version.uri), steps=[build])
+    pd.testing.assert_frame_equal(output_of(recipe, receipt).to_pandas(), wanted, check_exact=True)
+    assert receipt.rows.filtered == lake.rows - len(wanted)
+    assert receipt.seconds.steps > 0
+
+
+def test_changed_input_is_refused(make: Callable[..., StageRecipe], lake: Lake) -> None:
+    versions = {str(file): (file.stat().st_size, f"mtime:{file.stat().st_mtime_ns}") for file in lake.files}
+    os.utime(lake.files[2], ns=(1, 1))
+    recipe = make()
+    with pytest.raises(InputChanged):
+        run_partition(recipe, make_partition(*lake.files), versions)
+    assert files_of(recipe) == []
+
+
+def test_a_changed_model_is_refused(make: Callable[..., StageRecipe], lake: Lake, version: ModelVersion) -> None:
+    recipe = make()
+    other = replace(recipe, score=replace(recipe.score, model=replace(version, digest="f" * 64)))
+    with pytest.raises(ModelIntegrity):
+        run_partition(other, make_partition(lake.files[0]))
+    assert files_of(recipe) == []
+
+
+def test_missing_rows_do_not_reconcile(
+    make: Callable[..., StageRecipe], lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = partition.read_batches
+    monkeypatch.setattr(partition, "read_batches", lambda *a, **o: (b for n, b in enumerate(real(*a, **o)) if n != 2))
+    recipe = make()
+    with pytest.raises(ReconciliationFailed, match="unaccounted") as caught:
+        run_partition(recipe, make_partition(*lake.files))
+    assert str(lake.files[0]) in caught.value.where
+    assert files_of(recipe) == []
+
+
+def test_without_rows_there_is_a_receipt_and_no_file(make: Callable[..., StageRecipe], lake: Lake) -> None:
+    recipe = make(filter="id < 0")
+    receipt = run_partition(recipe, make_partition(*lake.files))
+    assert (receipt.data, receipt.rejects) == (None, None)
+    assert receipt.rows == RowCounts(lake.rows, 0, 0, lake.rows)
+    assert files_of(recipe) == ["receipts/00000.json"]
+
+
+def test_memory_does_not_grow_with_the_partition(
+    make: Callable[..., StageRecipe], tmp_path: Path, version: ModelVersion
+) -> None:
+    schema = pa.schema([(name, pa.float32()) for name in (*FEATURES, *(f"x{i}" for i in range(20)))])
+
+    def peak(groups: int) -> int:
+        path = tmp_path / f"{groups}.parquet"
+        columns = [np.random.default_rng(i).random(20_000, np.float32) for i in range(len(schema))]
+        with pq.ParquetWriter(path, schema) as writer:
+            for _ in range(groups):
+                writer.write_table(pa.table(columns, schema=schema))
+        recipe = make_recipe(
+            version, schema, directory=str(tmp_path / f"job-{groups}"), batch_rows=4096, row_group_rows=16_384
+        )
+        pool = pa.proxy_memory_pool(pa.default_memory_pool())
+        before = pa.default_memory_pool()
+        pa.set_memory_pool(pool)
+        try:
+            receipt = run_partition(recipe, make_partition(path))
+        finally:
+            pa.set_memory_pool(before)
+        assert receipt.rows.out == groups * 20_000
+        return int(pool.max_memory())
+
+    assert peak(8) < 1.25 * peak(2)
+
+
+def test_scored_frame_is_the_output_before_it_is_written(
+    make: Callable[..., StageRecipe], lake: Lake, version: ModelVersion
+) -> None:
+    recipe = make(source_rules=(ColumnRule("age", max=80),))
+    frame = scored_frame(recipe, make_partition(*lake.files))
+    wanted = oracle(lake.files, Path(version.uri))
+    pd.testing.assert_frame_equal(frame, wanted[wanted["age"] <= 80].reset_index(drop=True), check_exact=True)
+    bad = int((wanted["age"] > 80).sum())
+    assert frame.attrs["rows"] == {"in": lake.rows, "out": lake.rows - bad, "rejected": bad, "filtered": 0}
+    assert frame.attrs["reasons"] == {"contract:age:max": bad}
+    assert not Path(recipe.directory).exists()
+    meta = scored_meta(recipe)
+    assert len(meta) == 0
+    assert list(meta.columns) == list(frame.columns)
+    empty = scored_frame(make(filter="id < 0"), make_partition(*lake.files))
+    pd.testing.assert_frame_equal(empty, meta)
+
+
+def test_score_pandas_adds_the_output(lake: Lake, version: ModelVersion) -> None:
+    frame = pq.read_table(lake.files[0]).to_pandas().set_index("id")
+    scored = score_pandas(frame, version, output=Output(column="p"))
+    wanted = oracle(lake.files[:1], Path(version.uri), output="p").set_index("id")
+    pd.testing.assert_frame_equal(scored, wanted, check_exact=True)
+    assert "p" not in frame
+    labels = score_pandas(
+        frame.rename(columns={"age": "years"}),
+        version,
+        features=("years", *FEATURES[1:]),
+        output=Output(column="c", kind="label"),
+    )
+    assert (labels["c"] == (wanted["p"] > 0.5)).all()
+    empty = score_pandas(frame.iloc[:0], version, output=Output(column="p"))
+    assert empty["p"].dtype == np.float32
+
+
+def test_score_pandas_refuses_what_cannot_be_scored(lake: Lake, version: ModelVersion) -> None:
+    frame = pq.read_table(lake.files[0]).to_pandas()
+    with pytest.raises(SchemaDrift, match="lacks features"):
+        score_pandas(frame.drop(columns="age"), version, output=Output(column="p"))
+    with pytest.raises(SchemaDrift, match="cannot be given"):
+        score_pandas(frame.assign(age=frame["name"]), version, output=Output(column="p"))
+    with pytest.raises(InputError, match="rows cannot be scored") as caught:
+        score_pandas(frame.assign(balance=np.where(frame.index == 9, np.inf, 1.0)), version, output=Output(column="p"))
+    assert caught.value.where.startswith("row 9 ")
+
+
+def test_dictionaries_are_for_what_repeats() -> None:
+    schema = pa.schema(
+        [
+            ("text", pa.string()),
+            ("float", pa.float32()),
+            ("id", pa.int64()),
+            ("small", pa.int8()),
+            ("day", pa.date32()),
+            ("kind", pa.dictionary(pa.int32(), pa.string())),
+        ]
+    )
+    assert dictionary_columns(schema) == ["text", "small", "day", "kind"]
