@@ -1,0 +1,396 @@
+"""`JobDirectory`: the state of a job as files that ``ls`` and ``cat`` can read. It is the truth about the job.
+
+Layout (docs/job-directory.md has every field)::
+
+    <root>/<job id>/job.json  spec.yaml  plan.parquet  events.jsonl  report.json
+                    stages/0/{data,receipts,rejects}/  manifests/<n>.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from pipeline.errors import (
+    OutputConflict,
+    PlanMismatch,
+    RefusedForSafety,
+    StateCorrupt,
+    StorageError,
+)
+from pipeline.events import StatusChanged
+from pipeline.files import LocalStore, Store, local_path, open_store
+from pipeline.job_record import (
+    PLAN_FILE,
+    Clock,
+    JobRecord,
+    check_job_id,
+    iso_time,
+    new_job_id,
+    plan_bytes,
+    read_plan,
+    utc_now,
+)
+from pipeline.lifecycle import Status, check_transition
+from pipeline.manifest import Manifest, make_manifest
+from pipeline.plan import Plan, difference
+from pipeline.receipt import Receipt
+from pipeline.recipe import StageRecipe
+from pipeline.splits import done_partitions, effective_partitions, halves, partition_key
+
+__all__ = [
+    "Committed",
+    "JobDirectory",
+    "JobRecord",
+    "check_job_id",
+    "check_owner",
+    "done_partitions",
+    "effective_partitions",
+    "halves",
+    "new_job_id",
+    "partition_key",
+]
+
+JOB_FILE = "job.json"
+SPEC_FILE = "spec.yaml"
+EVENTS_FILE = "events.jsonl"
+REPORT_FILE = "report.json"
+_READERS = 32
+
+
+@dataclass(frozen=True)
+class Committed:
+    """A manifest that is durable."""
+
+    manifest: Manifest
+    landed: bool
+    """False when the same one had been committed before."""
+
+
+class JobDirectory:
+    """One job's directory. Make one with `create`, `open` or `open_or_create`."""
+
+    def __init__(
+        self, store: Store, record: JobRecord, *, plan: Plan | None = None, fsync: bool = True, now: Clock = utc_now
+    ) -> None:
+        self.store = store
+        self.fsync = fsync
+        self.record = record
+        self._plan = plan
+        self._now = now
+
+    @property
+    def root(self) -> str:
+        """Absolute path or URL."""
+        return self.store.root
+
+    @property
+    def job(self) -> str:
+        """The id of the job."""
+        return self.record.job
+
+    @staticmethod
+    def create(
+        root: str | os.PathLike[str],
+        plan: Plan,
+        *,
+        job: str,
+        working_directory: str = "",
+        import_paths: tuple[str, ...] = (),
+        store: Store | None = None,
+        fsync: bool = True,
+        now: Clock = utc_now,
+    ) -> JobDirectory:
+        """Make the directory ``<root>/<job>`` for ``plan``. Of several that make the same one, all get the same job.
+
+        :param root: folder or URL that holds the job directories.
+        :param store: storage of the job's own directory, instead of the one at ``root``.
+        :param fsync: see `pipeline.files.open_store`; workers do the same.
+        :raises PlanMismatch: when the job is there with another plan.
+        :raises RefusedForSafety: for a bad id, or a folder of another user.
+        """
+        store = store or open_store(f"{os.fspath(root)}/{check_job_id(job)}", private=True, fsync=fsync)
+        check_owner(store)
+        store.put_if_absent(PLAN_FILE, plan_bytes(plan))
+        plan = _same_work(read_plan(store), plan, store=store)
+        store.put_if_absent(SPEC_FILE, plan.spec.to_yaml().encode())
+        record = JobRecord(
+            job=job,
+            name=plan.spec.name,
+            created=iso_time(now()),
+            plan=plan.digest,
+            spec=plan.spec.digest,
+            model={"name": plan.model.name, "version": plan.model.version, "digest": plan.model.digest},
+            rows=sum(file.rows for file in plan.files),
+            partitions=len(plan.partitions),
+            sink=plan.spec.sink.path,
+            working_directory=working_directory or os.getcwd(),
+            import_paths=import_paths,
+        )
+        if store.put_if_absent(JOB_FILE, record.to_json()):
+            directory = JobDirectory(store, record, plan=plan, fsync=fsync, now=now)
+            directory.append_event("status", before="", after=str(Status.PLANNED), reason="")
+            return directory
+        return JobDirectory.open(store.root, store=store, fsync=fsync, now=now).check_plan(plan)
+
+    @staticmethod
+    def open(
+        root: str | os.PathLike[str], *, store: Store | None = None, fsync: bool = True, now: Clock = utc_now
+    ) -> JobDirectory:
+        """The job whose directory is ``root``.
+
+        :raises StateCorrupt: when it is no job directory.
+        :raises RefusedForSafety: when it is another user's.
+        """
+        store = store or open_store(root, private=True, fsync=fsync)
+        check_owner(store)
+        try:
+            record = JobRecord.from_json(store.read(JOB_FILE), where=store.url(JOB_FILE))
+        except FileNotFoundError:
+            raise StateCorrupt(
+                "that is no job directory",
+                where=store.root,
+                found="no job.json",
+                next_step="python -m pipeline list",
+            ) from None
+        return JobDirectory(store, record, fsync=fsync, now=now)
+
+    @staticmethod
+    def open_or_create(root: str | os.PathLike[str], plan: Plan, *, job: str, **options: Any) -> JobDirectory:
+        """The job ``job`` under ``root`` when it has this very plan, made when it is not there. Options of `create`."""
+        fsync, now = options.get("fsync", True), options.get("now", utc_now)
+        store = options.pop("store", None)
+        store = store or open_store(f"{os.fspath(root)}/{check_job_id(job)}", private=True, fsync=fsync)
+        if store.exists(JOB_FILE):
+            return JobDirectory.open(store.root, store=store, fsync=fsync, now=now).check_plan(plan)
+        return JobDirectory.create(root, plan, job=job, store=store, **options)
+
+    def check_plan(self, plan: Plan) -> JobDirectory:
+        """Itself, when ``plan`` does the work it was made for. The stored plan stays, however the other is cut: that
+        depends on the cluster, and a job may be resumed on another one.
+
+        :raises PlanMismatch: when not, with what differs.
+        """
+        if plan.digest == self.record.plan:
+            self._plan = plan
+        else:
+            _same_work(self.plan, plan, store=self.store)
+        return self
+
+    @property
+    def plan(self) -> Plan:
+        """The stored plan, read when it is first needed.
+
+        :raises StateCorrupt: when it is not the one ``job.json`` names.
+        """
+        if self._plan is None:
+            plan = read_plan(self.store)
+            if plan.digest != self.record.plan:
+                raise StateCorrupt(
+                    "plan.parquet is not the plan of this job",
+                    where=self.store.url(PLAN_FILE),
+                    found=plan.digest,
+                    expected=self.record.plan,
+                    next_step="restore the file, or run the job spec again as a new job",
+                )
+            self._plan = plan
+        return self._plan
+
+    @cached_property
+    def recipe(self) -> StageRecipe:
+        """What workers need to do any partition."""
+        return self.plan.recipe(
+            job=self.job, directory=self.root, fsync=self.fsync, import_paths=self.record.import_paths
+        )
+
+    def resolve(self, path: str) -> str:
+        """``path`` of the spec as an absolute path or URL; relative ones start from where the job was made."""
+        if "://" in path and not path.startswith("file://"):
+            return path
+        return str(local_path(os.path.join(self.record.working_directory, os.path.expanduser(path))))
+
+    # Events and status
+
+    def append_event(self, event: str, **fields: Any) -> None:
+        """Add one line to ``events.jsonl``."""
+        self.store.append(
+            EVENTS_FILE, json.dumps({"time": iso_time(self._now()), "event": event, **fields}, default=str)
+        )
+
+    def events(self) -> list[dict[str, Any]]:
+        """All events, oldest first. Lines that a crash cut short are left out."""
+        try:
+            text = self.store.read(EVENTS_FILE).decode(errors="replace")
+        except FileNotFoundError:
+            return []
+        return [event for line in text.split("\n") if (event := _parse_event(line)) is not None]
+
+    def status(self) -> Status:
+        """Where the job is in its life: the last status event decides."""
+        for event in reversed(self.events()):
+            if event["event"] == "status" and event.get("after") in Status.__members__:
+                return Status(event["after"])
+        return Status.PLANNED
+
+    def set_status(self, after: Status, *, reason: str = "") -> StatusChanged:
+        """Write the next status.
+
+        :raises StateCorrupt: when it cannot follow on the present one.
+        """
+        before = self.status()
+        check_transition(before, after)
+        self.append_event("status", before=str(before), after=str(after), reason=reason)
+        return StatusChanged(self.job, str(before), str(after), reason)
+
+    # Receipts
+
+    def receipts(self, *, stage: int = 0) -> tuple[Receipt, ...]:
+        """All receipts of a stage in source order, those of split partitions too.
+
+        :raises StateCorrupt: for one that is damaged, misnamed or of another plan.
+        """
+        folder = f"stages/{stage}/receipts"
+        names = [name for name in self.store.list(folder) if name.endswith(".json")]
+        paths = [f"{folder}/{name}" for name in names]
+        if isinstance(self.store, LocalStore):
+            receipts = [self._receipt(path) for path in paths]
+        else:
+            with ThreadPoolExecutor(_READERS) as pool:
+                receipts = list(pool.map(self._receipt, paths))
+        return tuple(sorted(receipts, key=lambda receipt: partition_key(receipt.partition)))
+
+    def _receipt(self, path: str) -> Receipt:
+        where = self.store.url(path)
+        receipt = Receipt.from_json(self.store.read(path), where=where)
+        if receipt.plan != self.record.plan or f"{receipt.partition}.json" != path.rpartition("/")[2]:
+            raise StateCorrupt(
+                "a receipt does not belong to this job",
+                where=where,
+                found=f"partition {receipt.partition} of plan {receipt.plan[:12]}",
+                expected=f"a partition named like the file, of plan {self.record.plan[:12]}",
+                next_step="remove the file and resume: its partition is scored again",
+            )
+        return receipt
+
+    # Manifests and report
+
+    def manifests(self) -> list[int]:
+        """Numbers of the manifests that were committed, ascending."""
+        names = (name.removesuffix(".json") for name in self.store.list("manifests") if name.endswith(".json"))
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def manifest(self, number: int | None = None) -> Manifest | None:
+        """The manifest with that number, or the last one; None when there is none."""
+        numbers = self.manifests()
+        number = number if number is not None else (numbers[-1] if numbers else None)
+        if number not in numbers:
+            return None
+        name = f"manifests/{number}.json"
+        return Manifest.from_json(self.store.read(name), where=self.store.url(name))
+
+    def next_manifest(self, receipts: Iterable[Receipt]) -> Manifest:
+        """What `commit_manifest` takes: the manifest of ``receipts``, numbered on from the last one; that one itself
+        when it names the same files already.
+
+        :raises ReconciliationFailed: when the rows do not add up.
+        """
+        last = self.manifest()
+        made = make_manifest(
+            receipts,
+            number=last.number if last else 1,
+            job=self.job,
+            plan=self.record.plan,
+            model=self.plan.model,
+            schema=self.plan.output_schema,
+            pruned_rows=self.plan.pruned_rows,
+            created=iso_time(self._now()),
+        )
+        if last is None or made.is_same_output(last):
+            return last or made
+        return Manifest(**{**made.__dict__, "number": last.number + 1})
+
+    def commit_manifest(self, manifest: Manifest) -> Committed:
+        """Write the manifest if its number is free. Only when this raises `OutputConflict` did it surely not land.
+
+        :raises OutputConflict: when the number is taken by other content: another driver commits to this job.
+        :raises StorageError: when the outcome is unknown; nothing may be deleted, and resume finds out.
+        """
+        name = f"manifests/{manifest.number}.json"
+        try:
+            if self.store.put_if_absent(name, manifest.to_json()):
+                return Committed(manifest, landed=True)
+        except StorageError:
+            # The reply may be lost while the file is there; when it is not, or cannot be read, the error stands.
+            try:
+                there = Manifest.from_json(self.store.read(name), where=self.store.url(name))
+            except (OSError, StorageError, StateCorrupt):
+                there = None
+            if there is None or not there.is_same_output(manifest):
+                raise
+            return Committed(there, landed=True)
+        there = Manifest.from_json(self.store.read(name), where=self.store.url(name))
+        if not there.is_same_output(manifest):
+            raise OutputConflict(
+                "another driver has committed this job",
+                where=self.store.url(name),
+                found=f"{len(there.files)} files, {there.rows.out:,} rows, committed {there.created}",
+                expected=f"{len(manifest.files)} files, {manifest.rows.out:,} rows",
+                next_step=f"python -m pipeline status {self.job}",
+            )
+        return Committed(there, landed=False)
+
+    def write_report(self, report: dict[str, Any]) -> None:
+        """Set ``report.json``."""
+        self.store.replace(REPORT_FILE, json.dumps(report, indent=1, default=str).encode() + b"\n")
+
+    def read_report(self) -> dict[str, Any] | None:
+        """``report.json``; None when there is none (it can be made again from the receipts)."""
+        try:
+            report = json.loads(self.store.read(REPORT_FILE))
+        except (FileNotFoundError, ValueError):
+            return None
+        return report if isinstance(report, dict) else None
+
+
+def check_owner(store: Store) -> None:
+    """Refuse a local folder that belongs to another user: whoever writes to it runs code as this one.
+
+    :raises RefusedForSafety: when it does.
+    """
+    if not store.is_local or not os.path.lexists(store.root):
+        return
+    owner, me = os.lstat(store.root).st_uid, os.geteuid()
+    if owner != me:
+        raise RefusedForSafety(
+            "the job directory belongs to another user",
+            where=store.root,
+            found=f"user id {owner}",
+            expected=f"user id {me}",
+            next_step="choose another place with --directory or pipeline.directory",
+        )
+
+
+def _same_work(stored: Plan, wanted: Plan, *, store: Store) -> Plan:
+    """The stored plan, when it does the same as the wanted one."""
+    if stored.digest == wanted.digest or stored.work_digest == wanted.work_digest:
+        return stored
+    raise PlanMismatch(
+        "the job directory belongs to another plan",
+        where=store.root,
+        found="; ".join(difference(stored, wanted)) or f"plan {stored.digest[:12]}",
+        expected=f"plan {wanted.digest[:12]}",
+        next_step="run the job spec as a new job, or undo the change and resume",
+    )
+
+
+def _parse_event(line: str) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and "event" in event else None

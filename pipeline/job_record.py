@@ -1,0 +1,120 @@
+"""`JobRecord`: what ``job.json`` says; the ids of jobs; the stored plan."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+
+import pyarrow.parquet as pq
+
+from pipeline.errors import RefusedForSafety, StateCorrupt
+from pipeline.files import Store
+from pipeline.plan import Plan, plan_from_table, plan_to_table
+
+Clock = Callable[[], datetime]
+PLAN_FILE = "plan.parquet"
+_JOB_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
+
+
+def utc_now() -> datetime:
+    """The time now, UTC."""
+    return datetime.now(UTC)
+
+
+def new_job_id(name: str, *, now: datetime, entropy: str) -> str:
+    """``churn-nightly-20260101-120000-a1b2``: sortable by name and time, unique by ``entropy`` (a few hex digits)."""
+    return check_job_id(f"{name}-{now.astimezone(UTC):%Y%m%d-%H%M%S}-{entropy}")
+
+
+def check_job_id(job: str) -> str:
+    """``job`` itself, when it can be the name of a folder.
+
+    :raises RefusedForSafety: when not.
+    """
+    if not _JOB_ID.fullmatch(job):
+        raise RefusedForSafety(
+            "that cannot be the id of a job", found=repr(job), expected="lower-case letters, digits, ._- (100 at most)"
+        )
+    return job
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """What ``job.json`` says. It never changes; its presence means that the job exists."""
+
+    job: str
+    name: str
+    created: str
+    """UTC, ISO 8601."""
+    plan: str
+    """Digest of the plan."""
+    spec: str
+    """Digest of the job spec."""
+    model: dict[str, str]
+    """Name, version and digest of the pinned model version."""
+    rows: int
+    """Rows of the input files, those that a filter will drop too."""
+    partitions: int
+    sink: str
+    working_directory: str
+    """Folder that relative paths of the spec start from."""
+    import_paths: tuple[str, ...] = ()
+    """Folders in which the modules of the steps are looked for."""
+
+    def to_json(self) -> bytes:
+        """As stored, with a schema version."""
+        return json.dumps({"schema_version": 1, **asdict(self)}, indent=1).encode() + b"\n"
+
+    @staticmethod
+    def from_json(data: bytes, *, where: str) -> JobRecord:
+        """Inverse of `to_json`.
+
+        :raises StateCorrupt: for anything else.
+        """
+        try:
+            record = json.loads(data)
+            if record.pop("schema_version") != 1:
+                raise ValueError("unknown schema_version")
+            return JobRecord(**{**record, "import_paths": tuple(record["import_paths"])})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StateCorrupt(
+                "job.json is damaged",
+                where=where,
+                found=f"{type(error).__name__}: {error}",
+                expected="the JSON that was written when the job was made",
+                next_step="restore the file, or run the job spec again as a new job",
+            ) from error
+
+
+def iso_time(moment: datetime) -> str:
+    """``2026-01-01T12:00:00.000Z``."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def plan_bytes(plan: Plan) -> bytes:
+    """Content of ``plan.parquet``."""
+    sink = io.BytesIO()
+    pq.write_table(plan_to_table(plan), sink, compression="zstd", write_page_checksum=True)
+    return sink.getvalue()
+
+
+def read_plan(store: Store) -> Plan:
+    """The stored plan.
+
+    :raises StateCorrupt: when it cannot be read.
+    """
+    try:
+        table = pq.read_table(io.BytesIO(store.read(PLAN_FILE)), page_checksum_verification=True)
+        return plan_from_table(table)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StateCorrupt(
+            "the stored plan cannot be read",
+            where=store.url(PLAN_FILE),
+            found=f"{type(error).__name__}: {error}",
+            expected="the plan that was stored when the job was made",
+            next_step="restore the file, or run the job spec again as a new job",
+        ) from error

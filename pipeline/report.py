@@ -1,0 +1,260 @@
+"""The reconciled result of a job: the decision whether it succeeded, and `Report`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any
+
+from pipeline.checkpoint import JobDirectory, effective_partitions
+from pipeline.errors import PipelineError, StepFailed, TooManyRejects
+from pipeline.lifecycle import Status
+from pipeline.plan import Plan
+from pipeline.receipt import Receipt, Seconds
+from pipeline.rows import RowCounts
+from pipeline.units import format_count
+
+SCHEMA_VERSION = 1
+_OF_USER_CODE = ("step:", "score:")
+_SHOWN_REASONS = 3
+_PARTS = ("read", "steps", "score", "write", "model_load")
+_FINAL = {str(status) for status in Status if status.is_final}
+_ACTIVE = {str(Status.PROVISIONING), str(Status.RUNNING), str(Status.PUBLISHING)}
+
+
+@dataclass(frozen=True)
+class Skew:
+    """How unevenly the work was spread."""
+
+    before: float
+    """Rows of the largest input file / mean rows of a file."""
+    after: float
+    """Rows of the largest partition / mean rows of a partition."""
+    slowest_seconds: float
+    """Wall time of the slowest partition."""
+    mean_seconds: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of a job. ``report.json`` holds it."""
+
+    job: str
+    name: str
+    status: str
+    reason: str
+    """Why it has this status, when it did not succeed."""
+    rows: RowCounts
+    model: dict[str, str]
+    """Name, version and digest."""
+    output: str
+    """Path or URL of the sink."""
+    directory: str
+    seconds: dict[str, float]
+    """``total`` and ``provision`` are wall time of the driver; ``read``, ``steps``, ``score``, ``write`` and
+    ``model_load`` are sums over all partitions, which run side by side."""
+    partitions: dict[str, int]
+    """``done`` and ``planned``, the halves of a split one in its place."""
+    skew: Skew
+    retries: int
+    reasons: dict[str, int]
+    """Rejected rows per reason, most frequent first."""
+    warnings: tuple[str, ...] = ()
+    error: dict[str, Any] | None = None
+    """What ended a job that failed; see `PipelineError.details`."""
+    next: tuple[str, ...] = field(default=())
+    """Commands to type next."""
+
+    @property
+    def rows_per_second(self) -> float:
+        """Input rows / seconds in all."""
+        total = self.seconds.get("total", 0.0)
+        return self.rows.rows_in / total if total > 0 else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``report.json`` and ``--json`` show it."""
+        record = asdict(self)
+        record["rows"] = self.rows.details()
+        record["rows_per_second"] = round(self.rows_per_second, 1)
+        record["seconds"] = {name: round(value, 3) for name, value in self.seconds.items()}
+        record["warnings"], record["next"] = list(self.warnings), list(self.next)
+        return {"schema_version": SCHEMA_VERSION, **record}
+
+
+def status_for(rows: RowCounts, *, max_fraction: float) -> Status:
+    """How a job whose every partition is done ends, by how many of its input rows were rejected."""
+    if rows.rejected == 0:
+        return Status.SUCCEEDED
+    within = rows.rejected <= max_fraction * rows.rows_in
+    return Status.SUCCEEDED_WITH_WARNINGS if within else Status.FAILED
+
+
+def decide_status(
+    plan: Plan, receipts: Iterable[Receipt], *, job: str, examples: Mapping[str, str] | None = None
+) -> Status:
+    """The status a job whose every partition is done goes to once it is published.
+
+    :param examples: the first rejected row per reason, as text; see `pipeline.rejects.first_examples`.
+    :raises TooManyRejects: or StepFailed, when more rows were rejected than ``errors.max_fraction`` allows.
+    """
+    receipts = tuple(receipts)
+    rows, limit = count_rows(plan, receipts), plan.spec.errors.max_fraction
+    status = status_for(rows, max_fraction=limit)
+    if status is Status.FAILED:
+        reasons = count_reasons(receipts)
+        raise too_many_rejects(rows, max_fraction=limit, reasons=reasons, job=job, examples=examples)
+    return status
+
+
+def count_rows(plan: Plan, receipts: Iterable[Receipt]) -> RowCounts:
+    """What became of the rows that ``receipts`` tell of, and of those that statistics ruled out."""
+    done = RowCounts.total(receipt.rows for receipt in receipts if not receipt.splits)
+    return done + RowCounts(rows_in=plan.pruned_rows, filtered=plan.pruned_rows)
+
+
+def count_reasons(receipts: Iterable[Receipt]) -> dict[str, int]:
+    """Rejected rows per reason, most frequent first."""
+    reasons: dict[str, int] = {}
+    for receipt in receipts:
+        for reason, count in receipt.reasons.items():
+            reasons[reason] = reasons.get(reason, 0) + count
+    return dict(sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def too_many_rejects(
+    rows: RowCounts,
+    *,
+    max_fraction: float,
+    reasons: Mapping[str, int],
+    job: str,
+    examples: Mapping[str, str] | None = None,
+) -> PipelineError:
+    """What to raise when `decide_status` says FAILED.
+
+    It is the data's fault (`TooManyRejects`) or, when most rows were rejected because a step or the model raised on
+    them, the code's (`StepFailed`).
+
+    :param examples: the first rejected row per reason, as text.
+    """
+    by_code = sum(count for reason, count in reasons.items() if reason.startswith(_OF_USER_CODE))
+    kind = StepFailed if 2 * by_code > sum(reasons.values()) else TooManyRejects
+    top = sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0]))
+    shown = [
+        f"{format_count(count)} {reason}" + (f" ({examples[reason]})" if examples and reason in examples else "")
+        for reason, count in top[:_SHOWN_REASONS]
+    ]
+    more = f"; {len(top) - _SHOWN_REASONS} more reasons" if len(top) > _SHOWN_REASONS else ""
+    return kind(
+        "too many rows were rejected; nothing was published",
+        where=f"job {job}",
+        found=f"{format_count(rows.rejected)} of {format_count(rows.rows_in)} rows "
+        f"({_percent(rows.rejected, rows.rows_in)}): " + "; ".join(shown) + more,
+        expected=f"at most {max_fraction:.4%} (errors.max_fraction: {max_fraction:g})",
+        next_step=f"python -m pipeline rejects {job}",
+    )
+
+
+def make_report(
+    job: JobDirectory,
+    *,
+    receipts: Iterable[Receipt] | None = None,
+    status: Status | None = None,
+    seconds: float | None = None,
+    provision: float = 0.0,
+    retries: int | None = None,
+    warnings: Sequence[str] = (),
+    error: PipelineError | None = None,
+) -> Report:
+    """The report of a job, finished or not, from what its directory says.
+
+    :param receipts: when they are at hand; else they are read.
+    :param status: default: the one the events say.
+    :param seconds: wall time of the run, provisioning included. Default: time the events say drivers spent.
+    :param provision: wall time until there were workers.
+    :param retries: default: as many as the events tell of.
+    """
+    plan, events = job.plan, job.events()
+    known = job.receipts() if receipts is None else tuple(receipts)
+    done = [receipt for receipt in known if not receipt.splits]
+    rows = count_rows(plan, done)
+    spent = sum((receipt.seconds for receipt in done), Seconds())
+    status = status or job.status()
+    total = _active_seconds(events) if seconds is None else seconds
+    return Report(
+        job=job.job,
+        name=plan.spec.name,
+        status=str(status),
+        reason=error.message if error else _last_reason(events, status),
+        rows=rows,
+        model={"name": plan.model.name, "version": plan.model.version, "digest": plan.model.digest},
+        output=job.resolve(plan.spec.sink.path),
+        directory=job.root,
+        seconds={"total": total, "provision": provision, **{name: getattr(spent, name) for name in _PARTS}},
+        partitions={"done": len(done), "planned": len(effective_partitions(plan, known))},
+        skew=_spread(plan, [receipt.seconds.total for receipt in done]),
+        retries=sum(event.get("outcome") == "retry" for event in events) if retries is None else retries,
+        reasons=count_reasons(done),
+        warnings=(*warnings, *_reject_warning(rows)),
+        error=error.details() if error else None,
+        next=_next(status, job.job, has_rejects=rows.rejected > 0),
+    )
+
+
+def _spread(plan: Plan, times: Sequence[float]) -> Skew:
+    return Skew(
+        before=_skew([file.rows for file in plan.files]),
+        after=_skew([partition.rows for partition in plan.partitions]),
+        slowest_seconds=round(max(times, default=0.0), 3),
+        mean_seconds=round(sum(times) / len(times), 3) if times else 0.0,
+    )
+
+
+def _active_seconds(events: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds during which a driver worked on the job; the stretch of one that was killed ends at its last event."""
+    total, since, last = 0.0, None, None
+    for event in events:
+        try:
+            now = datetime.fromisoformat(str(event["time"]))
+        except (KeyError, ValueError):
+            continue
+        after = event.get("after") if event["event"] == "status" else None
+        is_restart = after == Status.PROVISIONING and since is not None
+        if since is not None and last is not None and (is_restart or after in _FINAL):
+            total += ((last if is_restart else now) - since).total_seconds()
+            since = None
+        if since is None and after in _ACTIVE:
+            since = now
+        last = now
+    if since is not None and last is not None:
+        total += (last - since).total_seconds()
+    return max(0.0, total)
+
+
+def _last_reason(events: Sequence[Mapping[str, Any]], status: Status) -> str:
+    if status.is_success:
+        return ""
+    reasons = [str(event.get("reason", "")) for event in events if event["event"] == "status"]
+    return reasons[-1] if reasons else ""
+
+
+def _skew(rows: Sequence[int]) -> float:
+    total = sum(rows)
+    return round(max(rows) * len(rows) / total, 3) if total else 1.0
+
+
+def _reject_warning(rows: RowCounts) -> tuple[str, ...]:
+    if not rows.rejected:
+        return ()
+    return (f"{format_count(rows.rejected)} rows were rejected ({_percent(rows.rejected, rows.rows_in)})",)
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{part / whole:.4%}" if whole else "0%"
+
+
+def _next(status: Status, job: str, *, has_rejects: bool) -> tuple[str, ...]:
+    rejects = (f"python -m pipeline rejects {job}",) if has_rejects else ()
+    if status.is_success:
+        return (f"python -m pipeline verify {job}", *rejects, f"python -m pipeline status {job}")
+    return (*rejects, f"python -m pipeline resume {job}", f"python -m pipeline status {job}")

@@ -1,0 +1,114 @@
+"""Final destinations. `check` says before anything runs whether a sink may be written; `publish` writes it, once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+from pipeline.checkpoint import JobDirectory
+from pipeline.manifest import Manifest
+from pipeline.plugins import find_adapter
+from pipeline.spec import Sink
+
+BUILT_IN = {"parquet": "pipeline.sinks.parquet:ParquetSink"}
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedFile:
+    """One file in a sink."""
+
+    name: str
+    """Relative to the sink's path."""
+    rows: int
+    bytes: int
+    sha256: str
+    """Empty for a file that was there before the first job published to the sink."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a job has in a sink."""
+
+    path: str
+    """Absolute path or URL."""
+    files: tuple[PublishedFile, ...]
+    """Those of this job."""
+    rows: int
+    bytes: int
+    is_new: bool = True
+    """False when it had been published before, and nothing was changed."""
+    is_replaced: bool = False
+    """True when another job has overwritten it since; it is left as it is."""
+
+
+class SinkAdapter(Protocol):
+    """One format of sinks."""
+
+    def check(
+        self,
+        sink: Sink,
+        *,
+        sources: Sequence[str] = (),
+        path: str = "",
+        job: str = "",
+        schema: bytes | None = None,
+        state: Sequence[str] = (),
+    ) -> None:
+        """See `check`."""
+
+    def publish(self, manifest: Manifest, directory: JobDirectory) -> Published:
+        """See `publish`."""
+
+    def published(self, manifest: Manifest, directory: JobDirectory) -> Published | None:
+        """See `published`."""
+
+
+def find_sink(format_name: str) -> SinkAdapter:
+    """The adapter for ``sink.format``.
+
+    :raises SpecError: when there is none.
+    """
+    return cast(SinkAdapter, find_adapter(format_name, kind="sink", built_in=BUILT_IN)())
+
+
+def check(
+    sink: Sink,
+    *,
+    sources: Sequence[str],
+    path: str = "",
+    job: str = "",
+    schema: bytes | None = None,
+    state: Sequence[str] = (),
+) -> None:
+    """Refuse a sink that cannot or must not be written, before anything runs. Changes nothing.
+
+    :param sources: paths of the job's source: directories, files, globs.
+    :param path: the sink's path made absolute; default ``sink.path``.
+    :param job: id of the job, when it may have begun to publish already.
+    :param schema: Arrow schema (IPC) of the output, when it is known: what is appended must fit.
+    :param state: folders of job directories, which a sink must not lie in nor hold.
+    :raises OutputExists: there is data and the mode is ``error``.
+    :raises OutputConflict: what is there has another schema, or another layout, than what is to be appended.
+    :raises RefusedForSafety: the sink and the source overlap, the path is a folder that must not be replaced, or
+        overwriting would remove files that are no output of a job.
+    """
+    find_sink(sink.format).check(sink, sources=sources, path=path, job=job, schema=schema, state=state)
+
+
+def publish(manifest: Manifest, directory: JobDirectory) -> Published:
+    """Put the output of a committed manifest where the job's sink says, once: again for the same job and manifest
+    number changes nothing, and after a crash anywhere in it, calling it again completes it.
+
+    :raises OutputExists: see `check`.
+    :raises OutputConflict: see `check`; also when another job published to the sink meanwhile.
+    :raises RefusedForSafety: see `check`.
+    :raises StateCorrupt: a checkpoint file is missing or has another size.
+    :raises StorageError: the storage failed; resume tries again.
+    """
+    return find_sink(directory.plan.spec.sink.format).publish(manifest, directory)
+
+
+def published(manifest: Manifest, directory: JobDirectory) -> Published | None:
+    """What the job's sink holds of a manifest; None when it was not published."""
+    return find_sink(directory.plan.spec.sink.format).published(manifest, directory)

@@ -1,0 +1,105 @@
+"""Whether what is in a sink allows to publish Parquet files to it."""
+
+from __future__ import annotations
+
+import os
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import OutputConflict, OutputExists, RefusedForSafety
+from pipeline.files import Store
+from pipeline.sinks import PublishedFile, layout
+
+_SHOWN_COLUMNS = 5
+
+
+def check_content(
+    store: Store, state: layout.SinkState | None, *, mode: str, job: str, schema: pa.Schema | None
+) -> None:
+    """Whether ``mode`` allows to publish over what is in ``store``; see `pipeline.sinks.check`."""
+    names = layout.data_names(store, job=job)
+    if mode == "error" and names:
+        raise output_exists(store, names)
+    if mode == "overwrite":
+        layout.check_replaceable(store)
+    if mode == "append" and names:
+        layout.check_flat(store)
+        if schema is not None:
+            _check_schema(store, state, names, schema)
+
+
+def check_folder(store: Store) -> None:
+    """Refuse a path that is a file.
+
+    :raises RefusedForSafety: when it is.
+    """
+    if store.is_local and os.path.lexists(store.root) and not os.path.isdir(store.root):
+        raise RefusedForSafety(
+            "the output is a folder, and there is a file",
+            where=f"sink.path: {store.root}",
+            expected="a folder, or nothing",
+            next_step="choose another sink.path",
+        )
+
+
+def _check_schema(store: Store, state: layout.SinkState | None, names: list[str], schema: pa.Schema) -> None:
+    first = next((name for name in names if name.endswith(layout.SUFFIX)), None)
+    if state and state.schema:
+        there, where = pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(state.schema))), layout.MANIFEST
+    elif first:
+        there, where = _footer(store, first).schema.to_arrow_schema(), first
+    else:
+        return
+    old, new = ({field.name: str(field.type) for field in one} for one in (there, schema))
+    changed = [
+        f"{name}: {old.get(name, 'not there')} -> {new.get(name, 'not there')}"
+        for name in dict.fromkeys((*old, *new))
+        if old.get(name) != new.get(name)
+    ]
+    if not changed and [*old] == [*new]:
+        return
+    changed = changed or [f"columns in the order {', '.join(old)}"]
+    more = f" and {len(changed) - _SHOWN_COLUMNS} more" if len(changed) > _SHOWN_COLUMNS else ""
+    raise OutputConflict(
+        "what is there has other columns than what is to be appended",
+        where=f"sink.path: {store.url(where)}",
+        found="; ".join(changed[:_SHOWN_COLUMNS]) + more,
+        expected="the same columns with the same types in the same order",
+        next_step="choose another sink.path, or sink.mode overwrite, or mend score.keep and score.output",
+    )
+
+
+def adopted(store: Store, *, job: str) -> layout.SinkState | None:
+    """A state for Parquet files that were there before any job published; appending must not hide them."""
+    names = [name for name in store.list() if name.endswith(layout.SUFFIX) and not layout.is_file_of(name, job)]
+    if not names:
+        return None
+    files = tuple(PublishedFile(name, _footer(store, name).num_rows, store.size(name), "") for name in names)
+    return layout.SinkState((layout.Publication("", 0, "", files),))
+
+
+def _footer(store: Store, name: str) -> pq.FileMetaData:
+    try:
+        with store.open_input(name) as file:
+            return pq.read_metadata(file)
+    except pa.ArrowInvalid as error:
+        raise OutputConflict(
+            "a file in the sink cannot be read as Parquet",
+            where=store.url(name),
+            found=str(error),
+            next_step="remove it, or choose another sink.path",
+        ) from error
+
+
+def output_exists(store: Store, names: list[str]) -> OutputExists:
+    """What to raise when there is data and the mode is ``error``."""
+    found = f"{len(names):,} files, such as {names[0]}" if len(names) > 1 else names[0]
+    return OutputExists(
+        "there is data in the sink already",
+        where=f"sink.path: {store.root}",
+        found=found,
+        expected="no data, since sink.mode is error",
+        next_step="choose another sink.path, or --set sink.mode=overwrite (replaces it in one step), "
+        "or --set sink.mode=append (adds to it)",
+    )

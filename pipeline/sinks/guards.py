@@ -1,0 +1,88 @@
+"""Places a sink must not be, whatever its format: where the source is, where jobs keep their state, a whole home."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+
+from pipeline.errors import RefusedForSafety
+from pipeline.files import is_local_path, local_path
+
+_MAGIC = re.compile(r"[*?\[]")
+_SAFE = "a folder of its own for the output, apart from the source"
+
+
+def check_place(path: str, *, sources: Sequence[str], state: Sequence[str] = ()) -> None:
+    """Refuse ``path`` as a sink where publishing could touch what is no output.
+
+    :param sources: paths or URLs of the source, globs too.
+    :param state: folders that hold job directories.
+    :raises RefusedForSafety: when it overlaps with one of these, or is ``/``, a home, or the working directory, or a
+        folder above it.
+    """
+    place = real_place(path)
+    if is_local_path(path):
+        for folder, name in ((Path.home(), "your home"), (Path.cwd(), "the working directory")):
+            if _is_within(_parts(os.path.realpath(folder)), _parts(place)):
+                raise _refused(path, f"{place} is {name} or a folder above it")
+    if len(_parts(place)) <= 1:
+        raise _refused(path, f"{place} is everything there is")
+    for source in sources:
+        if _overlaps(place, source):
+            raise _refused(path, f"it overlaps with the source {source}")
+    for folder_of_jobs in state:
+        kept = _parts(real_place(folder_of_jobs))
+        if _is_within(kept, _parts(place)) or _is_within(_parts(place), kept):
+            raise _refused(path, f"it overlaps with the job directories in {folder_of_jobs}")
+
+
+def real_place(path: str) -> str:
+    """``path`` as an absolute path with its links followed, or as the URL it is."""
+    if is_local_path(path):
+        return os.path.realpath(local_path(path))
+    scheme, separator, rest = path.partition("://")
+    return f"{scheme}{separator}{rest.rstrip('/')}"
+
+
+def _overlaps(place: str, source: str) -> bool:
+    magic = _MAGIC.search(source)
+    if magic is None:
+        there = _parts(real_place(source))
+        return _is_within(_parts(place), there) or _is_within(there, _parts(place))
+    slash = source.rfind("/", 0, magic.start())
+    base = _parts(real_place(source[: max(slash, 1)] if slash >= 0 else "."))
+    if _is_within(base, _parts(place)):
+        return True
+    if not _is_within(_parts(place), base):
+        return False
+    below = _parts(place)[len(base) :]
+    patterns = PurePosixPath(source[slash + 1 :]).parts
+    # A glob that goes through, or stops at, the folders of the sink would make the next run read this one's output.
+    for part, pattern in zip(below, patterns, strict=False):
+        if pattern == "**":
+            return True
+        if not fnmatch(part, pattern):
+            return False
+    return True
+
+
+def _is_within(parts: tuple[str, ...], folder: tuple[str, ...]) -> bool:
+    return parts[: len(folder)] == folder
+
+
+def _parts(place: str) -> tuple[str, ...]:
+    scheme, separator, rest = place.rpartition("://")
+    return (scheme + separator or "/", *(part for part in rest.split("/") if part))
+
+
+def _refused(path: str, found: str) -> RefusedForSafety:
+    return RefusedForSafety(
+        "the output cannot go there",
+        where=f"sink.path: {path}",
+        found=found,
+        expected=_SAFE,
+        next_step="choose another sink.path",
+    )

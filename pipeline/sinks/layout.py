@@ -1,0 +1,178 @@
+"""What a published folder looks like, and what may lie in it. No Parquet is written here.
+
+part-<partition>-<tag>.parquet   the rows; the tag is of the job and its manifest number
+_manifest.json                   which files count: `SinkState`; a reader who goes through it sees one state
+_SUCCESS                         the digest of _manifest.json; not there while files are changed in place
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.digest import digest_bytes
+from pipeline.errors import OutputConflict, RefusedForSafety, StateCorrupt
+from pipeline.files import Store
+from pipeline.manifest import Manifest
+from pipeline.sinks import PublishedFile
+
+MANIFEST = "_manifest.json"
+SUCCESS = "_SUCCESS"
+SUFFIX = ".parquet"
+_OF_PARQUET = ("_metadata", "_common_metadata")
+_REPLACED_KEPT = 1000
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What one job put there."""
+
+    job: str
+    """Id; empty for files that were there before the first job came."""
+    manifest: int
+    """Number of the job's manifest."""
+    mode: str
+    files: tuple[PublishedFile, ...]
+
+
+@dataclass(frozen=True)
+class SinkState:
+    """The content of ``_manifest.json``."""
+
+    publications: tuple[Publication, ...]
+    schema: str = ""
+    """Arrow schema (IPC), in hexadecimal digits."""
+    replaced: tuple[tuple[str, int], ...] = ()
+    """Job and manifest number of what was overwritten, so that resuming such a job does not bring it back."""
+
+    @property
+    def files(self) -> tuple[PublishedFile, ...]:
+        """All files that count."""
+        return tuple(file for publication in self.publications for file in publication.files)
+
+    def find(self, job: str, number: int) -> Publication | None:
+        """What a manifest of a job put there."""
+        return next((one for one in self.publications if (one.job, one.manifest) == (job, number)), None)
+
+    def to_json(self) -> bytes:
+        """As stored."""
+        publications = [{**asdict(one), "rows": sum(file.rows for file in one.files)} for one in self.publications]
+        record: dict[str, Any] = {
+            "schema_version": 1,
+            "rows": sum(file.rows for file in self.files),
+            "schema": self.schema,
+            "publications": publications,
+            "replaced": self.replaced,
+        }
+        return json.dumps(record, indent=1).encode() + b"\n"
+
+    @staticmethod
+    def from_json(data: bytes, *, where: str) -> SinkState:
+        """Inverse of `to_json`.
+
+        :raises StateCorrupt: for anything else.
+        """
+        try:
+            record = json.loads(data)
+            if record["schema_version"] != 1:
+                raise ValueError("unknown schema_version")
+            publications = tuple(
+                Publication(one["job"], one["manifest"], one["mode"], tuple(PublishedFile(**f) for f in one["files"]))
+                for one in record["publications"]
+            )
+            return SinkState(publications, record["schema"], tuple((job, n) for job, n in record["replaced"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StateCorrupt(
+                "the output's manifest is damaged",
+                where=where,
+                found=f"{type(error).__name__}: {error}",
+                expected="the JSON that a job published",
+                next_step="restore it, or publish to another sink.path",
+            ) from error
+
+
+def read_state(store: Store) -> SinkState | None:
+    """What the sink says it holds; None when no job published there."""
+    try:
+        return SinkState.from_json(store.read(MANIFEST), where=store.url(MANIFEST))
+    except FileNotFoundError:
+        return None
+
+
+def next_state(before: SinkState | None, publication: Publication, *, schema: str, overwrite: bool) -> SinkState:
+    """The state after ``publication``."""
+    if before is None:
+        return SinkState((publication,), schema)
+    if not overwrite:
+        return SinkState((*before.publications, publication), schema, before.replaced)
+    gone = tuple((one.job, one.manifest) for one in before.publications if one.job)
+    return SinkState((publication,), schema, (*before.replaced, *gone)[-_REPLACED_KEPT:])
+
+
+def success_text(state: SinkState) -> bytes:
+    """Content of ``_SUCCESS``: it is of this state and no other."""
+    last = state.publications[-1]
+    text = {"manifest_sha256": digest_bytes(state.to_json()), "job": last.job, "manifest": last.manifest}
+    return json.dumps(text).encode() + b"\n"
+
+
+def job_tag(job: str) -> str:
+    """What the names of all files of a job share."""
+    return digest_bytes(job.encode())[:8]
+
+
+def file_name(partition: str, manifest: Manifest, *, attempt: str = "") -> str:
+    """Name of the file that begins with the rows of ``partition``.
+
+    :param attempt: makes it unlike that of any other attempt to publish; needed where the folder is changed in place.
+    """
+    return f"part-{partition}-{job_tag(manifest.job)}-{manifest.number}{'-' if attempt else ''}{attempt}{SUFFIX}"
+
+
+def is_file_of(name: str, job: str) -> bool:
+    """Whether ``job`` made the file, finished or not."""
+    return bool(job) and name.startswith("part-") and f"-{job_tag(job)}-" in name and name.endswith(SUFFIX)
+
+
+def data_names(store: Store, *, job: str = "") -> list[str]:
+    """What is in the sink, but for what this very job left there when it died, files first."""
+    names = [name for name in store.list() if not is_file_of(name, job)]
+    return names + [f"{name}/" for name in store.list_folders()]
+
+
+def check_replaceable(store: Store) -> None:
+    """Refuse to overwrite a folder that holds anything which is no output.
+
+    :raises RefusedForSafety: naming the first such file or folder.
+    """
+    for name in data_names(store):
+        if name in (MANIFEST, SUCCESS, *_OF_PARQUET) or (name.endswith(SUFFIX) and _is_parquet(store, name)):
+            continue
+        raise RefusedForSafety(
+            "overwriting would remove something that is no output of a job",
+            where=f"sink.path: {store.root}",
+            found=name,
+            expected="a folder with Parquet files only",
+            next_step="move it away, or choose another sink.path",
+        )
+
+
+def check_flat(store: Store) -> None:
+    """Refuse to append to a folder that has folders in it.
+
+    :raises OutputConflict: naming the first.
+    """
+    if folders := store.list_folders():
+        raise OutputConflict(
+            "what is there has another layout than what is to be appended",
+            where=f"sink.path: {store.root}",
+            found=f"the folder {folders[0]}/",
+            expected="Parquet files directly in the folder",
+            next_step="choose another sink.path",
+        )
+
+
+def _is_parquet(store: Store, name: str) -> bool:
+    with store.open_input(name) as file:
+        return file.read(4) == b"PAR1"

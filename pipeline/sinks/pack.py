@@ -1,0 +1,170 @@
+"""Which published files a manifest becomes, and writing those that are merged from several checkpoint files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import StateCorrupt
+from pipeline.files import Store
+from pipeline.manifest import Manifest, ManifestFile
+from pipeline.sinks import PublishedFile
+from pipeline.sinks.layout import file_name
+from pipeline.storage import as_storage_error
+
+_GROUP_ROWS = 1 << 20
+_GROUP_BYTES = 64 << 20
+"""Row groups of merged files are gathered up to one of these; memory is a few times the second."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One file to publish."""
+
+    name: str
+    sources: tuple[ManifestFile, ...]
+    """Checkpoint files it consists of, in order: one is taken as it is, more are merged, none makes an empty file."""
+
+
+def make_pieces(manifest: Manifest, *, target: int | None, attempt: str = "") -> tuple[Piece, ...]:
+    """Cut the files of ``manifest`` into published files, in source order.
+
+    Neighbours are merged until they have ``target`` bytes. A file of half the target or more stays by itself, and none
+    is cut: a partition's size is the upper bound. An output without rows is one file without rows, so that readers
+    find the schema.
+    """
+    if not manifest.files:
+        return (Piece(file_name("00000", manifest, attempt=attempt), ()),)
+    groups: list[list[ManifestFile]] = []
+    room = 0.0
+    for file in manifest.files:
+        is_small = target is not None and file.bytes < target / 2
+        if is_small and groups and file.bytes <= room:
+            groups[-1].append(file)
+            room -= file.bytes
+        else:
+            groups.append([file])
+            room = target - file.bytes if is_small and target else 0.0
+    return tuple(Piece(file_name(group[0].partition, manifest, attempt=attempt), tuple(group)) for group in groups)
+
+
+def check_sources(manifest: Manifest, *, store: Store) -> None:
+    """Check that every checkpoint file of ``manifest`` is there with the size its receipt says.
+
+    :raises StateCorrupt: when one is not.
+    """
+    for file in manifest.files:
+        try:
+            size: int | None = store.size(file.name)
+        except FileNotFoundError:
+            size = None
+        if size != file.bytes:
+            raise StateCorrupt(
+                "a checkpoint file is not what its receipt says",
+                where=store.url(file.name),
+                found="no file" if size is None else f"{size:,} bytes",
+                expected=f"{file.bytes:,} bytes",
+                next_step=f"remove the receipt of partition {file.partition} and resume: it is scored again",
+            )
+
+
+def taken(piece: Piece) -> PublishedFile:
+    """What a piece of one source is once it is published."""
+    (file,) = piece.sources
+    return PublishedFile(piece.name, file.rows, file.bytes, file.sha256)
+
+
+def write_merged(
+    piece: Piece, *, source: Store, schema: pa.Schema, compression: str, output: IO[bytes]
+) -> PublishedFile:
+    """Write the rows of all sources of ``piece`` to ``output``, in order; types and metadata stay as they are.
+
+    :raises StateCorrupt: when a checkpoint file's pages do not have the checksums they were written with.
+    """
+    if piece.sources:
+        with source.open_input(piece.sources[0].name) as file:
+            schema = pq.read_schema(file)
+    counted = _Counted(output)
+    rows = 0
+    with pq.ParquetWriter(
+        pa.PythonFile(counted, "w"), schema, compression=compression, write_page_checksum=True
+    ) as writer:
+        for table in _tables(piece.sources, store=source):
+            writer.write_table(table.unify_dictionaries(), row_group_size=_GROUP_ROWS)
+            rows += table.num_rows
+    return PublishedFile(piece.name, rows, counted.bytes, counted.hash.hexdigest())
+
+
+def _tables(files: Sequence[ManifestFile], *, store: Store) -> Iterator[pa.Table]:
+    """All row groups, gathered to a good size."""
+    held: list[pa.Table] = []
+    rows = size = 0
+    for file in files:
+        for table in _row_groups(file, store=store):
+            held.append(table)
+            rows, size = rows + table.num_rows, size + table.nbytes
+            if rows >= _GROUP_ROWS or size >= _GROUP_BYTES:
+                yield pa.concat_tables(held)
+                held, rows, size = [], 0, 0
+    if held:
+        yield pa.concat_tables(held)
+
+
+def _row_groups(file: ManifestFile, *, store: Store) -> Iterator[pa.Table]:
+    try:
+        with (
+            store.open_input(file.name) as opened,
+            closing(pq.ParquetFile(opened, page_checksum_verification=True)) as parquet,
+        ):
+            for group in range(parquet.num_row_groups):
+                yield parquet.read_row_group(group)
+    except (OSError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise as_storage_error(error, place=store.url(file.name)) from error
+        raise StateCorrupt(
+            "a checkpoint file is damaged",
+            where=store.url(file.name),
+            found=str(error),
+            expected=f"SHA-256 {file.sha256[:12]}…",
+            next_step=f"remove the receipt of partition {file.partition} and resume: it is scored again",
+        ) from error
+
+
+class _Counted:
+    """A file that hashes and counts what is written to it."""
+
+    closed = False
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.hash = hashlib.sha256()
+        self.bytes = 0
+
+    def write(self, data: Any) -> int:
+        self.hash.update(data)
+        self.bytes += memoryview(data).nbytes
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def tell(self) -> int:
+        return self.bytes
+
+    def writable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return False
+
+    def seekable(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        self.closed = True

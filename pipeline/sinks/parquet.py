@@ -1,0 +1,316 @@
+"""Publishing to a folder of Parquet files.
+
+On a POSIX file system ``error`` and ``overwrite`` swap the whole folder in one step (`pipeline.sinks.swap`): every
+reader sees the old output or the new one. ``append``, object stores and file systems without that step change the
+folder in place, in an order in which a reader of ``_manifest.json`` sees one state at any moment, and one of
+``_SUCCESS`` knows when there is none:
+
+1. remove ``_SUCCESS``; 2. add files under names nobody else has; 3. set ``_manifest.json``: the commit; 4. remove files
+that no longer count; 5. write ``_SUCCESS``.
+
+Each step can be done again, so that publishing again after a crash completes it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import cast
+
+import pyarrow as pa
+
+from pipeline.checkpoint import JobDirectory
+from pipeline.errors import OutputConflict, OutputExists, RefusedForSafety, StorageError
+from pipeline.files import LocalStore, Store, open_store, unique_name
+from pipeline.manifest import Manifest
+from pipeline.sinks import Published, PublishedFile, checks, layout, pack, swap
+from pipeline.sinks.checks import check_content
+from pipeline.sinks.guards import check_place, real_place
+from pipeline.spec import Sink
+from pipeline.units import parse_bytes
+
+logger = logging.getLogger(__name__)
+_STAGED = "stages/0/merged"
+"""Where files are merged in the job directory when the sink is changed in place."""
+
+
+class ParquetSink:
+    """See `pipeline.sinks.SinkAdapter`."""
+
+    def __init__(self, open_place: Callable[[str], Store] = open_store) -> None:
+        self._open = open_place
+
+    def check(
+        self,
+        sink: Sink,
+        *,
+        sources: Sequence[str] = (),
+        path: str = "",
+        job: str = "",
+        schema: bytes | None = None,
+        state: Sequence[str] = (),
+    ) -> None:
+        """Raise what `publish` would raise; see `pipeline.sinks.check`."""
+        path = path or sink.path
+        check_place(path, sources=sources, state=state)
+        _target_size(sink)
+        store = self._open(real_place(path))
+        checks.check_folder(store)
+        there = layout.read_state(store)
+        if there and any(one.job == job for one in there.publications):
+            return
+        arrow = pa.ipc.read_schema(pa.py_buffer(schema)) if schema else None
+        check_content(store, there, mode=sink.mode, job=job, schema=arrow)
+
+    def published(self, manifest: Manifest, directory: JobDirectory) -> Published | None:
+        """What the sink holds of this manifest."""
+        path = directory.resolve(directory.plan.spec.sink.path)
+        return _find(layout.read_state(self._open(real_place(path))), manifest, path=path)
+
+    def publish(self, manifest: Manifest, directory: JobDirectory) -> Published:
+        """Publish once; see `pipeline.sinks.publish`."""
+        sink = directory.plan.spec.sink
+        path = directory.resolve(sink.path)
+        store = self._open(real_place(path))
+        checks.check_folder(store)
+        state = layout.read_state(store)
+        if there := _find(state, manifest, path=path):
+            with _locked(store):
+                _complete(store, manifest)
+            return there
+        schema = pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(manifest.schema)))
+        check_content(store, state, mode=sink.mode, job=manifest.job, schema=schema)
+        pack.check_sources(manifest, store=directory.store)
+        work = _Work(manifest, directory=directory, sink=sink, store=store, before=state, schema=schema)
+        if store.is_local and (sink.mode == "overwrite" or not layout.data_names(store)):
+            try:
+                self._swap(work)
+            except swap.CannotSwap as reason:
+                logger.info("the output is changed in place: %s", reason)
+                work.change_in_place()
+        else:
+            work.change_in_place()
+        return cast(Published, _find(layout.read_state(store), manifest, path=path, is_new=True))
+
+    def _swap(self, work: _Work) -> None:
+        """Build the new folder aside and put it in place.
+
+        :raises swap.CannotSwap: when that cannot be done here; nothing changed.
+        """
+        path = Path(work.store.root)
+        aside = swap.aside_path(path, job=work.manifest.job, number=work.manifest.number)
+        swap.start_aside(path, aside)
+        try:
+            names = work.build(self._open(str(aside)))
+            if work.is_there_meanwhile() or not _is_whole(aside, names):
+                raise swap.CannotSwap("another driver publishes the same manifest")
+            if layout.data_names(work.store):
+                swap.exchange(aside, path)
+            else:
+                swap.place(aside, path)
+        except Exception:
+            with suppress(StorageError):
+                swap.remove_aside(aside)
+            raise
+        swap.sync(path.parent)
+        with _locked(work.store):
+            _complete(work.store, work.manifest)
+
+
+class _Work:
+    """One publication: what goes where."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        *,
+        directory: JobDirectory,
+        sink: Sink,
+        store: Store,
+        before: layout.SinkState | None,
+        schema: pa.Schema,
+    ) -> None:
+        self.manifest = manifest
+        self.checkpoint = directory.store
+        self.sink = sink
+        self.store = store
+        self.before = before
+        self.schema = schema
+        self.target = _target_size(sink)
+
+    def pieces(self, *, attempt: str = "") -> tuple[pack.Piece, ...]:
+        """The files to publish."""
+        return pack.make_pieces(self.manifest, target=self.target, attempt=attempt)
+
+    def after(self, files: tuple[PublishedFile, ...], before: layout.SinkState | None) -> layout.SinkState:
+        """The state once ``files`` are published."""
+        made = layout.Publication(self.manifest.job, self.manifest.number, self.sink.mode, files)
+        is_over = self.sink.mode == "overwrite"
+        return layout.next_state(before, made, schema=self.manifest.schema, overwrite=is_over)
+
+    def is_there_meanwhile(self) -> bool:
+        """Whether another driver published this very manifest since the sink was looked at.
+
+        :raises OutputConflict: when another job published something else.
+        """
+        now = layout.read_state(self.store)
+        if _find(now, self.manifest, path="") is not None:
+            return True
+        if now != self.before:
+            raise OutputConflict(
+                "another job published to the same sink meanwhile",
+                where=f"sink.path: {self.store.root}",
+                found=now.publications[-1].job if now and now.publications else "no manifest any more",
+                expected="the output as it was when publishing began",
+                next_step=f"look at it, then: python -m pipeline resume {self.manifest.job}",
+            )
+        return False
+
+    def build(self, store: Store) -> set[str]:
+        """Write the whole output into an empty folder that nobody reads yet; its names."""
+        state = self.after(tuple(self._add(piece, store) for piece in self.pieces()), self.before)
+        store.replace(layout.MANIFEST, state.to_json())
+        store.replace(layout.SUCCESS, layout.success_text(state))
+        store.sync()
+        return {layout.MANIFEST, layout.SUCCESS, *(file.name for file in state.publications[-1].files)}
+
+    def _add(self, piece: pack.Piece, store: Store) -> PublishedFile:
+        if len(piece.sources) == 1:
+            store.take(piece.name, self.checkpoint, piece.sources[0].name)
+            return pack.taken(piece)
+        with store.open_output(piece.name) as output:
+            return self._merge(piece, output)
+
+    def _merge(self, piece: pack.Piece, output: object) -> PublishedFile:
+        return pack.write_merged(
+            piece,
+            source=self.checkpoint,
+            schema=self.schema,
+            compression=self.sink.compression,
+            output=output,  # type: ignore[arg-type]
+        )
+
+    def _add_in_place(self, piece: pack.Piece) -> PublishedFile:
+        """Like `_add`, where a reader may be looking: on a local file system, no unfinished file has its name yet."""
+        if len(piece.sources) == 1 or not self.store.is_local:
+            return self._add(piece, self.store)
+        staged = f"{_STAGED}/{piece.name}"
+        with self.checkpoint.open_output(staged) as output:
+            file = self._merge(piece, output)
+        self.store.take(piece.name, self.checkpoint, staged)
+        return file
+
+    def change_in_place(self) -> None:
+        """Steps 1 to 5. A failure before the commit is undone; a crash there is healed by publishing again."""
+        before = self.before
+        if before is None and self.sink.mode == "append":
+            before = checks.adopted(self.store, job=self.manifest.job)
+        success = _read(self.store, layout.SUCCESS)
+        pieces = self.pieces(attempt=unique_name()[:8])
+        try:
+            self.store.remove(layout.SUCCESS)
+            files = tuple(self._add_in_place(piece) for piece in pieces)
+            self.store.sync()
+            state = self.after(files, before)
+        except Exception:
+            self._undo(pieces, success)
+            raise
+        with _locked(self.store):
+            try:
+                self._commit(state)
+            except (OutputConflict, OutputExists):
+                self._undo(pieces, success)
+                raise
+            _complete(self.store, self.manifest)
+        self.checkpoint.remove_folder(_STAGED)
+
+    def _commit(self, state: layout.SinkState) -> None:
+        if self.is_there_meanwhile():
+            return
+        if self.before is not None:
+            self.store.replace(layout.MANIFEST, state.to_json())
+        elif not self.store.put_if_absent(layout.MANIFEST, state.to_json()) and not self.is_there_meanwhile():
+            raise checks.output_exists(self.store, [layout.MANIFEST])
+
+    def _undo(self, pieces: tuple[pack.Piece, ...], success: bytes | None) -> None:
+        """Take back what was added, as far as the storage lets; what remains counts nowhere."""
+        with suppress(StorageError):
+            for piece in pieces:
+                self.store.remove(piece.name)
+            if success is not None:
+                self.store.replace(layout.SUCCESS, success)
+
+
+@contextmanager
+def _locked(store: Store) -> Iterator[None]:
+    """Keep other drivers on file systems with locks out of the commit; without one the window is milliseconds."""
+    if not store.is_local or not os.path.isdir(store.root):
+        yield
+        return
+    descriptor = os.open(store.root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _complete(store: Store, manifest: Manifest) -> None:
+    """Do what is left to do after the commit: steps 4 and 5, and removing folders that were replaced or left aside."""
+    if store.is_local:
+        for aside in swap.find_asides(Path(store.root), job=manifest.job, number=manifest.number):
+            _remove_replaced(aside)
+    state = layout.read_state(store)
+    last = state.publications[-1] if state else None
+    if state is None or last is None or (last.job, last.manifest) != (manifest.job, manifest.number):
+        return
+    counted = {file.name for file in state.files}
+    for name in store.list():
+        is_gone = last.mode == "overwrite" and name.endswith(layout.SUFFIX)
+        if (is_gone or layout.is_file_of(name, manifest.job)) and name not in counted:
+            store.remove(name)
+    success = layout.success_text(state)
+    if _read(store, layout.SUCCESS) != success:
+        store.replace(layout.SUCCESS, success)
+
+
+def _remove_replaced(aside: Path) -> None:
+    """Remove the folder that was replaced, unless something came into it after it had been checked."""
+    try:
+        layout.check_replaceable(LocalStore(aside))
+    except RefusedForSafety as reason:
+        logger.warning("kept the replaced output in %s: it holds %s", aside, reason.found)
+        return
+    swap.remove_aside(aside)
+
+
+def _is_whole(aside: Path, names: set[str]) -> bool:
+    return set(os.listdir(aside)) == names
+
+
+def _find(state: layout.SinkState | None, manifest: Manifest, *, path: str, is_new: bool = False) -> Published | None:
+    if state is None:
+        return None
+    if (manifest.job, manifest.number) in state.replaced:
+        return Published(path, (), 0, 0, is_new=False, is_replaced=True)
+    there = state.find(manifest.job, manifest.number)
+    if there is None:
+        return None
+    rows, size = sum(file.rows for file in there.files), sum(file.bytes for file in there.files)
+    return Published(path, there.files, rows, size, is_new=is_new)
+
+
+def _target_size(sink: Sink) -> int | None:
+    return None if sink.target_file_size is None else parse_bytes(sink.target_file_size, where="sink.target_file_size")
+
+
+def _read(store: Store, name: str) -> bytes | None:
+    try:
+        return store.read(name)
+    except FileNotFoundError:
+        return None

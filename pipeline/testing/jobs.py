@@ -1,0 +1,235 @@
+"""A small job directory without a cluster or a model: input files, a plan by hand, and receipts with their files.
+
+The "score" of a row is twice its id, so that a test can say what the output must be.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.checkpoint import JobDirectory
+from pipeline.files import Store, is_local_path
+from pipeline.model import Feature, ModelVersion
+from pipeline.plan import Partition, Plan
+from pipeline.receipt import DataFile, FileRows, Receipt, Seconds
+from pipeline.recipe import REJECT_FILE, REJECT_MESSAGE, REJECT_REASON, REJECT_ROW
+from pipeline.rows import Fragment, InputFile, RowCounts, RowGroup
+from pipeline.spec import JobSpec
+
+SOURCE_SCHEMA = pa.schema([("id", pa.int64()), ("x", pa.float32())])
+OUTPUT_SCHEMA = pa.schema([("id", pa.int64()), ("p", pa.float32())])
+REASON = "contract:x:null"
+_GROUP_ROWS = 10
+_MODEL_DIGEST = hashlib.sha256(b"model").hexdigest()
+
+
+@dataclass(frozen=True)
+class SmallJob:
+    """What `write_receipts` and tests need to know of a job."""
+
+    plan: Plan
+    bad_every: int = 0
+    """Every so many-th row is rejected; 0: none is."""
+
+    @property
+    def expected(self) -> pa.Table:
+        """The output, in source order."""
+        ids = [row for file in self.plan.files for row in _ids(file) if not self.is_bad(row)]
+        return _output(np.array(ids, dtype=np.int64))
+
+    def is_bad(self, row: int) -> bool:
+        """Whether the row with that id is rejected."""
+        return bool(self.bad_every) and row % self.bad_every == 0
+
+
+def small_job(
+    folder: Path,
+    *,
+    sink: str,
+    mode: str = "error",
+    rows: Sequence[int] = (30, 5, 40),
+    start: int = 0,
+    bad_every: int = 0,
+    pruned: int = 0,
+    name: str = "small",
+    **sink_fields: Any,
+) -> SmallJob:
+    """Write input files with that many rows each into ``folder``, and plan one partition per file.
+
+    :param start: id of the first row.
+    :param pruned: row groups of the last file that count as ruled out by statistics.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files: list[InputFile] = []
+    for number, count in enumerate(rows):
+        path = folder / f"in-{number}.parquet"
+        ids = np.arange(start, start + count, dtype=np.int64)
+        table = pa.table({"id": ids, "x": ids.astype(np.float32)}, schema=SOURCE_SCHEMA)
+        pq.write_table(table, path, row_group_size=_GROUP_ROWS)
+        is_last = number == len(rows) - 1
+        files.append(_input_file(path, keep=-pruned if is_last and pruned else None))
+        start += count
+    partitions = tuple(Partition(f"{number:05d}", (_fragment(file),)) for number, file in enumerate(files))
+    spec = JobSpec.model_validate(
+        {
+            "name": name,
+            "source": {"path": str(folder)},
+            "steps": [{"score": {"model": "model.ubj", "output": "p", "keep": ["id"]}}],
+            "sink": {"path": sink, "mode": mode, **sink_fields},
+            "errors": {"max_fraction": 0.5},
+        }
+    )
+    return SmallJob(_plan(spec, tuple(files), partitions), bad_every)
+
+
+def write_receipt(directory: JobDirectory, job: SmallJob, partition: Partition, *, attempt: str = "a") -> Receipt:
+    """Do a partition as a worker does: data, rejects, then the receipt if absent; gives the one that counts."""
+    parts = [_read(fragment) for fragment in partition.fragments]
+    files = tuple(
+        FileRows(
+            fragment.path,
+            fragment.row_start,
+            fragment.row_stop,
+            _counts(len(ids), sum(job.is_bad(row) for row in ids)),
+        )
+        for fragment, ids in zip(partition.fragments, parts, strict=True)
+    )
+    ids = np.array([row for part in parts for row in part], dtype=np.int64)
+    bad = np.array([job.is_bad(row) for row in ids], dtype=bool)
+    store, name = directory.store, f"{partition.id}-{attempt}.parquet"
+    data = _write(store, f"data/{name}", _output(ids[~bad])) if (~bad).any() else None
+    rejects = _write(store, f"rejects/{name}", _rejected(partition, ids[bad])) if bad.any() else None
+    receipt = Receipt(
+        partition=partition.id,
+        plan=directory.record.plan,
+        model=_MODEL_DIGEST,
+        attempt=attempt,
+        data=data,
+        rejects=rejects,
+        rows=RowCounts.total(file.rows for file in files),
+        files=files,
+        seconds=Seconds(0.1, 0.0, 0.2, 0.1, 0.0, 0.4),
+        reasons={REASON: int(bad.sum())} if bad.any() else {},
+    )
+    place = f"stages/0/receipts/{partition.id}.json"
+    if store.put_if_absent(place, receipt.to_json()):
+        return receipt
+    return Receipt.from_json(store.read(place))
+
+
+def write_receipts(directory: JobDirectory, job: SmallJob, *, attempt: str = "a") -> tuple[Receipt, ...]:
+    """Do every partition that has no receipt yet."""
+    done = {receipt.partition for receipt in directory.receipts()}
+    for partition in job.plan.partitions:
+        if partition.id not in done:
+            write_receipt(directory, job, partition, attempt=attempt)
+    return directory.receipts()
+
+
+def read_output(path: str | Path) -> pa.Table:
+    """What somebody who knows nothing of manifests reads: every Parquet file of a folder, in name order."""
+    if is_local_path(str(path)):
+        names = sorted(file for file in Path(path).iterdir() if file.suffix == ".parquet")
+        tables = [pq.read_table(file) for file in names]
+    else:
+        import fsspec
+
+        system, base = fsspec.core.url_to_fs(str(path))
+        tables = [pq.read_table(io.BytesIO(system.cat_file(name))) for name in sorted(system.glob(f"{base}/*.parquet"))]
+    return pa.concat_tables(tables).replace_schema_metadata(None).combine_chunks()
+
+
+def _plan(spec: JobSpec, files: tuple[InputFile, ...], partitions: tuple[Partition, ...]) -> Plan:
+    version = ModelVersion(
+        name="model",
+        version=_MODEL_DIGEST[:12],
+        uri="model.ubj",
+        digest=_MODEL_DIGEST,
+        flavor="xgboost",
+        nbytes=1,
+        features=(Feature("x"),),
+        task="regression",
+        outputs=1,
+    )
+    return Plan(
+        spec=spec,
+        model=version,
+        files=files,
+        partitions=partitions,
+        source_columns=("id", "x"),
+        source_schema=SOURCE_SCHEMA.serialize().to_pybytes(),
+        output_schema=OUTPUT_SCHEMA.serialize().to_pybytes(),
+        source_rules=(),
+        score_rules=(),
+        features=("x",),
+        keep=("id",),
+        outputs=("p",),
+        batch_rows=1000,
+        pruned_rows=sum(group.rows for file in files for group in file.row_groups if not group.wanted),
+        task_memory=1 << 20,
+    )
+
+
+def _input_file(path: Path, *, keep: int | None) -> InputFile:
+    status, metadata = path.stat(), pq.read_metadata(path)
+    sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+    wanted = len(sizes[:keep])
+    groups = tuple(RowGroup(rows, rows * 12, rows * 12, number < wanted) for number, rows in enumerate(sizes))
+    return InputFile(str(path), status.st_size, f"mtime:{status.st_mtime_ns}", groups)
+
+
+def _fragment(file: InputFile) -> Fragment:
+    wanted = [group for group in file.row_groups if group.wanted]
+    rows = sum(group.rows for group in wanted)
+    return Fragment(file.path, 0, rows, 0, len(wanted), rows * 12)
+
+
+def _ids(file: InputFile) -> list[int]:
+    return _read(_fragment(file))
+
+
+def _read(fragment: Fragment) -> list[int]:
+    table = pq.read_table(fragment.path, columns=["id"])
+    ids: list[int] = table.column("id")[fragment.row_start : fragment.row_stop].to_pylist()
+    return ids
+
+
+def _counts(rows: int, bad: int) -> RowCounts:
+    return RowCounts(rows, rows - bad, bad, 0)
+
+
+def _output(ids: np.ndarray) -> pa.Table:
+    return pa.table({"id": ids, "p": (2 * ids).astype(np.float32)}, schema=OUTPUT_SCHEMA)
+
+
+def _rejected(partition: Partition, ids: np.ndarray) -> pa.Table:
+    return pa.table(
+        {
+            "id": ids,
+            "x": pa.nulls(len(ids), pa.float32()),
+            REJECT_FILE: [partition.fragments[0].path] * len(ids),
+            REJECT_ROW: pa.array(range(len(ids)), pa.int64()),
+            REJECT_REASON: [REASON] * len(ids),
+            REJECT_MESSAGE: ["x is null"] * len(ids),
+        }
+    )
+
+
+def _write(store: Store, name: str, table: pa.Table) -> DataFile:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, write_page_checksum=True)
+    data = sink.getvalue()
+    # A former attempt under the same name may have died here; names of real attempts are unique.
+    store.remove(f"stages/0/{name}")
+    with store.open_output(f"stages/0/{name}") as output:
+        output.write(data)
+    return DataFile(name, table.num_rows, len(data), hashlib.sha256(data).hexdigest())

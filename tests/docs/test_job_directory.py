@@ -1,0 +1,83 @@
+"""docs/job-directory.md tells every field of every file of a real job, and none that is not there."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.checkpoint import JobDirectory
+from pipeline.lifecycle import Status
+from pipeline.recipe import REJECT_COLUMNS
+from pipeline.report import make_report
+from pipeline.sinks import publish
+from pipeline.testing.jobs import small_job, write_receipts
+
+PAGE = Path(__file__).parents[2] / "docs" / "job-directory.md"
+
+
+def documented(heading: str) -> set[str]:
+    """First column of the table under ``heading``."""
+    _, _, rest = PAGE.read_text().partition(f"# {heading}\n")
+    section = re.split(r"^#+ ", rest, maxsplit=1, flags=re.MULTILINE)[0]
+    return set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE))
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> JobDirectory:
+    job = small_job(tmp_path / "lake", sink=str(tmp_path / "out"), bad_every=10)
+    directory = JobDirectory.create(tmp_path / "jobs", job.plan, job="small-1")
+    directory.set_status(Status.RUNNING)
+    receipts = write_receipts(directory, job)
+    directory.set_status(Status.PUBLISHING)
+    publish(directory.commit_manifest(directory.next_manifest(receipts)).manifest, directory)
+    directory.set_status(Status.SUCCEEDED_WITH_WARNINGS)
+    directory.write_report(make_report(directory).to_dict())
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("heading", "name"),
+    [
+        ("job.json", "job.json"),
+        ("stages/0/receipts/&lt;partition&gt;.json", "stages/0/receipts/00000.json"),
+        ("manifests/&lt;n&gt;.json", "manifests/1.json"),
+        ("report.json", "report.json"),
+    ],
+)
+def test_fields_of_state(directory: JobDirectory, heading: str, name: str) -> None:
+    assert documented(heading) == set(json.loads(directory.store.read(name)))
+
+
+@pytest.mark.parametrize("name", ["_manifest.json", "_SUCCESS"])
+def test_fields_of_the_output(directory: JobDirectory, name: str) -> None:
+    output = Path(directory.plan.spec.sink.path)
+    assert documented(name) == set(json.loads((output / name).read_text()))
+
+
+def test_fields_of_events(directory: JobDirectory) -> None:
+    assert documented("events.jsonl") == {field for event in directory.events() for field in event}
+
+
+def test_columns_of_rejects(directory: JobDirectory) -> None:
+    assert documented("stages/0/rejects/*.parquet") == set(REJECT_COLUMNS)
+    name = directory.store.list("stages/0/rejects")[0]
+    assert set(REJECT_COLUMNS) < set(pq.read_schema(directory.store.url(f"stages/0/rejects/{name}")).names)
+
+
+def test_layout(directory: JobDirectory) -> None:
+    drawn = {line.split()[1] for line in PAGE.read_text().splitlines() if line.startswith(("    ├── ", "    └── "))}
+    root = Path(directory.root)
+    found = {
+        str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and path.parent.parent.name != "0"
+    }
+    found |= {f"{path.relative_to(root)}/" for path in root.glob("stages/*/*")}
+    assert found == drawn
+
+
+def test_every_status_is_named() -> None:
+    text = PAGE.read_text()
+    assert [status for status in Status if f"`{status}`" not in text] == []

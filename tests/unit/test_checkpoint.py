@@ -1,0 +1,340 @@
+"""The job directory: created once, resumed by digest, read back whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import threading
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from pipeline.checkpoint import JobDirectory, done_partitions, effective_partitions, halves, new_job_id
+from pipeline.errors import OutputConflict, PlanMismatch, RefusedForSafety, SpecError, StateCorrupt, StorageError
+from pipeline.files import LocalStore
+from pipeline.jobs import find_job, list_jobs
+from pipeline.lifecycle import Status
+from pipeline.plan import Partition
+from pipeline.receipt import Receipt
+from pipeline.rows import RowCounts
+from pipeline.testing.jobs import SmallJob, small_job, write_receipt, write_receipts
+from pipeline.testing.stores import Faults, FaultyStore, io_error
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> SmallJob:
+    return small_job(tmp_path / "lake", sink=str(tmp_path / "out"))
+
+
+@pytest.fixture
+def directory(tmp_path: Path, job: SmallJob) -> JobDirectory:
+    return JobDirectory.create(tmp_path / "jobs", job.plan, job="small-1")
+
+
+def test_job_id_is_pure_and_sortable() -> None:
+    assert new_job_id("churn-nightly", now=NOON, entropy="a1b2") == "churn-nightly-20260101-120000-a1b2"
+    assert new_job_id("x", now=NOON.astimezone(None), entropy="0") == "x-20260101-120000-0"
+
+
+@pytest.mark.parametrize("bad", ["", "../x", "A", ".x", "a/b", "a b", "x" * 101, "a\0"])
+def test_bad_ids_are_refused(tmp_path: Path, job: SmallJob, bad: str) -> None:
+    with pytest.raises(RefusedForSafety):
+        JobDirectory.create(tmp_path / "jobs", job.plan, job=bad)
+    assert not (tmp_path / "jobs").exists()
+
+
+def test_create_writes_the_layout(tmp_path: Path, directory: JobDirectory, job: SmallJob) -> None:
+    root = tmp_path / "jobs" / "small-1"
+    assert sorted(os.listdir(root)) == ["events.jsonl", "job.json", "plan.parquet", "spec.yaml"]
+    record = json.loads((root / "job.json").read_text())
+    assert record["job"] == "small-1"
+    assert record["plan"] == job.plan.digest
+    assert record["rows"] == 75
+    assert "name: small" in (root / "spec.yaml").read_text()
+    for path in [root, *root.rglob("*")]:
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600)
+
+
+def test_open_reads_the_same_plan(directory: JobDirectory, job: SmallJob) -> None:
+    again = JobDirectory.open(directory.root)
+    assert again.record == directory.record
+    assert again.plan == job.plan
+    assert again.status() is Status.PLANNED
+
+
+def test_same_plan_resumes_and_another_is_refused(tmp_path: Path, directory: JobDirectory, job: SmallJob) -> None:
+    jobs = tmp_path / "jobs"
+    assert JobDirectory.open_or_create(jobs, job.plan, job="small-1").record == directory.record
+    assert JobDirectory.create(jobs, job.plan, job="small-1").record == directory.record
+    other = replace(job.plan, keep=())
+    for make in (JobDirectory.open_or_create, JobDirectory.create):
+        with pytest.raises(PlanMismatch, match="another plan"):
+            make(jobs, other, job="small-1")
+    assert JobDirectory.open(directory.root).plan == job.plan
+
+
+def test_racing_creators_get_one_job(tmp_path: Path, job: SmallJob) -> None:
+    plans = [job.plan, replace(job.plan, keep=())] * 3
+    barrier, got, refused = threading.Barrier(len(plans)), [], []  # type: ignore[var-annotated]
+
+    def create(number: int) -> None:
+        barrier.wait()
+        try:
+            made = JobDirectory.create(tmp_path / "jobs", plans[number], job="raced", import_paths=(str(number),))
+            got.append((number, made.record))
+        except PlanMismatch:
+            refused.append(number)
+
+    threads = [threading.Thread(target=create, args=(number,)) for number in range(len(plans))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    stored = JobDirectory.open(tmp_path / "jobs" / "raced")
+    assert len(got) == 3
+    assert len(refused) == 3
+    assert {record.plan for _, record in got} == {stored.plan.digest}
+    assert all(record == stored.record for _, record in got)
+
+
+def test_another_cut_of_the_same_work_resumes_the_stored_one(
+    tmp_path: Path, directory: JobDirectory, job: SmallJob
+) -> None:
+    one = Partition("00000", tuple(part.fragments[0] for part in job.plan.partitions))
+    other = replace(job.plan, partitions=(one,))
+    assert other.digest != job.plan.digest
+    again = JobDirectory.open_or_create(tmp_path / "jobs", other, job="small-1")
+    assert again.plan == job.plan
+    assert JobDirectory.create(tmp_path / "jobs", other, job="small-1").plan == job.plan
+
+
+def test_no_job_json_is_no_job(tmp_path: Path) -> None:
+    with pytest.raises(StateCorrupt, match="no job directory"):
+        JobDirectory.open(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"schema_version": 9}', b'{"schema_version": 1}'])
+def test_damaged_job_json(directory: JobDirectory, content: bytes) -> None:
+    directory.store.replace("job.json", content)
+    with pytest.raises(StateCorrupt, match=r"job\.json"):
+        JobDirectory.open(directory.root)
+
+
+def test_damaged_plan(directory: JobDirectory) -> None:
+    data = directory.store.read("plan.parquet")
+    directory.store.replace("plan.parquet", data[: len(data) // 2])
+    with pytest.raises(StateCorrupt, match=r"plan\.parquet"):
+        _ = JobDirectory.open(directory.root).plan
+
+
+def test_plan_of_another_job(tmp_path: Path, directory: JobDirectory, job: SmallJob) -> None:
+    other = JobDirectory.create(tmp_path / "jobs", replace(job.plan, keep=()), job="other")
+    directory.store.replace("plan.parquet", other.store.read("plan.parquet"))
+    with pytest.raises(StateCorrupt, match="not the plan"):
+        _ = JobDirectory.open(directory.root).plan
+
+
+def test_folder_of_another_user_is_refused(directory: JobDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    with pytest.raises(RefusedForSafety, match="another user"):
+        JobDirectory.open(directory.root)
+
+
+def test_status_follows_the_table(directory: JobDirectory) -> None:
+    event = directory.set_status(Status.RUNNING, reason="3 workers")
+    assert (event.before, event.after, event.reason) == ("PLANNED", "RUNNING", "3 workers")
+    with pytest.raises(StateCorrupt, match="RUNNING -> SUCCEEDED"):
+        directory.set_status(Status.SUCCEEDED)
+    assert JobDirectory.open(directory.root).status() is Status.RUNNING
+
+
+def test_events_survive_a_torn_line(directory: JobDirectory) -> None:
+    directory.set_status(Status.RUNNING)
+    text = directory.store.read("events.jsonl")
+    directory.store.replace("events.jsonl", text + b'{"time": "2026-01-01T12:00:00Z", "event": "sta')
+    assert directory.status() is Status.RUNNING
+    directory.append_event("partition", partition="00000", outcome="done")
+    directory.set_status(Status.PUBLISHING)
+    events = JobDirectory.open(directory.root).events()
+    assert [event["event"] for event in events] == ["status", "status", "partition", "status"]
+    assert all(event["time"].endswith("Z") for event in events)
+
+
+def test_receipts_come_in_source_order(directory: JobDirectory, job: SmallJob) -> None:
+    for partition in reversed(job.plan.partitions):
+        write_receipt(directory, job, partition)
+    assert [receipt.partition for receipt in directory.receipts()] == ["00000", "00001", "00002"]
+    assert done_partitions(job.plan, directory.receipts()) == {"00000", "00001", "00002"}
+
+
+def test_receipts_on_an_object_store(job: SmallJob) -> None:
+    directory = JobDirectory.create("memory://jobs", job.plan, job="remote-1")
+    write_receipts(directory, job)
+    assert [receipt.rows.out for receipt in directory.receipts()] == [30, 5, 40]
+    assert find_job("memory://jobs", "remote").job == "remote-1"
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"schema_version": 1, "par', b"null"])
+def test_damaged_receipt_names_the_file(directory: JobDirectory, job: SmallJob, content: bytes) -> None:
+    write_receipts(directory, job)
+    directory.store.replace("stages/0/receipts/00001.json", content)
+    with pytest.raises(StateCorrupt, match=r"00001\.json"):
+        directory.receipts()
+
+
+def test_receipt_of_another_plan_or_name(directory: JobDirectory, job: SmallJob) -> None:
+    receipt = write_receipt(directory, job, job.plan.partitions[0])
+    place = "stages/0/receipts/00001.json"
+    for wrong in (receipt, replace(receipt, partition="00001", plan="0" * 64)):
+        directory.store.replace(place, wrong.to_json())
+        with pytest.raises(StateCorrupt, match=r"00001\.json"):
+            directory.receipts()
+
+
+def test_receipt_of_no_partition(directory: JobDirectory, job: SmallJob) -> None:
+    receipt = write_receipt(directory, job, job.plan.partitions[0])
+    directory.store.replace("stages/0/receipts/00077.json", replace(receipt, partition="00077").to_json())
+    with pytest.raises(StateCorrupt, match="00077"):
+        done_partitions(job.plan, directory.receipts())
+
+
+def _split(directory: JobDirectory, partition: Partition) -> Receipt:
+    ids = (f"{partition.id}.0", f"{partition.id}.1")
+    receipt = Receipt(partition.id, directory.record.plan, "", "split", None, None, RowCounts(), (), splits=ids)
+    assert directory.store.put_if_absent(f"stages/0/receipts/{partition.id}.json", receipt.to_json())
+    return receipt
+
+
+def test_splits_resolve_to_halves_of_halves(directory: JobDirectory, job: SmallJob) -> None:
+    files = {file.path: file for file in job.plan.files}
+    first = job.plan.partitions[0]
+    _split(directory, first)
+    pair = halves(first, files)
+    assert pair is not None
+    _split(directory, pair[1])
+    effective = effective_partitions(job.plan, directory.receipts())
+    assert [part.id for part in effective] == ["00000.0", "00000.1.0", "00000.1.1", "00001", "00002"]
+    assert [part.rows for part in effective] == [15, 7, 8, 5, 40]
+    ranges = [(f.row_start, f.row_stop, f.group_start, f.group_stop) for p in effective[:3] for f in p.fragments]
+    assert ranges == [(0, 15, 0, 2), (15, 22, 1, 3), (22, 30, 2, 3)]
+    write_receipt(directory, job, effective[1])
+    assert done_partitions(job.plan, directory.receipts()) == {"00000.1.0"}
+
+
+def test_a_row_cannot_be_split(job: SmallJob) -> None:
+    fragment = replace(job.plan.partitions[0].fragments[0], row_start=3, row_stop=4)
+    assert halves(Partition("00000", (fragment,)), {file.path: file for file in job.plan.files}) is None
+
+
+def test_manifest_is_committed_once(directory: JobDirectory, job: SmallJob) -> None:
+    manifest = directory.next_manifest(write_receipts(directory, job))
+    assert directory.manifest() is None
+    assert directory.commit_manifest(manifest).landed
+    again = directory.next_manifest(directory.receipts())
+    assert again.number == 1
+    assert not directory.commit_manifest(again).landed
+    assert directory.manifest() == manifest
+    assert directory.manifests() == [1]
+
+
+def test_same_output_made_later_is_the_same_commit(directory: JobDirectory, job: SmallJob) -> None:
+    manifest = directory.next_manifest(write_receipts(directory, job))
+    directory.commit_manifest(manifest)
+    later = replace(manifest, created="2030-01-01T00:00:00.000Z")
+    assert directory.commit_manifest(later).manifest.created == manifest.created
+
+
+def test_another_output_under_the_number_conflicts(directory: JobDirectory, job: SmallJob) -> None:
+    manifest = directory.next_manifest(write_receipts(directory, job))
+    directory.commit_manifest(manifest)
+    with pytest.raises(OutputConflict, match="another driver"):
+        directory.commit_manifest(replace(manifest, files=manifest.files[1:]))
+
+
+def test_a_retry_that_heals_gets_the_next_number(directory: JobDirectory, job: SmallJob) -> None:
+    receipts = write_receipts(directory, job)
+    directory.commit_manifest(directory.next_manifest(receipts))
+    directory.store.remove("stages/0/receipts/00001.json")
+    healed = directory.next_manifest(write_receipts(directory, job, attempt="b"))
+    assert healed.number == 2
+    directory.commit_manifest(healed)
+    assert directory.manifests() == [1, 2]
+
+
+def test_commit_whose_reply_is_lost_has_landed(directory: JobDirectory, job: SmallJob) -> None:
+    manifest = directory.next_manifest(write_receipts(directory, job))
+
+    def lost() -> BaseException:
+        return StorageError("time-out")
+
+    directory.store = FaultyStore(directory.store, Faults(0, fault=lost), is_reply_lost=True)  # type: ignore[assignment]
+    assert directory.commit_manifest(manifest).landed
+
+
+def test_commit_of_unknown_outcome_raises(directory: JobDirectory, job: SmallJob) -> None:
+    manifest = directory.next_manifest(write_receipts(directory, job))
+
+    def lost() -> BaseException:
+        return StorageError("time-out")
+
+    directory.store = FaultyStore(directory.store, Faults(0, fault=lost, is_permanent=True))  # type: ignore[assignment]
+    with pytest.raises(StorageError, match="time-out"):
+        directory.commit_manifest(manifest)
+
+
+def test_report_is_replaced(directory: JobDirectory) -> None:
+    assert directory.read_report() is None
+    directory.write_report({"status": "SUCCEEDED"})
+    assert directory.read_report() == {"status": "SUCCEEDED"}
+    directory.store.replace("report.json", b"{")
+    assert directory.read_report() is None
+
+
+def test_storage_fault_while_creating_leaves_no_job(tmp_path: Path, job: SmallJob) -> None:
+    root = tmp_path / "jobs" / "j-1"
+    store = FaultyStore(LocalStore(root, private=True), Faults(0, fault=io_error))
+    with pytest.raises(OSError, match="error"):
+        JobDirectory.create(tmp_path / "jobs", job.plan, job="j-1", store=store)  # type: ignore[arg-type]
+    assert list_jobs(tmp_path / "jobs") == ()
+
+
+def _jobs(tmp_path: Path, job: SmallJob) -> Path:
+    root = tmp_path / "jobs"
+    for number, name in enumerate(("alpha-1", "alpha-2", "beta-1")):
+        JobDirectory.create(root, job.plan, job=name, now=lambda n=number: NOON + timedelta(hours=n))  # type: ignore[misc]
+    (root / "no-job").mkdir()
+    return root
+
+
+def test_jobs_are_listed_newest_first(tmp_path: Path, job: SmallJob) -> None:
+    root = _jobs(tmp_path, job)
+    assert [one.record.job for one in list_jobs(root)] == ["beta-1", "alpha-2", "alpha-1"]
+    (root / "alpha-2" / "job.json").write_text("{")
+    assert [one.details()["job"] for one in list_jobs(root)] == ["beta-1", "alpha-1"]
+    assert list_jobs(tmp_path / "nowhere") == ()
+
+
+def test_jobs_are_found_by_last_prefix_and_path(tmp_path: Path, job: SmallJob) -> None:
+    root = _jobs(tmp_path, job)
+    assert find_job(root, "@last").job == "beta-1"
+    assert find_job(root, "b").job == "beta-1"
+    assert find_job(root, "alpha-1").job == "alpha-1"
+    assert find_job(tmp_path, str(root / "alpha-2")).job == "alpha-2"
+
+
+def test_ambiguous_and_unknown_jobs(tmp_path: Path, job: SmallJob) -> None:
+    root = _jobs(tmp_path, job)
+    with pytest.raises(SpecError, match=r"alpha-2.*alpha-1") as caught:
+        find_job(root, "alpha")
+    assert "more than one" in caught.value.message
+    with pytest.raises(SpecError, match="beta-1"):
+        find_job(root, "gamma")
+    with pytest.raises(SpecError, match="no jobs yet"):
+        find_job(tmp_path / "nowhere", "@last")
+    with pytest.raises(SpecError, match="no such job"):
+        find_job(root, "")

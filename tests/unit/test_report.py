@@ -1,0 +1,151 @@
+"""The report: the decision at the limit, whose fault it is, and numbers that come from the receipts alone."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from pipeline.checkpoint import JobDirectory
+from pipeline.errors import ReconciliationFailed, StepFailed, TooManyRejects
+from pipeline.lifecycle import Status
+from pipeline.manifest import make_manifest
+from pipeline.report import decide_status, make_report, status_for, too_many_rejects
+from pipeline.rows import RowCounts
+from pipeline.testing.jobs import REASON, SmallJob, small_job, write_receipts
+
+
+@pytest.mark.parametrize(
+    ("rejected", "limit", "status"),
+    [
+        (0, 0.0, Status.SUCCEEDED),
+        (1, 0.0, Status.FAILED),
+        (1, 0.001, Status.SUCCEEDED_WITH_WARNINGS),
+        (2, 0.001, Status.FAILED),
+        (1000, 1.0, Status.SUCCEEDED_WITH_WARNINGS),
+    ],
+)
+def test_limit_decides(rejected: int, limit: float, status: Status) -> None:
+    assert status_for(RowCounts(1000, 1000 - rejected, rejected, 0), max_fraction=limit) is status
+
+
+def test_no_rows_succeed() -> None:
+    assert status_for(RowCounts(), max_fraction=0.0) is Status.SUCCEEDED
+
+
+def test_message_names_reasons_and_the_next_command() -> None:
+    reasons = {"contract:age:null": 6, "contract:age:max": 3, "step:f:g:KeyError": 1, "z": 1}
+    examples = {"contract:age:null": "a.parquet row 7: age is null"}
+    rows = RowCounts(1000, 989, 11, 0)
+    error = too_many_rejects(rows, max_fraction=0.001, reasons=reasons, job="j-1", examples=examples)
+    assert type(error) is TooManyRejects
+    assert error.exit_code == 4
+    text = str(error)
+    for part in ("11 of 1,000 rows (1.1000%)", "6 contract:age:null (a.parquet row 7: age is null)", "1 more reasons"):
+        assert part in text
+    assert "0.1000%" in text
+    assert "python -m pipeline rejects j-1" in text
+
+
+@pytest.mark.parametrize("reason", ["step:f:g:KeyError", "score:ValueError"])
+def test_mostly_code_is_the_codes_fault(reason: str) -> None:
+    error = too_many_rejects(RowCounts(9, 4, 5, 0), max_fraction=0, reasons={reason: 3, "contract:x": 2}, job="j")
+    assert type(error) is StepFailed
+    assert error.exit_code == 5
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> SmallJob:
+    return small_job(tmp_path / "lake", sink=str(tmp_path / "out"), bad_every=10, pruned=1)
+
+
+@pytest.fixture
+def directory(tmp_path: Path, job: SmallJob) -> JobDirectory:
+    return JobDirectory.create(tmp_path / "jobs", job.plan, job="small-1")
+
+
+def test_report_of_a_finished_job(tmp_path: Path, directory: JobDirectory, job: SmallJob) -> None:
+    receipts = write_receipts(directory, job)
+    report = make_report(
+        directory, receipts=receipts, status=Status.SUCCEEDED_WITH_WARNINGS, seconds=2.0, provision=0.5, retries=1
+    )
+    details = json.loads(json.dumps(report.to_dict()))
+    assert details["rows"] == {"in": 75, "out": 58, "rejected": 7, "filtered": 10}
+    assert details["schema_version"] == 1
+    assert details["status"] == "SUCCEEDED_WITH_WARNINGS"
+    assert details["model"] == directory.record.model
+    assert details["output"] == str(tmp_path / "out")
+    assert details["directory"] == directory.root
+    assert details["rows_per_second"] == 37.5
+    assert details["partitions"] == {"done": 3, "planned": 3}
+    assert details["seconds"]["total"] == 2.0
+    assert details["seconds"]["score"] == pytest.approx(0.6)
+    assert details["reasons"] == {REASON: 7}
+    assert details["skew"]["before"] == pytest.approx(1.6)
+    assert details["retries"] == 1
+    assert "7 rows were rejected" in details["warnings"][0]
+    assert details["error"] is None
+    assert "python -m pipeline verify small-1" in details["next"]
+
+
+def test_report_of_an_unfinished_job(directory: JobDirectory, job: SmallJob) -> None:
+    write_receipts(directory, job)
+    directory.store.remove("stages/0/receipts/00001.json")
+    report = make_report(directory)
+    assert report.status == "PLANNED"
+    assert report.partitions == {"done": 2, "planned": 3}
+    assert "python -m pipeline resume small-1" in report.next
+
+
+def test_error_is_told(directory: JobDirectory) -> None:
+    report = make_report(directory, status=Status.FAILED, error=TooManyRejects("too many", found="9 of 10"))
+    assert report.reason == "too many"
+    assert report.to_dict()["error"]["found"] == "9 of 10"
+
+
+def test_time_is_what_drivers_spent(tmp_path: Path, job: SmallJob) -> None:
+    """A driver that was killed and resumed a day later did not work for a day."""
+    clock = [datetime(2026, 1, 1, tzinfo=UTC)]
+    directory = JobDirectory.create(tmp_path / "jobs", job.plan, job="slow-1", now=lambda: clock[0])
+
+    def after(seconds: float, status: Status | None) -> None:
+        clock[0] += timedelta(seconds=seconds)
+        if status is None:
+            directory.append_event("partition", outcome="retry")
+        else:
+            directory.set_status(status)
+
+    after(100, Status.PROVISIONING)
+    after(5, Status.RUNNING)
+    after(10, None)
+    after(86400, Status.PROVISIONING)
+    after(1, Status.RUNNING)
+    after(2, Status.INTERRUPTED)
+    after(86400, Status.PUBLISHING)
+    after(4, Status.SUCCEEDED)
+    report = make_report(directory)
+    assert report.seconds["total"] == 15 + 3 + 4
+    assert report.retries == 1
+
+
+def test_decide_status_raises_over_the_limit(tmp_path: Path, directory: JobDirectory, job: SmallJob) -> None:
+    receipts = write_receipts(directory, job)
+    assert decide_status(job.plan, receipts, job="small-1") is Status.SUCCEEDED_WITH_WARNINGS
+    bad = small_job(tmp_path / "lake2", sink=str(tmp_path / "out"), bad_every=1)
+    other = JobDirectory.create(tmp_path / "jobs", bad.plan, job="bad-1")
+    with pytest.raises(TooManyRejects, match="75 of 75"):
+        decide_status(bad.plan, write_receipts(other, bad), job="bad-1", examples={REASON: "here"})
+
+
+def test_rows_that_do_not_add_up_are_never_committed(directory: JobDirectory, job: SmallJob) -> None:
+    from dataclasses import replace
+
+    receipts = write_receipts(directory, job)
+    lost = replace(receipts[0], rows=replace(receipts[0].rows, out=receipts[0].rows.out - 1))
+    wanted = {"number": 1, "job": "j", "plan": "p", "model": job.plan.model, "schema": b"", "pruned_rows": 10}
+    make_manifest(receipts, created="", **wanted)  # type: ignore[arg-type]
+    with pytest.raises(ReconciliationFailed, match="do not add up") as caught:
+        make_manifest((lost, *receipts[1:]), created="", **wanted)  # type: ignore[arg-type]
+    assert caught.value.exit_code == 74

@@ -1,0 +1,205 @@
+"""Verification: a sound job is proved, and each kind of damage is found by the check that is there for it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.checkpoint import JobDirectory
+from pipeline.lifecycle import Status
+from pipeline.model import ModelRef
+from pipeline.partition import run_partition
+from pipeline.plan import Limits, make_plan
+from pipeline.receipt import Receipt
+from pipeline.registry import resolve
+from pipeline.resample import same_values
+from pipeline.scoring import prediction_schema
+from pipeline.sinks import publish
+from pipeline.sources import discover
+from pipeline.spec import JobSpec
+from pipeline.testing.oracle import Lake
+from pipeline.verify import Verification, verify
+
+
+def make_job(tmp_path: Path, lake: Lake, model_path: Path, **fields: object) -> JobDirectory:
+    """A job, done by hand up to its published output."""
+    spec = JobSpec.model_validate(
+        {
+            "name": "churn",
+            "source": {"path": str(lake.path), **({"filter": fields["filter"]} if "filter" in fields else {})},
+            "steps": [{"score": {"model": str(model_path), "output": "churn"}}],
+            "sink": {"path": str(tmp_path / "out")},
+            "errors": {"max_fraction": 1.0},
+            "contract": fields.get("contract", {}),
+        }
+    )
+    version = resolve(ModelRef.parse(str(model_path)))
+    found = discover(spec.source)
+    plan = make_plan(
+        spec,
+        model=version,
+        discovery=found,
+        frame_schema=found.schema,
+        predictions=prediction_schema(version, output=spec.score.output_spec),
+        limits=Limits(workers=2, threads=2, memory=4 << 30),
+    )
+    job = JobDirectory.create(tmp_path / "jobs", plan, job="churn-1", fsync=False)
+    job.set_status(Status.RUNNING)
+    for partition in plan.partitions:
+        run_partition(job.recipe, partition, plan.versions, worker="w")
+    job.set_status(Status.PUBLISHING)
+    publish(job.commit_manifest(job.next_manifest(job.receipts())).manifest, job)
+    job.set_status(Status.SUCCEEDED)
+    return job
+
+
+@pytest.fixture
+def job(tmp_path: Path, lake: Lake, model_path: Path) -> JobDirectory:
+    return make_job(tmp_path, lake, model_path)
+
+
+def failed(result: Verification) -> dict[str, str]:
+    return {check.name: check.detail for check in result.checks if not check.ok}
+
+
+def test_a_sound_job(job: JobDirectory, lake: Lake) -> None:
+    result = verify(job, sample=500, seed=1)
+    assert failed(result) == {}
+    assert result.ok
+    details = json.loads(json.dumps(result.details()))
+    names = [check["name"] for check in details["checks"]]
+    assert names == ["partitions", "rows", "input", "checkpoint", "rejects", "manifest", "output", "sample"]
+    assert f"{lake.rows:,} in" in details["checks"][1]["detail"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_sound_job_with_rejected_and_filtered_rows(tmp_path: Path, lake: Lake, model_path: Path, seed: int) -> None:
+    contract = {"age": {"max": 60}}
+    job = make_job(tmp_path, lake, model_path, contract=contract, filter="visits >= 2")
+    rows = [receipt.rows for receipt in job.receipts()]
+    assert sum(one.rejected for one in rows) > 0
+    assert sum(one.filtered for one in rows) > 0
+    result = verify(job, sample=300, seed=seed)
+    assert failed(result) == {}
+
+
+def _edit(job: JobDirectory, change: Callable[[Receipt], Receipt], number: int = 0) -> None:
+    receipt = job.receipts()[number]
+    job.store.replace(f"stages/0/receipts/{receipt.partition}.json", change(receipt).to_json())
+
+
+def test_missing_receipt(job: JobDirectory) -> None:
+    job.store.remove(f"stages/0/receipts/{job.receipts()[0].partition}.json")
+    assert {"partitions", "rows", "manifest"} <= set(failed(verify(job, sample=10, seed=1)))
+
+
+def test_receipt_for_other_rows(job: JobDirectory) -> None:
+    def shifted(receipt: Receipt) -> Receipt:
+        first = receipt.files[0]
+        return replace(receipt, files=(replace(first, row_start=first.row_start + 1), *receipt.files[1:]))
+
+    _edit(job, shifted)
+    assert "other rows" in failed(verify(job, sample=0))["partitions"]
+
+
+def test_lost_row(job: JobDirectory) -> None:
+    def lost(receipt: Receipt) -> Receipt:
+        return replace(receipt, rows=replace(receipt.rows, out=receipt.rows.out - 1))
+
+    _edit(job, lost)
+    assert {"rows", "checkpoint"} <= set(failed(verify(job, sample=0)))
+
+
+def test_receipt_of_another_model(job: JobDirectory) -> None:
+    _edit(job, lambda receipt: replace(receipt, model="0" * 64))
+    assert "another model" in failed(verify(job, sample=0))["partitions"]
+
+
+def test_flipped_bit_in_a_checkpoint(job: JobDirectory) -> None:
+    receipt = job.receipts()[0]
+    assert receipt.data
+    name = f"stages/0/{receipt.data.name}"
+    data = bytearray(job.store.read(name))
+    data[len(data) // 2] ^= 1
+    job.store.replace(name, bytes(data))
+    assert "SHA-256" in failed(verify(job, sample=0))["checkpoint"]
+
+
+def test_missing_checkpoint(job: JobDirectory) -> None:
+    receipt = job.receipts()[0]
+    assert receipt.data
+    job.store.remove(f"stages/0/{receipt.data.name}")
+    assert "missing" in failed(verify(job, sample=0))["checkpoint"]
+
+
+def test_removed_and_damaged_output(job: JobDirectory, tmp_path: Path) -> None:
+    files = sorted((tmp_path / "out").glob("*.parquet"))
+    data = files[0].read_bytes()
+    files[0].unlink()
+    assert "missing" in failed(verify(job, sample=0))["output"]
+    files[0].write_bytes(data[:-9] + b"X" + data[-8:])
+    assert "SHA-256" in failed(verify(job, sample=0))["output"]
+    (tmp_path / "out" / "_manifest.json").unlink()
+    assert "does not list" in failed(verify(job, sample=0))["output"]
+
+
+def test_other_scores_are_found_by_the_sample(job: JobDirectory) -> None:
+    """Receipts and checksums agree; only scoring again tells that a score is wrong."""
+    receipt = job.receipts()[0]
+    assert receipt.data
+    name = f"stages/0/{receipt.data.name}"
+    table = pq.read_table(job.store.url(name))
+    score = pa.array(1 - table.column("churn").to_numpy(), pa.float32())
+    pq.write_table(table.set_column(table.schema.get_field_index("churn"), "churn", score), job.store.url(name))
+    assert "churn" in failed(verify(job, sample=2000, seed=1))["sample"]
+
+
+def test_changed_model_is_found(tmp_path: Path, lake: Lake, model_path: Path) -> None:
+    from pipeline.flavors.cache import forget_models
+
+    own = tmp_path / "own.ubj"
+    own.write_bytes(model_path.read_bytes())
+    job = make_job(tmp_path, lake, own)
+    own.write_bytes(model_path.read_bytes() + b" ")
+    forget_models()
+    assert "sample" in failed(verify(job, sample=10, seed=1))
+
+
+def test_changed_input_is_said_and_not_compared(job: JobDirectory, lake: Lake) -> None:
+    os.utime(lake.files[0], ns=(1, 1))
+    result = verify(job, sample=200, seed=1)
+    assert failed(result) == {}
+    assert "1 have been changed" in {check.name: check.detail for check in result.checks}["input"]
+    for file in lake.files:
+        os.utime(file, ns=(1, 1))
+    assert set(failed(verify(job, sample=200, seed=1))) == {"sample"}
+
+
+def test_an_unfinished_job(tmp_path: Path, lake: Lake, model_path: Path) -> None:
+    made = make_job(tmp_path, lake, model_path)
+    job = JobDirectory.create(tmp_path / "jobs", made.plan, job="new-1", fsync=False)
+    wrong = failed(verify(job, sample=10, seed=1))
+    assert {"partitions", "rows", "manifest", "output"} <= set(wrong)
+    assert "not done" in wrong["partitions"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_same"),
+    [
+        (pa.array([1.0, None, float("nan")]), pa.array([1.0, None, float("nan")]), True),
+        (pa.array([1.0, None]), pa.array([None, 1.0]), False),
+        (pa.array([0.0]), pa.array([-0.0]), False),
+        (pa.array([1], pa.int32()), pa.array([1], pa.int64()), False),
+        (pa.array([[1.0, float("nan")]]), pa.array([[1.0, float("nan")]]), True),
+        (pa.array(["b", "a"]).dictionary_encode(), pa.array(["a", "b"]).dictionary_encode().take([1, 0]), True),
+    ],
+)
+def test_same_values(one: pa.Array, other: pa.Array, is_same: bool) -> None:
+    assert same_values(pa.chunked_array([one]), pa.chunked_array([other])) is is_same
