@@ -1,0 +1,112 @@
+"""From a name to a running client, released always.
+
+A cluster is a name in ``cluster_configs/``, a YAML file, or the address of a scheduler. The file says ``type`` (an
+adapter) and the adapter's own fields.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from pipeline.errors import SpecError
+from pipeline.plan import Limits
+from pipeline.plugins import find_adapter
+from pipeline.settings import Settings
+
+BUILT_IN = {
+    "local": "pipeline.clusters.local:LocalProcesses",
+    "address": "pipeline.clusters.address:ExistingScheduler",
+}
+
+DASK_CONFIG: dict[str, Any] = {
+    "distributed.scheduler.worker-saturation": 1.0,
+    # Workers die for reasons that are not the task's; who is to blame is counted by the dispatcher.
+    "distributed.scheduler.allowed-failures": 20,
+    "distributed.scheduler.work-stealing": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.pause": 0.8,
+    "distributed.worker.memory.terminate": 0.92,
+    "distributed.comm.timeouts.connect": "30s",
+}
+"""What a cluster started here runs with, and why: the measurements in ``docs/design/dask.md``."""
+
+
+class ClusterAdapter(Protocol):
+    """A kind of cluster."""
+
+    def limits(self) -> Limits:
+        """What it will offer, known before it is started."""
+
+    def open(self) -> Any:
+        """Context manager: start or connect, give a `distributed.Client`, and release everything on leaving."""
+
+
+def find_cluster(name: str, *, settings: Settings, folders: tuple[str, ...] = ()) -> ClusterAdapter:
+    """The adapter for ``name`` with its configuration.
+
+    :param folders: where to look for ``<name>.yaml`` and ``cluster_configs/<name>.yaml`` first.
+    :raises SpecError: when there is no such cluster, or its file is wrong.
+    """
+    config = _config(name, folders)
+    kind = config.pop("type", None)
+    if not isinstance(kind, str):
+        raise SpecError("a cluster file has no type", where=name, expected="type: " + " | ".join(BUILT_IN))
+    adapter = find_adapter(kind, kind="cluster", built_in=BUILT_IN)
+    try:
+        return adapter(settings=settings, **config)  # type: ignore[no-any-return]
+    except TypeError as error:
+        raise SpecError(
+            "a cluster file has a field its type does not know", where=name, found=str(error).split("__init__() ")[-1]
+        ) from error
+
+
+@contextmanager
+def open_cluster(adapter: ClusterAdapter) -> Iterator[Any]:
+    """A client of the running cluster. Whatever happens inside, the cluster is released on leaving."""
+    with adapter.open() as client:
+        yield client
+
+
+def _config(name: str, folders: tuple[str, ...]) -> dict[str, Any]:
+    if "://" in name:
+        return {"type": "address", "address": name}
+    for path in _candidates(name, folders):
+        if path.is_file():
+            return _read(path)
+    if name == "local":
+        return {"type": "local"}
+    known = sorted({path.stem for folder in _homes(folders) for path in folder.glob("*.yaml")} | {"local"})
+    raise SpecError(
+        "there is no such cluster",
+        where="cluster",
+        found=name,
+        expected=", ".join(known) + ", a YAML file, or an address such as tcp://host:8786",
+    )
+
+
+def _homes(folders: tuple[str, ...]) -> list[Path]:
+    roots = [*(Path(folder) for folder in folders), Path(os.getcwd()), Path(__file__).parents[2]]
+    return [root / "cluster_configs" for root in roots]
+
+
+def _candidates(name: str, folders: tuple[str, ...]) -> list[Path]:
+    if name.endswith((".yaml", ".yml")):
+        return [Path(folder) / name for folder in ("", *folders)]
+    return [home / f"{name}.yaml" for home in _homes(folders)]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise SpecError("a cluster file is no YAML", where=str(path), found=str(error)) from error
+    if not isinstance(config, Mapping):
+        raise SpecError("a cluster file is no mapping", where=str(path), found=type(config).__name__)
+    return {str(key).replace("-", "_"): value for key, value in config.items()}

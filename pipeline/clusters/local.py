@@ -1,0 +1,112 @@
+"""Dask worker processes on this machine, one nanny each."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import dask
+import dask.config
+from dask.system import CPU_COUNT
+from dask.utils import parse_bytes
+from distributed import Client, LocalCluster
+from distributed.system import MEMORY_LIMIT
+
+from pipeline.clusters import DASK_CONFIG
+from pipeline.errors import NoWorkers, SpecError
+from pipeline.plan import Limits
+from pipeline.settings import Settings
+
+SMALLEST_WORKER = 1 << 30
+"""Bytes below which a worker is not worth its own imports; fewer workers are started instead."""
+
+
+def default_shape(cores: int, memory: int) -> tuple[int, int]:
+    """Workers and threads per worker for a machine.
+
+    One thread a process up to 8 cores, because steps in pandas hold the interpreter lock; then two, above 32 four,
+    because every process pays for its imports and its copy of the model.
+    """
+    threads = 1 if cores <= 8 else 2 if cores <= 32 else 4
+    workers = max(1, min(cores // threads, memory // SMALLEST_WORKER))
+    return workers, threads
+
+
+def thread_environment(cores: int, slots: int) -> dict[str, str]:
+    """Variables set before a worker is spawned, so that ``slots`` tasks at a time do not take each other's cores."""
+    count = str(max(1, cores // slots))
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "ARROW_IO_THREADS")
+    return {**dict.fromkeys(names, count), "OMP_WAIT_POLICY": "PASSIVE", "MALLOC_TRIM_THRESHOLD_": "65536"}
+
+
+@dataclass(frozen=True)
+class LocalProcesses:
+    """``type: local``."""
+
+    settings: Settings
+    workers: int | str = "auto"
+    threads: int | str = "auto"
+    memory_limit: int | str = "auto"
+    """Bytes per worker, as ``4 GiB``."""
+
+    def limits(self) -> Limits:
+        """What it will offer, from the settings, the file, else the machine."""
+        workers, threads = self._shape()
+        limit = self.settings.memory_limit or self.memory_limit
+        try:
+            memory = int(MEMORY_LIMIT * 0.9) // workers if limit == "auto" else int(parse_bytes(limit))
+        except ValueError as error:
+            raise SpecError("a memory limit is no size", found=repr(limit), expected="such as 4 GiB") from error
+        return Limits(workers=workers, threads=threads, memory=memory)
+
+    def _shape(self) -> tuple[int, int]:
+        workers, threads = default_shape(CPU_COUNT, MEMORY_LIMIT)
+        chosen_threads = self.settings.threads or (threads if self.threads == "auto" else int(self.threads))
+        if self.settings.workers or self.workers != "auto":
+            return self.settings.workers or int(self.workers), chosen_threads
+        if chosen_threads != threads:
+            workers = max(1, CPU_COUNT // chosen_threads)
+        return workers, chosen_threads
+
+    @contextmanager
+    def open(self) -> Iterator[Client]:
+        """Start the workers and give a client; all of them are gone on leaving."""
+        limits = self.limits()
+        environment = thread_environment(CPU_COUNT, limits.workers * limits.threads)
+        config = {
+            **DASK_CONFIG,
+            "distributed.nanny.pre-spawn-environ": environment,
+            "distributed.scheduler.no-workers-timeout": self.settings.no_workers_timeout,
+            "distributed.worker.preload": ["pipeline.clusters.worker_setup"],
+        }
+        with dask.config.set(config):
+            cluster = LocalCluster(
+                n_workers=limits.workers,
+                threads_per_worker=limits.threads,
+                memory_limit=limits.memory,
+                processes=True,
+                host="127.0.0.1",
+                dashboard_address=self.settings.dashboard,
+                silence_logs=logging.ERROR,
+            )
+            try:
+                with Client(cluster, set_as_default=False) as client:
+                    _await_workers(client, limits.workers, self.settings.no_workers_timeout)
+                    yield client
+            finally:
+                cluster.close(timeout=20)
+
+
+def _await_workers(client: Any, workers: int, timeout: float) -> None:
+    """Wait for one worker only: the others join while the first already works."""
+    try:
+        client.wait_for_workers(1, timeout=timeout)
+    except TimeoutError as error:
+        raise NoWorkers(
+            "no worker started",
+            found=f"0 of {workers} after {timeout:.0f} s",
+            next_step="look at the worker logs, then resume",
+        ) from error

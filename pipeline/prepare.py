@@ -1,0 +1,108 @@
+"""From a job spec to a plan: everything that is decided before anything runs. Writes nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipeline.clusters import ClusterAdapter, find_cluster
+from pipeline.files import is_local_path, local_path
+from pipeline.model import ModelRef
+from pipeline.plan import Limits, Plan, make_plan
+from pipeline.registry import resolve
+from pipeline.scoring import frame_schema, prediction_schema
+from pipeline.settings import Settings
+from pipeline.sinks import check
+from pipeline.sources import Discovery, discover, sample_batch
+from pipeline.spec import JobSpec
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A plan that fits its cluster."""
+
+    plan: Plan
+    limits: Limits
+    cluster: ClusterAdapter
+
+
+def prepare(spec: JobSpec, *, settings: Settings, job: str = "") -> Prepared:
+    """Resolve the model, read the footers, plan, and refuse what cannot run.
+
+    :param job: id of the job, when it may be one that has begun already.
+    :raises PipelineError: for anything in the spec, the input or the model that would not work.
+    """
+    spec = absolute(spec)
+    cluster = cluster_of(spec, settings=settings)
+    limits = cluster.limits()
+    version = resolve(ModelRef.parse(spec.score.model))
+    discovery = discover(spec.source)
+    plan = make_plan(
+        spec,
+        model=version,
+        discovery=discovery,
+        frame_schema=_frame_schema(spec, discovery=discovery, settings=settings),
+        predictions=prediction_schema(version, spec.score.output_spec),
+        limits=limits,
+    )
+    plan.validate(limits)
+    check(
+        spec.sink,
+        sources=source_paths(spec),
+        job=job,
+        schema=plan.output_schema,
+        state=(str(local_path(settings.directory)),) if is_local_path(settings.directory) else (),
+    )
+    return Prepared(plan, limits, cluster)
+
+
+def cluster_of(spec: JobSpec, *, settings: Settings) -> ClusterAdapter:
+    """The adapter for the cluster that the settings, else the spec, name."""
+    return find_cluster(settings.cluster or spec.cluster, settings=settings, folders=settings.import_paths)
+
+
+def absolute(spec: JobSpec) -> JobSpec:
+    """``spec`` with local paths made absolute, so that the job means the same from every folder."""
+    record = spec.to_dict()
+    path = spec.source.path
+    record["source"]["path"] = absolute_path(path) if isinstance(path, str) else [absolute_path(one) for one in path]
+    record["sink"]["path"] = absolute_path(spec.sink.path)
+    for step in record["steps"]:
+        if "score" in step and ModelRef.parse(step["score"]["model"]).is_file:
+            step["score"]["model"] = absolute_path(step["score"]["model"])
+    return JobSpec.model_validate(record)
+
+
+def source_paths(spec: JobSpec) -> tuple[str, ...]:
+    """The paths of the source, always several."""
+    return (spec.source.path,) if isinstance(spec.source.path, str) else tuple(spec.source.path)
+
+
+@contextmanager
+def importable(folders: Sequence[str]) -> Iterator[None]:
+    """``folders`` come first on ``sys.path`` inside the block."""
+    before = list(sys.path)
+    sys.path[:0] = [folder for folder in folders if folder not in before]
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def absolute_path(path: str) -> str:
+    """``path`` made absolute when it is a local one; URLs stay."""
+    return str(local_path(path)) if is_local_path(path) else path
+
+
+def _frame_schema(spec: JobSpec, *, discovery: Discovery, settings: Settings) -> pa.Schema:
+    """Schema after the ``map`` steps, from a run of them on the first rows; the source's own when there are none."""
+    schema = discovery.schema
+    if not spec.maps:
+        return schema
+    columns = [name for name in schema.names if name not in discovery.key_names]
+    batch = sample_batch(discovery, columns=columns, schema=schema)
+    return frame_schema(spec.maps, batch, schema=schema, import_paths=settings.import_paths)

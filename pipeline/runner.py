@@ -1,0 +1,253 @@
+"""The one way through a job. `run`, `resume`, the command line and a notebook cell all go it."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+from pipeline import graph
+from pipeline.checkpoint import JobDirectory, done_partitions, effective_partitions, new_job_id
+from pipeline.clusters import open_cluster
+from pipeline.dispatch import Dispatcher, Ended, Policy, Stop
+from pipeline.errors import Interrupted, PipelineError
+from pipeline.events import Callback, JobEnded, PartitionEnded, StageStarted, notify
+from pipeline.job_record import utc_now
+from pipeline.jobs import find_job
+from pipeline.lifecycle import Status
+from pipeline.plan import Partition, dispatch_order
+from pipeline.prepare import cluster_of, importable, prepare
+from pipeline.receipt import Receipt
+from pipeline.rejects import first_examples, summarise
+from pipeline.report import Report, decide_status, make_report
+from pipeline.rows import RowCounts
+from pipeline.settings import Settings, load_settings
+from pipeline.sinks import publish
+from pipeline.spec import JobSpec
+
+logger = logging.getLogger(__name__)
+STAGE = 0
+"""Number of the only stage."""
+
+
+def run(
+    spec: JobSpec,
+    *,
+    settings: Settings | None = None,
+    job_id: str | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Report:
+    """Plan ``spec``, score every row, and publish.
+
+    :param job_id: id for the job; one that exists with the same plan is gone on with. Default: a new one.
+    :raises PipelineError: when the job failed or was interrupted; its directory says why and can be resumed.
+    """
+    settings = settings or load_settings()
+    prepared = prepare(spec, settings=settings, job=job_id or "")
+    job = JobDirectory.open_or_create(
+        settings.directory,
+        prepared.plan,
+        job=job_id or new_job_id(spec.name, now=utc_now(), entropy=secrets.token_hex(2)),
+        import_paths=settings.import_paths,
+        fsync=settings.fsync,
+    )
+    return execute(job, settings=settings, callbacks=callbacks)
+
+
+def resume(job: str, *, settings: Settings | None = None, callbacks: Sequence[Callback] = ()) -> Report:
+    """Go on with an unfinished job; what is done is not done again. A finished job gives its report.
+
+    :param job: id, unique prefix of one, ``@last``, or the path of a job directory.
+    """
+    settings = settings or load_settings()
+    directory = find_job(settings.directory, job)
+    directory.fsync = settings.fsync
+    return execute(directory, settings=settings, callbacks=callbacks)
+
+
+def execute(job: JobDirectory, *, settings: Settings, callbacks: Sequence[Callback] = ()) -> Report:
+    """Take ``job`` from where it is to its end."""
+    if job.status().is_success:
+        return make_report(job)
+    driver = _Driver(job, settings, tuple(callbacks))
+    try:
+        with _signals(driver.stop), importable(job.record.import_paths):
+            return driver.drive()
+    except BaseException as error:
+        driver.give_up(error)
+        raise
+
+
+@dataclass
+class _Driver:
+    """One process's way through one job."""
+
+    job: JobDirectory
+    settings: Settings
+    callbacks: tuple[Callback, ...]
+    stop: Stop = field(default_factory=Stop)
+    receipts: dict[str, Receipt] = field(default_factory=dict)
+    provision: float = 0.0
+    retries: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def drive(self) -> Report:
+        """Score what is left, decide, commit, publish."""
+        self.receipts = {receipt.partition: receipt for receipt in self.job.receipts()}
+        todo = self._todo()
+        if todo:
+            self._score(todo)
+        status = self._decide()
+        self._go(Status.PUBLISHING)
+        committed = self.job.commit_manifest(self.job.next_manifest(self.receipts.values()))
+        publish(committed.manifest, self.job)
+        report = self.report(status)
+        self.job.write_report(report.to_dict())
+        self._go(status)
+        self._end(report)
+        return report
+
+    def report(self, status: Status, *, error: PipelineError | None = None) -> Report:
+        """The report of a job that ended like that."""
+        return make_report(
+            self.job,
+            receipts=tuple(self.receipts.values()),
+            status=status,
+            seconds=time.monotonic() - self.started,
+            provision=self.provision,
+            error=error,
+        )
+
+    def give_up(self, error: BaseException) -> None:
+        """Record why the run ended. It must not hide ``error``, so what goes wrong here is only logged."""
+        known = error if isinstance(error, PipelineError) else PipelineError(f"{type(error).__name__}: {error}")
+        status = Status.INTERRUPTED if isinstance(error, (Interrupted, KeyboardInterrupt)) else Status.FAILED
+        try:
+            report = self.report(status, error=known)
+            self.job.write_report(report.to_dict())
+            self._go(status, reason=known.message)
+            self._end(report, reason=known.message)
+        except Exception:
+            logger.exception("the end of job %s could not be recorded", self.job.job)
+
+    def _todo(self) -> tuple[Partition, ...]:
+        receipts, plan = self.receipts.values(), self.job.plan
+        return dispatch_order(effective_partitions(plan, receipts), done=done_partitions(plan, receipts))
+
+    def _score(self, todo: Sequence[Partition]) -> None:
+        self._go(Status.PROVISIONING)
+        cluster = cluster_of(self.job.plan.spec, settings=self.settings)
+        begin = time.monotonic()
+        with open_cluster(cluster) as client:
+            self.provision = time.monotonic() - begin
+            self._go(Status.RUNNING)
+            self._announce(todo)
+            dispatcher = self._dispatcher(client)
+            try:
+                for receipt in dispatcher.run(todo):
+                    self.receipts[receipt.partition] = receipt
+            finally:
+                self.retries = dispatcher.retries
+        if self.stop.signal_number is not None and self._todo():
+            raise _interrupted(self.job.job, self.stop.signal_number, left=len(self._todo()))
+
+    def _dispatcher(self, client: Any) -> Dispatcher:
+        recipe, versions, settings = self.job.recipe, self.job.plan.versions, self.settings
+        return Dispatcher(
+            client,
+            submit=lambda partitions: graph.tasks(recipe, partitions, versions),
+            read=graph.read_receipt,
+            policy=Policy(
+                attempts=settings.attempts,
+                no_workers_timeout=settings.no_workers_timeout,
+                scheduler_timeout=settings.scheduler_timeout,
+                grace=settings.grace,
+            ),
+            stop=self.stop,
+            on_ended=self._partition_ended,
+        )
+
+    def _decide(self) -> Status:
+        """How the job ends by its rejects.
+
+        :raises PipelineError: when there are too many.
+        """
+        receipts = tuple(self.receipts.values())
+        examples = first_examples(summarise(self.job)) if any(receipt.rejects for receipt in receipts) else None
+        return decide_status(self.job.plan, receipts, job=self.job.job, examples=examples)
+
+    def _go(self, after: Status, *, reason: str = "") -> None:
+        notify(self.callbacks, self.job.set_status(after, reason=reason))
+
+    def _announce(self, todo: Sequence[Partition]) -> None:
+        left, rows = sum(partition.rows for partition in todo), sum(part.rows for part in self.job.plan.partitions)
+        partitions = effective_partitions(self.job.plan, self.receipts.values())
+        done = len(partitions) - len(todo)
+        self.job.append_event("stage", stage=STAGE, partitions=len(partitions), done=done)
+        notify(self.callbacks, StageStarted(self.job.job, STAGE, len(partitions), done, rows, rows - left))
+
+    def _partition_ended(self, ended: Ended) -> None:
+        receipt = ended.receipt
+        event = PartitionEnded(
+            job=self.job.job,
+            stage=STAGE,
+            partition=ended.partition.id,
+            outcome=ended.outcome,
+            rows=receipt.rows if receipt else RowCounts(),
+            seconds=receipt.seconds.total if receipt else 0.0,
+            attempt=ended.attempt,
+            worker=receipt.worker if receipt else "",
+            reason=ended.reason,
+        )
+        if ended.outcome != "done":
+            # What is done has a receipt; a line each would only cost an fsync.
+            self.job.append_event(
+                "partition",
+                partition=event.partition,
+                outcome=event.outcome,
+                attempt=event.attempt,
+                reason=event.reason,
+            )
+        notify(self.callbacks, event)
+
+    def _end(self, report: Report, *, reason: str = "") -> None:
+        notify(
+            self.callbacks,
+            JobEnded(report.job, report.status, report.rows, report.output, report.directory, reason, report.to_dict()),
+        )
+
+
+def _interrupted(job: str, signal_number: int, *, left: int) -> Interrupted:
+    return Interrupted(
+        f"the run was interrupted by {signal.Signals(signal_number).name}; {left:,} partitions are left",
+        signal_number=signal_number,
+        next_step=f"python -m pipeline resume {job}",
+    )
+
+
+@contextmanager
+def _signals(stop: Stop) -> Iterator[None]:
+    """SIGINT and SIGTERM ask ``stop`` to drain while the block runs; only the main thread may set handlers."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop.request(number)
+        logger.warning("%s: no more partitions are started; again to stop at once", signal.Signals(number).name)
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

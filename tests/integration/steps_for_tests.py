@@ -1,0 +1,34 @@
+"""Steps that the integration tests name."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+
+def add_ratio(frame: pd.DataFrame) -> pd.DataFrame:
+    """A column that a step makes."""
+    return frame.assign(ratio=frame["balance"] / (frame["visits"] + 1))
+
+
+def drop_young(frame: pd.DataFrame) -> pd.DataFrame:
+    """A step that drops rows."""
+    return frame[frame["age"] >= 30]
+
+
+def fail_on_thirteens(frame: pd.DataFrame) -> pd.DataFrame:
+    """A step that raises on every id that ends in 13, one in a hundred."""
+    if (frame["id"] % 100 == 13).any():
+        raise ValueError("unlucky row")
+    return frame
+
+
+def always_fail(frame: pd.DataFrame) -> pd.DataFrame:
+    """A step that never works."""
+    raise KeyError("no_such_column")
+
+
+def only_first_rows_work(frame: pd.DataFrame) -> pd.DataFrame:
+    """A step that works on the sample a plan takes and on few rows after it."""
+    if frame["id"].max() >= 1500:
+        raise RuntimeError("works on the first rows only")
+    return frame

@@ -1,0 +1,71 @@
+"""What the design stands on: one fused task a partition, small tasks, and the same rows lazily."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cloudpickle
+import dask.dataframe as dd
+import pandas as pd
+import pytest
+from distributed import Client
+
+import pipeline
+from pipeline import graph
+from pipeline.prepare import prepare
+from pipeline.settings import Settings
+from pipeline.spec import JobSpec
+from pipeline.testing.oracle import FEATURES, Lake, oracle
+
+Make = Callable[..., JobSpec]
+
+
+def test_a_partition_is_one_fused_task(make_spec: Make, settings: Settings, tmp_path: Path) -> None:
+    plan = prepare(make_spec(), settings=settings).plan
+    recipe = plan.recipe(job="job", directory=str(tmp_path / "job"))
+    frame = graph.receipts(recipe, plan.partitions, plan.versions)
+    assert frame.npartitions == len(plan.partitions) > 1
+    assert len(frame.optimize().__dask_graph__()) == len(plan.partitions)
+    for task in graph.tasks(recipe, plan.partitions[:1], plan.versions):
+        assert len(dict(task.dask)) == 1
+
+
+def test_the_model_does_not_travel(make_spec: Make, settings: Settings, model_path: Path, tmp_path: Path) -> None:
+    plan = prepare(make_spec(), settings=settings).plan
+    recipe = plan.recipe(job="job", directory=str(tmp_path / "job"))
+    size = len(cloudpickle.dumps(graph.tasks(recipe, plan.partitions[:1], plan.versions)[0]))
+    assert model_path.stat().st_size > 10_000
+    assert size < 20_000
+
+
+def test_to_dask_is_lazy_and_equals_the_oracle(
+    make_spec: Make, settings: Settings, client: Client, lake: Lake, model_path: Path
+) -> None:
+    spec = make_spec(maps=("steps_for_tests:add_ratio",), score={"keep": ["id", "ratio"]})
+    job = pipeline.Job(settings=settings, **spec.to_dict())
+    frame = job.to_dask()
+    assert isinstance(frame, dd.DataFrame)
+    assert list(frame.columns) == ["id", "ratio", "prediction"]
+    import steps_for_tests
+
+    expected = oracle(lake.files, model_path, steps=(steps_for_tests.add_ratio,))[["id", "ratio", "prediction"]]
+    computed = frame.compute(scheduler=client.get).reset_index(drop=True)
+    pd.testing.assert_frame_equal(computed, expected, check_exact=True)
+    mean = float(frame["prediction"].astype("float64").mean().compute(scheduler=client.get))
+    assert mean == pytest.approx(float(expected["prediction"].astype("float64").mean()))
+
+
+def test_score_adds_a_column_to_any_dask_dataframe(client: Client, lake: Lake, model_path: Path) -> None:
+    frame = dd.read_parquet([str(file) for file in lake.files], columns=["id", *FEATURES])
+    scored = pipeline.score(frame, str(model_path), output="churn")
+    assert scored._meta["churn"].dtype == "float32"
+    computed = scored.compute(scheduler=client.get).sort_values("id").reset_index(drop=True)
+    expected = oracle(lake.files, model_path, output="churn")[["id", *FEATURES, "churn"]]
+    pd.testing.assert_frame_equal(computed, expected, check_exact=True, check_dtype=False)
+
+
+def test_score_takes_a_pandas_frame(lake: Lake, model_path: Path) -> None:
+    expected = oracle(lake.files, model_path)
+    scored = pipeline.score(expected.drop(columns="prediction"), str(model_path))
+    pd.testing.assert_frame_equal(scored, expected, check_exact=True)
