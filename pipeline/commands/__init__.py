@@ -1,0 +1,1 @@
+"""The commands of the command line. What takes time to import is imported inside of them."""

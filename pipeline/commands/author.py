@@ -1,0 +1,136 @@
+"""``init``, ``validate`` and ``plan``: what one does before a job runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pipeline.commands.options import (
+    cluster_options,
+    directory_option,
+    emit,
+    output_options,
+    override_option,
+    settings_for,
+)
+from pipeline.errors import OutputExists, PipelineError
+
+if TYPE_CHECKING:
+    from pipeline.settings import Settings
+    from pipeline.spec import JobSpec
+
+
+@click.command(short_help="Write a job.yaml to start from.")
+@click.argument("folder", metavar="[DIR]", default=".")
+@output_options
+def init(folder: str) -> None:
+    """Write a job.yaml to start from, with every field explained."""
+    from pipeline.job_template import JOB_TEMPLATE
+
+    path = Path(folder) / "job.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(JOB_TEMPLATE)
+    except FileExistsError as error:
+        raise OutputExists(
+            "there is a job spec already", where=str(path), next_step="choose another folder, or remove it first"
+        ) from error
+    commands = [f"python -m pipeline {name} {path}" for name in ("validate", "plan", "run")]
+    steps = "\n".join(f"  {command}" for command in commands)
+    emit({"path": str(path), "next": commands}, lambda: f"Wrote {path}. Fill in the paths, then:\n{steps}")
+
+
+@click.command(short_help="Check a job spec, its steps and its model.")
+@click.argument("job_file", metavar="JOB.YAML", required=False)
+@click.option("--schema", is_flag=True, help="Print the JSON Schema of a job spec, for editors.")
+@override_option
+@output_options
+@click.pass_context
+def validate(context: click.Context, job_file: str | None, schema: bool, overrides: tuple[str, ...]) -> None:
+    """Check a job spec: its fields, that its steps can be imported, that its model can be read.
+
+    Does not look at the data: plan does.
+    """
+    if schema:
+        from pipeline.spec import json_schema
+
+        # The schema is itself what a program wants: nothing is put around it.
+        click.echo(json.dumps(json_schema(), indent=2))
+        return
+    if job_file is None:
+        raise click.UsageError("Give the job spec to check, or --schema.")
+    problems = _problems(job_file, overrides)
+    shown = [error.details() for error in problems]
+    emit({"ok": not problems, "spec": job_file, "problems": shown}, lambda: _verdict(job_file, problems))
+    if problems:
+        context.exit(problems[0].exit_code)
+
+
+def _verdict(job_file: str, problems: list[PipelineError]) -> str:
+    if not problems:
+        return f"{job_file} is ok\n  next:     python -m pipeline plan {job_file}"
+    return "\n\n".join(str(error) for error in problems)
+
+
+def _problems(job_file: str, overrides: tuple[str, ...]) -> list[PipelineError]:
+    from pipeline.spec_file import load_spec
+
+    try:
+        loaded = load_spec(job_file, overrides=overrides)
+    except PipelineError as error:
+        return [error]
+    settings = settings_for(loaded)
+    found = []
+    for check in _checks(loaded.spec, settings):
+        try:
+            check()
+        except PipelineError as error:
+            found.append(error)
+    return found
+
+
+def _checks(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]:
+    """What can be checked without the data, each raising what is wrong."""
+    from pipeline.model import ModelRef
+    from pipeline.prepare import cluster_of, importable
+    from pipeline.registry import resolve
+    from pipeline.sinks import find_sink
+    from pipeline.sources.expression import parse_filter
+    from pipeline.steps import load_function
+
+    def load(entrypoint: str) -> object:
+        with importable(settings.import_paths):
+            return load_function(entrypoint)
+
+    if spec.source.filter is not None:
+        yield partial(parse_filter, spec.source.filter)
+    for step in spec.maps:
+        yield partial(load, step.map)
+    yield lambda: resolve(ModelRef.parse(spec.score.model))
+    yield lambda: find_sink(spec.sink.format)
+    yield lambda: cluster_of(spec, settings=settings)
+
+
+@click.command(short_help="Show what would run; writes nothing.")
+@click.argument("job_file", metavar="JOB.YAML")
+@override_option
+@cluster_options
+@directory_option
+@output_options
+def plan(job_file: str, overrides: tuple[str, ...], **flags: str | int | None) -> None:
+    """Show what would run: rows, partitions, memory, model, output. Writes nothing."""
+    from pipeline.plan import plan_summary
+    from pipeline.prepare import prepare
+    from pipeline.spec_file import load_spec
+    from pipeline.summary import plan_text
+
+    loaded = load_spec(job_file, overrides=overrides)
+    prepared = prepare(loaded.spec, settings=settings_for(loaded, **flags))
+    details = plan_summary(prepared.plan, prepared.limits).details()
+    emit(details, lambda: plan_text(details) + f"\n  next       python -m pipeline run {job_file}")

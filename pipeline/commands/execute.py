@@ -1,0 +1,167 @@
+"""``run``, ``resume`` and ``demo``: what makes a job run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import chdir, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.commands.options import (
+    cluster_options,
+    directory_option,
+    emit,
+    is_quiet,
+    output_options,
+    override_option,
+    settings_for,
+    tell,
+    wants_json,
+)
+from pipeline.errors import PipelineError, SpecError
+
+if TYPE_CHECKING:
+    from pipeline.events import Callback
+    from pipeline.report import Report
+    from pipeline.settings import Settings
+
+WARNED = 3
+"""Exit status of a job that succeeded with warnings, under ``--strict``."""
+Flags = Mapping[str, str | int | None]
+
+strict_option = click.option("--strict", is_flag=True, help="Exit with 3 when the job succeeded with warnings.")
+
+
+@click.command(short_help="Run a job.")
+@click.argument("target", metavar="JOB.YAML|DIR")
+@click.option("--job", "job_id", metavar="ID", help="Name the job; one that exists with the same plan is gone on with.")
+@strict_option
+@override_option
+@cluster_options
+@directory_option
+@output_options
+def run(target: str, job_id: str | None, strict: bool, overrides: tuple[str, ...], **flags: str | int | None) -> None:
+    """Run a job spec, or go on with the unfinished job in a directory."""
+    if _is_job_directory(target):
+        if job_id is not None or overrides:
+            raise click.UsageError("A job that goes on keeps its id and its spec: leave --job and --set out.")
+        _resume(target, strict=strict, flags=flags)
+        return
+    _run(target, job_id=job_id, strict=strict, overrides=overrides, flags=flags)
+
+
+@click.command(short_help="Go on with an unfinished job.")
+@click.argument("job", default="@last")
+@strict_option
+@cluster_options
+@directory_option
+@output_options
+def resume(job: str, strict: bool, **flags: str | int | None) -> None:
+    """Go on with an unfinished job: its id, a prefix of it, @last, or its directory. What is done is not done again."""
+    _resume(job, strict=strict, flags=flags)
+
+
+@click.command(short_help="Try it: makes a table and a model, runs a job.")
+@click.argument("folder", metavar="[DIR]", default="pipeline-demo")
+@click.option("--rows", type=click.IntRange(min=1000), default=300_000, show_default=True, help="Rows of the table.")
+@output_options
+def demo(folder: str, rows: int) -> None:
+    """Make a table and a model, and run a job on them: offline, in under a minute."""
+    from pipeline.demo import make_demo
+
+    made = make_demo(Path(folder), rows=rows)
+    if not is_quiet():
+        click.echo(made.story(), err=True)
+    with chdir(made.folder):
+        _run("job.yaml", job_id=None, strict=False, overrides=(), flags={}, text=made.ending)
+
+
+def _is_job_directory(target: str) -> bool:
+    """Whether ``target`` is a job's directory; a folder of another kind is a mistake.
+
+    :raises SpecError: for a folder that holds no job.
+    """
+    path = Path(target).expanduser()
+    if "://" in target or not path.is_dir():
+        return False
+    if (path / "job.json").is_file():
+        return True
+    spec = path / "job.yaml"
+    raise SpecError(
+        "that folder is not a job's directory",
+        where=target,
+        found="no job.json",
+        next_step=f"python -m pipeline {'run' if spec.is_file() else 'init'} {spec if spec.is_file() else target}",
+    )
+
+
+def _run(
+    target: str,
+    *,
+    job_id: str | None,
+    strict: bool,
+    overrides: Sequence[str],
+    flags: Flags,
+    text: Callable[[Mapping[str, Any]], str] | None = None,
+) -> None:
+    from pipeline.spec_file import load_spec
+
+    loaded = load_spec(target, overrides=overrides)
+    settings = settings_for(loaded, **flags)
+
+    def go(callbacks: Sequence[Callback]) -> Report:
+        from pipeline import runner
+
+        return runner.run(loaded.spec, settings=settings, job_id=job_id, callbacks=callbacks)
+
+    _finish(go, settings=settings, strict=strict, text=text)
+
+
+def _resume(job: str, *, strict: bool, flags: Flags) -> None:
+    settings = settings_for(None, **flags)
+
+    def go(callbacks: Sequence[Callback]) -> Report:
+        from pipeline import runner
+
+        return runner.resume(job.rstrip("/") or job, settings=settings, callbacks=callbacks)
+
+    _finish(go, settings=settings, strict=strict)
+
+
+def _finish(
+    go: Callable[[Sequence[Callback]], Report],
+    *,
+    settings: Settings,
+    strict: bool,
+    text: Callable[[Mapping[str, Any]], str] | None = None,
+) -> None:
+    """Run with a progress display, then show the report; the exit status follows from both."""
+    from pipeline.display import JobWatch, show_progress
+    from pipeline.summary import summary_text
+
+    watch = JobWatch()
+    try:
+        with show_progress(quiet=is_quiet()) as callbacks:
+            details = go((watch, *callbacks)).to_dict()
+    except PipelineError as error:
+        job = _known(watch.job, settings) if wants_json() and watch.job else None
+        tell(error, text=str(error), details=error.details(), job=job)
+        raise click.exceptions.Exit(error.exit_code) from error
+    emit(details, lambda: (text or summary_text)(details))
+    if strict and details["status"] == "SUCCEEDED_WITH_WARNINGS":
+        raise click.exceptions.Exit(WARNED)
+
+
+def _known(job: str, settings: Settings) -> dict[str, Any]:
+    """What the directory of a job that did not succeed says; as much as can be read."""
+    known: dict[str, Any] = {"job": job, "directory": os.path.join(settings.directory, job)}
+    # The error is what must be told; a state that cannot be read must not hide it.
+    with suppress(Exception):
+        from pipeline.commands.look import status_details
+        from pipeline.jobs import find_job
+
+        known |= status_details(find_job(settings.directory, job))
+    return known

@@ -1,0 +1,107 @@
+"""``list``, ``status``, ``verify`` and ``rejects``: what one looks at after, or while, a job runs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.commands.options import directory_option, emit, output_options, settings_for
+from pipeline.errors import StateCorrupt
+
+if TYPE_CHECKING:
+    from pipeline.checkpoint import JobDirectory
+
+job_argument = click.argument("job", default="@last")
+
+
+@click.command("list")
+@directory_option
+@output_options
+def list_command(directory: str | None) -> None:
+    """List the jobs, newest first."""
+    from pipeline.jobs import list_jobs
+
+    settings = settings_for(directory=directory)
+    jobs = [summary.details() for summary in list_jobs(settings.directory)]
+    emit({"directory": settings.directory, "jobs": jobs}, lambda: _list_text(jobs, settings.directory))
+
+
+def _list_text(jobs: list[dict[str, Any]], directory: str) -> str:
+    from pipeline.summary import table_text
+
+    if not jobs:
+        return f"There are no jobs in {directory}.\n  next:     python -m pipeline run job.yaml"
+    rows = [[job["job"], job["status"], job["created"], f"{job['rows']:,}", job["output"]] for job in jobs]
+    return table_text(["JOB", "STATUS", "CREATED", "ROWS", "OUTPUT"], rows)
+
+
+@click.command(short_help="Show how a job stands.")
+@job_argument
+@directory_option
+@output_options
+def status(job: str, directory: str | None) -> None:
+    """Show how a job stands: its id, a prefix of it, @last, or its directory."""
+    from pipeline.summary import summary_text
+
+    details = status_details(_find(job, directory))
+    emit(details, lambda: summary_text(details))
+
+
+def status_details(job: JobDirectory) -> dict[str, Any]:
+    """The report of a job that ended, else what its receipts say so far."""
+    stored = job.read_report()
+    if stored is not None and stored.get("status") == str(job.status()):
+        return stored
+    from pipeline.checkpoint import effective_partitions
+    from pipeline.report import make_report
+
+    receipts = job.receipts()
+    report = make_report(job, receipts=receipts)
+    planned = {"rows": job.record.rows, "partitions": len(effective_partitions(job.plan, receipts))}
+    return {**report.to_dict(), "planned": planned}
+
+
+@click.command(short_help="Prove that every row was scored once.")
+@job_argument
+@click.option("--sample", type=click.IntRange(min=0), default=1000, show_default=True, help="Rows to score again.")
+@click.option("--seed", type=int, help="Seed of the sample. Default: another sample every time.")
+@directory_option
+@output_options
+@click.pass_context
+def verify(context: click.Context, job: str, sample: int, seed: int | None, directory: str | None) -> None:
+    """Prove from the receipts and the data that every row was scored once; score a sample again."""
+    from pipeline.summary import verification_text
+    from pipeline.verify import verify as verify_job
+
+    found = _find(job, directory)
+    result = verify_job(found, sample=sample, seed=seed)
+    checks = [asdict(check) for check in result.checks]
+    emit(
+        {"job": found.job, "ok": result.ok, "checks": checks},
+        lambda: verification_text(found.job, ok=result.ok, checks=checks),
+    )
+    if not result.ok:
+        context.exit(StateCorrupt.exit_code)
+
+
+@click.command(short_help="Show the rows that could not be scored.")
+@job_argument
+@click.option("--limit", type=click.IntRange(min=0), default=3, show_default=True, help="Examples of each reason.")
+@directory_option
+@output_options
+def rejects(job: str, limit: int, directory: str | None) -> None:
+    """Show the rows that could not be scored, by reason, and the files that hold them."""
+    from pipeline.rejects import summarise
+    from pipeline.summary import rejects_text
+
+    found = _find(job, directory)
+    details = summarise(found, examples=limit).details()
+    emit({"job": found.job, **details}, lambda: rejects_text(found.job, details))
+
+
+def _find(job: str, directory: str | None) -> JobDirectory:
+    from pipeline.jobs import find_job
+
+    return find_job(settings_for(directory=directory).directory, job)

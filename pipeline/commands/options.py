@@ -1,0 +1,138 @@
+"""What commands share: options, the settings they make, and output as text or JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+import traceback
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from pipeline.settings import Settings
+    from pipeline.spec_file import LoadedSpec
+
+SCHEMA_VERSION = 1
+JSON = "pipeline.json"
+"""Key of ``Context.meta``: whether stdout is to be JSON."""
+VERBOSITY = "pipeline.verbosity"
+"""Key of ``Context.meta``: -1 quiet, 0, 1 with tracebacks, 2 with debug messages."""
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def output_options(command: Command) -> Command:
+    """``--json``, ``-v`` and ``-q``."""
+    command = click.option("--json", "as_json", is_flag=True, expose_value=False, help="Print one JSON object.")(
+        command
+    )
+    command = click.option(
+        "-v",
+        "--verbose",
+        count=True,
+        expose_value=False,
+        callback=_set_verbosity,
+        help="More messages; -vv: all of them.",
+    )(command)
+    return click.option(
+        "-q", "--quiet", is_flag=True, expose_value=False, callback=_set_quiet, help="No progress, errors only."
+    )(command)
+
+
+def directory_option(command: Command) -> Command:
+    """``--directory``."""
+    text = "Where job directories lie. Default: pipeline.directory of dask.config, else .pipeline/jobs."
+    return click.option("--directory", metavar="DIR", help=text)(command)
+
+
+def override_option(command: Command) -> Command:
+    """``--set``."""
+    text = "Set a field of the job spec, such as sink.path=out/ or steps.0.score.model=m.json; may be repeated."
+    return click.option("--set", "overrides", metavar="FIELD=VALUE", multiple=True, help=text)(command)
+
+
+def cluster_options(command: Command) -> Command:
+    """``--cluster``, ``--workers``, ``--threads`` and ``--memory-limit``."""
+    positive = click.IntRange(min=1)
+    for option in (
+        click.option("--memory-limit", metavar="SIZE", help="Memory of one worker, such as 4GiB."),
+        click.option("--threads", type=positive, metavar="N", help="Threads of one worker."),
+        click.option("--workers", type=positive, metavar="N", help="Worker processes."),
+        click.option("--cluster", metavar="NAME", help="A name in cluster_configs/, a file, or a scheduler's address."),
+    ):
+        command = option(command)
+    return command
+
+
+def _set_verbosity(context: click.Context, parameter: click.Parameter, value: int) -> None:
+    if value:
+        context.meta[VERBOSITY] = value
+    _set_up_logging(context.meta.get(VERBOSITY, 0))
+
+
+def _set_quiet(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        context.meta[VERBOSITY] = -1
+    _set_up_logging(context.meta.get(VERBOSITY, 0))
+
+
+class _StandardError(logging.Handler):
+    """Writes to what stderr is at the moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        click.echo(self.format(record), err=True)
+
+
+def _set_up_logging(verbosity: int) -> None:
+    logger = logging.getLogger("pipeline")
+    if not any(isinstance(handler, _StandardError) for handler in logger.handlers):
+        handler = _StandardError()
+        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+        logger.addHandler(handler)
+    levels = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}
+    logger.setLevel(levels.get(verbosity, logging.DEBUG))
+
+
+def wants_json() -> bool:
+    """Whether ``--json`` was given."""
+    return bool(click.get_current_context().meta.get(JSON))
+
+
+def is_quiet() -> bool:
+    """Whether ``-q`` was given."""
+    return int(click.get_current_context().meta.get(VERBOSITY, 0)) < 0
+
+
+def emit(details: Mapping[str, Any], text: Callable[[], str]) -> None:
+    """Write a result to stdout: as one JSON object where ``--json`` was given, else as text."""
+    click.echo(json_text(details) if wants_json() else text())
+
+
+def tell(error: BaseException, *, text: str, details: Mapping[str, Any], job: Mapping[str, Any] | None = None) -> None:
+    """Say what is wrong: to a person on stderr, and where ``--json`` was given to a program on stdout.
+
+    :param job: what is known of the job concerned; shown beside the error.
+    """
+    meta = click.get_current_context().meta
+    if meta.get(VERBOSITY, 0) > 0:
+        click.echo("".join(traceback.format_exception(error)), err=True)
+    if meta.get(JSON):
+        click.echo(json_text({**(job or {}), "error": details}))
+    click.echo(text, err=True)
+
+
+def json_text(details: Mapping[str, Any]) -> str:
+    """One JSON object with its schema version first."""
+    return json.dumps({"schema_version": SCHEMA_VERSION, **details}, indent=1, default=str)
+
+
+def settings_for(loaded: LoadedSpec | None = None, **flags: Any) -> Settings:
+    """Settings from the flags that were given; the modules of steps are found beside the job spec's file."""
+    from pipeline.settings import load_settings
+
+    if loaded is not None:
+        flags["import_paths"] = loaded.folders
+    return load_settings(**{name: value for name, value in flags.items() if value is not None})

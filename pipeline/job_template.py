@@ -1,0 +1,65 @@
+"""The job spec that ``python -m pipeline init`` writes. A test keeps it in step with `pipeline.spec`."""
+
+JOB_TEMPLATE = """\
+# A batch inference job. Lines that begin with "# " and a field name are optional; they show the default or an example.
+# Relative paths start from the folder in which the command is run.
+#
+#   python -m pipeline validate job.yaml    check this file, the steps and the model
+#   python -m pipeline plan job.yaml        show what would run; writes nothing
+#   python -m pipeline run job.yaml         run it
+#   python -m pipeline run job.yaml --set sink.path=out/test/    with another value for any field
+
+# Names the job: lower-case letters, digits, dots, underscores, dashes.
+name: my-job
+
+source:
+  # Parquet: a file, a directory (hive folders such as country=DE/ become columns), a glob, or a list of these. Any
+  # fsspec URL will do.
+  path: data/input/
+  # Columns to read. Default: all of them.
+  # columns: [customer_id, age, plan]
+  # Keep only rows for which this holds. Comparisons, and, or, not, in, is None.
+  # filter: country == 'DE' and age >= 18
+
+# Any number of map steps, then one score step.
+steps:
+  # A function of yours, pandas DataFrame -> pandas DataFrame, row by row in effect: def build(frame): ... in
+  # features.py beside this file. It may drop rows. dtype_backend is numpy (pandas' defaults) or pyarrow.
+  # - map: features:build
+  #   dtype_backend: numpy
+
+  - score:
+      # A model file: xgboost, JSON or UBJ.
+      model: model.json
+      # Column for each feature of the model, in its order. Default: the model's own feature names.
+      # features: [age, plan]
+      # Name of the output column. The long form also says which result: prediction, label, margin, leaf, contributions.
+      output: prediction
+      # output: {column: prediction, kind: prediction}
+      # Columns passed through to the output. Default: every input column.
+      # keep: [customer_id]
+
+sink:
+  # Directory or URL for the scored rows.
+  path: data/output/
+  # What to do when there is data already: error, overwrite (in one step), append.
+  mode: error
+  # format: parquet
+  # Merge small files up to this size. Default: one file per partition.
+  # target_file_size: 256 MiB
+  # snappy, zstd, lz4, gzip or none.
+  # compression: snappy
+
+errors:
+  # Rejected rows / input rows up to which the job succeeds, with warnings. At 0 one bad row fails it; rejected rows
+  # are kept with file, row number and reason either way.
+  max_fraction: 0.0
+
+# What must hold for the values of a column, beside what the model's features ask for. A row that breaks it is rejected.
+# contract:
+#   age: {dtype: int64, nullable: false, finite: true, min: 0, max: 120}
+#   plan: {allowed: [basic, standard, premium]}
+
+# Where it runs: local (processes of this machine), a name in cluster_configs/, a file, or the address of a scheduler.
+cluster: local
+"""

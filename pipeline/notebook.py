@@ -1,0 +1,233 @@
+"""Jobs from Jupyter and Python: `Job` and `score`."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from html import escape
+from typing import Any, TypeVar
+
+import pandas as pd
+import pyarrow as pa
+
+from pipeline import graph
+from pipeline.checkpoint import JobDirectory
+from pipeline.display import PlainProgress, show_progress
+from pipeline.events import Callback, JobEnded
+from pipeline.model import ModelRef, ModelVersion
+from pipeline.partition import score_pandas
+from pipeline.plan import PlanSummary, plan_summary
+from pipeline.prepare import Prepared, absolute_path, importable, prepare
+from pipeline.recipe import REJECT_COLUMNS
+from pipeline.registry import resolve
+from pipeline.rejects import summarise
+from pipeline.report import Report
+from pipeline.runner import resume, run
+from pipeline.scoring import prediction_schema
+from pipeline.settings import Settings, load_settings
+from pipeline.spec import JobSpec, Output
+from pipeline.spec_file import load_spec
+from pipeline.summary import plan_text, summary_text, verification_text
+from pipeline.verify import Verification, verify
+
+T = TypeVar("T")
+
+
+class _Shown:
+    """What a person reads of a result is the text that the command line prints: in a script, a prompt, a notebook."""
+
+    def text(self) -> str:
+        """At most one screen."""
+        raise TypeError(f"{type(self).__name__} has no text")
+
+    def __repr__(self) -> str:
+        return self.text()
+
+    def _repr_html_(self) -> str:
+        return _html(self.text())
+
+
+class JobPlan(_Shown, PlanSummary):
+    """What would run, in figures."""
+
+    def text(self) -> str:
+        """As ``python -m pipeline plan`` prints it."""
+        return plan_text(self.details())
+
+
+class JobVerification(_Shown, Verification):
+    """What ``verify`` found."""
+
+    def text(self) -> str:
+        """As ``python -m pipeline verify`` prints it."""
+        return verification_text("", ok=self.ok, checks=self.details()["checks"])
+
+
+class JobReport(_Shown, Report):
+    """What became of a job, and what one looks at next."""
+
+    def text(self) -> str:
+        """As ``python -m pipeline run`` prints it."""
+        return summary_text(self.to_dict())
+
+    def verify(self, *, sample: int = 1000, seed: int | None = None) -> JobVerification:
+        """Prove from the receipts and the data that every row was scored once; score ``sample`` rows again."""
+        return _as(JobVerification, verify(JobDirectory.open(self.directory), sample=sample, seed=seed))
+
+    def rejects(self) -> pd.DataFrame:
+        """The rows that could not be scored: the source's columns, ``_file``, ``_row``, ``_reason``, ``_message``."""
+        files = summarise(JobDirectory.open(self.directory), examples=0).files
+        if not files:
+            return pd.DataFrame(columns=list(REJECT_COLUMNS))
+        return pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
+
+
+class Job:
+    """A job spec that can be planned, run, and looked at lazily.
+
+    ``Job(name=…, source=…, steps=[…], sink=…)`` takes the fields of the YAML file, by the same names. ``settings`` says
+    how it runs here; default: ``dask.config`` (see `pipeline.settings`).
+    """
+
+    def __init__(self, *, settings: Settings | None = None, **fields: Any) -> None:
+        self.spec = JobSpec.build(**fields)
+        self.settings = settings or load_settings()
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], *, overrides: Sequence[str] = (), settings: Settings | None = None
+    ) -> Job:
+        """The job of a YAML or JSON file.
+
+        :param overrides: such as ``sink.path=out/``.
+        """
+        loaded = load_spec(path, overrides=overrides)
+        job = cls.__new__(cls)
+        job.spec = loaded.spec
+        job.settings = settings or load_settings(import_paths=loaded.folders)
+        return job
+
+    def plan(self) -> JobPlan:
+        """What would run, in figures; nothing is written."""
+        prepared = self._prepare()
+        return _as(JobPlan, plan_summary(prepared.plan, prepared.limits))
+
+    def run(self, *, job_id: str | None = None, callbacks: Sequence[Callback] | None = None) -> JobReport:
+        """Run it to its end, with a progress display.
+
+        :param job_id: goes on with that job when it is there.
+        :param callbacks: observers instead of the display.
+        """
+        with _observers(callbacks) as observers:
+            return _as(JobReport, run(self.spec, settings=self.settings, job_id=job_id, callbacks=observers))
+
+    def resume(self, job: str = "@last", *, callbacks: Sequence[Callback] | None = None) -> JobReport:
+        """Go on with an unfinished job of this or another spec."""
+        with _observers(callbacks) as observers:
+            return _as(JobReport, resume(job, settings=self.settings, callbacks=observers))
+
+    def to_dask(self) -> Any:
+        """The scored rows as a lazy Dask DataFrame, one Dask partition per partition of the plan, in source order.
+
+        Nothing is written; rows that a job would reject are left out.
+        """
+        prepared = self._prepare()
+        plan = prepared.plan
+        recipe = plan.recipe(job=self.spec.name, directory="", import_paths=self.settings.import_paths)
+        schema = pa.ipc.read_schema(pa.py_buffer(plan.output_schema))
+        meta = schema.empty_table().to_pandas(ignore_metadata=True)
+        return graph.scored(recipe, plan.partitions, plan.versions, meta=meta)
+
+    def _prepare(self) -> Prepared:
+        with importable(self.settings.import_paths):
+            return prepare(self.spec, settings=self.settings)
+
+    def __repr__(self) -> str:
+        return self.spec.to_yaml()
+
+    def _repr_html_(self) -> str:
+        return _html(self.spec.to_yaml())
+
+
+def score(
+    frame: Any,
+    model: str,
+    *,
+    features: Sequence[str] | None = None,
+    output: str | dict[str, Any] = "prediction",
+) -> Any:
+    """A Dask or pandas DataFrame with the scores of ``model`` as further columns; a Dask one stays lazy.
+
+    The model travels as its path and digest; each worker process loads it once.
+
+    :param model: path of a model file, or a model reference.
+    :param features: column for each feature of the model, in its order. Default: the model's own names.
+    :param output: output column, or ``{"column": …, "kind": …}`` as in a job spec.
+    :raises InputError: while computing, when a row breaks the model's contract.
+    """
+    version = resolve(ModelRef.parse(absolute_path(model) if ModelRef.parse(model).is_file else model))
+    wanted = Output(column=output) if isinstance(output, str) else Output(**output)
+    columns = tuple(features) if features is not None else None
+    if isinstance(frame, pd.DataFrame):
+        return score_pandas(frame, version, features=columns, output=wanted)
+    return frame.map_partitions(
+        _score_part, version, columns, wanted, meta=_scored_meta(frame._meta, version, wanted), enforce_metadata=False
+    )
+
+
+def _score_part(
+    frame: pd.DataFrame, version: ModelVersion, features: tuple[str, ...] | None, output: Output
+) -> pd.DataFrame:
+    return score_pandas(frame, version, features=features, output=output)
+
+
+def _scored_meta(frame: pd.DataFrame, version: ModelVersion, output: Output) -> pd.DataFrame:
+    schema = prediction_schema(version, output)
+    return frame.assign(**{field.name: pd.Series([], dtype=field.type.to_pandas_dtype()) for field in schema})
+
+
+def _as(kind: type[T], value: Any) -> T:
+    """A dataclass as one of its subclasses."""
+    return kind(**{field.name: getattr(value, field.name) for field in fields(value)})
+
+
+def _html(text: str) -> str:
+    return f"<pre>{escape(text)}</pre>"
+
+
+class _Cell(io.StringIO):
+    """A place in a notebook that shows the last line written to it."""
+
+    def __init__(self, handle: Any) -> None:
+        super().__init__()
+        self._handle = handle
+
+    def write(self, text: str) -> int:
+        self._handle.update({"text/plain": text.rstrip(), "text/html": _html(text.rstrip())}, raw=True)
+        return len(text)
+
+
+class _CellProgress(PlainProgress):
+    """One line that changes, and at last says how the job ended. Rich would need ipywidgets for as much."""
+
+    def on_end(self, event: JobEnded) -> None:
+        self._write(f"{event.status}  {event.job}")
+
+
+@contextmanager
+def _observers(callbacks: Sequence[Callback] | None) -> Iterator[Sequence[Callback]]:
+    """``callbacks``, or without any the display that fits: one line that changes in Jupyter, else as `run` shows it."""
+    if callbacks is not None:
+        yield callbacks
+        return
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is None or not hasattr(shell, "kernel"):
+        with show_progress() as shown:
+            yield shown
+        return
+    display: Any = sys.modules["IPython"].display.display
+    yield [_CellProgress(stream=_Cell(display({"text/plain": "planning"}, raw=True, display_id=True)))]

@@ -1,0 +1,207 @@
+"""Reports, plans and lists as plain text of at most one screen. Pure functions from what ``--json`` shows to lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.units import format_bytes, format_count, format_seconds
+
+LABEL = 11
+"""Columns for the word at the start of a line."""
+
+
+def reconciliation(rows: Mapping[str, int]) -> str:
+    """``1,000 in = 990 out + 10 rejected + 0 filtered``, with ≠ where it does not add up."""
+    total = rows["out"] + rows["rejected"] + rows["filtered"]
+    sign = "=" if rows["in"] == total else "≠"
+    return (
+        f"{rows['in']:,} in {sign} {rows['out']:,} out + {rows['rejected']:,} rejected + {rows['filtered']:,} filtered"
+    )
+
+
+def summary_text(report: Mapping[str, Any]) -> str:
+    """What a person reads when a job has ended, or asks for its status."""
+    error = report.get("error") or {}
+    lines = [f"{report['status']}  {report['job']}"]
+    lines += _labelled(
+        {
+            "error": str(error.get("message") or ""),
+            "found": str(error.get("found") or ""),
+            "rows": reconciliation(report["rows"]),
+            "done": _done(report),
+            "rejects": _reasons(report.get("rejects") or {}),
+            "speed": _speed(report),
+            "time": _times(report.get("seconds") or {}),
+            "balance": _balance(report),
+            "model": _model(report["model"]),
+            "output": _published(report),
+            "directory": str(report.get("directory") or ""),
+        }
+    )
+    lines += [f"  {'warning':<{LABEL}}{text}" for text in report.get("warnings") or ()]
+    lines += next_lines(report.get("next") or ())
+    return "\n".join(lines)
+
+
+def next_lines(commands: Sequence[str]) -> list[str]:
+    """What to type next, one command a line."""
+    return [f"  {'next' if not index else '':<{LABEL}}{command}" for index, command in enumerate(commands)]
+
+
+def plan_text(details: Mapping[str, Any]) -> str:
+    """What will run, for ``plan``."""
+    memory, model = details.get("memory") or {}, details.get("model") or {}
+    output, filtered = details.get("output") or {}, details.get("pruned_rows") or 0
+    rows = format_count(details["rows"])
+    if filtered:
+        rows += f", {filtered:,} of them in row groups that the filter rules out"
+    features = model.get("features")
+    lines = ["The plan fits. Nothing was written, nothing runs yet."]
+    lines += _labelled(
+        {
+            "rows": rows,
+            "bytes": f"{format_bytes(details['bytes'])} to read, uncompressed",
+            "files": _count(details.get("files")),
+            "partitions": _count(details["partitions"]),
+            "skew": _skew(details.get("skew")),
+            "batch": f"{details['batch_rows']:,} rows" if details.get("batch_rows") else "",
+            "memory": _memory(memory),
+            "cluster": _cluster(details.get("cluster") or {}),
+            "model": _model(model),
+            "features": f"{len(features)}: {_listed(features)}" if isinstance(features, (list, tuple)) else "",
+            "output": _output(output),
+            "columns": _listed(output.get("columns") or ()),
+        }
+    )
+    lines += [f"  {'warning':<{LABEL}}{text}" for text in details.get("warnings") or ()]
+    return "\n".join(lines)
+
+
+def verification_text(job: str, *, ok: bool, checks: Sequence[Mapping[str, Any]]) -> str:
+    """Each check of ``verify`` with its outcome."""
+    width = max((len(str(check["name"])) for check in checks), default=0)
+    lines = [f"{'VERIFIED' if ok else 'NOT AS IT SHOULD BE'}  {job}"]
+    lines += [f"  {'ok    ' if c['ok'] else 'FAILED'}  {c['name']!s:<{width}}  {c['detail']}" for c in checks]
+    return "\n".join(lines)
+
+
+def rejects_text(job: str, details: Mapping[str, Any]) -> str:
+    """Rejected rows by reason, with the first of each."""
+    lines = [f"{details['total']:,} rejected rows  {job}"]
+    for group in details["groups"]:
+        lines += ["", f"{group['count']:,} × {group['reason']}"]
+        for example in group["examples"]:
+            lines.append(f"  {example['file']}, row {example['row']:,}: {example['message']}")
+            values = ", ".join(f"{name}={value!r}" for name, value in example["values"].items())
+            lines += [f"    {_cut(values)}"] if values else []
+    if details["files"]:
+        lines += ["", "all of them, with every column:", *(f"  {name}" for name in details["files"])]
+    return "\n".join(lines)
+
+
+def table_text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns of text, as wide as they must be."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in (header, *rows)
+    )
+
+
+def _labelled(fields: Mapping[str, str]) -> list[str]:
+    return [f"  {name:<{LABEL}}{text}" for name, text in fields.items() if text]
+
+
+def _count(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return format_count(value.get("count", 0))
+    return format_count(value) if isinstance(value, (int, float)) else ""
+
+
+def _done(report: Mapping[str, Any]) -> str:
+    """How far an unfinished job is."""
+    planned = report.get("planned")
+    if not planned:
+        return ""
+    return f"{report['partitions']:,} of {planned['partitions']:,} partitions, of {planned['rows']:,} rows in all"
+
+
+def _published(report: Mapping[str, Any]) -> str:
+    is_there = str(report["status"]).startswith("SUCCEEDED")
+    return str(report.get("output") or "") + ("" if is_there else " (nothing published by this job)")
+
+
+def _balance(report: Mapping[str, Any]) -> str:
+    parts = [f"{report['partitions']:,} partitions"] if report.get("partitions") else []
+    parts += [text for text in (_skew(report.get("skew")),) if text]
+    parts += [f"{report['retries']:,} retries"] if "retries" in report else []
+    return ", ".join(parts)
+
+
+def _reasons(reasons: Mapping[str, int]) -> str:
+    shown = sorted(reasons.items(), key=lambda pair: -pair[1])
+    text = ", ".join(f"{count:,} × {reason}" for reason, count in shown[:4])
+    return f"{text}, and {len(shown) - 4} more reasons" if len(shown) > 4 else text
+
+
+def _speed(report: Mapping[str, Any]) -> str:
+    rate, total = report.get("rows_per_second"), (report.get("seconds") or {}).get("total")
+    parts = [f"{format_count(rate)} rows/s"] if rate else []
+    parts += [f"{format_seconds(total)} in all"] if total else []
+    waited = (report.get("seconds") or {}).get("provision")
+    parts += [f"{format_seconds(waited)} of it waiting for workers"] if waited else []
+    return ", ".join(parts)
+
+
+def _times(seconds: Mapping[str, float]) -> str:
+    """Phases beside the total, those of nothing left out."""
+    parts = [
+        f"{name.replace('_', ' ')} {format_seconds(value)}"
+        for name, value in seconds.items()
+        if name not in ("total", "provision") and value >= 0.005
+    ]
+    return ", ".join(parts) + " (summed over partitions)" if parts else ""
+
+
+def _skew(skew: Any) -> str:
+    if isinstance(skew, Mapping):
+        before, after = skew.get("before"), skew.get("after")
+        if before is None or after is None:
+            return ""
+        return f"largest is {before:.1f} × the mean in files, {after:.1f} × in partitions"
+    return ""
+
+
+def _model(model: Mapping[str, Any]) -> str:
+    digest = str(model.get("digest") or "")
+    parts = [str(model.get("name") or ""), f"version {model['version']}" if model.get("version") else ""]
+    text = " ".join(part for part in parts if part)
+    return f"{text} (sha256 {digest[:16]})" if digest else text
+
+
+def _memory(memory: Mapping[str, Any]) -> str:
+    task, limit = memory.get("task"), memory.get("limit")
+    if task is None or limit is None:
+        return ""
+    return f"{format_bytes(task)} a task projected, {format_bytes(limit)} a worker"
+
+
+def _cluster(cluster: Mapping[str, Any]) -> str:
+    if "workers" not in cluster:
+        return ""
+    return f"{cluster['workers']} workers with {cluster.get('threads', 1)} threads"
+
+
+def _output(output: Mapping[str, Any]) -> str:
+    parts = [str(output.get("path") or ""), f"mode {output['mode']}" if output.get("mode") else ""]
+    parts += [f"about {format_bytes(output['bytes'])}"] if output.get("bytes") else []
+    return ", ".join(part for part in parts if part)
+
+
+def _listed(names: Sequence[Any]) -> str:
+    words = [str(name.get("name")) if isinstance(name, Mapping) else str(name) for name in names]
+    return ", ".join(words[:12]) + (f" and {len(words) - 12} more" if len(words) > 12 else "")
+
+
+def _cut(text: str, *, width: int = 160) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"

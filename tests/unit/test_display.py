@@ -1,0 +1,150 @@
+"""Progress: what is counted, and when a line is written."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+import pytest
+from rich.console import Console
+
+from pipeline.display import JobWatch, LiveProgress, PlainProgress, Tally, make_progress, show_progress
+from pipeline.events import Callback, PartitionEnded, StageStarted, StatusChanged
+from pipeline.rows import RowCounts
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def ended(rows: int, *, rejected: int = 0, outcome: str = "done", reason: str = "") -> PartitionEnded:
+    counts = RowCounts(rows, rows - rejected, rejected, 0)
+    return PartitionEnded("j", 0, "00000", outcome, counts, reason=reason)
+
+
+def test_a_tally_counts_what_was_done_in_this_run_for_its_rate() -> None:
+    tally = Tally(phase="scoring")
+    tally.begin(StageStarted("j", 0, partitions=4, done=1, rows=4000, rows_done=1000), now=10.0)
+    tally.add(ended(1000, rejected=5))
+    assert tally.rate(20.0) == 100.0
+    assert tally.remaining(20.0) == 20.0
+    assert tally.line(20.0) == "scoring: 50%, 2/4 partitions, 2,000 rows, 100 rows/s, 5 rejected, 20.0 s left"
+
+
+def test_a_split_adds_a_partition_and_a_retry_is_counted() -> None:
+    tally = Tally()
+    tally.begin(StageStarted("j", 0, partitions=1, done=0, rows=100, rows_done=0), now=0.0)
+    tally.add(ended(0, outcome="retry"))
+    tally.add(ended(0, outcome="split"))
+    tally.add(ended(50))
+    tally.add(ended(50))
+    assert (tally.done, tally.partitions, tally.retries, tally.rows_done) == (2, 2, 1, 100)
+    assert tally.line(1.0).endswith("1 retries")
+
+
+def test_nothing_done_yet_has_no_rate_and_no_end() -> None:
+    tally = Tally()
+    tally.begin(StageStarted("j", 0, partitions=1, done=0, rows=100, rows_done=0), now=5.0)
+    assert tally.remaining(5.0) is None
+    assert tally.remaining(9.0) is None
+    assert Tally().line(0.0).startswith("planned: 100%")
+
+
+def plain(partitions: int, rows: int) -> tuple[PlainProgress, Clock, io.StringIO]:
+    clock, stream = Clock(), io.StringIO()
+    progress = PlainProgress(stream=stream, clock=clock)
+    progress.on_status(StatusChanged("j", "PLANNED", "PROVISIONING"))
+    progress.on_status(StatusChanged("j", "PROVISIONING", "RUNNING"))
+    progress.on_stage(StageStarted("j", 0, partitions, 0, rows, 0))
+    assert stream.getvalue() == f"starting workers (j)\nscoring: {rows:,} rows in {partitions:,} partitions\n"
+    stream.seek(0)
+    stream.truncate()
+    return progress, clock, stream
+
+
+def test_plain_lines_come_about_every_tenth() -> None:
+    progress, _, stream = plain(200, 20_000)
+    for _ in range(200):
+        progress.on_partition(ended(100))
+    lines = stream.getvalue().splitlines()
+    assert 9 <= len(lines) <= 11
+    assert "200/200" in lines[-1]
+
+
+def test_plain_lines_come_every_ten_seconds() -> None:
+    progress, clock, stream = plain(1000, 100_000)
+    for _ in range(50):
+        clock.now += 1.0
+        progress.on_partition(ended(100))
+    assert len(stream.getvalue().splitlines()) == 5
+
+
+def test_a_plain_line_tells_of_each_retry() -> None:
+    progress, _, stream = plain(1000, 100_000)
+    progress.on_partition(ended(0, outcome="retry", reason="the storage failed"))
+    assert stream.getvalue() == "partition 00000: retry after attempt 1: the storage failed\n"
+
+
+def test_the_end_is_left_to_the_summary() -> None:
+    progress, _, stream = plain(1, 1)
+    progress.on_status(StatusChanged("j", "PUBLISHING", "SUCCEEDED"))
+    assert stream.getvalue() == ""
+
+
+@pytest.fixture
+def live() -> Iterator[tuple[LiveProgress, io.StringIO]]:
+    stream = io.StringIO()
+    progress = LiveProgress(Console(file=stream, force_terminal=True, width=160), clock=Clock())
+    yield progress, stream
+    progress.stop()
+
+
+def test_a_live_display_draws_and_goes(live: tuple[LiveProgress, io.StringIO]) -> None:
+    progress, stream = live
+    progress.on_status(StatusChanged("j", "PROVISIONING", "RUNNING"))
+    progress.on_stage(StageStarted("j", 0, 2, 0, 200, 0))
+    progress.on_partition(ended(100, rejected=3))
+    progress.on_partition(ended(0, outcome="retry", reason="[weird] markup"))
+    progress.on_status(StatusChanged("j", "RUNNING", "FAILED"))
+    shown = stream.getvalue()
+    assert "1/2 partitions" in shown
+    assert "3 rejected" in shown
+    assert "[weird] markup" in shown
+    progress.stop()
+    progress.stop()
+
+
+def test_where_stderr_is_no_terminal_there_are_lines() -> None:
+    assert isinstance(make_progress(), PlainProgress)
+    assert type(make_progress(quiet=True)) is Callback
+    with show_progress() as callbacks:
+        assert [type(callback) for callback in callbacks] == [PlainProgress]
+
+
+def test_a_live_display_is_gone_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TTY_INTERACTIVE", "1")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    shown: list[Callback] = []
+
+    def fail() -> None:
+        with show_progress() as callbacks:
+            shown.extend(callbacks)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    (progress,) = shown
+    assert isinstance(progress, LiveProgress)
+    assert progress._progress.live.is_started is False
+
+
+def test_a_watch_remembers_the_job() -> None:
+    watch = JobWatch()
+    watch.on_stage(StageStarted("churn-1", 0, 1, 0, 1, 0))
+    assert watch.job == "churn-1"
