@@ -1,0 +1,176 @@
+"""Tables of a tree ensemble, whatever library trained it: plain arrays, frozen, checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import ModelError
+
+MAX_LEAVES = 1 << 16
+"""Leaves of one tree: their numbers are kept in two bytes."""
+
+MAX_CATEGORY = 1 << 20
+"""Category codes of one feature stay below: each has an entry in a look-up table of 4 bytes."""
+
+MAX_TESTS = 1 << 20
+"""Distinct tests of the ensemble: each takes 64 bytes of working memory in every thread."""
+
+VECTOR_LEAVES = -1
+"""``TreeTables.output`` of a tree whose leaves hold one value for every output."""
+
+_DTYPES: dict[str, type[np.generic]] = {
+    "start": np.int64,
+    "output": np.int32,
+    "feature": np.int32,
+    "threshold": np.float32,
+    "left": np.int32,
+    "right": np.int32,
+    "default_left": np.bool_,
+    "is_category": np.bool_,
+    "category_start": np.int64,
+    "categories": np.int32,
+    "leaf": np.float32,
+    "base": np.float32,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class TreeTables:
+    """Trees as arrays. T trees, N nodes in all, K outputs; children are numbered from the first node of their tree.
+
+    A row starts at node 0 of a tree and goes left where ``value < threshold``, or, at a category node, where the code
+    is *not* in the node's set (a code that is negative or in no set is not in it); a missing value (NaN) goes where
+    ``default_left`` says. The margin of an output is ``base`` plus the leaves reached, added in float32 in the order
+    of the trees.
+    """
+
+    start: npt.NDArray[np.int64]
+    """[T + 1] first node of each tree, then N."""
+
+    output: npt.NDArray[np.int32]
+    """[T] the output a tree adds to, or ``VECTOR_LEAVES``."""
+
+    feature: npt.NDArray[np.int32]
+    """[N] column of the matrix; not read at leaves."""
+
+    threshold: npt.NDArray[np.float32]
+    """[N] not read at leaves and category nodes."""
+
+    left: npt.NDArray[np.int32]
+    """[N] child where the test holds; -1 at leaves."""
+
+    right: npt.NDArray[np.int32]
+    """[N] child where it does not; -1 at leaves."""
+
+    default_left: npt.NDArray[np.bool_]
+    """[N] whether a missing value goes left."""
+
+    is_category: npt.NDArray[np.bool_]
+    """[N] whether the test is membership in a set of category codes."""
+
+    category_start: npt.NDArray[np.int64]
+    """[N + 1] where each node's set starts in ``categories``."""
+
+    categories: npt.NDArray[np.int32]
+    """[any] category codes, node after node."""
+
+    leaf: npt.NDArray[np.float32]
+    """[N, 1], or [N, K] with vector leaves: what a leaf adds, weights of the tree applied already."""
+
+    base: npt.NDArray[np.float32]
+    """[K] margin before the first tree."""
+
+    n_features: int
+    """Columns of the matrix to be scored."""
+
+    def __post_init__(self) -> None:
+        for name, dtype in _DTYPES.items():
+            array = np.ascontiguousarray(getattr(self, name), dtype=dtype)
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
+        for problem in _problems(self):
+            raise ModelError("The tree tables are inconsistent.", found=problem, next_step="Mend the reader.")
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            if isinstance(value, np.ndarray):
+                value.flags.writeable = False
+            object.__setattr__(self, name, value)
+
+    @property
+    def trees(self) -> int:
+        """Trees of the ensemble."""
+        return len(self.output)
+
+    @property
+    def outputs(self) -> int:
+        """Values of one row's margin."""
+        return len(self.base)
+
+
+def _problems(tables: TreeTables) -> list[str]:
+    nodes = len(tables.feature)
+    sizes = {name: len(getattr(tables, name)) for name in _DTYPES}
+    wanted = dict.fromkeys(("threshold", "left", "right", "default_left", "is_category", "leaf"), nodes)
+    wanted |= {"start": tables.trees + 1, "category_start": nodes + 1}
+    found = [
+        f"{name} has {sizes[name]} entries, expected {size}" for name, size in wanted.items() if sizes[name] != size
+    ]
+    if found:
+        return found
+    if tables.start[0] != 0 or tables.start[-1] != nodes or (np.diff(tables.start) < 1).any():
+        return ["start does not rise from 0 to the number of nodes"]
+    if tables.category_start[0] != 0 or (np.diff(tables.category_start) < 0).any():
+        return ["category_start does not rise from 0"]
+    if tables.category_start[-1] != len(tables.categories):
+        return ["category_start does not end at the number of categories"]
+    if not tables.outputs or (tables.output < VECTOR_LEAVES).any() or (tables.output >= tables.outputs).any():
+        return [f"an output outside 0 to {tables.outputs - 1}"]
+    if tables.leaf.ndim != 2 or tables.leaf.shape[1] not in {1, tables.outputs}:
+        return [f"leaf has the shape {tables.leaf.shape}"]
+    if (tables.output == VECTOR_LEAVES).any() and tables.leaf.shape[1] != tables.outputs:
+        return ["vector leaves of another length than there are outputs"]
+    return _bad_links(tables)
+
+
+def _bad_links(tables: TreeTables) -> list[str]:
+    size = np.repeat(np.diff(tables.start), np.diff(tables.start))
+    split = tables.left >= 0
+    children = np.stack([tables.left, tables.right])
+    if (split != (tables.right >= 0)).any() or (children >= size).any():
+        return ["a node with a child outside its tree"]
+    if (tables.feature[split] < 0).any() or (tables.feature[split] >= tables.n_features).any():
+        return [f"a split on a feature outside 0 to {tables.n_features - 1}"]
+    first = np.repeat(tables.start[:-1], np.diff(tables.start))
+    targets = (children + first)[:, split].ravel()
+    if len(np.unique(targets)) != len(targets) or np.isin(tables.start[:-1], targets).any():
+        return ["a node that is reached on two ways"]
+    return []
+
+
+def unsupported(tables: TreeTables) -> tuple[str, ...]:
+    """Say by name what ``TreeEngine`` cannot do with these tables; empty where it can score them."""
+    reasons = []
+    split = tables.left >= 0
+    numeric = split & ~tables.is_category
+    if np.isnan(tables.threshold[numeric]).any():
+        reasons.append("a threshold that is not a number")
+    leaves = np.add.reduceat(~split, tables.start[:-1], dtype=np.int64) if tables.trees else np.zeros(1, np.int64)
+    if leaves.max() > MAX_LEAVES:
+        reasons.append(f"a tree of {leaves.max()} leaves, more than {MAX_LEAVES}")
+    if len(tables.categories) and tables.categories.max() >= MAX_CATEGORY:
+        reasons.append(f"the category code {tables.categories.max()}, not below {MAX_CATEGORY}")
+    if len(tables.categories) and tables.categories.min() < 0:
+        reasons.append("a negative category code in a set")
+    if split.sum() > MAX_TESTS:
+        keys = np.stack(
+            [tables.feature[split] * 2 + tables.default_left[split], tables.threshold[split].view(np.int32)]
+        )
+        tests = np.unique(keys, axis=1).shape[1]
+        if tests > MAX_TESTS:
+            reasons.append(f"{tests} distinct tests, more than {MAX_TESTS}")
+    return tuple(reasons)

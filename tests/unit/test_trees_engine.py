@@ -1,0 +1,225 @@
+"""TreeEngine against a plain loop over nodes, and what it accepts and refuses."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.errors import ModelError, ScorerContract
+from pipeline.trees import TreeEngine, TreeTables, available, engine, kernel_name
+from pipeline.trees.tables import VECTOR_LEAVES
+
+pytest.importorskip("numba")
+
+
+def make_tables(
+    *, splits: int = 30, trees: int = 9, outputs: int = 1, vector: bool = False, seed: int = 0
+) -> TreeTables:
+    """Random trees on 5 features, the last one of categories."""
+    rng = np.random.default_rng(seed)
+    left, right = [], []
+    for _ in range(trees):
+        first, tops, bottoms, leaves = len(left), [-1], [-1], [0]
+        for _ in range(splits):
+            node = leaves.pop(int(rng.integers(len(leaves))))
+            tops[node], bottoms[node] = len(tops), len(tops) + 1
+            leaves += [len(tops), len(tops) + 1]
+            tops += [-1, -1]
+            bottoms += [-1, -1]
+        assert first + len(tops) == len(left) + 2 * splits + 1
+        left += tops
+        right += bottoms
+    nodes = len(left)
+    feature = rng.integers(0, 5, nodes)
+    category = (feature == 4) & (np.array(left) >= 0)
+    sets = [np.unique(rng.integers(0, 9, 4)) if is_category else np.zeros(0, int) for is_category in category]
+    pool = np.append(rng.standard_normal(20), [np.inf, -np.inf, 0.0, -0.0]).astype(np.float32)
+    return TreeTables(
+        start=np.arange(trees + 1) * (2 * splits + 1),
+        output=np.full(trees, VECTOR_LEAVES) if vector else np.arange(trees) % outputs,
+        feature=feature,
+        threshold=rng.choice(pool, nodes),
+        left=np.array(left),
+        right=np.array(right),
+        default_left=rng.random(nodes) < 0.5,
+        is_category=category,
+        category_start=np.cumsum([0, *map(len, sets)]),
+        categories=np.concatenate(sets),
+        leaf=rng.standard_normal((nodes, outputs if vector else 1)),
+        base=rng.standard_normal(outputs),
+        n_features=5,
+    )
+
+
+def make_matrix(rows: int, *, seed: int = 1) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    matrix = rng.standard_normal((rows, 5)).astype(np.float32)
+    matrix[:, 4] = rng.integers(-1, 12, rows)
+    matrix[rng.random(matrix.shape) < 0.1] = np.nan
+    matrix[rng.random(matrix.shape) < 0.02] = np.inf
+    matrix[rng.random(matrix.shape) < 0.02] = -np.inf
+    return matrix
+
+
+def goes_left(tables: TreeTables, node: int, value: np.float32) -> bool:
+    if np.isnan(value):
+        return bool(tables.default_left[node])
+    if not tables.is_category[node]:
+        return bool(value < tables.threshold[node])
+    members = tables.categories[tables.category_start[node] : tables.category_start[node + 1]]
+    return bool(value < 0 or value >= 1e6 or int(value) not in members)
+
+
+def plain_margin(tables: TreeTables, matrix: np.ndarray) -> np.ndarray:
+    found = np.tile(tables.base, (len(matrix), 1))
+    for i, row in enumerate(matrix):
+        for tree in range(tables.trees):
+            first = node = int(tables.start[tree])
+            while tables.left[node] >= 0:
+                left = goes_left(tables, node, row[tables.feature[node]])
+                node = first + int(tables.left[node] if left else tables.right[node])
+            if tables.output[tree] == VECTOR_LEAVES:
+                found[i] += tables.leaf[node]
+            else:
+                found[i, tables.output[tree]] += tables.leaf[node, 0]
+    return found[:, 0] if tables.outputs == 1 else found
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {},
+        {"splits": 0},
+        {"trees": 1, "splits": 1},
+        {"trees": 17, "outputs": 3},
+        {"trees": 5, "outputs": 3, "vector": True},
+        {"trees": 3, "splits": 400},
+        {"trees": 3, "splits": 400, "outputs": 2, "vector": True},
+    ],
+    ids=str,
+)
+def test_margin_is_that_of_a_plain_loop(form: dict[str, Any]) -> None:
+    tables = make_tables(**form)
+    matrix = make_matrix(200)
+    found = TreeEngine(tables).margin(matrix)
+    assert found.dtype == np.float32
+    assert found.tobytes() == plain_margin(tables, matrix).tobytes()
+
+
+def test_one_output_may_mix_narrow_and_wide_trees() -> None:
+    small, big = make_tables(trees=9), make_tables(trees=2, splits=300, seed=5)
+    names = ("feature", "threshold", "left", "right", "default_left", "is_category", "categories", "leaf", "output")
+    order = [big, small, big]
+    joined = {name: np.concatenate([getattr(part, name) for part in order]) for name in names}
+    starts = [np.concatenate([np.diff(getattr(part, name)) for part in order]) for name in ("start", "category_start")]
+    tables = TreeTables(
+        **joined,
+        start=np.cumsum([0, *starts[0]]),
+        category_start=np.cumsum([0, *starts[1]]),
+        base=np.ones(1),
+        n_features=5,
+    )
+    matrix = make_matrix(150)
+    assert TreeEngine(tables).margin(matrix).tobytes() == plain_margin(tables, matrix).tobytes()
+
+
+def test_sum_of_minus_zeros_stays_minus_zero() -> None:
+    tables = make_tables(splits=0, trees=3)
+    state = {name: getattr(tables, name) for name in TreeTables.__dataclass_fields__}
+    zeros = TreeTables(**state | {"leaf": -np.zeros((3, 1)), "base": np.array([-0.0])})
+    assert np.signbit(TreeEngine(zeros).margin(make_matrix(3))).all()
+
+
+def test_layouts_give_the_same() -> None:
+    scorer = TreeEngine(make_tables(outputs=2))
+    matrix = make_matrix(1300)
+    wanted = scorer.margin(matrix).tobytes()
+    wide = np.zeros((2600, 10), np.float32)
+    wide[::2, ::2] = matrix
+    for same in (np.asfortranarray(matrix), wide[::2, ::2], np.asfortranarray(wide)[::2, ::2], matrix[::-1][::-1]):
+        assert scorer.margin(same).tobytes() == wanted
+        assert scorer.margin(same, threads=3).tobytes() == wanted
+
+
+@pytest.mark.parametrize("rows", [0, 1, 511, 512, 513, 1024])
+@pytest.mark.parametrize("threads", [1, 2, 16])
+def test_rows_and_threads(rows: int, threads: int) -> None:
+    scorer = TreeEngine(make_tables())
+    matrix = make_matrix(2000)
+    assert scorer.margin(matrix[:rows], threads=threads).tobytes() == scorer.margin(matrix)[:rows].tobytes()
+
+
+def test_out_is_written_and_returned() -> None:
+    scorer = TreeEngine(make_tables(outputs=2))
+    matrix = make_matrix(40)
+    out = np.empty((40, 2), np.float32)
+    assert scorer.margin(matrix, out=out) is out
+    assert out.tobytes() == scorer.margin(matrix).tobytes()
+
+
+@pytest.mark.parametrize("out", [np.empty(40, np.float32), np.empty((40, 2)), np.empty((2, 40), np.float32).T])
+def test_out_of_another_form_is_refused(out: np.ndarray) -> None:
+    with pytest.raises(ScorerContract, match="out"):
+        TreeEngine(make_tables(outputs=2)).margin(make_matrix(40), out=out)
+
+
+@pytest.mark.parametrize("matrix", [np.zeros((3, 5)), np.zeros((3, 4), np.float32), np.zeros(5, np.float32)])
+def test_matrix_of_another_form_is_refused(matrix: np.ndarray) -> None:
+    with pytest.raises(ScorerContract, match=r"float32 \[rows, 5\]"):
+        TreeEngine(make_tables()).margin(matrix)
+
+
+def test_threads_may_share_an_engine_that_nobody_prepared() -> None:
+    scorer = TreeEngine(make_tables(trees=40))
+    matrices = [make_matrix(1500, seed=seed) for seed in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(scorer.margin, matrices))
+    assert all(found[i].tobytes() == scorer.margin(matrix).tobytes() for i, matrix in enumerate(matrices))
+
+
+def test_pickling_sends_the_tables_only() -> None:
+    scorer = TreeEngine(make_tables(), transform="sigmoid")
+    fresh = len(pickle.dumps(scorer))
+    scorer.prepare()
+    assert len(pickle.dumps(scorer)) == fresh
+    copy = pickle.loads(pickle.dumps(scorer))
+    matrix = make_matrix(30)
+    assert copy.predict(matrix).tobytes() == scorer.predict(matrix).tobytes()
+    assert not copy.tables.leaf.flags.writeable
+
+
+def test_transformations_without_the_c_library() -> None:
+    matrix = make_matrix(50)
+    margin = TreeEngine(make_tables(outputs=3)).margin(matrix)
+    assert TreeEngine(make_tables(outputs=3), transform="argmax").predict(matrix).tolist() == margin.argmax(1).tolist()
+    hinge = TreeEngine(make_tables(outputs=3), transform="hinge").predict(matrix)
+    assert hinge.tolist() == (margin > 0).astype(float).tolist()
+
+
+def test_unknown_transformation_is_refused() -> None:
+    with pytest.raises(ModelError, match="the transformation cube"):
+        TreeEngine(make_tables(), transform="cube")
+
+
+def test_without_numba_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "available", lambda: False)
+    assert kernel_name() == ""
+    with pytest.raises(ModelError, match="extra 'fast'"):
+        TreeEngine(make_tables()).margin(make_matrix(3))
+
+
+def test_kernel_is_named() -> None:
+    assert available()
+    assert kernel_name().startswith("numba ")
+
+
+def test_importing_the_package_imports_neither_numba_nor_xgboost() -> None:
+    code = "import sys, pipeline.trees; print(sorted({'numba', 'llvmlite', 'xgboost'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
