@@ -16,6 +16,7 @@ from typing import Any
 from pipeline import graph
 from pipeline.checkpoint import JobDirectory, done_partitions, effective_partitions, new_job_id
 from pipeline.clusters import open_cluster
+from pipeline.clusters.handshake import shake_hands
 from pipeline.dispatch import Dispatcher, Ended, Policy, Stop
 from pipeline.errors import Interrupted, PipelineError
 from pipeline.events import Callback, JobEnded, PartitionEnded, StageStarted, notify
@@ -146,6 +147,7 @@ class _Driver:
         cluster = cluster_of(self.job.plan.spec, settings=self.settings)
         begin = time.monotonic()
         with open_cluster(cluster) as client:
+            shake_hands(client, flavor=self.job.plan.model.flavor, timeout=self.settings.scheduler_timeout)
             self.provision = time.monotonic() - begin
             self._go(Status.RUNNING)
             self._announce(todo)

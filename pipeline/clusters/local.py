@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,9 @@ from pipeline.settings import Settings
 
 SMALLEST_WORKER = 1 << 30
 """Bytes below which a worker is not worth its own imports; fewer workers are started instead."""
+
+ALL_WORKERS_SECONDS = 60.0
+"""Seconds for which the last worker is waited for when others are there already."""
 
 
 def default_shape(cores: int, memory: int) -> tuple[int, int]:
@@ -101,7 +104,9 @@ class LocalProcesses:
 
 
 def _await_workers(client: Any, workers: int, timeout: float) -> None:
-    """Wait for one worker only: the others join while the first already works."""
+    """Wait for all of them; one is enough when the others do not come in time."""
+    with suppress(TimeoutError):
+        client.wait_for_workers(workers, timeout=min(timeout, ALL_WORKERS_SECONDS))
     try:
         client.wait_for_workers(1, timeout=timeout)
     except TimeoutError as error:

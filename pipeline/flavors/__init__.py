@@ -29,6 +29,8 @@ class Flavor:
     """``inspect(uri, data, *, name=None)``: what the model file at ``uri``, with the bytes ``data``, is."""
     load: Callable[..., Predictor]
     """``load(version, data)``: the predictor, from the bytes of the file, after their digest was verified."""
+    libraries: tuple[str, ...] = ()
+    """Modules that ``load`` imports; workers import them while they start."""
 
 
 def find_flavor(name: str) -> Flavor:

@@ -173,4 +173,4 @@ class XGBoostPredictor:
         return (MemoryError,)
 
 
-FLAVOR = Flavor("xgboost", inspect, load)
+FLAVOR = Flavor("xgboost", inspect, load, libraries=("xgboost",))

@@ -1,0 +1,79 @@
+"""This project on local processes, measured from the start of scoring.
+
+    python -m benchmarks.ours DATA MODEL OUT [WORKERS] [THREADS]
+
+Prints one JSON object. ``cpu`` and ``wall`` run from the moment the workers are there to the end of publishing;
+``startup`` is what came before: imports, planning, starting workers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.tree import ProcessTree
+from pipeline.events import Callback, JobEnded, PartitionEnded, StageStarted
+from pipeline.runner import run
+from pipeline.settings import load_settings
+from pipeline.spec import JobSpec
+
+
+class Marks(Callback):
+    """Takes the process tree's figures at the events."""
+
+    def __init__(self, tree: ProcessTree) -> None:
+        self.tree = tree
+        self.first = 0.0
+
+    def on_stage(self, event: StageStarted) -> None:
+        self.started, self.cpu = time.perf_counter(), self.tree.sample()
+        self.partitions = event.partitions
+
+    def on_partition(self, event: PartitionEnded) -> None:
+        self.first = self.first or time.perf_counter()
+        self.tree.sample()
+
+    def on_end(self, event: JobEnded) -> None:
+        self.wall, self.cpu = time.perf_counter() - self.started, self.tree.sample() - self.cpu
+
+
+def main() -> None:
+    begin = time.perf_counter()
+    data, model, out = sys.argv[1:4]
+    shape = {"workers": int(sys.argv[4]), "threads": int(sys.argv[5])} if len(sys.argv) > 4 else {}
+    tree = ProcessTree()
+    marks = Marks(tree)
+    spec = JobSpec.model_validate(
+        {
+            "name": "benchmark",
+            "source": {"path": data},
+            "steps": [{"score": {"model": model}}],
+            "sink": {"path": str(Path(out) / "published"), "mode": "overwrite"},
+        }
+    )
+    with tempfile.TemporaryDirectory(dir=out) as jobs:
+        fsync = os.environ.get("BENCHMARK_FSYNC", "1") == "1"
+        report = run(spec, settings=load_settings(directory=jobs, fsync=fsync, **shape), callbacks=[marks])
+    tree.close()
+    peaks = tree.peaks()
+    workers = [peak for pid, peak in peaks.items() if pid != os.getpid()]
+    record = {
+        "rows": report.rows.out,
+        "cpu": marks.cpu,
+        "wall": marks.wall,
+        "startup": marks.started - begin,
+        "first": marks.first - begin,
+        "total": time.perf_counter() - begin,
+        "peak": max(workers),
+        "peak_tree": sum(peaks.values()),
+        "partitions": marks.partitions,
+    }
+    print(json.dumps(record))
+
+
+if __name__ == "__main__":
+    main()

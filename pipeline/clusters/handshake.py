@@ -1,0 +1,82 @@
+"""Before the first partition: every worker imports what it will need, and says which versions it runs."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from pipeline.errors import EnvMismatch
+from pipeline.files import unique_name
+from pipeline.flavors import find_flavor
+
+logger = logging.getLogger(__name__)
+PACKAGES = ("dask", "distributed", "pyarrow", "pandas", "numpy", "xgboost", "xgboost-cpu")
+"""What must be the same on driver and workers: rows pass through each of them."""
+
+
+def warm_up(flavor: str) -> dict[str, str]:
+    """Import what a task with a model of that flavor imports; then `versions`."""
+    for library in find_flavor(flavor).libraries:
+        with suppress(ImportError):
+            # What is missing is told, with what to install, by the load of the model.
+            import_module(library)
+    return versions()
+
+
+def versions() -> dict[str, str]:
+    """Versions of this process by package, those that are not installed left out."""
+    found = {"python": ".".join(platform.python_version_tuple()[:2])}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def shake_hands(client: Any, *, flavor: str, timeout: float) -> int:
+    """Let every worker that is there now import and tell its versions. Returns how many answered.
+
+    :param timeout: seconds after which a worker that has not answered is left to do its imports with its first task.
+    :raises EnvMismatch: when a worker runs other versions than this process.
+    """
+    mine = versions()
+    addresses = list(client.scheduler_info(n_workers=-1)["workers"])
+    futures = {
+        address: client.submit(
+            warm_up, flavor, workers=[address], allow_other_workers=False, key=f"handshake-{unique_name()}"
+        )
+        for address in addresses
+    }
+    answers = _gather(futures, deadline=time.monotonic() + timeout)
+    for address, theirs in answers.items():
+        _compare(mine, theirs, address)
+    return len(answers)
+
+
+def _gather(futures: Mapping[str, Any], *, deadline: float) -> dict[str, dict[str, str]]:
+    answers: dict[str, dict[str, str]] = {}
+    for address, future in futures.items():
+        try:
+            answers[address] = future.result(timeout=max(0.01, deadline - time.monotonic()))
+        except TimeoutError:
+            logger.warning("worker %s has not answered in time; it imports with its first task", address)
+    return answers
+
+
+def _compare(mine: Mapping[str, str], theirs: Mapping[str, str], address: str) -> None:
+    differing = [name for name in sorted({*mine, *theirs}) if mine.get(name) != theirs.get(name)]
+    if differing:
+        raise EnvMismatch(
+            "driver and workers run different versions",
+            where=f"worker {address}",
+            found=", ".join(f"{name} {theirs.get(name, 'missing')}" for name in differing),
+            expected=", ".join(f"{name} {mine.get(name, 'missing')}" for name in differing),
+            next_step="install the same versions for both, then resume",
+        )

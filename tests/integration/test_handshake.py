@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import pytest
+from distributed import Client
+
+from pipeline.clusters import handshake
+from pipeline.errors import EnvMismatch
+
+
+def test_every_worker_answers_and_has_imported_the_flavor(client: Client) -> None:
+    assert handshake.shake_hands(client, flavor="xgboost", timeout=60) == 2
+    loaded = client.run(lambda: "xgboost" in __import__("sys").modules)
+    assert set(loaded.values()) == {True}
+
+
+def test_another_version_on_the_workers_is_refused_with_both(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The driver's own view is falsified: the workers are other processes and tell the truth.
+    real = handshake.version
+    monkeypatch.setattr(handshake, "version", lambda name: "1.2.3" if name == "pyarrow" else real(name))
+    with pytest.raises(EnvMismatch) as caught:
+        handshake.shake_hands(client, flavor="xgboost", timeout=60)
+    assert caught.value.expected == "pyarrow 1.2.3"
+    assert caught.value.found == f"pyarrow {real('pyarrow')}"
+    assert caught.value.exit_code == 2
