@@ -70,6 +70,12 @@ class Store(Protocol):
         :raises StorageError: when it cannot be told whether it was made; look again before anything is deleted.
         """
 
+    def prove_exclusive(self) -> None:
+        """Find out whether `put_if_absent` is exclusive here, where that depends on a service. Nothing is left behind.
+
+        :raises UnsafeStore: when it is not.
+        """
+
     def replace(self, name: str, data: bytes) -> None:
         """Set ``name`` to ``data``; a reader sees the old bytes or the new ones."""
 
@@ -163,6 +169,9 @@ class LocalStore:
             # Also when another one's was there first: that one may not have been synced yet.
             self._sync_folder(target.parent)
             return made
+
+    def prove_exclusive(self) -> None:
+        """Nothing to find out: where there are no hard links, every `put_if_absent` says so."""
 
     def replace(self, name: str, data: bytes) -> None:
         target = self.path(name)

@@ -37,7 +37,11 @@ def check_job_id(job: str) -> str:
     """
     if not _JOB_ID.fullmatch(job):
         raise RefusedForSafety(
-            "that cannot be the id of a job", found=repr(job), expected="lower-case letters, digits, ._- (100 at most)"
+            "that cannot be the id of a job",
+            where="--job",
+            found=repr(job),
+            expected="lower-case letters, digits, ._- (100 at most)",
+            next_step="choose such an id, or leave --job out to get a new one",
         )
     return job
 

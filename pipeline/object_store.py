@@ -8,12 +8,27 @@ so whatever it answers but yes, the object is read back and compared.
 
 from __future__ import annotations
 
+import errno
 import shutil
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Any, cast
 
-from pipeline.storage import Names, as_storage_error, check_name, is_unfinished, storage_errors
+from pipeline.errors import StorageError, UnsafeStore
+from pipeline.storage import (
+    Names,
+    as_storage_error,
+    check_name,
+    file_system,
+    is_unfinished,
+    storage_errors,
+    unique_name,
+)
+
+_REFUSALS = (NotImplementedError, TypeError, ValueError)
+_proven: set[str] = set()
+_proven_lock = threading.Lock()
 
 
 class ObjectStore:
@@ -22,9 +37,7 @@ class ObjectStore:
     is_local = False
 
     def __init__(self, root: str, **options: Any) -> None:
-        import fsspec
-
-        self.fs, self._base = fsspec.core.url_to_fs(root.rstrip("/"), **options)
+        self.fs, self._base = file_system(root.rstrip("/"), **options)
         self.root = root.rstrip("/")
 
     def _key(self, name: str) -> str:
@@ -48,6 +61,38 @@ class ObjectStore:
             return self.read(name) == data
         except FileNotFoundError:
             raise as_storage_error(error, place=self.url(name)) from error
+
+    def prove_exclusive(self) -> None:
+        """See `Store.prove_exclusive`: one key is created twice, once per process and place."""
+        with _proven_lock:
+            if self.root in _proven:
+                return
+        name = f".{unique_name()}.tmp"
+        first, second = unique_name().encode(), unique_name().encode()
+        try:
+            is_made = self.put_if_absent(name, first)
+            is_made_twice = self.put_if_absent(name, second)
+            if not is_made or is_made_twice or self.read(name) != first:
+                raise self._unsafe("a key that existed was created again: the condition is ignored")
+        except StorageError as error:
+            cause = error.__cause__
+            if isinstance(cause, _REFUSALS) or (isinstance(cause, OSError) and cause.errno == errno.ENOSYS):
+                raise self._unsafe(f"{type(cause).__name__}: {cause}") from error
+            raise
+        finally:
+            with suppress(Exception):
+                self.remove(name)
+        with _proven_lock:
+            _proven.add(self.root)
+
+    def _unsafe(self, found: str) -> UnsafeStore:
+        return UnsafeStore(
+            "the storage cannot create a key only if it is absent, which an exclusive commit needs",
+            where=self.root,
+            found=found,
+            expected="an object store that honours If-None-Match: * (S3, GCS and most others do), or a file system",
+            next_step="use another store, or update this one",
+        )
 
     def replace(self, name: str, data: bytes) -> None:
         with storage_errors(self.url(name)):
@@ -99,10 +144,26 @@ class ObjectStore:
             file = self.fs.open(self._key(name), "wb")
             try:
                 yield file
+                size = file.tell()
             except BaseException:
                 self._discard(file, name)
                 raise
+        try:
             file.close()
+        except BaseException as error:
+            if isinstance(error, Exception) and self._has_landed(name, size):
+                return
+            self._discard(file, name)
+            if isinstance(error, Exception):
+                raise as_storage_error(error, place=self.url(name)) from error
+            raise
+
+    def _has_landed(self, name: str, size: int) -> bool:
+        """Whether an upload whose end was not answered with yes is there all the same: nobody else has its name."""
+        try:
+            return self.size(name) == size
+        except (FileNotFoundError, StorageError):
+            return False
 
     def _discard(self, file: Any, name: str) -> None:
         with suppress(Exception):
@@ -114,11 +175,13 @@ class ObjectStore:
 
     def open_input(self, name: str) -> IO[bytes]:
         with storage_errors(self.url(name)):
+            self.fs.invalidate_cache()
             return cast(IO[bytes], self.fs.open(self._key(name), "rb"))
 
     def take(self, name: str, source: Any, source_name: str) -> None:
         if isinstance(source, ObjectStore) and source.fs is self.fs:
             with storage_errors(self.url(name)):
+                self.fs.invalidate_cache()
                 self.fs.cp_file(source._key(source_name), self._key(name))
             return
         with source.open_input(source_name) as original, self.open_output(name) as copy:
@@ -129,6 +192,7 @@ class ObjectStore:
 
     def size(self, name: str) -> int:
         with storage_errors(self.url(name)):
+            self.fs.invalidate_cache()
             return int(self.fs.size(self._key(name)))
 
     def remove(self, name: str) -> None:

@@ -15,6 +15,7 @@ import yaml
 
 from pipeline.errors import SpecError
 from pipeline.mistakes import IN_PYTHON, Document, FieldPath, Mistake, Place, dotted
+from pipeline.storage import file_system, storage_errors
 from pipeline.strict_yaml import MAX_BYTES, parse_text
 
 
@@ -61,9 +62,8 @@ def read_text(name: str) -> str:
     """
     try:
         if "://" in name:
-            import fsspec
-
-            with fsspec.open(name, "rb") as file:
+            system, path = file_system(name)
+            with storage_errors(name), system.open(path, "rb") as file:
                 data: bytes = file.read(MAX_BYTES + 1)
         else:
             with Path(name).expanduser().open("rb") as file:
@@ -85,7 +85,13 @@ def _cannot_open(name: str, error: OSError) -> NoReturn:
 
 def _decode(data: bytes, name: str) -> str:
     if len(data) > MAX_BYTES:
-        raise SpecError("the job spec is too large", where=name, found=f"over {MAX_BYTES:,} bytes", expected="1 MiB")
+        raise SpecError(
+            "the job spec is too large",
+            where=name,
+            found=f"over {MAX_BYTES:,} bytes",
+            expected="at most 1 MiB",
+            next_step="give the path of a job spec, not of data",
+        )
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

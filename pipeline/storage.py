@@ -8,13 +8,16 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from pipeline.errors import DiskFull, PipelineError, RefusedForSafety, StorageError
+from pipeline.errors import DiskFull, PipelineError, RefusedForSafety, SpecError, StorageError
 
 Names = list[str]
 """Names in a folder (stores have a method ``list``, which hides the type)."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_CLIENTS = {"aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "urllib3"}
+"""Packages under fsspec's file systems that raise errors which are no OSError, such as where nobody answers."""
 _LOCAL_SCHEMES = ("file://", "local://")
 
 
@@ -51,15 +54,68 @@ def check_name(name: str) -> str:
     return name
 
 
+def is_bare(error: BaseException) -> bool:
+    """Whether ``error`` is an OSError that no system call and no client library made: pyarrow's own, about content."""
+    return type(error) is OSError and error.errno is None
+
+
+def check_url(url: str) -> str:
+    """``url`` itself, when it carries no password: what a job is made of is written down in many places.
+
+    :raises RefusedForSafety: when it does; the message does not repeat it.
+    """
+    scheme, separator, rest = url.partition("://")
+    user, at, host = rest.split("/", 1)[0].rpartition("@")
+    if separator and at and ":" in user:
+        raise RefusedForSafety(
+            "a URL carries a password, which would be written to the job directory",
+            where=f"{scheme}://…@{host}",
+            found="user:password@",
+            expected="credentials from the environment, a file of the client library, or the role of the machine",
+            next_step="take the password out of the URL (docs/storage.md)",
+        )
+    return url
+
+
+def file_system(url: str, **options: Any) -> tuple[Any, str]:
+    """The fsspec file system of ``url``, and the path in it.
+
+    :param options: of the file system; default: as fsspec's configuration says.
+    :raises SpecError: when it is unknown, or its package is not installed.
+    :raises RefusedForSafety: when ``url`` carries a password.
+    """
+    import fsspec
+
+    try:
+        system, path = fsspec.core.url_to_fs(check_url(url), **options)
+    except (ImportError, ValueError) as error:
+        raise SpecError(
+            "the storage of a path cannot be used",
+            where=url,
+            found=str(error),
+            expected="a local path, or the URL of a file system fsspec knows and whose package is installed",
+            next_step="install the package (s3fs for s3://), or mend the path",
+        ) from error
+    return system, str(path)
+
+
 @contextmanager
 def storage_errors(place: str) -> Iterator[None]:
-    """Turn an OSError into `DiskFull` or `StorageError` that name the place; a missing or existing file passes."""
+    """Turn what storage raises into `DiskFull` or `StorageError` that name the place; a missing or existing file
+    passes."""
     try:
         yield
     except (FileNotFoundError, FileExistsError, PipelineError):
         raise
-    except OSError as error:
+    except Exception as error:
+        if not is_storage_error(error):
+            raise
         raise as_storage_error(error, place=place) from error
+
+
+def is_storage_error(error: Exception) -> bool:
+    """Whether ``error`` comes from storage: an OSError, or one of a client library that has a tree of its own."""
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _CLIENTS
 
 
 def as_storage_error(error: Exception, *, place: str) -> StorageError:
@@ -71,9 +127,11 @@ def as_storage_error(error: Exception, *, place: str) -> StorageError:
             found=str(error),
             next_step="make room there, then resume the job; nothing that is done is lost",
         )
+    is_refused = isinstance(error, PermissionError) or "Credentials" in type(error).__name__
     return StorageError(
-        "the storage failed",
+        "the storage refused access" if is_refused else "the storage failed",
         where=place,
         found=f"{type(error).__name__}: {error}",
-        next_step="mend the storage, then resume the job; nothing that is done is lost",
+        next_step=("give access (docs/storage.md)" if is_refused else "mend the storage")
+        + ", then run or resume the job; nothing that is done is lost",
     )

@@ -41,7 +41,13 @@ def parse_text(text: str, *, name: str, is_json: bool = False) -> Document:
     :raises RefusedForSafety: for aliases, anchors, Python tags and very deep nesting.
     """
     if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
-        raise SpecError("the job spec is too large", where=name, found=f"over {MAX_BYTES:,} bytes", expected="1 MiB")
+        raise SpecError(
+            "the job spec is too large",
+            where=name,
+            found=f"over {MAX_BYTES:,} bytes",
+            expected="at most 1 MiB",
+            next_step="give the path of a job spec, not of data",
+        )
     if is_json:
         _check_json(text, name)
         # YAML allows no tabs between tokens, and JSON none inside of strings.
@@ -120,7 +126,7 @@ class _Composer(yaml.SafeLoader):
         if tag is not None:
             self._refuse_tag(tag, where)
         if self._depth >= MAX_DEPTH:
-            _refuse("the job spec is nested too deep", where, f"over {MAX_DEPTH} levels", "")
+            _refuse("the job spec is nested too deep", where, f"over {MAX_DEPTH} levels", "write it flat")
         self._depth += 1
         node = super().compose_node(parent, index)
         self._depth -= 1

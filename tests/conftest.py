@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.testing.oracle import Lake, make_lake, train_model
+from pipeline.testing.s3 import S3, serve_s3
 
 # Tests on two cores must not fight for them; set before xgboost is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -25,6 +26,28 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def lake(tmp_path: Path) -> Lake:
     """Four files of unequal size, two row groups each at least, with nulls and columns that pass through."""
     return make_lake(tmp_path / "lake")
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3]:
+    """A real S3 API on loopback; tests that need it are skipped where moto's server is not installed."""
+    pytest.importorskip("moto.server")
+    pytest.importorskip("s3fs")
+    with serve_s3() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+    """`s3_server`, as this process reaches it: by its environment alone."""
+    import fsspec
+
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(fsspec.config.conf, "s3", {})
+    fsspec.config.set_conf_env(fsspec.config.conf)
+    yield s3_server
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
 @pytest.fixture

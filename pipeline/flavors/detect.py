@@ -6,20 +6,25 @@ import bz2
 import difflib
 import json
 import lzma
+import pickletools
 import struct
 import zlib
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import cast
 
 from pipeline.errors import ModelError, PipelineError, RefusedForSafety
 from pipeline.files import is_local_path, local_path, storage_errors
+from pipeline.storage import file_system
 
 HEAD_BYTES = 1 << 16
 """How much of a file is looked at."""
 _EXPECTED = "an xgboost model file (JSON or UBJ)"
 _SAVE_AGAIN = "save the model again with booster.save_model('model.ubj')"
 _MAX_JSON = 1 << 26
+_OPCODES = 200
+"""How many opcodes of a pickle are looked at."""
 
 
 def detect(uri: str) -> str:
@@ -59,15 +64,15 @@ def read_model(uri: str) -> bytes:
         with storage_errors(uri):
             if is_local_path(uri):
                 return local_path(uri).read_bytes()
-            import fsspec
-
-            with fsspec.open(uri, "rb") as file:
+            system, name = file_system(uri)
+            with system.open(name, "rb") as file:
                 return cast(bytes, file.read())
     except FileNotFoundError as error:
         near = _near_files(uri)
         raise ModelError(
             "there is no model file",
             where=uri,
+            found="nothing of that name",
             expected=_EXPECTED,
             next_step=f"did you mean {near}?" if near else "give the path of the file",
         ) from error
@@ -111,15 +116,28 @@ def _refuse_pickle(head: bytes, *, where: str) -> None:
     raise RefusedForSafety(
         f"the model file is {kind}: opening one runs whatever code is in it",
         where=where,
+        found=kind,
         expected=_EXPECTED,
         next_step=_SAVE_AGAIN + "; a scikit-learn wrapper has save_model too",
     )
 
 
 def _is_pickle(head: bytes) -> bool:
-    return (head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")) or head.startswith(
-        (b"ccopy_reg\n", b"c__builtin__\n", b"cbuiltins\n", b"(dp0\n", b"(lp0\n", b"(i__main__\n")
-    )
+    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return True
+    known = (b"ccopy_reg\n", b"c__builtin__\n", b"cbuiltins\n", b"(dp0\n", b"(lp0\n", b"(i__main__\n")
+    return head.startswith(known) or _is_unmarked_pickle(head)
+
+
+def _is_unmarked_pickle(head: bytes) -> bool:
+    """Whether the bytes read as a pickle of protocol 0 or 1 that names code to import. Nothing of it is run."""
+    names = set()
+    # Other bytes are soon no opcode, which raises one of many errors.
+    with suppress(Exception):
+        for opcode, _, _ in islice(pickletools.genops(head), _OPCODES):
+            names.add(opcode.name)
+        return not names.isdisjoint(("GLOBAL", "INST"))
+    return False
 
 
 def _decompressed(head: bytes) -> bytes:

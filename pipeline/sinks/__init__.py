@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol, cast
 
 from pipeline.checkpoint import JobDirectory
+from pipeline.files import open_store
 from pipeline.manifest import Manifest
 from pipeline.plugins import find_adapter
 from pipeline.spec import Sink
@@ -94,6 +95,16 @@ def check(
         overwriting would remove files that are no output of a job.
     """
     find_sink(sink.format).check(sink, sources=sources, path=path, job=job, schema=schema, state=state)
+
+
+def prove(sink: Sink) -> None:
+    """Find out whether the storage of ``sink`` can take a commit, where that depends on a service (an object store):
+    a small object is written there and removed.
+
+    :raises UnsafeStore: when it cannot.
+    :raises StorageError: when nothing can be written there.
+    """
+    open_store(sink.path).prove_exclusive()
 
 
 def publish(manifest: Manifest, directory: JobDirectory) -> Published:

@@ -16,7 +16,7 @@ from pipeline.files import Store
 from pipeline.manifest import Manifest, ManifestFile
 from pipeline.sinks import PublishedFile
 from pipeline.sinks.layout import file_name
-from pipeline.storage import as_storage_error
+from pipeline.storage import as_storage_error, is_bare
 
 _GROUP_ROWS = 1 << 20
 _GROUP_BYTES = 64 << 20
@@ -125,7 +125,7 @@ def _row_groups(file: ManifestFile, *, store: Store) -> Iterator[pa.Table]:
             for group in range(parquet.num_row_groups):
                 yield parquet.read_row_group(group)
     except (OSError, pa.ArrowException) as error:
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, OSError) and not is_bare(error):
             raise as_storage_error(error, place=store.url(file.name)) from error
         raise StateCorrupt(
             "a checkpoint file is damaged",

@@ -77,6 +77,7 @@ class ParquetSink:
         path = directory.resolve(sink.path)
         store = self._open(real_place(path))
         checks.check_folder(store)
+        store.prove_exclusive()
         state = layout.read_state(store)
         if there := _find(state, manifest, path=path):
             with _locked(store):

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from pipeline.errors import MissingInput, SpecError
+from pipeline.errors import MissingInput
 from pipeline.files import is_local_path, local_path, storage_errors
+from pipeline.storage import file_system
 
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 """What stands for null in the name of a hive partition folder."""
@@ -54,26 +55,6 @@ def locate(path: str | Iterable[str]) -> tuple[Located, ...]:
         for file in files:
             found.setdefault(file.path, file)
     return tuple(found[name] for name in sorted(found))
-
-
-def file_system(url: str) -> tuple[Any, str]:
-    """The fsspec file system of ``url``, and the path in it.
-
-    :raises SpecError: when it is unknown, or its package is not installed.
-    """
-    import fsspec
-
-    try:
-        system, path = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise SpecError(
-            "the storage of a path cannot be used",
-            where=url,
-            found=str(error),
-            expected="a local path, or the URL of a file system fsspec knows and whose package is installed",
-            next_step="install the package (s3fs for s3://), or mend the path",
-        ) from error
-    return system, str(path)
 
 
 def current_version(path: str) -> tuple[int, str]:

@@ -13,8 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import CorruptInput, InputChanged, InputError, SchemaDrift
-from pipeline.files import is_local_path
+from pipeline.errors import CorruptInput, InputChanged, InputError, SchemaDrift, StorageError
 from pipeline.rows import Fragment
 from pipeline.sources.expression import Filter, parse_filter
 from pipeline.sources.footers import key_value, open_parquet, parquet_errors
@@ -172,13 +171,13 @@ def _pieces(reading: _Reading, versions: Mapping[str, tuple[int, str]] | None) -
         _check_version(path, versions)
         try:
             yield from _file_pieces(path, numbers, reading)
-        except InputError:
+        except (InputError, StorageError):
             # A file that changes while it is read shows in many ways; that it changed is what a person must know.
             _check_version(path, versions)
             raise
-        if is_local_path(path):
-            # Once more, because a file written over in place while it was read may have decoded without an error.
-            _check_version(path, versions)
+        # Once more: a file written over while it was read, or an object replaced before it was opened, may have decoded
+        # without an error.
+        _check_version(path, versions)
 
 
 def _file_pieces(path: str, numbers: Iterator[int], reading: _Reading) -> Iterator[_Piece]:

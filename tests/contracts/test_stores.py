@@ -1,0 +1,312 @@
+"""One suite for every store: what its verbs promise is what commits stand on."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from pipeline.errors import RefusedForSafety, SpecError, StorageError, UnsafeStore
+from pipeline.files import LocalStore, ObjectStore, Store, open_store
+from pipeline.flavors import read_model
+from pipeline.spec import JobSpec
+from pipeline.storage import is_unfinished
+from pipeline.testing.s3 import S3
+
+RACERS = 12
+PART_BYTES = 50 << 20
+"""s3fs begins a multipart upload with more bytes than this."""
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """An empty store of each kind."""
+    if request.param == "local":
+        return open_store(tmp_path / "root")
+    if request.param == "memory":
+        return open_store(f"memory://{uuid.uuid4().hex}")
+    server: S3 = request.getfixturevalue("s3")
+    return open_store(server.url(uuid.uuid4().hex))
+
+
+@pytest.fixture(params=["local", "s3"])
+def durable(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """The kinds people keep jobs on. fsspec's memory file system looks, then writes, and shows files while they are
+    written: it is for tests with one thread."""
+    if request.param == "local":
+        return open_store(tmp_path / "root")
+    server: S3 = request.getfixturevalue("s3")
+    return open_store(server.url(uuid.uuid4().hex))
+
+
+def test_of_many_that_create_one_name_one_wins(durable: Store) -> None:
+    barrier, won = threading.Barrier(RACERS), []
+
+    def put(number: int) -> None:
+        barrier.wait()
+        if durable.put_if_absent("d/name", str(number).encode()):
+            won.append(number)
+
+    threads = [threading.Thread(target=put, args=(number,)) for number in range(RACERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert durable.read("d/name") == str(won[0]).encode()
+    assert durable.list("d") == ["name"]
+
+
+def test_a_name_that_is_taken_keeps_its_bytes(store: Store) -> None:
+    assert store.put_if_absent("d/name", b"one")
+    assert not store.put_if_absent("d/name", b"two")
+    assert store.read("d/name") == b"one"
+    store.remove("d/name")
+    assert store.put_if_absent("d/name", b"two")
+
+
+def test_the_exclusive_create_is_proved_and_nothing_is_left(store: Store) -> None:
+    store.prove_exclusive()
+    store.prove_exclusive()
+    assert store.list() == []
+    assert store.list_folders() == []
+
+
+def test_replace_makes_and_changes(store: Store) -> None:
+    for data in (b"", b"a", b"bb" * 1000):
+        store.replace("d/e/name", data)
+        assert store.read("d/e/name") == data
+        assert store.size("d/e/name") == len(data)
+        assert store.exists("d/e/name")
+    assert store.list("d/e") == ["name"]
+
+
+def test_append_adds_whole_lines(store: Store) -> None:
+    for line in ("one", "two\n", "three"):
+        store.append("log", line)
+    assert store.read("log") == b"one\ntwo\nthree\n"
+
+
+def test_listings_are_sorted_flat_and_fresh(store: Store) -> None:
+    assert store.list() == []
+    for name in ("b/2", "a", "b/1", "b/c/3", "c", "bb/1", ".unfinished.tmp"):
+        store.put_if_absent(name, b"x")
+    assert store.list() == ["a", "c"]
+    assert store.list_folders() == ["b", "bb"]
+    assert store.list("b") == ["1", "2"]
+    assert store.list_folders("b") == ["c"]
+    store.remove("b/1")
+    store.put_if_absent("b/0", b"")
+    assert store.list("b") == ["0", "2"]
+    assert store.size("b/0") == 0
+
+
+def test_more_names_than_a_page_of_a_listing_holds(durable: Store) -> None:
+    names = [f"{number:04d}" for number in range(1003)]
+    if isinstance(durable, ObjectStore):
+        durable.fs.pipe({durable._key(f"many/{name}"): b"x" for name in names})
+    else:
+        for name in names:
+            Path(durable.root, "many").mkdir(parents=True, exist_ok=True)
+            Path(durable.root, "many", name).write_bytes(b"x")
+    assert durable.list("many") == names
+
+
+def test_what_is_missing_is_missing(store: Store) -> None:
+    assert store.list("nowhere") == []
+    assert store.list_folders("nowhere") == []
+    assert not store.exists("nowhere")
+    store.remove("nowhere")
+    store.remove_folder("nowhere")
+    for verb in (store.read, store.size, store.open_input):
+        with pytest.raises(FileNotFoundError):
+            verb("nowhere")
+
+
+def test_a_folder_is_no_file(store: Store) -> None:
+    store.replace("d/name", b"x")
+    assert not store.exists("d")
+
+
+def test_removing_takes_what_is_meant(store: Store) -> None:
+    for name in ("d/1", "d/e/2", "dd/3", "other"):
+        store.replace(name, b"x")
+    store.remove("other")
+    store.remove_folder("d")
+    assert store.list() == []
+    assert store.list_folders() == ["dd"]
+    assert store.list("dd") == ["3"]
+
+
+@pytest.mark.parametrize("size", [0, 1, 1 << 20])
+def test_an_output_is_there_once_it_is_closed(store: Store, size: int) -> None:
+    data = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    with store.open_output("d/out") as file:
+        for start in range(0, size, 100_000):
+            file.write(data[start : start + 100_000])
+    assert store.read("d/out") == data
+    assert store.size("d/out") == size
+    with store.open_input("d/out") as opened:
+        opened.seek(size // 2)
+        assert opened.read() == data[size // 2 :]
+
+
+def test_an_output_is_not_seen_before_it_is_whole(durable: Store) -> None:
+    """On a file system it has its name from the start, which is why names in receipts count and listings do not."""
+    with durable.open_output("d/out") as file:
+        file.write(b"half")
+        assert isinstance(durable, LocalStore) or durable.list("d") == []
+    assert durable.list("d") == ["out"]
+
+
+@pytest.mark.parametrize("size", [0, 4, PART_BYTES + (1 << 20)])
+def test_an_output_whose_writer_raises_is_never_there(store: Store, size: int, request: pytest.FixtureRequest) -> None:
+    def write() -> None:
+        with store.open_output("d/out") as file:
+            for _ in range(size // (1 << 20)):
+                file.write(bytes(1 << 20))
+            file.write(bytes(size % (1 << 20)))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write()
+    assert store.list("d") == []
+    assert not store.exists("d/out")
+    if isinstance(store, ObjectStore) and store.root.startswith("s3://"):
+        assert request.getfixturevalue("s3").pending_uploads() == []
+
+
+def test_a_large_output_is_one_object(s3: S3) -> None:
+    store = open_store(s3.url(uuid.uuid4().hex))
+    with store.open_output("out") as file:
+        for _ in range(3 + PART_BYTES // (1 << 20)):
+            file.write(bytes(1 << 20))
+        assert s3.pending_uploads(), "the case is about a multipart upload"
+        assert store.list() == []
+    assert store.size("out") == PART_BYTES + (3 << 20)
+    assert s3.pending_uploads() == []
+
+
+def test_taking_a_file_from_any_other_store(store: Store, tmp_path: Path) -> None:
+    others = (store, open_store(tmp_path / "other"), open_store(f"memory://{uuid.uuid4().hex}"))
+    for number, other in enumerate(others):
+        other.replace("from/x", f"data {number}".encode())
+        store.take(f"to/{number}", other, "from/x")
+        assert store.read(f"to/{number}") == f"data {number}".encode()
+        assert other.read("from/x") == f"data {number}".encode()
+        other.take("back", store, f"to/{number}")
+        assert other.read("back") == f"data {number}".encode()
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a//b", "a/../b", ".", "a\\b", "a\0b", "a/./b", "a/"])
+def test_names_stay_inside(store: Store, name: str) -> None:
+    for verb in (store.read, store.size, store.exists, store.remove, store.remove_folder, store.list, store.url):
+        with pytest.raises(RefusedForSafety):
+            verb(name)
+    for write in (
+        lambda: store.put_if_absent(name, b""),
+        lambda: store.replace(name, b""),
+        lambda: store.append(name, ""),
+        lambda: store.take(name, store, "x"),
+        lambda: store.open_output(name).__enter__(),
+    ):
+        with pytest.raises(RefusedForSafety):
+            write()
+    assert store.list() == []
+
+
+@pytest.mark.parametrize("name", ["a b", "ü", "a+b", "a%2Fb", "a=b", "a#b", "x" * 200])
+def test_odd_names_are_names(store: Store, name: str) -> None:
+    assert store.put_if_absent(f"d/{name}", b"x")
+    assert store.list("d") == [name]
+    assert store.read(f"d/{name}") == b"x"
+
+
+def test_an_s3_that_ignores_the_condition_is_refused(s3: S3) -> None:
+    store = open_store(s3.url(uuid.uuid4().hex))
+    s3.ignored.add("HTTP_IF_NONE_MATCH")
+    try:
+        with pytest.raises(UnsafeStore, match="ignored") as caught:
+            store.prove_exclusive()
+    finally:
+        s3.ignored.clear()
+    assert caught.value.exit_code == 6
+    assert caught.value.where == store.root
+    assert s3.names(store.root.rpartition("/")[2]) == []
+    store.prove_exclusive()
+
+
+@pytest.mark.parametrize("error", [NotImplementedError("no"), TypeError("mode"), OSError(38, "not implemented")])
+def test_a_file_system_that_has_no_condition_is_refused(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ObjectStore(f"memory://{uuid.uuid4().hex}")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(store.fs, "pipe_file", refuse)
+    with pytest.raises(UnsafeStore):
+        store.prove_exclusive()
+
+
+def test_a_bucket_that_is_not_there_is_no_unsafe_store(s3: S3) -> None:
+    with pytest.raises(StorageError, match="bucket"):
+        open_store("s3://no-such-bucket-here/x").prove_exclusive()
+
+
+def test_nobody_there_is_a_storage_error(s3: S3, tmp_path: Path) -> None:
+    """The client library has errors of its own for that; none of them may look like a defect."""
+    options = {"retries": {"max_attempts": 0}, "connect_timeout": 1}
+    store = ObjectStore("s3://bucket/x", endpoint_url="http://127.0.0.1:9", config_kwargs=options)
+    store.fs.retries = 1
+    for verb in (
+        lambda: store.read("a"),
+        store.list,
+        lambda: store.replace("a", b""),
+        lambda: store.put_if_absent("a", b""),
+        lambda: store.remove("a"),
+        lambda: store.open_input("a"),
+    ):
+        with pytest.raises(StorageError, match="storage failed"):
+            verb()
+
+
+@pytest.mark.parametrize("url", ["s3://key:secret@bucket/x", "sftp://me:secret@host/x"])
+def test_a_password_in_a_url_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(RefusedForSafety, match="password") as caught:
+        open_store(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_file_system_nobody_knows_is_a_mistake_in_a_path() -> None:
+    with pytest.raises(SpecError, match="cannot be used"):
+        open_store("nonsense://bucket/x")
+
+
+def test_a_job_spec_and_a_model_on_a_store_that_is_away(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"endpoint_url": "http://127.0.0.1:9"})
+    monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    for read in (JobSpec.load, read_model):
+        with pytest.raises(StorageError, match="storage failed"):
+            read("s3://bucket/thing")
+
+
+def test_access_that_is_refused_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ObjectStore(f"memory://{uuid.uuid4().hex}")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(store.fs, "cat_file", refuse)
+    with pytest.raises(StorageError, match="refused access") as caught:
+        store.read("x")
+    assert "storage.md" in caught.value.next_step
+
+
+def test_unfinished_names_are_told_by_their_form() -> None:
+    assert is_unfinished(".x.tmp")
+    assert not is_unfinished("x.tmp")
+    assert not is_unfinished(".x")
