@@ -20,13 +20,21 @@ from typing import Any
 
 from benchmarks.data import make_data, make_model
 
-CONTENDERS = {"floor": "benchmarks.floor", "ours": "benchmarks.ours"}
+CONTENDERS = {
+    "floor": ("benchmarks.floor", {}),
+    "ours": ("benchmarks.ours", {"BENCHMARK_ENGINE": "auto"}),
+    "ours (xgboost)": ("benchmarks.ours", {"BENCHMARK_ENGINE": "xgboost"}),
+}
+"""Module and environment of each."""
 
 
-def run_once(module: str, data: Path, model: Path, out: Path) -> dict[str, Any]:
-    command = [sys.executable, "-m", module, str(data), str(model), str(out)]
+def run_once(contender: str, data: Path, model: Path, out: Path) -> dict[str, Any]:
+    module, variables = CONTENDERS[contender]
+    command, environment = [sys.executable, "-m", module, str(data), str(model), str(out)], {**os.environ, **variables}
     out.mkdir(parents=True)
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=Path(__file__).parents[1], env=environment, check=False
+    )
     shutil.rmtree(out)
     if done.returncode:
         sys.exit(f"{module} failed on {data}:\n{done.stderr}")
@@ -37,8 +45,8 @@ def run_once(module: str, data: Path, model: Path, out: Path) -> dict[str, Any]:
 def measure(data: Path, model: Path, *, repeat: int, scratch: Path) -> dict[str, list[dict[str, Any]]]:
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
     for number in range(repeat):
-        for name, module in CONTENDERS.items():
-            runs[name].append(run_once(module, data, model, scratch / f"{name}-{number}"))
+        for position, name in enumerate(CONTENDERS):
+            runs[name].append(run_once(name, data, model, scratch / f"{position}-{number}"))
             print(f"  {data.name} {name}: {runs[name][-1]}", file=sys.stderr, flush=True)
     return runs
 
@@ -47,11 +55,15 @@ def middle(runs: list[dict[str, Any]], key: str) -> float:
     return median(run[key] for run in runs)
 
 
-def row(name: str, runs: dict[str, list[dict[str, Any]]]) -> str:
-    floor, ours = runs["floor"], runs["ours"]
+def row(name: str, contender: str, runs: dict[str, list[dict[str, Any]]]) -> str:
+    floor, ours = runs["floor"], runs[contender]
     cells = [middle(ours, key) / middle(floor, key) for key in ("cpu", "wall", "peak")]
     start, total = middle(ours, "startup"), middle(ours, "total")
-    return f"| {name} | {cells[0]:.2f} | {cells[1]:.2f} | {cells[2]:.2f} | {start / total:.2f} | {len(ours)} |"
+    faster = median(run["engines"].get("speedup", 0.0) for run in ours)
+    trees = sum(run["engines"].get("rows", {}).get("trees", 0) for run in ours) / sum(run["rows"] for run in ours)
+    engine = f"{trees:.0%} of the rows by trees" + (f", {faster:.1f} × xgboost where both were timed" if faster else "")
+    numbers = " | ".join(f"{cell:.2f}" for cell in (*cells, start / total))
+    return f"| {name} | {contender} | {numbers} | {engine} | {len(ours)} |"
 
 
 def main() -> None:
@@ -74,14 +86,16 @@ def main() -> None:
 
 
 def show(results: dict[str, dict[str, list[dict[str, Any]]]], options: argparse.Namespace) -> None:
-    names = ("dask", "distributed", "pandas", "pyarrow", "numpy", "xgboost-cpu")
+    names = ("dask", "distributed", "pandas", "pyarrow", "numpy", "numba", "xgboost-cpu")
     print(f"{options.trees} trees of depth {options.depth}; {os.cpu_count()} cores, {platform.machine()}, Python")
     print(platform.python_version() + ", " + ", ".join(f"{name} {version(name)}" for name in names))
     print()
-    print("| set | CPU / floor | wall / floor | peak of a worker / floor | start-up / whole run | runs |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print("| set | | CPU / floor | wall / floor | peak of a worker / floor | start-up / whole run | engine | runs |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for kind, runs in results.items():
-        print(row(kind, runs))
+        for contender in CONTENDERS:
+            if contender != "floor":
+                print(row(kind, contender, runs))
     if "even" in results:
         print()
         for kind, runs in results.items():

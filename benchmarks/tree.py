@@ -1,11 +1,12 @@
-"""CPU time and peak memory of a process and its descendants, by sampling."""
+"""CPU time and peak memory of a process and its descendants, by sampling ``/proc``."""
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass, field
 
-import psutil
+TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass
@@ -18,19 +19,24 @@ class ProcessTree:
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
-        self._me = psutil.Process()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def sample(self) -> float:
         """CPU seconds of the tree so far."""
-        for process in [self._me, *self._me.children(recursive=True)]:
-            try:
-                times = process.cpu_times()
-                self._cpu[process.pid] = times.user + times.system
-                self._peak[process.pid] = _high_water(process.pid)
-            except (psutil.Error, OSError):
-                continue
+        parents: dict[int, list[int]] = {}
+        seconds: dict[int, float] = {}
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            stat = _read(f"/proc/{name}/stat")
+            if stat:
+                # The command, in parentheses, may hold anything: what counts comes after the last one.
+                fields = stat.rpartition(")")[2].split()
+                parents.setdefault(int(fields[1]), []).append(int(name))
+                seconds[int(name)] = (int(fields[11]) + int(fields[12])) / TICKS
+        for pid in _family(os.getpid(), parents):
+            if pid in seconds:
+                self._cpu[pid] = max(seconds[pid], self._cpu.get(pid, 0.0))
+                self._peak[pid] = max(_high_water(pid), self._peak.get(pid, 0))
         return sum(self._cpu.values())
 
     def peaks(self) -> dict[int, int]:
@@ -46,9 +52,23 @@ class ProcessTree:
             self.sample()
 
 
+def _family(root: int, parents: dict[int, list[int]]) -> list[int]:
+    found = [root]
+    for pid in found:
+        found += parents.get(pid, [])
+    return found
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path) as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
 def _high_water(pid: int) -> int:
-    with open(f"/proc/{pid}/status") as lines:
-        for line in lines:
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+    for line in _read(f"/proc/{pid}/status").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
     return 0

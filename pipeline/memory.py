@@ -2,7 +2,7 @@
 
 The projection is an upper bound to plan with, made of what was measured on Linux with 64-bit Python 3.11::
 
-    worker = process + model × MODEL_FACTOR + threads × task
+    worker = process [+ ENGINE_BYTES] + model × MODEL_FACTOR + threads × task
     task   = batches + pages + row group being written
 
     batches = rows × (3 × row in + 8 × features + 2 × row out [+ 4 × row in, with map steps])
@@ -17,11 +17,14 @@ map step has its DataFrame, what it returns, that as Arrow, and the comparison o
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Literal
 
 PROCESS_BYTES = 320 << 20
 """A worker that has imported what it needs: 240 MiB with dask, pandas, pyarrow and xgboost (measured), and what
 allocators keep."""
+ENGINE_BYTES = 128 << 20
+"""What the tree engine adds to a worker, where it is possible: numba and the kernels, 105 MiB (measured)."""
 MODEL_FACTOR = 10
 """Loaded model / its file: an 8.1 MiB xgboost JSON took 80 MiB, as 4.6 MiB of UBJ 9 MiB (measured)."""
 PAGE_BYTES = 9 << 18
@@ -66,20 +69,21 @@ def task_memory(
     return batch_rows * row_memory + pages + row_group_rows * row_bytes_out
 
 
-def shared_memory(model_bytes: int) -> int:
+def shared_memory(model_bytes: int, *, engine: bool = False) -> int:
     """Bytes a worker process needs whatever its tasks do: itself, and the model once.
 
     :param model_bytes: size of the model's file.
+    :param engine: whether it may start the tree engine.
     """
-    return PROCESS_BYTES + MODEL_FACTOR * model_bytes
+    return PROCESS_BYTES + (ENGINE_BYTES if engine else 0) + MODEL_FACTOR * model_bytes
 
 
-def projected_memory(*, task: int, model_bytes: int, threads: int = 1) -> int:
+def projected_memory(*, task: int, model_bytes: int, threads: int = 1, engine: bool = False) -> int:
     """Bytes a worker process needs while each of its threads runs a task.
 
     :param task: as `task_memory` gives it.
     """
-    return shared_memory(model_bytes) + threads * task
+    return shared_memory(model_bytes, engine=engine) + threads * task
 
 
 def starting_batch_rows(
@@ -124,3 +128,28 @@ def next_batch_rows(
     if successes >= GROW_AFTER and current < ceiling:
         return min(ceiling, current * 2)
     return current
+
+
+@dataclass(frozen=True)
+class BatchSize:
+    """Rows a partition's batches start with, learned from the partitions that ended before it."""
+
+    rows: int
+    planned: int
+    """What it never exceeds."""
+    fitted: int = 0
+    """Partitions that ended with batches of ``rows`` rows, one after the other."""
+
+    def after_partition(self, rows: int) -> BatchSize:
+        """For the next partitions, when the batches of one had ``rows`` rows at its end."""
+        if rows < self.rows:
+            return replace(self, rows=max(1, rows), fitted=0)
+        fitted = self.fitted + 1
+        grown = next_batch_rows(self.rows, outcome="fitted", floor=1, ceiling=self.planned, successes=fitted)
+        return replace(self, rows=grown, fitted=fitted if grown == self.rows else 0)
+
+    def after_split(self, *, floor: int = 1024) -> BatchSize:
+        """For the next partitions, when one had to be split for its memory."""
+        floor = min(floor, self.planned)
+        rows = next_batch_rows(self.rows, outcome="out_of_memory", floor=floor, ceiling=self.planned, successes=0)
+        return replace(self, rows=rows, fitted=0)

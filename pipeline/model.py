@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 OutputKind = Literal["prediction", "label", "margin", "leaf", "contributions"]
 Task = Literal["binary", "multiclass", "regression", "ranking", "other"]
 FeatureKind = Literal["number", "integer", "indicator", "category"]
+Engine = Literal["auto", "xgboost", "trees"]
 
 _REGISTRY = re.compile(
     r"models:/(?P<name>[a-z0-9][a-z0-9._-]{0,63})(?:@(?P<alias>[A-Za-z0-9._-]+)|/(?P<version>[0-9]+))"
@@ -82,11 +83,20 @@ class ModelVersion:
     """Trees that are evaluated per row; 0 when it is no ensemble."""
     margins: int = 1
     """Values per row of ``margin``: one a class or target, also where ``prediction`` is only the best class."""
+    not_for_trees: tuple[str, ...] = ()
+    """What keeps the tree engine (`pipeline.trees`) from scoring it, by name."""
 
     @property
     def feature_names(self) -> tuple[str, ...]:
         """In the order of the matrix's columns."""
         return tuple(feature.name for feature in self.features)
+
+
+class Predict(Protocol):
+    """`Predictor.predict` by itself."""
+
+    def __call__(self, matrix: np.ndarray, *, kind: OutputKind) -> np.ndarray:
+        """See `Predictor.predict`."""
 
 
 class Predictor(Protocol):

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.columns import Columns, resolve_columns
+from pipeline.flavors.outlook import look_out
 from pipeline.memory import (
     projected_memory,
     row_memory,
@@ -68,6 +69,7 @@ def make_plan(
     output = pa.schema([field.remove_metadata() for field in output])
     partitions = _partitions(files, limits=limits, target_bytes=target_bytes)
     sizes = _sizes(discovery, columns, files=files, output=output, limits=limits, maps=bool(spec.maps))
+    engine = _may_use_trees(spec, model, files, workers=limits.workers)
     return Plan(
         spec=spec,
         model=model,
@@ -83,9 +85,11 @@ def make_plan(
         outputs=tuple(predictions.names),
         batch_rows=sizes.batch_rows,
         pruned_rows=sum(group.rows for file in files for group in file.row_groups if not group.wanted),
-        task_memory=_projected(sizes, model, files, partitions, columns=len(columns.read)),
+        task_memory=_projected(sizes, model, files, partitions, columns=len(columns.read), engine=engine),
         row_bytes_out=sizes.row_bytes_out,
         row_group_rows=sizes.row_group_rows,
+        workers=limits.workers,
+        may_use_trees=engine,
     )
 
 
@@ -95,6 +99,11 @@ def _partitions(files: tuple[InputFile, ...], *, limits: Limits, target_bytes: i
     return tuple(Partition(f"{number:0{width}d}", fragments) for number, fragments in enumerate(packed))
 
 
+def _may_use_trees(spec: JobSpec, model: ModelVersion, files: tuple[InputFile, ...], *, workers: int) -> bool:
+    rows = sum(group.rows for file in files for group in file.row_groups if group.wanted) // max(1, workers)
+    return look_out(spec.score.engine, model, kind=spec.score.output_spec.kind, rows=rows).has_trees
+
+
 def _projected(
     sizes: _Sizes,
     model: ModelVersion,
@@ -102,6 +111,7 @@ def _projected(
     partitions: tuple[Partition, ...],
     *,
     columns: int,
+    engine: bool,
 ) -> int:
     most_rows = max((partition.rows for partition in partitions), default=0)
     task = task_memory(
@@ -112,7 +122,7 @@ def _projected(
         row_bytes_out=sizes.row_bytes_out,
         row_group_rows=min(sizes.row_group_rows, most_rows),
     )
-    return projected_memory(task=task, model_bytes=model.nbytes)
+    return projected_memory(task=task, model_bytes=model.nbytes, engine=engine)
 
 
 @dataclass(frozen=True)
@@ -182,7 +192,8 @@ class PlanSummary:
 
     def details(self) -> dict[str, Any]:
         """As JSON output shows it."""
-        model, sink = self.plan.model, self.plan.spec.sink
+        model, sink, score = self.plan.model, self.plan.spec.sink, self.plan.spec.score
+        engine = look_out(score.engine, model, kind=score.output_spec.kind, rows=self.plan.rows_per_worker)
         return {
             "name": self.plan.spec.name,
             "plan": self.plan.digest,
@@ -209,6 +220,11 @@ class PlanSummary:
                 "task": model.task,
                 "trees": model.trees,
                 "features": list(self.plan.features),
+            },
+            "engine": {
+                "wanted": engine.wanted,
+                "possible": list(engine.possible),
+                "reasons": list(engine.reasons),
             },
         }
 

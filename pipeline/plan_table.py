@@ -84,6 +84,8 @@ def plan_from_table(table: pa.Table) -> Plan:
             output_schema=bytes.fromhex(record["output_schema"]),
             source_rules=tuple(_rule(rule) for rule in record["source_rules"]),
             score_rules=tuple(_rule(rule) for rule in record["score_rules"]),
+            workers=record.get("workers", 1),
+            may_use_trees=record.get("may_use_trees", False),
             **{name: _as_tuple(record[name]) for name in _PLAIN},
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
@@ -105,6 +107,8 @@ def _record(plan: Plan) -> dict[str, Any]:
         "output_schema": plan.output_schema.hex(),
         "source_rules": [asdict(rule) for rule in plan.source_rules],
         "score_rules": [asdict(rule) for rule in plan.score_rules],
+        "workers": plan.workers,
+        "may_use_trees": plan.may_use_trees,
         **{name: getattr(plan, name) for name in _PLAIN},
     }
 
@@ -121,7 +125,7 @@ def _model(record: dict[str, Any]) -> ModelVersion:
     features = tuple(
         Feature(**{name: _as_tuple(value) for name, value in feature.items()}) for feature in record["features"]
     )
-    return ModelVersion(**{**record, "features": features})
+    return ModelVersion(**{name: _as_tuple(value) for name, value in {**record, "features": features}.items()})
 
 
 def _lists(lengths: Sequence[int], values: pa.StructArray) -> pa.ListArray:

@@ -10,7 +10,7 @@ from functools import cached_property
 
 from pipeline.digest import digest_json
 from pipeline.errors import DoesNotFit
-from pipeline.memory import FLOOR_ROWS, USABLE, projected_memory, shared_memory
+from pipeline.memory import FLOOR_ROWS, USABLE, shared_memory
 from pipeline.model import ModelVersion
 from pipeline.recipe import ColumnRule, MapRecipe, ScoreRecipe, StageRecipe
 from pipeline.rows import Fragment, InputFile
@@ -78,11 +78,20 @@ class Plan:
     """Estimated bytes of an uncompressed row of the output."""
     row_group_rows: int = 1 << 20
     """Rows per row group of the output."""
+    workers: int = 1
+    """Worker processes it was made for; decides no row, so that it is in no digest."""
+    may_use_trees: bool = False
+    """Whether workers may start the tree engine, so that ``task_memory`` has room for it; in no digest either."""
 
     @property
     def rows(self) -> int:
         """All rows of the input, filtered ones too."""
         return sum(file.rows for file in self.files)
+
+    @property
+    def rows_per_worker(self) -> int:
+        """Rows a worker process will read, when all get as many."""
+        return (self.rows - self.pruned_rows) // max(1, self.workers)
 
     @cached_property
     def versions(self) -> dict[str, tuple[int, str]]:
@@ -136,7 +145,16 @@ class Plan:
             filter=spec.source.filter,
             schema=self.source_schema,
             maps=tuple(MapRecipe(step.map, step.dtype_backend) for step in spec.maps),
-            score=ScoreRecipe(self.model, self.features, spec.score.output_spec.kind, self.outputs, self.keep),
+            score=ScoreRecipe(
+                model=self.model,
+                features=self.features,
+                kind=spec.score.output_spec.kind,
+                outputs=self.outputs,
+                keep=self.keep,
+                engine=spec.score.engine,
+                tolerance=spec.score.tolerance,
+                rows_per_worker=self.rows_per_worker,
+            ),
             source_rules=self.source_rules,
             score_rules=self.score_rules,
             output_schema=self.output_schema,
@@ -149,8 +167,11 @@ class Plan:
 
     def worker_memory(self, limits: Limits) -> int:
         """Projected peak bytes of a worker while each of its threads runs a task."""
-        task = self.task_memory - shared_memory(self.model.nbytes)
-        return projected_memory(task=task, model_bytes=self.model.nbytes, threads=limits.threads)
+        return self._shared_memory + limits.threads * (self.task_memory - self._shared_memory)
+
+    @property
+    def _shared_memory(self) -> int:
+        return shared_memory(self.model.nbytes, engine=self.may_use_trees)
 
     def validate(self, limits: Limits) -> None:
         """Refuse what cannot run within ``limits``.
@@ -163,11 +184,12 @@ class Plan:
         if needed <= usable:
             return
         fewer = " or fewer threads," if limits.threads > 1 else ""
+        fewer += " or score with engine: xgboost," if self.may_use_trees else ""
         smaller = " or keep and read fewer columns" if self.batch_rows <= FLOOR_ROWS else ""
         raise DoesNotFit(
             "a worker does not have the memory this plan needs",
             where=f"{limits.threads} threads per worker, batches of {self.batch_rows:,} rows",
-            found=f"{format_bytes(needed)} needed, of which {format_bytes(shared_memory(self.model.nbytes))} for the "
+            found=f"{format_bytes(needed)} needed, of which {format_bytes(self._shared_memory)} for the "
             f"process and the model",
             expected=f"at most {format_bytes(usable)}, {USABLE:.0%} of the worker's limit of "
             f"{format_bytes(limits.memory)}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pipeline.digest import digest_json
-from pipeline.model import ModelVersion, OutputKind
+from pipeline.model import Engine, ModelVersion, OutputKind
 
 REJECT_FILE = "_file"
 REJECT_ROW = "_row"
@@ -48,6 +48,11 @@ class ScoreRecipe:
     """Names of the columns the scores go to."""
     keep: tuple[str, ...]
     """Columns passed through, in order; they come before ``outputs``."""
+    engine: Engine = "auto"
+    tolerance: float = 0.0
+    """Largest difference of margins at which two engines count as equal; 0: every bit."""
+    rows_per_worker: int = 0
+    """Rows planned for each worker process: too few do not earn the start of the tree engine."""
 
 
 @dataclass(frozen=True)

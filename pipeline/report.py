@@ -11,12 +11,12 @@ from pipeline.checkpoint import JobDirectory, effective_partitions
 from pipeline.errors import PipelineError, StepFailed, TooManyRejects
 from pipeline.lifecycle import Status
 from pipeline.plan import Plan
-from pipeline.receipt import Receipt, Seconds
+from pipeline.receipt import GIVEN_UP, EngineUse, Receipt, Seconds
 from pipeline.rows import RowCounts
 from pipeline.units import format_count
 
 SCHEMA_VERSION = 1
-_OF_USER_CODE = ("step:", "score:")
+_OF_USER_CODE = ("step:", "score:", "crash:", "timeout:", "memory:")
 _SHOWN_REASONS = 3
 _PARTS = ("read", "steps", "score", "write", "model_load")
 _FINAL = {str(status) for status in Status if status.is_final}
@@ -60,6 +60,8 @@ class Report:
     retries: int
     reasons: dict[str, int]
     """Rejected rows per reason, most frequent first."""
+    engines: dict[str, Any] = field(default_factory=dict)
+    """What evaluated the model and the evidence for it, summed up; see `engine_evidence`."""
     warnings: tuple[str, ...] = ()
     error: dict[str, Any] | None = None
     """What ended a job that failed; see `PipelineError.details`."""
@@ -83,11 +85,19 @@ class Report:
 
 
 def status_for(rows: RowCounts, *, max_fraction: float) -> Status:
-    """How a job whose every partition is done ends, by how many of its input rows were rejected."""
+    """How a job whose every partition is done ends, by how many of the rows that were to be scored were rejected.
+
+    Rows that were filtered do not count: a filter that drops nearly all must not make bad rows look rare.
+    """
     if rows.rejected == 0:
         return Status.SUCCEEDED
-    within = rows.rejected <= max_fraction * rows.rows_in
+    within = rows.rejected <= max_fraction * wanted_rows(rows)
     return Status.SUCCEEDED_WITH_WARNINGS if within else Status.FAILED
+
+
+def wanted_rows(rows: RowCounts) -> int:
+    """Rows that were to be scored: those that came out and those that were rejected."""
+    return rows.out + rows.rejected
 
 
 def decide_status(
@@ -148,8 +158,8 @@ def too_many_rejects(
     return kind(
         "too many rows were rejected; nothing was published",
         where=f"job {job}",
-        found=f"{format_count(rows.rejected)} of {format_count(rows.rows_in)} rows "
-        f"({_percent(rows.rejected, rows.rows_in)}): " + "; ".join(shown) + more,
+        found=f"{format_count(rows.rejected)} of {format_count(wanted_rows(rows))} rows to be scored "
+        f"({_percent(rows.rejected, wanted_rows(rows))}): " + "; ".join(shown) + more,
         expected=f"at most {max_fraction:.4%} (errors.max_fraction: {max_fraction:g})",
         next_step=f"python -m pipeline rejects {job}",
     )
@@ -161,7 +171,6 @@ def make_report(
     receipts: Iterable[Receipt] | None = None,
     status: Status | None = None,
     seconds: float | None = None,
-    provision: float = 0.0,
     retries: int | None = None,
     warnings: Sequence[str] = (),
     error: PipelineError | None = None,
@@ -170,8 +179,8 @@ def make_report(
 
     :param receipts: when they are at hand; else they are read.
     :param status: default: the one the events say.
-    :param seconds: wall time of the run, provisioning included. Default: time the events say drivers spent.
-    :param provision: wall time until there were workers.
+    :param seconds: wall time of the driver at work, to which the time of earlier ones is added. Default: time the
+        events say drivers spent.
     :param retries: default: as many as the events tell of.
     """
     plan, events = job.plan, job.events()
@@ -180,7 +189,7 @@ def make_report(
     rows = count_rows(plan, done)
     spent = sum((receipt.seconds for receipt in done), Seconds())
     status = status or job.status()
-    total = _active_seconds(events) if seconds is None else seconds
+    total = _active_seconds(events) if seconds is None else _active_seconds(_before_this(events)) + seconds
     return Report(
         job=job.job,
         name=plan.spec.name,
@@ -190,12 +199,17 @@ def make_report(
         model={"name": plan.model.name, "version": plan.model.version, "digest": plan.model.digest},
         output=job.resolve(plan.spec.sink.path),
         directory=job.root,
-        seconds={"total": total, "provision": provision, **{name: getattr(spent, name) for name in _PARTS}},
+        seconds={
+            "total": total,
+            "provision": _provision_seconds(events),
+            **{name: getattr(spent, name) for name in _PARTS},
+        },
         partitions={"done": len(done), "planned": len(effective_partitions(plan, known))},
         skew=_spread(plan, [receipt.seconds.total for receipt in done]),
         retries=sum(event.get("outcome") == "retry" for event in events) if retries is None else retries,
         reasons=count_reasons(done),
-        warnings=(*warnings, *_reject_warning(rows)),
+        engines=engine_evidence(done, tolerance=plan.spec.score.tolerance),
+        warnings=(*warnings, *_reject_warning(rows), *_engine_warnings(done)),
         error=error.details() if error else None,
         next=_next(status, job.job, has_rejects=rows.rejected > 0),
     )
@@ -231,6 +245,27 @@ def _active_seconds(events: Sequence[Mapping[str, Any]]) -> float:
     return max(0.0, total)
 
 
+def _before_this(events: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Events of the drivers before the last one."""
+    starts = [number for number, event in enumerate(events) if event["event"] == "driver"]
+    return events[: starts[-1]] if starts else ()
+
+
+def _provision_seconds(events: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds that drivers waited for workers."""
+    total, since = 0.0, None
+    for event in events:
+        if event["event"] != "status":
+            continue
+        now = datetime.fromisoformat(str(event["time"]))
+        if event.get("after") == Status.PROVISIONING:
+            since = now
+        elif since is not None:
+            total += max(0.0, (now - since).total_seconds()) if event.get("after") == Status.RUNNING else 0.0
+            since = None
+    return total
+
+
 def _last_reason(events: Sequence[Mapping[str, Any]], status: Status) -> str:
     if status.is_success:
         return ""
@@ -246,7 +281,31 @@ def _skew(rows: Sequence[int]) -> float:
 def _reject_warning(rows: RowCounts) -> tuple[str, ...]:
     if not rows.rejected:
         return ()
-    return (f"{format_count(rows.rejected)} rows were rejected ({_percent(rows.rejected, rows.rows_in)})",)
+    return (f"{format_count(rows.rejected)} rows were rejected ({_percent(rows.rejected, wanted_rows(rows))})",)
+
+
+def engine_evidence(receipts: Iterable[Receipt], *, tolerance: float) -> dict[str, Any]:
+    """The fields of `EngineUse` summed up, with ``speedup`` and ``tolerance``; empty when no receipt has any."""
+    uses = [receipt.engine for receipt in receipts if receipt.engine is not None]
+    if not uses:
+        return {}
+    whole = sum(uses, EngineUse())
+    record = asdict(whole) | {"kernels": list(whole.kernels), "reasons": list(whole.reasons)}
+    record["seconds"] = {name: round(value, 6) for name, value in whole.seconds.items()}
+    record["seconds_start"] = round(whole.seconds_start, 3)
+    return {**record, "speedup": round(whole.speedup, 3), "tolerance": tolerance}
+
+
+def _engine_warnings(receipts: Iterable[Receipt]) -> tuple[str, ...]:
+    whole = sum((receipt.engine for receipt in receipts if receipt.engine is not None), EngineUse())
+    found = [f"the tree engine was given up: {reason}" for reason in whole.reasons if reason.startswith(GIVEN_UP)]
+    if whole.mismatches:
+        found.append(
+            f"{whole.mismatches:,} of {whole.compared_rows:,} compared rows came out otherwise than from xgboost, "
+            f"whose results were taken there; {whole.rows.get('trees', 0):,} rows have the tree engine's: "
+            "score again with engine: xgboost"
+        )
+    return tuple(found)
 
 
 def _percent(part: int, whole: int) -> str:

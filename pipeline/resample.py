@@ -54,6 +54,8 @@ class _Range:
 def resample(job: JobDirectory, receipts: Sequence[Receipt], *, rows: int, random: Random) -> Resampled:
     """Score about ``rows`` input rows again, in a few ranges of neighbours, and compare.
 
+    The model's own library scores them, whichever engine did before, so that it is proof of that one too.
+
     Every row of a range that all rows of its fragment came out of can be found in the output by its number. In a
     fragment with rejected or filtered rows, only ranges at either end can: these are taken there.
 
@@ -68,7 +70,8 @@ def resample(job: JobDirectory, receipts: Sequence[Receipt], *, rows: int, rando
             continue
         again = _score_again(job, file, chosen)
         start = chosen.part_end - again.num_rows if chosen.offset is None else chosen.offset
-        wrong = _differing(again, _written(job, chosen.receipt, start=start, rows=again.num_rows))
+        written = _written(job, chosen.receipt, start=start, rows=again.num_rows)
+        wrong = _differing(again, written, outputs=job.plan.outputs, tolerance=job.plan.spec.score.tolerance)
         if wrong:
             result.wrong.append(f"{file.path} rows {chosen.start:,}-{chosen.stop:,}: {', '.join(wrong)}")
         result.rows_in += chosen.stop - chosen.start
@@ -134,13 +137,24 @@ def _written(job: JobDirectory, receipt: Receipt, *, start: int, rows: int) -> p
         return file.read_row_groups(groups).slice(start - first, rows)
 
 
-def _differing(one: pa.Table, other: pa.Table) -> list[str]:
-    """Columns in which two tables differ; NaN equals NaN."""
+def _differing(one: pa.Table, other: pa.Table, *, outputs: Sequence[str] = (), tolerance: float = 0.0) -> list[str]:
+    """Columns in which two tables differ; NaN equals NaN.
+
+    :param outputs: columns with scores, which may differ as far as ``tolerance`` of their margins brings about.
+    """
     if one.num_rows != other.num_rows:
         return [f"{one.num_rows:,} rows instead of {other.num_rows:,}"]
     if one.column_names != other.column_names:
         return [f"columns {one.column_names} instead of {other.column_names}"]
-    return [name for name in one.column_names if not same_values(one.column(name), other.column(name))]
+    differing = [name for name in one.column_names if not same_values(one.column(name), other.column(name))]
+    return [name for name in differing if name not in outputs or not _near(one[name], other[name], tolerance)]
+
+
+def _near(one: pa.ChunkedArray, other: pa.ChunkedArray, tolerance: float) -> bool:
+    """Whether scores are as near as their margins: sigmoid and softmax bring them nearer, exp by a factor apart."""
+    if not tolerance or one.type != other.type or not pa.types.is_floating(one.type):
+        return False
+    return np.allclose(one.to_numpy(), other.to_numpy(), rtol=math.expm1(tolerance), atol=tolerance, equal_nan=True)
 
 
 def same_values(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:

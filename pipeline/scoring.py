@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from pipeline.arrow_rows import take_rows
 from pipeline.bisect import NoRowWorksError, RowFailure, RowsError, bisect, blame_rows
 from pipeline.contract import Failures, check, check_matrix
-from pipeline.errors import ModelError, OutOfMemory, StepFailed
+from pipeline.errors import ModelError, OutOfMemory, ReconciliationFailed, StepFailed
 from pipeline.memory import next_batch_rows
 from pipeline.model import Predictor
 from pipeline.outputs import REJECT_FIELDS, check_scores, prediction_schema, reject_schema, score_dtype
@@ -30,7 +30,7 @@ from pipeline.steps import ROW_INDEX, Step, load_steps, run_steps
 if TYPE_CHECKING:
     from pipeline.sources import SourceBatch
 
-__all__ = ["ROW_INDEX", "ScoredBatch", "Scorer", "frame_schema", "prediction_schema", "reject_schema"]
+__all__ = ["ROW_INDEX", "ScoredBatch", "Scorer", "frame_schema", "prediction_schema", "reject_schema", "reject_table"]
 
 FLOOR_ROWS = 1024
 """A batch of so few rows is not halved again."""
@@ -61,14 +61,16 @@ class _Part:
     table: pa.Table
     positions: np.ndarray
     failures: Failures
+    dropped: int = 0
+    """Rows that steps dropped, as counted where it happened."""
 
     def moved(self, positions: np.ndarray) -> _Part:
         """The same, numbered otherwise: ``positions[row]`` in place of ``row``."""
-        return _Part(self.table, positions[self.positions], self.failures.moved(positions))
+        return replace(self, positions=positions[self.positions], failures=self.failures.moved(positions))
 
     def behind(self, failures: Failures) -> _Part:
         """With the rejects of an earlier check beside its own."""
-        return _Part(self.table, self.positions, Failures.merged([failures, self.failures]))
+        return replace(self, failures=Failures.merged([failures, self.failures]))
 
 
 @dataclass
@@ -158,7 +160,8 @@ class Scorer:
         if any(len(rows) for _, rows in frames):
             self._worked.add("steps")
         whole = _joined([self._score_frame(frame).moved(rows) for frame, rows in frames], self._schema)
-        return whole.behind(failed).moved(positions).behind(failures)
+        dropped = table.num_rows - sum(len(rows) for _, rows in frames) - len(failed)
+        return replace(whole, dropped=dropped).behind(failed).moved(positions).behind(failures)
 
     def _score_frame(self, table: pa.Table) -> _Part:
         """Contract of the model, then the model, then the output's columns."""
@@ -212,10 +215,17 @@ class Scorer:
         fragment = batch.fragment if is_whole else batch.fragment[whole.positions]
         out, rejected = (np.bincount(rows, minlength=count) for rows in (fragment, batch.fragment[whole.failures.rows]))
         dropped = np.bincount(batch.fragment, minlength=count) - out - rejected
+        if dropped.min(initial=0) < 0 or dropped.sum() != whole.dropped:
+            raise ReconciliationFailed(
+                "rows of a batch are unaccounted for",
+                found=f"{len(fragment):,} out, {len(whole.failures):,} rejected, {whole.dropped:,} dropped by steps",
+                expected=f"{batch.table.num_rows:,} in all",
+                next_step="nothing of this attempt was kept; resume, and report it when it happens again",
+            )
         return ScoredBatch(
             table=whole.table,
             fragment=fragment,
-            rejects=_reject_table(batch, whole.failures, paths) if len(whole.failures) else None,
+            rejects=reject_table(batch, whole.failures, paths) if len(whole.failures) else None,
             rejected=rejected.astype(np.int64),
             filtered=(batch.filtered + dropped).astype(np.int64),
             seconds_steps=self._clock.steps,
@@ -305,6 +315,7 @@ def _joined(parts: list[_Part], schema: pa.Schema) -> _Part:
         pa.concat_tables([part.table for part in parts]),
         np.concatenate([part.positions for part in parts]),
         Failures.merged([part.failures for part in parts]),
+        sum(part.dropped for part in parts),
     )
 
 
@@ -339,7 +350,8 @@ def _cast(column: pa.ChunkedArray, wanted: pa.Field) -> pa.ChunkedArray:
         ) from error
 
 
-def _reject_table(batch: SourceBatch, failures: Failures, paths: Sequence[str]) -> pa.Table:
+def reject_table(batch: SourceBatch, failures: Failures, paths: Sequence[str]) -> pa.Table:
+    """The rows of ``batch`` that failed, with the columns of `pipeline.outputs.reject_schema`."""
     rows = take_rows(batch.table, failures.rows)
     files = [paths[index] for index in batch.fragment[failures.rows]] if paths else None
     added = (files or [""] * len(failures), batch.row[failures.rows], failures.reasons, failures.messages)

@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 from pipeline.digest import digest_json
 from pipeline.errors import SpecError
 from pipeline.mistakes import IN_PYTHON, Document, Mistake, SpecMistakes, did_you_mean
-from pipeline.model import ModelRef, OutputKind
+from pipeline.model import Engine, ModelRef, OutputKind
 from pipeline.spec_text import dump_text, read_document
 from pipeline.units import parse_bytes
 from pipeline.validation import mistakes_of
@@ -146,6 +146,15 @@ class Score(Part):
     """Output column, or ``{column: …, kind: …}``."""
     keep: Names | None = None
     """Columns that are passed through to the output. Default: every input column."""
+    engine: Engine = "auto"
+    """What evaluates the model. ``xgboost``: the library itself. ``trees``: this project's tree engine (the extra
+    ``fast``), several times faster and with the same bits; where it cannot score the model, the plan is refused.
+    ``auto``: each worker times both on its first rows and goes on with the faster; what the tree engine cannot do, and
+    jobs too small to earn its start, stay with xgboost. Results of the tree engine are compared with xgboost's all the
+    while; where they differ, xgboost's are used and the report warns."""
+    tolerance: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Largest absolute difference of margins (before the objective's transformation) at which results of two engines
+    count as equal. Default 0: every bit must be the same."""
 
     @property
     def output_spec(self) -> Output:
@@ -184,7 +193,8 @@ class Errors(Part):
     """How many bad rows a job may have."""
 
     max_fraction: float = Field(default=0.0, ge=0.0, le=1.0)
-    """Rejected rows / input rows up to which the job succeeds, with warnings. Default 0: it fails closed."""
+    """Rejected rows / rows to be scored (filtered ones don't count) up to which the job succeeds, with warnings.
+    Default 0: it fails closed."""
 
 
 class ColumnContract(Part):

@@ -30,11 +30,12 @@ def summary_text(report: Mapping[str, Any]) -> str:
             "found": str(error.get("found") or ""),
             "rows": reconciliation(report["rows"]),
             "done": _done(report),
-            "rejects": _reasons(report.get("rejects") or {}),
+            "rejects": _reasons(report.get("reasons") or {}),
             "speed": _speed(report),
             "time": _times(report.get("seconds") or {}),
             "balance": _balance(report),
             "model": _model(report["model"]),
+            "engine": _engine(report.get("engines") or {}),
             "output": _published(report),
             "directory": str(report.get("directory") or ""),
         }
@@ -69,6 +70,7 @@ def plan_text(details: Mapping[str, Any]) -> str:
             "memory": _memory(memory),
             "cluster": _cluster(details.get("cluster") or {}),
             "model": _model(model),
+            "engine": _planned_engine(details.get("engine") or {}),
             "features": f"{len(features)}: {_listed(features)}" if isinstance(features, (list, tuple)) else "",
             "output": _output(output),
             "columns": _listed(output.get("columns") or ()),
@@ -120,10 +122,12 @@ def _count(value: Any) -> str:
 
 def _done(report: Mapping[str, Any]) -> str:
     """How far an unfinished job is."""
-    planned = report.get("planned")
+    if str(report["status"]).startswith("SUCCEEDED"):
+        return ""
+    planned = (report.get("partitions") or {}).get("planned")
     if not planned:
         return ""
-    return f"{report['partitions']:,} of {planned['partitions']:,} partitions, of {planned['rows']:,} rows in all"
+    return f"{_partitions_done(report):,} of {planned:,} partitions"
 
 
 def _published(report: Mapping[str, Any]) -> str:
@@ -131,8 +135,13 @@ def _published(report: Mapping[str, Any]) -> str:
     return str(report.get("output") or "") + ("" if is_there else " (nothing published by this job)")
 
 
+def _partitions_done(report: Mapping[str, Any]) -> int:
+    return int((report.get("partitions") or {}).get("done", 0))
+
+
 def _balance(report: Mapping[str, Any]) -> str:
-    parts = [f"{report['partitions']:,} partitions"] if report.get("partitions") else []
+    done = _partitions_done(report)
+    parts = [f"{done:,} partitions"] if done else []
     parts += [text for text in (_skew(report.get("skew")),) if text]
     parts += [f"{report['retries']:,} retries"] if "retries" in report else []
     return ", ".join(parts)
@@ -179,6 +188,30 @@ def _model(model: Mapping[str, Any]) -> str:
     return f"{text} (sha256 {digest[:16]})" if digest else text
 
 
+def _planned_engine(engine: Mapping[str, Any]) -> str:
+    possible = engine.get("possible") or ()
+    if "trees" in possible:
+        return "trees" if len(possible) == 1 else "trees or xgboost, whichever is faster on the first rows"
+    reasons = "; ".join(engine.get("reasons") or ())
+    return f"xgboost; the tree engine is not used: {reasons}" if reasons else "xgboost"
+
+
+def _engine(engines: Mapping[str, Any]) -> str:
+    """What evaluated the model, and what was found when both engines did."""
+    rows = engines.get("rows") or {}
+    if not any(rows.values()):
+        return ""
+    timed, compared, wrong = (engines.get(name) or 0 for name in ("timed_rows", "compared_rows", "mismatches"))
+    speed = f" {engines['speedup']:.1f} × xgboost's predictor on {timed:,} timed rows" if timed else ""
+    parts = [f"trees{speed}" if rows.get("trees") else f"xgboost; trees{speed}" if speed else "xgboost"]
+    if wrong:
+        parts += [f"different on {wrong:,} of {compared:,} compared rows"]
+    elif compared:
+        near = f"within {engines['tolerance']:g}" if engines.get("tolerance") else "bit-equal"
+        parts += [f"{near} on all {compared:,} compared rows"]
+    return ", ".join(parts)
+
+
 def _memory(memory: Mapping[str, Any]) -> str:
     task, limit = memory.get("task"), memory.get("limit")
     if task is None or limit is None:
@@ -189,7 +222,8 @@ def _memory(memory: Mapping[str, Any]) -> str:
 def _cluster(cluster: Mapping[str, Any]) -> str:
     if "workers" not in cluster:
         return ""
-    return f"{cluster['workers']} workers with {cluster.get('threads', 1)} threads"
+    threads = cluster.get("threads", 1)
+    return f"{cluster['workers']} workers, {threads} {'thread' if threads == 1 else 'threads'} each"
 
 
 def _output(output: Mapping[str, Any]) -> str:

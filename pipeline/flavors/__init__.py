@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from pipeline.flavors.detect import detect, detect_bytes, read_model
-from pipeline.model import ModelVersion, Predictor
+from pipeline.model import ModelVersion, OutputKind, Predict, Predictor
 from pipeline.plugins import find_adapter
 
 __all__ = ["BUILT_IN", "Flavor", "detect", "detect_bytes", "find_flavor", "read_model"]
@@ -31,6 +31,10 @@ class Flavor:
     """``load(version, data)``: the predictor, from the bytes of the file, after their digest was verified."""
     libraries: tuple[str, ...] = ()
     """Modules that ``load`` imports; workers import them while they start."""
+    not_for_trees: Callable[[ModelVersion, OutputKind], tuple[str, ...]] | None = None
+    """``not_for_trees(version, kind)``: why the tree engine cannot give that output, by name. None: it never can."""
+    trees: Callable[[Any, OutputKind], Predict] | None = None
+    """``trees(predictor, kind)``: the function that does with the tree engine what the predictor's ``predict`` does."""
 
 
 def find_flavor(name: str) -> Flavor:

@@ -18,7 +18,10 @@ from pipeline.digest import digest_bytes
 from pipeline.errors import ModelError, ModelIntegrity
 from pipeline.flavors import Flavor, matrix
 from pipeline.flavors.xgboost_probe import NO_PACKAGE, first_line, probe
-from pipeline.model import Feature, FeatureKind, ModelVersion, OutputKind, Task
+from pipeline.model import Feature, FeatureKind, ModelVersion, OutputKind, Predict, Task
+from pipeline.trees import TreeEngine, read_xgboost
+from pipeline.trees.objectives import transform_name, unsupported_transform
+from pipeline.trees.ubj import read_ubj
 
 _KINDS: dict[str, FeatureKind] = {"c": "category", "i": "indicator", "int": "integer"}
 _TASKS: dict[str, Task] = {
@@ -58,6 +61,7 @@ def inspect(uri: str, data: bytes, *, name: str | None = None) -> ModelVersion:
         objective=facts["objective"],
         trees=facts["leaf"],
         margins=facts["margin"],
+        not_for_trees=tuple(facts["not_for_trees"]),
     )
 
 
@@ -100,8 +104,9 @@ def load(version: ModelVersion, data: bytes, *, threads: int | None = None) -> X
         booster = xgboost.Booster(model_file=bytearray(data))
     except xgboost.core.XGBoostError as error:
         raise ModelError("xgboost cannot read the model", where=version.uri, found=first_line(error)) from error
-    booster.set_param({"nthread": threads or threads_wanted(), "device": "cpu"})
-    predictor = XGBoostPredictor(version, booster)
+    threads = threads or threads_wanted()
+    booster.set_param({"nthread": threads, "device": "cpu"})
+    predictor = XGBoostPredictor(version, booster, threads=threads)
     # The library sets itself up at the first call, which must not happen in two threads at once.
     predictor.predict(np.zeros((1, len(version.features)), dtype=np.float32), kind="prediction")
     return predictor
@@ -116,11 +121,13 @@ def threads_wanted() -> int:
 class XGBoostPredictor:
     """A loaded booster. One object serves all threads of a process."""
 
-    def __init__(self, version: ModelVersion, booster: Any) -> None:
+    def __init__(self, version: ModelVersion, booster: Any, *, threads: int = 1) -> None:
         import xgboost
 
         self.version = version
         self.booster = booster
+        self.threads = threads
+        """Threads of one predict call, whatever does it."""
         self._library = xgboost
         # Predicting is thread-safe for trees only (xgboost, "Prediction", on thread safety).
         self._guard: Any = nullcontext() if version.trees else threading.Lock()
@@ -142,7 +149,7 @@ class XGBoostPredictor:
 
     def _predict(self, matrix: np.ndarray, kind: OutputKind) -> np.ndarray:
         if kind == "label":
-            return self._labels(matrix)
+            return labels(self.version, self._values(matrix, is_margin=False))
         if kind == "leaf":
             return self._by_dmatrix(matrix, pred_leaf=True).reshape(len(matrix), -1).astype(np.int32)
         if kind == "contributions":
@@ -156,16 +163,8 @@ class XGBoostPredictor:
         scores = self.booster.inplace_predict(matrix, validate_features=False, predict_type=kind, missing=np.nan)
         return cast(np.ndarray, scores)
 
-    def _labels(self, matrix: np.ndarray) -> np.ndarray:
-        """The class, as xgboost's scikit-learn wrapper decides: more than one half, or the first of the highest."""
-        scores = self._values(matrix, is_margin=False)
-        if self.version.task == "multiclass":
-            return (scores.argmax(axis=1) if scores.ndim == 2 else scores).astype(np.int32)
-        limit = 0.0 if self.version.objective == "binary:logitraw" else 0.5
-        return (scores > limit).astype(np.int32)
-
     def _by_dmatrix(self, matrix: np.ndarray, **wanted: bool) -> np.ndarray:
-        data = self._library.DMatrix(matrix, missing=np.nan, nthread=threads_wanted())
+        data = self._library.DMatrix(matrix, missing=np.nan, nthread=self.threads)
         return cast(np.ndarray, self.booster.predict(data, validate_features=False, **wanted))
 
     def out_of_memory_errors(self) -> tuple[type[BaseException], ...]:
@@ -173,4 +172,42 @@ class XGBoostPredictor:
         return (MemoryError,)
 
 
-FLAVOR = Flavor("xgboost", inspect, load, libraries=("xgboost",))
+def labels(version: ModelVersion, scores: np.ndarray) -> np.ndarray:
+    """The class, as xgboost's scikit-learn wrapper decides: more than one half, or the first of the highest.
+
+    :param scores: of the kind ``prediction``.
+    """
+    if version.task == "multiclass":
+        return (scores.argmax(axis=1) if scores.ndim == 2 else scores).astype(np.int32)
+    limit = 0.0 if version.objective == "binary:logitraw" else 0.5
+    return (scores > limit).astype(np.int32)
+
+
+def not_for_trees(version: ModelVersion, kind: OutputKind) -> tuple[str, ...]:
+    """Why the tree engine cannot give ``kind`` with xgboost's bits, by name; empty where it can."""
+    if kind in ("leaf", "contributions"):
+        return (f"the output {kind}",)
+    if version.not_for_trees or kind == "margin":
+        return version.not_for_trees
+    return unsupported_transform(version.objective)
+
+
+def tree_predict(predictor: XGBoostPredictor, kind: OutputKind) -> Predict:
+    """What ``predictor.predict`` does for ``kind`` and for margins, done by the tree engine with as many threads.
+
+    :raises ModelError: when the engine cannot read the trees, or is not installed.
+    """
+    version, threads = predictor.version, predictor.threads
+    transform = "identity" if kind == "margin" else transform_name(version.objective)
+    engine = TreeEngine(read_xgboost(read_ubj(predictor.booster.save_raw("ubj"))), transform=transform)
+
+    def predict(matrix: np.ndarray, *, kind: OutputKind) -> np.ndarray:
+        if kind == "margin":
+            return engine.margin(matrix, threads=threads)
+        scores = engine.predict(matrix, threads=threads)
+        return labels(version, scores) if kind == "label" else scores
+
+    return predict
+
+
+FLAVOR = Flavor("xgboost", inspect, load, libraries=("xgboost",), not_for_trees=not_for_trees, trees=tree_predict)

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, PipelineError
 
 SECONDS = 600
 """How long the child may take."""
@@ -95,8 +95,8 @@ def facts(booster: Any) -> dict[str, Any]:
     """What there is to know about a booster, as JSON holds it.
 
     Keys: ``names``, ``types`` (as xgboost names them), ``categories`` (values or null per feature), ``objective``,
-    and the values per row of ``prediction``, ``margin`` and ``leaf`` (0 where the library offers no leaves), counted by
-    scoring one row.
+    the values per row of ``prediction``, ``margin`` and ``leaf`` (0 where the library offers no leaves), counted by
+    scoring one row, and ``not_for_trees``, what keeps the tree engine from scoring it.
     """
     import numpy as np
     import xgboost
@@ -117,7 +117,19 @@ def facts(booster: Any) -> dict[str, Any]:
         "prediction": _width(booster.predict(row, validate_features=False)),
         "margin": _width(booster.predict(row, validate_features=False, output_margin=True)),
         "leaf": leaves,
+        "not_for_trees": _not_for_trees(booster),
     }
+
+
+def _not_for_trees(booster: Any) -> list[str]:
+    from pipeline.trees import unsupported_xgboost
+    from pipeline.trees.ubj import read_ubj
+
+    try:
+        return list(unsupported_xgboost(read_ubj(booster.save_raw("ubj"))))
+    except (PipelineError, LookupError, ValueError, TypeError) as error:
+        # xgboost reads it, so that the model is a good one: the engine just does not know its form.
+        return [f"a model in a form it does not know ({type(error).__name__}: {error})"[:200]]
 
 
 def _width(scores: Any) -> int:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import StateCorrupt
-from pipeline.receipt import DataFile, FileRows, Receipt, Seconds
+from pipeline.receipt import DataFile, EngineUse, FileRows, Receipt, Seconds
 from pipeline.rows import RowCounts
 
 WHOLE = Receipt(
@@ -25,6 +25,7 @@ WHOLE = Receipt(
     worker="host:1",
     batch_rows=1000,
     reasons={"contract:x:null": 2},
+    engine=EngineUse({"trees": 7}, {"trees": 0.5, "xgboost": 1.5}, 4, 5, 0, 0.25, ("numba 0.68",), ("too small",)),
 )
 COUNTS = st.builds(RowCounts, *[st.integers(0, 1 << 40)] * 4)
 
@@ -56,7 +57,7 @@ def test_every_cut_is_refused() -> None:
 def test_a_missing_field_is_refused(name: str) -> None:
     record = json.loads(WHOLE.to_json())
     del record[name]
-    optional = {"worker", "batch_rows", "reasons"}
+    optional = {"worker", "batch_rows", "reasons", "engine"}
     if name in optional:
         Receipt.from_json(json.dumps(record).encode())
     else:

@@ -43,7 +43,11 @@ def test_message_names_reasons_and_the_next_command() -> None:
     assert type(error) is TooManyRejects
     assert error.exit_code == 4
     text = str(error)
-    for part in ("11 of 1,000 rows (1.1000%)", "6 contract:age:null (a.parquet row 7: age is null)", "1 more reasons"):
+    for part in (
+        "11 of 1,000 rows to be scored (1.1000%)",
+        "6 contract:age:null (a.parquet row 7: age is null)",
+        "1 more reasons",
+    ):
         assert part in text
     assert "0.1000%" in text
     assert "python -m pipeline rejects j-1" in text
@@ -69,7 +73,7 @@ def directory(tmp_path: Path, job: SmallJob) -> JobDirectory:
 def test_report_of_a_finished_job(tmp_path: Path, directory: JobDirectory, job: SmallJob) -> None:
     receipts = write_receipts(directory, job)
     report = make_report(
-        directory, receipts=receipts, status=Status.SUCCEEDED_WITH_WARNINGS, seconds=2.0, provision=0.5, retries=1
+        directory, receipts=receipts, status=Status.SUCCEEDED_WITH_WARNINGS, seconds=2.0, retries=1
     )
     details = json.loads(json.dumps(report.to_dict()))
     assert details["rows"] == {"in": 75, "out": 58, "rejected": 7, "filtered": 10}
@@ -127,6 +131,9 @@ def test_time_is_what_drivers_spent(tmp_path: Path, job: SmallJob) -> None:
     after(4, Status.SUCCEEDED)
     report = make_report(directory)
     assert report.seconds["total"] == 15 + 3 + 4
+    assert report.seconds["provision"] == 5 + 1
+    directory.append_event("driver", epoch=2)
+    assert make_report(directory, seconds=7.0).seconds["total"] == 15 + 3 + 4 + 7
     assert report.retries == 1
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from pipeline.errors import ModelError, OutOfMemory, ScorerContract, SpecError, StepFailed
+from pipeline.errors import ModelError, OutOfMemory, ReconciliationFailed, ScorerContract, SpecError, StepFailed
 from pipeline.model import Feature, ModelVersion
 from pipeline.outputs import prediction_schema
 from pipeline.recipe import REJECT_COLUMNS, ColumnRule, MapRecipe
@@ -316,3 +316,19 @@ def test_outputs_have_names_types_and_limits() -> None:
     with pytest.raises(SpecError, match="no output of the kind 'label'") as caught:
         prediction_schema(VERSION, Output(column="p", kind="label"))
     assert caught.value.expected == "prediction, margin, leaf, contributions"
+
+
+@pytest.mark.parametrize("change", ["lost", "doubled"])
+def test_rows_that_get_lost_or_doubled_inside_are_not_passed_off_as_filtered(
+    change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Scorer._score_frame
+
+    def wrong(self: Scorer, table: pa.Table) -> Any:
+        part = real(self, table)
+        rows = [0, *range(1, 9)] if change == "lost" else [0, 0, *range(1, 10)]
+        return replace(part, table=part.table.take(rows), positions=part.positions[rows])
+
+    monkeypatch.setattr(Scorer, "_score_frame", wrong)
+    with pytest.raises(ReconciliationFailed, match="unaccounted"):
+        score(table_of(10))

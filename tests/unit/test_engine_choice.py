@@ -1,0 +1,447 @@
+"""Which engine evaluates a model, that a wrong one is found out, and that the evidence arrives in the report."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import xgboost
+
+from pipeline.checkpoint import JobDirectory
+from pipeline.errors import ModelError, SpecError
+from pipeline.flavors import choice as module
+from pipeline.flavors import outlook, xgboost_probe
+from pipeline.flavors import xgboost as flavor
+from pipeline.flavors.choice import Choice, Evaluator, forget_choices, get_evaluator
+from pipeline.flavors.outlook import EARNING, check_engine, look_out, obstacles
+from pipeline.model import ModelRef, ModelVersion, OutputKind, Predict
+from pipeline.partition import run_partition
+from pipeline.plan import plan_summary
+from pipeline.planned import Limits
+from pipeline.receipt import EngineUse, Receipt
+from pipeline.recipe import ScoreRecipe
+from pipeline.registry import resolve
+from pipeline.report import make_report
+from pipeline.resample import _near
+from pipeline.spec import JobSpec, json_schema
+from pipeline.summary import plan_text, summary_text
+from pipeline.testing.jobs import small_job, write_receipts
+from pipeline.testing.oracle import FEATURES, Lake, make_table, train_model
+from pipeline.testing.recipes import make_partition, make_recipe
+from pipeline.trees import engine
+
+pytest.importorskip("numba")
+
+ROWS = module.SLICE_ROWS * module.ROUNDS + 5000
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    forget_choices()
+    yield
+    forget_choices()
+
+
+@pytest.fixture(scope="module")
+def models(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelVersion]:
+    folder = tmp_path_factory.mktemp("models")
+    paths = {
+        "binary": model_path,
+        "softmax": train_model(folder / "softmax.ubj", rounds=4, objective="multi:softmax", num_class=2),
+        "softprob": train_model(folder / "softprob.ubj", rounds=4, objective="multi:softprob", num_class=2),
+        "linear": folder / "linear.ubj",
+    }
+    data = xgboost.DMatrix(np.eye(4, dtype=np.float32), [0, 1, 0, 1], feature_names=list(FEATURES))
+    xgboost.train({"booster": "gblinear", "nthread": 1}, data, 2).save_model(paths["linear"])
+
+    def probe(data: bytes, *, where: str) -> dict[str, Any]:
+        return xgboost_probe.facts(xgboost.Booster(model_file=bytearray(data)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        # A child process takes a second.
+        patch.setattr(flavor, "probe", probe)
+        return {name: resolve(ModelRef(str(path))) for name, path in paths.items()}
+
+
+def predictor_of(version: ModelVersion) -> flavor.XGBoostPredictor:
+    return flavor.load(version, Path(version.uri).read_bytes())
+
+
+def matrix_of(predictor: flavor.XGBoostPredictor, rows: int = ROWS) -> np.ndarray:
+    return predictor.encode(make_table(rows, seed=3).select(FEATURES))
+
+
+def score_of(version: ModelVersion, **fields: Any) -> ScoreRecipe:
+    return ScoreRecipe(version, version.feature_names, "prediction", ("prediction",), (), **fields)
+
+
+class Clock:
+    """Time passes only where an engine says so."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def timed(clock: Clock, predict: Predict, *, seconds: float) -> Predict:
+    def call(matrix: np.ndarray, *, kind: OutputKind) -> np.ndarray:
+        clock.now += seconds * len(matrix)
+        return predict(matrix, kind=kind)
+
+    return call
+
+
+def broken(predict: Predict, *, after: int = 0, kinds: tuple[str, ...] = ("prediction", "margin")) -> Predict:
+    """``predict``, but the last bit of one row is wrong in every call after some."""
+    calls = iter(range(10**9))
+
+    def call(matrix: np.ndarray, *, kind: OutputKind) -> np.ndarray:
+        scores = predict(matrix, kind=kind).copy()
+        if next(calls) >= after and kind in kinds:
+            scores[0] = np.nextafter(scores[0], np.float32(9))
+        return scores
+
+    return call
+
+
+def choose(
+    version: ModelVersion, *, xgboost: float, trees: float, change: Callable[[Predict], Predict] = lambda one: one
+) -> tuple[Evaluator, flavor.XGBoostPredictor]:
+    """An evaluator whose engines take that many seconds a row, by its own clock."""
+    clock, predictor = Clock(), predictor_of(version)
+    plain = predictor_of(version)
+    predictor.predict = timed(clock, plain.predict, seconds=xgboost)  # type: ignore[method-assign]
+    made = Choice(predictor, "prediction", clock=clock)
+    build = flavor.tree_predict(predictor, "prediction")
+    made.start(lambda: timed(clock, change(build), seconds=trees), is_asked_for=False)
+    return Evaluator(made), plain
+
+
+@pytest.mark.parametrize(("xgb", "trees", "chosen"), [(8e-6, 1e-6, "trees"), (1e-6, 2e-6, "xgboost")])
+def test_the_faster_engine_is_chosen(models: dict[str, ModelVersion], xgb: float, trees: float, chosen: str) -> None:
+    evaluator, plain = choose(models["binary"], xgboost=xgb, trees=trees)
+    matrix = matrix_of(plain)
+    scores = evaluator.predict(matrix, kind="prediction")
+    assert scores.tobytes() == plain.predict(matrix, kind="prediction").tobytes()
+    assert evaluator.choice.engine == chosen
+    use = evaluator.finish()
+    timed_rows = module.SLICE_ROWS * module.ROUNDS
+    assert use.timed_rows == timed_rows
+    assert use.compared_rows == timed_rows + (module.SAMPLE_ROWS if chosen == "trees" else 0)
+    assert use.mismatches == 0
+    assert use.rows == {"xgboost": timed_rows, "trees": 5000} if chosen == "trees" else {"xgboost": ROWS}
+    assert use.speedup == pytest.approx(xgb / trees)
+    assert use.seconds["trees"] == pytest.approx(trees * timed_rows)
+    assert use.reasons == (() if chosen == "trees" else ("xgboost was faster on the timed rows",))
+    assert use.kernels[0].startswith("numba ")
+
+
+def test_one_slow_round_does_not_decide(models: dict[str, ModelVersion]) -> None:
+    made = Choice(predictor_of(models["binary"]), "prediction")
+    made.engine = "both"
+    for trees in (9.0, 0.1, 0.1, 0.1):
+        assert made.engine == "both"
+        made.add_times(1.0, trees)
+    assert made.engine == "trees"
+
+
+def test_few_rows_are_not_timed(models: dict[str, ModelVersion]) -> None:
+    evaluator, plain = choose(models["binary"], xgboost=8e-6, trees=1e-6)
+    small = matrix_of(plain, module.SMALLEST_ROWS - 1)
+    for _ in range(10):
+        evaluator.predict(small, kind="prediction")
+    assert evaluator.choice.engine == "both"
+    assert evaluator.use == EngineUse(rows={"xgboost": 10 * len(small)})
+    assert evaluator.predict(small[:0], kind="prediction").shape == (0,)
+
+
+@pytest.mark.parametrize("after", [0, 2])
+def test_a_wrong_engine_is_given_up_while_it_is_timed(models: dict[str, ModelVersion], after: int) -> None:
+    # Two calls are made before anything is timed; from then on, one to time and one for the margins each.
+    evaluator, plain = choose(
+        models["binary"], xgboost=8e-6, trees=1e-6, change=lambda one: broken(one, after=2 + after)
+    )
+    matrix = matrix_of(plain)
+    scores = evaluator.predict(matrix, kind="prediction")
+    assert scores.tobytes() == plain.predict(matrix, kind="prediction").tobytes()
+    assert evaluator.choice.engine == "xgboost"
+    use = evaluator.finish()
+    assert (use.rows, use.mismatches) == ({"xgboost": ROWS}, 1)
+    assert use.timed_rows == module.SLICE_ROWS * after // 2
+    assert module.MISMATCH in use.reasons[0]
+
+
+def test_classes_do_not_hide_wrong_margins(models: dict[str, ModelVersion]) -> None:
+    evaluator, plain = choose(
+        models["softmax"], xgboost=8e-6, trees=1e-6, change=lambda one: broken(one, kinds=("margin",))
+    )
+    evaluator.predict(matrix_of(plain), kind="prediction")
+    assert evaluator.choice.engine == "xgboost"
+    assert evaluator.use.mismatches == 1
+
+
+def test_a_sample_is_compared_later(models: dict[str, ModelVersion]) -> None:
+    calls = 2 + 2 * module.ROUNDS + 2  # to start; to time, with margins; the first sample, with margins
+    evaluator, plain = choose(models["binary"], xgboost=8e-6, trees=1e-6, change=lambda one: broken(one, after=calls))
+    matrix = matrix_of(plain)
+    evaluator.predict(matrix, kind="prediction")
+    assert evaluator.choice.engine == "trees"
+    small = matrix[:2000]
+    for _ in range(module.SAMPLE_EVERY - 1):
+        evaluator.predict(small, kind="prediction")
+    assert evaluator.use.mismatches == 0
+    scores = evaluator.predict(small, kind="prediction")
+    assert scores.tobytes() == plain.predict(small, kind="prediction").tobytes()
+    assert evaluator.use.mismatches == 1
+    assert evaluator.choice.engine == "xgboost"
+    assert evaluator.use.rows["xgboost"] == module.SLICE_ROWS * module.ROUNDS + 2000
+
+
+def test_tolerance_is_of_margins(models: dict[str, ModelVersion]) -> None:
+    for shift, mismatches in ((1e-4, 0), (1e-2, 4096)):
+        predictor = predictor_of(models["binary"])
+        made = Choice(predictor, "prediction", tolerance=1e-3)
+        right = flavor.tree_predict(predictor, "prediction")
+        made.start(lambda s=shift, r=right: lambda m, *, kind: r(m, kind=kind) + np.float32(s), is_asked_for=True)  # type: ignore[misc]
+        evaluator = Evaluator(made)
+        evaluator.predict(matrix_of(predictor, 4096), kind="prediction")
+        assert evaluator.use.mismatches == min(mismatches, module.SAMPLE_ROWS)
+
+
+def test_an_engine_that_fails_is_given_up(models: dict[str, ModelVersion]) -> None:
+    def fails(predict: Predict) -> Predict:
+        calls = iter(range(99))
+
+        def call(matrix: np.ndarray, *, kind: OutputKind) -> np.ndarray:
+            if next(calls) >= 2:
+                raise RuntimeError("no kernel")
+            return predict(matrix, kind=kind)
+
+        return call
+
+    evaluator, plain = choose(models["binary"], xgboost=8e-6, trees=1e-6, change=fails)
+    matrix = matrix_of(plain)
+    assert evaluator.predict(matrix, kind="prediction").tobytes() == plain.predict(matrix, kind="prediction").tobytes()
+    assert evaluator.finish().reasons == ("it failed: RuntimeError: no kernel",)
+
+
+def test_out_of_memory_is_no_failure(models: dict[str, ModelVersion]) -> None:
+    evaluator, plain = choose(models["binary"], xgboost=8e-6, trees=1e-6)
+
+    def full(matrix: np.ndarray, *, kind: OutputKind) -> np.ndarray:
+        raise MemoryError
+
+    evaluator.choice.trees = full
+    with pytest.raises(MemoryError):
+        evaluator.predict(matrix_of(plain), kind="prediction")
+    assert evaluator.choice.engine == "both"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [(name, kind) for name in ("binary", "softmax", "softprob") for kind in ("prediction", "label", "margin")],
+)
+def test_every_kind_has_the_bits_and_the_shape_of_xgboost(
+    models: dict[str, ModelVersion], name: str, kind: OutputKind
+) -> None:
+    recipe = replace(score_of(models[name], engine="trees"), kind=kind)
+    evaluator, seconds = get_evaluator(recipe)
+    assert seconds > 0
+    plain = predictor_of(models[name])
+    matrix = matrix_of(plain, 1500)
+    found, wanted = evaluator.predict(matrix, kind=kind), plain.predict(matrix, kind=kind)
+    assert (found.dtype, found.shape, found.tobytes()) == (wanted.dtype, wanted.shape, wanted.tobytes())
+    assert evaluator.use.rows == {"trees": 1500}
+    assert evaluator.use.compared_rows == module.SAMPLE_ROWS
+
+
+def test_small_jobs_do_not_start_the_engine(models: dict[str, ModelVersion], monkeypatch: pytest.MonkeyPatch) -> None:
+    version, built = models["binary"], []
+    monkeypatch.setattr(Choice, "start", lambda self, build, *, is_asked_for: built.append(1) or 0.25)
+    enough = -(-EARNING // version.trees)
+    few, _ = get_evaluator(score_of(version, rows_per_worker=enough - 1))
+    assert few.finish().reasons == (f"{enough - 1:,} rows a worker and 12 trees are too few to earn its start",)
+    assert built == []
+    many, seconds = get_evaluator(score_of(version, rows_per_worker=enough))
+    assert (built, many.use.seconds_start) == ([1], 0.25)
+    assert seconds >= 0.25
+    # Asked for, it is started however few there are.
+    get_evaluator(score_of(version, engine="trees"))
+    get_evaluator(score_of(version, engine="xgboost", rows_per_worker=enough))
+    assert built == [1, 1]
+
+
+def test_it_starts_once_and_others_do_not_wait(models: dict[str, ModelVersion]) -> None:
+    predictor = predictor_of(models["binary"])
+    made = Choice(predictor, "prediction")
+    started, may_go, built = threading.Event(), threading.Event(), []
+
+    def build() -> Predict:
+        built.append(1)
+        started.set()
+        assert may_go.wait(60)
+        return flavor.tree_predict(predictor, "prediction")
+
+    thread = threading.Thread(target=made.start, args=(build,), kwargs={"is_asked_for": False})
+    thread.start()
+    assert started.wait(60)
+    other = Evaluator(made, seconds_start=made.start(build, is_asked_for=False))
+    other.predict(matrix_of(predictor, 5000), kind="prediction")
+    assert other.use == EngineUse(rows={"xgboost": 5000})
+    may_go.set()
+    thread.join()
+    made.start(build, is_asked_for=False)
+    assert (built, made.engine) == ([1], "both")
+
+
+def test_a_start_that_fails_is_told(models: dict[str, ModelVersion]) -> None:
+    def build() -> Predict:
+        raise OSError("no cache\nhere")
+
+    made = Choice(predictor_of(models["binary"]), "prediction")
+    made.start(build, is_asked_for=False)
+    assert (made.engine, made.reasons) == ("xgboost", ("it did not start: OSError: no cache",))
+    with pytest.raises(ModelError, match="does not start"):
+        Choice(made.reference, "prediction").start(build, is_asked_for=True)
+
+
+def test_what_is_unsupported_is_named(models: dict[str, ModelVersion], monkeypatch: pytest.MonkeyPatch) -> None:
+    binary = models["binary"]
+    assert obstacles(binary, "prediction") == ()
+    assert obstacles(binary, "leaf") == ("the output leaf",)
+    assert obstacles(models["linear"], "prediction") == ("the booster gblinear",)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "platform", "darwin")
+        assert "checked with glibc" in obstacles(binary, "prediction")[0]
+        assert obstacles(binary, "margin") == ()
+    with pytest.raises(ModelError, match="gblinear") as caught:
+        check_engine("trees", models["linear"], kind="prediction")
+    assert "fast" not in str(caught.value)
+    check_engine("auto", models["linear"], kind="prediction")
+    monkeypatch.setattr(outlook, "available", lambda: False)
+    with pytest.raises(ModelError, match=r"pip install 'dask-batch-pipeline\[fast\]'"):
+        check_engine("trees", binary, kind="prediction")
+    with pytest.raises(ModelError, match="numba is not installed"):
+        get_evaluator(score_of(binary, engine="trees"))
+    assert look_out("auto", binary, kind="prediction", rows=10**9).possible == ("xgboost",)
+
+
+def test_the_plan_says_what_is_possible(tmp_path: Path, models: dict[str, ModelVersion]) -> None:
+    plan = replace(small_job(tmp_path / "in", sink=str(tmp_path / "out")).plan, model=models["binary"])
+    few = plan_summary(plan, Limits(2, 1, 0)).details()["engine"]
+    assert few["possible"] == ["xgboost"]
+    assert "too few to earn its start" in few["reasons"][0]
+    many = plan_summary(replace(plan, model=replace(models["binary"], trees=EARNING)), Limits(2, 1, 0)).details()
+    assert many["engine"] == {"wanted": "auto", "possible": ["xgboost", "trees"], "reasons": []}
+    assert "engine     trees or xgboost, whichever is faster on the first rows" in plan_text(many)
+    linear = plan_summary(replace(plan, model=models["linear"]), Limits(2, 1, 0)).details()
+    assert "engine     xgboost; the tree engine is not used: the booster gblinear" in plan_text(linear)
+    assert plan.recipe(job="j", directory="d").score.rows_per_worker == plan.rows
+    assert replace(plan, workers=2).recipe(job="j", directory="d").score.rows_per_worker == plan.rows // 2
+    assert replace(plan, workers=2).digest == plan.digest
+
+
+def test_the_spec_knows_engines() -> None:
+    fields = {"name": "a", "source": {"path": "x"}, "sink": {"path": "y"}}
+    spec = JobSpec.build(**fields, steps=[{"score": {"model": "m", "engine": "trees", "tolerance": 1e-6}}])
+    assert (spec.score.engine, spec.score.tolerance) == ("trees", 1e-6)
+    plain = JobSpec.build(**fields, steps=[{"score": {"model": "m"}}])
+    assert (plain.score.engine, plain.score.tolerance) == ("auto", 0.0)
+    assert "engine" not in plain.to_yaml()
+    for wrong in ({"engine": "tree"}, {"tolerance": -1.0}):
+        with pytest.raises(SpecError):
+            JobSpec.build(**fields, steps=[{"score": {"model": "m", **wrong}}])
+    assert json_schema()["$defs"]["Score"]["properties"]["engine"]["enum"] == ["auto", "xgboost", "trees"]
+
+
+def test_the_receipt_has_the_evidence(models: dict[str, ModelVersion], lake: Lake, tmp_path: Path) -> None:
+    version = models["binary"]
+    schema = pq.read_schema(lake.files[0]).remove_metadata()
+    recipe = make_recipe(version, schema, directory=str(tmp_path / "job"), batch_rows=1 << 16)
+    recipe = replace(recipe, score=replace(recipe.score, rows_per_worker=EARNING))
+    receipt = run_partition(recipe, make_partition(*lake.files))
+    assert receipt.engine is not None
+    assert sum(receipt.engine.rows.values()) == lake.rows
+    assert receipt.engine.timed_rows == receipt.engine.compared_rows > 0
+    assert set(receipt.engine.seconds) == {"trees", "xgboost"}
+    assert receipt.engine.seconds_start > 0
+    assert receipt.seconds.model_load >= receipt.engine.seconds_start
+    assert Receipt.from_json(receipt.to_json()) == receipt
+
+
+def test_the_report_sums_it_up(tmp_path: Path) -> None:
+    job = small_job(tmp_path / "in", sink=str(tmp_path / "out"))
+    directory = JobDirectory.create(str(tmp_path / "jobs"), job.plan, job="j")
+    receipts = write_receipts(directory, job)
+    assert make_report(directory, receipts=receipts).engines == {}
+    use = EngineUse({"trees": 10, "xgboost": 5}, {"trees": 1.0, "xgboost": 7.8}, 4, 6, 0, 0.5, ("numba 1",), ("few",))
+    good = [replace(receipt, engine=use) for receipt in receipts]
+    details = make_report(directory, receipts=good).to_dict()
+    assert details["engines"] == {
+        "rows": {"trees": 30, "xgboost": 15},
+        "seconds": {"trees": 3.0, "xgboost": 23.4},
+        "timed_rows": 12,
+        "compared_rows": 18,
+        "mismatches": 0,
+        "seconds_start": 1.5,
+        "kernels": ["numba 1"],
+        "reasons": ["few"],
+        "speedup": 7.8,
+        "tolerance": 0.0,
+    }
+    line = "engine     trees 7.8 × xgboost's predictor on 12 timed rows, bit-equal on all 18 compared rows"
+    assert line in summary_text(details)
+    assert not any("engine" in warning for warning in details["warnings"])
+    bad = replace(use, mismatches=2, reasons=("it gave other results than xgboost (model x)",))
+    details = make_report(directory, receipts=[replace(good[0], engine=bad), *good[1:]]).to_dict()
+    assert "different on 2 of 18 compared rows" in summary_text(details)
+    assert any(w.startswith("the tree engine was given up: it gave other results") for w in details["warnings"])
+    assert any("score again with engine: xgboost" in warning for warning in details["warnings"])
+
+
+def test_a_model_that_differed_is_not_tried_again(
+    models: dict[str, ModelVersion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = models["binary"]
+    right = flavor.tree_predict
+    wrong = replace(flavor.FLAVOR, trees=lambda predictor, kind: broken(right(predictor, kind)))
+    monkeypatch.setattr(module, "find_flavor", lambda name: wrong)
+    evaluator, _ = get_evaluator(score_of(version, engine="trees"))
+    matrix = matrix_of(predictor_of(version), 2000)
+    wanted = predictor_of(version).predict(matrix, kind="prediction")
+    assert evaluator.predict(matrix, kind="prediction").tobytes() == wanted.tobytes()
+    for recipe in (score_of(version, engine="trees"), score_of(version, rows_per_worker=EARNING)):
+        again, _ = get_evaluator(recipe)
+        assert again.choice.engine == "xgboost"
+        assert again.finish().reasons[0].startswith(module.MISMATCH)
+
+
+def test_it_has_as_many_threads_as_xgboost(models: dict[str, ModelVersion], monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[int] = []
+    cut = engine._cut
+    monkeypatch.setattr(engine, "_cut", lambda rows, *, threads: used.append(threads) or cut(rows, threads=1))
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    predictor = predictor_of(models["binary"])
+    trees = flavor.tree_predict(predictor, "prediction")
+    for kind in ("prediction", "margin", "label"):
+        trees(matrix_of(predictor, 10), kind=kind)  # type: ignore[arg-type]
+    assert used == [3, 3, 3]
+    assert "'nthread': '3'" in str(predictor.booster.save_config()).replace('"', "'").replace("':'", "': '")
+
+
+def test_verify_allows_what_the_tolerance_allows() -> None:
+    import pyarrow as pa
+
+    one, near, far = (pa.chunked_array([np.array([value], np.float32)]) for value in (0.5, 0.5005, 0.51))
+    assert _near(one, near, 1e-3)
+    assert not _near(one, far, 1e-3)
+    assert not _near(one, near, 0.0)
+    assert not _near(pa.chunked_array([[1]]), pa.chunked_array([[2]]), 1.0)
