@@ -113,9 +113,11 @@ class JobDirectory:
         :param fsync: see `pipeline.files.open_store`; workers do the same.
         :raises PlanMismatch: when the job is there with another plan.
         :raises RefusedForSafety: for a bad id, or a folder of another user.
+        :raises UnsafeStore: when the storage cannot create a file exclusively.
         """
         store = store or open_store(f"{os.fspath(root)}/{check_job_id(job)}", private=True, fsync=fsync)
         check_owner(store)
+        store.prove_exclusive()
         store.put_if_absent(PLAN_FILE, plan_bytes(plan))
         plan = _same_work(read_plan(store), plan, store=store)
         store.put_if_absent(SPEC_FILE, plan.spec.to_yaml().encode())
@@ -301,7 +303,8 @@ class JobDirectory:
         """
         last = self.manifest()
         made = make_manifest(
-            receipts,
+            # Whatever the order in which partitions ended, the same output has the same manifest.
+            sorted(receipts, key=lambda receipt: partition_key(receipt.partition)),
             number=last.number if last else 1,
             job=self.job,
             plan=self.record.plan,

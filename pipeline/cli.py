@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from pipeline import __version__
-from pipeline.commands import author, execute, look
+from pipeline.commands import author, clean, execute, look
 from pipeline.commands.options import JSON, VERBOSITY, json_text, tell
 from pipeline.errors import PipelineError
 
@@ -109,5 +109,6 @@ for _command in (
     look.status,
     look.verify,
     look.rejects,
+    clean.gc,
 ):
     main.add_command(_command)

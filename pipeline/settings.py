@@ -42,15 +42,19 @@ class Settings:
     """Seconds without any worker after which a run gives up."""
     scheduler_timeout: float = 30.0
     """Seconds without an answer of the scheduler after which a run gives up."""
+    partition_timeout: float | None = None
+    """Seconds an attempt at a partition may take. Default: as long as it likes."""
     grace: float = 60.0
     """Seconds that running partitions are given to end after a signal or a failure."""
+    lease_seconds: float = 30.0
+    """Seconds of silence after which another driver may take a job over from one that cannot be asked."""
     dashboard: str = "127.0.0.1:0"
     """Address of the dashboard of a local cluster; port 0 takes a free one."""
     import_paths: tuple[str, ...] = ()
     """Folders from which the modules of the steps are imported, on driver and workers."""
 
 
-_SECONDS = {"no_workers_timeout", "scheduler_timeout", "grace"}
+_SECONDS = {"no_workers_timeout", "scheduler_timeout", "grace", "partition_timeout", "lease_seconds"}
 
 
 def load_settings(**flags: Any) -> Settings:

@@ -21,11 +21,13 @@ job_argument = click.argument("job", default="@last")
 @output_options
 def list_command(directory: str | None) -> None:
     """List the jobs, newest first."""
+    from pipeline.files import is_local_path, local_path
     from pipeline.jobs import list_jobs
 
     settings = settings_for(directory=directory)
     jobs = [summary.details() for summary in list_jobs(settings.directory)]
-    emit({"directory": settings.directory, "jobs": jobs}, lambda: _list_text(jobs, settings.directory))
+    root = str(local_path(settings.directory)) if is_local_path(settings.directory) else settings.directory
+    emit({"directory": root, "jobs": jobs}, lambda: _list_text(jobs, settings.directory))
 
 
 def _list_text(jobs: list[dict[str, Any]], directory: str) -> str:
@@ -54,13 +56,9 @@ def status_details(job: JobDirectory) -> dict[str, Any]:
     stored = job.read_report()
     if stored is not None and stored.get("status") == str(job.status()):
         return stored
-    from pipeline.checkpoint import effective_partitions
     from pipeline.report import make_report
 
-    receipts = job.receipts()
-    report = make_report(job, receipts=receipts)
-    planned = {"rows": job.record.rows, "partitions": len(effective_partitions(job.plan, receipts))}
-    return {**report.to_dict(), "planned": planned}
+    return make_report(job).to_dict()
 
 
 @click.command(short_help="Prove that every row was scored once.")

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.checkpoint import JobDirectory
+from pipeline.lease import held
 from pipeline.lifecycle import Status
 from pipeline.recipe import REJECT_COLUMNS
 from pipeline.report import make_report
@@ -30,12 +31,13 @@ def documented(heading: str) -> set[str]:
 def directory(tmp_path: Path) -> JobDirectory:
     job = small_job(tmp_path / "lake", sink=str(tmp_path / "out"), bad_every=10)
     directory = JobDirectory.create(tmp_path / "jobs", job.plan, job="small-1")
-    directory.set_status(Status.RUNNING)
-    receipts = write_receipts(directory, job)
-    directory.set_status(Status.PUBLISHING)
-    publish(directory.commit_manifest(directory.next_manifest(receipts)).manifest, directory)
-    directory.set_status(Status.SUCCEEDED_WITH_WARNINGS)
-    directory.write_report(make_report(directory).to_dict())
+    with held(directory.store):
+        directory.set_status(Status.RUNNING)
+        receipts = write_receipts(directory, job)
+        directory.set_status(Status.PUBLISHING)
+        publish(directory.commit_manifest(directory.next_manifest(receipts)).manifest, directory)
+        directory.set_status(Status.SUCCEEDED_WITH_WARNINGS)
+        directory.write_report(make_report(directory).to_dict())
     return directory
 
 
@@ -45,6 +47,7 @@ def directory(tmp_path: Path) -> JobDirectory:
         ("job.json", "job.json"),
         ("stages/0/receipts/&lt;partition&gt;.json", "stages/0/receipts/00000.json"),
         ("manifests/&lt;n&gt;.json", "manifests/1.json"),
+        ("lease/&lt;epoch&gt;.json", "lease/1.json"),
         ("report.json", "report.json"),
     ],
 )

@@ -249,6 +249,13 @@ def test_same_output_made_later_is_the_same_commit(directory: JobDirectory, job:
     assert directory.commit_manifest(later).manifest.created == manifest.created
 
 
+def test_the_order_in_which_partitions_end_does_not_count(directory: JobDirectory, job: SmallJob) -> None:
+    receipts = write_receipts(directory, job)
+    manifest = directory.commit_manifest(directory.next_manifest(reversed(receipts))).manifest
+    assert [file.partition for file in manifest.files] == [partition.id for partition in job.plan.partitions]
+    assert directory.next_manifest(receipts) == manifest
+
+
 def test_another_output_under_the_number_conflicts(directory: JobDirectory, job: SmallJob) -> None:
     manifest = directory.next_manifest(write_receipts(directory, job))
     directory.commit_manifest(manifest)

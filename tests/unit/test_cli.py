@@ -32,7 +32,7 @@ steps:
 sink: {path: out/}
 """
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["init", "demo", "validate", "plan", "run", "resume", "list", "status", "verify", "rejects"]
+COMMANDS = ["init", "demo", "validate", "plan", "run", "resume", "list", "status", "verify", "rejects", "gc"]
 
 
 def report(**changes: Any) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def report(**changes: Any) -> dict[str, Any]:
         "output": "out",
         "directory": "/jobs/churn-20260101-120000-a1b2",
         "seconds": {"total": 8.1, "provision": 2.0, "read": 1.2, "score": 3.4},
-        "partitions": 4,
+        "partitions": {"done": 4, "planned": 4},
         "skew": {"before": 3.5, "after": 1.1, "slowest_seconds": 2.0, "mean_seconds": 1.5},
         "retries": 0,
         "rejects": {"contract:age": 10},

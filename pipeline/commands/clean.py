@@ -1,0 +1,65 @@
+"""``gc``: what jobs left behind."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.commands.options import directory_option, emit, output_options, settings_for
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_SHOWN = 15
+
+
+@click.command(short_help="Remove what jobs left behind.")
+@click.argument("job", default="@last")
+@click.option("--all", "is_all", is_flag=True, help="Look at all jobs.")
+@click.option("--older-than", metavar="AGE", help="Remove jobs too that succeeded so long ago, such as 30d.")
+@click.option("--yes", is_flag=True, help="Remove it. Without, it is only shown.")
+@directory_option
+@output_options
+def gc(job: str, is_all: bool, older_than: str | None, yes: bool, directory: str | None) -> None:
+    """Show, and with --yes remove, what died attempts left behind. A job that a driver is at work on is left alone."""
+    from pipeline import gc as cleaning
+    from pipeline.checkpoint import JobDirectory
+    from pipeline.job_record import utc_now
+    from pipeline.jobs import find_job, list_jobs
+
+    if is_all and job != "@last":
+        raise click.UsageError("Name a job, or --all of them.")
+    settings, age = settings_for(directory=directory), cleaning.parse_age(older_than) if older_than else None
+    root = settings.directory
+    jobs = [JobDirectory.open(one.directory) for one in list_jobs(root)] if is_all else [find_job(root, job)]
+    sweeps = [
+        cleaning.sweep_job(one, now=utc_now(), older_than=age, lease_seconds=settings.lease_seconds, delete=yes)
+        for one in jobs
+    ]
+    if is_all:
+        sweeps.append(cleaning.sweep_root(root, delete=yes))
+    found = [sweep.details() for sweep in sweeps]
+    total = sum(one.bytes for sweep in sweeps for one in sweep.leftovers)
+    ages = f" --older-than {older_than}" if older_than else ""
+    again = f"python -m pipeline gc {'--all' if is_all else jobs[0].job}{ages} --yes"
+    emit(
+        {"removed": yes, "bytes": total, "jobs": [one for one in found if one["job"] or one["leftovers"]]},
+        lambda: _text(found, total=total, is_removed=yes, again=again),
+    )
+
+
+def _text(found: Sequence[dict[str, Any]], *, total: int, is_removed: bool, again: str) -> str:
+    from pipeline.summary import next_lines
+    from pipeline.units import format_bytes
+
+    items = sorted((one for job in found for one in job["leftovers"]), key=lambda one: -one["bytes"])
+    kept = [f"  kept       {job['job']}: {job['kept']}" for job in found if job["kept"]]
+    if not items:
+        return "\n".join(["There is nothing to remove.", *kept])
+    count = "one thing that counts" if len(items) == 1 else f"{len(items):,} things that count"
+    verb = "Removed" if is_removed else "Nothing was removed. Found"
+    lines = [f"{verb} {count} nowhere: {format_bytes(total)}."]
+    lines += [f"  {one['kind']:<11}{format_bytes(one['bytes']):>8}  {one['path']}" for one in items[:_SHOWN]]
+    lines += [f"  … and {len(items) - _SHOWN:,} more (--json shows all)"] if len(items) > _SHOWN else []
+    return "\n".join([*lines, *kept, *([] if is_removed else next_lines([again]))])

@@ -1,0 +1,265 @@
+"""What jobs left behind that counts nowhere, and removing it.
+
+A data file may go once the partition it belongs to has a receipt that names another one: the first receipt wins, so
+that nothing can make the file count any more. Without that receipt it stays, because a worker that outlived its driver
+may be about to put one. What only a driver writes may go when none is at work, which the job's lease tells; while
+something is removed, the lease is held here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from pipeline.checkpoint import JOB_FILE, JobDirectory
+from pipeline.errors import JobLocked, PipelineError, SpecError
+from pipeline.files import LocalStore, Store, open_store, storage_errors, unique_name
+from pipeline.lease import LEASE_SECONDS, held, take, wait_until_free
+from pipeline.sinks import leftovers, published, swap
+from pipeline.storage import is_unfinished
+
+_AGE = re.compile(r"(\d+)\s*([hdw])")
+_HOURS = {"h": 1, "d": 24, "w": 24 * 7}
+_MERGED = "merged"
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """Something that may be removed."""
+
+    kind: str
+    """``attempt`` (data no receipt names), ``unfinished`` (a file cut short), ``merged`` (files made to be published),
+    ``aside`` (a folder beside the sink), ``job`` (a whole directory)."""
+    path: str
+    """Path or URL."""
+    bytes: int
+    """What removing it frees: a file that has another name elsewhere frees nothing."""
+    name: str = ""
+    """In the store of the job, where it lies in there."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What there is to remove of one job."""
+
+    job: str
+    directory: str
+    status: str = ""
+    leftovers: tuple[Leftover, ...] = ()
+    kept: str = ""
+    """Why nothing, or not all, of it may be removed."""
+
+    def details(self) -> dict[str, Any]:
+        """As JSON output shows it."""
+        found = [{key: value for key, value in asdict(one).items() if key != "name"} for one in self.leftovers]
+        return {
+            "job": self.job,
+            "status": self.status,
+            "directory": self.directory,
+            "leftovers": found,
+            "kept": self.kept,
+        }
+
+
+def parse_age(text: str) -> timedelta:
+    """``30d``, ``12h`` or ``2w``.
+
+    :raises SpecError: for anything else.
+    """
+    match = _AGE.fullmatch(text.strip())
+    if match is None:
+        raise SpecError("that is no age", where="--older-than", found=repr(text), expected="such as 30d, 12h or 2w")
+    return timedelta(hours=int(match[1]) * _HOURS[match[2]])
+
+
+def lost_attempts(names: Iterable[str], *, named: set[str], settled: set[str] | None) -> list[str]:
+    """Those of the files ``data/<partition>-<attempt>.parquet`` that can never count.
+
+    :param named: what receipts and manifests name.
+    :param settled: partitions that have a receipt; None: all do.
+    """
+    unnamed = (name for name in names if name not in named)
+    return [name for name in unnamed if settled is None or _partition(name) in settled]
+
+
+def _partition(name: str) -> str:
+    return name.rpartition("/")[2].rpartition("-")[0]
+
+
+def is_old(events: Iterable[dict[str, Any]], *, now: datetime, age: timedelta) -> bool:
+    """Whether the last thing that happened was at least ``age`` ago; False when that cannot be told."""
+    times = [str(event.get("time", "")) for event in events]
+    try:
+        return bool(times) and now - datetime.fromisoformat(times[-1]) >= age
+    except (ValueError, TypeError):
+        return False
+
+
+def sweep_job(
+    job: JobDirectory,
+    *,
+    now: datetime,
+    older_than: timedelta | None = None,
+    lease_seconds: float = LEASE_SECONDS,
+    delete: bool = False,
+) -> Sweep:
+    """Find what ``job`` left behind, and remove it if ``delete``. A job that a driver is at work on is left alone.
+
+    :param now: UTC.
+    :param older_than: a finished job of that age goes as a whole; None: none does.
+    """
+    try:
+        if not delete:
+            wait_until_free(job.store, lease_seconds=lease_seconds)
+            return _find(job, now=now, older_than=older_than)
+        with held(job.store, lease_seconds=lease_seconds):
+            found = _find(job, now=now, older_than=older_than)
+            for one in found.leftovers:
+                if one.kind != "job":
+                    _remove(job.store, one)
+        if any(one.kind == "job" for one in found.leftovers):
+            # Taken, but without a heartbeat, which would make the folder again.
+            take(job.store, lease_seconds=lease_seconds)
+            remove_job(job.store)
+        return found
+    except JobLocked as error:
+        return Sweep(job.job, job.root, str(job.status()), kept=f"{error.message}: {error.found}")
+    except PipelineError as error:
+        return Sweep(job.job, job.root, kept=f"{error.kind}: {error.message} ({error.where})")
+
+
+def sweep_root(root: str | os.PathLike[str], *, delete: bool = False) -> Sweep:
+    """Job directories in ``root`` whose removal was cut short."""
+    store = open_store(root, private=True)
+    found = []
+    for folder in store.list_folders():
+        if is_unfinished(folder):
+            inside = open_store(f"{store.root}/{folder}", private=True)
+            found.append(Leftover("job", inside.root, _folder_bytes(inside), folder))
+            if delete:
+                _remove_all(inside)
+    return Sweep("", store.root, leftovers=tuple(found))
+
+
+def remove_job(store: Store) -> None:
+    """Remove a job directory as a whole; cut short, what is left is no job that could be gone on with."""
+    if isinstance(store, LocalStore):
+        path = Path(store.root)
+        gone = path.with_name(f".{path.name}.{unique_name()[:8]}.tmp")
+        with storage_errors(store.root):
+            os.rename(path, gone)
+        store = open_store(gone, private=True)
+    _remove_all(store)
+
+
+def _remove_all(store: Store) -> None:
+    store.remove(JOB_FILE)
+    if isinstance(store, LocalStore):
+        with storage_errors(store.root):
+            shutil.rmtree(store.root)
+    else:
+        store.remove_folder("")
+
+
+def _find(job: JobDirectory, *, now: datetime, older_than: timedelta | None) -> Sweep:
+    status = job.status()
+    attempts, unsettled = _attempts(job, is_finished=status.is_success)
+    found = [*attempts, *_unfinished(job, is_finished=status.is_success), *_merged(job)]
+    asides = [Leftover("aside", str(path), _folder_bytes(LocalStore(path))) for path in leftovers.find_asides(job)]
+    kept = f"{unsettled} files of partitions without a receipt: resume the job, then gc again" if unsettled else ""
+    if older_than is not None and is_old(job.events(), now=now, age=older_than):
+        kept = _why_whole_job_stays(job) or ""
+        if not kept:
+            found = [Leftover("job", job.root, _folder_bytes(job.store))]
+    return Sweep(job.job, job.root, str(status), (*asides, *found), kept)
+
+
+def _why_whole_job_stays(job: JobDirectory) -> str:
+    if not job.status().is_success:
+        return "it has not ended well: resume it, or remove its directory yourself"
+    manifest = job.manifest()
+    if manifest is None or published(manifest, job) is None:
+        return "its output is not where it was published: its checkpoints may be all there is"
+    return ""
+
+
+def _attempts(job: JobDirectory, *, is_finished: bool) -> tuple[list[Leftover], int]:
+    """Data that lost, and how many files may yet win."""
+    store = job.store
+    # Listed before the receipts are read: a partition that is settled in between keeps its files until the next time.
+    names = [
+        f"{folder}/{name}"
+        for stage in _stages(job)
+        for folder in (f"stages/{stage}/data", f"stages/{stage}/rejects")
+        for name in store.list(folder)
+    ]
+    named = {file.name for number in job.manifests() for file in _files_of(job, number)}
+    lost: list[str] = []
+    for stage in _stages(job):
+        receipts = job.receipts(stage=stage)
+        named |= {f"stages/{stage}/{file.name}" for one in receipts for file in (one.data, one.rejects) if file}
+        settled = None if is_finished else {one.partition for one in receipts}
+        lost += lost_attempts((n for n in names if n.startswith(f"stages/{stage}/")), named=named, settled=settled)
+    found = [Leftover("attempt", store.url(name), _file_bytes(store, name), name) for name in lost]
+    return found, len(set(names) - named - set(lost))
+
+
+def _files_of(job: JobDirectory, number: int) -> Iterator[Any]:
+    manifest = job.manifest(number)
+    if manifest is not None:
+        yield from (*manifest.files, *manifest.rejects)
+
+
+def _unfinished(job: JobDirectory, *, is_finished: bool) -> Iterator[Leftover]:
+    """Files cut short. In ``stages`` of a job that is not finished they stay: they may be a worker's."""
+    if not isinstance(job.store, LocalStore):
+        return
+    for path in sorted(Path(job.root).rglob(".*.tmp")):
+        name = path.relative_to(job.root).as_posix()
+        if path.is_file() and is_unfinished(path.name) and (is_finished or not name.startswith("stages/")):
+            yield Leftover("unfinished", str(path), _file_bytes(job.store, name), name)
+
+
+def _stages(job: JobDirectory) -> list[int]:
+    return sorted(int(name) for name in job.store.list_folders("stages") if name.isdigit())
+
+
+def _merged(job: JobDirectory) -> Iterator[Leftover]:
+    for stage in _stages(job):
+        if _MERGED in job.store.list_folders(f"stages/{stage}"):
+            name = f"stages/{stage}/{_MERGED}"
+            yield Leftover("merged", job.store.url(name), _folder_bytes(job.store, name), name)
+
+
+def _remove(store: Store, leftover: Leftover) -> None:
+    if leftover.kind == "aside":
+        swap.remove_aside(Path(leftover.path))
+    elif leftover.kind == "merged":
+        store.remove_folder(leftover.name)
+    else:
+        store.remove(leftover.name)
+
+
+def _file_bytes(store: Store, name: str) -> int:
+    if not isinstance(store, LocalStore):
+        return store.size(name)
+    try:
+        status = store.path(name).lstat()
+    except FileNotFoundError:
+        return 0
+    return status.st_size if status.st_nlink == 1 else 0
+
+
+def _folder_bytes(store: Store, folder: str = "") -> int:
+    if isinstance(store, LocalStore):
+        paths = [path.relative_to(store.root).as_posix() for path in store.path(folder).rglob("*") if path.is_file()]
+        return sum(_file_bytes(store, path) for path in paths)
+    prefix = f"{folder}/" if folder else ""
+    inside = sum(_folder_bytes(store, prefix + name) for name in store.list_folders(folder))
+    return inside + sum(_file_bytes(store, prefix + name) for name in store.list(folder))

@@ -1,0 +1,204 @@
+# ruff: noqa: D102 - the verbs are described once, in pipeline.files.Store
+"""A store in memory that a power cut can strike: what was not made durable may be gone afterwards, or cut short.
+
+`MemoryDisk` models a POSIX file system at its worst. A file's content survives as far as it was synced, a name when its
+folder was; whether a name that was not synced survives is for the test to say. Each verb takes the steps that
+`pipeline.files.LocalStore` takes, and the power may go between any two of them.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+from pipeline.storage import Names, check_name, is_unfinished, unique_name
+from pipeline.testing.stores import Crash
+
+
+class _File:
+    def __init__(self, content: bytes = b"") -> None:
+        self.content = content
+        self.synced = b""
+
+
+class MemoryDisk:
+    """The file system of one machine, or one that several share; give each process a `MemoryStore` on it."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, _File] = {}
+        """What processes see."""
+        self.durable: dict[str, _File] = {}
+        """Names that survive."""
+        self.steps_left: int | None = None
+        """Steps until the power goes; None: it stays."""
+        self.is_dark = False
+
+    def step(self) -> None:
+        """One step of a process.
+
+        :raises Crash: when there is no power.
+        """
+        if self.steps_left is not None:
+            self.steps_left -= 1
+            self.is_dark = self.is_dark or self.steps_left < 0
+        if self.is_dark:
+            raise Crash
+
+    def sync_file(self, file: _File) -> None:
+        """Make a file's content durable."""
+        self.step()
+        file.synced = file.content
+
+    def sync_folder(self, folder: str) -> None:
+        """Make the names in a folder durable, and that others are gone."""
+        self.step()
+        inside = {name for name in (*self.files, *self.durable) if name.rpartition("/")[0] == folder}
+        for name in inside:
+            self._settle(name)
+
+    def restart(self, *, survives: Callable[[str], bool] = lambda name: False) -> None:
+        """The power goes, and comes back.
+
+        :param survives: whether a change of that name which was not synced reached the disk all the same.
+        """
+        for name in sorted({*self.files, *self.durable}):
+            if self.files.get(name) is not self.durable.get(name) and survives(name):
+                self._settle(name)
+        for file in self.durable.values():
+            file.content = file.synced
+        self.files = dict(self.durable)
+        self.steps_left, self.is_dark = None, False
+
+    def _settle(self, name: str) -> None:
+        if name in self.files:
+            self.durable[name] = self.files[name]
+        else:
+            self.durable.pop(name, None)
+
+
+class MemoryStore:
+    """A `pipeline.files.Store` on a `MemoryDisk`."""
+
+    is_local = False
+
+    def __init__(self, disk: MemoryDisk, root: str, *, fsync: bool = True) -> None:
+        self.disk = disk
+        self.root = root
+        self.fsync = fsync
+        """Whether verbs are durable when they return; without, a power cut may undo them."""
+
+    def _key(self, name: str) -> str:
+        return f"{self.root}/{check_name(name)}" if name else self.root
+
+    def url(self, name: str) -> str:
+        return self._key(name)
+
+    def _write(self, key: str, data: bytes) -> tuple[str, _File]:
+        """A durable file under a name nobody looks at."""
+        folder, _, base = key.rpartition("/")
+        unfinished = f"{folder}/.{base}.{unique_name()}.tmp"
+        self.disk.step()
+        file = self.disk.files[unfinished] = _File(data)
+        self._sync_file(file)
+        return unfinished, file
+
+    def _sync_file(self, file: _File) -> None:
+        if self.fsync:
+            self.disk.sync_file(file)
+
+    def _sync_folder(self, key: str) -> None:
+        if self.fsync:
+            self.disk.sync_folder(key.rpartition("/")[0])
+
+    def put_if_absent(self, name: str, data: bytes) -> bool:
+        key = self._key(name)
+        unfinished, file = self._write(key, data)
+        self.disk.step()
+        is_made = self.disk.files.setdefault(key, file) is file
+        self.disk.step()
+        del self.disk.files[unfinished]
+        self._sync_folder(key)
+        return is_made
+
+    def prove_exclusive(self) -> None:
+        """It is."""
+
+    def replace(self, name: str, data: bytes) -> None:
+        key = self._key(name)
+        unfinished, file = self._write(key, data)
+        self.disk.step()
+        self.disk.files[key] = file
+        del self.disk.files[unfinished]
+        self._sync_folder(key)
+
+    def append(self, name: str, line: str) -> None:
+        key = self._key(name)
+        self.disk.step()
+        is_new = key not in self.disk.files
+        file = self.disk.files.setdefault(key, _File())
+        is_torn = bool(file.content) and not file.content.endswith(b"\n")
+        file.content += (("\n" if is_torn else "") + line.rstrip("\n") + "\n").encode()
+        self._sync_file(file)
+        if is_new:
+            self._sync_folder(key)
+
+    def read(self, name: str) -> bytes:
+        self.disk.step()
+        try:
+            return self.disk.files[self._key(name)].content
+        except KeyError:
+            raise FileNotFoundError(name) from None
+
+    def exists(self, name: str) -> bool:
+        return self._key(name) in self.disk.files
+
+    def _below(self, folder: str) -> list[list[str]]:
+        prefix = f"{self._key(folder)}/"
+        return [name[len(prefix) :].split("/") for name in self.disk.files if name.startswith(prefix)]
+
+    def list(self, folder: str = "") -> Names:
+        self.disk.step()
+        return sorted(parts[0] for parts in self._below(folder) if len(parts) == 1 and not is_unfinished(parts[0]))
+
+    def list_folders(self, folder: str = "") -> Names:
+        return sorted({parts[0] for parts in self._below(folder) if len(parts) > 1})
+
+    @contextmanager
+    def open_output(self, name: str) -> Iterator[IO[bytes]]:
+        key = self._key(name)
+        self.disk.step()
+        if key in self.disk.files:
+            raise FileExistsError(name)
+        file = self.disk.files[key] = _File()
+        output = io.BytesIO()
+        try:
+            yield output
+            self.disk.step()
+            file.content = output.getvalue()
+            self._sync_file(file)
+        except Exception:
+            self.remove(name)
+            raise
+        self._sync_folder(key)
+
+    def open_input(self, name: str) -> IO[bytes]:
+        return io.BytesIO(self.read(name))
+
+    def take(self, name: str, source: Any, source_name: str) -> None:
+        self.replace(name, source.read(source_name))
+
+    def sync(self, folder: str = "") -> None:
+        self._sync_folder(f"{self._key(folder)}/")
+
+    def size(self, name: str) -> int:
+        return len(self.read(name))
+
+    def remove(self, name: str) -> None:
+        self.disk.step()
+        self.disk.files.pop(self._key(name), None)
+
+    def remove_folder(self, folder: str) -> None:
+        for parts in self._below(folder):
+            self.remove("/".join([folder, *parts] if folder else parts))

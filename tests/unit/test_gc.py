@@ -1,0 +1,270 @@
+"""What may be removed, and above all what must stay."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from pipeline.checkpoint import JobDirectory
+from pipeline.cli import main
+from pipeline.errors import SpecError
+from pipeline.gc import is_old, lost_attempts, parse_age, sweep_job, sweep_root
+from pipeline.jobs import list_jobs
+from pipeline.lease import held
+from pipeline.lifecycle import Status
+from pipeline.sinks import publish
+from pipeline.testing.jobs import SmallJob, read_output, small_job, write_receipt, write_receipts
+from pipeline.verify import verify
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+LATER = NOON + timedelta(days=31)
+MONTH = timedelta(days=30)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> SmallJob:
+    return small_job(tmp_path / "lake", sink=str(tmp_path / "out"), bad_every=10)
+
+
+@pytest.fixture
+def directory(tmp_path: Path, job: SmallJob) -> JobDirectory:
+    return JobDirectory.create(tmp_path / "jobs", job.plan, job="small-1", now=lambda: NOON)
+
+
+def finish(directory: JobDirectory, job: SmallJob) -> None:
+    receipts = write_receipts(directory, job)
+    directory.set_status(Status.PUBLISHING)
+    publish(directory.commit_manifest(directory.next_manifest(receipts)).manifest, directory)
+    directory.set_status(Status.SUCCEEDED_WITH_WARNINGS)
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """All files but those of leases, which looking after a job changes."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.parent.name != "lease")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def found(directory: JobDirectory, *, delete: bool = False, older_than: timedelta | None = None) -> dict[str, str]:
+    """Path in the folder above the job directories -> kind."""
+    sweep = sweep_job(directory, now=LATER, older_than=older_than, delete=delete)
+    top = Path(directory.root).parents[1]
+    return {os.path.relpath(one.path, top): one.kind for one in sweep.leftovers}
+
+
+def litter(directory: JobDirectory, *names: str) -> None:
+    for name in names:
+        path = Path(directory.root, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"12345")
+
+
+def test_only_what_a_receipt_decided_against_is_lost() -> None:
+    names = ["data/00000-a.parquet", "data/00000-b.parquet", "data/00001-a.parquet", "data/00001.0-a.parquet"]
+    assert lost_attempts(names, named={names[0]}, settled={"00000"}) == [names[1]]
+    assert lost_attempts(names, named={names[0]}, settled={"00000", "00001"}) == [names[1], names[2]]
+    assert lost_attempts(names, named={names[0]}, settled=None) == names[1:]
+
+
+@pytest.mark.parametrize(("text", "hours"), [("30d", 720), ("12h", 12), (" 2 w ", 336)])
+def test_ages(text: str, hours: int) -> None:
+    assert parse_age(text) == timedelta(hours=hours)
+
+
+@pytest.mark.parametrize("text", ["", "30", "d", "-1d", "1.5d", "30 days"])
+def test_what_is_no_age(text: str) -> None:
+    with pytest.raises(SpecError):
+        parse_age(text)
+
+
+def test_age_counts_from_the_last_event() -> None:
+    events = [{"time": "2026-01-01T12:00:00.000Z"}, {"time": "2026-01-02T12:00:00.000Z"}]
+    assert not is_old(events, now=NOON + timedelta(days=30), age=MONTH)
+    assert is_old(events, now=NOON + timedelta(days=31), age=MONTH)
+    assert not is_old([], now=LATER, age=MONTH)
+    assert not is_old([{"time": "soon"}], now=LATER, age=MONTH)
+
+
+def test_a_job_that_runs_keeps_what_may_still_count(directory: JobDirectory, job: SmallJob) -> None:
+    write_receipt(directory, job, job.plan.partitions[0])
+    lost = ("stages/0/data/00000-zombie.parquet", "stages/0/rejects/00000-zombie.parquet")
+    kept = ("stages/0/data/00001-zombie.parquet", "stages/0/receipts/.00001.json.x.tmp")
+    litter(directory, *lost, *kept, ".report.json.x.tmp", "stages/0/merged/part-0.parquet")
+    sweep = sweep_job(directory, now=LATER)
+    assert found(directory, delete=True) == {
+        **{f"jobs/small-1/{name}": "attempt" for name in lost},
+        "jobs/small-1/.report.json.x.tmp": "unfinished",
+        "jobs/small-1/stages/0/merged": "merged",
+    }
+    assert sweep.kept.startswith("1 files of partitions without a receipt")
+    assert sum(one.bytes for one in sweep.leftovers) == 4 * 5
+    assert all(directory.store.path(name).exists() for name in kept)  # type: ignore[attr-defined]
+    # The zombie's receipt lands after all, and counts.
+    write_receipt(directory, job, job.plan.partitions[1], attempt="zombie")
+    finish(directory, job)
+    assert verify(directory, sample=0).ok
+
+
+def test_a_finished_job_keeps_what_counts_and_loses_the_rest(
+    tmp_path: Path, directory: JobDirectory, job: SmallJob
+) -> None:
+    finish(directory, job)
+    clean = snapshot(tmp_path)
+    litter(directory, "stages/0/data/00001-b.parquet", "stages/0/receipts/.00001.json.x.tmp")
+    dirty = snapshot(tmp_path)
+    assert len(found(directory)) == 2
+    assert snapshot(tmp_path) == dirty, "a dry run changes nothing"
+    assert len(found(directory, delete=True)) == 2
+    assert snapshot(tmp_path) == clean
+    assert found(directory, delete=True) == {}
+    assert verify(directory, sample=0).ok
+
+
+def test_a_split_partition_needs_none_of_its_files(directory: JobDirectory, job: SmallJob) -> None:
+    whole = write_receipt(directory, job, job.plan.partitions[0], attempt="whole")
+    directory.store.remove("stages/0/receipts/00000.json")
+    assert found(directory) == {}
+    split = whole.__class__(**{**whole.__dict__, "data": None, "rejects": None, "splits": ("00000.0", "00000.1")})
+    directory.store.put_if_absent("stages/0/receipts/00000.json", split.to_json())
+    litter(directory, "stages/0/data/00000.0-a.parquet")
+    assert found(directory) == {
+        "jobs/small-1/stages/0/data/00000-whole.parquet": "attempt",
+        "jobs/small-1/stages/0/rejects/00000-whole.parquet": "attempt",
+    }
+
+
+def test_folders_beside_the_sink(tmp_path: Path, directory: JobDirectory, job: SmallJob) -> None:
+    receipts = write_receipts(directory, job)
+    directory.commit_manifest(directory.next_manifest(receipts))
+    half, foreign, others = (
+        tmp_path / ".out.small-1-1.aa",
+        tmp_path / ".out.small-1-1.bb",
+        tmp_path / ".out.small-2-1.aa",
+    )
+    for folder in (half, foreign, others):
+        folder.mkdir()
+    (foreign / "thesis.tex").write_text("x")
+    assert found(directory, delete=True) == {".out.small-1-1.aa": "aside"}
+    assert not half.exists()
+    assert foreign.exists()
+    assert others.exists()
+
+
+def test_a_driver_at_work_is_left_alone(directory: JobDirectory, job: SmallJob) -> None:
+    write_receipts(directory, job)
+    litter(directory, "stages/0/data/00001-b.parquet")
+    with held(directory.store, lease_seconds=0.06):
+        sweep = sweep_job(directory, now=LATER, lease_seconds=30, delete=True)
+    assert sweep.leftovers == ()
+    assert sweep.kept.startswith("another driver is at work on this job: process ")
+    assert len(found(directory)) == 1
+
+
+def test_a_damaged_receipt_stops_the_removal(directory: JobDirectory, job: SmallJob) -> None:
+    write_receipts(directory, job)
+    litter(directory, "stages/0/data/00001-b.parquet")
+    directory.store.replace("stages/0/receipts/00001.json", b"{")
+    before = snapshot(Path(directory.root))
+    sweep = sweep_job(directory, now=LATER, older_than=MONTH, delete=True)
+    assert sweep.leftovers == ()
+    assert sweep.kept.startswith("StateCorrupt: a receipt is damaged")
+    assert snapshot(Path(directory.root)) == before
+
+
+def test_old_jobs_go_and_their_output_stays(tmp_path: Path, directory: JobDirectory, job: SmallJob) -> None:
+    finish(directory, job)
+    assert found(directory, older_than=timedelta(days=32)) == {}
+    assert found(directory, older_than=MONTH) == {"jobs/small-1": "job"}
+    assert Path(directory.root).exists()
+    assert found(directory, older_than=MONTH, delete=True) == {"jobs/small-1": "job"}
+    assert os.listdir(tmp_path / "jobs") == []
+    assert read_output(tmp_path / "out").num_rows == job.expected.num_rows
+
+
+def unfinished(directory: JobDirectory, job: SmallJob) -> None:
+    write_receipts(directory, job)
+    directory.set_status(Status.FAILED)
+
+
+def unpublished(directory: JobDirectory, job: SmallJob) -> None:
+    directory.commit_manifest(directory.next_manifest(write_receipts(directory, job)))
+    directory.set_status(Status.PUBLISHING)
+    directory.set_status(Status.SUCCEEDED)
+
+
+@pytest.mark.parametrize("make", [unfinished, unpublished])
+def test_old_jobs_whose_output_is_not_whole_stay(
+    directory: JobDirectory, job: SmallJob, make: Callable[[JobDirectory, SmallJob], None]
+) -> None:
+    make(directory, job)
+    before = snapshot(Path(directory.root))
+    sweep = sweep_job(directory, now=LATER, older_than=MONTH, delete=True)
+    assert sweep.leftovers == ()
+    assert sweep.kept
+    assert snapshot(Path(directory.root)) == before
+
+
+def test_a_removal_that_was_cut_short_is_finished(
+    tmp_path: Path, directory: JobDirectory, job: SmallJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(directory, job)
+
+    def die(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", die)
+        with pytest.raises(KeyboardInterrupt):
+            found(directory, older_than=MONTH, delete=True)
+    (left,) = os.listdir(tmp_path / "jobs")
+    assert left.startswith(".small-1.")
+    assert list_jobs(tmp_path / "jobs") == ()
+    (one,) = sweep_root(tmp_path / "jobs").leftovers
+    assert one.bytes > 0
+    sweep_root(tmp_path / "jobs", delete=True)
+    assert os.listdir(tmp_path / "jobs") == []
+
+
+def test_on_an_object_store(tmp_path: Path) -> None:
+    job = small_job(tmp_path / "lake", sink="memory://gc/out")
+    directory = JobDirectory.create("memory://gc/jobs", job.plan, job="small-1", now=lambda: NOON)
+    finish(directory, job)
+    directory.store.replace("stages/0/data/00001-b.parquet", b"12345")
+    (one,) = sweep_job(directory, now=LATER, delete=True).leftovers
+    assert (one.kind, one.path, one.bytes) == ("attempt", "memory://gc/jobs/small-1/stages/0/data/00001-b.parquet", 5)
+    (one,) = sweep_job(directory, now=LATER, older_than=MONTH, delete=True).leftovers
+    assert one.kind == "job"
+    assert one.bytes > 1000
+    assert not directory.store.exists("job.json")
+    assert read_output("memory://gc/out").num_rows == job.expected.num_rows
+
+
+def test_the_command_shows_first_and_removes_when_told(
+    tmp_path: Path, directory: JobDirectory, job: SmallJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    finish(directory, job)
+    litter(directory, "stages/0/data/00001-b.parquet")
+    path = str(Path(directory.root, "stages/0/data/00001-b.parquet"))
+    shown = CliRunner().invoke(main, ["gc", "--directory", "jobs"])
+    assert shown.exit_code == 0, shown.output
+    assert shown.output.splitlines() == [
+        "Nothing was removed. Found one thing that counts nowhere: 5 B.",
+        f"  attempt         5 B  {path}",
+        "  next       python -m pipeline gc small-1 --yes",
+    ]
+    assert os.path.exists(path)
+    told = CliRunner().invoke(main, ["gc", "--all", "--yes", "--json", "--directory", "jobs"])
+    result = json.loads(told.output)
+    assert (result["removed"], result["bytes"]) == (True, 5)
+    assert result["jobs"][0]["leftovers"] == [{"kind": "attempt", "path": path, "bytes": 5}]
+    assert not os.path.exists(path)
+    again = CliRunner().invoke(main, ["gc", "small-1", "--directory", "jobs"])
+    assert again.output == "There is nothing to remove.\n"
+    wrong = CliRunner().invoke(main, ["gc", "small-1", "--all"])
+    assert wrong.exit_code == 2

@@ -1,0 +1,278 @@
+"""The lease of a job: who may drive, decided by counters and one's own monotonic clock."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from pipeline import lease as lease_module
+from pipeline.errors import DiskFull, Fenced, JobLocked
+from pipeline.files import LocalStore, open_store
+from pipeline.lease import Holder, Sight, Verdict, decide, has_ended, held, highest_epoch, identify, look, take
+from pipeline.testing.stores import Faults, FaultyStore, disk_full
+
+HOLDER = Holder(3, "a" * 32, "node7", 4711, "", "2026-01-01T12:00:00Z", 30.0)
+
+
+@dataclass
+class Clock:
+    """A monotonic clock that only pauses move on, and what happens during them."""
+
+    now: float = 1000.0
+    actions: dict[int, object] = field(default_factory=dict)
+    """Number of a pause, from 0 -> what to call in it."""
+    pauses: int = 0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def pause(self, seconds: float) -> None:
+        action = self.actions.get(self.pauses)
+        self.pauses += 1
+        self.now += seconds
+        if callable(action):
+            action()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    found = open_store(tmp_path / "job-1", private=True, fsync=False)
+    assert isinstance(found, LocalStore)
+    return found
+
+
+def leave_behind(store: LocalStore, **changes: object) -> Holder:
+    """What a driver on another machine left when it vanished."""
+    holder = replace(HOLDER, **{"epoch": 1, **changes})
+    store.put_if_absent(f"lease/{holder.epoch}.json", holder.to_json())
+    store.replace(f"lease/{holder.epoch}.beat", f"{holder.name} 7\n".encode())
+    return holder
+
+
+@pytest.mark.parametrize(
+    ("sight", "waited", "is_dead", "expected"),
+    [
+        (Sight(0), 0.0, False, Verdict.FREE),
+        (Sight(3, HOLDER, "a released"), 0.0, False, Verdict.FREE),
+        (Sight(3, HOLDER, "a 7"), 0.0, True, Verdict.DEAD),
+        (Sight(3, HOLDER, "a 7"), 0.0, False, Verdict.WAIT),
+        (Sight(3, HOLDER, "a 7"), 29.9, False, Verdict.WAIT),
+        (Sight(3, HOLDER, "a 7"), 30.0, False, Verdict.STALE),
+        (Sight(3, HOLDER, "a 8"), 30.0, False, Verdict.LIVE),
+        (Sight(4, HOLDER, "a 7"), 30.0, False, Verdict.LIVE),
+        # The holder beats for its own setting: it must be given that long.
+        (Sight(3, replace(HOLDER, lease_seconds=60.0), "a 7"), 59.9, False, Verdict.WAIT),
+        (Sight(3, replace(HOLDER, lease_seconds=1.0), "a 7"), 29.9, False, Verdict.WAIT),
+        # A damaged record does not lock a job for ever.
+        (Sight(3, None, "a 7"), 30.0, False, Verdict.STALE),
+    ],
+)
+def test_decisions(sight: Sight, waited: float, is_dead: bool, expected: Verdict) -> None:
+    first = Sight(3, HOLDER, "a 7")
+    assert decide(sight, first=first, waited=waited, lease_seconds=30.0, is_dead=is_dead) is expected
+
+
+def test_released_leases_are_taken_at_once_with_rising_epochs(store: LocalStore) -> None:
+    for epoch in (1, 2, 3):
+        with held(store) as lease:
+            assert (lease.epoch, lease.taken) == (epoch, Verdict.FREE)
+            lease.check()
+    assert look(store).is_released
+
+
+def test_a_live_driver_locks_the_job_and_is_named(store: LocalStore) -> None:
+    clock = Clock()
+    with held(store) as lease:
+        clock.actions[2] = lease.beat
+        with pytest.raises(JobLocked) as caught:
+            take(store, clock=clock, pause=clock.pause)
+        lease.check()
+    assert caught.value.exit_code == 6
+    assert clock.pauses == 3
+    assert f"process {os.getpid()} on {lease.holder.host}" in caught.value.found
+    assert "resume job-1" in caught.value.next_step
+
+
+def test_silence_on_another_machine_is_taken_over_after_lease_seconds(
+    store: LocalStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    leave_behind(store)
+    clock = Clock()
+    with caplog.at_level("WARNING"):
+        lease = take(store, lease_seconds=30.0, clock=clock, pause=clock.pause)
+    assert (lease.epoch, lease.taken) == (2, Verdict.STALE)
+    assert 30.0 <= clock.now - 1000.0 < 31.0
+    assert [record.message for record in caplog.records] == [
+        "process 4711 on node7, started 2026-01-01T12:00:00Z may be at work on this job; "
+        "it is taken over when nothing is heard of it for 30 s"
+    ]
+
+
+def test_a_wall_clock_that_jumps_changes_nothing(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    hour = 3600.0
+    jumps = iter([hour, -hour] * 1000)
+    real = time.time
+
+    class Jumping(datetime):
+        @classmethod
+        def now(cls, tz: object = None) -> datetime:
+            return datetime.fromtimestamp(time.time(), tz)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
+    monkeypatch.setattr(lease_module, "datetime", Jumping)
+    leave_behind(store)
+    clock = Clock()
+    lease = take(store, lease_seconds=30.0, clock=clock, pause=clock.pause)
+    assert 30.0 <= clock.now - 1000.0 < 31.0
+    clock.actions[clock.pauses] = lease.beat
+    with pytest.raises(JobLocked):
+        take(store, lease_seconds=30.0, clock=clock, pause=clock.pause)
+
+
+def test_of_two_that_wait_for_a_stale_lease_one_gets_it(store: LocalStore) -> None:
+    leave_behind(store)
+    first, second = Clock(), Clock()
+    # The first takes the job in the very moment in which the second has waited for long enough.
+    second.actions[149] = lambda: take(store, clock=first, pause=first.pause)
+    with pytest.raises(JobLocked):
+        take(store, clock=second, pause=second.pause)
+    assert highest_epoch(store) == 2
+
+
+def test_losing_the_race_for_an_epoch_is_a_lock(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    put = store.put_if_absent
+
+    def slow(name: str, data: bytes) -> bool:
+        monkeypatch.setattr(store, "put_if_absent", put)
+        take(store)
+        return put(name, data)
+
+    monkeypatch.setattr(store, "put_if_absent", slow)
+    with pytest.raises(JobLocked):
+        take(store)
+    assert highest_epoch(store) == 1
+
+
+def test_a_driver_that_slept_through_a_takeover_is_fenced(store: LocalStore) -> None:
+    paused = take(store)
+    paused.check()
+    clock = Clock()
+    other = take(store, clock=clock, pause=clock.pause)
+    with pytest.raises(Fenced) as caught:
+        paused.check()
+    assert caught.value.exit_code == 6
+    assert f"epoch 2, process {os.getpid()}" in caught.value.found
+    other.check()
+    # What it does on waking touches nothing of the new holder.
+    before = {name: store.read(f"lease/{name}") for name in store.list("lease")}
+    paused.beat()
+    paused.release()
+    assert {name: store.read(f"lease/{name}") for name in store.list("lease")} == before
+
+
+def test_the_heartbeat_notices_a_takeover(store: LocalStore) -> None:
+    lease = take(store)
+    store.put_if_absent("lease/2.json", replace(HOLDER, epoch=2).to_json())
+    assert not lease.is_lost
+    lease.beat()
+    assert lease.is_lost
+
+
+def test_the_thread_beats_until_the_end(store: LocalStore) -> None:
+    beats, enough = [], threading.Event()
+    replace_verb = store.replace
+
+    def noted(name: str, data: bytes) -> None:
+        replace_verb(name, data)
+        beats.append(data)
+        if len(beats) >= 4:
+            enough.set()
+
+    store.replace = noted  # type: ignore[method-assign]
+    with held(store, lease_seconds=0.06):
+        assert enough.wait(20)
+    counts = [beat.split()[1] for beat in beats]
+    assert counts[:4] == [b"1", b"2", b"3", b"4"]
+    assert counts[-1] == b"released"
+    assert not [thread for thread in threading.enumerate() if thread.name == "pipeline-lease"]
+
+
+def test_a_process_that_has_ended_is_told_from_others(store: LocalStore) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    holder = leave_behind(store, pid=child.pid, process=identify(child.pid))
+    assert holder.process
+    assert not has_ended(holder)
+    # Another process with the same number, later.
+    assert has_ended(replace(holder, process=holder.process + "1"))
+    # Another machine, another container, or none that can be told.
+    assert not has_ended(replace(holder, process="other/" + holder.process))
+    assert not has_ended(replace(holder, process=""))
+    assert not has_ended(None)
+    child.kill()
+    # Not waited for yet: a zombie does nothing any more either.
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert has_ended(holder)
+    child.communicate()
+    assert has_ended(holder)
+    clock = Clock()
+    lease = take(store, clock=clock, pause=clock.pause)
+    assert (lease.epoch, lease.taken, clock.pauses) == (2, Verdict.DEAD, 0)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"schema_version": 1, "epoch": 1}'])
+def test_a_damaged_record_only_costs_the_wait(store: LocalStore, content: bytes) -> None:
+    store.replace("lease/1.json", content)
+    clock = Clock()
+    assert take(store, clock=clock, pause=clock.pause).taken is Verdict.STALE
+
+
+def test_records_survive_json() -> None:
+    assert Holder.from_json(HOLDER.to_json()) == HOLDER
+    assert json.loads(HOLDER.to_json())["schema_version"] == 1
+
+
+def test_a_full_disk_is_no_lease(store: LocalStore) -> None:
+    class Full(LocalStore):
+        def put_if_absent(self, name: str, data: bytes) -> bool:
+            raise DiskFull("there is no space left on the storage")
+
+    with pytest.raises(DiskFull):
+        take(Full(Path(store.root)))
+    assert look(store) == Sight(0)
+
+
+def test_a_farewell_that_cannot_be_written_hides_nothing(store: LocalStore) -> None:
+    faulty = FaultyStore(store, Faults(None, fault=disk_full, is_permanent=True))
+
+    def drive() -> None:
+        with held(faulty):  # type: ignore[arg-type]
+            faulty.faults.fail_at = faulty.faults.count
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        drive()
+    assert faulty.faults.has_failed
+    assert not look(store).is_released
+
+
+def test_lease_files_are_private_under_any_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        with held(open_store(tmp_path / "job-1", private=True)):
+            pass
+    finally:
+        os.umask(before)
+    paths = [tmp_path / "job-1", *(tmp_path / "job-1").rglob("*")]
+    assert len(paths) == 4
+    for path in paths:
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600)
