@@ -8,13 +8,16 @@ a row) and `scored` (what a notebook gets: the scored rows, lazily).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import dask
 import dask.dataframe
 import pandas as pd
 
+from pipeline import evidence
+from pipeline.errors import PipelineError
+from pipeline.isolation import Isolation
 from pipeline.partition import run_partition, scored_frame
 from pipeline.plan import Partition
 from pipeline.receipt import Receipt
@@ -26,6 +29,9 @@ dd: Any = dask.dataframe
 
 Versions = dict[str, tuple[int, str]]
 """Path of an input file -> its size in bytes and version, as planned."""
+
+ISOLATED_SHARE = 0.8
+"""Share of the worker's memory limit that the process of an isolated partition may have; it is alone on its worker."""
 
 # Strings stay as they are built: a conversion would be one more task in every partition before fusing.
 _CONFIG = {"dataframe.convert-string": False}
@@ -72,11 +78,16 @@ def fragments(partitions: Sequence[Partition], versions: Versions) -> Any:
         )
 
 
-def receipts(recipe: StageRecipe, partitions: Sequence[Partition], versions: Versions) -> Any:
-    """The frame of receipts: computing a Dask partition reads, scores and writes it."""
+def receipts(
+    recipe: StageRecipe, partitions: Sequence[Partition], versions: Versions, *, isolation: Isolation | None = None
+) -> Any:
+    """The frame of receipts: computing a Dask partition reads, scores and writes it.
+
+    :param isolation: score in a process of its own, with these limits.
+    """
     with dask.config.set(_CONFIG):
         return fragments(partitions, versions).map_partitions(
-            _receipt_frame, recipe, meta=_RECEIPTS_META, enforce_metadata=False
+            _receipt_frame, recipe, isolation, meta=_RECEIPTS_META, enforce_metadata=False
         )
 
 
@@ -89,10 +100,12 @@ def scored(recipe: StageRecipe, partitions: Sequence[Partition], versions: Versi
         return fragments(partitions, versions).map_partitions(_score_frame, recipe, meta=meta, enforce_metadata=False)
 
 
-def tasks(recipe: StageRecipe, partitions: Sequence[Partition], versions: Versions) -> list[Any]:
+def tasks(
+    recipe: StageRecipe, partitions: Sequence[Partition], versions: Versions, *, isolation: Isolation | None = None
+) -> list[Any]:
     """One `dask.delayed` of a frame of receipts per partition, in order: a single fused task each."""
     with dask.config.set(_CONFIG):
-        return list(receipts(recipe, partitions, versions).to_delayed())
+        return list(receipts(recipe, partitions, versions, isolation=isolation).to_delayed())
 
 
 def read_receipt(frame: pd.DataFrame) -> Receipt:
@@ -114,9 +127,17 @@ def _read_fragments(frame: pd.DataFrame) -> tuple[Partition, Versions]:
     return Partition(rows[0]["partition"], parts), {row["path"]: (row["size"], row["version"]) for row in rows}
 
 
-def _receipt_frame(frame: pd.DataFrame, recipe: StageRecipe) -> pd.DataFrame:
+def _receipt_frame(frame: pd.DataFrame, recipe: StageRecipe, isolation: Isolation | None) -> pd.DataFrame:
+    evidence.announce()
     partition, versions = _read_fragments(frame)
-    receipt = run_partition(recipe, partition, versions=versions)
+    if isolation is not None:
+        isolation = replace(isolation, memory=round(ISOLATED_SHARE * evidence.memory_limit()))
+    try:
+        receipt = run_partition(recipe, partition, versions=versions, isolation=isolation)
+    except PipelineError as error:
+        # It says all there is to say. What it came from may not survive the way to the driver, and would take it along.
+        error.__cause__ = error.__context__ = None
+        raise
     counts = receipt.rows
     row = (receipt.partition, counts.rows_in, counts.out, counts.rejected, counts.filtered, receipt.to_json().decode())
     return pd.DataFrame([row], columns=list(_RECEIPTS_META.columns))

@@ -11,8 +11,8 @@ import json
 import os
 import socket
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from time import perf_counter
 
 import numpy as np
@@ -23,11 +23,13 @@ from pipeline.contract import check, check_matrix, feature_rules
 from pipeline.errors import InputError, PlanMismatch, ReconciliationFailed, SchemaDrift
 from pipeline.files import Store, open_store, unique_name
 from pipeline.flavors.cache import get_predictor
+from pipeline.flavors.choice import get_evaluator
+from pipeline.isolation import IsolatedScorer, Isolation
 from pipeline.model import ModelVersion
 from pipeline.outputs import check_scores, prediction_schema, reject_schema, score_dtype
 from pipeline.part_file import PartFile
 from pipeline.plan import Partition
-from pipeline.receipt import FileRows, Receipt, Seconds
+from pipeline.receipt import EngineUse, FileRows, Receipt, Seconds
 from pipeline.recipe import REJECT_REASON, StageRecipe
 from pipeline.rows import RowCounts
 from pipeline.scoring import ScoredBatch, Scorer
@@ -42,12 +44,18 @@ FRAME_BATCH_ROWS = 1 << 16
 
 
 def run_partition(
-    recipe: StageRecipe, partition: Partition, versions: Versions | None = None, *, worker: str = ""
+    recipe: StageRecipe,
+    partition: Partition,
+    versions: Versions | None = None,
+    *,
+    worker: str = "",
+    isolation: Isolation | None = None,
 ) -> Receipt:
     """Score ``partition`` and commit it; when it is committed already, by whomever, return that receipt.
 
     :param versions: of its files, as planned; None: not checked.
     :param worker: name for the receipt; default: host and process.
+    :param isolation: score in a process of its own, with these limits. Default: in this one.
     :raises PipelineError: when it cannot be done; no file of this attempt is left then.
     """
     store = open_store(f"{recipe.directory}/stages/{recipe.stage}", private=True, fsync=recipe.fsync)
@@ -57,7 +65,7 @@ def run_partition(
         return committed
     attempt = _Attempt(recipe, partition, store)
     try:
-        receipt = attempt.run(versions, worker=worker or f"{socket.gethostname()}:{os.getpid()}")
+        receipt = attempt.run(versions, worker=worker or f"{socket.gethostname()}:{os.getpid()}", isolation=isolation)
     except BaseException:
         attempt.abandon()
         raise
@@ -76,8 +84,8 @@ def scored_frame(recipe: StageRecipe, partition: Partition, versions: Versions |
     :returns: columns of the output schema; ``frame.attrs["rows"]`` counts what became of the rows (rejects are left
         out), ``frame.attrs["reasons"]`` the rejects by reason.
     """
-    predictor, _ = get_predictor(recipe.score.model)
-    scorer = Scorer(recipe, predictor)
+    evaluator, _ = get_evaluator(recipe.score)
+    scorer = Scorer(recipe, evaluator)
     ledger = _Ledger(partition)
     tables = [pa.ipc.read_schema(pa.py_buffer(recipe.output_schema)).empty_table()]
     for batch in read_ahead(_read(recipe, partition, versions)):
@@ -166,11 +174,21 @@ class _Attempt:
         )
         self.rejects = PartFile(store, f"rejects/{file}", schema=rejects, metadata=metadata)
 
-    def run(self, versions: Versions | None, *, worker: str) -> Receipt:
+    def run(self, versions: Versions | None, *, worker: str, isolation: Isolation | None = None) -> Receipt:
         """Everything up to the receipt, which is returned, not put."""
-        start = perf_counter()
-        predictor, model_load = get_predictor(self.recipe.score.model)
-        scorer = Scorer(self.recipe, predictor)
+        with _open_scorer(self.recipe, self.partition, isolation) as (scorer, model_load, finish):
+            return self._run(scorer, versions, worker=worker, model_load=model_load, finish=finish)
+
+    def _run(
+        self,
+        scorer: Scorer | IsolatedScorer,
+        versions: Versions | None,
+        *,
+        worker: str,
+        model_load: float,
+        finish: Callable[[], EngineUse],
+    ) -> Receipt:
+        start = perf_counter() - model_load
         ledger = _Ledger(self.partition)
         reading = [0.0]
         steps = score = 0.0
@@ -198,12 +216,26 @@ class _Attempt:
             worker=worker,
             batch_rows=scorer.batch_rows,
             reasons=dict(ledger.reasons),
+            engine=finish(),
         )
 
     def abandon(self) -> None:
         """Remove what this attempt wrote."""
         self.data.abandon()
         self.rejects.abandon()
+
+
+@contextmanager
+def _open_scorer(
+    recipe: StageRecipe, partition: Partition, isolation: Isolation | None
+) -> Iterator[tuple[Scorer | IsolatedScorer, float, Callable[[], EngineUse]]]:
+    """What scores the partition, the seconds it took to have it, and what tells of the engine at the end."""
+    if isolation is None:
+        evaluator, seconds = get_evaluator(recipe.score)
+        yield Scorer(recipe, evaluator), seconds, evaluator.finish
+        return
+    with closing(IsolatedScorer(recipe, isolation, rows=partition.rows)) as scorer:
+        yield scorer, 0.0, scorer.finish
 
 
 class _Ledger:

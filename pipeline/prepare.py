@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from pipeline.clusters import ClusterAdapter, find_cluster
 from pipeline.files import is_local_path, local_path
+from pipeline.flavors.outlook import check_engine
 from pipeline.model import ModelRef
 from pipeline.plan import Limits, Plan, make_plan
 from pipeline.registry import resolve
@@ -40,6 +41,7 @@ def prepare(spec: JobSpec, *, settings: Settings, job: str = "") -> Prepared:
     cluster = cluster_of(spec, settings=settings)
     limits = cluster.limits()
     version = resolve(ModelRef.parse(spec.score.model))
+    check_engine(spec.score.engine, version, kind=spec.score.output_spec.kind)
     discovery = discover(spec.source)
     plan = make_plan(
         spec,

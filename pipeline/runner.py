@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import FrameType
 from typing import Any
 
@@ -18,10 +19,11 @@ from pipeline.checkpoint import JobDirectory, done_partitions, effective_partiti
 from pipeline.clusters import open_cluster
 from pipeline.clusters.handshake import shake_hands
 from pipeline.dispatch import Dispatcher, Ended, Policy, Stop
-from pipeline.errors import Interrupted, PipelineError
+from pipeline.errors import Fenced, Interrupted, PipelineError, StorageError
 from pipeline.events import Callback, JobEnded, PartitionEnded, StageStarted, notify
 from pipeline.job_record import utc_now
 from pipeline.jobs import find_job
+from pipeline.lease import Lease, held
 from pipeline.lifecycle import Status
 from pipeline.plan import Partition, dispatch_order
 from pipeline.prepare import cluster_of, importable, prepare
@@ -30,12 +32,11 @@ from pipeline.rejects import first_examples, summarise
 from pipeline.report import Report, decide_status, make_report
 from pipeline.rows import RowCounts
 from pipeline.settings import Settings, load_settings
-from pipeline.sinks import publish
+from pipeline.sinks import prove, publish
 from pipeline.spec import JobSpec
+from pipeline.stage import STAGE, Stage
 
 logger = logging.getLogger(__name__)
-STAGE = 0
-"""Number of the only stage."""
 
 
 def run(
@@ -52,6 +53,7 @@ def run(
     """
     settings = settings or load_settings()
     prepared = prepare(spec, settings=settings, job=job_id or "")
+    prove(prepared.plan.spec.sink)
     job = JobDirectory.open_or_create(
         settings.directory,
         prepared.plan,
@@ -74,14 +76,27 @@ def resume(job: str, *, settings: Settings | None = None, callbacks: Sequence[Ca
 
 
 def execute(job: JobDirectory, *, settings: Settings, callbacks: Sequence[Callback] = ()) -> Report:
-    """Take ``job`` from where it is to its end."""
+    """Take ``job`` from where it is to its end, as its only driver.
+
+    :raises JobLocked: when another driver is at work on it.
+    :raises Fenced: when another one took it over meanwhile; this one then leaves everything as it is.
+    """
     if job.status().is_success:
         return make_report(job)
-    driver = _Driver(job, settings, tuple(callbacks))
+    with held(job.store, lease_seconds=settings.lease_seconds) as lease:
+        # Another driver may have ended the job while this one waited for it.
+        return make_report(job) if job.status().is_success else _drive(job, lease, settings, tuple(callbacks))
+
+
+def _drive(job: JobDirectory, lease: Lease, settings: Settings, callbacks: tuple[Callback, ...]) -> Report:
+    job.append_event("driver", epoch=lease.epoch, taken=str(lease.taken), host=lease.holder.host, pid=lease.holder.pid)
+    driver = _Driver(job, lease, settings, callbacks)
     try:
         with _signals(driver.stop), importable(job.record.import_paths):
             return driver.drive()
     except BaseException as error:
+        if (fenced := driver.fenced()) is not None:
+            raise fenced from error
         driver.give_up(error)
         raise
 
@@ -91,13 +106,18 @@ class _Driver:
     """One process's way through one job."""
 
     job: JobDirectory
+    lease: Lease
     settings: Settings
     callbacks: tuple[Callback, ...]
     stop: Stop = field(default_factory=Stop)
     receipts: dict[str, Receipt] = field(default_factory=dict)
-    provision: float = 0.0
     retries: int = 0
     started: float = field(default_factory=time.monotonic)
+
+    @cached_property
+    def stage(self) -> Stage:
+        """Its partitions."""
+        return Stage(self.job, self.settings.partition_timeout)
 
     def drive(self) -> Report:
         """Score what is left, decide, commit, publish."""
@@ -107,9 +127,13 @@ class _Driver:
             self._score(todo)
         status = self._decide()
         self._go(Status.PUBLISHING)
-        committed = self.job.commit_manifest(self.job.next_manifest(self.receipts.values()))
+        manifest = self.job.next_manifest(self.receipts.values())
+        self.lease.check()
+        committed = self.job.commit_manifest(manifest)
+        self.lease.check()
         publish(committed.manifest, self.job)
         report = self.report(status)
+        self.lease.check()
         self.job.write_report(report.to_dict())
         self._go(status)
         self._end(report)
@@ -122,7 +146,6 @@ class _Driver:
             receipts=tuple(self.receipts.values()),
             status=status,
             seconds=time.monotonic() - self.started,
-            provision=self.provision,
             error=error,
         )
 
@@ -138,6 +161,14 @@ class _Driver:
         except Exception:
             logger.exception("the end of job %s could not be recorded", self.job.job)
 
+    def fenced(self) -> Fenced | None:
+        """What to raise when another driver has taken over: nothing of this one's end may be recorded then."""
+        try:
+            return self.lease.fenced()
+        except (StorageError, OSError):
+            logger.exception("whether another driver has taken job %s over cannot be told", self.job.job)
+            return None
+
     def _todo(self) -> tuple[Partition, ...]:
         receipts, plan = self.receipts.values(), self.job.plan
         return dispatch_order(effective_partitions(plan, receipts), done=done_partitions(plan, receipts))
@@ -145,32 +176,35 @@ class _Driver:
     def _score(self, todo: Sequence[Partition]) -> None:
         self._go(Status.PROVISIONING)
         cluster = cluster_of(self.job.plan.spec, settings=self.settings)
-        begin = time.monotonic()
         with open_cluster(cluster) as client:
             shake_hands(client, flavor=self.job.plan.model.flavor, timeout=self.settings.scheduler_timeout)
-            self.provision = time.monotonic() - begin
             self._go(Status.RUNNING)
             self._announce(todo)
             dispatcher = self._dispatcher(client)
             try:
                 for receipt in dispatcher.run(todo):
                     self.receipts[receipt.partition] = receipt
+                    if self.lease.is_lost:
+                        self.lease.check()
             finally:
                 self.retries = dispatcher.retries
         if self.stop.signal_number is not None and self._todo():
             raise _interrupted(self.job.job, self.stop.signal_number, left=len(self._todo()))
 
     def _dispatcher(self, client: Any) -> Dispatcher:
-        recipe, versions, settings = self.job.recipe, self.job.plan.versions, self.settings
+        settings, stage = self.settings, self.stage
         return Dispatcher(
             client,
-            submit=lambda partitions: graph.tasks(recipe, partitions, versions),
+            submit=stage.submit,
             read=graph.read_receipt,
+            isolate=stage.isolate,
+            split=stage.split,
             policy=Policy(
                 attempts=settings.attempts,
                 no_workers_timeout=settings.no_workers_timeout,
                 scheduler_timeout=settings.scheduler_timeout,
                 grace=settings.grace,
+                partition_timeout=settings.partition_timeout,
             ),
             stop=self.stop,
             on_ended=self._partition_ended,
@@ -186,6 +220,7 @@ class _Driver:
         return decide_status(self.job.plan, receipts, job=self.job.job, examples=examples)
 
     def _go(self, after: Status, *, reason: str = "") -> None:
+        self.lease.check()
         notify(self.callbacks, self.job.set_status(after, reason=reason))
 
     def _announce(self, todo: Sequence[Partition]) -> None:
@@ -196,6 +231,7 @@ class _Driver:
         notify(self.callbacks, StageStarted(self.job.job, STAGE, len(partitions), done, rows, rows - left))
 
     def _partition_ended(self, ended: Ended) -> None:
+        self.stage.learn(ended)
         receipt = ended.receipt
         event = PartitionEnded(
             job=self.job.job,

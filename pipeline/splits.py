@@ -13,7 +13,10 @@ from itertools import accumulate
 from pipeline.errors import StateCorrupt
 from pipeline.plan import Partition, Plan
 from pipeline.receipt import Receipt
-from pipeline.rows import Fragment, InputFile
+from pipeline.rows import Fragment, InputFile, RowCounts
+
+SPLIT_FLOOR_ROWS = 1024
+"""A partition of so few rows is not split again."""
 
 
 def partition_key(partition: str) -> tuple[int, ...]:
@@ -62,6 +65,26 @@ def halves(partition: Partition, files: Mapping[str, InputFile]) -> tuple[Partit
         if take < fragment.rows:
             right.append(sub_fragment(fragment, file, row_start=cut, row_stop=fragment.row_stop))
     return Partition(f"{partition.id}.0", tuple(left)), Partition(f"{partition.id}.1", tuple(right))
+
+
+def split_receipt(partition: Partition, pair: tuple[Partition, ...], *, plan: str, model: str, attempt: str) -> Receipt:
+    """The receipt that says ``pair`` takes the place of ``partition``. It has no rows and no files.
+
+    :param plan: digest of the plan.
+    :param model: digest of the model version.
+    :param attempt: unique name of whoever split it.
+    """
+    return Receipt(
+        partition=partition.id,
+        plan=plan,
+        model=model,
+        attempt=attempt,
+        data=None,
+        rejects=None,
+        rows=RowCounts(),
+        files=(),
+        splits=tuple(half.id for half in pair),
+    )
 
 
 def effective_partitions(plan: Plan, receipts: Iterable[Receipt]) -> tuple[Partition, ...]:

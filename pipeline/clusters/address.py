@@ -12,6 +12,8 @@ from pipeline.errors import NoWorkers, SchedulerLost
 from pipeline.plan import Limits
 from pipeline.settings import Settings
 
+_UNKNOWN = {"memory_limit": 0, "nthreads": 1}
+
 
 @dataclass(frozen=True)
 class ExistingScheduler:
@@ -24,7 +26,8 @@ class ExistingScheduler:
     def limits(self) -> Limits:
         """What the workers that are there now offer."""
         with self._connect() as client:
-            workers = list(client.scheduler_info(n_workers=-1)["workers"].values())
+            # The last one may leave between the wait for it and this question; planning then reckons with one.
+            workers = list(client.scheduler_info(n_workers=-1)["workers"].values()) or [_UNKNOWN]
         # A worker without a limit of its own reports 0; 4 GiB is what planning then reckons with.
         limits = [int(worker["memory_limit"] or 0) or 4 << 30 for worker in workers]
         threads = [int(worker["nthreads"]) for worker in workers]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +17,7 @@ from distributed import Client, LocalCluster
 from distributed.system import MEMORY_LIMIT
 
 from pipeline.clusters import DASK_CONFIG
-from pipeline.errors import NoWorkers, SpecError
+from pipeline.errors import NoWorkers, RefusedForSafety, SpecError
 from pipeline.plan import Limits
 from pipeline.settings import Settings
 
@@ -76,7 +77,11 @@ class LocalProcesses:
 
     @contextmanager
     def open(self) -> Iterator[Client]:
-        """Start the workers and give a client; all of them are gone on leaving."""
+        """Start the workers and give a client; all of them are gone on leaving.
+
+        :raises RefusedForSafety: when the dashboard is to be on another address than loopback.
+        """
+        _check_dashboard(self.settings.dashboard)
         limits = self.limits()
         environment = thread_environment(CPU_COUNT, limits.workers * limits.threads)
         config = {
@@ -101,6 +106,21 @@ class LocalProcesses:
                     yield client
             finally:
                 cluster.close(timeout=20)
+
+
+def _check_dashboard(address: str) -> None:
+    """Dask's dashboard shows code and data to whoever asks; it has no authentication, and here no TLS."""
+    host = address.rpartition(":")[0].strip("[]")
+    with suppress(ValueError):
+        if host == "localhost" or ipaddress.ip_address(host).is_loopback:
+            return
+    raise RefusedForSafety(
+        "the dashboard would be open to the network",
+        where="pipeline.dashboard",
+        found=address,
+        expected="an address of this machine only, such as 127.0.0.1:8787",
+        next_step="keep it there, and look at it from elsewhere through: ssh -L 8787:127.0.0.1:8787 HOST",
+    )
 
 
 def _await_workers(client: Any, workers: int, timeout: float) -> None:

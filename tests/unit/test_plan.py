@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline.digest import digest_json
 from pipeline.errors import DoesNotFit, SchemaDrift, SpecError, StateCorrupt
-from pipeline.memory import USABLE, shared_memory
+from pipeline.memory import ENGINE_BYTES, USABLE, shared_memory
 from pipeline.model import Feature, ModelVersion
 from pipeline.plan import (
     Limits,
@@ -325,6 +325,17 @@ def test_memory_grows_with_the_batch_and_the_model_but_not_with_the_input():
     assert large.task_memory == small.task_memory
     heavier = plan(found=discovery(files([1_000_000] * 20)), version=model("x", "y", nbytes=10**8))
     assert heavier.task_memory - small.task_memory == shared_memory(10**8) - shared_memory(10_000)
+
+
+def test_memory_has_room_for_the_tree_engine_where_it_may_start():
+    pytest.importorskip("numba")
+    found = discovery(files([1_000_000] * 20))
+    made = [plan(found=found, version=model("x", "y", trees=300, objective=name)) for name in ("reg:linear", "none")]
+    assert [one.may_use_trees for one in made] == [True, False]
+    assert made[0].task_memory - made[1].task_memory == ENGINE_BYTES
+    few = Limits(workers=1, threads=3, memory=8 << 30)
+    assert made[0].worker_memory(few) - made[1].worker_memory(few) == ENGINE_BYTES
+    assert plan_from_table(plan_to_table(made[0])) == made[0]
 
 
 def test_a_wide_table_gets_smaller_batches_and_row_groups():

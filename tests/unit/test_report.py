@@ -72,9 +72,7 @@ def directory(tmp_path: Path, job: SmallJob) -> JobDirectory:
 
 def test_report_of_a_finished_job(tmp_path: Path, directory: JobDirectory, job: SmallJob) -> None:
     receipts = write_receipts(directory, job)
-    report = make_report(
-        directory, receipts=receipts, status=Status.SUCCEEDED_WITH_WARNINGS, seconds=2.0, retries=1
-    )
+    report = make_report(directory, receipts=receipts, status=Status.SUCCEEDED_WITH_WARNINGS, seconds=2.0, retries=1)
     details = json.loads(json.dumps(report.to_dict()))
     assert details["rows"] == {"in": 75, "out": 58, "rejected": 7, "filtered": 10}
     assert details["schema_version"] == 1

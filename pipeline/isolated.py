@@ -1,0 +1,110 @@
+"""The process that `pipeline.isolation` starts. It imports everything once and forks a scorer, and another when that
+one ends: a start costs milliseconds, not seconds. It never runs a step or the model itself, and so has no threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from contextlib import suppress
+from importlib import import_module
+from typing import IO
+
+from pipeline.flavors import find_flavor
+from pipeline.flavors.cache import get_predictor
+from pipeline.isolation import Died, read_message, sendable, write_message
+from pipeline.recipe import StageRecipe
+from pipeline.scoring import ScoredBatch, Scorer
+
+_PR_SET_PDEATHSIG = 1
+
+
+def serve(questions: IO[bytes], answers: IO[bytes]) -> None:
+    """Hand each question to the scorer and its answer back, until there is no more; None asks for a new scorer.
+
+    A scorer that ends is answered for with `Died`. Only whole answers are passed on.
+    """
+    recipe: StageRecipe = read_message(questions)
+    for library in find_flavor(recipe.score.model.flavor).libraries:
+        with suppress(ImportError):
+            import_module(library)
+    write_message(answers, "ready")
+    scorer: _Fork | None = None
+    with suppress(EOFError):
+        while True:
+            question = read_message(questions)
+            if question is None:
+                scorer = _Fork(recipe)
+            write_message(answers, Died(None) if scorer is None else scorer.ask(question))
+
+
+class _Fork:
+    """A process that scores."""
+
+    def __init__(self, recipe: StageRecipe) -> None:
+        question, answer = os.pipe(), os.pipe()
+        self._pid = os.fork()
+        if not self._pid:
+            os.close(question[1])
+            os.close(answer[0])
+            _score_all(recipe, os.fdopen(question[0], "rb"), os.fdopen(answer[1], "wb"))
+        os.close(question[0])
+        os.close(answer[1])
+        self._questions, self._answers = os.fdopen(question[1], "wb"), os.fdopen(answer[0], "rb")
+
+    def ask(self, question: object) -> object:
+        """Its answer, or how it ended."""
+        try:
+            write_message(self._questions, question)
+            return read_message(self._answers)
+        except (BrokenPipeError, EOFError):
+            _, status = os.waitpid(self._pid, 0)
+            for file in (self._questions, self._answers):
+                with suppress(OSError):
+                    file.close()
+            return Died(os.waitstatus_to_exitcode(status))
+
+
+def _score_all(recipe: StageRecipe, questions: IO[bytes], answers: IO[bytes]) -> None:
+    """Answer None with this process's id once the model is loaded, every batch with its `ScoredBatch`, and either with
+    the exception it raised. Never returns."""
+    die_with_parent()
+    scorer: Scorer | None = None
+    answer: ScoredBatch | Exception | int
+    try:
+        while True:
+            question = read_message(questions)
+            try:
+                if scorer is None or question is None:
+                    scorer = Scorer(recipe, get_predictor(recipe.score.model)[0])
+                    answer = os.getpid()
+                else:
+                    answer = scorer.score(question[0], paths=question[1])
+            except Exception as error:
+                answer = sendable(error)
+            write_message(answers, answer)
+    finally:
+        os._exit(0)
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to end this process with the one that started it, even in the midst of an endless loop."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def main() -> None:
+    """Take the pipes for this protocol alone: what a step prints goes to standard error."""
+    die_with_parent()
+    questions, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    serve(questions, answers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,328 @@
+"""Score a partition in a process of its own, which may crash, loop or outgrow its memory without harm to the worker.
+
+A process that ends on a range of rows costs one start of another. The range is then cut in many pieces, not in two:
+pieces that are good cost next to nothing, because the process lives on, and a single bad row among thousands is found
+with three or four starts. Rows that no process survives are rejected with the reason.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.contract import Failures
+from pipeline.errors import OutOfMemory, PartitionStuck, PipelineError
+from pipeline.receipt import EngineUse
+from pipeline.recipe import StageRecipe
+from pipeline.scoring import ScoredBatch, reject_table
+from pipeline.sources import SourceBatch
+
+PIECES = 16
+"""Into how many a range of rows is cut that ended its process."""
+CRASHES = 48
+"""Scorers a partition may end; after that, ranges that end one are rejected as they are, however large."""
+LEAST_SECONDS = 2.0
+"""Seconds that even a single row may take."""
+START_SECONDS = 120.0
+"""Seconds a process may take to start and to load the model."""
+POLL_SECONDS = 0.02
+"""Seconds between two looks at the memory of the process."""
+MEMORY_REASON = "memory:OutOfMemory"
+TIMEOUT_REASON = "timeout:PartitionTimeout"
+ENGINE_REASON = "rows were scored in a process of their own"
+_HEADER = 8
+
+
+@dataclass(frozen=True)
+class Isolation:
+    """Limits of a partition that is scored in a process of its own."""
+
+    seconds: float = 600.0
+    """For all rows of the partition; a part of them has its share, and `LEAST_SECONDS` at least."""
+    memory: int = 0
+    """Resident bytes; 0: no limit."""
+
+
+class CrashError(Exception):
+    """The process ended, or had to be ended, on the rows it was given."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class IsolatedScorer:
+    """Does what `Scorer` does, in another process."""
+
+    def __init__(self, recipe: StageRecipe, isolation: Isolation, *, rows: int) -> None:
+        self.batch_rows = recipe.batch_rows
+        self._recipe = recipe
+        self._isolation = isolation
+        self._rows = max(1, rows)
+        self._child: _Child | None = None
+        self._crashes = 0
+        self._scored = 0
+
+    def score(self, batch: SourceBatch, *, paths: Sequence[str] = ()) -> ScoredBatch:
+        """What becomes of the rows of ``batch``; rows that end their process are among the rejects.
+
+        :raises PipelineError: what `Scorer` raises, memory excepted.
+        """
+        waiting = [(0, batch.table.num_rows)]
+        parts: list[ScoredBatch] = []
+        while waiting:
+            start, stop = waiting.pop()
+            part = _part(batch, start, stop)
+            try:
+                parts.append(self._score(part, paths))
+            except CrashError as crash:
+                self._crashes += 1
+                if stop - start <= 1 or self._crashes > CRASHES:
+                    parts.append(_rejected(part, crash, paths, schema=self._recipe.output_schema))
+                else:
+                    waiting.extend(reversed(cut(start, stop, pieces=PIECES)))
+        joined = _joined(batch, parts)
+        self._scored += joined.table.num_rows
+        return joined
+
+    def finish(self) -> EngineUse:
+        """What evaluated the model: its own library."""
+        return EngineUse(rows={"xgboost": self._scored}, reasons=(ENGINE_REASON,))
+
+    def close(self) -> None:
+        """End the process."""
+        if self._child is not None:
+            self._child.close()
+            self._child = None
+
+    def _score(self, part: SourceBatch, paths: Sequence[str]) -> ScoredBatch:
+        if self._child is None:
+            self._child = _Child(self._recipe, memory=self._isolation.memory)
+        seconds = max(LEAST_SECONDS, self._isolation.seconds * part.table.num_rows / self._rows)
+        try:
+            return self._child.score(part, paths, seconds=seconds)
+        except (MemoryError, OutOfMemory) as error:
+            raise CrashError(MEMORY_REASON, str(error) or "MemoryError") from error
+
+
+def cut(start: int, stop: int, *, pieces: int) -> list[tuple[int, int]]:
+    """The range in at most ``pieces`` parts of nearly equal size, none of them empty."""
+    count = min(pieces, stop - start)
+    edges = [start + (stop - start) * number // count for number in range(count + 1)]
+    return list(pairwise(edges))
+
+
+@dataclass(frozen=True)
+class Died:
+    """Answer in place of a process that scored."""
+
+    code: int | None
+    """Its exit status, or the number of the signal that ended it, negative."""
+
+    @property
+    def name(self) -> str:
+        """Such as ``SIGSEGV`` or ``exit3``."""
+        if self.code is None:
+            return "unknown"
+        return signal.Signals(-self.code).name if self.code < 0 else f"exit{self.code}"
+
+
+class _Child:
+    """A process that runs `pipeline.isolated`, and the one that scores, which that one forks."""
+
+    def __init__(self, recipe: StageRecipe, *, memory: int) -> None:
+        self._memory = memory
+        self._scorer = 0
+        # The process that forks must have no threads when it does.
+        single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        path = os.pathsep.join(path for path in sys.path if path)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.isolated"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **single, "PYTHONPATH": path},
+        )
+        try:
+            self._ask(recipe, seconds=START_SECONDS)
+        except BaseException:
+            self.close()
+            raise
+
+    def score(self, part: SourceBatch, paths: Sequence[str], *, seconds: float) -> ScoredBatch:
+        """:raises CrashError: when the process that scores ends, or has to be ended."""
+        if not self._scorer:
+            self._start()
+        answer: ScoredBatch = self._ask((part, tuple(paths)), seconds=seconds)
+        return answer
+
+    def close(self) -> None:
+        """Kill it; the process that scores goes with it."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
+
+    def _start(self) -> None:
+        try:
+            self._scorer = self._ask(None, seconds=START_SECONDS)
+        except CrashError as error:
+            raise PartitionStuck(
+                "the model cannot be loaded in a process of its own",
+                found=f"{error.reason}: {error}",
+                next_step="mend the model or the step that crashes while it is imported; then resume",
+            ) from error
+
+    def _ask(self, question: Any, *, seconds: float) -> Any:
+        assert self._process.stdin is not None
+        try:
+            write_message(self._process.stdin, question)
+            answer = self._read(seconds)
+        except (BrokenPipeError, EOFError):
+            raise PartitionStuck(
+                "the process in which a partition was isolated is gone",
+                found=f"exit status {self._process.wait()}",
+                next_step="resume the job; give its machine more memory if it happens again",
+            ) from None
+        if isinstance(answer, Died):
+            self._scorer = 0
+            raise CrashError(f"crash:{answer.name}", f"the process that scored it ended with {answer.name}")
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def _read(self, seconds: float) -> Any:
+        """The next answer; in place of one that is late or takes too much memory, a `CrashError`."""
+        assert self._process.stdout is not None
+        data, wanted = bytearray(), _HEADER
+        crash: CrashError | None = None
+        deadline = time.monotonic() + seconds
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            while len(data) < wanted:
+                if not selector.select(POLL_SECONDS):
+                    crash = crash or self._check(deadline, seconds)
+                    continue
+                chunk = os.read(self._process.stdout.fileno(), 1 << 20)
+                if not chunk:
+                    raise EOFError
+                data += chunk
+                if wanted == _HEADER and len(data) >= _HEADER:
+                    wanted += int.from_bytes(data[:_HEADER], "little")
+        if crash is not None:
+            self._scorer = 0
+            return crash
+        return pickle.loads(data[_HEADER:])
+
+    def _check(self, deadline: float, seconds: float) -> CrashError | None:
+        """Kill the process that scores when it has to be; its end is answered like any other."""
+        crash: CrashError | None = None
+        if time.monotonic() > deadline:
+            crash = CrashError(TIMEOUT_REASON, f"more than {seconds:.1f} s")
+        elif self._memory and resident_bytes(self._scorer or self._process.pid) > self._memory:
+            crash = CrashError(MEMORY_REASON, f"more than {self._memory >> 20:,} MiB in a process of its own")
+        if crash is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self._scorer or self._process.pid, signal.SIGKILL)
+        return crash
+
+
+def resident_bytes(pid: int) -> int:
+    """Bytes of memory a process has; 0 where that cannot be told."""
+    try:
+        with open(f"/proc/{pid}/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def write_message(file: IO[bytes], message: Any) -> None:
+    """Length, then pickle."""
+    data = pickle.dumps(message)
+    file.write(len(data).to_bytes(_HEADER, "little") + data)
+    file.flush()
+
+
+def read_message(file: IO[bytes]) -> Any:
+    """Inverse of `write_message`.
+
+    :raises EOFError: when there is no more.
+    """
+    header = file.read(_HEADER)
+    if len(header) < _HEADER:
+        raise EOFError
+    return pickle.loads(file.read(int.from_bytes(header, "little")))
+
+
+def sendable(error: Exception) -> Exception:
+    """``error`` as it can travel."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return PipelineError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def _part(batch: SourceBatch, start: int, stop: int) -> SourceBatch:
+    rows = slice(start, stop)
+    table = batch.table.slice(start, stop - start)
+    if stop - start < batch.table.num_rows:
+        # A slice would travel with all that it was cut from.
+        table = pa.ipc.open_stream(_stream(table)).read_all()
+    return replace(
+        batch,
+        table=table,
+        fragment=batch.fragment[rows],
+        row=batch.row[rows],
+        filtered=np.zeros_like(batch.filtered),
+    )
+
+
+def _stream(table: pa.Table) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def _rejected(part: SourceBatch, crash: CrashError, paths: Sequence[str], *, schema: bytes) -> ScoredBatch:
+    count = part.table.num_rows
+    failures = Failures(np.arange(count, dtype=np.int64), (crash.reason,) * count, (str(crash),) * count)
+    rejected = np.bincount(part.fragment, minlength=len(part.filtered)).astype(np.int64)
+    return ScoredBatch(
+        table=pa.ipc.read_schema(pa.py_buffer(schema)).empty_table(),
+        fragment=np.empty(0, dtype=part.fragment.dtype),
+        rejects=reject_table(part, failures, paths),
+        rejected=rejected,
+        filtered=np.zeros_like(rejected),
+        seconds_steps=0.0,
+        seconds_score=0.0,
+    )
+
+
+def _joined(batch: SourceBatch, parts: Sequence[ScoredBatch]) -> ScoredBatch:
+    rejects = [part.rejects for part in parts if part.rejects is not None]
+    zeros = np.zeros(len(batch.filtered), dtype=np.int64)
+    return ScoredBatch(
+        table=pa.concat_tables([part.table for part in parts]),
+        fragment=np.concatenate([part.fragment for part in parts]),
+        rejects=pa.concat_tables(rejects) if rejects else None,
+        rejected=sum((part.rejected for part in parts), zeros),
+        filtered=sum((part.filtered for part in parts), zeros + batch.filtered),
+        seconds_steps=sum(part.seconds_steps for part in parts),
+        seconds_score=sum(part.seconds_score for part in parts),
+    )

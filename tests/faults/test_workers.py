@@ -1,0 +1,386 @@
+"""Workers, nannies and the scheduler get real signals in the midst of a job; every row is looked for afterwards."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.checkpoint import JobDirectory
+from pipeline.errors import NoWorkers, SchedulerLost, SchedulerUnresponsive
+from pipeline.events import Callback, PartitionEnded
+from pipeline.jobs import find_job
+from pipeline.report import Report
+from pipeline.runner import resume, run
+from pipeline.settings import Settings, load_settings
+from pipeline.spec import JobSpec
+from pipeline.testing.oracle import Lake, make_lake, oracle
+from pipeline.testing.processes import ProcessCluster, wait_until
+from pipeline.verify import verify
+
+pytestmark = pytest.mark.slow
+
+SLOW = 'Fault("sleep", ids=range(0), seconds=0.15)'
+
+
+@pytest.fixture(scope="module")
+def big_lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    return make_lake(tmp_path_factory.mktemp("workers") / "lake", rows=(9_000, 3_000, 8_000), row_group=2000)
+
+
+@pytest.fixture(scope="module")
+def expected(big_lake: Lake, model_path: Path) -> pd.DataFrame:
+    return oracle(big_lake.files, model_path)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessCluster]:
+    with ProcessCluster(tmp_path_factory.mktemp("cluster"), memory="700 MiB") as cluster:
+        yield cluster
+
+
+class Seen(Callback):
+    """What the driver told."""
+
+    def __init__(self) -> None:
+        self.partitions: list[PartitionEnded] = []
+
+    def on_partition(self, event: PartitionEnded) -> None:
+        self.partitions.append(event)
+
+    def outcomes(self, outcome: str) -> list[PartitionEnded]:
+        return [event for event in self.partitions if event.outcome == outcome]
+
+
+class Driver:
+    """A run in a thread of its own."""
+
+    def __init__(self, job: Job, call: Callable[..., Report], *arguments: Any) -> None:
+        self.job = job
+        self.seen = Seen()
+        self.report: Report | None = None
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._go, args=(call, *arguments), daemon=True)
+        self._thread.start()
+
+    def _go(self, call: Callable[..., Report], *arguments: Any) -> None:
+        try:
+            self.report = call(*arguments, settings=self.job.settings, callbacks=(self.seen,))
+        except BaseException as error:
+            self.error = error
+
+    def end(self, seconds: float = 90) -> Report:
+        self._thread.join(seconds)
+        assert not self._thread.is_alive(), "the driver hangs"
+        if self.error is not None:
+            raise self.error
+        assert self.report is not None
+        return self.report
+
+    def wait_receipts(self, count: int) -> None:
+        folder = self.job.folder / "jobs"
+        wait_until(lambda: len(list(folder.glob("*/stages/0/receipts/*.json"))) >= count or self.error)
+
+    def wait_attempts(self, fault: int, count: int) -> None:
+        """Until the fault with that number has happened so many times."""
+        wait_until(lambda: len(list((self.job.folder / "attempts").glob(f"{fault}-*"))) >= count or self.error)
+
+
+class Job:
+    """A job over the lake with a fault table as its step."""
+
+    def __init__(
+        self, folder: Path, lake: Lake, model: Path, cluster: ProcessCluster, faults: tuple[str, ...], **settings: Any
+    ) -> None:
+        self.folder, self.lake = folder, lake
+        module = f"faults_{folder.name.replace('-', '_').replace('[', '_').replace(']', '_')}"
+        (folder / f"{module}.py").write_text(
+            "from pipeline.testing.faults import Fault, FaultTable\n"
+            f"step = FaultTable({str(folder / 'attempts')!r}, ({' '.join(f'{fault},' for fault in faults)}))\n"
+        )
+        self.settings: Settings = load_settings(
+            directory=str(folder / "jobs"),
+            cluster=cluster.address,
+            import_paths=[str(folder)],
+            fsync=False,
+            **{"no_workers_timeout": 60, "scheduler_timeout": 30, "grace": 5, **settings},
+        )
+        self.spec = JobSpec.build(
+            name="faulty",
+            source={"path": str(lake.path)},
+            steps=[{"map": f"{module}:step"}, {"score": {"model": str(model)}}],
+            sink={"path": str(folder / "out")},
+            errors={"max_fraction": 0.2},
+        )
+
+    def start(self) -> Driver:
+        return Driver(self, run, self.spec)
+
+    def directory(self) -> JobDirectory:
+        return find_job(self.settings.directory, "@last")
+
+    def out(self) -> pd.DataFrame:
+        files = sorted((self.folder / "out").glob("*.parquet"))
+        return pd.concat([pq.read_table(file).to_pandas() for file in files], ignore_index=True)
+
+    def rejected(self) -> pd.DataFrame:
+        job = self.directory()
+        names = [receipt.rejects.name for receipt in job.receipts() if receipt.rejects]
+        tables = [pq.read_table(job.store.url(f"stages/0/{name}")).to_pandas() for name in names]
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"id": [], "_reason": []})
+
+    def assert_whole(self, expected: pd.DataFrame) -> None:
+        pd.testing.assert_frame_equal(self.out(), expected, check_exact=True)
+        proof = verify(self.directory(), sample=0)  # a sample would go through the faults again, in here
+        assert proof.ok, proof.checks
+
+    def assert_all_but_rejected(self, expected: pd.DataFrame, *, ids: range, reason: str, at_most: int) -> None:
+        """Each row is scored as ever, or is rejected for that reason; those of ``ids`` are rejected."""
+        rejected = self.rejected()
+        assert set(rejected["_reason"]) == {reason}
+        assert set(ids) <= set(rejected["id"])
+        assert len(rejected) <= at_most
+        assert self.directory().status() == "SUCCEEDED_WITH_WARNINGS"
+        self.assert_whole(expected[~expected["id"].isin(rejected["id"])].reset_index(drop=True))
+
+
+Make = Callable[..., Job]
+
+
+@pytest.fixture
+def make(tmp_path: Path, big_lake: Lake, model_path: Path) -> Make:
+    return lambda cluster, *faults, **settings: Job(tmp_path, big_lake, model_path, cluster, faults, **settings)
+
+
+@contextmanager
+def stopped(*pids: int | None) -> Iterator[None]:
+    found = [pid for pid in pids if pid is not None]
+    for pid in found:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in found:
+            os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_workers_lose_no_row(seed: int, make: Make, cluster: ProcessCluster, expected: pd.DataFrame) -> None:
+    chance = random.Random(seed)
+    job = make(cluster, SLOW)
+    driver = job.start()
+    for count in sorted(chance.sample(range(4), 2)):
+        driver.wait_receipts(count)
+        pids = wait_until(cluster.worker_pids)
+        os.kill(chance.choice(pids), signal.SIGKILL)
+    assert driver.end().status == "SUCCEEDED"
+    job.assert_whole(expected)
+
+
+def test_all_workers_die_at_once_and_new_ones_finish(
+    make: Make, cluster: ProcessCluster, expected: pd.DataFrame
+) -> None:
+    job = make(cluster, SLOW)
+    driver = job.start()
+    driver.wait_receipts(1)
+    for pid in cluster.worker_pids():
+        os.kill(pid, signal.SIGKILL)
+    assert driver.end().status == "SUCCEEDED"
+    job.assert_whole(expected)
+
+
+def test_sigterm_and_then_sigkill_lose_no_row(make: Make, cluster: ProcessCluster, expected: pd.DataFrame) -> None:
+    job = make(cluster, SLOW)
+    driver = job.start()
+    driver.wait_receipts(1)
+    pid = wait_until(cluster.worker_pids)[0]
+    os.kill(pid, signal.SIGTERM)
+    try:
+        wait_until(lambda: not os.path.exists(f"/proc/{pid}"), seconds=2)
+    except TimeoutError:
+        os.kill(pid, signal.SIGKILL)
+    assert driver.end().status == "SUCCEEDED"
+    job.assert_whole(expected)
+
+
+def test_one_segfaulting_row_is_found_and_all_others_are_scored(
+    make: Make, cluster: ProcessCluster, expected: pd.DataFrame
+) -> None:
+    job = make(cluster, 'Fault("segfault", ids=range(11000, 11001))')
+    driver = job.start()
+    assert driver.end(120).status == "SUCCEEDED_WITH_WARNINGS"
+    job.assert_all_but_rejected(expected, ids=range(11000, 11001), reason="crash:SIGSEGV", at_most=1)
+    named = {event.partition for event in driver.seen.outcomes("retry") if "isolated" in event.reason}
+    assert len(named) == 1, "an innocent partition was isolated"
+
+
+def test_an_endless_loop_costs_its_own_rows_only(make: Make, cluster: ProcessCluster, expected: pd.DataFrame) -> None:
+    job = make(cluster, 'Fault("loop", ids=range(11000, 11001))', partition_timeout=4)
+    driver = job.start()
+    assert driver.end(120).status == "SUCCEEDED_WITH_WARNINGS"
+    job.assert_all_but_rejected(expected, ids=range(11000, 11001), reason="timeout:PartitionTimeout", at_most=1)
+    reasons = [event for event in driver.seen.outcomes("retry") if "PartitionTimeout" in event.reason]
+    assert {event.partition for event in reasons} == {reasons[0].partition}
+
+
+def test_a_memory_hog_is_split_and_its_rows_are_set_aside(
+    make: Make, cluster: ProcessCluster, expected: pd.DataFrame
+) -> None:
+    job = make(cluster, 'Fault("memory", ids=range(11000, 11100), bytes=2 << 30)')
+    driver = job.start()
+    assert driver.end(180).status == "SUCCEEDED_WITH_WARNINGS"
+    job.assert_all_but_rejected(expected, ids=range(11000, 11100), reason="memory:OutOfMemory", at_most=1024)
+    splits = driver.seen.outcomes("split")
+    assert splits, "it was never split"
+    assert {event.partition for event in splits} <= {receipt.partition for receipt in job.directory().receipts()}
+
+
+def test_what_fits_once_it_is_small_is_scored_whole(
+    make: Make, cluster: ProcessCluster, expected: pd.DataFrame
+) -> None:
+    # It takes the memory only for batches of more rows than a half has.
+    job = make(cluster, 'Fault("memory", ids=range(11000, 11001), bytes=2 << 30, above_rows=2500)')
+    driver = job.start()
+    assert driver.end(120).status == "SUCCEEDED"
+    job.assert_whole(expected)
+    assert driver.seen.outcomes("split")
+
+
+def test_workers_paused_by_a_leak_are_restarted(make: Make, cluster: ProcessCluster, expected: pd.DataFrame) -> None:
+    # Between pause (0.8) and terminate (0.92) of 700 MiB.
+    job = make(cluster, f'Fault("leak", ids=range(0), bytes={int(0.83 * 700) << 20})')
+    before = set(wait_until(lambda: len(cluster.worker_pids()) == 2 and cluster.worker_pids()))
+    driver = job.start()
+    assert driver.end(120).status == "SUCCEEDED"
+    job.assert_whole(expected)
+    assert before - set(cluster.worker_pids()), "no worker was restarted"
+    assert not [event for event in driver.seen.partitions if event.outcome == "split" or "isolated" in event.reason]
+
+
+def test_a_killed_nanny_takes_its_worker_and_the_rest_finishes(
+    make: Make, tmp_path: Path, expected: pd.DataFrame
+) -> None:
+    with ProcessCluster(tmp_path / "cluster") as cluster:
+        job = make(cluster, SLOW)
+        driver = job.start()
+        driver.wait_receipts(1)
+        cluster.nannies[0].kill()
+        assert driver.end().status == "SUCCEEDED"
+        job.assert_whole(expected)
+
+
+def test_without_workers_the_run_ends_and_resume_finishes(make: Make, tmp_path: Path, expected: pd.DataFrame) -> None:
+    with ProcessCluster(tmp_path / "cluster") as cluster:
+        job = make(cluster, 'Fault("sleep", ids=range(0), seconds=2.0)', no_workers_timeout=4)
+        driver = job.start()
+        driver.wait_receipts(1)
+        pids = cluster.worker_pids()
+        for pid in [*(nanny.pid for nanny in cluster.nannies), *pids]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        with pytest.raises(NoWorkers) as caught:
+            driver.end()
+        assert caught.value.exit_code == 75
+        assert not (job.folder / "out").exists()
+        cluster.nannies.append(cluster.add_worker())
+        assert resume("@last", settings=load_settings(**_again(job))).status == "SUCCEEDED"
+        job.assert_whole(expected)
+
+
+def test_a_killed_scheduler_ends_the_run_within_five_seconds(
+    make: Make, tmp_path: Path, expected: pd.DataFrame
+) -> None:
+    with ProcessCluster(tmp_path / "cluster") as cluster:
+        job = make(cluster, SLOW)
+        driver = job.start()
+        driver.wait_receipts(1)
+        begin = time.monotonic()
+        cluster.scheduler.kill()
+        with pytest.raises(SchedulerLost) as caught:
+            driver.end()
+        assert time.monotonic() - begin < 5
+        assert caught.value.exit_code == 75
+    with ProcessCluster(tmp_path / "other") as cluster:
+        assert (
+            resume("@last", settings=load_settings(**{**_again(job), "cluster": cluster.address})).status == "SUCCEEDED"
+        )
+        job.assert_whole(expected)
+
+
+def test_a_frozen_scheduler_ends_the_run_at_the_limit_and_a_short_freeze_does_not(
+    make: Make, tmp_path: Path, expected: pd.DataFrame
+) -> None:
+    with ProcessCluster(tmp_path / "cluster") as cluster:
+        job = make(cluster, SLOW, scheduler_timeout=6)
+        driver = job.start()
+        driver.wait_receipts(1)
+        begin = time.monotonic()
+        with stopped(cluster.scheduler.pid):
+            with pytest.raises(SchedulerUnresponsive) as caught:
+                driver.end()
+            assert time.monotonic() - begin < 30
+        assert caught.value.exit_code == 75
+        again = Driver(job, resume, "@last")
+        done = len(job.directory().receipts())
+        again.wait_receipts(done + 1)
+        with stopped(cluster.scheduler.pid):
+            # The fault itself takes time: shorter than the limit.
+            threading.Event().wait(2.0)
+        assert again.end().status == "SUCCEEDED"
+        job.assert_whole(expected)
+
+
+def test_a_worker_whose_lifetime_is_over_is_not_to_blame(make: Make, tmp_path: Path, expected: pd.DataFrame) -> None:
+    options = ("--lifetime", "12s", "--lifetime-restart")
+    with ProcessCluster(tmp_path / "cluster", options=options) as cluster:
+        job = make(cluster, 'Fault("sleep", ids=range(0), seconds=1.0)')
+        driver = job.start()
+        assert driver.end().status == "SUCCEEDED"
+        job.assert_whole(expected)
+        assert not [event for event in driver.seen.partitions if "isolated" in event.reason]
+
+
+def test_a_frozen_node_that_wakes_up_late_changes_nothing(make: Make, tmp_path: Path, expected: pd.DataFrame) -> None:
+    config = {"distributed.scheduler.worker-ttl": "5s"}
+    with ProcessCluster(tmp_path / "cluster", config=config) as cluster:
+        job = make(cluster, SLOW, 'Fault("sleep", ids=range(11000, 11001), seconds=3.0)')
+        driver = job.start()
+        driver.wait_attempts(1, 1)
+        # Whoever executes it: both may; one is stopped, the other one goes on.
+        nanny = cluster.nannies[0]
+        with stopped(nanny.pid, cluster.worker_pid(nanny)):
+            assert driver.end(120).status == "SUCCEEDED"
+            attempts = {receipt.partition: receipt.attempt for receipt in job.directory().receipts()}
+        job.assert_whole(expected)
+        assert {receipt.partition: receipt.attempt for receipt in job.directory().receipts()} == attempts
+
+
+def test_a_step_that_holds_the_interpreter_past_the_ttl_loses_no_row(
+    make: Make, tmp_path: Path, expected: pd.DataFrame
+) -> None:
+    config = {"distributed.scheduler.worker-ttl": "5s"}
+    with ProcessCluster(tmp_path / "cluster", config=config) as cluster:
+        job = make(cluster, 'Fault("freeze", ids=range(11000, 11001), seconds=12.0)')
+        assert job.start().end(150).status == "SUCCEEDED"
+        job.assert_whole(expected)
+
+
+def _again(job: Job) -> dict[str, Any]:
+    settings = job.settings
+    return {
+        "directory": settings.directory,
+        "cluster": settings.cluster,
+        "import_paths": list(settings.import_paths),
+        "fsync": False,
+        "no_workers_timeout": 60,
+    }
