@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from html import escape
 from typing import Any, TypeVar
 
@@ -59,12 +59,15 @@ class JobPlan(_Shown, PlanSummary):
         return plan_text(self.details())
 
 
+@dataclass(frozen=True, repr=False)
 class JobVerification(_Shown, Verification):
     """What ``verify`` found."""
 
+    job: str = ""
+
     def text(self) -> str:
         """As ``python -m pipeline verify`` prints it."""
-        return verification_text("", ok=self.ok, checks=self.details()["checks"])
+        return verification_text(self.job, ok=self.ok, checks=self.details()["checks"])
 
 
 class JobReport(_Shown, Report):
@@ -76,7 +79,8 @@ class JobReport(_Shown, Report):
 
     def verify(self, *, sample: int = 1000, seed: int | None = None) -> JobVerification:
         """Prove from the receipts and the data that every row was scored once; score ``sample`` rows again."""
-        return _as(JobVerification, verify(JobDirectory.open(self.directory), sample=sample, seed=seed))
+        found = verify(JobDirectory.open(self.directory), sample=sample, seed=seed)
+        return JobVerification(found.checks, job=self.job)
 
     def rejects(self) -> pd.DataFrame:
         """The rows that could not be scored: the source's columns, ``_file``, ``_row``, ``_reason``, ``_message``."""

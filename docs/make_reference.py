@@ -1,0 +1,134 @@
+"""Writes the tables of docs/job-spec.md from the code: ``python docs/make_reference.py``."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from dataclasses import fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from pipeline.settings import Settings
+from pipeline.spec import json_schema
+
+PAGE = Path(__file__).parent / "job-spec.md"
+EXAMPLES: dict[str, dict[str, str]] = {
+    "JobSpec": {
+        "name": "churn-nightly",
+        "source": "{path: lake/customers/}",
+        "steps": "[{map: features:build}, {score: {model: churn.ubj}}]",
+        "sink": "{path: scored/}",
+        "errors": "{max_fraction: 0.001}",
+        "contract": "{age: {min: 18, max: 110}}",
+        "cluster": "tcp://10.0.0.1:8786",
+    },
+    "Source": {
+        "path": "[lake/2025/, lake/2026/part-*.parquet]",
+        "columns": "[customer_id, age, plan]",
+        "filter": "country == 'DE' and age >= 18",
+    },
+    "MapStep": {"map": "features:build", "dtype_backend": "pyarrow"},
+    "ScoreStep": {"score": "{model: churn.ubj}"},
+    "Score": {
+        "model": "models/churn.ubj",
+        "features": "[age, tenure, plan]",
+        "output": "{column: churn, kind: margin}",
+        "keep": "[customer_id, country]",
+        "engine": "xgboost",
+        "tolerance": "1e-6",
+    },
+    "Output": {"column": "churn", "kind": "contributions"},
+    "Sink": {
+        "path": "scored/",
+        "mode": "overwrite",
+        "format": "parquet",
+        "target_file_size": "256 MiB",
+        "compression": "zstd",
+    },
+    "Errors": {"max_fraction": "0.001"},
+    "ColumnContract": {
+        "dtype": "int64",
+        "nullable": "false",
+        "finite": "true",
+        "min": "0",
+        "max": "120",
+        "allowed": "[basic, standard, premium]",
+    },
+}
+"""YAML for each field of each part; a test loads every one of them."""
+
+_TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def make_page(text: str) -> str:
+    """``text`` with what is between each ``<!-- table: Part -->`` and ``<!-- end -->`` made anew."""
+    return _TABLE.sub(lambda found: f"{found[1]}\n{make_table(found[2])}\n{found[3]}", text)
+
+
+def make_table(name: str) -> str:
+    """Field, type, default, example and meaning of every field of a part, as a Markdown table.
+
+    :raises KeyError: for a field without an example in `EXAMPLES`.
+    """
+    if name == "Settings":
+        return _settings_table()
+    schema = json_schema()
+    part = schema if name == "JobSpec" else schema["$defs"][name]
+    lines = ["| field | type | default | example | meaning |", "| --- | --- | --- | --- | --- |"]
+    for field, described in part["properties"].items():
+        default = "**required**" if field in part.get("required", ()) else _default(described)
+        meaning = described.get("description") or _linked(schema, described).get("description", "")
+        cells = [f"`{field}`", _type(described), default, f"`{EXAMPLES[name][field]}`", meaning]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _settings_table() -> str:
+    (owner,) = ast.parse(inspect.getsource(Settings)).body
+    body = owner.body if isinstance(owner, ast.ClassDef) else []
+    meanings = {
+        item.target.id: " ".join(ast.literal_eval(said.value).replace("``", "`").split())
+        for item, said in pairwise(body)
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and isinstance(said, ast.Expr)
+    }
+    lines = ["| setting | default | meaning |", "| --- | --- | --- |"]
+    for field in fields(Settings):
+        value = str(field.default).lower() if isinstance(field.default, bool) else field.default
+        default = "" if value in (None, ()) else f"`{value}`"
+        lines.append(f"| `{field.name.replace('_', '-')}` | {default} | {meanings[field.name]} |")
+    return "\n".join(lines) + "\n"
+
+
+def _linked(schema: dict[str, Any], described: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = schema["$defs"].get(described.get("$ref", "").rsplit("/", 1)[-1], {})
+    return found
+
+
+def _default(described: dict[str, Any]) -> str:
+    value = described.get("default")
+    if isinstance(value, dict) or (value is None and described.get("type") == "object"):
+        return "none"
+    return "" if value is None else f"`{value}`"
+
+
+def _type(described: dict[str, Any]) -> str:
+    if "$ref" in described:
+        name = described["$ref"].rsplit("/", 1)[-1]
+        return f"[{name}](#{name.lower()})"
+    if "enum" in described:
+        return ", ".join(f"`{value}`" for value in described["enum"])
+    for key in ("anyOf", "oneOf"):
+        if key in described:
+            kinds = [_type(one) for one in described[key] if one.get("type") != "null"]
+            return " or ".join(dict.fromkeys(kinds))
+    if described["type"] == "array":
+        return f"list of {_type(described['items'])}"
+    if described["type"] == "object":
+        return f"mapping of column to {_type(described['additionalProperties'])}"
+    return {"string": "text", "boolean": "true or false", "integer": "number", "number": "number"}[described["type"]]
+
+
+if __name__ == "__main__":
+    PAGE.write_text(make_page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,240 @@
+"""The documents say what is so: commands print what is shown, tables agree with the code, links lead somewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from docs.make_reference import EXAMPLES, make_page
+from docs.shown import DEMO, Command, Shell, agree, normalise, read_blocks
+from pipeline import errors
+from pipeline.cli import main
+from pipeline.errors import Interrupted, PipelineError
+from pipeline.spec import JobSpec
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")])
+SHOWN = ["README.md", "docs/errors.md", "docs/json.md", "docs/command-line.md"]
+"""In this order: the first makes the demo, and the last adds a job to what the others look at."""
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def section(text: str, heading: str) -> str:
+    """What is below a heading, up to the next one."""
+    _, found, rest = text.partition(f"\n{heading}\n")
+    assert found, f"there is no heading {heading!r}"
+    return re.split(r"^#+ ", rest, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def first_column(text: str) -> list[str]:
+    return re.findall(r"^\| (?:&emsp;)*`([\w-]+)` \|", text, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    """One folder for all documents, as the demo takes its time."""
+    shell = Shell(tmp_path_factory.mktemp("docs"))
+    yield shell
+    shell.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHOWN)
+def test_commands_print_what_is_shown(name: str, shell: Shell) -> None:
+    shell.folder = shell.home
+    if name != "README.md" and not (shell.home / "pipeline-demo").exists():
+        shell.run(DEMO)
+    commands = [command for block in read_blocks(read(name)) for command in block]
+    assert commands
+    for command in commands:
+        real = shell.run(command.text).splitlines()
+        assert agree(command.output, real), f"$ {command.text}\n" + "\n".join(normalise(real))
+
+
+def test_no_other_page_shows_commands() -> None:
+    with_commands = [
+        str(path.relative_to(ROOT)) for path in PAGES if any(read_blocks(path.read_text(encoding="utf-8")))
+    ]
+    assert sorted(with_commands) == sorted(SHOWN)
+
+
+@pytest.mark.parametrize(
+    ("shown", "real", "expected"),
+    [
+        (["a", "…"], ["a", "b", "c"], True),
+        (["a"], ["a", "b"], False),
+        (["a b"], ["a c"], False),
+        (["scoring: 7%, 1/8 partitions", "x"], ["scoring: 9%, 2/8 partitions", "scoring: 10%", "x"], True),
+        (["in 1.02 s, 3 rows"], ["in 3 min 07 s, 3 rows"], True),
+        (["in 1.02 s, 3 rows"], ["in 1.02 s, 4 rows"], False),
+        (["churn-demo-20260101-120000-a1b2"], ["churn-demo-20270101-130000-ffff"], True),
+    ],
+)
+def test_only_what_changes_may_differ(shown: list[str], real: list[str], expected: bool) -> None:
+    assert agree(shown, real) is expected
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_job_specs_load(page: Path) -> None:
+    for block in re.findall(r"^```yaml\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        assert JobSpec.load(block).name
+
+
+def test_tables_of_the_job_spec_are_up_to_date() -> None:
+    text = read("docs/job-spec.md")
+    assert make_page(text) == text, "run: python docs/make_reference.py"
+
+
+def test_every_part_of_the_job_spec_has_its_table() -> None:
+    assert re.findall(r"<!-- table: (\w+) -->", read("docs/job-spec.md")) == [
+        "JobSpec",
+        "Source",
+        "MapStep",
+        "ScoreStep",
+        "Score",
+        "Output",
+        "Sink",
+        "Errors",
+        "ColumnContract",
+        "Settings",
+    ]
+
+
+@pytest.mark.parametrize(("part", "field"), [(part, field) for part, fields in EXAMPLES.items() for field in fields])
+def test_examples_of_the_job_spec_load(part: str, field: str) -> None:
+    spec = """
+name: churn
+source: {path: lake/}
+steps:
+  - map: features:build
+  - score: {model: churn.ubj, output: {column: churn}}
+sink: {path: out/}
+errors: {}
+contract: {age: {}}
+"""
+    places = {
+        "JobSpec": "",
+        "Source": "source.",
+        "MapStep": "steps.0.",
+        "ScoreStep": "steps.1.",
+        "Score": "steps.1.score.",
+        "Output": "steps.1.score.output.",
+        "Sink": "sink.",
+        "Errors": "errors.",
+        "ColumnContract": "contract.age.",
+    }
+    assert JobSpec.load(spec, overrides=[f"{places[part]}{field}={EXAMPLES[part][field]}"]).name
+
+
+def tree(kind: type[PipelineError], depth: int = 0) -> Iterator[tuple[str, str, int]]:
+    """Class, exit code and depth of everything below ``kind``, as the table draws it."""
+    yield kind.__name__, "128 + n" if kind is Interrupted else str(kind.exit_code), depth
+    for child in kind.__subclasses__():
+        if child.__module__ == errors.__name__:
+            # The children of the root are not indented: the table would only be narrower for it.
+            yield from tree(child, 0 if kind is PipelineError else depth + 1)
+
+
+def test_errors() -> None:
+    rows = re.findall(r"^\| ((?:&emsp;)*)`(\w+)` \| ([\d +n]+) \|", read("docs/errors.md"), re.MULTILINE)
+    shown = [(name, code, indent.count("&emsp;")) for indent, name, code in rows]
+    assert shown == list(tree(PipelineError))
+
+
+def test_reserved_errors_are_those_that_nothing_raises() -> None:
+    shown = re.findall(r"`(\w+)` \| \d+ \| \*reserved\*", read("docs/errors.md"))
+    library = [
+        path.read_text(encoding="utf-8") for path in (ROOT / "pipeline").rglob("*.py") if path.name != "errors.py"
+    ]
+    leaves = [kind.__name__ for kind in kinds(PipelineError) if not kind.__subclasses__()]
+    assert shown == [name for name in leaves if not any(re.search(rf"\b{name}\b", text) for text in library)]
+
+
+def kinds(kind: type[PipelineError]) -> Iterator[type[PipelineError]]:
+    yield kind
+    for child in kind.__subclasses__():
+        if child.__module__ == errors.__name__:
+            yield from kinds(child)
+
+
+def test_every_exit_code_is_told() -> None:
+    codes = {code for _, code, _ in tree(PipelineError)}
+    assert codes <= set(re.findall(r"^\| (128 \+ n|\d+) \|", section(read("docs/errors.md"), "## Exit codes"), re.M))
+
+
+def test_every_command_and_check_is_told() -> None:
+    text = read("docs/command-line.md")
+    assert set(re.findall(r"^## (\w+)", text, re.MULTILINE)) == set(main.commands)
+    source = read("pipeline/verify.py")
+    assert first_column(section(text, "## verify [JOB]")) == re.findall(r'^        \("(\w+)", ', source, re.MULTILINE)
+
+
+def shown_json(heading: str) -> dict[str, object]:
+    """The JSON object that docs/json.md shows below a heading."""
+    commands: list[Command] = next(iter(read_blocks(section(read("docs/json.md"), heading))))
+    found: dict[str, object] = json.JSONDecoder().raw_decode("\n".join(commands[-1].output))[0]
+    return found
+
+
+@pytest.mark.parametrize(
+    "name", ["run, resume, status", "plan", "verify", "rejects", "gc", "list", "validate", "Errors"]
+)
+def test_keys_of_json(name: str) -> None:
+    told = first_column(section(read("docs/json.md"), f"## {name}"))
+    assert set(told) == set(shown_json(f"## {name}"))
+
+
+def test_links() -> None:
+    broken = []
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+            path, _, anchor = target.partition("#")
+            if "://" in path:
+                continue
+            other = (page.parent / path).resolve() if path else page
+            if not other.exists() or (anchor and anchor not in anchors(other)):
+                broken.append(f"{page.name}: {target}")
+    assert broken == []
+
+
+def anchors(page: Path) -> set[str]:
+    """What the headings of a page are linked by."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def rungs() -> dict[str, int]:
+    """Module -> row of the table in docs/concepts.md."""
+    table = section(read("docs/concepts.md"), "## Modules")
+    rows = re.findall(r"^\| [\d–]+ \| ([^|]*) \|", table, re.MULTILINE)
+    return {name: rung for rung, row in enumerate(rows) for name in re.findall(r"`(\w+)`", row)}
+
+
+def test_concepts_name_every_module() -> None:
+    entries = (ROOT / "pipeline").iterdir()
+    real = {path.stem for path in entries if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert set(rungs()) == real - {"__init__"}
+
+
+def test_modules_import_only_from_rows_above() -> None:
+    rung, wrong = rungs(), []
+    for path in (ROOT / "pipeline").rglob("*.py"):
+        name = path.relative_to(ROOT / "pipeline").parts[0].removesuffix(".py")
+        # At the start of a line: what is imported for type checking or when it is needed is indented.
+        for other in re.findall(r"^from pipeline\.(\w+)", path.read_text(encoding="utf-8"), re.MULTILINE):
+            if rung.get(other, 0) > rung.get(name, len(rung)):
+                wrong.append(f"{name} imports {other}")
+    assert wrong == []
+
+
+def test_glossary_has_each_word_once() -> None:
+    words = re.findall(r"^\| ([a-z][^|]*?) \|", read("docs/glossary.md"), re.MULTILINE)
+    assert len(words) == len(set(words))
