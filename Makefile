@@ -25,11 +25,11 @@ bench: $(VENV)/.ready-dev
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[xgboost-cpu]'
+	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[xgboost-cpu,fast]'
 	touch $@
 
 $(VENV)/.ready-dev: pyproject.toml $(VENV)/.ready
-	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[xgboost-cpu,dev]'
+	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[xgboost-cpu,fast,dev]'
 	touch $@
 
 clean:
