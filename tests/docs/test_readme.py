@@ -53,7 +53,9 @@ def test_make_targets_exist() -> None:
     assert named == ["demo", "test"]
     assert set(named) <= targets
     if make := shutil.which("make"):
-        recipe = subprocess.check_output([make, "--dry-run", "demo"], cwd=ROOT, text=True)
+        # These tests may themselves be run by make, whose variables the inner one must not see.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+        recipe = subprocess.check_output([make, "--dry-run", "demo"], cwd=ROOT, text=True, env=environment)
         assert recipe.splitlines()[-1].endswith("python -m pipeline demo")
 
 
