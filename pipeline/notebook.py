@@ -12,14 +12,13 @@ from html import escape
 from typing import Any, TypeVar
 
 import pandas as pd
-import pyarrow as pa
 
 from pipeline import graph
 from pipeline.checkpoint import JobDirectory
 from pipeline.display import PlainProgress, show_progress
 from pipeline.events import Callback, JobEnded
 from pipeline.model import ModelRef, ModelVersion
-from pipeline.partition import score_pandas
+from pipeline.partition import score_pandas, scored_meta
 from pipeline.plan import PlanSummary, plan_summary
 from pipeline.prepare import Prepared, absolute_path, importable, prepare
 from pipeline.recipe import REJECT_COLUMNS
@@ -142,9 +141,7 @@ class Job:
         prepared = self._prepare()
         plan = prepared.plan
         recipe = plan.recipe(job=self.spec.name, directory="", import_paths=self.settings.import_paths)
-        schema = pa.ipc.read_schema(pa.py_buffer(plan.output_schema))
-        meta = schema.empty_table().to_pandas(ignore_metadata=True)
-        return graph.scored(recipe, plan.partitions, plan.versions, meta=meta)
+        return graph.scored(recipe, plan.partitions, plan.versions, meta=scored_meta(recipe))
 
     def _prepare(self) -> Prepared:
         with importable(self.settings.import_paths):

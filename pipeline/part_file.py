@@ -53,7 +53,7 @@ class PartFile:
         self._waiting_rows = 0
         self._waiting_bytes = 0
         self._context: AbstractContextManager[IO[bytes]] | None = None
-        self._file: _DigestingFile | None = None
+        self._file: DigestingFile | None = None
         self._writer: pq.ParquetWriter | None = None
 
     def add(self, table: pa.Table) -> None:
@@ -113,7 +113,7 @@ class PartFile:
 
     def _open(self) -> None:
         self._context = self._store.open_output(self.name)
-        self._file = _DigestingFile(self._context.__enter__())
+        self._file = DigestingFile(self._context.__enter__())
         self._writer = pq.ParquetWriter(self._file, self._schema, **self._options)
 
 
@@ -133,7 +133,7 @@ def _repeats(kind: pa.DataType) -> bool:
     return any(test(kind) for test in tests)
 
 
-class _DigestingFile:
+class DigestingFile:
     """A binary file that digests what is written to it, so that nobody has to read it again for that."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -145,6 +145,7 @@ class _DigestingFile:
         self.closed = False
 
     def write(self, data: bytes) -> int:
+        """Write and digest; returns the number of bytes."""
         if not self.is_abandoned:
             self._file.write(data)
             self.sha256.update(data)
@@ -155,16 +156,21 @@ class _DigestingFile:
         """Flushing is up to the store, once, at the end."""
 
     def tell(self) -> int:
+        """Bytes written so far."""
         return self.size
 
     def writable(self) -> bool:
+        """It is."""
         return True
 
     def readable(self) -> bool:
+        """It is not."""
         return False
 
     def seekable(self) -> bool:
+        """It is not: a digest needs the bytes in order."""
         return False
 
     def close(self) -> None:
+        """Closing the file under it is up to the store."""
         self.closed = True

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.checkpoint import JobDirectory, effective_partitions
 from pipeline.errors import PipelineError, StepFailed, TooManyRejects
 from pipeline.lifecycle import Status
-from pipeline.plan import Plan
+from pipeline.plan import Plan, skew
 from pipeline.receipt import GIVEN_UP, EngineUse, Receipt, Seconds
 from pipeline.rows import RowCounts
 from pipeline.units import format_count
@@ -217,8 +217,8 @@ def make_report(
 
 def _spread(plan: Plan, times: Sequence[float]) -> Skew:
     return Skew(
-        before=_skew([file.rows for file in plan.files]),
-        after=_skew([partition.rows for partition in plan.partitions]),
+        before=round(skew([file.rows for file in plan.files]), 3),
+        after=round(skew([partition.rows for partition in plan.partitions]), 3),
         slowest_seconds=round(max(times, default=0.0), 3),
         mean_seconds=round(sum(times) / len(times), 3) if times else 0.0,
     )
@@ -271,11 +271,6 @@ def _last_reason(events: Sequence[Mapping[str, Any]], status: Status) -> str:
         return ""
     reasons = [str(event.get("reason", "")) for event in events if event["event"] == "status"]
     return reasons[-1] if reasons else ""
-
-
-def _skew(rows: Sequence[int]) -> float:
-    total = sum(rows)
-    return round(max(rows) * len(rows) / total, 3) if total else 1.0
 
 
 def _reject_warning(rows: RowCounts) -> tuple[str, ...]:

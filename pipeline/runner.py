@@ -111,7 +111,6 @@ class _Driver:
     callbacks: tuple[Callback, ...]
     stop: Stop = field(default_factory=Stop)
     receipts: dict[str, Receipt] = field(default_factory=dict)
-    retries: int = 0
     started: float = field(default_factory=time.monotonic)
 
     @cached_property
@@ -181,13 +180,10 @@ class _Driver:
             self._go(Status.RUNNING)
             self._announce(todo)
             dispatcher = self._dispatcher(client)
-            try:
-                for receipt in dispatcher.run(todo):
-                    self.receipts[receipt.partition] = receipt
-                    if self.lease.is_lost:
-                        self.lease.check()
-            finally:
-                self.retries = dispatcher.retries
+            for receipt in dispatcher.run(todo):
+                self.receipts[receipt.partition] = receipt
+                if self.lease.is_lost:
+                    self.lease.check()
         if self.stop.signal_number is not None and self._todo():
             raise _interrupted(self.job.job, self.stop.signal_number, left=len(self._todo()))
 

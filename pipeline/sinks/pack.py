@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import StateCorrupt
 from pipeline.files import Store
 from pipeline.manifest import Manifest, ManifestFile
+from pipeline.part_file import DigestingFile
 from pipeline.sinks import PublishedFile
 from pipeline.sinks.layout import file_name
 from pipeline.storage import as_storage_error, is_bare
@@ -90,7 +90,7 @@ def write_merged(
     if piece.sources:
         with source.open_input(piece.sources[0].name) as file:
             schema = pq.read_schema(file)
-    counted = _Counted(output)
+    counted = DigestingFile(output)
     rows = 0
     with pq.ParquetWriter(
         pa.PythonFile(counted, "w"), schema, compression=compression, write_page_checksum=True
@@ -98,7 +98,7 @@ def write_merged(
         for table in _tables(piece.sources, store=source):
             writer.write_table(table.unify_dictionaries(), row_group_size=_GROUP_ROWS)
             rows += table.num_rows
-    return PublishedFile(piece.name, rows, counted.bytes, counted.hash.hexdigest())
+    return PublishedFile(piece.name, rows, counted.size, counted.sha256.hexdigest())
 
 
 def _tables(files: Sequence[ManifestFile], *, store: Store) -> Iterator[pa.Table]:
@@ -134,37 +134,3 @@ def _row_groups(file: ManifestFile, *, store: Store) -> Iterator[pa.Table]:
             expected=f"SHA-256 {file.sha256[:12]}…",
             next_step=f"remove the receipt of partition {file.partition} and resume: it is scored again",
         ) from error
-
-
-class _Counted:
-    """A file that hashes and counts what is written to it."""
-
-    closed = False
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.hash = hashlib.sha256()
-        self.bytes = 0
-
-    def write(self, data: Any) -> int:
-        self.hash.update(data)
-        self.bytes += memoryview(data).nbytes
-        return self._file.write(data)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def tell(self) -> int:
-        return self.bytes
-
-    def writable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return False
-
-    def seekable(self) -> bool:
-        return False
-
-    def close(self) -> None:
-        self.closed = True

@@ -188,7 +188,7 @@ class FailingStore:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
         self.left = at
-        real_write = part_file._DigestingFile.write
+        real_write = part_file.DigestingFile.write
         real_put = LocalStore.put_if_absent
 
         def write(file: Any, data: bytes) -> int:
@@ -199,7 +199,7 @@ class FailingStore:
             self.count()
             return real_put(store, name, data)
 
-        monkeypatch.setattr(part_file._DigestingFile, "write", write)
+        monkeypatch.setattr(part_file.DigestingFile, "write", write)
         monkeypatch.setattr(LocalStore, "put_if_absent", put)
 
     def count(self) -> None:
