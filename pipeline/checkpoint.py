@@ -18,8 +18,6 @@ from typing import Any
 
 from pipeline.errors import (
     OutputConflict,
-    PlanMismatch,
-    RefusedForSafety,
     StateCorrupt,
     StorageError,
 )
@@ -30,15 +28,17 @@ from pipeline.job_record import (
     Clock,
     JobRecord,
     check_job_id,
+    check_owner,
     iso_time,
     new_job_id,
     plan_bytes,
     read_plan,
+    same_work,
     utc_now,
 )
 from pipeline.lifecycle import Status, check_transition
 from pipeline.manifest import Manifest, make_manifest
-from pipeline.plan import Plan, difference
+from pipeline.plan import Plan
 from pipeline.receipt import Receipt
 from pipeline.recipe import StageRecipe
 from pipeline.splits import done_partitions, effective_partitions, halves, partition_key
@@ -119,7 +119,7 @@ class JobDirectory:
         check_owner(store)
         store.prove_exclusive()
         store.put_if_absent(PLAN_FILE, plan_bytes(plan))
-        plan = _same_work(read_plan(store), plan, store=store)
+        plan = same_work(read_plan(store), plan, store=store)
         store.put_if_absent(SPEC_FILE, plan.spec.to_yaml().encode())
         record = JobRecord(
             job=job,
@@ -181,7 +181,7 @@ class JobDirectory:
         if plan.digest == self.record.plan:
             self._plan = plan
         else:
-            _same_work(self.plan, plan, store=self.store)
+            same_work(self.plan, plan, store=self.store)
         return self
 
     @property
@@ -358,37 +358,6 @@ class JobDirectory:
         except (FileNotFoundError, ValueError):
             return None
         return report if isinstance(report, dict) else None
-
-
-def check_owner(store: Store) -> None:
-    """Refuse a local folder that belongs to another user: whoever writes to it runs code as this one.
-
-    :raises RefusedForSafety: when it does.
-    """
-    if not store.is_local or not os.path.lexists(store.root):
-        return
-    owner, me = os.lstat(store.root).st_uid, os.geteuid()
-    if owner != me:
-        raise RefusedForSafety(
-            "the job directory belongs to another user",
-            where=store.root,
-            found=f"user id {owner}",
-            expected=f"user id {me}",
-            next_step="choose another place with --directory or pipeline.directory",
-        )
-
-
-def _same_work(stored: Plan, wanted: Plan, *, store: Store) -> Plan:
-    """The stored plan, when it does the same as the wanted one."""
-    if stored.digest == wanted.digest or stored.work_digest == wanted.work_digest:
-        return stored
-    raise PlanMismatch(
-        "the job directory belongs to another plan",
-        where=store.root,
-        found="; ".join(difference(stored, wanted)) or f"plan {stored.digest[:12]}",
-        expected=f"plan {wanted.digest[:12]}",
-        next_step="run the job spec as a new job, or undo the change and resume",
-    )
 
 
 def _parse_event(line: str) -> dict[str, Any] | None:

@@ -1,9 +1,10 @@
-"""`JobRecord`: what ``job.json`` says; the ids of jobs; the stored plan."""
+"""`JobRecord`: what ``job.json`` says; the ids of jobs; the stored plan; whose directory it is."""
 
 from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -11,9 +12,9 @@ from datetime import UTC, datetime
 
 import pyarrow.parquet as pq
 
-from pipeline.errors import RefusedForSafety, StateCorrupt
+from pipeline.errors import PlanMismatch, RefusedForSafety, StateCorrupt
 from pipeline.files import Store
-from pipeline.plan import Plan, plan_from_table, plan_to_table
+from pipeline.plan import Plan, difference, plan_from_table, plan_to_table
 
 Clock = Callable[[], datetime]
 PLAN_FILE = "plan.parquet"
@@ -122,3 +123,37 @@ def read_plan(store: Store) -> Plan:
             expected="the plan that was stored when the job was made",
             next_step="restore the file, or run the job spec again as a new job",
         ) from error
+
+
+def check_owner(store: Store) -> None:
+    """Refuse a local folder that belongs to another user: whoever writes to it runs code as this one.
+
+    :raises RefusedForSafety: when it does.
+    """
+    if not store.is_local or not os.path.lexists(store.root):
+        return
+    owner, me = os.lstat(store.root).st_uid, os.geteuid()
+    if owner != me:
+        raise RefusedForSafety(
+            "the job directory belongs to another user",
+            where=store.root,
+            found=f"user id {owner}",
+            expected=f"user id {me}",
+            next_step="choose another place with --directory or pipeline.directory",
+        )
+
+
+def same_work(stored: Plan, wanted: Plan, *, store: Store) -> Plan:
+    """The stored plan, when it does the same as the wanted one.
+
+    :raises PlanMismatch: when not, with what differs.
+    """
+    if stored.digest == wanted.digest or stored.work_digest == wanted.work_digest:
+        return stored
+    raise PlanMismatch(
+        "the job directory belongs to another plan",
+        where=store.root,
+        found="; ".join(difference(stored, wanted)) or f"plan {stored.digest[:12]}",
+        expected=f"plan {wanted.digest[:12]}",
+        next_step="run the job spec as a new job, or undo the change and resume",
+    )

@@ -1,0 +1,211 @@
+"""The parts of a job spec: each a frozen model of its own, with what is checked about its fields."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from pipeline.errors import SpecError
+from pipeline.model import Engine, ModelRef, OutputKind
+from pipeline.units import parse_bytes
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+_ENTRYPOINT = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$"
+
+
+def wrong(predicate: str, *, expected: str = "", next_step: str = "") -> PydanticCustomError:
+    """A mistake in words of our own, what is said of the field; pydantic adds which one."""
+    return PydanticCustomError("spec", "{said}", {"said": predicate, "expected": expected, "next": next_step})
+
+
+def _check_name(text: str) -> str:
+    if not re.fullmatch(NAME_PATTERN[1:-1], text):
+        near = re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")[:64]
+        raise wrong(
+            "is not a valid name",
+            expected="lower-case letters, digits, dots, underscores and dashes; at most 64",
+            next_step=f"write {near}" if near else "",
+        )
+    return text
+
+
+def _check_entrypoint(text: str) -> str:
+    module, _, function = text.partition(":")
+    if not re.fullmatch(_ENTRYPOINT[1:-1], text) or module.endswith(".py"):
+        near = module.removesuffix(".py").strip("./").replace("/", ".")
+        if not function and "." in near:
+            near, _, function = near.rpartition(".")
+        guess = f"{near}:{function or 'function'}"
+        raise wrong(
+            "does not name a function",
+            expected="module:function, such as features:build",
+            next_step=f"write {guess}" if re.fullmatch(_ENTRYPOINT[1:-1], guess) else "",
+        )
+    return text
+
+
+def _check_model(text: str) -> str:
+    try:
+        ModelRef.parse(text)
+    except SpecError as error:
+        raise wrong("is a malformed model reference", expected=error.expected) from error
+    return text
+
+
+def _check_path(text: str) -> str:
+    if not text.strip() or "\0" in text:
+        raise wrong("is not a path", expected="a path or a URL")
+    return text
+
+
+def _check_size(value: int | str) -> int | str:
+    try:
+        parse_bytes(value)
+    except SpecError as error:
+        raise wrong("is not a size", expected=error.expected) from error
+    return value
+
+
+def _check_unique(names: tuple[str, ...]) -> tuple[str, ...]:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise wrong(f"names a column twice: {', '.join(twice)}", expected="every column once")
+    return names
+
+
+JobName = Annotated[str, AfterValidator(_check_name), Field(json_schema_extra={"pattern": NAME_PATTERN})]
+Entrypoint = Annotated[str, AfterValidator(_check_entrypoint), Field(json_schema_extra={"pattern": _ENTRYPOINT})]
+PathText = Annotated[str, AfterValidator(_check_path), Field(json_schema_extra={"minLength": 1})]
+Name = Annotated[str, Field(min_length=1)]
+Names = Annotated[tuple[Name, ...], Field(strict=False), AfterValidator(_check_unique)]
+SomeNames = Annotated[tuple[Name, ...], Field(min_length=1, strict=False), AfterValidator(_check_unique)]
+Value = bool | int | float | str
+
+
+class Part(BaseModel):
+    """Base of every part of a spec: frozen, and unknown fields are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True)
+
+
+class Source(Part):
+    """Where the rows come from."""
+
+    path: PathText | Annotated[tuple[PathText, ...], Field(min_length=1, strict=False)]
+    """Parquet file, directory (hive partition folders are understood), glob, or a list of these; any fsspec URL."""
+    columns: SomeNames | None = None
+    """Columns to read. Default: all, less what neither the model, nor ``keep``, nor the contract needs when there is no
+    ``map`` step."""
+    filter: Name | None = None
+    """Keep only rows for which this holds, such as ``country == 'DE' and age >= 18``."""
+
+
+class MapStep(Part):
+    """The user's function, called with one batch of rows at a time."""
+
+    map: Entrypoint
+    """``module:function``, pandas DataFrame -> pandas DataFrame. Row by row in effect: what it gives for a row must not
+    depend on the other rows of the batch. It may drop rows; the index tells which rows are left."""
+    dtype_backend: Literal["numpy", "pyarrow"] = "numpy"
+    """Which dtypes the DataFrame has: pandas' defaults, or `pandas.ArrowDtype` throughout."""
+
+
+class Output(Part):
+    """What to write of the model's result."""
+
+    column: str = Field(min_length=1)
+    """Name of the output column; with k values a row, the prefix of ``<column>_0`` … ``<column>_{k-1}``."""
+    kind: OutputKind = "prediction"
+    """``prediction`` (what the library's own predict gives), ``label`` (the class), ``margin`` (before the objective's
+    transformation), ``leaf`` (leaf number per tree), ``contributions`` (SHAP values per feature, the bias last)."""
+
+
+class Score(Part):
+    """Scoring with a model."""
+
+    model: Annotated[PathText, AfterValidator(_check_model)]
+    """Path or URL of a model file, or a model reference ``models:/name@alias``."""
+    features: SomeNames | None = None
+    """Columns in the order the model was trained with. Default: the model's own feature names."""
+    output: Name | Output = "prediction"
+    """Output column, or ``{column: …, kind: …}``."""
+    keep: Names | None = None
+    """Columns that are passed through to the output. Default: every input column."""
+    engine: Engine = "auto"
+    """What evaluates the model. ``xgboost``: the library itself. ``trees``: this project's tree engine (the extra
+    ``fast``), several times faster and with the same bits; where it cannot score the model, the plan is refused.
+    ``auto``: each worker times both on its first rows and goes on with the faster; what the tree engine cannot do, and
+    jobs too small to earn its start, stay with xgboost. Results of the tree engine are compared with xgboost's all the
+    while; where they differ, xgboost's are used and the report warns."""
+    tolerance: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Largest absolute difference of margins (before the objective's transformation) at which results of two engines
+    count as equal. Default 0: every bit must be the same."""
+
+    @property
+    def output_spec(self) -> Output:
+        """``output`` in its long form."""
+        return Output(column=self.output) if isinstance(self.output, str) else self.output
+
+
+class ScoreStep(Part):
+    """The step that scores."""
+
+    score: Score
+
+
+class Sink(Part):
+    """Where the scored rows go."""
+
+    path: PathText
+    """Directory or URL."""
+    mode: Literal["error", "overwrite", "append"] = "error"
+    """What to do when there is data already: stop, replace it in one step, or add to it."""
+    format: str = "parquet"
+    """Name of the `pipeline.sinks` adapter."""
+    target_file_size: Annotated[int | str, AfterValidator(_check_size)] | None = None
+    """Size of a published file, as ``256 MiB`` or bytes: smaller neighbours are merged up to it. Default: one file per
+    partition, as balanced by the plan."""
+    compression: Literal["snappy", "zstd", "lz4", "gzip", "none"] = "snappy"
+    """Parquet codec of the output."""
+
+    @property
+    def target_bytes(self) -> int | None:
+        """``target_file_size`` as a number of bytes."""
+        return None if self.target_file_size is None else parse_bytes(self.target_file_size)
+
+
+class Errors(Part):
+    """How many bad rows a job may have."""
+
+    max_fraction: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Rejected rows / rows to be scored (filtered ones don't count) up to which the job succeeds, with warnings.
+    Default 0: it fails closed."""
+
+
+class ColumnContract(Part):
+    """What must hold for every value of a column; a row that breaks it is rejected before it is scored."""
+
+    dtype: str | None = None
+    """Arrow type name, such as ``int64``, ``float32``, ``string``, ``timestamp[us]``."""
+    nullable: bool | None = None
+    """False: a null (or NaN) is rejected."""
+    finite: bool | None = None
+    """True: an infinity is rejected. The default for a model's numeric features."""
+    min: Value | None = None
+    """Lowest value allowed."""
+    max: Value | None = None
+    """Highest value allowed."""
+    allowed: Annotated[tuple[Value, ...], Field(min_length=1, strict=False)] | None = None
+    """The only values allowed. The default for a model's categorical features: the categories it knows."""
+
+    @model_validator(mode="after")
+    def _check_bounds(self) -> Self:
+        if self.min is not None and self.max is not None:
+            if isinstance(self.min, str) != isinstance(self.max, str):
+                raise wrong("has a min and a max of different kinds", expected="two numbers or two texts")
+            if self.min > self.max:  # type: ignore[operator]
+                raise wrong("has a min above its max", expected="min <= max")
+        return self
