@@ -152,6 +152,7 @@ SIXTY_WORDS = pa.array(["x"] * 60)
         "wrong dtype", "drift: text", "drift: fraction", "drift: missing", "drift: extra",
     ],
 )  # fmt: skip
+@pytest.mark.fault(39)
 def test_a_source_that_cannot_be_scored(
     folder: Path, prepare: Callable[[Path], None], source: str, where: str, says: str
 ) -> None:
@@ -161,6 +162,7 @@ def test_a_source_that_cannot_be_scored(
     assert refused(folder, spec(source={"path": source}), code=4, command="plan") == message
 
 
+@pytest.mark.fault(25, 39)
 def test_what_is_no_drift_runs(folder: Path) -> None:
     """Another order of columns, and nullable or not, are the same table; so are no rows."""
     table = pq.read_table(folder / "lake" / "a.parquet")
@@ -174,6 +176,7 @@ def test_what_is_no_drift_runs(folder: Path) -> None:
     assert json.loads(result.stdout)["rows"] == 120
 
 
+@pytest.mark.fault(39)
 def test_extra_columns_pass_where_they_are_not_asked_for(folder: Path) -> None:
     add_table(lambda table: table.append_column("more", SIXTY_WORDS))(folder)
     columns = ["age", "balance", "visits", "tenure"]
@@ -181,6 +184,7 @@ def test_extra_columns_pass_where_they_are_not_asked_for(folder: Path) -> None:
     assert call("plan", "job.yaml").exit_code == 0
 
 
+@pytest.mark.fault(36)
 def test_a_parquet_file_cut_anywhere_is_refused_before_anything_runs(folder: Path) -> None:
     whole = (folder / "lake" / "a.parquet").read_bytes()
     cuts = {0, 1, 3, 4, 5, 7, 8, 11, 12, *range(len(whole) - 12, len(whole))}
@@ -191,6 +195,7 @@ def test_a_parquet_file_cut_anywhere_is_refused_before_anything_runs(folder: Pat
         assert_explained(message, where="lake/a.parquet", says="an input file is")
 
 
+@pytest.mark.fault(54)
 def test_zero_rows_are_scored_exactly(folder: Path) -> None:
     replace_table(lambda table: table.slice(0, 0))(folder)
     (folder / "job.yaml").write_text(yaml.safe_dump(spec()))
@@ -221,6 +226,7 @@ def test_an_output_that_would_touch_something_else(folder: Path, path: str) -> N
     assert_explained(refused(folder, spec(sink={"path": path}), code=7), where="sink.path", says="cannot go there")
 
 
+@pytest.mark.fault(46)
 def test_a_link_does_not_lead_the_output_into_the_source(folder: Path) -> None:
     (folder / "link").symlink_to("lake")
     message = refused(folder, spec(sink={"path": "link/out", "mode": "overwrite"}), code=7)
@@ -247,6 +253,7 @@ def harmful(folder: Path, *, protocol: int) -> bytes:
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("name", ["model.json", "model.ubj", "model.pkl"])
+@pytest.mark.fault(42, 48)
 def test_a_pickle_is_refused_whatever_its_name_and_never_opened(folder: Path, protocol: int, name: str) -> None:
     (folder / name).write_bytes(harmful(folder, protocol=protocol))
     for command in ("run", "plan"):
@@ -275,6 +282,7 @@ def test_a_model_that_is_not_there(folder: Path) -> None:
     assert_explained(message, where="modl.json", says="did you mean")
 
 
+@pytest.mark.fault(42)
 def test_a_model_with_flipped_bits_never_ends_the_command(folder: Path, small_model: bytes) -> None:
     """Damage either shows, or leaves a model that can be read; never a crash. Each try is a process: a few seeds."""
     for seed in range(4):
@@ -305,6 +313,7 @@ def test_a_model_with_flipped_bits_never_ends_the_command(folder: Path, small_mo
         ("cluster: " + "[" * 100 + "]" * 100 + "\n", 7, 11, "nested too deep"),
     ],
 )
+@pytest.mark.fault(47)
 def test_a_job_spec_with_a_trap(folder: Path, text: str, code: int, line: int, says: str) -> None:
     begin = yaml.safe_dump(spec(), sort_keys=False, default_flow_style=False)
     begin += "# filled up\n" * (10 - begin.count("\n"))
@@ -314,6 +323,7 @@ def test_a_job_spec_with_a_trap(folder: Path, text: str, code: int, line: int, s
     assert "next:" in message
 
 
+@pytest.mark.fault(47)
 def test_a_job_spec_as_large_as_data(folder: Path) -> None:
     assert "too large" in refused(folder, "# " + "x" * (1 << 20) + "\n", code=2)
 
@@ -322,21 +332,25 @@ NASTY = ["../../x", "/etc/x", "a/b", "a\\b", "..", ".", "%2e%2e%2fx", "-rf", "a 
 
 
 @pytest.mark.parametrize("name", NASTY)
+@pytest.mark.fault(46)
 def test_a_name_that_would_lead_elsewhere(folder: Path, name: str) -> None:
     assert "job.yaml:1:" in refused(folder, spec(name=name), code=2)
 
 
 @pytest.mark.parametrize("job", [*NASTY[:-1], "x" * 101, "a\nb"])
+@pytest.mark.fault(46)
 def test_an_id_that_would_lead_elsewhere(folder: Path, job: str) -> None:
     message = refused(folder, spec(), code=7, args=(f"--job={job}",))
     assert_explained(message, where="--job", says="cannot be the id of a job")
 
 
+@pytest.mark.fault(46)
 def test_a_nul_in_a_path(folder: Path) -> None:
     for fields in ({"sink": {"path": "out\0x"}}, {"source": {"path": "lake\0x"}}, {"steps": score(model="m\0x")}):
         refused(folder, yaml.safe_dump(spec(**fields)), code=2)
 
 
+@pytest.mark.fault(46)
 def test_partition_folders_name_values_and_never_places(folder: Path) -> None:
     """Values of hive keys are decoded, and stay values."""
     for value in ("..%2F..%2Fescaped", "%2Fetc", "a%00b"):
@@ -350,6 +364,7 @@ def test_partition_folders_name_values_and_never_places(folder: Path) -> None:
 # What a small file may become
 
 
+@pytest.mark.fault(38)
 def test_a_small_file_with_many_rows_is_read_in_bounded_memory(tmp_path: Path) -> None:
     rows, batch = 26_000_000, 65_536
     path = tmp_path / "bomb.parquet"

@@ -183,6 +183,7 @@ def check(folder: Path, seed: int, expected: pd.DataFrame, lake: Lake) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(16))
+@pytest.mark.fault(8)
 def test_a_killed_driver_loses_no_row(
     seed: int, cluster: str, big_lake: Lake, model_path: Path, expected: pd.DataFrame, tmp_path: Path
 ) -> None:
@@ -192,6 +193,7 @@ def test_a_killed_driver_loses_no_row(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(16, 20))
+@pytest.mark.fault(8)
 def test_a_killed_driver_with_its_own_workers_loses_no_row(
     seed: int, big_lake: Lake, model_path: Path, expected: pd.DataFrame, tmp_path: Path
 ) -> None:
@@ -201,6 +203,7 @@ def test_a_killed_driver_with_its_own_workers_loses_no_row(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.fault(10)
 def test_a_signal_drains_and_says_how_to_go_on(
     number: signal.Signals, code: int, big_lake: Lake, model_path: Path, expected: pd.DataFrame, tmp_path: Path
 ) -> None:

@@ -76,6 +76,7 @@ def running(tmp_path: Path, lake: Lake, model_path: Path) -> Iterator[subprocess
             process.communicate()
 
 
+@pytest.mark.fault(50, 52)
 def test_a_running_job_listens_on_loopback_only_and_keeps_its_state_private(
     running: subprocess.Popen[str], tmp_path: Path
 ) -> None:
@@ -96,6 +97,7 @@ def test_a_running_job_listens_on_loopback_only_and_keeps_its_state_private(
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:8787", ":8787", "[::]:8787", "10.1.2.3:0"])
+@pytest.mark.fault(50)
 def test_a_dashboard_for_the_whole_network_is_refused(address: str) -> None:
     """It shows code and data, and asks nobody who they are."""
     with pytest.raises(RefusedForSafety) as caught, LocalProcesses(load_settings(dashboard=address)).open():

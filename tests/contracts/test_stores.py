@@ -163,6 +163,7 @@ def test_an_output_is_not_seen_before_it_is_whole(durable: Store) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 4, PART_BYTES + (1 << 20)])
+@pytest.mark.fault(35)
 def test_an_output_whose_writer_raises_is_never_there(store: Store, size: int, request: pytest.FixtureRequest) -> None:
     def write() -> None:
         with store.open_output("d/out") as file:
@@ -202,6 +203,7 @@ def test_taking_a_file_from_any_other_store(store: Store, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "a//b", "a/../b", ".", "a\\b", "a\0b", "a/./b", "a/"])
+@pytest.mark.fault(46)
 def test_names_stay_inside(store: Store, name: str) -> None:
     for verb in (store.read, store.size, store.exists, store.remove, store.remove_folder, store.list, store.url):
         with pytest.raises(RefusedForSafety):
@@ -225,6 +227,7 @@ def test_odd_names_are_names(store: Store, name: str) -> None:
     assert store.read(f"d/{name}") == b"x"
 
 
+@pytest.mark.fault(34)
 def test_an_s3_that_ignores_the_condition_is_refused(s3: S3) -> None:
     store = open_store(s3.url(uuid.uuid4().hex))
     s3.ignored.add("HTTP_IF_NONE_MATCH")

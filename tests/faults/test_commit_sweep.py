@@ -169,6 +169,7 @@ FAULTS = {"crash": (Crash, False), "once": (io_error, False), "for good": (disk_
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("mode", ["error", "overwrite", "append"])
+@pytest.mark.fault(9, 30)
 def test_every_verb(tmp_path: Path, mode: str, fault: str) -> None:
     kind, is_permanent = FAULTS[fault]
     steps = sweep(tmp_path, strike_store, fault=kind, is_permanent=is_permanent, is_atomic=mode != "append", mode=mode)
@@ -177,6 +178,7 @@ def test_every_verb(tmp_path: Path, mode: str, fault: str) -> None:
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("mode", ["error", "overwrite", "append"])
+@pytest.mark.fault(9, 30)
 def test_every_system_call(tmp_path: Path, mode: str, fault: str) -> None:
     kind, is_permanent = FAULTS[fault]
     steps = sweep(tmp_path, strike_os, fault=kind, is_permanent=is_permanent, is_atomic=mode != "append", mode=mode)
@@ -184,6 +186,7 @@ def test_every_system_call(tmp_path: Path, mode: str, fault: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["error", "overwrite"])
+@pytest.mark.fault(9)
 def test_every_system_call_where_folders_cannot_be_swapped(
     tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,6 +196,7 @@ def test_every_system_call_where_folders_cannot_be_swapped(
 
 
 @pytest.mark.parametrize("mode", ["overwrite", "append"])
+@pytest.mark.fault(9)
 def test_every_system_call_of_merging(tmp_path: Path, mode: str) -> None:
     steps = sweep(
         tmp_path,
@@ -208,6 +212,7 @@ def test_every_system_call_of_merging(tmp_path: Path, mode: str) -> None:
 
 @pytest.mark.parametrize("is_reply_lost", [False, True])
 @pytest.mark.parametrize("mode", ["error", "overwrite", "append"])
+@pytest.mark.fault(9, 33)
 def test_every_verb_on_an_object_store(tmp_path: Path, mode: str, is_reply_lost: bool) -> None:
     """Publishing to a store without links and renames: the end is right, whichever reply is lost."""
     step = 0

@@ -195,6 +195,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, err
 
 
+@pytest.mark.fault(11, 45)
 def test_a_second_driver_is_locked_out_while_clocks_jump(place: Place, expected: pd.DataFrame) -> None:
     begin = time.monotonic()
     first = place.run(lease=10, jump=1)
@@ -214,6 +215,7 @@ def test_a_second_driver_is_locked_out_while_clocks_jump(place: Place, expected:
     assert all(0 <= value < time.monotonic() - begin for value in seconds.values()), seconds
 
 
+@pytest.mark.fault(11, 52)
 def test_drivers_that_resume_a_killed_one_at_once_converge(place: Place, expected: pd.DataFrame) -> None:
     first = place.run(lease=500, umask=0)
     os.kill(first.pid, signal.SIGKILL)
@@ -232,6 +234,7 @@ def test_drivers_that_resume_a_killed_one_at_once_converge(place: Place, expecte
         assert is_published or stat.S_IMODE(status.st_mode) == (0o700 if path.is_dir() else 0o600), path
 
 
+@pytest.mark.fault(12)
 def test_a_paused_driver_that_wakes_after_a_takeover_is_fenced(place: Place, expected: pd.DataFrame) -> None:
     paused = place.run(lease=1.5)
     os.kill(paused.pid, signal.SIGSTOP)

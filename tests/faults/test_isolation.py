@@ -71,6 +71,7 @@ def test_without_faults_it_equals_the_oracle(score: Score, expected: pd.DataFram
     assert receipt.rows.details() == {"in": 5000, "out": 5000, "rejected": 0, "filtered": 0}
 
 
+@pytest.mark.fault(21)
 def test_single_rows_that_end_the_process_are_found_and_named(score: Score, expected: pd.DataFrame) -> None:
     receipt, out, rejects = score(
         table(
@@ -87,6 +88,7 @@ def test_single_rows_that_end_the_process_are_found_and_named(score: Score, expe
         assert pq.read_table(file)["id"][row].as_py() == identity
 
 
+@pytest.mark.fault(18)
 def test_a_row_that_never_ends_is_stopped_at_its_deadline(score: Score) -> None:
     begin = time.monotonic()
     receipt, _, rejects = score(table('Fault("loop", ids=range(77, 78))'), seconds=4.0)
@@ -95,6 +97,7 @@ def test_a_row_that_never_ends_is_stopped_at_its_deadline(score: Score) -> None:
     assert time.monotonic() - begin < 60
 
 
+@pytest.mark.fault(19)
 def test_rows_that_take_too_much_memory_are_named_and_the_worker_keeps_its_own(score: Score) -> None:
     before = resident_bytes(os.getpid())
     receipt, _, rejects = score(table('Fault("memory", ids=range(77, 78), bytes=3 << 30)'), memory=800 << 20)

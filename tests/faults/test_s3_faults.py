@@ -42,6 +42,7 @@ def requests(proxy: Proxy, method: str, path: str) -> int:
     return sum(line.startswith(f"{method} ") and path in line for line in proxy.seen)
 
 
+@pytest.mark.fault(33)
 def test_a_create_whose_reply_is_lost_is_ours(store: ObjectStore, direct: ObjectStore, proxy: Proxy) -> None:
     """The client asks again by itself, and is told that the key exists: its own."""
     lost = proxy.add("lose reply", "PUT", "/receipt")
@@ -52,12 +53,14 @@ def test_a_create_whose_reply_is_lost_is_ours(store: ObjectStore, direct: Object
     assert not direct.put_if_absent("receipt", b"other")
 
 
+@pytest.mark.fault(33)
 def test_a_create_whose_every_reply_is_lost_is_read_back(store: ObjectStore, direct: ObjectStore, proxy: Proxy) -> None:
     proxy.add("lose reply", "PUT", "/receipt", times=FOR_EVER)
     assert store.put_if_absent("receipt", b"mine")
     assert direct.read("receipt") == b"mine"
 
 
+@pytest.mark.fault(33)
 def test_a_create_that_came_second_stays_second_when_its_reply_is_lost(
     store: ObjectStore, direct: ObjectStore, proxy: Proxy
 ) -> None:
@@ -77,6 +80,7 @@ def test_a_create_that_never_arrives_is_an_error_that_says_so(
     assert not direct.exists("receipt")
 
 
+@pytest.mark.fault(33)
 def test_a_create_of_which_nothing_can_be_learnt_is_an_error(
     store: ObjectStore, direct: ObjectStore, proxy: Proxy
 ) -> None:
@@ -89,6 +93,7 @@ def test_a_create_of_which_nothing_can_be_learnt_is_an_error(
 
 
 @pytest.mark.parametrize("action", ["slow down", "fail", "reset", "lose reply"])
+@pytest.mark.fault(32)
 def test_every_verb_gets_over_a_bad_moment(store: ObjectStore, direct: ObjectStore, proxy: Proxy, action: str) -> None:
     for number, method in enumerate(("PUT", "GET", "HEAD", "PUT", "DELETE")):
         proxy.add(action, method, ".", times=1 + number % 2)  # type: ignore[arg-type]
@@ -108,6 +113,7 @@ def test_every_verb_gets_over_a_bad_moment(store: ObjectStore, direct: ObjectSto
 
 
 @pytest.mark.parametrize("action", ["slow down", "fail"])
+@pytest.mark.fault(32)
 def test_a_store_that_stays_overloaded_is_a_storage_error(
     store: ObjectStore, direct: ObjectStore, proxy: Proxy, action: str
 ) -> None:
@@ -132,6 +138,7 @@ def test_an_upload_whose_end_was_not_answered_counts_once_it_is_there(
 
 
 @pytest.mark.parametrize("size", [3, 51 * MIB], ids=["one request", "multipart"])
+@pytest.mark.fault(35)
 def test_an_upload_that_cannot_be_ended_leaves_nothing(
     store: ObjectStore, direct: ObjectStore, proxy: Proxy, s3: S3, size: int
 ) -> None:
@@ -148,6 +155,7 @@ def test_an_upload_that_cannot_be_ended_leaves_nothing(
     assert s3.pending_uploads() == []
 
 
+@pytest.mark.fault(35)
 def test_a_part_that_cannot_be_sent_leaves_nothing(store: ObjectStore, proxy: Proxy, s3: S3) -> None:
     proxy.add("reset", "PUT", "partNumber=", times=FOR_EVER)
 

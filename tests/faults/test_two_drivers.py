@@ -337,6 +337,7 @@ TestTwoDrivers = TwoDrivers.TestCase
 TestTwoDrivers.settings = settings(
     max_examples=50, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
+TestTwoDrivers.pytestmark = [pytest.mark.fault(12, 31)]
 
 
 STEPS = ("prepare", "commit", "publish", "finish")
@@ -344,6 +345,7 @@ STEPS = ("prepare", "commit", "publish", "finish")
 
 @pytest.mark.parametrize("seconds_steps", range(5))
 @pytest.mark.parametrize("firsts_steps", range(4))
+@pytest.mark.fault(12)
 def test_a_takeover_at_every_point(firsts_steps: int, seconds_steps: int) -> None:
     """The first driver sleeps after so many steps, the second gets so far, then the first wakes and goes on."""
     machine = TwoDrivers()
@@ -370,6 +372,7 @@ class Forgetful(TwoDrivers):
     fsync = False
 
 
+@pytest.mark.fault(31)
 def test_without_fsync_something_is_lost() -> None:
     quick = settings(TestTwoDrivers.settings, max_examples=200, derandomize=True, phases=[Phase.generate])
     with pytest.raises((AssertionError, PipelineError)):
@@ -378,6 +381,7 @@ def test_without_fsync_something_is_lost() -> None:
 
 @pytest.mark.parametrize("chance", [0, 1, 0xFFFF])
 @pytest.mark.parametrize("verb", ["put_if_absent", "replace"])
+@pytest.mark.fault(31)
 def test_a_power_cut_at_every_step_leaves_all_or_nothing(verb: str, chance: int) -> None:
     outcomes = []
     for steps in range(10):

@@ -175,6 +175,7 @@ def stopped(*pids: int | None) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.fault(1)
 def test_killed_workers_lose_no_row(seed: int, make: Make, cluster: ProcessCluster, expected: pd.DataFrame) -> None:
     chance = random.Random(seed)
     job = make(cluster, SLOW)
@@ -187,6 +188,7 @@ def test_killed_workers_lose_no_row(seed: int, make: Make, cluster: ProcessClust
     job.assert_whole(expected)
 
 
+@pytest.mark.fault(5)
 def test_all_workers_die_at_once_and_new_ones_finish(
     make: Make, cluster: ProcessCluster, expected: pd.DataFrame
 ) -> None:
@@ -199,6 +201,7 @@ def test_all_workers_die_at_once_and_new_ones_finish(
     job.assert_whole(expected)
 
 
+@pytest.mark.fault(16)
 def test_sigterm_and_then_sigkill_lose_no_row(make: Make, cluster: ProcessCluster, expected: pd.DataFrame) -> None:
     job = make(cluster, SLOW)
     driver = job.start()
@@ -213,6 +216,7 @@ def test_sigterm_and_then_sigkill_lose_no_row(make: Make, cluster: ProcessCluste
     job.assert_whole(expected)
 
 
+@pytest.mark.fault(21)
 def test_one_segfaulting_row_is_found_and_all_others_are_scored(
     make: Make, cluster: ProcessCluster, expected: pd.DataFrame
 ) -> None:
@@ -224,6 +228,7 @@ def test_one_segfaulting_row_is_found_and_all_others_are_scored(
     assert len(named) == 1, "an innocent partition was isolated"
 
 
+@pytest.mark.fault(18)
 def test_an_endless_loop_costs_its_own_rows_only(make: Make, cluster: ProcessCluster, expected: pd.DataFrame) -> None:
     job = make(cluster, 'Fault("loop", ids=range(11000, 11001))', partition_timeout=4)
     driver = job.start()
@@ -233,6 +238,7 @@ def test_an_endless_loop_costs_its_own_rows_only(make: Make, cluster: ProcessClu
     assert {event.partition for event in reasons} == {reasons[0].partition}
 
 
+@pytest.mark.fault(19)
 def test_a_memory_hog_is_split_and_its_rows_are_set_aside(
     make: Make, cluster: ProcessCluster, expected: pd.DataFrame
 ) -> None:
@@ -245,6 +251,7 @@ def test_a_memory_hog_is_split_and_its_rows_are_set_aside(
     assert {event.partition for event in splits} <= {receipt.partition for receipt in job.directory().receipts()}
 
 
+@pytest.mark.fault(19)
 def test_what_fits_once_it_is_small_is_scored_whole(
     make: Make, cluster: ProcessCluster, expected: pd.DataFrame
 ) -> None:
@@ -256,6 +263,7 @@ def test_what_fits_once_it_is_small_is_scored_whole(
     assert driver.seen.outcomes("split")
 
 
+@pytest.mark.fault(20)
 def test_workers_paused_by_a_leak_are_restarted(make: Make, cluster: ProcessCluster, expected: pd.DataFrame) -> None:
     # Between pause (0.8) and terminate (0.92) of 700 MiB.
     job = make(cluster, f'Fault("leak", ids=range(0), bytes={int(0.83 * 700) << 20})')
@@ -267,6 +275,7 @@ def test_workers_paused_by_a_leak_are_restarted(make: Make, cluster: ProcessClus
     assert not [event for event in driver.seen.partitions if event.outcome == "split" or "isolated" in event.reason]
 
 
+@pytest.mark.fault(4)
 def test_a_killed_nanny_takes_its_worker_and_the_rest_finishes(
     make: Make, tmp_path: Path, expected: pd.DataFrame
 ) -> None:
@@ -279,6 +288,7 @@ def test_a_killed_nanny_takes_its_worker_and_the_rest_finishes(
         job.assert_whole(expected)
 
 
+@pytest.mark.fault(5)
 def test_without_workers_the_run_ends_and_resume_finishes(make: Make, tmp_path: Path, expected: pd.DataFrame) -> None:
     with ProcessCluster(tmp_path / "cluster") as cluster:
         job = make(cluster, 'Fault("sleep", ids=range(0), seconds=2.0)', no_workers_timeout=4)
@@ -297,6 +307,7 @@ def test_without_workers_the_run_ends_and_resume_finishes(make: Make, tmp_path: 
         job.assert_whole(expected)
 
 
+@pytest.mark.fault(6)
 def test_a_killed_scheduler_ends_the_run_within_five_seconds(
     make: Make, tmp_path: Path, expected: pd.DataFrame
 ) -> None:
@@ -317,6 +328,7 @@ def test_a_killed_scheduler_ends_the_run_within_five_seconds(
         job.assert_whole(expected)
 
 
+@pytest.mark.fault(7)
 def test_a_frozen_scheduler_ends_the_run_at_the_limit_and_a_short_freeze_does_not(
     make: Make, tmp_path: Path, expected: pd.DataFrame
 ) -> None:
@@ -340,6 +352,7 @@ def test_a_frozen_scheduler_ends_the_run_at_the_limit_and_a_short_freeze_does_no
         job.assert_whole(expected)
 
 
+@pytest.mark.fault(15)
 def test_a_worker_whose_lifetime_is_over_is_not_to_blame(make: Make, tmp_path: Path, expected: pd.DataFrame) -> None:
     options = ("--lifetime", "12s", "--lifetime-restart")
     with ProcessCluster(tmp_path / "cluster", options=options) as cluster:
@@ -350,6 +363,7 @@ def test_a_worker_whose_lifetime_is_over_is_not_to_blame(make: Make, tmp_path: P
         assert not [event for event in driver.seen.partitions if "isolated" in event.reason]
 
 
+@pytest.mark.fault(14)
 def test_a_frozen_node_that_wakes_up_late_changes_nothing(make: Make, tmp_path: Path, expected: pd.DataFrame) -> None:
     config = {"distributed.scheduler.worker-ttl": "5s"}
     with ProcessCluster(tmp_path / "cluster", config=config) as cluster:
@@ -365,6 +379,7 @@ def test_a_frozen_node_that_wakes_up_late_changes_nothing(make: Make, tmp_path: 
         assert {receipt.partition: receipt.attempt for receipt in job.directory().receipts()} == attempts
 
 
+@pytest.mark.fault(17)
 def test_a_step_that_holds_the_interpreter_past_the_ttl_loses_no_row(
     make: Make, tmp_path: Path, expected: pd.DataFrame
 ) -> None:

@@ -13,6 +13,7 @@ def test_every_worker_answers_and_has_imported_the_flavor(client: Client) -> Non
     assert set(loaded.values()) == {True}
 
 
+@pytest.mark.fault(53)
 def test_another_version_on_the_workers_is_refused_with_both(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     # The driver's own view is falsified: the workers are other processes and tell the truth.
     real = handshake.version

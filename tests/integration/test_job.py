@@ -80,6 +80,7 @@ def test_a_filter_counts_what_it_drops(
     assert_equals_oracle(published(tmp_path / "out"), expected)
 
 
+@pytest.mark.fault(22)
 def test_rows_on_which_a_step_raises_are_rejected_with_place_and_reason(
     make_spec: Make, settings: Settings, lake: Lake, model_path: Path, tmp_path: Path
 ) -> None:
@@ -102,6 +103,7 @@ def test_rows_on_which_a_step_raises_are_rejected_with_place_and_reason(
     assert verify(job).ok
 
 
+@pytest.mark.fault(24)
 def test_malformed_rows_break_the_contract_before_they_are_scored(
     settings: Settings, model_path: Path, tmp_path: Path
 ) -> None:
@@ -227,6 +229,7 @@ def test_another_plan_for_the_same_job_is_refused_with_what_differs(make_spec: M
     assert "other" in caught.value.found or "output" in caught.value.found
 
 
+@pytest.mark.fault(40)
 def test_an_input_file_that_changed_since_the_plan_fails_the_job(
     make_spec: Make, settings: Settings, lake: Lake, tmp_path: Path
 ) -> None:
@@ -241,6 +244,7 @@ def test_an_input_file_that_changed_since_the_plan_fails_the_job(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.fault(54)
 def test_zero_rows_give_an_output_with_the_schema(settings: Settings, model_path: Path, tmp_path: Path) -> None:
     lake = make_lake(tmp_path / "none", rows=(0, 0))
     spec = JobSpec.build(
@@ -260,6 +264,7 @@ def test_zero_rows_give_an_output_with_the_schema(settings: Settings, model_path
 @pytest.mark.parametrize(
     "rows", [pytest.param((20_000,), id="one giant file"), pytest.param((3,) * 300, id="300 tiny files")]
 )
+@pytest.mark.fault(54)
 def test_shapes_of_input(rows: tuple[int, ...], settings: Settings, model_path: Path, tmp_path: Path) -> None:
     lake = make_lake(tmp_path / "shape", rows=rows, row_group=50_000)
     spec = JobSpec.build(

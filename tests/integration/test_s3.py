@@ -95,6 +95,7 @@ def everything_stored(server: S3) -> bytes:
     )
 
 
+@pytest.mark.fault(49)
 def test_a_job_on_s3_equals_the_oracle_and_keeps_its_secrets(
     s3_spec: Make,
     s3_settings: Settings,
@@ -152,6 +153,7 @@ def test_an_interrupted_job_on_s3_is_gone_on_with(
     pd.testing.assert_frame_equal(published(on_s3), expected(lake, model_path), check_exact=True)
 
 
+@pytest.mark.fault(32, 33)
 def test_a_job_gets_over_an_s3_that_is_not_well(
     s3_spec: Make, s3_settings: Settings, on_s3: S3, client: Client, lake: Lake, model_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -181,6 +183,7 @@ def test_a_job_gets_over_an_s3_that_is_not_well(
     assert len(data) == sum(receipt.data is not None for receipt in find_job(s3_settings.directory, "@last").receipts())
 
 
+@pytest.mark.fault(40)
 def test_an_object_that_changed_since_the_plan_is_refused(
     s3_spec: Make, s3_settings: Settings, on_s3: S3, lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +202,7 @@ def test_an_object_that_changed_since_the_plan_is_refused(
     assert on_s3.names("out/") == []
 
 
+@pytest.mark.fault(34)
 def test_a_store_that_ignores_the_condition_is_refused_before_anything_is_scored(
     s3_spec: Make, s3_settings: Settings, settings: Settings, on_s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:

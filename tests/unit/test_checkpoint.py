@@ -119,12 +119,14 @@ def test_no_job_json_is_no_job(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"schema_version": 9}', b'{"schema_version": 1}'])
+@pytest.mark.fault(43)
 def test_damaged_job_json(directory: JobDirectory, content: bytes) -> None:
     directory.store.replace("job.json", content)
     with pytest.raises(StateCorrupt, match=r"job\.json"):
         JobDirectory.open(directory.root)
 
 
+@pytest.mark.fault(43)
 def test_damaged_plan(directory: JobDirectory) -> None:
     data = directory.store.read("plan.parquet")
     directory.store.replace("plan.parquet", data[: len(data) // 2])
@@ -132,6 +134,7 @@ def test_damaged_plan(directory: JobDirectory) -> None:
         _ = JobDirectory.open(directory.root).plan
 
 
+@pytest.mark.fault(43)
 def test_plan_of_another_job(tmp_path: Path, directory: JobDirectory, job: SmallJob) -> None:
     other = JobDirectory.create(tmp_path / "jobs", replace(job.plan, keep=()), job="other")
     directory.store.replace("plan.parquet", other.store.read("plan.parquet"))
@@ -180,6 +183,7 @@ def test_receipts_on_an_object_store(job: SmallJob) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"schema_version": 1, "par', b"null"])
+@pytest.mark.fault(43)
 def test_damaged_receipt_names_the_file(directory: JobDirectory, job: SmallJob, content: bytes) -> None:
     write_receipts(directory, job)
     directory.store.replace("stages/0/receipts/00001.json", content)
@@ -187,6 +191,7 @@ def test_damaged_receipt_names_the_file(directory: JobDirectory, job: SmallJob, 
         directory.receipts()
 
 
+@pytest.mark.fault(43)
 def test_receipt_of_another_plan_or_name(directory: JobDirectory, job: SmallJob) -> None:
     receipt = write_receipt(directory, job, job.plan.partitions[0])
     place = "stages/0/receipts/00001.json"
@@ -273,6 +278,7 @@ def test_a_retry_that_heals_gets_the_next_number(directory: JobDirectory, job: S
     assert directory.manifests() == [1, 2]
 
 
+@pytest.mark.fault(33)
 def test_commit_whose_reply_is_lost_has_landed(directory: JobDirectory, job: SmallJob) -> None:
     manifest = directory.next_manifest(write_receipts(directory, job))
 

@@ -48,6 +48,7 @@ def killed() -> KilledWorker:
 
 
 @pytest.mark.parametrize("error", [StorageError("x"), OSError("x"), killed()])
+@pytest.mark.fault(23)
 def test_infrastructure_is_tried_again_with_growing_delays_until_attempts_are_used(error: Exception) -> None:
     decisions = [decide(error, partition="00001", attempt=n, attempts=3) for n in (1, 2, 3)]
     last = Isolate if isinstance(error, KilledWorker) else Fail
@@ -92,6 +93,7 @@ def test_what_a_death_means(cause: Cause, blames: int, is_isolated: bool, kind: 
     assert type(decide_death(cause, partition="1", blames=blames, attempts=3, is_isolated=is_isolated)) is kind
 
 
+@pytest.mark.fault(23)
 def test_an_unforeseen_error_is_tried_twice_and_its_traceback_kept() -> None:
     def broken() -> None:
         raise RuntimeError("this is unforeseen")

@@ -147,6 +147,7 @@ def test_output_never_overwrites_a_local_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../x", "/x", "a//b", "a/../b", ".", "a\\b", "a\0b", "a/./b"])
 @pytest.mark.parametrize("verb", ["read", "size", "exists", "remove", "remove_folder", "list", "url"])
+@pytest.mark.fault(46)
 def test_names_stay_inside(store: Store, name: str, verb: str) -> None:
     with pytest.raises(RefusedForSafety):
         getattr(store, verb)(name)
@@ -165,6 +166,7 @@ def test_writes_with_bad_names_stay_inside(store: Store) -> None:
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o027, 0o077])
+@pytest.mark.fault(52)
 def test_private_modes_whatever_the_umask(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
@@ -239,6 +241,7 @@ def _verbs(store: Store) -> dict[str, Callable[[], object]]:
 
 @pytest.mark.parametrize("verb", ["put_if_absent", "replace", "take", "append"])
 @pytest.mark.parametrize("fault", [Crash, io_error], ids=["crash", "error"])
+@pytest.mark.fault(30)
 def test_every_system_call_may_fail(tmp_path: Path, verb: str, fault: Callable[[], BaseException]) -> None:
     """Whichever call of a verb fails, a file is old or new, and doing it again works."""
     step = 0

@@ -118,6 +118,7 @@ def test_silence_on_another_machine_is_taken_over_after_lease_seconds(
     ]
 
 
+@pytest.mark.fault(45)
 def test_a_wall_clock_that_jumps_changes_nothing(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     hour = 3600.0
     jumps = iter([hour, -hour] * 1000)
@@ -163,6 +164,7 @@ def test_losing_the_race_for_an_epoch_is_a_lock(store: LocalStore, monkeypatch: 
     assert highest_epoch(store) == 1
 
 
+@pytest.mark.fault(12)
 def test_a_driver_that_slept_through_a_takeover_is_fenced(store: LocalStore) -> None:
     paused = take(store)
     paused.check()

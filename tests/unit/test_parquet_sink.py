@@ -351,6 +351,7 @@ def test_flipped_bit_is_found_when_merging(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["overwrite", "append"])
+@pytest.mark.fault(27)
 def test_full_disk_leaves_what_was_there(tmp_path: Path, way: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     run(tmp_path, small_job(tmp_path / "lake", sink=str(out)), "a-1")

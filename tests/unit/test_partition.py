@@ -208,6 +208,7 @@ class FailingStore:
             raise OSError(28, "No space left on device")
 
 
+@pytest.mark.fault(30)
 def test_whichever_write_fails_nothing_is_left_and_the_next_try_works(
     make: Callable[..., StageRecipe], lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,6 +281,7 @@ def test_map_steps_equal_the_oracle(
     assert receipt.seconds.steps > 0
 
 
+@pytest.mark.fault(40)
 def test_changed_input_is_refused(make: Callable[..., StageRecipe], lake: Lake) -> None:
     versions = {str(file): (file.stat().st_size, f"mtime:{file.stat().st_mtime_ns}") for file in lake.files}
     os.utime(lake.files[2], ns=(1, 1))
@@ -289,6 +291,7 @@ def test_changed_input_is_refused(make: Callable[..., StageRecipe], lake: Lake) 
     assert files_of(recipe) == []
 
 
+@pytest.mark.fault(41)
 def test_a_changed_model_is_refused(make: Callable[..., StageRecipe], lake: Lake, version: ModelVersion) -> None:
     recipe = make()
     other = replace(recipe, score=replace(recipe.score, model=replace(version, digest="f" * 64)))

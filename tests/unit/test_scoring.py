@@ -108,6 +108,7 @@ def test_several_values_a_row_become_columns() -> None:
     assert scored.table["p_1"].to_pylist() == [1.0, 4.0, 7.0, 10.0]
 
 
+@pytest.mark.fault(24)
 def test_contract_rejects_before_scoring_and_says_why() -> None:
     table = table_of(6)
     table = table.set_column(1, "a", pa.array([0.0, float("inf"), 1e300, None, 7.0, 5.0]))
@@ -155,6 +156,7 @@ def test_a_batch_without_rows_still_says_what_was_filtered() -> None:
     assert scored.filtered.tolist() == [7]
 
 
+@pytest.mark.fault(22)
 def test_rows_on_which_a_step_raises_are_rejected_with_their_traceback() -> None:
     def build(frame: pd.DataFrame) -> pd.DataFrame:
         if frame["id"].isin([3, 40]).any():
@@ -227,6 +229,7 @@ def test_a_broken_model_fails_at_once() -> None:
         lambda matrix: [0.0] * len(matrix),
     ],
 )
+@pytest.mark.fault(26)
 def test_a_predictor_that_gives_something_else_is_refused(answer: Callable[[np.ndarray], Any]) -> None:
     predictor = Sum()
     predictor.answer = answer

@@ -1,0 +1,61 @@
+"""docs/faults.md names every fault, and for each the tests that are marked with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from docs import make_faults
+
+NUMBERS = range(1, 55)
+
+
+def test_marks_are_of_faults_that_are_there() -> None:
+    assert [fault.number for fault in make_faults.read_faults()] == list(NUMBERS)
+    assert set(make_faults.marked_tests()) <= set(NUMBERS)
+
+
+def test_marks_are_found_wherever_they_are(tmp_path: Path) -> None:
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests/test_x.py").write_text(
+        "@pytest.mark.fault(1, 2)\ndef test_a(): ...\n"
+        "@pytest.mark.parametrize('x', [pytest.param(1, marks=pytest.mark.fault(3))])\ndef test_b(x): ...\n"
+        "class TestC:\n    @pytest.mark.fault(1)\n    def test_d(self): ...\n"
+        "TestE.pytestmark = [pytest.mark.fault(4)]\n"
+        "def test_f(): ...\n"
+    )
+    path = "tests/test_x.py"
+    assert make_faults.marked_tests(tmp_path / "tests") == {
+        1: [f"{path}::test_a", f"{path}::TestC::test_d"],
+        2: [f"{path}::test_a"],
+        3: [f"{path}::test_b"],
+        4: [f"{path}::TestE"],
+    }
+
+
+def test_reports_are_added_up(tmp_path: Path) -> None:
+    report = tmp_path / "report.xml"
+    report.write_text(
+        '<testsuites><testsuite><testcase classname="tests.faults.test_x" name="test_a[1]" time="1.5"/>'
+        '<testcase classname="tests.faults.test_x" name="test_a[2]" time="2"><skipped message="no root"/></testcase>'
+        '<testcase classname="tests.faults.test_x.TestE" name="runTest" time="3"><failure/></testcase>'
+        '<testcase classname="tests.faults.test_y" name="test_b" time="0"><skipped message="no root"/></testcase>'
+        "</testsuite></testsuites>"
+    )
+    measured: dict[str, make_faults.Measured] = {}
+    make_faults.learn(report, measured)
+    assert measured == {
+        "tests/faults/test_x.py::test_a": make_faults.Measured("passed", 3.5),
+        "tests/faults/test_x.py::TestE::runTest": make_faults.Measured("failed", 3.0),
+        "tests/faults/test_y.py::test_b": make_faults.Measured("skipped: no root", 0.0),
+    }
+    faults = [make_faults.Fault(1, "a", "b", "c", "0"), make_faults.Fault(2, "d", "e", "f", "0", "no such thing here")]
+    tests = {1: ["tests/faults/test_x.py::test_a", "tests/faults/test_x.py::TestE"]}
+    made = make_faults.table(faults, tests, measured).splitlines()[2:]
+    assert "test_x::TestE](../tests/faults/test_x.py) (failed) | 6.5 s |" in made[0]
+    assert made[1] == "| 2 | d | e | f | 0 | none: no such thing here |  |"
+
+
+def test_the_mark_is_known(request: pytest.FixtureRequest) -> None:
+    assert any(line.startswith("fault(") for line in request.config.getini("markers"))
