@@ -22,32 +22,14 @@ from pipeline.evidence import Evidence
 from pipeline.outcome import Fail, Isolate, Leave, Retry, Split, decide, decide_death, is_blamed, overdue, stuck
 from pipeline.plan import Partition
 from pipeline.receipt import Receipt
+from pipeline.stop import Stop
 from pipeline.watch import PROBE_TIMEOUT, Policy, Watch
 
-__all__ = ["Dispatcher", "Divided", "Ended", "Policy", "Stop"]
+__all__ = ["Dispatcher", "Divided", "Ended", "Policy"]
 
 logger = logging.getLogger(__name__)
 TICK = 0.5
 """Seconds between two looks at the cluster while nothing ends."""
-
-
-class Stop:
-    """A request to start no more partitions; set by a signal handler, read by the dispatcher."""
-
-    def __init__(self) -> None:
-        self.signal_number: int | None = None
-        self.now = False
-        """True after a second request: do not wait for what runs."""
-
-    def request(self, signal_number: int) -> None:
-        """Ask to stop; asked twice, at once."""
-        self.now = self.signal_number is not None
-        self.signal_number = signal_number
-
-    @property
-    def is_requested(self) -> bool:
-        """Whether a signal has come."""
-        return self.signal_number is not None
 
 
 @dataclass

@@ -38,6 +38,7 @@ The tree is grouped by what somebody who handles the error does next; the number
     │   ├── NoWorkers                 75
     │   ├── SchedulerLost             75
     │   └── SchedulerUnresponsive     75
+    ├── Cancelled                      8   somebody did not want it any more; resume if that was a mistake
     └── Interrupted              128 + n   a signal ended it: resume
 
 Every one of them survives pickling, because workers send them to the driver.
@@ -253,6 +254,12 @@ class SchedulerLost(InfrastructureError):
 
 class SchedulerUnresponsive(InfrastructureError):
     """The scheduler does not answer."""
+
+
+class Cancelled(PipelineError):
+    """The job was cancelled; nothing was published."""
+
+    exit_code = 8
 
 
 class Interrupted(PipelineError):

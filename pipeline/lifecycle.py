@@ -12,6 +12,8 @@ class Status(StrEnum):
 
     PLANNED = "PLANNED"
     """The plan is stored; nothing runs."""
+    QUEUED = "QUEUED"
+    """Submitted; waits for a driver."""
     PROVISIONING = "PROVISIONING"
     """Waiting for workers."""
     RUNNING = "RUNNING"
@@ -22,6 +24,8 @@ class Status(StrEnum):
     SUCCEEDED_WITH_WARNINGS = "SUCCEEDED_WITH_WARNINGS"
     """Every row is accounted for, and some were rejected, within ``errors.max_fraction``."""
     FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    """Somebody did not want it any more; resume goes on all the same."""
     INTERRUPTED = "INTERRUPTED"
     """A signal ended the driver in good order; resume goes on."""
 
@@ -32,22 +36,30 @@ class Status(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        """Whether no driver works on the job."""
-        return self in (Status.SUCCEEDED, Status.SUCCEEDED_WITH_WARNINGS, Status.FAILED, Status.INTERRUPTED)
+        """Whether no driver works on the job, and none will unless somebody asks for it."""
+        return self.is_success or self in _ENDS
+
+    @property
+    def is_active(self) -> bool:
+        """Whether a driver is at work on the job, or was when it died."""
+        return self in _ACTIVE
 
 
-_ACTIVE = {Status.PROVISIONING, Status.RUNNING, Status.PUBLISHING}
-_ENDS = {Status.FAILED, Status.INTERRUPTED}
+_ACTIVE = frozenset({Status.PROVISIONING, Status.RUNNING, Status.PUBLISHING})
+_ENDS = frozenset({Status.FAILED, Status.CANCELLED, Status.INTERRUPTED})
 
 # A driver that was killed leaves the status it was in; the next one starts over at PROVISIONING (or PUBLISHING, when
-# the manifest is there), which is why every active status may go to each of these.
+# the manifest is there), which is why every active status may go to each of these. A job that ended without success
+# goes on when it is resumed, and back to QUEUED when it is submitted again.
 TRANSITIONS: dict[Status, frozenset[Status]] = {
-    Status.PLANNED: frozenset({Status.PROVISIONING, Status.RUNNING, Status.PUBLISHING, *_ENDS}),
-    Status.PROVISIONING: frozenset({Status.PROVISIONING, Status.RUNNING, Status.PUBLISHING, *_ENDS}),
-    Status.RUNNING: frozenset({Status.PROVISIONING, Status.RUNNING, Status.PUBLISHING, *_ENDS}),
-    Status.PUBLISHING: frozenset({*_ACTIVE, Status.SUCCEEDED, Status.SUCCEEDED_WITH_WARNINGS, *_ENDS}),
-    Status.FAILED: frozenset({Status.PROVISIONING, Status.RUNNING, Status.PUBLISHING, *_ENDS}),
-    Status.INTERRUPTED: frozenset({Status.PROVISIONING, Status.RUNNING, Status.PUBLISHING, *_ENDS}),
+    Status.PLANNED: _ACTIVE | _ENDS | {Status.QUEUED},
+    Status.QUEUED: _ACTIVE | _ENDS,
+    Status.PROVISIONING: _ACTIVE | _ENDS,
+    Status.RUNNING: _ACTIVE | _ENDS,
+    Status.PUBLISHING: _ACTIVE | _ENDS | {Status.SUCCEEDED, Status.SUCCEEDED_WITH_WARNINGS},
+    Status.FAILED: _ACTIVE | _ENDS | {Status.QUEUED},
+    Status.CANCELLED: _ACTIVE | _ENDS | {Status.QUEUED},
+    Status.INTERRUPTED: _ACTIVE | _ENDS | {Status.QUEUED},
     Status.SUCCEEDED: frozenset(),
     Status.SUCCEEDED_WITH_WARNINGS: frozenset(),
 }

@@ -15,11 +15,12 @@ from types import FrameType
 from typing import Any
 
 from pipeline import graph
+from pipeline.cancel import watched
 from pipeline.checkpoint import JobDirectory, done_partitions, effective_partitions, new_job_id
 from pipeline.clusters import open_cluster
 from pipeline.clusters.handshake import shake_hands
-from pipeline.dispatch import Dispatcher, Ended, Policy, Stop
-from pipeline.errors import Fenced, Interrupted, PipelineError, StorageError
+from pipeline.dispatch import Dispatcher, Ended, Policy
+from pipeline.errors import Cancelled, Fenced, Interrupted, PipelineError, StorageError
 from pipeline.events import Callback, JobEnded, PartitionEnded, StageStarted, notify
 from pipeline.job_record import utc_now
 from pipeline.jobs import find_job
@@ -35,6 +36,7 @@ from pipeline.settings import Settings, load_settings
 from pipeline.sinks import prove, publish
 from pipeline.spec import JobSpec
 from pipeline.stage import STAGE, Stage
+from pipeline.stop import Stop, Why
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +94,11 @@ def _drive(job: JobDirectory, lease: Lease, settings: Settings, callbacks: tuple
     job.append_event("driver", epoch=lease.epoch, taken=str(lease.taken), host=lease.holder.host, pid=lease.holder.pid)
     driver = _Driver(job, lease, settings, callbacks)
     try:
-        with _signals(driver.stop), importable(job.record.import_paths):
+        with (
+            _signals(driver.stop),
+            watched(job.store, lease.epoch, driver.stop),
+            importable(job.record.import_paths),
+        ):
             return driver.drive()
     except BaseException as error:
         if (fenced := driver.fenced()) is not None:
@@ -125,6 +131,8 @@ class _Driver:
         if todo:
             self._score(todo)
         status = self._decide()
+        if self.stop.is_cancel:
+            raise self.stop.error(self.job.job, left=0)
         self._go(Status.PUBLISHING)
         manifest = self.job.next_manifest(self.receipts.values())
         self.lease.check()
@@ -151,7 +159,7 @@ class _Driver:
     def give_up(self, error: BaseException) -> None:
         """Record why the run ended. It must not hide ``error``, so what goes wrong here is only logged."""
         known = error if isinstance(error, PipelineError) else PipelineError(f"{type(error).__name__}: {error}")
-        status = Status.INTERRUPTED if isinstance(error, (Interrupted, KeyboardInterrupt)) else Status.FAILED
+        status = _status_after(error)
         try:
             report = self.report(status, error=known)
             self.job.write_report(report.to_dict())
@@ -177,6 +185,8 @@ class _Driver:
         cluster = cluster_of(self.job.plan.spec, settings=self.settings)
         with open_cluster(cluster) as client:
             shake_hands(client, flavor=self.job.plan.model.flavor, timeout=self.settings.scheduler_timeout)
+            if self.stop.is_requested:
+                raise self.stop.error(self.job.job, left=len(todo))
             self._go(Status.RUNNING)
             self._announce(todo)
             dispatcher = self._dispatcher(client)
@@ -184,8 +194,8 @@ class _Driver:
                 self.receipts[receipt.partition] = receipt
                 if self.lease.is_lost:
                     self.lease.check()
-        if self.stop.signal_number is not None and self._todo():
-            raise _interrupted(self.job.job, self.stop.signal_number, left=len(self._todo()))
+        if self.stop.is_requested and self._todo():
+            raise self.stop.error(self.job.job, left=len(self._todo()))
 
     def _dispatcher(self, client: Any) -> Dispatcher:
         settings, stage = self.settings, self.stage
@@ -258,12 +268,11 @@ class _Driver:
         )
 
 
-def _interrupted(job: str, signal_number: int, *, left: int) -> Interrupted:
-    return Interrupted(
-        f"the run was interrupted by {signal.Signals(signal_number).name}; {left:,} partitions are left",
-        signal_number=signal_number,
-        next_step=f"python -m pipeline resume {job}",
-    )
+def _status_after(error: BaseException) -> Status:
+    """The status of a job whose run ended like that."""
+    if isinstance(error, Cancelled):
+        return Status.CANCELLED
+    return Status.INTERRUPTED if isinstance(error, (Interrupted, KeyboardInterrupt)) else Status.FAILED
 
 
 @contextmanager
@@ -275,7 +284,7 @@ def _signals(stop: Stop) -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def handle(number: int, frame: FrameType | None) -> None:
-        stop.request(number)
+        stop.request(Why.SIGNAL, signal_number=number)
         logger.warning("%s: no more partitions are started; again to stop at once", signal.Signals(number).name)
 
     for number in before:

@@ -9,9 +9,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.cancel import CancelRequest
 from pipeline.checkpoint import JobDirectory
 from pipeline.lease import held
-from pipeline.lifecycle import Status
+from pipeline.lifecycle import TRANSITIONS, Status
 from pipeline.recipe import REJECT_COLUMNS
 from pipeline.report import make_report
 from pipeline.sinks import publish
@@ -38,6 +39,7 @@ def directory(tmp_path: Path) -> JobDirectory:
         publish(directory.commit_manifest(directory.next_manifest(receipts)).manifest, directory)
         directory.set_status(Status.SUCCEEDED_WITH_WARNINGS)
         directory.write_report(make_report(directory).to_dict())
+    directory.store.replace("cancel/1.json", CancelRequest(1, "2026-01-01T12:00:00.000Z", "you@node7").to_json())
     return directory
 
 
@@ -48,6 +50,7 @@ def directory(tmp_path: Path) -> JobDirectory:
         ("stages/0/receipts/&lt;partition&gt;.json", "stages/0/receipts/00000.json"),
         ("manifests/&lt;n&gt;.json", "manifests/1.json"),
         ("lease/&lt;epoch&gt;.json", "lease/1.json"),
+        ("cancel/&lt;epoch&gt;.json", "cancel/1.json"),
         ("report.json", "report.json"),
     ],
 )
@@ -81,6 +84,12 @@ def test_layout(directory: JobDirectory) -> None:
     assert found == drawn
 
 
-def test_every_status_is_named() -> None:
-    text = PAGE.read_text()
-    assert [status for status in Status if f"`{status}`" not in text] == []
+def test_the_table_of_statuses_is_the_one_that_decides() -> None:
+    rows = re.findall(r"^\| `([A-Z_]+)` \| (.*) \|$", PAGE.read_text(), re.MULTILINE)
+    drawn = {Status(status): {Status(one) for one in re.findall(r"`([A-Z_]+)`", after)} for status, after in rows}
+    assert drawn == TRANSITIONS
+
+
+def test_every_status_is_explained() -> None:
+    page = PAGE.with_name("concepts.md").read_text()
+    assert re.findall(r"^\| `([A-Z_]+)` \|", page, re.MULTILINE) == list(Status)

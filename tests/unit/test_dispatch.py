@@ -8,7 +8,7 @@ import pytest
 from distributed.scheduler import KilledWorker
 
 from pipeline.blame import Cause
-from pipeline.dispatch import Dispatcher, Divided, Ended, Policy, Stop
+from pipeline.dispatch import Dispatcher, Divided, Ended, Policy
 from pipeline.errors import (
     DiskFull,
     InfrastructureError,
@@ -26,6 +26,7 @@ from pipeline.errors import (
 )
 from pipeline.outcome import Fail, Isolate, Leave, Retry, Split, decide, decide_death, overdue
 from pipeline.plan import Partition
+from pipeline.stop import Stop, Why
 
 
 @pytest.mark.parametrize(
@@ -227,7 +228,7 @@ def test_a_request_to_stop_starts_no_more() -> None:
     found = []
     for receipt in runner.run([part(n) for n in range(9)]):
         found.append(receipt)
-        stop.request(2)
+        stop.request(Why.SIGNAL, signal_number=2)
     assert len(client.submitted) == 1
     assert set(found) <= {"00000", "00001"}
 

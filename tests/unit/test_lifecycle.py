@@ -42,4 +42,16 @@ def test_nothing_goes_back_to_planned() -> None:
 
 def test_final_means_that_nobody_works_on_it() -> None:
     final = {status for status in Status if status.is_final}
-    assert final == {Status.SUCCEEDED, Status.SUCCEEDED_WITH_WARNINGS, Status.FAILED, Status.INTERRUPTED}
+    ends = {Status.FAILED, Status.CANCELLED, Status.INTERRUPTED}
+    assert final == ends | {Status.SUCCEEDED, Status.SUCCEEDED_WITH_WARNINGS}
+    active = {status for status in Status if status.is_active}
+    assert active | final == set(Status) - {Status.PLANNED, Status.QUEUED}
+
+
+def test_only_what_no_driver_works_on_can_be_queued() -> None:
+    assert {before for before in Status if Status.QUEUED in TRANSITIONS[before]} == {
+        Status.PLANNED,
+        Status.FAILED,
+        Status.CANCELLED,
+        Status.INTERRUPTED,
+    }

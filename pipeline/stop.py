@@ -1,0 +1,78 @@
+"""A request to stop: made by a signal, a person who cancels, or a model that moved; read by what runs the job."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from enum import StrEnum
+
+from pipeline.errors import Cancelled, Interrupted, ModelChanged, PipelineError
+
+
+class Why(StrEnum):
+    """What a request to stop comes from; a later one in this order outranks an earlier one."""
+
+    DRIFT = "drift"
+    """The model reference means another version now."""
+    SIGNAL = "signal"
+    """The process was asked to end."""
+    CANCEL = "cancel"
+    """Somebody does not want the job any more."""
+
+
+_RANK = {why: rank for rank, why in enumerate(Why)}
+
+
+class Stop:
+    """Whether to start no more partitions, and why. Any thread and any signal handler may ask."""
+
+    def __init__(self) -> None:
+        self.why: Why | None = None
+        self.reason = ""
+        """In words, for the status event."""
+        self.signal_number: int | None = None
+        self.now = False
+        """Whether not even to wait for what runs."""
+        # A signal handler may come while the thread it interrupts is in `request`.
+        self._lock = threading.RLock()
+
+    def request(self, why: Why, *, reason: str = "", signal_number: int | None = None, now: bool = False) -> None:
+        """Ask to stop. A second signal means at once; the weightiest reason is kept."""
+        with self._lock:
+            is_second = why is Why.SIGNAL and self.signal_number is not None
+            self.now = self.now or now or is_second
+            self.signal_number = signal_number if signal_number is not None else self.signal_number
+            if self.why is None or _RANK[why] > _RANK[self.why]:
+                self.why, self.reason = why, reason
+
+    @property
+    def is_requested(self) -> bool:
+        """Whether anybody has asked."""
+        return self.why is not None
+
+    @property
+    def is_cancel(self) -> bool:
+        """Whether the job is not to end well any more, even if nothing is left to do."""
+        return self.why is Why.CANCEL
+
+    def error(self, job: str, *, left: int) -> PipelineError:
+        """What a run of ``job`` that stopped for this raises.
+
+        :param left: partitions without a receipt.
+        """
+        resume = f"python -m pipeline resume {job}"
+        if self.why is Why.CANCEL:
+            said = f" ({self.reason})" if self.reason else ""
+            return Cancelled(f"the job was cancelled{said}; {left:,} partitions are left", next_step=resume)
+        if self.why is Why.DRIFT:
+            return ModelChanged(
+                self.reason or "the model reference means another version now",
+                found=f"{left:,} partitions are left",
+                next_step=resume,
+            )
+        number = self.signal_number or signal.SIGTERM
+        return Interrupted(
+            f"the run was interrupted by {signal.Signals(number).name}; {left:,} partitions are left",
+            signal_number=number,
+            next_step=resume,
+        )

@@ -1,0 +1,75 @@
+"""Cancelling: a job that nobody drives has the status at once; a driver is asked, and by its epoch alone."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from pipeline.cancel import Cancelling, CancelRequest, cancel_job, find_request, watched
+from pipeline.checkpoint import JobDirectory
+from pipeline.lease import held, take
+from pipeline.lifecycle import Status
+from pipeline.stop import Stop
+from pipeline.testing.jobs import small_job
+from pipeline.testing.processes import wait_until
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> JobDirectory:
+    small = small_job(tmp_path / "lake", sink=str(tmp_path / "out"))
+    return JobDirectory.create(tmp_path / "jobs", small.plan, job="small-1")
+
+
+def test_a_job_without_a_driver_is_cancelled_at_once(job: JobDirectory) -> None:
+    assert cancel_job(job, reason="wrong month") is Cancelling.CANCELLED
+    last = job.events()[-1]
+    assert last["after"] == "CANCELLED"
+    assert last["reason"].endswith(": wrong month")
+    assert cancel_job(job) is Cancelling.ENDED
+
+
+def test_one_that_ended_is_left_as_it_is(job: JobDirectory) -> None:
+    job.set_status(Status.FAILED)
+    assert cancel_job(job) is Cancelling.ENDED
+    assert job.status() is Status.FAILED
+    assert job.store.list("cancel") == []
+
+
+def test_a_driver_is_asked(job: JobDirectory) -> None:
+    stop = Stop()
+    with held(job.store, lease_seconds=0.6) as lease, watched(job.store, lease.epoch, stop):
+        job.set_status(Status.RUNNING)
+        assert cancel_job(job, now=True, lease_seconds=0.6) is Cancelling.ASKED
+        wait_until(lambda: stop.is_cancel)
+        assert stop.now
+        assert job.status() is Status.RUNNING, "the driver says how it ends"
+
+
+def test_a_request_that_drains_can_be_made_one_that_does_not(job: JobDirectory) -> None:
+    stop = Stop()
+    with watched(job.store, 1, stop):
+        job.store.replace("cancel/1.json", CancelRequest(1, "", "me").to_json())
+        wait_until(lambda: stop.is_cancel)
+        assert not stop.now
+        job.store.replace("cancel/1.json", CancelRequest(1, "", "me", now=True).to_json())
+        wait_until(lambda: stop.now)
+
+
+def test_a_request_is_for_one_epoch(job: JobDirectory) -> None:
+    take(job.store).release()
+    job.store.replace("cancel/1.json", CancelRequest(1, "", "me").to_json())
+    assert find_request(job.store, 1) is not None
+    assert find_request(job.store, 2) is None, "resumed, it is not cancelled again"
+
+
+def test_a_damaged_request_counts(job: JobDirectory) -> None:
+    job.store.replace("cancel/1.json", b"")
+    assert find_request(job.store, 1) is not None
+
+
+def test_the_watch_is_over_with_its_block(job: JobDirectory) -> None:
+    with watched(job.store, 1, Stop()):
+        pass
+    assert not [one for one in threading.enumerate() if one.name == "pipeline-cancel"]

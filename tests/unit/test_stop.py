@@ -1,0 +1,60 @@
+"""Requests to stop: which one counts, and what a run that stopped for it ends with."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.errors import Cancelled, Interrupted, ModelChanged, PipelineError
+from pipeline.stop import Stop, Why
+
+
+@pytest.mark.parametrize(
+    ("asked", "counts"),
+    [
+        ([Why.SIGNAL], Why.SIGNAL),
+        ([Why.DRIFT, Why.SIGNAL], Why.SIGNAL),
+        ([Why.SIGNAL, Why.DRIFT], Why.SIGNAL),
+        ([Why.CANCEL, Why.SIGNAL], Why.CANCEL),
+        ([Why.SIGNAL, Why.CANCEL], Why.CANCEL),
+        ([Why.DRIFT, Why.CANCEL], Why.CANCEL),
+    ],
+)
+def test_the_weightiest_reason_counts(asked: list[Why], counts: Why) -> None:
+    stop = Stop()
+    assert not stop.is_requested
+    for why in asked:
+        stop.request(why, reason=str(why))
+    assert stop.is_requested
+    assert (stop.why, stop.reason) == (counts, str(counts))
+    assert stop.is_cancel is (counts is Why.CANCEL)
+
+
+def test_a_second_signal_means_at_once() -> None:
+    stop = Stop()
+    stop.request(Why.SIGNAL, signal_number=2)
+    assert not stop.now
+    stop.request(Why.SIGNAL, signal_number=2)
+    assert stop.now
+
+
+def test_a_signal_after_another_reason_drains_still() -> None:
+    stop = Stop()
+    stop.request(Why.CANCEL)
+    stop.request(Why.SIGNAL, signal_number=15)
+    assert not stop.now
+    stop.request(Why.CANCEL, now=True)
+    assert stop.now
+
+
+@pytest.mark.parametrize(
+    ("why", "kind", "code"),
+    [(Why.SIGNAL, Interrupted, 143), (Why.CANCEL, Cancelled, 8), (Why.DRIFT, ModelChanged, 5)],
+)
+def test_each_reason_has_its_end(why: Why, kind: type[PipelineError], code: int) -> None:
+    stop = Stop()
+    stop.request(why, signal_number=15 if why is Why.SIGNAL else None)
+    error = stop.error("job-1", left=3)
+    assert type(error) is kind
+    assert error.exit_code == code
+    assert "3 partitions are left" in str(error)
+    assert "resume job-1" in error.next_step
