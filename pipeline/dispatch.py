@@ -59,8 +59,10 @@ class Divided:
 
     receipt: Receipt
     """The one that counts; without ``splits`` when the partition was done meanwhile."""
-    halves: tuple[Partition, ...] = ()
+    parts: tuple[Partition, ...] = ()
     """What to do in its place."""
+    first: Receipt | None = None
+    """That of the first part, when the attempt that cut the partition had done it already."""
 
 
 def _never(partition: Partition, receipt: Receipt | None) -> Divided | None:
@@ -80,7 +82,7 @@ class Dispatcher:
     isolate: Callable[[Sequence[Partition]], list[Any]] | None = None
     """Like ``submit``, for partitions that are scored in a process of their own. None: they fail the job."""
     split: Callable[[Partition, Receipt | None], Divided | None] = _never
-    """Puts halves in a partition's place, on record; None when it is too small. With a receipt that says so, it has
+    """Puts parts in a partition's place, on record; None when it is too small. With a receipt that says so, it has
     happened already."""
     policy: Policy = field(default_factory=Policy)
     stop: Stop = field(default_factory=Stop)
@@ -247,7 +249,8 @@ class Dispatcher:
             self._done(attempt, divided.receipt)
         else:
             self._ready.append(divided.receipt)
-            self._waiting.extend(_Attempt(half) for half in divided.halves)
+            self._ready.extend((divided.first,) if divided.first else ())
+            self._waiting.extend(_Attempt(part) for part in divided.parts)
             self.on_ended(Ended(attempt.partition, attempt.number, "split", divided.receipt, reason))
 
     # Deaths, deadlines, standstill

@@ -22,6 +22,7 @@ from pipeline.errors import JobLocked, PipelineError, SpecError
 from pipeline.files import LocalStore, Store, open_store, storage_errors, unique_name
 from pipeline.lease import LEASE_SECONDS, held, take, wait_until_free
 from pipeline.sinks import leftovers, published, swap
+from pipeline.splits import files_of_cutters
 from pipeline.storage import is_unfinished
 
 _AGE = re.compile(r"(\d+)\s*([hdw])")
@@ -205,7 +206,9 @@ def _attempts(job: JobDirectory, *, is_finished: bool) -> tuple[list[Leftover], 
         receipts = job.receipts(stage=stage)
         named |= {f"stages/{stage}/{file.name}" for one in receipts for file in (one.data, one.rejects) if file}
         settled = None if is_finished else {one.partition for one in receipts}
-        lost += lost_attempts((n for n in names if n.startswith(f"stages/{stage}/")), named=named, settled=settled)
+        waiting = set() if is_finished else {f"stages/{stage}/{name}" for name in files_of_cutters(receipts)}
+        here = [n for n in names if n.startswith(f"stages/{stage}/") and n not in waiting]
+        lost += lost_attempts(here, named=named, settled=settled)
     found = [Leftover("attempt", store.url(name), _file_bytes(store, name), name) for name in lost]
     return found, len(set(names) - named - set(lost))
 

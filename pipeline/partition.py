@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from time import perf_counter
@@ -20,7 +19,7 @@ import pandas as pd
 import pyarrow as pa
 
 from pipeline.contract import check, check_matrix, feature_rules
-from pipeline.errors import InputError, PlanMismatch, ReconciliationFailed, SchemaDrift
+from pipeline.errors import InputError, PlanMismatch, SchemaDrift
 from pipeline.files import Store, open_store, unique_name
 from pipeline.flavors.cache import get_predictor
 from pipeline.flavors.choice import get_evaluator
@@ -29,12 +28,15 @@ from pipeline.model import ModelVersion
 from pipeline.outputs import check_scores, prediction_schema, reject_schema, score_dtype
 from pipeline.part_file import PartFile
 from pipeline.plan import Partition
-from pipeline.receipt import EngineUse, FileRows, Receipt, Seconds
-from pipeline.recipe import REJECT_REASON, StageRecipe
+from pipeline.progress import SMALLEST_REST, Progress, tracked
+from pipeline.receipt import EngineUse, Receipt, Seconds
+from pipeline.recipe import StageRecipe
+from pipeline.row_ledger import RowLedger
 from pipeline.rows import RowCounts
-from pipeline.scoring import ScoredBatch, Scorer
+from pipeline.scoring import Scorer
 from pipeline.sources import SourceBatch, read_ahead, read_batches
 from pipeline.spec import Output
+from pipeline.splits import even_cuts, split_receipt
 
 Versions = Mapping[str, tuple[int, str]]
 """Path of an input file -> its size in bytes and version, as planned."""
@@ -53,29 +55,42 @@ def run_partition(
 ) -> Receipt:
     """Score ``partition`` and commit it; when it is committed already, by whomever, return that receipt.
 
+    An attempt that is asked to (`pipeline.progress`) commits what it has scored as the first of several parts, and
+    returns the receipt that says how the partition was cut.
+
     :param versions: of its files, as planned; None: not checked.
     :param worker: name for the receipt; default: host and process.
     :param isolation: score in a process of its own, with these limits. Default: in this one.
     :raises PipelineError: when it cannot be done; no file of this attempt is left then.
     """
-    store = open_store(f"{recipe.directory}/stages/{recipe.stage}", private=True, fsync=recipe.fsync)
-    place = f"receipts/{partition.id}.json"
-    committed = _committed(store, place, recipe)
+    store = open_store(stage_folder(recipe), private=True, fsync=recipe.fsync)
+    committed = _committed(store, partition.id, recipe)
     if committed is not None:
         return committed
-    attempt = _Attempt(recipe, partition, store)
-    try:
-        receipt = attempt.run(versions, worker=worker or f"{socket.gethostname()}:{os.getpid()}", isolation=isolation)
-    except BaseException:
-        attempt.abandon()
-        raise
+    with tracked(stage_folder(recipe), partition.id, rows=partition.rows) as progress:
+        attempt = _Attempt(recipe, partition, store, progress)
+        try:
+            worker = worker or f"{socket.gethostname()}:{os.getpid()}"
+            receipt = attempt.run(versions, worker=worker, isolation=isolation)
+        except BaseException:
+            attempt.abandon()
+            raise
     # From here on an error leaves open whether the receipt landed, so that the files stay.
-    if store.put_if_absent(place, receipt.to_json()):
-        return receipt
-    winner = _committed(store, place, recipe)
-    if winner is None or winner.attempt != receipt.attempt:
+    cut = attempt.cut
+    winner = _commit(store, cut or receipt, recipe)
+    if cut is not None and winner.attempt == cut.attempt:
+        # The cut is on record: from here on anybody may do the first part, too.
+        first = _commit(store, receipt, recipe)
+        if first.attempt != receipt.attempt:
+            attempt.abandon()
+    elif winner.attempt != receipt.attempt:
         attempt.abandon()
-    return winner or receipt
+    return winner
+
+
+def stage_folder(recipe: StageRecipe) -> str:
+    """Path or URL of the folder in which the attempts of ``recipe`` write."""
+    return f"{recipe.directory}/stages/{recipe.stage}"
 
 
 def scored_frame(recipe: StageRecipe, partition: Partition, versions: Versions | None = None) -> pd.DataFrame:
@@ -86,7 +101,7 @@ def scored_frame(recipe: StageRecipe, partition: Partition, versions: Versions |
     """
     evaluator, _ = get_evaluator(recipe.score)
     scorer = Scorer(recipe, evaluator)
-    ledger = _Ledger(partition)
+    ledger = RowLedger(partition)
     tables = [pa.ipc.read_schema(pa.py_buffer(recipe.output_schema)).empty_table()]
     for batch in read_ahead(_read(recipe, partition, versions)):
         scored = scorer.score(batch, paths=ledger.paths)
@@ -156,9 +171,12 @@ def _from_pandas(frame: pd.DataFrame) -> pa.Table:
 class _Attempt:
     """One try at a partition: two files that become part of the output when the receipt lands, and not before."""
 
-    def __init__(self, recipe: StageRecipe, partition: Partition, store: Store) -> None:
+    def __init__(self, recipe: StageRecipe, partition: Partition, store: Store, progress: Progress) -> None:
         self.recipe = recipe
         self.partition = partition
+        self.progress = progress
+        self.cut: Receipt | None = None
+        """The receipt that divides the partition, once this attempt has stopped before its end."""
         self.name = unique_name()
         file = f"{partition.id}-{self.name}.parquet"
         metadata = _file_metadata(recipe)
@@ -189,7 +207,7 @@ class _Attempt:
         finish: Callable[[], EngineUse],
     ) -> Receipt:
         start = perf_counter() - model_load
-        ledger = _Ledger(self.partition)
+        ledger = RowLedger(self.partition)
         reading = [0.0]
         steps = score = 0.0
         with closing(read_ahead(_timed(_read(self.recipe, self.partition, versions), reading))) as batches:
@@ -200,11 +218,16 @@ class _Attempt:
                 self.data.add(scored.table)
                 if scored.rejects is not None:
                     self.rejects.add(scored.rejects)
-        files = ledger.files()
+                if self.progress.advance(ledger.rows_done):
+                    self.cut = self._cut_at(ledger.rows_done)
+                    break
+        files = ledger.files(is_whole=self.cut is None)
         data, rejects = self.data.finish(), self.rejects.finish()
         write = self.data.seconds + self.rejects.seconds
+        # What is done elsewhere by now need not be committed.
+        self.progress.check()
         return Receipt(
-            partition=self.partition.id,
+            partition=self.cut.splits[0] if self.cut else self.partition.id,
             plan=self.recipe.plan,
             model=self.recipe.score.model.digest,
             attempt=self.name,
@@ -218,6 +241,12 @@ class _Attempt:
             reasons=dict(ledger.reasons),
             engine=finish(),
         )
+
+    def _cut_at(self, row: int) -> Receipt:
+        """Says that the rows before ``row`` are the first part, and how the rest is divided."""
+        rest = even_cuts(row, self.partition.rows, parts=self.progress.pieces, smallest=SMALLEST_REST)
+        model = self.recipe.score.model.digest
+        return split_receipt(self.partition.id, (row, *rest), plan=self.recipe.plan, model=model, attempt=self.name)
 
     def abandon(self) -> None:
         """Remove what this attempt wrote."""
@@ -238,49 +267,23 @@ def _open_scorer(
         yield scorer, 0.0, scorer.finish
 
 
-class _Ledger:
-    """What became of the rows of each fragment, counted as they pass."""
-
-    def __init__(self, partition: Partition) -> None:
-        self.partition = partition
-        self.paths = tuple(fragment.path for fragment in partition.fragments)
-        self.reasons: Counter[str] = Counter()
-        # Rows: out, rejected, filtered. Columns: fragments.
-        self._counts = np.zeros((3, len(self.paths)), dtype=np.int64)
-
-    def add(self, scored: ScoredBatch) -> None:
-        """Count the rows of a batch."""
-        out = np.bincount(scored.fragment, minlength=len(self.paths))
-        self._counts += np.stack([out, scored.rejected, scored.filtered])
-        if scored.rejects is not None:
-            self.reasons.update(scored.rejects.column(REJECT_REASON).to_pylist())
-
-    def files(self) -> tuple[FileRows, ...]:
-        """The counts per fragment.
-
-        :raises ReconciliationFailed: when rows are missing, or there are too many.
-        """
-        files = tuple(
-            FileRows(fragment.path, fragment.row_start, fragment.row_stop, RowCounts(fragment.rows, *map(int, counts)))
-            for fragment, counts in zip(self.partition.fragments, self._counts.T, strict=True)
-        )
-        for file in files:
-            if not file.rows.is_reconciled:
-                raise ReconciliationFailed(
-                    "rows of a partition are unaccounted for",
-                    where=f"partition {self.partition.id}, {file.path} rows {file.row_start} to {file.row_stop}",
-                    found=f"{file.rows.out} out, {file.rows.rejected} rejected, {file.rows.filtered} filtered",
-                    expected=f"{file.rows.rows_in} in all",
-                    next_step="nothing of this attempt was kept; resume, and report it when it happens again",
-                )
-        return files
+def _commit(store: Store, receipt: Receipt, recipe: StageRecipe) -> Receipt:
+    """Put ``receipt`` if its partition has none; the one that counts."""
+    if store.put_if_absent(_place(receipt.partition), receipt.to_json()):
+        return receipt
+    return _committed(store, receipt.partition, recipe) or receipt
 
 
-def _committed(store: Store, place: str, recipe: StageRecipe) -> Receipt | None:
-    """The receipt at ``place``, if there is one.
+def _place(partition: str) -> str:
+    return f"receipts/{partition}.json"
+
+
+def _committed(store: Store, partition: str, recipe: StageRecipe) -> Receipt | None:
+    """The receipt of ``partition``, if there is one.
 
     :raises PlanMismatch: when it belongs to another plan.
     """
+    place = _place(partition)
     try:
         data = store.read(place)
     except FileNotFoundError:

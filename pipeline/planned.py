@@ -23,7 +23,7 @@ class Partition:
     """The unit of work: one Dask partition, one task, one checkpoint file."""
 
     id: str
-    """Five digits in source order, ``00042``; halves of a split one append ``.0`` and ``.1``."""
+    """Five digits in source order, ``00042``; parts of a split one append ``.0``, ``.1``, …."""
     fragments: tuple[Fragment, ...]
 
     @property

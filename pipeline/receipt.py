@@ -123,7 +123,9 @@ class Receipt:
     reasons: dict[str, int] = field(default_factory=dict)
     """Rejected rows per reason."""
     splits: tuple[str, ...] = ()
-    """Ids of the halves that took this partition's place; then there are no rows here."""
+    """Ids of the parts that took this partition's place; then there are no rows here."""
+    cuts: tuple[int, ...] = ()
+    """First row of every part but the first, counted over the partition's fragments; empty: halves."""
     engine: EngineUse | None = None
     """What evaluated the model; None in receipts of older versions."""
 
@@ -148,6 +150,7 @@ class Receipt:
             record["files"] = tuple(FileRows(p, a, b, RowCounts.from_details(r)) for p, a, b, r in record["files"])
             record["seconds"] = Seconds(**record["seconds"])
             record["splits"] = tuple(record["splits"])
+            record["cuts"] = tuple(record.get("cuts", ()))
             if record.get("engine") is not None:
                 record["engine"] = _engine_use(record["engine"])
             for key in ("data", "rejects"):

@@ -1,14 +1,15 @@
-"""Which partitions a stage really has, once some were split because they were too large for a worker. Pure.
+"""Which partitions a stage really has, once some were split: too large for a worker, or too slow on one. Pure.
 
-A split takes the place of the partition's receipt: that one names the halves, and each half has a receipt of its own,
-or is split in turn. What the halves are follows from the partition alone, so that every driver cuts at the same row.
+A split takes the place of the partition's receipt: that one names the parts, and each part has a receipt of its own,
+or is split in turn. Where it was cut follows from the receipt and the partition alone, so that every driver cuts at the
+same rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from pipeline.errors import StateCorrupt
 from pipeline.plan import Partition, Plan
@@ -20,7 +21,7 @@ SPLIT_FLOOR_ROWS = 1024
 
 
 def partition_key(partition: str) -> tuple[int, ...]:
-    """Sorts ids of partitions in source order, halves of split ones too.
+    """Sorts ids of partitions in source order, parts of split ones too.
 
     :raises StateCorrupt: for something that is no such id.
     """
@@ -53,29 +54,53 @@ def halves(partition: Partition, files: Mapping[str, InputFile]) -> tuple[Partit
     """
     if partition.rows < 2:
         return None
-    left: list[Fragment] = []
-    right: list[Fragment] = []
-    wanted = partition.rows // 2
+    left, right = pieces(partition, (partition.rows // 2,), files)
+    return left, right
+
+
+def pieces(partition: Partition, cuts: Sequence[int], files: Mapping[str, InputFile]) -> tuple[Partition, ...]:
+    """The partitions that take the place of one that is cut before the rows ``cuts``, numbered over its fragments.
+
+    :param cuts: ascending, none of them at an end.
+    :param files: input files of the plan by path.
+    :raises StateCorrupt: when it cannot be cut there.
+    """
+    edges = (0, *cuts, partition.rows)
+    if any(low >= high for low, high in pairwise(edges)):
+        raise StateCorrupt("a partition was cut where it cannot be", found=f"{partition.id} at {tuple(cuts)}")
+    return tuple(
+        Partition(f"{partition.id}.{number}", tuple(_between(partition, files, start=low, stop=high)))
+        for number, (low, high) in enumerate(pairwise(edges))
+    )
+
+
+def _between(partition: Partition, files: Mapping[str, InputFile], *, start: int, stop: int) -> Iterable[Fragment]:
+    begin = 0
     for fragment in partition.fragments:
-        take = min(max(0, wanted), fragment.rows)
-        wanted -= take
-        cut, file = fragment.row_start + take, files[fragment.path]
-        if take:
-            left.append(sub_fragment(fragment, file, row_start=fragment.row_start, row_stop=cut))
-        if take < fragment.rows:
-            right.append(sub_fragment(fragment, file, row_start=cut, row_stop=fragment.row_stop))
-    return Partition(f"{partition.id}.0", tuple(left)), Partition(f"{partition.id}.1", tuple(right))
+        low, high = max(start, begin) - begin, min(stop, begin + fragment.rows) - begin
+        if low < high:
+            first = fragment.row_start
+            yield sub_fragment(fragment, files[fragment.path], row_start=first + low, row_stop=first + high)
+        begin += fragment.rows
 
 
-def split_receipt(partition: Partition, pair: tuple[Partition, ...], *, plan: str, model: str, attempt: str) -> Receipt:
-    """The receipt that says ``pair`` takes the place of ``partition``. It has no rows and no files.
+def even_cuts(start: int, stop: int, *, parts: int, smallest: int = 1) -> tuple[int, ...]:
+    """Where the rows ``start`` to ``stop`` are cut to make ``parts`` nearly equal ones: fewer when one of them would
+    have less than ``smallest`` rows. Neither end is among them."""
+    count = max(1, min(parts, (stop - start) // max(1, smallest)))
+    return tuple(start + (stop - start) * number // count for number in range(1, count))
 
+
+def split_receipt(partition: str, cuts: Sequence[int], *, plan: str, model: str, attempt: str) -> Receipt:
+    """The receipt that says that a partition is cut before the rows ``cuts``. It has no rows and no files.
+
+    :param partition: its id.
     :param plan: digest of the plan.
     :param model: digest of the model version.
     :param attempt: unique name of whoever split it.
     """
     return Receipt(
-        partition=partition.id,
+        partition=partition,
         plan=plan,
         model=model,
         attempt=attempt,
@@ -83,12 +108,34 @@ def split_receipt(partition: Partition, pair: tuple[Partition, ...], *, plan: st
         rejects=None,
         rows=RowCounts(),
         files=(),
-        splits=tuple(half.id for half in pair),
+        splits=tuple(f"{partition}.{number}" for number in range(len(cuts) + 1)),
+        cuts=tuple(cuts),
     )
 
 
+def parts_of(partition: Partition, receipt: Receipt, files: Mapping[str, InputFile]) -> tuple[Partition, ...]:
+    """What takes the place of ``partition`` by the ``receipt`` that says that it was split.
+
+    :raises StateCorrupt: when it cannot be split like that.
+    """
+    cuts = receipt.cuts or (partition.rows // 2,)
+    if len(cuts) + 1 == len(receipt.splits):
+        found = pieces(partition, cuts, files)
+        if tuple(part.id for part in found) == receipt.splits:
+            return found
+    raise StateCorrupt("a partition was split in a way it cannot be", found=f"{partition.id} {receipt.splits}")
+
+
+def files_of_cutters(receipts: Iterable[Receipt]) -> set[str]:
+    """Names, relative to the stage's folder, that may yet win the first part of a partition that was cut: the attempt
+    that cut it named its files for the whole."""
+    by_id = {receipt.partition: receipt for receipt in receipts}
+    open_cuts = [one for one in by_id.values() if one.splits and one.splits[0] not in by_id]
+    return {f"{kind}/{one.partition}-{one.attempt}.parquet" for one in open_cuts for kind in ("data", "rejects")}
+
+
 def effective_partitions(plan: Plan, receipts: Iterable[Receipt]) -> tuple[Partition, ...]:
-    """The partitions of the stage in source order, the halves in place of those that were split.
+    """The partitions of the stage in source order, the parts in place of those that were split.
 
     :raises StateCorrupt: for a receipt of no partition.
     """
@@ -105,10 +152,7 @@ def effective_partitions(plan: Plan, receipts: Iterable[Receipt]) -> tuple[Parti
             found.append(partition)
             continue
         files = files or {file.path: file for file in plan.files}
-        pair = halves(partition, files)
-        if pair is None or tuple(half.id for half in pair) != receipt.splits:
-            raise StateCorrupt("a partition was split in a way it cannot be", found=f"{partition.id} {receipt.splits}")
-        waiting.extend(reversed(pair))
+        waiting.extend(reversed(parts_of(partition, receipt, files)))
     if strangers := sorted(set(by_id) - known):
         raise StateCorrupt(
             "there is a receipt of a partition that the plan does not have",

@@ -15,7 +15,7 @@ from pipeline.memory import BatchSize
 from pipeline.plan import Partition
 from pipeline.receipt import Receipt
 from pipeline.recipe import StageRecipe
-from pipeline.splits import SPLIT_FLOOR_ROWS, halves, split_receipt
+from pipeline.splits import SPLIT_FLOOR_ROWS, even_cuts, parts_of, split_receipt
 
 STAGE = 0
 """Number of the only stage."""
@@ -49,17 +49,22 @@ class Stage:
         isolation = Isolation(seconds=self.partition_timeout or ISOLATED_SECONDS)
         return graph.tasks(self.recipe, partitions, self.job.plan.versions, isolation=isolation)
 
-    def split(self, partition: Partition, receipt: Receipt | None) -> Divided | None:
-        """Put two halves in the place of ``partition``, on record before anything of them runs.
+    def split(self, partition: Partition, receipt: Receipt | None, *, parts: int = 2) -> Divided | None:
+        """Put ``parts`` of nearly equal size in the place of ``partition``, on record before anything of them runs.
 
-        :param receipt: that of ``partition``, when another driver has split it already.
+        :param receipt: that of ``partition``, when it was split already: by another driver, or by an attempt that was
+            asked to stop and leave the rest.
         :returns: None when it has too few rows.
         """
-        pair = halves(partition, {file.path: file for file in self.job.plan.files})
-        if pair is None or (receipt is None and partition.rows <= SPLIT_FLOOR_ROWS):
+        cuts = even_cuts(0, partition.rows, parts=parts, smallest=max(1, SPLIT_FLOOR_ROWS // 2))
+        if receipt is None and (partition.rows <= SPLIT_FLOOR_ROWS or not cuts):
             return None
-        receipt = receipt or put_split(self.job, partition, pair)
-        return Divided(receipt, pair if receipt.splits else ())
+        receipt = receipt or put_split(self.job, partition, cuts)
+        if not receipt.splits:
+            return Divided(receipt)
+        found = parts_of(partition, receipt, {file.path: file for file in self.job.plan.files})
+        first = read_receipt(self.job, found[0].id)
+        return Divided(receipt, found[1:], first) if first and not first.splits else Divided(receipt, found)
 
     def learn(self, ended: Ended) -> None:
         """Lower or raise the batch size by how an attempt ended."""
@@ -69,10 +74,22 @@ class Stage:
             self.batch = self.batch.after_partition(ended.receipt.batch_rows)
 
 
-def put_split(job: JobDirectory, partition: Partition, pair: tuple[Partition, Partition]) -> Receipt:
-    """Record that ``pair`` takes the place of ``partition``, unless it has a receipt: the one that counts."""
-    place = f"stages/{STAGE}/receipts/{partition.id}.json"
-    made = split_receipt(partition, pair, plan=job.record.plan, model=job.plan.model.digest, attempt=unique_name())
-    if job.store.put_if_absent(place, made.to_json()):
+def put_split(job: JobDirectory, partition: Partition, cuts: Sequence[int]) -> Receipt:
+    """Record that ``partition`` is cut before the rows ``cuts``, unless it has a receipt: the one that counts."""
+    made = split_receipt(partition.id, cuts, plan=job.record.plan, model=job.plan.model.digest, attempt=unique_name())
+    if job.store.put_if_absent(_place(partition.id), made.to_json()):
         return made
-    return Receipt.from_json(job.store.read(place), where=job.store.url(place))
+    return read_receipt(job, partition.id) or made
+
+
+def read_receipt(job: JobDirectory, partition: str) -> Receipt | None:
+    """The receipt of a partition; None while it has none."""
+    place = _place(partition)
+    try:
+        return Receipt.from_json(job.store.read(place), where=job.store.url(place))
+    except FileNotFoundError:
+        return None
+
+
+def _place(partition: str) -> str:
+    return f"stages/{STAGE}/receipts/{partition}.json"

@@ -19,6 +19,7 @@ from pipeline.jobs import list_jobs
 from pipeline.lease import held
 from pipeline.lifecycle import Status
 from pipeline.sinks import publish
+from pipeline.splits import split_receipt
 from pipeline.testing.jobs import SmallJob, read_output, small_job, write_receipt, write_receipts
 from pipeline.verify import verify
 
@@ -125,11 +126,23 @@ def test_a_finished_job_keeps_what_counts_and_loses_the_rest(
     assert verify(directory, sample=0).ok
 
 
+def test_the_file_of_who_cut_stays_until_the_first_part_has_a_receipt(directory: JobDirectory, job: SmallJob) -> None:
+    part = job.plan.partitions[0]
+    cut = split_receipt(part.id, (10,), plan=directory.record.plan, model="m", attempt="cutter")
+    directory.store.put_if_absent("stages/0/receipts/00000.json", cut.to_json())
+    mine = [f"stages/0/{kind}/00000-cutter.parquet" for kind in ("data", "rejects")]
+    litter(directory, *mine, "stages/0/data/00000-loser.parquet")
+    assert found(directory) == {"jobs/small-1/stages/0/data/00000-loser.parquet": "attempt"}
+    first = split_receipt("00000.0", (5,), plan=directory.record.plan, model="m", attempt="driver")
+    directory.store.put_if_absent("stages/0/receipts/00000.0.json", first.to_json())
+    assert {f"jobs/small-1/{name}" for name in mine} < set(found(directory))
+
+
 def test_a_split_partition_needs_none_of_its_files(directory: JobDirectory, job: SmallJob) -> None:
     whole = write_receipt(directory, job, job.plan.partitions[0], attempt="whole")
     directory.store.remove("stages/0/receipts/00000.json")
     assert found(directory) == {}
-    split = whole.__class__(**{**whole.__dict__, "data": None, "rejects": None, "splits": ("00000.0", "00000.1")})
+    split = split_receipt("00000", (10,), plan=whole.plan, model="m", attempt="driver")
     directory.store.put_if_absent("stages/0/receipts/00000.json", split.to_json())
     litter(directory, "stages/0/data/00000.0-a.parquet")
     assert found(directory) == {

@@ -1,0 +1,114 @@
+"""How far the partitions are that this process works on, and what their driver asks of them.
+
+A driver that wonders about a slow partition asks its worker process, by a call to `look`, `ask_to_cut` or `drop`
+there. The attempt finds what it is asked at its next batch boundary, in memory: a partition that nobody asks about pays
+for one comparison a batch, and storage is not touched. What is lost with the process was only a wish.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from pipeline.errors import InfrastructureError
+
+SMALLEST_REST = 256
+"""Rows below which what is left of a partition is not worth a cut."""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """How far an attempt is."""
+
+    rows_done: int
+    """Input rows read, scored and counted, filtered ones too."""
+    batches: int
+    """Batches these were."""
+    seconds: float
+    """Since the attempt began, by the worker's clock."""
+
+
+@dataclass
+class Progress:
+    """One attempt at a partition, as it sees itself."""
+
+    rows: int
+    """Input rows of the partition."""
+    clock: Callable[[], float] = time.monotonic
+    rows_done: int = 0
+    batches: int = 0
+    pieces: int = 0
+    """Parts into which the rest is to be divided when it stops at the next batch boundary; 0: it is to go on."""
+    is_unwanted: bool = False
+    started: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.started = self.clock()
+
+    def advance(self, rows_done: int) -> bool:
+        """A batch is done; whether to stop here and leave the rest to others.
+
+        :param rows_done: input rows that are done so far.
+        :raises InfrastructureError: when the partition is done elsewhere.
+        """
+        self.rows_done, self.batches = rows_done, self.batches + 1
+        self.check()
+        return bool(self.pieces) and rows_done > 0 and self.rows - rows_done >= SMALLEST_REST
+
+    def check(self) -> None:
+        """:raises InfrastructureError: when the partition is done elsewhere."""
+        if self.is_unwanted:
+            raise InfrastructureError("the partition is done elsewhere: this copy of it is not wanted any more")
+
+    @property
+    def sight(self) -> Sight:
+        """How far it is."""
+        return Sight(self.rows_done, self.batches, self.clock() - self.started)
+
+
+_lock = threading.Lock()
+_running: dict[tuple[str, str], list[Progress]] = {}
+"""By the folder of the stage and the id of the partition."""
+
+
+@contextmanager
+def tracked(stage: str, partition: str, *, rows: int) -> Iterator[Progress]:
+    """The attempt of this block can be asked about.
+
+    :param stage: folder of the stage: path or URL.
+    """
+    progress, key = Progress(rows), (stage, partition)
+    with _lock:
+        _running.setdefault(key, []).append(progress)
+    try:
+        yield progress
+    finally:
+        with _lock:
+            _running[key].remove(progress)
+            if not _running[key]:
+                del _running[key]
+
+
+def look(stage: str, partition: str) -> Sight | None:
+    """How far this process is with a partition; None when it is not at it."""
+    with _lock:
+        found = _running.get((stage, partition), ())
+        return found[-1].sight if found else None
+
+
+def ask_to_cut(stage: str, partition: str, pieces: int) -> Sight | None:
+    """Have the attempt stop at its next batch boundary, and divide the rest into ``pieces``."""
+    with _lock:
+        for progress in _running.get((stage, partition), ()):
+            progress.pieces = pieces
+    return look(stage, partition)
+
+
+def drop(stage: str, partition: str) -> None:
+    """Have the attempt end at its next batch boundary without a trace: its partition is done elsewhere."""
+    with _lock:
+        for progress in _running.get((stage, partition), ()):
+            progress.is_unwanted = True

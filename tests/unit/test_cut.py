@@ -1,0 +1,204 @@
+"""An attempt is asked to stop at a batch boundary: what it has scored counts, the rest becomes other partitions."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import progress
+from pipeline.errors import InfrastructureError, StateCorrupt
+from pipeline.model import ModelRef
+from pipeline.partition import run_partition, stage_folder
+from pipeline.plan import Partition
+from pipeline.receipt import Receipt
+from pipeline.recipe import MapRecipe, StageRecipe
+from pipeline.registry import resolve
+from pipeline.rows import InputFile, RowCounts, RowGroup
+from pipeline.splits import even_cuts, parts_of, pieces
+from pipeline.testing.oracle import Lake, make_lake, oracle
+from pipeline.testing.recipes import make_partition, make_recipe
+
+STEP = """
+import pandas as pd
+calls = []
+def step(frame: pd.DataFrame) -> pd.DataFrame:
+    calls.append(len(frame))
+    for act in actions.pop(len(calls), ()):
+        act()
+    return frame
+actions = {}
+"""
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    return make_lake(tmp_path / "lake", rows=(3000, 500, 1200, 40), row_group=700)
+
+
+@pytest.fixture
+def step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A map step that does what ``actions`` has for its n-th call, from 1."""
+    (tmp_path / "cut_steps.py").write_text(STEP)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import cut_steps
+
+    yield cut_steps
+    del sys.modules["cut_steps"]
+
+
+@pytest.fixture
+def recipe(model_path: Path, lake: Lake, tmp_path: Path) -> StageRecipe:
+    schema = pq.read_schema(lake.files[0]).remove_metadata()
+    return make_recipe(
+        resolve(ModelRef(str(model_path))),
+        schema,
+        directory=str(tmp_path / "job"),
+        maps=(MapRecipe("cut_steps:step"),),
+        batch_rows=512,
+    )
+
+
+def files_by_path(lake: Lake) -> dict[str, InputFile]:
+    found = {}
+    for path in map(str, lake.files):
+        footer = pq.read_metadata(path)
+        sizes = [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]
+        found[path] = InputFile(path, 1, "v", tuple(RowGroup(rows, rows, rows) for rows in sizes))
+    return found
+
+
+def asking(recipe: StageRecipe, parts: int, partition: str = "00000") -> Callable[[], object]:
+    return lambda: progress.ask_to_cut(stage_folder(recipe), partition, parts)
+
+
+def output(recipe: StageRecipe, *receipts: Receipt) -> pd.DataFrame:
+    root = Path(stage_folder(recipe))
+    frames = [pq.read_table(root / one.data.name).to_pandas() for one in receipts if one.data]
+    return pd.concat(frames, ignore_index=True)
+
+
+def stored(recipe: StageRecipe, partition: str) -> Receipt:
+    return Receipt.from_json((Path(stage_folder(recipe)) / "receipts" / f"{partition}.json").read_bytes())
+
+
+@pytest.mark.parametrize("keep", [None, "id < 900 or id > 3100"])
+def test_what_was_scored_and_the_rest_are_the_whole(
+    recipe: StageRecipe, lake: Lake, step: Any, model_path: Path, keep: str | None
+) -> None:
+    recipe = replace(recipe, filter=keep)
+    whole = make_partition(*lake.files)
+    step.actions[3] = [asking(recipe, 3)]
+    cut = run_partition(recipe, whole)
+    assert cut.splits == ("00000.0", "00000.1", "00000.2", "00000.3")
+    assert cut == stored(recipe, "00000")
+    assert cut.rows == RowCounts()
+    parts = parts_of(whole, cut, files_by_path(lake))
+    first = stored(recipe, "00000.0")
+    assert 0 < first.rows.rows_in == parts[0].rows == cut.cuts[0] < lake.rows
+    assert [(f.path, f.row_start, f.row_stop) for f in first.files] == [
+        (f.path, f.row_start, f.row_stop) for f in parts[0].fragments
+    ]
+    step.calls.clear()
+    rest = [run_partition(recipe, part) for part in parts[1:]]
+    assert sum(step.calls) == sum(receipt.rows.rows_in - receipt.rows.filtered for receipt in rest)
+    wanted = oracle(lake.files, model_path)
+    if recipe.filter:
+        wanted = wanted.query(str(recipe.filter)).reset_index(drop=True)
+    pd.testing.assert_frame_equal(output(recipe, first, *rest), wanted, check_exact=True)
+    assert sum(receipt.rows.rows_in for receipt in (first, *rest)) == lake.rows
+
+
+def test_who_is_asked_at_the_last_batch_ends_whole(recipe: StageRecipe, lake: Lake, step: Any) -> None:
+    whole = make_partition(lake.files[0])
+    last = -(-3000 // 512)
+    step.actions[last] = [asking(recipe, 2)]
+    receipt = run_partition(recipe, whole)
+    assert receipt.splits == ()
+    assert receipt.rows.out == 3000
+
+
+def test_a_cut_that_comes_too_late_leaves_no_trace(recipe: StageRecipe, lake: Lake, step: Any) -> None:
+    # While the first attempt is at it, a backup does the whole partition.
+    whole = make_partition(*lake.files)
+    done: list[Receipt] = []
+    step.actions[2] = [asking(recipe, 2), lambda: done.append(run_partition(recipe, whole))]
+    found = run_partition(recipe, whole)
+    assert found == done[0] == stored(recipe, "00000")
+    root = Path(stage_folder(recipe))
+    assert [path.name for path in (root / "receipts").iterdir()] == ["00000.json"]
+    assert len(list((root / "data").iterdir())) == 1
+
+
+def test_who_loses_the_first_part_leaves_no_file(
+    recipe: StageRecipe, lake: Lake, step: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Between the receipt that cuts and that of the first part a driver sees the cut, and has the first part done.
+    from pipeline import partition as module
+
+    commit = module._commit
+    others: list[Receipt] = []
+
+    def slow(store: Any, receipt: Receipt, recipe: StageRecipe) -> Receipt:
+        if receipt.partition == "00000.0" and not others:
+            others.append(receipt)
+            others.append(run_partition(recipe, parts_of(whole, stored(recipe, "00000"), files_by_path(lake))[0]))
+        return commit(store, receipt, recipe)
+
+    whole = make_partition(*lake.files)
+    step.actions[2] = [asking(recipe, 1)]
+    monkeypatch.setattr(module, "_commit", slow)
+    assert run_partition(recipe, whole).splits
+    assert stored(recipe, "00000.0").attempt == others[1].attempt != others[0].attempt
+    names = [path.name for path in (Path(stage_folder(recipe)) / "data").iterdir()]
+    assert names == [f"00000.0-{others[1].attempt}.parquet"]
+
+
+def test_who_is_not_wanted_any_more_ends_without_a_trace(recipe: StageRecipe, lake: Lake, step: Any) -> None:
+    step.actions[2] = [lambda: progress.drop(stage_folder(recipe), "00000")]
+    with pytest.raises(InfrastructureError, match="done elsewhere"):
+        run_partition(recipe, make_partition(*lake.files))
+    assert step.calls == step.calls[:2]
+    assert not [path for path in Path(stage_folder(recipe)).rglob("*") if path.is_file()]
+
+
+def test_a_worker_tells_how_far_it_is(recipe: StageRecipe, lake: Lake, step: Any) -> None:
+    seen: list[progress.Sight | None] = []
+    for call in (1, 3):
+        step.actions[call] = [lambda: seen.append(progress.look(stage_folder(recipe), "00000"))]
+    run_partition(recipe, make_partition(lake.files[0]))
+    assert [(one.rows_done, one.batches) for one in seen if one] == [(0, 0), (sum(step.calls[:2]), 2)]
+    assert progress.look(stage_folder(recipe), "00000") is None
+    assert progress.ask_to_cut("elsewhere", "00000", 2) is None
+
+
+@given(st.integers(0, 50), st.integers(0, 2000), st.integers(1, 9), st.integers(1, 300))
+def test_even_cuts_are_even(start: int, rows: int, parts: int, smallest: int) -> None:
+    cuts = even_cuts(start, start + rows, parts=parts, smallest=smallest)
+    sizes = [high - low for low, high in zip((start, *cuts), (*cuts, start + rows), strict=True)]
+    assert len(sizes) <= parts
+    assert max(sizes) - min(sizes) <= 1
+    assert len(sizes) == 1 or min(sizes) >= smallest
+    assert len(sizes) == min(parts, max(1, rows // smallest))
+
+
+@pytest.mark.parametrize("cuts", [(0,), (3000,), (10, 10), (20, 10)])
+def test_a_cut_at_no_row_is_refused(lake: Lake, cuts: tuple[int, ...]) -> None:
+    with pytest.raises(StateCorrupt, match="cut where it cannot be"):
+        pieces(make_partition(lake.files[0]), cuts, files_by_path(lake))
+
+
+def test_partitions_are_cut_across_files(lake: Lake) -> None:
+    whole = make_partition(*lake.files)
+    parts = pieces(whole, (2900, 3500, 3600), files_by_path(lake))
+    assert [part.rows for part in parts] == [2900, 600, 100, 1140]
+    assert [[f.rows for f in part.fragments] for part in parts] == [[2900], [100, 500], [100], [1100, 40]]
+    assert all(isinstance(part, Partition) for part in parts)
