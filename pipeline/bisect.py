@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from pipeline.errors import PipelineError
+from pipeline.redaction import redact
 
 Result = TypeVar("Result")
 
@@ -45,10 +46,11 @@ class RowsError(Exception):
         return (self.reason, trace.tb_frame.f_code.co_filename, trace.tb_lineno) if trace else (self.reason, "", 0)
 
     def message(self, *, lines: int = 0) -> str:
-        """Type and text of the exception, at most 200 characters, and the last ``lines`` lines of its traceback."""
-        text = f"{type(self.error).__name__}: {self.error}"[:200]
+        """Type and text of the exception, at most 200 characters, and the last ``lines`` lines of its traceback;
+        secrets are masked."""
+        text = redact(f"{type(self.error).__name__}: {self.error}")[:200]
         trace = "".join(traceback.format_tb(self.error.__traceback__)).rstrip().splitlines()[-lines:] if lines else []
-        return "\n".join([text, *trace])
+        return redact("\n".join([text, *trace]))
 
 
 class NoRowWorksError(Exception):

@@ -41,6 +41,7 @@ from pipeline.manifest import Manifest, make_manifest
 from pipeline.plan import Plan
 from pipeline.receipt import Receipt
 from pipeline.recipe import StageRecipe
+from pipeline.redaction import redact_values
 from pipeline.splits import done_partitions, effective_partitions, halves, partition_key
 
 __all__ = [
@@ -221,7 +222,8 @@ class JobDirectory:
     def append_event(self, event: str, **fields: Any) -> None:
         """Add one line to ``events.jsonl``."""
         self.store.append(
-            EVENTS_FILE, json.dumps({"time": iso_time(self._now()), "event": event, **fields}, default=str)
+            EVENTS_FILE,
+            json.dumps({"time": iso_time(self._now()), "event": event, **redact_values(fields)}, default=str),
         )
 
     def events(self) -> list[dict[str, Any]]:
@@ -349,7 +351,7 @@ class JobDirectory:
 
     def write_report(self, report: dict[str, Any]) -> None:
         """Set ``report.json``."""
-        self.store.replace(REPORT_FILE, json.dumps(report, indent=1, default=str).encode() + b"\n")
+        self.store.replace(REPORT_FILE, json.dumps(redact_values(report), indent=1, default=str).encode() + b"\n")
 
     def read_report(self) -> dict[str, Any] | None:
         """``report.json``; None when there is none (it can be made again from the receipts)."""

@@ -17,6 +17,7 @@ from pipeline import __version__
 from pipeline.commands import author, clean, execute, look
 from pipeline.commands.options import JSON, VERBOSITY, json_text, tell
 from pipeline.errors import PipelineError
+from pipeline.redaction import redact
 
 BROKEN_PIPE = 141
 """128 + SIGPIPE: whoever read stdout has gone."""
@@ -56,6 +57,7 @@ class Commands(click.Group):
         except click.ClickException as error:
             if ctx.meta.get(JSON):
                 click.echo(json_text({"error": _details(error)}))
+            error.message = redact(error.message)  # type: ignore[misc]
             raise
         except BrokenPipeError:
             _close_stdout()

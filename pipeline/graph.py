@@ -22,6 +22,7 @@ from pipeline.partition import run_partition, scored_frame
 from pipeline.plan import Partition
 from pipeline.receipt import Receipt
 from pipeline.recipe import StageRecipe
+from pipeline.redaction import redact_error
 from pipeline.rows import Fragment
 
 # Dask DataFrame has no usable types.
@@ -134,10 +135,8 @@ def _receipt_frame(frame: pd.DataFrame, recipe: StageRecipe, isolation: Isolatio
         isolation = replace(isolation, memory=round(ISOLATED_SHARE * evidence.memory_limit()))
     try:
         receipt = run_partition(recipe, partition, versions=versions, isolation=isolation)
-    except PipelineError as error:
-        # It says all there is to say. What it came from may not survive the way to the driver, and would take it along.
-        error.__cause__ = error.__context__ = None
-        raise
+    except Exception as error:
+        raise _ready_to_travel(error) from None
     counts = receipt.rows
     row = (receipt.partition, counts.rows_in, counts.out, counts.rejected, counts.filtered, receipt.to_json().decode())
     return pd.DataFrame([row], columns=list(_RECEIPTS_META.columns))
@@ -145,4 +144,16 @@ def _receipt_frame(frame: pd.DataFrame, recipe: StageRecipe, isolation: Isolatio
 
 def _score_frame(frame: pd.DataFrame, recipe: StageRecipe) -> pd.DataFrame:
     partition, versions = _read_fragments(frame)
-    return scored_frame(recipe, partition, versions=versions)
+    try:
+        return scored_frame(recipe, partition, versions=versions)
+    except Exception as error:
+        raise _ready_to_travel(error) from None
+
+
+def _ready_to_travel(error: Exception) -> BaseException:
+    """``error`` as it may leave the worker: without secrets, which Dask would log and send."""
+    masked = redact_error(error)
+    if isinstance(masked, PipelineError):
+        # It says all there is to say. What it came from may not survive the way to the driver, and would take it along.
+        masked.__cause__ = masked.__context__ = None
+    return masked

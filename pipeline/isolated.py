@@ -16,6 +16,7 @@ from pipeline.flavors import find_flavor
 from pipeline.flavors.cache import get_predictor
 from pipeline.isolation import Died, read_message, sendable, write_message
 from pipeline.recipe import StageRecipe
+from pipeline.redaction import mask_logs, mask_streams
 from pipeline.scoring import ScoredBatch, Scorer
 
 _PR_SET_PDEATHSIG = 1
@@ -101,6 +102,8 @@ def main() -> None:
     die_with_parent()
     questions, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    mask_logs()
+    mask_streams()
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
     serve(questions, answers)

@@ -12,6 +12,7 @@ from pipeline.errors import PipelineError, StepFailed, TooManyRejects
 from pipeline.lifecycle import Status
 from pipeline.plan import Plan, skew
 from pipeline.receipt import GIVEN_UP, EngineUse, Receipt, Seconds
+from pipeline.redaction import redact_values
 from pipeline.rows import RowCounts
 from pipeline.units import format_count
 
@@ -81,7 +82,7 @@ class Report:
         record["rows_per_second"] = round(self.rows_per_second, 1)
         record["seconds"] = {name: round(value, 3) for name, value in self.seconds.items()}
         record["warnings"], record["next"] = list(self.warnings), list(self.next)
-        return {"schema_version": SCHEMA_VERSION, **record}
+        return {"schema_version": SCHEMA_VERSION, **redact_values(record)}
 
 
 def status_for(rows: RowCounts, *, max_fraction: float) -> Status:

@@ -29,6 +29,7 @@ from pipeline.lifecycle import Status
 from pipeline.plan import Partition, dispatch_order
 from pipeline.prepare import cluster_of, importable, prepare
 from pipeline.receipt import Receipt
+from pipeline.redaction import masked_logs, redact, redact_error
 from pipeline.rejects import first_examples, summarise
 from pipeline.report import Report, decide_status, make_report
 from pipeline.rows import RowCounts
@@ -95,15 +96,19 @@ def _drive(job: JobDirectory, lease: Lease, settings: Settings, callbacks: tuple
     driver = _Driver(job, lease, settings, callbacks)
     try:
         with (
+            masked_logs(),
             _signals(driver.stop),
             watched(job.store, lease.epoch, driver.stop),
             importable(job.record.import_paths),
         ):
             return driver.drive()
     except BaseException as error:
+        masked = redact_error(error)
         if (fenced := driver.fenced()) is not None:
-            raise fenced from error
-        driver.give_up(error)
+            raise fenced from masked
+        driver.give_up(masked)
+        if masked is not error:
+            raise masked from None
         raise
 
 
@@ -183,7 +188,7 @@ class _Driver:
     def _score(self, todo: Sequence[Partition]) -> None:
         self._go(Status.PROVISIONING)
         cluster = cluster_of(self.job.plan.spec, settings=self.settings)
-        with open_cluster(cluster) as client:
+        with open_cluster(cluster, directory=self.job.root) as client:
             shake_hands(client, flavor=self.job.plan.model.flavor, timeout=self.settings.scheduler_timeout)
             if self.stop.is_requested:
                 raise self.stop.error(self.job.job, left=len(todo))
@@ -248,7 +253,7 @@ class _Driver:
             seconds=receipt.seconds.total if receipt else 0.0,
             attempt=ended.attempt,
             worker=receipt.worker if receipt else "",
-            reason=ended.reason,
+            reason=redact(ended.reason),
         )
         if ended.outcome != "done":
             # What is done has a receipt; a line each would only cost an fsync.

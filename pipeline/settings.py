@@ -50,6 +50,16 @@ class Settings:
     """Seconds of silence after which another driver may take a job over from one that cannot be asked."""
     dashboard: str = "127.0.0.1:0"
     """Address of the dashboard of a local cluster; port 0 takes a free one."""
+    tls: bool = False
+    """Whether a cluster of this machine uses TLS too, which keeps out the other users of the machine."""
+    tls_ca: str | None = None
+    """Certificate of the authority for ``tls://`` addresses: a path, ``file:PATH`` or ``env:NAME``."""
+    tls_cert: str | None = None
+    """Certificate to show there."""
+    tls_key: str | None = None
+    """Its private key."""
+    insecure_network: bool = False
+    """Whether scheduler and workers may be open to the network without TLS."""
     import_paths: tuple[str, ...] = ()
     """Folders from which the modules of the steps are imported, on driver and workers."""
 

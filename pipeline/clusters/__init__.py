@@ -44,8 +44,11 @@ class ClusterAdapter(Protocol):
     def limits(self) -> Limits:
         """What it will offer, known before it is started."""
 
-    def open(self) -> Any:
-        """Context manager: start or connect, give a `distributed.Client`, and release everything on leaving."""
+    def open(self, *, directory: str = "") -> Any:
+        """Context manager: start or connect, give a `distributed.Client`, and release everything on leaving.
+
+        :param directory: the job directory, for what workers must be able to read and nobody else.
+        """
 
 
 def find_cluster(name: str, *, settings: Settings, folders: tuple[str, ...] = ()) -> ClusterAdapter:
@@ -68,9 +71,12 @@ def find_cluster(name: str, *, settings: Settings, folders: tuple[str, ...] = ()
 
 
 @contextmanager
-def open_cluster(adapter: ClusterAdapter) -> Iterator[Any]:
-    """A client of the running cluster. Whatever happens inside, the cluster is released on leaving."""
-    with adapter.open() as client:
+def open_cluster(adapter: ClusterAdapter, *, directory: str = "") -> Iterator[Any]:
+    """A client of the running cluster. Whatever happens inside, the cluster is released on leaving.
+
+    :param directory: the job directory.
+    """
+    with adapter.open(directory=directory) as client:
         yield client
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import dask.config
 from distributed import Client
 
-from pipeline.errors import NoWorkers, SchedulerLost
+from pipeline.clusters.network import host_of, is_loopback
+from pipeline.clusters.tls import certificates_from
+from pipeline.errors import NoWorkers, SchedulerLost, SpecError
 from pipeline.plan import Limits
 from pipeline.settings import Settings
 
+logger = logging.getLogger(__name__)
 _UNKNOWN = {"memory_limit": 0, "nthreads": 1}
 
 
@@ -21,7 +27,14 @@ class ExistingScheduler:
 
     settings: Settings
     address: str
-    """Such as ``tcp://10.0.0.1:8786``."""
+    """Such as ``tls://10.0.0.1:8786``."""
+    ca: str | None = None
+    """Certificate of the authority for ``tls://``: path, ``file:PATH`` or ``env:NAME``. These three override the
+    settings, and those Dask's own configuration (``distributed.comm.tls``)."""
+    cert: str | None = None
+    """Certificate to show."""
+    key: str | None = None
+    """Its private key."""
 
     def limits(self) -> Limits:
         """What the workers that are there now offer."""
@@ -34,21 +47,33 @@ class ExistingScheduler:
         return Limits(workers=len(workers), threads=max(1, sum(threads) // len(threads)), memory=min(limits))
 
     @contextmanager
-    def open(self) -> Iterator[Client]:
+    def open(self, *, directory: str = "") -> Iterator[Client]:
         """A client of it; closed on leaving."""
+        is_known = self.address.startswith("tls://") or is_loopback(host_of(self.address))
+        if not (is_known or self.settings.insecure_network):
+            logger.warning(
+                "the connection to %s is not encrypted, and nobody there is asked who they are: "
+                "use tls://, or say --insecure-network",
+                self.address,
+            )
         with self._connect() as client:
             yield client
 
     @contextmanager
     def _connect(self) -> Iterator[Client]:
+        security = self._security()
         try:
-            client = Client(self.address, set_as_default=False, timeout=self.settings.scheduler_timeout)
+            client = Client(
+                self.address, set_as_default=False, security=security, timeout=self.settings.scheduler_timeout
+            )
         except (OSError, TimeoutError) as error:
+            # The other end gives no reason for a certificate that it does not take.
+            tls = ", or give the certificates that it takes" if security is not None else ""
             raise SchedulerLost(
                 "there is no scheduler at that address",
                 where=self.address,
-                found=str(error),
-                next_step="start one (dask scheduler), or mend the address",
+                found=str(error) or str(error.__cause__ or type(error).__name__),
+                next_step=f"start one (dask scheduler), or mend the address{tls}",
             ) from error
         with client:
             try:
@@ -61,3 +86,25 @@ class ExistingScheduler:
                     next_step="start workers (dask worker ADDRESS), then resume",
                 ) from error
             yield client
+
+    def _security(self) -> Any:
+        """What Dask needs to connect; None: what its configuration says.
+
+        :raises SpecError: for a ``tls://`` address without certificates.
+        """
+        if not self.address.startswith("tls://"):
+            return None
+        settings = self.settings
+        named = (self.ca or settings.tls_ca, self.cert or settings.tls_cert, self.key or settings.tls_key)
+        certificates = certificates_from(*named, where=self.address)
+        if certificates is not None:
+            return certificates.security()
+        if dask.config.get("distributed.comm.tls.client.cert", None):
+            return None
+        raise SpecError(
+            "a tls:// address needs certificates",
+            where=self.address,
+            found="none",
+            expected="ca, cert and key, in the cluster file or in the settings tls-ca, tls-cert and tls-key",
+            next_step="docs/security.md#clusters-that-span-hosts shows both",
+        )

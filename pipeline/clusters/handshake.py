@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.errors import EnvMismatch
 from pipeline.files import unique_name
 from pipeline.flavors import find_flavor
+from pipeline.redaction import mask_logs
 
 logger = logging.getLogger(__name__)
 PACKAGES = ("dask", "distributed", "pyarrow", "pandas", "numpy", "xgboost", "xgboost-cpu")
@@ -21,7 +22,8 @@ PACKAGES = ("dask", "distributed", "pyarrow", "pandas", "numpy", "xgboost", "xgb
 
 
 def warm_up(flavor: str) -> dict[str, str]:
-    """Import what a task with a model of that flavor imports; then `versions`."""
+    """Import what a task with a model of that flavor imports; then `versions`. From here on its logs are masked."""
+    mask_logs()
     for library in find_flavor(flavor).libraries:
         with suppress(ImportError):
             # What is missing is told, with what to install, by the load of the model.

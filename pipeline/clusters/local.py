@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,9 @@ from distributed import Client, LocalCluster
 from distributed.system import MEMORY_LIMIT
 
 from pipeline.clusters import DASK_CONFIG
-from pipeline.errors import NoWorkers, RefusedForSafety, SpecError
+from pipeline.clusters.network import LOOPBACK, check_dashboard, is_loopback
+from pipeline.clusters.tls import Certificates, certificates_in
+from pipeline.errors import NoWorkers, SpecError
 from pipeline.plan import Limits
 from pipeline.settings import Settings
 
@@ -55,6 +56,8 @@ class LocalProcesses:
     threads: int | str = "auto"
     memory_limit: int | str = "auto"
     """Bytes per worker, as ``4 GiB``."""
+    host: str = LOOPBACK
+    """Address to listen on. Another one than loopback lets workers of other machines join, with TLS."""
 
     def limits(self) -> Limits:
         """What it will offer, from the settings, the file, else the machine."""
@@ -76,12 +79,24 @@ class LocalProcesses:
         return workers, chosen_threads
 
     @contextmanager
-    def open(self) -> Iterator[Client]:
+    def open(self, *, directory: str = "") -> Iterator[Client]:
         """Start the workers and give a client; all of them are gone on leaving.
 
-        :raises RefusedForSafety: when the dashboard is to be on another address than loopback.
+        :param directory: the job directory: certificates are put there.
+        :raises RefusedForSafety: when the dashboard is to be on another address than loopback, or scheduler and workers
+            are and there can be no TLS.
         """
-        _check_dashboard(self.settings.dashboard)
+        check_dashboard(self.settings.dashboard)
+        with self._certificates(directory) as certificates, self._start(certificates) as client:
+            yield client
+
+    def _certificates(self, directory: str) -> AbstractContextManager[Certificates | None]:
+        if self.settings.tls or not (is_loopback(self.host) or self.settings.insecure_network):
+            return certificates_in(directory)
+        return nullcontext()
+
+    @contextmanager
+    def _start(self, certificates: Certificates | None) -> Iterator[Client]:
         limits = self.limits()
         environment = thread_environment(CPU_COUNT, limits.workers * limits.threads)
         config = {
@@ -96,8 +111,11 @@ class LocalProcesses:
                 threads_per_worker=limits.threads,
                 memory_limit=limits.memory,
                 processes=True,
-                host="127.0.0.1",
+                host=self.host,
                 dashboard_address=self.settings.dashboard,
+                # Left out, it follows the host; it has no TLS.
+                worker_dashboard_address=None if is_loopback(self.host) else f"{LOOPBACK}:0",
+                security=certificates.security() if certificates else None,
                 silence_logs=logging.ERROR,
             )
             try:
@@ -106,21 +124,6 @@ class LocalProcesses:
                     yield client
             finally:
                 cluster.close(timeout=20)
-
-
-def _check_dashboard(address: str) -> None:
-    """Dask's dashboard shows code and data to whoever asks; it has no authentication, and here no TLS."""
-    host = address.rpartition(":")[0].strip("[]")
-    with suppress(ValueError):
-        if host == "localhost" or ipaddress.ip_address(host).is_loopback:
-            return
-    raise RefusedForSafety(
-        "the dashboard would be open to the network",
-        where="pipeline.dashboard",
-        found=address,
-        expected="an address of this machine only, such as 127.0.0.1:8787",
-        next_step="keep it there, and look at it from elsewhere through: ssh -L 8787:127.0.0.1:8787 HOST",
-    )
 
 
 def _await_workers(client: Any, workers: int, timeout: float) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from pipeline.redaction import mask_logs, redact, redact_values
+
 if TYPE_CHECKING:
     from pipeline.settings import Settings
     from pipeline.spec_file import LoadedSpec
@@ -54,9 +56,11 @@ def override_option(command: Command) -> Command:
 
 
 def cluster_options(command: Command) -> Command:
-    """``--cluster``, ``--workers``, ``--threads`` and ``--memory-limit``."""
+    """``--cluster``, ``--workers``, ``--threads``, ``--memory-limit`` and ``--insecure-network``."""
     positive = click.IntRange(min=1)
+    network = "Let scheduler and workers be open to the network without TLS: whoever reaches them runs code as you."
     for option in (
+        click.option("--insecure-network", is_flag=True, default=None, help=network),
         click.option("--memory-limit", metavar="SIZE", help="Memory of one worker, such as 4GiB."),
         click.option("--threads", type=positive, metavar="N", help="Threads of one worker."),
         click.option("--workers", type=positive, metavar="N", help="Worker processes."),
@@ -87,6 +91,7 @@ class _StandardError(logging.Handler):
 
 
 def _set_up_logging(verbosity: int) -> None:
+    mask_logs()
     logger = logging.getLogger("pipeline")
     if not any(isinstance(handler, _StandardError) for handler in logger.handlers):
         handler = _StandardError()
@@ -108,7 +113,7 @@ def is_quiet() -> bool:
 
 def emit(details: Mapping[str, Any], text: Callable[[], str]) -> None:
     """Write a result to stdout: as one JSON object where ``--json`` was given, else as text."""
-    click.echo(json_text(details) if wants_json() else text())
+    click.echo(json_text(details) if wants_json() else redact(text()))
 
 
 def tell(error: BaseException, *, text: str, details: Mapping[str, Any], job: Mapping[str, Any] | None = None) -> None:
@@ -118,15 +123,15 @@ def tell(error: BaseException, *, text: str, details: Mapping[str, Any], job: Ma
     """
     meta = click.get_current_context().meta
     if meta.get(VERBOSITY, 0) > 0:
-        click.echo("".join(traceback.format_exception(error)), err=True)
+        click.echo(redact("".join(traceback.format_exception(error))), err=True)
     if meta.get(JSON):
         click.echo(json_text({**(job or {}), "error": details}))
-    click.echo(text, err=True)
+    click.echo(redact(text), err=True)
 
 
 def json_text(details: Mapping[str, Any]) -> str:
-    """One JSON object with its schema version first."""
-    return json.dumps({"schema_version": SCHEMA_VERSION, **details}, indent=1, default=str)
+    """One JSON object with its schema version first; secrets are masked."""
+    return json.dumps({"schema_version": SCHEMA_VERSION, **redact_values(details)}, indent=1, default=str)
 
 
 def settings_for(loaded: LoadedSpec | None = None, **flags: Any) -> Settings:

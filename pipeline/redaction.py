@@ -1,0 +1,243 @@
+"""The one filter against secrets in what people read: logs, messages, events, reports, JSON output.
+
+Three nets, one after the other. What this process knows to be secret: references that it resolved, and the values of
+environment variables and of fsspec's configuration whose names say so (``AWS_SECRET_ACCESS_KEY``, ``…_TOKEN``). What
+looks like a secret: passwords in URLs, keys of known services, bearer tokens, signed URLs, private keys. And what
+stands behind a name that says so: ``password=…``, ``"token": "…"``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import quote
+
+from pipeline.errors import PipelineError
+
+MASK = "[secret]"
+SHORTEST = 8
+"""Characters below which a value is not masked wherever it stands: it would be found in ordinary words."""
+
+_NAME = (
+    r"(?:secret|passw(?:or)?d|passphrase|token|api[_-]?key|access[_-]?key|account[_-]?key|private[_-]?key|credentials?)"
+)
+_SAYS_SECRET = re.compile(_NAME, re.IGNORECASE)
+_IS_REFERENCE = r"(?!env:|file:|\[secret\])"
+_PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL), MASK),
+    (re.compile(r"(?<=://)([^\s/:@'\"]*):(?!\[secret\]@)[^\s/'\"]+@"), rf"\1:{MASK}@"),
+    (re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"), MASK),
+    (re.compile(r"\b(bearer|basic)\s+[\w.~+/-]{8,}=*", re.IGNORECASE), rf"\1 {MASK}"),
+    (re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"), MASK),
+    (re.compile(r"\b(?:gh[pousr]_\w{20,}|github_pat_\w{20,}|xox[abprs]-[\w-]{10,}|hf_\w{20,}|AIza[\w-]{30,})"), MASK),
+    (
+        re.compile(r"([?&;](?:X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)|sig|signature)=)[^\s&'\"]+", re.I),
+        rf"\1{MASK}",
+    ),
+    # A quoted name with its value, as in JSON and in what Python shows of a dict; then a bare name before "=".
+    (
+        re.compile(rf"""(["'][\w.-]*{_NAME}[\w.-]*["']\s*[:=]\s*b?(["'])){_IS_REFERENCE}.+?(?<!\\)\2""", re.I),
+        rf"\1{MASK}\2",
+    ),
+    (
+        re.compile(rf"""(\b[\w.-]*{_NAME}[\w.-]*\s*=\s*b?["']?){_IS_REFERENCE}[^\s"',;&)}}\]]{{4,}}""", re.I),
+        rf"\1{MASK}",
+    ),
+    (
+        re.compile(
+            rf"""(\b[\w.-]*(?:secret|passw(?:or)?d)[\w.-]*\s*:\s*["']?){_IS_REFERENCE}[^\s"',;&)}}\]]{{8,}}""", re.I
+        ),
+        rf"\1{MASK}",
+    ),
+)
+
+_secrets: set[str] = set()
+_lock = threading.Lock()
+
+
+def remember_secret(value: str) -> None:
+    """Mask ``value`` in this process from now on, wherever it stands."""
+    found = {line.strip() for line in (value, *value.splitlines()) if not line.startswith("-----")}
+    with _lock:
+        _secrets.update(part for part in found if len(part) >= SHORTEST)
+
+
+def redact(text: str) -> str:
+    """``text`` with every secret in it masked."""
+    for secret in sorted(_known(), key=len, reverse=True):
+        if secret in text:
+            text = text.replace(secret, MASK)
+    for pattern, mask in _PATTERNS:
+        text = pattern.sub(mask, text)
+    return text
+
+
+def redact_values(value: Any, *, name: str = "") -> Any:
+    """``value`` (what JSON can hold) with every secret in its texts masked; keys stay.
+
+    :param name: key that ``value`` stands under. Where it says so, the whole text is a secret.
+    """
+    if isinstance(value, str):
+        is_named = bool(value) and says_secret(name) and re.match(_IS_REFERENCE, value) is not None
+        return MASK if is_named else redact(value)
+    if isinstance(value, Mapping):
+        return {key: redact_values(item, name=str(key)) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(redact_values(item, name=name) for item in value) if type(value) in (list, tuple) else value
+    return value
+
+
+def says_secret(name: str) -> bool:
+    """Whether what is called ``name`` is a secret, such as ``aws_secret_access_key``, ``PASSWORD`` or ``sas_token``."""
+    return _SAYS_SECRET.search(name) is not None
+
+
+def redact_error(error: BaseException) -> BaseException:
+    """``error`` with every secret masked in it, in its notes and in what it came from. It is changed in place; one
+    whose text cannot be changed is given back as another error, which says its type."""
+    return _redact_error(error, seen=set())
+
+
+def _redact_error(error: BaseException, *, seen: set[int]) -> BaseException:
+    seen.add(id(error))
+    for link in ("__cause__", "__context__"):
+        other = getattr(error, link)
+        if other is not None and id(other) not in seen:
+            is_suppressed = error.__suppress_context__
+            setattr(error, link, _redact_error(other, seen=seen))
+            error.__suppress_context__ = is_suppressed
+    if isinstance(error, PipelineError):
+        for field in ("message", "where", "found", "expected", "next_step"):
+            setattr(error, field, redact(str(getattr(error, field))))
+        error.args = (error.message,)
+    if not _has_secret(error):
+        return error
+    _redact_fields(error)
+    if not _has_secret(error):
+        return error
+    told = RuntimeError(f"{type(error).__name__}: {redact(_text(error))}")
+    return told.with_traceback(error.__traceback__)
+
+
+def _redact_fields(error: BaseException) -> None:
+    error.args = tuple(redact_values(item) for item in error.args)
+    for field in ("filename", "filename2", "strerror", "msg", "message", "reason", "__notes__"):
+        value = getattr(error, field, None)
+        if isinstance(value, (str, list)):
+            # Some are computed, and cannot be set.
+            try:
+                setattr(error, field, redact_values(value))
+            except (AttributeError, TypeError):
+                continue
+
+
+def _has_secret(error: BaseException) -> bool:
+    texts = (_text(error), *(str(item) for item in error.args), *map(str, getattr(error, "__notes__", ())))
+    return any(redact(text) != text for text in texts)
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return ""
+
+
+def _known() -> set[str]:
+    with _lock:
+        found = set(_secrets)
+    found.update(value for name, value in os.environ.items() if says_secret(name) and _is_secret(value))
+    config = sys.modules["fsspec.config"].conf if "fsspec.config" in sys.modules else {}
+    found.update(_secrets_in(config))
+    # As they stand in URLs, in JSON, and in what Python shows.
+    written = {quote(secret, safe="") for secret in found} | {repr(secret)[1:-1] for secret in found}
+    return found | written
+
+
+def _is_secret(value: str) -> bool:
+    """Whether the value of a variable that says so can be one: paths of files, numbers and short words are not."""
+    return len(value) >= SHORTEST and not value.startswith(("/", "~", "./")) and not value.isdigit()
+
+
+def _secrets_in(config: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _secrets_in(value)
+        elif isinstance(value, str) and says_secret(str(name)) and _is_secret(value):
+            yield value
+
+
+# Logs and streams
+
+
+class _Records:
+    """Makes log records as ``make`` does, with secrets masked: also for handlers that somebody else set up."""
+
+    def __init__(self, make: Any) -> None:
+        self.make = make
+
+    def __call__(self, *args: Any, **kwargs: Any) -> logging.LogRecord:
+        record: logging.LogRecord = self.make(*args, **kwargs)
+        try:
+            text = record.getMessage()
+        except Exception:  # the handler will tell whoever wrote the format
+            return record
+        masked = redact(text)
+        if masked != text:
+            record.msg, record.args = masked, None
+        if record.exc_info and record.exc_info[0] is not None:
+            # What a formatter finds here it takes, instead of formatting the exception itself.
+            record.exc_text = redact("".join(traceback.format_exception(*record.exc_info)).rstrip("\n"))
+        return record
+
+
+@contextmanager
+def masked_logs() -> Iterator[None]:
+    """Every log record that this process makes inside the block has its secrets masked."""
+    before = logging.getLogRecordFactory()
+    mask_logs()
+    try:
+        yield
+    finally:
+        if isinstance(logging.getLogRecordFactory(), _Records):
+            logging.setLogRecordFactory(before)
+
+
+def mask_logs() -> None:
+    """As `masked_logs`, for as long as the process lives."""
+    factory = logging.getLogRecordFactory()
+    if not isinstance(factory, _Records):
+        logging.setLogRecordFactory(_Records(factory))
+
+
+class _Stream:
+    """A text stream that masks what is written to it, and is the stream below in all else."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(redact(text))
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def mask_streams() -> None:
+    """What this process prints has its secrets masked from now on."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and not isinstance(stream, _Stream):
+            setattr(sys, name, _Stream(stream))

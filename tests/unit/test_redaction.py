@@ -1,0 +1,182 @@
+"""The one filter against secrets in what people read."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import pickle
+
+import pytest
+
+from pipeline import redaction
+from pipeline.errors import InputError
+from pipeline.redaction import MASK, mask_streams, masked_logs, redact, redact_error, redact_values, remember_secret
+from pipeline.references import resolve_reference
+
+SENTINEL = "s3ntinel/9b1f+quo'te"
+
+
+@pytest.fixture
+def secret(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A secret that this process knows because it resolved a reference to it."""
+    monkeypatch.setattr(redaction, "_secrets", set())
+    monkeypatch.setenv("LAKE", SENTINEL)
+    return resolve_reference("env:LAKE", where="test")
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("s3://me:hunter2@host/x", f"s3://me:{MASK}@host/x"),
+        ("see postgresql://u:p%40ss@db:5432/x, then", f"see postgresql://u:{MASK}@db:5432/x, then"),
+        ("http://:hunter2@proxy", f"http://:{MASK}@proxy"),
+        ("AKIAIOSFODNN7EXAMPLE is the key", f"{MASK} is the key"),
+        ("aws_secret_access_key = wJalrXUtnFEMI/K7MDENG", f"aws_secret_access_key = {MASK}"),
+        ("{'key': 'AK', 'secret': 'wJalrXUtn', 'x': 1}", f"{{'key': 'AK', 'secret': '{MASK}', 'x': 1}}"),
+        ('{"session_token": "abc def", "n": 2}', f'{{"session_token": "{MASK}", "n": 2}}'),
+        ("S3FileSystem(key=AK, secret='abcdef', token=qwerty)", f"S3FileSystem(key=AK, secret='{MASK}', token={MASK})"),
+        ("Authorization: Bearer abc.def-ghi", f"Authorization: Bearer {MASK}"),
+        ("password: correct-horse", f"password: {MASK}"),
+        ("https://b.s3/x?X-Amz-Credential=AK%2F1&X-Amz-Signature=ab12&y=1",
+         f"https://b.s3/x?X-Amz-Credential={MASK}&X-Amz-Signature={MASK}&y=1"),
+        ("https://a.blob/x?sv=1&sig=ab%3D", f"https://a.blob/x?sv=1&sig={MASK}"),
+        ("eyJhbGciOiJI.eyJzdWIiOiIx.SflKxwRJ", MASK),
+        ("ghp_0123456789abcdefghijABCDEFGHIJ012345", MASK),
+        ("-----BEGIN PRIVATE KEY-----\nMIIE\nxyz\n-----END PRIVATE KEY-----\nrest", f"{MASK}\nrest"),
+    ],
+)  # fmt: skip
+def test_what_looks_like_a_secret_is_masked(text: str, masked: str) -> None:
+    assert redact(text) == masked
+    assert redact(masked) == masked, "masking twice changes nothing"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "found unexpected token: 'x' at line 3",
+        "the column n_tokens is float64, not int64",
+        "secret: env:LAKE_SECRET",
+        "storage: {'secret': 'file:/run/secrets/lake'}",
+        "tcp://10.0.0.1:8786",
+        "s3://me@bucket/x",
+        "lake/country=AT/part-0.parquet, row 2,277: monthly_charges is inf",
+        "tokens: 12 in all; password is a column",
+        "file.py:12: KeyError: 'age'",
+        "a https://host:8080/path and me@example.org",
+    ],
+)
+def test_ordinary_text_stays(text: str) -> None:
+    assert redact(text) == text
+
+
+def test_what_a_reference_resolved_to_is_masked_however_it_is_written(secret: str) -> None:
+    from urllib.parse import quote
+
+    for written in (secret, repr(secret), json.dumps(secret), quote(secret, safe=""), f"x{secret}y"):
+        assert "9b1f" not in redact(written), written
+
+
+def test_values_of_variables_that_say_so_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "qwertzuiop")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/etc/google.json")
+    assert redact("x qwertzuiop y") == f"x {MASK} y"
+    assert redact("/etc/google.json is missing") == "/etc/google.json is missing"
+
+
+def test_a_short_value_is_not_masked_in_every_word() -> None:
+    remember_secret("on")
+    assert redact("one on one") == "one on one"
+
+
+def test_values_are_masked_inside_and_by_their_name(secret: str) -> None:
+    value = {"a": [secret, ("x", secret)], "n": 1, "none": None, "password": "short", "token": "env:T"}
+    found = redact_values(value)
+    assert found == {"a": [MASK, ("x", MASK)], "n": 1, "none": None, "password": MASK, "token": "env:T"}
+    assert value["password"] == "short"
+
+
+class Stubborn(Exception):
+    """Its text cannot be changed from outside."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text
+
+
+def test_errors_are_masked_with_what_they_came_from(secret: str) -> None:
+    try:
+        try:
+            try:
+                raise FileNotFoundError(2, f"no {secret}", f"/x/{secret}")
+            except OSError as error:
+                error.add_note(f"note {secret}")
+                raise ValueError(f"bad {secret}", 3, {"k": secret}) from error
+        except ValueError as error:
+            raise InputError("bad", where=secret, found=f"x {secret}") from error
+    except InputError as error:
+        masked = redact_error(error)
+    assert masked is error_of(masked, InputError)
+    told = repr(masked) + str(masked) + repr(masked.__dict__) + repr(pickle.loads(pickle.dumps(masked)).__dict__)
+    cause = masked.__cause__
+    assert isinstance(cause, ValueError)
+    origin = cause.__cause__
+    assert isinstance(origin, FileNotFoundError)
+    told += repr(cause) + repr(origin) + str(origin) + repr(origin.__notes__)
+    assert "9b1f" not in told
+    assert MASK in told
+    assert origin.errno == 2
+
+
+def error_of(error: BaseException, kind: type[BaseException]) -> BaseException:
+    assert isinstance(error, kind)
+    return error
+
+
+def test_an_error_whose_text_cannot_be_changed_becomes_another(secret: str) -> None:
+    masked = redact_error(Stubborn(f"it was {secret}"))
+    assert type(masked) is RuntimeError
+    assert str(masked) == f"Stubborn: it was {MASK}"
+
+
+def test_an_error_without_a_secret_is_left_alone() -> None:
+    error = Stubborn("nothing here")
+    assert redact_error(error) is error
+
+
+def test_log_records_are_masked_for_handlers_of_others(secret: str) -> None:
+    before = logging.getLogRecordFactory()
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    logger = logging.getLogger("somebody.else")
+    logger.addHandler(handler)
+    try:
+        with masked_logs():
+            logger.warning("plain %s and %r", secret, {"k": secret})
+            try:
+                raise ValueError(secret)
+            except ValueError:
+                logger.exception("with a traceback")
+        logger.warning("count %d", 1)
+    finally:
+        logger.removeHandler(handler)
+    text = stream.getvalue()
+    assert "9b1f" not in text
+    assert f"ValueError: {MASK}" in text
+    assert "count 1" in text
+    assert logging.getLogRecordFactory() is before
+
+
+def test_prints_are_masked(secret: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    out = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    mask_streams()
+    mask_streams()
+    print("it is", secret)
+    assert out.getvalue() == f"it is {MASK}\n"
