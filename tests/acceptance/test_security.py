@@ -2,98 +2,209 @@
 
 from __future__ import annotations
 
-import fcntl
+import asyncio
 import ipaddress
 import os
-import select
+import socket
+import ssl
 import stat
-import subprocess
 import sys
-from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import yaml
+from distributed import Client
+from distributed.core import rpc
 
+from pipeline.clusters.address import ExistingScheduler
 from pipeline.clusters.local import LocalProcesses
-from pipeline.errors import RefusedForSafety
+from pipeline.clusters.tls import Certificates, certificates_in, make_certificates
+from pipeline.errors import RefusedForSafety, SchedulerLost, SpecError
 from pipeline.settings import load_settings
+from pipeline.testing.held import held_job
 from pipeline.testing.oracle import Lake
-
-STEP = '''
-import fcntl
-from distributed import get_worker
-
-
-def hold(frame):
-    """On a worker: say that it is here, and go on once the test lets go of the lock."""
-    try:
-        get_worker()
-    except ValueError:
-        return frame
-    with open({reached!r}, "w") as file:
-        file.write("x")
-    with open({lock!r}) as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
-    return frame
-'''
-
-
-@pytest.fixture
-def running(tmp_path: Path, lake: Lake, model_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A job that is in the middle of its partitions, under the most careless umask there is; it ends well after."""
-    reached, lock = tmp_path / "reached", tmp_path / "lock"
-    os.mkfifo(reached)
-    lock.touch()
-    (tmp_path / "held_step.py").write_text(STEP.format(reached=str(reached), lock=str(lock)))
-    spec = {
-        "name": "held",
-        "source": {"path": str(lake.path)},
-        "steps": [{"map": "held_step:hold"}, {"score": {"model": str(model_path)}}],
-        "sink": {"path": str(tmp_path / "out")},
-    }
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump(spec))
-    with open(os.open(reached, os.O_RDWR), "rb", buffering=0) as pipe, lock.open() as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline", "run", "job.yaml", "--job", "held-1", "--workers", "2"],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            umask=0,
-        )
-        try:
-            assert select.select([pipe], [], [], 120)[0], process.communicate(timeout=1)
-            yield process
-            fcntl.flock(held, fcntl.LOCK_UN)
-            _, err = process.communicate(timeout=120)
-            assert process.returncode == 0, err
-        finally:
-            process.kill()
-            process.communicate()
 
 
 @pytest.mark.fault(50, 52)
 def test_a_running_job_listens_on_loopback_only_and_keeps_its_state_private(
-    running: subprocess.Popen[str], tmp_path: Path
+    tmp_path: Path, lake: Lake, model_path: Path
 ) -> None:
-    processes = [psutil.Process(running.pid), *psutil.Process(running.pid).children(recursive=True)]
-    sockets = [
-        socket
-        for process in processes
-        for socket in process.net_connections("inet")
-        if socket.status == psutil.CONN_LISTEN or (socket.laddr and not socket.raddr and socket.status == "NONE")
-    ]
+    with held_job(tmp_path, source=lake.path, model=model_path) as job:
+        sockets = listening(job.process.pid)
+        check_private(tmp_path / ".pipeline")
     assert len(sockets) >= 4, "scheduler, dashboard and two workers at least: otherwise this looks at the wrong moment"
-    for socket in sockets:
-        assert ipaddress.ip_address(socket.laddr.ip).is_loopback, socket
-    job = tmp_path / ".pipeline" / "jobs" / "held-1"
-    for path in (tmp_path / ".pipeline", job, *job.rglob("*")):
+    for host, port in sockets:
+        assert ipaddress.ip_address(host).is_loopback, (host, port)
+
+
+@pytest.mark.fault(50, 51, 52)
+@pytest.mark.slow
+def test_a_cluster_on_the_network_speaks_tls_only_and_only_with_those_who_hold_its_key(
+    tmp_path: Path, lake: Lake, model_path: Path
+) -> None:
+    host = network_address()
+    (tmp_path / "cluster_configs").mkdir()
+    (tmp_path / "cluster_configs" / "network.yaml").write_text(yaml.safe_dump({"type": "local", "host": host}))
+    options = ("--workers", "2", "--cluster", "network")
+    with held_job(tmp_path, source=lake.path, model=model_path, options=options) as job:
+        sockets = listening(job.process.pid)
+        check_private(tmp_path / ".pipeline")
+        parts = {path.name: path for path in job.directory.glob("tls/*/*.pem")}
+        assert set(parts) == {"ca.pem", "cert.pem", "key.pem"}
+        right = Certificates(*(str(parts[name]) for name in ("ca.pem", "cert.pem", "key.pem")))
+        others = make_certificates(now=datetime.now(UTC))
+        # Trusts the scheduler, and shows a certificate that is not of its authority.
+        forged = Certificates(right.ca, others.cert, others.key)
+        on_network = [(ip, port) for ip, port in sockets if not ipaddress.ip_address(ip).is_loopback]
+        assert len(on_network) >= 5, "scheduler, two nannies, two workers"
+        for ip, port in on_network:
+            assert answers(ip, port, b"GET / HTTP/1.0\r\n\r\n") == b"", f"{ip}:{port} speaks to anybody"
+            assert not lets_in(ip, port, None), f"{ip}:{port} lets in who shows no certificate"
+            assert not lets_in(ip, port, forged), f"{ip}:{port} lets in who shows a foreign certificate"
+            assert lets_in(ip, port, right)
+        found = [one for ip, port in on_network if (one := scheduler_at(ip, port, right)) is not None]
+        assert len(found) == 1, "one of them is the scheduler"
+        check_clients(found[0], parts, forged)
+    assert not (job.directory / "tls").exists()
+    assert pq.read_table(tmp_path / "out").num_rows == lake.rows
+
+
+def check_clients(address: str, parts: dict[str, Path], forged: Certificates) -> None:
+    """What Dask's own client and a cluster file can do with and without the key."""
+    settings = load_settings(scheduler_timeout=5)
+    ca, cert, key = (str(parts[name]) for name in ("ca.pem", "cert.pem", "key.pem"))
+    for security in (None, make_certificates(now=datetime.now(UTC)).security(), forged.security()):
+        with pytest.raises((OSError, TypeError, RuntimeError)):
+            Client(address, security=security, timeout=5, set_as_default=False)
+    with pytest.raises(OSError):  # noqa: PT011 - says one thing or another
+        Client(address.replace("tls://", "tcp://"), timeout=5, set_as_default=False)
+    with ExistingScheduler(settings, address, ca=ca, cert=f"file:{cert}", key=f"file:{key}").open() as client:
+        assert len(client.scheduler_info(n_workers=-1)["workers"]) == 2
+    with pytest.raises(SpecError, match="needs certificates"), ExistingScheduler(settings, address).open():
+        pass
+    with pytest.raises(SpecError, match="incomplete"), ExistingScheduler(settings, address, ca=ca).open():
+        pass
+    lost = ExistingScheduler(settings, address, ca=ca, cert=forged.cert, key=forged.key)
+    with pytest.raises(SchedulerLost) as caught, lost.open():
+        pass
+    assert "certificates" in caught.value.next_step
+
+
+def listening(pid: int) -> list[tuple[str, int]]:
+    """Address and port of every socket on which the process or one below it listens, as the kernel has them."""
+    sockets = set()
+    for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+        inodes = set()
+        for link in Path(f"/proc/{process.pid}/fd").iterdir():
+            with suppress(OSError):
+                inodes.add(os.readlink(link))
+        for table, size in (("tcp", 4), ("tcp6", 16)):
+            for line in Path(f"/proc/{process.pid}/net/{table}").read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
+                    raw, port = fields[1].split(":")
+                    words = [bytes.fromhex(raw[start : start + 8])[::-1] for start in range(0, 2 * size, 8)]
+                    sockets.add((str(ipaddress.ip_address(b"".join(words))), int(port, 16)))
+    return sorted(sockets)
+
+
+def check_private(folder: Path) -> None:
+    for path in (folder, *folder.rglob("*")):
         mode = stat.S_IMODE(path.lstat().st_mode)
         assert mode == (0o700 if path.is_dir() else 0o600), f"{path} {mode:o}"
+
+
+def network_address() -> str:
+    """An address of this machine that others can reach."""
+    found = [
+        address.address
+        for addresses in psutil.net_if_addrs().values()
+        for address in addresses
+        if address.family == socket.AF_INET and not ipaddress.ip_address(address.address).is_loopback
+    ]
+    if not found:
+        pytest.skip("this machine has no network interface but loopback")
+    return found[0]
+
+
+def answers(host: str, port: int, question: bytes) -> bytes:
+    """What comes back for a plain text, until the other end hangs up."""
+    with socket.create_connection((host, port), timeout=30) as connection:
+        connection.sendall(question)
+        found = b""
+        with suppress(ConnectionError):
+            while chunk := connection.recv(4096):
+                found += chunk
+    # The record of a TLS alert is all that may be said in the clear.
+    return b"" if found[:1] == b"\x15" else found
+
+
+def lets_in(host: str, port: int, certificates: Certificates | None) -> bool:
+    """Whether a TLS server goes on to talk after the handshake."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    if certificates is not None:
+        security = certificates.security().get_connection_args("client")
+        context = security["ssl_context"]
+    try:
+        with socket.create_connection((host, port), timeout=30) as plain, context.wrap_socket(plain) as connection:
+            # Dask's servers speak first: their handshake.
+            return bool(connection.recv(1))
+    except (ssl.SSLError, ConnectionError):
+        return False
+
+
+def scheduler_at(host: str, port: int, certificates: Certificates) -> str | None:
+    """The address when a scheduler listens there."""
+    address = f"tls://{host}:{port}"
+
+    async def ask() -> object:
+        async with rpc(address, connection_args=certificates.security().get_connection_args("client")) as remote:
+            return (await remote.identity())["type"]
+
+    return address if asyncio.run(ask()) == "Scheduler" else None
+
+
+@pytest.mark.fault(50)
+def test_without_certificates_a_cluster_on_the_network_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [*(name for name in sys.modules if name.startswith("cryptography")), "cryptography"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(RefusedForSafety) as caught, LocalProcesses(load_settings(), host=network_address()).open():
+        pass
+    assert caught.value.exit_code == 7
+    assert "--insecure-network" in caught.value.next_step
+
+
+@pytest.mark.fault(50)
+def test_an_insecure_network_must_be_spelled_out() -> None:
+    settings = load_settings(workers=1, threads=1, memory_limit="1 GiB", insecure_network=True)
+    with LocalProcesses(settings, host=network_address()).open() as client:
+        assert client.scheduler.address.startswith(f"tcp://{network_address()}:")
+
+
+@pytest.mark.fault(51)
+def test_other_users_of_the_machine_are_kept_out_where_tls_is_asked_for(tmp_path: Path) -> None:
+    settings = load_settings(workers=1, threads=1, memory_limit="1 GiB", tls=True)
+    with LocalProcesses(settings).open(directory=str(tmp_path)) as client:
+        assert client.scheduler.address.startswith("tls://127.0.0.1:")
+        assert client.submit(sum, [1, 2]).result(timeout=60) == 3
+        with pytest.raises(OSError):  # noqa: PT011
+            Client(client.scheduler.address.replace("tls://", "tcp://"), timeout=5, set_as_default=False)
+        check_private(tmp_path / "tls")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_run_leaves_its_certificates_to_the_next_to_remove(tmp_path: Path) -> None:
+    (tmp_path / "tls" / "old").mkdir(parents=True)
+    (tmp_path / "tls" / "old" / "key.pem").touch()
+    with certificates_in(str(tmp_path)) as made:
+        assert not (tmp_path / "tls" / "old").exists()
+        assert Path(made.key).parent.parent == tmp_path / "tls"
+    assert not (tmp_path / "tls").exists()
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:8787", ":8787", "[::]:8787", "10.1.2.3:0"])

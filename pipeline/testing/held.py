@@ -1,0 +1,109 @@
+"""A job that is held in the midst of its partitions, for tests of what can be seen and reached while one runs."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.testing.processes import ROOT
+
+_STEP = '''
+import fcntl
+from distributed import get_worker
+
+
+def hold(frame):
+    """On a worker: say that it is here, and go on once the test lets go of the lock."""
+    try:
+        get_worker()
+    except ValueError:
+        return frame
+    with open({reached!r}, "w") as file:
+        file.write("x")
+    with open({lock!r}) as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+    return frame
+'''
+
+
+@dataclass
+class HeldJob:
+    """The command that runs the job, and how it ended."""
+
+    process: subprocess.Popen[str]
+    folder: Path
+    job: str
+    out: str = ""
+    err: str = ""
+    code: int | None = None
+
+    @property
+    def directory(self) -> Path:
+        """Of the job."""
+        return self.folder / ".pipeline" / "jobs" / self.job
+
+
+@contextmanager
+def held_job(
+    folder: Path,
+    *,
+    source: Path,
+    model: Path,
+    spec: Mapping[str, Any] | None = None,
+    options: Sequence[str] = ("--workers", "2"),
+    environment: Mapping[str, str] | None = None,
+    seconds: float = 180,
+) -> Iterator[HeldJob]:
+    """A job that is in the midst of its partitions inside the block, under the most careless umask there is.
+
+    On leaving it is let go, and must succeed.
+
+    :param spec: fields beside the defaults.
+    :param options: of ``python -m pipeline run``.
+    """
+    reached, lock = folder / "reached", folder / "lock"
+    os.mkfifo(reached)
+    lock.touch()
+    (folder / "held_step.py").write_text(_STEP.format(reached=str(reached), lock=str(lock)))
+    default = {
+        "name": "held",
+        "source": {"path": str(source)},
+        "steps": [{"map": "held_step:hold"}, {"score": {"model": str(model)}}],
+        "sink": {"path": str(folder / "out")},
+    }
+    (folder / "job.yaml").write_text(yaml.safe_dump({**default, **(spec or {})}))
+    with open(os.open(reached, os.O_RDWR), "rb", buffering=0) as pipe, lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline", "run", "job.yaml", "--job", "held-1", *options],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            umask=0,
+        )
+        job = HeldJob(process, folder, "held-1")
+        try:
+            if not select.select([pipe], [], [], seconds)[0]:
+                process.kill()
+                raise AssertionError(f"no partition began: {process.communicate()}")
+            yield job
+            fcntl.flock(held, fcntl.LOCK_UN)
+            job.out, job.err = process.communicate(timeout=seconds)
+            job.code = process.returncode
+            if job.code != 0:
+                raise AssertionError(f"the job failed: {job.err}")
+        finally:
+            process.kill()
+            process.communicate()
