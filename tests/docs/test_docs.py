@@ -7,13 +7,17 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import dask.config
 import pytest
+import yaml
 
 from docs.make_reference import EXAMPLES, make_page
 from docs.shown import DEMO, Command, Shell, agree, normalise, read_blocks
 from pipeline import errors
 from pipeline.cli import main
+from pipeline.clusters import find_cluster
 from pipeline.errors import Interrupted, PipelineError
+from pipeline.settings import load_settings
 from pipeline.spec import JobSpec
 
 ROOT = Path(__file__).parents[2]
@@ -84,8 +88,25 @@ def test_only_what_changes_may_differ(shown: list[str], real: list[str], expecte
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_job_specs_load(page: Path) -> None:
-    for block in re.findall(r"^```yaml\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
-        assert JobSpec.load(block).name
+    for block in yaml_blocks(page):
+        if not block.startswith("# "):
+            assert JobSpec.load(block).name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_cluster_files_and_settings_load(page: Path, tmp_path: Path) -> None:
+    """YAML of another kind than job specs begins with the name of its file."""
+    for block in yaml_blocks(page):
+        if block.startswith("# cluster_configs/"):
+            (tmp_path / "cluster.yaml").write_text(block)
+            find_cluster(str(tmp_path / "cluster.yaml"), settings=load_settings())
+        elif block.startswith("# ~/.config/dask/"):
+            with dask.config.set(yaml.safe_load(block)):
+                load_settings()
+
+
+def yaml_blocks(page: Path) -> list[str]:
+    return re.findall(r"^```yaml\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
 def test_tables_of_the_job_spec_are_up_to_date() -> None:
