@@ -61,6 +61,8 @@ JOB_FILE = "job.json"
 SPEC_FILE = "spec.yaml"
 EVENTS_FILE = "events.jsonl"
 REPORT_FILE = "report.json"
+SUBMISSIONS = "submissions"
+"""Folder of `pipeline.submission`."""
 _READERS = 32
 
 
@@ -106,12 +108,14 @@ class JobDirectory:
         store: Store | None = None,
         fsync: bool = True,
         now: Clock = utc_now,
+        first: Status = Status.PLANNED,
     ) -> JobDirectory:
         """Make the directory ``<root>/<job>`` for ``plan``. Of several that make the same one, all get the same job.
 
         :param root: folder or URL that holds the job directories.
         :param store: storage of the job's own directory, instead of the one at ``root``.
         :param fsync: see `pipeline.files.open_store`; workers do the same.
+        :param first: the status it begins with.
         :raises PlanMismatch: when the job is there with another plan.
         :raises RefusedForSafety: for a bad id, or a folder of another user.
         :raises UnsafeStore: when the storage cannot create a file exclusively.
@@ -137,7 +141,7 @@ class JobDirectory:
         )
         if store.put_if_absent(JOB_FILE, record.to_json()):
             directory = JobDirectory(store, record, plan=plan, fsync=fsync, now=now)
-            directory.append_event("status", before="", after=str(Status.PLANNED), reason="")
+            directory.append_event("status", before="", after=str(first), reason="")
             return directory
         return JobDirectory.open(store.root, store=store, fsync=fsync, now=now).check_plan(plan)
 
@@ -239,7 +243,8 @@ class JobDirectory:
         for event in reversed(self.events()):
             if event["event"] == "status" and event.get("after") in Status.__members__:
                 return Status(event["after"])
-        return Status.PLANNED
+        # A crash may have come between the job and its first event.
+        return Status.QUEUED if self.store.list(SUBMISSIONS) else Status.PLANNED
 
     def set_status(self, after: Status, *, reason: str = "") -> StatusChanged:
         """Write the next status.

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from pipeline import __version__
-from pipeline.commands import author, clean, execute, look
+from pipeline.commands import author, clean, execute, look, submit
 from pipeline.commands.options import JSON, VERBOSITY, json_text, tell
 from pipeline.errors import PipelineError
 from pipeline.redaction import redact
@@ -106,7 +106,9 @@ for _command in (
     author.validate,
     author.plan,
     execute.run,
+    submit.submit,
     execute.resume,
+    submit.cancel,
     look.list_command,
     look.status,
     look.verify,

@@ -137,10 +137,20 @@ def highest_epoch(store: Store) -> int:
 
 def has_ended(holder: Holder | None) -> bool:
     """Whether ``holder`` was a process of this machine, and it is no more. False also when that cannot be told."""
-    if holder is None or not holder.process:
-        return False
-    place, _, _ = holder.process.rpartition("/")
-    return place == _place() and identify(holder.pid) != holder.process
+    return holder is not None and is_process(holder.process, holder.pid) is False
+
+
+def is_running(holder: Holder | None) -> bool:
+    """Whether ``holder`` is a process of this machine that runs. False also when that cannot be told."""
+    return holder is not None and is_process(holder.process, holder.pid) is True
+
+
+def is_process(process: str, pid: int) -> bool | None:
+    """Whether the process that was `identify`-ed as ``process`` runs; None when that cannot be told from here."""
+    place, _, _ = process.rpartition("/")
+    if not place or place != _place():
+        return None
+    return identify(pid) == process
 
 
 def identify(pid: int) -> str:

@@ -37,6 +37,16 @@ def prepare(spec: JobSpec, *, settings: Settings, job: str = "") -> Prepared:
     :param job: id of the job, when it may be one that has begun already.
     :raises PipelineError: for anything in the spec, the input or the model that would not work.
     """
+    prepared = draft(spec, settings=settings)
+    check_output(prepared.plan, settings=settings, job=job)
+    return prepared
+
+
+def draft(spec: JobSpec, *, settings: Settings) -> Prepared:
+    """`prepare`, without a look at what is in the sink.
+
+    :raises PipelineError: for anything in the spec, the input or the model that would not work.
+    """
     spec = absolute(spec)
     cluster = cluster_of(spec, settings=settings)
     limits = cluster.limits()
@@ -52,14 +62,21 @@ def prepare(spec: JobSpec, *, settings: Settings, job: str = "") -> Prepared:
         limits=limits,
     )
     plan.validate(limits)
+    return Prepared(plan, limits, cluster)
+
+
+def check_output(plan: Plan, *, settings: Settings, job: str = "") -> None:
+    """Refuse a plan whose sink cannot or must not be written; see `pipeline.sinks.check`.
+
+    :param job: id of the job, when it may have begun to publish already.
+    """
     check(
-        spec.sink,
-        sources=source_paths(spec),
+        plan.spec.sink,
+        sources=source_paths(plan.spec),
         job=job,
         schema=plan.output_schema,
         state=(str(local_path(settings.directory)),) if is_local_path(settings.directory) else (),
     )
-    return Prepared(plan, limits, cluster)
 
 
 def cluster_of(spec: JobSpec, *, settings: Settings) -> ClusterAdapter:

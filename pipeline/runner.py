@@ -7,7 +7,7 @@ import secrets
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -78,17 +78,24 @@ def resume(job: str, *, settings: Settings | None = None, callbacks: Sequence[Ca
     return execute(directory, settings=settings, callbacks=callbacks)
 
 
-def execute(job: JobDirectory, *, settings: Settings, callbacks: Sequence[Callback] = ()) -> Report:
+def execute(
+    job: JobDirectory,
+    *,
+    settings: Settings,
+    callbacks: Sequence[Callback] = (),
+    unless: Callable[[JobDirectory], bool] = lambda job: job.status().is_success,
+) -> Report:
     """Take ``job`` from where it is to its end, as its only driver.
 
+    :param unless: whether there is nothing to do for this driver; its report is given then as it is.
     :raises JobLocked: when another driver is at work on it.
     :raises Fenced: when another one took it over meanwhile; this one then leaves everything as it is.
     """
-    if job.status().is_success:
+    if unless(job):
         return make_report(job)
     with held(job.store, lease_seconds=settings.lease_seconds) as lease:
         # Another driver may have ended the job while this one waited for it.
-        return make_report(job) if job.status().is_success else _drive(job, lease, settings, tuple(callbacks))
+        return make_report(job) if unless(job) else _drive(job, lease, settings, tuple(callbacks))
 
 
 def _drive(job: JobDirectory, lease: Lease, settings: Settings, callbacks: tuple[Callback, ...]) -> Report:

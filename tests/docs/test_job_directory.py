@@ -16,6 +16,7 @@ from pipeline.lifecycle import TRANSITIONS, Status
 from pipeline.recipe import REJECT_COLUMNS
 from pipeline.report import make_report
 from pipeline.sinks import publish
+from pipeline.submission import Submission, claim_key, claim_start, put_submission
 from pipeline.testing.jobs import small_job, write_receipts
 
 PAGE = Path(__file__).parents[2] / "docs" / "job-directory.md"
@@ -39,6 +40,9 @@ def directory(tmp_path: Path) -> JobDirectory:
         publish(directory.commit_manifest(directory.next_manifest(receipts)).manifest, directory)
         directory.set_status(Status.SUCCEEDED_WITH_WARNINGS)
         directory.write_report(make_report(directory).to_dict())
+    put_submission(directory.store, Submission(1, "2026-01-01T12:00:00.000Z", "you@node7", "by hand", "a key"))
+    assert claim_start(directory.store, number=1, submission=1, by="submit")
+    directory.store.replace("starts/1.out", b"")
     directory.store.replace("cancel/1.json", CancelRequest(1, "2026-01-01T12:00:00.000Z", "you@node7").to_json())
     return directory
 
@@ -51,10 +55,15 @@ def directory(tmp_path: Path) -> JobDirectory:
         ("manifests/&lt;n&gt;.json", "manifests/1.json"),
         ("lease/&lt;epoch&gt;.json", "lease/1.json"),
         ("cancel/&lt;epoch&gt;.json", "cancel/1.json"),
+        ("submissions/&lt;n&gt;.json", "submissions/1.json"),
+        ("starts/&lt;n&gt;.json", "starts/1.json"),
+        (".submitted/&lt;digest of the key&gt;/&lt;n&gt;.json", "key.json"),
         ("report.json", "report.json"),
     ],
 )
 def test_fields_of_state(directory: JobDirectory, heading: str, name: str) -> None:
+    if name == "key.json":
+        directory.store.replace(name, claim_key(directory.store, "a key", directory.job)[0].to_json())
     assert documented(heading) == set(json.loads(directory.store.read(name)))
 
 

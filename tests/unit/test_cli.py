@@ -32,7 +32,21 @@ steps:
 sink: {path: out/}
 """
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["init", "demo", "validate", "plan", "run", "resume", "list", "status", "verify", "rejects", "gc"]
+COMMANDS = [
+    "init",
+    "demo",
+    "validate",
+    "plan",
+    "run",
+    "submit",
+    "resume",
+    "cancel",
+    "list",
+    "status",
+    "verify",
+    "rejects",
+    "gc",
+]
 
 
 def report(**changes: Any) -> dict[str, Any]:

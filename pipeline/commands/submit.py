@@ -1,0 +1,105 @@
+"""``submit`` and ``cancel``: jobs that go on by themselves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from pipeline.commands.options import (
+    cluster_options,
+    directory_option,
+    emit,
+    is_quiet,
+    output_options,
+    override_option,
+    settings_for,
+)
+
+if TYPE_CHECKING:
+    from pipeline.submit import Submitted
+
+
+@click.command(short_help="Run a job in the background.")
+@click.argument("job_file", metavar="JOB.YAML")
+@click.option("--job", "job_id", metavar="ID", help="Name the job, where it is a new one.")
+@click.option("--force", is_flag=True, help="A new job, even if the same spec over the same input and model has one.")
+@click.option("--key", metavar="TEXT", help="What makes two submissions one. Default: spec, input and model.")
+@click.option("--priority", type=int, default=0, show_default=True, help="Higher ones start first, under serve.")
+@click.option("--queue", is_flag=True, help="Start no driver: leave it to serve.")
+@override_option
+@cluster_options
+@directory_option
+@output_options
+def submit(
+    job_file: str,
+    *,
+    job_id: str | None,
+    force: bool,
+    key: str | None,
+    priority: int,
+    queue: bool,
+    overrides: tuple[str, ...],
+    **flags: str | int | None,
+) -> None:
+    """Plan and check a job, start it in the background, and print its id. It goes on when the terminal is closed."""
+    from pipeline.spec_file import load_spec
+    from pipeline.submit import submit as submit_job
+
+    loaded = load_spec(job_file, overrides=overrides)
+    made = submit_job(
+        loaded.spec,
+        settings=settings_for(loaded, **flags),
+        key=key,
+        force=force,
+        job_id=job_id,
+        priority=priority,
+        start=not queue,
+    )
+    details = {
+        "job": made.job,
+        "status": str(made.status),
+        "new": made.is_new,
+        "taken_up": made.is_taken_up,
+        "directory": made.directory,
+    }
+    if not is_quiet():
+        click.echo(_told(made, is_queued=queue), err=True)
+    emit(details, lambda: made.job)
+
+
+def _told(made: Submitted, *, is_queued: bool) -> str:
+    """What a person wants to know beside the id."""
+    if made.status.is_success:
+        said = f"that job is there already and ended as {made.status}; --force makes a new one"
+    elif made.is_new:
+        said = "submitted" + (", for a server to take" if is_queued else "")
+    elif made.is_taken_up:
+        said = "that job was there and had not ended well; it goes on"
+    else:
+        said = f"that job is there already and is {made.status}"
+    return f"{said}\n  next:     python -m pipeline watch {made.job}"
+
+
+@click.command(short_help="Stop a job and keep it from being gone on with.")
+@click.argument("job", default="@last")
+@click.option("--now", is_flag=True, help="Do not wait for the partitions that run.")
+@click.option("--reason", metavar="TEXT", default="", help="Why; it is kept with the job.")
+@directory_option
+@output_options
+def cancel(job: str, now: bool, reason: str, directory: str | None) -> None:
+    """Cancel a job: its driver starts no more partitions and publishes nothing. resume goes on all the same."""
+    from pipeline.cancel import Cancelling, cancel_job
+    from pipeline.jobs import find_job
+
+    settings = settings_for(directory=directory)
+    found = find_job(settings.directory, job)
+    outcome = cancel_job(found, now=now, reason=reason, lease_seconds=settings.lease_seconds)
+    status = str(found.status())
+    texts = {
+        Cancelling.CANCELLED: f"{found.job} is cancelled",
+        Cancelling.ASKED: f"the driver of {found.job} was asked to stop"
+        f"\n  next:     python -m pipeline wait {found.job}",
+        Cancelling.ENDED: f"{found.job} had ended already: {status}",
+    }
+    emit({"job": found.job, "outcome": str(outcome), "status": status}, lambda: texts[outcome])

@@ -1,0 +1,120 @@
+"""A driver without a terminal: ``python -m pipeline.detached DIRECTORY START OUTPUT``; see `pipeline.launch`."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pipeline.checkpoint import JobDirectory
+from pipeline.errors import PipelineError
+from pipeline.files import open_store
+from pipeline.job_queue import exit_code
+from pipeline.lifecycle import Status
+from pipeline.submission import STARTS, last_submission, unmark_queued
+
+UPLOAD_SECONDS = 10.0
+"""Seconds between two copies of the output to a job directory that is no folder of this machine."""
+
+
+def drive(directory: str) -> int:
+    """Take the submitted job in ``directory`` to its end; gives the exit status.
+
+    :raises PipelineError: when it did not end well.
+    """
+    from pipeline.display import PlainProgress
+    from pipeline.runner import execute
+    from pipeline.settings import load_settings
+
+    job = JobDirectory.open(directory)
+    submission = last_submission(job.store)
+    settings = load_settings(
+        **(submission.settings if submission else {}),
+        directory=_root(directory),
+        import_paths=job.record.import_paths or None,
+    )
+    job.fsync = settings.fsync
+    execute(job, settings=settings, callbacks=(PlainProgress(),), unless=is_unwanted)
+    return exit_code(job, job.status())
+
+
+def is_unwanted(job: JobDirectory) -> bool:
+    """Whether a driver that was started earlier finds the job done, or cancelled meanwhile."""
+    status = job.status()
+    return status.is_success or status is Status.CANCELLED
+
+
+def settle(directory: str) -> None:
+    """Take the mark of a job away that needs no driver any more; see `pipeline.submission`."""
+    job, root = JobDirectory.open(directory), open_store(_root(directory), private=True)
+    if is_unwanted(job):
+        unmark_queued(root, job.job)
+
+
+def _root(directory: str) -> str:
+    return directory.rstrip("/").rpartition("/")[0]
+
+
+@contextmanager
+def copied(directory: str, number: str, output: str) -> Iterator[None]:
+    """While the block runs, ``output`` is copied to the job directory now and then, and once more at the end."""
+    if not output:
+        yield
+        return
+    store, is_over = open_store(directory, private=True), threading.Event()
+
+    def copy() -> None:
+        with suppress(PipelineError, OSError):
+            store.replace(f"{STARTS}/{number}.out", Path(output).read_bytes())
+
+    def keep() -> None:
+        while not is_over.wait(UPLOAD_SECONDS):
+            copy()
+
+    thread = threading.Thread(target=keep, name="pipeline-output", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join(UPLOAD_SECONDS)
+        sys.stderr.flush()
+        copy()
+        with suppress(OSError):
+            Path(output).unlink()
+
+
+def _set_up_logging() -> None:
+    """Warnings of everybody, and what this package has to tell."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith("pipeline"))
+    logging.getLogger().addHandler(handler)
+    logging.getLogger("pipeline").setLevel(logging.INFO)
+
+
+def main(arguments: list[str]) -> int:
+    """Run, and say on stderr what went wrong."""
+    directory, number, output = arguments
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    _set_up_logging()
+    with copied(directory, number, output):
+        try:
+            return drive(directory)
+        except PipelineError as error:
+            sys.stderr.write(f"{error}\n")
+            return error.exit_code
+        except Exception:
+            logging.getLogger(__name__).exception("this is a defect of the pipeline package")
+            return PipelineError.exit_code
+        finally:
+            with suppress(PipelineError, OSError):
+                settle(directory)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,235 @@
+"""What is on record of a job that was submitted: under which key, how it is to run, and each start of a driver.
+
+::
+
+    <root>/.submitted/<digest of the key>/<n>.json   which job a key means; the highest number counts
+    <root>/.queue/<job>.json                         a mark: this job may need a driver. A cache
+    <root>/<job>/submissions/<n>.json                how the job is to run; the highest number counts
+    <root>/<job>/starts/<n>.json                     who starts a driver, made if absent: one driver for each number
+    <root>/<job>/starts/<n>.out                      what that driver wrote to stdout and stderr
+
+Nothing here decides who drives a job: that is its lease. It only keeps two from starting the same driver.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Self
+
+from pipeline.checkpoint import SUBMISSIONS
+from pipeline.digest import digest_json
+from pipeline.errors import StateCorrupt
+from pipeline.files import Store
+from pipeline.job_record import iso_time, utc_now
+from pipeline.lease import identify
+
+KEYS = ".submitted"
+QUEUE = ".queue"
+STARTS = "starts"
+
+
+@dataclass(frozen=True)
+class _Numbered:
+    """A file ``<folder>/<n>.json``."""
+
+    def to_json(self) -> bytes:
+        """As stored."""
+        return json.dumps({"schema_version": 1, **asdict(self)}, indent=1).encode() + b"\n"
+
+    @classmethod
+    def from_json(cls, data: bytes, *, where: str) -> Self:
+        """Inverse of `to_json`.
+
+        :raises StateCorrupt: for anything else.
+        """
+        try:
+            record = json.loads(data)
+            if record.pop("schema_version") != 1:
+                raise ValueError("unknown schema_version")
+            return cls(**record)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StateCorrupt(
+                "a record of a submission is damaged",
+                where=where,
+                found=f"{type(error).__name__}: {error}",
+                expected="the JSON that was written there",
+                next_step="remove that file, then submit the job again",
+            ) from error
+
+
+@dataclass(frozen=True)
+class KeyRecord(_Numbered):
+    """The content of ``.submitted/<digest>/<n>.json``."""
+
+    number: int
+    key: str
+    job: str
+    time: str
+    """UTC, ISO 8601."""
+
+
+@dataclass(frozen=True)
+class Submission(_Numbered):
+    """The content of ``submissions/<n>.json``."""
+
+    number: int
+    time: str
+    """UTC, ISO 8601."""
+    by: str
+    """Who submitted it: user@host."""
+    trigger: str
+    """What made them: ``by hand``, or the name of a trigger."""
+    key: str
+    priority: int = 0
+    """Higher ones start first."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What differs from the defaults of `pipeline.settings`, as its fields are named."""
+
+
+@dataclass(frozen=True)
+class Start(_Numbered):
+    """The content of ``starts/<n>.json``."""
+
+    number: int
+    submission: int
+    """Number of the submission it is for."""
+    time: str
+    """UTC, ISO 8601."""
+    by: str
+    """``submit``, or the name of a server."""
+    host: str
+    pid: int = 0
+    """Of the driver; of who starts it until that is known."""
+    process: str = ""
+    """Boot, name space and start time of that process."""
+    output: str = ""
+    """Where on ``host`` its stdout and stderr go, when that is not ``starts/<n>.out``."""
+
+
+# Keys
+
+
+def find_key(root: Store, key: str) -> KeyRecord | None:
+    """The job that ``key`` means; None when it was never used."""
+    folder = _key_folder(key)
+    number = _highest(root, folder)
+    if number == 0:
+        return None
+    name = f"{folder}/{number}.json"
+    return KeyRecord.from_json(root.read(name), where=root.url(name))
+
+
+def claim_key(root: Store, key: str, job: str, *, force: bool = False) -> tuple[KeyRecord, bool]:
+    """Let ``key`` mean ``job`` unless it means another one already. Of several that claim it, all get the same.
+
+    :param force: whatever it means: from now on it is ``job``.
+    :returns: what it means, and whether that is new.
+    """
+    folder = _key_folder(key)
+    while True:
+        number = _highest(root, folder)
+        if number and not force:
+            name = f"{folder}/{number}.json"
+            return KeyRecord.from_json(root.read(name), where=root.url(name)), False
+        record = KeyRecord(number + 1, key, job, iso_time(utc_now()))
+        if root.put_if_absent(f"{folder}/{record.number}.json", record.to_json()):
+            return record, True
+
+
+def _key_folder(key: str) -> str:
+    return f"{KEYS}/{digest_json(key)[:40]}"
+
+
+# Submissions
+
+
+def put_submission(store: Store, submission: Submission) -> Submission:
+    """Put the next one; when somebody else has put that number meanwhile, theirs counts."""
+    name = f"{SUBMISSIONS}/{submission.number}.json"
+    if store.put_if_absent(name, submission.to_json()):
+        return submission
+    return Submission.from_json(store.read(name), where=store.url(name))
+
+
+def last_submission(store: Store) -> Submission | None:
+    """How the job is to run; None for one that was never submitted."""
+    number = _highest(store, SUBMISSIONS)
+    if number == 0:
+        return None
+    name = f"{SUBMISSIONS}/{number}.json"
+    return Submission.from_json(store.read(name), where=store.url(name))
+
+
+def mark_queued(root: Store, job: str) -> None:
+    """Note for servers that ``job`` may need a driver."""
+    root.replace(f"{QUEUE}/{job}.json", json.dumps({"schema_version": 1, "job": job}).encode() + b"\n")
+
+
+def unmark_queued(root: Store, job: str) -> None:
+    """Nobody needs to look at ``job`` any more."""
+    root.remove(f"{QUEUE}/{job}.json")
+
+
+def queued_marks(root: Store) -> list[str]:
+    """Ids of the jobs that may need a driver."""
+    return [name.removesuffix(".json") for name in root.list(QUEUE) if name.endswith(".json")]
+
+
+# Starts
+
+
+def find_starts(store: Store) -> tuple[Start, ...]:
+    """All of a job, oldest first. One that cannot be read counts, as one that nobody knows more of."""
+    found = []
+    for number in sorted(_numbers(store, STARTS)):
+        name = f"{STARTS}/{number}.json"
+        try:
+            found.append(Start.from_json(store.read(name), where=store.url(name)))
+        except (StateCorrupt, FileNotFoundError):
+            found.append(Start(number, 0, "", "", ""))
+    return tuple(found)
+
+
+def claim_start(store: Store, *, number: int, submission: int, by: str) -> Start | None:
+    """The right to start driver ``number``; None when somebody else has it."""
+    start = Start(
+        number=number,
+        submission=submission,
+        time=iso_time(utc_now()),
+        by=by,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        process=identify(os.getpid()),
+    )
+    return start if store.put_if_absent(f"{STARTS}/{number}.json", start.to_json()) else None
+
+
+def note_start(store: Store, start: Start, *, pid: int, output: str = "") -> Start:
+    """Write down which process it became."""
+    known = replace(start, pid=pid, process=identify(pid), output=output)
+    store.replace(f"{STARTS}/{start.number}.json", known.to_json())
+    return known
+
+
+def withdraw_start(store: Store, start: Start) -> None:
+    """Give the right back: no driver was started."""
+    store.remove(f"{STARTS}/{start.number}.json")
+
+
+def settings_to_record(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``settings`` that differ from ``defaults`` and are not told by the job directory itself."""
+    left_out = {"directory", "import_paths"}
+    return {name: value for name, value in settings.items() if name not in left_out and value != defaults.get(name)}
+
+
+def _highest(store: Store, folder: str) -> int:
+    return max(_numbers(store, folder), default=0)
+
+
+def _numbers(store: Store, folder: str) -> list[int]:
+    names = (name.removesuffix(".json") for name in store.list(folder) if name.endswith(".json"))
+    return [int(name) for name in names if name.isdigit()]

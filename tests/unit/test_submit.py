@@ -1,0 +1,228 @@
+"""Submitting: one key is one job, whoever submits it, how often, at once, or after crashes anywhere in it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline import submission as records
+from pipeline import submit as submitting
+from pipeline.checkpoint import JobDirectory
+from pipeline.errors import OutputExists, PlanMismatch
+from pipeline.files import open_store
+from pipeline.lease import held
+from pipeline.lifecycle import Status
+from pipeline.settings import Settings
+from pipeline.submission import find_starts, last_submission, note_start, queued_marks
+from pipeline.submit import Submitted, submit
+from pipeline.testing.jobs import SmallJob, small_job
+from pipeline.testing.stores import Crash, Faults, faulty_os
+
+
+class Place:
+    """A root of job directories, a planned job, and the drivers that were "started"."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.job: SmallJob = small_job(folder / "lake", sink=str(folder / "out"))
+        self.settings = Settings(directory=str(folder / "jobs"))
+        self.launched: list[tuple[str, int]] = []
+        monkeypatch.setattr(submitting, "draft", lambda spec, settings: SimpleNamespace(plan=self.job.plan))
+        monkeypatch.setattr(submitting, "launch", self.launch)
+
+    def launch(self, job: JobDirectory, start: records.Start) -> records.Start:
+        self.launched.append((job.job, start.number))
+        return note_start(job.store, start, pid=os.getpid())
+
+    def submit(self, **options: Any) -> Submitted:
+        return submit(self.job.plan.spec, settings=self.settings, **options)
+
+    def open(self, job: str) -> JobDirectory:
+        return JobDirectory.open(f"{self.settings.directory}/{job}")
+
+    @property
+    def jobs(self) -> list[str]:
+        return [name for name in open_store(self.settings.directory).list_folders() if not name.startswith(".")]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    return Place(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def dead(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Makes all that is written from now on look as if a process had written it that has ended."""
+    real = records.identify
+
+    def bury() -> None:
+        monkeypatch.setattr(records, "identify", lambda pid: real(pid).rpartition("/")[0] + "/0")
+
+    return bury
+
+
+def test_a_submitted_job_is_queued_and_has_a_driver(place: Place) -> None:
+    made = place.submit(priority=3, trigger="nightly")
+    assert made.is_new
+    assert made.status is Status.QUEUED
+    assert place.launched == [(made.job, 1)]
+    job = place.open(made.job)
+    assert [event["after"] for event in job.events()] == ["QUEUED"]
+    submission = last_submission(job.store)
+    assert submission is not None
+    assert (submission.trigger, submission.priority, submission.key) == ("nightly", 3, place.job.plan.work_digest)
+    assert queued_marks(open_store(place.settings.directory)) == [made.job]
+
+
+def test_settings_that_differ_from_the_defaults_are_kept(place: Place) -> None:
+    place.settings = Settings(directory=place.settings.directory, workers=3, fsync=False, import_paths=("/x",))
+    submission = last_submission(place.open(place.submit().job).store)
+    assert submission is not None
+    assert submission.settings == {"workers": 3, "fsync": False}
+
+
+def test_only_queued_it_has_none(place: Place) -> None:
+    assert place.submit(start=False).status is Status.QUEUED
+    assert place.launched == []
+    again = place.submit(start=True)
+    assert (again.is_new, again.is_taken_up) == (False, True)
+    assert len(place.launched) == 1
+
+
+def test_the_same_again_is_the_same_job(place: Place) -> None:
+    first, second = place.submit(), place.submit()
+    assert first.job == second.job
+    assert (second.is_new, second.is_taken_up) == (False, False)
+    assert len(place.launched) == 1, "its driver is about to begin"
+
+
+def test_force_makes_another_which_the_key_means_from_then_on(place: Place) -> None:
+    first, other = place.submit(), place.submit(force=True)
+    assert other.is_new
+    assert first.job != other.job
+    assert place.submit().job == other.job
+
+
+def test_a_key_outweighs_the_input(place: Place) -> None:
+    first = place.submit(key="nightly 2026-01-01")
+    place.job = small_job(place.folder / "lake2", sink=str(place.folder / "out"))
+    assert place.submit(key="nightly 2026-01-01").job == first.job
+    assert place.submit().job != first.job
+
+
+def test_a_success_is_given_back_as_it_is_though_its_output_is_there(place: Place) -> None:
+    first = place.submit()
+    job = place.open(first.job)
+    for status in (Status.RUNNING, Status.PUBLISHING, Status.SUCCEEDED):
+        job.set_status(status)
+    (place.folder / "out").mkdir()
+    (place.folder / "out/part-0.parquet").write_bytes(b"x")
+    again = place.submit()
+    assert (again.job, again.is_taken_up, again.status) == (first.job, False, Status.SUCCEEDED)
+    with pytest.raises(OutputExists):
+        place.submit(force=True)
+
+
+@pytest.mark.parametrize("status", [Status.FAILED, Status.CANCELLED, Status.INTERRUPTED])
+def test_one_that_did_not_end_well_goes_on(place: Place, dead: Callable[[], None], status: Status) -> None:
+    dead()
+    first = place.submit()
+    place.open(first.job).set_status(status)
+    again = place.submit(priority=9)
+    assert (again.job, again.is_new, again.is_taken_up, again.status) == (first.job, False, True, Status.QUEUED)
+    assert place.launched == [(first.job, 1), (first.job, 2)]
+    submission = last_submission(place.open(first.job).store)
+    assert submission is not None
+    assert (submission.number, submission.priority) == (2, 9)
+    assert [start.submission for start in find_starts(place.open(first.job).store)] == [1, 2]
+
+
+def test_one_whose_driver_was_killed_goes_on(place: Place, dead: Callable[[], None]) -> None:
+    dead()
+    first = place.submit()
+    place.open(first.job).set_status(Status.RUNNING)
+    again = place.submit()
+    assert (again.is_taken_up, again.status) == (True, Status.RUNNING)
+    assert len(place.launched) == 2
+
+
+def test_one_that_is_driven_is_left_alone(place: Place, dead: Callable[[], None]) -> None:
+    dead()
+    first = place.submit()
+    job = place.open(first.job)
+    with held(job.store):
+        job.set_status(Status.RUNNING)
+        assert not place.submit().is_taken_up
+    assert len(place.launched) == 1
+
+
+def test_an_id_of_another_job_is_refused_before_the_key_means_it(place: Place) -> None:
+    other = small_job(place.folder / "other", sink=str(place.folder / "out2"))
+    JobDirectory.create(place.settings.directory, other.plan, job="mine")
+    with pytest.raises(PlanMismatch):
+        place.submit(job_id="mine")
+    assert place.submit().job != "mine"
+
+
+def test_a_job_that_was_run_is_gone_on_with_under_its_id(place: Place) -> None:
+    JobDirectory.create(place.settings.directory, place.job.plan, job="mine").set_status(Status.FAILED)
+    made = place.submit(job_id="mine")
+    assert made.job == "mine"
+    assert place.launched == [("mine", 1)]
+
+
+@pytest.mark.fault(13)
+def test_racing_threads_give_one_job(place: Place) -> None:
+    made: list[Submitted] = []
+    barrier = threading.Barrier(8)
+
+    def go() -> None:
+        barrier.wait()
+        made.append(place.submit(key="same"))
+
+    threads = [threading.Thread(target=go) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 8
+    assert len({one.job for one in made}) == 1
+    assert [one.is_new for one in made].count(True) == 1
+    assert place.jobs == [made[0].job]
+    assert place.launched == [(made[0].job, 1)]
+
+
+@pytest.mark.fault(13)
+def test_after_a_crash_anywhere_the_next_call_makes_it_one_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dead: Callable[[], None]
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    dead()
+    crashes = 0
+    for number in range(1000):
+        place = Place(tmp_path / str(number), monkeypatch)
+        faults = Faults(fail_at=number)
+        with suppress(Crash), faulty_os(faults):
+            place.submit(key="firing 7")
+        if not faults.has_failed:
+            break
+        crashes += 1
+        # By now the input has changed, too: the firing is the one of then, or nothing of it is there.
+        if (place.folder / "jobs").exists() and place.jobs:
+            place.job = small_job(place.folder / "lake2", sink=str(place.folder / "out"))
+        made = place.submit(key="firing 7")
+        assert place.submit(key="firing 7").job == made.job
+        assert [job for job in place.jobs if (place.folder / "jobs" / job / "job.json").exists()] == [made.job]
+        assert {job for job, _ in place.launched} == {made.job}
+        job = place.open(made.job)
+        assert job.status() is Status.QUEUED
+        assert job.plan.digest == job.record.plan
+        assert queued_marks(open_store(place.settings.directory)) == [made.job]
+    assert crashes > 40
