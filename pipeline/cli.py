@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from pipeline import __version__
-from pipeline.commands import author, clean, execute, look, submit
+from pipeline.commands import author, chaos, clean, execute, look, submit
 from pipeline.commands.options import JSON, VERBOSITY, json_text, tell
 from pipeline.errors import PipelineError
 from pipeline.redaction import redact
@@ -114,5 +114,6 @@ for _command in (
     look.verify,
     look.rejects,
     clean.gc,
+    chaos.chaos,
 ):
     main.add_command(_command)

@@ -1,7 +1,15 @@
-"""A scheduler and workers as processes of their own, whose ids a test can send signals to."""
+"""A scheduler, workers and drivers as processes of their own, to which a test can send signals.
+
+    with ProcessCluster(folder, workers=2) as cluster:
+        driver = start_command(folder, "run", "job.yaml", "--cluster", cluster.address)
+        os.kill(cluster.worker_pids()[0], signal.SIGKILL)
+
+Nothing is left behind: every process dies with the one that started it.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -17,6 +25,7 @@ from pipeline.clusters import DASK_CONFIG
 from pipeline.isolated import die_with_parent
 
 ROOT = Path(__file__).parents[2]
+"""From where the package is imported."""
 
 
 def wait_until(condition: Callable[[], Any], *, seconds: float = 60.0, what: str = "") -> Any:
@@ -32,9 +41,44 @@ def wait_until(condition: Callable[[], Any], *, seconds: float = 60.0, what: str
     return found
 
 
-def _variable(key: str) -> str:
-    """The environment variable that sets ``key`` of Dask's configuration."""
-    return "DASK_" + key.upper().replace(".", "__").replace("-", "_")
+def python_path(folders: Sequence[str | os.PathLike[str]] = ()) -> str:
+    """``PYTHONPATH`` of a child: this package, ``folders``, and what there is already."""
+    paths = [str(ROOT), *(os.fspath(folder) for folder in folders), os.environ.get("PYTHONPATH", "")]
+    return os.pathsep.join(path for path in paths if path)
+
+
+def start_command(
+    folder: Path,
+    *arguments: str,
+    program: Sequence[str] = ("-m", "pipeline"),
+    environment: Mapping[str, str] | None = None,
+    import_paths: Sequence[str] = (),
+    umask: int = -1,
+) -> subprocess.Popen[str]:
+    """``python -m pipeline ARGUMENTS`` in ``folder``, in a process group of its own as under a terminal.
+
+    :param program: what Python runs in place of ``-m pipeline``.
+    :param environment: variables beside those of this process.
+    """
+    return subprocess.Popen(
+        [sys.executable, *program, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": python_path(import_paths), **(environment or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        umask=umask,
+        start_new_session=True,
+        preexec_fn=die_with_parent,  # noqa: PLW1509
+    )
+
+
+def send(number: signal.Signals, *pids: int | None) -> None:
+    """Send a signal to processes; one that has ended meanwhile is passed over."""
+    for pid in pids:
+        if pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
 
 class ProcessCluster:
@@ -48,14 +92,25 @@ class ProcessCluster:
         memory: str = "1 GiB",
         config: Mapping[str, Any] | None = None,
         options: Sequence[str] = (),
+        import_paths: Sequence[str] = (),
+        umask: int = -1,
     ) -> None:
+        """Start it.
+
+        :param folder: for logs and local files; it is made.
+        :param memory: bytes per worker.
+        :param config: keys of Dask's configuration beside those that a cluster of this package has.
+        :param options: of ``dask worker``.
+        :param import_paths: folders in which workers find modules.
+        """
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._memory = memory
         self._options = tuple(options)
+        self._umask = umask
         settings = {**DASK_CONFIG, **(config or {})}
         names = {_variable(key): str(value) for key, value in settings.items()}
-        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        path = python_path(import_paths)
         self._environment = {**os.environ, **names, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         self._file = folder / "scheduler.json"
         self.scheduler = self._spawn("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard")
@@ -65,24 +120,36 @@ class ProcessCluster:
     @property
     def address(self) -> str:
         """Of the scheduler."""
-        import json
-
         address: str = json.loads(self._file.read_text())["address"]
         return address
 
     def __enter__(self) -> ProcessCluster:
-        wait_until(lambda: self._file.exists() or self.scheduler.poll() is not None, what="no scheduler")
-        wait_until(lambda: self._registered() >= self._wanted, what="no workers")
+        self.wait()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def wait(self) -> None:
+        """Until the scheduler and all workers are there.
+
+        :raises TimeoutError: when they are not.
+        """
+        try:
+            wait_until(lambda: self._file.exists() or self.scheduler.poll() is not None, what="no scheduler")
+            wait_until(lambda: self._registered() >= self._wanted, seconds=120, what="no workers")
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End every process of it, also those that are stopped."""
         processes = [*self.nannies, self.scheduler]
-        for pid in [*self.worker_pids(), *(one.pid for one in processes)]:
-            for number in (signal.SIGKILL, signal.SIGCONT):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, number)
+        pids = [*self.worker_pids(), *(one.pid for one in processes if one.poll() is None)]
+        for number in (signal.SIGKILL, signal.SIGCONT):
+            send(number, *pids)
         for process in processes:
             process.wait(20)
 
@@ -91,6 +158,10 @@ class ProcessCluster:
         fixed = ("--nworkers", "1", "--nthreads", "1", "--memory-limit", self._memory, "--no-dashboard")
         preload = ("--preload", "pipeline.clusters.worker_setup", "--local-directory", str(self.folder))
         return self._spawn("worker", *fixed, *preload, *self._options)
+
+    def mend(self) -> None:
+        """Start a worker in the place of every nanny that is gone, as a batch system does."""
+        self.nannies = [nanny if nanny.poll() is None else self.add_worker() for nanny in self.nannies]
 
     def worker_pid(self, nanny: subprocess.Popen[bytes]) -> int | None:
         """The process that runs the tasks of that nanny; None while there is none."""
@@ -117,7 +188,13 @@ class ProcessCluster:
                 env=self._environment,
                 stdout=log,
                 stderr=log,
+                umask=self._umask,
                 start_new_session=True,
                 # So that nothing is left when the tests themselves are killed.
                 preexec_fn=die_with_parent,  # noqa: PLW1509
             )
+
+
+def _variable(key: str) -> str:
+    """The environment variable that sets ``key`` of Dask's configuration."""
+    return "DASK_" + key.upper().replace(".", "__").replace("-", "_")

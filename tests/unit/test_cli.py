@@ -46,6 +46,7 @@ COMMANDS = [
     "verify",
     "rejects",
     "gc",
+    "chaos",
 ]
 
 

@@ -1,0 +1,97 @@
+"""``chaos``: what a job does when everything around it dies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.commands.options import emit, is_quiet, output_options, override_option
+
+if TYPE_CHECKING:
+    from pipeline.testing.chaos import TrialResult
+
+
+@click.command(short_help="Prove that a job survives: kill everything around a sample of it.")
+@click.argument("target", metavar="JOB.YAML")
+@click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Trials to run.")
+@click.option(
+    "--seed",
+    "first_seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="S",
+    help="The first seed.",
+)
+@click.option("--rows", type=click.IntRange(min=1), default=40_000, show_default=True, help="Rows of the sample.")
+@click.option("--minutes", type=click.FloatRange(min=0), metavar="M", help="Begin no trial after so many.")
+@click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True, help="Worker processes.")
+@click.option(
+    "--memory-limit", "memory", default="2 GiB", show_default=True, metavar="SIZE", help="Memory of one worker."
+)
+@override_option
+@output_options
+def chaos(target: str, overrides: tuple[str, ...], **asked: Any) -> None:
+    """Run a small sample of a job while its workers, nannies, scheduler and drivers are killed, stopped and woken at
+    seeded moments; resume it, verify it, and compare every row with a run in peace. Your sink is not touched, and only
+    processes that were started here are harmed."""
+    from pipeline.spec_file import load_spec
+    from pipeline.testing.chaos import chaos as unleash
+
+    loaded = load_spec(target, overrides=overrides)
+    say = _ignore if is_quiet() else _say
+    report = unleash(loaded.spec, import_paths=loaded.folders, on_trial=say, **asked)
+    details = report.details()
+    emit(details, lambda: report_text(details))
+    raise click.exceptions.Exit(report.exit_code)
+
+
+def _ignore(trial: TrialResult) -> None:
+    """Say nothing."""
+
+
+def _say(trial: TrialResult) -> None:
+    click.echo(trial_text(trial.details()), err=True)
+
+
+def report_text(details: Mapping[str, Any]) -> str:
+    """All trials in a few lines, those that did not hold one by one."""
+    trials = details["trials"]
+    few = f" of {details['asked']:,} that were asked for" if details["tried"] < details["asked"] else ""
+    lines = [
+        f"{'HELD' if details['ok'] else 'BROKEN'}  {details['name']}",
+        f"  sample     {details['rows']:,} rows in {details['partitions']:,} partitions",
+        f"  trials     {details['tried']:,}{few}, in {details['seconds']:,.0f} s",
+        f"  faults     {_faults(trials)}",
+        f"  drivers    {sum(len(trial['attempts']) for trial in trials):,} to end {details['tried']:,} jobs",
+        f"  rows       {details['lost']:,} lost, {details['duplicated']:,} duplicated",
+        f"  readers    {sum(trial['reads'] for trial in trials):,} reads of the output while the jobs ran",
+    ]
+    broken = [trial for trial in trials if not trial["ok"]]
+    lines += [trial_text(trial) for trial in broken]
+    if broken:
+        lines += [f"  folder     {details['folder']}"]
+        lines += [f"  next       python -m pipeline chaos JOB.YAML --seeds 1 --seed {broken[0]['seed']}"]
+    return "\n".join(lines)
+
+
+def trial_text(trial: Mapping[str, Any]) -> str:
+    """One trial in a line, and what is wrong with it."""
+    faults = [f"{one['kind']} {one['moment']}" for one in trial["faults"] if one["seconds"] is not None]
+    if trial["worker_lifetime"]:
+        faults.append(f"workers live {trial['worker_lifetime']:.0f} s")
+    drivers = len(trial["attempts"])
+    outcome = f"{'held' if trial['ok'] else 'BROKEN'}, {drivers} {'driver' if drivers == 1 else 'drivers'}"
+    line = f"seed {trial['seed']}: {outcome}, {trial['seconds']:.0f} s: {', '.join(faults) or 'no fault in time'}"
+    return line if trial["ok"] else f"{line}\n  {trial['detail']}"
+
+
+def _faults(trials: list[dict[str, Any]]) -> str:
+    counts: dict[str, int] = {}
+    for trial in trials:
+        kinds = [one["kind"] for one in trial["faults"] if one["seconds"] is not None]
+        for kind in [*kinds, *(["lifetime"] if trial["worker_lifetime"] else [])]:
+            counts[kind] = counts.get(kind, 0) + 1
+    return ", ".join(f"{count} × {kind}" for kind, count in sorted(counts.items(), key=lambda one: -one[1])) or "none"

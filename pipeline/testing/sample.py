@@ -1,0 +1,106 @@
+"""A small copy of a job: row ranges of its source in a folder of their own, and a spec that reads these."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.prepare import absolute
+from pipeline.rows import Fragment, InputFile
+from pipeline.sources import discover, read_batches
+from pipeline.sources.parquet import wanted_fragments
+from pipeline.spec import JobSpec
+
+PIECES = 12
+"""Row ranges that are drawn, where there are more rows than are wanted."""
+_GROUP_ROWS = 2048
+_BATCH_ROWS = 8192
+_SINK_FIELDS = ("compression", "target_file_size")
+
+
+def sample_job(spec: JobSpec, folder: Path, *, rows: int, seed: int = 0) -> JobSpec:
+    """Copy at most ``rows`` rows of the source into ``folder``/lake; a job that differs in source, sink and cluster.
+
+    Its sink is ``folder``/out, in mode ``overwrite``. Any number of rows may be rejected, since of a few rows by chance
+    more may be bad than of all.
+
+    :param seed: of the ranges that are drawn.
+    :raises InputError: when the source cannot be read.
+    """
+    record = absolute(spec).to_dict()
+    copy_rows(spec, folder / "lake", rows=rows, seed=seed)
+    source = {name: value for name, value in record["source"].items() if name != "path"}
+    sink = {name: value for name, value in record["sink"].items() if name in _SINK_FIELDS}
+    kept = {name: value for name, value in record.items() if name != "cluster"}
+    errors = {**record.get("errors", {}), "max_fraction": 1.0}
+    return JobSpec.model_validate(
+        {
+            **kept,
+            "source": {"path": str(folder / "lake"), **source},
+            "sink": {"path": str(folder / "out"), "mode": "overwrite", **sink},
+            "errors": errors,
+        }
+    )
+
+
+def copy_rows(spec: JobSpec, folder: Path, *, rows: int, seed: int) -> int:
+    """Write row ranges of the source as Parquet, below the same partition folders; the number of rows."""
+    found = discover(absolute(spec).source)
+    schema = pa.schema([found.schema.field(name) for name in found.physical])
+    count = 0
+    for number, fragment in enumerate(choose_ranges(found.files, rows=rows, seed=seed)):
+        batches = read_batches(
+            (fragment,), columns=schema.names, schema=schema, batch_rows=_BATCH_ROWS, versions=found.versions
+        )
+        place = folder.joinpath(*(f"{name}={quote(value, safe='')}" for name, value in fragment.keys))
+        place.mkdir(parents=True, exist_ok=True)
+        with pq.ParquetWriter(place / f"piece-{number:03d}.parquet", schema) as writer:
+            for batch in batches:
+                writer.write_table(batch.table.cast(schema), row_group_size=_GROUP_ROWS)
+        count += fragment.rows
+    if not count:
+        folder.mkdir(parents=True, exist_ok=True)
+        pq.write_table(schema.empty_table(), folder / "piece-000.parquet")
+    return count
+
+
+def choose_ranges(files: Sequence[InputFile], *, rows: int, seed: int, pieces: int = PIECES) -> list[Fragment]:
+    """At most ``rows`` wanted rows: everything, or one range at random of each of ``pieces`` equal parts. Pure."""
+    total = sum(fragment.rows for file in files for fragment in wanted_fragments(file))
+    if total <= rows:
+        return [fragment for file in files for fragment in wanted_fragments(file)]
+    chance = random.Random(seed)
+    pieces = max(1, min(pieces, rows))
+    size, part = rows // pieces, total / pieces
+    chosen: list[Fragment] = []
+    for number in range(pieces):
+        low = int(number * part)
+        start = chance.randint(low, max(low, int((number + 1) * part) - size))
+        chosen += _cut(files, start=start, stop=start + size)
+    return chosen
+
+
+def _cut(files: Sequence[InputFile], *, start: int, stop: int) -> Iterator[Fragment]:
+    """The fragments of wanted rows number ``start`` to ``stop``, counted over all files."""
+    passed = 0
+    for file in files:
+        for whole in wanted_fragments(file):
+            low, high = max(start, passed), min(stop, passed + whole.rows)
+            if low < high:
+                yield _part(file, whole.row_start + low - passed, whole.row_start + high - passed)
+            passed += whole.rows
+
+
+def _part(file: InputFile, row_start: int, row_stop: int) -> Fragment:
+    touched, position, size = [], 0, 0
+    for number, group in enumerate(file.row_groups):
+        if position < row_stop and position + group.rows > row_start:
+            touched.append(number)
+            size += group.bytes
+        position += group.rows
+    return Fragment(file.path, row_start, row_stop, touched[0], touched[-1] + 1, size, file.keys)

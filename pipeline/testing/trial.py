@@ -1,0 +1,267 @@
+"""One trial of chaos: a job is driven to its end while a script strikes at workers, scheduler and drivers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.testing.processes import ProcessCluster, send, start_command, wait_until
+from pipeline.testing.strikes import FOREVER, Moment, Script, Strike
+
+FINISHED = frozenset({0, 3})
+GOES_ON = frozenset({74, 75, 130, 143, -signal.SIGTERM, -signal.SIGINT})
+"""Exit codes after which the job is resumed, as its message says."""
+_TICK = 0.005
+_DRIVER_SECONDS = 300.0
+_LEFT_ALONE = 3
+"""Drivers after the last strike, of which one must finish."""
+_TERM_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One driver, from its start to its end."""
+
+    command: str
+    """``run`` or ``resume``."""
+    exit_code: int
+    """Negative: the signal that ended it."""
+    seconds: float
+    message: str = ""
+    """The last of what it wrote to stderr, when it did not succeed."""
+
+
+@dataclass(frozen=True)
+class Struck:
+    """What became of a strike."""
+
+    strike: Strike
+    seconds: float | None
+    """Seconds after the begin of the trial; None when its moment never came, because the job was done before."""
+
+    def details(self) -> dict[str, Any]:
+        """As JSON output shows it."""
+        return {"kind": self.strike.kind, "moment": str(self.strike.moment), "seconds": self.seconds}
+
+
+@dataclass
+class Trial:
+    """A folder with ``job.yaml``, and what is done to the job in there."""
+
+    folder: Path
+    script: Script
+    cluster: Callable[[], ProcessCluster]
+    """Gives the cluster to use next: the same one while it is sound, else a new one."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    import_paths: Sequence[str] = ()
+    on_end: Callable[[], None] = lambda: None
+    """Called when a driver has ended: what has been published must be right then."""
+    attempts: list[Attempt] = field(default_factory=list)
+    struck: list[Struck] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._waiting = list(self.script.strikes)
+        self._began = time.monotonic()
+        self._due: list[tuple[float, Callable[[], None]]] = []
+        """Things to do at a later time: wake what was stopped, kill what did not go."""
+        self._paused: subprocess.Popen[str] | None = None
+        self._expected_end = False
+
+    @property
+    def id(self) -> str:
+        """Of the job. Each has its own, as a sink takes what has the same id for the same job."""
+        return f"chaos-{self.folder.name}"
+
+    @property
+    def job(self) -> Path:
+        """Its directory."""
+        return self.folder / "jobs" / self.id
+
+    def drive(self) -> str:
+        """Start drivers until one succeeds; what went wrong, empty when nothing did."""
+        alone = 0
+        try:
+            while True:
+                code = self._attempt()
+                if code in FINISHED:
+                    return self._wake_all()
+                if code not in GOES_ON and not self._expected_end:
+                    return f"a driver ended with exit code {code}: {self.attempts[-1].message}"
+                alone = alone + 1 if not self._waiting else 0
+                if alone > _LEFT_ALONE:
+                    return f"{alone} drivers did not finish it: {self.attempts[-1].message}"
+        finally:
+            self._mark_missed()
+            for _, action in self._due:
+                action()
+            if self._paused is not None:
+                _end(self._paused)
+
+    # One driver
+
+    def _attempt(self) -> int:
+        cluster = self.cluster()
+        cluster.mend()
+        command = "resume" if (self.job / "job.json").exists() else "run"
+        driver = self._start(command, cluster)
+        begin, self._expected_end, has_hung = time.monotonic(), False, False
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                output, errors = driver.communicate(timeout=_TICK)
+                break
+            driver = self._tick(driver, begin, cluster)
+            if not has_hung and time.monotonic() - begin > _DRIVER_SECONDS:
+                has_hung, self._expected_end = True, False
+                driver.kill()
+        code = driver.returncode
+        message = "" if code in FINISHED else "it hung" if has_hung else _message(output, errors)
+        self.attempts.append(Attempt(command, code, round(time.monotonic() - begin, 2), message))
+        self.on_end()
+        return code
+
+    def _start(self, command: str, cluster: ProcessCluster) -> subprocess.Popen[str]:
+        target = (self.id,) if command == "resume" else ("job.yaml", "--job", self.id)
+        flags = ("--directory", str(self.folder / "jobs"), "--cluster", cluster.address, "--json", "-q")
+        return start_command(
+            self.folder, command, *target, *flags, environment=self.environment, import_paths=self.import_paths
+        )
+
+    def _tick(self, driver: subprocess.Popen[str], begin: float, cluster: ProcessCluster) -> subprocess.Popen[str]:
+        now = time.monotonic()
+        for one in [one for one in self._due if one[0] <= now]:
+            self._due.remove(one)
+            one[1]()
+        if not self._waiting or not self._has_come(self._waiting[0].moment, now - begin):
+            return driver
+        strike = self._waiting.pop(0)
+        self.struck.append(Struck(strike, round(now - self._began, 2)))
+        return self._carry_out(strike, driver, cluster)
+
+    def _has_come(self, moment: Moment, seconds: float) -> bool:
+        if moment.mark == "seconds":
+            return seconds >= moment.count
+        if moment.mark == "job":
+            return (self.job / "job.json").exists()
+        places = {"data": "stages/0/data", "receipts": "stages/0/receipts", "manifest": "manifests"}
+        try:
+            names = os.listdir(self.job / places[moment.mark])
+        except FileNotFoundError:
+            return False
+        return sum(not name.startswith(".") for name in names) >= moment.count
+
+    # Strikes
+
+    def _carry_out(
+        self, strike: Strike, driver: subprocess.Popen[str], cluster: ProcessCluster
+    ) -> subprocess.Popen[str]:
+        kind, nannies = strike.kind, [nanny for nanny in cluster.nannies if nanny.poll() is None]
+        nanny = nannies[strike.choice % len(nannies)] if nannies else None
+        worker = cluster.worker_pid(nanny) if nanny else None
+        if kind == "take over":
+            return self._take_over(driver, cluster)
+        if kind in ("kill driver", "end driver", "interrupt driver"):
+            self._expected_end = kind == "kill driver"
+            number = {"kill driver": signal.SIGKILL, "end driver": signal.SIGTERM}.get(kind, signal.SIGINT)
+            send(number, driver.pid)
+        elif kind == "kill scheduler":
+            cluster.scheduler.kill()
+        elif kind == "kill all workers":
+            send(signal.SIGKILL, *cluster.worker_pids())
+        elif kind == "kill worker":
+            send(signal.SIGKILL, worker)
+        elif kind == "kill nanny" and nanny is not None:
+            nanny.kill()
+            nanny.wait(20)
+            cluster.mend()
+        elif kind == "end worker" and nanny is not None:
+            self._end_worker(nanny, worker, cluster)
+        elif kind == "freeze scheduler":
+            self._freeze(strike.seconds, cluster.scheduler.pid)
+        elif kind == "freeze worker" and nanny is not None:
+            self._freeze(strike.seconds, nanny.pid, worker)
+        return driver
+
+    def _freeze(self, seconds: float, *pids: int | None) -> None:
+        send(signal.SIGSTOP, *pids)
+        wake = time.monotonic() + seconds if seconds < FOREVER else FOREVER
+        self._due.append((wake, lambda: send(signal.SIGCONT, *pids)))
+
+    def _end_worker(self, nanny: subprocess.Popen[bytes], worker: int | None, cluster: ProcessCluster) -> None:
+        """As a batch scheduler at the end of the time: SIGTERM to all, then SIGKILL, and the next job starts."""
+        send(signal.SIGTERM, nanny.pid, worker)
+
+        def kill() -> None:
+            # The nanny's own worker only: by now the number could be another process's.
+            if nanny.poll() is None:
+                send(signal.SIGKILL, cluster.worker_pid(nanny), nanny.pid)
+                nanny.wait(20)
+            cluster.mend()
+
+        self._due.append((time.monotonic() + _TERM_SECONDS, kill))
+
+    def _take_over(self, driver: subprocess.Popen[str], cluster: ProcessCluster) -> subprocess.Popen[str]:
+        """Stop the driver; another one waits until its lease is over, and drives."""
+        if self._paused is not None:
+            return driver
+        send(signal.SIGSTOP, driver.pid)
+        self._paused = driver
+        return self._start("resume" if (self.job / "job.json").exists() else "run", cluster)
+
+    # The end
+
+    def _wake_all(self) -> str:
+        """Everything that sleeps wakes, and must change nothing any more."""
+        frozen = [action for _, action in self._due]
+        self._due.clear()
+        for action in frozen:
+            action()
+        if self._paused is None:
+            return ""
+        driver, self._paused = self._paused, None
+        send(signal.SIGCONT, driver.pid)
+        try:
+            output, errors = driver.communicate(timeout=_DRIVER_SECONDS)
+        except subprocess.TimeoutExpired:
+            _end(driver)
+            return "a driver that was taken over from did not end after it woke"
+        if driver.returncode in {6, *FINISHED, *GOES_ON}:
+            return ""
+        return f"a driver that woke ended with exit code {driver.returncode}: {_message(output, errors)}"
+
+    def _mark_missed(self) -> None:
+        self.struck += [Struck(strike, None) for strike in self._waiting]
+        self._waiting.clear()
+
+
+def run_plainly(
+    folder: Path, cluster: ProcessCluster, *, environment: Mapping[str, str], import_paths: Sequence[str]
+) -> Attempt:
+    """Run the job in ``folder`` without any strike."""
+    trial = Trial(folder, Script(0, ()), lambda: cluster, environment, import_paths)
+    trial.drive()
+    return trial.attempts[0]
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    send(signal.SIGKILL, process.pid)
+    process.communicate()
+
+
+def _message(output: str, errors: str) -> str:
+    with suppress(ValueError, KeyError, TypeError):
+        return str(json.loads(output)["error"]["message"])
+    return errors.strip().splitlines()[-1] if errors.strip() else ""
+
+
+def settle(cluster: ProcessCluster, *, seconds: float = 10.0) -> None:
+    """Wait until late writers had their chance: every nanny has a worker that runs again."""
+    with suppress(TimeoutError):
+        wait_until(lambda: len(cluster.worker_pids()) >= len(cluster.nannies), seconds=seconds)
