@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.errors import PipelineError
+    from pipeline.models import Registry
     from pipeline.notebook import Job, score
     from pipeline.spec import JobSpec
 
 __version__ = "0.1.0"
-__all__ = ["Job", "JobSpec", "PipelineError", "__version__", "score"]
+__all__ = ["Job", "JobSpec", "PipelineError", "Registry", "__version__", "score"]
 
 _HOME = {
     "Job": "pipeline.notebook",
     "score": "pipeline.notebook",
     "JobSpec": "pipeline.spec",
+    "Registry": "pipeline.models",
     "PipelineError": "pipeline.errors",
 }
 

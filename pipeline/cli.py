@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from pipeline import __version__
-from pipeline.commands import author, chaos, clean, execute, look, submit
+from pipeline.commands import author, chaos, clean, execute, look, models, submit
 from pipeline.commands.options import JSON, VERBOSITY, json_text, tell
 from pipeline.errors import PipelineError
 from pipeline.redaction import redact
@@ -113,6 +113,7 @@ for _command in (
     look.status,
     look.verify,
     look.rejects,
+    models.models,
     clean.gc,
     chaos.chaos,
 ):

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
@@ -15,15 +14,24 @@ import pyarrow.parquet as pq
 from pipeline.errors import PlanMismatch, RefusedForSafety, StateCorrupt
 from pipeline.files import Store
 from pipeline.plan import Plan, difference, plan_from_table, plan_to_table
+from pipeline.units import Clock, iso_time, utc_now
 
-Clock = Callable[[], datetime]
+__all__ = [
+    "PLAN_FILE",
+    "Clock",
+    "JobRecord",
+    "check_job_id",
+    "check_owner",
+    "iso_time",
+    "new_job_id",
+    "plan_bytes",
+    "read_plan",
+    "same_work",
+    "utc_now",
+]
+
 PLAN_FILE = "plan.parquet"
 _JOB_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
-
-
-def utc_now() -> datetime:
-    """The time now, UTC."""
-    return datetime.now(UTC)
 
 
 def new_job_id(name: str, *, now: datetime, entropy: str) -> str:
@@ -93,11 +101,6 @@ class JobRecord:
                 expected="the JSON that was written when the job was made",
                 next_step="restore the file, or run the job spec again as a new job",
             ) from error
-
-
-def iso_time(moment: datetime) -> str:
-    """``2026-01-01T12:00:00.000Z``."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def plan_bytes(plan: Plan) -> bytes:

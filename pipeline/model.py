@@ -18,8 +18,10 @@ FeatureKind = Literal["number", "integer", "indicator", "category"]
 Engine = Literal["auto", "xgboost", "trees"]
 
 _REGISTRY = re.compile(
-    r"models:/(?P<name>[a-z0-9][a-z0-9._-]{0,63})(?:@(?P<alias>[A-Za-z0-9._-]+)|/(?P<version>[0-9]+))"
+    r"models:/(?P<name>[A-Za-z0-9_][A-Za-z0-9._ -]{0,127})"
+    r"(?:@(?P<alias>[A-Za-z0-9._-]{1,255})|/(?P<version>[1-9][0-9]{0,8}))"
 )
+"""MLflow's grammar, with the names of it that do no harm in a path. The built-in registry has lower-case ones only."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,26 @@ class ModelRef:
     def is_file(self) -> bool:
         """Whether it is the path or URL of a model file."""
         return not self.text.startswith("models:/")
+
+    @property
+    def name(self) -> str:
+        """Name of the model in its registry; empty for a file."""
+        return self._part("name")
+
+    @property
+    def alias(self) -> str:
+        """The alias that says which version; empty when the reference has a number, and for a file."""
+        return self._part("alias")
+
+    @property
+    def version(self) -> int | None:
+        """The number of the version; None when the reference has an alias, and for a file."""
+        number = self._part("version")
+        return int(number) if number else None
+
+    def _part(self, name: str) -> str:
+        match = _REGISTRY.fullmatch(self.text)
+        return (match[name] or "") if match else ""
 
     @staticmethod
     def parse(text: str) -> ModelRef:
@@ -85,6 +107,13 @@ class ModelVersion:
     """Values per row of ``margin``: one a class or target, also where ``prediction`` is only the best class."""
     not_for_trees: tuple[str, ...] = ()
     """What keeps the tree engine (`pipeline.trees`) from scoring it, by name."""
+    registry: str = ""
+    """Where it was resolved: path or URL of the registry. Empty for a bare file."""
+
+    @property
+    def reference(self) -> str:
+        """What names this very version: ``models:/churn/3``, or the path of a bare file."""
+        return f"models:/{self.name}/{self.version}" if self.registry else self.uri
 
     @property
     def feature_names(self) -> tuple[str, ...]:

@@ -20,9 +20,8 @@ from pipeline.events import Callback, JobEnded
 from pipeline.model import ModelRef, ModelVersion
 from pipeline.partition import score_pandas, scored_meta
 from pipeline.plan import PlanSummary, plan_summary
-from pipeline.prepare import Prepared, absolute_path, importable, prepare
+from pipeline.prepare import Prepared, absolute_path, importable, prepare, resolve_model
 from pipeline.recipe import REJECT_COLUMNS
-from pipeline.registry import resolve
 from pipeline.rejects import summarise
 from pipeline.report import Report
 from pipeline.runner import resume, run
@@ -170,7 +169,8 @@ def score(
     :param output: output column, or ``{"column": …, "kind": …}`` as in a job spec.
     :raises InputError: while computing, when a row breaks the model's contract.
     """
-    version = resolve(ModelRef.parse(absolute_path(model) if ModelRef.parse(model).is_file else model))
+    reference = absolute_path(model) if ModelRef.parse(model).is_file else model
+    version = resolve_model(reference, settings=load_settings())
     wanted = Output(column=output) if isinstance(output, str) else Output(**output)
     columns = tuple(features) if features is not None else None
     if isinstance(frame, pd.DataFrame):

@@ -333,5 +333,7 @@ def _file_metadata(recipe: StageRecipe) -> dict[str, str]:
     return {
         "pipeline.job": recipe.job,
         "pipeline.plan": recipe.plan,
-        "pipeline.model": json.dumps({"name": model.name, "version": model.version, "digest": model.digest}),
+        "pipeline.model": json.dumps(
+            {"name": model.name, "version": model.version, "digest": model.digest, "uri": model.reference}
+        ),
     }

@@ -12,7 +12,7 @@ import pyarrow as pa
 from pipeline.clusters import ClusterAdapter, find_cluster
 from pipeline.files import is_local_path, local_path
 from pipeline.flavors.outlook import check_engine
-from pipeline.model import ModelRef
+from pipeline.model import ModelRef, ModelVersion
 from pipeline.plan import Limits, Plan, make_plan
 from pipeline.registry import resolve
 from pipeline.scoring import frame_schema, prediction_schema
@@ -50,7 +50,7 @@ def draft(spec: JobSpec, *, settings: Settings) -> Prepared:
     spec = absolute(spec)
     cluster = cluster_of(spec, settings=settings)
     limits = cluster.limits()
-    version = resolve(ModelRef.parse(spec.score.model))
+    version = resolve_model(spec.score.model, settings=settings)
     check_engine(spec.score.engine, version, kind=spec.score.output_spec.kind)
     discovery = discover(spec.source)
     plan = make_plan(
@@ -77,6 +77,14 @@ def check_output(plan: Plan, *, settings: Settings, job: str = "") -> None:
         schema=plan.output_schema,
         state=(str(local_path(settings.directory)),) if is_local_path(settings.directory) else (),
     )
+
+
+def resolve_model(text: str, *, settings: Settings) -> ModelVersion:
+    """The model version that a model reference of a spec stands for now.
+
+    :raises ModelError: when there is none.
+    """
+    return resolve(ModelRef.parse(text), registry=settings.registry, cache=settings.directory)
 
 
 def cluster_of(spec: JobSpec, *, settings: Settings) -> ClusterAdapter:

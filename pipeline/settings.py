@@ -26,6 +26,12 @@ class Settings:
 
     directory: str = ".pipeline/jobs"
     """Root of the job directories: path or fsspec URL."""
+    registry: str = ".pipeline/models"
+    """The model registry: path or fsspec URL of the built-in one; ``mlflow``, ``mlflow+http://host:5000`` or the URL of
+    a database (``sqlite:///…``) for MLflow."""
+    drift_poll: float = 30.0
+    """Seconds between two looks at the alias of the model while a job runs; 0: look at the start and before the commit
+    only."""
     cluster: str | None = None
     """Overrides the ``cluster`` of the job spec."""
     workers: int | None = None
@@ -64,7 +70,7 @@ class Settings:
     """Folders from which the modules of the steps are imported, on driver and workers."""
 
 
-_SECONDS = {"no_workers_timeout", "scheduler_timeout", "grace", "partition_timeout", "lease_seconds"}
+_SECONDS = {"no_workers_timeout", "scheduler_timeout", "grace", "partition_timeout", "lease_seconds", "drift_poll"}
 
 
 def load_settings(**flags: Any) -> Settings:
@@ -107,7 +113,7 @@ def _convert(name: str, value: Any) -> Any:
             if not isinstance(value, bool):
                 raise ValueError("not true or false")
             return value
-        return os.path.expanduser(str(value)) if name == "directory" else str(value)
+        return os.path.expanduser(str(value)) if name in ("directory", "registry") else str(value)
     except (TypeError, ValueError, KeyError) as error:
         raise SpecError(
             "a setting has a wrong value",

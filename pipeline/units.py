@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from datetime import UTC, datetime
 
 from pipeline.errors import SpecError
+
+Clock = Callable[[], datetime]
+"""Where the time comes from; tests give their own."""
 
 _SIZE = re.compile(r"\s*(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[A-Za-z]*)\s*")
 _UNITS = {
@@ -59,3 +64,13 @@ def format_seconds(seconds: float) -> str:
 def format_count(count: float) -> str:
     """``1,234,567``."""
     return f"{count:,.0f}"
+
+
+def utc_now() -> datetime:
+    """The time now, UTC."""
+    return datetime.now(UTC)
+
+
+def iso_time(moment: datetime) -> str:
+    """``2026-01-01T12:00:00.000Z``."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

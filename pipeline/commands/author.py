@@ -97,9 +97,7 @@ def _problems(job_file: str, overrides: tuple[str, ...]) -> list[PipelineError]:
 
 def _checks(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]:
     """What can be checked without the data, each raising what is wrong."""
-    from pipeline.model import ModelRef
-    from pipeline.prepare import cluster_of, importable
-    from pipeline.registry import resolve
+    from pipeline.prepare import cluster_of, importable, resolve_model
     from pipeline.sinks import find_sink
     from pipeline.sources.expression import parse_filter
     from pipeline.steps import load_function
@@ -112,7 +110,7 @@ def _checks(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]
         yield partial(parse_filter, spec.source.filter)
     for step in spec.maps:
         yield partial(load, step.map)
-    yield lambda: resolve(ModelRef.parse(spec.score.model))
+    yield lambda: resolve_model(spec.score.model, settings=settings)
     yield lambda: find_sink(spec.sink.format)
     yield lambda: cluster_of(spec, settings=settings)
 

@@ -45,6 +45,7 @@ COMMANDS = [
     "status",
     "verify",
     "rejects",
+    "models",
     "gc",
     "chaos",
 ]
@@ -162,9 +163,17 @@ def test_it_fits_into_the_command_line_of_dask() -> None:
     assert points in ([], ["pipeline.cli:main"])
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(command: str) -> None:
-    result = call(command, "--help")
+LEAVES = [
+    (name, *rest)
+    for name, command in main.commands.items()
+    for rest in ([(one,) for one in command.commands] if isinstance(command, click.Group) else [()])
+]
+"""Every command, and those of groups."""
+
+
+@pytest.mark.parametrize("command", LEAVES, ids=" ".join)
+def test_every_command_explains_itself(command: tuple[str, ...]) -> None:
+    result = call(*command, "--help")
     assert result.exit_code == 0
     for option in ("--json", "--quiet", "--verbose"):
         assert option in result.stdout

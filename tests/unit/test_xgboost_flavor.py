@@ -353,9 +353,9 @@ def test_where_there_is_no_file_the_nearest_is_named(models: dict[str, Path]) ->
         detect(str(path.parent))
 
 
-def test_references_to_a_registry_do_not_resolve_yet() -> None:
-    with pytest.raises(ModelError, match="only model files"):
-        resolve(ModelRef.parse("models:/churn@champion"))
+def test_a_reference_to_a_registry_that_has_no_such_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such model"):
+        resolve(ModelRef.parse("models:/churn@champion"), registry=str(tmp_path))
 
 
 def test_the_digest_is_verified_before_anything_is_parsed(versions: dict[str, ModelVersion]) -> None:
