@@ -3,7 +3,7 @@
 Layout (docs/job-directory.md has every field)::
 
     <root>/<job id>/job.json  spec.yaml  plan.parquet  events.jsonl  report.json
-                    stages/0/{data,receipts,rejects}/  manifests/<n>.json
+                    stages/<round>/{data,receipts,rejects}/  rounds/<n>.json  manifests/<n>.json
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,7 +21,7 @@ from pipeline.errors import (
     StorageError,
 )
 from pipeline.events import StatusChanged
-from pipeline.files import LocalStore, Store, local_path, open_store
+from pipeline.files import Store, local_path, open_store
 from pipeline.job_record import (
     PLAN_FILE,
     Clock,
@@ -36,12 +35,14 @@ from pipeline.job_record import (
     same_work,
     utc_now,
 )
+from pipeline.ledger import Ledger
 from pipeline.lifecycle import Status, check_transition
 from pipeline.manifest import Manifest, make_manifest
 from pipeline.plan import Plan
 from pipeline.receipt import Receipt
 from pipeline.recipe import StageRecipe
 from pipeline.redaction import redact_values
+from pipeline.rounds import Round, RoundRecord, put_round, read_receipts, read_rounds
 from pipeline.splits import done_partitions, effective_partitions, halves, partition_key
 
 __all__ = [
@@ -63,7 +64,6 @@ EVENTS_FILE = "events.jsonl"
 REPORT_FILE = "report.json"
 SUBMISSIONS = "submissions"
 """Folder of `pipeline.submission`."""
-_READERS = 32
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ class JobDirectory:
         self.record = record
         self._plan = plan
         self._now = now
+        self._rounds: dict[int, Round] = {}
 
     @property
     def root(self) -> str:
@@ -211,9 +212,45 @@ class JobDirectory:
     @cached_property
     def recipe(self) -> StageRecipe:
         """What workers need to do any partition."""
-        return self.plan.recipe(
-            job=self.job, directory=self.root, fsync=self.fsync, import_paths=self.record.import_paths
-        )
+        return self.recipe_of(Round(0, self.record.plan, lambda: self.plan))
+
+    def recipe_of(self, of: Round) -> StageRecipe:
+        """What workers need to do any partition of a round."""
+        paths = self.record.import_paths
+        return of.plan.recipe(job=self.job, directory=self.root, fsync=self.fsync, import_paths=paths, stage=of.number)
+
+    def rounds(self) -> tuple[Round, ...]:
+        """All rounds that were opened, by number; the first is that of the plan."""
+        first = Round(0, self.record.plan, lambda: self.plan)
+        found = read_rounds(self.store, self._rounds.get(0, first), known=self._rounds)
+        self._rounds |= {one.number: one for one in found}
+        return found
+
+    def open_round(self, record: RoundRecord, plan: Plan) -> Round:
+        """Put the next round on record. From then on it counts, and only it has something left to do.
+
+        :raises Fenced: when another driver has opened a round of that number.
+        """
+        opened = put_round(self.store, record, plan)
+        self.append_event("round", round=record.round, why=record.why, rows=record.rows)
+        return opened
+
+    def ledger(self, receipts: Iterable[Receipt] | None = None) -> Ledger:
+        """What counts, over all rounds.
+
+        :param receipts: of all rounds, when they are at hand; else they are read.
+        """
+        # The rounds first: a receipt that lands later is of one of these, or counts when the next one looks.
+        rounds = self.rounds()
+        return Ledger(rounds, self.receipts() if receipts is None else receipts)
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether it succeeded, and no round was opened since."""
+        if not self.status().is_success:
+            return False
+        last = self.manifest()
+        return last is not None and last.round == self.rounds()[-1].number
 
     def resolve(self, path: str) -> str:
         """``path`` of the spec as an absolute path or URL; relative ones start from where the job was made."""
@@ -258,33 +295,14 @@ class JobDirectory:
 
     # Receipts
 
-    def receipts(self, *, stage: int = 0) -> tuple[Receipt, ...]:
-        """All receipts of a stage in source order, those of split partitions too.
+    def receipts(self, *, stage: int | None = None) -> tuple[Receipt, ...]:
+        """All receipts of a round, or of all rounds, in source order, those of split partitions too.
 
+        :param stage: number of the round; None: all.
         :raises StateCorrupt: for one that is damaged, misnamed or of another plan.
         """
-        folder = f"stages/{stage}/receipts"
-        names = [name for name in self.store.list(folder) if name.endswith(".json")]
-        paths = [f"{folder}/{name}" for name in names]
-        if isinstance(self.store, LocalStore):
-            receipts = [self._receipt(path) for path in paths]
-        else:
-            with ThreadPoolExecutor(_READERS) as pool:
-                receipts = list(pool.map(self._receipt, paths))
-        return tuple(sorted(receipts, key=lambda receipt: partition_key(receipt.partition)))
-
-    def _receipt(self, path: str) -> Receipt:
-        where = self.store.url(path)
-        receipt = Receipt.from_json(self.store.read(path), where=where)
-        if receipt.plan != self.record.plan or f"{receipt.partition}.json" != path.rpartition("/")[2]:
-            raise StateCorrupt(
-                "a receipt does not belong to this job",
-                where=where,
-                found=f"partition {receipt.partition} of plan {receipt.plan[:12]}",
-                expected=f"a partition named like the file, of plan {self.record.plan[:12]}",
-                next_step="remove the file and resume: its partition is scored again",
-            )
-        return receipt
+        found = [read_receipts(self.store, one) for one in self.rounds() if stage in (None, one.number)]
+        return tuple(receipt for receipts in found for receipt in receipts)
 
     # Manifests and report
 
@@ -304,25 +322,17 @@ class JobDirectory:
 
     def next_manifest(self, receipts: Iterable[Receipt]) -> Manifest:
         """What `commit_manifest` takes: the manifest of ``receipts``, numbered on from the last one; that one itself
-        when it names the same files already.
+        when it names the same files of the same rounds already.
 
         :raises ReconciliationFailed: when the rows do not add up.
         """
         last = self.manifest()
-        made = make_manifest(
-            # Whatever the order in which partitions ended, the same output has the same manifest.
-            sorted(receipts, key=lambda receipt: partition_key(receipt.partition)),
-            number=last.number if last else 1,
-            job=self.job,
-            plan=self.record.plan,
-            model=self.plan.model,
-            schema=self.plan.output_schema,
-            pruned_rows=self.plan.pruned_rows,
-            created=iso_time(self._now()),
-        )
-        if last is None or made.is_same_output(last):
+        number, created = last.number if last else 1, iso_time(self._now())
+        ledger = self.ledger(receipts)
+        made = make_manifest(ledger, number=number, job=self.job, plan=self.record.plan, created=created)
+        if last is None or (made.is_same_output(last) and made.round == last.round):
             return last or made
-        return Manifest(**{**made.__dict__, "number": last.number + 1})
+        return replace(made, number=last.number + 1)
 
     def commit_manifest(self, manifest: Manifest) -> Committed:
         """Write the manifest if its number is free. Only when this raises `OutputConflict` did it surely not land.

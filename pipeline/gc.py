@@ -21,6 +21,7 @@ from pipeline.checkpoint import JOB_FILE, JobDirectory
 from pipeline.errors import JobLocked, PipelineError, SpecError
 from pipeline.files import LocalStore, Store, open_store, storage_errors, unique_name
 from pipeline.lease import LEASE_SECONDS, held, take, wait_until_free
+from pipeline.rounds import FOLDER, plan_place
 from pipeline.sinks import leftovers, published, swap
 from pipeline.splits import files_of_cutters
 from pipeline.storage import is_unfinished
@@ -170,8 +171,9 @@ def _remove_all(store: Store) -> None:
 
 def _find(job: JobDirectory, *, now: datetime, older_than: timedelta | None) -> Sweep:
     status = job.status()
-    attempts, unsettled = _attempts(job, is_finished=status.is_success)
-    found = [*attempts, *_unfinished(job, is_finished=status.is_success), *_merged(job)]
+    is_finished = job.is_ended
+    attempts, unsettled = _attempts(job, is_finished=is_finished)
+    found = [*attempts, *_unfinished(job, is_finished=is_finished), *_merged(job), *_unopened(job)]
     asides = [Leftover("aside", str(path), _folder_bytes(LocalStore(path))) for path in leftovers.find_asides(job)]
     kept = f"{unsettled} files of partitions without a receipt: resume the job, then gc again" if unsettled else ""
     if older_than is not None and is_old(job.events(), now=now, age=older_than):
@@ -201,12 +203,13 @@ def _attempts(job: JobDirectory, *, is_finished: bool) -> tuple[list[Leftover], 
         for name in store.list(folder)
     ]
     named = {file.name for number in job.manifests() for file in _files_of(job, number)}
+    ledger = job.ledger()
+    named |= {f"stages/{one.stage}/{file.name}" for one in ledger.done for file in (one.data, one.rejects) if file}
     lost: list[str] = []
     for stage in _stages(job):
-        receipts = job.receipts(stage=stage)
-        named |= {f"stages/{stage}/{file.name}" for one in receipts for file in (one.data, one.rejects) if file}
-        settled = None if is_finished else {one.partition for one in receipts}
-        waiting = set() if is_finished else {f"stages/{stage}/{name}" for name in files_of_cutters(receipts)}
+        settled = None if is_finished else ledger.settled(stage)
+        cutters = files_of_cutters(ledger.receipts(stage))
+        waiting = set() if is_finished else {f"stages/{stage}/{name}" for name in cutters}
         here = [n for n in names if n.startswith(f"stages/{stage}/") and n not in waiting]
         lost += lost_attempts(here, named=named, settled=settled)
     found = [Leftover("attempt", store.url(name), _file_bytes(store, name), name) for name in lost]
@@ -227,6 +230,14 @@ def _unfinished(job: JobDirectory, *, is_finished: bool) -> Iterator[Leftover]:
         name = path.relative_to(job.root).as_posix()
         if path.is_file() and is_unfinished(path.name) and (is_finished or not name.startswith("stages/")):
             yield Leftover("unfinished", str(path), _file_bytes(job.store, name), name)
+
+
+def _unopened(job: JobDirectory) -> Iterator[Leftover]:
+    """Plans of rounds that were never put on record."""
+    known = {plan_place(one.record) for one in job.rounds() if one.record}
+    for name in (f"{FOLDER}/{name}" for name in job.store.list(FOLDER) if name.endswith(".parquet")):
+        if name not in known:
+            yield Leftover("unfinished", job.store.url(name), _file_bytes(job.store, name), name)
 
 
 def _stages(job: JobDirectory) -> list[int]:

@@ -49,6 +49,7 @@ _FRAGMENTS_META = pd.DataFrame(
         "group_stop": pd.Series([], dtype="int64"),
         "bytes": pd.Series([], dtype="int64"),
         "keys": pd.Series([], dtype="object"),
+        "origin": pd.Series([], dtype="str"),
     }
 )
 
@@ -116,7 +117,10 @@ def read_receipt(frame: pd.DataFrame) -> Receipt:
 
 def _fragment_frame(partition: Partition, versions: Versions) -> pd.DataFrame:
     rows = [
-        (partition.id, f.path, *versions[f.path], f.row_start, f.row_stop, f.group_start, f.group_stop, f.bytes, f.keys)
+        (
+            *(partition.id, f.path, *versions[f.path]),
+            *(f.row_start, f.row_stop, f.group_start, f.group_stop, f.bytes, f.keys, f.origin),
+        )
         for f in partition.fragments
     ]
     return pd.DataFrame(rows, columns=list(_FRAGMENTS_META.columns))

@@ -110,18 +110,18 @@ def plan_bytes(plan: Plan) -> bytes:
     return sink.getvalue()
 
 
-def read_plan(store: Store) -> Plan:
-    """The stored plan.
+def read_plan(store: Store, *, place: str = PLAN_FILE) -> Plan:
+    """A stored plan.
 
     :raises StateCorrupt: when it cannot be read.
     """
     try:
-        table = pq.read_table(io.BytesIO(store.read(PLAN_FILE)), page_checksum_verification=True)
+        table = pq.read_table(io.BytesIO(store.read(place)), page_checksum_verification=True)
         return plan_from_table(table)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StateCorrupt(
             "the stored plan cannot be read",
-            where=store.url(PLAN_FILE),
+            where=store.url(place),
             found=f"{type(error).__name__}: {error}",
             expected="the plan that was stored when the job was made",
             next_step="restore the file, or run the job spec again as a new job",

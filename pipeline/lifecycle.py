@@ -50,7 +50,8 @@ _ENDS = frozenset({Status.FAILED, Status.CANCELLED, Status.INTERRUPTED})
 
 # A driver that was killed leaves the status it was in; the next one starts over at PROVISIONING (or PUBLISHING, when
 # the manifest is there), which is why every active status may go to each of these. A job that ended without success
-# goes on when it is resumed, and back to QUEUED when it is submitted again.
+# goes on when it is resumed, and back to QUEUED when it is submitted again. One that succeeded with warnings goes on
+# when what it left out is tried again.
 TRANSITIONS: dict[Status, frozenset[Status]] = {
     Status.PLANNED: _ACTIVE | _ENDS | {Status.QUEUED},
     Status.QUEUED: _ACTIVE | _ENDS,
@@ -61,7 +62,7 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
     Status.CANCELLED: _ACTIVE | _ENDS | {Status.QUEUED},
     Status.INTERRUPTED: _ACTIVE | _ENDS | {Status.QUEUED},
     Status.SUCCEEDED: frozenset(),
-    Status.SUCCEEDED_WITH_WARNINGS: frozenset(),
+    Status.SUCCEEDED_WITH_WARNINGS: _ACTIVE | _ENDS,
 }
 
 

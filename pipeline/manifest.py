@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipeline.errors import ReconciliationFailed, StateCorrupt
-from pipeline.model import ModelVersion
+from pipeline.ledger import Ledger
 from pipeline.receipt import DataFile, Receipt
+from pipeline.rounds import model_details
 from pipeline.rows import RowCounts
 
 SCHEMA_VERSION = 1
@@ -26,10 +27,15 @@ class ManifestFile:
     bytes: int
     sha256: str
 
+    @property
+    def stage(self) -> int:
+        """Number of the round it was written in."""
+        return int(self.name.split("/")[1])
+
 
 @dataclass(frozen=True)
 class ManifestModel:
-    """The model version that scored every row of it."""
+    """The model version that scored the rows of it."""
 
     name: str
     version: str
@@ -46,16 +52,24 @@ class Manifest:
     plan: str
     """Digest of the plan."""
     model: ManifestModel
+    """That of the first round that counts; a retry may have another, which ``rounds`` names."""
     schema: str
     """Arrow schema of the output, as its IPC bytes in hexadecimal digits."""
     files: tuple[ManifestFile, ...]
-    """Output, in source order."""
+    """Output by round, in source order."""
     rejects: tuple[ManifestFile, ...]
+    """Files of rows that are still rejected."""
     rows: RowCounts
     created: str
     """UTC, ISO 8601."""
     reasons: dict[str, int] = field(default_factory=dict)
     """Rejected rows per reason."""
+    round: int = 0
+    """The last round it covers."""
+    models: dict[int, ManifestModel] = field(default_factory=dict)
+    """Model version of each round from which there are files."""
+    rejected_files: tuple[str, ...] = ()
+    """Input files that were set aside as a whole; their rows are in no count."""
 
     def to_json(self) -> bytes:
         """As stored: one object, indented one step, with a schema version."""
@@ -75,6 +89,8 @@ class Manifest:
                 raise ValueError("unknown schema_version")
             record["rows"] = RowCounts.from_details(record["rows"])
             record["model"] = ManifestModel(**record["model"])
+            record["models"] = {int(n): ManifestModel(**model) for n, model in record.get("models", {}).items()}
+            record["rejected_files"] = tuple(record.get("rejected_files", ()))
             for key in ("files", "rejects"):
                 record[key] = tuple(ManifestFile(**file) for file in record[key])
             return Manifest(**record)
@@ -89,47 +105,38 @@ class Manifest:
 
     def is_same_output(self, other: Manifest) -> bool:
         """Whether both name the same rows; when they were made does not count."""
-        return asdict(self) | {"created": ""} == asdict(other) | {"created": ""}
+        passed_over = {"created": "", "round": 0, "models": {}}
+        return asdict(self) | passed_over == asdict(other) | passed_over
 
 
-def make_manifest(
-    receipts: Iterable[Receipt],
-    *,
-    number: int,
-    job: str,
-    plan: str,
-    model: ModelVersion,
-    schema: bytes,
-    pruned_rows: int,
-    created: str,
-    stage: int = 0,
-) -> Manifest:
-    """The manifest of ``receipts``: those of every partition that was not split, in source order.
+def make_manifest(ledger: Ledger, *, number: int, job: str, plan: str, created: str) -> Manifest:
+    """The manifest of what counts in ``ledger``, when every partition is done.
 
-    :param pruned_rows: rows that statistics proved unwanted; no partition has them, and they count as filtered.
+    :param plan: digest of the job's plan.
     :raises ReconciliationFailed: when the rows do not add up.
     """
-    done = [receipt for receipt in receipts if not receipt.splits]
-    pruned = RowCounts(rows_in=pruned_rows, filtered=pruned_rows)
-    rows = RowCounts.total(receipt.rows for receipt in done) + pruned
-    files = tuple(_file(receipt.partition, receipt.data, stage=stage) for receipt in done if receipt.data)
-    rejects = tuple(_file(receipt.partition, receipt.rejects, stage=stage) for receipt in done if receipt.rejects)
-    reconcile(rows, files=files, rejects=rejects)
-    reasons: dict[str, int] = {}
-    for receipt in done:
-        for reason, count in receipt.reasons.items():
-            reasons[reason] = reasons.get(reason, 0) + count
+    files = tuple(_file(receipt, receipt.data) for receipt in ledger.done if receipt.data)
+    rejects = tuple(
+        _file(receipt, receipt.rejects) for receipt in ledger.done if receipt.rejects and ledger.left(receipt)
+    )
+    reconcile(ledger.rows, files=files, rejects=rejects)
+    base = ledger.base.plan
     return Manifest(
         number=number,
         job=job,
         plan=plan,
-        model=ManifestModel(model.name, model.version, model.digest),
-        schema=schema.hex(),
+        model=ManifestModel(**model_details(base)),
+        schema=base.output_schema.hex(),
         files=files,
         rejects=rejects,
-        rows=rows,
+        rows=ledger.rows,
         created=created,
-        reasons=dict(sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0]))),
+        reasons=ledger.reasons,
+        round=ledger.last.number,
+        models={
+            n: ManifestModel(**model_details(ledger.round(n).plan)) for n in sorted({file.stage for file in files})
+        },
+        rejected_files=tuple(file.path for file in ledger.rejected_files),
     )
 
 
@@ -150,5 +157,5 @@ def reconcile(rows: RowCounts, *, files: Iterable[ManifestFile], rejects: Iterab
     )
 
 
-def _file(partition: str, file: DataFile, *, stage: int) -> ManifestFile:
-    return ManifestFile(partition, f"stages/{stage}/{file.name}", file.rows, file.bytes, file.sha256)
+def _file(receipt: Receipt, file: DataFile) -> ManifestFile:
+    return ManifestFile(receipt.partition, f"stages/{receipt.stage}/{file.name}", file.rows, file.bytes, file.sha256)

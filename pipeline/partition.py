@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from time import perf_counter
 
@@ -31,15 +31,13 @@ from pipeline.plan import Partition
 from pipeline.progress import SMALLEST_REST, Progress, tracked
 from pipeline.receipt import EngineUse, Receipt, Seconds
 from pipeline.recipe import StageRecipe
+from pipeline.reread import Versions, read_partition
 from pipeline.row_ledger import RowLedger
 from pipeline.rows import RowCounts
 from pipeline.scoring import Scorer
-from pipeline.sources import SourceBatch, read_ahead, read_batches
+from pipeline.sources import SourceBatch, read_ahead
 from pipeline.spec import Output
 from pipeline.splits import even_cuts, split_receipt
-
-Versions = Mapping[str, tuple[int, str]]
-"""Path of an input file -> its size in bytes and version, as planned."""
 
 FRAME_BATCH_ROWS = 1 << 16
 """Rows of a pandas frame that are scored at a time."""
@@ -103,7 +101,7 @@ def scored_frame(recipe: StageRecipe, partition: Partition, versions: Versions |
     scorer = Scorer(recipe, evaluator)
     ledger = RowLedger(partition)
     tables = [pa.ipc.read_schema(pa.py_buffer(recipe.output_schema)).empty_table()]
-    for batch in read_ahead(_read(recipe, partition, versions)):
+    for batch in read_ahead(read_partition(recipe, partition, versions=versions)):
         scored = scorer.score(batch, paths=ledger.paths)
         ledger.add(scored)
         tables.append(scored.table)
@@ -210,10 +208,11 @@ class _Attempt:
         ledger = RowLedger(self.partition)
         reading = [0.0]
         steps = score = 0.0
-        with closing(read_ahead(_timed(_read(self.recipe, self.partition, versions), reading))) as batches:
+        rows = read_partition(self.recipe, self.partition, versions=versions)
+        with closing(read_ahead(_timed(rows, reading))) as batches:
             for batch in batches:
                 scored = scorer.score(batch, paths=ledger.paths)
-                ledger.add(scored)
+                ledger.add(scored, batch.reasons)
                 steps, score = steps + scored.seconds_steps, score + scored.seconds_score
                 self.data.add(scored.table)
                 if scored.rejects is not None:
@@ -240,13 +239,22 @@ class _Attempt:
             batch_rows=scorer.batch_rows,
             reasons=dict(ledger.reasons),
             engine=finish(),
+            stage=self.recipe.stage,
+            before=dict(ledger.before),
         )
 
     def _cut_at(self, row: int) -> Receipt:
         """Says that the rows before ``row`` are the first part, and how the rest is divided."""
         rest = even_cuts(row, self.partition.rows, parts=self.progress.pieces, smallest=SMALLEST_REST)
         model = self.recipe.score.model.digest
-        return split_receipt(self.partition.id, (row, *rest), plan=self.recipe.plan, model=model, attempt=self.name)
+        return split_receipt(
+            self.partition.id,
+            (row, *rest),
+            plan=self.recipe.plan,
+            model=model,
+            attempt=self.name,
+            stage=self.recipe.stage,
+        )
 
     def abandon(self) -> None:
         """Remove what this attempt wrote."""
@@ -298,17 +306,6 @@ def _committed(store: Store, partition: str, recipe: StageRecipe) -> Receipt | N
             next_step="run the job in a directory of its own",
         )
     return receipt
-
-
-def _read(recipe: StageRecipe, partition: Partition, versions: Versions | None) -> Generator[SourceBatch, None, None]:
-    return read_batches(
-        partition,
-        columns=recipe.columns,
-        schema=pa.ipc.read_schema(pa.py_buffer(recipe.schema)),
-        filter=recipe.filter,
-        batch_rows=recipe.batch_rows,
-        versions=versions,
-    )
 
 
 def _timed(batches: Generator[SourceBatch, None, None], seconds: list[float]) -> Generator[SourceBatch, None, None]:

@@ -14,7 +14,7 @@ from pipeline.errors import StateCorrupt
 from pipeline.model import Feature, ModelVersion
 from pipeline.planned import Partition, Plan
 from pipeline.recipe import ColumnRule
-from pipeline.rows import Fragment, InputFile, RowGroup
+from pipeline.rows import Fragment, InputFile, RejectedFile, RowGroup
 from pipeline.spec import JobSpec
 
 SCHEMA_VERSION = 1
@@ -29,6 +29,7 @@ _RANGE = pa.struct(
         ("group_start", pa.int64()),
         ("group_stop", pa.int64()),
         ("bytes", pa.int64()),
+        ("origin", pa.string()),
     ]
 )
 _PLAIN = (
@@ -86,6 +87,7 @@ def plan_from_table(table: pa.Table) -> Plan:
             score_rules=tuple(_rule(rule) for rule in record["score_rules"]),
             workers=record.get("workers", 1),
             may_use_trees=record.get("may_use_trees", False),
+            rejected_files=tuple(rejected_file(one) for one in record.get("rejected_files", ())),
             **{name: _as_tuple(record[name]) for name in _PLAIN},
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
@@ -109,12 +111,18 @@ def _record(plan: Plan) -> dict[str, Any]:
         "score_rules": [asdict(rule) for rule in plan.score_rules],
         "workers": plan.workers,
         "may_use_trees": plan.may_use_trees,
+        "rejected_files": [asdict(file) for file in plan.rejected_files],
         **{name: getattr(plan, name) for name in _PLAIN},
     }
 
 
 def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+def rejected_file(record: dict[str, Any]) -> RejectedFile:
+    """Inverse of `asdict`, from JSON."""
+    return RejectedFile(**{**record, "keys": tuple((name, value) for name, value in record["keys"])})
 
 
 def _rule(record: dict[str, Any]) -> ColumnRule:
@@ -152,6 +160,7 @@ def _ranges_array(ranges: Sequence[Sequence[tuple[str, Fragment]]]) -> pa.ListAr
         pa.array([fragment.group_start for _, fragment in flat], pa.int64()),
         pa.array([fragment.group_stop for _, fragment in flat], pa.int64()),
         pa.array([fragment.bytes for _, fragment in flat], pa.int64()),
+        pa.array([fragment.origin for _, fragment in flat], pa.string()),
     ]
     return _lists([len(of_file) for of_file in ranges], pa.StructArray.from_arrays(columns, fields=list(_RANGE)))
 
@@ -180,6 +189,10 @@ def _partitions(table: pa.Table) -> tuple[Partition, ...]:
     owners = ((path, key) for path, key, length in zip(
         table.column("path").to_pylist(), keys, lengths, strict=True) for _ in range(length))  # fmt: skip
     found: dict[str, list[Fragment]] = {}
-    for partition, (path, key), start, stop, first, last, size in zip(ids, owners, *fields, strict=True):
-        found.setdefault(partition, []).append(Fragment(path, start, stop, first, last, size, key))
+    # Plans of older versions have no origins.
+    origins = fields.pop() if len(fields) > _RANGE.num_fields - 2 else [""] * len(ids)
+    for partition, (path, key), start, stop, first, last, size, origin in zip(
+        ids, owners, *fields, origins, strict=True
+    ):
+        found.setdefault(partition, []).append(Fragment(path, start, stop, first, last, size, key, origin))
     return tuple(Partition(partition, tuple(fragments)) for partition, fragments in found.items())

@@ -13,7 +13,7 @@ from pipeline.errors import DoesNotFit
 from pipeline.memory import FLOOR_ROWS, USABLE, shared_memory
 from pipeline.model import ModelVersion
 from pipeline.recipe import ColumnRule, MapRecipe, ScoreRecipe, StageRecipe
-from pipeline.rows import Fragment, InputFile
+from pipeline.rows import Fragment, InputFile, RejectedFile
 from pipeline.spec import JobSpec
 from pipeline.units import format_bytes
 
@@ -82,6 +82,8 @@ class Plan:
     """Worker processes it was made for; decides no row, so that it is in no digest."""
     may_use_trees: bool = False
     """Whether workers may start the tree engine, so that ``task_memory`` has room for it; in no digest either."""
+    rejected_files: tuple[RejectedFile, ...] = ()
+    """Files of the source that were set aside, by path; none of them is in ``files``."""
 
     @property
     def rows(self) -> int:
@@ -108,6 +110,8 @@ class Plan:
         for file in self.files:
             groups = [(group.rows, group.wanted) for group in file.row_groups]
             seen.update(json.dumps([file.path, file.size, file.version, file.keys, groups]).encode() + b"\n")
+        for aside in self.rejected_files:
+            seen.update(json.dumps([aside.path, aside.reason]).encode() + b"\n")
         return digest_json(
             {
                 "spec": self.spec.digest,
@@ -129,18 +133,21 @@ class Plan:
             seen.update(json.dumps([partition.id, ranges]).encode() + b"\n")
         return seen.hexdigest()
 
-    def recipe(self, *, job: str, directory: str, fsync: bool = True, import_paths: Sequence[str] = ()) -> StageRecipe:
+    def recipe(
+        self, *, job: str, directory: str, fsync: bool = True, import_paths: Sequence[str] = (), stage: int = 0
+    ) -> StageRecipe:
         """What workers must know to do any partition.
 
         :param job: id of the job.
         :param directory: root of the job directory, path or URL.
+        :param stage: number of the round.
         """
         spec = self.spec
         return StageRecipe(
             job=job,
             plan=self.digest,
             directory=directory,
-            stage=0,
+            stage=stage,
             columns=self.source_columns,
             filter=spec.source.filter,
             schema=self.source_schema,

@@ -128,6 +128,10 @@ class Receipt:
     """First row of every part but the first, counted over the partition's fragments; empty: halves."""
     engine: EngineUse | None = None
     """What evaluated the model; None in receipts of older versions."""
+    stage: int = 0
+    """Number of the round; its files lie in ``stages/<stage>``."""
+    before: dict[str, int] = field(default_factory=dict)
+    """Rows in that an earlier round had rejected, per reason it had; empty where the rows come from input files."""
 
     def to_json(self) -> bytes:
         """As stored, one line, with a schema version."""

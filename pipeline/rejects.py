@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pyarrow import csv
 
 from pipeline.checkpoint import JobDirectory
-from pipeline.errors import StateCorrupt
+from pipeline.errors import OutputExists, SpecError, StateCorrupt
+from pipeline.files import open_store
+from pipeline.ledger import RoundSummary, rejects_place
+from pipeline.outputs import reject_schema
 from pipeline.receipt import Receipt
 from pipeline.recipe import REJECT_COLUMNS, REJECT_FILE, REJECT_MESSAGE, REJECT_REASON, REJECT_ROW
+from pipeline.rows import RejectedFile
 
 EXAMPLES = 3
 _BATCH_ROWS = 4096
@@ -42,13 +50,17 @@ class RejectGroup:
 
 @dataclass(frozen=True)
 class RejectSummary:
-    """All rejects of a job."""
+    """All that is still rejected of a job."""
 
     groups: tuple[RejectGroup, ...]
     """Most frequent first."""
     files: tuple[str, ...]
     """Paths or URLs of the Parquet files that hold them."""
     total: int
+    rejected_files: tuple[RejectedFile, ...] = ()
+    """Input files that are set aside as a whole."""
+    rounds: tuple[RoundSummary, ...] = ()
+    """What was tried again, and what came of it."""
 
     def details(self) -> dict[str, Any]:
         """As JSON output shows it; values that JSON has no form for become text."""
@@ -60,30 +72,86 @@ class RejectSummary:
                 for group in self.groups
             ],
             "files": list(self.files),
+            "rejected_files": [asdict(file) for file in self.rejected_files],
+            "rounds": [one.details() for one in self.rounds],
         }
 
 
-def summarise(job: JobDirectory, *, examples: int = EXAMPLES) -> RejectSummary:
+def summarise(job: JobDirectory, *, examples: int = EXAMPLES, reason: str = "*") -> RejectSummary:
     """Counts per reason, and the first ``examples`` rows of each. Files are read only until these are found.
+
+    :param reason: the only reasons wanted, such as ``contract:*``; ``*`` and ``?`` stand for any text and character.
+    :raises StateCorrupt: when a file that a receipt names is missing or damaged.
+    """
+    ledger = job.ledger()
+    counts = {name: count for name, count in ledger.reasons.items() if fnmatchcase(name, reason)}
+    receipts = [one for one in ledger.done if ledger.left(one) and not counts.keys().isdisjoint(one.reasons)]
+    found: dict[str, list[RejectExample]] = {name: [] for name in counts}
+    for receipt in receipts:
+        missing = {name for name in receipt.reasons if name in found and len(found[name]) < min(examples, counts[name])}
+        if missing:
+            _collect(job, receipt, found, missing, examples=examples, left=ledger.left(receipt))
+    groups = tuple(RejectGroup(name, count, tuple(found[name])) for name, count in counts.items())
+    return RejectSummary(
+        groups=groups,
+        files=tuple(job.store.url(rejects_place(receipt)) for receipt in receipts),
+        total=sum(counts.values()),
+        rejected_files=tuple(file for file in ledger.rejected_files if fnmatchcase(file.reason, reason)),
+        rounds=ledger.summaries(),
+    )
+
+
+def read_left(job: JobDirectory, *, reason: str = "*") -> Iterator[pa.RecordBatch]:
+    """The rows that are still rejected, batch by batch: the source's columns, then file, row, reason, message.
 
     :raises StateCorrupt: when a file that a receipt names is missing or damaged.
     """
-    receipts = [receipt for receipt in job.receipts() if receipt.rejects is not None]
-    counts: dict[str, int] = {}
-    for receipt in receipts:
-        for reason, count in receipt.reasons.items():
-            counts[reason] = counts.get(reason, 0) + count
-    found: dict[str, list[RejectExample]] = {reason: [] for reason in counts}
-    for receipt in receipts:
-        missing = {reason for reason in receipt.reasons if len(found[reason]) < min(examples, counts[reason])}
-        if missing:
-            _collect(job, receipt, found, missing, examples=examples)
-    groups = tuple(
-        RejectGroup(reason, count, tuple(found[reason]))
-        for reason, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
-    )
-    files = tuple(job.store.url(_place(receipt)) for receipt in receipts)
-    return RejectSummary(groups, files, sum(counts.values()))
+    ledger = job.ledger()
+    for receipt in ledger.done:
+        wanted = [name for name in receipt.reasons if fnmatchcase(name, reason)]
+        if not wanted or not ledger.left(receipt):
+            continue
+        for batch in _batches(job, receipt, left=ledger.left(receipt)):
+            yield batch.filter(pc.is_in(batch.column(REJECT_REASON), pa.array(wanted, pa.string())))
+
+
+def export(job: JobDirectory, path: str, *, reason: str = "*") -> int:
+    """Write the rows that are still rejected to one new file, Parquet or CSV by its name; how many these are.
+
+    :raises SpecError: for a name of another kind.
+    :raises OutputExists: when the file is there already.
+    """
+    folder, _, name = path.rpartition("/")
+    if not name.endswith((".parquet", ".csv")):
+        raise SpecError(
+            "the name of the file does not say what to write", where="--export", found=name, expected=".parquet or .csv"
+        )
+    schema = reject_schema(pa.ipc.read_schema(pa.py_buffer(job.plan.source_schema)))
+    is_csv, rows = name.endswith(".csv"), 0
+    schema = _flat(schema.empty_table()).schema if is_csv else schema
+    try:
+        with (
+            open_store(folder or ("/" if path.startswith("/") else ".")).open_output(name) as output,
+            csv.CSVWriter(output, schema) if is_csv else pq.ParquetWriter(output, schema) as writer,
+        ):
+            for batch in read_left(job, reason=reason):
+                table = pa.Table.from_batches([batch]).replace_schema_metadata(None)
+                writer.write_table(_flat(table) if is_csv else table)
+                rows += table.num_rows
+    except FileExistsError as error:
+        raise OutputExists("there is a file already", where=path, next_step="choose another name") from error
+    return rows
+
+
+def _flat(table: pa.Table) -> pa.Table:
+    """With values that CSV has no form for as JSON."""
+    for number, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            table = table.set_column(number, field.name, table.column(number).cast(field.type.value_type))
+        elif pa.types.is_nested(field.type) or pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type):
+            texts = [None if value is None else json.dumps(_plain(value)) for value in table.column(number).to_pylist()]
+            table = table.set_column(number, field.name, pa.array(texts, pa.string()))
+    return table
 
 
 def first_examples(summary: RejectSummary) -> dict[str, str]:
@@ -93,20 +161,35 @@ def first_examples(summary: RejectSummary) -> dict[str, str]:
 
 
 def _collect(
-    job: JobDirectory, receipt: Receipt, found: dict[str, list[RejectExample]], missing: set[str], *, examples: int
+    job: JobDirectory,
+    receipt: Receipt,
+    found: dict[str, list[RejectExample]],
+    missing: set[str],
+    *,
+    examples: int,
+    left: list[tuple[int, int]],
 ) -> None:
-    place = _place(receipt)
+    for batch in _batches(job, receipt, left=left):
+        for position, reason in enumerate(batch.column(REJECT_REASON).to_pylist()):
+            if reason in missing:
+                found[reason].append(_example(batch.slice(position, 1)))
+                if len(found[reason]) >= examples:
+                    missing.discard(reason)
+        if not missing:
+            return
+
+
+def _batches(job: JobDirectory, receipt: Receipt, *, left: list[tuple[int, int]]) -> Iterator[pa.RecordBatch]:
+    """The rows of a receipt's file of rejects that are in the ranges ``left``."""
+    place, start = rejects_place(receipt), 0
     try:
         with job.store.open_input(place) as opened, pq.ParquetFile(opened, page_checksum_verification=True) as file:
             for batch in file.iter_batches(_BATCH_ROWS):
-                reasons = batch.column(REJECT_REASON).to_pylist()
-                for position, reason in enumerate(reasons):
-                    if reason in missing:
-                        found[reason].append(_example(batch.slice(position, 1)))
-                        if len(found[reason]) >= examples:
-                            missing.discard(reason)
-                if not missing:
-                    return
+                stop = start + batch.num_rows
+                for low, high in left:
+                    if max(low, start) < min(high, stop):
+                        yield batch.slice(max(low, start) - start, min(high, stop) - max(low, start))
+                start = stop
     except (OSError, pa.ArrowException, KeyError) as error:
         raise StateCorrupt(
             "a file of rejects cannot be read",
@@ -121,10 +204,6 @@ def _example(row: pa.RecordBatch) -> RejectExample:
     values = row.to_pylist()[0]
     own = {name: value for name, value in values.items() if name not in REJECT_COLUMNS}
     return RejectExample(str(values[REJECT_FILE]), int(values[REJECT_ROW]), str(values[REJECT_MESSAGE]), own)
-
-
-def _place(receipt: Receipt) -> str:
-    return f"stages/0/{receipt.rejects.name}" if receipt.rejects else ""
 
 
 def _details(example: RejectExample) -> dict[str, Any]:

@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
-from pipeline.checkpoint import JobDirectory, effective_partitions
+from pipeline.checkpoint import JobDirectory
 from pipeline.errors import PipelineError, StepFailed, TooManyRejects
+from pipeline.ledger import Ledger, RoundSummary
 from pipeline.lifecycle import Status
 from pipeline.plan import Plan, skew
 from pipeline.receipt import GIVEN_UP, EngineUse, Receipt, Seconds
 from pipeline.redaction import redact_values
-from pipeline.rows import RowCounts
+from pipeline.rows import RejectedFile, RowCounts
 from pipeline.units import format_count
 
 SCHEMA_VERSION = 1
@@ -61,6 +62,12 @@ class Report:
     retries: int
     reasons: dict[str, int]
     """Rejected rows per reason, most frequent first."""
+    published: int | None = None
+    """Number of the manifest that the output is of; None when nothing was published yet."""
+    rounds: tuple[RoundSummary, ...] = ()
+    """What became of each round after the first."""
+    rejected_files: tuple[RejectedFile, ...] = ()
+    """Input files that are set aside as a whole; their rows are in no count."""
     engines: dict[str, Any] = field(default_factory=dict)
     """What evaluated the model and the evidence for it, summed up; see `engine_evidence`."""
     warnings: tuple[str, ...] = ()
@@ -82,6 +89,8 @@ class Report:
         record["rows_per_second"] = round(self.rows_per_second, 1)
         record["seconds"] = {name: round(value, 3) for name, value in self.seconds.items()}
         record["warnings"], record["next"] = list(self.warnings), list(self.next)
+        record["rounds"] = [one.details() for one in self.rounds]
+        record["rejected_files"] = [asdict(file) for file in self.rejected_files]
         return {"schema_version": SCHEMA_VERSION, **redact_values(record)}
 
 
@@ -101,36 +110,17 @@ def wanted_rows(rows: RowCounts) -> int:
     return rows.out + rows.rejected
 
 
-def decide_status(
-    plan: Plan, receipts: Iterable[Receipt], *, job: str, examples: Mapping[str, str] | None = None
-) -> Status:
+def decide_status(ledger: Ledger, *, job: str, examples: Mapping[str, str] | None = None) -> Status:
     """The status a job whose every partition is done goes to once it is published.
 
     :param examples: the first rejected row per reason, as text; see `pipeline.rejects.first_examples`.
     :raises TooManyRejects: or StepFailed, when more rows were rejected than ``errors.max_fraction`` allows.
     """
-    receipts = tuple(receipts)
-    rows, limit = count_rows(plan, receipts), plan.spec.errors.max_fraction
+    rows, limit = ledger.rows, ledger.last.plan.spec.errors.max_fraction
     status = status_for(rows, max_fraction=limit)
     if status is Status.FAILED:
-        reasons = count_reasons(receipts)
-        raise too_many_rejects(rows, max_fraction=limit, reasons=reasons, job=job, examples=examples)
-    return status
-
-
-def count_rows(plan: Plan, receipts: Iterable[Receipt]) -> RowCounts:
-    """What became of the rows that ``receipts`` tell of, and of those that statistics ruled out."""
-    done = RowCounts.total(receipt.rows for receipt in receipts if not receipt.splits)
-    return done + RowCounts(rows_in=plan.pruned_rows, filtered=plan.pruned_rows)
-
-
-def count_reasons(receipts: Iterable[Receipt]) -> dict[str, int]:
-    """Rejected rows per reason, most frequent first."""
-    reasons: dict[str, int] = {}
-    for receipt in receipts:
-        for reason, count in receipt.reasons.items():
-            reasons[reason] = reasons.get(reason, 0) + count
-    return dict(sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0])))
+        raise too_many_rejects(rows, max_fraction=limit, reasons=ledger.reasons, job=job, examples=examples)
+    return Status.SUCCEEDED_WITH_WARNINGS if ledger.rejected_files else status
 
 
 def too_many_rejects(
@@ -184,10 +174,8 @@ def make_report(
         events say drivers spent.
     :param retries: default: as many as the events tell of.
     """
-    plan, events = job.plan, job.events()
-    known = job.receipts() if receipts is None else tuple(receipts)
-    done = [receipt for receipt in known if not receipt.splits]
-    rows = count_rows(plan, done)
+    ledger, events = job.ledger(receipts), job.events()
+    plan, done, rows = ledger.base.plan, ledger.done, ledger.rows
     spent = sum((receipt.seconds for receipt in done), Seconds())
     status = status or job.status()
     total = _active_seconds(events) if seconds is None else _active_seconds(_before_this(events)) + seconds
@@ -205,14 +193,22 @@ def make_report(
             "provision": _provision_seconds(events),
             **{name: getattr(spent, name) for name in _PARTS},
         },
-        partitions={"done": len(done), "planned": len(effective_partitions(plan, known))},
+        partitions={"done": len(done), "planned": ledger.planned},
         skew=_spread(plan, [receipt.seconds.total for receipt in done]),
         retries=sum(event.get("outcome") == "retry" for event in events) if retries is None else retries,
-        reasons=count_reasons(done),
+        reasons=ledger.reasons,
+        published=_published(job, events),
+        rounds=ledger.summaries(),
+        rejected_files=ledger.rejected_files,
         engines=engine_evidence(done, tolerance=plan.spec.score.tolerance),
-        warnings=(*warnings, *_reject_warning(rows), *_engine_warnings(done)),
+        warnings=(
+            *warnings,
+            *_reject_warning(rows),
+            *_file_warning(ledger.rejected_files),
+            *_engine_warnings(done),
+        ),
         error=error.details() if error else None,
-        next=_next(status, job.job, has_rejects=rows.rejected > 0),
+        next=_next(status, job.job, has_rejects=rows.rejected > 0 or bool(ledger.rejected_files)),
     )
 
 
@@ -278,6 +274,25 @@ def _reject_warning(rows: RowCounts) -> tuple[str, ...]:
     if not rows.rejected:
         return ()
     return (f"{format_count(rows.rejected)} rows were rejected ({_percent(rows.rejected, wanted_rows(rows))})",)
+
+
+def _file_warning(files: Sequence[RejectedFile]) -> tuple[str, ...]:
+    if not files:
+        return ()
+    known = [file.rows for file in files if file.rows is not None]
+    rows = f"{format_count(sum(known))} rows" if known else "rows unknown"
+    rows += f" in {len(known):,} of them, the others unknown" if known and len(known) < len(files) else ""
+    what = "1 input file was" if len(files) == 1 else f"{len(files):,} input files were"
+    return (f"{what} set aside, such as {files[0].path} ({rows}): {files[0].message}",)
+
+
+def _published(job: JobDirectory, events: Sequence[Mapping[str, Any]]) -> int | None:
+    """The manifest that was published last; events of older versions do not tell, but success does."""
+    told = [event["manifest"] for event in events if event["event"] == "published" and "manifest" in event]
+    if told:
+        return int(told[-1])
+    ended_well = any(str(event.get("after", "")).startswith("SUCCEEDED") for event in events)
+    return next(reversed(job.manifests()), None) if ended_well else None
 
 
 def engine_evidence(receipts: Iterable[Receipt], *, tolerance: float) -> dict[str, Any]:

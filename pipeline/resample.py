@@ -13,11 +13,14 @@ import pyarrow.parquet as pq
 
 from pipeline.checkpoint import JobDirectory
 from pipeline.flavors.cache import get_predictor
+from pipeline.ledger import Ledger
+from pipeline.plan import Partition
 from pipeline.receipt import FileRows, Receipt
+from pipeline.recipe import StageRecipe
+from pipeline.reread import read_partition
 from pipeline.rows import Fragment, InputFile
 from pipeline.scoring import Scorer
 from pipeline.sources.locate import current_version
-from pipeline.sources.reader import read_batches
 from pipeline.splits import sub_fragment
 
 PLACES = 8
@@ -51,7 +54,7 @@ class _Range:
     """Row of the data file that follows on the part's output."""
 
 
-def resample(job: JobDirectory, receipts: Sequence[Receipt], *, rows: int, random: Random) -> Resampled:
+def resample(job: JobDirectory, ledger: Ledger, *, rows: int, random: Random) -> Resampled:
     """Score about ``rows`` input rows again, in a few ranges of neighbours, and compare.
 
     The model's own library scores them, whichever engine did before, so that it is proof of that one too.
@@ -62,13 +65,14 @@ def resample(job: JobDirectory, receipts: Sequence[Receipt], *, rows: int, rando
     :raises ModelIntegrity: when the model is not the pinned one any more.
     """
     result = Resampled()
-    files = {file.path: file for file in job.plan.files}
-    for chosen in _choose(receipts, rows=rows, random=random):
-        file = files[chosen.part.path]
-        if not _is_there(file):
+    files = {one.number: {file.path: file for file in one.plan.files} for one in ledger.rounds}
+    for chosen in _choose(ledger.done, rows=rows, random=random):
+        stage = chosen.receipt.stage
+        file = files[stage][chosen.part.path]
+        if not (chosen.receipt.before or _is_there(file)):
             result.skipped += 1
             continue
-        again = _score_again(job, file, chosen)
+        again = _score_again(job.recipe_of(ledger.round(stage)), file, chosen)
         start = chosen.part_end - again.num_rows if chosen.offset is None else chosen.offset
         written = _written(job, chosen.receipt, start=start, rows=again.num_rows)
         wrong = _differing(again, written, outputs=job.plan.outputs, tolerance=job.plan.spec.score.tolerance)
@@ -100,19 +104,13 @@ def _choose(receipts: Sequence[Receipt], *, rows: int, random: Random) -> Iterat
         yield _Range(receipt, part, first, first + length, offset, before + part.rows.out)
 
 
-def _score_again(job: JobDirectory, file: InputFile, chosen: _Range) -> pa.Table:
-    recipe = job.recipe
-    whole = Fragment(file.path, 0, file.rows, 0, len(file.row_groups), 0, file.keys)
+def _score_again(recipe: StageRecipe, file: InputFile, chosen: _Range) -> pa.Table:
+    origin = file.path if chosen.receipt.before else ""
+    whole = Fragment(file.path, 0, file.rows, 0, len(file.row_groups), 0, file.keys, origin)
     fragment = sub_fragment(whole, file, row_start=chosen.start, row_stop=chosen.stop)
     scorer = Scorer(recipe, get_predictor(recipe.score.model)[0])
-    batches = read_batches(
-        (fragment,),
-        columns=recipe.columns,
-        schema=pa.ipc.read_schema(pa.py_buffer(recipe.schema)),
-        filter=recipe.filter,
-        batch_rows=recipe.batch_rows,
-        versions={file.path: (file.size, file.version)},
-    )
+    versions = {file.path: (file.size, file.version)}
+    batches = read_partition(recipe, Partition("", (fragment,)), versions=versions)
     schema = pa.ipc.read_schema(pa.py_buffer(recipe.output_schema))
     tables = [scorer.score(batch, paths=(file.path,)).table for batch in batches]
     return pa.concat_tables(tables) if tables else schema.empty_table()
@@ -123,7 +121,7 @@ def _written(job: JobDirectory, receipt: Receipt, *, start: int, rows: int) -> p
     if receipt.data is None or rows == 0:
         return pa.ipc.read_schema(pa.py_buffer(job.plan.output_schema)).empty_table()
     with (
-        job.store.open_input(f"stages/0/{receipt.data.name}") as opened,
+        job.store.open_input(f"stages/{receipt.stage}/{receipt.data.name}") as opened,
         pq.ParquetFile(opened, page_checksum_verification=True) as file,
     ):
         groups: list[int] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -20,13 +20,19 @@ class RowLedger:
 
     def __init__(self, partition: Partition) -> None:
         self.partition = partition
-        self.paths = tuple(fragment.path for fragment in partition.fragments)
+        self.paths = tuple(fragment.origin or fragment.path for fragment in partition.fragments)
         self.reasons: Counter[str] = Counter()
+        self.before: Counter[str] = Counter()
+        """Reasons for which the rows had been rejected before."""
         # Rows: out, rejected, filtered. Columns: fragments.
         self._counts = np.zeros((3, len(self.paths)), dtype=np.int64)
 
-    def add(self, scored: ScoredBatch) -> None:
-        """Count the rows of a batch."""
+    def add(self, scored: ScoredBatch, before: Iterable[str] = ()) -> None:
+        """Count the rows of a batch.
+
+        :param before: why each of its rows had been rejected before.
+        """
+        self.before.update(before)
         out = np.bincount(scored.fragment, minlength=len(self.paths))
         self._counts += np.stack([out, scored.rejected, scored.filtered])
         if scored.rejects is not None:

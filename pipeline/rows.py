@@ -54,11 +54,28 @@ class Fragment:
     """Uncompressed bytes of the columns the job reads, in proportion to the rows."""
     keys: tuple[tuple[str, str], ...] = ()
     """As in `InputFile`."""
+    origin: str = ""
+    """Input file the rows are from, where ``path`` is a file of rejects in the job directory; else empty."""
 
     @property
     def rows(self) -> int:
         """Rows of the range."""
         return self.row_stop - self.row_start
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedFile:
+    """An input file that was set aside as a whole."""
+
+    path: str
+    reason: str
+    """Kind of reason, such as ``file:CorruptInput``."""
+    message: str
+    """What was wrong with it."""
+    rows: int | None = None
+    """As its footer says; None when it cannot be read."""
+    keys: tuple[tuple[str, str], ...] = ()
+    """As in `InputFile`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline import graph
 from pipeline.cancel import watched
-from pipeline.checkpoint import JobDirectory, done_partitions, effective_partitions, new_job_id
+from pipeline.checkpoint import JobDirectory, new_job_id
 from pipeline.clusters import open_cluster
 from pipeline.clusters.handshake import shake_hands
 from pipeline.dispatch import Dispatcher, Ended, Policy
@@ -25,6 +25,7 @@ from pipeline.events import Callback, JobEnded, PartitionEnded, StageStarted, no
 from pipeline.job_record import utc_now
 from pipeline.jobs import find_job
 from pipeline.lease import Lease, held
+from pipeline.ledger import Ledger
 from pipeline.lifecycle import Status
 from pipeline.plan import Partition, dispatch_order
 from pipeline.prepare import cluster_of, importable, prepare
@@ -36,7 +37,7 @@ from pipeline.rows import RowCounts
 from pipeline.settings import Settings, load_settings
 from pipeline.sinks import prove, publish
 from pipeline.spec import JobSpec
-from pipeline.stage import STAGE, Stage
+from pipeline.stage import Stage
 from pipeline.stop import Stop, Why
 
 logger = logging.getLogger(__name__)
@@ -83,17 +84,21 @@ def execute(
     *,
     settings: Settings,
     callbacks: Sequence[Callback] = (),
-    unless: Callable[[JobDirectory], bool] = lambda job: job.status().is_success,
+    unless: Callable[[JobDirectory], bool] = lambda job: job.is_ended,
+    begin: Callable[[JobDirectory, Lease], object] | None = None,
 ) -> Report:
     """Take ``job`` from where it is to its end, as its only driver.
 
     :param unless: whether there is nothing to do for this driver; its report is given then as it is.
+    :param begin: what its driver does first, such as to open a round; what it raises leaves the job as it was.
     :raises JobLocked: when another driver is at work on it.
     :raises Fenced: when another one took it over meanwhile; this one then leaves everything as it is.
     """
-    if unless(job):
+    if begin is None and unless(job):
         return make_report(job)
     with held(job.store, lease_seconds=settings.lease_seconds) as lease:
+        if begin is not None:
+            begin(job, lease)
         # Another driver may have ended the job while this one waited for it.
         return make_report(job) if unless(job) else _drive(job, lease, settings, tuple(callbacks))
 
@@ -128,17 +133,23 @@ class _Driver:
     settings: Settings
     callbacks: tuple[Callback, ...]
     stop: Stop = field(default_factory=Stop)
-    receipts: dict[str, Receipt] = field(default_factory=dict)
+    receipts: dict[tuple[int, str], Receipt] = field(default_factory=dict)
+    """By round and partition."""
     started: float = field(default_factory=time.monotonic)
 
     @cached_property
     def stage(self) -> Stage:
-        """Its partitions."""
-        return Stage(self.job, self.settings.partition_timeout)
+        """The partitions of the last round."""
+        return Stage(self.job, self.ledger.last, self.settings.partition_timeout)
+
+    @property
+    def ledger(self) -> Ledger:
+        """What counts so far, over all rounds."""
+        return self.job.ledger(self.receipts.values())
 
     def drive(self) -> Report:
         """Score what is left, decide, commit, publish."""
-        self.receipts = {receipt.partition: receipt for receipt in self.job.receipts()}
+        self.receipts = {(receipt.stage, receipt.partition): receipt for receipt in self.job.receipts()}
         todo = self._todo()
         if todo:
             self._score(todo)
@@ -151,6 +162,7 @@ class _Driver:
         committed = self.job.commit_manifest(manifest)
         self.lease.check()
         publish(committed.manifest, self.job)
+        self.job.append_event("published", manifest=manifest.number, rows=manifest.rows.out)
         report = self.report(status)
         self.lease.check()
         self.job.write_report(report.to_dict())
@@ -189,21 +201,21 @@ class _Driver:
             return None
 
     def _todo(self) -> tuple[Partition, ...]:
-        receipts, plan = self.receipts.values(), self.job.plan
-        return dispatch_order(effective_partitions(plan, receipts), done=done_partitions(plan, receipts))
+        return dispatch_order(self.ledger.todo)
 
     def _score(self, todo: Sequence[Partition]) -> None:
         self._go(Status.PROVISIONING)
-        cluster = cluster_of(self.job.plan.spec, settings=self.settings)
+        plan = self.stage.round.plan
+        cluster = cluster_of(plan.spec, settings=self.settings)
         with open_cluster(cluster, directory=self.job.root) as client:
-            shake_hands(client, flavor=self.job.plan.model.flavor, timeout=self.settings.scheduler_timeout)
+            shake_hands(client, flavor=plan.model.flavor, timeout=self.settings.scheduler_timeout)
             if self.stop.is_requested:
                 raise self.stop.error(self.job.job, left=len(todo))
             self._go(Status.RUNNING)
             self._announce(todo)
             dispatcher = self._dispatcher(client)
             for receipt in dispatcher.run(todo):
-                self.receipts[receipt.partition] = receipt
+                self.receipts[receipt.stage, receipt.partition] = receipt
                 if self.lease.is_lost:
                     self.lease.check()
         if self.stop.is_requested and self._todo():
@@ -233,27 +245,27 @@ class _Driver:
 
         :raises PipelineError: when there are too many.
         """
-        receipts = tuple(self.receipts.values())
-        examples = first_examples(summarise(self.job)) if any(receipt.rejects for receipt in receipts) else None
-        return decide_status(self.job.plan, receipts, job=self.job.job, examples=examples)
+        ledger = self.ledger
+        examples = first_examples(summarise(self.job)) if ledger.rows.rejected else None
+        return decide_status(ledger, job=self.job.job, examples=examples)
 
     def _go(self, after: Status, *, reason: str = "") -> None:
         self.lease.check()
         notify(self.callbacks, self.job.set_status(after, reason=reason))
 
     def _announce(self, todo: Sequence[Partition]) -> None:
-        left, rows = sum(partition.rows for partition in todo), sum(part.rows for part in self.job.plan.partitions)
-        partitions = effective_partitions(self.job.plan, self.receipts.values())
-        done = len(partitions) - len(todo)
-        self.job.append_event("stage", stage=STAGE, partitions=len(partitions), done=done)
-        notify(self.callbacks, StageStarted(self.job.job, STAGE, len(partitions), done, rows, rows - left))
+        partitions = self.ledger.partitions(self.stage.round)
+        left, rows = sum(partition.rows for partition in todo), sum(partition.rows for partition in partitions)
+        stage, done = self.stage.round.number, len(partitions) - len(todo)
+        self.job.append_event("stage", stage=stage, partitions=len(partitions), done=done)
+        notify(self.callbacks, StageStarted(self.job.job, stage, len(partitions), done, rows, rows - left))
 
     def _partition_ended(self, ended: Ended) -> None:
         self.stage.learn(ended)
         receipt = ended.receipt
         event = PartitionEnded(
             job=self.job.job,
-            stage=STAGE,
+            stage=self.stage.round.number,
             partition=ended.partition.id,
             outcome=ended.outcome,
             rows=receipt.rows if receipt else RowCounts(),

@@ -91,13 +91,16 @@ def even_cuts(start: int, stop: int, *, parts: int, smallest: int = 1) -> tuple[
     return tuple(start + (stop - start) * number // count for number in range(1, count))
 
 
-def split_receipt(partition: str, cuts: Sequence[int], *, plan: str, model: str, attempt: str) -> Receipt:
+def split_receipt(
+    partition: str, cuts: Sequence[int], *, plan: str, model: str, attempt: str, stage: int = 0
+) -> Receipt:
     """The receipt that says that a partition is cut before the rows ``cuts``. It has no rows and no files.
 
     :param partition: its id.
     :param plan: digest of the plan.
     :param model: digest of the model version.
     :param attempt: unique name of whoever split it.
+    :param stage: number of the round.
     """
     return Receipt(
         partition=partition,
@@ -110,6 +113,7 @@ def split_receipt(partition: str, cuts: Sequence[int], *, plan: str, model: str,
         files=(),
         splits=tuple(f"{partition}.{number}" for number in range(len(cuts) + 1)),
         cuts=tuple(cuts),
+        stage=stage,
     )
 
 

@@ -15,39 +15,40 @@ from pipeline.memory import BatchSize
 from pipeline.plan import Partition
 from pipeline.receipt import Receipt
 from pipeline.recipe import StageRecipe
+from pipeline.rounds import Round
 from pipeline.splits import SPLIT_FLOOR_ROWS, even_cuts, parts_of, split_receipt
 
-STAGE = 0
-"""Number of the only stage."""
 ISOLATED_SECONDS = 600.0
 """Seconds for all rows of an isolated partition where there is no ``partition_timeout``."""
 
 
 @dataclass
 class Stage:
-    """The partitions of one job."""
+    """The partitions of one round of a job."""
 
     job: JobDirectory
+    round: Round
     partition_timeout: float | None = None
     """Seconds a partition may take."""
     batch: BatchSize = field(init=False)
 
     def __post_init__(self) -> None:
-        self.batch = BatchSize(self.job.recipe.batch_rows, self.job.recipe.batch_rows)
+        self._recipe = self.job.recipe_of(self.round)
+        self.batch = BatchSize(self._recipe.batch_rows, self._recipe.batch_rows)
 
     @property
     def recipe(self) -> StageRecipe:
         """What the next partitions are done with."""
-        return replace(self.job.recipe, batch_rows=self.batch.rows)
+        return replace(self._recipe, batch_rows=self.batch.rows)
 
     def submit(self, partitions: Sequence[Partition]) -> list[Any]:
         """One task each."""
-        return graph.tasks(self.recipe, partitions, self.job.plan.versions)
+        return graph.tasks(self.recipe, partitions, self.round.plan.versions)
 
     def isolate(self, partitions: Sequence[Partition]) -> list[Any]:
         """One task each, which scores in a process of its own."""
         isolation = Isolation(seconds=self.partition_timeout or ISOLATED_SECONDS)
-        return graph.tasks(self.recipe, partitions, self.job.plan.versions, isolation=isolation)
+        return graph.tasks(self.recipe, partitions, self.round.plan.versions, isolation=isolation)
 
     def split(self, partition: Partition, receipt: Receipt | None, *, parts: int = 2) -> Divided | None:
         """Put ``parts`` of nearly equal size in the place of ``partition``, on record before anything of them runs.
@@ -59,11 +60,11 @@ class Stage:
         cuts = even_cuts(0, partition.rows, parts=parts, smallest=max(1, SPLIT_FLOOR_ROWS // 2))
         if receipt is None and (partition.rows <= SPLIT_FLOOR_ROWS or not cuts):
             return None
-        receipt = receipt or put_split(self.job, partition, cuts)
+        receipt = receipt or put_split(self.job, self.round, partition, cuts)
         if not receipt.splits:
             return Divided(receipt)
-        found = parts_of(partition, receipt, {file.path: file for file in self.job.plan.files})
-        first = read_receipt(self.job, found[0].id)
+        found = parts_of(partition, receipt, {file.path: file for file in self.round.plan.files})
+        first = read_receipt(self.job, self.round, found[0].id)
         return Divided(receipt, found[1:], first) if first and not first.splits else Divided(receipt, found)
 
     def learn(self, ended: Ended) -> None:
@@ -74,22 +75,24 @@ class Stage:
             self.batch = self.batch.after_partition(ended.receipt.batch_rows)
 
 
-def put_split(job: JobDirectory, partition: Partition, cuts: Sequence[int]) -> Receipt:
+def put_split(job: JobDirectory, of: Round, partition: Partition, cuts: Sequence[int]) -> Receipt:
     """Record that ``partition`` is cut before the rows ``cuts``, unless it has a receipt: the one that counts."""
-    made = split_receipt(partition.id, cuts, plan=job.record.plan, model=job.plan.model.digest, attempt=unique_name())
-    if job.store.put_if_absent(_place(partition.id), made.to_json()):
+    made = split_receipt(
+        partition.id, cuts, plan=of.digest, model=of.plan.model.digest, attempt=unique_name(), stage=of.number
+    )
+    if job.store.put_if_absent(_place(of, partition.id), made.to_json()):
         return made
-    return read_receipt(job, partition.id) or made
+    return read_receipt(job, of, partition.id) or made
 
 
-def read_receipt(job: JobDirectory, partition: str) -> Receipt | None:
-    """The receipt of a partition; None while it has none."""
-    place = _place(partition)
+def read_receipt(job: JobDirectory, of: Round, partition: str) -> Receipt | None:
+    """The receipt of a partition of a round; None while it has none."""
+    place = _place(of, partition)
     try:
         return Receipt.from_json(job.store.read(place), where=job.store.url(place))
     except FileNotFoundError:
         return None
 
 
-def _place(partition: str) -> str:
-    return f"stages/{STAGE}/receipts/{partition}.json"
+def _place(of: Round, partition: str) -> str:
+    return f"stages/{of.number}/receipts/{partition}.json"

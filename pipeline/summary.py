@@ -31,6 +31,7 @@ def summary_text(report: Mapping[str, Any]) -> str:
             "rows": reconciliation(report["rows"]),
             "done": _done(report),
             "rejects": _reasons(report.get("reasons") or {}),
+            "again": _rounds(report),
             "speed": _speed(report),
             "time": _times(report.get("seconds") or {}),
             "balance": _balance(report),
@@ -131,8 +132,21 @@ def _done(report: Mapping[str, Any]) -> str:
 
 
 def _published(report: Mapping[str, Any]) -> str:
-    is_there = str(report["status"]).startswith("SUCCEEDED")
-    return str(report.get("output") or "") + ("" if is_there else " (nothing published by this job)")
+    output = str(report.get("output") or "")
+    if str(report["status"]).startswith("SUCCEEDED"):
+        return output
+    published = report.get("published")
+    return output + (f" (as manifest {published} left it)" if published else " (nothing published by this job)")
+
+
+def _rounds(report: Mapping[str, Any]) -> str:
+    """What was tried again, the last three times."""
+    texts = [
+        f"round {one['round']} ({one['why']}): {one['healed']:,} of {one['retried']:,} rejected rows healed"
+        for one in report.get("rounds") or ()
+        if one["retried"]
+    ]
+    return "; ".join(texts[-3:])
 
 
 def _partitions_done(report: Mapping[str, Any]) -> int:

@@ -7,13 +7,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipeline.checkpoint import JobDirectory, effective_partitions
+from pipeline.checkpoint import JobDirectory
 from pipeline.errors import PipelineError
 from pipeline.files import Store, file_sha256, open_store
+from pipeline.ledger import Ledger, rejects_place
 from pipeline.manifest import Manifest
 from pipeline.plan import Partition
 from pipeline.receipt import DataFile, Receipt
@@ -72,7 +74,7 @@ def verify(job: JobDirectory, *, sample: int = 1000, seed: int | None = None) ->
         ("rejects", facts.reject_files),
         ("manifest", facts.manifest_agrees),
         ("output", facts.output_holds),
-        ("sample", lambda: _sample(job, facts.done, rows=sample, seed=seed)),
+        ("sample", lambda: _sample(job, facts.ledger, rows=sample, seed=seed)),
     ]
     return Verification(tuple(_run(name, check) for name, check in checks))
 
@@ -95,12 +97,12 @@ class _Facts:
     job: JobDirectory
 
     @cached_property
-    def receipts(self) -> tuple[Receipt, ...]:
-        return self.job.receipts()
+    def ledger(self) -> Ledger:
+        return self.job.ledger()
 
-    @cached_property
+    @property
     def done(self) -> tuple[Receipt, ...]:
-        return tuple(receipt for receipt in self.receipts if not receipt.splits)
+        return self.ledger.done
 
     @cached_property
     def manifest(self) -> Manifest | None:
@@ -108,30 +110,46 @@ class _Facts:
 
     def partitions_covered(self) -> str:
         """Each partition has one receipt, for exactly its rows; each wanted row of each file is in one partition."""
-        planned = {partition.id: partition for partition in effective_partitions(self.job.plan, self.receipts)}
-        counted = Counter(receipt.partition for receipt in self.done)
-        _expect_none("done twice", [name for name, times in counted.items() if times > 1])
-        _expect_none(f"of {len(planned):,} not done", [name for name in planned if name not in counted])
-        _expect_none(
-            "with a receipt for other rows", [r.partition for r in self.done if not _covers(r, planned[r.partition])]
-        )
-        _expect_none(
-            "scored by another model", [r.partition for r in self.done if r.model != self.job.plan.model.digest]
-        )
+        planned = {(one.number, part.id): part for one in self.ledger.rounds for part in self.ledger.partitions(one)}
+        counted = Counter((receipt.stage, receipt.partition) for receipt in self.done)
+        _expect_none("done twice", [key[1] for key, times in counted.items() if times > 1])
+        _expect_none(f"of {len(planned):,} not done", [key[1] for key in planned if key not in counted])
+        others = [one.partition for one in self.done if not _covers(one, planned[one.stage, one.partition])]
+        _expect_none("with a receipt for other rows", others)
+        models = {one.number: one.plan.model.digest for one in self.ledger.rounds}
+        _expect_none("scored by another model", [r.partition for r in self.done if r.model != models[r.stage]])
         self._check_ranges()
+        again, aside = self._check_tried_again(), len(self.ledger.rejected_files)
         return (
-            f"{len(planned):,} partitions, each done once, cover every wanted row of {len(self.job.plan.files):,} files"
+            f"{len(planned):,} partitions, each done once, cover every wanted row of {len(self.ledger.files):,} files"
+            + (f"; {again:,} rows that were rejected were tried again" if again else "")
+            + (f"; {aside:,} files are set aside" if aside else "")
         )
 
     def _check_ranges(self) -> None:
-        ranges: dict[str, list[tuple[int, int]]] = {file.path: [] for file in self.job.plan.files}
+        ranges: dict[str, list[tuple[int, int]]] = {path: [] for path in self.ledger.files}
         for receipt in self.done:
-            for part in receipt.files:
+            for part in receipt.files if not receipt.before else ():
                 ranges.setdefault(part.path, []).append((part.row_start, part.row_stop))
-        for file in self.job.plan.files:
+        for path, found in ranges.items():
+            if path not in self.ledger.files:
+                raise _Wrong(f"{path} is set aside, and there are receipts of rows {_show(_merged(found))} of it")
+        for file in self.ledger.files.values():
             found, wanted = _merged(ranges[file.path]), _merged(_wanted_ranges(file.row_groups))
             if found != wanted:
                 raise _Wrong(f"{file.path}: the receipts are of rows {_show(found)}, wanted were {_show(wanted)}")
+
+    def _check_tried_again(self) -> int:
+        """Each row that was tried again had been rejected, and no two later rounds took it; how many there are."""
+        rejects = {rejects_place(one): one for one in self.done if one.rejects}
+        taken = {part.path for one in self.done if one.before for part in one.files}
+        _expect_none("made of rejects that do not count", sorted(taken - set(rejects)))
+        for place in sorted(taken):
+            ranges, rows = self.ledger.tried_again(rejects[place]), rejects[place].rows.rejected
+            is_twice = any(one[1] > other[0] for one, other in pairwise(ranges))
+            if is_twice or any(stop > rows for _, stop in ranges):
+                raise _Wrong(f"{place}: rows {_show(ranges)} were tried again, each once, of {rows:,}")
+        return sum(one.retried for one in self.ledger.summaries())
 
     def rows_reconciled(self) -> str:
         """In = out + rejected + filtered per receipt, per range of a file, and in all."""
@@ -141,9 +159,7 @@ class _Facts:
                 raise _Wrong(f"partition {receipt.partition}: {receipt.rows.details()}, its files {parts.details()}")
             if any(part.rows.rows_in != part.row_stop - part.row_start for part in receipt.files):
                 raise _Wrong(f"partition {receipt.partition}: other rows in than its ranges have")
-        pruned = self.job.plan.pruned_rows
-        rows = RowCounts.total(receipt.rows for receipt in self.done) + RowCounts(pruned, 0, 0, pruned)
-        planned = sum(file.rows for file in self.job.plan.files)
+        rows, planned = self.ledger.rows, self.ledger.planned_rows
         if rows.rows_in != planned or not rows.is_reconciled:
             raise _Wrong(f"{rows.details()}, and the input files have {planned:,} rows")
         return f"{rows.rows_in:,} in = {rows.out:,} out + {rows.rejected:,} rejected + {rows.filtered:,} filtered"
@@ -151,7 +167,7 @@ class _Facts:
     def input_footers(self) -> str:
         """The footers of input files that are still the planned ones have as many rows as were planned."""
         same = 0
-        for file in self.job.plan.files:
+        for file in self.ledger.files.values():
             if not _is_unchanged(file.path, file.size, file.version):
                 continue
             with open_parquet(file.path, columns=1) as opened:
@@ -159,7 +175,7 @@ class _Facts:
             if rows != file.rows:
                 raise _Wrong(f"{file.path}: its footer says {rows:,} rows, planned were {file.rows:,}")
             same += 1
-        changed = len(self.job.plan.files) - same
+        changed = len(self.ledger.files) - same
         gone = f"; {changed:,} have been changed or removed since, and cannot be compared" if changed else ""
         return f"the footers of {same:,} input files agree{gone}"
 
@@ -181,7 +197,7 @@ class _Facts:
             if (file.rows if file else 0) != rows(receipt):
                 raise _Wrong(f"partition {receipt.partition}: its file is said to have other rows than it counts")
             if file is not None:
-                name = f"stages/0/{file.name}"
+                name = f"stages/{receipt.stage}/{file.name}"
                 _check_file(self.job.store, name, rows=file.rows, size=file.bytes, sha256=file.sha256)
                 count, total = count + 1, total + file.rows
         return f"{count:,} files with {total:,} rows have the checksums of their receipts"
@@ -190,7 +206,8 @@ class _Facts:
         """The last manifest names exactly the files of the receipts."""
         if self.manifest is None:
             raise _Wrong("the job has no manifest: its output was not committed")
-        receipts = {(r.partition, f"stages/0/{r.data.name}", r.data.rows, r.data.sha256) for r in self.done if r.data}
+        files = [(one, one.data) for one in self.done if one.data]
+        receipts = {(r.partition, f"stages/{r.stage}/{data.name}", data.rows, data.sha256) for r, data in files}
         listed = [(file.partition, file.name, file.rows, file.sha256) for file in self.manifest.files]
         if len(listed) != len(set(listed)) or set(listed) != receipts:
             _expect_none("in the manifest and not in the receipts", [name[0] for name in set(listed) - receipts])
@@ -217,14 +234,14 @@ class _Facts:
         return f"{len(there.files):,} files with {there.rows:,} rows in {there.path}"
 
 
-def _sample(job: JobDirectory, done: tuple[Receipt, ...], *, rows: int, seed: int | None) -> str:
+def _sample(job: JobDirectory, ledger: Ledger, *, rows: int, seed: int | None) -> str:
     """Random input rows give the output they have, scored again by the model that was pinned."""
-    result = resample(job, done, rows=rows, random=random.Random(seed))
+    result = resample(job, ledger, rows=rows, random=random.Random(seed))
     if result.wrong:
         raise _Wrong(f"{len(result.wrong):,} ranges differ, such as {result.wrong[0]}")
-    if rows and not result.rows_in and any(receipt.rows.rows_in for receipt in done):
+    if rows and not result.rows_in and any(receipt.rows.rows_in for receipt in ledger.done):
         raise _Wrong("no input file is as it was planned, so that nothing could be scored again")
-    model = job.plan.model
+    model = ledger.base.plan.model
     again = (
         f"{result.rows_in:,} rows scored again with {model.name} {model.version} give the same {result.rows_out:,} rows"
     )

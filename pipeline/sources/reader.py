@@ -40,6 +40,8 @@ class SourceBatch:
     """int64 [rows]: its number in the file, from 0."""
     filtered: np.ndarray
     """int64 [fragments]: rows the filter dropped since the batch before."""
+    reasons: tuple[str, ...] = ()
+    """Why each row was rejected before; empty for rows of input files."""
 
 
 def read_batches(

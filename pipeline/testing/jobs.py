@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from pipeline.model import Feature, ModelVersion
 from pipeline.plan import Partition, Plan
 from pipeline.receipt import DataFile, FileRows, Receipt, Seconds
 from pipeline.recipe import REJECT_FILE, REJECT_MESSAGE, REJECT_REASON, REJECT_ROW
+from pipeline.rejected import find_rejected
+from pipeline.rounds import RETRY, Round, make_record
 from pipeline.rows import Fragment, InputFile, RowCounts, RowGroup
 from pipeline.spec import JobSpec
 
@@ -91,9 +93,28 @@ def small_job(
     return SmallJob(_plan(spec, tuple(files), partitions), bad_every)
 
 
-def write_receipt(directory: JobDirectory, job: SmallJob, partition: Partition, *, attempt: str = "a") -> Receipt:
-    """Do a partition as a worker does: data, rejects, then the receipt if absent; gives the one that counts."""
-    parts = [_read(fragment) for fragment in partition.fragments]
+def open_retry(directory: JobDirectory, *, epoch: int = 1, **options: Any) -> Round:
+    """Open a round that tries the rejected rows again, all in one partition.
+
+    :param options: further parameters of `make_record`.
+    """
+    ledger = directory.ledger()
+    found = find_rejected(directory.store, ledger, threads=1)
+    partitions = tuple(Partition(f"{number:05d}", fragments) for number, fragments in enumerate(found.partitions))
+    plan = replace(ledger.last.plan, files=found.files, partitions=partitions, pruned_rows=0)
+    options = {"takes": {}, "created": "2026-01-01T12:00:00.000Z", "why": RETRY, **options}
+    return directory.open_round(make_record(plan, number=ledger.last.number + 1, epoch=epoch, **options), plan)
+
+
+def write_receipt(
+    directory: JobDirectory, job: SmallJob, partition: Partition, *, attempt: str = "a", of: Round | None = None
+) -> Receipt:
+    """Do a partition as a worker does: data, rejects, then the receipt if absent; gives the one that counts.
+
+    :param of: its round; default: the first. Which rows of it are bad is again up to ``job``.
+    """
+    store, stage = directory.store, of.number if of else 0
+    parts = [_read(fragment, store) for fragment in partition.fragments]
     files = tuple(
         FileRows(
             fragment.path,
@@ -105,12 +126,14 @@ def write_receipt(directory: JobDirectory, job: SmallJob, partition: Partition, 
     )
     ids = np.array([row for part in parts for row in part], dtype=np.int64)
     bad = np.array([job.is_bad(row) for row in ids], dtype=bool)
-    store, name = directory.store, f"{partition.id}-{attempt}.parquet"
-    data = _write(store, f"data/{name}", _output(ids[~bad])) if (~bad).any() else None
-    rejects = _write(store, f"rejects/{name}", _rejected(partition, ids[bad])) if bad.any() else None
+    name = f"{partition.id}-{attempt}.parquet"
+    data = _write(store, f"data/{name}", _output(ids[~bad]), stage) if (~bad).any() else None
+    rejected = _rejected(job, [row for part in parts for row in part if job.is_bad(row)])
+    rejects = _write(store, f"rejects/{name}", rejected, stage) if bad.any() else None
+    is_again = bool(partition.fragments[0].origin)
     receipt = Receipt(
         partition=partition.id,
-        plan=directory.record.plan,
+        plan=of.digest if of else directory.record.plan,
         model=_MODEL_DIGEST,
         attempt=attempt,
         data=data,
@@ -119,19 +142,20 @@ def write_receipt(directory: JobDirectory, job: SmallJob, partition: Partition, 
         files=files,
         seconds=Seconds(0.1, 0.0, 0.2, 0.1, 0.0, 0.4),
         reasons={REASON: int(bad.sum())} if bad.any() else {},
+        stage=stage,
+        before={REASON: len(ids)} if is_again else {},
     )
-    place = f"stages/0/receipts/{partition.id}.json"
+    place = f"stages/{stage}/receipts/{partition.id}.json"
     if store.put_if_absent(place, receipt.to_json()):
         return receipt
     return Receipt.from_json(store.read(place))
 
 
 def write_receipts(directory: JobDirectory, job: SmallJob, *, attempt: str = "a") -> tuple[Receipt, ...]:
-    """Do every partition that has no receipt yet."""
-    done = {receipt.partition for receipt in directory.receipts()}
-    for partition in job.plan.partitions:
-        if partition.id not in done:
-            write_receipt(directory, job, partition, attempt=attempt)
+    """Do every partition of the last round that has no receipt yet."""
+    ledger = directory.ledger()
+    for partition in ledger.todo:
+        write_receipt(directory, job, partition, attempt=attempt, of=ledger.last)
     return directory.receipts()
 
 
@@ -197,8 +221,9 @@ def _ids(file: InputFile) -> list[int]:
     return _read(_fragment(file))
 
 
-def _read(fragment: Fragment) -> list[int]:
-    table = pq.read_table(fragment.path, columns=["id"])
+def _read(fragment: Fragment, store: Store | None = None) -> list[int]:
+    data = store.read(fragment.path) if store and fragment.origin else Path(fragment.path).read_bytes()
+    table = pq.read_table(io.BytesIO(data), columns=["id"])
     ids: list[int] = table.column("id")[fragment.row_start : fragment.row_stop].to_pylist()
     return ids
 
@@ -211,25 +236,27 @@ def _output(ids: np.ndarray) -> pa.Table:
     return pa.table({"id": ids, "p": (2 * ids).astype(np.float32)}, schema=OUTPUT_SCHEMA)
 
 
-def _rejected(partition: Partition, ids: np.ndarray) -> pa.Table:
+def _rejected(job: SmallJob, ids: list[int]) -> pa.Table:
+    """The rows as rejects, each with the input file and the row number that it really has."""
+    places = {row: (file.path, number) for file in job.plan.files for number, row in enumerate(_ids(file))}
     return pa.table(
         {
-            "id": ids,
+            "id": pa.array(ids, pa.int64()),
             "x": pa.nulls(len(ids), pa.float32()),
-            REJECT_FILE: [partition.fragments[0].path] * len(ids),
-            REJECT_ROW: pa.array(range(len(ids)), pa.int64()),
+            REJECT_FILE: [places[row][0] for row in ids],
+            REJECT_ROW: pa.array([places[row][1] for row in ids], pa.int64()),
             REJECT_REASON: [REASON] * len(ids),
             REJECT_MESSAGE: ["x is null"] * len(ids),
         }
     )
 
 
-def _write(store: Store, name: str, table: pa.Table) -> DataFile:
+def _write(store: Store, name: str, table: pa.Table, stage: int) -> DataFile:
     sink = io.BytesIO()
     pq.write_table(table, sink, write_page_checksum=True)
     data = sink.getvalue()
     # A former attempt under the same name may have died here; names of real attempts are unique.
-    store.remove(f"stages/0/{name}")
-    with store.open_output(f"stages/0/{name}") as output:
+    store.remove(f"stages/{stage}/{name}")
+    with store.open_output(f"stages/{stage}/{name}") as output:
         output.write(data)
     return DataFile(name, table.num_rows, len(data), hashlib.sha256(data).hexdigest())

@@ -17,7 +17,7 @@ from pipeline.recipe import REJECT_COLUMNS
 from pipeline.report import make_report
 from pipeline.sinks import publish
 from pipeline.submission import Submission, claim_key, claim_start, put_submission
-from pipeline.testing.jobs import small_job, write_receipts
+from pipeline.testing.jobs import open_retry, small_job, write_receipts
 
 PAGE = Path(__file__).parents[2] / "docs" / "job-directory.md"
 
@@ -37,12 +37,14 @@ def directory(tmp_path: Path) -> JobDirectory:
         directory.set_status(Status.RUNNING)
         receipts = write_receipts(directory, job)
         directory.set_status(Status.PUBLISHING)
+        directory.append_event("published", manifest=1, rows=67)
         publish(directory.commit_manifest(directory.next_manifest(receipts)).manifest, directory)
         directory.set_status(Status.SUCCEEDED_WITH_WARNINGS)
         directory.write_report(make_report(directory).to_dict())
     put_submission(directory.store, Submission(1, "2026-01-01T12:00:00.000Z", "you@node7", "by hand", "a key"))
     assert claim_start(directory.store, number=1, submission=1, by="submit")
     directory.store.replace("starts/1.out", b"")
+    open_retry(directory)
     directory.store.replace("cancel/1.json", CancelRequest(1, "2026-01-01T12:00:00.000Z", "you@node7").to_json())
     return directory
 
@@ -58,6 +60,7 @@ def directory(tmp_path: Path) -> JobDirectory:
         ("submissions/&lt;n&gt;.json", "submissions/1.json"),
         ("starts/&lt;n&gt;.json", "starts/1.json"),
         (".submitted/&lt;digest of the key&gt;/&lt;n&gt;.json", "key.json"),
+        ("rounds/&lt;n&gt;.json", "rounds/1.json"),
         ("report.json", "report.json"),
     ],
 )
@@ -89,6 +92,7 @@ def test_layout(directory: JobDirectory) -> None:
     found = {
         str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and path.parent.parent.name != "0"
     }
+    found = {re.sub("[0-9a-f]{16}", "<digest>", name) for name in found}
     found |= {f"{path.relative_to(root)}/" for path in root.glob("stages/*/*")}
     assert found == drawn
 

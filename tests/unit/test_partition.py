@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import part_file, partition
+from pipeline import part_file, partition, reread
 from pipeline.errors import (
     DiskFull,
     InputChanged,
@@ -303,8 +303,8 @@ def test_a_changed_model_is_refused(make: Callable[..., StageRecipe], lake: Lake
 def test_missing_rows_do_not_reconcile(
     make: Callable[..., StageRecipe], lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = partition.read_batches
-    monkeypatch.setattr(partition, "read_batches", lambda *a, **o: (b for n, b in enumerate(real(*a, **o)) if n != 2))
+    real = reread.read_batches
+    monkeypatch.setattr(reread, "read_batches", lambda *a, **o: (b for n, b in enumerate(real(*a, **o)) if n != 2))
     recipe = make()
     with pytest.raises(ReconciliationFailed, match="unaccounted") as caught:
         run_partition(recipe, make_partition(*lake.files))

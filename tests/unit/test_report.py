@@ -137,11 +137,11 @@ def test_time_is_what_drivers_spent(tmp_path: Path, job: SmallJob) -> None:
 
 def test_decide_status_raises_over_the_limit(tmp_path: Path, directory: JobDirectory, job: SmallJob) -> None:
     receipts = write_receipts(directory, job)
-    assert decide_status(job.plan, receipts, job="small-1") is Status.SUCCEEDED_WITH_WARNINGS
+    assert decide_status(directory.ledger(receipts), job="small-1") is Status.SUCCEEDED_WITH_WARNINGS
     bad = small_job(tmp_path / "lake2", sink=str(tmp_path / "out"), bad_every=1)
     other = JobDirectory.create(tmp_path / "jobs", bad.plan, job="bad-1")
     with pytest.raises(TooManyRejects, match="75 of 75"):
-        decide_status(bad.plan, write_receipts(other, bad), job="bad-1", examples={REASON: "here"})
+        decide_status(other.ledger(write_receipts(other, bad)), job="bad-1", examples={REASON: "here"})
 
 
 def test_rows_that_do_not_add_up_are_never_committed(directory: JobDirectory, job: SmallJob) -> None:
@@ -149,8 +149,7 @@ def test_rows_that_do_not_add_up_are_never_committed(directory: JobDirectory, jo
 
     receipts = write_receipts(directory, job)
     lost = replace(receipts[0], rows=replace(receipts[0].rows, out=receipts[0].rows.out - 1))
-    wanted = {"number": 1, "job": "j", "plan": "p", "model": job.plan.model, "schema": b"", "pruned_rows": 10}
-    make_manifest(receipts, created="", **wanted)  # type: ignore[arg-type]
+    make_manifest(directory.ledger(receipts), number=1, job="j", plan="p", created="")
     with pytest.raises(ReconciliationFailed, match="do not add up") as caught:
-        make_manifest((lost, *receipts[1:]), created="", **wanted)  # type: ignore[arg-type]
+        make_manifest(directory.ledger((lost, *receipts[1:])), number=1, job="j", plan="p", created="")
     assert caught.value.exit_code == 74

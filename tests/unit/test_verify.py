@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,11 +21,13 @@ from pipeline.plan import Limits, make_plan
 from pipeline.receipt import Receipt
 from pipeline.registry import resolve
 from pipeline.resample import same_values
+from pipeline.rounds import make_record
 from pipeline.scoring import prediction_schema
 from pipeline.sinks import publish
 from pipeline.sources import discover
 from pipeline.spec import JobSpec
-from pipeline.testing.oracle import Lake
+from pipeline.testing.jobs import open_retry
+from pipeline.testing.oracle import Lake, oracle
 from pipeline.verify import Verification, verify
 
 
@@ -203,3 +206,42 @@ def test_an_unfinished_job(tmp_path: Path, lake: Lake, model_path: Path) -> None
 )
 def test_same_values(one: pa.Array, other: pa.Array, is_same: bool) -> None:
     assert same_values(pa.chunked_array([one]), pa.chunked_array([other])) is is_same
+
+
+def retry_without_contract(job: JobDirectory) -> None:
+    """A round by hand that tries the rejected rows again with nothing asked of them."""
+    opened = open_retry(job)
+    plan = replace(opened.plan, score_rules=())
+    takes = {1: [partition.id for partition in opened.plan.partitions]}
+    made = make_record(plan, number=2, why="retry", epoch=1, created="", takes=takes)
+    recipe = job.recipe_of(job.open_round(made, plan))
+    for partition in plan.partitions:
+        run_partition(recipe, partition, plan.versions, worker="w")
+    job.commit_manifest(job.next_manifest(job.receipts()))
+
+
+def test_rows_that_were_rejected_and_came_out_later(tmp_path: Path, lake: Lake, model_path: Path) -> None:
+    job = make_job(tmp_path, lake, model_path, contract={"age": {"max": 60}}, filter="id >= 5")
+    before = job.ledger().rows
+    assert before.rejected > 1000
+    retry_without_contract(job)
+    assert job.ledger().rows == replace(before, out=before.out + before.rejected, rejected=0)
+    result = verify(job, sample=5000, seed=1)
+    assert set(failed(result)) <= {"output"}
+    assert f"{before.rejected:,} rows that were rejected were tried again" in result.checks[0].detail
+    manifest = job.manifest()
+    assert manifest is not None
+    found = pa.concat_tables([pq.read_table(job.store.url(file.name)) for file in manifest.files]).sort_by("id")
+    expected = oracle(lake.files, model_path, output="churn").query("id >= 5").reset_index(drop=True)
+    pd.testing.assert_frame_equal(found.to_pandas(ignore_metadata=True), expected)
+
+
+def test_a_row_that_was_tried_again_twice_is_found(tmp_path: Path, lake: Lake, model_path: Path) -> None:
+    job = make_job(tmp_path, lake, model_path, contract={"age": {"max": 60}})
+    retry_without_contract(job)
+    place = job.store.list("stages/2/receipts")[0]
+    receipt = next(one for one in job.receipts() if one.stage == 2)
+    part = receipt.files[0]
+    twice = replace(part, row_stop=part.row_stop + 1)
+    job.store.replace(f"stages/2/receipts/{place}", replace(receipt, files=(twice, *receipt.files[1:])).to_json())
+    assert "partitions" in failed(verify(job, sample=0))

@@ -1,0 +1,267 @@
+"""Rounds: what counts over all of them, what is still rejected, and what a cut-off worker can no longer bring in."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.checkpoint import JobDirectory
+from pipeline.errors import Fenced, StateCorrupt
+from pipeline.gc import sweep_job
+from pipeline.job_record import utc_now
+from pipeline.lifecycle import Status
+from pipeline.plan import Partition
+from pipeline.rejects import read_left, summarise
+from pipeline.report import make_report
+from pipeline.rounds import FILES_REJECTED, MODEL_DRIFT, RoundRecord, make_record
+from pipeline.rows import RejectedFile, RowCounts
+from pipeline.splits import halves, split_receipt
+from pipeline.testing.jobs import REASON, SmallJob, open_retry, small_job, write_receipt, write_receipts
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> SmallJob:
+    """75 rows in files of 30, 5 and 40, of which those with the ids 0, 10, … 70 are bad."""
+    return small_job(tmp_path / "lake", sink=str(tmp_path / "out"), bad_every=10, pruned=0)
+
+
+@pytest.fixture
+def directory(tmp_path: Path, job: SmallJob) -> JobDirectory:
+    return JobDirectory.create(tmp_path / "jobs", job.plan, job="small-1")
+
+
+def commit(directory: JobDirectory) -> int:
+    return directory.commit_manifest(directory.next_manifest(directory.receipts())).manifest.number
+
+
+def places(directory: JobDirectory) -> list[tuple[int, str, int]]:
+    """Id, file and row of all that is still rejected."""
+    rows = pa.Table.from_batches(list(read_left(directory))).to_pylist()
+    return [(row["id"], Path(row["_file"]).name, row["_row"]) for row in rows]
+
+
+def test_without_rounds_the_ledger_is_what_the_receipts_say(directory: JobDirectory, job: SmallJob) -> None:
+    receipts = write_receipts(directory, job)
+    ledger = directory.ledger()
+    assert ledger.done == receipts
+    assert ledger.todo == ()
+    assert ledger.rows == RowCounts(75, 67, 8, 0)
+    assert ledger.reasons == {REASON: 8}
+    assert [ledger.left(receipt) for receipt in receipts] == [[(0, 3)], [(0, 1)], [(0, 4)]]
+    assert ledger.summaries() == ()
+
+
+def test_a_retry_heals_all(directory: JobDirectory, job: SmallJob) -> None:
+    write_receipts(directory, job)
+    assert commit(directory) == 1
+    opened = open_retry(directory)
+    assert [partition.rows for partition in opened.plan.partitions] == [8]
+    assert [Path(part.origin).name for part in opened.plan.partitions[0].fragments] == [
+        "in-0.parquet",
+        "in-1.parquet",
+        "in-2.parquet",
+    ]
+    assert directory.ledger().rows == RowCounts(75, 67, 8, 0)
+    assert [partition.id for partition in directory.ledger().todo] == ["00000"]
+    write_receipts(directory, replace(job, bad_every=0))
+    ledger = directory.ledger()
+    assert ledger.rows == RowCounts(75, 75, 0, 0)
+    assert ledger.reasons == {}
+    assert [(one.round, one.why, one.retried, one.healed) for one in ledger.summaries()] == [(1, "retry", 8, 8)]
+    manifest = directory.next_manifest(directory.receipts())
+    assert commit(directory) == manifest.number == 2
+    assert manifest.round == 1
+    assert [file.stage for file in manifest.files] == [0, 0, 0, 1]
+    assert set(manifest.models) == {0, 1}
+    assert manifest.rejects == ()
+    tables = [pq.read_table(io.BytesIO(directory.store.read(file.name))) for file in manifest.files]
+    assert sorted(pa.concat_tables(tables).column("id").to_pylist()) == list(range(75))
+
+
+def test_what_is_still_rejected_keeps_its_file_and_row(directory: JobDirectory, job: SmallJob) -> None:
+    write_receipts(directory, job)
+    open_retry(directory)
+    write_receipts(directory, replace(job, bad_every=20))
+    assert directory.ledger().rows == RowCounts(75, 71, 4, 0)
+    expected = [
+        (0, "in-0.parquet", 0), (20, "in-0.parquet", 20), (40, "in-2.parquet", 5), (60, "in-2.parquet", 25),
+    ]  # fmt: skip
+    assert places(directory) == expected
+    again = open_retry(directory)
+    assert [fragment.path for fragment in again.plan.partitions[0].fragments] == [
+        "stages/1/rejects/00000-a.parquet"
+    ] * 2
+    write_receipts(directory, replace(job, bad_every=60))
+    assert places(directory) == [expected[0], expected[3]]
+    assert directory.ledger().rows == RowCounts(75, 73, 2, 0)
+    assert [one.healed for one in directory.ledger().summaries()] == [4, 2]
+    assert [file.name for file in directory.next_manifest(directory.receipts()).rejects] == [
+        "stages/2/rejects/00000-a.parquet"
+    ]
+
+
+def test_a_retry_that_is_half_done_counts_as_far_as_it_is(directory: JobDirectory, job: SmallJob) -> None:
+    write_receipts(directory, job)
+    first = open_retry(directory)
+    ledger = directory.ledger()
+    pair = halves(first.plan.partitions[0], {file.path: file for file in first.plan.files})
+    assert pair is not None
+    split = split_receipt("00000", (4,), plan=first.digest, model=first.plan.model.digest, attempt="s", stage=1)
+    directory.store.put_if_absent("stages/1/receipts/00000.json", split.to_json())
+    write_receipt(directory, replace(job, bad_every=0), pair[0], of=first)
+    ledger = directory.ledger()
+    assert [partition.id for partition in ledger.todo] == ["00000.1"]
+    assert ledger.rows == RowCounts(75, 71, 4, 0)
+    assert [row for row, *_ in places(directory)] == [40, 50, 60, 70]
+    assert summarise(directory).total == 4
+    # Another one, with something mended, takes over what this one left, and a worker of this one comes too late.
+    second = open_retry(directory, takes={1: ["00000.1"]})
+    assert [partition.rows for partition in second.plan.partitions] == [4]
+    write_receipt(directory, replace(job, bad_every=0), pair[1], of=first)
+    assert directory.ledger().rows == RowCounts(75, 71, 4, 0)
+    assert [partition.id for partition in directory.ledger().todo] == ["00000"]
+    write_receipts(directory, replace(job, bad_every=0))
+    assert directory.ledger().rows == RowCounts(75, 75, 0, 0)
+
+
+def test_a_worker_that_was_cut_off_brings_nothing_in(directory: JobDirectory, job: SmallJob) -> None:
+    write_receipt(directory, job, job.plan.partitions[0])
+    taken = job.plan.partitions[1:]
+    plan = replace(job.plan, partitions=tuple(replace(one, id=f"{n:05d}") for n, one in enumerate(taken)))
+    takes = {0: [partition.id for partition in taken]}
+    made = make_record(plan, number=1, why="retry", epoch=2, created="", takes=takes)
+    opened = directory.open_round(made, plan)
+    assert [partition.id for partition in directory.ledger().todo] == ["00000", "00001"]
+    pair = halves(taken[1], {file.path: file for file in job.plan.files})
+    assert pair is not None
+    split = split_receipt("00002", (20,), plan=job.plan.digest, model=job.plan.model.digest, attempt="zombie")
+    directory.store.put_if_absent("stages/0/receipts/00002.json", split.to_json())
+    for partition in (taken[0], *pair):
+        write_receipt(directory, job, partition, attempt="zombie")
+    assert directory.ledger().rows == RowCounts(30, 27, 3, 0)
+    for partition in opened.plan.partitions:
+        write_receipt(directory, job, partition, of=opened)
+    assert directory.ledger().rows == RowCounts(75, 67, 8, 0)
+    directory.next_manifest(directory.receipts())
+    lost = {one.name for one in sweep_job(directory, now=utc_now()).leftovers}
+    assert "stages/0/data/00001-zombie.parquet" in lost
+    assert "stages/0/rejects/00002.1-zombie.parquet" in lost
+    assert not any("-a.parquet" in name for name in lost)
+
+
+def test_a_round_that_starts_over_is_all_that_counts(directory: JobDirectory, job: SmallJob) -> None:
+    write_receipts(directory, job)
+    open_retry(directory)
+    write_receipts(directory, replace(job, bad_every=20))
+    model = replace(job.plan.model, digest="0" * 64, version="2")
+    plan = replace(job.plan, model=model)
+    made = make_record(plan, number=2, why=MODEL_DRIFT, epoch=3, created="", takes={}, starts_over=True)
+    directory.open_round(made, plan)
+    ledger = directory.ledger()
+    assert (ledger.base.number, ledger.last.number) == (2, 2)
+    assert ledger.rows == RowCounts()
+    assert len(ledger.todo) == 3
+    write_receipts(directory, job)
+    assert directory.ledger().rows == RowCounts(75, 67, 8, 0)
+    manifest = directory.next_manifest(directory.receipts())
+    assert manifest.model.version == "2"
+    assert {file.stage for file in manifest.files} == {2}
+    assert make_report(directory).model["version"] == "2"
+
+
+def test_files_that_are_set_aside_are_in_no_count(directory: JobDirectory, job: SmallJob) -> None:
+    write_receipts(directory, job)
+    gone = RejectedFile(job.plan.files[1].path, "file:CorruptInput", "damaged", 5)
+    plan = replace(job.plan, files=(), partitions=())
+    made = make_record(
+        plan, number=1, why=FILES_REJECTED, epoch=2, created="", takes={0: ["00001"]}, rejected_files=[gone]
+    )
+    directory.open_round(made, plan)
+    ledger = directory.ledger()
+    assert ledger.rows == RowCounts(70, 63, 7, 0)
+    assert ledger.planned_rows == 70
+    assert ledger.rejected_files == (gone,)
+    assert directory.next_manifest(directory.receipts()).rejected_files == (gone.path,)
+    warnings = make_report(directory).warnings
+    assert f"1 input file was set aside, such as {gone.path} (5 rows): damaged" in warnings
+    mended = replace(job.plan, files=(job.plan.files[1],), partitions=(replace(job.plan.partitions[1], id="00000"),))
+    again = make_record(mended, number=2, why="retry", epoch=3, created="", takes={}, mended_files=[gone.path])
+    directory.open_round(again, mended)
+    assert directory.ledger().rejected_files == ()
+    assert directory.ledger().planned_rows == 75
+    write_receipts(directory, job)
+    assert directory.ledger().rows == RowCounts(75, 67, 8, 0)
+
+
+def test_a_job_has_ended_when_its_last_manifest_covers_its_last_round(directory: JobDirectory, job: SmallJob) -> None:
+    write_receipts(directory, job)
+    assert not directory.is_ended
+    directory.set_status(Status.PUBLISHING)
+    commit(directory)
+    directory.set_status(Status.SUCCEEDED_WITH_WARNINGS)
+    assert directory.is_ended
+    open_retry(directory)
+    # The driver that opened it may have died before it wrote a status.
+    assert directory.status().is_success
+    assert not directory.is_ended
+
+
+def test_only_one_driver_opens_a_round(directory: JobDirectory, job: SmallJob) -> None:
+    write_receipts(directory, job)
+    opened = open_retry(directory, epoch=4)
+    assert opened.record is not None
+    assert directory.open_round(opened.record, opened.plan).number == 1
+    with pytest.raises(Fenced):
+        directory.open_round(replace(opened.record, epoch=5), opened.plan)
+
+
+def test_records_are_read_back_and_damage_is_refused(directory: JobDirectory, job: SmallJob) -> None:
+    write_receipts(directory, job)
+    opened = open_retry(directory, takes={0: ["00001"]}, changes=["a -> b"])
+    again = JobDirectory.open(directory.root)
+    assert again.rounds()[1].record == opened.record
+    assert again.rounds()[1].plan == opened.plan
+    place = "rounds/1.json"
+    data = directory.store.read(place)
+    directory.store.replace(place, data[:40])
+    with pytest.raises(StateCorrupt, match="record of a round is damaged"):
+        JobDirectory.open(directory.root).rounds()
+    directory.store.replace("rounds/3.json", data)
+    directory.store.replace(place, data)
+    with pytest.raises(StateCorrupt, match="record of a round is missing"):
+        JobDirectory.open(directory.root).rounds()
+
+
+def test_a_plan_that_was_never_put_on_record_is_a_leftover(directory: JobDirectory, job: SmallJob) -> None:
+    write_receipts(directory, job)
+    open_retry(directory)
+    directory.store.replace("rounds/2-0123456789abcdef.parquet", b"x")
+    found = sweep_job(directory, now=utc_now()).leftovers
+    assert [one.name for one in found] == ["rounds/2-0123456789abcdef.parquet"]
+
+
+def test_a_receipt_of_another_round_is_refused(directory: JobDirectory, job: SmallJob) -> None:
+    receipt = write_receipts(directory, job)[0]
+    open_retry(directory)
+    directory.store.replace("stages/1/receipts/00000.json", receipt.to_json())
+    with pytest.raises(StateCorrupt, match="does not belong"):
+        directory.receipts()
+
+
+def test_json_of_a_record(job: SmallJob) -> None:
+    made = make_record(
+        replace(job.plan, partitions=(Partition("00000", ()),)),
+        number=7,
+        why="retry",
+        epoch=1,
+        created="",
+        takes={0: ["00001"], 3: []},
+        rejected_files=[RejectedFile("/a", "file:CorruptInput", "bad", None, (("day", "1"),))],
+    )
+    assert made.takes == {0: ("00001",)}
+    assert RoundRecord.from_json(made.to_json(), where="") == made
