@@ -22,7 +22,8 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "sink": "{path: scored/}",
         "errors": "{max_fraction: 0.001}",
         "contract": "{age: {min: 18, max: 110}}",
-        "cluster": "tcp://10.0.0.1:8786",
+        "cluster": "tls://10.0.0.1:8786",
+        "storage": "{'s3://lake': {key: env:LAKE_KEY, secret: env:LAKE_SECRET}}",
     },
     "Source": {
         "path": "[lake/2025/, lake/2026/part-*.parquet]",
@@ -125,8 +126,11 @@ def _type(described: dict[str, Any]) -> str:
             return " or ".join(dict.fromkeys(kinds))
     if described["type"] == "array":
         return f"list of {_type(described['items'])}"
+    if described["type"] == "object" and described["additionalProperties"] is True:
+        return "mapping"
     if described["type"] == "object":
-        return f"mapping of column to {_type(described['additionalProperties'])}"
+        inner = _type(described["additionalProperties"])
+        return f"mapping of {'URL' if inner == 'mapping' else 'column'} to {inner}"
     return {"string": "text", "boolean": "true or false", "integer": "number", "number": "number"}[described["type"]]
 
 

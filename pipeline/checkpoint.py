@@ -44,6 +44,7 @@ from pipeline.recipe import StageRecipe
 from pipeline.redaction import redact_values
 from pipeline.rounds import Round, RoundRecord, put_round, read_receipts, read_rounds
 from pipeline.splits import done_partitions, effective_partitions, halves, partition_key
+from pipeline.storage import use_storage_options
 
 __all__ = [
     "Committed",
@@ -207,6 +208,7 @@ class JobDirectory:
                     next_step="restore the file, or run the job spec again as a new job",
                 )
             self._plan = plan
+            use_storage_options(plan.spec.storage)
         return self._plan
 
     @cached_property

@@ -17,7 +17,7 @@ from pipeline import __version__
 from pipeline.commands import author, chaos, clean, execute, look, models, submit
 from pipeline.commands.options import JSON, VERBOSITY, json_text, tell
 from pipeline.errors import PipelineError
-from pipeline.redaction import redact
+from pipeline.redaction import mask_streams, redact
 
 BROKEN_PIPE = 141
 """128 + SIGPIPE: whoever read stdout has gone."""
@@ -50,6 +50,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was asked for."""
+        mask_streams()
         try:
             return super().invoke(ctx)
         except (click.exceptions.Exit, click.Abort):

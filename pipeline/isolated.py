@@ -18,6 +18,7 @@ from pipeline.isolation import Died, read_message, sendable, write_message
 from pipeline.recipe import StageRecipe
 from pipeline.redaction import mask_logs, mask_streams
 from pipeline.scoring import ScoredBatch, Scorer
+from pipeline.storage import use_storage_options
 
 _PR_SET_PDEATHSIG = 1
 
@@ -28,6 +29,7 @@ def serve(questions: IO[bytes], answers: IO[bytes]) -> None:
     A scorer that ends is answered for with `Died`. Only whole answers are passed on.
     """
     recipe: StageRecipe = read_message(questions)
+    use_storage_options(recipe.storage)
     for library in find_flavor(recipe.score.model.flavor).libraries:
         with suppress(ImportError):
             import_module(library)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.errors import SpecError
+from pipeline.redaction import redact
 
 FieldPath = tuple[str | int, ...]
 """Keys and list positions that lead to a value of a spec."""
@@ -139,5 +140,5 @@ def shown(value: Any) -> str:
         text = "[" + ", ".join(shown(item) for item in value) + "]"
     else:
         text = str(value) or "an empty text"
-    text = " ".join(text.split())
+    text = " ".join(redact(text).split())
     return text if len(text) <= 80 else text[:79] + "…"

@@ -38,6 +38,7 @@ from pipeline.scoring import Scorer
 from pipeline.sources import SourceBatch, read_ahead
 from pipeline.spec import Output
 from pipeline.splits import even_cuts, split_receipt
+from pipeline.storage import use_storage_options
 
 FRAME_BATCH_ROWS = 1 << 16
 """Rows of a pandas frame that are scored at a time."""
@@ -61,6 +62,7 @@ def run_partition(
     :param isolation: score in a process of its own, with these limits. Default: in this one.
     :raises PipelineError: when it cannot be done; no file of this attempt is left then.
     """
+    use_storage_options(recipe.storage)
     store = open_store(stage_folder(recipe), private=True, fsync=recipe.fsync)
     committed = _committed(store, partition.id, recipe)
     if committed is not None:
@@ -97,6 +99,7 @@ def scored_frame(recipe: StageRecipe, partition: Partition, versions: Versions |
     :returns: columns of the output schema; ``frame.attrs["rows"]`` counts what became of the rows (rejects are left
         out), ``frame.attrs["reasons"]`` the rejects by reason.
     """
+    use_storage_options(recipe.storage)
     evaluator, _ = get_evaluator(recipe.score)
     scorer = Scorer(recipe, evaluator)
     ledger = RowLedger(partition)

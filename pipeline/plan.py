@@ -23,7 +23,7 @@ from pipeline.plan_table import plan_from_table, plan_to_table
 from pipeline.planned import Limits, Partition, Plan
 from pipeline.rows import InputFile
 from pipeline.sources.parquet import Discovery, resize, total_bytes
-from pipeline.spec import JobSpec
+from pipeline.spec import NOT_THE_WORK, JobSpec
 
 __all__ = [
     "Limits",
@@ -268,7 +268,7 @@ def difference(one: Plan, other: Plan) -> list[str]:
     """In what two plans differ, in words: ``sink.mode: error -> append``. Empty when their digests are the same."""
     if one.digest == other.digest:
         return []
-    found = _spec_difference("", one.spec.to_dict(exclude={"cluster"}), other.spec.to_dict(exclude={"cluster"}))
+    found = _spec_difference("", one.spec.to_dict(exclude=NOT_THE_WORK), other.spec.to_dict(exclude=NOT_THE_WORK))
     if one.model.digest != other.model.digest:
         found.append(f"model {one.model.name}: sha256 {one.model.digest[:12]} -> {other.model.digest[:12]}")
     found += _file_difference({file.path: file for file in one.files}, {file.path: file for file in other.files})

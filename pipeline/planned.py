@@ -170,6 +170,7 @@ class Plan:
             row_group_rows=self.row_group_rows,
             fsync=fsync,
             import_paths=tuple(import_paths),
+            storage=spec.storage,
         )
 
     def worker_memory(self, limits: Limits) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -20,6 +20,7 @@ from pipeline.settings import Settings
 from pipeline.sinks import check
 from pipeline.sources import Discovery, discover, sample_batch
 from pipeline.spec import JobSpec
+from pipeline.storage import use_storage_options
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def draft(spec: JobSpec, *, settings: Settings) -> Prepared:
     :raises PipelineError: for anything in the spec, the input or the model that would not work.
     """
     spec = absolute(spec)
+    use_storage_options(spec.storage)
     cluster = cluster_of(spec, settings=settings)
     limits = cluster.limits()
     version = resolve_model(spec.score.model, settings=settings)
@@ -132,4 +134,6 @@ def _frame_schema(spec: JobSpec, *, discovery: Discovery, settings: Settings) ->
         return schema
     columns = [name for name in schema.names if name not in discovery.key_names]
     batch = sample_batch(discovery, columns=columns, schema=schema)
-    return frame_schema(spec.maps, batch, schema=schema, import_paths=settings.import_paths)
+    # What a step prints is not the result of a command.
+    with redirect_stdout(sys.stderr):
+        return frame_schema(spec.maps, batch, schema=schema, import_paths=settings.import_paths)

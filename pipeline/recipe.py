@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.digest import digest_json
 from pipeline.model import Engine, ModelVersion, OutputKind
@@ -86,6 +88,8 @@ class StageRecipe:
     fsync: bool = True
     import_paths: tuple[str, ...] = field(default=())
     """Folders added to ``sys.path`` on workers so that the modules of the steps can be imported."""
+    storage: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Options of file systems by how URLs begin, with references for secrets; see `pipeline.storage`."""
 
     @property
     def digest(self) -> str:

@@ -7,12 +7,16 @@ They are resolved by the process that uses the secret, a worker for the most par
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import SpecError
-from pipeline.redaction import remember_secret
+from pipeline.redaction import redact, remember_secret, says_secret
 
 SCHEMES = ("env:", "file:")
+_SECRET_OPTIONS = {"key", "sas", "connection_string", "auth", "authorization"}
+"""Names of options that hold a secret, or half of one, without saying so."""
 
 
 def is_reference(text: str) -> bool:
@@ -32,6 +36,38 @@ def resolve_reference(text: str, *, where: str) -> str:
     value = _variable(name, where=where) if scheme == "env" else _content(name, where=where)
     remember_secret(value)
     return value
+
+
+def resolve_options(options: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+    """``options`` with every reference in them resolved, however deep it lies."""
+    return {str(name): _resolve(value, where=f"{where}.{name}") for name, value in options.items()}
+
+
+def _resolve(value: Any, *, where: str) -> Any:
+    if isinstance(value, str):
+        return resolve_reference(value, where=where)
+    if isinstance(value, Mapping):
+        return resolve_options(value, where=where)
+    if isinstance(value, (list, tuple)):
+        return [_resolve(item, where=where) for item in value]
+    return value
+
+
+def written_secret(options: Mapping[str, Any]) -> str:
+    """Name of the first option that holds a secret itself instead of a reference to it; empty when none does."""
+    for name, value in options.items():
+        inner = written_secret(value) if isinstance(value, Mapping) else ""
+        if inner:
+            return f"{name}.{inner}"
+        is_named = says_secret(str(name)) or str(name).lower() in _SECRET_OPTIONS
+        texts = [value] if isinstance(value, str) else value if isinstance(value, (list, tuple)) else ()
+        if any(isinstance(text, str) and _is_written(text, is_named=is_named) for text in texts):
+            return str(name)
+    return ""
+
+
+def _is_written(text: str, *, is_named: bool) -> bool:
+    return bool(text) and not is_reference(text) and (is_named or redact(text) != text)
 
 
 def _variable(name: str, *, where: str) -> str:

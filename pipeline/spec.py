@@ -26,6 +26,8 @@ from pipeline.spec_parts import (
     ScoreStep,
     Sink,
     Source,
+    StorageOptions,
+    UrlBeginning,
 )
 from pipeline.spec_text import dump_text, read_document
 from pipeline.validation import mistakes_of
@@ -44,6 +46,8 @@ __all__ = [
 ]
 
 STEP_KINDS = ("map", "score")
+NOT_THE_WORK = {"cluster", "storage"}
+"""Fields that do not decide what the output rows are."""
 _ORDER = "order"
 _KIND = "step"
 
@@ -117,6 +121,9 @@ class JobSpec(Part):
     """Per column; adds to what the model's features ask for."""
     cluster: Name = "local"
     """A name in ``cluster_configs/``, a file, or the address of a scheduler."""
+    storage: dict[UrlBeginning, StorageOptions] = Field(default_factory=dict)
+    """Options of fsspec file systems by how URLs begin; the longest beginning that fits counts. Secrets only as
+    ``env:NAME`` or ``file:PATH``: each process that opens such a URL looks there itself."""
 
     @classmethod
     def build(cls, **fields: Any) -> Self:
@@ -165,8 +172,8 @@ class JobSpec(Part):
 
     @property
     def digest(self) -> str:
-        """SHA-256 over everything that decides the output rows; where it runs is left out."""
-        return digest_json(self.to_dict(exclude={"cluster"}))
+        """SHA-256 over everything that decides the output rows, not where it runs or how storage is reached."""
+        return digest_json(self.to_dict(exclude=NOT_THE_WORK))
 
     def to_dict(self, *, exclude: set[str] | None = None) -> dict[str, Any]:
         """As YAML or JSON holds it, defaults left out."""

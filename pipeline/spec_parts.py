@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from pipeline.errors import SpecError
 from pipeline.model import Engine, ModelRef, OutputKind
+from pipeline.references import written_secret
 from pipeline.units import parse_bytes
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
@@ -76,12 +77,31 @@ def _check_unique(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def _check_options(options: dict[str, Any]) -> dict[str, Any]:
+    name = written_secret(options)
+    if name:
+        raise wrong(
+            f"holds a secret itself, in {name}",
+            expected="a reference to it: env:NAME (a variable of the workers) or file:PATH",
+            next_step=f"put it into a variable, write {name}: env:NAME, and change a secret that others have seen",
+        )
+    return options
+
+
+def _check_beginning(url: str) -> str:
+    if "://" not in url:
+        raise wrong("is not how a URL begins", expected="such as s3:// or s3://bucket/folder")
+    return url
+
+
 JobName = Annotated[str, AfterValidator(_check_name), Field(json_schema_extra={"pattern": NAME_PATTERN})]
 Entrypoint = Annotated[str, AfterValidator(_check_entrypoint), Field(json_schema_extra={"pattern": _ENTRYPOINT})]
 PathText = Annotated[str, AfterValidator(_check_path), Field(json_schema_extra={"minLength": 1})]
 Name = Annotated[str, Field(min_length=1)]
 Names = Annotated[tuple[Name, ...], Field(strict=False), AfterValidator(_check_unique)]
 SomeNames = Annotated[tuple[Name, ...], Field(min_length=1, strict=False), AfterValidator(_check_unique)]
+UrlBeginning = Annotated[str, AfterValidator(_check_beginning)]
+StorageOptions = Annotated[dict[str, Any], AfterValidator(_check_options)]
 Value = bool | int | float | str
 
 

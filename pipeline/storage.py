@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DiskFull, PipelineError, RefusedForSafety, SpecError, StorageError
+from pipeline.references import resolve_options
 
 Names = list[str]
 """Names in a folder (stores have a method ``list``, which hides the type)."""
@@ -19,6 +20,10 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CLIENTS = {"aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "urllib3"}
 """Packages under fsspec's file systems that raise errors which are no OSError, such as where nobody answers."""
 _LOCAL_SCHEMES = ("file://", "local://")
+
+Options = Mapping[str, Mapping[str, Any]]
+"""How URLs begin -> options of their file system, with references for secrets."""
+_options: dict[str, Mapping[str, Any]] = {}
 
 
 def is_local_path(path: str) -> bool:
@@ -77,17 +82,36 @@ def check_url(url: str) -> str:
     return url
 
 
+def use_storage_options(options: Options) -> None:
+    """Open URLs that begin like that with these options from now on, in every thread of this process.
+
+    References in them are resolved when a URL is opened. Of two jobs in one process that differ about one URL, the
+    later one is right.
+    """
+    _options.update(options)
+
+
+def options_for(url: str) -> dict[str, Any]:
+    """Options for ``url`` by the longest beginning that fits, references resolved; empty where none fits.
+
+    :raises SpecError: when a reference leads nowhere in this process.
+    """
+    fitting = [begin for begin in _options if f"{url.rstrip('/')}/".startswith(f"{begin.rstrip('/')}/")]
+    begin = max(fitting, key=len, default=None)
+    return {} if begin is None else resolve_options(_options[begin], where=f"storage: {begin}")
+
+
 def file_system(url: str, **options: Any) -> tuple[Any, str]:
     """The fsspec file system of ``url``, and the path in it.
 
-    :param options: of the file system; default: as fsspec's configuration says.
+    :param options: of the file system; default: as `use_storage_options` was told, else as fsspec's configuration says.
     :raises SpecError: when it is unknown, or its package is not installed.
     :raises RefusedForSafety: when ``url`` carries a password.
     """
     import fsspec
 
     try:
-        system, path = fsspec.core.url_to_fs(check_url(url), **options)
+        system, path = fsspec.core.url_to_fs(check_url(url), **(options or options_for(url)))
     except (ImportError, ValueError) as error:
         raise SpecError(
             "the storage of a path cannot be used",

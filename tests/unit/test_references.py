@@ -1,0 +1,104 @@
+"""References to secrets, in certificates and in options of file systems."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import redaction, storage
+from pipeline.errors import SpecError
+from pipeline.references import resolve_options, resolve_reference, written_secret
+from pipeline.spec import JobSpec
+from pipeline.storage import options_for, use_storage_options
+
+SECRET = "correct-horse-battery"
+
+
+@pytest.fixture(autouse=True)
+def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redaction, "_secrets", set())
+    monkeypatch.setattr(storage, "_options", {})
+
+
+def test_a_variable_and_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "secret").write_text(SECRET + "\n")
+    monkeypatch.setenv("LAKE", SECRET)
+    assert resolve_reference("env:LAKE", where="x") == SECRET
+    assert resolve_reference(f"file:{tmp_path / 'secret'}", where="x") == SECRET
+    assert resolve_reference("plain", where="x") == "plain"
+    assert resolve_reference("file:///data", where="x") == "file:///data", "a URL is no reference"
+    assert redaction.redact(f"it is {SECRET}") == "it is [secret]"
+
+
+@pytest.mark.parametrize("text", ["env:NOT_THERE", "env:EMPTY", "env:", "file:/not/there", "file:{empty}"])
+def test_what_leads_nowhere_is_refused_with_its_field(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMPTY", "")
+    (tmp_path / "empty").touch()
+    with pytest.raises(SpecError) as caught:
+        resolve_reference(text.format(empty=tmp_path / "empty"), where="storage: s3://.secret")
+    assert caught.value.where == "storage: s3://.secret"
+
+
+def test_options_are_resolved_however_deep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAKE", SECRET)
+    options = {"anon": False, "client_kwargs": {"password": "env:LAKE"}, "many": ["a", "env:LAKE"]}
+    assert resolve_options(options, where="x") == {
+        "anon": False,
+        "client_kwargs": {"password": SECRET},
+        "many": ["a", SECRET],
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"secret": SECRET}, "secret"),
+        ({"key": "AK"}, "key"),
+        ({"client_kwargs": {"aws_session_token": "x"}}, "client_kwargs.aws_session_token"),
+        ({"endpoint_url": f"https://me:{SECRET}@host"}, "endpoint_url"),
+        ({"headers": ["Bearer abcdefghijkl"]}, "headers"),
+        ({"secret": "env:LAKE", "token": "file:/run/x", "anon": False, "endpoint_url": "http://host:1"}, ""),
+        ({"token": None, "key": ""}, ""),
+    ],
+)
+def test_a_secret_that_is_written_out_is_found(options: dict[str, Any], found: str) -> None:
+    assert written_secret(options) == found
+
+
+def test_the_longest_beginning_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAKE", SECRET)
+    use_storage_options({"s3://": {"anon": True}, "s3://lake": {"secret": "env:LAKE"}})
+    assert options_for("s3://other/x") == {"anon": True}
+    assert options_for("s3://lake/x") == options_for("s3://lake") == {"secret": SECRET}
+    assert options_for("s3://lake-house/x") == {"anon": True}
+    assert options_for("gs://lake/x") == {}
+
+
+def spec(**fields: Any) -> JobSpec:
+    return JobSpec.build(
+        name="a", source={"path": "s3://lake/x"}, steps=[{"score": {"model": "m.ubj"}}], sink={"path": "out"}, **fields
+    )
+
+
+def test_a_job_spec_holds_references_and_where_they_lead_is_not_its_work() -> None:
+    made = spec(storage={"s3://lake": {"secret": "env:LAKE"}})
+    assert made.digest == spec().digest
+    assert JobSpec.load(made.to_yaml()) == made
+
+
+@pytest.mark.fault(49)
+def test_a_secret_in_a_job_spec_is_refused_and_not_repeated() -> None:
+    with pytest.raises(SpecError) as caught:
+        spec(storage={"s3://lake": {"secret": SECRET}})
+    assert "env:NAME" in str(caught.value)
+    assert "secret" in str(caught.value)
+    assert SECRET not in str(caught.value) + repr(caught.value.details())
+
+
+def test_a_beginning_is_that_of_a_url() -> None:
+    with pytest.raises(SpecError, match="how a URL begins"):
+        spec(storage={"lake": {"anon": True}})
