@@ -66,4 +66,9 @@ errors:
 
 # Where it runs: local (processes of this machine), a name in cluster_configs/, a file, or the address of a scheduler.
 cluster: local
+
+# How storage is reached: options of fsspec file systems by how URLs begin. Secrets only as env:NAME or file:PATH, which
+# driver and workers look up themselves. Default: what the client library finds (see docs/storage.md).
+# storage:
+#   s3://lake: {key: env:LAKE_KEY, secret: env:LAKE_SECRET}
 """

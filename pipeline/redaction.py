@@ -14,8 +14,9 @@ import re
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
@@ -58,6 +59,13 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     ),
 )
 
+_HINT = re.compile(
+    "://|private key|akia|asia|bearer|basic|eyj|gh[pousr]_|github_pat_|xox|hf_|aiza|sig|secret|passw|passphrase|token"
+    "|key|credential",
+    re.IGNORECASE,
+)
+"""What every pattern has in some spelling: most texts have none of it, and need no further look."""
+
 _secrets: set[str] = set()
 _lock = threading.Lock()
 
@@ -71,11 +79,12 @@ def remember_secret(value: str) -> None:
 
 def redact(text: str) -> str:
     """``text`` with every secret in it masked."""
-    for secret in sorted(_known(), key=len, reverse=True):
+    for secret in _known():
         if secret in text:
             text = text.replace(secret, MASK)
-    for pattern, mask in _PATTERNS:
-        text = pattern.sub(mask, text)
+    if _HINT.search(text):
+        for pattern, mask in _PATTERNS:
+            text = pattern.sub(mask, text)
     return text
 
 
@@ -150,15 +159,25 @@ def _text(error: BaseException) -> str:
         return ""
 
 
-def _known() -> set[str]:
+def _known() -> Sequence[str]:
+    """What this process knows to be secret, the longest first."""
     with _lock:
-        found = set(_secrets)
-    found.update(value for name, value in os.environ.items() if says_secret(name) and _is_secret(value))
+        remembered = frozenset(_secrets)
     config = sys.modules["fsspec.config"].conf if "fsspec.config" in sys.modules else {}
-    found.update(_secrets_in(config))
-    # As they stand in URLs, in JSON, and in what Python shows.
-    written = {quote(secret, safe="") for secret in found} | {repr(secret)[1:-1] for secret in found}
-    return found | written
+    configured = frozenset(_secrets_in(config)) if config else frozenset()
+    return _spellings(remembered | configured | _secrets_of(tuple(os.environ.items())))
+
+
+@lru_cache(maxsize=4)
+def _secrets_of(variables: tuple[tuple[str, str], ...]) -> frozenset[str]:
+    return frozenset(value for name, value in variables if says_secret(name) and _is_secret(value))
+
+
+@lru_cache(maxsize=4)
+def _spellings(secrets: frozenset[str]) -> Sequence[str]:
+    """As they stand in URLs, in JSON, and in what Python shows."""
+    written = {quote(secret, safe="") for secret in secrets} | {repr(secret)[1:-1] for secret in secrets}
+    return sorted(secrets | written, key=len, reverse=True)
 
 
 def _is_secret(value: str) -> bool:
