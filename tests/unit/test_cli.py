@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,9 +140,11 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     )
     times = []
     for _ in range(3):
-        begin = time.perf_counter()
+        # Processor time: what the clock says depends on what else the machine does.
+        begin = os.times()
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
-        times.append(time.perf_counter() - begin)
+        end = os.times()
+        times.append(end.children_user + end.children_system - begin.children_user - begin.children_system)
         assert done.returncode == 0, f"imported {done.stderr}"
     assert min(times) < 0.5
 
