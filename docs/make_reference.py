@@ -24,6 +24,8 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "contract": "{age: {min: 18, max: 110}}",
         "cluster": "tls://10.0.0.1:8786",
         "storage": "{'s3://lake': {key: env:LAKE_KEY, secret: env:LAKE_SECRET}}",
+        "params": '{day: "2026-01-01", threshold: 0.5}',
+        "run": '{date: "2026-01-01"}',
     },
     "Source": {
         "path": "[lake/2025/, lake/2026/part-*.parquet]",
@@ -49,6 +51,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "compression": "zstd",
     },
     "Errors": {"max_fraction": "0.001"},
+    "Run": {"date": '"2026-01-01"'},
     "ColumnContract": {
         "dtype": "int64",
         "nullable": "false",
@@ -96,6 +99,8 @@ def _settings_table() -> str:
     }
     lines = ["| setting | default | meaning |", "| --- | --- | --- |"]
     for field in fields(Settings):
+        if not field.metadata.get("is_setting", True):
+            continue
         value = str(field.default).lower() if isinstance(field.default, bool) else field.default
         default = "" if value in (None, ()) else f"`{value}`"
         lines.append(f"| `{field.name.replace('_', '-')}` | {default} | {meanings[field.name]} |")
@@ -130,7 +135,8 @@ def _type(described: dict[str, Any]) -> str:
         return "mapping"
     if described["type"] == "object":
         inner = _type(described["additionalProperties"])
-        return f"mapping of {'URL' if inner == 'mapping' else 'column'} to {inner}"
+        is_name = "maxLength" in described.get("propertyNames", {})
+        return f"mapping of {'URL' if inner == 'mapping' else 'name' if is_name else 'column'} to {inner}"
     return {"string": "text", "boolean": "true or false", "integer": "number", "number": "number"}[described["type"]]
 
 

@@ -64,6 +64,11 @@ errors:
 #   age: {dtype: int64, nullable: false, finite: true, min: 0, max: 120}
 #   plan: {allowed: [basic, standard, premium]}
 
+# Parameters: ${params.day} puts one into any text above; -p day=2026-02-01 gives another value than the one here.
+# ${run.date} is the date of submission, UTC (or as run says); ${env:NAME} a variable of the environment.
+# params: {day: "2026-01-01"}
+# run: {date: "2026-01-01"}
+
 # Where it runs: local (processes of this machine), a name in cluster_configs/, a file, or the address of a scheduler.
 cluster: local
 

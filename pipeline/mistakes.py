@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.errors import SpecError
+from pipeline.origins import Candidate, Rank
 from pipeline.redaction import redact
 
 FieldPath = tuple[str | int, ...]
@@ -79,6 +80,15 @@ class Document:
     keys: dict[FieldPath, Place] = field(default_factory=dict)
     mistakes: list[Mistake] = field(default_factory=list)
     """What is wrong with single values; their fields hold the text as it was written."""
+    ranks: dict[FieldPath, Rank] = field(default_factory=dict)
+    """What gave a value that is not as the file has it."""
+    over: dict[FieldPath, tuple[Candidate, ...]] = field(default_factory=dict)
+    """What such a value took the place of, the last first."""
+
+    def rank_of(self, path: FieldPath) -> Rank:
+        """What gave the value of a field, or what is around it."""
+        known = [path[:stop] for stop in range(len(path), -1, -1) if path[:stop] in self.ranks]
+        return self.ranks[known[0]] if known else Rank.JOB_FILE
 
     def place_of(self, path: FieldPath, *, key: bool = False) -> Place:
         """Where the value of a field stands (or its key), or what is around it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from html import escape
@@ -101,13 +101,19 @@ class Job:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], *, overrides: Sequence[str] = (), settings: Settings | None = None
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        overrides: Sequence[str] = (),
+        params: Mapping[str, Any] | None = None,
+        settings: Settings | None = None,
     ) -> Job:
         """The job of a YAML or JSON file.
 
         :param overrides: such as ``sink.path=out/``.
+        :param params: values for parameters that the file declares.
         """
-        loaded = load_spec(path, overrides=overrides)
+        loaded = load_spec(path, overrides=overrides, params=params or {})
         job = cls.__new__(cls)
         job.spec = loaded.spec
         job.settings = settings or load_settings(import_paths=loaded.folders)

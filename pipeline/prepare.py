@@ -5,14 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from pipeline.clusters import ClusterAdapter, find_cluster
+from pipeline.clusters import ClusterAdapter, find_cluster, site_settings
 from pipeline.files import is_local_path, local_path
 from pipeline.flavors.outlook import check_engine
 from pipeline.model import ModelRef, ModelVersion
+from pipeline.origins import Candidate, Choice, Rank, choose
 from pipeline.plan import Limits, Plan, make_plan
 from pipeline.registry import resolve
 from pipeline.scoring import frame_schema, prediction_schema
@@ -90,8 +91,34 @@ def resolve_model(text: str, *, settings: Settings) -> ModelVersion:
 
 
 def cluster_of(spec: JobSpec, *, settings: Settings) -> ClusterAdapter:
-    """The adapter for the cluster that the settings, else the spec, name."""
-    return find_cluster(settings.cluster or spec.cluster, settings=settings, folders=settings.import_paths)
+    """The adapter for the cluster that was chosen; see `cluster_choice`."""
+    name = cluster_choice(spec, settings=settings).value
+    return find_cluster(name, settings=settings, folders=settings.import_paths)
+
+
+def cluster_choice(spec: JobSpec, *, settings: Settings, of_spec: Choice | None = None) -> Choice:
+    """The name of the cluster, and what says so: a flag or a variable, else the spec, else ``dask.config``.
+
+    :param of_spec: where the spec has its ``cluster`` from, when that is known.
+    """
+    candidates = [Candidate("local", Rank.BUILT_IN)]
+    if spec.cluster is not None and of_spec is not None:
+        candidates += [*of_spec.over, Candidate(spec.cluster, of_spec.rank, of_spec.origin)]
+    elif spec.cluster is not None:
+        candidates.append(Candidate(spec.cluster, Rank.JOB_FILE, "cluster"))
+    if settings.cluster is not None:
+        found = settings.choice("cluster")
+        candidates.append(Candidate(found.value, found.rank, found.origin))
+        candidates += [one for one in found.over if one.rank is not Rank.BUILT_IN]
+    return choose(candidates)
+
+
+def settings_of(spec: JobSpec, *, settings: Settings) -> Settings:
+    """``settings`` with those that the file of the chosen cluster holds; the cluster they name is the chosen one."""
+    name = cluster_choice(spec, settings=settings).value
+    if settings.cluster not in (None, name):
+        settings = replace(settings, cluster=name)
+    return site_settings(name, settings=settings, folders=settings.import_paths)
 
 
 def absolute(spec: JobSpec) -> JobSpec:

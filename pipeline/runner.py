@@ -28,7 +28,7 @@ from pipeline.lease import Lease, held
 from pipeline.ledger import Ledger
 from pipeline.lifecycle import Status
 from pipeline.plan import Partition, dispatch_order
-from pipeline.prepare import cluster_of, importable, prepare
+from pipeline.prepare import cluster_of, importable, prepare, settings_of
 from pipeline.receipt import Receipt
 from pipeline.redaction import masked_logs, redact, redact_error
 from pipeline.rejects import first_examples, summarise
@@ -96,6 +96,7 @@ def execute(
     """
     if begin is None and unless(job):
         return make_report(job)
+    settings = settings_of(job.plan.spec, settings=settings)
     with held(job.store, lease_seconds=settings.lease_seconds) as lease:
         if begin is not None:
             begin(job, lease)

@@ -1,6 +1,6 @@
-"""How jobs run on a site: from ``dask.config`` under ``pipeline:``, overridden by flags.
+"""How jobs run on a site: flags, else ``PIPELINE_…`` variables, else the cluster's file, else ``dask.config``.
 
-A file such as ``~/.config/dask/pipeline.yaml`` holds::
+For ``dask.config`` a file such as ``~/.config/dask/pipeline.yaml`` holds::
 
     pipeline:
       directory: /scratch/me/jobs
@@ -10,14 +10,20 @@ A file such as ``~/.config/dask/pipeline.yaml`` holds::
 
 from __future__ import annotations
 
+import logging
 import os
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import dask.config
 from dask.utils import parse_timedelta
 
+from pipeline.environment import misspelt, setting_variables
 from pipeline.errors import SpecError
+from pipeline.origins import Candidate, Choice, Rank, choose
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,36 +74,119 @@ class Settings:
     """Whether scheduler and workers may be open to the network without TLS."""
     import_paths: tuple[str, ...] = ()
     """Folders from which the modules of the steps are imported, on driver and workers."""
+    candidates: Mapping[str, tuple[Candidate, ...]] = field(
+        default_factory=dict, repr=False, compare=False, metadata={"is_setting": False}
+    )
+    """All that said something about each setting."""
+
+    def choice(self, name: str) -> Choice:
+        """The value of a setting, and where it is from. One that was given in Python counts as a flag."""
+        value = getattr(self, name)
+        found = choose([Candidate(getattr(Settings(), name), Rank.BUILT_IN), *self.candidates.get(name, ())])
+        return found if found.value == value else Choice(value, Rank.FLAG, "Python")
+
+    def values(self) -> dict[str, Any]:
+        """The value of every setting, by its name with underscores."""
+        return {name: getattr(self, name) for name in setting_names()}
+
+    def choices(self) -> dict[str, Choice]:
+        """`choice` of every setting, by its name with dashes."""
+        return {name.replace("_", "-"): self.choice(name) for name in setting_names()}
+
+
+def setting_names() -> tuple[str, ...]:
+    """Names of all settings, with underscores."""
+    return tuple(one.name for one in fields(Settings) if one.metadata.get("is_setting", True))
 
 
 _SECONDS = {"no_workers_timeout", "scheduler_timeout", "grace", "partition_timeout", "lease_seconds", "drift_poll"}
 
 
+_NOT_OF_A_CLUSTER = ("directory", "cluster")
+"""Settings that decide which cluster's file is read, or are needed before it is."""
+
+
 def load_settings(**flags: Any) -> Settings:
-    """Settings of this process: ``flags`` that are not None, else ``dask.config``, else the defaults.
+    """Settings of this process: ``flags`` that are not None, else variables, else ``dask.config``, else the defaults.
 
     :raises SpecError: for an unknown name under ``pipeline:`` or a value of the wrong type.
     """
-    known = {field.name for field in fields(Settings)}
-    values: dict[str, Any] = {}
+    known = setting_names()
+    for name, meant in misspelt(os.environ, known=known).items():
+        logger.warning("the variable %s is no setting; did you mean %s?", name, meant)
+    found: dict[str, list[Candidate]] = {}
     for key, value in (dask.config.get("pipeline", None) or {}).items():
-        name = key.replace("-", "_")
-        if name not in known:
-            raise SpecError(
-                "dask.config has an unknown setting",
-                where=f"pipeline.{key}",
-                expected=", ".join(sorted(item.replace("_", "-") for item in known)),
-            )
-        values[name] = value
-    values.update({name: value for name, value in flags.items() if value is not None})
-    checked = {name: _convert(name, value) for name, value in values.items() if value is not None}
-    settings = replace(Settings(), **checked)
+        _add(found, key, value, rank=Rank.DASK_CONFIG, origin=f"pipeline.{key}", what="dask.config has")
+    for variable in setting_variables(os.environ, known=known):
+        (name,) = variable.path
+        _add(found, name, _from_text(name, variable.text), rank=Rank.ENVIRONMENT, origin=variable.name)
+    for name, value in flags.items():
+        _add(found, name, value, rank=Rank.FLAG, origin=_FLAGS.get(name) or f"--{name.replace('_', '-')}")
+    settings = _settle(Settings(), found)
     if not settings.import_paths:
         settings = replace(settings, import_paths=(os.getcwd(),))
     return settings
 
 
-def _convert(name: str, value: Any) -> Any:
+_FLAGS = {"import_paths": "the folder of the job spec, and the working directory"}
+
+
+def with_cluster_file(settings: Settings, values: Mapping[str, Any], *, where: str) -> Settings:
+    """``settings`` with those that the file of the chosen cluster gives: they win over ``dask.config`` alone.
+
+    :raises SpecError: for a value of the wrong type, and for a setting that is needed before the file is read.
+    """
+    found = {name: list(candidates) for name, candidates in settings.candidates.items()}
+    for name in setting_names():
+        choice = settings.choice(name)
+        if choice.origin == "Python":
+            found[name] = [Candidate(choice.value, Rank.FLAG, "Python")]
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name in _NOT_OF_A_CLUSTER:
+            raise SpecError(
+                f"a cluster file cannot set {key}",
+                where=where,
+                found=f"{key}: {value}",
+                expected="settings that are not needed to find the file",
+                next_step=f"set it in dask.config (pipeline.{key}), or with --{key}",
+            )
+        if value is None or value == "auto":
+            continue
+        known = Candidate(_convert(name, value, where=where), Rank.CLUSTER_FILE, where)
+        if known not in found.get(name, ()):
+            found.setdefault(name, []).append(known)
+    return _settle(settings, found)
+
+
+def _add(
+    found: dict[str, list[Candidate]], key: str, value: Any, *, rank: Rank, origin: str, what: str = "there is"
+) -> None:
+    name = key.replace("-", "_")
+    if name not in setting_names():
+        raise SpecError(
+            f"{what} an unknown setting",
+            where=f"pipeline.{key}",
+            expected=", ".join(sorted(item.replace("_", "-") for item in setting_names())),
+        )
+    if value is not None:
+        found.setdefault(name, []).append(Candidate(_convert(name, value, where=origin), rank, origin))
+
+
+def _settle(settings: Settings, found: Mapping[str, list[Candidate]]) -> Settings:
+    values = {name: choose(candidates).value for name, candidates in found.items() if candidates}
+    kept = {name: tuple(candidates) for name, candidates in found.items()}
+    return replace(settings, **values, candidates=kept)
+
+
+def _from_text(name: str, text: str) -> Any:
+    """The value of a variable, as YAML in a file would have it."""
+    if isinstance(getattr(Settings(), name), bool):
+        return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
+    return tuple(part for part in text.split(os.pathsep) if part) if name == "import_paths" else text
+
+
+def _convert(name: str, value: Any, *, where: str = "") -> Any:
     default = getattr(Settings(), name)
     try:
         if name in _SECONDS:
@@ -105,7 +194,7 @@ def _convert(name: str, value: Any) -> Any:
         if name in ("workers", "threads", "attempts"):
             number = int(value)
             if number < 1:
-                raise ValueError("not a positive number")
+                raise ValueError("a positive number")
             return number
         if name == "import_paths":
             return tuple(os.path.abspath(path) for path in value)
@@ -117,7 +206,7 @@ def _convert(name: str, value: Any) -> Any:
     except (TypeError, ValueError, KeyError) as error:
         raise SpecError(
             "a setting has a wrong value",
-            where=f"pipeline.{name.replace('_', '-')}",
+            where=where or f"pipeline.{name.replace('_', '-')}",
             found=repr(value),
             expected=str(error),
         ) from error

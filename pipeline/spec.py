@@ -6,14 +6,17 @@ How a job runs on a site (cluster, memory, directory) is not part of it; see `pi
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError
 from pydantic_core import PydanticCustomError
 
 from pipeline.digest import digest_json
+from pipeline.filled import fill_in
 from pipeline.mistakes import IN_PYTHON, Document, Mistake, SpecMistakes, did_you_mean
+from pipeline.parameters import PARAM_PATTERN, Given, given_in_python
+from pipeline.placeholders import escape
 from pipeline.spec_parts import (
     ColumnContract,
     Errors,
@@ -21,7 +24,10 @@ from pipeline.spec_parts import (
     MapStep,
     Name,
     Output,
+    ParamName,
+    ParamValue,
     Part,
+    Run,
     Score,
     ScoreStep,
     Sink,
@@ -119,11 +125,16 @@ class JobSpec(Part):
     errors: Errors = Errors()
     contract: dict[Name, ColumnContract] = Field(default_factory=dict)
     """Per column; adds to what the model's features ask for."""
-    cluster: Name = "local"
-    """A name in ``cluster_configs/``, a file, or the address of a scheduler."""
+    cluster: Name | None = None
+    """A name in ``cluster_configs/``, a file, or the address of a scheduler. Default: ``pipeline.cluster`` of
+    ``dask.config``, else ``local``."""
     storage: dict[UrlBeginning, StorageOptions] = Field(default_factory=dict)
     """Options of fsspec file systems by how URLs begin; the longest beginning that fits counts. Secrets only as
     ``env:NAME`` or ``file:PATH``: each process that opens such a URL looks there itself."""
+    params: dict[ParamName, ParamValue] = Field(default_factory=dict)
+    """Parameters, each with the value it has unless ``-p NAME=VALUE`` gives another; null: one must be given.
+    ``${params.NAME}`` puts it into any text."""
+    run: Run = Run()
 
     @classmethod
     def build(cls, **fields: Any) -> Self:
@@ -134,18 +145,37 @@ class JobSpec(Part):
         return cls.from_document(Document(IN_PYTHON, fields))
 
     @classmethod
-    def load(cls, source: str | os.PathLike[str], *, overrides: Sequence[str] = ()) -> Self:
+    def load(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        overrides: Sequence[str] = (),
+        params: Mapping[str, Any] | None = None,
+        run_date: str | None = None,
+    ) -> Self:
         """A spec from a YAML or JSON file (path or URL), or from a text with more than one line.
 
         :param overrides: ``field=value`` each, such as ``sink.path=out/``; the value is YAML.
+        :param params: values for parameters that the spec declares.
+        :param run_date: what ``${run.date}`` stands for, as ``2026-01-01``. Default: today, UTC.
         :raises SpecError: with every mistake that was found and its line and column.
         :raises RefusedForSafety: for anchors, aliases and Python tags.
         """
-        return cls.from_document(read_document(source, overrides=overrides))
+        document = read_document(source, overrides=overrides, environ=os.environ)
+        return cls.from_document(document, given=given_in_python(params or {}), run_date=run_date)
 
     @classmethod
-    def from_document(cls, document: Document) -> Self:
+    def from_document(cls, document: Document, *, given: Sequence[Given] = (), run_date: str | None = None) -> Self:
         """A spec from a file that was read.
+
+        :raises SpecError: with every mistake that was found.
+        """
+        fill_in(document, given=given, run_date=run_date, environ=os.environ)
+        return cls.from_filled(document)
+
+    @classmethod
+    def from_filled(cls, document: Document) -> Self:
+        """A spec from a document in which placeholders are filled in already.
 
         :raises SpecError: with every mistake that was found.
         """
@@ -181,7 +211,16 @@ class JobSpec(Part):
 
     def to_yaml(self) -> str:
         """As a file that `load` reads back to the same spec, defaults left out."""
-        return dump_text(self.to_dict())
+        return dump_text(_escaped(self.to_dict()))
+
+
+def _escaped(value: Any) -> Any:
+    """What filling in placeholders gives ``value`` of."""
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    return escape(value) if isinstance(value, str) else value
 
 
 def _order_mistakes(document: Document, error: ValidationError) -> list[Mistake]:
@@ -197,6 +236,7 @@ def _order_mistakes(document: Document, error: ValidationError) -> list[Mistake]
 def json_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a job spec, for editors: what it says is valid is so but for what spans fields."""
     schema: dict[str, Any] = _plain(JobSpec.model_json_schema(mode="validation"))
+    schema["properties"]["params"]["propertyNames"] |= {"pattern": PARAM_PATTERN}
     schema["properties"]["steps"] |= {"contains": {"required": ["score"]}, "minContains": 1, "maxContains": 1}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "Job spec"}
 

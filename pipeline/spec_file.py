@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from pipeline.environment import param_variables
+from pipeline.filled import fill_in
+from pipeline.mistakes import Document
+from pipeline.origins import Choice
+from pipeline.parameters import Given, given_by_environment, given_in_python
 from pipeline.spec import JobSpec
+from pipeline.spec_origins import spec_origins
+from pipeline.spec_text import read_document
 
 
 @dataclass(frozen=True)
@@ -17,6 +25,8 @@ class LoadedSpec:
     spec: JobSpec
     path: str | None
     """Absolute path or URL of its file; None for a text."""
+    origins: Mapping[str, Choice] = field(default_factory=dict)
+    """Where the value of each field comes from, by its name as ``--set`` has it."""
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -26,13 +36,35 @@ class LoadedSpec:
         return tuple(dict.fromkeys((str(Path(self.path).parent), os.getcwd())))
 
 
-def load_spec(source: str | os.PathLike[str], *, overrides: Sequence[str] = ()) -> LoadedSpec:
+def load_spec(
+    source: str | os.PathLike[str],
+    *,
+    overrides: Sequence[str] = (),
+    params: Mapping[str, Any] | Sequence[Given] = (),
+    run_date: str | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> LoadedSpec:
     """Read a job spec from a YAML or JSON file (path or URL), or from a text with more than one line.
 
+    :param overrides: ``field=value`` each, as ``--set`` has them.
+    :param params: values for its parameters: by name, or as `pipeline.parameters` reads them from ``-p``.
+    :param run_date: what ``${run.date}`` stands for, as ``2026-01-01``. Default: today, UTC.
+    :param environ: default: the environment of this process.
     :raises SpecError: with every mistake that was found; see `JobSpec.load`.
     """
-    spec = JobSpec.load(source, overrides=overrides)
+    environ = os.environ if environ is None else environ
+    document = read_document(source, overrides=overrides, environ=environ)
+    given = given_in_python(params) if isinstance(params, Mapping) else tuple(params)
+    by_environment = given_by_environment(param_variables(environ), _declared(document))
+    filled = fill_in(document, given=(*by_environment, *given), run_date=run_date, environ=environ)
+    spec = JobSpec.from_filled(document)
     name = os.fspath(source)
-    if isinstance(source, str) and "\n" in source:
-        return LoadedSpec(spec, None)
-    return LoadedSpec(spec, name if "://" in name else str(Path(name).expanduser().absolute()))
+    path = None
+    if not (isinstance(source, str) and "\n" in source):
+        path = name if "://" in name else str(Path(name).expanduser().absolute())
+    return LoadedSpec(spec, path, spec_origins(document, spec.model_dump(mode="json"), filled))
+
+
+def _declared(document: Document) -> Mapping[str, Any]:
+    params = document.data.get("params") if isinstance(document.data, dict) else None
+    return params if isinstance(params, dict) else {}

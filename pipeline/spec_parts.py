@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -10,10 +11,12 @@ from pydantic_core import PydanticCustomError
 
 from pipeline.errors import SpecError
 from pipeline.model import Engine, ModelRef, OutputKind
+from pipeline.parameters import PARAM_PATTERN
 from pipeline.references import written_secret
 from pipeline.units import parse_bytes
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+DATE_PATTERN = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"
 _ENTRYPOINT = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$"
 
 
@@ -94,6 +97,22 @@ def _check_beginning(url: str) -> str:
     return url
 
 
+def _check_param(text: str) -> str:
+    if not re.fullmatch(PARAM_PATTERN[1:-1], text):
+        raise wrong("is not a name for a parameter", expected="letters, digits and underscores; at most 64")
+    return text
+
+
+def _check_date(text: str) -> str:
+    try:
+        if re.fullmatch(DATE_PATTERN[1:-1], text):
+            date.fromisoformat(text)
+            return text
+    except ValueError:
+        pass
+    raise wrong("is not a date", expected="a date such as 2026-01-01")
+
+
 JobName = Annotated[str, AfterValidator(_check_name), Field(json_schema_extra={"pattern": NAME_PATTERN})]
 Entrypoint = Annotated[str, AfterValidator(_check_entrypoint), Field(json_schema_extra={"pattern": _ENTRYPOINT})]
 PathText = Annotated[str, AfterValidator(_check_path), Field(json_schema_extra={"minLength": 1})]
@@ -103,6 +122,9 @@ SomeNames = Annotated[tuple[Name, ...], Field(min_length=1, strict=False), After
 UrlBeginning = Annotated[str, AfterValidator(_check_beginning)]
 StorageOptions = Annotated[dict[str, Any], AfterValidator(_check_options)]
 Value = bool | int | float | str
+ParamName = Annotated[str, AfterValidator(_check_param), Field(min_length=1, max_length=64)]
+ParamValue = Value | Annotated[tuple[Value, ...], Field(strict=False)] | None
+DateText = Annotated[str, AfterValidator(_check_date), Field(json_schema_extra={"pattern": DATE_PATTERN})]
 
 
 class Part(BaseModel):
@@ -229,3 +251,10 @@ class ColumnContract(Part):
             if self.min > self.max:  # type: ignore[operator]
                 raise wrong("has a min above its max", expected="min <= max")
         return self
+
+
+class Run(Part):
+    """What is fixed when a job is submitted, and stays so whenever it is resumed."""
+
+    date: DateText | None = None
+    """What ``${run.date}`` stands for. Default: the date on which the job is submitted, UTC."""

@@ -7,20 +7,28 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
+from pipeline.environment import Variable, spec_variables
 from pipeline.errors import SpecError
 from pipeline.mistakes import IN_PYTHON, Document, FieldPath, Mistake, Place, dotted
+from pipeline.origins import Candidate, Rank
 from pipeline.storage import file_system, storage_errors
 from pipeline.strict_yaml import MAX_BYTES, parse_text
 
 
-def read_document(source: str | os.PathLike[str], *, overrides: Sequence[str] = ()) -> Document:
+def read_document(
+    source: str | os.PathLike[str], *, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None
+) -> Document:
     """Read a YAML or JSON file, or a text with more than one line, and apply ``field=value`` overrides to it.
+
+    :param environ: variables, of which those named ``PIPELINE_SPEC__…`` are overrides too, of a lower rank.
 
     :raises SpecError: when the file cannot be read, is no YAML (or JSON), or an override fits nowhere.
     :raises RefusedForSafety: for anchors, aliases, Python tags and very deep nesting.
@@ -30,9 +38,26 @@ def read_document(source: str | os.PathLike[str], *, overrides: Sequence[str] = 
         document = parse_text(source, name=IN_PYTHON, is_json=source.lstrip().startswith("{"))
     else:
         document = parse_text(read_text(name), name=name, is_json=name.endswith(".json"))
+    for variable in spec_variables(environ or {}):
+        path = _path_of(variable, document.data)
+        apply_override(document, f"{path}={variable.text}", flag=variable.name, rank=Rank.ENVIRONMENT)
     for override in overrides:
         apply_override(document, override)
     return document
+
+
+def _path_of(variable: Variable, data: Any) -> str:
+    """The field that a variable names; a key that is there already is found whatever its case."""
+    path: list[str] = []
+    for part in variable.path:
+        known = {str(key).lower(): str(key) for key in data} if isinstance(data, dict) else {}
+        key = known.get(part, part)
+        path.append(key)
+        if isinstance(data, list):
+            data = data[int(key)] if key.isdigit() and int(key) < len(data) else None
+        else:
+            data = data.get(key) if isinstance(data, dict) else None
+    return dotted(path)
 
 
 def dump_text(data: Any) -> str:
@@ -107,12 +132,15 @@ def _decode(data: bytes, name: str) -> str:
 _SEGMENT = re.compile(r'"(?P<quoted>[^"]*)"|(?P<name>[^."\[\]=\s]+)|\[(?P<index>[0-9]+)\]')
 
 
-def apply_override(document: Document, text: str, *, flag: str = "--set") -> None:
+def apply_override(document: Document, text: str, *, flag: str = "--set", rank: Rank = Rank.SET) -> None:
     """Set one field of ``document`` from ``field.name=value``; the value is YAML by the same rules.
+
+    :param flag: flag or variable that says so, for messages.
+    :param rank: what it is, for those who ask where a value comes from.
 
     :raises SpecError: when there is no such place in the document, or the value is no YAML; it names the flag.
     """
-    flag_name = f"{flag} {text}"
+    flag_name = f"{flag} {text}" if rank is Rank.SET else flag
     path, value_text = _split_override(text, flag_name)
     value_document = parse_text(value_text, name=flag_name) if value_text.strip() else Document(flag_name)
     place = Place(name=flag_name)
@@ -120,7 +148,9 @@ def apply_override(document: Document, text: str, *, flag: str = "--set") -> Non
         document.mistakes.append(
             Mistake(mistake.message, place, path, mistake.found, mistake.expected, mistake.next_step)
         )
+    before = deepcopy(document.data)
     resolved = _put(document, path, value_document.data, flag_name)
+    _note_origin(document, resolved, rank, before=before)
     for places in (document.values, document.keys):
         for known in [known for known in places if known[: len(resolved)] == resolved]:
             del places[known]
@@ -129,6 +159,18 @@ def apply_override(document: Document, text: str, *, flag: str = "--set") -> Non
         m for m in document.mistakes if m.place.name == flag_name or m.path[: len(resolved)] != resolved
     ]
     document.values[resolved] = document.keys[resolved] = place
+
+
+def _note_origin(document: Document, path: FieldPath, rank: Rank, *, before: Any) -> None:
+    """Note what gave the value at ``path``, and what it takes the place of."""
+    with suppress(LookupError, TypeError):
+        for part in path:
+            before = before[part]
+        replaced = Candidate(before, document.rank_of(path), str(document.place_of(path)))
+        document.over[path] = (replaced, *document.over.get(path, ()))
+    for known in [known for known in document.ranks if known[: len(path)] == path]:
+        del document.ranks[known]
+    document.ranks[path] = rank
 
 
 def _split_override(text: str, flag_name: str) -> tuple[FieldPath, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from pipeline.cancel import who
 from pipeline.checkpoint import JOB_FILE, JobDirectory, check_job_id, check_owner, new_job_id
@@ -15,7 +15,7 @@ from pipeline.launch import launch
 from pipeline.lease import Verdict, held
 from pipeline.lifecycle import Status
 from pipeline.plan import Plan
-from pipeline.prepare import check_output, draft, importable
+from pipeline.prepare import check_output, draft, importable, settings_of
 from pipeline.settings import Settings
 from pipeline.sinks import prove
 from pipeline.spec import JobSpec
@@ -71,6 +71,8 @@ def submit(
     :param start: start a driver now; else a server does (``python -m pipeline serve``).
     :raises PipelineError: for anything that `pipeline.runner.run` would refuse before it begins.
     """
+    # What is stored is what counts here and now, whatever configuration its driver will find.
+    settings = settings_of(spec, settings=settings)
     root = open_store(settings.directory, private=True, fsync=settings.fsync)
     request = _Request(root, settings, key or "", trigger, priority)
     known = find_key(root, key) if key and not force else None
@@ -101,7 +103,7 @@ class _Request:
             trigger=self.trigger,
             key=self.key,
             priority=self.priority,
-            settings=settings_to_record(asdict(self.settings), asdict(Settings())),
+            settings=settings_to_record(self.settings.values(), Settings().values()),
         )
 
     @property

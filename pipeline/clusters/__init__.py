@@ -1,7 +1,7 @@
 """From a name to a running client, released always.
 
 A cluster is a name in ``cluster_configs/``, a YAML file, or the address of a scheduler. The file says ``type`` (an
-adapter) and the adapter's own fields.
+adapter), the adapter's own fields, and settings that hold where it is used (`pipeline.settings`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ import yaml
 from pipeline.errors import SpecError
 from pipeline.plan import Limits
 from pipeline.plugins import find_adapter
-from pipeline.settings import Settings
+from pipeline.settings import Settings, setting_names, with_cluster_file
 
 BUILT_IN = {
     "local": "pipeline.clusters.local:LocalProcesses",
@@ -52,22 +53,35 @@ class ClusterAdapter(Protocol):
 
 
 def find_cluster(name: str, *, settings: Settings, folders: tuple[str, ...] = ()) -> ClusterAdapter:
-    """The adapter for ``name`` with its configuration.
+    """The adapter for ``name`` with its configuration. Settings in its file win over those of ``dask.config``.
 
     :param folders: where to look for ``<name>.yaml`` and ``cluster_configs/<name>.yaml`` first.
     :raises SpecError: when there is no such cluster, or its file is wrong.
     """
-    config = _config(name, folders)
+    config, where = _config(name, folders)
     kind = config.pop("type", None)
     if not isinstance(kind, str):
         raise SpecError("a cluster file has no type", where=name, expected="type: " + " | ".join(BUILT_IN))
     adapter = find_adapter(kind, kind="cluster", built_in=BUILT_IN)
+    settings = with_cluster_file(settings, _settings_in(config), where=where)
+    own = {one.name for one in fields(adapter)} if is_dataclass(adapter) else set(config)
+    config = {key: value for key, value in config.items() if key in own or key not in setting_names()}
     try:
         return adapter(settings=settings, **config)  # type: ignore[no-any-return]
     except TypeError as error:
         raise SpecError(
             "a cluster file has a field its type does not know", where=name, found=str(error).split("__init__() ")[-1]
         ) from error
+
+
+def site_settings(name: str, *, settings: Settings, folders: tuple[str, ...] = ()) -> Settings:
+    """``settings`` with those in the file of the cluster ``name``, as `find_cluster` hands them to its adapter."""
+    config, where = _config(name, folders)
+    return with_cluster_file(settings, _settings_in(config), where=where)
+
+
+def _settings_in(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key in setting_names()}
 
 
 @contextmanager
@@ -80,14 +94,15 @@ def open_cluster(adapter: ClusterAdapter, *, directory: str = "") -> Iterator[An
         yield client
 
 
-def _config(name: str, folders: tuple[str, ...]) -> dict[str, Any]:
+def _config(name: str, folders: tuple[str, ...]) -> tuple[dict[str, Any], str]:
+    """What is said about the cluster, and where."""
     if "://" in name:
-        return {"type": "address", "address": name}
+        return {"type": "address", "address": name}, name
     for path in _candidates(name, folders):
         if path.is_file():
-            return _read(path)
+            return _read(path), str(path)
     if name == "local":
-        return {"type": "local"}
+        return {"type": "local"}, name
     known = sorted({path.stem for folder in _homes(folders) for path in folder.glob("*.yaml")} | {"local"})
     raise SpecError(
         "there is no such cluster",

@@ -14,6 +14,7 @@ from pipeline.commands.options import (
     cluster_options,
     directory_option,
     emit,
+    load,
     output_options,
     override_option,
     settings_for,
@@ -23,6 +24,7 @@ from pipeline.errors import OutputExists, PipelineError
 if TYPE_CHECKING:
     from pipeline.settings import Settings
     from pipeline.spec import JobSpec
+    from pipeline.spec_file import LoadedSpec
 
 
 @click.command(short_help="Write a job.yaml to start from.")
@@ -52,7 +54,9 @@ def init(folder: str) -> None:
 @override_option
 @output_options
 @click.pass_context
-def validate(context: click.Context, job_file: str | None, schema: bool, overrides: tuple[str, ...]) -> None:
+def validate(
+    context: click.Context, job_file: str | None, schema: bool, overrides: tuple[str, ...], params: tuple[str, ...]
+) -> None:
     """Check a job spec: its fields, that its steps can be imported, that its model can be read.
 
     Does not look at the data: plan does.
@@ -65,7 +69,7 @@ def validate(context: click.Context, job_file: str | None, schema: bool, overrid
         return
     if job_file is None:
         raise click.UsageError("Give the job spec to check, or --schema.")
-    problems = _problems(job_file, overrides)
+    problems = _problems(job_file, overrides, params)
     shown = [error.details() for error in problems]
     emit({"ok": not problems, "spec": job_file, "problems": shown}, lambda: _verdict(job_file, problems))
     if problems:
@@ -78,11 +82,9 @@ def _verdict(job_file: str, problems: list[PipelineError]) -> str:
     return "\n\n".join(str(error) for error in problems)
 
 
-def _problems(job_file: str, overrides: tuple[str, ...]) -> list[PipelineError]:
-    from pipeline.spec_file import load_spec
-
+def _problems(job_file: str, overrides: tuple[str, ...], params: tuple[str, ...]) -> list[PipelineError]:
     try:
-        loaded = load_spec(job_file, overrides=overrides)
+        loaded = load(job_file, overrides=overrides, params=params)
     except PipelineError as error:
         return [error]
     settings = settings_for(loaded)
@@ -102,14 +104,14 @@ def _checks(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]
     from pipeline.sources.expression import parse_filter
     from pipeline.steps import load_function
 
-    def load(entrypoint: str) -> object:
+    def load_step(entrypoint: str) -> object:
         with importable(settings.import_paths):
             return load_function(entrypoint)
 
     if spec.source.filter is not None:
         yield partial(parse_filter, spec.source.filter)
     for step in spec.maps:
-        yield partial(load, step.map)
+        yield partial(load_step, step.map)
     yield lambda: resolve_model(spec.score.model, settings=settings)
     yield lambda: find_sink(spec.sink.format)
     yield lambda: cluster_of(spec, settings=settings)
@@ -117,18 +119,40 @@ def _checks(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]
 
 @click.command(short_help="Show what would run; writes nothing.")
 @click.argument("job_file", metavar="JOB.YAML")
+@click.option("--show-config", is_flag=True, help="Show each value of job spec and settings, and where it is from.")
 @override_option
 @cluster_options
 @directory_option
 @output_options
-def plan(job_file: str, overrides: tuple[str, ...], **flags: str | int | None) -> None:
-    """Show what would run: rows, partitions, memory, model, output. Writes nothing."""
+def plan(
+    job_file: str, show_config: bool, overrides: tuple[str, ...], params: tuple[str, ...], **flags: str | int | None
+) -> None:
+    """Show what would run: rows, partitions, memory, model, output. Writes nothing.
+
+    With --show-config: each field of the job spec and each setting, with its value and where that comes from. The data
+    is not looked at.
+    """
+    loaded = load(job_file, overrides=overrides, params=params)
+    settings = settings_for(loaded, **flags)
+    if show_config:
+        _show_config(loaded, settings)
+        return
     from pipeline.plan import plan_summary
     from pipeline.prepare import prepare
-    from pipeline.spec_file import load_spec
     from pipeline.summary import plan_text
 
-    loaded = load_spec(job_file, overrides=overrides)
-    prepared = prepare(loaded.spec, settings=settings_for(loaded, **flags))
+    prepared = prepare(loaded.spec, settings=settings)
     details = plan_summary(prepared.plan, prepared.limits).details()
     emit(details, lambda: plan_text(details) + f"\n  next       python -m pipeline run {job_file}")
+
+
+def _show_config(loaded: LoadedSpec, settings: Settings) -> None:
+    from pipeline.config_text import config_details, config_text
+    from pipeline.prepare import cluster_choice, settings_of
+
+    spec = dict(loaded.origins)
+    chosen = settings_of(loaded.spec, settings=settings)
+    of_spec = spec.get("cluster")
+    cluster = cluster_choice(loaded.spec, settings=settings, of_spec=of_spec)
+    details = config_details(spec, {**chosen.choices(), "cluster": cluster})
+    emit(details, lambda: config_text(details))

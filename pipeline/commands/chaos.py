@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.options import emit, is_quiet, output_options, override_option
+from pipeline.commands.options import emit, is_quiet, load, output_options, override_option
 
 if TYPE_CHECKING:
     from pipeline.testing.chaos import TrialResult
@@ -33,14 +33,13 @@ if TYPE_CHECKING:
 )
 @override_option
 @output_options
-def chaos(target: str, overrides: tuple[str, ...], **asked: Any) -> None:
+def chaos(target: str, overrides: tuple[str, ...], params: tuple[str, ...], **asked: Any) -> None:
     """Run a small sample of a job while its workers, nannies, scheduler and drivers are killed, stopped and woken at
     seeded moments; resume it, verify it, and compare every row with a run in peace. Your sink is not touched, and only
     processes that were started here are harmed."""
-    from pipeline.spec_file import load_spec
     from pipeline.testing.chaos import chaos as unleash
 
-    loaded = load_spec(target, overrides=overrides)
+    loaded = load(target, overrides=overrides, params=params)
     say = _ignore if is_quiet() else _say
     report = unleash(loaded.spec, import_paths=loaded.folders, on_trial=say, **asked)
     details = report.details()

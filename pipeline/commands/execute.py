@@ -15,6 +15,7 @@ from pipeline.commands.options import (
     directory_option,
     emit,
     is_quiet,
+    load,
     output_options,
     override_option,
     settings_for,
@@ -43,14 +44,21 @@ strict_option = click.option("--strict", is_flag=True, help="Exit with 3 when th
 @cluster_options
 @directory_option
 @output_options
-def run(target: str, job_id: str | None, strict: bool, overrides: tuple[str, ...], **flags: str | int | None) -> None:
+def run(
+    target: str,
+    job_id: str | None,
+    strict: bool,
+    overrides: tuple[str, ...],
+    params: tuple[str, ...],
+    **flags: str | int | None,
+) -> None:
     """Run a job spec, or go on with the unfinished job in a directory."""
     if _is_job_directory(target):
-        if job_id is not None or overrides:
-            raise click.UsageError("A job that goes on keeps its id and its spec: leave --job and --set out.")
+        if job_id is not None or overrides or params:
+            raise click.UsageError("A job that goes on keeps its id and its spec: leave --job, --set and -p out.")
         _resume(target, strict=strict, flags=flags)
         return
-    _run(target, job_id=job_id, strict=strict, overrides=overrides, flags=flags)
+    _run(target, job_id=job_id, strict=strict, overrides=overrides, params=params, flags=flags)
 
 
 @click.command(short_help="Go on with an unfinished job.")
@@ -105,11 +113,10 @@ def _run(
     strict: bool,
     overrides: Sequence[str],
     flags: Flags,
+    params: Sequence[str] = (),
     text: Callable[[Mapping[str, Any]], str] | None = None,
 ) -> None:
-    from pipeline.spec_file import load_spec
-
-    loaded = load_spec(target, overrides=overrides)
+    loaded = load(target, overrides=overrides, params=params)
     settings = settings_for(loaded, **flags)
 
     def go(callbacks: Sequence[Callback]) -> Report:

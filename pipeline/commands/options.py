@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -50,9 +51,26 @@ def directory_option(command: Command) -> Command:
 
 
 def override_option(command: Command) -> Command:
-    """``--set``."""
+    """``--set`` and ``-p``."""
     text = "Set a field of the job spec, such as sink.path=out/ or steps.0.score.model=m.json; may be repeated."
-    return click.option("--set", "overrides", metavar="FIELD=VALUE", multiple=True, help=text)(command)
+    of_params = "Give a parameter that the job spec declares, such as day=2026-01-01; may be repeated."
+    for option in (
+        click.option("-p", "--param", "params", metavar="NAME=VALUE", multiple=True, help=of_params),
+        click.option("--set", "overrides", metavar="FIELD=VALUE", multiple=True, help=text),
+    ):
+        command = option(command)
+    return command
+
+
+def load(target: str, *, overrides: Sequence[str], params: Sequence[str]) -> LoadedSpec:
+    """The job spec in ``target`` with what ``--set`` and ``-p`` say.
+
+    :raises SpecError: with every mistake that was found.
+    """
+    from pipeline.parameters import given_on_command_line
+    from pipeline.spec_file import load_spec
+
+    return load_spec(target, overrides=overrides, params=given_on_command_line(params))
 
 
 def cluster_options(command: Command) -> Command:
@@ -136,8 +154,15 @@ def json_text(details: Mapping[str, Any]) -> str:
 
 def settings_for(loaded: LoadedSpec | None = None, **flags: Any) -> Settings:
     """Settings from the flags that were given; the modules of steps are found beside the job spec's file."""
+    from pipeline.origins import Rank
     from pipeline.settings import load_settings
 
     if loaded is not None:
         flags["import_paths"] = loaded.folders
-    return load_settings(**{name: value for name, value in flags.items() if value is not None})
+    settings = load_settings(**{name: value for name, value in flags.items() if value is not None})
+    if loaded is not None and "cluster" in loaded.origins:
+        # --set cluster=… wins over the variable PIPELINE_CLUSTER, which wins over the job spec.
+        chosen, other = loaded.origins["cluster"], settings.choice("cluster")
+        if chosen.rank is Rank.SET and other.rank is Rank.ENVIRONMENT:
+            return replace(settings, cluster=None)
+    return settings

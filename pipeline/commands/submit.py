@@ -11,6 +11,7 @@ from pipeline.commands.options import (
     directory_option,
     emit,
     is_quiet,
+    load,
     output_options,
     override_option,
     settings_for,
@@ -40,13 +41,13 @@ def submit(
     priority: int,
     queue: bool,
     overrides: tuple[str, ...],
+    params: tuple[str, ...],
     **flags: str | int | None,
 ) -> None:
     """Plan and check a job, start it in the background, and print its id. It goes on when the terminal is closed."""
-    from pipeline.spec_file import load_spec
     from pipeline.submit import submit as submit_job
 
-    loaded = load_spec(job_file, overrides=overrides)
+    loaded = load(job_file, overrides=overrides, params=params)
     made = submit_job(
         loaded.spec,
         settings=settings_for(loaded, **flags),

@@ -36,7 +36,7 @@ def sample_job(spec: JobSpec, folder: Path, *, rows: int, seed: int = 0) -> JobS
     copy_rows(spec, folder / "lake", rows=rows, seed=seed)
     source = {name: value for name, value in record["source"].items() if name != "path"}
     sink = {name: value for name, value in record["sink"].items() if name in _SINK_FIELDS}
-    kept = {name: value for name, value in record.items() if name != "cluster"}
+    kept = {**record, "cluster": "local"}
     errors = {**record.get("errors", {}), "max_fraction": 1.0}
     return JobSpec.model_validate(
         {

@@ -23,7 +23,7 @@ from pipeline.spec import JobSpec
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")])
-SHOWN = ["README.md", "docs/errors.md", "docs/json.md", "docs/command-line.md"]
+SHOWN = ["README.md", "docs/errors.md", "docs/json.md", "docs/parameters.md", "docs/command-line.md"]
 """In this order: the first makes the demo, and the last adds a job to what the others look at."""
 
 
@@ -125,6 +125,7 @@ def test_every_part_of_the_job_spec_has_its_table() -> None:
         "Sink",
         "Errors",
         "ColumnContract",
+        "Run",
         "Settings",
     ]
 
@@ -151,6 +152,7 @@ contract: {age: {}}
         "Sink": "sink.",
         "Errors": "errors.",
         "ColumnContract": "contract.age.",
+        "Run": "run.",
     }
     assert JobSpec.load(spec, overrides=[f"{places[part]}{field}={EXAMPLES[part][field]}"]).name
 

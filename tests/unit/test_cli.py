@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -236,6 +237,49 @@ def test_flags_become_settings_and_overrides_the_spec(folder: Path, runner: Fake
     assert options["job_id"] == "mine"
     assert (settings.workers, settings.threads, settings.memory_limit) == (3, 2, "1GiB")
     assert (settings.cluster, settings.directory) == ("c", "jobs")
+
+
+def test_parameters_are_given_with_p(folder: Path, runner: FakeRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "daily.yaml").write_text(JOB + "params: {day: , country: de}\n")
+    monkeypatch.setenv("PIPELINE_PARAMS__COUNTRY", "se")
+    override = "sink.path=out/${params.day}/${params.country}/"
+    result = call("run", "daily.yaml", "-p", "day=2026-01-01", "--set", override)
+    assert result.exit_code == 0, result.stderr
+    assert runner.calls[0][1].sink.path == "out/2026-01-01/se/"
+    missing = call("run", "daily.yaml")
+    assert (missing.exit_code, "-p day=VALUE" in missing.stderr) == (2, True)
+
+
+def test_show_config_tells_where_every_value_is_from(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIPELINE_ATTEMPTS", "7")
+    flags = ["--workers", "3", "--set", "sink.mode=append"]
+    shown = json.loads(call("plan", "job.yaml", "--show-config", "--json", *flags).stdout)
+    assert shown["spec"]["sink.mode"]["from"] == "-p/--set"
+    assert shown["spec"]["name"]["origin"].startswith("job.yaml:")
+    assert shown["settings"]["workers"] == {
+        "value": 3,
+        "from": "flag",
+        "origin": "--workers",
+        "over": [{"value": None, "from": "built-in", "origin": "built-in"}],
+    }
+    assert shown["settings"]["attempts"]["origin"] == "PIPELINE_ATTEMPTS"
+    text = call("plan", "job.yaml", "--show-config", *flags).stdout
+    assert re.search(r"^workers +3 +flag +--workers$", text, re.MULTILINE)
+    assert re.search(r"^attempts +7 +environment +PIPELINE_ATTEMPTS$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("variable", [None, "by-variable"])
+def test_set_wins_over_the_variable_of_the_cluster(
+    variable: str | None, folder: Path, runner: FakeRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.prepare import cluster_choice
+
+    if variable:
+        monkeypatch.setenv("PIPELINE_CLUSTER", variable)
+    call("run", "job.yaml", "--set", "cluster=by-set")
+    call("run", "job.yaml")
+    chosen = [cluster_choice(spec, settings=options["settings"]).value for _, spec, options in runner.calls]
+    assert chosen == ["by-set", variable or "local"]
 
 
 def test_modules_are_looked_for_beside_the_spec_and_here(folder: Path, runner: FakeRunner, tmp_path: Path) -> None:

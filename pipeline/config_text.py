@@ -1,0 +1,33 @@
+"""Where each value of a job's configuration comes from, as ``plan --show-config`` prints it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.mistakes import shown
+from pipeline.origins import Choice
+from pipeline.summary import table_text
+
+
+def config_details(spec: Mapping[str, Choice], settings: Mapping[str, Choice]) -> dict[str, Any]:
+    """As JSON output shows it."""
+    return {
+        "spec": {name: choice.details() for name, choice in spec.items()},
+        "settings": {name: choice.details() for name, choice in settings.items()},
+    }
+
+
+def config_text(details: Mapping[str, Any]) -> str:
+    """The same as two tables."""
+    return "\n\n".join(
+        table_text([title, "VALUE", "FROM", "WHERE"], [_row(name, one) for name, one in details[key].items()])
+        for title, key in (("JOB SPEC", "spec"), ("SETTING", "settings"))
+    )
+
+
+def _row(name: str, one: Mapping[str, Any]) -> list[str]:
+    where = "" if one["origin"] == one["from"] else str(one["origin"])
+    over = [f"{shown(other['value'])} ({other['origin']})" for other in one["over"] if other["from"] != "built-in"]
+    where += f"; wins over {', '.join(over)}" if over else ""
+    return [name, "" if one["value"] is None else shown(one["value"]), str(one["from"]), where.removeprefix("; ")]
