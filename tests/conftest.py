@@ -8,12 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from pipeline.testing.oracle import Lake, make_lake, train_model
 from pipeline.testing.s3 import S3, serve_s3
 
 # Tests on two cores must not fight for them; set before xgboost is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# How long one example takes says more about the machine than about the code.
+settings.register_profile("pipeline", deadline=None)
+settings.load_profile("pipeline")
 
 
 @pytest.fixture(scope="session")
