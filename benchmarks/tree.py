@@ -7,13 +7,17 @@ import threading
 from dataclasses import dataclass, field
 
 TICKS = os.sysconf("SC_CLK_TCK")
+PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass
 class ProcessTree:
-    """Samples this process and its descendants until it is closed; what a process had used when it ended counts on."""
+    """Samples a process (this one, unless another is named) and its descendants until it is closed; what a process had
+    used when it ended counts on. ``peak`` is the largest sum of resident bytes that was seen at one time."""
 
+    root: int = field(default_factory=os.getpid)
     interval: float = 0.1
+    peak: int = 0
     _cpu: dict[int, float] = field(default_factory=dict)
     _peak: dict[int, int] = field(default_factory=dict)
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -33,10 +37,13 @@ class ProcessTree:
                 fields = stat.rpartition(")")[2].split()
                 parents.setdefault(int(fields[1]), []).append(int(name))
                 seconds[int(name)] = (int(fields[11]) + int(fields[12])) / TICKS
-        for pid in _family(os.getpid(), parents):
+        resident = 0
+        for pid in _family(self.root, parents):
             if pid in seconds:
                 self._cpu[pid] = max(seconds[pid], self._cpu.get(pid, 0.0))
-                self._peak[pid] = max(_high_water(pid), self._peak.get(pid, 0))
+                self._peak[pid] = max(peak_bytes(pid), self._peak.get(pid, 0))
+                resident += _own_bytes(pid)
+        self.peak = max(self.peak, resident)
         return sum(self._cpu.values())
 
     def peaks(self) -> dict[int, int]:
@@ -67,8 +74,15 @@ def _read(path: str) -> str:
         return ""
 
 
-def _high_water(pid: int) -> int:
+def peak_bytes(pid: int) -> int:
+    """Peak resident bytes of a process; 0 when it is no more."""
     for line in _read(f"/proc/{pid}/status").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     return 0
+
+
+def _own_bytes(pid: int) -> int:
+    """Resident bytes, those shared with other processes left out."""
+    fields = _read(f"/proc/{pid}/statm").split()
+    return (int(fields[1]) - int(fields[2])) * PAGE if fields else 0

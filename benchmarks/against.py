@@ -1,0 +1,208 @@
+"""This project and the tools a user would pick instead: same input, same model, outputs checked equal, in turns.
+
+    python -m benchmarks.against --sets even,skewed,tiny --repeat 3
+    python -m benchmarks.against --list              # the contenders, and how each environment is made
+
+Each contender runs as a process of its own in an environment of its own (``benchmarks/data/environments/``, made by uv
+when it is not there) and is measured from the outside, start-up included: wall time, CPU time of the process tree, the
+largest sum of memory that its processes had to themselves, and the time until the first output file is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from benchmarks.data import HOME, make_data, make_model
+from benchmarks.tree import ProcessTree
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENTS = HOME / "environments"
+XGBOOST = "xgboost-cpu==3.2.0"
+GAVE_UP = 900.0
+"""Seconds after which a contender is ended."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    module: str
+    packages: tuple[str, ...] = ()
+    """Of its own environment; none: this one."""
+    variables: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def python(self) -> str:
+        return str(ENVIRONMENTS / self.module / "bin" / "python") if self.packages else sys.executable
+
+
+CONTENDERS = {
+    "floor": Contender("floor"),
+    "ours": Contender("peers.this_project"),
+    "ours (xgboost)": Contender("peers.this_project", variables={"BENCHMARK_ENGINE": "xgboost"}),
+    "Polars": Contender("peers.polars_batches", ("polars", "numpy", "pyarrow", XGBOOST)),
+    "DuckDB": Contender("peers.duckdb_arrow", ("duckdb", "numpy", "pyarrow", XGBOOST)),
+    "Dask threads": Contender("peers.dask_frame", variables={"DASK_PLACE": "threads", "OMP_NUM_THREADS": "1"}),
+    "Dask processes": Contender("peers.dask_frame", variables={"DASK_PLACE": "processes"}),
+    "xgboost.dask": Contender("peers.xgboost_dask"),
+    "Daft": Contender("peers.daft_udf", ("daft", "numpy", "pyarrow", XGBOOST)),
+    "Ray Data": Contender("peers.ray_data", ("ray[data]", "pandas", "pyarrow", XGBOOST)),
+    "Spark": Contender("peers.spark_pandas", ("pyspark", "pandas", "pyarrow", XGBOOST)),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    wall: float
+    cpu: float
+    peak: int
+    first: float
+    """Seconds until a file of the output had its end."""
+
+
+def prepare(contender: Contender) -> None:
+    if contender.packages and not Path(contender.python).exists():
+        home = ENVIRONMENTS / contender.module
+        subprocess.run(["uv", "venv", "--quiet", "--python", sys.executable, str(home)], check=True)
+        command = ["uv", "pip", "install", "--quiet", "--python", contender.python, *contender.packages]
+        subprocess.run(command, check=True)
+
+
+def run_once(contender: Contender, data: Path, model: Path, out: Path) -> Run:
+    command = [contender.python, "-m", f"benchmarks.{contender.module}", str(data), str(model), str(out)]
+    environment = {**os.environ, **contender.variables, "PYTHONPATH": str(ROOT)}
+    with tempfile.TemporaryFile() as log:
+        begin = time.perf_counter()
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+        tree, first = ProcessTree(root=process.pid), 0.0
+        while process.poll() is None and time.perf_counter() - begin < GAVE_UP:
+            first = first or (time.perf_counter() - begin if _has_output(out) else 0.0)
+            time.sleep(0.02)
+        wall = time.perf_counter() - begin
+        process.kill()
+        tree.close()
+        if process.wait() != 0:
+            log.seek(0)
+            raise RuntimeError(log.read().decode(errors="replace")[-1500:])
+    return Run(wall, tree.sample(), tree.peak, first or wall)
+
+
+def _has_output(out: Path) -> bool:
+    """Whether a Parquet file has its footer; also one that is not published yet, in the folders beside the output."""
+    for folder in (out, *out.parent.glob("tmp*")):
+        for path in folder.glob("**/*.parquet") if folder.exists() else ():
+            with path.open("rb") as file:
+                if path.stat().st_size > 12 and file.seek(-4, 2) and file.read(4) == b"PAR1" and "plan" not in path.name:
+                    return True
+    return False
+
+
+def digest(out: Path, names: list[str]) -> tuple[int, int]:
+    """Rows, and the sum over them of a hash of their features and their prediction, bit by bit: the order is free."""
+    rows, total = 0, 0
+    for batch in _batches(out, [*names, "prediction"]):
+        mixed = np.zeros(batch.num_rows, np.uint64)
+        for name in (*names, "prediction"):
+            column = pc.fill_null(batch.column(name).cast(pa.float32()), float("nan")).to_numpy(zero_copy_only=False)
+            bits = np.where(np.isnan(column), np.uint32(0x7FC00000), column.view(np.uint32)).astype(np.uint64)
+            mixed = (mixed ^ bits) * np.uint64(0x9E3779B97F4A7C15)
+            mixed ^= mixed >> np.uint64(29)
+        rows += batch.num_rows
+        total = (total + int(mixed.sum(dtype=np.uint64))) % (1 << 64)
+    return rows, total
+
+
+def _batches(out: Path, names: list[str]) -> Iterator[pa.RecordBatch]:
+    folder = out / "published" if (out / "published").exists() else out
+    for path in sorted(folder.glob("**/*.parquet")):
+        yield from pq.ParquetFile(path).iter_batches(100_000, columns=names)
+
+
+def measure(kind: str, rows: int, options: argparse.Namespace) -> dict[str, list[Run]]:
+    trees, depth = (int(part) for part in options.model.split("x"))
+    data, model = make_data(kind, rows), make_model(trees, depth, kind=kind)
+    names = [f"f{number:02d}" for number in range(0, 2000 if kind == "wide" else 28)][:28]
+    runs: dict[str, list[Run]] = {}
+    wanted: tuple[int, int] | None = None
+    for _ in range(options.repeat):
+        for name in options.contenders.split(","):
+            with tempfile.TemporaryDirectory() as scratch:
+                out = Path(scratch) / "out"
+                try:
+                    run = run_once(CONTENDERS[name], data, model, out)
+                except RuntimeError as error:
+                    print(f"  {kind} {name} failed: {error}", file=sys.stderr, flush=True)
+                    continue
+                found = digest(out, names)
+            wanted = wanted or found
+            if found != wanted:
+                sys.exit(f"{name} gave another output on {kind}: {found} instead of {wanted}")
+            runs.setdefault(name, []).append(run)
+            print(f"  {kind} {name}: {json.dumps(asdict(run))}", file=sys.stderr, flush=True)
+    return runs
+
+
+def show(results: dict[str, dict[str, list[Run]]]) -> None:
+    print("| set | contender | wall / ours | CPU / ours | memory / ours | first file / ours | runs |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for kind, runs in results.items():
+        for name, some in runs.items():
+            keys = ("wall", "cpu", "peak", "first")
+            each = [median(getattr(run, key) for run in some) for key in keys]
+            ours = [median(getattr(run, key) for run in runs["ours"]) for key in keys]
+            cells = " | ".join(f"{one / other:.2f}" for one, other in zip(each, ours, strict=True))
+            print(f"| {kind} | {name} | {cells} | {len(some)} |")
+
+
+def versions(contender: Contender) -> str:
+    code = (
+        "import importlib.metadata as m; print(', '.join(f'{n} {m.version(n)}' for n in "
+        "('polars','duckdb','daft','ray','pyspark','dask','xgboost-cpu','pyarrow') "
+        "if any(d.name == n for d in m.distributions())))"
+    )
+    return subprocess.run([contender.python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=5_000_000)
+    parser.add_argument("--tiny-rows", type=int, default=1_000_000)
+    parser.add_argument("--wide-rows", type=int, default=100_000)
+    parser.add_argument("--model", default="300x6", help="trees x depth")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--sets", default="even,skewed,tiny", help="of even, skewed, tiny, mixed, wide")
+    parser.add_argument("--contenders", default=",".join(CONTENDERS))
+    parser.add_argument("--list", action="store_true")
+    options = parser.parse_args()
+    chosen = {name: CONTENDERS[name] for name in options.contenders.split(",")}
+    if options.list:
+        for name, one in chosen.items():
+            print(f"{name}: benchmarks.{one.module}; {', '.join(one.packages) or 'this environment'}")
+        return
+    if shutil.which("uv") is None and any(one.packages for one in chosen.values()):
+        sys.exit("uv is needed to make the environments of the peers: pip install uv")
+    for one in chosen.values():
+        prepare(one)
+    sizes = {"tiny": options.tiny_rows, "wide": options.wide_rows}
+    results = {kind: measure(kind, sizes.get(kind, options.rows), options) for kind in options.sets.split(",")}
+    show(results)
+    for name, one in chosen.items():
+        print(f"- {name}: {versions(one)}")
+
+
+if __name__ == "__main__":
+    main()

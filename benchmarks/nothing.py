@@ -1,0 +1,35 @@
+"""Loaded by the workers of `benchmarks.control`: a partition that is done at once, with a receipt of the usual size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline import graph
+from pipeline.plan import Partition
+from pipeline.receipt import DataFile, EngineUse, FileRows, Receipt, Seconds
+from pipeline.recipe import StageRecipe
+from pipeline.rows import RowCounts
+
+
+def do_nothing(recipe: StageRecipe, partition: Partition, versions: Any = None, **options: Any) -> Receipt:
+    counts = [RowCounts(part.rows, part.rows) for part in partition.fragments]
+    return Receipt(
+        partition=partition.id,
+        plan=recipe.plan,
+        model=recipe.score.model.digest,
+        attempt="0" * 32,
+        data=DataFile(f"data/{partition.id}-{'0' * 32}.parquet", partition.rows, 1_000_000, "0" * 64),
+        rejects=None,
+        rows=RowCounts.total(counts),
+        files=tuple(
+            FileRows(part.path, part.row_start, part.row_stop, one)
+            for part, one in zip(partition.fragments, counts, strict=True)
+        ),
+        seconds=Seconds(0.1, 0.0, 0.1, 0.1, 0.0, 0.3),
+        worker="host:1234",
+        batch_rows=65_536,
+        engine=EngineUse(rows={"trees": partition.rows}),
+    )
+
+
+graph.run_partition = do_nothing  # type: ignore[assignment]

@@ -1,0 +1,39 @@
+"""What the peers' scripts share: their arguments, and scoring one Arrow batch as each of them would."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import xgboost
+
+BATCH = 131_072
+CORES = int(os.environ.get("BENCHMARK_CORES", os.cpu_count() or 1))
+
+
+def arguments() -> tuple[Path, Path, Path]:
+    """Folder of the input, file of the model, folder for the output, which is made."""
+    data, model, out = (Path(argument) for argument in sys.argv[1:4])
+    out.mkdir(parents=True, exist_ok=True)
+    return data, model, out
+
+
+def load(model: str | Path, *, threads: int) -> xgboost.Booster:
+    booster = xgboost.Booster(model_file=str(model))
+    booster.set_param({"nthread": threads})
+    return booster
+
+
+def features(booster: xgboost.Booster) -> list[str]:
+    return list(booster.feature_names or [])
+
+
+def matrix(table: pa.Table | pa.RecordBatch, names: list[str]) -> np.ndarray:
+    """float32 [rows, features], missing values NaN."""
+    out = np.empty((table.num_rows, len(names)), np.float32)
+    for number, name in enumerate(names):
+        out[:, number] = table.column(name).to_numpy(zero_copy_only=False)
+    return out
