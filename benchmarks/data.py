@@ -33,8 +33,8 @@ def names(count: int = FEATURES) -> list[str]:
 
 
 def table(rows: int, *, seed: int, kind: str = "even") -> pa.Table:
-    """float32 features (28; 2,000 of ``wide``), 2 % missing in every fourth column; ``mixed`` has texts, decimals, dates
-    and nested columns beside them, which pass through."""
+    """float32 features (28; 2,000 of ``wide``), 2 % missing in every fourth column; ``mixed`` has texts, dates and
+    nested columns beside them, which pass through."""
     random = np.random.default_rng(seed)
     width = WIDE if kind == "wide" else FEATURES
     values = random.standard_normal((width, rows), dtype=np.float32)

@@ -56,7 +56,8 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
     Status.PLANNED: _ACTIVE | _ENDS | {Status.QUEUED},
     Status.QUEUED: _ACTIVE | _ENDS,
     Status.PROVISIONING: _ACTIVE | _ENDS,
-    Status.RUNNING: _ACTIVE | _ENDS,
+    # A probe scores a few partitions, and leaves the job planned.
+    Status.RUNNING: _ACTIVE | _ENDS | {Status.PLANNED},
     Status.PUBLISHING: _ACTIVE | _ENDS | {Status.SUCCEEDED, Status.SUCCEEDED_WITH_WARNINGS},
     Status.FAILED: _ACTIVE | _ENDS | {Status.QUEUED},
     Status.CANCELLED: _ACTIVE | _ENDS | {Status.QUEUED},

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
+import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from time import perf_counter
@@ -240,6 +242,7 @@ class _Attempt:
             seconds=Seconds(reading[0], steps, score, write, model_load, perf_counter() - start),
             worker=worker,
             batch_rows=scorer.batch_rows,
+            peak_memory=peak_memory(),
             reasons=dict(ledger.reasons),
             engine=finish(),
             stage=self.recipe.stage,
@@ -325,6 +328,12 @@ def _timed(batches: Generator[SourceBatch, None, None], seconds: list[float]) ->
             del batch
     finally:
         batches.close()
+
+
+def peak_memory() -> int:
+    """Most resident bytes this process has had; 0 where that cannot be told."""
+    # Linux counts in KiB, macOS in bytes (getrusage(2)).
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _file_metadata(recipe: StageRecipe) -> dict[str, str]:

@@ -120,6 +120,8 @@ class Receipt:
     worker: str = ""
     batch_rows: int = 0
     """Rows per batch at the end; smaller than planned when memory ran short."""
+    peak_memory: int = 0
+    """Most resident bytes the worker process had had by then; 0 where that cannot be told."""
     reasons: dict[str, int] = field(default_factory=dict)
     """Rejected rows per reason."""
     splits: tuple[str, ...] = ()

@@ -12,6 +12,7 @@ from pipeline.errors import PipelineError, StepFailed, TooManyRejects
 from pipeline.ledger import Ledger, RoundSummary
 from pipeline.lifecycle import Status
 from pipeline.plan import Plan, skew
+from pipeline.probe import came_of_estimate
 from pipeline.receipt import GIVEN_UP, EngineUse, Receipt, Seconds
 from pipeline.redaction import redact_values
 from pipeline.rows import RejectedFile, RowCounts
@@ -21,7 +22,8 @@ SCHEMA_VERSION = 1
 _OF_USER_CODE = ("step:", "score:", "crash:", "timeout:", "memory:")
 _SHOWN_REASONS = 3
 _PARTS = ("read", "steps", "score", "write", "model_load")
-_FINAL = {str(status) for status in Status if status.is_final}
+# A probe ends with PLANNED.
+_FINAL = {str(status) for status in Status if status.is_final or status is Status.PLANNED}
 _ACTIVE = {str(Status.PROVISIONING), str(Status.RUNNING), str(Status.PUBLISHING)}
 
 
@@ -70,6 +72,8 @@ class Report:
     """Input files that are set aside as a whole; their rows are in no count."""
     engines: dict[str, Any] = field(default_factory=dict)
     """What evaluated the model and the evidence for it, summed up; see `engine_evidence`."""
+    estimate: dict[str, Any] = field(default_factory=dict)
+    """What a probe estimated, beside what came; empty when there was none."""
     warnings: tuple[str, ...] = ()
     error: dict[str, Any] | None = None
     """What ended a job that failed; see `PipelineError.details`."""
@@ -179,6 +183,7 @@ def make_report(
     spent = sum((receipt.seconds for receipt in done), Seconds())
     status = status or job.status()
     total = _active_seconds(events) if seconds is None else _active_seconds(_before_this(events)) + seconds
+    provision, starts = _provision_seconds(events), sum(event["event"] == "driver" for event in events)
     return Report(
         job=job.job,
         name=plan.spec.name,
@@ -190,7 +195,7 @@ def make_report(
         directory=job.root,
         seconds={
             "total": total,
-            "provision": _provision_seconds(events),
+            "provision": provision,
             **{name: getattr(spent, name) for name in _PARTS},
         },
         partitions={"done": len(done), "planned": ledger.planned},
@@ -201,6 +206,7 @@ def make_report(
         rounds=ledger.summaries(),
         rejected_files=ledger.rejected_files,
         engines=engine_evidence(done, tolerance=plan.spec.score.tolerance),
+        estimate=came_of_estimate(job, plan, done, seconds=total, provision=provision, starts=starts),
         warnings=(
             *warnings,
             *_reject_warning(rows),

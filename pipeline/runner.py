@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline import graph
 from pipeline.cancel import watched
@@ -41,6 +41,7 @@ from pipeline.stage import Stage
 from pipeline.stop import Stop, Why
 
 logger = logging.getLogger(__name__)
+Ending = TypeVar("Ending")
 
 
 def run(
@@ -101,10 +102,29 @@ def execute(
         if begin is not None:
             begin(job, lease)
         # Another driver may have ended the job while this one waited for it.
-        return make_report(job) if unless(job) else _drive(job, lease, settings, tuple(callbacks))
+        if unless(job):
+            return make_report(job)
+        return _drive(job, lease, settings, tuple(callbacks), _Driver.drive)
 
 
-def _drive(job: JobDirectory, lease: Lease, settings: Settings, callbacks: tuple[Callback, ...]) -> Report:
+def probe(
+    job: JobDirectory, partitions: Sequence[Partition], *, settings: Settings, callbacks: Sequence[Callback] = ()
+) -> None:
+    """Score ``partitions`` of ``job`` and no more. They stay done; the job is PLANNED afterwards, and `resume` goes on.
+
+    :raises JobLocked: when another driver is at work on it.
+    """
+    with held(job.store, lease_seconds=settings.lease_seconds) as lease:
+        _drive(job, lease, settings, tuple(callbacks), lambda driver: driver.probe(partitions))
+
+
+def _drive(
+    job: JobDirectory,
+    lease: Lease,
+    settings: Settings,
+    callbacks: tuple[Callback, ...],
+    go: Callable[[_Driver], Ending],
+) -> Ending:
     job.append_event("driver", epoch=lease.epoch, taken=str(lease.taken), host=lease.holder.host, pid=lease.holder.pid)
     driver = _Driver(job, lease, settings, callbacks)
     try:
@@ -114,7 +134,7 @@ def _drive(job: JobDirectory, lease: Lease, settings: Settings, callbacks: tuple
             watched(job.store, lease.epoch, driver.stop),
             importable(job.record.import_paths),
         ):
-            return driver.drive()
+            return go(driver)
     except BaseException as error:
         masked = redact_error(error)
         if (fenced := driver.fenced()) is not None:
@@ -150,7 +170,7 @@ class _Driver:
 
     def drive(self) -> Report:
         """Score what is left, decide, commit, publish."""
-        self.receipts = {(receipt.stage, receipt.partition): receipt for receipt in self.job.receipts()}
+        self._read_receipts()
         todo = self._todo()
         if todo:
             self._score(todo)
@@ -170,6 +190,15 @@ class _Driver:
         self._go(status)
         self._end(report)
         return report
+
+    def probe(self, partitions: Sequence[Partition]) -> None:
+        """Score those of ``partitions`` that are left."""
+        self._read_receipts()
+        wanted = {partition.id for partition in partitions}
+        todo = tuple(partition for partition in self._todo() if partition.id in wanted)
+        if todo:
+            self._score(todo)
+        self._go(Status.PLANNED, reason="probed")
 
     def report(self, status: Status, *, error: PipelineError | None = None) -> Report:
         """The report of a job that ended like that."""
@@ -200,6 +229,9 @@ class _Driver:
         except (StorageError, OSError):
             logger.exception("whether another driver has taken job %s over cannot be told", self.job.job)
             return None
+
+    def _read_receipts(self) -> None:
+        self.receipts = {(receipt.stage, receipt.partition): receipt for receipt in self.job.receipts()}
 
     def _todo(self) -> tuple[Partition, ...]:
         return dispatch_order(self.ledger.todo)

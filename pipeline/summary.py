@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipeline.units import format_bytes, format_count, format_seconds
@@ -37,6 +37,7 @@ def summary_text(report: Mapping[str, Any]) -> str:
             "balance": _balance(report),
             "model": _model(report["model"]),
             "engine": _engine(report.get("engines") or {}),
+            "estimate": _estimated(report.get("estimate") or {}),
             "output": _published(report),
             "directory": str(report.get("directory") or ""),
         }
@@ -60,6 +61,8 @@ def plan_text(details: Mapping[str, Any]) -> str:
         rows += f", {filtered:,} of them in row groups that the filter rules out"
     features = model.get("features")
     lines = ["The plan fits. Nothing was written, nothing runs yet."]
+    if "estimate" in details:
+        lines = [f"The plan fits. A sample of it was scored as a part of the job {details['job']}."]
     lines += _labelled(
         {
             "rows": rows,
@@ -253,3 +256,31 @@ def _listed(names: Sequence[Any]) -> str:
 
 def _cut(text: str, *, width: int = 160) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def estimate_text(estimate: Mapping[str, Any]) -> list[str]:
+    """What a probe says of the whole job, with 95 % intervals."""
+
+    def span(name: str, form: Callable[[float], str]) -> str:
+        low, expected, high = (form(estimate[name][key]) for key in ("low", "expected", "high"))
+        return f"about {expected} ({low} to {high})"
+
+    peak, projected = (format_bytes(estimate[name]) for name in ("peak_memory", "projected_memory"))
+    return _labelled(
+        {
+            "probed": f"{estimate['sampled']:,} of {estimate['partitions']:,} partitions; they stay done",
+            "time": f"{span('seconds', format_seconds)} on {estimate['workers']:,} workers",
+            "cost": f"{span('worker_hours', '{:.3g}'.format)} worker-hours",
+            "size": f"{span('output_bytes', lambda size: format_bytes(round(size)))} of output",
+            "memory": f"{peak} at most so far in a worker; the plan reckons with {projected}",
+        }
+    )
+
+
+def _estimated(comparison: Mapping[str, Any]) -> str:
+    """What a probe had said of the wall time, beside what came."""
+    if not comparison:
+        return ""
+    said, came = comparison["estimated"]["seconds"], comparison["came"]["seconds"]
+    span = " to ".join(format_seconds(said[key]) for key in ("low", "high"))
+    return f"{format_seconds(came)} came of {format_seconds(said['expected'])} estimated ({span})"

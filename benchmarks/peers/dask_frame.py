@@ -1,4 +1,7 @@
-"""Plain Dask DataFrame, as its users write it: ``read_parquet``, ``map_partitions``, ``to_parquet``; DASK_PLACE is threads or processes."""
+"""Plain Dask DataFrame, as its users write it: ``read_parquet``, ``map_partitions``, ``to_parquet``.
+
+DASK_PLACE is threads or processes.
+"""
 
 from __future__ import annotations
 

@@ -12,7 +12,10 @@ from benchmarks.peers.common import CORES, arguments, features, load
 
 def main() -> None:
     data, model, out = arguments()
-    with LocalCluster(n_workers=CORES, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+    with (
+        LocalCluster(n_workers=CORES, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
         booster = load(model, threads=1)
         frame = dd.read_parquet(data)
         found = dxgb.inplace_predict(client, booster, frame[features(booster)])

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,7 @@ from pipeline.commands.options import (
     cluster_options,
     directory_option,
     emit,
+    is_quiet,
     load,
     output_options,
     override_option,
@@ -22,9 +23,13 @@ from pipeline.commands.options import (
 from pipeline.errors import OutputExists, PipelineError
 
 if TYPE_CHECKING:
+    from pipeline.prepare import Prepared
     from pipeline.settings import Settings
     from pipeline.spec import JobSpec
     from pipeline.spec_file import LoadedSpec
+
+PROBED = 4
+"""Partitions that ``plan --probe`` scores when no number is given."""
 
 
 @click.command(short_help="Write a job.yaml to start from.")
@@ -120,14 +125,27 @@ def _checks(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]
 @click.command(short_help="Show what would run; writes nothing.")
 @click.argument("job_file", metavar="JOB.YAML")
 @click.option("--show-config", is_flag=True, help="Show each value of job spec and settings, and where it is from.")
+@click.option(
+    "--probe",
+    type=click.IntRange(min=1),
+    metavar="N",
+    is_flag=False,
+    flag_value=PROBED,
+    help="Score N partitions (default: 4), keep them as results, and estimate time, memory and size of the whole job.",
+)
 @override_option
 @cluster_options
 @directory_option
 @output_options
 def plan(
-    job_file: str, show_config: bool, overrides: tuple[str, ...], params: tuple[str, ...], **flags: str | int | None
+    job_file: str,
+    show_config: bool,
+    probe: int | None,
+    overrides: tuple[str, ...],
+    params: tuple[str, ...],
+    **flags: str | int | None,
 ) -> None:
-    """Show what would run: rows, partitions, memory, model, output. Writes nothing.
+    """Show what would run: rows, partitions, memory, model, output. Writes nothing, unless it is to --probe.
 
     With --show-config: each field of the job spec and each setting, with its value and where that comes from. The data
     is not looked at.
@@ -143,6 +161,9 @@ def plan(
 
     prepared = prepare(loaded.spec, settings=settings)
     details = plan_summary(prepared.plan, prepared.limits).details()
+    if probe is not None:
+        _probe(prepared, details, count=probe, settings=settings)
+        return
     emit(details, lambda: plan_text(details) + f"\n  next       python -m pipeline run {job_file}")
 
 
@@ -156,3 +177,15 @@ def _show_config(loaded: LoadedSpec, settings: Settings) -> None:
     cluster = cluster_choice(loaded.spec, settings=settings, of_spec=of_spec)
     details = config_details(spec, {**chosen.choices(), "cluster": cluster})
     emit(details, lambda: config_text(details))
+
+
+def _probe(prepared: Prepared, details: dict[str, Any], *, count: int, settings: Settings) -> None:
+    from pipeline.display import show_progress
+    from pipeline.probing import probe_plan
+    from pipeline.summary import estimate_text, next_lines, plan_text
+
+    with show_progress(quiet=is_quiet()) as callbacks:
+        job, estimate = probe_plan(prepared, settings=settings, count=count, callbacks=callbacks)
+    details |= {"job": job, "estimate": estimate.details()}
+    ending = next_lines([f"python -m pipeline resume {job}"])
+    emit(details, lambda: "\n".join([plan_text(details), *estimate_text(details["estimate"]), *ending]))

@@ -11,8 +11,10 @@ import pytest
 
 from pipeline.cancel import CancelRequest
 from pipeline.checkpoint import JobDirectory
+from pipeline.estimate import make_estimate
 from pipeline.lease import held
 from pipeline.lifecycle import TRANSITIONS, Status
+from pipeline.probe import write_estimate
 from pipeline.recipe import REJECT_COLUMNS
 from pipeline.report import make_report
 from pipeline.sinks import publish
@@ -45,6 +47,8 @@ def directory(tmp_path: Path) -> JobDirectory:
     assert claim_start(directory.store, number=1, submission=1, by="submit")
     directory.store.replace("starts/1.out", b"")
     open_retry(directory)
+    done = {receipt.partition: receipt for receipt in receipts}
+    write_estimate(directory, make_estimate(job.plan, done, workers=1, threads=1, start_seconds=1.0, projected=1 << 30))
     directory.store.replace("cancel/1.json", CancelRequest(1, "2026-01-01T12:00:00.000Z", "you@node7").to_json())
     return directory
 
@@ -62,6 +66,7 @@ def directory(tmp_path: Path) -> JobDirectory:
         (".submitted/&lt;digest of the key&gt;/&lt;n&gt;.json", "key.json"),
         ("rounds/&lt;n&gt;.json", "rounds/1.json"),
         ("report.json", "report.json"),
+        ("probe.json", "probe.json"),
     ],
 )
 def test_fields_of_state(directory: JobDirectory, heading: str, name: str) -> None:

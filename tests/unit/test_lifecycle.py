@@ -37,8 +37,8 @@ def test_every_unfinished_status_can_be_resumed() -> None:
             assert {Status.PROVISIONING, Status.PUBLISHING, Status.FAILED, Status.INTERRUPTED} <= TRANSITIONS[status]
 
 
-def test_nothing_goes_back_to_planned() -> None:
-    assert not any(Status.PLANNED in after for after in TRANSITIONS.values())
+def test_only_a_probe_goes_back_to_planned() -> None:
+    assert [before for before, after in TRANSITIONS.items() if Status.PLANNED in after] == [Status.RUNNING]
 
 
 def test_final_means_that_nobody_works_on_it() -> None:

@@ -1,0 +1,170 @@
+"""How long a job will take and what it will need, from a sample of its partitions. Pure: receipts in, intervals out.
+
+The seconds of all partitions together are estimated by the ratio of seconds to *cost* in the sample (cost: rows and
+bytes, half each, as `pipeline.plan.dispatch_order` weighs them), with the ratio estimator's variance for a sample
+without replacement (Cochran, Sampling Techniques, 3rd ed. 1977, section 6.4) and Student's t for so few samples. The
+wall time of ``slots`` tasks side by side lies between seconds / slots and Graham's bound for any order of the
+partitions, seconds / slots + (1 - 1 / slots) × longest (Graham, Bounds on Multiprocessing Timing Anomalies, 1969).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from pipeline.planned import Partition, Plan
+from pipeline.receipt import Receipt
+
+CONFIDENCE = 0.95
+"""Share of such intervals that hold what comes, as far as the rest of the job is like the sample."""
+# Two-sided 95 % quantiles of Student's t for 1, 2, … degrees of freedom.
+_STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11)
+_NORMAL = 1.96
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95 % interval."""
+
+    low: float
+    expected: float
+    high: float
+
+    def times(self, factor: float) -> Interval:
+        """Each of the three multiplied."""
+        return Interval(self.low * factor, self.expected * factor, self.high * factor)
+
+    def holds(self, value: float) -> bool:
+        """Whether ``value`` lies in it."""
+        return self.low <= value <= self.high
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a probe says of the whole job. ``probe.json`` holds it."""
+
+    sampled: int
+    """Partitions that were timed; they are done, and stay so."""
+    partitions: int
+    workers: int
+    slots: int
+    """Tasks at a time: workers × threads."""
+    task_seconds: Interval
+    """Seconds of all partitions, summed up."""
+    seconds: Interval
+    """Wall time of the whole job on these workers, their start included."""
+    worker_hours: Interval
+    output_bytes: Interval
+    """Of the published files."""
+    peak_memory: int
+    """Most resident bytes that any worker had in the probe."""
+    projected_memory: int
+    """What the plan reckons with, for a worker."""
+    start_seconds: float
+    """Part of ``seconds`` that does not grow with the rows: workers that start, the model that is loaded."""
+
+    def details(self) -> dict[str, Any]:
+        """As JSON output and ``probe.json`` show it."""
+        return {"schema_version": 1, **_rounded(asdict(self))}
+
+    @classmethod
+    def from_details(cls, details: Mapping[str, Any]) -> Self:
+        """Inverse of `details`."""
+        fields: dict[str, Any] = {name: value for name, value in details.items() if name != "schema_version"}
+        made: dict[str, Any] = {
+            name: Interval(**value) if isinstance(value, dict) else value for name, value in fields.items()
+        }
+        return cls(**made)
+
+
+def choose_sample(partitions: Sequence[Partition], *, count: int) -> tuple[Partition, ...]:
+    """``count`` of ``partitions``, from the smallest to the largest at even steps of their number."""
+    ordered = sorted(partitions, key=lambda one: (one.rows, one.bytes, one.id))
+    count = min(count, len(ordered))
+    return tuple(ordered[(2 * number + 1) * len(ordered) // (2 * count)] for number in range(count))
+
+
+def make_estimate(
+    plan: Plan, receipts: Mapping[str, Receipt], *, workers: int, threads: int, start_seconds: float, projected: int
+) -> Estimate:
+    """The estimate for ``plan`` from the receipts of some of its partitions, by id.
+
+    :param workers: workers the job will have.
+    :param threads: threads of each.
+    :param start_seconds: until workers were there.
+    :param projected: bytes of memory the plan reckons with, for a worker.
+    :raises ValueError: when there is no receipt.
+    """
+    sample = [one for one in plan.partitions if one.id in receipts and not receipts[one.id].splits]
+    if not sample:
+        raise ValueError("an estimate needs a partition that is done")
+    done = [receipts[one.id] for one in sample]
+    costs = _costs(plan.partitions)
+    sampled = [costs[one.id] for one in sample]
+    total, count = sum(costs.values()), len(plan.partitions)
+    seconds = [one.seconds.total - one.seconds.model_load for one in done]
+    tasks = _ratio(seconds, sampled, total=total, count=count)
+    start = start_seconds + max(one.seconds.model_load for one in done)
+    wall = _wall(tasks, longest=max(costs.values()) / total * tasks.high, slots=workers * threads, start=start)
+    sizes = [float(one.data.bytes if one.data else 0) for one in done]
+    return Estimate(
+        sampled=len(sample),
+        partitions=count,
+        workers=workers,
+        slots=workers * threads,
+        task_seconds=tasks,
+        seconds=wall,
+        worker_hours=wall.times(workers / 3600),
+        output_bytes=_ratio(sizes, sampled, total=total, count=count),
+        peak_memory=max(one.peak_memory for one in done),
+        projected_memory=projected,
+        start_seconds=start,
+    )
+
+
+def compare_estimate(estimate: Estimate, *, seconds: float, task_seconds: float, output_bytes: int) -> dict[str, Any]:
+    """What came beside what was estimated, as the report shows it.
+
+    :param seconds: wall time of the job.
+    :param task_seconds: sum over its partitions, without the load of the model.
+    """
+    came = {"seconds": seconds, "task_seconds": task_seconds, "output_bytes": float(output_bytes)}
+    held = {name: getattr(estimate, name).holds(value) for name, value in came.items()}
+    return {"estimated": estimate.details(), "came": _rounded(came), "held": held}
+
+
+def _costs(partitions: Sequence[Partition]) -> dict[str, float]:
+    rows = max(1, sum(one.rows for one in partitions))
+    size = max(1, sum(one.bytes for one in partitions))
+    return {one.id: one.rows / rows + one.bytes / size for one in partitions}
+
+
+def _ratio(values: Sequence[float], costs: Sequence[float], *, total: float, count: int) -> Interval:
+    """The sum of a figure over all partitions, from its values and costs in the sample."""
+    ratio, sampled = sum(values) / sum(costs), len(values)
+    expected = ratio * total
+    if sampled >= count:
+        return Interval(expected, expected, expected)
+    if sampled == 1:
+        # One value says nothing about the spread: a factor of two either way is what is left to say.
+        return Interval(expected / 2, expected, expected * 2)
+    squares = sum((value - ratio * cost) ** 2 for value, cost in zip(values, costs, strict=True)) / (sampled - 1)
+    error = count * math.sqrt((1 - sampled / count) / sampled * squares)
+    quantile = _STUDENT[sampled - 2] if sampled - 2 < len(_STUDENT) else _NORMAL
+    # What was measured is certain.
+    return Interval(max(sum(values), expected - quantile * error), expected, expected + quantile * error)
+
+
+def _wall(tasks: Interval, *, longest: float, slots: int, start: float) -> Interval:
+    spread = (1 - 1 / slots) * longest
+    low = max(tasks.low / slots, longest * tasks.low / tasks.high if tasks.high else 0.0)
+    expected = max(tasks.expected / slots, low)
+    return Interval(start + low, start + expected + spread / 2, start + tasks.high / slots + spread)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _rounded(one) for name, one in value.items()}
+    return float(f"{value:.5g}") if isinstance(value, float) else value
