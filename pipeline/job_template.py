@@ -20,6 +20,8 @@ source:
   # columns: [customer_id, age, plan]
   # Keep only rows for which this holds. Comparisons, and, or, not, in, is None.
   # filter: country == 'DE' and age >= 18
+  # Where hive folders begin, when path names single files. Default: then there are none.
+  # base: data/
 
 # Any number of map steps, then one score step.
 steps:
@@ -76,4 +78,8 @@ cluster: local
 # driver and workers look up themselves. Default: what the client library finds (see docs/storage.md).
 # storage:
 #   s3://lake: {key: env:LAKE_KEY, secret: env:LAKE_SECRET}
+
+# When a server (python -m pipeline serve) submits it: cron, every, arrival, after (see docs/triggers.md).
+# triggers:
+#   - {cron: "30 2 * * *", time_zone: Europe/Berlin, missed: once, overlap: queue}
 """

@@ -126,6 +126,8 @@ def absolute(spec: JobSpec) -> JobSpec:
     record = spec.to_dict()
     path = spec.source.path
     record["source"]["path"] = absolute_path(path) if isinstance(path, str) else [absolute_path(one) for one in path]
+    if spec.source.base is not None:
+        record["source"]["base"] = absolute_path(spec.source.base)
     record["sink"]["path"] = absolute_path(spec.sink.path)
     for step in record["steps"]:
         if "score" in step and ModelRef.parse(step["score"]["model"]).is_file:

@@ -36,9 +36,11 @@ from pipeline.spec_parts import (
     UrlBeginning,
 )
 from pipeline.spec_text import dump_text, read_document
+from pipeline.trigger_parts import Arrival, Trigger
 from pipeline.validation import mistakes_of
 
 __all__ = [
+    "Arrival",
     "ColumnContract",
     "Errors",
     "JobSpec",
@@ -48,11 +50,12 @@ __all__ = [
     "ScoreStep",
     "Sink",
     "Source",
+    "Trigger",
     "json_schema",
 ]
 
 STEP_KINDS = ("map", "score")
-NOT_THE_WORK = {"cluster", "storage"}
+NOT_THE_WORK = {"cluster", "storage", "triggers"}
 """Fields that do not decide what the output rows are."""
 _ORDER = "order"
 _KIND = "step"
@@ -135,6 +138,8 @@ class JobSpec(Part):
     """Parameters, each with the value it has unless ``-p NAME=VALUE`` gives another; null: one must be given.
     ``${params.NAME}`` puts it into any text."""
     run: Run = Run()
+    triggers: Annotated[tuple[Trigger, ...], Field(strict=False)] = ()
+    """What submits the job when nobody is there; see docs/triggers.md."""
 
     @classmethod
     def build(cls, **fields: Any) -> Self:

@@ -143,6 +143,8 @@ class Source(Part):
     ``map`` step."""
     filter: Name | None = None
     """Keep only rows for which this holds, such as ``country == 'DE' and age >= 18``."""
+    base: PathText | None = None
+    """Folder below which ``key=value`` folders are hive keys, where ``path`` names files one by one."""
 
 
 class MapStep(Part):

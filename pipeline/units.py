@@ -24,6 +24,13 @@ _UNITS = {
     "gib": 1 << 30,
     "tib": 1 << 40,
 }
+_DURATION = re.compile(r"\s*(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[A-Za-z]*)\s*")
+_DURATIONS = {
+    **dict.fromkeys(("", "s", "sec", "second", "seconds"), 1),
+    **dict.fromkeys(("m", "min", "minute", "minutes"), 60),
+    **dict.fromkeys(("h", "hour", "hours"), 3600),
+    **dict.fromkeys(("d", "day", "days"), 86400),
+}
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -39,6 +46,21 @@ def parse_bytes(text: str | int, *, where: str = "") -> int:
     if value <= 0 or isinstance(text, bool):
         raise SpecError("that is no size", where=where, found=repr(text), expected="such as 256 MiB, 1.5 GB or 1000000")
     return value
+
+
+def parse_seconds(text: str | float, *, where: str = "") -> float:
+    """Seconds of ``text``: ``90 s``, ``15 min``, ``2 h``, ``1 d``, or a plain number of seconds; 0 is one too.
+
+    :param where: the field it comes from, for the message.
+    :raises SpecError: for anything else.
+    """
+    match = _DURATION.fullmatch(str(text))
+    unit = _DURATIONS.get(match["unit"].lower()) if match else None
+    if match is None or unit is None or isinstance(text, bool):
+        raise SpecError(
+            "that is no length of time", where=where, found=repr(text), expected="such as 90 s, 15 min, 2 h or 1 d"
+        )
+    return float(match["number"]) * unit
 
 
 def format_bytes(count: float) -> str:

@@ -8,7 +8,8 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from pipeline.storage import file_system
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 """What stands for null in the name of a hive partition folder."""
 _WILDCARD = re.compile(r"[*?\[]")
+_TIME_KEYS = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")
 _VERSION_KEYS = ("etag", "ETag", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "modified", "created")
 
 
@@ -36,20 +38,24 @@ class Located:
     """As `pipeline.rows.InputFile.version`."""
     keys: tuple[tuple[str, str], ...] = ()
     """Hive partition keys."""
+    modified: float = field(default=0.0, compare=False)
+    """Seconds since the epoch, by the storage's clock, at which it came there or was last changed; 0.0 where the
+    storage does not say. On local disks its name counts too: a copy that keeps its times has come now."""
 
 
-def locate(path: str | Iterable[str]) -> tuple[Located, ...]:
+def locate(path: str | Iterable[str], *, base: str | None = None) -> tuple[Located, ...]:
     """The files ``path`` stands for, each once, sorted by path whatever order the storage lists them in.
 
     In directories, names that begin with ``.`` or ``_`` are passed over (unless they are ``_key=value``), as Spark and
-    pyarrow do. Hive keys are the ``key=value`` folders below the directory, or from the first wildcard of a glob on.
+    pyarrow do. Hive keys are the ``key=value`` folders below the directory, or from the first wildcard of a glob on;
+    for a file that is named itself, those below ``base``.
 
     :raises MissingInput: when nothing is there.
     :raises SpecError: when the URL's file system is unknown or its package is not installed.
     """
     found: dict[str, Located] = {}
     for one in (path,) if isinstance(path, str) else path:
-        files = list(_locate_local(one) if is_local_path(one) else _locate_remote(one))
+        files = list(_locate_local(one, base) if is_local_path(one) else _locate_remote(one, base))
         if not files:
             raise _empty(one)
         for file in files:
@@ -85,16 +91,29 @@ def _version(info: Mapping[str, Any]) -> str:
     return ""
 
 
-def _locate_local(text: str) -> Iterator[Located]:
+def _modified(info: Mapping[str, Any]) -> float:
+    for key in _TIME_KEYS:
+        value = info.get(key)
+        if isinstance(value, datetime):
+            return value.timestamp()
+        if isinstance(value, (int, float)):
+            return float(value)
+        if isinstance(value, str) and value:
+            with suppress(ValueError):
+                return datetime.fromisoformat(value).timestamp()
+    return 0.0
+
+
+def _locate_local(text: str, keys_from: str | None) -> Iterator[Located]:
     path = str(local_path(text))
     if os.path.isdir(path):
         yield from _walk(path, base=path)
     elif os.path.exists(path):
-        yield _local_file(path, base="")
+        yield _local_file(path, base=_if_above(path, str(local_path(keys_from)) if keys_from else ""))
     elif not _WILDCARD.search(path):
         raise _missing(text, _local_neighbours(Path(path)))
     else:
-        base = _fixed_part(path)
+        base = fixed_part(path)
         for match in glob.iglob(path, recursive=True):
             if _is_hidden(match[len(base) :], path[len(base) :]):
                 continue
@@ -128,21 +147,29 @@ def _local_file(path: str, *, base: str) -> Located:
             "an input is no regular file", where=path, expected="a Parquet file", next_step="remove it from the source"
         )
     size, version = stat_version(status)
-    return Located(path, size, version, _hive_keys(path[len(base) :]) if base else ())
+    keys = _hive_keys(path[len(base) :]) if base else ()
+    return Located(path, size, version, keys, max(status.st_mtime, status.st_ctime))
 
 
-def _locate_remote(url: str) -> Iterator[Located]:
+def _if_above(path: str, folder: str) -> str:
+    """``folder``, when ``path`` lies below it; else nothing."""
+    folder = folder.rstrip("/")
+    return folder if folder and path.startswith(f"{folder}/") else ""
+
+
+def _locate_remote(url: str, keys_from: str | None) -> Iterator[Located]:
     system, path = file_system(url)
     system.invalidate_cache()
     with storage_errors(url):
         if system.isfile(path):
-            yield _remote_file(system, system.info(path), base="")
+            base = _if_above(path, file_system(keys_from)[1] if keys_from else "")
+            yield _remote_file(system, system.info(path), base=base)
         elif system.isdir(path):
             yield from _find(system, path, base=path)
         elif not _WILDCARD.search(path):
             raise _missing(url, _remote_neighbours(system, path))
         else:
-            base = _fixed_part(path)
+            base = fixed_part(path)
             for match, info in system.glob(path, detail=True).items():
                 if _is_hidden(match[len(base) :], path[len(base) :]):
                     continue
@@ -162,7 +189,7 @@ def _find(system: Any, folder: str, *, base: str) -> Iterator[Located]:
 def _remote_file(system: Any, info: Mapping[str, Any], *, base: str) -> Located:
     name = str(info["name"])
     keys = _hive_keys(name[len(base) :]) if base else ()
-    return Located(str(system.unstrip_protocol(name)), int(info["size"]), _version(info), keys)
+    return Located(str(system.unstrip_protocol(name)), int(info["size"]), _version(info), keys, _modified(info))
 
 
 def _hive_keys(below: str) -> tuple[tuple[str, str], ...]:
@@ -181,7 +208,7 @@ def _is_hidden(below: str, pattern: str) -> bool:
     return not spelled and any(_is_hidden_name(part) for part in below.split("/") if part)
 
 
-def _fixed_part(pattern: str) -> str:
+def fixed_part(pattern: str) -> str:
     """The folders of a glob before the first with a wildcard, with a slash at the end."""
     match = _WILDCARD.search(pattern)
     return pattern[: pattern.rfind("/", 0, match.start()) + 1] if match else pattern

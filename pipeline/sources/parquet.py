@@ -84,7 +84,7 @@ def discover(source: Source, *, columns: tuple[str, ...] | None = None, threads:
     :raises SpecError: when ``source.columns`` or the filter name columns that are not there.
     """
     condition = parse_filter(source.filter) if source.filter is not None else None
-    located = locate(source.path)
+    located = locate(source.path, base=source.base)
     keys = _key_schema(located)
     first = read_footer(located[0])
     common = _CommonSchema(located[0], first, keys=keys, needed=_needed(source, columns, condition))

@@ -126,6 +126,8 @@ def test_every_part_of_the_job_spec_has_its_table() -> None:
         "Errors",
         "ColumnContract",
         "Run",
+        "Trigger",
+        "Arrival",
         "Settings",
     ]
 
@@ -141,6 +143,10 @@ steps:
 sink: {path: out/}
 errors: {}
 contract: {age: {}}
+triggers:
+  - {name: nightly, cron: "0 1 * * *"}
+  - {name: other}
+  - {name: landing, arrival: {path: landing/}}
 """
     places = {
         "JobSpec": "",
@@ -153,6 +159,8 @@ contract: {age: {}}
         "Errors": "errors.",
         "ColumnContract": "contract.age.",
         "Run": "run.",
+        "Trigger": "triggers.1." if field in ("every", "arrival", "after") else "triggers.0.",
+        "Arrival": "triggers.2.arrival.",
     }
     assert JobSpec.load(spec, overrides=[f"{places[part]}{field}={EXAMPLES[part][field]}"]).name
 

@@ -179,6 +179,14 @@ def test_a_key_is_text_as_soon_as_one_value_is(tmp_path):
     assert discover(Source(path=str(tmp_path))).schema.field("k").type == pa.string()
 
 
+def test_keys_of_files_that_are_named_begin_at_the_base(tmp_path):
+    path = write(tmp_path / "k=1" / "l=2" / "a.parquet")
+    assert discover(Source(path=str(path))).key_names == ()
+    assert discover(Source(path=[str(path)], base=str(tmp_path))).key_names == ("k", "l")
+    assert discover(Source(path=[str(path)], base=f"{tmp_path}/k=1/")).key_names == ("l",)
+    assert discover(Source(path=[str(path)], base=str(tmp_path / "other"))).key_names == ()
+
+
 def test_keys_of_a_glob_begin_at_its_first_wildcard(tmp_path):
     write(tmp_path / "k=1" / "l=2" / "a.parquet")
     assert discover(Source(path=f"{tmp_path}/k=1/l=*/*.parquet")).key_names == ("l",)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import PipelineError, RefusedForSafety, SpecError
@@ -347,6 +347,7 @@ PLAIN = st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(all
 TEXT = st.text(st.characters(exclude_categories=("Cs",)))
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         TEXT, st.recursive(PLAIN | TEXT, lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner), max_leaves=8)

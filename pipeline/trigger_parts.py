@@ -1,0 +1,183 @@
+"""The parts of a job spec, and of a ``triggers.yaml``, that say when jobs are submitted."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from functools import cache
+from typing import Annotated, Literal, Self
+from zoneinfo import ZoneInfo, available_timezones
+
+from cronsim import CronSim, CronSimError
+from pydantic import AfterValidator, Field, model_validator
+
+from pipeline.errors import SpecError
+from pipeline.mistakes import did_you_mean
+from pipeline.spec_parts import JobName, Name, Part, PathText, Value, wrong
+from pipeline.units import parse_bytes, parse_seconds
+
+KINDS = ("cron", "every", "arrival", "after")
+"""Fields of a trigger of which at most one is given; without any it fires by hand only."""
+_CRON_FIELDS = 5
+_FINEST = 1.0
+
+
+def _check_cron(text: str) -> str:
+    example = 'such as "30 2 * * *" (minute hour day month weekday)'
+    if len(text.split()) != _CRON_FIELDS:
+        raise wrong(
+            "is not a cron expression of five fields",
+            expected=example,
+            next_step="for seconds, write every: 30 s" if len(text.split()) == _CRON_FIELDS + 1 else "",
+        )
+    try:
+        next(CronSim(text, datetime(2026, 1, 1, tzinfo=UTC)))
+    except CronSimError as error:
+        raise wrong(f"is not a cron expression: {str(error)[:1].lower()}{str(error)[1:]}", expected=example) from error
+    except StopIteration:
+        raise wrong("is a cron expression for a day that never comes", expected=example) from None
+    return text
+
+
+@cache
+def _zones() -> frozenset[str]:
+    return frozenset(available_timezones())
+
+
+def _check_zone(text: str) -> str:
+    try:
+        ZoneInfo(text)
+    except (KeyError, ValueError, OSError) as error:
+        raise wrong(
+            "is no time zone",
+            expected="a name of the IANA database, such as Europe/Berlin or UTC",
+            next_step=did_you_mean(text, _zones()),
+        ) from error
+    return text
+
+
+def _check_duration(value: float | str) -> float | str:
+    try:
+        parse_seconds(value)
+    except SpecError as error:
+        raise wrong("is no length of time", expected=error.expected) from error
+    return value
+
+
+def _check_interval(value: float | str) -> float | str:
+    if parse_seconds(_check_duration(value)) < _FINEST:
+        raise wrong("is too short", expected="at least 1 s")
+    return value
+
+
+def _check_size(value: int | str) -> int | str:
+    try:
+        parse_bytes(value)
+    except SpecError as error:
+        raise wrong("is not a size", expected=error.expected) from error
+    return value
+
+
+def _check_marker(text: str) -> str:
+    if "/" in text or "\0" in text or text in ("", ".", ".."):
+        raise wrong("is not the name of a file", expected="a name without folders, such as _SUCCESS")
+    return text
+
+
+Duration = Annotated[int | float | str, AfterValidator(_check_duration)]
+Size = Annotated[int | str, AfterValidator(_check_size)]
+
+
+class Arrival(Part):
+    """Which files that arrive fire a trigger, and when."""
+
+    path: PathText
+    """Directory, glob, or a file; any fsspec URL. As in ``source.path``, names that begin with ``.`` or ``_`` are
+    passed over."""
+    quiet: Duration | None = None
+    """A file counts once it has not changed for so long, and without a threshold the trigger waits until no file came
+    for so long. Default: 10 s; with a ``marker`` 0."""
+    marker: Annotated[str, AfterValidator(_check_marker)] | None = None
+    """Name of a file, such as ``_SUCCESS``, in the folder of a file or in one above it, without which it does not
+    count."""
+    files: Annotated[int, Field(ge=1)] | None = None
+    """Fire when so many files are there."""
+    rows: Annotated[int, Field(ge=1)] | None = None
+    """Fire when they have so many rows, as their footers say."""
+    bytes: Size | None = None
+    """Fire when they have so many bytes, such as ``1 GiB``."""
+    at_latest: Duration | None = None
+    """Fire so long after the first of them came, whatever thresholds say and whether or not more are coming."""
+
+    @property
+    def quiet_seconds(self) -> float:
+        """``quiet`` with its default, in seconds."""
+        if self.quiet is not None:
+            return parse_seconds(self.quiet)
+        return 0.0 if self.marker else 10.0
+
+    @property
+    def has_threshold(self) -> bool:
+        """Whether it waits for files, rows or bytes to come together."""
+        return self.files is not None or self.rows is not None or self.bytes is not None
+
+
+class Trigger(Part):
+    """What submits a job: a cron schedule, an interval, files that arrive, another job's success, or a person."""
+
+    name: JobName | None = None
+    """Unique among all triggers of a root of job directories. Default: the job's name; needed when it has several."""
+    cron: Annotated[str, AfterValidator(_check_cron)] | None = None
+    """``minute hour day month weekday``, such as ``"30 2 * * *"``."""
+    time_zone: Annotated[str, AfterValidator(_check_zone)] = "UTC"
+    """Where ``cron`` is meant. A time that the clocks leap over comes right after the leap; one that comes twice counts
+    the first time."""
+    every: Annotated[int | float | str, AfterValidator(_check_interval)] | None = None
+    """An interval, such as ``15 min``: at its multiples since 1970-01-01 UTC."""
+    arrival: Arrival | None = None
+    """Files that arrive; the job's source is then exactly those files."""
+    after: JobName | None = None
+    """Name of another job, each success of which fires."""
+    missed: Literal["skip", "once", "each"] = "once"
+    """What becomes of times (and successes) that passed while nobody watched: nothing, one job for all of them, or one
+    job each. Files that arrived meanwhile are never skipped."""
+    grace: Duration = "5 min"
+    """How late a time may be seen and still not count as missed."""
+    overlap: Literal["queue", "forbid", "cancel"] = "queue"
+    """What happens when it fires while its last job is not done: wait for it, don't fire (files wait and come together
+    with later ones), or cancel the older job."""
+    params: dict[Name, Value] = Field(default_factory=dict)
+    """Parameters of the job, ``${params.x}`` in its spec."""
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> Self:
+        given = [kind for kind in KINDS if getattr(self, kind) is not None]
+        if len(given) > 1:
+            raise wrong(f"is several at once: {', '.join(given)}", expected=f"one of {', '.join(KINDS)}")
+        if self.missed == "each" and self.overlap != "queue":
+            raise wrong(f"runs each missed time, and has overlap: {self.overlap}", expected="overlap: queue beside it")
+        if self.time_zone != "UTC" and self.cron is None:
+            raise wrong("has a time_zone without cron", expected="time_zone beside cron")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """``cron``, ``every``, ``arrival``, ``after``, or ``by hand``."""
+        return next((kind for kind in KINDS if getattr(self, kind) is not None), "by hand")
+
+    @property
+    def grace_seconds(self) -> float:
+        """``grace`` in seconds."""
+        return parse_seconds(self.grace)
+
+
+class JobTrigger(Trigger):
+    """A trigger of a ``triggers.yaml``."""
+
+    job: PathText
+    """The job spec to submit; a relative path starts from the folder of the ``triggers.yaml``."""
+
+
+class TriggerList(Part):
+    """A ``triggers.yaml``."""
+
+    triggers: Annotated[tuple[JobTrigger, ...], Field(min_length=1, strict=False)]

@@ -1,0 +1,175 @@
+"""Which files have arrived for a trigger, and whether they are to be scored now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import PurePosixPath
+
+from pipeline.digest import digest_bytes, digest_json
+from pipeline.errors import MissingInput
+from pipeline.files import is_local_path, local_path
+from pipeline.sources.footers import read_footer
+from pipeline.sources.locate import Located, fixed_part, locate
+from pipeline.storage import file_system, storage_errors
+from pipeline.trigger_parts import Arrival
+from pipeline.units import format_seconds, parse_bytes, parse_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class ArrivedFile:
+    """A file that is there now."""
+
+    path: str
+    size: int
+    version: str
+    """As `pipeline.rows.InputFile.version`."""
+    modified: float
+    """Seconds since the epoch, by the storage's clock."""
+    is_marked: bool = True
+    """Whether the marker that the trigger asks for is there."""
+    rows: int | None = None
+    """Where the trigger asks for rows."""
+
+    @property
+    def key(self) -> str:
+        """What this very content under this very name is called; another version has another key."""
+        return digest_bytes(f"{self.path}\0{self.size}\0{self.version}".encode())[:24]
+
+
+@dataclass(frozen=True)
+class Due:
+    """What is to be done about the files that are there."""
+
+    files: tuple[ArrivedFile, ...]
+    """To be scored now, sorted by path."""
+    waiting: int
+    """Files that were not seen before and are left for later."""
+    reason: str
+    """Why, for a person."""
+
+
+def look(
+    arrival: Arrival, *, seen: Collection[str], count_rows: Callable[[Located], int] | None = None
+) -> tuple[ArrivedFile, ...]:
+    """The files that are there now, sorted by path. Of those not ``seen``, rows are counted where that is asked for.
+
+    :param seen: keys of files that fired before.
+    :param count_rows: default: from the footer; a file that has none yet counts as none.
+    """
+    try:
+        located = locate(arrival.path)
+    except MissingInput:
+        return ()
+    files = [ArrivedFile(one.path, one.size, one.version, one.modified) for one in located]
+    if arrival.marker is not None:
+        marked = _marked_folders(arrival, [one.path for one in files if one.key not in seen])
+        files = [replace(one, is_marked=_folder(one.path) in marked) for one in files]
+    if arrival.rows is not None:
+        count = count_rows or _count_rows
+        files = [
+            one if one.key in seen else replace(one, rows=count(found))
+            for one, found in zip(files, located, strict=True)
+        ]
+    return tuple(files)
+
+
+def decide_arrival(arrival: Arrival, files: Sequence[ArrivedFile], *, seen: Collection[str], now: datetime) -> Due:
+    """Which of ``files`` are to be scored now. Pure.
+
+    Files count that were not seen before, have their marker, and have not changed for ``quiet``. They are all taken
+    together: with thresholds once they reach one, without once no file is left that came in the last ``quiet``; and in
+    any case once the first of them is older than ``at_latest``.
+    """
+    time, quiet = now.timestamp(), arrival.quiet_seconds
+    new = sorted((one for one in files if one.key not in seen), key=lambda one: one.path)
+    if not new:
+        return Due((), 0, "no file that was not seen before")
+    marked = [one for one in new if one.is_marked]
+    if not marked:
+        return Due((), len(new), f"{_count(len(new))} without {arrival.marker}")
+    settled = [one for one in marked if time - one.modified >= quiet]
+    if not settled:
+        return Due((), len(new), f"{_count(len(marked))} that changed in the last {format_seconds(quiet)}")
+    age = time - min(one.modified for one in settled)
+    if arrival.at_latest is not None and age >= parse_seconds(arrival.at_latest):
+        return _taken(settled, new, f"the first came {format_seconds(age)} ago")
+    if arrival.has_threshold:
+        return _at_threshold(arrival, settled, new)
+    if len(settled) < len(marked):
+        return Due((), len(new), f"more came in the last {format_seconds(quiet)}")
+    return _taken(settled, new, f"no other came in the last {format_seconds(quiet)}")
+
+
+def fired_id(files: Iterable[ArrivedFile]) -> str:
+    """What a firing for exactly these files is called."""
+    return digest_json([[one.path, one.size, one.version] for one in files])[:24]
+
+
+def _at_threshold(arrival: Arrival, settled: Sequence[ArrivedFile], new: Sequence[ArrivedFile]) -> Due:
+    found = {
+        "files": (len(settled), arrival.files),
+        "rows": (sum(one.rows or 0 for one in settled), arrival.rows),
+        "bytes": (sum(one.size for one in settled), None if arrival.bytes is None else parse_bytes(arrival.bytes)),
+    }
+    asked = [(name, have, need) for name, (have, need) in found.items() if need is not None]
+    reached = [f"{have:,} {name} reach the {need:,} asked for" for name, have, need in asked if have >= need]
+    if reached:
+        return _taken(settled, new, "; ".join(reached))
+    return Due((), len(new), "; ".join(f"{have:,} of {need:,} {name}" for name, have, need in asked))
+
+
+def _taken(settled: Sequence[ArrivedFile], new: Sequence[ArrivedFile], reason: str) -> Due:
+    return Due(tuple(settled), len(new) - len(settled), f"{_count(len(settled))}: {reason}")
+
+
+def _count(files: int) -> str:
+    return "1 file" if files == 1 else f"{files:,} files"
+
+
+def _count_rows(file: Located) -> int:
+    try:
+        return int(read_footer(file).num_rows)
+    except Exception:
+        # Not whole yet, or gone again, or no Parquet at all: the job that scores it will say so.
+        return 0
+
+
+def _folder(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def _marked_folders(arrival: Arrival, paths: Iterable[str]) -> set[str]:
+    """The folders of ``paths`` in which, or above which (up to where the trigger looks), the marker is."""
+    base = _base(arrival.path)
+    is_there: dict[str, bool] = {}
+    marked = set()
+    for folder in {_folder(path) for path in paths}:
+        above = [folder]
+        while above[-1] != base and above[-1].startswith(base) and above[-1].count("/") > base.count("/"):
+            above.append(_folder(above[-1]))
+        for one in above:
+            if one not in is_there:
+                is_there[one] = _exists(f"{one}/{arrival.marker}")
+            if is_there[one]:
+                marked.add(folder)
+                break
+    return marked
+
+
+def _base(path: str) -> str:
+    """The folder from which on ``path`` is looked at, as the paths that are found begin."""
+    if is_local_path(path):
+        fixed = fixed_part(str(local_path(path)))
+        return fixed.rstrip("/")
+    system, inside = file_system(path)
+    return str(system.unstrip_protocol(fixed_part(str(PurePosixPath(inside))))).rstrip("/")
+
+
+def _exists(path: str) -> bool:
+    with storage_errors(path):
+        if is_local_path(path):
+            return local_path(path).is_file()
+        system, inside = file_system(path)
+        return bool(system.isfile(inside))

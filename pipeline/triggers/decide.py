@@ -1,0 +1,272 @@
+"""What is done about a trigger now: a pure function of its definition, its state, the clock and what was looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from pipeline.digest import digest_json
+from pipeline.trigger_parts import Trigger
+from pipeline.triggers.arrivals import ArrivedFile, decide_arrival, fired_id
+from pipeline.triggers.schedule import firing_id, instants
+from pipeline.triggers.state import Entry, Firing, Open, SeenFile, State, from_text, to_text
+
+SUCCEEDED = ("SUCCEEDED", "SUCCEEDED_WITH_WARNINGS")
+GONE = "GONE"
+"""How a job ended whose directory is not there any more."""
+REFUSED = "REFUSED"
+"""How a firing ended whose job was never made, because its spec, model or input is wrong."""
+MOST_AT_ONCE = 500
+"""Firings that one record of the log asks for; more come with the next."""
+FORGET_AFTER = timedelta(days=30)
+"""How long what fired is remembered at least, and how long it must be gone before it is forgotten."""
+
+
+@dataclass(frozen=True)
+class Success:
+    """A success of another job."""
+
+    job: str
+    manifest: int
+    time: datetime
+
+    @property
+    def key(self) -> str:
+        """What this success is called: a retry that heals the job is another one."""
+        return f"{self.job}.{self.manifest}"
+
+
+@dataclass(frozen=True)
+class View:
+    """What was looked at, after the state was read."""
+
+    files: tuple[ArrivedFile, ...] = ()
+    successes: tuple[Success, ...] = ()
+    """Of the job it comes after, oldest first."""
+    ended: Mapping[str, str] = field(default_factory=dict)
+    """Job -> the status it ended with; jobs that go on are not in it."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to write down, and what to tell a person who asks."""
+
+    entries: tuple[Entry, ...]
+    reason: str
+    """Why it fires, or why not."""
+
+
+def definition_digest(trigger: Trigger) -> str:
+    """SHA-256 of what decides when it fires; how it is called and with what parameters is left out."""
+    return digest_json(trigger.model_dump(mode="json", exclude={"name", "job", "params"}))
+
+
+def decide(trigger: Trigger, state: State, *, now: datetime, view: View) -> Decision:
+    """The entries to add to the log now; none when there is nothing to do.
+
+    What is open is looked after first: jobs that have ended make room for what waits. Then what is due is fired or
+    skipped as ``missed`` and ``overlap`` say, and whatever may run is marked as being submitted.
+    """
+    if state.definition != definition_digest(trigger):
+        return _start(trigger, state, now=now, view=view)
+    ended = [entry for one in state.open if (entry := _end(trigger, one, view)) is not None]
+    closed = {entry.id for entry in ended}
+    still = tuple(one for one in state.open if one.firing.id not in closed)
+    if trigger.kind == "arrival":
+        released = {key for entry in ended for key in entry.keys}
+        due = _due_files(trigger, state, still, released=released, now=now, view=view)
+    elif trigger.kind == "after":
+        due = _due_successes(trigger, state, still, now=now, view=view)
+    else:
+        due = _due_instants(trigger, state, still, now=now)
+    entries = (*ended, *due.entries)
+    entries += tuple(_next_submissions(still, entries))
+    return Decision((*entries, *_forget(state, now=now, view=view)), due.reason)
+
+
+def may_submit(state: State) -> tuple[Open, ...]:
+    """Firings that are being submitted and whose job is not known yet."""
+    return tuple(one for one in state.open if one.is_submitting and not one.job)
+
+
+def _start(trigger: Trigger, state: State, *, now: datetime, view: View) -> Decision:
+    # What succeeded before a trigger was first watched is no reason to fire; files that lie there are.
+    known = () if state.definition else tuple(one.key for one in view.successes)
+    entry = Entry("started", definition=definition_digest(trigger), upto=to_text(now), keys=known)
+    return Decision((entry,), "it is watched from now on")
+
+
+def _end(trigger: Trigger, one: Open, view: View) -> Entry | None:
+    status = view.ended.get(one.job) if one.job else None
+    if status is None:
+        return None
+    # Given up for a newer firing, which takes these files over; a job that was faster than that has scored them.
+    is_released = one.is_cancelling and trigger.kind == "arrival" and status not in SUCCEEDED
+    keys = tuple(file.key for file in one.firing.files) if is_released else ()
+    return Entry("ended", id=one.firing.id, status=status, keys=keys)
+
+
+@dataclass(frozen=True)
+class _Occurrence:
+    """An instant, or another job's success."""
+
+    id: str
+    time: datetime
+    reason: str
+    key: str = ""
+
+
+def _due_instants(trigger: Trigger, state: State, still: Sequence[Open], *, now: datetime) -> Decision:
+    upto = from_text(state.upto)
+    found = instants(trigger, after=upto, until=now)
+    due = [_Occurrence(firing_id(one), one, trigger.kind) for one in found if to_text(one) not in state.ahead]
+    if not due:
+        is_schedule = trigger.kind in ("cron", "every")
+        return Decision((), f"no instant since {state.upto}" if is_schedule else "it fires by hand only")
+    return _resolve(trigger, due, still, now=now, is_schedule=True)
+
+
+def _due_successes(trigger: Trigger, state: State, still: Sequence[Open], *, now: datetime, view: View) -> Decision:
+    due = [
+        _Occurrence(one.key, one.time, f"{one.job} succeeded (manifest {one.manifest})", one.key)
+        for one in view.successes
+        if one.key not in state.seen
+    ]
+    if not due:
+        return Decision((), f"no success of {trigger.after} that was not seen before")
+    return _resolve(trigger, due, still, now=now, is_schedule=False)
+
+
+def _resolve(
+    trigger: Trigger, due: Sequence[_Occurrence], still: Sequence[Open], *, now: datetime, is_schedule: bool
+) -> Decision:
+    """What becomes of occurrences that are due, by ``missed``, then by ``overlap``."""
+    chosen, missed = _choose(trigger, due, now=now)
+    busy = tuple(one for one in still if not one.firing.max_parallel)
+    overlapping: list[_Occurrence] = []
+    if trigger.overlap != "queue" and len(chosen) > 1:
+        # They would overlap each other: the last one stands for all.
+        overlapping, chosen = chosen[:-1], chosen[-1:]
+    if trigger.overlap == "forbid" and busy and chosen:
+        overlapping, chosen = [*overlapping, *chosen], []
+    cut = chosen[MOST_AT_ONCE:]
+    chosen = chosen[:MOST_AT_ONCE]
+    # What is left for the next record is not dealt with yet.
+    last = due[due.index(cut[0]) - 1] if cut else due[-1]
+    upto = to_text(last.time) if is_schedule else ""
+    dropped = [*_make_way(trigger, busy)] if chosen else []
+    entries = [
+        *_skip(missed, "missed", upto=upto),
+        *_skip(overlapping, "overlap", upto=upto),
+        *dropped,
+        *(
+            Entry(
+                "fired", firing=Firing(one.id, trigger.kind, to_text(one.time), one.reason), upto=upto, keys=_keys(one)
+            )
+            for one in chosen
+        ),
+    ]
+    words = [
+        f"{len(those):,} {text}"
+        for those, text in (
+            (chosen, "due"),
+            (missed, "missed"),
+            (overlapping, f"skipped by overlap: {trigger.overlap}"),
+        )
+        if those
+    ]
+    return Decision(tuple(entries), ", ".join(words))
+
+
+def _choose(
+    trigger: Trigger, due: Sequence[_Occurrence], *, now: datetime
+) -> tuple[list[_Occurrence], list[_Occurrence]]:
+    """Those that get a job, and those that were missed and don't."""
+    late = [one for one in due if (now - one.time).total_seconds() > trigger.grace_seconds]
+    if not late or trigger.missed == "each":
+        return list(due), []
+    if trigger.missed == "skip":
+        return list(due[len(late) :]), late
+    return list(due[-1:]), list(due[:-1])
+
+
+def _keys(one: _Occurrence) -> tuple[str, ...]:
+    return (one.key,) if one.key else ()
+
+
+def _skip(those: Sequence[_Occurrence], reason: str, *, upto: str) -> Iterator[Entry]:
+    if those:
+        yield Entry(
+            "skipped",
+            reason=reason,
+            first=to_text(those[0].time),
+            last=to_text(those[-1].time),
+            count=len(those),
+            upto=upto,
+            keys=tuple(key for one in those for key in _keys(one)),
+        )
+
+
+def _make_way(trigger: Trigger, busy: Sequence[Open]) -> Iterator[Entry]:
+    """For ``overlap: cancel``: what waits is dropped, what runs is cancelled. Files that were waiting come again."""
+    if trigger.overlap != "cancel":
+        return
+    for one in busy:
+        if not one.is_submitting:
+            keys = tuple(file.key for file in one.firing.files)
+            yield Entry("dropped", id=one.firing.id, status="DROPPED", reason="a newer one is due", keys=keys)
+        elif not one.is_cancelling:
+            yield Entry("cancelling", id=one.firing.id)
+
+
+def _due_files(
+    trigger: Trigger, state: State, still: Sequence[Open], *, released: set[str], now: datetime, view: View
+) -> Decision:
+    arrival = trigger.arrival
+    assert arrival is not None
+    due = decide_arrival(arrival, view.files, seen=state.seen.keys() - released, now=now)
+    if not due.files:
+        return Decision((), due.reason)
+    busy = tuple(one for one in still if not one.firing.max_parallel)
+    if busy and trigger.overlap == "forbid":
+        return Decision((), f"{due.reason}; they wait for the end of {busy[0].job or busy[0].firing.id}")
+    if busy and trigger.overlap == "cancel":
+        # The files of what is cancelled are to be part of the new firing, once it is known that they weren't scored.
+        return Decision(tuple(_make_way(trigger, busy)), f"{due.reason}; the older job is cancelled first")
+    files = tuple(SeenFile(one.path, one.size, one.version, one.key) for one in due.files)
+    firing = Firing(fired_id(due.files), "arrival", to_text(now), due.reason, files)
+    return Decision((Entry("fired", firing=firing, keys=tuple(one.key for one in files)),), due.reason)
+
+
+def _next_submissions(still: Sequence[Open], entries: Sequence[Entry]) -> Iterator[Entry]:
+    """Of what waits: the oldest when nothing runs before it, and of backfills as many as may run at once."""
+    dropped = {entry.id for entry in entries if entry.what == "dropped"}
+    known = {one.firing.id for one in still}
+    waiting = [one for one in still if one.firing.id not in dropped]
+    new = (entry.firing for entry in entries if entry.what == "fired" and entry.firing is not None)
+    waiting += [Open(firing) for firing in new if firing.id not in known]
+    lane = [one for one in waiting if not one.firing.max_parallel]
+    if lane and not any(one.is_submitting for one in lane):
+        yield Entry("submitting", id=lane[0].firing.id)
+    backfill = [one for one in waiting if one.firing.max_parallel]
+    running = sum(one.is_submitting for one in backfill)
+    for one in backfill:
+        if not one.is_submitting and running < one.firing.max_parallel:
+            running += 1
+            yield Entry("submitting", id=one.firing.id)
+
+
+def _forget(state: State, *, now: datetime, view: View) -> Iterator[Entry]:
+    """What fired long ago and has been gone for long need not be remembered. One listing without it proves nothing."""
+    limit = to_text(now - FORGET_AFTER)
+    if not state.seen or min(state.seen.values()) >= limit:
+        return
+    there = {one.key for one in view.files} | {one.key for one in view.successes}
+    known = there | state.missing.keys()
+    groups = {
+        "missing": [key for key, when in state.seen.items() if when < limit and key not in known],
+        "found": [key for key in state.missing if key in there],
+        "forgotten": [key for key, when in state.missing.items() if when < limit and key not in there],
+    }
+    yield from (Entry(what, keys=tuple(sorted(keys))) for what, keys in groups.items() if keys)

@@ -1,0 +1,134 @@
+"""Triggers as people write them: in a ``triggers.yaml``, or under ``triggers:`` of a job spec."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+
+from pipeline.errors import SpecError
+from pipeline.mistakes import Document, Mistake, SpecMistakes, did_you_mean
+from pipeline.spec_parts import Part
+from pipeline.spec_text import read_document
+from pipeline.trigger_parts import JobTrigger, Trigger, TriggerList
+from pipeline.validation import mistakes_of
+
+DEFAULT_FILE = "triggers.yaml"
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A trigger, and what it submits."""
+
+    name: str
+    trigger: Trigger
+    job: str
+    """Path or URL of the job spec."""
+    file: str
+    """Where the trigger is written."""
+
+
+class _OwnTriggers(Part):
+    """The part of a job spec that is looked at here: the rest may have placeholders that only a firing fills in."""
+
+    triggers: Annotated[tuple[Trigger, ...], Field(strict=False)]
+
+
+def load_triggers(files: Iterable[str | os.PathLike[str]]) -> tuple[Watched, ...]:
+    """The triggers of several files, each a ``triggers.yaml`` or a job spec with ``triggers:``.
+
+    :raises SpecError: with every mistake in the first file that has one, or for two triggers of the same name.
+    """
+    found: list[Watched] = []
+    for file in files:
+        found += _load(os.fspath(file))
+    for number, one in enumerate(found):
+        other = next((other for other in found[:number] if other.name == one.name), None)
+        if other is not None:
+            raise SpecError(
+                "two triggers have the same name",
+                where=one.file,
+                found=f"{one.name}, which {other.file} has too",
+                expected="a name of its own for each trigger: what has fired is kept under it",
+                next_step="give one of them another name:",
+            )
+    return tuple(found)
+
+
+def find_trigger(watched: Sequence[Watched], name: str) -> Watched:
+    """The trigger with that name.
+
+    :raises SpecError: when there is none.
+    """
+    found = next((one for one in watched if one.name == name), None)
+    if found is None:
+        names = [one.name for one in watched]
+        raise SpecError(
+            "there is no such trigger",
+            found=name,
+            expected="one of " + ", ".join(names) if names else "",
+            next_step=did_you_mean(name, names) or "python -m pipeline triggers list",
+        )
+    return found
+
+
+def _load(file: str) -> list[Watched]:
+    document = read_document(file)
+    data = document.data if isinstance(document.data, dict) else {}
+    where = file if "://" in file else str(Path(file).expanduser().absolute())
+    if "steps" not in data and "source" not in data:
+        listed = _validated(TriggerList, document)
+        return [
+            Watched(_name(one, number, document), one, _beside(where, one.job), where)
+            for number, one in enumerate(listed.triggers)
+            if isinstance(one, JobTrigger)
+        ]
+    if not data.get("triggers"):
+        raise SpecError(
+            "the job spec has no triggers",
+            where=file,
+            next_step="add triggers: to it, or name it as the job: of a trigger in a triggers.yaml",
+        )
+    own = Document(document.name, {"triggers": data["triggers"]}, document.values, document.keys, _own(document))
+    triggers = _validated(_OwnTriggers, own).triggers
+    if len(triggers) == 1:
+        return [Watched(triggers[0].name or str(data.get("name", "")), triggers[0], where, where)]
+    return [Watched(_name(one, number, own), one, where, where) for number, one in enumerate(triggers)]
+
+
+def _own(document: Document) -> list[Mistake]:
+    return [one for one in document.mistakes if one.path[:1] in ((), ("triggers",))]
+
+
+def _validated(model: Any, document: Document) -> Any:
+    mistakes = list(document.mistakes)
+    try:
+        made = model.model_validate(document.data)
+    except ValidationError as error:
+        made = None
+        mistakes += mistakes_of(error, model=model, document=document)
+    if mistakes or made is None:
+        raise SpecMistakes(mistakes, name=document.name)
+    return made
+
+
+def _name(trigger: Trigger, number: int, document: Document) -> str:
+    if trigger.name is None:
+        raise SpecError(
+            "a trigger has no name",
+            where=str(document.place_of(("triggers", number))),
+            expected="name: of its own for each trigger: what has fired is kept under it",
+        )
+    return trigger.name
+
+
+def _beside(file: str, job: str) -> str:
+    """``job`` as seen from the folder of ``file``."""
+    if "://" in job or os.path.isabs(os.path.expanduser(job)):
+        return os.path.expanduser(job)
+    folder = file.rpartition("/")[0]
+    return f"{folder}/{job}"

@@ -1,0 +1,60 @@
+"""When a schedule fires: the instants of a cron expression in its time zone, and those of an interval. Pure.
+
+The instants between two times don't depend on where one begins to look, nor on what was asked before: a restarted
+server finds the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+from cronsim import CronSim
+
+from pipeline.trigger_parts import Trigger
+from pipeline.units import parse_seconds
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_HOUR = timedelta(hours=1)
+
+
+def instants(trigger: Trigger, *, after: datetime, until: datetime) -> Iterator[datetime]:
+    """The instants (UTC) later than ``after`` and no later than ``until``, in order; none where there is no schedule.
+
+    As in Debian's cron, a job for a fixed time of day that the clocks leap over runs right after the leap, and one for
+    a time that comes twice runs the first time; ``*`` in minutes or hours means every one that there is.
+    """
+    if trigger.cron is not None:
+        yield from _cron_instants(trigger.cron, ZoneInfo(trigger.time_zone), after=after, until=until)
+    elif trigger.every is not None:
+        step = timedelta(seconds=parse_seconds(trigger.every))
+        instant = EPOCH + ((after - EPOCH) // step + 1) * step
+        while instant <= until:
+            yield instant
+            instant += step
+
+
+def next_instant(trigger: Trigger, *, after: datetime) -> datetime | None:
+    """The first instant later than ``after``; None where there is no schedule."""
+    return next(instants(trigger, after=after, until=after + timedelta(days=366 * 40)), None)
+
+
+def firing_id(instant: datetime) -> str:
+    """What a firing for ``instant`` is called, by whomever and whenever: ``20260329T003000Z``."""
+    text = instant.astimezone(UTC).strftime("%Y%m%dT%H%M%S")
+    return f"{text}.{instant.microsecond:06d}Z" if instant.microsecond else f"{text}Z"
+
+
+def _cron_instants(expression: str, zone: ZoneInfo, *, after: datetime, until: datetime) -> Iterator[datetime]:
+    # cronsim forgets which of two equal wall times it starts from, and cannot start on the edge of a leap: so it starts
+    # well before, on a full hour, and what is too early is passed over.
+    start = after.astimezone(UTC).replace(minute=0, second=0, microsecond=0) - _HOUR
+    last = after
+    for local in CronSim(expression, start.astimezone(zone)):
+        instant = local.astimezone(UTC)
+        if instant > until:
+            return
+        if instant > last:
+            last = instant
+            yield instant
