@@ -111,13 +111,14 @@ class JobDirectory:
         fsync: bool = True,
         now: Clock = utc_now,
         first: Status = Status.PLANNED,
+        reason: str = "run by hand",
     ) -> JobDirectory:
         """Make the directory ``<root>/<job>`` for ``plan``. Of several that make the same one, all get the same job.
 
         :param root: folder or URL that holds the job directories.
         :param store: storage of the job's own directory, instead of the one at ``root``.
         :param fsync: see `pipeline.files.open_store`; workers do the same.
-        :param first: the status it begins with.
+        :param first: the status it begins with, for that ``reason``.
         :raises PlanMismatch: when the job is there with another plan.
         :raises RefusedForSafety: for a bad id, or a folder of another user.
         :raises UnsafeStore: when the storage cannot create a file exclusively.
@@ -143,7 +144,7 @@ class JobDirectory:
         )
         if store.put_if_absent(JOB_FILE, record.to_json()):
             directory = JobDirectory(store, record, plan=plan, fsync=fsync, now=now)
-            directory.append_event("status", before="", after=str(first), reason="")
+            directory.append_event("status", before="", after=str(first), reason=reason)
             return directory
         return JobDirectory.open(store.root, store=store, fsync=fsync, now=now).check_plan(plan)
 

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from pipeline import __version__
-from pipeline.commands import author, chaos, clean, execute, look, models, submit
+from pipeline.commands import author, chaos, clean, execute, follow, look, models, submit
 from pipeline.commands.options import JSON, VERBOSITY, json_text, tell
 from pipeline.errors import PipelineError
 from pipeline.redaction import mask_streams, redact
@@ -110,11 +110,15 @@ for _command in (
     submit.submit,
     execute.resume,
     submit.cancel,
+    follow.watch,
+    follow.wait,
+    follow.logs,
     look.list_command,
     look.status,
     look.verify,
     look.rejects,
     models.models,
+    look.diff,
     clean.gc,
     chaos.chaos,
 ):

@@ -15,6 +15,7 @@ from pipeline.errors import PipelineError
 from pipeline.files import open_store
 from pipeline.job_queue import exit_code
 from pipeline.lifecycle import Status
+from pipeline.redaction import mask_logs, mask_streams
 from pipeline.submission import STARTS, last_submission, unmark_queued
 
 UPLOAD_SECONDS = 10.0
@@ -44,8 +45,7 @@ def drive(directory: str) -> int:
 
 def is_unwanted(job: JobDirectory) -> bool:
     """Whether a driver that was started earlier finds the job done, or cancelled meanwhile."""
-    status = job.status()
-    return status.is_success or status is Status.CANCELLED
+    return job.is_ended or job.status() is Status.CANCELLED
 
 
 def settle(directory: str) -> None:
@@ -101,6 +101,8 @@ def main(arguments: list[str]) -> int:
     """Run, and say on stderr what went wrong."""
     directory, number, output = arguments
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    mask_streams()
+    mask_logs()
     _set_up_logging()
     with copied(directory, number, output):
         try:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 PHASES = {
     Status.PLANNED: "planned",
+    Status.QUEUED: "queued",
     Status.PROVISIONING: "starting workers",
     Status.RUNNING: "scoring",
     Status.PUBLISHING: "publishing",

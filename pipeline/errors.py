@@ -37,7 +37,8 @@ The tree is grouped by what somebody who handles the error does next; the number
     ├── InfrastructureError           75   try again: resume
     │   ├── NoWorkers                 75
     │   ├── SchedulerLost             75
-    │   └── SchedulerUnresponsive     75
+    │   ├── SchedulerUnresponsive     75
+    │   └── DriverLost                75
     ├── Cancelled                      8   somebody did not want it any more; resume if that was a mistake
     └── Interrupted              128 + n   a signal ended it: resume
 
@@ -254,6 +255,10 @@ class SchedulerLost(InfrastructureError):
 
 class SchedulerUnresponsive(InfrastructureError):
     """The scheduler does not answer."""
+
+
+class DriverLost(InfrastructureError):
+    """The process that drove a job is gone, and nothing starts another one."""
 
 
 class Cancelled(PipelineError):

@@ -104,16 +104,17 @@ class LeaseWatch:
         sight = lease.look(job.store)
         if is_running(sight.holder) and not sight.is_released:
             return sight, Verdict.LIVE
-        first, since = self._first.get(job.root, (sight, self.clock()))
+        now = self.clock()
+        first, since = self._first.get(job.root, (sight, now))
         verdict = lease.decide(
             sight,
             first=first,
-            waited=self.clock() - since,
+            waited=now - since,
             lease_seconds=self.lease_seconds,
             is_dead=has_ended(sight.holder),
         )
         # After a sign of life the wait begins anew; what is stale stays so until it is taken.
-        self._first[job.root] = (sight, self.clock()) if verdict is Verdict.LIVE else (first, since)
+        self._first[job.root] = (sight, now) if verdict is Verdict.LIVE else (first, since)
         return sight, verdict
 
     def forget(self, job: JobDirectory) -> None:

@@ -22,6 +22,7 @@ from pipeline.clusters.handshake import shake_hands
 from pipeline.dispatch import Dispatcher, Ended, Policy
 from pipeline.errors import Cancelled, Fenced, Interrupted, PipelineError, StorageError
 from pipeline.events import Callback, JobEnded, PartitionEnded, StageStarted, notify
+from pipeline.job_log import recorded
 from pipeline.job_record import utc_now
 from pipeline.jobs import find_job
 from pipeline.lease import Lease, held
@@ -104,7 +105,8 @@ def execute(
         # Another driver may have ended the job while this one waited for it.
         if unless(job):
             return make_report(job)
-        return _drive(job, lease, settings, tuple(callbacks), _Driver.drive)
+        with recorded(job.store, epoch=lease.epoch) as log:
+            return _drive(job, lease, settings, (*callbacks, log), _Driver.drive)
 
 
 def probe(
@@ -177,7 +179,7 @@ class _Driver:
         status = self._decide()
         if self.stop.is_cancel:
             raise self.stop.error(self.job.job, left=0)
-        self._go(Status.PUBLISHING)
+        self._go(Status.PUBLISHING, reason="every partition is done")
         manifest = self.job.next_manifest(self.receipts.values())
         self.lease.check()
         committed = self.job.commit_manifest(manifest)
@@ -187,7 +189,7 @@ class _Driver:
         report = self.report(status)
         self.lease.check()
         self.job.write_report(report.to_dict())
-        self._go(status)
+        self._go(status, reason=f"published; {report.rows.rejected:,} rows were rejected")
         self._end(report)
         return report
 
@@ -237,14 +239,14 @@ class _Driver:
         return dispatch_order(self.ledger.todo)
 
     def _score(self, todo: Sequence[Partition]) -> None:
-        self._go(Status.PROVISIONING)
+        self._go(Status.PROVISIONING, reason=f"driver {self.lease.epoch} on {self.lease.holder.host} starts")
         plan = self.stage.round.plan
         cluster = cluster_of(plan.spec, settings=self.settings)
         with open_cluster(cluster, directory=self.job.root) as client:
             shake_hands(client, flavor=plan.model.flavor, timeout=self.settings.scheduler_timeout)
             if self.stop.is_requested:
                 raise self.stop.error(self.job.job, left=len(todo))
-            self._go(Status.RUNNING)
+            self._go(Status.RUNNING, reason=f"workers are there; {len(todo):,} partitions are left")
             self._announce(todo)
             dispatcher = self._dispatcher(client)
             for receipt in dispatcher.run(todo):

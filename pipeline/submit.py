@@ -164,6 +164,7 @@ def _make(request: _Request, plan: Plan, job_id: str) -> JobDirectory:
         import_paths=settings.import_paths,
         fsync=settings.fsync,
         first=Status.QUEUED,
+        reason=request.said,
     )
 
 

@@ -99,6 +99,19 @@ def rejects(job: str, limit: int, directory: str | None) -> None:
     emit({"job": found.job, **details}, lambda: rejects_text(found.job, details))
 
 
+@click.command(short_help="Show what differs between two jobs.")
+@click.argument("before", metavar="JOB")
+@click.argument("after", metavar="JOB")
+@directory_option
+@output_options
+def diff(before: str, after: str, directory: str | None) -> None:
+    """Show what differs between two jobs: spec, model, input files, rows, rejects by reason, times."""
+    from pipeline.compare import compare, comparison_text
+
+    found = compare(_find(before, directory), _find(after, directory))
+    emit(found.details(), lambda: comparison_text(found))
+
+
 def _find(job: str, directory: str | None) -> JobDirectory:
     from pipeline.jobs import find_job
 

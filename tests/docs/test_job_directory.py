@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,6 +13,8 @@ import pytest
 from pipeline.cancel import CancelRequest
 from pipeline.checkpoint import JobDirectory
 from pipeline.estimate import make_estimate
+from pipeline.events import PartitionEnded, notify
+from pipeline.job_log import recorded
 from pipeline.lease import held
 from pipeline.lifecycle import TRANSITIONS, Status
 from pipeline.probe import write_estimate
@@ -43,6 +46,9 @@ def directory(tmp_path: Path) -> JobDirectory:
         publish(directory.commit_manifest(directory.next_manifest(receipts)).manifest, directory)
         directory.set_status(Status.SUCCEEDED_WITH_WARNINGS)
         directory.write_report(make_report(directory).to_dict())
+    with suppress(ValueError), recorded(directory.store, epoch=1) as log:
+        notify((log,), PartitionEnded("small-1", 0, "00000", "done", worker="node7:1"))
+        raise ValueError("for its traceback")
     put_submission(directory.store, Submission(1, "2026-01-01T12:00:00.000Z", "you@node7", "by hand", "a key"))
     assert claim_start(directory.store, number=1, submission=1, by="submit")
     directory.store.replace("starts/1.out", b"")
@@ -83,6 +89,11 @@ def test_fields_of_the_output(directory: JobDirectory, name: str) -> None:
 
 def test_fields_of_events(directory: JobDirectory) -> None:
     assert documented("events.jsonl") == {field for event in directory.events() for field in event}
+
+
+def test_fields_of_logs(directory: JobDirectory) -> None:
+    lines = [json.loads(line) for line in directory.store.read("logs/1.jsonl").splitlines()]
+    assert documented("logs/&lt;epoch&gt;.jsonl") == {field for line in lines for field in line}
 
 
 def test_columns_of_rejects(directory: JobDirectory) -> None:

@@ -1,0 +1,144 @@
+"""``watch``, ``wait`` and ``logs``: a job that is under way, seen by somebody who does not drive it."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.commands.execute import WARNED, strict_option
+from pipeline.commands.look import job_argument, status_details
+from pipeline.commands.options import directory_option, emit, is_quiet, output_options, settings_for, wants_json
+
+if TYPE_CHECKING:
+    from pipeline.checkpoint import JobDirectory
+    from pipeline.lifecycle import Status
+    from pipeline.log_lines import LogLine
+
+TIMED_OUT = 124
+"""Exit status when the job has not ended in time, as of timeout(1)."""
+
+
+@click.command(short_help="Show the progress of a job until it ends.")
+@job_argument
+@strict_option
+@directory_option
+@output_options
+def watch(job: str, strict: bool, directory: str | None) -> None:
+    """Show the progress of a job that somebody else drives, then its report; exits with the exit code of the job."""
+    from pipeline.display import show_progress
+    from pipeline.events import notify
+    from pipeline.follow import Ending, Follower, pause_for
+
+    found, lease_seconds = _find(job, directory)
+    follower, ending = Follower(found), Ending(found, lease_seconds)
+    with show_progress(quiet=is_quiet()) as callbacks:
+        _say_if_nobody_serves(found)
+        while True:
+            # First the status: what has come before it is told before the end.
+            status = ending.look()
+            for event in follower.poll():
+                notify(callbacks, event)
+            if status is not None:
+                break
+            time.sleep(pause_for(found))
+    _end(found, status, strict=strict)
+
+
+@click.command(short_help="Wait until a job ends.")
+@job_argument
+@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Give up then, and exit with 124.")
+@strict_option
+@directory_option
+@output_options
+@click.pass_context
+def wait(context: click.Context, job: str, timeout: float | None, strict: bool, directory: str | None) -> None:
+    """Wait until a job ends, and print its report; exits with the exit code of the job, 124 when it took too long."""
+    from pipeline.follow import Ending
+
+    found, lease_seconds = _find(job, directory)
+    _say_if_nobody_serves(found)
+    try:
+        status = Ending(found, lease_seconds).wait(timeout=timeout)
+    except TimeoutError as error:
+        told = str(error)
+        emit({"job": found.job, "status": str(found.status()), "timed_out": True}, lambda: told)
+        context.exit(TIMED_OUT)
+    _end(found, status, strict=strict)
+
+
+@click.command(short_help="Show what happened in a job.")
+@job_argument
+@click.option("-f", "--follow", is_flag=True, help="Go on showing what happens until the job ends.")
+@click.option("--partition", metavar="P", default="", help="Only what is about that partition and its parts.")
+@click.option("--errors", is_flag=True, help="Only warnings and errors.")
+@directory_option
+@output_options
+def logs(job: str, follow: bool, partition: str, errors: bool, directory: str | None) -> None:
+    """Show what happened in a job: its events and what its drivers logged. With -f, --json is one object a line."""
+    from pipeline.follow import Ending, pause_for
+    from pipeline.log_lines import LogReader
+
+    found, lease_seconds = _find(job, directory)
+    reader = LogReader(found, partition=partition, errors=errors)
+    if not follow:
+        lines = [*reader.read(), *reader.receipts()]
+        emit({"job": found.job, "lines": [line.details() for line in lines]}, lambda: _text(lines, found.job))
+        return
+    ending = Ending(found, lease_seconds)
+    while True:
+        status = ending.look()
+        _print_lines(reader.read())
+        if status is not None:
+            return
+        time.sleep(pause_for(found))
+
+
+def _find(job: str, directory: str | None) -> tuple[JobDirectory, float]:
+    from pipeline.jobs import find_job
+
+    settings = settings_for(directory=directory)
+    return find_job(settings.directory, job), settings.lease_seconds
+
+
+def _text(lines: list[LogLine], job: str) -> str:
+    return "\n".join(line.text() for line in lines) or f"There is nothing of that kind in the log of {job}."
+
+
+def _print_lines(lines: list[LogLine]) -> None:
+    import json
+
+    for line in lines:
+        click.echo(json.dumps(line.details()) if wants_json() else line.text())
+
+
+def _say_if_nobody_serves(job: JobDirectory) -> None:
+    """A job that waits for a server where there is none would wait for ever."""
+    from pipeline.files import open_store
+    from pipeline.job_queue import LeaseWatch, observe
+    from pipeline.job_record import utc_now
+    from pipeline.lifecycle import Status
+    from pipeline.servers import is_served
+
+    if is_quiet() or job.status() is not Status.QUEUED:
+        return
+    view = observe(job, LeaseWatch(), now=utc_now())
+    if (
+        view is not None
+        and not view.is_driven
+        and not is_served(open_store(job.root.rpartition("/")[0]), now=utc_now())
+    ):
+        click.echo("the job is queued, and no server is there: python -m pipeline serve", err=True)
+
+
+def _end(job: JobDirectory, status: Status, *, strict: bool) -> None:
+    """Print the report, and exit as the job did."""
+    from pipeline.job_queue import exit_code
+    from pipeline.summary import summary_text
+
+    details: dict[str, Any] = status_details(job)
+    emit(details, lambda: summary_text(details))
+    code = WARNED if strict and details["status"] == "SUCCEEDED_WITH_WARNINGS" else exit_code(job, status)
+    if code:
+        raise click.exceptions.Exit(code)

@@ -1,0 +1,170 @@
+"""What differs between two jobs, from their directories alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.checkpoint import JobDirectory
+from pipeline.report import Report, make_report
+from pipeline.rows import InputFile
+
+_SHOWN = 20
+"""Files of each kind that are named."""
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A value that is not the same in both."""
+
+    before: Any
+    after: Any
+
+    def details(self) -> list[Any]:
+        """As JSON output shows it."""
+        return [self.before, self.after]
+
+
+@dataclass(frozen=True)
+class FileChanges:
+    """How the input differs."""
+
+    same: int
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    changed: tuple[str, ...]
+    """Same path, other size or version."""
+
+    def details(self) -> dict[str, Any]:
+        """As JSON output shows it."""
+        return {
+            "same": self.same,
+            "added": list(self.added),
+            "removed": list(self.removed),
+            "changed": list(self.changed),
+        }
+
+    @property
+    def is_same(self) -> bool:
+        """Whether both read the same files."""
+        return not (self.added or self.removed or self.changed)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What differs between two jobs; each part is empty where nothing does."""
+
+    jobs: tuple[str, str]
+    status: tuple[str, str]
+    spec: dict[str, Changed]
+    """By field, such as ``sink.path``; None where one has no such field."""
+    model: dict[str, Changed]
+    files: FileChanges
+    rows: dict[str, tuple[int, int]]
+    """``in``, ``out``, ``rejected``, ``filtered`` of both, the same ones too."""
+    reasons: dict[str, tuple[int, int]]
+    """Rejected rows by reason, of both."""
+    seconds: dict[str, tuple[float, float]]
+    partitions: tuple[int, int]
+    """Those that are done."""
+
+    @property
+    def is_same_work(self) -> bool:
+        """Whether both had the same to do: spec, model and input."""
+        return not self.spec and not self.model and self.files.is_same
+
+    def details(self) -> dict[str, Any]:
+        """As JSON output shows it."""
+        return {
+            "jobs": list(self.jobs),
+            "status": list(self.status),
+            "same_work": self.is_same_work,
+            "spec": {name: change.details() for name, change in self.spec.items()},
+            "model": {name: change.details() for name, change in self.model.items()},
+            "files": self.files.details(),
+            "rows": {name: list(pair) for name, pair in self.rows.items()},
+            "reasons": {name: list(pair) for name, pair in self.reasons.items()},
+            "seconds": {name: [round(one, 3) for one in pair] for name, pair in self.seconds.items()},
+            "partitions": list(self.partitions),
+        }
+
+
+def compare(one: JobDirectory, other: JobDirectory) -> Comparison:
+    """What is not the same in ``other`` as in ``one``."""
+    reports = make_report(one), make_report(other)
+    return Comparison(
+        jobs=(one.job, other.job),
+        status=(reports[0].status, reports[1].status),
+        spec=changes(flatten(one.plan.spec.to_dict()), flatten(other.plan.spec.to_dict())),
+        model=changes(one.record.model, other.record.model),
+        files=file_changes(one.plan.files, other.plan.files),
+        rows=_pairs(*(report.rows.details() for report in reports)),
+        reasons=_pairs(*(report.reasons for report in reports)),
+        seconds=_times(*reports),
+        partitions=(reports[0].partitions["done"], reports[1].partitions["done"]),
+    )
+
+
+def flatten(value: Any, name: str = "") -> dict[str, Any]:
+    """``{"sink": {"path": "out"}}`` as ``{"sink.path": "out"}``; positions of lists are numbers."""
+    if isinstance(value, Mapping):
+        items = [(str(key), inner) for key, inner in value.items()]
+    elif isinstance(value, (list, tuple)) and any(isinstance(inner, (Mapping, list)) for inner in value):
+        items = [(str(number), inner) for number, inner in enumerate(value)]
+    else:
+        return {name: value}
+    found: dict[str, Any] = {}
+    for key, inner in items:
+        found |= flatten(inner, f"{name}.{key}" if name else key)
+    return found
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Changed]:
+    """The names whose values differ, in the order of ``before``, then of ``after``."""
+    names = dict.fromkeys((*before, *after))
+    return {name: Changed(before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)}
+
+
+def file_changes(before: tuple[InputFile, ...], after: tuple[InputFile, ...]) -> FileChanges:
+    """How two lists of input files differ."""
+    old, new = ({file.path: (file.size, file.version) for file in files} for files in (before, after))
+    both = [path for path in old if path in new]
+    changed = tuple(path for path in both if old[path] != new[path])
+    return FileChanges(
+        same=len(both) - len(changed),
+        added=tuple(path for path in new if path not in old),
+        removed=tuple(path for path in old if path not in new),
+        changed=changed,
+    )
+
+
+def comparison_text(found: Comparison) -> str:
+    """At most a few screens: what differs, and the counts of both."""
+    lines = [f"{found.jobs[0]} -> {found.jobs[1]}"]
+    lines += [f"  status     {found.status[0]} -> {found.status[1]}"]
+    for title, part in (("spec", found.spec), ("model", found.model)):
+        lines += [f"  {title:<10} {name}: {one.before} -> {one.after}" for name, one in part.items()]
+    for sign, paths in (("+", found.files.added), ("-", found.files.removed), ("~", found.files.changed)):
+        lines += [f"  file       {sign} {path}" for path in paths[:_SHOWN]]
+        lines += [f"  file       {sign} and {len(paths) - _SHOWN:,} more"] if len(paths) > _SHOWN else []
+    if found.is_same_work:
+        lines += [f"  work       the same spec and model over the same {found.files.same:,} files"]
+    lines += [f"  rows       {_told(name, pair)}" for name, pair in found.rows.items()]
+    lines += [f"  rejects    {_told(name, pair)}" for name, pair in found.reasons.items()]
+    lines += [f"  seconds    {name}: {pair[0]:.2f} -> {pair[1]:.2f}" for name, pair in found.seconds.items()]
+    return "\n".join(lines)
+
+
+def _told(name: str, pair: tuple[int, int]) -> str:
+    difference = pair[1] - pair[0]
+    return f"{name}: {pair[0]:,} -> {pair[1]:,}" + (f" ({difference:+,})" if difference else "")
+
+
+def _pairs(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+    return {name: (one.get(name, 0), other.get(name, 0)) for name in dict.fromkeys((*one, *other))}
+
+
+def _times(one: Report, other: Report) -> dict[str, tuple[float, float]]:
+    names = dict.fromkeys((*one.seconds, *other.seconds))
+    return {name: (one.seconds.get(name, 0.0), other.seconds.get(name, 0.0)) for name in names}

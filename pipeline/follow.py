@@ -1,0 +1,183 @@
+"""Following a job from its directory alone: what happens in it as events, and how it ends; by anybody, anywhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.checkpoint import JobDirectory
+from pipeline.errors import DriverLost
+from pipeline.events import Event, JobEnded, PartitionEnded, StageStarted, StatusChanged
+from pipeline.files import open_store
+from pipeline.job_queue import LeaseWatch, observe
+from pipeline.job_record import utc_now
+from pipeline.lease import LEASE_SECONDS, Verdict
+from pipeline.lifecycle import Status
+from pipeline.receipt import Receipt
+from pipeline.report import make_report
+from pipeline.servers import is_served
+
+LOCAL_SECONDS = 0.3
+"""Seconds between two looks at a directory on a file system."""
+REMOTE_SECONDS = 3.0
+"""The same where each look is a number of requests."""
+LEASE_EVERY = 10
+"""Looks at the status for each look at the lease."""
+
+
+def pause_for(job: JobDirectory) -> float:
+    """Seconds to wait between two looks at ``job``."""
+    return LOCAL_SECONDS if job.store.is_local else REMOTE_SECONDS
+
+
+@dataclass
+class Ending:
+    """Tells when a job has ended, and when nobody is left to end it."""
+
+    job: JobDirectory
+    lease_seconds: float = LEASE_SECONDS
+    _looks: int = 0
+    _watch: LeaseWatch = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._watch = LeaseWatch(self.lease_seconds)
+
+    def look(self) -> Status | None:
+        """The status it has ended with; None while it has not.
+
+        :raises DriverLost: when its driver has died, and no server is there that would start another.
+        """
+        status = self.job.status()
+        if status.is_final:
+            return status
+        if self._looks % LEASE_EVERY == 0 and status.is_active:
+            self._check_driver(status)
+        self._looks += 1
+        return None
+
+    def _check_driver(self, status: Status) -> None:
+        view = observe(self.job, self._watch, now=utc_now())
+        verdict = view.lease if view else self._watch.look(self.job)[1]
+        is_gone = verdict in (Verdict.DEAD, Verdict.STALE, Verdict.FREE) and not (view and view.is_starting)
+        # The status may have changed since, by a driver that ended in good order.
+        if not is_gone or self.job.status() is not status:
+            return
+        root = self.job.root.rpartition("/")[0]
+        if view is not None and is_served(open_store(root, private=True), now=utc_now()):
+            return
+        raise DriverLost(
+            "the driver of this job has died",
+            where=self.job.root,
+            found=f"status {status}, and nobody who drives it",
+            expected="a driver, or a server that starts one",
+            next_step=f"python -m pipeline resume {self.job.job}",
+        )
+
+    def wait(
+        self,
+        *,
+        timeout: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        pause: Callable[[float], object] = time.sleep,
+    ) -> Status:
+        """The status it ends with, once it has.
+
+        :param timeout: seconds. None: as long as it takes.
+        :raises TimeoutError: when it has not ended by then.
+        :raises DriverLost: see `look`.
+        """
+        begin, seconds = clock(), pause_for(self.job)
+        while (status := self.look()) is None:
+            if timeout is not None and clock() - begin >= timeout:
+                raise TimeoutError(f"job {self.job.job} is {self.job.status()} after {timeout:g} s")
+            pause(seconds)
+        return status
+
+
+@dataclass
+class Follower:
+    """What happens in a job, as the events its driver tells its own observers, made from the directory."""
+
+    job: JobDirectory
+    _events: int = 0
+    """Lines of ``events.jsonl`` that were told."""
+    _receipts: dict[str, Receipt] = field(default_factory=dict)
+    """By path."""
+
+    def poll(self) -> Iterator[Event]:
+        """What has happened since the last time; the first time, all that is needed to show how it stands."""
+        is_first = self._events == 0
+        before, new = len(self._receipts), self._new_receipts()
+        events = self.job.events()
+        told, self._events = events[self._events :], len(events)
+        if is_first:
+            statuses = [event for event in told if event["event"] == "status"]
+            yield from (self._status(event) for event in statuses[-1:])
+            yield self._stage()
+        else:
+            for event in told:
+                yield from self._told(event)
+            if before or new:
+                yield from (self._done(place, receipt) for place, receipt in new if not receipt.splits)
+
+    def end(self, status: Status) -> JobEnded:
+        """The last event of a job that ended like that."""
+        report = make_report(self.job, status=status)
+        stored = self.job.read_report()
+        shown = stored if stored is not None and stored.get("status") == str(status) else report.to_dict()
+        return JobEnded(
+            report.job, str(status), report.rows, report.output, report.directory, str(shown.get("reason", "")), shown
+        )
+
+    def _told(self, event: dict[str, Any]) -> Iterator[Event]:
+        if event["event"] == "status":
+            yield self._status(event)
+        elif event["event"] == "stage":
+            yield self._stage()
+        elif event["event"] == "partition":
+            yield PartitionEnded(
+                job=self.job.job,
+                stage=0,
+                partition=str(event.get("partition", "")),
+                outcome=str(event.get("outcome", "")),
+                attempt=int(event.get("attempt", 1)),
+                reason=str(event.get("reason", "")),
+            )
+
+    def _status(self, event: dict[str, Any]) -> StatusChanged:
+        return StatusChanged(
+            self.job.job, str(event.get("before", "")), str(event.get("after", "")), str(event.get("reason", ""))
+        )
+
+    def _stage(self) -> StageStarted:
+        """How far the last round is."""
+        ledger = self.job.ledger(self._receipts.values())
+        of, partitions = ledger.last, ledger.partitions(ledger.last)
+        done = [receipt for receipt in ledger.done if receipt.stage == of.number]
+        rows, rows_done = sum(one.rows for one in partitions), sum(one.rows.rows_in for one in done)
+        return StageStarted(self.job.job, of.number, len(partitions), len(done), rows, min(rows_done, rows))
+
+    def _done(self, place: str, receipt: Receipt) -> PartitionEnded:
+        return PartitionEnded(
+            job=self.job.job,
+            stage=int(place.partition("/")[0]),
+            partition=receipt.partition,
+            outcome="done",
+            rows=receipt.rows,
+            seconds=receipt.seconds.total,
+            worker=receipt.worker,
+        )
+
+    def _new_receipts(self) -> list[tuple[str, Receipt]]:
+        """Receipts that were not there the last time, by ``<stage>/<partition>``."""
+        store, found = self.job.store, []
+        for stage in [name for name in store.list_folders("stages") if name.isdigit()]:
+            for name in store.list(f"stages/{stage}/receipts"):
+                place, path = f"{stage}/{name}", f"stages/{stage}/receipts/{name}"
+                if name.endswith(".json") and place not in self._receipts:
+                    receipt = Receipt.from_json(store.read(path), where=store.url(path))
+                    self._receipts[place] = receipt
+                    found.append((place, receipt))
+        return found

@@ -1,0 +1,188 @@
+"""The log of a driver: ``logs/<epoch>.jsonl`` in the job directory, one JSON object a line, beside its events.
+
+What a driver says to a person, and how each partition ended, is kept there whoever started it and wherever its stderr
+goes. Losing a line at a power cut is fine, and failing to write one must not end a job: nothing is decided by a log.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import IO, Any
+
+from pipeline.errors import PipelineError
+from pipeline.events import Callback, JobEnded, PartitionEnded
+from pipeline.files import LocalStore, Store
+from pipeline.job_record import iso_time
+from pipeline.redaction import redact
+from pipeline.rows import RowCounts
+
+FOLDER = "logs"
+REMOTE_SECONDS = 5.0
+"""Seconds between two writes where each is a new version of an object."""
+LIBRARIES = ("distributed", "dask")
+"""Whose warnings are kept too."""
+logger = logging.getLogger(__name__)
+
+
+def rows_text(rows: RowCounts) -> str:
+    """``30 in = 27 out + 3 rejected + 0 filtered``."""
+    return f"{rows.rows_in:,} in = {rows.out:,} out + {rows.rejected:,} rejected + {rows.filtered:,} filtered"
+
+
+class LogFile:
+    """``logs/<epoch>.jsonl``, open to be appended to by any thread."""
+
+    def __init__(self, store: Store, epoch: int) -> None:
+        self.store = store
+        self.name = f"{FOLDER}/{epoch}.jsonl"
+        # What is told of a failure comes back here, as a line that is not written.
+        self._lock = threading.RLock()
+        self._file: IO[str] | None = None
+        self._lines: list[str] = []
+        self._is_broken = False
+        self._is_over = threading.Event()
+        self._thread: threading.Thread | None = None
+        if isinstance(store, LocalStore):
+            self._open(store)
+        else:
+            self._thread = threading.Thread(target=self._keep, name="pipeline-log", daemon=True)
+            self._thread.start()
+
+    def write(self, fields: dict[str, Any]) -> None:
+        """Add one line, secrets masked. What fails is told once, and nothing more is written."""
+        shown = {name: redact(value) if isinstance(value, str) else value for name, value in fields.items()}
+        line = json.dumps(shown, default=str)
+        with self._lock:
+            if self._is_broken:
+                return
+            if self._file is None:
+                self._lines.append(line)
+                return
+            try:
+                self._file.write(line + "\n")
+            except OSError as error:
+                self._give_up(error)
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._is_over.set()
+        if self._thread is not None:
+            self._thread.join(REMOTE_SECONDS)
+            self._upload()
+        with self._lock:
+            if self._file is not None:
+                try:
+                    self._file.close()
+                except OSError as error:
+                    self._give_up(error)
+
+    def _open(self, store: LocalStore) -> None:
+        try:
+            # Made by the store, so that folder and file have its modes.
+            if not store.exists(self.name):
+                store.replace(self.name, b"")
+            self._file = open(store.path(self.name), "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+        except (PipelineError, OSError) as error:
+            self._give_up(error)
+
+    def _keep(self) -> None:
+        while not self._is_over.wait(REMOTE_SECONDS):
+            self._upload()
+
+    def _upload(self) -> None:
+        with self._lock:
+            data = "".join(f"{line}\n" for line in self._lines).encode()
+        try:
+            self.store.replace(self.name, data)
+        except Exception as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        if not self._is_broken:
+            self._is_broken = True
+            logger.warning("the log %s cannot be written: %s", self.name, error)
+
+
+class _Handler(logging.Handler):
+    """Writes records to a `LogFile`."""
+
+    def __init__(self, file: LogFile) -> None:
+        super().__init__(logging.INFO)
+        self.file = file
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        if record.name.partition(".")[0] in LIBRARIES and record.levelno < logging.WARNING:
+            return
+        fields = {
+            "time": iso_time(datetime.fromtimestamp(record.created, UTC)),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        fields |= {name: getattr(record, name) for name in ("partition", "worker") if hasattr(record, name)}
+        if record.exc_info and record.exc_info[0] is not None:
+            fields["traceback"] = "".join(traceback.format_exception(*record.exc_info))
+        self.file.write(fields)
+
+
+class _Progress(Callback):
+    """Writes how each partition and the job ended."""
+
+    def __init__(self, file: LogFile) -> None:
+        self.file = file
+
+    def on_partition(self, event: PartitionEnded) -> None:
+        """Say how it ended, unless that is an event already."""
+        if event.outcome == "done":
+            self._say(
+                f"partition {event.partition}: done, {rows_text(event.rows)}, {event.seconds:.2f} s",
+                partition=event.partition,
+                worker=event.worker,
+            )
+
+    def on_end(self, event: JobEnded) -> None:
+        """Say how the job ended, with the error's own words."""
+        error = event.report.get("error") or {}
+        said = "; ".join(f"{name}: {error[name]}" for name in ("where", "found", "expected", "next") if error.get(name))
+        if error:
+            self._say(f"{error.get('kind')}: {error.get('message')}" + (f" ({said})" if said else ""), level="ERROR")
+
+    def _say(self, message: str, *, level: str = "INFO", **fields: str) -> None:
+        now = iso_time(datetime.now(UTC))
+        self.file.write({"time": now, "level": level, "logger": "pipeline", "message": message, **fields})
+
+
+@contextmanager
+def recorded(store: Store, *, epoch: int) -> Iterator[Callback]:
+    """While the block runs, what this package logs, and what the callback is told, goes to ``logs/<epoch>.jsonl``."""
+    file = LogFile(store, epoch)
+    handler, progress = _Handler(file), _Progress(file)
+    loggers = [logging.getLogger(name) for name in ("pipeline", *LIBRARIES)]
+    first = {"schema_version": 1, "time": iso_time(datetime.now(UTC)), "level": "INFO", "logger": "pipeline"}
+    file.write({**first, "message": f"the log of driver {epoch}"})
+    for one in loggers:
+        one.addHandler(handler)
+    try:
+        yield progress
+    except BaseException as error:
+        file.write(
+            {
+                "time": iso_time(datetime.now(UTC)),
+                "level": "ERROR",
+                "logger": "pipeline",
+                "message": f"the driver ends: {type(error).__name__}: {error}",
+                "traceback": "".join(traceback.format_exception(error)),
+            }
+        )
+        raise
+    finally:
+        for one in loggers:
+            one.removeHandler(handler)
+        file.close()

@@ -1,0 +1,173 @@
+"""The log of a job as lines for people: its events, what its drivers logged, and what became of its partitions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.checkpoint import JobDirectory
+from pipeline.errors import PipelineError
+from pipeline.job_log import FOLDER, rows_text
+from pipeline.lease import FOLDER as LEASES
+from pipeline.lease import Holder, is_process
+from pipeline.receipt import Receipt
+from pipeline.submission import STARTS, find_starts
+
+ERROR_LEVELS = ("WARNING", "ERROR", "CRITICAL")
+_KNOWN = {"time", "event"}
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """One thing that happened."""
+
+    time: str
+    """UTC, ISO 8601; empty when unknown."""
+    level: str
+    """``INFO``, ``WARNING`` or ``ERROR``."""
+    source: str
+    """``event``, the name of a logger, ``receipt`` or ``output`` (of a driver that never took the job)."""
+    message: str
+    partition: str = ""
+    worker: str = ""
+    traceback: str = ""
+
+    def details(self) -> dict[str, str]:
+        """As JSON output shows it, one object a line."""
+        return {name: value for name, value in self.__dict__.items() if value or name in ("time", "level", "message")}
+
+    def text(self) -> str:
+        """As a person reads it."""
+        level = f"{self.level:<7} " if self.level != "INFO" else " " * 8
+        lines = [f"{self.time or '-':<24} {level}{self.message}", *self.traceback.splitlines()]
+        return "\n    ".join(lines)
+
+
+@dataclass
+class LogReader:
+    """Reads what is new in the log of a job, time after time."""
+
+    job: JobDirectory
+    partition: str = ""
+    """Only what is about this one, and its parts."""
+    errors: bool = False
+    """Only warnings and errors."""
+    _seen: dict[str, int] = field(default_factory=dict)
+    """Lines of each file that were read."""
+
+    def read(self) -> list[LogLine]:
+        """What has come since the last time, oldest first."""
+        store = self.job.store
+        lines = [_from_event(event) for event in self._new("events.jsonl", self.job.events())]
+        for name in store.list(FOLDER):
+            path = f"{FOLDER}/{name}"
+            lines += [_from_log(record) for record in self._new(path, _read_lines(store.read(path)))]
+        lines += [line for name, text in self._outputs() for line in self._new_text(name, text)]
+        return sorted((line for line in lines if self._is_wanted(line)), key=lambda line: line.time)
+
+    def receipts(self) -> list[LogLine]:
+        """What the receipts of the partition that is asked for say; of work that was done after its driver had died,
+        they are the only trace."""
+        found = [one for one in self.job.receipts() if self.partition and _is_part(one.partition, self.partition)]
+        return [LogLine("", "INFO", "receipt", _receipt_text(one), one.partition, one.worker) for one in found]
+
+    def _new(self, name: str, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        before = self._seen.get(name, 0)
+        self._seen[name] = len(records)
+        return records[before:]
+
+    def _new_text(self, name: str, text: str) -> list[LogLine]:
+        lines = text.splitlines()
+        before = self._seen.get(name, 0)
+        self._seen[name] = len(lines)
+        return [LogLine("", "ERROR", "output", line) for line in lines[before:]]
+
+    def _outputs(self) -> Iterable[tuple[str, str]]:
+        """What drivers wrote that died before they took the job, and so have no log."""
+        starts = find_starts(self.job.store)
+        if not starts:
+            return
+        holders = {_holder(self.job, name) for name in self.job.store.list(LEASES) if name.endswith(".json")}
+        for start in starts:
+            if start.process and (start.process in holders or is_process(start.process, start.pid) is not False):
+                continue
+            name = f"{STARTS}/{start.number}.out"
+            try:
+                yield name, self.job.store.read(name).decode(errors="replace")
+            except FileNotFoundError:
+                continue
+
+    def _is_wanted(self, line: LogLine) -> bool:
+        if self.partition and not _is_part(line.partition, self.partition):
+            return False
+        return not self.errors or line.level in ERROR_LEVELS
+
+
+def _receipt_text(receipt: Receipt) -> str:
+    if receipt.splits:
+        return f"partition {receipt.partition}: split into {', '.join(receipt.splits)}"
+    worker = receipt.worker or "an unknown worker"
+    said = f"{rows_text(receipt.rows)}, {receipt.seconds.total:.2f} s on {worker}"
+    return f"partition {receipt.partition}: its receipt says {said}"
+
+
+def _is_part(partition: str, wanted: str) -> bool:
+    return partition == wanted or partition.startswith(f"{wanted}.")
+
+
+def _holder(job: JobDirectory, name: str) -> str:
+    try:
+        holder = Holder.from_json(job.store.read(f"{LEASES}/{name}"))
+    except (PipelineError, FileNotFoundError):
+        return ""
+    return holder.process if holder else ""
+
+
+def _read_lines(data: bytes) -> list[dict[str, Any]]:
+    found = []
+    for line in data.decode(errors="replace").split("\n"):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        # The first line says only what kind of file it is.
+        if isinstance(record, dict) and "schema_version" not in record:
+            found.append(record)
+    return found
+
+
+def _from_log(record: Mapping[str, Any]) -> LogLine:
+    return LogLine(
+        str(record.get("time", "")),
+        str(record.get("level", "INFO")),
+        str(record.get("logger", "")),
+        str(record.get("message", "")),
+        str(record.get("partition", "")),
+        str(record.get("worker", "")),
+        str(record.get("traceback", "")),
+    )
+
+
+def _from_event(event: Mapping[str, Any]) -> LogLine:
+    level, message = _told(event)
+    return LogLine(str(event.get("time", "")), level, "event", message, str(event.get("partition", "")))
+
+
+def _told(event: Mapping[str, Any]) -> tuple[str, str]:
+    """Level and text of an event."""
+    kind = event["event"]
+    if kind == "status":
+        reason = f": {event['reason']}" if event.get("reason") else ""
+        level = {"FAILED": "ERROR", "INTERRUPTED": "WARNING", "CANCELLED": "WARNING"}.get(
+            str(event.get("after")), "INFO"
+        )
+        return level, f"{event.get('after')}{reason}"
+    if kind == "driver":
+        return "INFO", f"driver {event.get('epoch')}: process {event.get('pid')} on {event.get('host')}"
+    if kind == "partition":
+        level = "ERROR" if event.get("outcome") == "failed" else "WARNING"
+        said = f"partition {event.get('partition')}: {event.get('outcome')} after attempt {event.get('attempt')}"
+        return level, f"{said}: {event.get('reason')}"
+    return "INFO", f"{kind}: " + ", ".join(f"{name} {value}" for name, value in event.items() if name not in _KNOWN)

@@ -1,0 +1,113 @@
+"""Following a job from its directory: the events its own observers get, and its end, told by nobody but its files."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from pipeline.checkpoint import JobDirectory
+from pipeline.errors import DriverLost
+from pipeline.events import Event, PartitionEnded, StageStarted, StatusChanged
+from pipeline.files import open_store
+from pipeline.follow import Ending, Follower
+from pipeline.lease import FOLDER, Holder, held, identify, take
+from pipeline.lifecycle import Status
+from pipeline.servers import ServerRecord, put_server
+from pipeline.submission import Submission, put_submission
+from pipeline.testing.jobs import SmallJob, small_job, write_receipt
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> SmallJob:
+    return small_job(tmp_path / "lake", sink=str(tmp_path / "out"), bad_every=10)
+
+
+@pytest.fixture
+def job(tmp_path: Path, small: SmallJob) -> JobDirectory:
+    return JobDirectory.create(tmp_path / "jobs", small.plan, job="small-1")
+
+
+def kinds(events: list[Event]) -> list[str]:
+    return [type(event).__name__ for event in events]
+
+
+def test_the_first_look_shows_how_it_stands(job: JobDirectory, small: SmallJob) -> None:
+    write_receipt(job, small, small.plan.partitions[0])
+    job.set_status(Status.RUNNING)
+    status, stage = Follower(job).poll()
+    assert isinstance(status, StatusChanged)
+    assert status.after == "RUNNING"
+    assert isinstance(stage, StageStarted)
+    assert (stage.partitions, stage.done, stage.rows, stage.rows_done) == (3, 1, 75, 30)
+
+
+def test_then_each_thing_is_told_once(job: JobDirectory, small: SmallJob) -> None:
+    follower = Follower(job)
+    list(follower.poll())
+    assert list(follower.poll()) == []
+    job.set_status(Status.RUNNING)
+    for partition in small.plan.partitions[:2]:
+        write_receipt(job, small, partition)
+    job.append_event("partition", partition="00002", outcome="retry", attempt=1, reason="disk")
+    events = list(follower.poll())
+    assert kinds(events) == ["StatusChanged", "PartitionEnded", "PartitionEnded", "PartitionEnded"]
+    assert sum(event.rows.rejected for event in events if isinstance(event, PartitionEnded)) == 4
+    assert list(follower.poll()) == []
+
+
+def test_the_end_has_the_report(job: JobDirectory, small: SmallJob) -> None:
+    job.set_status(Status.FAILED, reason="bad file")
+    ended = Follower(job).end(Status.FAILED)
+    assert (ended.status, ended.reason, ended.report["status"]) == ("FAILED", "bad file", "FAILED")
+
+
+def test_waiting_ends_with_the_job(job: JobDirectory) -> None:
+    with held(job.store):
+        job.set_status(Status.RUNNING)
+        looks: list[float] = []
+
+        def pause(seconds: float) -> None:
+            looks.append(seconds)
+            if len(looks) == 3:
+                job.set_status(Status.INTERRUPTED)
+
+        assert Ending(job).wait(pause=pause) is Status.INTERRUPTED
+    assert len(looks) == 3
+
+
+def test_waiting_has_an_end_of_its_own(job: JobDirectory) -> None:
+    clock = iter(range(100))
+    with pytest.raises(TimeoutError, match="PLANNED"):
+        Ending(job).wait(timeout=5, clock=lambda: float(next(clock)), pause=lambda _: None)
+
+
+def dead_driver(job: JobDirectory) -> None:
+    place = identify(os.getpid()).rpartition("/")[0]
+    job.store.replace(f"{FOLDER}/1.json", Holder(1, "n", "h", os.getpid(), f"{place}/0", "", 30).to_json())
+    job.store.replace(f"{FOLDER}/1.beat", b"n 5\n")
+    job.set_status(Status.RUNNING)
+
+
+def test_nobody_waits_for_a_driver_that_has_died(job: JobDirectory) -> None:
+    dead_driver(job)
+    with pytest.raises(DriverLost) as caught:
+        Ending(job).wait()
+    assert "resume small-1" in str(caught.value)
+
+
+def test_a_server_will_start_another_one(job: JobDirectory) -> None:
+    dead_driver(job)
+    put_submission(job.store, Submission(1, "", "me", "by hand", "key"))
+    root = open_store(str(Path(job.root).parent))
+    process = identify(os.getpid())
+    put_server(root, ServerRecord("s", "h", os.getpid(), process, "", datetime.now(UTC).isoformat(), 1))
+    assert Ending(job).look() is None
+
+
+def test_one_that_drives_is_not_taken_for_dead(job: JobDirectory) -> None:
+    take(job.store)
+    job.set_status(Status.RUNNING)
+    assert Ending(job).look() is None

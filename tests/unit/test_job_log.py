@@ -1,0 +1,147 @@
+"""The log of a driver: lines that a program reads on disk, and a person on the screen."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from pipeline.checkpoint import JobDirectory
+from pipeline.errors import SchemaDrift
+from pipeline.events import JobEnded, PartitionEnded, notify
+from pipeline.files import open_store
+from pipeline.job_log import recorded
+from pipeline.lifecycle import Status
+from pipeline.log_lines import LogReader
+from pipeline.rows import RowCounts
+from pipeline.submission import Start, Submission, put_submission
+from pipeline.testing.jobs import small_job, write_receipts
+from pipeline.testing.memory_store import MemoryDisk, MemoryStore
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> JobDirectory:
+    small = small_job(tmp_path / "lake", sink=str(tmp_path / "out"))
+    return JobDirectory.create(tmp_path / "jobs", small.plan, job="small-1")
+
+
+def done(partition: str) -> PartitionEnded:
+    return PartitionEnded("small-1", 0, partition, "done", RowCounts(30, 27, 3, 0), 0.4, worker="node7:1")
+
+
+def drive(job: JobDirectory, *, epoch: int = 1) -> None:
+    """What a driver leaves behind."""
+    with suppress(SchemaDrift), recorded(job.store, epoch=epoch) as log:
+        notify((log,), done("00000"))
+        job.append_event("partition", partition="00001", outcome="retry", attempt=1, reason="disk")
+        logging.getLogger("pipeline.somewhere").warning("the store is slow: %s", "5 s")
+        logging.getLogger("distributed.worker").info("nobody wants to know")
+        notify((log,), JobEnded("small-1", "FAILED", RowCounts(), "", "", report={"error": {"kind": "SchemaDrift"}}))
+        raise SchemaDrift("a column is gone", where="in-0.parquet")
+
+
+def test_lines_on_disk_are_json_and_say_when_and_how_bad(job: JobDirectory) -> None:
+    drive(job)
+    lines = [json.loads(line) for line in job.store.read("logs/1.jsonl").splitlines()]
+    assert lines[0]["schema_version"] == 1
+    assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
+    assert [line["level"] for line in lines] == ["INFO", "INFO", "WARNING", "ERROR", "ERROR"]
+    assert lines[1]["partition"] == "00000"
+    assert lines[1]["worker"] == "node7:1"
+    assert "raise SchemaDrift" in lines[-1]["traceback"]
+
+
+def test_modes_are_those_of_the_job_directory(job: JobDirectory) -> None:
+    drive(job)
+    path = Path(job.root, "logs/1.jsonl")
+    assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+
+
+def test_secrets_are_masked(job: JobDirectory) -> None:
+    with recorded(job.store, epoch=1):
+        logging.getLogger("pipeline").warning("at s3://bucket/x?AWSAccessKeyId=a&password=hunter2hunter2")
+    assert b"hunter2" not in job.store.read("logs/1.jsonl")
+
+
+def test_loggers_are_left_as_they_were(job: JobDirectory) -> None:
+    before = list(logging.getLogger("pipeline").handlers)
+    drive(job)
+    assert logging.getLogger("pipeline").handlers == before
+
+
+def test_a_log_that_cannot_be_written_ends_no_job(job: JobDirectory, caplog: pytest.LogCaptureFixture) -> None:
+    os.chmod(job.root, 0o700)
+    Path(job.root, "logs").write_text("a file where the folder should be")
+    with recorded(job.store, epoch=1) as log:
+        notify((log,), done("00000"))
+    assert "cannot be written" in caplog.text
+
+
+def test_an_object_store_gets_it_in_one_piece() -> None:
+    store = MemoryStore(MemoryDisk(), "mem://job")
+    with recorded(store, epoch=3) as log:
+        notify((log,), done("00000"))
+    assert len(store.read("logs/3.jsonl").splitlines()) == 2
+
+
+def test_events_and_logs_are_one_story(job: JobDirectory) -> None:
+    drive(job)
+    job.set_status(Status.FAILED, reason="a column is gone")
+    said = [line.message for line in LogReader(job).read()]
+    wanted = [
+        "PLANNED",
+        "partition 00000: done, 30 in",
+        "partition 00001: retry after attempt 1: disk",
+        "the store is slow: 5 s",
+        "SchemaDrift",
+        "the driver ends: SchemaDrift: a column is gone",
+        "FAILED: a column is gone",
+    ]
+    assert [next(line for line in said if line.startswith(text)) for text in wanted]
+    times = [line.time for line in LogReader(job).read()]
+    assert times == sorted(times)
+    assert "nobody wants to know" not in " ".join(said)
+
+
+def test_only_errors_or_only_a_partition(job: JobDirectory) -> None:
+    drive(job)
+    assert {line.level for line in LogReader(job, errors=True).read()} == {"WARNING", "ERROR"}
+    assert [line.partition for line in LogReader(job, partition="00001").read()] == ["00001"]
+    assert LogReader(job, partition="0000").read() == []
+
+
+def test_what_was_read_is_not_read_again(job: JobDirectory) -> None:
+    reader = LogReader(job)
+    assert len(reader.read()) == 1
+    assert reader.read() == []
+    drive(job)
+    assert len(reader.read()) == 5
+    drive(job, epoch=2)
+    assert len(reader.read()) == 5
+
+
+def test_a_receipt_is_told_for_its_partition(job: JobDirectory, tmp_path: Path) -> None:
+    write_receipts(job, small_job(tmp_path / "lake", sink=str(tmp_path / "out")))
+    assert LogReader(job).receipts() == []
+    (line,) = LogReader(job, partition="00001").receipts()
+    assert "5 in = 5 out" in line.message
+
+
+def test_what_a_driver_said_that_never_came_to_drive(job: JobDirectory) -> None:
+    from pipeline.lease import identify
+
+    put_submission(job.store, Submission(1, "", "me", "by hand", "key"))
+    gone = identify(os.getpid()).rpartition("/")[0] + "/0"
+    job.store.replace("starts/1.json", Start(1, 1, "", "submit", "h", os.getpid(), gone).to_json())
+    job.store.replace("starts/1.out", b"ImportError: no module named pandas\n")
+    lines = [line for line in LogReader(job, errors=True).read() if line.source == "output"]
+    assert [line.message for line in lines] == ["ImportError: no module named pandas"]
+
+
+def test_a_line_that_was_cut_short_is_passed_over(job: JobDirectory) -> None:
+    open_store(job.root).append("logs/1.jsonl", '{"time": "2026-01-01T00:00:00.000Z", "mess')
+    assert len(LogReader(job).read()) == 1
