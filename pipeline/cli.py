@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from pipeline import __version__
-from pipeline.commands import author, chaos, clean, execute, follow, look, models, submit
+from pipeline.commands import author, chaos, clean, execute, follow, look, models, serve, submit
 from pipeline.commands.options import JSON, VERBOSITY, json_text, tell
 from pipeline.errors import PipelineError
 from pipeline.redaction import mask_streams, redact
@@ -119,6 +119,7 @@ for _command in (
     look.rejects,
     models.models,
     look.diff,
+    serve.serve,
     clean.gc,
     chaos.chaos,
 ):

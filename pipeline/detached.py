@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -100,7 +99,6 @@ def _set_up_logging() -> None:
 def main(arguments: list[str]) -> int:
     """Run, and say on stderr what went wrong."""
     directory, number, output = arguments
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     mask_streams()
     mask_logs()
     _set_up_logging()

@@ -47,6 +47,7 @@ Every one of them survives pickling, because workers send them to the driver.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -101,6 +102,21 @@ def _rebuild(kind: type[PipelineError], message: str, state: dict[str, Any]) -> 
     Exception.__init__(error, message)
     error.__dict__.update(state)
     return error
+
+
+def error_from_details(details: Mapping[str, Any], *, default: str) -> PipelineError:
+    """The error that `PipelineError.details` told of; one of a class that is unknown here has that exit code, too.
+
+    :param default: the message, when ``details`` has none.
+    """
+    found = globals().get(str(details.get("kind", "")))
+    kind = found if isinstance(found, type) and issubclass(found, PipelineError) else PipelineError
+    names = ("message", "where", "found", "expected")
+    state = {name: str(details.get(name, "")) for name in names} | {"next_step": str(details.get("next", ""))}
+    state["message"] = state["message"] or default
+    if isinstance(details.get("exit_code"), int):
+        state["exit_code"] = details["exit_code"]
+    return _rebuild(kind, state["message"], state)
 
 
 class SpecError(PipelineError):

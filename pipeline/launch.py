@@ -14,6 +14,8 @@ from pipeline.checkpoint import JobDirectory
 from pipeline.files import LocalStore, storage_errors
 from pipeline.submission import STARTS, Start, note_start
 
+_DEAF = ("/bin/sh", "-c", 'trap "" HUP; exec "$@"', "sh")
+"""The program after it ignores SIGHUP from its first moment on: what is ignored stays so over exec(2)."""
 _PACKAGE = str(Path(__file__).parents[1])
 
 
@@ -30,7 +32,7 @@ def launch(job: JobDirectory, start: Start) -> Start:
     folder = job.record.working_directory
     with output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.detached", job.root, str(start.number), where],
+            [*_DEAF, sys.executable, "-m", "pipeline.detached", job.root, str(start.number), where],
             cwd=folder if os.path.isdir(folder) else None,
             env={**os.environ, "PYTHONPATH": os.pathsep.join([_PACKAGE, os.environ.get("PYTHONPATH", "")])},
             stdin=subprocess.DEVNULL,

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from html import escape
 from typing import Any, TypeVar
 
@@ -17,6 +18,8 @@ from pipeline import graph
 from pipeline.checkpoint import JobDirectory
 from pipeline.display import PlainProgress, show_progress
 from pipeline.events import Callback, JobEnded
+from pipeline.handle import Handle
+from pipeline.jobs import find_job
 from pipeline.model import ModelRef, ModelVersion
 from pipeline.partition import score_pandas, scored_meta
 from pipeline.plan import PlanSummary, plan_summary
@@ -29,6 +32,7 @@ from pipeline.scoring import prediction_schema
 from pipeline.settings import Settings, load_settings
 from pipeline.spec import JobSpec, Output
 from pipeline.spec_file import load_spec
+from pipeline.submit import submit
 from pipeline.summary import plan_text, summary_text, verification_text
 from pipeline.verify import Verification, verify
 
@@ -88,6 +92,21 @@ class JobReport(_Shown, Report):
         return pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
 
 
+class JobHandle(Handle[JobReport]):
+    """A job that goes on by itself: ``.status``, ``.wait()`` or ``await``, ``.observe()``, ``.cancel()``, ``.logs()``,
+    ``.report()``."""
+
+    def _repr_html_(self) -> str:
+        return _html(repr(self))
+
+
+def _handle(directory: JobDirectory, settings: Settings, callbacks: Sequence[Callback]) -> JobHandle:
+    handle = JobHandle(directory, lease_seconds=settings.lease_seconds, make=partial(_as, JobReport))
+    if callbacks:
+        handle.observe(*callbacks)
+    return handle
+
+
 class Job:
     """A job spec that can be planned, run, and looked at lazily.
 
@@ -137,6 +156,47 @@ class Job:
         """Go on with an unfinished job of this or another spec."""
         with _observers(callbacks) as observers:
             return _as(JobReport, resume(job, settings=self.settings, callbacks=observers))
+
+    def submit(
+        self,
+        *,
+        job_id: str | None = None,
+        key: str | None = None,
+        force: bool = False,
+        priority: int = 0,
+        start: bool = True,
+        callbacks: Sequence[Callback] = (),
+    ) -> JobHandle:
+        """Plan it, and let it run by itself: it goes on when this kernel dies. The same again is the same job.
+
+        :param job_id: id of the job, where it is a new one.
+        :param key: what makes two submissions one. Default: spec, input and model.
+        :param force: a new job all the same.
+        :param priority: of several that wait for a server, higher ones start first.
+        :param start: start a driver now; else a server does.
+        :param callbacks: are told what happens, for as long as this process lives.
+        """
+        made = submit(
+            self.spec,
+            settings=self.settings,
+            key=key,
+            force=force,
+            job_id=job_id,
+            priority=priority,
+            start=start,
+        )
+        return _handle(JobDirectory.open(made.directory), self.settings, callbacks)
+
+    @staticmethod
+    def attach(
+        job: str = "@last", *, settings: Settings | None = None, callbacks: Sequence[Callback] = ()
+    ) -> JobHandle:
+        """Take up a job from anywhere that sees its directory, whoever drives it.
+
+        :param job: id, unique prefix of one, ``@last``, or the path of a job directory.
+        """
+        settings = settings or load_settings()
+        return _handle(find_job(settings.directory, job), settings, callbacks)
 
     def to_dask(self) -> Any:
         """The scored rows as a lazy Dask DataFrame, one Dask partition per partition of the plan, in source order.

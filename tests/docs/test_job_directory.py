@@ -20,6 +20,7 @@ from pipeline.lifecycle import TRANSITIONS, Status
 from pipeline.probe import write_estimate
 from pipeline.recipe import REJECT_COLUMNS
 from pipeline.report import make_report
+from pipeline.servers import ServerRecord
 from pipeline.sinks import publish
 from pipeline.submission import Submission, claim_key, claim_start, put_submission
 from pipeline.testing.jobs import open_retry, small_job, write_receipts
@@ -89,6 +90,11 @@ def test_fields_of_the_output(directory: JobDirectory, name: str) -> None:
 
 def test_fields_of_events(directory: JobDirectory) -> None:
     assert documented("events.jsonl") == {field for event in directory.events() for field in event}
+
+
+def test_fields_of_servers(directory: JobDirectory) -> None:
+    record = ServerRecord("s", "h", 1, "", "", "", jobs=1)
+    assert documented(".servers/&lt;name&gt;.json") == set(json.loads(record.to_json()))
 
 
 def test_fields_of_logs(directory: JobDirectory) -> None:

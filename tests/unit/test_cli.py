@@ -51,6 +51,7 @@ COMMANDS = [
     "rejects",
     "models",
     "diff",
+    "serve",
     "gc",
     "chaos",
 ]

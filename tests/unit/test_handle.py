@@ -1,0 +1,139 @@
+"""A job that goes on by itself, from Python: waited for, awaited, observed, cancelled; taken up by anybody."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from pipeline.cancel import Cancelling
+from pipeline.checkpoint import JobDirectory
+from pipeline.errors import Cancelled, PipelineError, SchemaDrift, TooManyRejects, error_from_details
+from pipeline.events import Callback, JobEnded, PartitionEnded, StatusChanged
+from pipeline.handle import Handle
+from pipeline.lease import Lease, take
+from pipeline.lifecycle import Status
+from pipeline.report import Report, make_report
+from pipeline.testing.jobs import SmallJob, small_job, write_receipts
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> SmallJob:
+    return small_job(tmp_path / "lake", sink=str(tmp_path / "out"))
+
+
+@pytest.fixture
+def job(tmp_path: Path, small: SmallJob) -> JobDirectory:
+    return JobDirectory.create(tmp_path / "jobs", small.plan, job="small-1")
+
+
+@pytest.fixture
+def driver(job: JobDirectory) -> Lease:
+    """This process drives the job."""
+    lease = take(job.store)
+    job.set_status(Status.RUNNING)
+    return lease
+
+
+def handle(job: JobDirectory) -> Handle[Report]:
+    return Handle(job, make=lambda report: report)
+
+
+def succeed(job: JobDirectory, small: SmallJob) -> None:
+    write_receipts(job, small)
+    for status in (Status.PUBLISHING, Status.SUCCEEDED):
+        job.set_status(status)
+
+
+def fail(job: JobDirectory, error: PipelineError, status: Status = Status.FAILED) -> None:
+    job.write_report(make_report(job, status=status, error=error).to_dict())
+    job.set_status(status, reason=error.message)
+
+
+@dataclass
+class Notes(Callback):
+    """Keeps what it is told."""
+
+    statuses: list[str] = field(default_factory=list)
+    partitions: list[str] = field(default_factory=list)
+    ends: list[str] = field(default_factory=list)
+
+    def on_status(self, event: StatusChanged) -> None:
+        self.statuses.append(event.after)
+
+    def on_partition(self, event: PartitionEnded) -> None:
+        self.partitions.append(event.partition)
+
+    def on_end(self, event: JobEnded) -> None:
+        self.ends.append(event.status)
+
+
+def test_it_shows_how_the_job_stands(job: JobDirectory, driver: Lease) -> None:
+    one = handle(job)
+    assert (one.job, one.status, repr(one)) == ("small-1", Status.RUNNING, "RUNNING  small-1")
+    assert one.report().status == "RUNNING"
+    assert one.logs()[0].message.startswith("PLANNED")
+
+
+def test_waiting_gives_the_report(job: JobDirectory, small: SmallJob, driver: Lease) -> None:
+    with pytest.raises(TimeoutError):
+        handle(job).wait(timeout=0)
+    succeed(job, small)
+    assert handle(job).wait().rows.out == 75
+
+
+def test_waiting_raises_what_ended_the_job(job: JobDirectory, driver: Lease) -> None:
+    fail(job, SchemaDrift("a column is gone", where="in-0.parquet", next_step="mend it"))
+    with pytest.raises(SchemaDrift) as caught:
+        handle(job).wait()
+    assert (caught.value.where, caught.value.next_step, caught.value.exit_code) == ("in-0.parquet", "mend it", 4)
+
+
+def test_it_can_be_awaited_beside_others(job: JobDirectory, small: SmallJob, driver: Lease) -> None:
+    async def both() -> list[Report]:
+        waiting = asyncio.gather(handle(job)._wait(), handle(job)._wait())
+        await asyncio.sleep(0)
+        succeed(job, small)
+        return list(await waiting)
+
+    async def plainly() -> Report:
+        return await handle(job)
+
+    assert [report.status for report in asyncio.run(both())] == ["SUCCEEDED"] * 2
+    assert asyncio.run(plainly()).status == "SUCCEEDED"
+
+
+def test_observers_are_told(job: JobDirectory, small: SmallJob, driver: Lease) -> None:
+    notes = Notes()
+    thread = handle(job).observe(notes)
+    succeed(job, small)
+    thread.join(30)
+    assert not thread.is_alive()
+    assert notes.ends == ["SUCCEEDED"]
+    assert notes.statuses[-1] == "SUCCEEDED"
+    assert set(notes.partitions) <= {"00000", "00001", "00002"}
+
+
+def test_cancelling(job: JobDirectory, driver: Lease) -> None:
+    driver.release()
+    assert handle(job).cancel(reason="no more") is Cancelling.CANCELLED
+    with pytest.raises(Cancelled):
+        handle(job).wait()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [TooManyRejects("too many", where="job x", found="1", expected="0"), Cancelled("stopped")],
+)
+def test_errors_come_back_from_what_a_report_says(error: PipelineError) -> None:
+    again = error_from_details(error.details(), default="")
+    assert type(again) is type(error)
+    assert again.details() == error.details()
+
+
+def test_an_error_that_is_unknown_here_keeps_its_exit_code() -> None:
+    again = error_from_details({"kind": "FromTheFuture", "message": "x", "exit_code": 42}, default="")
+    assert (type(again), again.exit_code, again.message) == (PipelineError, 42, "x")
+    assert error_from_details({}, default="it is FAILED").message == "it is FAILED"

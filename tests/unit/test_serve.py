@@ -1,0 +1,317 @@
+"""The server: which jobs it starts and when, several at one root, and what it finds when it comes back."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import threading
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from cronsim import CronSim
+
+from pipeline.cancel import cancel_job
+from pipeline.checkpoint import JobDirectory
+from pipeline.cli import main
+from pipeline.files import open_store
+from pipeline.job_queue import Patience
+from pipeline.lease import identify
+from pipeline.lifecycle import Status
+from pipeline.serve import Server, serve
+from pipeline.servers import BEAT_SECONDS, ServerRecord, find_servers, is_served
+from pipeline.settings import Settings
+from pipeline.submission import (
+    QUEUE,
+    Start,
+    Submission,
+    find_starts,
+    mark_queued,
+    note_start,
+    put_submission,
+    queued_marks,
+)
+from pipeline.testing.jobs import small_job
+
+DEAD = identify(os.getpid()).rpartition("/")[0] + "/0"
+
+
+class Root:
+    """A root of job directories, with a clock of its own, and drivers that are only noted."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.small = small_job(folder / "lake", sink=str(folder / "out"))
+        self.settings = Settings(directory=str(folder / "jobs"))
+        self.seconds = 0.0
+        self.started: list[str] = []
+        self._lock = threading.Lock()
+
+    def add(self, name: str, *, priority: int = 0, created: str = "2026-01-01T00:00:00.000Z") -> JobDirectory:
+        """A job as `submit` leaves it behind with ``start=False``."""
+        job = JobDirectory.create(
+            self.settings.directory,
+            self.small.plan,
+            job=name,
+            first=Status.QUEUED,
+            fsync=False,
+            now=lambda: datetime.fromisoformat(created),
+        )
+        put_submission(job.store, Submission(1, created, "me", "by hand", name, priority=priority))
+        mark_queued(open_store(self.settings.directory), name)
+        return job
+
+    def server(self, *, limit: int = 1, starts: int = 3, **options: object) -> Server:
+        return Server(
+            self.settings,
+            limit=limit,
+            patience=Patience(starts=starts, delay=10.0),
+            clock=lambda: self.seconds,
+            now=lambda: datetime(2026, 1, 2, tzinfo=UTC) + timedelta(seconds=self.seconds),
+            start=self.launch,
+            **options,  # type: ignore[arg-type]
+        )
+
+    def launch(self, job: JobDirectory, start: Start) -> None:
+        """A driver that is there, as this process is, but never takes the lease."""
+        note_start(job.store, start, pid=os.getpid())
+        with self._lock:
+            self.started.append(job.job)
+
+    def kill(self, job: JobDirectory) -> None:
+        """Its driver is no more."""
+        last = find_starts(job.store)[-1]
+        moment = (datetime(2026, 1, 2, tzinfo=UTC) + timedelta(seconds=self.seconds)).isoformat()
+        job.store.replace(f"starts/{last.number}.json", replace(last, process=DEAD, time=moment).to_json())
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Root:
+    return Root(tmp_path)
+
+
+def test_the_most_urgent_start_first_then_the_oldest_up_to_the_limit(root: Root) -> None:
+    root.add("late", created="2026-01-01T03:00:00.000Z")
+    root.add("early", created="2026-01-01T01:00:00.000Z")
+    root.add("urgent", created="2026-01-01T04:00:00.000Z", priority=5)
+    served = root.server(limit=2).serve_once()
+    assert root.started == ["urgent", "early"]
+    assert (served.started, served.waiting) == (["urgent", "early"], ["late"])
+
+
+def test_a_place_that_becomes_free_is_taken(root: Root) -> None:
+    first = root.add("a")
+    root.add("b")
+    server = root.server()
+    server.serve_once()
+    server.serve_once()
+    assert root.started == ["a"]
+    root.kill(first)
+    first.set_status(Status.FAILED)
+    assert server.serve_once().started == ["b"]
+    assert queued_marks(open_store(root.settings.directory)) == ["b"]
+
+
+def test_a_job_whose_driver_died_is_started_again_later_and_not_for_ever(root: Root) -> None:
+    job, server = root.add("a"), root.server(starts=3)
+    delays = []
+    for _ in range(3):
+        begin = root.seconds
+        while not server.serve_once().started:
+            root.seconds += 1
+        delays.append(root.seconds - begin)
+        job.set_status(Status.RUNNING)
+        root.kill(job)
+    assert delays == [0, 10, 20]
+    assert server.serve_once().failed == ["a"]
+    last = job.events()[-1]
+    assert last["after"] == "FAILED"
+    assert "its driver died 3 times" in last["reason"]
+    assert root.started == ["a"] * 3
+    assert queued_marks(open_store(root.settings.directory)) == []
+
+
+def test_submitted_again_it_has_all_its_starts_again(root: Root) -> None:
+    job, server = root.add("a"), root.server(starts=1)
+    server.serve_once()
+    root.kill(job)
+    assert server.serve_once().failed == ["a"]
+    job.set_status(Status.QUEUED)
+    put_submission(job.store, Submission(2, "", "me", "by hand", "a"))
+    mark_queued(open_store(root.settings.directory), "a")
+    assert server.serve_once().started == ["a"]
+
+
+def test_a_server_that_comes_back_finds_everything_on_disk(root: Root) -> None:
+    root.add("a")
+    root.add("b")
+    root.server().serve_once()
+    served = root.server().serve_once()
+    assert (served.running, served.waiting, root.started) == (["a"], ["b"], ["a"])
+
+
+def test_a_cancelled_job_is_not_started(root: Root) -> None:
+    cancel_job(root.add("a"))
+    assert root.server().serve_once().started == []
+    assert queued_marks(open_store(root.settings.directory)) == []
+
+
+@pytest.mark.fault(44)
+@pytest.mark.parametrize("damage", ["deleted", "overwritten"])
+def test_marks_are_a_cache(root: Root, damage: str) -> None:
+    root.add("a")
+    done = root.add("done")
+    cancel_job(done)
+    JobDirectory.create(root.settings.directory, root.small.plan, job="by-hand")
+    store = open_store(root.settings.directory)
+    for name in store.list(QUEUE):
+        if damage == "deleted":
+            store.remove(f"{QUEUE}/{name}")
+        else:
+            store.replace(f"{QUEUE}/{name}", b"\0\0")
+    assert root.server().serve_once().started == ["a"]
+    assert queued_marks(store) == ["a"]
+
+
+def test_a_job_that_cannot_be_read_keeps_no_other_from_running(root: Root, caplog: pytest.LogCaptureFixture) -> None:
+    root.add("a").store.replace("job.json", b"{")
+    root.add("b")
+    assert root.server(limit=2).serve_once().started == ["b"]
+    assert "job a is left alone" in caplog.text
+
+
+def test_hooks_come_first_and_one_that_fails_is_only_told(root: Root, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        def tick(self, now: datetime) -> None:
+            raise RuntimeError("this trigger is broken")
+
+    class Due:
+        def tick(self, now: datetime) -> None:
+            if not root.started:
+                root.add("by-trigger")
+
+    assert root.server(hooks=[Broken(), Due()]).serve_once().started == ["by-trigger"]
+    assert "this trigger is broken" in caplog.text
+
+
+def test_servers_that_race_start_each_job_once_and_never_too_many(root: Root) -> None:
+    for number in range(6):
+        root.add(f"job-{number}")
+    servers = [root.server(limit=2) for _ in range(4)]
+    for server in servers:
+        server.beat()
+    most, ended = 0, 0
+    while ended < 6:
+        barrier = threading.Barrier(4)
+
+        def round_of(server: Server, barrier: threading.Barrier = barrier) -> None:
+            barrier.wait()
+            server.serve_once()
+
+        threads = [threading.Thread(target=round_of, args=(server,)) for server in servers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        # Where all have withdrawn, the next round of one of them, at another moment, takes the place.
+        servers[0].serve_once()
+        running = [name for name in queued_marks(servers[0].root) if _is_driven(root, name)]
+        most = max(most, len(running))
+        for name in running:
+            job = JobDirectory.open(f"{root.settings.directory}/{name}")
+            root.kill(job)
+            job.set_status(Status.CANCELLED)
+            ended += 1
+    assert most == 2
+    assert sorted(root.started) == [f"job-{number}" for number in range(6)]
+
+
+def _is_driven(root: Root, name: str) -> bool:
+    job = JobDirectory.open(f"{root.settings.directory}/{name}")
+    return bool(find_starts(job.store)) and not job.status().is_final
+
+
+def test_signs_of_life(root: Root) -> None:
+    server = root.server()
+    store, now = open_store(root.settings.directory), datetime(2026, 1, 2, tzinfo=UTC)
+    assert not is_served(store, now=now)
+    server.beat()
+    assert is_served(store, now=now)
+    (record,) = find_servers(store)
+    far = replace(record, process="elsewhere/pid:[1]/5")
+    assert far.is_alive(now=now + timedelta(seconds=BEAT_SECONDS))
+    assert not far.is_alive(now=now + timedelta(seconds=20 * BEAT_SECONDS))
+    assert not replace(record, process=DEAD).is_alive(now=now)
+    server.beat(state="stopped")
+    assert not is_served(store, now=now)
+    assert ServerRecord.from_json(b"{") is None
+
+
+def test_it_serves_until_it_is_over(root: Root) -> None:
+    root.add("a")
+    rounds: list[float] = []
+
+    def is_over(seconds: float) -> bool:
+        rounds.append(seconds)
+        return len(rounds) == 3
+
+    server = root.server()
+    serve(server, is_over=is_over, seconds=10)
+    assert root.started == ["a"]
+    assert all(8 <= seconds <= 12 for seconds in rounds)
+    assert find_servers(server.root)[0].state == "stopped"
+
+
+def call(*arguments: str) -> str:
+    result = CliRunner().invoke(main, ["serve", *arguments])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_the_unit_of_systemd_is_one(in_folder: Path) -> None:
+    unit = configparser.ConfigParser(strict=True, interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment, method-assign]
+    unit.read_string(call("--print", "systemd", "--jobs", "3"))
+    assert unit["Service"]["KillMode"] == "process", "drivers outlive the server"
+    assert unit["Service"]["WorkingDirectory"] == str(in_folder)
+    assert unit["Service"]["ExecStart"].endswith("-m pipeline serve --jobs 3")
+    assert os.access(unit["Service"]["ExecStart"].split()[0], os.X_OK)
+    assert unit["Install"]["WantedBy"] == "default.target"
+
+
+def test_the_line_of_cron_is_one(in_folder: Path) -> None:
+    (line,) = [one for one in call("--print", "cron").splitlines() if not one.startswith("#")]
+    *fields, command = line.split(maxsplit=5)
+    first = next(CronSim(" ".join(fields), datetime(2026, 1, 1, tzinfo=UTC)))
+    assert first == datetime(2026, 1, 1, 0, 1, tzinfo=UTC)
+    assert command.startswith(f"cd {in_folder} && ")
+    assert "serve --once" in command
+
+
+def test_the_manifests_of_kubernetes_are_two(in_folder: Path) -> None:
+    server, rounds = yaml.safe_load_all(call("--print", "kubernetes", "--directory", "s3://jobs/x"))
+    assert (server["apiVersion"], server["kind"]) == ("apps/v1", "Deployment")
+    assert server["spec"]["selector"]["matchLabels"] == server["spec"]["template"]["metadata"]["labels"]
+    assert (rounds["apiVersion"], rounds["kind"]) == ("batch/v1", "CronJob")
+    assert rounds["spec"]["concurrencyPolicy"] == "Forbid"
+    next(CronSim(rounds["spec"]["schedule"], datetime(2026, 1, 1, tzinfo=UTC)))
+    pod = rounds["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    assert pod["restartPolicy"] in ("Never", "OnFailure"), "all that a Job may have"
+    for spec in (pod, server["spec"]["template"]["spec"]):
+        (container,) = spec["containers"]
+        assert all(isinstance(word, str) for word in container["command"])
+        assert {mount["name"] for mount in container["volumeMounts"]} == {one["name"] for one in spec["volumes"]}
+    assert {"--once", "--wait"} <= set(pod["containers"][0]["command"])
+
+
+def test_servers_are_shown(in_folder: Path) -> None:
+    settings = Settings(directory=str(in_folder / ".pipeline/jobs"))
+    assert "No server was ever here" in call("--status")
+    server = Server(settings)
+    server.beat()
+    assert "alive" in call("--status")
+    server.beat(state="stopped")
+    assert "stopped" in call("--status")
