@@ -63,16 +63,20 @@ class NoRowWorksError(Exception):
 
 
 @contextmanager
-def blame_rows(source: str) -> Iterator[None]:
+def blame_rows(source: str, *, never: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
     """Turn an exception that may be due to the rows into `RowsError`; any other one passes.
 
     Memory, storage, the network and the errors of this package are never the fault of a row.
+
+    :param never: further types that are not.
     """
     try:
         yield
     except (MemoryError, PipelineError, RowsError):
         raise
     except Exception as error:
+        if isinstance(error, never):
+            raise
         if isinstance(error, OSError) and not isinstance(error, _ABOUT_A_FILE):
             raise
         raise RowsError(source, error) from error

@@ -188,7 +188,7 @@ class Scorer:
         kind, width = self.recipe.score.kind, len(self.recipe.score.outputs)
 
         def call(start: int, stop: int) -> np.ndarray:
-            with blame_rows("score"):
+            with blame_rows("score", never=self._too_large):
                 scores = self.predictor.predict(matrix[start:stop], kind=kind)
             return check_scores(scores, rows=stop - start, width=width, kind=kind)
 

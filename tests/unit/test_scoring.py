@@ -258,6 +258,29 @@ def test_when_the_floor_does_not_fit_it_is_out_of_memory() -> None:
     assert f"{FLOOR_ROWS:,} rows" in caught.value.found
 
 
+class DeviceFullError(Exception):
+    """What the library of some flavor raises."""
+
+
+def test_the_flavors_own_out_of_memory_error_halves_the_batch_and_blames_no_row() -> None:
+    class Device(Sum):
+        def predict(self, matrix: np.ndarray, *, kind: str) -> np.ndarray:
+            if len(matrix) > 2000:
+                raise DeviceFullError("bad_alloc")
+            return super().predict(matrix, kind=kind)
+
+        def out_of_memory_errors(self) -> tuple[type[BaseException], ...]:
+            return (DeviceFullError,)
+
+    table, predictor = table_of(8192), Device()
+    scorer = scorer_of(table, predictor, batch_rows=8192)
+    scored = scorer.score(make_batch(table), paths=("part.parquet",))
+    assert scored.table.num_rows == 8192
+    assert scored.rejects is None
+    assert scorer.batch_rows < 8192
+    assert max(predictor.sizes) <= 2000
+
+
 def test_a_step_may_run_out_of_memory_too() -> None:
     def build(frame: pd.DataFrame) -> pd.DataFrame:
         if len(frame) > 2000:
