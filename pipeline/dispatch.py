@@ -13,16 +13,19 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.blame import Death, Fact, Ledger, MemoryRanOut, Started, WorkerLeft
 from pipeline.errors import PipelineError
 from pipeline.evidence import Evidence
+from pipeline.in_flight import Attempt, Divided, Ended, InFlight
 from pipeline.outcome import Fail, Isolate, Leave, Retry, Split, decide, decide_death, is_blamed, overdue, stuck
 from pipeline.plan import Partition
 from pipeline.receipt import Receipt
+from pipeline.relief import Answer, Relief
 from pipeline.stop import Stop
+from pipeline.stragglers import Action, Ask, Cut, Divide, Move
 from pipeline.watch import PROBE_TIMEOUT, Policy, Watch
 
 __all__ = ["Dispatcher", "Divided", "Ended", "Policy"]
@@ -32,40 +35,7 @@ TICK = 0.5
 """Seconds between two looks at the cluster while nothing ends."""
 
 
-@dataclass
-class _Attempt:
-    partition: Partition
-    number: int = 1
-    blames: int = 0
-    """Workers that died while this partition was executing."""
-    is_isolated: bool = False
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How an attempt ended, for observers."""
-
-    partition: Partition
-    attempt: int
-    outcome: str
-    """``done``, ``retry``, ``split`` or ``failed``."""
-    receipt: Receipt | None = None
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Divided:
-    """A partition that was cut, on record."""
-
-    receipt: Receipt
-    """The one that counts; without ``splits`` when the partition was done meanwhile."""
-    parts: tuple[Partition, ...] = ()
-    """What to do in its place."""
-    first: Receipt | None = None
-    """That of the first part, when the attempt that cut the partition had done it already."""
-
-
-def _never(partition: Partition, receipt: Receipt | None) -> Divided | None:
+def _never(partition: Partition, receipt: Receipt | None, *, parts: int = 2) -> Divided | None:
     return None
 
 
@@ -81,9 +51,11 @@ class Dispatcher:
     read: Callable[[Any], Receipt]
     isolate: Callable[[Sequence[Partition]], list[Any]] | None = None
     """Like ``submit``, for partitions that are scored in a process of their own. None: they fail the job."""
-    split: Callable[[Partition, Receipt | None], Divided | None] = _never
-    """Puts parts in a partition's place, on record; None when it is too small. With a receipt that says so, it has
-    happened already."""
+    split: Callable[..., Divided | None] = _never
+    """Puts two parts, or as many as ``parts`` says, in a partition's place, on record; None when it is too small. With
+    a receipt that says so, it has happened already."""
+    relief: Relief | None = None
+    """Helps stragglers. None: they take their time."""
     policy: Policy = field(default_factory=Policy)
     stop: Stop = field(default_factory=Stop)
     on_ended: Callable[[Ended], None] = lambda ended: None
@@ -92,15 +64,14 @@ class Dispatcher:
     """Seconds to wait for an end before looking at the cluster."""
 
     def __post_init__(self) -> None:
-        self._waiting: deque[_Attempt] = deque()
-        self._suspects: deque[_Attempt] = deque()
-        self._later: list[tuple[float, str, _Attempt]] = []
-        self._running: dict[Any, _Attempt] = {}
-        self._futures: dict[str, Any] = {}
+        self._waiting: deque[Attempt] = deque()
+        self._suspects: deque[Attempt] = deque()
+        self._later: list[tuple[float, str, Attempt]] = []
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._ready: deque[Receipt] = deque()
         self._failure: PipelineError | None = None
         self._ledger = Ledger()
+        self._flight = InFlight(self.client, self._ledger, self._inbox.put, self.clock)
         self._watch = Watch(self.client, self.policy, self.clock)
         self.retries = 0
         """Attempts that were repeated."""
@@ -111,10 +82,13 @@ class Dispatcher:
 
         :raises PipelineError: the first failure, after what was running has ended or ``grace`` is over.
         """
-        self._waiting.extend(_Attempt(partition) for partition in todo)
+        self._waiting.extend(Attempt(partition) for partition in todo)
+        if self.relief is not None:
+            self.relief.begin(todo)
+            self._flight.on_over = self.relief.forget
         evidence = Evidence(self.client, self._inbox.put)
         try:
-            while self._waiting or self._later or self._running or self._suspects:
+            while self._waiting or self._later or self._flight.attempts or self._suspects:
                 if self._is_closing():
                     yield from self._drain()
                     break
@@ -124,7 +98,7 @@ class Dispatcher:
             yield from self._take_ready()
         finally:
             evidence.close()
-            self._release()
+            self._flight.release()
         if self._failure is not None:
             raise self._failure
 
@@ -138,25 +112,21 @@ class Dispatcher:
         while self._later and self._later[0][0] <= now:
             self._queue(heapq.heappop(self._later)[2])
         threads = max(1, self._watch.threads)
-        if self._waiting and len(self._running) <= threads + threads // 2:
-            self._start(self._waiting, 2 * threads - len(self._running), self.submit)
+        if self._waiting and len(self._flight) <= threads + threads // 2:
+            self._start(self._waiting, 2 * threads - len(self._flight), self.submit)
         # Suspects are alone: one a worker, and only once all others have ended.
-        is_quiet = not (self._waiting or self._later) and all(one.is_isolated for one in self._running.values())
+        running = self._flight.attempts.values()
+        is_quiet = not (self._waiting or self._later) and all(one.is_isolated for one in running)
         if self._suspects and is_quiet and self.isolate is not None:
-            self._start(self._suspects, max(1, self._watch.workers) - len(self._running), self.isolate)
+            self._start(self._suspects, max(1, self._watch.workers) - len(self._flight), self.isolate)
 
-    def _queue(self, attempt: _Attempt) -> None:
+    def _queue(self, attempt: Attempt) -> None:
         (self._suspects if attempt.is_isolated else self._waiting).append(attempt)
 
-    def _start(self, source: deque[_Attempt], room: int, submit: Callable[[Sequence[Partition]], list[Any]]) -> None:
+    def _start(self, source: deque[Attempt], room: int, submit: Callable[[Sequence[Partition]], list[Any]]) -> None:
         batch = [source.popleft() for _ in range(min(room, len(source)))]
-        if not batch:
-            return
-        futures = self.client.compute(submit([attempt.partition for attempt in batch]), retries=0)
-        for attempt, future in zip(batch, futures, strict=True):
-            self._running[future] = attempt
-            self._futures[str(future.key)] = future
-            future.add_done_callback(self._inbox.put)
+        if batch:
+            self._flight.start(batch, submit([attempt.partition for attempt in batch]))
 
     # Ends
 
@@ -171,21 +141,21 @@ class Dispatcher:
             timeout = 0.0
             if isinstance(item, (Started, MemoryRanOut, WorkerLeft)):
                 self._learn(item)
-            elif item in self._running:
-                self._settle(item, self._forget(item))
+            elif isinstance(item, Answer) and self.relief is not None:
+                self.relief.answered(item, now=self.clock())
+            elif item in self._flight:
+                self._settle(item)
             yield from self._take_ready()
 
     def _take_ready(self) -> Iterator[Receipt]:
         while self._ready:
             yield self._ready.popleft()
 
-    def _forget(self, future: Any) -> _Attempt:
+    def _settle(self, future: Any) -> None:
         key = str(future.key)
-        self._futures.pop(key, None)
-        self._ledger.ended(key)
-        return self._running.pop(future)
-
-    def _settle(self, future: Any, attempt: _Attempt) -> None:
+        execution = self._ledger.executing.get(key)
+        helpers = self.relief.helpers(key) if self.relief else ()
+        attempt = self._flight.forget(future)
         try:
             receipt = self.read(future.result(timeout=PROBE_TIMEOUT))
         except Exception as error:
@@ -196,16 +166,30 @@ class Dispatcher:
             future.release()
         self._watch.moved()
         if getattr(receipt, "splits", ()):
-            # Another driver has cut it.
-            self._divide(attempt, "it was split before", receipt)
+            # It stopped because it was asked to, or another driver has split it.
+            self._divide(attempt, "it was slow" if helpers else "it was split before", receipt, workers=helpers)
             return
+        now = self.clock()
+        if self.relief is not None and execution is not None:
+            self.relief.measured(attempt, worker=execution.worker, seconds=now - execution.since)
         self._done(attempt, receipt)
 
-    def _done(self, attempt: _Attempt, receipt: Receipt) -> None:
+    def _done(self, attempt: Attempt, receipt: Receipt) -> None:
         self._ready.append(receipt)
+        self._end_others(attempt.partition)
+        if self.relief is not None:
+            self.relief.settled(attempt.partition.id, now=self.clock(), is_by_helper=attempt.is_copy)
         self.on_ended(Ended(attempt.partition, attempt.number, "done", receipt))
 
-    def _react(self, error: Exception, attempt: _Attempt) -> None:
+    def _end_others(self, partition: Partition) -> None:
+        """Its other attempts come too late: their receipts will find one there."""
+        for future in self._flight.of_partition(partition.id):
+            execution = self._ledger.executing.get(str(future.key))
+            self._flight.take_back(future)
+            if self.relief is not None and execution is not None:
+                self.relief.drop(partition, worker=execution.worker)
+
+    def _react(self, error: Exception, attempt: Attempt) -> None:
         self._follow(
             decide(
                 error,
@@ -217,8 +201,11 @@ class Dispatcher:
             attempt,
         )
 
-    def _follow(self, decision: Retry | Fail | Split | Isolate, attempt: _Attempt) -> None:
-        if isinstance(decision, Split):
+    def _follow(self, decision: Retry | Fail | Split | Isolate, attempt: Attempt) -> None:
+        if isinstance(decision, (Retry, Isolate)) and self._flight.of_partition(attempt.partition.id):
+            # The other attempt at it goes on alone.
+            self._again(attempt, decision.reason)
+        elif isinstance(decision, Split):
             self._divide(attempt, decision.reason)
         elif isinstance(decision, Fail):
             self._failure = self._failure or decision.error
@@ -226,20 +213,26 @@ class Dispatcher:
         elif isinstance(decision, Isolate) and self.isolate is None:
             self._follow(Fail(stuck(attempt.partition.id, attempt.blames)), attempt)
         elif isinstance(decision, Isolate):
-            self._suspects.append(_Attempt(attempt.partition, 1, attempt.blames, is_isolated=True))
+            self._suspects.append(Attempt(attempt.partition, 1, attempt.blames, is_isolated=True))
             self._again(attempt, f"isolated: {decision.reason}")
         else:
-            after = _Attempt(attempt.partition, attempt.number + 1, attempt.blames, attempt.is_isolated)
+            after = Attempt(attempt.partition, attempt.number + 1, attempt.blames, attempt.is_isolated)
             heapq.heappush(self._later, (self.clock() + decision.delay, attempt.partition.id, after))
             self._again(attempt, decision.reason)
 
-    def _again(self, attempt: _Attempt, reason: str) -> None:
+    def _again(self, attempt: Attempt, reason: str) -> None:
         self.retries += 1
         self.on_ended(Ended(attempt.partition, attempt.number, "retry", reason=reason))
 
-    def _divide(self, attempt: _Attempt, reason: str, receipt: Receipt | None = None) -> None:
+    def _divide(
+        self, attempt: Attempt, reason: str, receipt: Receipt | None = None, *, workers: tuple[str, ...] = ()
+    ) -> None:
+        """:param workers: that wait for the parts."""
         try:
-            divided = self.split(attempt.partition, receipt)
+            if receipt is None and workers:
+                divided = self.split(attempt.partition, None, parts=len(workers))
+            else:
+                divided = self.split(attempt.partition, receipt)
         except PipelineError as error:
             self._follow(Fail(error), attempt)
             return
@@ -248,22 +241,36 @@ class Dispatcher:
         elif not divided.receipt.splits:
             self._done(attempt, divided.receipt)
         else:
+            self._end_others(attempt.partition)
             self._ready.append(divided.receipt)
-            self._ready.extend((divided.first,) if divided.first else ())
-            self._waiting.extend(_Attempt(part) for part in divided.parts)
-            self.on_ended(Ended(attempt.partition, attempt.number, "split", divided.receipt, reason))
+            outcome = "cut" if workers else "split"
+            self.on_ended(Ended(attempt.partition, attempt.number, outcome, divided.receipt, reason))
+            self._take_parts(attempt, divided, workers)
+
+    def _take_parts(self, attempt: Attempt, divided: Divided, workers: tuple[str, ...]) -> None:
+        todo = divided.parts
+        if divided.first is not None:
+            first, *rest = todo
+            todo = tuple(rest)
+            self._ready.append(divided.first)
+            self.on_ended(Ended(first, attempt.number, "done", divided.first))
+        self._waiting.extend(Attempt(part, workers=workers) for part in todo)
+        if self.relief is not None:
+            self.relief.divided(attempt.partition.id, todo)
 
     # Deaths, deadlines, standstill
 
     def _learn(self, fact: Fact) -> None:
-        if isinstance(fact, Started) and fact.key not in self._futures:
+        if isinstance(fact, Started) and not self._flight.has_key(fact.key):
             return
+        if isinstance(fact, Started) and self.relief is not None:
+            self.relief.started(fact.worker)
         for death in self._ledger.learn(fact, now=self.clock()):
             self._bury(death)
 
     def _bury(self, death: Death) -> None:
-        future = self._futures[death.key]
-        attempt = self._running[future]
+        future = self._flight.of_key(death.key)
+        attempt = self._flight.attempts[future]
         attempt.blames += is_blamed(death.cause)
         decision = decide_death(
             death.cause,
@@ -273,22 +280,20 @@ class Dispatcher:
             is_isolated=attempt.is_isolated,
         )
         if isinstance(decision, Leave):
+            if attempt.is_copy:
+                # It has no other worker to go to.
+                self._flight.take_back(future)
             self._again(attempt, decision.reason)
             return
-        self._take_back(future)
+        self._flight.take_back(future)
         self._follow(decision, attempt)
-
-    def _take_back(self, future: Any) -> _Attempt:
-        """Dask is not to run it any more; where it runs already, what it writes comes too late to count."""
-        attempt = self._forget(future)
-        future.cancel(force=True)
-        return attempt
 
     def _look(self) -> None:
         """At the clock and at the cluster."""
-        self._watch.check(bool(self._running or self._waiting or self._suspects))
+        self._watch.check(bool(self._flight.attempts or self._waiting or self._suspects))
         self._end_overdue()
-        if self._ledger.executing or not self._running:
+        self._relieve()
+        if self._ledger.executing or not self._flight.attempts:
             self._watch.moved()
         gone = {*self._watch.paused(busy=self._ledger.busy_workers()), *self._watch.stalled()}
         self._recycle(gone)
@@ -299,14 +304,14 @@ class Dispatcher:
         keys = [key for key in self._ledger.overdue(now=self.clock(), limit=limit) if not self._is_isolated(key)]
         if limit is None or not keys:
             return
-        attempts = [self._take_back(self._futures[key]) for key in keys]
+        attempts = [self._flight.take_back(self._flight.of_key(key)) for key in keys]
         self._recycle({executing[key].worker for key in keys})
         for attempt in attempts:
             self._react(overdue(attempt.partition.id, limit=limit), attempt)
 
     def _is_isolated(self, key: str) -> bool:
         # Those have deadlines of their own, for each range of rows.
-        return self._running[self._futures[key]].is_isolated
+        return self._flight.attempts[self._flight.of_key(key)].is_isolated
 
     def _recycle(self, workers: set[str]) -> None:
         if not workers:
@@ -315,18 +320,44 @@ class Dispatcher:
             self._ledger.will_recycle(worker)
         self._watch.recycle(workers)
 
+    # Stragglers
+
+    def _relieve(self) -> None:
+        if self.relief is None or self._waiting or self._is_closing():
+            return
+        for action in self.relief.look(self._flight, self._ledger, self._watch, now=self.clock()):
+            self._help(action, self.relief)
+
+    def _help(self, action: Action, relief: Relief) -> None:
+        now, future = self.clock(), self._flight.of_key(action.key)
+        attempt, execution = self._flight.attempts[future], self._ledger.executing.get(action.key)
+        worker, since = (execution.worker, execution.since) if execution else ("", attempt.submitted)
+        if isinstance(action, Ask):
+            relief.ask(action.key, attempt.partition, worker=worker, put=self._inbox.put, now=now)
+            return
+        if isinstance(action, Move):
+            self._flight.take_back(future)
+            moved = replace(attempt, workers=action.workers)
+            self._flight.start([moved], [relief.task(attempt.partition)])
+            relief.moved(attempt.partition, seconds=now - since)
+            return
+        relief.help(attempt.partition, action, worker=worker, seconds=now - since, now=now)
+        if isinstance(action, Cut):
+            parts = len(action.workers)
+            relief.ask_to_cut(action.key, attempt.partition, worker=worker, parts=parts, put=self._inbox.put)
+        elif isinstance(action, Divide):
+            self._divide(attempt, "it was slow", workers=action.workers)
+        else:
+            copy = replace(attempt, workers=action.workers, is_copy=True)
+            self._flight.start([copy], [relief.task(attempt.partition)])
+
     # The end of the run
 
     def _drain(self) -> Iterator[Receipt]:
         """Let what runs end; what has not begun is taken back."""
-        for future in [one for one in self._running if str(one.key) not in self._ledger.executing]:
-            self._take_back(future)
+        for future in [one for one in self._flight.attempts if str(one.key) not in self._ledger.executing]:
+            self._flight.take_back(future)
         deadline = self.clock() + self.policy.grace
-        while self._running and not self.stop.now and self.clock() < deadline:
+        while self._flight.attempts and not self.stop.now and self.clock() < deadline:
             yield from self._collect(self.tick)
             self._watch.check(True)
-
-    def _release(self) -> None:
-        for future in self._running:
-            future.release()
-        self._running.clear()

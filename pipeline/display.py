@@ -59,8 +59,8 @@ class Tally:
             self.done += 1
             self.rows_done += event.rows.rows_in
             self.rejected += event.rows.rejected
-        elif event.outcome == "split":
-            self.partitions += 1
+        elif event.outcome in ("split", "cut"):
+            self.partitions += max(1, event.parts - 1)
         elif event.outcome == "retry":
             self.retries += 1
 

@@ -50,7 +50,7 @@ class PartitionEnded:
     stage: int
     partition: str
     outcome: str
-    """``done``, ``retry``, ``split`` or ``failed``."""
+    """``done``, ``retry``, ``split`` (for its memory), ``cut`` (for its time) or ``failed``."""
     rows: RowCounts = field(default_factory=RowCounts)
     seconds: float = 0.0
     """Wall time of the attempt on its worker."""
@@ -58,6 +58,8 @@ class PartitionEnded:
     worker: str = ""
     reason: str = ""
     """Why it was not done."""
+    parts: int = 0
+    """Partitions that took its place, when it was split or cut."""
 
 
 @dataclass(frozen=True)

@@ -81,15 +81,21 @@ def fragments(partitions: Sequence[Partition], versions: Versions) -> Any:
 
 
 def receipts(
-    recipe: StageRecipe, partitions: Sequence[Partition], versions: Versions, *, isolation: Isolation | None = None
+    recipe: StageRecipe,
+    partitions: Sequence[Partition],
+    versions: Versions,
+    *,
+    isolation: Isolation | None = None,
+    copy: int = 0,
 ) -> Any:
     """The frame of receipts: computing a Dask partition reads, scores and writes it.
 
     :param isolation: score in a process of its own, with these limits.
+    :param copy: tasks of another number have other keys: Dask runs a key once.
     """
     with dask.config.set(_CONFIG):
         return fragments(partitions, versions).map_partitions(
-            _receipt_frame, recipe, isolation, meta=_RECEIPTS_META, enforce_metadata=False
+            _receipt_frame, recipe, isolation, copy, meta=_RECEIPTS_META, enforce_metadata=False
         )
 
 
@@ -103,11 +109,16 @@ def scored(recipe: StageRecipe, partitions: Sequence[Partition], versions: Versi
 
 
 def tasks(
-    recipe: StageRecipe, partitions: Sequence[Partition], versions: Versions, *, isolation: Isolation | None = None
+    recipe: StageRecipe,
+    partitions: Sequence[Partition],
+    versions: Versions,
+    *,
+    isolation: Isolation | None = None,
+    copy: int = 0,
 ) -> list[Any]:
     """One `dask.delayed` of a frame of receipts per partition, in order: a single fused task each."""
     with dask.config.set(_CONFIG):
-        return list(receipts(recipe, partitions, versions, isolation=isolation).to_delayed())
+        return list(receipts(recipe, partitions, versions, isolation=isolation, copy=copy).to_delayed())
 
 
 def read_receipt(frame: pd.DataFrame) -> Receipt:
@@ -132,7 +143,7 @@ def _read_fragments(frame: pd.DataFrame) -> tuple[Partition, Versions]:
     return Partition(rows[0]["partition"], parts), {row["path"]: (row["size"], row["version"]) for row in rows}
 
 
-def _receipt_frame(frame: pd.DataFrame, recipe: StageRecipe, isolation: Isolation | None) -> pd.DataFrame:
+def _receipt_frame(frame: pd.DataFrame, recipe: StageRecipe, isolation: Isolation | None, copy: int) -> pd.DataFrame:
     evidence.announce()
     partition, versions = _read_fragments(frame)
     if isolation is not None:

@@ -92,6 +92,12 @@ def tracked(stage: str, partition: str, *, rows: int) -> Iterator[Progress]:
                 del _running[key]
 
 
+def at_work() -> int:
+    """Attempts this process is at."""
+    with _lock:
+        return sum(map(len, _running.values()))
+
+
 def look(stage: str, partition: str) -> Sight | None:
     """How far this process is with a partition; None when it is not at it."""
     with _lock:

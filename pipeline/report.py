@@ -16,6 +16,7 @@ from pipeline.probe import came_of_estimate
 from pipeline.receipt import GIVEN_UP, EngineUse, Receipt, Seconds
 from pipeline.redaction import redact_values
 from pipeline.rows import RejectedFile, RowCounts
+from pipeline.run_record import batch_record, straggler_record
 from pipeline.units import format_count
 
 SCHEMA_VERSION = 1
@@ -62,6 +63,10 @@ class Report:
     """``done`` and ``planned``, the halves of a split one in its place."""
     skew: Skew
     retries: int
+    batch: dict[str, Any]
+    """Rows per batch; see `pipeline.run_record`."""
+    stragglers: dict[str, Any]
+    """What was done about partitions that ran far too long; see `pipeline.run_record`."""
     reasons: dict[str, int]
     """Rejected rows per reason, most frequent first."""
     published: int | None = None
@@ -201,6 +206,8 @@ def make_report(
         partitions={"done": len(done), "planned": ledger.planned},
         skew=_spread(plan, [receipt.seconds.total for receipt in done]),
         retries=sum(event.get("outcome") == "retry" for event in events) if retries is None else retries,
+        batch=batch_record(plan, done, events),
+        stragglers=straggler_record(events),
         reasons=ledger.reasons,
         published=_published(job, events),
         rounds=ledger.summaries(),

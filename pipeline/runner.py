@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from types import FrameType
 from typing import Any, TypeVar
@@ -33,6 +33,7 @@ from pipeline.prepare import cluster_of, importable, prepare, settings_of
 from pipeline.receipt import Receipt
 from pipeline.redaction import masked_logs, redact, redact_error
 from pipeline.rejects import first_examples, summarise
+from pipeline.relief import Helped
 from pipeline.report import Report, decide_status, make_report
 from pipeline.rows import RowCounts
 from pipeline.settings import Settings, load_settings
@@ -249,10 +250,11 @@ class _Driver:
             self._go(Status.RUNNING, reason=f"workers are there; {len(todo):,} partitions are left")
             self._announce(todo)
             dispatcher = self._dispatcher(client)
-            for receipt in dispatcher.run(todo):
-                self.receipts[receipt.stage, receipt.partition] = receipt
-                if self.lease.is_lost:
-                    self.lease.check()
+            with self.stage.batches_on(client):
+                for receipt in dispatcher.run(todo):
+                    self.receipts[receipt.stage, receipt.partition] = receipt
+                    if self.lease.is_lost:
+                        self.lease.check()
         if self.stop.is_requested and self._todo():
             raise self.stop.error(self.job.job, left=len(self._todo()))
 
@@ -264,6 +266,7 @@ class _Driver:
             read=graph.read_receipt,
             isolate=stage.isolate,
             split=stage.split,
+            relief=stage.relief(client, on_helped=self._helped) if settings.stragglers else None,
             policy=Policy(
                 attempts=settings.attempts,
                 no_workers_timeout=settings.no_workers_timeout,
@@ -308,6 +311,7 @@ class _Driver:
             attempt=ended.attempt,
             worker=receipt.worker if receipt else "",
             reason=redact(ended.reason),
+            parts=len(receipt.splits) if receipt else 0,
         )
         if ended.outcome != "done":
             # What is done has a receipt; a line each would only cost an fsync.
@@ -319,6 +323,9 @@ class _Driver:
                 reason=event.reason,
             )
         notify(self.callbacks, event)
+
+    def _helped(self, helped: Helped) -> None:
+        self.job.append_event("straggler", **asdict(helped))
 
     def _end(self, report: Report, *, reason: str = "") -> None:
         notify(

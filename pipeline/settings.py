@@ -56,6 +56,8 @@ class Settings:
     """Seconds without an answer of the scheduler after which a run gives up."""
     partition_timeout: float | None = None
     """Seconds an attempt at a partition may take. Default: as long as it likes."""
+    stragglers: bool = True
+    """Whether idle workers help partitions that run far beyond their expected time."""
     grace: float = 60.0
     """Seconds that running partitions are given to end after a signal or a failure."""
     lease_seconds: float = 30.0
@@ -99,6 +101,7 @@ def setting_names() -> tuple[str, ...]:
     return tuple(one.name for one in fields(Settings) if one.metadata.get("is_setting", True))
 
 
+_SWITCH = {"true": True, "on": True, "false": False, "off": False}
 _SECONDS = {"no_workers_timeout", "scheduler_timeout", "grace", "partition_timeout", "lease_seconds", "drift_poll"}
 
 
@@ -199,9 +202,10 @@ def _convert(name: str, value: Any, *, where: str = "") -> Any:
         if name == "import_paths":
             return tuple(os.path.abspath(path) for path in value)
         if isinstance(default, bool):
-            if not isinstance(value, bool):
-                raise ValueError("not true or false")
-            return value
+            found = _SWITCH.get(str(value).lower())
+            if found is None:
+                raise ValueError("on or off")
+            return found
         return os.path.expanduser(str(value)) if name in ("directory", "registry") else str(value)
     except (TypeError, ValueError, KeyError) as error:
         raise SpecError(

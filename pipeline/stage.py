@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline import graph
+from pipeline.batch_cache import WorkerClass, recall, remember
 from pipeline.checkpoint import JobDirectory
 from pipeline.dispatch import Divided, Ended
-from pipeline.files import unique_name
+from pipeline.files import open_store, unique_name
 from pipeline.isolation import Isolation
 from pipeline.memory import BatchSize
+from pipeline.partition import stage_folder
 from pipeline.plan import Partition
 from pipeline.receipt import Receipt
 from pipeline.recipe import StageRecipe
+from pipeline.relief import Helped, Relief
 from pipeline.rounds import Round
 from pipeline.splits import SPLIT_FLOOR_ROWS, even_cuts, parts_of, split_receipt
 
@@ -35,6 +39,22 @@ class Stage:
     def __post_init__(self) -> None:
         self._recipe = self.job.recipe_of(self.round)
         self.batch = BatchSize(self._recipe.batch_rows, self._recipe.batch_rows)
+
+    @contextmanager
+    def batches_on(self, client: Any) -> Iterator[None]:
+        """Inside the block batches begin with the size that fitted workers like the client's last time, and what is
+        learned there is remembered on leaving."""
+        model, root = self.round.plan.model, open_store(self.job.root.rstrip("/").rpartition("/")[0], fsync=False)
+        workers = WorkerClass.of(client.scheduler_info(n_workers=-1)["workers"].values())
+        remembered = recall(root, model, workers)
+        self.batch = BatchSize(min(self.batch.planned, remembered or self.batch.planned), self.batch.planned)
+        if remembered is not None:
+            self.job.append_event("batch", planned=self.batch.planned, remembered=remembered)
+        try:
+            yield
+        finally:
+            if self.batch.rows != (remembered or self.batch.planned):
+                remember(root, model, workers, rows=self.batch.rows, job=self.job.job)
 
     @property
     def recipe(self) -> StageRecipe:
@@ -65,7 +85,16 @@ class Stage:
             return Divided(receipt)
         found = parts_of(partition, receipt, {file.path: file for file in self.round.plan.files})
         first = read_receipt(self.job, self.round, found[0].id)
-        return Divided(receipt, found[1:], first) if first and not first.splits else Divided(receipt, found)
+        return Divided(receipt, found, first if first and not first.splits else None)
+
+    def relief(self, client: Any, *, on_helped: Callable[[Helped], None]) -> Relief:
+        """Help for its stragglers."""
+        return Relief(client, stage=stage_folder(self.recipe), copy=self.copy, on_helped=on_helped)
+
+    def copy(self, partition: Partition, number: int) -> Any:
+        """One more task for a partition; the number makes its key another one."""
+        (task,) = graph.tasks(self.recipe, [partition], self.round.plan.versions, copy=number)
+        return task
 
     def learn(self, ended: Ended) -> None:
         """Lower or raise the batch size by how an attempt ended."""

@@ -35,6 +35,7 @@ def summary_text(report: Mapping[str, Any]) -> str:
             "speed": _speed(report),
             "time": _times(report.get("seconds") or {}),
             "balance": _balance(report),
+            "batch": _batch(report.get("batch") or {}),
             "model": _model(report["model"]),
             "engine": _engine(report.get("engines") or {}),
             "estimate": _estimated(report.get("estimate") or {}),
@@ -161,7 +162,25 @@ def _balance(report: Mapping[str, Any]) -> str:
     parts = [f"{done:,} partitions"] if done else []
     parts += [text for text in (_skew(report.get("skew")),) if text]
     parts += [f"{report['retries']:,} retries"] if "retries" in report else []
-    return ", ".join(parts)
+    return ", ".join(parts + _stragglers(report.get("stragglers") or {}))
+
+
+def _batch(record: Mapping[str, Any]) -> str:
+    """Rows of a batch, where they are not simply what was planned."""
+    planned, remembered, smallest = (record.get(name) for name in ("planned", "remembered", "smallest"))
+    if remembered is None and (smallest is None or smallest == planned):
+        return ""
+    began = f"began with {format_count(remembered)} rows, remembered from an earlier job; " if remembered else ""
+    ended = f"down to {format_count(smallest)} rows; " if smallest else ""
+    return f"{began}{ended}planned were {format_count(planned or 0)}"
+
+
+def _stragglers(record: Mapping[str, Any]) -> list[str]:
+    helped = sum(int(record.get(name) or 0) for name in ("backups", "cuts", "divided"))
+    if not helped:
+        return []
+    won = f", about {format_seconds(record['seconds_won'])} won" if record.get("seconds_won") else ""
+    return [f"{helped:,} {'straggler' if helped == 1 else 'stragglers'} helped{won}"]
 
 
 def _reasons(reasons: Mapping[str, int]) -> str:

@@ -55,6 +55,8 @@ class Watch:
         """Threads of all workers, as last heard."""
         self.workers = 1
         """Workers, as last heard."""
+        self.slots: dict[str, int] = {}
+        """Threads of each worker that takes tasks, as last heard."""
         self._probe()
 
     def check(self, is_busy: bool) -> None:
@@ -141,6 +143,7 @@ class Watch:
         self._known = tuple(found)
         self.threads, self.workers = sum(int(one["nthreads"]) for one in found.values()), len(found)
         paused = [name for name, one in found.items() if one["status"] == "paused"]
+        self.slots = {name: int(one["nthreads"]) for name, one in found.items() if one["status"] == "running"}
         self._paused = {name: self._paused.get(name, now) for name in paused}
         if found:
             self._manned = self._answered

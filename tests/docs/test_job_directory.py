@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.batch_cache import WorkerClass, file_name, remember
 from pipeline.cancel import CancelRequest
 from pipeline.checkpoint import JobDirectory
 from pipeline.estimate import make_estimate
@@ -72,6 +73,7 @@ def directory(tmp_path: Path) -> JobDirectory:
         ("starts/&lt;n&gt;.json", "starts/1.json"),
         (".submitted/&lt;digest of the key&gt;/&lt;n&gt;.json", "key.json"),
         ("rounds/&lt;n&gt;.json", "rounds/1.json"),
+        (".batch-rows-&lt;model&gt;-&lt;memory&gt;-&lt;threads&gt;.json", "batch.json"),
         ("report.json", "report.json"),
         ("probe.json", "probe.json"),
     ],
@@ -79,6 +81,10 @@ def directory(tmp_path: Path) -> JobDirectory:
 def test_fields_of_state(directory: JobDirectory, heading: str, name: str) -> None:
     if name == "key.json":
         directory.store.replace(name, claim_key(directory.store, "a key", directory.job)[0].to_json())
+    if name == "batch.json":
+        model, workers = directory.plan.model, WorkerClass(1 << 30, 1)
+        remember(directory.store, model, workers, rows=4096, job=directory.job)
+        name = file_name(model, workers)
     assert documented(heading) == set(json.loads(directory.store.read(name)))
 
 

@@ -14,6 +14,7 @@ from pipeline.lifecycle import Status
 from pipeline.manifest import make_manifest
 from pipeline.report import decide_status, make_report, status_for, too_many_rejects
 from pipeline.rows import RowCounts
+from pipeline.run_record import straggler_record
 from pipeline.testing.jobs import REASON, SmallJob, small_job, write_receipts
 
 
@@ -153,3 +154,27 @@ def test_rows_that_do_not_add_up_are_never_committed(directory: JobDirectory, jo
     with pytest.raises(ReconciliationFailed, match="do not add up") as caught:
         make_manifest(directory.ledger((lost, *receipts[1:])), number=1, job="j", plan="p", created="")
     assert caught.value.exit_code == 74
+
+
+def test_stragglers_are_counted_from_the_events() -> None:
+    def event(action: str, **fields: object) -> dict[str, object]:
+        return {"event": "straggler", "action": action, "is_over": False, **fields}
+
+    events = [
+        event("backup"),
+        event("backup", is_over=True, won=True, seconds_won=7.5),
+        event("cut"),
+        event("cut", is_over=True, won=True, seconds_won=2.0),
+        event("divide"),
+        event("divide", is_over=True, won=False, seconds_won=0.0),
+        event("move"),
+        {"event": "partition", "outcome": "cut"},
+    ]
+    assert straggler_record(events) == {
+        "backups": 1,
+        "cuts": 1,
+        "divided": 1,
+        "moved": 1,
+        "won": 2,
+        "seconds_won": 9.5,
+    }

@@ -172,3 +172,16 @@ def settings_of_names(settings: Settings, sources: tuple[str, ...]) -> str | Non
         (folder / f"{name}.yaml").write_text("type: local\n")
     chosen = settings_of(job, settings=settings)
     return cluster_choice(job, settings=load_settings(cluster=chosen.cluster)).value
+
+
+@pytest.mark.parametrize(("value", "found"), [("on", True), ("off", False), (True, True), (False, False), ("OFF", False)])
+def test_stragglers_are_switched_on_or_off(value: object, found: bool) -> None:
+    with dask.config.set({"pipeline.stragglers": value}):
+        assert load_settings().stragglers is found
+
+
+@pytest.mark.parametrize("value", ["perhaps", 2, []])
+def test_another_value_for_a_switch_is_refused(value: object) -> None:
+    with dask.config.set({"pipeline.stragglers": value}), pytest.raises(SpecError, match="wrong value") as caught:
+        load_settings()
+    assert "stragglers" in str(caught.value)

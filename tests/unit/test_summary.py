@@ -98,3 +98,16 @@ def test_checks_and_rejects_are_lines() -> None:
 
 def test_a_table_is_as_wide_as_it_must_be() -> None:
     assert table_text(["A", "BB"], [["long", "x"]]) == "A     BB\nlong  x"
+
+
+def test_stragglers_and_smaller_batches_are_told_where_there_were_any() -> None:
+    helped = {"backups": 1, "cuts": 2, "divided": 0, "moved": 1, "won": 2, "seconds_won": 41.2}
+    text = summary_text(report(stragglers=helped))
+    assert "0 retries, 3 stragglers helped, about 41.2 s won" in text
+    assert "straggler" not in summary_text(report(stragglers={**helped, "backups": 0, "cuts": 0}))
+    text = summary_text(report(batch={"planned": 65536, "remembered": 4096, "smallest": 2048}))
+    assert (
+        "batch      began with 4,096 rows, remembered from an earlier job; down to 2,048 rows; planned were 65,536"
+        in text
+    )
+    assert "batch" not in summary_text(report(batch={"planned": 65536, "remembered": None, "smallest": 65536}))

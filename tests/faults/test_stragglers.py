@@ -1,0 +1,131 @@
+"""One worker of three is frozen, or slowed by bursts of SIGSTOP: idle workers help, and every row is there once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from distributed import Client
+from faulty_jobs import Job, stopped
+
+from pipeline import progress
+from pipeline.batch_cache import WorkerClass, file_name
+from pipeline.model import ModelRef
+from pipeline.registry import resolve
+from pipeline.testing.oracle import Lake, make_lake, oracle
+from pipeline.testing.processes import ProcessCluster, wait_until
+
+pytestmark = pytest.mark.slow
+MEMORY = 700 << 20
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    return make_lake(tmp_path_factory.mktemp("stragglers") / "lake", rows=(30_000, 12_000, 18_000), row_group=5000)
+
+
+@pytest.fixture(scope="module")
+def expected(lake: Lake, model_path: Path) -> pd.DataFrame:
+    return oracle(lake.files, model_path)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessCluster]:
+    with ProcessCluster(tmp_path_factory.mktemp("cluster"), workers=3, memory=f"{MEMORY} B") as cluster:
+        yield cluster
+
+
+Make = Callable[..., Job]
+
+
+@pytest.fixture
+def make(tmp_path: Path, lake: Lake, model_path: Path) -> Make:
+    return lambda cluster, *faults, **settings: Job(tmp_path, lake, model_path, cluster, faults, **settings)
+
+
+def helped(job: Job) -> list[dict[str, Any]]:
+    return [event for event in job.directory().events() if event["event"] == "straggler"]
+
+
+def wait_until_at_rest(cluster: ProcessCluster) -> None:
+    """Until no worker is at any partition."""
+    with Client(cluster.address, set_as_default=False) as client:
+        wait_until(lambda: not any(client.run(progress.at_work).values()))
+
+
+@pytest.mark.fault(14)
+def test_a_frozen_worker_costs_its_partition_a_copy_and_its_late_write_is_invisible(
+    make: Make, cluster: ProcessCluster, expected: pd.DataFrame
+) -> None:
+    job = make(cluster, 'Fault("sleep", ids=range(0), seconds=0.5)')
+    nanny = cluster.nannies[0]
+    driver = job.start()
+    driver.wait_receipts(4)
+    with stopped(cluster.worker_pid(nanny)):
+        report = driver.end(120)
+        receipts = job.directory().receipts()
+    assert report.status == "SUCCEEDED"
+    assert report.stragglers["won"] >= 1
+    assert report.stragglers["backups"] + report.stragglers["divided"] >= 1
+    over = [event for event in helped(job) if event["is_over"]]
+    assert {event["worker"] for event in over} <= {event["worker"] for event in helped(job)}
+    assert not [event for event in driver.seen.partitions if "isolated" in event.reason]
+    wait_until_at_rest(cluster)
+    assert job.directory().receipts() == receipts
+    named = {receipt.data.name for receipt in receipts if receipt.data}
+    there = {f"data/{path.name}" for path in (Path(job.directory().root) / "stages/0/data").iterdir()}
+    assert there == named, "the late attempt has left something"
+    job.assert_whole(expected)
+
+
+@contextmanager
+def bursts(pid: int | None, *, stop: float = 0.45, go: float = 0.05) -> Iterator[None]:
+    """The process runs only now and then inside the block."""
+    assert pid is not None
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.is_set():
+            os.kill(pid, signal.SIGSTOP)
+            ended.wait(stop)
+            os.kill(pid, signal.SIGCONT)
+            ended.wait(go)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_a_slow_worker_is_cut_and_others_do_the_rest(
+    make: Make, cluster: ProcessCluster, model_path: Path, expected: pd.DataFrame
+) -> None:
+    # Batches of 200 rows, as if learned before: 25 to a partition.
+    version = resolve(ModelRef(str(model_path)))
+    job = make(cluster, 'Fault("spin", ids=range(0), seconds=0.04)')
+    place = job.folder / "jobs" / file_name(version, WorkerClass(MEMORY, 1))
+    place.parent.mkdir(parents=True)
+    place.write_text(f'{{"schema_version": 1, "model": {{"digest": "{version.digest}"}}, "batch_rows": 200}}')
+    driver = job.start()
+    driver.wait_receipts(4)
+    with bursts(cluster.worker_pid(cluster.nannies[0])):
+        report = driver.end(120)
+    assert report.status == "SUCCEEDED"
+    assert report.batch["remembered"] == 200
+    assert report.stragglers["cuts"] >= 1
+    cut = [receipt for receipt in job.directory().receipts() if receipt.cuts]
+    assert cut
+    assert driver.seen.outcomes("cut")
+    wait_until_at_rest(cluster)
+    job.assert_whole(expected)

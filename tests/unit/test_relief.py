@@ -1,0 +1,305 @@
+"""The dispatcher with stragglers, on a cluster that a test makes up: what is asked, copied, cut, and given up."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline import progress
+from pipeline.dispatch import Dispatcher, Divided, Ended
+from pipeline.plan import Partition
+from pipeline.progress import Sight
+from pipeline.relief import Helped, Relief
+from pipeline.rows import Fragment
+from pipeline.stragglers import Patience
+from pipeline.testing.processes import wait_until
+
+ROWS = 10_000
+
+
+def part(name: str, rows: int = ROWS) -> Partition:
+    return Partition(name, (Fragment("f", 0, rows, 0, 1, rows),))
+
+
+class Future:
+    def __init__(self, key: str, workers: Sequence[str]) -> None:
+        self.key, self.workers, self.outcome, self.is_cancelled = key, tuple(workers), None, False
+        self.call: Callable[[Any], None] = lambda future: None
+
+    def add_done_callback(self, call: Callable[[Any], None]) -> None:
+        self.call = call
+
+    def end(self, outcome: Any = None) -> None:
+        self.outcome = outcome or SimpleNamespace(partition=self.key, splits=(), cuts=())
+        self.call(self)
+
+    def result(self, timeout: float) -> Any:
+        if isinstance(self.outcome, BaseException):
+            raise self.outcome
+        return self.outcome
+
+    def release(self) -> None: ...
+
+    def cancel(self, *, force: bool = False) -> None:
+        self.is_cancelled = True
+
+
+@dataclass
+class Cluster:
+    """Three workers of one thread; the test begins and ends tasks, and answers for the workers."""
+
+    clock: Callable[[], float]
+    status: str = "running"
+    futures: dict[str, Future] = field(default_factory=dict)
+    topics: dict[str, Any] = field(default_factory=dict)
+    calls: list[tuple[str, Any, str]] = field(default_factory=list)
+    answers: dict[str, Sight | None] = field(default_factory=dict)
+    """By worker; one that is not there never answers."""
+    scheduler: Any = field(default_factory=lambda: SimpleNamespace(identity="identity", restart_workers="restart"))
+
+    def compute(
+        self, keys: Sequence[str], *, retries: int, workers: Any = (), allow_other_workers: bool = False
+    ) -> Any:
+        made = [Future(key, workers) for key in keys]
+        self.futures.update({future.key: future for future in made})
+        return made
+
+    def sync(self, call: Any, **arguments: Any) -> Any:
+        return {"workers": {name: {"nthreads": 1, "status": "running"} for name in ("a", "b", "c")}}
+
+    def run(self, function: Any, stage: str, *arguments: Any, workers: list[str], on_error: str) -> dict[str, Any]:
+        self.calls.append((function.__name__, arguments, workers[0]))
+        if workers[0] not in self.answers:
+            threading.Event().wait()
+        return {workers[0]: self.answers[workers[0]]}
+
+    def subscribe_topic(self, topic: str, handler: Any) -> None:
+        self.topics[topic] = handler
+
+    def unsubscribe_topic(self, topic: str) -> None:
+        del self.topics[topic]
+
+    def begin(self, key: str, worker: str) -> None:
+        self.topics["pipeline-started"]((0.0, {"key": key, "worker": worker}))
+
+    def leave(self, worker: str) -> None:
+        self.topics["all"]((0.0, {"action": "remove-worker", "worker": worker, "expected": False}))
+
+
+class World:
+    """A run in a thread, with a clock that the test sets."""
+
+    def __init__(self, *, rows: int = ROWS, **options: Any) -> None:
+        self.rows = rows
+        self.now = 0.0
+        self.cluster = Cluster(lambda: self.now)
+        self.ended: list[Ended] = []
+        self.helped: list[Helped] = []
+        self.found: list[Any] = []
+        self.error: BaseException | None = None
+        relief = Relief(
+            self.cluster,
+            stage="stage",
+            copy=lambda partition, number: f"{partition.id}~{number}",
+            on_helped=self.helped.append,
+            patience=Patience(),
+        )
+        self.dispatcher = Dispatcher(
+            self.cluster,
+            submit=lambda parts: [one.id for one in parts],
+            read=lambda value: value,
+            relief=relief,
+            on_ended=self.ended.append,
+            clock=lambda: self.now,
+            tick=0.001,
+            **options,
+        )
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        try:
+            self.found.extend(self.dispatcher.run([part(f"p{number}", self.rows) for number in range(5)]))
+        except BaseException as error:
+            self.error = error
+
+    def until_slow(self, *, worker: str = "a", seconds: float = 100.0) -> None:
+        """Four partitions have taken 10 s; ``p4`` has been on ``worker`` for ``seconds``."""
+        self.thread.start()
+        wait_until(lambda: len(self.cluster.futures) == 5)
+        for number in range(4):
+            self.cluster.begin(f"p{number}", "bc"[number % 2])
+        self.cluster.begin("p4", worker)
+        wait_until(lambda: len(self.dispatcher._ledger.executing) == 5)
+        self.now = 10.0
+        for number in range(4):
+            self.cluster.futures[f"p{number}"].end()
+        wait_until(lambda: len(self.ended) == 4)
+        self.now = seconds
+
+    def called(self, name: str) -> tuple[str, Any, str]:
+        return wait_until(lambda: next((call for call in self.cluster.calls if call[0] == name), None))  # type: ignore[no-any-return]
+
+    def copy(self) -> Future:
+        return wait_until(lambda: next((one for key, one in self.cluster.futures.items() if "~" in key), None))  # type: ignore[no-any-return]
+
+    def end(self) -> None:
+        self.thread.join(20)
+        assert not self.thread.is_alive()
+        if self.error:
+            raise self.error
+
+
+@pytest.fixture
+def alive() -> World:
+    """Its slow worker answers, but there are too few rows to divide them: only a copy can help."""
+    world = World(rows=900)
+    world.cluster.answers = {"a": Sight(0, 0, 99.0), "b": None, "c": None}
+    return world
+
+
+def test_a_copy_runs_elsewhere_and_the_first_receipt_ends_the_other(alive: World) -> None:
+    alive.until_slow()
+    copy = alive.copy()
+    assert copy.workers in (("b",), ("c",))
+    original = alive.cluster.futures["p4"]
+    copy.end()
+    alive.end()
+    assert original.is_cancelled
+    assert alive.called("drop") == ("drop", ("p4",), "a")
+    assert [(one.action, one.worker, one.is_over, one.won) for one in alive.helped] == [
+        ("backup", "a", False, False),
+        ("backup", "a", True, True),
+    ]
+    assert alive.helped[1].seconds_won > 0
+    assert len(alive.found) == 5
+
+
+def test_the_original_may_win_and_the_copy_is_dropped(alive: World) -> None:
+    alive.until_slow()
+    copy = alive.copy()
+    alive.cluster.begin(copy.key, copy.workers[0])
+    wait_until(lambda: copy.key in alive.dispatcher._ledger.executing)
+    alive.cluster.futures["p4"].end()
+    alive.end()
+    assert copy.is_cancelled
+    assert alive.called("drop") == ("drop", ("p4",), copy.workers[0])
+    assert [(one.is_over, one.won) for one in alive.helped] == [(False, False), (True, False)]
+    assert len(alive.found) == 5
+
+
+def test_a_copy_that_fails_leaves_the_original_alone(alive: World) -> None:
+    alive.until_slow()
+    alive.copy().end(OSError("the network"))
+    wait_until(lambda: any(one.outcome == "retry" for one in alive.ended))
+    assert not alive.cluster.futures["p4"].is_cancelled
+    alive.cluster.futures["p4"].end()
+    alive.end()
+    assert len(alive.found) == 5
+
+
+def test_an_original_that_fails_leaves_the_copy_alone(alive: World) -> None:
+    alive.until_slow()
+    copy = alive.copy()
+    alive.cluster.futures["p4"].end(OSError("the network"))
+    wait_until(lambda: any(one.outcome == "retry" for one in alive.ended))
+    copy.end()
+    alive.end()
+    assert len(alive.found) == 5
+    assert len([key for key in alive.cluster.futures if key.startswith("p4")]) == 2
+
+
+def test_a_copy_whose_worker_dies_is_given_up(alive: World) -> None:
+    alive.until_slow()
+    copy = alive.copy()
+    alive.cluster.begin(copy.key, copy.workers[0])
+    wait_until(lambda: copy.key in alive.dispatcher._ledger.executing)
+    alive.cluster.leave(copy.workers[0])
+    wait_until(lambda: copy.is_cancelled)
+    alive.cluster.futures["p4"].end()
+    alive.end()
+    assert len(alive.found) == 5
+
+
+def _split(partition: Partition, receipt: Any, *, parts: int = 2) -> Divided:
+    if receipt is None:
+        receipt = SimpleNamespace(partition=partition.id, splits=tuple(f"{partition.id}.{n}" for n in range(parts)))
+        return Divided(receipt, tuple(part(name) for name in receipt.splits))
+    first = SimpleNamespace(partition=receipt.splits[0], splits=())
+    return Divided(receipt, tuple(part(name) for name in receipt.splits), first)
+
+
+def test_one_that_answers_is_asked_to_stop_and_its_rest_goes_to_the_idle_ones() -> None:
+    world = World(split=_split)
+    world.cluster.answers = {"a": Sight(2000, 99, 99.0)}
+    world.until_slow()
+    _, arguments, worker = world.called("ask_to_cut")
+    assert (arguments, worker) == (("p4", 2), "a")
+    receipt = SimpleNamespace(partition="p4", splits=("p4.0", "p4.1", "p4.2"), cuts=(2100, 6000))
+    world.cluster.futures["p4"].end(receipt)
+    wait_until(lambda: "p4.2" in world.cluster.futures)
+    assert "p4.0" not in world.cluster.futures, "the first part is done"
+    assert set(world.cluster.futures["p4.1"].workers) == {"b", "c"}
+    for key in ("p4.1", "p4.2"):
+        world.cluster.futures[key].end()
+    world.end()
+    assert [one.outcome for one in world.ended if one.partition.id.startswith("p4")] == ["cut", "done", "done", "done"]
+    assert [(one.action, one.is_over, one.won) for one in world.helped] == [("cut", False, False), ("cut", True, True)]
+
+
+def test_one_that_is_frozen_is_divided() -> None:
+    world = World(split=_split)
+    world.until_slow()
+    world.called("look")
+    world.now += 4.0
+    wait_until(lambda: "p4.1" in world.cluster.futures)
+    assert world.cluster.futures["p4"].is_cancelled
+    world.cluster.futures["p4"].end()  # it thaws, and nobody listens
+    for key in ("p4.0", "p4.1"):
+        world.cluster.futures[key].end()
+    world.end()
+    assert [one.action for one in world.helped] == ["divide", "divide"]
+    assert [one.partition for one in world.found if one.partition.startswith("p4")] == ["p4", "p4.0", "p4.1"]
+
+
+def test_one_that_cannot_be_divided_takes_its_time() -> None:
+    asked: list[Any] = []
+
+    def never(partition: Partition, receipt: Any, *, parts: int = 2) -> None:
+        asked.append(parts)
+
+    world = World(split=never)
+    world.until_slow()
+    world.called("look")
+    world.now += 4.0
+    wait_until(lambda: asked)
+    world.now += 50.0
+    wait_until(lambda: world.dispatcher._watch._asked == world.now)
+    assert asked == [2]
+    world.cluster.futures["p4"].end()
+    world.end()
+    assert [one.won for one in world.helped] == [False, False]
+
+
+def test_what_does_not_begin_is_moved_to_an_idle_worker() -> None:
+    world = World()
+    world.thread.start()
+    wait_until(lambda: len(world.cluster.futures) == 5)
+    for number in range(4):
+        world.cluster.futures[f"p{number}"].end()
+    wait_until(lambda: len(world.ended) == 4)
+    world.now = 11.0
+    copy = world.copy()
+    assert world.cluster.futures["p4"].is_cancelled
+    copy.end()
+    world.end()
+    assert [one.action for one in world.helped] == ["move"]
+
+
+def test_workers_are_asked_by_functions_that_they_have() -> None:
+    for function in (progress.look, progress.ask_to_cut, progress.drop):
+        assert getattr(progress, function.__name__) is function

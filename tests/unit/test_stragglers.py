@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.progress import Sight
+from pipeline.stragglers import (
+    WINDOW,
+    Ask,
+    Backup,
+    Cut,
+    Divide,
+    Move,
+    Patience,
+    Rates,
+    Run,
+    decide,
+    limit,
+)
+
+PATIENCE = Patience()
+
+
+def rates(*seconds: float, workers: int = 4) -> Rates:
+    """One unit of work each."""
+    found = Rates()
+    for number, value in enumerate(seconds):
+        found = found.after(f"w{number % workers}", seconds=value, work=1.0)
+    return found
+
+
+EVEN = rates(10, 10, 10, 10, 10)
+
+
+def run(seconds: float, **fields: Any) -> Run:
+    return Run(**{"key": "k", "work": 1.0, "rows": 100_000, "worker": "slow", "seconds": seconds, **fields})
+
+
+def seen(rows_done: int, seconds: float, *, batches: int = 10) -> dict[str, Any]:
+    return {"sight": Sight(rows_done, batches, seconds), "sight_age": 0.5}
+
+
+def test_within_its_time_nobody_wonders() -> None:
+    assert decide([run(14.9)], idle=["w1"], rates=EVEN, patience=PATIENCE) == ()
+    assert decide([run(15.1)], idle=["w1"], rates=EVEN, patience=PATIENCE) == (Ask("k"),)
+
+
+def test_the_limit_grows_with_work_and_spread_and_one_slow_sample_does_not_move_it() -> None:
+    assert limit(run(0, work=2.0), rates=EVEN, patience=PATIENCE) == 30.0
+    wide = rates(6, 8, 10, 12, 14)
+    assert limit(run(0), rates=wide, patience=PATIENCE) == pytest.approx(10 + 4 * 1.4826 * 2)
+    assert limit(run(0), rates=rates(10, 10, 10, 10, 9999), patience=PATIENCE) == 15.0
+    assert limit(run(0, work=0.01), rates=EVEN, patience=PATIENCE) == pytest.approx(3.1)
+
+
+def test_too_few_samples_or_nobody_idle_decide_nothing() -> None:
+    assert decide([run(999)], idle=["w1"], rates=rates(10, 10), patience=PATIENCE) == ()
+    assert decide([run(999)], idle=[], rates=EVEN, patience=PATIENCE) == ()
+
+
+def test_it_never_helps_itself() -> None:
+    assert decide([run(999, worker="w1")], idle=["w1"], rates=EVEN, patience=PATIENCE) == ()
+
+
+def test_who_answers_slowly_is_asked_once_and_then_counts_as_frozen() -> None:
+    assert decide([run(20, unanswered=1.0)], idle=["w1"], rates=EVEN, patience=PATIENCE) == ()
+    found = decide([run(20, unanswered=3.1)], idle=["w1"], rates=EVEN, patience=PATIENCE)
+    assert found == (Backup("k", ("w1",), 20),)
+
+
+def test_an_old_answer_is_asked_for_anew() -> None:
+    slow = run(20, **seen(10_000, 20))
+    assert decide([replace(slow, sight_age=4.0)], idle=["w1"], rates=EVEN, patience=PATIENCE) == (Ask("k"),)
+
+
+def test_a_slow_one_is_cut_and_all_idle_ones_share_its_rest() -> None:
+    found = decide([run(20, **seen(10_000, 20))], idle=["w1", "w2", "w3"], rates=EVEN, patience=PATIENCE)
+    assert found == (Cut("k", ("w1", "w2", "w3"), 180.0),)
+
+
+def test_one_whose_batches_take_for_ever_gets_a_backup_or_is_divided() -> None:
+    # One batch in 400 s; the next boundary is as far away.
+    slow = run(400, **seen(30_000, 400, batches=1))
+    assert isinstance(decide([slow], idle=["w1"], rates=EVEN, patience=PATIENCE)[0], Backup)
+    assert isinstance(decide([slow], idle=["w1", "w2"], rates=EVEN, patience=PATIENCE)[0], Divide)
+
+
+def test_a_frozen_one_is_divided_or_has_a_backup_when_it_is_too_small() -> None:
+    frozen = run(20, unanswered=5.0)
+    assert decide([frozen], idle=["w1", "w2"], rates=EVEN, patience=PATIENCE) == (Divide("k", ("w1", "w2"), 20),)
+    small = replace(frozen, rows=900)
+    assert decide([small], idle=["w1", "w2"], rates=EVEN, patience=PATIENCE) == (Backup("k", ("w1",), 20),)
+
+
+def test_one_that_is_nearly_done_is_left_alone() -> None:
+    assert decide([run(40, **seen(95_000, 40))], idle=["w1", "w2"], rates=EVEN, patience=PATIENCE) == ()
+
+
+def test_a_partition_is_helped_once() -> None:
+    assert decide([run(999, unanswered=9.0, copies=2)], idle=["w1"], rates=EVEN, patience=PATIENCE) == ()
+
+
+def test_a_cut_that_does_not_come_is_given_up() -> None:
+    slow = run(30, **seen(10_000, 20))
+    assert decide([replace(slow, cut_asked=6.9)], idle=["w1"], rates=EVEN, patience=PATIENCE) == ()
+    late = decide([replace(slow, cut_asked=7.1)], idle=["w1"], rates=EVEN, patience=PATIENCE)
+    assert isinstance(late[0], Backup)
+
+
+def test_two_slow_ones_share_the_idle_ones() -> None:
+    slow = [run(400, key="a", unanswered=9.0), run(500, key="b", unanswered=9.0, worker="worse")]
+    found = decide(slow, idle=["w1"], rates=EVEN, patience=PATIENCE)
+    assert found == (Backup("b", ("w1",), 500),)
+
+
+def test_the_fastest_idle_worker_helps() -> None:
+    mixed = Rates((("w1", 10.0), ("w2", 4.0), ("w1", 10.0), ("w2", 4.0), ("w3", 10.0)))
+    assert decide([run(99, rows=900, unanswered=9.0)], idle=["w1", "w2", "w3"], rates=mixed, patience=PATIENCE) == (
+        Backup("k", ("w2",), 99),
+    )
+
+
+def test_helpers_that_became_slow_too_are_no_help() -> None:
+    # The median still says 1, but the idle worker took 60 for its last ones.
+    slow = Rates((*EVEN.samples, ("w9", 60.0), ("w9", 60.0), ("w9", 60.0)))
+    assert decide([run(20, unanswered=9.0)], idle=["w9"], rates=slow, patience=PATIENCE) == ()
+
+
+def test_when_all_run_slowly_the_expectation_follows() -> None:
+    few = rates(10, 10, 10)
+    slow = [run(20, key=str(number), worker=f"s{number}") for number in range(4)]
+    assert decide(slow, idle=["w1"], rates=few, patience=PATIENCE) == ()
+    assert decide(slow[:1], idle=["w1"], rates=few, patience=PATIENCE) == (Ask("0"),)
+
+
+def test_what_has_not_begun_though_others_are_idle_is_moved() -> None:
+    assert decide([run(9, worker="")], idle=["w1"], rates=Rates(), patience=PATIENCE) == ()
+    assert decide([run(11, worker="")], idle=["w1"], rates=Rates(), patience=PATIENCE) == (Move("k", ("w1",)),)
+
+
+def test_old_samples_are_forgotten() -> None:
+    found = rates(*[10.0] * WINDOW, *[50.0] * WINDOW)
+    assert found.typical() == 50.0
+    assert len(found.samples) == WINDOW
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.01, 1e4), st.floats(0, 1e5), st.integers(0, 10**6), st.booleans()), max_size=8),
+    st.lists(st.sampled_from(["w0", "w1", "w2", "w3"]), max_size=6),
+    st.lists(st.floats(0.01, 1e4), max_size=12),
+)
+def test_actions_name_idle_threads_once_and_never_the_own_worker(
+    figures: list[tuple[float, float, int, bool]], idle: list[str], seconds: list[float]
+) -> None:
+    runs = [
+        run(elapsed, key=str(number), work=work, rows=rows, worker=f"w{number % 5}", unanswered=9.0 if frozen else None)
+        for number, (work, elapsed, rows, frozen) in enumerate(figures)
+    ]
+    left = list(idle)
+    for action in decide(runs, idle=idle, rates=rates(*seconds), patience=PATIENCE):
+        if isinstance(action, Ask):
+            continue
+        assert runs[int(action.key)].worker not in action.workers
+        for name in action.workers:
+            left.remove(name)

@@ -1,0 +1,308 @@
+"""The policy on simulated clusters: how soon all is done with it and without, and how much is done twice.
+
+Workers of one thread whose speed changes with time; partitions that are taken from the front of a queue; a batch ends
+when its share of the work is done. The simulation goes on in steps of a tenth of a second, the driver looks twice a
+second, and a frozen worker answers when it thaws.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from statistics import median
+
+import pytest
+
+from pipeline.progress import Sight
+from pipeline.splits import even_cuts
+from pipeline.stragglers import Ask, Backup, Cut, Divide, Move, Patience, Rates, Run, decide
+
+STEP = 0.1
+LOOK_EVERY = 5
+ANSWER = 0.2
+PATIENCE = Patience()
+Speed = Callable[[float], float]
+"""Time in seconds -> work a second."""
+
+
+@dataclass(frozen=True)
+class Job:
+    name: str
+    work: float
+    """Seconds at speed 1."""
+    rows: int
+
+
+@dataclass
+class Attempt:
+    job: Job
+    batches: int
+    began: float
+    done: float = 0.0
+    overhead: float = PATIENCE.overhead / 2
+    is_copy: bool = False
+    pieces: tuple[str, ...] = ()
+    is_unwanted: bool = False
+    sight: tuple[Sight, float] | None = None
+    asked: float | None = None
+    cut: float | None = None
+
+    @property
+    def ended(self) -> int:
+        """Batches."""
+        return int(self.done / self.job.work * self.batches + 1e-9)
+
+
+@dataclass
+class Outcome:
+    makespan: float
+    actions: list[type]
+    useful: float
+    spent: float
+
+    @property
+    def waste(self) -> float:
+        """Work that counted for nothing, as a share of what did."""
+        return self.spent / self.useful - 1
+
+
+@dataclass
+class Simulation:
+    speeds: Sequence[Speed]
+    todo: Sequence[Job]
+    batches: int = 20
+    is_on: bool = True
+    limit: float = 5000.0
+    now: float = field(default=0.0, init=False)
+    rates: Rates = field(default_factory=Rates, init=False)
+    queue: deque[tuple[Job, tuple[str, ...]]] = field(default_factory=deque, init=False)
+    """Partitions that wait, with the workers that are to do them; empty: any."""
+    running: dict[str, Attempt | None] = field(default_factory=dict, init=False)
+    receipts: dict[str, Job] = field(default_factory=dict, init=False)
+    divided: set[str] = field(default_factory=set, init=False)
+    actions: list[type] = field(default_factory=list, init=False)
+    spent: float = field(default=0.0, init=False)
+
+    def run(self) -> Outcome:
+        self.queue.extend((job, ()) for job in sorted(self.todo, key=lambda job: -job.work))
+        self.running = {f"w{number}": None for number in range(len(self.speeds))}
+        self.useful = sum(job.work for job in self.todo)
+        step = 0
+        while self.queue or any(one and not one.is_unwanted for one in self.running.values()):
+            self._fill()
+            if self.is_on and step % LOOK_EVERY == 0 and not self.queue:
+                self._look()
+            for number, worker in enumerate(self.running):
+                self._advance(worker, self.speeds[number](self.now))
+            self.now, step = self.now + STEP, step + 1
+            if self.now > self.limit:
+                break
+        return Outcome(self.now, self.actions, self.useful, self.spent)
+
+    def _fill(self) -> None:
+        for worker, attempt in self.running.items():
+            mine = next((one for one in self.queue if not one[1] or worker in one[1]), None)
+            if attempt is None and mine is not None:
+                self.queue.remove(mine)
+                self.running[worker] = Attempt(mine[0], self.batches, self.now)
+
+    def _advance(self, worker: str, speed: float) -> None:
+        attempt = self.running[worker]
+        if attempt is None or speed <= 0:
+            return
+        if attempt.asked is not None and self.now - attempt.asked >= ANSWER:
+            rows = attempt.job.rows * attempt.ended // attempt.batches
+            attempt.sight = (Sight(rows, attempt.ended, self.now - attempt.began), self.now)
+            attempt.asked = None
+        before, used = attempt.ended, min(attempt.overhead, STEP * speed)
+        attempt.overhead -= used
+        gain = STEP * speed - used
+        attempt.done += gain
+        self.spent += gain
+        if attempt.done >= attempt.job.work - 1e-9:
+            self._finish(worker, attempt)
+        elif attempt.ended > before and attempt.is_unwanted:
+            self.running[worker] = None
+        elif attempt.ended > before and attempt.pieces:
+            self._cut(worker, attempt)
+
+    def _finish(self, worker: str, attempt: Attempt) -> None:
+        self.running[worker] = None
+        if attempt.is_unwanted or attempt.job.name in self.receipts or attempt.job.name in self.divided:
+            return
+        self.receipts[attempt.job.name] = attempt.job
+        self.rates = self.rates.after(worker, seconds=self.now - attempt.began, work=attempt.job.work)
+        self._end_others(attempt.job.name)
+
+    def _end_others(self, name: str) -> None:
+        for other in self.running.values():
+            if other is not None and other.job.name == name:
+                other.is_unwanted = True
+
+    def _cut(self, worker: str, attempt: Attempt) -> None:
+        self.running[worker] = None
+        job = attempt.job
+        done = job.rows * attempt.ended // attempt.batches
+        cuts = even_cuts(done, job.rows, parts=len(attempt.pieces), smallest=256)
+        self._put_parts(job, (done, *cuts), attempt.pieces, skip=1)
+
+    def _put_parts(self, job: Job, cuts: Sequence[int], workers: tuple[str, ...], *, skip: int) -> None:
+        self.divided.add(job.name)
+        edges = (0, *cuts, job.rows)
+        for number, (low, high) in enumerate(pairwise(edges)):
+            rows = high - low
+            part = Job(f"{job.name}.{number}", job.work * rows / job.rows, rows)
+            if number < skip:
+                self.receipts[part.name] = part
+            else:
+                self.queue.append((part, workers))
+        self._end_others(job.name)
+
+    def _look(self) -> None:
+        idle = [worker for worker, attempt in self.running.items() if attempt is None]
+        runs = [self._run(worker, one) for worker, one in self.running.items() if one and not one.is_unwanted]
+        for action in decide(runs, idle=idle, rates=self.rates, patience=PATIENCE):
+            attempt = self.running[action.key]
+            assert attempt is not None
+            assert not isinstance(action, Move)
+            self.actions.append(type(action))
+            if isinstance(action, Ask):
+                attempt.asked = self.now
+            elif isinstance(action, Cut):
+                attempt.pieces, attempt.cut = action.workers, self.now
+            elif isinstance(action, Divide):
+                cuts = even_cuts(0, attempt.job.rows, parts=len(action.workers), smallest=512)
+                self._put_parts(attempt.job, cuts, action.workers, skip=0)
+            elif isinstance(action, Backup):
+                (helper,) = action.workers
+                assert self.running[helper] is None
+                self.running[helper] = Attempt(attempt.job, self.batches, self.now, is_copy=True)
+
+    def _run(self, worker: str, attempt: Attempt) -> Run:
+        names = [one.job.name for one in self.running.values() if one and not one.is_unwanted]
+        return Run(
+            key=worker,
+            work=attempt.job.work,
+            rows=attempt.job.rows,
+            worker=worker,
+            seconds=self.now - attempt.began,
+            sight=attempt.sight[0] if attempt.sight else None,
+            sight_age=self.now - attempt.sight[1] if attempt.sight else 0.0,
+            unanswered=None if attempt.asked is None else self.now - attempt.asked,
+            cut_asked=None if attempt.cut is None else self.now - attempt.cut,
+            copies=names.count(attempt.job.name),
+        )
+
+
+def compare(simulation: Simulation) -> tuple[Outcome, Outcome]:
+    """With the policy, and without; with it every row is done once."""
+    on, off = replace(simulation), replace(simulation, is_on=False)
+    found = on.run(), off.run()
+    assert sum(job.rows for name, job in on.receipts.items()) == sum(job.rows for job in on.todo)
+    return found
+
+
+def jobs(count: int, seconds: float, *, random: random.Random | None = None, rows: int = 50_000) -> list[Job]:
+    factors = [random.lognormvariate(0, 0.3) if random else 1.0 for _ in range(count)]
+    return [Job(f"{n:05d}", seconds * factor, max(1, round(rows * factor))) for n, factor in enumerate(factors)]
+
+
+def steady(speed: float) -> Speed:
+    return lambda now: speed
+
+
+def frozen(start: float, stop: float = float("inf")) -> Speed:
+    return lambda now: 0.0 if start <= now < stop else 1.0
+
+
+def changing(before: float, after: float, *, at: float) -> Speed:
+    return lambda now: before if now < at else after
+
+
+def in_bursts(share: float, *, period: float = 2.0) -> Speed:
+    return lambda now: 1.0 if now % period < share * period else 0.0
+
+
+@pytest.mark.parametrize("factor", [4, 10, 30])
+@pytest.mark.parametrize("workers", [3, 8])
+def test_one_slow_worker_does_not_hold_up_the_others(factor: int, workers: int) -> None:
+    speeds = [steady(1 / factor), *[steady(1.0)] * (workers - 1)]
+    on, off = compare(Simulation(speeds, jobs(4 * workers, 10.0)))
+    ideal = on.useful / (workers - 1 + 1 / factor)
+    assert on.makespan < 1.5 * ideal + PATIENCE.seconds + 2 * PATIENCE.answer + 5
+    assert on.makespan < (0.95 if factor == 4 else 0.7) * off.makespan
+    assert on.waste < 0.1
+
+
+@pytest.mark.parametrize("batches", [1, 20])
+def test_a_worker_that_freezes_for_good_costs_one_partition_again(batches: int) -> None:
+    on, off = compare(Simulation([frozen(15.0), *[steady(1.0)] * 3], jobs(16, 10.0), batches=batches))
+    assert off.makespan > 4999
+    assert on.makespan < 16 * 10 / 3 + 40
+    assert on.waste < 0.2
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3])
+def test_a_worker_that_runs_in_bursts_is_cut(share: float) -> None:
+    on, off = compare(Simulation([in_bursts(share), *[steady(1.0)] * 3], jobs(16, 20.0)))
+    assert Cut in on.actions
+    assert on.makespan < (0.8 if share == 0.1 else 0.9) * off.makespan
+    assert on.waste < 0.1
+
+
+def test_of_even_workers_nothing_is_done() -> None:
+    on, off = compare(Simulation([steady(1.0)] * 4, jobs(18, 10.0)))
+    assert on.actions == []
+    assert on.makespan == off.makespan
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_uneven_partitions_alone_start_no_rescue_that_costs(seed: int) -> None:
+    chance = random.Random(seed)
+    on, off = compare(Simulation([steady(1.0)] * 4, jobs(20, 10.0, random=chance)))
+    assert on.makespan <= off.makespan * 1.05 + 1
+    assert on.waste < 0.15
+
+
+@pytest.mark.parametrize("at", [5.0, 35.0, 45.0])
+@pytest.mark.parametrize("workers", [4, 16])
+def test_when_all_become_slow_there_is_no_storm_of_copies(at: float, workers: int) -> None:
+    on, off = compare(Simulation([changing(1.0, 0.1, at=at)] * workers, jobs(5 * workers, 10.0)))
+    assert on.makespan <= off.makespan * 1.1 + 5
+    assert on.waste < 0.1
+    assert sum(action in (Backup, Divide) for action in on.actions) <= workers / 4
+
+
+def _random(seed: int) -> Simulation:
+    chance = random.Random(seed)
+    workers = chance.randint(2, 10)
+    kinds = [
+        lambda: steady(1.0),
+        lambda: steady(chance.lognormvariate(0, 0.2)),
+        lambda: steady(1 / chance.uniform(2, 20)),
+        lambda: changing(1.0, 1 / chance.uniform(2, 30), at=chance.uniform(0, 60)),
+        lambda: frozen(start := chance.uniform(0, 60), start + chance.expovariate(1 / 20)),
+        lambda: in_bursts(chance.uniform(0.05, 0.9), period=chance.uniform(0.5, 6)),
+    ]
+    weights = [chance.random() ** 2 for _ in kinds]
+    speeds = [chance.choices(kinds, weights)[0]() for _ in range(workers)]
+    todo = jobs(chance.randint(1, 6 * workers), chance.uniform(1, 30), random=chance, rows=chance.choice([900, 50_000]))
+    return Simulation(speeds, todo, batches=chance.choice([1, 4, 50]), limit=20_000)
+
+
+def test_over_many_clusters_it_is_never_much_worse_and_often_far_better() -> None:
+    ratios, wastes = [], []
+    for seed in range(150):
+        on, off = compare(_random(seed))
+        assert on.makespan <= 1.25 * off.makespan + 10, f"seed {seed}: {on} against {off}"
+        assert on.waste <= 1.0, f"seed {seed}"
+        ratios.append(on.makespan / off.makespan)
+        wastes.append(on.waste)
+    ratios.sort()
+    assert ratios[15] < 0.8, "one in ten gains a lot"
+    assert ratios[-5] <= 1.05, "hardly one loses"
+    assert median(wastes) < 0.02
+    assert sum(wastes) / len(wastes) < 0.15
