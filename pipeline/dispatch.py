@@ -187,7 +187,7 @@ class Dispatcher:
             execution = self._ledger.executing.get(str(future.key))
             self._flight.take_back(future)
             if self.relief is not None and execution is not None:
-                self.relief.drop(partition, worker=execution.worker)
+                self.relief.drop(partition, worker=execution.worker, now=self.clock())
 
     def _react(self, error: Exception, attempt: Attempt) -> None:
         self._follow(
@@ -213,10 +213,10 @@ class Dispatcher:
         elif isinstance(decision, Isolate) and self.isolate is None:
             self._follow(Fail(stuck(attempt.partition.id, attempt.blames)), attempt)
         elif isinstance(decision, Isolate):
-            self._suspects.append(Attempt(attempt.partition, 1, attempt.blames, is_isolated=True))
+            self._suspects.append(Attempt(attempt.partition, blames=attempt.blames, is_isolated=True))
             self._again(attempt, f"isolated: {decision.reason}")
         else:
-            after = Attempt(attempt.partition, attempt.number + 1, attempt.blames, attempt.is_isolated)
+            after = replace(attempt, number=attempt.number + 1, workers=(), is_copy=False)
             heapq.heappush(self._later, (self.clock() + decision.delay, attempt.partition.id, after))
             self._again(attempt, decision.reason)
 
@@ -254,7 +254,8 @@ class Dispatcher:
             todo = tuple(rest)
             self._ready.append(divided.first)
             self.on_ended(Ended(first, attempt.number, "done", divided.first))
-        self._waiting.extend(Attempt(part, workers=workers) for part in todo)
+        deaths = attempt.memory_deaths
+        self._waiting.extend(Attempt(part, workers=workers, memory_deaths=deaths) for part in todo)
         if self.relief is not None:
             self.relief.divided(attempt.partition.id, todo)
 
@@ -272,12 +273,14 @@ class Dispatcher:
         future = self._flight.of_key(death.key)
         attempt = self._flight.attempts[future]
         attempt.blames += is_blamed(death.cause)
+        attempt.memory_deaths += death.cause == "memory"
         decision = decide_death(
             death.cause,
             partition=attempt.partition.id,
             blames=attempt.blames,
             attempts=self.policy.attempts,
             is_isolated=attempt.is_isolated,
+            memory_deaths=attempt.memory_deaths,
         )
         if isinstance(decision, Leave):
             if attempt.is_copy:
@@ -323,7 +326,10 @@ class Dispatcher:
     # Stragglers
 
     def _relieve(self) -> None:
-        if self.relief is None or self._waiting or self._is_closing():
+        if self.relief is None or self._is_closing():
+            return
+        self._recycle(self.relief.lost(self._flight, self._ledger, now=self.clock()))
+        if self._waiting:
             return
         for action in self.relief.look(self._flight, self._ledger, self._watch, now=self.clock()):
             self._help(action, self.relief)

@@ -19,6 +19,8 @@ class Attempt:
     number: int = 1
     blames: int = 0
     """Workers that died while this partition was executing."""
+    memory_deaths: int = 0
+    """Workers that were killed for their memory while this partition, or what it is a part of, was executing."""
     is_isolated: bool = False
     workers: tuple[str, ...] = ()
     """Where it should execute; empty: anywhere."""

@@ -27,6 +27,9 @@ from pipeline.errors import (
 
 BLAMES = 2
 """Workers that died while a partition was executing, after which it is isolated."""
+MEMORY_DEATHS = 2
+"""Workers killed for their memory by a partition or what it is a part of, after which it is isolated: to find the rows
+by halves alone would cost a worker each time."""
 TIMEOUTS = 2
 """Deadlines a partition may pass, after which it is isolated."""
 USER_ATTEMPTS = 2
@@ -130,17 +133,20 @@ def decide(error: BaseException, *, partition: str, attempt: int, attempts: int,
 
 
 def decide_death(
-    cause: Cause, *, partition: str, blames: int, attempts: int, is_isolated: bool
+    cause: Cause, *, partition: str, blames: int, attempts: int, is_isolated: bool, memory_deaths: int = 0
 ) -> Split | Isolate | Leave | Fail:
     """What to do about a partition that was executing when its worker left.
 
     :param blames: deaths it is to blame for, this one included if it is.
+    :param memory_deaths: the same of workers killed for their memory, by what it is a part of too.
     """
     if is_isolated:
         # Its code ran in a process of its own, so that it hardly was the reason.
         return Fail(stuck(partition, blames)) if blames > BLAMES + attempts else Leave(f"its worker {cause}")
-    if cause == "memory":
+    if cause == "memory" and memory_deaths < MEMORY_DEATHS:
         return Split("worker killed for memory")
+    if cause == "memory":
+        return Isolate("worker killed for memory again")
     if cause == "crash" and blames >= BLAMES:
         return Isolate(f"{blames} workers died while it was executing")
     return Leave({"crash": "its worker died", "left": "its worker left"}.get(cause, "its worker was restarted"))

@@ -80,8 +80,8 @@ class Relief:
     _asked: dict[str, float] = field(default_factory=dict)
     _sights: dict[str, tuple[Sight, float]] = field(default_factory=dict)
     _cuts: dict[str, tuple[Cut, float]] = field(default_factory=dict)
-    _zombies: set[str] = field(default_factory=set)
-    """Workers with an attempt that is not wanted any more, until something else begins there."""
+    _zombies: dict[str, float] = field(default_factory=dict)
+    """Workers with an attempt that is not wanted any more, and since when, until something else begins there."""
     _rescues: dict[str, _Rescue] = field(default_factory=dict)
     _given_up: set[str] = field(default_factory=set)
     """Partitions that were to be divided; where they could not be, they take their time."""
@@ -99,7 +99,7 @@ class Relief:
 
     def started(self, worker: str) -> None:
         """Something has begun there: it has a thread again."""
-        self._zombies.discard(worker)
+        self._zombies.pop(worker, None)
 
     def answered(self, answer: Answer, *, now: float) -> None:
         """A worker has answered, however late."""
@@ -149,6 +149,21 @@ class Relief:
             self._run(future, flight, ledger, now=now) for future, one in flight.attempts.items() if not one.is_isolated
         ]
         return decide(runs, idle=idle, rates=self._rates, patience=self.patience)
+
+    def lost(self, flight: InFlight, ledger: Ledger, *, now: float) -> set[str]:
+        """Workers to be restarted: they have not begun anything since an attempt was to end there, which may never end,
+        nothing else executes on them, and something waits for a worker."""
+        needed = any(
+            str(future.key) not in ledger.executing and now - attempt.submitted > self.patience.begin
+            for future, attempt in flight.attempts.items()
+        )
+        if not needed:
+            return set()
+        busy = ledger.busy_workers()
+        found = {name for name, since in self._zombies.items() if name not in busy and now - since > self.patience.lost}
+        for name in found:
+            del self._zombies[name]
+        return found
 
     def _idle(self, flight: InFlight, ledger: Ledger, watch: Watch, *, now: float) -> list[str]:
         busy = Counter(execution.worker for execution in ledger.executing.values())
@@ -234,9 +249,9 @@ class Relief:
             then=lambda sight: put(Answer(key, sight)) if sight else None,
         )
 
-    def drop(self, partition: Partition, *, worker: str) -> None:
+    def drop(self, partition: Partition, *, worker: str, now: float) -> None:
         """Tell a worker that its attempt at ``partition`` is not wanted any more."""
-        self._zombies.add(worker)
+        self._zombies[worker] = now
         self._call(worker, progress.drop, partition.id)
 
     def _call(

@@ -48,6 +48,8 @@ class Patience:
     """Seconds after which an answer is too old to decide by."""
     begin: float = 10.0
     """Seconds a partition may wait for its worker while others are idle."""
+    lost: float = 60.0
+    """Seconds that an attempt which is not wanted any more may hold a worker that is needed."""
     gain: float = 0.25
     """Share of the time it would still take that must be won."""
     least_gain: float = 1.0

@@ -33,12 +33,13 @@ import pandas as pd
 
 from pipeline.isolation import resident_bytes
 
-Action = Literal["ok", "sleep", "spin", "loop", "freeze", "raise", "memory", "leak", "exit", "segfault"]
-"""``spin`` takes ``seconds`` of processor time, so that a slow process is slow; ``loop`` never ends; ``freeze`` holds
+Action = Literal["ok", "sleep", "nap", "loop", "freeze", "raise", "memory", "leak", "exit", "segfault"]
+"""``nap`` sleeps in short pieces, so that a process that is stopped is late; ``loop`` never ends; ``freeze`` holds
 the interpreter lock for ``seconds``; ``memory`` takes ``bytes`` and gives them back, ``leak`` takes more until
 the process has ``bytes``, and keeps it; ``exit`` ends the process with status 3."""
 
 _CHUNK = 16 << 20
+_NAP = 0.005
 _leaked: list[bytearray] = []
 
 
@@ -56,7 +57,7 @@ class Fault:
     times: int | None = None
     """How many times it happens, over all processes; None: each time."""
     seconds: float = 0.0
-    """For ``sleep``, ``spin`` and ``freeze``."""
+    """For ``sleep``, ``nap`` and ``freeze``."""
     bytes: int = 0
     """For ``memory`` and ``leak``."""
     above_rows: int = 0
@@ -107,10 +108,9 @@ def act(fault: Fault) -> None:
         _PLAIN[fault.action]()
     elif fault.action == "sleep":
         time.sleep(fault.seconds)
-    elif fault.action == "spin":
-        end = time.thread_time() + fault.seconds
-        while time.thread_time() < end:
-            pass
+    elif fault.action == "nap":
+        for _ in range(max(1, round(fault.seconds / _NAP))):
+            time.sleep(_NAP)
     elif fault.action == "freeze":
         ctypes.PyDLL(None).usleep(int(fault.seconds * 1e6))
     elif fault.action == "leak":

@@ -113,7 +113,7 @@ def test_a_slow_worker_is_cut_and_others_do_the_rest(
 ) -> None:
     # Batches of 200 rows, as if learned before: 25 to a partition.
     version = resolve(ModelRef(str(model_path)))
-    job = make(cluster, 'Fault("spin", ids=range(0), seconds=0.04)')
+    job = make(cluster, 'Fault("nap", ids=range(0), seconds=0.04)')
     place = job.folder / "jobs" / file_name(version, WorkerClass(MEMORY, 1))
     place.parent.mkdir(parents=True)
     place.write_text(f'{{"schema_version": 1, "model": {{"digest": "{version.digest}"}}, "batch_rows": 200}}')

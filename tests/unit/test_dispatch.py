@@ -95,6 +95,14 @@ def test_what_a_death_means(cause: Cause, blames: int, is_isolated: bool, kind: 
 
 
 @pytest.mark.fault(23)
+def test_a_part_of_what_took_a_workers_memory_is_isolated_when_it_takes_another() -> None:
+    kinds = [
+        type(decide_death("memory", partition="1.0", blames=0, attempts=3, is_isolated=False, memory_deaths=deaths))
+        for deaths in (1, 2)
+    ]
+    assert kinds == [Split, Isolate]
+
+
 def test_an_unforeseen_error_is_tried_twice_and_its_traceback_kept() -> None:
     def broken() -> None:
         raise RuntimeError("this is unforeseen")

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from pipeline import progress
+from pipeline.blame import Ledger, Started
 from pipeline.dispatch import Dispatcher, Divided, Ended
+from pipeline.in_flight import Attempt, InFlight
 from pipeline.plan import Partition
 from pipeline.progress import Sight
 from pipeline.relief import Helped, Relief
@@ -298,6 +300,23 @@ def test_what_does_not_begin_is_moved_to_an_idle_worker() -> None:
     copy.end()
     world.end()
     assert [one.action for one in world.helped] == ["move"]
+
+
+def test_a_worker_that_an_unwanted_attempt_holds_is_restarted_when_it_is_needed() -> None:
+    relief = Relief(Cluster(lambda: 0.0), stage="stage", copy=lambda partition, number: None)
+    ledger = Ledger()
+    flight = InFlight(Cluster(lambda: 0.0), ledger, lambda future: None, lambda: 100.0)
+    relief.drop(part("p0"), worker="a", now=100.0)
+    relief.drop(part("p1"), worker="b", now=100.0)
+    relief.drop(part("p2"), worker="c", now=150.0)
+    ledger.learn(Started("other", "b"), now=100.0)
+    assert relief.lost(flight, ledger, now=170.0) == set(), "nobody waits"
+    flight.start([Attempt(part("p9"))], ["p9"])
+    assert relief.lost(flight, ledger, now=105.0) == set(), "it may yet end"
+    assert relief.lost(flight, ledger, now=170.0) == {"a"}
+    assert relief.lost(flight, ledger, now=171.0) == set()
+    relief.started("c")
+    assert relief.lost(flight, ledger, now=999.0) == set(), "c is free, b is at work"
 
 
 def test_workers_are_asked_by_functions_that_they_have() -> None:

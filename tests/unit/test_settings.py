@@ -174,7 +174,9 @@ def settings_of_names(settings: Settings, sources: tuple[str, ...]) -> str | Non
     return cluster_choice(job, settings=load_settings(cluster=chosen.cluster)).value
 
 
-@pytest.mark.parametrize(("value", "found"), [("on", True), ("off", False), (True, True), (False, False), ("OFF", False)])
+@pytest.mark.parametrize(
+    ("value", "found"), [("on", True), ("off", False), (True, True), (False, False), ("OFF", False)]
+)
 def test_stragglers_are_switched_on_or_off(value: object, found: bool) -> None:
     with dask.config.set({"pipeline.stragglers": value}):
         assert load_settings().stragglers is found

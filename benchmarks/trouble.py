@@ -1,0 +1,194 @@
+"""What trouble costs: a slow worker, a frozen one, a partition that needs ten times a worker's memory. As ratios.
+
+    python -m benchmarks.trouble [--workers 4] [--repeat 3] [--only slow,frozen,memory]
+
+Workers are processes of their own. Steps sleep instead of computing, so that the machine's other work counts little; a
+slow worker gets SIGSTOP and SIGCONT in turn and runs a tenth of the time. Each run is of the same table by the same
+workers, the contenders in turn. Seconds are those between the first task and the last receipt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pipeline.batch_cache import WorkerClass, remember
+from pipeline.events import Callback, PartitionEnded, StageStarted
+from pipeline.files import open_store
+from pipeline.model import ModelRef
+from pipeline.registry import resolve
+from pipeline.runner import run
+from pipeline.settings import load_settings
+from pipeline.spec import JobSpec
+from pipeline.testing.oracle import Lake, make_lake, train_model
+from pipeline.testing.processes import ProcessCluster
+
+MEMORY = 700 << 20
+BATCH_ROWS = 250
+NAP = 'Fault("nap", ids=range(0), seconds=0.15)'
+HOG = f'Fault("memory", ids=range(11000, 11100), bytes={10 * MEMORY})'
+
+
+@dataclass
+class Measured:
+    seconds: float
+    report: Any
+
+
+class Watch(Callback):
+    """Seconds of scoring, and whatever is to begin after the third partition."""
+
+    def __init__(self, trouble: Callable[[], None]) -> None:
+        self.trouble, self.done = trouble, 0
+        self.start = self.end = 0.0
+
+    def on_stage(self, event: StageStarted) -> None:
+        self.start = self.end = time.perf_counter()
+
+    def on_partition(self, event: PartitionEnded) -> None:
+        self.end = time.perf_counter()
+        self.done += event.outcome == "done"
+        if self.done == 3:
+            self.trouble()
+
+
+@contextmanager
+def stopping(pid: int, *, stop: float, go: float) -> Iterator[Callable[[], None]]:
+    """Gives what begins it: the process runs for ``go`` seconds, then not for ``stop`` seconds, and so on."""
+    ended, threads = threading.Event(), []
+
+    def run() -> None:
+        while not ended.is_set():
+            os.kill(pid, signal.SIGSTOP)
+            ended.wait(stop)
+            os.kill(pid, signal.SIGCONT)
+            ended.wait(go)
+
+    def begin() -> None:
+        if not threads:
+            threads.append(threading.Thread(target=run, daemon=True))
+            threads[0].start()
+
+    try:
+        yield begin
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+        os.kill(pid, signal.SIGCONT)
+
+
+class Bench:
+    def __init__(self, folder: Path, cluster: ProcessCluster, lake: Lake, model: Path) -> None:
+        self.folder, self.cluster, self.lake, self.model = folder, cluster, lake, model
+        self.count = 0
+
+    def measure(self, *faults: str, trouble: Any = None, **settings: Any) -> Measured:
+        self.count += 1
+        folder = self.folder / f"run-{self.count}"
+        folder.mkdir()
+        (folder / f"faults_{self.count}.py").write_text(
+            "from pipeline.testing.faults import Fault, FaultTable\n"
+            f"step = FaultTable({str(folder / 'attempts')!r}, ({' '.join(f'{fault},' for fault in faults)}))\n"
+        )
+        # As if it had been learned: a partition is to have some batches, or it cannot be cut.
+        version = resolve(ModelRef(str(self.model)))
+        remember(open_store(folder / "jobs"), version, WorkerClass(MEMORY, 1), rows=BATCH_ROWS, job="benchmark")
+        with trouble or nullcontext(lambda: None) as begin:
+            watch = Watch(begin)
+            report = run(
+                JobSpec.build(
+                    name="trouble",
+                    source={"path": str(self.lake.path)},
+                    steps=[{"map": f"faults_{self.count}:step"}, {"score": {"model": str(self.model)}}],
+                    sink={"path": str(folder / "out")},
+                    errors={"max_fraction": 0.2},
+                ),
+                settings=load_settings(
+                    directory=str(folder / "jobs"),
+                    cluster=self.cluster.address,
+                    import_paths=[str(folder)],
+                    fsync=False,
+                    **settings,
+                ),
+                callbacks=[watch],
+            )
+        out = sum(pq.read_metadata(file).num_rows for file in (folder / "out").glob("*.parquet"))
+        assert out + report.rows.rejected == self.lake.rows
+        print(f"  {watch.end - watch.start:.1f} s, {report.stragglers}", file=sys.stderr, flush=True)
+        return Measured(watch.end - watch.start, report)
+
+    def slow(self) -> Any:
+        return stopping(self.cluster.worker_pids()[0], stop=0.45, go=0.05)
+
+    def frozen(self) -> Any:
+        return stopping(self.cluster.worker_pids()[0], stop=10**6, go=0.0)
+
+
+def show(name: str, runs: list[Measured], clean: list[Measured], *, off: list[Measured] | None = None) -> None:
+    def middle(some: list[Measured]) -> float:
+        return statistics.median(one.seconds for one in some)
+
+    against = f"{middle(runs) / middle(off):.2f}" if off else "–"
+    records = [one.report.stragglers for one in runs]
+    keys = ("backups", "cuts", "divided")
+    helped = ", ".join(f"{key} {statistics.mean(record[key] for record in records):.1f}" for key in keys)
+    again = statistics.mean(one.report.rows.rejected for one in runs)
+    print(
+        f"| {name} | {middle(runs) / middle(clean):.2f} | {against} | {helped} | {again:.0f} | {len(runs)} |",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--only", default="slow,frozen,memory")
+    options = parser.parse_args()
+    wanted = options.only.split(",")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        rows = 5000 * 4 * options.workers
+        lake = make_lake(folder / "lake", rows=(rows // 2, rows // 4, rows // 4), row_group=5000)
+        model = train_model(folder / "churn.ubj")
+        with ProcessCluster(folder / "cluster", workers=options.workers, memory=f"{MEMORY} B") as cluster:
+            bench = Bench(folder, cluster, lake, model)
+            bench.measure(NAP)  # imports
+            runs: dict[str, list[Measured]] = {}
+            for _ in range(options.repeat):
+                runs.setdefault("clean", []).append(bench.measure(NAP))
+                if "slow" in wanted:
+                    runs.setdefault("slow off", []).append(bench.measure(NAP, trouble=bench.slow(), stragglers="off"))
+                    runs.setdefault("slow on", []).append(bench.measure(NAP, trouble=bench.slow()))
+                if "frozen" in wanted:
+                    runs.setdefault("frozen on", []).append(bench.measure(NAP, trouble=bench.frozen()))
+                if "memory" in wanted:
+                    runs.setdefault("memory", []).append(bench.measure(NAP, HOG))
+    print("| trouble | makespan / clean | / without help | help | rows rejected | runs |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    clean = runs["clean"]
+    if "slow" in wanted:
+        show("one worker 10 × slower, `stragglers: off`", runs["slow off"], clean)
+        show("one worker 10 × slower", runs["slow on"], clean, off=runs["slow off"])
+    if "frozen" in wanted:
+        show("one worker frozen for good", runs["frozen on"], clean)
+    if "memory" in wanted:
+        show("one partition needs 10 × a worker's memory", runs["memory"], clean)
+
+
+if __name__ == "__main__":
+    main()
