@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 from pipeline.testing.oracle import Lake, make_lake, train_model
+from pipeline.testing.processes import ProcessCluster
 from pipeline.testing.s3 import S3, serve_s3
 
 # Tests on two cores must not fight for them; set before xgboost is imported.
@@ -31,6 +32,13 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def lake(tmp_path: Path) -> Lake:
     """Four files of unequal size, two row groups each at least, with nulls and columns that pass through."""
     return make_lake(tmp_path / "lake")
+
+
+@pytest.fixture(scope="session")
+def process_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessCluster]:
+    """A scheduler and two workers that outlive the drivers that are killed; their umask hides nothing."""
+    with ProcessCluster(tmp_path_factory.mktemp("processes"), memory="2 GiB", umask=0) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,19 +19,24 @@ import pyarrow.parquet as pq
 
 from pipeline.checkpoint import JobDirectory
 from pipeline.files import Store, is_local_path
+from pipeline.lease import take
+from pipeline.lifecycle import Status
 from pipeline.model import Feature, ModelVersion
 from pipeline.plan import Partition, Plan
 from pipeline.receipt import DataFile, FileRows, Receipt, Seconds
 from pipeline.recipe import REJECT_FILE, REJECT_MESSAGE, REJECT_REASON, REJECT_ROW
 from pipeline.rejected import find_rejected
+from pipeline.report import make_report
 from pipeline.rounds import RETRY, Round, make_record
 from pipeline.rows import Fragment, InputFile, RowCounts, RowGroup
+from pipeline.sinks.parquet import ParquetSink
 from pipeline.spec import JobSpec
 
 SOURCE_SCHEMA = pa.schema([("id", pa.int64()), ("x", pa.float32())])
 OUTPUT_SCHEMA = pa.schema([("id", pa.int64()), ("p", pa.float32())])
 REASON = "contract:x:null"
 _GROUP_ROWS = 10
+_LEASE_SECONDS = 2.0
 _MODEL_DIGEST = hashlib.sha256(b"model").hexdigest()
 
 
@@ -157,6 +163,28 @@ def write_receipts(directory: JobDirectory, job: SmallJob, *, attempt: str = "a"
     for partition in ledger.todo:
         write_receipt(directory, job, partition, attempt=attempt, of=ledger.last)
     return directory.receipts()
+
+
+def drive(job: SmallJob, directory: JobDirectory, *, sink: ParquetSink) -> None:
+    """Take a job from where it is to its end as a driver does: lease, receipts, commit, publish, report.
+
+    A lease that a driver of this process left behind when a test let it die is taken over without waiting.
+    """
+    if directory.status().is_success:
+        return
+    ticks = itertools.count()
+    lease = take(directory.store, lease_seconds=_LEASE_SECONDS, clock=lambda: next(ticks), pause=lambda _: None)
+    directory.append_event("driver", epoch=lease.epoch)
+    directory.set_status(Status.RUNNING)
+    receipts = write_receipts(directory, job)
+    directory.set_status(Status.PUBLISHING)
+    manifest = directory.next_manifest(receipts)
+    lease.check()
+    sink.publish(directory.commit_manifest(manifest).manifest, directory)
+    status = Status.SUCCEEDED_WITH_WARNINGS if job.bad_every else Status.SUCCEEDED
+    directory.write_report(make_report(directory, receipts=receipts, status=status).to_dict())
+    directory.set_status(status)
+    lease.release()
 
 
 def read_output(path: str | Path) -> pa.Table:

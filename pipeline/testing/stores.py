@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -76,11 +76,25 @@ class FaultyStore:
             if not self.is_reply_lost:
                 self.faults.step(name)
                 return verb(*args, **named)
+            if name == "open_output":
+                return self._written_unheard(verb(*args, **named))
             done = verb(*args, **named)
-            self.faults.step(name)
+            try:
+                self.faults.step(name)
+            except BaseException:
+                if hasattr(done, "close"):
+                    done.close()
+                raise
             return done
 
         return counted
+
+    @contextmanager
+    def _written_unheard(self, output: AbstractContextManager[Any]) -> Iterator[Any]:
+        """A file that is there when the operation fails."""
+        with output as file:
+            yield file
+        self.faults.step("open_output")
 
 
 _CHANGING = ("link", "rename", "replace", "unlink", "remove", "rmdir", "mkdir", "write", "fsync", "chmod", "chown")

@@ -7,9 +7,8 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import yaml
 
 from pipeline.checkpoint import JobDirectory
 from pipeline.testing.oracle import Lake, make_lake, oracle
+from pipeline.testing.processes import ProcessCluster, start_command
 from pipeline.verify import verify
 
 STEP = '''
@@ -49,37 +49,6 @@ def expected(big_lake: Lake, model_path: Path) -> pd.DataFrame:
     return oracle(big_lake.files, model_path)
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A scheduler and two workers of their own, which outlive the drivers that are killed."""
-    folder = tmp_path_factory.mktemp("cluster")
-    script = (
-        "import sys\n"
-        "from pipeline.clusters.local import LocalProcesses\n"
-        "from pipeline.settings import load_settings\n"
-        "if __name__ == '__main__':\n"
-        "    with LocalProcesses(load_settings(workers=2, threads=1, memory_limit='2 GiB')).open() as client:\n"
-        "        print(client.scheduler.address, flush=True)\n"
-        "        sys.stdin.read()\n"
-    )
-    (folder / "cluster.py").write_text(script)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen(
-        [sys.executable, "cluster.py"],
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    yield process.stdout.readline().strip()
-    assert process.stdin is not None
-    process.stdin.close()
-    process.wait(30)
-    process.stdout.close()
-
-
 def write_job(folder: Path, lake: Lake, model: Path, cluster: str) -> None:
     (folder / "slow_step.py").write_text(STEP.format(calls=str(folder / "calls.txt")))
     spec = {
@@ -90,18 +59,6 @@ def write_job(folder: Path, lake: Lake, model: Path, cluster: str) -> None:
         "cluster": cluster,
     }
     (folder / "job.yaml").write_text(yaml.safe_dump(spec))
-
-
-def command(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "pipeline", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
 
 
 def moments(seed: int, job: Path) -> Callable[[], bool]:
@@ -131,7 +88,7 @@ def receipts(job: Path) -> dict[str, dict[str, Any]]:
 
 
 def finish(folder: Path, *arguments: str) -> dict[str, Any]:
-    process = command(folder, *arguments, "--json")
+    process = start_command(folder, *arguments, "--json")
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     result: dict[str, Any] = json.loads(out)
@@ -160,7 +117,7 @@ def is_done(identity: int, before: dict[str, dict[str, Any]], lake: Lake) -> boo
 
 def check(folder: Path, seed: int, expected: pd.DataFrame, lake: Lake) -> None:
     job = folder / ".pipeline/jobs/killed-1"
-    process = command(folder, "run", "job.yaml", "--job", "killed-1")
+    process = start_command(folder, "run", "job.yaml", "--job", "killed-1")
     assert wait_for(moments(seed, job), process), "the driver ended before it could be killed"
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
@@ -185,9 +142,14 @@ def check(folder: Path, seed: int, expected: pd.DataFrame, lake: Lake) -> None:
 @pytest.mark.parametrize("seed", range(16))
 @pytest.mark.fault(8)
 def test_a_killed_driver_loses_no_row(
-    seed: int, cluster: str, big_lake: Lake, model_path: Path, expected: pd.DataFrame, tmp_path: Path
+    seed: int,
+    process_cluster: ProcessCluster,
+    big_lake: Lake,
+    model_path: Path,
+    expected: pd.DataFrame,
+    tmp_path: Path,
 ) -> None:
-    write_job(tmp_path, big_lake, model_path, cluster)
+    write_job(tmp_path, big_lake, model_path, process_cluster.address)
     check(tmp_path, seed, expected, big_lake)
 
 
@@ -209,7 +171,7 @@ def test_a_signal_drains_and_says_how_to_go_on(
 ) -> None:
     write_job(tmp_path, big_lake, model_path, "local")
     job = tmp_path / ".pipeline/jobs/killed-1"
-    process = command(tmp_path, "run", "job.yaml", "--job", "killed-1")
+    process = start_command(tmp_path, "run", "job.yaml", "--job", "killed-1")
     assert wait_for(lambda: len(receipts(job)) >= 1, process), process.communicate()
     # To the whole group, as a terminal does.
     os.killpg(process.pid, number)

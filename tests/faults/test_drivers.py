@@ -7,7 +7,6 @@ import os
 import signal
 import stat
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,10 +18,10 @@ import yaml
 
 from pipeline.checkpoint import JobDirectory
 from pipeline.testing.oracle import Lake, make_lake, oracle
+from pipeline.testing.processes import ProcessCluster, start_command
 from pipeline.verify import verify
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
 JOB = "twice-1"
 STEP = '''
 import sys
@@ -58,16 +57,6 @@ time.time = lambda: real() + 3600 * int(sys.argv[1]) * os.path.exists("jump")
 pipeline.job_record.datetime = Jumping
 main(args=sys.argv[2:], prog_name="python -m pipeline")
 """
-CLUSTER = """
-import sys
-from pipeline.clusters.local import LocalProcesses
-from pipeline.settings import load_settings
-
-if __name__ == "__main__":
-    with LocalProcesses(load_settings(workers=2, threads=1, memory_limit="2 GiB")).open() as client:
-        print(client.scheduler.address, flush=True)
-        sys.stdin.read()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -78,28 +67,6 @@ def small_lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
 @pytest.fixture(scope="module")
 def expected(small_lake: Lake, model_path: Path) -> pd.DataFrame:
     return oracle(small_lake.files, model_path)
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A scheduler and two workers of their own, under a umask that hides nothing."""
-    folder = tmp_path_factory.mktemp("cluster")
-    (folder / "cluster.py").write_text(CLUSTER)
-    process = subprocess.Popen(
-        [sys.executable, "cluster.py"],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        umask=0,
-    )
-    assert process.stdout is not None
-    yield process.stdout.readline().strip()
-    assert process.stdin is not None
-    process.stdin.close()
-    process.wait(30)
-    process.stdout.close()
 
 
 class Place:
@@ -124,14 +91,11 @@ class Place:
         (folder / "jumping.py").write_text(JUMPING)
 
     def start(self, *arguments: str, lease: float, jump: int = 0, umask: int = -1) -> subprocess.Popen[str]:
-        program = ["jumping.py", str(jump)] if jump else ["-m", "pipeline"]
-        process = subprocess.Popen(
-            [sys.executable, *program, *arguments],
-            cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "DASK_PIPELINE__LEASE_SECONDS": str(lease)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        process = start_command(
+            self.folder,
+            *arguments,
+            program=("jumping.py", str(jump)) if jump else ("-m", "pipeline"),
+            environment={"DASK_PIPELINE__LEASE_SECONDS": str(lease)},
             umask=umask,
         )
         self.drivers.append(process)
@@ -183,8 +147,8 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path, small_lake: Lake, model_path: Path, cluster: str) -> Iterator[Place]:
-    place = Place(tmp_path, lake=small_lake, model=model_path, cluster=cluster)
+def place(tmp_path: Path, small_lake: Lake, model_path: Path, process_cluster: ProcessCluster) -> Iterator[Place]:
+    place = Place(tmp_path, lake=small_lake, model=model_path, cluster=process_cluster.address)
     yield place
     place.open_gate()
     place.stop()
