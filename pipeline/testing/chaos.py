@@ -26,7 +26,7 @@ from pipeline.testing.processes import ProcessCluster
 from pipeline.testing.row_check import Reader, RowDifference, check_rows, read_folder
 from pipeline.testing.sample import sample_job
 from pipeline.testing.strikes import draw_script
-from pipeline.testing.trial import FINISHED, Attempt, Struck, Trial, run_plainly, settle
+from pipeline.testing.trial import FINISHED, PATIENCE, Attempt, Struck, Trial, run_plainly, settle
 from pipeline.verify import verify
 
 ROWS = 40_000
@@ -202,10 +202,10 @@ class _Arena:
         """Take the sample; run it without faults, and another one whose output is there before each trial."""
         self._sample = sample_job(spec, self.folder / "sample", rows=rows, seed=seed)
         earlier = sample_job(spec, self.folder / "other", rows=max(1, rows // 4), seed=seed + 1)
-        self.earlier, _ = self._plainly("earlier", earlier)
+        self.earlier, cold = self._plainly("earlier", earlier)
         self.expected, clean = self._plainly("clean", self._sample)
         directory = self._directory("clean")
-        self.rejected, self.seconds = _rejects(directory), clean.seconds
+        self.rejected, self.seconds, self.cold_seconds = _rejects(directory), clean.seconds, cold.seconds
         self.rows, self.partitions = directory.plan.rows, len(directory.plan.partitions)
         self.outputs = directory.plan.outputs
         self.tolerance = 0.0 if directory.plan.model.flavor == "xgboost" else _ROUNDING
@@ -272,13 +272,22 @@ class _Arena:
 
     def try_seed(self, seed: int) -> TrialResult:
         """Drive the sample to its end under the seed's script, and look at what came out."""
-        began, script = time.monotonic(), draw_script(seed, partitions=self.partitions, seconds=self.seconds)
+        began = time.monotonic()
+        script = draw_script(seed, partitions=self.partitions, seconds=self.seconds, cold_seconds=self.cold_seconds)
         self._set_lifetime(script.lifetime)
         name = f"seed-{seed}"
         place = self._place(name, self._sample)
         shutil.copytree(self.folder / "earlier" / "out", place / "out")
         with Reader(place / "out", {"earlier": self.earlier, "new": self.expected}) as reader:
-            trial = Trial(place, script, self.cluster, self.environment, self.import_paths, on_end=reader.look)
+            trial = Trial(
+                place,
+                script,
+                self.cluster,
+                self.environment,
+                self.import_paths,
+                patience=max(PATIENCE, 20 * self.cold_seconds),
+                on_end=reader.look,
+            )
             problem = trial.drive()
             settle(self.cluster())
         result = self._judge(name, trial, reader, problem)

@@ -76,17 +76,19 @@ class Script:
     """Seconds after which each worker leaves."""
 
 
-def draw_script(seed: int, *, partitions: int, seconds: float) -> Script:
+def draw_script(seed: int, *, partitions: int, seconds: float, cold_seconds: float) -> Script:
     """The script of ``seed``: one fault of each kind in turn, and up to two more.
 
     :param partitions: of the sample.
     :param seconds: of a driver that nothing happens to.
+    :param cold_seconds: of one on workers that have loaded nothing yet; workers do not live longer than twice that, but
+        long enough to get something done.
     """
     chance = random.Random(seed)
     first = KINDS[seed % len(KINDS)]
     others: list[Kind] = [kind for kind in KINDS if kind != "lifetime"]
     kinds = [first, *(chance.choice(others) for _ in range(chance.randint(0, 2)))]
-    lifetime = chance.uniform(4.0, 8.0) if first == "lifetime" else None
+    lifetime = chance.uniform(0.8, 1.6) * cold_seconds if first == "lifetime" else None
     chance.shuffle(kinds)
     moments = sorted(
         (_draw_moment(chance, partitions=partitions, seconds=seconds) for _ in kinds),

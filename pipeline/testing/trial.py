@@ -20,7 +20,8 @@ FINISHED = frozenset({0, 3})
 GOES_ON = frozenset({74, 75, 130, 143, -signal.SIGTERM, -signal.SIGINT})
 """Exit codes after which the job is resumed, as its message says."""
 _TICK = 0.005
-_DRIVER_SECONDS = 300.0
+PATIENCE = 300.0
+"""Seconds after which a driver is taken to hang, at least."""
 _LEFT_ALONE = 3
 """Drivers after the last strike, of which one must finish."""
 _TERM_SECONDS = 2.0
@@ -62,6 +63,8 @@ class Trial:
     """Gives the cluster to use next: the same one while it is sound, else a new one."""
     environment: Mapping[str, str] = field(default_factory=dict)
     import_paths: Sequence[str] = ()
+    patience: float = PATIENCE
+    """Seconds a driver may take."""
     on_end: Callable[[], None] = lambda: None
     """Called when a driver has ended: what has been published must be right then."""
     attempts: list[Attempt] = field(default_factory=list)
@@ -118,7 +121,7 @@ class Trial:
                 output, errors = driver.communicate(timeout=_TICK)
                 break
             driver = self._tick(driver, begin, cluster)
-            if not has_hung and time.monotonic() - begin > _DRIVER_SECONDS:
+            if not has_hung and time.monotonic() - begin > self.patience:
                 has_hung, self._expected_end = True, False
                 driver.kill()
         code = driver.returncode
@@ -228,7 +231,7 @@ class Trial:
         driver, self._paused = self._paused, None
         send(signal.SIGCONT, driver.pid)
         try:
-            output, errors = driver.communicate(timeout=_DRIVER_SECONDS)
+            output, errors = driver.communicate(timeout=self.patience)
         except subprocess.TimeoutExpired:
             _end(driver)
             return "a driver that was taken over from did not end after it woke"

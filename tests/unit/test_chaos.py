@@ -35,13 +35,13 @@ from pipeline.testing.trial import Attempt, Struck
 
 
 def test_a_seed_is_one_script_and_another_seed_another() -> None:
-    scripts = [draw_script(seed, partitions=8, seconds=5.0) for seed in range(60)]
-    assert scripts == [draw_script(seed, partitions=8, seconds=5.0) for seed in range(60)]
+    scripts = [draw_script(seed, partitions=8, seconds=5.0, cold_seconds=6.0) for seed in range(60)]
+    assert scripts == [draw_script(seed, partitions=8, seconds=5.0, cold_seconds=6.0) for seed in range(60)]
     assert len({script.strikes for script in scripts}) > 50
 
 
 def test_every_kind_of_fault_comes_up_within_as_many_seeds() -> None:
-    scripts = [draw_script(seed, partitions=8, seconds=5.0) for seed in range(100, 100 + len(KINDS))]
+    scripts = [draw_script(seed, partitions=8, seconds=5.0, cold_seconds=6.0) for seed in range(100, 100 + len(KINDS))]
     kinds = {strike.kind for script in scripts for strike in script.strikes}
     assert kinds | {"lifetime"} == set(KINDS)
     assert sum(script.lifetime is not None for script in scripts) == 1
@@ -49,7 +49,7 @@ def test_every_kind_of_fault_comes_up_within_as_many_seeds() -> None:
 
 @given(st.integers(0, 10**9), st.integers(0, 50), st.floats(0.1, 100))
 def test_moments_are_such_as_can_come_in_order(seed: int, partitions: int, seconds: float) -> None:
-    script = draw_script(seed, partitions=partitions, seconds=seconds)
+    script = draw_script(seed, partitions=partitions, seconds=seconds, cold_seconds=2 * seconds)
     for strike in script.strikes:
         moment = strike.moment
         assert 0 <= moment.count <= (seconds if moment.mark == "seconds" else max(1, partitions))
