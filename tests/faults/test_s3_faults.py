@@ -17,23 +17,23 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def proxy(s3: S3) -> Iterator[Proxy]:
-    with proxy_s3(s3.endpoint) as running:
+def proxy(any_s3: S3) -> Iterator[Proxy]:
+    with proxy_s3(any_s3.endpoint) as running:
         yield running
 
 
 @pytest.fixture
-def store(s3: S3, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+def store(any_s3: S3, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
     """A store behind the proxy, whose client tries again as often as ever, but soon."""
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.01)
     retries = {"max_attempts": 4, "mode": "standard"}
-    store = ObjectStore(s3.url(uuid.uuid4().hex), endpoint_url=proxy.endpoint, config_kwargs={"retries": retries})
+    store = ObjectStore(any_s3.url(uuid.uuid4().hex), endpoint_url=proxy.endpoint, config_kwargs={"retries": retries})
     store.fs.retries = 2
     return store
 
 
 @pytest.fixture
-def direct(s3: S3, store: ObjectStore) -> ObjectStore:
+def direct(any_s3: S3, store: ObjectStore) -> ObjectStore:
     """The same place without the proxy."""
     return ObjectStore(store.root)
 
@@ -127,20 +127,20 @@ def test_a_store_that_stays_overloaded_is_a_storage_error(
 
 @pytest.mark.parametrize("size", [3, 51 * MIB], ids=["one request", "multipart"])
 def test_an_upload_whose_end_was_not_answered_counts_once_it_is_there(
-    store: ObjectStore, direct: ObjectStore, proxy: Proxy, s3: S3, size: int
+    store: ObjectStore, direct: ObjectStore, proxy: Proxy, any_s3: S3, size: int
 ) -> None:
     lost = proxy.add("lose reply", "PUT" if size == 3 else "POST", "/out" if size == 3 else "/out.*uploadId=")
     with store.open_output("out") as file:
         file.write(bytes(size))
     assert lost.done == 1
     assert direct.size("out") == size
-    assert s3.pending_uploads() == []
+    assert any_s3.pending_uploads() == []
 
 
 @pytest.mark.parametrize("size", [3, 51 * MIB], ids=["one request", "multipart"])
 @pytest.mark.fault(35)
 def test_an_upload_that_cannot_be_ended_leaves_nothing(
-    store: ObjectStore, direct: ObjectStore, proxy: Proxy, s3: S3, size: int
+    store: ObjectStore, direct: ObjectStore, proxy: Proxy, any_s3: S3, size: int
 ) -> None:
     """Also no multipart upload that would be paid for until somebody finds it."""
     proxy.add("fail", "PUT" if size == 3 else "POST", "/out" if size == 3 else "/out.*uploadId=", times=FOR_EVER)
@@ -152,11 +152,11 @@ def test_an_upload_that_cannot_be_ended_leaves_nothing(
     with pytest.raises(StorageError):
         write()
     assert not direct.exists("out")
-    assert s3.pending_uploads() == []
+    assert any_s3.pending_uploads() == []
 
 
 @pytest.mark.fault(35)
-def test_a_part_that_cannot_be_sent_leaves_nothing(store: ObjectStore, proxy: Proxy, s3: S3) -> None:
+def test_a_part_that_cannot_be_sent_leaves_nothing(store: ObjectStore, proxy: Proxy, any_s3: S3) -> None:
     proxy.add("reset", "PUT", "partNumber=", times=FOR_EVER)
 
     def write() -> None:
@@ -166,5 +166,5 @@ def test_a_part_that_cannot_be_sent_leaves_nothing(store: ObjectStore, proxy: Pr
 
     with pytest.raises(StorageError):
         write()
-    assert s3.pending_uploads() == []
-    assert s3.names(store.root.rpartition("/")[2]) == []
+    assert any_s3.pending_uploads() == []
+    assert any_s3.names(store.root.rpartition("/")[2]) == []

@@ -46,13 +46,13 @@ def reach(environment: dict[str, str | None]) -> None:
 
 
 @pytest.fixture
-def on_s3(client: Client, s3: S3) -> Iterator[S3]:
+def on_s3(client: Client, any_s3: S3) -> Iterator[S3]:
     """The server, reached by driver and workers, and empty."""
-    client.run(reach, s3.environment)
-    yield s3
-    client.run(reach, dict.fromkeys(s3.environment))
-    for key in s3.names():
-        s3.client().delete_object(Bucket=s3.bucket, Key=key)
+    client.run(reach, any_s3.environment)
+    yield any_s3
+    client.run(reach, dict.fromkeys(any_s3.environment))
+    for key in any_s3.names():
+        any_s3.client().delete_object(Bucket=any_s3.bucket, Key=key)
 
 
 @pytest.fixture
@@ -207,6 +207,8 @@ def test_a_store_that_ignores_the_condition_is_refused_before_anything_is_scored
     s3_spec: Make, s3_settings: Settings, settings: Settings, on_s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For the job directory, and for the sink of a job whose directory is elsewhere."""
+    if on_s3.ignored is None:
+        pytest.skip("SeaweedFS cannot be told to ignore a condition")
     monkeypatch.setattr("pipeline.object_store._proven", set())
     before = on_s3.names()
     on_s3.ignored.add("HTTP_IF_NONE_MATCH")
