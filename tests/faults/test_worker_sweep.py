@@ -1,0 +1,91 @@
+"""A worker that dies at every write and every change of the file system while it does a partition, for every k."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import part_file
+from pipeline.digest import digest_bytes
+from pipeline.model import ModelRef
+from pipeline.partition import run_partition
+from pipeline.receipt import Receipt
+from pipeline.recipe import ColumnRule
+from pipeline.registry import resolve
+from pipeline.testing.oracle import FEATURES, make_lake, oracle
+from pipeline.testing.recipes import make_partition, make_recipe
+from pipeline.testing.stores import Crash, Faults, faulty_os
+
+
+def receipts(root: Path) -> list[Receipt]:
+    folder = root / "stages/0/receipts"
+    found = [path for path in folder.glob("*.json") if not path.name.startswith(".")] if folder.exists() else []
+    return [Receipt.from_json(path.read_bytes()) for path in found]
+
+
+@pytest.mark.fault(2, 3)
+def test_wherever_a_worker_dies_the_partition_is_done_once(
+    tmp_path: Path, model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake = make_lake(tmp_path / "lake", rows=(1500, 300), row_group=400)
+    schema = pq.read_schema(lake.files[0]).remove_metadata()
+    version = resolve(ModelRef(str(model_path)))
+    expected = oracle(lake.files, model_path)
+    kept = expected[expected["age"] <= 80].reset_index(drop=True)
+    partition = make_partition(*lake.files)
+    faults = Faults()
+    write = part_file.DigestingFile.write
+
+    def counted(file: part_file.DigestingFile, data: bytes) -> int:
+        # Buffered writes do not go through os.write.
+        faults.step("write")
+        return write(file, data)
+
+    monkeypatch.setattr(part_file.DigestingFile, "write", counted)
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    k, before_receipt, after_receipt = 0, 0, 0
+    while True:
+        root = tmp_path / f"job-{k}"
+        recipe = make_recipe(
+            version, schema, directory=str(root), keep=("id",), features=FEATURES, batch_rows=512,
+            source_rules=(ColumnRule("age", max=80),), fsync=True, row_group_rows=600,
+        )  # fmt: skip
+        faults = Faults(k)
+        with suppress(Crash), faulty_os(faults):
+            run_partition(recipe, partition)
+        is_struck = faults.has_failed
+        left = receipts(root)
+        before_receipt, after_receipt = before_receipt + (not left), after_receipt + bool(left and is_struck)
+        for receipt in left:
+            check(root, receipt, kept)
+        faults = Faults()
+        again = run_partition(recipe, partition)
+        assert [one.attempt for one in receipts(root)] == [again.attempt]
+        assert not left or left[0].attempt == again.attempt, "what was done was done again"
+        check(root, again, kept)
+        if not is_struck:
+            break
+        k += 1
+    assert before_receipt > 15
+    assert after_receipt > 0, "it never died between its receipt and its end"
+
+
+def check(root: Path, receipt: Receipt, kept: object) -> None:
+    """What a receipt names is whole."""
+    assert receipt.rows.is_reconciled
+    for file in (receipt.data, receipt.rejects):
+        assert file is not None
+        assert digest_bytes((root / "stages/0" / file.name).read_bytes()) == file.sha256
+    assert receipt.data is not None
+    table = pq.read_table(root / "stages/0" / receipt.data.name)
+    frame = kept[["id", "prediction"]]  # type: ignore[index]
+    assert table.replace_schema_metadata(None).equals(
+        pa.Table.from_pandas(frame, preserve_index=False)
+        .cast(table.schema.remove_metadata())
+        .replace_schema_metadata(None)
+    )
