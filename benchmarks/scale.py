@@ -1,0 +1,107 @@
+"""What a very large job costs before and after its partitions run: planning, the stored plan, resuming.
+
+    python -m benchmarks.scale [--files 10000] [--groups 100] [--partitions 100000]
+
+Each line is a ratio to what is next to nothing in the same run: reading the same bytes, or the same JSON, without doing anything with them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from benchmarks.nothing import do_nothing
+from benchmarks.tree import peak_bytes
+from pipeline.checkpoint import JobDirectory
+from pipeline.job_record import plan_bytes, read_plan
+from pipeline.model import Feature, ModelVersion
+from pipeline.plan import Limits, Plan, dispatch_order, make_plan
+from pipeline.rows import InputFile, RowGroup
+from pipeline.sources.parquet import Discovery
+from pipeline.spec import JobSpec
+
+SCHEMA = pa.schema([(f"f{number:02d}", pa.float32()) for number in range(28)])
+
+
+def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    begin = time.perf_counter()
+    found = call()
+    return time.perf_counter() - begin, found
+
+
+def discovered(files: int, groups: int) -> Discovery:
+    group = RowGroup(50_000, 50_000 * 28 * 4, 50_000 * 28 * 3)
+    found = tuple(InputFile(f"/lake/{n:06d}.parquet", 1 << 28, f"mtime:{n}", (group,) * groups) for n in range(files))
+    return Discovery(found, SCHEMA, (), tuple(SCHEMA.names))
+
+
+def plan(found: Discovery, *, target_bytes: int) -> Plan:
+    features = tuple(Feature(name) for name in SCHEMA.names)
+    model = ModelVersion("churn", "3", "m.ubj", "d" * 64, "xgboost", 10_000, features, "binary", 1)
+    fields = {"name": "scale", "source": {"path": "/lake"}, "sink": {"path": "/out"}}
+    spec = JobSpec.model_validate({**fields, "steps": [{"score": {"model": "m.ubj"}}]})
+    return make_plan(
+        spec,
+        model=model,
+        discovery=found,
+        frame_schema=SCHEMA,
+        predictions=pa.schema([("prediction", pa.float32())]),
+        limits=Limits(1000, 1, 4 << 30),
+        target_bytes=target_bytes,
+    )
+
+
+def write_receipts(job: JobDirectory) -> None:
+    folder = Path(job.root, "stages/0/receipts")
+    folder.mkdir(parents=True, exist_ok=True)
+    for partition in job.plan.partitions:
+        receipt = replace(do_nothing(job.recipe, partition), worker="node-0001:4242")
+        (folder / f"{partition.id}.json").write_bytes(receipt.to_json())
+
+
+def read_raw(folder: Path) -> int:
+    return sum(len(json.loads(Path(entry.path).read_bytes())) for entry in os.scandir(folder))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", type=int, default=10_000)
+    parser.add_argument("--groups", type=int, default=100, help="row groups of a file")
+    parser.add_argument("--partitions", type=int, default=100_000, help="of the job that is resumed")
+    options = parser.parse_args()
+    count = options.files * options.groups
+    found = discovered(options.files, options.groups)
+    seconds, made = timed(lambda: plan(found, target_bytes=256 << 20))
+    print(f"planning {count:,} row groups in {options.files:,} files: {seconds:.2f} s, {len(made.partitions):,} partitions")
+    seconds, data = timed(lambda: plan_bytes(made))
+    print(f"storing that plan: {seconds:.2f} s, {len(data):,} bytes ({len(data) / count:.1f} a row group)")
+
+    found = discovered(options.partitions, 1)
+    made = plan(found, target_bytes=5_600_000)
+    with tempfile.TemporaryDirectory() as root:
+        job = JobDirectory.create(root, made, job="scale-1", fsync=False)
+        write_receipts(job)
+        raw, _ = timed(lambda: read_raw(Path(job.root, "stages/0/receipts")))
+        again = JobDirectory.open(job.root, fsync=False)
+        opened, stored = timed(lambda: read_plan(again.store))
+        read, receipts = timed(again.receipts)
+        left, todo = timed(lambda: dispatch_order(again.ledger(receipts[:-1]).todo))
+        assert len(stored.partitions) == len(receipts) == options.partitions
+        assert len(todo) == 1
+        print(f"resuming {options.partitions:,} receipts: plan {opened:.2f} s, receipts {read:.2f} s ({read / raw:.1f} × ")
+        print(f"  reading and parsing the same JSON), what is left {left:.2f} s; peak {peak_bytes(os.getpid()) / 1e6:.0f} MB")
+        seconds, manifest = timed(lambda: again.next_manifest(receipts))
+        print(f"the manifest: {seconds:.2f} s, {len(manifest.to_json()):,} bytes")
+
+
+if __name__ == "__main__":
+    main()
