@@ -32,7 +32,8 @@ def work():
     return 1
 
 if __name__ == "__main__":
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster, Client(cluster) as client:
+    place = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0")
+    with place as cluster, Client(cluster) as client:
         assert client.submit(work).result() == 1
         print("done", flush=True)
 """

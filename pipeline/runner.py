@@ -14,7 +14,6 @@ from functools import cached_property
 from types import FrameType
 from typing import Any, TypeVar
 
-from pipeline import graph
 from pipeline.cancel import watched
 from pipeline.checkpoint import JobDirectory, new_job_id
 from pipeline.clusters import open_cluster
@@ -39,8 +38,9 @@ from pipeline.rows import RowCounts
 from pipeline.settings import Settings, load_settings
 from pipeline.sinks import prove, publish
 from pipeline.spec import JobSpec
-from pipeline.stage import Stage
+from pipeline.stage import Stage, load_graph
 from pipeline.stop import Stop, Why
+from pipeline.tasks import read_receipt
 
 logger = logging.getLogger(__name__)
 Ending = TypeVar("Ending")
@@ -243,6 +243,7 @@ class _Driver:
         self._go(Status.PROVISIONING, reason=f"driver {self.lease.epoch} on {self.lease.holder.host} starts")
         plan = self.stage.round.plan
         cluster = cluster_of(plan.spec, settings=self.settings)
+        load_graph()
         with open_cluster(cluster, directory=self.job.root) as client:
             shake_hands(client, flavor=plan.model.flavor, timeout=self.settings.scheduler_timeout)
             if self.stop.is_requested:
@@ -263,7 +264,7 @@ class _Driver:
         return Dispatcher(
             client,
             submit=stage.submit,
-            read=graph.read_receipt,
+            read=read_receipt,
             isolate=stage.isolate,
             split=stage.split,
             relief=stage.relief(client, on_helped=self._helped) if settings.stragglers else None,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import Any
 
-from pipeline import graph
 from pipeline.batch_cache import WorkerClass, recall, remember
 from pipeline.checkpoint import JobDirectory
 from pipeline.dispatch import Divided, Ended
@@ -63,12 +64,12 @@ class Stage:
 
     def submit(self, partitions: Sequence[Partition]) -> list[Any]:
         """One task each."""
-        return graph.tasks(self.recipe, partitions, self.round.plan.versions)
+        return make_tasks(self.recipe, partitions, self.round.plan.versions)
 
     def isolate(self, partitions: Sequence[Partition]) -> list[Any]:
         """One task each, which scores in a process of its own."""
         isolation = Isolation(seconds=self.partition_timeout or ISOLATED_SECONDS)
-        return graph.tasks(self.recipe, partitions, self.round.plan.versions, isolation=isolation)
+        return make_tasks(self.recipe, partitions, self.round.plan.versions, isolation=isolation)
 
     def split(self, partition: Partition, receipt: Receipt | None, *, parts: int = 2) -> Divided | None:
         """Put ``parts`` of nearly equal size in the place of ``partition``, on record before anything of them runs.
@@ -93,7 +94,7 @@ class Stage:
 
     def copy(self, partition: Partition, number: int) -> Any:
         """One more task for a partition; the number makes its key another one."""
-        (task,) = graph.tasks(self.recipe, [partition], self.round.plan.versions, copy=number)
+        (task,) = make_tasks(self.recipe, [partition], self.round.plan.versions, copy=number)
         return task
 
     def learn(self, ended: Ended) -> None:
@@ -102,6 +103,20 @@ class Stage:
             self.batch = self.batch.after_split()
         elif ended.receipt is not None and ended.receipt.batch_rows:
             self.batch = self.batch.after_partition(ended.receipt.batch_rows)
+
+
+def load_graph() -> threading.Thread:
+    """Begin to import what makes tasks of partitions, which takes as long as a worker does to start."""
+    thread = threading.Thread(target=import_module, args=("pipeline.graph",), name="import-graph", daemon=True)
+    thread.start()
+    return thread
+
+
+def make_tasks(*arguments: Any, **options: Any) -> list[Any]:
+    """`pipeline.graph.tasks`, imported when it is first needed."""
+    from pipeline import graph
+
+    return graph.tasks(*arguments, **options)
 
 
 def put_split(job: JobDirectory, of: Round, partition: Partition, cuts: Sequence[int]) -> Receipt:

@@ -1,0 +1,117 @@
+"""What a worker does for a Dask partition: from a frame of fragments to a frame with its receipt, or to scored rows.
+
+Apart from `pipeline.graph`, so that neither workers nor the scheduler import ``dask.dataframe``, which would take them
+longer than all else together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import pandas as pd
+
+from pipeline import evidence
+from pipeline.errors import PipelineError
+from pipeline.isolation import Isolation
+from pipeline.partition import run_partition, scored_frame
+from pipeline.plan import Partition
+from pipeline.receipt import Receipt
+from pipeline.recipe import StageRecipe
+from pipeline.redaction import redact_error
+from pipeline.rows import Fragment
+
+Versions = dict[str, tuple[int, str]]
+"""Path of an input file -> its size in bytes and version, as planned."""
+
+ISOLATED_SHARE = 0.8
+"""Share of the worker's memory limit that the process of an isolated partition may have; it is alone on its worker."""
+
+FRAGMENTS_META = pd.DataFrame(
+    {
+        "partition": pd.Series([], dtype="str"),
+        "path": pd.Series([], dtype="str"),
+        "size": pd.Series([], dtype="int64"),
+        "version": pd.Series([], dtype="str"),
+        "row_start": pd.Series([], dtype="int64"),
+        "row_stop": pd.Series([], dtype="int64"),
+        "group_start": pd.Series([], dtype="int64"),
+        "group_stop": pd.Series([], dtype="int64"),
+        "bytes": pd.Series([], dtype="int64"),
+        "keys": pd.Series([], dtype="object"),
+        "origin": pd.Series([], dtype="str"),
+    }
+)
+
+_FRAGMENT_FIELDS = tuple(field.name for field in fields(Fragment))
+
+RECEIPTS_META = pd.DataFrame(
+    {
+        "partition": pd.Series([], dtype="str"),
+        "rows_in": pd.Series([], dtype="int64"),
+        "out": pd.Series([], dtype="int64"),
+        "rejected": pd.Series([], dtype="int64"),
+        "filtered": pd.Series([], dtype="int64"),
+        "receipt": pd.Series([], dtype="str"),
+    }
+)
+
+
+def read_receipt(frame: pd.DataFrame) -> Receipt:
+    """The receipt in the frame a task of `tasks` returned."""
+    return Receipt.from_json(str(frame["receipt"].iloc[0]).encode(), where="the result of a task")
+
+
+def fragment_frame(partition: Partition, versions: Versions) -> pd.DataFrame:
+    """The fragments of a partition, with size and version of their files as planned."""
+    rows = [
+        (
+            *(partition.id, f.path, *versions[f.path]),
+            *(f.row_start, f.row_stop, f.group_start, f.group_stop, f.bytes, f.keys, f.origin),
+        )
+        for f in partition.fragments
+    ]
+    return pd.DataFrame(rows, columns=list(FRAGMENTS_META.columns))
+
+
+def _read_fragments(frame: pd.DataFrame) -> tuple[Partition, Versions]:
+    rows: Any = frame.to_dict("records")
+    parts = tuple(Fragment(**{name: row[name] for name in _FRAGMENT_FIELDS}) for row in rows)
+    return Partition(rows[0]["partition"], parts), {row["path"]: (row["size"], row["version"]) for row in rows}
+
+
+def receipt_frame(frame: pd.DataFrame, recipe: StageRecipe, isolation: Isolation | None, copy: int) -> pd.DataFrame:
+    """Read, score and write the partition of these fragments; one row, with its receipt.
+
+    :param isolation: score in a process of its own, with these limits.
+    :param copy: makes the key of a task another one; nothing else.
+    """
+    evidence.announce()
+    partition, versions = _read_fragments(frame)
+    if isolation is not None:
+        isolation = replace(isolation, memory=round(ISOLATED_SHARE * evidence.memory_limit()))
+    try:
+        receipt = run_partition(recipe, partition, versions=versions, isolation=isolation)
+    except Exception as error:
+        raise _ready_to_travel(error) from None
+    counts = receipt.rows
+    row = (receipt.partition, counts.rows_in, counts.out, counts.rejected, counts.filtered, receipt.to_json().decode())
+    return pd.DataFrame([row], columns=list(RECEIPTS_META.columns))
+
+
+def score_frame(frame: pd.DataFrame, recipe: StageRecipe) -> pd.DataFrame:
+    """The scored rows of the partition of these fragments."""
+    partition, versions = _read_fragments(frame)
+    try:
+        return scored_frame(recipe, partition, versions=versions)
+    except Exception as error:
+        raise _ready_to_travel(error) from None
+
+
+def _ready_to_travel(error: Exception) -> BaseException:
+    """``error`` as it may leave the worker: without secrets, which Dask would log and send."""
+    masked = redact_error(error)
+    if isinstance(masked, PipelineError):
+        # It says all there is to say. What it came from may not survive the way to the driver, and would take it along.
+        masked.__cause__ = masked.__context__ = None
+    return masked
