@@ -13,16 +13,21 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
-
 from pipeline.errors import SpecError
+from pipeline.mistakes import SpecMistakes
 from pipeline.plan import Limits
 from pipeline.plugins import find_adapter
 from pipeline.settings import Settings, setting_names, with_cluster_file
+from pipeline.strict_yaml import parse_text
 
 BUILT_IN = {
     "local": "pipeline.clusters.local:LocalProcesses",
     "address": "pipeline.clusters.address:ExistingScheduler",
+    "slurm": "pipeline.clusters.jobqueue:Slurm",
+    "pbs": "pipeline.clusters.jobqueue:PBS",
+    "sge": "pipeline.clusters.jobqueue:SGE",
+    "lsf": "pipeline.clusters.jobqueue:LSF",
+    "htcondor": "pipeline.clusters.jobqueue:HTCondor",
 }
 
 DASK_CONFIG: dict[str, Any] = {
@@ -124,10 +129,10 @@ def _candidates(name: str, folders: tuple[str, ...]) -> list[Path]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise SpecError("a cluster file is no YAML", where=str(path), found=str(error)) from error
+    document = parse_text(path.read_text(encoding="utf-8"), name=str(path))
+    if document.mistakes:
+        raise SpecMistakes(list(document.mistakes), name=str(path))
+    config = document.data
     if not isinstance(config, Mapping):
         raise SpecError("a cluster file is no mapping", where=str(path), found=type(config).__name__)
     return {str(key).replace("-", "_"): value for key, value in config.items()}

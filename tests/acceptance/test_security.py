@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import os
 import socket
 import ssl
 import stat
 import sys
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from pipeline.errors import RefusedForSafety, SchedulerLost, SpecError
 from pipeline.settings import load_settings
 from pipeline.testing.held import held_job
 from pipeline.testing.oracle import Lake
+from pipeline.testing.sockets import listening_sockets, process_tree, speaks_plainly
 
 
 @pytest.mark.fault(50, 52)
@@ -34,7 +33,7 @@ def test_a_running_job_listens_on_loopback_only_and_keeps_its_state_private(
     tmp_path: Path, lake: Lake, model_path: Path
 ) -> None:
     with held_job(tmp_path, source=lake.path, model=model_path) as job:
-        sockets = listening(job.process.pid)
+        sockets = listening_sockets(process_tree(job.process.pid))
         check_private(tmp_path / ".pipeline")
     assert len(sockets) >= 4, "scheduler, dashboard and two workers at least: otherwise this looks at the wrong moment"
     for host, port in sockets:
@@ -51,7 +50,7 @@ def test_a_cluster_on_the_network_speaks_tls_only_and_only_with_those_who_hold_i
     (tmp_path / "cluster_configs" / "network.yaml").write_text(yaml.safe_dump({"type": "local", "host": host}))
     options = ("--workers", "2", "--cluster", "network")
     with held_job(tmp_path, source=lake.path, model=model_path, options=options) as job:
-        sockets = listening(job.process.pid)
+        sockets = listening_sockets(process_tree(job.process.pid))
         check_private(tmp_path / ".pipeline")
         parts = {path.name: path for path in job.directory.glob("tls/*/*.pem")}
         assert set(parts) == {"ca.pem", "cert.pem", "key.pem"}
@@ -62,7 +61,7 @@ def test_a_cluster_on_the_network_speaks_tls_only_and_only_with_those_who_hold_i
         on_network = [(ip, port) for ip, port in sockets if not ipaddress.ip_address(ip).is_loopback]
         assert len(on_network) >= 5, "scheduler, two nannies, two workers"
         for ip, port in on_network:
-            assert answers(ip, port, b"GET / HTTP/1.0\r\n\r\n") == b"", f"{ip}:{port} speaks to anybody"
+            assert not speaks_plainly(ip, port), f"{ip}:{port} speaks to anybody"
             assert not lets_in(ip, port, None), f"{ip}:{port} lets in who shows no certificate"
             assert not lets_in(ip, port, forged), f"{ip}:{port} lets in who shows a foreign certificate"
             assert lets_in(ip, port, right)
@@ -94,24 +93,6 @@ def check_clients(address: str, parts: dict[str, Path], forged: Certificates) ->
     assert "certificates" in caught.value.next_step
 
 
-def listening(pid: int) -> list[tuple[str, int]]:
-    """Address and port of every socket on which the process or one below it listens, as the kernel has them."""
-    sockets = set()
-    for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
-        inodes = set()
-        for link in Path(f"/proc/{process.pid}/fd").iterdir():
-            with suppress(OSError):
-                inodes.add(os.readlink(link))
-        for table, size in (("tcp", 4), ("tcp6", 16)):
-            for line in Path(f"/proc/{process.pid}/net/{table}").read_text().splitlines()[1:]:
-                fields = line.split()
-                if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
-                    raw, port = fields[1].split(":")
-                    words = [bytes.fromhex(raw[start : start + 8])[::-1] for start in range(0, 2 * size, 8)]
-                    sockets.add((str(ipaddress.ip_address(b"".join(words))), int(port, 16)))
-    return sorted(sockets)
-
-
 def check_private(folder: Path) -> None:
     for path in (folder, *folder.rglob("*")):
         mode = stat.S_IMODE(path.lstat().st_mode)
@@ -129,18 +110,6 @@ def network_address() -> str:
     if not found:
         pytest.skip("this machine has no network interface but loopback")
     return found[0]
-
-
-def answers(host: str, port: int, question: bytes) -> bytes:
-    """What comes back for a plain text, until the other end hangs up."""
-    with socket.create_connection((host, port), timeout=30) as connection:
-        connection.sendall(question)
-        found = b""
-        with suppress(ConnectionError):
-            while chunk := connection.recv(4096):
-                found += chunk
-    # The record of a TLS alert is all that may be said in the clear.
-    return b"" if found[:1] == b"\x15" else found
 
 
 def lets_in(host: str, port: int, certificates: Certificates | None) -> bool:
