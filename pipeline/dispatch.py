@@ -59,6 +59,8 @@ class Dispatcher:
     policy: Policy = field(default_factory=Policy)
     stop: Stop = field(default_factory=Stop)
     on_ended: Callable[[Ended], None] = lambda ended: None
+    on_look: Callable[[], None] = lambda: None
+    """Called whenever the dispatcher looks at the cluster; what takes long in it delays new partitions."""
     clock: Callable[[], float] = time.monotonic
     tick: float = TICK
     """Seconds to wait for an end before looking at the cluster."""
@@ -293,6 +295,7 @@ class Dispatcher:
 
     def _look(self) -> None:
         """At the clock and at the cluster."""
+        self.on_look()
         self._watch.check(bool(self._flight.attempts or self._waiting or self._suspects))
         self._end_overdue()
         self._relieve()

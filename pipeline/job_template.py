@@ -31,7 +31,7 @@ steps:
   #   dtype_backend: numpy
 
   - score:
-      # A model file: xgboost, JSON or UBJ.
+      # A model file: xgboost, JSON or UBJ. Or a reference to the model registry: models:/churn@champion
       model: model.json
       # Column for each feature of the model, in its order. Default: the model's own feature names.
       # features: [age, plan]
@@ -70,6 +70,10 @@ errors:
 # ${run.date} is the date of submission, UTC (or as run says); ${env:NAME} a variable of the environment.
 # params: {day: "2026-01-01"}
 # run: {date: "2026-01-01"}
+
+# When the model's alias moves before the job has ended: pin (go on with the version it began with, and say so), fail,
+# or restart (score every row again with the new version).
+# model_drift: pin
 
 # Where it runs: local (processes of this machine), a name in cluster_configs/, a file, or the address of a scheduler.
 cluster: local

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
@@ -12,10 +13,10 @@ from pipeline.errors import SpecError
 from pipeline.flavors import read_model
 from pipeline.model import ModelRef, ModelVersion
 from pipeline.prepare import absolute_path
-from pipeline.registry import ModelRegistry, open_registry
+from pipeline.registry import DEFAULT_ROOT, ModelRegistry, open_registry
 from pipeline.registry.built_in import BuiltInRegistry, Facts
 from pipeline.registry.records import AliasRecord, Checked, ModelSummary, RemovalRecord, VersionRecord
-from pipeline.settings import load_settings
+from pipeline.settings import Settings, load_settings
 
 
 class Registry:
@@ -115,6 +116,11 @@ def built_in(registry: ModelRegistry) -> BuiltInRegistry:
             next_step="register with mlflow.xgboost.log_model(…, registered_model_name=…), or name another registry",
         )
     return cast(BuiltInRegistry, registry)
+
+
+def has_registry(settings: Settings) -> bool:
+    """Whether somebody has said where the model registry is, or has begun to fill the one in its usual place."""
+    return settings.registry != DEFAULT_ROOT or Path(DEFAULT_ROOT).is_dir()
 
 
 def model_bytes(model: Any) -> tuple[bytes, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 
@@ -16,6 +16,7 @@ from pipeline.model import ModelRef, ModelVersion
 from pipeline.origins import Candidate, Choice, Rank, choose
 from pipeline.plan import Limits, Plan, make_plan
 from pipeline.registry import resolve
+from pipeline.rows import InputFile
 from pipeline.scoring import frame_schema, prediction_schema
 from pipeline.settings import Settings
 from pipeline.sinks import check
@@ -33,29 +34,38 @@ class Prepared:
     cluster: ClusterAdapter
 
 
-def prepare(spec: JobSpec, *, settings: Settings, job: str = "") -> Prepared:
+def prepare(spec: JobSpec, *, settings: Settings, job: str = "", version: ModelVersion | None = None) -> Prepared:
     """Resolve the model, read the footers, plan, and refuse what cannot run.
 
     :param job: id of the job, when it may be one that has begun already.
+    :param version: the model version, when it is pinned already.
     :raises PipelineError: for anything in the spec, the input or the model that would not work.
     """
-    prepared = draft(spec, settings=settings)
+    prepared = draft(spec, settings=settings, version=version)
     check_output(prepared.plan, settings=settings, job=job)
     return prepared
 
 
-def draft(spec: JobSpec, *, settings: Settings) -> Prepared:
+def draft(
+    spec: JobSpec,
+    *,
+    settings: Settings,
+    version: ModelVersion | None = None,
+    planned: Collection[InputFile] | None = None,
+) -> Prepared:
     """`prepare`, without a look at what is in the sink.
 
+    :param version: the model version, when it is pinned already.
+    :param planned: the only input files to plan, when they were planned before.
     :raises PipelineError: for anything in the spec, the input or the model that would not work.
     """
     spec = absolute(spec)
     use_storage_options(spec.storage)
     cluster = cluster_of(spec, settings=settings)
     limits = cluster.limits()
-    version = resolve_model(spec.score.model, settings=settings)
+    version = version or resolve_model(spec.score.model, settings=settings)
     check_engine(spec.score.engine, version, kind=spec.score.output_spec.kind)
-    discovery = discover(spec.source)
+    discovery = discover(spec.source, planned=planned)
     plan = make_plan(
         spec,
         model=version,

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from pipeline.checkpoint import JobDirectory
+from pipeline.drift import drift_warnings
 from pipeline.errors import PipelineError, StepFailed, TooManyRejects
 from pipeline.ledger import Ledger, RoundSummary
 from pipeline.lifecycle import Status
@@ -15,6 +16,7 @@ from pipeline.plan import Plan, skew
 from pipeline.probe import came_of_estimate
 from pipeline.receipt import GIVEN_UP, EngineUse, Receipt, Seconds
 from pipeline.redaction import redact_values
+from pipeline.rounds import MODEL_DRIFT, Round
 from pipeline.rows import RejectedFile, RowCounts
 from pipeline.run_record import batch_record, straggler_record
 from pipeline.units import format_count
@@ -218,11 +220,18 @@ def make_report(
             *warnings,
             *_reject_warning(rows),
             *_file_warning(ledger.rejected_files),
+            *_restart_warnings(job.rounds()),
+            *drift_warnings(events),
             *_engine_warnings(done),
         ),
         error=error.details() if error else None,
         next=_next(status, job.job, has_rejects=rows.rejected > 0 or bool(ledger.rejected_files)),
     )
+
+
+def _restart_warnings(rounds: Iterable[Round]) -> tuple[str, ...]:
+    moved = [one.record for one in rounds if one.record and one.why == MODEL_DRIFT]
+    return tuple(f"the job started over: {', '.join(record.changes)} (model_drift: restart)" for record in moved)
 
 
 def _spread(plan: Plan, times: Sequence[float]) -> Skew:

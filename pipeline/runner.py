@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from types import FrameType
 from typing import Any, TypeVar
 
+from pipeline.alias_follower import AliasFollower, pinned_version
 from pipeline.cancel import watched
 from pipeline.checkpoint import JobDirectory, new_job_id
 from pipeline.clusters import open_cluster
@@ -59,7 +60,8 @@ def run(
     :raises PipelineError: when the job failed or was interrupted; its directory says why and can be resumed.
     """
     settings = settings or load_settings()
-    prepared = prepare(spec, settings=settings, job=job_id or "")
+    pinned = pinned_version(spec, job=job_id, settings=settings)
+    prepared = prepare(spec, settings=settings, job=job_id or "", version=pinned)
     prove(prepared.plan.spec.sink)
     job = JobDirectory.open_or_create(
         settings.directory,
@@ -160,11 +162,13 @@ class _Driver:
     receipts: dict[tuple[int, str], Receipt] = field(default_factory=dict)
     """By round and partition."""
     started: float = field(default_factory=time.monotonic)
+    stage: Stage = field(init=False)
+    """The partitions of the last round."""
 
     @cached_property
-    def stage(self) -> Stage:
-        """The partitions of the last round."""
-        return Stage(self.job, self.ledger.last, self.settings.partition_timeout)
+    def model(self) -> AliasFollower:
+        """What is done about a model whose alias moves."""
+        return AliasFollower(self.job, self.lease, self.settings, self.stop)
 
     @property
     def ledger(self) -> Ledger:
@@ -174,9 +178,10 @@ class _Driver:
     def drive(self) -> Report:
         """Score what is left, decide, commit, publish."""
         self._read_receipts()
-        todo = self._todo()
-        if todo:
+        self.model.follow(self.ledger)
+        while todo := self._todo():
             self._score(todo)
+            self.model.follow(self.ledger)
         status = self._decide()
         if self.stop.is_cancel:
             raise self.stop.error(self.job.job, left=0)
@@ -196,6 +201,7 @@ class _Driver:
 
     def probe(self, partitions: Sequence[Partition]) -> None:
         """Score those of ``partitions`` that are left."""
+        self.model.is_paused = True
         self._read_receipts()
         wanted = {partition.id for partition in partitions}
         todo = tuple(partition for partition in self._todo() if partition.id in wanted)
@@ -241,6 +247,7 @@ class _Driver:
 
     def _score(self, todo: Sequence[Partition]) -> None:
         self._go(Status.PROVISIONING, reason=f"driver {self.lease.epoch} on {self.lease.holder.host} starts")
+        self.stage = Stage(self.job, self.ledger.last, self.settings.partition_timeout)
         plan = self.stage.round.plan
         cluster = cluster_of(plan.spec, settings=self.settings)
         load_graph()
@@ -256,7 +263,8 @@ class _Driver:
                     self.receipts[receipt.stage, receipt.partition] = receipt
                     if self.lease.is_lost:
                         self.lease.check()
-        if self.stop.is_requested and self._todo():
+        # A model that has moved is for its follower to deal with.
+        if self.stop.is_requested and self.stop.why is not Why.DRIFT and self._todo():
             raise self.stop.error(self.job.job, left=len(self._todo()))
 
     def _dispatcher(self, client: Any) -> Dispatcher:
@@ -277,6 +285,7 @@ class _Driver:
             ),
             stop=self.stop,
             on_ended=self._partition_ended,
+            on_look=partial(self.model.poll, stage.round),
         )
 
     def _decide(self) -> Status:

@@ -22,6 +22,7 @@ from pipeline.spec_parts import (
     Errors,
     JobName,
     MapStep,
+    ModelDrift,
     Name,
     Output,
     ParamName,
@@ -128,6 +129,10 @@ class JobSpec(Part):
     errors: Errors = Errors()
     contract: dict[Name, ColumnContract] = Field(default_factory=dict)
     """Per column; adds to what the model's features ask for."""
+    model_drift: ModelDrift = "pin"
+    """What to do when the model's alias moves to another version before the job has ended. ``pin``: go on with the
+    version it began with, and say so in the report. ``fail``: publish nothing. ``restart``: score every row again with
+    the new version; nothing is published that two versions scored."""
     cluster: Name | None = None
     """A name in ``cluster_configs/``, a file, or the address of a scheduler. Default: ``pipeline.cluster`` of
     ``dask.config``, else ``local``."""

@@ -15,6 +15,7 @@ from pipeline.parameters import PARAM_PATTERN
 from pipeline.references import written_secret
 from pipeline.units import parse_bytes
 
+ModelDrift = Literal["pin", "fail", "restart"]
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 DATE_PATTERN = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"
 _ENTRYPOINT = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$"

@@ -45,6 +45,12 @@ class Stop:
             if self.why is None or _RANK[why] > _RANK[self.why]:
                 self.why, self.reason = why, reason
 
+    def settle(self, why: Why) -> None:
+        """Take back what was asked for that reason, which is dealt with; what outranks it stands."""
+        with self._lock:
+            if self.why is why:
+                self.why, self.reason, self.now = None, "", False
+
     @property
     def is_requested(self) -> bool:
         """Whether anybody has asked."""

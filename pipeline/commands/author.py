@@ -74,32 +74,43 @@ def validate(
         return
     if job_file is None:
         raise click.UsageError("Give the job spec to check, or --schema.")
-    problems = _problems(job_file, overrides, params)
+    problems, warnings = _examine(job_file, overrides, params)
     shown = [error.details() for error in problems]
-    emit({"ok": not problems, "spec": job_file, "problems": shown}, lambda: _verdict(job_file, problems))
+    emit(
+        {"ok": not problems, "spec": job_file, "problems": shown, "warnings": warnings},
+        lambda: _verdict(job_file, problems, warnings),
+    )
     if problems:
         context.exit(problems[0].exit_code)
 
 
-def _verdict(job_file: str, problems: list[PipelineError]) -> str:
+def _verdict(job_file: str, problems: list[PipelineError], warnings: list[str]) -> str:
+    warned = [f"  warning:  {text}" for text in warnings]
     if not problems:
-        return f"{job_file} is ok\n  next:     python -m pipeline plan {job_file}"
-    return "\n\n".join(str(error) for error in problems)
+        return "\n".join([f"{job_file} is ok", *warned, f"  next:     python -m pipeline plan {job_file}"])
+    return "\n".join(["\n\n".join(str(error) for error in problems), *warned])
 
 
-def _problems(job_file: str, overrides: tuple[str, ...], params: tuple[str, ...]) -> list[PipelineError]:
+def _examine(
+    job_file: str, overrides: tuple[str, ...], params: tuple[str, ...]
+) -> tuple[list[PipelineError], list[str]]:
+    """What is wrong with a job spec, and what is only worth a thought."""
+    from pipeline.drift import hard_coded
+    from pipeline.models import has_registry
+
     try:
         loaded = load(job_file, overrides=overrides, params=params)
     except PipelineError as error:
-        return [error]
+        return [error], []
     settings = settings_for(loaded)
+    warning = hard_coded(loaded.spec.score.model, has_registry=has_registry(settings))
     found = []
     for check in _checks(loaded.spec, settings):
         try:
             check()
         except PipelineError as error:
             found.append(error)
-    return found
+    return found, [warning] if warning else []
 
 
 def _checks(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]:

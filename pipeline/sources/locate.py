@@ -7,7 +7,7 @@ import glob
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from pipeline.errors import MissingInput
+from pipeline.errors import InputChanged, MissingInput
 from pipeline.files import is_local_path, local_path, storage_errors
+from pipeline.rows import InputFile
 from pipeline.storage import file_system
 
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -61,6 +62,28 @@ def locate(path: str | Iterable[str], *, base: str | None = None) -> tuple[Locat
         for file in files:
             found.setdefault(file.path, file)
     return tuple(found[name] for name in sorted(found))
+
+
+def relocate(
+    path: str | Iterable[str], planned: Collection[InputFile], *, base: str | None = None
+) -> tuple[Located, ...]:
+    """The files of ``planned``, sorted by path, when they are still what they were.
+
+    :param base: see `locate`.
+    :raises InputChanged: when one is not.
+    """
+    there = {file.path: file for file in locate(path, base=base)}
+    for file in planned:
+        now = there.get(file.path)
+        if now is None or (now.size, now.version) != (file.size, file.version):
+            raise InputChanged(
+                "an input file changed since the job was planned",
+                where=file.path,
+                found="no such file" if now is None else f"{now.size:,} bytes, {now.version}",
+                expected=f"{file.size:,} bytes, {file.version}",
+                next_step="put the planned file back and resume, or start a new job for the new data",
+            )
+    return tuple(there[name] for name in sorted(file.path for file in planned))
 
 
 def current_version(path: str) -> tuple[int, str]:

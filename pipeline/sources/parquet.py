@@ -6,7 +6,7 @@ import difflib
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -19,7 +19,7 @@ from pipeline.errors import SchemaDrift, SpecError
 from pipeline.rows import Fragment, InputFile, RowGroup
 from pipeline.sources.expression import Filter, parse_filter
 from pipeline.sources.footers import Footer, Layout, digest_footer, read_footer
-from pipeline.sources.locate import HIVE_NULL, Located, locate
+from pipeline.sources.locate import HIVE_NULL, Located, locate, relocate
 from pipeline.sources.reader import SourceBatch, read_batches
 from pipeline.sources.types import plain_field, same_kind
 from pipeline.spec import Source
@@ -72,19 +72,28 @@ class Discovery:
         return {file.path: (file.size, file.version) for file in self.files}
 
 
-def discover(source: Source, *, columns: tuple[str, ...] | None = None, threads: int = 16) -> Discovery:
+def discover(
+    source: Source,
+    *,
+    columns: tuple[str, ...] | None = None,
+    planned: Collection[InputFile] | None = None,
+    threads: int = 16,
+) -> Discovery:
     """Find the files of ``source`` and read their footers.
 
+    :param planned: the only files that are wanted, as they were when they were planned; others may have come since.
     :param columns: the only ones that will be needed; default ``source.columns``, and with neither all. Columns that
         are not needed may differ from file to file.
     :param threads: footers that are read at the same time.
     :raises MissingInput: when there is no file.
+    :raises InputChanged: when a file of ``planned`` is gone or another one now.
     :raises CorruptInput: naming a file that is no Parquet file, truncated or encrypted.
     :raises SchemaDrift: naming a file, and a column that another file does not have or has with another type.
     :raises SpecError: when ``source.columns`` or the filter name columns that are not there.
     """
     condition = parse_filter(source.filter) if source.filter is not None else None
-    located = locate(source.path, base=source.base)
+    base = source.base
+    located = locate(source.path, base=base) if planned is None else relocate(source.path, planned, base=base)
     keys = _key_schema(located)
     first = read_footer(located[0])
     common = _CommonSchema(located[0], first, keys=keys, needed=_needed(source, columns, condition))

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import dask.config
 import pytest
 from click.testing import CliRunner
 
@@ -281,3 +282,25 @@ def test_a_rollback_from_the_command_line(tmp_path: Path, filled: BuiltInRegistr
 def test_usage_of_commands(arguments: tuple[str, ...], tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["models", *arguments, "--registry", str(tmp_path)])
     assert result.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [("models:/churn/1", "names version 1 by its number"), ("m.ubj", "is a file"), ("models:/churn@champion", "")],
+)
+def test_validate_warns_of_versions_that_are_written_down(
+    model: str, words: str, filled: BuiltInRegistry, models: list[bytes], tmp_path: Path
+) -> None:
+    (tmp_path / "m.ubj").write_bytes(models[0])
+    path = str(tmp_path / "m.ubj") if model == "m.ubj" else model
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        f"name: churn\nsource: {{path: lake/}}\nsteps:\n  - score: {{model: '{path}'}}\nsink: {{path: out/}}\n"
+    )
+    with dask.config.set({"pipeline.registry": filled.root}):
+        result = CliRunner().invoke(main, ["validate", str(job), "--json"])
+        text = CliRunner().invoke(main, ["validate", str(job)])
+    found = json.loads(result.stdout)
+    assert found["ok"], found
+    assert [words in warning for warning in found["warnings"]] == ([True] if words else [])
+    assert ("warning:" in text.stdout) == bool(words)

@@ -1,0 +1,320 @@
+"""An alias that moves while a job runs, or before its resume: what is published is of one version, by the policy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import runner
+from pipeline.checkpoint import JobDirectory
+from pipeline.drift import MAX_RESTARTS
+from pipeline.errors import ModelChanged, ModelError, PipelineError, SpecError, StorageError
+from pipeline.events import Callback, PartitionEnded
+from pipeline.jobs import find_job
+from pipeline.registry.built_in import BuiltInRegistry, Facts
+from pipeline.report import Report
+from pipeline.runner import resume, run
+from pipeline.settings import Settings
+from pipeline.spec import JobSpec
+from pipeline.testing.oracle import FEATURES, Lake, make_lake, make_table, oracle, train_model
+from pipeline.verify import verify
+
+CHAMPION = "models:/churn@champion"
+Make = Callable[..., JobSpec]
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two models over the same features, and one that needs fewer."""
+    from pipeline.flavors.xgboost_train import train
+
+    folder = tmp_path_factory.mktemp("models")
+    frame = make_table(3000, seed=9).select(FEATURES[:2]).to_pandas()
+    settings = {"objective": "binary:logistic", "max_depth": 3, "seed": 1}
+    return [
+        train_model(folder / "one.ubj", rounds=4),
+        train_model(folder / "two.ubj", rounds=7),
+        train(frame, (frame["age"] > 40).astype("float32"), path=folder / "few.ubj", params=settings, rounds=5),
+    ]
+
+
+@pytest.fixture
+def registry(tmp_path: Path, models: list[Path]) -> BuiltInRegistry:
+    """``churn`` in three versions; ``champion`` is the first."""
+    registry = BuiltInRegistry(str(tmp_path / "models"))
+    for model in models:
+        registry.register("churn", model.read_bytes(), Facts())
+    registry.set_alias("churn", "champion", 1)
+    return registry
+
+
+@pytest.fixture
+def settings(settings: Settings, registry: BuiltInRegistry) -> Settings:
+    return replace(settings, registry=registry.root, drift_poll=0.001)
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    return make_lake(tmp_path / "lake", rows=(4000, 3000, 3000, 2000, 1000, 3000), row_group=500)
+
+
+@pytest.fixture
+def spec(make_spec: Make) -> Callable[[str], JobSpec]:
+    return lambda policy: make_spec(model_drift=policy, score={"model": CHAMPION})
+
+
+class Mover(Callback):
+    """Does something when that many partitions are done."""
+
+    def __init__(self, *moves: Callable[[], object], after: int = 2) -> None:
+        self.moves = list(moves)
+        self.after = after
+        self.done = 0
+
+    def on_partition(self, event: PartitionEnded) -> None:
+        self.done += event.outcome == "done"
+        if self.moves and self.done >= self.after:
+            self.done = 0
+            self.moves.pop(0)()
+
+
+def to(registry: BuiltInRegistry, number: int) -> Callable[[], object]:
+    return lambda: registry.set_alias("churn", "champion", number)
+
+
+def versions(folder: Path) -> set[str]:
+    """The model versions that published files name."""
+    found = [json.loads(pq.read_schema(file).metadata[b"pipeline.model"]) for file in folder.glob("*.parquet")]
+    assert all(one["uri"] == f"models:/churn/{one['version']}" for one in found)
+    return {one["version"] for one in found}
+
+
+def assert_is_of(report: Report, job: JobDirectory, version: int, lake: Lake, model: Path, **options: Any) -> None:
+    out = Path(report.output)
+    assert versions(out) == {str(version)}
+    found = pd.concat([pq.read_table(file).to_pandas() for file in sorted(out.glob("*.parquet"))], ignore_index=True)
+    expected = oracle(lake.files, model, **options)
+    pd.testing.assert_frame_equal(found.sort_values("id", ignore_index=True), expected, check_exact=True)
+    assert report.rows.details() == {"in": lake.rows, "out": lake.rows, "rejected": 0, "filtered": 0}
+    assert report.model["version"] == str(version)
+    manifest = job.manifest()
+    assert manifest is not None
+    assert manifest.model.version == str(version)
+    proof = verify(job)
+    assert proof.ok, proof.checks
+
+
+def last(settings: Settings) -> JobDirectory:
+    return find_job(settings.directory, "@last")
+
+
+def test_pin_goes_on_and_says_so(
+    spec: Callable[[str], JobSpec], settings: Settings, registry: BuiltInRegistry, lake: Lake, models: list[Path]
+) -> None:
+    report = run(spec("pin"), settings=settings, callbacks=[Mover(to(registry, 2))])
+    assert_is_of(report, last(settings), 1, lake, models[0])
+    assert report.status == "SUCCEEDED"
+    assert [text for text in report.warnings if "moved" in text] == [
+        f"{CHAMPION} moved from version 1 to version 2 while the job ran: every row was scored with version 1 "
+        "(model_drift: pin)"
+    ]
+    (event,) = [one for one in last(settings).events() if one["event"] == "drift"]
+    assert (event["reference"], event["pinned"], event["found"]) == (CHAMPION, "1", "2")
+    assert len(last(settings).rounds()) == 1
+
+
+def test_fail_publishes_nothing_until_the_alias_is_back(
+    spec: Callable[[str], JobSpec],
+    settings: Settings,
+    registry: BuiltInRegistry,
+    lake: Lake,
+    models: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(ModelChanged) as caught:
+        run(spec("fail"), settings=settings, callbacks=[Mover(to(registry, 2))])
+    assert caught.value.exit_code == 5
+    assert (caught.value.found, caught.value.expected[:9]) == ("version 2", "version 1")
+    assert not (tmp_path / "out").exists()
+    job = last(settings)
+    assert job.status() == "FAILED"
+    before = {receipt.partition: receipt.attempt for receipt in job.receipts()}
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "open_cluster", lambda *_, **__: pytest.fail("workers were asked for"))
+        with pytest.raises(ModelChanged):
+            resume("@last", settings=settings)
+    registry.rollback("churn", "champion")
+    report = resume("@last", settings=settings)
+    assert_is_of(report, job, 1, lake, models[0])
+    after = {receipt.partition: receipt.attempt for receipt in job.receipts()}
+    assert {name: after[name] for name in before} == before, "what was done is not done again"
+
+
+def test_restart_scores_everything_with_the_new_version(
+    spec: Callable[[str], JobSpec], settings: Settings, registry: BuiltInRegistry, lake: Lake, models: list[Path]
+) -> None:
+    def move() -> None:
+        registry.set_alias("churn", "champion", 2)
+        # What comes in the meantime is none of this job's.
+        pq.write_table(make_table(100, seed=1, start=1_000_000), lake.path / "part-late.parquet")
+
+    report = run(spec("restart"), settings=settings, callbacks=[Mover(move)])
+    job = last(settings)
+    assert_is_of(report, job, 2, lake, models[1])
+    assert "the job started over: models:/churn@champion: version 1 -> 2 (model_drift: restart)" in report.warnings
+    assert [one.why for one in job.rounds()] == ["plan", "model drift"]
+    assert job.store.list("stages/0/receipts"), "something had been scored with the old version"
+    assert {receipt.model for receipt in job.receipts(stage=1)} == {job.rounds()[1].plan.model.digest}
+
+
+def test_an_alias_that_comes_back(
+    spec: Callable[[str], JobSpec], settings: Settings, registry: BuiltInRegistry, lake: Lake, models: list[Path]
+) -> None:
+    report = run(spec("restart"), settings=settings, callbacks=[Mover(to(registry, 2), to(registry, 1))])
+    assert_is_of(report, last(settings), 1, lake, models[0])
+    assert len(last(settings).rounds()) == 3
+
+
+def test_an_alias_that_never_rests(
+    spec: Callable[[str], JobSpec], settings: Settings, registry: BuiltInRegistry, tmp_path: Path
+) -> None:
+    def move() -> None:
+        version = last(settings).rounds()[-1].plan.model.version
+        registry.set_alias("churn", "champion", 2 if version == "1" else 1)
+
+    with pytest.raises(ModelChanged, match="more often than the job can be done"):
+        run(spec("restart"), settings=settings, callbacks=[Mover(*[move] * 1000, after=1)])
+    assert not (tmp_path / "out").exists()
+    assert len(last(settings).rounds()) == 1 + MAX_RESTARTS
+
+
+def test_a_new_version_may_need_other_columns(
+    make_spec: Make, settings: Settings, registry: BuiltInRegistry, lake: Lake, models: list[Path]
+) -> None:
+    spec = make_spec(model_drift="restart", score={"model": CHAMPION})
+    report = run(spec, settings=settings, callbacks=[Mover(to(registry, 3))])
+    assert_is_of(report, last(settings), 3, lake, models[2], features=FEATURES[:2])
+
+
+def test_a_new_version_that_does_not_fit_the_input(
+    make_spec: Make, settings: Settings, registry: BuiltInRegistry, lake: Lake, models: list[Path], tmp_path: Path
+) -> None:
+    spec = make_spec(
+        source={"path": str(lake.path), "columns": ["id", "age", "balance"]},
+        model_drift="restart",
+        score={"model": CHAMPION},
+    )
+    registry.set_alias("churn", "champion", 3)
+    with pytest.raises(SpecError, match="leaves out a column"):
+        run(spec, settings=settings, callbacks=[Mover(to(registry, 1))])
+    assert not (tmp_path / "out").exists()
+    registry.set_alias("churn", "champion", 3)
+    report = resume("@last", settings=settings)
+    assert versions(tmp_path / "out") == {"3"}
+    assert report.rows.out == lake.rows
+    assert len(last(settings).rounds()) == 1
+
+
+@pytest.mark.parametrize(("policy", "version"), [("pin", 1), ("restart", 2)])
+def test_an_alias_that_moved_before_the_resume(
+    policy: str,
+    version: int,
+    spec: Callable[[str], JobSpec],
+    settings: Settings,
+    registry: BuiltInRegistry,
+    lake: Lake,
+    models: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "decide_status", _raise(StorageError("on purpose")))
+        with pytest.raises(StorageError):
+            run(spec(policy), settings=settings, job_id="moved")
+    registry.set_alias("churn", "champion", 2)
+    report = run(spec(policy), settings=settings, job_id="moved")
+    assert_is_of(report, last(settings), version, lake, models[version - 1])
+    assert any("version 1 " in text and " 2" in text for text in report.warnings)
+
+
+def test_a_commit_is_final(
+    spec: Callable[[str], JobSpec],
+    settings: Settings,
+    registry: BuiltInRegistry,
+    lake: Lake,
+    models: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "publish", _raise(StorageError("on purpose")))
+        with pytest.raises(StorageError):
+            run(spec("restart"), settings=settings)
+    registry.set_alias("churn", "champion", 2)
+    assert_is_of(resume("@last", settings=settings), last(settings), 1, lake, models[0])
+
+
+def test_the_same_bytes_under_another_number_are_no_move(
+    spec: Callable[[str], JobSpec], settings: Settings, registry: BuiltInRegistry, lake: Lake, models: list[Path]
+) -> None:
+    again = registry.register("churn", models[0].read_bytes(), Facts(), again=True).record.version
+    report = run(spec("fail"), settings=settings, callbacks=[Mover(to(registry, again))])
+    assert_is_of(report, last(settings), 1, lake, models[0])
+
+
+@pytest.fixture
+def broken(registry: BuiltInRegistry) -> Iterator[Callable[[], None]]:
+    """Takes the records of the alias away; they are back afterwards."""
+    records = {name: registry.store.read(f"churn/aliases/champion/{name}") for name in ("1.json",)}
+
+    def take() -> None:
+        for name in records:
+            registry.store.remove(f"churn/aliases/champion/{name}")
+
+    yield take
+    for name, data in records.items():
+        registry.store.put_if_absent(f"churn/aliases/champion/{name}", data)
+
+
+def test_a_registry_that_is_gone_does_not_stop_what_is_pinned(
+    spec: Callable[[str], JobSpec],
+    settings: Settings,
+    broken: Callable[[], None],
+    lake: Lake,
+    models: list[Path],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("WARNING", logger="pipeline")
+    report = run(spec("pin"), settings=settings, callbacks=[Mover(broken)])
+    assert_is_of(report, last(settings), 1, lake, models[0])
+    assert "cannot be told" in caplog.text
+
+
+def test_a_registry_that_is_gone_stops_a_commit_that_depends_on_it(
+    spec: Callable[[str], JobSpec],
+    settings: Settings,
+    registry: BuiltInRegistry,
+    broken: Callable[[], None],
+    lake: Lake,
+    models: list[Path],
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(ModelError):
+        run(spec("fail"), settings=settings, callbacks=[Mover(broken)])
+    assert not (tmp_path / "out").exists()
+    registry.set_alias("churn", "champion", 1)
+    report = resume("@last", settings=settings, callbacks=[Mover(lambda: pytest.fail("scored again"), after=1)])
+    assert_is_of(report, last(settings), 1, lake, models[0])
+
+
+def _raise(error: PipelineError) -> Callable[..., Any]:
+    def call(*_: object, **__: object) -> Any:
+        raise error
+
+    return call

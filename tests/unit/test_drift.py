@@ -1,0 +1,165 @@
+"""Model drift: what a move is, what is said of it, and how a registry is asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from pipeline.drift import LONGEST_WAIT, AliasWatch, Move, drift_warnings, hard_coded, move_of
+from pipeline.errors import ModelError
+from pipeline.model import Feature, ModelRef, ModelVersion
+from pipeline.registry.records import VersionRecord
+from pipeline.stop import Stop, Why
+
+CHAMPION = "models:/churn@champion"
+
+
+def pinned(version: int = 3, digest: str = "d3") -> ModelVersion:
+    return ModelVersion(
+        "churn", str(version), "uri", digest, "xgboost", 1, (Feature("x"),), "binary", 1, registry="somewhere"
+    )
+
+
+def record(version: int, digest: str = "") -> VersionRecord:
+    return VersionRecord("churn", version, digest, 1, "file", "xgboost", "binary", "", 1, 1, ())
+
+
+@dataclass
+class Registry:
+    """One whose alias the test moves, or that is out of order."""
+
+    version: int = 3
+    digest: str = "d3"
+    is_down: bool = False
+    asked: int = 0
+    opened: list[str] = field(default_factory=list)
+
+    def open(self, root: str, **options: Any) -> Registry:
+        self.opened.append(root)
+        return self
+
+    def lookup(self, ref: ModelRef) -> VersionRecord:
+        self.asked += 1
+        if self.is_down:
+            raise ModelError("out of order")
+        return record(self.version, self.digest)
+
+
+@dataclass
+class Clock:
+    now: float = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def watch(registry: Registry, clock: Clock, *, seconds: float = 30.0) -> AliasWatch:
+    return AliasWatch(CHAMPION, seconds=seconds, clock=clock, open=registry.open)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("found", "moved"),
+    [
+        (record(3, "d3"), False),
+        (record(4, "d4"), True),
+        (record(4, "d3"), False),
+        (record(3, ""), False),
+        (record(4, ""), True),
+        (record(2, "d2"), True),
+    ],
+)
+def test_a_move_is_to_another_version_with_other_bytes(found: VersionRecord, moved: bool) -> None:
+    move = move_of(pinned(), found, reference=CHAMPION)
+    assert (move is not None) == moved
+    if move is not None:
+        assert move == Move(CHAMPION, "3", str(found.version))
+        assert move.said == f"{CHAMPION} moved from version 3 to version {found.version}"
+
+
+def test_the_registry_is_asked_when_it_is_time_to() -> None:
+    registry, clock = Registry(), Clock()
+    alias = watch(registry, clock)
+    for seconds, asked in [(0, 0), (29, 0), (1, 1), (1, 1), (29, 2)]:
+        clock.now += seconds
+        assert alias.poll(pinned()) is None
+        assert registry.asked == asked
+    registry.version, registry.digest = 4, "d4"
+    clock.now += 30
+    assert alias.poll(pinned()) == Move(CHAMPION, "3", "4")
+    assert registry.opened == ["somewhere"], "where the version was resolved, whatever the settings say now"
+
+
+def test_without_polling_it_is_looked_at_only_on_demand() -> None:
+    registry, clock = Registry(version=4, digest="d4"), Clock()
+    alias = watch(registry, clock, seconds=0)
+    clock.now += 1e6
+    assert alias.poll(pinned()) is None
+    assert alias.look(pinned()) is not None
+
+
+def test_a_registry_that_is_down_is_asked_less_and_less_often(caplog: pytest.LogCaptureFixture) -> None:
+    registry, clock = Registry(is_down=True), Clock()
+    alias = watch(registry, clock)
+    times = []
+    for _ in range(3600):
+        clock.now += 1
+        before = registry.asked
+        assert alias.poll(pinned()) is None
+        times += [clock.now] if registry.asked > before else []
+    gaps = [later - earlier for earlier, later in pairwise(times)]
+    assert gaps == sorted(gaps)
+    assert (gaps[0], gaps[-1]) == (60, LONGEST_WAIT)
+    assert "out of order" in caplog.text
+    with pytest.raises(ModelError):
+        alias.look(pinned())
+    registry.is_down = False
+    clock.now += LONGEST_WAIT
+    assert alias.poll(pinned()) is None
+    clock.now += 30
+    asked = registry.asked
+    alias.poll(pinned())
+    assert registry.asked == asked + 1, "as often as before, once it answers"
+
+
+def test_the_report_says_what_was_gone_on_in_spite_of() -> None:
+    event = {"event": "drift", "reference": CHAMPION, "pinned": "3", "found": "4"}
+    assert drift_warnings([{"event": "status"}, event, event]) == (
+        f"{CHAMPION} moved from version 3 to version 4 while the job ran: every row was scored with version 3 "
+        "(model_drift: pin)",
+    )
+
+
+def test_the_error_says_how_to_go_back() -> None:
+    error = Move(CHAMPION, "3", "4").error()
+    assert error.exit_code == 5
+    assert "python -m pipeline models alias churn champion 3" in error.next_step
+
+
+@pytest.mark.parametrize(
+    ("reference", "has_registry", "word"),
+    [
+        ("models:/churn/3", False, "version 3 by its number"),
+        ("models:/churn@champion", True, ""),
+        ("churn.ubj", True, "is a file"),
+        ("churn.ubj", False, ""),
+    ],
+)
+def test_a_hard_coded_version_is_worth_a_warning(reference: str, has_registry: bool, word: str) -> None:
+    warning = hard_coded(reference, has_registry=has_registry)
+    assert word in warning
+    assert bool(warning) == bool(word)
+
+
+def test_a_request_to_stop_is_taken_back_unless_it_was_outranked() -> None:
+    stop = Stop()
+    stop.request(Why.DRIFT, reason="moved", now=True)
+    stop.settle(Why.DRIFT)
+    assert not stop.is_requested
+    assert not stop.now
+    stop.request(Why.DRIFT)
+    stop.request(Why.SIGNAL, signal_number=15)
+    stop.settle(Why.DRIFT)
+    assert stop.why is Why.SIGNAL
