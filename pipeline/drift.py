@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.errors import ModelChanged, PipelineError
@@ -125,6 +125,7 @@ class AliasWatch:
         self._clock = clock
         self._open = open
         self._registries: dict[str, ModelRegistry] = {}
+        self._digests: dict[int, str] = {}
         self._looked = clock()
 
     def look(self, pinned: ModelVersion) -> Move | None:
@@ -136,7 +137,16 @@ class AliasWatch:
         registry = self._registries.get(pinned.registry)
         if registry is None:
             registry = self._registries[pinned.registry] = self._open(pinned.registry, cache=self._cache)
-        return move_of(pinned, registry.lookup(self._ref), reference=self.reference)
+        found = registry.lookup(self._ref)
+        if not found.digest and str(found.version) != pinned.version:
+            found = replace(found, digest=self._digest(registry, found))
+        return move_of(pinned, found, reference=self.reference)
+
+    def _digest(self, registry: ModelRegistry, found: VersionRecord) -> str:
+        """The digest of a version whose registry does not know it: from the file, which is fetched once."""
+        if found.version not in self._digests:
+            self._digests[found.version] = registry.resolve(ModelRef(found.uri)).digest
+        return self._digests[found.version]
 
     def poll(self, pinned: ModelVersion) -> Move | None:
         """`look`, when it is time to; a registry that cannot say is asked again, less and less often."""

@@ -18,7 +18,7 @@ from pipeline.registry.records import AliasRecord, ModelSummary, VersionRecord
 from pipeline.storage import check_url
 
 DEFAULT_ROOT = ".pipeline/models"
-_DATABASES = ("sqlite://", "postgresql://", "postgresql+", "mysql://", "mysql+", "mssql://", "mssql+", "databricks")
+_DATABASES = ("sqlite://", "postgresql://", "postgresql+", "mysql://", "mysql+", "mssql://", "mssql+", "databricks://")
 
 
 class ModelRegistry(Protocol):
@@ -84,7 +84,7 @@ def open_registry(root: str, *, cache: str = "") -> ModelRegistry:
 
 def is_mlflow(root: str) -> bool:
     """Whether ``root`` means an MLflow registry."""
-    return root == "mlflow" or root.startswith(("mlflow+", *_DATABASES))
+    return root in ("mlflow", "databricks") or root.startswith(("mlflow+", *_DATABASES))
 
 
 def resolve(ref: ModelRef, *, registry: str = DEFAULT_ROOT, cache: str = "") -> ModelVersion:

@@ -12,6 +12,7 @@ holds pyarrow back.
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ import yaml
 
 from pipeline.digest import digest_bytes
 from pipeline.errors import InfrastructureError, ModelError, PipelineError, SpecError
-from pipeline.files import check_name, is_local_path, local_path, open_store
+from pipeline.files import check_name, local_path, open_store
 from pipeline.flavors import detect_bytes, find_flavor, read_model
 from pipeline.model import ModelRef, ModelVersion
 from pipeline.registry.records import AliasRecord, ModelSummary, VersionRecord, describe
@@ -34,6 +35,8 @@ _ABSENT = {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE"}
 _QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 """A look that is repeated every few seconds must not wait minutes for a server that is gone, as is MLflow's default."""
 _FLAVOR = "xgboost"
+_ON_DISK = re.compile(r"(?:file:(?://)?)?(?P<path>(?![A-Za-z][A-Za-z0-9+.-]*:/).*)", re.DOTALL)
+"""A path, or a ``file:`` URL; not ``mlflow-artifacts:/1/models``, ``runs:/…`` or ``s3://…``."""
 
 
 class MLflowRegistry:
@@ -126,8 +129,8 @@ class MLflowRegistry:
 
     def _model_file(self, folder: str, record: VersionRecord) -> tuple[str, bytes]:
         """Path or URL that workers can read, and the bytes, of the xgboost file in an MLflow model's folder."""
-        if is_local_path(folder):
-            base = local_path(folder)
+        if (on_disk := _ON_DISK.fullmatch(folder)) is not None:
+            base = local_path(on_disk["path"])
             uri = str(base / _data_file(read_model(str(base / "MLmodel")), where=record.uri))
             return uri, read_model(uri)
         with tempfile.TemporaryDirectory() as scratch:
@@ -212,7 +215,7 @@ def _data_file(described: bytes, *, where: str) -> str:
         flavors = dict(yaml.safe_load(described)["flavors"])
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise _not_scorable(where, f"{type(error).__name__}: {error}") from error
-    if "data" not in flavors.get(_FLAVOR, {}):
+    if not isinstance(flavors.get(_FLAVOR), dict) or "data" not in flavors[_FLAVOR]:
         raise _not_scorable(where, f"the flavors {', '.join(flavors)}")
     return check_name(str(flavors[_FLAVOR]["data"]))
 

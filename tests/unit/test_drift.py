@@ -138,6 +138,23 @@ def test_the_error_says_how_to_go_back() -> None:
     assert "python -m pipeline models alias churn champion 3" in error.next_step
 
 
+def test_a_registry_that_knows_no_digests_is_asked_for_the_file_once() -> None:
+    registry, clock = Registry(version=4, digest=""), Clock()
+    resolved: list[str] = []
+
+    def resolve(ref: ModelRef) -> ModelVersion:
+        resolved.append(ref.text)
+        return pinned(4, "d3" if ref.version == 4 else "d5")
+
+    registry.resolve = resolve  # type: ignore[attr-defined]
+    alias = watch(registry, clock)
+    assert alias.look(pinned()) is None, "the same bytes under another number"
+    assert alias.look(pinned()) is None
+    registry.version = 5
+    assert alias.look(pinned()) == Move(CHAMPION, "3", "5")
+    assert resolved == ["models:/churn/4", "models:/churn/5"]
+
+
 @pytest.mark.parametrize(
     ("reference", "has_registry", "word"),
     [
