@@ -20,12 +20,14 @@ from distributed import Client
 
 from pipeline import graph
 from pipeline.errors import InputChanged, OutputExists, PipelineError, StorageError, UnsafeStore
+from pipeline.events import Callback, PartitionEnded
 from pipeline.jobs import find_job, list_jobs
+from pipeline.registry.built_in import BuiltInRegistry, Facts
 from pipeline.runner import resume, run
 from pipeline.settings import Settings
 from pipeline.sinks import publish
 from pipeline.spec import JobSpec
-from pipeline.testing.oracle import Lake, oracle
+from pipeline.testing.oracle import Lake, oracle, train_model
 from pipeline.testing.s3 import S3, SECRET
 from pipeline.testing.s3_proxy import proxy_s3
 from pipeline.verify import verify
@@ -129,6 +131,29 @@ def test_a_job_on_s3_equals_the_oracle_and_keeps_its_secrets(
     }
     for name, artefact in artefacts.items():
         assert SECRET.encode() not in artefact, f"the secret is in the {name}"
+
+
+def test_a_registry_on_s3_whose_alias_moves(
+    s3_settings: Settings, s3_spec: Make, on_s3: S3, lake: Lake, model_path: Path, tmp_path: Path
+) -> None:
+    registry = BuiltInRegistry(on_s3.url("models"))
+    other = train_model(tmp_path / "other.ubj", rounds=5)
+    for path in (model_path, other):
+        registry.register("churn", path.read_bytes(), Facts())
+    registry.set_alias("churn", "champion", 1)
+
+    class Mover(Callback):
+        def on_partition(self, event: PartitionEnded) -> None:
+            registry.set_alias("churn", "champion", 2)
+
+    spec = s3_spec(steps=[{"score": {"model": "models:/churn@champion"}}], model_drift="restart")
+    settings = replace(s3_settings, registry=registry.root, drift_poll=0.01)
+    report = run(spec, settings=settings, callbacks=[Mover()])
+    assert report.model["version"] == "2"
+    found = published(on_s3).sort_values("id", ignore_index=True)
+    pd.testing.assert_frame_equal(found, expected(lake, other), check_exact=True)
+    assert verify(find_job(settings.directory, "@last")).ok
+    assert SECRET.encode() not in everything_stored(on_s3)
 
 
 def test_an_interrupted_job_on_s3_is_gone_on_with(
