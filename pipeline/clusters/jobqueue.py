@@ -26,11 +26,11 @@ from pipeline.clusters.local import thread_environment
 from pipeline.clusters.network import LOOPBACK, check_dashboard, is_loopback
 from pipeline.clusters.tls import Certificates, certificates_in
 from pipeline.errors import InfrastructureError, NoWorkers, SpecError
-from pipeline.files import is_local_path
+from pipeline.files import LocalStore, is_local_path, local_path
 from pipeline.plan import Limits
 from pipeline.settings import Settings
 
-LOG_FOLDER = "logs"
+LOG_FOLDER = "logs/workers"
 """Folder of the job directory for what the jobs print."""
 CLOSING_SECONDS = 60.0
 """What a worker may need between the end of its lifetime and the end of its job."""
@@ -219,7 +219,10 @@ class BatchSystem:
         prologue = [*self._environment(), *options.pop("job_script_prologue", ())]
         named = {self.queue_key: self.queue, self.account_key: self.account}
         if directory and is_local_path(directory):
-            named["log_directory"] = f"{directory}/{LOG_FOLDER}"
+            folder = local_path(directory) / LOG_FOLDER
+            # Made here: the batch system would make it as the umask says.
+            LocalStore(folder.parent, private=True).make_folder(folder)
+            named["log_directory"] = str(folder)
         if self.walltime_key:
             named[self.walltime_key] = self.clock(self._seconds("walltime"))
         return {
@@ -266,7 +269,7 @@ class BatchSystem:
                 "no job of the batch system has begun to work",
                 where=f"type: {self.name.lower()}",
                 found=f"0 of {self._jobs()} after {self.wait}",
-                next_step="look at the queue and at logs/ in the job directory, then resume; or raise wait",
+                next_step="look at the queue and at logs/workers/ in the job directory, then resume; or raise wait",
             ) from error
 
 

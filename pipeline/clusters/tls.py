@@ -137,6 +137,13 @@ def certificates_from(ca: str | None, cert: str | None, key: str | None, *, wher
 
 
 def _readable(text: str, *, where: str) -> str:
+    if "\n" in text:
+        raise SpecError(
+            "a certificate or key is written out where a reference belongs",
+            where=where,
+            expected="a path, file:PATH or env:NAME",
+            next_step="put it into a file that only you can read",
+        )
     found = resolve_reference(text, where=where)
     if "\n" in found:
         return found

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Protocol
 
 from pipeline.errors import InfrastructureError, PipelineError, StorageError
+from pipeline.redaction import redact
 from pipeline.trigger_parts import Trigger
 from pipeline.triggers import arrivals
 from pipeline.triggers.arrivals import ArrivedFile
@@ -134,7 +135,7 @@ def _act(state: State, jobs: Jobs) -> list[Entry]:
             logger.warning("the job of %s could not be submitted yet: %s", one.firing.id, error)
         except PipelineError as error:
             logger.warning("there is no job of %s: %s", one.firing.id, error)
-            done.append(Entry("ended", id=one.firing.id, status=REFUSED, reason=" ".join(str(error).split())))
+            done.append(Entry("ended", id=one.firing.id, status=REFUSED, reason=" ".join(redact(str(error)).split())))
     return done
 
 

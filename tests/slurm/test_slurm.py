@@ -105,6 +105,7 @@ def state(slurm: dict[str, str], job: str) -> str:
     return fields["JobState"]
 
 
+@pytest.mark.fault(1, 16, 50)
 def test_a_job_outlives_cancelled_workers_and_walltimes(
     slurm: dict[str, str], site: Path, lake: Lake, model_path: Path
 ) -> None:
@@ -124,7 +125,7 @@ def test_a_job_outlives_cancelled_workers_and_walltimes(
         wait_until(lambda: len(running(slurm, but={first, second})) == 2, what="both are replaced", seconds=180)
     assert jobs(slurm) == {}, "all jobs are released with the cluster"
     assert not (job.directory / "tls").exists()
-    assert list((job.directory / "logs").glob("*.out"))
+    assert list((job.directory / "logs" / "workers").glob("*.out"))
     result = pq.read_table(site / "out").to_pandas()
     pd.testing.assert_frame_equal(result, oracle(lake.files, model_path), check_exact=True)
     assert verify(JobDirectory.open(job.directory)).ok

@@ -56,6 +56,7 @@ def test_every_example_makes_a_job_script(name: str, tmp_path: Path) -> None:
         assert "--preload pipeline.clusters.worker_setup" in text
         # 4 hours less 5 minutes of stagger and a minute to close.
         assert "--lifetime 14040s --lifetime-stagger 300s" in text
+        assert name == "htcondor" or "--death-timeout 60" in text
         assert "DASK_DISTRIBUTED__WORKER__MEMORY__SPILL=False" in text
         assert "OMP_NUM_THREADS=1" in text
         assert f"--nthreads {system.limits().threads} " in text
@@ -68,7 +69,7 @@ def test_every_example_makes_a_job_script(name: str, tmp_path: Path) -> None:
         }
         for line in asked[name]:
             assert line in text
-        assert name == "htcondor" or str(tmp_path / "logs") in text
+        assert name == "htcondor" or str(tmp_path / "logs" / "workers") in text
 
 
 def test_limits_are_known_before_anything_is_submitted() -> None:

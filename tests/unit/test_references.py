@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline import redaction, storage
+from pipeline.clusters.tls import certificates_from
 from pipeline.errors import SpecError
 from pipeline.references import resolve_options, resolve_reference, written_secret
 from pipeline.spec import JobSpec
@@ -102,3 +103,13 @@ def test_a_secret_in_a_job_spec_is_refused_and_not_repeated() -> None:
 def test_a_beginning_is_that_of_a_url() -> None:
     with pytest.raises(SpecError, match="how a URL begins"):
         spec(storage={"lake": {"anon": True}})
+
+
+def test_a_key_is_referred_to_and_not_written_out(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("x")
+    key = "-----BEGIN PRIVATE KEY-----\nMIIE\n-----END PRIVATE KEY-----\n"
+    with pytest.raises(SpecError, match="reference") as caught:
+        certificates_from(str(tmp_path / "ca.pem"), str(tmp_path / "ca.pem"), key, where="tls://host:1")
+    assert "MIIE" not in str(caught.value)
+    with pytest.raises(SpecError, match="no such certificate file"):
+        certificates_from(str(tmp_path / "ca.pem"), str(tmp_path / "ca.pem"), "/not/there", where="tls://host:1")
