@@ -67,6 +67,18 @@ def _gather(futures: Mapping[str, Any], *, deadline: float) -> dict[str, dict[st
     for address, future in futures.items():
         try:
             answers[address] = future.result(timeout=max(0.01, deadline - time.monotonic()))
+        except (ImportError, RuntimeError) as error:
+            # The scheduler, which takes a task in first, says so in other words than a worker.
+            if isinstance(error, RuntimeError) and "deserialization" not in str(error):
+                raise
+            cause = error.__cause__ or error
+            raise EnvMismatch(
+                "scheduler or workers cannot import what this job needs",
+                where=f"worker {address}",
+                found=f"{type(cause).__name__}: {cause}",
+                expected="this package and all that it imports, as the driver has them",
+                next_step="install the same packages for all of them, then resume",
+            ) from error
         except TimeoutError:
             logger.warning("worker %s has not answered in time; it imports with its first task", address)
     return answers

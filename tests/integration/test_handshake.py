@@ -23,3 +23,21 @@ def test_another_version_on_the_workers_is_refused_with_both(client: Client, mon
     assert caught.value.expected == "pyarrow 1.2.3"
     assert caught.value.found == f"pyarrow {real('pyarrow')}"
     assert caught.value.exit_code == 2
+
+
+def test_a_worker_without_a_module_is_refused_with_its_name(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As where the package is not installed: the other side fails while it takes the function in.
+    monkeypatch.setattr(handshake, "warm_up", Missing())
+    with pytest.raises(EnvMismatch, match="cannot import") as caught:
+        handshake.shake_hands(client, flavor="xgboost", timeout=60)
+    assert "not_installed_anywhere" in caught.value.found
+
+
+class Missing:
+    """A function that only this process has."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return __import__, ("not_installed_anywhere",)
+
+    def __call__(self, flavor: str) -> dict[str, str]:
+        return {}
