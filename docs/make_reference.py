@@ -27,6 +27,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "storage": "{'s3://lake': {key: env:LAKE_KEY, secret: env:LAKE_SECRET}}",
         "params": '{day: "2026-01-01", threshold: 0.5}',
         "run": '{date: "2026-01-01"}',
+        "fan_out": "{by: country}",
         "triggers": '[{cron: "30 2 * * *", time_zone: Europe/Berlin}]',
     },
     "Source": {
@@ -75,6 +76,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "compression": "zstd",
     },
     "Errors": {"max_fraction": "0.001"},
+    "FanOut": {"by": "country", "max_parallel": "8", "publish": "each", "max_children": "50"},
     "Run": {"date": '"2026-01-01"'},
     "ColumnContract": {
         "dtype": "int64",

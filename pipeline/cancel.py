@@ -105,6 +105,8 @@ def cancel_job(
             if job.status().is_final:
                 return Cancelling.ENDED
             job.set_status(Status.CANCELLED, reason=request.said)
+            for child in job.children():
+                cancel_job(child, now=now, reason=reason, lease_seconds=lease_seconds)
             return Cancelling.CANCELLED
     except JobLocked:
         # A driver that has taken the job in between holds a higher epoch than the request names.

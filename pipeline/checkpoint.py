@@ -23,15 +23,19 @@ from pipeline.errors import (
 from pipeline.events import StatusChanged
 from pipeline.files import Store, local_path, open_store
 from pipeline.job_record import (
+    CHILDREN,
     PLAN_FILE,
     Clock,
     JobRecord,
     check_job_id,
     check_owner,
+    child_id,
     iso_time,
     new_job_id,
+    parse_event,
     plan_bytes,
     read_plan,
+    record_of,
     same_work,
     utc_now,
 )
@@ -112,6 +116,7 @@ class JobDirectory:
         now: Clock = utc_now,
         first: Status = Status.PLANNED,
         reason: str = "run by hand",
+        parent: JobRecord | None = None,
     ) -> JobDirectory:
         """Make the directory ``<root>/<job>`` for ``plan``. Of several that make the same one, all get the same job.
 
@@ -119,6 +124,7 @@ class JobDirectory:
         :param store: storage of the job's own directory, instead of the one at ``root``.
         :param fsync: see `pipeline.files.open_store`; workers do the same.
         :param first: the status it begins with, for that ``reason``.
+        :param parent: the fan-out whose child it is.
         :raises PlanMismatch: when the job is there with another plan.
         :raises RefusedForSafety: for a bad id, or a folder of another user.
         :raises UnsafeStore: when the storage cannot create a file exclusively.
@@ -127,21 +133,23 @@ class JobDirectory:
         check_owner(store)
         store.prove_exclusive()
         store.put_if_absent(PLAN_FILE, plan_bytes(plan))
-        plan = same_work(read_plan(store), plan, store=store)
+        children, plan = plan.children, same_work(read_plan(store), plan, store=store)
         store.put_if_absent(SPEC_FILE, plan.spec.to_yaml().encode())
-        record = JobRecord(
+        record = record_of(
+            plan,
             job=job,
-            name=plan.spec.name,
             created=iso_time(now()),
-            plan=plan.digest,
-            spec=plan.spec.digest,
-            model={"name": plan.model.name, "version": plan.model.version, "digest": plan.model.digest},
-            rows=sum(file.rows for file in plan.files),
-            partitions=len(plan.partitions),
-            sink=plan.spec.sink.path,
             working_directory=working_directory or os.getcwd(),
             import_paths=import_paths,
+            parent=parent,
         )
+        for child in children or plan.children:
+            # Before the job itself, whose presence means that all of it is there.
+            place = open_store(store.url(f"{CHILDREN}/{child.slug}"), private=True, fsync=fsync)
+            JobDirectory.create(
+                "", child.planned, job=child_id(job, child.slug), store=place, parent=record,
+                working_directory=record.working_directory, import_paths=import_paths, fsync=fsync, now=now,
+            )  # fmt: skip
         if store.put_if_absent(JOB_FILE, record.to_json()):
             directory = JobDirectory(store, record, plan=plan, fsync=fsync, now=now)
             directory.append_event("status", before="", after=str(first), reason=reason)
@@ -247,11 +255,20 @@ class JobDirectory:
         rounds = self.rounds()
         return Ledger(rounds, self.receipts() if receipts is None else receipts)
 
+    def children(self) -> tuple[JobDirectory, ...]:
+        """The jobs of a fan-out, in the order of their values."""
+        if not self.record.children:
+            return ()
+        places = (self.store.url(f"{CHILDREN}/{child.slug}") for child in self.plan.children)
+        return tuple(JobDirectory.open(place, fsync=self.fsync, now=self._now) for place in places)
+
     @property
     def is_ended(self) -> bool:
-        """Whether it succeeded, and no round was opened since."""
+        """Whether it succeeded, and no round was opened since; of a fan-out, in no child either."""
         if not self.status().is_success:
             return False
+        if self.record.children:
+            return all(child.is_ended for child in self.children())
         last = self.manifest()
         return last is not None and last.round == self.rounds()[-1].number
 
@@ -276,7 +293,7 @@ class JobDirectory:
             text = self.store.read(EVENTS_FILE).decode(errors="replace")
         except FileNotFoundError:
             return []
-        return [event for line in text.split("\n") if (event := _parse_event(line)) is not None]
+        return [event for line in text.split("\n") if (event := parse_event(line)) is not None]
 
     def status(self) -> Status:
         """Where the job is in its life: the last status event decides."""
@@ -378,11 +395,3 @@ class JobDirectory:
         except (FileNotFoundError, ValueError):
             return None
         return report if isinstance(report, dict) else None
-
-
-def _parse_event(line: str) -> dict[str, Any] | None:
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return None
-    return event if isinstance(event, dict) and "event" in event else None

@@ -20,6 +20,7 @@ from pipeline.blame import Death, Fact, Ledger, MemoryRanOut, Started, WorkerLef
 from pipeline.errors import PipelineError
 from pipeline.evidence import Evidence
 from pipeline.in_flight import Attempt, Divided, Ended, InFlight
+from pipeline.neighbours import Neighbours
 from pipeline.outcome import Fail, Isolate, Leave, Retry, Split, decide, decide_death, is_blamed, overdue, stuck
 from pipeline.plan import Partition
 from pipeline.receipt import Receipt
@@ -61,6 +62,8 @@ class Dispatcher:
     on_ended: Callable[[Ended], None] = lambda ended: None
     on_look: Callable[[], None] = lambda: None
     """Called whenever the dispatcher looks at the cluster; what takes long in it delays new partitions."""
+    neighbours: Neighbours = field(default_factory=Neighbours)
+    """All dispatchers on this cluster."""
     clock: Callable[[], float] = time.monotonic
     tick: float = TICK
     """Seconds to wait for an end before looking at the cluster."""
@@ -89,6 +92,7 @@ class Dispatcher:
             self.relief.begin(todo)
             self._flight.on_over = self.relief.forget
         evidence = Evidence(self.client, self._inbox.put)
+        self.neighbours.join(self._ledger)
         try:
             while self._waiting or self._later or self._flight.attempts or self._suspects:
                 if self._is_closing():
@@ -100,6 +104,7 @@ class Dispatcher:
             yield from self._take_ready()
         finally:
             evidence.close()
+            self.neighbours.leave(self._ledger)
             self._flight.release()
         if self._failure is not None:
             raise self._failure
@@ -299,9 +304,10 @@ class Dispatcher:
         self._watch.check(bool(self._flight.attempts or self._waiting or self._suspects))
         self._end_overdue()
         self._relieve()
-        if self._ledger.executing or not self._flight.attempts:
+        busy = self.neighbours.busy_workers()
+        if busy or not self._flight.attempts:
             self._watch.moved()
-        gone = {*self._watch.paused(busy=self._ledger.busy_workers()), *self._watch.stalled()}
+        gone = {*self._watch.paused(busy=busy), *self._watch.stalled()}
         self._recycle(gone)
 
     def _end_overdue(self) -> None:
@@ -323,7 +329,7 @@ class Dispatcher:
         if not workers:
             return
         for worker in workers:
-            self._ledger.will_recycle(worker)
+            self.neighbours.will_recycle(worker)
         self._watch.recycle(workers)
 
     # Stragglers

@@ -22,6 +22,7 @@ The tree is grouped by what somebody who handles the error does next; the number
     │   └── ModelError                 5
     │       ├── ModelIntegrity         5
     │       └── ModelChanged           5
+    ├── ChildrenFailed                 5   children of a fan-out did not end well: resume
     ├── ConflictError                  6   somebody or something else holds the place; decide which one stays
     │   ├── JobLocked                  6
     │   ├── Fenced                     6
@@ -199,6 +200,12 @@ class ModelIntegrity(ModelError):
 
 class ModelChanged(ModelError):
     """The model reference resolves to another version than the one that was pinned."""
+
+
+class ChildrenFailed(PipelineError):
+    """Children of a fan-out did not end well. Its exit code is that of the first of them."""
+
+    exit_code = 5
 
 
 class ConflictError(PipelineError):

@@ -115,10 +115,15 @@ class _Handler(logging.Handler):
     def __init__(self, file: LogFile) -> None:
         super().__init__(logging.INFO)
         self.file = file
+        thread = threading.current_thread()
+        # Beside the main thread several drivers may be at work, each for one child of a fan-out.
+        self.only = None if thread is threading.main_thread() else thread.ident
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
         if record.name.partition(".")[0] in LIBRARIES and record.levelno < logging.WARNING:
+            return
+        if self.only not in (None, record.thread):
             return
         fields = {
             "time": iso_time(datetime.fromtimestamp(record.created, UTC)),

@@ -8,6 +8,7 @@ import os
 import re
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -32,6 +33,8 @@ __all__ = [
 
 PLAN_FILE = "plan.parquet"
 _JOB_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
+CHILDREN = "children"
+"""Folder of a fan-out's job directory, in which those of its children lie."""
 
 
 def new_job_id(name: str, *, now: datetime, entropy: str) -> str:
@@ -53,6 +56,14 @@ def check_job_id(job: str) -> str:
             next_step="choose such an id, or leave --job out to get a new one",
         )
     return job
+
+
+_OF_FAMILIES = ("children", "parent", "publishes", "holds_back")
+
+
+def child_id(parent: str, slug: str) -> str:
+    """The job id of a child of a fan-out."""
+    return f"{parent}.{slug}"
 
 
 @dataclass(frozen=True)
@@ -77,10 +88,21 @@ class JobRecord:
     """Folder that relative paths of the spec start from."""
     import_paths: tuple[str, ...] = ()
     """Folders in which the modules of the steps are looked for."""
+    children: int = 0
+    """How many children it has; it is a fan-out then."""
+    parent: str = ""
+    """Job id of the fan-out whose child it is."""
+    publishes: bool = True
+    """False: it is published with the other children, by its parent."""
+    holds_back: bool = False
+    """Whether it is a fan-out that publishes its children only when all are ready to."""
 
     def to_json(self) -> bytes:
-        """As stored, with a schema version."""
-        return json.dumps({"schema_version": 1, **asdict(self)}, indent=1).encode() + b"\n"
+        """As stored, with a schema version; what only a fan-out and its children have is left out of others."""
+        record = asdict(self)
+        if not self.children and not self.parent:
+            record = {name: value for name, value in record.items() if name not in _OF_FAMILIES}
+        return json.dumps({"schema_version": 1, **record}, indent=1).encode() + b"\n"
 
     @staticmethod
     def from_json(data: bytes, *, where: str) -> JobRecord:
@@ -101,6 +123,38 @@ class JobRecord:
                 expected="the JSON that was written when the job was made",
                 next_step="restore the file, or run the job spec again as a new job",
             ) from error
+
+
+def record_of(
+    plan: Plan,
+    *,
+    job: str,
+    created: str,
+    working_directory: str,
+    import_paths: tuple[str, ...],
+    parent: JobRecord | None = None,
+) -> JobRecord:
+    """The record of a new job.
+
+    :param parent: that of the fan-out whose child it is.
+    """
+    return JobRecord(
+        job=job,
+        name=plan.spec.name,
+        created=created,
+        plan=plan.digest,
+        spec=plan.spec.digest,
+        model={"name": plan.model.name, "version": plan.model.version, "digest": plan.model.digest},
+        rows=plan.rows,
+        partitions=len(plan.partitions) + sum(child.partitions for child in plan.children),
+        sink=plan.spec.sink.path,
+        working_directory=working_directory,
+        import_paths=import_paths,
+        children=len(plan.children),
+        parent=parent.job if parent else "",
+        publishes=parent is None or not parent.holds_back,
+        holds_back=plan.spec.fan_out is not None and plan.spec.fan_out.publish == "all",
+    )
 
 
 def plan_bytes(plan: Plan) -> bytes:
@@ -160,3 +214,12 @@ def same_work(stored: Plan, wanted: Plan, *, store: Store) -> Plan:
         expected=f"plan {wanted.digest[:12]}",
         next_step="run the job spec as a new job, or undo the change and resume",
     )
+
+
+def parse_event(line: str) -> dict[str, Any] | None:
+    """One line of ``events.jsonl``; None for one that a crash cut short."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and "event" in event else None

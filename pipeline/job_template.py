@@ -75,6 +75,10 @@ errors:
 # or restart (score every row again with the new version).
 # model_drift: pin
 
+# One job for each value of a partition key or column of the source, or of a list. ${fan_out.value} puts the value into
+# any text above. publish: all (once every job is ready to) or each.
+# fan_out: {by: country, max_parallel: 4, publish: all, max_children: 1000}
+
 # Where it runs: local (processes of this machine), a name in cluster_configs/, a file, or the address of a scheduler.
 cluster: local
 

@@ -25,6 +25,8 @@ class JobSummary:
     record: JobRecord
     status: Status
     directory: str
+    children: tuple[JobSummary, ...] = ()
+    """Of a fan-out."""
 
     def details(self) -> dict[str, Any]:
         """As JSON output shows it."""
@@ -38,19 +40,24 @@ class JobSummary:
             "rows": record.rows,
             "output": record.sink,
             "directory": self.directory,
+            "children": [child.details() for child in self.children],
         }
 
 
 def list_jobs(root: str | os.PathLike[str]) -> tuple[JobSummary, ...]:
     """All jobs under ``root``, newest first. What cannot be read as a job is logged and left out."""
     directories = _directories(root, open_store(root).list_folders())
-    summaries = (JobSummary(one.record, one.status(), one.root) for one in directories)
+    summaries = (_summary(one) for one in directories)
     return tuple(sorted(summaries, key=lambda one: (one.record.created, one.record.job), reverse=True))
+
+
+def _summary(job: JobDirectory) -> JobSummary:
+    return JobSummary(job.record, job.status(), job.root, tuple(_summary(child) for child in job.children()))
 
 
 def find_job(root: str | os.PathLike[str], name: str) -> JobDirectory:
     """The job that ``name`` means: ``@last``, its id, any prefix of the id that no other job has, or the path of its
-    directory.
+    directory. A child of a fan-out is named by what names its parent, a dot, and any prefix of the rest of its id.
 
     :raises SpecError: when there is none, or more than one.
     """
@@ -65,7 +72,39 @@ def find_job(root: str | os.PathLike[str], name: str) -> JobDirectory:
         return found[0]
     if len(found) == 1 and name:
         return found[0]
+    if not found and (child := _find_child(root, name, folders)) is not None:
+        return child
     raise _no_such_job(root, name, found, folders)
+
+
+def parent_of(job: JobDirectory) -> JobDirectory:
+    """The fan-out whose child ``job`` is."""
+    place = job.root.rstrip("/").rpartition("/")[0].rpartition("/")[0]
+    return JobDirectory.open(place, fsync=job.fsync)
+
+
+def _find_child(root: str | os.PathLike[str], name: str, folders: Sequence[str]) -> JobDirectory | None:
+    """The child that ``name`` means: ids have dots of their own, so that each may be the one before the child's part.
+
+    :raises SpecError: when it begins the ids of several children.
+    """
+    for position in [place for place, character in enumerate(name) if character == "."]:
+        before, part = name[:position], name[position + 1 :]
+        parents = [one for one in folders if before == LAST or one.startswith(before)]
+        if before in folders:
+            parents = [before]
+        found = [one for one in _directories(root, parents) if one.record.children]
+        found.sort(key=lambda one: (one.record.created, one.job), reverse=True)
+        if not found or (len(found) > 1 and before != LAST):
+            continue
+        children = found[0].children()
+        exact = [child for child in children if child.job == f"{found[0].job}.{part}"]
+        near = exact or [child for child in children if child.job.startswith(f"{found[0].job}.{part}")]
+        if len(near) == 1:
+            return near[0]
+        if near:
+            raise _no_such_job(root, name, near, folders)
+    return None
 
 
 def _directories(root: str | os.PathLike[str], folders: Sequence[str]) -> list[JobDirectory]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from pipeline.errors import StateCorrupt
+from pipeline.errors import Cancelled, Interrupted, StateCorrupt
 
 
 class Status(StrEnum):
@@ -18,6 +18,8 @@ class Status(StrEnum):
     """Waiting for workers."""
     RUNNING = "RUNNING"
     """Partitions are being scored."""
+    SCORED = "SCORED"
+    """A child of a fan-out: every partition is done, and its parent publishes it once all others are as far."""
     PUBLISHING = "PUBLISHING"
     """The manifest is committed; the sink takes the output over."""
     SUCCEEDED = "SUCCEEDED"
@@ -37,7 +39,7 @@ class Status(StrEnum):
     @property
     def is_final(self) -> bool:
         """Whether no driver works on the job, and none will unless somebody asks for it."""
-        return self.is_success or self in _ENDS
+        return self.is_success or self in _ENDS or self is Status.SCORED
 
     @property
     def is_active(self) -> bool:
@@ -47,23 +49,25 @@ class Status(StrEnum):
 
 _ACTIVE = frozenset({Status.PROVISIONING, Status.RUNNING, Status.PUBLISHING})
 _ENDS = frozenset({Status.FAILED, Status.CANCELLED, Status.INTERRUPTED})
+_GOES_ON = _ACTIVE | _ENDS | {Status.SCORED}
 
 # A driver that was killed leaves the status it was in; the next one starts over at PROVISIONING (or PUBLISHING, when
 # the manifest is there), which is why every active status may go to each of these. A job that ended without success
 # goes on when it is resumed, and back to QUEUED when it is submitted again. One that succeeded with warnings goes on
 # when what it left out is tried again.
 TRANSITIONS: dict[Status, frozenset[Status]] = {
-    Status.PLANNED: _ACTIVE | _ENDS | {Status.QUEUED},
-    Status.QUEUED: _ACTIVE | _ENDS,
-    Status.PROVISIONING: _ACTIVE | _ENDS,
+    Status.PLANNED: _GOES_ON | {Status.QUEUED},
+    Status.QUEUED: _GOES_ON,
+    Status.PROVISIONING: _GOES_ON,
     # A probe scores a few partitions, and leaves the job planned.
-    Status.RUNNING: _ACTIVE | _ENDS | {Status.PLANNED},
-    Status.PUBLISHING: _ACTIVE | _ENDS | {Status.SUCCEEDED, Status.SUCCEEDED_WITH_WARNINGS},
-    Status.FAILED: _ACTIVE | _ENDS | {Status.QUEUED},
-    Status.CANCELLED: _ACTIVE | _ENDS | {Status.QUEUED},
-    Status.INTERRUPTED: _ACTIVE | _ENDS | {Status.QUEUED},
+    Status.RUNNING: _GOES_ON | {Status.PLANNED},
+    Status.SCORED: _GOES_ON,
+    Status.PUBLISHING: _GOES_ON | {Status.SUCCEEDED, Status.SUCCEEDED_WITH_WARNINGS},
+    Status.FAILED: _GOES_ON | {Status.QUEUED},
+    Status.CANCELLED: _GOES_ON | {Status.QUEUED},
+    Status.INTERRUPTED: _GOES_ON | {Status.QUEUED},
     Status.SUCCEEDED: frozenset(),
-    Status.SUCCEEDED_WITH_WARNINGS: _ACTIVE | _ENDS,
+    Status.SUCCEEDED_WITH_WARNINGS: _GOES_ON,
 }
 
 
@@ -79,3 +83,10 @@ def check_transition(before: Status, after: Status) -> Status:
             expected=" or ".join(sorted(TRANSITIONS[before])) or "no further change",
         )
     return after
+
+
+def status_after(error: BaseException) -> Status:
+    """The status of a job whose run ended like that."""
+    if isinstance(error, Cancelled):
+        return Status.CANCELLED
+    return Status.INTERRUPTED if isinstance(error, (Interrupted, KeyboardInterrupt)) else Status.FAILED

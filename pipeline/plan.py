@@ -205,6 +205,10 @@ class PlanSummary:
             "skew": {"before": round(self.skew_before, 3), "after": round(self.skew_after, 3)},
             "batch_rows": self.batch_rows,
             "memory": {"task": self.task_memory, "worker": self.worker_memory, "limit": self.limits.memory},
+            "children": [
+                {**child.details(), "output": child.planned.spec.sink.path, "model": child.planned.model.name}
+                for child in self.plan.children
+            ],
             "cluster": {"workers": self.limits.workers, "threads": self.limits.threads},
             "output": {
                 "path": sink.path,
@@ -230,19 +234,21 @@ class PlanSummary:
 
 
 def plan_summary(plan: Plan, limits: Limits) -> PlanSummary:
-    """The figures of ``plan`` beside those of the cluster."""
+    """The figures of ``plan`` beside those of the cluster; of a fan-out, of all children together."""
+    parts = [child.planned for child in plan.children] or [plan]
+    partitions = [partition for part in parts for partition in part.partitions]
     return PlanSummary(
         rows=plan.rows,
-        pruned_rows=plan.pruned_rows,
-        bytes=sum(partition.bytes for partition in plan.partitions),
-        files=len(plan.files),
-        partitions=len(plan.partitions),
-        skew_before=skew([file.rows for file in plan.files]),
-        skew_after=skew([partition.rows for partition in plan.partitions]),
-        batch_rows=plan.batch_rows,
-        task_memory=plan.task_memory,
-        worker_memory=plan.worker_memory(limits),
-        output_bytes=plan.row_bytes_out * (plan.rows - plan.pruned_rows),
+        pruned_rows=sum(part.pruned_rows for part in parts),
+        bytes=sum(partition.bytes for partition in partitions),
+        files=sum(len(part.files) for part in parts),
+        partitions=len(partitions),
+        skew_before=skew([file.rows for part in parts for file in part.files]),
+        skew_after=skew([partition.rows for partition in partitions]),
+        batch_rows=max(part.batch_rows for part in parts),
+        task_memory=max(part.task_memory for part in parts),
+        worker_memory=max(part.worker_memory(limits) for part in parts),
+        output_bytes=sum(part.row_bytes_out * (part.rows - part.pruned_rows) for part in parts),
         plan=plan,
         limits=limits,
     )

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipeline.errors import StateCorrupt
 from pipeline.model import Feature, ModelVersion
-from pipeline.planned import Partition, Plan
+from pipeline.planned import ChildPlan, Partition, Plan
 from pipeline.recipe import ColumnRule
 from pipeline.rows import Fragment, InputFile, RejectedFile, RowGroup
 from pipeline.spec import JobSpec
@@ -88,6 +88,7 @@ def plan_from_table(table: pa.Table) -> Plan:
             workers=record.get("workers", 1),
             may_use_trees=record.get("may_use_trees", False),
             rejected_files=tuple(rejected_file(one) for one in record.get("rejected_files", ())),
+            children=tuple(ChildPlan(**child) for child in record.get("children", ())),
             **{name: _as_tuple(record[name]) for name in _PLAIN},
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
@@ -112,6 +113,7 @@ def _record(plan: Plan) -> dict[str, Any]:
         "workers": plan.workers,
         "may_use_trees": plan.may_use_trees,
         "rejected_files": [asdict(file) for file in plan.rejected_files],
+        **({"children": [child.details() for child in plan.children]} if plan.children else {}),
         **{name: getattr(plan, name) for name in _PLAIN},
     }
 

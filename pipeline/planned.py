@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import cached_property
+from typing import Any
 
 from pipeline.digest import digest_json
 from pipeline.errors import DoesNotFit
@@ -49,6 +50,37 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class ChildPlan:
+    """What the plan of a fan-out says of one child."""
+
+    slug: str
+    """Names its folder, and ends its job id."""
+    value: str | int | float | bool | None
+    matching: int | None
+    """Rows of the source that have the value; None where values are a list."""
+    rows: int
+    """Rows of its input files."""
+    partitions: int
+    work: str
+    """`Plan.work_digest` of its plan."""
+    cut: str
+    """`Plan.digest` of its plan."""
+    plan: Plan | None = field(default=None, repr=False, compare=False)
+    """Its plan, while it is made; later it is read from the child's own directory."""
+
+    @property
+    def planned(self) -> Plan:
+        """Its plan, which is there as long as the fan-out is being made."""
+        if self.plan is None:
+            raise ValueError(f"the plan of child {self.slug} is in its own directory")
+        return self.plan
+
+    def details(self) -> dict[str, Any]:
+        """As it is stored, and JSON output shows it."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "plan"}
+
+
+@dataclass(frozen=True)
 class Plan:
     """A job spec, a model version and input files, cut into partitions."""
 
@@ -84,11 +116,13 @@ class Plan:
     """Whether workers may start the tree engine, so that ``task_memory`` has room for it; in no digest either."""
     rejected_files: tuple[RejectedFile, ...] = ()
     """Files of the source that were set aside, by path; none of them is in ``files``."""
+    children: tuple[ChildPlan, ...] = ()
+    """Of a fan-out, which has no files and partitions of its own."""
 
     @property
     def rows(self) -> int:
         """All rows of the input, filtered ones too."""
-        return sum(file.rows for file in self.files)
+        return sum(file.rows for file in self.files) + sum(child.rows for child in self.children)
 
     @property
     def rows_per_worker(self) -> int:
@@ -121,6 +155,7 @@ class Plan:
                 "schemas": [self.source_schema.hex(), self.output_schema.hex()],
                 "rules": [self.source_rules, self.score_rules],
                 "scored": [self.features, self.keep, self.outputs],
+                "children": [[child.slug, child.value, child.work] for child in self.children],
             }
         )
 
@@ -131,6 +166,8 @@ class Plan:
         for partition in self.partitions:
             ranges = [(part.path, part.row_start, part.row_stop) for part in partition.fragments]
             seen.update(json.dumps([partition.id, ranges]).encode() + b"\n")
+        for child in self.children:
+            seen.update(json.dumps([child.slug, child.cut]).encode() + b"\n")
         return seen.hexdigest()
 
     def recipe(
@@ -186,7 +223,7 @@ class Plan:
 
         :raises DoesNotFit: with what is needed and what there is.
         """
-        if limits.memory <= 0:
+        if limits.memory <= 0 or self.children:
             return
         needed, usable = self.worker_memory(limits), int(USABLE * limits.memory)
         if needed <= usable:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pyarrow as pa
 
 from pipeline.clusters import ClusterAdapter, find_cluster, site_settings
+from pipeline.family_plan import Planner, plan_family
+from pipeline.fan_out import PLACEHOLDER
 from pipeline.files import is_local_path, local_path
 from pipeline.flavors.outlook import check_engine
+from pipeline.job_record import child_id
 from pipeline.model import ModelRef, ModelVersion
 from pipeline.origins import Candidate, Choice, Rank, choose
 from pipeline.plan import Limits, Plan, make_plan
@@ -21,7 +25,7 @@ from pipeline.scoring import frame_schema, prediction_schema
 from pipeline.settings import Settings
 from pipeline.sinks import check
 from pipeline.sources import Discovery, discover, sample_batch
-from pipeline.spec import JobSpec
+from pipeline.spec import JobSpec, Sink
 from pipeline.storage import use_storage_options
 
 
@@ -59,23 +63,61 @@ def draft(
     :param planned: the only input files to plan, when they were planned before.
     :raises PipelineError: for anything in the spec, the input or the model that would not work.
     """
-    spec = absolute(spec)
     use_storage_options(spec.storage)
     cluster = cluster_of(spec, settings=settings)
-    limits = cluster.limits()
-    version = version or resolve_model(spec.score.model, settings=settings)
-    check_engine(spec.score.engine, version, kind=spec.score.output_spec.kind)
-    discovery = discover(spec.source, planned=planned)
-    plan = make_plan(
-        spec,
-        model=version,
-        discovery=discovery,
-        frame_schema=_frame_schema(spec, discovery=discovery, settings=settings),
-        predictions=prediction_schema(version, spec.score.output_spec),
-        limits=limits,
-    )
-    plan.validate(limits)
-    return Prepared(plan, limits, cluster)
+    drafting = _Drafting(settings, cluster.limits(), version, planned)
+    if spec.fan_out is not None:
+        plan = plan_family(absolute(spec), Planner(drafting.discover, drafting.plan))
+    else:
+        plan = drafting.plan(spec, drafting.discover(spec))
+    return Prepared(plan, drafting.limits, cluster)
+
+
+@dataclass
+class _Drafting:
+    """How jobs are planned here. What several need is found once."""
+
+    settings: Settings
+    limits: Limits
+    version: ModelVersion | None = None
+    planned: Collection[InputFile] | None = None
+    models: dict[str, ModelVersion] = field(default_factory=dict)
+    schemas: dict[tuple[Any, bytes], pa.Schema] = field(default_factory=dict)
+    """Schemas after the ``map`` steps, by these and the schema before them."""
+
+    def discover(self, spec: JobSpec) -> Discovery:
+        """The files of the source of ``spec``."""
+        return discover(absolute(spec).source, planned=self.planned)
+
+    def plan(self, spec: JobSpec, discovery: Discovery) -> Plan:
+        """The plan of one job over what was found.
+
+        :raises PipelineError: for anything that would not work.
+        """
+        spec = absolute(spec)
+        version = self.version or self._model(spec.score.model)
+        check_engine(spec.score.engine, version, kind=spec.score.output_spec.kind)
+        plan = make_plan(
+            spec,
+            model=version,
+            discovery=discovery,
+            frame_schema=self._frame_schema(spec, discovery),
+            predictions=prediction_schema(version, spec.score.output_spec),
+            limits=self.limits,
+        )
+        plan.validate(self.limits)
+        return plan
+
+    def _frame_schema(self, spec: JobSpec, discovery: Discovery) -> pa.Schema:
+        key = spec.maps, discovery.schema.serialize().to_pybytes()
+        if key not in self.schemas:
+            self.schemas[key] = _frame_schema(spec, discovery=discovery, settings=self.settings)
+        return self.schemas[key]
+
+    def _model(self, text: str) -> ModelVersion:
+        if text not in self.models:
+            self.models[text] = resolve_model(text, settings=self.settings)
+        return self.models[text]
 
 
 def check_output(plan: Plan, *, settings: Settings, job: str = "") -> None:
@@ -83,6 +125,11 @@ def check_output(plan: Plan, *, settings: Settings, job: str = "") -> None:
 
     :param job: id of the job, when it may have begun to publish already.
     """
+    for child in plan.children:
+        if child.plan is not None:
+            check_output(child.plan, settings=settings, job=child_id(job, child.slug) if job else "")
+    if plan.children:
+        return
     check(
         plan.spec.sink,
         sources=source_paths(plan.spec),
@@ -131,6 +178,12 @@ def settings_of(spec: JobSpec, *, settings: Settings) -> Settings:
     return site_settings(name, settings=settings, folders=settings.import_paths)
 
 
+def first_sink(plan: Plan) -> Sink:
+    """The sink of a plan; of a fan-out that of its first child."""
+    first = plan.children[0].plan if plan.children else None
+    return (first or plan).spec.sink
+
+
 def absolute(spec: JobSpec) -> JobSpec:
     """``spec`` with local paths made absolute, so that the job means the same from every folder."""
     record = spec.to_dict()
@@ -140,7 +193,7 @@ def absolute(spec: JobSpec) -> JobSpec:
         record["source"]["base"] = absolute_path(spec.source.base)
     record["sink"]["path"] = absolute_path(spec.sink.path)
     for step in record["steps"]:
-        if "score" in step and ModelRef.parse(step["score"]["model"]).is_file:
+        if "score" in step and ModelRef.parse(step["score"]["model"].replace(PLACEHOLDER, "x")).is_file:
             step["score"]["model"] = absolute_path(step["score"]["model"])
     return JobSpec.model_validate(record)
 
@@ -162,8 +215,8 @@ def importable(folders: Sequence[str]) -> Iterator[None]:
 
 
 def absolute_path(path: str) -> str:
-    """``path`` made absolute when it is a local one; URLs stay."""
-    return str(local_path(path)) if is_local_path(path) else path
+    """``path`` made absolute when it is a local one; URLs stay, and what is a path of its own for each child."""
+    return str(local_path(path)) if is_local_path(path) and not path.startswith(PLACEHOLDER) else path
 
 
 def _frame_schema(spec: JobSpec, *, discovery: Discovery, settings: Settings) -> pa.Schema:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -83,6 +84,8 @@ def summarise(job: JobDirectory, *, examples: int = EXAMPLES, reason: str = "*")
     :param reason: the only reasons wanted, such as ``contract:*``; ``*`` and ``?`` stand for any text and character.
     :raises StateCorrupt: when a file that a receipt names is missing or damaged.
     """
+    if job.record.children:
+        return _together([summarise(child, examples=examples, reason=reason) for child in job.children()], examples)
     ledger = job.ledger()
     counts = {name: count for name, count in ledger.reasons.items() if fnmatchcase(name, reason)}
     receipts = [one for one in ledger.done if ledger.left(one) and not counts.keys().isdisjoint(one.reasons)]
@@ -101,11 +104,31 @@ def summarise(job: JobDirectory, *, examples: int = EXAMPLES, reason: str = "*")
     )
 
 
+def _together(parts: Sequence[RejectSummary], examples: int) -> RejectSummary:
+    """Of all children of a fan-out."""
+    counts: Counter[str] = Counter()
+    found: dict[str, list[RejectExample]] = {}
+    for group in (group for part in parts for group in part.groups):
+        counts[group.reason] += group.count
+        found.setdefault(group.reason, []).extend(group.examples)
+    return RejectSummary(
+        groups=tuple(
+            RejectGroup(reason, count, tuple(found[reason][:examples]))
+            for reason, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+        ),
+        files=tuple(file for part in parts for file in part.files),
+        total=sum(counts.values()),
+        rejected_files=tuple(file for part in parts for file in part.rejected_files),
+    )
+
+
 def read_left(job: JobDirectory, *, reason: str = "*") -> Iterator[pa.RecordBatch]:
     """The rows that are still rejected, batch by batch: the source's columns, then file, row, reason, message.
 
     :raises StateCorrupt: when a file that a receipt names is missing or damaged.
     """
+    for child in job.children():
+        yield from read_left(child, reason=reason)
     ledger = job.ledger()
     for receipt in ledger.done:
         wanted = [name for name in receipt.reasons if fnmatchcase(name, reason)]

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from pipeline.checkpoint import JobDirectory
 from pipeline.drift import drift_warnings
+from pipeline.engine_report import engine_evidence, engine_warnings
 from pipeline.errors import PipelineError, StepFailed, TooManyRejects
+from pipeline.event_times import active_seconds, before_this, last_reason, provision_seconds
 from pipeline.ledger import Ledger, RoundSummary
 from pipeline.lifecycle import Status
 from pipeline.plan import Plan, skew
 from pipeline.probe import came_of_estimate
-from pipeline.receipt import GIVEN_UP, EngineUse, Receipt, Seconds
+from pipeline.receipt import Receipt, Seconds
 from pipeline.redaction import redact_values
 from pipeline.rounds import MODEL_DRIFT, Round
 from pipeline.rows import RejectedFile, RowCounts
@@ -25,9 +27,6 @@ SCHEMA_VERSION = 1
 _OF_USER_CODE = ("step:", "score:", "crash:", "timeout:", "memory:")
 _SHOWN_REASONS = 3
 _PARTS = ("read", "steps", "score", "write", "model_load")
-# A probe ends with PLANNED.
-_FINAL = {str(status) for status in Status if status.is_final or status is Status.PLANNED}
-_ACTIVE = {str(Status.PROVISIONING), str(Status.RUNNING), str(Status.PUBLISHING)}
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,32 @@ class Skew:
     slowest_seconds: float
     """Wall time of the slowest partition."""
     mean_seconds: float
+
+
+@dataclass(frozen=True)
+class ChildReport:
+    """What became of one child of a fan-out."""
+
+    job: str
+    value: str | int | float | bool | None
+    status: str
+    reason: str
+    """Why it has this status, when it did not succeed."""
+    rows: RowCounts
+    partitions: dict[str, int]
+    """``done`` and ``planned``."""
+    retries: int
+    output: str
+
+    @staticmethod
+    def of(value: str | int | float | bool | None, report: Report) -> ChildReport:
+        """What its own report says in short."""
+        names = [one.name for one in fields(ChildReport) if one.name != "value"]
+        return ChildReport(value=value, **{name: getattr(report, name) for name in names})
+
+    def details(self) -> dict[str, Any]:
+        """As JSON output shows it."""
+        return {**asdict(self), "rows": self.rows.details()}
 
 
 @dataclass(frozen=True)
@@ -82,6 +107,8 @@ class Report:
     estimate: dict[str, Any] = field(default_factory=dict)
     """What a probe estimated, beside what came; empty when there was none."""
     warnings: tuple[str, ...] = ()
+    children: tuple[ChildReport, ...] = ()
+    """Of a fan-out; the figures above are of all of them together."""
     error: dict[str, Any] | None = None
     """What ended a job that failed; see `PipelineError.details`."""
     next: tuple[str, ...] = field(default=())
@@ -101,6 +128,7 @@ class Report:
         record["seconds"] = {name: round(value, 3) for name, value in self.seconds.items()}
         record["warnings"], record["next"] = list(self.warnings), list(self.next)
         record["rounds"] = [one.details() for one in self.rounds]
+        record["children"] = [child.details() for child in self.children]
         record["rejected_files"] = [asdict(file) for file in self.rejected_files]
         return {"schema_version": SCHEMA_VERSION, **redact_values(record)}
 
@@ -185,17 +213,19 @@ def make_report(
         events say drivers spent.
     :param retries: default: as many as the events tell of.
     """
+    if job.record.children:
+        return _add_up(job, status=status or job.status(), seconds=seconds, warnings=warnings, error=error)
     ledger, events = job.ledger(receipts), job.events()
     plan, done, rows = ledger.base.plan, ledger.done, ledger.rows
     spent = sum((receipt.seconds for receipt in done), Seconds())
     status = status or job.status()
-    total = _active_seconds(events) if seconds is None else _active_seconds(_before_this(events)) + seconds
-    provision, starts = _provision_seconds(events), sum(event["event"] == "driver" for event in events)
+    total = active_seconds(events) if seconds is None else active_seconds(before_this(events)) + seconds
+    provision, starts = provision_seconds(events), sum(event["event"] == "driver" for event in events)
     return Report(
         job=job.job,
         name=plan.spec.name,
         status=str(status),
-        reason=error.message if error else _last_reason(events, status),
+        reason=error.message if error else last_reason(events, status),
         rows=rows,
         model={"name": plan.model.name, "version": plan.model.version, "digest": plan.model.digest},
         output=job.resolve(plan.spec.sink.path),
@@ -222,7 +252,7 @@ def make_report(
             *_file_warning(ledger.rejected_files),
             *_restart_warnings(job.rounds()),
             *drift_warnings(events),
-            *_engine_warnings(done),
+            *engine_warnings(done),
         ),
         error=error.details() if error else None,
         next=_next(status, job.job, has_rejects=rows.rejected > 0 or bool(ledger.rejected_files)),
@@ -234,6 +264,53 @@ def _restart_warnings(rounds: Iterable[Round]) -> tuple[str, ...]:
     return tuple(f"the job started over: {', '.join(record.changes)} (model_drift: restart)" for record in moved)
 
 
+def _add_up(
+    job: JobDirectory, *, status: Status, seconds: float | None, warnings: Sequence[str], error: PipelineError | None
+) -> Report:
+    """The report of a fan-out: that of all its children together."""
+    plan, events = job.plan, job.events()
+    reports = [make_report(child) for child in job.children()]
+    total = active_seconds(events) if seconds is None else active_seconds(before_this(events)) + seconds
+    reasons: Counter[str] = Counter()
+    for report in reports:
+        reasons.update(report.reasons)
+    rows = RowCounts.total(report.rows for report in reports)
+    return Report(
+        job=job.job,
+        name=plan.spec.name,
+        status=str(status),
+        reason=error.message if error else last_reason(events, status),
+        rows=rows,
+        model={"name": plan.model.name, "version": plan.model.version, "digest": plan.model.digest},
+        output=job.resolve(plan.spec.sink.path),
+        directory=job.root,
+        seconds={
+            "total": total,
+            "provision": provision_seconds(events),
+            **{name: sum(report.seconds[name] for report in reports) for name in _PARTS},
+        },
+        partitions={name: sum(report.partitions[name] for report in reports) for name in ("done", "planned")},
+        skew=Skew(
+            skew([child.rows for child in plan.children]),
+            skew([report.rows.rows_in for report in reports]),
+            max(report.skew.slowest_seconds for report in reports),
+            sum(report.skew.mean_seconds for report in reports) / len(reports),
+        ),
+        retries=sum(report.retries for report in reports),
+        batch={},
+        stragglers={},
+        reasons=dict(sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0]))),
+        published=_published(job, events),
+        rejected_files=tuple(file for report in reports for file in report.rejected_files),
+        warnings=(*warnings, *_reject_warning(rows)),
+        children=tuple(
+            ChildReport.of(child.value, report) for child, report in zip(plan.children, reports, strict=True)
+        ),
+        error=error.details() if error else None,
+        next=_next(status, job.job, has_rejects=rows.rejected > 0),
+    )
+
+
 def _spread(plan: Plan, times: Sequence[float]) -> Skew:
     return Skew(
         before=round(skew([file.rows for file in plan.files]), 3),
@@ -241,55 +318,6 @@ def _spread(plan: Plan, times: Sequence[float]) -> Skew:
         slowest_seconds=round(max(times, default=0.0), 3),
         mean_seconds=round(sum(times) / len(times), 3) if times else 0.0,
     )
-
-
-def _active_seconds(events: Sequence[Mapping[str, Any]]) -> float:
-    """Seconds during which a driver worked on the job; the stretch of one that was killed ends at its last event."""
-    total, since, last = 0.0, None, None
-    for event in events:
-        try:
-            now = datetime.fromisoformat(str(event["time"]))
-        except (KeyError, ValueError):
-            continue
-        after = event.get("after") if event["event"] == "status" else None
-        is_restart = after == Status.PROVISIONING and since is not None
-        if since is not None and last is not None and (is_restart or after in _FINAL):
-            total += ((last if is_restart else now) - since).total_seconds()
-            since = None
-        if since is None and after in _ACTIVE:
-            since = now
-        last = now
-    if since is not None and last is not None:
-        total += (last - since).total_seconds()
-    return max(0.0, total)
-
-
-def _before_this(events: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """Events of the drivers before the last one."""
-    starts = [number for number, event in enumerate(events) if event["event"] == "driver"]
-    return events[: starts[-1]] if starts else ()
-
-
-def _provision_seconds(events: Sequence[Mapping[str, Any]]) -> float:
-    """Seconds that drivers waited for workers."""
-    total, since = 0.0, None
-    for event in events:
-        if event["event"] != "status":
-            continue
-        now = datetime.fromisoformat(str(event["time"]))
-        if event.get("after") == Status.PROVISIONING:
-            since = now
-        elif since is not None:
-            total += max(0.0, (now - since).total_seconds()) if event.get("after") == Status.RUNNING else 0.0
-            since = None
-    return total
-
-
-def _last_reason(events: Sequence[Mapping[str, Any]], status: Status) -> str:
-    if status.is_success:
-        return ""
-    reasons = [str(event.get("reason", "")) for event in events if event["event"] == "status"]
-    return reasons[-1] if reasons else ""
 
 
 def _reject_warning(rows: RowCounts) -> tuple[str, ...]:
@@ -315,30 +343,6 @@ def _published(job: JobDirectory, events: Sequence[Mapping[str, Any]]) -> int | 
         return int(told[-1])
     ended_well = any(str(event.get("after", "")).startswith("SUCCEEDED") for event in events)
     return next(reversed(job.manifests()), None) if ended_well else None
-
-
-def engine_evidence(receipts: Iterable[Receipt], *, tolerance: float) -> dict[str, Any]:
-    """The fields of `EngineUse` summed up, with ``speedup`` and ``tolerance``; empty when no receipt has any."""
-    uses = [receipt.engine for receipt in receipts if receipt.engine is not None]
-    if not uses:
-        return {}
-    whole = sum(uses, EngineUse())
-    record = asdict(whole) | {"kernels": list(whole.kernels), "reasons": list(whole.reasons)}
-    record["seconds"] = {name: round(value, 6) for name, value in whole.seconds.items()}
-    record["seconds_start"] = round(whole.seconds_start, 3)
-    return {**record, "speedup": round(whole.speedup, 3), "tolerance": tolerance}
-
-
-def _engine_warnings(receipts: Iterable[Receipt]) -> tuple[str, ...]:
-    whole = sum((receipt.engine for receipt in receipts if receipt.engine is not None), EngineUse())
-    found = [f"the tree engine was given up: {reason}" for reason in whole.reasons if reason.startswith(GIVEN_UP)]
-    if whole.mismatches:
-        found.append(
-            f"{whole.mismatches:,} of {whole.compared_rows:,} compared rows came out otherwise than from xgboost, "
-            f"whose results were taken there; {whole.rows.get('trees', 0):,} rows have the tree engine's: "
-            "score again with engine: xgboost"
-        )
-    return tuple(found)
 
 
 def _percent(part: int, whole: int) -> str:

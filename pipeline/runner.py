@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import logging
 import secrets
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
-from types import FrameType
 from typing import Any, TypeVar
 
 from pipeline.alias_follower import AliasFollower, pinned_version
@@ -20,27 +17,29 @@ from pipeline.checkpoint import JobDirectory, new_job_id
 from pipeline.clusters import open_cluster
 from pipeline.clusters.handshake import shake_hands
 from pipeline.dispatch import Dispatcher, Ended, Policy
-from pipeline.errors import Cancelled, Fenced, Interrupted, PipelineError, StorageError
+from pipeline.errors import Fenced, JobLocked, PipelineError, StorageError
 from pipeline.events import Callback, JobEnded, PartitionEnded, StageStarted, notify
+from pipeline.family import FamilyDriver, Within, is_ready
 from pipeline.job_log import recorded
 from pipeline.job_record import utc_now
-from pipeline.jobs import find_job
+from pipeline.jobs import find_job, parent_of
 from pipeline.lease import Lease, held
 from pipeline.ledger import Ledger
-from pipeline.lifecycle import Status
-from pipeline.plan import Partition, dispatch_order
-from pipeline.prepare import cluster_of, importable, prepare, settings_of
+from pipeline.lifecycle import Status, status_after
+from pipeline.neighbours import Neighbours
+from pipeline.plan import Partition, Plan, dispatch_order
+from pipeline.prepare import cluster_of, first_sink, importable, prepare, settings_of
 from pipeline.receipt import Receipt
 from pipeline.redaction import masked_logs, redact, redact_error
 from pipeline.rejects import first_examples, summarise
-from pipeline.relief import Helped
+from pipeline.relief import Helped, Relief
 from pipeline.report import Report, decide_status, make_report
 from pipeline.rows import RowCounts
 from pipeline.settings import Settings, load_settings
 from pipeline.sinks import prove, publish
 from pipeline.spec import JobSpec
 from pipeline.stage import Stage, load_graph
-from pipeline.stop import Stop, Why
+from pipeline.stop import Stop, Why, on_signals
 from pipeline.tasks import read_receipt
 
 logger = logging.getLogger(__name__)
@@ -60,9 +59,9 @@ def run(
     :raises PipelineError: when the job failed or was interrupted; its directory says why and can be resumed.
     """
     settings = settings or load_settings()
-    pinned = pinned_version(spec, job=job_id, settings=settings)
+    pinned = pinned_version(spec, job=job_id, settings=settings) if spec.fan_out is None else None
     prepared = prepare(spec, settings=settings, job=job_id or "", version=pinned)
-    prove(prepared.plan.spec.sink)
+    prove(first_sink(prepared.plan))
     job = JobDirectory.open_or_create(
         settings.directory,
         prepared.plan,
@@ -91,10 +90,12 @@ def execute(
     callbacks: Sequence[Callback] = (),
     unless: Callable[[JobDirectory], bool] = lambda job: job.is_ended,
     begin: Callable[[JobDirectory, Lease], object] | None = None,
+    within: Within | None = None,
 ) -> Report:
     """Take ``job`` from where it is to its end, as its only driver.
 
     :param unless: whether there is nothing to do for this driver; its report is given then as it is.
+    :param within: of the fan-out whose driver drives it as a child.
     :param begin: what its driver does first, such as to open a round; what it raises leaves the job as it was.
     :raises JobLocked: when another driver is at work on it.
     :raises Fenced: when another one took it over meanwhile; this one then leaves everything as it is.
@@ -109,7 +110,35 @@ def execute(
         if unless(job):
             return make_report(job)
         with recorded(job.store, epoch=lease.epoch) as log:
-            return _drive(job, lease, settings, (*callbacks, log), _Driver.drive)
+            driver = _driver(job, lease, settings, (*callbacks, log), within)
+            report = _drive(driver, driver.drive)
+    return _add_up(job, report, settings) if job.record.parent and within is None else report
+
+
+def _driver(
+    job: JobDirectory, lease: Lease, settings: Settings, callbacks: tuple[Callback, ...], within: Within | None
+) -> _Driver | FamilyDriver:
+    def drive_child(child: JobDirectory, within: Within, callbacks: Sequence[Callback]) -> Report:
+        return execute(child, settings=settings, callbacks=callbacks, within=within)
+
+    if job.record.children:
+        return FamilyDriver(job, lease, settings, callbacks, drive_child)
+    return _Driver(job, lease, settings, callbacks, within or Within(Stop(), None, job.record.publishes))
+
+
+def _add_up(child: JobDirectory, report: Report, settings: Settings) -> Report:
+    """The report of a child that was driven alone, once its fan-out has taken note. If it was the last that the others
+    waited for, all are published now."""
+    parent = parent_of(child)
+    try:
+        if all(is_ready(one) for one in parent.children()):
+            execute(parent, settings=settings)
+            return make_report(child)
+        with held(parent.store, lease_seconds=settings.lease_seconds):
+            parent.write_report(make_report(parent).to_dict())
+    except JobLocked:
+        logger.info("the driver of %s takes note of what became of its children", parent.job)
+    return report
 
 
 def probe(
@@ -120,26 +149,21 @@ def probe(
     :raises JobLocked: when another driver is at work on it.
     """
     with held(job.store, lease_seconds=settings.lease_seconds) as lease:
-        _drive(job, lease, settings, tuple(callbacks), lambda driver: driver.probe(partitions))
+        driver = _Driver(job, lease, settings, tuple(callbacks), Within(Stop(), None, False))
+        _drive(driver, lambda: driver.probe(partitions))
 
 
-def _drive(
-    job: JobDirectory,
-    lease: Lease,
-    settings: Settings,
-    callbacks: tuple[Callback, ...],
-    go: Callable[[_Driver], Ending],
-) -> Ending:
+def _drive(driver: _Driver | FamilyDriver, go: Callable[[], Ending]) -> Ending:
+    job, lease = driver.job, driver.lease
     job.append_event("driver", epoch=lease.epoch, taken=str(lease.taken), host=lease.holder.host, pid=lease.holder.pid)
-    driver = _Driver(job, lease, settings, callbacks)
     try:
         with (
             masked_logs(),
-            _signals(driver.stop),
+            on_signals(driver.stop),
             watched(job.store, lease.epoch, driver.stop),
             importable(job.record.import_paths),
         ):
-            return go(driver)
+            return go()
     except BaseException as error:
         masked = redact_error(error)
         if (fenced := driver.fenced()) is not None:
@@ -158,7 +182,7 @@ class _Driver:
     lease: Lease
     settings: Settings
     callbacks: tuple[Callback, ...]
-    stop: Stop = field(default_factory=Stop)
+    within: Within
     receipts: dict[tuple[int, str], Receipt] = field(default_factory=dict)
     """By round and partition."""
     started: float = field(default_factory=time.monotonic)
@@ -169,6 +193,11 @@ class _Driver:
     def model(self) -> AliasFollower:
         """What is done about a model whose alias moves."""
         return AliasFollower(self.job, self.lease, self.settings, self.stop)
+
+    @property
+    def stop(self) -> Stop:
+        """Who asks it to stop."""
+        return self.within.stop
 
     @property
     def ledger(self) -> Ledger:
@@ -185,6 +214,8 @@ class _Driver:
         status = self._decide()
         if self.stop.is_cancel:
             raise self.stop.error(self.job.job, left=0)
+        if not self.within.publishes:
+            return self._finish(Status.SCORED)
         self._go(Status.PUBLISHING, reason="every partition is done")
         manifest = self.job.next_manifest(self.receipts.values())
         self.lease.check()
@@ -192,6 +223,9 @@ class _Driver:
         self.lease.check()
         publish(committed.manifest, self.job)
         self.job.append_event("published", manifest=manifest.number, rows=manifest.rows.out)
+        return self._finish(status)
+
+    def _finish(self, status: Status) -> Report:
         report = self.report(status)
         self.lease.check()
         self.job.write_report(report.to_dict())
@@ -222,7 +256,7 @@ class _Driver:
     def give_up(self, error: BaseException) -> None:
         """Record why the run ended. It must not hide ``error``, so what goes wrong here is only logged."""
         known = error if isinstance(error, PipelineError) else PipelineError(f"{type(error).__name__}: {error}")
-        status = _status_after(error)
+        status = status_after(error)
         try:
             report = self.report(status, error=known)
             self.job.write_report(report.to_dict())
@@ -249,10 +283,7 @@ class _Driver:
         self._go(Status.PROVISIONING, reason=f"driver {self.lease.epoch} on {self.lease.holder.host} starts")
         self.stage = Stage(self.job, self.ledger.last, self.settings.partition_timeout)
         plan = self.stage.round.plan
-        cluster = cluster_of(plan.spec, settings=self.settings)
-        load_graph()
-        with open_cluster(cluster, directory=self.job.root) as client:
-            shake_hands(client, flavor=plan.model.flavor, timeout=self.settings.scheduler_timeout)
+        with self._client(plan) as client:
             if self.stop.is_requested:
                 raise self.stop.error(self.job.job, left=len(todo))
             self._go(Status.RUNNING, reason=f"workers are there; {len(todo):,} partitions are left")
@@ -267,6 +298,19 @@ class _Driver:
         if self.stop.is_requested and self.stop.why is not Why.DRIFT and self._todo():
             raise self.stop.error(self.job.job, left=len(self._todo()))
 
+    @contextmanager
+    def _client(self, plan: Plan) -> Iterator[Any]:
+        """A client of the cluster: of the one of its fan-out, or of one for this job."""
+        if self.within.cluster is not None:
+            with self.within.cluster.client(plan.model.flavor) as client:
+                yield client
+            return
+        cluster = cluster_of(plan.spec, settings=self.settings)
+        load_graph()
+        with open_cluster(cluster, directory=self.job.root) as client:
+            shake_hands(client, flavor=plan.model.flavor, timeout=self.settings.scheduler_timeout)
+            yield client
+
     def _dispatcher(self, client: Any) -> Dispatcher:
         settings, stage = self.settings, self.stage
         return Dispatcher(
@@ -275,7 +319,7 @@ class _Driver:
             read=read_receipt,
             isolate=stage.isolate,
             split=stage.split,
-            relief=stage.relief(client, on_helped=self._helped) if settings.stragglers else None,
+            relief=self._relief(client),
             policy=Policy(
                 attempts=settings.attempts,
                 no_workers_timeout=settings.no_workers_timeout,
@@ -286,7 +330,14 @@ class _Driver:
             stop=self.stop,
             on_ended=self._partition_ended,
             on_look=partial(self.model.poll, stage.round),
+            neighbours=self.within.cluster.neighbours if self.within.cluster else Neighbours(),
         )
+
+    def _relief(self, client: Any) -> Relief | None:
+        # Which workers are idle cannot be told where other children have some of them.
+        if not self.settings.stragglers or self.within.cluster is not None:
+            return None
+        return self.stage.relief(client, on_helped=self._helped)
 
     def _decide(self) -> Status:
         """How the job ends by its rejects.
@@ -342,31 +393,3 @@ class _Driver:
             self.callbacks,
             JobEnded(report.job, report.status, report.rows, report.output, report.directory, reason, report.to_dict()),
         )
-
-
-def _status_after(error: BaseException) -> Status:
-    """The status of a job whose run ended like that."""
-    if isinstance(error, Cancelled):
-        return Status.CANCELLED
-    return Status.INTERRUPTED if isinstance(error, (Interrupted, KeyboardInterrupt)) else Status.FAILED
-
-
-@contextmanager
-def _signals(stop: Stop) -> Iterator[None]:
-    """SIGINT and SIGTERM ask ``stop`` to drain while the block runs; only the main thread may set handlers."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        stop.request(Why.SIGNAL, signal_number=number)
-        logger.warning("%s: no more partitions are started; again to stop at once", signal.Signals(number).name)
-
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -13,13 +13,14 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError
 from pydantic_core import PydanticCustomError
 
 from pipeline.digest import digest_json
-from pipeline.filled import fill_in
+from pipeline.filled import OWN_SECTIONS, fill_in
 from pipeline.mistakes import IN_PYTHON, Document, Mistake, SpecMistakes, did_you_mean
 from pipeline.parameters import PARAM_PATTERN, Given, given_in_python
 from pipeline.placeholders import escape
 from pipeline.spec_parts import (
     ColumnContract,
     Errors,
+    FanOut,
     JobName,
     MapStep,
     ModelDrift,
@@ -145,6 +146,8 @@ class JobSpec(Part):
     run: Run = Run()
     triggers: Annotated[tuple[Trigger, ...], Field(strict=False)] = ()
     """What submits the job when nobody is there; see docs/triggers.md."""
+    fan_out: FanOut | None = None
+    """One job for each value of a partition key, a column or a list; see docs/fan-out.md."""
 
     @classmethod
     def build(cls, **fields: Any) -> Self:
@@ -221,7 +224,13 @@ class JobSpec(Part):
 
     def to_yaml(self) -> str:
         """As a file that `load` reads back to the same spec, defaults left out."""
-        return dump_text(_escaped(self.to_dict()))
+        return dump_text(
+            {
+                # The texts of a fan-out are full of placeholders already.
+                name: part if self.fan_out is not None and name not in OWN_SECTIONS else _escaped(part)
+                for name, part in self.to_dict().items()
+            }
+        )
 
 
 def _escaped(value: Any) -> Any:

@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 from pipeline.errors import SpecError
 from pipeline.model import Engine, ModelRef, OutputKind
 from pipeline.parameters import PARAM_PATTERN
+from pipeline.placeholders import FAN_OUT_VALUE
 from pipeline.references import written_secret
 from pipeline.units import parse_bytes
 
@@ -27,6 +28,12 @@ def wrong(predicate: str, *, expected: str = "", next_step: str = "") -> Pydanti
 
 
 def _check_name(text: str) -> str:
+    if text != _sample(text):
+        raise wrong(
+            "is the name of all children together",
+            expected=f"a name without ${{{FAN_OUT_VALUE}}}",
+            next_step="leave it out: children have ids of their own",
+        )
     if not re.fullmatch(NAME_PATTERN[1:-1], text):
         near = re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")[:64]
         raise wrong(
@@ -37,7 +44,15 @@ def _check_name(text: str) -> str:
     return text
 
 
+def _sample(text: str) -> str:
+    """``text`` as a child of a fan-out might have it."""
+    return text.replace(f"${{{FAN_OUT_VALUE}}}", "x")
+
+
 def _check_entrypoint(text: str) -> str:
+    if text != _sample(text):
+        _check_entrypoint(_sample(text))
+        return text
     module, _, function = text.partition(":")
     if not re.fullmatch(_ENTRYPOINT[1:-1], text) or module.endswith(".py"):
         near = module.removesuffix(".py").strip("./").replace("/", ".")
@@ -54,7 +69,7 @@ def _check_entrypoint(text: str) -> str:
 
 def _check_model(text: str) -> str:
     try:
-        ModelRef.parse(text)
+        ModelRef.parse(_sample(text))
     except SpecError as error:
         raise wrong("is a malformed model reference", expected=error.expected) from error
     return text
@@ -112,6 +127,13 @@ def _check_date(text: str) -> str:
     except ValueError:
         pass
     raise wrong("is not a date", expected="a date such as 2026-01-01")
+
+
+def _check_values(values: str | tuple[Value, ...]) -> str | tuple[Value, ...]:
+    twice = isinstance(values, tuple) and sorted({str(value) for value in values if values.count(value) > 1})
+    if twice:
+        raise wrong(f"names a value twice: {', '.join(twice)}", expected="every value once")
+    return values
 
 
 JobName = Annotated[str, AfterValidator(_check_name), Field(json_schema_extra={"pattern": NAME_PATTERN})]
@@ -261,3 +283,17 @@ class Run(Part):
 
     date: DateText | None = None
     """What ``${run.date}`` stands for. Default: the date on which the job is submitted, UTC."""
+
+
+class FanOut(Part):
+    """One job for each value of something: a parent, whose children are jobs of their own."""
+
+    by: Annotated[Name | Annotated[tuple[Value, ...], Field(min_length=1, strict=False)], AfterValidator(_check_values)]
+    """A hive partition key or a column of the source, one child for each of its values; or a list of values.
+    ``${fan_out.value}`` puts a child's value into any text of its job spec."""
+    max_parallel: int = Field(default=4, ge=1, le=64)
+    """Children that run at a time."""
+    publish: Literal["all", "each"] = "all"
+    """``all``: nothing is published until every child is ready to; then all are. ``each``: as each is ready."""
+    max_children: int = Field(default=1000, ge=1, le=10_000)
+    """More values than that are a mistake."""

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
+from types import FrameType
 
 from pipeline.errors import Cancelled, Interrupted, ModelChanged, PipelineError
+
+logger = logging.getLogger(__name__)
 
 
 class Why(StrEnum):
@@ -82,3 +88,24 @@ class Stop:
             signal_number=number,
             next_step=resume,
         )
+
+
+@contextmanager
+def on_signals(stop: Stop) -> Iterator[None]:
+    """SIGINT and SIGTERM ask ``stop`` to drain while the block runs; only the main thread may set handlers."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop.request(Why.SIGNAL, signal_number=number)
+        logger.warning("%s: no more partitions are started; again to stop at once", signal.Signals(number).name)
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -15,7 +15,7 @@ from pipeline.launch import launch
 from pipeline.lease import Verdict, held
 from pipeline.lifecycle import Status
 from pipeline.plan import Plan
-from pipeline.prepare import check_output, draft, importable, settings_of
+from pipeline.prepare import check_output, draft, first_sink, importable, settings_of
 from pipeline.settings import Settings
 from pipeline.sinks import prove
 from pipeline.spec import JobSpec
@@ -141,7 +141,7 @@ def _check(request: _Request, plan: Plan, *, job_id: str | None, force: bool) ->
         # Unless what is there is of this very submission, made by another call meanwhile.
         if force or find_key(root, request.key) is None:
             raise
-    prove(plan.spec.sink)
+    prove(first_sink(plan))
     if job_id is not None and _exists(root, check_job_id(job_id)):
         JobDirectory.open(f"{root.root}/{job_id}").check_plan(plan)
 
@@ -155,7 +155,8 @@ def _make(request: _Request, plan: Plan, job_id: str) -> JobDirectory:
     mark_queued(root, job_id)
     if store.exists(PLAN_FILE) and not store.exists(JOB_FILE):
         # What a call that died had planned: the input may have changed since, and the job is the one of then.
-        plan = read_plan(store)
+        stored = read_plan(store)
+        plan = plan if stored.work_digest == plan.work_digest else stored
     return JobDirectory.open_or_create(
         root.root,
         plan,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipeline.units import format_bytes, format_count, format_seconds
 
+SHOWN_CHILDREN = 60
+"""Children of a fan-out in a summary."""
 LABEL = 11
 """Columns for the word at the start of a line."""
 
@@ -43,9 +46,34 @@ def summary_text(report: Mapping[str, Any]) -> str:
             "directory": str(report.get("directory") or ""),
         }
     )
+    lines += _children(report)
     lines += [f"  {'warning':<{LABEL}}{text}" for text in report.get("warnings") or ()]
     lines += next_lines(report.get("next") or ())
     return "\n".join(lines)
+
+
+def _children(report: Mapping[str, Any]) -> list[str]:
+    """A table of the children of a fan-out, those first that did not end well."""
+    children = sorted(report.get("children") or (), key=lambda child: str(child["status"]).startswith("SUCCEEDED"))
+    if not children:
+        return []
+    counts = Counter(str(child["status"]) for child in children)
+    total = ", ".join(f"{count:,} {status}" for status, count in counts.items())
+    rows = [
+        [
+            str(child["job"]).removeprefix(f"{report['job']}"),
+            str(child["status"]),
+            f"{child['partitions']['done']:,} of {child['partitions']['planned']:,}",
+            *(f"{child['rows'][name]:,}" for name in ("in", "out", "rejected", "filtered")),
+            f"{child['retries']:,}",
+            _cut(str(child["reason"]), width=60),
+        ]
+        for child in children[:SHOWN_CHILDREN]
+    ]
+    header = ["CHILD", "STATUS", "PARTITIONS", "IN", "OUT", "REJECTED", "FILTERED", "RETRIES", "REASON"]
+    lines = [f"  {'children':<{LABEL}}{total}", *(f"    {line}" for line in table_text(header, rows).split("\n"))]
+    left = len(children) - SHOWN_CHILDREN
+    return lines + ([f"    … and {left:,} more (--json shows all)"] if left > 0 else [])
 
 
 def next_lines(commands: Sequence[str]) -> list[str]:
@@ -79,10 +107,15 @@ def plan_text(details: Mapping[str, Any]) -> str:
             "features": f"{len(features)}: {_listed(features)}" if isinstance(features, (list, tuple)) else "",
             "output": _output(output),
             "columns": _listed(output.get("columns") or ()),
+            "children": _planned_children(details.get("children") or ()),
         }
     )
     lines += [f"  {'warning':<{LABEL}}{text}" for text in details.get("warnings") or ()]
     return "\n".join(lines)
+
+
+def _planned_children(children: Sequence[Mapping[str, Any]]) -> str:
+    return f"{len(children):,}: {_listed([child['slug'] for child in children])}" if children else ""
 
 
 def verification_text(job: str, *, ok: bool, checks: Sequence[Mapping[str, Any]]) -> str:

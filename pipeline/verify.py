@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -65,6 +65,8 @@ def verify(job: JobDirectory, *, sample: int = 1000, seed: int | None = None) ->
 
     :param seed: of the sample; None takes another one each time.
     """
+    if job.record.children:
+        return _verify_children(job, sample=sample, seed=seed)
     facts = _Facts(job)
     checks: list[tuple[str, Callable[[], str]]] = [
         ("partitions", facts.partitions_covered),
@@ -77,6 +79,24 @@ def verify(job: JobDirectory, *, sample: int = 1000, seed: int | None = None) ->
         ("sample", lambda: _sample(job, facts.ledger, rows=sample, seed=seed)),
     ]
     return Verification(tuple(_run(name, check) for name, check in checks))
+
+
+def _verify_children(job: JobDirectory, *, sample: int, seed: int | None) -> Verification:
+    """The checks of all children of a fan-out; the rows of the sample are shared out among them."""
+    children = job.children()
+    share = -(-sample // len(children))
+    found: dict[str, list[tuple[JobDirectory, Check]]] = {}
+    for child in children:
+        for check in verify(child, sample=share, seed=seed).checks:
+            found.setdefault(check.name, []).append((child, check))
+    return Verification(tuple(_all_of(name, checks) for name, checks in found.items()))
+
+
+def _all_of(name: str, checks: Sequence[tuple[JobDirectory, Check]]) -> Check:
+    wrong = [(child, check) for child, check in checks if not check.ok]
+    child, shown = (wrong or checks)[0]
+    count = f"{len(wrong):,} of {len(checks):,} children" if wrong else f"{len(checks):,} children"
+    return Check(name, not wrong, f"{count}, such as {child.job}: {shown.detail}")
 
 
 def _run(name: str, check: Callable[[], str]) -> Check:

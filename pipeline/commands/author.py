@@ -172,6 +172,8 @@ def plan(
 
     prepared = prepare(loaded.spec, settings=settings)
     details = plan_summary(prepared.plan, prepared.limits).details()
+    if probe is not None and prepared.plan.children:
+        raise click.UsageError("A fan-out has no partitions of its own to probe: probe a job over one of its values.")
     if probe is not None:
         _probe(prepared, details, count=probe, settings=settings)
         return

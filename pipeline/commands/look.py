@@ -35,7 +35,12 @@ def _list_text(jobs: list[dict[str, Any]], directory: str) -> str:
 
     if not jobs:
         return f"There are no jobs in {directory}.\n  next:     python -m pipeline run job.yaml"
-    rows = [[job["job"], job["status"], job["created"], f"{job['rows']:,}", job["output"]] for job in jobs]
+    rows = []
+    for job in jobs:
+        rows.append([job["job"], job["status"], job["created"], f"{job['rows']:,}", job["output"]])
+        for child in job.get("children", ()):
+            name = child["job"].removeprefix(job["job"])
+            rows.append([f"  {name}", child["status"], "", f"{child['rows']:,}", child["output"]])
     return table_text(["JOB", "STATUS", "CREATED", "ROWS", "OUTPUT"], rows)
 
 

@@ -23,8 +23,8 @@ from pipeline.spec import JobSpec
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")])
-SHOWN = ["README.md", "docs/errors.md", "docs/json.md", "docs/parameters.md", "docs/command-line.md"]
-"""In this order: the first makes the demo, and the last adds a job to what the others look at."""
+SHOWN = ["README.md", "docs/errors.md", "docs/json.md", "docs/parameters.md", "docs/command-line.md", "docs/fan-out.md"]
+"""In this order: the first makes the demo, and the last ones add jobs to what the others look at."""
 
 
 def read(name: str) -> str:
@@ -126,6 +126,7 @@ def test_every_part_of_the_job_spec_has_its_table() -> None:
         "Errors",
         "ColumnContract",
         "Run",
+        "FanOut",
         "Trigger",
         "Arrival",
         "Settings",
@@ -143,6 +144,7 @@ steps:
 sink: {path: out/}
 errors: {}
 contract: {age: {}}
+fan_out: {by: plan}
 triggers:
   - {name: nightly, cron: "0 1 * * *"}
   - {name: other}
@@ -159,6 +161,7 @@ triggers:
         "Errors": "errors.",
         "ColumnContract": "contract.age.",
         "Run": "run.",
+        "FanOut": "fan_out.",
         "Trigger": "triggers.1." if field in ("every", "arrival", "after") else "triggers.0.",
         "Arrival": "triggers.2.arrival.",
     }

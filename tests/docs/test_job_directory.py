@@ -15,12 +15,14 @@ from pipeline.cancel import CancelRequest
 from pipeline.checkpoint import JobDirectory
 from pipeline.estimate import make_estimate
 from pipeline.events import PartitionEnded, notify
+from pipeline.family_commit import FamilyCommit
 from pipeline.job_log import recorded
 from pipeline.lease import held
 from pipeline.lifecycle import TRANSITIONS, Status
 from pipeline.probe import write_estimate
 from pipeline.recipe import REJECT_COLUMNS
 from pipeline.report import make_report
+from pipeline.rows import RowCounts
 from pipeline.servers import ServerRecord
 from pipeline.sinks import publish
 from pipeline.submission import Submission, claim_key, claim_start, put_submission
@@ -101,6 +103,11 @@ def test_fields_of_events(directory: JobDirectory) -> None:
 def test_fields_of_servers(directory: JobDirectory) -> None:
     record = ServerRecord("s", "h", 1, "", "", "", jobs=1)
     assert documented(".servers/&lt;name&gt;.json") == set(json.loads(record.to_json()))
+
+
+def test_fields_of_commits_of_fan_outs() -> None:
+    record = FamilyCommit(1, "a", RowCounts(), (), "")
+    assert documented("commits/&lt;n&gt;.json") == set(json.loads(record.to_json()))
 
 
 def test_fields_of_logs(directory: JobDirectory) -> None:

@@ -43,7 +43,7 @@ def test_only_a_probe_goes_back_to_planned() -> None:
 
 def test_final_means_that_nobody_works_on_it() -> None:
     final = {status for status in Status if status.is_final}
-    ends = {Status.FAILED, Status.CANCELLED, Status.INTERRUPTED}
+    ends = {Status.FAILED, Status.CANCELLED, Status.INTERRUPTED, Status.SCORED}
     assert final == ends | {Status.SUCCEEDED, Status.SUCCEEDED_WITH_WARNINGS}
     active = {status for status in Status if status.is_active}
     assert active | final == set(Status) - {Status.PLANNED, Status.QUEUED}
