@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from pipeline import __version__
-from pipeline.commands import author, chaos, clean, execute, follow, look, models, serve, submit
+from pipeline.commands import author, chaos, clean, execute, follow, look, models, serve, submit, triggers
 from pipeline.commands.options import JSON, VERBOSITY, json_text, tell
 from pipeline.errors import PipelineError
 from pipeline.redaction import mask_streams, redact
@@ -117,6 +117,7 @@ for _command in (
     look.status,
     look.verify,
     look.rejects,
+    triggers.triggers,
     models.models,
     look.diff,
     serve.serve,

@@ -48,7 +48,7 @@ class Hook(Protocol):
         """
 
 
-HOOKS: dict[str, str] = {}
+HOOKS: dict[str, str] = {"triggers": "pipeline.firing:trigger_hook"}
 """What every server does beside running jobs: name -> ``module:function``, which gives a `Hook` for some settings, or
 None where there is nothing to do."""
 

@@ -74,6 +74,9 @@ class Settings:
     """Its private key."""
     insecure_network: bool = False
     """Whether scheduler and workers may be open to the network without TLS."""
+    triggers: tuple[str, ...] = ()
+    """Files with triggers that a server looks at: each a ``triggers.yaml`` or a job spec. Default: ``triggers.yaml`` in
+    the working directory, if there is one."""
     import_paths: tuple[str, ...] = ()
     """Folders from which the modules of the steps are imported, on driver and workers."""
     candidates: Mapping[str, tuple[Candidate, ...]] = field(
@@ -131,7 +134,7 @@ def load_settings(**flags: Any) -> Settings:
     return settings
 
 
-_FLAGS = {"import_paths": "the folder of the job spec, and the working directory"}
+_FLAGS = {"import_paths": "the folder of the job spec, and the working directory", "triggers": "--file"}
 
 
 def with_cluster_file(settings: Settings, values: Mapping[str, Any], *, where: str) -> Settings:
@@ -186,7 +189,7 @@ def _from_text(name: str, text: str) -> Any:
     """The value of a variable, as YAML in a file would have it."""
     if isinstance(getattr(Settings(), name), bool):
         return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
-    return tuple(part for part in text.split(os.pathsep) if part) if name == "import_paths" else text
+    return tuple(part for part in text.split(os.pathsep) if part) if name in ("import_paths", "triggers") else text
 
 
 def _convert(name: str, value: Any, *, where: str = "") -> Any:
@@ -199,6 +202,8 @@ def _convert(name: str, value: Any, *, where: str = "") -> Any:
             if number < 1:
                 raise ValueError("a positive number")
             return number
+        if name == "triggers":
+            return (value,) if isinstance(value, str) else tuple(str(path) for path in value)
         if name == "import_paths":
             return tuple(os.path.abspath(path) for path in value)
         if isinstance(default, bool):

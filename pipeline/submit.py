@@ -59,6 +59,7 @@ def submit(
     trigger: str = BY_HAND,
     priority: int = 0,
     start: bool = True,
+    take_up: bool = True,
 ) -> Submitted:
     """Plan and store a job; it goes on when this process dies. Any number of calls with one ``key``, at once or after
     crashes anywhere in here, give one job: one that ended without success goes on, a success stays as it is.
@@ -69,12 +70,13 @@ def submit(
     :param trigger: what submits it.
     :param priority: of several that wait for a server, higher ones start first.
     :param start: start a driver now; else a server does (``python -m pipeline serve``).
+    :param take_up: whether a job that is there and ended without success goes on.
     :raises PipelineError: for anything that `pipeline.runner.run` would refuse before it begins.
     """
     # What is stored is what counts here and now, whatever configuration its driver will find.
     settings = settings_of(spec, settings=settings)
     root = open_store(settings.directory, private=True, fsync=settings.fsync)
-    request = _Request(root, settings, key or "", trigger, priority)
+    request = _Request(root, settings, key or "", trigger, priority, take_up)
     known = find_key(root, key) if key and not force else None
     if known is None or not _exists(root, known.job):
         with importable(settings.import_paths):
@@ -94,6 +96,7 @@ class _Request:
     key: str
     trigger: str
     priority: int
+    take_up: bool
 
     def submission(self, number: int) -> Submission:
         return Submission(
@@ -172,7 +175,7 @@ def _make(request: _Request, plan: Plan, job_id: str) -> JobDirectory:
 def _take_up(request: _Request, job: JobDirectory, *, start: bool) -> Submitted:
     """A job that is there already: a success stays, one that nobody drives goes on."""
     is_taken_up = False
-    if not job.status().is_success:
+    if not job.status().is_success and request.take_up:
         is_taken_up = requeue(job, root=request.root, submission=request.submission(0), reason=request.said)
         if start:
             is_taken_up |= start_driver(job, by="submit", settings=request.settings)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @click.option(
     "--every", type=click.FloatRange(min=0.05), default=2.0, show_default=True, help="Seconds between rounds."
 )
+@click.option("-f", "--file", "triggers", metavar="FILE", multiple=True, help="Triggers; default: triggers.yaml.")
 @click.option("--once", is_flag=True, help="One round only, for cron.")
 @click.option("--wait", is_flag=True, help="With --once: wait until the jobs that it started have ended.")
 @click.option("--status", "is_status", is_flag=True, help="Show which servers are there.")
@@ -38,7 +39,7 @@ def serve(*, is_status: bool, template: str | None, once: bool, wait: bool, **op
     """
     if wait and not once:
         raise click.UsageError("--wait goes with --once: without, the server stays anyway.")
-    settings = settings_for(directory=options["directory"])
+    settings = settings_for(directory=options["directory"], triggers=options["triggers"] or None)
     if template is not None:
         _print_template(template, options)
     elif is_status:
@@ -114,6 +115,7 @@ def _print_template(template: str, options: dict[str, Any]) -> None:
 
     arguments = ["--jobs", str(options["jobs"])]
     arguments += ["--directory", options["directory"]] if options["directory"] else []
+    arguments += [part for file in options["triggers"] for part in ("--file", file)]
     text = TEMPLATES[template](python=sys.executable, arguments=tuple(arguments), folder=os.getcwd())
     emit({"template": template, "text": text}, lambda: text.rstrip("\n"))
 

@@ -15,7 +15,7 @@ from pipeline.triggers import arrivals
 from pipeline.triggers.arrivals import ArrivedFile
 from pipeline.triggers.decide import REFUSED, Decision, Success, View, decide, may_submit
 from pipeline.triggers.log import Log
-from pipeline.triggers.state import Entry, Firing, State
+from pipeline.triggers.state import Entry, Firing, State, apply, to_text
 
 logger = logging.getLogger(__name__)
 _ROUNDS = 1000
@@ -97,7 +97,13 @@ def explain(
 ) -> tuple[State, Decision]:
     """What `evaluate` would decide now. Writes nothing."""
     state = log.read()
-    return state, decide(trigger, state, now=now, view=view_for(trigger, state, jobs=jobs, look=look))
+    view = view_for(trigger, state, jobs=jobs, look=look)
+    decision = decide(trigger, state, now=now, view=view)
+    if any(entry.what == "started" for entry in decision.entries):
+        # Being watched for the first time comes first; what it would find then is what is asked for.
+        begun = apply(state, decision.entries, number=1, time=to_text(now))
+        decision = decide(trigger, begun, now=now, view=view)
+    return state, decision
 
 
 def view_for(

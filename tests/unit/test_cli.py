@@ -49,6 +49,7 @@ COMMANDS = [
     "status",
     "verify",
     "rejects",
+    "triggers",
     "models",
     "diff",
     "serve",

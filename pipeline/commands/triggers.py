@@ -1,0 +1,337 @@
+"""``triggers``: what submits jobs when nobody is there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from datetime import date, datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from pipeline.commands.options import directory_option, emit, is_quiet, output_options, settings_for
+from pipeline.errors import SpecError
+
+if TYPE_CHECKING:
+    from pipeline.settings import Settings
+    from pipeline.triggers.arrivals import ArrivedFile
+    from pipeline.triggers.definitions import Watched
+    from pipeline.triggers.state import State
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+_LOOK_SECONDS = 1.0
+"""Seconds between two looks while a backfill runs."""
+
+
+def file_option(command: Command) -> Command:
+    """``--file``."""
+    text = (
+        "A triggers.yaml, or a job spec with triggers; may be repeated. Default: pipeline.triggers, else triggers.yaml."
+    )
+    return click.option("-f", "--file", "files", metavar="FILE", multiple=True, help=text)(command)
+
+
+@click.group(short_help="What submits jobs by itself.")
+def triggers() -> None:
+    """See what submits jobs when nobody is there (cron, files that arrive, other jobs), and fire by hand.
+
+    python -m pipeline serve is what looks at them.
+    """
+
+
+@triggers.command("list", short_help="List the triggers and how they stand.")
+@file_option
+@directory_option
+@output_options
+def list_triggers(files: Sequence[str], directory: str | None) -> None:
+    """List the triggers: when each fires next, what runs for it, what came last."""
+    from pipeline.summary import table_text
+
+    settings, watched = _load(files, directory)
+    now = _now()
+    shown = [_details(one, settings=settings, now=now) for one in watched]
+    header = ["TRIGGER", "KIND", "WHEN", "NEXT", "FIRED", "RUNS", "LAST"]
+    emit({"triggers": shown}, lambda: table_text(header, [_row(one) for one in shown]))
+
+
+@triggers.command("next", short_help="Show the next times of schedules.")
+@click.argument("name", required=False)
+@click.option("-n", "count", type=click.IntRange(1, 1000), default=5, show_default=True, help="Times of each.")
+@file_option
+@directory_option
+@output_options
+def next_times(name: str | None, count: int, files: Sequence[str], directory: str | None) -> None:
+    """Show when schedules fire next, where they are meant and in UTC."""
+    from itertools import islice
+    from zoneinfo import ZoneInfo
+
+    from pipeline.summary import table_text
+    from pipeline.triggers.schedule import firing_id, instants
+
+    _, watched = _load(files, directory, name=name)
+    now, found = _now(), []
+    for one in watched:
+        times = instants(one.trigger, after=now, until=now + timedelta(days=366 * 40))
+        zone = ZoneInfo(one.trigger.time_zone)
+        found += [
+            {
+                "trigger": one.name,
+                "time": moment.isoformat(timespec="seconds").replace("+00:00", "Z"),
+                "local": f"{moment.astimezone(zone):%Y-%m-%d %H:%M:%S %Z}",
+                "firing": firing_id(moment),
+            }
+            for moment in islice(times, count)
+        ]
+    rows = [[one["trigger"], one["local"], one["time"]] for one in found]
+    emit(
+        {"times": found},
+        lambda: table_text(["TRIGGER", "LOCAL", "UTC"], rows) if rows else "No trigger has a schedule.",
+    )
+
+
+@triggers.command(short_help="Say what would fire now, and why not; writes nothing.")
+@click.argument("name", required=False)
+@file_option
+@directory_option
+@output_options
+def test(name: str | None, files: Sequence[str], directory: str | None) -> None:
+    """Say what would fire now and, where nothing would, why. Loads the job specs too. Writes and submits nothing."""
+    from pipeline.summary import next_lines
+
+    settings, watched = _load(files, directory, name=name)
+    shown = [_tested(one, settings) for one in watched]
+    lines = []
+    for one in shown:
+        lines.append(f"{one['trigger']}: {'would fire' if one['fires'] else 'would not fire'}: {one['reason']}")
+        lines += [f"  file       {path}" for path in one["files"][:10]]
+        lines += [f"  … and {len(one['files']) - 10:,} more"] if len(one["files"]) > 10 else []
+        lines += [f"  problem    {' '.join(one['problem'].split())}"] if one["problem"] else []
+    emit({"triggers": shown}, lambda: "\n".join([*lines, *next_lines(["python -m pipeline serve"])]))
+
+
+@triggers.command(short_help="Fire a trigger by hand.")
+@click.argument("name")
+@click.option("--key", metavar="TEXT", help="Fire once for this key, however often it is given. Default: the time.")
+@file_option
+@directory_option
+@output_options
+def fire(name: str, key: str | None, files: Sequence[str], directory: str | None) -> None:
+    """Fire a trigger now, and print the id of its job. Of one for files, the job scores all that never fired."""
+    from pipeline.triggers import by_hand
+    from pipeline.triggers.arrivals import look
+    from pipeline.triggers.log import open_log
+    from pipeline.triggers.schedule import firing_id
+
+    settings, (watched,) = _load(files, directory, name=name)
+    now = _now()
+    log = open_log(settings.directory, watched.name, fsync=settings.fsync)
+    arrival = watched.trigger.arrival
+    found: tuple[ArrivedFile, ...] = ()
+    if arrival is not None:
+        state = log.read()
+        found = by_hand.unseen_files(look(arrival, seen=state.seen), state)
+        if not found:
+            raise SpecError("no file is there that never fired", where=f"trigger {name}", found=arrival.path)
+    watch = _watch(settings)
+    watch.look(watched)
+    firing = by_hand.fire(log, key=_checked_key(key) or firing_id(now), now=now, files=found)
+    watch.look(watched)
+    state = log.read()
+    one = state.find(firing.id)
+    past = next((past for past in reversed(state.recent) if past.id == firing.id), None)
+    job = one.job if one else past.job if past else ""
+    if past is not None and not past.job:
+        raise SpecError("the job was refused", where=f"trigger {name}", found=past.reason)
+    if not is_quiet():
+        said = "submitted" if job else "it waits for the end of the trigger's last job"
+        click.echo(f"{said}\n  next:     python -m pipeline {f'watch {job}' if job else 'serve'}", err=True)
+    emit({"trigger": name, "firing": firing.id, "job": job, "files": [one.path for one in found]}, lambda: job)
+
+
+@triggers.command(short_help="Run a schedule for days that are past.")
+@click.argument("name")
+@click.option("--from", "first", required=True, metavar="DATE", help="First day, such as 2026-01-01.")
+@click.option("--to", "last", required=True, metavar="DATE", help="Last day; it is included.")
+@click.option("--max-parallel", type=click.IntRange(min=1), default=1, show_default=True, help="Jobs at once.")
+@click.option("--no-wait", is_flag=True, help="Leave it to serve.")
+@file_option
+@directory_option
+@output_options
+def backfill(
+    name: str,
+    *,
+    first: str,
+    last: str,
+    max_parallel: int,
+    no_wait: bool,
+    files: Sequence[str],
+    directory: str | None,
+) -> None:
+    """Run a schedule for days that are past: each time once, as the schedule would have, whatever ran already.
+
+    Ended in between it goes on where it was when it is called again, or under serve.
+    """
+    from pipeline.triggers import by_hand
+    from pipeline.triggers.log import open_log
+
+    settings, (watched,) = _load(files, directory, name=name)
+    days = _day(first, "--from"), _day(last, "--to")
+    times = by_hand.backfill_instants(watched.trigger, first=days[0], last=days[1], now=_now())
+    log = open_log(settings.directory, watched.name, fsync=settings.fsync)
+    watch = _watch(settings)
+    watch.look(watched)
+    wanted = set(by_hand.backfill(log, times, max_parallel=max_parallel, clock=_now))
+    ends: dict[str, dict[str, str]] = {}
+    while True:
+        state = watch.look(watched).state
+        for past in state.recent:
+            if past.id in wanted:
+                ends[past.id] = {"firing": past.id, "time": past.time, "job": past.job, "status": past.status}
+        if no_wait or not any(one.firing.id in wanted for one in state.open):
+            break
+        time.sleep(_LOOK_SECONDS)
+    shown = [ends[one] for one in sorted(ends)]
+    left = len(wanted) - len(ends)
+    emit(
+        {"trigger": name, "times": len(wanted), "ended": shown, "left": left},
+        lambda: (
+            "\n".join([f"{one['time'][:19]}Z  {one['status']}  {one['job']}" for one in shown])
+            or f"{left:,} times are left to serve"
+        ),
+    )
+
+
+def _load(
+    files: Sequence[str], directory: str | None, *, name: str | None = None
+) -> tuple[Settings, tuple[Watched, ...]]:
+    from pipeline.firing import trigger_files
+    from pipeline.triggers.definitions import find_trigger, load_triggers
+
+    settings = settings_for(directory=directory)
+    named = trigger_files(settings, files)
+    if not named:
+        raise SpecError(
+            "there are no triggers",
+            found="no triggers.yaml in the working directory",
+            next_step="name a file with --file, or write one (docs/triggers.md)",
+        )
+    watched = load_triggers(named)
+    return settings, watched if name is None else (find_trigger(watched, name),)
+
+
+def _watch(settings: Settings) -> Any:
+    """Looks at triggers; jobs are left to a server where there is one."""
+    from pipeline.files import open_store
+    from pipeline.firing import TriggerWatch
+    from pipeline.servers import is_served
+
+    has_server = is_served(open_store(settings.directory, private=True), now=_now())
+    return TriggerWatch(settings, (), start=not has_server)
+
+
+def _now() -> datetime:
+    from pipeline.job_record import utc_now
+
+    return utc_now()
+
+
+def _day(text: str, flag: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError as error:
+        raise SpecError("that is no date", where=flag, found=text, expected="such as 2026-01-31") from error
+
+
+def _checked_key(key: str | None) -> str:
+    if key is not None and (not key.isprintable() or "/" in key or not key.strip() or len(key) > 100):
+        raise SpecError("that cannot be a key", where="--key", found=repr(key), expected="a text without slashes")
+    return key or ""
+
+
+def _details(watched: Watched, *, settings: Settings, now: datetime) -> dict[str, Any]:
+    from pipeline.triggers.log import open_log
+    from pipeline.triggers.schedule import next_instant
+
+    trigger = watched.trigger
+    state = open_log(settings.directory, watched.name).read()
+    after = next_instant(trigger, after=now)
+    return {
+        "trigger": watched.name,
+        "kind": trigger.kind,
+        "when": _when(watched),
+        "job": watched.job,
+        "file": watched.file,
+        "missed": trigger.missed,
+        "overlap": trigger.overlap,
+        "since": state.since,
+        "next": after.isoformat(timespec="seconds").replace("+00:00", "Z") if after else "",
+        "fired": state.fired,
+        "skipped": state.skipped,
+        "open": _open(state),
+        "recent": [
+            {"firing": one.id, "time": one.time, "job": one.job, "status": one.status, "reason": one.reason}
+            for one in state.recent
+        ],
+    }
+
+
+def _open(state: State) -> list[dict[str, Any]]:
+    return [
+        {
+            "firing": one.firing.id,
+            "time": one.firing.time,
+            "job": one.job,
+            "files": len(one.firing.files),
+            "cancelling": one.is_cancelling,
+        }
+        for one in state.open
+    ]
+
+
+def _when(watched: Watched) -> str:
+    trigger = watched.trigger
+    if trigger.cron is not None:
+        return f"{trigger.cron} {trigger.time_zone}"
+    if trigger.arrival is not None:
+        return trigger.arrival.path
+    return str(trigger.every or trigger.after or "")
+
+
+def _row(one: dict[str, Any]) -> list[str]:
+    running = [item["job"] or "waiting" for item in one["open"]]
+    last = one["recent"][-1] if one["recent"] else None
+    said = f"{last['status']} {last['job']}".strip() if last else ""
+    return [
+        one["trigger"],
+        one["kind"],
+        one["when"],
+        one["next"],
+        f"{one['fired']:,}",
+        running[0] + (f" +{len(running) - 1}" if len(running) > 1 else "") if running else "",
+        said,
+    ]
+
+
+def _tested(watched: Watched, settings: Settings) -> dict[str, Any]:
+    from pipeline.errors import PipelineError
+    from pipeline.firing import TriggerJobs, spec_of
+    from pipeline.triggers.evaluate import explain
+    from pipeline.triggers.log import open_log
+    from pipeline.triggers.state import Firing, to_text
+
+    now, problem = _now(), ""
+    jobs = TriggerJobs(watched, settings)
+    _, decision = explain(watched.trigger, open_log(settings.directory, watched.name), jobs=jobs, now=now)
+    fired = [entry.firing for entry in decision.entries if entry.what == "fired" and entry.firing is not None]
+    try:
+        spec_of(watched, fired[0] if fired else Firing("test", watched.trigger.kind, to_text(now)))
+    except PipelineError as error:
+        problem = str(error)
+    return {
+        "trigger": watched.name,
+        "fires": bool(fired),
+        "firings": [one.id for one in fired],
+        "files": [file.path for one in fired for file in one.files],
+        "reason": decision.reason,
+        "problem": problem,
+    }
