@@ -19,6 +19,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.isolated import die_with_parent
 from pipeline.testing.oracle import make_table, oracle
 from pipeline.testing.processes import ProcessCluster, wait_until
 from pipeline.triggers.log import open_log
@@ -51,6 +52,8 @@ class Server:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                # So that nothing is left when the tests themselves are killed.
+                preexec_fn=die_with_parent,  # noqa: PLW1509
             )
 
     def kill(self) -> None:
@@ -84,7 +87,8 @@ def test_each_file_is_scored_once(tmp_path: Path, model_path: Path, cluster: str
         f"cluster: {cluster}\n"
     )
     (tmp_path / "triggers.yaml").write_text(
-        "triggers:\n  - {name: files, job: job.yaml, arrival: {path: landing/, quiet: 0.5 s, files: 1}}\n"
+        "triggers:\n"
+        "  - {name: files, job: job.yaml, overlap: forbid, arrival: {path: landing/, quiet: 0.5 s, files: 1}}\n"
     )
     server, files = Server(tmp_path), []
     begin = last_kill = time.monotonic()
