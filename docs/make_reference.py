@@ -35,7 +35,9 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "columns": "[customer_id, age, plan]",
         "filter": "country == 'DE' and age >= 18",
         "base": "lake/",
+        "incremental": "true",
     },
+    "Incremental": {"on_model_change": "all"},
     "Trigger": {
         "name": "nightly",
         "cron": '"30 2 * * *"',

@@ -22,6 +22,8 @@ source:
   # filter: country == 'DE' and age >= 18
   # Where hive folders begin, when path names single files. Default: then there are none.
   # base: data/
+  # Score only what has come since the last success; needs mode: append (see docs/incremental.md).
+  # incremental: true
 
 # Any number of map steps, then one score step.
 steps:

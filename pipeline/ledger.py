@@ -138,7 +138,7 @@ class Ledger:
     @property
     def pruned_rows(self) -> int:
         """Rows that statistics ruled out, so that no partition has them; they count as filtered."""
-        groups = (group for file in self.files.values() for group in file.row_groups)
+        groups = (group for file in self.files.values() for group in file.input_groups)
         return sum(group.rows for group in groups if not group.wanted)
 
     @cached_property

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from pipeline.columns import Columns, resolve_columns
 from pipeline.flavors.outlook import look_out
+from pipeline.increment import ALL, Progress
 from pipeline.memory import (
     projected_memory,
     row_memory,
@@ -51,12 +52,14 @@ def make_plan(
     predictions: pa.Schema,
     limits: Limits,
     target_bytes: int | None = None,
+    progress: Progress = ALL,
 ) -> Plan:
     """Decide everything that can be decided before anything runs.
 
     :param frame_schema: schema after the map steps; that of ``discovery`` when there are none.
     :param predictions: columns the scores go to.
     :param limits: decides how many partitions there are, and how large a batch is.
+    :param progress: what an incremental plan goes on from.
     :param target_bytes: uncompressed bytes a partition should have at most; default 256 MiB.
     :raises SpecError: for names in the spec that fit nothing, or clash.
     :raises SchemaDrift: for a feature that is missing or has a type the model cannot take.
@@ -84,12 +87,13 @@ def make_plan(
         keep=columns.keep,
         outputs=tuple(predictions.names),
         batch_rows=sizes.batch_rows,
-        pruned_rows=sum(group.rows for file in files for group in file.row_groups if not group.wanted),
+        pruned_rows=sum(group.rows for file in files for group in file.input_groups if not group.wanted),
         task_memory=_projected(sizes, model, files, partitions, columns=len(columns.read), engine=engine),
         row_bytes_out=sizes.row_bytes_out,
         row_group_rows=sizes.row_group_rows,
         workers=limits.workers,
         may_use_trees=engine,
+        progress=progress,
     )
 
 
@@ -146,7 +150,7 @@ def _sizes(
 ) -> _Sizes:
     kept = [name for name in columns.keep if name in columns.read]
     rows = max(1, sum(file.rows for file in files))
-    row_in = sum(group.bytes for file in files for group in file.row_groups) // rows
+    row_in = sum(group.bytes for file in files for group in file.input_groups) // rows
     row_in += sum(_width(field) for field in columns.source if field.name not in columns.read)
     row_out = total_bytes(discovery, columns=kept) // rows if kept else 0
     row_out += sum(_width(field) for field in output if field.name not in kept)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.errors import StateCorrupt
+from pipeline.increment import Progress
 from pipeline.model import Feature, ModelVersion
 from pipeline.planned import ChildPlan, Partition, Plan
 from pipeline.recipe import ColumnRule
@@ -61,9 +62,20 @@ def plan_to_table(plan: Plan) -> pa.Table:
             "keys": pa.array([[{"name": k, "value": v} for k, v in file.keys] for file in files], _KEYS),
             "row_groups": _groups_array(files),
             "ranges": _ranges_array([ranges[file.path] for file in files]),
+            **_incremental_columns(plan),
         }
     )
     return table.replace_schema_metadata({_METADATA: json.dumps(_record(plan)).encode()})
+
+
+def _incremental_columns(plan: Plan) -> dict[str, pa.Array]:
+    if not plan.progress.work:
+        return {}
+    return {
+        "done_groups": pa.array([file.done_groups for file in plan.files], pa.int64()),
+        "mark": pa.array([file.mark for file in plan.files], pa.string()),
+        "why": pa.array([file.why for file in plan.files], pa.string()),
+    }
 
 
 def plan_from_table(table: pa.Table) -> Plan:
@@ -89,6 +101,7 @@ def plan_from_table(table: pa.Table) -> Plan:
             may_use_trees=record.get("may_use_trees", False),
             rejected_files=tuple(rejected_file(one) for one in record.get("rejected_files", ())),
             children=tuple(ChildPlan(**child) for child in record.get("children", ())),
+            progress=Progress.from_record(record.get("progress") or {}),
             **{name: _as_tuple(record[name]) for name in _PLAIN},
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
@@ -114,6 +127,7 @@ def _record(plan: Plan) -> dict[str, Any]:
         "may_use_trees": plan.may_use_trees,
         "rejected_files": [asdict(file) for file in plan.rejected_files],
         **({"children": [child.details() for child in plan.children]} if plan.children else {}),
+        "progress": asdict(plan.progress) if plan.progress.work else None,
         **{name: getattr(plan, name) for name in _PLAIN},
     }
 
@@ -179,9 +193,15 @@ def _files(table: pa.Table) -> tuple[InputFile, ...]:
     groups = map(RowGroup, *fields)
     keys = [tuple((key["name"], key["value"]) for key in of_file) for of_file in table.column("keys").to_pylist()]
     rows = zip(*(table.column(name).to_pylist() for name in ("path", "size", "version")), lengths, keys, strict=True)
-    return tuple(
+    files = tuple(
         InputFile(path, size, version, tuple(next(groups) for _ in range(length)), key)
         for path, size, version, length, key in rows
+    )
+    if "mark" not in table.column_names:
+        return files
+    more = zip(*(table.column(name).to_pylist() for name in ("done_groups", "mark", "why")), strict=True)
+    return tuple(
+        replace(file, done_groups=done, mark=mark, why=why) for file, (done, mark, why) in zip(files, more, strict=True)
     )
 
 

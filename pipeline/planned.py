@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.digest import digest_json
 from pipeline.errors import DoesNotFit
+from pipeline.increment import ALL, Progress
 from pipeline.memory import FLOOR_ROWS, USABLE, shared_memory
 from pipeline.model import ModelVersion
 from pipeline.recipe import ColumnRule, MapRecipe, ScoreRecipe, StageRecipe
@@ -118,6 +119,8 @@ class Plan:
     """Files of the source that were set aside, by path; none of them is in ``files``."""
     children: tuple[ChildPlan, ...] = ()
     """Of a fan-out, which has no files and partitions of its own."""
+    progress: Progress = ALL
+    """What it goes on from, where it is incremental."""
 
     @property
     def rows(self) -> int:
@@ -156,6 +159,7 @@ class Plan:
                 "rules": [self.source_rules, self.score_rules],
                 "scored": [self.features, self.keep, self.outputs],
                 "children": [[child.slug, child.value, child.work] for child in self.children],
+                "goes on from": [self.progress.baseline, self.progress.replaces] if self.progress.baseline else None,
             }
         )
 

@@ -14,7 +14,9 @@ from pipeline.clusters import ClusterAdapter, find_cluster, site_settings
 from pipeline.family_plan import Planner, plan_family
 from pipeline.fan_out import PLACEHOLDER
 from pipeline.files import is_local_path, local_path
+from pipeline.find_input import find_input, refuse_incremental
 from pipeline.flavors.outlook import check_engine
+from pipeline.increment import ALL, Progress
 from pipeline.job_record import child_id
 from pipeline.model import ModelRef, ModelVersion
 from pipeline.origins import Candidate, Choice, Rank, choose
@@ -67,9 +69,12 @@ def draft(
     cluster = cluster_of(spec, settings=settings)
     drafting = _Drafting(settings, cluster.limits(), version, planned)
     if spec.fan_out is not None:
+        refuse_incremental(spec)
         plan = plan_family(absolute(spec), Planner(drafting.discover, drafting.plan))
     else:
-        plan = drafting.plan(spec, drafting.discover(spec))
+        wanted = absolute(spec)
+        discovery, progress = find_input(wanted, drafting.model(wanted), settings=settings, planned=planned)
+        plan = drafting.plan(wanted, discovery, progress=progress)
     return Prepared(plan, drafting.limits, cluster)
 
 
@@ -89,13 +94,14 @@ class _Drafting:
         """The files of the source of ``spec``."""
         return discover(absolute(spec).source, planned=self.planned)
 
-    def plan(self, spec: JobSpec, discovery: Discovery) -> Plan:
+    def plan(self, spec: JobSpec, discovery: Discovery, *, progress: Progress = ALL) -> Plan:
         """The plan of one job over what was found.
 
+        :param progress: what it goes on from, where it is incremental.
         :raises PipelineError: for anything that would not work.
         """
         spec = absolute(spec)
-        version = self.version or self._model(spec.score.model)
+        version = self.model(spec)
         check_engine(spec.score.engine, version, kind=spec.score.output_spec.kind)
         plan = make_plan(
             spec,
@@ -104,6 +110,7 @@ class _Drafting:
             frame_schema=self._frame_schema(spec, discovery),
             predictions=prediction_schema(version, spec.score.output_spec),
             limits=self.limits,
+            progress=progress,
         )
         plan.validate(self.limits)
         return plan
@@ -114,7 +121,11 @@ class _Drafting:
             self.schemas[key] = _frame_schema(spec, discovery=discovery, settings=self.settings)
         return self.schemas[key]
 
-    def _model(self, text: str) -> ModelVersion:
+    def model(self, spec: JobSpec) -> ModelVersion:
+        """The model version that scores ``spec``."""
+        if self.version is not None:
+            return self.version
+        text = spec.score.model
         if text not in self.models:
             self.models[text] = resolve_model(text, settings=self.settings)
         return self.models[text]

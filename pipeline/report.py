@@ -22,6 +22,7 @@ from pipeline.rounds import MODEL_DRIFT, Round
 from pipeline.rows import RejectedFile, RowCounts
 from pipeline.run_record import batch_record, straggler_record
 from pipeline.units import format_count
+from pipeline.why import input_text
 
 SCHEMA_VERSION = 1
 _OF_USER_CODE = ("step:", "score:", "crash:", "timeout:", "memory:")
@@ -113,6 +114,8 @@ class Report:
     """What ended a job that failed; see `PipelineError.details`."""
     next: tuple[str, ...] = field(default=())
     """Commands to type next."""
+    input: str = ""
+    """What of its source an incremental job scored; empty, and left out, for others."""
 
     @property
     def rows_per_second(self) -> float:
@@ -122,7 +125,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """As ``report.json`` and ``--json`` show it."""
-        record = asdict(self)
+        record = {name: value for name, value in asdict(self).items() if name != "input" or value}
         record["rows"] = self.rows.details()
         record["rows_per_second"] = round(self.rows_per_second, 1)
         record["seconds"] = {name: round(value, 3) for name, value in self.seconds.items()}
@@ -230,6 +233,7 @@ def make_report(
         model={"name": plan.model.name, "version": plan.model.version, "digest": plan.model.digest},
         output=job.resolve(plan.spec.sink.path),
         directory=job.root,
+        input=input_text(plan),
         seconds={
             "total": total,
             "provision": provision,

@@ -32,11 +32,22 @@ class InputFile:
     row_groups: tuple[RowGroup, ...]
     keys: tuple[tuple[str, str], ...] = ()
     """Hive partition keys of its folders, in order, percent-decoded; ``__HIVE_DEFAULT_PARTITION__`` stands for null."""
+    done_groups: int = 0
+    """Row groups at its start that an earlier job has published: they are no part of the input."""
+    mark: str = ""
+    """Digest of what its footer says of all row groups, where a later job is to find out what was appended."""
+    why: str = ""
+    """Why an incremental job scores it."""
+
+    @property
+    def input_groups(self) -> tuple[RowGroup, ...]:
+        """The row groups that are part of the input."""
+        return self.row_groups[self.done_groups :]
 
     @property
     def rows(self) -> int:
-        """All rows of the file, filtered ones too."""
-        return sum(group.rows for group in self.row_groups)
+        """All rows of the file that are part of the input, filtered ones too."""
+        return sum(group.rows for group in self.input_groups)
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,6 +156,14 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True)
 
 
+class Incremental(Part):
+    """How a job goes on from what earlier jobs of its name have published to its sink."""
+
+    on_model_change: Literal["new", "all"] = "new"
+    """What is scored when the model, or a step, is another one than it was: only what is new, so that the output has
+    rows of both, or everything anew, which replaces the output in one commit."""
+
+
 class Source(Part):
     """Where the rows come from."""
 
@@ -168,6 +176,9 @@ class Source(Part):
     """Keep only rows for which this holds, such as ``country == 'DE' and age >= 18``."""
     base: PathText | None = None
     """Folder below which ``key=value`` folders are hive keys, where ``path`` names files one by one."""
+    incremental: bool | Incremental = False
+    """Score only what has come since the last success: new files, changed files, row groups appended to a file. Needs
+    ``sink.mode: append``; see docs/incremental.md."""
 
 
 class MapStep(Part):

@@ -32,6 +32,7 @@ def summary_text(report: Mapping[str, Any]) -> str:
             "error": str(error.get("message") or ""),
             "found": str(error.get("found") or ""),
             "rows": reconciliation(report["rows"]),
+            "input": str(report.get("input") or ""),
             "done": _done(report),
             "rejects": _reasons(report.get("reasons") or {}),
             "again": _rounds(report),

@@ -136,6 +136,7 @@ def _checks(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]
 @click.command(short_help="Show what would run; writes nothing.")
 @click.argument("job_file", metavar="JOB.YAML")
 @click.option("--show-config", is_flag=True, help="Show each value of job spec and settings, and where it is from.")
+@click.option("--why", is_flag=True, help="Say of each partition why it is to be done.")
 @click.option(
     "--probe",
     type=click.IntRange(min=1),
@@ -150,7 +151,9 @@ def _checks(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]
 @output_options
 def plan(
     job_file: str,
+    *,
     show_config: bool,
+    why: bool,
     probe: int | None,
     overrides: tuple[str, ...],
     params: tuple[str, ...],
@@ -158,6 +161,7 @@ def plan(
 ) -> None:
     """Show what would run: rows, partitions, memory, model, output. Writes nothing, unless it is to --probe.
 
+    With --why: the reason each partition is to be done for, as an incremental job finds it.
     With --show-config: each field of the job spec and each setting, with its value and where that comes from. The data
     is not looked at.
     """
@@ -174,6 +178,12 @@ def plan(
     details = plan_summary(prepared.plan, prepared.limits).details()
     if probe is not None and prepared.plan.children:
         raise click.UsageError("A fan-out has no partitions of its own to probe: probe a job over one of its values.")
+    if why:
+        from pipeline.why import explain, why_text
+
+        details["why"] = explain(prepared.plan)
+        emit(details, lambda: plan_text(details) + why_text(details["why"]))
+        return
     if probe is not None:
         _probe(prepared, details, count=probe, settings=settings)
         return

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 from pipeline.checkpoint import JobDirectory
+from pipeline.errors import SpecError
 from pipeline.files import open_store
+from pipeline.increment import PublishedWork
 from pipeline.manifest import Manifest
 from pipeline.plugins import find_adapter
 from pipeline.spec import Sink
@@ -65,6 +67,24 @@ class SinkAdapter(Protocol):
         """See `published`."""
 
 
+@runtime_checkable
+class IncrementalSink(Protocol):
+    """One that says what its rows were made of, in the same commit as the rows."""
+
+    def published_work(self, sink: Sink, *, name: str) -> PublishedBefore:
+        """See `published_work`."""
+
+
+@dataclass(frozen=True)
+class PublishedBefore:
+    """What a sink holds of incremental jobs of one name."""
+
+    work: tuple[PublishedWork, ...]
+    """Oldest first."""
+    files: frozenset[str]
+    """Names of all files that count."""
+
+
 def find_sink(format_name: str) -> SinkAdapter:
     """The adapter for ``sink.format``.
 
@@ -95,6 +115,23 @@ def check(
         overwriting would remove files that are no output of a job.
     """
     find_sink(sink.format).check(sink, sources=sources, path=path, job=job, schema=schema, state=state)
+
+
+def published_work(sink: Sink, *, name: str) -> PublishedBefore:
+    """What incremental jobs of that name have published to ``sink``, and of what.
+
+    :raises SpecError: for a format of sinks that does not keep this.
+    :raises OutputConflict: when the sink holds rows of which nobody knows what they were made of.
+    """
+    adapter = find_sink(sink.format)
+    if not isinstance(adapter, IncrementalSink):
+        raise SpecError(
+            "that format of sinks does not say what its rows were made of, which an incremental job needs",
+            where="sink.format",
+            found=sink.format,
+            expected="parquet",
+        )
+    return adapter.published_work(sink, name=name)
 
 
 def prove(sink: Sink) -> None:

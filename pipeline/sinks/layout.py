@@ -8,12 +8,15 @@ _SUCCESS                         the digest of _manifest.json; not there while f
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline.digest import digest_bytes
 from pipeline.errors import OutputConflict, RefusedForSafety, StateCorrupt
 from pipeline.files import Store
+from pipeline.increment import PublishedInput, PublishedWork
 from pipeline.manifest import Manifest
 from pipeline.sinks import PublishedFile
 
@@ -22,6 +25,7 @@ SUCCESS = "_SUCCESS"
 SUFFIX = ".parquet"
 _OF_PARQUET = ("_metadata", "_common_metadata")
 _REPLACED_KEPT = 1000
+_PART = re.compile(r"part-[0-9r.]+-([0-9a-f]{8})-[0-9]+(?:-[0-9a-f]{8})?\.parquet")
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,49 @@ class Publication:
     """Number of the job's manifest."""
     mode: str
     files: tuple[PublishedFile, ...]
+    """Those of them that still count."""
+    name: str = ""
+    """Name of an incremental job; empty for others, and so are the fields below."""
+    work: str = ""
+    """Digest of what was done with the rows: model and steps."""
+    inputs: tuple[PublishedInput, ...] = ()
+    """What it was made of."""
+    replaces: tuple[str, ...] = ()
+    """Files of earlier publications that went with it."""
+    files_replaced: int = 0
+    """How many of its own files later ones have replaced."""
+
+    def to_record(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        record = asdict(self)
+        if not self.name:
+            for name in ("name", "work", "inputs", "replaces"):
+                del record[name]
+        if not self.files_replaced:
+            del record["files_replaced"]
+        return {**record, "rows": sum(file.rows for file in self.files)}
+
+    @staticmethod
+    def from_record(record: Mapping[str, Any]) -> Publication:
+        """Inverse of `to_record`."""
+        return Publication(
+            record["job"],
+            record["manifest"],
+            record["mode"],
+            tuple(PublishedFile(**file) for file in record["files"]),
+            name=record.get("name", ""),
+            work=record.get("work", ""),
+            inputs=tuple(
+                PublishedInput(**{**one, "outputs": tuple(one["outputs"])}) for one in record.get("inputs", ())
+            ),
+            replaces=tuple(record.get("replaces", ())),
+            files_replaced=record.get("files_replaced", 0),
+        )
+
+    def without(self, names: Collection[str]) -> Publication:
+        """What is left of it when these files are replaced."""
+        kept = tuple(file for file in self.files if file.name not in names)
+        return replace(self, files=kept, files_replaced=self.files_replaced + len(self.files) - len(kept))
 
 
 @dataclass(frozen=True)
@@ -57,7 +104,7 @@ class SinkState:
 
     def to_json(self) -> bytes:
         """As stored."""
-        publications = [{**asdict(one), "rows": sum(file.rows for file in one.files)} for one in self.publications]
+        publications = [one.to_record() for one in self.publications]
         record: dict[str, Any] = {
             "schema_version": 1,
             "rows": sum(file.rows for file in self.files),
@@ -77,10 +124,7 @@ class SinkState:
             record = json.loads(data)
             if record["schema_version"] != 1:
                 raise ValueError("unknown schema_version")
-            publications = tuple(
-                Publication(one["job"], one["manifest"], one["mode"], tuple(PublishedFile(**f) for f in one["files"]))
-                for one in record["publications"]
-            )
+            publications = tuple(Publication.from_record(one) for one in record["publications"])
             return SinkState(publications, record["schema"], tuple((job, n) for job, n in record["replaced"]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StateCorrupt(
@@ -105,9 +149,22 @@ def next_state(before: SinkState | None, publication: Publication, *, schema: st
     if before is None:
         return SinkState((publication,), schema)
     if not overwrite:
-        return SinkState((*before.publications, publication), schema, before.replaced)
+        kept = before.publications
+        if publication.replaces:
+            gone_names = set(publication.replaces)
+            kept = tuple(one.without(gone_names) for one in kept)
+        return SinkState((*kept, publication), schema, before.replaced)
     gone = tuple((one.job, one.manifest) for one in before.publications if one.job)
     return SinkState((publication,), schema, (*before.replaced, *gone)[-_REPLACED_KEPT:])
+
+
+def published_work(state: SinkState | None, name: str) -> tuple[PublishedWork, ...]:
+    """What incremental jobs of that name have published, oldest first."""
+    return tuple(
+        PublishedWork(one.job, one.manifest, one.work, one.inputs)
+        for one in (state.publications if state else ())
+        if one.name == name
+    )
 
 
 def success_text(state: SinkState) -> bytes:
@@ -128,6 +185,12 @@ def file_name(partition: str, manifest: Manifest, *, attempt: str = "") -> str:
     :param attempt: makes it unlike that of any other attempt to publish; needed where the folder is changed in place.
     """
     return f"part-{partition}-{job_tag(manifest.job)}-{manifest.number}{'-' if attempt else ''}{attempt}{SUFFIX}"
+
+
+def tag_of(name: str) -> str:
+    """The `job_tag` in a name that `file_name` gave; empty for any other."""
+    found = _PART.fullmatch(name)
+    return found[1] if found else ""
 
 
 def is_file_of(name: str, job: str) -> bool:

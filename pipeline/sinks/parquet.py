@@ -26,9 +26,11 @@ import pyarrow as pa
 from pipeline.checkpoint import JobDirectory
 from pipeline.errors import OutputConflict, OutputExists, RefusedForSafety, StorageError
 from pipeline.files import LocalStore, Store, open_store, unique_name
+from pipeline.increment import unknown_publication
 from pipeline.manifest import Manifest
-from pipeline.sinks import Published, PublishedFile, checks, layout, pack, swap
+from pipeline.sinks import Published, PublishedBefore, PublishedFile, checks, layout, pack, swap
 from pipeline.sinks.checks import check_content
+from pipeline.sinks.goes_on import check_baseline, clear_abandoned, has_nothing_new, with_inputs
 from pipeline.sinks.guards import check_place, real_place
 from pipeline.spec import Sink
 from pipeline.units import parse_bytes
@@ -66,15 +68,34 @@ class ParquetSink:
         arrow = pa.ipc.read_schema(pa.py_buffer(schema)) if schema else None
         check_content(store, there, mode=sink.mode, job=job, schema=arrow)
 
+    def published_work(self, sink: Sink, *, name: str) -> PublishedBefore:
+        """What incremental jobs have published; see `pipeline.sinks.published_work`."""
+        store = self._open(real_place(sink.path))
+        state = layout.read_state(store)
+        unknown = (
+            [one.job for one in state.publications if not one.name]
+            if state
+            # Parts without a manifest are what a job left that died before its commit.
+            else [name for name in layout.data_names(store) if not layout.tag_of(name)]
+        )
+        if unknown:
+            raise unknown_publication(sink.path)
+        files = frozenset(file.name for file in state.files) if state else frozenset()
+        return PublishedBefore(layout.published_work(state, name), files)
+
     def published(self, manifest: Manifest, directory: JobDirectory) -> Published | None:
         """What the sink holds of this manifest."""
         path = directory.resolve(directory.plan.spec.sink.path)
+        if has_nothing_new(directory.plan):
+            return Published(path, (), 0, 0, is_new=False)
         return _find(layout.read_state(self._open(real_place(path))), manifest, path=path)
 
     def publish(self, manifest: Manifest, directory: JobDirectory) -> Published:
         """Publish once; see `pipeline.sinks.publish`."""
         sink = directory.plan.spec.sink
         path = directory.resolve(sink.path)
+        if has_nothing_new(directory.plan):
+            return Published(path, (), 0, 0, is_new=False)
         store = self._open(real_place(path))
         checks.check_folder(store)
         store.prove_exclusive()
@@ -82,7 +103,9 @@ class ParquetSink:
         if there := _find(state, manifest, path=path):
             with _locked(store):
                 _complete(store, manifest)
+            clear_abandoned(store, directory)
             return there
+        check_baseline(state, directory, place=path)
         schema = pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(manifest.schema)))
         check_content(store, state, mode=sink.mode, job=manifest.job, schema=schema)
         pack.check_sources(manifest, store=directory.store)
@@ -95,6 +118,7 @@ class ParquetSink:
                 work.change_in_place()
         else:
             work.change_in_place()
+        clear_abandoned(store, directory)
         return cast(Published, _find(layout.read_state(store), manifest, path=path, is_new=True))
 
     def _swap(self, work: _Work) -> None:
@@ -136,6 +160,7 @@ class _Work:
         schema: pa.Schema,
     ) -> None:
         self.manifest = manifest
+        self.directory = directory
         self.checkpoint = directory.store
         self.sink = sink
         self.store = store
@@ -145,11 +170,17 @@ class _Work:
 
     def pieces(self, *, attempt: str = "") -> tuple[pack.Piece, ...]:
         """The files to publish."""
+        if not self.manifest.files and self.directory.plan.progress.baseline and self.before is not None:
+            # Everything new was filtered or rejected, and the schema is told by what is there.
+            return ()
         return pack.make_pieces(self.manifest, target=self.target, attempt=attempt)
 
-    def after(self, files: tuple[PublishedFile, ...], before: layout.SinkState | None) -> layout.SinkState:
-        """The state once ``files`` are published."""
+    def after(
+        self, files: tuple[PublishedFile, ...], before: layout.SinkState | None, pieces: Sequence[pack.Piece]
+    ) -> layout.SinkState:
+        """The state once ``files`` are published, which ``pieces`` were."""
         made = layout.Publication(self.manifest.job, self.manifest.number, self.sink.mode, files)
+        made = with_inputs(made, self.directory, pieces)
         is_over = self.sink.mode == "overwrite"
         return layout.next_state(before, made, schema=self.manifest.schema, overwrite=is_over)
 
@@ -173,7 +204,8 @@ class _Work:
 
     def build(self, store: Store) -> set[str]:
         """Write the whole output into an empty folder that nobody reads yet; its names."""
-        state = self.after(tuple(self._add(piece, store) for piece in self.pieces()), self.before)
+        pieces = self.pieces()
+        state = self.after(tuple(self._add(piece, store) for piece in pieces), self.before, pieces)
         store.replace(layout.MANIFEST, state.to_json())
         store.replace(layout.SUCCESS, layout.success_text(state))
         store.sync()
@@ -208,7 +240,7 @@ class _Work:
     def change_in_place(self) -> None:
         """Steps 1 to 5. A failure before the commit is undone; a crash there is healed by publishing again."""
         before = self.before
-        if before is None and self.sink.mode == "append":
+        if before is None and self.sink.mode == "append" and not self.directory.plan.progress.baseline:
             before = checks.adopted(self.store, job=self.manifest.job)
         success = _read(self.store, layout.SUCCESS)
         pieces = self.pieces(attempt=unique_name()[:8])
@@ -216,7 +248,7 @@ class _Work:
             self.store.remove(layout.SUCCESS)
             files = tuple(self._add_in_place(piece) for piece in pieces)
             self.store.sync()
-            state = self.after(files, before)
+            state = self.after(files, before, pieces)
         except Exception:
             self._undo(pieces, success)
             raise
@@ -272,7 +304,7 @@ def _complete(store: Store, manifest: Manifest) -> None:
         return
     counted = {file.name for file in state.files}
     for name in store.list():
-        is_gone = last.mode == "overwrite" and name.endswith(layout.SUFFIX)
+        is_gone = (last.mode == "overwrite" and name.endswith(layout.SUFFIX)) or name in last.replaces
         if (is_gone or layout.is_file_of(name, manifest.job)) and name not in counted:
             store.remove(name)
     success = layout.success_text(state)
@@ -303,7 +335,7 @@ def _find(state: layout.SinkState | None, manifest: Manifest, *, path: str, is_n
     if there is None:
         return None
     rows, size = sum(file.rows for file in there.files), sum(file.bytes for file in there.files)
-    return Published(path, there.files, rows, size, is_new=is_new)
+    return Published(path, there.files, rows, size, is_new=is_new, is_replaced=there.files_replaced > 0)
 
 
 def _target_size(sink: Sink) -> int | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -52,6 +54,12 @@ class Footer:
     """float64 [columns]: bytes of a decoded value where that is fixed, else 0."""
     wanted: tuple[bool, ...]
     """Per row group: whether the filter could keep a row of it."""
+    mark: str = ""
+    """As in `pipeline.rows.InputFile`."""
+    done_groups: int = 0
+    """As there."""
+    why: str = ""
+    """As there."""
 
     def group_bytes(self, columns: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Uncompressed and compressed bytes of ``columns``, int64 [groups] each.
@@ -152,6 +160,19 @@ class Layout:
     def widths(self) -> np.ndarray:
         """float64 [Arrow columns]: as `Footer.widths`."""
         return np.array([_width(field.type) for field in self.schema], float)
+
+
+def group_marks(metadata: pq.FileMetaData) -> tuple[str, ...]:
+    """A digest for each number of row groups, from 1: of all that the footer says of the first so many of them.
+
+    Writers that append to a file leave the row groups that are there where they are, and write a new footer.
+    """
+    running, marks = hashlib.sha256(), []
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number).to_dict()
+        running.update(json.dumps(group, sort_keys=True, default=str).encode())
+        marks.append(running.hexdigest())
+    return tuple(marks)
 
 
 def digest_footer(

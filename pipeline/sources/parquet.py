@@ -6,7 +6,7 @@ import difflib
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import SchemaDrift, SpecError
+from pipeline.increment import Chosen
 from pipeline.rows import Fragment, InputFile, RowGroup
 from pipeline.sources.expression import Filter, parse_filter
-from pipeline.sources.footers import Footer, Layout, digest_footer, read_footer
+from pipeline.sources.footers import Footer, Layout, digest_footer, group_marks, read_footer
 from pipeline.sources.locate import HIVE_NULL, Located, locate, relocate
 from pipeline.sources.reader import SourceBatch, read_batches
 from pipeline.sources.types import plain_field, same_kind
@@ -78,6 +79,7 @@ def discover(
     columns: tuple[str, ...] | None = None,
     planned: Collection[InputFile] | None = None,
     threads: int = 16,
+    chosen: Mapping[str, Chosen] | None = None,
 ) -> Discovery:
     """Find the files of ``source`` and read their footers.
 
@@ -85,6 +87,7 @@ def discover(
     :param columns: the only ones that will be needed; default ``source.columns``, and with neither all. Columns that
         are not needed may differ from file to file.
     :param threads: footers that are read at the same time.
+    :param chosen: the only files to score, by path, and how; when there are none, the result has the schema alone.
     :raises MissingInput: when there is no file.
     :raises InputChanged: when a file of ``planned`` is gone or another one now.
     :raises CorruptInput: naming a file that is no Parquet file, truncated or encrypted.
@@ -95,6 +98,8 @@ def discover(
     base = source.base
     located = locate(source.path, base=base) if planned is None else relocate(source.path, planned, base=base)
     keys = _key_schema(located)
+    if chosen is not None:
+        located = tuple(file for file in located if file.path in chosen) or located[:1]
     first = read_footer(located[0])
     common = _CommonSchema(located[0], first, keys=keys, needed=_needed(source, columns, condition))
     common.check_needed(is_user_list=source.columns)
@@ -104,7 +109,8 @@ def discover(
     def examine(file: Located) -> Footer:
         metadata = first if file is located[0] else read_footer(file)
         own = common.check(file, metadata)
-        return digest_footer(file, metadata, layout=own, keys=keys, condition=condition)
+        footer = digest_footer(file, metadata, layout=own, keys=keys, condition=condition)
+        return footer if chosen is None or not chosen else _as_chosen(footer, metadata, chosen[file.path])
 
     footers = tuple(_in_parallel(examine, located, threads=threads))
     schema = _with_keys(common.fields(), keys)
@@ -119,6 +125,13 @@ def discover(
     )
 
 
+def _as_chosen(footer: Footer, metadata: pq.FileMetaData, chosen: Chosen) -> Footer:
+    """``footer`` without the row groups that are done."""
+    marks, done = group_marks(metadata), chosen.done_groups
+    wanted = (*(False for _ in range(done)), *footer.wanted[done:])
+    return replace(footer, wanted=wanted, done_groups=done, mark=marks[-1] if marks else "", why=chosen.why)
+
+
 def resize(discovery: Discovery, *, columns: Sequence[str]) -> tuple[InputFile, ...]:
     """The files of ``discovery`` with the bytes of ``columns`` only."""
     if set(columns) >= set(discovery.physical) or not discovery.footers:
@@ -129,7 +142,7 @@ def resize(discovery: Discovery, *, columns: Sequence[str]) -> tuple[InputFile, 
 def total_bytes(discovery: Discovery, *, columns: Sequence[str]) -> int:
     """Uncompressed bytes of ``columns`` in all files."""
     if set(columns) >= set(discovery.physical) or not discovery.footers:
-        return sum(group.bytes for file in discovery.files for group in file.row_groups)
+        return sum(group.bytes for file in discovery.files for group in file.input_groups)
     return sum(int(footer.group_bytes(columns)[0].sum()) for footer in discovery.footers)
 
 
@@ -244,7 +257,16 @@ def _input_file(footer: Footer, columns: Sequence[str]) -> InputFile:
     plain, packed = footer.group_bytes(columns)
     groups = map(RowGroup, footer.rows.tolist(), plain.tolist(), packed.tolist(), footer.wanted)
     file = footer.file
-    return InputFile(file.path, file.size, file.version, tuple(groups), file.keys)
+    return InputFile(
+        file.path,
+        file.size,
+        file.version,
+        tuple(groups),
+        file.keys,
+        done_groups=footer.done_groups,
+        mark=footer.mark,
+        why=footer.why,
+    )
 
 
 class _CommonSchema:

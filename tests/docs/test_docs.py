@@ -118,6 +118,7 @@ def test_every_part_of_the_job_spec_has_its_table() -> None:
     assert re.findall(r"<!-- table: (\w+) -->", read("docs/job-spec.md")) == [
         "JobSpec",
         "Source",
+        "Incremental",
         "MapStep",
         "ScoreStep",
         "Score",
@@ -137,7 +138,7 @@ def test_every_part_of_the_job_spec_has_its_table() -> None:
 def test_examples_of_the_job_spec_load(part: str, field: str) -> None:
     spec = """
 name: churn
-source: {path: lake/}
+source: {path: lake/, incremental: {}}
 steps:
   - map: features:build
   - score: {model: churn.ubj, output: {column: churn}}
@@ -162,6 +163,7 @@ triggers:
         "ColumnContract": "contract.age.",
         "Run": "run.",
         "FanOut": "fan_out.",
+        "Incremental": "source.incremental.",
         "Trigger": "triggers.1." if field in ("every", "arrival", "after") else "triggers.0.",
         "Arrival": "triggers.2.arrival.",
     }

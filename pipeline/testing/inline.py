@@ -1,0 +1,37 @@
+"""A whole job in this process and thread: planned, scored and published by the real parts, without Dask."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.checkpoint import JobDirectory
+from pipeline.lifecycle import Status
+from pipeline.partition import run_partition
+from pipeline.plan import Plan
+from pipeline.prepare import prepare
+from pipeline.settings import Settings
+from pipeline.sinks import Published, publish
+from pipeline.spec import JobSpec
+
+
+def plan_inline(spec: JobSpec, *, directory: Path) -> Plan:
+    """The plan of a job under ``directory``, for one worker with one thread."""
+    return prepare(spec, settings=Settings(directory=str(directory), workers=1, threads=1, fsync=False)).plan
+
+
+def score_inline(plan: Plan, *, directory: Path, job: str) -> JobDirectory:
+    """A job of which every partition is done, and nothing is published."""
+    made = JobDirectory.open_or_create(directory, plan, job=job, fsync=False)
+    for partition in plan.partitions:
+        run_partition(made.recipe, partition, plan.versions)
+    return made
+
+
+def publish_inline(job: JobDirectory) -> Published:
+    """Commit and publish a job that is done; again after a crash anywhere in it."""
+    committed = job.commit_manifest(job.next_manifest(job.receipts()))
+    published = publish(committed.manifest, job)
+    if not job.status().is_success:
+        for status in (Status.PUBLISHING, Status.SUCCEEDED):
+            job.set_status(status)
+    return published
