@@ -163,7 +163,8 @@ def _known() -> Sequence[str]:
     """What this process knows to be secret, the longest first."""
     with _lock:
         remembered = frozenset(_secrets)
-    config = sys.modules["fsspec.config"].conf if "fsspec.config" in sys.modules else {}
+    # Another thread may be in the middle of importing it.
+    config = getattr(sys.modules.get("fsspec.config"), "conf", {})
     configured = frozenset(_secrets_in(config)) if config else frozenset()
     return _spellings(remembered | configured | _secrets_of(tuple(os.environ.items())))
 
