@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import PartitionStuck, StepFailed
-from pipeline.isolation import Isolation, cut, resident_bytes
+from pipeline.isolation import PIECES, Isolation, Streak, cut, resident_bytes
 from pipeline.model import ModelRef
 from pipeline.partition import run_partition
 from pipeline.receipt import Receipt
@@ -126,6 +126,36 @@ def test_a_module_that_ends_the_process_is_told(score: Score) -> None:
 def test_what_a_step_prints_does_no_harm(score: Score) -> None:
     receipt, _, _ = score("def step(frame):\n    print('x' * 100_000)\n    return frame\n")
     assert receipt.rows.out == 5000
+
+
+def ends_of(bad: set[int], rows: int) -> tuple[int, set[int]]:
+    """How often a process ends, and which rows are rejected, by the search that `IsolatedScorer.score` makes."""
+    waiting, streak, ends, rejected = [(0, rows)], Streak(), 0, set[int]()
+    while waiting:
+        start, stop = streak.take(waiting)
+        if not bad & set(range(start, stop)):
+            continue
+        ends += 1
+        if stop - start <= max(1, streak.reach(start)):
+            streak.add(start, stop)
+            rejected |= set(range(start, stop))
+        else:
+            waiting.extend(reversed(cut(start, stop, pieces=PIECES)))
+    return ends, rejected
+
+
+@pytest.mark.parametrize("first", [0, 777, 4900])
+def test_neighbouring_bad_rows_cost_few_ends(first: int) -> None:
+    bad = set(range(first, first + 100))
+    ends, rejected = ends_of(bad, 5000)
+    assert ends <= 40
+    assert bad <= rejected
+    assert len(rejected) <= 125
+
+
+@pytest.mark.parametrize("bad", [{0}, {4999}, {17, 18, 19}, {5, 7, 9, 3000}, set(range(0, 5000, 500))])
+def test_few_bad_rows_are_found_exactly(bad: set[int]) -> None:
+    assert ends_of(bad, 5000)[1] == bad
 
 
 def test_a_range_is_cut_without_a_gap() -> None:
