@@ -209,7 +209,7 @@ class Dispatcher:
         )
 
     def _follow(self, decision: Retry | Fail | Split | Isolate, attempt: Attempt) -> None:
-        if isinstance(decision, (Retry, Isolate)) and self._flight.of_partition(attempt.partition.id):
+        if isinstance(decision, Retry) and self._flight.of_partition(attempt.partition.id):
             # The other attempt at it goes on alone.
             self._again(attempt, decision.reason)
         elif isinstance(decision, Split):
@@ -220,6 +220,7 @@ class Dispatcher:
         elif isinstance(decision, Isolate) and self.isolate is None:
             self._follow(Fail(stuck(attempt.partition.id, attempt.blames)), attempt)
         elif isinstance(decision, Isolate):
+            self._end_others(attempt.partition)
             self._suspects.append(Attempt(attempt.partition, blames=attempt.blames, is_isolated=True))
             self._again(attempt, f"isolated: {decision.reason}")
         else:
@@ -242,6 +243,9 @@ class Dispatcher:
                 divided = self.split(attempt.partition, receipt)
         except PipelineError as error:
             self._follow(Fail(error), attempt)
+            return
+        if divided is None and workers:
+            # It was only slow.
             return
         if divided is None:
             self._follow(Isolate(f"{reason}, and it is too small to be split"), attempt)
@@ -281,6 +285,10 @@ class Dispatcher:
         attempt = self._flight.attempts[future]
         attempt.blames += is_blamed(death.cause)
         attempt.memory_deaths += death.cause == "memory"
+        for other in self._flight.of_partition(attempt.partition.id):
+            # It is the rows that are blamed, whichever attempt had them.
+            twin = self._flight.attempts[other]
+            twin.blames, twin.memory_deaths = attempt.blames, attempt.memory_deaths
         decision = decide_death(
             death.cause,
             partition=attempt.partition.id,

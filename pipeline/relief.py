@@ -83,8 +83,8 @@ class Relief:
     _zombies: dict[str, float] = field(default_factory=dict)
     """Workers with an attempt that is not wanted any more, and since when, until something else begins there."""
     _rescues: dict[str, _Rescue] = field(default_factory=dict)
-    _given_up: set[str] = field(default_factory=set)
-    """Partitions that were to be divided; where they could not be, they take their time."""
+    _helped: set[str] = field(default_factory=set)
+    """Partitions that had a copy or were to be divided: what that did not help takes its time."""
 
     def begin(self, todo: Sequence[Partition]) -> None:
         """What is to be done in all: one unit of work is all rows, or all bytes, of it."""
@@ -196,7 +196,8 @@ class Relief:
             unanswered=None if asked is None else now - asked,
             cut_asked=None if cut is None else now - cut[1],
             copies=len(flight.of_partition(attempt.partition.id)),
-            is_helped=attempt.partition.id in self._given_up,
+            # What ended a worker is no straggler, and is not to end two at a time.
+            is_helped=attempt.partition.id in self._helped or attempt.blames > 0 or attempt.memory_deaths > 0,
         )
 
     def task(self, partition: Partition) -> Any:
@@ -210,8 +211,8 @@ class Relief:
         self._rescues[partition.id] = _Rescue(helped, now, {partition.id})
         if isinstance(action, Cut):
             self._cuts[action.key] = (action, now)
-        if isinstance(action, Divide):
-            self._given_up.add(partition.id)
+        else:
+            self._helped.add(partition.id)
         logger.info("partition %s is slow on %s: %s", partition.id, worker, helped.action)
         self.on_helped(helped)
 

@@ -227,6 +227,33 @@ def test_a_copy_whose_worker_dies_is_given_up(alive: World) -> None:
     assert len(alive.found) == 5
 
 
+def test_what_ended_a_worker_gets_no_other_copy_and_is_isolated_for_the_deaths_of_both() -> None:
+    alone: list[str] = []
+
+    def isolate(parts: Sequence[Partition]) -> list[str]:
+        alone.extend(one.id for one in parts)
+        return [f"{one.id}!" for one in parts]
+
+    world = World(rows=900, isolate=isolate)
+    world.cluster.answers = {"a": Sight(0, 0, 99.0), "b": None, "c": None}
+    world.until_slow()
+    copy = world.copy()
+    world.cluster.begin(copy.key, copy.workers[0])
+    wait_until(lambda: copy.key in world.dispatcher._ledger.executing)
+    world.cluster.leave(copy.workers[0])
+    wait_until(lambda: copy.is_cancelled)
+    world.now += 60.0
+    wait_until(lambda: world.dispatcher._watch._asked == world.now)
+    assert len([key for key in world.cluster.futures if "~" in key]) == 1, "it got another copy"
+    world.cluster.leave("a")
+    wait_until(lambda: alone)
+    assert alone == ["p4"]
+    wait_until(lambda: "p4!" in world.cluster.futures)
+    world.cluster.futures["p4!"].end()
+    world.end()
+    assert len(world.found) == 5
+
+
 def _split(partition: Partition, receipt: Any, *, parts: int = 2) -> Divided:
     if receipt is None:
         receipt = SimpleNamespace(partition=partition.id, splits=tuple(f"{partition.id}.{n}" for n in range(parts)))
