@@ -1,6 +1,6 @@
 """What trouble costs: a slow worker, a frozen one, a partition that needs ten times a worker's memory. As ratios.
 
-    python -m benchmarks.trouble [--workers 4] [--repeat 3] [--only slow,frozen,memory]
+    python -m benchmarks.trouble [--workers 4] [--repeat 3] [--nap 0.15] [--only slow,frozen,memory]
 
 Workers are processes of their own. Steps sleep instead of computing, so that the machine's other work counts little; a
 slow worker gets SIGSTOP and SIGCONT in turn and runs a tenth of the time. Each run is of the same table by the same
@@ -38,7 +38,6 @@ from pipeline.testing.processes import ProcessCluster
 
 MEMORY = 700 << 20
 BATCH_ROWS = 250
-NAP = 'Fault("nap", ids=range(0), seconds=0.15)'
 HOG = f'Fault("memory", ids=range(11000, 11100), bytes={10 * MEMORY})'
 
 
@@ -157,9 +156,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--nap", type=float, default=0.15, help="seconds a batch takes; 20 batches a partition")
     parser.add_argument("--only", default="slow,frozen,memory")
     options = parser.parse_args()
-    wanted = options.only.split(",")
+    wanted, nap = options.only.split(","), f'Fault("nap", ids=range(0), seconds={options.nap})'
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         rows = 5000 * 4 * options.workers
@@ -167,17 +167,17 @@ def main() -> None:
         model = train_model(folder / "churn.ubj")
         with ProcessCluster(folder / "cluster", workers=options.workers, memory=f"{MEMORY} B") as cluster:
             bench = Bench(folder, cluster, lake, model)
-            bench.measure(NAP)  # imports
+            bench.measure(nap)  # imports
             runs: dict[str, list[Measured]] = {}
             for _ in range(options.repeat):
-                runs.setdefault("clean", []).append(bench.measure(NAP))
+                runs.setdefault("clean", []).append(bench.measure(nap))
                 if "slow" in wanted:
-                    runs.setdefault("slow off", []).append(bench.measure(NAP, trouble=bench.slow(), stragglers="off"))
-                    runs.setdefault("slow on", []).append(bench.measure(NAP, trouble=bench.slow()))
+                    runs.setdefault("slow off", []).append(bench.measure(nap, trouble=bench.slow(), stragglers="off"))
+                    runs.setdefault("slow on", []).append(bench.measure(nap, trouble=bench.slow()))
                 if "frozen" in wanted:
-                    runs.setdefault("frozen on", []).append(bench.measure(NAP, trouble=bench.frozen()))
+                    runs.setdefault("frozen on", []).append(bench.measure(nap, trouble=bench.frozen()))
                 if "memory" in wanted:
-                    runs.setdefault("memory", []).append(bench.measure(NAP, HOG))
+                    runs.setdefault("memory", []).append(bench.measure(nap, HOG))
     print("| trouble | makespan / clean | / without help | help | rows rejected | runs |")
     print("| --- | --- | --- | --- | --- | --- |")
     clean = runs["clean"]

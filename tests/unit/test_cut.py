@@ -162,6 +162,31 @@ def test_who_loses_the_first_part_leaves_no_file(
     assert names == [f"00000.0-{others[1].attempt}.parquet"]
 
 
+def test_who_dies_between_the_cut_and_its_first_part_has_only_lost_time(
+    recipe: StageRecipe, lake: Lake, step: Any, model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline import partition as module
+
+    commit = module._commit
+
+    def dying(store: Any, receipt: Receipt, recipe: StageRecipe) -> Receipt:
+        if receipt.partition == "00000.0":
+            raise KeyboardInterrupt
+        return commit(store, receipt, recipe)
+
+    whole = make_partition(*lake.files)
+    step.actions[2] = [asking(recipe, 2)]
+    monkeypatch.setattr(module, "_commit", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run_partition(recipe, whole)
+    monkeypatch.setattr(module, "_commit", commit)
+    cut = run_partition(recipe, whole)
+    assert cut.splits == ("00000.0", "00000.1", "00000.2")
+    done = [run_partition(recipe, part) for part in parts_of(whole, cut, files_by_path(lake))]
+    pd.testing.assert_frame_equal(output(recipe, *done), oracle(lake.files, model_path), check_exact=True)
+    assert done[0].attempt != cut.attempt
+
+
 def test_who_is_not_wanted_any_more_ends_without_a_trace(recipe: StageRecipe, lake: Lake, step: Any) -> None:
     step.actions[2] = [lambda: progress.drop(stage_folder(recipe), "00000")]
     with pytest.raises(InfrastructureError, match="done elsewhere"):
