@@ -28,6 +28,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "params": '{day: "2026-01-01", threshold: 0.5}',
         "run": '{date: "2026-01-01"}',
         "fan_out": "{by: country}",
+        "hooks": "[{when: [failure], command: [notify-send, it failed]}]",
         "triggers": '[{cron: "30 2 * * *", time_zone: Europe/Berlin}]',
     },
     "Source": {
@@ -78,6 +79,15 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "compression": "zstd",
     },
     "Errors": {"max_fraction": "0.001"},
+    "Hook": {
+        "when": "[failure, warnings]",
+        "command": "[notify-send, it failed]",
+        "url": "https://hooks.example.com/jobs",
+        "secret": "env:HOOK_SECRET",
+        "openlineage": "prod",
+        "timeout": "5",
+        "attempts": "3",
+    },
     "FanOut": {"by": "country", "max_parallel": "8", "publish": "each", "max_children": "50"},
     "Run": {"date": '"2026-01-01"'},
     "ColumnContract": {

@@ -86,7 +86,7 @@ def child_spec(parent: JobSpec, value: ChildValue, *, column: str | None) -> Job
     :raises SpecError: when it is none with that value.
     """
     own = {name: part for name, part in parent.to_dict().items() if name in OWN_SECTIONS and name != "fan_out"}
-    left_out = {*OWN_SECTIONS, "triggers"}
+    left_out = {*OWN_SECTIONS, "triggers", "hooks"}
     record = {name: part for name, part in parent.to_dict().items() if name not in left_out}
     if PLACEHOLDER not in parent.sink.path:
         record["sink"]["path"] = f"{parent.sink.path.rstrip('/')}/{quote(column or _LIST, safe='')}={PLACEHOLDER}/"

@@ -77,6 +77,13 @@ errors:
 # or restart (score every row again with the new version).
 # model_drift: pin
 
+# Who is told when the job begins or ends: a program (a list, no shell), or a web server (JSON, signed by the secret).
+# when: start, success, warnings, failure, cancelled, interrupted. Default: every end.
+# hooks:
+#   - {when: [failure], command: [notify-send, it failed]}
+#   - {url: https://hooks.example.com/jobs, secret: env:HOOK_SECRET, timeout: 10, attempts: 5}
+#   - {openlineage: my-namespace}
+
 # One job for each value of a partition key or column of the source, or of a list. ${fan_out.value} puts the value into
 # any text above. publish: all (once every job is ready to) or each.
 # fan_out: {by: country, max_parallel: 4, publish: all, max_children: 1000}

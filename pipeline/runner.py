@@ -20,6 +20,7 @@ from pipeline.dispatch import Dispatcher, Ended, Policy
 from pipeline.errors import Fenced, JobLocked, PipelineError, StorageError
 from pipeline.events import Callback, JobEnded, PartitionEnded, StageStarted, notify
 from pipeline.family import FamilyDriver, Within, is_ready
+from pipeline.hooks import hooked, hooks_of
 from pipeline.job_log import recorded
 from pipeline.job_record import utc_now
 from pipeline.jobs import find_job, parent_of
@@ -103,14 +104,18 @@ def execute(
     if begin is None and unless(job):
         return make_report(job)
     settings = settings_of(job.plan.spec, settings=settings)
-    with held(job.store, lease_seconds=settings.lease_seconds) as lease:
+    hooks = hooks_of(job.plan.spec, settings) if within is None else ()
+    with (
+        hooked(job, hooks, grace=settings.hook_grace) as told,
+        held(job.store, lease_seconds=settings.lease_seconds) as lease,
+    ):
         if begin is not None:
             begin(job, lease)
         # Another driver may have ended the job while this one waited for it.
         if unless(job):
             return make_report(job)
         with recorded(job.store, epoch=lease.epoch) as log:
-            driver = _driver(job, lease, settings, (*callbacks, log), within)
+            driver = _driver(job, lease, settings, (*callbacks, log, *told), within)
             report = _drive(driver, driver.drive)
     return _add_up(job, report, settings) if job.record.parent and within is None else report
 

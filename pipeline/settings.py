@@ -10,6 +10,7 @@ For ``dask.config`` a file such as ``~/.config/dask/pipeline.yaml`` holds::
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from dask.utils import parse_timedelta
 
 from pipeline.environment import misspelt, setting_variables
 from pipeline.errors import SpecError
+from pipeline.hook_parts import Hook
 from pipeline.origins import Candidate, Choice, Rank, choose
 
 logger = logging.getLogger(__name__)
@@ -77,6 +79,10 @@ class Settings:
     triggers: tuple[str, ...] = ()
     """Files with triggers that a server looks at: each a ``triggers.yaml`` or a job spec. Default: ``triggers.yaml`` in
     the working directory, if there is one."""
+    hooks: tuple[Any, ...] = ()
+    """Who is told when any job begins or ends, beside those of its spec: a list, as ``hooks`` of a job spec."""
+    hook_grace: float = 30.0
+    """Seconds that hooks are given after the end of a job, until what they have not been told is given up."""
     import_paths: tuple[str, ...] = ()
     """Folders from which the modules of the steps are imported, on driver and workers."""
     candidates: Mapping[str, tuple[Candidate, ...]] = field(
@@ -105,7 +111,15 @@ def setting_names() -> tuple[str, ...]:
 
 
 _SWITCH = {"true": True, "on": True, "false": False, "off": False}
-_SECONDS = {"no_workers_timeout", "scheduler_timeout", "grace", "partition_timeout", "lease_seconds", "drift_poll"}
+_SECONDS = {
+    "hook_grace",
+    "no_workers_timeout",
+    "scheduler_timeout",
+    "grace",
+    "partition_timeout",
+    "lease_seconds",
+    "drift_poll",
+}
 
 
 _NOT_OF_A_CLUSTER = ("directory", "cluster")
@@ -189,6 +203,8 @@ def _from_text(name: str, text: str) -> Any:
     """The value of a variable, as YAML in a file would have it."""
     if isinstance(getattr(Settings(), name), bool):
         return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
+    if name == "hooks":
+        return json.loads(text)
     return tuple(part for part in text.split(os.pathsep) if part) if name in ("import_paths", "triggers") else text
 
 
@@ -202,6 +218,8 @@ def _convert(name: str, value: Any, *, where: str = "") -> Any:
             if number < 1:
                 raise ValueError("a positive number")
             return number
+        if name == "hooks":
+            return tuple(Hook.model_validate(one).model_dump(mode="json", exclude_defaults=True) for one in value)
         if name == "triggers":
             return (value,) if isinstance(value, str) else tuple(str(path) for path in value)
         if name == "import_paths":

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from pipeline.digest import digest_json
 from pipeline.filled import OWN_SECTIONS, fill_in
+from pipeline.hook_parts import Hook
 from pipeline.mistakes import IN_PYTHON, Document, Mistake, SpecMistakes, did_you_mean
 from pipeline.parameters import PARAM_PATTERN, Given, given_in_python
 from pipeline.placeholders import escape
@@ -57,7 +58,7 @@ __all__ = [
 ]
 
 STEP_KINDS = ("map", "score")
-NOT_THE_WORK = {"cluster", "storage", "triggers"}
+NOT_THE_WORK = {"hooks", "cluster", "storage", "triggers"}
 """Fields that do not decide what the output rows are."""
 _ORDER = "order"
 _KIND = "step"
@@ -146,6 +147,8 @@ class JobSpec(Part):
     run: Run = Run()
     triggers: Annotated[tuple[Trigger, ...], Field(strict=False)] = ()
     """What submits the job when nobody is there; see docs/triggers.md."""
+    hooks: Annotated[tuple[Hook, ...], Field(strict=False)] = ()
+    """Who is told when the job begins or ends; those of the settings are told too."""
     fan_out: FanOut | None = None
     """One job for each value of a partition key, a column or a list; see docs/fan-out.md."""
 

@@ -22,9 +22,13 @@ DATE_PATTERN = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"
 _ENTRYPOINT = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$"
 
 
-def wrong(predicate: str, *, expected: str = "", next_step: str = "") -> PydanticCustomError:
-    """A mistake in words of our own, what is said of the field; pydantic adds which one."""
-    return PydanticCustomError("spec", "{said}", {"said": predicate, "expected": expected, "next": next_step})
+def wrong(predicate: str, *, expected: str = "", next_step: str = "", hides: bool = False) -> PydanticCustomError:
+    """A mistake in words of our own, what is said of the field; pydantic adds which one.
+
+    :param hides: whether what was found must not be shown.
+    """
+    context = {"said": predicate, "expected": expected, "next": next_step, "hides": hides}
+    return PydanticCustomError("spec", "{said}", context)
 
 
 def _check_name(text: str) -> str:

@@ -86,7 +86,7 @@ def _mistake(
         return Mistake(f"{name} is none of the values it can have", place, path, shown(value), ", ".join(known), step)
     if "said" in context:
         message = context["said"] if kind == "order" else f"{name} {context['said']}"
-        found = "" if kind == "order" else shown(value)
+        found = "" if kind == "order" or context.get("hides") else shown(value)
         return Mistake(message, place, path, found, context["expected"], context.get("next", ""))
     expected = " or ".join(dict.fromkeys(_expected(item) for item in items))
     return Mistake(

@@ -127,6 +127,7 @@ def test_every_part_of_the_job_spec_has_its_table() -> None:
         "Errors",
         "ColumnContract",
         "Run",
+        "Hook",
         "FanOut",
         "Trigger",
         "Arrival",
@@ -145,6 +146,7 @@ steps:
 sink: {path: out/}
 errors: {}
 contract: {age: {}}
+hooks: [{command: [a]}, {url: "https://example.com/"}, {openlineage: prod}]
 fan_out: {by: plan}
 triggers:
   - {name: nightly, cron: "0 1 * * *"}
@@ -164,9 +166,12 @@ triggers:
         "Run": "run.",
         "FanOut": "fan_out.",
         "Incremental": "source.incremental.",
+        "Hook": "hooks.0.",
         "Trigger": "triggers.1." if field in ("every", "arrival", "after") else "triggers.0.",
         "Arrival": "triggers.2.arrival.",
     }
+    if part == "Hook":
+        places["Hook"] = {"url": "hooks.1.", "secret": "hooks.1.", "openlineage": "hooks.2."}.get(field, "hooks.0.")
     assert JobSpec.load(spec, overrides=[f"{places[part]}{field}={EXAMPLES[part][field]}"]).name
 
 

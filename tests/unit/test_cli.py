@@ -442,7 +442,17 @@ def test_the_template_explains_every_field(part: Any) -> None:
 def test_the_template_is_valid_with_every_comment_taken_away() -> None:
     """A person who uncomments an example must not meet a mistake."""
     fields = [name for part in (JobSpec, Source, Score, Sink, Errors) for name in part.model_fields]
-    others = ("- map:", "  dtype_backend:", "  age:", "  plan:", "  s3:", "  - {cron:")
+    others = (
+        "- map:",
+        "  dtype_backend:",
+        "  age:",
+        "  plan:",
+        "  s3:",
+        "  - {cron:",
+        "  - {when:",
+        "  - {url:",
+        "  - {openlineage:",
+    )
     lines = []
     for line in JOB_TEMPLATE.splitlines():
         text = line.strip().removeprefix("# ")

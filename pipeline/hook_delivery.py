@@ -1,0 +1,180 @@
+"""Telling one thing to one hook: signed, tried again, and never for longer than it was given."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from threading import Event
+from typing import Any
+
+from pipeline.errors import PipelineError
+from pipeline.hook_parts import Hook
+from pipeline.redaction import redact
+from pipeline.references import resolve_reference
+
+FIRST_PAUSE = 1.0
+"""Seconds before the second attempt; each pause is twice the one before."""
+LONGEST_PAUSE = 60.0
+_AGAIN = frozenset({408, 425, 429})
+_READ_BYTES = 1 << 16
+_SHOWN = 200
+
+
+@dataclass(frozen=True)
+class Message:
+    """One thing to tell."""
+
+    key: str
+    """The same for every attempt at the same thing, and for nothing else."""
+    event: str
+    body: bytes
+    """One JSON object."""
+    variables: Mapping[str, str]
+    """The facts as a command gets them."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """How one attempt ended."""
+
+    ok: bool
+    reason: str = ""
+    is_final: bool = False
+    """Whether another attempt would end the same."""
+    wait: float | None = None
+    """Seconds that the other side asked to wait."""
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What became of a message."""
+
+    hook: str
+    event: str
+    ok: bool
+    attempts: int
+    reason: str = ""
+
+
+def pause(attempt: Attempt, *, number: int, attempts: int) -> float | None:
+    """Seconds until the next attempt; None when there is none.
+
+    :param number: of the attempt that ended, from 1.
+    """
+    if attempt.ok or attempt.is_final or number >= attempts:
+        return None
+    own = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (number - 1))
+    return own if attempt.wait is None else min(LONGEST_PAUSE, max(own, attempt.wait))
+
+
+def is_final_status(code: int) -> bool:
+    """Whether a web server that answers so will do so again."""
+    return code < 500 and code not in _AGAIN
+
+
+def sign(secret: str, *, timestamp: str, body: bytes) -> str:
+    """``sha256=<hex>``: HMAC-SHA256 over the timestamp, a dot, and the body."""
+    return "sha256=" + hmac.new(secret.encode(), timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
+
+
+def deliver(
+    hook: Hook, message: Message, *, is_over: Event, send: Callable[[Hook, Message], Attempt] | None = None
+) -> Delivery:
+    """Try until it is told, until it is hopeless, or until ``is_over``."""
+    number, attempt = 0, Attempt(False, "it was not tried")
+    while not is_over.is_set():
+        number += 1
+        try:
+            attempt = (send or _send)(hook, message)
+        except PipelineError as error:
+            attempt = Attempt(False, f"{error.message}: {error.found}", is_final=True)
+        except Exception as error:
+            attempt = Attempt(False, f"{type(error).__name__}: {error}")
+        wait = pause(attempt, number=number, attempts=hook.attempts)
+        if wait is None or is_over.wait(wait):
+            break
+    return Delivery(hook.name, message.event, attempt.ok, number, redact(attempt.reason)[:_SHOWN])
+
+
+def _send(hook: Hook, message: Message) -> Attempt:
+    return post(hook, message) if hook.url is not None else execute(hook, message)
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """What is signed for one server is not sent to another."""
+
+    def redirect_request(self, *arguments: Any, **options: Any) -> None:
+        return None
+
+
+def post(hook: Hook, message: Message) -> Attempt:
+    """Send it to a web server.
+
+    :raises PipelineError: when a reference to a secret cannot be resolved.
+    """
+    url = resolve_reference(hook.url or "", where="hooks.url")
+    timestamp = str(int(time.time()))
+    headers = {
+        "Content-Type": "application/json",
+        "User-Agent": "dask-batch-pipeline",
+        "Idempotency-Key": message.key,
+        "X-Pipeline-Event": message.event,
+        "X-Pipeline-Timestamp": timestamp,
+    }
+    if hook.secret is not None:
+        secret = resolve_reference(hook.secret, where="hooks.secret")
+        headers["X-Pipeline-Signature"] = sign(secret, timestamp=timestamp, body=message.body)
+    request = urllib.request.Request(url, data=message.body, headers=headers, method="POST")
+    try:
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=hook.timeout) as answer:
+            answer.read(_READ_BYTES)
+            return Attempt(True)
+    except urllib.error.HTTPError as error:
+        with error:
+            wait = error.headers.get("Retry-After", "")
+        seconds = float(wait) if wait.isdigit() else None
+        return Attempt(False, f"HTTP {error.code} {error.reason}", is_final=is_final_status(error.code), wait=seconds)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        return Attempt(False, f"{type(error).__name__}: {reason}", is_final=isinstance(error, ValueError))
+
+
+def execute(hook: Hook, message: Message) -> Attempt:
+    """Run a program, in a process group of its own so that nothing of it is left after its time."""
+    words = list(hook.command or ())
+    try:
+        process = subprocess.Popen(
+            words,
+            env={**os.environ, **message.variables},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+    except OSError as error:
+        return Attempt(False, f"{words[0]}: {error.strerror or error}", is_final=True)
+    try:
+        _, errors = process.communicate(message.body, timeout=hook.timeout)
+    except subprocess.TimeoutExpired:
+        return Attempt(False, f"{words[0]} took longer than {hook.timeout:g} s")
+    finally:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for pipe in (process.stdin, process.stderr):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
+    if process.returncode == 0:
+        return Attempt(True)
+    said = " ".join(errors.decode(errors="replace").split())
+    return Attempt(False, f"{words[0]} ended with {process.returncode}" + (f": {said}" if said else ""))

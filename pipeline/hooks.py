@@ -1,0 +1,177 @@
+"""Hooks: whoever wants to know is told when a job begins and how it ends, by threads that the job never waits for.
+
+A hook that fails is an event and a warning in the log, never a failed job. At the end of the job hooks are given
+``hook_grace`` seconds; what has not been told by then is given up.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from pipeline.checkpoint import JobDirectory
+from pipeline.events import Callback, JobEnded, StatusChanged
+from pipeline.hook_delivery import Attempt, Delivery, Message, deliver
+from pipeline.hook_parts import Hook
+from pipeline.job_record import iso_time, utc_now
+from pipeline.lifecycle import Status
+from pipeline.lineage import Lineage
+from pipeline.redaction import redact_values
+from pipeline.settings import Settings
+from pipeline.spec import JobSpec
+
+logger = logging.getLogger(__name__)
+SCHEMA_VERSION = 1
+PREFIX = "PIPELINE_HOOK_"
+EVENTS = {
+    Status.SUCCEEDED: "success",
+    Status.SUCCEEDED_WITH_WARNINGS: "warnings",
+    Status.FAILED: "failure",
+    Status.CANCELLED: "cancelled",
+    Status.INTERRUPTED: "interrupted",
+}
+"""The event of each end; a child that waits for its parent has not ended."""
+
+
+class _Worker:
+    """One hook, with a thread of its own: one that hangs holds up no other."""
+
+    def __init__(self, hook: Hook, send: Callable[[Hook, Message], Attempt] | None) -> None:
+        self.hook = hook
+        self._send = send
+        self.deliveries: list[Delivery] = []
+        self._messages: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._told: list[Message] = []
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="pipeline-hook", daemon=True)
+        self._thread.start()
+
+    def tell(self, message: Message) -> None:
+        """Have it told; returns at once."""
+        self._told.append(message)
+        self._messages.put(message)
+
+    def close(self, until: float) -> tuple[Delivery, ...]:
+        """What became of every message, those too that are given up now."""
+        self._messages.put(None)
+        self._thread.join(max(0.0, until - time.monotonic()))
+        self._is_over.set()
+        # An attempt that was about to end is let to; one that hangs is left behind.
+        self._thread.join(0.2)
+        done = tuple(self.deliveries)
+        late = "given up at the end of the run: it took too long"
+        return (*done, *(Delivery(self.hook.name, one.event, False, 0, late) for one in self._told[len(done) :]))
+
+    def _work(self) -> None:
+        while (message := self._messages.get()) is not None:
+            delivery = deliver(self.hook, message, is_over=self._is_over, send=self._send)
+            self.deliveries.append(delivery)
+            if not delivery.ok:
+                logger.warning("the hook %s was not told of %s: %s", delivery.hook, delivery.event, delivery.reason)
+
+
+class Hooks(Callback):
+    """Tells hooks what happens to one job."""
+
+    def __init__(self, job: JobDirectory, hooks: Sequence[Hook]) -> None:
+        self._job = job
+        self._lineage = Lineage(job) if any(hook.openlineage is not None for hook in hooks) else None
+        self._workers = [_Worker(hook, self._sender(hook)) for hook in hooks]
+        self._is_started = False
+
+    def _sender(self, hook: Hook) -> Callable[[Hook, Message], Attempt] | None:
+        return self._lineage.send if self._lineage is not None and hook.openlineage is not None else None
+
+    def on_status(self, event: StatusChanged) -> None:
+        """The first one of a run is its start."""
+        if self._is_started or Status(event.after).is_final:
+            return
+        self._is_started = True
+        record = self._job.record
+        facts = {"status": event.after, "reason": event.reason, "rows": {"in": record.rows}, "model": record.model}
+        self._tell("start", {**facts, "output": self._job.resolve(record.sink)})
+
+    def on_end(self, event: JobEnded) -> None:
+        """How it ended."""
+        name = EVENTS.get(Status(event.status))
+        if name is not None:
+            kept = ("status", "reason", "rows", "model", "output", "partitions", "seconds", "warnings", "error", "next")
+            self._tell(name, {key: event.report.get(key) for key in kept})
+
+    def close(self, seconds: float) -> None:
+        """Wait for what is still to be told, and put what became of it on record."""
+        until = time.monotonic() + seconds
+        for worker in self._workers:
+            for delivery in worker.close(until):
+                if not delivery.ok:
+                    logger.warning("the hook %s failed: %s", delivery.hook, delivery.reason)
+                self._job.append_event(
+                    "hook",
+                    hook=delivery.hook,
+                    on=delivery.event,
+                    outcome="told" if delivery.ok else "failed",
+                    attempts=delivery.attempts,
+                    reason=delivery.reason,
+                )
+        if self._lineage is not None:
+            self._lineage.close(max(0.0, until - time.monotonic()))
+
+    def _tell(self, name: str, facts: dict[str, Any]) -> None:
+        # A lineage service makes nothing of an end whose start it was not told of.
+        wanted = [one for one in self._workers if name in one.hook.when or one.hook.openlineage is not None]
+        if wanted:
+            message = make_message(self._job, name, facts)
+            for worker in wanted:
+                worker.tell(message)
+
+
+def make_message(job: JobDirectory, event: str, facts: dict[str, Any]) -> Message:
+    """What is told of ``event``. Its key is the same whoever asks, as long as nothing has happened to the job since."""
+    number = sum(one["event"] in ("status", "driver") for one in job.events())
+    key = f"{job.job}/{event}/{number}"
+    body = {
+        "schema_version": SCHEMA_VERSION,
+        "id": key,
+        "event": event,
+        "time": iso_time(utc_now()),
+        "job": job.job,
+        "name": job.record.name,
+        "directory": job.root,
+        **facts,
+    }
+    clean: dict[str, Any] = redact_values(body)
+    rows = clean.get("rows") or {}
+    variables = {f"{PREFIX}{name.upper()}": str(clean.get(name) or "") for name in _AS_VARIABLES}
+    variables |= {f"{PREFIX}ROWS_{name.upper()}": str(count) for name, count in rows.items()}
+    return Message(key, event, json.dumps(clean, default=str).encode(), variables)
+
+
+_AS_VARIABLES = ("id", "event", "time", "job", "name", "status", "reason", "output", "directory")
+
+
+def hooks_of(spec: JobSpec, settings: Settings) -> tuple[Hook, ...]:
+    """All hooks of a job: those of its spec, and those that are told of every job here."""
+    return (*spec.hooks, *(Hook.model_validate(one) for one in settings.hooks))
+
+
+@contextmanager
+def hooked(job: JobDirectory, hooks: Sequence[Hook], *, grace: float) -> Iterator[tuple[Callback, ...]]:
+    """Callbacks for the run of ``job`` inside the block; on leaving, hooks are given ``grace`` seconds."""
+    if not hooks:
+        yield ()
+        return
+    told = Hooks(job, hooks)
+    try:
+        yield (told,)
+    finally:
+        try:
+            told.close(grace)
+        except Exception:
+            # Whatever is wrong with hooks, the job is as it is.
+            logger.exception("what became of the hooks of %s could not be recorded", job.job)

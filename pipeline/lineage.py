@@ -1,0 +1,158 @@
+"""OpenLineage events of a job: what it read, what it wrote, with schemas and row counts (the extra ``openlineage``).
+
+Where events go (console, file, HTTP, Kafka, …) is OpenLineage's own configuration: ``openlineage.yml`` or variables
+``OPENLINEAGE_…``.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+
+from pipeline.checkpoint import JobDirectory
+from pipeline.errors import SpecError
+from pipeline.files import is_local_path, local_path
+from pipeline.hook_delivery import Attempt, Message
+from pipeline.hook_parts import Hook
+
+PRODUCER = "https://pypi.org/project/dask-batch-pipeline/"
+STATES = {
+    "start": "START",
+    "success": "COMPLETE",
+    "warnings": "COMPLETE",
+    "failure": "FAIL",
+    "cancelled": "ABORT",
+    "interrupted": "ABORT",
+}
+"""OpenLineage's state for each event of a job."""
+
+
+def dataset_of(path: str) -> tuple[str, str]:
+    """Namespace and name of the dataset at ``path``, by OpenLineage's naming rules."""
+    if is_local_path(path):
+        return "file", str(local_path(path))
+    parts = urlsplit(path)
+    return f"{parts.scheme}://{parts.netloc}", parts.path.strip("/") or "/"
+
+
+class Lineage:
+    """Sends events about one run of one job."""
+
+    def __init__(self, job: JobDirectory) -> None:
+        self._job = job
+        number = sum(event["event"] == "driver" for event in job.events())
+        self.run = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{PRODUCER}{job.job}/{number}"))
+        """The same for all events of one driver's run."""
+
+    @cached_property
+    def _client(self) -> Any:
+        try:
+            from openlineage.client import OpenLineageClient
+        except ImportError as error:
+            raise SpecError(
+                "OpenLineage's client is not installed",
+                where="hooks.openlineage",
+                found=str(error),
+                next_step="pip install 'dask-batch-pipeline[openlineage]'",
+            ) from error
+        return OpenLineageClient()
+
+    def send(self, hook: Hook, message: Message) -> Attempt:
+        """Send what ``message`` tells.
+
+        :raises SpecError: when the extra is not installed.
+        """
+        self._client.emit(self.make_event(hook, json.loads(message.body)))
+        return Attempt(True)
+
+    def make_event(self, hook: Hook, facts: Mapping[str, Any]) -> Any:
+        """The event of OpenLineage for what a message tells."""
+        from openlineage.client.event_v2 import Job, Run, RunEvent, RunState
+
+        return RunEvent(
+            eventType=RunState[STATES[facts["event"]]],
+            eventTime=facts["time"],
+            run=Run(self.run, facets=_run_facets(facts)),
+            job=Job(str(hook.openlineage), str(facts["name"]), facets=_job_facets()),
+            producer=PRODUCER,
+            inputs=self._inputs(facts),
+            outputs=self._outputs(facts),
+        )
+
+    def _inputs(self, facts: Mapping[str, Any]) -> list[Any]:
+        from openlineage.client.event_v2 import InputDataset
+        from openlineage.client.facet_v2 import input_statistics_input_dataset as statistics
+
+        plan = self._job.plan
+        parts = [child.plan for child in self._job.children()] or [plan]
+        paths = plan.spec.source.path
+        paths = (paths,) if isinstance(paths, str) else paths
+        # Counts are of the whole source: where it has several paths, nobody knows whose they are.
+        counts = {}
+        if len(paths) == 1:
+            files = {file.path: file for part in parts for file in part.files}.values()
+            counts["inputStatistics"] = statistics.InputStatisticsInputDatasetFacet(
+                rowCount=sum(file.rows for file in files),
+                size=sum(file.size for file in files),
+                fileCount=len(files),
+            )
+        schema = {"schema": _schema_facet(parts[0].source_schema)}
+        return [
+            InputDataset(*dataset_of(self._job.resolve(path)), facets=dict(schema), inputFacets=dict(counts))
+            for path in paths
+        ]
+
+    def _outputs(self, facts: Mapping[str, Any]) -> list[Any]:
+        from openlineage.client.event_v2 import OutputDataset
+        from openlineage.client.facet_v2 import output_statistics_output_dataset as statistics
+
+        parts = [(child.plan.spec.sink.path, child.plan) for child in self._job.children()]
+        plan = self._job.plan
+        rows = (facts.get("rows") or {}).get("out")
+        is_whole = facts["event"] in ("success", "warnings") and rows is not None and not parts
+        counts = {"outputStatistics": statistics.OutputStatisticsOutputDatasetFacet(rowCount=rows)} if is_whole else {}
+        return [
+            OutputDataset(
+                *dataset_of(self._job.resolve(path)),
+                facets={"schema": _schema_facet(part.output_schema)},
+                outputFacets=dict(counts),
+            )
+            for path, part in parts or [(plan.spec.sink.path, plan)]
+        ]
+
+    def close(self, seconds: float) -> None:
+        """Have the client send what it holds back."""
+        if "_client" in self.__dict__:
+            self._client.close(seconds)
+
+
+def _schema_facet(schema: bytes) -> Any:
+    from openlineage.client.facet_v2 import schema_dataset
+
+    fields = pa.ipc.read_schema(pa.py_buffer(schema))
+    return schema_dataset.SchemaDatasetFacet(
+        fields=[schema_dataset.SchemaDatasetFacetFields(name=one.name, type=str(one.type)) for one in fields]
+    )
+
+
+def _run_facets(facts: Mapping[str, Any]) -> dict[str, Any]:
+    from openlineage.client.facet_v2 import error_message_run
+
+    error = facts.get("error")
+    if not error:
+        return {}
+    message = str(error.get("message") or error.get("kind"))
+    return {"errorMessage": error_message_run.ErrorMessageRunFacet(message=message, programmingLanguage="python")}
+
+
+def _job_facets() -> dict[str, Any]:
+    from openlineage.client.facet_v2 import job_type_job
+
+    kind = job_type_job.JobTypeJobFacet(processingType="BATCH", integration="DASK_BATCH_PIPELINE", jobType="JOB")
+    return {"jobType": kind}
