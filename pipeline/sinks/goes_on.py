@@ -46,9 +46,14 @@ def with_inputs(
     plan = directory.plan
     if not plan.progress.baseline:
         return publication
+    made = {piece.name for piece in pieces}
+    # Files that stay when a job is healed may hold rows of any of its input files.
+    kept = tuple(file.name for file in publication.files if file.name not in made)
     outputs, base = _outputs(directory, pieces), directory.ledger(directory.receipts()).base.plan
     inputs = tuple(
-        PublishedInput(file.path, file.size, file.version, len(file.row_groups), file.mark, outputs[file.path])
+        PublishedInput(
+            file.path, file.size, file.version, len(file.row_groups), file.mark, (*outputs[file.path], *kept)
+        )
         for file in directory.ledger(directory.receipts()).files.values()
     )
     return replace(

@@ -14,6 +14,8 @@ import pytest
 
 from pipeline.errors import InputChanged, OutputConflict, PipelineError, SpecError
 from pipeline.plan import plan_from_table, plan_to_table
+from pipeline.sinks import PublishedFile, layout
+from pipeline.sinks.goes_on import with_inputs
 from pipeline.spec import JobSpec
 from pipeline.testing.inline import plan_inline, publish_inline, score_inline
 from pipeline.testing.oracle import make_table, oracle, train_model
@@ -207,6 +209,12 @@ def test_a_file_that_is_gone(world: World) -> None:
     with pytest.raises(InputChanged) as caught:
         world.plan()
     assert "b.parquet" in caught.value.where
+
+
+def test_files_that_stay_when_a_job_is_healed_count_for_every_input(world: World) -> None:
+    job = world.run()
+    made = layout.Publication(job.job, 2, "append", (PublishedFile("kept.parquet", 1, 1, ""),))
+    assert {one.outputs for one in with_inputs(made, job, ()).inputs} == {("kept.parquet",)}
 
 
 @pytest.mark.slow
