@@ -20,6 +20,7 @@ from typing import Any
 from pipeline.checkpoint import JOB_FILE, JobDirectory
 from pipeline.errors import JobLocked, PipelineError, SpecError
 from pipeline.files import LocalStore, Store, open_store, storage_errors, unique_name
+from pipeline.job_record import CHILDREN
 from pipeline.lease import LEASE_SECONDS, held, take, wait_until_free
 from pipeline.rounds import FOLDER, plan_place
 from pipeline.sinks import leftovers, published, swap
@@ -228,6 +229,9 @@ def _unfinished(job: JobDirectory, *, is_finished: bool) -> Iterator[Leftover]:
         return
     for path in sorted(Path(job.root).rglob(".*.tmp")):
         name = path.relative_to(job.root).as_posix()
+        # Children are looked after by themselves: somebody may drive one.
+        if name.startswith(f"{CHILDREN}/"):
+            continue
         if path.is_file() and is_unfinished(path.name) and (is_finished or not name.startswith("stages/")):
             yield Leftover("unfinished", str(path), _file_bytes(job.store, name), name)
 

@@ -17,6 +17,7 @@ import pandas as pd
 from pipeline import graph
 from pipeline.checkpoint import JobDirectory
 from pipeline.display import PlainProgress, show_progress
+from pipeline.errors import SpecError
 from pipeline.events import Callback, JobEnded
 from pipeline.handle import Handle
 from pipeline.jobs import find_job
@@ -203,6 +204,13 @@ class Job:
 
         Nothing is written; rows that a job would reject are left out.
         """
+        if self.spec.fan_out is not None:
+            raise SpecError(
+                "a fan-out has no rows of its own",
+                where="fan_out",
+                expected="a job over one of its values",
+                next_step="leave fan_out out, with a filter for the value",
+            )
         prepared = self._prepare()
         plan = prepared.plan
         recipe = plan.recipe(job=self.spec.name, directory="", import_paths=self.settings.import_paths)

@@ -115,22 +115,47 @@ def _examine(
 
 def _checks(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]:
     """What can be checked without the data, each raising what is wrong."""
+    from pipeline.fan_out import PLACEHOLDER
     from pipeline.prepare import cluster_of, importable, resolve_model
     from pipeline.sinks import find_sink
     from pipeline.sources.expression import parse_filter
     from pipeline.steps import load_function
 
+    if spec.fan_out is not None:
+        yield from _checks_of_children(spec, settings)
+        return
+
     def load_step(entrypoint: str) -> object:
         with importable(settings.import_paths):
             return load_function(entrypoint)
 
-    if spec.source.filter is not None:
+    if spec.source.filter is not None and PLACEHOLDER not in spec.source.filter:
         yield partial(parse_filter, spec.source.filter)
     for step in spec.maps:
-        yield partial(load_step, step.map)
-    yield lambda: resolve_model(spec.score.model, settings=settings)
+        if PLACEHOLDER not in step.map:
+            yield partial(load_step, step.map)
+    if PLACEHOLDER not in spec.score.model:
+        yield lambda: resolve_model(spec.score.model, settings=settings)
     yield lambda: find_sink(spec.sink.format)
     yield lambda: cluster_of(spec, settings=settings)
+
+
+def _checks_of_children(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]:
+    """What can be checked of the children without the data: of a list each; else what does not depend on a value."""
+    from pipeline.fan_out import child_spec
+
+    assert spec.fan_out is not None
+    by = spec.fan_out.by
+    if isinstance(by, str):
+        yield from _checks(spec.model_copy(update={"fan_out": None}), settings)
+        return
+    seen = set()
+    for value in by:
+        child = child_spec(spec, value, column=None)
+        told = (child.source.filter, child.maps, child.score.model)
+        if told not in seen:
+            seen.add(told)
+            yield from _checks(child, settings)
 
 
 @click.command(short_help="Show what would run; writes nothing.")

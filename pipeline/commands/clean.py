@@ -37,6 +37,13 @@ def gc(job: str, is_all: bool, older_than: str | None, yes: bool, directory: str
         cleaning.sweep_job(one, now=utc_now(), older_than=age, lease_seconds=settings.lease_seconds, delete=yes)
         for one in jobs
     ]
+    # Children go with their parent, never by themselves.
+    sweeps += [
+        cleaning.sweep_job(child, now=utc_now(), lease_seconds=settings.lease_seconds, delete=yes)
+        for one, sweep in zip(jobs, tuple(sweeps), strict=True)
+        if not any(found.kind == "job" for found in sweep.leftovers)
+        for child in one.children()
+    ]
     if is_all:
         sweeps.append(cleaning.sweep_root(root, delete=yes))
     found = [sweep.details() for sweep in sweeps]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +268,40 @@ def test_the_plan_of_a_fan_out_is_stored_and_shown(lake: Path) -> None:
     text = plan_text(plan_summary(prepared.plan, prepared.limits).details())
     assert "3: at, de, null" in text
     assert "900" in text
+
+
+def test_what_does_not_depend_on_a_value_is_validated(lake: Path) -> None:
+    from click.testing import CliRunner
+
+    from pipeline.cli import main
+
+    def problems(made: JobSpec) -> list[str]:
+        (lake / "job.yaml").write_text(made.to_yaml())
+        result = CliRunner().invoke(main, ["validate", "job.yaml", "--json"])
+        return [one["message"] for one in json.loads(result.stdout)["problems"]]
+
+    assert problems(spec()) == []
+    assert problems(spec(steps=[{"score": {"model": "m-${fan_out.value}.ubj"}}])) == []
+    filtered = {"path": "lake/", "filter": "country == ${fan_out.value}"}
+    assert problems(spec(source=filtered)) == []
+    assert len(problems(spec(source=filtered, fan_out={"by": ["'", 1]}))) == 1
+    assert len(problems(spec(steps=[{"score": {"model": "m-${fan_out.value}.ubj"}}], fan_out={"by": [1, 2]}))) == 2
+    assert len(problems(spec(steps=[{"map": "nowhere:f"}, {"score": {"model": "model.ubj"}}]))) == 1
+
+
+def test_children_are_cleaned_with_their_parent(lake: Path) -> None:
+    from click.testing import CliRunner
+
+    from pipeline.cli import main
+
+    job = JobDirectory.create(lake / "jobs", plan_of(spec()).plan, job="churn-1")
+    lost = Path(job.root) / "children/de/.job.json-lost.tmp"
+    lost.write_bytes(b"x" * 1000)
+    shown = json.loads(CliRunner().invoke(main, ["gc", "churn-1", "--directory", "jobs", "--json"]).stdout)
+    assert [one["path"] for sweep in shown["jobs"] for one in sweep["leftovers"]] == [str(lost)]
+    CliRunner().invoke(main, ["gc", "churn-1", "--directory", "jobs", "--yes"])
+    assert not lost.exists()
+    assert (Path(job.root) / "children/de/job.json").is_file()
 
 
 # The job directory
