@@ -37,8 +37,9 @@ CRASHES = 48
 REACH = 4
 """Next to so many rows that ended it one after the other, one row more is taken with them, not tried by itself."""
 LEAST_SECONDS = 5.0
-"""Seconds that even a single row may take, where a whole partition may take as many: on a machine that is busy, memory
-that runs out takes a while, and is not to be called a timeout."""
+LEAST_SHARE = 0.05
+"""Even a single row may take so many seconds, or that share of what a whole partition may, where that is more: on a
+machine that is busy, memory that runs out takes a while, and is not to be called a timeout."""
 START_SECONDS = 120.0
 """Seconds a process may take to start and to load the model."""
 POLL_SECONDS = 0.02
@@ -116,8 +117,8 @@ class IsolatedScorer:
     def _score(self, part: SourceBatch, paths: Sequence[str]) -> ScoredBatch:
         if self._child is None:
             self._child = _Child(self._recipe, memory=self._isolation.memory)
-        share = self._isolation.seconds * part.table.num_rows / self._rows
-        seconds = max(share, min(LEAST_SECONDS, self._isolation.seconds))
+        whole = self._isolation.seconds
+        seconds = max(whole * part.table.num_rows / self._rows, min(whole, max(LEAST_SECONDS, LEAST_SHARE * whole)))
         try:
             return self._child.score(part, paths, seconds=seconds)
         except (MemoryError, OutOfMemory) as error:
