@@ -55,5 +55,5 @@ def _leaves(value: Any, path: FieldPath) -> Iterator[tuple[FieldPath, Any]]:
     elif isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
         for number, item in enumerate(value):
             yield from _leaves(item, (*path, number))
-    elif value is not None:
+    elif value is not None and value != []:
         yield path, value
