@@ -102,8 +102,10 @@ def cancel_job(
     job.store.replace(f"{FOLDER}/{request.epoch}.json", request.to_json())
     try:
         with held(job.store, lease_seconds=lease_seconds):
-            if job.status().is_final:
-                return Cancelling.ENDED
+            status = job.status()
+            if status.is_final:
+                # Its driver may have done so meanwhile, as it was asked.
+                return Cancelling.CANCELLED if status is Status.CANCELLED else Cancelling.ENDED
             job.set_status(Status.CANCELLED, reason=request.said)
             for child in job.children():
                 cancel_job(child, now=now, reason=reason, lease_seconds=lease_seconds)

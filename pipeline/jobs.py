@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import fnmatch
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import Any, TypeVar
 
 from pipeline.checkpoint import JOB_FILE, JobDirectory, JobRecord
 from pipeline.errors import PipelineError, SpecError
-from pipeline.files import open_store
+from pipeline.files import is_local_path, open_store
 from pipeline.lifecycle import Status
 
 logger = logging.getLogger(__name__)
 LAST = "@last"
 _SHOWN = 5
+_READERS = 32
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 @dataclass(frozen=True)
@@ -27,32 +33,92 @@ class JobSummary:
     directory: str
     children: tuple[JobSummary, ...] = ()
     """Of a fan-out."""
+    done: int = 0
+    """Partitions that have a receipt; those of a success are all."""
 
-    def details(self) -> dict[str, Any]:
-        """As JSON output shows it."""
+    def details(self, *, now: datetime) -> dict[str, Any]:
+        """As JSON output shows it.
+
+        :param now: UTC.
+        """
         record = self.record
         return {
             "job": record.job,
             "name": record.name,
             "status": str(self.status),
             "created": record.created,
+            "age": self.age(now),
+            "partitions": {"done": self.done, "planned": record.partitions},
             "model": record.model,
             "rows": record.rows,
             "output": record.sink,
             "directory": self.directory,
-            "children": [child.details() for child in self.children],
+            "children": [child.details(now=now) for child in self.children],
         }
 
+    def age(self, now: datetime) -> float:
+        """Seconds since it was made; 0 when that cannot be told."""
+        try:
+            return max(0.0, (now - datetime.fromisoformat(self.record.created)).total_seconds())
+        except (ValueError, TypeError):
+            return 0.0
 
-def list_jobs(root: str | os.PathLike[str]) -> tuple[JobSummary, ...]:
-    """All jobs under ``root``, newest first. What cannot be read as a job is logged and left out."""
-    directories = _directories(root, open_store(root).list_folders())
-    summaries = (_summary(one) for one in directories)
-    return tuple(sorted(summaries, key=lambda one: (one.record.created, one.record.job), reverse=True))
+
+def list_jobs(
+    root: str | os.PathLike[str],
+    *,
+    name: str = "",
+    statuses: Collection[Status] = (),
+    limit: int | None = None,
+) -> tuple[JobSummary, ...]:
+    """The jobs under ``root``, newest first. What cannot be read as a job is logged and left out.
+
+    There is no index that could be wrong: the record of each is read (2,000 in half a second on a local disk), and the
+    events of those that are shown, or may be.
+
+    :param name: pattern such as ``churn-*`` for the name in the job spec, or the id. Empty: all.
+    :param statuses: only jobs of these. Empty: all.
+    :param limit: at most so many.
+    """
+    found = [one for one in _directories(root, _folders(root)) if not name or _has_name(one.record, name)]
+    found.sort(key=lambda one: (one.record.created, one.record.job), reverse=True)
+    summaries: list[JobSummary] = []
+    # In pieces, so that of thousands no more are looked at than will be shown.
+    size = len(found) if limit is None or statuses else max(1, limit)
+    for start in range(0, len(found), max(1, size)):
+        made = _each(root, _summary, found[start : start + size])
+        summaries += [one for one in made if not statuses or one.status in statuses]
+        if limit is not None and len(summaries) >= limit:
+            break
+    return tuple(summaries[:limit])
+
+
+def _has_name(record: JobRecord, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(record.name, pattern) or fnmatch.fnmatchcase(record.job, pattern)
 
 
 def _summary(job: JobDirectory) -> JobSummary:
-    return JobSummary(job.record, job.status(), job.root, tuple(_summary(child) for child in job.children()))
+    status, children = job.status(), tuple(_summary(child) for child in job.children())
+    if status.is_success:
+        done = job.record.partitions
+    elif children:
+        done = sum(child.done for child in children)
+    else:
+        done = len(job.store.list("stages/0/receipts"))
+    return JobSummary(job.record, status, job.root, children, min(done, job.record.partitions))
+
+
+def _each(root: str | os.PathLike[str], call: Callable[[A], B], items: Sequence[A]) -> list[B]:
+    """``call`` for each; side by side where each is a number of requests to a service."""
+    if is_local_path(os.fspath(root)):
+        return [call(item) for item in items]
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(call, items))
+
+
+def _folders(root: str | os.PathLike[str]) -> list[str]:
+    """Folders that may be jobs; what servers and submissions keep there begins with a dot."""
+    return [name for name in open_store(root).list_folders() if not name.startswith(".")]
 
 
 def find_job(root: str | os.PathLike[str], name: str) -> JobDirectory:
@@ -63,7 +129,7 @@ def find_job(root: str | os.PathLike[str], name: str) -> JobDirectory:
     """
     if "/" in name or open_store(os.fspath(name) if name not in (LAST, "") else ".").exists(JOB_FILE):
         return JobDirectory.open(name)
-    folders = open_store(root).list_folders()
+    folders = _folders(root)
     if name in folders:
         return JobDirectory.open(f"{os.fspath(root)}/{name}")
     found = _directories(root, [folder for folder in folders if name == LAST or folder.startswith(name)])
@@ -108,16 +174,17 @@ def _find_child(root: str | os.PathLike[str], name: str, folders: Sequence[str])
 
 
 def _directories(root: str | os.PathLike[str], folders: Sequence[str]) -> list[JobDirectory]:
-    found = []
-    for folder in folders:
-        store = open_store(f"{os.fspath(root)}/{folder}", private=True)
-        if not store.exists(JOB_FILE):
-            continue
-        try:
-            found.append(JobDirectory.open(store.root, store=store))
-        except PipelineError as error:
-            logger.warning("left out %s: %s", store.root, error.message)
-    return found
+    places = [f"{os.fspath(root)}/{folder}" for folder in folders]
+    return [one for one in _each(root, _open, places) if one is not None]
+
+
+def _open(place: str) -> JobDirectory | None:
+    store = open_store(place, private=True)
+    try:
+        return JobDirectory.open(store.root, store=store) if store.exists(JOB_FILE) else None
+    except PipelineError as error:
+        logger.warning("left out %s: %s", store.root, error.message)
+        return None
 
 
 def _no_such_job(

@@ -16,32 +16,51 @@ if TYPE_CHECKING:
 job_argument = click.argument("job", default="@last")
 
 
-@click.command("list")
+@click.command("list", short_help="List the jobs, newest first.")
+@click.option(
+    "--status", "statuses", metavar="STATUS", multiple=True, help="Only jobs of that status; may be repeated."
+)
+@click.option("--name", metavar="PATTERN", default="", help="Only jobs whose name or id is like that, such as churn-*.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the newest N.")
 @directory_option
 @output_options
-def list_command(directory: str | None) -> None:
-    """List the jobs, newest first."""
+def list_command(*, statuses: tuple[str, ...], name: str, limit: int | None, directory: str | None) -> None:
+    """List the jobs, newest first, with their age and how many of their partitions are done."""
     from pipeline.files import is_local_path, local_path
+    from pipeline.job_record import utc_now
     from pipeline.jobs import list_jobs
+    from pipeline.lifecycle import Status
 
+    known = {str(status).lower(): status for status in Status}
+    unknown = [status for status in statuses if status.lower() not in known]
+    if unknown:
+        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(known)}", param_hint="--status")
     settings = settings_for(directory=directory)
-    jobs = [summary.details() for summary in list_jobs(settings.directory)]
+    wanted = frozenset(known[status.lower()] for status in statuses)
+    found = list_jobs(settings.directory, name=name, statuses=wanted, limit=limit)
+    jobs = [summary.details(now=utc_now()) for summary in found]
     root = str(local_path(settings.directory)) if is_local_path(settings.directory) else settings.directory
-    emit({"directory": root, "jobs": jobs}, lambda: _list_text(jobs, settings.directory))
+    emit({"directory": root, "jobs": jobs}, lambda: _list_text(jobs, settings.directory, is_all=not (wanted or name)))
 
 
-def _list_text(jobs: list[dict[str, Any]], directory: str) -> str:
+def _list_text(jobs: list[dict[str, Any]], directory: str, *, is_all: bool) -> str:
     from pipeline.summary import table_text
+    from pipeline.units import format_seconds
 
+    if not jobs and not is_all:
+        return f"There are no such jobs in {directory}."
     if not jobs:
         return f"There are no jobs in {directory}.\n  next:     python -m pipeline run job.yaml"
     rows = []
     for job in jobs:
-        rows.append([job["job"], job["status"], job["created"], f"{job['rows']:,}", job["output"]])
-        for child in job.get("children", ()):
-            name = child["job"].removeprefix(job["job"])
-            rows.append([f"  {name}", child["status"], "", f"{child['rows']:,}", child["output"]])
-    return table_text(["JOB", "STATUS", "CREATED", "ROWS", "OUTPUT"], rows)
+        rows.append(_list_row(job, job["job"], format_seconds(job["age"])))
+        rows += [_list_row(one, f"  {one['job'].removeprefix(job['job'])}", "") for one in job.get("children", ())]
+    return table_text(["JOB", "STATUS", "AGE", "DONE", "ROWS", "OUTPUT"], rows)
+
+
+def _list_row(job: dict[str, Any], name: str, age: str) -> list[str]:
+    done = f"{job['partitions']['done']:,}/{job['partitions']['planned']:,}"
+    return [name, job["status"], age, done, f"{job['rows']:,}", job["output"]]
 
 
 @click.command(short_help="Show how a job stands.")

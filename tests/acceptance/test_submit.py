@@ -278,7 +278,9 @@ def test_a_cancelled_job_publishes_nothing_and_goes_on_when_it_is_resumed(
     job_id = place.call("submit", "job.yaml").strip()
     job = place.job(job_id)
     wait_until(job.receipts, seconds=120, what="no partition was done")
-    assert json.loads(place.call("cancel", *options, "--reason", "wrong month", "--json"))["outcome"] == "asked"
+    asked = json.loads(place.call("cancel", job_id, *options, "--reason", "wrong month", "--json"))
+    # With --now it may have stopped before the command had looked whether there is a driver.
+    assert asked["outcome"] in ("asked", "cancelled"), place.call("logs", job_id)
     if not options:
         place.open_gate()
     out = place.call("wait", job_id, code=8)

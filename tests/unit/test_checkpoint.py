@@ -9,6 +9,7 @@ import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -324,11 +325,33 @@ def _jobs(tmp_path: Path, job: SmallJob) -> Path:
     return root
 
 
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        ({"limit": 2}, ["beta-1", "alpha-2"]),
+        ({"limit": 9}, ["beta-1", "alpha-2", "alpha-1"]),
+        ({"name": "alpha-*"}, ["alpha-2", "alpha-1"]),
+        ({"name": "small"}, ["beta-1", "alpha-2", "alpha-1"]),
+        ({"statuses": {Status.FAILED}}, ["alpha-1"]),
+        ({"statuses": {Status.PLANNED}, "limit": 1}, ["beta-1"]),
+        ({"statuses": {Status.RUNNING}}, []),
+    ],
+)
+def test_some_jobs_are_listed(tmp_path: Path, job: SmallJob, wanted: dict[str, Any], found: list[str]) -> None:
+    root = _jobs(tmp_path, job)
+    JobDirectory.open(root / "alpha-1").set_status(Status.FAILED)
+    (root / ".queue").mkdir()
+    assert [one.record.job for one in list_jobs(root, **wanted)] == found
+
+
 def test_jobs_are_listed_newest_first(tmp_path: Path, job: SmallJob) -> None:
     root = _jobs(tmp_path, job)
     assert [one.record.job for one in list_jobs(root)] == ["beta-1", "alpha-2", "alpha-1"]
     (root / "alpha-2" / "job.json").write_text("{")
-    assert [one.details()["job"] for one in list_jobs(root)] == ["beta-1", "alpha-1"]
+    shown = [one.details(now=NOON + timedelta(hours=3)) for one in list_jobs(root)]
+    assert [one["job"] for one in shown] == ["beta-1", "alpha-1"]
+    assert [one["age"] for one in shown] == [3600.0, 3 * 3600.0]
+    assert shown[0]["partitions"] == {"done": 0, "planned": 3}
     assert list_jobs(tmp_path / "nowhere") == ()
 
 

@@ -481,14 +481,33 @@ def replace_module(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 def test_list_shows_jobs_as_a_table_or_json(folder: Path, replace_module: Callable[..., None]) -> None:
     jobs: list[Any] = []
-    replace_module("jobs", list_jobs=lambda root: tuple(jobs))
+    asked: list[dict[str, Any]] = []
+
+    def list_jobs(root: str, **wanted: Any) -> tuple[Any, ...]:
+        asked.append(wanted)
+        return tuple(jobs)
+
+    replace_module("jobs", list_jobs=list_jobs)
     assert "There are no jobs" in call("list").stdout
-    one = {"job": "churn-1", "status": "RUNNING", "created": "2026-01-01", "rows": 12345, "output": "out"}
-    jobs.append(SimpleNamespace(details=lambda: one))
+    assert "There are no such jobs" in call("list", "--name", "x*").stdout
+    one = {
+        "job": "churn-1",
+        "status": "RUNNING",
+        "age": 75.0,
+        "partitions": {"done": 3, "planned": 40},
+        "rows": 12345,
+        "output": "out",
+    }
+    jobs.append(SimpleNamespace(details=lambda now: one))
     lines = call("list").stdout.splitlines()
-    assert lines[0].split() == ["JOB", "STATUS", "CREATED", "ROWS", "OUTPUT"]
-    assert lines[1].split() == ["churn-1", "RUNNING", "2026-01-01", "12,345", "out"]
+    assert lines[0].split() == ["JOB", "STATUS", "AGE", "DONE", "ROWS", "OUTPUT"]
+    assert lines[1].split() == ["churn-1", "RUNNING", "1", "min", "15", "s", "3/40", "12,345", "out"]
     assert json.loads(call("list", "--json").stdout)["jobs"] == [one]
+    call("list", "--status", "running", "--status", "QUEUED", "--limit", "7")
+    assert asked[-1] == {"name": "", "statuses": frozenset({"RUNNING", "QUEUED"}), "limit": 7}
+    wrong = call("list", "--status", "runing")
+    assert wrong.exit_code == 2
+    assert "queued" in wrong.stderr
 
 
 def test_status_shows_the_report_of_a_job_that_ended(folder: Path, replace_module: Callable[..., None]) -> None:
