@@ -26,19 +26,20 @@ def drive(directory: str) -> int:
 
     :raises PipelineError: when it did not end well.
     """
+    import dask.config
+
     from pipeline.display import PlainProgress
     from pipeline.runner import execute
     from pipeline.settings import load_settings
 
     job = JobDirectory.open(directory)
     submission = last_submission(job.store)
-    settings = load_settings(
-        **(submission.settings if submission else {}),
-        directory=_root(directory),
-        import_paths=job.record.import_paths or None,
-    )
-    job.fsync = settings.fsync
-    execute(job, settings=settings, callbacks=(PlainProgress(),), unless=is_unwanted)
+    given, config = (submission.settings, submission.config) if submission else ({}, {})
+    site = {f"pipeline.{name.replace('_', '-')}": value for name, value in config.items()}
+    with dask.config.set(site):
+        settings = load_settings(**given, directory=_root(directory), import_paths=job.record.import_paths or None)
+        job.fsync = settings.fsync
+        execute(job, settings=settings, callbacks=(PlainProgress(),), unless=is_unwanted)
     return exit_code(job, job.status())
 
 

@@ -108,19 +108,19 @@ class Follower:
 
     def poll(self) -> Iterator[Event]:
         """What has happened since the last time; the first time, all that is needed to show how it stands."""
-        is_first = self._events == 0
-        before, new = len(self._receipts), self._new_receipts()
+        is_first, new = self._events == 0, self._new_receipts()
         events = self.job.events()
         told, self._events = events[self._events :], len(events)
         if is_first:
             statuses = [event for event in told if event["event"] == "status"]
             yield from (self._status(event) for event in statuses[-1:])
             yield self._stage()
-        else:
-            for event in told:
-                yield from self._told(event)
-            if before or new:
-                yield from (self._done(place, receipt) for place, receipt in new if not receipt.splits)
+            return
+        for event in told:
+            yield from self._told(event)
+        if not any(event["event"] == "stage" for event in told):
+            # Else the count of the stage holds them already.
+            yield from (self._done(place, receipt) for place, receipt in new if not receipt.splits)
 
     def end(self, status: Status) -> JobEnded:
         """The last event of a job that ended like that."""

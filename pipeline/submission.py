@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
@@ -87,7 +86,9 @@ class Submission(_Numbered):
     priority: int = 0
     """Higher ones start first."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """What differs from the defaults of `pipeline.settings`, as its fields are named."""
+    """Settings that were given with the job: by flags, variables or in Python, as `pipeline.settings` names them."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Those that ``dask.config`` held under ``pipeline:`` where it was submitted."""
 
 
 @dataclass(frozen=True)
@@ -218,12 +219,6 @@ def note_start(store: Store, start: Start, *, pid: int, output: str = "") -> Sta
 def withdraw_start(store: Store, start: Start) -> None:
     """Give the right back: no driver was started."""
     store.remove(f"{STARTS}/{start.number}.json")
-
-
-def settings_to_record(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of ``settings`` that differ from ``defaults`` and are not told by the job directory itself."""
-    left_out = {"directory", "import_paths"}
-    return {name: value for name, value in settings.items() if name not in left_out and value != defaults.get(name)}
 
 
 def _highest(store: Store, folder: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pipeline.cancel import who
 from pipeline.checkpoint import JOB_FILE, JobDirectory, check_job_id, check_owner, new_job_id
@@ -14,9 +15,10 @@ from pipeline.job_record import PLAN_FILE, iso_time, read_plan, utc_now
 from pipeline.launch import launch
 from pipeline.lease import Verdict, held
 from pipeline.lifecycle import Status
+from pipeline.origins import Rank
 from pipeline.plan import Plan
 from pipeline.prepare import check_output, draft, first_sink, importable, settings_of
-from pipeline.settings import Settings
+from pipeline.settings import Settings, setting_names
 from pipeline.sinks import prove
 from pipeline.spec import JobSpec
 from pipeline.submission import (
@@ -28,7 +30,6 @@ from pipeline.submission import (
     last_submission,
     mark_queued,
     put_submission,
-    settings_to_record,
 )
 
 BY_HAND = "by hand"
@@ -99,6 +100,7 @@ class _Request:
     take_up: bool
 
     def submission(self, number: int) -> Submission:
+        given, site = _recorded(self.settings)
         return Submission(
             number=number,
             time=iso_time(utc_now()),
@@ -106,12 +108,25 @@ class _Request:
             trigger=self.trigger,
             key=self.key,
             priority=self.priority,
-            settings=settings_to_record(self.settings.values(), Settings().values()),
+            settings=given,
+            config=site,
         )
 
     @property
     def said(self) -> str:
         return f"submitted {self.trigger}, by {who()}"
+
+
+def _recorded(settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What must be kept of ``settings`` for another process: what was given with the job, and what ``dask.config`` says
+    here, over which the file of a cluster goes. The rest is told by the job directory, or found again."""
+    given: dict[str, Any] = {}
+    site: dict[str, Any] = {}
+    for name in setting_names():
+        choice = settings.choice(name)
+        if name not in ("directory", "import_paths") and choice.rank not in (Rank.BUILT_IN, Rank.CLUSTER_FILE):
+            (site if choice.rank is Rank.DASK_CONFIG else given)[name] = choice.value
+    return given, site
 
 
 def _exists(root: Store, job: str) -> bool:

@@ -33,12 +33,17 @@ from pathlib import Path
 
 WORKER = "pipeline.clusters.worker_setup"
 GATE = Path({gate!r})
+FIRST = Path({first!r})
 
 
 def build(frame):
-    """Waits for the test, but not on the driver, which tries the step on a sample; the first batches pass at once."""
-    while WORKER in sys.modules and int(frame["id"].iloc[0]) >= 2000 and not GATE.exists():
-        time.sleep(0.02)
+    """The first file that is scored passes, others wait for the test; not on the driver, which tries a sample."""
+    number = str(int(frame["id"].iloc[0]) // 5000)
+    if WORKER in sys.modules:
+        if not FIRST.exists():
+            FIRST.write_text(number)
+        while FIRST.read_text() != number and not GATE.exists():
+            time.sleep(0.02)
     return frame.assign(tenure=frame["tenure"])
 '''
 CLUSTER = """
@@ -55,7 +60,7 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def small_lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
-    return make_lake(tmp_path_factory.mktemp("walk") / "lake", rows=(2_000, 6_000, 2_400), row_group=1000)
+    return make_lake(tmp_path_factory.mktemp("walk") / "lake", rows=(5_000, 5_000, 5_000, 5_000), row_group=1000)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +105,7 @@ class Place:
             "sink": {"path": str(folder / "out")},
             "cluster": cluster,
         }
-        (folder / f"{module}.py").write_text(STEP.format(gate=str(folder / "gate")))
+        (folder / f"{module}.py").write_text(STEP.format(gate=str(folder / "gate"), first=str(folder / "first")))
         (folder / "job.yaml").write_text(yaml.safe_dump(spec))
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:

@@ -58,6 +58,18 @@ def test_then_each_thing_is_told_once(job: JobDirectory, small: SmallJob) -> Non
     assert list(follower.poll()) == []
 
 
+def test_what_a_stage_counts_is_not_told_again(job: JobDirectory, small: SmallJob) -> None:
+    follower = Follower(job)
+    list(follower.poll())
+    job.append_event("stage", stage=0, partitions=3, done=0)
+    write_receipt(job, small, small.plan.partitions[0])
+    (stage,) = follower.poll()
+    assert isinstance(stage, StageStarted)
+    assert (stage.done, stage.rows_done) == (1, 30)
+    write_receipt(job, small, small.plan.partitions[1])
+    assert kinds(list(follower.poll())) == ["PartitionEnded"]
+
+
 def test_the_end_has_the_report(job: JobDirectory, small: SmallJob) -> None:
     job.set_status(Status.FAILED, reason="bad file")
     ended = Follower(job).end(Status.FAILED)

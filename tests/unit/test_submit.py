@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import dask.config
 import pytest
 
 from pipeline import submission as records
@@ -19,7 +20,7 @@ from pipeline.errors import OutputExists, PlanMismatch
 from pipeline.files import open_store
 from pipeline.lease import held
 from pipeline.lifecycle import Status
-from pipeline.settings import Settings
+from pipeline.settings import Settings, load_settings
 from pipeline.submission import find_starts, last_submission, note_start, queued_marks
 from pipeline.submit import Submitted, submit
 from pipeline.testing.jobs import SmallJob, small_job
@@ -81,7 +82,23 @@ def test_a_submitted_job_is_queued_and_has_a_driver(place: Place) -> None:
     assert queued_marks(open_store(place.settings.directory)) == [made.job]
 
 
-def test_settings_that_differ_from_the_defaults_are_kept(place: Place) -> None:
+def test_settings_are_kept_with_their_rank(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIPELINE_GRACE", "7")
+    with dask.config.set({"pipeline.workers": 3, "pipeline.threads": 2}):
+        place.settings = load_settings(directory=place.settings.directory, threads=4, import_paths=["/x"])
+    submission = last_submission(place.open(place.submit().job).store)
+    assert submission is not None
+    assert submission.settings == {"threads": 4, "grace": 7.0}
+    assert submission.config["workers"] == 3
+    assert {"directory", "import_paths", "candidates"}.isdisjoint({*submission.settings, *submission.config})
+    # What was kept is what another process takes.
+    monkeypatch.delenv("PIPELINE_GRACE")
+    with dask.config.set({f"pipeline.{name}": value for name, value in submission.config.items()}):
+        again = load_settings(**submission.settings)
+    assert (again.workers, again.threads, again.grace) == (3, 4, 7.0)
+
+
+def test_settings_of_python_are_kept(place: Place) -> None:
     place.settings = Settings(directory=place.settings.directory, workers=3, fsync=False, import_paths=("/x",))
     submission = last_submission(place.open(place.submit().job).store)
     assert submission is not None
