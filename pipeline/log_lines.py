@@ -61,7 +61,8 @@ class LogReader:
         """What has come since the last time, oldest first."""
         store = self.job.store
         lines = [_from_event(event) for event in self._new("events.jsonl", self.job.events())]
-        for name in store.list(FOLDER):
+        # A batch system may keep the logs of its jobs there, too.
+        for name in [one for one in store.list(FOLDER) if one.removesuffix(".jsonl").isdigit()]:
             path = f"{FOLDER}/{name}"
             lines += [_from_log(record) for record in self._new(path, _read_lines(store.read(path)))]
         lines += [line for name, text in self._outputs() for line in self._new_text(name, text)]

@@ -40,7 +40,7 @@ from pipeline.settings import Settings, load_settings
 from pipeline.sinks import prove, publish
 from pipeline.spec import JobSpec
 from pipeline.stage import Stage, load_graph
-from pipeline.stop import Stop, Why, on_signals
+from pipeline.stop import Stop, Why, checked, on_signals
 from pipeline.tasks import read_receipt
 
 logger = logging.getLogger(__name__)
@@ -288,9 +288,9 @@ class _Driver:
         self._go(Status.PROVISIONING, reason=f"driver {self.lease.epoch} on {self.lease.holder.host} starts")
         self.stage = Stage(self.job, self.ledger.last, self.settings.partition_timeout)
         plan = self.stage.round.plan
-        with self._client(plan) as client:
-            if self.stop.is_requested:
-                raise self.stop.error(self.job.job, left=len(todo))
+        # Nothing runs yet, so that there is nothing to wait for when the job is to stop.
+        with checked(self._check_stop), self._client(plan) as client:
+            self._check_stop()
             self._go(Status.RUNNING, reason=f"workers are there; {len(todo):,} partitions are left")
             self._announce(todo)
             dispatcher = self._dispatcher(client)
@@ -299,9 +299,13 @@ class _Driver:
                     self.receipts[receipt.stage, receipt.partition] = receipt
                     if self.lease.is_lost:
                         self.lease.check()
-        # A model that has moved is for its follower to deal with.
-        if self.stop.is_requested and self.stop.why is not Why.DRIFT and self._todo():
-            raise self.stop.error(self.job.job, left=len(self._todo()))
+        self._check_stop()
+
+    def _check_stop(self) -> None:
+        """What was asked for ends the run, when there is anything left to do. A model that has moved is for its follower
+        to deal with."""
+        if self.stop.is_requested and self.stop.why is not Why.DRIFT and (todo := self._todo()):
+            raise self.stop.error(self.job.job, left=len(todo))
 
     @contextmanager
     def _client(self, plan: Plan) -> Iterator[Any]:

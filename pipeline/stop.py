@@ -5,14 +5,48 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from enum import StrEnum
 from types import FrameType
 
 from pipeline.errors import Cancelled, Interrupted, ModelChanged, PipelineError
 
 logger = logging.getLogger(__name__)
+SLICE_SECONDS = 1.0
+"""Longest time for which a wait for workers does not look whether to stop."""
+_check: ContextVar[Callable[[], object]] = ContextVar("check", default=lambda: None)
+
+
+@contextmanager
+def checked(check: Callable[[], object]) -> Iterator[None]:
+    """Inside the block, whoever waits by `wait_in_slices` calls ``check`` now and then, which may raise."""
+    token = _check.set(check)
+    try:
+        yield
+    finally:
+        _check.reset(token)
+
+
+def wait_in_slices(
+    wait: Callable[[float], object], *, timeout: float, clock: Callable[[], float] = time.monotonic
+) -> None:
+    """Call ``wait`` with a few seconds at a time, as long as it raises TimeoutError.
+
+    :param timeout: seconds in all.
+    :raises TimeoutError: when they are over.
+    """
+    deadline = clock() + timeout
+    while True:
+        _check.get()()
+        try:
+            wait(min(SLICE_SECONDS, max(deadline - clock(), 0.01)))
+            return
+        except TimeoutError:
+            if clock() >= deadline:
+                raise
 
 
 class Why(StrEnum):

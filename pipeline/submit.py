@@ -90,6 +90,22 @@ def submit(
     return _take_up(request, job, start=start)
 
 
+def submit_again(
+    job: JobDirectory, *, settings: Settings, trigger: str = BY_HAND, priority: int = 0, start: bool = True
+) -> Submitted:
+    """Let a job that is there go on by itself, from its directory alone; a success stays as it is.
+
+    :param settings: how it is to run from now on. Options as of `submit`.
+    """
+    root = open_store(job.root.rpartition("/")[0], private=True, fsync=settings.fsync)
+    before = last_submission(job.store)
+    request = _Request(root, settings, before.key if before else job.job, trigger, priority)
+    if before is None and not job.status().is_success:
+        put_submission(job.store, request.submission(1))
+        mark_queued(root, job.job)
+    return _take_up(request, job, start=start)
+
+
 @dataclass(frozen=True)
 class _Request:
     root: Store

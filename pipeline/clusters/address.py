@@ -16,6 +16,7 @@ from pipeline.clusters.tls import certificates_from
 from pipeline.errors import NoWorkers, SchedulerLost, SpecError
 from pipeline.plan import Limits
 from pipeline.settings import Settings
+from pipeline.stop import wait_in_slices
 
 logger = logging.getLogger(__name__)
 _UNKNOWN = {"memory_limit": 0, "nthreads": 1}
@@ -77,7 +78,9 @@ class ExistingScheduler:
             ) from error
         with client:
             try:
-                client.wait_for_workers(1, timeout=self.settings.no_workers_timeout)
+                wait_in_slices(
+                    lambda some: client.wait_for_workers(1, timeout=some), timeout=self.settings.no_workers_timeout
+                )
             except TimeoutError as error:
                 raise NoWorkers(
                     "the scheduler has no workers",

@@ -29,6 +29,7 @@ from pipeline.errors import InfrastructureError, NoWorkers, SpecError
 from pipeline.files import LocalStore, is_local_path, local_path
 from pipeline.plan import Limits
 from pipeline.settings import Settings
+from pipeline.stop import wait_in_slices
 
 LOG_FOLDER = "logs/workers"
 """Folder of the job directory for what the jobs print."""
@@ -263,7 +264,7 @@ class BatchSystem:
 
     def _await_workers(self, client: Client) -> None:
         try:
-            client.wait_for_workers(1, timeout=self._seconds("wait"))
+            wait_in_slices(lambda some: client.wait_for_workers(1, timeout=some), timeout=self._seconds("wait"))
         except TimeoutError as error:
             raise NoWorkers(
                 "no job of the batch system has begun to work",

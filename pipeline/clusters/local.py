@@ -21,6 +21,7 @@ from pipeline.clusters.tls import Certificates, certificates_in
 from pipeline.errors import NoWorkers, SpecError
 from pipeline.plan import Limits
 from pipeline.settings import Settings
+from pipeline.stop import wait_in_slices
 
 SMALLEST_WORKER = 1 << 30
 """Bytes below which a worker is not worth its own imports; fewer workers are started instead."""
@@ -128,10 +129,14 @@ class LocalProcesses:
 
 def _await_workers(client: Any, workers: int, timeout: float) -> None:
     """Wait for all of them; one is enough when the others do not come in time."""
+
+    def wait(count: int, seconds: float) -> None:
+        wait_in_slices(lambda some: client.wait_for_workers(count, timeout=some), timeout=seconds)
+
     with suppress(TimeoutError):
-        client.wait_for_workers(workers, timeout=min(timeout, ALL_WORKERS_SECONDS))
+        wait(workers, min(timeout, ALL_WORKERS_SECONDS))
     try:
-        client.wait_for_workers(1, timeout=timeout)
+        wait(1, timeout)
     except TimeoutError as error:
         raise NoWorkers(
             "no worker started",

@@ -63,13 +63,27 @@ def run(
 
 @click.command(short_help="Go on with an unfinished job.")
 @click.argument("job", default="@last")
+@click.option("--detach", is_flag=True, help="In the background, as submit does; prints the id.")
 @strict_option
 @cluster_options
 @directory_option
 @output_options
-def resume(job: str, strict: bool, **flags: str | int | None) -> None:
+def resume(job: str, detach: bool, strict: bool, **flags: str | int | None) -> None:
     """Go on with an unfinished job: its id, a prefix of it, @last, or its directory. What is done is not done again."""
+    if detach:
+        _detach(job, flags=flags)
+        return
     _resume(job, strict=strict, flags=flags)
+
+
+def _detach(job: str, *, flags: Flags) -> None:
+    from pipeline.commands.submit import tell_submitted
+    from pipeline.jobs import find_job
+    from pipeline.submit import submit_again
+
+    settings = settings_for(None, **flags)
+    made = submit_again(find_job(settings.directory, job.rstrip("/") or job), settings=settings)
+    tell_submitted(made)
 
 
 @click.command(short_help="Try it: makes a table and a model, runs a job.")

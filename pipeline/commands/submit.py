@@ -57,6 +57,11 @@ def submit(
         priority=priority,
         start=not queue,
     )
+    tell_submitted(made, is_queued=queue)
+
+
+def tell_submitted(made: Submitted, *, is_queued: bool = False) -> None:
+    """The id to stdout, and what a person wants to know to stderr."""
     details = {
         "job": made.job,
         "status": str(made.status),
@@ -65,7 +70,7 @@ def submit(
         "directory": made.directory,
     }
     if not is_quiet():
-        click.echo(_told(made, is_queued=queue), err=True)
+        click.echo(_told(made, is_queued=is_queued), err=True)
     emit(details, lambda: made.job)
 
 

@@ -19,15 +19,22 @@ import pytest
 from distributed import Client
 
 from pipeline import graph
+from pipeline.cancel import Cancelling
 from pipeline.errors import InputChanged, OutputExists, PipelineError, StorageError, UnsafeStore
 from pipeline.events import Callback, PartitionEnded
 from pipeline.jobs import find_job, list_jobs
 from pipeline.registry.built_in import BuiltInRegistry, Facts
+from pipeline.lifecycle import Status
+from pipeline.notebook import Job
 from pipeline.runner import resume, run
+from pipeline.serve import Server
 from pipeline.settings import Settings
 from pipeline.sinks import publish
 from pipeline.spec import JobSpec
 from pipeline.testing.oracle import Lake, oracle, train_model
+from pipeline.submission import queued_marks
+from pipeline.submit import submit
+from pipeline.testing.processes import wait_until
 from pipeline.testing.s3 import S3, SECRET
 from pipeline.testing.s3_proxy import proxy_s3
 from pipeline.verify import verify
@@ -290,3 +297,30 @@ def test_credentials_that_are_refused_are_no_damaged_input(
     with pytest.raises(StorageError, match="an input file cannot be read") as caught:
         run(spec, settings=s3_settings)
     assert "Access Denied" in caught.value.found
+
+
+def test_a_job_on_s3_is_queued_served_and_followed(
+    s3_spec: Make, s3_settings: Settings, on_s3: S3, lake: Lake, model_path: Path
+) -> None:
+    queued = submit(s3_spec(), settings=s3_settings, start=False)
+    assert submit(s3_spec(), settings=s3_settings, start=False).job == queued.job
+    server = Server(s3_settings)
+    assert server.serve_once().started == [queued.job]
+    assert Server(s3_settings).serve_once().running == [queued.job], "another server sees that it is driven"
+    handle = Job.attach(queued.job, settings=s3_settings)
+    assert handle.wait(timeout=300).status == "SUCCEEDED"
+    pd.testing.assert_frame_equal(published(on_s3), expected(lake, model_path), check_exact=True)
+    done = [line.partition for line in handle.logs() if "done" in line.message and line.partition]
+    assert sorted(done) == [one.id for one in handle.directory.plan.partitions]
+    wait_until(lambda: handle.directory.store.exists("starts/1.out"), what="the driver's output was not copied")
+    assert server.serve_once().started == []
+    assert queued_marks(server.root) == []
+
+
+def test_a_job_on_s3_is_cancelled_where_nobody_drives_it(s3_spec: Make, s3_settings: Settings) -> None:
+    queued = submit(s3_spec(), settings=s3_settings, start=False)
+    handle = Job.attach(queued.job, settings=s3_settings)
+    assert handle.cancel(reason="no more") is Cancelling.CANCELLED
+    assert Server(s3_settings).serve_once().started == []
+    again = submit(s3_spec(), settings=s3_settings, start=False)
+    assert (again.job, again.is_taken_up, again.status) == (queued.job, True, Status.QUEUED)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import Cancelled, Interrupted, ModelChanged, PipelineError
-from pipeline.stop import Stop, Why
+from pipeline.stop import Stop, Why, checked, wait_in_slices
 
 
 @pytest.mark.parametrize(
@@ -58,3 +58,36 @@ def test_each_reason_has_its_end(why: Why, kind: type[PipelineError], code: int)
     assert error.exit_code == code
     assert "3 partitions are left" in str(error)
     assert "resume job-1" in error.next_step
+
+
+def test_who_waits_for_workers_looks_whether_to_stop() -> None:
+    stop, waits = Stop(), []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            stop.request(Why.CANCEL, now=True)
+        raise TimeoutError
+
+    def check() -> None:
+        if stop.is_requested:
+            raise stop.error("job-1", left=1)
+
+    with checked(check), pytest.raises(Cancelled):
+        wait_in_slices(wait, timeout=1e9)
+    assert waits == [1.0] * 3
+
+
+def test_a_wait_has_its_end_and_its_success() -> None:
+    now = [0.0]
+
+    def wait(seconds: float) -> None:
+        now[0] += seconds
+        if now[0] < 2.5:
+            raise TimeoutError
+
+    wait_in_slices(wait, timeout=5.0, clock=lambda: now[0])
+    now[0] = 0.0
+    with pytest.raises(TimeoutError):
+        wait_in_slices(wait, timeout=1.5, clock=lambda: now[0])
+    assert now[0] == 1.5

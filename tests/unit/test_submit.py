@@ -22,7 +22,7 @@ from pipeline.lease import held
 from pipeline.lifecycle import Status
 from pipeline.settings import Settings, load_settings
 from pipeline.submission import find_starts, last_submission, note_start, queued_marks
-from pipeline.submit import Submitted, submit
+from pipeline.submit import Submitted, submit, submit_again
 from pipeline.testing.jobs import SmallJob, small_job
 from pipeline.testing.stores import Crash, Faults, faulty_os
 
@@ -243,3 +243,13 @@ def test_after_a_crash_anywhere_the_next_call_makes_it_one_job(
         assert job.plan.digest == job.record.plan
         assert queued_marks(open_store(place.settings.directory)) == [made.job]
     assert crashes > 40
+
+
+@pytest.mark.parametrize("status", [Status.FAILED, Status.RUNNING])
+def test_a_job_that_was_run_by_hand_goes_on_by_itself(place: Place, status: Status) -> None:
+    job = JobDirectory.create(place.settings.directory, place.job.plan, job="mine")
+    job.set_status(status)
+    made = submit_again(job, settings=place.settings)
+    assert (made.job, made.is_taken_up) == ("mine", True)
+    assert place.launched == [("mine", 1)]
+    assert queued_marks(open_store(place.settings.directory)) == ["mine"]
