@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -325,3 +326,31 @@ def test_watch_follows_and_ends_as_the_job_does(place: Place) -> None:
     lines = [json.loads(line) for line in follow.communicate(timeout=60)[0].splitlines()]
     assert follow.returncode == 0
     assert any(line["message"].startswith("INTERRUPTED") for line in lines)
+
+
+def test_two_servers_run_each_job_once_the_most_urgent_first_and_one_at_a_time(place: Place) -> None:
+    place.open_gate()
+    ids = [
+        place.call(
+            "submit", "job.yaml", "--queue", "--priority", str(number), "--set", f"sink.path=out{number}/"
+        ).strip()
+        for number in range(3)
+    ]
+    assert not any(place.drivers(job_id) for job_id in ids)
+    servers = [place.start("serve", "--every", "0.2", "--jobs", "1") for _ in range(2)]
+    for job_id in ids:
+        place.call("wait", job_id)
+    spans = []
+    for job_id in reversed(ids):
+        job = place.job(job_id)
+        assert len(find_starts(job.store)) == 1
+        assert verify(job, sample=0).ok
+        drives = [event["time"] for event in job.events() if event["event"] == "driver"]
+        assert len(drives) == 1
+        spans.append((drives[0], job.events()[-1]["time"]))
+    assert all(end < begin for (_, end), (begin, _) in itertools.pairwise(spans)), spans
+    for server in servers:
+        os.kill(server.pid, signal.SIGTERM)
+    assert [server.wait(60) for server in servers] == [0, 0]
+    states = [one["state"] for one in json.loads(place.call("serve", "--status", "--json"))["servers"]]
+    assert states == ["stopped", "stopped"]
