@@ -302,8 +302,8 @@ class _Driver:
         self._check_stop()
 
     def _check_stop(self) -> None:
-        """What was asked for ends the run, when there is anything left to do. A model that has moved is for its follower
-        to deal with."""
+        """What was asked for ends the run, when there is anything left to do."""
+        # A model that has moved is for its follower to deal with.
         if self.stop.is_requested and self.stop.why is not Why.DRIFT and (todo := self._todo()):
             raise self.stop.error(self.job.job, left=len(todo))
 

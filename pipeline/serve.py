@@ -14,6 +14,7 @@ import random
 import socket
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -34,6 +35,7 @@ from pipeline.submission import claim_start, last_submission, mark_queued, queue
 logger = logging.getLogger(__name__)
 SCAN_SECONDS = 600.0
 """Seconds between two looks at all job directories, in case a mark was lost."""
+_READERS = 16
 FORGET = timedelta(days=1)
 """Age after which the record of a server that is gone is removed."""
 
@@ -124,16 +126,21 @@ class Server:
 
     def _views(self, served: Served) -> list[tuple[JobView, JobDirectory]]:
         """The jobs that need something, or are being driven."""
-        found = []
-        for name in queued_marks(self.root):
-            try:
-                pair = self._view(name, served)
-            except (PipelineError, FileNotFoundError) as error:
-                logger.warning("job %s is left alone for now: %s", name, error)
-                continue
-            if pair is not None:
-                found.append(pair)
-        return found
+        names = queued_marks(self.root)
+        if self.root.is_local or len(names) < 2:
+            found = [self._look(name, served) for name in names]
+        else:
+            # Each look is a number of requests.
+            with ThreadPoolExecutor(_READERS) as pool:
+                found = list(pool.map(lambda name: self._look(name, served), names))
+        return [pair for pair in found if pair is not None]
+
+    def _look(self, name: str, served: Served) -> tuple[JobView, JobDirectory] | None:
+        try:
+            return self._view(name, served)
+        except (PipelineError, FileNotFoundError) as error:
+            logger.warning("job %s is left alone for now: %s", name, error)
+            return None
 
     def _view(self, name: str, served: Served) -> tuple[JobView, JobDirectory] | None:
         if not self.root.exists(f"{name}/{JOB_FILE}"):

@@ -23,17 +23,17 @@ from pipeline.cancel import Cancelling
 from pipeline.errors import InputChanged, OutputExists, PipelineError, StorageError, UnsafeStore
 from pipeline.events import Callback, PartitionEnded
 from pipeline.jobs import find_job, list_jobs
-from pipeline.registry.built_in import BuiltInRegistry, Facts
 from pipeline.lifecycle import Status
 from pipeline.notebook import Job
+from pipeline.registry.built_in import BuiltInRegistry, Facts
 from pipeline.runner import resume, run
 from pipeline.serve import Server
 from pipeline.settings import Settings
 from pipeline.sinks import publish
 from pipeline.spec import JobSpec
-from pipeline.testing.oracle import Lake, oracle, train_model
 from pipeline.submission import queued_marks
 from pipeline.submit import submit
+from pipeline.testing.oracle import Lake, oracle, train_model
 from pipeline.testing.processes import wait_until
 from pipeline.testing.s3 import S3, SECRET
 from pipeline.testing.s3_proxy import proxy_s3

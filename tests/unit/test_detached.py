@@ -1,0 +1,52 @@
+"""A driver without a terminal: what it finds done or cancelled it leaves alone, and the mark of the job goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.checkpoint import JobDirectory
+from pipeline.detached import copied, drive, is_unwanted, settle
+from pipeline.files import open_store
+from pipeline.lifecycle import Status
+from pipeline.submission import mark_queued, queued_marks
+from pipeline.testing.jobs import small_job
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> JobDirectory:
+    small = small_job(tmp_path / "lake", sink=str(tmp_path / "out"))
+    made = JobDirectory.create(tmp_path / "jobs", small.plan, job="small-1", first=Status.QUEUED)
+    mark_queued(open_store(tmp_path / "jobs"), "small-1")
+    return made
+
+
+def test_a_job_that_was_cancelled_while_its_driver_started_is_not_driven(job: JobDirectory) -> None:
+    job.set_status(Status.CANCELLED)
+    assert drive(job.root) == 8
+    assert job.status() is Status.CANCELLED
+    assert job.store.list("lease") == []
+
+
+@pytest.mark.parametrize(
+    ("status", "is_over"), [(Status.CANCELLED, True), (Status.FAILED, False), (Status.QUEUED, False)]
+)
+def test_the_mark_goes_when_nobody_needs_to_look_any_more(job: JobDirectory, status: Status, is_over: bool) -> None:
+    if status is not job.status():
+        job.set_status(status)
+    assert is_unwanted(job) is is_over
+    settle(job.root)
+    assert queued_marks(open_store(str(Path(job.root).parent))) == ([] if is_over else ["small-1"])
+
+
+def test_output_is_copied_to_a_directory_that_is_no_folder(job: JobDirectory, tmp_path: Path) -> None:
+    output = tmp_path / "driver.out"
+    output.write_text("what it had to say\n")
+    with copied(job.root, "3", str(output)):
+        output.write_text("what it had to say\nand more\n")
+    assert job.store.read("starts/3.out") == b"what it had to say\nand more\n"
+    assert not output.exists()
+    with copied(job.root, "4", ""):
+        pass
+    assert not job.store.exists("starts/4.out")
