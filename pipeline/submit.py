@@ -113,7 +113,7 @@ class _Request:
     key: str
     trigger: str
     priority: int
-    take_up: bool
+    take_up: bool = True
 
     def submission(self, number: int) -> Submission:
         given, site = _recorded(self.settings)
