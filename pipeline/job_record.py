@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import PlanMismatch, RefusedForSafety, StateCorrupt
@@ -170,7 +171,10 @@ def read_plan(store: Store, *, place: str = PLAN_FILE) -> Plan:
     :raises StateCorrupt: when it cannot be read.
     """
     try:
-        table = pq.read_table(io.BytesIO(store.read(place)), page_checksum_verification=True)
+        # Arrow's threads must not come back to Python while it ends (apache/arrow#50482): a command that has done its
+        # work would be aborted.
+        source = pa.BufferReader(store.read(place))
+        table = pq.read_table(source, page_checksum_verification=True, use_threads=False)
         return plan_from_table(table)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StateCorrupt(

@@ -191,7 +191,7 @@ class Watchers(threading.Thread):
                     check=False,
                 )
                 if done.returncode != 0:
-                    self.failures.append(done.stderr)
+                    self.failures.append(f"{command}: {done.returncode}: {done.stderr}")
                     continue
                 answer = json.loads(done.stdout)
                 if command == "status":
