@@ -1,6 +1,7 @@
 """Floor and this project side by side, interleaved, as ratios of medians.
 
 python -m benchmarks [--rows 5000000] [--trees 300] [--depth 6] [--repeat 3] [--sets even,skewed,tiny]
+python -m benchmarks protocol     # see benchmarks/protocol.py
 """
 
 from __future__ import annotations
@@ -106,4 +107,9 @@ def show(results: dict[str, dict[str, list[dict[str, Any]]]], options: argparse.
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["protocol"]:
+        from benchmarks import protocol
+
+        protocol.main(sys.argv[2:])
+    else:
+        main()

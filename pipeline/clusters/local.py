@@ -26,6 +26,7 @@ from pipeline.stop import wait_in_slices
 SMALLEST_WORKER = 1 << 30
 """Bytes below which a worker is not worth its own imports; fewer workers are started instead."""
 
+NEVER = "1000 hours"
 ALL_WORKERS_SECONDS = 60.0
 """Seconds for which the last worker is waited for when others are there already."""
 
@@ -105,6 +106,8 @@ class LocalProcesses:
             "distributed.nanny.pre-spawn-environ": environment,
             "distributed.scheduler.no-workers-timeout": self.settings.no_workers_timeout,
             "distributed.worker.preload": ["pipeline.clusters.worker_setup"],
+            # A worker that is not back after so long loses its nanny for good, which then restarts nobody any more.
+            "distributed.deploy.lost-worker-timeout": NEVER,
         }
         with dask.config.set(config):
             cluster = LocalCluster(

@@ -14,8 +14,8 @@ A test makes a module for the workers with a table in it, and names that as a st
     steps:
       - map: my_faults:step
 
-Rows are told by the column ``id``. A plan runs the steps on the first thousand rows of the first file, in the driver:
-keep faults away from these.
+Rows are told by a column of integers, ``id`` unless another one is named. A plan runs the steps on the first thousand
+rows of the first file, in the driver: keep faults away from these.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ import pandas as pd
 from pipeline.isolation import resident_bytes
 
 Action = Literal["ok", "sleep", "nap", "loop", "freeze", "raise", "memory", "leak", "exit", "segfault"]
-"""``nap`` sleeps in short pieces, so that a process that is stopped is late; ``loop`` never ends; ``freeze`` holds
+"""``ok`` does nothing, but is counted; ``nap`` sleeps in short pieces, so that a process that is stopped is late;
+``loop`` never ends; ``freeze`` holds
 the interpreter lock for ``seconds``; ``memory`` takes ``bytes`` and gives them back, ``leak`` takes more until
 the process has ``bytes``, and keeps it; ``exit`` ends the process with status 3."""
 
@@ -53,7 +54,7 @@ class Fault:
 
     action: Action
     ids: range
-    """Values of the column ``id``; an empty range means every row."""
+    """Values of the column that tells rows; an empty range means every row."""
     times: int | None = None
     """How many times it happens, over all processes; None: each time."""
     seconds: float = 0.0
@@ -67,10 +68,12 @@ class Fault:
 class FaultTable:
     """A map step that does what the table says, then returns the frame as it came."""
 
-    def __init__(self, folder: str | os.PathLike[str], faults: Sequence[Fault]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], faults: Sequence[Fault], *, column: str = "id") -> None:
         self.folder = Path(folder)
         """Where attempts are counted: one empty file each."""
         self.faults = tuple(faults)
+        self.column = column
+        """Integers that tell rows."""
 
     def __call__(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Carry the faults out that ``frame`` has rows of."""
@@ -86,7 +89,7 @@ class FaultTable:
     def _concerns(self, fault: Fault, frame: pd.DataFrame) -> bool:
         if len(frame) <= fault.above_rows:
             return False
-        ids = frame["id"]
+        ids = frame[self.column]
         return not len(fault.ids) or bool(((ids >= fault.ids.start) & (ids < fault.ids.stop)).any())
 
     def _count(self, number: int, fault: Fault) -> bool:

@@ -16,7 +16,8 @@ from unittest.mock import patch
 
 from pipeline.files import Store
 
-Fault = Callable[[], BaseException]
+MakeError = Callable[[], BaseException]
+"""What an operation that fails raises, made anew each time."""
 
 
 class Crash(BaseException):
@@ -36,7 +37,7 @@ def disk_full() -> OSError:
 class Faults:
     """Counts operations, and fails at the k-th."""
 
-    def __init__(self, fail_at: int | None = None, *, fault: Fault = Crash, is_permanent: bool = False) -> None:
+    def __init__(self, fail_at: int | None = None, *, fault: MakeError = Crash, is_permanent: bool = False) -> None:
         self.fail_at = fail_at
         """Number of the operation that fails, from 0. None: none does; count only."""
         self.fault = fault

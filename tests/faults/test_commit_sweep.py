@@ -32,7 +32,7 @@ from pipeline.sinks import layout, swap
 from pipeline.sinks.parquet import ParquetSink
 from pipeline.testing.jobs import SmallJob, drive, read_output, small_job
 from pipeline.testing.memory_store import MemoryDisk, MemoryStore
-from pipeline.testing.stores import Crash, Fault, Faults, FaultyStore, disk_full, faulty_os, io_error
+from pipeline.testing.stores import Crash, Faults, FaultyStore, MakeError, disk_full, faulty_os, io_error
 
 JOB = "sweep-1"
 OLD_ROWS = (4,)
@@ -197,7 +197,7 @@ def sweep(
     here: World,
     strike: Callable[[World, Faults], None],
     *,
-    fault: Fault,
+    fault: MakeError,
     is_permanent: bool,
     is_atomic: bool,
 ) -> int:

@@ -19,7 +19,7 @@ from pipeline.registry.built_in import BuiltInRegistry, Facts
 from pipeline.testing.memory_store import MemoryDisk, MemoryStore
 from pipeline.testing.oracle import train_model
 from pipeline.testing.s3 import S3
-from pipeline.testing.stores import Crash, Fault, Faults, FaultyStore, disk_full, io_error
+from pipeline.testing.stores import Crash, Faults, FaultyStore, MakeError, disk_full, io_error
 
 PROCESSES, ROUNDS = 8, 4
 
@@ -103,7 +103,7 @@ def test_the_power_goes_at_every_step(verb: Verb, survives: bool, models: list[b
 @pytest.mark.parametrize("verb", [register, set_alias, remove])
 @pytest.mark.parametrize("fault", [io_error, disk_full], ids=["EIO", "ENOSPC"])
 @pytest.mark.parametrize("is_reply_lost", [False, True], ids=["refused", "reply-lost"])
-def test_the_store_fails_at_every_verb(verb: Verb, fault: Fault, is_reply_lost: bool, models: list[bytes]) -> None:
+def test_the_store_fails_at_every_verb(verb: Verb, fault: MakeError, is_reply_lost: bool, models: list[bytes]) -> None:
     number = 0
     while True:
         store = MemoryStore(MemoryDisk(), "models")

@@ -262,3 +262,11 @@ def test_a_step_that_holds_the_interpreter_past_the_ttl_loses_no_row(
         job = make(cluster, 'Fault("freeze", ids=range(11000, 11001), seconds=12.0)')
         assert job.start().end(150).status == "SUCCEEDED"
         job.assert_whole(expected)
+
+
+@pytest.mark.fault(23)
+def test_what_raises_now_and_then_is_tried_again(make: Make, cluster: ProcessCluster, expected: pd.DataFrame) -> None:
+    job = make(cluster, 'Fault("raise", ids=range(11000, 11001), times=2)')
+    driver = job.start()
+    assert driver.end().status == "SUCCEEDED"
+    job.assert_whole(expected)
