@@ -38,10 +38,12 @@ _ENVIRONMENT = {
     "DASK_PIPELINE__FSYNC": "False",
     "DASK_PIPELINE__LEASE_SECONDS": str(LEASE_SECONDS),
     "DASK_PIPELINE__SCHEDULER_TIMEOUT": str(SCHEDULER_SECONDS),
-    "DASK_PIPELINE__NO_WORKERS_TIMEOUT": "60",
+    "DASK_PIPELINE__NO_WORKERS_TIMEOUT": "180",
     "DASK_PIPELINE__GRACE": "5",
 }
-_CONFIG = {"distributed.scheduler.worker-ttl": "5s"}
+_CONFIG = {"distributed.scheduler.worker-ttl": "10s"}
+"""Seconds of silence after which a worker is taken for dead; less than what some freezes last, and more than a busy
+machine makes a worker wait."""
 _ROUNDING = 1e-5
 """Relative; for models whose scores depend, in the last bits, on how rows are cut into batches."""
 

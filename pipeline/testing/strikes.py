@@ -116,5 +116,5 @@ def _draw_moment(chance: random.Random, *, partitions: int, seconds: float) -> M
 
 def _draw_freeze(chance: random.Random, kind: Kind) -> float:
     if kind == "freeze worker":
-        return chance.choice((2.0, 9.0, FOREVER))
+        return chance.choice((2.0, 15.0, FOREVER))
     return chance.choice((_SHORT_FREEZE, _LONG_FREEZE)) if kind == "freeze scheduler" else 0.0
