@@ -7,6 +7,6 @@
   `sockets`: which of them listen, and where
 - `stores`: storage that fails at the k-th operation; `memory_store`: a file system that a power cut can strike
 - `s3`: real S3 servers on loopback; `s3_proxy`: one that loses replies and resets connections
-- `jobs`, `recipes`: jobs, plans and receipts without a cluster; `trigger_world`: triggers in a simulated world
+- `jobs`, `recipes`, `inline`: jobs, plans and receipts without a cluster; `trigger_world`: triggers, simulated
 - `chaos` with `sample`, `strikes`, `trial`: ``python -m pipeline chaos``
 """

@@ -12,7 +12,7 @@ import yaml
 from pipeline.testing.oracle import make_lake
 from pipeline.testing.processes import start_command
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SLOW = '''
 import time
@@ -47,7 +47,7 @@ def unleash(folder: Path, model: Path, step: str, *flags: str) -> tuple[int, dic
     (folder / "scratch").mkdir()
     scratch = {"TMPDIR": str(folder / "scratch")}
     process = start_command(folder, "chaos", "job.yaml", "--json", *flags, environment=scratch)
-    out, err = process.communicate(timeout=550)
+    out, err = process.communicate(timeout=1700)
     return process.returncode, json.loads(out), err
 
 
