@@ -109,6 +109,7 @@ for _command in (
     execute.run,
     submit.submit,
     execute.resume,
+    execute.retry,
     submit.cancel,
     follow.watch,
     follow.wait,

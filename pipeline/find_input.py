@@ -31,9 +31,9 @@ def find_input(
     :raises SpecError: for an incremental job that does not append.
     :raises PipelineError: for anything wrong with the input, or with what the sink says it holds.
     """
-    policy = spec.source.incremental
+    policy, is_lenient = spec.source.incremental, spec.errors.files == "reject"
     if policy is False:
-        return discover(spec.source, planned=planned), ALL
+        return discover(spec.source, planned=planned, reject_files=is_lenient), ALL
     if planned is not None:
         chosen = {file.path: Chosen(file.why, file.done_groups) for file in planned}
         found = discover(spec.source, planned=planned, chosen=chosen)
@@ -57,9 +57,9 @@ def find_input(
         marks=lambda path: group_marks(read_footer(located[path])),
         failed=_failed_before(spec.name, settings),
     )
-    discovery = discover(spec.source, chosen=increment.files)
+    discovery = discover(spec.source, chosen=increment.files, reject_files=is_lenient)
     if not increment.files:
-        return replace(discovery, files=(), footers=()), increment.progress
+        return replace(discovery, files=(), rejected=(), footers=()), increment.progress
     _check_unchanged(discovery, located)
     return discovery, increment.progress
 

@@ -91,6 +91,15 @@ class Ledger:
             if (one.number, partition.id) not in done
         )
 
+    @property
+    def undone(self) -> dict[int, tuple[str, ...]]:
+        """Ids of the partitions that have no receipt yet, per round."""
+        done = {(receipt.stage, receipt.partition) for receipt in self.done}
+        return {
+            one.number: tuple(part.id for part in self.partitions(one) if (one.number, part.id) not in done)
+            for one in self.rounds
+        }
+
     def receipts(self, stage: int) -> tuple[Receipt, ...]:
         """All receipts of a round that counts, in source order; those of partitions that were taken or split, too."""
         return tuple(self._by_stage.get(stage, ())) if stage in self._taken else ()

@@ -13,6 +13,7 @@ from html import escape
 from typing import Any, TypeVar
 
 import pandas as pd
+import pyarrow as pa
 
 from pipeline import graph
 from pipeline.checkpoint import JobDirectory
@@ -26,9 +27,9 @@ from pipeline.partition import score_pandas, scored_meta
 from pipeline.plan import PlanSummary, plan_summary
 from pipeline.prepare import Prepared, absolute_path, importable, prepare, resolve_model
 from pipeline.recipe import REJECT_COLUMNS
-from pipeline.rejects import summarise
+from pipeline.rejects import read_left
 from pipeline.report import Report
-from pipeline.runner import resume, run
+from pipeline.runner import resume, retry, run
 from pipeline.scoring import prediction_schema
 from pipeline.settings import Settings, load_settings
 from pipeline.spec import JobSpec, Output
@@ -87,10 +88,11 @@ class JobReport(_Shown, Report):
 
     def rejects(self) -> pd.DataFrame:
         """The rows that could not be scored: the source's columns, ``_file``, ``_row``, ``_reason``, ``_message``."""
-        files = summarise(JobDirectory.open(self.directory), examples=0).files
-        if not files:
+        batches = list(read_left(JobDirectory.open(self.directory)))
+        if not batches:
             return pd.DataFrame(columns=list(REJECT_COLUMNS))
-        return pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
+        frame: pd.DataFrame = pa.Table.from_batches(batches).to_pandas()
+        return frame
 
 
 class JobHandle(Handle[JobReport]):
@@ -157,6 +159,23 @@ class Job:
         """Go on with an unfinished job of this or another spec."""
         with _observers(callbacks) as observers:
             return _as(JobReport, resume(job, settings=self.settings, callbacks=observers))
+
+    def retry(
+        self,
+        job: str = "@last",
+        *,
+        model: str | None = None,
+        overrides: Sequence[str] = (),
+        callbacks: Sequence[Callback] | None = None,
+    ) -> JobReport:
+        """Score again what a job left out: rejected rows, unfinished partitions, files that were mended.
+
+        :param model: a model reference or file to score them with. Default: what was used last.
+        :param overrides: such as ``steps.0.map=features:mended``; steps, contract and errors may be changed.
+        """
+        with _observers(callbacks) as observers:
+            report = retry(job, model=model, overrides=overrides, settings=self.settings, callbacks=observers)
+            return _as(JobReport, report)
 
     def submit(
         self,

@@ -37,6 +37,7 @@ __all__ = [
     "plan_from_table",
     "plan_summary",
     "plan_to_table",
+    "spec_difference",
 ]
 
 _UNKNOWN_WIDTH = 32
@@ -94,6 +95,7 @@ def make_plan(
         workers=limits.workers,
         may_use_trees=engine,
         progress=progress,
+        rejected_files=discovery.rejected,
     )
 
 
@@ -278,7 +280,7 @@ def difference(one: Plan, other: Plan) -> list[str]:
     """In what two plans differ, in words: ``sink.mode: error -> append``. Empty when their digests are the same."""
     if one.digest == other.digest:
         return []
-    found = _spec_difference("", one.spec.to_dict(exclude=NOT_THE_WORK), other.spec.to_dict(exclude=NOT_THE_WORK))
+    found = spec_difference(one.spec.to_dict(exclude=NOT_THE_WORK), other.spec.to_dict(exclude=NOT_THE_WORK))
     if one.model.digest != other.model.digest:
         found.append(f"model {one.model.name}: sha256 {one.model.digest[:12]} -> {other.model.digest[:12]}")
     found += _file_difference({file.path: file for file in one.files}, {file.path: file for file in other.files})
@@ -291,13 +293,16 @@ def difference(one: Plan, other: Plan) -> list[str]:
     return found
 
 
-def _spec_difference(place: str, one: Any, other: Any) -> list[str]:
+def spec_difference(one: Any, other: Any, *, place: str = "") -> list[str]:
+    """In what two specs, as `JobSpec.to_dict` gives them, differ, in words."""
     if isinstance(one, dict) and isinstance(other, dict):
         names = [*one, *(name for name in other if name not in one)]
-        inside = (_spec_difference(f"{place}.{name}".lstrip("."), one.get(name), other.get(name)) for name in names)
+        inside = (
+            spec_difference(one.get(name), other.get(name), place=f"{place}.{name}".lstrip(".")) for name in names
+        )
         return [text for texts in inside for text in texts]
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        inside = (_spec_difference(f"{place}[{n}]", a, b) for n, (a, b) in enumerate(zip(one, other, strict=True)))
+        inside = (spec_difference(a, b, place=f"{place}[{n}]") for n, (a, b) in enumerate(zip(one, other, strict=True)))
         return [text for texts in inside for text in texts]
     return [] if one == other else [f"{place}: {_shown(one)} -> {_shown(other)}"]
 

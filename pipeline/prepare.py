@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.clusters import ClusterAdapter, find_cluster, site_settings
+from pipeline.errors import SpecError
 from pipeline.family_plan import Planner, plan_family
 from pipeline.fan_out import PLACEHOLDER
 from pipeline.files import is_local_path, local_path
@@ -27,6 +28,7 @@ from pipeline.scoring import frame_schema, prediction_schema
 from pipeline.settings import Settings
 from pipeline.sinks import check
 from pipeline.sources import Discovery, discover, sample_batch
+from pipeline.sources.sieve import check_file_count
 from pipeline.spec import JobSpec, Sink
 from pipeline.storage import use_storage_options
 
@@ -70,12 +72,29 @@ def draft(
     drafting = _Drafting(settings, cluster.limits(), version, planned)
     if spec.fan_out is not None:
         refuse_incremental(spec)
+        _check_files_kept(spec)
         plan = plan_family(absolute(spec), Planner(drafting.discover, drafting.plan))
     else:
         wanted = absolute(spec)
         discovery, progress = find_input(wanted, drafting.model(wanted), settings=settings, planned=planned)
+        check_file_count(discovery.rejected, limit=spec.errors.max_files)
         plan = drafting.plan(wanted, discovery, progress=progress)
     return Prepared(plan, drafting.limits, cluster)
+
+
+def _check_files_kept(spec: JobSpec) -> None:
+    """Refuse to set files aside in a fan-out: which child a file that cannot be read belongs to is unknown.
+
+    :raises SpecError: when the spec asks for it.
+    """
+    if spec.errors.files == "reject":
+        raise SpecError(
+            "a fan-out cannot set files aside",
+            where="errors.files",
+            found="reject, and fan_out",
+            expected="fail",
+            next_step="leave errors.files out, or run the job without fan_out",
+        )
 
 
 @dataclass

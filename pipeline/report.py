@@ -354,7 +354,7 @@ def _percent(part: int, whole: int) -> str:
 
 
 def _next(status: Status, job: str, *, has_rejects: bool) -> tuple[str, ...]:
-    rejects = (f"python -m pipeline rejects {job}",) if has_rejects else ()
+    rejects = (f"python -m pipeline rejects {job}", f"python -m pipeline retry {job}") if has_rejects else ()
     if status.is_success:
         return (f"python -m pipeline verify {job}", *rejects, f"python -m pipeline status {job}")
     return (*rejects, f"python -m pipeline resume {job}", f"python -m pipeline status {job}")

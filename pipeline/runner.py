@@ -17,8 +17,8 @@ from pipeline.checkpoint import JobDirectory, new_job_id
 from pipeline.clusters import open_cluster
 from pipeline.clusters.handshake import shake_hands
 from pipeline.dispatch import Dispatcher, Ended, Policy
-from pipeline.errors import Fenced, JobLocked, PipelineError, StorageError
-from pipeline.events import Callback, JobEnded, PartitionEnded, StageStarted, notify
+from pipeline.errors import Fenced, InputError, JobLocked, PipelineError, StorageError
+from pipeline.events import Callback, JobEnded, notify
 from pipeline.family import FamilyDriver, Within, is_ready
 from pipeline.hooks import hooked, hooks_of
 from pipeline.job_log import recorded
@@ -31,17 +31,19 @@ from pipeline.neighbours import Neighbours
 from pipeline.plan import Partition, Plan, dispatch_order
 from pipeline.prepare import cluster_of, first_sink, importable, prepare, settings_of
 from pipeline.receipt import Receipt
-from pipeline.redaction import masked_logs, redact, redact_error
+from pipeline.redaction import masked_logs, redact_error
 from pipeline.rejects import first_examples, summarise
 from pipeline.relief import Helped, Relief
 from pipeline.report import Report, decide_status, make_report
-from pipeline.rows import RowCounts
+from pipeline.retry import Wanted, open_retry
+from pipeline.set_aside import open_without
 from pipeline.settings import Settings, load_settings
 from pipeline.sinks import prove, publish
 from pipeline.spec import JobSpec
 from pipeline.stage import Stage, load_graph
 from pipeline.stop import Stop, Why, checked, on_signals
 from pipeline.tasks import read_receipt
+from pipeline.telling import tell_end, tell_start
 
 logger = logging.getLogger(__name__)
 Ending = TypeVar("Ending")
@@ -84,20 +86,42 @@ def resume(job: str, *, settings: Settings | None = None, callbacks: Sequence[Ca
     return execute(directory, settings=settings, callbacks=callbacks)
 
 
+def retry(
+    job: str,
+    *,
+    model: str | None = None,
+    overrides: Sequence[str] = (),
+    settings: Settings | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Report:
+    """Score again what a job left out: rejected rows, undone partitions, mended files; heal its output in one commit.
+
+    :param job: id, unique prefix of one, ``@last``, or the path of a job directory.
+    :param model: a model reference or file to score them with. Default: what was used last.
+    :param overrides: such as ``steps.0.map=features:mended``; steps, contract and errors may be changed.
+    :raises PipelineError: when it failed; ``retry`` or `resume` goes on with it.
+    """
+    settings = settings or load_settings()
+    directory = find_job(settings.directory, job)
+    directory.fsync = settings.fsync
+    begin = partial(open_retry, wanted=Wanted(model, tuple(overrides)), settings=settings)
+    return execute(directory, settings=settings, callbacks=callbacks, begin=begin)
+
+
 def execute(
     job: JobDirectory,
     *,
     settings: Settings,
     callbacks: Sequence[Callback] = (),
     unless: Callable[[JobDirectory], bool] = lambda job: job.is_ended,
-    begin: Callable[[JobDirectory, Lease], object] | None = None,
+    begin: Callable[..., object] | None = None,
     within: Within | None = None,
 ) -> Report:
     """Take ``job`` from where it is to its end, as its only driver.
 
     :param unless: whether there is nothing to do for this driver; its report is given then as it is.
+    :param begin: what its driver does first, given its ``epoch``, such as to open a round; it may refuse to.
     :param within: of the fan-out whose driver drives it as a child.
-    :param begin: what its driver does first, such as to open a round; what it raises leaves the job as it was.
     :raises JobLocked: when another driver is at work on it.
     :raises Fenced: when another one took it over meanwhile; this one then leaves everything as it is.
     """
@@ -110,7 +134,7 @@ def execute(
         held(job.store, lease_seconds=settings.lease_seconds) as lease,
     ):
         if begin is not None:
-            begin(job, lease)
+            begin(job, epoch=lease.epoch)
         # Another driver may have ended the job while this one waited for it.
         if unless(job):
             return make_report(job)
@@ -286,19 +310,12 @@ class _Driver:
 
     def _score(self, todo: Sequence[Partition]) -> None:
         self._go(Status.PROVISIONING, reason=f"driver {self.lease.epoch} on {self.lease.holder.host} starts")
-        self.stage = Stage(self.job, self.ledger.last, self.settings.partition_timeout)
-        plan = self.stage.round.plan
         # Nothing runs yet, so that there is nothing to wait for when the job is to stop.
-        with checked(self._check_stop), self._client(plan) as client:
+        with checked(self._check_stop), self._client(self.ledger.last.plan) as client:
             self._check_stop()
             self._go(Status.RUNNING, reason=f"workers are there; {len(todo):,} partitions are left")
-            self._announce(todo)
-            dispatcher = self._dispatcher(client)
-            with self.stage.batches_on(client):
-                for receipt in dispatcher.run(todo):
-                    self.receipts[receipt.stage, receipt.partition] = receipt
-                    if self.lease.is_lost:
-                        self.lease.check()
+            while todo and not self.stop.is_requested:
+                todo = self._dispatch(client, todo)
         self._check_stop()
 
     def _check_stop(self) -> None:
@@ -306,6 +323,23 @@ class _Driver:
         # A model that has moved is for its follower to deal with.
         if self.stop.is_requested and self.stop.why is not Why.DRIFT and (todo := self._todo()):
             raise self.stop.error(self.job.job, left=len(todo))
+
+    def _dispatch(self, client: Any, todo: Sequence[Partition]) -> Sequence[Partition]:
+        """Do ``todo``; what is left when an input file turned out bad, and the job goes on without it."""
+        self.stage = Stage(self.job, self.ledger.last, self.settings.partition_timeout)
+        tell_start(self.job, self.ledger, todo, callbacks=self.callbacks)
+        try:
+            with self.stage.batches_on(client):
+                for receipt in self._dispatcher(client).run(todo):
+                    self.receipts[receipt.stage, receipt.partition] = receipt
+                    if self.lease.is_lost:
+                        self.lease.check()
+        except InputError as error:
+            self.lease.check()
+            if self.model.is_paused or open_without(self.job, self.ledger, error, epoch=self.lease.epoch) is None:
+                raise
+            return self._todo()
+        return ()
 
     @contextmanager
     def _client(self, plan: Plan) -> Iterator[Any]:
@@ -361,38 +395,9 @@ class _Driver:
         self.lease.check()
         notify(self.callbacks, self.job.set_status(after, reason=reason))
 
-    def _announce(self, todo: Sequence[Partition]) -> None:
-        partitions = self.ledger.partitions(self.stage.round)
-        left, rows = sum(partition.rows for partition in todo), sum(partition.rows for partition in partitions)
-        stage, done = self.stage.round.number, len(partitions) - len(todo)
-        self.job.append_event("stage", stage=stage, partitions=len(partitions), done=done)
-        notify(self.callbacks, StageStarted(self.job.job, stage, len(partitions), done, rows, rows - left))
-
     def _partition_ended(self, ended: Ended) -> None:
         self.stage.learn(ended)
-        receipt = ended.receipt
-        event = PartitionEnded(
-            job=self.job.job,
-            stage=self.stage.round.number,
-            partition=ended.partition.id,
-            outcome=ended.outcome,
-            rows=receipt.rows if receipt else RowCounts(),
-            seconds=receipt.seconds.total if receipt else 0.0,
-            attempt=ended.attempt,
-            worker=receipt.worker if receipt else "",
-            reason=redact(ended.reason),
-            parts=len(receipt.splits) if receipt else 0,
-        )
-        if ended.outcome != "done":
-            # What is done has a receipt; a line each would only cost an fsync.
-            self.job.append_event(
-                "partition",
-                partition=event.partition,
-                outcome=event.outcome,
-                attempt=event.attempt,
-                reason=event.reason,
-            )
-        notify(self.callbacks, event)
+        tell_end(self.job, ended, stage=self.stage.round.number, callbacks=self.callbacks)
 
     def _helped(self, helped: Helped) -> None:
         self.job.append_event("straggler", **asdict(helped))

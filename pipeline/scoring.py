@@ -96,7 +96,9 @@ class Scorer:
     def __post_init__(self) -> None:
         self.batch_rows = self.batch_rows or self.recipe.batch_rows
         if self.steps is None:
-            self.steps = load_steps(self.recipe.maps, import_paths=self.recipe.import_paths)
+            self.steps = load_steps(
+                self.recipe.maps, import_paths=self.recipe.import_paths, is_mended=self.recipe.stage > 0
+            )
         self._too_large: tuple[type[BaseException], ...] = (MemoryError, *self.predictor.out_of_memory_errors())
         self._schema = pa.ipc.read_schema(pa.py_buffer(self.recipe.output_schema))
         rules = (*(() if self.recipe.maps else self.recipe.source_rules), *self.recipe.score_rules)
@@ -113,6 +115,9 @@ class Scorer:
         :raises ScorerContract: when the model gives something else than one result a row.
         """
         self._clock = _Clock()
+        if batch.reasons:
+            # Rows that were rejected before may well be rejected to the last one: that does not speak against the code.
+            self._worked |= {"steps", "model"}
         parts: list[_Part] = []
         start = 0
         while start < batch.table.num_rows:
@@ -239,17 +244,19 @@ def frame_schema(
     *,
     schema: pa.Schema | None = None,
     import_paths: Sequence[str] = (),
+    is_mended: bool = False,
 ) -> pa.Schema:
     """Columns that rows have after the map steps, found by running them on a sample.
 
     :param sample: some rows of the source; None when it has none.
     :param schema: of the source; needed when there is no sample.
+    :param is_mended: see `load_steps`.
     :raises StepFailed: when a step cannot be loaded, breaks its contract, or works on no row of the sample.
     """
     if sample is None and schema is None:
         raise ValueError("frame_schema needs a sample or a schema")
     table = schema.empty_table() if sample is None and schema is not None else sample.table  # type: ignore[union-attr]
-    steps = load_steps([_map_recipe(step) for step in maps], import_paths=import_paths)
+    steps = load_steps([_map_recipe(step) for step in maps], import_paths=import_paths, is_mended=is_mended)
     if not steps:
         return table.schema
     frames, failed = _run_steps(steps, table, any_worked=False)

@@ -265,6 +265,13 @@ class Errors(Part):
     max_fraction: float = Field(default=0.0, ge=0.0, le=1.0)
     """Rejected rows / rows to be scored (filtered ones don't count) up to which the job succeeds, with warnings.
     Default 0: it fails closed."""
+    files: Literal["fail", "reject"] = "fail"
+    """What to do about an input file that is damaged, has other columns than most, or changes while the job runs.
+    ``fail``: the job is refused, or fails. ``reject``: the file is set aside as a whole, by name; its rows are in no
+    count, and the job ends with warnings."""
+    max_files: int | None = Field(default=None, ge=0)
+    """Input files that may be set aside; with more the job is refused, or fails. Default: any number, as long as one is
+    left."""
 
 
 class ColumnContract(Part):

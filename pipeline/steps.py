@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import difflib
 import operator
+import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import reduce
-from importlib import import_module
+from importlib import import_module, invalidate_caches, reload
 from typing import Any, cast
 
 import numpy as np
@@ -30,6 +32,10 @@ from pipeline.recipe import MapRecipe
 ROW_INDEX = "row"
 """Name of the index of a step's frame: the position in the batch, int64, from 0. It tells which rows are left."""
 
+_IMPORTED: dict[str, tuple[int, int]] = {}
+"""Modification time and size of the file of each module of a step, when it was imported here."""
+_RELOADING = threading.Lock()
+
 Function = Callable[[pd.DataFrame], pd.DataFrame]
 
 
@@ -42,12 +48,45 @@ class Step:
     dtype_backend: str = "numpy"
 
 
-def load_steps(maps: Sequence[MapRecipe], *, import_paths: Sequence[str] = ()) -> tuple[Step, ...]:
-    """The steps of a recipe, ready to be called."""
+def load_steps(
+    maps: Sequence[MapRecipe], *, import_paths: Sequence[str] = (), is_mended: bool = False
+) -> tuple[Step, ...]:
+    """The steps of a recipe, ready to be called.
+
+    :param is_mended: whether the modules may have been changed since this process imported them.
+    """
+    if is_mended:
+        for name in dict.fromkeys(step.entrypoint.partition(":")[0] for step in maps):
+            _reload_if_changed(name)
     return tuple(
         Step(step.entrypoint, load_function(step.entrypoint, import_paths=import_paths), step.dtype_backend)
         for step in maps
     )
+
+
+def _reload_if_changed(name: str) -> None:
+    """Import a module anew whose file is not the one that was imported, or was imported by somebody else."""
+    with _RELOADING:
+        module = sys.modules.get(name)
+        file = getattr(module, "__file__", None)
+        if module is None or file is None or not os.path.exists(file) or _IMPORTED.get(name) == _file_version(file):
+            return
+        try:
+            invalidate_caches()
+            reload(module)
+        except Exception as error:
+            raise StepFailed(
+                "the module of a step cannot be imported",
+                where=name,
+                found=f"{type(error).__name__}: {error}",
+                next_step="mend the module",
+            ) from error
+        _IMPORTED[name] = _file_version(file)
+
+
+def _file_version(file: str) -> tuple[int, int]:
+    status = os.stat(file)
+    return status.st_mtime_ns, status.st_size
 
 
 def load_function(entrypoint: str, *, import_paths: Sequence[str] = ()) -> Function:
@@ -61,7 +100,10 @@ def load_function(entrypoint: str, *, import_paths: Sequence[str] = ()) -> Funct
             sys.path.insert(0, path)
     name, _, attribute = entrypoint.partition(":")
     try:
+        is_new = name not in sys.modules
         module = import_module(name)
+        if is_new and (file := getattr(module, "__file__", None)):
+            _IMPORTED[name] = _file_version(file)
     except Exception as error:
         raise StepFailed(
             "the module of a step cannot be imported",

@@ -130,14 +130,24 @@ def verification_text(job: str, *, ok: bool, checks: Sequence[Mapping[str, Any]]
 def rejects_text(job: str, details: Mapping[str, Any]) -> str:
     """Rejected rows by reason, with the first of each."""
     lines = [f"{details['total']:,} rejected rows  {job}"]
+    lines += [f"  {_rounds(details)}"] if _rounds(details) else []
     for group in details["groups"]:
         lines += ["", f"{group['count']:,} × {group['reason']}"]
         for example in group["examples"]:
             lines.append(f"  {example['file']}, row {example['row']:,}: {example['message']}")
             values = ", ".join(f"{name}={value!r}" for name, value in example["values"].items())
             lines += [f"    {_cut(values)}"] if values else []
-    if details["files"]:
+    if details.get("rejected_files"):
+        lines += ["", f"{len(details['rejected_files']):,} input files set aside as a whole:"]
+        for file in details["rejected_files"]:
+            rows = "rows unknown" if file["rows"] is None else f"{file['rows']:,} rows"
+            lines += [f"  {file['path']} ({rows})", f"    {file['reason']}: {_cut(file['message'])}"]
+    if exported := details.get("exported"):
+        lines += ["", f"wrote {exported['rows']:,} rows to {exported['path']}"]
+    elif details["files"]:
         lines += ["", "all of them, with every column:", *(f"  {name}" for name in details["files"])]
+    if details["total"] or details.get("rejected_files"):
+        lines += ["", "mended it? then:", *(f"  {command}" for command in (f"python -m pipeline retry {job}",))]
     return "\n".join(lines)
 
 

@@ -16,6 +16,7 @@ from pipeline.commands.options import (
     emit,
     is_quiet,
     load,
+    mend_option,
     output_options,
     override_option,
     settings_for,
@@ -84,6 +85,31 @@ def _detach(job: str, *, flags: Flags) -> None:
     settings = settings_for(None, **flags)
     made = submit_again(find_job(settings.directory, job.rstrip("/") or job), settings=settings)
     tell_submitted(made)
+
+
+@click.command(short_help="Score again what a job left out.")
+@click.argument("job", default="@last")
+@click.option("--model", metavar="MODEL", help="Score with this model reference or file instead.")
+@strict_option
+@mend_option
+@cluster_options
+@directory_option
+@output_options
+def retry(job: str, model: str | None, strict: bool, overrides: tuple[str, ...], **flags: str | int | None) -> None:
+    """Score again what a job left out: rejected rows, unfinished partitions, files that were set aside and mended.
+
+    Uses what the job used last, but for what --model and --set name: steps, contract and errors. The output is healed
+    in one commit; until then, and when this fails, it stays as it is.
+    """
+    settings = settings_for(None, **flags)
+
+    def go(callbacks: Sequence[Callback]) -> Report:
+        from pipeline import runner
+
+        name = job.rstrip("/") or job
+        return runner.retry(name, model=model, overrides=overrides, settings=settings, callbacks=callbacks)
+
+    _finish(go, settings=settings, strict=strict)
 
 
 @click.command(short_help="Try it: makes a table and a model, runs a job.")

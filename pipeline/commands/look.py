@@ -111,15 +111,19 @@ def verify(context: click.Context, job: str, sample: int, seed: int | None, dire
 @click.command(short_help="Show the rows that could not be scored.")
 @job_argument
 @click.option("--limit", type=click.IntRange(min=0), default=3, show_default=True, help="Examples of each reason.")
+@click.option("--reason", default="*", metavar="PATTERN", help="Only these reasons, such as 'contract:*'.")
+@click.option("--export", "path", metavar="PATH", help="Write the rows to a new file, .parquet or .csv.")
 @directory_option
 @output_options
-def rejects(job: str, limit: int, directory: str | None) -> None:
-    """Show the rows that could not be scored, by reason, and the files that hold them."""
-    from pipeline.rejects import summarise
+def rejects(job: str, limit: int, reason: str, path: str | None, directory: str | None) -> None:
+    """Show the rows that could not be scored, by reason, the files that hold them, and input files set aside."""
+    from pipeline.rejects import export, summarise
     from pipeline.summary import rejects_text
 
     found = _find(job, directory)
-    details = summarise(found, examples=limit).details()
+    details = summarise(found, examples=limit, reason=reason).details()
+    if path is not None:
+        details["exported"] = {"path": path, "rows": export(found, path, reason=reason)}
     emit({"job": found.job, **details}, lambda: rejects_text(found.job, details))
 
 

@@ -62,6 +62,12 @@ def override_option(command: Command) -> Command:
     return command
 
 
+def mend_option(command: Command) -> Command:
+    """``--set``, for what a retry may change."""
+    text = "Change a step, the contract or errors, such as steps.0.map=features:mended; may be repeated."
+    return click.option("--set", "overrides", metavar="FIELD=VALUE", multiple=True, help=text)(command)
+
+
 def load(target: str, *, overrides: Sequence[str], params: Sequence[str]) -> LoadedSpec:
     """The job spec in ``target`` with what ``--set`` and ``-p`` say.
 

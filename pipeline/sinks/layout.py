@@ -102,6 +102,14 @@ class SinkState:
         """What a manifest of a job put there."""
         return next((one for one in self.publications if (one.job, one.manifest) == (job, number)), None)
 
+    def of_job(self, job: str) -> Publication | None:
+        """What a job has there, by whichever of its manifests."""
+        return next((one for one in self.publications if one.job == job), None)
+
+    def is_gone(self, job: str) -> bool:
+        """Whether a job published there, and another one overwrote it."""
+        return self.of_job(job) is None and any(one == job for one, _ in self.replaced)
+
     def to_json(self) -> bytes:
         """As stored."""
         publications = [one.to_record() for one in self.publications]
@@ -145,9 +153,12 @@ def read_state(store: Store) -> SinkState | None:
 
 
 def next_state(before: SinkState | None, publication: Publication, *, schema: str, overwrite: bool) -> SinkState:
-    """The state after ``publication``."""
+    """The state after ``publication``, which takes the place of what the same job had there."""
     if before is None:
         return SinkState((publication,), schema)
+    if before.of_job(publication.job) is not None:
+        healed = tuple(publication if one.job == publication.job else one for one in before.publications)
+        return SinkState(healed, schema, before.replaced)
     if not overwrite:
         kept = before.publications
         if publication.replaces:

@@ -41,17 +41,23 @@ def make_pieces(manifest: Manifest, *, target: int | None, attempt: str = "") ->
     """
     if not manifest.files:
         return (Piece(file_name("00000", manifest, attempt=attempt), ()),)
+    # Rounds stay apart, for the metadata of a file names one model version.
     groups: list[list[ManifestFile]] = []
     room = 0.0
     for file in manifest.files:
         is_small = target is not None and file.bytes < target / 2
-        if is_small and groups and file.bytes <= room:
+        if is_small and groups and file.bytes <= room and file.stage == groups[-1][-1].stage:
             groups[-1].append(file)
             room -= file.bytes
         else:
             groups.append([file])
             room = target - file.bytes if is_small and target else 0.0
-    return tuple(Piece(file_name(group[0].partition, manifest, attempt=attempt), tuple(group)) for group in groups)
+    return tuple(Piece(file_name(_label(group[0]), manifest, attempt=attempt), tuple(group)) for group in groups)
+
+
+def _label(file: ManifestFile) -> str:
+    """Id of the partition, with the number of its round where it is not the first: ``r1.00003``."""
+    return f"r{file.stage}.{file.partition}" if file.stage else file.partition
 
 
 def check_sources(manifest: Manifest, *, store: Store) -> None:

@@ -18,6 +18,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -37,6 +38,7 @@ from pipeline.units import parse_bytes
 
 logger = logging.getLogger(__name__)
 _STAGED = "stages/0/merged"
+_OWN = {layout.MANIFEST, layout.SUCCESS}
 """Where files are merged in the job directory when the sink is changed in place."""
 
 
@@ -107,10 +109,12 @@ class ParquetSink:
             return there
         check_baseline(state, directory, place=path)
         schema = pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(manifest.schema)))
-        check_content(store, state, mode=sink.mode, job=manifest.job, schema=schema)
+        earlier = state.of_job(manifest.job) if state else None
+        if earlier is None:
+            check_content(store, state, mode=sink.mode, job=manifest.job, schema=schema)
         pack.check_sources(manifest, store=directory.store)
         work = _Work(manifest, directory=directory, sink=sink, store=store, before=state, schema=schema)
-        if store.is_local and (sink.mode == "overwrite" or not layout.data_names(store)):
+        if store.is_local and work.fills_folder():
             try:
                 self._swap(work)
             except swap.CannotSwap as reason:
@@ -167,19 +171,44 @@ class _Work:
         self.before = before
         self.schema = schema
         self.target = _target_size(sink)
+        self.earlier = before.of_job(manifest.job) if before else None
+        """What the job has there by an earlier manifest, which is healed."""
+        there = directory.manifest(self.earlier.manifest) if self.earlier else None
+        names = {file.name for file in there.files} if there else set()
+        is_kept = bool(names) and names <= {file.name for file in manifest.files}
+        self.kept = self.earlier.files if self.earlier and is_kept else ()
+        """Its published files that stay as they are."""
+        self.added = replace(
+            manifest, files=tuple(file for file in manifest.files if not (is_kept and file.name in names))
+        )
+
+    def fills_folder(self) -> bool:
+        """Whether all that will be in the folder is of this job, so that the whole of it can be swapped."""
+        if self.earlier is None:
+            return self.sink.mode == "overwrite" or not layout.data_names(self.store)
+        is_alone = self.before is not None and len(self.before.publications) == 1
+        return is_alone and set(layout.data_names(self.store, job=self.manifest.job)) <= _OWN
 
     def pieces(self, *, attempt: str = "") -> tuple[pack.Piece, ...]:
-        """The files to publish."""
+        """The files to add."""
+        if self.kept and not self.added.files:
+            return ()
         if not self.manifest.files and self.directory.plan.progress.baseline and self.before is not None:
             # Everything new was filtered or rejected, and the schema is told by what is there.
             return ()
-        return pack.make_pieces(self.manifest, target=self.target, attempt=attempt)
+        return pack.make_pieces(self.added, target=self.target, attempt=attempt)
 
     def after(
         self, files: tuple[PublishedFile, ...], before: layout.SinkState | None, pieces: Sequence[pack.Piece]
     ) -> layout.SinkState:
-        """The state once ``files`` are published, which ``pieces`` were."""
-        made = layout.Publication(self.manifest.job, self.manifest.number, self.sink.mode, files)
+        """The state once ``files`` are added, which ``pieces`` were."""
+        made = layout.Publication(
+            self.manifest.job,
+            self.manifest.number,
+            self.sink.mode,
+            (*self.kept, *files),
+            files_replaced=self.earlier.files_replaced if self.earlier else 0,
+        )
         made = with_inputs(made, self.directory, pieces)
         is_over = self.sink.mode == "overwrite"
         return layout.next_state(before, made, schema=self.manifest.schema, overwrite=is_over)
@@ -204,6 +233,8 @@ class _Work:
 
     def build(self, store: Store) -> set[str]:
         """Write the whole output into an empty folder that nobody reads yet; its names."""
+        for file in self.kept:
+            store.take(file.name, self.store, file.name)
         pieces = self.pieces()
         state = self.after(tuple(self._add(piece, store) for piece in pieces), self.before, pieces)
         store.replace(layout.MANIFEST, state.to_json())
@@ -296,15 +327,21 @@ def _locked(store: Store) -> Iterator[None]:
 def _complete(store: Store, manifest: Manifest) -> None:
     """Do what is left to do after the commit: steps 4 and 5, and removing folders that were replaced or left aside."""
     if store.is_local:
-        for aside in swap.find_asides(Path(store.root), job=manifest.job, number=manifest.number):
-            _remove_replaced(aside)
+        for number in range(1, manifest.number + 1):
+            for aside in swap.find_asides(Path(store.root), job=manifest.job, number=number):
+                _remove_replaced(aside)
     state = layout.read_state(store)
-    last = state.publications[-1] if state else None
-    if state is None or last is None or (last.job, last.manifest) != (manifest.job, manifest.number):
+    own = state.find(manifest.job, manifest.number) if state else None
+    if state is None or own is None:
+        return
+    last = state.publications[-1]
+    if last is not own and _read(store, layout.SUCCESS) is not None:
+        # Others published after it: what is there is theirs, but for `_SUCCESS` that healing this one took away.
         return
     counted = {file.name for file in state.files}
     for name in store.list():
-        is_gone = (last.mode == "overwrite" and name.endswith(layout.SUFFIX)) or name in last.replaces
+        is_gone = last is own and own.mode == "overwrite" and name.endswith(layout.SUFFIX)
+        is_gone = is_gone or name in own.replaces
         if (is_gone or layout.is_file_of(name, manifest.job)) and name not in counted:
             store.remove(name)
     success = layout.success_text(state)
@@ -329,10 +366,10 @@ def _is_whole(aside: Path, names: set[str]) -> bool:
 def _find(state: layout.SinkState | None, manifest: Manifest, *, path: str, is_new: bool = False) -> Published | None:
     if state is None:
         return None
-    if (manifest.job, manifest.number) in state.replaced:
+    if state.is_gone(manifest.job):
         return Published(path, (), 0, 0, is_new=False, is_replaced=True)
-    there = state.find(manifest.job, manifest.number)
-    if there is None:
+    there = state.of_job(manifest.job)
+    if there is None or there.manifest < manifest.number:
         return None
     rows, size = sum(file.rows for file in there.files), sum(file.bytes for file in there.files)
     return Published(path, there.files, rows, size, is_new=is_new, is_replaced=there.files_replaced > 0)

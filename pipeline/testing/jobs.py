@@ -170,7 +170,7 @@ def drive(job: SmallJob, directory: JobDirectory, *, sink: ParquetSink) -> None:
 
     A lease that a driver of this process left behind when a test let it die is taken over without waiting.
     """
-    if directory.status().is_success:
+    if directory.is_ended:
         return
     ticks = itertools.count()
     lease = take(directory.store, lease_seconds=_LEASE_SECONDS, clock=lambda: next(ticks), pause=lambda _: None)

@@ -23,7 +23,15 @@ from pipeline.spec import JobSpec
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")])
-SHOWN = ["README.md", "docs/errors.md", "docs/json.md", "docs/parameters.md", "docs/command-line.md", "docs/fan-out.md"]
+SHOWN = [
+    "README.md",
+    "docs/errors.md",
+    "docs/json.md",
+    "docs/parameters.md",
+    "docs/command-line.md",
+    "docs/fan-out.md",
+    "docs/partial-success.md",
+]
 """In this order: the first makes the demo, and the last ones add jobs to what the others look at."""
 
 
@@ -226,7 +234,7 @@ def shown_json(heading: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    "name", ["run, resume, status", "plan", "verify", "rejects", "gc", "list", "validate", "Errors"]
+    "name", ["run, resume, retry, status", "plan", "verify", "rejects", "gc", "list", "validate", "Errors"]
 )
 def test_keys_of_json(name: str) -> None:
     told = first_column(section(read("docs/json.md"), f"## {name}"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pandas as pd
 
 
@@ -32,3 +34,20 @@ def only_first_rows_work(frame: pd.DataFrame) -> pd.DataFrame:
     if frame["id"].max() >= 1500:
         raise RuntimeError("works on the first rows only")
     return frame
+
+
+def as_it_is(frame: pd.DataFrame) -> pd.DataFrame:
+    """A step that changes nothing: what a mended one may look like."""
+    return frame
+
+
+def fail_on_every_other_thirteen(frame: pd.DataFrame) -> pd.DataFrame:
+    """Half of `fail_on_thirteens`."""
+    if (frame["id"] % 200 == 13).any():
+        raise ValueError("unlucky row")
+    return frame
+
+
+def returns_nothing_on_a_worker(frame: pd.DataFrame) -> pd.DataFrame | None:
+    """A step that breaks its contract, but not where it is tried before a job runs."""
+    return None if "pipeline.clusters.worker_setup" in sys.modules else frame

@@ -41,6 +41,7 @@ COMMANDS = [
     "run",
     "submit",
     "resume",
+    "retry",
     "cancel",
     "watch",
     "wait",
@@ -556,18 +557,22 @@ def test_rejects_are_shown_by_reason(folder: Path, replace_module: Callable[...,
         "total": 2,
         "groups": [{"reason": "contract:age", "count": 2, "examples": [example]}],
         "files": ["/jobs/churn-1/stages/0/rejects/00000-x.parquet"],
+        "rejected_files": [{"path": "b.parquet", "reason": "file:CorruptInput", "message": "cut", "rows": None}],
     }
-    asked = []
+    asked: list[tuple[int, str]] = []
 
-    def summarise(job: Any, *, examples: int) -> Any:
-        asked.append(examples)
+    def summarise(job: Any, *, examples: int, reason: str) -> Any:
+        asked.append((examples, reason))
         return SimpleNamespace(details=lambda: details)
 
     replace_module("jobs", find_job=lambda root, name: SimpleNamespace(job="churn-1"))
-    replace_module("rejects", summarise=summarise)
+    replace_module("rejects", summarise=summarise, export=lambda job, path, *, reason: 2)
     text = call("rejects", "--limit", "1").stdout
+    assert "b.parquet (rows unknown)" in text
     assert "2 × contract:age" in text
     assert "a.parquet, row 1,234: age is 999, above 110" in text
     assert "00000-x.parquet" in text
     assert json.loads(call("rejects", "--json").stdout) == {"job": "churn-1", **details}
-    assert asked == [1, 3]
+    written = json.loads(call("rejects", "--json", "--reason", "contract:*", "--export", "bad.csv").stdout)
+    assert written["exported"] == {"path": "bad.csv", "rows": 2}
+    assert asked == [(1, "*"), (3, "*"), (3, "contract:*")]

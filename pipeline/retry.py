@@ -1,0 +1,288 @@
+"""What a retry does: a round of what is still rejected, what was left undone, and files that were mended.
+
+It is planned and put on record here; running it is up to `pipeline.runner`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+
+from pipeline.checkpoint import JobDirectory
+from pipeline.columns import Columns, resolve_columns
+from pipeline.errors import InputError, OutputConflict, SchemaDrift, SpecError
+from pipeline.flavors.outlook import check_engine
+from pipeline.job_record import iso_time, utc_now
+from pipeline.ledger import Ledger
+from pipeline.memory import shared_memory
+from pipeline.model import ModelVersion
+from pipeline.packing import pack
+from pipeline.plan import Limits, Partition, Plan, spec_difference
+from pipeline.prepare import absolute, cluster_of, importable, resolve_model
+from pipeline.rejected import find_rejected
+from pipeline.rounds import RETRY, Round, make_record
+from pipeline.rows import Fragment, InputFile, RejectedFile
+from pipeline.scoring import frame_schema, prediction_schema
+from pipeline.settings import Settings
+from pipeline.sinks import published
+from pipeline.sources import Discovery, SourceBatch, parse_filter, sample_batch
+from pipeline.sources.locate import current_version
+from pipeline.sources.sieve import look_again
+from pipeline.spec import NOT_THE_WORK, JobSpec
+
+MAY_CHANGE = ("steps", "contract", "errors")
+"""Fields of a job spec that a retry may set."""
+_SAMPLED_FILES = 8
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the caller of a retry names; nothing: what the last round used is used again."""
+
+    model: str | None = None
+    """Model reference or file."""
+    overrides: tuple[str, ...] = ()
+    """``field=value`` each, such as ``steps.0.map=features:build_mended``."""
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether nothing is to be changed."""
+        return self.model is None and not self.overrides
+
+
+def open_retry(job: JobDirectory, *, wanted: Wanted, epoch: int, settings: Settings) -> Round | None:
+    """Open the round of a retry. None when there is nothing to try again, or a round that only has to go on.
+
+    A round that was not finished goes on when nothing new is named; else what it left is taken by the new one.
+
+    :param epoch: of this driver.
+    :raises SpecError: for a change that a retry cannot make.
+    :raises OutputConflict: when another job has overwritten the output since.
+    :raises PipelineError: for a step or model that cannot be used. In each case nothing was changed.
+    """
+    _check_family(job)
+    _check_output(job)
+    ledger = job.ledger()
+    spec = _changed(ledger.last.plan.spec, wanted)
+    if wanted.is_nothing and ledger.last.number and ledger.todo:
+        return None
+    with importable(job.record.import_paths):
+        plan = _replanned(ledger, spec, wanted, settings=settings)
+    limits = cluster_of(spec, settings=settings).limits()
+    work = _find_work(job, ledger, limits=limits)
+    if not work.partitions and not work.mended:
+        return None
+    plan = replace(plan, files=work.files, partitions=work.partitions, pruned_rows=0, rejected_files=())
+    if not wanted.is_nothing:
+        plan.validate(limits)
+    record = make_record(
+        plan,
+        number=ledger.last.number + 1,
+        why=RETRY,
+        epoch=epoch,
+        created=iso_time(utc_now()),
+        takes=ledger.undone,
+        changes=_changes(ledger.last.plan, plan),
+        rejected_files=work.still_rejected,
+        mended_files=[file.path for file in work.mended],
+    )
+    return job.open_round(record, plan)
+
+
+def _check_family(job: JobDirectory) -> None:
+    """A fan-out is retried child by child, as long as each publishes for itself or nothing is published yet.
+
+    :raises SpecError: when not.
+    """
+    if job.record.children:
+        raise SpecError(
+            "a fan-out is retried child by child",
+            where=job.job,
+            found=f"{job.record.children:,} children",
+            next_step=f"python -m pipeline status {job.job}, then: python -m pipeline retry CHILD",
+        )
+    if not job.record.publishes and job.status().is_success:
+        raise SpecError(
+            "the output of this child was published together with that of the others, which a retry cannot heal",
+            where=job.job,
+            expected="a child that publishes for itself (fan_out.publish: each)",
+            next_step="run the fan-out again as a new job",
+        )
+
+
+def _check_output(job: JobDirectory) -> None:
+    manifest = job.manifest()
+    there = published(manifest, job) if manifest else None
+    if there is not None and there.is_replaced:
+        raise OutputConflict(
+            "another job has overwritten the output of this one, which cannot be healed any more",
+            where=f"sink.path: {there.path}",
+            next_step="run the job spec again as a new job",
+        )
+
+
+def _changed(spec: JobSpec, wanted: Wanted) -> JobSpec:
+    """``spec`` with what the caller names.
+
+    :raises SpecError: for another field than those in `MAY_CHANGE`, and for what is no spec then.
+    """
+    overrides = list(wanted.overrides)
+    if wanted.model is not None:
+        overrides.append(f"steps.{len(spec.steps) - 1}.score.model={json.dumps(wanted.model)}")
+    if not overrides:
+        return spec
+    changed = absolute(JobSpec.load(spec.to_yaml(), overrides=overrides))
+    kept = {*MAY_CHANGE, *NOT_THE_WORK}
+    if found := spec_difference(spec.to_dict(exclude=kept), changed.to_dict(exclude=kept)):
+        raise SpecError(
+            "a retry cannot change that",
+            where="--set",
+            found="; ".join(found),
+            expected="steps, contract or errors",
+            next_step="run the job spec again as a new job",
+        )
+    return changed
+
+
+def _replanned(ledger: Ledger, spec: JobSpec, wanted: Wanted, *, settings: Settings) -> Plan:
+    """The plan of the last round with what ``spec`` and a model that was named change in it."""
+    last = ledger.last.plan
+    if wanted.is_nothing:
+        return last
+    is_named = wanted.model is not None or spec.score.model != last.spec.score.model
+    model = resolve_model(spec.score.model, settings=settings) if is_named else last.model
+    check_engine(spec.score.engine, model, kind=spec.score.output_spec.kind)
+    if spec.steps == last.spec.steps and spec.contract == last.spec.contract and model == last.model:
+        return replace(last, spec=spec)
+    predictions = prediction_schema(model, spec.score.output_spec)
+    columns = _columns(ledger, spec, model, predictions)
+    _check_same_output(ledger.base.plan, columns.keep, predictions)
+    more = shared_memory(model.nbytes, engine=last.may_use_trees) - shared_memory(
+        last.model.nbytes, engine=last.may_use_trees
+    )
+    return replace(
+        last,
+        spec=spec,
+        model=model,
+        source_rules=columns.source_rules,
+        score_rules=columns.score_rules,
+        features=columns.features,
+        task_memory=last.task_memory + max(0, more),
+    )
+
+
+def _columns(ledger: Ledger, spec: JobSpec, model: ModelVersion, predictions: pa.Schema) -> Columns:
+    base = ledger.base.plan
+    schema = pa.ipc.read_schema(pa.py_buffer(base.source_schema))
+    keys = tuple(name for name in schema.names if name not in base.source_columns)
+    discovery = Discovery(
+        files=tuple(ledger.files.values()),
+        schema=schema,
+        key_names=keys,
+        available=tuple(schema.names),
+        filter=spec.source.filter,
+    )
+    frame = _frame_schema(spec, discovery, columns=base.source_columns) if spec.maps else schema
+    try:
+        return resolve_columns(spec, model=model, discovery=discovery, frame=frame, outputs=tuple(predictions.names))
+    except (SpecError, SchemaDrift) as error:
+        error.next_step = (
+            f"{error.next_step}; a retry has only the columns that the job read ({', '.join(schema.names)}): "
+            "for others, run the job spec again as a new job"
+        ).removeprefix("; ")
+        raise
+
+
+def _frame_schema(spec: JobSpec, discovery: Discovery, *, columns: Sequence[str]) -> pa.Schema:
+    """Schema after the ``map`` steps, from a run of them on rows of an input file that is as it was planned."""
+    sample = _sample(discovery, columns=columns)
+    return frame_schema(spec.maps, sample, schema=discovery.schema, is_mended=True)
+
+
+def _sample(discovery: Discovery, *, columns: Sequence[str]) -> SourceBatch | None:
+    """Rows of the first input file that is still there as it was, for rejected rows may be just those that fail."""
+    tried = 0
+    for file in discovery.files:
+        try:
+            if tried == _SAMPLED_FILES or current_version(file.path) != (file.size, file.version):
+                continue
+            tried += 1
+            found = sample_batch(replace(discovery, files=(file,)), columns=columns, schema=discovery.schema)
+        except (InputError, FileNotFoundError):
+            continue
+        if found is not None:
+            return found
+    return None
+
+
+def _check_same_output(base: Plan, keep: Sequence[str], predictions: pa.Schema) -> None:
+    schema = pa.ipc.read_schema(pa.py_buffer(base.output_schema))
+    found = [*keep, *(f"{field.name}: {field.type}" for field in predictions)]
+    outputs = [schema.field(name) for name in base.outputs]
+    expected = [*base.keep, *(f"{field.name}: {field.type}" for field in outputs)]
+    if found != expected:
+        raise SpecError(
+            "a retry must give the columns that the output has",
+            where="--set, --model",
+            found=", ".join(found),
+            expected=", ".join(expected),
+            next_step="name score.keep and score.output as the job had them, or run the job spec again as a new job",
+        )
+
+
+@dataclass(frozen=True)
+class _Work:
+    files: tuple[InputFile, ...]
+    partitions: tuple[Partition, ...]
+    mended: tuple[InputFile, ...]
+    still_rejected: tuple[RejectedFile, ...]
+
+
+def _find_work(job: JobDirectory, ledger: Ledger, *, limits: Limits) -> _Work:
+    """Rejected rows, what nobody has done yet, and what was mended of the files that are set aside."""
+    threads = max(1, limits.workers * limits.threads)
+    rejected = find_rejected(job.store, ledger, threads=threads)
+    undone = [partition.fragments for partition in ledger.todo if not partition.fragments[0].origin]
+    mended, still = _look_again(ledger)
+    packed = [*rejected.partitions, *undone, *pack(mended, threads=threads)]
+    known = {**{file.path: file for file in ledger.last.plan.files}, **ledger.files}
+    used = {fragment.path for fragments in undone for fragment in fragments}
+    files = (*rejected.files, *(file for path, file in known.items() if path in used), *mended)
+    return _Work(files, number_partitions(packed), mended, still)
+
+
+def number_partitions(fragments: Sequence[Sequence[Fragment]]) -> tuple[Partition, ...]:
+    """Partitions of a round, with ids in the given order."""
+    width = max(5, len(str(len(fragments))))
+    return tuple(Partition(f"{number:0{width}d}", tuple(parts)) for number, parts in enumerate(fragments))
+
+
+def _look_again(ledger: Ledger) -> tuple[tuple[InputFile, ...], tuple[RejectedFile, ...]]:
+    """The files that were set aside: those that can be read now, and those that cannot, for what they have now."""
+    plan = ledger.base.plan
+    source = plan.spec.source
+    condition = parse_filter(source.filter) if source.filter is not None else None
+    # Where a job reads all columns, a file with one more is as odd as it was when the job was planned.
+    is_all = source.columns is None and (bool(plan.spec.maps) or plan.spec.score.keep is None)
+    found = [
+        look_again(
+            file,
+            schema=pa.ipc.read_schema(pa.py_buffer(plan.source_schema)),
+            columns=plan.source_columns,
+            is_all=is_all,
+            condition=condition,
+        )
+        for file in ledger.rejected_files
+    ]
+    mended = tuple(one for one in found if isinstance(one, InputFile))
+    return mended, tuple(one for one in found if isinstance(one, RejectedFile))
+
+
+def _changes(before: Plan, after: Plan) -> tuple[str, ...]:
+    found = spec_difference(before.spec.to_dict(exclude=NOT_THE_WORK), after.spec.to_dict(exclude=NOT_THE_WORK))
+    if before.model.digest != after.model.digest:
+        found.append(f"model {after.model.name}: sha256 {before.model.digest[:12]} -> {after.model.digest[:12]}")
+    return tuple(found)

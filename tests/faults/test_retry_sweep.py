@@ -1,0 +1,202 @@
+"""A retry, dying at every storage operation in turn, then run again: the output is healed, row for row.
+
+Until then a reader finds the output as it was before the retry, or healed, and never a mixture; and what others
+published to the same folder stays.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from test_commit_sweep import FAULTS, JOB, World, survived
+
+from pipeline.checkpoint import JobDirectory
+from pipeline.files import open_store
+from pipeline.lifecycle import Status
+from pipeline.retry import Wanted, open_retry
+from pipeline.settings import load_settings
+from pipeline.sinks import layout, swap
+from pipeline.sinks.parquet import ParquetSink
+from pipeline.testing.jobs import SmallJob, drive, read_output, small_job
+from pipeline.testing.stores import Crash, Faults, FaultyStore, faulty_os
+
+pytestmark = pytest.mark.slow
+SETTINGS = load_settings(workers=1, threads=1, memory_limit="1 GiB")
+
+
+@pytest.fixture(autouse=True)
+def quick_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of fsyncs take minutes; they are still counted, and still fail."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+class Healing(World):
+    """A job that published with warnings, perhaps beside another one's output, and what makes its bad rows good."""
+
+    def __init__(self, folder: Path, *, mode: str, sink: str = "", **sink_fields: object) -> None:
+        super().__init__(folder, mode=mode, sink=sink, **sink_fields)
+        self.bad = replace(self.new, bad_every=4)
+        self.run(self.bad, JOB)
+        shutil.rmtree(self.saved, ignore_errors=True)
+        self.saved_jobs = folder / "saved-jobs"
+        shutil.copytree(folder / "jobs", self.saved_jobs)
+        if os.path.isdir(self.sink):
+            shutil.copytree(self.sink, self.saved)
+
+    def reset(self) -> None:
+        super().reset()
+        shutil.copytree(self.saved_jobs, self.folder / "jobs")
+
+    @property
+    def before(self) -> pa.Table:
+        return self._with_old(self.bad)
+
+    @property
+    def after(self) -> pa.Table:
+        return self._with_old(self.new)
+
+    def _with_old(self, job: SmallJob) -> pa.Table:
+        tables = [self.old.expected, job.expected] if self.mode == "append" else [job.expected]
+        return pa.concat_tables(tables).combine_chunks().sort_by("id")
+
+    def heal(self, *, faults: Faults | None = None, is_reply_lost: bool = False) -> None:
+        """What a driver of ``retry`` does, from where the job is to the end."""
+
+        def opened(path: str, *, private: bool = False) -> FaultyStore:
+            return FaultyStore(open_store(path, private=private), faults or Faults(), is_reply_lost=is_reply_lost)
+
+        store = opened(str(self.folder / "jobs" / JOB), private=True)
+        directory = JobDirectory.open(store.root, store=store)  # type: ignore[arg-type]
+        open_retry(directory, wanted=Wanted(), epoch=2, settings=SETTINGS)
+        drive(self.new, directory, sink=ParquetSink(opened))  # type: ignore[arg-type]
+
+    def check_job(self, directory: JobDirectory) -> None:
+        """A second commit, in which nothing is rejected any more."""
+        assert directory.status() is Status.SUCCEEDED
+        manifest = directory.manifest()
+        assert manifest is not None
+        assert (manifest.rows.rejected, manifest.rejects) == (0, ())
+        assert directory.is_ended
+
+
+def sweep(
+    tmp_path: Path, strike: Callable[[Healing, Faults], None], *, fault: str, is_atomic: bool, **world: object
+) -> int:
+    """Fail at operation 0, 1, 2 … until a retry meets none; the number of operations."""
+    here = Healing(tmp_path, **world)  # type: ignore[arg-type]
+    kind, is_permanent = FAULTS[fault]
+    step = 0
+    while True:
+        here.reset()
+        faults = Faults(step, fault=kind, is_permanent=is_permanent)
+        strike(here, faults)
+        here.check_half(is_atomic=is_atomic)
+        here.heal()
+        here.check_done()
+        if not faults.has_failed:
+            return step
+        step += 1
+
+
+def strike_store(world: Healing, faults: Faults) -> None:
+    with survived():
+        world.heal(faults=faults)
+
+
+def strike_os(world: Healing, faults: Faults) -> None:
+    with survived(), faulty_os(faults):
+        world.heal()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("mode", ["error", "overwrite", "append"])
+def test_every_verb(tmp_path: Path, mode: str, fault: str) -> None:
+    assert sweep(tmp_path, strike_store, fault=fault, is_atomic=mode != "append", mode=mode) > 30
+
+
+@pytest.mark.parametrize("mode", ["error", "overwrite", "append"])
+def test_every_system_call(tmp_path: Path, mode: str) -> None:
+    assert sweep(tmp_path, strike_os, fault="crash", is_atomic=mode != "append", mode=mode) > 60
+
+
+def test_every_system_call_where_folders_cannot_be_swapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(swap, "rename_exchange", lambda *_: 22)
+    assert sweep(tmp_path, strike_os, fault="crash", is_atomic=False, mode="error") > 60
+
+
+def test_every_system_call_of_merging(tmp_path: Path) -> None:
+    steps = sweep(tmp_path, strike_os, fault="crash", is_atomic=True, mode="overwrite", target_file_size="1 MiB")
+    assert steps > 60
+
+
+@pytest.mark.parametrize("is_reply_lost", [False, True])
+@pytest.mark.parametrize("mode", ["error", "overwrite", "append"])
+def test_every_verb_on_an_object_store(tmp_path: Path, mode: str, is_reply_lost: bool) -> None:
+    """Job directory on a local disk, output on a store without links and renames; replies of either may be lost."""
+    step = 0
+    while True:
+        url = f"memory://heal-{mode}-{is_reply_lost}-{step}/out"
+        world = Healing(tmp_path / str(step), mode=mode, sink=url)
+        faults = Faults(step)
+        with survived():
+            world.heal(faults=faults, is_reply_lost=is_reply_lost)
+        assert world_by_manifest(url) in (world.before, world.after)
+        world.heal()
+        assert read_output(url).sort_by("id") == world.after
+        state = layout.read_state(open_store(url))
+        assert state is not None
+        assert [one.manifest for one in state.publications if one.job == JOB] == [2]
+        assert open_store(url).read(layout.SUCCESS) == layout.success_text(state)
+        if not faults.has_failed:
+            break
+        step += 1
+    assert step > 30
+
+
+def world_by_manifest(url: str) -> pa.Table:
+    """What a reader finds who goes through the manifest."""
+    import io
+
+    import pyarrow.parquet as pq
+
+    store = open_store(url)
+    state = layout.read_state(store)
+    assert state is not None
+    tables = [pq.read_table(io.BytesIO(store.read(file.name))) for file in state.files]
+    return pa.concat_tables(tables).replace_schema_metadata(None).combine_chunks().sort_by("id")
+
+
+def test_what_another_job_overwrote_is_not_brought_back(tmp_path: Path) -> None:
+    world = Healing(tmp_path, mode="overwrite")
+    other = small_job(tmp_path / "other", sink=world.sink, mode="overwrite", rows=(3,), start=900)
+    world.run(other, "other-1")
+    with pytest.raises(Exception, match="cannot be healed"):
+        world.heal()
+    assert world.naive() == other.expected
+
+
+def test_what_others_appended_since_stays(tmp_path: Path) -> None:
+    world = Healing(tmp_path, mode="error")
+    other = small_job(tmp_path / "other", sink=world.sink, mode="append", rows=(3,), start=900)
+    world.run(other, "other-1")
+    with suppress(Crash):
+        world.heal()
+    expected = pa.concat_tables([world.new.expected, other.expected]).combine_chunks().sort_by("id")
+    assert world.naive() == expected
+    assert world.by_manifest() == expected
+    assert world.is_success()
+
+
+def test_a_stray_file_in_the_folder_is_left_alone(tmp_path: Path) -> None:
+    world = Healing(tmp_path, mode="error")
+    (Path(world.sink) / "README.txt").write_text("mine")
+    world.heal()
+    assert (Path(world.sink) / "README.txt").read_text() == "mine"
+    assert world.naive() == world.after

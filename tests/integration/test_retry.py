@@ -1,0 +1,244 @@
+"""Partial success on real Dask processes: what a job left out is scored again, and the output healed, row for row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import InputError, PipelineError, SpecError, StepFailed
+from pipeline.jobs import find_job
+from pipeline.report import Report
+from pipeline.runner import resume, retry, run
+from pipeline.settings import Settings
+from pipeline.spec import JobSpec
+from pipeline.testing.jobs import read_output
+from pipeline.testing.oracle import Lake, oracle, train_model
+from pipeline.verify import verify
+
+Make = Callable[..., JobSpec]
+BROKEN, MENDED = "steps_for_tests:fail_on_thirteens", "steps.0.map=steps_for_tests:as_it_is"
+
+
+@pytest.fixture
+def expected(lake: Lake, model_path: Path) -> pd.DataFrame:
+    return oracle(lake.files, model_path)
+
+
+def unlucky(frame: pd.DataFrame) -> pd.Series[bool]:
+    return frame["id"] % 100 == 13
+
+
+def assert_output(path: Path, expected: pd.DataFrame) -> None:
+    """Row for row, whatever the order: rows that came out later are in files of their own."""
+    found = read_output(path).sort_by("id")
+    pd.testing.assert_frame_equal(found.to_pandas(ignore_metadata=True), expected.sort_values("id", ignore_index=True))
+
+
+def assert_verified(report: Report) -> None:
+    result = verify(find_job("", report.directory), sample=2000, seed=3)
+    assert [check for check in result.checks if not check.ok] == []
+
+
+def test_a_mended_step_heals_the_output(
+    make_spec: Make, settings: Settings, tmp_path: Path, expected: pd.DataFrame
+) -> None:
+    first = run(make_spec(maps=(BROKEN,), errors={"max_fraction": 0.02}), settings=settings)
+    assert first.status == "SUCCEEDED_WITH_WARNINGS"
+    bad = int(unlucky(expected).sum())
+    assert first.rows.rejected == bad
+    # Nothing is mended: nothing is lost either.
+    again = retry("@last", settings=settings)
+    assert again.status == "SUCCEEDED_WITH_WARNINGS"
+    assert again.rows == first.rows
+    assert_output(tmp_path / "out", expected[~unlucky(expected)])
+    healed = retry("@last", overrides=[MENDED], settings=settings)
+    assert healed.status == "SUCCEEDED"
+    assert (healed.rows.out, healed.rows.rejected, healed.published) == (len(expected), 0, 3)
+    assert [(one.retried, one.healed) for one in healed.rounds] == [(bad, 0), (bad, bad)]
+    assert healed.rounds[1].changes == ("steps[0].map: steps_for_tests:fail_on_thirteens -> steps_for_tests:as_it_is",)
+    assert_output(tmp_path / "out", expected)
+    assert_verified(healed)
+    assert retry("@last", settings=settings).status == "SUCCEEDED"
+    assert resume("@last", settings=settings).published == 3
+
+
+def test_a_job_that_failed_closed_is_healed_before_anything_was_published(
+    make_spec: Make, settings: Settings, tmp_path: Path, expected: pd.DataFrame
+) -> None:
+    with pytest.raises(PipelineError, match="too many rows were rejected"):
+        run(make_spec(maps=(BROKEN,)), settings=settings)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(PipelineError, match="too many rows were rejected"):
+        retry("@last", settings=settings)
+    assert not (tmp_path / "out").exists()
+    healed = retry("@last", overrides=[MENDED], settings=settings)
+    assert (healed.status, healed.published) == ("SUCCEEDED", 1)
+    assert_output(tmp_path / "out", expected)
+    assert_verified(healed)
+
+
+def test_a_retry_that_fails_leaves_the_output_as_it_was(
+    make_spec: Make, settings: Settings, tmp_path: Path, expected: pd.DataFrame
+) -> None:
+    run(make_spec(maps=(BROKEN,), errors={"max_fraction": 0.02}), settings=settings)
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(StepFailed):
+        retry("@last", overrides=["steps.0.map=steps_for_tests:returns_nothing_on_a_worker"], settings=settings)
+    job = find_job(settings.directory, "@last")
+    assert job.status() == "FAILED"
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
+    assert_output(tmp_path / "out", expected[~unlucky(expected)])
+    # What cannot be done is refused before anything happens.
+    for wrong in ("sink.path=elsewhere", "source.filter=id > 3", "steps.1.score.output=other", "steps.0.map=no:such"):
+        with pytest.raises((SpecError, StepFailed)):
+            retry("@last", overrides=[wrong], settings=settings)
+    assert len(job.rounds()) == 2
+    healed = retry("@last", overrides=[MENDED], settings=settings)
+    assert healed.status == "SUCCEEDED"
+    assert_output(tmp_path / "out", expected)
+    assert_verified(healed)
+
+
+def test_rows_out_of_bounds_are_scored_by_a_model_that_is_named(
+    make_spec: Make, settings: Settings, tmp_path: Path, lake: Lake, model_path: Path
+) -> None:
+    other = train_model(tmp_path / "other.ubj", rounds=5)
+    spec = make_spec(contract={"age": {"max": 60}}, errors={"max_fraction": 1.0}, sink={"path": str(tmp_path / "out")})
+    first = run(spec, settings=settings)
+    assert first.rows.rejected > 1000
+    healed = retry("@last", model=str(other), overrides=["contract.age.max=200"], settings=settings)
+    assert healed.status == "SUCCEEDED"
+    both = {name: oracle(lake.files, path) for name, path in (("one", model_path), ("other", other))}
+    expected = both["one"].copy()
+    old = expected["age"] > 60
+    expected.loc[old, "prediction"] = both["other"].loc[old, "prediction"]
+    assert_output(tmp_path / "out", expected)
+    assert_verified(healed)
+    models = {pq.read_schema(path).metadata[b"pipeline.model"] for path in (tmp_path / "out").glob("*.parquet")}
+    assert len(models) == 2
+
+
+def test_damaged_files_are_set_aside_and_taken_up_when_they_are_mended(
+    make_spec: Make, settings: Settings, tmp_path: Path, lake: Lake, model_path: Path, expected: pd.DataFrame
+) -> None:
+    damaged, drifted = lake.files[1], lake.files[3]
+    whole = damaged.read_bytes(), drifted.read_bytes()
+    damaged.write_bytes(whole[0][:5000])
+    pq.write_table(pq.read_table(drifted).drop_columns(["balance"]), drifted)
+    with pytest.raises(InputError):
+        run(make_spec(), settings=settings)
+    with pytest.raises(InputError, match="too many input files"):
+        run(make_spec(errors={"files": "reject", "max_files": 1}), settings=settings)
+    report = run(make_spec(errors={"files": "reject"}), settings=settings)
+    assert report.status == "SUCCEEDED_WITH_WARNINGS"
+    assert [(file.path, file.reason, file.rows) for file in report.rejected_files] == [
+        (str(damaged), "file:CorruptInput", None),
+        (str(drifted), "file:SchemaDrift", 40),
+    ]
+    rest = oracle([lake.files[0], lake.files[2]], model_path)
+    assert report.rows.rows_in == len(rest)
+    assert_output(tmp_path / "out", rest)
+    assert_verified(report)
+    damaged.write_bytes(whole[0])
+    half = retry("@last", settings=settings)
+    assert half.status == "SUCCEEDED_WITH_WARNINGS"
+    assert [file.path for file in half.rejected_files] == [str(drifted)]
+    drifted.write_bytes(whole[1])
+    healed = retry("@last", settings=settings)
+    assert (healed.status, healed.rejected_files) == ("SUCCEEDED", ())
+    assert_output(tmp_path / "out", expected)
+    assert_verified(healed)
+
+
+def test_a_file_that_turns_out_bad_while_it_is_read_is_out_as_a_whole(
+    make_spec: Make, settings: Settings, tmp_path: Path, lake: Lake, model_path: Path, expected: pd.DataFrame
+) -> None:
+    large = lake.files[0]
+    pq.write_table(pq.read_table(large), large, row_group_size=1500, write_page_checksum=True)
+    whole = large.read_bytes()
+    flipped = bytearray(whole)
+    position = len(whole) * 3 // 4
+    flipped[position : position + 64] = bytes(byte ^ 255 for byte in flipped[position : position + 64])
+    large.write_bytes(bytes(flipped))
+    with pytest.raises(InputError):
+        run(make_spec(), settings=settings)
+    report = run(make_spec(errors={"files": "reject"}), settings=settings)
+    assert report.status == "SUCCEEDED_WITH_WARNINGS"
+    assert [(file.path, file.reason, file.rows) for file in report.rejected_files] == [
+        (str(large), "file:CorruptInput", 12_000)
+    ]
+    assert [one.why for one in report.rounds] == ["files rejected"]
+    assert_output(tmp_path / "out", oracle(lake.files[1:], model_path))
+    assert_verified(report)
+    large.write_bytes(whole)
+    healed = retry("@last", settings=settings)
+    assert healed.status == "SUCCEEDED"
+    assert_output(tmp_path / "out", expected)
+    assert_verified(healed)
+
+
+@pytest.mark.parametrize("mode", ["append", "overwrite"])
+def test_other_modes_are_healed_too(
+    make_spec: Make, settings: Settings, tmp_path: Path, expected: pd.DataFrame, mode: str
+) -> None:
+    out = tmp_path / "out"
+    run(make_spec(maps=("steps_for_tests:as_it_is",)), settings=settings)
+    spec = make_spec(maps=(BROKEN,), errors={"max_fraction": 0.02}, sink={"path": str(out), "mode": mode})
+    run(spec, settings=settings)
+    healed = retry("@last", overrides=[MENDED], settings=settings)
+    assert healed.status == "SUCCEEDED"
+    everything = pd.concat([expected, expected]) if mode == "append" else expected
+    found = read_output(out).to_pandas(ignore_metadata=True).sort_values("id", ignore_index=True)
+    pd.testing.assert_frame_equal(found, everything.sort_values("id", ignore_index=True))
+    assert_verified(healed)
+
+
+def test_a_mended_module_is_picked_up_by_workers_that_live_on(
+    make_spec: Make, settings: Settings, tmp_path: Path, expected: pd.DataFrame
+) -> None:
+    settings = replace(settings, import_paths=(str(tmp_path),))
+    own_module = tmp_path / f"own_{tmp_path.name}.py"
+    name = f"{own_module.stem}:build"
+    broken = (
+        "def build(frame):\n    if (frame['id'] % 100 == 13).any():\n        raise ValueError('13')\n    return frame\n"
+    )
+    own_module.write_text(broken)
+    run(make_spec(maps=(name,), errors={"max_fraction": 0.02}), settings=settings)
+    own_module.write_text("def build(frame):\n    return frame  # mended\n")
+    healed = retry("@last", settings=settings)
+    assert healed.status == "SUCCEEDED"
+    assert_output(tmp_path / "out", expected)
+
+
+def test_rejects_tell_what_is_left(make_spec: Make, settings: Settings, tmp_path: Path, expected: pd.DataFrame) -> None:
+    from pipeline.rejects import export, summarise
+
+    run(make_spec(maps=(BROKEN,), errors={"max_fraction": 0.02}), settings=settings)
+    job = find_job(settings.directory, "@last")
+    wanted = expected[unlucky(expected)]
+    assert export(job, str(tmp_path / "left.parquet")) == len(wanted)
+    left = pq.read_table(tmp_path / "left.parquet")
+    assert left.column("id").to_pylist() == wanted["id"].tolist()
+    assert left.schema.field("price").type == pa.decimal128(12, 2)
+    assert export(job, str(tmp_path / "left.csv"), reason="step:*") == len(wanted)
+    assert pd.read_csv(tmp_path / "left.csv")["id"].tolist() == wanted["id"].tolist()
+    with pytest.raises(PipelineError, match="already"):
+        export(job, str(tmp_path / "left.csv"))
+    retry("@last", overrides=["steps.0.map=steps_for_tests:fail_on_every_other_thirteen"], settings=settings)
+    some = wanted[wanted["id"] % 200 == 13]
+    summary = summarise(job, examples=1000)
+    assert summary.total == len(some)
+    (group,) = summary.groups
+    assert [example.values["id"] for example in group.examples] == some["id"].tolist()
+    files: dict[str, Any] = {}
+    for example in group.examples:
+        table = files.setdefault(example.file, pq.read_table(example.file, columns=["id"]).column("id"))
+        assert table[example.row].as_py() == example.values["id"]
+    assert summarise(job, reason="contract:*").total == 0
