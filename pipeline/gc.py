@@ -185,7 +185,7 @@ def _find(job: JobDirectory, *, now: datetime, older_than: timedelta | None) -> 
 
 
 def _why_whole_job_stays(job: JobDirectory) -> str:
-    if not job.status().is_success:
+    if not job.is_ended:
         return "it has not ended well: resume it, or remove its directory yourself"
     manifest = job.manifest()
     if manifest is None or published(manifest, job) is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -207,6 +207,7 @@ class PlanSummary:
             "pruned_rows": self.pruned_rows,
             "bytes": self.bytes,
             "files": self.files,
+            "rejected_files": [asdict(file) for file in self.plan.rejected_files],
             "partitions": self.partitions,
             "skew": {"before": round(self.skew_before, 3), "after": round(self.skew_after, 3)},
             "batch_rows": self.batch_rows,

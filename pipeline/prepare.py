@@ -255,7 +255,8 @@ def _frame_schema(spec: JobSpec, *, discovery: Discovery, settings: Settings) ->
     if not spec.maps:
         return schema
     columns = [name for name in schema.names if name not in discovery.key_names]
-    batch = sample_batch(discovery, columns=columns, schema=schema)
+    is_lenient = spec.errors.files == "reject"
+    batch = sample_batch(discovery, columns=columns, schema=schema, pass_over_bad=is_lenient)
     # What a step prints is not the result of a command.
     with redirect_stdout(sys.stderr):
         return frame_schema(spec.maps, batch, schema=schema, import_paths=settings.import_paths)

@@ -18,6 +18,8 @@ from pipeline.recipe import REJECT_FILE
 from pipeline.rows import Fragment, InputFile, RowGroup
 from pipeline.splits import sub_fragment
 
+_BATCH_ROWS = 1 << 16
+
 
 @dataclass(frozen=True)
 class RejectedRows:
@@ -69,7 +71,7 @@ def _read_file(store: Store, place: str, receipt: Receipt) -> _File:
         with store.open_input(place) as opened, pq.ParquetFile(opened, page_checksum_verification=True) as file:
             metadata = file.metadata
             groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-            origins = tuple(_runs(file.read(columns=[REJECT_FILE]).column(0).combine_chunks()))
+            origins = tuple(_runs(file))
     except (OSError, pa.ArrowException) as error:
         raise StateCorrupt(
             "a file of rejects cannot be read",
@@ -83,12 +85,20 @@ def _read_file(store: Store, place: str, receipt: Receipt) -> _File:
     return _File(InputFile(place, receipt.rejects.bytes, version, sizes), origins)
 
 
-def _runs(paths: pa.Array) -> Iterator[tuple[int, int, str]]:
-    encoded = pc.run_end_encode(paths)
-    start = 0
-    for stop, path in zip(encoded.run_ends.to_pylist(), encoded.values.to_pylist(), strict=True):
-        yield start, stop, path
-        start = stop
+def _runs(file: pq.ParquetFile) -> Iterator[tuple[int, int, str]]:
+    """First row, row after the last, and input file, of each run of rows of one input file; read batch by batch."""
+    start = stop = 0
+    current: str | None = None
+    for batch in file.iter_batches(_BATCH_ROWS, columns=[REJECT_FILE]):
+        encoded = pc.run_end_encode(batch.column(0))
+        first = stop
+        for end, path in zip(encoded.run_ends.to_pylist(), encoded.values.to_pylist(), strict=True):
+            if current is not None and path != current:
+                yield start, stop, current
+                start = stop
+            current, stop = path, first + end
+    if current is not None:
+        yield start, stop, current
 
 
 def _cut(fragment: Fragment, file: _File, *, left: Sequence[tuple[int, int]]) -> Iterator[Fragment]:

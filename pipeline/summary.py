@@ -98,6 +98,7 @@ def plan_text(details: Mapping[str, Any]) -> str:
             "rows": rows,
             "bytes": f"{format_bytes(details['bytes'])} to read, uncompressed",
             "files": _count(details.get("files")),
+            "aside": _aside(details.get("rejected_files") or ()),
             "partitions": _count(details["partitions"]),
             "skew": _skew(details.get("skew")),
             "batch": f"{details['batch_rows']:,} rows" if details.get("batch_rows") else "",
@@ -140,8 +141,7 @@ def rejects_text(job: str, details: Mapping[str, Any]) -> str:
     if details.get("rejected_files"):
         lines += ["", f"{len(details['rejected_files']):,} input files set aside as a whole:"]
         for file in details["rejected_files"]:
-            rows = "rows unknown" if file["rows"] is None else f"{file['rows']:,} rows"
-            lines += [f"  {file['path']} ({rows})", f"    {file['reason']}: {_cut(file['message'])}"]
+            lines += [f"  {_rejected_file(file)}", f"    {file['reason']}: {_cut(file['message'])}"]
     if exported := details.get("exported"):
         lines += ["", f"wrote {exported['rows']:,} rows to {exported['path']}"]
     elif details["files"]:
@@ -149,6 +149,19 @@ def rejects_text(job: str, details: Mapping[str, Any]) -> str:
     if details["total"] or details.get("rejected_files"):
         lines += ["", "mended it? then:", *(f"  {command}" for command in (f"python -m pipeline retry {job}",))]
     return "\n".join(lines)
+
+
+def _rejected_file(file: Mapping[str, Any]) -> str:
+    rows = "rows unknown" if file["rows"] is None else f"{file['rows']:,} rows"
+    return f"{file['path']} ({rows})"
+
+
+def _aside(files: Sequence[Mapping[str, Any]]) -> str:
+    """The first of the files that are set aside, with what is wrong with it."""
+    if not files:
+        return ""
+    more = f", and {len(files) - 1:,} more (--json shows all)" if len(files) > 1 else ""
+    return f"{_rejected_file(files[0])}: {_cut(files[0]['message'])}{more}"
 
 
 def table_text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -15,7 +15,7 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import SchemaDrift, SpecError
+from pipeline.errors import InputError, SchemaDrift, SpecError
 from pipeline.increment import Chosen
 from pipeline.rows import Fragment, InputFile, RejectedFile, RowGroup
 from pipeline.sources.expression import Filter, parse_filter
@@ -162,10 +162,16 @@ def total_bytes(discovery: Discovery, *, columns: Sequence[str]) -> int:
 
 
 def sample_batch(
-    discovery: Discovery, *, columns: Sequence[str], schema: pa.Schema, rows: int = 1000
+    discovery: Discovery,
+    *,
+    columns: Sequence[str],
+    schema: pa.Schema,
+    rows: int = 1000,
+    pass_over_bad: bool = False,
 ) -> SourceBatch | None:
     """The first rows that the filter keeps, as a worker would see them; for finding out what the steps make of them.
 
+    :param pass_over_bad: go on to the next file where one turns out to be damaged or changed, instead of raising.
     :returns: at most ``rows`` rows; None when there is no row in the first files that were looked at.
     """
     tried = 0
@@ -182,8 +188,13 @@ def sample_batch(
             batch_rows=rows,
             versions=discovery.versions,
         )
-        with closing(batches):
-            batch = next(batches)
+        try:
+            with closing(batches):
+                batch = next(batches)
+        except InputError:
+            if not pass_over_bad:
+                raise
+            continue
         if batch.table.num_rows:
             return batch
     return None

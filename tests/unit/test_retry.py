@@ -1,0 +1,236 @@
+"""What a retry opens: which rows, with which step, contract and model; and what it refuses."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.checkpoint import JobDirectory
+from pipeline.errors import OutputConflict, PipelineError, SpecError, StepFailed
+from pipeline.lifecycle import Status
+from pipeline.model import ModelRef
+from pipeline.partition import run_partition
+from pipeline.plan import Limits, make_plan
+from pipeline.recipe import MapRecipe
+from pipeline.registry import resolve
+from pipeline.retry import Wanted, open_retry
+from pipeline.rounds import Round
+from pipeline.scoring import frame_schema, prediction_schema
+from pipeline.settings import load_settings
+from pipeline.sinks import publish
+from pipeline.sources import discover, sample_batch
+from pipeline.spec import JobSpec
+from pipeline.steps import load_steps
+from pipeline.testing.oracle import Lake, train_model
+
+SETTINGS = load_settings(workers=2, threads=1, memory_limit="4 GiB")
+STEPS = """
+def build(frame):
+    if (frame["id"] % 100 == 13).any():
+        raise ValueError("unlucky row")
+    return frame.assign(double=frame["age"] * 2)
+
+
+def mended(frame):
+    return frame.assign(double=frame["age"] * 2)
+
+
+def without(frame):
+    return frame
+
+
+def needs_more(frame):
+    return frame.assign(double=frame["not_there"])
+"""
+
+
+def make_job(folder: Path, lake: Lake, model: Path, *, done: int | None = None) -> JobDirectory:
+    """A job whose step fails on every id that ends in 13, run by hand and published.
+
+    :param done: how many partitions are done; None: all, and they are published.
+    """
+    (folder / "mending.py").write_text(STEPS)
+    spec = JobSpec.model_validate(
+        {
+            "name": "churn",
+            "source": {"path": str(lake.path)},
+            "steps": [{"map": "mending:build"}, {"score": {"model": str(model), "keep": ["id", "double"]}}],
+            "sink": {"path": str(folder / "out")},
+            "errors": {"max_fraction": 1.0},
+            "contract": {"age": {"max": 60}},
+        }
+    )
+    version, found = resolve(ModelRef.parse(str(model))), discover(spec.source)
+    batch = sample_batch(found, columns=found.schema.names, schema=found.schema)
+    plan = make_plan(
+        spec,
+        model=version,
+        discovery=found,
+        frame_schema=frame_schema(spec.maps, batch, import_paths=(str(folder),)),
+        predictions=prediction_schema(version, output=spec.score.output_spec),
+        limits=Limits(workers=2, threads=2, memory=4 << 30),
+    )
+    job = JobDirectory.create(folder / "jobs", plan, job="churn-1", fsync=False, import_paths=(str(folder),))
+    job.set_status(Status.RUNNING)
+    for partition in plan.partitions[:done]:
+        run_partition(job.recipe, partition, plan.versions, worker="w")
+    if done is None:
+        job.set_status(Status.PUBLISHING)
+        publish(job.commit_manifest(job.next_manifest(job.receipts())).manifest, job)
+        job.set_status(Status.SUCCEEDED_WITH_WARNINGS)
+    return job
+
+
+@pytest.fixture
+def job(in_folder: Path, lake: Lake, model_path: Path) -> JobDirectory:
+    return make_job(in_folder, lake, model_path)
+
+
+def opened(job: JobDirectory, *overrides: str, model: str | None = None) -> Round:
+    found = open_retry(job, wanted=Wanted(model, overrides), epoch=7, settings=SETTINGS)
+    assert found is not None
+    return found
+
+
+def run(job: JobDirectory, of: Round) -> None:
+    for partition in job.ledger().todo:
+        run_partition(job.recipe_of(of), partition, of.plan.versions, worker="w")
+
+
+def test_without_anything_named_all_is_as_it_was(job: JobDirectory) -> None:
+    before = job.ledger().rows
+    found = opened(job)
+    assert (found.plan.spec, found.plan.model, found.plan.score_rules) == (
+        job.plan.spec,
+        job.plan.model,
+        job.plan.score_rules,
+    )
+    assert found.record is not None
+    assert (found.record.rows, found.record.rejected_rows, found.record.epoch) == (before.rejected, before.rejected, 7)
+    assert found.record.changes == ()
+    run(job, found)
+    assert job.ledger().rows == before
+    # What is unfinished goes on; what is finished is tried again.
+    assert opened(job).number == 2
+    assert open_retry(job, wanted=Wanted(), epoch=8, settings=SETTINGS) is None
+
+
+def test_a_step_and_a_contract_that_are_named(job: JobDirectory) -> None:
+    before = job.ledger()
+    unlucky = before.reasons["step:mending:build:ValueError"]
+    found = opened(job, "steps.0.map=mending:mended")
+    run(job, found)
+    assert job.ledger().rows.out == before.rows.out + unlucky
+    # The step stays mended in the next retry.
+    last = opened(job, "contract.age.max=200")
+    assert [step.map for step in last.plan.spec.maps] == ["mending:mended"]
+    assert last.record is not None
+    assert last.record.changes == ("contract.age.max: 60 -> 200",)
+    run(job, last)
+    assert job.ledger().rows.rejected == 0
+
+
+def test_a_model_that_is_named(job: JobDirectory, tmp_path: Path) -> None:
+    other = train_model(tmp_path / "other.ubj", rounds=3)
+    found = opened(job, model=str(other))
+    assert found.plan.model.digest != job.plan.model.digest
+    assert found.record is not None
+    assert [text.split(":")[0] for text in found.record.changes] == ["steps[1].score.model", "model other"]
+    assert found.record.maps == ("mending:build",)
+
+
+def test_another_retry_takes_over_what_one_left(job: JobDirectory) -> None:
+    first = opened(job)
+    second = opened(job, "steps.0.map=mending:mended")
+    assert second.record is not None
+    assert second.record.takes == {1: tuple(partition.id for partition in first.plan.partitions)}
+    run(job, second)
+    assert "step:mending:build:ValueError" not in job.ledger().reasons
+
+
+def test_partitions_that_were_not_done_are_done_with_what_is_named(
+    in_folder: Path, lake: Lake, model_path: Path
+) -> None:
+    job = make_job(in_folder, lake, model_path, done=1)
+    waiting = [partition.id for partition in job.plan.partitions[1:]]
+    assert waiting
+    found = opened(job, "steps.0.map=mending:mended", "contract.age.max=200")
+    assert found.record is not None
+    assert found.record.takes == {0: tuple(waiting)}
+    assert found.record.rows > found.record.rejected_rows > 0
+    run(job, found)
+    ledger = job.ledger()
+    assert (ledger.rows.out, ledger.rows.rejected, ledger.rows.rows_in) == (lake.rows, 0, lake.rows)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("sink.path=elsewhere", "a retry cannot change that"),
+        ("source.filter=id > 3", "a retry cannot change that"),
+        ("name=other", "a retry cannot change that"),
+        ("steps.1.score.output=other", "a retry must give the columns that the output has"),
+        ("steps.1.score.keep=[id]", "a retry must give the columns that the output has"),
+        ("contract.nope.max=3", "nope"),
+        ("steps.0.map=mending:without", "'double'"),
+        ("steps.0.map=mending:needs_more", "fails on every row"),
+        ("steps.0.map=mending:gone", "no function 'gone'"),
+        ("errors.max_fraction=2", "max_fraction"),
+        ("steps.1.score.model=gone.ubj", "gone.ubj"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_nothing_is_changed(job: JobDirectory, override: str, said: str) -> None:
+    before = sorted(path for path in Path(job.root).rglob("*") if path.is_file())
+    with pytest.raises(PipelineError, match=said):
+        opened(job, override)
+    assert sorted(path for path in Path(job.root).rglob("*") if path.is_file()) == before
+
+
+def test_a_limit_that_is_raised_decides_anew(job: JobDirectory) -> None:
+    found = opened(job, "errors.max_fraction=0.5")
+    assert found.plan.score_rules == job.plan.score_rules
+    assert job.ledger().last.plan.spec.errors.max_fraction == 0.5
+
+
+def test_an_output_that_was_overwritten_cannot_be_healed(
+    job: JobDirectory, tmp_path: Path, lake: Lake, model_path: Path
+) -> None:
+    other = replace(job.plan, spec=JobSpec.load(job.plan.spec.to_yaml(), overrides=["sink.mode=overwrite"]))
+    second = JobDirectory.create(tmp_path / "jobs2", other, job="churn-2", import_paths=(str(tmp_path),))
+    for partition in other.partitions:
+        run_partition(second.recipe, partition, other.versions, worker="w")
+    publish(second.commit_manifest(second.next_manifest(second.receipts())).manifest, second)
+    with pytest.raises(OutputConflict, match="cannot be healed"):
+        opened(job)
+    assert len(job.rounds()) == 1
+
+
+def test_nothing_to_do(job: JobDirectory) -> None:
+    run(job, opened(job, "steps.0.map=mending:mended", "contract.age.max=200"))
+    assert open_retry(job, wanted=Wanted(None, ("contract.age.max=300",)), epoch=9, settings=SETTINGS) is None
+
+
+def test_a_module_is_imported_anew_only_when_it_changed(in_folder: Path) -> None:
+    module = in_folder / "changing.py"
+    module.write_text("def build(frame):\n    return 'old'\n")
+    maps = [MapRecipe("changing:build")]
+    (step,) = load_steps(maps)
+    sys.modules["changing"].marked = True  # type: ignore[attr-defined]
+    (same,) = load_steps(maps, is_mended=True)
+    assert same.function is step.function
+    module.write_text("def build(frame):\n    return 'new, and longer'\n")
+    assert load_steps(maps)[0].function is step.function
+    (mended,) = load_steps(maps, is_mended=True)
+    assert mended.function(None) == "new, and longer"  # type: ignore[arg-type, comparison-overlap]
+    module.write_text("def build(frame):\n    return 'broken'  )\n")
+    with pytest.raises(StepFailed, match="cannot be imported"):
+        load_steps(maps, is_mended=True)
+
+
+def test_the_columns_that_there_are_are_named(job: JobDirectory) -> None:
+    with pytest.raises(SpecError) as caught:
+        opened(job, "contract.nope.max=3")
+    assert "a retry has only the columns that the job read (id, age" in caught.value.next_step

@@ -1,0 +1,120 @@
+"""An input file turns out bad while a job runs: everything that holds rows of it is done again without it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.checkpoint import JobDirectory
+from pipeline.errors import CorruptInput, InputChanged, StepFailed, TooManyRejects
+from pipeline.plan import Partition
+from pipeline.rows import RowCounts
+from pipeline.set_aside import open_without
+from pipeline.splits import sub_fragment
+from pipeline.testing.jobs import SmallJob, open_retry, small_job, write_receipt, write_receipts
+
+
+def make(tmp_path: Path, *, max_files: int | None = None) -> tuple[JobDirectory, SmallJob]:
+    """Files of 30, 5 and 40 rows; partition 0 has two thirds of the first, partition 1 all the rest."""
+    job = small_job(tmp_path / "lake", sink=str(tmp_path / "out"), bad_every=10)
+    first, second, third = (partition.fragments[0] for partition in job.plan.partitions)
+    file = job.plan.files[0]
+    cut = [sub_fragment(first, file, row_start=start, row_stop=stop) for start, stop in ((0, 20), (20, 30))]
+    errors = {"max_fraction": 0.5, "files": "reject", **({} if max_files is None else {"max_files": max_files})}
+    spec = type(job.plan.spec).model_validate({**job.plan.spec.to_dict(), "errors": errors})
+    partitions = (Partition("00000", (cut[0],)), Partition("00001", (cut[1], second, third)))
+    job = replace(job, plan=replace(job.plan, spec=spec, partitions=partitions))
+    return JobDirectory.create(tmp_path / "jobs", job.plan, job="small-1"), job
+
+
+def error_about(job: SmallJob, number: int, kind: type[CorruptInput | InputChanged] = CorruptInput) -> CorruptInput:
+    return kind("an input file is damaged", where=job.plan.files[number].path, found="garbage")  # type: ignore[return-value]
+
+
+def test_a_partition_that_is_done_is_done_again_without_the_file(tmp_path: Path) -> None:
+    directory, job = make(tmp_path)
+    write_receipt(directory, job, job.plan.partitions[0])
+    opened = open_without(directory, directory.ledger(), error_about(job, 0), epoch=1)
+    assert opened is not None
+    assert opened.record is not None
+    assert opened.record.takes == {0: ("00000", "00001")}
+    assert [[Path(part.path).name for part in one.fragments] for one in opened.plan.partitions] == [
+        ["in-1.parquet", "in-2.parquet"]
+    ]
+    write_receipts(directory, job)
+    ledger = directory.ledger()
+    assert ledger.rows == RowCounts(45, 40, 5, 0)
+    assert [(Path(file.path).name, file.reason, file.rows) for file in ledger.rejected_files] == [
+        ("in-0.parquet", "file:CorruptInput", 30)
+    ]
+    assert ledger.rejected_files[0].message == "an input file is damaged: garbage"
+    directory.next_manifest(directory.receipts())
+
+
+def test_what_is_done_and_has_nothing_to_do_with_it_stays(tmp_path: Path) -> None:
+    directory, job = make(tmp_path)
+    write_receipt(directory, job, job.plan.partitions[0])
+    opened = open_without(directory, directory.ledger(), error_about(job, 2), epoch=1)
+    assert opened is not None
+    assert opened.record is not None
+    assert opened.record.takes == {0: ("00001",)}
+    write_receipts(directory, job)
+    assert directory.ledger().rows == RowCounts(35, 31, 4, 0)
+
+
+def test_one_round_sets_all_aside_that_changed(tmp_path: Path) -> None:
+    directory, job = make(tmp_path)
+    Path(job.plan.files[1].path).unlink()
+    Path(job.plan.files[2].path).write_bytes(b"other")
+    opened = open_without(directory, directory.ledger(), error_about(job, 1, InputChanged), epoch=1)
+    assert opened is not None
+    assert {Path(file.path).name: file.reason for file in directory.ledger().rejected_files} == {
+        "in-1.parquet": "file:InputChanged",
+        "in-2.parquet": "file:InputChanged",
+    }
+    assert [partition.rows for partition in opened.plan.partitions] == [20, 10]
+
+
+def test_rejects_that_were_tried_again_go_with_the_file_they_came_from(tmp_path: Path) -> None:
+    """Round 1 heals rejects of a partition; a file of that partition turns out bad in what round 1 was left to do."""
+    directory, job = make(tmp_path)
+    write_receipt(directory, job, job.plan.partitions[0])
+    # A retry takes the rejects of partition 0, and partition 1, which was not done.
+    rejects = open_retry(directory)
+    both = (*rejects.plan.partitions, Partition("00001", job.plan.partitions[1].fragments))
+    plan = replace(rejects.plan, partitions=both, files=(*rejects.plan.files, *job.plan.files))
+    from pipeline.rounds import make_record
+
+    takes = {0: ["00001"], 1: ["00000"]}
+    second = directory.open_round(make_record(plan, number=2, why="retry", epoch=1, created="", takes=takes), plan)
+    write_receipt(directory, replace(job, bad_every=0), both[0], of=second)
+    assert directory.ledger().rows == RowCounts(20, 20, 0, 0)
+    opened = open_without(directory, directory.ledger(), error_about(job, 0), epoch=1)
+    assert opened is not None
+    assert opened.record is not None
+    # Partition 0 of round 0 has rows of the file, and what came of its rejects goes with it.
+    assert opened.record.takes == {0: ("00000",), 2: ("00000", "00001")}
+    write_receipts(directory, job)
+    ledger = directory.ledger()
+    assert ledger.rows == RowCounts(45, 40, 5, 0)
+    assert ledger.todo == ()
+    directory.next_manifest(directory.receipts())
+
+
+def test_other_errors_and_other_policies_are_not_its_business(tmp_path: Path) -> None:
+    directory, job = make(tmp_path)
+    ledger = directory.ledger()
+    assert open_without(directory, ledger, StepFailed("no", where=job.plan.files[0].path), epoch=1) is None
+    assert open_without(directory, ledger, CorruptInput("no", where="stages/0/rejects/x.parquet"), epoch=1) is None
+    closed = small_job(tmp_path / "closed", sink=str(tmp_path / "out"))
+    other = JobDirectory.create(tmp_path / "jobs", closed.plan, job="small-2")
+    assert open_without(other, other.ledger(), error_about(closed, 0), epoch=1) is None
+
+
+def test_more_than_are_allowed(tmp_path: Path) -> None:
+    directory, job = make(tmp_path, max_files=0)
+    with pytest.raises(TooManyRejects):
+        open_without(directory, directory.ledger(), error_about(job, 0), epoch=1)
+    assert len(directory.rounds()) == 1

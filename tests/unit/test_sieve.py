@@ -1,0 +1,128 @@
+"""Files that are set aside as a whole: damaged ones, those unlike the others, and looking at them again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import CorruptInput, SchemaDrift, TooManyRejects
+from pipeline.rows import InputFile, RejectedFile
+from pipeline.sources import discover, parse_filter
+from pipeline.sources.sieve import check_file_count, look_again
+from pipeline.spec import Source
+
+SCHEMA = pa.schema([("id", pa.int64()), ("x", pa.float32())])
+
+
+def write(path: Path, **columns: pa.Array) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = {"id": pa.array([1, 2, 3], pa.int64()), "x": pa.array([0.5, 1.5, 2.5], pa.float32()), **columns}
+    pq.write_table(pa.table(table), path)
+    return path
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Path:
+    """Five files of the same kind."""
+    for number in range(5):
+        write(tmp_path / "lake" / f"{number}.parquet")
+    return tmp_path / "lake"
+
+
+def rejected(lake: Path, **fields: object) -> dict[str, tuple[str, int | None]]:
+    found = discover(Source(path=str(lake), **fields), reject_files=True)  # type: ignore[arg-type]
+    assert {file.path for file in found.files}.isdisjoint(file.path for file in found.rejected)
+    assert len(found.files) + len(found.rejected) == len(list(lake.rglob("*.parquet")))
+    return {Path(file.path).name: (file.reason, file.rows) for file in found.rejected}
+
+
+def test_nothing_is_set_aside_without_a_reason(lake: Path) -> None:
+    assert rejected(lake) == {}
+    assert discover(Source(path=str(lake)), reject_files=True) == discover(Source(path=str(lake)))
+
+
+@pytest.mark.fault(36)
+def test_any_cut_is_set_aside_or_whole(lake: Path) -> None:
+    whole = (lake / "2.parquet").read_bytes()
+    for length in [*range(0, len(whole), max(1, len(whole) // 200)), len(whole) - 1]:
+        (lake / "2.parquet").write_bytes(whole[:length])
+        with pytest.raises(CorruptInput):
+            discover(Source(path=str(lake)))
+        assert rejected(lake) == {"2.parquet": ("file:CorruptInput", None)}
+
+
+@pytest.mark.fault(39)
+@pytest.mark.parametrize("number", [0, 3])
+def test_a_file_unlike_the_others_is_set_aside_wherever_it_stands(lake: Path, number: int) -> None:
+    write(lake / f"{number}.parquet", x=pa.array(["a", "b", "c"]))
+    with pytest.raises(SchemaDrift):
+        discover(Source(path=str(lake)))
+    assert rejected(lake) == {f"{number}.parquet": ("file:SchemaDrift", 3)}
+    write(lake / f"{number}.parquet", extra=pa.array([1, 2, 3]))
+    assert rejected(lake) == {f"{number}.parquet": ("file:SchemaDrift", 3)}
+    # A column that nobody needs makes no difference.
+    assert rejected(lake, columns=("id", "x")) == {}
+
+
+def test_of_two_kinds_as_frequent_the_first_counts(tmp_path: Path) -> None:
+    lake = tmp_path / "lake"
+    write(lake / "0.parquet")
+    write(lake / "1.parquet", x=pa.array(["a", "b", "c"]))
+    assert rejected(lake) == {"1.parquet": ("file:SchemaDrift", 3)}
+
+
+def test_when_no_file_can_be_read_the_first_is_named(lake: Path) -> None:
+    for path in lake.iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(CorruptInput) as caught:
+        discover(Source(path=str(lake)), reject_files=True)
+    assert caught.value.where.endswith("0.parquet")
+
+
+def again(file: RejectedFile, *, is_all: bool = True, filter: str | None = None) -> InputFile | RejectedFile:
+    condition = parse_filter(filter) if filter else None
+    return look_again(file, schema=SCHEMA, columns=("id", "x"), is_all=is_all, condition=condition)
+
+
+def test_a_file_that_was_mended_is_taken_up(lake: Path) -> None:
+    path = lake / "2.parquet"
+    aside = RejectedFile(str(path), "file:CorruptInput", "damaged")
+    found = again(aside)
+    assert isinstance(found, InputFile)
+    assert (found.path, found.rows, found.size) == (str(path), 3, path.stat().st_size)
+    ruled_out = again(aside, filter="id > 3")
+    assert isinstance(ruled_out, InputFile)
+    assert [group.wanted for group in ruled_out.row_groups] == [False]
+
+
+def test_a_file_that_is_still_bad_says_why_as_it_is_now(lake: Path) -> None:
+    path = lake / "2.parquet"
+    aside = RejectedFile(str(path), "file:SchemaDrift", "old", 7, (("day", "1"),))
+    path.write_bytes(b"PAR1")
+    found = again(aside)
+    assert isinstance(found, RejectedFile)
+    assert (found.reason, found.rows, found.keys) == ("file:CorruptInput", None, (("day", "1"),))
+    path.unlink()
+    gone = again(aside)
+    assert isinstance(gone, RejectedFile)
+    assert gone.reason == "file:InputChanged"
+    write(path, x=pa.array(["a", "b", "c"]))
+    drifted = again(aside)
+    assert isinstance(drifted, RejectedFile)
+    assert (drifted.reason, drifted.rows) == ("file:SchemaDrift", 3)
+    assert "'x' of type string" in drifted.message
+    write(path, extra=pa.array([1, 2, 3]))
+    assert isinstance(again(aside), RejectedFile)
+    assert isinstance(again(aside, is_all=False), InputFile)
+
+
+def test_only_so_many() -> None:
+    files = [RejectedFile(f"/{name}", "file:CorruptInput", "bad") for name in "abc"]
+    check_file_count(files, limit=None)
+    check_file_count(files, limit=3)
+    with pytest.raises(TooManyRejects) as caught:
+        check_file_count(files, limit=2, job="j")
+    assert caught.value.found == "3 files: /a: bad; /b: bad; …"
