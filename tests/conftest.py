@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from pipeline import storage
 from pipeline.testing.oracle import Lake, make_lake, train_model
 from pipeline.testing.processes import ProcessCluster
 from pipeline.testing.s3 import S3, find_seaweedfs, serve_s3, serve_seaweedfs
@@ -95,6 +96,15 @@ def reached(server: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
     finally:
         fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+@pytest.fixture(autouse=True)
+def own_storage_options() -> Iterator[None]:
+    """What a test's job says of file systems counts for that test only, as for a process of its own."""
+    before = dict(storage._options)
+    yield
+    storage._options.clear()
+    storage._options.update(before)
 
 
 @pytest.fixture

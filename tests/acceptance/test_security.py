@@ -87,7 +87,10 @@ def check_clients(address: str, parts: dict[str, Path], forged: Certificates) ->
         pass
     with pytest.raises(SpecError, match="incomplete"), ExistingScheduler(settings, address, ca=ca).open():
         pass
-    lost = ExistingScheduler(settings, address, ca=ca, cert=forged.cert, key=forged.key)
+    folder = parts["ca.pem"].parent
+    (folder / "forged.pem").write_text(forged.cert + forged.key)
+    false = str(folder / "forged.pem")
+    lost = ExistingScheduler(settings, address, ca=ca, cert=false, key=false)
     with pytest.raises(SchedulerLost) as caught, lost.open():
         pass
     assert "certificates" in caught.value.next_step
