@@ -13,13 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import InputError, PipelineError, SpecError, StepFailed
+from pipeline.events import Callback, StatusChanged
 from pipeline.jobs import find_job
 from pipeline.report import Report
 from pipeline.runner import resume, retry, run
 from pipeline.settings import Settings
 from pipeline.spec import JobSpec
 from pipeline.testing.jobs import read_output
-from pipeline.testing.oracle import Lake, oracle, train_model
+from pipeline.testing.oracle import Lake, make_table, oracle, train_model
 from pipeline.verify import verify
 
 Make = Callable[..., JobSpec]
@@ -125,6 +126,8 @@ def test_rows_out_of_bounds_are_scored_by_a_model_that_is_named(
     assert len(models) == 2
 
 
+@pytest.mark.fault(36)
+@pytest.mark.fault(39)
 def test_damaged_files_are_set_aside_and_taken_up_when_they_are_mended(
     make_spec: Make, settings: Settings, tmp_path: Path, lake: Lake, model_path: Path, expected: pd.DataFrame
 ) -> None:
@@ -178,6 +181,34 @@ def test_a_file_that_turns_out_bad_while_it_is_read_is_out_as_a_whole(
     assert_output(tmp_path / "out", oracle(lake.files[1:], model_path))
     assert_verified(report)
     large.write_bytes(whole)
+    healed = retry("@last", settings=settings)
+    assert healed.status == "SUCCEEDED"
+    assert_output(tmp_path / "out", expected)
+    assert_verified(healed)
+
+
+class Hide(Callback):
+    """Takes a file away once the job runs."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def on_status(self, event: StatusChanged) -> None:
+        if event.after == "RUNNING":
+            self.file.rename(self.file.with_suffix(".hidden"))
+
+
+@pytest.mark.fault(40)
+def test_a_file_that_vanishes_while_the_job_runs_is_out_until_it_is_back(
+    make_spec: Make, settings: Settings, tmp_path: Path, lake: Lake, model_path: Path, expected: pd.DataFrame
+) -> None:
+    gone = lake.files[2]
+    report = run(make_spec(errors={"files": "reject"}), settings=settings, callbacks=[Hide(gone)])
+    assert report.status == "SUCCEEDED_WITH_WARNINGS"
+    assert [(file.path, file.reason) for file in report.rejected_files] == [(str(gone), "file:InputChanged")]
+    assert_output(tmp_path / "out", oracle([file for file in lake.files if file != gone], model_path))
+    assert_verified(report)
+    gone.with_suffix(".hidden").rename(gone)
     healed = retry("@last", settings=settings)
     assert healed.status == "SUCCEEDED"
     assert_output(tmp_path / "out", expected)
@@ -242,3 +273,68 @@ def test_rejects_tell_what_is_left(make_spec: Make, settings: Settings, tmp_path
         table = files.setdefault(example.file, pq.read_table(example.file, columns=["id"]).column("id"))
         assert table[example.row].as_py() == example.values["id"]
     assert summarise(job, reason="contract:*").total == 0
+
+
+def test_a_healed_incremental_job_goes_on_from_what_it_healed(
+    make_spec: Make, settings: Settings, tmp_path: Path, lake: Lake, model_path: Path
+) -> None:
+    def spec(limit: int) -> JobSpec:
+        return make_spec(
+            source={"path": str(lake.path), "incremental": True},
+            sink={"path": str(tmp_path / "out"), "mode": "append"},
+            contract={"age": {"max": limit}},
+            errors={"max_fraction": 1.0},
+        )
+
+    run(spec(60), settings=settings)
+    healed = retry("@last", overrides=["contract.age.max=200"], settings=settings)
+    assert healed.status == "SUCCEEDED"
+    assert_output(tmp_path / "out", oracle(lake.files, model_path))
+    assert_verified(healed)
+    # A file comes, and one changes: what was published of it goes, what was healed too.
+    late = lake.path / "part-009.parquet"
+    pq.write_table(make_table(300, seed=5, start=50_000), late)
+    pq.write_table(make_table(700, seed=6, start=60_000), lake.files[1])
+    report = run(spec(200), settings=settings)
+    assert report.status == "SUCCEEDED"
+    assert_output(tmp_path / "out", oracle([*lake.files, late], model_path))
+    assert run(spec(200), settings=settings).rows.rows_in == 0
+    assert_output(tmp_path / "out", oracle([*lake.files, late], model_path))
+
+
+def test_what_was_rejected_of_input_that_a_later_job_scored_again_stays_out(
+    make_spec: Make, settings: Settings, tmp_path: Path, lake: Lake, model_path: Path
+) -> None:
+    fields: dict[str, Any] = {
+        "source": {"path": str(lake.path), "incremental": True},
+        "sink": {"path": str(tmp_path / "out"), "mode": "append"},
+        "errors": {"max_fraction": 1.0},
+    }
+    first = run(make_spec(contract={"age": {"max": 60}}, **fields), settings=settings)
+    pq.write_table(make_table(700, seed=6, start=60_000), lake.files[1])
+    run(make_spec(contract={"age": {"max": 200}}, **fields), settings=settings)
+    before = read_output(tmp_path / "out").sort_by("id")
+    with pytest.raises(PipelineError):
+        retry(first.job, overrides=["contract.age.max=200"], settings=settings)
+    assert read_output(tmp_path / "out").sort_by("id").equals(before)
+
+
+def test_children_of_a_fan_out_are_retried_one_by_one(make_spec: Make, settings: Settings, tmp_path: Path) -> None:
+    for number, key in enumerate("abc"):
+        folder = tmp_path / f"hive/key={key}"
+        folder.mkdir(parents=True)
+        # Only the first two have an id that ends in 13.
+        pq.write_table(make_table(60, seed=number, start=60 * number), folder / "x.parquet")
+    spec = make_spec(maps=(BROKEN,), source={"path": str(tmp_path / "hive")}, fan_out={"by": "key", "max_parallel": 1})
+    with pytest.raises(PipelineError, match="2 of 3 children"):
+        run(spec, settings=settings)
+    with pytest.raises(SpecError, match="child by child"):
+        retry("@last", overrides=[MENDED], settings=settings)
+    assert retry("@last.a", overrides=[MENDED], settings=settings).status == "SCORED"
+    assert not (tmp_path / "out").exists()
+    assert retry("@last.b", overrides=[MENDED], settings=settings).status == "SUCCEEDED"
+    assert sum(len(pd.read_parquet(file)) for file in (tmp_path / "out").rglob("*.parquet")) == 180
+    fields: dict[str, Any] = {"source": {"path": str(tmp_path / "hive")}, "sink": {"path": str(tmp_path / "other")}}
+    lenient = make_spec(**fields, fan_out={"by": "key"}, errors={"files": "reject"})
+    with pytest.raises(SpecError, match="set files aside"):
+        run(lenient, settings=settings)
