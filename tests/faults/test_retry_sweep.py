@@ -12,10 +12,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pyarrow as pa
 import pytest
-from test_commit_sweep import FAULTS, JOB, World, survived
+from test_commit_sweep import FAULTS, JOB, SURVIVORS, World, rows_on, run_on, survived
 
 from pipeline.checkpoint import JobDirectory
 from pipeline.files import open_store
@@ -25,9 +26,10 @@ from pipeline.settings import load_settings
 from pipeline.sinks import layout, swap
 from pipeline.sinks.parquet import ParquetSink
 from pipeline.testing.jobs import SmallJob, drive, read_output, small_job
+from pipeline.testing.memory_store import MemoryDisk, MemoryStore
 from pipeline.testing.stores import Crash, Faults, FaultyStore, faulty_os
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.fault(9)]
 SETTINGS = load_settings(workers=1, threads=1, memory_limit="1 GiB")
 
 
@@ -200,3 +202,43 @@ def test_a_stray_file_in_the_folder_is_left_alone(tmp_path: Path) -> None:
     world.heal()
     assert (Path(world.sink) / "README.txt").read_text() == "mine"
     assert world.naive() == world.after
+
+
+@pytest.mark.parametrize("survivors", SURVIVORS)
+@pytest.mark.parametrize("mode", ["error", "overwrite", "append"])
+@pytest.mark.fault(31)
+def test_a_power_cut_at_every_step(tmp_path: Path, mode: str, survivors: str) -> None:
+    """On a file system that keeps no more than was synced: the retry is done or undone, and a second one ends it."""
+    sink = "memory://model/out"
+    old = small_job(tmp_path / "old", sink=sink, rows=(4,))
+    new = small_job(tmp_path / "lake", sink=sink, mode=mode, rows=(7, 5), start=100)
+    bad = replace(new, bad_every=4)
+    others = [old.expected] if mode == "append" else []
+    before, after = (pa.concat_tables([*others, one.expected]).combine_chunks() for one in (bad, new))
+    steps = 0
+    while True:
+        disk = MemoryDisk()
+        if mode != "error":
+            run_on(disk, old, "old-1")
+        run_on(disk, bad, JOB)
+        assert rows_on(disk) == before
+        disk.steps_left = steps
+        with survived():
+            heal_on(disk, new)
+        is_struck = disk.is_dark
+        disk.restart(survives=SURVIVORS[survivors])
+        assert rows_on(disk) in (before, after)
+        heal_on(disk, new)
+        assert rows_on(disk) == after
+        if not is_struck:
+            break
+        steps += 1
+    assert steps > 100
+
+
+def heal_on(disk: MemoryDisk, job: SmallJob) -> None:
+    """A driver of ``retry``, from where the job is to its end."""
+    store: Any = MemoryStore(disk, f"jobs/{JOB}")
+    directory = JobDirectory.open("jobs", store=store)
+    open_retry(directory, wanted=Wanted(), epoch=2, settings=SETTINGS)
+    drive(job, directory, sink=ParquetSink(lambda path: cast(Any, MemoryStore(disk, "out"))))
