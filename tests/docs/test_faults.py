@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,29 @@ from docs import make_faults
 NUMBERS = range(1, 55)
 
 
-def test_marks_are_of_faults_that_are_there() -> None:
-    assert [fault.number for fault in make_faults.read_faults()] == list(NUMBERS)
-    assert set(make_faults.marked_tests()) <= set(NUMBERS)
+def test_every_fault_has_a_test_or_says_why_not() -> None:
+    faults = make_faults.read_faults()
+    assert [fault.number for fault in faults] == list(NUMBERS)
+    tests = make_faults.marked_tests()
+    assert set(tests) <= set(NUMBERS), "a test is marked with a fault that is not there"
+    without = [fault.number for fault in faults if not tests.get(fault.number) and not fault.why]
+    assert without == [], "faults without a test, and without a reason"
+    needless = [fault.number for fault in faults if tests.get(fault.number) and fault.why]
+    assert needless == [], "faults that have both a test and a reason for none"
+
+
+def test_the_page_names_the_tests_there_are() -> None:
+    page = make_faults.PAGE.read_text()
+    shown = {number: re.findall(r"\[(\w+(?:::\w+)+)\]", row) for number, row in rows(page).items()}
+    marked = {
+        number: [f"{Path(path).stem}::{name}" for path, _, name in (one.partition("::") for one in names)]
+        for number, names in make_faults.marked_tests().items()
+    }
+    assert {number: names for number, names in shown.items() if names} == marked, "run: python docs/make_faults.py"
+
+
+def rows(page: str) -> dict[int, str]:
+    return {int(row.split("|")[1]): row for row in page.splitlines() if re.match(r"\| \d+ \|", row)}
 
 
 def test_marks_are_found_wherever_they_are(tmp_path: Path) -> None:

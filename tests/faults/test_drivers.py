@@ -124,8 +124,10 @@ class Place:
         return any(event["after"] == status for event in self.events("status"))
 
     def snapshot(self) -> dict[str, tuple[int, bytes]]:
-        """Every file of the job and its output: when it was written, and its content."""
-        files = [path for top in (self.job, self.folder / "out") for path in top.rglob("*") if path.is_file()]
+        """Every file of the job and its output: when it was written, and its content. Each driver has a log of its own,
+        in which it may say that it was fenced."""
+        places = [path for top in (self.job, self.folder / "out") for path in top.rglob("*")]
+        files = [path for path in places if path.is_file() and path.parent != self.job / "logs"]
         return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
     def check(self, expected: pd.DataFrame) -> None:

@@ -137,10 +137,19 @@ def test_what_fits_once_it_is_small_is_scored_whole(
     assert driver.seen.outcomes("split")
 
 
+@pytest.mark.fault(23)
+def test_what_raises_now_and_then_is_tried_again(make: Make, cluster: ProcessCluster, expected: pd.DataFrame) -> None:
+    job = make(cluster, 'Fault("raise", ids=range(11000, 11001), times=2)')
+    driver = job.start()
+    assert driver.end().status == "SUCCEEDED"
+    job.assert_whole(expected)
+
+
 @pytest.mark.fault(20)
 def test_workers_paused_by_a_leak_are_restarted(make: Make, cluster: ProcessCluster, expected: pd.DataFrame) -> None:
-    # Between pause (0.8) and terminate (0.92) of 700 MiB.
-    job = make(cluster, f'Fault("leak", ids=range(0), bytes={int(0.83 * 700) << 20})')
+    # Between pause (0.8) and terminate (0.92) of 700 MiB; the job must not be over before the workers have noticed.
+    leak = f'Fault("leak", ids=range(0), bytes={int(0.83 * 700) << 20})'
+    job = make(cluster, leak, 'Fault("sleep", ids=range(0), seconds=1.0)')
     before = set(wait_until(lambda: len(cluster.worker_pids()) == 2 and cluster.worker_pids()))
     driver = job.start()
     assert driver.end(120).status == "SUCCEEDED"
@@ -262,11 +271,3 @@ def test_a_step_that_holds_the_interpreter_past_the_ttl_loses_no_row(
         job = make(cluster, 'Fault("freeze", ids=range(11000, 11001), seconds=12.0)')
         assert job.start().end(150).status == "SUCCEEDED"
         job.assert_whole(expected)
-
-
-@pytest.mark.fault(23)
-def test_what_raises_now_and_then_is_tried_again(make: Make, cluster: ProcessCluster, expected: pd.DataFrame) -> None:
-    job = make(cluster, 'Fault("raise", ids=range(11000, 11001), times=2)')
-    driver = job.start()
-    assert driver.end().status == "SUCCEEDED"
-    job.assert_whole(expected)
