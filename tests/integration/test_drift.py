@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import drift, runner
+from pipeline import drift, driver
 from pipeline.checkpoint import JobDirectory
 from pipeline.drift import MAX_RESTARTS
 from pipeline.errors import ModelChanged, ModelError, PipelineError, SpecError, StorageError
@@ -148,7 +148,7 @@ def test_fail_publishes_nothing_until_the_alias_is_back(
     assert job.status() == "FAILED"
     before = {receipt.partition: receipt.attempt for receipt in job.receipts()}
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "open_cluster", lambda *_, **__: pytest.fail("workers were asked for"))
+        patch.setattr(driver, "open_cluster", lambda *_, **__: pytest.fail("workers were asked for"))
         with pytest.raises(ModelChanged):
             resume("@last", settings=settings)
     registry.rollback("churn", "champion")
@@ -235,7 +235,7 @@ def test_an_alias_that_moved_before_the_resume(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "decide_status", _raise(StorageError("on purpose")))
+        patch.setattr(driver, "decide_status", _raise(StorageError("on purpose")))
         with pytest.raises(StorageError):
             run(spec(policy), settings=settings, job_id="moved")
     registry.set_alias("churn", "champion", 2)
@@ -253,7 +253,7 @@ def test_a_commit_is_final(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "publish", _raise(StorageError("on purpose")))
+        patch.setattr(driver, "publish", _raise(StorageError("on purpose")))
         with pytest.raises(StorageError):
             run(spec("restart"), settings=settings)
     registry.set_alias("churn", "champion", 2)

@@ -184,10 +184,10 @@ def test_an_interrupted_job_on_s3_is_gone_on_with(
     def die(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.runner.publish", die)
+    monkeypatch.setattr("pipeline.driver.publish", die)
     with pytest.raises(KeyboardInterrupt):
         run(s3_spec(), settings=s3_settings)
-    monkeypatch.setattr("pipeline.runner.publish", publish)
+    monkeypatch.setattr("pipeline.driver.publish", publish)
     assert on_s3.names("out/") == []
     report = resume("@last", settings=s3_settings)
     assert report.status == "SUCCEEDED"
