@@ -21,6 +21,8 @@ class Started:
     key: str
     worker: str
     """Address."""
+    threads: int = 0
+    """Tasks the worker does at a time; 0: unknown."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,10 @@ class Ledger:
     def learn(self, fact: Fact, *, now: float) -> tuple[Death, ...]:
         """Take a fact in; the tasks whose execution it ended."""
         if isinstance(fact, Started):
+            if fact.threads == 1:
+                # What ran there has ended, even if its result has not come yet: it is not to blame for what follows.
+                for key in self._on(fact.worker):
+                    del self._executing[key]
             self._executing[fact.key] = Execution(fact.worker, now)
             return ()
         if isinstance(fact, MemoryRanOut):
@@ -83,10 +89,13 @@ class Ledger:
         cause = self._cause(fact)
         self._out_of_memory.discard(fact.worker)
         self._recycled.discard(fact.worker)
-        keys = [key for key, execution in self._executing.items() if execution.worker == fact.worker]
+        keys = self._on(fact.worker)
         for key in keys:
             del self._executing[key]
         return tuple(Death(key, fact.worker, cause) for key in keys)
+
+    def _on(self, worker: str) -> list[str]:
+        return [key for key, execution in self._executing.items() if execution.worker == worker]
 
     def ended(self, key: str) -> None:
         """The task is over, or was taken back."""

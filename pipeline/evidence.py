@@ -31,7 +31,7 @@ def announce() -> None:
         key = str(worker.get_current_task())
     except (ValueError, AttributeError):
         return
-    message = {"key": key, "worker": worker.address}
+    message = {"key": key, "worker": worker.address, "threads": worker.state.nthreads}
     with suppress(OSError, TimeoutError):
         sync(
             worker.loop,
@@ -70,7 +70,7 @@ class Evidence:
 
     def _started(self, event: tuple[float, Any]) -> None:
         message = event[1]
-        self._put(Started(str(message["key"]), str(message["worker"])))
+        self._put(Started(str(message["key"]), str(message["worker"]), int(message.get("threads", 0))))
 
     def _memory(self, event: tuple[float, Any]) -> None:
         self._put(MemoryRanOut(str(event[1]["worker"])))

@@ -39,3 +39,19 @@ def test_a_deadline_counts_from_the_execution() -> None:
     assert ledger.overdue(now=16.0, limit=5.0) == ("a",)
     assert ledger.overdue(now=16.0, limit=None) == ()
     assert ledger.busy_workers() == {"w1", "w2"}
+
+
+def test_on_a_worker_of_one_thread_the_next_task_tells_that_the_one_before_has_ended() -> None:
+    ledger = Ledger()
+    ledger.learn(Started("innocent", "w", threads=1), now=0.0)
+    ledger.learn(Started("elsewhere", "v", threads=1), now=0.0)
+    ledger.learn(Started("guilty", "w", threads=1), now=1.0)
+    assert ledger.learn(WorkerLeft("w", False), now=2.0) == (Death("guilty", "w", "crash"),)
+    assert set(ledger.executing) == {"elsewhere"}
+
+
+def test_of_several_threads_nothing_is_concluded() -> None:
+    ledger = Ledger()
+    for key in ("a", "b", "c"):
+        ledger.learn(Started(key, "w", threads=2), now=0.0)
+    assert {death.key for death in ledger.learn(WorkerLeft("w", False), now=1.0)} == {"a", "b", "c"}
