@@ -36,7 +36,17 @@ def execute(folder: Path) -> Any:
             del os.environ["PYTHONPATH"]
         else:
             os.environ["PYTHONPATH"] = before
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not is_warning_of_a_library(output)]
     return notebook
+
+
+def is_warning_of_a_library(output: Any) -> bool:
+    """Threads reset each other's warning filters now and then; a deprecation inside a library then comes through."""
+    return bool(
+        output.output_type == "stream" and output.name == "stderr" and re.search(r"site-packages.*Warning", output.text)
+    )
 
 
 def shown(notebook: Any) -> list[list[str]]:
