@@ -85,7 +85,8 @@ def _check_path(text: str) -> str:
     return text
 
 
-def _check_size(value: int | str) -> int | str:
+def check_size(value: int | str) -> int | str:
+    """``value``, when it is a size, as ``256 MiB`` or a number of bytes."""
     try:
         parse_bytes(value)
     except SpecError as error:
@@ -247,7 +248,7 @@ class Sink(Part):
     """What to do when there is data already: stop, replace it in one step, or add to it."""
     format: str = "parquet"
     """Name of the `pipeline.sinks` adapter."""
-    target_file_size: Annotated[int | str, AfterValidator(_check_size)] | None = None
+    target_file_size: Annotated[int | str, AfterValidator(check_size)] | None = None
     """Size of a published file, as ``256 MiB`` or bytes: smaller neighbours are merged up to it. Default: one file per
     partition, as balanced by the plan."""
     compression: Literal["snappy", "zstd", "lz4", "gzip", "none"] = "snappy"

@@ -12,8 +12,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.errors import SpecError
 from pipeline.mistakes import did_you_mean
-from pipeline.spec_parts import JobName, Name, Part, PathText, Value, wrong
-from pipeline.units import parse_bytes, parse_seconds
+from pipeline.spec_parts import JobName, Name, Part, PathText, Value, check_size, wrong
+from pipeline.units import parse_seconds
 
 KINDS = ("cron", "every", "arrival", "after")
 """Fields of a trigger of which at most one is given; without any it fires by hand only."""
@@ -69,14 +69,6 @@ def _check_interval(value: float | str) -> float | str:
     return value
 
 
-def _check_size(value: int | str) -> int | str:
-    try:
-        parse_bytes(value)
-    except SpecError as error:
-        raise wrong("is not a size", expected=error.expected) from error
-    return value
-
-
 def _check_marker(text: str) -> str:
     if "/" in text or "\0" in text or text in ("", ".", ".."):
         raise wrong("is not the name of a file", expected="a name without folders, such as _SUCCESS")
@@ -84,7 +76,7 @@ def _check_marker(text: str) -> str:
 
 
 Duration = Annotated[int | float | str, AfterValidator(_check_duration)]
-Size = Annotated[int | str, AfterValidator(_check_size)]
+Size = Annotated[int | str, AfterValidator(check_size)]
 
 
 class Arrival(Part):
