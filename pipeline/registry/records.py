@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from pipeline.errors import SpecError, StateCorrupt
 from pipeline.model import Feature, ModelVersion, Task
@@ -79,7 +79,28 @@ class VersionRecord:
 
 
 @dataclass(frozen=True)
-class AliasRecord:
+class _Stored:
+    """A record whose fields are what JSON holds."""
+
+    def to_json(self) -> bytes:
+        """As stored."""
+        return _to_json(self)
+
+    def details(self) -> dict[str, Any]:
+        """As JSON output shows it."""
+        return _plain(self)
+
+    @classmethod
+    def from_json(cls, data: bytes, *, where: str) -> Self:
+        """Inverse of `to_json`.
+
+        :raises StateCorrupt: for anything else.
+        """
+        return _from_json(lambda record: cls(**record), data, where=where)
+
+
+@dataclass(frozen=True)
+class AliasRecord(_Stored):
     """One move of an alias. The one with the highest number is where it points."""
 
     name: str
@@ -98,25 +119,9 @@ class AliasRecord:
     id: str = ""
     """Unique name of the move."""
 
-    def to_json(self) -> bytes:
-        """As stored."""
-        return _to_json(self)
-
-    def details(self) -> dict[str, Any]:
-        """As JSON output shows it."""
-        return _plain(self)
-
-    @staticmethod
-    def from_json(data: bytes, *, where: str) -> AliasRecord:
-        """Inverse of `to_json`.
-
-        :raises StateCorrupt: for anything else.
-        """
-        return _from_json(lambda record: AliasRecord(**record), data, where=where)
-
 
 @dataclass(frozen=True)
-class RemovalRecord:
+class RemovalRecord(_Stored):
     """A version that was removed; its number stays taken."""
 
     name: str
@@ -127,22 +132,6 @@ class RemovalRecord:
     user: str = ""
     host: str = ""
     id: str = ""
-
-    def to_json(self) -> bytes:
-        """As stored."""
-        return _to_json(self)
-
-    def details(self) -> dict[str, Any]:
-        """As JSON output shows it."""
-        return _plain(self)
-
-    @staticmethod
-    def from_json(data: bytes, *, where: str) -> RemovalRecord:
-        """Inverse of `to_json`.
-
-        :raises StateCorrupt: for anything else.
-        """
-        return _from_json(lambda record: RemovalRecord(**record), data, where=where)
 
 
 @dataclass(frozen=True)
