@@ -260,7 +260,8 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 def _message(output: str, errors: str) -> str:
     with suppress(ValueError, KeyError, TypeError):
-        return str(json.loads(output)["error"]["message"])
+        error = json.loads(output)["error"]
+        return ": ".join(str(error[part]) for part in ("message", "found") if error.get(part))
     return errors.strip().splitlines()[-1] if errors.strip() else ""
 
 
