@@ -84,14 +84,13 @@ def make_plan(count: int, fragments: int) -> Any:
 
 def drive_ours(client: Any, count: int, fragments: int) -> float:
     """CPU seconds of planning, which are not counted."""
-    from pipeline import graph
     from pipeline.dispatch import Dispatcher
-    from pipeline.tasks import read_receipt
+    from pipeline.tasks import make_tasks, read_receipt
 
     plan = make_plan(count, fragments)
     recipe, versions = plan.recipe(job="benchmark", directory="/nowhere"), plan.versions
     before = time.process_time()
-    dispatcher = Dispatcher(client, submit=lambda some: graph.tasks(recipe, some, versions), read=read_receipt)
+    dispatcher = Dispatcher(client, submit=lambda some: make_tasks(recipe, some, versions), read=read_receipt)
     assert sum(1 for _ in dispatcher.run(plan.partitions)) == count
     return before
 

@@ -31,7 +31,7 @@ from pipeline.report import Report, decide_status, make_report
 from pipeline.set_aside import open_without
 from pipeline.settings import Settings
 from pipeline.sinks import publish
-from pipeline.stage import Stage, load_graph
+from pipeline.stage import Stage
 from pipeline.stop import Stop, Why, checked
 from pipeline.tasks import read_receipt
 from pipeline.telling import tell_end, tell_start
@@ -185,7 +185,6 @@ class Driver:
                 yield client
             return
         cluster = cluster_of(plan.spec, settings=self.settings)
-        load_graph()
         with open_cluster(cluster, directory=self.job.root) as client:
             shake_hands(client, flavor=plan.model.flavor, timeout=self.settings.scheduler_timeout)
             yield client

@@ -11,8 +11,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-import dask.config
-
 from pipeline.checkpoint import JobDirectory
 from pipeline.clusters import open_cluster
 from pipeline.clusters.shared import SharedCluster
@@ -24,7 +22,6 @@ from pipeline.lifecycle import Status, status_after
 from pipeline.prepare import cluster_of
 from pipeline.report import Report, make_report
 from pipeline.settings import Settings
-from pipeline.stage import load_graph
 from pipeline.stop import Stop, Why
 
 logger = logging.getLogger(__name__)
@@ -136,12 +133,9 @@ class FamilyDriver:
         events = _ChildEvents(self.job.job, self.callbacks)
         with ExitStack() as stack:
             shared = None
-            # Threads that set and restore this at a time must all find it as they need it.
-            stack.enter_context(dask.config.set({"dataframe.convert-string": False}))
             if any(child.ledger().todo for child in todo):
                 self._go(Status.PROVISIONING)
                 cluster = cluster_of(self.job.plan.spec, settings=self.settings)
-                load_graph()
                 client = stack.enter_context(open_cluster(cluster, directory=self.job.root))
                 shared = SharedCluster(client, timeout=self.settings.scheduler_timeout)
             self._go(Status.RUNNING)

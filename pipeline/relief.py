@@ -69,14 +69,13 @@ class Relief:
     client: Any
     stage: str
     """Folder of the stage, by which workers know their attempts."""
-    copy: Callable[[Partition, int], Any]
-    """One more task for a partition, by a key that depends on the number."""
+    copy: Callable[[Partition], Any]
+    """One more task for a partition."""
     on_helped: Callable[[Helped], None] = lambda helped: None
     patience: Patience = field(default_factory=Patience)
     _rates: Rates = field(default_factory=Rates)
     _rows: int = 1
     _bytes: int = 1
-    _copies: int = 0
     _asked: dict[str, float] = field(default_factory=dict)
     _sights: dict[str, tuple[Sight, float]] = field(default_factory=dict)
     _cuts: dict[str, tuple[Cut, float]] = field(default_factory=dict)
@@ -202,8 +201,7 @@ class Relief:
 
     def task(self, partition: Partition) -> Any:
         """One more task for ``partition``, with a key of its own."""
-        self._copies += 1
-        return self.copy(partition, self._copies)
+        return self.copy(partition)
 
     def help(self, partition: Partition, action: Rescue, *, worker: str, seconds: float, now: float) -> None:
         """Note that ``action`` was taken."""

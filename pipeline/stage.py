@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from typing import Any
 
 from pipeline.batch_cache import WorkerClass, recall, remember
@@ -22,6 +20,7 @@ from pipeline.recipe import StageRecipe
 from pipeline.relief import Helped, Relief
 from pipeline.rounds import Round
 from pipeline.splits import SPLIT_FLOOR_ROWS, even_cuts, parts_of, split_receipt
+from pipeline.tasks import make_tasks
 
 ISOLATED_SECONDS = 600.0
 """Seconds for all rows of an isolated partition where there is no ``partition_timeout``."""
@@ -92,9 +91,9 @@ class Stage:
         """Help for its stragglers."""
         return Relief(client, stage=stage_folder(self.recipe), copy=self.copy, on_helped=on_helped)
 
-    def copy(self, partition: Partition, number: int) -> Any:
-        """One more task for a partition; the number makes its key another one."""
-        (task,) = make_tasks(self.recipe, [partition], self.round.plan.versions, copy=number)
+    def copy(self, partition: Partition) -> Any:
+        """One more task for a partition."""
+        (task,) = make_tasks(self.recipe, [partition], self.round.plan.versions)
         return task
 
     def learn(self, ended: Ended) -> None:
@@ -103,20 +102,6 @@ class Stage:
             self.batch = self.batch.after_split()
         elif ended.receipt is not None and ended.receipt.batch_rows:
             self.batch = self.batch.after_partition(ended.receipt.batch_rows)
-
-
-def load_graph() -> threading.Thread:
-    """Begin to import what makes tasks of partitions, which takes as long as a worker does to start."""
-    thread = threading.Thread(target=import_module, args=("pipeline.graph",), name="import-graph", daemon=True)
-    thread.start()
-    return thread
-
-
-def make_tasks(*arguments: Any, **options: Any) -> list[Any]:
-    """`pipeline.graph.tasks`, imported when it is first needed."""
-    from pipeline import graph
-
-    return graph.tasks(*arguments, **options)
 
 
 def put_split(job: JobDirectory, of: Round, partition: Partition, cuts: Sequence[int]) -> Receipt:

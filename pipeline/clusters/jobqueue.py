@@ -22,11 +22,11 @@ from distributed import Client
 from distributed.utils import get_ip_interface
 
 from pipeline.clusters import DASK_CONFIG
-from pipeline.clusters.local import thread_environment
 from pipeline.clusters.network import LOOPBACK, check_dashboard, is_loopback
 from pipeline.clusters.tls import Certificates, certificates_in
 from pipeline.errors import InfrastructureError, NoWorkers, SpecError
 from pipeline.files import LocalStore, is_local_path, local_path
+from pipeline.forks import thread_environment
 from pipeline.plan import Limits
 from pipeline.settings import Settings
 from pipeline.stop import wait_in_slices

@@ -1,9 +1,9 @@
-"""Dask worker processes on this machine, one nanny each."""
+"""Dask worker processes on this machine, one nanny each, forked from one process where that can be done."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -15,38 +15,19 @@ from dask.utils import parse_bytes
 from distributed import Client, LocalCluster
 from distributed.system import MEMORY_LIMIT
 
+from pipeline import forks
 from pipeline.clusters import DASK_CONFIG
 from pipeline.clusters.network import LOOPBACK, check_dashboard, is_loopback
 from pipeline.clusters.tls import Certificates, certificates_in
 from pipeline.errors import NoWorkers, SpecError
+from pipeline.forks import default_shape, thread_environment
 from pipeline.plan import Limits
 from pipeline.settings import Settings
 from pipeline.stop import wait_in_slices
 
-SMALLEST_WORKER = 1 << 30
-"""Bytes below which a worker is not worth its own imports; fewer workers are started instead."""
-
 NEVER = "1000 hours"
 ALL_WORKERS_SECONDS = 60.0
 """Seconds for which the last worker is waited for when others are there already."""
-
-
-def default_shape(cores: int, memory: int) -> tuple[int, int]:
-    """Workers and threads per worker for a machine.
-
-    One thread a process up to 8 cores, because steps in pandas hold the interpreter lock; then two, above 32 four,
-    because every process pays for its imports and its copy of the model.
-    """
-    threads = 1 if cores <= 8 else 2 if cores <= 32 else 4
-    workers = max(1, min(cores // threads, memory // SMALLEST_WORKER))
-    return workers, threads
-
-
-def thread_environment(cores: int, slots: int) -> dict[str, str]:
-    """Variables set before a worker is spawned, so that ``slots`` tasks at a time do not take each other's cores."""
-    count = str(max(1, cores // slots))
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "ARROW_IO_THREADS")
-    return {**dict.fromkeys(names, count), "OMP_WAIT_POLICY": "PASSIVE", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 @dataclass(frozen=True)
@@ -101,9 +82,20 @@ class LocalProcesses:
     def _start(self, certificates: Certificates | None) -> Iterator[Client]:
         limits = self.limits()
         environment = thread_environment(CPU_COUNT, limits.workers * limits.threads)
+        with forks.used(environment) as is_forked:
+            method = "forkserver" if is_forked else "spawn"
+            with self._workers(certificates, environment, method=method) as client:
+                yield client
+
+    @contextmanager
+    def _workers(
+        self, certificates: Certificates | None, environment: Mapping[str, str], *, method: str
+    ) -> Iterator[Client]:
+        limits = self.limits()
         config = {
             **DASK_CONFIG,
             "distributed.nanny.pre-spawn-environ": environment,
+            "distributed.worker.multiprocessing-method": method,
             "distributed.scheduler.no-workers-timeout": self.settings.no_workers_timeout,
             "distributed.worker.preload": ["pipeline.clusters.worker_setup"],
             # A worker that is not back after so long loses its nanny for good, which then restarts nobody any more.

@@ -156,6 +156,8 @@ def _run(
     params: Sequence[str] = (),
     text: Callable[[Mapping[str, Any]], str] | None = None,
 ) -> None:
+    if not _names_cluster(target, overrides, flags):
+        _begin_workers(flags)
     loaded = load(target, overrides=overrides, params=params)
     settings = settings_for(loaded, **flags)
 
@@ -165,6 +167,24 @@ def _run(
         return runner.run(loaded.spec, settings=settings, job_id=job_id, callbacks=callbacks)
 
     _finish(go, settings=settings, strict=strict, text=text)
+
+
+def _begin_workers(flags: Flags) -> None:
+    """Let what local workers import be imported beside what this process does until it needs them."""
+    from pipeline import forks
+
+    # What the settings and a cluster's file say is not known yet; what is begun for nothing ends with this process.
+    workers, threads = (flags.get(name) for name in ("workers", "threads"))
+    forks.begin(forks.likely_environment(int(workers) if workers else None, int(threads) if threads else None))
+
+
+def _names_cluster(target: str, overrides: Sequence[str], flags: Flags) -> bool:
+    """Whether another cluster than one of this machine is likely to be meant, by a look that costs nothing."""
+    named = flags.get("cluster") or os.environ.get("PIPELINE_CLUSTER") or "local"
+    with suppress(OSError, ValueError):
+        lines = Path(target).read_text(encoding="utf-8").splitlines()
+        return named != "local" or any(line.startswith("cluster") for line in (*lines, *overrides))
+    return True
 
 
 def _resume(job: str, *, strict: bool, flags: Flags) -> None:

@@ -137,7 +137,7 @@ def serve_seaweedfs(bucket: str = "test-bucket") -> Iterator[S3]:
             _await_bucket(running, process)
             yield running
         finally:
-            process.terminate()
+            process.kill()  # its data goes too; asked nicely it takes half a minute
             process.wait(30)
             for socket_file in Path(tempfile.gettempdir()).glob(f"seaweedfs-*{ports['s3.port']}.sock"):
                 socket_file.unlink(missing_ok=True)

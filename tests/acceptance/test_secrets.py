@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipeline import graph
 from pipeline.checkpoint import JobDirectory
 from pipeline.redaction import MASK
+from pipeline.tasks import make_tasks
 from pipeline.testing.oracle import Lake
 from pipeline.testing.processes import ROOT
 from pipeline.testing.s3 import S3
@@ -145,7 +145,7 @@ def test_sentinels_are_in_nothing_that_a_run_leaves(
     artefacts = {
         "stdout": ended.stdout,
         "stderr": ended.stderr,
-        "graph": cloudpickle.dumps(graph.tasks(job.recipe, job.plan.partitions, job.plan.versions)).decode("latin-1"),
+        "graph": cloudpickle.dumps(make_tasks(job.recipe, job.plan.partitions, job.plan.versions)).decode("latin-1"),
         **contents(state),
         **contents(tmp_path / "out"),
     }

@@ -13,9 +13,11 @@ from distributed import Client
 
 import pipeline
 from pipeline import graph
+from pipeline.partition import scored_meta
 from pipeline.prepare import prepare
 from pipeline.settings import Settings
 from pipeline.spec import JobSpec
+from pipeline.tasks import make_tasks
 from pipeline.testing.oracle import FEATURES, Lake, oracle
 
 Make = Callable[..., JobSpec]
@@ -24,17 +26,19 @@ Make = Callable[..., JobSpec]
 def test_a_partition_is_one_fused_task(make_spec: Make, settings: Settings, tmp_path: Path) -> None:
     plan = prepare(make_spec(), settings=settings).plan
     recipe = plan.recipe(job="job", directory=str(tmp_path / "job"))
-    frame = graph.receipts(recipe, plan.partitions, plan.versions)
+    frame = graph.scored(recipe, plan.partitions, plan.versions, meta=scored_meta(recipe))
     assert frame.npartitions == len(plan.partitions) > 1
     assert len(frame.optimize().__dask_graph__()) == len(plan.partitions)
-    for task in graph.tasks(recipe, plan.partitions[:1], plan.versions):
-        assert len(dict(task.dask)) == 1
+    tasks = make_tasks(recipe, plan.partitions, plan.versions)
+    assert [len(dict(task.dask)) for task in tasks] == [1] * len(plan.partitions)
+    again = make_tasks(recipe, plan.partitions, plan.versions)
+    assert len({task.key for task in (*tasks, *again)}) == 2 * len(plan.partitions), "Dask runs a key once"
 
 
 def test_the_model_does_not_travel(make_spec: Make, settings: Settings, model_path: Path, tmp_path: Path) -> None:
     plan = prepare(make_spec(), settings=settings).plan
     recipe = plan.recipe(job="job", directory=str(tmp_path / "job"))
-    size = len(cloudpickle.dumps(graph.tasks(recipe, plan.partitions[:1], plan.versions)[0]))
+    size = len(cloudpickle.dumps(make_tasks(recipe, plan.partitions[:1], plan.versions)[0]))
     assert model_path.stat().st_size > 10_000
     assert size < 20_000
 

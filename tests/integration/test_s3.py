@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 import pytest
 from distributed import Client
 
-from pipeline import graph
 from pipeline.cancel import Cancelling
 from pipeline.errors import InputChanged, OutputExists, PipelineError, StorageError, UnsafeStore
 from pipeline.events import Callback, PartitionEnded
@@ -33,6 +32,7 @@ from pipeline.sinks import publish
 from pipeline.spec import JobSpec
 from pipeline.submission import queued_marks
 from pipeline.submit import submit
+from pipeline.tasks import make_tasks
 from pipeline.testing.oracle import Lake, oracle, train_model
 from pipeline.testing.processes import wait_until
 from pipeline.testing.s3 import S3, SECRET
@@ -141,7 +141,7 @@ def test_a_job_on_s3_equals_the_oracle_and_keeps_its_secrets(
     assert {"out/_SUCCESS", "out/_manifest.json"} < set(on_s3.names("out/"))
     checks = verify(job)
     assert checks.ok, checks.details()
-    tasks = graph.tasks(job.recipe, job.plan.partitions, job.plan.versions)
+    tasks = make_tasks(job.recipe, job.plan.partitions, job.plan.versions)
     artefacts = {
         "storage": everything_stored(on_s3),
         "graph": cloudpickle.dumps(tasks),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -100,6 +101,7 @@ class World:
         self.rows = rows
         self.now = 0.0
         self.cluster = Cluster(lambda: self.now)
+        copies = itertools.count(1)
         self.ended: list[Ended] = []
         self.helped: list[Helped] = []
         self.found: list[Any] = []
@@ -107,7 +109,7 @@ class World:
         relief = Relief(
             self.cluster,
             stage="stage",
-            copy=lambda partition, number: f"{partition.id}~{number}",
+            copy=lambda partition: f"{partition.id}~{next(copies)}",
             on_helped=self.helped.append,
             patience=Patience(),
         )
@@ -330,7 +332,7 @@ def test_what_does_not_begin_is_moved_to_an_idle_worker() -> None:
 
 
 def test_a_worker_that_an_unwanted_attempt_holds_is_restarted_when_it_is_needed() -> None:
-    relief = Relief(Cluster(lambda: 0.0), stage="stage", copy=lambda partition, number: None)
+    relief = Relief(Cluster(lambda: 0.0), stage="stage", copy=lambda partition: None)
     ledger = Ledger()
     flight = InFlight(Cluster(lambda: 0.0), ledger, lambda future: None, lambda: 100.0)
     relief.drop(part("p0"), worker="a", now=100.0)

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import pickle
+import signal
 import threading
 import zlib
 from dataclasses import replace
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pytest
 import xgboost
 
+from pipeline import forks
 from pipeline.errors import ModelError, ModelIntegrity, RefusedForSafety, SchemaDrift, SpecError
 from pipeline.flavors import cache, detect, detect_bytes, find_flavor, xgboost_probe
 from pipeline.flavors import xgboost as flavor
@@ -328,14 +330,35 @@ def test_a_file_that_only_looks_like_a_model_is_refused(tmp_path: Path, data: by
     assert "/workspace" not in caught.value.found
 
 
-def test_a_crash_while_reading_stays_in_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models are first loaded in a process that was started for it."""
+    monkeypatch.setattr(forks, "is_running", lambda: False)
+
+
+def test_a_fork_tells_the_same_as_a_new_process(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, alone: None
+) -> None:
+    data = models["binary.ubj"].read_bytes()
+    expected = xgboost_probe.probe(data)
+    monkeypatch.setattr(forks, "is_running", lambda: True)
+    assert xgboost_probe.probe(data) == expected
+    with pytest.raises(ModelError, match="cannot read the model"):
+        xgboost_probe.probe(b"no model")
+
+
+def test_a_crash_while_reading_stays_in_the_fork() -> None:
+    assert xgboost_probe._in_fork(signal.raise_signal, signal.SIGSEGV) == "signal SIGSEGV"
+
+
+def test_a_crash_while_reading_stays_in_the_child(monkeypatch: pytest.MonkeyPatch, alone: None) -> None:
     monkeypatch.setattr(xgboost_probe, "_CHILD", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     with pytest.raises(ModelError, match="ended the process") as caught:
         xgboost_probe.probe(b"{}")
     assert caught.value.found == "signal SIGSEGV"
 
 
-def test_a_missing_package_names_both_extras(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_names_both_extras(monkeypatch: pytest.MonkeyPatch, alone: None) -> None:
     child = xgboost_probe._CHILD.replace("from pipeline", "sys.modules['xgboost'] = None; from pipeline")
     monkeypatch.setattr(xgboost_probe, "_CHILD", child)
     with pytest.raises(ModelError, match="not installed") as caught:

@@ -1,0 +1,19 @@
+"""What the process that workers are forked from imports; see `pipeline.forks`."""
+
+from contextlib import suppress
+from importlib import import_module
+
+for _module in (
+    "distributed.nanny",
+    "distributed.worker",
+    "pipeline.tasks",
+    "pipeline.clusters.handshake",
+    "pipeline.flavors.xgboost",
+    "xgboost",
+    "pipeline.cli",
+    "pipeline.trees.engine",
+    "numba",
+):
+    # Whatever is wrong with one of them is told by the worker that needs it.
+    with suppress(Exception):
+        import_module(_module)

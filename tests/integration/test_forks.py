@@ -1,0 +1,98 @@
+"""The process that workers are forked from, in processes of their own: it is one to a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.forks import likely_environment, thread_environment
+from pipeline.testing.processes import wait_until
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="fork servers are used on Linux only")
+
+CLUSTER = """
+import json, os, sys
+from pipeline import forks
+from pipeline.clusters.local import LocalProcesses
+from pipeline.settings import Settings
+
+def seen():
+    names = ("OMP_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_")
+    with open(f"/proc/{os.getppid()}/environ") as file:
+        given = dict(line.split("=", 1) for line in file.read().split("\\0") if "=" in line)
+    loaded = "pipeline.tasks" in sys.modules and "xgboost" in sys.modules
+    parent = open(f"/proc/{os.getppid()}/cmdline").read()
+    return {"variables": [given.get(name) for name in names], "loaded": loaded, "forked": "forkserver" in parent}
+
+def look(workers, threads):
+    with LocalProcesses(Settings(workers=workers, threads=threads, memory_limit="1 GiB")).open() as client:
+        return list(client.run(seen).values())
+"""
+
+
+def run(folder: Path, code: str) -> Any:
+    (folder / "main.py").write_text(CLUSTER + "\nif __name__ == '__main__':\n    " + "\n    ".join(code.splitlines()))
+    done = subprocess.run([sys.executable, "main.py"], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_workers_are_forked_with_their_variables_and_imports(tmp_path: Path) -> None:
+    first, second = run(
+        tmp_path, "forks.begin(forks.likely_environment(2, 1))\nprint(json.dumps([look(2, 1), look(1, 1)]))"
+    )
+    cores = os.cpu_count() or 1
+    expected = {"variables": [str(max(1, cores // 2)), "65536"], "loaded": True, "forked": True}
+    assert first == [expected, expected]
+    assert second == [{**expected, "variables": [str(cores), "65536"]}], "another shape gets another server"
+
+
+def test_a_cluster_beside_another_one_of_another_shape_does_without(tmp_path: Path) -> None:
+    code = """
+with LocalProcesses(Settings(workers=1, threads=1, memory_limit="1 GiB")).open() as client:
+    other = look(2, 1)
+    print(json.dumps([list(client.run(seen).values()), other]))
+"""
+    one, other = run(tmp_path, code)
+    assert [found["forked"] for found in one] == [True]
+    assert [found["forked"] for found in other] == ([False] * 2 if (os.cpu_count() or 1) > 1 else [True] * 2)
+
+
+def test_a_fork_server_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    code = """
+import multiprocessing
+multiprocessing.get_context("forkserver").Process(target=seen).start()
+print(json.dumps([forks.begin(forks.likely_environment(1, 1)), forks.is_running()]))
+"""
+    assert run(tmp_path, code) == [False, False]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_nothing_is_left_of_it_when_its_process_ends(tmp_path: Path, number: signal.Signals) -> None:
+    (tmp_path / "main.py").write_text(
+        "import time\nfrom pipeline import forks\nfrom multiprocessing import forkserver\n"
+        "forks.begin(forks.likely_environment(1, 1))\n"
+        "print(forkserver._forkserver._forkserver_pid, flush=True)\ntime.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "main.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        server = int(process.stdout.readline())
+        assert Path(f"/proc/{server}").exists()
+        process.send_signal(number)
+        process.wait(30)
+        wait_until(lambda: not Path(f"/proc/{server}").exists(), seconds=30)
+
+
+def test_the_likely_environment_is_that_of_the_shape() -> None:
+    cores = os.cpu_count() or 1
+    assert likely_environment(1, 1) == thread_environment(cores, 1)
+    assert likely_environment(None, cores) == thread_environment(cores, cores)
+    assert thread_environment(8, 2)["OMP_NUM_THREADS"] == "4"
+    assert thread_environment(2, 16)["OMP_NUM_THREADS"] == "1"
