@@ -96,13 +96,20 @@ class Bench:
         self.count = 0
 
     def measure(self, *faults: str, trouble: Any = None, **settings: Any) -> Measured:
+        attempts = self.folder / f"attempts-{self.count}"
+        return self.measure_step(
+            "from pipeline.testing.faults import Fault, FaultTable\n"
+            f"step = FaultTable({str(attempts)!r}, ({' '.join(f'{fault},' for fault in faults)}))\n",
+            trouble=trouble,
+            **settings,
+        )
+
+    def measure_step(self, code: str, *, trouble: Any = None, **settings: Any) -> Measured:
+        """One run with the step that ``code`` defines."""
         self.count += 1
         folder = self.folder / f"run-{self.count}"
         folder.mkdir()
-        (folder / f"faults_{self.count}.py").write_text(
-            "from pipeline.testing.faults import Fault, FaultTable\n"
-            f"step = FaultTable({str(folder / 'attempts')!r}, ({' '.join(f'{fault},' for fault in faults)}))\n"
-        )
+        (folder / f"faults_{self.count}.py").write_text(code)
         # As if it had been learned: a partition is to have some batches, or it cannot be cut.
         version = resolve(ModelRef(str(self.model)))
         remember(open_store(folder / "jobs"), version, WorkerClass(MEMORY, 1), rows=BATCH_ROWS, job="benchmark")

@@ -26,7 +26,7 @@ from pipeline.plan import Partition
 from pipeline.receipt import Receipt
 from pipeline.relief import Answer, Relief
 from pipeline.stop import Stop
-from pipeline.stragglers import Action, Ask, Cut, Divide, Move
+from pipeline.stragglers import Action, Ask, Cut, Divide, Move, Share
 from pipeline.watch import PROBE_TIMEOUT, Policy, Watch
 
 __all__ = ["Dispatcher", "Divided", "Ended", "Policy"]
@@ -162,6 +162,7 @@ class Dispatcher:
         key = str(future.key)
         execution = self._ledger.executing.get(key)
         helpers = self.relief.helpers(key) if self.relief else ()
+        reason = self.relief.reason(key) if self.relief and helpers else "it was split before"
         attempt = self._flight.forget(future)
         try:
             receipt = self.read(future.result(timeout=PROBE_TIMEOUT))
@@ -174,7 +175,7 @@ class Dispatcher:
         self._watch.moved()
         if getattr(receipt, "splits", ()):
             # It stopped because it was asked to, or another driver has split it.
-            self._divide(attempt, "it was slow" if helpers else "it was split before", receipt, workers=helpers)
+            self._divide(attempt, reason, receipt, workers=helpers)
             return
         now = self.clock()
         if self.relief is not None and execution is not None:
@@ -365,7 +366,7 @@ class Dispatcher:
             relief.moved(attempt.partition, seconds=now - since)
             return
         relief.help(attempt.partition, action, worker=worker, seconds=now - since, now=now)
-        if isinstance(action, Cut):
+        if isinstance(action, Cut | Share):
             parts = len(action.workers)
             relief.ask_to_cut(action.key, attempt.partition, worker=worker, parts=parts, put=self._inbox.put)
         elif isinstance(action, Divide):

@@ -18,11 +18,11 @@ from pipeline.blame import Ledger
 from pipeline.in_flight import Attempt, InFlight
 from pipeline.plan import Partition
 from pipeline.progress import Sight
-from pipeline.stragglers import Action, Backup, Cut, Divide, Patience, Rates, Rescue, Run, decide
+from pipeline.stragglers import Action, Backup, Cut, Divide, Patience, Rates, Rescue, Run, Share, decide
 from pipeline.watch import Watch
 
 logger = logging.getLogger(__name__)
-NAMES: dict[type[Rescue], str] = {Backup: "backup", Cut: "cut", Divide: "divide"}
+NAMES: dict[type[Rescue], str] = {Backup: "backup", Cut: "cut", Divide: "divide", Share: "share"}
 """As events and reports have them."""
 
 
@@ -40,7 +40,7 @@ class Helped:
 
     partition: str
     action: str
-    """``backup``, ``cut``, ``divide``, or ``move`` for what had not begun."""
+    """``backup``, ``cut``, ``divide``, ``share``, or ``move`` for what had not begun."""
     worker: str
     """Where it was slow."""
     seconds: float
@@ -78,7 +78,7 @@ class Relief:
     _bytes: int = 1
     _asked: dict[str, float] = field(default_factory=dict)
     _sights: dict[str, tuple[Sight, float]] = field(default_factory=dict)
-    _cuts: dict[str, tuple[Cut, float]] = field(default_factory=dict)
+    _cuts: dict[str, tuple[Cut | Share, float]] = field(default_factory=dict)
     _zombies: dict[str, float] = field(default_factory=dict)
     """Workers with an attempt that is not wanted any more, and since when, until something else begins there."""
     _rescues: dict[str, _Rescue] = field(default_factory=dict)
@@ -207,11 +207,11 @@ class Relief:
         """Note that ``action`` was taken."""
         helped = Helped(partition.id, NAMES[type(action)], worker, seconds, action.left)
         self._rescues[partition.id] = _Rescue(helped, now, {partition.id})
-        if isinstance(action, Cut):
+        if isinstance(action, Cut | Share):
             self._cuts[action.key] = (action, now)
         else:
             self._helped.add(partition.id)
-        logger.info("partition %s is slow on %s: %s", partition.id, worker, helped.action)
+        logger.info("partition %s on %s is helped: %s", partition.id, worker, helped.action)
         self.on_helped(helped)
 
     def moved(self, partition: Partition, *, seconds: float) -> None:
@@ -228,6 +228,10 @@ class Relief:
     def helpers(self, key: str) -> tuple[str, ...]:
         """Workers that wait for the rest of an attempt that was asked to stop; empty when it was not."""
         return self._cuts[key][0].workers if key in self._cuts else ()
+
+    def reason(self, key: str) -> str:
+        """Why an attempt was asked to stop."""
+        return "others had nothing to do" if isinstance(self._cuts[key][0], Share) else "it was slow"
 
     # Talking to workers
 

@@ -24,13 +24,13 @@ def batch_record(plan: Plan, receipts: Iterable[Receipt], events: Iterable[Mappi
 def straggler_record(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """What was done about partitions that ran far too long.
 
-    :returns: ``backups``, ``cuts``, ``divided`` and ``moved``: how many were helped like that; ``won``: how often the
-        help came in first; ``seconds_won``: by how much, summed up, against the estimates.
+    :returns: ``backups``, ``cuts``, ``divided``, ``moved`` and ``shared``: how many were helped like that; ``won``: how
+        often the help came in first; ``seconds_won``: by how much, summed up, against the estimates.
     """
     known = [event for event in events if event.get("event") == "straggler"]
     begun = Counter(str(event.get("action")) for event in known if not event.get("is_over"))
     won = [event for event in known if event.get("is_over") and event.get("won")]
-    names = {"backup": "backups", "cut": "cuts", "divide": "divided", "move": "moved"}
+    names = {"backup": "backups", "cut": "cuts", "divide": "divided", "move": "moved", "share": "shared"}
     return {
         **{name: begun[action] for action, name in names.items()},
         "won": len(won),

@@ -1,10 +1,15 @@
-"""What to do about a partition that runs far beyond its expected time. Pure: measurements in, actions out.
+"""What to do about a partition that runs far beyond its expected time, or on after all others. Pure: measurements in,
+actions out.
 
 What a partition is expected to take is its work × the seconds that a unit of work took in partitions that have ended:
 their median, with the median of the distances from it as the spread, since a slow one among them must not move either.
 A partition far beyond that is asked how far it is. What is done then is what ends first, by these figures, if that
 gains enough: the attempt stops at its next batch boundary and others do the rest; or a backup copy runs beside it, and
 the first receipt wins; or, when its worker does not answer, all of the partition is divided anew among idle workers.
+
+A partition that is not slow, but would go on for seconds while workers are idle because nothing waits any more, is
+shared: it stops at its next batch boundary, and they and its own worker do the rest in equal parts. So rows of very
+unequal cost, or a number of partitions that the workers do not divide, end nearly at once everywhere.
 
 Only idle workers help, each partition is helped once, and a helper is expected to be as fast as it was of late: when
 all workers become slow, so does the expectation, and nothing is done.
@@ -56,6 +61,10 @@ class Patience:
     """Seconds that must be won."""
     overhead: float = 0.5
     """Seconds until a helper is at work."""
+    share: float = 1.0
+    """Seconds after which an attempt has shown its pace, and idle workers may take their share of it."""
+    share_gain: float = 1.5
+    """Seconds that must be won by sharing."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +168,16 @@ class Divide:
     left: float
 
 
-Rescue = Backup | Cut | Divide
+@dataclass(frozen=True)
+class Share:
+    """Have it stop at its next batch boundary, and these, its own worker among them, do the rest in as many parts."""
+
+    key: str
+    workers: tuple[str, ...]
+    left: float
+
+
+Rescue = Backup | Cut | Divide | Share
 Action = Ask | Move | Rescue
 
 
@@ -169,17 +187,21 @@ def decide(runs: Sequence[Run], *, idle: Sequence[str], rates: Rates, patience: 
     :param idle: workers with a thread for which there is nothing to do, one entry for each such thread.
     """
     helpers = list(idle)
+    # Those that are shared share the idle ones.
+    each = max(1, len(helpers) // max(1, sum(bool(run.worker) for run in runs)))
     actions: list[Action] = []
     for run in sorted(runs, key=lambda one: (-one.seconds / max(one.work, 1e-12), one.key)):
         others = [name for name in helpers if name != run.worker]
         if not others or run.copies > 1 or run.is_helped:
             continue
-        action = _decide(run, others, runs, rates, patience)
+        action = _decide(run, others, runs, rates, patience, each=each)
         if action is None:
             continue
         actions.append(action)
         for name in () if isinstance(action, Ask) else action.workers:
-            helpers.remove(name)
+            # A share of its own is for the worker that has it.
+            if name in helpers and not (isinstance(action, Share) and name == run.worker):
+                helpers.remove(name)
     return tuple(actions)
 
 
@@ -190,14 +212,16 @@ def limit(run: Run, *, rates: Rates, patience: Patience, running: Iterable[float
     return max(expected + patience.seconds, patience.factor * expected, expected + patience.spreads * spread)
 
 
-def _decide(run: Run, helpers: list[str], runs: Sequence[Run], rates: Rates, patience: Patience) -> Action | None:
+def _decide(
+    run: Run, helpers: list[str], runs: Sequence[Run], rates: Rates, patience: Patience, *, each: int
+) -> Action | None:
     if not run.worker:
         return Move(run.key, (helpers[0],)) if run.seconds > patience.begin else None
     if len(rates.samples) < patience.samples or run.work <= 0:
-        return None
+        return _share(run, helpers[:each], patience)
     running = [one.seconds / one.work for one in runs if one.worker and one.work > 0 and one.key != run.key]
     if run.seconds <= limit(run, rates=rates, patience=patience, running=running):
-        return None
+        return _share(run, helpers[:each], patience)
     is_frozen = run.unanswered is not None and run.unanswered > patience.answer
     if not is_frozen and (run.sight is None or run.sight_age > patience.look_again):
         return Ask(run.key) if run.unanswered is None else None
@@ -205,6 +229,22 @@ def _decide(run: Run, helpers: list[str], runs: Sequence[Run], rates: Rates, pat
         return None
     sight = None if is_frozen else run.sight
     return _rescue(run, sight, sorted(helpers, key=rates.of), rates, patience, is_asked=run.cut_asked is not None)
+
+
+def _share(run: Run, helpers: list[str], patience: Patience) -> Ask | Share | None:
+    """Let ``helpers`` have their part of an attempt that is not slow, if all would end sooner by its own pace."""
+    if run.seconds < patience.share or run.cut_asked is not None or run.rows < 2 * SMALLEST_PART:
+        return None
+    if run.sight is None or run.sight_age > patience.look_again:
+        return Ask(run.key) if run.unanswered is None else None
+    rest = run.rows - run.sight.rows_done
+    if run.sight.rows_done <= 0 or rest < SMALLEST_REST:
+        return None
+    workers = (run.worker, *helpers)[: rest // SMALLEST_PART]
+    left = run.sight.seconds * rest / run.sight.rows_done - run.sight_age
+    soonest = _boundary(run) / 2 + patience.overhead + left / max(1, len(workers))
+    wanted = max(patience.share_gain, patience.gain * left)
+    return Share(run.key, workers, left) if len(workers) > 1 and left - soonest >= wanted else None
 
 
 def _rescue(

@@ -23,6 +23,8 @@ from pipeline.stragglers import Patience
 from pipeline.testing.processes import wait_until
 
 ROWS = 10_000
+PATIENCE = Patience(share=1e9)
+"""Of what is slow only."""
 
 
 def part(name: str, rows: int = ROWS) -> Partition:
@@ -97,7 +99,7 @@ class Cluster:
 class World:
     """A run in a thread, with a clock that the test sets."""
 
-    def __init__(self, *, rows: int = ROWS, **options: Any) -> None:
+    def __init__(self, *, rows: int = ROWS, patience: Patience = PATIENCE, **options: Any) -> None:
         self.rows = rows
         self.now = 0.0
         self.cluster = Cluster(lambda: self.now)
@@ -111,7 +113,7 @@ class World:
             stage="stage",
             copy=lambda partition: f"{partition.id}~{next(copies)}",
             on_helped=self.helped.append,
-            patience=Patience(),
+            patience=patience,
         )
         self.dispatcher = Dispatcher(
             self.cluster,
@@ -280,6 +282,24 @@ def test_one_that_answers_is_asked_to_stop_and_its_rest_goes_to_the_idle_ones() 
     world.end()
     assert [one.outcome for one in world.ended if one.partition.id.startswith("p4")] == ["cut", "done", "done", "done"]
     assert [(one.action, one.is_over, one.won) for one in world.helped] == [("cut", False, False), ("cut", True, True)]
+
+
+def test_one_that_is_not_slow_is_shared_when_nothing_is_left_to_do() -> None:
+    world = World(split=_split, patience=Patience())
+    world.cluster.answers = {"a": Sight(2000, 99, 9.0)}
+    world.until_slow(seconds=12.0)
+    _, arguments, worker = world.called("ask_to_cut")
+    assert (arguments, worker) == (("p4", 3), "a")
+    receipt = SimpleNamespace(partition="p4", splits=("p4.0", "p4.1", "p4.2", "p4.3"), cuts=(2100, 4000, 7000))
+    world.cluster.futures["p4"].end(receipt)
+    wait_until(lambda: "p4.3" in world.cluster.futures)
+    assert set(world.cluster.futures["p4.1"].workers) == {"a", "b", "c"}
+    for number in (1, 2, 3):
+        world.cluster.futures[f"p4.{number}"].end()
+    world.end()
+    (cut,) = [one for one in world.ended if one.outcome == "cut"]
+    assert cut.reason == "others had nothing to do"
+    assert [one.action for one in world.helped] == ["share", "share"]
 
 
 def test_one_that_is_frozen_is_divided() -> None:

@@ -175,6 +175,7 @@ def test_stragglers_are_counted_from_the_events() -> None:
         "cuts": 1,
         "divided": 1,
         "moved": 1,
+        "shared": 0,
         "won": 2,
         "seconds_won": 9.5,
     }

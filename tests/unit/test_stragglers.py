@@ -18,11 +18,14 @@ from pipeline.stragglers import (
     Patience,
     Rates,
     Run,
+    Share,
     decide,
     limit,
 )
 
-PATIENCE = Patience()
+PATIENCE = Patience(share=1e9)
+"""Of what is slow. Sharing, which asks sooner, has tests of its own."""
+SHARING = Patience()
 
 
 def rates(*seconds: float, workers: int = 4) -> Rates:
@@ -42,6 +45,33 @@ def run(seconds: float, **fields: Any) -> Run:
 
 def seen(rows_done: int, seconds: float, *, batches: int = 10) -> dict[str, Any]:
     return {"sight": Sight(rows_done, batches, seconds), "sight_age": 0.5}
+
+
+def test_one_that_goes_on_when_nothing_is_left_is_shared_with_its_own_worker() -> None:
+    assert decide([run(0.9)], idle=["w1", "w2"], rates=EVEN, patience=SHARING) == ()
+    assert decide([run(1.1)], idle=["w1", "w2"], rates=EVEN, patience=SHARING) == (Ask("k"),)
+    (action,) = decide([run(4.5, **seen(40_000, 4.0))], idle=["w1", "w2"], rates=EVEN, patience=SHARING)
+    assert action == Share("k", ("slow", "w1", "w2"), left=pytest.approx(5.5))
+    assert decide([run(4.5, **seen(40_000, 4.0))], idle=["w1"], rates=Rates(), patience=SHARING), (
+        "it is its own measure"
+    )
+
+
+def test_what_ends_soon_or_shows_nothing_or_is_small_is_not_shared() -> None:
+    for fields in (
+        seen(70_000, 7.0),
+        seen(0, 4.0),
+        {**seen(400, 4.0), "rows": 1000},
+        {**seen(40_000, 4.0), "copies": 2},
+    ):
+        assert decide([run(7.1, **fields)], idle=["w1", "w2"], rates=EVEN, patience=SHARING) == ()
+    assert decide([run(7.1, cut_asked=0.5, **seen(40_000, 4.0))], idle=["w1"], rates=EVEN, patience=SHARING) == ()
+
+
+def test_those_that_are_shared_divide_the_idle_ones_among_them() -> None:
+    runs = [run(4.5, key=name, **{**seen(40_000, 4.0), "worker": name}) for name in ("a", "b")]
+    found = decide(runs, idle=["w1", "w2", "w3", "w4"], rates=EVEN, patience=SHARING)
+    assert [action.workers for action in found if isinstance(action, Share)] == [("a", "w1", "w2"), ("b", "w3", "w4")]
 
 
 def test_within_its_time_nobody_wonders() -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from pipeline.progress import Sight
 from pipeline.splits import even_cuts
-from pipeline.stragglers import Ask, Backup, Cut, Divide, Move, Patience, Rates, Run, decide
+from pipeline.stragglers import Ask, Backup, Cut, Divide, Move, Patience, Rates, Run, Share, decide
 
 STEP = 0.1
 LOOK_EVERY = 5
@@ -171,7 +171,7 @@ class Simulation:
             self.actions.append(type(action))
             if isinstance(action, Ask):
                 attempt.asked = self.now
-            elif isinstance(action, Cut):
+            elif isinstance(action, Cut | Share):
                 attempt.pieces, attempt.cut = action.workers, self.now
             elif isinstance(action, Divide):
                 cuts = even_cuts(0, attempt.job.rows, parts=len(action.workers), smallest=512)
@@ -254,9 +254,17 @@ def test_a_worker_that_runs_in_bursts_is_cut(share: float) -> None:
 
 
 def test_of_even_workers_nothing_is_done() -> None:
-    on, off = compare(Simulation([steady(1.0)] * 4, jobs(18, 10.0)))
+    on, off = compare(Simulation([steady(1.0)] * 4, jobs(16, 10.0)))
     assert on.actions == []
     assert on.makespan == off.makespan
+
+
+def test_what_the_workers_do_not_divide_is_shared() -> None:
+    on, off = compare(Simulation([steady(1.0)] * 4, jobs(18, 10.0)))
+    assert {*on.actions} == {Ask, Share}
+    assert on.makespan < 0.96 * off.makespan
+    assert on.makespan < 45 + 3 * PATIENCE.overhead + PATIENCE.share + 1
+    assert on.waste < 0.01
 
 
 @pytest.mark.parametrize("seed", range(20))
