@@ -2,6 +2,7 @@
 
     python -m benchmarks.against --sets even,skewed,tiny --repeat 3
     python -m benchmarks.against --list              # the contenders, and how each environment is made
+    python -m benchmarks.plot                        # pictures of what the last runs stored in benchmarks/against.json
 
 Each contender runs as a process of its own in an environment of its own (``benchmarks/data/environments/``, made by uv
 when it is not there) and is measured from the outside, start-up included: wall time, CPU time of the process tree, the
@@ -22,6 +23,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +36,7 @@ from benchmarks.tree import ProcessTree
 ROOT = Path(__file__).parents[1]
 ENVIRONMENTS = HOME / "environments"
 XGBOOST = "xgboost-cpu==3.2.0"
+STORED = Path(__file__).with_name("against.json")
 GAVE_UP = 900.0
 """Seconds after which a contender is ended."""
 
@@ -137,8 +140,10 @@ def measure(kind: str, rows: int, options: argparse.Namespace) -> dict[str, list
     names = [f"f{number:02d}" for number in range(0, 2000 if kind == "wide" else 28)][:28]
     runs: dict[str, list[Run]] = {}
     wanted: tuple[int, int] | None = None
-    for _ in range(options.repeat):
+    for number in range(options.repeat):
         for name in options.contenders.split(","):
+            if number and name in options.once.split(","):
+                continue
             with tempfile.TemporaryDirectory() as scratch:
                 out = Path(scratch) / "out"
                 try:
@@ -153,6 +158,14 @@ def measure(kind: str, rows: int, options: argparse.Namespace) -> dict[str, list
             runs.setdefault(name, []).append(run)
             print(f"  {kind} {name}: {json.dumps(asdict(run))}", file=sys.stderr, flush=True)
     return runs
+
+
+def store(name: str, runs: dict[str, list[Run]], chosen: dict[str, Contender]) -> None:
+    """Put the runs of a set in the place of earlier ones in ``against.json``."""
+    known: dict[str, Any] = json.loads(STORED.read_text()) if STORED.exists() else {"sets": {}, "versions": {}}
+    known["sets"][name] = {contender: [asdict(run) for run in some] for contender, some in runs.items()}
+    known["versions"] |= {name: versions(one) for name, one in chosen.items()}
+    STORED.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
 
 
 def show(results: dict[str, dict[str, list[Run]]]) -> None:
@@ -185,6 +198,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--sets", default="even,skewed,tiny", help="of even, skewed, tiny, mixed, wide")
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
+    parser.add_argument("--once", default="Ray Data,Spark", help="contenders that run in the first round only")
     parser.add_argument("--list", action="store_true")
     options = parser.parse_args()
     chosen = {name: CONTENDERS[name] for name in options.contenders.split(",")}
@@ -197,7 +211,11 @@ def main() -> None:
     for one in chosen.values():
         prepare(one)
     sizes = {"tiny": options.tiny_rows, "wide": options.wide_rows}
-    results = {kind: measure(kind, sizes.get(kind, options.rows), options) for kind in options.sets.split(",")}
+    results = {}
+    for kind in options.sets.split(","):
+        rows = sizes.get(kind, options.rows)
+        results[kind] = measure(kind, rows, options)
+        store(f"{kind}, {rows / 1e6:g} M rows", results[kind], chosen)
     show(results)
     for name, one in chosen.items():
         print(f"- {name}: {versions(one)}")

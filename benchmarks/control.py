@@ -1,10 +1,11 @@
 """What a partition costs the driver and the scheduler beside its work, against an empty task of distributed itself.
 
-    python -m benchmarks.control [--partitions 1000,10000] [--fragments 1]
+    python -m benchmarks.control [--partitions 1000,10000] [--fragments 1] [--workers 0]
 
 Scheduler and worker are processes of their own; the worker does nothing with a partition but answer with a receipt
 (`benchmarks.nothing`). The driver is a process too, one for each figure, so that its peak memory is its own. *Empty
-tasks* are `Client.submit` of a function that returns a text as long as a receipt, with as many in flight.
+tasks* are `Client.submit` of a function that returns a text as long as a receipt, with as many in flight. With
+``--workers`` there are so many workers of one thread, all of them in one process (`benchmarks.many`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from typing import Any
 
 from benchmarks.tree import TICKS, peak_bytes
 
-WINDOW = 8
+THREADS = 4
+"""Of the worker, where there is one."""
 
 
 def cpu_seconds(pid: int) -> float:
@@ -32,8 +34,8 @@ def cpu_seconds(pid: int) -> float:
 
 
 @contextmanager
-def cluster(folder: Path) -> Iterator[tuple[str, int]]:
-    """Address and process id of a scheduler with one worker of four threads."""
+def cluster(folder: Path, workers: int) -> Iterator[tuple[str, int]]:
+    """Address and process id of a scheduler with one worker of four threads, or ``workers`` of one."""
     file, log = folder / "scheduler.json", (folder / "log.txt").open("ab")
     root = str(Path(__file__).parents[1])
     environment = {
@@ -48,8 +50,12 @@ def cluster(folder: Path) -> Iterator[tuple[str, int]]:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
     started = [start("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard")]
-    worker = ("--no-nanny", "--nthreads", "4", "--no-dashboard", "--preload", "benchmarks.nothing")
-    started.append(start("worker", *worker, "--local-directory", str(folder)))
+    worker = ("--no-nanny", "--nthreads", str(THREADS), "--no-dashboard", "--preload", "benchmarks.nothing")
+    if workers:
+        many = [sys.executable, "-m", "benchmarks.many", str(file), str(workers)]
+        started.append(subprocess.Popen(many, env=environment, cwd=folder, stdout=log, stderr=log))
+    else:
+        started.append(start("worker", *worker, "--local-directory", str(folder)))
     try:
         while not file.exists():
             time.sleep(0.05)
@@ -95,7 +101,7 @@ def drive_ours(client: Any, count: int, fragments: int) -> float:
     return before
 
 
-def drive_empty(client: Any, count: int) -> float:
+def drive_empty(client: Any, count: int, window: int) -> float:
     from distributed import as_completed
 
     before = time.process_time()
@@ -105,7 +111,7 @@ def drive_empty(client: Any, count: int) -> float:
     def submit(number: int) -> Any:
         return client.submit(echo, text, number, key=f"empty-{number}", pure=False)
 
-    done = as_completed([submit(number) for _, number in zip(range(WINDOW), made, strict=False)], loop=client.loop)
+    done = as_completed([submit(number) for _, number in zip(range(window), made, strict=False)], loop=client.loop)
     for future in done:
         future.result()
         for number in made:
@@ -118,23 +124,27 @@ def echo(text: str, number: int) -> str:
     return text
 
 
-def drive(kind: str, address: str, count: int, fragments: int, scheduler: int) -> None:
+def drive(kind: str, address: str, count: int, fragments: int, scheduler: int, workers: int) -> None:
     """Prints one JSON object; runs in a process of its own."""
     from distributed import Client
 
     with Client(address, set_as_default=False) as client:
-        client.wait_for_workers(1)
+        client.wait_for_workers(workers or 1)
         first = cpu_seconds(scheduler)
         begin = time.perf_counter()
-        before = drive_empty(client, count) if kind == "empty" else drive_ours(client, count, fragments)
+        before = (
+            drive_empty(client, count, 2 * (workers or THREADS))
+            if kind == "empty"
+            else drive_ours(client, count, fragments)
+        )
         used = {"driver": time.process_time() - before, "scheduler": cpu_seconds(scheduler) - first}
         record = {"wall": time.perf_counter() - begin, "driver_peak": peak_bytes(os.getpid())}
         print(json.dumps({**used, **record, "scheduler_peak": peak_bytes(scheduler)}))
 
 
-def measure(kind: str, count: int, fragments: int) -> dict[str, float]:
-    with tempfile.TemporaryDirectory() as folder, cluster(Path(folder)) as (address, scheduler):
-        arguments = ["--drive", kind, address, str(count), str(fragments), str(scheduler)]
+def measure(kind: str, count: int, fragments: int, workers: int) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder, cluster(Path(folder), workers) as (address, scheduler):
+        arguments = ["--drive", kind, address, str(count), str(fragments), str(scheduler), str(workers)]
         command = [sys.executable, "-m", "benchmarks.control", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
         if done.returncode:
@@ -147,17 +157,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--partitions", default="1000,10000")
     parser.add_argument("--fragments", type=int, default=1, help="files a partition is made of")
-    parser.add_argument("--drive", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--workers", type=int, default=0, help="of one thread; default: one of four")
+    parser.add_argument("--drive", nargs=6, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.drive:
-        kind, address, count, fragments, scheduler = options.drive
-        drive(kind, address, int(count), int(fragments), int(scheduler))
+        kind, address, *numbers = options.drive
+        drive(kind, address, *(int(number) for number in numbers))
         return
     print("| partitions | | driver ms | scheduler ms | both, beyond empty | driver peak MB | scheduler peak MB |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for count in (int(text) for text in options.partitions.split(",")):
-        empty = measure("empty", count, options.fragments)
-        ours = measure("ours", count, options.fragments)
+        empty = measure("empty", count, options.fragments, options.workers)
+        ours = measure("ours", count, options.fragments, options.workers)
         for name, run in (("empty tasks", empty), ("partitions", ours)):
             each = [1000 * run[part] / count for part in ("driver", "scheduler")]
             beyond = sum(each) - sum(1000 * empty[part] / count for part in ("driver", "scheduler"))
