@@ -21,7 +21,7 @@ import time
 def build(frame):
     """Takes a while, so that there is something to interrupt; drops rows, and cannot do some."""
     time.sleep(0.1)
-    if (frame["id"] % 1000 == 713).any():
+    if (frame["id"] % 5000 == 713).any():
         raise ValueError("on purpose")
     return frame[frame["id"] % 10 != 0]
 '''

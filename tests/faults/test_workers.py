@@ -215,7 +215,8 @@ def test_a_killed_scheduler_ends_the_run_within_five_seconds(
 def test_a_frozen_scheduler_ends_the_run_at_the_limit_and_a_short_freeze_does_not(
     make: Make, tmp_path: Path, expected: pd.DataFrame
 ) -> None:
-    with ProcessCluster(tmp_path / "cluster") as cluster:
+    # One worker, so that not everything is done while the scheduler is frozen.
+    with ProcessCluster(tmp_path / "cluster", workers=1) as cluster:
         job = make(cluster, SLOW, scheduler_timeout=6)
         driver = job.start()
         driver.wait_receipts(1)
