@@ -165,6 +165,7 @@ def check_output(plan: Plan, *, settings: Settings, job: str = "") -> None:
         sources=source_paths(plan.spec),
         job=job,
         schema=plan.output_schema,
+        plan=plan.digest,
         state=(str(local_path(settings.directory)),) if is_local_path(settings.directory) else (),
     )
 

@@ -57,6 +57,7 @@ class SinkAdapter(Protocol):
         job: str = "",
         schema: bytes | None = None,
         state: Sequence[str] = (),
+        plan: str = "",
     ) -> None:
         """See `check`."""
 
@@ -101,6 +102,7 @@ def check(
     job: str = "",
     schema: bytes | None = None,
     state: Sequence[str] = (),
+    plan: str = "",
 ) -> None:
     """Refuse a sink that cannot or must not be written, before anything runs. Changes nothing.
 
@@ -109,12 +111,14 @@ def check(
     :param job: id of the job, when it may have begun to publish already.
     :param schema: Arrow schema (IPC) of the output, when it is known: what is appended must fit.
     :param state: folders of job directories, which a sink must not lie in nor hold.
+    :param plan: digest of the job's plan, when it may have begun to publish already.
     :raises OutputExists: there is data and the mode is ``error``.
-    :raises OutputConflict: what is there has another schema, or another layout, than what is to be appended.
+    :raises OutputConflict: what is there has another schema, or another layout, than what is to be appended; or another
+        job with the same id has published there.
     :raises RefusedForSafety: the sink and the source overlap, the path is a folder that must not be replaced, or
         overwriting would remove files that are no output of a job.
     """
-    find_sink(sink.format).check(sink, sources=sources, path=path, job=job, schema=schema, state=state)
+    find_sink(sink.format).check(sink, sources=sources, path=path, job=job, schema=schema, state=state, plan=plan)
 
 
 def published_work(sink: Sink, *, name: str) -> PublishedBefore:

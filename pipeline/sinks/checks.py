@@ -43,6 +43,22 @@ def check_folder(store: Store) -> None:
         )
 
 
+def check_is_same(there: layout.Publication, *, plan: str, place: str) -> None:
+    """Refuse to take what another job of the same id has published for this one's.
+
+    :param plan: digest of this one's plan; empty when it is not known.
+    :raises OutputConflict: when that one had another plan.
+    """
+    if there.plan and plan and there.plan != plan:
+        raise OutputConflict(
+            "another job with the same id has published there",
+            where=f"sink.path: {place}",
+            found=f"job {there.job} with plan {there.plan[:12]}",
+            expected=f"plan {plan[:12]}, or a job with another id",
+            next_step="run it under another id (--job), or choose another sink.path",
+        )
+
+
 def _check_schema(store: Store, state: layout.SinkState | None, names: list[str], schema: pa.Schema) -> None:
     first = next((name for name in names if name.endswith(layout.SUFFIX)), None)
     if state and state.schema:

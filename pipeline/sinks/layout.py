@@ -49,6 +49,8 @@ class Publication:
     """Files of earlier publications that went with it."""
     files_replaced: int = 0
     """How many of its own files later ones have replaced."""
+    plan: str = ""
+    """Digest of the job's plan, which tells jobs of the same id apart; empty for files of before it was kept."""
 
     def to_record(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -58,6 +60,8 @@ class Publication:
                 del record[name]
         if not self.files_replaced:
             del record["files_replaced"]
+        if not self.plan:
+            del record["plan"]
         return {**record, "rows": sum(file.rows for file in self.files)}
 
     @staticmethod
@@ -75,6 +79,7 @@ class Publication:
             ),
             replaces=tuple(record.get("replaces", ())),
             files_replaced=record.get("files_replaced", 0),
+            plan=record.get("plan", ""),
         )
 
     def without(self, names: Collection[str]) -> Publication:

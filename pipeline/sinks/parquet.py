@@ -57,6 +57,7 @@ class ParquetSink:
         job: str = "",
         schema: bytes | None = None,
         state: Sequence[str] = (),
+        plan: str = "",
     ) -> None:
         """Raise what `publish` would raise; see `pipeline.sinks.check`."""
         path = path or sink.path
@@ -65,7 +66,8 @@ class ParquetSink:
         store = self._open(real_place(path))
         checks.check_folder(store)
         there = layout.read_state(store)
-        if there and any(one.job == job for one in there.publications):
+        if there and (own := there.of_job(job)):
+            checks.check_is_same(own, plan=plan, place=path)
             return
         arrow = pa.ipc.read_schema(pa.py_buffer(schema)) if schema else None
         check_content(store, there, mode=sink.mode, job=job, schema=arrow)
@@ -208,6 +210,7 @@ class _Work:
             self.sink.mode,
             (*self.kept, *files),
             files_replaced=self.earlier.files_replaced if self.earlier else 0,
+            plan=self.manifest.plan,
         )
         made = with_inputs(made, self.directory, pieces)
         is_over = self.sink.mode == "overwrite"
@@ -369,7 +372,10 @@ def _find(state: layout.SinkState | None, manifest: Manifest, *, path: str, is_n
     if state.is_gone(manifest.job):
         return Published(path, (), 0, 0, is_new=False, is_replaced=True)
     there = state.of_job(manifest.job)
-    if there is None or there.manifest < manifest.number:
+    if there is None:
+        return None
+    checks.check_is_same(there, plan=manifest.plan, place=path)
+    if there.manifest < manifest.number:
         return None
     rows, size = sum(file.rows for file in there.files), sum(file.bytes for file in there.files)
     return Published(path, there.files, rows, size, is_new=is_new, is_replaced=there.files_replaced > 0)

@@ -534,3 +534,18 @@ def test_damaged_sink_manifest_is_refused(tmp_path: Path) -> None:
     (out / "_manifest.json").write_text("{")
     with pytest.raises(StateCorrupt, match="manifest is damaged"):
         run(tmp_path, small_job(tmp_path / "lake2", sink=str(out), mode="overwrite"), "b-1")
+
+
+def test_two_jobs_of_one_id_are_not_taken_for_each_other(tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    first, second = small_job(tmp_path / "lake", sink=out), small_job(tmp_path / "other", sink=out)
+    _, manifest, _ = run(tmp_path / "here", first, "a-1")
+    before = listing(tmp_path / "out")
+    assert state_of(tmp_path / "out").publications[0].plan == manifest.plan
+    with pytest.raises(OutputConflict, match="another job with the same id"):
+        run(tmp_path / "there", second, "a-1")
+    sink = second.plan.spec.sink
+    with pytest.raises(OutputConflict, match="another job with the same id"):
+        check(sink, sources=(), job="a-1", plan=second.plan.digest)
+    check(sink, sources=(), job="a-1", plan=first.plan.digest)
+    assert listing(tmp_path / "out") == before
