@@ -2,7 +2,8 @@
 
     python -m benchmarks.against --sets even,skewed,tiny --repeat 3
     python -m benchmarks.against --list              # the contenders, and how each environment is made
-    python -m benchmarks.plot                        # pictures of what the last runs stored in benchmarks/against.json
+    python -m benchmarks.against --show              # the table of what the last runs stored in benchmarks/against.json
+    python -m benchmarks.plot                        # pictures of it
 
 Each contender runs as a process of its own in an environment of its own (``benchmarks/data/environments/``, made by uv
 when it is not there) and is measured from the outside, start-up included: wall time, CPU time of the process tree, the
@@ -168,6 +169,12 @@ def store(name: str, runs: dict[str, list[Run]], chosen: dict[str, Contender]) -
     STORED.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
 
 
+def read_stored() -> dict[str, dict[str, list[Run]]]:
+    """What ``against.json`` holds, by set and contender."""
+    sets = json.loads(STORED.read_text())["sets"]
+    return {kind: {name: [Run(**one) for one in some] for name, some in runs.items()} for kind, runs in sets.items()}
+
+
 def show(results: dict[str, dict[str, list[Run]]]) -> None:
     print("| set | contender | wall / ours | CPU / ours | memory / ours | first file / ours | runs |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
@@ -199,14 +206,18 @@ def main() -> None:
     parser.add_argument("--sets", default="even,skewed,tiny", help="of even, skewed, tiny, mixed, wide")
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
     parser.add_argument("--once", default="Ray Data,Spark", help="contenders that run in the first round only")
+    parser.add_argument("--show", action="store_true", help="what was stored, as a table")
     parser.add_argument("--list", action="store_true")
     options = parser.parse_args()
+    if options.show:
+        show(read_stored())
+        return
     chosen = {name: CONTENDERS[name] for name in options.contenders.split(",")}
     if options.list:
         for name, one in chosen.items():
             print(f"{name}: benchmarks.{one.module}; {', '.join(one.packages) or 'this environment'}")
         return
-    if shutil.which("uv") is None and any(one.packages for one in chosen.values()):
+    if shutil.which("uv") is None and any(not Path(one.python).exists() for one in chosen.values()):
         sys.exit("uv is needed to make the environments of the peers: pip install uv")
     for one in chosen.values():
         prepare(one)
