@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ from pipeline.errors import StateCorrupt
 from pipeline.rows import RowCounts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class DataFile:
     """A file a worker wrote, by the only name it is ever opened under."""
 
@@ -22,7 +23,7 @@ class DataFile:
     sha256: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileRows:
     """What became of the rows of one range of one input file."""
 
@@ -32,7 +33,7 @@ class FileRows:
     rows: RowCounts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Seconds:
     """Where the wall time of an attempt went. Reading overlaps scoring, so that the parts may exceed ``total``."""
 
@@ -51,7 +52,7 @@ GIVEN_UP = "it "
 """How a reason of `EngineUse` begins that came up while scoring and is worth a warning."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class EngineUse:
     """What evaluated the model for some rows, and the evidence for that choice."""
 
@@ -98,7 +99,7 @@ def _added(one: Mapping[str, Number], other: Mapping[str, Number]) -> dict[str, 
     return {name: one.get(name, 0) + other.get(name, 0) for name in sorted({*one, *other})}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Receipt:
     """A committed partition. The first one put for a partition is the one that counts."""
 
@@ -153,7 +154,11 @@ class Receipt:
             if record.pop("schema_version") != 1:
                 raise ValueError("unknown schema_version")
             record["rows"] = RowCounts.from_details(record["rows"])
-            record["files"] = tuple(FileRows(p, a, b, RowCounts.from_details(r)) for p, a, b, r in record["files"])
+            files = record["files"]
+            record["files"] = tuple(FileRows(sys.intern(p), a, b, RowCounts.from_details(r)) for p, a, b, r in files)
+            # A driver holds the receipts of all partitions: what is the same in each is held once.
+            for key in {"plan", "model", "worker"} & record.keys():
+                record[key] = sys.intern(record[key])
             record["seconds"] = Seconds(**record["seconds"])
             record["splits"] = tuple(record["splits"])
             record["cuts"] = tuple(record.get("cuts", ()))
