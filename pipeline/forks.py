@@ -27,6 +27,9 @@ ALWAYS = {"OMP_WAIT_POLICY": "PASSIVE", "MALLOC_TRIM_THRESHOLD_": "65536", "PYTH
 """Variables that libraries and the C library read when they are loaded. The hash seed is the one Dask's nannies set."""
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "ARROW_IO_THREADS")
 
+_IS_SAFE = sys.platform.startswith("linux") and sys.version_info >= (3, 11, 1)
+"""Before 3.11.1 any user of the machine could have it run code: its socket had no permissions (CVE-2022-42919)."""
+
 _lock = threading.Lock()
 _started: dict[str, str] = {}
 """The environment of the server that was started here."""
@@ -69,7 +72,7 @@ def begin(environment: Mapping[str, str]) -> bool:
     """Start the server, unless it runs. It imports while this process goes on.
 
     :param environment: variables for it, from `thread_environment`.
-    :returns: whether workers that are to have ``environment`` can be forked: not when there is no such server on this
+    :returns: whether workers that are to have ``environment`` can be forked: not when there is no safe one on this
         platform, or somebody else's, or ours with another environment and in use.
     """
     with _lock:
@@ -93,7 +96,7 @@ def used(environment: Mapping[str, str]) -> Iterator[bool]:
 def _begin(environment: Mapping[str, str]) -> bool:
     if _started == dict(environment):
         return True
-    if (_started and _users) or not sys.platform.startswith("linux") or (not _started and _server_pid() is not None):
+    if not _IS_SAFE or (_started and _users) or (not _started and _server_pid() is not None):
         return False
     try:
         _end(os.getpid())

@@ -96,3 +96,13 @@ def test_the_likely_environment_is_that_of_the_shape() -> None:
     assert likely_environment(None, cores) == thread_environment(cores, cores)
     assert thread_environment(8, 2)["OMP_NUM_THREADS"] == "4"
     assert thread_environment(2, 16)["OMP_NUM_THREADS"] == "1"
+
+
+def test_nobody_else_can_reach_it(tmp_path: Path) -> None:
+    code = """
+from multiprocessing import forkserver
+forks.begin(forks.likely_environment(1, 1))
+where = forkserver._forkserver._forkserver_address
+print(json.dumps([os.stat(path).st_mode & 0o777 for path in (where, os.path.dirname(where))]))
+"""
+    assert run(tmp_path, code) == [0o600, 0o700]
