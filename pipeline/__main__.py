@@ -1,11 +1,35 @@
 """``python -m pipeline``."""
 
 import atexit
-import gc
+import os
+import sys
+from contextlib import suppress
 
-from pipeline.cli import main
+_code = 1
+"""Exit status, once it is known."""
+
+
+def _leave() -> None:
+    """End the process here, after all that others have registered for its end and after its threads.
+
+    What would come is the interpreter's look through all that is in memory, a third of a second, and the destructors of
+    C++ libraries: Arrow's now and then abort a process whose work is done.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(_code)
+
 
 if __name__ == "__main__":
-    # What is there at the end goes with the process: to look through all of it for cycles takes a third of a second.
-    atexit.register(gc.freeze)
-    main(prog_name="python -m pipeline")
+    # First to be registered, last to be called.
+    atexit.register(_leave)
+
+    from pipeline.cli import main
+
+    try:
+        main(prog_name="python -m pipeline")
+        _code = 0
+    except SystemExit as end:
+        _code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        raise

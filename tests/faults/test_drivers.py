@@ -178,7 +178,8 @@ def test_a_second_driver_is_locked_out_while_clocks_jump(place: Place, expected:
     place.check(expected)
     assert sorted(os.listdir(place.job / "lease")) == ["1.beat", "1.json"]
     seconds = json.loads((place.job / "report.json").read_text())["seconds"]
-    assert all(0 <= value < time.monotonic() - begin for value in seconds.values()), seconds
+    # Sums over partitions, which run side by side; the clocks jump by an hour.
+    assert all(0 <= value < 10 * (time.monotonic() - begin) for value in seconds.values()), seconds
 
 
 @pytest.mark.fault(11, 52)
