@@ -52,6 +52,13 @@ def default_shape(cores: int, memory: int) -> tuple[int, int]:
     return workers, threads
 
 
+def chosen_shape(cores: int, memory: int, *, workers: int | None, threads: int | None) -> tuple[int, int]:
+    """Workers and threads per worker where one of them, both or none is said; the rest as `default_shape` has it."""
+    usual_workers, usual_threads = default_shape(cores, memory)
+    each = threads or usual_threads
+    return workers or (usual_workers if each == usual_threads else max(1, cores // each)), each
+
+
 def thread_environment(cores: int, slots: int) -> dict[str, str]:
     """Variables set before a worker is started, so that ``slots`` tasks at a time do not take each other's cores."""
     return {**dict.fromkeys(_THREADS, str(max(1, cores // slots))), **ALWAYS}
@@ -63,9 +70,8 @@ def likely_environment(workers: int | None, threads: int | None) -> dict[str, st
     :param workers: worker processes, when that is said.
     :param threads: threads of each, when that is said.
     """
-    usual_workers, usual_threads = default_shape(CPU_COUNT, sys.maxsize)
-    each = threads or usual_threads
-    return thread_environment(CPU_COUNT, (workers or (CPU_COUNT // each if threads else usual_workers) or 1) * each)
+    count, each = chosen_shape(CPU_COUNT, sys.maxsize, workers=workers, threads=threads)
+    return thread_environment(CPU_COUNT, count * each)
 
 
 def begin(environment: Mapping[str, str]) -> bool:

@@ -20,7 +20,7 @@ from pipeline.clusters import DASK_CONFIG
 from pipeline.clusters.network import LOOPBACK, check_dashboard, is_loopback
 from pipeline.clusters.tls import Certificates, certificates_in
 from pipeline.errors import NoWorkers, SpecError
-from pipeline.forks import default_shape, thread_environment
+from pipeline.forks import chosen_shape, thread_environment
 from pipeline.plan import Limits
 from pipeline.settings import Settings
 from pipeline.stop import wait_in_slices
@@ -53,13 +53,13 @@ class LocalProcesses:
         return Limits(workers=workers, threads=threads, memory=memory)
 
     def _shape(self) -> tuple[int, int]:
-        workers, threads = default_shape(CPU_COUNT, MEMORY_LIMIT)
-        chosen_threads = self.settings.threads or (threads if self.threads == "auto" else int(self.threads))
-        if self.settings.workers or self.workers != "auto":
-            return self.settings.workers or int(self.workers), chosen_threads
-        if chosen_threads != threads:
-            workers = max(1, CPU_COUNT // chosen_threads)
-        return workers, chosen_threads
+        workers, threads = (None if value == "auto" else int(value) for value in (self.workers, self.threads))
+        return chosen_shape(
+            CPU_COUNT,
+            MEMORY_LIMIT,
+            workers=self.settings.workers or workers,
+            threads=self.settings.threads or threads,
+        )
 
     @contextmanager
     def open(self, *, directory: str = "") -> Iterator[Client]:
