@@ -218,10 +218,10 @@ def _decide(
     if not run.worker:
         return Move(run.key, (helpers[0],)) if run.seconds > patience.begin else None
     if len(rates.samples) < patience.samples or run.work <= 0:
-        return _share(run, helpers[:each], patience)
+        return _share(run, helpers[:each], rates, patience)
     running = [one.seconds / one.work for one in runs if one.worker and one.work > 0 and one.key != run.key]
     if run.seconds <= limit(run, rates=rates, patience=patience, running=running):
-        return _share(run, helpers[:each], patience)
+        return _share(run, helpers[:each], rates, patience)
     is_frozen = run.unanswered is not None and run.unanswered > patience.answer
     if not is_frozen and (run.sight is None or run.sight_age > patience.look_again):
         return Ask(run.key) if run.unanswered is None else None
@@ -231,8 +231,11 @@ def _decide(
     return _rescue(run, sight, sorted(helpers, key=rates.of), rates, patience, is_asked=run.cut_asked is not None)
 
 
-def _share(run: Run, helpers: list[str], patience: Patience) -> Ask | Share | None:
-    """Let ``helpers`` have their part of an attempt that is not slow, if all would end sooner by its own pace."""
+def _share(run: Run, helpers: list[str], rates: Rates, patience: Patience) -> Ask | Share | Cut | None:
+    """Let ``helpers`` have their part of an attempt, if all would end sooner by its own pace.
+
+    One that is slower than others by now leaves all of its rest to them: its worker may be what is slow.
+    """
     if run.seconds < patience.share or run.cut_asked is not None or run.rows < 2 * SMALLEST_PART:
         return None
     if run.sight is None or run.sight_age > patience.look_again:
@@ -240,11 +243,15 @@ def _share(run: Run, helpers: list[str], patience: Patience) -> Ask | Share | No
     rest = run.rows - run.sight.rows_done
     if run.sight.rows_done <= 0 or rest < SMALLEST_REST:
         return None
-    workers = (run.worker, *helpers)[: rest // SMALLEST_PART]
+    own = run.sight.seconds * run.rows / run.sight.rows_done
+    is_slow = len(rates.samples) >= patience.samples and own > patience.factor * run.work * rates.typical()
+    workers = (*(() if is_slow else (run.worker,)), *helpers)[: rest // SMALLEST_PART]
     left = run.sight.seconds * rest / run.sight.rows_done - run.sight_age
     soonest = _boundary(run) / 2 + patience.overhead + left / max(1, len(workers))
     wanted = max(patience.share_gain, patience.gain * left)
-    return Share(run.key, workers, left) if len(workers) > 1 and left - soonest >= wanted else None
+    if len(workers) < 2 or left - soonest < wanted:
+        return None
+    return (Cut if is_slow else Share)(run.key, workers, left)
 
 
 def _rescue(
