@@ -44,7 +44,8 @@ def _never(partition: Partition, receipt: Receipt | None, *, parts: int = 2) -> 
 class Dispatcher:
     """Runs partitions on a client and gives their receipts as they come.
 
-    ``submit`` turns partitions into one `dask.delayed` each; ``read`` gets the receipt out of what a task returned.
+    ``submit`` turns partitions into one `dask.delayed` each, with new keys each time; ``read`` gets the receipt out of
+    what a task returned.
     """
 
     client: Any
@@ -362,7 +363,7 @@ class Dispatcher:
         if isinstance(action, Move):
             self._flight.take_back(future)
             moved = replace(attempt, workers=action.workers)
-            self._flight.start([moved], [relief.task(attempt.partition)])
+            self._flight.start([moved], self.submit([attempt.partition]))
             relief.moved(attempt.partition, seconds=now - since)
             return
         relief.help(attempt.partition, action, worker=worker, seconds=now - since, now=now)
@@ -373,7 +374,7 @@ class Dispatcher:
             self._divide(attempt, "it was slow", workers=action.workers)
         else:
             copy = replace(attempt, workers=action.workers, is_copy=True)
-            self._flight.start([copy], [relief.task(attempt.partition)])
+            self._flight.start([copy], self.submit([attempt.partition]))
 
     # The end of the run
 

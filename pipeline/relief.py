@@ -69,8 +69,6 @@ class Relief:
     client: Any
     stage: str
     """Folder of the stage, by which workers know their attempts."""
-    copy: Callable[[Partition], Any]
-    """One more task for a partition."""
     on_helped: Callable[[Helped], None] = lambda helped: None
     patience: Patience = field(default_factory=Patience)
     _rates: Rates = field(default_factory=Rates)
@@ -198,10 +196,6 @@ class Relief:
             # What ended a worker is no straggler, and is not to end two at a time.
             is_helped=attempt.partition.id in self._helped or attempt.blames > 0 or attempt.memory_deaths > 0,
         )
-
-    def task(self, partition: Partition) -> Any:
-        """One more task for ``partition``, with a key of its own."""
-        return self.copy(partition)
 
     def help(self, partition: Partition, action: Rescue, *, worker: str, seconds: float, now: float) -> None:
         """Note that ``action`` was taken."""

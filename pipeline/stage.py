@@ -62,7 +62,7 @@ class Stage:
         return replace(self._recipe, batch_rows=self.batch.rows)
 
     def submit(self, partitions: Sequence[Partition]) -> list[Any]:
-        """One task each."""
+        """One task each, with a key of its own each time."""
         return make_tasks(self.recipe, partitions, self.round.plan.versions)
 
     def isolate(self, partitions: Sequence[Partition]) -> list[Any]:
@@ -89,12 +89,7 @@ class Stage:
 
     def relief(self, client: Any, *, on_helped: Callable[[Helped], None]) -> Relief:
         """Help for its stragglers."""
-        return Relief(client, stage=stage_folder(self.recipe), copy=self.copy, on_helped=on_helped)
-
-    def copy(self, partition: Partition) -> Any:
-        """One more task for a partition."""
-        (task,) = make_tasks(self.recipe, [partition], self.round.plan.versions)
-        return task
+        return Relief(client, stage=stage_folder(self.recipe), on_helped=on_helped)
 
     def learn(self, ended: Ended) -> None:
         """Lower or raise the batch size by how an attempt ended."""

@@ -103,7 +103,7 @@ class World:
         self.rows = rows
         self.now = 0.0
         self.cluster = Cluster(lambda: self.now)
-        copies = itertools.count(1)
+        self.copies = itertools.count(1)
         self.ended: list[Ended] = []
         self.helped: list[Helped] = []
         self.found: list[Any] = []
@@ -111,13 +111,12 @@ class World:
         relief = Relief(
             self.cluster,
             stage="stage",
-            copy=lambda partition: f"{partition.id}~{next(copies)}",
             on_helped=self.helped.append,
             patience=patience,
         )
         self.dispatcher = Dispatcher(
             self.cluster,
-            submit=lambda parts: [one.id for one in parts],
+            submit=lambda parts: [self._key(one) for one in parts],
             read=lambda value: value,
             relief=relief,
             on_ended=self.ended.append,
@@ -126,6 +125,10 @@ class World:
             **options,
         )
         self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def _key(self, partition: Partition) -> str:
+        is_new = partition.id not in self.cluster.futures
+        return partition.id if is_new else f"{partition.id}~{next(self.copies)}"
 
     def _run(self) -> None:
         try:
@@ -286,7 +289,7 @@ def test_one_that_answers_is_asked_to_stop_and_its_rest_goes_to_the_idle_ones() 
 
 def test_one_that_is_not_slow_is_shared_when_nothing_is_left_to_do() -> None:
     world = World(split=_split, patience=Patience())
-    world.cluster.answers = {"a": Sight(2000, 99, 9.0)}
+    world.cluster.answers = {"a": Sight(7000, 99, 9.0)}
     world.until_slow(seconds=12.0)
     _, arguments, worker = world.called("ask_to_cut")
     assert (arguments, worker) == (("p4", 3), "a")
@@ -352,7 +355,7 @@ def test_what_does_not_begin_is_moved_to_an_idle_worker() -> None:
 
 
 def test_a_worker_that_an_unwanted_attempt_holds_is_restarted_when_it_is_needed() -> None:
-    relief = Relief(Cluster(lambda: 0.0), stage="stage", copy=lambda partition: None)
+    relief = Relief(Cluster(lambda: 0.0), stage="stage")
     ledger = Ledger()
     flight = InFlight(Cluster(lambda: 0.0), ledger, lambda future: None, lambda: 100.0)
     relief.drop(part("p0"), worker="a", now=100.0)
