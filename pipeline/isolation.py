@@ -312,18 +312,11 @@ def sendable(error: Exception) -> Exception:
 
 
 def _part(batch: SourceBatch, start: int, stop: int) -> SourceBatch:
-    rows = slice(start, stop)
-    table = batch.table.slice(start, stop - start)
+    part = batch.slice(start, stop)
     if stop - start < batch.table.num_rows:
         # A slice would travel with all that it was cut from.
-        table = pa.ipc.open_stream(_stream(table)).read_all()
-    return replace(
-        batch,
-        table=table,
-        fragment=batch.fragment[rows],
-        row=batch.row[rows],
-        filtered=np.zeros_like(batch.filtered),
-    )
+        part = replace(part, table=pa.ipc.open_stream(_stream(part.table)).read_all())
+    return part
 
 
 def _stream(table: pa.Table) -> pa.Buffer:

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from pipeline.batches import resized
 from pipeline.contract import check, check_matrix, feature_rules
 from pipeline.errors import InputError, PlanMismatch, SchemaDrift
 from pipeline.files import Store, open_store, unique_name
@@ -28,6 +29,7 @@ from pipeline.flavors.choice import get_evaluator
 from pipeline.isolation import IsolatedScorer, Isolation
 from pipeline.model import ModelVersion
 from pipeline.outputs import check_scores, prediction_schema, reject_schema, score_dtype
+from pipeline.pace import Pace
 from pipeline.part_file import PartFile
 from pipeline.plan import Partition
 from pipeline.progress import SMALLEST_REST, Progress, tracked
@@ -180,6 +182,7 @@ class _Attempt:
         self.progress = progress
         self.cut: Receipt | None = None
         """The receipt that divides the partition, once this attempt has stopped before its end."""
+        self.pace = Pace.begin(recipe.batch_rows, is_known=not recipe.maps)
         self.name = unique_name()
         file = f"{partition.id}-{self.name}.parquet"
         metadata = _file_metadata(recipe)
@@ -214,9 +217,13 @@ class _Attempt:
         reading = [0.0]
         steps = score = 0.0
         rows = read_partition(self.recipe, self.partition, versions=versions)
-        with closing(read_ahead(_timed(rows, reading))) as batches:
-            for batch in batches:
+        with closing(read_ahead(_timed(rows, reading))) as read:
+            # A process of its own looks after time and size by itself.
+            is_isolated = isinstance(scorer, IsolatedScorer)
+            for batch in read if is_isolated else resized(read, self.partition.fragments, lambda: self.pace.rows):
+                begin = perf_counter()
                 scored = scorer.score(batch, paths=ledger.paths)
+                self.pace = self.pace.after(batch.table.num_rows, perf_counter() - begin)
                 ledger.add(scored, batch.reasons)
                 steps, score = steps + scored.seconds_steps, score + scored.seconds_score
                 self.data.add(scored.table)

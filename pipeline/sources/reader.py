@@ -43,6 +43,19 @@ class SourceBatch:
     reasons: tuple[str, ...] = ()
     """Why each row was rejected before; empty for rows of input files."""
 
+    def slice(self, start: int, stop: int, *, filtered: np.ndarray | None = None) -> SourceBatch:
+        """The rows ``start`` to ``stop``.
+
+        :param filtered: int64 [fragments], dropped since the batch before. Default: none.
+        """
+        return SourceBatch(
+            table=self.table.slice(start, stop - start),
+            fragment=self.fragment[start:stop],
+            row=self.row[start:stop],
+            filtered=np.zeros_like(self.filtered) if filtered is None else filtered,
+            reasons=self.reasons[start:stop],
+        )
+
 
 def read_batches(
     partition: HasFragments | Sequence[Fragment],
