@@ -26,7 +26,7 @@ from pipeline.plan import Partition
 from pipeline.receipt import Receipt
 from pipeline.relief import Answer, Relief
 from pipeline.stop import Stop
-from pipeline.stragglers import Action, Ask, Cut, Divide, Move, Share
+from pipeline.straggler_parts import Action, Ask, Cut, Divide, Move, Share
 from pipeline.watch import PROBE_TIMEOUT, Policy, Watch
 
 __all__ = ["Dispatcher", "Divided", "Ended", "Policy"]

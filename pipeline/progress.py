@@ -14,9 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from pipeline.errors import InfrastructureError
+from pipeline.pulse import Pulse
 
-SMALLEST_REST = 256
+SMALLEST_REST = 64
 """Rows below which what is left of a partition is not worth a cut."""
+
+_pulse = Pulse()
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,10 @@ class Sight:
     """Batches these were."""
     seconds: float
     """Since the attempt began, by the worker's clock."""
+    since: float = 0.0
+    """Of these, seconds since its last batch ended."""
+    starved: float = 0.0
+    """Of all these, seconds for which its process did not get to run: it was stopped, or others had the processor."""
 
 
 @dataclass
@@ -44,9 +51,13 @@ class Progress:
     """Parts into which the rest is to be divided when it stops at the next batch boundary; 0: it is to go on."""
     is_unwanted: bool = False
     started: float = field(init=False)
+    advanced: float = field(init=False)
+    """When the last batch ended."""
+    starved_before: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.started = self.clock()
+        self.started = self.advanced = self.clock()
+        self.starved_before = _pulse.missed
 
     def advance(self, rows_done: int) -> bool:
         """A batch is done; whether to stop here and leave the rest to others.
@@ -54,7 +65,7 @@ class Progress:
         :param rows_done: input rows that are done so far.
         :raises InfrastructureError: when the partition is done elsewhere.
         """
-        self.rows_done, self.batches = rows_done, self.batches + 1
+        self.rows_done, self.batches, self.advanced = rows_done, self.batches + 1, self.clock()
         self.check()
         return bool(self.pieces) and rows_done > 0 and self.rows - rows_done >= SMALLEST_REST
 
@@ -66,7 +77,8 @@ class Progress:
     @property
     def sight(self) -> Sight:
         """How far it is."""
-        return Sight(self.rows_done, self.batches, self.clock() - self.started)
+        now, starved = self.clock(), _pulse.missed - self.starved_before
+        return Sight(self.rows_done, self.batches, now - self.started, now - self.advanced, starved)
 
 
 _lock = threading.Lock()
@@ -83,6 +95,7 @@ def tracked(stage: str, partition: str, *, rows: int) -> Iterator[Progress]:
     progress, key = Progress(rows), (stage, partition)
     with _lock:
         _running.setdefault(key, []).append(progress)
+        _pulse.start()
     try:
         yield progress
     finally:
@@ -90,6 +103,8 @@ def tracked(stage: str, partition: str, *, rows: int) -> Iterator[Progress]:
             _running[key].remove(progress)
             if not _running[key]:
                 del _running[key]
+            if not _running:
+                _pulse.stop()
 
 
 def at_work() -> int:

@@ -18,7 +18,8 @@ from pipeline.blame import Ledger
 from pipeline.in_flight import Attempt, InFlight
 from pipeline.plan import Partition
 from pipeline.progress import Sight
-from pipeline.stragglers import Action, Backup, Cut, Divide, Patience, Rates, Rescue, Run, Share, decide
+from pipeline.straggler_parts import Action, Backup, Cut, Divide, Patience, Rates, Rescue, Run, Share
+from pipeline.stragglers import decide
 from pipeline.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -82,6 +83,9 @@ class Relief:
     _rescues: dict[str, _Rescue] = field(default_factory=dict)
     _helped: set[str] = field(default_factory=set)
     """Partitions that had a copy or were to be divided: what that did not help takes its time."""
+    _dear: dict[str, tuple[str, float]] = field(default_factory=dict)
+    """Partitions whose rows seem to take longer than others', and so say nothing about these: where that was seen, and
+    the seconds of a unit of work."""
 
     def begin(self, todo: Sequence[Partition]) -> None:
         """What is to be done in all: one unit of work is all rows, or all bytes, of it."""
@@ -105,8 +109,18 @@ class Relief:
 
     def measured(self, attempt: Attempt, *, worker: str, seconds: float) -> None:
         """An attempt has brought a receipt."""
-        if not attempt.is_isolated:
-            self._rates = self._rates.after(worker, seconds=seconds, work=self.work(attempt.partition))
+        if attempt.is_isolated:
+            return
+        work = self.work(attempt.partition)
+        for whole, (where, pace) in list(self._dear.items()):
+            if not attempt.partition.id.startswith(f"{whole}."):
+                continue
+            if worker == where or not self._rates.is_usual(seconds=seconds, work=work, patience=self.patience):
+                return
+            # Its rows take no longer elsewhere: it was the worker.
+            del self._dear[whole]
+            self._rates = self._rates.after(where, seconds=pace, work=1.0)
+        self._rates = self._rates.after(worker, seconds=seconds, work=work)
 
     def settled(self, partition: str, *, now: float, is_by_helper: bool) -> None:
         """A partition is done.
@@ -170,6 +184,12 @@ class Relief:
             if name not in self._zombies
             for _ in range(threads - busy[name])
         ]
+        # Some wait for the rest of an attempt that was asked to stop.
+        for key, (action, _) in self._cuts.items():
+            execution = ledger.executing.get(key)
+            for name in action.workers:
+                if name in idle and (execution is None or name != execution.worker):
+                    idle.remove(name)
         # What was submitted a moment ago is about to begin on some of them.
         fresh = sum(
             str(future.key) not in ledger.executing and now - attempt.submitted <= self.patience.begin
@@ -203,6 +223,8 @@ class Relief:
         self._rescues[partition.id] = _Rescue(helped, now, {partition.id})
         if isinstance(action, Cut | Share):
             self._cuts[action.key] = (action, now)
+            if isinstance(action, Share) and action.dear:
+                self._dear[partition.id] = (worker, action.dear)
         else:
             self._helped.add(partition.id)
         logger.info("partition %s on %s is helped: %s", partition.id, worker, helped.action)

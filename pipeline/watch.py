@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from distributed.scheduler import heartbeat_interval
 
 from pipeline.errors import InfrastructureError, NoWorkers, SchedulerLost, SchedulerUnresponsive
 
@@ -15,6 +17,8 @@ PROBE_EVERY = 3.0
 """Seconds between two questions to the scheduler."""
 PROBE_TIMEOUT = 5.0
 """Seconds the scheduler has to answer one."""
+SILENT = 4.0
+"""Seconds without a heartbeat after which a worker is not counted on; more where many workers are to send fewer."""
 RECYCLE_TIMEOUT = 10.0
 """Seconds a nanny has to end its worker; then the scheduler forgets the worker."""
 
@@ -39,6 +43,16 @@ class Policy:
     """Seconds in which nothing executes although partitions are in flight, until the workers are restarted."""
 
 
+def _silent(workers: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """Those whose last heartbeat is far behind the newest of all.
+
+    :param workers: as the scheduler describes them.
+    """
+    seen = {name: float(one.get("last_seen") or 0.0) for name, one in workers.items()}
+    limit = max(SILENT, 3 * heartbeat_interval(len(seen)))
+    return {name for name, at in seen.items() if max(seen.values()) - at > limit}
+
+
 class Watch:
     """Looks after the scheduler and the workers; raises when patience is over."""
 
@@ -56,7 +70,7 @@ class Watch:
         self.workers = 1
         """Workers, as last heard."""
         self.slots: dict[str, int] = {}
-        """Threads of each worker that takes tasks, as last heard."""
+        """Threads of each worker that takes tasks and tells of itself, as last heard."""
         self._probe()
 
     def check(self, is_busy: bool) -> None:
@@ -143,7 +157,12 @@ class Watch:
         self._known = tuple(found)
         self.threads, self.workers = sum(int(one["nthreads"]) for one in found.values()), len(found)
         paused = [name for name, one in found.items() if one["status"] == "paused"]
-        self.slots = {name: int(one["nthreads"]) for name, one in found.items() if one["status"] == "running"}
+        silent = _silent(found)
+        self.slots = {
+            name: int(one["nthreads"])
+            for name, one in found.items()
+            if one["status"] == "running" and name not in silent
+        }
         self._paused = {name: self._paused.get(name, now) for name in paused}
         if found:
             self._manned = self._answered

@@ -60,6 +60,13 @@ def wait_until_at_rest(cluster: ProcessCluster) -> None:
         wait_until(lambda: not any(client.run(progress.at_work).values()))
 
 
+def wait_until_at_work(cluster: ProcessCluster, pid: int | None) -> None:
+    """Until that process is at a partition: frozen before, it would only have to be passed over."""
+    with Client(cluster.address, set_as_default=False) as client:
+        (address,) = [name for name, found in client.run(os.getpid).items() if found == pid]
+        wait_until(lambda: client.run(progress.at_work, workers=[address])[address])
+
+
 @pytest.mark.fault(14)
 def test_a_frozen_worker_costs_its_partition_a_copy_and_its_late_write_is_invisible(
     make: Make, cluster: ProcessCluster, expected: pd.DataFrame
@@ -68,6 +75,7 @@ def test_a_frozen_worker_costs_its_partition_a_copy_and_its_late_write_is_invisi
     nanny = cluster.nannies[0]
     driver = job.start()
     driver.wait_receipts(4)
+    wait_until_at_work(cluster, cluster.worker_pid(nanny))
     with stopped(cluster.worker_pid(nanny)):
         report = driver.end(120)
         receipts = job.directory().receipts()
@@ -86,7 +94,7 @@ def test_a_frozen_worker_costs_its_partition_a_copy_and_its_late_write_is_invisi
 
 
 @contextmanager
-def bursts(pid: int | None, *, stop: float = 0.45, go: float = 0.05) -> Iterator[None]:
+def bursts(pid: int | None, *, stop: float = 0.95, go: float = 0.05) -> Iterator[None]:
     """The process runs only now and then inside the block."""
     assert pid is not None
     ended = threading.Event()

@@ -19,7 +19,7 @@ from pipeline.plan import Partition
 from pipeline.progress import Sight
 from pipeline.relief import Helped, Relief
 from pipeline.rows import Fragment
-from pipeline.stragglers import Patience
+from pipeline.straggler_parts import Patience
 from pipeline.testing.processes import wait_until
 
 ROWS = 10_000
@@ -65,6 +65,8 @@ class Cluster:
     calls: list[tuple[str, Any, str]] = field(default_factory=list)
     answers: dict[str, Sight | None] = field(default_factory=dict)
     """By worker; one that is not there never answers."""
+    seen: dict[str, float] = field(default_factory=dict)
+    """When a worker sent its last heartbeat, if not now."""
     scheduler: Any = field(default_factory=lambda: SimpleNamespace(identity="identity", restart_workers="restart"))
 
     def compute(
@@ -75,7 +77,12 @@ class Cluster:
         return made
 
     def sync(self, call: Any, **arguments: Any) -> Any:
-        return {"workers": {name: {"nthreads": 1, "status": "running"} for name in ("a", "b", "c")}}
+        return {
+            "workers": {
+                name: {"nthreads": 1, "status": "running", "last_seen": self.seen.get(name, 1000.0)}
+                for name in ("a", "b", "c")
+            }
+        }
 
     def run(self, function: Any, stage: str, *arguments: Any, workers: list[str], on_error: str) -> dict[str, Any]:
         self.calls.append((function.__name__, arguments, workers[0]))
@@ -188,6 +195,16 @@ def test_a_copy_runs_elsewhere_and_the_first_receipt_ends_the_other(alive: World
     assert len(alive.found) == 5
 
 
+@pytest.mark.parametrize("silent", ["b", "c"])
+def test_a_worker_of_which_nothing_is_heard_is_no_helper(alive: World, silent: str) -> None:
+    alive.cluster.seen[silent] = 995.0
+    alive.until_slow()
+    copy = alive.copy()
+    assert copy.workers == ({"b": "c", "c": "b"}[silent],)
+    copy.end()
+    alive.end()
+
+
 def test_the_original_may_win_and_the_copy_is_dropped(alive: World) -> None:
     alive.until_slow()
     copy = alive.copy()
@@ -271,7 +288,7 @@ def _split(partition: Partition, receipt: Any, *, parts: int = 2) -> Divided:
 
 def test_one_that_answers_is_asked_to_stop_and_its_rest_goes_to_the_idle_ones() -> None:
     world = World(split=_split)
-    world.cluster.answers = {"a": Sight(2000, 99, 99.0)}
+    world.cluster.answers = {"a": Sight(2000, 99, 99.0, starved=60.0)}
     world.until_slow()
     _, arguments, worker = world.called("ask_to_cut")
     assert (arguments, worker) == (("p4", 2), "a")
@@ -285,6 +302,28 @@ def test_one_that_answers_is_asked_to_stop_and_its_rest_goes_to_the_idle_ones() 
     world.end()
     assert [one.outcome for one in world.ended if one.partition.id.startswith("p4")] == ["cut", "done", "done", "done"]
     assert [(one.action, one.is_over, one.won) for one in world.helped] == [("cut", False, False), ("cut", True, True)]
+
+
+def test_who_waits_for_the_rest_of_one_is_not_promised_to_another() -> None:
+    world = World(split=_split, patience=Patience())
+    world.cluster.answers = {name: Sight(3000, 99, 3.0) for name in "abc"}
+    world.thread.start()
+    wait_until(lambda: len(world.cluster.futures) == 5)
+    world.cluster.begin("p0", "a")
+    world.cluster.begin("p1", "b")
+    wait_until(lambda: len(world.dispatcher._ledger.executing) == 2)
+    for number in (2, 3, 4):
+        world.cluster.futures[f"p{number}"].end()
+    wait_until(lambda: len(world.ended) == 3)
+    world.now = 3.0
+    world.called("ask_to_cut")
+    world.now = 4.0
+    looks = len(world.cluster.calls)
+    wait_until(lambda: world.dispatcher._watch._asked >= 3.0)
+    assert [call[0] for call in world.cluster.calls].count("ask_to_cut") == 1, f"after {looks} calls"
+    for number in range(2):
+        world.cluster.futures[f"p{number}"].end()
+    world.end()
 
 
 def test_one_that_is_not_slow_is_shared_when_nothing_is_left_to_do() -> None:

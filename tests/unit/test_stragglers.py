@@ -8,20 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.progress import Sight
-from pipeline.stragglers import (
-    WINDOW,
-    Ask,
-    Backup,
-    Cut,
-    Divide,
-    Move,
-    Patience,
-    Rates,
-    Run,
-    Share,
-    decide,
-    limit,
-)
+from pipeline.straggler_parts import WINDOW, Ask, Backup, Cut, Divide, Move, Patience, Rates, Run, Share
+from pipeline.stragglers import decide, limit
 
 PATIENCE = Patience(share=1e9)
 """Of what is slow. Sharing, which asks sooner, has tests of its own."""
@@ -43,8 +31,11 @@ def run(seconds: float, **fields: Any) -> Run:
     return Run(**{"key": "k", "work": 1.0, "rows": 100_000, "worker": "slow", "seconds": seconds, **fields})
 
 
-def seen(rows_done: int, seconds: float, *, batches: int = 10) -> dict[str, Any]:
-    return {"sight": Sight(rows_done, batches, seconds), "sight_age": 0.5}
+def seen(
+    rows_done: int, seconds: float, *, batches: int = 10, since: float = 0.1, starved: float = 0.5
+) -> dict[str, Any]:
+    """``starved`` as a share: by default it is the worker that is slow."""
+    return {"sight": Sight(rows_done, batches, seconds, since, starved * seconds), "sight_age": 0.5}
 
 
 def test_one_that_goes_on_when_nothing_is_left_is_shared_with_its_own_worker() -> None:
@@ -60,8 +51,8 @@ def test_one_that_goes_on_when_nothing_is_left_is_shared_with_its_own_worker() -
 def test_what_ends_soon_or_shows_nothing_or_is_small_is_not_shared() -> None:
     for fields in (
         seen(70_000, 7.0),
-        seen(0, 4.0),
-        {**seen(400, 4.0), "rows": 1000},
+        {**seen(0, 4.0), "sight_age": 0.2},
+        {**seen(50, 4.0), "rows": 100},
         {**seen(40_000, 4.0), "copies": 2},
     ):
         assert decide([run(7.1, **fields)], idle=["w1", "w2"], rates=EVEN, patience=SHARING) == ()
@@ -71,7 +62,56 @@ def test_what_ends_soon_or_shows_nothing_or_is_small_is_not_shared() -> None:
 def test_those_that_are_shared_divide_the_idle_ones_among_them() -> None:
     runs = [run(4.5, key=name, **{**seen(40_000, 4.0), "worker": name}) for name in ("a", "b")]
     found = decide(runs, idle=["w1", "w2", "w3", "w4"], rates=EVEN, patience=SHARING)
-    assert [action.workers for action in found if isinstance(action, Share)] == [("a", "w1", "w2"), ("b", "w3", "w4")]
+    assert [action.workers for action in found if isinstance(action, Share)] == [("a", "w1", "w3"), ("b", "w2", "w4")]
+
+
+def test_rows_that_take_long_on_a_worker_that_is_well_are_shared_with_it() -> None:
+    dear = run(20, **seen(10_000, 20, starved=0.1))
+    (action,) = decide([dear], idle=["w1", "w2"], rates=EVEN, patience=SHARING)
+    assert action == Share("k", ("slow", "w1", "w2"), left=pytest.approx(179.5), dear=200.0)
+    (cut,) = decide([replace(dear, **seen(10_000, 20))], idle=["w1", "w2"], rates=EVEN, patience=SHARING)
+    assert cut == Cut("k", ("w1", "w2"), left=180.0), "it did not get to run"
+    was_slow = Rates((*EVEN.samples, ("slow", 20.0), ("slow", 20.0)))
+    (cut,) = decide([dear], idle=["w1", "w2"], rates=was_slow, patience=SHARING)
+    assert isinstance(cut, Cut), "it was slow before"
+
+
+def test_one_that_answers_but_does_not_get_on_is_helped_as_if_it_were_frozen() -> None:
+    stuck = run(30, **seen(40_000, 30, since=12.0, starved=0.0))
+    assert (
+        decide([replace(stuck, **seen(40_000, 30, since=3.0, starved=0.0))], idle=["w1"], rates=EVEN, patience=PATIENCE)
+        == ()
+    )
+    assert isinstance(decide([stuck], idle=["w1"], rates=EVEN, patience=PATIENCE)[0], Cut)
+    late = replace(stuck, cut_asked=10.0)
+    assert isinstance(decide([late], idle=["w1"], rates=EVEN, patience=PATIENCE)[0], Backup)
+
+
+def test_one_without_a_batch_is_asked_again_soon() -> None:
+    begun = run(1.4, **{**seen(0, 1.0, batches=0), "sight_age": 0.2})
+    assert decide([begun], idle=["w1"], rates=EVEN, patience=SHARING) == ()
+    assert decide([replace(begun, sight_age=0.4)], idle=["w1"], rates=EVEN, patience=SHARING) == (Ask("k"),)
+
+
+def test_the_idle_ones_go_where_most_is_left() -> None:
+    runs = [
+        run(9.0, key="little", **{**seen(70_000, 8.0), "worker": "a"}),
+        run(9.0, key="much", **{**seen(20_000, 8.0, starved=0.0), "worker": "b"}),
+    ]
+    found = decide(runs, idle=["w1", "w2", "w3"], rates=EVEN, patience=SHARING)
+    assert [(type(action), action.key, action.workers) for action in found] == [
+        (Share, "much", ("b", "w1", "w2", "w3")),
+    ]
+
+
+def test_who_answered_waits_a_moment_for_the_others() -> None:
+    runs = [
+        run(4.5, key="a", **{**seen(40_000, 4.0), "worker": "a"}),
+        run(4.5, key="b", worker="b", unanswered=0.1),
+    ]
+    assert decide(runs, idle=["w1", "w2"], rates=EVEN, patience=SHARING) == ()
+    runs[1] = replace(runs[1], unanswered=1.1)
+    assert decide(runs, idle=["w1", "w2"], rates=EVEN, patience=SHARING) == (Share("a", ("a", "w1", "w2"), left=5.5),)
 
 
 def test_within_its_time_nobody_wonders() -> None:
@@ -168,8 +208,8 @@ def test_when_all_run_slowly_the_expectation_follows() -> None:
 
 
 def test_what_has_not_begun_though_others_are_idle_is_moved() -> None:
-    assert decide([run(9, worker="")], idle=["w1"], rates=Rates(), patience=PATIENCE) == ()
-    assert decide([run(11, worker="")], idle=["w1"], rates=Rates(), patience=PATIENCE) == (Move("k", ("w1",)),)
+    assert decide([run(4.9, worker="")], idle=["w1"], rates=Rates(), patience=PATIENCE) == ()
+    assert decide([run(5.1, worker="")], idle=["w1"], rates=Rates(), patience=PATIENCE) == (Move("k", ("w1",)),)
 
 
 def test_old_samples_are_forgotten() -> None:

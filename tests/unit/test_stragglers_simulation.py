@@ -18,7 +18,8 @@ import pytest
 
 from pipeline.progress import Sight
 from pipeline.splits import even_cuts
-from pipeline.stragglers import Ask, Backup, Cut, Divide, Move, Patience, Rates, Run, Share, decide
+from pipeline.straggler_parts import Ask, Backup, Cut, Divide, Move, Patience, Rates, Run, Share
+from pipeline.stragglers import decide
 
 STEP = 0.1
 LOOK_EVERY = 5
@@ -34,6 +35,12 @@ class Job:
     work: float
     """Seconds at speed 1."""
     rows: int
+    expected: float = 0.0
+    """Seconds that rows like the others' would take; 0: as many as it takes."""
+
+    @property
+    def planned(self) -> float:
+        return self.expected or self.work
 
 
 @dataclass
@@ -49,6 +56,8 @@ class Attempt:
     sight: tuple[Sight, float] | None = None
     asked: float | None = None
     cut: float | None = None
+    starved: float = 0.0
+    advanced: float | None = None
 
     @property
     def ended(self) -> int:
@@ -85,9 +94,10 @@ class Simulation:
     divided: set[str] = field(default_factory=set, init=False)
     actions: list[type] = field(default_factory=list, init=False)
     spent: float = field(default=0.0, init=False)
+    dear: dict[str, tuple[str, float]] = field(default_factory=dict, init=False)
 
     def run(self) -> Outcome:
-        self.queue.extend((job, ()) for job in sorted(self.todo, key=lambda job: -job.work))
+        self.queue.extend((job, ()) for job in sorted(self.todo, key=lambda job: -job.planned))
         self.running = {f"w{number}": None for number in range(len(self.speeds))}
         self.useful = sum(job.work for job in self.todo)
         step = 0
@@ -111,17 +121,31 @@ class Simulation:
 
     def _advance(self, worker: str, speed: float) -> None:
         attempt = self.running[worker]
-        if attempt is None or speed <= 0:
+        if attempt is None:
+            return
+        if speed <= 0:
+            attempt.starved += STEP
             return
         if attempt.asked is not None and self.now - attempt.asked >= ANSWER:
             rows = attempt.job.rows * attempt.ended // attempt.batches
-            attempt.sight = (Sight(rows, attempt.ended, self.now - attempt.began), self.now)
+            attempt.sight = (
+                Sight(
+                    rows,
+                    attempt.ended,
+                    self.now - attempt.began,
+                    self.now - (attempt.advanced or attempt.began),
+                    attempt.starved,
+                ),
+                self.now,
+            )
             attempt.asked = None
         before, used = attempt.ended, min(attempt.overhead, STEP * speed)
         attempt.overhead -= used
         gain = STEP * speed - used
         attempt.done += gain
         self.spent += gain
+        if attempt.ended > before:
+            attempt.advanced = self.now
         if attempt.done >= attempt.job.work - 1e-9:
             self._finish(worker, attempt)
         elif attempt.ended > before and attempt.is_unwanted:
@@ -134,8 +158,19 @@ class Simulation:
         if attempt.is_unwanted or attempt.job.name in self.receipts or attempt.job.name in self.divided:
             return
         self.receipts[attempt.job.name] = attempt.job
-        self.rates = self.rates.after(worker, seconds=self.now - attempt.began, work=attempt.job.work)
+        self._measured(worker, attempt)
         self._end_others(attempt.job.name)
+
+    def _measured(self, worker: str, attempt: Attempt) -> None:
+        seconds, work = self.now - attempt.began, attempt.job.planned
+        for name, (where, pace) in list(self.dear.items()):
+            if not attempt.job.name.startswith(f"{name}."):
+                continue
+            if worker == where or not self.rates.is_usual(seconds=seconds, work=work, patience=PATIENCE):
+                return
+            del self.dear[name]
+            self.rates = self.rates.after(where, seconds=pace, work=1.0)
+        self.rates = self.rates.after(worker, seconds=seconds, work=work)
 
     def _end_others(self, name: str) -> None:
         for other in self.running.values():
@@ -146,7 +181,7 @@ class Simulation:
         self.running[worker] = None
         job = attempt.job
         done = job.rows * attempt.ended // attempt.batches
-        cuts = even_cuts(done, job.rows, parts=len(attempt.pieces), smallest=256)
+        cuts = even_cuts(done, job.rows, parts=len(attempt.pieces), smallest=64)
         self._put_parts(job, (done, *cuts), attempt.pieces, skip=1)
 
     def _put_parts(self, job: Job, cuts: Sequence[int], workers: tuple[str, ...], *, skip: int) -> None:
@@ -154,7 +189,8 @@ class Simulation:
         edges = (0, *cuts, job.rows)
         for number, (low, high) in enumerate(pairwise(edges)):
             rows = high - low
-            part = Job(f"{job.name}.{number}", job.work * rows / job.rows, rows)
+            share = rows / job.rows
+            part = Job(f"{job.name}.{number}", job.work * share, rows, job.expected * share)
             if number < skip:
                 self.receipts[part.name] = part
             else:
@@ -173,6 +209,8 @@ class Simulation:
                 attempt.asked = self.now
             elif isinstance(action, Cut | Share):
                 attempt.pieces, attempt.cut = action.workers, self.now
+                if isinstance(action, Share) and action.dear:
+                    self.dear[attempt.job.name] = (action.key, action.dear)
             elif isinstance(action, Divide):
                 cuts = even_cuts(0, attempt.job.rows, parts=len(action.workers), smallest=512)
                 self._put_parts(attempt.job, cuts, action.workers, skip=0)
@@ -185,7 +223,7 @@ class Simulation:
         names = [one.job.name for one in self.running.values() if one and not one.is_unwanted]
         return Run(
             key=worker,
-            work=attempt.job.work,
+            work=attempt.job.planned,
             rows=attempt.job.rows,
             worker=worker,
             seconds=self.now - attempt.began,
@@ -264,6 +302,19 @@ def test_what_the_workers_do_not_divide_is_shared() -> None:
     assert {*on.actions} == {Ask, Share}
     assert on.makespan < 0.96 * off.makespan
     assert on.makespan < 45 + 3 * PATIENCE.overhead + PATIENCE.share + 1
+    assert on.waste < 0.01
+
+
+@pytest.mark.parametrize("workers", [4, 16])
+@pytest.mark.parametrize("last", [1, 2, 3])
+def test_dear_rows_that_come_last_are_done_by_all(workers: int, last: int) -> None:
+    cheap = jobs(4 * workers, 5.0)
+    # As much work in these as in all the others, and nothing shows it before.
+    dear = [Job(f"9{number}", 20.0 * workers / last, 50_000, 4.9) for number in range(last)]
+    on, off = compare(Simulation([steady(1.0)] * workers, [*cheap, *dear], batches=20 * workers))
+    assert {*on.actions} <= {Ask, Share}
+    assert on.makespan < 1.1 * 40 + 2
+    assert on.makespan < 0.9 * off.makespan
     assert on.waste < 0.01
 
 

@@ -1,0 +1,49 @@
+"""A real process that is really stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from pipeline.testing.processes import wait_until
+
+PROGRAM = """
+import sys
+from pipeline.progress import look, tracked
+with tracked("stage", "00000", rows=10):
+    print("begun", flush=True)
+    for line in sys.stdin:
+        sight = look("stage", "00000")
+        print(sight.seconds, sight.starved, flush=True)
+"""
+
+
+def test_a_process_that_was_stopped_says_for_how_long() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+
+    def ask() -> tuple[float, float]:
+        process.stdin.write("\n")  # type: ignore[union-attr]
+        process.stdin.flush()  # type: ignore[union-attr]
+        seconds, starved = process.stdout.readline().split()  # type: ignore[union-attr]
+        return float(seconds), float(starved)
+
+    try:
+        assert process.stdout.readline() == "begun\n"
+        _, before = ask()
+        os.kill(process.pid, signal.SIGSTOP)
+        stopped = time.monotonic()
+        wait_until(lambda: time.monotonic() - stopped > 1.0)
+        os.kill(process.pid, signal.SIGCONT)
+        wait_until(lambda: ask()[1] - before > 0.8)
+        seconds, starved = ask()
+        assert starved <= seconds
+    finally:
+        process.kill()
+        process.communicate()
