@@ -3,7 +3,8 @@
     python -m benchmarks.control [--partitions 1000,10000] [--fragments 1] [--workers 0]
 
 Scheduler and worker are processes of their own; the worker does nothing with a partition but answer with a receipt
-(`benchmarks.nothing`). The driver is a process too, one for each figure, so that its peak memory is its own. *Empty
+(`benchmarks.nothing`). The driver, which keeps the receipts, is a process too, one for each figure, so that its peak
+memory is its own. *Empty
 tasks* are `Client.submit` of a function that returns a text as long as a receipt, with as many in flight. With
 ``--workers`` there are so many workers of one thread, all of them in one process (`benchmarks.many`).
 """
@@ -91,13 +92,15 @@ def make_plan(count: int, fragments: int) -> Any:
 def drive_ours(client: Any, count: int, fragments: int) -> float:
     """CPU seconds of planning, which are not counted."""
     from pipeline.dispatch import Dispatcher
+    from pipeline.receipts import ReceiptBook
     from pipeline.tasks import make_tasks, read_receipt
 
     plan = make_plan(count, fragments)
     recipe, versions = plan.recipe(job="benchmark", directory="/nowhere"), plan.versions
     before = time.process_time()
     dispatcher = Dispatcher(client, submit=lambda some: make_tasks(recipe, some, versions), read=read_receipt)
-    assert sum(1 for _ in dispatcher.run(plan.partitions)) == count
+    receipts = ReceiptBook(dispatcher.run(plan.partitions))
+    assert len(receipts) == count
     return before
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -47,7 +47,7 @@ from pipeline.receipt import Receipt
 from pipeline.recipe import StageRecipe
 from pipeline.redaction import redact_values
 from pipeline.rounds import Round, RoundRecord, put_round, read_receipts, read_rounds
-from pipeline.splits import done_partitions, effective_partitions, halves, partition_key
+from pipeline.splits import partition_key
 from pipeline.storage import use_storage_options
 
 __all__ = [
@@ -56,11 +56,7 @@ __all__ = [
     "JobRecord",
     "check_job_id",
     "check_owner",
-    "done_partitions",
-    "effective_partitions",
-    "halves",
     "new_job_id",
-    "partition_key",
 ]
 
 JOB_FILE = "job.json"
@@ -321,8 +317,14 @@ class JobDirectory:
         :param stage: number of the round; None: all.
         :raises StateCorrupt: for one that is damaged, misnamed or of another plan.
         """
-        found = [read_receipts(self.store, one) for one in self.rounds() if stage in (None, one.number)]
-        return tuple(receipt for receipts in found for receipt in receipts)
+        found = self.each_receipt(stage=stage)
+        return tuple(sorted(found, key=lambda receipt: (receipt.stage, partition_key(receipt.partition))))
+
+    def each_receipt(self, *, stage: int | None = None) -> Iterator[Receipt]:
+        """The same one after the other, in any order."""
+        for one in self.rounds():
+            if stage in (None, one.number):
+                yield from read_receipts(self.store, one)
 
     # Manifests and report
 

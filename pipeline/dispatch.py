@@ -19,7 +19,7 @@ from typing import Any
 from pipeline.blame import Death, Fact, Ledger, MemoryRanOut, Started, WorkerLeft
 from pipeline.errors import PipelineError
 from pipeline.evidence import Evidence
-from pipeline.in_flight import Attempt, Divided, Ended, InFlight
+from pipeline.in_flight import Attempt, Divided, Ended, InFlight, Waiting
 from pipeline.neighbours import Neighbours
 from pipeline.outcome import Fail, Isolate, Leave, Retry, Split, decide, decide_death, is_blamed, overdue, stuck
 from pipeline.plan import Partition
@@ -70,7 +70,7 @@ class Dispatcher:
     """Seconds to wait for an end before looking at the cluster."""
 
     def __post_init__(self) -> None:
-        self._waiting: deque[Attempt] = deque()
+        self._waiting = Waiting()
         self._suspects: deque[Attempt] = deque()
         self._later: list[tuple[float, str, Attempt]] = []
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -88,7 +88,7 @@ class Dispatcher:
 
         :raises PipelineError: the first failure, after what was running has ended or ``grace`` is over.
         """
-        self._waiting.extend(Attempt(partition) for partition in todo)
+        self._waiting.begin(todo)
         if self.relief is not None:
             self.relief.begin(todo)
             self._flight.on_over = self.relief.forget
@@ -131,7 +131,9 @@ class Dispatcher:
     def _queue(self, attempt: Attempt) -> None:
         (self._suspects if attempt.is_isolated else self._waiting).append(attempt)
 
-    def _start(self, source: deque[Attempt], room: int, submit: Callable[[Sequence[Partition]], list[Any]]) -> None:
+    def _start(
+        self, source: deque[Attempt] | Waiting, room: int, submit: Callable[[Sequence[Partition]], list[Any]]
+    ) -> None:
         batch = [source.popleft() for _ in range(min(room, len(source)))]
         if batch:
             self._flight.start(batch, submit([attempt.partition for attempt in batch]))
@@ -268,7 +270,8 @@ class Dispatcher:
             self._ready.append(divided.first)
             self.on_ended(Ended(first, attempt.number, "done", divided.first))
         deaths = attempt.memory_deaths
-        self._waiting.extend(Attempt(part, workers=workers, memory_deaths=deaths) for part in todo)
+        for part in todo:
+            self._waiting.append(Attempt(part, workers=workers, memory_deaths=deaths))
         if self.relief is not None:
             self.relief.divided(attempt.partition.id, todo)
 

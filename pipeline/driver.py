@@ -24,7 +24,7 @@ from pipeline.lifecycle import Status, status_after
 from pipeline.neighbours import Neighbours
 from pipeline.plan import Partition, Plan, dispatch_order
 from pipeline.prepare import cluster_of
-from pipeline.receipt import Receipt
+from pipeline.receipts import ReceiptBook
 from pipeline.rejects import first_examples, summarise
 from pipeline.relief import Helped, Relief
 from pipeline.report import Report, decide_status, make_report
@@ -48,8 +48,8 @@ class Driver:
     settings: Settings
     callbacks: tuple[Callback, ...]
     within: Within
-    receipts: dict[tuple[int, str], Receipt] = field(default_factory=dict)
-    """By round and partition."""
+    receipts: ReceiptBook = field(default_factory=ReceiptBook)
+    """Of all rounds."""
     started: float = field(default_factory=time.monotonic)
     stage: Stage = field(init=False)
     """The partitions of the last round."""
@@ -67,7 +67,7 @@ class Driver:
     @property
     def ledger(self) -> Ledger:
         """What counts so far, over all rounds."""
-        return self.job.ledger(self.receipts.values())
+        return self.job.ledger(self.receipts)
 
     def drive(self) -> Report:
         """Score what is left, decide, commit, publish."""
@@ -82,7 +82,7 @@ class Driver:
         if not self.within.publishes:
             return self._finish(Status.SCORED)
         self._go(Status.PUBLISHING, reason="every partition is done")
-        manifest = self.job.next_manifest(self.receipts.values())
+        manifest = self.job.next_manifest(self.receipts)
         self.lease.check()
         committed = self.job.commit_manifest(manifest)
         self.lease.check()
@@ -112,7 +112,7 @@ class Driver:
         """The report of a job that ended like that."""
         return make_report(
             self.job,
-            receipts=tuple(self.receipts.values()),
+            receipts=self.receipts,
             status=status,
             seconds=time.monotonic() - self.started,
             error=error,
@@ -139,7 +139,7 @@ class Driver:
             return None
 
     def _read_receipts(self) -> None:
-        self.receipts = {(receipt.stage, receipt.partition): receipt for receipt in self.job.receipts()}
+        self.receipts = ReceiptBook(self.job.each_receipt())
 
     def _todo(self) -> tuple[Partition, ...]:
         return dispatch_order(self.ledger.todo)
@@ -167,7 +167,7 @@ class Driver:
         try:
             with self.stage.batches_on(client):
                 for receipt in self._dispatcher(client).run(todo):
-                    self.receipts[receipt.stage, receipt.partition] = receipt
+                    self.receipts.add(receipt)
                     if self.lease.is_lost:
                         self.lease.check()
         except InputError as error:

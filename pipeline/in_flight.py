@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,37 @@ class Attempt:
     """Whether it is the backup of another attempt; it must execute on one of ``workers``."""
     submitted: float = 0.0
     """When, by the driver's clock."""
+
+
+class Waiting:
+    """Attempts that have not been submitted: first those at partitions that were to be done from the start, which are
+    made when it is their turn, then those that came later."""
+
+    def __init__(self) -> None:
+        self._todo: Sequence[Partition] = ()
+        self._next = 0
+        self._later: deque[Attempt] = deque()
+
+    def begin(self, todo: Sequence[Partition]) -> None:
+        """With these."""
+        self._todo, self._next = todo, 0
+
+    def append(self, attempt: Attempt) -> None:
+        """One more."""
+        self._later.append(attempt)
+
+    def popleft(self) -> Attempt:
+        """The next one.
+
+        :raises IndexError: when there is none.
+        """
+        if self._next >= len(self._todo):
+            return self._later.popleft()
+        self._next += 1
+        return Attempt(self._todo[self._next - 1])
+
+    def __len__(self) -> int:
+        return len(self._todo) - self._next + len(self._later)
 
 
 @dataclass(frozen=True)

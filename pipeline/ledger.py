@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 from pipeline.plan import Partition
 from pipeline.receipt import Receipt
+from pipeline.receipts import Chosen, Receipts
 from pipeline.rounds import Round, model_details
 from pipeline.rows import InputFile, RejectedFile, RowCounts
-from pipeline.splits import effective_partitions, partition_key
+from pipeline.splits import partition_key, undivided
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,8 @@ class Ledger:
         first = max(one.number for one in rounds if one.starts_over)
         self.rounds = tuple(rounds[first:])
         """Those that count: the last one that did all the work, and what came after it."""
-        self._by_stage: dict[int, list[Receipt]] = {}
-        for receipt in sorted(receipts, key=lambda one: partition_key(one.partition)):
-            self._by_stage.setdefault(receipt.stage, []).append(receipt)
+        self._receipts = receipts if isinstance(receipts, Receipts) else Receipts(receipts)
+        self._sorted = self._receipts.sorted(partition_key).names
         self._taken = {
             one.number: {name for later in self.rounds if later.number > one.number for name in later.takes(one.number)}
             for one in self.rounds
@@ -62,7 +62,8 @@ class Ledger:
 
     def partitions(self, of: Round) -> tuple[Partition, ...]:
         """The partitions of a round that no later one took, the halves of split ones in their place."""
-        found = effective_partitions(of.plan, self._by_stage.get(of.number, ()))
+        have, splits = self._receipts.partitions(of.number), self._receipts.splits(of.number)
+        found = undivided(of.plan, have, splits=splits)
         return tuple(partition for partition in found if not self._is_taken(partition.id, of.number))
 
     def _is_taken(self, partition: str, stage: int) -> bool:
@@ -71,44 +72,44 @@ class Ledger:
         return bool(taken) and any(".".join(parts[: count + 1]) in taken for count in range(len(parts)))
 
     @cached_property
-    def done(self) -> tuple[Receipt, ...]:
+    def done(self) -> Chosen:
         """The receipts that count, by round and source order; not those of split partitions."""
-        return tuple(
-            receipt
-            for one in self.rounds
-            for receipt in self._by_stage.get(one.number, ())
-            if not receipt.splits and not self._is_taken(receipt.partition, one.number)
-        )
+        return Chosen(self._receipts, {one.number: tuple(self._done(one.number)) for one in self.rounds})
+
+    def _done(self, stage: int) -> Iterator[str]:
+        for partition in self._sorted.get(stage, ()):
+            if not self._receipts.is_split(stage, partition) and not self._is_taken(partition, stage):
+                yield partition
 
     @cached_property
     def todo(self) -> tuple[Partition, ...]:
         """The partitions that have no receipt yet."""
-        done = {(receipt.stage, receipt.partition) for receipt in self.done}
         return tuple(
             partition
             for one in self.rounds
             for partition in self.partitions(one)
-            if (one.number, partition.id) not in done
+            if partition.id not in self._receipts.partitions(one.number)
         )
 
     @property
     def undone(self) -> dict[int, tuple[str, ...]]:
         """Ids of the partitions that have no receipt yet, per round."""
-        done = {(receipt.stage, receipt.partition) for receipt in self.done}
-        return {
-            one.number: tuple(part.id for part in self.partitions(one) if (one.number, part.id) not in done)
-            for one in self.rounds
-        }
+        undone: dict[int, tuple[str, ...]] = {}
+        for one in self.rounds:
+            have = self._receipts.partitions(one.number)
+            undone[one.number] = tuple(part.id for part in self.partitions(one) if part.id not in have)
+        return undone
 
-    def receipts(self, stage: int) -> tuple[Receipt, ...]:
+    def receipts(self, stage: int) -> Chosen:
         """All receipts of a round that counts, in source order; those of partitions that were taken or split, too."""
-        return tuple(self._by_stage.get(stage, ())) if stage in self._taken else ()
+        names = self._sorted.get(stage, ()) if stage in self._taken else ()
+        return Chosen(self._receipts, {stage: names})
 
     def settled(self, stage: int) -> set[str] | None:
         """Partitions of a round of which nothing can count any more but what their receipts name; None: all are."""
         if stage not in self._taken:
             return None
-        return {receipt.partition for receipt in self._by_stage.get(stage, ())} | self._taken[stage]
+        return {*self._receipts.partitions(stage), *self._taken[stage]}
 
     @property
     def planned(self) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from pipeline.errors import ReconciliationFailed, StateCorrupt
@@ -73,9 +74,14 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """As stored: one object, indented one step, with a schema version."""
-        record = asdict(self)
+        record = {"schema_version": SCHEMA_VERSION, **{one.name: getattr(self, one.name) for one in fields(self)}}
         record["rows"] = self.rows.details()
-        return json.dumps({"schema_version": SCHEMA_VERSION, **record}, indent=1).encode() + b"\n"
+        text = io.BytesIO()
+        # Piece by piece: there may be very many files.
+        for piece in json.JSONEncoder(indent=1, default=asdict).iterencode(record):
+            text.write(piece.encode())
+        text.write(b"\n")
+        return text.getvalue()
 
     @staticmethod
     def from_json(data: bytes, *, where: str = "") -> Manifest:
@@ -105,8 +111,8 @@ class Manifest:
 
     def is_same_output(self, other: Manifest) -> bool:
         """Whether both name the same rows; when they were made does not count."""
-        passed_over = {"created": "", "round": 0, "models": {}}
-        return asdict(self) | passed_over == asdict(other) | passed_over
+        names = {one.name for one in fields(self)} - {"created", "round", "models"}
+        return all(getattr(self, name) == getattr(other, name) for name in names)
 
 
 def make_manifest(ledger: Ledger, *, number: int, job: str, plan: str, created: str) -> Manifest:

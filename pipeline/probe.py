@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any
 
 from pipeline.checkpoint import JobDirectory
@@ -28,7 +28,7 @@ def read_estimate(job: JobDirectory) -> Estimate | None:
 
 
 def came_of_estimate(
-    job: JobDirectory, plan: Plan, receipts: Sequence[Receipt], *, seconds: float, provision: float, starts: int
+    job: JobDirectory, plan: Plan, receipts: Collection[Receipt], *, seconds: float, provision: float, starts: int
 ) -> dict[str, Any]:
     """The estimate beside what came, once every partition is done; empty when there is no estimate, or it is too early.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -83,7 +83,7 @@ def resample(job: JobDirectory, ledger: Ledger, *, rows: int, random: Random) ->
     return result
 
 
-def _choose(receipts: Sequence[Receipt], *, rows: int, random: Random) -> Iterator[_Range]:
+def _choose(receipts: Iterable[Receipt], *, rows: int, random: Random) -> Iterator[_Range]:
     places = [
         (receipt, number) for receipt in receipts for number, part in enumerate(receipt.files) if part.rows.rows_in
     ]

@@ -8,7 +8,7 @@ files lie in ``stages/<n>``. What counts over all rounds is up to `pipeline.ledg
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -20,7 +20,6 @@ from pipeline.plan import Plan
 from pipeline.plan_table import rejected_file
 from pipeline.receipt import Receipt
 from pipeline.rows import RejectedFile
-from pipeline.splits import partition_key
 
 FOLDER = "rounds"
 RETRY = "retry"
@@ -219,19 +218,18 @@ def _read_round(store: Store, number: int) -> Round:
     return Round(number, record.plan, load, record)
 
 
-def read_receipts(store: Store, of: Round) -> list[Receipt]:
-    """All receipts of a round in source order, those of split partitions too.
+def read_receipts(store: Store, of: Round) -> Iterator[Receipt]:
+    """All receipts of a round in any order, those of split partitions too.
 
     :raises StateCorrupt: for one that is damaged, misnamed or of another plan.
     """
     folder = f"stages/{of.number}/receipts"
     paths = [f"{folder}/{name}" for name in store.list(folder) if name.endswith(".json")]
     if isinstance(store, LocalStore):
-        receipts = [_read_receipt(store, path, of) for path in paths]
+        yield from (_read_receipt(store, path, of) for path in paths)
     else:
         with ThreadPoolExecutor(_READERS) as pool:
-            receipts = list(pool.map(lambda path: _read_receipt(store, path, of), paths))
-    return sorted(receipts, key=lambda receipt: partition_key(receipt.partition))
+            yield from pool.map(lambda path: _read_receipt(store, path, of), paths)
 
 
 def _read_receipt(store: Store, path: str, of: Round) -> Receipt:

@@ -7,7 +7,7 @@ same rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
 
@@ -144,6 +144,15 @@ def effective_partitions(plan: Plan, receipts: Iterable[Receipt]) -> tuple[Parti
     :raises StateCorrupt: for a receipt of no partition.
     """
     by_id = {receipt.partition: receipt for receipt in receipts}
+    return undivided(plan, by_id, splits={name: receipt for name, receipt in by_id.items() if receipt.splits})
+
+
+def undivided(plan: Plan, have: Collection[str], *, splits: Mapping[str, Receipt]) -> tuple[Partition, ...]:
+    """The same as `effective_partitions`, where few receipts need to be looked at.
+
+    :param have: ids of partitions that have a receipt.
+    :param splits: the receipts of those that were split.
+    """
     files: dict[str, InputFile] = {}
     found: list[Partition] = []
     waiting = list(reversed(plan.partitions))
@@ -151,13 +160,13 @@ def effective_partitions(plan: Plan, receipts: Iterable[Receipt]) -> tuple[Parti
     while waiting:
         partition = waiting.pop()
         known.add(partition.id)
-        receipt = by_id.get(partition.id)
-        if receipt is None or not receipt.splits:
+        receipt = splits.get(partition.id)
+        if receipt is None:
             found.append(partition)
             continue
         files = files or {file.path: file for file in plan.files}
         waiting.extend(reversed(parts_of(partition, receipt, files)))
-    if strangers := sorted(set(by_id) - known):
+    if strangers := sorted(name for name in have if name not in known):
         raise StateCorrupt(
             "there is a receipt of a partition that the plan does not have",
             found=", ".join(strangers[:5]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -121,7 +121,7 @@ class _Facts:
         return self.job.ledger()
 
     @property
-    def done(self) -> tuple[Receipt, ...]:
+    def done(self) -> Collection[Receipt]:
         return self.ledger.done
 
     @cached_property

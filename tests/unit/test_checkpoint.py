@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.checkpoint import JobDirectory, done_partitions, effective_partitions, halves, new_job_id
+from pipeline.checkpoint import JobDirectory, new_job_id
 from pipeline.errors import OutputConflict, PlanMismatch, RefusedForSafety, SpecError, StateCorrupt, StorageError
 from pipeline.files import LocalStore
 from pipeline.jobs import find_job, list_jobs
@@ -21,6 +21,7 @@ from pipeline.lifecycle import Status
 from pipeline.plan import Partition
 from pipeline.receipt import Receipt
 from pipeline.rows import RowCounts
+from pipeline.splits import done_partitions, effective_partitions, halves
 from pipeline.testing.jobs import SmallJob, small_job, write_receipt, write_receipts
 from pipeline.testing.stores import Faults, FaultyStore, io_error
 

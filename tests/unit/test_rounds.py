@@ -48,7 +48,7 @@ def places(directory: JobDirectory) -> list[tuple[int, str, int]]:
 def test_without_rounds_the_ledger_is_what_the_receipts_say(directory: JobDirectory, job: SmallJob) -> None:
     receipts = write_receipts(directory, job)
     ledger = directory.ledger()
-    assert ledger.done == receipts
+    assert tuple(ledger.done) == receipts
     assert ledger.todo == ()
     assert ledger.rows == RowCounts(75, 67, 8, 0)
     assert ledger.reasons == {REASON: 8}
