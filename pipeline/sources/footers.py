@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ from pipeline.storage import file_system, is_bare, is_storage_error
 
 WHOLE_FILE_BYTES = 1 << 20
 """Local files up to this size are read in one go: a 500-row file takes 0.45 ms so, 0.55 ms otherwise (measured)."""
+SMALL_FILE_BYTES = 1 << 17
+"""Local files of no more bytes are read whole for their footer, which is faster than reading it in three pieces."""
 BUFFER_BYTES = 1 << 16
 """Read buffer per column of a local file."""
 REMOTE_BUFFER_BYTES = 1 << 22
@@ -66,10 +68,40 @@ class Footer:
 
         Values of a fixed width count with it even where their encoding is shorter: that is what they take in memory.
         """
-        chosen = [self.names.index(name) for name in columns if name in self.names]
+        chosen = _positions(self.names, tuple(columns))
         encoded = np.outer(self.totals, self.weights[chosen])
         decoded = np.maximum(encoded, np.outer(self.rows, self.widths[chosen]))
         return decoded.sum(axis=1).astype(np.int64), (encoded @ self.packed[chosen]).astype(np.int64)
+
+
+@lru_cache(maxsize=8)
+def _positions(names: tuple[str, ...], columns: tuple[str, ...]) -> list[int]:
+    """Where those of ``columns`` that are there are in ``names``; the files of a set mostly have the same."""
+    places = {name: number for number, name in reversed(list(enumerate(names)))}
+    return [places[name] for name in columns if name in places]
+
+
+class LeanFile(pq.ParquetFile):  # type: ignore[misc]
+    """A `pyarrow.parquet.ParquetFile` that does not look at the path of every column until columns are named.
+
+    That takes as long as reading the footer, and is of no use where all columns are read. Where pyarrow does it under
+    another name one day, this changes nothing.
+    """
+
+    _paths: Any = None
+
+    def _build_nested_paths(self) -> None:
+        return None
+
+    @property
+    def _nested_paths_by_prefix(self) -> Any:
+        if self._paths is None:
+            self._paths = super()._build_nested_paths()
+        return self._paths
+
+    @_nested_paths_by_prefix.setter
+    def _nested_paths_by_prefix(self, paths: Any) -> None:
+        self._paths = paths
 
 
 def open_source(path: str) -> Any:
@@ -121,7 +153,7 @@ def open_parquet(path: str, *, columns: int) -> Iterator[pq.ParquetFile]:
                 BUFFER_BYTES if is_local_path(path) else REMOTE_BUFFER_BYTES,
                 max(BUFFERS_BYTES // max(columns, 1), _SMALLEST_BUFFER),
             )
-            file = pq.ParquetFile(source, buffer_size=buffer, pre_buffer=False, page_checksum_verification=True)
+            file = LeanFile(source, buffer_size=buffer, pre_buffer=False, page_checksum_verification=True)
             yield file
         finally:
             source.close()
@@ -133,9 +165,10 @@ def read_footer(file: Located) -> pq.FileMetaData:
     :raises CorruptInput: when it is no Parquet file, truncated, or encrypted.
     """
     with parquet_errors(file.path):
-        source = open_source(file.path) if not is_local_path(file.path) else pa.OSFile(file.path)
+        is_large = is_local_path(file.path) and file.size > SMALL_FILE_BYTES
+        source = pa.OSFile(file.path) if is_large else open_source(file.path)
         try:
-            return pq.ParquetFile(source, pre_buffer=False).metadata
+            return LeanFile(source, pre_buffer=False).metadata
         finally:
             source.close()
 

@@ -386,7 +386,7 @@ def test_another_cluster_cuts_otherwise_but_the_work_is_the_same():
     assert one.digest != other.digest
     assert one.work_digest == other.work_digest
     assert difference(one, other) == [f"how rows are cut: {len(one.partitions)} -> {len(other.partitions)} partitions"]
-    smaller = plan(found=found, limits=Limits(2, 1, 64 << 20))
+    smaller = plan(found=found, limits=Limits(2, 1, 16 << 20))
     assert smaller.batch_rows < one.batch_rows
     assert smaller.digest == one.digest
 
