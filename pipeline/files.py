@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -32,6 +33,7 @@ from pipeline.storage import (
     storage_errors,
     unique_name,
 )
+from pipeline.write_behind import EarlyFile
 
 __all__ = [
     "LocalStore",
@@ -231,7 +233,8 @@ class LocalStore:
             self.make_folder(target.parent)
             descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, self._mode)
             try:
-                with os.fdopen(descriptor, "wb") as file:
+                raw = EarlyFile(descriptor) if self.fsync else io.FileIO(descriptor, "w")
+                with io.BufferedWriter(raw) as file:
                     yield file
                     file.flush()
                     if self.fsync:

@@ -20,6 +20,7 @@ from pipeline.errors import CorruptInput, InputChanged, MissingInput, SchemaDrif
 from pipeline.packing import pack
 from pipeline.rows import Fragment
 from pipeline.sources import discover, read_batches
+from pipeline.sources.footers import open_parquet
 from pipeline.sources.parquet import Discovery, wanted_fragments
 from pipeline.spec import Source
 
@@ -270,6 +271,7 @@ def test_memory_does_not_grow_with_the_row_group(tmp_path):
     code = """
 import sys, pyarrow as pa
 from pipeline.sources import discover, read_batches
+from pipeline.sources.footers import open_parquet
 from pipeline.sources.parquet import wanted_fragments
 from pipeline.spec import Source
 found = discover(Source(path=sys.argv[1]))
@@ -292,3 +294,13 @@ print(rows, pa.default_memory_pool().max_memory())
 def test_a_missing_source_is_not_an_input_that_changed(tmp_path):
     with pytest.raises(MissingInput):
         discover(Source(path=str(tmp_path / "nothing")))
+
+
+def test_columns_are_looked_up_only_where_some_are_left_out(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"a": [1, 2], "b": [3, 4]}), path)
+    with open_parquet(str(path), columns=2) as file:
+        assert next(file.iter_batches(10)).num_columns == 2
+        assert file._paths is None
+        assert next(file.iter_batches(10, columns=["b"])).schema.names == ["b"]
+        assert set(file._paths) == {"a", "b"}
