@@ -7,7 +7,7 @@
 
 Each contender runs as a process of its own in an environment of its own (``benchmarks/data/environments/``, made by uv
 when it is not there) and is measured from the outside, start-up included: wall time, CPU time of the process tree, the
-largest sum of memory that its processes had to themselves, and the time until the first output file is there.
+largest sum of their memory (what several share counts once), and the time until the first output file is there.
 """
 
 from __future__ import annotations
@@ -109,9 +109,17 @@ def _has_output(out: Path) -> bool:
     """Whether a Parquet file has its footer; also one that is not published yet, in the folders beside the output."""
     for folder in (out, *out.parent.glob("tmp*")):
         for path in folder.glob("**/*.parquet") if folder.exists() else ():
-            if path.name != "plan.parquet" and path.read_bytes()[-4:] == b"PAR1":
+            if path.name != "plan.parquet" and _ends(path):
                 return True
     return False
+
+
+def _ends(path: Path) -> bool:
+    """Whether the file ends as a Parquet file does. Only its end is read: this goes on beside the contender."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 4))
+        return size > 8 and file.read() == b"PAR1"
 
 
 def digest(out: Path, names: list[str]) -> tuple[int, int]:

@@ -22,20 +22,21 @@ import xgboost
 BATCH = 131_072
 
 
-def matrix(batch: pa.RecordBatch) -> np.ndarray:
-    out = np.empty((batch.num_rows, batch.num_columns), np.float32)
-    for number, column in enumerate(batch.columns):
-        out[:, number] = column.to_numpy(zero_copy_only=False)
+def matrix(batch: pa.RecordBatch, names: list[str]) -> np.ndarray:
+    out = np.empty((batch.num_rows, len(names)), np.float32)
+    for number, name in enumerate(names):
+        out[:, number] = batch.column(name).to_numpy(zero_copy_only=False)
     return out
 
 
 def score_file(booster: xgboost.Booster, path: Path, out: Path) -> int:
     file = pq.ParquetFile(path)
     schema = file.schema_arrow.append(pa.field("prediction", pa.float32()))
-    # Dictionaries cost CPU and make files of distinct floats larger; a floor does without.
-    with pq.ParquetWriter(out, schema, use_dictionary=False) as writer:
+    # Dictionaries cost CPU and make files of distinct floats larger; a floor does without, but for texts.
+    texts = [field.name for field in schema if pa.types.is_string(field.type)]
+    with pq.ParquetWriter(out, schema, use_dictionary=texts or False) as writer:
         for batch in file.iter_batches(BATCH):
-            scores = booster.inplace_predict(matrix(batch))
+            scores = booster.inplace_predict(matrix(batch, booster.feature_names))
             writer.write_batch(pa.record_batch([*batch.columns, pa.array(scores)], schema=schema))
     return int(file.metadata.num_rows)
 

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from dataclasses import dataclass, field
 
 TICKS = os.sysconf("SC_CLK_TCK")
-PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass
 class ProcessTree:
     """Samples a process (this one, unless another is named) and its descendants until it is closed; what a process had
-    used when it ended counts on. ``peak`` is the largest sum of resident bytes that was seen at one time."""
+    used when it ended counts on. ``peak`` is the largest sum of memory that was seen at one time: anonymous and shared
+    memory, without mapped files; what several processes share, since they were forked or by intent, counts once."""
 
     root: int = field(default_factory=os.getpid)
     interval: float = 0.1
+    memory_interval: float = 0.4
+    """Seconds between two looks at memory, which take longer."""
     peak: int = 0
     _cpu: dict[int, float] = field(default_factory=dict)
     _peak: dict[int, int] = field(default_factory=dict)
+    _looked: float = 0.0
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -37,13 +41,15 @@ class ProcessTree:
                 fields = stat.rpartition(")")[2].split()
                 parents.setdefault(int(fields[1]), []).append(int(name))
                 seconds[int(name)] = (int(fields[11]) + int(fields[12])) / TICKS
-        resident = 0
+        looks = time.monotonic() - self._looked >= self.memory_interval
+        memory = 0
         for pid in _family(self.root, parents):
             if pid in seconds:
                 self._cpu[pid] = max(seconds[pid], self._cpu.get(pid, 0.0))
                 self._peak[pid] = max(peak_bytes(pid), self._peak.get(pid, 0))
-                resident += _own_bytes(pid)
-        self.peak = max(self.peak, resident)
+                memory += _share_bytes(pid) if looks else 0
+        self.peak = max(self.peak, memory)
+        self._looked = time.monotonic() if looks else self._looked
         return sum(self._cpu.values())
 
     def peaks(self) -> dict[int, int]:
@@ -82,7 +88,7 @@ def peak_bytes(pid: int) -> int:
     return 0
 
 
-def _own_bytes(pid: int) -> int:
-    """Resident bytes, those shared with other processes left out."""
-    fields = _read(f"/proc/{pid}/statm").split()
-    return (int(fields[1]) - int(fields[2])) * PAGE if fields else 0
+def _share_bytes(pid: int) -> int:
+    """Resident bytes that are no file's, each divided by the number of processes that have it."""
+    parts = [line.split() for line in _read(f"/proc/{pid}/smaps_rollup").splitlines()]
+    return sum(int(part[1]) * 1024 for part in parts if part[0] in ("Pss_Anon:", "Pss_Shmem:"))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import xgboost
 
 BATCH = 131_072
@@ -29,6 +30,12 @@ def load(model: str | Path, *, threads: int) -> xgboost.Booster:
 
 def features(booster: xgboost.Booster) -> list[str]:
     return list(booster.feature_names or [])
+
+
+def nested_schema(data: Path) -> pa.Schema | str:
+    """Arrow schema of the output where there are nested columns, which Dask cannot tell from pandas' dtypes."""
+    schema = pq.read_schema(next(data.glob("**/*.parquet"))).append(pa.field("prediction", pa.float32()))
+    return schema if any(pa.types.is_nested(field.type) for field in schema) else "infer"
 
 
 def matrix(table: pa.Table | pa.RecordBatch, names: list[str]) -> np.ndarray:

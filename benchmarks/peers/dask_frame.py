@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from distributed import Client, LocalCluster
 
-from benchmarks.peers.common import CORES, arguments, features, load
+from benchmarks.peers.common import CORES, arguments, features, load, nested_schema
 
 IS_THREADED = os.environ.get("DASK_PLACE", "threads") == "threads"
 
@@ -35,7 +35,7 @@ def go() -> None:
     data, model, out = arguments()
     frame = dd.read_parquet(data)
     meta = frame._meta.assign(prediction=np.float32())
-    frame.map_partitions(score, str(model), meta=meta).to_parquet(out, write_index=False)
+    frame.map_partitions(score, str(model), meta=meta).to_parquet(out, write_index=False, schema=nested_schema(data))
 
 
 if __name__ == "__main__":

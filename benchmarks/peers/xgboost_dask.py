@@ -7,7 +7,7 @@ import numpy as np
 from distributed import Client, LocalCluster
 from xgboost import dask as dxgb
 
-from benchmarks.peers.common import CORES, arguments, features, load
+from benchmarks.peers.common import CORES, arguments, features, load, nested_schema
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
         frame = dd.read_parquet(data)
         found = dxgb.inplace_predict(client, booster, frame[features(booster)])
         frame = frame.assign(prediction=found.astype(np.float32))
-        frame.to_parquet(out, write_index=False)
+        frame.to_parquet(out, write_index=False, schema=nested_schema(data))
 
 
 if __name__ == "__main__":
