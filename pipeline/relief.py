@@ -83,9 +83,6 @@ class Relief:
     _rescues: dict[str, _Rescue] = field(default_factory=dict)
     _helped: set[str] = field(default_factory=set)
     """Partitions that had a copy or were to be divided: what that did not help takes its time."""
-    _dear: dict[str, tuple[str, float]] = field(default_factory=dict)
-    """Partitions whose rows seem to take longer than others', and so say nothing about these: where that was seen, and
-    the seconds of a unit of work."""
 
     def begin(self, todo: Sequence[Partition]) -> None:
         """What is to be done in all: one unit of work is all rows, or all bytes, of it."""
@@ -109,18 +106,14 @@ class Relief:
 
     def measured(self, attempt: Attempt, *, worker: str, seconds: float) -> None:
         """An attempt has brought a receipt."""
-        if attempt.is_isolated:
-            return
-        work = self.work(attempt.partition)
-        for whole, (where, pace) in list(self._dear.items()):
-            if not attempt.partition.id.startswith(f"{whole}."):
-                continue
-            if worker == where or not self._rates.is_usual(seconds=seconds, work=work, patience=self.patience):
-                return
-            # Its rows take no longer elsewhere: it was the worker.
-            del self._dear[whole]
-            self._rates = self._rates.after(where, seconds=pace, work=1.0)
-        self._rates = self._rates.after(worker, seconds=seconds, work=work)
+        if not attempt.is_isolated:
+            self._rates = self._rates.ended(
+                attempt.partition.id,
+                worker,
+                seconds=seconds,
+                work=self.work(attempt.partition),
+                patience=self.patience,
+            )
 
     def settled(self, partition: str, *, now: float, is_by_helper: bool) -> None:
         """A partition is done.
@@ -224,7 +217,7 @@ class Relief:
         if isinstance(action, Cut | Share):
             self._cuts[action.key] = (action, now)
             if isinstance(action, Share) and action.dear:
-                self._dear[partition.id] = (worker, action.dear)
+                self._rates = self._rates.with_dear(partition.id, worker=worker, pace=action.dear)
         else:
             self._helped.add(partition.id)
         logger.info("partition %s on %s is helped: %s", partition.id, worker, helped.action)

@@ -59,6 +59,27 @@ class Rates:
     """Seconds a unit of work took, by worker, in partitions that ended; the oldest first."""
 
     samples: tuple[tuple[str, float], ...] = ()
+    dear: tuple[tuple[str, str, float], ...] = ()
+    """Partitions whose rows seem to take longer than others', so that their parts say nothing about these: with the
+    worker on which that was seen, and the seconds of a unit of work."""
+
+    def with_dear(self, partition: str, *, worker: str, pace: float) -> Rates:
+        """With one more that seems dear."""
+        return replace(self, dear=(*self.dear, (partition, worker, pace)))
+
+    def ended(self, partition: str, worker: str, *, seconds: float, work: float, patience: Patience) -> Rates:
+        """When a partition has ended. A part of one that seems dear does not count, unless it took the usual time
+        elsewhere: then it was the worker that was slow."""
+        found = self
+        for whole in self.dear:
+            name, where, pace = whole
+            if not partition.startswith(f"{name}."):
+                continue
+            if worker == where or not found.is_usual(seconds=seconds, work=work, patience=patience):
+                return found
+            found = replace(found, dear=tuple(one for one in found.dear if one != whole))
+            found = found.after(where, seconds=pace, work=1.0)
+        return found.after(worker, seconds=seconds, work=work)
 
     def after(self, worker: str, *, seconds: float, work: float) -> Rates:
         """With one partition more."""
@@ -137,8 +158,8 @@ class Move:
 
 
 @dataclass(frozen=True)
-class Backup:
-    """Run a copy beside it; the first receipt wins."""
+class Rescue:
+    """Have others do some of it, or all."""
 
     key: str
     workers: tuple[str, ...]
@@ -146,34 +167,24 @@ class Backup:
     """Seconds it would still take if nothing were done, as far as can be told."""
 
 
-@dataclass(frozen=True)
-class Cut:
+class Backup(Rescue):
+    """Run a copy beside it; the first receipt wins."""
+
+
+class Cut(Rescue):
     """Have it stop at its next batch boundary, and these do the rest in as many parts."""
 
-    key: str
-    workers: tuple[str, ...]
-    left: float
 
-
-@dataclass(frozen=True)
-class Divide:
+class Divide(Rescue):
     """Give it up, and have these do all of it in as many parts."""
 
-    key: str
-    workers: tuple[str, ...]
-    left: float
-
 
 @dataclass(frozen=True)
-class Share:
+class Share(Rescue):
     """Have it stop at its next batch boundary, and these, its own worker among them, do the rest in as many parts."""
 
-    key: str
-    workers: tuple[str, ...]
-    left: float
     dear: float = 0.0
     """Seconds that a unit of its work takes, where that is far more than usual and its worker does not seem slow."""
 
 
-Rescue = Backup | Cut | Divide | Share
 Action = Ask | Move | Rescue

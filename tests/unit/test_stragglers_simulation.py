@@ -94,7 +94,6 @@ class Simulation:
     divided: set[str] = field(default_factory=set, init=False)
     actions: list[type] = field(default_factory=list, init=False)
     spent: float = field(default=0.0, init=False)
-    dear: dict[str, tuple[str, float]] = field(default_factory=dict, init=False)
 
     def run(self) -> Outcome:
         self.queue.extend((job, ()) for job in sorted(self.todo, key=lambda job: -job.planned))
@@ -158,19 +157,9 @@ class Simulation:
         if attempt.is_unwanted or attempt.job.name in self.receipts or attempt.job.name in self.divided:
             return
         self.receipts[attempt.job.name] = attempt.job
-        self._measured(worker, attempt)
-        self._end_others(attempt.job.name)
-
-    def _measured(self, worker: str, attempt: Attempt) -> None:
         seconds, work = self.now - attempt.began, attempt.job.planned
-        for name, (where, pace) in list(self.dear.items()):
-            if not attempt.job.name.startswith(f"{name}."):
-                continue
-            if worker == where or not self.rates.is_usual(seconds=seconds, work=work, patience=PATIENCE):
-                return
-            del self.dear[name]
-            self.rates = self.rates.after(where, seconds=pace, work=1.0)
-        self.rates = self.rates.after(worker, seconds=seconds, work=work)
+        self.rates = self.rates.ended(attempt.job.name, worker, seconds=seconds, work=work, patience=PATIENCE)
+        self._end_others(attempt.job.name)
 
     def _end_others(self, name: str) -> None:
         for other in self.running.values():
@@ -210,7 +199,7 @@ class Simulation:
             elif isinstance(action, Cut | Share):
                 attempt.pieces, attempt.cut = action.workers, self.now
                 if isinstance(action, Share) and action.dear:
-                    self.dear[attempt.job.name] = (action.key, action.dear)
+                    self.rates = self.rates.with_dear(attempt.job.name, worker=action.key, pace=action.dear)
             elif isinstance(action, Divide):
                 cuts = even_cuts(0, attempt.job.rows, parts=len(action.workers), smallest=512)
                 self._put_parts(attempt.job, cuts, action.workers, skip=0)
