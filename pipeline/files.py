@@ -233,8 +233,7 @@ class LocalStore:
             self.make_folder(target.parent)
             descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, self._mode)
             try:
-                raw = EarlyFile(descriptor) if self.fsync else io.FileIO(descriptor, "w")
-                with io.BufferedWriter(raw) as file:
+                with self._open_new(descriptor) as file:
                     yield file
                     file.flush()
                     if self.fsync:
@@ -244,6 +243,10 @@ class LocalStore:
                     target.unlink()
                 raise
             self._sync_folder(target.parent)
+
+    def _open_new(self, descriptor: int) -> IO[bytes]:
+        """To be written from start to end; what is to be durable is begun early."""
+        return io.BufferedWriter(EarlyFile(descriptor) if self.fsync else io.FileIO(descriptor, "w"))
 
     def open_input(self, name: str) -> IO[bytes]:
         with storage_errors(self.url(name)):
@@ -267,7 +270,7 @@ class LocalStore:
 
     def _copy(self, source: Any, source_name: str, target: Path) -> None:
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, self._mode)
-        with os.fdopen(descriptor, "wb") as copy, source.open_input(source_name) as original:
+        with self._open_new(descriptor) as copy, source.open_input(source_name) as original:
             shutil.copyfileobj(original, copy, 1 << 20)
             copy.flush()
             if self.fsync:
