@@ -49,8 +49,8 @@ def _silent(workers: Mapping[str, Mapping[str, Any]]) -> set[str]:
     :param workers: as the scheduler describes them.
     """
     seen = {name: float(one.get("last_seen") or 0.0) for name, one in workers.items()}
-    limit = max(SILENT, 3 * heartbeat_interval(len(seen)))
-    return {name for name, at in seen.items() if max(seen.values()) - at > limit}
+    newest, limit = max(seen.values(), default=0.0), max(SILENT, 3 * heartbeat_interval(len(seen)))
+    return {name for name, at in seen.items() if newest - at > limit}
 
 
 class Watch:
