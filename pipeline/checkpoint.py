@@ -249,7 +249,7 @@ class JobDirectory:
         """
         # The rounds first: a receipt that lands later is of one of these, or counts when the next one looks.
         rounds = self.rounds()
-        return Ledger(rounds, self.receipts() if receipts is None else receipts)
+        return Ledger(rounds, self.each_receipt() if receipts is None else receipts)
 
     def children(self) -> tuple[JobDirectory, ...]:
         """The jobs of a fan-out, in the order of their values."""

@@ -84,21 +84,16 @@ class Ledger:
     @cached_property
     def todo(self) -> tuple[Partition, ...]:
         """The partitions that have no receipt yet."""
-        return tuple(
-            partition
-            for one in self.rounds
-            for partition in self.partitions(one)
-            if partition.id not in self._receipts.partitions(one.number)
-        )
+        return tuple(partition for one in self.rounds for partition in self._left(one))
 
     @property
     def undone(self) -> dict[int, tuple[str, ...]]:
         """Ids of the partitions that have no receipt yet, per round."""
-        undone: dict[int, tuple[str, ...]] = {}
-        for one in self.rounds:
-            have = self._receipts.partitions(one.number)
-            undone[one.number] = tuple(part.id for part in self.partitions(one) if part.id not in have)
-        return undone
+        return {one.number: tuple(partition.id for partition in self._left(one)) for one in self.rounds}
+
+    def _left(self, of: Round) -> Iterator[Partition]:
+        have = self._receipts.partitions(of.number)
+        return (partition for partition in self.partitions(of) if partition.id not in have)
 
     def receipts(self, stage: int) -> Chosen:
         """All receipts of a round that counts, in source order; those of partitions that were taken or split, too."""

@@ -16,7 +16,7 @@ SPOOLED = 4 << 20
 _LENGTH = struct.Struct("<I")
 
 
-class Receipts(Collection[Receipt]):
+class Receipts:
     """Receipts by round and partition; of several for the same partition the last one."""
 
     def __init__(self, receipts: Iterable[Receipt] = ()) -> None:
@@ -59,9 +59,6 @@ class Receipts(Collection[Receipt]):
 
     def __len__(self) -> int:
         return sum(map(len, self._kept.values()))
-
-    def __contains__(self, receipt: object) -> bool:
-        return any(receipt == one for one in self)
 
     def _keep(self, receipt: Receipt) -> Any:
         return receipt

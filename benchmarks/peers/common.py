@@ -33,7 +33,7 @@ def features(booster: xgboost.Booster) -> list[str]:
 
 
 def nested_schema(data: Path) -> pa.Schema | str:
-    """Arrow schema of the output where there are nested columns, which Dask cannot tell from pandas' dtypes."""
+    """Arrow schema of the output where it has nested columns, which pandas' dtypes do not tell; else ``infer``."""
     schema = pq.read_schema(next(data.glob("**/*.parquet"))).append(pa.field("prediction", pa.float32()))
     return schema if any(pa.types.is_nested(field.type) for field in schema) else "infer"
 
