@@ -60,11 +60,15 @@ def wait_until_at_rest(cluster: ProcessCluster) -> None:
         wait_until(lambda: not any(client.run(progress.at_work).values()))
 
 
-def wait_until_at_work(cluster: ProcessCluster, pid: int | None) -> None:
-    """Until that process is at a partition: frozen before, it would only have to be passed over."""
+def wait_until_it_begins(cluster: ProcessCluster, pid: int | None) -> None:
+    """Until that process has begun a partition just now: frozen between two, it would only have to be passed over."""
+
+    def ages() -> list[float]:
+        return [one.sight.seconds for some in progress._running.values() for one in some]
+
     with Client(cluster.address, set_as_default=False) as client:
         (address,) = [name for name, found in client.run(os.getpid).items() if found == pid]
-        wait_until(lambda: client.run(progress.at_work, workers=[address])[address])
+        wait_until(lambda: (found := client.run(ages, workers=[address])[address]) and max(found) < 0.5)
 
 
 @pytest.mark.fault(14)
@@ -75,7 +79,7 @@ def test_a_frozen_worker_costs_its_partition_a_copy_and_its_late_write_is_invisi
     nanny = cluster.nannies[0]
     driver = job.start()
     driver.wait_receipts(4)
-    wait_until_at_work(cluster, cluster.worker_pid(nanny))
+    wait_until_it_begins(cluster, cluster.worker_pid(nanny))
     with stopped(cluster.worker_pid(nanny)):
         report = driver.end(120)
         receipts = job.directory().receipts()
