@@ -1,5 +1,6 @@
 """What the process that workers are forked from imports; see `pipeline.forks`."""
 
+import gc
 from contextlib import suppress
 from importlib import import_module
 
@@ -17,3 +18,7 @@ for _module in (
     # Whatever is wrong with one of them is told by the worker that needs it.
     with suppress(Exception):
         import_module(_module)
+
+# What is imported stays: no worker need look through it for garbage, nor copy the memory that this would write to.
+gc.collect()
+gc.freeze()

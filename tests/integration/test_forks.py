@@ -18,7 +18,7 @@ from pipeline.testing.processes import wait_until
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="fork servers are used on Linux only")
 
 CLUSTER = """
-import json, os, sys
+import gc, json, os, sys
 from pipeline import forks
 from pipeline.clusters.local import LocalProcesses
 from pipeline.settings import Settings
@@ -29,7 +29,9 @@ def seen():
         given = dict(line.split("=", 1) for line in file.read().split("\\0") if "=" in line)
     loaded = "pipeline.tasks" in sys.modules and "xgboost" in sys.modules
     parent = open(f"/proc/{os.getppid()}/cmdline").read()
-    return {"variables": [given.get(name) for name in names], "loaded": loaded, "forked": "forkserver" in parent}
+    kept = gc.get_freeze_count() > 100_000
+    variables = [given.get(name) for name in names]
+    return {"variables": variables, "loaded": loaded, "kept": kept, "forked": "forkserver" in parent}
 
 def look(workers, threads):
     with LocalProcesses(Settings(workers=workers, threads=threads, memory_limit="1 GiB")).open() as client:
@@ -44,12 +46,12 @@ def run(folder: Path, code: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_workers_are_forked_with_their_variables_and_imports(tmp_path: Path) -> None:
+def test_workers_are_forked_with_their_variables_and_imports_which_no_collection_visits(tmp_path: Path) -> None:
     first, second = run(
         tmp_path, "forks.begin(forks.likely_environment(2, 1))\nprint(json.dumps([look(2, 1), look(1, 1)]))"
     )
     cores = os.cpu_count() or 1
-    expected = {"variables": [str(max(1, cores // 2)), "65536"], "loaded": True, "forked": True}
+    expected = {"variables": [str(max(1, cores // 2)), "65536"], "loaded": True, "kept": True, "forked": True}
     assert first == [expected, expected]
     assert second == [{**expected, "variables": [str(cores), "65536"]}], "another shape gets another server"
 
