@@ -68,6 +68,14 @@ def feature_rules(version: ModelVersion, columns: Sequence[str]) -> tuple[Column
     )
 
 
+def beyond_finite(rules: Sequence[ColumnRule], columns: Collection[str]) -> tuple[ColumnRule, ...]:
+    """``rules`` without those that ask of one of ``columns`` to be finite, and nothing else: `check_matrix` sees to it.
+
+    A rule takes time for every batch, also one that needs no look at the rows.
+    """
+    return tuple(rule for rule in rules if rule.column not in columns or rule != ColumnRule(rule.column, finite=True))
+
+
 def check(table: pa.Table, rules: Sequence[ColumnRule], *, skip_finite: Collection[str] = ()) -> Failures:
     """Rows of ``table`` that break a rule.
 

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from pipeline.arrow_rows import take_rows
 from pipeline.bisect import NoRowWorksError, RowFailure, RowsError, bisect, blame_rows
-from pipeline.contract import Failures, check, check_matrix
+from pipeline.contract import Failures, beyond_finite, check, check_matrix
 from pipeline.errors import ModelError, OutOfMemory, ReconciliationFailed, StepFailed
 from pipeline.memory import next_batch_rows
 from pipeline.model import Predictor
@@ -105,6 +105,9 @@ class Scorer:
         # Infinity is looked for in the matrix the model gets: there it costs next to nothing, and what only overflows
         # float32 is seen too.
         self._finite = frozenset(rule.column for rule in rules if rule.finite) & set(self.recipe.score.features)
+        self._in_matrix = frozenset() if self.recipe.maps else self._finite
+        self._source_rules = beyond_finite(self.recipe.source_rules, self._in_matrix)
+        self._score_rules = beyond_finite(self.recipe.score_rules, self._finite)
 
     def score(self, batch: SourceBatch, *, paths: Sequence[str] = ()) -> ScoredBatch:
         """What becomes of the rows of ``batch``.
@@ -155,7 +158,7 @@ class Scorer:
 
     def _chain(self, table: pa.Table) -> _Part:
         """Contract of the source, then the steps, then what each of their results scores to."""
-        failures = check(table, self.recipe.source_rules, skip_finite=() if self.recipe.maps else self._finite)
+        failures = check(table, self._source_rules, skip_finite=self._in_matrix)
         table, positions = _without(table, failures.rows)
         if not self.steps:
             return self._score_frame(table).moved(positions).behind(failures)
@@ -172,7 +175,7 @@ class Scorer:
         """Contract of the model, then the model, then the output's columns."""
         start = perf_counter()
         _expect_columns(table, (*self.recipe.score.features, *self.recipe.score.keep))
-        failures = check(table, self.recipe.score_rules, skip_finite=self._finite)
+        failures = check(table, self._score_rules, skip_finite=self._finite)
         table, positions = _without(table, failures.rows)
         matrix = self.predictor.encode(table.select(list(self.recipe.score.features)))
         infinite = check_matrix(matrix, table, self.recipe.score.features, self._finite)

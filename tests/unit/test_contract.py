@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.contract import Failures, check, check_matrix, feature_rules, is_dtype
+from pipeline.contract import Failures, beyond_finite, check, check_matrix, feature_rules, is_dtype
 from pipeline.errors import SpecError, StepFailed
 from pipeline.model import Feature, ModelVersion
 from pipeline.recipe import ColumnRule
@@ -163,6 +163,12 @@ def test_what_overflows_float32_is_infinite_to_the_model() -> None:
     assert failures.messages == ("a is 1e+300, which is not a finite float32",)
     both = check_matrix(matrix, table, ("a", "b"), frozenset({"a", "b"}))
     assert both.reasons == ("contract:a:finite", "contract:b:finite")
+
+
+def test_rules_that_the_matrix_is_checked_for_are_not_checked_again() -> None:
+    plain, more, other = ColumnRule("a", finite=True), ColumnRule("a", finite=True, max=8), ColumnRule("b", finite=True)
+    assert beyond_finite([plain, more, other], {"a"}) == (more, other)
+    assert beyond_finite([plain, more, other], ()) == (plain, more, other)
 
 
 def test_a_model_asks_for_finite_numbers_and_known_categories() -> None:
