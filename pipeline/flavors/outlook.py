@@ -9,9 +9,10 @@ from pipeline.flavors import find_flavor
 from pipeline.model import Engine, ModelVersion, OutputKind
 from pipeline.trees import available
 
-EARNING = 90_000_000
-"""Rows of a process × trees from which on the tree engine earns its start of about a second: 300,000 rows with 300
-trees of depth 6 (measured, with the kernels on disk)."""
+EARNING = 50_000_000
+"""Rows of a process × trees from which on the tree engine earns its start: 170,000 rows with 300 trees of depth 6. With
+60 million it saved a tenth of a job's CPU, with 30 million nothing (measured with forked workers and the kernels on
+disk; a worker that has to import numba itself breaks even at 90 million)."""
 INSTALL = "install the extra: pip install 'dask-batch-pipeline[fast]'"
 _MISSING = "numba is not installed (the extra 'fast')"
 
