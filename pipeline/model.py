@@ -133,10 +133,11 @@ class Predictor(Protocol):
 
     version: ModelVersion
 
-    def encode(self, table: pa.Table) -> np.ndarray:
+    def encode(self, table: pa.Table, *, order: Literal["C", "F"] = "C") -> np.ndarray:
         """The matrix `predict` takes, from a table that has exactly the model's feature columns, in its order.
 
-        :returns: float32 [rows, features], C order; missing values are NaN, categories their codes.
+        :param order: of the matrix in memory. `predict` takes either; the library itself is faster with C.
+        :returns: float32 [rows, features]; missing values are NaN, categories their codes.
         """
 
     def predict(self, matrix: np.ndarray, *, kind: OutputKind) -> np.ndarray:

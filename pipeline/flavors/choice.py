@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from statistics import median
 from time import perf_counter
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -124,9 +125,9 @@ class Evaluator:
         self.version = choice.reference.version
         self.use = EngineUse(seconds_start=seconds_start)
 
-    def encode(self, table: pa.Table) -> np.ndarray:
-        """See `pipeline.model.Predictor.encode`."""
-        return self.choice.reference.encode(table)
+    def encode(self, table: pa.Table, *, order: Literal["C", "F"] = "C") -> np.ndarray:
+        """See `pipeline.model.Predictor.encode`; in F order for the tree engine, which reads columns."""
+        return self.choice.reference.encode(table, order="F" if self.choice.engine == "trees" else order)
 
     def out_of_memory_errors(self) -> tuple[type[BaseException], ...]:
         """See `pipeline.model.Predictor.out_of_memory_errors`."""

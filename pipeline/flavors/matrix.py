@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -11,19 +11,21 @@ import pyarrow.compute as pc
 from pipeline.errors import SchemaDrift
 from pipeline.model import Feature
 
+_FLOAT32 = pa.float32()
 _BLOCK_ROWS = 8192
 """Rows filled at a time: a block of a few dozen columns stays in the processor's cache while its columns go in."""
 
 
-def encode(table: pa.Table, features: tuple[Feature, ...]) -> np.ndarray:
-    """The columns of ``table``, one per feature and in their order, as float32 [rows, features] in C order.
+def encode(table: pa.Table, features: tuple[Feature, ...], *, order: Literal["C", "F"] = "C") -> np.ndarray:
+    """The columns of ``table``, one per feature and in their order, as float32 [rows, features] in that ``order``.
 
     Nulls become NaN, numbers are rounded to float32 as numpy's ``astype`` does (what is too large becomes infinite),
     booleans 0 and 1, categories their codes; a category the model does not know becomes NaN.
 
     :raises SchemaDrift: for a column that cannot be the feature.
     """
-    matrix = np.empty((table.num_rows, len(features)), dtype=np.float32)
+    matrix = np.empty((table.num_rows, len(features)), dtype=np.float32, order=order)
+    block = _BLOCK_ROWS if order == "C" else max(1, table.num_rows)
     plain: list[tuple[int, np.ndarray]] = []
     for index, feature in enumerate(features):
         start = 0
@@ -38,8 +40,8 @@ def encode(table: pa.Table, features: tuple[Feature, ...]) -> np.ndarray:
             start += len(chunk)
     # A value beyond float32 becomes infinite without a warning: the contract rejects it with a reason.
     with np.errstate(over="ignore"):
-        for start in range(0, table.num_rows if plain else 0, _BLOCK_ROWS):
-            stop = start + _BLOCK_ROWS
+        for start in range(0, table.num_rows if plain else 0, block):
+            stop = start + block
             for index, values in plain:
                 matrix[start:stop, index] = values[start:stop]
     return matrix
@@ -50,6 +52,8 @@ def _values(chunk: pa.Array, feature: Feature) -> np.ndarray:
     if feature.kind == "category":
         return _codes(chunk, feature)
     kind = chunk.type
+    if kind == _FLOAT32:
+        return chunk.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
     if pa.types.is_dictionary(kind):
         return _values(chunk.dictionary_decode(), feature)
     if pa.types.is_decimal(kind):

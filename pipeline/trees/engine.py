@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import as_strided
 
 from pipeline.errors import ModelError, ScorerContract
 from pipeline.trees.tables import TreeTables, unsupported
@@ -72,7 +73,8 @@ class TreeEngine:
         """Return the margins: [rows] float32, or [rows, outputs] of a model with several outputs.
 
         ``matrix``: [rows, features] float32, missing values as NaN, category codes as numbers, in rows (C) or columns
-        (Fortran); any other layout is copied. ``out``: where to write, C order. Releases the GIL.
+        (Fortran), or some rows of such a matrix; any other layout is copied. ``out``: where to write, C order. Releases
+        the GIL.
         """
         flat, strides, rows = self._lay_out(matrix)
         shape = (rows,) if self.tables.outputs == 1 else (rows, self.tables.outputs)
@@ -130,8 +132,11 @@ class TreeEngine:
         if matrix.ndim != 2 or matrix.shape[1] != self.tables.n_features or matrix.dtype != np.float32:
             raise _contract("the matrix", matrix, expected=f"float32 [rows, {self.tables.n_features}]")
         rows, columns = matrix.shape
-        if matrix.flags.f_contiguous and not matrix.flags.c_contiguous:
-            return matrix.T.reshape(-1), np.array([1, rows], np.int64), rows
+        step, lead = (stride // matrix.itemsize for stride in matrix.strides)
+        if step == 1 < lead and matrix.strides == (matrix.itemsize, lead * matrix.itemsize):
+            # Up to the last value, and not a whole column on: the matrix may be the last rows of another one.
+            flat = as_strided(matrix, ((columns - 1) * lead + rows,), (matrix.itemsize,))
+            return flat, np.array([1, lead], np.int64), rows
         return np.ascontiguousarray(matrix).reshape(-1), np.array([columns, 1], np.int64), rows
 
 

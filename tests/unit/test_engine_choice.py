@@ -263,6 +263,21 @@ def test_every_kind_has_the_bits_and_the_shape_of_xgboost(
     assert evaluator.use.compared_rows == module.SAMPLE_ROWS
 
 
+def test_the_matrix_lies_as_the_engine_reads_it(models: dict[str, ModelVersion]) -> None:
+    table = make_table(600, seed=3).select(FEATURES)
+    scores = []
+    for wanted, lies in (("trees", "F_CONTIGUOUS"), ("xgboost", "C_CONTIGUOUS"), ("auto", "C_CONTIGUOUS")):
+        evaluator, _ = get_evaluator(score_of(models["binary"], engine=wanted, rows_per_worker=EARNING))
+        matrix = evaluator.encode(table)
+        assert matrix.flags[lies]
+        assert matrix.flags.c_contiguous != matrix.flags.f_contiguous
+        scores.append(evaluator.predict(matrix, kind="prediction").tobytes())
+    # The choice may fall between the two calls.
+    evaluator.choice.engine = "trees"
+    scores.append(evaluator.predict(matrix, kind="prediction").tobytes())
+    assert len(set(scores)) == 1
+
+
 def test_small_jobs_do_not_start_the_engine(models: dict[str, ModelVersion], monkeypatch: pytest.MonkeyPatch) -> None:
     version, built = models["binary"], []
     monkeypatch.setattr(Choice, "start", lambda self, build, *, is_asked_for: built.append(1) or 0.25)

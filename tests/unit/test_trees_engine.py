@@ -147,6 +147,17 @@ def test_layouts_give_the_same() -> None:
         assert scorer.margin(same, threads=3).tobytes() == wanted
 
 
+@pytest.mark.parametrize(("start", "stop"), [(0, 700), (300, 301), (813, 1300), (1299, 1300), (500, 500)])
+def test_some_rows_of_columns_side_by_side_are_not_copied(start: int, stop: int) -> None:
+    scorer = TreeEngine(make_tables(outputs=2))
+    matrix = make_matrix(1300)
+    some = np.asfortranarray(matrix)[start:stop]
+    assert scorer.margin(some, threads=2).tobytes() == scorer.margin(matrix[start:stop]).tobytes()
+    flat, _, _ = scorer._lay_out(some)
+    assert np.shares_memory(flat, some) or len(some) == 0
+    assert flat.size <= some.base.size if some.base is not None else len(some) == 0
+
+
 @pytest.mark.parametrize("rows", [0, 1, 511, 512, 513, 1024])
 @pytest.mark.parametrize("threads", [1, 2, 16])
 def test_rows_and_threads(rows: int, threads: int) -> None:

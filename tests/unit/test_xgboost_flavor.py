@@ -151,6 +151,16 @@ def test_every_output_has_the_bits_of_xgboost(versions: dict[str, ModelVersion],
     np.testing.assert_array_equal(found.reshape(ROWS, -1), wanted.reshape(ROWS, -1).astype(found.dtype))
 
 
+def test_columns_side_by_side_give_the_same(versions: dict[str, ModelVersion]) -> None:
+    predictor = loaded(versions["binary"])
+    table = table_of(list(FRAME))
+    rows, columns = predictor.encode(table), predictor.encode(table, order="F")
+    assert columns.flags.f_contiguous
+    assert not columns.flags.c_contiguous
+    for kind in ("prediction", "margin", "leaf", "contributions"):
+        assert predictor.predict(columns, kind=kind).tobytes() == predictor.predict(rows, kind=kind).tobytes()
+
+
 @pytest.mark.parametrize(
     ("name", "column"), [("binary", None), ("logitraw", None), ("softprob", None), ("softmax", None)]
 )
@@ -228,12 +238,13 @@ def test_encode_casts_as_numpy_does() -> None:
     ).T
     wanted[3, 0] = nan
     for pieces in (table, pa.concat_tables([table.slice(0, 1), table.slice(1)]), table.slice(1, 2)):
-        found = encode(pieces, features)
-        assert found.dtype == np.float32
-        assert found.flags.c_contiguous
         rows = wanted[1:3] if pieces.num_rows == 2 else wanted
-        np.testing.assert_array_equal(found, rows)
-        assert np.array_equal(np.signbit(found), np.signbit(rows))
+        for order in ("C", "F"):
+            found = encode(pieces, features, order=order)
+            assert found.dtype == np.float32
+            assert found.flags.c_contiguous if order == "C" else found.flags.f_contiguous
+            np.testing.assert_array_equal(found, rows)
+            assert np.array_equal(np.signbit(found), np.signbit(rows))
 
 
 def test_encode_gives_the_codes_of_the_model_whatever_the_order_in_the_file() -> None:
