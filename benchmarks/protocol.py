@@ -110,7 +110,7 @@ def run_once(plan: Plan, root: Path, *, fsync: bool, checksums: bool) -> Run:
         wall, cpu = time.perf_counter(), time.process_time()
         job = JobDirectory.create(root / "jobs", plan, job="protocol-1", fsync=fsync)
         receipts = [run_partition(job.recipe, partition, plan.versions) for partition in plan.partitions]
-        committed = job.commit_manifest(job.next_manifest(receipts))
+        committed = job.commit_manifest(job.next_manifest(job.ledger(receipts)))
         publish(committed.manifest, job)
         run = Run(time.perf_counter() - wall, time.process_time() - cpu)
     shutil.rmtree(root)

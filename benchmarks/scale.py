@@ -109,7 +109,7 @@ def main() -> None:
         print(f"resuming {options.partitions:,} receipts: {times}; peak {peak_bytes(os.getpid()) / 1e6:.0f} MB")
         print(f"  receipts / the same JSON, read and parsed: {read / raw:.1f}")
         receipts.add(receipt_of(job, stored.partitions[-1]))
-        seconds, data = timed(lambda: again.next_manifest(receipts).to_json())
+        seconds, data = timed(lambda: again.next_manifest(again.ledger(receipts)).to_json())
         print(f"the manifest: {seconds:.2f} s, {len(data):,} bytes; peak {peak_bytes(os.getpid()) / 1e6:.0f} MB")
 
 

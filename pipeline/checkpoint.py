@@ -342,15 +342,14 @@ class JobDirectory:
         name = f"manifests/{number}.json"
         return Manifest.from_json(self.store.read(name), where=self.store.url(name))
 
-    def next_manifest(self, receipts: Iterable[Receipt]) -> Manifest:
-        """What `commit_manifest` takes: the manifest of ``receipts``, numbered on from the last one; that one itself
+    def next_manifest(self, ledger: Ledger) -> Manifest:
+        """What `commit_manifest` takes: the manifest of ``ledger``, numbered on from the last one; that one itself
         when it names the same files of the same rounds already.
 
         :raises ReconciliationFailed: when the rows do not add up.
         """
         last = self.manifest()
         number, created = last.number if last else 1, iso_time(self._now())
-        ledger = self.ledger(receipts)
         made = make_manifest(ledger, number=number, job=self.job, plan=self.record.plan, created=created)
         if last is None or (made.is_same_output(last) and made.round == last.round):
             return last or made

@@ -50,6 +50,8 @@ class Driver:
     within: Within
     receipts: ReceiptBook = field(default_factory=ReceiptBook)
     """Of all rounds."""
+    _ledger: tuple[tuple[ReceiptBook, int, int], Ledger] | None = field(default=None, init=False)
+    """The last one, and what it was made from."""
     started: float = field(default_factory=time.monotonic)
     stage: Stage = field(init=False)
     """The partitions of the last round."""
@@ -66,8 +68,11 @@ class Driver:
 
     @property
     def ledger(self) -> Ledger:
-        """What counts so far, over all rounds."""
-        return self.job.ledger(self.receipts)
+        """What counts so far, over all rounds; the same object until there is something new."""
+        state = (self.receipts, self.receipts.changes, len(self.job.rounds()))
+        if self._ledger is None or self._ledger[0] != state:
+            self._ledger = (state, self.job.ledger(self.receipts))
+        return self._ledger[1]
 
     def drive(self) -> Report:
         """Score what is left, decide, commit, publish."""
@@ -82,7 +87,7 @@ class Driver:
         if not self.within.publishes:
             return self._finish(Status.SCORED)
         self._go(Status.PUBLISHING, reason="every partition is done")
-        manifest = self.job.next_manifest(self.receipts)
+        manifest = self.job.next_manifest(self.ledger)
         self.lease.check()
         committed = self.job.commit_manifest(manifest)
         self.lease.check()
@@ -112,7 +117,7 @@ class Driver:
         """The report of a job that ended like that."""
         return make_report(
             self.job,
-            receipts=self.receipts,
+            ledger=self.ledger,
             status=status,
             seconds=time.monotonic() - self.started,
             error=error,

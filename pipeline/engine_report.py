@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.receipt import GIVEN_UP, EngineUse, Receipt
+from pipeline.receipt import GIVEN_UP, EngineUse
 
 
-def engine_evidence(receipts: Iterable[Receipt], *, tolerance: float) -> dict[str, Any]:
-    """The fields of `EngineUse` summed up, with ``speedup`` and ``tolerance``; empty when no receipt has any."""
-    uses = [receipt.engine for receipt in receipts if receipt.engine is not None]
-    if not uses:
+def engine_evidence(whole: EngineUse | None, *, tolerance: float) -> dict[str, Any]:
+    """The fields of ``whole``, with ``speedup`` and ``tolerance``; empty for None.
+
+    :param whole: of all partitions together.
+    """
+    if whole is None:
         return {}
-    whole = sum(uses, EngineUse())
     record = asdict(whole) | {"kernels": list(whole.kernels), "reasons": list(whole.reasons)}
     record["seconds"] = {name: round(value, 6) for name, value in whole.seconds.items()}
     record["seconds_start"] = round(whole.seconds_start, 3)
     return {**record, "speedup": round(whole.speedup, 3), "tolerance": tolerance}
 
 
-def engine_warnings(receipts: Iterable[Receipt]) -> tuple[str, ...]:
+def engine_warnings(whole: EngineUse | None) -> tuple[str, ...]:
     """What a person must know of it."""
-    whole = sum((receipt.engine for receipt in receipts if receipt.engine is not None), EngineUse())
+    if whole is None:
+        return ()
     found = [f"the tree engine was given up: {reason}" for reason in whole.reasons if reason.startswith(GIVEN_UP)]
     if whole.mismatches:
         found.append(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ from pipeline.receipts import Chosen, Receipts
 from pipeline.rounds import Round, model_details
 from pipeline.rows import InputFile, RejectedFile, RowCounts
 from pipeline.splits import partition_key, undivided
+from pipeline.totals import Totals
 
 
 @dataclass(frozen=True)
@@ -147,26 +147,27 @@ class Ledger:
         return sum(group.rows for group in groups if not group.wanted)
 
     @cached_property
+    def totals(self) -> Totals:
+        """What the receipts that count say together."""
+        return Totals.of(self.done)
+
+    @cached_property
     def rows(self) -> RowCounts:
         """What became of the rows so far. A row that was rejected, and came out later, came out."""
-        total = RowCounts.total(receipt.rows for receipt in self.done)
-        again, pruned = sum(sum(receipt.before.values()) for receipt in self.done), self.pruned_rows
+        total, again, pruned = self.totals.rows, self.totals.again, self.pruned_rows
         return RowCounts(total.rows_in - again + pruned, total.out, total.rejected - again, total.filtered + pruned)
 
     @cached_property
     def reasons(self) -> dict[str, int]:
         """Rows that are still rejected, per reason, most frequent first."""
-        found: Counter[str] = Counter()
-        for receipt in self.done:
-            found.update(receipt.reasons)
-            found.subtract(receipt.before)
-        return {reason: count for reason, count in sorted(found.items(), key=lambda pair: (-pair[1], pair[0])) if count}
+        found = sorted(self.totals.reasons.items(), key=lambda pair: (-pair[1], pair[0]))
+        return {reason: count for reason, count in found if count}
 
     @cached_property
     def _tried_again(self) -> dict[str, list[tuple[int, int]]]:
         """Ranges of rows of files of rejects that were done in a later round, by place in the job directory."""
         found: dict[str, list[tuple[int, int]]] = {}
-        for receipt in self.done:
+        for receipt in self.done if self.totals.again else ():
             for part in receipt.files if receipt.before else ():
                 found.setdefault(part.path, []).append((part.row_start, part.row_stop))
         return found

@@ -121,10 +121,13 @@ def make_manifest(ledger: Ledger, *, number: int, job: str, plan: str, created: 
     :param plan: digest of the job's plan.
     :raises ReconciliationFailed: when the rows do not add up.
     """
-    files = tuple(_file(receipt, receipt.data) for receipt in ledger.done if receipt.data)
-    rejects = tuple(
-        _file(receipt, receipt.rejects) for receipt in ledger.done if receipt.rejects and ledger.left(receipt)
-    )
+    files: list[ManifestFile] = []
+    rejects: list[ManifestFile] = []
+    for receipt in ledger.done:
+        if receipt.data:
+            files.append(_file(receipt, receipt.data))
+        if receipt.rejects and ledger.left(receipt):
+            rejects.append(_file(receipt, receipt.rejects))
     reconcile(ledger.rows, files=files, rejects=rejects)
     base = ledger.base.plan
     return Manifest(
@@ -133,8 +136,8 @@ def make_manifest(ledger: Ledger, *, number: int, job: str, plan: str, created: 
         plan=plan,
         model=ManifestModel(**model_details(base)),
         schema=base.output_schema.hex(),
-        files=files,
-        rejects=rejects,
+        files=tuple(files),
+        rejects=tuple(rejects),
         rows=ledger.rows,
         created=created,
         reasons=ledger.reasons,

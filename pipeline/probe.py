@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
 from typing import Any
 
 from pipeline.checkpoint import JobDirectory
 from pipeline.estimate import Estimate, compare_estimate
 from pipeline.plan import Plan
-from pipeline.receipt import Receipt
+from pipeline.totals import Totals
 
 PROBE_FILE = "probe.json"
 
@@ -28,7 +27,7 @@ def read_estimate(job: JobDirectory) -> Estimate | None:
 
 
 def came_of_estimate(
-    job: JobDirectory, plan: Plan, receipts: Collection[Receipt], *, seconds: float, provision: float, starts: int
+    job: JobDirectory, plan: Plan, totals: Totals, *, seconds: float, provision: float, starts: int
 ) -> dict[str, Any]:
     """The estimate beside what came, once every partition is done; empty when there is no estimate, or it is too early.
 
@@ -37,11 +36,11 @@ def came_of_estimate(
     :param starts: drivers there were. The estimate reckons with one: the others' wait is taken off.
     """
     estimate = read_estimate(job)
-    if estimate is None or sum(receipt.rows.rows_in for receipt in receipts) < plan.rows - plan.pruned_rows:
+    if estimate is None or totals.rows.rows_in < plan.rows - plan.pruned_rows:
         return {}
     return compare_estimate(
         estimate,
         seconds=max(0.0, seconds - provision * (1 - 1 / max(1, starts))),
-        task_seconds=sum(receipt.seconds.total - receipt.seconds.model_load for receipt in receipts),
-        output_bytes=sum(receipt.data.bytes for receipt in receipts if receipt.data),
+        task_seconds=totals.seconds.total - totals.seconds.model_load,
+        output_bytes=totals.output_bytes,
     )

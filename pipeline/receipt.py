@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
 from pipeline.errors import StateCorrupt
+from pipeline.quick_pickle import quickly_pickled
 from pipeline.rows import RowCounts
 
 
+@quickly_pickled
 @dataclass(frozen=True, slots=True)
 class DataFile:
     """A file a worker wrote, by the only name it is ever opened under."""
@@ -23,6 +25,7 @@ class DataFile:
     sha256: str
 
 
+@quickly_pickled
 @dataclass(frozen=True, slots=True)
 class FileRows:
     """What became of the rows of one range of one input file."""
@@ -33,6 +36,7 @@ class FileRows:
     rows: RowCounts
 
 
+@quickly_pickled
 @dataclass(frozen=True, slots=True)
 class Seconds:
     """Where the wall time of an attempt went. Reading overlaps scoring, so that the parts may exceed ``total``."""
@@ -45,13 +49,21 @@ class Seconds:
     total: float = 0.0
 
     def __add__(self, other: Seconds) -> Seconds:
-        return Seconds(**{name: getattr(self, name) + getattr(other, name) for name in asdict(self)})
+        return Seconds(
+            self.read + other.read,
+            self.steps + other.steps,
+            self.score + other.score,
+            self.write + other.write,
+            self.model_load + other.model_load,
+            self.total + other.total,
+        )
 
 
 GIVEN_UP = "it "
 """How a reason of `EngineUse` begins that came up while scoring and is worth a warning."""
 
 
+@quickly_pickled
 @dataclass(frozen=True, slots=True)
 class EngineUse:
     """What evaluated the model for some rows, and the evidence for that choice."""
@@ -99,6 +111,7 @@ def _added(one: Mapping[str, Number], other: Mapping[str, Number]) -> dict[str, 
     return {name: one.get(name, 0) + other.get(name, 0) for name in sorted({*one, *other})}
 
 
+@quickly_pickled
 @dataclass(frozen=True, slots=True)
 class Receipt:
     """A committed partition. The first one put for a partition is the one that counts."""
@@ -138,7 +151,8 @@ class Receipt:
 
     def to_json(self) -> bytes:
         """As stored, one line, with a schema version."""
-        record = asdict(self)
+        # Without the ranges of files, of which there may be thousands: what follows is as long as that.
+        record = asdict(replace(self, files=()))
         record["rows"] = self.rows.details()
         record["files"] = [[f.path, f.row_start, f.row_stop, f.rows.details()] for f in self.files]
         return json.dumps({"schema_version": 1, **record}, sort_keys=True).encode()

@@ -16,7 +16,6 @@ from pipeline.ledger import Ledger, RoundSummary
 from pipeline.lifecycle import Status
 from pipeline.plan import Plan, skew
 from pipeline.probe import came_of_estimate
-from pipeline.receipt import Receipt, Seconds
 from pipeline.redaction import redact_values
 from pipeline.rounds import MODEL_DRIFT, Round
 from pipeline.rows import RejectedFile, RowCounts
@@ -201,7 +200,7 @@ def too_many_rejects(
 def make_report(
     job: JobDirectory,
     *,
-    receipts: Iterable[Receipt] | None = None,
+    ledger: Ledger | None = None,
     status: Status | None = None,
     seconds: float | None = None,
     retries: int | None = None,
@@ -210,7 +209,7 @@ def make_report(
 ) -> Report:
     """The report of a job, finished or not, from what its directory says.
 
-    :param receipts: when they are at hand; else they are read.
+    :param ledger: what counts, when it is at hand; else the receipts are read.
     :param status: default: the one the events say.
     :param seconds: wall time of the driver at work, to which the time of earlier ones is added. Default: time the
         events say drivers spent.
@@ -218,9 +217,8 @@ def make_report(
     """
     if job.record.children:
         return _add_up(job, status=status or job.status(), seconds=seconds, warnings=warnings, error=error)
-    ledger, events = job.ledger(receipts), job.events()
-    plan, done, rows = ledger.base.plan, ledger.done, ledger.rows
-    spent = sum((receipt.seconds for receipt in done), Seconds())
+    ledger, events = ledger or job.ledger(), job.events()
+    plan, totals, rows = ledger.base.plan, ledger.totals, ledger.rows
     status = status or job.status()
     total = active_seconds(events) if seconds is None else active_seconds(before_this(events)) + seconds
     provision, starts = provision_seconds(events), sum(event["event"] == "driver" for event in events)
@@ -237,26 +235,26 @@ def make_report(
         seconds={
             "total": total,
             "provision": provision,
-            **{name: getattr(spent, name) for name in _PARTS},
+            **{name: getattr(totals.seconds, name) for name in _PARTS},
         },
-        partitions={"done": len(done), "planned": ledger.planned},
-        skew=_spread(plan, [receipt.seconds.total for receipt in done]),
+        partitions={"done": len(ledger.done), "planned": ledger.planned},
+        skew=_spread(plan, totals.durations),
         retries=sum(event.get("outcome") == "retry" for event in events) if retries is None else retries,
-        batch=batch_record(plan, done, events),
+        batch=batch_record(plan, totals.smallest_batch, events),
         stragglers=straggler_record(events),
         reasons=ledger.reasons,
         published=_published(job, events),
         rounds=ledger.summaries(),
         rejected_files=ledger.rejected_files,
-        engines=engine_evidence(done, tolerance=plan.spec.score.tolerance),
-        estimate=came_of_estimate(job, plan, done, seconds=total, provision=provision, starts=starts),
+        engines=engine_evidence(totals.engine, tolerance=plan.spec.score.tolerance),
+        estimate=came_of_estimate(job, plan, totals, seconds=total, provision=provision, starts=starts),
         warnings=(
             *warnings,
             *_reject_warning(rows),
             *_file_warning(ledger.rejected_files),
             *_restart_warnings(job.rounds()),
             *drift_warnings(events),
-            *engine_warnings(done),
+            *engine_warnings(totals.engine),
         ),
         error=error.details() if error else None,
         next=_next(status, job.job, has_rejects=rows.rejected > 0 or bool(ledger.rejected_files)),

@@ -7,17 +7,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipeline.planned import Plan
-from pipeline.receipt import Receipt
 
 
-def batch_record(plan: Plan, receipts: Iterable[Receipt], events: Iterable[Mapping[str, Any]]) -> dict[str, int | None]:
+def batch_record(plan: Plan, smallest: int | None, events: Iterable[Mapping[str, Any]]) -> dict[str, int | None]:
     """Rows per batch.
 
+    :param smallest: that any partition ended with.
     :returns: ``planned``; ``remembered`` from an earlier job with this model on such workers, or None; and the
         ``smallest`` that any partition ended with, or None.
     """
     known = [int(event["remembered"]) for event in events if event.get("event") == "batch"]
-    smallest = min((receipt.batch_rows for receipt in receipts if receipt.batch_rows), default=None)
     return {"planned": plan.batch_rows, "remembered": known[-1] if known else None, "smallest": smallest}
 
 

@@ -29,7 +29,7 @@ def score_inline(plan: Plan, *, directory: Path, job: str) -> JobDirectory:
 
 def publish_inline(job: JobDirectory) -> Published:
     """Commit and publish a job that is done; again after a crash anywhere in it."""
-    committed = job.commit_manifest(job.next_manifest(job.receipts()))
+    committed = job.commit_manifest(job.next_manifest(job.ledger()))
     published = publish(committed.manifest, job)
     if not job.status().is_success:
         for status in (Status.PUBLISHING, Status.SUCCEEDED):

@@ -178,11 +178,12 @@ def drive(job: SmallJob, directory: JobDirectory, *, sink: ParquetSink) -> None:
     directory.set_status(Status.RUNNING)
     receipts = write_receipts(directory, job)
     directory.set_status(Status.PUBLISHING)
-    manifest = directory.next_manifest(receipts)
+    ledger = directory.ledger(receipts)
+    manifest = directory.next_manifest(ledger)
     lease.check()
     sink.publish(directory.commit_manifest(manifest).manifest, directory)
     status = Status.SUCCEEDED_WITH_WARNINGS if job.bad_every else Status.SUCCEEDED
-    directory.write_report(make_report(directory, receipts=receipts, status=status).to_dict())
+    directory.write_report(make_report(directory, ledger=ledger, status=status).to_dict())
     directory.set_status(status)
     lease.release()
 

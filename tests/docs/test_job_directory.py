@@ -47,7 +47,7 @@ def directory(tmp_path: Path) -> JobDirectory:
         receipts = write_receipts(directory, job)
         directory.set_status(Status.PUBLISHING)
         directory.append_event("published", manifest=1, rows=67)
-        publish(directory.commit_manifest(directory.next_manifest(receipts)).manifest, directory)
+        publish(directory.commit_manifest(directory.next_manifest(directory.ledger(receipts))).manifest, directory)
         directory.set_status(Status.SUCCEEDED_WITH_WARNINGS)
         directory.write_report(make_report(directory).to_dict())
     with suppress(ValueError), recorded(directory.store, epoch=1) as log:

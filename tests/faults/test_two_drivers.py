@@ -225,7 +225,7 @@ class TwoDrivers(RuleBasedStateMachine):
         assert driver.lease.epoch == self.epoch, "a driver that was taken over from writes a status"
         directory.set_status(Status.PUBLISHING)
         # Each has seen the partitions end in another order.
-        driver.manifest = directory.next_manifest(receipts if number else reversed(receipts))
+        driver.manifest = directory.next_manifest(directory.ledger(receipts if number else reversed(receipts)))
 
     @rule(number=drivers)
     @powered

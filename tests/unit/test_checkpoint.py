@@ -239,10 +239,10 @@ def test_a_row_cannot_be_split(job: SmallJob) -> None:
 
 
 def test_manifest_is_committed_once(directory: JobDirectory, job: SmallJob) -> None:
-    manifest = directory.next_manifest(write_receipts(directory, job))
+    manifest = directory.next_manifest(directory.ledger(write_receipts(directory, job)))
     assert directory.manifest() is None
     assert directory.commit_manifest(manifest).landed
-    again = directory.next_manifest(directory.receipts())
+    again = directory.next_manifest(directory.ledger())
     assert again.number == 1
     assert not directory.commit_manifest(again).landed
     assert directory.manifest() == manifest
@@ -250,7 +250,7 @@ def test_manifest_is_committed_once(directory: JobDirectory, job: SmallJob) -> N
 
 
 def test_same_output_made_later_is_the_same_commit(directory: JobDirectory, job: SmallJob) -> None:
-    manifest = directory.next_manifest(write_receipts(directory, job))
+    manifest = directory.next_manifest(directory.ledger(write_receipts(directory, job)))
     directory.commit_manifest(manifest)
     later = replace(manifest, created="2030-01-01T00:00:00.000Z")
     assert directory.commit_manifest(later).manifest.created == manifest.created
@@ -258,13 +258,13 @@ def test_same_output_made_later_is_the_same_commit(directory: JobDirectory, job:
 
 def test_the_order_in_which_partitions_end_does_not_count(directory: JobDirectory, job: SmallJob) -> None:
     receipts = write_receipts(directory, job)
-    manifest = directory.commit_manifest(directory.next_manifest(reversed(receipts))).manifest
+    manifest = directory.commit_manifest(directory.next_manifest(directory.ledger(reversed(receipts)))).manifest
     assert [file.partition for file in manifest.files] == [partition.id for partition in job.plan.partitions]
-    assert directory.next_manifest(receipts) == manifest
+    assert directory.next_manifest(directory.ledger(receipts)) == manifest
 
 
 def test_another_output_under_the_number_conflicts(directory: JobDirectory, job: SmallJob) -> None:
-    manifest = directory.next_manifest(write_receipts(directory, job))
+    manifest = directory.next_manifest(directory.ledger(write_receipts(directory, job)))
     directory.commit_manifest(manifest)
     with pytest.raises(OutputConflict, match="another driver"):
         directory.commit_manifest(replace(manifest, files=manifest.files[1:]))
@@ -272,9 +272,9 @@ def test_another_output_under_the_number_conflicts(directory: JobDirectory, job:
 
 def test_a_retry_that_heals_gets_the_next_number(directory: JobDirectory, job: SmallJob) -> None:
     receipts = write_receipts(directory, job)
-    directory.commit_manifest(directory.next_manifest(receipts))
+    directory.commit_manifest(directory.next_manifest(directory.ledger(receipts)))
     directory.store.remove("stages/0/receipts/00001.json")
-    healed = directory.next_manifest(write_receipts(directory, job, attempt="b"))
+    healed = directory.next_manifest(directory.ledger(write_receipts(directory, job, attempt="b")))
     assert healed.number == 2
     directory.commit_manifest(healed)
     assert directory.manifests() == [1, 2]
@@ -282,7 +282,7 @@ def test_a_retry_that_heals_gets_the_next_number(directory: JobDirectory, job: S
 
 @pytest.mark.fault(33)
 def test_commit_whose_reply_is_lost_has_landed(directory: JobDirectory, job: SmallJob) -> None:
-    manifest = directory.next_manifest(write_receipts(directory, job))
+    manifest = directory.next_manifest(directory.ledger(write_receipts(directory, job)))
 
     def lost() -> BaseException:
         return StorageError("time-out")
@@ -292,7 +292,7 @@ def test_commit_whose_reply_is_lost_has_landed(directory: JobDirectory, job: Sma
 
 
 def test_commit_of_unknown_outcome_raises(directory: JobDirectory, job: SmallJob) -> None:
-    manifest = directory.next_manifest(write_receipts(directory, job))
+    manifest = directory.next_manifest(directory.ledger(write_receipts(directory, job)))
 
     def lost() -> BaseException:
         return StorageError("time-out")

@@ -396,10 +396,10 @@ def test_the_report_sums_it_up(tmp_path: Path) -> None:
     job = small_job(tmp_path / "in", sink=str(tmp_path / "out"))
     directory = JobDirectory.create(str(tmp_path / "jobs"), job.plan, job="j")
     receipts = write_receipts(directory, job)
-    assert make_report(directory, receipts=receipts).engines == {}
+    assert make_report(directory, ledger=directory.ledger(receipts)).engines == {}
     use = EngineUse({"trees": 10, "xgboost": 5}, {"trees": 1.0, "xgboost": 7.8}, 4, 6, 0, 0.5, ("numba 1",), ("few",))
     good = [replace(receipt, engine=use) for receipt in receipts]
-    details = make_report(directory, receipts=good).to_dict()
+    details = make_report(directory, ledger=directory.ledger(good)).to_dict()
     assert details["engines"] == {
         "rows": {"trees": 30, "xgboost": 15},
         "seconds": {"trees": 3.0, "xgboost": 23.4},
@@ -416,7 +416,7 @@ def test_the_report_sums_it_up(tmp_path: Path) -> None:
     assert line in summary_text(details)
     assert not any("engine" in warning for warning in details["warnings"])
     bad = replace(use, mismatches=2, reasons=("it gave other results than xgboost (model x)",))
-    details = make_report(directory, receipts=[replace(good[0], engine=bad), *good[1:]]).to_dict()
+    details = make_report(directory, ledger=directory.ledger([replace(good[0], engine=bad), *good[1:]])).to_dict()
     assert "different on 2 of 18 compared rows" in summary_text(details)
     assert any(w.startswith("the tree engine was given up: it gave other results") for w in details["warnings"])
     assert any("score again with engine: xgboost" in warning for warning in details["warnings"])

@@ -41,7 +41,7 @@ def directory(tmp_path: Path, job: SmallJob) -> JobDirectory:
 def finish(directory: JobDirectory, job: SmallJob) -> None:
     receipts = write_receipts(directory, job)
     directory.set_status(Status.PUBLISHING)
-    publish(directory.commit_manifest(directory.next_manifest(receipts)).manifest, directory)
+    publish(directory.commit_manifest(directory.next_manifest(directory.ledger(receipts))).manifest, directory)
     directory.set_status(Status.SUCCEEDED_WITH_WARNINGS)
 
 
@@ -153,7 +153,7 @@ def test_a_split_partition_needs_none_of_its_files(directory: JobDirectory, job:
 
 def test_folders_beside_the_sink(tmp_path: Path, directory: JobDirectory, job: SmallJob) -> None:
     receipts = write_receipts(directory, job)
-    directory.commit_manifest(directory.next_manifest(receipts))
+    directory.commit_manifest(directory.next_manifest(directory.ledger(receipts)))
     half, foreign, others = (
         tmp_path / ".out.small-1-1.aa",
         tmp_path / ".out.small-1-1.bb",
@@ -205,7 +205,7 @@ def unfinished(directory: JobDirectory, job: SmallJob) -> None:
 
 
 def unpublished(directory: JobDirectory, job: SmallJob) -> None:
-    directory.commit_manifest(directory.next_manifest(write_receipts(directory, job)))
+    directory.commit_manifest(directory.next_manifest(directory.ledger(write_receipts(directory, job))))
     directory.set_status(Status.PUBLISHING)
     directory.set_status(Status.SUCCEEDED)
 

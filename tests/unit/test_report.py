@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,8 @@ from pipeline.checkpoint import JobDirectory
 from pipeline.errors import ReconciliationFailed, StepFailed, TooManyRejects
 from pipeline.lifecycle import Status
 from pipeline.manifest import make_manifest
+from pipeline.receipt import Receipt
+from pipeline.receipts import ReceiptBook
 from pipeline.report import decide_status, make_report, status_for, too_many_rejects
 from pipeline.rows import RowCounts
 from pipeline.run_record import straggler_record
@@ -71,9 +74,31 @@ def directory(tmp_path: Path, job: SmallJob) -> JobDirectory:
     return JobDirectory.create(tmp_path / "jobs", job.plan, job="small-1")
 
 
+class CountedBook(ReceiptBook):
+    """Counts how often a receipt is read."""
+
+    reads = 0
+
+    def _give(self, kept: Any) -> Receipt:
+        self.reads += 1
+        return super()._give(kept)
+
+
+def test_the_end_of_a_job_looks_at_each_receipt_twice(directory: JobDirectory, job: SmallJob) -> None:
+    receipts = CountedBook(write_receipts(directory, job))
+    ledger = directory.ledger(receipts)
+    assert ledger.rows.rejected == 7
+    manifest = directory.next_manifest(ledger)
+    report = make_report(directory, ledger=ledger, status=Status.SUCCEEDED_WITH_WARNINGS)
+    assert (manifest.rows, report.rows) == (ledger.rows, ledger.rows)
+    assert receipts.reads == 2 * len(receipts), "once for the sums, once for the list of files"
+
+
 def test_report_of_a_finished_job(tmp_path: Path, directory: JobDirectory, job: SmallJob) -> None:
     receipts = write_receipts(directory, job)
-    report = make_report(directory, receipts=receipts, status=Status.SUCCEEDED_WITH_WARNINGS, seconds=2.0, retries=1)
+    report = make_report(
+        directory, ledger=directory.ledger(receipts), status=Status.SUCCEEDED_WITH_WARNINGS, seconds=2.0, retries=1
+    )
     details = json.loads(json.dumps(report.to_dict()))
     assert details["rows"] == {"in": 75, "out": 58, "rejected": 7, "filtered": 10}
     assert details["schema_version"] == 1

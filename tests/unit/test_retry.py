@@ -79,7 +79,7 @@ def make_job(folder: Path, lake: Lake, model: Path, *, done: int | None = None) 
         run_partition(job.recipe, partition, plan.versions, worker="w")
     if done is None:
         job.set_status(Status.PUBLISHING)
-        publish(job.commit_manifest(job.next_manifest(job.receipts())).manifest, job)
+        publish(job.commit_manifest(job.next_manifest(job.ledger())).manifest, job)
         job.set_status(Status.SUCCEEDED_WITH_WARNINGS)
     return job
 
@@ -202,7 +202,7 @@ def test_an_output_that_was_overwritten_cannot_be_healed(
     second = JobDirectory.create(tmp_path / "jobs2", other, job="churn-2", import_paths=(str(tmp_path),))
     for partition in other.partitions:
         run_partition(second.recipe, partition, other.versions, worker="w")
-    publish(second.commit_manifest(second.next_manifest(second.receipts())).manifest, second)
+    publish(second.commit_manifest(second.next_manifest(second.ledger())).manifest, second)
     with pytest.raises(OutputConflict, match="cannot be healed"):
         opened(job)
     assert len(job.rounds()) == 1

@@ -36,7 +36,7 @@ def directory(tmp_path: Path, job: SmallJob) -> JobDirectory:
 
 
 def commit(directory: JobDirectory) -> int:
-    return directory.commit_manifest(directory.next_manifest(directory.receipts())).manifest.number
+    return directory.commit_manifest(directory.next_manifest(directory.ledger())).manifest.number
 
 
 def places(directory: JobDirectory) -> list[tuple[int, str, int]]:
@@ -73,7 +73,7 @@ def test_a_retry_heals_all(directory: JobDirectory, job: SmallJob) -> None:
     assert ledger.rows == RowCounts(75, 75, 0, 0)
     assert ledger.reasons == {}
     assert [(one.round, one.why, one.retried, one.healed) for one in ledger.summaries()] == [(1, "retry", 8, 8)]
-    manifest = directory.next_manifest(directory.receipts())
+    manifest = directory.next_manifest(directory.ledger())
     assert commit(directory) == manifest.number == 2
     assert manifest.round == 1
     assert [file.stage for file in manifest.files] == [0, 0, 0, 1]
@@ -100,7 +100,7 @@ def test_what_is_still_rejected_keeps_its_file_and_row(directory: JobDirectory, 
     assert places(directory) == [expected[0], expected[3]]
     assert directory.ledger().rows == RowCounts(75, 73, 2, 0)
     assert [one.healed for one in directory.ledger().summaries()] == [4, 2]
-    assert [file.name for file in directory.next_manifest(directory.receipts()).rejects] == [
+    assert [file.name for file in directory.next_manifest(directory.ledger()).rejects] == [
         "stages/2/rejects/00000-a.parquet"
     ]
 
@@ -147,7 +147,7 @@ def test_a_worker_that_was_cut_off_brings_nothing_in(directory: JobDirectory, jo
     for partition in opened.plan.partitions:
         write_receipt(directory, job, partition, of=opened)
     assert directory.ledger().rows == RowCounts(75, 67, 8, 0)
-    directory.next_manifest(directory.receipts())
+    directory.next_manifest(directory.ledger())
     lost = {one.name for one in sweep_job(directory, now=utc_now()).leftovers}
     assert "stages/0/data/00001-zombie.parquet" in lost
     assert "stages/0/rejects/00002.1-zombie.parquet" in lost
@@ -168,7 +168,7 @@ def test_a_round_that_starts_over_is_all_that_counts(directory: JobDirectory, jo
     assert len(ledger.todo) == 3
     write_receipts(directory, job)
     assert directory.ledger().rows == RowCounts(75, 67, 8, 0)
-    manifest = directory.next_manifest(directory.receipts())
+    manifest = directory.next_manifest(directory.ledger())
     assert manifest.model.version == "2"
     assert {file.stage for file in manifest.files} == {2}
     assert make_report(directory).model["version"] == "2"
@@ -186,7 +186,7 @@ def test_files_that_are_set_aside_are_in_no_count(directory: JobDirectory, job: 
     assert ledger.rows == RowCounts(70, 63, 7, 0)
     assert ledger.planned_rows == 70
     assert ledger.rejected_files == (gone,)
-    assert directory.next_manifest(directory.receipts()).rejected_files == (gone.path,)
+    assert directory.next_manifest(directory.ledger()).rejected_files == (gone.path,)
     warnings = make_report(directory).warnings
     assert f"1 input file was set aside, such as {gone.path} (5 rows): damaged" in warnings
     mended = replace(job.plan, files=(job.plan.files[1],), partitions=(replace(job.plan.partitions[1], id="00000"),))

@@ -50,7 +50,7 @@ def test_a_partition_that_is_done_is_done_again_without_the_file(tmp_path: Path)
         ("in-0.parquet", "file:CorruptInput", 30)
     ]
     assert ledger.rejected_files[0].message == "an input file is damaged: garbage"
-    directory.next_manifest(directory.receipts())
+    directory.next_manifest(directory.ledger())
 
 
 def test_what_is_done_and_has_nothing_to_do_with_it_stays(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_rejects_that_were_tried_again_go_with_the_file_they_came_from(tmp_path:
     ledger = directory.ledger()
     assert ledger.rows == RowCounts(45, 40, 5, 0)
     assert ledger.todo == ()
-    directory.next_manifest(directory.receipts())
+    directory.next_manifest(directory.ledger())
 
 
 def test_other_errors_and_other_policies_are_not_its_business(tmp_path: Path) -> None:

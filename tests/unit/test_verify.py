@@ -58,7 +58,7 @@ def make_job(tmp_path: Path, lake: Lake, model_path: Path, **fields: object) -> 
     for partition in plan.partitions:
         run_partition(job.recipe, partition, plan.versions, worker="w")
     job.set_status(Status.PUBLISHING)
-    publish(job.commit_manifest(job.next_manifest(job.receipts())).manifest, job)
+    publish(job.commit_manifest(job.next_manifest(job.ledger())).manifest, job)
     job.set_status(Status.SUCCEEDED)
     return job
 
@@ -217,7 +217,7 @@ def retry_without_contract(job: JobDirectory) -> None:
     recipe = job.recipe_of(job.open_round(made, plan))
     for partition in plan.partitions:
         run_partition(recipe, partition, plan.versions, worker="w")
-    job.commit_manifest(job.next_manifest(job.receipts()))
+    job.commit_manifest(job.next_manifest(job.ledger()))
 
 
 def test_rows_that_were_rejected_and_came_out_later(tmp_path: Path, lake: Lake, model_path: Path) -> None:

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import copy
+import pickle
+import pickletools
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from pipeline.quick_pickle import quickly_pickled
+from pipeline.receipt import DataFile, EngineUse, FileRows, Receipt, Seconds
+from pipeline.rows import Fragment, InputFile, RejectedFile, RowCounts, RowGroup
+
+EXAMPLES = [
+    RowGroup(5, 80, 40, wanted=False),
+    InputFile("a", 9, "mtime:1", (RowGroup(5, 80, 40),), (("day", "1"),), 1, "mark", "why"),
+    Fragment("a", 0, 5, 0, 1, 80, (("day", "1"),), "b"),
+    RejectedFile("a", "file:CorruptInput", "cut", 4),
+    RowCounts(5, 3, 1, 1),
+    Seconds(1.0, 2.0, 3.0, 4.0, 5.0, 6.0),
+    EngineUse({"trees": 3}, {"trees": 0.5}, 3, 2, 1, 0.25, ("numba",), ("it failed",)),
+    Receipt(
+        "00001", "plan", "model", "attempt", DataFile("data/x", 3, 9, "sha"), None, RowCounts(5, 3, 1, 1),
+        (FileRows("a", 0, 5, RowCounts(5, 3, 1, 1)),), reasons={"step": 1}, splits=("00001.0",), stage=2,
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("one", EXAMPLES, ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_what_is_pickled_comes_back(one: object, protocol: int) -> None:
+    data = pickle.dumps(one, protocol)
+    assert pickle.loads(data) == one
+    assert "BUILD" not in {code.name for code, _, _ in pickletools.genops(data)}, "its own state is slow"
+    assert copy.deepcopy(one) == one
+
+
+def test_a_copy_with_another_value_is_pickled_with_it() -> None:
+    assert pickle.loads(pickle.dumps(replace(EXAMPLES[4], out=7))).out == 7  # type: ignore[type-var]
+
+
+def test_what_cannot_be_made_from_its_values_is_refused() -> None:
+    @dataclass
+    class Hidden:
+        a: int = 0
+        b: int = field(default=0, init=False)
+
+    @dataclass(kw_only=True)
+    class Named:
+        a: int = 0
+        b: int = 0
+
+    for wrong in (Hidden, Named):
+        with pytest.raises(TypeError, match=wrong.__name__):
+            quickly_pickled(wrong)
