@@ -22,6 +22,7 @@ from distributed import Client
 from distributed.utils import get_ip_interface
 
 from pipeline.clusters import DASK_CONFIG
+from pipeline.clusters.dashboard import add_dashboard
 from pipeline.clusters.network import LOOPBACK, check_dashboard, is_loopback
 from pipeline.clusters.tls import Certificates, certificates_in
 from pipeline.errors import InfrastructureError, NoWorkers, SpecError
@@ -182,6 +183,7 @@ class BatchSystem:
             cluster = self.make(certificates, directory=directory)
             try:
                 jobs = self._jobs()
+                add_dashboard(cluster.scheduler)
                 cluster.adapt(minimum_jobs=jobs if self.minimum is None else min(self.minimum, jobs), maximum_jobs=jobs)
                 with Client(cluster, set_as_default=False) as client:
                     self._await_workers(client)
@@ -233,7 +235,7 @@ class BatchSystem:
             "interface": self.interface,
             "protocol": "tls://" if certificates else "tcp://",
             "security": certificates.security() if certificates else None,
-            "scheduler_options": {"dashboard_address": self.settings.dashboard},
+            "scheduler_options": {"dashboard_address": self.settings.dashboard, "dashboard": False},
             "job_name": "pipeline",
             "job_script_prologue": prologue,
             "worker_extra_args": self._worker_arguments(),

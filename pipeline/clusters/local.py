@@ -17,6 +17,7 @@ from distributed.system import MEMORY_LIMIT
 
 from pipeline import forks
 from pipeline.clusters import DASK_CONFIG
+from pipeline.clusters.dashboard import add_dashboard
 from pipeline.clusters.network import LOOPBACK, check_dashboard, is_loopback
 from pipeline.clusters.tls import Certificates, certificates_in
 from pipeline.errors import NoWorkers, SpecError
@@ -109,12 +110,14 @@ class LocalProcesses:
                 processes=True,
                 host=self.host,
                 dashboard_address=self.settings.dashboard,
+                scheduler_kwargs={"dashboard": False},
                 # Left out, it follows the host; it has no TLS.
                 worker_dashboard_address=None if is_loopback(self.host) else f"{LOOPBACK}:0",
                 security=certificates.security() if certificates else None,
                 silence_logs=logging.ERROR,
             )
             try:
+                add_dashboard(cluster.scheduler)
                 with Client(cluster, set_as_default=False) as client:
                     _await_workers(client, limits.workers, self.settings.no_workers_timeout)
                     yield client
