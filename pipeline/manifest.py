@@ -15,6 +15,8 @@ from pipeline.rounds import model_details
 from pipeline.rows import RowCounts
 
 SCHEMA_VERSION = 1
+_LISTS = ("files", "rejects")
+"""Fields that are lists of files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +75,17 @@ class Manifest:
     """Input files that were set aside as a whole; their rows are in no count."""
 
     def to_json(self) -> bytes:
-        """As stored: one object, indented one step, with a schema version."""
-        record = {"schema_version": SCHEMA_VERSION, **{one.name: getattr(self, one.name) for one in fields(self)}}
-        record["rows"] = self.rows.details()
+        """As stored: one object, a line for each field and each file, with a schema version."""
+        record = {one.name: getattr(self, one.name) for one in fields(self)} | {"rows": self.rows.details()}
         text = io.BytesIO()
-        # Piece by piece: there may be very many files.
-        for piece in json.JSONEncoder(indent=1, default=asdict).iterencode(record):
-            text.write(piece.encode())
-        text.write(b"\n")
+        text.write(f'{{\n "schema_version": {SCHEMA_VERSION}'.encode())
+        for name, value in record.items():
+            text.write(f',\n "{name}": '.encode())
+            if name in _LISTS:
+                _write_files(text, value)
+            else:
+                text.write(json.dumps(value, default=asdict).encode())
+        text.write(b"\n}\n")
         return text.getvalue()
 
     @staticmethod
@@ -97,7 +102,7 @@ class Manifest:
             record["model"] = ManifestModel(**record["model"])
             record["models"] = {int(n): ManifestModel(**model) for n, model in record.get("models", {}).items()}
             record["rejected_files"] = tuple(record.get("rejected_files", ()))
-            for key in ("files", "rejects"):
+            for key in _LISTS:
                 record[key] = tuple(ManifestFile(**file) for file in record[key])
             return Manifest(**record)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -113,6 +118,17 @@ class Manifest:
         """Whether both name the same rows; when they were made does not count."""
         names = {one.name for one in fields(self)} - {"created", "round", "models"}
         return all(getattr(self, name) == getattr(other, name) for name in names)
+
+
+def _write_files(text: io.BytesIO, files: Iterable[ManifestFile]) -> None:
+    """One after the other: there may be very many."""
+    names = [one.name for one in fields(ManifestFile)]
+    separator = "\n  "
+    text.write(b"[")
+    for file in files:
+        text.write(f"{separator}{json.dumps({name: getattr(file, name) for name in names})}".encode())
+        separator = ",\n  "
+    text.write(b"\n ]")
 
 
 def make_manifest(ledger: Ledger, *, number: int, job: str, plan: str, created: str) -> Manifest:

@@ -233,12 +233,13 @@ def read_receipts(store: Store, of: Round) -> Iterator[Receipt]:
 
 
 def _read_receipt(store: Store, path: str, of: Round) -> Receipt:
-    receipt = Receipt.from_json(store.read(path), where=store.url(path))
+    place = store.url(path)
+    receipt = Receipt.from_json(store.read(path), where=place)
     is_named = f"{receipt.partition}.json" == path.rpartition("/")[2] and receipt.stage == of.number
     if receipt.plan != of.digest or not is_named:
         raise StateCorrupt(
             "a receipt does not belong to this job",
-            where=store.url(path),
+            where=place,
             found=f"partition {receipt.partition} of plan {receipt.plan[:12]}",
             expected=f"a partition named like the file, of plan {of.digest[:12]}",
             next_step="remove the file and resume: its partition is scored again",
