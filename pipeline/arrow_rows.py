@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+CONVERSION_ERRORS = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError)
+"""What pyarrow raises for values that do not go into a type: by the values, by Python's types, by Arrow's."""
+
 
 def take_rows(table: pa.Table, rows: np.ndarray) -> pa.Table:
     """The given rows, in the given order.

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.arrow_rows import take_values
+from pipeline.arrow_rows import CONVERSION_ERRORS, take_values
 from pipeline.errors import SpecError, StepFailed
 from pipeline.model import ModelVersion
 from pipeline.recipe import ColumnRule
@@ -222,7 +222,7 @@ def _values_of(rule: ColumnRule, values: list[Any], kind: pa.DataType) -> pa.Arr
         if pa.types.is_integer(kind) and (pa.types.is_integer(found.type) or pa.types.is_floating(found.type)):
             return found  # as they are: 0.5, or -1 beside unsigned ones, would not survive a cast
         return found if found.type == kind else pc.cast(found, kind)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, InvalidOperation) as error:
+    except (*CONVERSION_ERRORS, InvalidOperation) as error:
         raise SpecError(
             f"the contract of the column {rule.column!r} has values that don't compare with it",
             where=f"contract.{rule.column}",

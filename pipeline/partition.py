@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from pipeline.arrow_rows import CONVERSION_ERRORS
 from pipeline.batches import resized
 from pipeline.contract import check, check_matrix, feature_rules
 from pipeline.errors import InputError, PlanMismatch, SchemaDrift
@@ -169,7 +170,7 @@ def score_pandas(
 def _from_pandas(frame: pd.DataFrame) -> pa.Table:
     try:
         return pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+    except CONVERSION_ERRORS as error:
         raise SchemaDrift("a column cannot be given to the model", found=str(error)[:300]) from error
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.arrow_rows import take_rows
+from pipeline.arrow_rows import CONVERSION_ERRORS, take_rows
 from pipeline.bisect import NoRowWorksError, RowFailure, RowsError, bisect, blame_rows
 from pipeline.contract import Failures, beyond_finite, check, check_matrix
 from pipeline.errors import ModelError, OutOfMemory, ReconciliationFailed, StepFailed
@@ -351,7 +351,7 @@ def _cast(column: pa.ChunkedArray, wanted: pa.Field) -> pa.ChunkedArray:
         if pa.types.is_dictionary(wanted.type):
             column = pc.cast(column, wanted.type.value_type).dictionary_encode()
         return pc.cast(column, wanted.type)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+    except CONVERSION_ERRORS as error:
         raise StepFailed(
             f"the column {wanted.name!r} that a step made has another type than it had in the sample",
             found=f"{column.type}: {error}"[:300],

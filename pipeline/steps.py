@@ -24,7 +24,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.arrow_rows import take_values
+from pipeline.arrow_rows import CONVERSION_ERRORS, take_values
 from pipeline.bisect import blame_rows
 from pipeline.errors import StepFailed
 from pipeline.recipe import MapRecipe
@@ -267,7 +267,7 @@ def _holds(column: pa.ChunkedArray, series: pd.Series[Any]) -> bool:
         return True
     try:
         cells = [pa.array(cells, type=column.type, from_pandas=True) for cells in (series, column.to_pandas())]
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+    except CONVERSION_ERRORS:
         return False
     return bool(cells[0].equals(cells[1]))
 
@@ -275,7 +275,7 @@ def _holds(column: pa.ChunkedArray, series: pd.Series[Any]) -> bool:
 def _convert(series: pd.Series[Any], name: str, *, where: str) -> pa.Array:
     try:
         column = pa.array(series, from_pandas=True)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+    except CONVERSION_ERRORS as error:
         raise StepFailed(
             f"the column {name!r} that a step made cannot be written",
             where=where,
