@@ -15,7 +15,7 @@ from pipeline.checkpoint import JobDirectory
 from pipeline.clusters import open_cluster
 from pipeline.clusters.handshake import shake_hands
 from pipeline.dispatch import Dispatcher, Ended, Policy
-from pipeline.errors import Fenced, InputError, PipelineError, StorageError
+from pipeline.errors import InputError, PipelineError
 from pipeline.events import Callback, JobEnded, notify
 from pipeline.family import Within
 from pipeline.lease import Lease
@@ -125,7 +125,7 @@ class Driver:
 
     def give_up(self, error: BaseException) -> None:
         """Record why the run ended. It must not hide ``error``, so what goes wrong here is only logged."""
-        known = error if isinstance(error, PipelineError) else PipelineError(f"{type(error).__name__}: {error}")
+        known = PipelineError.of(error)
         status = status_after(error)
         try:
             report = self.report(status, error=known)
@@ -134,14 +134,6 @@ class Driver:
             self._end(report, reason=known.message)
         except Exception:
             logger.exception("the end of job %s could not be recorded", self.job.job)
-
-    def fenced(self) -> Fenced | None:
-        """What to raise when another driver has taken over: nothing of this one's end may be recorded then."""
-        try:
-            return self.lease.fenced()
-        except (StorageError, OSError):
-            logger.exception("whether another driver has taken job %s over cannot be told", self.job.job)
-            return None
 
     def _read_receipts(self) -> None:
         self.receipts = ReceiptBook(self.job.each_receipt())

@@ -72,6 +72,11 @@ class PipelineError(Exception):
         self.expected = expected
         self.next_step = next_step
 
+    @staticmethod
+    def of(error: BaseException) -> PipelineError:
+        """``error`` itself, or one that names it where it is of another kind."""
+        return error if isinstance(error, PipelineError) else PipelineError(f"{type(error).__name__}: {error}")
+
     @property
     def kind(self) -> str:
         """Stable name of the class, as written to events and reports."""

@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.checkpoint import JobDirectory
 from pipeline.clusters import open_cluster
 from pipeline.clusters.shared import SharedCluster
-from pipeline.errors import ChildrenFailed, Fenced, InfrastructureError, PipelineError, StorageError
+from pipeline.errors import ChildrenFailed, InfrastructureError, PipelineError
 from pipeline.events import Callback, JobEnded, PartitionEnded, StageStarted, notify
 from pipeline.family_commit import commit_family
 from pipeline.lease import Lease
@@ -112,19 +112,11 @@ class FamilyDriver:
 
     def give_up(self, error: BaseException) -> None:
         """Record why the run ended; what goes wrong here is only logged."""
-        known = error if isinstance(error, PipelineError) else PipelineError(f"{type(error).__name__}: {error}")
+        known = PipelineError.of(error)
         try:
             self._end(status_after(error), error=known)
         except Exception:
             logger.exception("the end of job %s could not be recorded", self.job.job)
-
-    def fenced(self) -> Fenced | None:
-        """What to raise when another driver has taken over: nothing of this one's end may be recorded then."""
-        try:
-            return self.lease.fenced()
-        except (StorageError, OSError):
-            logger.exception("whether another driver has taken job %s over cannot be told", self.job.job)
-            return None
 
     def _score(self, todo: Sequence[JobDirectory]) -> dict[str, BaseException]:
         """Have ``todo`` scored, as many at a time as the spec says; how those ended that did not end well."""

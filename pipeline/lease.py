@@ -191,6 +191,15 @@ class Lease:
         """The fencing number."""
         return self.holder.epoch
 
+    def fenced_as_far_as_known(self) -> Fenced | None:
+        """What `fenced` gives, and None with a line in the log when that cannot be told: nothing of this driver's end
+        may be recorded when another one has taken over."""
+        try:
+            return self.fenced()
+        except (StorageError, OSError):
+            logger.exception("whether another driver has taken %s over cannot be told", self.store.root)
+            return None
+
     def fenced(self) -> Fenced | None:
         """What to raise when another driver has taken the job over; None while it is this one's.
 

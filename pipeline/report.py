@@ -223,14 +223,8 @@ def make_report(
     total = active_seconds(events) if seconds is None else active_seconds(before_this(events)) + seconds
     provision, starts = provision_seconds(events), sum(event["event"] == "driver" for event in events)
     return Report(
-        job=job.job,
-        name=plan.spec.name,
-        status=str(status),
-        reason=error.message if error else last_reason(events, status),
+        **_common(job, plan, events, status=status, error=error),
         rows=rows,
-        model={"name": plan.model.name, "version": plan.model.version, "digest": plan.model.digest},
-        output=job.resolve(plan.spec.sink.path),
-        directory=job.root,
         input=input_text(plan),
         seconds={
             "total": total,
@@ -243,7 +237,6 @@ def make_report(
         batch=batch_record(plan, totals.smallest_batch, events),
         stragglers=straggler_record(events),
         reasons=ledger.reasons,
-        published=_published(job, events),
         rounds=ledger.summaries(),
         rejected_files=ledger.rejected_files,
         engines=engine_evidence(totals.engine, tolerance=plan.spec.score.tolerance),
@@ -256,9 +249,25 @@ def make_report(
             *drift_warnings(events),
             *engine_warnings(totals.engine),
         ),
-        error=error.details() if error else None,
         next=_next(status, job.job, has_rejects=rows.rejected > 0 or bool(ledger.rejected_files)),
     )
+
+
+def _common(
+    job: JobDirectory, plan: Plan, events: Sequence[Mapping[str, Any]], *, status: Status, error: PipelineError | None
+) -> dict[str, Any]:
+    """The fields that are found in the same way for a job and for a fan-out."""
+    return {
+        "job": job.job,
+        "name": plan.spec.name,
+        "status": str(status),
+        "reason": error.message if error else last_reason(events, status),
+        "model": {"name": plan.model.name, "version": plan.model.version, "digest": plan.model.digest},
+        "output": job.resolve(plan.spec.sink.path),
+        "directory": job.root,
+        "published": _published(job, events),
+        "error": error.details() if error else None,
+    }
 
 
 def _restart_warnings(rounds: Iterable[Round]) -> tuple[str, ...]:
@@ -278,14 +287,8 @@ def _add_up(
         reasons.update(report.reasons)
     rows = RowCounts.total(report.rows for report in reports)
     return Report(
-        job=job.job,
-        name=plan.spec.name,
-        status=str(status),
-        reason=error.message if error else last_reason(events, status),
+        **_common(job, plan, events, status=status, error=error),
         rows=rows,
-        model={"name": plan.model.name, "version": plan.model.version, "digest": plan.model.digest},
-        output=job.resolve(plan.spec.sink.path),
-        directory=job.root,
         seconds={
             "total": total,
             "provision": provision_seconds(events),
@@ -302,13 +305,11 @@ def _add_up(
         batch={},
         stragglers={},
         reasons=dict(sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0]))),
-        published=_published(job, events),
         rejected_files=tuple(file for report in reports for file in report.rejected_files),
         warnings=(*warnings, *_reject_warning(rows)),
         children=tuple(
             ChildReport.of(child.value, report) for child, report in zip(plan.children, reports, strict=True)
         ),
-        error=error.details() if error else None,
         next=_next(status, job.job, has_rejects=rows.rejected > 0),
     )
 

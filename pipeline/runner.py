@@ -180,7 +180,7 @@ def _drive(driver: Driver | FamilyDriver, go: Callable[[], Ending]) -> Ending:
             return go()
     except BaseException as error:
         masked = redact_error(error)
-        if (fenced := driver.fenced()) is not None:
+        if (fenced := driver.lease.fenced_as_far_as_known()) is not None:
             raise fenced from masked
         driver.give_up(masked)
         if masked is not error:
