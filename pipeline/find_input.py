@@ -15,8 +15,9 @@ from pipeline.rows import InputFile
 from pipeline.settings import Settings
 from pipeline.sinks import published_work
 from pipeline.sources import Discovery, discover
-from pipeline.sources.footers import group_marks, read_footer
+from pipeline.sources.footers import group_marks
 from pipeline.sources.locate import Located, locate
+from pipeline.sources.opening import read_footer
 from pipeline.spec import JobSpec
 from pipeline.spec_parts import Incremental
 

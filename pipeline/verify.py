@@ -22,8 +22,8 @@ from pipeline.receipt import DataFile, Receipt
 from pipeline.resample import resample
 from pipeline.rows import RowCounts
 from pipeline.sinks import published
-from pipeline.sources.footers import open_parquet
 from pipeline.sources.locate import current_version
+from pipeline.sources.opening import open_parquet
 
 _SHOWN = 3
 

@@ -1,13 +1,12 @@
-"""Open Parquet files, and take from their footers what planning needs."""
+"""What planning needs of the footers of Parquet files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -16,23 +15,70 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import CorruptInput, PipelineError, StorageError
-from pipeline.files import is_local_path
 from pipeline.sources.expression import Filter
 from pipeline.sources.locate import HIVE_NULL, Located
 from pipeline.sources.pruning import Bounds
-from pipeline.storage import file_system, is_bare, is_storage_error
 
-WHOLE_FILE_BYTES = 1 << 20
-"""Local files up to this size are read in one go: a 500-row file takes 0.45 ms so, 0.55 ms otherwise (measured)."""
-BUFFER_BYTES = 1 << 16
-"""Read buffer per column of a local file."""
-REMOTE_BUFFER_BYTES = 1 << 22
-"""Read buffer per column of a remote file, where every filling is a request."""
-BUFFERS_BYTES = 1 << 27
-"""All read buffers of a file together; wide tables get smaller ones."""
-_SMALLEST_BUFFER = 1 << 12
-_MAGIC, _ENCRYPTED_MAGIC = b"PAR1", b"PARE"
+SMALL_FILE_BYTES = 1 << 20
+"""Files up to this size are small: many of them go into a partition."""
+SAMPLED_FILES = 64
+"""Files whose columns are measured where there are many small ones."""
+
+
+class Shares:
+    """What part each column has in the bytes of one file, or of many small ones of the same columns together."""
+
+    def __init__(self, columns: int) -> None:
+        self._plain, self._packed = np.zeros(columns), np.zeros(columns)
+        self._lock = threading.Lock()
+
+    def measure(self, groups: list[Any], owners: np.ndarray) -> None:
+        """Add up to three row groups of a file.
+
+        :param owners: as in `Layout`.
+        """
+        count = len(self._plain)
+        for number in sorted({0, len(groups) // 2, len(groups) - 1} if groups else ()):
+            chunks = [groups[number].column(leaf) for leaf in range(min(len(owners), groups[number].num_columns))]
+            own = owners[: len(chunks)]
+            plain = np.bincount(own, [chunk.total_uncompressed_size for chunk in chunks], count)
+            packed = np.bincount(own, [chunk.total_compressed_size for chunk in chunks], count)
+            with self._lock:
+                self._plain += plain
+                self._packed += packed
+
+    @property
+    def weights(self) -> np.ndarray:
+        """float64 [columns]: share of each column in the uncompressed bytes; the same for all when nothing is known."""
+        total = self._plain.sum()
+        return self._plain / total if total else np.full(len(self._plain), 1.0 / max(len(self._plain), 1))
+
+    @property
+    def packed(self) -> np.ndarray:
+        """float64 [columns]: compressed / uncompressed bytes of each column."""
+        return self._packed / np.maximum(self._plain, 1.0)
+
+
+class SmallFiles:
+    """Many small files of the same columns: those of some are measured, for all of them.
+
+    Measuring each would take a quarter of the time in which such a file is planned.
+    """
+
+    def __init__(self, files: Sequence[Located], *, columns: int) -> None:
+        small = [file.path for file in files if file.size <= SMALL_FILE_BYTES]
+        step = len(small) // SAMPLED_FILES
+        self._shares = Shares(columns)
+        self._small = frozenset(small) if step > 1 else frozenset()
+        self._measured = frozenset(small[::step] if step > 1 else ())
+
+    def shares(self, file: Located, groups: list[Any], layout: Layout) -> Shares | None:
+        """Those of all together, ``file`` put in where it is one of the sample; None when it is not small."""
+        if file.path not in self._small:
+            return None
+        if file.path in self._measured:
+            self._shares.measure(groups, layout.owners)
+        return self._shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +92,8 @@ class Footer:
     """int64 [groups]: uncompressed bytes of all columns."""
     names: tuple[str, ...]
     """Columns of the file, in its order."""
-    weights: np.ndarray
-    """float64 [columns]: share of each column in ``totals``; measured on up to three row groups."""
-    packed: np.ndarray
-    """float64 [columns]: compressed / uncompressed bytes of each column."""
+    shares: Shares
+    """Of each column in ``totals``."""
     widths: np.ndarray
     """float64 [columns]: bytes of a decoded value where that is fixed, else 0."""
     wanted: tuple[bool, ...]
@@ -67,9 +111,9 @@ class Footer:
         Values of a fixed width count with it even where their encoding is shorter: that is what they take in memory.
         """
         chosen = _positions(self.names, tuple(columns))
-        encoded = np.outer(self.totals, self.weights[chosen])
+        encoded = np.outer(self.totals, self.shares.weights[chosen])
         decoded = np.maximum(encoded, np.outer(self.rows, self.widths[chosen]))
-        return decoded.sum(axis=1).astype(np.int64), (encoded @ self.packed[chosen]).astype(np.int64)
+        return decoded.sum(axis=1).astype(np.int64), (encoded @ self.shares.packed[chosen]).astype(np.int64)
 
 
 @lru_cache(maxsize=8)
@@ -77,97 +121,6 @@ def _positions(names: tuple[str, ...], columns: tuple[str, ...]) -> list[int]:
     """Where those of ``columns`` that are there are in ``names``; the files of a set mostly have the same."""
     places = {name: number for number, name in reversed(list(enumerate(names)))}
     return [places[name] for name in columns if name in places]
-
-
-class LeanFile(pq.ParquetFile):  # type: ignore[misc]
-    """A `pyarrow.parquet.ParquetFile` that does not look at the path of every column until columns are named.
-
-    That takes as long as reading the footer, and is of no use where all columns are read. Where pyarrow does it under
-    another name one day, this changes nothing.
-    """
-
-    _paths: Any = None
-
-    def _build_nested_paths(self) -> None:
-        return None
-
-    @property
-    def _nested_paths_by_prefix(self) -> Any:
-        if self._paths is None:
-            self._paths = super()._build_nested_paths()
-        return self._paths
-
-    @_nested_paths_by_prefix.setter
-    def _nested_paths_by_prefix(self, paths: Any) -> None:
-        self._paths = paths
-
-
-def open_source(path: str) -> Any:
-    """A file that pyarrow can read: one of its own where ``path`` is local, else fsspec's without read-ahead."""
-    if not is_local_path(path):
-        system, name = file_system(path)
-        return system.open(name, "rb", cache_type="none")
-    local = path.removeprefix("file://")
-    if os.path.getsize(local) > WHOLE_FILE_BYTES:
-        return pa.OSFile(local)
-    with open(local, "rb") as file:
-        return pa.BufferReader(file.read())
-
-
-@contextmanager
-def parquet_errors(path: str) -> Iterator[None]:
-    """Turn what pyarrow and storage raise while a file is read into `CorruptInput` or `StorageError`."""
-    try:
-        yield
-    except (PipelineError, FileNotFoundError):
-        raise
-    except Exception as error:
-        if is_storage_error(error) and not is_bare(error):
-            raise StorageError(
-                "an input file cannot be read",
-                where=path,
-                found=f"{type(error).__name__}: {error}",
-                next_step="check permissions and the storage, then run or resume",
-            ) from error
-        if not isinstance(error, (pa.ArrowException, OSError)):
-            raise
-        raise _corrupt(path, error) from error
-
-
-@contextmanager
-def open_parquet(path: str, *, columns: int) -> Iterator[pq.ParquetFile]:
-    """An open Parquet file whose reading takes memory for pages and one batch, not for its row groups.
-
-    Without ``buffer_size`` pyarrow reads whole column chunks of a row group: a group of 2 M rows × 28 float32 (229 MB)
-    took 413 MB of resident memory at its peak; with it 189 MB, for a batch of 65,536 rows, and no more time (measured).
-
-    :param columns: how many will be read.
-    :raises CorruptInput: when it is no Parquet file, truncated, or encrypted.
-    """
-    with parquet_errors(path):
-        source = open_source(path)
-        try:
-            buffer = min(
-                BUFFER_BYTES if is_local_path(path) else REMOTE_BUFFER_BYTES,
-                max(BUFFERS_BYTES // max(columns, 1), _SMALLEST_BUFFER),
-            )
-            file = LeanFile(source, buffer_size=buffer, pre_buffer=False, page_checksum_verification=True)
-            yield file
-        finally:
-            source.close()
-
-
-def read_footer(file: Located) -> pq.FileMetaData:
-    """Footer of one file.
-
-    :raises CorruptInput: when it is no Parquet file, truncated, or encrypted.
-    """
-    with parquet_errors(file.path):
-        source = open_source(file.path) if not is_local_path(file.path) else pa.OSFile(file.path)
-        try:
-            return LeanFile(source, pre_buffer=False).metadata
-        finally:
-            source.close()
 
 
 @dataclass(frozen=True)
@@ -206,21 +159,30 @@ def group_marks(metadata: pq.FileMetaData) -> tuple[str, ...]:
 
 
 def digest_footer(
-    file: Located, metadata: pq.FileMetaData, *, layout: Layout, keys: pa.Schema, condition: Filter | None
+    file: Located,
+    metadata: pq.FileMetaData,
+    *,
+    layout: Layout,
+    keys: pa.Schema,
+    condition: Filter | None,
+    small: SmallFiles | None = None,
 ) -> Footer:
     """What planning needs of ``metadata``.
 
     :param keys: fields of the hive keys.
+    :param small: the files of the same layout that are small, to be known by their sample.
     """
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    weights, packed = _shares(groups, layout)
+    shares = small.shares(file, groups, layout) if small else None
+    if shares is None:
+        shares = Shares(len(layout.schema))
+        shares.measure(groups, layout.owners)
     return Footer(
         file=file,
         rows=np.array([group.num_rows for group in groups], np.int64),
         totals=np.array([group.total_byte_size for group in groups], np.int64),
         names=layout.names,
-        weights=weights,
-        packed=packed,
+        shares=shares,
         widths=layout.widths,
         wanted=_wanted(file, groups, layout=layout, keys=keys, condition=condition),
     )
@@ -231,17 +193,6 @@ def key_value(text: str, arrow_type: pa.DataType) -> int | str | None:
     if text == HIVE_NULL:
         return None
     return int(text) if pa.types.is_integer(arrow_type) else text
-
-
-def _shares(groups: list[Any], layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-    owners, count = layout.owners, len(layout.schema)
-    plain, packed = np.zeros(count), np.zeros(count)
-    for number in sorted({0, len(groups) // 2, len(groups) - 1} if groups else ()):
-        chunks = [groups[number].column(leaf) for leaf in range(min(len(owners), groups[number].num_columns))]
-        own = owners[: len(chunks)]
-        plain += np.bincount(own, [chunk.total_uncompressed_size for chunk in chunks], count)
-        packed += np.bincount(own, [chunk.total_compressed_size for chunk in chunks], count)
-    return plain / max(plain.sum(), 1.0), packed / np.maximum(plain, 1.0)
 
 
 def _leaves(arrow_type: pa.DataType) -> int:
@@ -309,43 +260,3 @@ def _bounds(group: Any, leaf: int, arrow_type: pa.DataType) -> Bounds:
             low = high = None
     only_nulls = nulls == group.num_rows and group.num_rows > 0
     return Bounds(arrow_type, low, high, nulls=nulls != 0, only_nulls=only_nulls)
-
-
-def _corrupt(path: str, error: Exception) -> CorruptInput:
-    head, tail, size = _ends(path)
-    expected, step = "a whole Parquet file, which begins and ends with the bytes PAR1", "replace or remove the file"
-    if tail == _ENCRYPTED_MAGIC or "encrypted" in str(error).lower() or "decrypt" in str(error).lower():
-        return CorruptInput(
-            "an input file is encrypted",
-            where=path,
-            found=str(error),
-            expected="a Parquet file without encryption",
-            next_step="decrypt it first",
-        )
-    if size == 0:
-        message, found = "an input file is empty", "0 bytes"
-    elif head == _MAGIC and tail != _MAGIC:
-        message, found = "an input file is truncated", f"{size:,} bytes that begin as Parquet but do not end so"
-    elif head != _MAGIC:
-        message, found = "an input file is not a Parquet file", f"{size:,} bytes that begin with {head!r}"
-        step = "remove it from the source (names that begin with . or _ are passed over), or convert it"
-    else:
-        message, found = "an input file is damaged", f"{type(error).__name__}: {error}"
-    return CorruptInput(message, where=path, found=found, expected=expected, next_step=step)
-
-
-def _ends(path: str) -> tuple[bytes, bytes, int]:
-    """First and last four bytes, and the size."""
-    try:
-        source = open_source(path)
-        try:
-            size = source.seek(0, os.SEEK_END)
-            size = source.tell() if size is None else size
-            source.seek(0)
-            head = source.read(4)
-            source.seek(max(size - 4, 0))
-            return bytes(head), bytes(source.read(4)), size
-        finally:
-            source.close()
-    except (OSError, pa.ArrowException):
-        return b"", b"", -1

@@ -19,8 +19,9 @@ from pipeline.errors import InputError, SchemaDrift, SpecError
 from pipeline.increment import Chosen
 from pipeline.rows import Fragment, InputFile, RejectedFile, RowGroup
 from pipeline.sources.expression import Filter, parse_filter
-from pipeline.sources.footers import Footer, Layout, digest_footer, group_marks, read_footer
+from pipeline.sources.footers import Footer, Layout, SmallFiles, digest_footer, group_marks
 from pipeline.sources.locate import HIVE_NULL, Located, locate, relocate
+from pipeline.sources.opening import read_footer
 from pipeline.sources.reader import SourceBatch, read_batches
 from pipeline.sources.sieve import Sifted, input_file, reject, sift
 from pipeline.sources.types import plain_field, same_kind
@@ -113,6 +114,8 @@ def discover(
     if condition is not None:
         condition.check(_with_keys(common.all_fields(), keys))
 
+    small = SmallFiles(sifted.files, columns=len(common.own))
+
     def examine(file: Located) -> Footer | RejectedFile:
         metadata = first if file is sifted.usual else read_footer(file)
         try:
@@ -121,7 +124,8 @@ def discover(
             if not reject_files:
                 raise
             return reject(file.path, error, rows=metadata.num_rows, keys=file.keys)
-        footer = digest_footer(file, metadata, layout=own, keys=keys, condition=condition)
+        same = small if own is common.layout else None
+        footer = digest_footer(file, metadata, layout=own, keys=keys, condition=condition, small=same)
         return footer if chosen is None or not chosen else _as_chosen(footer, metadata, chosen[file.path])
 
     examined = tuple(_in_parallel(examine, sifted.files, threads=threads))
@@ -287,7 +291,7 @@ class _CommonSchema:
     ) -> None:
         self.file, self.keys, self.needed = file, keys, needed
         self.own = _arrow_schema(file, metadata)
-        self._layout = Layout(self.own)
+        self.layout = Layout(self.own)
         self._footer = metadata.schema
         self._extra = metadata.metadata
         self._loose: set[str] = set()
@@ -317,7 +321,7 @@ class _CommonSchema:
     def check(self, file: Located, metadata: pq.FileMetaData) -> Layout:
         """The layout of ``file``, when it has the common columns."""
         if metadata.schema.equals(self._footer) and metadata.metadata == self._extra:
-            return self._layout
+            return self.layout
         found = _arrow_schema(file, metadata)
         for one in self.own:
             if self.needed is None or one.name in self.needed:

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 from pipeline.errors import CorruptInput, InputChanged, InputError, SchemaDrift, StorageError
 from pipeline.rows import Fragment
 from pipeline.sources.expression import Filter, parse_filter
-from pipeline.sources.footers import key_value, open_parquet, parquet_errors
+from pipeline.sources.footers import key_value
 from pipeline.sources.locate import current_version
+from pipeline.sources.opening import open_parquet, parquet_errors
 from pipeline.sources.types import same_kind
 
 

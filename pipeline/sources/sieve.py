@@ -11,8 +11,9 @@ import pyarrow as pa
 from pipeline.errors import InputChanged, InputError, SchemaDrift, TooManyRejects
 from pipeline.rows import InputFile, RejectedFile, RowGroup
 from pipeline.sources.expression import Filter
-from pipeline.sources.footers import Footer, Layout, digest_footer, parquet_errors, read_footer
+from pipeline.sources.footers import Footer, Layout, digest_footer
 from pipeline.sources.locate import Located, current_version
+from pipeline.sources.opening import parquet_errors, read_footer
 from pipeline.sources.types import plain_type, same_kind
 
 REASON = "file:"

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import SpecError
 from pipeline.rows import InputFile
-from pipeline.sources.footers import Footer, key_value, open_parquet
+from pipeline.sources.footers import Footer, key_value
+from pipeline.sources.opening import open_parquet
 from pipeline.sources.parquet import Discovery
 
 THREADS = 8

@@ -226,6 +226,29 @@ def test_rows_and_bytes_are_those_of_the_footer(tmp_path):
     assert [group.rows for group in only_a.row_groups] == [4, 4, 2]
 
 
+def test_of_many_small_files_some_are_measured_for_all(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.sources.footers.SAMPLED_FILES", 8)
+    for number in range(40):
+        texts = [f"{number} {row} " + "x" * (row % 50) for row in range(200)]
+        write(tmp_path / f"{number:02}.parquet", pa.table({"a": texts, "b": range(200)}), use_dictionary=False)
+    odd = pa.table({"b": range(200), "a": ["y" * 500 + str(row) for row in range(200)]})
+    write(tmp_path / "10b.parquet", odd, use_dictionary=False)
+    sampled = discover(Source(path=str(tmp_path)))
+    monkeypatch.setattr("pipeline.sources.footers.SAMPLED_FILES", 1000)
+    each = discover(Source(path=str(tmp_path)))
+    whole = [[file.row_groups[0].bytes for file in one.files] for one in (sampled, each)]
+    assert whole[0] == pytest.approx(whole[1], abs=1), "nothing is to be divided where all columns are read"
+    in_one, in_many = (discover(Source(path=str(tmp_path)), threads=threads) for threads in (1, 8))
+    for columns in (("a",), ("b",)):
+        found, exact = ([file.row_groups[0] for file in resize(one, columns=columns)] for one in (sampled, each))
+        assert found[11] == exact[11], "another order of the columns"
+        for one, other in zip(found, exact, strict=True):
+            assert one.rows == other.rows
+            assert one.bytes == pytest.approx(other.bytes, rel=0.1)
+            assert one.compressed == pytest.approx(other.compressed, rel=0.1)
+        assert resize(in_one, columns=columns) == resize(in_many, columns=columns)
+
+
 def test_bytes_of_fixed_width_values_are_counted_decoded(tmp_path):
     write(tmp_path / "a.parquet", pa.table({"a": pa.array([7] * 100_000, pa.int64())}))
     (file,) = discover(Source(path=str(tmp_path))).files

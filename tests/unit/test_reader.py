@@ -20,7 +20,7 @@ from pipeline.errors import CorruptInput, InputChanged, MissingInput, SchemaDrif
 from pipeline.packing import pack
 from pipeline.rows import Fragment
 from pipeline.sources import discover, read_batches
-from pipeline.sources.footers import open_parquet
+from pipeline.sources.opening import open_parquet
 from pipeline.sources.parquet import Discovery, wanted_fragments
 from pipeline.spec import Source
 
@@ -258,7 +258,7 @@ def test_a_storage_failure_is_no_damage_of_the_file(tmp_path, monkeypatch):
     def fails(path):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("pipeline.sources.footers.open_source", fails)
+    monkeypatch.setattr("pipeline.sources.opening.open_source", fails)
     with pytest.raises(StorageError, match="Input/output error"):
         read(found)
 
@@ -271,7 +271,7 @@ def test_memory_does_not_grow_with_the_row_group(tmp_path):
     code = """
 import sys, pyarrow as pa
 from pipeline.sources import discover, read_batches
-from pipeline.sources.footers import open_parquet
+from pipeline.sources.opening import open_parquet
 from pipeline.sources.parquet import wanted_fragments
 from pipeline.spec import Source
 found = discover(Source(path=sys.argv[1]))

@@ -1,0 +1,158 @@
+"""Open Parquet files for reading, and tell what is wrong with those that cannot be read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import CorruptInput, PipelineError, StorageError
+from pipeline.files import is_local_path
+from pipeline.sources.locate import Located
+from pipeline.storage import file_system, is_bare, is_storage_error
+
+WHOLE_FILE_BYTES = 1 << 20
+"""Local files up to this size are read in one go: a 500-row file takes 0.45 ms so, 0.55 ms otherwise (measured)."""
+BUFFER_BYTES = 1 << 16
+"""Read buffer per column of a local file."""
+REMOTE_BUFFER_BYTES = 1 << 22
+"""Read buffer per column of a remote file, where every filling is a request."""
+BUFFERS_BYTES = 1 << 27
+"""All read buffers of a file together; wide tables get smaller ones."""
+_SMALLEST_BUFFER = 1 << 12
+_MAGIC, _ENCRYPTED_MAGIC = b"PAR1", b"PARE"
+
+
+class LeanFile(pq.ParquetFile):  # type: ignore[misc]
+    """A `pyarrow.parquet.ParquetFile` that does not look at the path of every column until columns are named.
+
+    That takes as long as reading the footer, and is of no use where all columns are read. Where pyarrow does it under
+    another name one day, this changes nothing.
+    """
+
+    _paths: Any = None
+
+    def _build_nested_paths(self) -> None:
+        return None
+
+    @property
+    def _nested_paths_by_prefix(self) -> Any:
+        if self._paths is None:
+            self._paths = super()._build_nested_paths()
+        return self._paths
+
+    @_nested_paths_by_prefix.setter
+    def _nested_paths_by_prefix(self, paths: Any) -> None:
+        self._paths = paths
+
+
+def open_source(path: str) -> Any:
+    """A file that pyarrow can read: one of its own where ``path`` is local, else fsspec's without read-ahead."""
+    if not is_local_path(path):
+        system, name = file_system(path)
+        return system.open(name, "rb", cache_type="none")
+    local = path.removeprefix("file://")
+    if os.path.getsize(local) > WHOLE_FILE_BYTES:
+        return pa.OSFile(local)
+    with open(local, "rb") as file:
+        return pa.BufferReader(file.read())
+
+
+@contextmanager
+def parquet_errors(path: str) -> Iterator[None]:
+    """Turn what pyarrow and storage raise while a file is read into `CorruptInput` or `StorageError`."""
+    try:
+        yield
+    except (PipelineError, FileNotFoundError):
+        raise
+    except Exception as error:
+        if is_storage_error(error) and not is_bare(error):
+            raise StorageError(
+                "an input file cannot be read",
+                where=path,
+                found=f"{type(error).__name__}: {error}",
+                next_step="check permissions and the storage, then run or resume",
+            ) from error
+        if not isinstance(error, (pa.ArrowException, OSError)):
+            raise
+        raise _corrupt(path, error) from error
+
+
+@contextmanager
+def open_parquet(path: str, *, columns: int) -> Iterator[pq.ParquetFile]:
+    """An open Parquet file whose reading takes memory for pages and one batch, not for its row groups.
+
+    Without ``buffer_size`` pyarrow reads whole column chunks of a row group: a group of 2 M rows × 28 float32 (229 MB)
+    took 413 MB of resident memory at its peak; with it 189 MB, for a batch of 65,536 rows, and no more time (measured).
+
+    :param columns: how many will be read.
+    :raises CorruptInput: when it is no Parquet file, truncated, or encrypted.
+    """
+    with parquet_errors(path):
+        source = open_source(path)
+        try:
+            buffer = min(
+                BUFFER_BYTES if is_local_path(path) else REMOTE_BUFFER_BYTES,
+                max(BUFFERS_BYTES // max(columns, 1), _SMALLEST_BUFFER),
+            )
+            file = LeanFile(source, buffer_size=buffer, pre_buffer=False, page_checksum_verification=True)
+            yield file
+        finally:
+            source.close()
+
+
+def read_footer(file: Located) -> pq.FileMetaData:
+    """Footer of one file.
+
+    :raises CorruptInput: when it is no Parquet file, truncated, or encrypted.
+    """
+    with parquet_errors(file.path):
+        source = open_source(file.path) if not is_local_path(file.path) else pa.OSFile(file.path)
+        try:
+            return LeanFile(source, pre_buffer=False).metadata
+        finally:
+            source.close()
+
+
+def _corrupt(path: str, error: Exception) -> CorruptInput:
+    head, tail, size = _ends(path)
+    expected, step = "a whole Parquet file, which begins and ends with the bytes PAR1", "replace or remove the file"
+    if tail == _ENCRYPTED_MAGIC or "encrypted" in str(error).lower() or "decrypt" in str(error).lower():
+        return CorruptInput(
+            "an input file is encrypted",
+            where=path,
+            found=str(error),
+            expected="a Parquet file without encryption",
+            next_step="decrypt it first",
+        )
+    if size == 0:
+        message, found = "an input file is empty", "0 bytes"
+    elif head == _MAGIC and tail != _MAGIC:
+        message, found = "an input file is truncated", f"{size:,} bytes that begin as Parquet but do not end so"
+    elif head != _MAGIC:
+        message, found = "an input file is not a Parquet file", f"{size:,} bytes that begin with {head!r}"
+        step = "remove it from the source (names that begin with . or _ are passed over), or convert it"
+    else:
+        message, found = "an input file is damaged", f"{type(error).__name__}: {error}"
+    return CorruptInput(message, where=path, found=found, expected=expected, next_step=step)
+
+
+def _ends(path: str) -> tuple[bytes, bytes, int]:
+    """First and last four bytes, and the size."""
+    try:
+        source = open_source(path)
+        try:
+            size = source.seek(0, os.SEEK_END)
+            size = source.tell() if size is None else size
+            source.seek(0)
+            head = source.read(4)
+            source.seek(max(size - 4, 0))
+            return bytes(head), bytes(source.read(4)), size
+        finally:
+            source.close()
+    except (OSError, pa.ArrowException):
+        return b"", b"", -1
