@@ -25,7 +25,10 @@ if __name__ == "__main__":
     # First to be registered, last to be called.
     atexit.register(_leave)
 
-    from pipeline.cli import main
+    from pipeline.kept import kept
+
+    with kept():
+        from pipeline.cli import main
 
     try:
         main(prog_name="python -m pipeline")

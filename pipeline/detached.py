@@ -13,6 +13,7 @@ from pipeline.checkpoint import JobDirectory
 from pipeline.errors import PipelineError
 from pipeline.files import open_store
 from pipeline.job_queue import exit_code
+from pipeline.kept import kept
 from pipeline.lifecycle import Status
 from pipeline.redaction import mask_logs, mask_streams
 from pipeline.submission import STARTS, last_submission, unmark_queued
@@ -26,11 +27,12 @@ def drive(directory: str) -> int:
 
     :raises PipelineError: when it did not end well.
     """
-    import dask.config
+    with kept():
+        import dask.config
 
-    from pipeline.display import PlainProgress
-    from pipeline.runner import execute
-    from pipeline.settings import load_settings
+        from pipeline.display import PlainProgress
+        from pipeline.runner import execute
+        from pipeline.settings import load_settings
 
     job = JobDirectory.open(directory)
     submission = last_submission(job.store)

@@ -24,6 +24,7 @@ from pipeline.commands.options import (
     wants_json,
 )
 from pipeline.errors import PipelineError, SpecError
+from pipeline.kept import kept
 
 if TYPE_CHECKING:
     from pipeline.events import Callback
@@ -162,7 +163,8 @@ def _run(
     settings = settings_for(loaded, **flags)
 
     def go(callbacks: Sequence[Callback]) -> Report:
-        from pipeline import runner
+        with kept():
+            from pipeline import runner
 
         return runner.run(loaded.spec, settings=settings, job_id=job_id, callbacks=callbacks)
 
@@ -191,7 +193,8 @@ def _resume(job: str, *, strict: bool, flags: Flags) -> None:
     settings = settings_for(None, **flags)
 
     def go(callbacks: Sequence[Callback]) -> Report:
-        from pipeline import runner
+        with kept():
+            from pipeline import runner
 
         return runner.resume(job.rstrip("/") or job, settings=settings, callbacks=callbacks)
 

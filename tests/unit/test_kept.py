@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import gc
+
+import pytest
+
+from pipeline.kept import kept
+
+
+def test_what_is_made_inside_is_not_looked_at_again() -> None:
+    before = gc.get_freeze_count()
+    try:
+        with kept():
+            assert not gc.isenabled()
+            made = [[number] for number in range(1000)]
+        assert gc.isenabled()
+        assert gc.get_freeze_count() >= before + len(made)
+    finally:
+        gc.unfreeze()
+
+
+def test_a_collector_that_was_off_stays_off_and_an_error_comes_through() -> None:
+    gc.disable()
+    try:
+        with pytest.raises(ImportError), kept():
+            raise ImportError
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+        gc.unfreeze()
