@@ -17,42 +17,33 @@ PREFIX = "/"
 
 def add_dashboard(scheduler: Any) -> None:
     """Serve the pages of ``scheduler``, which was made with ``dashboard=False``, from the first visit on."""
-    opening = _Opening(scheduler)
-    opening.door = web.Application([(r".*", _FirstVisit, {"opening": opening})])
-    scheduler.http_application.add_application(opening.door)
-
-
-class _Opening:
-    """Puts the real pages in the place of the door, once."""
-
-    door: web.Application
-
-    def __init__(self, scheduler: Any) -> None:
-        self._scheduler = scheduler
-        self._lock = asyncio.Lock()
-
-    async def open(self) -> None:
-        async with self._lock:
-            applications = self._scheduler.http_application.applications
-            if self.door not in applications:
-                return
-            # In a thread, so that the scheduler goes on meanwhile.
-            pages = await asyncio.get_running_loop().run_in_executor(
-                None, import_module, "distributed.dashboard.scheduler"
-            )
-            pages.connect(self._scheduler.http_application, self._scheduler.http_server, self._scheduler, prefix=PREFIX)
-            applications.remove(self.door)
+    door = web.Application([(r".*", _FirstVisit, {"scheduler": scheduler, "lock": asyncio.Lock()})])
+    scheduler.http_application.add_application(door)
 
 
 class _FirstVisit(web.RequestHandler):
-    def initialize(self, opening: _Opening) -> None:
-        self._opening = opening
+    """Puts the real pages in the place of the application it belongs to."""
+
+    def initialize(self, scheduler: Any, lock: asyncio.Lock) -> None:
+        self._scheduler = scheduler
+        self._lock = lock
 
     async def get(self) -> None:
         try:
-            await self._opening.open()
+            async with self._lock:
+                await self._open()
         except ImportError as error:
             self.set_status(503)
             self.finish(f"The dashboard needs bokeh, which cannot be imported here ({error}): pip install bokeh")
             return
         self.redirect(self.request.uri or PREFIX)
+
+    async def _open(self) -> None:
+        site = self._scheduler.http_application
+        if self.application not in site.applications:
+            return
+        # In a thread, so that the scheduler goes on meanwhile.
+        loop = asyncio.get_running_loop()
+        pages = await loop.run_in_executor(None, import_module, "distributed.dashboard.scheduler")
+        pages.connect(site, self._scheduler.http_server, self._scheduler, prefix=PREFIX)
+        site.applications.remove(self.application)
