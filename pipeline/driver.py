@@ -50,8 +50,6 @@ class Driver:
     within: Within
     receipts: ReceiptBook = field(default_factory=ReceiptBook)
     """Of all rounds."""
-    _ledger: tuple[tuple[ReceiptBook, int, int], Ledger] | None = field(default=None, init=False)
-    """The last one, and what it was made from."""
     started: float = field(default_factory=time.monotonic)
     stage: Stage = field(init=False)
     """The partitions of the last round."""
@@ -68,11 +66,8 @@ class Driver:
 
     @property
     def ledger(self) -> Ledger:
-        """What counts so far, over all rounds; the same object until there is something new."""
-        state = (self.receipts, self.receipts.changes, len(self.job.rounds()))
-        if self._ledger is None or self._ledger[0] != state:
-            self._ledger = (state, self.job.ledger(self.receipts))
-        return self._ledger[1]
+        """What counts so far, over all rounds."""
+        return self.job.ledger(self.receipts)
 
     def drive(self) -> Report:
         """Score what is left, decide, commit, publish."""
@@ -81,22 +76,24 @@ class Driver:
         while todo := self._todo():
             self._score(todo)
             self.model.follow(self.ledger)
-        status = self._decide()
+        # One for all that follows: what it has summed up it keeps.
+        ledger = self.ledger
+        status = self._decide(ledger)
         if self.stop.is_cancel:
             raise self.stop.error(self.job.job, left=0)
         if not self.within.publishes:
-            return self._finish(Status.SCORED)
+            return self._finish(Status.SCORED, ledger)
         self._go(Status.PUBLISHING, reason="every partition is done")
-        manifest = self.job.next_manifest(self.ledger)
+        manifest = self.job.next_manifest(ledger)
         self.lease.check()
         committed = self.job.commit_manifest(manifest)
         self.lease.check()
         publish(committed.manifest, self.job)
         self.job.append_event("published", manifest=manifest.number, rows=manifest.rows.out)
-        return self._finish(status)
+        return self._finish(status, ledger)
 
-    def _finish(self, status: Status) -> Report:
-        report = self.report(status)
+    def _finish(self, status: Status, ledger: Ledger) -> Report:
+        report = self.report(status, ledger)
         self.lease.check()
         self.job.write_report(report.to_dict())
         self._go(status, reason=f"published; {report.rows.rejected:,} rows were rejected")
@@ -113,11 +110,11 @@ class Driver:
             self._score(todo)
         self._go(Status.PLANNED, reason="probed")
 
-    def report(self, status: Status, *, error: PipelineError | None = None) -> Report:
+    def report(self, status: Status, ledger: Ledger, *, error: PipelineError | None = None) -> Report:
         """The report of a job that ended like that."""
         return make_report(
             self.job,
-            ledger=self.ledger,
+            ledger=ledger,
             status=status,
             seconds=time.monotonic() - self.started,
             error=error,
@@ -128,7 +125,7 @@ class Driver:
         known = PipelineError.of(error)
         status = status_after(error)
         try:
-            report = self.report(status, error=known)
+            report = self.report(status, self.ledger, error=known)
             self.job.write_report(report.to_dict())
             self._go(status, reason=known.message)
             self._end(report, reason=known.message)
@@ -214,13 +211,12 @@ class Driver:
             return None
         return self.stage.relief(client, on_helped=self._helped)
 
-    def _decide(self) -> Status:
+    def _decide(self, ledger: Ledger) -> Status:
         """How the job ends by its rejects.
 
         :raises PipelineError: when there are too many.
         """
-        ledger = self.ledger
-        examples = first_examples(summarise(self.job)) if ledger.rows.rejected else None
+        examples = first_examples(summarise(self.job, ledger=ledger)) if ledger.rows.rejected else None
         return decide_status(ledger, job=self.job.job, examples=examples)
 
     def _go(self, after: Status, *, reason: str = "") -> None:

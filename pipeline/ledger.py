@@ -199,7 +199,7 @@ class Ledger:
         return tuple(self._summary(one) for one in self.rounds[1:])
 
     def _summary(self, one: Round) -> RoundSummary:
-        receipts = [receipt for receipt in self.done if receipt.stage == one.number]
+        receipts = tuple(Chosen(self._receipts, {one.number: self.done.names[one.number]}))
         again = [receipt for receipt in receipts if receipt.before]
         return RoundSummary(
             round=one.number,

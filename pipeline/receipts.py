@@ -22,14 +22,11 @@ class Receipts:
     def __init__(self, receipts: Iterable[Receipt] = ()) -> None:
         self._kept: dict[int, dict[str, Any]] = {}
         self._splits: set[tuple[int, str]] = set()
-        self.changes = 0
-        """How often one was put in."""
         for receipt in receipts:
             self.add(receipt)
 
     def add(self, receipt: Receipt) -> None:
         """Put one in."""
-        self.changes += 1
         self._kept.setdefault(receipt.stage, {})[receipt.partition] = self._keep(receipt)
         (self._splits.add if receipt.splits else self._splits.discard)((receipt.stage, receipt.partition))
 

@@ -17,7 +17,7 @@ from pyarrow import csv
 from pipeline.checkpoint import JobDirectory
 from pipeline.errors import OutputExists, SpecError, StateCorrupt
 from pipeline.files import open_store
-from pipeline.ledger import RoundSummary, rejects_place
+from pipeline.ledger import Ledger, RoundSummary, rejects_place
 from pipeline.outputs import reject_schema
 from pipeline.receipt import Receipt
 from pipeline.recipe import REJECT_COLUMNS, REJECT_FILE, REJECT_MESSAGE, REJECT_REASON, REJECT_ROW
@@ -78,15 +78,18 @@ class RejectSummary:
         }
 
 
-def summarise(job: JobDirectory, *, examples: int = EXAMPLES, reason: str = "*") -> RejectSummary:
+def summarise(
+    job: JobDirectory, *, ledger: Ledger | None = None, examples: int = EXAMPLES, reason: str = "*"
+) -> RejectSummary:
     """Counts per reason, and the first ``examples`` rows of each. Files are read only until these are found.
 
+    :param ledger: what counts in a job without children, when it is at hand; else the receipts are read.
     :param reason: the only reasons wanted, such as ``contract:*``; ``*`` and ``?`` stand for any text and character.
     :raises StateCorrupt: when a file that a receipt names is missing or damaged.
     """
     if job.record.children:
         return _together([summarise(child, examples=examples, reason=reason) for child in job.children()], examples)
-    ledger = job.ledger()
+    ledger = ledger or job.ledger()
     counts = {name: count for name, count in ledger.reasons.items() if fnmatchcase(name, reason)}
     receipts = [one for one in ledger.done if ledger.left(one) and not counts.keys().isdisjoint(one.reasons)]
     found: dict[str, list[RejectExample]] = {name: [] for name in counts}
