@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline import tasks
-from pipeline.plan import Partition
-from pipeline.receipt import DataFile, EngineUse, FileRows, Receipt, Seconds
+from pipeline.flavors.outlook import EngineUse
+from pipeline.planned import Partition
+from pipeline.receipt import DataFile, FileRows, Receipt, Seconds
 from pipeline.recipe import StageRecipe
 from pipeline.rows import RowCounts
 

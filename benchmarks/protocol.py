@@ -31,7 +31,7 @@ from pipeline import part_file
 from pipeline.checkpoint import JobDirectory
 from pipeline.packing import pack
 from pipeline.partition import run_partition
-from pipeline.plan import Partition, Plan
+from pipeline.planned import Partition, Plan
 from pipeline.prepare import prepare
 from pipeline.settings import load_settings
 from pipeline.sinks import publish

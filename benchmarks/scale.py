@@ -22,9 +22,10 @@ import pyarrow as pa
 from benchmarks.nothing import do_nothing
 from benchmarks.tree import peak_bytes
 from pipeline.checkpoint import JobDirectory
-from pipeline.job_record import plan_bytes, read_plan
 from pipeline.model import Feature, ModelVersion
-from pipeline.plan import Limits, Partition, Plan, dispatch_order, make_plan
+from pipeline.plan import dispatch_order, make_plan
+from pipeline.plan_table import plan_bytes, read_plan
+from pipeline.planned import Limits, Partition, Plan
 from pipeline.receipt import Receipt
 from pipeline.receipts import ReceiptBook
 from pipeline.rows import InputFile, RowGroup

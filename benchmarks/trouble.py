@@ -27,12 +27,12 @@ import pyarrow.parquet as pq
 
 from pipeline.batch_cache import WorkerClass, remember
 from pipeline.events import Callback, PartitionEnded, StageStarted
-from pipeline.files import open_store
-from pipeline.model import ModelRef
+from pipeline.model_ref import ModelRef
 from pipeline.registry import resolve
 from pipeline.runner import run
 from pipeline.settings import load_settings
 from pipeline.spec import JobSpec
+from pipeline.store import open_store
 from pipeline.testing.oracle import Lake, make_lake, train_model
 from pipeline.testing.processes import ProcessCluster
 

@@ -8,17 +8,19 @@ from functools import cached_property
 
 from pipeline.checkpoint import JOB_FILE, JobDirectory
 from pipeline.drift import EVENT, MAX_RESTARTS, AliasWatch, Move, restless
-from pipeline.files import open_store
-from pipeline.job_record import check_job_id, iso_time, utc_now
+from pipeline.job_record import check_job_id
 from pipeline.lease import Lease
 from pipeline.ledger import Ledger
-from pipeline.model import ModelRef, ModelVersion
-from pipeline.plan import Plan
+from pipeline.model import ModelVersion
+from pipeline.model_ref import ModelRef
+from pipeline.planned import Plan
 from pipeline.prepare import check_output, draft, resolve_model
 from pipeline.rounds import MODEL_DRIFT, Round, make_record
 from pipeline.settings import Settings
 from pipeline.spec import JobSpec
 from pipeline.stop import Stop, Why
+from pipeline.store import open_store
+from pipeline.units import iso_time, utc_now
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.files import Store
 from pipeline.model import ModelVersion
+from pipeline.store import Store
 
 logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 1

@@ -21,11 +21,11 @@ from enum import StrEnum
 
 from pipeline.checkpoint import JobDirectory
 from pipeline.errors import JobLocked, PipelineError
-from pipeline.files import Store
-from pipeline.job_record import iso_time, utc_now
 from pipeline.lease import LEASE_SECONDS, held, highest_epoch
 from pipeline.lifecycle import Status
 from pipeline.stop import Stop, Why
+from pipeline.store import Store
+from pipeline.units import iso_time, utc_now
 
 logger = logging.getLogger(__name__)
 FOLDER = "cancel"

@@ -21,34 +21,30 @@ from pipeline.errors import (
     StorageError,
 )
 from pipeline.events import StatusChanged
-from pipeline.files import Store, local_path, open_store
 from pipeline.job_record import (
     CHILDREN,
-    PLAN_FILE,
-    Clock,
     JobRecord,
     check_job_id,
     check_owner,
     child_id,
-    iso_time,
     new_job_id,
     parse_event,
-    plan_bytes,
-    read_plan,
     record_of,
     same_work,
-    utc_now,
 )
 from pipeline.ledger import Ledger
 from pipeline.lifecycle import Status, check_transition
 from pipeline.manifest import Manifest, make_manifest
-from pipeline.plan import Plan
+from pipeline.plan_table import PLAN_FILE, plan_bytes, read_plan
+from pipeline.planned import Plan
 from pipeline.receipt import Receipt
 from pipeline.recipe import StageRecipe
 from pipeline.redaction import redact_values
 from pipeline.rounds import Round, RoundRecord, put_round, read_receipts, read_rounds
 from pipeline.splits import partition_key
-from pipeline.storage import use_storage_options
+from pipeline.storage import local_path, use_storage_options
+from pipeline.store import Store, open_store
+from pipeline.units import Clock, iso_time, utc_now
 
 __all__ = [
     "Committed",
@@ -118,7 +114,7 @@ class JobDirectory:
 
         :param root: folder or URL that holds the job directories.
         :param store: storage of the job's own directory, instead of the one at ``root``.
-        :param fsync: see `pipeline.files.open_store`; workers do the same.
+        :param fsync: see `pipeline.store.open_store`; workers do the same.
         :param first: the status it begins with, for that ``reason``.
         :param parent: the fan-out whose child it is.
         :raises PlanMismatch: when the job is there with another plan.

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import IO, Any
 
 CHUNK_BYTES = 1 << 20
 
@@ -41,3 +41,46 @@ def _canonical(value: Any) -> Any:
 
 def _is_unset(value: Any) -> bool:
     return value is None or (isinstance(value, (dict, list, tuple)) and len(value) == 0)
+
+
+class DigestingFile:
+    """A binary file that digests what is written to it, so that nobody has to read it again for that."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+        self.size = 0
+        self.is_abandoned = False
+        """What is still written is dropped: the library writes a footer whatever went wrong before."""
+        self.closed = False
+
+    def write(self, data: bytes) -> int:
+        """Write and digest; returns the number of bytes."""
+        if not self.is_abandoned:
+            self._file.write(data)
+            self.sha256.update(data)
+        self.size += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Flushing is up to the store, once, at the end."""
+
+    def tell(self) -> int:
+        """Bytes written so far."""
+        return self.size
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def readable(self) -> bool:
+        """It is not."""
+        return False
+
+    def seekable(self) -> bool:
+        """It is not: a digest needs the bytes in order."""
+        return False
+
+    def close(self) -> None:
+        """Closing the file under it is up to the store."""
+        self.closed = True

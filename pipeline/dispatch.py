@@ -22,7 +22,7 @@ from pipeline.evidence import Evidence
 from pipeline.in_flight import Attempt, Divided, Ended, InFlight, Waiting
 from pipeline.neighbours import Neighbours
 from pipeline.outcome import Fail, Isolate, Leave, Retry, Split, decide, decide_death, is_blamed, overdue, stuck
-from pipeline.plan import Partition
+from pipeline.planned import Partition
 from pipeline.receipt import Receipt
 from pipeline.relief import Answer, Relief
 from pipeline.stop import Stop

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.errors import ModelChanged, PipelineError
-from pipeline.model import ModelRef, ModelVersion
+from pipeline.model import ModelVersion
+from pipeline.model_ref import ModelRef
 from pipeline.registry import ModelRegistry, open_registry
 from pipeline.registry.records import VersionRecord
 

@@ -12,18 +12,19 @@ from typing import Any
 
 from pipeline.alias_follower import AliasFollower
 from pipeline.checkpoint import JobDirectory
-from pipeline.clusters import open_cluster
+from pipeline.clusters import cluster_of, open_cluster
 from pipeline.clusters.handshake import shake_hands
-from pipeline.dispatch import Dispatcher, Ended, Policy
+from pipeline.clusters.shared import SharedCluster
+from pipeline.dispatch import Dispatcher
 from pipeline.errors import InputError, PipelineError
 from pipeline.events import Callback, JobEnded, notify
-from pipeline.family import Within
+from pipeline.in_flight import Ended
 from pipeline.lease import Lease
 from pipeline.ledger import Ledger
 from pipeline.lifecycle import Status, status_after
 from pipeline.neighbours import Neighbours
-from pipeline.plan import Partition, Plan, dispatch_order
-from pipeline.prepare import cluster_of
+from pipeline.plan import dispatch_order
+from pipeline.planned import Partition, Plan
 from pipeline.receipts import ReceiptBook
 from pipeline.rejects import first_examples, summarise
 from pipeline.relief import Helped, Relief
@@ -35,6 +36,7 @@ from pipeline.stage import Stage
 from pipeline.stop import Stop, Why, checked
 from pipeline.tasks import read_receipt
 from pipeline.telling import tell_end, tell_start
+from pipeline.watch import Policy
 
 logger = logging.getLogger(__name__)
 
@@ -235,3 +237,14 @@ class Driver:
             self.callbacks,
             JobEnded(report.job, report.status, report.rows, report.output, report.directory, reason, report.to_dict()),
         )
+
+
+@dataclass(frozen=True)
+class Within:
+    """What a job has of its parent's driver, when it is driven as a child."""
+
+    stop: Stop
+    cluster: SharedCluster | None
+    """None when nothing is to be scored."""
+    publishes: bool
+    """Whether to publish. Else it ends as SCORED."""

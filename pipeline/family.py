@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.checkpoint import JobDirectory
-from pipeline.clusters import open_cluster
+from pipeline.clusters import cluster_of, open_cluster
 from pipeline.clusters.shared import SharedCluster
+from pipeline.driver import Within
 from pipeline.errors import ChildrenFailed, InfrastructureError, PipelineError
 from pipeline.events import Callback, JobEnded, PartitionEnded, StageStarted, notify
 from pipeline.family_commit import commit_family
 from pipeline.lease import Lease
 from pipeline.lifecycle import Status, status_after
-from pipeline.prepare import cluster_of
 from pipeline.report import Report, make_report
 from pipeline.settings import Settings
 from pipeline.stop import Stop, Why
@@ -52,17 +52,6 @@ class Leader(Stop):
             super().request(why, reason=reason, signal_number=signal_number, now=now)
             for stop in self._followers:
                 stop.request(why, reason=reason, signal_number=signal_number, now=self.now)
-
-
-@dataclass(frozen=True)
-class Within:
-    """What a job has of its parent's driver, when it is driven as a child."""
-
-    stop: Stop
-    cluster: SharedCluster | None
-    """None when nothing is to be scored."""
-    publishes: bool
-    """Whether to publish. Else it ends as SCORED."""
 
 
 DriveChild = Callable[[JobDirectory, Within, Sequence[Callback]], Report]

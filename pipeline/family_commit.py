@@ -9,8 +9,8 @@ from typing import Any
 
 from pipeline.checkpoint import JobDirectory
 from pipeline.errors import ReconciliationFailed, StateCorrupt
-from pipeline.job_record import iso_time, utc_now
 from pipeline.rows import RowCounts
+from pipeline.units import iso_time, utc_now
 
 FOLDER = "commits"
 

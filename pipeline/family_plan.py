@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.errors import SpecError
-from pipeline.fan_out import PLACEHOLDER, ChildValue, child_spec, json_value, slugs, text_of
+from pipeline.fan_out import ChildValue, child_spec, json_value, slugs, text_of
 from pipeline.mistakes import did_you_mean
 from pipeline.model import ModelVersion
-from pipeline.plan import Plan
-from pipeline.planned import ChildPlan
+from pipeline.parameters import PLACEHOLDER
+from pipeline.planned import ChildPlan, Plan
 from pipeline.sources import Discovery
 from pipeline.sources.values import Occurrence, check_count, column_values, key_values, narrow
 from pipeline.spec import JobSpec

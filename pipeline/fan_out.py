@@ -13,12 +13,12 @@ from urllib.parse import quote
 from pipeline.errors import PipelineError, SpecError
 from pipeline.filled import OWN_SECTIONS
 from pipeline.mistakes import IN_PYTHON, Document
-from pipeline.placeholders import FAN_OUT_VALUE, Values, fill_text
+from pipeline.parameters import PLACEHOLDER
+from pipeline.placeholders import Values, fill_text
 from pipeline.spec import JobSpec
 
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 """What stands for null in the name of a folder, and what ``${fan_out.value}`` is then."""
-PLACEHOLDER = f"${{{FAN_OUT_VALUE}}}"
 _EMPTY = "__EMPTY__"
 LONGEST_SLUG = 40
 _DIGEST_DIGITS = 8

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pipeline.checkpoint import JobDirectory
 from pipeline.digest import digest_json
 from pipeline.errors import InputChanged, PipelineError, SpecError
-from pipeline.increment import ALL, Chosen, Found, Progress, choose
+from pipeline.increment import ALL, Found, Progress, choose
 from pipeline.jobs import list_jobs
 from pipeline.model import ModelVersion
 from pipeline.rows import InputFile
@@ -18,6 +18,7 @@ from pipeline.sources import Discovery, discover
 from pipeline.sources.footers import group_marks
 from pipeline.sources.locate import Located, locate
 from pipeline.sources.opening import read_footer
+from pipeline.sources.parquet import Chosen
 from pipeline.spec import JobSpec
 from pipeline.spec_parts import Incremental
 

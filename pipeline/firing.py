@@ -14,15 +14,15 @@ from zoneinfo import ZoneInfo
 from pipeline.cancel import cancel_job
 from pipeline.checkpoint import JOB_FILE, JobDirectory
 from pipeline.errors import PipelineError, SpecError
-from pipeline.files import is_local_path, local_path, open_store
 from pipeline.job_queue import LeaseWatch, Need, Patience, decide, observe
-from pipeline.job_record import utc_now
 from pipeline.lifecycle import Status
 from pipeline.servers import is_served
 from pipeline.settings import Settings
 from pipeline.sources.locate import fixed_part
 from pipeline.spec import JobSpec
 from pipeline.spec_file import load_spec
+from pipeline.storage import is_local_path, local_path
+from pipeline.store import open_store
 from pipeline.submission import find_key
 from pipeline.submit import start_driver, submit
 from pipeline.trigger_parts import Trigger
@@ -31,6 +31,7 @@ from pipeline.triggers.definitions import DEFAULT_FILE, Watched, load_triggers
 from pipeline.triggers.evaluate import Seen, evaluate
 from pipeline.triggers.log import Log, open_log
 from pipeline.triggers.state import Firing, from_text
+from pipeline.units import utc_now
 
 logger = logging.getLogger(__name__)
 _PLACEHOLDER = re.compile(r"\$\{trigger\.([^{}]*)\}")

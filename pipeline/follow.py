@@ -10,14 +10,14 @@ from typing import Any
 from pipeline.checkpoint import JobDirectory
 from pipeline.errors import DriverLost
 from pipeline.events import Event, JobEnded, PartitionEnded, StageStarted, StatusChanged
-from pipeline.files import open_store
 from pipeline.job_queue import LeaseWatch, observe
-from pipeline.job_record import utc_now
 from pipeline.lease import LEASE_SECONDS, Verdict
 from pipeline.lifecycle import Status
 from pipeline.receipt import Receipt
 from pipeline.report import make_report
 from pipeline.servers import is_served
+from pipeline.store import open_store
+from pipeline.units import utc_now
 
 LOCAL_SECONDS = 0.3
 """Seconds between two looks at a directory on a file system."""

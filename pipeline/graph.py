@@ -14,7 +14,7 @@ import dask
 import dask.dataframe
 import pandas as pd
 
-from pipeline.plan import Partition
+from pipeline.planned import Partition
 from pipeline.recipe import StageRecipe
 from pipeline.tasks import FRAGMENTS_META, Versions, fragment_frame, score_frame
 

@@ -19,12 +19,12 @@ from pipeline.checkpoint import JobDirectory
 from pipeline.events import Callback, JobEnded, StatusChanged
 from pipeline.hook_delivery import Attempt, Delivery, Message, deliver
 from pipeline.hook_parts import Hook
-from pipeline.job_record import iso_time, utc_now
 from pipeline.lifecycle import Status
 from pipeline.lineage import Lineage
 from pipeline.redaction import redact_values
 from pipeline.settings import Settings
 from pipeline.spec import JobSpec
+from pipeline.units import iso_time, utc_now
 
 logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 1

@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline.digest import digest_json
 from pipeline.errors import InputChanged, OutputConflict
+from pipeline.sources.parquet import Chosen
 
 NEW = "new"
 CHANGED = "changed"
@@ -55,15 +56,6 @@ class Found:
     path: str
     size: int
     version: str
-
-
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """How a file is scored."""
-
-    why: str
-    done_groups: int = 0
-    """Row groups at its start that are done."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from pipeline.contract import Failures
 from pipeline.errors import OutOfMemory, PartitionStuck, PipelineError
-from pipeline.receipt import EngineUse
+from pipeline.flavors.outlook import EngineUse
 from pipeline.recipe import StageRecipe
 from pipeline.scoring import ScoredBatch, reject_table
 from pipeline.sources import SourceBatch

@@ -17,10 +17,11 @@ from typing import IO, Any
 
 from pipeline.errors import PipelineError
 from pipeline.events import Callback, JobEnded, PartitionEnded
-from pipeline.files import LocalStore, Store
-from pipeline.job_record import iso_time
+from pipeline.files import LocalStore
 from pipeline.redaction import redact
 from pipeline.rows import RowCounts
+from pipeline.store import Store
+from pipeline.units import iso_time
 
 FOLDER = "logs"
 REMOTE_SECONDS = 5.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -10,29 +9,11 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from pipeline.errors import PlanMismatch, RefusedForSafety, StateCorrupt
-from pipeline.files import Store
-from pipeline.plan import Plan, difference, plan_from_table, plan_to_table
-from pipeline.units import Clock, iso_time, utc_now
+from pipeline.planned import Plan
+from pipeline.store import Store
+from pipeline.why import difference
 
-__all__ = [
-    "PLAN_FILE",
-    "Clock",
-    "JobRecord",
-    "check_job_id",
-    "check_owner",
-    "iso_time",
-    "new_job_id",
-    "plan_bytes",
-    "read_plan",
-    "same_work",
-    "utc_now",
-]
-
-PLAN_FILE = "plan.parquet"
 _JOB_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 CHILDREN = "children"
 """Folder of a fan-out's job directory, in which those of its children lie."""
@@ -156,34 +137,6 @@ def record_of(
         publishes=parent is None or not parent.holds_back,
         holds_back=plan.spec.fan_out is not None and plan.spec.fan_out.publish == "all",
     )
-
-
-def plan_bytes(plan: Plan) -> bytes:
-    """Content of ``plan.parquet``."""
-    sink = io.BytesIO()
-    pq.write_table(plan_to_table(plan), sink, compression="zstd", write_page_checksum=True)
-    return sink.getvalue()
-
-
-def read_plan(store: Store, *, place: str = PLAN_FILE) -> Plan:
-    """A stored plan.
-
-    :raises StateCorrupt: when it cannot be read.
-    """
-    try:
-        # Arrow's threads must not come back to Python while it ends (apache/arrow#50482): a command that has done its
-        # work would be aborted.
-        source = pa.BufferReader(store.read(place))
-        table = pq.read_table(source, page_checksum_verification=True, use_threads=False)
-        return plan_from_table(table)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StateCorrupt(
-            "the stored plan cannot be read",
-            where=store.url(place),
-            found=f"{type(error).__name__}: {error}",
-            expected="the plan that was stored when the job was made",
-            next_step="restore the file, or run the job spec again as a new job",
-        ) from error
 
 
 def check_owner(store: Store) -> None:

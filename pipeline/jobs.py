@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
-from pipeline.checkpoint import JOB_FILE, JobDirectory, JobRecord
+from pipeline.checkpoint import JOB_FILE, JobDirectory
 from pipeline.errors import PipelineError, SpecError
-from pipeline.files import is_local_path, open_store
+from pipeline.job_record import JobRecord
 from pipeline.lifecycle import Status
+from pipeline.storage import is_local_path
+from pipeline.store import open_store
 
 logger = logging.getLogger(__name__)
 LAST = "@last"

@@ -27,7 +27,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from pipeline.errors import Fenced, JobLocked, PipelineError, StorageError
-from pipeline.files import Store, unique_name
+from pipeline.storage import unique_name
+from pipeline.store import Store
 
 logger = logging.getLogger(__name__)
 FOLDER = "lease"

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from pipeline.plan import Partition
+from pipeline.planned import Partition
 from pipeline.receipt import Receipt
 from pipeline.receipts import Chosen, Receipts
 from pipeline.rounds import Round, model_details

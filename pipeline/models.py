@@ -11,12 +11,13 @@ import pandas as pd
 
 from pipeline.errors import SpecError
 from pipeline.flavors import read_model
-from pipeline.model import ModelRef, ModelVersion
-from pipeline.prepare import absolute_path
+from pipeline.model import ModelVersion
+from pipeline.model_ref import ModelRef
 from pipeline.registry import DEFAULT_ROOT, ModelRegistry, open_registry
 from pipeline.registry.built_in import BuiltInRegistry, Facts
 from pipeline.registry.records import AliasRecord, Checked, ModelSummary, RemovalRecord, VersionRecord
 from pipeline.settings import Settings, load_settings
+from pipeline.spec_file import absolute_path
 
 
 class Registry:

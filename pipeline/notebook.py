@@ -20,23 +20,26 @@ from pipeline.checkpoint import JobDirectory
 from pipeline.display import PlainProgress, show_progress
 from pipeline.errors import SpecError
 from pipeline.events import Callback, JobEnded
+from pipeline.frames import score_pandas, scored_meta
 from pipeline.handle import Handle
 from pipeline.jobs import find_job
-from pipeline.model import ModelRef, ModelVersion
-from pipeline.partition import score_pandas, scored_meta
-from pipeline.plan import PlanSummary, plan_summary
-from pipeline.prepare import Prepared, absolute_path, importable, prepare, resolve_model
+from pipeline.model import ModelVersion
+from pipeline.model_ref import ModelRef
+from pipeline.outputs import prediction_schema
+from pipeline.prepare import Prepared, prepare, resolve_model
 from pipeline.recipe import REJECT_COLUMNS
 from pipeline.rejects import read_left
 from pipeline.report import Report
 from pipeline.runner import resume, retry, run
-from pipeline.scoring import prediction_schema
 from pipeline.settings import Settings, load_settings
-from pipeline.spec import JobSpec, Output
-from pipeline.spec_file import load_spec
+from pipeline.spec import JobSpec
+from pipeline.spec_file import absolute_path, load_spec
+from pipeline.spec_parts import Output
+from pipeline.steps import importable
 from pipeline.submit import submit
 from pipeline.summary import plan_text, summary_text, verification_text
 from pipeline.verify import Verification, verify
+from pipeline.why import PlanSummary, plan_summary
 
 T = TypeVar("T")
 

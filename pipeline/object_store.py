@@ -32,7 +32,7 @@ _proven_lock = threading.Lock()
 
 
 class ObjectStore:
-    """A store on an fsspec file system with a conditional create. See `pipeline.files.Store`."""
+    """A store on an fsspec file system with a conditional create. See `pipeline.store.Store`."""
 
     is_local = False
 

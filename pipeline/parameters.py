@@ -16,6 +16,7 @@ from pipeline.environment import Variable
 from pipeline.errors import SpecError
 from pipeline.mistakes import Document, Mistake, Place, SpecMistakes, did_you_mean, shown
 from pipeline.origins import Candidate, Choice, Rank, choose
+from pipeline.placeholders import FAN_OUT_VALUE
 from pipeline.strict_yaml import parse_text
 
 PARAM_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"
@@ -166,3 +167,6 @@ def _note(document: Document, error: SpecError) -> None:
     path = ("params",)
     place = Place(name=error.where)
     document.mistakes.append(Mistake(error.message, place, path, error.found, error.expected, error.next_step))
+
+
+PLACEHOLDER = f"${{{FAN_OUT_VALUE}}}"

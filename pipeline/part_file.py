@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from time import perf_counter
@@ -11,9 +10,11 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.digest import DigestingFile
 from pipeline.errors import PipelineError
-from pipeline.files import Store, storage_errors
 from pipeline.receipt import DataFile
+from pipeline.storage import storage_errors
+from pipeline.store import Store
 
 ROW_GROUP_BYTES = 64 << 20
 """Arrow bytes that are collected for a row group at most. They are held until it is written, which bounds the memory of
@@ -133,46 +134,3 @@ def _repeats(kind: pa.DataType) -> bool:
         return bool(kind.bit_width <= 16)
     tests = (types.is_dictionary, types.is_string, types.is_large_string, types.is_string_view, types.is_date)
     return any(test(kind) for test in tests)
-
-
-class DigestingFile:
-    """A binary file that digests what is written to it, so that nobody has to read it again for that."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.sha256 = hashlib.sha256()
-        self.size = 0
-        self.is_abandoned = False
-        """What is still written is dropped: the library writes a footer whatever went wrong before."""
-        self.closed = False
-
-    def write(self, data: bytes) -> int:
-        """Write and digest; returns the number of bytes."""
-        if not self.is_abandoned:
-            self._file.write(data)
-            self.sha256.update(data)
-        self.size += len(data)
-        return len(data)
-
-    def flush(self) -> None:
-        """Flushing is up to the store, once, at the end."""
-
-    def tell(self) -> int:
-        """Bytes written so far."""
-        return self.size
-
-    def writable(self) -> bool:
-        """It is."""
-        return True
-
-    def readable(self) -> bool:
-        """It is not."""
-        return False
-
-    def seekable(self) -> bool:
-        """It is not: a digest needs the bytes in order."""
-        return False
-
-    def close(self) -> None:
-        """Closing the file under it is up to the store."""
-        self.closed = True

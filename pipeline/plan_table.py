@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -9,6 +10,7 @@ from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.errors import StateCorrupt
 from pipeline.increment import Progress
@@ -17,6 +19,7 @@ from pipeline.planned import ChildPlan, Partition, Plan
 from pipeline.recipe import ColumnRule
 from pipeline.rows import Fragment, InputFile, RejectedFile, RowGroup
 from pipeline.spec import JobSpec
+from pipeline.store import Store
 
 SCHEMA_VERSION = 1
 _METADATA = b"pipeline.plan"
@@ -218,3 +221,34 @@ def _partitions(table: pa.Table) -> tuple[Partition, ...]:
     ):
         found.setdefault(partition, []).append(Fragment(path, start, stop, first, last, size, key, origin))
     return tuple(Partition(partition, tuple(fragments)) for partition, fragments in found.items())
+
+
+PLAN_FILE = "plan.parquet"
+
+
+def plan_bytes(plan: Plan) -> bytes:
+    """Content of ``plan.parquet``."""
+    sink = io.BytesIO()
+    pq.write_table(plan_to_table(plan), sink, compression="zstd", write_page_checksum=True)
+    return sink.getvalue()
+
+
+def read_plan(store: Store, *, place: str = PLAN_FILE) -> Plan:
+    """A stored plan.
+
+    :raises StateCorrupt: when it cannot be read.
+    """
+    try:
+        # Arrow's threads must not come back to Python while it ends (apache/arrow#50482): a command that has done its
+        # work would be aborted.
+        source = pa.BufferReader(store.read(place))
+        table = pq.read_table(source, page_checksum_verification=True, use_threads=False)
+        return plan_from_table(table)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StateCorrupt(
+            "the stored plan cannot be read",
+            where=store.url(place),
+            found=f"{type(error).__name__}: {error}",
+            expected="the plan that was stored when the job was made",
+            next_step="restore the file, or run the job spec again as a new job",
+        ) from error

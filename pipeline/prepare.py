@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.clusters import ClusterAdapter, find_cluster, site_settings
+from pipeline.clusters import ClusterAdapter, cluster_of
 from pipeline.errors import SpecError
 from pipeline.family_plan import Planner, plan_family
-from pipeline.fan_out import PLACEHOLDER
-from pipeline.files import is_local_path, local_path
 from pipeline.find_input import find_input, refuse_incremental
 from pipeline.flavors.outlook import check_engine
 from pipeline.increment import ALL, Progress
 from pipeline.job_record import child_id
-from pipeline.model import ModelRef, ModelVersion
-from pipeline.origins import Candidate, Choice, Rank, choose
-from pipeline.plan import Limits, Plan, make_plan
+from pipeline.model import ModelVersion
+from pipeline.model_ref import ModelRef
+from pipeline.outputs import prediction_schema
+from pipeline.plan import make_plan
+from pipeline.planned import Limits, Plan
 from pipeline.registry import resolve
 from pipeline.rows import InputFile
-from pipeline.scoring import frame_schema, prediction_schema
+from pipeline.scoring import frame_schema
 from pipeline.settings import Settings
 from pipeline.sinks import check
 from pipeline.sources import Discovery, discover, sample_batch
 from pipeline.sources.sieve import check_file_count
-from pipeline.spec import JobSpec, Sink
-from pipeline.storage import use_storage_options
+from pipeline.spec import JobSpec
+from pipeline.spec_file import absolute, source_paths
+from pipeline.spec_parts import Sink
+from pipeline.storage import is_local_path, local_path, use_storage_options
 
 
 @dataclass(frozen=True)
@@ -178,76 +180,10 @@ def resolve_model(text: str, *, settings: Settings) -> ModelVersion:
     return resolve(ModelRef.parse(text), registry=settings.registry, cache=settings.directory)
 
 
-def cluster_of(spec: JobSpec, *, settings: Settings) -> ClusterAdapter:
-    """The adapter for the cluster that was chosen; see `cluster_choice`."""
-    name = cluster_choice(spec, settings=settings).value
-    return find_cluster(name, settings=settings, folders=settings.import_paths)
-
-
-def cluster_choice(spec: JobSpec, *, settings: Settings, of_spec: Choice | None = None) -> Choice:
-    """The name of the cluster, and what says so: a flag or a variable, else the spec, else ``dask.config``.
-
-    :param of_spec: where the spec has its ``cluster`` from, when that is known.
-    """
-    candidates = [Candidate("local", Rank.BUILT_IN)]
-    if spec.cluster is not None and of_spec is not None:
-        candidates += [*of_spec.over, Candidate(spec.cluster, of_spec.rank, of_spec.origin)]
-    elif spec.cluster is not None:
-        candidates.append(Candidate(spec.cluster, Rank.JOB_FILE, "cluster"))
-    if settings.cluster is not None:
-        found = settings.choice("cluster")
-        candidates.append(Candidate(found.value, found.rank, found.origin))
-        candidates += [one for one in found.over if one.rank is not Rank.BUILT_IN]
-    return choose(candidates)
-
-
-def settings_of(spec: JobSpec, *, settings: Settings) -> Settings:
-    """``settings`` with those that the file of the chosen cluster holds; the cluster they name is the chosen one."""
-    name = cluster_choice(spec, settings=settings).value
-    if settings.cluster not in (None, name):
-        settings = replace(settings, cluster=name)
-    return site_settings(name, settings=settings, folders=settings.import_paths)
-
-
 def first_sink(plan: Plan) -> Sink:
     """The sink of a plan; of a fan-out that of its first child."""
     first = plan.children[0].plan if plan.children else None
     return (first or plan).spec.sink
-
-
-def absolute(spec: JobSpec) -> JobSpec:
-    """``spec`` with local paths made absolute, so that the job means the same from every folder."""
-    record = spec.to_dict()
-    path = spec.source.path
-    record["source"]["path"] = absolute_path(path) if isinstance(path, str) else [absolute_path(one) for one in path]
-    if spec.source.base is not None:
-        record["source"]["base"] = absolute_path(spec.source.base)
-    record["sink"]["path"] = absolute_path(spec.sink.path)
-    for step in record["steps"]:
-        if "score" in step and ModelRef.parse(step["score"]["model"].replace(PLACEHOLDER, "x")).is_file:
-            step["score"]["model"] = absolute_path(step["score"]["model"])
-    return JobSpec.model_validate(record)
-
-
-def source_paths(spec: JobSpec) -> tuple[str, ...]:
-    """The paths of the source, always several."""
-    return (spec.source.path,) if isinstance(spec.source.path, str) else tuple(spec.source.path)
-
-
-@contextmanager
-def importable(folders: Sequence[str]) -> Iterator[None]:
-    """``folders`` come first on ``sys.path`` inside the block."""
-    before = list(sys.path)
-    sys.path[:0] = [folder for folder in folders if folder not in before]
-    try:
-        yield
-    finally:
-        sys.path[:] = before
-
-
-def absolute_path(path: str) -> str:
-    """``path`` made absolute when it is a local one; URLs stay, and what is a path of its own for each child."""
-    return str(local_path(path)) if is_local_path(path) and not path.startswith(PLACEHOLDER) else path
 
 
 def _frame_schema(spec: JobSpec, *, discovery: Discovery, settings: Settings) -> pa.Schema:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.checkpoint import JobDirectory
 from pipeline.estimate import Estimate, compare_estimate
-from pipeline.plan import Plan
+from pipeline.planned import Plan
 from pipeline.totals import Totals
 
 PROBE_FILE = "probe.json"

@@ -5,17 +5,18 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 
-from pipeline.checkpoint import JobDirectory, new_job_id
+from pipeline.checkpoint import JobDirectory
 from pipeline.errors import InputError
 from pipeline.estimate import Estimate, choose_sample, make_estimate
 from pipeline.events import Callback
-from pipeline.job_record import utc_now
+from pipeline.job_record import new_job_id
 from pipeline.prepare import Prepared
 from pipeline.probe import write_estimate
 from pipeline.report import make_report
 from pipeline.runner import probe
 from pipeline.settings import Settings
 from pipeline.sinks import prove
+from pipeline.units import utc_now
 
 
 def probe_plan(

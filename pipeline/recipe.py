@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.digest import digest_json
-from pipeline.model import Engine, ModelVersion, OutputKind
+from pipeline.model import ModelVersion
+from pipeline.model_ref import Engine, OutputKind
 
 REJECT_FILE = "_file"
 REJECT_ROW = "_row"

@@ -10,13 +10,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import StateCorrupt
-from pipeline.files import Store
 from pipeline.ledger import Ledger, rejects_place
 from pipeline.packing import pack
 from pipeline.receipt import Receipt
 from pipeline.recipe import REJECT_FILE
 from pipeline.rows import Fragment, InputFile, RowGroup
 from pipeline.splits import sub_fragment
+from pipeline.store import Store
 
 _BATCH_ROWS = 1 << 16
 

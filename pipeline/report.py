@@ -14,14 +14,14 @@ from pipeline.errors import PipelineError, StepFailed, TooManyRejects
 from pipeline.event_times import active_seconds, before_this, last_reason, provision_seconds
 from pipeline.ledger import Ledger, RoundSummary
 from pipeline.lifecycle import Status
-from pipeline.plan import Plan, skew
+from pipeline.planned import Plan
 from pipeline.probe import came_of_estimate
 from pipeline.redaction import redact_values
 from pipeline.rounds import MODEL_DRIFT, Round
 from pipeline.rows import RejectedFile, RowCounts
 from pipeline.run_record import batch_record, straggler_record
 from pipeline.units import format_count
-from pipeline.why import input_text
+from pipeline.why import input_text, skew
 
 SCHEMA_VERSION = 1
 _OF_USER_CODE = ("step:", "score:", "crash:", "timeout:", "memory:")

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
-from pipeline.plan import Partition
+from pipeline.planned import Partition
 from pipeline.recipe import REJECT_REASON, REJECT_ROW, StageRecipe
 from pipeline.sources import SourceBatch, read_batches
 

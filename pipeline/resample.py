@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pipeline.checkpoint import JobDirectory
 from pipeline.flavors.cache import get_predictor
 from pipeline.ledger import Ledger
-from pipeline.plan import Partition
+from pipeline.planned import Partition
 from pipeline.receipt import FileRows, Receipt
 from pipeline.recipe import StageRecipe
 from pipeline.reread import read_partition

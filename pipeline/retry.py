@@ -12,26 +12,31 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from pipeline.checkpoint import JobDirectory
+from pipeline.clusters import cluster_of
 from pipeline.columns import Columns, resolve_columns
 from pipeline.errors import InputError, OutputConflict, SchemaDrift, SpecError
 from pipeline.flavors.outlook import check_engine
-from pipeline.job_record import iso_time, utc_now
 from pipeline.ledger import Ledger
 from pipeline.memory import shared_memory
 from pipeline.model import ModelVersion
+from pipeline.outputs import prediction_schema
 from pipeline.packing import pack
-from pipeline.plan import Limits, Partition, Plan, spec_difference
-from pipeline.prepare import absolute, cluster_of, importable, resolve_model
+from pipeline.planned import Limits, Partition, Plan
+from pipeline.prepare import resolve_model
 from pipeline.rejected import find_rejected
 from pipeline.rounds import RETRY, Round, make_record
 from pipeline.rows import Fragment, InputFile, RejectedFile
-from pipeline.scoring import frame_schema, prediction_schema
+from pipeline.scoring import frame_schema
 from pipeline.settings import Settings
 from pipeline.sinks import published
 from pipeline.sources import Discovery, SourceBatch, parse_filter, sample_batch
 from pipeline.sources.locate import current_version
 from pipeline.sources.sieve import look_again
 from pipeline.spec import NOT_THE_WORK, JobSpec
+from pipeline.spec_file import absolute
+from pipeline.steps import importable
+from pipeline.units import iso_time, utc_now
+from pipeline.why import spec_difference
 
 MAY_CHANGE = ("steps", "contract", "errors")
 """Fields of a job spec that a retry may set."""

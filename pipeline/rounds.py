@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
 from pipeline.errors import Fenced, StateCorrupt
-from pipeline.files import LocalStore, Store
-from pipeline.job_record import plan_bytes, read_plan
-from pipeline.plan import Plan
-from pipeline.plan_table import rejected_file
+from pipeline.files import LocalStore
+from pipeline.plan_table import plan_bytes, read_plan, rejected_file
+from pipeline.planned import Plan
 from pipeline.receipt import Receipt
 from pipeline.rows import RejectedFile
+from pipeline.store import Store
 
 FOLDER = "rounds"
 RETRY = "retry"

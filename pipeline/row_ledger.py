@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from pipeline.errors import ReconciliationFailed
-from pipeline.plan import Partition
+from pipeline.planned import Partition
 from pipeline.receipt import FileRows
 from pipeline.recipe import REJECT_REASON
 from pipeline.rows import Fragment, RowCounts

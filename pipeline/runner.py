@@ -10,25 +10,28 @@ from typing import TypeVar
 
 from pipeline.alias_follower import pinned_version
 from pipeline.cancel import watched
-from pipeline.checkpoint import JobDirectory, new_job_id
-from pipeline.driver import Driver
+from pipeline.checkpoint import JobDirectory
+from pipeline.clusters import settings_of
+from pipeline.driver import Driver, Within
 from pipeline.errors import JobLocked
 from pipeline.events import Callback
-from pipeline.family import FamilyDriver, Within, is_ready
+from pipeline.family import FamilyDriver, is_ready
 from pipeline.hooks import hooked, hooks_of
 from pipeline.job_log import recorded
-from pipeline.job_record import utc_now
+from pipeline.job_record import new_job_id
 from pipeline.jobs import find_job, parent_of
 from pipeline.lease import Lease, held
-from pipeline.plan import Partition
-from pipeline.prepare import first_sink, importable, prepare, settings_of
+from pipeline.planned import Partition
+from pipeline.prepare import first_sink, prepare
 from pipeline.redaction import masked_logs, redact_error
 from pipeline.report import Report, make_report
 from pipeline.retry import Wanted, open_retry
 from pipeline.settings import Settings, load_settings
 from pipeline.sinks import prove
 from pipeline.spec import JobSpec
+from pipeline.steps import importable
 from pipeline.stop import Stop, on_signals
+from pipeline.units import utc_now
 
 logger = logging.getLogger(__name__)
 Ending = TypeVar("Ending")

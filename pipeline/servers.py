@@ -8,8 +8,8 @@ from datetime import datetime
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.files import Store
 from pipeline.lease import is_process
+from pipeline.store import Store
 
 FOLDER = ".servers"
 BEAT_SECONDS = 10.0

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 from pipeline.checkpoint import JobDirectory
 from pipeline.errors import CorruptInput, InputChanged, PipelineError, SchemaDrift
-from pipeline.job_record import iso_time, utc_now
 from pipeline.ledger import Ledger, rejects_place
 from pipeline.retry import number_partitions
 from pipeline.rounds import FILES_REJECTED, Round, make_record
 from pipeline.rows import Fragment, InputFile, RejectedFile
 from pipeline.sources.locate import current_version
 from pipeline.sources.sieve import check_file_count, reject
+from pipeline.units import iso_time, utc_now
 
 
 def open_without(job: JobDirectory, ledger: Ledger, error: PipelineError, *, epoch: int) -> Round | None:

@@ -11,11 +11,13 @@ from typing import Any
 from pipeline.environment import param_variables
 from pipeline.filled import fill_in
 from pipeline.mistakes import Document
+from pipeline.model_ref import ModelRef
 from pipeline.origins import Choice
-from pipeline.parameters import Given, given_by_environment, given_in_python
+from pipeline.parameters import PLACEHOLDER, Given, given_by_environment, given_in_python
 from pipeline.spec import JobSpec
 from pipeline.spec_origins import spec_origins
 from pipeline.spec_text import read_document
+from pipeline.storage import is_local_path, local_path
 
 
 @dataclass(frozen=True)
@@ -68,3 +70,27 @@ def load_spec(
 def _declared(document: Document) -> Mapping[str, Any]:
     params = document.data.get("params") if isinstance(document.data, dict) else None
     return params if isinstance(params, dict) else {}
+
+
+def absolute(spec: JobSpec) -> JobSpec:
+    """``spec`` with local paths made absolute, so that the job means the same from every folder."""
+    record = spec.to_dict()
+    path = spec.source.path
+    record["source"]["path"] = absolute_path(path) if isinstance(path, str) else [absolute_path(one) for one in path]
+    if spec.source.base is not None:
+        record["source"]["base"] = absolute_path(spec.source.base)
+    record["sink"]["path"] = absolute_path(spec.sink.path)
+    for step in record["steps"]:
+        if "score" in step and ModelRef.parse(step["score"]["model"].replace(PLACEHOLDER, "x")).is_file:
+            step["score"]["model"] = absolute_path(step["score"]["model"])
+    return JobSpec.model_validate(record)
+
+
+def source_paths(spec: JobSpec) -> tuple[str, ...]:
+    """The paths of the source, always several."""
+    return (spec.source.path,) if isinstance(spec.source.path, str) else tuple(spec.source.path)
+
+
+def absolute_path(path: str) -> str:
+    """``path`` made absolute when it is a local one; URLs stay, and what is a path of its own for each child."""
+    return str(local_path(path)) if is_local_path(path) and not path.startswith(PLACEHOLDER) else path

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from pydantic_core import PydanticCustomError
 
 from pipeline.errors import SpecError
-from pipeline.model import Engine, ModelRef, OutputKind
+from pipeline.model_ref import Engine, ModelRef, OutputKind
 from pipeline.parameters import PARAM_PATTERN
 from pipeline.placeholders import FAN_OUT_VALUE
 from pipeline.references import written_secret

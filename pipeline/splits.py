@@ -12,7 +12,7 @@ from dataclasses import replace
 from itertools import accumulate, pairwise
 
 from pipeline.errors import StateCorrupt
-from pipeline.plan import Partition, Plan
+from pipeline.planned import Partition, Plan
 from pipeline.receipt import Receipt
 from pipeline.rows import Fragment, InputFile, RowCounts
 

@@ -9,17 +9,18 @@ from typing import Any
 
 from pipeline.batch_cache import WorkerClass, recall, remember
 from pipeline.checkpoint import JobDirectory
-from pipeline.dispatch import Divided, Ended
-from pipeline.files import open_store, unique_name
+from pipeline.in_flight import Divided, Ended
 from pipeline.isolation import Isolation
 from pipeline.memory import BatchSize
 from pipeline.partition import stage_folder
-from pipeline.plan import Partition
+from pipeline.planned import Partition
 from pipeline.receipt import Receipt
 from pipeline.recipe import StageRecipe
 from pipeline.relief import Helped, Relief
 from pipeline.rounds import Round
 from pipeline.splits import SPLIT_FLOOR_ROWS, even_cuts, parts_of, split_receipt
+from pipeline.storage import unique_name
+from pipeline.store import open_store
 from pipeline.tasks import make_tasks
 
 ISOLATED_SECONDS = 600.0

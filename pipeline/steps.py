@@ -12,8 +12,8 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import reduce
 from importlib import import_module, invalidate_caches, reload
@@ -294,3 +294,14 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_dictionary(kind):
         return pa.dictionary(pa.int32(), plain_type(kind.value_type), ordered=kind.ordered)
     return kind
+
+
+@contextmanager
+def importable(folders: Sequence[str]) -> Iterator[None]:
+    """``folders`` come first on ``sys.path`` inside the block."""
+    before = list(sys.path)
+    sys.path[:0] = [folder for folder in folders if folder not in before]
+    try:
+        yield
+    finally:
+        sys.path[:] = before

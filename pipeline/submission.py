@@ -22,9 +22,9 @@ from typing import Any, Self
 from pipeline.checkpoint import SUBMISSIONS
 from pipeline.digest import digest_json
 from pipeline.errors import StateCorrupt
-from pipeline.files import Store
-from pipeline.job_record import iso_time, utc_now
 from pipeline.lease import identify
+from pipeline.store import Store
+from pipeline.units import iso_time, utc_now
 
 KEYS = ".submitted"
 QUEUE = ".queue"

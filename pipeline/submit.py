@@ -7,20 +7,23 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.cancel import who
-from pipeline.checkpoint import JOB_FILE, JobDirectory, check_job_id, check_owner, new_job_id
+from pipeline.checkpoint import JOB_FILE, JobDirectory
+from pipeline.clusters import settings_of
 from pipeline.errors import JobLocked, OutputExists
-from pipeline.files import Store, open_store
 from pipeline.job_queue import LeaseWatch, Need, Patience, decide, observe
-from pipeline.job_record import PLAN_FILE, iso_time, read_plan, utc_now
+from pipeline.job_record import check_job_id, check_owner, new_job_id
 from pipeline.launch import launch
 from pipeline.lease import Verdict, held
 from pipeline.lifecycle import Status
 from pipeline.origins import Rank
-from pipeline.plan import Plan
-from pipeline.prepare import check_output, draft, first_sink, importable, settings_of
+from pipeline.plan_table import PLAN_FILE, read_plan
+from pipeline.planned import Plan
+from pipeline.prepare import check_output, draft, first_sink
 from pipeline.settings import Settings, setting_names
 from pipeline.sinks import prove
 from pipeline.spec import JobSpec
+from pipeline.steps import importable
+from pipeline.store import Store, open_store
 from pipeline.submission import (
     KeyRecord,
     Submission,
@@ -31,6 +34,7 @@ from pipeline.submission import (
     mark_queued,
     put_submission,
 )
+from pipeline.units import iso_time, utc_now
 
 BY_HAND = "by hand"
 AT_ONCE = Patience(starts=1_000_000, delay=0.0)

@@ -360,3 +360,17 @@ def _estimated(comparison: Mapping[str, Any]) -> str:
     said, came = comparison["estimated"]["seconds"], comparison["came"]["seconds"]
     span = " to ".join(format_seconds(said[key]) for key in ("low", "high"))
     return f"{format_seconds(came)} came of {format_seconds(said['expected'])} estimated ({span})"
+
+
+def why_text(details: dict[str, Any], *, shown: int = 20) -> str:
+    """The same for a person: partitions with their reasons, then what is left alone."""
+    lines = ["", "why each partition is to be done"]
+    for one in details["partitions"][:shown]:
+        lines.append(f"  {one['partition']:<9}{one['rows']:>12,} rows  {'; '.join(one['why'])}")
+    more = len(details["partitions"]) - shown
+    lines += [f"  … and {more:,} more (--json shows all)"] if more > 0 else []
+    lines += ["  nothing is to be done"] if not details["partitions"] else []
+    lines += [f"  {details['unchanged']:,} files are as they were published"] if details["unchanged"] else []
+    count = len(details["replaces"])
+    lines += [f"  {count:,} published files are replaced: rows in them have changed"] if count else []
+    return "\n".join(lines)

@@ -16,14 +16,15 @@ from dask.delayed import Delayed
 
 from pipeline import evidence
 from pipeline.errors import PipelineError
-from pipeline.files import unique_name
+from pipeline.frames import scored_frame
 from pipeline.isolation import Isolation
-from pipeline.partition import run_partition, scored_frame
-from pipeline.plan import Partition
+from pipeline.partition import run_partition
+from pipeline.planned import Partition
 from pipeline.receipt import Receipt
 from pipeline.recipe import StageRecipe
 from pipeline.redaction import redact_error
 from pipeline.rows import Fragment
+from pipeline.storage import unique_name
 
 Versions = dict[str, tuple[int, str]]
 """Path of an input file -> its size in bytes and version, as planned."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.checkpoint import JobDirectory
-from pipeline.dispatch import Ended
 from pipeline.events import Callback, PartitionEnded, StageStarted, notify
+from pipeline.in_flight import Ended
 from pipeline.ledger import Ledger
-from pipeline.plan import Partition
+from pipeline.planned import Partition
 from pipeline.redaction import redact
 from pipeline.rows import RowCounts
 

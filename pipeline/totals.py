@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pipeline.receipt import EngineUse, Receipt, Seconds
+from pipeline.flavors.outlook import EngineUse
+from pipeline.receipt import Receipt, Seconds
 from pipeline.rows import RowCounts
 
 

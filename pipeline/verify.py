@@ -14,16 +14,17 @@ import pyarrow.parquet as pq
 
 from pipeline.checkpoint import JobDirectory
 from pipeline.errors import PipelineError
-from pipeline.files import Store, file_sha256, open_store
+from pipeline.files import file_sha256
 from pipeline.ledger import Ledger, rejects_place
 from pipeline.manifest import Manifest
-from pipeline.plan import Partition
+from pipeline.planned import Partition
 from pipeline.receipt import DataFile, Receipt
 from pipeline.resample import resample
 from pipeline.rows import RowCounts
 from pipeline.sinks import published
 from pipeline.sources.locate import current_version
 from pipeline.sources.opening import open_parquet
+from pipeline.store import Store, open_store
 
 _SHOWN = 3
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.errors import SpecError
 from pipeline.mistakes import SpecMistakes
-from pipeline.plan import Limits
+from pipeline.origins import Candidate, Choice, Rank, choose
+from pipeline.planned import Limits
 from pipeline.plugins import find_adapter
 from pipeline.settings import Settings, setting_names, with_cluster_file
+from pipeline.spec import JobSpec
 from pipeline.strict_yaml import parse_text
 
 BUILT_IN = {
@@ -136,3 +138,34 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(config, Mapping):
         raise SpecError("a cluster file is no mapping", where=str(path), found=type(config).__name__)
     return {str(key).replace("-", "_"): value for key, value in config.items()}
+
+
+def cluster_of(spec: JobSpec, *, settings: Settings) -> ClusterAdapter:
+    """The adapter for the cluster that was chosen; see `cluster_choice`."""
+    name = cluster_choice(spec, settings=settings).value
+    return find_cluster(name, settings=settings, folders=settings.import_paths)
+
+
+def cluster_choice(spec: JobSpec, *, settings: Settings, of_spec: Choice | None = None) -> Choice:
+    """The name of the cluster, and what says so: a flag or a variable, else the spec, else ``dask.config``.
+
+    :param of_spec: where the spec has its ``cluster`` from, when that is known.
+    """
+    candidates = [Candidate("local", Rank.BUILT_IN)]
+    if spec.cluster is not None and of_spec is not None:
+        candidates += [*of_spec.over, Candidate(spec.cluster, of_spec.rank, of_spec.origin)]
+    elif spec.cluster is not None:
+        candidates.append(Candidate(spec.cluster, Rank.JOB_FILE, "cluster"))
+    if settings.cluster is not None:
+        found = settings.choice("cluster")
+        candidates.append(Candidate(found.value, found.rank, found.origin))
+        candidates += [one for one in found.over if one.rank is not Rank.BUILT_IN]
+    return choose(candidates)
+
+
+def settings_of(spec: JobSpec, *, settings: Settings) -> Settings:
+    """``settings`` with those that the file of the chosen cluster holds; the cluster they name is the chosen one."""
+    name = cluster_choice(spec, settings=settings).value
+    if settings.cluster not in (None, name):
+        settings = replace(settings, cluster=name)
+    return site_settings(name, settings=settings, folders=settings.import_paths)

@@ -14,7 +14,7 @@ from distributed import Client
 from pipeline.clusters.network import host_of, is_loopback
 from pipeline.clusters.tls import certificates_from
 from pipeline.errors import NoWorkers, SchedulerLost, SpecError
-from pipeline.plan import Limits
+from pipeline.planned import Limits
 from pipeline.settings import Settings
 from pipeline.stop import wait_in_slices
 

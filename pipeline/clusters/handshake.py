@@ -12,9 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from pipeline.errors import EnvMismatch
-from pipeline.files import unique_name
 from pipeline.flavors import find_flavor
 from pipeline.redaction import mask_logs
+from pipeline.storage import unique_name
 
 logger = logging.getLogger(__name__)
 PACKAGES = ("dask", "distributed", "pyarrow", "pandas", "numpy", "xgboost", "xgboost-cpu")

@@ -22,7 +22,7 @@ from pipeline.clusters.network import LOOPBACK, check_dashboard, is_loopback
 from pipeline.clusters.tls import Certificates, certificates_in
 from pipeline.errors import NoWorkers, SpecError
 from pipeline.forks import chosen_shape, thread_environment
-from pipeline.plan import Limits
+from pipeline.planned import Limits
 from pipeline.settings import Settings
 from pipeline.stop import wait_in_slices
 

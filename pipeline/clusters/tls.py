@@ -19,8 +19,9 @@ from distributed import Security
 
 from pipeline.clusters.network import open_network_refused
 from pipeline.errors import SpecError
-from pipeline.files import LocalStore, is_local_path, local_path, unique_name
+from pipeline.files import LocalStore
 from pipeline.references import resolve_reference
+from pipeline.storage import is_local_path, local_path, unique_name
 
 FOLDER = "tls"
 """Folder of a job directory that holds the certificates of its running cluster."""

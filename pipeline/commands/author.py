@@ -115,11 +115,12 @@ def _examine(
 
 def _checks(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]:
     """What can be checked without the data, each raising what is wrong."""
-    from pipeline.fan_out import PLACEHOLDER
-    from pipeline.prepare import cluster_of, importable, resolve_model
+    from pipeline.clusters import cluster_of
+    from pipeline.parameters import PLACEHOLDER
+    from pipeline.prepare import resolve_model
     from pipeline.sinks import find_sink
     from pipeline.sources.expression import parse_filter
-    from pipeline.steps import load_function
+    from pipeline.steps import importable, load_function
 
     if spec.fan_out is not None:
         yield from _checks_of_children(spec, settings)
@@ -195,16 +196,17 @@ def plan(
     if show_config:
         _show_config(loaded, settings)
         return
-    from pipeline.plan import plan_summary
     from pipeline.prepare import prepare
     from pipeline.summary import plan_text
+    from pipeline.why import plan_summary
 
     prepared = prepare(loaded.spec, settings=settings)
     details = plan_summary(prepared.plan, prepared.limits).details()
     if probe is not None and prepared.plan.children:
         raise click.UsageError("A fan-out has no partitions of its own to probe: probe a job over one of its values.")
     if why:
-        from pipeline.why import explain, why_text
+        from pipeline.summary import why_text
+        from pipeline.why import explain
 
         details["why"] = explain(prepared.plan)
         emit(details, lambda: plan_text(details) + why_text(details["why"]))
@@ -216,8 +218,8 @@ def plan(
 
 
 def _show_config(loaded: LoadedSpec, settings: Settings) -> None:
+    from pipeline.clusters import cluster_choice, settings_of
     from pipeline.config_text import config_details, config_text
-    from pipeline.prepare import cluster_choice, settings_of
 
     spec = dict(loaded.origins)
     chosen = settings_of(loaded.spec, settings=settings)

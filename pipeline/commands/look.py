@@ -26,10 +26,10 @@ job_argument = click.argument("job", default="@last")
 @output_options
 def list_command(*, statuses: tuple[str, ...], name: str, limit: int | None, directory: str | None) -> None:
     """List the jobs, newest first, with their age and how many of their partitions are done."""
-    from pipeline.files import is_local_path, local_path
-    from pipeline.job_record import utc_now
     from pipeline.jobs import list_jobs
     from pipeline.lifecycle import Status
+    from pipeline.storage import is_local_path, local_path
+    from pipeline.units import utc_now
 
     known = {str(status).lower(): status for status in Status}
     unknown = [status for status in statuses if status.lower() not in known]

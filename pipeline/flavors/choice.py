@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from statistics import median
 from time import perf_counter
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -21,10 +21,9 @@ import pyarrow as pa
 from pipeline.errors import ModelError
 from pipeline.flavors import find_flavor
 from pipeline.flavors.cache import MODELS, get_predictor
-from pipeline.flavors.outlook import INSTALL, look_out
-from pipeline.model import OutputKind, Predict, Predictor
-from pipeline.receipt import GIVEN_UP, EngineUse
-from pipeline.recipe import ScoreRecipe
+from pipeline.flavors.outlook import GIVEN_UP, INSTALL, EngineUse, look_out
+from pipeline.model import ModelVersion, Predict, Predictor
+from pipeline.model_ref import Engine, OutputKind
 from pipeline.trees import kernel_name
 
 SLICE_ROWS = 8192
@@ -239,7 +238,31 @@ _given_up: set[str] = set()
 _lock = threading.Lock()
 
 
-def get_evaluator(score: ScoreRecipe) -> tuple[Evaluator, float]:
+class Evaluation(Protocol):
+    """Fields of a job that decide how its model is evaluated. `pipeline.recipe.ScoreRecipe` has them."""
+
+    @property
+    def model(self) -> ModelVersion:
+        """The version that evaluates."""
+
+    @property
+    def kind(self) -> OutputKind:
+        """Kind of output."""
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that is asked for."""
+
+    @property
+    def tolerance(self) -> float:
+        """Largest difference of margins at which two engines count as equal."""
+
+    @property
+    def rows_per_worker(self) -> int:
+        """Rows planned for each worker process."""
+
+
+def get_evaluator(score: Evaluation) -> tuple[Evaluator, float]:
     """An evaluator for a partition, and the seconds this call spent to load the model and to start the tree engine.
 
     :raises ModelIntegrity: when the model file is not the one that was pinned.
@@ -263,7 +286,7 @@ def get_evaluator(score: ScoreRecipe) -> tuple[Evaluator, float]:
     return Evaluator(choice, seconds_start=starting), loading + starting
 
 
-def _choice(score: ScoreRecipe, predictor: Predictor, *, reasons: tuple[str, ...]) -> Choice:
+def _choice(score: Evaluation, predictor: Predictor, *, reasons: tuple[str, ...]) -> Choice:
     key = (score.model.digest, score.kind, score.engine, score.tolerance, reasons)
     with _lock:
         if score.model.digest in _given_up and not reasons:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 from pipeline.errors import ModelError
 from pipeline.flavors import find_flavor
-from pipeline.model import Engine, ModelVersion, OutputKind
+from pipeline.model import ModelVersion
+from pipeline.model_ref import Engine, OutputKind
+from pipeline.quick_pickle import quickly_pickled
 from pipeline.trees import available
 
 EARNING = 50_000_000
@@ -75,3 +79,55 @@ def check_engine(engine: Engine, version: ModelVersion, *, kind: OutputKind) -> 
             expected="engine: auto or xgboost",
             next_step=INSTALL if reasons == (_MISSING,) else "leave score.engine out: what it cannot do xgboost does",
         )
+
+
+GIVEN_UP = "it "
+"""How a reason of `EngineUse` begins that came up while scoring and is worth a warning."""
+
+
+@quickly_pickled
+@dataclass(frozen=True, slots=True)
+class EngineUse:
+    """What evaluated the model for some rows, and the evidence for that choice."""
+
+    rows: dict[str, int] = field(default_factory=dict)
+    """Rows per engine (``trees``, ``xgboost``) whose result was taken; batches done again count again."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Seconds each engine took for the ``timed_rows``."""
+    timed_rows: int = 0
+    """Rows that both engines scored to see which one is faster; they are compared too."""
+    compared_rows: int = 0
+    """Rows that both engines scored and whose results were compared."""
+    mismatches: int = 0
+    """Compared rows whose results differ. xgboost's were taken, and the tree engine was given up in that process."""
+    seconds_start: float = 0.0
+    """Seconds to start the tree engine: import, compile or load its kernels, read the trees. Once per process."""
+    kernels: tuple[str, ...] = ()
+    """What the tree engine ran as, such as ``numba 0.68 (znver4)``."""
+    reasons: tuple[str, ...] = ()
+    """Why the tree engine was not used, or not for all rows, by name; see `GIVEN_UP`."""
+
+    def __add__(self, other: EngineUse) -> EngineUse:
+        return EngineUse(
+            rows=_added(self.rows, other.rows),
+            seconds=_added(self.seconds, other.seconds),
+            timed_rows=self.timed_rows + other.timed_rows,
+            compared_rows=self.compared_rows + other.compared_rows,
+            mismatches=self.mismatches + other.mismatches,
+            seconds_start=self.seconds_start + other.seconds_start,
+            kernels=tuple(sorted({*self.kernels, *other.kernels})),
+            reasons=tuple(sorted({*self.reasons, *other.reasons})),
+        )
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster the tree engine was on the timed rows; 0.0 where nothing was timed."""
+        trees = self.seconds.get("trees", 0.0)
+        return self.seconds.get("xgboost", 0.0) / trees if trees > 0 else 0.0
+
+
+Number = TypeVar("Number", int, float)
+
+
+def _added(one: Mapping[str, Number], other: Mapping[str, Number]) -> dict[str, Number]:
+    return {name: one.get(name, 0) + other.get(name, 0) for name in sorted({*one, *other})}

@@ -13,7 +13,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from pipeline.flavors import detect_bytes, find_flavor, read_model
-from pipeline.model import ModelRef, ModelVersion
+from pipeline.model import ModelVersion
+from pipeline.model_ref import ModelRef
 from pipeline.registry.records import AliasRecord, ModelSummary, VersionRecord
 from pipeline.storage import check_url
 

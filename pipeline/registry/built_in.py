@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 
 from pipeline.digest import digest_bytes
 from pipeline.errors import ConflictError
-from pipeline.files import Store, open_store, unique_name
 from pipeline.flavors import detect_bytes, find_flavor
-from pipeline.model import ModelRef, ModelVersion
+from pipeline.model import ModelVersion
+from pipeline.model_ref import ModelRef
 from pipeline.registry.audit import audit
 from pipeline.registry.records import (
     AliasRecord,
@@ -33,6 +33,8 @@ from pipeline.registry.records import (
     targets,
 )
 from pipeline.registry.stored import StoredModels, move_place, removal_place, version_place
+from pipeline.storage import unique_name
+from pipeline.store import Store, open_store
 from pipeline.units import Clock, iso_time, utc_now
 
 

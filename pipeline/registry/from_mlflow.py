@@ -25,10 +25,12 @@ import yaml
 
 from pipeline.digest import digest_bytes
 from pipeline.errors import InfrastructureError, ModelError, PipelineError, SpecError
-from pipeline.files import check_name, local_path, open_store
 from pipeline.flavors import detect_bytes, find_flavor, read_model
-from pipeline.model import ModelRef, ModelVersion
+from pipeline.model import ModelVersion
+from pipeline.model_ref import ModelRef
 from pipeline.registry.records import AliasRecord, ModelSummary, VersionRecord, describe
+from pipeline.storage import check_name, local_path
+from pipeline.store import open_store
 from pipeline.units import iso_time
 
 _ABSENT = {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE"}

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from pipeline.digest import digest_bytes
 from pipeline.errors import ModelError, ModelIntegrity, StateCorrupt
-from pipeline.files import Store
-from pipeline.model import ModelRef
+from pipeline.model_ref import ModelRef
 from pipeline.registry.records import (
     AliasRecord,
     ModelSummary,
@@ -22,6 +21,7 @@ from pipeline.registry.records import (
     check_alias,
     check_model_name,
 )
+from pipeline.store import Store
 
 
 class StoredModels:

@@ -8,11 +8,11 @@ from typing import Protocol, cast, runtime_checkable
 
 from pipeline.checkpoint import JobDirectory
 from pipeline.errors import SpecError
-from pipeline.files import open_store
 from pipeline.increment import PublishedWork
 from pipeline.manifest import Manifest
 from pipeline.plugins import find_adapter
-from pipeline.spec import Sink
+from pipeline.spec_parts import Sink
+from pipeline.store import open_store
 
 BUILT_IN = {"parquet": "pipeline.sinks.parquet:ParquetSink"}
 

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import OutputConflict, OutputExists, RefusedForSafety
-from pipeline.files import Store
 from pipeline.sinks import PublishedFile, layout
+from pipeline.store import Store
 
 _SHOWN_COLUMNS = 5
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from pipeline.checkpoint import JobDirectory
 from pipeline.errors import PipelineError
-from pipeline.files import Store, open_store
 from pipeline.increment import PublishedInput, baseline_of, other_baseline
-from pipeline.plan import Plan
+from pipeline.planned import Plan
 from pipeline.sinks import layout
 from pipeline.sinks.pack import Piece
+from pipeline.store import Store, open_store
 
 
 def has_nothing_new(plan: Plan) -> bool:

@@ -15,10 +15,10 @@ from typing import Any
 
 from pipeline.digest import digest_bytes
 from pipeline.errors import OutputConflict, RefusedForSafety, StateCorrupt
-from pipeline.files import Store
 from pipeline.increment import PublishedInput, PublishedWork
 from pipeline.manifest import Manifest
 from pipeline.sinks import PublishedFile
+from pipeline.store import Store
 
 MANIFEST = "_manifest.json"
 SUCCESS = "_SUCCESS"

@@ -26,14 +26,16 @@ import pyarrow as pa
 
 from pipeline.checkpoint import JobDirectory
 from pipeline.errors import OutputConflict, OutputExists, RefusedForSafety, StorageError
-from pipeline.files import LocalStore, Store, open_store, unique_name
+from pipeline.files import LocalStore
 from pipeline.increment import unknown_publication
 from pipeline.manifest import Manifest
 from pipeline.sinks import Published, PublishedBefore, PublishedFile, checks, layout, pack, swap
 from pipeline.sinks.checks import check_content
 from pipeline.sinks.goes_on import check_baseline, clear_abandoned, has_nothing_new, with_inputs
 from pipeline.sinks.guards import check_place, real_place
-from pipeline.spec import Sink
+from pipeline.spec_parts import Sink
+from pipeline.storage import unique_name
+from pipeline.store import Store, open_store
 from pipeline.units import parse_bytes
 
 logger = logging.getLogger(__name__)

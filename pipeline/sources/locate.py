@@ -16,9 +16,8 @@ from typing import Any
 from urllib.parse import unquote
 
 from pipeline.errors import InputChanged, MissingInput
-from pipeline.files import is_local_path, local_path, storage_errors
 from pipeline.rows import InputFile
-from pipeline.storage import file_system
+from pipeline.storage import file_system, is_local_path, local_path, storage_errors
 
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 """What stands for null in the name of a hive partition folder."""

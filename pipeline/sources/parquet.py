@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError, SchemaDrift, SpecError
-from pipeline.increment import Chosen
 from pipeline.rows import Fragment, InputFile, RejectedFile, RowGroup
 from pipeline.sources.expression import Filter, parse_filter
 from pipeline.sources.footers import Footer, Layout, SmallFiles, digest_footer, group_marks
@@ -25,18 +24,7 @@ from pipeline.sources.opening import read_footer
 from pipeline.sources.reader import SourceBatch, read_batches
 from pipeline.sources.sieve import Sifted, input_file, reject, sift
 from pipeline.sources.types import plain_field, same_kind
-from pipeline.spec import Source
-
-__all__ = [
-    "Discovery",
-    "SourceBatch",
-    "discover",
-    "read_batches",
-    "resize",
-    "sample_batch",
-    "total_bytes",
-    "wanted_fragments",
-]
+from pipeline.spec_parts import Source
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _PROBED = 16
@@ -368,3 +356,12 @@ def _arrow_schema(file: Located, metadata: pq.FileMetaData) -> pa.Schema:
 
 def _drift(message: str, file: Located, found: str, expected: str, next_step: str) -> SchemaDrift:
     return SchemaDrift(message, where=file.path, found=found, expected=expected, next_step=next_step)
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """How a file is scored."""
+
+    why: str
+    done_groups: int = 0
+    """Row groups at its start that are done."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline.checkpoint import JobDirectory
 from pipeline.lifecycle import Status
 from pipeline.partition import run_partition
-from pipeline.plan import Plan
+from pipeline.planned import Plan
 from pipeline.prepare import prepare
 from pipeline.settings import Settings
 from pipeline.sinks import Published, publish

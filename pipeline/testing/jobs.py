@@ -18,11 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.checkpoint import JobDirectory
-from pipeline.files import Store, is_local_path
 from pipeline.lease import take
 from pipeline.lifecycle import Status
 from pipeline.model import Feature, ModelVersion
-from pipeline.plan import Partition, Plan
+from pipeline.planned import Partition, Plan
 from pipeline.receipt import DataFile, FileRows, Receipt, Seconds
 from pipeline.recipe import REJECT_FILE, REJECT_MESSAGE, REJECT_REASON, REJECT_ROW
 from pipeline.rejected import find_rejected
@@ -31,6 +30,8 @@ from pipeline.rounds import RETRY, Round, make_record
 from pipeline.rows import Fragment, InputFile, RowCounts, RowGroup
 from pipeline.sinks.parquet import ParquetSink
 from pipeline.spec import JobSpec
+from pipeline.storage import is_local_path
+from pipeline.store import Store
 
 SOURCE_SCHEMA = pa.schema([("id", pa.int64()), ("x", pa.float32())])
 OUTPUT_SCHEMA = pa.schema([("id", pa.int64()), ("p", pa.float32())])

@@ -1,4 +1,4 @@
-# ruff: noqa: D102 - the verbs are described once, in pipeline.files.Store
+# ruff: noqa: D102 - the verbs are described once, in pipeline.store.Store
 """A store in memory that a power cut can strike: what was not made durable may be gone afterwards, or cut short.
 
 `MemoryDisk` models a POSIX file system at its worst. A file's content survives as far as it was synced, a name when its
@@ -79,7 +79,7 @@ class MemoryDisk:
 
 
 class MemoryStore:
-    """A `pipeline.files.Store` on a `MemoryDisk`."""
+    """A `pipeline.store.Store` on a `MemoryDisk`."""
 
     is_local = False
 

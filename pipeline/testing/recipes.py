@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 from pipeline.contract import feature_rules
 from pipeline.model import ModelVersion
 from pipeline.outputs import prediction_schema
-from pipeline.plan import Partition
+from pipeline.planned import Partition
 from pipeline.recipe import MapRecipe, ScoreRecipe, StageRecipe
 from pipeline.rows import Fragment
 from pipeline.sources import SourceBatch
-from pipeline.spec import Output
+from pipeline.spec_parts import Output
 
 
 def make_recipe(

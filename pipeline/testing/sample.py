@@ -10,11 +10,11 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.prepare import absolute
 from pipeline.rows import Fragment, InputFile
 from pipeline.sources import discover, read_batches
 from pipeline.sources.parquet import wanted_fragments
 from pipeline.spec import JobSpec
+from pipeline.spec_file import absolute
 
 PIECES = 12
 """Row ranges that are drawn, where there are more rows than are wanted."""

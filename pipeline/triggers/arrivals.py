@@ -9,10 +9,9 @@ from pathlib import PurePosixPath
 
 from pipeline.digest import digest_bytes, digest_json
 from pipeline.errors import MissingInput
-from pipeline.files import is_local_path, local_path
 from pipeline.sources.locate import Located, fixed_part, locate
 from pipeline.sources.opening import read_footer
-from pipeline.storage import file_system, storage_errors
+from pipeline.storage import file_system, is_local_path, local_path, storage_errors
 from pipeline.trigger_parts import Arrival
 from pipeline.units import format_seconds, parse_bytes, parse_seconds
 

@@ -16,7 +16,8 @@ from dataclasses import replace
 from datetime import datetime
 
 from pipeline.errors import StateCorrupt
-from pipeline.files import Store, open_store, unique_name
+from pipeline.storage import unique_name
+from pipeline.store import Store, open_store
 from pipeline.triggers.state import Entry, State, apply, to_text
 
 FOLDER = ".triggers"

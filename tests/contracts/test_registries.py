@@ -12,7 +12,7 @@ import pytest
 from pipeline.digest import digest_bytes
 from pipeline.errors import ModelError, RefusedForSafety, SpecError
 from pipeline.flavors import read_model
-from pipeline.model import ModelRef
+from pipeline.model_ref import ModelRef
 from pipeline.models import Registry
 from pipeline.registry import ModelRegistry, open_registry
 from pipeline.registry.built_in import BuiltInRegistry, Facts

@@ -16,7 +16,6 @@ import pytest
 
 from pipeline.checkpoint import JobDirectory
 from pipeline.errors import ModelIntegrity, PipelineError
-from pipeline.job_record import utc_now
 from pipeline.jobs import find_job, list_jobs
 from pipeline.prepare import prepare
 from pipeline.runner import resume, run
@@ -27,6 +26,7 @@ from pipeline.testing.jobs import drive, small_job
 from pipeline.testing.oracle import Lake, make_lake, oracle, train_model
 from pipeline.testing.processes import ProcessCluster
 from pipeline.testing.row_check import read_folder
+from pipeline.units import utc_now
 from pipeline.verify import verify
 
 FLIPS = 300

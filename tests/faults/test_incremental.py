@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import InputChanged, OutputConflict, PipelineError, SpecError
-from pipeline.plan import plan_from_table, plan_to_table
+from pipeline.plan_table import plan_from_table, plan_to_table
 from pipeline.sinks import PublishedFile, layout
 from pipeline.sinks.goes_on import with_inputs
 from pipeline.spec import JobSpec

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.errors import PartitionStuck, StepFailed
 from pipeline.isolation import PIECES, Isolation, Streak, cut, resident_bytes
-from pipeline.model import ModelRef
+from pipeline.model_ref import ModelRef
 from pipeline.partition import run_partition
 from pipeline.receipt import Receipt
 from pipeline.recipe import MapRecipe, StageRecipe

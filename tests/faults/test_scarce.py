@@ -16,11 +16,11 @@ from faulty_jobs import Job, again
 
 from pipeline.batch_cache import WorkerClass, file_name, recall
 from pipeline.errors import NoWorkers
-from pipeline.files import open_store
-from pipeline.model import ModelRef
+from pipeline.model_ref import ModelRef
 from pipeline.registry import resolve
 from pipeline.runner import resume, run
 from pipeline.settings import load_settings
+from pipeline.store import open_store
 from pipeline.testing.oracle import Lake, make_lake, oracle
 from pipeline.testing.processes import ProcessCluster
 

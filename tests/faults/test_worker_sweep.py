@@ -12,7 +12,7 @@ import pytest
 
 from pipeline import part_file
 from pipeline.digest import digest_bytes
-from pipeline.model import ModelRef
+from pipeline.model_ref import ModelRef
 from pipeline.partition import run_partition
 from pipeline.receipt import Receipt
 from pipeline.recipe import ColumnRule

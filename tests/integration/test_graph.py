@@ -13,7 +13,7 @@ from distributed import Client
 
 import pipeline
 from pipeline import graph
-from pipeline.partition import scored_meta
+from pipeline.frames import scored_meta
 from pipeline.prepare import prepare
 from pipeline.settings import Settings
 from pipeline.spec import JobSpec

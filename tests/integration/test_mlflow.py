@@ -21,7 +21,7 @@ import pytest
 from pipeline.errors import InfrastructureError, ModelChanged
 from pipeline.events import Callback, PartitionEnded
 from pipeline.isolated import die_with_parent
-from pipeline.model import ModelRef
+from pipeline.model_ref import ModelRef
 from pipeline.registry import open_registry
 from pipeline.runner import resume, run
 from pipeline.settings import Settings

@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from pipeline.checkpoint import JobDirectory, new_job_id
+from pipeline.checkpoint import JobDirectory
 from pipeline.errors import OutputConflict, PlanMismatch, RefusedForSafety, SpecError, StateCorrupt, StorageError
 from pipeline.files import LocalStore
+from pipeline.job_record import new_job_id
 from pipeline.jobs import find_job, list_jobs
 from pipeline.lifecycle import Status
-from pipeline.plan import Partition
+from pipeline.planned import Partition
 from pipeline.receipt import Receipt
 from pipeline.rows import RowCounts
 from pipeline.splits import done_partitions, effective_partitions, halves

@@ -23,7 +23,8 @@ from pipeline.errors import Interrupted, OutputExists, TooManyRejects
 from pipeline.events import Callback, PartitionEnded, StageStarted, StatusChanged, notify
 from pipeline.job_template import JOB_TEMPLATE
 from pipeline.rows import RowCounts
-from pipeline.spec import ColumnContract, Errors, JobSpec, MapStep, Output, Score, Sink, Source
+from pipeline.spec import JobSpec
+from pipeline.spec_parts import ColumnContract, Errors, MapStep, Output, Score, Sink, Source
 
 JOB = """\
 name: churn
@@ -279,7 +280,7 @@ def test_show_config_tells_where_every_value_is_from(folder: Path, monkeypatch: 
 def test_set_wins_over_the_variable_of_the_cluster(
     variable: str | None, folder: Path, runner: FakeRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.prepare import cluster_choice
+    from pipeline.clusters import cluster_choice
 
     if variable:
         monkeypatch.setenv("PIPELINE_CLUSTER", variable)

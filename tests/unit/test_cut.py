@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from pipeline import progress
 from pipeline.errors import InfrastructureError, StateCorrupt
-from pipeline.model import ModelRef
+from pipeline.model_ref import ModelRef
 from pipeline.partition import run_partition, stage_folder
-from pipeline.plan import Partition
+from pipeline.planned import Partition
 from pipeline.receipt import Receipt
 from pipeline.recipe import MapRecipe, StageRecipe
 from pipeline.registry import resolve

@@ -8,7 +8,7 @@ import pytest
 from distributed.scheduler import KilledWorker
 
 from pipeline.blame import Cause
-from pipeline.dispatch import Dispatcher, Divided, Ended, Policy
+from pipeline.dispatch import Dispatcher
 from pipeline.errors import (
     DiskFull,
     InfrastructureError,
@@ -24,9 +24,11 @@ from pipeline.errors import (
     StepFailed,
     StorageError,
 )
+from pipeline.in_flight import Divided, Ended
 from pipeline.outcome import Fail, Isolate, Leave, Retry, Split, decide, decide_death, overdue
-from pipeline.plan import Partition
+from pipeline.planned import Partition
 from pipeline.stop import Stop, Why
+from pipeline.watch import Policy
 
 
 @pytest.mark.parametrize(

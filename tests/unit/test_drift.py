@@ -11,7 +11,8 @@ import pytest
 from pipeline import drift
 from pipeline.drift import LONGEST_WAIT, AliasWatch, Move, drift_warnings, hard_coded, move_of
 from pipeline.errors import ModelError
-from pipeline.model import Feature, ModelRef, ModelVersion
+from pipeline.model import Feature, ModelVersion
+from pipeline.model_ref import ModelRef
 from pipeline.registry.records import VersionRecord
 from pipeline.stop import Stop, Why
 

@@ -20,12 +20,12 @@ from pipeline.flavors import choice as module
 from pipeline.flavors import outlook, xgboost_probe
 from pipeline.flavors import xgboost as flavor
 from pipeline.flavors.choice import Choice, Evaluator, forget_choices, get_evaluator
-from pipeline.flavors.outlook import EARNING, check_engine, look_out, obstacles
-from pipeline.model import ModelRef, ModelVersion, OutputKind, Predict
+from pipeline.flavors.outlook import EARNING, EngineUse, check_engine, look_out, obstacles
+from pipeline.model import ModelVersion, Predict
+from pipeline.model_ref import ModelRef, OutputKind
 from pipeline.partition import run_partition
-from pipeline.plan import plan_summary
 from pipeline.planned import Limits
-from pipeline.receipt import EngineUse, Receipt
+from pipeline.receipt import Receipt
 from pipeline.recipe import ScoreRecipe
 from pipeline.registry import resolve
 from pipeline.report import make_report
@@ -36,6 +36,7 @@ from pipeline.testing.jobs import small_job, write_receipts
 from pipeline.testing.oracle import FEATURES, Lake, make_table, train_model
 from pipeline.testing.recipes import make_partition, make_recipe
 from pipeline.trees import engine
+from pipeline.why import plan_summary
 
 pytest.importorskip("numba")
 

@@ -20,7 +20,7 @@ from pipeline.fan_out import HIVE_NULL, LONGEST_SLUG, child_spec, condition, fol
 from pipeline.jobs import find_job, list_jobs, parent_of
 from pipeline.lifecycle import Status
 from pipeline.mistakes import SpecMistakes
-from pipeline.plan import plan_from_table, plan_summary, plan_to_table
+from pipeline.plan_table import plan_from_table, plan_to_table
 from pipeline.prepare import prepare
 from pipeline.settings import Settings
 from pipeline.sources import parse_filter
@@ -29,6 +29,7 @@ from pipeline.spec import JobSpec
 from pipeline.stop import Why
 from pipeline.summary import plan_text
 from pipeline.testing.oracle import make_table, train_model
+from pipeline.why import plan_summary
 
 VALUES = st.one_of(st.text(max_size=60), st.integers(-(10**9), 10**9), st.booleans(), st.none())
 

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import DiskFull, RefusedForSafety, StorageError, UnsafeStore
-from pipeline.files import LocalStore, ObjectStore, Store, file_sha256, open_store
+from pipeline.files import LocalStore, file_sha256
+from pipeline.object_store import ObjectStore
+from pipeline.store import Store, open_store
 from pipeline.testing.stores import Crash, Faults, FaultyStore, disk_full, faulty_os, io_error
 
 

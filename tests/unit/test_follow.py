@@ -11,11 +11,11 @@ import pytest
 from pipeline.checkpoint import JobDirectory
 from pipeline.errors import DriverLost
 from pipeline.events import Event, PartitionEnded, StageStarted, StatusChanged
-from pipeline.files import open_store
 from pipeline.follow import Ending, Follower
 from pipeline.lease import FOLDER, Holder, held, identify, take
 from pipeline.lifecycle import Status
 from pipeline.servers import ServerRecord, put_server
+from pipeline.store import open_store
 from pipeline.submission import Submission, put_submission
 from pipeline.testing.jobs import SmallJob, small_job, write_receipt
 

@@ -17,8 +17,9 @@ from pipeline.mistakes import SpecMistakes
 from pipeline.origins import Candidate, Rank, choose
 from pipeline.parameters import Given, convert, given_on_command_line
 from pipeline.placeholders import Values, escape, fill_text, names_in
-from pipeline.spec import JobSpec, Score, ScoreStep
+from pipeline.spec import JobSpec
 from pipeline.spec_file import LoadedSpec, load_spec
+from pipeline.spec_parts import Score, ScoreStep
 
 JOB = """\
 name: churn-${params.country}

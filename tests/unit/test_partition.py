@@ -26,14 +26,16 @@ from pipeline.errors import (
     StepFailed,
 )
 from pipeline.files import LocalStore
-from pipeline.model import ModelRef, ModelVersion
+from pipeline.frames import score_pandas, scored_frame, scored_meta
+from pipeline.model import ModelVersion
+from pipeline.model_ref import ModelRef
 from pipeline.part_file import dictionary_columns
-from pipeline.partition import run_partition, score_pandas, scored_frame, scored_meta
+from pipeline.partition import run_partition
 from pipeline.receipt import Receipt
 from pipeline.recipe import ColumnRule, MapRecipe, StageRecipe
 from pipeline.registry import resolve
 from pipeline.rows import RowCounts
-from pipeline.spec import Output
+from pipeline.spec_parts import Output
 from pipeline.testing.oracle import FEATURES, Lake, make_lake, oracle
 from pipeline.testing.recipes import make_partition, make_recipe
 

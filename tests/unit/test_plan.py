@@ -16,19 +16,14 @@ from pipeline.digest import digest_json
 from pipeline.errors import DoesNotFit, SchemaDrift, SpecError, StateCorrupt
 from pipeline.memory import ENGINE_BYTES, USABLE, shared_memory
 from pipeline.model import Feature, ModelVersion
-from pipeline.plan import (
-    Limits,
-    Plan,
-    difference,
-    dispatch_order,
-    make_plan,
-    plan_from_table,
-    plan_summary,
-    plan_to_table,
-)
+from pipeline.plan import dispatch_order, make_plan
+from pipeline.plan_table import plan_from_table, plan_to_table
+from pipeline.planned import Limits, Plan
 from pipeline.rows import InputFile, RowGroup
 from pipeline.sources import Discovery, discover
-from pipeline.spec import JobSpec, Source
+from pipeline.spec import JobSpec
+from pipeline.spec_parts import Source
+from pipeline.why import difference, plan_summary
 
 GIB = 1 << 30
 LIMITS = Limits(workers=2, threads=1, memory=2 * GIB)

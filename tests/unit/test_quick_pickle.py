@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from pipeline.flavors.outlook import EngineUse
 from pipeline.quick_pickle import quickly_pickled
-from pipeline.receipt import DataFile, EngineUse, FileRows, Receipt, Seconds
+from pipeline.receipt import DataFile, FileRows, Receipt, Seconds
 from pipeline.rows import Fragment, InputFile, RejectedFile, RowCounts, RowGroup
 
 EXAMPLES = [

@@ -22,7 +22,7 @@ from pipeline.rows import Fragment
 from pipeline.sources import discover, read_batches
 from pipeline.sources.opening import open_parquet
 from pipeline.sources.parquet import Discovery, wanted_fragments
-from pipeline.spec import Source
+from pipeline.spec_parts import Source
 
 
 def lake(folder: Path, *tables: pa.Table, row_group_size: int = 100, filter: str | None = None) -> Discovery:

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import StateCorrupt
-from pipeline.receipt import DataFile, EngineUse, FileRows, Receipt, Seconds
+from pipeline.flavors.outlook import EngineUse
+from pipeline.receipt import DataFile, FileRows, Receipt, Seconds
 from pipeline.rows import RowCounts
 
 WHOLE = Receipt(

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from pipeline.cli import main
 from pipeline.digest import digest_bytes
 from pipeline.errors import ConflictError, ModelError, ModelIntegrity, RefusedForSafety, SpecError, StateCorrupt
-from pipeline.model import ModelRef
+from pipeline.model_ref import ModelRef
 from pipeline.models import Registry
 from pipeline.registry.built_in import BuiltInRegistry, Facts
 from pipeline.registry.records import AliasRecord, VersionRecord, previous_target, targets

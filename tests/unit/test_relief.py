@@ -13,9 +13,9 @@ import pytest
 
 from pipeline import progress
 from pipeline.blame import Ledger, Started
-from pipeline.dispatch import Dispatcher, Divided, Ended
-from pipeline.in_flight import Attempt, InFlight
-from pipeline.plan import Partition
+from pipeline.dispatch import Dispatcher
+from pipeline.in_flight import Attempt, Divided, Ended, InFlight
+from pipeline.planned import Partition
 from pipeline.progress import Sight
 from pipeline.relief import Helped, Relief
 from pipeline.rows import Fragment

@@ -11,14 +11,16 @@ import pytest
 from pipeline.checkpoint import JobDirectory
 from pipeline.errors import OutputConflict, PipelineError, SpecError, StepFailed
 from pipeline.lifecycle import Status
-from pipeline.model import ModelRef
+from pipeline.model_ref import ModelRef
+from pipeline.outputs import prediction_schema
 from pipeline.partition import run_partition
-from pipeline.plan import Limits, make_plan
+from pipeline.plan import make_plan
+from pipeline.planned import Limits
 from pipeline.recipe import MapRecipe
 from pipeline.registry import resolve
 from pipeline.retry import Wanted, open_retry
 from pipeline.rounds import Round
-from pipeline.scoring import frame_schema, prediction_schema
+from pipeline.scoring import frame_schema
 from pipeline.settings import load_settings
 from pipeline.sinks import publish
 from pipeline.sources import discover, sample_batch

@@ -17,13 +17,13 @@ from cronsim import CronSim
 from pipeline.cancel import cancel_job
 from pipeline.checkpoint import JobDirectory
 from pipeline.cli import main
-from pipeline.files import open_store
 from pipeline.job_queue import Patience
 from pipeline.lease import identify
 from pipeline.lifecycle import Status
 from pipeline.serve import Server, serve
 from pipeline.servers import BEAT_SECONDS, ServerRecord, find_servers, is_served
 from pipeline.settings import Settings
+from pipeline.store import open_store
 from pipeline.submission import (
     QUEUE,
     Start,

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.checkpoint import JobDirectory
 from pipeline.errors import CorruptInput, InputChanged, StepFailed, TooManyRejects
-from pipeline.plan import Partition
+from pipeline.planned import Partition
 from pipeline.rows import RowCounts
 from pipeline.set_aside import open_without
 from pipeline.splits import sub_fragment

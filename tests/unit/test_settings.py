@@ -10,11 +10,10 @@ from typing import Any
 import dask.config
 import pytest
 
-from pipeline.clusters import find_cluster, site_settings
+from pipeline.clusters import cluster_choice, find_cluster, settings_of, site_settings
 from pipeline.clusters.local import LocalProcesses
 from pipeline.errors import SpecError
 from pipeline.origins import Rank
-from pipeline.prepare import cluster_choice, settings_of
 from pipeline.settings import Settings, load_settings, with_cluster_file
 from pipeline.spec import JobSpec
 

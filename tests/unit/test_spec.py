@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from pipeline.errors import SpecError
 from pipeline.mistakes import SpecMistakes
-from pipeline.spec import ColumnContract, JobSpec, MapStep, Score, ScoreStep, json_schema
+from pipeline.spec import JobSpec, json_schema
+from pipeline.spec_parts import ColumnContract, MapStep, Score, ScoreStep
 
 README_EXAMPLE = """\
 name: churn-nightly

@@ -17,10 +17,10 @@ from pipeline import submission as records
 from pipeline import submit as submitting
 from pipeline.checkpoint import JobDirectory
 from pipeline.errors import OutputExists, PlanMismatch
-from pipeline.files import open_store
 from pipeline.lease import held
 from pipeline.lifecycle import Status
 from pipeline.settings import Settings, load_settings
+from pipeline.store import open_store
 from pipeline.submission import find_starts, last_submission, note_start, queued_marks
 from pipeline.submit import Submitted, submit, submit_again
 from pipeline.testing.jobs import SmallJob, small_job

@@ -15,14 +15,15 @@ import pytest
 
 from pipeline.checkpoint import JobDirectory
 from pipeline.lifecycle import Status
-from pipeline.model import ModelRef
+from pipeline.model_ref import ModelRef
+from pipeline.outputs import prediction_schema
 from pipeline.partition import run_partition
-from pipeline.plan import Limits, make_plan
+from pipeline.plan import make_plan
+from pipeline.planned import Limits
 from pipeline.receipt import Receipt
 from pipeline.registry import resolve
 from pipeline.resample import same_values
 from pipeline.rounds import make_record
-from pipeline.scoring import prediction_schema
 from pipeline.sinks import publish
 from pipeline.sources import discover
 from pipeline.spec import JobSpec

@@ -23,10 +23,11 @@ from pipeline.errors import ModelError, ModelIntegrity, RefusedForSafety, Schema
 from pipeline.flavors import cache, detect, detect_bytes, find_flavor, xgboost_probe
 from pipeline.flavors import xgboost as flavor
 from pipeline.flavors.matrix import encode
-from pipeline.model import Feature, ModelRef, ModelVersion
+from pipeline.model import Feature, ModelVersion
+from pipeline.model_ref import ModelRef
 from pipeline.outputs import prediction_schema
 from pipeline.registry import resolve
-from pipeline.spec import Output
+from pipeline.spec_parts import Output
 
 ROWS = 300
 RNG = np.random.default_rng(3)

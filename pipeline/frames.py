@@ -1,0 +1,105 @@
+"""Score pandas frames with the code that scores partitions: `to_dask` and `score`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from pipeline.arrow_rows import CONVERSION_ERRORS
+from pipeline.contract import check, check_matrix, feature_rules
+from pipeline.errors import InputError, SchemaDrift
+from pipeline.flavors.cache import get_predictor
+from pipeline.flavors.choice import get_evaluator
+from pipeline.model import ModelVersion
+from pipeline.outputs import check_scores, prediction_schema, score_dtype
+from pipeline.planned import Partition
+from pipeline.recipe import StageRecipe
+from pipeline.reread import Versions, read_partition
+from pipeline.row_ledger import RowLedger
+from pipeline.rows import RowCounts
+from pipeline.scoring import Scorer
+from pipeline.sources import read_ahead
+from pipeline.spec_parts import Output
+from pipeline.storage import use_storage_options
+
+FRAME_BATCH_ROWS = 1 << 16
+"""Rows of a pandas frame that are scored at a time."""
+
+
+def scored_frame(recipe: StageRecipe, partition: Partition, versions: Versions | None = None) -> pd.DataFrame:
+    """The output rows of ``partition`` as a frame, instead of a file.
+
+    :returns: columns of the output schema; ``frame.attrs["rows"]`` counts what became of the rows (rejects are left
+        out), ``frame.attrs["reasons"]`` the rejects by reason.
+    """
+    use_storage_options(recipe.storage)
+    evaluator, _ = get_evaluator(recipe.score)
+    scorer = Scorer(recipe, evaluator)
+    ledger = RowLedger(partition)
+    tables = [pa.ipc.read_schema(pa.py_buffer(recipe.output_schema)).empty_table()]
+    for batch in read_ahead(read_partition(recipe, partition, versions=versions)):
+        scored = scorer.score(batch, paths=ledger.paths)
+        ledger.add(scored)
+        tables.append(scored.table)
+    frame: pd.DataFrame = pa.concat_tables(tables).to_pandas(ignore_metadata=True)
+    frame.attrs["rows"] = RowCounts.total(file.rows for file in ledger.files()).details()
+    frame.attrs["reasons"] = dict(ledger.reasons)
+    return frame
+
+
+def scored_meta(recipe: StageRecipe) -> pd.DataFrame:
+    """What `scored_frame` returns, without rows: its columns and their dtypes."""
+    schema = pa.ipc.read_schema(pa.py_buffer(recipe.output_schema))
+    frame: pd.DataFrame = schema.empty_table().to_pandas(ignore_metadata=True)
+    return frame
+
+
+def score_pandas(
+    frame: pd.DataFrame, version: ModelVersion, *, features: Sequence[str] | None = None, output: Output
+) -> pd.DataFrame:
+    """``frame`` with the columns of ``output`` added; index and other columns as they are.
+
+    :param features: column for each feature of the model, in its order. Default: the model's own names.
+    :raises SchemaDrift: when a column is missing or cannot be a feature.
+    :raises InputError: when a row breaks the model's contract: there is no place for rejects here.
+    """
+    names = list(features or version.feature_names)
+    if missing := [name for name in names if name not in frame.columns]:
+        raise SchemaDrift(
+            "the frame lacks features of the model",
+            found=", ".join(map(str, frame)),
+            expected=", ".join(missing),
+            next_step="name the columns in the order of the model's features",
+        )
+    predictor, _ = get_predictor(version)
+    rules = feature_rules(version, names)
+    finite = frozenset(rule.column for rule in rules if rule.finite)
+    schema = prediction_schema(version, output)
+    parts = [np.empty((0, len(schema)), dtype=score_dtype(output.kind))]
+    for start in range(0, len(frame), FRAME_BATCH_ROWS):
+        table = _from_pandas(frame[names].iloc[start : start + FRAME_BATCH_ROWS])
+        failures = check(table, rules, skip_finite=finite)
+        matrix = predictor.encode(table)
+        failures = failures if len(failures) else check_matrix(matrix, table, names, finite)
+        if len(failures):
+            raise InputError(
+                "rows cannot be scored",
+                where=f"row {start + int(failures.rows[0])} of a partition",
+                found=failures.messages[0],
+                next_step="drop such rows before, or run a job, which puts them aside as rejects",
+            )
+        scores = predictor.predict(matrix, kind=output.kind)
+        check_scores(scores, rows=len(matrix), width=len(schema), kind=output.kind)
+        parts.append(scores.reshape(len(matrix), len(schema)))
+    scores = np.concatenate(parts)
+    return frame.assign(**{name: scores[:, index] for index, name in enumerate(schema.names)})
+
+
+def _from_pandas(frame: pd.DataFrame) -> pa.Table:
+    try:
+        return pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
+    except CONVERSION_ERRORS as error:
+        raise SchemaDrift("a column cannot be given to the model", found=str(error)[:300]) from error

@@ -1,0 +1,64 @@
+"""References to models, and the kinds of output and the engines that a job spec can name."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.errors import SpecError
+
+OutputKind = Literal["prediction", "label", "margin", "leaf", "contributions"]
+Engine = Literal["auto", "xgboost", "trees"]
+
+_REGISTRY = re.compile(
+    r"models:/(?P<name>[A-Za-z0-9_][A-Za-z0-9._ -]{0,127})"
+    r"(?:@(?P<alias>[A-Za-z0-9._-]{1,255})|/(?P<version>[1-9][0-9]{0,8}))"
+)
+"""MLflow's grammar, with the names of it that do no harm in a path. The built-in registry has lower-case ones only."""
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """What a job spec says about which model to use: a file, or a name in a registry with an alias or a version."""
+
+    text: str
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is the path or URL of a model file."""
+        return not self.text.startswith("models:/")
+
+    @property
+    def name(self) -> str:
+        """Name of the model in its registry; empty for a file."""
+        return self._part("name")
+
+    @property
+    def alias(self) -> str:
+        """The alias that says which version; empty when the reference has a number, and for a file."""
+        return self._part("alias")
+
+    @property
+    def version(self) -> int | None:
+        """The number of the version; None when the reference has an alias, and for a file."""
+        number = self._part("version")
+        return int(number) if number else None
+
+    def _part(self, name: str) -> str:
+        match = _REGISTRY.fullmatch(self.text)
+        return (match[name] or "") if match else ""
+
+    @staticmethod
+    def parse(text: str) -> ModelRef:
+        """Check the grammar ``models:/name@alias``, ``models:/name/3`` or a path.
+
+        :raises SpecError: for a ``models:`` URI of another form.
+        """
+        if text.startswith("models:") and not _REGISTRY.fullmatch(text):
+            raise SpecError(
+                "a model reference is malformed",
+                found=text,
+                expected="models:/name@alias, models:/name/3, or the path of a model file",
+            )
+        return ModelRef(text)
