@@ -73,8 +73,8 @@ def make_plan(count: int, fragments: int) -> Any:
     """A plan of ``count`` partitions over files that need not be there, since nothing reads them."""
     from dataclasses import replace
 
+    from pipeline.common.rows import Fragment, InputFile, RowGroup
     from pipeline.planned import Partition
-    from pipeline.rows import Fragment, InputFile, RowGroup
     from pipeline.testing.jobs import small_job
 
     with tempfile.TemporaryDirectory() as folder:

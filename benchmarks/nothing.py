@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline import tasks
+from pipeline.common.rows import RowCounts
 from pipeline.flavors.outlook import EngineUse
 from pipeline.planned import Partition
 from pipeline.receipt import DataFile, FileRows, Receipt, Seconds
 from pipeline.recipe import StageRecipe
-from pipeline.rows import RowCounts
 
 
 def do_nothing(recipe: StageRecipe, partition: Partition, versions: Any = None, **options: Any) -> Receipt:

@@ -22,13 +22,13 @@ import pyarrow as pa
 from benchmarks.nothing import do_nothing
 from benchmarks.tree import peak_bytes
 from pipeline.checkpoint import JobDirectory
+from pipeline.common.rows import InputFile, RowGroup
 from pipeline.model import Feature, ModelVersion
 from pipeline.plan import dispatch_order, make_plan
 from pipeline.plan_table import plan_bytes, read_plan
 from pipeline.planned import Limits, Partition, Plan
 from pipeline.receipt import Receipt
 from pipeline.receipts import ReceiptBook
-from pipeline.rows import InputFile, RowGroup
 from pipeline.sources.parquet import Discovery
 from pipeline.spec import JobSpec
 

@@ -32,7 +32,7 @@ from pipeline.registry import resolve
 from pipeline.runner import run
 from pipeline.settings import load_settings
 from pipeline.spec import JobSpec
-from pipeline.store import open_store
+from pipeline.storage.store import open_store
 from pipeline.testing.oracle import Lake, make_lake, train_model
 from pipeline.testing.processes import ProcessCluster
 

@@ -25,7 +25,7 @@ if __name__ == "__main__":
     # First to be registered, last to be called.
     atexit.register(_leave)
 
-    from pipeline.kept import kept
+    from pipeline.common.imports import kept
 
     with kept():
         from pipeline.cli import main

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from pipeline.checkpoint import JOB_FILE, JobDirectory
+from pipeline.common.units import iso_time, utc_now
 from pipeline.drift import EVENT, MAX_RESTARTS, AliasWatch, Move, restless
 from pipeline.job_record import check_job_id
 from pipeline.lease import Lease
@@ -19,8 +20,7 @@ from pipeline.rounds import MODEL_DRIFT, Round, make_record
 from pipeline.settings import Settings
 from pipeline.spec import JobSpec
 from pipeline.stop import Stop, Why
-from pipeline.store import open_store
-from pipeline.units import iso_time, utc_now
+from pipeline.storage.store import open_store
 
 logger = logging.getLogger(__name__)
 

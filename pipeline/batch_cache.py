@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.errors import PipelineError
 from pipeline.model import ModelVersion
-from pipeline.store import Store
+from pipeline.storage.store import Store
 
 logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 1

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 
 import numpy as np
 
-from pipeline.rows import Fragment
+from pipeline.common.rows import Fragment
 from pipeline.sources import SourceBatch
 
 REMAINDER = 1.5

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from pipeline.common.secrets import redact
 from pipeline.errors import PipelineError
-from pipeline.redaction import redact
 
 Result = TypeVar("Result")
 

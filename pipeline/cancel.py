@@ -20,12 +20,12 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 
 from pipeline.checkpoint import JobDirectory
+from pipeline.common.units import iso_time, utc_now
 from pipeline.errors import JobLocked, PipelineError
 from pipeline.lease import LEASE_SECONDS, held, highest_epoch
 from pipeline.lifecycle import Status
 from pipeline.stop import Stop, Why
-from pipeline.store import Store
-from pipeline.units import iso_time, utc_now
+from pipeline.storage.store import Store
 
 logger = logging.getLogger(__name__)
 FOLDER = "cancel"

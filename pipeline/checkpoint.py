@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from pipeline.common.secrets import redact_values
+from pipeline.common.units import Clock, iso_time, utc_now
 from pipeline.errors import (
     OutputConflict,
     StateCorrupt,
@@ -39,12 +41,10 @@ from pipeline.plan_table import PLAN_FILE, plan_bytes, read_plan
 from pipeline.planned import Plan
 from pipeline.receipt import Receipt
 from pipeline.recipe import StageRecipe
-from pipeline.redaction import redact_values
 from pipeline.rounds import Round, RoundRecord, put_round, read_receipts, read_rounds
 from pipeline.splits import partition_key
-from pipeline.storage import local_path, use_storage_options
-from pipeline.store import Store, open_store
-from pipeline.units import Clock, iso_time, utc_now
+from pipeline.storage.store import Store, open_store
+from pipeline.storage.urls import local_path, use_storage_options
 
 __all__ = [
     "Committed",
@@ -114,7 +114,7 @@ class JobDirectory:
 
         :param root: folder or URL that holds the job directories.
         :param store: storage of the job's own directory, instead of the one at ``root``.
-        :param fsync: see `pipeline.store.open_store`; workers do the same.
+        :param fsync: see `pipeline.storage.store.open_store`; workers do the same.
         :param first: the status it begins with, for that ``reason``.
         :param parent: the fan-out whose child it is.
         :raises PlanMismatch: when the job is there with another plan.

@@ -16,8 +16,8 @@ import click
 from pipeline import __version__
 from pipeline.commands import author, chaos, clean, execute, follow, look, models, serve, submit, triggers
 from pipeline.commands.options import JSON, VERBOSITY, json_text, tell
+from pipeline.common.secrets import mask_streams, redact
 from pipeline.errors import PipelineError
-from pipeline.redaction import mask_streams, redact
 
 BROKEN_PIPE = 141
 """128 + SIGPIPE: whoever read stdout has gone."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.checkpoint import JobDirectory
+from pipeline.common.rows import InputFile
 from pipeline.report import Report, make_report
-from pipeline.rows import InputFile
 
 _SHOWN = 20
 """Files of each kind that are named."""

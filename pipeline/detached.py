@@ -10,12 +10,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.checkpoint import JobDirectory
+from pipeline.common.imports import kept
+from pipeline.common.secrets import mask_logs, mask_streams
 from pipeline.errors import PipelineError
 from pipeline.job_queue import exit_code
-from pipeline.kept import kept
 from pipeline.lifecycle import Status
-from pipeline.redaction import mask_logs, mask_streams
-from pipeline.store import open_store
+from pipeline.storage.store import open_store
 from pipeline.submission import STARTS, last_submission, unmark_queued
 
 UPLOAD_SECONDS = 10.0

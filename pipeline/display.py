@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
 
+from pipeline.common.units import format_count, format_seconds
 from pipeline.events import Callback, JobEnded, PartitionEnded, StageStarted, StatusChanged
 from pipeline.lifecycle import Status
-from pipeline.units import format_count, format_seconds
 
 if TYPE_CHECKING:
     from rich.console import Console

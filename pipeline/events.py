@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.rows import RowCounts
+from pipeline.common.rows import RowCounts
 
 logger = logging.getLogger(__name__)
 

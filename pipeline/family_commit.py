@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.checkpoint import JobDirectory
+from pipeline.common.rows import RowCounts
+from pipeline.common.units import iso_time, utc_now
 from pipeline.errors import ReconciliationFailed, StateCorrupt
-from pipeline.rows import RowCounts
-from pipeline.units import iso_time, utc_now
 
 FOLDER = "commits"
 

@@ -6,12 +6,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from pipeline.checkpoint import JobDirectory
-from pipeline.digest import digest_json
+from pipeline.common.digest import digest_json
+from pipeline.common.rows import InputFile
 from pipeline.errors import InputChanged, PipelineError, SpecError
 from pipeline.increment import ALL, Found, Progress, choose
 from pipeline.jobs import list_jobs
 from pipeline.model import ModelVersion
-from pipeline.rows import InputFile
 from pipeline.settings import Settings
 from pipeline.sinks import published_work
 from pipeline.sources import Discovery, discover

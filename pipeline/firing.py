@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 
 from pipeline.cancel import cancel_job
 from pipeline.checkpoint import JOB_FILE, JobDirectory
+from pipeline.common.units import utc_now
 from pipeline.errors import PipelineError, SpecError
 from pipeline.job_queue import LeaseWatch, Need, Patience, decide, observe
 from pipeline.lifecycle import Status
@@ -21,8 +22,8 @@ from pipeline.settings import Settings
 from pipeline.sources.locate import fixed_part
 from pipeline.spec import JobSpec
 from pipeline.spec_file import load_spec
-from pipeline.storage import is_local_path, local_path
-from pipeline.store import open_store
+from pipeline.storage.store import open_store
+from pipeline.storage.urls import is_local_path, local_path
 from pipeline.submission import find_key
 from pipeline.submit import start_driver, submit
 from pipeline.trigger_parts import Trigger
@@ -31,7 +32,6 @@ from pipeline.triggers.definitions import DEFAULT_FILE, Watched, load_triggers
 from pipeline.triggers.evaluate import Seen, evaluate
 from pipeline.triggers.log import Log, open_log
 from pipeline.triggers.state import Firing, from_text
-from pipeline.units import utc_now
 
 logger = logging.getLogger(__name__)
 _PLACEHOLDER = re.compile(r"\$\{trigger\.([^{}]*)\}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.checkpoint import JobDirectory
+from pipeline.common.units import utc_now
 from pipeline.errors import DriverLost
 from pipeline.events import Event, JobEnded, PartitionEnded, StageStarted, StatusChanged
 from pipeline.job_queue import LeaseWatch, observe
@@ -16,8 +17,7 @@ from pipeline.lifecycle import Status
 from pipeline.receipt import Receipt
 from pipeline.report import make_report
 from pipeline.servers import is_served
-from pipeline.store import open_store
-from pipeline.units import utc_now
+from pipeline.storage.store import open_store
 
 LOCAL_SECONDS = 0.3
 """Seconds between two looks at a directory on a file system."""

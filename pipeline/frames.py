@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow as pa
 
 from pipeline.arrow_rows import CONVERSION_ERRORS
+from pipeline.common.rows import RowCounts
 from pipeline.contract import check, check_matrix, feature_rules
 from pipeline.errors import InputError, SchemaDrift
 from pipeline.flavors.cache import get_predictor
@@ -19,11 +20,10 @@ from pipeline.planned import Partition
 from pipeline.recipe import StageRecipe
 from pipeline.reread import Versions, read_partition
 from pipeline.row_ledger import RowLedger
-from pipeline.rows import RowCounts
 from pipeline.scoring import Scorer
 from pipeline.sources import read_ahead
 from pipeline.spec_parts import Output
-from pipeline.storage import use_storage_options
+from pipeline.storage.urls import use_storage_options
 
 FRAME_BATCH_ROWS = 1 << 16
 """Rows of a pandas frame that are scored at a time."""

@@ -19,14 +19,14 @@ from typing import Any
 
 from pipeline.checkpoint import JOB_FILE, JobDirectory
 from pipeline.errors import JobLocked, PipelineError, SpecError
-from pipeline.files import LocalStore
 from pipeline.job_record import CHILDREN
 from pipeline.lease import LEASE_SECONDS, held, take, wait_until_free
 from pipeline.rounds import FOLDER, plan_place
 from pipeline.sinks import leftovers, published, swap
 from pipeline.splits import files_of_cutters
-from pipeline.storage import is_unfinished, storage_errors, unique_name
-from pipeline.store import Store, open_store
+from pipeline.storage.local import LocalStore
+from pipeline.storage.store import Store, open_store
+from pipeline.storage.urls import is_unfinished, storage_errors, unique_name
 
 _AGE = re.compile(r"(\d+)\s*([hdw])")
 _HOURS = {"h": 1, "d": 24, "w": 24 * 7}

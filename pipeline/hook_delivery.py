@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from threading import Event
 from typing import Any
 
+from pipeline.common.references import resolve_reference
+from pipeline.common.secrets import redact
 from pipeline.errors import PipelineError
 from pipeline.hook_parts import Hook
-from pipeline.redaction import redact
-from pipeline.references import resolve_reference
 
 FIRST_PAUSE = 1.0
 """Seconds before the second attempt; each pause is twice the one before."""

@@ -16,15 +16,15 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipeline.checkpoint import JobDirectory
+from pipeline.common.secrets import redact_values
+from pipeline.common.units import iso_time, utc_now
 from pipeline.events import Callback, JobEnded, StatusChanged
 from pipeline.hook_delivery import Attempt, Delivery, Message, deliver
 from pipeline.hook_parts import Hook
 from pipeline.lifecycle import Status
 from pipeline.lineage import Lineage
-from pipeline.redaction import redact_values
 from pipeline.settings import Settings
 from pipeline.spec import JobSpec
-from pipeline.units import iso_time, utc_now
 
 logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 1

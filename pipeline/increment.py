@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.digest import digest_json
+from pipeline.common.digest import digest_json
 from pipeline.errors import InputChanged, OutputConflict
 from pipeline.sources.parquet import Chosen
 
@@ -33,7 +33,7 @@ class PublishedInput:
     groups: int
     """Row groups that it had."""
     mark: str
-    """As `pipeline.rows.InputFile.mark`."""
+    """As `pipeline.common.rows.InputFile.mark`."""
     outputs: tuple[str, ...]
     """Published files that hold rows of it."""
 

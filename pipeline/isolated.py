@@ -12,13 +12,13 @@ from contextlib import suppress
 from importlib import import_module
 from typing import IO
 
+from pipeline.common.secrets import mask_logs, mask_streams
 from pipeline.flavors import find_flavor
 from pipeline.flavors.cache import get_predictor
 from pipeline.isolation import Died, read_message, sendable, write_message
 from pipeline.recipe import StageRecipe
-from pipeline.redaction import mask_logs, mask_streams
 from pipeline.scoring import ScoredBatch, Scorer
-from pipeline.storage import use_storage_options
+from pipeline.storage.urls import use_storage_options
 
 _PR_SET_PDEATHSIG = 1
 

@@ -15,13 +15,13 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import IO, Any
 
+from pipeline.common.rows import RowCounts
+from pipeline.common.secrets import redact
+from pipeline.common.units import iso_time
 from pipeline.errors import PipelineError
 from pipeline.events import Callback, JobEnded, PartitionEnded
-from pipeline.files import LocalStore
-from pipeline.redaction import redact
-from pipeline.rows import RowCounts
-from pipeline.store import Store
-from pipeline.units import iso_time
+from pipeline.storage.local import LocalStore
+from pipeline.storage.store import Store
 
 FOLDER = "logs"
 REMOTE_SECONDS = 5.0

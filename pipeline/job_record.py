@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.errors import PlanMismatch, RefusedForSafety, StateCorrupt
 from pipeline.planned import Plan
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from pipeline.why import difference
 
 _JOB_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")

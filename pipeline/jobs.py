@@ -15,8 +15,8 @@ from pipeline.checkpoint import JOB_FILE, JobDirectory
 from pipeline.errors import PipelineError, SpecError
 from pipeline.job_record import JobRecord
 from pipeline.lifecycle import Status
-from pipeline.storage import is_local_path
-from pipeline.store import open_store
+from pipeline.storage.store import open_store
+from pipeline.storage.urls import is_local_path
 
 logger = logging.getLogger(__name__)
 LAST = "@last"

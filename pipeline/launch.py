@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.checkpoint import JobDirectory
-from pipeline.files import LocalStore
-from pipeline.storage import storage_errors
+from pipeline.storage.local import LocalStore
+from pipeline.storage.urls import storage_errors
 from pipeline.submission import STARTS, Start, note_start
 
 _DEAF = ("/bin/sh", "-c", 'trap "" HUP; exec "$@"', "sh")

@@ -27,8 +27,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from pipeline.errors import Fenced, JobLocked, PipelineError, StorageError
-from pipeline.storage import unique_name
-from pipeline.store import Store
+from pipeline.storage.store import Store
+from pipeline.storage.urls import unique_name
 
 logger = logging.getLogger(__name__)
 FOLDER = "lease"

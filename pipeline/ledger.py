@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
+from pipeline.common.rows import InputFile, RejectedFile, RowCounts
 from pipeline.planned import Partition
 from pipeline.receipt import Receipt
 from pipeline.receipts import Chosen, Receipts
 from pipeline.rounds import Round, model_details
-from pipeline.rows import InputFile, RejectedFile, RowCounts
 from pipeline.splits import partition_key, undivided
 from pipeline.totals import Totals
 

@@ -19,7 +19,7 @@ from pipeline.checkpoint import JobDirectory
 from pipeline.errors import SpecError
 from pipeline.hook_delivery import Attempt, Message
 from pipeline.hook_parts import Hook
-from pipeline.storage import is_local_path, local_path
+from pipeline.storage.urls import is_local_path, local_path
 
 PRODUCER = "https://pypi.org/project/dask-batch-pipeline/"
 STATES = {

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from pipeline.common.rows import RowCounts
 from pipeline.errors import ReconciliationFailed, StateCorrupt
 from pipeline.ledger import Ledger
 from pipeline.receipt import DataFile, Receipt
 from pipeline.rounds import model_details
-from pipeline.rows import RowCounts
 
 SCHEMA_VERSION = 1
 _LISTS = ("files", "rejects")

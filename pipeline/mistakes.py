@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.common.secrets import redact
 from pipeline.errors import SpecError
 from pipeline.origins import Candidate, Rank
-from pipeline.redaction import redact
 
 FieldPath = tuple[str | int, ...]
 """Keys and list positions that lead to a value of a spec."""

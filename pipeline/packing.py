@@ -14,7 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from pipeline.rows import Fragment, InputFile
+from pipeline.common.rows import Fragment, InputFile
 
 TARGET_BYTES = 256 << 20
 """Uncompressed bytes a partition should have at most."""

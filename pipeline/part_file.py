@@ -10,11 +10,11 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.digest import DigestingFile
+from pipeline.common.digest import DigestingFile
 from pipeline.errors import PipelineError
 from pipeline.receipt import DataFile
-from pipeline.storage import storage_errors
-from pipeline.store import Store
+from pipeline.storage.store import Store
+from pipeline.storage.urls import storage_errors
 
 ROW_GROUP_BYTES = 64 << 20
 """Arrow bytes that are collected for a row group at most. They are held until it is written, which bounds the memory of

@@ -19,6 +19,7 @@ from time import perf_counter
 import pyarrow as pa
 
 from pipeline.batches import resized
+from pipeline.common.rows import RowCounts
 from pipeline.errors import PlanMismatch
 from pipeline.flavors.choice import get_evaluator
 from pipeline.flavors.outlook import EngineUse
@@ -32,12 +33,11 @@ from pipeline.receipt import Receipt, Seconds
 from pipeline.recipe import StageRecipe
 from pipeline.reread import Versions, read_partition
 from pipeline.row_ledger import RowLedger
-from pipeline.rows import RowCounts
 from pipeline.scoring import Scorer
 from pipeline.sources import SourceBatch, read_ahead
 from pipeline.splits import even_cuts, split_receipt
-from pipeline.storage import unique_name, use_storage_options
-from pipeline.store import Store, open_store
+from pipeline.storage.store import Store, open_store
+from pipeline.storage.urls import unique_name, use_storage_options
 
 
 def run_partition(

@@ -13,9 +13,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from pipeline.common.secrets import redact
 from pipeline.errors import RefusedForSafety, SpecError
 from pipeline.mistakes import Document, FieldPath, Mistake, did_you_mean, dotted, shown
-from pipeline.redaction import redact
 
 FAN_OUT_VALUE = "fan_out.value"
 RUN_DATE = "run.date"

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipeline.columns import Columns, resolve_columns
+from pipeline.common.rows import InputFile
 from pipeline.flavors.outlook import look_out
 from pipeline.increment import ALL, Progress
 from pipeline.memory import projected_memory, row_memory, starting_batch_rows, task_memory, written_group_rows
 from pipeline.model import ModelVersion
 from pipeline.packing import pack
 from pipeline.planned import Limits, Partition, Plan
-from pipeline.rows import InputFile
 from pipeline.sources.parquet import Discovery, resize, total_bytes
 from pipeline.spec import JobSpec
 

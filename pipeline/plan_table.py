@@ -12,14 +12,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.common.rows import Fragment, InputFile, RejectedFile, RowGroup
 from pipeline.errors import StateCorrupt
 from pipeline.increment import Progress
 from pipeline.model import Feature, ModelVersion
 from pipeline.planned import ChildPlan, Partition, Plan
 from pipeline.recipe import ColumnRule
-from pipeline.rows import Fragment, InputFile, RejectedFile, RowGroup
 from pipeline.spec import JobSpec
-from pipeline.store import Store
+from pipeline.storage.store import Store
 
 SCHEMA_VERSION = 1
 _METADATA = b"pipeline.plan"

@@ -9,15 +9,15 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
-from pipeline.digest import digest_json
+from pipeline.common.digest import digest_json
+from pipeline.common.rows import Fragment, InputFile, RejectedFile
+from pipeline.common.units import format_bytes
 from pipeline.errors import DoesNotFit
 from pipeline.increment import ALL, Progress
 from pipeline.memory import FLOOR_ROWS, USABLE, shared_memory
 from pipeline.model import ModelVersion
 from pipeline.recipe import ColumnRule, MapRecipe, ScoreRecipe, StageRecipe
-from pipeline.rows import Fragment, InputFile, RejectedFile
 from pipeline.spec import JobSpec
-from pipeline.units import format_bytes
 
 
 @dataclass(frozen=True, slots=True)

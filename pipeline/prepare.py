@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.clusters import ClusterAdapter, cluster_of
+from pipeline.common.rows import InputFile
 from pipeline.errors import SpecError
 from pipeline.family_plan import Planner, plan_family
 from pipeline.find_input import find_input, refuse_incremental
@@ -23,7 +24,6 @@ from pipeline.outputs import prediction_schema
 from pipeline.plan import make_plan
 from pipeline.planned import Limits, Plan
 from pipeline.registry import resolve
-from pipeline.rows import InputFile
 from pipeline.scoring import frame_schema
 from pipeline.settings import Settings
 from pipeline.sinks import check
@@ -32,7 +32,7 @@ from pipeline.sources.sieve import check_file_count
 from pipeline.spec import JobSpec
 from pipeline.spec_file import absolute, source_paths
 from pipeline.spec_parts import Sink
-from pipeline.storage import is_local_path, local_path, use_storage_options
+from pipeline.storage.urls import is_local_path, local_path, use_storage_options
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Sequence
 
 from pipeline.checkpoint import JobDirectory
+from pipeline.common.units import utc_now
 from pipeline.errors import InputError
 from pipeline.estimate import Estimate, choose_sample, make_estimate
 from pipeline.events import Callback
@@ -16,7 +17,6 @@ from pipeline.report import make_report
 from pipeline.runner import probe
 from pipeline.settings import Settings
 from pipeline.sinks import prove
-from pipeline.units import utc_now
 
 
 def probe_plan(

@@ -7,10 +7,10 @@ import sys
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from pipeline.common.pickling import quickly_pickled
+from pipeline.common.rows import RowCounts
 from pipeline.errors import StateCorrupt
 from pipeline.flavors.outlook import EngineUse
-from pipeline.quick_pickle import quickly_pickled
-from pipeline.rows import RowCounts
 
 
 @quickly_pickled

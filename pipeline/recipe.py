@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.digest import digest_json
+from pipeline.common.digest import digest_json
 from pipeline.model import ModelVersion
 from pipeline.model_ref import Engine, OutputKind
 
@@ -90,7 +90,7 @@ class StageRecipe:
     import_paths: tuple[str, ...] = field(default=())
     """Folders added to ``sys.path`` on workers so that the modules of the steps can be imported."""
     storage: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Options of file systems by how URLs begin, with references for secrets; see `pipeline.storage`."""
+    """Options of file systems by how URLs begin, with references for secrets; see `pipeline.storage.urls`."""
 
     @property
     def digest(self) -> str:

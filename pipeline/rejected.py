@@ -9,14 +9,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.common.rows import Fragment, InputFile, RowGroup
 from pipeline.errors import StateCorrupt
 from pipeline.ledger import Ledger, rejects_place
 from pipeline.packing import pack
 from pipeline.receipt import Receipt
 from pipeline.recipe import REJECT_FILE
-from pipeline.rows import Fragment, InputFile, RowGroup
 from pipeline.splits import sub_fragment
-from pipeline.store import Store
+from pipeline.storage.store import Store
 
 _BATCH_ROWS = 1 << 16
 

@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 
 from pipeline.checkpoint import JobDirectory
+from pipeline.common.rows import RejectedFile
 from pipeline.errors import OutputExists, SpecError, StateCorrupt
 from pipeline.ledger import Ledger, RoundSummary, rejects_place
 from pipeline.outputs import reject_schema
 from pipeline.receipt import Receipt
 from pipeline.recipe import REJECT_COLUMNS, REJECT_FILE, REJECT_MESSAGE, REJECT_REASON, REJECT_ROW
-from pipeline.rows import RejectedFile
-from pipeline.store import open_store
+from pipeline.storage.store import open_store
 
 EXAMPLES = 3
 _BATCH_ROWS = 4096

@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from pipeline.checkpoint import JobDirectory
+from pipeline.common.rows import RejectedFile, RowCounts
+from pipeline.common.secrets import redact_values
+from pipeline.common.units import format_count
 from pipeline.drift import drift_warnings
 from pipeline.engine_report import engine_evidence, engine_warnings
 from pipeline.errors import PipelineError, StepFailed, TooManyRejects
@@ -16,11 +19,8 @@ from pipeline.ledger import Ledger, RoundSummary
 from pipeline.lifecycle import Status
 from pipeline.planned import Plan
 from pipeline.probe import came_of_estimate
-from pipeline.redaction import redact_values
 from pipeline.rounds import MODEL_DRIFT, Round
-from pipeline.rows import RejectedFile, RowCounts
 from pipeline.run_record import batch_record, straggler_record
-from pipeline.units import format_count
 from pipeline.why import input_text, skew
 
 SCHEMA_VERSION = 1

@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.checkpoint import JobDirectory
+from pipeline.common.rows import Fragment, InputFile
 from pipeline.flavors.cache import get_predictor
 from pipeline.ledger import Ledger
 from pipeline.planned import Partition
 from pipeline.receipt import FileRows, Receipt
 from pipeline.recipe import StageRecipe
 from pipeline.reread import read_partition
-from pipeline.rows import Fragment, InputFile
 from pipeline.scoring import Scorer
 from pipeline.sources.locate import current_version
 from pipeline.splits import sub_fragment

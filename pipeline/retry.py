@@ -14,6 +14,8 @@ import pyarrow as pa
 from pipeline.checkpoint import JobDirectory
 from pipeline.clusters import cluster_of
 from pipeline.columns import Columns, resolve_columns
+from pipeline.common.rows import Fragment, InputFile, RejectedFile
+from pipeline.common.units import iso_time, utc_now
 from pipeline.errors import InputError, OutputConflict, SchemaDrift, SpecError
 from pipeline.flavors.outlook import check_engine
 from pipeline.ledger import Ledger
@@ -25,7 +27,6 @@ from pipeline.planned import Limits, Partition, Plan
 from pipeline.prepare import resolve_model
 from pipeline.rejected import find_rejected
 from pipeline.rounds import RETRY, Round, make_record
-from pipeline.rows import Fragment, InputFile, RejectedFile
 from pipeline.scoring import frame_schema
 from pipeline.settings import Settings
 from pipeline.sinks import published
@@ -35,7 +36,6 @@ from pipeline.sources.sieve import look_again
 from pipeline.spec import NOT_THE_WORK, JobSpec
 from pipeline.spec_file import absolute
 from pipeline.steps import importable
-from pipeline.units import iso_time, utc_now
 from pipeline.why import spec_difference
 
 MAY_CHANGE = ("steps", "contract", "errors")

@@ -13,13 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
+from pipeline.common.rows import RejectedFile
 from pipeline.errors import Fenced, StateCorrupt
-from pipeline.files import LocalStore
 from pipeline.plan_table import plan_bytes, read_plan, rejected_file
 from pipeline.planned import Plan
 from pipeline.receipt import Receipt
-from pipeline.rows import RejectedFile
-from pipeline.store import Store
+from pipeline.storage.local import LocalStore
+from pipeline.storage.store import Store
 
 FOLDER = "rounds"
 RETRY = "retry"

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from pipeline.common.rows import Fragment, RowCounts
 from pipeline.errors import ReconciliationFailed
 from pipeline.planned import Partition
 from pipeline.receipt import FileRows
 from pipeline.recipe import REJECT_REASON
-from pipeline.rows import Fragment, RowCounts
 from pipeline.scoring import ScoredBatch
 
 

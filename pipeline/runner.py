@@ -12,6 +12,8 @@ from pipeline.alias_follower import pinned_version
 from pipeline.cancel import watched
 from pipeline.checkpoint import JobDirectory
 from pipeline.clusters import settings_of
+from pipeline.common.secrets import masked_logs, redact_error
+from pipeline.common.units import utc_now
 from pipeline.driver import Driver, Within
 from pipeline.errors import JobLocked
 from pipeline.events import Callback
@@ -23,7 +25,6 @@ from pipeline.jobs import find_job, parent_of
 from pipeline.lease import Lease, held
 from pipeline.planned import Partition
 from pipeline.prepare import first_sink, prepare
-from pipeline.redaction import masked_logs, redact_error
 from pipeline.report import Report, make_report
 from pipeline.retry import Wanted, open_retry
 from pipeline.settings import Settings, load_settings
@@ -31,7 +32,6 @@ from pipeline.sinks import prove
 from pipeline.spec import JobSpec
 from pipeline.steps import importable
 from pipeline.stop import Stop, on_signals
-from pipeline.units import utc_now
 
 logger = logging.getLogger(__name__)
 Ending = TypeVar("Ending")

@@ -20,18 +20,18 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from pipeline.checkpoint import JOB_FILE, JobDirectory
+from pipeline.common.plugins import find_adapter
+from pipeline.common.units import iso_time, utc_now
 from pipeline.errors import JobLocked, PipelineError
 from pipeline.job_queue import JobView, LeaseWatch, Need, Patience, decide, observe
 from pipeline.launch import launch
 from pipeline.lease import held, identify
 from pipeline.lifecycle import Status
-from pipeline.plugins import find_adapter
 from pipeline.servers import BEAT_SECONDS, ServerRecord, find_servers, put_server, remove_server
 from pipeline.settings import Settings
-from pipeline.storage import unique_name
-from pipeline.store import Store, open_store
+from pipeline.storage.store import Store, open_store
+from pipeline.storage.urls import unique_name
 from pipeline.submission import claim_start, last_submission, mark_queued, queued_marks, unmark_queued, withdraw_start
-from pipeline.units import iso_time, utc_now
 
 logger = logging.getLogger(__name__)
 SCAN_SECONDS = 600.0

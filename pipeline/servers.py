@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.errors import PipelineError
 from pipeline.lease import is_process
-from pipeline.store import Store
+from pipeline.storage.store import Store
 
 FOLDER = ".servers"
 BEAT_SECONDS = 10.0

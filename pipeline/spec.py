@@ -12,7 +12,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError
 from pydantic_core import PydanticCustomError
 
-from pipeline.digest import digest_json
+from pipeline.common.digest import digest_json
 from pipeline.filled import OWN_SECTIONS, fill_in
 from pipeline.hook_parts import Hook
 from pipeline.mistakes import IN_PYTHON, Document, Mistake, SpecMistakes, did_you_mean

@@ -17,7 +17,7 @@ from pipeline.parameters import PLACEHOLDER, Given, given_by_environment, given_
 from pipeline.spec import JobSpec
 from pipeline.spec_origins import spec_origins
 from pipeline.spec_text import read_document
-from pipeline.storage import is_local_path, local_path
+from pipeline.storage.urls import is_local_path, local_path
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from pipeline.environment import Variable, spec_variables
 from pipeline.errors import SpecError
 from pipeline.mistakes import IN_PYTHON, Document, FieldPath, Mistake, Place, dotted
 from pipeline.origins import Candidate, Rank
-from pipeline.storage import file_system, storage_errors
+from pipeline.storage.urls import file_system, storage_errors
 from pipeline.strict_yaml import MAX_BYTES, parse_text
 
 

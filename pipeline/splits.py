@@ -11,10 +11,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
 
+from pipeline.common.rows import Fragment, InputFile, RowCounts
 from pipeline.errors import StateCorrupt
 from pipeline.planned import Partition, Plan
 from pipeline.receipt import Receipt
-from pipeline.rows import Fragment, InputFile, RowCounts
 
 SPLIT_FLOOR_ROWS = 1024
 """A partition of so few rows is not split again."""

@@ -19,8 +19,8 @@ from pipeline.recipe import StageRecipe
 from pipeline.relief import Helped, Relief
 from pipeline.rounds import Round
 from pipeline.splits import SPLIT_FLOOR_ROWS, even_cuts, parts_of, split_receipt
-from pipeline.storage import unique_name
-from pipeline.store import open_store
+from pipeline.storage.store import open_store
+from pipeline.storage.urls import unique_name
 from pipeline.tasks import make_tasks
 
 ISOLATED_SECONDS = 600.0

@@ -20,11 +20,11 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 from pipeline.checkpoint import SUBMISSIONS
-from pipeline.digest import digest_json
+from pipeline.common.digest import digest_json
+from pipeline.common.units import iso_time, utc_now
 from pipeline.errors import StateCorrupt
 from pipeline.lease import identify
-from pipeline.store import Store
-from pipeline.units import iso_time, utc_now
+from pipeline.storage.store import Store
 
 KEYS = ".submitted"
 QUEUE = ".queue"

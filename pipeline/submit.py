@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.cancel import who
 from pipeline.checkpoint import JOB_FILE, JobDirectory
 from pipeline.clusters import settings_of
+from pipeline.common.units import iso_time, utc_now
 from pipeline.errors import JobLocked, OutputExists
 from pipeline.job_queue import LeaseWatch, Need, Patience, decide, observe
 from pipeline.job_record import check_job_id, check_owner, new_job_id
@@ -23,7 +24,7 @@ from pipeline.settings import Settings, setting_names
 from pipeline.sinks import prove
 from pipeline.spec import JobSpec
 from pipeline.steps import importable
-from pipeline.store import Store, open_store
+from pipeline.storage.store import Store, open_store
 from pipeline.submission import (
     KeyRecord,
     Submission,
@@ -34,7 +35,6 @@ from pipeline.submission import (
     mark_queued,
     put_submission,
 )
-from pipeline.units import iso_time, utc_now
 
 BY_HAND = "by hand"
 AT_ONCE = Patience(starts=1_000_000, delay=0.0)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pipeline.units import format_bytes, format_count, format_seconds
+from pipeline.common.units import format_bytes, format_count, format_seconds
 
 SHOWN_CHILDREN = 60
 """Children of a fan-out in a summary."""

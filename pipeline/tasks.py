@@ -15,6 +15,8 @@ from dask._task_spec import Task
 from dask.delayed import Delayed
 
 from pipeline import evidence
+from pipeline.common.rows import Fragment
+from pipeline.common.secrets import redact_error
 from pipeline.errors import PipelineError
 from pipeline.frames import scored_frame
 from pipeline.isolation import Isolation
@@ -22,9 +24,7 @@ from pipeline.partition import run_partition
 from pipeline.planned import Partition
 from pipeline.receipt import Receipt
 from pipeline.recipe import StageRecipe
-from pipeline.redaction import redact_error
-from pipeline.rows import Fragment
-from pipeline.storage import unique_name
+from pipeline.storage.urls import unique_name
 
 Versions = dict[str, tuple[int, str]]
 """Path of an input file -> its size in bytes and version, as planned."""

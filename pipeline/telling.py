@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.checkpoint import JobDirectory
+from pipeline.common.rows import RowCounts
+from pipeline.common.secrets import redact
 from pipeline.events import Callback, PartitionEnded, StageStarted, notify
 from pipeline.in_flight import Ended
 from pipeline.ledger import Ledger
 from pipeline.planned import Partition
-from pipeline.redaction import redact
-from pipeline.rows import RowCounts
 
 
 def tell_start(job: JobDirectory, ledger: Ledger, todo: Sequence[Partition], *, callbacks: Sequence[Callback]) -> None:

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from pipeline.common.rows import RowCounts
 from pipeline.flavors.outlook import EngineUse
 from pipeline.receipt import Receipt, Seconds
-from pipeline.rows import RowCounts
 
 
 @dataclass(frozen=True)

@@ -13,18 +13,18 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipeline.checkpoint import JobDirectory
+from pipeline.common.rows import RowCounts
 from pipeline.errors import PipelineError
-from pipeline.files import file_sha256
 from pipeline.ledger import Ledger, rejects_place
 from pipeline.manifest import Manifest
 from pipeline.planned import Partition
 from pipeline.receipt import DataFile, Receipt
 from pipeline.resample import resample
-from pipeline.rows import RowCounts
 from pipeline.sinks import published
 from pipeline.sources.locate import current_version
 from pipeline.sources.opening import open_parquet
-from pipeline.store import Store, open_store
+from pipeline.storage.local import file_sha256
+from pipeline.storage.store import Store, open_store
 
 _SHOWN = 3
 

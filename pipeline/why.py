@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipeline.common.rows import InputFile
 from pipeline.flavors.outlook import look_out
 from pipeline.planned import Limits, Plan
-from pipeline.rows import InputFile
 from pipeline.spec import NOT_THE_WORK
 
 EVERYTHING = "the job is not incremental: all of its input is scored"

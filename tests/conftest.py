@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from pipeline import storage
+from pipeline.storage import urls as storage
 from pipeline.testing.oracle import Lake, make_lake, train_model
 from pipeline.testing.processes import ProcessCluster
 from pipeline.testing.s3 import S3, find_seaweedfs, serve_s3, serve_seaweedfs

@@ -13,11 +13,11 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipeline.common.plugins import find_adapter
 from pipeline.errors import SpecError
 from pipeline.mistakes import SpecMistakes
 from pipeline.origins import Candidate, Choice, Rank, choose
 from pipeline.planned import Limits
-from pipeline.plugins import find_adapter
 from pipeline.settings import Settings, setting_names, with_cluster_file
 from pipeline.spec import JobSpec
 from pipeline.strict_yaml import parse_text

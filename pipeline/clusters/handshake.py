@@ -11,10 +11,10 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from pipeline.common.secrets import mask_logs
 from pipeline.errors import EnvMismatch
 from pipeline.flavors import find_flavor
-from pipeline.redaction import mask_logs
-from pipeline.storage import unique_name
+from pipeline.storage.urls import unique_name
 
 logger = logging.getLogger(__name__)
 PACKAGES = ("dask", "distributed", "pyarrow", "pandas", "numpy", "xgboost", "xgboost-cpu")

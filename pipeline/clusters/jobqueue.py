@@ -25,13 +25,13 @@ from pipeline.clusters import DASK_CONFIG
 from pipeline.clusters.dashboard import add_dashboard
 from pipeline.clusters.network import LOOPBACK, check_dashboard, is_loopback
 from pipeline.clusters.tls import Certificates, certificates_in
+from pipeline.common.forkserver import thread_environment
 from pipeline.errors import InfrastructureError, NoWorkers, SpecError
-from pipeline.files import LocalStore
-from pipeline.forks import thread_environment
 from pipeline.planned import Limits
 from pipeline.settings import Settings
 from pipeline.stop import wait_in_slices
-from pipeline.storage import is_local_path, local_path
+from pipeline.storage.local import LocalStore
+from pipeline.storage.urls import is_local_path, local_path
 
 LOG_FOLDER = "logs/workers"
 """Folder of the job directory for what the jobs print."""

@@ -15,13 +15,13 @@ from dask.utils import parse_bytes
 from distributed import Client, LocalCluster
 from distributed.system import MEMORY_LIMIT
 
-from pipeline import forks
 from pipeline.clusters import DASK_CONFIG
 from pipeline.clusters.dashboard import add_dashboard
 from pipeline.clusters.network import LOOPBACK, check_dashboard, is_loopback
 from pipeline.clusters.tls import Certificates, certificates_in
+from pipeline.common import forkserver as forks
+from pipeline.common.forkserver import chosen_shape, thread_environment
 from pipeline.errors import NoWorkers, SpecError
-from pipeline.forks import chosen_shape, thread_environment
 from pipeline.planned import Limits
 from pipeline.settings import Settings
 from pipeline.stop import wait_in_slices

@@ -18,10 +18,10 @@ from typing import Any
 from distributed import Security
 
 from pipeline.clusters.network import open_network_refused
+from pipeline.common.references import resolve_reference
 from pipeline.errors import SpecError
-from pipeline.files import LocalStore
-from pipeline.references import resolve_reference
-from pipeline.storage import is_local_path, local_path, unique_name
+from pipeline.storage.local import LocalStore
+from pipeline.storage.urls import is_local_path, local_path, unique_name
 
 FOLDER = "tls"
 """Folder of a job directory that holds the certificates of its running cluster."""

@@ -23,8 +23,8 @@ from pipeline.commands.options import (
     tell,
     wants_json,
 )
+from pipeline.common.imports import kept
 from pipeline.errors import PipelineError, SpecError
-from pipeline.kept import kept
 
 if TYPE_CHECKING:
     from pipeline.events import Callback
@@ -173,7 +173,7 @@ def _run(
 
 def _begin_workers(flags: Flags) -> None:
     """Let what local workers import be imported beside what this process does until it needs them."""
-    from pipeline import forks
+    from pipeline.common import forkserver as forks
 
     # What the settings and a cluster's file say is not known yet; what is begun for nothing ends with this process.
     workers, threads = (flags.get(name) for name in ("workers", "threads"))

@@ -115,11 +115,11 @@ def _print_lines(lines: list[LogLine]) -> None:
 
 def _say_if_nobody_serves(job: JobDirectory) -> None:
     """A job that waits for a server where there is none would wait for ever."""
+    from pipeline.common.units import utc_now
     from pipeline.job_queue import LeaseWatch, observe
     from pipeline.lifecycle import Status
     from pipeline.servers import is_served
-    from pipeline.store import open_store
-    from pipeline.units import utc_now
+    from pipeline.storage.store import open_store
 
     if is_quiet() or job.status() is not Status.QUEUED:
         return

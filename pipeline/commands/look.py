@@ -26,10 +26,10 @@ job_argument = click.argument("job", default="@last")
 @output_options
 def list_command(*, statuses: tuple[str, ...], name: str, limit: int | None, directory: str | None) -> None:
     """List the jobs, newest first, with their age and how many of their partitions are done."""
+    from pipeline.common.units import utc_now
     from pipeline.jobs import list_jobs
     from pipeline.lifecycle import Status
-    from pipeline.storage import is_local_path, local_path
-    from pipeline.units import utc_now
+    from pipeline.storage.urls import is_local_path, local_path
 
     known = {str(status).lower(): status for status in Status}
     unknown = [status for status in statuses if status.lower() not in known]
@@ -44,8 +44,8 @@ def list_command(*, statuses: tuple[str, ...], name: str, limit: int | None, dir
 
 
 def _list_text(jobs: list[dict[str, Any]], directory: str, *, is_all: bool) -> str:
+    from pipeline.common.units import format_seconds
     from pipeline.summary import table_text
-    from pipeline.units import format_seconds
 
     if not jobs and not is_all:
         return f"There are no such jobs in {directory}."

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pipeline.redaction import mask_logs, redact, redact_values
+from pipeline.common.secrets import mask_logs, redact, redact_values
 
 if TYPE_CHECKING:
     from pipeline.settings import Settings

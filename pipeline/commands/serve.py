@@ -121,11 +121,11 @@ def _print_template(template: str, options: dict[str, Any]) -> None:
 
 
 def _show_servers(settings: Settings) -> None:
+    from pipeline.common.units import utc_now
     from pipeline.servers import find_servers
-    from pipeline.store import open_store
+    from pipeline.storage.store import open_store
     from pipeline.submission import queued_marks
     from pipeline.summary import table_text
-    from pipeline.units import utc_now
 
     root, now = open_store(settings.directory), utc_now()
     servers = [one.details(now=now) for one in find_servers(root)]

@@ -223,14 +223,14 @@ def _watch(settings: Settings) -> Any:
     """Looks at triggers; jobs are left to a server where there is one."""
     from pipeline.firing import TriggerWatch
     from pipeline.servers import is_served
-    from pipeline.store import open_store
+    from pipeline.storage.store import open_store
 
     has_server = is_served(open_store(settings.directory, private=True), now=_now())
     return TriggerWatch(settings, (), start=not has_server)
 
 
 def _now() -> datetime:
-    from pipeline.units import utc_now
+    from pipeline.common.units import utc_now
 
     return utc_now()
 

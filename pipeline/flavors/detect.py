@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import cast
 
 from pipeline.errors import ModelError, PipelineError, RefusedForSafety
-from pipeline.storage import file_system, is_local_path, local_path, storage_errors
+from pipeline.storage.urls import file_system, is_local_path, local_path, storage_errors
 
 HEAD_BYTES = 1 << 16
 """How much of a file is looked at."""

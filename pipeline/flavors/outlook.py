@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from pipeline.common.pickling import quickly_pickled
 from pipeline.errors import ModelError
 from pipeline.flavors import find_flavor
 from pipeline.model import ModelVersion
 from pipeline.model_ref import Engine, OutputKind
-from pipeline.quick_pickle import quickly_pickled
 from pipeline.trees import available
 
 EARNING = 50_000_000

@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import pyarrow as pa
 
-from pipeline.digest import digest_bytes
+from pipeline.common.digest import digest_bytes
 from pipeline.errors import ModelError, ModelIntegrity
 from pipeline.flavors import Flavor, matrix
 from pipeline.flavors.xgboost_probe import NO_PACKAGE, first_line, probe

@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from pipeline import forks
+from pipeline.common import forkserver as forks
 from pipeline.errors import ModelError, PipelineError
 
 SECONDS = 600

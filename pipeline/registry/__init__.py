@@ -16,7 +16,7 @@ from pipeline.flavors import detect_bytes, find_flavor, read_model
 from pipeline.model import ModelVersion
 from pipeline.model_ref import ModelRef
 from pipeline.registry.records import AliasRecord, ModelSummary, VersionRecord
-from pipeline.storage import check_url
+from pipeline.storage.urls import check_url
 
 DEFAULT_ROOT = ".pipeline/models"
 _DATABASES = ("sqlite://", "postgresql://", "postgresql+", "mysql://", "mysql+", "mssql://", "mssql+", "databricks://")

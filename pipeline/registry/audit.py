@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pipeline.common.units import format_bytes
 from pipeline.errors import PipelineError
 from pipeline.registry.records import Checked
 from pipeline.registry.stored import StoredModels
-from pipeline.units import format_bytes
 
 
 def audit(stored: StoredModels, name: str) -> Iterator[Checked]:

@@ -12,7 +12,8 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from pipeline.digest import digest_bytes
+from pipeline.common.digest import digest_bytes
+from pipeline.common.units import Clock, iso_time, utc_now
 from pipeline.errors import ConflictError
 from pipeline.flavors import detect_bytes, find_flavor
 from pipeline.model import ModelVersion
@@ -33,9 +34,8 @@ from pipeline.registry.records import (
     targets,
 )
 from pipeline.registry.stored import StoredModels, move_place, removal_place, version_place
-from pipeline.storage import unique_name
-from pipeline.store import Store, open_store
-from pipeline.units import Clock, iso_time, utc_now
+from pipeline.storage.store import Store, open_store
+from pipeline.storage.urls import unique_name
 
 
 @dataclass(frozen=True)

@@ -23,15 +23,15 @@ from typing import Any
 
 import yaml
 
-from pipeline.digest import digest_bytes
+from pipeline.common.digest import digest_bytes
+from pipeline.common.units import iso_time
 from pipeline.errors import InfrastructureError, ModelError, PipelineError, SpecError
 from pipeline.flavors import detect_bytes, find_flavor, read_model
 from pipeline.model import ModelVersion
 from pipeline.model_ref import ModelRef
 from pipeline.registry.records import AliasRecord, ModelSummary, VersionRecord, describe
-from pipeline.storage import check_name, local_path
-from pipeline.store import open_store
-from pipeline.units import iso_time
+from pipeline.storage.store import open_store
+from pipeline.storage.urls import check_name, local_path
 
 _ABSENT = {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE"}
 _QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}

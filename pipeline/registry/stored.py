@@ -10,7 +10,7 @@ Layout (docs/registry.md has every field)::
 
 from __future__ import annotations
 
-from pipeline.digest import digest_bytes
+from pipeline.common.digest import digest_bytes
 from pipeline.errors import ModelError, ModelIntegrity, StateCorrupt
 from pipeline.model_ref import ModelRef
 from pipeline.registry.records import (
@@ -21,7 +21,7 @@ from pipeline.registry.records import (
     check_alias,
     check_model_name,
 )
-from pipeline.store import Store
+from pipeline.storage.store import Store
 
 
 class StoredModels:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Protocol, cast, runtime_checkable
 
 from pipeline.checkpoint import JobDirectory
+from pipeline.common.plugins import find_adapter
 from pipeline.errors import SpecError
 from pipeline.increment import PublishedWork
 from pipeline.manifest import Manifest
-from pipeline.plugins import find_adapter
 from pipeline.spec_parts import Sink
-from pipeline.store import open_store
+from pipeline.storage.store import open_store
 
 BUILT_IN = {"parquet": "pipeline.sinks.parquet:ParquetSink"}
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import OutputConflict, OutputExists, RefusedForSafety
 from pipeline.sinks import PublishedFile, layout
-from pipeline.store import Store
+from pipeline.storage.store import Store
 
 _SHOWN_COLUMNS = 5
 

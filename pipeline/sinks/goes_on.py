@@ -11,7 +11,7 @@ from pipeline.increment import PublishedInput, baseline_of, other_baseline
 from pipeline.planned import Plan
 from pipeline.sinks import layout
 from pipeline.sinks.pack import Piece
-from pipeline.store import Store, open_store
+from pipeline.storage.store import Store, open_store
 
 
 def has_nothing_new(plan: Plan) -> bool:

@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from pipeline.errors import RefusedForSafety
-from pipeline.storage import is_local_path, local_path
+from pipeline.storage.urls import is_local_path, local_path
 
 _MAGIC = re.compile(r"[*?\[]")
 _SAFE = "a folder of its own for the output, apart from the source"

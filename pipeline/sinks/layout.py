@@ -13,12 +13,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from pipeline.digest import digest_bytes
+from pipeline.common.digest import digest_bytes
 from pipeline.errors import OutputConflict, RefusedForSafety, StateCorrupt
 from pipeline.increment import PublishedInput, PublishedWork
 from pipeline.manifest import Manifest
 from pipeline.sinks import PublishedFile
-from pipeline.store import Store
+from pipeline.storage.store import Store
 
 MANIFEST = "_manifest.json"
 SUCCESS = "_SUCCESS"

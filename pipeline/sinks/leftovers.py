@@ -6,10 +6,10 @@ from pathlib import Path
 
 from pipeline.checkpoint import JobDirectory
 from pipeline.errors import RefusedForSafety
-from pipeline.files import LocalStore
 from pipeline.sinks import layout, swap
 from pipeline.sinks.guards import real_place
-from pipeline.storage import is_local_path
+from pipeline.storage.local import LocalStore
+from pipeline.storage.urls import is_local_path
 
 
 def find_asides(directory: JobDirectory) -> tuple[Path, ...]:

@@ -10,13 +10,13 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.digest import DigestingFile
+from pipeline.common.digest import DigestingFile
 from pipeline.errors import StateCorrupt
 from pipeline.manifest import Manifest, ManifestFile
 from pipeline.sinks import PublishedFile
 from pipeline.sinks.layout import file_name
-from pipeline.storage import as_storage_error, is_bare
-from pipeline.store import Store
+from pipeline.storage.store import Store
+from pipeline.storage.urls import as_storage_error, is_bare
 
 _GROUP_ROWS = 1 << 20
 _GROUP_BYTES = 64 << 20

@@ -25,8 +25,8 @@ from typing import cast
 import pyarrow as pa
 
 from pipeline.checkpoint import JobDirectory
+from pipeline.common.units import parse_bytes
 from pipeline.errors import OutputConflict, OutputExists, RefusedForSafety, StorageError
-from pipeline.files import LocalStore
 from pipeline.increment import unknown_publication
 from pipeline.manifest import Manifest
 from pipeline.sinks import Published, PublishedBefore, PublishedFile, checks, layout, pack, swap
@@ -34,9 +34,9 @@ from pipeline.sinks.checks import check_content
 from pipeline.sinks.goes_on import check_baseline, clear_abandoned, has_nothing_new, with_inputs
 from pipeline.sinks.guards import check_place, real_place
 from pipeline.spec_parts import Sink
-from pipeline.storage import unique_name
-from pipeline.store import Store, open_store
-from pipeline.units import parse_bytes
+from pipeline.storage.local import LocalStore
+from pipeline.storage.store import Store, open_store
+from pipeline.storage.urls import unique_name
 
 logger = logging.getLogger(__name__)
 _STAGED = "stages/0/merged"

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline.errors import OutputExists
-from pipeline.storage import is_unfinished, storage_errors, unique_name
+from pipeline.storage.urls import is_unfinished, storage_errors, unique_name
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2

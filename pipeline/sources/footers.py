@@ -99,7 +99,7 @@ class Footer:
     wanted: tuple[bool, ...]
     """Per row group: whether the filter could keep a row of it."""
     mark: str = ""
-    """As in `pipeline.rows.InputFile`."""
+    """As in `pipeline.common.rows.InputFile`."""
     done_groups: int = 0
     """As there."""
     why: str = ""

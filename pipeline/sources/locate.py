@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from pipeline.common.rows import InputFile
 from pipeline.errors import InputChanged, MissingInput
-from pipeline.rows import InputFile
-from pipeline.storage import file_system, is_local_path, local_path, storage_errors
+from pipeline.storage.urls import file_system, is_local_path, local_path, storage_errors
 
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 """What stands for null in the name of a hive partition folder."""
@@ -35,7 +35,7 @@ class Located:
     size: int
     """Bytes."""
     version: str
-    """As `pipeline.rows.InputFile.version`."""
+    """As `pipeline.common.rows.InputFile.version`."""
     keys: tuple[tuple[str, str], ...] = ()
     """Hive partition keys."""
     modified: float = field(default=0.0, compare=False)

@@ -15,8 +15,8 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.common.rows import Fragment, InputFile, RejectedFile, RowGroup
 from pipeline.errors import InputError, SchemaDrift, SpecError
-from pipeline.rows import Fragment, InputFile, RejectedFile, RowGroup
 from pipeline.sources.expression import Filter, parse_filter
 from pipeline.sources.footers import Footer, Layout, SmallFiles, digest_footer, group_marks
 from pipeline.sources.locate import HIVE_NULL, Located, locate, relocate

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.common.rows import Fragment
 from pipeline.errors import CorruptInput, InputChanged, InputError, SchemaDrift, StorageError
-from pipeline.rows import Fragment
 from pipeline.sources.expression import Filter, parse_filter
 from pipeline.sources.footers import key_value
 from pipeline.sources.locate import current_version

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from pipeline.common.rows import InputFile, RejectedFile, RowGroup
 from pipeline.errors import InputChanged, InputError, SchemaDrift, TooManyRejects
-from pipeline.rows import InputFile, RejectedFile, RowGroup
 from pipeline.sources.expression import Filter
 from pipeline.sources.footers import Footer, Layout, digest_footer
 from pipeline.sources.locate import Located, current_version

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.common.rows import InputFile
 from pipeline.errors import SpecError
-from pipeline.rows import InputFile
 from pipeline.sources.footers import Footer, key_value
 from pipeline.sources.opening import open_parquet
 from pipeline.sources.parquet import Discovery

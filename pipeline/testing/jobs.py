@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.checkpoint import JobDirectory
+from pipeline.common.rows import Fragment, InputFile, RowCounts, RowGroup
 from pipeline.lease import take
 from pipeline.lifecycle import Status
 from pipeline.model import Feature, ModelVersion
@@ -27,11 +28,10 @@ from pipeline.recipe import REJECT_FILE, REJECT_MESSAGE, REJECT_REASON, REJECT_R
 from pipeline.rejected import find_rejected
 from pipeline.report import make_report
 from pipeline.rounds import RETRY, Round, make_record
-from pipeline.rows import Fragment, InputFile, RowCounts, RowGroup
 from pipeline.sinks.parquet import ParquetSink
 from pipeline.spec import JobSpec
-from pipeline.storage import is_local_path
-from pipeline.store import Store
+from pipeline.storage.store import Store
+from pipeline.storage.urls import is_local_path
 
 SOURCE_SCHEMA = pa.schema([("id", pa.int64()), ("x", pa.float32())])
 OUTPUT_SCHEMA = pa.schema([("id", pa.int64()), ("p", pa.float32())])

@@ -1,9 +1,9 @@
-# ruff: noqa: D102 - the verbs are described once, in pipeline.store.Store
+# ruff: noqa: D102 - the verbs are described once, in pipeline.storage.store.Store
 """A store in memory that a power cut can strike: what was not made durable may be gone afterwards, or cut short.
 
 `MemoryDisk` models a POSIX file system at its worst. A file's content survives as far as it was synced, a name when its
 folder was; whether a name that was not synced survives is for the test to say. Each verb takes the steps that
-`pipeline.files.LocalStore` takes, and the power may go between any two of them.
+`pipeline.storage.local.LocalStore` takes, and the power may go between any two of them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
-from pipeline.storage import Names, check_name, is_unfinished, unique_name
+from pipeline.storage.urls import Names, check_name, is_unfinished, unique_name
 from pipeline.testing.stores import Crash
 
 
@@ -79,7 +79,7 @@ class MemoryDisk:
 
 
 class MemoryStore:
-    """A `pipeline.store.Store` on a `MemoryDisk`."""
+    """A `pipeline.storage.store.Store` on a `MemoryDisk`."""
 
     is_local = False
 

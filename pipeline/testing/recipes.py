@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.common.rows import Fragment
 from pipeline.contract import feature_rules
 from pipeline.model import ModelVersion
 from pipeline.outputs import prediction_schema
 from pipeline.planned import Partition
 from pipeline.recipe import MapRecipe, ScoreRecipe, StageRecipe
-from pipeline.rows import Fragment
 from pipeline.sources import SourceBatch
 from pipeline.spec_parts import Output
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.rows import Fragment, InputFile
+from pipeline.common.rows import Fragment, InputFile
 from pipeline.sources import discover, read_batches
 from pipeline.sources.parquet import wanted_fragments
 from pipeline.spec import JobSpec

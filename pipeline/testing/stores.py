@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from pipeline.store import Store
+from pipeline.storage.store import Store
 
 MakeError = Callable[[], BaseException]
 """What an operation that fails raises, made anew each time."""

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import PurePosixPath
 
-from pipeline.digest import digest_bytes, digest_json
+from pipeline.common.digest import digest_bytes, digest_json
+from pipeline.common.units import format_seconds, parse_bytes, parse_seconds
 from pipeline.errors import MissingInput
 from pipeline.sources.locate import Located, fixed_part, locate
 from pipeline.sources.opening import read_footer
-from pipeline.storage import file_system, is_local_path, local_path, storage_errors
+from pipeline.storage.urls import file_system, is_local_path, local_path, storage_errors
 from pipeline.trigger_parts import Arrival
-from pipeline.units import format_seconds, parse_bytes, parse_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class ArrivedFile:
     path: str
     size: int
     version: str
-    """As `pipeline.rows.InputFile.version`."""
+    """As `pipeline.common.rows.InputFile.version`."""
     modified: float
     """Seconds since the epoch, by the storage's clock."""
     is_marked: bool = True

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from pipeline.digest import digest_json
+from pipeline.common.digest import digest_json
 from pipeline.trigger_parts import Trigger
 from pipeline.triggers.arrivals import ArrivedFile, decide_arrival, fired_id
 from pipeline.triggers.schedule import firing_id, instants

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from pipeline.common.secrets import redact
 from pipeline.errors import InfrastructureError, PipelineError, StorageError
-from pipeline.redaction import redact
 from pipeline.trigger_parts import Trigger
 from pipeline.triggers import arrivals
 from pipeline.triggers.arrivals import ArrivedFile

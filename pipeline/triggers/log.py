@@ -16,8 +16,8 @@ from dataclasses import replace
 from datetime import datetime
 
 from pipeline.errors import StateCorrupt
-from pipeline.storage import unique_name
-from pipeline.store import Store, open_store
+from pipeline.storage.store import Store, open_store
+from pipeline.storage.urls import unique_name
 from pipeline.triggers.state import Entry, State, apply, to_text
 
 FOLDER = ".triggers"

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from pipeline.checkpoint import JobDirectory
-from pipeline.redaction import MASK
+from pipeline.common.secrets import MASK
 from pipeline.tasks import make_tasks
 from pipeline.testing.oracle import Lake
 from pipeline.testing.processes import ROOT

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.digest import digest_bytes
+from pipeline.common.digest import digest_bytes
 from pipeline.errors import ModelError, RefusedForSafety, SpecError
 from pipeline.flavors import read_model
 from pipeline.model_ref import ModelRef

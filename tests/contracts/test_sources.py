@@ -17,7 +17,7 @@ from pipeline.errors import CorruptInput, InputChanged, MissingInput
 from pipeline.sources import Discovery, discover, read_batches, reader
 from pipeline.sources.parquet import wanted_fragments
 from pipeline.spec_parts import Source
-from pipeline.store import Store, open_store
+from pipeline.storage.store import Store, open_store
 from pipeline.testing.s3 import S3
 
 NAMES = ("day=1/a.parquet", "day=1/b.parquet", "day=2/a.parquet", "_hidden/x.parquet", "day=2/.tmp.parquet")

@@ -11,12 +11,12 @@ import fsspec
 import pytest
 
 from pipeline.errors import RefusedForSafety, SpecError, StorageError, UnsafeStore
-from pipeline.files import LocalStore
 from pipeline.flavors import read_model
-from pipeline.object_store import ObjectStore
 from pipeline.spec import JobSpec
-from pipeline.storage import is_unfinished
-from pipeline.store import Store, open_store
+from pipeline.storage.local import LocalStore
+from pipeline.storage.object_store import ObjectStore
+from pipeline.storage.store import Store, open_store
+from pipeline.storage.urls import is_unfinished
 from pipeline.testing.s3 import S3
 
 RACERS = 12

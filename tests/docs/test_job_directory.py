@@ -13,6 +13,7 @@ import pytest
 from pipeline.batch_cache import WorkerClass, file_name, remember
 from pipeline.cancel import CancelRequest
 from pipeline.checkpoint import JobDirectory
+from pipeline.common.rows import RowCounts
 from pipeline.estimate import make_estimate
 from pipeline.events import PartitionEnded, notify
 from pipeline.family_commit import FamilyCommit
@@ -22,7 +23,6 @@ from pipeline.lifecycle import TRANSITIONS, Status
 from pipeline.probe import write_estimate
 from pipeline.recipe import REJECT_COLUMNS
 from pipeline.report import make_report
-from pipeline.rows import RowCounts
 from pipeline.servers import ServerRecord
 from pipeline.sinks import publish
 from pipeline.submission import Submission, claim_key, claim_start, put_submission

@@ -24,12 +24,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.checkpoint import JobDirectory
-from pipeline.digest import digest_bytes
+from pipeline.common.digest import digest_bytes
 from pipeline.errors import PipelineError
 from pipeline.lifecycle import Status
 from pipeline.sinks import layout, swap
 from pipeline.sinks.parquet import ParquetSink
-from pipeline.store import open_store
+from pipeline.storage.store import open_store
 from pipeline.testing.jobs import SmallJob, drive, read_output, small_job
 from pipeline.testing.memory_store import MemoryDisk, MemoryStore
 from pipeline.testing.stores import Crash, Faults, FaultyStore, MakeError, disk_full, faulty_os, io_error

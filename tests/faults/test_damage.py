@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.checkpoint import JobDirectory
+from pipeline.common.units import utc_now
 from pipeline.errors import ModelIntegrity, PipelineError
 from pipeline.jobs import find_job, list_jobs
 from pipeline.prepare import prepare
@@ -26,7 +27,6 @@ from pipeline.testing.jobs import drive, small_job
 from pipeline.testing.oracle import Lake, make_lake, oracle, train_model
 from pipeline.testing.processes import ProcessCluster
 from pipeline.testing.row_check import read_folder
-from pipeline.units import utc_now
 from pipeline.verify import verify
 
 FLIPS = 300

@@ -24,7 +24,7 @@ from pipeline.retry import Wanted, open_retry
 from pipeline.settings import load_settings
 from pipeline.sinks import layout, swap
 from pipeline.sinks.parquet import ParquetSink
-from pipeline.store import open_store
+from pipeline.storage.store import open_store
 from pipeline.testing.jobs import SmallJob, drive, read_output, small_job
 from pipeline.testing.memory_store import MemoryDisk, MemoryStore
 from pipeline.testing.stores import Crash, Faults, FaultyStore, faulty_os

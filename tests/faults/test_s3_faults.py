@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from pipeline.errors import StorageError
-from pipeline.object_store import ObjectStore
+from pipeline.storage.object_store import ObjectStore
 from pipeline.testing.s3 import S3
 from pipeline.testing.s3_proxy import Proxy, proxy_s3
 

@@ -20,7 +20,7 @@ from pipeline.model_ref import ModelRef
 from pipeline.registry import resolve
 from pipeline.runner import resume, run
 from pipeline.settings import load_settings
-from pipeline.store import open_store
+from pipeline.storage.store import open_store
 from pipeline.testing.oracle import Lake, make_lake, oracle
 from pipeline.testing.processes import ProcessCluster
 

@@ -30,7 +30,7 @@ from hypothesis.stateful import (
 )
 
 from pipeline.checkpoint import JobDirectory
-from pipeline.digest import digest_bytes
+from pipeline.common.digest import digest_bytes
 from pipeline.errors import Fenced, JobLocked, PipelineError
 from pipeline.lease import Lease, take
 from pipeline.lifecycle import Status

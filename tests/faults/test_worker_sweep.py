@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import part_file
-from pipeline.digest import digest_bytes
+from pipeline.common.digest import digest_bytes
 from pipeline.model_ref import ModelRef
 from pipeline.partition import run_partition
 from pipeline.receipt import Receipt

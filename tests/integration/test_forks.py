@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.forks import likely_environment, thread_environment
+from pipeline.common.forkserver import likely_environment, thread_environment
 from pipeline.testing.processes import wait_until
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="fork servers are used on Linux only")

@@ -256,7 +256,7 @@ def test_a_store_that_ignores_the_condition_is_refused_before_anything_is_scored
     """For the job directory, and for the sink of a job whose directory is elsewhere."""
     if on_s3.ignored is None:
         pytest.skip("SeaweedFS cannot be told to ignore a condition")
-    monkeypatch.setattr("pipeline.object_store._proven", set())
+    monkeypatch.setattr("pipeline.storage.object_store._proven", set())
     before = on_s3.names()
     on_s3.ignored.add("HTTP_IF_NONE_MATCH")
     try:

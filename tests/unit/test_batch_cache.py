@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.batch_cache import WorkerClass, file_name, recall, remember
-from pipeline.files import LocalStore
 from pipeline.model import ModelVersion
+from pipeline.storage.local import LocalStore
 from pipeline.testing.jobs import small_job
 
 SMALL = WorkerClass(700 << 20, 2)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.batches import resized
-from pipeline.rows import Fragment
+from pipeline.common.rows import Fragment
 from pipeline.sources import SourceBatch, read_batches
 from pipeline.testing.recipes import make_partition
 

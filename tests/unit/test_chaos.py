@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.cli import main
-from pipeline.rows import Fragment, InputFile, RowGroup
+from pipeline.common.rows import Fragment, InputFile, RowGroup
 from pipeline.sinks.layout import SUCCESS
 from pipeline.spec import JobSpec
 from pipeline.testing import chaos as module

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import progress
+from pipeline.common.rows import InputFile, RowCounts, RowGroup
 from pipeline.errors import InfrastructureError, StateCorrupt
 from pipeline.model_ref import ModelRef
 from pipeline.partition import run_partition, stage_folder
@@ -22,7 +23,6 @@ from pipeline.planned import Partition
 from pipeline.receipt import Receipt
 from pipeline.recipe import MapRecipe, StageRecipe
 from pipeline.registry import resolve
-from pipeline.rows import InputFile, RowCounts, RowGroup
 from pipeline.splits import even_cuts, parts_of, pieces
 from pipeline.testing.oracle import Lake, make_lake, oracle
 from pipeline.testing.recipes import make_partition, make_recipe

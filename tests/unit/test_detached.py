@@ -9,7 +9,7 @@ import pytest
 from pipeline.checkpoint import JobDirectory
 from pipeline.detached import copied, drive, is_unwanted, settle
 from pipeline.lifecycle import Status
-from pipeline.store import open_store
+from pipeline.storage.store import open_store
 from pipeline.submission import mark_queued, queued_marks
 from pipeline.testing.jobs import small_job
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.digest import digest_bytes, digest_json
+from pipeline.common.digest import digest_bytes, digest_json
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -58,6 +58,6 @@ def test_what_json_cannot_hold_is_refused(bad: object) -> None:
 
 
 def test_another_process_gives_the_same() -> None:
-    code = "from pipeline.digest import digest_json; print(digest_json({'a': {'ü': [1.5, True]}, 'b': 'x'}))"
+    code = "from pipeline.common.digest import digest_json; print(digest_json({'a': {'ü': [1.5, True]}, 'b': 'x'}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == digest_json({"b": "x", "a": {"ü": [1.5, True]}})

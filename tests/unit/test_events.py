@@ -6,8 +6,8 @@ import logging
 
 import pytest
 
+from pipeline.common.rows import RowCounts
 from pipeline.events import Callback, Event, JobEnded, PartitionEnded, StageStarted, StatusChanged, notify
-from pipeline.rows import RowCounts
 
 EVENTS: list[Event] = [
     StatusChanged("j", "PLANNED", "RUNNING"),

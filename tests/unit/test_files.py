@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import DiskFull, RefusedForSafety, StorageError, UnsafeStore
-from pipeline.files import LocalStore, file_sha256
-from pipeline.object_store import ObjectStore
-from pipeline.store import Store, open_store
+from pipeline.storage.local import LocalStore, file_sha256
+from pipeline.storage.object_store import ObjectStore
+from pipeline.storage.store import Store, open_store
 from pipeline.testing.stores import Crash, Faults, FaultyStore, disk_full, faulty_os, io_error
 
 

@@ -15,7 +15,7 @@ from pipeline.follow import Ending, Follower
 from pipeline.lease import FOLDER, Holder, held, identify, take
 from pipeline.lifecycle import Status
 from pipeline.servers import ServerRecord, put_server
-from pipeline.store import open_store
+from pipeline.storage.store import open_store
 from pipeline.submission import Submission, put_submission
 from pipeline.testing.jobs import SmallJob, small_job, write_receipt
 

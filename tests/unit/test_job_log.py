@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.checkpoint import JobDirectory
+from pipeline.common.rows import RowCounts
 from pipeline.errors import SchemaDrift
 from pipeline.events import JobEnded, PartitionEnded, notify
 from pipeline.job_log import recorded
 from pipeline.lifecycle import Status
 from pipeline.log_lines import LogReader
-from pipeline.rows import RowCounts
-from pipeline.store import open_store
+from pipeline.storage.store import open_store
 from pipeline.submission import Start, Submission, put_submission
 from pipeline.testing.jobs import small_job, write_receipts
 from pipeline.testing.memory_store import MemoryDisk, MemoryStore

@@ -4,7 +4,7 @@ import gc
 
 import pytest
 
-from pipeline.kept import kept
+from pipeline.common.imports import kept
 
 
 def test_what_is_made_inside_is_not_looked_at_again() -> None:

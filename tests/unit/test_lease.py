@@ -18,9 +18,9 @@ import pytest
 
 from pipeline import lease as lease_module
 from pipeline.errors import DiskFull, Fenced, JobLocked
-from pipeline.files import LocalStore
 from pipeline.lease import Holder, Sight, Verdict, decide, has_ended, held, highest_epoch, identify, look, take
-from pipeline.store import open_store
+from pipeline.storage.local import LocalStore
+from pipeline.storage.store import open_store
 from pipeline.testing.stores import Faults, FaultyStore, disk_full
 
 HOLDER = Holder(3, "a" * 32, "node7", 4711, "", "2026-01-01T12:00:00Z", 30.0)

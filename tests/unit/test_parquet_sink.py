@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.checkpoint import JobDirectory
-from pipeline.digest import digest_bytes
+from pipeline.common.digest import digest_bytes
 from pipeline.errors import DiskFull, OutputConflict, OutputExists, RefusedForSafety, SpecError, StateCorrupt
 from pipeline.manifest import Manifest
 from pipeline.sinks import Published, check, layout, publish, published, swap
@@ -288,9 +288,9 @@ def test_merging_keeps_order_and_large_files(tmp_path: Path) -> None:
 
 
 def test_merging_keeps_types_and_metadata(tmp_path: Path) -> None:
-    from pipeline.files import LocalStore
     from pipeline.manifest import ManifestFile
     from pipeline.sinks.pack import Piece, write_merged
+    from pipeline.storage.local import LocalStore
 
     columns = {
         "kind": pa.array(["a", "b", None]).dictionary_encode(),

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import part_file, partition, reread
+from pipeline.common.rows import RowCounts
 from pipeline.errors import (
     DiskFull,
     InputChanged,
@@ -25,7 +26,6 @@ from pipeline.errors import (
     SchemaDrift,
     StepFailed,
 )
-from pipeline.files import LocalStore
 from pipeline.frames import score_pandas, scored_frame, scored_meta
 from pipeline.model import ModelVersion
 from pipeline.model_ref import ModelRef
@@ -34,8 +34,8 @@ from pipeline.partition import run_partition
 from pipeline.receipt import Receipt
 from pipeline.recipe import ColumnRule, MapRecipe, StageRecipe
 from pipeline.registry import resolve
-from pipeline.rows import RowCounts
 from pipeline.spec_parts import Output
+from pipeline.storage.local import LocalStore
 from pipeline.testing.oracle import FEATURES, Lake, make_lake, oracle
 from pipeline.testing.recipes import make_partition, make_recipe
 

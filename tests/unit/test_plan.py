@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.digest import digest_json
+from pipeline.common.digest import digest_json
+from pipeline.common.rows import InputFile, RowGroup
 from pipeline.errors import DoesNotFit, SchemaDrift, SpecError, StateCorrupt
 from pipeline.memory import ENGINE_BYTES, USABLE, shared_memory
 from pipeline.model import Feature, ModelVersion
 from pipeline.plan import dispatch_order, make_plan
 from pipeline.plan_table import plan_from_table, plan_to_table
 from pipeline.planned import Limits, Plan
-from pipeline.rows import InputFile, RowGroup
 from pipeline.sources import Discovery, discover
 from pipeline.spec import JobSpec
 from pipeline.spec_parts import Source

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from pipeline.common.pickling import quickly_pickled
+from pipeline.common.rows import Fragment, InputFile, RejectedFile, RowCounts, RowGroup
 from pipeline.flavors.outlook import EngineUse
-from pipeline.quick_pickle import quickly_pickled
 from pipeline.receipt import DataFile, FileRows, Receipt, Seconds
-from pipeline.rows import Fragment, InputFile, RejectedFile, RowCounts, RowGroup
 
 EXAMPLES = [
     RowGroup(5, 80, 40, wanted=False),

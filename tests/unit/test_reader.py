@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.common.rows import Fragment
 from pipeline.errors import CorruptInput, InputChanged, MissingInput, SchemaDrift, StorageError
 from pipeline.packing import pack
-from pipeline.rows import Fragment
 from pipeline.sources import discover, read_batches
 from pipeline.sources.opening import open_parquet
 from pipeline.sources.parquet import Discovery, wanted_fragments

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from pipeline.common.rows import RowCounts
 from pipeline.flavors.outlook import EngineUse
 from pipeline.receipt import DataFile, FileRows, Receipt
 from pipeline.receipts import SPOOLED, ReceiptBook, Receipts
-from pipeline.rows import RowCounts
 from pipeline.splits import partition_key
 
 

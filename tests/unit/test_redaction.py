@@ -9,10 +9,18 @@ import pickle
 
 import pytest
 
-from pipeline import redaction
+from pipeline.common import secrets as redaction
+from pipeline.common.references import resolve_reference
+from pipeline.common.secrets import (
+    MASK,
+    mask_streams,
+    masked_logs,
+    redact,
+    redact_error,
+    redact_values,
+    remember_secret,
+)
 from pipeline.errors import InputError
-from pipeline.redaction import MASK, mask_streams, masked_logs, redact, redact_error, redact_values, remember_secret
-from pipeline.references import resolve_reference
 
 SENTINEL = "s3ntinel/9b1f+quo'te"
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from pipeline import redaction, storage
 from pipeline.clusters.tls import certificates_from
+from pipeline.common import secrets as redaction
+from pipeline.common.references import resolve_options, resolve_reference, written_secret
 from pipeline.errors import SpecError
-from pipeline.references import resolve_options, resolve_reference, written_secret
 from pipeline.spec import JobSpec
-from pipeline.storage import options_for, use_storage_options
+from pipeline.storage import urls as storage
+from pipeline.storage.urls import options_for, use_storage_options
 
 SECRET = "correct-horse-battery"
 

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import main
-from pipeline.digest import digest_bytes
+from pipeline.common.digest import digest_bytes
 from pipeline.errors import ConflictError, ModelError, ModelIntegrity, RefusedForSafety, SpecError, StateCorrupt
 from pipeline.model_ref import ModelRef
 from pipeline.models import Registry

@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.checkpoint import JobDirectory
+from pipeline.common.rows import RejectedFile, RowCounts
+from pipeline.common.units import utc_now
 from pipeline.errors import Fenced, StateCorrupt
 from pipeline.gc import sweep_job
 from pipeline.lifecycle import Status
@@ -18,10 +20,8 @@ from pipeline.planned import Partition
 from pipeline.rejects import read_left, summarise
 from pipeline.report import make_report
 from pipeline.rounds import FILES_REJECTED, MODEL_DRIFT, RoundRecord, make_record
-from pipeline.rows import RejectedFile, RowCounts
 from pipeline.splits import halves, split_receipt
 from pipeline.testing.jobs import REASON, SmallJob, open_retry, small_job, write_receipt, write_receipts
-from pipeline.units import utc_now
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from pipeline.lifecycle import Status
 from pipeline.serve import Server, serve
 from pipeline.servers import BEAT_SECONDS, ServerRecord, find_servers, is_served
 from pipeline.settings import Settings
-from pipeline.store import open_store
+from pipeline.storage.store import open_store
 from pipeline.submission import (
     QUEUE,
     Start,

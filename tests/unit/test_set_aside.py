@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.checkpoint import JobDirectory
+from pipeline.common.rows import RowCounts
 from pipeline.errors import CorruptInput, InputChanged, StepFailed, TooManyRejects
 from pipeline.planned import Partition
-from pipeline.rows import RowCounts
 from pipeline.set_aside import open_without
 from pipeline.splits import sub_fragment
 from pipeline.testing.jobs import SmallJob, open_retry, small_job, write_receipt, write_receipts

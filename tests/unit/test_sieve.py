@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.common.rows import InputFile, RejectedFile
 from pipeline.errors import CorruptInput, SchemaDrift, TooManyRejects
-from pipeline.rows import InputFile, RejectedFile
 from pipeline.sources import discover, parse_filter
 from pipeline.sources.sieve import check_file_count, look_again
 from pipeline.spec_parts import Source

@@ -20,7 +20,7 @@ from pipeline.errors import OutputExists, PlanMismatch
 from pipeline.lease import held
 from pipeline.lifecycle import Status
 from pipeline.settings import Settings, load_settings
-from pipeline.store import open_store
+from pipeline.storage.store import open_store
 from pipeline.submission import find_starts, last_submission, note_start, queued_marks
 from pipeline.submit import Submitted, submit, submit_again
 from pipeline.testing.jobs import SmallJob, small_job

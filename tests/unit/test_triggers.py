@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import SpecError, StateCorrupt, StorageError
-from pipeline.files import LocalStore
+from pipeline.storage.local import LocalStore
 from pipeline.testing.stores import Faults, FaultyStore, io_error
 from pipeline.trigger_parts import Arrival, Trigger
 from pipeline.triggers.arrivals import ArrivedFile, decide_arrival, look

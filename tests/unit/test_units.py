@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from pipeline.common.units import format_bytes, format_count, format_seconds, parse_bytes
 from pipeline.errors import SpecError
-from pipeline.units import format_bytes, format_count, format_seconds, parse_bytes
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import write_behind
-from pipeline.files import LocalStore
-from pipeline.write_behind import STRIDE, starter
+from pipeline.storage import write_behind
+from pipeline.storage.local import LocalStore
+from pipeline.storage.write_behind import STRIDE, starter
 
 
 @pytest.fixture

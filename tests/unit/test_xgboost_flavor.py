@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 import xgboost
 
-from pipeline import forks
+from pipeline.common import forkserver as forks
 from pipeline.errors import ModelError, ModelIntegrity, RefusedForSafety, SchemaDrift, SpecError
 from pipeline.flavors import cache, detect, detect_bytes, find_flavor, xgboost_probe
 from pipeline.flavors import xgboost as flavor

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.references import resolve_options
 from pipeline.errors import DiskFull, PipelineError, RefusedForSafety, SpecError, StorageError
-from pipeline.references import resolve_options
 
 Names = list[str]
 """Names in a folder (stores have a method ``list``, which hides the type)."""

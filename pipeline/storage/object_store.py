@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import IO, Any, cast
 
 from pipeline.errors import StorageError, UnsafeStore
-from pipeline.storage import (
+from pipeline.storage.urls import (
     Names,
     as_storage_error,
     check_name,
@@ -32,7 +32,7 @@ _proven_lock = threading.Lock()
 
 
 class ObjectStore:
-    """A store on an fsspec file system with a conditional create. See `pipeline.store.Store`."""
+    """A store on an fsspec file system with a conditional create. See `pipeline.storage.store.Store`."""
 
     is_local = False
 

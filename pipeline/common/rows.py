@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pipeline.quick_pickle import quickly_pickled
+from pipeline.common.pickling import quickly_pickled
 
 
 @quickly_pickled

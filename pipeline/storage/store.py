@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from typing import IO, Any, Protocol
 
-from pipeline.files import LocalStore
-from pipeline.object_store import ObjectStore
-from pipeline.storage import Names, is_local_path, local_path
+from pipeline.storage.local import LocalStore
+from pipeline.storage.object_store import ObjectStore
+from pipeline.storage.urls import Names, is_local_path, local_path
 
 
 class Store(Protocol):

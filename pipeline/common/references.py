@@ -1,7 +1,7 @@
 """References to secrets: ``env:NAME`` and ``file:PATH`` stand where a secret itself must not be written.
 
 They are resolved by the process that uses the secret, a worker for the most part. What they resolve to is known to
-`pipeline.redaction` from then on, so that it turns up in no log, message or report of that process.
+`pipeline.common.secrets` from then on, so that it turns up in no log, message or report of that process.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.secrets import redact, remember_secret, says_secret
 from pipeline.errors import SpecError
-from pipeline.redaction import redact, remember_secret, says_secret
 
 SCHEMES = ("env:", "file:")
 _SECRET_OPTIONS = {"key", "sas", "connection_string", "auth", "authorization"}

@@ -22,7 +22,7 @@ from dask.system import CPU_COUNT
 
 logger = logging.getLogger(__name__)
 
-PRELOADED = ["pipeline.preloaded"]
+PRELOADED = ["pipeline.common.forkserver_preload"]
 ALWAYS = {"OMP_WAIT_POLICY": "PASSIVE", "MALLOC_TRIM_THRESHOLD_": "65536", "PYTHONHASHSEED": "6640"}
 """Variables that libraries and the C library read when they are loaded. The hash seed is the one Dask's nannies set."""
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "ARROW_IO_THREADS")

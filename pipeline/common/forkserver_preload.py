@@ -1,9 +1,9 @@
-"""What the process that workers are forked from imports; see `pipeline.forks`."""
+"""What the process that workers are forked from imports; see `pipeline.common.forkserver`."""
 
 from contextlib import suppress
 from importlib import import_module
 
-from pipeline.kept import kept
+from pipeline.common.imports import kept
 
 with kept():
     for _module in (

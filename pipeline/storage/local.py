@@ -7,7 +7,7 @@ How the exclusive create works (the one verb every commit stands on):
 
 - POSIX file systems, NFS and Lustre: write a unique name, fsync, ``link(2)`` it to the exclusive name, unlink, fsync
   the folder. If the link call errs, the link count of the unique name tells whether it was made all the same.
-- Object stores: see `pipeline.object_store`.
+- Object stores: see `pipeline.storage.object_store`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.errors import UnsafeStore
-from pipeline.storage import Names, check_name, is_unfinished, storage_errors, unique_name
-from pipeline.write_behind import EarlyFile
+from pipeline.storage.urls import Names, check_name, is_unfinished, storage_errors, unique_name
+from pipeline.storage.write_behind import EarlyFile
 
 PRIVATE_FOLDER = 0o700
 PRIVATE_FILE = 0o600
