@@ -22,7 +22,7 @@ from benchmarks.tree import ProcessTree
 from pipeline.events import Callback, JobEnded, PartitionEnded, StageStarted
 from pipeline.runner import run
 from pipeline.settings import load_settings
-from pipeline.spec import JobSpec
+from pipeline.spec.job_spec import JobSpec
 
 
 class Marks(Callback):

@@ -35,7 +35,7 @@ from pipeline.planned import Partition, Plan
 from pipeline.prepare import prepare
 from pipeline.settings import load_settings
 from pipeline.sinks import publish
-from pipeline.spec import JobSpec
+from pipeline.spec.job_spec import JobSpec
 
 SMALL_BYTES = 400_000
 CONTENDERS = {

@@ -30,7 +30,7 @@ from pipeline.planned import Limits, Partition, Plan
 from pipeline.receipt import Receipt
 from pipeline.receipts import ReceiptBook
 from pipeline.sources.parquet import Discovery
-from pipeline.spec import JobSpec
+from pipeline.spec.job_spec import JobSpec
 
 SCHEMA = pa.schema([(f"f{number:02d}", pa.float32()) for number in range(28)])
 

@@ -27,11 +27,11 @@ import pyarrow.parquet as pq
 
 from pipeline.batch_cache import WorkerClass, remember
 from pipeline.events import Callback, PartitionEnded, StageStarted
-from pipeline.model_ref import ModelRef
 from pipeline.registry import resolve
 from pipeline.runner import run
 from pipeline.settings import load_settings
-from pipeline.spec import JobSpec
+from pipeline.spec.job_spec import JobSpec
+from pipeline.spec.model_ref import ModelRef
 from pipeline.storage.store import open_store
 from pipeline.testing.oracle import Lake, make_lake, train_model
 from pipeline.testing.processes import ProcessCluster

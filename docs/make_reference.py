@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.settings import Settings
-from pipeline.spec import json_schema
+from pipeline.spec.job_spec import json_schema
 
 PAGE = Path(__file__).parent / "job-spec.md"
 EXAMPLES: dict[str, dict[str, str]] = {

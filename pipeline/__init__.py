@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pipeline.errors import PipelineError
     from pipeline.models import Registry
     from pipeline.notebook import Job, score
-    from pipeline.spec import JobSpec
+    from pipeline.spec.job_spec import JobSpec
 
 __version__ = "0.1.0"
 __all__ = ["Job", "JobSpec", "PipelineError", "Registry", "__version__", "score"]
@@ -20,7 +20,7 @@ __all__ = ["Job", "JobSpec", "PipelineError", "Registry", "__version__", "score"
 _HOME = {
     "Job": "pipeline.notebook",
     "score": "pipeline.notebook",
-    "JobSpec": "pipeline.spec",
+    "JobSpec": "pipeline.spec.job_spec",
     "Registry": "pipeline.models",
     "PipelineError": "pipeline.errors",
 }

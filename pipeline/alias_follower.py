@@ -13,12 +13,12 @@ from pipeline.job_record import check_job_id
 from pipeline.lease import Lease
 from pipeline.ledger import Ledger
 from pipeline.model import ModelVersion
-from pipeline.model_ref import ModelRef
 from pipeline.planned import Plan
 from pipeline.prepare import check_output, draft, resolve_model
 from pipeline.rounds import MODEL_DRIFT, Round, make_record
 from pipeline.settings import Settings
-from pipeline.spec import JobSpec
+from pipeline.spec.job_spec import JobSpec
+from pipeline.spec.model_ref import ModelRef
 from pipeline.stop import Stop, Why
 from pipeline.storage.store import open_store
 

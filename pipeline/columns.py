@@ -16,8 +16,8 @@ from pipeline.sources.expression import parse_filter
 from pipeline.sources.nodes import typed_scalar
 from pipeline.sources.parquet import Discovery
 from pipeline.sources.types import same_kind
-from pipeline.spec import JobSpec
-from pipeline.spec_parts import ColumnContract
+from pipeline.spec.job_spec import JobSpec
+from pipeline.spec.parts import ColumnContract
 
 _UNNAMED = re.compile(r"f[0-9]+")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.mistakes import shown
-from pipeline.origins import Choice
+from pipeline.spec.diagnostics import shown
+from pipeline.spec.precedence import Choice
 from pipeline.summary import table_text
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from pipeline.errors import ModelChanged, PipelineError
 from pipeline.model import ModelVersion
-from pipeline.model_ref import ModelRef
 from pipeline.registry import ModelRegistry, open_registry
 from pipeline.registry.records import VersionRecord
+from pipeline.spec.model_ref import ModelRef
 
 logger = logging.getLogger(__name__)
 EVENT = "drift"

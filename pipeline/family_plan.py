@@ -8,13 +8,13 @@ from typing import Any
 
 from pipeline.errors import SpecError
 from pipeline.fan_out import ChildValue, child_spec, json_value, slugs, text_of
-from pipeline.mistakes import did_you_mean
 from pipeline.model import ModelVersion
-from pipeline.parameters import PLACEHOLDER
 from pipeline.planned import ChildPlan, Plan
 from pipeline.sources import Discovery
 from pipeline.sources.values import Occurrence, check_count, column_values, key_values, narrow
-from pipeline.spec import JobSpec
+from pipeline.spec.diagnostics import did_you_mean
+from pipeline.spec.job_spec import JobSpec
+from pipeline.spec.parameters import PLACEHOLDER
 
 SEVERAL = "one per child"
 """Stands for the model version of a fan-out whose children have different ones."""

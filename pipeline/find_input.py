@@ -19,8 +19,8 @@ from pipeline.sources.footers import group_marks
 from pipeline.sources.locate import Located, locate
 from pipeline.sources.opening import read_footer
 from pipeline.sources.parquet import Chosen
-from pipeline.spec import JobSpec
-from pipeline.spec_parts import Incremental
+from pipeline.spec.job_spec import JobSpec
+from pipeline.spec.parts import Incremental
 
 
 def find_input(

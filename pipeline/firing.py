@@ -20,13 +20,13 @@ from pipeline.lifecycle import Status
 from pipeline.servers import is_served
 from pipeline.settings import Settings
 from pipeline.sources.locate import fixed_part
-from pipeline.spec import JobSpec
-from pipeline.spec_file import load_spec
+from pipeline.spec.job_spec import JobSpec
+from pipeline.spec.load import load_spec
+from pipeline.spec.triggers import Trigger
 from pipeline.storage.store import open_store
 from pipeline.storage.urls import is_local_path, local_path
 from pipeline.submission import find_key
 from pipeline.submit import start_driver, submit
-from pipeline.trigger_parts import Trigger
 from pipeline.triggers.decide import GONE, Success
 from pipeline.triggers.definitions import DEFAULT_FILE, Watched, load_triggers
 from pipeline.triggers.evaluate import Seen, evaluate

@@ -22,7 +22,7 @@ from pipeline.reread import Versions, read_partition
 from pipeline.row_ledger import RowLedger
 from pipeline.scoring import Scorer
 from pipeline.sources import read_ahead
-from pipeline.spec_parts import Output
+from pipeline.spec.parts import Output
 from pipeline.storage.urls import use_storage_options
 
 FRAME_BATCH_ROWS = 1 << 16

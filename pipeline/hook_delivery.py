@@ -19,7 +19,7 @@ from typing import Any
 from pipeline.common.references import resolve_reference
 from pipeline.common.secrets import redact
 from pipeline.errors import PipelineError
-from pipeline.hook_parts import Hook
+from pipeline.spec.hook_parts import Hook
 
 FIRST_PAUSE = 1.0
 """Seconds before the second attempt; each pause is twice the one before."""

@@ -20,11 +20,11 @@ from pipeline.common.secrets import redact_values
 from pipeline.common.units import iso_time, utc_now
 from pipeline.events import Callback, JobEnded, StatusChanged
 from pipeline.hook_delivery import Attempt, Delivery, Message, deliver
-from pipeline.hook_parts import Hook
 from pipeline.lifecycle import Status
 from pipeline.lineage import Lineage
 from pipeline.settings import Settings
-from pipeline.spec import JobSpec
+from pipeline.spec.hook_parts import Hook
+from pipeline.spec.job_spec import JobSpec
 
 logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 1

@@ -1,4 +1,4 @@
-"""The job spec that ``python -m pipeline init`` writes. A test keeps it in step with `pipeline.spec`."""
+"""The job spec that ``python -m pipeline init`` writes. A test keeps it in step with `pipeline.spec.job_spec`."""
 
 JOB_TEMPLATE = """\
 # A batch inference job. Lines that begin with "# " and a field name are optional; they show the default or an example.

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 import numpy as np
 import pyarrow as pa
 
-from pipeline.model_ref import OutputKind
+from pipeline.spec.model_ref import OutputKind
 
 Task = Literal["binary", "multiclass", "regression", "ranking", "other"]
 FeatureKind = Literal["number", "integer", "indicator", "category"]

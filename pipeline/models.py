@@ -12,12 +12,12 @@ import pandas as pd
 from pipeline.errors import SpecError
 from pipeline.flavors import read_model
 from pipeline.model import ModelVersion
-from pipeline.model_ref import ModelRef
 from pipeline.registry import DEFAULT_ROOT, ModelRegistry, open_registry
 from pipeline.registry.built_in import BuiltInRegistry, Facts
 from pipeline.registry.records import AliasRecord, Checked, ModelSummary, RemovalRecord, VersionRecord
 from pipeline.settings import Settings, load_settings
-from pipeline.spec_file import absolute_path
+from pipeline.spec.load import absolute_path
+from pipeline.spec.model_ref import ModelRef
 
 
 class Registry:

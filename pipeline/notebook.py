@@ -24,7 +24,6 @@ from pipeline.frames import score_pandas, scored_meta
 from pipeline.handle import Handle
 from pipeline.jobs import find_job
 from pipeline.model import ModelVersion
-from pipeline.model_ref import ModelRef
 from pipeline.outputs import prediction_schema
 from pipeline.prepare import Prepared, prepare, resolve_model
 from pipeline.recipe import REJECT_COLUMNS
@@ -32,9 +31,10 @@ from pipeline.rejects import read_left
 from pipeline.report import Report
 from pipeline.runner import resume, retry, run
 from pipeline.settings import Settings, load_settings
-from pipeline.spec import JobSpec
-from pipeline.spec_file import absolute_path, load_spec
-from pipeline.spec_parts import Output
+from pipeline.spec.job_spec import JobSpec
+from pipeline.spec.load import absolute_path, load_spec
+from pipeline.spec.model_ref import ModelRef
+from pipeline.spec.parts import Output
 from pipeline.steps import importable
 from pipeline.submit import submit
 from pipeline.summary import plan_text, summary_text, verification_text

@@ -7,9 +7,9 @@ import pyarrow as pa
 
 from pipeline.errors import ScorerContract, SpecError
 from pipeline.model import ModelVersion
-from pipeline.model_ref import OutputKind
 from pipeline.recipe import REJECT_FILE, REJECT_MESSAGE, REJECT_REASON, REJECT_ROW
-from pipeline.spec_parts import Output
+from pipeline.spec.model_ref import OutputKind
+from pipeline.spec.parts import Output
 
 REJECT_FIELDS = (
     (REJECT_FILE, pa.string()),

@@ -16,7 +16,7 @@ from pipeline.model import ModelVersion
 from pipeline.packing import pack
 from pipeline.planned import Limits, Partition, Plan
 from pipeline.sources.parquet import Discovery, resize, total_bytes
-from pipeline.spec import JobSpec
+from pipeline.spec.job_spec import JobSpec
 
 _UNKNOWN_WIDTH = 32
 """Bytes that are assumed for a value whose type has no fixed width and that no file holds."""

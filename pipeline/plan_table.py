@@ -18,7 +18,7 @@ from pipeline.increment import Progress
 from pipeline.model import Feature, ModelVersion
 from pipeline.planned import ChildPlan, Partition, Plan
 from pipeline.recipe import ColumnRule
-from pipeline.spec import JobSpec
+from pipeline.spec.job_spec import JobSpec
 from pipeline.storage.store import Store
 
 SCHEMA_VERSION = 1

@@ -17,7 +17,7 @@ from pipeline.increment import ALL, Progress
 from pipeline.memory import FLOOR_ROWS, USABLE, shared_memory
 from pipeline.model import ModelVersion
 from pipeline.recipe import ColumnRule, MapRecipe, ScoreRecipe, StageRecipe
-from pipeline.spec import JobSpec
+from pipeline.spec.job_spec import JobSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,6 @@ from pipeline.flavors.outlook import check_engine
 from pipeline.increment import ALL, Progress
 from pipeline.job_record import child_id
 from pipeline.model import ModelVersion
-from pipeline.model_ref import ModelRef
 from pipeline.outputs import prediction_schema
 from pipeline.plan import make_plan
 from pipeline.planned import Limits, Plan
@@ -29,9 +28,10 @@ from pipeline.settings import Settings
 from pipeline.sinks import check
 from pipeline.sources import Discovery, discover, sample_batch
 from pipeline.sources.sieve import check_file_count
-from pipeline.spec import JobSpec
-from pipeline.spec_file import absolute, source_paths
-from pipeline.spec_parts import Sink
+from pipeline.spec.job_spec import JobSpec
+from pipeline.spec.load import absolute, source_paths
+from pipeline.spec.model_ref import ModelRef
+from pipeline.spec.parts import Sink
 from pipeline.storage.urls import is_local_path, local_path, use_storage_options
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.common.digest import digest_json
 from pipeline.model import ModelVersion
-from pipeline.model_ref import Engine, OutputKind
+from pipeline.spec.model_ref import Engine, OutputKind
 
 REJECT_FILE = "_file"
 REJECT_ROW = "_row"

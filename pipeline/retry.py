@@ -33,8 +33,8 @@ from pipeline.sinks import published
 from pipeline.sources import Discovery, SourceBatch, parse_filter, sample_batch
 from pipeline.sources.locate import current_version
 from pipeline.sources.sieve import look_again
-from pipeline.spec import NOT_THE_WORK, JobSpec
-from pipeline.spec_file import absolute
+from pipeline.spec.job_spec import NOT_THE_WORK, JobSpec
+from pipeline.spec.load import absolute
 from pipeline.steps import importable
 from pipeline.why import spec_difference
 

@@ -29,7 +29,7 @@ from pipeline.report import Report, make_report
 from pipeline.retry import Wanted, open_retry
 from pipeline.settings import Settings, load_settings
 from pipeline.sinks import prove
-from pipeline.spec import JobSpec
+from pipeline.spec.job_spec import JobSpec
 from pipeline.steps import importable
 from pipeline.stop import Stop, on_signals
 

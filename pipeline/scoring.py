@@ -24,7 +24,7 @@ from pipeline.memory import next_batch_rows
 from pipeline.model import Predictor
 from pipeline.outputs import REJECT_FIELDS, check_scores, prediction_schema, reject_schema, score_dtype
 from pipeline.recipe import MapRecipe, StageRecipe
-from pipeline.spec_parts import MapStep
+from pipeline.spec.parts import MapStep
 from pipeline.steps import ROW_INDEX, Step, load_steps, run_steps
 
 if TYPE_CHECKING:

@@ -20,10 +20,10 @@ from typing import Any
 import dask.config
 from dask.utils import parse_timedelta
 
-from pipeline.environment import misspelt, setting_variables
 from pipeline.errors import SpecError
-from pipeline.hook_parts import Hook
-from pipeline.origins import Candidate, Choice, Rank, choose
+from pipeline.spec.environment import misspelt, setting_variables
+from pipeline.spec.hook_parts import Hook
+from pipeline.spec.precedence import Candidate, Choice, Rank, choose
 
 logger = logging.getLogger(__name__)
 

@@ -16,13 +16,13 @@ from pipeline.job_record import check_job_id, check_owner, new_job_id
 from pipeline.launch import launch
 from pipeline.lease import Verdict, held
 from pipeline.lifecycle import Status
-from pipeline.origins import Rank
 from pipeline.plan_table import PLAN_FILE, read_plan
 from pipeline.planned import Plan
 from pipeline.prepare import check_output, draft, first_sink
 from pipeline.settings import Settings, setting_names
 from pipeline.sinks import prove
-from pipeline.spec import JobSpec
+from pipeline.spec.job_spec import JobSpec
+from pipeline.spec.precedence import Rank
 from pipeline.steps import importable
 from pipeline.storage.store import Store, open_store
 from pipeline.submission import (

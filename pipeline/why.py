@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.common.rows import InputFile
 from pipeline.flavors.outlook import look_out
 from pipeline.planned import Limits, Plan
-from pipeline.spec import NOT_THE_WORK
+from pipeline.spec.job_spec import NOT_THE_WORK
 
 EVERYTHING = "the job is not incremental: all of its input is scored"
 

@@ -15,12 +15,12 @@ from typing import Any, Protocol
 
 from pipeline.common.plugins import find_adapter
 from pipeline.errors import SpecError
-from pipeline.mistakes import SpecMistakes
-from pipeline.origins import Candidate, Choice, Rank, choose
 from pipeline.planned import Limits
 from pipeline.settings import Settings, setting_names, with_cluster_file
-from pipeline.spec import JobSpec
-from pipeline.strict_yaml import parse_text
+from pipeline.spec.diagnostics import SpecMistakes
+from pipeline.spec.job_spec import JobSpec
+from pipeline.spec.precedence import Candidate, Choice, Rank, choose
+from pipeline.spec.yaml import parse_text
 
 BUILT_IN = {
     "local": "pipeline.clusters.local:LocalProcesses",

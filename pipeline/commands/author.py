@@ -25,8 +25,8 @@ from pipeline.errors import OutputExists, PipelineError
 if TYPE_CHECKING:
     from pipeline.prepare import Prepared
     from pipeline.settings import Settings
-    from pipeline.spec import JobSpec
-    from pipeline.spec_file import LoadedSpec
+    from pipeline.spec.job_spec import JobSpec
+    from pipeline.spec.load import LoadedSpec
 
 PROBED = 4
 """Partitions that ``plan --probe`` scores when no number is given."""
@@ -67,7 +67,7 @@ def validate(
     Does not look at the data: plan does.
     """
     if schema:
-        from pipeline.spec import json_schema
+        from pipeline.spec.job_spec import json_schema
 
         # The schema is itself what a program wants: nothing is put around it.
         click.echo(json.dumps(json_schema(), indent=2))
@@ -116,10 +116,10 @@ def _examine(
 def _checks(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]:
     """What can be checked without the data, each raising what is wrong."""
     from pipeline.clusters import cluster_of
-    from pipeline.parameters import PLACEHOLDER
     from pipeline.prepare import resolve_model
     from pipeline.sinks import find_sink
     from pipeline.sources.expression import parse_filter
+    from pipeline.spec.parameters import PLACEHOLDER
     from pipeline.steps import importable, load_function
 
     if spec.fan_out is not None:

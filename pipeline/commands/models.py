@@ -112,7 +112,7 @@ def list_command(name: str | None, registry: str | None) -> None:
 @output_options
 def show(reference: str, registry: str | None) -> None:
     """Show a version in full, or a model with its versions and the history of its aliases."""
-    from pipeline.model_ref import ModelRef
+    from pipeline.spec.model_ref import ModelRef
 
     kept = _open(registry)
     if reference.startswith("models:"):

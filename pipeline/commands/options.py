@@ -15,7 +15,7 @@ from pipeline.common.secrets import mask_logs, redact, redact_values
 
 if TYPE_CHECKING:
     from pipeline.settings import Settings
-    from pipeline.spec_file import LoadedSpec
+    from pipeline.spec.load import LoadedSpec
 
 SCHEMA_VERSION = 1
 JSON = "pipeline.json"
@@ -73,8 +73,8 @@ def load(target: str, *, overrides: Sequence[str], params: Sequence[str]) -> Loa
 
     :raises SpecError: with every mistake that was found.
     """
-    from pipeline.parameters import given_on_command_line
-    from pipeline.spec_file import load_spec
+    from pipeline.spec.load import load_spec
+    from pipeline.spec.parameters import given_on_command_line
 
     return load_spec(target, overrides=overrides, params=given_on_command_line(params))
 
@@ -160,8 +160,8 @@ def json_text(details: Mapping[str, Any]) -> str:
 
 def settings_for(loaded: LoadedSpec | None = None, **flags: Any) -> Settings:
     """Settings from the flags that were given; the modules of steps are found beside the job spec's file."""
-    from pipeline.origins import Rank
     from pipeline.settings import load_settings
+    from pipeline.spec.precedence import Rank
 
     if loaded is not None:
         flags["import_paths"] = loaded.folders

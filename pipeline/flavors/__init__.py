@@ -13,7 +13,7 @@ from typing import Any, cast
 from pipeline.common.plugins import find_adapter
 from pipeline.flavors.detect import detect, detect_bytes, read_model
 from pipeline.model import ModelVersion, Predict, Predictor
-from pipeline.model_ref import OutputKind
+from pipeline.spec.model_ref import OutputKind
 
 __all__ = ["BUILT_IN", "Flavor", "detect", "detect_bytes", "find_flavor", "read_model"]
 

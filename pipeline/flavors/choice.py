@@ -23,7 +23,7 @@ from pipeline.flavors import find_flavor
 from pipeline.flavors.cache import MODELS, get_predictor
 from pipeline.flavors.outlook import GIVEN_UP, INSTALL, EngineUse, look_out
 from pipeline.model import ModelVersion, Predict, Predictor
-from pipeline.model_ref import Engine, OutputKind
+from pipeline.spec.model_ref import Engine, OutputKind
 from pipeline.trees import kernel_name
 
 SLICE_ROWS = 8192

@@ -10,7 +10,7 @@ from pipeline.common.pickling import quickly_pickled
 from pipeline.errors import ModelError
 from pipeline.flavors import find_flavor
 from pipeline.model import ModelVersion
-from pipeline.model_ref import Engine, OutputKind
+from pipeline.spec.model_ref import Engine, OutputKind
 from pipeline.trees import available
 
 EARNING = 50_000_000

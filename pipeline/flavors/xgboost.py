@@ -19,7 +19,7 @@ from pipeline.errors import ModelError, ModelIntegrity
 from pipeline.flavors import Flavor, matrix
 from pipeline.flavors.xgboost_probe import NO_PACKAGE, first_line, probe
 from pipeline.model import Feature, FeatureKind, ModelVersion, Predict, Task
-from pipeline.model_ref import OutputKind
+from pipeline.spec.model_ref import OutputKind
 from pipeline.trees import TreeEngine, read_xgboost
 from pipeline.trees.objectives import transform_name, unsupported_transform
 from pipeline.trees.ubj import read_ubj

@@ -14,8 +14,8 @@ from typing import Protocol
 
 from pipeline.flavors import detect_bytes, find_flavor, read_model
 from pipeline.model import ModelVersion
-from pipeline.model_ref import ModelRef
 from pipeline.registry.records import AliasRecord, ModelSummary, VersionRecord
+from pipeline.spec.model_ref import ModelRef
 from pipeline.storage.urls import check_url
 
 DEFAULT_ROOT = ".pipeline/models"

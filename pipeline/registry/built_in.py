@@ -17,7 +17,6 @@ from pipeline.common.units import Clock, iso_time, utc_now
 from pipeline.errors import ConflictError
 from pipeline.flavors import detect_bytes, find_flavor
 from pipeline.model import ModelVersion
-from pipeline.model_ref import ModelRef
 from pipeline.registry.audit import audit
 from pipeline.registry.records import (
     AliasRecord,
@@ -34,6 +33,7 @@ from pipeline.registry.records import (
     targets,
 )
 from pipeline.registry.stored import StoredModels, move_place, removal_place, version_place
+from pipeline.spec.model_ref import ModelRef
 from pipeline.storage.store import Store, open_store
 from pipeline.storage.urls import unique_name
 

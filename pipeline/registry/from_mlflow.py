@@ -28,8 +28,8 @@ from pipeline.common.units import iso_time
 from pipeline.errors import InfrastructureError, ModelError, PipelineError, SpecError
 from pipeline.flavors import detect_bytes, find_flavor, read_model
 from pipeline.model import ModelVersion
-from pipeline.model_ref import ModelRef
 from pipeline.registry.records import AliasRecord, ModelSummary, VersionRecord, describe
+from pipeline.spec.model_ref import ModelRef
 from pipeline.storage.store import open_store
 from pipeline.storage.urls import check_name, local_path
 

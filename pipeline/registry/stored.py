@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from pipeline.common.digest import digest_bytes
 from pipeline.errors import ModelError, ModelIntegrity, StateCorrupt
-from pipeline.model_ref import ModelRef
 from pipeline.registry.records import (
     AliasRecord,
     ModelSummary,
@@ -21,6 +20,7 @@ from pipeline.registry.records import (
     check_alias,
     check_model_name,
 )
+from pipeline.spec.model_ref import ModelRef
 from pipeline.storage.store import Store
 
 

@@ -11,7 +11,7 @@ from pipeline.common.plugins import find_adapter
 from pipeline.errors import SpecError
 from pipeline.increment import PublishedWork
 from pipeline.manifest import Manifest
-from pipeline.spec_parts import Sink
+from pipeline.spec.parts import Sink
 from pipeline.storage.store import open_store
 
 BUILT_IN = {"parquet": "pipeline.sinks.parquet:ParquetSink"}

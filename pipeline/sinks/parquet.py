@@ -33,7 +33,7 @@ from pipeline.sinks import Published, PublishedBefore, PublishedFile, checks, la
 from pipeline.sinks.checks import check_content
 from pipeline.sinks.goes_on import check_baseline, clear_abandoned, has_nothing_new, with_inputs
 from pipeline.sinks.guards import check_place, real_place
-from pipeline.spec_parts import Sink
+from pipeline.spec.parts import Sink
 from pipeline.storage.local import LocalStore
 from pipeline.storage.store import Store, open_store
 from pipeline.storage.urls import unique_name

@@ -24,7 +24,7 @@ from pipeline.sources.opening import read_footer
 from pipeline.sources.reader import SourceBatch, read_batches
 from pipeline.sources.sieve import Sifted, input_file, reject, sift
 from pipeline.sources.types import plain_field, same_kind
-from pipeline.spec_parts import Source
+from pipeline.spec.parts import Source
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _PROBED = 16

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pipeline import errors as error_kinds
 from pipeline.checkpoint import JobDirectory
 from pipeline.errors import InfrastructureError, PipelineError, StateCorrupt
-from pipeline.spec import JobSpec
+from pipeline.spec.job_spec import JobSpec
 from pipeline.testing.processes import ProcessCluster
 from pipeline.testing.row_check import Reader, RowDifference, check_rows, read_folder
 from pipeline.testing.sample import sample_job

@@ -11,7 +11,7 @@ from pipeline.planned import Plan
 from pipeline.prepare import prepare
 from pipeline.settings import Settings
 from pipeline.sinks import Published, publish
-from pipeline.spec import JobSpec
+from pipeline.spec.job_spec import JobSpec
 
 
 def plan_inline(spec: JobSpec, *, directory: Path) -> Plan:

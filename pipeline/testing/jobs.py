@@ -29,7 +29,7 @@ from pipeline.rejected import find_rejected
 from pipeline.report import make_report
 from pipeline.rounds import RETRY, Round, make_record
 from pipeline.sinks.parquet import ParquetSink
-from pipeline.spec import JobSpec
+from pipeline.spec.job_spec import JobSpec
 from pipeline.storage.store import Store
 from pipeline.storage.urls import is_local_path
 

@@ -17,7 +17,7 @@ from pipeline.outputs import prediction_schema
 from pipeline.planned import Partition
 from pipeline.recipe import MapRecipe, ScoreRecipe, StageRecipe
 from pipeline.sources import SourceBatch
-from pipeline.spec_parts import Output
+from pipeline.spec.parts import Output
 
 
 def make_recipe(

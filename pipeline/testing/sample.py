@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 from pipeline.common.rows import Fragment, InputFile
 from pipeline.sources import discover, read_batches
 from pipeline.sources.parquet import wanted_fragments
-from pipeline.spec import JobSpec
-from pipeline.spec_file import absolute
+from pipeline.spec.job_spec import JobSpec
+from pipeline.spec.load import absolute
 
 PIECES = 12
 """Row ranges that are drawn, where there are more rows than are wanted."""

@@ -14,9 +14,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from pipeline.errors import SpecError, StorageError
+from pipeline.spec.triggers import Arrival, Trigger
 from pipeline.testing.memory_store import MemoryDisk, MemoryStore
 from pipeline.testing.stores import Crash
-from pipeline.trigger_parts import Arrival, Trigger
 from pipeline.triggers.arrivals import ArrivedFile
 from pipeline.triggers.decide import Success
 from pipeline.triggers.evaluate import evaluate

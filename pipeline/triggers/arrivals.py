@@ -12,8 +12,8 @@ from pipeline.common.units import format_seconds, parse_bytes, parse_seconds
 from pipeline.errors import MissingInput
 from pipeline.sources.locate import Located, fixed_part, locate
 from pipeline.sources.opening import read_footer
+from pipeline.spec.triggers import Arrival
 from pipeline.storage.urls import file_system, is_local_path, local_path, storage_errors
-from pipeline.trigger_parts import Arrival
 
 
 @dataclass(frozen=True, slots=True)

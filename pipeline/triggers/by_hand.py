@@ -7,7 +7,7 @@ from datetime import date, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
 from pipeline.errors import SpecError
-from pipeline.trigger_parts import Trigger
+from pipeline.spec.triggers import Trigger
 from pipeline.triggers.arrivals import ArrivedFile
 from pipeline.triggers.evaluate import record
 from pipeline.triggers.log import Log

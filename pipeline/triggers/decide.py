@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from pipeline.common.digest import digest_json
-from pipeline.trigger_parts import Trigger
+from pipeline.spec.triggers import Trigger
 from pipeline.triggers.arrivals import ArrivedFile, decide_arrival, fired_id
 from pipeline.triggers.schedule import firing_id, instants
 from pipeline.triggers.state import Entry, Firing, Open, SeenFile, State, from_text, to_text

@@ -11,11 +11,11 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from pipeline.errors import SpecError
-from pipeline.mistakes import Document, Mistake, SpecMistakes, did_you_mean
-from pipeline.spec_parts import Part
-from pipeline.spec_text import read_document
-from pipeline.trigger_parts import JobTrigger, Trigger, TriggerList
-from pipeline.validation import mistakes_of
+from pipeline.spec.diagnostics import Document, Mistake, SpecMistakes, did_you_mean
+from pipeline.spec.document import read_document
+from pipeline.spec.parts import Part
+from pipeline.spec.triggers import JobTrigger, Trigger, TriggerList
+from pipeline.spec.validation import mistakes_of
 
 DEFAULT_FILE = "triggers.yaml"
 

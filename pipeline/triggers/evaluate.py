@@ -10,7 +10,7 @@ from typing import Protocol
 
 from pipeline.common.secrets import redact
 from pipeline.errors import InfrastructureError, PipelineError, StorageError
-from pipeline.trigger_parts import Trigger
+from pipeline.spec.triggers import Trigger
 from pipeline.triggers import arrivals
 from pipeline.triggers.arrivals import ArrivedFile
 from pipeline.triggers.decide import REFUSED, Decision, Success, View, decide, may_submit

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 from cronsim import CronSim
 
 from pipeline.common.units import parse_seconds
-from pipeline.trigger_parts import Trigger
+from pipeline.spec.triggers import Trigger
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _HOUR = timedelta(hours=1)

@@ -12,10 +12,10 @@ import pytest
 from pipeline.common.digest import digest_bytes
 from pipeline.errors import ModelError, RefusedForSafety, SpecError
 from pipeline.flavors import read_model
-from pipeline.model_ref import ModelRef
 from pipeline.models import Registry
 from pipeline.registry import ModelRegistry, open_registry
 from pipeline.registry.built_in import BuiltInRegistry, Facts
+from pipeline.spec.model_ref import ModelRef
 from pipeline.testing.oracle import FEATURES, train_model
 from pipeline.testing.s3 import S3
 

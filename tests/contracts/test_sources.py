@@ -16,7 +16,7 @@ import pytest
 from pipeline.errors import CorruptInput, InputChanged, MissingInput
 from pipeline.sources import Discovery, discover, read_batches, reader
 from pipeline.sources.parquet import wanted_fragments
-from pipeline.spec_parts import Source
+from pipeline.spec.parts import Source
 from pipeline.storage.store import Store, open_store
 from pipeline.testing.s3 import S3
 

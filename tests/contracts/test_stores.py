@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.errors import RefusedForSafety, SpecError, StorageError, UnsafeStore
 from pipeline.flavors import read_model
-from pipeline.spec import JobSpec
+from pipeline.spec.job_spec import JobSpec
 from pipeline.storage.local import LocalStore
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.store import Store, open_store

@@ -18,7 +18,7 @@ from pipeline.cli import main
 from pipeline.clusters import find_cluster
 from pipeline.errors import Interrupted, PipelineError
 from pipeline.settings import load_settings
-from pipeline.spec import JobSpec
+from pipeline.spec.job_spec import JobSpec
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

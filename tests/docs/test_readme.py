@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.demo import JOB_YAML, make_demo
-from pipeline.spec import JobSpec
+from pipeline.spec.job_spec import JobSpec
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -19,7 +19,7 @@ from pipeline.jobs import find_job
 from pipeline.report import Report
 from pipeline.runner import run
 from pipeline.settings import Settings, load_settings
-from pipeline.spec import JobSpec
+from pipeline.spec.job_spec import JobSpec
 from pipeline.testing.oracle import Lake
 from pipeline.testing.processes import ProcessCluster, wait_until
 from pipeline.verify import verify

@@ -15,7 +15,7 @@ from pipeline.errors import DiskFull
 from pipeline.jobs import find_job, list_jobs
 from pipeline.runner import resume, run
 from pipeline.settings import Settings, load_settings
-from pipeline.spec import JobSpec
+from pipeline.spec.job_spec import JobSpec
 from pipeline.testing.oracle import Lake, make_lake, oracle
 from pipeline.testing.processes import ProcessCluster
 from pipeline.testing.row_check import read_folder

@@ -16,7 +16,7 @@ from pipeline.errors import InputChanged, OutputConflict, PipelineError, SpecErr
 from pipeline.plan_table import plan_from_table, plan_to_table
 from pipeline.sinks import PublishedFile, layout
 from pipeline.sinks.goes_on import with_inputs
-from pipeline.spec import JobSpec
+from pipeline.spec.job_spec import JobSpec
 from pipeline.testing.inline import plan_inline, publish_inline, score_inline
 from pipeline.testing.oracle import make_table, oracle, train_model
 from pipeline.testing.stores import Crash, Faults, faulty_os

@@ -14,11 +14,11 @@ import pytest
 
 from pipeline.errors import PartitionStuck, StepFailed
 from pipeline.isolation import PIECES, Isolation, Streak, cut, resident_bytes
-from pipeline.model_ref import ModelRef
 from pipeline.partition import run_partition
 from pipeline.receipt import Receipt
 from pipeline.recipe import MapRecipe, StageRecipe
 from pipeline.registry import resolve
+from pipeline.spec.model_ref import ModelRef
 from pipeline.testing.oracle import Lake, make_lake, oracle
 from pipeline.testing.recipes import make_partition, make_recipe
 

@@ -14,8 +14,8 @@ import pytest
 
 from pipeline.errors import PipelineError
 from pipeline.flavors import xgboost as flavor
-from pipeline.model_ref import ModelRef
 from pipeline.registry.built_in import BuiltInRegistry, Facts
+from pipeline.spec.model_ref import ModelRef
 from pipeline.testing.memory_store import MemoryDisk, MemoryStore
 from pipeline.testing.oracle import train_model
 from pipeline.testing.s3 import S3

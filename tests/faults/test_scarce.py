@@ -16,10 +16,10 @@ from faulty_jobs import Job, again
 
 from pipeline.batch_cache import WorkerClass, file_name, recall
 from pipeline.errors import NoWorkers
-from pipeline.model_ref import ModelRef
 from pipeline.registry import resolve
 from pipeline.runner import resume, run
 from pipeline.settings import load_settings
+from pipeline.spec.model_ref import ModelRef
 from pipeline.storage.store import open_store
 from pipeline.testing.oracle import Lake, make_lake, oracle
 from pipeline.testing.processes import ProcessCluster

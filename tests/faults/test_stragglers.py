@@ -17,8 +17,8 @@ from faulty_jobs import Job, stopped
 
 from pipeline import progress
 from pipeline.batch_cache import WorkerClass, file_name
-from pipeline.model_ref import ModelRef
 from pipeline.registry import resolve
+from pipeline.spec.model_ref import ModelRef
 from pipeline.testing.oracle import Lake, make_lake, oracle
 from pipeline.testing.processes import ProcessCluster, wait_until
 

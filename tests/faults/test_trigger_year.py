@@ -15,9 +15,9 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from pipeline.spec.triggers import Arrival, Trigger
 from pipeline.testing.memory_store import MemoryDisk
 from pipeline.testing.trigger_world import World
-from pipeline.trigger_parts import Arrival, Trigger
 from pipeline.triggers.arrivals import ArrivedFile
 from pipeline.triggers.decide import SUCCEEDED
 from pipeline.triggers.schedule import firing_id, instants

@@ -12,11 +12,11 @@ import pytest
 
 from pipeline import part_file
 from pipeline.common.digest import digest_bytes
-from pipeline.model_ref import ModelRef
 from pipeline.partition import run_partition
 from pipeline.receipt import Receipt
 from pipeline.recipe import ColumnRule
 from pipeline.registry import resolve
+from pipeline.spec.model_ref import ModelRef
 from pipeline.testing.oracle import FEATURES, make_lake, oracle
 from pipeline.testing.recipes import make_partition, make_recipe
 from pipeline.testing.stores import Crash, Faults, faulty_os

@@ -11,7 +11,7 @@ from distributed import Client
 
 from pipeline.clusters.local import LocalProcesses
 from pipeline.settings import Settings, load_settings
-from pipeline.spec import JobSpec
+from pipeline.spec.job_spec import JobSpec
 from pipeline.testing.oracle import Lake
 
 

@@ -22,7 +22,7 @@ from pipeline.registry.built_in import BuiltInRegistry, Facts
 from pipeline.report import Report
 from pipeline.runner import resume, run
 from pipeline.settings import Settings
-from pipeline.spec import JobSpec
+from pipeline.spec.job_spec import JobSpec
 from pipeline.testing.oracle import FEATURES, Lake, make_lake, make_table, oracle, train_model
 from pipeline.verify import verify
 

@@ -14,7 +14,7 @@ from pipeline.errors import ModelError
 from pipeline.jobs import find_job
 from pipeline.runner import run
 from pipeline.settings import Settings
-from pipeline.spec import JobSpec
+from pipeline.spec.job_spec import JobSpec
 from pipeline.summary import summary_text
 from pipeline.testing.oracle import Lake, oracle
 from pipeline.verify import verify

@@ -29,7 +29,7 @@ from pipeline.rejects import summarise
 from pipeline.report import make_report
 from pipeline.runner import resume, run
 from pipeline.settings import Settings
-from pipeline.spec import JobSpec
+from pipeline.spec.job_spec import JobSpec
 from pipeline.summary import summary_text
 from pipeline.testing.oracle import make_table, oracle, train_model
 from pipeline.verify import verify

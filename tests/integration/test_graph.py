@@ -16,7 +16,7 @@ from pipeline import graph
 from pipeline.frames import scored_meta
 from pipeline.prepare import prepare
 from pipeline.settings import Settings
-from pipeline.spec import JobSpec
+from pipeline.spec.job_spec import JobSpec
 from pipeline.tasks import make_tasks
 from pipeline.testing.oracle import FEATURES, Lake, oracle
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.spec import JobSpec
+from pipeline.spec.job_spec import JobSpec
 from pipeline.testing.inline import plan_inline, publish_inline, score_inline
 from pipeline.testing.oracle import make_table, oracle
 from pipeline.testing.s3 import S3

@@ -19,7 +19,7 @@ from pipeline.errors import InputChanged, OutputExists, PipelineError, PlanMisma
 from pipeline.jobs import find_job
 from pipeline.runner import resume, run
 from pipeline.settings import Settings
-from pipeline.spec import JobSpec
+from pipeline.spec.job_spec import JobSpec
 from pipeline.testing.oracle import Lake, make_lake, make_table, oracle
 from pipeline.verify import verify
 

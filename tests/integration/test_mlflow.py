@@ -21,11 +21,11 @@ import pytest
 from pipeline.errors import InfrastructureError, ModelChanged
 from pipeline.events import Callback, PartitionEnded
 from pipeline.isolated import die_with_parent
-from pipeline.model_ref import ModelRef
 from pipeline.registry import open_registry
 from pipeline.runner import resume, run
 from pipeline.settings import Settings
-from pipeline.spec import JobSpec
+from pipeline.spec.job_spec import JobSpec
+from pipeline.spec.model_ref import ModelRef
 from pipeline.testing.oracle import Lake, make_lake, oracle, train_model
 from pipeline.testing.processes import wait_until
 

@@ -13,7 +13,7 @@ from pipeline.prepare import prepare
 from pipeline.probing import probe_plan
 from pipeline.runner import resume
 from pipeline.settings import Settings
-from pipeline.spec import JobSpec
+from pipeline.spec.job_spec import JobSpec
 from pipeline.testing.oracle import make_lake, oracle
 
 

@@ -18,7 +18,7 @@ from pipeline.jobs import find_job
 from pipeline.report import Report
 from pipeline.runner import resume, retry, run
 from pipeline.settings import Settings
-from pipeline.spec import JobSpec
+from pipeline.spec.job_spec import JobSpec
 from pipeline.testing.jobs import read_output
 from pipeline.testing.oracle import Lake, make_table, oracle, train_model
 from pipeline.verify import verify

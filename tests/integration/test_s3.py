@@ -29,7 +29,7 @@ from pipeline.runner import resume, retry, run
 from pipeline.serve import Server
 from pipeline.settings import Settings
 from pipeline.sinks import publish
-from pipeline.spec import JobSpec
+from pipeline.spec.job_spec import JobSpec
 from pipeline.submission import queued_marks
 from pipeline.submit import submit
 from pipeline.tasks import make_tasks

@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.spec.triggers import Arrival, Trigger
 from pipeline.testing.s3 import S3
-from pipeline.trigger_parts import Arrival, Trigger
 from pipeline.triggers.arrivals import decide_arrival, look
 from pipeline.triggers.evaluate import evaluate
 from pipeline.triggers.log import open_log

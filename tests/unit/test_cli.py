@@ -23,8 +23,8 @@ from pipeline.common.rows import RowCounts
 from pipeline.errors import Interrupted, OutputExists, TooManyRejects
 from pipeline.events import Callback, PartitionEnded, StageStarted, StatusChanged, notify
 from pipeline.job_template import JOB_TEMPLATE
-from pipeline.spec import JobSpec
-from pipeline.spec_parts import ColumnContract, Errors, MapStep, Output, Score, Sink, Source
+from pipeline.spec.job_spec import JobSpec
+from pipeline.spec.parts import ColumnContract, Errors, MapStep, Output, Score, Sink, Source
 
 JOB = """\
 name: churn

@@ -14,7 +14,7 @@ import pytest
 from pipeline.demo import BAD_ROWS, COUNTRIES, FEATURES, PLANS, make_customers, make_demo, spoil
 from pipeline.demo_features import build
 from pipeline.errors import OutputExists, RefusedForSafety
-from pipeline.spec import JobSpec
+from pipeline.spec.job_spec import JobSpec
 
 ROWS = 5_000
 

@@ -12,8 +12,8 @@ from pipeline import drift
 from pipeline.drift import LONGEST_WAIT, AliasWatch, Move, drift_warnings, hard_coded, move_of
 from pipeline.errors import ModelError
 from pipeline.model import Feature, ModelVersion
-from pipeline.model_ref import ModelRef
 from pipeline.registry.records import VersionRecord
+from pipeline.spec.model_ref import ModelRef
 from pipeline.stop import Stop, Why
 
 CHAMPION = "models:/churn@champion"

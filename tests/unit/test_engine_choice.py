@@ -22,7 +22,6 @@ from pipeline.flavors import xgboost as flavor
 from pipeline.flavors.choice import Choice, Evaluator, forget_choices, get_evaluator
 from pipeline.flavors.outlook import EARNING, EngineUse, check_engine, look_out, obstacles
 from pipeline.model import ModelVersion, Predict
-from pipeline.model_ref import ModelRef, OutputKind
 from pipeline.partition import run_partition
 from pipeline.planned import Limits
 from pipeline.receipt import Receipt
@@ -30,7 +29,8 @@ from pipeline.recipe import ScoreRecipe
 from pipeline.registry import resolve
 from pipeline.report import make_report
 from pipeline.resample import _near
-from pipeline.spec import JobSpec, json_schema
+from pipeline.spec.job_spec import JobSpec, json_schema
+from pipeline.spec.model_ref import ModelRef, OutputKind
 from pipeline.summary import plan_text, summary_text
 from pipeline.testing.jobs import small_job, write_receipts
 from pipeline.testing.oracle import FEATURES, Lake, make_table, train_model

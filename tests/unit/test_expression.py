@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pipeline.errors import SpecError
 from pipeline.sources import discover, parse_filter
 from pipeline.sources.pruning import Bounds
-from pipeline.spec_parts import Source
+from pipeline.spec.parts import Source
 
 NAN = float("nan")
 TABLE = pa.table(

@@ -19,13 +19,13 @@ from pipeline.family_plan import SEVERAL
 from pipeline.fan_out import HIVE_NULL, LONGEST_SLUG, child_spec, condition, folder_of, slugs
 from pipeline.jobs import find_job, list_jobs, parent_of
 from pipeline.lifecycle import Status
-from pipeline.mistakes import SpecMistakes
 from pipeline.plan_table import plan_from_table, plan_to_table
 from pipeline.prepare import prepare
 from pipeline.settings import Settings
 from pipeline.sources import parse_filter
 from pipeline.sources.locate import locate
-from pipeline.spec import JobSpec
+from pipeline.spec.diagnostics import SpecMistakes
+from pipeline.spec.job_spec import JobSpec
 from pipeline.stop import Why
 from pipeline.summary import plan_text
 from pipeline.testing.oracle import make_table, train_model

@@ -20,9 +20,9 @@ from pipeline.errors import SpecError
 from pipeline.firing import TriggerJobs, TriggerWatch, filled_params, spec_of, submission_key, trigger_hook
 from pipeline.lifecycle import Status
 from pipeline.settings import Settings
+from pipeline.spec.triggers import Arrival, Trigger
 from pipeline.submit import submit
 from pipeline.testing.jobs import SmallJob, small_job, write_receipts
-from pipeline.trigger_parts import Arrival, Trigger
 from pipeline.triggers.by_hand import backfill_instants
 from pipeline.triggers.decide import GONE
 from pipeline.triggers.definitions import Watched

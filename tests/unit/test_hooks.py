@@ -23,14 +23,14 @@ from pipeline.checkpoint import JobDirectory
 from pipeline.errors import SpecError
 from pipeline.events import JobEnded, notify
 from pipeline.hook_delivery import Attempt, is_final_status, pause
-from pipeline.hook_parts import Hook
 from pipeline.hooks import hooked, hooks_of
 from pipeline.lifecycle import Status
 from pipeline.lineage import dataset_of
-from pipeline.mistakes import SpecMistakes
 from pipeline.report import make_report
 from pipeline.settings import Settings, load_settings
-from pipeline.spec import JobSpec
+from pipeline.spec.diagnostics import SpecMistakes
+from pipeline.spec.hook_parts import Hook
+from pipeline.spec.job_spec import JobSpec
 from pipeline.testing.jobs import small_job, write_receipts
 
 SECRET = "sentinel-5b8e-hook-secret"

@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import RefusedForSafety, SpecError
-from pipeline.mistakes import SpecMistakes
-from pipeline.origins import Candidate, Rank, choose
-from pipeline.parameters import Given, convert, given_on_command_line
-from pipeline.placeholders import Values, escape, fill_text, names_in
-from pipeline.spec import JobSpec
-from pipeline.spec_file import LoadedSpec, load_spec
-from pipeline.spec_parts import Score, ScoreStep
+from pipeline.spec.diagnostics import SpecMistakes
+from pipeline.spec.job_spec import JobSpec
+from pipeline.spec.load import LoadedSpec, load_spec
+from pipeline.spec.parameters import Given, convert, given_on_command_line
+from pipeline.spec.parts import Score, ScoreStep
+from pipeline.spec.placeholders import Values, escape, fill_text, names_in
+from pipeline.spec.precedence import Candidate, Rank, choose
 
 JOB = """\
 name: churn-${params.country}

@@ -19,7 +19,7 @@ from pipeline.errors import DiskFull, OutputConflict, OutputExists, RefusedForSa
 from pipeline.manifest import Manifest
 from pipeline.sinks import Published, check, layout, publish, published, swap
 from pipeline.sinks.parquet import ParquetSink
-from pipeline.spec_parts import Sink
+from pipeline.spec.parts import Sink
 from pipeline.testing.jobs import SmallJob, read_output, small_job, write_receipts
 from pipeline.testing.stores import disk_full
 

@@ -15,7 +15,7 @@ from pipeline.errors import CorruptInput, MissingInput, PipelineError, SchemaDri
 from pipeline.sources import discover, read_batches, resize, sample_batch
 from pipeline.sources.locate import locate
 from pipeline.sources.parquet import Discovery, wanted_fragments
-from pipeline.spec_parts import Source
+from pipeline.spec.parts import Source
 
 
 def write(path: Path, table: pa.Table | None = None, **options) -> Path:

@@ -28,13 +28,13 @@ from pipeline.errors import (
 )
 from pipeline.frames import score_pandas, scored_frame, scored_meta
 from pipeline.model import ModelVersion
-from pipeline.model_ref import ModelRef
 from pipeline.part_file import dictionary_columns
 from pipeline.partition import run_partition
 from pipeline.receipt import Receipt
 from pipeline.recipe import ColumnRule, MapRecipe, StageRecipe
 from pipeline.registry import resolve
-from pipeline.spec_parts import Output
+from pipeline.spec.model_ref import ModelRef
+from pipeline.spec.parts import Output
 from pipeline.storage.local import LocalStore
 from pipeline.testing.oracle import FEATURES, Lake, make_lake, oracle
 from pipeline.testing.recipes import make_partition, make_recipe

@@ -21,8 +21,8 @@ from pipeline.plan import dispatch_order, make_plan
 from pipeline.plan_table import plan_from_table, plan_to_table
 from pipeline.planned import Limits, Plan
 from pipeline.sources import Discovery, discover
-from pipeline.spec import JobSpec
-from pipeline.spec_parts import Source
+from pipeline.spec.job_spec import JobSpec
+from pipeline.spec.parts import Source
 from pipeline.why import difference, plan_summary
 
 GIB = 1 << 30

@@ -22,7 +22,7 @@ from pipeline.packing import pack
 from pipeline.sources import discover, read_batches
 from pipeline.sources.opening import open_parquet
 from pipeline.sources.parquet import Discovery, wanted_fragments
-from pipeline.spec_parts import Source
+from pipeline.spec.parts import Source
 
 
 def lake(folder: Path, *tables: pa.Table, row_group_size: int = 100, filter: str | None = None) -> Discovery:
@@ -273,7 +273,7 @@ import sys, pyarrow as pa
 from pipeline.sources import discover, read_batches
 from pipeline.sources.opening import open_parquet
 from pipeline.sources.parquet import wanted_fragments
-from pipeline.spec import Source
+from pipeline.spec.job_spec import Source
 found = discover(Source(path=sys.argv[1]))
 fragments = list(wanted_fragments(found.files[0]))
 rows = sum(b.table.num_rows for b in read_batches(

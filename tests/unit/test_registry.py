@@ -13,10 +13,10 @@ from click.testing import CliRunner
 from pipeline.cli import main
 from pipeline.common.digest import digest_bytes
 from pipeline.errors import ConflictError, ModelError, ModelIntegrity, RefusedForSafety, SpecError, StateCorrupt
-from pipeline.model_ref import ModelRef
 from pipeline.models import Registry
 from pipeline.registry.built_in import BuiltInRegistry, Facts
 from pipeline.registry.records import AliasRecord, VersionRecord, previous_target, targets
+from pipeline.spec.model_ref import ModelRef
 from pipeline.testing.oracle import train_model
 
 

@@ -11,7 +11,6 @@ import pytest
 from pipeline.checkpoint import JobDirectory
 from pipeline.errors import OutputConflict, PipelineError, SpecError, StepFailed
 from pipeline.lifecycle import Status
-from pipeline.model_ref import ModelRef
 from pipeline.outputs import prediction_schema
 from pipeline.partition import run_partition
 from pipeline.plan import make_plan
@@ -24,7 +23,8 @@ from pipeline.scoring import frame_schema
 from pipeline.settings import load_settings
 from pipeline.sinks import publish
 from pipeline.sources import discover, sample_batch
-from pipeline.spec import JobSpec
+from pipeline.spec.job_spec import JobSpec
+from pipeline.spec.model_ref import ModelRef
 from pipeline.steps import load_steps
 from pipeline.testing.oracle import Lake, train_model
 

@@ -16,7 +16,7 @@ from pipeline.outputs import prediction_schema, reject_schema
 from pipeline.recipe import REJECT_COLUMNS, ColumnRule, MapRecipe
 from pipeline.scoring import FLOOR_ROWS, ScoredBatch, Scorer, frame_schema
 from pipeline.sources import SourceBatch
-from pipeline.spec_parts import Output
+from pipeline.spec.parts import Output
 from pipeline.steps import Step
 from pipeline.testing.recipes import make_batch, make_recipe
 

@@ -13,9 +13,9 @@ import pytest
 from pipeline.clusters import cluster_choice, find_cluster, settings_of, site_settings
 from pipeline.clusters.local import LocalProcesses
 from pipeline.errors import SpecError
-from pipeline.origins import Rank
 from pipeline.settings import Settings, load_settings, with_cluster_file
-from pipeline.spec import JobSpec
+from pipeline.spec.job_spec import JobSpec
+from pipeline.spec.precedence import Rank
 
 SOURCES = ["dask.config", "cluster file", "environment", "flag"]
 VALUES = {

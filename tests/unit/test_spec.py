@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.errors import SpecError
-from pipeline.mistakes import SpecMistakes
-from pipeline.spec import JobSpec, json_schema
-from pipeline.spec_parts import ColumnContract, MapStep, Score, ScoreStep
+from pipeline.spec.diagnostics import SpecMistakes
+from pipeline.spec.job_spec import JobSpec, json_schema
+from pipeline.spec.parts import ColumnContract, MapStep, Score, ScoreStep
 
 README_EXAMPLE = """\
 name: churn-nightly

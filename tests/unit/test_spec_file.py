@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import PipelineError, RefusedForSafety, SpecError
-from pipeline.mistakes import SpecMistakes
-from pipeline.spec import JobSpec
-from pipeline.spec_file import load_spec
-from pipeline.spec_text import dump_text, read_document
-from pipeline.strict_yaml import MAX_BYTES
+from pipeline.spec.diagnostics import SpecMistakes
+from pipeline.spec.document import dump_text, read_document
+from pipeline.spec.job_spec import JobSpec
+from pipeline.spec.load import load_spec
+from pipeline.spec.yaml import MAX_BYTES
 
 JOB = """\
 name: churn

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import SpecError, StateCorrupt, StorageError
+from pipeline.spec.triggers import Arrival, Trigger
 from pipeline.storage.local import LocalStore
 from pipeline.testing.stores import Faults, FaultyStore, io_error
-from pipeline.trigger_parts import Arrival, Trigger
 from pipeline.triggers.arrivals import ArrivedFile, decide_arrival, look
 from pipeline.triggers.decide import REFUSED, Success, View, decide
 from pipeline.triggers.definitions import find_trigger, load_triggers

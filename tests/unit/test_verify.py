@@ -15,7 +15,6 @@ import pytest
 
 from pipeline.checkpoint import JobDirectory
 from pipeline.lifecycle import Status
-from pipeline.model_ref import ModelRef
 from pipeline.outputs import prediction_schema
 from pipeline.partition import run_partition
 from pipeline.plan import make_plan
@@ -26,7 +25,8 @@ from pipeline.resample import same_values
 from pipeline.rounds import make_record
 from pipeline.sinks import publish
 from pipeline.sources import discover
-from pipeline.spec import JobSpec
+from pipeline.spec.job_spec import JobSpec
+from pipeline.spec.model_ref import ModelRef
 from pipeline.testing.jobs import open_retry
 from pipeline.testing.oracle import Lake, oracle
 from pipeline.verify import Verification, verify

@@ -24,10 +24,10 @@ from pipeline.flavors import cache, detect, detect_bytes, find_flavor, xgboost_p
 from pipeline.flavors import xgboost as flavor
 from pipeline.flavors.matrix import encode
 from pipeline.model import Feature, ModelVersion
-from pipeline.model_ref import ModelRef
 from pipeline.outputs import prediction_schema
 from pipeline.registry import resolve
-from pipeline.spec_parts import Output
+from pipeline.spec.model_ref import ModelRef
+from pipeline.spec.parts import Output
 
 ROWS = 300
 RNG = np.random.default_rng(3)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline.mistakes import Document, FieldPath
-from pipeline.origins import Choice
-from pipeline.parameters import Given, settle
-from pipeline.placeholders import RUN_DATE, Filling, Values
+from pipeline.spec.diagnostics import Document, FieldPath
+from pipeline.spec.parameters import Given, settle
+from pipeline.spec.placeholders import RUN_DATE, Filling, Values
+from pipeline.spec.precedence import Choice
 
 OWN_SECTIONS = ("params", "run", "fan_out")
 """Sections that are not full of placeholders of children, whatever else is."""

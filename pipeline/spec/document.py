@@ -15,12 +15,12 @@ from typing import Any, NoReturn
 
 import yaml
 
-from pipeline.environment import Variable, spec_variables
 from pipeline.errors import SpecError
-from pipeline.mistakes import IN_PYTHON, Document, FieldPath, Mistake, Place, dotted
-from pipeline.origins import Candidate, Rank
+from pipeline.spec.diagnostics import IN_PYTHON, Document, FieldPath, Mistake, Place, dotted
+from pipeline.spec.environment import Variable, spec_variables
+from pipeline.spec.precedence import Candidate, Rank
+from pipeline.spec.yaml import MAX_BYTES, parse_text
 from pipeline.storage.urls import file_system, storage_errors
-from pipeline.strict_yaml import MAX_BYTES, parse_text
 
 
 def read_document(

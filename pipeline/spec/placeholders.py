@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from pipeline.common.secrets import redact
 from pipeline.errors import RefusedForSafety, SpecError
-from pipeline.mistakes import Document, FieldPath, Mistake, did_you_mean, dotted, shown
+from pipeline.spec.diagnostics import Document, FieldPath, Mistake, did_you_mean, dotted, shown
 
 FAN_OUT_VALUE = "fan_out.value"
 RUN_DATE = "run.date"

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import yaml
 
 from pipeline.errors import RefusedForSafety, SpecError
-from pipeline.mistakes import Document, FieldPath, Mistake, Place, SpecMistakes
+from pipeline.spec.diagnostics import Document, FieldPath, Mistake, Place, SpecMistakes
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 40

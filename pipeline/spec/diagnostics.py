@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.common.secrets import redact
 from pipeline.errors import SpecError
-from pipeline.origins import Candidate, Rank
+from pipeline.spec.precedence import Candidate, Rank
 
 FieldPath = tuple[str | int, ...]
 """Keys and list positions that lead to a value of a spec."""

@@ -13,12 +13,12 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError
 from pydantic_core import PydanticCustomError
 
 from pipeline.common.digest import digest_json
-from pipeline.filled import OWN_SECTIONS, fill_in
-from pipeline.hook_parts import Hook
-from pipeline.mistakes import IN_PYTHON, Document, Mistake, SpecMistakes, did_you_mean
-from pipeline.parameters import PARAM_PATTERN, Given, given_in_python
-from pipeline.placeholders import escape
-from pipeline.spec_parts import (
+from pipeline.spec.diagnostics import IN_PYTHON, Document, Mistake, SpecMistakes, did_you_mean
+from pipeline.spec.document import dump_text, read_document
+from pipeline.spec.filled import OWN_SECTIONS, fill_in
+from pipeline.spec.hook_parts import Hook
+from pipeline.spec.parameters import PARAM_PATTERN, Given, given_in_python
+from pipeline.spec.parts import (
     ColumnContract,
     Errors,
     FanOut,
@@ -38,9 +38,9 @@ from pipeline.spec_parts import (
     StorageOptions,
     UrlBeginning,
 )
-from pipeline.spec_text import dump_text, read_document
-from pipeline.trigger_parts import Arrival, Trigger
-from pipeline.validation import mistakes_of
+from pipeline.spec.placeholders import escape
+from pipeline.spec.triggers import Arrival, Trigger
+from pipeline.spec.validation import mistakes_of
 
 __all__ = [
     "Arrival",

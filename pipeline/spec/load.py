@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.environment import param_variables
-from pipeline.filled import fill_in
-from pipeline.mistakes import Document
-from pipeline.model_ref import ModelRef
-from pipeline.origins import Choice
-from pipeline.parameters import PLACEHOLDER, Given, given_by_environment, given_in_python
-from pipeline.spec import JobSpec
-from pipeline.spec_origins import spec_origins
-from pipeline.spec_text import read_document
+from pipeline.spec.diagnostics import Document
+from pipeline.spec.document import read_document
+from pipeline.spec.environment import param_variables
+from pipeline.spec.filled import fill_in
+from pipeline.spec.job_spec import JobSpec
+from pipeline.spec.model_ref import ModelRef
+from pipeline.spec.parameters import PLACEHOLDER, Given, given_by_environment, given_in_python
+from pipeline.spec.precedence import Choice
+from pipeline.spec.spec_origins import spec_origins
 from pipeline.storage.urls import is_local_path, local_path
 
 
@@ -49,7 +49,7 @@ def load_spec(
     """Read a job spec from a YAML or JSON file (path or URL), or from a text with more than one line.
 
     :param overrides: ``field=value`` each, as ``--set`` has them.
-    :param params: values for its parameters: by name, or as `pipeline.parameters` reads them from ``-p``.
+    :param params: values for its parameters: by name, or as `pipeline.spec.parameters` reads them from ``-p``.
     :param run_date: what ``${run.date}`` stands for, as ``2026-01-01``. Default: today, UTC.
     :param environ: default: the environment of this process.
     :raises SpecError: with every mistake that was found; see `JobSpec.load`.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipeline.filled import Filled
-from pipeline.mistakes import Document, FieldPath, dotted
-from pipeline.origins import Candidate, Choice, Rank
+from pipeline.spec.diagnostics import Document, FieldPath, dotted
+from pipeline.spec.filled import Filled
+from pipeline.spec.precedence import Candidate, Choice, Rank
 
 
 def spec_origins(document: Document, record: Mapping[str, Any], filled: Filled) -> dict[str, Choice]:

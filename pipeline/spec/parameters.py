@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
 
-from pipeline.environment import Variable
 from pipeline.errors import SpecError
-from pipeline.mistakes import Document, Mistake, Place, SpecMistakes, did_you_mean, shown
-from pipeline.origins import Candidate, Choice, Rank, choose
-from pipeline.placeholders import FAN_OUT_VALUE
-from pipeline.strict_yaml import parse_text
+from pipeline.spec.diagnostics import Document, Mistake, Place, SpecMistakes, did_you_mean, shown
+from pipeline.spec.environment import Variable
+from pipeline.spec.placeholders import FAN_OUT_VALUE
+from pipeline.spec.precedence import Candidate, Choice, Rank, choose
+from pipeline.spec.yaml import parse_text
 
 PARAM_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:[Tt ][0-9:.+Zz-]+)?")

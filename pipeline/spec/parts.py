@@ -12,9 +12,9 @@ from pydantic_core import PydanticCustomError
 from pipeline.common.references import written_secret
 from pipeline.common.units import parse_bytes
 from pipeline.errors import SpecError
-from pipeline.model_ref import Engine, ModelRef, OutputKind
-from pipeline.parameters import PARAM_PATTERN
-from pipeline.placeholders import FAN_OUT_VALUE
+from pipeline.spec.model_ref import Engine, ModelRef, OutputKind
+from pipeline.spec.parameters import PARAM_PATTERN
+from pipeline.spec.placeholders import FAN_OUT_VALUE
 
 ModelDrift = Literal["pin", "fail", "restart"]
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"

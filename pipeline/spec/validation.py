@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from pipeline.mistakes import Document, FieldPath, Mistake, did_you_mean, dotted, shown
+from pipeline.spec.diagnostics import Document, FieldPath, Mistake, did_you_mean, dotted, shown
 
 Words = Mapping[str, Callable[[Any], tuple[str, str]]]
 """For an error type: what gives message and next step from the value that was found."""

@@ -12,8 +12,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.common.units import parse_seconds
 from pipeline.errors import SpecError
-from pipeline.mistakes import did_you_mean
-from pipeline.spec_parts import JobName, Name, Part, PathText, Value, check_size, wrong
+from pipeline.spec.diagnostics import did_you_mean
+from pipeline.spec.parts import JobName, Name, Part, PathText, Value, check_size, wrong
 
 KINDS = ("cron", "every", "arrival", "after")
 """Fields of a trigger of which at most one is given; without any it fires by hand only."""

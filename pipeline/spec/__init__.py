@@ -1,0 +1,1 @@
+"""The job spec: its parts, parameters, YAML with line numbers, and every issue in plain words."""
