@@ -74,7 +74,7 @@ def make_plan(count: int, fragments: int) -> Any:
     from dataclasses import replace
 
     from pipeline.common.rows import Fragment, InputFile, RowGroup
-    from pipeline.planned import Partition
+    from pipeline.plan.plan import Partition
     from pipeline.testing.jobs import small_job
 
     with tempfile.TemporaryDirectory() as folder:
@@ -92,7 +92,7 @@ def make_plan(count: int, fragments: int) -> Any:
 def drive_ours(client: Any, count: int, fragments: int) -> float:
     """CPU seconds of planning, which are not counted."""
     from pipeline.dispatch import Dispatcher
-    from pipeline.receipts import ReceiptBook
+    from pipeline.jobs.receipts import ReceiptBook
     from pipeline.tasks import make_tasks, read_receipt
 
     plan = make_plan(count, fragments)

@@ -86,7 +86,7 @@ def make_model(trees: int, depth: int, *, kind: str = "even") -> Path:
     """Binary xgboost model over the features of a set; made when it is not there."""
     path = HOME / f"model-{trees}x{depth}{'-wide' if kind == 'wide' else ''}.ubj"
     if not path.exists():
-        from pipeline.flavors.xgboost_train import train
+        from pipeline.models.flavors.xgboost_train import train
 
         shape = "wide" if kind == "wide" else "even"
         frame = table(2_000 if kind == "wide" else 40_000, seed=424_242, kind=shape).to_pandas()

@@ -6,10 +6,10 @@ from typing import Any
 
 from pipeline import tasks
 from pipeline.common.rows import RowCounts
-from pipeline.flavors.outlook import EngineUse
-from pipeline.planned import Partition
-from pipeline.receipt import DataFile, FileRows, Receipt, Seconds
-from pipeline.recipe import StageRecipe
+from pipeline.jobs.receipt import DataFile, FileRows, Receipt, Seconds
+from pipeline.models.engines import EngineUse
+from pipeline.plan.plan import Partition
+from pipeline.plan.recipe import StageRecipe
 
 
 def do_nothing(recipe: StageRecipe, partition: Partition, versions: Any = None, **options: Any) -> Receipt:

@@ -28,10 +28,10 @@ import pyarrow.parquet as pq
 
 from benchmarks.data import make_data, make_model
 from pipeline import part_file
-from pipeline.checkpoint import JobDirectory
-from pipeline.packing import pack
+from pipeline.jobs.directory import JobDirectory
 from pipeline.partition import run_partition
-from pipeline.planned import Partition, Plan
+from pipeline.plan.packing import pack
+from pipeline.plan.plan import Partition, Plan
 from pipeline.prepare import prepare
 from pipeline.settings import load_settings
 from pipeline.sinks import publish

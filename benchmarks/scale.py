@@ -21,15 +21,15 @@ import pyarrow as pa
 
 from benchmarks.nothing import do_nothing
 from benchmarks.tree import peak_bytes
-from pipeline.checkpoint import JobDirectory
 from pipeline.common.rows import InputFile, RowGroup
-from pipeline.model import Feature, ModelVersion
-from pipeline.plan import dispatch_order, make_plan
-from pipeline.plan_table import plan_bytes, read_plan
-from pipeline.planned import Limits, Partition, Plan
-from pipeline.receipt import Receipt
-from pipeline.receipts import ReceiptBook
-from pipeline.sources.parquet import Discovery
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.receipt import Receipt
+from pipeline.jobs.receipts import ReceiptBook
+from pipeline.models.model import Feature, ModelVersion
+from pipeline.plan.plan import Limits, Partition, Plan
+from pipeline.plan.planner import dispatch_order, make_plan
+from pipeline.plan.table import plan_bytes, read_plan
+from pipeline.sources.parquet.discover import Discovery
 from pipeline.spec.job_spec import JobSpec
 
 SCHEMA = pa.schema([(f"f{number:02d}", pa.float32()) for number in range(28)])

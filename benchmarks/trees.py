@@ -23,7 +23,7 @@ import xgboost
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.trees import TreeEngine, kernel_name, read_xgboost
+from pipeline.models.trees import TreeEngine, kernel_name, read_xgboost
 
 CASES: list[dict[str, Any]] = [
     {"trees": 300, "depth": 6, "rows": 100_000},

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from pipeline.batch_cache import WorkerClass, remember
 from pipeline.events import Callback, PartitionEnded, StageStarted
-from pipeline.registry import resolve
+from pipeline.models.registry import resolve
 from pipeline.runner import run
 from pipeline.settings import load_settings
 from pipeline.spec.job_spec import JobSpec

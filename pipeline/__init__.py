@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.errors import PipelineError
-    from pipeline.models import Registry
+    from pipeline.models.registry.client import Registry
     from pipeline.notebook import Job, score
     from pipeline.spec.job_spec import JobSpec
 
@@ -21,7 +21,7 @@ _HOME = {
     "Job": "pipeline.notebook",
     "score": "pipeline.notebook",
     "JobSpec": "pipeline.spec.job_spec",
-    "Registry": "pipeline.models",
+    "Registry": "pipeline.models.registry.client",
     "PipelineError": "pipeline.errors",
 }
 

@@ -6,20 +6,20 @@ import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from pipeline.checkpoint import JOB_FILE, JobDirectory
 from pipeline.common.units import iso_time, utc_now
-from pipeline.drift import EVENT, MAX_RESTARTS, AliasWatch, Move, restless
-from pipeline.job_record import check_job_id
-from pipeline.lease import Lease
-from pipeline.ledger import Ledger
-from pipeline.model import ModelVersion
-from pipeline.planned import Plan
+from pipeline.jobs.directory import JOB_FILE, JobDirectory
+from pipeline.jobs.lease import Lease
+from pipeline.jobs.ledger import Ledger
+from pipeline.jobs.record import check_job_id
+from pipeline.jobs.rounds import MODEL_DRIFT, Round, make_record
+from pipeline.jobs.stop import Stop, Why
+from pipeline.models.model import ModelVersion
+from pipeline.models.registry.alias_watch import EVENT, MAX_RESTARTS, AliasWatch, Move, restless
+from pipeline.plan.plan import Plan
 from pipeline.prepare import check_output, draft, resolve_model
-from pipeline.rounds import MODEL_DRIFT, Round, make_record
 from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.model_ref import ModelRef
-from pipeline.stop import Stop, Why
 from pipeline.storage.store import open_store
 
 logger = logging.getLogger(__name__)

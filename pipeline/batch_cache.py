@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.model import ModelVersion
+from pipeline.models.model import ModelVersion
 from pipeline.storage.store import Store
 
 logger = logging.getLogger(__name__)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.common.rows import InputFile
+from pipeline.jobs.directory import JobDirectory
 from pipeline.report import Report, make_report
 
 _SHOWN = 20

@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 
 from pipeline.arrow_rows import CONVERSION_ERRORS, take_values
 from pipeline.errors import SpecError, StepFailed
-from pipeline.model import ModelVersion
-from pipeline.recipe import ColumnRule
+from pipeline.models.model import ModelVersion
+from pipeline.plan.recipe import ColumnRule
 
 SHOWN = 200
 """Characters of a value that a message shows at most."""

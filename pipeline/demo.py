@@ -195,7 +195,7 @@ def train_model(customers: pd.DataFrame, *, path: Path, seed: int) -> None:
     :raises EnvMismatch: when xgboost is not installed.
     """
     try:
-        from pipeline.flavors.xgboost_train import train
+        from pipeline.models.flavors.xgboost_train import train
     except ImportError as error:
         raise EnvMismatch(
             "the demo needs xgboost, and it is not installed",

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.common.imports import kept
 from pipeline.common.secrets import mask_logs, mask_streams
 from pipeline.errors import PipelineError
 from pipeline.job_queue import exit_code
-from pipeline.lifecycle import Status
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.status import Status
 from pipeline.storage.store import open_store
 from pipeline.submission import STARTS, last_submission, unmark_queued
 

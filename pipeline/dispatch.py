@@ -20,12 +20,12 @@ from pipeline.blame import Death, Fact, Ledger, MemoryRanOut, Started, WorkerLef
 from pipeline.errors import PipelineError
 from pipeline.evidence import Evidence
 from pipeline.in_flight import Attempt, Divided, Ended, InFlight, Waiting
+from pipeline.jobs.receipt import Receipt
+from pipeline.jobs.stop import Stop
 from pipeline.neighbours import Neighbours
 from pipeline.outcome import Fail, Isolate, Leave, Retry, Split, decide, decide_death, is_blamed, overdue, stuck
-from pipeline.planned import Partition
-from pipeline.receipt import Receipt
+from pipeline.plan.plan import Partition
 from pipeline.relief import Answer, Relief
-from pipeline.stop import Stop
 from pipeline.straggler_parts import Action, Ask, Cut, Divide, Move, Share
 from pipeline.watch import PROBE_TIMEOUT, Policy, Watch
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from pipeline.common.units import format_count, format_seconds
 from pipeline.events import Callback, JobEnded, PartitionEnded, StageStarted, StatusChanged
-from pipeline.lifecycle import Status
+from pipeline.jobs.status import Status
 
 if TYPE_CHECKING:
     from rich.console import Console

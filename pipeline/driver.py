@@ -11,7 +11,6 @@ from functools import cached_property, partial
 from typing import Any
 
 from pipeline.alias_follower import AliasFollower
-from pipeline.checkpoint import JobDirectory
 from pipeline.clusters import cluster_of, open_cluster
 from pipeline.clusters.handshake import shake_hands
 from pipeline.clusters.shared import SharedCluster
@@ -19,13 +18,15 @@ from pipeline.dispatch import Dispatcher
 from pipeline.errors import InputError, PipelineError
 from pipeline.events import Callback, JobEnded, notify
 from pipeline.in_flight import Ended
-from pipeline.lease import Lease
-from pipeline.ledger import Ledger
-from pipeline.lifecycle import Status, status_after
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.lease import Lease
+from pipeline.jobs.ledger import Ledger
+from pipeline.jobs.receipts import ReceiptBook
+from pipeline.jobs.status import Status, status_after
+from pipeline.jobs.stop import Stop, Why, checked
 from pipeline.neighbours import Neighbours
-from pipeline.plan import dispatch_order
-from pipeline.planned import Partition, Plan
-from pipeline.receipts import ReceiptBook
+from pipeline.plan.plan import Partition, Plan
+from pipeline.plan.planner import dispatch_order
 from pipeline.rejects import first_examples, summarise
 from pipeline.relief import Helped, Relief
 from pipeline.report import Report, decide_status, make_report
@@ -33,7 +34,6 @@ from pipeline.set_aside import open_without
 from pipeline.settings import Settings
 from pipeline.sinks import publish
 from pipeline.stage import Stage
-from pipeline.stop import Stop, Why, checked
 from pipeline.tasks import read_receipt
 from pipeline.telling import tell_end, tell_start
 from pipeline.watch import Policy

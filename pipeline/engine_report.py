@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.flavors.outlook import GIVEN_UP, EngineUse
+from pipeline.models.engines import GIVEN_UP, EngineUse
 
 
 def engine_evidence(whole: EngineUse | None, *, tolerance: float) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """How long a job will take and what it will need, from a sample of its partitions. Pure: receipts in, intervals out.
 
 The seconds of all partitions together are estimated by the ratio of seconds to *cost* in the sample (cost: rows and
-bytes, half each, as `pipeline.plan.dispatch_order` weighs them), with the ratio estimator's variance for a sample
+bytes, half each, as `dispatch_order` weighs them), with the ratio estimator's variance for a sample
 without replacement (Cochran, Sampling Techniques, 3rd ed. 1977, section 6.4) and Student's t for so few samples. The
 wall time of ``slots`` tasks side by side lies between seconds / slots and Graham's bound for any order of the
 partitions, seconds / slots + (1 - 1 / slots) × longest (Graham, Bounds on Multiprocessing Timing Anomalies, 1969).
@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from pipeline.planned import Partition, Plan
-from pipeline.receipt import Receipt
+from pipeline.jobs.receipt import Receipt
+from pipeline.plan.plan import Partition, Plan
 
 CONFIDENCE = 0.95
 """Share of such intervals that hold what comes, as far as the rest of the job is like the sample."""

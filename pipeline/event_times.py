@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from pipeline.lifecycle import Status
+from pipeline.jobs.status import Status
 
 # A probe ends with PLANNED.
 _FINAL = {str(status) for status in Status if status.is_final or status is Status.PLANNED}

@@ -11,18 +11,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.clusters import cluster_of, open_cluster
 from pipeline.clusters.shared import SharedCluster
 from pipeline.driver import Within
 from pipeline.errors import ChildrenFailed, InfrastructureError, PipelineError
 from pipeline.events import Callback, JobEnded, PartitionEnded, StageStarted, notify
-from pipeline.family_commit import commit_family
-from pipeline.lease import Lease
-from pipeline.lifecycle import Status, status_after
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.fan_out import commit_family
+from pipeline.jobs.lease import Lease
+from pipeline.jobs.status import Status, status_after
+from pipeline.jobs.stop import Stop, Why
 from pipeline.report import Report, make_report
 from pipeline.settings import Settings
-from pipeline.stop import Stop, Why
 
 logger = logging.getLogger(__name__)
 LOOK_SECONDS = 0.5

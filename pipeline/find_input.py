@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.common.digest import digest_json
 from pipeline.common.rows import InputFile
 from pipeline.errors import InputChanged, PipelineError, SpecError
-from pipeline.increment import ALL, Found, Progress, choose
-from pipeline.jobs import list_jobs
-from pipeline.model import ModelVersion
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.listing import list_jobs
+from pipeline.models.model import ModelVersion
+from pipeline.plan.incremental import ALL, Found, Progress, choose
 from pipeline.settings import Settings
 from pipeline.sinks import published_work
 from pipeline.sources import Discovery, discover
-from pipeline.sources.footers import group_marks
 from pipeline.sources.locate import Located, locate
-from pipeline.sources.opening import read_footer
-from pipeline.sources.parquet import Chosen
+from pipeline.sources.parquet.discover import Chosen
+from pipeline.sources.parquet.footers import group_marks
+from pipeline.sources.parquet.opening import read_footer
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.parts import Incremental
 

@@ -11,12 +11,12 @@ from datetime import datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from pipeline.cancel import cancel_job
-from pipeline.checkpoint import JOB_FILE, JobDirectory
 from pipeline.common.units import utc_now
 from pipeline.errors import PipelineError, SpecError
 from pipeline.job_queue import LeaseWatch, Need, Patience, decide, observe
-from pipeline.lifecycle import Status
+from pipeline.jobs.cancellation import cancel_job
+from pipeline.jobs.directory import JOB_FILE, JobDirectory
+from pipeline.jobs.status import Status
 from pipeline.servers import is_served
 from pipeline.settings import Settings
 from pipeline.sources.locate import fixed_part

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.common.units import utc_now
 from pipeline.errors import DriverLost
 from pipeline.events import Event, JobEnded, PartitionEnded, StageStarted, StatusChanged
 from pipeline.job_queue import LeaseWatch, observe
-from pipeline.lease import LEASE_SECONDS, Verdict
-from pipeline.lifecycle import Status
-from pipeline.receipt import Receipt
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.lease import LEASE_SECONDS, Verdict
+from pipeline.jobs.receipt import Receipt
+from pipeline.jobs.status import Status
 from pipeline.report import make_report
 from pipeline.servers import is_served
 from pipeline.storage.store import open_store

@@ -12,12 +12,12 @@ from pipeline.arrow_rows import CONVERSION_ERRORS
 from pipeline.common.rows import RowCounts
 from pipeline.contract import check, check_matrix, feature_rules
 from pipeline.errors import InputError, SchemaDrift
-from pipeline.flavors.cache import get_predictor
-from pipeline.flavors.choice import get_evaluator
-from pipeline.model import ModelVersion
+from pipeline.models.cache import get_predictor
+from pipeline.models.choice import get_evaluator
+from pipeline.models.model import ModelVersion
 from pipeline.outputs import check_scores, prediction_schema, score_dtype
-from pipeline.planned import Partition
-from pipeline.recipe import StageRecipe
+from pipeline.plan.plan import Partition
+from pipeline.plan.recipe import StageRecipe
 from pipeline.reread import Versions, read_partition
 from pipeline.row_ledger import RowLedger
 from pipeline.scoring import Scorer

@@ -17,13 +17,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoint import JOB_FILE, JobDirectory
 from pipeline.errors import JobLocked, PipelineError, SpecError
-from pipeline.job_record import CHILDREN
-from pipeline.lease import LEASE_SECONDS, held, take, wait_until_free
-from pipeline.rounds import FOLDER, plan_place
+from pipeline.jobs.directory import JOB_FILE, JobDirectory
+from pipeline.jobs.lease import LEASE_SECONDS, held, take, wait_until_free
+from pipeline.jobs.record import CHILDREN
+from pipeline.jobs.rounds import FOLDER, plan_place
+from pipeline.jobs.splits import files_of_cutters
 from pipeline.sinks import leftovers, published, swap
-from pipeline.splits import files_of_cutters
 from pipeline.storage.local import LocalStore
 from pipeline.storage.store import Store, open_store
 from pipeline.storage.urls import is_unfinished, storage_errors, unique_name

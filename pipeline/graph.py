@@ -14,8 +14,8 @@ import dask
 import dask.dataframe
 import pandas as pd
 
-from pipeline.planned import Partition
-from pipeline.recipe import StageRecipe
+from pipeline.plan.plan import Partition
+from pipeline.plan.recipe import StageRecipe
 from pipeline.tasks import FRAGMENTS_META, Versions, fragment_frame, score_frame
 
 # Dask DataFrame has no usable types.

@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Generic, TypeVar
 
-from pipeline.cancel import Cancelling, cancel_job
-from pipeline.checkpoint import JobDirectory
 from pipeline.errors import DriverLost, PipelineError, error_from_details
 from pipeline.events import Callback, notify
 from pipeline.follow import Ending, Follower, pause_for
-from pipeline.lease import LEASE_SECONDS
-from pipeline.lifecycle import Status
+from pipeline.jobs.cancellation import Cancelling, cancel_job
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.lease import LEASE_SECONDS
+from pipeline.jobs.status import Status
 from pipeline.log_lines import LogLine, LogReader
 from pipeline.report import Report, make_report
 

@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.common.secrets import redact_values
 from pipeline.common.units import iso_time, utc_now
 from pipeline.events import Callback, JobEnded, StatusChanged
 from pipeline.hook_delivery import Attempt, Delivery, Message, deliver
-from pipeline.lifecycle import Status
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.status import Status
 from pipeline.lineage import Lineage
 from pipeline.settings import Settings
 from pipeline.spec.hook_parts import Hook

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.blame import Ledger
-from pipeline.planned import Partition
-from pipeline.receipt import Receipt
+from pipeline.jobs.receipt import Receipt
+from pipeline.plan.plan import Partition
 
 
 @dataclass

@@ -13,10 +13,10 @@ from importlib import import_module
 from typing import IO
 
 from pipeline.common.secrets import mask_logs, mask_streams
-from pipeline.flavors import find_flavor
-from pipeline.flavors.cache import get_predictor
 from pipeline.isolation import Died, read_message, sendable, write_message
-from pipeline.recipe import StageRecipe
+from pipeline.models.cache import get_predictor
+from pipeline.models.flavors import find_flavor
+from pipeline.plan.recipe import StageRecipe
 from pipeline.scoring import ScoredBatch, Scorer
 from pipeline.storage.urls import use_storage_options
 

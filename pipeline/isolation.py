@@ -25,8 +25,8 @@ import pyarrow as pa
 
 from pipeline.contract import Failures
 from pipeline.errors import OutOfMemory, PartitionStuck, PipelineError
-from pipeline.flavors.outlook import EngineUse
-from pipeline.recipe import StageRecipe
+from pipeline.models.engines import EngineUse
+from pipeline.plan.recipe import StageRecipe
 from pipeline.scoring import ScoredBatch, reject_table
 from pipeline.sources import SourceBatch
 

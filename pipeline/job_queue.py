@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-from pipeline import lease
-from pipeline.checkpoint import JobDirectory
 from pipeline.errors import InfrastructureError
-from pipeline.lease import LEASE_SECONDS, Sight, Verdict, has_ended, is_running
-from pipeline.lifecycle import Status
+from pipeline.jobs import lease
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.lease import LEASE_SECONDS, Sight, Verdict, has_ended, is_running
+from pipeline.jobs.status import Status
 from pipeline.submission import Start, find_starts, last_submission
 
 STARTING_SECONDS = 180.0

@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 from typing import IO
 
-from pipeline.checkpoint import JobDirectory
+from pipeline.jobs.directory import JobDirectory
 from pipeline.storage.local import LocalStore
 from pipeline.storage.urls import storage_errors
 from pipeline.submission import STARTS, Start, note_start

@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.errors import SpecError
 from pipeline.hook_delivery import Attempt, Message
+from pipeline.jobs.directory import JobDirectory
 from pipeline.spec.hook_parts import Hook
 from pipeline.storage.urls import is_local_path, local_path
 

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.errors import PipelineError
 from pipeline.job_log import FOLDER, rows_text
-from pipeline.lease import FOLDER as LEASES
-from pipeline.lease import Holder, is_process
-from pipeline.receipt import Receipt
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.lease import FOLDER as LEASES
+from pipeline.jobs.lease import Holder, is_process
+from pipeline.jobs.receipt import Receipt
 from pipeline.submission import STARTS, find_starts
 
 ERROR_LEVELS = ("WARNING", "ERROR", "CRITICAL")

@@ -16,17 +16,18 @@ import pandas as pd
 import pyarrow as pa
 
 from pipeline import graph
-from pipeline.checkpoint import JobDirectory
 from pipeline.display import PlainProgress, show_progress
 from pipeline.errors import SpecError
 from pipeline.events import Callback, JobEnded
 from pipeline.frames import score_pandas, scored_meta
 from pipeline.handle import Handle
-from pipeline.jobs import find_job
-from pipeline.model import ModelVersion
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.listing import find_job
+from pipeline.models.model import ModelVersion
 from pipeline.outputs import prediction_schema
+from pipeline.plan.describe import PlanSummary, plan_summary
+from pipeline.plan.recipe import REJECT_COLUMNS
 from pipeline.prepare import Prepared, prepare, resolve_model
-from pipeline.recipe import REJECT_COLUMNS
 from pipeline.rejects import read_left
 from pipeline.report import Report
 from pipeline.runner import resume, retry, run
@@ -39,7 +40,6 @@ from pipeline.steps import importable
 from pipeline.submit import submit
 from pipeline.summary import plan_text, summary_text, verification_text
 from pipeline.verify import Verification, verify
-from pipeline.why import PlanSummary, plan_summary
 
 T = TypeVar("T")
 

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import ScorerContract, SpecError
-from pipeline.model import ModelVersion
-from pipeline.recipe import REJECT_FILE, REJECT_MESSAGE, REJECT_REASON, REJECT_ROW
+from pipeline.models.model import ModelVersion
+from pipeline.plan.recipe import REJECT_FILE, REJECT_MESSAGE, REJECT_REASON, REJECT_ROW
 from pipeline.spec.model_ref import OutputKind
 from pipeline.spec.parts import Output
 

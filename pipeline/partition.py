@@ -21,21 +21,21 @@ import pyarrow as pa
 from pipeline.batches import resized
 from pipeline.common.rows import RowCounts
 from pipeline.errors import PlanMismatch
-from pipeline.flavors.choice import get_evaluator
-from pipeline.flavors.outlook import EngineUse
 from pipeline.isolation import IsolatedScorer, Isolation
+from pipeline.jobs.receipt import Receipt, Seconds
+from pipeline.jobs.splits import even_cuts, split_receipt
+from pipeline.models.choice import get_evaluator
+from pipeline.models.engines import EngineUse
 from pipeline.outputs import reject_schema
 from pipeline.pace import Pace
 from pipeline.part_file import PartFile
-from pipeline.planned import Partition
+from pipeline.plan.plan import Partition
+from pipeline.plan.recipe import StageRecipe
 from pipeline.progress import SMALLEST_REST, Progress, tracked
-from pipeline.receipt import Receipt, Seconds
-from pipeline.recipe import StageRecipe
 from pipeline.reread import Versions, read_partition
 from pipeline.row_ledger import RowLedger
 from pipeline.scoring import Scorer
 from pipeline.sources import SourceBatch, read_ahead
-from pipeline.splits import even_cuts, split_receipt
 from pipeline.storage.store import Store, open_store
 from pipeline.storage.urls import unique_name, use_storage_options
 
@@ -264,8 +264,8 @@ def _file_metadata(recipe: StageRecipe) -> dict[str, str]:
     model = recipe.score.model
     return {
         "pipeline.job": recipe.job,
-        "pipeline.plan": recipe.plan,
-        "pipeline.model": json.dumps(
+        "pipeline.plan.planner": recipe.plan,
+        "pipeline.models.model": json.dumps(
             {"name": model.name, "version": model.version, "digest": model.digest, "uri": model.reference}
         ),
     }

@@ -13,21 +13,21 @@ import pyarrow as pa
 from pipeline.clusters import ClusterAdapter, cluster_of
 from pipeline.common.rows import InputFile
 from pipeline.errors import SpecError
-from pipeline.family_plan import Planner, plan_family
 from pipeline.find_input import find_input, refuse_incremental
-from pipeline.flavors.outlook import check_engine
-from pipeline.increment import ALL, Progress
-from pipeline.job_record import child_id
-from pipeline.model import ModelVersion
+from pipeline.jobs.record import child_id
+from pipeline.models.engines import check_engine
+from pipeline.models.model import ModelVersion
+from pipeline.models.registry import resolve
 from pipeline.outputs import prediction_schema
-from pipeline.plan import make_plan
-from pipeline.planned import Limits, Plan
-from pipeline.registry import resolve
+from pipeline.plan.family_plan import Planner, plan_family
+from pipeline.plan.incremental import ALL, Progress
+from pipeline.plan.plan import Limits, Plan
+from pipeline.plan.planner import make_plan
 from pipeline.scoring import frame_schema
 from pipeline.settings import Settings
 from pipeline.sinks import check
 from pipeline.sources import Discovery, discover, sample_batch
-from pipeline.sources.sieve import check_file_count
+from pipeline.sources.parquet.quarantine import check_file_count
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.load import absolute, source_paths
 from pipeline.spec.model_ref import ModelRef

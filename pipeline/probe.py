@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.estimate import Estimate, compare_estimate
-from pipeline.planned import Plan
-from pipeline.totals import Totals
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.totals import Totals
+from pipeline.plan.plan import Plan
 
 PROBE_FILE = "probe.json"
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.common.units import utc_now
 from pipeline.errors import InputError
 from pipeline.estimate import Estimate, choose_sample, make_estimate
 from pipeline.events import Callback
-from pipeline.job_record import new_job_id
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.record import new_job_id
 from pipeline.prepare import Prepared
 from pipeline.probe import write_estimate
 from pipeline.report import make_report

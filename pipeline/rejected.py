@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 
 from pipeline.common.rows import Fragment, InputFile, RowGroup
 from pipeline.errors import StateCorrupt
-from pipeline.ledger import Ledger, rejects_place
-from pipeline.packing import pack
-from pipeline.receipt import Receipt
-from pipeline.recipe import REJECT_FILE
-from pipeline.splits import sub_fragment
+from pipeline.jobs.ledger import Ledger, rejects_place
+from pipeline.jobs.receipt import Receipt
+from pipeline.jobs.splits import sub_fragment
+from pipeline.plan.packing import pack
+from pipeline.plan.recipe import REJECT_FILE
 from pipeline.storage.store import Store
 
 _BATCH_ROWS = 1 << 16

@@ -14,13 +14,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.common.rows import RejectedFile
 from pipeline.errors import OutputExists, SpecError, StateCorrupt
-from pipeline.ledger import Ledger, RoundSummary, rejects_place
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.ledger import Ledger, RoundSummary, rejects_place
+from pipeline.jobs.receipt import Receipt
 from pipeline.outputs import reject_schema
-from pipeline.receipt import Receipt
-from pipeline.recipe import REJECT_COLUMNS, REJECT_FILE, REJECT_MESSAGE, REJECT_REASON, REJECT_ROW
+from pipeline.plan.recipe import REJECT_COLUMNS, REJECT_FILE, REJECT_MESSAGE, REJECT_REASON, REJECT_ROW
 from pipeline.storage.store import open_store
 
 EXAMPLES = 3

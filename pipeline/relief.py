@@ -16,7 +16,7 @@ from typing import Any
 from pipeline import progress
 from pipeline.blame import Ledger
 from pipeline.in_flight import Attempt, InFlight
-from pipeline.planned import Partition
+from pipeline.plan.plan import Partition
 from pipeline.progress import Sight
 from pipeline.straggler_parts import Action, Backup, Cut, Divide, Patience, Rates, Rescue, Run, Share
 from pipeline.stragglers import decide

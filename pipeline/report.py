@@ -7,21 +7,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.common.rows import RejectedFile, RowCounts
 from pipeline.common.secrets import redact_values
 from pipeline.common.units import format_count
-from pipeline.drift import drift_warnings
 from pipeline.engine_report import engine_evidence, engine_warnings
 from pipeline.errors import PipelineError, StepFailed, TooManyRejects
 from pipeline.event_times import active_seconds, before_this, last_reason, provision_seconds
-from pipeline.ledger import Ledger, RoundSummary
-from pipeline.lifecycle import Status
-from pipeline.planned import Plan
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.ledger import Ledger, RoundSummary
+from pipeline.jobs.rounds import MODEL_DRIFT, Round
+from pipeline.jobs.status import Status
+from pipeline.models.registry.alias_watch import drift_warnings
+from pipeline.plan.describe import input_text, skew
+from pipeline.plan.plan import Plan
 from pipeline.probe import came_of_estimate
-from pipeline.rounds import MODEL_DRIFT, Round
 from pipeline.run_record import batch_record, straggler_record
-from pipeline.why import input_text, skew
 
 SCHEMA_VERSION = 1
 _OF_USER_CODE = ("step:", "score:", "crash:", "timeout:", "memory:")

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
-from pipeline.planned import Partition
-from pipeline.recipe import REJECT_REASON, REJECT_ROW, StageRecipe
+from pipeline.plan.plan import Partition
+from pipeline.plan.recipe import REJECT_REASON, REJECT_ROW, StageRecipe
 from pipeline.sources import SourceBatch, read_batches
 
 Versions = Mapping[str, tuple[int, str]]

@@ -11,17 +11,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.common.rows import Fragment, InputFile
-from pipeline.flavors.cache import get_predictor
-from pipeline.ledger import Ledger
-from pipeline.planned import Partition
-from pipeline.receipt import FileRows, Receipt
-from pipeline.recipe import StageRecipe
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.ledger import Ledger
+from pipeline.jobs.receipt import FileRows, Receipt
+from pipeline.jobs.splits import sub_fragment
+from pipeline.models.cache import get_predictor
+from pipeline.plan.plan import Partition
+from pipeline.plan.recipe import StageRecipe
 from pipeline.reread import read_partition
 from pipeline.scoring import Scorer
 from pipeline.sources.locate import current_version
-from pipeline.splits import sub_fragment
 
 PLACES = 8
 """Ranges of neighbouring rows that a sample consists of."""

@@ -11,32 +11,32 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.clusters import cluster_of
-from pipeline.columns import Columns, resolve_columns
 from pipeline.common.rows import Fragment, InputFile, RejectedFile
 from pipeline.common.units import iso_time, utc_now
 from pipeline.errors import InputError, OutputConflict, SchemaDrift, SpecError
-from pipeline.flavors.outlook import check_engine
-from pipeline.ledger import Ledger
-from pipeline.memory import shared_memory
-from pipeline.model import ModelVersion
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.ledger import Ledger
+from pipeline.jobs.rounds import RETRY, Round, make_record
+from pipeline.models.engines import check_engine
+from pipeline.models.model import ModelVersion
 from pipeline.outputs import prediction_schema
-from pipeline.packing import pack
-from pipeline.planned import Limits, Partition, Plan
+from pipeline.plan.columns import Columns, resolve_columns
+from pipeline.plan.describe import spec_difference
+from pipeline.plan.memory import shared_memory
+from pipeline.plan.packing import pack
+from pipeline.plan.plan import Limits, Partition, Plan
 from pipeline.prepare import resolve_model
 from pipeline.rejected import find_rejected
-from pipeline.rounds import RETRY, Round, make_record
 from pipeline.scoring import frame_schema
 from pipeline.settings import Settings
 from pipeline.sinks import published
 from pipeline.sources import Discovery, SourceBatch, parse_filter, sample_batch
 from pipeline.sources.locate import current_version
-from pipeline.sources.sieve import look_again
+from pipeline.sources.parquet.quarantine import look_again
 from pipeline.spec.job_spec import NOT_THE_WORK, JobSpec
 from pipeline.spec.load import absolute
 from pipeline.steps import importable
-from pipeline.why import spec_difference
 
 MAY_CHANGE = ("steps", "contract", "errors")
 """Fields of a job spec that a retry may set."""

@@ -9,9 +9,9 @@ import numpy as np
 
 from pipeline.common.rows import Fragment, RowCounts
 from pipeline.errors import ReconciliationFailed
-from pipeline.planned import Partition
-from pipeline.receipt import FileRows
-from pipeline.recipe import REJECT_REASON
+from pipeline.jobs.receipt import FileRows
+from pipeline.plan.plan import Partition
+from pipeline.plan.recipe import REJECT_REASON
 from pipeline.scoring import ScoredBatch
 
 

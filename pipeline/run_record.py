@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pipeline.planned import Plan
+from pipeline.plan.plan import Plan
 
 
 def batch_record(plan: Plan, smallest: int | None, events: Iterable[Mapping[str, Any]]) -> dict[str, int | None]:

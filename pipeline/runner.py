@@ -9,8 +9,6 @@ from functools import partial
 from typing import TypeVar
 
 from pipeline.alias_follower import pinned_version
-from pipeline.cancel import watched
-from pipeline.checkpoint import JobDirectory
 from pipeline.clusters import settings_of
 from pipeline.common.secrets import masked_logs, redact_error
 from pipeline.common.units import utc_now
@@ -20,10 +18,13 @@ from pipeline.events import Callback
 from pipeline.family import FamilyDriver, is_ready
 from pipeline.hooks import hooked, hooks_of
 from pipeline.job_log import recorded
-from pipeline.job_record import new_job_id
-from pipeline.jobs import find_job, parent_of
-from pipeline.lease import Lease, held
-from pipeline.planned import Partition
+from pipeline.jobs.cancellation import watched
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.lease import Lease, held
+from pipeline.jobs.listing import find_job, parent_of
+from pipeline.jobs.record import new_job_id
+from pipeline.jobs.stop import Stop, on_signals
+from pipeline.plan.plan import Partition
 from pipeline.prepare import first_sink, prepare
 from pipeline.report import Report, make_report
 from pipeline.retry import Wanted, open_retry
@@ -31,7 +32,6 @@ from pipeline.settings import Settings, load_settings
 from pipeline.sinks import prove
 from pipeline.spec.job_spec import JobSpec
 from pipeline.steps import importable
-from pipeline.stop import Stop, on_signals
 
 logger = logging.getLogger(__name__)
 Ending = TypeVar("Ending")

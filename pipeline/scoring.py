@@ -20,10 +20,10 @@ from pipeline.arrow_rows import CONVERSION_ERRORS, take_rows
 from pipeline.bisect import NoRowWorksError, RowFailure, RowsError, bisect, blame_rows
 from pipeline.contract import Failures, beyond_finite, check, check_matrix
 from pipeline.errors import ModelError, OutOfMemory, ReconciliationFailed, StepFailed
-from pipeline.memory import next_batch_rows
-from pipeline.model import Predictor
+from pipeline.models.model import Predictor
 from pipeline.outputs import REJECT_FIELDS, check_scores, prediction_schema, reject_schema, score_dtype
-from pipeline.recipe import MapRecipe, StageRecipe
+from pipeline.plan.memory import next_batch_rows
+from pipeline.plan.recipe import MapRecipe, StageRecipe
 from pipeline.spec.parts import MapStep
 from pipeline.steps import ROW_INDEX, Step, load_steps, run_steps
 

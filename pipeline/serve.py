@@ -19,14 +19,14 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from pipeline.checkpoint import JOB_FILE, JobDirectory
 from pipeline.common.plugins import find_adapter
 from pipeline.common.units import iso_time, utc_now
 from pipeline.errors import JobLocked, PipelineError
 from pipeline.job_queue import JobView, LeaseWatch, Need, Patience, decide, observe
+from pipeline.jobs.directory import JOB_FILE, JobDirectory
+from pipeline.jobs.lease import held, identify
+from pipeline.jobs.status import Status
 from pipeline.launch import launch
-from pipeline.lease import held, identify
-from pipeline.lifecycle import Status
 from pipeline.servers import BEAT_SECONDS, ServerRecord, find_servers, put_server, remove_server
 from pipeline.settings import Settings
 from pipeline.storage.store import Store, open_store

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.lease import is_process
+from pipeline.jobs.lease import is_process
 from pipeline.storage.store import Store
 
 FOLDER = ".servers"

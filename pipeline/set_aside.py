@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.common.rows import Fragment, InputFile, RejectedFile
 from pipeline.common.units import iso_time, utc_now
 from pipeline.errors import CorruptInput, InputChanged, PipelineError, SchemaDrift
-from pipeline.ledger import Ledger, rejects_place
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.ledger import Ledger, rejects_place
+from pipeline.jobs.rounds import FILES_REJECTED, Round, make_record
 from pipeline.retry import number_partitions
-from pipeline.rounds import FILES_REJECTED, Round, make_record
 from pipeline.sources.locate import current_version
-from pipeline.sources.sieve import check_file_count, reject
+from pipeline.sources.parquet.quarantine import check_file_count, reject
 
 
 def open_without(job: JobDirectory, ledger: Ledger, error: PipelineError, *, epoch: int) -> Round | None:

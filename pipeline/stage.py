@@ -8,17 +8,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.batch_cache import WorkerClass, recall, remember
-from pipeline.checkpoint import JobDirectory
 from pipeline.in_flight import Divided, Ended
 from pipeline.isolation import Isolation
-from pipeline.memory import BatchSize
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.receipt import Receipt
+from pipeline.jobs.rounds import Round
+from pipeline.jobs.splits import SPLIT_FLOOR_ROWS, even_cuts, parts_of, split_receipt
 from pipeline.partition import stage_folder
-from pipeline.planned import Partition
-from pipeline.receipt import Receipt
-from pipeline.recipe import StageRecipe
+from pipeline.plan.memory import BatchSize
+from pipeline.plan.plan import Partition
+from pipeline.plan.recipe import StageRecipe
 from pipeline.relief import Helped, Relief
-from pipeline.rounds import Round
-from pipeline.splits import SPLIT_FLOOR_ROWS, even_cuts, parts_of, split_receipt
 from pipeline.storage.store import open_store
 from pipeline.storage.urls import unique_name
 from pipeline.tasks import make_tasks

@@ -19,11 +19,11 @@ import socket
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
-from pipeline.checkpoint import SUBMISSIONS
 from pipeline.common.digest import digest_json
 from pipeline.common.units import iso_time, utc_now
 from pipeline.errors import StateCorrupt
-from pipeline.lease import identify
+from pipeline.jobs.directory import SUBMISSIONS
+from pipeline.jobs.lease import identify
 from pipeline.storage.store import Store
 
 KEYS = ".submitted"

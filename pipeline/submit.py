@@ -6,18 +6,18 @@ import secrets
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.cancel import who
-from pipeline.checkpoint import JOB_FILE, JobDirectory
 from pipeline.clusters import settings_of
 from pipeline.common.units import iso_time, utc_now
 from pipeline.errors import JobLocked, OutputExists
 from pipeline.job_queue import LeaseWatch, Need, Patience, decide, observe
-from pipeline.job_record import check_job_id, check_owner, new_job_id
+from pipeline.jobs.cancellation import who
+from pipeline.jobs.directory import JOB_FILE, JobDirectory
+from pipeline.jobs.lease import Verdict, held
+from pipeline.jobs.record import check_job_id, check_owner, new_job_id
+from pipeline.jobs.status import Status
 from pipeline.launch import launch
-from pipeline.lease import Verdict, held
-from pipeline.lifecycle import Status
-from pipeline.plan_table import PLAN_FILE, read_plan
-from pipeline.planned import Plan
+from pipeline.plan.plan import Plan
+from pipeline.plan.table import PLAN_FILE, read_plan
 from pipeline.prepare import check_output, draft, first_sink
 from pipeline.settings import Settings, setting_names
 from pipeline.sinks import prove

@@ -20,10 +20,10 @@ from pipeline.common.secrets import redact_error
 from pipeline.errors import PipelineError
 from pipeline.frames import scored_frame
 from pipeline.isolation import Isolation
+from pipeline.jobs.receipt import Receipt
 from pipeline.partition import run_partition
-from pipeline.planned import Partition
-from pipeline.receipt import Receipt
-from pipeline.recipe import StageRecipe
+from pipeline.plan.plan import Partition
+from pipeline.plan.recipe import StageRecipe
 from pipeline.storage.urls import unique_name
 
 Versions = dict[str, tuple[int, str]]

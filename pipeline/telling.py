@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.common.rows import RowCounts
 from pipeline.common.secrets import redact
 from pipeline.events import Callback, PartitionEnded, StageStarted, notify
 from pipeline.in_flight import Ended
-from pipeline.ledger import Ledger
-from pipeline.planned import Partition
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.ledger import Ledger
+from pipeline.plan.plan import Partition
 
 
 def tell_start(job: JobDirectory, ledger: Ledger, todo: Sequence[Partition], *, callbacks: Sequence[Callback]) -> None:

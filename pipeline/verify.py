@@ -12,17 +12,17 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.common.rows import RowCounts
 from pipeline.errors import PipelineError
-from pipeline.ledger import Ledger, rejects_place
-from pipeline.manifest import Manifest
-from pipeline.planned import Partition
-from pipeline.receipt import DataFile, Receipt
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.ledger import Ledger, rejects_place
+from pipeline.jobs.manifest import Manifest
+from pipeline.jobs.receipt import DataFile, Receipt
+from pipeline.plan.plan import Partition
 from pipeline.resample import resample
 from pipeline.sinks import published
 from pipeline.sources.locate import current_version
-from pipeline.sources.opening import open_parquet
+from pipeline.sources.parquet.opening import open_parquet
 from pipeline.storage.local import file_sha256
 from pipeline.storage.store import Store, open_store
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from pipeline.common.plugins import find_adapter
 from pipeline.errors import SpecError
-from pipeline.planned import Limits
+from pipeline.plan.plan import Limits
 from pipeline.settings import Settings, setting_names, with_cluster_file
 from pipeline.spec.diagnostics import SpecMistakes
 from pipeline.spec.job_spec import JobSpec

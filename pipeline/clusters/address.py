@@ -14,9 +14,9 @@ from distributed import Client
 from pipeline.clusters.network import host_of, is_loopback
 from pipeline.clusters.tls import certificates_from
 from pipeline.errors import NoWorkers, SchedulerLost, SpecError
-from pipeline.planned import Limits
+from pipeline.jobs.stop import wait_in_slices
+from pipeline.plan.plan import Limits
 from pipeline.settings import Settings
-from pipeline.stop import wait_in_slices
 
 logger = logging.getLogger(__name__)
 _UNKNOWN = {"memory_limit": 0, "nthreads": 1}

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.common.secrets import mask_logs
 from pipeline.errors import EnvMismatch
-from pipeline.flavors import find_flavor
+from pipeline.models.flavors import find_flavor
 from pipeline.storage.urls import unique_name
 
 logger = logging.getLogger(__name__)

@@ -27,9 +27,9 @@ from pipeline.clusters.network import LOOPBACK, check_dashboard, is_loopback
 from pipeline.clusters.tls import Certificates, certificates_in
 from pipeline.common.forkserver import thread_environment
 from pipeline.errors import InfrastructureError, NoWorkers, SpecError
-from pipeline.planned import Limits
+from pipeline.jobs.stop import wait_in_slices
+from pipeline.plan.plan import Limits
 from pipeline.settings import Settings
-from pipeline.stop import wait_in_slices
 from pipeline.storage.local import LocalStore
 from pipeline.storage.urls import is_local_path, local_path
 

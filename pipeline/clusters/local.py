@@ -22,9 +22,9 @@ from pipeline.clusters.tls import Certificates, certificates_in
 from pipeline.common import forkserver as forks
 from pipeline.common.forkserver import chosen_shape, thread_environment
 from pipeline.errors import NoWorkers, SpecError
-from pipeline.planned import Limits
+from pipeline.jobs.stop import wait_in_slices
+from pipeline.plan.plan import Limits
 from pipeline.settings import Settings
-from pipeline.stop import wait_in_slices
 
 NEVER = "1000 hours"
 ALL_WORKERS_SECONDS = 60.0

@@ -95,8 +95,8 @@ def _examine(
     job_file: str, overrides: tuple[str, ...], params: tuple[str, ...]
 ) -> tuple[list[PipelineError], list[str]]:
     """What is wrong with a job spec, and what is only worth a thought."""
-    from pipeline.drift import hard_coded
-    from pipeline.models import has_registry
+    from pipeline.models.registry.alias_watch import hard_coded
+    from pipeline.models.registry.client import has_registry
 
     try:
         loaded = load(job_file, overrides=overrides, params=params)
@@ -118,7 +118,7 @@ def _checks(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]
     from pipeline.clusters import cluster_of
     from pipeline.prepare import resolve_model
     from pipeline.sinks import find_sink
-    from pipeline.sources.expression import parse_filter
+    from pipeline.sources.filters.parse import parse_filter
     from pipeline.spec.parameters import PLACEHOLDER
     from pipeline.steps import importable, load_function
 
@@ -143,7 +143,7 @@ def _checks(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]
 
 def _checks_of_children(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]:
     """What can be checked of the children without the data: of a list each; else what does not depend on a value."""
-    from pipeline.fan_out import child_spec
+    from pipeline.plan.fan_out import child_spec
 
     assert spec.fan_out is not None
     by = spec.fan_out.by
@@ -196,17 +196,17 @@ def plan(
     if show_config:
         _show_config(loaded, settings)
         return
+    from pipeline.plan.describe import plan_summary
     from pipeline.prepare import prepare
     from pipeline.summary import plan_text
-    from pipeline.why import plan_summary
 
     prepared = prepare(loaded.spec, settings=settings)
     details = plan_summary(prepared.plan, prepared.limits).details()
     if probe is not None and prepared.plan.children:
         raise click.UsageError("A fan-out has no partitions of its own to probe: probe a job over one of its values.")
     if why:
+        from pipeline.plan.describe import explain
         from pipeline.summary import why_text
-        from pipeline.why import explain
 
         details["why"] = explain(prepared.plan)
         emit(details, lambda: plan_text(details) + why_text(details["why"]))

@@ -24,9 +24,9 @@ _SHOWN = 15
 def gc(job: str, is_all: bool, older_than: str | None, yes: bool, directory: str | None) -> None:
     """Show, and with --yes remove, what died attempts left behind. A job that a driver is at work on is left alone."""
     from pipeline import gc as cleaning
-    from pipeline.checkpoint import JobDirectory
     from pipeline.common.units import utc_now
-    from pipeline.jobs import find_job, list_jobs
+    from pipeline.jobs.directory import JobDirectory
+    from pipeline.jobs.listing import find_job, list_jobs
 
     if is_all and job != "@last":
         raise click.UsageError("Name a job, or --all of them.")

@@ -80,7 +80,7 @@ def resume(job: str, detach: bool, strict: bool, **flags: str | int | None) -> N
 
 def _detach(job: str, *, flags: Flags) -> None:
     from pipeline.commands.submit import tell_submitted
-    from pipeline.jobs import find_job
+    from pipeline.jobs.listing import find_job
     from pipeline.submit import submit_again
 
     settings = settings_for(None, **flags)
@@ -231,7 +231,7 @@ def _known(job: str, settings: Settings) -> dict[str, Any]:
     # The error is what must be told; a state that cannot be read must not hide it.
     with suppress(Exception):
         from pipeline.commands.look import status_details
-        from pipeline.jobs import find_job
+        from pipeline.jobs.listing import find_job
 
         known |= status_details(find_job(settings.directory, job))
     return known

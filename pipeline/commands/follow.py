@@ -12,8 +12,8 @@ from pipeline.commands.look import job_argument, status_details
 from pipeline.commands.options import directory_option, emit, is_quiet, output_options, settings_for, wants_json
 
 if TYPE_CHECKING:
-    from pipeline.checkpoint import JobDirectory
-    from pipeline.lifecycle import Status
+    from pipeline.jobs.directory import JobDirectory
+    from pipeline.jobs.status import Status
     from pipeline.log_lines import LogLine
 
 TIMED_OUT = 124
@@ -96,7 +96,7 @@ def logs(job: str, follow: bool, partition: str, errors: bool, directory: str | 
 
 
 def _find(job: str, directory: str | None) -> tuple[JobDirectory, float]:
-    from pipeline.jobs import find_job
+    from pipeline.jobs.listing import find_job
 
     settings = settings_for(directory=directory)
     return find_job(settings.directory, job), settings.lease_seconds
@@ -117,7 +117,7 @@ def _say_if_nobody_serves(job: JobDirectory) -> None:
     """A job that waits for a server where there is none would wait for ever."""
     from pipeline.common.units import utc_now
     from pipeline.job_queue import LeaseWatch, observe
-    from pipeline.lifecycle import Status
+    from pipeline.jobs.status import Status
     from pipeline.servers import is_served
     from pipeline.storage.store import open_store
 

@@ -11,7 +11,7 @@ from pipeline.commands.options import directory_option, emit, output_options, se
 from pipeline.errors import StateCorrupt
 
 if TYPE_CHECKING:
-    from pipeline.checkpoint import JobDirectory
+    from pipeline.jobs.directory import JobDirectory
 
 job_argument = click.argument("job", default="@last")
 
@@ -27,8 +27,8 @@ job_argument = click.argument("job", default="@last")
 def list_command(*, statuses: tuple[str, ...], name: str, limit: int | None, directory: str | None) -> None:
     """List the jobs, newest first, with their age and how many of their partitions are done."""
     from pipeline.common.units import utc_now
-    from pipeline.jobs import list_jobs
-    from pipeline.lifecycle import Status
+    from pipeline.jobs.listing import list_jobs
+    from pipeline.jobs.status import Status
     from pipeline.storage.urls import is_local_path, local_path
 
     known = {str(status).lower(): status for status in Status}
@@ -141,6 +141,6 @@ def diff(before: str, after: str, directory: str | None) -> None:
 
 
 def _find(job: str, directory: str | None) -> JobDirectory:
-    from pipeline.jobs import find_job
+    from pipeline.jobs.listing import find_job
 
     return find_job(settings_for(directory=directory).directory, job)

@@ -11,8 +11,8 @@ from pipeline.commands.options import emit, output_options, settings_for
 from pipeline.errors import ConflictError, SpecError
 
 if TYPE_CHECKING:
-    from pipeline.registry import ModelRegistry
-    from pipeline.registry.built_in import BuiltInRegistry
+    from pipeline.models.registry import ModelRegistry
+    from pipeline.models.registry.file_registry import BuiltInRegistry
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -61,9 +61,9 @@ def register(
 
     The same file again gives the version it has already.
     """
-    from pipeline.models import model_bytes
-    from pipeline.registry.built_in import Facts
-    from pipeline.registry.records import check_alias, check_model_name
+    from pipeline.models.registry.client import model_bytes
+    from pipeline.models.registry.file_registry import Facts
+    from pipeline.models.registry.records import check_alias, check_model_name
 
     kept = _built_in(registry)
     name = check_model_name(name or file.rstrip("/").rsplit("/", 1)[-1].rsplit(".", 1)[0])
@@ -94,7 +94,7 @@ def register(
 @output_options
 def list_command(name: str | None, registry: str | None) -> None:
     """List the models, or the versions of one, newest first."""
-    from pipeline.models import version_row, versions_of
+    from pipeline.models.registry.client import version_row, versions_of
 
     kept = _open(registry)
     if name is None:
@@ -182,14 +182,14 @@ def remove(name: str, version: int, force: bool, reason: str, registry: str | No
 
 
 def _open(registry: str | None) -> ModelRegistry:
-    from pipeline.registry import open_registry
+    from pipeline.models.registry import open_registry
 
     settings = settings_for(registry=registry)
     return open_registry(settings.registry, cache=settings.directory)
 
 
 def _built_in(registry: str | None) -> BuiltInRegistry:
-    from pipeline.models import built_in
+    from pipeline.models.registry.client import built_in
 
     return built_in(_open(registry))
 

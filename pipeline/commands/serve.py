@@ -89,9 +89,9 @@ def _serve_once(server: Server, *, wait: bool) -> None:
 
 
 def _ends(server: Server, served: Served) -> list[Any]:
-    from pipeline.checkpoint import JobDirectory
     from pipeline.errors import DriverLost
     from pipeline.follow import Ending
+    from pipeline.jobs.directory import JobDirectory
 
     ends = []
     for name in served.started:

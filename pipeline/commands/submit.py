@@ -95,8 +95,8 @@ def _told(made: Submitted, *, is_queued: bool) -> str:
 @output_options
 def cancel(job: str, now: bool, reason: str, directory: str | None) -> None:
     """Cancel a job: its driver starts no more partitions and publishes nothing. resume goes on all the same."""
-    from pipeline.cancel import Cancelling, cancel_job
-    from pipeline.jobs import find_job
+    from pipeline.jobs.cancellation import Cancelling, cancel_job
+    from pipeline.jobs.listing import find_job
 
     settings = settings_for(directory=directory)
     found = find_job(settings.directory, job)

@@ -11,10 +11,10 @@ with kept():
         "distributed.worker",
         "pipeline.tasks",
         "pipeline.clusters.handshake",
-        "pipeline.flavors.xgboost",
+        "pipeline.models.flavors.xgboost",
         "xgboost",
         "pipeline.cli",
-        "pipeline.trees.engine",
+        "pipeline.models.trees.engine",
         "numba",
     ):
         # Whatever is wrong with one of them is told by the worker that needs it.

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast, runtime_checkable
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.common.plugins import find_adapter
 from pipeline.errors import SpecError
-from pipeline.increment import PublishedWork
-from pipeline.manifest import Manifest
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.manifest import Manifest
+from pipeline.plan.incremental import PublishedWork
 from pipeline.spec.parts import Sink
 from pipeline.storage.store import open_store
 

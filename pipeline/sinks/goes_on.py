@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.errors import PipelineError
-from pipeline.increment import PublishedInput, baseline_of, other_baseline
-from pipeline.planned import Plan
+from pipeline.jobs.directory import JobDirectory
+from pipeline.plan.incremental import PublishedInput, baseline_of, other_baseline
+from pipeline.plan.plan import Plan
 from pipeline.sinks import layout
 from pipeline.sinks.pack import Piece
 from pipeline.storage.store import Store, open_store

@@ -15,8 +15,8 @@ from typing import Any
 
 from pipeline.common.digest import digest_bytes
 from pipeline.errors import OutputConflict, RefusedForSafety, StateCorrupt
-from pipeline.increment import PublishedInput, PublishedWork
-from pipeline.manifest import Manifest
+from pipeline.jobs.manifest import Manifest
+from pipeline.plan.incremental import PublishedInput, PublishedWork
 from pipeline.sinks import PublishedFile
 from pipeline.storage.store import Store
 

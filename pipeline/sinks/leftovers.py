@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.errors import RefusedForSafety
+from pipeline.jobs.directory import JobDirectory
 from pipeline.sinks import layout, swap
 from pipeline.sinks.guards import real_place
 from pipeline.storage.local import LocalStore

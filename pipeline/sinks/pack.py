@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from pipeline.common.digest import DigestingFile
 from pipeline.errors import StateCorrupt
-from pipeline.manifest import Manifest, ManifestFile
+from pipeline.jobs.manifest import Manifest, ManifestFile
 from pipeline.sinks import PublishedFile
 from pipeline.sinks.layout import file_name
 from pipeline.storage.store import Store

@@ -24,11 +24,11 @@ from typing import cast
 
 import pyarrow as pa
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.common.units import parse_bytes
 from pipeline.errors import OutputConflict, OutputExists, RefusedForSafety, StorageError
-from pipeline.increment import unknown_publication
-from pipeline.manifest import Manifest
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.manifest import Manifest
+from pipeline.plan.incremental import unknown_publication
 from pipeline.sinks import Published, PublishedBefore, PublishedFile, checks, layout, pack, swap
 from pipeline.sinks.checks import check_content
 from pipeline.sinks.goes_on import check_baseline, clear_abandoned, has_nothing_new, with_inputs

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pipeline.sources.expression import Filter, parse_filter
-from pipeline.sources.parquet import Discovery, discover, resize, sample_batch
-from pipeline.sources.read_ahead import read_ahead
-from pipeline.sources.reader import SourceBatch, read_batches
+from pipeline.sources.filters.parse import Filter, parse_filter
+from pipeline.sources.parquet.discover import Discovery, discover, resize, sample_batch
+from pipeline.sources.parquet.reader import SourceBatch, read_batches
+from pipeline.sources.prefetch import read_ahead
 
 __all__ = [
     "Discovery",

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import errors as error_kinds
-from pipeline.checkpoint import JobDirectory
 from pipeline.errors import InfrastructureError, PipelineError, StateCorrupt
+from pipeline.jobs.directory import JobDirectory
 from pipeline.spec.job_spec import JobSpec
 from pipeline.testing.processes import ProcessCluster
 from pipeline.testing.row_check import Reader, RowDifference, check_rows, read_folder

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.checkpoint import JobDirectory
-from pipeline.lifecycle import Status
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.status import Status
 from pipeline.partition import run_partition
-from pipeline.planned import Plan
+from pipeline.plan.plan import Plan
 from pipeline.prepare import prepare
 from pipeline.settings import Settings
 from pipeline.sinks import Published, publish

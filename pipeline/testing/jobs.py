@@ -17,17 +17,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.common.rows import Fragment, InputFile, RowCounts, RowGroup
-from pipeline.lease import take
-from pipeline.lifecycle import Status
-from pipeline.model import Feature, ModelVersion
-from pipeline.planned import Partition, Plan
-from pipeline.receipt import DataFile, FileRows, Receipt, Seconds
-from pipeline.recipe import REJECT_FILE, REJECT_MESSAGE, REJECT_REASON, REJECT_ROW
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.lease import take
+from pipeline.jobs.receipt import DataFile, FileRows, Receipt, Seconds
+from pipeline.jobs.rounds import RETRY, Round, make_record
+from pipeline.jobs.status import Status
+from pipeline.models.model import Feature, ModelVersion
+from pipeline.plan.plan import Partition, Plan
+from pipeline.plan.recipe import REJECT_FILE, REJECT_MESSAGE, REJECT_REASON, REJECT_ROW
 from pipeline.rejected import find_rejected
 from pipeline.report import make_report
-from pipeline.rounds import RETRY, Round, make_record
 from pipeline.sinks.parquet import ParquetSink
 from pipeline.spec.job_spec import JobSpec
 from pipeline.storage.store import Store

@@ -70,7 +70,7 @@ def make_lake(
 
 def train_model(path: Path, *, rounds: int = 12, **params: Any) -> Path:
     """Train a small xgboost model on `FEATURES` and save it; binary unless ``params`` say otherwise."""
-    from pipeline.flavors.xgboost_train import train
+    from pipeline.models.flavors.xgboost_train import train
 
     table = make_table(4000, seed=99)
     frame = table.select(FEATURES).to_pandas()
@@ -88,7 +88,7 @@ def oracle(
     steps: Sequence[Callable[[pd.DataFrame], pd.DataFrame]] = (),
 ) -> pd.DataFrame:
     """Every row of ``files``, in order, with its prediction: one file at a time in plain pandas, whole."""
-    from pipeline.flavors.xgboost_train import predict
+    from pipeline.models.flavors.xgboost_train import predict
 
     parts: list[pd.DataFrame] = []
     for file in files:

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 
 from pipeline.common.rows import Fragment
 from pipeline.contract import feature_rules
-from pipeline.model import ModelVersion
+from pipeline.models.model import ModelVersion
 from pipeline.outputs import prediction_schema
-from pipeline.planned import Partition
-from pipeline.recipe import MapRecipe, ScoreRecipe, StageRecipe
+from pipeline.plan.plan import Partition
+from pipeline.plan.recipe import MapRecipe, ScoreRecipe, StageRecipe
 from pipeline.sources import SourceBatch
 from pipeline.spec.parts import Output
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from pipeline.common.rows import Fragment, InputFile
 from pipeline.sources import discover, read_batches
-from pipeline.sources.parquet import wanted_fragments
+from pipeline.sources.parquet.discover import wanted_fragments
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.load import absolute
 

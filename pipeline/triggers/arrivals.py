@@ -11,7 +11,7 @@ from pipeline.common.digest import digest_bytes, digest_json
 from pipeline.common.units import format_seconds, parse_bytes, parse_seconds
 from pipeline.errors import MissingInput
 from pipeline.sources.locate import Located, fixed_part, locate
-from pipeline.sources.opening import read_footer
+from pipeline.sources.parquet.opening import read_footer
 from pipeline.spec.triggers import Arrival
 from pipeline.storage.urls import file_system, is_local_path, local_path, storage_errors
 

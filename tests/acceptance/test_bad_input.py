@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 
 from pipeline.cli import main
 from pipeline.sources import discover, read_batches
-from pipeline.sources.parquet import wanted_fragments
+from pipeline.sources.parquet.discover import wanted_fragments
 from pipeline.spec.parts import Source
 from pipeline.testing.oracle import make_table, train_model
 

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipeline.checkpoint import JobDirectory
-from pipeline.registry.built_in import BuiltInRegistry, Facts
+from pipeline.jobs.directory import JobDirectory
+from pipeline.models.registry.file_registry import BuiltInRegistry, Facts
 from pipeline.testing.oracle import Lake, make_lake, oracle, train_model
 from pipeline.testing.processes import ProcessCluster, start_command, wait_until
 from pipeline.verify import verify
@@ -120,7 +120,7 @@ class Drifting:
     def assert_published(self, result: dict[str, Any], version: int) -> None:
         """Every published file is of that version, and the rows are those of its oracle."""
         files = sorted((self.folder / "out").glob("*.parquet"))
-        named = [json.loads(pq.read_schema(file).metadata[b"pipeline.model"]) for file in files]
+        named = [json.loads(pq.read_schema(file).metadata[b"pipeline.models.model"]) for file in files]
         record = self.registry.version("churn", version)
         expected = {"name": "churn", "version": str(version), "digest": record.digest, "uri": record.uri}
         assert files

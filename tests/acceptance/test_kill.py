@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipeline.checkpoint import JobDirectory
+from pipeline.jobs.directory import JobDirectory
 from pipeline.testing.oracle import Lake, make_lake, oracle
 from pipeline.testing.processes import ProcessCluster, start_command
 from pipeline.verify import verify

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.common.secrets import MASK
+from pipeline.jobs.directory import JobDirectory
 from pipeline.tasks import make_tasks
 from pipeline.testing.oracle import Lake
 from pipeline.testing.processes import ROOT

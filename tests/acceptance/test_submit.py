@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipeline.checkpoint import JobDirectory
-from pipeline.lease import identify, is_process
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.lease import identify, is_process
 from pipeline.submission import find_starts
 from pipeline.testing.oracle import Lake, make_lake, oracle
 from pipeline.testing.processes import wait_until

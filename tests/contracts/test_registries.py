@@ -11,10 +11,10 @@ import pytest
 
 from pipeline.common.digest import digest_bytes
 from pipeline.errors import ModelError, RefusedForSafety, SpecError
-from pipeline.flavors import read_model
-from pipeline.models import Registry
-from pipeline.registry import ModelRegistry, open_registry
-from pipeline.registry.built_in import BuiltInRegistry, Facts
+from pipeline.models.flavors import read_model
+from pipeline.models.registry import ModelRegistry, open_registry
+from pipeline.models.registry.client import Registry
+from pipeline.models.registry.file_registry import BuiltInRegistry, Facts
 from pipeline.spec.model_ref import ModelRef
 from pipeline.testing.oracle import FEATURES, train_model
 from pipeline.testing.s3 import S3
@@ -118,7 +118,7 @@ def test_an_alias_resolves_to_where_it_points_now(kept: Kept) -> None:
 
 def test_a_lookup_needs_no_model_file(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     kept.registry.set_alias(kept.name, "champion", 1)
-    monkeypatch.setattr("pipeline.flavors.xgboost.probe", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("pipeline.models.flavors.xgboost.probe", lambda *_: pytest.fail("the model was loaded"))
     monkeypatch.setattr(BuiltInRegistry, "read_file", lambda *_: pytest.fail("the model was read"))
     assert kept.registry.lookup(kept.ref("@champion")).version == 1
 

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import CorruptInput, InputChanged, MissingInput
-from pipeline.sources import Discovery, discover, read_batches, reader
-from pipeline.sources.parquet import wanted_fragments
+from pipeline.sources import Discovery, discover, read_batches
+from pipeline.sources.parquet import reader
+from pipeline.sources.parquet.discover import wanted_fragments
 from pipeline.spec.parts import Source
 from pipeline.storage.store import Store, open_store
 from pipeline.testing.s3 import S3

@@ -11,7 +11,7 @@ import fsspec
 import pytest
 
 from pipeline.errors import RefusedForSafety, SpecError, StorageError, UnsafeStore
-from pipeline.flavors import read_model
+from pipeline.models.flavors import read_model
 from pipeline.spec.job_spec import JobSpec
 from pipeline.storage.local import LocalStore
 from pipeline.storage.object_store import ObjectStore

@@ -11,17 +11,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.batch_cache import WorkerClass, file_name, remember
-from pipeline.cancel import CancelRequest
-from pipeline.checkpoint import JobDirectory
 from pipeline.common.rows import RowCounts
 from pipeline.estimate import make_estimate
 from pipeline.events import PartitionEnded, notify
-from pipeline.family_commit import FamilyCommit
 from pipeline.job_log import recorded
-from pipeline.lease import held
-from pipeline.lifecycle import TRANSITIONS, Status
+from pipeline.jobs.cancellation import CancelRequest
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.fan_out import FamilyCommit
+from pipeline.jobs.lease import held
+from pipeline.jobs.status import TRANSITIONS, Status
+from pipeline.plan.recipe import REJECT_COLUMNS
 from pipeline.probe import write_estimate
-from pipeline.recipe import REJECT_COLUMNS
 from pipeline.report import make_report
 from pipeline.servers import ServerRecord
 from pipeline.sinks import publish

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.registry.built_in import BuiltInRegistry, Facts
+from pipeline.models.registry.file_registry import BuiltInRegistry, Facts
 
 PAGE = Path(__file__).parents[2] / "docs" / "registry.md"
 

@@ -13,9 +13,9 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.events import Callback, PartitionEnded
-from pipeline.jobs import find_job
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.listing import find_job
 from pipeline.report import Report
 from pipeline.runner import run
 from pipeline.settings import Settings, load_settings

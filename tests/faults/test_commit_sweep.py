@@ -23,10 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.common.digest import digest_bytes
 from pipeline.errors import PipelineError
-from pipeline.lifecycle import Status
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.status import Status
 from pipeline.sinks import layout, swap
 from pipeline.sinks.parquet import ParquetSink
 from pipeline.storage.store import open_store

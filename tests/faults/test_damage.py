@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.common.units import utc_now
 from pipeline.errors import ModelIntegrity, PipelineError
-from pipeline.jobs import find_job, list_jobs
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.listing import find_job, list_jobs
 from pipeline.prepare import prepare
 from pipeline.runner import resume, run
 from pipeline.settings import Settings, load_settings

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipeline.checkpoint import JobDirectory
+from pipeline.jobs.directory import JobDirectory
 from pipeline.testing.oracle import Lake, make_lake, oracle
 from pipeline.testing.processes import ProcessCluster, start_command
 from pipeline.verify import verify
@@ -40,11 +40,11 @@ def build(frame):
 '''
 JUMPING = """
 import os, sys, time
-import pipeline.job_record
+import pipeline.jobs.record
 from pipeline.cli import main
 
 real = time.time
-base = pipeline.job_record.datetime
+base = pipeline.jobs.record.datetime
 
 
 class Jumping(base):
@@ -54,7 +54,7 @@ class Jumping(base):
 
 
 time.time = lambda: real() + 3600 * int(sys.argv[1]) * os.path.exists("jump")
-pipeline.job_record.datetime = Jumping
+pipeline.jobs.record.datetime = Jumping
 main(args=sys.argv[2:], prog_name="python -m pipeline")
 """
 

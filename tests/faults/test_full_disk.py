@@ -10,9 +10,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.errors import DiskFull
-from pipeline.jobs import find_job, list_jobs
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.listing import find_job, list_jobs
 from pipeline.runner import resume, run
 from pipeline.settings import Settings, load_settings
 from pipeline.spec.job_spec import JobSpec

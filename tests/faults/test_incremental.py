@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import InputChanged, OutputConflict, PipelineError, SpecError
-from pipeline.plan_table import plan_from_table, plan_to_table
+from pipeline.plan.describe import explain, input_text
+from pipeline.plan.table import plan_from_table, plan_to_table
 from pipeline.sinks import PublishedFile, layout
 from pipeline.sinks.goes_on import with_inputs
 from pipeline.spec.job_spec import JobSpec
@@ -21,7 +22,6 @@ from pipeline.testing.inline import plan_inline, publish_inline, score_inline
 from pipeline.testing.oracle import make_table, oracle, train_model
 from pipeline.testing.stores import Crash, Faults, faulty_os
 from pipeline.verify import verify
-from pipeline.why import explain, input_text
 
 
 @pytest.fixture(autouse=True)

@@ -14,10 +14,10 @@ import pytest
 
 from pipeline.errors import PartitionStuck, StepFailed
 from pipeline.isolation import PIECES, Isolation, Streak, cut, resident_bytes
+from pipeline.jobs.receipt import Receipt
+from pipeline.models.registry import resolve
 from pipeline.partition import run_partition
-from pipeline.receipt import Receipt
-from pipeline.recipe import MapRecipe, StageRecipe
-from pipeline.registry import resolve
+from pipeline.plan.recipe import MapRecipe, StageRecipe
 from pipeline.spec.model_ref import ModelRef
 from pipeline.testing.oracle import Lake, make_lake, oracle
 from pipeline.testing.recipes import make_partition, make_recipe

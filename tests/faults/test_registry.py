@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.flavors import xgboost as flavor
-from pipeline.registry.built_in import BuiltInRegistry, Facts
+from pipeline.models.flavors import xgboost as flavor
+from pipeline.models.registry.file_registry import BuiltInRegistry, Facts
 from pipeline.spec.model_ref import ModelRef
 from pipeline.testing.memory_store import MemoryDisk, MemoryStore
 from pipeline.testing.oracle import train_model
@@ -178,8 +178,8 @@ class _Racing:
 
 WRITER = """
 import json, sys
-from pipeline.flavors import xgboost as flavor
-from pipeline.registry.built_in import BuiltInRegistry, Facts
+from pipeline.models.flavors import xgboost as flavor
+from pipeline.models.registry.file_registry import BuiltInRegistry, Facts
 
 root, me, rounds, facts, model = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4]), sys.argv[5]
 data = open(model, "rb").read()

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pytest
 from test_commit_sweep import FAULTS, JOB, SURVIVORS, World, rows_on, run_on, survived
 
-from pipeline.checkpoint import JobDirectory
-from pipeline.lifecycle import Status
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.status import Status
 from pipeline.retry import Wanted, open_retry
 from pipeline.settings import load_settings
 from pipeline.sinks import layout, swap

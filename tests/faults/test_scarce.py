@@ -16,7 +16,7 @@ from faulty_jobs import Job, again
 
 from pipeline.batch_cache import WorkerClass, file_name, recall
 from pipeline.errors import NoWorkers
-from pipeline.registry import resolve
+from pipeline.models.registry import resolve
 from pipeline.runner import resume, run
 from pipeline.settings import load_settings
 from pipeline.spec.model_ref import ModelRef

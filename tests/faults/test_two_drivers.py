@@ -29,12 +29,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.common.digest import digest_bytes
 from pipeline.errors import Fenced, JobLocked, PipelineError
-from pipeline.lease import Lease, take
-from pipeline.lifecycle import Status
-from pipeline.manifest import Manifest
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.lease import Lease, take
+from pipeline.jobs.manifest import Manifest
+from pipeline.jobs.status import Status
 from pipeline.sinks import layout
 from pipeline.sinks.parquet import ParquetSink
 from pipeline.testing.jobs import SmallJob, small_job, write_receipt

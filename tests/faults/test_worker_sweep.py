@@ -12,10 +12,10 @@ import pytest
 
 from pipeline import part_file
 from pipeline.common.digest import digest_bytes
+from pipeline.jobs.receipt import Receipt
+from pipeline.models.registry import resolve
 from pipeline.partition import run_partition
-from pipeline.receipt import Receipt
-from pipeline.recipe import ColumnRule
-from pipeline.registry import resolve
+from pipeline.plan.recipe import ColumnRule
 from pipeline.spec.model_ref import ModelRef
 from pipeline.testing.oracle import FEATURES, make_lake, oracle
 from pipeline.testing.recipes import make_partition, make_recipe

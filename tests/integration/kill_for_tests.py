@@ -6,9 +6,9 @@ import os
 import signal
 from typing import Any
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.cli import main as command_line
-from pipeline.lifecycle import Status
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.status import Status
 
 
 def main() -> None:

@@ -12,13 +12,14 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import drift, driver
-from pipeline.checkpoint import JobDirectory
-from pipeline.drift import MAX_RESTARTS
+from pipeline import driver
 from pipeline.errors import ModelChanged, ModelError, PipelineError, SpecError, StorageError
 from pipeline.events import Callback, PartitionEnded
-from pipeline.jobs import find_job
-from pipeline.registry.built_in import BuiltInRegistry, Facts
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.listing import find_job
+from pipeline.models.registry import alias_watch as drift
+from pipeline.models.registry.alias_watch import MAX_RESTARTS
+from pipeline.models.registry.file_registry import BuiltInRegistry, Facts
 from pipeline.report import Report
 from pipeline.runner import resume, run
 from pipeline.settings import Settings
@@ -33,7 +34,7 @@ Make = Callable[..., JobSpec]
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two models over the same features, and one that needs fewer."""
-    from pipeline.flavors.xgboost_train import train
+    from pipeline.models.flavors.xgboost_train import train
 
     folder = tmp_path_factory.mktemp("models")
     frame = make_table(3000, seed=9).select(FEATURES[:2]).to_pandas()
@@ -91,7 +92,7 @@ def to(registry: BuiltInRegistry, number: int) -> Callable[[], object]:
 
 def versions(folder: Path) -> set[str]:
     """The model versions that published files name."""
-    found = [json.loads(pq.read_schema(file).metadata[b"pipeline.model"]) for file in folder.glob("*.parquet")]
+    found = [json.loads(pq.read_schema(file).metadata[b"pipeline.models.model"]) for file in folder.glob("*.parquet")]
     assert all(one["uri"] == f"models:/churn/{one['version']}" for one in found)
     return {one["version"] for one in found}
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import ModelError
-from pipeline.jobs import find_job
+from pipeline.jobs.listing import find_job
 from pipeline.runner import run
 from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec

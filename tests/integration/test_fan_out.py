@@ -17,14 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.cancel import cancel_job
-from pipeline.checkpoint import JobDirectory
 from pipeline.errors import Cancelled, ChildrenFailed
 from pipeline.events import Callback, StatusChanged
 from pipeline.family import Leader
-from pipeline.family_commit import last_commit
-from pipeline.jobs import find_job
-from pipeline.lifecycle import Status
+from pipeline.jobs.cancellation import cancel_job
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.fan_out import last_commit
+from pipeline.jobs.listing import find_job
+from pipeline.jobs.status import Status
 from pipeline.rejects import summarise
 from pipeline.report import make_report
 from pipeline.runner import resume, run

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 import steps_for_tests
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.errors import InputChanged, OutputExists, PipelineError, PlanMismatch, StepFailed, TooManyRejects
-from pipeline.jobs import find_job
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.listing import find_job
 from pipeline.runner import resume, run
 from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.errors import InputError, PipelineError, SpecError, StepFailed
 from pipeline.events import Callback, StatusChanged
-from pipeline.jobs import find_job
+from pipeline.jobs.listing import find_job
 from pipeline.report import Report
 from pipeline.runner import resume, retry, run
 from pipeline.settings import Settings
@@ -122,7 +122,7 @@ def test_rows_out_of_bounds_are_scored_by_a_model_that_is_named(
     expected.loc[old, "prediction"] = both["other"].loc[old, "prediction"]
     assert_output(tmp_path / "out", expected)
     assert_verified(healed)
-    models = {pq.read_schema(path).metadata[b"pipeline.model"] for path in (tmp_path / "out").glob("*.parquet")}
+    models = {pq.read_schema(path).metadata[b"pipeline.models.model"] for path in (tmp_path / "out").glob("*.parquet")}
     assert len(models) == 2
 
 

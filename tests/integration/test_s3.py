@@ -18,13 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 from distributed import Client
 
-from pipeline.cancel import Cancelling
 from pipeline.errors import InputChanged, OutputExists, PipelineError, StorageError, UnsafeStore
 from pipeline.events import Callback, PartitionEnded
-from pipeline.jobs import find_job, list_jobs
-from pipeline.lifecycle import Status
+from pipeline.jobs.cancellation import Cancelling
+from pipeline.jobs.listing import find_job, list_jobs
+from pipeline.jobs.status import Status
+from pipeline.models.registry.file_registry import BuiltInRegistry, Facts
 from pipeline.notebook import Job
-from pipeline.registry.built_in import BuiltInRegistry, Facts
 from pipeline.runner import resume, retry, run
 from pipeline.serve import Server
 from pipeline.settings import Settings

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipeline.checkpoint import JobDirectory
+from pipeline.jobs.directory import JobDirectory
 from pipeline.testing.held import held_job
 from pipeline.testing.oracle import Lake, oracle
 from pipeline.testing.processes import wait_until

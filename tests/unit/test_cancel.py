@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cancel import Cancelling, CancelRequest, cancel_job, find_request, watched
-from pipeline.checkpoint import JobDirectory
-from pipeline.lease import held, take
-from pipeline.lifecycle import Status
-from pipeline.stop import Stop
+from pipeline.jobs.cancellation import Cancelling, CancelRequest, cancel_job, find_request, watched
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.lease import held, take
+from pipeline.jobs.status import Status
+from pipeline.jobs.stop import Stop
 from pipeline.testing.jobs import small_job
 from pipeline.testing.processes import wait_until
 

@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.common.rows import RowCounts
 from pipeline.errors import OutputConflict, PlanMismatch, RefusedForSafety, SpecError, StateCorrupt, StorageError
-from pipeline.job_record import new_job_id
-from pipeline.jobs import find_job, list_jobs
-from pipeline.lifecycle import Status
-from pipeline.planned import Partition
-from pipeline.receipt import Receipt
-from pipeline.splits import done_partitions, effective_partitions, halves
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.listing import find_job, list_jobs
+from pipeline.jobs.receipt import Receipt
+from pipeline.jobs.record import new_job_id
+from pipeline.jobs.splits import done_partitions, effective_partitions, halves
+from pipeline.jobs.status import Status
+from pipeline.plan.plan import Partition
 from pipeline.storage.local import LocalStore
 from pipeline.testing.jobs import SmallJob, small_job, write_receipt, write_receipts
 from pipeline.testing.stores import Faults, FaultyStore, io_error

@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.contract import Failures, beyond_finite, check, check_matrix, feature_rules, is_dtype
 from pipeline.errors import SpecError, StepFailed
-from pipeline.model import Feature, ModelVersion
-from pipeline.recipe import ColumnRule
+from pipeline.models.model import Feature, ModelVersion
+from pipeline.plan.recipe import ColumnRule
 
 NAN, INF = float("nan"), float("inf")
 

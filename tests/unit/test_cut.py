@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from pipeline import progress
 from pipeline.common.rows import InputFile, RowCounts, RowGroup
 from pipeline.errors import InfrastructureError, StateCorrupt
+from pipeline.jobs.receipt import Receipt
+from pipeline.jobs.splits import even_cuts, parts_of, pieces
+from pipeline.models.registry import resolve
 from pipeline.partition import run_partition, stage_folder
-from pipeline.planned import Partition
-from pipeline.receipt import Receipt
-from pipeline.recipe import MapRecipe, StageRecipe
-from pipeline.registry import resolve
+from pipeline.plan.plan import Partition
+from pipeline.plan.recipe import MapRecipe, StageRecipe
 from pipeline.spec.model_ref import ModelRef
-from pipeline.splits import even_cuts, parts_of, pieces
 from pipeline.testing.oracle import Lake, make_lake, oracle
 from pipeline.testing.recipes import make_partition, make_recipe
 

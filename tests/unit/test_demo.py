@@ -54,7 +54,7 @@ def test_the_same_seed_gives_the_same_files(made: Path, tmp_path: Path) -> None:
 
 
 def test_the_model_separates_those_who_left(made: Path) -> None:
-    from pipeline.flavors.xgboost_train import predict
+    from pipeline.models.flavors.xgboost_train import predict
 
     customers = make_customers(ROWS, seed=99)
     frame = build(customers)[FEATURES].assign(plan=pd.Categorical(customers["plan"], categories=PLANS))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.detached import copied, drive, is_unwanted, settle
-from pipeline.lifecycle import Status
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.status import Status
 from pipeline.storage.store import open_store
 from pipeline.submission import mark_queued, queued_marks
 from pipeline.testing.jobs import small_job

@@ -25,9 +25,9 @@ from pipeline.errors import (
     StorageError,
 )
 from pipeline.in_flight import Divided, Ended
+from pipeline.jobs.stop import Stop, Why
 from pipeline.outcome import Fail, Isolate, Leave, Retry, Split, decide, decide_death, overdue
-from pipeline.planned import Partition
-from pipeline.stop import Stop, Why
+from pipeline.plan.plan import Partition
 from pipeline.watch import Policy
 
 

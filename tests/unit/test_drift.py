@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from pipeline import drift
-from pipeline.drift import LONGEST_WAIT, AliasWatch, Move, drift_warnings, hard_coded, move_of
 from pipeline.errors import ModelError
-from pipeline.model import Feature, ModelVersion
-from pipeline.registry.records import VersionRecord
+from pipeline.jobs.stop import Stop, Why
+from pipeline.models.model import Feature, ModelVersion
+from pipeline.models.registry import alias_watch as drift
+from pipeline.models.registry.alias_watch import LONGEST_WAIT, AliasWatch, Move, drift_warnings, hard_coded, move_of
+from pipeline.models.registry.records import VersionRecord
 from pipeline.spec.model_ref import ModelRef
-from pipeline.stop import Stop, Why
 
 CHAMPION = "models:/churn@champion"
 

@@ -14,19 +14,22 @@ import pyarrow.parquet as pq
 import pytest
 import xgboost
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.errors import ModelError, SpecError
-from pipeline.flavors import choice as module
-from pipeline.flavors import outlook, xgboost_probe
-from pipeline.flavors import xgboost as flavor
-from pipeline.flavors.choice import Choice, Evaluator, forget_choices, get_evaluator
-from pipeline.flavors.outlook import EARNING, EngineUse, check_engine, look_out, obstacles
-from pipeline.model import ModelVersion, Predict
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.receipt import Receipt
+from pipeline.models import choice as module
+from pipeline.models import engines as outlook
+from pipeline.models.choice import Choice, Evaluator, forget_choices, get_evaluator
+from pipeline.models.engines import EARNING, EngineUse, check_engine, look_out, obstacles
+from pipeline.models.flavors import xgboost as flavor
+from pipeline.models.flavors import xgboost_probe
+from pipeline.models.model import ModelVersion, Predict
+from pipeline.models.registry import resolve
+from pipeline.models.trees import engine
 from pipeline.partition import run_partition
-from pipeline.planned import Limits
-from pipeline.receipt import Receipt
-from pipeline.recipe import ScoreRecipe
-from pipeline.registry import resolve
+from pipeline.plan.describe import plan_summary
+from pipeline.plan.plan import Limits
+from pipeline.plan.recipe import ScoreRecipe
 from pipeline.report import make_report
 from pipeline.resample import _near
 from pipeline.spec.job_spec import JobSpec, json_schema
@@ -35,8 +38,6 @@ from pipeline.summary import plan_text, summary_text
 from pipeline.testing.jobs import small_job, write_receipts
 from pipeline.testing.oracle import FEATURES, Lake, make_table, train_model
 from pipeline.testing.recipes import make_partition, make_recipe
-from pipeline.trees import engine
-from pipeline.why import plan_summary
 
 pytest.importorskip("numba")
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from pipeline.common.rows import Fragment, RowCounts
 from pipeline.estimate import Estimate, Interval, choose_sample, compare_estimate, make_estimate
-from pipeline.planned import Partition, Plan
-from pipeline.receipt import DataFile, Receipt, Seconds
+from pipeline.jobs.receipt import DataFile, Receipt, Seconds
+from pipeline.plan.plan import Partition, Plan
 from pipeline.testing.jobs import small_job
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import SpecError
 from pipeline.sources import discover, parse_filter
-from pipeline.sources.pruning import Bounds
+from pipeline.sources.filters.prune import Bounds
 from pipeline.spec.parts import Source
 
 NAN = float("nan")

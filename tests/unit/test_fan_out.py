@@ -13,23 +13,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.errors import InputError, OutputExists, PipelineError, SpecError
-from pipeline.family_plan import SEVERAL
-from pipeline.fan_out import HIVE_NULL, LONGEST_SLUG, child_spec, condition, folder_of, slugs
-from pipeline.jobs import find_job, list_jobs, parent_of
-from pipeline.lifecycle import Status
-from pipeline.plan_table import plan_from_table, plan_to_table
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.listing import find_job, list_jobs, parent_of
+from pipeline.jobs.status import Status
+from pipeline.jobs.stop import Why
+from pipeline.plan.describe import plan_summary
+from pipeline.plan.family_plan import SEVERAL
+from pipeline.plan.fan_out import HIVE_NULL, LONGEST_SLUG, child_spec, condition, folder_of, slugs
+from pipeline.plan.table import plan_from_table, plan_to_table
 from pipeline.prepare import prepare
 from pipeline.settings import Settings
 from pipeline.sources import parse_filter
 from pipeline.sources.locate import locate
 from pipeline.spec.diagnostics import SpecMistakes
 from pipeline.spec.job_spec import JobSpec
-from pipeline.stop import Why
 from pipeline.summary import plan_text
 from pipeline.testing.oracle import make_table, train_model
-from pipeline.why import plan_summary
 
 VALUES = st.one_of(st.text(max_size=60), st.integers(-(10**9), 10**9), st.booleans(), st.none())
 
@@ -168,7 +168,7 @@ def test_children_of_a_hive_key_read_only_their_files(lake: Path, monkeypatch: p
         listings.append(path)
         return locate(path, **options)
 
-    monkeypatch.setattr("pipeline.sources.parquet.locate", counted)
+    monkeypatch.setattr("pipeline.sources.parquet.discover.locate", counted)
     prepared = plan_of(spec())
     assert len(listings) == 1
     plan = prepared.plan
@@ -340,7 +340,7 @@ def test_names_that_mean_no_child_or_several_are_refused(lake: Path) -> None:
 
 
 def test_cancelling_a_fan_out_that_nobody_drives_cancels_its_children(lake: Path) -> None:
-    from pipeline.cancel import Cancelling, cancel_job
+    from pipeline.jobs.cancellation import Cancelling, cancel_job
 
     job = JobDirectory.create(lake / "jobs", plan_of(spec()).plan, job="churn-1")
     assert cancel_job(job) is Cancelling.CANCELLED

@@ -14,11 +14,11 @@ from click.testing import CliRunner
 
 from pipeline import firing as firing_module
 from pipeline import submit as submitting
-from pipeline.checkpoint import JobDirectory
 from pipeline.cli import main
 from pipeline.errors import SpecError
 from pipeline.firing import TriggerJobs, TriggerWatch, filled_params, spec_of, submission_key, trigger_hook
-from pipeline.lifecycle import Status
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.status import Status
 from pipeline.settings import Settings
 from pipeline.spec.triggers import Arrival, Trigger
 from pipeline.submit import submit

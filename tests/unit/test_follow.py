@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.errors import DriverLost
 from pipeline.events import Event, PartitionEnded, StageStarted, StatusChanged
 from pipeline.follow import Ending, Follower
-from pipeline.lease import FOLDER, Holder, held, identify, take
-from pipeline.lifecycle import Status
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.lease import FOLDER, Holder, held, identify, take
+from pipeline.jobs.status import Status
 from pipeline.servers import ServerRecord, put_server
 from pipeline.storage.store import open_store
 from pipeline.submission import Submission, put_submission

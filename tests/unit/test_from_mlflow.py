@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from pipeline.errors import ModelError, RefusedForSafety, SpecError
-from pipeline.registry import is_mlflow, open_registry
-from pipeline.registry.from_mlflow import _ON_DISK, _data_file
+from pipeline.models.registry import is_mlflow, open_registry
+from pipeline.models.registry.mlflow_registry import _ON_DISK, _data_file
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.cli import main
 from pipeline.errors import SpecError
 from pipeline.gc import is_old, lost_attempts, parse_age, sweep_job, sweep_root
-from pipeline.jobs import list_jobs
-from pipeline.lease import held
-from pipeline.lifecycle import Status
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.lease import held
+from pipeline.jobs.listing import list_jobs
+from pipeline.jobs.splits import split_receipt
+from pipeline.jobs.status import Status
 from pipeline.sinks import publish
-from pipeline.splits import split_receipt
 from pipeline.testing.jobs import SmallJob, read_output, small_job, write_receipt, write_receipts
 from pipeline.verify import verify
 

@@ -19,12 +19,12 @@ from typing import Any
 import pytest
 
 from pipeline import hook_delivery
-from pipeline.checkpoint import JobDirectory
 from pipeline.errors import SpecError
 from pipeline.events import JobEnded, notify
 from pipeline.hook_delivery import Attempt, is_final_status, pause
 from pipeline.hooks import hooked, hooks_of
-from pipeline.lifecycle import Status
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.status import Status
 from pipeline.lineage import dataset_of
 from pipeline.report import make_report
 from pipeline.settings import Settings, load_settings

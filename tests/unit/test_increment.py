@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from pipeline.errors import InputChanged
-from pipeline.increment import (
+from pipeline.plan.incremental import (
     APPENDED,
     CHANGED,
     MODEL_CHANGED,

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.common.rows import RowCounts
 from pipeline.errors import SchemaDrift
 from pipeline.events import JobEnded, PartitionEnded, notify
 from pipeline.job_log import recorded
-from pipeline.lifecycle import Status
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.status import Status
 from pipeline.log_lines import LogReader
 from pipeline.storage.store import open_store
 from pipeline.submission import Start, Submission, put_submission
@@ -132,7 +132,7 @@ def test_a_receipt_is_told_for_its_partition(job: JobDirectory, tmp_path: Path) 
 
 
 def test_what_a_driver_said_that_never_came_to_drive(job: JobDirectory) -> None:
-    from pipeline.lease import identify
+    from pipeline.jobs.lease import identify
 
     put_submission(job.store, Submission(1, "", "me", "by hand", "key"))
     gone = identify(os.getpid()).rpartition("/")[0] + "/0"

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.errors import NoWorkers, SchemaDrift
 from pipeline.job_queue import STARTING_SECONDS, JobView, LeaseWatch, Need, Patience, decide, exit_code, observe
-from pipeline.lease import FOLDER, Holder, Verdict, identify, take
-from pipeline.lifecycle import Status
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.lease import FOLDER, Holder, Verdict, identify, take
+from pipeline.jobs.status import Status
 from pipeline.report import make_report
 from pipeline.submission import Start, Submission, claim_start, find_starts, note_start, put_submission
 from pipeline.testing.jobs import small_job

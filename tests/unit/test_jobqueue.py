@@ -14,7 +14,7 @@ from pipeline.clusters import find_cluster
 from pipeline.clusters.jobqueue import LSF, BatchSystem, Slurm
 from pipeline.clusters.tls import Certificates, make_certificates
 from pipeline.errors import RefusedForSafety, SpecError
-from pipeline.planned import Limits
+from pipeline.plan.plan import Limits
 from pipeline.settings import load_settings
 
 pytest.importorskip("dask_jobqueue")

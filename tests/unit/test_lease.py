@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import lease as lease_module
 from pipeline.errors import DiskFull, Fenced, JobLocked
-from pipeline.lease import Holder, Sight, Verdict, decide, has_ended, held, highest_epoch, identify, look, take
+from pipeline.jobs import lease as lease_module
+from pipeline.jobs.lease import Holder, Sight, Verdict, decide, has_ended, held, highest_epoch, identify, look, take
 from pipeline.storage.local import LocalStore
 from pipeline.storage.store import open_store
 from pipeline.testing.stores import Faults, FaultyStore, disk_full

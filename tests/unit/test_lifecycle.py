@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from pipeline.errors import StateCorrupt
-from pipeline.lifecycle import TRANSITIONS, Status, check_transition
+from pipeline.jobs.status import TRANSITIONS, Status, check_transition
 
 
 @pytest.mark.parametrize(("before", "after"), list(itertools.product(Status, Status)))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.memory import (
+from pipeline.plan.memory import (
     BATCH_SHARE,
     CEILING_ROWS,
     ENGINE_BYTES,

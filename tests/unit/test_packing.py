@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.common.rows import InputFile, RowGroup
-from pipeline.packing import OVERSIZE, PARTITIONS_PER_THREAD, SMALLEST_ROWS, TARGET_BYTES, pack
+from pipeline.plan.packing import OVERSIZE, PARTITIONS_PER_THREAD, SMALLEST_ROWS, TARGET_BYTES, pack
 
 
 def files(*sizes: int | list[int], width: int = 10) -> tuple[InputFile, ...]:

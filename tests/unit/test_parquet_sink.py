@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.common.digest import digest_bytes
 from pipeline.errors import DiskFull, OutputConflict, OutputExists, RefusedForSafety, SpecError, StateCorrupt
-from pipeline.manifest import Manifest
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.manifest import Manifest
 from pipeline.sinks import Published, check, layout, publish, published, swap
 from pipeline.sinks.parquet import ParquetSink
 from pipeline.spec.parts import Sink
@@ -288,7 +288,7 @@ def test_merging_keeps_order_and_large_files(tmp_path: Path) -> None:
 
 
 def test_merging_keeps_types_and_metadata(tmp_path: Path) -> None:
-    from pipeline.manifest import ManifestFile
+    from pipeline.jobs.manifest import ManifestFile
     from pipeline.sinks.pack import Piece, write_merged
     from pipeline.storage.local import LocalStore
 

@@ -14,7 +14,7 @@ import pytest
 from pipeline.errors import CorruptInput, MissingInput, PipelineError, SchemaDrift, SpecError
 from pipeline.sources import discover, read_batches, resize, sample_batch
 from pipeline.sources.locate import locate
-from pipeline.sources.parquet import Discovery, wanted_fragments
+from pipeline.sources.parquet.discover import Discovery, wanted_fragments
 from pipeline.spec.parts import Source
 
 
@@ -227,14 +227,14 @@ def test_rows_and_bytes_are_those_of_the_footer(tmp_path):
 
 
 def test_of_many_small_files_some_are_measured_for_all(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.sources.footers.SAMPLED_FILES", 8)
+    monkeypatch.setattr("pipeline.sources.parquet.footers.SAMPLED_FILES", 8)
     for number in range(40):
         texts = [f"{number} {row} " + "x" * (row % 50) for row in range(200)]
         write(tmp_path / f"{number:02}.parquet", pa.table({"a": texts, "b": range(200)}), use_dictionary=False)
     odd = pa.table({"b": range(200), "a": ["y" * 500 + str(row) for row in range(200)]})
     write(tmp_path / "10b.parquet", odd, use_dictionary=False)
     sampled = discover(Source(path=str(tmp_path)))
-    monkeypatch.setattr("pipeline.sources.footers.SAMPLED_FILES", 1000)
+    monkeypatch.setattr("pipeline.sources.parquet.footers.SAMPLED_FILES", 1000)
     each = discover(Source(path=str(tmp_path)))
     whole = [[file.row_groups[0].bytes for file in one.files] for one in (sampled, each)]
     assert whole[0] == pytest.approx(whole[1], abs=1), "nothing is to be divided where all columns are read"
@@ -395,7 +395,7 @@ def test_an_unknown_protocol_is_a_spec_error():
 
 
 def test_an_error_in_a_footer_read_on_a_thread_is_that_of_the_first_file_in_order(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.sources.parquet._SLOW_SECONDS", 0.0)
+    monkeypatch.setattr("pipeline.sources.parquet.discover._SLOW_SECONDS", 0.0)
     for number in range(40):
         write(tmp_path / f"{number:02d}.parquet")
     for number in (25, 30):
@@ -409,7 +409,7 @@ def test_threads_find_the_same(tmp_path, monkeypatch):
     for number in range(40):
         write(tmp_path / f"{number:02d}.parquet", pa.table({"a": pa.array(range(number), pa.int64())}))
     alone = discover(Source(path=str(tmp_path)), threads=1)
-    monkeypatch.setattr("pipeline.sources.parquet._SLOW_SECONDS", 0.0)
+    monkeypatch.setattr("pipeline.sources.parquet.discover._SLOW_SECONDS", 0.0)
     assert discover(Source(path=str(tmp_path)), threads=4) == alone
 
 

@@ -27,12 +27,12 @@ from pipeline.errors import (
     StepFailed,
 )
 from pipeline.frames import score_pandas, scored_frame, scored_meta
-from pipeline.model import ModelVersion
+from pipeline.jobs.receipt import Receipt
+from pipeline.models.model import ModelVersion
+from pipeline.models.registry import resolve
 from pipeline.part_file import dictionary_columns
 from pipeline.partition import run_partition
-from pipeline.receipt import Receipt
-from pipeline.recipe import ColumnRule, MapRecipe, StageRecipe
-from pipeline.registry import resolve
+from pipeline.plan.recipe import ColumnRule, MapRecipe, StageRecipe
 from pipeline.spec.model_ref import ModelRef
 from pipeline.spec.parts import Output
 from pipeline.storage.local import LocalStore
@@ -132,8 +132,8 @@ def test_files_name_their_job_plan_and_model(
     recipe = make()
     metadata = output_of(recipe, run_partition(recipe, make_partition(lake.files[3]))).schema.metadata
     assert metadata[b"pipeline.job"] == b"job-1"
-    assert metadata[b"pipeline.plan"] == recipe.plan.encode()
-    assert version.digest.encode() in metadata[b"pipeline.model"]
+    assert metadata[b"pipeline.plan.planner"] == recipe.plan.encode()
+    assert version.digest.encode() in metadata[b"pipeline.models.model"]
 
 
 def test_state_is_private_whatever_the_umask(make: Callable[..., StageRecipe], lake: Lake) -> None:

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from pipeline.common.digest import digest_json
 from pipeline.common.rows import InputFile, RowGroup
 from pipeline.errors import DoesNotFit, SchemaDrift, SpecError, StateCorrupt
-from pipeline.memory import ENGINE_BYTES, USABLE, shared_memory
-from pipeline.model import Feature, ModelVersion
-from pipeline.plan import dispatch_order, make_plan
-from pipeline.plan_table import plan_from_table, plan_to_table
-from pipeline.planned import Limits, Plan
+from pipeline.models.model import Feature, ModelVersion
+from pipeline.plan.describe import difference, plan_summary
+from pipeline.plan.memory import ENGINE_BYTES, USABLE, shared_memory
+from pipeline.plan.plan import Limits, Plan
+from pipeline.plan.planner import dispatch_order, make_plan
+from pipeline.plan.table import plan_from_table, plan_to_table
 from pipeline.sources import Discovery, discover
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.parts import Source
-from pipeline.why import difference, plan_summary
 
 GIB = 1 << 30
 LIMITS = Limits(workers=2, threads=1, memory=2 * GIB)

@@ -9,8 +9,8 @@ import pytest
 
 from pipeline.common.pickling import quickly_pickled
 from pipeline.common.rows import Fragment, InputFile, RejectedFile, RowCounts, RowGroup
-from pipeline.flavors.outlook import EngineUse
-from pipeline.receipt import DataFile, FileRows, Receipt, Seconds
+from pipeline.jobs.receipt import DataFile, FileRows, Receipt, Seconds
+from pipeline.models.engines import EngineUse
 
 EXAMPLES = [
     RowGroup(5, 80, 40, wanted=False),

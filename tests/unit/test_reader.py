@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from pipeline.common.rows import Fragment
 from pipeline.errors import CorruptInput, InputChanged, MissingInput, SchemaDrift, StorageError
-from pipeline.packing import pack
+from pipeline.plan.packing import pack
 from pipeline.sources import discover, read_batches
-from pipeline.sources.opening import open_parquet
-from pipeline.sources.parquet import Discovery, wanted_fragments
+from pipeline.sources.parquet.discover import Discovery, wanted_fragments
+from pipeline.sources.parquet.opening import open_parquet
 from pipeline.spec.parts import Source
 
 
@@ -258,7 +258,7 @@ def test_a_storage_failure_is_no_damage_of_the_file(tmp_path, monkeypatch):
     def fails(path):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("pipeline.sources.opening.open_source", fails)
+    monkeypatch.setattr("pipeline.sources.parquet.opening.open_source", fails)
     with pytest.raises(StorageError, match="Input/output error"):
         read(found)
 
@@ -271,8 +271,8 @@ def test_memory_does_not_grow_with_the_row_group(tmp_path):
     code = """
 import sys, pyarrow as pa
 from pipeline.sources import discover, read_batches
-from pipeline.sources.opening import open_parquet
-from pipeline.sources.parquet import wanted_fragments
+from pipeline.sources.parquet.opening import open_parquet
+from pipeline.sources.parquet.discover import wanted_fragments
 from pipeline.spec.job_spec import Source
 found = discover(Source(path=sys.argv[1]))
 fragments = list(wanted_fragments(found.files[0]))

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from pipeline.common.rows import RowCounts
 from pipeline.errors import StateCorrupt
-from pipeline.flavors.outlook import EngineUse
-from pipeline.receipt import DataFile, FileRows, Receipt, Seconds
+from pipeline.jobs.receipt import DataFile, FileRows, Receipt, Seconds
+from pipeline.models.engines import EngineUse
 
 WHOLE = Receipt(
     partition="00042",

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from pipeline.common.rows import RowCounts
-from pipeline.flavors.outlook import EngineUse
-from pipeline.receipt import DataFile, FileRows, Receipt
-from pipeline.receipts import SPOOLED, ReceiptBook, Receipts
-from pipeline.splits import partition_key
+from pipeline.jobs.receipt import DataFile, FileRows, Receipt
+from pipeline.jobs.receipts import SPOOLED, ReceiptBook, Receipts
+from pipeline.jobs.splits import partition_key
+from pipeline.models.engines import EngineUse
 
 
 def receipt(partition: str, *, stage: int = 0, **fields: Any) -> Receipt:

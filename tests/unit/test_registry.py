@@ -13,9 +13,9 @@ from click.testing import CliRunner
 from pipeline.cli import main
 from pipeline.common.digest import digest_bytes
 from pipeline.errors import ConflictError, ModelError, ModelIntegrity, RefusedForSafety, SpecError, StateCorrupt
-from pipeline.models import Registry
-from pipeline.registry.built_in import BuiltInRegistry, Facts
-from pipeline.registry.records import AliasRecord, VersionRecord, previous_target, targets
+from pipeline.models.registry.client import Registry
+from pipeline.models.registry.file_registry import BuiltInRegistry, Facts
+from pipeline.models.registry.records import AliasRecord, VersionRecord, previous_target, targets
 from pipeline.spec.model_ref import ModelRef
 from pipeline.testing.oracle import train_model
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.errors import StateCorrupt
+from pipeline.jobs.directory import JobDirectory
 from pipeline.rejects import first_examples, summarise
 from pipeline.testing.jobs import REASON, small_job, write_receipts
 

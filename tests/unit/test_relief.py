@@ -16,7 +16,7 @@ from pipeline.blame import Ledger, Started
 from pipeline.common.rows import Fragment
 from pipeline.dispatch import Dispatcher
 from pipeline.in_flight import Attempt, Divided, Ended, InFlight
-from pipeline.planned import Partition
+from pipeline.plan.plan import Partition
 from pipeline.progress import Sight
 from pipeline.relief import Helped, Relief
 from pipeline.straggler_parts import Patience

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.common.rows import RowCounts
 from pipeline.errors import ReconciliationFailed, StepFailed, TooManyRejects
-from pipeline.lifecycle import Status
-from pipeline.manifest import make_manifest
-from pipeline.receipt import Receipt
-from pipeline.receipts import ReceiptBook
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.manifest import make_manifest
+from pipeline.jobs.receipt import Receipt
+from pipeline.jobs.receipts import ReceiptBook
+from pipeline.jobs.status import Status
 from pipeline.report import decide_status, make_report, status_for, too_many_rejects
 from pipeline.run_record import straggler_record
 from pipeline.testing.jobs import REASON, SmallJob, small_job, write_receipts

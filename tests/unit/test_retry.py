@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.errors import OutputConflict, PipelineError, SpecError, StepFailed
-from pipeline.lifecycle import Status
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.rounds import Round
+from pipeline.jobs.status import Status
+from pipeline.models.registry import resolve
 from pipeline.outputs import prediction_schema
 from pipeline.partition import run_partition
-from pipeline.plan import make_plan
-from pipeline.planned import Limits
-from pipeline.recipe import MapRecipe
-from pipeline.registry import resolve
+from pipeline.plan.plan import Limits
+from pipeline.plan.planner import make_plan
+from pipeline.plan.recipe import MapRecipe
 from pipeline.retry import Wanted, open_retry
-from pipeline.rounds import Round
 from pipeline.scoring import frame_schema
 from pipeline.settings import load_settings
 from pipeline.sinks import publish

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import ModelError, OutOfMemory, ReconciliationFailed, ScorerContract, SpecError, StepFailed
-from pipeline.model import Feature, ModelVersion
+from pipeline.models.model import Feature, ModelVersion
 from pipeline.outputs import prediction_schema, reject_schema
-from pipeline.recipe import REJECT_COLUMNS, ColumnRule, MapRecipe
+from pipeline.plan.recipe import REJECT_COLUMNS, ColumnRule, MapRecipe
 from pipeline.scoring import FLOOR_ROWS, ScoredBatch, Scorer, frame_schema
 from pipeline.sources import SourceBatch
 from pipeline.spec.parts import Output

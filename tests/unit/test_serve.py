@@ -14,12 +14,12 @@ import yaml
 from click.testing import CliRunner
 from cronsim import CronSim
 
-from pipeline.cancel import cancel_job
-from pipeline.checkpoint import JobDirectory
 from pipeline.cli import main
 from pipeline.job_queue import Patience
-from pipeline.lease import identify
-from pipeline.lifecycle import Status
+from pipeline.jobs.cancellation import cancel_job
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.lease import identify
+from pipeline.jobs.status import Status
 from pipeline.serve import Server, serve
 from pipeline.servers import BEAT_SECONDS, ServerRecord, find_servers, is_served
 from pipeline.settings import Settings

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checkpoint import JobDirectory
 from pipeline.common.rows import RowCounts
 from pipeline.errors import CorruptInput, InputChanged, StepFailed, TooManyRejects
-from pipeline.planned import Partition
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.splits import sub_fragment
+from pipeline.plan.plan import Partition
 from pipeline.set_aside import open_without
-from pipeline.splits import sub_fragment
 from pipeline.testing.jobs import SmallJob, open_retry, small_job, write_receipt, write_receipts
 
 
@@ -85,7 +85,7 @@ def test_rejects_that_were_tried_again_go_with_the_file_they_came_from(tmp_path:
     rejects = open_retry(directory)
     both = (*rejects.plan.partitions, Partition("00001", job.plan.partitions[1].fragments))
     plan = replace(rejects.plan, partitions=both, files=(*rejects.plan.files, *job.plan.files))
-    from pipeline.rounds import make_record
+    from pipeline.jobs.rounds import make_record
 
     takes = {0: ["00001"], 1: ["00000"]}
     second = directory.open_round(make_record(plan, number=2, why="retry", epoch=1, created="", takes=takes), plan)

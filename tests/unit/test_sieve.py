@@ -11,7 +11,7 @@ import pytest
 from pipeline.common.rows import InputFile, RejectedFile
 from pipeline.errors import CorruptInput, SchemaDrift, TooManyRejects
 from pipeline.sources import discover, parse_filter
-from pipeline.sources.sieve import check_file_count, look_again
+from pipeline.sources.parquet.quarantine import check_file_count, look_again
 from pipeline.spec.parts import Source
 
 SCHEMA = pa.schema([("id", pa.int64()), ("x", pa.float32())])

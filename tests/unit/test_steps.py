@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.bisect import RowsError
 from pipeline.errors import StepFailed
-from pipeline.recipe import MapRecipe
+from pipeline.plan.recipe import MapRecipe
 from pipeline.steps import ROW_INDEX, Step, load_function, load_steps, run_steps
 
 NAN = float("nan")

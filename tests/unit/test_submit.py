@@ -15,10 +15,10 @@ import pytest
 
 from pipeline import submission as records
 from pipeline import submit as submitting
-from pipeline.checkpoint import JobDirectory
 from pipeline.errors import OutputExists, PlanMismatch
-from pipeline.lease import held
-from pipeline.lifecycle import Status
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.lease import held
+from pipeline.jobs.status import Status
 from pipeline.settings import Settings, load_settings
 from pipeline.storage.store import open_store
 from pipeline.submission import find_starts, last_submission, note_start, queued_marks

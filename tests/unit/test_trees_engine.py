@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ModelError, ScorerContract
-from pipeline.trees import TreeEngine, TreeTables, available, engine, kernel_name
-from pipeline.trees.tables import VECTOR_LEAVES
+from pipeline.models.trees import TreeEngine, TreeTables, available, engine, kernel_name
+from pipeline.models.trees.tables import VECTOR_LEAVES
 
 pytest.importorskip("numba")
 
@@ -231,6 +231,6 @@ def test_kernel_is_named() -> None:
 
 
 def test_importing_the_package_imports_neither_numba_nor_xgboost() -> None:
-    code = "import sys, pipeline.trees; print(sorted({'numba', 'llvmlite', 'xgboost'} & set(sys.modules)))"
+    code = "import sys, pipeline.models.trees; print(sorted({'numba', 'llvmlite', 'xgboost'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

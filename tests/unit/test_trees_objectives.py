@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ModelError
-from pipeline.trees import TreeEngine, read_xgboost, unsupported_xgboost
-from pipeline.trees.objectives import LIBM_TRANSFORMS, OBJECTIVES, transform_name, unsupported_transform
+from pipeline.models.trees import TreeEngine, read_xgboost, unsupported_xgboost
+from pipeline.models.trees.objectives import LIBM_TRANSFORMS, OBJECTIVES, transform_name, unsupported_transform
 
 pytest.importorskip("numba")
 xgboost = pytest.importorskip("xgboost")

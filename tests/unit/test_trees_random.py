@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.trees import TreeEngine, read_xgboost, unsupported_xgboost
-from pipeline.trees.objectives import transform_name
+from pipeline.models.trees import TreeEngine, read_xgboost, unsupported_xgboost
+from pipeline.models.trees.objectives import transform_name
 
 pytest.importorskip("numba")
 xgboost = pytest.importorskip("xgboost")

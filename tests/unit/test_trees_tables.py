@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ModelError
-from pipeline.trees import TreeEngine, TreeTables, unsupported
-from pipeline.trees.tables import MAX_CATEGORY, VECTOR_LEAVES
+from pipeline.models.trees import TreeEngine, TreeTables, unsupported
+from pipeline.models.trees.tables import MAX_CATEGORY, VECTOR_LEAVES
 
 STUMPS: dict[str, Any] = {
     "start": [0, 3, 6],
@@ -114,6 +114,6 @@ def test_too_many_leaves_are_named() -> None:
 
 
 def test_too_many_tests_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.trees.tables.MAX_TESTS", 99)
+    monkeypatch.setattr("pipeline.models.trees.tables.MAX_TESTS", 99)
     assert unsupported(chain(99)) == ()
     assert unsupported(chain(100)) == ("100 distinct tests, more than 99",)

@@ -13,16 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.checkpoint import JobDirectory
-from pipeline.lifecycle import Status
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.receipt import Receipt
+from pipeline.jobs.rounds import make_record
+from pipeline.jobs.status import Status
+from pipeline.models.registry import resolve
 from pipeline.outputs import prediction_schema
 from pipeline.partition import run_partition
-from pipeline.plan import make_plan
-from pipeline.planned import Limits
-from pipeline.receipt import Receipt
-from pipeline.registry import resolve
+from pipeline.plan.plan import Limits
+from pipeline.plan.planner import make_plan
 from pipeline.resample import same_values
-from pipeline.rounds import make_record
 from pipeline.sinks import publish
 from pipeline.sources import discover
 from pipeline.spec.job_spec import JobSpec
@@ -166,7 +166,7 @@ def test_other_scores_are_found_by_the_sample(job: JobDirectory) -> None:
 
 
 def test_changed_model_is_found(tmp_path: Path, lake: Lake, model_path: Path) -> None:
-    from pipeline.flavors.cache import forget_models
+    from pipeline.models.cache import forget_models
 
     own = tmp_path / "own.ubj"
     own.write_bytes(model_path.read_bytes())

@@ -20,12 +20,13 @@ import xgboost
 
 from pipeline.common import forkserver as forks
 from pipeline.errors import ModelError, ModelIntegrity, RefusedForSafety, SchemaDrift, SpecError
-from pipeline.flavors import cache, detect, detect_bytes, find_flavor, xgboost_probe
-from pipeline.flavors import xgboost as flavor
-from pipeline.flavors.matrix import encode
-from pipeline.model import Feature, ModelVersion
+from pipeline.models import cache
+from pipeline.models.flavors import detect, detect_bytes, find_flavor, xgboost_probe
+from pipeline.models.flavors import xgboost as flavor
+from pipeline.models.flavors.matrix import encode
+from pipeline.models.model import Feature, ModelVersion
+from pipeline.models.registry import resolve
 from pipeline.outputs import prediction_schema
-from pipeline.registry import resolve
 from pipeline.spec.model_ref import ModelRef
 from pipeline.spec.parts import Output
 

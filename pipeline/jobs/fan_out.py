@@ -1,0 +1,105 @@
+"""`FamilyCommit`: the manifests of all children of a fan-out that make up its output, numbered and put if absent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.common.rows import RowCounts
+from pipeline.common.units import iso_time, utc_now
+from pipeline.errors import ReconciliationFailed, StateCorrupt
+from pipeline.jobs.directory import JobDirectory
+
+FOLDER = "commits"
+
+
+@dataclass(frozen=True)
+class ChildCommit:
+    """What one child has published."""
+
+    job: str
+    manifest: int
+    rows: dict[str, int]
+
+
+@dataclass(frozen=True)
+class FamilyCommit:
+    """The content of ``commits/<n>.json``."""
+
+    number: int
+    """1 for the first."""
+    job: str
+    rows: RowCounts
+    """Of all children together."""
+    children: tuple[ChildCommit, ...]
+    created: str
+    """UTC, ISO 8601."""
+
+    def to_json(self) -> bytes:
+        """As stored."""
+        record: dict[str, Any] = {"schema_version": 1, **asdict(self), "rows": self.rows.details()}
+        return json.dumps(record, indent=1).encode() + b"\n"
+
+    @staticmethod
+    def from_json(data: bytes, *, where: str) -> FamilyCommit:
+        """Inverse of `to_json`.
+
+        :raises StateCorrupt: for anything else.
+        """
+        try:
+            record = json.loads(data)
+            if record.pop("schema_version") != 1:
+                raise ValueError("unknown schema_version")
+            children = tuple(ChildCommit(**child) for child in record.pop("children"))
+            return FamilyCommit(**{**record, "rows": RowCounts.from_details(record["rows"])}, children=children)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StateCorrupt(
+                "a commit of a fan-out is damaged",
+                where=where,
+                found=f"{type(error).__name__}: {error}",
+                next_step="remove the file and resume: it is written again",
+            ) from error
+
+
+def last_commit(job: JobDirectory) -> FamilyCommit | None:
+    """The last one of a fan-out; None when there is none."""
+    names = [name.removesuffix(".json") for name in job.store.list(FOLDER) if name.endswith(".json")]
+    numbers = sorted(int(name) for name in names if name.isdigit())
+    if not numbers:
+        return None
+    name = f"{FOLDER}/{numbers[-1]}.json"
+    return FamilyCommit.from_json(job.store.read(name), where=job.store.url(name))
+
+
+def commit_family(job: JobDirectory, children: Sequence[JobDirectory]) -> FamilyCommit:
+    """Put on record what all children have published; that of before, when it is the same.
+
+    :raises ReconciliationFailed: when the rows of the children do not add up.
+    """
+    parts = []
+    for child in children:
+        manifest = child.manifest()
+        if manifest is None:
+            raise StateCorrupt(
+                "a child has no manifest", where=child.root, next_step=f"python -m pipeline resume {child.job}"
+            )
+        parts.append(ChildCommit(child.job, manifest.number, manifest.rows.details()))
+    rows = RowCounts.total(RowCounts.from_details(part.rows) for part in parts)
+    if not rows.is_reconciled:
+        raise ReconciliationFailed(
+            "the rows of the children do not add up",
+            where=f"job {job.job}",
+            found=f"{rows.rows_in:,} in, {rows.out:,} out, {rows.rejected:,} rejected, {rows.filtered:,} filtered",
+            expected="rows in = rows out + rejected + filtered",
+            next_step="this is a defect of this package: keep the job directory and report it",
+        )
+    last = last_commit(job)
+    if last is not None and last.children == tuple(parts):
+        return last
+    made = FamilyCommit(last.number + 1 if last else 1, job.job, rows, tuple(parts), iso_time(utc_now()))
+    name = f"{FOLDER}/{made.number}.json"
+    if job.store.put_if_absent(name, made.to_json()):
+        return made
+    return FamilyCommit.from_json(job.store.read(name), where=job.store.url(name))

@@ -1,0 +1,223 @@
+"""`Ledger`: what counts over all rounds of a job, and what became of every row. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from pipeline.common.rows import InputFile, RejectedFile, RowCounts
+from pipeline.jobs.receipt import Receipt
+from pipeline.jobs.receipts import Chosen, Receipts
+from pipeline.jobs.rounds import Round, model_details
+from pipeline.jobs.splits import partition_key, undivided
+from pipeline.jobs.totals import Totals
+from pipeline.plan.plan import Partition
+
+
+@dataclass(frozen=True)
+class RoundSummary:
+    """What became of one round."""
+
+    round: int
+    why: str
+    model: dict[str, str]
+    changes: tuple[str, ...]
+    rows: RowCounts
+    retried: int
+    """Rows in that earlier rounds had rejected."""
+    healed: int
+    """Those of them that came out."""
+
+    def details(self) -> dict[str, Any]:
+        """As JSON output shows it."""
+        return {**asdict(self), "changes": list(self.changes), "rows": self.rows.details()}
+
+
+class Ledger:
+    """What counts, over all rounds of a job."""
+
+    def __init__(self, rounds: Sequence[Round], receipts: Iterable[Receipt]) -> None:
+        """:param receipts: of all rounds, in any order."""
+        first = max(one.number for one in rounds if one.starts_over)
+        self.rounds = tuple(rounds[first:])
+        """Those that count: the last one that did all the work, and what came after it."""
+        self._receipts = receipts if isinstance(receipts, Receipts) else Receipts(receipts)
+        self._sorted = self._receipts.sorted(partition_key).names
+        self._taken = {
+            one.number: {name for later in self.rounds if later.number > one.number for name in later.takes(one.number)}
+            for one in self.rounds
+        }
+
+    @property
+    def base(self) -> Round:
+        """The round that all the work was planned in; later ones mend it."""
+        return self.rounds[0]
+
+    @property
+    def last(self) -> Round:
+        """The only round that may have something left to do: it took what earlier ones had left."""
+        return self.rounds[-1]
+
+    def partitions(self, of: Round) -> tuple[Partition, ...]:
+        """The partitions of a round that no later one took, the halves of split ones in their place."""
+        have, splits = self._receipts.partitions(of.number), self._receipts.splits(of.number)
+        found = undivided(of.plan, have, splits=splits)
+        return tuple(partition for partition in found if not self._is_taken(partition.id, of.number))
+
+    def _is_taken(self, partition: str, stage: int) -> bool:
+        """A partition that was taken may be split later by a worker that was cut off: its halves are taken too."""
+        taken, parts = self._taken[stage], partition.split(".")
+        return bool(taken) and any(".".join(parts[: count + 1]) in taken for count in range(len(parts)))
+
+    @cached_property
+    def done(self) -> Chosen:
+        """The receipts that count, by round and source order; not those of split partitions."""
+        return Chosen(self._receipts, {one.number: tuple(self._done(one.number)) for one in self.rounds})
+
+    def _done(self, stage: int) -> Iterator[str]:
+        for partition in self._sorted.get(stage, ()):
+            if not self._receipts.is_split(stage, partition) and not self._is_taken(partition, stage):
+                yield partition
+
+    @cached_property
+    def todo(self) -> tuple[Partition, ...]:
+        """The partitions that have no receipt yet."""
+        return tuple(partition for one in self.rounds for partition in self._left(one))
+
+    @property
+    def undone(self) -> dict[int, tuple[str, ...]]:
+        """Ids of the partitions that have no receipt yet, per round."""
+        return {one.number: tuple(partition.id for partition in self._left(one)) for one in self.rounds}
+
+    def _left(self, of: Round) -> Iterator[Partition]:
+        have = self._receipts.partitions(of.number)
+        return (partition for partition in self.partitions(of) if partition.id not in have)
+
+    def receipts(self, stage: int) -> Chosen:
+        """All receipts of a round that counts, in source order; those of partitions that were taken or split, too."""
+        names = self._sorted.get(stage, ()) if stage in self._taken else ()
+        return Chosen(self._receipts, {stage: names})
+
+    def settled(self, stage: int) -> set[str] | None:
+        """Partitions of a round of which nothing can count any more but what their receipts name; None: all are."""
+        if stage not in self._taken:
+            return None
+        return {*self._receipts.partitions(stage), *self._taken[stage]}
+
+    @property
+    def planned(self) -> int:
+        """How many partitions count."""
+        return len(self.done) + len(self.todo)
+
+    @cached_property
+    def files(self) -> dict[str, InputFile]:
+        """The input files whose rows count, by path, as they are read."""
+        found: dict[str, InputFile] = {}
+        for one in self.rounds:
+            for aside in one.record.rejected_files if one.record else ():
+                found.pop(aside.path, None)
+            found |= {file.path: file for file in one.plan.files if not is_rejects(file.path)}
+        return found
+
+    @cached_property
+    def rejected_files(self) -> tuple[RejectedFile, ...]:
+        """The input files that are set aside, by path."""
+        found: dict[str, RejectedFile] = {}
+        for one in self.rounds:
+            for path in one.record.mended_files if one.record else ():
+                found.pop(path, None)
+            aside = (
+                *(one.plan.rejected_files if one.starts_over else ()),
+                *(one.record.rejected_files if one.record else ()),
+            )
+            found |= {file.path: file for file in aside}
+        return tuple(found[path] for path in sorted(found))
+
+    @property
+    def planned_rows(self) -> int:
+        """Rows of the input files that count."""
+        return sum(file.rows for file in self.files.values())
+
+    @property
+    def pruned_rows(self) -> int:
+        """Rows that statistics ruled out, so that no partition has them; they count as filtered."""
+        groups = (group for file in self.files.values() for group in file.input_groups)
+        return sum(group.rows for group in groups if not group.wanted)
+
+    @cached_property
+    def totals(self) -> Totals:
+        """What the receipts that count say together."""
+        return Totals.of(self.done)
+
+    @cached_property
+    def rows(self) -> RowCounts:
+        """What became of the rows so far. A row that was rejected, and came out later, came out."""
+        total, again, pruned = self.totals.rows, self.totals.again, self.pruned_rows
+        return RowCounts(total.rows_in - again + pruned, total.out, total.rejected - again, total.filtered + pruned)
+
+    @cached_property
+    def reasons(self) -> dict[str, int]:
+        """Rows that are still rejected, per reason, most frequent first."""
+        found = sorted(self.totals.reasons.items(), key=lambda pair: (-pair[1], pair[0]))
+        return {reason: count for reason, count in found if count}
+
+    @cached_property
+    def _tried_again(self) -> dict[str, list[tuple[int, int]]]:
+        """Ranges of rows of files of rejects that were done in a later round, by place in the job directory."""
+        found: dict[str, list[tuple[int, int]]] = {}
+        for receipt in self.done if self.totals.again else ():
+            for part in receipt.files if receipt.before else ():
+                found.setdefault(part.path, []).append((part.row_start, part.row_stop))
+        return found
+
+    def tried_again(self, receipt: Receipt) -> list[tuple[int, int]]:
+        """Ranges of rows of the receipt's file of rejects that were done in a later round, sorted."""
+        return sorted(self._tried_again.get(rejects_place(receipt), ()))
+
+    def left(self, receipt: Receipt) -> list[tuple[int, int]]:
+        """Ranges of rows of the receipt's file of rejects that are still rejected."""
+        found, start = [], 0
+        rows = receipt.rejects.rows if receipt.rejects else 0
+        for begin, end in (*self.tried_again(receipt), (rows, rows)):
+            if begin > start:
+                found.append((start, begin))
+            start = end
+        return found
+
+    def model_of(self, receipt: Receipt) -> dict[str, str]:
+        """Name, version and digest of the model version that scored it."""
+        return model_details(self.round(receipt.stage).plan)
+
+    def round(self, number: int) -> Round:
+        """The round of that number."""
+        return next(one for one in self.rounds if one.number == number)
+
+    def summaries(self) -> tuple[RoundSummary, ...]:
+        """What became of each round but the first."""
+        return tuple(self._summary(one) for one in self.rounds[1:])
+
+    def _summary(self, one: Round) -> RoundSummary:
+        receipts = tuple(Chosen(self._receipts, {one.number: self.done.names[one.number]}))
+        again = [receipt for receipt in receipts if receipt.before]
+        return RoundSummary(
+            round=one.number,
+            why=one.why,
+            model=model_details(one.plan),
+            changes=one.record.changes if one.record else (),
+            rows=RowCounts.total(receipt.rows for receipt in receipts),
+            retried=sum(receipt.rows.rows_in for receipt in again),
+            healed=sum(receipt.rows.out for receipt in again),
+        )
+
+
+def is_rejects(path: str) -> bool:
+    """Whether the path of a fragment is that of a file of rejects: relative to the job directory, where those of input
+    files are absolute."""
+    return path.startswith("stages/")
+
+
+def rejects_place(receipt: Receipt) -> str:
+    """Where its file of rejects is in the job directory; empty when it has none."""
+    return f"stages/{receipt.stage}/{receipt.rejects.name}" if receipt.rejects else ""

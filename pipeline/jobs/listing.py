@@ -1,0 +1,212 @@
+"""Finding jobs under a root of job directories."""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+import os
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar
+
+from pipeline.errors import PipelineError, SpecError
+from pipeline.jobs.directory import JOB_FILE, JobDirectory
+from pipeline.jobs.record import JobRecord
+from pipeline.jobs.status import Status
+from pipeline.storage.store import open_store
+from pipeline.storage.urls import is_local_path
+
+logger = logging.getLogger(__name__)
+LAST = "@last"
+_SHOWN = 5
+_READERS = 32
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+@dataclass(frozen=True)
+class JobSummary:
+    """One line of a list of jobs."""
+
+    record: JobRecord
+    status: Status
+    directory: str
+    children: tuple[JobSummary, ...] = ()
+    """Of a fan-out."""
+    done: int = 0
+    """Partitions that have a receipt; those of a success are all."""
+
+    def details(self, *, now: datetime) -> dict[str, Any]:
+        """As JSON output shows it.
+
+        :param now: UTC.
+        """
+        record = self.record
+        return {
+            "job": record.job,
+            "name": record.name,
+            "status": str(self.status),
+            "created": record.created,
+            "age": self.age(now),
+            "partitions": {"done": self.done, "planned": record.partitions},
+            "model": record.model,
+            "rows": record.rows,
+            "output": record.sink,
+            "directory": self.directory,
+            "children": [child.details(now=now) for child in self.children],
+        }
+
+    def age(self, now: datetime) -> float:
+        """Seconds since it was made; 0 when that cannot be told."""
+        try:
+            return max(0.0, (now - datetime.fromisoformat(self.record.created)).total_seconds())
+        except (ValueError, TypeError):
+            return 0.0
+
+
+def list_jobs(
+    root: str | os.PathLike[str],
+    *,
+    name: str = "",
+    statuses: Collection[Status] = (),
+    limit: int | None = None,
+) -> tuple[JobSummary, ...]:
+    """The jobs under ``root``, newest first. What cannot be read as a job is logged and left out.
+
+    There is no index that could be wrong: the record of each is read (2,000 in half a second on a local disk), and the
+    events of those that are shown, or may be.
+
+    :param name: pattern such as ``churn-*`` for the name in the job spec, or the id. Empty: all.
+    :param statuses: only jobs of these. Empty: all.
+    :param limit: at most so many.
+    """
+    found = [one for one in _directories(root, _folders(root)) if not name or _has_name(one.record, name)]
+    found.sort(key=lambda one: (one.record.created, one.record.job), reverse=True)
+    summaries: list[JobSummary] = []
+    # In pieces, so that of thousands no more are looked at than will be shown.
+    size = len(found) if limit is None or statuses else max(1, limit)
+    for start in range(0, len(found), max(1, size)):
+        made = _each(root, _summary, found[start : start + size])
+        summaries += [one for one in made if not statuses or one.status in statuses]
+        if limit is not None and len(summaries) >= limit:
+            break
+    return tuple(summaries[:limit])
+
+
+def _has_name(record: JobRecord, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(record.name, pattern) or fnmatch.fnmatchcase(record.job, pattern)
+
+
+def _summary(job: JobDirectory) -> JobSummary:
+    status, children = job.status(), tuple(_summary(child) for child in job.children())
+    if status.is_success:
+        done = job.record.partitions
+    elif children:
+        done = sum(child.done for child in children)
+    else:
+        done = len(job.store.list("stages/0/receipts"))
+    return JobSummary(job.record, status, job.root, children, min(done, job.record.partitions))
+
+
+def _each(root: str | os.PathLike[str], call: Callable[[A], B], items: Sequence[A]) -> list[B]:
+    """``call`` for each; side by side where each is a number of requests to a service."""
+    if is_local_path(os.fspath(root)):
+        return [call(item) for item in items]
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(call, items))
+
+
+def _folders(root: str | os.PathLike[str]) -> list[str]:
+    """Folders that may be jobs; what servers and submissions keep there begins with a dot."""
+    return [name for name in open_store(root).list_folders() if not name.startswith(".")]
+
+
+def find_job(root: str | os.PathLike[str], name: str) -> JobDirectory:
+    """The job that ``name`` means: ``@last``, its id, any prefix of the id that no other job has, or the path of its
+    directory. A child of a fan-out is named by what names its parent, a dot, and any prefix of the rest of its id.
+
+    :raises SpecError: when there is none, or more than one.
+    """
+    if "/" in name or open_store(os.fspath(name) if name not in (LAST, "") else ".").exists(JOB_FILE):
+        return JobDirectory.open(name)
+    folders = _folders(root)
+    if name in folders:
+        return JobDirectory.open(f"{os.fspath(root)}/{name}")
+    found = _directories(root, [folder for folder in folders if name == LAST or folder.startswith(name)])
+    found.sort(key=lambda one: (one.record.created, one.job), reverse=True)
+    if name == LAST and found:
+        return found[0]
+    if len(found) == 1 and name:
+        return found[0]
+    if not found and (child := _find_child(root, name, folders)) is not None:
+        return child
+    raise _no_such_job(root, name, found, folders)
+
+
+def parent_of(job: JobDirectory) -> JobDirectory:
+    """The fan-out whose child ``job`` is."""
+    place = job.root.rstrip("/").rpartition("/")[0].rpartition("/")[0]
+    return JobDirectory.open(place, fsync=job.fsync)
+
+
+def _find_child(root: str | os.PathLike[str], name: str, folders: Sequence[str]) -> JobDirectory | None:
+    """The child that ``name`` means: ids have dots of their own, so that each may be the one before the child's part.
+
+    :raises SpecError: when it begins the ids of several children.
+    """
+    for position in [place for place, character in enumerate(name) if character == "."]:
+        before, part = name[:position], name[position + 1 :]
+        parents = [one for one in folders if before == LAST or one.startswith(before)]
+        if before in folders:
+            parents = [before]
+        found = [one for one in _directories(root, parents) if one.record.children]
+        found.sort(key=lambda one: (one.record.created, one.job), reverse=True)
+        if not found or (len(found) > 1 and before != LAST):
+            continue
+        children = found[0].children()
+        exact = [child for child in children if child.job == f"{found[0].job}.{part}"]
+        near = exact or [child for child in children if child.job.startswith(f"{found[0].job}.{part}")]
+        if len(near) == 1:
+            return near[0]
+        if near:
+            raise _no_such_job(root, name, near, folders)
+    return None
+
+
+def _directories(root: str | os.PathLike[str], folders: Sequence[str]) -> list[JobDirectory]:
+    places = [f"{os.fspath(root)}/{folder}" for folder in folders]
+    return [one for one in _each(root, _open, places) if one is not None]
+
+
+def _open(place: str) -> JobDirectory | None:
+    store = open_store(place, private=True)
+    try:
+        return JobDirectory.open(store.root, store=store) if store.exists(JOB_FILE) else None
+    except PipelineError as error:
+        logger.warning("left out %s: %s", store.root, error.message)
+        return None
+
+
+def _no_such_job(
+    root: str | os.PathLike[str], name: str, found: Sequence[JobDirectory], folders: Sequence[str]
+) -> SpecError:
+    where = open_store(root).root
+    if found and name:
+        ids = [one.job for one in found]
+        return SpecError(
+            "more than one job has an id that begins like that",
+            where=where,
+            found=name,
+            expected="one of " + ", ".join(ids[:_SHOWN]) + (" …" if len(ids) > _SHOWN else ""),
+            next_step="type more of the id",
+        )
+    recent = [one.job for one in sorted(_directories(root, folders), key=lambda one: one.record.created, reverse=True)]
+    return SpecError(
+        "there is no such job" if recent else "there are no jobs yet",
+        where=where,
+        found=name,
+        expected=f"{LAST}, a path, or one of " + ", ".join(recent[:_SHOWN]) if recent else "",
+        next_step="python -m pipeline list" if recent else "python -m pipeline run job.yaml",
+    )

@@ -1,0 +1,186 @@
+"""`Manifest`: the numbered list of files that make up an output. Writing it is the commit."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from pipeline.common.rows import RowCounts
+from pipeline.errors import ReconciliationFailed, StateCorrupt
+from pipeline.jobs.ledger import Ledger
+from pipeline.jobs.receipt import DataFile, Receipt
+from pipeline.jobs.rounds import model_details
+
+SCHEMA_VERSION = 1
+_LISTS = ("files", "rejects")
+"""Fields that are lists of files."""
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestFile:
+    """One file of a partition."""
+
+    partition: str
+    name: str
+    """Relative to the job directory, such as ``stages/0/data/00003-<unique>.parquet``."""
+    rows: int
+    bytes: int
+    sha256: str
+
+    @property
+    def stage(self) -> int:
+        """Number of the round it was written in."""
+        return int(self.name.split("/")[1])
+
+
+@dataclass(frozen=True)
+class ManifestModel:
+    """The model version that scored the rows of it."""
+
+    name: str
+    version: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What one commit of a job consists of."""
+
+    number: int
+    """1 for the first commit of the job."""
+    job: str
+    plan: str
+    """Digest of the plan."""
+    model: ManifestModel
+    """That of the first round that counts; a retry may have another, which ``rounds`` names."""
+    schema: str
+    """Arrow schema of the output, as its IPC bytes in hexadecimal digits."""
+    files: tuple[ManifestFile, ...]
+    """Output by round, in source order."""
+    rejects: tuple[ManifestFile, ...]
+    """Files of rows that are still rejected."""
+    rows: RowCounts
+    created: str
+    """UTC, ISO 8601."""
+    reasons: dict[str, int] = field(default_factory=dict)
+    """Rejected rows per reason."""
+    round: int = 0
+    """The last round it covers."""
+    models: dict[int, ManifestModel] = field(default_factory=dict)
+    """Model version of each round from which there are files."""
+    rejected_files: tuple[str, ...] = ()
+    """Input files that were set aside as a whole; their rows are in no count."""
+
+    def to_json(self) -> bytes:
+        """As stored: one object, a line for each field and each file, with a schema version."""
+        record = {one.name: getattr(self, one.name) for one in fields(self)} | {"rows": self.rows.details()}
+        text = io.BytesIO()
+        text.write(f'{{\n "schema_version": {SCHEMA_VERSION}'.encode())
+        for name, value in record.items():
+            text.write(f',\n "{name}": '.encode())
+            if name in _LISTS:
+                _write_files(text, value)
+            else:
+                text.write(json.dumps(value, default=asdict).encode())
+        text.write(b"\n}\n")
+        return text.getvalue()
+
+    @staticmethod
+    def from_json(data: bytes, *, where: str = "") -> Manifest:
+        """Inverse of `to_json`.
+
+        :raises StateCorrupt: for anything that is not a whole manifest.
+        """
+        try:
+            record: dict[str, Any] = json.loads(data)
+            if record.pop("schema_version") != SCHEMA_VERSION:
+                raise ValueError("unknown schema_version")
+            record["rows"] = RowCounts.from_details(record["rows"])
+            record["model"] = ManifestModel(**record["model"])
+            record["models"] = {int(n): ManifestModel(**model) for n, model in record.get("models", {}).items()}
+            record["rejected_files"] = tuple(record.get("rejected_files", ()))
+            for key in _LISTS:
+                record[key] = tuple(ManifestFile(**file) for file in record[key])
+            return Manifest(**record)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StateCorrupt(
+                "a manifest is damaged",
+                where=where,
+                found=f"{type(error).__name__}: {error}",
+                expected="the JSON a commit wrote",
+                next_step="restore the file; nothing is published from this job as it is",
+            ) from error
+
+    def is_same_output(self, other: Manifest) -> bool:
+        """Whether both name the same rows; when they were made does not count."""
+        names = {one.name for one in fields(self)} - {"created", "round", "models"}
+        return all(getattr(self, name) == getattr(other, name) for name in names)
+
+
+def _write_files(text: io.BytesIO, files: Iterable[ManifestFile]) -> None:
+    """One after the other: there may be very many."""
+    names = [one.name for one in fields(ManifestFile)]
+    separator = "\n  "
+    text.write(b"[")
+    for file in files:
+        text.write(f"{separator}{json.dumps({name: getattr(file, name) for name in names})}".encode())
+        separator = ",\n  "
+    text.write(b"\n ]")
+
+
+def make_manifest(ledger: Ledger, *, number: int, job: str, plan: str, created: str) -> Manifest:
+    """The manifest of what counts in ``ledger``, when every partition is done.
+
+    :param plan: digest of the job's plan.
+    :raises ReconciliationFailed: when the rows do not add up.
+    """
+    files: list[ManifestFile] = []
+    rejects: list[ManifestFile] = []
+    for receipt in ledger.done:
+        if receipt.data:
+            files.append(_file(receipt, receipt.data))
+        if receipt.rejects and ledger.left(receipt):
+            rejects.append(_file(receipt, receipt.rejects))
+    reconcile(ledger.rows, files=files, rejects=rejects)
+    base = ledger.base.plan
+    return Manifest(
+        number=number,
+        job=job,
+        plan=plan,
+        model=ManifestModel(**model_details(base)),
+        schema=base.output_schema.hex(),
+        files=tuple(files),
+        rejects=tuple(rejects),
+        rows=ledger.rows,
+        created=created,
+        reasons=ledger.reasons,
+        round=ledger.last.number,
+        models={
+            n: ManifestModel(**model_details(ledger.round(n).plan)) for n in sorted({file.stage for file in files})
+        },
+        rejected_files=tuple(file.path for file in ledger.rejected_files),
+    )
+
+
+def reconcile(rows: RowCounts, *, files: Iterable[ManifestFile], rejects: Iterable[ManifestFile]) -> None:
+    """Check that every row is in exactly one place and that the files hold as many as are counted.
+
+    :raises ReconciliationFailed: when not.
+    """
+    out, rejected = sum(file.rows for file in files), sum(file.rows for file in rejects)
+    if rows.is_reconciled and out == rows.out and rejected == rows.rejected:
+        return
+    raise ReconciliationFailed(
+        "the rows do not add up; nothing was published",
+        found=f"{rows.rows_in:,} in, {rows.out:,} out, {rows.rejected:,} rejected, {rows.filtered:,} filtered; "
+        f"the files hold {out:,} out and {rejected:,} rejected",
+        expected="rows in = rows out + rejected + filtered, and as many in the files",
+        next_step="this is a defect of this package, not of your data: keep the job directory and report it",
+    )
+
+
+def _file(receipt: Receipt, file: DataFile) -> ManifestFile:
+    return ManifestFile(receipt.partition, f"stages/{receipt.stage}/{file.name}", file.rows, file.bytes, file.sha256)

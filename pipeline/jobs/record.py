@@ -1,0 +1,182 @@
+"""`JobRecord`: what ``job.json`` says; the ids of jobs; the stored plan; whose directory it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pipeline.errors import PlanMismatch, RefusedForSafety, StateCorrupt
+from pipeline.plan.describe import difference
+from pipeline.plan.plan import Plan
+from pipeline.storage.store import Store
+
+_JOB_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
+CHILDREN = "children"
+"""Folder of a fan-out's job directory, in which those of its children lie."""
+
+
+def new_job_id(name: str, *, now: datetime, entropy: str) -> str:
+    """``churn-nightly-20260101-120000-a1b2``: sortable by name and time, unique by ``entropy`` (a few hex digits)."""
+    return check_job_id(f"{name}-{now.astimezone(UTC):%Y%m%d-%H%M%S}-{entropy}")
+
+
+def check_job_id(job: str) -> str:
+    """``job`` itself, when it can be the name of a folder.
+
+    :raises RefusedForSafety: when not.
+    """
+    if not _JOB_ID.fullmatch(job):
+        raise RefusedForSafety(
+            "that cannot be the id of a job",
+            where="--job",
+            found=repr(job),
+            expected="lower-case letters, digits, ._- (100 at most)",
+            next_step="choose such an id, or leave --job out to get a new one",
+        )
+    return job
+
+
+_OF_FAMILIES = ("children", "parent", "publishes", "holds_back")
+
+
+def child_id(parent: str, slug: str) -> str:
+    """The job id of a child of a fan-out."""
+    return f"{parent}.{slug}"
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """What ``job.json`` says. It never changes; its presence means that the job exists."""
+
+    job: str
+    name: str
+    created: str
+    """UTC, ISO 8601."""
+    plan: str
+    """Digest of the plan."""
+    spec: str
+    """Digest of the job spec."""
+    model: dict[str, str]
+    """Name, version and digest of the pinned model version."""
+    rows: int
+    """Rows of the input files, those that a filter will drop too."""
+    partitions: int
+    sink: str
+    working_directory: str
+    """Folder that relative paths of the spec start from."""
+    import_paths: tuple[str, ...] = ()
+    """Folders in which the modules of the steps are looked for."""
+    children: int = 0
+    """How many children it has; it is a fan-out then."""
+    parent: str = ""
+    """Job id of the fan-out whose child it is."""
+    publishes: bool = True
+    """False: it is published with the other children, by its parent."""
+    holds_back: bool = False
+    """Whether it is a fan-out that publishes its children only when all are ready to."""
+
+    def to_json(self) -> bytes:
+        """As stored, with a schema version; what only a fan-out and its children have is left out of others."""
+        record = asdict(self)
+        if not self.children and not self.parent:
+            record = {name: value for name, value in record.items() if name not in _OF_FAMILIES}
+        return json.dumps({"schema_version": 1, **record}, indent=1).encode() + b"\n"
+
+    @staticmethod
+    def from_json(data: bytes, *, where: str) -> JobRecord:
+        """Inverse of `to_json`.
+
+        :raises StateCorrupt: for anything else.
+        """
+        try:
+            record = json.loads(data)
+            if record.pop("schema_version") != 1:
+                raise ValueError("unknown schema_version")
+            return JobRecord(**{**record, "import_paths": tuple(record["import_paths"])})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StateCorrupt(
+                "job.json is damaged",
+                where=where,
+                found=f"{type(error).__name__}: {error}",
+                expected="the JSON that was written when the job was made",
+                next_step="restore the file, or run the job spec again as a new job",
+            ) from error
+
+
+def record_of(
+    plan: Plan,
+    *,
+    job: str,
+    created: str,
+    working_directory: str,
+    import_paths: tuple[str, ...],
+    parent: JobRecord | None = None,
+) -> JobRecord:
+    """The record of a new job.
+
+    :param parent: that of the fan-out whose child it is.
+    """
+    return JobRecord(
+        job=job,
+        name=plan.spec.name,
+        created=created,
+        plan=plan.digest,
+        spec=plan.spec.digest,
+        model={"name": plan.model.name, "version": plan.model.version, "digest": plan.model.digest},
+        rows=plan.rows,
+        partitions=len(plan.partitions) + sum(child.partitions for child in plan.children),
+        sink=plan.spec.sink.path,
+        working_directory=working_directory,
+        import_paths=import_paths,
+        children=len(plan.children),
+        parent=parent.job if parent else "",
+        publishes=parent is None or not parent.holds_back,
+        holds_back=plan.spec.fan_out is not None and plan.spec.fan_out.publish == "all",
+    )
+
+
+def check_owner(store: Store) -> None:
+    """Refuse a local folder that belongs to another user: whoever writes to it runs code as this one.
+
+    :raises RefusedForSafety: when it does.
+    """
+    if not store.is_local or not os.path.lexists(store.root):
+        return
+    owner, me = os.lstat(store.root).st_uid, os.geteuid()
+    if owner != me:
+        raise RefusedForSafety(
+            "the job directory belongs to another user",
+            where=store.root,
+            found=f"user id {owner}",
+            expected=f"user id {me}",
+            next_step="choose another place with --directory or pipeline.directory",
+        )
+
+
+def same_work(stored: Plan, wanted: Plan, *, store: Store) -> Plan:
+    """The stored plan, when it does the same as the wanted one.
+
+    :raises PlanMismatch: when not, with what differs.
+    """
+    if stored.digest == wanted.digest or stored.work_digest == wanted.work_digest:
+        return stored
+    raise PlanMismatch(
+        "the job directory belongs to another plan",
+        where=store.root,
+        found="; ".join(difference(stored, wanted)) or f"plan {stored.digest[:12]}",
+        expected=f"plan {wanted.digest[:12]}",
+        next_step="run the job spec as a new job, or undo the change and resume",
+    )
+
+
+def parse_event(line: str) -> dict[str, Any] | None:
+    """One line of ``events.jsonl``; None for one that a crash cut short."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and "event" in event else None

@@ -1,0 +1,252 @@
+"""Rounds: a job's work, numbered. Round 0 does what the plan says; a later one does some of it again, on record.
+
+A later round has a plan of its own, made of rows that were rejected, of partitions that it takes from earlier rounds,
+and of input files. It is recorded before anything of it runs, as ``rounds/<n>.json``, put if absent; its receipts and
+files lie in ``stages/<n>``. What counts over all rounds is up to `pipeline.jobs.ledger`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+
+from pipeline.common.rows import RejectedFile
+from pipeline.errors import Fenced, StateCorrupt
+from pipeline.jobs.receipt import Receipt
+from pipeline.plan.plan import Plan
+from pipeline.plan.table import plan_bytes, read_plan, rejected_file
+from pipeline.storage.local import LocalStore
+from pipeline.storage.store import Store
+
+FOLDER = "rounds"
+RETRY = "retry"
+MODEL_DRIFT = "model drift"
+FILES_REJECTED = "files rejected"
+SCHEMA_VERSION = 1
+_READERS = 32
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """What ``rounds/<n>.json`` says. It never changes; its presence means that the round exists."""
+
+    round: int
+    """As in the name of the file; from 1."""
+    why: str
+    """``retry``, ``model drift`` or ``files rejected``."""
+    plan: str
+    """Digest of the round's plan."""
+    model: dict[str, str]
+    """Name, version and digest of the model version that scores its rows."""
+    maps: tuple[str, ...]
+    """Its ``map`` steps."""
+    changes: tuple[str, ...]
+    """In what its spec differs from that of the round before, in words."""
+    partitions: int
+    rows: int
+    """Rows to be done in it."""
+    rejected_rows: int
+    """Those of ``rows`` that earlier rounds had rejected."""
+    takes: dict[int, tuple[str, ...]]
+    """Partitions of earlier rounds, per round, whose rows are done in this one: their receipts count no more."""
+    starts_over: bool
+    """Whether it does all the work again, so that earlier rounds count nowhere."""
+    rejected_files: tuple[RejectedFile, ...]
+    """Input files that are set aside from this round on."""
+    mended_files: tuple[str, ...]
+    """Input files that had been set aside and are read in this round."""
+    epoch: int
+    """Of the driver that opened it."""
+    created: str
+    """UTC, ISO 8601."""
+
+    def to_json(self) -> bytes:
+        """As stored, with a schema version."""
+        return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}, indent=1).encode() + b"\n"
+
+    @staticmethod
+    def from_json(data: bytes, *, where: str) -> RoundRecord:
+        """Inverse of `to_json`.
+
+        :raises StateCorrupt: for anything else.
+        """
+        try:
+            record = json.loads(data)
+            if record.pop("schema_version") != SCHEMA_VERSION:
+                raise ValueError("unknown schema_version")
+            for name in ("maps", "changes", "mended_files"):
+                record[name] = tuple(record[name])
+            record["takes"] = {int(number): tuple(ids) for number, ids in record["takes"].items()}
+            record["rejected_files"] = tuple(rejected_file(file) for file in record["rejected_files"])
+            return RoundRecord(**record)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StateCorrupt(
+                "the record of a round is damaged",
+                where=where,
+                found=f"{type(error).__name__}: {error}",
+                expected="the JSON that was written when the round began",
+                next_step="restore the file, or run the job spec again as a new job",
+            ) from error
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of a job."""
+
+    number: int
+    digest: str
+    """Of its plan."""
+    load: Callable[[], Plan] = field(repr=False, compare=False)
+    record: RoundRecord | None = None
+    """None: round 0, which the job's own plan describes."""
+
+    @cached_property
+    def plan(self) -> Plan:
+        """What it does, read when it is first needed."""
+        return self.load()
+
+    @property
+    def why(self) -> str:
+        """``plan`` for round 0, else why it was opened."""
+        return self.record.why if self.record else "plan"
+
+    @property
+    def starts_over(self) -> bool:
+        """Whether earlier rounds count nowhere."""
+        return self.record is None or self.record.starts_over
+
+    def takes(self, number: int) -> tuple[str, ...]:
+        """Partitions it takes from that earlier round."""
+        return self.record.takes.get(number, ()) if self.record else ()
+
+
+def model_details(plan: Plan) -> dict[str, str]:
+    """Name, version and digest of the plan's model version."""
+    return {"name": plan.model.name, "version": plan.model.version, "digest": plan.model.digest}
+
+
+def make_record(
+    plan: Plan,
+    *,
+    number: int,
+    why: str,
+    epoch: int,
+    created: str,
+    takes: Mapping[int, Sequence[str]],
+    changes: Sequence[str] = (),
+    starts_over: bool = False,
+    rejected_files: Sequence[RejectedFile] = (),
+    mended_files: Sequence[str] = (),
+) -> RoundRecord:
+    """The record of a round that does ``plan``; see `RoundRecord` for the parameters."""
+    fragments = [fragment for partition in plan.partitions for fragment in partition.fragments]
+    return RoundRecord(
+        round=number,
+        why=why,
+        plan=plan.digest,
+        model=model_details(plan),
+        maps=tuple(step.map for step in plan.spec.maps),
+        changes=tuple(changes),
+        partitions=len(plan.partitions),
+        rows=sum(fragment.rows for fragment in fragments),
+        rejected_rows=sum(fragment.rows for fragment in fragments if fragment.origin),
+        takes={number: tuple(ids) for number, ids in takes.items() if ids},
+        starts_over=starts_over,
+        rejected_files=tuple(rejected_files),
+        mended_files=tuple(mended_files),
+        epoch=epoch,
+        created=created,
+    )
+
+
+def put_round(store: Store, record: RoundRecord, plan: Plan) -> Round:
+    """Put a round on record: its plan under a name that no other plan has, then the record, which makes it exist.
+
+    :raises Fenced: when another driver has opened a round of that number.
+    """
+    store.put_if_absent(plan_place(record), plan_bytes(plan))
+    place = f"{FOLDER}/{record.round}.json"
+    data = record.to_json()
+    if not store.put_if_absent(place, data) and store.read(place) != data:
+        raise Fenced(
+            "another driver has opened a round of this job",
+            where=store.url(place),
+            next_step="python -m pipeline status",
+        )
+    return Round(record.round, record.plan, lambda: plan, record)
+
+
+def read_rounds(store: Store, first: Round, *, known: Mapping[int, Round]) -> tuple[Round, ...]:
+    """All rounds of a job, by number.
+
+    :param first: round 0.
+    :param known: rounds that were read before.
+    :raises StateCorrupt: for a record that is damaged or missing.
+    """
+    names = (name.removesuffix(".json") for name in store.list(FOLDER) if name.endswith(".json"))
+    numbers = sorted(int(name) for name in names if name.isdigit())
+    if numbers != list(range(1, len(numbers) + 1)):
+        raise StateCorrupt(
+            "the record of a round is missing",
+            where=store.url(FOLDER),
+            found=", ".join(map(str, numbers)),
+            expected=", ".join(map(str, range(1, max(numbers) + 1))),
+            next_step="restore the file",
+        )
+    return (first, *(known[number] if number in known else _read_round(store, number) for number in numbers))
+
+
+def _read_round(store: Store, number: int) -> Round:
+    place = f"{FOLDER}/{number}.json"
+    record = RoundRecord.from_json(store.read(place), where=store.url(place))
+
+    def load() -> Plan:
+        plan = read_plan(store, place=plan_place(record))
+        if plan.digest != record.plan:
+            raise StateCorrupt(
+                "a round's plan is not the one its record names",
+                where=store.url(plan_place(record)),
+                found=plan.digest,
+                expected=record.plan,
+                next_step="restore the file",
+            )
+        return plan
+
+    return Round(number, record.plan, load, record)
+
+
+def read_receipts(store: Store, of: Round) -> Iterator[Receipt]:
+    """All receipts of a round in any order, those of split partitions too.
+
+    :raises StateCorrupt: for one that is damaged, misnamed or of another plan.
+    """
+    folder = f"stages/{of.number}/receipts"
+    paths = [f"{folder}/{name}" for name in store.list(folder) if name.endswith(".json")]
+    if isinstance(store, LocalStore):
+        yield from (_read_receipt(store, path, of) for path in paths)
+    else:
+        with ThreadPoolExecutor(_READERS) as pool:
+            yield from pool.map(lambda path: _read_receipt(store, path, of), paths)
+
+
+def _read_receipt(store: Store, path: str, of: Round) -> Receipt:
+    place = store.url(path)
+    receipt = Receipt.from_json(store.read(path), where=place)
+    is_named = f"{receipt.partition}.json" == path.rpartition("/")[2] and receipt.stage == of.number
+    if receipt.plan != of.digest or not is_named:
+        raise StateCorrupt(
+            "a receipt does not belong to this job",
+            where=place,
+            found=f"partition {receipt.partition} of plan {receipt.plan[:12]}",
+            expected=f"a partition named like the file, of plan {of.digest[:12]}",
+            next_step="remove the file and resume: its partition is scored again",
+        )
+    return receipt
+
+
+def plan_place(record: RoundRecord) -> str:
+    """Where the plan of a round is in the job directory."""
+    return f"{FOLDER}/{record.round}-{record.plan[:16]}.parquet"

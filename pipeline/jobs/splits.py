@@ -1,0 +1,183 @@
+"""Which partitions a stage really has, once some were split: too large for a worker, or too slow on one. Pure.
+
+A split takes the place of the partition's receipt: that one names the parts, and each part has a receipt of its own,
+or is split in turn. Where it was cut follows from the receipt and the partition alone, so that every driver cuts at the
+same rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate, pairwise
+
+from pipeline.common.rows import Fragment, InputFile, RowCounts
+from pipeline.errors import StateCorrupt
+from pipeline.jobs.receipt import Receipt
+from pipeline.plan.plan import Partition, Plan
+
+SPLIT_FLOOR_ROWS = 1024
+"""A partition of so few rows is not split again."""
+
+
+def partition_key(partition: str) -> tuple[int, ...]:
+    """Sorts ids of partitions in source order, parts of split ones too.
+
+    :raises StateCorrupt: for something that is no such id.
+    """
+    try:
+        return tuple(int(part) for part in partition.split("."))
+    except ValueError:
+        raise StateCorrupt("that is no id of a partition", found=repr(partition), expected="such as 00042") from None
+
+
+def sub_fragment(fragment: Fragment, file: InputFile, *, row_start: int, row_stop: int) -> Fragment:
+    """The rows ``row_start`` to ``row_stop`` (of the file) of ``fragment``."""
+    ends = list(accumulate(group.rows for group in file.row_groups))
+    group_start = sum(end <= row_start for end in ends)
+    group_stop = sum(end < row_stop for end in ends) + 1
+    share = (row_stop - row_start) / max(1, fragment.rows)
+    return replace(
+        fragment,
+        row_start=row_start,
+        row_stop=row_stop,
+        group_start=group_start,
+        group_stop=group_stop,
+        bytes=round(fragment.bytes * share),
+    )
+
+
+def halves(partition: Partition, files: Mapping[str, InputFile]) -> tuple[Partition, Partition] | None:
+    """The two partitions that take the place of one, with equally many rows; None when it has one row only.
+
+    :param files: input files of the plan by path.
+    """
+    if partition.rows < 2:
+        return None
+    left, right = pieces(partition, (partition.rows // 2,), files)
+    return left, right
+
+
+def pieces(partition: Partition, cuts: Sequence[int], files: Mapping[str, InputFile]) -> tuple[Partition, ...]:
+    """The partitions that take the place of one that is cut before the rows ``cuts``, numbered over its fragments.
+
+    :param cuts: ascending, none of them at an end.
+    :param files: input files of the plan by path.
+    :raises StateCorrupt: when it cannot be cut there.
+    """
+    edges = (0, *cuts, partition.rows)
+    if any(low >= high for low, high in pairwise(edges)):
+        raise StateCorrupt("a partition was cut where it cannot be", found=f"{partition.id} at {tuple(cuts)}")
+    return tuple(
+        Partition(f"{partition.id}.{number}", tuple(_between(partition, files, start=low, stop=high)))
+        for number, (low, high) in enumerate(pairwise(edges))
+    )
+
+
+def _between(partition: Partition, files: Mapping[str, InputFile], *, start: int, stop: int) -> Iterable[Fragment]:
+    begin = 0
+    for fragment in partition.fragments:
+        low, high = max(start, begin) - begin, min(stop, begin + fragment.rows) - begin
+        if low < high:
+            first = fragment.row_start
+            yield sub_fragment(fragment, files[fragment.path], row_start=first + low, row_stop=first + high)
+        begin += fragment.rows
+
+
+def even_cuts(start: int, stop: int, *, parts: int, smallest: int = 1) -> tuple[int, ...]:
+    """Where the rows ``start`` to ``stop`` are cut to make ``parts`` nearly equal ones: fewer when one of them would
+    have less than ``smallest`` rows. Neither end is among them."""
+    count = max(1, min(parts, (stop - start) // max(1, smallest)))
+    return tuple(start + (stop - start) * number // count for number in range(1, count))
+
+
+def split_receipt(
+    partition: str, cuts: Sequence[int], *, plan: str, model: str, attempt: str, stage: int = 0
+) -> Receipt:
+    """The receipt that says that a partition is cut before the rows ``cuts``. It has no rows and no files.
+
+    :param partition: its id.
+    :param plan: digest of the plan.
+    :param model: digest of the model version.
+    :param attempt: unique name of whoever split it.
+    :param stage: number of the round.
+    """
+    return Receipt(
+        partition=partition,
+        plan=plan,
+        model=model,
+        attempt=attempt,
+        data=None,
+        rejects=None,
+        rows=RowCounts(),
+        files=(),
+        splits=tuple(f"{partition}.{number}" for number in range(len(cuts) + 1)),
+        cuts=tuple(cuts),
+        stage=stage,
+    )
+
+
+def parts_of(partition: Partition, receipt: Receipt, files: Mapping[str, InputFile]) -> tuple[Partition, ...]:
+    """What takes the place of ``partition`` by the ``receipt`` that says that it was split.
+
+    :raises StateCorrupt: when it cannot be split like that.
+    """
+    cuts = receipt.cuts or (partition.rows // 2,)
+    if len(cuts) + 1 == len(receipt.splits):
+        found = pieces(partition, cuts, files)
+        if tuple(part.id for part in found) == receipt.splits:
+            return found
+    raise StateCorrupt("a partition was split in a way it cannot be", found=f"{partition.id} {receipt.splits}")
+
+
+def files_of_cutters(receipts: Iterable[Receipt]) -> set[str]:
+    """Names, relative to the stage's folder, that may yet win the first part of a partition that was cut: the attempt
+    that cut it named its files for the whole."""
+    by_id = {receipt.partition: receipt for receipt in receipts}
+    open_cuts = [one for one in by_id.values() if one.splits and one.splits[0] not in by_id]
+    return {f"{kind}/{one.partition}-{one.attempt}.parquet" for one in open_cuts for kind in ("data", "rejects")}
+
+
+def effective_partitions(plan: Plan, receipts: Iterable[Receipt]) -> tuple[Partition, ...]:
+    """The partitions of the stage in source order, the parts in place of those that were split.
+
+    :raises StateCorrupt: for a receipt of no partition.
+    """
+    by_id = {receipt.partition: receipt for receipt in receipts}
+    return undivided(plan, by_id, splits={name: receipt for name, receipt in by_id.items() if receipt.splits})
+
+
+def undivided(plan: Plan, have: Collection[str], *, splits: Mapping[str, Receipt]) -> tuple[Partition, ...]:
+    """The same as `effective_partitions`, where few receipts need to be looked at.
+
+    :param have: ids of partitions that have a receipt.
+    :param splits: the receipts of those that were split.
+    """
+    files: dict[str, InputFile] = {}
+    found: list[Partition] = []
+    waiting = list(reversed(plan.partitions))
+    known: set[str] = set()
+    while waiting:
+        partition = waiting.pop()
+        known.add(partition.id)
+        receipt = splits.get(partition.id)
+        if receipt is None:
+            found.append(partition)
+            continue
+        files = files or {file.path: file for file in plan.files}
+        waiting.extend(reversed(parts_of(partition, receipt, files)))
+    if strangers := sorted(name for name in have if name not in known):
+        raise StateCorrupt(
+            "there is a receipt of a partition that the plan does not have",
+            found=", ".join(strangers[:5]),
+            expected=f"{len(plan.partitions):,} partitions, or halves of those that were split",
+            next_step="remove these receipts and resume",
+        )
+    return tuple(found)
+
+
+def done_partitions(plan: Plan, receipts: Iterable[Receipt]) -> set[str]:
+    """Ids of the effective partitions that are done."""
+    receipts = tuple(receipts)
+    done = {receipt.partition for receipt in receipts if not receipt.splits}
+    return done & {partition.id for partition in effective_partitions(plan, receipts)}

@@ -1,0 +1,1 @@
+"""Models: versions, the registry, formats (flavors), and the engines that evaluate them."""

@@ -1,0 +1,95 @@
+"""What a model is to everything but the flavor that reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.spec.model_ref import OutputKind
+
+Task = Literal["binary", "multiclass", "regression", "ranking", "other"]
+FeatureKind = Literal["number", "integer", "indicator", "category"]
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One input column of a model."""
+
+    name: str
+    kind: FeatureKind = "number"
+    categories: tuple[str, ...] | tuple[int, ...] | None = None
+    """Values of a category in the order of their codes; None when the model does not tell (then codes are given)."""
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """An immutable model: what a reference resolved to. It is the recipe that travels to workers, never the bytes."""
+
+    name: str
+    version: str
+    """The registry's number, or the first 12 digits of the digest for a bare file."""
+    uri: str
+    """Path or URL of the file."""
+    digest: str
+    """SHA-256 of the file's bytes."""
+    flavor: str
+    """Name of the `pipeline.models.flavors` adapter, ``xgboost``."""
+    nbytes: int
+    """Bytes of the file."""
+    features: tuple[Feature, ...]
+    task: Task
+    outputs: int
+    """Values per row of ``prediction`` (1, or the number of classes or targets)."""
+    objective: str = ""
+    """As the library names it."""
+    trees: int = 0
+    """Trees that are evaluated per row; 0 when it is no ensemble."""
+    margins: int = 1
+    """Values per row of ``margin``: one a class or target, also where ``prediction`` is only the best class."""
+    not_for_trees: tuple[str, ...] = ()
+    """What keeps the tree engine (`pipeline.models.trees`) from scoring it, by name."""
+    registry: str = ""
+    """Where it was resolved: path or URL of the registry. Empty for a bare file."""
+
+    @property
+    def reference(self) -> str:
+        """What names this very version: ``models:/churn/3``, or the path of a bare file."""
+        return f"models:/{self.name}/{self.version}" if self.registry else self.uri
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """In the order of the matrix's columns."""
+        return tuple(feature.name for feature in self.features)
+
+
+class Predict(Protocol):
+    """`Predictor.predict` by itself."""
+
+    def __call__(self, matrix: np.ndarray, *, kind: OutputKind) -> np.ndarray:
+        """See `Predictor.predict`."""
+
+
+class Predictor(Protocol):
+    """A loaded model. One object serves all threads of a worker process."""
+
+    version: ModelVersion
+
+    def encode(self, table: pa.Table, *, order: Literal["C", "F"] = "C") -> np.ndarray:
+        """The matrix `predict` takes, from a table that has exactly the model's feature columns, in its order.
+
+        :param order: of the matrix in memory. `predict` takes either; the library itself is faster with C.
+        :returns: float32 [rows, features]; missing values are NaN, categories their codes.
+        """
+
+    def predict(self, matrix: np.ndarray, *, kind: OutputKind) -> np.ndarray:
+        """Score ``matrix`` (float32 [rows, features]).
+
+        :returns: [rows] or [rows, k]: float32 for ``prediction``, ``margin`` and ``contributions`` (k = features + 1,
+            the bias last; classes × that for multi-class), int32 for ``leaf`` (k = trees) and ``label``.
+        """
+
+    def out_of_memory_errors(self) -> tuple[type[BaseException], ...]:
+        """Exception types that mean: try again with fewer rows."""

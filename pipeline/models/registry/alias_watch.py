@@ -1,0 +1,169 @@
+"""Model drift: the alias that a job's model was resolved from points to another version. What it means, and looking.
+
+The policy is the job spec's ``model_drift``. `pipeline.alias_follower` carries it out.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipeline.errors import ModelChanged, PipelineError
+from pipeline.models.model import ModelVersion
+from pipeline.models.registry import ModelRegistry, open_registry
+from pipeline.models.registry.records import VersionRecord
+from pipeline.spec.model_ref import ModelRef
+
+logger = logging.getLogger(__name__)
+EVENT = "drift"
+"""Name of the event in ``events.jsonl``."""
+MAX_RESTARTS = 5
+"""Times a job starts over; an alias that moves more often is not going to rest."""
+LONGEST_WAIT = 600.0
+"""Seconds between two looks at a registry that has not answered for long."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """An alias points to another version than the one that a job has pinned."""
+
+    reference: str
+    """``models:/churn@champion``."""
+    pinned: str
+    """Number of the version that the job has."""
+    found: str
+    """Number of the version that the alias points to now."""
+
+    @property
+    def said(self) -> str:
+        """One line for a person."""
+        return f"{self.reference} moved from version {self.pinned} to version {self.found}"
+
+    def error(self) -> ModelChanged:
+        """What a job that does not go on without its model raises."""
+        name, _, alias = self.reference.removeprefix("models:/").partition("@")
+        return ModelChanged(
+            "the model's alias moved while the job ran; nothing was published",
+            where=self.reference,
+            found=f"version {self.found}",
+            expected=f"version {self.pinned}, as when the job was planned (model_drift: fail)",
+            next_step=f"point it back (python -m pipeline models alias {name} {alias} {self.pinned}) and resume, "
+            "or run the job spec as a new job",
+        )
+
+
+def move_of(pinned: ModelVersion, found: VersionRecord, *, reference: str) -> Move | None:
+    """How the alias has moved; None when it has not, or to a version with the very same bytes."""
+    is_same = str(found.version) == pinned.version or (found.digest != "" and found.digest == pinned.digest)
+    return None if is_same else Move(reference, pinned.version, str(found.version))
+
+
+def restless(move: Move) -> ModelChanged:
+    """What a job raises that has started over too often."""
+    return ModelChanged(
+        "the model's alias moves more often than the job can be done; nothing was published",
+        where=move.reference,
+        found=f"{move.said}, after {MAX_RESTARTS} times of starting over",
+        expected="an alias that stays where it is for as long as the job takes",
+        next_step="leave the alias alone and resume, or run the job spec with model_drift: pin",
+    )
+
+
+def drift_warnings(events: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """What the report says of moves that a job went on in spite of, as its events tell."""
+    moves = (
+        Move(str(event.get("reference")), str(event.get("pinned")), str(event.get("found")))
+        for event in events
+        if event.get("event") == EVENT
+    )
+    return tuple(
+        dict.fromkeys(
+            f"{move.said} while the job ran: every row was scored with version {move.pinned} (model_drift: pin)"
+            for move in moves
+        )
+    )
+
+
+def hard_coded(reference: str, *, has_registry: bool) -> str:
+    """Why a job spec with that model will score with the same version for ever; empty when it will not.
+
+    :param has_registry: whether there is a registry that it could name instead of a file.
+    """
+    ref = ModelRef(reference)
+    if ref.version is not None:
+        return (
+            f"score.model names version {ref.version} by its number: the job scores with it whatever becomes better; "
+            f"an alias, such as models:/{ref.name}@champion, can be moved"
+        )
+    if ref.is_file and has_registry:
+        return (
+            "score.model is a file, though there is a model registry: register it, and name it by an alias such as "
+            "models:/churn@champion, so that each job says which version it had"
+        )
+    return ""
+
+
+class AliasWatch:
+    """Asks a registry now and then where an alias points."""
+
+    def __init__(
+        self,
+        reference: str,
+        *,
+        seconds: float,
+        cache: str = "",
+        clock: Callable[[], float] = time.monotonic,
+        open: Callable[..., ModelRegistry] = open_registry,
+    ) -> None:
+        """:param seconds: between two looks; 0: `poll` never looks."""
+        self.reference = reference
+        self._ref = ModelRef(reference)
+        self._seconds = self._wait = seconds
+        self._cache = cache
+        self._clock = clock
+        self._open = open
+        self._registries: dict[str, ModelRegistry] = {}
+        self._digests: dict[int, str] = {}
+        self._looked = clock()
+
+    def look(self, pinned: ModelVersion) -> Move | None:
+        """Where the alias points now, when that is not where it did.
+
+        :raises PipelineError: when the registry cannot say.
+        """
+        self._looked = self._clock()
+        registry = self._registries.get(pinned.registry)
+        if registry is None:
+            registry = self._registries[pinned.registry] = self._open(pinned.registry, cache=self._cache)
+        found = registry.lookup(self._ref)
+        if not found.digest and str(found.version) != pinned.version:
+            found = replace(found, digest=self._digest(registry, found))
+        return move_of(pinned, found, reference=self.reference)
+
+    def _digest(self, registry: ModelRegistry, found: VersionRecord) -> str:
+        """The digest of a version whose registry does not know it: from the file, which is fetched once."""
+        if found.version not in self._digests:
+            self._digests[found.version] = registry.resolve(ModelRef(found.uri)).digest
+        return self._digests[found.version]
+
+    def poll(self, pinned: ModelVersion) -> Move | None:
+        """`look`, when it is time to; a registry that cannot say is asked again, less and less often."""
+        if self._seconds <= 0 or self._clock() - self._looked < self._wait:
+            return None
+        return self.try_look(pinned)
+
+    def try_look(self, pinned: ModelVersion) -> Move | None:
+        """`look`; a registry that cannot say is worth a warning, and no more."""
+        try:
+            move = self.look(pinned)
+        except (PipelineError, OSError) as error:
+            self._wait = min(max(self._wait, 1.0) * 2, LONGEST_WAIT)
+            message = error.message if isinstance(error, PipelineError) else str(error)
+            logger.warning("where %s points cannot be told: %s", self.reference, message)
+            self._looked = self._clock()
+            return None
+        self._wait = self._seconds
+        return move

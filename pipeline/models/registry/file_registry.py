@@ -1,0 +1,307 @@
+"""The built-in model registry: files only, on any fsspec path, safe with any number of writers.
+
+Every change is one exclusive create, so that a writer that dies leaves it done or not done, and of two that want the
+same number one takes the next. What must hold between two files (an alias and the version it is set to) is written
+first and looked at again afterwards: whoever comes second sees the other.
+"""
+
+from __future__ import annotations
+
+import getpass
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from pipeline.common.digest import digest_bytes
+from pipeline.common.units import Clock, iso_time, utc_now
+from pipeline.errors import ConflictError
+from pipeline.models.flavors import detect_bytes, find_flavor
+from pipeline.models.model import ModelVersion
+from pipeline.models.registry.audit import audit
+from pipeline.models.registry.records import (
+    AliasRecord,
+    Checked,
+    Registered,
+    RemovalRecord,
+    VersionRecord,
+    Why,
+    check_alias,
+    check_model_name,
+    check_tags,
+    describe,
+    previous_target,
+    targets,
+)
+from pipeline.models.registry.store import StoredModels, move_place, removal_place, version_place
+from pipeline.spec.model_ref import ModelRef
+from pipeline.storage.store import Store, open_store
+from pipeline.storage.urls import unique_name
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a person says of a version when it is registered."""
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    description: str = ""
+    parent: int | None = None
+    """Version it was made from."""
+    source: str = ""
+    """Path or URL of the file."""
+
+
+class BuiltInRegistry(StoredModels):
+    """A `pipeline.models.registry.ModelRegistry` of files."""
+
+    kind = "built-in"
+
+    def __init__(self, root: str, *, store: Store | None = None, now: Clock = utc_now) -> None:
+        super().__init__(store or open_store(root))
+        self._now = now
+
+    def resolve(self, ref: ModelRef) -> ModelVersion:
+        """The model version that ``ref`` stands for now, read, verified, and loaded once in a child process.
+
+        :raises ModelIntegrity: when the file in the registry is not the one that was registered.
+        """
+        record = self.lookup(ref)
+        data = self.read_file(record)
+        found = find_flavor(record.flavor).inspect(self.store.url(record.file), data, name=record.name)
+        return describe(record, found, registry=self.root)
+
+    def register(self, name: str, data: bytes, facts: Facts, *, again: bool = False) -> Registered:
+        """Make ``data``, the bytes of a model file, the next version of ``name``.
+
+        A model that has these very bytes as a version gets no other one, so that a registration may be repeated.
+
+        :param again: make a new version all the same.
+        :raises ConflictError: when that version was registered with other facts.
+        :raises ModelError: when the bytes are no model, or there is no such parent.
+        """
+        check_tags(facts.metrics, what="metric")
+        check_tags(facts.tags, what="tag")
+        if facts.parent is not None:
+            self.version(name, facts.parent)
+        flavor = find_flavor(detect_bytes(data, where=facts.source))
+        found = flavor.inspect(facts.source or name, data, name=check_model_name(name))
+        self.store.prove_exclusive()
+        known = self.numbers(name)[-1:] or [0]
+        made = self._record(name, found, data, facts)
+        # Versions that were there before a file that was not cannot have its bytes.
+        looked = 0 if again or self.store.exists(made.file) else known[0]
+        self.store.put_if_absent(made.file, data)
+        while True:
+            last = (self.numbers(name)[-1:] or [0])[0]
+            if not again and (same := self._same_bytes(name, range(looked + 1, last + 1), made.digest)) is not None:
+                self._restore(same, data)
+                return Registered(_same_facts(same, facts), is_new=False)
+            looked = last
+            record = replace(made, version=last + 1)
+            if self.store.put_if_absent(version_place(name, record.version), record.to_json()):
+                # Whoever removed the last version with these bytes may have taken the file away meanwhile.
+                self._restore(record, data)
+                return Registered(record, is_new=True)
+
+    def set_alias(self, name: str, alias: str, number: int | None, *, reason: str = "") -> AliasRecord:
+        """Point an alias to a version; None takes it away.
+
+        :returns: the move; the present one when it points there already.
+        :raises ModelError: when there is no such version, or it was removed; or no alias to take away.
+        """
+        check_alias(alias)
+        if number is not None:
+            self.lookup(ModelRef(f"models:/{name}/{number}"))
+        self.store.prove_exclusive()
+        while True:
+            present = self.present(name, alias)
+            if present is None and number is None:
+                raise self.no_alias(name, alias)
+            if present is not None and present.version == number:
+                return present
+            why: Why = "unset" if number is None else "set"
+            move = self._append(present, name, alias, number, why=why, reason=reason)
+            if move is not None:
+                return self._still_there(move, present)
+
+    def rollback(self, name: str, alias: str, *, reason: str = "") -> AliasRecord:
+        """Point an alias to the version it pointed to before.
+
+        :raises ConflictError: when there is none, or somebody else moved the alias at the same moment.
+        """
+        history = self.history(name, alias)
+        number = previous_target(history, live=self.summary(name).versions)
+        if number is None:
+            raise ConflictError(
+                "there is no version to roll back to",
+                where=f"models:/{name}@{alias}",
+                found="before: " + (", ".join(str(one) for one in targets(history)[:-1] if one) or "nothing"),
+                expected="an earlier version that was not removed",
+                next_step=f"python -m pipeline models alias {name} {alias} VERSION",
+            )
+        move = self._append(history[-1], name, alias, number, why="rollback", reason=reason)
+        if move is None:
+            # To try again would take one of two people who press the button one version too far.
+            raise ConflictError(
+                "somebody else moved the alias at the same moment; nothing was rolled back",
+                where=f"models:/{name}@{alias}",
+                expected=f"version {history[-1].version}, as it was",
+                next_step=f"look again: python -m pipeline models show {name}",
+            )
+        return self._still_there(move, history[-1])
+
+    def remove(self, name: str, number: int, *, force: bool = False, reason: str = "") -> RemovalRecord:
+        """Remove a version and, unless another one has the same bytes, its file. Its number stays taken.
+
+        :param force: take away the aliases that point to it. Without, it is refused.
+        :raises ConflictError: when an alias points to it.
+        """
+        record = self.version(name, number)
+        gone = self.removal(name, number)
+        if gone is None:
+            self._free(record, force=force)
+            gone = RemovalRecord(name, number, record.digest, reason, *self._signature())
+            self.store.put_if_absent(removal_place(name, number), gone.to_json())
+            try:
+                # An alias may have been set to it since it was looked at.
+                self._free(record, force=force)
+            except ConflictError:
+                self.store.remove(removal_place(name, number))
+                raise
+        self._remove_file(record)
+        return self.removal(name, number) or gone
+
+    def verify(self, name: str | None = None) -> tuple[Checked, ...]:
+        """Digest every file again, and check that numbers are dense and aliases lead somewhere.
+
+        :param name: a model; None: all.
+        """
+        names = self.names() if name is None else [self.summary(name).name]
+        return tuple(checked for one in names for checked in audit(self, one))
+
+    def _record(self, name: str, found: ModelVersion, data: bytes, facts: Facts) -> VersionRecord:
+        created, user, host, unique = self._signature()
+        return VersionRecord(
+            name=name,
+            version=0,
+            digest=digest_bytes(data),
+            nbytes=len(data),
+            file=f"{name}/files/{found.digest}.{_ending(data)}",
+            flavor=found.flavor,
+            task=found.task,
+            objective=found.objective,
+            outputs=found.outputs,
+            trees=found.trees,
+            features=found.features,
+            metrics={key: float(value) for key, value in facts.metrics.items()},
+            tags={key: str(value) for key, value in facts.tags.items()},
+            description=facts.description,
+            parent=facts.parent,
+            source=facts.source,
+            created=created,
+            user=user,
+            host=host,
+            id=unique,
+        )
+
+    def _same_bytes(self, name: str, numbers: range, digest: str) -> VersionRecord | None:
+        gone = self.removed(name)
+        records = (self.version(name, number) for number in reversed(numbers) if number not in gone)
+        return next((record for record in records if record.digest == digest), None)
+
+    def _restore(self, record: VersionRecord, data: bytes) -> None:
+        """Put the file back, where it is gone or damaged: its name says what it must be."""
+        if not self.store.exists(record.file) or self.store.read(record.file) != data:
+            self.store.replace(record.file, data)
+
+    def _remove_file(self, record: VersionRecord) -> None:
+        """Take the bytes away, unless another version has them too; put them back when one came meanwhile."""
+        if self._needs_file(record) or not self.store.exists(record.file):
+            return
+        data = self.store.read(record.file)
+        self.store.remove(record.file)
+        if self._needs_file(record):
+            self._restore(record, data)
+
+    def _needs_file(self, record: VersionRecord) -> bool:
+        numbers = range(1, self.numbers(record.name)[-1] + 1)
+        return self._same_bytes(record.name, numbers, record.digest) is not None
+
+    def _free(self, record: VersionRecord, *, force: bool) -> None:
+        """Take away the aliases that point to a version, or refuse.
+
+        :raises ConflictError: when there are some, and ``force`` is not set.
+        """
+        pointing = [alias for alias, number in self.summary(record.name).aliases.items() if number == record.version]
+        if pointing and not force:
+            raise ConflictError(
+                "an alias points to the version",
+                where=record.uri,
+                found=", ".join(pointing),
+                expected="no alias, or --force, which takes them away",
+                next_step=f"python -m pipeline models alias {record.name} {pointing[0]} ANOTHER-VERSION",
+            )
+        for alias in pointing:
+            self.set_alias(record.name, alias, None, reason=f"version {record.version} was removed")
+
+    def _still_there(self, move: AliasRecord, before: AliasRecord | None) -> AliasRecord:
+        """``move``, unless the version was removed in the same moment: then it is taken back.
+
+        :raises ConflictError: when it was.
+        """
+        if move.version is None or self.removal(move.name, move.version) is None:
+            return move
+        number = before.version if before else None
+        self._append(move, move.name, move.alias, number, why="withdrawn", reason="the version was removed")
+        raise ConflictError(
+            "the version was removed at the same moment; the alias stays where it was",
+            where=f"models:/{move.name}@{move.alias}",
+            found=f"version {move.version} removed",
+            next_step=f"python -m pipeline models show {move.name}",
+        )
+
+    def _append(
+        self, present: AliasRecord | None, name: str, alias: str, number: int | None, *, why: Why, reason: str
+    ) -> AliasRecord | None:
+        """Move an alias on from ``present``; None when somebody else has meanwhile."""
+        place = present.number + 1 if present else 1
+        move = AliasRecord(name, alias, place, number, why, reason, *self._signature())
+        return move if self.store.put_if_absent(move_place(name, alias, place), move.to_json()) else None
+
+    def _signature(self) -> tuple[str, str, str, str]:
+        """When, who, where, and a unique name."""
+        return iso_time(self._now()), _user(), socket.gethostname(), unique_name()
+
+
+def _same_facts(same: VersionRecord, facts: Facts) -> VersionRecord:
+    """``same``, when nothing else is said of it now than when it was registered; what is not said does not count.
+
+    :raises ConflictError: when something is.
+    """
+    said = {"metrics": dict(facts.metrics), "tags": dict(facts.tags)} | {
+        "description": facts.description,
+        "parent": facts.parent,
+    }
+    other = [name for name, value in said.items() if value and value != getattr(same, name)]
+    if other:
+        raise ConflictError(
+            "the model has this very file as a version already, and versions never change",
+            where=same.uri,
+            found=f"other {' and '.join(other)}: {', '.join(str(getattr(same, name)) for name in other)}",
+            expected="the same, or none",
+            next_step="leave it as it is, or register the file once more with --again",
+        )
+    return same
+
+
+def _ending(data: bytes) -> str:
+    """JSON begins with a brace and a quote, or a blank; UBJSON with a brace and the mark of a length."""
+    head = data.lstrip()[:2]
+    return "json" if len(head) == 2 and head[:1] == b"{" and head[1:] in b'" \n\r\t' else "ubj"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""

@@ -1,0 +1,244 @@
+"""The same references resolved by MLflow: a tracking server, or the database of one.
+
+MLflow registers models and moves aliases by itself; here they are looked up, and the xgboost file inside the model's
+folder is what is scored with. An artefact on a shared disk is read where it is. One that only MLflow can fetch (from
+behind its server, from a bucket with credentials of its own) is fetched by the driver and kept, by its digest, beside
+the job directories, which workers reach.
+
+mlflow is imported when a reference is resolved, and not before. Its package ``mlflow-skinny`` is enough; the full one
+holds pyarrow back.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.common.digest import digest_bytes
+from pipeline.common.units import iso_time
+from pipeline.errors import InfrastructureError, ModelError, PipelineError, SpecError
+from pipeline.models.flavors import detect_bytes, find_flavor, read_model
+from pipeline.models.model import ModelVersion
+from pipeline.models.registry.records import AliasRecord, ModelSummary, VersionRecord, describe
+from pipeline.spec.model_ref import ModelRef
+from pipeline.storage.store import open_store
+from pipeline.storage.urls import check_name, local_path
+
+_ABSENT = {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE"}
+_QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+"""A look that is repeated every few seconds must not wait minutes for a server that is gone, as is MLflow's default."""
+_FLAVOR = "xgboost"
+_ON_DISK = re.compile(r"(?:file:(?://)?)?(?P<path>(?![A-Za-z][A-Za-z0-9+.-]*:/).*)", re.DOTALL)
+"""A path, or a ``file:`` URL; not ``mlflow-artifacts:/1/models``, ``runs:/…`` or ``s3://…``."""
+
+
+class MLflowRegistry:
+    """A `pipeline.models.registry.ModelRegistry` on MLflow."""
+
+    kind = "mlflow"
+
+    def __init__(self, root: str, *, cache: str = "") -> None:
+        self.root = root
+        self._uri = None if root == "mlflow" else root.removeprefix("mlflow+")
+        self._cache = cache
+
+    @cached_property
+    def _mlflow(self) -> Any:
+        # A lookup of ours is no reason to send usage data to anybody.
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        try:
+            import mlflow
+            import mlflow.artifacts
+        except ImportError as error:
+            raise SpecError(
+                "the model registry is MLflow, which is not installed",
+                where=f"pipeline.registry: {self.root}",
+                found=str(error),
+                next_step="pip install 'dask-batch-pipeline[mlflow]'",
+            ) from error
+        return mlflow
+
+    @cached_property
+    def _client(self) -> Any:
+        with self._errors(self.root):
+            return self._mlflow.MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
+
+    def names(self) -> list[str]:
+        """The models, sorted."""
+        found: list[str] = []
+        token = None
+        with self._errors(self.root):
+            while True:
+                page = self._client.search_registered_models(max_results=1000, page_token=token)
+                found += [model.name for model in page]
+                token = page.token
+                if not token:
+                    return sorted(found)
+
+    def summary(self, name: str) -> ModelSummary:
+        """The versions and aliases of a model."""
+        quoted = name.replace("'", "")
+        with self._errors(name):
+            model = self._client.get_registered_model(name)
+            versions = sorted(int(one.version) for one in self._client.search_model_versions(f"name='{quoted}'"))
+        aliases = {alias: int(version) for alias, version in dict(model.aliases).items()}
+        return ModelSummary(name, tuple(versions), (), aliases)
+
+    def version(self, name: str, number: int) -> VersionRecord:
+        """A version, with the metrics of the run that made it."""
+        with self._errors(f"models:/{name}/{number}"):
+            found = self._client.get_model_version(name, str(number))
+            metrics = self._client.get_run(found.run_id).data.metrics if found.run_id else {}
+        return _record(found, metrics)
+
+    def lookup(self, ref: ModelRef) -> VersionRecord:
+        """The version that ``ref`` stands for now: one request."""
+        with _quick():
+            return self._find(ref)
+
+    def _find(self, ref: ModelRef) -> VersionRecord:
+        with self._errors(ref.text):
+            if ref.alias:
+                return _record(self._client.get_model_version_by_alias(ref.name, ref.alias))
+            return _record(self._client.get_model_version(ref.name, str(ref.version)))
+
+    def resolve(self, ref: ModelRef) -> ModelVersion:
+        """The model version that ``ref`` stands for now: its xgboost file, read and loaded once in a child process."""
+        record = self._find(ref)
+        with self._errors(record.uri):
+            folder = str(self._client.get_model_version_download_uri(record.name, str(record.version)))
+        uri, data = self._model_file(folder.rstrip("/"), record)
+        flavor = find_flavor(detect_bytes(data, where=uri))
+        return describe(record, flavor.inspect(uri, data, name=record.name), registry=self.root)
+
+    def set_alias(self, name: str, alias: str, number: int | None, *, reason: str = "") -> AliasRecord:
+        """Point an alias to a version; None takes it away. MLflow keeps no history and no reason."""
+        with self._errors(f"models:/{name}@{alias}"):
+            if number is None:
+                self._client.delete_registered_model_alias(name, alias)
+            else:
+                self._client.set_registered_model_alias(name, alias, str(number))
+        return AliasRecord(name, alias, 0, number, "set" if number is not None else "unset", reason)
+
+    def _model_file(self, folder: str, record: VersionRecord) -> tuple[str, bytes]:
+        """Path or URL that workers can read, and the bytes, of the xgboost file in an MLflow model's folder."""
+        if (on_disk := _ON_DISK.fullmatch(folder)) is not None:
+            base = local_path(on_disk["path"])
+            uri = str(base / _data_file(read_model(str(base / "MLmodel")), where=record.uri))
+            return uri, read_model(uri)
+        with tempfile.TemporaryDirectory() as scratch:
+            described = self._fetch(f"{folder}/MLmodel", scratch, record)
+            data = self._fetch(f"{folder}/{_data_file(described, where=record.uri)}", scratch, record)
+        return self._keep(data), data
+
+    def _fetch(self, uri: str, folder: str, record: VersionRecord) -> bytes:
+        with self._errors(f"{record.uri}, {uri}"):
+            path = self._mlflow.artifacts.download_artifacts(
+                artifact_uri=uri, dst_path=folder, tracking_uri=self._uri, registry_uri=self._uri
+            )
+        return Path(path).read_bytes()
+
+    def _keep(self, data: bytes) -> str:
+        store, name = open_store(self._cache or tempfile.gettempdir()), f".models/{digest_bytes(data)}"
+        if not store.exists(name) or store.read(name) != data:
+            store.replace(name, data)
+        return store.url(name)
+
+    @contextmanager
+    def _errors(self, where: str) -> Iterator[None]:
+        """What MLflow raises, as errors of this package."""
+        exception = self._mlflow.exceptions.MlflowException
+        try:
+            yield
+        except PipelineError:
+            raise
+        except exception as error:
+            if getattr(error, "error_code", "") in _ABSENT:
+                raise ModelError(
+                    "MLflow does not have that",
+                    where=where,
+                    found=str(error).splitlines()[0][:300],
+                    expected=f"a registered model in {self.root}",
+                    next_step="python -m pipeline models list",
+                ) from error
+            raise self._unreachable(where, error) from error
+        except Exception as error:
+            # SQLAlchemy's and requests' own, and whatever else a store of MLflow's lets through.
+            raise self._unreachable(where, error) from error
+
+    def _unreachable(self, where: str, error: Exception) -> InfrastructureError:
+        return InfrastructureError(
+            "MLflow cannot be asked",
+            where=f"{where} in {self.root}",
+            found=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}",
+            next_step="start it or mend pipeline.registry, then try again",
+        )
+
+
+def _record(found: Any, metrics: dict[str, float] | None = None) -> VersionRecord:
+    return VersionRecord(
+        name=str(found.name),
+        version=int(found.version),
+        digest="",
+        nbytes=0,
+        file=str(found.source),
+        flavor=_FLAVOR,
+        task="other",
+        objective="",
+        outputs=0,
+        trees=0,
+        features=(),
+        metrics=dict(metrics or {}),
+        tags={str(key): str(value) for key, value in dict(found.tags or {}).items()},
+        description=str(found.description or ""),
+        source=f"run {found.run_id}" if found.run_id else str(found.source),
+        created=_time(found.creation_timestamp),
+        user=str(found.user_id or ""),
+        id=f"{found.name}/{found.version}",
+    )
+
+
+def _time(milliseconds: int | None) -> str:
+    return iso_time(datetime.fromtimestamp(milliseconds / 1000, UTC)) if milliseconds else ""
+
+
+def _data_file(described: bytes, *, where: str) -> str:
+    """Name of the xgboost file, as the file ``MLmodel`` of a model's folder tells it."""
+    try:
+        flavors = dict(yaml.safe_load(described)["flavors"])
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise _not_scorable(where, f"{type(error).__name__}: {error}") from error
+    if not isinstance(flavors.get(_FLAVOR), dict) or "data" not in flavors[_FLAVOR]:
+        raise _not_scorable(where, f"the flavors {', '.join(flavors)}")
+    return check_name(str(flavors[_FLAVOR]["data"]))
+
+
+def _not_scorable(where: str, found: str) -> ModelError:
+    return ModelError(
+        "the MLflow model is not one that this version can score with",
+        where=where,
+        found=found,
+        expected="a model logged with mlflow.xgboost.log_model",
+        next_step="log it with that flavor",
+    )
+
+
+@contextmanager
+def _quick() -> Iterator[None]:
+    """Little patience inside the block, unless the environment says how much."""
+    names = [name for name in _QUICK if name not in os.environ]
+    os.environ.update({name: _QUICK[name] for name in names})
+    try:
+        yield
+    finally:
+        for name in names:
+            os.environ.pop(name, None)

@@ -1,0 +1,291 @@
+"""What a registry says of its models, as values and as the JSON files of the built-in one. Pure."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Self, TypeVar
+
+from pipeline.errors import SpecError, StateCorrupt
+from pipeline.models.model import Feature, ModelVersion, Task
+
+SCHEMA_VERSION = 1
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_NOT_ALIASES = re.compile(r"v?[0-9]+|latest")
+_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./ -]{0,127}")
+Why = Literal["set", "rollback", "unset", "withdrawn"]
+"""``unset``: the alias is gone; ``withdrawn``: the version was removed while the alias was set to it."""
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class VersionRecord:
+    """One version of one model. It never changes."""
+
+    name: str
+    version: int
+    """1 for the first; numbers are dense, and never used twice."""
+    digest: str
+    """SHA-256 of the model file; it also names the copy in the registry. Empty where the registry does not know."""
+    nbytes: int
+    """Bytes of the model file."""
+    file: str
+    """Where the copy is, relative to the root of the registry; the artefact's URI in MLflow."""
+    flavor: str
+    task: Task
+    objective: str
+    """As the library names it."""
+    outputs: int
+    """Values per row of ``prediction``."""
+    trees: int
+    features: tuple[Feature, ...]
+    metrics: dict[str, float] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    description: str = ""
+    parent: int | None = None
+    """Version it was made from."""
+    source: str = ""
+    """Path or URL it was registered from."""
+    created: str = ""
+    """UTC, ISO 8601."""
+    user: str = ""
+    host: str = ""
+    id: str = ""
+    """Unique name of the registration."""
+
+    @property
+    def uri(self) -> str:
+        """``models:/churn/3``."""
+        return f"models:/{self.name}/{self.version}"
+
+    def to_json(self) -> bytes:
+        """As stored."""
+        return _to_json(self)
+
+    def details(self) -> dict[str, Any]:
+        """As JSON output shows it."""
+        return {"uri": self.uri, **_plain(self)}
+
+    @staticmethod
+    def from_json(data: bytes, *, where: str) -> VersionRecord:
+        """Inverse of `to_json`.
+
+        :raises StateCorrupt: for anything else.
+        """
+        return _from_json(_version, data, where=where)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A record whose fields are what JSON holds."""
+
+    def to_json(self) -> bytes:
+        """As stored."""
+        return _to_json(self)
+
+    def details(self) -> dict[str, Any]:
+        """As JSON output shows it."""
+        return _plain(self)
+
+    @classmethod
+    def from_json(cls, data: bytes, *, where: str) -> Self:
+        """Inverse of `to_json`.
+
+        :raises StateCorrupt: for anything else.
+        """
+        return _from_json(lambda record: cls(**record), data, where=where)
+
+
+@dataclass(frozen=True)
+class AliasRecord(_Stored):
+    """One move of an alias. The one with the highest number is where it points."""
+
+    name: str
+    alias: str
+    number: int
+    """1 for the first move."""
+    version: int | None
+    """None: the alias is gone."""
+    why: Why = "set"
+    reason: str = ""
+    """In words of whoever moved it."""
+    created: str = ""
+    """UTC, ISO 8601."""
+    user: str = ""
+    host: str = ""
+    id: str = ""
+    """Unique name of the move."""
+
+
+@dataclass(frozen=True)
+class RemovalRecord(_Stored):
+    """A version that was removed; its number stays taken."""
+
+    name: str
+    version: int
+    digest: str
+    reason: str = ""
+    created: str = ""
+    user: str = ""
+    host: str = ""
+    id: str = ""
+
+
+@dataclass(frozen=True)
+class Registered:
+    """What came of a registration."""
+
+    record: VersionRecord
+    is_new: bool
+    """False when the model had a version with these very bytes already."""
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """A model, its versions and where its aliases point."""
+
+    name: str
+    versions: tuple[int, ...]
+    """Those that were not removed, ascending."""
+    removed: tuple[int, ...]
+    aliases: dict[str, int]
+
+    @property
+    def latest(self) -> int | None:
+        """The highest version."""
+        return self.versions[-1] if self.versions else None
+
+    def details(self) -> dict[str, Any]:
+        """As JSON output shows it."""
+        return {**asdict(self), "versions": list(self.versions), "removed": list(self.removed), "latest": self.latest}
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What `verify` found about one version or alias."""
+
+    what: str
+    """``models:/churn/3`` or ``models:/churn@champion``."""
+    ok: bool
+    detail: str
+
+    def details(self) -> dict[str, Any]:
+        """As JSON output shows it."""
+        return asdict(self)
+
+
+def describe(record: VersionRecord, version: ModelVersion, *, registry: str) -> ModelVersion:
+    """``version``, which is what the file is, by the name and number that the registry has for it."""
+    return ModelVersion(
+        **{**version.__dict__, "name": record.name, "version": str(record.version), "registry": registry}
+    )
+
+
+def targets(history: Iterable[AliasRecord]) -> tuple[int, ...]:
+    """The versions an alias can be rolled back through, the present one last, 0 where it was gone: setting it adds
+    one, a rollback takes the last away, and so does a withdrawal."""
+    stack: list[int] = []
+    for record in history:
+        if record.why == "set" and record.version is not None:
+            if stack[-1:] != [record.version]:
+                stack.append(record.version)
+        elif record.why == "unset":
+            stack.append(0)
+        else:
+            while stack and stack[-1] != (record.version or 0):
+                stack.pop()
+    return tuple(stack)
+
+
+def previous_target(history: Iterable[AliasRecord], *, live: Collection[int]) -> int | None:
+    """Where a rollback leads: to the version before the present one that was not removed. None: nowhere."""
+    *before, present = targets(history) or (0,)
+    return next((version for version in reversed(before) if version in live and version != present), None)
+
+
+def check_model_name(name: str) -> str:
+    """``name`` itself, when it can be the name of a model in the built-in registry.
+
+    :raises SpecError: when not.
+    """
+    if not _NAME.fullmatch(name):
+        near = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._")[:64]
+        raise SpecError(
+            "that cannot be the name of a model",
+            found=repr(name),
+            expected="lower-case letters, digits, dots, underscores and dashes; at most 64",
+            next_step=f"write {near}" if near else "",
+        )
+    return name
+
+
+def check_alias(alias: str) -> str:
+    """``alias`` itself, when it can be one.
+
+    :raises SpecError: when not.
+    """
+    if not _NAME.fullmatch(alias) or _NOT_ALIASES.fullmatch(alias):
+        raise SpecError(
+            "that cannot be an alias",
+            found=repr(alias),
+            expected="lower-case letters, digits, dots, underscores and dashes; no number, and not latest",
+            next_step="choose a word such as champion",
+        )
+    return alias
+
+
+def check_tags(values: Mapping[str, Any], *, what: str) -> None:
+    """Check the keys and values of metrics or tags.
+
+    :raises SpecError: for a key that is no short text, a long value, a metric that is not finite.
+    """
+    for key, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise SpecError(f"a {what} is no finite number", found=f"{key} = {value}")
+        if not _KEY.fullmatch(key) or "\n" in str(value) or len(str(value)) > 5000:
+            raise SpecError(
+                f"a {what} has a key or value that cannot be kept",
+                found=repr(key),
+                expected="a key of letters, digits and ._-/ (128 at most), and a value of one line",
+            )
+
+
+def _plain(record: Any) -> dict[str, Any]:
+    plain = asdict(record)
+    if "features" in plain:
+        plain["features"] = [
+            {**feature, "categories": list(feature["categories"]) if feature["categories"] is not None else None}
+            for feature in plain["features"]
+        ]
+    return plain
+
+
+def _to_json(record: Any) -> bytes:
+    return json.dumps({"schema_version": SCHEMA_VERSION, **_plain(record)}, indent=1).encode() + b"\n"
+
+
+def _from_json(make: Callable[[dict[str, Any]], R], data: bytes, *, where: str) -> R:
+    try:
+        record = json.loads(data)
+        if record.pop("schema_version") != SCHEMA_VERSION:
+            raise ValueError("unknown schema_version")
+        return make(record)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StateCorrupt(
+            "a record of the model registry is damaged",
+            where=where,
+            found=f"{type(error).__name__}: {error}",
+            expected="the JSON that was written when the model was registered or its alias moved",
+            next_step="restore the file",
+        ) from error
+
+
+def _version(record: dict[str, Any]) -> VersionRecord:
+    features = tuple(
+        Feature(one["name"], one["kind"], None if one["categories"] is None else tuple(one["categories"]))
+        for one in record["features"]
+    )
+    return VersionRecord(**{**record, "features": features})

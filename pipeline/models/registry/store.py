@@ -1,0 +1,220 @@
+"""The files of the built-in model registry, and reading them.
+
+Layout (docs/registry.md has every field)::
+
+    <root>/<name>/versions/<n>.json          a version, created if absent; never changed
+                  files/<sha256>.<ending>    the model file, by its content
+                  aliases/<alias>/<k>.json   one move of an alias each, created if absent; the highest one counts
+                  removed/<n>.json           the version is removed; its number stays taken
+"""
+
+from __future__ import annotations
+
+from pipeline.common.digest import digest_bytes
+from pipeline.errors import ModelError, ModelIntegrity, StateCorrupt
+from pipeline.models.registry.records import (
+    AliasRecord,
+    ModelSummary,
+    RemovalRecord,
+    VersionRecord,
+    check_alias,
+    check_model_name,
+)
+from pipeline.spec.model_ref import ModelRef
+from pipeline.storage.store import Store
+
+
+class StoredModels:
+    """Reads a registry of files."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    @property
+    def root(self) -> str:
+        """Absolute path or URL."""
+        return self.store.root
+
+    def names(self) -> list[str]:
+        """The models, sorted."""
+        return [name for name in self.store.list_folders() if self.store.list(f"{name}/versions")]
+
+    def summary(self, name: str) -> ModelSummary:
+        """The versions and aliases of a model.
+
+        :raises ModelError: when there is no such model.
+        """
+        numbers = self.numbers(name)
+        if not numbers:
+            raise self.no_model(name)
+        removed = self.removed(name)
+        moves = {alias: self.present(name, alias) for alias in self.store.list_folders(f"{name}/aliases")}
+        return ModelSummary(
+            name,
+            versions=tuple(number for number in numbers if number not in removed),
+            removed=tuple(number for number in numbers if number in removed),
+            aliases={alias: move.version for alias, move in moves.items() if move and move.version is not None},
+        )
+
+    def version(self, name: str, number: int) -> VersionRecord:
+        """A version, also one that was removed.
+
+        :raises ModelError: when there is none.
+        """
+        place = version_place(check_model_name(name), number)
+        try:
+            data = self.store.read(place)
+        except FileNotFoundError:
+            raise self._no_version(name, number) from None
+        record = VersionRecord.from_json(data, where=self.store.url(place))
+        self._check_place((record.name, record.version) == (name, number), place, record.uri)
+        return record
+
+    def removal(self, name: str, number: int) -> RemovalRecord | None:
+        """Who removed a version and when; None when nobody did."""
+        place = removal_place(name, number)
+        try:
+            return RemovalRecord.from_json(self.store.read(place), where=self.store.url(place))
+        except FileNotFoundError:
+            return None
+
+    def aliases(self, name: str) -> list[str]:
+        """Aliases that were ever set, sorted."""
+        folder = f"{check_model_name(name)}/aliases"
+        return [alias for alias in self.store.list_folders(folder) if numbers_in(self.store.list(f"{folder}/{alias}"))]
+
+    def history(self, name: str, alias: str) -> tuple[AliasRecord, ...]:
+        """Every move of an alias, oldest first.
+
+        :raises ModelError: when it was never set.
+        """
+        folder = f"{check_model_name(name)}/aliases/{check_alias(alias)}"
+        moves = tuple(self._move(name, alias, number) for number in numbers_in(self.store.list(folder)))
+        if not moves:
+            raise self.no_alias(name, alias)
+        return moves
+
+    def lookup(self, ref: ModelRef) -> VersionRecord:
+        """The version that ``ref`` stands for now. Cheap: three small reads and a listing, never the model file.
+
+        :raises ModelError: when there is none, or it was removed.
+        """
+        number = ref.version if ref.version is not None else self._pointed(ref)
+        record = self.version(ref.name, number)
+        if (gone := self.removal(ref.name, number)) is not None:
+            raise ModelError(
+                "the model version was removed from the registry",
+                where=ref.text,
+                found=f"version {number}, removed {gone.created} by {gone.user}"
+                + (f": {gone.reason}" if gone.reason else ""),
+                next_step=f"python -m pipeline models list {ref.name}",
+            )
+        return record
+
+    def read_file(self, record: VersionRecord) -> bytes:
+        """The bytes of a version's model file.
+
+        :raises ModelIntegrity: when they are not those that were registered, or gone.
+        """
+        try:
+            data = self.store.read(record.file)
+            found = f"SHA-256 {digest_bytes(data)}"
+        except FileNotFoundError:
+            data, found = b"", "no file"
+        if not data or digest_bytes(data) != record.digest:
+            raise ModelIntegrity(
+                "the file in the registry is not the one that was registered",
+                where=self.store.url(record.file),
+                found=found,
+                expected=f"SHA-256 {record.digest}, {record.uri}",
+                next_step=f"register the same file again, which restores it: --name {record.name}",
+            )
+        return data
+
+    def numbers(self, name: str) -> list[int]:
+        """Numbers of all versions, removed ones too, ascending."""
+        return numbers_in(self.store.list(f"{check_model_name(name)}/versions"))
+
+    def removed(self, name: str) -> set[int]:
+        """Numbers of versions that were removed."""
+        return set(numbers_in(self.store.list(f"{name}/removed")))
+
+    def present(self, name: str, alias: str) -> AliasRecord | None:
+        """The last move of an alias; None when it was never set."""
+        numbers = numbers_in(self.store.list(f"{check_model_name(name)}/aliases/{check_alias(alias)}"))
+        return self._move(name, alias, numbers[-1]) if numbers else None
+
+    def _move(self, name: str, alias: str, number: int) -> AliasRecord:
+        place = move_place(name, alias, number)
+        record = AliasRecord.from_json(self.store.read(place), where=self.store.url(place))
+        is_here = (record.name, record.alias, record.number) == (name, alias, number)
+        self._check_place(is_here, place, f"move {record.number} of models:/{record.name}@{record.alias}")
+        return record
+
+    def _pointed(self, ref: ModelRef) -> int:
+        move = self.present(ref.name, ref.alias)
+        if move is None or move.version is None:
+            raise self.no_alias(ref.name, ref.alias) if self.numbers(ref.name) else self.no_model(ref.name)
+        return move.version
+
+    def _check_place(self, is_here: bool, place: str, found: str) -> None:
+        if not is_here:
+            raise StateCorrupt(
+                "a record of the model registry is not the one its name says",
+                where=self.store.url(place),
+                found=found,
+                next_step="restore the file",
+            )
+
+    def no_model(self, name: str) -> ModelError:
+        """The error about a model that is not there."""
+        names = self.names()
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        return ModelError(
+            "the registry has no such model",
+            where=f"{name} in {self.root}",
+            found=shown or "no models",
+            next_step=f"python -m pipeline models register FILE --name {name}, or set pipeline.registry",
+        )
+
+    def no_alias(self, name: str, alias: str) -> ModelError:
+        """The error about an alias that is not set."""
+        summary = self.summary(name)
+        return ModelError(
+            "the model has no such alias",
+            where=f"models:/{name}@{alias}",
+            found=", ".join(summary.aliases) or "no aliases",
+            next_step=f"python -m pipeline models alias {name} {alias} {summary.latest or 'VERSION'}",
+        )
+
+    def _no_version(self, name: str, number: int) -> ModelError:
+        numbers = self.numbers(name)
+        if not numbers:
+            return self.no_model(name)
+        return ModelError(
+            "the model has no such version",
+            where=f"models:/{name}/{number}",
+            found=f"versions 1 to {numbers[-1]}",
+            next_step=f"python -m pipeline models list {name}",
+        )
+
+
+def version_place(name: str, number: int) -> str:
+    """Where a version's record is."""
+    return f"{name}/versions/{number}.json"
+
+
+def removal_place(name: str, number: int) -> str:
+    """Where it says that a version was removed."""
+    return f"{name}/removed/{number}.json"
+
+
+def move_place(name: str, alias: str, number: int) -> str:
+    """Where a move of an alias is."""
+    return f"{name}/aliases/{alias}/{number}.json"
+
+
+def numbers_in(names: list[str]) -> list[int]:
+    """The numbers that JSON files are named by, ascending."""
+    stems = (name.removesuffix(".json") for name in names if name.endswith(".json"))
+    return sorted(int(stem) for stem in stems if stem.isdigit())

@@ -1,0 +1,157 @@
+"""``TreeEngine``: margins and outputs of a tree ensemble, from its tables."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import itertools
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib.stride_tricks import as_strided
+
+from pipeline.errors import ModelError, ScorerContract
+from pipeline.models.trees.tables import TreeTables, unsupported
+
+Float32 = npt.NDArray[np.float32]
+
+TRANSFORMS = ("identity", "sigmoid", "exp", "exp64", "softmax", "argmax", "hinge")
+"""What ``TreeEngine.predict`` can do to margins."""
+
+_BLOCK = 512
+"""Rows that the kernel scores together (``vectors.BLOCK``, which only numba can import)."""
+
+
+@functools.cache
+def available() -> bool:
+    """Whether this machine can run the engine: numba is installed and the machine is a little-endian one."""
+    return sys.byteorder == "little" and all(importlib.util.find_spec(name) for name in ("numba", "llvmlite"))
+
+
+def kernel_name() -> str:
+    """Name the kernel in use, for reports: ``numba 0.68 (znver4)``, or nothing where there is none."""
+    if not available():
+        return ""
+    version = importlib.import_module("numba").__version__
+    return f"numba {version} ({importlib.import_module('llvmlite.binding').get_host_cpu_name()})"
+
+
+class TreeEngine:
+    """Scores rows with an ensemble of trees. Threads may share one; a pickled one is its tables."""
+
+    def __init__(self, tables: TreeTables, *, transform: str = "identity") -> None:
+        reasons = list(unsupported(tables))
+        if transform not in TRANSFORMS:
+            reasons.append(f"the transformation {transform}")
+        if reasons:
+            raise ModelError(
+                "The tree engine cannot score this model.",
+                found="; ".join(reasons),
+                next_step="Score it with the library that trained it.",
+            )
+        self.tables = tables
+        self.transform = transform
+        self._lock = threading.Lock()
+        self._program: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"tables": self.tables, "transform": self.transform}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["tables"], transform=state["transform"])  # type: ignore[misc]
+
+    def prepare(self) -> None:
+        """Compile the tables and load the kernels now, not on the first score."""
+        self.margin(np.zeros((1, self.tables.n_features), np.float32))
+
+    def margin(self, matrix: Float32, *, out: Float32 | None = None, threads: int = 1) -> Float32:
+        """Return the margins: [rows] float32, or [rows, outputs] of a model with several outputs.
+
+        ``matrix``: [rows, features] float32, missing values as NaN, category codes as numbers, in rows (C) or columns
+        (Fortran), or some rows of such a matrix; any other layout is copied. ``out``: where to write, C order. Releases
+        the GIL.
+        """
+        flat, strides, rows = self._lay_out(matrix)
+        shape = (rows,) if self.tables.outputs == 1 else (rows, self.tables.outputs)
+        if out is None:
+            out = np.empty(shape, np.float32)
+        elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
+            raise _contract("out", out, expected=f"float32 in C order of the shape {shape}")
+        target = out.reshape(rows, self.tables.outputs)
+        program, score = self._ready()
+        bounds = _cut(rows, threads=threads)
+
+        def run(begin: int, end: int) -> None:
+            score(flat[begin * strides[0] :], strides, end - begin, program, target[begin:end])
+
+        if len(bounds) == 1:
+            run(*bounds[0])
+        else:
+            with ThreadPoolExecutor(len(bounds)) as pool:
+                list(pool.map(run, *zip(*bounds, strict=True)))
+        return out
+
+    def predict(self, matrix: Float32, *, threads: int = 1) -> Float32:
+        """Return the outputs: margins with the transformation applied; ``argmax`` gives [rows] class numbers."""
+        margins = self.margin(matrix, threads=threads)
+        if self.transform == "identity":
+            return margins
+        if self.transform == "hinge":
+            return (margins > 0).astype(np.float32)
+        if self.transform == "argmax":
+            classes: Float32 = margins.reshape(len(margins), -1).argmax(axis=1).astype(np.float32)
+            return classes
+        kernels = importlib.import_module("pipeline.models.trees.kernel")
+        if self.transform == "softmax":
+            kernels.softmax(margins.reshape(len(margins), -1))
+        else:
+            {"sigmoid": kernels.sigmoid, "exp": kernels.exp, "exp64": kernels.exp64}[self.transform](
+                margins.reshape(-1)
+            )
+        return margins
+
+    def _ready(self) -> tuple[Any, Any]:
+        if not available():
+            raise ModelError(
+                "The tree engine is not installed.",
+                found="no numba, or a big-endian machine",
+                next_step="Install the extra 'fast', or score with the library that trained the model.",
+            )
+        with self._lock:
+            if self._program is None:
+                self._program = importlib.import_module("pipeline.models.trees.program").build_program(self.tables)
+            return self._program, importlib.import_module("pipeline.models.trees.kernel").score
+
+    def _lay_out(self, matrix: Float32) -> tuple[Float32, npt.NDArray[np.int64], int]:
+        """Return the matrix as a flat array, its strides in elements, and its rows."""
+        if matrix.ndim != 2 or matrix.shape[1] != self.tables.n_features or matrix.dtype != np.float32:
+            raise _contract("the matrix", matrix, expected=f"float32 [rows, {self.tables.n_features}]")
+        rows, columns = matrix.shape
+        step, lead = (stride // matrix.itemsize for stride in matrix.strides)
+        if step == 1 < lead and matrix.strides == (matrix.itemsize, lead * matrix.itemsize):
+            # Up to the last value, and not a whole column on: the matrix may be the last rows of another one.
+            flat = as_strided(matrix, ((columns - 1) * lead + rows,), (matrix.itemsize,))
+            return flat, np.array([1, lead], np.int64), rows
+        return np.ascontiguousarray(matrix).reshape(-1), np.array([columns, 1], np.int64), rows
+
+
+def _contract(name: str, array: npt.NDArray[Any], *, expected: str) -> ScorerContract:
+    return ScorerContract(
+        f"The tree engine cannot use {name} as it is.",
+        found=f"{array.dtype} of the shape {array.shape}",
+        expected=expected,
+        next_step="Convert it before the call.",
+    )
+
+
+def _cut(rows: int, *, threads: int) -> list[tuple[int, int]]:
+    """Cut rows into at most ``threads`` runs of whole blocks."""
+    blocks = -(-rows // _BLOCK)
+    runs = max(1, min(threads, blocks))
+    edges = [min(rows, _BLOCK * (blocks * i // runs)) for i in range(runs + 1)]
+    return list(itertools.pairwise(edges))

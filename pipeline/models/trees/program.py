@@ -1,0 +1,258 @@
+"""Turns tree tables into the flat program that the kernels run. What each step is for: ``docs/design/tree-engine.md``.
+
+A *row of bits* holds one bit for each row of a block. Rows of bits are numbered: ``ZEROS``, ``ONES``, ``TRASH`` (where
+unused results go), ``RUNNING`` (a running "or"), then the tests, then scratch for interior nodes, then the ranks.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.models.trees.assemble import MAX_BITS, ZEROS, assemble
+from pipeline.models.trees.tables import VECTOR_LEAVES, TreeTables
+
+TRASH, RUNNING, FIRST_TEST = range(2, 5)
+
+OCTET = 8
+"""Trees whose leaves are added in one pass over the block."""
+
+Int64 = npt.NDArray[np.int64]
+UInt32 = npt.NDArray[np.uint32]
+Float32 = npt.NDArray[np.float32]
+
+
+class Program(NamedTuple):
+    """Arrays that the kernels read. E pairs (feature, kind of test), T trees padded to whole octets, O octets.
+
+    A NamedTuple of arrays, because that is what compiled code takes.
+    """
+
+    column: Int64
+    """[E] column of the matrix."""
+    is_category: npt.NDArray[np.uint8]
+    """[E] whether ranks are category numbers."""
+    look_up: Int64
+    """[E] where its thresholds, or its category codes, start in ``thresholds`` or ``codes``."""
+    steps: Int64
+    """[E] steps of the search; for categories the codes looked up, others being in no set."""
+    size: Int64
+    """[E] thresholds, or categories that are in any set."""
+    first: Int64
+    """[E] row of bits of rank 0; ``size`` is the rank above all thresholds, ``size + 1`` that of missing values."""
+    slot: Int64
+    """[E + 1] first entry in ``slots``; for categories first set in ``set_slots``, and the next pair's."""
+    thresholds: Float32
+    """Sorted thresholds of each pair, with NaN up to a power of two less one."""
+    codes: UInt32
+    """Category number of each code."""
+    slots: UInt32
+    """[thresholds * 2] row of bits of the test where missing values go right, and left; ``TRASH`` where unused."""
+    set_slots: UInt32
+    """[sets, 2] the same for category sets."""
+    sets: Int64
+    """[sets + 1] where each set starts in ``members``."""
+    members: UInt32
+    """Category numbers of the sets."""
+    operations: UInt32
+    """[any, 4] target, mask, row where the mask is off, row where it is on."""
+    operation: Int64
+    """[T + 1] first operation of each tree."""
+    planes: UInt32
+    """[T * 16] rows of bits that make up each leaf number, lowest bit first."""
+    leaves: Float32
+    """Leaf values by leaf number, tree after tree, outputs of vector leaves one after another."""
+    leaf: Int64
+    """[T] where a tree's leaves start."""
+    stride: Int64
+    """[T] from one output's leaves to the next's."""
+    wide: npt.NDArray[np.uint8]
+    """[O] whether leaf numbers take two bytes."""
+    outputs: Int64
+    """[O, 2] outputs the octet adds to: first, and one past the last."""
+    base: Float32
+    """[K] margin before the first tree."""
+    rows: Int64
+    """[1] rows of bits in all."""
+
+
+class Tests(NamedTuple):
+    """The distinct tests of an ensemble, and which of them each node makes."""
+
+    row: Int64
+    """[N] row of bits of each split node's test; 0 at leaves."""
+    distinct: int
+    """Distinct tests."""
+    pairs: dict[str, Any]
+    """The arrays of ``Program`` that describe tests; ``first`` still counts from 0."""
+    ranks: int
+    """Rows of bits that ranks take."""
+
+
+def build_program(tables: TreeTables) -> Program:
+    """Compile tables that ``unsupported`` has nothing against."""
+    tests = find_tests(tables)
+    scratch_start = FIRST_TEST + tests.distinct
+    trees = _compile_trees(tables, tests.row, scratch_start)
+    scratch = trees.pop("scratch")
+    pairs = tests.pairs | {"first": tests.pairs["first"] + scratch_start + scratch}
+    rows = np.array([scratch_start + scratch + tests.ranks], np.int64)
+    return Program(**pairs, **trees, base=np.array(tables.base), rows=rows)
+
+
+def find_tests(tables: TreeTables) -> Tests:
+    """Number the distinct tests (feature, threshold or set, direction of missing values)."""
+    found = _Finder(np.zeros(len(tables.feature), np.int64))
+    split = tables.left >= 0
+    for category in (False, True):
+        nodes = np.flatnonzero(split & (tables.is_category == category))
+        nodes = nodes[np.argsort(tables.feature[nodes], kind="stable")]
+        features, starts = np.unique(tables.feature[nodes], return_index=True)
+        for feature, own in zip(features, np.split(nodes, starts[1:]), strict=False):
+            add = found.add_categories if category else found.add_numbers
+            add(tables, int(feature), own)
+    return found.finish()
+
+
+class _Finder:
+    """Collects tests, feature after feature."""
+
+    def __init__(self, row: Int64) -> None:
+        self.row = row
+        self.next_test = FIRST_TEST
+        self.ranks = 0
+        self.pairs: list[tuple[int, bool, int, int, int, int, int]] = []
+        self.thresholds: list[Float32] = []
+        self.codes: list[UInt32] = []
+        self.slots: list[UInt32] = []
+        self.set_slots: list[UInt32] = []
+        self.set_sizes: list[int] = []
+        self.members: list[Int64] = []
+
+    def add_numbers(self, tables: TreeTables, feature: int, nodes: Int64) -> None:
+        """Add the tests ``value < threshold`` of one feature."""
+        values, which = np.unique(tables.threshold[nodes], return_inverse=True)
+        steps = len(values).bit_length()
+        padded = np.full((1 << steps) - 1, np.nan, np.float32)
+        padded[: len(values)] = values
+        start, slot = sum(map(len, self.thresholds)), sum(map(len, self.slots))
+        self.slots.append(self._number(nodes, which, tables.default_left[nodes], size=len(values)))
+        self._pair(feature, False, look_up=start, steps=steps, size=len(values), slot=slot)
+        self.thresholds.append(padded)
+
+    def add_categories(self, tables: TreeTables, feature: int, nodes: Int64) -> None:
+        """Add the tests "the code is in the set" of one feature."""
+        bounds = tables.category_start
+        sets = [tables.categories[bounds[node] : bounds[node + 1]].tobytes() for node in nodes]
+        order = {codes: number for number, codes in enumerate(dict.fromkeys(sets))}
+        members = [np.frombuffer(codes, np.int32) for codes in order]
+        known = np.unique(np.concatenate(members))
+        look_up = np.full(int(known[-1]) + 1 if len(known) else 0, len(known), np.uint32)
+        look_up[known] = np.arange(len(known), dtype=np.uint32)
+        start, slot = sum(map(len, self.codes)), sum(map(len, self.set_slots))
+        which = np.array([order[codes] for codes in sets])
+        self.set_slots.append(self._number(nodes, which, tables.default_left[nodes], size=len(order)))
+        self._pair(feature, True, look_up=start, steps=len(look_up), size=len(known), slot=slot)
+        self.codes.append(look_up)
+        self.set_sizes.extend(map(len, members))
+        self.members.extend(np.searchsorted(known, codes) for codes in members)
+
+    def _number(self, nodes: Int64, which: Int64, left: npt.NDArray[np.bool_], *, size: int) -> UInt32:
+        slots = np.full((size, 2), TRASH, np.uint32)
+        used = np.unique(which * 2 + left)
+        slots.ravel()[used] = np.arange(self.next_test, self.next_test + len(used), dtype=np.uint32)
+        self.next_test += len(used)
+        self.row[nodes] = slots[which, left.astype(np.int64)]
+        return slots
+
+    def _pair(self, feature: int, category: bool, *, look_up: int, steps: int, size: int, slot: int) -> None:
+        self.pairs.append((feature, category, look_up, steps, size, self.ranks, slot))
+        self.ranks += size + 2
+
+    def finish(self) -> Tests:
+        """Return all that was added."""
+        table = np.array(self.pairs, dtype=np.int64).reshape(-1, 7).T
+        column, is_category, look_up, steps, size, first, slot = np.ascontiguousarray(table)
+        pairs: dict[str, Any] = {
+            "column": column,
+            "is_category": is_category.astype(np.uint8),
+            "look_up": look_up,
+            "steps": steps,
+            "size": size,
+            "first": first,
+            "slot": np.append(slot, len(self.set_sizes)),
+            "thresholds": np.concatenate([np.zeros(0, np.float32), *self.thresholds]),
+            "codes": np.concatenate([np.zeros(0, np.uint32), *self.codes]),
+            "slots": np.concatenate([np.zeros((0, 2), np.uint32), *self.slots]).ravel(),
+            "set_slots": np.concatenate([np.zeros((0, 2), np.uint32), *self.set_slots]),
+            "sets": np.cumsum([0, *self.set_sizes], dtype=np.int64),
+            "members": np.concatenate([np.zeros(0, np.uint32), *self.members]).astype(np.uint32),
+        }
+        return Tests(row=self.row, distinct=self.next_test - FIRST_TEST, pairs=pairs, ranks=self.ranks)
+
+
+def _compile_trees(tables: TreeTables, test: Int64, scratch_start: int) -> dict[str, Any]:
+    """Compile each tree; order and pad them so that each octet has one set of outputs and one width."""
+    assembled = [_assemble(tables, tree, test, scratch_start) for tree in range(tables.trees)]
+    wide = np.array([tree.bits > 8 for tree in assembled], np.uint8)
+    order, octet_wide, outputs = _octets(tables, wide)
+    # Padding trees have one leaf of -0.0: the only number that changes no sum, not even one of -0.0.
+    leaves = [tree.leaves.ravel() for tree in assembled]
+    starts = np.cumsum([0, *map(len, leaves)], dtype=np.int64)
+    stride = np.array([*(tree.leaves.shape[1] for tree in assembled), 0], np.int64)
+    planes = np.stack([*(tree.planes for tree in assembled), np.full(MAX_BITS, ZEROS, np.uint32)])
+    empty = np.zeros((0, 4), np.uint32)
+    operations = [assembled[tree].operations if tree < tables.trees else empty for tree in order]
+    return {
+        "operations": np.concatenate([empty, *operations]),
+        "operation": np.cumsum([0, *map(len, operations)], dtype=np.int64),
+        "planes": planes[order].ravel(),
+        "leaves": np.concatenate([*leaves, np.full(1, -0.0, np.float32)]),
+        "leaf": starts[order],
+        "stride": stride[order],
+        "wide": octet_wide,
+        "outputs": outputs,
+        "scratch": max((tree.scratch for tree in assembled), default=0),
+    }
+
+
+def _octets(tables: TreeTables, wide: npt.NDArray[np.uint8]) -> tuple[Int64, npt.NDArray[np.uint8], Int64]:
+    """Return trees in octets (``trees`` stands for padding), which octets are wide, and [octets, 2] outputs.
+
+    Trees of one output keep their order: the sum of an output is rounded in it.
+    """
+    order: list[int] = []
+    octets: list[tuple[int, int]] = []
+    for tree in np.argsort(tables.output, kind="stable").tolist():
+        kind = (int(tables.output[tree]), int(wide[tree]))
+        if len(order) % OCTET == 0 or octets[-1] != kind:
+            order.extend([tables.trees] * (-len(order) % OCTET))
+            octets.append(kind)
+        order.append(tree)
+    order.extend([tables.trees] * (-len(order) % OCTET))
+    spans = [(0, tables.outputs) if output == VECTOR_LEAVES else (output, output + 1) for output, _ in octets]
+    return (
+        np.array(order, np.int64),
+        np.array([width for _, width in octets], np.uint8),
+        np.array(spans, np.int64).reshape(-1, 2),
+    )
+
+
+class _Tree(NamedTuple):
+    operations: UInt32
+    planes: UInt32
+    leaves: Float32
+    """[outputs of a leaf, leaf numbers]"""
+    bits: int
+    scratch: int
+
+
+def _assemble(tables: TreeTables, tree: int, test: Int64, scratch_start: int) -> _Tree:
+    own = slice(int(tables.start[tree]), int(tables.start[tree + 1]))
+    operations, planes, numbers, bits, scratch = assemble(tables.left[own], tables.right[own], test[own], scratch_start)
+    is_leaf = numbers >= 0
+    leaves = np.zeros((tables.leaf.shape[1], 1 << bits if bits <= 8 else int(numbers.max()) + 1), np.float32)
+    leaves[:, numbers[is_leaf]] = tables.leaf[own][is_leaf].T
+    return _Tree(operations, planes, leaves, int(bits), int(scratch))

@@ -1,0 +1,1 @@
+"""The plan of a job, made before anything runs: columns, partitions, memory, batch sizes, children. Pure."""

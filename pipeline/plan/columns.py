@@ -1,0 +1,352 @@
+"""Which columns a job reads, gives to the model, keeps and checks. Pure."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipeline.errors import PipelineError, SchemaDrift, SpecError
+from pipeline.models.model import Feature, ModelVersion
+from pipeline.plan.recipe import REJECT_COLUMNS, ColumnRule
+from pipeline.sources.filters.nodes import typed_scalar
+from pipeline.sources.filters.parse import parse_filter
+from pipeline.sources.parquet.discover import Discovery
+from pipeline.sources.types import same_kind
+from pipeline.spec.job_spec import JobSpec
+from pipeline.spec.parts import ColumnContract
+
+_UNNAMED = re.compile(r"f[0-9]+")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What a job does with columns."""
+
+    features: tuple[str, ...]
+    """In the model's order."""
+    keep: tuple[str, ...]
+    read: tuple[str, ...]
+    """Physical columns, in file order."""
+    source: pa.Schema
+    """Of a source batch: ``read`` and the hive keys that are wanted."""
+    source_rules: tuple[ColumnRule, ...]
+    score_rules: tuple[ColumnRule, ...]
+
+
+def resolve_columns(
+    spec: JobSpec, *, model: ModelVersion, discovery: Discovery, frame: pa.Schema, outputs: Sequence[str]
+) -> Columns:
+    """Decide for every column what becomes of it.
+
+    :param frame: schema after the map steps.
+    :param outputs: columns the scores go to.
+    :raises SpecError: for names in the spec that fit nothing, or clash.
+    :raises SchemaDrift: for a feature that is missing or has a type the model cannot take.
+    """
+    lookup = _Lookup(spec, discovery, frame)
+    features = _features(spec, model, lookup)
+    keep = _keep(spec, discovery, lookup)
+    _check_clashes(keep, outputs, frame)
+    contract = _contract(spec, discovery, frame, lookup)
+    needed = {*keep, *features, *contract}
+    if spec.source.filter is not None:
+        needed |= parse_filter(spec.source.filter).columns
+    # What a step needs is not known, so that with steps all is read that the source offers.
+    source = discovery.schema
+    if not spec.maps:
+        source = pa.schema([field for field in source if field.name in needed])
+    _check_reserved(source)
+    source_rules, score_rules = _rules(spec, model, features, contract, source=source, frame=frame)
+    return Columns(
+        features=features,
+        keep=keep,
+        read=tuple(name for name in source.names if name not in discovery.key_names),
+        source=source,
+        source_rules=source_rules,
+        score_rules=score_rules,
+    )
+
+
+class _Lookup:
+    """Finds columns after the map steps, and says why one is not there."""
+
+    def __init__(self, spec: JobSpec, discovery: Discovery, frame: pa.Schema) -> None:
+        self.frame = frame
+        self.names = set(frame.names)
+        self.has_steps = bool(spec.maps)
+        self.place = discovery.files[0].path if discovery.files else ""
+        self._left_out = set(discovery.available) - set(discovery.schema.names)
+
+    def missing(self, name: str, *, use: str, where: str, error: type[PipelineError]) -> PipelineError:
+        """The error for a column that is not there.
+
+        :param use: what it was needed for.
+        :param where: field of the spec that names it, or empty when the model does.
+        """
+        if name in self._left_out:
+            return SpecError(
+                f"source.columns leaves out a column that is needed as {use}",
+                where="source.columns",
+                found=f"no {name!r} in it",
+                expected=name,
+                next_step=f"add {name} to source.columns",
+            )
+        near = difflib.get_close_matches(name, self.frame.names, n=1)
+        shown = ", ".join(self.frame.names[:20]) + (", …" if len(self.frame.names) > 20 else "")
+        columns = "what the map steps return" if self.has_steps else "the input"
+        return error(
+            f"{columns} has no column {name!r}, which is needed as {use}",
+            where="; ".join(filter(None, (where, self.place))),
+            found=f"the columns {shown or '(none)'}",
+            expected=name,
+            next_step=(f"did you mean {near[0]}? " if near else "")
+            + (f"mend {where}" if where else "add the column, or map it to its name in score.features"),
+        )
+
+
+def _features(spec: JobSpec, model: ModelVersion, lookup: _Lookup) -> tuple[str, ...]:
+    given, names = spec.score.features, model.feature_names
+    features = names if given is None else given
+    if not features:
+        raise SpecError(
+            "the model does not tell which columns it needs",
+            where="score.features",
+            found=f"{model.name} has no feature names",
+            expected="the columns in the order the model was trained with",
+            next_step="list them in score.features",
+        )
+    if given is not None:
+        _check_given(given, model)
+    is_unnamed = given is None and all(_UNNAMED.fullmatch(name) for name in names)
+    for position, name in enumerate(features):
+        if name not in lookup.names and is_unnamed:
+            raise SpecError(
+                "the model was trained without column names, and the input has none of its made-up ones",
+                where="score.features",
+                found=f"features called {names[0]} … {names[-1]}",
+                expected=f"{len(names)} column names in the order the model was trained with",
+                next_step="list them in score.features",
+            )
+        if name not in lookup.names:
+            where = "score.features" if given is not None else ""
+            raise lookup.missing(name, use="a feature of the model", where=where, error=SchemaDrift)
+        feature = model.features[position] if model.features else Feature(name)
+        _check_feature(feature, lookup.frame.field(name), place=lookup.place)
+    return features
+
+
+def _check_given(given: Sequence[str], model: ModelVersion) -> None:
+    names = model.feature_names
+    problem = found = ""
+    if names and len(given) != len(names):
+        problem, found = "score.features has another number of columns than the model", f"{len(given)} columns"
+    elif set(given) == set(names) and tuple(given) != names:
+        problem = "score.features has the model's columns in another order than it was trained with"
+        found = ", ".join(given)
+    if problem:
+        raise SpecError(
+            problem,
+            where="score.features",
+            found=found,
+            expected=f"{len(names)} columns in the model's order: " + ", ".join(names[:20]),
+            next_step="remove score.features, or list the columns in the model's order",
+        )
+
+
+def _twice(names: Iterable[str]) -> str:
+    seen: set[str] = set()
+    return next((name for name in names if name in seen or seen.add(name)), "")  # type: ignore[func-returns-value]
+
+
+def _check_feature(feature: Feature, field: pa.Field, *, place: str) -> None:
+    kind, types = field.type, pa.types
+    number = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_decimal(kind)
+    if types.is_null(kind) or (number and feature.kind != "category"):
+        return
+    expected = "numbers or booleans"
+    if feature.kind == "category":
+        plain = kind.value_type if types.is_dictionary(kind) else kind
+        if feature.categories is None:
+            expected = "integer codes, because the model does not tell its categories"
+            fits = types.is_integer(kind)
+        elif all(isinstance(category, str) for category in feature.categories):
+            expected = "text, which is one of the model's categories"
+            fits = same_kind(plain, pa.string())
+        else:
+            expected = "integers, which are the model's categories"
+            fits = types.is_integer(plain)
+        if fits:
+            return
+    raise SchemaDrift(
+        "a column has a type that the model cannot take",
+        where=place,
+        found=f"column {field.name!r} of type {kind}",
+        expected=f"{expected}, for the feature {feature.name!r}",
+        next_step="convert the column in a map step, or write the input with the type the model was trained with",
+    )
+
+
+def _keep(spec: JobSpec, discovery: Discovery, lookup: _Lookup) -> tuple[str, ...]:
+    given = spec.score.keep
+    if given is None:
+        offered = discovery.schema.names
+        chosen = offered if spec.source.columns is None else [n for n in offered if n in spec.source.columns]
+        return tuple(name for name in chosen if name in lookup.names)
+    for name in given:
+        if name not in lookup.names:
+            raise lookup.missing(name, use="a column to keep", where="score.keep", error=SpecError)
+    return given
+
+
+def _check_clashes(keep: Sequence[str], outputs: Sequence[str], frame: pa.Schema) -> None:
+    for name in outputs:
+        if name in keep:
+            raise SpecError(
+                "the output column has the name of a column that is kept",
+                where="score.output",
+                found=name,
+                expected="a name that is not one of: " + ", ".join(keep[:20]),
+                next_step=f"give score.output another name, or list in score.keep the columns without {name}",
+            )
+    twice = _twice(frame.names)
+    if twice:
+        raise SpecError(
+            "the map steps return two columns of the same name", where="steps", found=twice, next_step="rename one"
+        )
+
+
+def _check_reserved(source: pa.Schema) -> None:
+    for name in source.names:
+        if name in REJECT_COLUMNS:
+            raise SpecError(
+                "an input column has a name that rejected rows need for themselves",
+                where="source.columns",
+                found=name,
+                expected="names other than " + ", ".join(REJECT_COLUMNS),
+                next_step="leave the column out of source.columns, or rename it in the files",
+            )
+
+
+def _contract(
+    spec: JobSpec, discovery: Discovery, frame: pa.Schema, lookup: _Lookup
+) -> dict[str, tuple[ColumnContract, pa.Field]]:
+    """The spec's contract with the field each part is about: the source's where it has one."""
+    found: dict[str, tuple[ColumnContract, pa.Field]] = {}
+    for name, contract in spec.contract.items():
+        if name in discovery.schema.names:
+            field = discovery.schema.field(name)
+        elif name in lookup.names:
+            field = frame.field(name)
+        else:
+            raise lookup.missing(name, use="a column of the contract", where=f"contract.{name}", error=SpecError)
+        _check_contract(name, contract, field, place=lookup.place)
+        found[name] = contract, field
+    return found
+
+
+def _check_contract(name: str, contract: ColumnContract, field: pa.Field, *, place: str) -> None:
+    if contract.dtype is not None and not _is_type(field.type, contract.dtype):
+        raise SchemaDrift(
+            "a column has another type than the contract asks for",
+            where=place,
+            found=f"column {name!r} of type {field.type}",
+            expected=f"{contract.dtype}, as contract.{name}.dtype says",
+            next_step=f"write the input with that type, or mend contract.{name}.dtype",
+        )
+    limits = [("min", contract.min), ("max", contract.max)]
+    for key, value in [*limits, *(("allowed", one) for one in contract.allowed or ())]:
+        if value is None:
+            continue
+        try:
+            typed_scalar(value, field.type)
+        except SpecError as error:
+            raise SpecError(
+                "the contract compares a column with a value of another type",
+                where=f"contract.{name}.{key}",
+                found=f"{value!r} for a column of type {field.type}",
+                expected=error.expected,
+                next_step=f"mend contract.{name}.{key}",
+            ) from error
+    types = pa.types
+    if contract.finite and not (types.is_floating(field.type) or types.is_integer(field.type)):
+        if types.is_decimal(field.type) or types.is_null(field.type):
+            return
+        raise SpecError(
+            "the contract asks for finite values of a column that holds no numbers",
+            where=f"contract.{name}.finite",
+            found=f"column {name!r} of type {field.type}",
+            expected="a column of numbers",
+            next_step=f"take finite out of contract.{name}",
+        )
+
+
+def _is_type(arrow_type: pa.DataType, name: str) -> bool:
+    if str(arrow_type) == name:
+        return True
+    try:
+        return same_kind(arrow_type, pa.type_for_alias(name))
+    except ValueError:
+        return False
+
+
+def _rules(
+    spec: JobSpec,
+    model: ModelVersion,
+    features: Sequence[str],
+    contract: dict[str, tuple[ColumnContract, pa.Field]],
+    *,
+    source: pa.Schema,
+    frame: pa.Schema,
+) -> tuple[tuple[ColumnRule, ...], tuple[ColumnRule, ...]]:
+    """The rules before the first step (none without steps, so that nothing is checked twice), and before scoring."""
+    kinds = dict(zip(features, model.features, strict=False))
+    before = {
+        name: _rule(name, part, field.type, None)
+        for name, (part, field) in contract.items()
+        if spec.maps and name in source.names
+    }
+    after = {}
+    for name in dict.fromkeys((*features, *contract)):
+        part, field = contract[name] if name in contract else (None, frame.field(name))
+        if name in before:
+            # Checked before the first step; but what the model itself asks for is checked on what the steps made.
+            part = ColumnContract(finite=part.finite, allowed=part.allowed) if part is not None else None
+            if name not in features:
+                continue
+        kind = frame.field(name).type if name in frame.names else field.type
+        after[name] = _rule(name, part, kind, kinds.get(name), is_feature=name in features)
+    return _worthwhile(before.values()), _worthwhile(after.values())
+
+
+def _rule(
+    name: str,
+    contract: ColumnContract | None,
+    kind: pa.DataType,
+    feature: Feature | None,
+    *,
+    is_feature: bool = False,
+) -> ColumnRule:
+    part = contract or ColumnContract()
+    is_category = feature is not None and feature.kind == "category"
+    # Only floats and the widest decimals can be infinite, or too large for float32, which is what a model gets.
+    can_be_infinite = pa.types.is_floating(kind) or pa.types.is_decimal256(kind)
+    finite = (is_feature and not is_category) if part.finite is None else part.finite
+    known = feature.categories if feature is not None and is_category else None
+    return ColumnRule(
+        name,
+        dtype=part.dtype,
+        nullable=part.nullable is not False,
+        finite=finite and can_be_infinite,
+        min=part.min,
+        max=part.max,
+        allowed=known if part.allowed is None else part.allowed,
+    )
+
+
+def _worthwhile(rules: Iterable[ColumnRule]) -> tuple[ColumnRule, ...]:
+    """Rules that check something. A type that the plan has checked already is not checked again for every batch."""
+    return tuple(rule for rule in rules if rule != ColumnRule(rule.column, dtype=rule.dtype))

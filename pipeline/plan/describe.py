@@ -1,0 +1,205 @@
+"""Why each partition of a plan is to be done, in the way of Snakemake. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.common.rows import InputFile
+from pipeline.models.engines import look_out
+from pipeline.plan.plan import Limits, Plan
+from pipeline.spec.job_spec import NOT_THE_WORK
+
+EVERYTHING = "the job is not incremental: all of its input is scored"
+
+
+def explain(plan: Plan) -> dict[str, Any]:
+    """As JSON output shows it: ``counts`` of files per reason, how many are ``unchanged``, the published files that the
+    job ``replaces``, its ``files`` and its ``partitions``, each with why."""
+    reasons = {file.path: file.why or EVERYTHING for file in plan.files}
+    done = {file.path: sum(group.rows for group in file.row_groups[: file.done_groups]) for file in plan.files}
+    return {
+        "counts": dict(Counter(_kind(reason) for reason in reasons.values())),
+        "unchanged": plan.progress.unchanged,
+        "replaces": list(plan.progress.replaces),
+        "files": [
+            {"path": file.path, "why": reasons[file.path], "rows": file.rows, "done_rows": done[file.path]}
+            for file in plan.files
+        ],
+        "partitions": [
+            {
+                "partition": partition.id,
+                "rows": partition.rows,
+                "why": list(dict.fromkeys(reasons[part.path] for part in partition.fragments)),
+            }
+            for partition in plan.partitions
+        ],
+    }
+
+
+def input_text(plan: Plan) -> str:
+    """What of its source an incremental job scores, in words; empty for others."""
+    if not plan.progress.baseline:
+        return ""
+    counts = Counter(_kind(file.why) for file in plan.files)
+    unchanged = f"{plan.progress.unchanged:,} unchanged"
+    if not counts:
+        return f"nothing new; {unchanged} files"
+    return ", ".join([*(f"{count:,} {reason}" for reason, count in counts.items()), f"{unchanged} files"])
+
+
+def _kind(reason: str) -> str:
+    """A reason without the names in it."""
+    for kind in ("failed before", "shares an output file"):
+        if reason.startswith(kind):
+            return kind
+    return reason
+
+
+@dataclass(frozen=True)
+class PlanSummary:
+    """What a person wants to know of a plan before it runs."""
+
+    rows: int
+    """All rows of the input."""
+    pruned_rows: int
+    """Rows in row groups that are never read, because statistics prove that the filter keeps none of them."""
+    bytes: int
+    """Uncompressed bytes to read."""
+    files: int
+    partitions: int
+    skew_before: float
+    """Rows of the largest file / mean rows of a file."""
+    skew_after: float
+    """The same of partitions."""
+    batch_rows: int
+    task_memory: int
+    """Projected peak bytes of a worker that runs one task."""
+    worker_memory: int
+    """The same with a task on each of its threads."""
+    output_bytes: int
+    """Estimate, uncompressed, when no row is dropped."""
+    plan: Plan
+    limits: Limits
+
+    def details(self) -> dict[str, Any]:
+        """As JSON output shows it."""
+        model, sink, score = self.plan.model, self.plan.spec.sink, self.plan.spec.score
+        engine = look_out(score.engine, model, kind=score.output_spec.kind, rows=self.plan.rows_per_worker)
+        return {
+            "name": self.plan.spec.name,
+            "plan": self.plan.digest,
+            "rows": self.rows,
+            "pruned_rows": self.pruned_rows,
+            "bytes": self.bytes,
+            "files": self.files,
+            "rejected_files": [asdict(file) for file in self.plan.rejected_files],
+            "partitions": self.partitions,
+            "skew": {"before": round(self.skew_before, 3), "after": round(self.skew_after, 3)},
+            "batch_rows": self.batch_rows,
+            "memory": {"task": self.task_memory, "worker": self.worker_memory, "limit": self.limits.memory},
+            "children": [
+                {**child.details(), "output": child.planned.spec.sink.path, "model": child.planned.model.name}
+                for child in self.plan.children
+            ],
+            "cluster": {"workers": self.limits.workers, "threads": self.limits.threads},
+            "output": {
+                "path": sink.path,
+                "mode": sink.mode,
+                "bytes": self.output_bytes,
+                "columns": [*self.plan.keep, *self.plan.outputs],
+            },
+            "model": {
+                "name": model.name,
+                "version": model.version,
+                "digest": model.digest,
+                "flavor": model.flavor,
+                "task": model.task,
+                "trees": model.trees,
+                "features": list(self.plan.features),
+            },
+            "engine": {
+                "wanted": engine.wanted,
+                "possible": list(engine.possible),
+                "reasons": list(engine.reasons),
+            },
+        }
+
+
+def plan_summary(plan: Plan, limits: Limits) -> PlanSummary:
+    """The figures of ``plan`` beside those of the cluster; of a fan-out, of all children together."""
+    parts = [child.planned for child in plan.children] or [plan]
+    partitions = [partition for part in parts for partition in part.partitions]
+    return PlanSummary(
+        rows=plan.rows,
+        pruned_rows=sum(part.pruned_rows for part in parts),
+        bytes=sum(partition.bytes for partition in partitions),
+        files=sum(len(part.files) for part in parts),
+        partitions=len(partitions),
+        skew_before=skew([file.rows for part in parts for file in part.files]),
+        skew_after=skew([partition.rows for partition in partitions]),
+        batch_rows=max(part.batch_rows for part in parts),
+        task_memory=max(part.task_memory for part in parts),
+        worker_memory=max(part.worker_memory(limits) for part in parts),
+        output_bytes=sum(part.row_bytes_out * (part.rows - part.pruned_rows) for part in parts),
+        plan=plan,
+        limits=limits,
+    )
+
+
+def skew(rows: Sequence[int]) -> float:
+    """Largest / mean; 1.0 is even, and also what nothing counts as."""
+    return max(rows) * len(rows) / sum(rows) if sum(rows) else 1.0
+
+
+def difference(one: Plan, other: Plan) -> list[str]:
+    """In what two plans differ, in words: ``sink.mode: error -> append``. Empty when their digests are the same."""
+    if one.digest == other.digest:
+        return []
+    found = spec_difference(one.spec.to_dict(exclude=NOT_THE_WORK), other.spec.to_dict(exclude=NOT_THE_WORK))
+    if one.model.digest != other.model.digest:
+        found.append(f"model {one.model.name}: sha256 {one.model.digest[:12]} -> {other.model.digest[:12]}")
+    found += _file_difference({file.path: file for file in one.files}, {file.path: file for file in other.files})
+    if one.source_schema != other.source_schema:
+        found.append("columns that are read, or their types")
+    if one.output_schema != other.output_schema:
+        found.append("columns of the output, or their types")
+    if not found:
+        found.append(f"how rows are cut: {len(one.partitions):,} -> {len(other.partitions):,} partitions")
+    return found
+
+
+def spec_difference(one: Any, other: Any, *, place: str = "") -> list[str]:
+    """In what two specs, as `JobSpec.to_dict` gives them, differ, in words."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        names = [*one, *(name for name in other if name not in one)]
+        inside = (
+            spec_difference(one.get(name), other.get(name), place=f"{place}.{name}".lstrip(".")) for name in names
+        )
+        return [text for texts in inside for text in texts]
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        inside = (spec_difference(a, b, place=f"{place}[{n}]") for n, (a, b) in enumerate(zip(one, other, strict=True)))
+        return [text for texts in inside for text in texts]
+    return [] if one == other else [f"{place}: {_shown(one)} -> {_shown(other)}"]
+
+
+def _shown(value: Any) -> str:
+    return "default" if value is None else str(value)
+
+
+def _file_difference(one: dict[str, InputFile], other: dict[str, InputFile]) -> list[str]:
+    gone = [path for path in one if path not in other]
+    new = [path for path in other if path not in one]
+    changed = [path for path, file in one.items() if path in other and _identity(file) != _identity(other[path])]
+    named = [("file changed", changed), ("file gone", gone), ("file new", new)]
+    return [
+        f"{words}: {paths[0]}" + (f" and {len(paths) - 1:,} more" if len(paths) > 1 else "")
+        for words, paths in named
+        if paths
+    ]
+
+
+def _identity(file: InputFile) -> tuple[Any, ...]:
+    return file.size, file.version, [(group.rows, group.wanted) for group in file.row_groups]

@@ -1,0 +1,159 @@
+"""Make a plan: what will run, decided before anything runs, stored, and never changed. Pure functions only."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipeline.common.rows import InputFile
+from pipeline.models.engines import look_out
+from pipeline.models.model import ModelVersion
+from pipeline.plan.columns import Columns, resolve_columns
+from pipeline.plan.incremental import ALL, Progress
+from pipeline.plan.memory import projected_memory, row_memory, starting_batch_rows, task_memory, written_group_rows
+from pipeline.plan.packing import pack
+from pipeline.plan.plan import Limits, Partition, Plan
+from pipeline.sources.parquet.discover import Discovery, resize, total_bytes
+from pipeline.spec.job_spec import JobSpec
+
+_UNKNOWN_WIDTH = 32
+"""Bytes that are assumed for a value whose type has no fixed width and that no file holds."""
+
+
+def make_plan(
+    spec: JobSpec,
+    *,
+    model: ModelVersion,
+    discovery: Discovery,
+    frame_schema: pa.Schema,
+    predictions: pa.Schema,
+    limits: Limits,
+    target_bytes: int | None = None,
+    progress: Progress = ALL,
+) -> Plan:
+    """Decide everything that can be decided before anything runs.
+
+    :param frame_schema: schema after the map steps; that of ``discovery`` when there are none.
+    :param predictions: columns the scores go to.
+    :param limits: decides how many partitions there are, and how large a batch is.
+    :param progress: what an incremental plan goes on from.
+    :param target_bytes: uncompressed bytes a partition should have at most; default 256 MiB.
+    :raises SpecError: for names in the spec that fit nothing, or clash.
+    :raises SchemaDrift: for a feature that is missing or has a type the model cannot take.
+    """
+    columns = resolve_columns(
+        spec, model=model, discovery=discovery, frame=frame_schema, outputs=tuple(predictions.names)
+    )
+    files = resize(discovery, columns=columns.read)
+    output = pa.schema([*(frame_schema.field(name) for name in columns.keep), *predictions])
+    output = pa.schema([field.remove_metadata() for field in output])
+    partitions = _partitions(files, limits=limits, target_bytes=target_bytes)
+    sizes = _sizes(discovery, columns, files=files, output=output, limits=limits, maps=bool(spec.maps))
+    engine = _may_use_trees(spec, model, files, workers=limits.workers)
+    return Plan(
+        spec=spec,
+        model=model,
+        files=files,
+        partitions=partitions,
+        source_columns=columns.read,
+        source_schema=columns.source.serialize().to_pybytes(),
+        output_schema=output.serialize().to_pybytes(),
+        source_rules=columns.source_rules,
+        score_rules=columns.score_rules,
+        features=columns.features,
+        keep=columns.keep,
+        outputs=tuple(predictions.names),
+        batch_rows=sizes.batch_rows,
+        pruned_rows=sum(group.rows for file in files for group in file.input_groups if not group.wanted),
+        task_memory=_projected(sizes, model, files, partitions, columns=len(columns.read), engine=engine),
+        row_bytes_out=sizes.row_bytes_out,
+        row_group_rows=sizes.row_group_rows,
+        workers=limits.workers,
+        may_use_trees=engine,
+        progress=progress,
+        rejected_files=discovery.rejected,
+    )
+
+
+def _partitions(files: tuple[InputFile, ...], *, limits: Limits, target_bytes: int | None) -> tuple[Partition, ...]:
+    packed = pack(files, threads=max(1, limits.workers * limits.threads), target_bytes=target_bytes)
+    width = max(5, len(str(len(packed) - 1)))
+    return tuple(Partition(f"{number:0{width}d}", fragments) for number, fragments in enumerate(packed))
+
+
+def _may_use_trees(spec: JobSpec, model: ModelVersion, files: tuple[InputFile, ...], *, workers: int) -> bool:
+    rows = sum(group.rows for file in files for group in file.row_groups if group.wanted) // max(1, workers)
+    return look_out(spec.score.engine, model, kind=spec.score.output_spec.kind, rows=rows).has_trees
+
+
+def _projected(
+    sizes: _Sizes,
+    model: ModelVersion,
+    files: tuple[InputFile, ...],
+    partitions: tuple[Partition, ...],
+    *,
+    columns: int,
+    engine: bool,
+) -> int:
+    most_rows = max((partition.rows for partition in partitions), default=0)
+    task = task_memory(
+        batch_rows=sizes.batch_rows,
+        row_memory=sizes.row_memory,
+        columns=columns,
+        largest_group=max((group.bytes for file in files for group in file.row_groups if group.wanted), default=0),
+        row_bytes_out=sizes.row_bytes_out,
+        row_group_rows=min(sizes.row_group_rows, most_rows),
+    )
+    return projected_memory(task=task, model_bytes=model.nbytes, engine=engine)
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Figures that follow from the widths of rows."""
+
+    row_memory: int
+    row_bytes_out: int
+    batch_rows: int
+    row_group_rows: int
+
+
+def _sizes(
+    discovery: Discovery,
+    columns: Columns,
+    *,
+    files: tuple[InputFile, ...],
+    output: pa.Schema,
+    limits: Limits,
+    maps: bool,
+) -> _Sizes:
+    kept = [name for name in columns.keep if name in columns.read]
+    rows = max(1, sum(file.rows for file in files))
+    row_in = sum(group.bytes for file in files for group in file.input_groups) // rows
+    row_in += sum(_width(field) for field in columns.source if field.name not in columns.read)
+    row_out = total_bytes(discovery, columns=kept) // rows if kept else 0
+    row_out += sum(_width(field) for field in output if field.name not in kept)
+    memory = row_memory(row_bytes_in=row_in, row_bytes_out=row_out, features=len(columns.features), maps=maps)
+    batch = starting_batch_rows(row_memory=memory, memory=limits.memory, threads=limits.threads)
+    group = written_group_rows(row_bytes_out=row_out, batch_rows=batch, memory=limits.memory, threads=limits.threads)
+    return _Sizes(memory, row_out, batch, group)
+
+
+def _width(field: pa.Field) -> int:
+    """Bytes a value takes, more or less, of a column that is in no file."""
+    try:
+        return -(-int(field.type.bit_width) // 8)
+    except ValueError:
+        return _UNKNOWN_WIDTH
+
+
+def dispatch_order(partitions: Sequence[Partition], *, done: Collection[str] = ()) -> tuple[Partition, ...]:
+    """Those of ``partitions`` that are not ``done``, largest first, so that none that takes long is left for the end.
+
+    Half of what a partition costs is in proportion to its rows (scoring), half to its bytes (reading, writing).
+    """
+    rows = max(1, sum(partition.rows for partition in partitions))
+    size = max(1, sum(partition.bytes for partition in partitions))
+    waiting = [partition for partition in partitions if partition.id not in done]
+    return tuple(sorted(waiting, key=lambda one: (-(one.rows / rows + one.bytes / size), one.id)))

@@ -1,0 +1,254 @@
+"""A plan as an Arrow table and back: one row a file, with its row groups and with the ranges partitions read of it."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from itertools import accumulate
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.common.rows import Fragment, InputFile, RejectedFile, RowGroup
+from pipeline.errors import StateCorrupt
+from pipeline.models.model import Feature, ModelVersion
+from pipeline.plan.incremental import Progress
+from pipeline.plan.plan import ChildPlan, Partition, Plan
+from pipeline.plan.recipe import ColumnRule
+from pipeline.spec.job_spec import JobSpec
+from pipeline.storage.store import Store
+
+SCHEMA_VERSION = 1
+_METADATA = b"pipeline.plan.planner"
+_KEYS = pa.list_(pa.struct([("name", pa.string()), ("value", pa.string())]))
+_GROUP = pa.struct([("rows", pa.int64()), ("bytes", pa.int64()), ("compressed", pa.int64()), ("wanted", pa.bool_())])
+_RANGE = pa.struct(
+    [
+        ("partition", pa.string()),
+        ("row_start", pa.int64()),
+        ("row_stop", pa.int64()),
+        ("group_start", pa.int64()),
+        ("group_stop", pa.int64()),
+        ("bytes", pa.int64()),
+        ("origin", pa.string()),
+    ]
+)
+_PLAIN = (
+    "source_columns",
+    "features",
+    "keep",
+    "outputs",
+    "batch_rows",
+    "pruned_rows",
+    "task_memory",
+    "row_bytes_out",
+    "row_group_rows",
+)
+
+
+def plan_to_table(plan: Plan) -> pa.Table:
+    """All of ``plan``: files with columns path, size, version, keys, row_groups, ranges; the rest as JSON in the
+    schema's metadata."""
+    ranges: dict[str, list[tuple[str, Fragment]]] = {file.path: [] for file in plan.files}
+    for partition in plan.partitions:
+        for fragment in partition.fragments:
+            ranges[fragment.path].append((partition.id, fragment))
+    files = plan.files
+    table = pa.table(
+        {
+            "path": pa.array([file.path for file in files], pa.string()),
+            "size": pa.array([file.size for file in files], pa.int64()),
+            "version": pa.array([file.version for file in files], pa.string()),
+            "keys": pa.array([[{"name": k, "value": v} for k, v in file.keys] for file in files], _KEYS),
+            "row_groups": _groups_array(files),
+            "ranges": _ranges_array([ranges[file.path] for file in files]),
+            **_incremental_columns(plan),
+        }
+    )
+    return table.replace_schema_metadata({_METADATA: json.dumps(_record(plan)).encode()})
+
+
+def _incremental_columns(plan: Plan) -> dict[str, pa.Array]:
+    if not plan.progress.work:
+        return {}
+    return {
+        "done_groups": pa.array([file.done_groups for file in plan.files], pa.int64()),
+        "mark": pa.array([file.mark for file in plan.files], pa.string()),
+        "why": pa.array([file.why for file in plan.files], pa.string()),
+    }
+
+
+def plan_from_table(table: pa.Table) -> Plan:
+    """Inverse of `plan_to_table`.
+
+    :raises StateCorrupt: when the table is none of these.
+    """
+    try:
+        record = json.loads((table.schema.metadata or {})[_METADATA])
+        if record["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(f"schema_version {record['schema_version']}")
+        files, partitions = _files(table), _partitions(table)
+        return Plan(
+            spec=JobSpec.model_validate_json(json.dumps(record["spec"])),
+            model=_model(record["model"]),
+            files=files,
+            partitions=partitions,
+            source_schema=bytes.fromhex(record["source_schema"]),
+            output_schema=bytes.fromhex(record["output_schema"]),
+            source_rules=tuple(_rule(rule) for rule in record["source_rules"]),
+            score_rules=tuple(_rule(rule) for rule in record["score_rules"]),
+            workers=record.get("workers", 1),
+            may_use_trees=record.get("may_use_trees", False),
+            rejected_files=tuple(rejected_file(one) for one in record.get("rejected_files", ())),
+            children=tuple(ChildPlan(**child) for child in record.get("children", ())),
+            progress=Progress.from_record(record.get("progress") or {}),
+            **{name: _as_tuple(record[name]) for name in _PLAIN},
+        )
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise StateCorrupt(
+            "a stored plan is damaged",
+            found=f"{type(error).__name__}: {error}",
+            expected=f"the table a plan was stored as, schema_version {SCHEMA_VERSION}",
+            next_step="run the job spec as a new job",
+        ) from error
+
+
+def _record(plan: Plan) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "digest": plan.digest,
+        "spec": plan.spec.to_dict(),
+        "model": asdict(plan.model),
+        "source_schema": plan.source_schema.hex(),
+        "output_schema": plan.output_schema.hex(),
+        "source_rules": [asdict(rule) for rule in plan.source_rules],
+        "score_rules": [asdict(rule) for rule in plan.score_rules],
+        "workers": plan.workers,
+        "may_use_trees": plan.may_use_trees,
+        "rejected_files": [asdict(file) for file in plan.rejected_files],
+        **({"children": [child.details() for child in plan.children]} if plan.children else {}),
+        "progress": asdict(plan.progress) if plan.progress.work else None,
+        **{name: getattr(plan, name) for name in _PLAIN},
+    }
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def rejected_file(record: dict[str, Any]) -> RejectedFile:
+    """Inverse of `asdict`, from JSON."""
+    return RejectedFile(**{**record, "keys": tuple((name, value) for name, value in record["keys"])})
+
+
+def _rule(record: dict[str, Any]) -> ColumnRule:
+    return ColumnRule(**{name: _as_tuple(value) for name, value in record.items()})
+
+
+def _model(record: dict[str, Any]) -> ModelVersion:
+    features = tuple(
+        Feature(**{name: _as_tuple(value) for name, value in feature.items()}) for feature in record["features"]
+    )
+    return ModelVersion(**{name: _as_tuple(value) for name, value in {**record, "features": features}.items()})
+
+
+def _lists(lengths: Sequence[int], values: pa.StructArray) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array([0, *accumulate(lengths)], pa.int32()), values)
+
+
+def _groups_array(files: Sequence[InputFile]) -> pa.ListArray:
+    groups = [group for file in files for group in file.row_groups]
+    columns = [
+        pa.array([group.rows for group in groups], pa.int64()),
+        pa.array([group.bytes for group in groups], pa.int64()),
+        pa.array([group.compressed for group in groups], pa.int64()),
+        pa.array([group.wanted for group in groups], pa.bool_()),
+    ]
+    return _lists([len(file.row_groups) for file in files], pa.StructArray.from_arrays(columns, fields=list(_GROUP)))
+
+
+def _ranges_array(ranges: Sequence[Sequence[tuple[str, Fragment]]]) -> pa.ListArray:
+    flat = [pair for of_file in ranges for pair in of_file]
+    columns = [
+        pa.array([partition for partition, _ in flat], pa.string()),
+        pa.array([fragment.row_start for _, fragment in flat], pa.int64()),
+        pa.array([fragment.row_stop for _, fragment in flat], pa.int64()),
+        pa.array([fragment.group_start for _, fragment in flat], pa.int64()),
+        pa.array([fragment.group_stop for _, fragment in flat], pa.int64()),
+        pa.array([fragment.bytes for _, fragment in flat], pa.int64()),
+        pa.array([fragment.origin for _, fragment in flat], pa.string()),
+    ]
+    return _lists([len(of_file) for of_file in ranges], pa.StructArray.from_arrays(columns, fields=list(_RANGE)))
+
+
+def _columns(table: pa.Table, name: str) -> tuple[list[int], list[list[Any]]]:
+    """Lengths of the lists of a list column, and their values field by field."""
+    array = table.column(name).combine_chunks()
+    lists = array if isinstance(array, pa.Array) else pa.concat_arrays(array.chunks)
+    return lists.value_lengths().to_pylist(), [field.to_pylist() for field in lists.flatten().flatten()]
+
+
+def _files(table: pa.Table) -> tuple[InputFile, ...]:
+    lengths, fields = _columns(table, "row_groups")
+    groups = map(RowGroup, *fields)
+    keys = [tuple((key["name"], key["value"]) for key in of_file) for of_file in table.column("keys").to_pylist()]
+    rows = zip(*(table.column(name).to_pylist() for name in ("path", "size", "version")), lengths, keys, strict=True)
+    files = tuple(
+        InputFile(path, size, version, tuple(next(groups) for _ in range(length)), key)
+        for path, size, version, length, key in rows
+    )
+    if "mark" not in table.column_names:
+        return files
+    more = zip(*(table.column(name).to_pylist() for name in ("done_groups", "mark", "why")), strict=True)
+    return tuple(
+        replace(file, done_groups=done, mark=mark, why=why) for file, (done, mark, why) in zip(files, more, strict=True)
+    )
+
+
+def _partitions(table: pa.Table) -> tuple[Partition, ...]:
+    lengths, (ids, *fields) = _columns(table, "ranges")
+    keys = [tuple((key["name"], key["value"]) for key in of_file) for of_file in table.column("keys").to_pylist()]
+    owners = ((path, key) for path, key, length in zip(
+        table.column("path").to_pylist(), keys, lengths, strict=True) for _ in range(length))  # fmt: skip
+    found: dict[str, list[Fragment]] = {}
+    # Plans of older versions have no origins.
+    origins = fields.pop() if len(fields) > _RANGE.num_fields - 2 else [""] * len(ids)
+    for partition, (path, key), start, stop, first, last, size, origin in zip(
+        ids, owners, *fields, origins, strict=True
+    ):
+        found.setdefault(partition, []).append(Fragment(path, start, stop, first, last, size, key, origin))
+    return tuple(Partition(partition, tuple(fragments)) for partition, fragments in found.items())
+
+
+PLAN_FILE = "plan.parquet"
+
+
+def plan_bytes(plan: Plan) -> bytes:
+    """Content of ``plan.parquet``."""
+    sink = io.BytesIO()
+    pq.write_table(plan_to_table(plan), sink, compression="zstd", write_page_checksum=True)
+    return sink.getvalue()
+
+
+def read_plan(store: Store, *, place: str = PLAN_FILE) -> Plan:
+    """A stored plan.
+
+    :raises StateCorrupt: when it cannot be read.
+    """
+    try:
+        # Arrow's threads must not come back to Python while it ends (apache/arrow#50482): a command that has done its
+        # work would be aborted.
+        source = pa.BufferReader(store.read(place))
+        table = pq.read_table(source, page_checksum_verification=True, use_threads=False)
+        return plan_from_table(table)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StateCorrupt(
+            "the stored plan cannot be read",
+            where=store.url(place),
+            found=f"{type(error).__name__}: {error}",
+            expected="the plan that was stored when the job was made",
+            next_step="restore the file, or run the job spec again as a new job",
+        ) from error

@@ -1,0 +1,1 @@
+"""Row filters: parse the text, evaluate it on a table, prune row groups with it."""

@@ -1,0 +1,1 @@
+"""Parquet sources: discover files by their footers, and read partitions batch by batch."""

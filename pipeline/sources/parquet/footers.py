@@ -1,0 +1,262 @@
+"""What planning needs of the footers of Parquet files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.sources.filters.parse import Filter
+from pipeline.sources.filters.prune import Bounds
+from pipeline.sources.locate import HIVE_NULL, Located
+
+SMALL_FILE_BYTES = 1 << 20
+"""Files up to this size are small: many of them go into a partition."""
+SAMPLED_FILES = 64
+"""Files whose columns are measured where there are many small ones."""
+
+
+class Shares:
+    """What part each column has in the bytes of one file, or of many small ones of the same columns together."""
+
+    def __init__(self, columns: int) -> None:
+        self._plain, self._packed = np.zeros(columns), np.zeros(columns)
+        self._lock = threading.Lock()
+
+    def measure(self, groups: list[Any], owners: np.ndarray) -> None:
+        """Add up to three row groups of a file.
+
+        :param owners: as in `Layout`.
+        """
+        count = len(self._plain)
+        for number in sorted({0, len(groups) // 2, len(groups) - 1} if groups else ()):
+            chunks = [groups[number].column(leaf) for leaf in range(min(len(owners), groups[number].num_columns))]
+            own = owners[: len(chunks)]
+            plain = np.bincount(own, [chunk.total_uncompressed_size for chunk in chunks], count)
+            packed = np.bincount(own, [chunk.total_compressed_size for chunk in chunks], count)
+            with self._lock:
+                self._plain += plain
+                self._packed += packed
+
+    @property
+    def weights(self) -> np.ndarray:
+        """float64 [columns]: share of each column in the uncompressed bytes; the same for all when nothing is known."""
+        total = self._plain.sum()
+        return self._plain / total if total else np.full(len(self._plain), 1.0 / max(len(self._plain), 1))
+
+    @property
+    def packed(self) -> np.ndarray:
+        """float64 [columns]: compressed / uncompressed bytes of each column."""
+        return self._packed / np.maximum(self._plain, 1.0)
+
+
+class SmallFiles:
+    """Many small files of the same columns: those of some are measured, for all of them.
+
+    Measuring each would take a quarter of the time in which such a file is planned.
+    """
+
+    def __init__(self, files: Sequence[Located], *, columns: int) -> None:
+        small = [file.path for file in files if file.size <= SMALL_FILE_BYTES]
+        step = len(small) // SAMPLED_FILES
+        self._shares = Shares(columns)
+        self._small = frozenset(small) if step > 1 else frozenset()
+        self._measured = frozenset(small[::step] if step > 1 else ())
+
+    def shares(self, file: Located, groups: list[Any], layout: Layout) -> Shares | None:
+        """Those of all together, ``file`` put in where it is one of the sample; None when it is not small."""
+        if file.path not in self._small:
+            return None
+        if file.path in self._measured:
+            self._shares.measure(groups, layout.owners)
+        return self._shares
+
+
+@dataclass(frozen=True, slots=True)
+class Footer:
+    """What a footer says, boiled down: memory is in proportion to row groups + columns, not to their product."""
+
+    file: Located
+    rows: np.ndarray
+    """int64 [groups]."""
+    totals: np.ndarray
+    """int64 [groups]: uncompressed bytes of all columns."""
+    names: tuple[str, ...]
+    """Columns of the file, in its order."""
+    shares: Shares
+    """Of each column in ``totals``."""
+    widths: np.ndarray
+    """float64 [columns]: bytes of a decoded value where that is fixed, else 0."""
+    wanted: tuple[bool, ...]
+    """Per row group: whether the filter could keep a row of it."""
+    mark: str = ""
+    """As in `pipeline.common.rows.InputFile`."""
+    done_groups: int = 0
+    """As there."""
+    why: str = ""
+    """As there."""
+
+    def group_bytes(self, columns: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Uncompressed and compressed bytes of ``columns``, int64 [groups] each.
+
+        Values of a fixed width count with it even where their encoding is shorter: that is what they take in memory.
+        """
+        chosen = _positions(self.names, tuple(columns))
+        encoded = np.outer(self.totals, self.shares.weights[chosen])
+        decoded = np.maximum(encoded, np.outer(self.rows, self.widths[chosen]))
+        return decoded.sum(axis=1).astype(np.int64), (encoded @ self.shares.packed[chosen]).astype(np.int64)
+
+
+@lru_cache(maxsize=8)
+def _positions(names: tuple[str, ...], columns: tuple[str, ...]) -> list[int]:
+    """Where those of ``columns`` that are there are in ``names``; the files of a set mostly have the same."""
+    places = {name: number for number, name in reversed(list(enumerate(names)))}
+    return [places[name] for name in columns if name in places]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the Arrow columns of a file lie in its Parquet columns. One serves all files of the same schema."""
+
+    schema: pa.Schema
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Arrow columns."""
+        return tuple(self.schema.names)
+
+    @cached_property
+    def owners(self) -> np.ndarray:
+        """int64 [Parquet columns]: the Arrow column each belongs to."""
+        return np.repeat(np.arange(len(self.schema)), [_leaves(field.type) for field in self.schema])
+
+    @cached_property
+    def widths(self) -> np.ndarray:
+        """float64 [Arrow columns]: as `Footer.widths`."""
+        return np.array([_width(field.type) for field in self.schema], float)
+
+
+def group_marks(metadata: pq.FileMetaData) -> tuple[str, ...]:
+    """A digest for each number of row groups, from 1: of all that the footer says of the first so many of them.
+
+    Writers that append to a file leave the row groups that are there where they are, and write a new footer.
+    """
+    running, marks = hashlib.sha256(), []
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number).to_dict()
+        running.update(json.dumps(group, sort_keys=True, default=str).encode())
+        marks.append(running.hexdigest())
+    return tuple(marks)
+
+
+def digest_footer(
+    file: Located,
+    metadata: pq.FileMetaData,
+    *,
+    layout: Layout,
+    keys: pa.Schema,
+    condition: Filter | None,
+    small: SmallFiles | None = None,
+) -> Footer:
+    """What planning needs of ``metadata``.
+
+    :param keys: fields of the hive keys.
+    :param small: the files of the same layout that are small, to be known by their sample.
+    """
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    shares = small.shares(file, groups, layout) if small else None
+    if shares is None:
+        shares = Shares(len(layout.schema))
+        shares.measure(groups, layout.owners)
+    return Footer(
+        file=file,
+        rows=np.array([group.num_rows for group in groups], np.int64),
+        totals=np.array([group.total_byte_size for group in groups], np.int64),
+        names=layout.names,
+        shares=shares,
+        widths=layout.widths,
+        wanted=_wanted(file, groups, layout=layout, keys=keys, condition=condition),
+    )
+
+
+def key_value(text: str, arrow_type: pa.DataType) -> int | str | None:
+    """The value of a hive key, from its folder's name."""
+    if text == HIVE_NULL:
+        return None
+    return int(text) if pa.types.is_integer(arrow_type) else text
+
+
+def _leaves(arrow_type: pa.DataType) -> int:
+    """Parquet columns an Arrow column is stored in; they follow each other."""
+    if isinstance(arrow_type, pa.BaseExtensionType):
+        return _leaves(arrow_type.storage_type)
+    if pa.types.is_dictionary(arrow_type):
+        return _leaves(arrow_type.value_type)
+    return sum(_leaves(arrow_type.field(child).type) for child in range(arrow_type.num_fields)) or 1
+
+
+def _width(arrow_type: pa.DataType) -> float:
+    if pa.types.is_dictionary(arrow_type):
+        return _width(arrow_type.index_type)
+    try:
+        return float(arrow_type.bit_width / 8)
+    except ValueError:
+        return 0.0
+
+
+def _wanted(
+    file: Located, groups: list[Any], *, layout: Layout, keys: pa.Schema, condition: Filter | None
+) -> tuple[bool, ...]:
+    if condition is None:
+        return (True,) * len(groups)
+    bounds = {}
+    for name, text in file.keys:
+        if name in keys.names and name in condition.columns:
+            arrow_type = keys.field(name).type
+            value = key_value(text, arrow_type)
+            bounds[name] = Bounds(arrow_type, value, value, nulls=value is None, only_nulls=value is None)
+    if not condition.may_keep(bounds):
+        return (False,) * len(groups)
+    columns = _flat_columns(groups, layout, condition)
+    return tuple(
+        condition.may_keep({**bounds, **{name: _bounds(group, leaf, kind) for name, (leaf, kind) in columns.items()}})
+        for group in groups
+    )
+
+
+def _flat_columns(groups: list[Any], layout: Layout, condition: Filter) -> dict[str, tuple[int, pa.DataType]]:
+    """Parquet column and type of the filter's columns that are stored in one of the same name."""
+    columns = {}
+    for number in (layout.names.index(name) for name in condition.columns if name in layout.names):
+        leaf = int(np.searchsorted(layout.owners, number))
+        name = layout.names[number]
+        if groups and groups[0].column(leaf).path_in_schema == name:
+            columns[name] = (leaf, layout.schema.field(number).type)
+    return columns
+
+
+def _bounds(group: Any, leaf: int, arrow_type: pa.DataType) -> Bounds:
+    statistics = group.column(leaf).statistics
+    if statistics is None:
+        return Bounds(arrow_type)
+    nulls = statistics.null_count if statistics.has_null_count else None
+    low = high = None
+    if statistics.has_min_max:
+        try:
+            low, high = statistics.min, statistics.max
+            if isinstance(low, float) and (math.isnan(low) or math.isnan(high)):
+                low = high = None
+        except (ValueError, OverflowError, TypeError):
+            # Text that was cut inside a character, a date past the year 9999: not knowing is always right.
+            low = high = None
+    only_nulls = nulls == group.num_rows and group.num_rows > 0
+    return Bounds(arrow_type, low, high, nulls=nulls != 0, only_nulls=only_nulls)

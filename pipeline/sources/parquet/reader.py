@@ -1,0 +1,335 @@
+"""Read a partition batch by batch. Memory is bounded by the batch, never by a row group, a file or the partition."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.common.rows import Fragment
+from pipeline.errors import CorruptInput, InputChanged, InputError, SchemaDrift, StorageError
+from pipeline.sources.filters.parse import Filter, parse_filter
+from pipeline.sources.locate import current_version
+from pipeline.sources.parquet.footers import key_value
+from pipeline.sources.parquet.opening import open_parquet, parquet_errors
+from pipeline.sources.types import same_kind
+
+
+class HasFragments(Protocol):
+    """A partition, as far as reading needs to know."""
+
+    @property
+    def fragments(self) -> tuple[Fragment, ...]:
+        """Row ranges to read, in order."""
+
+
+@dataclass(frozen=True, eq=False)
+class SourceBatch:
+    """Rows of a partition, in the order of its fragments."""
+
+    table: pa.Table
+    fragment: np.ndarray
+    """int32 [rows]: which fragment of the partition each row is of."""
+    row: np.ndarray
+    """int64 [rows]: its number in the file, from 0."""
+    filtered: np.ndarray
+    """int64 [fragments]: rows the filter dropped since the batch before."""
+    reasons: tuple[str, ...] = ()
+    """Why each row was rejected before; empty for rows of input files."""
+
+    def slice(self, start: int, stop: int, *, filtered: np.ndarray | None = None) -> SourceBatch:
+        """The rows ``start`` to ``stop``.
+
+        :param filtered: int64 [fragments], dropped since the batch before. Default: none.
+        """
+        return SourceBatch(
+            table=self.table.slice(start, stop - start),
+            fragment=self.fragment[start:stop],
+            row=self.row[start:stop],
+            filtered=np.zeros_like(self.filtered) if filtered is None else filtered,
+            reasons=self.reasons[start:stop],
+        )
+
+
+def read_batches(
+    partition: HasFragments | Sequence[Fragment],
+    *,
+    columns: Sequence[str],
+    schema: pa.Schema,
+    filter: str | None = None,
+    batch_rows: int,
+    versions: Mapping[str, tuple[int, str]] | None = None,
+) -> Generator[SourceBatch, None, None]:
+    """The rows of ``partition`` that ``filter`` keeps, at most ``batch_rows`` at a time.
+
+    Small fragments share a batch. The last batch has no rows when all that is left to say is what was filtered.
+
+    :param columns: physical columns to read; matched by name.
+    :param schema: of the tables: ``columns`` and those hive keys that are wanted, in its order.
+    :param versions: size and version per path, as planned. None: not checked.
+    :raises InputChanged: when a file is not the one that was planned.
+    :raises SchemaDrift: when a column is missing or has another type.
+    :raises CorruptInput: when a file cannot be read, or holds other rows than its footer says.
+    :raises StorageError: when storage fails.
+    """
+    fragments = tuple(partition if isinstance(partition, Sequence) else partition.fragments)
+    reading = _Reading(fragments, columns, schema, parse_filter(filter) if filter is not None else None, batch_rows)
+    pending = _Pending(reading)
+    for piece in _pieces(reading, versions):
+        if pending.rows and pending.rows + piece.data.num_rows > batch_rows:
+            yield pending.take()
+        pending.add(piece)
+    if pending.rows or pending.filtered.any():
+        yield pending.take()
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What stays the same during one `read_batches`."""
+
+    fragments: tuple[Fragment, ...]
+    columns: Sequence[str]
+    schema: pa.Schema
+    condition: Filter | None
+    batch_rows: int
+
+    @cached_property
+    def physical(self) -> pa.Schema:
+        """The part of ``schema`` that is read from files."""
+        wanted = set(self.columns)
+        return pa.schema([field for field in self.schema if field.name in wanted])
+
+    @cached_property
+    def keys(self) -> list[pa.Field]:
+        """Fields of ``schema`` that come from folder names."""
+        wanted = set(self.columns)
+        return [field for field in self.schema if field.name not in wanted]
+
+    def with_keys(self, data: pa.Table, fragment: np.ndarray) -> pa.Table:
+        """``data`` with hive keys, in the order of ``schema``.
+
+        :param data: physical columns of some rows.
+        :param fragment: int32 [rows].
+        """
+        for field in self.keys:
+            texts = [dict(fragment.keys).get(field.name) for fragment in self.fragments]
+            values = [None if text is None else key_value(text, field.type) for text in texts]
+            data = data.append_column(field, pa.array(values, field.type).take(pa.array(fragment)))
+        return data.select(self.schema.names) if self.keys else data
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Rows of one fragment."""
+
+    data: pa.RecordBatch
+    """Physical columns."""
+    number: int
+    """Of the fragment."""
+    row: np.ndarray
+    """int64 [rows]"""
+    filtered: int
+
+
+class _Pending:
+    """Pieces that will become the next batch."""
+
+    def __init__(self, reading: _Reading) -> None:
+        self._reading = reading
+        self._physical = reading.physical
+        self._pieces: list[_Piece] = []
+        self.rows = 0
+        self.filtered = np.zeros(len(reading.fragments), np.int64)
+
+    def add(self, piece: _Piece) -> None:
+        self.filtered[piece.number] += piece.filtered
+        if piece.data.num_rows:
+            self._pieces.append(piece)
+            self.rows += piece.data.num_rows
+
+    def take(self) -> SourceBatch:
+        """All that is pending, as one batch, each column in one chunk where its type allows."""
+        pieces, filtered = self._pieces, self.filtered
+        self._pieces, self.rows, self.filtered = [], 0, np.zeros_like(filtered)
+        fragment = np.repeat(
+            np.array([piece.number for piece in pieces], np.int32), [piece.data.num_rows for piece in pieces]
+        )
+        row = np.concatenate([piece.row for piece in pieces]) if pieces else np.empty(0, np.int64)
+        data = _concatenate([piece.data for piece in pieces], self._physical)
+        return SourceBatch(self._reading.with_keys(data, fragment), fragment, row, filtered)
+
+
+def _concatenate(pieces: list[pa.RecordBatch], schema: pa.Schema) -> pa.Table:
+    if not schema:
+        # A table without columns forgets how many rows it has; one column more keeps the number until keys are there.
+        rows = sum(piece.num_rows for piece in pieces)
+        return pa.table({"": pa.nulls(rows)})
+    data = pa.Table.from_batches(pieces, schema=schema)
+    if len(pieces) < 2:
+        return data
+    try:
+        return data.combine_chunks()
+    except pa.ArrowInvalid:
+        # Dictionaries of several files whose union needs a wider index than theirs: such a column stays in chunks.
+        return data
+
+
+def _pieces(reading: _Reading, versions: Mapping[str, tuple[int, str]] | None) -> Iterator[_Piece]:
+    fragments = reading.fragments
+    for path, numbers in groupby(range(len(fragments)), key=lambda number: fragments[number].path):
+        _check_version(path, versions)
+        try:
+            yield from _file_pieces(path, numbers, reading)
+        except (InputError, StorageError):
+            # A file that changes while it is read shows in many ways; that it changed is what a person must know.
+            _check_version(path, versions)
+            raise
+        # Once more: a file written over while it was read, or an object replaced before it was opened, may have decoded
+        # without an error.
+        _check_version(path, versions)
+
+
+def _file_pieces(path: str, numbers: Iterator[int], reading: _Reading) -> Iterator[_Piece]:
+    numbers = iter(list(numbers))
+    with _planned_file(path), open_parquet(path, columns=len(reading.columns)) as file:
+        align: _Aligner | None = None
+        for number in numbers:
+            fragment = reading.fragments[number]
+            done = fragment.row_start
+            for start, data in _decoded(file, fragment, reading):
+                align = align or _Aligner(data.schema, reading.physical, path)
+                if start != done:
+                    break
+                done += data.num_rows
+                yield _filtered(align(data), number, start, reading)
+            if done != fragment.row_stop:
+                raise CorruptInput(
+                    "an input file holds other rows than its footer says",
+                    where=path,
+                    found=f"rows up to {done:,}",
+                    expected=f"rows {fragment.row_start:,} to {fragment.row_stop:,}",
+                    next_step="write the file anew, and run again",
+                )
+
+
+def _decoded(file: pq.ParquetFile, fragment: Fragment, reading: _Reading) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Number of the first row, and rows, of each batch of ``fragment``."""
+    if fragment.rows == 0:
+        return
+    metadata = file.metadata
+    if fragment.group_stop > metadata.num_row_groups:
+        return
+    position = sum(metadata.row_group(group).num_rows for group in range(fragment.group_start))
+    batches = file.iter_batches(
+        reading.batch_rows,
+        row_groups=range(fragment.group_start, fragment.group_stop),
+        columns=_known(file, reading.columns),
+        use_threads=False,
+    )
+    for batch in batches:
+        low, high = max(fragment.row_start - position, 0), min(fragment.row_stop - position, batch.num_rows)
+        if low < high:
+            yield position + low, batch if high - low == batch.num_rows else batch.slice(low, high - low)
+        position += batch.num_rows
+        if position >= fragment.row_stop:
+            return
+
+
+def _known(file: pq.ParquetFile, columns: Sequence[str]) -> list[str] | None:
+    """``columns``, or None when these are all that the file has: looking them up takes time for every file."""
+    return None if len(columns) == len(file.metadata.schema) else list(columns)
+
+
+def _filtered(data: pa.RecordBatch, number: int, start: int, reading: _Reading) -> _Piece:
+    row = np.arange(start, start + data.num_rows, dtype=np.int64)
+    if reading.condition is None:
+        return _Piece(data, number, row, 0)
+    plain = pa.Table.from_batches([data]) if data.num_columns else pa.table({"": pa.nulls(data.num_rows)})
+    table = reading.with_keys(plain, np.full(data.num_rows, number, np.int32))
+    keep = reading.condition.mask(table)
+    kept = int(pc.sum(keep, min_count=0).as_py() or 0)
+    if kept == data.num_rows:
+        return _Piece(data, number, row, 0)
+    flags = np.asarray(keep)
+    chosen = pa.array(flags)
+    return _Piece(data.filter(chosen), number, row[flags], data.num_rows - kept)
+
+
+class _Aligner:
+    """Brings the columns of one file into the order and the types of the plan."""
+
+    def __init__(self, found: pa.Schema, wanted: pa.Schema, path: str) -> None:
+        self._wanted = wanted
+        self._same = found.equals(wanted)
+        if not self._same:
+            self._check(found, path)
+
+    def _check(self, found: pa.Schema, path: str) -> None:
+        names = set(found.names)
+        for field in self._wanted:
+            expected = f"column {field.name!r} of type {field.type}"
+            if field.name not in names:
+                raise _drift(path, f"no column {field.name!r}", expected)
+            if not same_kind(field.type, found.field(field.name).type):
+                raise _drift(path, f"column {field.name!r} of type {found.field(field.name).type}", expected)
+
+    def __call__(self, data: pa.RecordBatch) -> pa.RecordBatch:
+        if self._same:
+            return data
+        arrays = [_cast(data.column(field.name), field.type) for field in self._wanted]
+        return pa.RecordBatch.from_arrays(arrays, schema=self._wanted) if arrays else data.select([])
+
+
+def _cast(array: pa.Array, arrow_type: pa.DataType) -> pa.Array:
+    return array if array.type.equals(arrow_type) else array.cast(arrow_type)
+
+
+class _planned_file:  # noqa: N801
+    """Context in which a file that is gone is an input that changed."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, FileNotFoundError):
+            raise _changed(self.path, "no such file", "the file that was planned") from error
+
+
+def _check_version(path: str, versions: Mapping[str, tuple[int, str]] | None) -> None:
+    if versions is None:
+        return
+    size, version = versions[path]
+    with _planned_file(path), parquet_errors(path):
+        found_size, found_version = current_version(path)
+    if (found_size, found_version) != (size, version):
+        raise _changed(path, f"{found_size:,} bytes, {found_version}", f"{size:,} bytes, {version}")
+
+
+def _changed(path: str, found: str, expected: str) -> InputChanged:
+    return InputChanged(
+        "an input file changed since the job was planned",
+        where=path,
+        found=found,
+        expected=expected,
+        next_step="put the planned file back and resume, or start a new job for the new data",
+    )
+
+
+def _drift(path: str, found: str, expected: str) -> SchemaDrift:
+    return SchemaDrift(
+        "an input file has another schema than was planned",
+        where=path,
+        found=found,
+        expected=expected,
+        next_step="write the file anew with the planned schema, or start a new job",
+    )
