@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.data import table
-from pipeline.part_file import dictionary_columns
+from pipeline.scoring.checkpoint import dictionary_columns
 
 CODECS: tuple[tuple[str, int | None], ...] = (
     ("none", None),

@@ -23,7 +23,8 @@ from pipeline.jobs.lease import LEASE_SECONDS, held, take, wait_until_free
 from pipeline.jobs.record import CHILDREN
 from pipeline.jobs.rounds import FOLDER, plan_place
 from pipeline.jobs.splits import files_of_cutters
-from pipeline.sinks import leftovers, published, swap
+from pipeline.sinks import published
+from pipeline.sinks.parquet import leftovers, swap
 from pipeline.storage.local import LocalStore
 from pipeline.storage.store import Store, open_store
 from pipeline.storage.urls import is_unfinished, storage_errors, unique_name

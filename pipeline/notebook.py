@@ -19,24 +19,24 @@ from pipeline import graph
 from pipeline.display import PlainProgress, show_progress
 from pipeline.errors import SpecError
 from pipeline.events import Callback, JobEnded
-from pipeline.frames import score_pandas, scored_meta
 from pipeline.handle import Handle
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.listing import find_job
 from pipeline.models.model import ModelVersion
-from pipeline.outputs import prediction_schema
 from pipeline.plan.describe import PlanSummary, plan_summary
 from pipeline.plan.recipe import REJECT_COLUMNS
 from pipeline.prepare import Prepared, prepare, resolve_model
 from pipeline.rejects import read_left
 from pipeline.report import Report
 from pipeline.runner import resume, retry, run
+from pipeline.scoring.frames import score_pandas, scored_meta
+from pipeline.scoring.outputs import prediction_schema
+from pipeline.scoring.steps import importable
 from pipeline.settings import Settings, load_settings
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.load import absolute_path, load_spec
 from pipeline.spec.model_ref import ModelRef
 from pipeline.spec.parts import Output
-from pipeline.steps import importable
 from pipeline.submit import submit
 from pipeline.summary import plan_text, summary_text, verification_text
 from pipeline.verify import Verification, verify

@@ -173,7 +173,7 @@ def overdue(partition: str, *, limit: float) -> PartitionTimeout:
         "a partition ran past its deadline",
         where=f"partition {partition}",
         found=f"more than {limit:g} s (partition_timeout)",
-        next_step="mend the step that takes so long, or raise pipeline.partition-timeout; then resume",
+        next_step="mend the step that takes so long, or raise pipeline.scoring.partition-timeout; then resume",
     )
 
 

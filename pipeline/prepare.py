@@ -18,12 +18,12 @@ from pipeline.jobs.record import child_id
 from pipeline.models.engines import check_engine
 from pipeline.models.model import ModelVersion
 from pipeline.models.registry import resolve
-from pipeline.outputs import prediction_schema
 from pipeline.plan.family_plan import Planner, plan_family
 from pipeline.plan.incremental import ALL, Progress
 from pipeline.plan.plan import Limits, Plan
 from pipeline.plan.planner import make_plan
-from pipeline.scoring import frame_schema
+from pipeline.scoring.outputs import prediction_schema
+from pipeline.scoring.scorer import frame_schema
 from pipeline.settings import Settings
 from pipeline.sinks import check
 from pipeline.sources import Discovery, discover, sample_batch

@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline import progress
 from pipeline.blame import Ledger
 from pipeline.in_flight import Attempt, InFlight
 from pipeline.plan.plan import Partition
-from pipeline.progress import Sight
+from pipeline.scoring import progress
+from pipeline.scoring.progress import Sight
 from pipeline.straggler_parts import Action, Backup, Cut, Divide, Patience, Rates, Rescue, Run, Share
 from pipeline.stragglers import decide
 from pipeline.watch import Watch

@@ -19,8 +19,8 @@ from pipeline.jobs.splits import sub_fragment
 from pipeline.models.cache import get_predictor
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import StageRecipe
-from pipeline.reread import read_partition
-from pipeline.scoring import Scorer
+from pipeline.scoring.reread import read_partition
+from pipeline.scoring.scorer import Scorer
 from pipeline.sources.locate import current_version
 
 PLACES = 8

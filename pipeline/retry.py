@@ -20,7 +20,6 @@ from pipeline.jobs.ledger import Ledger
 from pipeline.jobs.rounds import RETRY, Round, make_record
 from pipeline.models.engines import check_engine
 from pipeline.models.model import ModelVersion
-from pipeline.outputs import prediction_schema
 from pipeline.plan.columns import Columns, resolve_columns
 from pipeline.plan.describe import spec_difference
 from pipeline.plan.memory import shared_memory
@@ -28,7 +27,9 @@ from pipeline.plan.packing import pack
 from pipeline.plan.plan import Limits, Partition, Plan
 from pipeline.prepare import resolve_model
 from pipeline.rejected import find_rejected
-from pipeline.scoring import frame_schema
+from pipeline.scoring.outputs import prediction_schema
+from pipeline.scoring.scorer import frame_schema
+from pipeline.scoring.steps import importable
 from pipeline.settings import Settings
 from pipeline.sinks import published
 from pipeline.sources import Discovery, SourceBatch, parse_filter, sample_batch
@@ -36,7 +37,6 @@ from pipeline.sources.locate import current_version
 from pipeline.sources.parquet.quarantine import look_again
 from pipeline.spec.job_spec import NOT_THE_WORK, JobSpec
 from pipeline.spec.load import absolute
-from pipeline.steps import importable
 
 MAY_CHANGE = ("steps", "contract", "errors")
 """Fields of a job spec that a retry may set."""

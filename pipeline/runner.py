@@ -28,10 +28,10 @@ from pipeline.plan.plan import Partition
 from pipeline.prepare import first_sink, prepare
 from pipeline.report import Report, make_report
 from pipeline.retry import Wanted, open_retry
+from pipeline.scoring.steps import importable
 from pipeline.settings import Settings, load_settings
 from pipeline.sinks import prove
 from pipeline.spec.job_spec import JobSpec
-from pipeline.steps import importable
 
 logger = logging.getLogger(__name__)
 Ending = TypeVar("Ending")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pipeline.progress import SMALLEST_REST, Sight
+from pipeline.scoring.progress import SMALLEST_REST, Sight
 from pipeline.straggler_parts import Ask, Cut, Patience, Rates, Run, Share
 
 

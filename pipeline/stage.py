@@ -9,16 +9,16 @@ from typing import Any
 
 from pipeline.batch_cache import WorkerClass, recall, remember
 from pipeline.in_flight import Divided, Ended
-from pipeline.isolation import Isolation
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.receipt import Receipt
 from pipeline.jobs.rounds import Round
 from pipeline.jobs.splits import SPLIT_FLOOR_ROWS, even_cuts, parts_of, split_receipt
-from pipeline.partition import stage_folder
 from pipeline.plan.memory import BatchSize
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import StageRecipe
 from pipeline.relief import Helped, Relief
+from pipeline.scoring.isolation import Isolation
+from pipeline.scoring.partition import stage_folder
 from pipeline.storage.store import open_store
 from pipeline.storage.urls import unique_name
 from pipeline.tasks import make_tasks

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from statistics import median
 
-from pipeline.progress import Sight
+from pipeline.scoring.progress import Sight
 
 WINDOW = 64
 """Partitions that ended last; older ones say nothing about now."""

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from pipeline.progress import SMALLEST_REST, Sight
+from pipeline.scoring.progress import SMALLEST_REST, Sight
 from pipeline.sharing import is_worker_slow, share
 from pipeline.straggler_parts import Action, Ask, Backup, Cut, Divide, Move, Patience, Rates, Rescue, Run
 

@@ -19,11 +19,11 @@ from pipeline.launch import launch
 from pipeline.plan.plan import Plan
 from pipeline.plan.table import PLAN_FILE, read_plan
 from pipeline.prepare import check_output, draft, first_sink
+from pipeline.scoring.steps import importable
 from pipeline.settings import Settings, setting_names
 from pipeline.sinks import prove
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.precedence import Rank
-from pipeline.steps import importable
 from pipeline.storage.store import Store, open_store
 from pipeline.submission import (
     KeyRecord,

@@ -18,12 +18,12 @@ from pipeline import evidence
 from pipeline.common.rows import Fragment
 from pipeline.common.secrets import redact_error
 from pipeline.errors import PipelineError
-from pipeline.frames import scored_frame
-from pipeline.isolation import Isolation
 from pipeline.jobs.receipt import Receipt
-from pipeline.partition import run_partition
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import StageRecipe
+from pipeline.scoring.frames import scored_frame
+from pipeline.scoring.isolation import Isolation
+from pipeline.scoring.partition import run_partition
 from pipeline.storage.urls import unique_name
 
 Versions = dict[str, tuple[int, str]]

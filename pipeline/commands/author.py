@@ -117,10 +117,10 @@ def _checks(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]
     """What can be checked without the data, each raising what is wrong."""
     from pipeline.clusters import cluster_of
     from pipeline.prepare import resolve_model
+    from pipeline.scoring.steps import importable, load_function
     from pipeline.sinks import find_sink
     from pipeline.sources.filters.parse import parse_filter
     from pipeline.spec.parameters import PLACEHOLDER
-    from pipeline.steps import importable, load_function
 
     if spec.fan_out is not None:
         yield from _checks_of_children(spec, settings)

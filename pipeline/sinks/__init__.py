@@ -14,7 +14,7 @@ from pipeline.plan.incremental import PublishedWork
 from pipeline.spec.parts import Sink
 from pipeline.storage.store import open_store
 
-BUILT_IN = {"parquet": "pipeline.sinks.parquet:ParquetSink"}
+BUILT_IN = {"parquet": "pipeline.sinks.parquet.sink:ParquetSink"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from typing import Literal
 
 import pandas as pd
 
-from pipeline.isolation import resident_bytes
+from pipeline.scoring.isolation import resident_bytes
 
 Action = Literal["ok", "sleep", "nap", "loop", "freeze", "raise", "memory", "leak", "exit", "segfault"]
 """``ok`` does nothing, but is counted; ``nap`` sleeps in short pieces, so that a process that is stopped is late;

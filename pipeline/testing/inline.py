@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.status import Status
-from pipeline.partition import run_partition
 from pipeline.plan.plan import Plan
 from pipeline.prepare import prepare
+from pipeline.scoring.partition import run_partition
 from pipeline.settings import Settings
 from pipeline.sinks import Published, publish
 from pipeline.spec.job_spec import JobSpec

@@ -28,7 +28,7 @@ from pipeline.plan.plan import Partition, Plan
 from pipeline.plan.recipe import REJECT_FILE, REJECT_MESSAGE, REJECT_REASON, REJECT_ROW
 from pipeline.rejected import find_rejected
 from pipeline.report import make_report
-from pipeline.sinks.parquet import ParquetSink
+from pipeline.sinks.parquet.sink import ParquetSink
 from pipeline.spec.job_spec import JobSpec
 from pipeline.storage.store import Store
 from pipeline.storage.urls import is_local_path

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any
 
 from pipeline.clusters import DASK_CONFIG
-from pipeline.isolated import die_with_parent
+from pipeline.scoring.isolated_process import die_with_parent
 
 ROOT = Path(__file__).parents[2]
 """From where the package is imported."""

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.common.rows import Fragment
-from pipeline.contract import feature_rules
 from pipeline.models.model import ModelVersion
-from pipeline.outputs import prediction_schema
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import MapRecipe, ScoreRecipe, StageRecipe
+from pipeline.scoring.contract import feature_rules
+from pipeline.scoring.outputs import prediction_schema
 from pipeline.sources import SourceBatch
 from pipeline.spec.parts import Output
 

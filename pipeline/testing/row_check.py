@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.sinks.layout import SUCCESS
+from pipeline.sinks.parquet.layout import SUCCESS
 
 _LOOK_SECONDS = 0.03
 _TRIES = 50

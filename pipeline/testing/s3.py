@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.isolated import die_with_parent
+from pipeline.scoring.isolated_process import die_with_parent
 
 KEY = "testing"
 SECRET = "sentinel-9b1f-secret-access-key"

@@ -120,7 +120,7 @@ def faulty_os(faults: Faults) -> Iterator[Faults]:
             faults.step("open")
         return original_open(path, flags, *args, **named)
 
-    from pipeline.sinks import swap
+    from pipeline.sinks.parquet import swap
 
     def exchange(one: bytes, other: bytes) -> int:
         try:

@@ -19,7 +19,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.isolated import die_with_parent
+from pipeline.scoring.isolated_process import die_with_parent
 from pipeline.testing.oracle import make_table, oracle
 from pipeline.testing.processes import ProcessCluster, wait_until
 from pipeline.triggers.log import open_log

@@ -27,8 +27,8 @@ from pipeline.common.digest import digest_bytes
 from pipeline.errors import PipelineError
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.status import Status
-from pipeline.sinks import layout, swap
-from pipeline.sinks.parquet import ParquetSink
+from pipeline.sinks.parquet import layout, swap
+from pipeline.sinks.parquet.sink import ParquetSink
 from pipeline.storage.store import open_store
 from pipeline.testing.jobs import SmallJob, drive, read_output, small_job
 from pipeline.testing.memory_store import MemoryDisk, MemoryStore

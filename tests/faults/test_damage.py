@@ -21,7 +21,7 @@ from pipeline.jobs.listing import find_job, list_jobs
 from pipeline.prepare import prepare
 from pipeline.runner import resume, run
 from pipeline.settings import Settings, load_settings
-from pipeline.sinks.parquet import ParquetSink
+from pipeline.sinks.parquet.sink import ParquetSink
 from pipeline.spec.job_spec import JobSpec
 from pipeline.testing.jobs import drive, small_job
 from pipeline.testing.oracle import Lake, make_lake, oracle, train_model

@@ -15,8 +15,9 @@ import pytest
 from pipeline.errors import InputChanged, OutputConflict, PipelineError, SpecError
 from pipeline.plan.describe import explain, input_text
 from pipeline.plan.table import plan_from_table, plan_to_table
-from pipeline.sinks import PublishedFile, layout
-from pipeline.sinks.goes_on import with_inputs
+from pipeline.sinks import PublishedFile
+from pipeline.sinks.parquet import layout
+from pipeline.sinks.parquet.incremental import with_inputs
 from pipeline.spec.job_spec import JobSpec
 from pipeline.testing.inline import plan_inline, publish_inline, score_inline
 from pipeline.testing.oracle import make_table, oracle, train_model

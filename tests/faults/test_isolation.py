@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import PartitionStuck, StepFailed
-from pipeline.isolation import PIECES, Isolation, Streak, cut, resident_bytes
 from pipeline.jobs.receipt import Receipt
 from pipeline.models.registry import resolve
-from pipeline.partition import run_partition
 from pipeline.plan.recipe import MapRecipe, StageRecipe
+from pipeline.scoring.isolation import PIECES, Isolation, Streak, cut, resident_bytes
+from pipeline.scoring.partition import run_partition
 from pipeline.spec.model_ref import ModelRef
 from pipeline.testing.oracle import Lake, make_lake, oracle
 from pipeline.testing.recipes import make_partition, make_recipe

@@ -15,9 +15,9 @@ import pytest
 from distributed import Client
 from faulty_jobs import Job, stopped
 
-from pipeline import progress
 from pipeline.batch_cache import WorkerClass, file_name
 from pipeline.models.registry import resolve
+from pipeline.scoring import progress
 from pipeline.spec.model_ref import ModelRef
 from pipeline.testing.oracle import Lake, make_lake, oracle
 from pipeline.testing.processes import ProcessCluster, wait_until

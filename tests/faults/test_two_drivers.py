@@ -35,8 +35,8 @@ from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import Lease, take
 from pipeline.jobs.manifest import Manifest
 from pipeline.jobs.status import Status
-from pipeline.sinks import layout
-from pipeline.sinks.parquet import ParquetSink
+from pipeline.sinks.parquet import layout
+from pipeline.sinks.parquet.sink import ParquetSink
 from pipeline.testing.jobs import SmallJob, small_job, write_receipt
 from pipeline.testing.memory_store import MemoryDisk, MemoryStore
 from pipeline.testing.stores import Crash

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import part_file
 from pipeline.common.digest import digest_bytes
 from pipeline.jobs.receipt import Receipt
 from pipeline.models.registry import resolve
-from pipeline.partition import run_partition
 from pipeline.plan.recipe import ColumnRule
+from pipeline.scoring import checkpoint as part_file
+from pipeline.scoring.partition import run_partition
 from pipeline.spec.model_ref import ModelRef
 from pipeline.testing.oracle import FEATURES, make_lake, oracle
 from pipeline.testing.recipes import make_partition, make_recipe

@@ -13,8 +13,8 @@ from distributed import Client
 
 import pipeline
 from pipeline import graph
-from pipeline.frames import scored_meta
 from pipeline.prepare import prepare
+from pipeline.scoring.frames import scored_meta
 from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec
 from pipeline.tasks import make_tasks

@@ -20,9 +20,9 @@ import pytest
 
 from pipeline.errors import InfrastructureError, ModelChanged
 from pipeline.events import Callback, PartitionEnded
-from pipeline.isolated import die_with_parent
 from pipeline.models.registry import open_registry
 from pipeline.runner import resume, run
+from pipeline.scoring.isolated_process import die_with_parent
 from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.model_ref import ModelRef

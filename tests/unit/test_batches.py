@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.batches import resized
 from pipeline.common.rows import Fragment
+from pipeline.scoring.batching import resized
 from pipeline.sources import SourceBatch, read_batches
 from pipeline.testing.recipes import make_partition
 

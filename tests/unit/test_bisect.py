@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.bisect import GIVE_UP, PROBES, NoRowWorksError, RowsError, bisect, blame_rows
 from pipeline.errors import ModelError
+from pipeline.scoring.bisection import GIVE_UP, PROBES, NoRowWorksError, RowsError, bisect, blame_rows
 
 
 class Calls:

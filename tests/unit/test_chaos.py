@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from pipeline.cli import main
 from pipeline.common.rows import Fragment, InputFile, RowGroup
-from pipeline.sinks.layout import SUCCESS
+from pipeline.sinks.parquet.layout import SUCCESS
 from pipeline.spec.job_spec import JobSpec
 from pipeline.testing import chaos as module
 from pipeline.testing.chaos import ChaosReport, TrialResult

@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.contract import Failures, beyond_finite, check, check_matrix, feature_rules, is_dtype
 from pipeline.errors import SpecError, StepFailed
 from pipeline.models.model import Feature, ModelVersion
 from pipeline.plan.recipe import ColumnRule
+from pipeline.scoring.contract import Failures, beyond_finite, check, check_matrix, feature_rules, is_dtype
 
 NAN, INF = float("nan"), float("inf")
 

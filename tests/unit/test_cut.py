@@ -14,15 +14,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import progress
 from pipeline.common.rows import InputFile, RowCounts, RowGroup
 from pipeline.errors import InfrastructureError, StateCorrupt
 from pipeline.jobs.receipt import Receipt
 from pipeline.jobs.splits import even_cuts, parts_of, pieces
 from pipeline.models.registry import resolve
-from pipeline.partition import run_partition, stage_folder
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import MapRecipe, StageRecipe
+from pipeline.scoring import progress
+from pipeline.scoring.partition import run_partition, stage_folder
 from pipeline.spec.model_ref import ModelRef
 from pipeline.testing.oracle import Lake, make_lake, oracle
 from pipeline.testing.recipes import make_partition, make_recipe
@@ -144,7 +144,7 @@ def test_who_loses_the_first_part_leaves_no_file(
     recipe: StageRecipe, lake: Lake, step: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Between the receipt that cuts and that of the first part a driver sees the cut, and has the first part done.
-    from pipeline import partition as module
+    from pipeline.scoring import partition as module
 
     commit = module._commit
     others: list[Receipt] = []
@@ -167,7 +167,7 @@ def test_who_loses_the_first_part_leaves_no_file(
 def test_who_dies_between_the_cut_and_its_first_part_has_only_lost_time(
     recipe: StageRecipe, lake: Lake, step: Any, model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline import partition as module
+    from pipeline.scoring import partition as module
 
     commit = module._commit
 

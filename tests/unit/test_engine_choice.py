@@ -26,12 +26,12 @@ from pipeline.models.flavors import xgboost_probe
 from pipeline.models.model import ModelVersion, Predict
 from pipeline.models.registry import resolve
 from pipeline.models.trees import engine
-from pipeline.partition import run_partition
 from pipeline.plan.describe import plan_summary
 from pipeline.plan.plan import Limits
 from pipeline.plan.recipe import ScoreRecipe
 from pipeline.report import make_report
 from pipeline.resample import _near
+from pipeline.scoring.partition import run_partition
 from pipeline.spec.job_spec import JobSpec, json_schema
 from pipeline.spec.model_ref import ModelRef, OutputKind
 from pipeline.summary import plan_text, summary_text

@@ -17,8 +17,9 @@ from pipeline.common.digest import digest_bytes
 from pipeline.errors import DiskFull, OutputConflict, OutputExists, RefusedForSafety, SpecError, StateCorrupt
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.manifest import Manifest
-from pipeline.sinks import Published, check, layout, publish, published, swap
-from pipeline.sinks.parquet import ParquetSink
+from pipeline.sinks import Published, check, publish, published
+from pipeline.sinks.parquet import layout, swap
+from pipeline.sinks.parquet.sink import ParquetSink
 from pipeline.spec.parts import Sink
 from pipeline.testing.jobs import SmallJob, read_output, small_job, write_receipts
 from pipeline.testing.stores import disk_full
@@ -289,7 +290,7 @@ def test_merging_keeps_order_and_large_files(tmp_path: Path) -> None:
 
 def test_merging_keeps_types_and_metadata(tmp_path: Path) -> None:
     from pipeline.jobs.manifest import ManifestFile
-    from pipeline.sinks.pack import Piece, write_merged
+    from pipeline.sinks.parquet.pack import Piece, write_merged
     from pipeline.storage.local import LocalStore
 
     columns = {
@@ -380,7 +381,7 @@ def test_two_jobs_publishing_at_once_conflict(tmp_path: Path, monkeypatch: pytes
     run(tmp_path, small_job(tmp_path / "lake", sink=str(out), mode="append"), "a-1")
     late = small_job(tmp_path / "lake2", sink=str(out), mode="append", start=100)
     done: list[int] = []
-    from pipeline.sinks import parquet
+    from pipeline.sinks.parquet import sink as parquet
 
     build = parquet._Work._add_in_place
 
@@ -409,7 +410,7 @@ def test_two_drivers_of_one_job_converge(tmp_path: Path, monkeypatch: pytest.Mon
     job = small_job(tmp_path / "lake2", sink=str(out), mode=mode, start=100)
     directory = JobDirectory.create(tmp_path / "jobs", job.plan, job="b-1")
     manifest = directory.next_manifest(directory.ledger(write_receipts(directory, job)))
-    from pipeline.sinks import parquet
+    from pipeline.sinks.parquet import sink as parquet
 
     add, calls = parquet._Work._add, []
 

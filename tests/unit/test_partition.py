@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import part_file, partition, reread
 from pipeline.common.rows import RowCounts
 from pipeline.errors import (
     DiskFull,
@@ -26,13 +25,15 @@ from pipeline.errors import (
     SchemaDrift,
     StepFailed,
 )
-from pipeline.frames import score_pandas, scored_frame, scored_meta
 from pipeline.jobs.receipt import Receipt
 from pipeline.models.model import ModelVersion
 from pipeline.models.registry import resolve
-from pipeline.part_file import dictionary_columns
-from pipeline.partition import run_partition
 from pipeline.plan.recipe import ColumnRule, MapRecipe, StageRecipe
+from pipeline.scoring import checkpoint as part_file
+from pipeline.scoring import partition, reread
+from pipeline.scoring.checkpoint import dictionary_columns
+from pipeline.scoring.frames import score_pandas, scored_frame, scored_meta
+from pipeline.scoring.partition import run_partition
 from pipeline.spec.model_ref import ModelRef
 from pipeline.spec.parts import Output
 from pipeline.storage.local import LocalStore

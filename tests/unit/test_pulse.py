@@ -12,7 +12,7 @@ from pipeline.testing.processes import wait_until
 
 PROGRAM = """
 import sys
-from pipeline.progress import look, tracked
+from pipeline.scoring.progress import look, tracked
 with tracked("stage", "00000", rows=10):
     print("begun", flush=True)
     for line in sys.stdin:

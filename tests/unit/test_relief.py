@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from pipeline import progress
 from pipeline.blame import Ledger, Started
 from pipeline.common.rows import Fragment
 from pipeline.dispatch import Dispatcher
 from pipeline.in_flight import Attempt, Divided, Ended, InFlight
 from pipeline.plan.plan import Partition
-from pipeline.progress import Sight
 from pipeline.relief import Helped, Relief
+from pipeline.scoring import progress
+from pipeline.scoring.progress import Sight
 from pipeline.straggler_parts import Patience
 from pipeline.testing.processes import wait_until
 

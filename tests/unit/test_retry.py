@@ -13,19 +13,19 @@ from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.rounds import Round
 from pipeline.jobs.status import Status
 from pipeline.models.registry import resolve
-from pipeline.outputs import prediction_schema
-from pipeline.partition import run_partition
 from pipeline.plan.plan import Limits
 from pipeline.plan.planner import make_plan
 from pipeline.plan.recipe import MapRecipe
 from pipeline.retry import Wanted, open_retry
-from pipeline.scoring import frame_schema
+from pipeline.scoring.outputs import prediction_schema
+from pipeline.scoring.partition import run_partition
+from pipeline.scoring.scorer import frame_schema
+from pipeline.scoring.steps import load_steps
 from pipeline.settings import load_settings
 from pipeline.sinks import publish
 from pipeline.sources import discover, sample_batch
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.model_ref import ModelRef
-from pipeline.steps import load_steps
 from pipeline.testing.oracle import Lake, train_model
 
 SETTINGS = load_settings(workers=2, threads=1, memory_limit="4 GiB")

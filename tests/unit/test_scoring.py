@@ -12,12 +12,12 @@ import pytest
 
 from pipeline.errors import ModelError, OutOfMemory, ReconciliationFailed, ScorerContract, SpecError, StepFailed
 from pipeline.models.model import Feature, ModelVersion
-from pipeline.outputs import prediction_schema, reject_schema
 from pipeline.plan.recipe import REJECT_COLUMNS, ColumnRule, MapRecipe
-from pipeline.scoring import FLOOR_ROWS, ScoredBatch, Scorer, frame_schema
+from pipeline.scoring.outputs import prediction_schema, reject_schema
+from pipeline.scoring.scorer import FLOOR_ROWS, ScoredBatch, Scorer, frame_schema
+from pipeline.scoring.steps import Step
 from pipeline.sources import SourceBatch
 from pipeline.spec.parts import Output
-from pipeline.steps import Step
 from pipeline.testing.recipes import make_batch, make_recipe
 
 VERSION = ModelVersion(

@@ -13,10 +13,10 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from pipeline.bisect import RowsError
 from pipeline.errors import StepFailed
 from pipeline.plan.recipe import MapRecipe
-from pipeline.steps import ROW_INDEX, Step, load_function, load_steps, run_steps
+from pipeline.scoring.bisection import RowsError
+from pipeline.scoring.steps import ROW_INDEX, Step, load_function, load_steps, run_steps
 
 NAN = float("nan")
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.progress import Sight
+from pipeline.scoring.progress import Sight
 from pipeline.straggler_parts import WINDOW, Ask, Backup, Cut, Divide, Move, Patience, Rates, Run, Share
 from pipeline.stragglers import decide, limit
 

@@ -17,7 +17,7 @@ from statistics import median
 import pytest
 
 from pipeline.jobs.splits import even_cuts
-from pipeline.progress import Sight
+from pipeline.scoring.progress import Sight
 from pipeline.straggler_parts import Ask, Backup, Cut, Divide, Move, Patience, Rates, Run, Share
 from pipeline.stragglers import decide
 

@@ -18,11 +18,11 @@ from pipeline.jobs.receipt import Receipt
 from pipeline.jobs.rounds import make_record
 from pipeline.jobs.status import Status
 from pipeline.models.registry import resolve
-from pipeline.outputs import prediction_schema
-from pipeline.partition import run_partition
 from pipeline.plan.plan import Limits
 from pipeline.plan.planner import make_plan
 from pipeline.resample import same_values
+from pipeline.scoring.outputs import prediction_schema
+from pipeline.scoring.partition import run_partition
 from pipeline.sinks import publish
 from pipeline.sources import discover
 from pipeline.spec.job_spec import JobSpec

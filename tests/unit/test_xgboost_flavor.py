@@ -26,7 +26,7 @@ from pipeline.models.flavors import xgboost as flavor
 from pipeline.models.flavors.matrix import encode
 from pipeline.models.model import Feature, ModelVersion
 from pipeline.models.registry import resolve
-from pipeline.outputs import prediction_schema
+from pipeline.scoring.outputs import prediction_schema
 from pipeline.spec.model_ref import ModelRef
 from pipeline.spec.parts import Output
 

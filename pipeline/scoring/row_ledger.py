@@ -12,7 +12,7 @@ from pipeline.errors import ReconciliationFailed
 from pipeline.jobs.receipt import FileRows
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import REJECT_REASON
-from pipeline.scoring import ScoredBatch
+from pipeline.scoring.scorer import ScoredBatch
 
 
 class RowLedger:

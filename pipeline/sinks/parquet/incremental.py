@@ -9,8 +9,8 @@ from pipeline.errors import PipelineError
 from pipeline.jobs.directory import JobDirectory
 from pipeline.plan.incremental import PublishedInput, baseline_of, other_baseline
 from pipeline.plan.plan import Plan
-from pipeline.sinks import layout
-from pipeline.sinks.pack import Piece
+from pipeline.sinks.parquet import layout
+from pipeline.sinks.parquet.pack import Piece
 from pipeline.storage.store import Store, open_store
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pipeline.errors import RefusedForSafety
 from pipeline.jobs.directory import JobDirectory
-from pipeline.sinks import layout, swap
 from pipeline.sinks.guards import real_place
+from pipeline.sinks.parquet import layout, swap
 from pipeline.storage.local import LocalStore
 from pipeline.storage.urls import is_local_path
 

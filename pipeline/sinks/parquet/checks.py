@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import OutputConflict, OutputExists, RefusedForSafety
-from pipeline.sinks import PublishedFile, layout
+from pipeline.sinks import PublishedFile
+from pipeline.sinks.parquet import layout
 from pipeline.storage.store import Store
 
 _SHOWN_COLUMNS = 5

@@ -24,10 +24,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.arrow_rows import CONVERSION_ERRORS, take_values
-from pipeline.bisect import blame_rows
 from pipeline.errors import StepFailed
 from pipeline.plan.recipe import MapRecipe
+from pipeline.scoring.arrow import CONVERSION_ERRORS, take_values
+from pipeline.scoring.bisection import blame_rows
 
 ROW_INDEX = "row"
 """Name of the index of a step's frame: the position in the batch, int64, from 0. It tells which rows are left."""

@@ -8,19 +8,19 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from pipeline.arrow_rows import CONVERSION_ERRORS
 from pipeline.common.rows import RowCounts
-from pipeline.contract import check, check_matrix, feature_rules
 from pipeline.errors import InputError, SchemaDrift
 from pipeline.models.cache import get_predictor
 from pipeline.models.choice import get_evaluator
 from pipeline.models.model import ModelVersion
-from pipeline.outputs import check_scores, prediction_schema, score_dtype
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import StageRecipe
-from pipeline.reread import Versions, read_partition
-from pipeline.row_ledger import RowLedger
-from pipeline.scoring import Scorer
+from pipeline.scoring.arrow import CONVERSION_ERRORS
+from pipeline.scoring.contract import check, check_matrix, feature_rules
+from pipeline.scoring.outputs import check_scores, prediction_schema, score_dtype
+from pipeline.scoring.reread import Versions, read_partition
+from pipeline.scoring.row_ledger import RowLedger
+from pipeline.scoring.scorer import Scorer
 from pipeline.sources import read_ahead
 from pipeline.spec.parts import Output
 from pipeline.storage.urls import use_storage_options

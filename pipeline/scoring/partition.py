@@ -18,23 +18,23 @@ from time import perf_counter
 
 import pyarrow as pa
 
-from pipeline.batches import resized
 from pipeline.common.rows import RowCounts
 from pipeline.errors import PlanMismatch
-from pipeline.isolation import IsolatedScorer, Isolation
 from pipeline.jobs.receipt import Receipt, Seconds
 from pipeline.jobs.splits import even_cuts, split_receipt
 from pipeline.models.choice import get_evaluator
 from pipeline.models.engines import EngineUse
-from pipeline.outputs import reject_schema
-from pipeline.pace import Pace
-from pipeline.part_file import PartFile
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import StageRecipe
-from pipeline.progress import SMALLEST_REST, Progress, tracked
-from pipeline.reread import Versions, read_partition
-from pipeline.row_ledger import RowLedger
-from pipeline.scoring import Scorer
+from pipeline.scoring.batching import resized
+from pipeline.scoring.checkpoint import PartFile
+from pipeline.scoring.isolation import IsolatedScorer, Isolation
+from pipeline.scoring.outputs import reject_schema
+from pipeline.scoring.pace import Pace
+from pipeline.scoring.progress import SMALLEST_REST, Progress, tracked
+from pipeline.scoring.reread import Versions, read_partition
+from pipeline.scoring.row_ledger import RowLedger
+from pipeline.scoring.scorer import Scorer
 from pipeline.sources import SourceBatch, read_ahead
 from pipeline.storage.store import Store, open_store
 from pipeline.storage.urls import unique_name, use_storage_options
@@ -50,8 +50,8 @@ def run_partition(
 ) -> Receipt:
     """Score ``partition`` and commit it; when it is committed already, by whomever, return that receipt.
 
-    An attempt that is asked to (`pipeline.progress`) commits what it has scored as the first of several parts, and
-    returns the receipt that says how the partition was cut.
+    An attempt that is asked to (`pipeline.scoring.progress`) commits what it has scored as the first of several parts,
+    and returns the receipt that says how the partition was cut.
 
     :param versions: of its files, as planned; None: not checked.
     :param worker: name for the receipt; default: host and process.

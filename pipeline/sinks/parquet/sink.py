@@ -1,7 +1,7 @@
 """Publishing to a folder of Parquet files.
 
-On a POSIX file system ``error`` and ``overwrite`` swap the whole folder in one step (`pipeline.sinks.swap`): every
-reader sees the old output or the new one. ``append``, object stores and file systems without that step change the
+On a POSIX file system ``error`` and ``overwrite`` swap the whole folder in one step (`pipeline.sinks.parquet.swap`):
+every reader sees the old output or the new one. ``append``, object stores and file systems without that step change the
 folder in place, in an order in which a reader of ``_manifest.json`` sees one state at any moment, and one of
 ``_SUCCESS`` knows when there is none:
 
@@ -29,10 +29,11 @@ from pipeline.errors import OutputConflict, OutputExists, RefusedForSafety, Stor
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.manifest import Manifest
 from pipeline.plan.incremental import unknown_publication
-from pipeline.sinks import Published, PublishedBefore, PublishedFile, checks, layout, pack, swap
-from pipeline.sinks.checks import check_content
-from pipeline.sinks.goes_on import check_baseline, clear_abandoned, has_nothing_new, with_inputs
+from pipeline.sinks import Published, PublishedBefore, PublishedFile
 from pipeline.sinks.guards import check_place, real_place
+from pipeline.sinks.parquet import checks, layout, pack, swap
+from pipeline.sinks.parquet.checks import check_content
+from pipeline.sinks.parquet.incremental import check_baseline, clear_abandoned, has_nothing_new, with_inputs
 from pipeline.spec.parts import Sink
 from pipeline.storage.local import LocalStore
 from pipeline.storage.store import Store, open_store

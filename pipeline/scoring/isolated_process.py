@@ -1,4 +1,5 @@
-"""The process that `pipeline.isolation` starts. It imports everything once and forks a scorer, and another when that
+"""The process that `pipeline.scoring.isolation` starts. It imports everything once and forks a scorer, and another when
+that
 one ends: a start costs milliseconds, not seconds. It never runs a step or the model itself, and so has no threads.
 """
 
@@ -13,11 +14,11 @@ from importlib import import_module
 from typing import IO
 
 from pipeline.common.secrets import mask_logs, mask_streams
-from pipeline.isolation import Died, read_message, sendable, write_message
 from pipeline.models.cache import get_predictor
 from pipeline.models.flavors import find_flavor
 from pipeline.plan.recipe import StageRecipe
-from pipeline.scoring import ScoredBatch, Scorer
+from pipeline.scoring.isolation import Died, read_message, sendable, write_message
+from pipeline.scoring.scorer import ScoredBatch, Scorer
 from pipeline.storage.urls import use_storage_options
 
 _PR_SET_PDEATHSIG = 1

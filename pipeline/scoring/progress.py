@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from pipeline.errors import InfrastructureError
-from pipeline.pulse import Pulse
+from pipeline.scoring.pulse import Pulse
 
 SMALLEST_REST = 64
 """Rows below which what is left of a partition is not worth a cut."""

@@ -23,11 +23,11 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.contract import Failures
 from pipeline.errors import OutOfMemory, PartitionStuck, PipelineError
 from pipeline.models.engines import EngineUse
 from pipeline.plan.recipe import StageRecipe
-from pipeline.scoring import ScoredBatch, reject_table
+from pipeline.scoring.contract import Failures
+from pipeline.scoring.scorer import ScoredBatch, reject_table
 from pipeline.sources import SourceBatch
 
 PIECES = 16
@@ -175,7 +175,7 @@ class Died:
 
 
 class _Child:
-    """A process that runs `pipeline.isolated`, and the one that scores, which that one forks."""
+    """A process that runs `pipeline.scoring.isolated_process`, and the one that scores, which that one forks."""
 
     def __init__(self, recipe: StageRecipe, *, memory: int) -> None:
         self._memory = memory
@@ -184,7 +184,7 @@ class _Child:
         single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         path = os.pathsep.join(path for path in sys.path if path)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.isolated"],
+            [sys.executable, "-m", "pipeline.scoring.isolated_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **single, "PYTHONPATH": path},

@@ -14,7 +14,7 @@ from pipeline.common.digest import DigestingFile
 from pipeline.errors import StateCorrupt
 from pipeline.jobs.manifest import Manifest, ManifestFile
 from pipeline.sinks import PublishedFile
-from pipeline.sinks.layout import file_name
+from pipeline.sinks.parquet.layout import file_name
 from pipeline.storage.store import Store
 from pipeline.storage.urls import as_storage_error, is_bare
 

@@ -16,16 +16,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.arrow_rows import CONVERSION_ERRORS, take_rows
-from pipeline.bisect import NoRowWorksError, RowFailure, RowsError, bisect, blame_rows
-from pipeline.contract import Failures, beyond_finite, check, check_matrix
 from pipeline.errors import ModelError, OutOfMemory, ReconciliationFailed, StepFailed
 from pipeline.models.model import Predictor
-from pipeline.outputs import REJECT_FIELDS, check_scores, prediction_schema, reject_schema, score_dtype
 from pipeline.plan.memory import next_batch_rows
 from pipeline.plan.recipe import MapRecipe, StageRecipe
+from pipeline.scoring.arrow import CONVERSION_ERRORS, take_rows
+from pipeline.scoring.bisection import NoRowWorksError, RowFailure, RowsError, bisect, blame_rows
+from pipeline.scoring.contract import Failures, beyond_finite, check, check_matrix
+from pipeline.scoring.outputs import REJECT_FIELDS, check_scores, prediction_schema, reject_schema, score_dtype
+from pipeline.scoring.steps import ROW_INDEX, Step, load_steps, run_steps
 from pipeline.spec.parts import MapStep
-from pipeline.steps import ROW_INDEX, Step, load_steps, run_steps
 
 if TYPE_CHECKING:
     from pipeline.sources import SourceBatch
@@ -361,7 +361,7 @@ def _cast(column: pa.ChunkedArray, wanted: pa.Field) -> pa.ChunkedArray:
 
 
 def reject_table(batch: SourceBatch, failures: Failures, paths: Sequence[str]) -> pa.Table:
-    """The rows of ``batch`` that failed, with the columns of `pipeline.outputs.reject_schema`."""
+    """The rows of ``batch`` that failed, with the columns of `pipeline.scoring.outputs.reject_schema`."""
     rows = take_rows(batch.table, failures.rows)
     files = [paths[index] for index in batch.fragment[failures.rows]] if paths else None
     added = (files or [""] * len(failures), batch.row[failures.rows], failures.reasons, failures.messages)

@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.arrow_rows import CONVERSION_ERRORS, take_values
 from pipeline.errors import SpecError, StepFailed
 from pipeline.models.model import ModelVersion
 from pipeline.plan.recipe import ColumnRule
+from pipeline.scoring.arrow import CONVERSION_ERRORS, take_values
 
 SHOWN = 200
 """Characters of a value that a message shows at most."""

@@ -1,0 +1,1 @@
+"""The Parquet sink: a folder of files, swapped whole or changed in place."""
