@@ -91,9 +91,9 @@ def make_plan(count: int, fragments: int) -> Any:
 
 def drive_ours(client: Any, count: int, fragments: int) -> float:
     """CPU seconds of planning, which are not counted."""
-    from pipeline.dispatch import Dispatcher
+    from pipeline.execution.dispatcher import Dispatcher
+    from pipeline.execution.tasks import make_tasks, read_receipt
     from pipeline.jobs.receipts import ReceiptBook
-    from pipeline.tasks import make_tasks, read_receipt
 
     plan = make_plan(count, fragments)
     recipe, versions = plan.recipe(job="benchmark", directory="/nowhere"), plan.versions

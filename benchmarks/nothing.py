@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline import tasks
 from pipeline.common.rows import RowCounts
+from pipeline.execution import tasks
 from pipeline.jobs.receipt import DataFile, FileRows, Receipt, Seconds
 from pipeline.models.engines import EngineUse
 from pipeline.plan.plan import Partition

@@ -25,8 +25,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipeline.batch_cache import WorkerClass, remember
 from pipeline.events import Callback, PartitionEnded, StageStarted
+from pipeline.execution.batch_cache import WorkerClass, remember
 from pipeline.models.registry import resolve
 from pipeline.runner import run
 from pipeline.settings import load_settings

@@ -11,32 +11,32 @@ from functools import cached_property, partial
 from typing import Any
 
 from pipeline.alias_follower import AliasFollower
-from pipeline.clusters import cluster_of, open_cluster
-from pipeline.clusters.handshake import shake_hands
-from pipeline.clusters.shared import SharedCluster
-from pipeline.dispatch import Dispatcher
 from pipeline.errors import InputError, PipelineError
 from pipeline.events import Callback, JobEnded, notify
-from pipeline.in_flight import Ended
+from pipeline.execution.attempts import Ended
+from pipeline.execution.clusters import cluster_of, open_cluster
+from pipeline.execution.clusters.client import shake_hands
+from pipeline.execution.clusters.shared import SharedCluster
+from pipeline.execution.dispatcher import Dispatcher
+from pipeline.execution.health import Policy
+from pipeline.execution.neighbours import Neighbours
+from pipeline.execution.rebalancing import Helped, Relief
+from pipeline.execution.task_set import Stage
+from pipeline.execution.tasks import read_receipt
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import Lease
 from pipeline.jobs.ledger import Ledger
 from pipeline.jobs.receipts import ReceiptBook
 from pipeline.jobs.status import Status, status_after
 from pipeline.jobs.stop import Stop, Why, checked
-from pipeline.neighbours import Neighbours
 from pipeline.plan.plan import Partition, Plan
 from pipeline.plan.planner import dispatch_order
 from pipeline.rejects import first_examples, summarise
-from pipeline.relief import Helped, Relief
 from pipeline.report import Report, decide_status, make_report
 from pipeline.set_aside import open_without
 from pipeline.settings import Settings
 from pipeline.sinks import publish
-from pipeline.stage import Stage
-from pipeline.tasks import read_receipt
 from pipeline.telling import tell_end, tell_start
-from pipeline.watch import Policy
 
 logger = logging.getLogger(__name__)
 

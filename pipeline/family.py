@@ -11,11 +11,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.clusters import cluster_of, open_cluster
-from pipeline.clusters.shared import SharedCluster
 from pipeline.driver import Within
 from pipeline.errors import ChildrenFailed, InfrastructureError, PipelineError
 from pipeline.events import Callback, JobEnded, PartitionEnded, StageStarted, notify
+from pipeline.execution.clusters import cluster_of, open_cluster
+from pipeline.execution.clusters.shared import SharedCluster
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.fan_out import commit_family
 from pipeline.jobs.lease import Lease

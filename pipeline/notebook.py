@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 import pandas as pd
 import pyarrow as pa
 
-from pipeline import graph
 from pipeline.display import PlainProgress, show_progress
 from pipeline.errors import SpecError
 from pipeline.events import Callback, JobEnded
+from pipeline.execution import graph
 from pipeline.handle import Handle
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.listing import find_job

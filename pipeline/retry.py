@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from pipeline.clusters import cluster_of
 from pipeline.common.rows import Fragment, InputFile, RejectedFile
 from pipeline.common.units import iso_time, utc_now
 from pipeline.errors import InputError, OutputConflict, SchemaDrift, SpecError
+from pipeline.execution.clusters import cluster_of
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import Ledger
 from pipeline.jobs.rounds import RETRY, Round, make_record

@@ -9,12 +9,12 @@ from functools import partial
 from typing import TypeVar
 
 from pipeline.alias_follower import pinned_version
-from pipeline.clusters import settings_of
 from pipeline.common.secrets import masked_logs, redact_error
 from pipeline.common.units import utc_now
 from pipeline.driver import Driver, Within
 from pipeline.errors import JobLocked
 from pipeline.events import Callback
+from pipeline.execution.clusters import settings_of
 from pipeline.family import FamilyDriver, is_ready
 from pipeline.hooks import hooked, hooks_of
 from pipeline.job_log import recorded

@@ -6,9 +6,9 @@ import secrets
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.clusters import settings_of
 from pipeline.common.units import iso_time, utc_now
 from pipeline.errors import JobLocked, OutputExists
+from pipeline.execution.clusters import settings_of
 from pipeline.job_queue import LeaseWatch, Need, Patience, decide, observe
 from pipeline.jobs.cancellation import who
 from pipeline.jobs.directory import JOB_FILE, JobDirectory

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pipeline.common.rows import RowCounts
 from pipeline.common.secrets import redact
 from pipeline.events import Callback, PartitionEnded, StageStarted, notify
-from pipeline.in_flight import Ended
+from pipeline.execution.attempts import Ended
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import Ledger
 from pipeline.plan.plan import Partition

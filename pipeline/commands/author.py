@@ -115,7 +115,7 @@ def _examine(
 
 def _checks(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]:
     """What can be checked without the data, each raising what is wrong."""
-    from pipeline.clusters import cluster_of
+    from pipeline.execution.clusters import cluster_of
     from pipeline.prepare import resolve_model
     from pipeline.scoring.steps import importable, load_function
     from pipeline.sinks import find_sink
@@ -218,8 +218,8 @@ def plan(
 
 
 def _show_config(loaded: LoadedSpec, settings: Settings) -> None:
-    from pipeline.clusters import cluster_choice, settings_of
     from pipeline.config_text import config_details, config_text
+    from pipeline.execution.clusters import cluster_choice, settings_of
 
     spec = dict(loaded.origins)
     chosen = settings_of(loaded.spec, settings=settings)

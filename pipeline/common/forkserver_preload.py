@@ -9,8 +9,8 @@ with kept():
     for _module in (
         "distributed.nanny",
         "distributed.worker",
-        "pipeline.tasks",
-        "pipeline.clusters.handshake",
+        "pipeline.execution.tasks",
+        "pipeline.execution.clusters.client",
         "pipeline.models.flavors.xgboost",
         "xgboost",
         "pipeline.cli",

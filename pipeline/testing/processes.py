@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pipeline.clusters import DASK_CONFIG
+from pipeline.execution.clusters import DASK_CONFIG
 from pipeline.scoring.isolated_process import die_with_parent
 
 ROOT = Path(__file__).parents[2]
@@ -156,7 +156,7 @@ class ProcessCluster:
     def add_worker(self) -> subprocess.Popen[bytes]:
         """One more worker with its nanny."""
         fixed = ("--nworkers", "1", "--nthreads", "1", "--memory-limit", self._memory, "--no-dashboard")
-        preload = ("--preload", "pipeline.clusters.worker_setup", "--local-directory", str(self.folder))
+        preload = ("--preload", "pipeline.execution.clusters.worker_setup", "--local-directory", str(self.folder))
         return self._spawn("worker", *fixed, *preload, *self._options)
 
     def mend(self) -> None:

@@ -35,7 +35,7 @@ def build(frame):
 
 
 def mended(frame):
-    while "pipeline.clusters.worker_setup" in sys.modules and GATE.exists():
+    while "pipeline.execution.clusters.worker_setup" in sys.modules and GATE.exists():
         Path(__file__).with_name("waiting").touch()
         time.sleep(0.02)
     return frame

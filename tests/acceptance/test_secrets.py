@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from pipeline.common.secrets import MASK
+from pipeline.execution.tasks import make_tasks
 from pipeline.jobs.directory import JobDirectory
-from pipeline.tasks import make_tasks
 from pipeline.testing.oracle import Lake
 from pipeline.testing.processes import ROOT
 from pipeline.testing.s3 import S3

@@ -32,7 +32,7 @@ import sys
 import time
 from pathlib import Path
 
-WORKER = "pipeline.clusters.worker_setup"
+WORKER = "pipeline.execution.clusters.worker_setup"
 GATE = Path({gate!r})
 FIRST = Path({first!r})
 
@@ -49,7 +49,7 @@ def build(frame):
 '''
 CLUSTER = """
 import sys
-from pipeline.clusters.local import LocalProcesses
+from pipeline.execution.clusters.local import LocalProcesses
 from pipeline.settings import load_settings
 
 if __name__ == "__main__":

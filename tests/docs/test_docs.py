@@ -15,8 +15,8 @@ from docs.make_reference import EXAMPLES, make_page
 from docs.shown import DEMO, Command, Shell, agree, normalise, read_blocks
 from pipeline import errors
 from pipeline.cli import main
-from pipeline.clusters import find_cluster
 from pipeline.errors import Interrupted, PipelineError
+from pipeline.execution.clusters import find_cluster
 from pipeline.settings import load_settings
 from pipeline.spec.job_spec import JobSpec
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.batch_cache import WorkerClass, file_name, remember
 from pipeline.common.rows import RowCounts
 from pipeline.estimate import make_estimate
 from pipeline.events import PartitionEnded, notify
+from pipeline.execution.batch_cache import WorkerClass, file_name, remember
 from pipeline.job_log import recorded
 from pipeline.jobs.cancellation import CancelRequest
 from pipeline.jobs.directory import JobDirectory

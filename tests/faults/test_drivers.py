@@ -28,7 +28,7 @@ import sys
 import time
 from pathlib import Path
 
-WORKER = "pipeline.clusters.worker_setup"
+WORKER = "pipeline.execution.clusters.worker_setup"
 GATE = Path({gate!r})
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from distributed import Client
 
-from pipeline.clusters.local import LocalProcesses
+from pipeline.execution.clusters.local import LocalProcesses
 from pipeline.settings import Settings, load_settings
 from pipeline.spec.job_spec import JobSpec
 from pipeline.testing.oracle import Lake

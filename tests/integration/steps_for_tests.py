@@ -50,4 +50,4 @@ def fail_on_every_other_thirteen(frame: pd.DataFrame) -> pd.DataFrame:
 
 def returns_nothing_on_a_worker(frame: pd.DataFrame) -> pd.DataFrame | None:
     """A step that breaks its contract, but not where it is tried before a job runs."""
-    return None if "pipeline.clusters.worker_setup" in sys.modules else frame
+    return None if "pipeline.execution.clusters.worker_setup" in sys.modules else frame

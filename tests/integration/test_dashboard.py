@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
-from pipeline.clusters.local import LocalProcesses
+from pipeline.execution.clusters.local import LocalProcesses
 from pipeline.settings import Settings
 
 def get(url):

@@ -20,14 +20,14 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="fo
 CLUSTER = """
 import gc, json, os, sys
 from pipeline import forks
-from pipeline.clusters.local import LocalProcesses
+from pipeline.execution.clusters.local import LocalProcesses
 from pipeline.settings import Settings
 
 def seen():
     names = ("OMP_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_")
     with open(f"/proc/{os.getppid()}/environ") as file:
         given = dict(line.split("=", 1) for line in file.read().split("\\0") if "=" in line)
-    loaded = "pipeline.tasks" in sys.modules and "xgboost" in sys.modules
+    loaded = "pipeline.execution.tasks" in sys.modules and "xgboost" in sys.modules
     parent = open(f"/proc/{os.getppid()}/cmdline").read()
     kept = gc.get_freeze_count() > 100_000
     variables = [given.get(name) for name in names]

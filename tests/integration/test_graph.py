@@ -12,12 +12,12 @@ import pytest
 from distributed import Client
 
 import pipeline
-from pipeline import graph
+from pipeline.execution import graph
+from pipeline.execution.tasks import make_tasks
 from pipeline.prepare import prepare
 from pipeline.scoring.frames import scored_meta
 from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec
-from pipeline.tasks import make_tasks
 from pipeline.testing.oracle import FEATURES, Lake, oracle
 
 Make = Callable[..., JobSpec]

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 from distributed import Client
 
-from pipeline.clusters import handshake
 from pipeline.errors import EnvMismatch
+from pipeline.execution.clusters import client as handshake
 
 
 def test_every_worker_answers_and_has_imported_the_flavor(client: Client) -> None:

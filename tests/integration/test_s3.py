@@ -20,6 +20,7 @@ from distributed import Client
 
 from pipeline.errors import InputChanged, OutputExists, PipelineError, StorageError, UnsafeStore
 from pipeline.events import Callback, PartitionEnded
+from pipeline.execution.tasks import make_tasks
 from pipeline.jobs.cancellation import Cancelling
 from pipeline.jobs.listing import find_job, list_jobs
 from pipeline.jobs.status import Status
@@ -32,7 +33,6 @@ from pipeline.sinks import publish
 from pipeline.spec.job_spec import JobSpec
 from pipeline.submission import queued_marks
 from pipeline.submit import submit
-from pipeline.tasks import make_tasks
 from pipeline.testing.oracle import Lake, oracle, train_model
 from pipeline.testing.processes import wait_until
 from pipeline.testing.s3 import S3, SECRET

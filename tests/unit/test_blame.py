@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from pipeline.blame import Death, Ledger, MemoryRanOut, Started, WorkerLeft
+from pipeline.execution.worker_events import Death, Ledger, MemoryRanOut, Started, WorkerLeft
 
 
 def test_only_what_executed_where_the_worker_died_is_told() -> None:

@@ -280,7 +280,7 @@ def test_show_config_tells_where_every_value_is_from(folder: Path, monkeypatch: 
 def test_set_wins_over_the_variable_of_the_cluster(
     variable: str | None, folder: Path, runner: FakeRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.clusters import cluster_choice
+    from pipeline.execution.clusters import cluster_choice
 
     if variable:
         monkeypatch.setenv("PIPELINE_CLUSTER", variable)

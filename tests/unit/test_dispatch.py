@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 from distributed.scheduler import KilledWorker
 
-from pipeline.blame import Cause
-from pipeline.dispatch import Dispatcher
 from pipeline.errors import (
     DiskFull,
     InfrastructureError,
@@ -24,11 +22,13 @@ from pipeline.errors import (
     StepFailed,
     StorageError,
 )
-from pipeline.in_flight import Divided, Ended
+from pipeline.execution.attempts import Divided, Ended
+from pipeline.execution.dispatcher import Dispatcher
+from pipeline.execution.failures import Fail, Isolate, Leave, Retry, Split, decide, decide_death, overdue
+from pipeline.execution.health import Policy
+from pipeline.execution.worker_events import Cause
 from pipeline.jobs.stop import Stop, Why
-from pipeline.outcome import Fail, Isolate, Leave, Retry, Split, decide, decide_death, overdue
 from pipeline.plan.plan import Partition
-from pipeline.watch import Policy
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.clusters import find_cluster
-from pipeline.clusters.jobqueue import LSF, BatchSystem, Slurm
-from pipeline.clusters.tls import Certificates, make_certificates
 from pipeline.errors import RefusedForSafety, SpecError
+from pipeline.execution.clusters import find_cluster
+from pipeline.execution.clusters.jobqueue import LSF, BatchSystem, Slurm
+from pipeline.execution.clusters.tls import Certificates, make_certificates
 from pipeline.plan.plan import Limits
 from pipeline.settings import load_settings
 
@@ -53,7 +53,7 @@ def test_every_example_makes_a_job_script(name: str, tmp_path: Path) -> None:
         assert f"--tls-key {files['key']}" in text
         assert "PRIVATE KEY" not in text, "the key itself stays in its file"
         assert "--dashboard-address 127.0.0.1:0" in text
-        assert "--preload pipeline.clusters.worker_setup" in text
+        assert "--preload pipeline.execution.clusters.worker_setup" in text
         # 4 hours less 5 minutes of stagger and a minute to close.
         assert "--lifetime 14040s --lifetime-stagger 300s" in text
         assert name == "htcondor" or "--death-timeout 60" in text

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from pipeline.blame import Ledger, Started
 from pipeline.common.rows import Fragment
-from pipeline.dispatch import Dispatcher
-from pipeline.in_flight import Attempt, Divided, Ended, InFlight
+from pipeline.execution.attempts import Attempt, Divided, Ended, InFlight
+from pipeline.execution.dispatcher import Dispatcher
+from pipeline.execution.rebalancing import Helped, Relief
+from pipeline.execution.straggler_parts import Patience
+from pipeline.execution.worker_events import Ledger, Started
 from pipeline.plan.plan import Partition
-from pipeline.relief import Helped, Relief
 from pipeline.scoring import progress
 from pipeline.scoring.progress import Sight
-from pipeline.straggler_parts import Patience
 from pipeline.testing.processes import wait_until
 
 ROWS = 10_000

@@ -10,9 +10,9 @@ from typing import Any
 import dask.config
 import pytest
 
-from pipeline.clusters import cluster_choice, find_cluster, settings_of, site_settings
-from pipeline.clusters.local import LocalProcesses
 from pipeline.errors import SpecError
+from pipeline.execution.clusters import cluster_choice, find_cluster, settings_of, site_settings
+from pipeline.execution.clusters.local import LocalProcesses
 from pipeline.settings import Settings, load_settings, with_cluster_file
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.precedence import Rank

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.execution.straggler_parts import WINDOW, Ask, Backup, Cut, Divide, Move, Patience, Rates, Run, Share
+from pipeline.execution.stragglers import decide, limit
 from pipeline.scoring.progress import Sight
-from pipeline.straggler_parts import WINDOW, Ask, Backup, Cut, Divide, Move, Patience, Rates, Run, Share
-from pipeline.stragglers import decide, limit
 
 PATIENCE = Patience(share=1e9)
 """Of what is slow. Sharing, which asks sooner, has tests of its own."""

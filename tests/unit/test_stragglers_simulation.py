@@ -16,10 +16,10 @@ from statistics import median
 
 import pytest
 
+from pipeline.execution.straggler_parts import Ask, Backup, Cut, Divide, Move, Patience, Rates, Run, Share
+from pipeline.execution.stragglers import decide
 from pipeline.jobs.splits import even_cuts
 from pipeline.scoring.progress import Sight
-from pipeline.straggler_parts import Ask, Backup, Cut, Divide, Move, Patience, Rates, Run, Share
-from pipeline.stragglers import decide
 
 STEP = 0.1
 LOOK_EVERY = 5

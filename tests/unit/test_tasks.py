@@ -8,14 +8,14 @@ from pathlib import Path
 
 import cloudpickle
 
-from pipeline.tasks import make_tasks
+from pipeline.execution.tasks import make_tasks
 from pipeline.testing.jobs import small_job
 
 LOADED = "import {}, sys; sys.exit('dask.dataframe' in sys.modules)"
 
 
 def test_workers_do_not_import_dask_dataframe() -> None:
-    code = LOADED.format("pipeline.tasks, pipeline.clusters.handshake")
+    code = LOADED.format("pipeline.execution.tasks, pipeline.execution.clusters.client")
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

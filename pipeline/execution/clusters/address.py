@@ -11,9 +11,9 @@ from typing import Any
 import dask.config
 from distributed import Client
 
-from pipeline.clusters.network import host_of, is_loopback
-from pipeline.clusters.tls import certificates_from
 from pipeline.errors import NoWorkers, SchedulerLost, SpecError
+from pipeline.execution.clusters.security import host_of, is_loopback
+from pipeline.execution.clusters.tls import certificates_from
 from pipeline.jobs.stop import wait_in_slices
 from pipeline.plan.plan import Limits
 from pipeline.settings import Settings

@@ -1,4 +1,5 @@
-"""What the end of an attempt means, and what to do about it. Pure decisions; `pipeline.dispatch` carries them out."""
+"""What the end of an attempt means, and what to do about it. Pure decisions; `pipeline.execution.dispatcher` carries
+them out."""
 
 from __future__ import annotations
 
@@ -9,7 +10,6 @@ from enum import StrEnum
 
 from distributed.scheduler import KilledWorker, NoValidWorkerError
 
-from pipeline.blame import Cause
 from pipeline.errors import (
     DiskFull,
     InfrastructureError,
@@ -24,6 +24,7 @@ from pipeline.errors import (
     StorageError,
     UserCodeError,
 )
+from pipeline.execution.worker_events import Cause
 
 BLAMES = 2
 """Workers that died while a partition was executing, after which it is isolated."""

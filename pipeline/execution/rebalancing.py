@@ -13,14 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.blame import Ledger
-from pipeline.in_flight import Attempt, InFlight
+from pipeline.execution.attempts import Attempt, InFlight
+from pipeline.execution.health import Watch
+from pipeline.execution.straggler_parts import Action, Backup, Cut, Divide, Patience, Rates, Rescue, Run, Share
+from pipeline.execution.stragglers import decide
+from pipeline.execution.worker_events import Ledger
 from pipeline.plan.plan import Partition
 from pipeline.scoring import progress
 from pipeline.scoring.progress import Sight
-from pipeline.straggler_parts import Action, Backup, Cut, Divide, Patience, Rates, Rescue, Run, Share
-from pipeline.stragglers import decide
-from pipeline.watch import Watch
 
 logger = logging.getLogger(__name__)
 NAMES: dict[type[Rescue], str] = {Backup: "backup", Cut: "cut", Divide: "divide", Share: "share"}

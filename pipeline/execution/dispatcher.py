@@ -1,8 +1,8 @@
 """Partitions in flight: a bounded window of tasks, and what is done about each end.
 
-What an end means is decided in `pipeline.outcome`, who is to blame for a worker's death in `pipeline.blame`, and
-whether the cluster is alive in `pipeline.watch`; this module carries it out. Its facts about Dask are in
-``docs/design/dask.md``.
+What an end means is decided in `pipeline.execution.failures`, who is to blame for a worker's death in
+`pipeline.execution.worker_events`, and whether the cluster is alive in `pipeline.execution.health`; this module carries
+it out. Its facts about Dask are in ``docs/design/dask.md``.
 """
 
 from __future__ import annotations
@@ -16,18 +16,29 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipeline.blame import Death, Fact, Ledger, MemoryRanOut, Started, WorkerLeft
 from pipeline.errors import PipelineError
-from pipeline.evidence import Evidence
-from pipeline.in_flight import Attempt, Divided, Ended, InFlight, Waiting
+from pipeline.execution.attempts import Attempt, Divided, Ended, InFlight, Waiting
+from pipeline.execution.evidence import Evidence
+from pipeline.execution.failures import (
+    Fail,
+    Isolate,
+    Leave,
+    Retry,
+    Split,
+    decide,
+    decide_death,
+    is_blamed,
+    overdue,
+    stuck,
+)
+from pipeline.execution.health import PROBE_TIMEOUT, Policy, Watch
+from pipeline.execution.neighbours import Neighbours
+from pipeline.execution.rebalancing import Answer, Relief
+from pipeline.execution.straggler_parts import Action, Ask, Cut, Divide, Move, Share
+from pipeline.execution.worker_events import Death, Fact, Ledger, MemoryRanOut, Started, WorkerLeft
 from pipeline.jobs.receipt import Receipt
 from pipeline.jobs.stop import Stop
-from pipeline.neighbours import Neighbours
-from pipeline.outcome import Fail, Isolate, Leave, Retry, Split, decide, decide_death, is_blamed, overdue, stuck
 from pipeline.plan.plan import Partition
-from pipeline.relief import Answer, Relief
-from pipeline.straggler_parts import Action, Ask, Cut, Divide, Move, Share
-from pipeline.watch import PROBE_TIMEOUT, Policy, Watch
 
 __all__ = ["Dispatcher", "Divided", "Ended", "Policy"]
 

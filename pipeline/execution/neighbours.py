@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from pipeline.blame import Ledger
+from pipeline.execution.worker_events import Ledger
 
 
 class Neighbours:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from pipeline.execution.straggler_parts import Ask, Cut, Patience, Rates, Run, Share
 from pipeline.scoring.progress import SMALLEST_REST, Sight
-from pipeline.straggler_parts import Ask, Cut, Patience, Rates, Run, Share
 
 
 def is_worker_slow(run: Run, sight: Sight, rates: Rates, patience: Patience) -> bool:

@@ -1,7 +1,8 @@
 """Who was executing when a worker left. Pure: facts in, deaths out.
 
 Dask blames every task that was assigned to a worker that died, also those that only waited there. Here a partition is
-blamed only when its code had begun: the task tells the scheduler before it does anything else (`pipeline.evidence`).
+blamed only when its code had begun: the task tells the scheduler before it does anything else
+(`pipeline.execution.evidence`).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 ``from_map`` over the stored partitions gives the frame of their fragments, one Dask partition each, and
 ``map_partitions`` over these the scored rows, lazily: what a notebook gets. What a job runs is the same chain, written
-down as the single task a partition that it would be fused to (`pipeline.tasks.make_tasks`).
+down as the single task a partition that it would be fused to (`pipeline.execution.tasks.make_tasks`).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import dask
 import dask.dataframe
 import pandas as pd
 
+from pipeline.execution.tasks import FRAGMENTS_META, Versions, fragment_frame, score_frame
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import StageRecipe
-from pipeline.tasks import FRAGMENTS_META, Versions, fragment_frame, score_frame
 
 # Dask DataFrame has no usable types.
 dd: Any = dask.dataframe

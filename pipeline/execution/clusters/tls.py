@@ -17,9 +17,9 @@ from typing import Any
 
 from distributed import Security
 
-from pipeline.clusters.network import open_network_refused
 from pipeline.common.references import resolve_reference
 from pipeline.errors import SpecError
+from pipeline.execution.clusters.security import open_network_refused
 from pipeline.storage.local import LocalStore
 from pipeline.storage.urls import is_local_path, local_path, unique_name
 

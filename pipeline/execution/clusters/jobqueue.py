@@ -21,12 +21,12 @@ from dask.utils import parse_bytes, parse_timedelta
 from distributed import Client
 from distributed.utils import get_ip_interface
 
-from pipeline.clusters import DASK_CONFIG
-from pipeline.clusters.dashboard import add_dashboard
-from pipeline.clusters.network import LOOPBACK, check_dashboard, is_loopback
-from pipeline.clusters.tls import Certificates, certificates_in
 from pipeline.common.forkserver import thread_environment
 from pipeline.errors import InfrastructureError, NoWorkers, SpecError
+from pipeline.execution.clusters import DASK_CONFIG
+from pipeline.execution.clusters.lazy_dashboard import add_dashboard
+from pipeline.execution.clusters.security import LOOPBACK, check_dashboard, is_loopback
+from pipeline.execution.clusters.tls import Certificates, certificates_in
 from pipeline.jobs.stop import wait_in_slices
 from pipeline.plan.plan import Limits
 from pipeline.settings import Settings
@@ -250,7 +250,7 @@ class BatchSystem:
         # The HTTP server of a worker has no TLS. When the scheduler is gone, workers end, and their jobs with them.
         shown = ["--dashboard", "--dashboard-address", f"{LOOPBACK}:0"]
         ends = ["--lifetime", f"{lifetime:.0f}s", "--lifetime-stagger", f"{stagger:.0f}s"]
-        return [*shown, *ends, "--preload", "pipeline.clusters.worker_setup"]
+        return [*shown, *ends, "--preload", "pipeline.execution.clusters.worker_setup"]
 
     def _environment(self) -> list[str]:
         """Lines of the job script that give workers this site's configuration of Dask, and their share of cores."""

@@ -21,9 +21,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from pipeline.execution.sharing import is_worker_slow, share
+from pipeline.execution.straggler_parts import Action, Ask, Backup, Cut, Divide, Move, Patience, Rates, Rescue, Run
 from pipeline.scoring.progress import SMALLEST_REST, Sight
-from pipeline.sharing import is_worker_slow, share
-from pipeline.straggler_parts import Action, Ask, Backup, Cut, Divide, Move, Patience, Rates, Rescue, Run
 
 SMALLEST_PART = 512
 """Rows a part should have when a whole partition is divided anew."""

@@ -7,7 +7,7 @@ import signal
 import threading
 from contextlib import suppress
 
-import pipeline.tasks  # noqa: F401  (imported while the worker starts, so that the first task does not wait for it)
+import pipeline.execution.tasks  # noqa: F401  (imported while the worker starts, so that the first task does not wait for it)
 from pipeline.common.secrets import mask_logs, mask_streams
 
 # A worker has the driver's standard output, which is for the driver's result: what steps print goes to standard error.

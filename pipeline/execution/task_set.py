@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipeline.batch_cache import WorkerClass, recall, remember
-from pipeline.in_flight import Divided, Ended
+from pipeline.execution.attempts import Divided, Ended
+from pipeline.execution.batch_cache import WorkerClass, recall, remember
+from pipeline.execution.rebalancing import Helped, Relief
+from pipeline.execution.tasks import make_tasks
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.receipt import Receipt
 from pipeline.jobs.rounds import Round
@@ -16,12 +18,10 @@ from pipeline.jobs.splits import SPLIT_FLOOR_ROWS, even_cuts, parts_of, split_re
 from pipeline.plan.memory import BatchSize
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import StageRecipe
-from pipeline.relief import Helped, Relief
 from pipeline.scoring.isolation import Isolation
 from pipeline.scoring.partition import stage_folder
 from pipeline.storage.store import open_store
 from pipeline.storage.urls import unique_name
-from pipeline.tasks import make_tasks
 
 ISOLATED_SECONDS = 600.0
 """Seconds for all rows of an isolated partition where there is no ``partition_timeout``."""

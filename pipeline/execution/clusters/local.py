@@ -15,13 +15,13 @@ from dask.utils import parse_bytes
 from distributed import Client, LocalCluster
 from distributed.system import MEMORY_LIMIT
 
-from pipeline.clusters import DASK_CONFIG
-from pipeline.clusters.dashboard import add_dashboard
-from pipeline.clusters.network import LOOPBACK, check_dashboard, is_loopback
-from pipeline.clusters.tls import Certificates, certificates_in
 from pipeline.common import forkserver as forks
 from pipeline.common.forkserver import chosen_shape, thread_environment
 from pipeline.errors import NoWorkers, SpecError
+from pipeline.execution.clusters import DASK_CONFIG
+from pipeline.execution.clusters.lazy_dashboard import add_dashboard
+from pipeline.execution.clusters.security import LOOPBACK, check_dashboard, is_loopback
+from pipeline.execution.clusters.tls import Certificates, certificates_in
 from pipeline.jobs.stop import wait_in_slices
 from pipeline.plan.plan import Limits
 from pipeline.settings import Settings
@@ -98,7 +98,7 @@ class LocalProcesses:
             "distributed.nanny.pre-spawn-environ": environment,
             "distributed.worker.multiprocessing-method": method,
             "distributed.scheduler.no-workers-timeout": self.settings.no_workers_timeout,
-            "distributed.worker.preload": ["pipeline.clusters.worker_setup"],
+            "distributed.worker.preload": ["pipeline.execution.clusters.worker_setup"],
             # A worker that is not back after so long loses its nanny for good, which then restarts nobody any more.
             "distributed.deploy.lost-worker-timeout": NEVER,
         }

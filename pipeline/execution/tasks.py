@@ -1,7 +1,7 @@
 """What a worker does for a Dask partition: to its receipt, or to scored rows; and the tasks that a job is made of.
 
-Apart from `pipeline.graph`, so that neither workers nor scheduler nor the driver of a job import ``dask.dataframe``,
-which would take them longer than all else together.
+Apart from `pipeline.execution.graph`, so that neither workers nor scheduler nor the driver of a job import
+``dask.dataframe``, which would take them longer than all else together.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import pandas as pd
 from dask._task_spec import Task
 from dask.delayed import Delayed
 
-from pipeline import evidence
 from pipeline.common.rows import Fragment
 from pipeline.common.secrets import redact_error
 from pipeline.errors import PipelineError
+from pipeline.execution import evidence
 from pipeline.jobs.receipt import Receipt
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import StageRecipe

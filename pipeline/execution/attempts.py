@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.blame import Ledger
+from pipeline.execution.worker_events import Ledger
 from pipeline.jobs.receipt import Receipt
 from pipeline.plan.plan import Partition
 

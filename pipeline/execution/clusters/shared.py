@@ -9,8 +9,8 @@ from typing import Any
 
 from distributed import Client
 
-from pipeline.clusters.handshake import shake_hands
-from pipeline.neighbours import Neighbours
+from pipeline.execution.clusters.client import shake_hands
+from pipeline.execution.neighbours import Neighbours
 
 
 class SharedCluster:

@@ -13,7 +13,7 @@ from typing import Any
 from distributed import get_worker
 from distributed.utils import sync
 
-from pipeline.blame import Fact, MemoryRanOut, Started, WorkerLeft
+from pipeline.execution.worker_events import Fact, MemoryRanOut, Started, WorkerLeft
 
 STARTED_TOPIC = "pipeline-started"
 MEMORY_TOPIC = "worker-restart-memory"

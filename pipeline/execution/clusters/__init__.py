@@ -23,13 +23,13 @@ from pipeline.spec.precedence import Candidate, Choice, Rank, choose
 from pipeline.spec.yaml import parse_text
 
 BUILT_IN = {
-    "local": "pipeline.clusters.local:LocalProcesses",
-    "address": "pipeline.clusters.address:ExistingScheduler",
-    "slurm": "pipeline.clusters.jobqueue:Slurm",
-    "pbs": "pipeline.clusters.jobqueue:PBS",
-    "sge": "pipeline.clusters.jobqueue:SGE",
-    "lsf": "pipeline.clusters.jobqueue:LSF",
-    "htcondor": "pipeline.clusters.jobqueue:HTCondor",
+    "local": "pipeline.execution.clusters.local:LocalProcesses",
+    "address": "pipeline.execution.clusters.address:ExistingScheduler",
+    "slurm": "pipeline.execution.clusters.jobqueue:Slurm",
+    "pbs": "pipeline.execution.clusters.jobqueue:PBS",
+    "sge": "pipeline.execution.clusters.jobqueue:SGE",
+    "lsf": "pipeline.execution.clusters.jobqueue:LSF",
+    "htcondor": "pipeline.execution.clusters.jobqueue:HTCondor",
 }
 
 DASK_CONFIG: dict[str, Any] = {
@@ -120,7 +120,7 @@ def _config(name: str, folders: tuple[str, ...]) -> tuple[dict[str, Any], str]:
 
 
 def _homes(folders: tuple[str, ...]) -> list[Path]:
-    roots = [*(Path(folder) for folder in folders), Path(os.getcwd()), Path(__file__).parents[2]]
+    roots = [*(Path(folder) for folder in folders), Path(os.getcwd()), Path(__file__).parents[3]]
     return [root / "cluster_configs" for root in roots]
 
 

@@ -1,0 +1,1 @@
+"""Partitions on a Dask cluster: provision it, submit tasks, handle failures. Only this package imports Dask."""
