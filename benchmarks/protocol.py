@@ -27,10 +27,10 @@ from unittest.mock import patch
 import pyarrow.parquet as pq
 
 from benchmarks.data import make_data, make_model
+from pipeline.driver.prepare import prepare
 from pipeline.jobs.directory import JobDirectory
 from pipeline.plan.packing import pack
 from pipeline.plan.plan import Partition, Plan
-from pipeline.prepare import prepare
 from pipeline.scoring import checkpoint as part_file
 from pipeline.scoring.partition import run_partition
 from pipeline.settings import load_settings

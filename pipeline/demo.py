@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pipeline import demo_features
 from pipeline.demo_features import NOW
 from pipeline.errors import EnvMismatch, OutputExists, RefusedForSafety
-from pipeline.summary import summary_text
+from pipeline.report.text import summary_text
 
 SEED = 20240229
 COUNTRIES = {"DE": 0.52, "FR": 0.14, "IT": 0.11, "NL": 0.08, "PL": 0.07, "SE": 0.05, "AT": 0.03}

@@ -15,31 +15,31 @@ from typing import Any, TypeVar
 import pandas as pd
 import pyarrow as pa
 
-from pipeline.display import PlainProgress, show_progress
+from pipeline.driver.prepare import Prepared, prepare, resolve_model
 from pipeline.errors import SpecError
 from pipeline.events import Callback, JobEnded
 from pipeline.execution import graph
-from pipeline.handle import Handle
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.listing import find_job
 from pipeline.models.model import ModelVersion
 from pipeline.plan.describe import PlanSummary, plan_summary
 from pipeline.plan.recipe import REJECT_COLUMNS
-from pipeline.prepare import Prepared, prepare, resolve_model
-from pipeline.rejects import read_left
-from pipeline.report import Report
+from pipeline.report.progress import PlainProgress, show_progress
+from pipeline.report.rejects import read_left
+from pipeline.report.report import Report
+from pipeline.report.text import plan_text, summary_text, verification_text
+from pipeline.report.verify import Verification, verify
 from pipeline.runner import resume, retry, run
 from pipeline.scoring.frames import score_pandas, scored_meta
 from pipeline.scoring.outputs import prediction_schema
 from pipeline.scoring.steps import importable
+from pipeline.service.handle import Handle
+from pipeline.service.submit import submit
 from pipeline.settings import Settings, load_settings
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.load import absolute_path, load_spec
 from pipeline.spec.model_ref import ModelRef
 from pipeline.spec.parts import Output
-from pipeline.submit import submit
-from pipeline.summary import plan_text, summary_text, verification_text
-from pipeline.verify import Verification, verify
 
 T = TypeVar("T")
 

@@ -6,14 +6,14 @@ import secrets
 from collections.abc import Sequence
 
 from pipeline.common.units import utc_now
+from pipeline.driver.prepare import Prepared
 from pipeline.errors import InputError
-from pipeline.estimate import Estimate, choose_sample, make_estimate
 from pipeline.events import Callback
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.record import new_job_id
-from pipeline.prepare import Prepared
-from pipeline.probe import write_estimate
-from pipeline.report import make_report
+from pipeline.report.estimate import Estimate, choose_sample, make_estimate
+from pipeline.report.probe import write_estimate
+from pipeline.report.report import make_report
 from pipeline.runner import probe
 from pipeline.settings import Settings
 from pipeline.sinks import prove

@@ -8,16 +8,16 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
-from pipeline.alias_follower import pinned_version
 from pipeline.common.secrets import masked_logs, redact_error
 from pipeline.common.units import utc_now
-from pipeline.driver import Driver, Within
+from pipeline.driver.driver import Driver, Within
+from pipeline.driver.fan_out import FamilyDriver, is_ready
+from pipeline.driver.model_drift import pinned_version
+from pipeline.driver.prepare import first_sink, prepare
+from pipeline.driver.retry import Wanted, open_retry
 from pipeline.errors import JobLocked
 from pipeline.events import Callback
 from pipeline.execution.clusters import settings_of
-from pipeline.family import FamilyDriver, is_ready
-from pipeline.hooks import hooked, hooks_of
-from pipeline.job_log import recorded
 from pipeline.jobs.cancellation import watched
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import Lease, held
@@ -25,9 +25,9 @@ from pipeline.jobs.listing import find_job, parent_of
 from pipeline.jobs.record import new_job_id
 from pipeline.jobs.stop import Stop, on_signals
 from pipeline.plan.plan import Partition
-from pipeline.prepare import first_sink, prepare
-from pipeline.report import Report, make_report
-from pipeline.retry import Wanted, open_retry
+from pipeline.report.hooks import hooked, hooks_of
+from pipeline.report.job_log import recorded
+from pipeline.report.report import Report, make_report
 from pipeline.scoring.steps import importable
 from pipeline.settings import Settings, load_settings
 from pipeline.sinks import prove

@@ -23,7 +23,7 @@ from pipeline.commands.options import (
 from pipeline.errors import OutputExists, PipelineError
 
 if TYPE_CHECKING:
-    from pipeline.prepare import Prepared
+    from pipeline.driver.prepare import Prepared
     from pipeline.settings import Settings
     from pipeline.spec.job_spec import JobSpec
     from pipeline.spec.load import LoadedSpec
@@ -115,8 +115,8 @@ def _examine(
 
 def _checks(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]:
     """What can be checked without the data, each raising what is wrong."""
+    from pipeline.driver.prepare import resolve_model
     from pipeline.execution.clusters import cluster_of
-    from pipeline.prepare import resolve_model
     from pipeline.scoring.steps import importable, load_function
     from pipeline.sinks import find_sink
     from pipeline.sources.filters.parse import parse_filter
@@ -196,9 +196,9 @@ def plan(
     if show_config:
         _show_config(loaded, settings)
         return
+    from pipeline.driver.prepare import prepare
     from pipeline.plan.describe import plan_summary
-    from pipeline.prepare import prepare
-    from pipeline.summary import plan_text
+    from pipeline.report.text import plan_text
 
     prepared = prepare(loaded.spec, settings=settings)
     details = plan_summary(prepared.plan, prepared.limits).details()
@@ -206,7 +206,7 @@ def plan(
         raise click.UsageError("A fan-out has no partitions of its own to probe: probe a job over one of its values.")
     if why:
         from pipeline.plan.describe import explain
-        from pipeline.summary import why_text
+        from pipeline.report.text import why_text
 
         details["why"] = explain(prepared.plan)
         emit(details, lambda: plan_text(details) + why_text(details["why"]))
@@ -218,8 +218,8 @@ def plan(
 
 
 def _show_config(loaded: LoadedSpec, settings: Settings) -> None:
-    from pipeline.config_text import config_details, config_text
     from pipeline.execution.clusters import cluster_choice, settings_of
+    from pipeline.report.config_text import config_details, config_text
 
     spec = dict(loaded.origins)
     chosen = settings_of(loaded.spec, settings=settings)
@@ -230,9 +230,9 @@ def _show_config(loaded: LoadedSpec, settings: Settings) -> None:
 
 
 def _probe(prepared: Prepared, details: dict[str, Any], *, count: int, settings: Settings) -> None:
-    from pipeline.display import show_progress
     from pipeline.probing import probe_plan
-    from pipeline.summary import estimate_text, next_lines, plan_text
+    from pipeline.report.progress import show_progress
+    from pipeline.report.text import estimate_text, next_lines, plan_text
 
     with show_progress(quiet=is_quiet()) as callbacks:
         job, estimate = probe_plan(prepared, settings=settings, count=count, callbacks=callbacks)

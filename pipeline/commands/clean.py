@@ -23,10 +23,10 @@ _SHOWN = 15
 @output_options
 def gc(job: str, is_all: bool, older_than: str | None, yes: bool, directory: str | None) -> None:
     """Show, and with --yes remove, what died attempts left behind. A job that a driver is at work on is left alone."""
-    from pipeline import gc as cleaning
     from pipeline.common.units import utc_now
     from pipeline.jobs.directory import JobDirectory
     from pipeline.jobs.listing import find_job, list_jobs
+    from pipeline.service import gc as cleaning
 
     if is_all and job != "@last":
         raise click.UsageError("Name a job, or --all of them.")
@@ -58,7 +58,7 @@ def gc(job: str, is_all: bool, older_than: str | None, yes: bool, directory: str
 
 def _text(found: Sequence[dict[str, Any]], *, total: int, is_removed: bool, again: str) -> str:
     from pipeline.common.units import format_bytes
-    from pipeline.summary import next_lines
+    from pipeline.report.text import next_lines
 
     items = sorted((one for job in found for one in job["leftovers"]), key=lambda one: -one["bytes"])
     kept = [f"  kept       {job['job']}: {job['kept']}" for job in found if job["kept"]]

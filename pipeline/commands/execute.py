@@ -28,7 +28,7 @@ from pipeline.errors import PipelineError, SpecError
 
 if TYPE_CHECKING:
     from pipeline.events import Callback
-    from pipeline.report import Report
+    from pipeline.report.report import Report
     from pipeline.settings import Settings
 
 WARNED = 3
@@ -81,7 +81,7 @@ def resume(job: str, detach: bool, strict: bool, **flags: str | int | None) -> N
 def _detach(job: str, *, flags: Flags) -> None:
     from pipeline.commands.submit import tell_submitted
     from pipeline.jobs.listing import find_job
-    from pipeline.submit import submit_again
+    from pipeline.service.submit import submit_again
 
     settings = settings_for(None, **flags)
     made = submit_again(find_job(settings.directory, job.rstrip("/") or job), settings=settings)
@@ -209,8 +209,8 @@ def _finish(
     text: Callable[[Mapping[str, Any]], str] | None = None,
 ) -> None:
     """Run with a progress display, then show the report; the exit status follows from both."""
-    from pipeline.display import JobWatch, show_progress
-    from pipeline.summary import summary_text
+    from pipeline.report.progress import JobWatch, show_progress
+    from pipeline.report.text import summary_text
 
     watch = JobWatch()
     try:

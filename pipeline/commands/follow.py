@@ -14,7 +14,7 @@ from pipeline.commands.options import directory_option, emit, is_quiet, output_o
 if TYPE_CHECKING:
     from pipeline.jobs.directory import JobDirectory
     from pipeline.jobs.status import Status
-    from pipeline.log_lines import LogLine
+    from pipeline.service.logs import LogLine
 
 TIMED_OUT = 124
 """Exit status when the job has not ended in time, as of timeout(1)."""
@@ -27,9 +27,9 @@ TIMED_OUT = 124
 @output_options
 def watch(job: str, strict: bool, directory: str | None) -> None:
     """Show the progress of a job that somebody else drives, then its report; exits with the exit code of the job."""
-    from pipeline.display import show_progress
     from pipeline.events import notify
-    from pipeline.follow import Ending, Follower, pause_for
+    from pipeline.report.progress import show_progress
+    from pipeline.service.follow import Ending, Follower, pause_for
 
     found, lease_seconds = _find(job, directory)
     follower, ending = Follower(found), Ending(found, lease_seconds)
@@ -55,7 +55,7 @@ def watch(job: str, strict: bool, directory: str | None) -> None:
 @click.pass_context
 def wait(context: click.Context, job: str, timeout: float | None, strict: bool, directory: str | None) -> None:
     """Wait until a job ends, and print its report; exits with the exit code of the job, 124 when it took too long."""
-    from pipeline.follow import Ending
+    from pipeline.service.follow import Ending
 
     found, lease_seconds = _find(job, directory)
     _say_if_nobody_serves(found)
@@ -77,8 +77,8 @@ def wait(context: click.Context, job: str, timeout: float | None, strict: bool, 
 @output_options
 def logs(job: str, follow: bool, partition: str, errors: bool, directory: str | None) -> None:
     """Show what happened in a job: its events and what its drivers logged. With -f, --json is one object a line."""
-    from pipeline.follow import Ending, pause_for
-    from pipeline.log_lines import LogReader
+    from pipeline.service.follow import Ending, pause_for
+    from pipeline.service.logs import LogReader
 
     found, lease_seconds = _find(job, directory)
     reader = LogReader(found, partition=partition, errors=errors)
@@ -116,9 +116,9 @@ def _print_lines(lines: list[LogLine]) -> None:
 def _say_if_nobody_serves(job: JobDirectory) -> None:
     """A job that waits for a server where there is none would wait for ever."""
     from pipeline.common.units import utc_now
-    from pipeline.job_queue import LeaseWatch, observe
     from pipeline.jobs.status import Status
-    from pipeline.servers import is_served
+    from pipeline.service.job_queue import LeaseWatch, observe
+    from pipeline.service.servers import is_served
     from pipeline.storage.store import open_store
 
     if is_quiet() or job.status() is not Status.QUEUED:
@@ -134,8 +134,8 @@ def _say_if_nobody_serves(job: JobDirectory) -> None:
 
 def _end(job: JobDirectory, status: Status, *, strict: bool) -> None:
     """Print the report, and exit as the job did."""
-    from pipeline.job_queue import exit_code
-    from pipeline.summary import summary_text
+    from pipeline.report.text import summary_text
+    from pipeline.service.job_queue import exit_code
 
     details: dict[str, Any] = status_details(job)
     emit(details, lambda: summary_text(details))

@@ -45,7 +45,7 @@ def list_command(*, statuses: tuple[str, ...], name: str, limit: int | None, dir
 
 def _list_text(jobs: list[dict[str, Any]], directory: str, *, is_all: bool) -> str:
     from pipeline.common.units import format_seconds
-    from pipeline.summary import table_text
+    from pipeline.report.text import table_text
 
     if not jobs and not is_all:
         return f"There are no such jobs in {directory}."
@@ -69,7 +69,7 @@ def _list_row(job: dict[str, Any], name: str, age: str) -> list[str]:
 @output_options
 def status(job: str, directory: str | None) -> None:
     """Show how a job stands: its id, a prefix of it, @last, or its directory."""
-    from pipeline.summary import summary_text
+    from pipeline.report.text import summary_text
 
     details = status_details(_find(job, directory))
     emit(details, lambda: summary_text(details))
@@ -80,7 +80,7 @@ def status_details(job: JobDirectory) -> dict[str, Any]:
     stored = job.read_report()
     if stored is not None and stored.get("status") == str(job.status()):
         return stored
-    from pipeline.report import make_report
+    from pipeline.report.report import make_report
 
     return make_report(job).to_dict()
 
@@ -94,8 +94,8 @@ def status_details(job: JobDirectory) -> dict[str, Any]:
 @click.pass_context
 def verify(context: click.Context, job: str, sample: int, seed: int | None, directory: str | None) -> None:
     """Prove from the receipts and the data that every row was scored once; score a sample again."""
-    from pipeline.summary import verification_text
-    from pipeline.verify import verify as verify_job
+    from pipeline.report.text import verification_text
+    from pipeline.report.verify import verify as verify_job
 
     found = _find(job, directory)
     result = verify_job(found, sample=sample, seed=seed)
@@ -117,8 +117,8 @@ def verify(context: click.Context, job: str, sample: int, seed: int | None, dire
 @output_options
 def rejects(job: str, limit: int, reason: str, path: str | None, directory: str | None) -> None:
     """Show the rows that could not be scored, by reason, the files that hold them, and input files set aside."""
-    from pipeline.rejects import export, summarise
-    from pipeline.summary import rejects_text
+    from pipeline.report.rejects import export, summarise
+    from pipeline.report.text import rejects_text
 
     found = _find(job, directory)
     details = summarise(found, examples=limit, reason=reason).details()
@@ -134,7 +134,7 @@ def rejects(job: str, limit: int, reason: str, path: str | None, directory: str 
 @output_options
 def diff(before: str, after: str, directory: str | None) -> None:
     """Show what differs between two jobs: spec, model, input files, rows, rejects by reason, times."""
-    from pipeline.compare import compare, comparison_text
+    from pipeline.report.compare import compare, comparison_text
 
     found = compare(_find(before, directory), _find(after, directory))
     emit(found.details(), lambda: comparison_text(found))

@@ -13,7 +13,7 @@ import click
 from pipeline.commands.options import directory_option, emit, is_quiet, output_options, settings_for
 
 if TYPE_CHECKING:
-    from pipeline.serve import Served, Server
+    from pipeline.service.server import Served, Server
     from pipeline.settings import Settings
 
 
@@ -51,8 +51,8 @@ def serve(*, is_status: bool, template: str | None, once: bool, wait: bool, **op
 
 
 def _server(settings: Settings, options: dict[str, Any]) -> Server:
-    from pipeline.job_queue import Patience
-    from pipeline.serve import Server, load_hooks
+    from pipeline.service.job_queue import Patience
+    from pipeline.service.server import Server, load_hooks
 
     patience = Patience(starts=options["starts"])
     return Server(settings, limit=options["jobs"], patience=patience, hooks=load_hooks(settings))
@@ -61,7 +61,7 @@ def _server(settings: Settings, options: dict[str, Any]) -> Server:
 def _serve(server: Server, *, seconds: float) -> None:
     import logging
 
-    from pipeline.serve import serve as serve_until
+    from pipeline.service.server import serve as serve_until
 
     is_over = threading.Event()
 
@@ -75,7 +75,7 @@ def _serve(server: Server, *, seconds: float) -> None:
         signal.signal(number, end)
     if not is_quiet():
         # What a server does is told as it happens; there is nobody who asked for more with -v.
-        logging.getLogger("pipeline.serve").setLevel(logging.INFO)
+        logging.getLogger("pipeline.service.server").setLevel(logging.INFO)
     serve_until(server, is_over=is_over.wait, seconds=seconds)
 
 
@@ -90,8 +90,8 @@ def _serve_once(server: Server, *, wait: bool) -> None:
 
 def _ends(server: Server, served: Served) -> list[Any]:
     from pipeline.errors import DriverLost
-    from pipeline.follow import Ending
     from pipeline.jobs.directory import JobDirectory
+    from pipeline.service.follow import Ending
 
     ends = []
     for name in served.started:
@@ -122,10 +122,10 @@ def _print_template(template: str, options: dict[str, Any]) -> None:
 
 def _show_servers(settings: Settings) -> None:
     from pipeline.common.units import utc_now
-    from pipeline.servers import find_servers
+    from pipeline.report.text import table_text
+    from pipeline.service.queue import queued_marks
+    from pipeline.service.servers import find_servers
     from pipeline.storage.store import open_store
-    from pipeline.submission import queued_marks
-    from pipeline.summary import table_text
 
     root, now = open_store(settings.directory), utc_now()
     servers = [one.details(now=now) for one in find_servers(root)]

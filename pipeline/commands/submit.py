@@ -18,7 +18,7 @@ from pipeline.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.submit import Submitted
+    from pipeline.service.submit import Submitted
 
 
 @click.command(short_help="Run a job in the background.")
@@ -45,7 +45,7 @@ def submit(
     **flags: str | int | None,
 ) -> None:
     """Plan and check a job, start it in the background, and print its id. It goes on when the terminal is closed."""
-    from pipeline.submit import submit as submit_job
+    from pipeline.service.submit import submit as submit_job
 
     loaded = load(job_file, overrides=overrides, params=params)
     made = submit_job(

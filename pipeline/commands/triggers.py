@@ -13,10 +13,10 @@ from pipeline.commands.options import directory_option, emit, is_quiet, output_o
 from pipeline.errors import SpecError
 
 if TYPE_CHECKING:
+    from pipeline.service.triggers.arrivals import ArrivedFile
+    from pipeline.service.triggers.definitions import Watched
+    from pipeline.service.triggers.state import State
     from pipeline.settings import Settings
-    from pipeline.triggers.arrivals import ArrivedFile
-    from pipeline.triggers.definitions import Watched
-    from pipeline.triggers.state import State
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _LOOK_SECONDS = 1.0
@@ -45,7 +45,7 @@ def triggers() -> None:
 @output_options
 def list_triggers(files: Sequence[str], directory: str | None) -> None:
     """List the triggers: when each fires next, what runs for it, what came last."""
-    from pipeline.summary import table_text
+    from pipeline.report.text import table_text
 
     settings, watched = _load(files, directory)
     now = _now()
@@ -65,8 +65,8 @@ def next_times(name: str | None, count: int, files: Sequence[str], directory: st
     from itertools import islice
     from zoneinfo import ZoneInfo
 
-    from pipeline.summary import table_text
-    from pipeline.triggers.schedule import firing_id, instants
+    from pipeline.report.text import table_text
+    from pipeline.service.triggers.schedule import firing_id, instants
 
     _, watched = _load(files, directory, name=name)
     now, found = _now(), []
@@ -96,7 +96,7 @@ def next_times(name: str | None, count: int, files: Sequence[str], directory: st
 @output_options
 def test(name: str | None, files: Sequence[str], directory: str | None) -> None:
     """Say what would fire now and, where nothing would, why. Loads the job specs too. Writes and submits nothing."""
-    from pipeline.summary import next_lines
+    from pipeline.report.text import next_lines
 
     settings, watched = _load(files, directory, name=name)
     shown = [_tested(one, settings) for one in watched]
@@ -117,10 +117,10 @@ def test(name: str | None, files: Sequence[str], directory: str | None) -> None:
 @output_options
 def fire(name: str, key: str | None, files: Sequence[str], directory: str | None) -> None:
     """Fire a trigger now, and print the id of its job. Of one for files, the job scores all that never fired."""
-    from pipeline.triggers import by_hand
-    from pipeline.triggers.arrivals import look
-    from pipeline.triggers.log import open_log
-    from pipeline.triggers.schedule import firing_id
+    from pipeline.service.triggers import backfill as by_hand
+    from pipeline.service.triggers.arrivals import look
+    from pipeline.service.triggers.log import open_log
+    from pipeline.service.triggers.schedule import firing_id
 
     settings, (watched,) = _load(files, directory, name=name)
     now = _now()
@@ -171,8 +171,8 @@ def backfill(
 
     Ended in between it goes on where it was when it is called again, or under serve.
     """
-    from pipeline.triggers import by_hand
-    from pipeline.triggers.log import open_log
+    from pipeline.service.triggers import backfill as by_hand
+    from pipeline.service.triggers.log import open_log
 
     settings, (watched,) = _load(files, directory, name=name)
     days = _day(first, "--from"), _day(last, "--to")
@@ -204,8 +204,8 @@ def backfill(
 def _load(
     files: Sequence[str], directory: str | None, *, name: str | None = None
 ) -> tuple[Settings, tuple[Watched, ...]]:
-    from pipeline.firing import trigger_files
-    from pipeline.triggers.definitions import find_trigger, load_triggers
+    from pipeline.service.triggers.definitions import find_trigger, load_triggers
+    from pipeline.service.triggers.jobs import trigger_files
 
     settings = settings_for(directory=directory)
     named = trigger_files(settings, files)
@@ -221,8 +221,8 @@ def _load(
 
 def _watch(settings: Settings) -> Any:
     """Looks at triggers; jobs are left to a server where there is one."""
-    from pipeline.firing import TriggerWatch
-    from pipeline.servers import is_served
+    from pipeline.service.servers import is_served
+    from pipeline.service.triggers.jobs import TriggerWatch
     from pipeline.storage.store import open_store
 
     has_server = is_served(open_store(settings.directory, private=True), now=_now())
@@ -249,8 +249,8 @@ def _checked_key(key: str | None) -> str:
 
 
 def _details(watched: Watched, *, settings: Settings, now: datetime) -> dict[str, Any]:
-    from pipeline.triggers.log import open_log
-    from pipeline.triggers.schedule import next_instant
+    from pipeline.service.triggers.log import open_log
+    from pipeline.service.triggers.schedule import next_instant
 
     trigger = watched.trigger
     state = open_log(settings.directory, watched.name).read()
@@ -314,10 +314,10 @@ def _row(one: dict[str, Any]) -> list[str]:
 
 def _tested(watched: Watched, settings: Settings) -> dict[str, Any]:
     from pipeline.errors import PipelineError
-    from pipeline.firing import TriggerJobs, spec_of
-    from pipeline.triggers.evaluate import explain
-    from pipeline.triggers.log import open_log
-    from pipeline.triggers.state import Firing, to_text
+    from pipeline.service.triggers.evaluate import explain
+    from pipeline.service.triggers.jobs import TriggerJobs, spec_of
+    from pipeline.service.triggers.log import open_log
+    from pipeline.service.triggers.state import Firing, to_text
 
     now, problem = _now(), ""
     jobs = TriggerJobs(watched, settings)

@@ -60,7 +60,7 @@ SPEC_FILE = "spec.yaml"
 EVENTS_FILE = "events.jsonl"
 REPORT_FILE = "report.json"
 SUBMISSIONS = "submissions"
-"""Folder of `pipeline.submission`."""
+"""Folder of `pipeline.service.queue`."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ SEVERAL = "one per child"
 
 @dataclass(frozen=True)
 class Planner:
-    """How one job is planned; see `pipeline.prepare`."""
+    """How one job is planned; see `pipeline.driver.prepare`."""
 
     discover: Callable[[JobSpec], Discovery]
     plan: Callable[[JobSpec, Discovery], Plan]

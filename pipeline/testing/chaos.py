@@ -21,13 +21,13 @@ import pyarrow.parquet as pq
 from pipeline import errors as error_kinds
 from pipeline.errors import InfrastructureError, PipelineError, StateCorrupt
 from pipeline.jobs.directory import JobDirectory
+from pipeline.report.verify import verify
 from pipeline.spec.job_spec import JobSpec
 from pipeline.testing.processes import ProcessCluster
 from pipeline.testing.row_check import Reader, RowDifference, check_rows, read_folder
 from pipeline.testing.sample import sample_job
 from pipeline.testing.strikes import draw_script
 from pipeline.testing.trial import FINISHED, PATIENCE, Attempt, Struck, Trial, run_plainly, settle
-from pipeline.verify import verify
 
 ROWS = 40_000
 """Rows of the sample; with two workers, eight partitions."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.driver.prepare import prepare
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.status import Status
 from pipeline.plan.plan import Plan
-from pipeline.prepare import prepare
 from pipeline.scoring.partition import run_partition
 from pipeline.settings import Settings
 from pipeline.sinks import Published, publish

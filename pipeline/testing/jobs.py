@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.common.rows import Fragment, InputFile, RowCounts, RowGroup
+from pipeline.driver.rejected import find_rejected
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import take
 from pipeline.jobs.receipt import DataFile, FileRows, Receipt, Seconds
@@ -26,8 +27,7 @@ from pipeline.jobs.status import Status
 from pipeline.models.model import Feature, ModelVersion
 from pipeline.plan.plan import Partition, Plan
 from pipeline.plan.recipe import REJECT_FILE, REJECT_MESSAGE, REJECT_REASON, REJECT_ROW
-from pipeline.rejected import find_rejected
-from pipeline.report import make_report
+from pipeline.report.report import make_report
 from pipeline.sinks.parquet.sink import ParquetSink
 from pipeline.spec.job_spec import JobSpec
 from pipeline.storage.store import Store

@@ -14,14 +14,14 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from pipeline.errors import SpecError, StorageError
+from pipeline.service.triggers.arrivals import ArrivedFile
+from pipeline.service.triggers.decide import Success
+from pipeline.service.triggers.evaluate import evaluate
+from pipeline.service.triggers.log import Log
+from pipeline.service.triggers.state import Firing
 from pipeline.spec.triggers import Arrival, Trigger
 from pipeline.testing.memory_store import MemoryDisk, MemoryStore
 from pipeline.testing.stores import Crash
-from pipeline.triggers.arrivals import ArrivedFile
-from pipeline.triggers.decide import Success
-from pipeline.triggers.evaluate import evaluate
-from pipeline.triggers.log import Log
-from pipeline.triggers.state import Firing
 
 FOLDER = ".triggers/t"
 
@@ -87,7 +87,7 @@ class World:
         found |= self.archive
         return [json.loads(found[name]) for name in sorted(found)]
 
-    # What `pipeline.triggers.evaluate.Jobs` asks for
+    # What `pipeline.service.triggers.evaluate.Jobs` asks for
 
     def submit(self, firing: Firing) -> str:
         """Make the job of a firing, once; a process may die before that and after it."""

@@ -17,9 +17,9 @@ import yaml
 
 from pipeline.jobs.directory import JobDirectory
 from pipeline.models.registry.file_registry import BuiltInRegistry, Facts
+from pipeline.report.verify import verify
 from pipeline.testing.oracle import Lake, make_lake, oracle, train_model
 from pipeline.testing.processes import ProcessCluster, start_command, wait_until
-from pipeline.verify import verify
 
 STEP = '''
 import os, time

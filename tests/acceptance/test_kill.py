@@ -18,9 +18,9 @@ import pytest
 import yaml
 
 from pipeline.jobs.directory import JobDirectory
+from pipeline.report.verify import verify
 from pipeline.testing.oracle import Lake, make_lake, oracle
 from pipeline.testing.processes import ProcessCluster, start_command
-from pipeline.verify import verify
 
 STEP = '''
 import os

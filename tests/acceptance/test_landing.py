@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.scoring.isolated_process import die_with_parent
+from pipeline.service.triggers.log import open_log
 from pipeline.testing.oracle import make_table, oracle
 from pipeline.testing.processes import ProcessCluster, wait_until
-from pipeline.triggers.log import open_log
 
 SECONDS = float(os.environ.get("PIPELINE_LANDING_SECONDS", "24"))
 KILL_EVERY = 20.0 if SECONDS >= 120 else 6.0

@@ -20,10 +20,10 @@ import yaml
 
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import identify, is_process
-from pipeline.submission import find_starts
+from pipeline.report.verify import verify
+from pipeline.service.queue import find_starts
 from pipeline.testing.oracle import Lake, make_lake, oracle
 from pipeline.testing.processes import wait_until
-from pipeline.verify import verify
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]

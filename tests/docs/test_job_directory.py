@@ -11,21 +11,21 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.common.rows import RowCounts
-from pipeline.estimate import make_estimate
 from pipeline.events import PartitionEnded, notify
 from pipeline.execution.batch_cache import WorkerClass, file_name, remember
-from pipeline.job_log import recorded
 from pipeline.jobs.cancellation import CancelRequest
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.fan_out import FamilyCommit
 from pipeline.jobs.lease import held
 from pipeline.jobs.status import TRANSITIONS, Status
 from pipeline.plan.recipe import REJECT_COLUMNS
-from pipeline.probe import write_estimate
-from pipeline.report import make_report
-from pipeline.servers import ServerRecord
+from pipeline.report.estimate import make_estimate
+from pipeline.report.job_log import recorded
+from pipeline.report.probe import write_estimate
+from pipeline.report.report import make_report
+from pipeline.service.queue import Submission, claim_key, claim_start, put_submission
+from pipeline.service.servers import ServerRecord
 from pipeline.sinks import publish
-from pipeline.submission import Submission, claim_key, claim_start, put_submission
 from pipeline.testing.jobs import open_retry, small_job, write_receipts
 
 PAGE = Path(__file__).parents[2] / "docs" / "job-directory.md"

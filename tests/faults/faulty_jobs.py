@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 from pipeline.events import Callback, PartitionEnded
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.listing import find_job
-from pipeline.report import Report
+from pipeline.report.report import Report
+from pipeline.report.verify import verify
 from pipeline.runner import run
 from pipeline.settings import Settings, load_settings
 from pipeline.spec.job_spec import JobSpec
 from pipeline.testing.oracle import Lake
 from pipeline.testing.processes import ProcessCluster, wait_until
-from pipeline.verify import verify
 
 SLOW = 'Fault("sleep", ids=range(0), seconds=0.15)'
 

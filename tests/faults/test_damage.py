@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.common.units import utc_now
+from pipeline.driver.prepare import prepare
 from pipeline.errors import ModelIntegrity, PipelineError
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.listing import find_job, list_jobs
-from pipeline.prepare import prepare
+from pipeline.report.verify import verify
 from pipeline.runner import resume, run
 from pipeline.settings import Settings, load_settings
 from pipeline.sinks.parquet.sink import ParquetSink
@@ -27,7 +28,6 @@ from pipeline.testing.jobs import drive, small_job
 from pipeline.testing.oracle import Lake, make_lake, oracle, train_model
 from pipeline.testing.processes import ProcessCluster
 from pipeline.testing.row_check import read_folder
-from pipeline.verify import verify
 
 FLIPS = 300
 

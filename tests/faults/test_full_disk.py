@@ -13,13 +13,13 @@ import pytest
 from pipeline.errors import DiskFull
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.listing import find_job, list_jobs
+from pipeline.report.verify import verify
 from pipeline.runner import resume, run
 from pipeline.settings import Settings, load_settings
 from pipeline.spec.job_spec import JobSpec
 from pipeline.testing.oracle import Lake, make_lake, oracle
 from pipeline.testing.processes import ProcessCluster
 from pipeline.testing.row_check import read_folder
-from pipeline.verify import verify
 
 pytestmark = pytest.mark.slow
 SIZE = 8 << 20

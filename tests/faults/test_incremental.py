@@ -15,6 +15,7 @@ import pytest
 from pipeline.errors import InputChanged, OutputConflict, PipelineError, SpecError
 from pipeline.plan.describe import explain, input_text
 from pipeline.plan.table import plan_from_table, plan_to_table
+from pipeline.report.verify import verify
 from pipeline.sinks import PublishedFile
 from pipeline.sinks.parquet import layout
 from pipeline.sinks.parquet.incremental import with_inputs
@@ -22,7 +23,6 @@ from pipeline.spec.job_spec import JobSpec
 from pipeline.testing.inline import plan_inline, publish_inline, score_inline
 from pipeline.testing.oracle import make_table, oracle, train_model
 from pipeline.testing.stores import Crash, Faults, faulty_os
-from pipeline.verify import verify
 
 
 @pytest.fixture(autouse=True)

@@ -18,9 +18,9 @@ import pyarrow as pa
 import pytest
 from test_commit_sweep import FAULTS, JOB, SURVIVORS, World, rows_on, run_on, survived
 
+from pipeline.driver.retry import Wanted, open_retry
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.status import Status
-from pipeline.retry import Wanted, open_retry
 from pipeline.settings import load_settings
 from pipeline.sinks.parquet import layout, swap
 from pipeline.sinks.parquet.sink import ParquetSink

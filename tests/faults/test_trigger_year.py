@@ -15,13 +15,13 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from pipeline.service.triggers.arrivals import ArrivedFile
+from pipeline.service.triggers.decide import SUCCEEDED
+from pipeline.service.triggers.schedule import firing_id, instants
+from pipeline.service.triggers.state import from_text, to_text
 from pipeline.spec.triggers import Arrival, Trigger
 from pipeline.testing.memory_store import MemoryDisk
 from pipeline.testing.trigger_world import World
-from pipeline.triggers.arrivals import ArrivedFile
-from pipeline.triggers.decide import SUCCEEDED
-from pipeline.triggers.schedule import firing_id, instants
-from pipeline.triggers.state import from_text, to_text
 
 BEGIN = datetime(2026, 1, 1, 0, 0, 30, tzinfo=UTC)
 END = BEGIN + timedelta(days=365)

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import driver
+from pipeline.driver import driver
 from pipeline.errors import ModelChanged, ModelError, PipelineError, SpecError, StorageError
 from pipeline.events import Callback, PartitionEnded
 from pipeline.jobs.directory import JobDirectory
@@ -20,12 +20,12 @@ from pipeline.jobs.listing import find_job
 from pipeline.models.registry import alias_watch as drift
 from pipeline.models.registry.alias_watch import MAX_RESTARTS
 from pipeline.models.registry.file_registry import BuiltInRegistry, Facts
-from pipeline.report import Report
+from pipeline.report.report import Report
+from pipeline.report.verify import verify
 from pipeline.runner import resume, run
 from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec
 from pipeline.testing.oracle import FEATURES, Lake, make_lake, make_table, oracle, train_model
-from pipeline.verify import verify
 
 CHAMPION = "models:/churn@champion"
 Make = Callable[..., JobSpec]

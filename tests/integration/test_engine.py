@@ -12,12 +12,12 @@ import pytest
 
 from pipeline.errors import ModelError
 from pipeline.jobs.listing import find_job
+from pipeline.report.text import summary_text
+from pipeline.report.verify import verify
 from pipeline.runner import run
 from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec
-from pipeline.summary import summary_text
 from pipeline.testing.oracle import Lake, oracle
-from pipeline.verify import verify
 
 pytest.importorskip("numba")
 

@@ -17,22 +17,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.driver.fan_out import Leader
 from pipeline.errors import Cancelled, ChildrenFailed
 from pipeline.events import Callback, StatusChanged
-from pipeline.family import Leader
 from pipeline.jobs.cancellation import cancel_job
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.fan_out import last_commit
 from pipeline.jobs.listing import find_job
 from pipeline.jobs.status import Status
-from pipeline.rejects import summarise
-from pipeline.report import make_report
+from pipeline.report.rejects import summarise
+from pipeline.report.report import make_report
+from pipeline.report.text import summary_text
+from pipeline.report.verify import verify
 from pipeline.runner import resume, run
 from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec
-from pipeline.summary import summary_text
 from pipeline.testing.oracle import make_table, oracle, train_model
-from pipeline.verify import verify
 
 Make = Callable[..., JobSpec]
 ROWS = 60

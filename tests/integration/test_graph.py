@@ -12,9 +12,9 @@ import pytest
 from distributed import Client
 
 import pipeline
+from pipeline.driver.prepare import prepare
 from pipeline.execution import graph
 from pipeline.execution.tasks import make_tasks
-from pipeline.prepare import prepare
 from pipeline.scoring.frames import scored_meta
 from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec

@@ -17,11 +17,11 @@ import steps_for_tests
 from pipeline.errors import InputChanged, OutputExists, PipelineError, PlanMismatch, StepFailed, TooManyRejects
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.listing import find_job
+from pipeline.report.verify import verify
 from pipeline.runner import resume, run
 from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec
 from pipeline.testing.oracle import Lake, make_lake, make_table, oracle
-from pipeline.verify import verify
 
 Make = Callable[..., JobSpec]
 
@@ -233,7 +233,7 @@ def test_another_plan_for_the_same_job_is_refused_with_what_differs(make_spec: M
 def test_an_input_file_that_changed_since_the_plan_fails_the_job(
     make_spec: Make, settings: Settings, lake: Lake, tmp_path: Path
 ) -> None:
-    from pipeline.prepare import prepare
+    from pipeline.driver.prepare import prepare
 
     prepared = prepare(make_spec(), settings=settings)
     JobDirectory.create(settings.directory, prepared.plan, job="stale")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.driver.prepare import prepare
 from pipeline.jobs.listing import find_job
-from pipeline.prepare import prepare
 from pipeline.probing import probe_plan
 from pipeline.runner import resume
 from pipeline.settings import Settings

@@ -15,13 +15,13 @@ import pytest
 from pipeline.errors import InputError, PipelineError, SpecError, StepFailed
 from pipeline.events import Callback, StatusChanged
 from pipeline.jobs.listing import find_job
-from pipeline.report import Report
+from pipeline.report.report import Report
+from pipeline.report.verify import verify
 from pipeline.runner import resume, retry, run
 from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec
 from pipeline.testing.jobs import read_output
 from pipeline.testing.oracle import Lake, make_table, oracle, train_model
-from pipeline.verify import verify
 
 Make = Callable[..., JobSpec]
 BROKEN, MENDED = "steps_for_tests:fail_on_thirteens", "steps.0.map=steps_for_tests:as_it_is"
@@ -249,7 +249,7 @@ def test_a_mended_module_is_picked_up_by_workers_that_live_on(
 
 
 def test_rejects_tell_what_is_left(make_spec: Make, settings: Settings, tmp_path: Path, expected: pd.DataFrame) -> None:
-    from pipeline.rejects import export, summarise
+    from pipeline.report.rejects import export, summarise
 
     run(make_spec(maps=(BROKEN,), errors={"max_fraction": 0.02}), settings=settings)
     job = find_job(settings.directory, "@last")

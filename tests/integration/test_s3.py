@@ -26,18 +26,18 @@ from pipeline.jobs.listing import find_job, list_jobs
 from pipeline.jobs.status import Status
 from pipeline.models.registry.file_registry import BuiltInRegistry, Facts
 from pipeline.notebook import Job
+from pipeline.report.verify import verify
 from pipeline.runner import resume, retry, run
-from pipeline.serve import Server
+from pipeline.service.queue import queued_marks
+from pipeline.service.server import Server
+from pipeline.service.submit import submit
 from pipeline.settings import Settings
 from pipeline.sinks import publish
 from pipeline.spec.job_spec import JobSpec
-from pipeline.submission import queued_marks
-from pipeline.submit import submit
 from pipeline.testing.oracle import Lake, oracle, train_model
 from pipeline.testing.processes import wait_until
 from pipeline.testing.s3 import S3, SECRET
 from pipeline.testing.s3_proxy import proxy_s3
-from pipeline.verify import verify
 
 Make = Callable[..., JobSpec]
 
@@ -184,10 +184,10 @@ def test_an_interrupted_job_on_s3_is_gone_on_with(
     def die(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.driver.publish", die)
+    monkeypatch.setattr("pipeline.driver.driver.publish", die)
     with pytest.raises(KeyboardInterrupt):
         run(s3_spec(), settings=s3_settings)
-    monkeypatch.setattr("pipeline.driver.publish", publish)
+    monkeypatch.setattr("pipeline.driver.driver.publish", publish)
     assert on_s3.names("out/") == []
     report = resume("@last", settings=s3_settings)
     assert report.status == "SUCCEEDED"

@@ -9,12 +9,12 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.service.triggers.arrivals import decide_arrival, look
+from pipeline.service.triggers.evaluate import evaluate
+from pipeline.service.triggers.log import open_log
+from pipeline.service.triggers.state import Firing
 from pipeline.spec.triggers import Arrival, Trigger
 from pipeline.testing.s3 import S3
-from pipeline.triggers.arrivals import decide_arrival, look
-from pipeline.triggers.evaluate import evaluate
-from pipeline.triggers.log import open_log
-from pipeline.triggers.state import Firing
 
 
 class Jobs:

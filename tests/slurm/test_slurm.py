@@ -19,11 +19,11 @@ import pytest
 import yaml
 
 from pipeline.jobs.directory import JobDirectory
+from pipeline.report.verify import verify
 from pipeline.testing.held import held_job
 from pipeline.testing.oracle import Lake, oracle
 from pipeline.testing.processes import wait_until
 from pipeline.testing.sockets import listening_sockets, process_tree, speaks_plainly
-from pipeline.verify import verify
 
 HERE = Path(__file__).parent
 PROGRAMS = ("sbatch", "scancel", "squeue", "scontrol", "slurmctld", "slurmd", "munged")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.compare import Changed, changes, compare, comparison_text, flatten
 from pipeline.jobs.directory import JobDirectory
+from pipeline.report.compare import Changed, changes, compare, comparison_text, flatten
 from pipeline.testing.jobs import small_job, write_receipts
 
 

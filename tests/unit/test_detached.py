@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.detached import copied, drive, is_unwanted, settle
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.status import Status
+from pipeline.service.detached import copied, drive, is_unwanted, settle
+from pipeline.service.queue import mark_queued, queued_marks
 from pipeline.storage.store import open_store
-from pipeline.submission import mark_queued, queued_marks
 from pipeline.testing.jobs import small_job
 
 

@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from pipeline.common.rows import RowCounts
-from pipeline.display import JobWatch, LiveProgress, PlainProgress, Tally, make_progress, show_progress
 from pipeline.events import Callback, PartitionEnded, StageStarted, StatusChanged
+from pipeline.report.progress import JobWatch, LiveProgress, PlainProgress, Tally, make_progress, show_progress
 
 
 class Clock:

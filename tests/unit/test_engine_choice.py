@@ -29,12 +29,12 @@ from pipeline.models.trees import engine
 from pipeline.plan.describe import plan_summary
 from pipeline.plan.plan import Limits
 from pipeline.plan.recipe import ScoreRecipe
-from pipeline.report import make_report
-from pipeline.resample import _near
+from pipeline.report.report import make_report
+from pipeline.report.resample import _near
+from pipeline.report.text import plan_text, summary_text
 from pipeline.scoring.partition import run_partition
 from pipeline.spec.job_spec import JobSpec, json_schema
 from pipeline.spec.model_ref import ModelRef, OutputKind
-from pipeline.summary import plan_text, summary_text
 from pipeline.testing.jobs import small_job, write_receipts
 from pipeline.testing.oracle import FEATURES, Lake, make_table, train_model
 from pipeline.testing.recipes import make_partition, make_recipe

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.driver.prepare import prepare
 from pipeline.errors import InputError, OutputExists, PipelineError, SpecError
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.listing import find_job, list_jobs, parent_of
@@ -22,13 +23,12 @@ from pipeline.plan.describe import plan_summary
 from pipeline.plan.family_plan import SEVERAL
 from pipeline.plan.fan_out import HIVE_NULL, LONGEST_SLUG, child_spec, condition, folder_of, slugs
 from pipeline.plan.table import plan_from_table, plan_to_table
-from pipeline.prepare import prepare
+from pipeline.report.text import plan_text
 from pipeline.settings import Settings
 from pipeline.sources import parse_filter
 from pipeline.sources.locate import locate
 from pipeline.spec.diagnostics import SpecMistakes
 from pipeline.spec.job_spec import JobSpec
-from pipeline.summary import plan_text
 from pipeline.testing.oracle import make_table, train_model
 
 VALUES = st.one_of(st.text(max_size=60), st.integers(-(10**9), 10**9), st.booleans(), st.none())
@@ -348,7 +348,7 @@ def test_cancelling_a_fan_out_that_nobody_drives_cancels_its_children(lake: Path
 
 
 def test_a_request_to_stop_reaches_children_that_run_and_those_to_come() -> None:
-    from pipeline.family import Leader
+    from pipeline.driver.fan_out import Leader
 
     leader = Leader()
     first = leader.follower()

@@ -12,22 +12,29 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from pipeline import firing as firing_module
-from pipeline import submit as submitting
 from pipeline.cli import main
 from pipeline.errors import SpecError
-from pipeline.firing import TriggerJobs, TriggerWatch, filled_params, spec_of, submission_key, trigger_hook
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.status import Status
+from pipeline.service import submit as submitting
+from pipeline.service.submit import submit
+from pipeline.service.triggers import jobs as firing_module
+from pipeline.service.triggers.backfill import backfill_instants
+from pipeline.service.triggers.decide import GONE
+from pipeline.service.triggers.definitions import Watched
+from pipeline.service.triggers.jobs import (
+    TriggerJobs,
+    TriggerWatch,
+    filled_params,
+    spec_of,
+    submission_key,
+    trigger_hook,
+)
+from pipeline.service.triggers.log import open_log
+from pipeline.service.triggers.state import Firing, SeenFile, to_text
 from pipeline.settings import Settings
 from pipeline.spec.triggers import Arrival, Trigger
-from pipeline.submit import submit
 from pipeline.testing.jobs import SmallJob, small_job, write_receipts
-from pipeline.triggers.by_hand import backfill_instants
-from pipeline.triggers.decide import GONE
-from pipeline.triggers.definitions import Watched
-from pipeline.triggers.log import open_log
-from pipeline.triggers.state import Firing, SeenFile, to_text
 
 NIGHT = datetime(2026, 3, 29, 1, 0, tzinfo=UTC)
 JOB = """

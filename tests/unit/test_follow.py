@@ -10,13 +10,13 @@ import pytest
 
 from pipeline.errors import DriverLost
 from pipeline.events import Event, PartitionEnded, StageStarted, StatusChanged
-from pipeline.follow import Ending, Follower
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import FOLDER, Holder, held, identify, take
 from pipeline.jobs.status import Status
-from pipeline.servers import ServerRecord, put_server
+from pipeline.service.follow import Ending, Follower
+from pipeline.service.queue import Submission, put_submission
+from pipeline.service.servers import ServerRecord, put_server
 from pipeline.storage.store import open_store
-from pipeline.submission import Submission, put_submission
 from pipeline.testing.jobs import SmallJob, small_job, write_receipt
 
 

@@ -13,15 +13,15 @@ from click.testing import CliRunner
 
 from pipeline.cli import main
 from pipeline.errors import SpecError
-from pipeline.gc import is_old, lost_attempts, parse_age, sweep_job, sweep_root
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import held
 from pipeline.jobs.listing import list_jobs
 from pipeline.jobs.splits import split_receipt
 from pipeline.jobs.status import Status
+from pipeline.report.verify import verify
+from pipeline.service.gc import is_old, lost_attempts, parse_age, sweep_job, sweep_root
 from pipeline.sinks import publish
 from pipeline.testing.jobs import SmallJob, read_output, small_job, write_receipt, write_receipts
-from pipeline.verify import verify
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 LATER = NOON + timedelta(days=31)

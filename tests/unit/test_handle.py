@@ -10,12 +10,12 @@ import pytest
 
 from pipeline.errors import Cancelled, PipelineError, SchemaDrift, TooManyRejects, error_from_details
 from pipeline.events import Callback, JobEnded, PartitionEnded, StatusChanged
-from pipeline.handle import Handle
 from pipeline.jobs.cancellation import Cancelling
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import Lease, take
 from pipeline.jobs.status import Status
-from pipeline.report import Report, make_report
+from pipeline.report.report import Report, make_report
+from pipeline.service.handle import Handle
 from pipeline.testing.jobs import SmallJob, small_job, write_receipts
 
 

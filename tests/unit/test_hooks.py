@@ -18,15 +18,15 @@ from typing import Any
 
 import pytest
 
-from pipeline import hook_delivery
 from pipeline.errors import SpecError
 from pipeline.events import JobEnded, notify
-from pipeline.hook_delivery import Attempt, is_final_status, pause
-from pipeline.hooks import hooked, hooks_of
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.status import Status
-from pipeline.lineage import dataset_of
-from pipeline.report import make_report
+from pipeline.report import hook_delivery
+from pipeline.report.hook_delivery import Attempt, is_final_status, pause
+from pipeline.report.hooks import hooked, hooks_of
+from pipeline.report.openlineage import dataset_of
+from pipeline.report.report import make_report
 from pipeline.settings import Settings, load_settings
 from pipeline.spec.diagnostics import SpecMistakes
 from pipeline.spec.hook_parts import Hook

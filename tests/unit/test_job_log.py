@@ -13,12 +13,12 @@ import pytest
 from pipeline.common.rows import RowCounts
 from pipeline.errors import SchemaDrift
 from pipeline.events import JobEnded, PartitionEnded, notify
-from pipeline.job_log import recorded
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.status import Status
-from pipeline.log_lines import LogReader
+from pipeline.report.job_log import recorded
+from pipeline.service.logs import LogReader
+from pipeline.service.queue import Start, Submission, put_submission
 from pipeline.storage.store import open_store
-from pipeline.submission import Start, Submission, put_submission
 from pipeline.testing.jobs import small_job, write_receipts
 from pipeline.testing.memory_store import MemoryDisk, MemoryStore
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import NoWorkers, SchemaDrift
-from pipeline.job_queue import STARTING_SECONDS, JobView, LeaseWatch, Need, Patience, decide, exit_code, observe
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import FOLDER, Holder, Verdict, identify, take
 from pipeline.jobs.status import Status
-from pipeline.report import make_report
-from pipeline.submission import Start, Submission, claim_start, find_starts, note_start, put_submission
+from pipeline.report.report import make_report
+from pipeline.service.job_queue import STARTING_SECONDS, JobView, LeaseWatch, Need, Patience, decide, exit_code, observe
+from pipeline.service.queue import Start, Submission, claim_start, find_starts, note_start, put_submission
 from pipeline.testing.jobs import small_job
 
 PATIENCE = Patience(starts=3, delay=10.0, longest=15.0)

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import StateCorrupt
 from pipeline.jobs.directory import JobDirectory
-from pipeline.rejects import first_examples, summarise
+from pipeline.report.rejects import first_examples, summarise
 from pipeline.testing.jobs import REASON, small_job, write_receipts
 
 

@@ -16,8 +16,8 @@ from pipeline.jobs.manifest import make_manifest
 from pipeline.jobs.receipt import Receipt
 from pipeline.jobs.receipts import ReceiptBook
 from pipeline.jobs.status import Status
-from pipeline.report import decide_status, make_report, status_for, too_many_rejects
-from pipeline.run_record import straggler_record
+from pipeline.report.report import decide_status, make_report, status_for, too_many_rejects
+from pipeline.report.run_record import straggler_record
 from pipeline.testing.jobs import REASON, SmallJob, small_job, write_receipts
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.driver.retry import Wanted, open_retry
 from pipeline.errors import OutputConflict, PipelineError, SpecError, StepFailed
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.rounds import Round
@@ -16,7 +17,6 @@ from pipeline.models.registry import resolve
 from pipeline.plan.plan import Limits
 from pipeline.plan.planner import make_plan
 from pipeline.plan.recipe import MapRecipe
-from pipeline.retry import Wanted, open_retry
 from pipeline.scoring.outputs import prediction_schema
 from pipeline.scoring.partition import run_partition
 from pipeline.scoring.scorer import frame_schema

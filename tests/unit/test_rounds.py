@@ -13,14 +13,14 @@ import pytest
 from pipeline.common.rows import RejectedFile, RowCounts
 from pipeline.common.units import utc_now
 from pipeline.errors import Fenced, StateCorrupt
-from pipeline.gc import sweep_job
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.rounds import FILES_REJECTED, MODEL_DRIFT, RoundRecord, make_record
 from pipeline.jobs.splits import halves, split_receipt
 from pipeline.jobs.status import Status
 from pipeline.plan.plan import Partition
-from pipeline.rejects import read_left, summarise
-from pipeline.report import make_report
+from pipeline.report.rejects import read_left, summarise
+from pipeline.report.report import make_report
+from pipeline.service.gc import sweep_job
 from pipeline.testing.jobs import REASON, SmallJob, open_retry, small_job, write_receipt, write_receipts
 
 

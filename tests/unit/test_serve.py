@@ -15,16 +15,12 @@ from click.testing import CliRunner
 from cronsim import CronSim
 
 from pipeline.cli import main
-from pipeline.job_queue import Patience
 from pipeline.jobs.cancellation import cancel_job
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import identify
 from pipeline.jobs.status import Status
-from pipeline.serve import Server, serve
-from pipeline.servers import BEAT_SECONDS, ServerRecord, find_servers, is_served
-from pipeline.settings import Settings
-from pipeline.storage.store import open_store
-from pipeline.submission import (
+from pipeline.service.job_queue import Patience
+from pipeline.service.queue import (
     QUEUE,
     Start,
     Submission,
@@ -34,6 +30,10 @@ from pipeline.submission import (
     put_submission,
     queued_marks,
 )
+from pipeline.service.server import Server, serve
+from pipeline.service.servers import BEAT_SECONDS, ServerRecord, find_servers, is_served
+from pipeline.settings import Settings
+from pipeline.storage.store import open_store
 from pipeline.testing.jobs import small_job
 
 DEAD = identify(os.getpid()).rpartition("/")[0] + "/0"

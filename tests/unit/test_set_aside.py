@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.common.rows import RowCounts
+from pipeline.driver.quarantine import open_without
 from pipeline.errors import CorruptInput, InputChanged, StepFailed, TooManyRejects
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.splits import sub_fragment
 from pipeline.plan.plan import Partition
-from pipeline.set_aside import open_without
 from pipeline.testing.jobs import SmallJob, open_retry, small_job, write_receipt, write_receipts
 
 

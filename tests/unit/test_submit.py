@@ -13,16 +13,16 @@ from typing import Any
 import dask.config
 import pytest
 
-from pipeline import submission as records
-from pipeline import submit as submitting
 from pipeline.errors import OutputExists, PlanMismatch
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import held
 from pipeline.jobs.status import Status
+from pipeline.service import queue as records
+from pipeline.service import submit as submitting
+from pipeline.service.queue import find_starts, last_submission, note_start, queued_marks
+from pipeline.service.submit import Submitted, submit, submit_again
 from pipeline.settings import Settings, load_settings
 from pipeline.storage.store import open_store
-from pipeline.submission import find_starts, last_submission, note_start, queued_marks
-from pipeline.submit import Submitted, submit, submit_again
 from pipeline.testing.jobs import SmallJob, small_job
 from pipeline.testing.stores import Crash, Faults, faulty_os
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.summary import plan_text, reconciliation, rejects_text, summary_text, table_text, verification_text
+from pipeline.report.text import plan_text, reconciliation, rejects_text, summary_text, table_text, verification_text
 
 
 def report(**changes: Any) -> dict[str, Any]:

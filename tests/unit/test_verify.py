@@ -20,7 +20,8 @@ from pipeline.jobs.status import Status
 from pipeline.models.registry import resolve
 from pipeline.plan.plan import Limits
 from pipeline.plan.planner import make_plan
-from pipeline.resample import same_values
+from pipeline.report.resample import same_values
+from pipeline.report.verify import Verification, verify
 from pipeline.scoring.outputs import prediction_schema
 from pipeline.scoring.partition import run_partition
 from pipeline.sinks import publish
@@ -29,7 +30,6 @@ from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.model_ref import ModelRef
 from pipeline.testing.jobs import open_retry
 from pipeline.testing.oracle import Lake, oracle
-from pipeline.verify import Verification, verify
 
 
 def make_job(tmp_path: Path, lake: Lake, model_path: Path, **fields: object) -> JobDirectory:

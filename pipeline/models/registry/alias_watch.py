@@ -1,6 +1,6 @@
 """Model drift: the alias that a job's model was resolved from points to another version. What it means, and looking.
 
-The policy is the job spec's ``model_drift``. `pipeline.alias_follower` carries it out.
+The policy is the job spec's ``model_drift``. `pipeline.driver.model_drift` carries it out.
 """
 
 from __future__ import annotations

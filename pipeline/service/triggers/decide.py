@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from pipeline.common.digest import digest_json
+from pipeline.service.triggers.arrivals import ArrivedFile, decide_arrival, fired_id
+from pipeline.service.triggers.schedule import firing_id, instants
+from pipeline.service.triggers.state import Entry, Firing, Open, SeenFile, State, from_text, to_text
 from pipeline.spec.triggers import Trigger
-from pipeline.triggers.arrivals import ArrivedFile, decide_arrival, fired_id
-from pipeline.triggers.schedule import firing_id, instants
-from pipeline.triggers.state import Entry, Firing, Open, SeenFile, State, from_text, to_text
 
 SUCCEEDED = ("SUCCEEDED", "SUCCEEDED_WITH_WARNINGS")
 GONE = "GONE"

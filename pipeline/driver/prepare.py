@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.common.rows import InputFile
+from pipeline.driver.find_input import find_input, refuse_incremental
 from pipeline.errors import SpecError
 from pipeline.execution.clusters import ClusterAdapter, cluster_of
-from pipeline.find_input import find_input, refuse_incremental
 from pipeline.jobs.record import child_id
 from pipeline.models.engines import check_engine
 from pipeline.models.model import ModelVersion

@@ -11,13 +11,13 @@ from typing import Any, Generic, TypeVar
 
 from pipeline.errors import DriverLost, PipelineError, error_from_details
 from pipeline.events import Callback, notify
-from pipeline.follow import Ending, Follower, pause_for
 from pipeline.jobs.cancellation import Cancelling, cancel_job
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import LEASE_SECONDS
 from pipeline.jobs.status import Status
-from pipeline.log_lines import LogLine, LogReader
-from pipeline.report import Report, make_report
+from pipeline.report.report import Report, make_report
+from pipeline.service.follow import Ending, Follower, pause_for
+from pipeline.service.logs import LogLine, LogReader
 
 logger = logging.getLogger(__name__)
 R = TypeVar("R", bound=Report)

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 from pipeline.common.rows import Fragment, InputFile, RejectedFile
 from pipeline.common.units import iso_time, utc_now
+from pipeline.driver.retry import number_partitions
 from pipeline.errors import CorruptInput, InputChanged, PipelineError, SchemaDrift
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import Ledger, rejects_place
 from pipeline.jobs.rounds import FILES_REJECTED, Round, make_record
-from pipeline.retry import number_partitions
 from pipeline.sources.locate import current_version
 from pipeline.sources.parquet.quarantine import check_file_count, reject
 

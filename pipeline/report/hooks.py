@@ -18,10 +18,10 @@ from typing import Any
 from pipeline.common.secrets import redact_values
 from pipeline.common.units import iso_time, utc_now
 from pipeline.events import Callback, JobEnded, StatusChanged
-from pipeline.hook_delivery import Attempt, Delivery, Message, deliver
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.status import Status
-from pipeline.lineage import Lineage
+from pipeline.report.hook_delivery import Attempt, Delivery, Message, deliver
+from pipeline.report.openlineage import Lineage
 from pipeline.settings import Settings
 from pipeline.spec.hook_parts import Hook
 from pipeline.spec.job_spec import JobSpec

@@ -32,7 +32,7 @@ class SeenFile:
     size: int
     version: str
     key: str
-    """See `pipeline.triggers.arrivals.ArrivedFile.key`."""
+    """See `pipeline.service.triggers.arrivals.ArrivedFile.key`."""
 
 
 @dataclass(frozen=True, slots=True)

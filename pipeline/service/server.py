@@ -22,16 +22,23 @@ from typing import Protocol
 from pipeline.common.plugins import find_adapter
 from pipeline.common.units import iso_time, utc_now
 from pipeline.errors import JobLocked, PipelineError
-from pipeline.job_queue import JobView, LeaseWatch, Need, Patience, decide, observe
 from pipeline.jobs.directory import JOB_FILE, JobDirectory
 from pipeline.jobs.lease import held, identify
 from pipeline.jobs.status import Status
-from pipeline.launch import launch
-from pipeline.servers import BEAT_SECONDS, ServerRecord, find_servers, put_server, remove_server
+from pipeline.service.driver_process import launch
+from pipeline.service.job_queue import JobView, LeaseWatch, Need, Patience, decide, observe
+from pipeline.service.queue import (
+    claim_start,
+    last_submission,
+    mark_queued,
+    queued_marks,
+    unmark_queued,
+    withdraw_start,
+)
+from pipeline.service.servers import BEAT_SECONDS, ServerRecord, find_servers, put_server, remove_server
 from pipeline.settings import Settings
 from pipeline.storage.store import Store, open_store
 from pipeline.storage.urls import unique_name
-from pipeline.submission import claim_start, last_submission, mark_queued, queued_marks, unmark_queued, withdraw_start
 
 logger = logging.getLogger(__name__)
 SCAN_SECONDS = 600.0
@@ -51,7 +58,7 @@ class Hook(Protocol):
         """
 
 
-HOOKS: dict[str, str] = {"triggers": "pipeline.firing:trigger_hook"}
+HOOKS: dict[str, str] = {"triggers": "pipeline.service.triggers.jobs:trigger_hook"}
 """What every server does beside running jobs: name -> ``module:function``, which gives a `Hook` for some settings, or
 None where there is nothing to do."""
 

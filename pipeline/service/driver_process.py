@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.jobs.directory import JobDirectory
+from pipeline.service.queue import STARTS, Start, note_start
 from pipeline.storage.local import LocalStore
 from pipeline.storage.urls import storage_errors
-from pipeline.submission import STARTS, Start, note_start
 
 _DEAF = ("/bin/sh", "-c", 'trap "" HUP; exec "$@"', "sh")
 """The program after it ignores SIGHUP from its first moment on: what is ignored stays so over exec(2)."""
-_PACKAGE = str(Path(__file__).parents[1])
+_PACKAGE = str(Path(__file__).parents[2])
 
 
 def launch(job: JobDirectory, start: Start) -> Start:
@@ -33,7 +33,7 @@ def launch(job: JobDirectory, start: Start) -> Start:
     folder = job.record.working_directory
     with output:
         process = subprocess.Popen(
-            [*_DEAF, sys.executable, "-m", "pipeline.detached", job.root, str(start.number), where],
+            [*_DEAF, sys.executable, "-m", "pipeline.service.detached", job.root, str(start.number), where],
             cwd=folder if os.path.isdir(folder) else None,
             env={**os.environ, "PYTHONPATH": os.pathsep.join([_PACKAGE, os.environ.get("PYTHONPATH", "")])},
             stdin=subprocess.DEVNULL,

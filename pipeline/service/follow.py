@@ -10,13 +10,13 @@ from typing import Any
 from pipeline.common.units import utc_now
 from pipeline.errors import DriverLost
 from pipeline.events import Event, JobEnded, PartitionEnded, StageStarted, StatusChanged
-from pipeline.job_queue import LeaseWatch, observe
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import LEASE_SECONDS, Verdict
 from pipeline.jobs.receipt import Receipt
 from pipeline.jobs.status import Status
-from pipeline.report import make_report
-from pipeline.servers import is_served
+from pipeline.report.report import make_report
+from pipeline.service.job_queue import LeaseWatch, observe
+from pipeline.service.servers import is_served
 from pipeline.storage.store import open_store
 
 LOCAL_SECONDS = 0.3

@@ -10,9 +10,7 @@ from typing import Any
 from pipeline.common.rows import RejectedFile, RowCounts
 from pipeline.common.secrets import redact_values
 from pipeline.common.units import format_count
-from pipeline.engine_report import engine_evidence, engine_warnings
 from pipeline.errors import PipelineError, StepFailed, TooManyRejects
-from pipeline.event_times import active_seconds, before_this, last_reason, provision_seconds
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import Ledger, RoundSummary
 from pipeline.jobs.rounds import MODEL_DRIFT, Round
@@ -20,8 +18,10 @@ from pipeline.jobs.status import Status
 from pipeline.models.registry.alias_watch import drift_warnings
 from pipeline.plan.describe import input_text, skew
 from pipeline.plan.plan import Plan
-from pipeline.probe import came_of_estimate
-from pipeline.run_record import batch_record, straggler_record
+from pipeline.report.engine_report import engine_evidence, engine_warnings
+from pipeline.report.event_times import active_seconds, before_this, last_reason, provision_seconds
+from pipeline.report.probe import came_of_estimate
+from pipeline.report.run_record import batch_record, straggler_record
 
 SCHEMA_VERSION = 1
 _OF_USER_CODE = ("step:", "score:", "crash:", "timeout:", "memory:")
@@ -91,9 +91,9 @@ class Report:
     skew: Skew
     retries: int
     batch: dict[str, Any]
-    """Rows per batch; see `pipeline.run_record`."""
+    """Rows per batch; see `pipeline.report.run_record`."""
     stragglers: dict[str, Any]
-    """What was done about partitions that ran far too long; see `pipeline.run_record`."""
+    """What was done about partitions that ran far too long; see `pipeline.report.run_record`."""
     reasons: dict[str, int]
     """Rejected rows per reason, most frequent first."""
     published: int | None = None
@@ -154,7 +154,7 @@ def wanted_rows(rows: RowCounts) -> int:
 def decide_status(ledger: Ledger, *, job: str, examples: Mapping[str, str] | None = None) -> Status:
     """The status a job whose every partition is done goes to once it is published.
 
-    :param examples: the first rejected row per reason, as text; see `pipeline.rejects.first_examples`.
+    :param examples: the first rejected row per reason, as text; see `pipeline.report.rejects.first_examples`.
     :raises TooManyRejects: or StepFailed, when more rows were rejected than ``errors.max_fraction`` allows.
     """
     rows, limit = ledger.rows, ledger.last.plan.spec.errors.max_fraction

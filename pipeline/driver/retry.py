@@ -13,6 +13,8 @@ import pyarrow as pa
 
 from pipeline.common.rows import Fragment, InputFile, RejectedFile
 from pipeline.common.units import iso_time, utc_now
+from pipeline.driver.prepare import resolve_model
+from pipeline.driver.rejected import find_rejected
 from pipeline.errors import InputError, OutputConflict, SchemaDrift, SpecError
 from pipeline.execution.clusters import cluster_of
 from pipeline.jobs.directory import JobDirectory
@@ -25,8 +27,6 @@ from pipeline.plan.describe import spec_difference
 from pipeline.plan.memory import shared_memory
 from pipeline.plan.packing import pack
 from pipeline.plan.plan import Limits, Partition, Plan
-from pipeline.prepare import resolve_model
-from pipeline.rejected import find_rejected
 from pipeline.scoring.outputs import prediction_schema
 from pipeline.scoring.scorer import frame_schema
 from pipeline.scoring.steps import importable

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.driver import Within
+from pipeline.driver.driver import Within
 from pipeline.errors import ChildrenFailed, InfrastructureError, PipelineError
 from pipeline.events import Callback, JobEnded, PartitionEnded, StageStarted, notify
 from pipeline.execution.clusters import cluster_of, open_cluster
@@ -21,7 +21,7 @@ from pipeline.jobs.fan_out import commit_family
 from pipeline.jobs.lease import Lease
 from pipeline.jobs.status import Status, status_after
 from pipeline.jobs.stop import Stop, Why
-from pipeline.report import Report, make_report
+from pipeline.report.report import Report, make_report
 from pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)

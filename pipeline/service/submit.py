@@ -7,25 +7,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.common.units import iso_time, utc_now
+from pipeline.driver.prepare import check_output, draft, first_sink
 from pipeline.errors import JobLocked, OutputExists
 from pipeline.execution.clusters import settings_of
-from pipeline.job_queue import LeaseWatch, Need, Patience, decide, observe
 from pipeline.jobs.cancellation import who
 from pipeline.jobs.directory import JOB_FILE, JobDirectory
 from pipeline.jobs.lease import Verdict, held
 from pipeline.jobs.record import check_job_id, check_owner, new_job_id
 from pipeline.jobs.status import Status
-from pipeline.launch import launch
 from pipeline.plan.plan import Plan
 from pipeline.plan.table import PLAN_FILE, read_plan
-from pipeline.prepare import check_output, draft, first_sink
 from pipeline.scoring.steps import importable
-from pipeline.settings import Settings, setting_names
-from pipeline.sinks import prove
-from pipeline.spec.job_spec import JobSpec
-from pipeline.spec.precedence import Rank
-from pipeline.storage.store import Store, open_store
-from pipeline.submission import (
+from pipeline.service.driver_process import launch
+from pipeline.service.job_queue import LeaseWatch, Need, Patience, decide, observe
+from pipeline.service.queue import (
     KeyRecord,
     Submission,
     claim_key,
@@ -35,6 +30,11 @@ from pipeline.submission import (
     mark_queued,
     put_submission,
 )
+from pipeline.settings import Settings, setting_names
+from pipeline.sinks import prove
+from pipeline.spec.job_spec import JobSpec
+from pipeline.spec.precedence import Rank
+from pipeline.storage.store import Store, open_store
 
 BY_HAND = "by hand"
 AT_ONCE = Patience(starts=1_000_000, delay=0.0)

@@ -10,12 +10,12 @@ from typing import Protocol
 
 from pipeline.common.secrets import redact
 from pipeline.errors import InfrastructureError, PipelineError, StorageError
+from pipeline.service.triggers import arrivals
+from pipeline.service.triggers.arrivals import ArrivedFile
+from pipeline.service.triggers.decide import REFUSED, Decision, Success, View, decide, may_submit
+from pipeline.service.triggers.log import Log
+from pipeline.service.triggers.state import Entry, Firing, State, apply, to_text
 from pipeline.spec.triggers import Trigger
-from pipeline.triggers import arrivals
-from pipeline.triggers.arrivals import ArrivedFile
-from pipeline.triggers.decide import REFUSED, Decision, Success, View, decide, may_submit
-from pipeline.triggers.log import Log
-from pipeline.triggers.state import Entry, Firing, State, apply, to_text
 
 logger = logging.getLogger(__name__)
 _ROUNDS = 1000

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.common.rows import InputFile
 from pipeline.jobs.directory import JobDirectory
-from pipeline.report import Report, make_report
+from pipeline.report.report import Report, make_report
 
 _SHOWN = 20
 """Files of each kind that are named."""

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 
 from pipeline.errors import SpecError
-from pipeline.hook_delivery import Attempt, Message
 from pipeline.jobs.directory import JobDirectory
+from pipeline.report.hook_delivery import Attempt, Message
 from pipeline.spec.hook_parts import Hook
 from pipeline.storage.urls import is_local_path, local_path
 

@@ -10,7 +10,9 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
-from pipeline.alias_follower import AliasFollower
+from pipeline.driver.model_drift import AliasFollower
+from pipeline.driver.quarantine import open_without
+from pipeline.driver.telling import tell_end, tell_start
 from pipeline.errors import InputError, PipelineError
 from pipeline.events import Callback, JobEnded, notify
 from pipeline.execution.attempts import Ended
@@ -31,12 +33,10 @@ from pipeline.jobs.status import Status, status_after
 from pipeline.jobs.stop import Stop, Why, checked
 from pipeline.plan.plan import Partition, Plan
 from pipeline.plan.planner import dispatch_order
-from pipeline.rejects import first_examples, summarise
-from pipeline.report import Report, decide_status, make_report
-from pipeline.set_aside import open_without
+from pipeline.report.rejects import first_examples, summarise
+from pipeline.report.report import Report, decide_status, make_report
 from pipeline.settings import Settings
 from pipeline.sinks import publish
-from pipeline.telling import tell_end, tell_start
 
 logger = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.report.text import table_text
 from pipeline.spec.diagnostics import shown
 from pipeline.spec.precedence import Choice
-from pipeline.summary import table_text
 
 
 def config_details(spec: Mapping[str, Choice], settings: Mapping[str, Choice]) -> dict[str, Any]:

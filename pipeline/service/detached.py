@@ -1,4 +1,5 @@
-"""A driver without a terminal: ``python -m pipeline.detached DIRECTORY START OUTPUT``; see `pipeline.launch`."""
+"""A driver without a terminal: ``python -m pipeline.service.detached DIRECTORY START OUTPUT``; see
+`pipeline.service.driver_process`."""
 
 from __future__ import annotations
 
@@ -12,11 +13,11 @@ from pathlib import Path
 from pipeline.common.imports import kept
 from pipeline.common.secrets import mask_logs, mask_streams
 from pipeline.errors import PipelineError
-from pipeline.job_queue import exit_code
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.status import Status
+from pipeline.service.job_queue import exit_code
+from pipeline.service.queue import STARTS, last_submission, unmark_queued
 from pipeline.storage.store import open_store
-from pipeline.submission import STARTS, last_submission, unmark_queued
 
 UPLOAD_SECONDS = 10.0
 """Seconds between two copies of the output to a job directory that is no folder of this machine."""
@@ -30,7 +31,7 @@ def drive(directory: str) -> int:
     with kept():
         import dask.config
 
-        from pipeline.display import PlainProgress
+        from pipeline.report.progress import PlainProgress
         from pipeline.runner import execute
         from pipeline.settings import load_settings
 
@@ -51,7 +52,7 @@ def is_unwanted(job: JobDirectory) -> bool:
 
 
 def settle(directory: str) -> None:
-    """Take the mark of a job away that needs no driver any more; see `pipeline.submission`."""
+    """Take the mark of a job away that needs no driver any more; see `pipeline.service.queue`."""
     job, root = JobDirectory.open(directory), open_store(_root(directory), private=True)
     if is_unwanted(job):
         unmark_queued(root, job.job)

@@ -7,12 +7,12 @@ from datetime import date, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
 from pipeline.errors import SpecError
+from pipeline.service.triggers.arrivals import ArrivedFile
+from pipeline.service.triggers.evaluate import record
+from pipeline.service.triggers.log import Log
+from pipeline.service.triggers.schedule import firing_id, instants
+from pipeline.service.triggers.state import Entry, Firing, SeenFile, State, to_text
 from pipeline.spec.triggers import Trigger
-from pipeline.triggers.arrivals import ArrivedFile
-from pipeline.triggers.evaluate import record
-from pipeline.triggers.log import Log
-from pipeline.triggers.schedule import firing_id, instants
-from pipeline.triggers.state import Entry, Firing, SeenFile, State, to_text
 
 MOST = 10_000
 """Instants of one backfill."""

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.job_log import FOLDER, rows_text
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import FOLDER as LEASES
 from pipeline.jobs.lease import Holder, is_process
 from pipeline.jobs.receipt import Receipt
-from pipeline.submission import STARTS, find_starts
+from pipeline.report.job_log import FOLDER, rows_text
+from pipeline.service.queue import STARTS, find_starts
 
 ERROR_LEVELS = ("WARNING", "ERROR", "CRITICAL")
 _KNOWN = {"time", "event"}

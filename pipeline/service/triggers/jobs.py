@@ -13,11 +13,18 @@ from zoneinfo import ZoneInfo
 
 from pipeline.common.units import utc_now
 from pipeline.errors import PipelineError, SpecError
-from pipeline.job_queue import LeaseWatch, Need, Patience, decide, observe
 from pipeline.jobs.cancellation import cancel_job
 from pipeline.jobs.directory import JOB_FILE, JobDirectory
 from pipeline.jobs.status import Status
-from pipeline.servers import is_served
+from pipeline.service.job_queue import LeaseWatch, Need, Patience, decide, observe
+from pipeline.service.queue import find_key
+from pipeline.service.servers import is_served
+from pipeline.service.submit import start_driver, submit
+from pipeline.service.triggers.decide import GONE, Success
+from pipeline.service.triggers.definitions import DEFAULT_FILE, Watched, load_triggers
+from pipeline.service.triggers.evaluate import Seen, evaluate
+from pipeline.service.triggers.log import Log, open_log
+from pipeline.service.triggers.state import Firing, from_text
 from pipeline.settings import Settings
 from pipeline.sources.locate import fixed_part
 from pipeline.spec.job_spec import JobSpec
@@ -25,13 +32,6 @@ from pipeline.spec.load import load_spec
 from pipeline.spec.triggers import Trigger
 from pipeline.storage.store import open_store
 from pipeline.storage.urls import is_local_path, local_path
-from pipeline.submission import find_key
-from pipeline.submit import start_driver, submit
-from pipeline.triggers.decide import GONE, Success
-from pipeline.triggers.definitions import DEFAULT_FILE, Watched, load_triggers
-from pipeline.triggers.evaluate import Seen, evaluate
-from pipeline.triggers.log import Log, open_log
-from pipeline.triggers.state import Firing, from_text
 
 logger = logging.getLogger(__name__)
 _PLACEHOLDER = re.compile(r"\$\{trigger\.([^{}]*)\}")
@@ -109,7 +109,7 @@ def _base(path: str) -> str:
 
 @dataclass
 class TriggerJobs:
-    """`pipeline.triggers.evaluate.Jobs` of one trigger, over real job directories."""
+    """`pipeline.service.triggers.evaluate.Jobs` of one trigger, over real job directories."""
 
     watched: Watched
     settings: Settings
@@ -120,7 +120,7 @@ class TriggerJobs:
     _leases: LeaseWatch = field(default_factory=LeaseWatch)
 
     def submit(self, firing: Firing) -> str:
-        """See `pipeline.triggers.evaluate.Jobs`. A job that is there is left as it is, however it ended."""
+        """See `pipeline.service.triggers.evaluate.Jobs`. A job that is there is left as it is, however it ended."""
         root = open_store(self.settings.directory, private=True, fsync=self.settings.fsync)
         key = submission_key(self.watched.name, firing.id)
         known = find_key(root, key)
@@ -145,7 +145,7 @@ class TriggerJobs:
             start_driver(job, by=f"trigger {self.watched.name}", settings=self.settings)
 
     def ended(self, job: str) -> str:
-        """See `pipeline.triggers.evaluate.Jobs`. What a server is about to start again has not ended."""
+        """See `pipeline.service.triggers.evaluate.Jobs`. What a server is about to start again has not ended."""
         root = open_store(self.settings.directory, private=True)
         if not root.exists(f"{job}/{JOB_FILE}"):
             return GONE
@@ -160,12 +160,12 @@ class TriggerJobs:
         return str(status)
 
     def cancel(self, job: str) -> None:
-        """See `pipeline.triggers.evaluate.Jobs`."""
+        """See `pipeline.service.triggers.evaluate.Jobs`."""
         directory = JobDirectory.open(f"{self.settings.directory.rstrip('/')}/{job}")
         cancel_job(directory, reason=f"a newer firing of trigger {self.watched.name}")
 
     def successes(self, name: str) -> list[Success]:
-        """See `pipeline.triggers.evaluate.Jobs`."""
+        """See `pipeline.service.triggers.evaluate.Jobs`."""
         root = open_store(self.settings.directory, private=True)
         folders = set(root.list_folders())
         for folder in folders - self._names.keys():

@@ -13,7 +13,7 @@ from pipeline.jobs import lease
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import LEASE_SECONDS, Sight, Verdict, has_ended, is_running
 from pipeline.jobs.status import Status
-from pipeline.submission import Start, find_starts, last_submission
+from pipeline.service.queue import Start, find_starts, last_submission
 
 STARTING_SECONDS = 180.0
 """Seconds after which a driver that was started on another machine, and never took the lease, is given up."""

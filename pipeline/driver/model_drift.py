@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from pipeline.common.units import iso_time, utc_now
+from pipeline.driver.prepare import check_output, draft, resolve_model
 from pipeline.jobs.directory import JOB_FILE, JobDirectory
 from pipeline.jobs.lease import Lease
 from pipeline.jobs.ledger import Ledger
@@ -16,7 +17,6 @@ from pipeline.jobs.stop import Stop, Why
 from pipeline.models.model import ModelVersion
 from pipeline.models.registry.alias_watch import EVENT, MAX_RESTARTS, AliasWatch, Move, restless
 from pipeline.plan.plan import Plan
-from pipeline.prepare import check_output, draft, resolve_model
 from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.model_ref import ModelRef

@@ -16,9 +16,9 @@ from dataclasses import replace
 from datetime import datetime
 
 from pipeline.errors import StateCorrupt
+from pipeline.service.triggers.state import Entry, State, apply, to_text
 from pipeline.storage.store import Store, open_store
 from pipeline.storage.urls import unique_name
-from pipeline.triggers.state import Entry, State, apply, to_text
 
 FOLDER = ".triggers"
 SCHEMA_VERSION = 1

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pipeline.estimate import Estimate, compare_estimate
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.totals import Totals
 from pipeline.plan.plan import Plan
+from pipeline.report.estimate import Estimate, compare_estimate
 
 PROBE_FILE = "probe.json"
 

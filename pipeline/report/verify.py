@@ -19,7 +19,7 @@ from pipeline.jobs.ledger import Ledger, rejects_place
 from pipeline.jobs.manifest import Manifest
 from pipeline.jobs.receipt import DataFile, Receipt
 from pipeline.plan.plan import Partition
-from pipeline.resample import resample
+from pipeline.report.resample import resample
 from pipeline.sinks import published
 from pipeline.sources.locate import current_version
 from pipeline.sources.parquet.opening import open_parquet
