@@ -9,17 +9,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.api import Job, score
     from pipeline.errors import PipelineError
     from pipeline.models.registry.client import Registry
-    from pipeline.notebook import Job, score
     from pipeline.spec.job_spec import JobSpec
 
 __version__ = "0.1.0"
 __all__ = ["Job", "JobSpec", "PipelineError", "Registry", "__version__", "score"]
 
 _HOME = {
-    "Job": "pipeline.notebook",
-    "score": "pipeline.notebook",
+    "Job": "pipeline.api",
+    "score": "pipeline.api",
     "JobSpec": "pipeline.spec.job_spec",
     "Registry": "pipeline.models.registry.client",
     "PipelineError": "pipeline.errors",

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from distributed import Client
 
+from pipeline.api import Job
 from pipeline.errors import InputChanged, OutputExists, PipelineError, StorageError, UnsafeStore
 from pipeline.events import Callback, PartitionEnded
 from pipeline.execution.tasks import make_tasks
@@ -25,7 +26,6 @@ from pipeline.jobs.cancellation import Cancelling
 from pipeline.jobs.listing import find_job, list_jobs
 from pipeline.jobs.status import Status
 from pipeline.models.registry.file_registry import BuiltInRegistry, Facts
-from pipeline.notebook import Job
 from pipeline.report.verify import verify
 from pipeline.runner import resume, retry, run
 from pipeline.service.queue import queued_marks

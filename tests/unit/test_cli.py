@@ -19,10 +19,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipeline.cli import main
+from pipeline.cli.templates import JOB_TEMPLATE
 from pipeline.common.rows import RowCounts
 from pipeline.errors import Interrupted, OutputExists, TooManyRejects
 from pipeline.events import Callback, PartitionEnded, StageStarted, StatusChanged, notify
-from pipeline.job_template import JOB_TEMPLATE
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.parts import ColumnContract, Errors, MapStep, Output, Score, Sink, Source
 

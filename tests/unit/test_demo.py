@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.demo import BAD_ROWS, COUNTRIES, FEATURES, PLANS, make_customers, make_demo, spoil
-from pipeline.demo_features import build
+from pipeline.demo.features import build
 from pipeline.errors import OutputExists, RefusedForSafety
 from pipeline.spec.job_spec import JobSpec
 

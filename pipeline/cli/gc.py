@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.options import directory_option, emit, output_options, settings_for
+from pipeline.cli.options import directory_option, emit, output_options, settings_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.options import emit, is_quiet, load, output_options, override_option
+from pipeline.cli.options import emit, is_quiet, load, output_options, override_option
 
 if TYPE_CHECKING:
     from pipeline.testing.chaos import TrialResult

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.execute import WARNED, strict_option
-from pipeline.commands.look import job_argument, status_details
-from pipeline.commands.options import directory_option, emit, is_quiet, output_options, settings_for, wants_json
+from pipeline.cli.inspect import job_argument, status_details
+from pipeline.cli.options import directory_option, emit, is_quiet, output_options, settings_for, wants_json
+from pipeline.cli.run import WARNED, strict_option
 
 if TYPE_CHECKING:
     from pipeline.jobs.directory import JobDirectory

@@ -14,8 +14,29 @@ from typing import Any
 import click
 
 from pipeline import __version__
-from pipeline.commands import author, chaos, clean, execute, follow, look, models, serve, submit, triggers
-from pipeline.commands.options import JSON, VERBOSITY, json_text, tell
+from pipeline.cli import (
+    chaos,
+    models,
+    serve,
+    submit,
+    triggers,
+)
+from pipeline.cli import (
+    gc as clean,
+)
+from pipeline.cli import (
+    inspect as look,
+)
+from pipeline.cli import (
+    plan as author,
+)
+from pipeline.cli import (
+    run as execute,
+)
+from pipeline.cli import (
+    watch as follow,
+)
+from pipeline.cli.options import JSON, VERBOSITY, json_text, tell
 from pipeline.common.secrets import mask_streams, redact
 from pipeline.errors import PipelineError
 

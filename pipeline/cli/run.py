@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.options import (
+from pipeline.cli.options import (
     cluster_options,
     directory_option,
     emit,
@@ -79,7 +79,7 @@ def resume(job: str, detach: bool, strict: bool, **flags: str | int | None) -> N
 
 
 def _detach(job: str, *, flags: Flags) -> None:
-    from pipeline.commands.submit import tell_submitted
+    from pipeline.cli.submit import tell_submitted
     from pipeline.jobs.listing import find_job
     from pipeline.service.submit import submit_again
 
@@ -230,7 +230,7 @@ def _known(job: str, settings: Settings) -> dict[str, Any]:
     known: dict[str, Any] = {"job": job, "directory": os.path.join(settings.directory, job)}
     # The error is what must be told; a state that cannot be read must not hide it.
     with suppress(Exception):
-        from pipeline.commands.look import status_details
+        from pipeline.cli.inspect import status_details
         from pipeline.jobs.listing import find_job
 
         known |= status_details(find_job(settings.directory, job))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pipeline.commands.options import directory_option, emit, is_quiet, output_options, settings_for
+from pipeline.cli.options import directory_option, emit, is_quiet, output_options, settings_for
 from pipeline.errors import SpecError
 
 if TYPE_CHECKING:

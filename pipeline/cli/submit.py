@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.commands.options import (
+from pipeline.cli.options import (
     cluster_options,
     directory_option,
     emit,

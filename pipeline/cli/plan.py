@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.options import (
+from pipeline.cli.options import (
     cluster_options,
     directory_option,
     emit,
@@ -37,7 +37,7 @@ PROBED = 4
 @output_options
 def init(folder: str) -> None:
     """Write a job.yaml to start from, with every field explained."""
-    from pipeline.job_template import JOB_TEMPLATE
+    from pipeline.cli.templates import JOB_TEMPLATE
 
     path = Path(folder) / "job.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)

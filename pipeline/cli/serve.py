@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.options import directory_option, emit, is_quiet, output_options, settings_for
+from pipeline.cli.options import directory_option, emit, is_quiet, output_options, settings_for
 
 if TYPE_CHECKING:
     from pipeline.service.server import Served, Server
@@ -111,7 +111,7 @@ def _told(details: dict[str, list[Any]]) -> str:
 
 
 def _print_template(template: str, options: dict[str, Any]) -> None:
-    from pipeline.serve_templates import TEMPLATES
+    from pipeline.cli.serve_templates import TEMPLATES
 
     arguments = ["--jobs", str(options["jobs"])]
     arguments += ["--directory", options["directory"]] if options["directory"] else []

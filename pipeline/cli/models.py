@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pipeline.commands.options import emit, output_options, settings_for
+from pipeline.cli.options import emit, output_options, settings_for
 from pipeline.errors import ConflictError, SpecError
 
 if TYPE_CHECKING:

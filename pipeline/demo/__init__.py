@@ -13,8 +13,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import demo_features
-from pipeline.demo_features import NOW
+from pipeline.demo import features as demo_features
+from pipeline.demo.features import NOW
 from pipeline.errors import EnvMismatch, OutputExists, RefusedForSafety
 from pipeline.report.text import summary_text
 

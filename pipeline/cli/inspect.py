@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.options import directory_option, emit, output_options, settings_for
+from pipeline.cli.options import directory_option, emit, output_options, settings_for
 from pipeline.errors import StateCorrupt
 
 if TYPE_CHECKING:
