@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from threading import Event
 from typing import Any
 
-from pipeline.common.references import resolve_reference
-from pipeline.common.secrets import redact
+from pipeline.common.secrets import redact, resolve_reference
 from pipeline.errors import PipelineError
 from pipeline.spec.hook_parts import Hook
 

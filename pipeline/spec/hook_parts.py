@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
-from pipeline.common.references import is_reference
+from pipeline.common.secrets import is_reference
 from pipeline.spec.parts import Name, Part, wrong
 
 HookEvent = Literal["start", "success", "warnings", "failure", "cancelled", "interrupted"]

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from pipeline.common.references import written_secret
+from pipeline.common.secrets import written_secret
 from pipeline.common.units import parse_bytes
 from pipeline.errors import SpecError
 from pipeline.spec.model_ref import Engine, ModelRef, OutputKind

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.references import resolve_options
+from pipeline.common.secrets import resolve_options
 from pipeline.errors import DiskFull, PipelineError, RefusedForSafety, SpecError, StorageError
 
 Names = list[str]

@@ -10,7 +10,6 @@ import pickle
 import pytest
 
 from pipeline.common import secrets as redaction
-from pipeline.common.references import resolve_reference
 from pipeline.common.secrets import (
     MASK,
     mask_streams,
@@ -19,6 +18,7 @@ from pipeline.common.secrets import (
     redact_error,
     redact_values,
     remember_secret,
+    resolve_reference,
 )
 from pipeline.errors import InputError
 

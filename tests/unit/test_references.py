@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.common import secrets as redaction
-from pipeline.common.references import resolve_options, resolve_reference, written_secret
+from pipeline.common.secrets import resolve_options, resolve_reference, written_secret
 from pipeline.errors import SpecError
 from pipeline.execution.clusters.tls import certificates_from
 from pipeline.spec.job_spec import JobSpec

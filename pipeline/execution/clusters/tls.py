@@ -17,7 +17,7 @@ from typing import Any
 
 from distributed import Security
 
-from pipeline.common.references import resolve_reference
+from pipeline.common.secrets import resolve_reference
 from pipeline.errors import SpecError
 from pipeline.execution.clusters.security import open_network_refused
 from pipeline.storage.local import LocalStore
