@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.storage import write_behind
-from pipeline.storage.local import LocalStore
-from pipeline.storage.write_behind import STRIDE, starter
+from pipeline.storage import local as write_behind
+from pipeline.storage.local import STRIDE, LocalStore, starter
 
 
 @pytest.fixture
