@@ -21,9 +21,8 @@ import dask.config
 from dask.utils import parse_timedelta
 
 from pipeline.errors import SpecError
-from pipeline.spec.environment import misspelt, setting_variables
-from pipeline.spec.hook_parts import Hook
-from pipeline.spec.precedence import Candidate, Choice, Rank, choose
+from pipeline.spec.parts import Hook
+from pipeline.spec.precedence import Candidate, Choice, Rank, choose, misspelt, setting_variables
 
 logger = logging.getLogger(__name__)
 

@@ -12,10 +12,8 @@ from urllib.parse import quote
 
 from pipeline.errors import PipelineError, SpecError
 from pipeline.spec.diagnostics import IN_PYTHON, Document
-from pipeline.spec.filled import OWN_SECTIONS
 from pipeline.spec.job_spec import JobSpec
-from pipeline.spec.parameters import PLACEHOLDER
-from pipeline.spec.placeholders import Values, fill_text
+from pipeline.spec.parameters import OWN_SECTIONS, PLACEHOLDER, Values, fill_text
 
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 """What stands for null in the name of a folder, and what ``${fan_out.value}`` is then."""

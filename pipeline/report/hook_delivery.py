@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.common.secrets import redact, resolve_reference
 from pipeline.errors import PipelineError
-from pipeline.spec.hook_parts import Hook
+from pipeline.spec.parts import Hook
 
 FIRST_PAUSE = 1.0
 """Seconds before the second attempt; each pause is twice the one before."""

@@ -23,8 +23,8 @@ from pipeline.jobs.status import Status
 from pipeline.report.hook_delivery import Attempt, Delivery, Message, deliver
 from pipeline.report.openlineage import Lineage
 from pipeline.settings import Settings
-from pipeline.spec.hook_parts import Hook
 from pipeline.spec.job_spec import JobSpec
+from pipeline.spec.parts import Hook
 
 logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 1

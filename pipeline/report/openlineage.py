@@ -18,7 +18,7 @@ import pyarrow as pa
 from pipeline.errors import SpecError
 from pipeline.jobs.directory import JobDirectory
 from pipeline.report.hook_delivery import Attempt, Message
-from pipeline.spec.hook_parts import Hook
+from pipeline.spec.parts import Hook
 from pipeline.storage.urls import is_local_path, local_path
 
 PRODUCER = "https://pypi.org/project/dask-batch-pipeline/"

@@ -17,8 +17,7 @@ import yaml
 
 from pipeline.errors import SpecError
 from pipeline.spec.diagnostics import IN_PYTHON, Document, FieldPath, Mistake, Place, dotted
-from pipeline.spec.environment import Variable, spec_variables
-from pipeline.spec.precedence import Candidate, Rank
+from pipeline.spec.precedence import Candidate, Rank, Variable, spec_variables
 from pipeline.spec.yaml import MAX_BYTES, parse_text
 from pipeline.storage.urls import file_system, storage_errors
 

@@ -13,15 +13,14 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError
 from pydantic_core import PydanticCustomError
 
 from pipeline.common.digest import digest_json
-from pipeline.spec.diagnostics import IN_PYTHON, Document, Mistake, SpecMistakes, did_you_mean
+from pipeline.spec.diagnostics import IN_PYTHON, Document, Mistake, SpecMistakes, did_you_mean, mistakes_of
 from pipeline.spec.document import dump_text, read_document
-from pipeline.spec.filled import OWN_SECTIONS, fill_in
-from pipeline.spec.hook_parts import Hook
-from pipeline.spec.parameters import PARAM_PATTERN, Given, given_in_python
+from pipeline.spec.parameters import OWN_SECTIONS, PARAM_PATTERN, Given, escape, fill_in, given_in_python
 from pipeline.spec.parts import (
     ColumnContract,
     Errors,
     FanOut,
+    Hook,
     JobName,
     MapStep,
     ModelDrift,
@@ -38,9 +37,7 @@ from pipeline.spec.parts import (
     StorageOptions,
     UrlBeginning,
 )
-from pipeline.spec.placeholders import escape
 from pipeline.spec.triggers import Arrival, Trigger
-from pipeline.spec.validation import mistakes_of
 
 __all__ = [
     "Arrival",

@@ -1,23 +1,240 @@
-"""Parameters of a job spec: what ``params:`` declares, what is given for them, and the typed values that come out.
+"""Placeholders in the texts of a job spec: ``${params.day}``, ``${run.date}``, ``${env:X}``, ``${fan_out.value}``.
+
+A text that is nothing but one placeholder becomes the value with its type; in a longer text the value is written out.
+What is put in is never looked at again. ``$${`` stands for ``${`` itself; each further dollar stands for itself.
+
+Parameters of a job spec: what ``params:`` declares, what is given for them, and the typed values that come out.
 
 A parameter has the type of its declared default: for a text, whatever is given on the command line is that text, ``no``
 and ``010`` too; a number must be a number, a list a YAML list. Without a default (null) the value is read as YAML.
+
+A job spec as it was written, with parameters and placeholders put in: everything but what is each child's own.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import date, datetime
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
 from typing import Any
 
-from pipeline.errors import SpecError
-from pipeline.spec.diagnostics import Document, Mistake, Place, SpecMistakes, did_you_mean, shown
-from pipeline.spec.environment import Variable
-from pipeline.spec.placeholders import FAN_OUT_VALUE
-from pipeline.spec.precedence import Candidate, Choice, Rank, choose
+from pydantic import BaseModel
+
+from pipeline.common.secrets import redact
+from pipeline.errors import RefusedForSafety, SpecError
+from pipeline.spec.diagnostics import Document, FieldPath, Mistake, Place, SpecMistakes, did_you_mean, dotted, shown
+from pipeline.spec.precedence import Candidate, Choice, Rank, Variable, choose
 from pipeline.spec.yaml import parse_text
+
+FAN_OUT_VALUE = "fan_out.value"
+RUN_DATE = "run.date"
+_OPENING = re.compile(r"(\$+)\{")
+_NAME = re.compile(r"[^{}]*\}")
+_SECRET_NAME = re.compile(
+    r"(?:^|_)(?:SECRETS?|TOKENS?|PASSWORDS?|PASSWD|PASSPHRASE|CREDENTIALS?|COOKIE|DSN|SAS|JWT|"
+    r"CONNECTION_STRING|(?:API|ACCESS|SECRET|PRIVATE|SIGNING|ENCRYPTION|ACCOUNT|SSH|HMAC|AUTH)_?KEYS?)(?:_|$)|^KEYS?$",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Values:
+    """What placeholders stand for."""
+
+    params: Mapping[str, Any] | None = field(default_factory=dict)
+    """None where parameters may not be named: in the default of one."""
+    run_date: str = ""
+    """``2026-01-01``, UTC."""
+    environ: Mapping[str, str] = field(default_factory=dict)
+    fan_out: Any = None
+    """The value of a child of a fan-out; None where there is no child."""
+    keeps_fan_out: bool = False
+    """Whether the result is itself full of placeholders, of children to come: ``${fan_out.value}`` stays, and whatever
+    else looks like a placeholder is escaped."""
+
+    def get(self, name: str) -> Any:
+        """The value of the placeholder ``${name}``.
+
+        :raises SpecError: when it stands for nothing; its fields say found, expected and what to do.
+        :raises RefusedForSafety: for a variable that looks like a secret.
+        """
+        kind, _, rest = name.partition(":") if name.startswith("env:") else name.partition(".")
+        if kind == "env":
+            return self._variable(rest)
+        if kind == "params":
+            return self._param(rest)
+        if name == RUN_DATE and self.run_date:
+            return self.run_date
+        if name == FAN_OUT_VALUE and self.fan_out is not None:
+            return self.fan_out
+        raise self._unknown(name)
+
+    def _param(self, name: str) -> Any:
+        if self.params is None:
+            raise SpecError(
+                "the default of a parameter names another parameter",
+                found=f"${{params.{name}}}",
+                expected=f"a value, ${{{RUN_DATE}}} or ${{env:NAME}}",
+                next_step="write the value out",
+            )
+        if name in self.params:
+            return self.params[name]
+        hint = did_you_mean(name, self.params)
+        raise SpecError(
+            "a placeholder names a parameter that is not declared",
+            found=f"${{params.{name}}}",
+            expected=", ".join(sorted(self.params)) or "no parameter is declared",
+            next_step=hint or f"declare it: params: {{{name}: …}}",
+        )
+
+    def _variable(self, name: str) -> str:
+        value = self.environ.get(name)
+        if _SECRET_NAME.search(name) or (value and redact(value) != value):
+            raise RefusedForSafety(
+                "a secret must not be put into a job spec: what is put in is stored in the job directory",
+                found=f"${{env:{name}}}",
+                expected="a variable that is no secret",
+                next_step=f"write the reference env:{name} where a field takes one, such as hooks; storage finds its "
+                "own credentials (docs/storage.md)",
+            )
+        if value is None:
+            raise SpecError(
+                "a placeholder names a variable of the environment that is not set",
+                found=f"${{env:{name}}}",
+                expected=f"a variable {name} where the job is submitted",
+                next_step=f"export {name}=…, or use a parameter with a default",
+            )
+        return value
+
+    def _unknown(self, name: str) -> SpecError:
+        known = [RUN_DATE, "env:NAME", *(f"params.{one}" for one in sorted(self.params or ()))]
+        hint = did_you_mean(name, known)
+        if name == FAN_OUT_VALUE:
+            hint = "add fan_out: {by: …} to the job spec"
+        return SpecError(
+            "there is no such placeholder",
+            found=f"${{{name}}}",
+            expected=", ".join(known),
+            next_step=hint or f"write $${{{name}}} for the text itself",
+        )
+
+
+def escape(text: str) -> str:
+    """``text`` so that filling it in gives ``text``."""
+    return _OPENING.sub(lambda found: f"${found[0]}", text)
+
+
+def names_in(text: str) -> tuple[str, ...]:
+    """Names of the placeholders in ``text``."""
+    return tuple(part for part, is_name in _parts(text) if is_name)
+
+
+def fill_text(text: str, values: Values) -> Any:
+    """``text`` with its placeholders filled in; the value itself where it is nothing but one.
+
+    :raises SpecError: for a placeholder that is not closed or stands for nothing.
+    :raises RefusedForSafety: for a variable that looks like a secret.
+    """
+    if "${" not in text:
+        return text
+    parts = _parts(text)
+    kept = [part for part, is_name in parts if is_name and part == FAN_OUT_VALUE and values.keeps_fan_out]
+    if len(parts) == 1 and parts[0][1] and not kept:
+        value = values.get(parts[0][0])
+        return escape(value) if values.keeps_fan_out and isinstance(value, str) else value
+    return "".join(_written(part, is_name, values) for part, is_name in parts)
+
+
+def _written(part: str, is_name: bool, values: Values) -> str:
+    if is_name and values.keeps_fan_out and part == FAN_OUT_VALUE:
+        return f"${{{part}}}"
+    text = _as_text(part, values.get(part)) if is_name else part
+    return escape(text) if values.keeps_fan_out else text
+
+
+def _as_text(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if value is None or isinstance(value, (list, tuple, dict)):
+        raise SpecError(
+            "a placeholder inside of a longer text stands for no single value",
+            found=f"${{{name}}} is {shown(value)}",
+            expected="a text, a number, true or false",
+            next_step="let the placeholder be the whole text, or give it a single value",
+        )
+    return str(value)
+
+
+def _parts(text: str) -> list[tuple[str, bool]]:
+    """Pieces of ``text``: what is written out, and names of placeholders (True)."""
+    parts: list[tuple[str, bool]] = []
+    literal, position = "", 0
+    while found := _OPENING.search(text, position):
+        literal += text[position : found.start()]
+        position = found.end()
+        if len(found[1]) > 1:
+            literal += found[1][1:] + "{"
+            continue
+        name = _NAME.match(text, position)
+        if name is None:
+            raise SpecError(
+                "a placeholder is not closed",
+                found=text[found.start() : found.start() + 40],
+                expected="${name}",
+                next_step="close the brace, or write $${ for the text ${ itself",
+            )
+        if literal:
+            parts.append((literal, False))
+        parts.append((name[0][:-1].strip(), True))
+        literal, position = "", name.end()
+    literal += text[position:]
+    return [*parts, (literal, False)] if literal or not parts else parts
+
+
+@dataclass
+class Filling:
+    """Fills in a whole document, noting mistakes in it."""
+
+    document: Document
+    values: Values
+    used: dict[FieldPath, tuple[str, ...]] = field(default_factory=dict)
+    """Names of the placeholders per field."""
+
+    def fill(self, value: Any, path: FieldPath = ()) -> Any:
+        """``value``, which stands at ``path``, with the placeholders of every text in it filled in."""
+        if isinstance(value, dict):
+            return {key: self.fill(item, (*path, key)) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            items = [self.fill(item, (*path, number)) for number, item in enumerate(value)]
+            return items if isinstance(value, list) else tuple(items)
+        if isinstance(value, BaseModel):
+            record = value.model_dump(exclude_unset=True)
+            filled = self.fill(record, path)
+            return value if filled == record else filled
+        return self._text(value, path) if isinstance(value, str) and "${" in value else value
+
+    def _text(self, text: str, path: FieldPath) -> Any:
+        try:
+            filled = fill_text(text, self.values)
+            self.used[path] = names_in(text)
+        except RefusedForSafety as refused:
+            refused.where = f"{self.document.place_of(path)}, {dotted(path)}"
+            raise
+        except SpecError as error:
+            self.document.mistakes.append(
+                Mistake(
+                    error.message,
+                    self.document.place_of(path),
+                    path,
+                    error.found,
+                    error.expected,
+                    error.next_step,
+                )
+            )
+            return text
+        return filled
+
 
 PARAM_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:[Tt ][0-9:.+Zz-]+)?")
@@ -170,3 +387,71 @@ def _note(document: Document, error: SpecError) -> None:
 
 
 PLACEHOLDER = f"${{{FAN_OUT_VALUE}}}"
+
+
+OWN_SECTIONS = ("params", "run", "fan_out")
+"""Sections that are not full of placeholders of children, whatever else is."""
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What was put into a document."""
+
+    params: Mapping[str, Choice] = field(default_factory=dict)
+    used: Mapping[FieldPath, tuple[str, ...]] = field(default_factory=dict)
+    """Names of the placeholders per field."""
+
+
+def today() -> str:
+    """The date now, UTC, as ``2026-01-01``."""
+    return f"{datetime.now(UTC):%Y-%m-%d}"
+
+
+def fill_in(
+    document: Document, *, given: Sequence[Given] = (), run_date: str | None = None, environ: Mapping[str, str]
+) -> Filled:
+    """Put parameters and placeholders into the data of ``document``; mistakes are noted in it.
+
+    :param run_date: what ``${run.date}`` stands for, unless ``run.date`` says so; default: today, UTC.
+    :raises RefusedForSafety: for a variable of the environment that looks like a secret.
+    """
+    data = document.data
+    if not isinstance(data, dict):
+        return Filled()
+    date = _run_date(data) or run_date or today()
+    of_defaults = _fill_defaults(document, data, Values(None, date, environ))
+    params = settle(document, given)
+    chosen = {name: choice.value for name, choice in params.items()}
+    # Whoever is missing has been told of once; what refers to it need not be told of again.
+    names = dict.fromkeys(data["params"], "") if isinstance(data.get("params"), dict) else {}
+    plain = Values({**names, **chosen}, date, environ)
+    template = Values({**names, **chosen}, date, environ, keeps_fan_out=bool(data.get("fan_out")))
+    filling = Filling(document, plain)
+    filled = {}
+    for key, value in data.items():
+        filling.values = plain if key in OWN_SECTIONS else template
+        filled[key] = value if key in ("params", "run") else filling.fill(value, (key,))
+    if isinstance(data.get("params"), dict):
+        filled["params"] = {**data["params"], **chosen}
+    used = {**of_defaults, **filling.used}
+    if any(RUN_DATE in names for names in used.values()):
+        filled["run"] = {"date": date}
+    document.data = filled
+    return Filled(params, used)
+
+
+def _run_date(data: Mapping[str, Any]) -> str | None:
+    """``run.date`` of the document. One that is no date is found out later, with all other mistakes."""
+    run = data.get("run")
+    date = run.get("date") if isinstance(run, Mapping) else None
+    return date if isinstance(date, str) else None
+
+
+def _fill_defaults(document: Document, data: dict[str, Any], values: Values) -> dict[FieldPath, tuple[str, ...]]:
+    """Fill in the defaults of parameters; which placeholders each has."""
+    declared = data.get("params")
+    if not isinstance(declared, dict):
+        return {}
+    filling = Filling(document, values)
+    data["params"] = {name: filling.fill(value, ("params", name)) for name, value in declared.items()}
+    return filling.used

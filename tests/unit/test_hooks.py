@@ -29,8 +29,8 @@ from pipeline.report.openlineage import dataset_of
 from pipeline.report.report import make_report
 from pipeline.settings import Settings, load_settings
 from pipeline.spec.diagnostics import SpecMistakes
-from pipeline.spec.hook_parts import Hook
 from pipeline.spec.job_spec import JobSpec
+from pipeline.spec.parts import Hook
 from pipeline.testing.jobs import small_job, write_receipts
 
 SECRET = "sentinel-5b8e-hook-secret"

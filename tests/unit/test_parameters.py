@@ -16,9 +16,8 @@ from pipeline.errors import RefusedForSafety, SpecError
 from pipeline.spec.diagnostics import SpecMistakes
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.load import LoadedSpec, load_spec
-from pipeline.spec.parameters import Given, convert, given_on_command_line
+from pipeline.spec.parameters import Given, Values, convert, escape, fill_text, given_on_command_line, names_in
 from pipeline.spec.parts import Score, ScoreStep
-from pipeline.spec.placeholders import Values, escape, fill_text, names_in
 from pipeline.spec.precedence import Candidate, Rank, choose
 
 JOB = """\

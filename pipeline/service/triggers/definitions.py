@@ -11,11 +11,10 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from pipeline.errors import SpecError
-from pipeline.spec.diagnostics import Document, Mistake, SpecMistakes, did_you_mean
+from pipeline.spec.diagnostics import Document, Mistake, SpecMistakes, did_you_mean, mistakes_of
 from pipeline.spec.document import read_document
 from pipeline.spec.parts import Part
 from pipeline.spec.triggers import JobTrigger, Trigger, TriggerList
-from pipeline.spec.validation import mistakes_of
 
 DEFAULT_FILE = "triggers.yaml"
 
