@@ -1,16 +1,31 @@
-"""Which engines can evaluate a model, and whether the tree engine's start pays: the same answer for plan and worker."""
+"""Which engines can evaluate a model, and whether the tree engine's start pays: the same answer for plan and worker.
+
+The engine that evaluates a model, chosen per process by timing what there is on the first rows, and watched after.
+
+xgboost is the reference. Its results are compared with the tree engine's on all rows that are timed and on a sample
+later; where they differ, the tree engine is given up for this model in this process, and xgboost's results are taken.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from itertools import count
+from statistics import median
+from time import perf_counter
+from typing import Literal, Protocol, TypeVar
+
+import numpy as np
+import pyarrow as pa
 
 from pipeline.common.pickling import quickly_pickled
 from pipeline.errors import ModelError
+from pipeline.models.cache import MODELS, get_predictor
 from pipeline.models.flavors import find_flavor
-from pipeline.models.model import ModelVersion
-from pipeline.models.trees import available
+from pipeline.models.model import ModelVersion, Predict, Predictor
+from pipeline.models.trees import available, kernel_name
 from pipeline.spec.model_ref import Engine, OutputKind
 
 EARNING = 50_000_000
@@ -131,3 +146,283 @@ Number = TypeVar("Number", int, float)
 
 def _added(one: Mapping[str, Number], other: Mapping[str, Number]) -> dict[str, Number]:
     return {name: one.get(name, 0) + other.get(name, 0) for name in sorted({*one, *other})}
+
+
+SLICE_ROWS = 8192
+"""Rows that are timed at a time."""
+SMALLEST_ROWS = 4096
+"""Fewer rows are not timed: a call's own cost would count too much."""
+ROUNDS = 4
+"""Slices that are timed before the choice."""
+SAMPLE_EVERY = 64
+"""Of so many calls the first is compared once the choice is made."""
+SAMPLE_ROWS = 1024
+"""Rows of it that are compared."""
+
+
+@dataclass
+class Choice:
+    """The choice of one process for one model version and kind of output; its threads share it."""
+
+    reference: Predictor
+    kind: OutputKind
+    tolerance: float = 0.0
+    """Largest difference of margins that counts as none; 0: every bit of the output is compared."""
+    reasons: tuple[str, ...] = ()
+    """Why the tree engine is not used, by name."""
+    clock: Callable[[], float] = perf_counter
+    engine: str = field(default="xgboost", init=False)
+    """``xgboost``, ``trees``, or ``both`` while they are timed."""
+    trees: Predict | None = field(default=None, init=False)
+    kernel: str = field(default="", init=False)
+    _starting: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _guard: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _times: list[tuple[float, float]] = field(default_factory=list, init=False)
+    _calls: count[int] = field(default_factory=count, init=False)
+
+    def start(self, build: Callable[[], Predict], *, is_asked_for: bool) -> float:
+        """Start the tree engine, once; meanwhile other threads score with xgboost. Returns the seconds this call took.
+
+        :param is_asked_for: it alone will do: it is not timed, and must start.
+        :raises ModelError: when it is asked for and does not start.
+        """
+        if not self._starting.acquire(blocking=is_asked_for):
+            return 0.0
+        begin = self.clock()
+        try:
+            if self.trees is None and not self.reasons:
+                self.trees = self._build(build)
+                self.engine = "trees" if is_asked_for else "both"
+        except Exception as error:
+            reason = f"{GIVEN_UP}did not start: {type(error).__name__}: {error}".splitlines()[0][:200]
+            if is_asked_for:
+                raise ModelError("the tree engine does not start here", found=reason, next_step=INSTALL) from error
+            self.give_up(reason)
+        finally:
+            self._starting.release()
+        return self.clock() - begin
+
+    def _build(self, build: Callable[[], Predict]) -> Predict:
+        trees = build()
+        # Once through, so that everything is compiled before anything is timed.
+        for kind in dict.fromkeys((self.kind, "margin")):
+            trees(np.zeros((1, len(self.reference.version.features)), np.float32), kind=kind)
+        self.kernel = kernel_name()
+        return trees
+
+    def give_up(self, reason: str) -> None:
+        """From now on xgboost scores."""
+        with self._guard:
+            self.engine, self.reasons = "xgboost", (*self.reasons, reason)
+
+    def add_times(self, xgboost: float, trees: float) -> None:
+        """Seconds a row of either engine; after `ROUNDS` of them the faster one is chosen."""
+        with self._guard:
+            self._times.append((xgboost, trees))
+            if self.engine != "both" or len(self._times) < ROUNDS:
+                return
+            theirs, ours = (median(times) for times in zip(*self._times, strict=True))
+            self.engine = "trees" if ours < theirs else "xgboost"
+            if self.engine == "xgboost":
+                self.reasons = (*self.reasons, "xgboost was faster on the timed rows")
+
+    def is_sample(self) -> bool:
+        """Whether this call is one of those that are compared. Counts the calls."""
+        return next(self._calls) % SAMPLE_EVERY == 0
+
+    def is_first_ours(self) -> bool:
+        """Whether the tree engine goes first in the next round; the order changes, since the first warms the cache."""
+        return len(self._times) % 2 == 1
+
+
+class Evaluator:
+    """A `Predictor` for one partition, with the engine of its process's `Choice`; `use` is the evidence.
+
+    Not for several threads at once; the choice in it is.
+    """
+
+    def __init__(self, choice: Choice, *, seconds_start: float = 0.0) -> None:
+        self.choice = choice
+        self.version = choice.reference.version
+        self.use = EngineUse(seconds_start=seconds_start)
+
+    def encode(self, table: pa.Table, *, order: Literal["C", "F"] = "C") -> np.ndarray:
+        """See `pipeline.models.model.Predictor.encode`; in F order for the tree engine, which reads columns."""
+        return self.choice.reference.encode(table, order="F" if self.choice.engine == "trees" else order)
+
+    def out_of_memory_errors(self) -> tuple[type[BaseException], ...]:
+        """See `pipeline.models.model.Predictor.out_of_memory_errors`."""
+        return self.choice.reference.out_of_memory_errors()
+
+    def finish(self) -> EngineUse:
+        """What was used, and why nothing else."""
+        choice = self.choice
+        return self.use + EngineUse(kernels=(choice.kernel,) if choice.kernel else (), reasons=choice.reasons)
+
+    def predict(self, matrix: np.ndarray, *, kind: OutputKind) -> np.ndarray:
+        """See `pipeline.models.model.Predictor.predict`."""
+        parts: list[np.ndarray] = []
+        begin, rows = 0, len(matrix)
+        while self.choice.engine == "both" and rows - begin >= SMALLEST_ROWS and kind == self.choice.kind:
+            parts.append(self._time(matrix[begin : begin + SLICE_ROWS]))
+            begin += len(parts[-1])
+        if begin < rows or not parts:
+            parts.append(self._score(matrix[begin:], kind))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _score(self, matrix: np.ndarray, kind: OutputKind) -> np.ndarray:
+        choice = self.choice
+        scores = self._try_trees(matrix) if choice.engine == "trees" and kind == choice.kind else None
+        if scores is not None and choice.is_sample():
+            head = matrix[:SAMPLE_ROWS]
+            if not self._agrees(head, scores[: len(head)], choice.reference.predict(head, kind=kind)):
+                scores = None
+        if scores is not None:
+            self.use += EngineUse(rows={"trees": len(matrix)})
+            return scores
+        scores = choice.reference.predict(matrix, kind=kind)
+        self.use += EngineUse(rows={"xgboost": len(matrix)})
+        return scores
+
+    def _time(self, matrix: np.ndarray) -> np.ndarray:
+        """xgboost's scores; both engines are timed on them and compared."""
+        choice, clock, rows = self.choice, self.choice.clock, len(matrix)
+        first = self._timed_trees(matrix) if choice.is_first_ours() else None
+        begin = clock()
+        scores = choice.reference.predict(matrix, kind=choice.kind)
+        theirs = clock() - begin
+        ours, seconds = first or self._timed_trees(matrix)
+        if ours is not None and self._agrees(matrix, ours, scores):
+            self.use += EngineUse(seconds={"xgboost": theirs, "trees": seconds}, timed_rows=rows)
+            choice.add_times(theirs / rows, seconds / rows)
+        self.use += EngineUse(rows={"xgboost": rows})
+        return scores
+
+    def _timed_trees(self, matrix: np.ndarray) -> tuple[np.ndarray | None, float]:
+        begin = self.choice.clock()
+        scores = self._try_trees(matrix)
+        return scores, self.choice.clock() - begin
+
+    def _try_trees(self, matrix: np.ndarray) -> np.ndarray | None:
+        """Scores of the tree engine; None when it failed and was given up."""
+        trees = self.choice.trees
+        if trees is None:
+            return None
+        try:
+            return trees(matrix, kind=self.choice.kind)
+        except MemoryError:
+            raise
+        except Exception as error:
+            self.choice.give_up(f"{GIVEN_UP}failed: {type(error).__name__}: {error}".splitlines()[0][:200])
+            return None
+
+    def _agrees(self, matrix: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> bool:
+        """Whether the two results for ``matrix`` are the same; if not, the tree engine is given up."""
+        wrong = self._differing(matrix, ours, theirs)
+        self.use += EngineUse(compared_rows=len(matrix), mismatches=wrong)
+        if wrong:
+            self.choice.give_up(f"{MISMATCH} (model {self.version.digest[:12]})")
+            with _lock:
+                _given_up.add(self.version.digest)
+        return not wrong
+
+    def _differing(self, matrix: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> int:
+        """Rows that differ. Outputs that are classes would hide most differences, so that margins are compared too."""
+        kind, tolerance = self.choice.kind, self.choice.tolerance
+        if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+            return len(matrix)
+        if not tolerance:
+            wrong = _unequal_bits(ours, theirs)
+            if wrong or kind == "margin":
+                return wrong
+            matrix = matrix[:SAMPLE_ROWS]
+        assert self.choice.trees is not None
+        margins = self.choice.trees(matrix, kind="margin"), self.choice.reference.predict(matrix, kind="margin")
+        return _further_apart(*margins, tolerance) if tolerance else _unequal_bits(*margins)
+
+
+MISMATCH = f"{GIVEN_UP}gave other results than xgboost"
+"""Beginning of the reason that is recorded for a mismatch."""
+
+
+def _unequal_bits(one: np.ndarray, other: np.ndarray) -> int:
+    different = np.ascontiguousarray(one).view(np.uint32) != np.ascontiguousarray(other).view(np.uint32)
+    return int(different.reshape(len(one), -1).any(axis=1).sum())
+
+
+def _further_apart(one: np.ndarray, other: np.ndarray, tolerance: float) -> int:
+    near = np.isclose(one, other, rtol=0.0, atol=tolerance, equal_nan=True)
+    return int((~near.reshape(len(one), -1)).any(axis=1).sum())
+
+
+_choices: OrderedDict[tuple[object, ...], Choice] = OrderedDict()
+_given_up: set[str] = set()
+_lock = threading.Lock()
+
+
+class Evaluation(Protocol):
+    """Fields of a job that decide how its model is evaluated. `pipeline.plan.recipe.ScoreRecipe` has them."""
+
+    @property
+    def model(self) -> ModelVersion:
+        """The version that evaluates."""
+
+    @property
+    def kind(self) -> OutputKind:
+        """Kind of output."""
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that is asked for."""
+
+    @property
+    def tolerance(self) -> float:
+        """Largest difference of margins at which two engines count as equal."""
+
+    @property
+    def rows_per_worker(self) -> int:
+        """Rows planned for each worker process."""
+
+
+def get_evaluator(score: Evaluation) -> tuple[Evaluator, float]:
+    """An evaluator for a partition, and the seconds this call spent to load the model and to start the tree engine.
+
+    :raises ModelIntegrity: when the model file is not the one that was pinned.
+    :raises ModelError: when it cannot be read; or the tree engine alone was asked for and cannot be had here.
+    """
+    version = score.model
+    predictor, loading = get_predictor(version)
+    outlook = look_out(score.engine, version, kind=score.kind, rows=score.rows_per_worker)
+    if score.engine == "trees" and not outlook.has_trees:
+        raise ModelError(
+            "the tree engine cannot score this job here",
+            where=version.uri,
+            found="; ".join(outlook.reasons),
+            next_step=f"{INSTALL} on the workers, or leave score.engine out",
+        )
+    choice = _choice(score, predictor, reasons=outlook.reasons)
+    build = find_flavor(version.flavor).trees
+    starting = 0.0
+    if build is not None and outlook.has_trees:
+        starting = choice.start(lambda: build(predictor, score.kind), is_asked_for=score.engine == "trees")
+    return Evaluator(choice, seconds_start=starting), loading + starting
+
+
+def _choice(score: Evaluation, predictor: Predictor, *, reasons: tuple[str, ...]) -> Choice:
+    key = (score.model.digest, score.kind, score.engine, score.tolerance, reasons)
+    with _lock:
+        if score.model.digest in _given_up and not reasons:
+            reasons = (f"{MISMATCH} before (model {score.model.digest[:12]})",)
+        if key not in _choices:
+            _choices[key] = Choice(predictor, score.kind, score.tolerance, reasons)
+        _choices.move_to_end(key)
+        while len(_choices) > MODELS:
+            _choices.popitem(last=False)
+        return _choices[key]
+
+
+def forget_choices() -> None:
+    """Drop every choice of this process, also that a model's results differed."""
+    with _lock:
+        _choices.clear()
+        _given_up.clear()

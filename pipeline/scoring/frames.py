@@ -11,7 +11,7 @@ import pyarrow as pa
 from pipeline.common.rows import RowCounts
 from pipeline.errors import InputError, SchemaDrift
 from pipeline.models.cache import get_predictor
-from pipeline.models.choice import get_evaluator
+from pipeline.models.engines import get_evaluator
 from pipeline.models.model import ModelVersion
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import StageRecipe

@@ -22,8 +22,7 @@ from pipeline.common.rows import RowCounts
 from pipeline.errors import PlanMismatch
 from pipeline.jobs.receipt import Receipt, Seconds
 from pipeline.jobs.splits import even_cuts, split_receipt
-from pipeline.models.choice import get_evaluator
-from pipeline.models.engines import EngineUse
+from pipeline.models.engines import EngineUse, get_evaluator
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import StageRecipe
 from pipeline.scoring.batching import resized

@@ -17,10 +17,19 @@ import xgboost
 from pipeline.errors import ModelError, SpecError
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.receipt import Receipt
-from pipeline.models import choice as module
+from pipeline.models import engines as module
 from pipeline.models import engines as outlook
-from pipeline.models.choice import Choice, Evaluator, forget_choices, get_evaluator
-from pipeline.models.engines import EARNING, EngineUse, check_engine, look_out, obstacles
+from pipeline.models.engines import (
+    EARNING,
+    Choice,
+    EngineUse,
+    Evaluator,
+    check_engine,
+    forget_choices,
+    get_evaluator,
+    look_out,
+    obstacles,
+)
 from pipeline.models.flavors import xgboost as flavor
 from pipeline.models.flavors import xgboost_probe
 from pipeline.models.model import ModelVersion, Predict

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.errors import ModelError
 from pipeline.models.trees import TreeEngine, read_xgboost, unsupported_xgboost
-from pipeline.models.trees.objectives import LIBM_TRANSFORMS, OBJECTIVES, transform_name, unsupported_transform
+from pipeline.models.trees.xgboost import LIBM_TRANSFORMS, OBJECTIVES, transform_name, unsupported_transform
 
 pytest.importorskip("numba")
 xgboost = pytest.importorskip("xgboost")

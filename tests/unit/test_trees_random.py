@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.models.trees import TreeEngine, read_xgboost, unsupported_xgboost
-from pipeline.models.trees.objectives import transform_name
+from pipeline.models.trees.xgboost import transform_name
 
 pytest.importorskip("numba")
 xgboost = pytest.importorskip("xgboost")

@@ -10,7 +10,7 @@ import pytest
 import xgboost
 
 from pipeline.errors import ModelError
-from pipeline.models.trees.ubj import read_ubj
+from pipeline.models.trees.xgboost import read_ubj
 
 
 def assert_same(found: Any, wanted: Any, place: str = "") -> None:

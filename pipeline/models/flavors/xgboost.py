@@ -20,8 +20,7 @@ from pipeline.models.flavors import Flavor, matrix
 from pipeline.models.flavors.xgboost_probe import NO_PACKAGE, first_line, probe
 from pipeline.models.model import Feature, FeatureKind, ModelVersion, Predict, Task
 from pipeline.models.trees import TreeEngine, read_xgboost
-from pipeline.models.trees.objectives import transform_name, unsupported_transform
-from pipeline.models.trees.ubj import read_ubj
+from pipeline.models.trees.xgboost import read_ubj, transform_name, unsupported_transform
 from pipeline.spec.model_ref import OutputKind
 
 _KINDS: dict[str, FeatureKind] = {"c": "category", "i": "indicator", "int": "integer"}

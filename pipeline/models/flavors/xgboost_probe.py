@@ -173,7 +173,7 @@ def facts(booster: Any) -> dict[str, Any]:
 
 def _not_for_trees(booster: Any) -> list[str]:
     from pipeline.models.trees import unsupported_xgboost
-    from pipeline.models.trees.ubj import read_ubj
+    from pipeline.models.trees.xgboost import read_ubj
 
     try:
         return list(unsupported_xgboost(read_ubj(booster.save_raw("ubj"))))

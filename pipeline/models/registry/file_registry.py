@@ -17,7 +17,6 @@ from pipeline.common.units import Clock, iso_time, utc_now
 from pipeline.errors import ConflictError
 from pipeline.models.flavors import detect_bytes, find_flavor
 from pipeline.models.model import ModelVersion
-from pipeline.models.registry.audit import audit
 from pipeline.models.registry.records import (
     AliasRecord,
     Checked,
@@ -32,7 +31,7 @@ from pipeline.models.registry.records import (
     previous_target,
     targets,
 )
-from pipeline.models.registry.store import StoredModels, move_place, removal_place, version_place
+from pipeline.models.registry.store import StoredModels, audit, move_place, removal_place, version_place
 from pipeline.spec.model_ref import ModelRef
 from pipeline.storage.store import Store, open_store
 from pipeline.storage.urls import unique_name

@@ -3,11 +3,25 @@
 The rules are those of xgboost 3.2's CPU predictor (``src/predictor/cpu_predictor.cc``, ``src/gbm/gbtree.cc``) and the
 model format is that of 3.1 and newer: ``base_score`` may be a vector. What is not claimed is named by
 ``unsupported_xgboost``, and the caller leaves it to xgboost.
+
+What xgboost's objectives do to a margin: the link of ``base_score`` and the transformation of the output.
+
+Sources: ``src/objective/*`` and ``src/common/math.h`` of xgboost 3.2. All of it is float32 arithmetic with the C
+library's ``expf`` and ``logf``. numpy has vectorised versions of its own, which differ in the last bit, so the C
+library's are called here: ``logf`` through ctypes for the few base scores, ``expf`` by the compiled kernels. One
+objective, survival:aft, calls ``exp`` of double precision and rounds: ``exp64``.
+
+Reads UBJSON, the binary form of xgboost's models. Arrays of numbers become numpy arrays at once.
+
+From JSON every number of every node would be a Python object for a while, in the memory of each worker.
 """
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +29,6 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import ModelError
-from pipeline.models.trees.objectives import OBJECTIVES, base_margin
 from pipeline.models.trees.tables import VECTOR_LEAVES, TreeTables, unsupported
 
 Model = Mapping[str, Any]
@@ -193,3 +206,174 @@ def _category_sets(trees: Iterable[Model]) -> tuple[npt.NDArray[np.int64], npt.N
             sets.append(codes[first : first + size])
         counts.append(count)
     return np.cumsum(np.concatenate(counts)), np.concatenate(sets)
+
+
+_RT_EPS = np.float32(1e-6)
+
+OBJECTIVES: dict[str, tuple[str, str]] = {
+    "reg:squarederror": ("identity", "identity"),
+    "reg:linear": ("identity", "identity"),
+    "reg:squaredlogerror": ("identity", "identity"),
+    "reg:pseudohubererror": ("identity", "identity"),
+    "reg:absoluteerror": ("identity", "identity"),
+    "reg:quantileerror": ("identity", "identity"),
+    "reg:logistic": ("logit", "sigmoid"),
+    "reg:gamma": ("log", "exp"),
+    "reg:tweedie": ("log", "exp"),
+    "binary:logistic": ("logit", "sigmoid"),
+    "binary:logitraw": ("identity", "identity"),
+    "binary:hinge": ("identity", "hinge"),
+    "multi:softmax": ("identity", "argmax"),
+    "multi:softprob": ("identity", "softmax"),
+    "count:poisson": ("log", "exp"),
+    "survival:cox": ("log", "exp"),
+    "survival:aft": ("log", "exp64"),
+    "rank:pairwise": ("identity", "identity"),
+    "rank:ndcg": ("identity", "identity"),
+    "rank:map": ("identity", "identity"),
+}
+"""Name of the objective: (link from ``base_score`` to margin, transformation from margin to output)."""
+
+LIBM_TRANSFORMS = frozenset({"sigmoid", "exp", "exp64", "softmax"})
+"""Transformations that need the C library's ``expf`` or ``exp``."""
+
+
+def transform_name(objective: str) -> str:
+    """Return the transformation of an objective's output: identity, sigmoid, exp, exp64, softmax, argmax or hinge."""
+    return OBJECTIVES[objective][1]
+
+
+def unsupported_transform(objective: str) -> tuple[str, ...]:
+    """Say by name why the output of an objective cannot be had with xgboost's bits; empty where it can."""
+    if objective not in OBJECTIVES:
+        return (f"the objective {objective}",)
+    if transform_name(objective) in LIBM_TRANSFORMS and not sys.platform.startswith("linux"):
+        return (f"the output of {objective} on {sys.platform}: checked with glibc's expf and exp only",)
+    return ()
+
+
+def base_margin(base_score: npt.NDArray[np.float32], *, objective: str) -> npt.NDArray[np.float32]:
+    """Apply the objective's link to [outputs] base scores, rounded as xgboost does it (``ProbToMargin``)."""
+    link = OBJECTIVES[objective][0]
+    one = np.float32(1)
+    if link == "logit":
+        bounded: npt.NDArray[np.float32] = np.minimum(np.maximum(base_score, _RT_EPS), one - _RT_EPS)
+        return -_logf(one / bounded - one)
+    return _logf(base_score) if link == "log" else np.array(base_score, dtype=np.float32)
+
+
+@functools.cache
+def _c_logf() -> Any:
+    name = {"linux": "libm.so.6", "darwin": "libSystem.dylib"}.get(sys.platform)
+    if name is None:
+        raise ModelError(
+            "The tree engine cannot score this model.",
+            found=f"an objective with a logarithm in its link, on {sys.platform}",
+            expected="Linux or macOS, whose C library's logf is known to be xgboost's",
+            next_step="Score it with xgboost itself.",
+        )
+    function = ctypes.CDLL(name).logf
+    function.argtypes = [ctypes.c_float]
+    function.restype = ctypes.c_float
+    return function
+
+
+def _logf(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    logf = _c_logf()
+    return np.array([logf(float(value)) for value in values], dtype=np.float32)
+
+
+_KINDS = {"i": "i1", "U": "u1", "I": "i2", "l": "i4", "L": "i8", "d": "f4", "D": "f8"}
+_STORED = {marker: np.dtype(kind).newbyteorder(">") for marker, kind in _KINDS.items()}
+_NATIVE = {marker: np.dtype(kind) for marker, kind in _KINDS.items()}
+_CONSTANTS = {"Z": None, "T": True, "F": False}
+
+
+def read_ubj(data: bytes | bytearray) -> dict[str, Any]:
+    """The object in ``data``, as ``json.loads`` gives it, but arrays of one kind of number are numpy arrays.
+
+    :raises ModelError: when it is no object, or is cut off.
+    """
+    try:
+        found = _Reader(data).value()
+    except (ValueError, IndexError, KeyError) as error:
+        raise _damaged(f"{type(error).__name__}: {error}") from error
+    if not isinstance(found, dict):
+        raise _damaged(type(found).__name__)
+    return found
+
+
+def _damaged(found: str) -> ModelError:
+    return ModelError("The model is not whole UBJSON.", found=found, next_step="Score it with xgboost itself.")
+
+
+class _Reader:
+    def __init__(self, data: bytes | bytearray) -> None:
+        self._data = memoryview(data)
+        self._at = 0
+
+    def value(self) -> Any:
+        """What comes next, with its marker."""
+        marker = self._marker()
+        if marker == "{":
+            return self._object()
+        if marker == "[":
+            return self._array()
+        if marker == "S":
+            return self._text()
+        if marker in _CONSTANTS:
+            return _CONSTANTS[marker]
+        return self._numbers(marker, 1)[0].item()
+
+    def _marker(self) -> str:
+        found = chr(self._data[self._at])
+        self._at += 1
+        return found
+
+    def _peek(self, marker: str) -> bool:
+        """Whether ``marker`` comes next; then it is passed."""
+        if chr(self._data[self._at]) != marker:
+            return False
+        self._at += 1
+        return True
+
+    def _count(self) -> int:
+        marker = self._marker()
+        size = _STORED[marker].itemsize
+        count = int.from_bytes(self._data[self._at : self._at + size], "big", signed=marker != "U")
+        self._at += size
+        if marker in "dD" or count < 0:
+            raise ValueError("a length that is none")
+        return count
+
+    def _text(self) -> str:
+        length = self._count()
+        begin, self._at = self._at, self._at + length
+        if self._at > len(self._data):
+            raise ValueError("a text is cut off")
+        return str(self._data[begin : self._at], "utf-8")
+
+    def _numbers(self, marker: str, count: int) -> np.ndarray:
+        found = np.frombuffer(self._data, _STORED[marker], count, self._at)
+        self._at += found.nbytes
+        return found.astype(_NATIVE[marker])
+
+    def _object(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        while not self._peek("}"):
+            name = self._text()
+            found[name] = self.value()
+        return found
+
+    def _array(self) -> Any:
+        if self._peek("$"):
+            marker = self._marker()
+            if not self._peek("#"):
+                raise ValueError("an array of one type without a length")
+            return self._numbers(marker, self._count())
+        if self._peek("#"):
+            return [self.value() for _ in range(self._count())]
+        found: list[Any] = []
+        while not self._peek("]"):
+            found.append(self.value())
+        return found
