@@ -18,7 +18,7 @@ from pipeline.jobs.record import child_id
 from pipeline.models.engines import check_engine
 from pipeline.models.model import ModelVersion
 from pipeline.models.registry import resolve
-from pipeline.plan.family_plan import Planner, plan_family
+from pipeline.plan.fan_out import Planner, plan_family
 from pipeline.plan.incremental import ALL, Progress
 from pipeline.plan.plan import Limits, Plan
 from pipeline.plan.planner import make_plan

@@ -20,8 +20,7 @@ from pipeline.jobs.listing import find_job, list_jobs, parent_of
 from pipeline.jobs.status import Status
 from pipeline.jobs.stop import Why
 from pipeline.plan.describe import plan_summary
-from pipeline.plan.family_plan import SEVERAL
-from pipeline.plan.fan_out import HIVE_NULL, LONGEST_SLUG, child_spec, condition, folder_of, slugs
+from pipeline.plan.fan_out import HIVE_NULL, LONGEST_SLUG, SEVERAL, child_spec, condition, folder_of, slugs
 from pipeline.plan.table import plan_from_table, plan_to_table
 from pipeline.report.text import plan_text
 from pipeline.settings import Settings
