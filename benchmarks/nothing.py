@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.common.rows import RowCounts
 from pipeline.execution import tasks
-from pipeline.jobs.receipt import DataFile, FileRows, Receipt, Seconds
+from pipeline.jobs.receipts import DataFile, FileRows, Receipt, Seconds
 from pipeline.models.engines import EngineUse
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import StageRecipe

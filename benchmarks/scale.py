@@ -23,8 +23,7 @@ from benchmarks.nothing import do_nothing
 from benchmarks.tree import peak_bytes
 from pipeline.common.rows import InputFile, RowGroup
 from pipeline.jobs.directory import JobDirectory
-from pipeline.jobs.receipt import Receipt
-from pipeline.jobs.receipts import ReceiptBook
+from pipeline.jobs.receipts import Receipt, ReceiptBook
 from pipeline.models.model import Feature, ModelVersion
 from pipeline.plan.plan import Limits, Partition, Plan
 from pipeline.plan.planner import dispatch_order, make_plan

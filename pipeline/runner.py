@@ -18,12 +18,11 @@ from pipeline.driver.retry import Wanted, open_retry
 from pipeline.errors import JobLocked
 from pipeline.events import Callback
 from pipeline.execution.clusters import settings_of
-from pipeline.jobs.cancellation import watched
+from pipeline.jobs.cancellation import Stop, on_signals, watched
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import Lease, held
 from pipeline.jobs.listing import find_job, parent_of
 from pipeline.jobs.record import new_job_id
-from pipeline.jobs.stop import Stop, on_signals
 from pipeline.plan.plan import Partition
 from pipeline.report.hooks import hooked, hooks_of
 from pipeline.report.job_log import recorded

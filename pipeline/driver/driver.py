@@ -25,12 +25,12 @@ from pipeline.execution.neighbours import Neighbours
 from pipeline.execution.rebalancing import Helped, Relief
 from pipeline.execution.task_set import Stage
 from pipeline.execution.tasks import read_receipt
+from pipeline.jobs.cancellation import Stop, Why, checked
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import Lease
 from pipeline.jobs.ledger import Ledger
 from pipeline.jobs.receipts import ReceiptBook
 from pipeline.jobs.status import Status, status_after
-from pipeline.jobs.stop import Stop, Why, checked
 from pipeline.plan.plan import Partition, Plan
 from pipeline.plan.planner import dispatch_order
 from pipeline.report.rejects import first_examples, summarise

@@ -16,11 +16,11 @@ from pipeline.errors import ChildrenFailed, InfrastructureError, PipelineError
 from pipeline.events import Callback, JobEnded, PartitionEnded, StageStarted, notify
 from pipeline.execution.clusters import cluster_of, open_cluster
 from pipeline.execution.clusters.shared import SharedCluster
+from pipeline.jobs.cancellation import Stop, Why
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.fan_out import commit_family
 from pipeline.jobs.lease import Lease
 from pipeline.jobs.status import Status, status_after
-from pipeline.jobs.stop import Stop, Why
 from pipeline.report.report import Report, make_report
 from pipeline.settings import Settings
 

@@ -8,12 +8,12 @@ from functools import cached_property
 
 from pipeline.common.units import iso_time, utc_now
 from pipeline.driver.prepare import check_output, draft, resolve_model
+from pipeline.jobs.cancellation import Stop, Why
 from pipeline.jobs.directory import JOB_FILE, JobDirectory
 from pipeline.jobs.lease import Lease
 from pipeline.jobs.ledger import Ledger
 from pipeline.jobs.record import check_job_id
 from pipeline.jobs.rounds import MODEL_DRIFT, Round, make_record
-from pipeline.jobs.stop import Stop, Why
 from pipeline.models.model import ModelVersion
 from pipeline.models.registry.alias_watch import EVENT, MAX_RESTARTS, AliasWatch, Move, restless
 from pipeline.plan.plan import Plan

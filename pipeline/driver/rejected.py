@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from pipeline.common.rows import Fragment, InputFile, RowGroup
 from pipeline.errors import StateCorrupt
 from pipeline.jobs.ledger import Ledger, rejects_place
-from pipeline.jobs.receipt import Receipt
+from pipeline.jobs.receipts import Receipt
 from pipeline.jobs.splits import sub_fragment
 from pipeline.plan.packing import pack
 from pipeline.plan.recipe import REJECT_FILE

@@ -36,8 +36,8 @@ from pipeline.execution.neighbours import Neighbours
 from pipeline.execution.rebalancing import Answer, Relief
 from pipeline.execution.straggler_parts import Action, Ask, Cut, Divide, Move, Share
 from pipeline.execution.worker_events import Death, Fact, Ledger, MemoryRanOut, Started, WorkerLeft
-from pipeline.jobs.receipt import Receipt
-from pipeline.jobs.stop import Stop
+from pipeline.jobs.cancellation import Stop
+from pipeline.jobs.receipts import Receipt
 from pipeline.plan.plan import Partition
 
 __all__ = ["Dispatcher", "Divided", "Ended", "Policy"]

@@ -12,7 +12,7 @@ from pipeline.execution.batch_cache import WorkerClass, recall, remember
 from pipeline.execution.rebalancing import Helped, Relief
 from pipeline.execution.tasks import make_tasks
 from pipeline.jobs.directory import JobDirectory
-from pipeline.jobs.receipt import Receipt
+from pipeline.jobs.receipts import Receipt
 from pipeline.jobs.rounds import Round
 from pipeline.jobs.splits import SPLIT_FLOOR_ROWS, even_cuts, parts_of, split_receipt
 from pipeline.plan.memory import BatchSize

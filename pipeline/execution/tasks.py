@@ -18,7 +18,7 @@ from pipeline.common.rows import Fragment
 from pipeline.common.secrets import redact_error
 from pipeline.errors import PipelineError
 from pipeline.execution import evidence
-from pipeline.jobs.receipt import Receipt
+from pipeline.jobs.receipts import Receipt
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import StageRecipe
 from pipeline.scoring.frames import scored_frame

@@ -25,7 +25,7 @@ from pipeline.errors import (
 from pipeline.events import StatusChanged
 from pipeline.jobs.ledger import Ledger
 from pipeline.jobs.manifest import Manifest, make_manifest
-from pipeline.jobs.receipt import Receipt
+from pipeline.jobs.receipts import Receipt
 from pipeline.jobs.record import (
     CHILDREN,
     JobRecord,

@@ -8,11 +8,9 @@ from functools import cached_property
 from typing import Any
 
 from pipeline.common.rows import InputFile, RejectedFile, RowCounts
-from pipeline.jobs.receipt import Receipt
-from pipeline.jobs.receipts import Chosen, Receipts
+from pipeline.jobs.receipts import Chosen, Receipt, Receipts, Totals
 from pipeline.jobs.rounds import Round, model_details
 from pipeline.jobs.splits import partition_key, undivided
-from pipeline.jobs.totals import Totals
 from pipeline.plan.plan import Partition
 
 

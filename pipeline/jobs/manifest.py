@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.common.rows import RowCounts
 from pipeline.errors import ReconciliationFailed, StateCorrupt
 from pipeline.jobs.ledger import Ledger
-from pipeline.jobs.receipt import DataFile, Receipt
+from pipeline.jobs.receipts import DataFile, Receipt
 from pipeline.jobs.rounds import model_details
 
 SCHEMA_VERSION = 1

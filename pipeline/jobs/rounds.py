@@ -15,7 +15,7 @@ from functools import cached_property
 
 from pipeline.common.rows import RejectedFile
 from pipeline.errors import Fenced, StateCorrupt
-from pipeline.jobs.receipt import Receipt
+from pipeline.jobs.receipts import Receipt
 from pipeline.plan.plan import Plan
 from pipeline.plan.table import plan_bytes, read_plan, rejected_file
 from pipeline.storage.local import LocalStore

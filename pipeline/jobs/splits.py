@@ -13,7 +13,7 @@ from itertools import accumulate, pairwise
 
 from pipeline.common.rows import Fragment, InputFile, RowCounts
 from pipeline.errors import StateCorrupt
-from pipeline.jobs.receipt import Receipt
+from pipeline.jobs.receipts import Receipt
 from pipeline.plan.plan import Partition, Plan
 
 SPLIT_FLOOR_ROWS = 1024

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from pipeline.jobs.receipt import Receipt
+from pipeline.jobs.receipts import Receipt
 from pipeline.plan.plan import Partition, Plan
 
 CONFIDENCE = 0.95

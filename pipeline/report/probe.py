@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from pipeline.jobs.directory import JobDirectory
-from pipeline.jobs.totals import Totals
+from pipeline.jobs.receipts import Totals
 from pipeline.plan.plan import Plan
 from pipeline.report.estimate import Estimate, compare_estimate
 

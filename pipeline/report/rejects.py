@@ -18,7 +18,7 @@ from pipeline.common.rows import RejectedFile
 from pipeline.errors import OutputExists, SpecError, StateCorrupt
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import Ledger, RoundSummary, rejects_place
-from pipeline.jobs.receipt import Receipt
+from pipeline.jobs.receipts import Receipt
 from pipeline.plan.recipe import REJECT_COLUMNS, REJECT_FILE, REJECT_MESSAGE, REJECT_REASON, REJECT_ROW
 from pipeline.scoring.outputs import reject_schema
 from pipeline.storage.store import open_store

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pipeline.common.rows import Fragment, InputFile
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import Ledger
-from pipeline.jobs.receipt import FileRows, Receipt
+from pipeline.jobs.receipts import FileRows, Receipt
 from pipeline.jobs.splits import sub_fragment
 from pipeline.models.cache import get_predictor
 from pipeline.plan.plan import Partition

@@ -17,7 +17,7 @@ from pipeline.errors import PipelineError
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import Ledger, rejects_place
 from pipeline.jobs.manifest import Manifest
-from pipeline.jobs.receipt import DataFile, Receipt
+from pipeline.jobs.receipts import DataFile, Receipt
 from pipeline.plan.plan import Partition
 from pipeline.report.resample import resample
 from pipeline.sinks import published

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from pipeline.common.digest import DigestingFile
 from pipeline.errors import PipelineError
-from pipeline.jobs.receipt import DataFile
+from pipeline.jobs.receipts import DataFile
 from pipeline.storage.store import Store
 from pipeline.storage.urls import storage_errors
 

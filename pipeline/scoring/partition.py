@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from pipeline.common.rows import RowCounts
 from pipeline.errors import PlanMismatch
-from pipeline.jobs.receipt import Receipt, Seconds
+from pipeline.jobs.receipts import Receipt, Seconds
 from pipeline.jobs.splits import even_cuts, split_receipt
 from pipeline.models.engines import EngineUse, get_evaluator
 from pipeline.plan.plan import Partition

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.common.rows import Fragment, RowCounts
 from pipeline.errors import ReconciliationFailed
-from pipeline.jobs.receipt import FileRows
+from pipeline.jobs.receipts import FileRows
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import REJECT_REASON
 from pipeline.scoring.scorer import ScoredBatch

@@ -12,7 +12,7 @@ from pipeline.errors import DriverLost
 from pipeline.events import Event, JobEnded, PartitionEnded, StageStarted, StatusChanged
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import LEASE_SECONDS, Verdict
-from pipeline.jobs.receipt import Receipt
+from pipeline.jobs.receipts import Receipt
 from pipeline.jobs.status import Status
 from pipeline.report.report import make_report
 from pipeline.service.job_queue import LeaseWatch, observe

@@ -11,7 +11,7 @@ from pipeline.errors import PipelineError
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import FOLDER as LEASES
 from pipeline.jobs.lease import Holder, is_process
-from pipeline.jobs.receipt import Receipt
+from pipeline.jobs.receipts import Receipt
 from pipeline.report.job_log import FOLDER, rows_text
 from pipeline.service.queue import STARTS, find_starts
 

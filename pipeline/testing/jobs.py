@@ -21,7 +21,7 @@ from pipeline.common.rows import Fragment, InputFile, RowCounts, RowGroup
 from pipeline.driver.rejected import find_rejected
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import take
-from pipeline.jobs.receipt import DataFile, FileRows, Receipt, Seconds
+from pipeline.jobs.receipts import DataFile, FileRows, Receipt, Seconds
 from pipeline.jobs.rounds import RETRY, Round, make_record
 from pipeline.jobs.status import Status
 from pipeline.models.model import Feature, ModelVersion

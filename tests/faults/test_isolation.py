@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import PartitionStuck, StepFailed
-from pipeline.jobs.receipt import Receipt
+from pipeline.jobs.receipts import Receipt
 from pipeline.models.registry import resolve
 from pipeline.plan.recipe import MapRecipe, StageRecipe
 from pipeline.scoring.isolation import PIECES, Isolation, Streak, cut, resident_bytes

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.common.digest import digest_bytes
-from pipeline.jobs.receipt import Receipt
+from pipeline.jobs.receipts import Receipt
 from pipeline.models.registry import resolve
 from pipeline.plan.recipe import ColumnRule
 from pipeline.scoring import checkpoint as part_file

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.jobs.cancellation import Cancelling, CancelRequest, cancel_job, find_request, watched
+from pipeline.jobs.cancellation import Cancelling, CancelRequest, Stop, cancel_job, find_request, watched
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import held, take
 from pipeline.jobs.status import Status
-from pipeline.jobs.stop import Stop
 from pipeline.testing.jobs import small_job
 from pipeline.testing.processes import wait_until
 

@@ -17,7 +17,7 @@ from pipeline.common.rows import RowCounts
 from pipeline.errors import OutputConflict, PlanMismatch, RefusedForSafety, SpecError, StateCorrupt, StorageError
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.listing import find_job, list_jobs
-from pipeline.jobs.receipt import Receipt
+from pipeline.jobs.receipts import Receipt
 from pipeline.jobs.record import new_job_id
 from pipeline.jobs.splits import done_partitions, effective_partitions, halves
 from pipeline.jobs.status import Status

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pipeline.common.rows import InputFile, RowCounts, RowGroup
 from pipeline.errors import InfrastructureError, StateCorrupt
-from pipeline.jobs.receipt import Receipt
+from pipeline.jobs.receipts import Receipt
 from pipeline.jobs.splits import even_cuts, parts_of, pieces
 from pipeline.models.registry import resolve
 from pipeline.plan.plan import Partition

@@ -27,7 +27,7 @@ from pipeline.execution.dispatcher import Dispatcher
 from pipeline.execution.failures import Fail, Isolate, Leave, Retry, Split, decide, decide_death, overdue
 from pipeline.execution.health import Policy
 from pipeline.execution.worker_events import Cause
-from pipeline.jobs.stop import Stop, Why
+from pipeline.jobs.cancellation import Stop, Why
 from pipeline.plan.plan import Partition
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import ModelError
-from pipeline.jobs.stop import Stop, Why
+from pipeline.jobs.cancellation import Stop, Why
 from pipeline.models.model import Feature, ModelVersion
 from pipeline.models.registry import alias_watch as drift
 from pipeline.models.registry.alias_watch import LONGEST_WAIT, AliasWatch, Move, drift_warnings, hard_coded, move_of

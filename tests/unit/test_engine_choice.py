@@ -16,7 +16,7 @@ import xgboost
 
 from pipeline.errors import ModelError, SpecError
 from pipeline.jobs.directory import JobDirectory
-from pipeline.jobs.receipt import Receipt
+from pipeline.jobs.receipts import Receipt
 from pipeline.models import engines as module
 from pipeline.models import engines as outlook
 from pipeline.models.engines import (

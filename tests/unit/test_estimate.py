@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.common.rows import Fragment, RowCounts
-from pipeline.jobs.receipt import DataFile, Receipt, Seconds
+from pipeline.jobs.receipts import DataFile, Receipt, Seconds
 from pipeline.plan.plan import Partition, Plan
 from pipeline.report.estimate import Estimate, Interval, choose_sample, compare_estimate, make_estimate
 from pipeline.testing.jobs import small_job

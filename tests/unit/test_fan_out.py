@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from pipeline.driver.prepare import prepare
 from pipeline.errors import InputError, OutputExists, PipelineError, SpecError
+from pipeline.jobs.cancellation import Why
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.listing import find_job, list_jobs, parent_of
 from pipeline.jobs.status import Status
-from pipeline.jobs.stop import Why
 from pipeline.plan.describe import plan_summary
 from pipeline.plan.fan_out import HIVE_NULL, LONGEST_SLUG, SEVERAL, child_spec, condition, folder_of, slugs
 from pipeline.plan.table import plan_from_table, plan_to_table

@@ -25,7 +25,7 @@ from pipeline.errors import (
     SchemaDrift,
     StepFailed,
 )
-from pipeline.jobs.receipt import Receipt
+from pipeline.jobs.receipts import Receipt
 from pipeline.models.model import ModelVersion
 from pipeline.models.registry import resolve
 from pipeline.plan.recipe import ColumnRule, MapRecipe, StageRecipe

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.common.pickling import quickly_pickled
 from pipeline.common.rows import Fragment, InputFile, RejectedFile, RowCounts, RowGroup
-from pipeline.jobs.receipt import DataFile, FileRows, Receipt, Seconds
+from pipeline.jobs.receipts import DataFile, FileRows, Receipt, Seconds
 from pipeline.models.engines import EngineUse
 
 EXAMPLES = [

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.common.rows import RowCounts
 from pipeline.errors import StateCorrupt
-from pipeline.jobs.receipt import DataFile, FileRows, Receipt, Seconds
+from pipeline.jobs.receipts import DataFile, FileRows, Receipt, Seconds
 from pipeline.models.engines import EngineUse
 
 WHOLE = Receipt(

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from pipeline.common.rows import RowCounts
-from pipeline.jobs.receipt import DataFile, FileRows, Receipt
-from pipeline.jobs.receipts import SPOOLED, ReceiptBook, Receipts
+from pipeline.jobs.receipts import SPOOLED, DataFile, FileRows, Receipt, ReceiptBook, Receipts
 from pipeline.jobs.splits import partition_key
 from pipeline.models.engines import EngineUse
 

@@ -13,8 +13,7 @@ from pipeline.common.rows import RowCounts
 from pipeline.errors import ReconciliationFailed, StepFailed, TooManyRejects
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.manifest import make_manifest
-from pipeline.jobs.receipt import Receipt
-from pipeline.jobs.receipts import ReceiptBook
+from pipeline.jobs.receipts import Receipt, ReceiptBook
 from pipeline.jobs.status import Status
 from pipeline.report.report import decide_status, make_report, status_for, too_many_rejects
 from pipeline.report.run_record import straggler_record

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import Cancelled, Interrupted, ModelChanged, PipelineError
-from pipeline.jobs.stop import Stop, Why, checked, wait_in_slices
+from pipeline.jobs.cancellation import Stop, Why, checked, wait_in_slices
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.jobs.directory import JobDirectory
-from pipeline.jobs.receipt import Receipt
+from pipeline.jobs.receipts import Receipt
 from pipeline.jobs.rounds import make_record
 from pipeline.jobs.status import Status
 from pipeline.models.registry import resolve

@@ -22,7 +22,7 @@ from pipeline.execution.clusters import DASK_CONFIG
 from pipeline.execution.clusters.lazy_dashboard import add_dashboard
 from pipeline.execution.clusters.security import LOOPBACK, check_dashboard, is_loopback
 from pipeline.execution.clusters.tls import Certificates, certificates_in
-from pipeline.jobs.stop import wait_in_slices
+from pipeline.jobs.cancellation import wait_in_slices
 from pipeline.plan.plan import Limits
 from pipeline.settings import Settings
 
