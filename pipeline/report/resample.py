@@ -19,7 +19,7 @@ from pipeline.jobs.splits import sub_fragment
 from pipeline.models.cache import get_predictor
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import StageRecipe
-from pipeline.scoring.reread import read_partition
+from pipeline.scoring.partition import read_partition
 from pipeline.scoring.scorer import Scorer
 from pipeline.sources.locate import current_version
 

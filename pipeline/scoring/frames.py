@@ -18,8 +18,7 @@ from pipeline.plan.recipe import StageRecipe
 from pipeline.scoring.arrow import CONVERSION_ERRORS
 from pipeline.scoring.contract import check, check_matrix, feature_rules
 from pipeline.scoring.outputs import check_scores, prediction_schema, score_dtype
-from pipeline.scoring.reread import Versions, read_partition
-from pipeline.scoring.row_ledger import RowLedger
+from pipeline.scoring.partition import RowLedger, Versions, read_partition
 from pipeline.scoring.scorer import Scorer
 from pipeline.sources import read_ahead
 from pipeline.spec.parts import Output

@@ -3,6 +3,10 @@
 Memory is bounded by the batch and the row group being written, whatever the size of the partition: the next batch is
 read while this one is scored, and no more than that is held. (Writing has no thread of its own: the cores are busy
 with the tasks beside this one, so that it would only cost memory.)
+
+Read the rows of a partition: from input files, or from files of rejects those that an earlier round rejected.
+
+What became of the rows of a partition, counted as its batches pass.
 """
 
 from __future__ import annotations
@@ -12,29 +16,29 @@ import os
 import resource
 import socket
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from time import perf_counter
 
+import numpy as np
 import pyarrow as pa
 
-from pipeline.common.rows import RowCounts
-from pipeline.errors import PlanMismatch
-from pipeline.jobs.receipts import Receipt, Seconds
+from pipeline.common.rows import Fragment, RowCounts
+from pipeline.errors import PlanMismatch, ReconciliationFailed
+from pipeline.jobs.receipts import FileRows, Receipt, Seconds
 from pipeline.jobs.splits import even_cuts, split_receipt
 from pipeline.models.engines import EngineUse, get_evaluator
 from pipeline.plan.plan import Partition
-from pipeline.plan.recipe import StageRecipe
-from pipeline.scoring.batching import resized
+from pipeline.plan.recipe import REJECT_REASON, REJECT_ROW, StageRecipe
+from pipeline.scoring.batching import Pace, resized
 from pipeline.scoring.checkpoint import PartFile
 from pipeline.scoring.isolation import IsolatedScorer, Isolation
 from pipeline.scoring.outputs import reject_schema
-from pipeline.scoring.pace import Pace
 from pipeline.scoring.progress import SMALLEST_REST, Progress, tracked
-from pipeline.scoring.reread import Versions, read_partition
-from pipeline.scoring.row_ledger import RowLedger
-from pipeline.scoring.scorer import Scorer
-from pipeline.sources import SourceBatch, read_ahead
+from pipeline.scoring.scorer import ScoredBatch, Scorer
+from pipeline.sources import SourceBatch, read_ahead, read_batches
 from pipeline.storage.store import Store, open_store
 from pipeline.storage.urls import unique_name, use_storage_options
 
@@ -268,3 +272,112 @@ def _file_metadata(recipe: StageRecipe) -> dict[str, str]:
             {"name": model.name, "version": model.version, "digest": model.digest, "uri": model.reference}
         ),
     }
+
+
+Versions = Mapping[str, tuple[int, str]]
+"""Path of an input file -> its size in bytes and version, as planned."""
+
+_ADDED = (pa.field(REJECT_ROW, pa.int64()), pa.field(REJECT_REASON, pa.string()))
+
+
+def read_partition(
+    recipe: StageRecipe,
+    partition: Partition,
+    *,
+    versions: Versions | None = None,
+) -> Generator[SourceBatch, None, None]:
+    """The rows of ``partition`` that the filter keeps, at most a batch at a time; see `pipeline.sources.read_batches`.
+
+    :param versions: of its files, as planned; None: not checked.
+    """
+    if partition.fragments and partition.fragments[0].origin:
+        return read_rejects(recipe, partition)
+    return read_batches(
+        partition,
+        columns=recipe.columns,
+        schema=pa.ipc.read_schema(pa.py_buffer(recipe.schema)),
+        filter=recipe.filter,
+        batch_rows=recipe.batch_rows,
+        versions=versions,
+    )
+
+
+def read_rejects(recipe: StageRecipe, partition: Partition) -> Generator[SourceBatch, None, None]:
+    """The rows of a partition that is made of rejects. No filter is applied: it had kept them.
+
+    :returns: batches with the source's columns, the number each row has in the input file it came from, and its reason.
+    :raises CorruptInput: when a file of rejects is damaged.
+    """
+    schema = pa.ipc.read_schema(pa.py_buffer(recipe.schema))
+    fragments = tuple(
+        replace(fragment, path=f"{recipe.directory}/{fragment.path}", keys=()) for fragment in partition.fragments
+    )
+    batches = read_batches(
+        fragments,
+        columns=(*schema.names, *(field.name for field in _ADDED)),
+        schema=pa.schema([*schema, *_ADDED]),
+        batch_rows=recipe.batch_rows,
+    )
+    for batch in batches:
+        row = np.asarray(batch.table.column(REJECT_ROW).to_numpy(), dtype=np.int64)
+        reasons = tuple(batch.table.column(REJECT_REASON).to_pylist())
+        yield replace(batch, table=batch.table.select(schema.names), row=row, reasons=reasons)
+
+
+class RowLedger:
+    """What became of the rows of each fragment, counted as they pass."""
+
+    def __init__(self, partition: Partition) -> None:
+        self.partition = partition
+        self.paths = tuple(fragment.origin or fragment.path for fragment in partition.fragments)
+        self.reasons: Counter[str] = Counter()
+        self.before: Counter[str] = Counter()
+        """Reasons for which the rows had been rejected before."""
+        # Rows: out, rejected, filtered. Columns: fragments.
+        self._counts = np.zeros((3, len(self.paths)), dtype=np.int64)
+
+    def add(self, scored: ScoredBatch, before: Iterable[str] = ()) -> None:
+        """Count the rows of a batch.
+
+        :param before: why each of its rows had been rejected before.
+        """
+        self.before.update(before)
+        out = np.bincount(scored.fragment, minlength=len(self.paths))
+        self._counts += np.stack([out, scored.rejected, scored.filtered])
+        if scored.rejects is not None:
+            self.reasons.update(scored.rejects.column(REJECT_REASON).to_pylist())
+
+    @property
+    def rows_done(self) -> int:
+        """Input rows that are accounted for: a batch tells of what was filtered before its last row, too."""
+        return int(self._counts.sum())
+
+    def files(self, *, is_whole: bool = True) -> tuple[FileRows, ...]:
+        """The counts per fragment.
+
+        :param is_whole: all rows were read; else the first `rows_done` of them.
+        :raises ReconciliationFailed: when rows are missing, or there are too many.
+        """
+        fragments = self.partition.fragments
+        left = [fragment.rows for fragment in fragments] if is_whole else _first_rows(fragments, self.rows_done)
+        files = tuple(
+            FileRows(part.path, part.row_start, part.row_start + rows, RowCounts(rows, *map(int, counts)))
+            for part, rows, counts in zip(fragments, left, self._counts.T, strict=True)
+            if rows or is_whole
+        )
+        for file in files:
+            if not file.rows.is_reconciled:
+                raise ReconciliationFailed(
+                    "rows of a partition are unaccounted for",
+                    where=f"partition {self.partition.id}, {file.path} rows {file.row_start} to {file.row_stop}",
+                    found=f"{file.rows.out} out, {file.rows.rejected} rejected, {file.rows.filtered} filtered",
+                    expected=f"{file.rows.rows_in} in all",
+                    next_step="nothing of this attempt was kept; resume, and report it when it happens again",
+                )
+        return files
+
+
+def _first_rows(fragments: Sequence[Fragment], rows: int) -> list[int]:
+    """How many of the first ``rows`` rows each fragment has."""
+    ends = np.cumsum([fragment.rows for fragment in fragments])
+    return [int(take) for take in np.diff(np.minimum(ends, rows), prepend=0)]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.scoring.pace import FIRST_ROWS, GROWTH, LEAST_ROWS, SECONDS, Pace
+from pipeline.scoring.batching import FIRST_ROWS, GROWTH, LEAST_ROWS, SECONDS, Pace
 
 
 def play(cost: Callable[[int, int], float], *, rows: int, ceiling: int = 65_536) -> list[tuple[int, float]]:

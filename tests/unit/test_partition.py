@@ -30,7 +30,8 @@ from pipeline.models.model import ModelVersion
 from pipeline.models.registry import resolve
 from pipeline.plan.recipe import ColumnRule, MapRecipe, StageRecipe
 from pipeline.scoring import checkpoint as part_file
-from pipeline.scoring import partition, reread
+from pipeline.scoring import partition
+from pipeline.scoring import partition as reread
 from pipeline.scoring.checkpoint import dictionary_columns
 from pipeline.scoring.frames import score_pandas, scored_frame, scored_meta
 from pipeline.scoring.partition import run_partition
