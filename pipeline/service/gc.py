@@ -24,7 +24,8 @@ from pipeline.jobs.record import CHILDREN
 from pipeline.jobs.rounds import FOLDER, plan_place
 from pipeline.jobs.splits import files_of_cutters
 from pipeline.sinks import published
-from pipeline.sinks.parquet import leftovers, swap
+from pipeline.sinks.parquet import sink as leftovers
+from pipeline.sinks.parquet import swap
 from pipeline.storage.local import LocalStore
 from pipeline.storage.store import Store, open_store
 from pipeline.storage.urls import is_unfinished, storage_errors, unique_name

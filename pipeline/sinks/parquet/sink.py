@@ -9,6 +9,8 @@ folder in place, in an order in which a reader of ``_manifest.json`` sees one st
 that no longer count; 5. write ``_SUCCESS``.
 
 Each step can be done again, so that publishing again after a crash completes it.
+
+Folders that publishing left beside a sink when it died: half of a new output, or the old one that was replaced.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from pipeline.sinks.parquet.incremental import check_baseline, clear_abandoned, 
 from pipeline.spec.parts import Sink
 from pipeline.storage.local import LocalStore
 from pipeline.storage.store import Store, open_store
-from pipeline.storage.urls import unique_name
+from pipeline.storage.urls import is_local_path, unique_name
 
 logger = logging.getLogger(__name__)
 _STAGED = "stages/0/merged"
@@ -393,3 +395,28 @@ def _read(store: Store, name: str) -> bytes | None:
         return store.read(name)
     except FileNotFoundError:
         return None
+
+
+def find_asides(directory: JobDirectory) -> tuple[Path, ...]:
+    """The folders that attempts to publish any manifest of the job left, those apart that hold something else too."""
+    path = directory.resolve(directory.plan.spec.sink.path)
+    if not is_local_path(path):
+        return ()
+    place = Path(real_place(path))
+    found = (aside for number in directory.manifests() for aside in _asides(place, directory.job, number))
+    return tuple(aside for aside in found if _is_output(aside, job=directory.job))
+
+
+def _asides(place: Path, job: str, number: int) -> list[Path]:
+    return [path for path in swap.find_asides(place, job=job, number=number) if path.is_dir() and not path.is_symlink()]
+
+
+def _is_output(aside: Path, *, job: str) -> bool:
+    """Whether ``aside`` holds nothing but output: of this job, finished or not, or of others, whole."""
+    store = LocalStore(aside)
+    try:
+        if layout.data_names(store, job=job):
+            layout.check_replaceable(store)
+    except RefusedForSafety:
+        return False
+    return True
