@@ -26,7 +26,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipeline.events import Callback, PartitionEnded, StageStarted
-from pipeline.execution.batch_cache import WorkerClass, remember
+from pipeline.execution.task_set import WorkerClass, remember
 from pipeline.models.registry import resolve
 from pipeline.runner import run
 from pipeline.settings import load_settings

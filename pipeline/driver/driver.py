@@ -17,14 +17,13 @@ from pipeline.errors import InputError, PipelineError
 from pipeline.events import Callback, JobEnded, notify
 from pipeline.execution.attempts import Ended
 from pipeline.execution.clusters import cluster_of, open_cluster
-from pipeline.execution.clusters.client import shake_hands
-from pipeline.execution.clusters.shared import SharedCluster
+from pipeline.execution.clusters.client import SharedCluster, shake_hands
 from pipeline.execution.dispatcher import Dispatcher
 from pipeline.execution.health import Policy
-from pipeline.execution.neighbours import Neighbours
 from pipeline.execution.rebalancing import Helped, Relief
 from pipeline.execution.task_set import Stage
 from pipeline.execution.tasks import read_receipt
+from pipeline.execution.worker_events import Neighbours
 from pipeline.jobs.cancellation import Stop, Why, checked
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import Lease

@@ -15,7 +15,7 @@ from pipeline.driver.driver import Within
 from pipeline.errors import ChildrenFailed, InfrastructureError, PipelineError
 from pipeline.events import Callback, JobEnded, PartitionEnded, StageStarted, notify
 from pipeline.execution.clusters import cluster_of, open_cluster
-from pipeline.execution.clusters.shared import SharedCluster
+from pipeline.execution.clusters.client import SharedCluster
 from pipeline.jobs.cancellation import Stop, Why
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.fan_out import commit_family

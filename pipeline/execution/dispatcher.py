@@ -18,7 +18,6 @@ from typing import Any
 
 from pipeline.errors import PipelineError
 from pipeline.execution.attempts import Attempt, Divided, Ended, InFlight, Waiting
-from pipeline.execution.evidence import Evidence
 from pipeline.execution.failures import (
     Fail,
     Isolate,
@@ -32,10 +31,18 @@ from pipeline.execution.failures import (
     stuck,
 )
 from pipeline.execution.health import PROBE_TIMEOUT, Policy, Watch
-from pipeline.execution.neighbours import Neighbours
 from pipeline.execution.rebalancing import Answer, Relief
-from pipeline.execution.straggler_parts import Action, Ask, Cut, Divide, Move, Share
-from pipeline.execution.worker_events import Death, Fact, Ledger, MemoryRanOut, Started, WorkerLeft
+from pipeline.execution.stragglers import Action, Ask, Cut, Divide, Move, Share
+from pipeline.execution.worker_events import (
+    Death,
+    Evidence,
+    Fact,
+    Ledger,
+    MemoryRanOut,
+    Neighbours,
+    Started,
+    WorkerLeft,
+)
 from pipeline.jobs.cancellation import Stop
 from pipeline.jobs.receipts import Receipt
 from pipeline.plan.plan import Partition

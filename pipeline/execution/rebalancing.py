@@ -15,8 +15,7 @@ from typing import Any
 
 from pipeline.execution.attempts import Attempt, InFlight
 from pipeline.execution.health import Watch
-from pipeline.execution.straggler_parts import Action, Backup, Cut, Divide, Patience, Rates, Rescue, Run, Share
-from pipeline.execution.stragglers import decide
+from pipeline.execution.stragglers import Action, Backup, Cut, Divide, Patience, Rates, Rescue, Run, Share, decide
 from pipeline.execution.worker_events import Ledger
 from pipeline.plan.plan import Partition
 from pipeline.scoring import progress

@@ -17,7 +17,7 @@ from dask.delayed import Delayed
 from pipeline.common.rows import Fragment
 from pipeline.common.secrets import redact_error
 from pipeline.errors import PipelineError
-from pipeline.execution import evidence
+from pipeline.execution import worker_events as evidence
 from pipeline.jobs.receipts import Receipt
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import StageRecipe

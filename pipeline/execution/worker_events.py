@@ -2,14 +2,26 @@
 
 Dask blames every task that was assigned to a worker that died, also those that only waited there. Here a partition is
 blamed only when its code had begun: the task tells the scheduler before it does anything else
-(`pipeline.execution.evidence`).
+(`pipeline.execution.worker_events`).
+
+Dispatchers that share a cluster: what each must know of what the others have executing there.
+
+Facts from the cluster: a task that begins says so, and the driver hears that and which workers leave.
+
+Both go through the scheduler's events, which a client gets in the order in which the scheduler logged them. The task
+waits for the scheduler's answer before it goes on: a partition that kills its worker at once is known to have begun.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+
+from distributed import get_worker
+from distributed.utils import sync
 
 Cause = Literal["memory", "crash", "left", "recycled"]
 """Why a worker is gone: its nanny ended it for its memory; unasked; in good order; the driver had it restarted."""
@@ -122,3 +134,101 @@ class Ledger:
         if fact.worker in self._out_of_memory:
             return "memory"
         return "left" if fact.is_expected else "crash"
+
+
+class Neighbours:
+    """The ledgers of all dispatchers on one cluster, each written by one thread and read by all."""
+
+    def __init__(self) -> None:
+        self._ledgers: list[Ledger] = []
+        self._lock = threading.Lock()
+
+    def join(self, ledger: Ledger) -> None:
+        """``ledger`` is one of them from now on."""
+        with self._lock:
+            self._ledgers.append(ledger)
+
+    def leave(self, ledger: Ledger) -> None:
+        """It is not any more."""
+        with self._lock:
+            self._ledgers = [one for one in self._ledgers if one is not ledger]
+
+    def busy_workers(self) -> set[str]:
+        """Addresses where something executes, of whichever of them."""
+        # A copy of a dict's values is made in one step, whatever its owner does meanwhile.
+        return {execution.worker for ledger in self._all() for execution in list(ledger.executing.values())}
+
+    def will_recycle(self, worker: str) -> None:
+        """One of them is about to have that worker restarted; nobody of the others is to blame for that."""
+        for ledger in self._all():
+            ledger.will_recycle(worker)
+
+    def _all(self) -> list[Ledger]:
+        with self._lock:
+            return list(self._ledgers)
+
+
+STARTED_TOPIC = "pipeline-started"
+MEMORY_TOPIC = "worker-restart-memory"
+"""Nannies log here before they end their worker."""
+ALL_TOPIC = "all"
+"""The scheduler logs here which worker it removes."""
+ANNOUNCE_TIMEOUT = 5.0
+"""Seconds a task waits for the scheduler's answer; then it goes on, and cannot be blamed for a death."""
+
+
+def announce() -> None:
+    """Say that this task begins; does nothing outside of a worker. Takes a round trip to the scheduler."""
+    try:
+        worker = get_worker()
+        key = str(worker.get_current_task())
+    except (ValueError, AttributeError):
+        return
+    message = {"key": key, "worker": worker.address, "threads": worker.state.nthreads}
+    with suppress(OSError, TimeoutError):
+        sync(
+            worker.loop,
+            worker.scheduler.log_event,
+            callback_timeout=ANNOUNCE_TIMEOUT,
+            topic=STARTED_TOPIC,
+            msg=message,
+        )
+
+
+def memory_limit() -> int:
+    """Bytes this worker may use; 0 where there is no limit, or no worker."""
+    try:
+        return int(get_worker().memory_manager.memory_limit or 0)
+    except (ValueError, AttributeError):
+        return 0
+
+
+class Evidence:
+    """Hears the facts and passes them on, from the thread of the client's event loop, until it is closed."""
+
+    def __init__(self, client: Any, put: Callable[[Fact], None]) -> None:
+        self._client = client
+        self._put = put
+        for topic, hear in self._handlers().items():
+            client.subscribe_topic(topic, hear)
+
+    def close(self) -> None:
+        """Hear no more."""
+        for topic in self._handlers():
+            with suppress(Exception):
+                self._client.unsubscribe_topic(topic)
+
+    def _handlers(self) -> dict[str, Callable[[tuple[float, Any]], None]]:
+        return {STARTED_TOPIC: self._started, MEMORY_TOPIC: self._memory, ALL_TOPIC: self._all}
+
+    def _started(self, event: tuple[float, Any]) -> None:
+        message = event[1]
+        self._put(Started(str(message["key"]), str(message["worker"]), int(message.get("threads", 0))))
+
+    def _memory(self, event: tuple[float, Any]) -> None:
+        self._put(MemoryRanOut(str(event[1]["worker"])))
+
+    def _all(self, event: tuple[float, Any]) -> None:
+        message = event[1]
+        if isinstance(message, dict) and message.get("action") == "remove-worker":
+            self._put(WorkerLeft(str(message["worker"]), bool(message.get("expected"))))

@@ -21,7 +21,7 @@ from distributed.core import rpc
 from pipeline.errors import RefusedForSafety, SchedulerLost, SpecError
 from pipeline.execution.clusters.address import ExistingScheduler
 from pipeline.execution.clusters.local import LocalProcesses
-from pipeline.execution.clusters.tls import Certificates, certificates_in, make_certificates
+from pipeline.execution.clusters.security import Certificates, certificates_in, make_certificates
 from pipeline.settings import load_settings
 from pipeline.testing.held import held_job
 from pipeline.testing.oracle import Lake

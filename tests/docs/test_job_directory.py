@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.common.rows import RowCounts
 from pipeline.events import PartitionEnded, notify
-from pipeline.execution.batch_cache import WorkerClass, file_name, remember
+from pipeline.execution.task_set import WorkerClass, file_name, remember
 from pipeline.jobs.cancellation import CancelRequest
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.fan_out import FamilyCommit

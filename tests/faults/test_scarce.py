@@ -15,7 +15,7 @@ import pytest
 from faulty_jobs import Job, again
 
 from pipeline.errors import NoWorkers
-from pipeline.execution.batch_cache import WorkerClass, file_name, recall
+from pipeline.execution.task_set import WorkerClass, file_name, recall
 from pipeline.models.registry import resolve
 from pipeline.runner import resume, run
 from pipeline.settings import load_settings

@@ -15,7 +15,7 @@ import pytest
 from distributed import Client
 from faulty_jobs import Job, stopped
 
-from pipeline.execution.batch_cache import WorkerClass, file_name
+from pipeline.execution.task_set import WorkerClass, file_name
 from pipeline.models.registry import resolve
 from pipeline.scoring import progress
 from pipeline.spec.model_ref import ModelRef

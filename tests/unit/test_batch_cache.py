@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.execution.batch_cache import WorkerClass, file_name, recall, remember
+from pipeline.execution.task_set import WorkerClass, file_name, recall, remember
 from pipeline.models.model import ModelVersion
 from pipeline.storage.local import LocalStore
 from pipeline.testing.jobs import small_job

@@ -13,7 +13,7 @@ import pytest
 from pipeline.errors import RefusedForSafety, SpecError
 from pipeline.execution.clusters import find_cluster
 from pipeline.execution.clusters.jobqueue import LSF, BatchSystem, Slurm
-from pipeline.execution.clusters.tls import Certificates, make_certificates
+from pipeline.execution.clusters.security import Certificates, make_certificates
 from pipeline.plan.plan import Limits
 from pipeline.settings import load_settings
 

@@ -10,7 +10,7 @@ import pytest
 from pipeline.common import secrets as redaction
 from pipeline.common.secrets import resolve_options, resolve_reference, written_secret
 from pipeline.errors import SpecError
-from pipeline.execution.clusters.tls import certificates_from
+from pipeline.execution.clusters.security import certificates_from
 from pipeline.spec.job_spec import JobSpec
 from pipeline.storage import urls as storage
 from pipeline.storage.urls import options_for, use_storage_options

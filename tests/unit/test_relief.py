@@ -15,7 +15,7 @@ from pipeline.common.rows import Fragment
 from pipeline.execution.attempts import Attempt, Divided, Ended, InFlight
 from pipeline.execution.dispatcher import Dispatcher
 from pipeline.execution.rebalancing import Helped, Relief
-from pipeline.execution.straggler_parts import Patience
+from pipeline.execution.stragglers import Patience
 from pipeline.execution.worker_events import Ledger, Started
 from pipeline.plan.plan import Partition
 from pipeline.scoring import progress

@@ -7,8 +7,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.execution.straggler_parts import WINDOW, Ask, Backup, Cut, Divide, Move, Patience, Rates, Run, Share
-from pipeline.execution.stragglers import decide, limit
+from pipeline.execution.stragglers import (
+    WINDOW,
+    Ask,
+    Backup,
+    Cut,
+    Divide,
+    Move,
+    Patience,
+    Rates,
+    Run,
+    Share,
+    decide,
+    limit,
+)
 from pipeline.scoring.progress import Sight
 
 PATIENCE = Patience(share=1e9)

@@ -16,8 +16,7 @@ from statistics import median
 
 import pytest
 
-from pipeline.execution.straggler_parts import Ask, Backup, Cut, Divide, Move, Patience, Rates, Run, Share
-from pipeline.execution.stragglers import decide
+from pipeline.execution.stragglers import Ask, Backup, Cut, Divide, Move, Patience, Rates, Run, Share, decide
 from pipeline.jobs.splits import even_cuts
 from pipeline.scoring.progress import Sight
 

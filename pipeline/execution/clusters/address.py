@@ -12,8 +12,7 @@ import dask.config
 from distributed import Client
 
 from pipeline.errors import NoWorkers, SchedulerLost, SpecError
-from pipeline.execution.clusters.security import host_of, is_loopback
-from pipeline.execution.clusters.tls import certificates_from
+from pipeline.execution.clusters.security import certificates_from, host_of, is_loopback
 from pipeline.jobs.cancellation import wait_in_slices
 from pipeline.plan.plan import Limits
 from pipeline.settings import Settings

@@ -1,18 +1,25 @@
-"""Before the first partition: every worker imports what it will need, and says which versions it runs."""
+"""Before the first partition: every worker imports what it will need, and says which versions it runs.
+
+One running cluster for several jobs at a time.
+"""
 
 from __future__ import annotations
 
 import logging
 import platform
+import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from distributed import Client
+
 from pipeline.common.secrets import mask_logs
 from pipeline.errors import EnvMismatch
+from pipeline.execution.worker_events import Neighbours
 from pipeline.models.flavors import find_flavor
 from pipeline.storage.urls import unique_name
 
@@ -94,3 +101,29 @@ def _compare(mine: Mapping[str, str], theirs: Mapping[str, str], address: str) -
             expected=", ".join(f"{name} {mine.get(name, 'missing')}" for name in differing),
             next_step="install the same versions for both, then resume",
         )
+
+
+class SharedCluster:
+    """Lends each of the jobs on it a client of its own, because a client hears the cluster's events for one of them."""
+
+    def __init__(self, client: Any, *, timeout: float) -> None:
+        self.neighbours = Neighbours()
+        self._client = client
+        self._timeout = timeout
+        self._greeted: set[str] = set()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def client(self, flavor: str) -> Iterator[Any]:
+        """A client of the cluster, closed on leaving.
+
+        :param flavor: what its workers must be able to import.
+        :raises EnvMismatch: when they run other versions than this process.
+        """
+        with self._lock:
+            if flavor not in self._greeted:
+                shake_hands(self._client, flavor=flavor, timeout=self._timeout)
+                self._greeted.add(flavor)
+        address, security = self._client.scheduler.address, self._client.security
+        with Client(address, security=security, set_as_default=False, timeout=self._timeout) as client:
+            yield client

@@ -25,8 +25,7 @@ from pipeline.common.forkserver import thread_environment
 from pipeline.errors import InfrastructureError, NoWorkers, SpecError
 from pipeline.execution.clusters import DASK_CONFIG
 from pipeline.execution.clusters.lazy_dashboard import add_dashboard
-from pipeline.execution.clusters.security import LOOPBACK, check_dashboard, is_loopback
-from pipeline.execution.clusters.tls import Certificates, certificates_in
+from pipeline.execution.clusters.security import LOOPBACK, Certificates, certificates_in, check_dashboard, is_loopback
 from pipeline.jobs.cancellation import wait_in_slices
 from pipeline.plan.plan import Limits
 from pipeline.settings import Settings
