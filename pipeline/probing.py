@@ -11,8 +11,7 @@ from pipeline.errors import InputError
 from pipeline.events import Callback
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.record import new_job_id
-from pipeline.report.estimate import Estimate, choose_sample, make_estimate
-from pipeline.report.probe import write_estimate
+from pipeline.report.estimate import Estimate, choose_sample, make_estimate, write_estimate
 from pipeline.report.report import make_report
 from pipeline.runner import probe
 from pipeline.settings import Settings

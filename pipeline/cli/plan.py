@@ -219,7 +219,7 @@ def plan(
 
 def _show_config(loaded: LoadedSpec, settings: Settings) -> None:
     from pipeline.execution.clusters import cluster_choice, settings_of
-    from pipeline.report.config_text import config_details, config_text
+    from pipeline.report.text import config_details, config_text
 
     spec = dict(loaded.origins)
     chosen = settings_of(loaded.spec, settings=settings)

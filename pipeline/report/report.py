@@ -1,10 +1,18 @@
-"""The reconciled result of a job: the decision whether it succeeded, and `Report`."""
+"""The reconciled result of a job: the decision whether it succeeded, and `Report`.
+
+What the events of a job tell of how it ran: batches that were made smaller, stragglers that were helped. Pure.
+
+What the events of a job say about its times. Pure.
+
+What evaluated the model of a job, and what speaks for it. Pure.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime
 from typing import Any
 
 from pipeline.common.rows import RejectedFile, RowCounts
@@ -15,13 +23,11 @@ from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import Ledger, RoundSummary
 from pipeline.jobs.rounds import MODEL_DRIFT, Round
 from pipeline.jobs.status import Status
+from pipeline.models.engines import GIVEN_UP, EngineUse
 from pipeline.models.registry.alias_watch import drift_warnings
 from pipeline.plan.describe import input_text, skew
 from pipeline.plan.plan import Plan
-from pipeline.report.engine_report import engine_evidence, engine_warnings
-from pipeline.report.event_times import active_seconds, before_this, last_reason, provision_seconds
-from pipeline.report.probe import came_of_estimate
-from pipeline.report.run_record import batch_record, straggler_record
+from pipeline.report.estimate import came_of_estimate
 
 SCHEMA_VERSION = 1
 _OF_USER_CODE = ("step:", "score:", "crash:", "timeout:", "memory:")
@@ -91,9 +97,9 @@ class Report:
     skew: Skew
     retries: int
     batch: dict[str, Any]
-    """Rows per batch; see `pipeline.report.run_record`."""
+    """Rows per batch; see `pipeline.report.report`."""
     stragglers: dict[str, Any]
-    """What was done about partitions that ran far too long; see `pipeline.report.run_record`."""
+    """What was done about partitions that ran far too long; see `pipeline.report.report`."""
     reasons: dict[str, int]
     """Rejected rows per reason, most frequent first."""
     published: int | None = None
@@ -357,3 +363,113 @@ def _next(status: Status, job: str, *, has_rejects: bool) -> tuple[str, ...]:
     if status.is_success:
         return (f"python -m pipeline verify {job}", *rejects, f"python -m pipeline status {job}")
     return (*rejects, f"python -m pipeline resume {job}", f"python -m pipeline status {job}")
+
+
+def batch_record(plan: Plan, smallest: int | None, events: Iterable[Mapping[str, Any]]) -> dict[str, int | None]:
+    """Rows per batch.
+
+    :param smallest: that any partition ended with.
+    :returns: ``planned``; ``remembered`` from an earlier job with this model on such workers, or None; and the
+        ``smallest`` that any partition ended with, or None.
+    """
+    known = [int(event["remembered"]) for event in events if event.get("event") == "batch"]
+    return {"planned": plan.batch_rows, "remembered": known[-1] if known else None, "smallest": smallest}
+
+
+def straggler_record(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What was done about partitions that ran far too long.
+
+    :returns: ``backups``, ``cuts``, ``divided``, ``moved`` and ``shared``: how many were helped like that; ``won``: how
+        often the help came in first; ``seconds_won``: by how much, summed up, against the estimates.
+    """
+    known = [event for event in events if event.get("event") == "straggler"]
+    begun = Counter(str(event.get("action")) for event in known if not event.get("is_over"))
+    won = [event for event in known if event.get("is_over") and event.get("won")]
+    names = {"backup": "backups", "cut": "cuts", "divide": "divided", "move": "moved", "share": "shared"}
+    return {
+        **{name: begun[action] for action, name in names.items()},
+        "won": len(won),
+        "seconds_won": round(sum(float(event.get("seconds_won") or 0.0) for event in won), 3),
+    }
+
+
+# A probe ends with PLANNED.
+_FINAL = {str(status) for status in Status if status.is_final or status is Status.PLANNED}
+_ACTIVE = {str(Status.PROVISIONING), str(Status.RUNNING), str(Status.PUBLISHING)}
+
+
+def active_seconds(events: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds during which a driver worked on the job; the stretch of one that was killed ends at its last event."""
+    total, since, last = 0.0, None, None
+    for event in events:
+        try:
+            now = datetime.fromisoformat(str(event["time"]))
+        except (KeyError, ValueError):
+            continue
+        after = event.get("after") if event["event"] == "status" else None
+        is_restart = after == Status.PROVISIONING and since is not None
+        if since is not None and last is not None and (is_restart or after in _FINAL):
+            total += ((last if is_restart else now) - since).total_seconds()
+            since = None
+        if since is None and after in _ACTIVE:
+            since = now
+        last = now
+    if since is not None and last is not None:
+        total += (last - since).total_seconds()
+    return max(0.0, total)
+
+
+def before_this(events: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Events of the drivers before the last one."""
+    starts = [number for number, event in enumerate(events) if event["event"] == "driver"]
+    return events[: starts[-1]] if starts else ()
+
+
+def provision_seconds(events: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds that drivers waited for workers."""
+    total, since = 0.0, None
+    for event in events:
+        if event["event"] != "status":
+            continue
+        now = datetime.fromisoformat(str(event["time"]))
+        if event.get("after") == Status.PROVISIONING:
+            since = now
+        elif since is not None:
+            total += max(0.0, (now - since).total_seconds()) if event.get("after") == Status.RUNNING else 0.0
+            since = None
+    return total
+
+
+def last_reason(events: Sequence[Mapping[str, Any]], status: Status) -> str:
+    """Why a job has a status, when that is no success."""
+    if status.is_success:
+        return ""
+    reasons = [str(event.get("reason", "")) for event in events if event["event"] == "status"]
+    return reasons[-1] if reasons else ""
+
+
+def engine_evidence(whole: EngineUse | None, *, tolerance: float) -> dict[str, Any]:
+    """The fields of ``whole``, with ``speedup`` and ``tolerance``; empty for None.
+
+    :param whole: of all partitions together.
+    """
+    if whole is None:
+        return {}
+    record = asdict(whole) | {"kernels": list(whole.kernels), "reasons": list(whole.reasons)}
+    record["seconds"] = {name: round(value, 6) for name, value in whole.seconds.items()}
+    record["seconds_start"] = round(whole.seconds_start, 3)
+    return {**record, "speedup": round(whole.speedup, 3), "tolerance": tolerance}
+
+
+def engine_warnings(whole: EngineUse | None) -> tuple[str, ...]:
+    """What a person must know of it."""
+    if whole is None:
+        return ()
+    found = [f"the tree engine was given up: {reason}" for reason in whole.reasons if reason.startswith(GIVEN_UP)]
+    if whole.mismatches:
+        found.append(
+            f"{whole.mismatches:,} of {whole.compared_rows:,} compared rows came out otherwise than from xgboost, "
+            f"whose results were taken there; {whole.rows.get('trees', 0):,} rows have the tree engine's: "
+            "score again with engine: xgboost"
+        )
+    return tuple(found)

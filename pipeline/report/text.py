@@ -1,4 +1,7 @@
-"""Reports, plans and lists as plain text of at most one screen. Pure functions from what ``--json`` shows to lines."""
+"""Reports, plans and lists as plain text of at most one screen. Pure functions from what ``--json`` shows to lines.
+
+Where each value of a job's configuration comes from, as ``plan --show-config`` prints it. Pure.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipeline.common.units import format_bytes, format_count, format_seconds
+from pipeline.spec.diagnostics import shown
+from pipeline.spec.precedence import Choice
 
 SHOWN_CHILDREN = 60
 """Children of a fan-out in a summary."""
@@ -374,3 +379,26 @@ def why_text(details: dict[str, Any], *, shown: int = 20) -> str:
     count = len(details["replaces"])
     lines += [f"  {count:,} published files are replaced: rows in them have changed"] if count else []
     return "\n".join(lines)
+
+
+def config_details(spec: Mapping[str, Choice], settings: Mapping[str, Choice]) -> dict[str, Any]:
+    """As JSON output shows it."""
+    return {
+        "spec": {name: choice.details() for name, choice in spec.items()},
+        "settings": {name: choice.details() for name, choice in settings.items()},
+    }
+
+
+def config_text(details: Mapping[str, Any]) -> str:
+    """The same as two tables."""
+    return "\n\n".join(
+        table_text([title, "VALUE", "FROM", "WHERE"], [_row(name, one) for name, one in details[key].items()])
+        for title, key in (("JOB SPEC", "spec"), ("SETTING", "settings"))
+    )
+
+
+def _row(name: str, one: Mapping[str, Any]) -> list[str]:
+    where = "" if one["origin"] == one["from"] else str(one["origin"])
+    over = [f"{shown(other['value'])} ({other['origin']})" for other in one["over"] if other["from"] != "built-in"]
+    where += f"; wins over {', '.join(over)}" if over else ""
+    return [name, "" if one["value"] is None else shown(one["value"]), str(one["from"]), where.removeprefix("; ")]

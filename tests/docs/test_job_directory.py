@@ -19,9 +19,8 @@ from pipeline.jobs.fan_out import FamilyCommit
 from pipeline.jobs.lease import held
 from pipeline.jobs.status import TRANSITIONS, Status
 from pipeline.plan.recipe import REJECT_COLUMNS
-from pipeline.report.estimate import make_estimate
+from pipeline.report.estimate import make_estimate, write_estimate
 from pipeline.report.job_log import recorded
-from pipeline.report.probe import write_estimate
 from pipeline.report.report import make_report
 from pipeline.service.queue import Submission, claim_key, claim_start, put_submission
 from pipeline.service.servers import ServerRecord

@@ -39,8 +39,8 @@ from pipeline.plan.describe import plan_summary
 from pipeline.plan.plan import Limits
 from pipeline.plan.recipe import ScoreRecipe
 from pipeline.report.report import make_report
-from pipeline.report.resample import _near
 from pipeline.report.text import plan_text, summary_text
+from pipeline.report.verify import _near
 from pipeline.scoring.partition import run_partition
 from pipeline.spec.job_spec import JobSpec, json_schema
 from pipeline.spec.model_ref import ModelRef, OutputKind

@@ -15,8 +15,7 @@ from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.manifest import make_manifest
 from pipeline.jobs.receipts import Receipt, ReceiptBook
 from pipeline.jobs.status import Status
-from pipeline.report.report import decide_status, make_report, status_for, too_many_rejects
-from pipeline.report.run_record import straggler_record
+from pipeline.report.report import decide_status, make_report, status_for, straggler_record, too_many_rejects
 from pipeline.testing.jobs import REASON, SmallJob, small_job, write_receipts
 
 

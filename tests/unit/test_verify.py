@@ -20,8 +20,7 @@ from pipeline.jobs.status import Status
 from pipeline.models.registry import resolve
 from pipeline.plan.plan import Limits
 from pipeline.plan.planner import make_plan
-from pipeline.report.resample import same_values
-from pipeline.report.verify import Verification, verify
+from pipeline.report.verify import Verification, same_values, verify
 from pipeline.scoring.outputs import prediction_schema
 from pipeline.scoring.partition import run_partition
 from pipeline.sinks import publish
