@@ -1,4 +1,7 @@
-"""One process's way through one job: score what is left, decide, commit, publish."""
+"""One process's way through one job: score what is left, decide, commit, publish.
+
+What observers and ``events.jsonl`` hear of a round that runs.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,12 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
+from pipeline.common.rows import RowCounts
+from pipeline.common.secrets import redact
 from pipeline.driver.model_drift import AliasFollower
 from pipeline.driver.quarantine import open_without
-from pipeline.driver.telling import tell_end, tell_start
 from pipeline.errors import InputError, PipelineError
-from pipeline.events import Callback, JobEnded, notify
+from pipeline.events import Callback, JobEnded, PartitionEnded, StageStarted, notify
 from pipeline.execution.attempts import Ended
 from pipeline.execution.clusters import cluster_of, open_cluster
 from pipeline.execution.clusters.client import SharedCluster, shake_hands
@@ -247,3 +251,39 @@ class Within:
     """None when nothing is to be scored."""
     publishes: bool
     """Whether to publish. Else it ends as SCORED."""
+
+
+def tell_start(job: JobDirectory, ledger: Ledger, todo: Sequence[Partition], *, callbacks: Sequence[Callback]) -> None:
+    """The last round begins, or goes on, with ``todo``."""
+    partitions, stage = ledger.partitions(ledger.last), ledger.last.number
+    left, rows = sum(partition.rows for partition in todo), sum(partition.rows for partition in partitions)
+    done = len(partitions) - len(todo)
+    job.append_event("stage", stage=stage, partitions=len(partitions), done=done)
+    notify(callbacks, StageStarted(job.job, stage, len(partitions), done, rows, rows - left))
+
+
+def tell_end(job: JobDirectory, ended: Ended, *, stage: int, callbacks: Sequence[Callback]) -> None:
+    """An attempt at a partition ended."""
+    receipt = ended.receipt
+    event = PartitionEnded(
+        job=job.job,
+        stage=stage,
+        partition=ended.partition.id,
+        outcome=ended.outcome,
+        rows=receipt.rows if receipt else RowCounts(),
+        seconds=receipt.seconds.total if receipt else 0.0,
+        attempt=ended.attempt,
+        worker=receipt.worker if receipt else "",
+        reason=redact(ended.reason),
+        parts=len(receipt.splits) if receipt else 0,
+    )
+    if ended.outcome != "done":
+        # What is done has a receipt; a line each would only cost an fsync.
+        job.append_event(
+            "partition",
+            partition=event.partition,
+            outcome=event.outcome,
+            attempt=event.attempt,
+            reason=event.reason,
+        )
+    notify(callbacks, event)

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.common.rows import Fragment, InputFile, RowCounts, RowGroup
-from pipeline.driver.rejected import find_rejected
+from pipeline.driver.retry import find_rejected
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import take
 from pipeline.jobs.receipts import DataFile, FileRows, Receipt, Seconds
