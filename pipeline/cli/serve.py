@@ -51,7 +51,7 @@ def serve(*, is_status: bool, template: str | None, once: bool, wait: bool, **op
 
 
 def _server(settings: Settings, options: dict[str, Any]) -> Server:
-    from pipeline.service.job_queue import Patience
+    from pipeline.service.queue import Patience
     from pipeline.service.server import Server, load_hooks
 
     patience = Patience(starts=options["starts"])

@@ -15,7 +15,7 @@ from pipeline.errors import SpecError
 if TYPE_CHECKING:
     from pipeline.service.triggers.arrivals import ArrivedFile
     from pipeline.service.triggers.definitions import Watched
-    from pipeline.service.triggers.state import State
+    from pipeline.service.triggers.log import State
     from pipeline.settings import Settings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -316,8 +316,7 @@ def _tested(watched: Watched, settings: Settings) -> dict[str, Any]:
     from pipeline.errors import PipelineError
     from pipeline.service.triggers.evaluate import explain
     from pipeline.service.triggers.jobs import TriggerJobs, spec_of
-    from pipeline.service.triggers.log import open_log
-    from pipeline.service.triggers.state import Firing, to_text
+    from pipeline.service.triggers.log import Firing, open_log, to_text
 
     now, problem = _now(), ""
     jobs = TriggerJobs(watched, settings)

@@ -117,7 +117,7 @@ def _say_if_nobody_serves(job: JobDirectory) -> None:
     """A job that waits for a server where there is none would wait for ever."""
     from pipeline.common.units import utc_now
     from pipeline.jobs.status import Status
-    from pipeline.service.job_queue import LeaseWatch, observe
+    from pipeline.service.queue import LeaseWatch, observe
     from pipeline.service.servers import is_served
     from pipeline.storage.store import open_store
 
@@ -135,7 +135,7 @@ def _say_if_nobody_serves(job: JobDirectory) -> None:
 def _end(job: JobDirectory, status: Status, *, strict: bool) -> None:
     """Print the report, and exit as the job did."""
     from pipeline.report.text import summary_text
-    from pipeline.service.job_queue import exit_code
+    from pipeline.service.queue import exit_code
 
     details: dict[str, Any] = status_details(job)
     emit(details, lambda: summary_text(details))

@@ -26,11 +26,16 @@ from pipeline.jobs.directory import JOB_FILE, JobDirectory
 from pipeline.jobs.lease import held, identify
 from pipeline.jobs.status import Status
 from pipeline.service.driver_process import launch
-from pipeline.service.job_queue import JobView, LeaseWatch, Need, Patience, decide, observe
 from pipeline.service.queue import (
+    JobView,
+    LeaseWatch,
+    Need,
+    Patience,
     claim_start,
+    decide,
     last_submission,
     mark_queued,
+    observe,
     queued_marks,
     unmark_queued,
     withdraw_start,

@@ -19,15 +19,19 @@ from pipeline.plan.plan import Plan
 from pipeline.plan.table import PLAN_FILE, read_plan
 from pipeline.scoring.steps import importable
 from pipeline.service.driver_process import launch
-from pipeline.service.job_queue import LeaseWatch, Need, Patience, decide, observe
 from pipeline.service.queue import (
     KeyRecord,
+    LeaseWatch,
+    Need,
+    Patience,
     Submission,
     claim_key,
     claim_start,
+    decide,
     find_key,
     last_submission,
     mark_queued,
+    observe,
     put_submission,
 )
 from pipeline.settings import Settings, setting_names

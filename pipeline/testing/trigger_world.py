@@ -17,8 +17,7 @@ from pipeline.errors import SpecError, StorageError
 from pipeline.service.triggers.arrivals import ArrivedFile
 from pipeline.service.triggers.decide import Success
 from pipeline.service.triggers.evaluate import evaluate
-from pipeline.service.triggers.log import Log
-from pipeline.service.triggers.state import Firing
+from pipeline.service.triggers.log import Firing, Log
 from pipeline.spec.triggers import Arrival, Trigger
 from pipeline.testing.memory_store import MemoryDisk, MemoryStore
 from pipeline.testing.stores import Crash

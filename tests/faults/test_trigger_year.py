@@ -17,8 +17,8 @@ import pytest
 
 from pipeline.service.triggers.arrivals import ArrivedFile
 from pipeline.service.triggers.decide import SUCCEEDED
+from pipeline.service.triggers.log import from_text, to_text
 from pipeline.service.triggers.schedule import firing_id, instants
-from pipeline.service.triggers.state import from_text, to_text
 from pipeline.spec.triggers import Arrival, Trigger
 from pipeline.testing.memory_store import MemoryDisk
 from pipeline.testing.trigger_world import World

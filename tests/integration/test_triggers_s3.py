@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline.service.triggers.arrivals import decide_arrival, look
 from pipeline.service.triggers.evaluate import evaluate
-from pipeline.service.triggers.log import open_log
-from pipeline.service.triggers.state import Firing
+from pipeline.service.triggers.log import Firing, open_log
 from pipeline.spec.triggers import Arrival, Trigger
 from pipeline.testing.s3 import S3
 

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.status import Status
-from pipeline.service.detached import copied, drive, is_unwanted, settle
+from pipeline.service.driver_process import copied, drive, is_unwanted, settle
 from pipeline.service.queue import mark_queued, queued_marks
 from pipeline.storage.store import open_store
 from pipeline.testing.jobs import small_job

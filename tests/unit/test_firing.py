@@ -30,8 +30,7 @@ from pipeline.service.triggers.jobs import (
     submission_key,
     trigger_hook,
 )
-from pipeline.service.triggers.log import open_log
-from pipeline.service.triggers.state import Firing, SeenFile, to_text
+from pipeline.service.triggers.log import Firing, SeenFile, open_log, to_text
 from pipeline.settings import Settings
 from pipeline.spec.triggers import Arrival, Trigger
 from pipeline.testing.jobs import SmallJob, small_job, write_receipts

@@ -14,8 +14,22 @@ from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import FOLDER, Holder, Verdict, identify, take
 from pipeline.jobs.status import Status
 from pipeline.report.report import make_report
-from pipeline.service.job_queue import STARTING_SECONDS, JobView, LeaseWatch, Need, Patience, decide, exit_code, observe
-from pipeline.service.queue import Start, Submission, claim_start, find_starts, note_start, put_submission
+from pipeline.service.queue import (
+    STARTING_SECONDS,
+    JobView,
+    LeaseWatch,
+    Need,
+    Patience,
+    Start,
+    Submission,
+    claim_start,
+    decide,
+    exit_code,
+    find_starts,
+    note_start,
+    observe,
+    put_submission,
+)
 from pipeline.testing.jobs import small_job
 
 PATIENCE = Patience(starts=3, delay=10.0, longest=15.0)

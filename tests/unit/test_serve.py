@@ -19,9 +19,9 @@ from pipeline.jobs.cancellation import cancel_job
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import identify
 from pipeline.jobs.status import Status
-from pipeline.service.job_queue import Patience
 from pipeline.service.queue import (
     QUEUE,
+    Patience,
     Start,
     Submission,
     find_starts,

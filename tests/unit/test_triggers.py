@@ -17,9 +17,8 @@ from pipeline.service.triggers.arrivals import ArrivedFile, decide_arrival, look
 from pipeline.service.triggers.decide import REFUSED, Success, View, decide
 from pipeline.service.triggers.definitions import find_trigger, load_triggers
 from pipeline.service.triggers.evaluate import evaluate, explain
-from pipeline.service.triggers.log import Log, open_log
+from pipeline.service.triggers.log import Entry, Firing, Log, State, from_text, open_log, to_text
 from pipeline.service.triggers.schedule import firing_id, instants, next_instant
-from pipeline.service.triggers.state import Entry, Firing, State, from_text, to_text
 from pipeline.spec.triggers import Arrival, Trigger
 from pipeline.storage.local import LocalStore
 from pipeline.testing.stores import Faults, FaultyStore, io_error

@@ -9,9 +9,8 @@ from zoneinfo import ZoneInfo
 from pipeline.errors import SpecError
 from pipeline.service.triggers.arrivals import ArrivedFile
 from pipeline.service.triggers.evaluate import record
-from pipeline.service.triggers.log import Log
+from pipeline.service.triggers.log import Entry, Firing, Log, SeenFile, State, to_text
 from pipeline.service.triggers.schedule import firing_id, instants
-from pipeline.service.triggers.state import Entry, Firing, SeenFile, State, to_text
 from pipeline.spec.triggers import Trigger
 
 MOST = 10_000

@@ -8,8 +8,8 @@ from datetime import datetime, timedelta
 
 from pipeline.common.digest import digest_json
 from pipeline.service.triggers.arrivals import ArrivedFile, decide_arrival, fired_id
+from pipeline.service.triggers.log import Entry, Firing, Open, SeenFile, State, from_text, to_text
 from pipeline.service.triggers.schedule import firing_id, instants
-from pipeline.service.triggers.state import Entry, Firing, Open, SeenFile, State, from_text, to_text
 from pipeline.spec.triggers import Trigger
 
 SUCCEEDED = ("SUCCEEDED", "SUCCEEDED_WITH_WARNINGS")

@@ -13,8 +13,7 @@ from pipeline.errors import InfrastructureError, PipelineError, StorageError
 from pipeline.service.triggers import arrivals
 from pipeline.service.triggers.arrivals import ArrivedFile
 from pipeline.service.triggers.decide import REFUSED, Decision, Success, View, decide, may_submit
-from pipeline.service.triggers.log import Log
-from pipeline.service.triggers.state import Entry, Firing, State, apply, to_text
+from pipeline.service.triggers.log import Entry, Firing, Log, State, apply, to_text
 from pipeline.spec.triggers import Trigger
 
 logger = logging.getLogger(__name__)

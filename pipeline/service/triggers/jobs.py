@@ -16,15 +16,13 @@ from pipeline.errors import PipelineError, SpecError
 from pipeline.jobs.cancellation import cancel_job
 from pipeline.jobs.directory import JOB_FILE, JobDirectory
 from pipeline.jobs.status import Status
-from pipeline.service.job_queue import LeaseWatch, Need, Patience, decide, observe
-from pipeline.service.queue import find_key
+from pipeline.service.queue import LeaseWatch, Need, Patience, decide, find_key, observe
 from pipeline.service.servers import is_served
 from pipeline.service.submit import start_driver, submit
 from pipeline.service.triggers.decide import GONE, Success
 from pipeline.service.triggers.definitions import DEFAULT_FILE, Watched, load_triggers
 from pipeline.service.triggers.evaluate import Seen, evaluate
-from pipeline.service.triggers.log import Log, open_log
-from pipeline.service.triggers.state import Firing, from_text
+from pipeline.service.triggers.log import Firing, Log, from_text, open_log
 from pipeline.settings import Settings
 from pipeline.sources.locate import fixed_part
 from pipeline.spec.job_spec import JobSpec
