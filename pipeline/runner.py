@@ -1,4 +1,7 @@
-"""The one way through a job. `run`, `resume`, the command line and a notebook cell all go it."""
+"""The one way through a job. `run`, `resume`, the command line and a notebook cell all go it.
+
+`plan --probe`: score a few partitions of a job that is kept, and estimate the rest from them.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,9 @@ from pipeline.common.units import utc_now
 from pipeline.driver.driver import Driver, Within
 from pipeline.driver.fan_out import FamilyDriver, is_ready
 from pipeline.driver.model_drift import pinned_version
-from pipeline.driver.prepare import first_sink, prepare
+from pipeline.driver.prepare import Prepared, first_sink, prepare
 from pipeline.driver.retry import Wanted, open_retry
-from pipeline.errors import JobLocked
+from pipeline.errors import InputError, JobLocked
 from pipeline.events import Callback
 from pipeline.execution.clusters import settings_of
 from pipeline.jobs.cancellation import Stop, on_signals, watched
@@ -24,6 +27,7 @@ from pipeline.jobs.lease import Lease, held
 from pipeline.jobs.listing import find_job, parent_of
 from pipeline.jobs.record import new_job_id
 from pipeline.plan.plan import Partition
+from pipeline.report.estimate import Estimate, choose_sample, make_estimate, write_estimate
 from pipeline.report.hooks import hooked, hooks_of
 from pipeline.report.job_log import recorded
 from pipeline.report.report import Report, make_report
@@ -188,3 +192,38 @@ def _drive(driver: Driver | FamilyDriver, go: Callable[[], Ending]) -> Ending:
         if masked is not error:
             raise masked from None
         raise
+
+
+def probe_plan(
+    prepared: Prepared, *, settings: Settings, count: int, callbacks: Sequence[Callback] = ()
+) -> tuple[str, Estimate]:
+    """Make a job of ``prepared``, score ``count`` of its partitions (they stay done), and store the estimate with it.
+
+    :returns: the id of the job, and the estimate.
+    :raises InputError: when there is no row to score.
+    """
+    plan = prepared.plan
+    if not plan.partitions:
+        raise InputError(
+            "there is nothing to probe", found="no row to score", next_step="look at source.path and source.filter"
+        )
+    prove(plan.spec.sink)
+    job = JobDirectory.create(
+        settings.directory,
+        plan,
+        job=new_job_id(plan.spec.name, now=utc_now(), entropy=secrets.token_hex(2)),
+        import_paths=settings.import_paths,
+        fsync=settings.fsync,
+    )
+    probe(job, choose_sample(plan.partitions, count=count), settings=settings, callbacks=callbacks)
+    limits = prepared.limits
+    estimate = make_estimate(
+        plan,
+        {receipt.partition: receipt for receipt in job.receipts()},
+        workers=limits.workers,
+        threads=limits.threads,
+        start_seconds=make_report(job).seconds["provision"],
+        projected=plan.worker_memory(limits),
+    )
+    write_estimate(job, estimate)
+    return job.job, estimate

@@ -230,9 +230,9 @@ def _show_config(loaded: LoadedSpec, settings: Settings) -> None:
 
 
 def _probe(prepared: Prepared, details: dict[str, Any], *, count: int, settings: Settings) -> None:
-    from pipeline.probing import probe_plan
     from pipeline.report.progress import show_progress
     from pipeline.report.text import estimate_text, next_lines, plan_text
+    from pipeline.runner import probe_plan
 
     with show_progress(quiet=is_quiet()) as callbacks:
         job, estimate = probe_plan(prepared, settings=settings, count=count, callbacks=callbacks)

@@ -111,7 +111,7 @@ def _told(details: dict[str, list[Any]]) -> str:
 
 
 def _print_template(template: str, options: dict[str, Any]) -> None:
-    from pipeline.cli.serve_templates import TEMPLATES
+    from pipeline.cli.templates import TEMPLATES
 
     arguments = ["--jobs", str(options["jobs"])]
     arguments += ["--directory", options["directory"]] if options["directory"] else []

@@ -10,8 +10,7 @@ import pyarrow.parquet as pq
 
 from pipeline.driver.prepare import prepare
 from pipeline.jobs.listing import find_job
-from pipeline.probing import probe_plan
-from pipeline.runner import resume
+from pipeline.runner import probe_plan, resume
 from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec
 from pipeline.testing.oracle import make_lake, oracle
