@@ -320,7 +320,7 @@ def is_worker_slow(run: Run, sight: Sight, rates: Rates, patience: Patience) -> 
     starved = sight.starved / max(sight.seconds, 1e-9)
     if starved > 2 * patience.starved:
         return True
-    if sight.rows_done <= 0 or rates.is_usual(seconds=_seconds(run, sight), work=run.work, patience=patience):
+    if sight.rows_done <= 0 or rates.is_usual(seconds=_attempt_seconds(run, sight), work=run.work, patience=patience):
         return False
     return starved > patience.starved or rates.of(run.worker) > patience.factor * rates.typical()
 
@@ -410,11 +410,11 @@ def _assign(teams: Sequence[_Team], helpers: Sequence[str]) -> None:
 def _shared(team: _Team, rates: Rates, patience: Patience) -> Share | Cut:
     if team.is_slow:
         return Cut(team.run.key, team.workers, team.left)
-    seconds, work = _seconds(team.run, team.sight), team.run.work
+    seconds, work = _attempt_seconds(team.run, team.sight), team.run.work
     dear = 0.0 if rates.is_usual(seconds=seconds, work=work, patience=patience) else seconds / work
     return Share(team.run.key, team.workers, team.left, dear)
 
 
-def _seconds(run: Run, sight: Sight) -> float:
+def _attempt_seconds(run: Run, sight: Sight) -> float:
     """That the whole attempt will take by its own pace."""
     return sight.seconds * run.rows / sight.rows_done

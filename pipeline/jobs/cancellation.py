@@ -160,7 +160,6 @@ def _watch(store: Store, epoch: int, stop: Stop, seconds: float, is_over: thread
             logger.warning("cancelled %s: no more partitions are started", request.said)
 
 
-logger = logging.getLogger(__name__)
 SLICE_SECONDS = 1.0
 """Longest time for which a wait for workers does not look whether to stop."""
 _check: ContextVar[Callable[[], object]] = ContextVar("check", default=lambda: None)
