@@ -18,7 +18,7 @@ from pipeline.plan.plan import Limits
 from pipeline.settings import load_settings
 
 pytest.importorskip("dask_jobqueue")
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 SYSTEMS = ("slurm", "pbs", "sge", "lsf", "htcondor")
 
 

@@ -303,7 +303,7 @@ def test_what_does_not_hold_is_told_with_its_exit_code(monkeypatch: pytest.Monke
 def test_json_has_what_is_documented(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     shown = call(monkeypatch, tmp_path, result(0), flags=["--json", "-q"])
     assert shown.stderr == ""
-    page = (Path(__file__).parents[2] / "docs/json.md").read_text()
+    page = (Path(__file__).parents[3] / "docs/json.md").read_text()
     table = page.partition("\n## chaos\n")[2].partition("\n## ")[0]
     found = json.loads(shown.stdout)
     assert [line.split("`")[1] for line in table.splitlines() if line.startswith("| `")] == list(found)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -33,7 +34,7 @@ steps:
   - score: {model: model.json}
 sink: {path: out/}
 """
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 COMMANDS = [
     "init",
     "demo",
@@ -471,12 +472,11 @@ def test_the_template_is_valid_with_every_comment_taken_away() -> None:
 @pytest.fixture
 def replace_module(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def replace(name: str, **attributes: Any) -> None:
-        import pipeline
-
+        package, _, last = f"pipeline.{name}".rpartition(".")
         module = ModuleType(f"pipeline.{name}")
         module.__dict__.update(attributes)
         monkeypatch.setitem(sys.modules, f"pipeline.{name}", module)
-        monkeypatch.setattr(pipeline, name, module, raising=False)
+        monkeypatch.setattr(import_module(package), last, module, raising=False)
 
     return replace
 
@@ -489,7 +489,7 @@ def test_list_shows_jobs_as_a_table_or_json(folder: Path, replace_module: Callab
         asked.append(wanted)
         return tuple(jobs)
 
-    replace_module("jobs", list_jobs=list_jobs)
+    replace_module("jobs.listing", list_jobs=list_jobs)
     assert "There are no jobs" in call("list").stdout
     assert "There are no such jobs" in call("list", "--name", "x*").stdout
     one = {
@@ -520,7 +520,7 @@ def test_status_shows_the_report_of_a_job_that_ended(folder: Path, replace_modul
         asked.append((root, name))
         return job
 
-    replace_module("jobs", find_job=find_job)
+    replace_module("jobs.listing", find_job=find_job)
     assert json.loads(call("status", "--json", "--directory", "d").stdout) == report()
     assert call("status", "churn").stdout.startswith("SUCCEEDED  churn-20260101-120000-a1b2\n")
     assert asked == [("d", "@last"), (".pipeline/jobs", "churn")]
@@ -540,8 +540,8 @@ def test_verify_exits_with_6_when_a_check_fails(folder: Path, replace_module: Ca
         checks = (Check("rows", True, "1,000 rows"), Check("checksums", options["seed"] != 7, "1 differs"))
         return SimpleNamespace(ok=all(check.ok for check in checks), checks=checks)
 
-    replace_module("jobs", find_job=lambda root, name: SimpleNamespace(job="churn-1"))
-    replace_module("verify", verify=verify)
+    replace_module("jobs.listing", find_job=lambda root, name: SimpleNamespace(job="churn-1"))
+    replace_module("report.verify", verify=verify)
     good = call("verify", "--sample", "10", "--seed", "1")
     assert good.exit_code == 0
     assert good.stdout.startswith("VERIFIED  churn-1\n")
@@ -566,8 +566,8 @@ def test_rejects_are_shown_by_reason(folder: Path, replace_module: Callable[...,
         asked.append((examples, reason))
         return SimpleNamespace(details=lambda: details)
 
-    replace_module("jobs", find_job=lambda root, name: SimpleNamespace(job="churn-1"))
-    replace_module("rejects", summarise=summarise, export=lambda job, path, *, reason: 2)
+    replace_module("jobs.listing", find_job=lambda root, name: SimpleNamespace(job="churn-1"))
+    replace_module("report.rejects", summarise=summarise, export=lambda job, path, *, reason: 2)
     text = call("rejects", "--limit", "1").stdout
     assert "b.parquet (rows unknown)" in text
     assert "2 × contract:age" in text
