@@ -25,9 +25,9 @@ if __name__ == "__main__":
     # First to be registered, last to be called.
     atexit.register(_leave)
 
-    from pipeline.common.imports import kept
+    from pipeline.common.imports import frozen_imports
 
-    with kept():
+    with frozen_imports():
         from pipeline.cli import main
 
     try:

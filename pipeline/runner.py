@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
-from pipeline.common.secrets import masked_logs, redact_error
+from pipeline.common.secrets import masking_logs, redact_error
 from pipeline.common.units import utc_now
 from pipeline.driver.driver import Driver, Within
 from pipeline.driver.fan_out import FamilyDriver, is_ready
@@ -178,7 +178,7 @@ def _drive(driver: Driver | FamilyDriver, go: Callable[[], Ending]) -> Ending:
     job.append_event("driver", epoch=lease.epoch, taken=str(lease.taken), host=lease.holder.host, pid=lease.holder.pid)
     try:
         with (
-            masked_logs(),
+            masking_logs(),
             on_signals(driver.stop),
             watched(job.store, lease.epoch, driver.stop),
             importable(job.record.import_paths),

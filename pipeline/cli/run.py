@@ -23,7 +23,7 @@ from pipeline.cli.options import (
     tell,
     wants_json,
 )
-from pipeline.common.imports import kept
+from pipeline.common.imports import frozen_imports
 from pipeline.errors import PipelineError, SpecError
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def _run(
     settings = settings_for(loaded, **flags)
 
     def go(callbacks: Sequence[Callback]) -> Report:
-        with kept():
+        with frozen_imports():
             from pipeline import runner
 
         return runner.run(loaded.spec, settings=settings, job_id=job_id, callbacks=callbacks)
@@ -177,7 +177,7 @@ def _begin_workers(flags: Flags) -> None:
 
     # What the settings and a cluster's file say is not known yet; what is begun for nothing ends with this process.
     workers, threads = (flags.get(name) for name in ("workers", "threads"))
-    forks.begin(forks.likely_environment(int(workers) if workers else None, int(threads) if threads else None))
+    forks.start(forks.likely_environment(int(workers) if workers else None, int(threads) if threads else None))
 
 
 def _names_cluster(target: str, overrides: Sequence[str], flags: Flags) -> bool:
@@ -193,7 +193,7 @@ def _resume(job: str, *, strict: bool, flags: Flags) -> None:
     settings = settings_for(None, **flags)
 
     def go(callbacks: Sequence[Callback]) -> Report:
-        with kept():
+        with frozen_imports():
             from pipeline import runner
 
         return runner.resume(job.rstrip("/") or job, settings=settings, callbacks=callbacks)

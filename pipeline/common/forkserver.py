@@ -74,7 +74,7 @@ def likely_environment(workers: int | None, threads: int | None) -> dict[str, st
     return thread_environment(CPU_COUNT, count * each)
 
 
-def begin(environment: Mapping[str, str]) -> bool:
+def start(environment: Mapping[str, str]) -> bool:
     """Start the server, unless it runs. It imports while this process goes on.
 
     :param environment: variables for it, from `thread_environment`.
@@ -86,8 +86,8 @@ def begin(environment: Mapping[str, str]) -> bool:
 
 
 @contextmanager
-def used(environment: Mapping[str, str]) -> Iterator[bool]:
-    """Inside the block the server stays what it is; gives what `begin` gives."""
+def in_use(environment: Mapping[str, str]) -> Iterator[bool]:
+    """Inside the block the server stays what it is; gives what `start` gives."""
     user = object()
     with _lock:
         is_ours = _begin(environment)
@@ -120,7 +120,7 @@ def _begin(environment: Mapping[str, str]) -> bool:
 
 
 def is_running() -> bool:
-    """Whether `begin` has started the server in this process."""
+    """Whether `start` has started the server in this process."""
     return bool(_started)
 
 

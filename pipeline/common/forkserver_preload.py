@@ -3,9 +3,9 @@
 from contextlib import suppress
 from importlib import import_module
 
-from pipeline.common.imports import kept
+from pipeline.common.imports import frozen_imports
 
-with kept():
+with frozen_imports():
     for _module in (
         "distributed.nanny",
         "distributed.worker",

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def kept() -> Iterator[None]:
+def frozen_imports() -> Iterator[None]:
     """Nothing is collected inside, and nothing that is there at the end is ever looked at again.
 
     Imports make hundreds of thousands of objects and hardly any garbage. Collecting goes through all of them now and

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pipeline.common.pickling import quickly_pickled
+from pipeline.common.pickling import fast_pickle
 
 
-@quickly_pickled
+@fast_pickle
 @dataclass(frozen=True, slots=True)
 class RowGroup:
     """One row group of a Parquet file, as its footer describes it."""
@@ -22,7 +22,7 @@ class RowGroup:
     """False when the statistics prove that the filter keeps no row of it; it is then never read."""
 
 
-@quickly_pickled
+@fast_pickle
 @dataclass(frozen=True, slots=True)
 class InputFile:
     """One input file as it was when the plan was made."""
@@ -54,7 +54,7 @@ class InputFile:
         return sum(group.rows for group in self.input_groups)
 
 
-@quickly_pickled
+@fast_pickle
 @dataclass(frozen=True, slots=True)
 class Fragment:
     """A contiguous range of rows of one file. Ranges are numbered from the file's first row, 0, stop excluded."""
@@ -79,7 +79,7 @@ class Fragment:
         return self.row_stop - self.row_start
 
 
-@quickly_pickled
+@fast_pickle
 @dataclass(frozen=True, slots=True)
 class RejectedFile:
     """An input file that was set aside as a whole."""
@@ -95,7 +95,7 @@ class RejectedFile:
     """As in `InputFile`."""
 
 
-@quickly_pickled
+@fast_pickle
 @dataclass(frozen=True, slots=True)
 class RowCounts:
     """What became of rows. ``rows_in`` counts every row of the input, also those a filter drops."""

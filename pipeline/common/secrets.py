@@ -225,7 +225,7 @@ class _Records:
 
 
 @contextmanager
-def masked_logs() -> Iterator[None]:
+def masking_logs() -> Iterator[None]:
     """Every log record that this process makes inside the block has its secrets masked."""
     before = logging.getLogRecordFactory()
     mask_logs()
@@ -237,7 +237,7 @@ def masked_logs() -> Iterator[None]:
 
 
 def mask_logs() -> None:
-    """As `masked_logs`, for as long as the process lives."""
+    """As `masking_logs`, for as long as the process lives."""
     factory = logging.getLogRecordFactory()
     if not isinstance(factory, _Records):
         logging.setLogRecordFactory(_Records(factory))

@@ -19,13 +19,13 @@ from dataclasses import asdict, dataclass, field, replace
 from tempfile import SpooledTemporaryFile
 from typing import Any
 
-from pipeline.common.pickling import quickly_pickled
+from pipeline.common.pickling import fast_pickle
 from pipeline.common.rows import RowCounts
 from pipeline.errors import StateCorrupt
 from pipeline.models.engines import EngineUse
 
 
-@quickly_pickled
+@fast_pickle
 @dataclass(frozen=True, slots=True)
 class DataFile:
     """A file a worker wrote, by the only name it is ever opened under."""
@@ -37,7 +37,7 @@ class DataFile:
     sha256: str
 
 
-@quickly_pickled
+@fast_pickle
 @dataclass(frozen=True, slots=True)
 class FileRows:
     """What became of the rows of one range of one input file."""
@@ -48,7 +48,7 @@ class FileRows:
     rows: RowCounts
 
 
-@quickly_pickled
+@fast_pickle
 @dataclass(frozen=True, slots=True)
 class Seconds:
     """Where the wall time of an attempt went. Reading overlaps scoring, so that the parts may exceed ``total``."""
@@ -71,7 +71,7 @@ class Seconds:
         )
 
 
-@quickly_pickled
+@fast_pickle
 @dataclass(frozen=True, slots=True)
 class Receipt:
     """A committed partition. The first one put for a partition is the one that counts."""

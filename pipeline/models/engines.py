@@ -20,7 +20,7 @@ from typing import Literal, Protocol, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from pipeline.common.pickling import quickly_pickled
+from pipeline.common.pickling import fast_pickle
 from pipeline.errors import ModelError
 from pipeline.models.cache import MODELS, get_predictor
 from pipeline.models.flavors import find_flavor
@@ -100,7 +100,7 @@ GIVEN_UP = "it "
 """How a reason of `EngineUse` begins that came up while scoring and is worth a warning."""
 
 
-@quickly_pickled
+@fast_pickle
 @dataclass(frozen=True, slots=True)
 class EngineUse:
     """What evaluated the model for some rows, and the evidence for that choice."""

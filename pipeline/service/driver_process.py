@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from pipeline.common.imports import kept
+from pipeline.common.imports import frozen_imports
 from pipeline.common.secrets import mask_logs, mask_streams
 from pipeline.errors import PipelineError
 from pipeline.jobs.directory import JobDirectory
@@ -77,7 +77,7 @@ def drive(directory: str) -> int:
 
     :raises PipelineError: when it did not end well.
     """
-    with kept():
+    with frozen_imports():
         import dask.config
 
         from pipeline.report.progress import PlainProgress

@@ -82,7 +82,7 @@ class LocalProcesses:
     def _start(self, certificates: Certificates | None) -> Iterator[Client]:
         limits = self.limits()
         environment = thread_environment(CPU_COUNT, limits.workers * limits.threads)
-        with forks.used(environment) as is_forked:
+        with forks.in_use(environment) as is_forked:
             method = "forkserver" if is_forked else "spawn"
             with self._workers(certificates, environment, method=method) as client:
                 yield client

@@ -4,13 +4,13 @@ import gc
 
 import pytest
 
-from pipeline.common.imports import kept
+from pipeline.common.imports import frozen_imports
 
 
 def test_what_is_made_inside_is_not_looked_at_again() -> None:
     before = gc.get_freeze_count()
     try:
-        with kept():
+        with frozen_imports():
             assert not gc.isenabled()
             made = [[number] for number in range(1000)]
         assert gc.isenabled()
@@ -22,7 +22,7 @@ def test_what_is_made_inside_is_not_looked_at_again() -> None:
 def test_a_collector_that_was_off_stays_off_and_an_error_comes_through() -> None:
     gc.disable()
     try:
-        with pytest.raises(ImportError), kept():
+        with pytest.raises(ImportError), frozen_imports():
             raise ImportError
         assert not gc.isenabled()
     finally:

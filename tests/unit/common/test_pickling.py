@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from pipeline.common.pickling import quickly_pickled
+from pipeline.common.pickling import fast_pickle
 from pipeline.common.rows import Fragment, InputFile, RejectedFile, RowCounts, RowGroup
 from pipeline.jobs.receipts import DataFile, FileRows, Receipt, Seconds
 from pipeline.models.engines import EngineUse
@@ -53,4 +53,4 @@ def test_what_cannot_be_made_from_its_values_is_refused() -> None:
 
     for wrong in (Hidden, Named):
         with pytest.raises(TypeError, match=wrong.__name__):
-            quickly_pickled(wrong)
+            fast_pickle(wrong)

@@ -13,7 +13,7 @@ from pipeline.common import secrets as redaction
 from pipeline.common.secrets import (
     MASK,
     mask_streams,
-    masked_logs,
+    masking_logs,
     redact,
     redact_error,
     redact_values,
@@ -162,7 +162,7 @@ def test_log_records_are_masked_for_handlers_of_others(secret: str) -> None:
     logger = logging.getLogger("somebody.else")
     logger.addHandler(handler)
     try:
-        with masked_logs():
+        with masking_logs():
             logger.warning("plain %s and %r", secret, {"k": secret})
             try:
                 raise ValueError(secret)
