@@ -22,7 +22,14 @@ from dask.utils import parse_timedelta
 
 from pipeline.errors import SpecError
 from pipeline.spec.parts import Hook
-from pipeline.spec.precedence import Candidate, Choice, Rank, choose, misspelt, setting_variables
+from pipeline.spec.precedence import (
+    Precedence,
+    ResolvedSetting,
+    SettingSource,
+    misspelt,
+    resolve_setting,
+    setting_variables,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -84,22 +91,24 @@ class Settings:
     """Seconds that hooks are given after the end of a job, until what they have not been told is given up."""
     import_paths: tuple[str, ...] = ()
     """Folders from which the modules of the steps are imported, on driver and workers."""
-    candidates: Mapping[str, tuple[Candidate, ...]] = field(
+    candidates: Mapping[str, tuple[SettingSource, ...]] = field(
         default_factory=dict, repr=False, compare=False, metadata={"is_setting": False}
     )
     """All that said something about each setting."""
 
-    def choice(self, name: str) -> Choice:
+    def choice(self, name: str) -> ResolvedSetting:
         """The value of a setting, and where it is from. One that was given in Python counts as a flag."""
         value = getattr(self, name)
-        found = choose([Candidate(getattr(Settings(), name), Rank.BUILT_IN), *self.candidates.get(name, ())])
-        return found if found.value == value else Choice(value, Rank.FLAG, "Python")
+        found = resolve_setting(
+            [SettingSource(getattr(Settings(), name), Precedence.BUILT_IN), *self.candidates.get(name, ())]
+        )
+        return found if found.value == value else ResolvedSetting(value, Precedence.FLAG, "Python")
 
     def values(self) -> dict[str, Any]:
         """The value of every setting, by its name with underscores."""
         return {name: getattr(self, name) for name in setting_names()}
 
-    def choices(self) -> dict[str, Choice]:
+    def choices(self) -> dict[str, ResolvedSetting]:
         """`choice` of every setting, by its name with dashes."""
         return {name.replace("_", "-"): self.choice(name) for name in setting_names()}
 
@@ -133,14 +142,14 @@ def load_settings(**flags: Any) -> Settings:
     known = setting_names()
     for name, meant in misspelt(os.environ, known=known).items():
         logger.warning("the variable %s is no setting; did you mean %s?", name, meant)
-    found: dict[str, list[Candidate]] = {}
+    found: dict[str, list[SettingSource]] = {}
     for key, value in (dask.config.get("pipeline", None) or {}).items():
-        _add(found, key, value, rank=Rank.DASK_CONFIG, origin=f"pipeline.{key}", what="dask.config has")
+        _add(found, key, value, rank=Precedence.DASK_CONFIG, origin=f"pipeline.{key}", what="dask.config has")
     for variable in setting_variables(os.environ, known=known):
         (name,) = variable.path
-        _add(found, name, _from_text(name, variable.text), rank=Rank.ENVIRONMENT, origin=variable.name)
+        _add(found, name, _from_text(name, variable.text), rank=Precedence.ENVIRONMENT, origin=variable.name)
     for name, value in flags.items():
-        _add(found, name, value, rank=Rank.FLAG, origin=_FLAGS.get(name) or f"--{name.replace('_', '-')}")
+        _add(found, name, value, rank=Precedence.FLAG, origin=_FLAGS.get(name) or f"--{name.replace('_', '-')}")
     settings = _settle(Settings(), found)
     if not settings.import_paths:
         settings = replace(settings, import_paths=(os.getcwd(),))
@@ -159,7 +168,7 @@ def with_cluster_file(settings: Settings, values: Mapping[str, Any], *, where: s
     for name in setting_names():
         choice = settings.choice(name)
         if choice.origin == "Python":
-            found[name] = [Candidate(choice.value, Rank.FLAG, "Python")]
+            found[name] = [SettingSource(choice.value, Precedence.FLAG, "Python")]
     for key, value in values.items():
         name = key.replace("-", "_")
         if name in _NOT_OF_A_CLUSTER:
@@ -172,14 +181,20 @@ def with_cluster_file(settings: Settings, values: Mapping[str, Any], *, where: s
             )
         if value is None or value == "auto":
             continue
-        known = Candidate(_convert(name, value, where=where), Rank.CLUSTER_FILE, where)
+        known = SettingSource(_convert(name, value, where=where), Precedence.CLUSTER_FILE, where)
         if known not in found.get(name, ()):
             found.setdefault(name, []).append(known)
     return _settle(settings, found)
 
 
 def _add(
-    found: dict[str, list[Candidate]], key: str, value: Any, *, rank: Rank, origin: str, what: str = "there is"
+    found: dict[str, list[SettingSource]],
+    key: str,
+    value: Any,
+    *,
+    rank: Precedence,
+    origin: str,
+    what: str = "there is",
 ) -> None:
     name = key.replace("-", "_")
     if name not in setting_names():
@@ -189,11 +204,11 @@ def _add(
             expected=", ".join(sorted(item.replace("_", "-") for item in setting_names())),
         )
     if value is not None:
-        found.setdefault(name, []).append(Candidate(_convert(name, value, where=origin), rank, origin))
+        found.setdefault(name, []).append(SettingSource(_convert(name, value, where=origin), rank, origin))
 
 
-def _settle(settings: Settings, found: Mapping[str, list[Candidate]]) -> Settings:
-    values = {name: choose(candidates).value for name, candidates in found.items() if candidates}
+def _settle(settings: Settings, found: Mapping[str, list[SettingSource]]) -> Settings:
+    values = {name: resolve_setting(candidates).value for name, candidates in found.items() if candidates}
     kept = {name: tuple(candidates) for name, candidates in found.items()}
     return replace(settings, **values, candidates=kept)
 

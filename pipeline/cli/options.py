@@ -161,7 +161,7 @@ def json_text(details: Mapping[str, Any]) -> str:
 def settings_for(loaded: LoadedSpec | None = None, **flags: Any) -> Settings:
     """Settings from the flags that were given; the modules of steps are found beside the job spec's file."""
     from pipeline.settings import load_settings
-    from pipeline.spec.precedence import Rank
+    from pipeline.spec.precedence import Precedence
 
     if loaded is not None:
         flags["import_paths"] = loaded.folders
@@ -169,6 +169,6 @@ def settings_for(loaded: LoadedSpec | None = None, **flags: Any) -> Settings:
     if loaded is not None and "cluster" in loaded.origins:
         # --set cluster=… wins over the variable PIPELINE_CLUSTER, which wins over the job spec.
         chosen, other = loaded.origins["cluster"], settings.choice("cluster")
-        if chosen.rank is Rank.SET and other.rank is Rank.ENVIRONMENT:
+        if chosen.rank is Precedence.SET and other.rank is Precedence.ENVIRONMENT:
             return replace(settings, cluster=None)
     return settings

@@ -236,7 +236,7 @@ class Choice:
 
 
 class Evaluator:
-    """A `Predictor` for one partition, with the engine of its process's `Choice`; `use` is the evidence.
+    """A `Predictor` for one partition, with the engine of its process's `ResolvedSetting`; `use` is the evidence.
 
     Not for several threads at once; the choice in it is.
     """

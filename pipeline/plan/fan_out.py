@@ -21,7 +21,7 @@ from pipeline.sources import Discovery
 from pipeline.sources.parquet.distinct import Occurrence, check_count, column_values, key_values, narrow
 from pipeline.spec.diagnostics import IN_PYTHON, Document, did_you_mean
 from pipeline.spec.job_spec import JobSpec
-from pipeline.spec.parameters import OWN_SECTIONS, PLACEHOLDER, Values, fill_text
+from pipeline.spec.parameters import OWN_SECTIONS, PLACEHOLDER, Values, render_text
 
 SEVERAL = "one per child"
 """Stands for the model version of a fan-out whose children have different ones."""
@@ -268,7 +268,7 @@ def _fill(part: Any, place: tuple[str | int, ...], value: ChildValue, *, is_from
         return [_fill(item, (*place, number), value, is_from_data=is_from_data) for number, item in enumerate(part)]
     if not isinstance(part, str) or "${" not in part:
         return part
-    return fill_text(part, Values(fan_out=_written(value, place, is_from_data=is_from_data)))
+    return render_text(part, Values(fan_out=_written(value, place, is_from_data=is_from_data)))
 
 
 def _written(value: ChildValue, place: tuple[str | int, ...], *, is_from_data: bool) -> str | int | float:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.common.units import format_bytes, format_count, format_seconds
 from pipeline.spec.diagnostics import shown
-from pipeline.spec.precedence import Choice
+from pipeline.spec.precedence import ResolvedSetting
 
 SHOWN_CHILDREN = 60
 """Children of a fan-out in a summary."""
@@ -381,7 +381,7 @@ def why_text(details: dict[str, Any], *, shown: int = 20) -> str:
     return "\n".join(lines)
 
 
-def config_details(spec: Mapping[str, Choice], settings: Mapping[str, Choice]) -> dict[str, Any]:
+def config_details(spec: Mapping[str, ResolvedSetting], settings: Mapping[str, ResolvedSetting]) -> dict[str, Any]:
     """As JSON output shows it."""
     return {
         "spec": {name: choice.details() for name, choice in spec.items()},

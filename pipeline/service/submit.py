@@ -37,7 +37,7 @@ from pipeline.service.queue import (
 from pipeline.settings import Settings, setting_names
 from pipeline.sinks import prove
 from pipeline.spec.job_spec import JobSpec
-from pipeline.spec.precedence import Rank
+from pipeline.spec.precedence import Precedence
 from pipeline.storage.store import Store, open_store
 
 BY_HAND = "by hand"
@@ -148,8 +148,11 @@ def _recorded(settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
     site: dict[str, Any] = {}
     for name in setting_names():
         choice = settings.choice(name)
-        if name not in ("directory", "import_paths") and choice.rank not in (Rank.BUILT_IN, Rank.CLUSTER_FILE):
-            (site if choice.rank is Rank.DASK_CONFIG else given)[name] = choice.value
+        if name not in ("directory", "import_paths") and choice.rank not in (
+            Precedence.BUILT_IN,
+            Precedence.CLUSTER_FILE,
+        ):
+            (site if choice.rank is Precedence.DASK_CONFIG else given)[name] = choice.value
     return given, site
 
 

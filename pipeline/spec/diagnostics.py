@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.common.secrets import redact
 from pipeline.errors import SpecError
-from pipeline.spec.precedence import Candidate, Rank
+from pipeline.spec.precedence import Precedence, SettingSource
 
 FieldPath = tuple[str | int, ...]
 """Keys and list positions that lead to a value of a spec."""
@@ -41,7 +41,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Mistake:
+class SpecIssue:
     """One thing that is wrong, and what to do about it."""
 
     message: str
@@ -84,17 +84,17 @@ class Document:
     data: Any = None
     values: dict[FieldPath, Place] = field(default_factory=dict)
     keys: dict[FieldPath, Place] = field(default_factory=dict)
-    mistakes: list[Mistake] = field(default_factory=list)
+    mistakes: list[SpecIssue] = field(default_factory=list)
     """What is wrong with single values; their fields hold the text as it was written."""
-    ranks: dict[FieldPath, Rank] = field(default_factory=dict)
+    ranks: dict[FieldPath, Precedence] = field(default_factory=dict)
     """What gave a value that is not as the file has it."""
-    over: dict[FieldPath, tuple[Candidate, ...]] = field(default_factory=dict)
+    over: dict[FieldPath, tuple[SettingSource, ...]] = field(default_factory=dict)
     """What such a value took the place of, the last first."""
 
-    def rank_of(self, path: FieldPath) -> Rank:
+    def rank_of(self, path: FieldPath) -> Precedence:
         """What gave the value of a field, or what is around it."""
         known = [path[:stop] for stop in range(len(path), -1, -1) if path[:stop] in self.ranks]
-        return self.ranks[known[0]] if known else Rank.JOB_FILE
+        return self.ranks[known[0]] if known else Precedence.JOB_FILE
 
     def place_of(self, path: FieldPath, *, key: bool = False) -> Place:
         """Where the value of a field stands (or its key), or what is around it."""
@@ -105,10 +105,10 @@ class Document:
         return Place(name=self.name)
 
 
-class SpecMistakes(SpecError):
+class SpecIssues(SpecError):
     """Every mistake that was found in one job spec, in the order of its lines."""
 
-    def __init__(self, mistakes: Sequence[Mistake], *, name: str) -> None:
+    def __init__(self, mistakes: Sequence[SpecIssue], *, name: str) -> None:
         self.mistakes = tuple(sorted(mistakes, key=lambda mistake: mistake.place))
         if len(self.mistakes) == 1:
             only = self.mistakes[0]
@@ -179,10 +179,10 @@ _KINDS = {
 }
 
 
-def mistakes_of(
+def issues_of(
     error: ValidationError, *, model: type[BaseModel], document: Document, words: Words | None = None
-) -> list[Mistake]:
-    """One `Mistake` per field that ``error`` is about.
+) -> list[SpecIssue]:
+    """One `SpecIssue` per field that ``error`` is about.
 
     Alternatives of a union that did not match are folded into one mistake, and left out when one of them matched as far
     as to find something wrong inside. A field whose value is known to be wrong already is left out too.
@@ -218,28 +218,28 @@ def _locate(loc: tuple[str | int, ...], data: Any, *, is_name: bool) -> FieldPat
 
 def _mistake(
     path: FieldPath, items: list[dict[str, Any]], *, model: type[BaseModel], document: Document, words: Words
-) -> Mistake:
+) -> SpecIssue:
     first = items[0]
     name, kind, value, context = dotted(path), first["type"], first["input"], first.get("ctx", {})
     place = document.place_of(path)
     if kind == "missing":
         around = document.place_of(path[:-1], key=True)
-        return Mistake(f"{name} is missing", around, path, expected=_describe(model, path))
+        return SpecIssue(f"{name} is missing", around, path, expected=_describe(model, path))
     if kind == "extra_forbidden":
         return _unknown_field(path, model=model, document=document)
     if kind in words:
         message, step = words[kind](value)
-        return Mistake(message, place, path, shown(value), "map: module:function, or score: {model: …}", step)
+        return SpecIssue(message, place, path, shown(value), "map: module:function, or score: {model: …}", step)
     if kind == "literal_error":
         known = tuple(ast.literal_eval(part) for part in context["expected"].replace(" or ", ", ").split(", "))
         step = did_you_mean(str(value), known)
-        return Mistake(f"{name} is none of the values it can have", place, path, shown(value), ", ".join(known), step)
+        return SpecIssue(f"{name} is none of the values it can have", place, path, shown(value), ", ".join(known), step)
     if "said" in context:
         message = context["said"] if kind == "order" else f"{name} {context['said']}"
         found = "" if kind == "order" or context.get("hides") else shown(value)
-        return Mistake(message, place, path, found, context["expected"], context.get("next", ""))
+        return SpecIssue(message, place, path, found, context["expected"], context.get("next", ""))
     expected = " or ".join(dict.fromkeys(_expected(item) for item in items))
-    return Mistake(
+    return SpecIssue(
         f"{name or document.name} has a wrong value", place, path, shown(value), expected, _quoting(value, items)
     )
 
@@ -270,13 +270,13 @@ def _quoting(value: Any, items: list[dict[str, Any]]) -> str:
     return ""
 
 
-def _unknown_field(path: FieldPath, *, model: type[BaseModel], document: Document) -> Mistake:
+def _unknown_field(path: FieldPath, *, model: type[BaseModel], document: Document) -> SpecIssue:
     *around, last = path
     known = [name for owner in _models_at(model, tuple(around)) for name in owner.model_fields]
     step = did_you_mean(str(last), known) or _elsewhere(str(last), model)
     place = document.place_of(path, key=True)
     expected = ", ".join(known)
-    return Mistake(f"{dotted(path)} is no field of a job spec", place, path, str(last), expected, step)
+    return SpecIssue(f"{dotted(path)} is no field of a job spec", place, path, str(last), expected, step)
 
 
 def _elsewhere(name: str, model: type[BaseModel]) -> str:

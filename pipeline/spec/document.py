@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 import yaml
 
 from pipeline.errors import SpecError
-from pipeline.spec.diagnostics import IN_PYTHON, Document, FieldPath, Mistake, Place, dotted
-from pipeline.spec.precedence import Candidate, Rank, Variable, spec_variables
+from pipeline.spec.diagnostics import IN_PYTHON, Document, FieldPath, Place, SpecIssue, dotted
+from pipeline.spec.precedence import Precedence, SettingSource, Variable, spec_variables
 from pipeline.spec.yaml import MAX_BYTES, parse_text
 from pipeline.storage.urls import file_system, storage_errors
 
@@ -39,7 +39,7 @@ def read_document(
         document = parse_text(read_text(name), name=name, is_json=name.endswith(".json"))
     for variable in spec_variables(environ or {}):
         path = _path_of(variable, document.data)
-        apply_override(document, f"{path}={variable.text}", flag=variable.name, rank=Rank.ENVIRONMENT)
+        apply_override(document, f"{path}={variable.text}", flag=variable.name, rank=Precedence.ENVIRONMENT)
     for override in overrides:
         apply_override(document, override)
     return document
@@ -131,7 +131,7 @@ def _decode(data: bytes, name: str) -> str:
 _SEGMENT = re.compile(r'"(?P<quoted>[^"]*)"|(?P<name>[^."\[\]=\s]+)|\[(?P<index>[0-9]+)\]')
 
 
-def apply_override(document: Document, text: str, *, flag: str = "--set", rank: Rank = Rank.SET) -> None:
+def apply_override(document: Document, text: str, *, flag: str = "--set", rank: Precedence = Precedence.SET) -> None:
     """Set one field of ``document`` from ``field.name=value``; the value is YAML by the same rules.
 
     :param flag: flag or variable that says so, for messages.
@@ -139,13 +139,13 @@ def apply_override(document: Document, text: str, *, flag: str = "--set", rank: 
 
     :raises SpecError: when there is no such place in the document, or the value is no YAML; it names the flag.
     """
-    flag_name = f"{flag} {text}" if rank is Rank.SET else flag
+    flag_name = f"{flag} {text}" if rank is Precedence.SET else flag
     path, value_text = _split_override(text, flag_name)
     value_document = parse_text(value_text, name=flag_name) if value_text.strip() else Document(flag_name)
     place = Place(name=flag_name)
     for mistake in value_document.mistakes:
         document.mistakes.append(
-            Mistake(mistake.message, place, path, mistake.found, mistake.expected, mistake.next_step)
+            SpecIssue(mistake.message, place, path, mistake.found, mistake.expected, mistake.next_step)
         )
     before = deepcopy(document.data)
     resolved = _put(document, path, value_document.data, flag_name)
@@ -160,12 +160,12 @@ def apply_override(document: Document, text: str, *, flag: str = "--set", rank: 
     document.values[resolved] = document.keys[resolved] = place
 
 
-def _note_origin(document: Document, path: FieldPath, rank: Rank, *, before: Any) -> None:
+def _note_origin(document: Document, path: FieldPath, rank: Precedence, *, before: Any) -> None:
     """Note what gave the value at ``path``, and what it takes the place of."""
     with suppress(LookupError, TypeError):
         for part in path:
             before = before[part]
-        replaced = Candidate(before, document.rank_of(path), str(document.place_of(path)))
+        replaced = SettingSource(before, document.rank_of(path), str(document.place_of(path)))
         document.over[path] = (replaced, *document.over.get(path, ()))
     for known in [known for known in document.ranks if known[: len(path)] == path]:
         del document.ranks[known]

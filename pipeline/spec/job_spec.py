@@ -13,9 +13,9 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError
 from pydantic_core import PydanticCustomError
 
 from pipeline.common.digest import digest_json
-from pipeline.spec.diagnostics import IN_PYTHON, Document, Mistake, SpecMistakes, did_you_mean, mistakes_of
+from pipeline.spec.diagnostics import IN_PYTHON, Document, SpecIssue, SpecIssues, did_you_mean, issues_of
 from pipeline.spec.document import dump_text, read_document
-from pipeline.spec.parameters import OWN_SECTIONS, PARAM_PATTERN, Given, escape, fill_in, given_in_python
+from pipeline.spec.parameters import OWN_SECTIONS, PARAM_PATTERN, GivenValues, escape, given_in_python, render_spec
 from pipeline.spec.parts import (
     ColumnContract,
     Errors,
@@ -28,19 +28,19 @@ from pipeline.spec.parts import (
     Output,
     ParamName,
     ParamValue,
-    Part,
-    Run,
+    RunOptions,
     Score,
     ScoreStep,
     Sink,
     Source,
+    SpecModel,
     StorageOptions,
     UrlBeginning,
 )
-from pipeline.spec.triggers import Arrival, Trigger
+from pipeline.spec.triggers import ArrivalTrigger, Trigger
 
 __all__ = [
-    "Arrival",
+    "ArrivalTrigger",
     "ColumnContract",
     "Errors",
     "JobSpec",
@@ -116,7 +116,7 @@ Step = Annotated[
 ]
 
 
-class JobSpec(Part):
+class JobSpec(SpecModel):
     """A batch inference job."""
 
     name: JobName
@@ -141,7 +141,7 @@ class JobSpec(Part):
     params: dict[ParamName, ParamValue] = Field(default_factory=dict)
     """Parameters, each with the value it has unless ``-p NAME=VALUE`` gives another; null: one must be given.
     ``${params.NAME}`` puts it into any text."""
-    run: Run = Run()
+    run: RunOptions = RunOptions()
     triggers: Annotated[tuple[Trigger, ...], Field(strict=False)] = ()
     """What submits the job when nobody is there; see docs/triggers.md."""
     hooks: Annotated[tuple[Hook, ...], Field(strict=False)] = ()
@@ -178,12 +178,14 @@ class JobSpec(Part):
         return cls.from_document(document, given=given_in_python(params or {}), run_date=run_date)
 
     @classmethod
-    def from_document(cls, document: Document, *, given: Sequence[Given] = (), run_date: str | None = None) -> Self:
+    def from_document(
+        cls, document: Document, *, given: Sequence[GivenValues] = (), run_date: str | None = None
+    ) -> Self:
         """A spec from a file that was read.
 
         :raises SpecError: with every mistake that was found.
         """
-        fill_in(document, given=given, run_date=run_date, environ=os.environ)
+        render_spec(document, given=given, run_date=run_date, environ=os.environ)
         return cls.from_filled(document)
 
     @classmethod
@@ -197,10 +199,10 @@ class JobSpec(Part):
         try:
             spec = cls.model_validate(document.data)
         except ValidationError as error:
-            mistakes += mistakes_of(error, model=cls, document=document, words={_KIND: _step_mistake})
+            mistakes += issues_of(error, model=cls, document=document, words={_KIND: _step_mistake})
             mistakes += _order_mistakes(document, error)
         if mistakes or spec is None:
-            raise SpecMistakes(mistakes, name=document.name)
+            raise SpecIssues(mistakes, name=document.name)
         return spec
 
     @property
@@ -242,14 +244,14 @@ def _escaped(value: Any) -> Any:
     return escape(value) if isinstance(value, str) else value
 
 
-def _order_mistakes(document: Document, error: ValidationError) -> list[Mistake]:
+def _order_mistakes(document: Document, error: ValidationError) -> list[SpecIssue]:
     """What is wrong with the order of steps, when pydantic did not get as far as to look."""
     steps = document.data.get("steps") if isinstance(document.data, dict) else None
     found = any(item["type"] == _ORDER for item in error.errors())
     mistake = None if found or not isinstance(steps, (list, tuple)) else _order_mistake([_step_kind(s) for s in steps])
     if mistake is None:
         return []
-    return [Mistake(mistake[0], document.place_of(("steps",), key=True), ("steps",), expected=mistake[1])]
+    return [SpecIssue(mistake[0], document.place_of(("steps",), key=True), ("steps",), expected=mistake[1])]
 
 
 def json_schema() -> dict[str, Any]:

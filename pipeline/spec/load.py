@@ -15,8 +15,15 @@ from pipeline.spec.diagnostics import Document, FieldPath, dotted
 from pipeline.spec.document import read_document
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.model_ref import ModelRef
-from pipeline.spec.parameters import PLACEHOLDER, Filled, Given, fill_in, given_by_environment, given_in_python
-from pipeline.spec.precedence import Candidate, Choice, Rank, param_variables
+from pipeline.spec.parameters import (
+    PLACEHOLDER,
+    GivenValues,
+    RenderedSpec,
+    given_by_environment,
+    given_in_python,
+    render_spec,
+)
+from pipeline.spec.precedence import Precedence, ResolvedSetting, SettingSource, param_variables
 from pipeline.storage.urls import is_local_path, local_path
 
 
@@ -27,7 +34,7 @@ class LoadedSpec:
     spec: JobSpec
     path: str | None
     """Absolute path or URL of its file; None for a text."""
-    origins: Mapping[str, Choice] = field(default_factory=dict)
+    origins: Mapping[str, ResolvedSetting] = field(default_factory=dict)
     """Where the value of each field comes from, by its name as ``--set`` has it."""
 
     @property
@@ -42,7 +49,7 @@ def load_spec(
     source: str | os.PathLike[str],
     *,
     overrides: Sequence[str] = (),
-    params: Mapping[str, Any] | Sequence[Given] = (),
+    params: Mapping[str, Any] | Sequence[GivenValues] = (),
     run_date: str | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> LoadedSpec:
@@ -58,7 +65,7 @@ def load_spec(
     document = read_document(source, overrides=overrides, environ=environ)
     given = given_in_python(params) if isinstance(params, Mapping) else tuple(params)
     by_environment = given_by_environment(param_variables(environ), _declared(document))
-    filled = fill_in(document, given=(*by_environment, *given), run_date=run_date, environ=environ)
+    filled = render_spec(document, given=(*by_environment, *given), run_date=run_date, environ=environ)
     spec = JobSpec.from_filled(document)
     name = os.fspath(source)
     path = None
@@ -96,7 +103,7 @@ def absolute_path(path: str) -> str:
     return str(local_path(path)) if is_local_path(path) and not path.startswith(PLACEHOLDER) else path
 
 
-def spec_origins(document: Document, record: Mapping[str, Any], filled: Filled) -> dict[str, Choice]:
+def spec_origins(document: Document, record: Mapping[str, Any], filled: RenderedSpec) -> dict[str, ResolvedSetting]:
     """The value of each field of a spec that has one, and what gave it.
 
     :param document: as the spec was read.
@@ -111,17 +118,17 @@ def spec_origins(document: Document, record: Mapping[str, Any], filled: Filled) 
     return found
 
 
-def _origin(document: Document, path: FieldPath, value: Any, filled: Filled) -> Choice:
+def _origin(document: Document, path: FieldPath, value: Any, filled: RenderedSpec) -> ResolvedSetting:
     if path == ("run", "date") and path not in document.values:
-        return Choice(value, Rank.BUILT_IN, "the date of submission, UTC")
+        return ResolvedSetting(value, Precedence.BUILT_IN, "the date of submission, UTC")
     if not _is_written(document.data, path):
-        return Choice(value, Rank.BUILT_IN, Rank.BUILT_IN.words)
+        return ResolvedSetting(value, Precedence.BUILT_IN, Precedence.BUILT_IN.words)
     origin = str(document.place_of(path))
     used = [name for at, names in filled.used.items() if at[: len(path)] == path for name in names]
     if used:
         origin += " with " + ", ".join(f"${{{name}}}" for name in dict.fromkeys(used))
-    over: tuple[Candidate, ...] = document.over.get(path, ())
-    return Choice(value, document.rank_of(path), origin, over)
+    over: tuple[SettingSource, ...] = document.over.get(path, ())
+    return ResolvedSetting(value, document.rank_of(path), origin, over)
 
 
 def _is_written(data: Any, path: FieldPath) -> bool:

@@ -23,8 +23,8 @@ from pydantic import BaseModel
 
 from pipeline.common.secrets import redact
 from pipeline.errors import RefusedForSafety, SpecError
-from pipeline.spec.diagnostics import Document, FieldPath, Mistake, Place, SpecMistakes, did_you_mean, dotted, shown
-from pipeline.spec.precedence import Candidate, Choice, Rank, Variable, choose
+from pipeline.spec.diagnostics import Document, FieldPath, Place, SpecIssue, SpecIssues, did_you_mean, dotted, shown
+from pipeline.spec.precedence import Precedence, ResolvedSetting, SettingSource, Variable, resolve_setting
 from pipeline.spec.yaml import parse_text
 
 FAN_OUT_VALUE = "fan_out.value"
@@ -130,7 +130,7 @@ def names_in(text: str) -> tuple[str, ...]:
     return tuple(part for part, is_name in _parts(text) if is_name)
 
 
-def fill_text(text: str, values: Values) -> Any:
+def render_text(text: str, values: Values) -> Any:
     """``text`` with its placeholders filled in; the value itself where it is nothing but one.
 
     :raises SpecError: for a placeholder that is not closed or stands for nothing.
@@ -193,7 +193,7 @@ def _parts(text: str) -> list[tuple[str, bool]]:
 
 
 @dataclass
-class Filling:
+class Renderer:
     """Fills in a whole document, noting mistakes in it."""
 
     document: Document
@@ -216,14 +216,14 @@ class Filling:
 
     def _text(self, text: str, path: FieldPath) -> Any:
         try:
-            filled = fill_text(text, self.values)
+            filled = render_text(text, self.values)
             self.used[path] = names_in(text)
         except RefusedForSafety as refused:
             refused.where = f"{self.document.place_of(path)}, {dotted(path)}"
             raise
         except SpecError as error:
             self.document.mistakes.append(
-                Mistake(
+                SpecIssue(
                     error.message,
                     self.document.place_of(path),
                     path,
@@ -241,19 +241,19 @@ _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:[Tt ][0-9:.+Zz-]+)?")
 
 
 @dataclass(frozen=True)
-class Given:
+class GivenValues:
     """A value that somebody gives for a parameter."""
 
     name: str
     value: Any
     origin: str
     """``-p day=2026-01-01``, a variable, or Python."""
-    rank: Rank = Rank.SET
+    rank: Precedence = Precedence.SET
     is_text: bool = False
     """Whether it was typed as a text, to be read by the type of the parameter."""
 
 
-def given_on_command_line(texts: Sequence[str]) -> tuple[Given, ...]:
+def given_on_command_line(texts: Sequence[str]) -> tuple[GivenValues, ...]:
     """What ``-p NAME=VALUE`` gives.
 
     :raises SpecError: for a text of another form.
@@ -267,25 +267,31 @@ def given_on_command_line(texts: Sequence[str]) -> tuple[Given, ...]:
                 where=f"-p {text}",
                 expected="such as -p day=2026-01-01",
             )
-        found.append(Given(name.strip(), value, f"-p {text}", Rank.SET, is_text=True))
+        found.append(GivenValues(name.strip(), value, f"-p {text}", Precedence.SET, is_text=True))
     return tuple(found)
 
 
-def given_in_python(params: Mapping[str, Any]) -> tuple[Given, ...]:
+def given_in_python(params: Mapping[str, Any]) -> tuple[GivenValues, ...]:
     """What ``params={...}`` gives."""
-    return tuple(Given(name, value, f"params[{name!r}]") for name, value in params.items())
+    return tuple(GivenValues(name, value, f"params[{name!r}]") for name, value in params.items())
 
 
-def given_by_environment(variables: Sequence[Variable], declared: Mapping[str, Any]) -> tuple[Given, ...]:
+def given_by_environment(variables: Sequence[Variable], declared: Mapping[str, Any]) -> tuple[GivenValues, ...]:
     """What variables give, each to the parameter of that name whatever its case."""
     folded = {name.lower(): name for name in declared}
     return tuple(
-        Given(folded.get("__".join(one.path), "__".join(one.path)), one.text, one.name, Rank.ENVIRONMENT, is_text=True)
+        GivenValues(
+            folded.get("__".join(one.path), "__".join(one.path)),
+            one.text,
+            one.name,
+            Precedence.ENVIRONMENT,
+            is_text=True,
+        )
         for one in variables
     )
 
 
-def settle(document: Document, given: Sequence[Given]) -> dict[str, Choice]:
+def resolve_parameters(document: Document, given: Sequence[GivenValues]) -> dict[str, ResolvedSetting]:
     """The value of every parameter that ``document`` declares, with where it is from; mistakes are noted in it."""
     data = document.data if isinstance(document.data, dict) else {}
     declared = data.get("params")
@@ -300,25 +306,25 @@ def settle(document: Document, given: Sequence[Given]) -> dict[str, Choice]:
     }
 
 
-def _settle_one(document: Document, name: str, default: Any, given: Sequence[Given]) -> Choice | None:
+def _settle_one(document: Document, name: str, default: Any, given: Sequence[GivenValues]) -> ResolvedSetting | None:
     path = ("params", name)
     candidates = []
     if default is not None:
         place = document.place_of(path)
-        candidates.append(Candidate(default, document.ranks.get(path, Rank.JOB_FILE), str(place)))
+        candidates.append(SettingSource(default, document.ranks.get(path, Precedence.JOB_FILE), str(place)))
     for one in given:
         try:
-            candidates.append(Candidate(convert(one, default), one.rank, one.origin))
+            candidates.append(SettingSource(convert(one, default), one.rank, one.origin))
         except SpecError as error:
             _note(document, error)
             return None
     if not candidates:
         _note(document, _missing(name, document))
         return None
-    return choose(candidates)
+    return resolve_setting(candidates)
 
 
-def convert(given: Given, default: Any) -> Any:
+def convert(given: GivenValues, default: Any) -> Any:
     """The given value with the type of ``default``.
 
     :raises SpecError: when it has another type.
@@ -346,7 +352,7 @@ def _is_nested(value: Any) -> bool:
     return isinstance(value, list) and any(not isinstance(item, (bool, int, float, str)) for item in value)
 
 
-def _read(given: Given, default: Any) -> Any:
+def _read(given: GivenValues, default: Any) -> Any:
     """A text as the YAML of a job spec reads it, but that a date is a text."""
     text = given.value.strip()
     if not text or (default is None and _DATE.fullmatch(text)):
@@ -357,7 +363,7 @@ def _read(given: Given, default: Any) -> Any:
     return document.data
 
 
-def _unknown(given: Given, declared: Mapping[str, Any]) -> SpecError:
+def _unknown(given: GivenValues, declared: Mapping[str, Any]) -> SpecError:
     hint = did_you_mean(given.name, declared)
     return SpecError(
         f"the job spec has no parameter {given.name}",
@@ -378,12 +384,12 @@ def _missing(name: str, document: Document) -> SpecError:
 
 
 def _note(document: Document, error: SpecError) -> None:
-    if isinstance(error, SpecMistakes):
+    if isinstance(error, SpecIssues):
         document.mistakes.extend(error.mistakes)
         return
     path = ("params",)
     place = Place(name=error.where)
-    document.mistakes.append(Mistake(error.message, place, path, error.found, error.expected, error.next_step))
+    document.mistakes.append(SpecIssue(error.message, place, path, error.found, error.expected, error.next_step))
 
 
 PLACEHOLDER = f"${{{FAN_OUT_VALUE}}}"
@@ -394,10 +400,10 @@ OWN_SECTIONS = ("params", "run", "fan_out")
 
 
 @dataclass(frozen=True)
-class Filled:
+class RenderedSpec:
     """What was put into a document."""
 
-    params: Mapping[str, Choice] = field(default_factory=dict)
+    params: Mapping[str, ResolvedSetting] = field(default_factory=dict)
     used: Mapping[FieldPath, tuple[str, ...]] = field(default_factory=dict)
     """Names of the placeholders per field."""
 
@@ -407,9 +413,9 @@ def today() -> str:
     return f"{datetime.now(UTC):%Y-%m-%d}"
 
 
-def fill_in(
-    document: Document, *, given: Sequence[Given] = (), run_date: str | None = None, environ: Mapping[str, str]
-) -> Filled:
+def render_spec(
+    document: Document, *, given: Sequence[GivenValues] = (), run_date: str | None = None, environ: Mapping[str, str]
+) -> RenderedSpec:
     """Put parameters and placeholders into the data of ``document``; mistakes are noted in it.
 
     :param run_date: what ``${run.date}`` stands for, unless ``run.date`` says so; default: today, UTC.
@@ -417,16 +423,16 @@ def fill_in(
     """
     data = document.data
     if not isinstance(data, dict):
-        return Filled()
+        return RenderedSpec()
     date = _run_date(data) or run_date or today()
     of_defaults = _fill_defaults(document, data, Values(None, date, environ))
-    params = settle(document, given)
+    params = resolve_parameters(document, given)
     chosen = {name: choice.value for name, choice in params.items()}
     # Whoever is missing has been told of once; what refers to it need not be told of again.
     names = dict.fromkeys(data["params"], "") if isinstance(data.get("params"), dict) else {}
     plain = Values({**names, **chosen}, date, environ)
     template = Values({**names, **chosen}, date, environ, keeps_fan_out=bool(data.get("fan_out")))
-    filling = Filling(document, plain)
+    filling = Renderer(document, plain)
     filled = {}
     for key, value in data.items():
         filling.values = plain if key in OWN_SECTIONS else template
@@ -437,7 +443,7 @@ def fill_in(
     if any(RUN_DATE in names for names in used.values()):
         filled["run"] = {"date": date}
     document.data = filled
-    return Filled(params, used)
+    return RenderedSpec(params, used)
 
 
 def _run_date(data: Mapping[str, Any]) -> str | None:
@@ -452,6 +458,6 @@ def _fill_defaults(document: Document, data: dict[str, Any], values: Values) -> 
     declared = data.get("params")
     if not isinstance(declared, dict):
         return {}
-    filling = Filling(document, values)
+    filling = Renderer(document, values)
     data["params"] = {name: filling.fill(value, ("params", name)) for name, value in declared.items()}
     return filling.used

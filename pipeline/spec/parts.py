@@ -25,7 +25,7 @@ DATE_PATTERN = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"
 _ENTRYPOINT = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$"
 
 
-def wrong(predicate: str, *, expected: str = "", next_step: str = "", hides: bool = False) -> PydanticCustomError:
+def spec_error(predicate: str, *, expected: str = "", next_step: str = "", hides: bool = False) -> PydanticCustomError:
     """A mistake in words of our own, what is said of the field; pydantic adds which one.
 
     :param hides: whether what was found must not be shown.
@@ -36,14 +36,14 @@ def wrong(predicate: str, *, expected: str = "", next_step: str = "", hides: boo
 
 def _check_name(text: str) -> str:
     if text != _sample(text):
-        raise wrong(
+        raise spec_error(
             "is the name of all children together",
             expected=f"a name without ${{{FAN_OUT_VALUE}}}",
             next_step="leave it out: children have ids of their own",
         )
     if not re.fullmatch(NAME_PATTERN[1:-1], text):
         near = re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")[:64]
-        raise wrong(
+        raise spec_error(
             "is not a valid name",
             expected="lower-case letters, digits, dots, underscores and dashes; at most 64",
             next_step=f"write {near}" if near else "",
@@ -66,7 +66,7 @@ def _check_entrypoint(text: str) -> str:
         if not function and "." in near:
             near, _, function = near.rpartition(".")
         guess = f"{near}:{function or 'function'}"
-        raise wrong(
+        raise spec_error(
             "does not name a function",
             expected="module:function, such as features:build",
             next_step=f"write {guess}" if re.fullmatch(_ENTRYPOINT[1:-1], guess) else "",
@@ -78,13 +78,13 @@ def _check_model(text: str) -> str:
     try:
         ModelRef.parse(_sample(text))
     except SpecError as error:
-        raise wrong("is a malformed model reference", expected=error.expected) from error
+        raise spec_error("is a malformed model reference", expected=error.expected) from error
     return text
 
 
 def _check_path(text: str) -> str:
     if not text.strip() or "\0" in text:
-        raise wrong("is not a path", expected="a path or a URL")
+        raise spec_error("is not a path", expected="a path or a URL")
     return text
 
 
@@ -93,21 +93,21 @@ def check_size(value: int | str) -> int | str:
     try:
         parse_bytes(value)
     except SpecError as error:
-        raise wrong("is not a size", expected=error.expected) from error
+        raise spec_error("is not a size", expected=error.expected) from error
     return value
 
 
 def _check_unique(names: tuple[str, ...]) -> tuple[str, ...]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise wrong(f"names a column twice: {', '.join(twice)}", expected="every column once")
+        raise spec_error(f"names a column twice: {', '.join(twice)}", expected="every column once")
     return names
 
 
 def _check_options(options: dict[str, Any]) -> dict[str, Any]:
     name = written_secret(options)
     if name:
-        raise wrong(
+        raise spec_error(
             f"holds a secret itself, in {name}",
             expected="a reference to it: env:NAME (a variable of the workers) or file:PATH",
             next_step=f"put it into a variable, write {name}: env:NAME, and change a secret that others have seen",
@@ -117,13 +117,13 @@ def _check_options(options: dict[str, Any]) -> dict[str, Any]:
 
 def _check_beginning(url: str) -> str:
     if "://" not in url:
-        raise wrong("is not how a URL begins", expected="such as s3:// or s3://bucket/folder")
+        raise spec_error("is not how a URL begins", expected="such as s3:// or s3://bucket/folder")
     return url
 
 
 def _check_param(text: str) -> str:
     if not re.fullmatch(PARAM_PATTERN[1:-1], text):
-        raise wrong("is not a name for a parameter", expected="letters, digits and underscores; at most 64")
+        raise spec_error("is not a name for a parameter", expected="letters, digits and underscores; at most 64")
     return text
 
 
@@ -134,13 +134,13 @@ def _check_date(text: str) -> str:
             return text
     except ValueError:
         pass
-    raise wrong("is not a date", expected="a date such as 2026-01-01")
+    raise spec_error("is not a date", expected="a date such as 2026-01-01")
 
 
 def _check_values(values: str | tuple[Value, ...]) -> str | tuple[Value, ...]:
     twice = isinstance(values, tuple) and sorted({str(value) for value in values if values.count(value) > 1})
     if twice:
-        raise wrong(f"names a value twice: {', '.join(twice)}", expected="every value once")
+        raise spec_error(f"names a value twice: {', '.join(twice)}", expected="every value once")
     return values
 
 
@@ -158,13 +158,13 @@ ParamValue = Value | Annotated[tuple[Value, ...], Field(strict=False)] | None
 DateText = Annotated[str, AfterValidator(_check_date), Field(json_schema_extra={"pattern": DATE_PATTERN})]
 
 
-class Part(BaseModel):
+class SpecModel(BaseModel):
     """Base of every part of a spec: frozen, and unknown fields are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True)
 
 
-class Incremental(Part):
+class Incremental(SpecModel):
     """How a job goes on from what earlier jobs of its name have published to its sink."""
 
     on_model_change: Literal["new", "all"] = "new"
@@ -172,7 +172,7 @@ class Incremental(Part):
     rows of both, or everything anew, which replaces the output in one commit."""
 
 
-class Source(Part):
+class Source(SpecModel):
     """Where the rows come from."""
 
     path: PathText | Annotated[tuple[PathText, ...], Field(min_length=1, strict=False)]
@@ -189,7 +189,7 @@ class Source(Part):
     ``sink.mode: append``; see docs/incremental.md."""
 
 
-class MapStep(Part):
+class MapStep(SpecModel):
     """The user's function, called with one batch of rows at a time."""
 
     map: Entrypoint
@@ -199,7 +199,7 @@ class MapStep(Part):
     """Which dtypes the DataFrame has: pandas' defaults, or `pandas.ArrowDtype` throughout."""
 
 
-class Output(Part):
+class Output(SpecModel):
     """What to write of the model's result."""
 
     column: str = Field(min_length=1)
@@ -209,7 +209,7 @@ class Output(Part):
     transformation), ``leaf`` (leaf number per tree), ``contributions`` (SHAP values per feature, the bias last)."""
 
 
-class Score(Part):
+class Score(SpecModel):
     """Scoring with a model."""
 
     model: Annotated[PathText, AfterValidator(_check_model)]
@@ -236,13 +236,13 @@ class Score(Part):
         return Output(column=self.output) if isinstance(self.output, str) else self.output
 
 
-class ScoreStep(Part):
+class ScoreStep(SpecModel):
     """The step that scores."""
 
     score: Score
 
 
-class Sink(Part):
+class Sink(SpecModel):
     """Where the scored rows go."""
 
     path: PathText
@@ -263,7 +263,7 @@ class Sink(Part):
         return None if self.target_file_size is None else parse_bytes(self.target_file_size)
 
 
-class Errors(Part):
+class Errors(SpecModel):
     """How many bad rows a job may have."""
 
     max_fraction: float = Field(default=0.0, ge=0.0, le=1.0)
@@ -278,7 +278,7 @@ class Errors(Part):
     left."""
 
 
-class ColumnContract(Part):
+class ColumnContract(SpecModel):
     """What must hold for every value of a column; a row that breaks it is rejected before it is scored."""
 
     dtype: str | None = None
@@ -298,20 +298,20 @@ class ColumnContract(Part):
     def _check_bounds(self) -> Self:
         if self.min is not None and self.max is not None:
             if isinstance(self.min, str) != isinstance(self.max, str):
-                raise wrong("has a min and a max of different kinds", expected="two numbers or two texts")
+                raise spec_error("has a min and a max of different kinds", expected="two numbers or two texts")
             if self.min > self.max:  # type: ignore[operator]
-                raise wrong("has a min above its max", expected="min <= max")
+                raise spec_error("has a min above its max", expected="min <= max")
         return self
 
 
-class Run(Part):
+class RunOptions(SpecModel):
     """What is fixed when a job is submitted, and stays so whenever it is resumed."""
 
     date: DateText | None = None
     """What ``${run.date}`` stands for. Default: the date on which the job is submitted, UTC."""
 
 
-class FanOut(Part):
+class FanOut(SpecModel):
     """One job for each value of something: a parent, whose children are jobs of their own."""
 
     by: Annotated[Name | Annotated[tuple[Value, ...], Field(min_length=1, strict=False)], AfterValidator(_check_values)]
@@ -331,7 +331,7 @@ ENDS: tuple[HookEvent, ...] = ("success", "warnings", "failure", "cancelled", "i
 
 def _check_secret(text: str) -> str:
     if not is_reference(text):
-        raise wrong(
+        raise spec_error(
             "holds a secret itself",
             expected="a reference to it: env:NAME or file:PATH",
             next_step="put it into a variable, write secret: env:NAME, and change a secret that others have seen",
@@ -345,15 +345,17 @@ def _check_url(text: str) -> str:
         return text
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise wrong("is no address of a web server", expected="https://…, or env:NAME where the address is a secret")
+        raise spec_error(
+            "is no address of a web server", expected="https://…, or env:NAME where the address is a secret"
+        )
     if parts.username or parts.password:
-        raise wrong("holds a password", expected="an address without one", next_step="write url: env:NAME")
+        raise spec_error("holds a password", expected="an address without one", next_step="write url: env:NAME")
     return text
 
 
 def _check_command(words: str | tuple[str, ...]) -> str | tuple[str, ...]:
     if isinstance(words, str):
-        raise wrong(
+        raise spec_error(
             "is one text, which would need a shell",
             expected="a list: the program, then each argument",
             next_step=f"write [{', '.join(words.split())}]",
@@ -361,7 +363,7 @@ def _check_command(words: str | tuple[str, ...]) -> str | tuple[str, ...]:
     return words
 
 
-class Hook(Part):
+class Hook(SpecModel):
     """Somebody who is told when the job begins or ends: a program, a web server, or a lineage service."""
 
     when: Annotated[tuple[HookEvent, ...], Field(min_length=1, strict=False)] = ENDS
@@ -389,12 +391,12 @@ class Hook(Part):
     def _check_kind(self) -> Self:
         kinds = [name for name in ("command", "url", "openlineage") if getattr(self, name) is not None]
         if len(kinds) != 1:
-            raise wrong(
+            raise spec_error(
                 f"is {' and '.join(kinds)} at once" if kinds else "says nobody to be told",
                 expected="one of command, url, openlineage",
             )
         if self.secret is not None and self.url is None:
-            raise wrong("has a secret, but no url", expected="secret: beside url:")
+            raise spec_error("has a secret, but no url", expected="secret: beside url:")
         return self
 
     @property

@@ -18,7 +18,7 @@ from enum import IntEnum
 from typing import Any
 
 
-class Rank(IntEnum):
+class Precedence(IntEnum):
     """What may give a value, the lowest first: each wins over those before it."""
 
     BUILT_IN = 0
@@ -42,22 +42,22 @@ class Rank(IntEnum):
 
 
 _WORDS = {
-    Rank.BUILT_IN: "built-in",
-    Rank.DASK_CONFIG: "dask.config",
-    Rank.CLUSTER_FILE: "cluster file",
-    Rank.JOB_FILE: "job file",
-    Rank.ENVIRONMENT: "environment",
-    Rank.SET: "-p/--set",
-    Rank.FLAG: "flag",
+    Precedence.BUILT_IN: "built-in",
+    Precedence.DASK_CONFIG: "dask.config",
+    Precedence.CLUSTER_FILE: "cluster file",
+    Precedence.JOB_FILE: "job file",
+    Precedence.ENVIRONMENT: "environment",
+    Precedence.SET: "-p/--set",
+    Precedence.FLAG: "flag",
 }
 
 
 @dataclass(frozen=True)
-class Candidate:
+class SettingSource:
     """A value that something gives."""
 
     value: Any
-    rank: Rank
+    rank: Precedence
     origin: str = ""
     """Where exactly: ``job.yaml:3:9``, ``--workers``, ``PIPELINE_WORKERS``."""
 
@@ -66,13 +66,13 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ResolvedSetting:
     """The value that counts, and those it wins over."""
 
     value: Any
-    rank: Rank
+    rank: Precedence
     origin: str
-    over: tuple[Candidate, ...] = ()
+    over: tuple[SettingSource, ...] = ()
     """The highest first."""
 
     def details(self) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class Choice:
         }
 
 
-def choose(candidates: Iterable[Candidate]) -> Choice:
+def resolve_setting(candidates: Iterable[SettingSource]) -> ResolvedSetting:
     """The candidate of the highest rank; of several of one rank the last.
 
     :raises ValueError: when there is none.
@@ -94,7 +94,7 @@ def choose(candidates: Iterable[Candidate]) -> Choice:
     if not ordered:
         raise ValueError("nothing to choose from")
     first, *rest = (candidate for _, candidate in ordered)
-    return Choice(first.value, first.rank, str(first), tuple(rest))
+    return ResolvedSetting(first.value, first.rank, str(first), tuple(rest))
 
 
 PREFIX = "PIPELINE_"

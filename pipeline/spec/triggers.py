@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 from pipeline.common.units import parse_seconds
 from pipeline.errors import SpecError
 from pipeline.spec.diagnostics import did_you_mean
-from pipeline.spec.parts import JobName, Name, Part, PathText, Value, check_size, wrong
+from pipeline.spec.parts import JobName, Name, PathText, SpecModel, Value, check_size, spec_error
 
 KINDS = ("cron", "every", "arrival", "after")
 """Fields of a trigger of which at most one is given; without any it fires by hand only."""
@@ -24,7 +24,7 @@ _FINEST = 1.0
 def _check_cron(text: str) -> str:
     example = 'such as "30 2 * * *" (minute hour day month weekday)'
     if len(text.split()) != _CRON_FIELDS:
-        raise wrong(
+        raise spec_error(
             "is not a cron expression of five fields",
             expected=example,
             next_step="for seconds, write every: 30 s" if len(text.split()) == _CRON_FIELDS + 1 else "",
@@ -32,9 +32,11 @@ def _check_cron(text: str) -> str:
     try:
         next(CronSim(text, datetime(2026, 1, 1, tzinfo=UTC)))
     except CronSimError as error:
-        raise wrong(f"is not a cron expression: {str(error)[:1].lower()}{str(error)[1:]}", expected=example) from error
+        raise spec_error(
+            f"is not a cron expression: {str(error)[:1].lower()}{str(error)[1:]}", expected=example
+        ) from error
     except StopIteration:
-        raise wrong("is a cron expression for a day that never comes", expected=example) from None
+        raise spec_error("is a cron expression for a day that never comes", expected=example) from None
     return text
 
 
@@ -47,7 +49,7 @@ def _check_zone(text: str) -> str:
     try:
         ZoneInfo(text)
     except (KeyError, ValueError, OSError) as error:
-        raise wrong(
+        raise spec_error(
             "is no time zone",
             expected="a name of the IANA database, such as Europe/Berlin or UTC",
             next_step=did_you_mean(text, _zones()),
@@ -59,19 +61,19 @@ def _check_duration(value: float | str) -> float | str:
     try:
         parse_seconds(value)
     except SpecError as error:
-        raise wrong("is no length of time", expected=error.expected) from error
+        raise spec_error("is no length of time", expected=error.expected) from error
     return value
 
 
 def _check_interval(value: float | str) -> float | str:
     if parse_seconds(_check_duration(value)) < _FINEST:
-        raise wrong("is too short", expected="at least 1 s")
+        raise spec_error("is too short", expected="at least 1 s")
     return value
 
 
 def _check_marker(text: str) -> str:
     if "/" in text or "\0" in text or text in ("", ".", ".."):
-        raise wrong("is not the name of a file", expected="a name without folders, such as _SUCCESS")
+        raise spec_error("is not the name of a file", expected="a name without folders, such as _SUCCESS")
     return text
 
 
@@ -79,7 +81,7 @@ Duration = Annotated[int | float | str, AfterValidator(_check_duration)]
 Size = Annotated[int | str, AfterValidator(check_size)]
 
 
-class Arrival(Part):
+class ArrivalTrigger(SpecModel):
     """Which files that arrive fire a trigger, and when."""
 
     path: PathText
@@ -113,7 +115,7 @@ class Arrival(Part):
         return self.files is not None or self.rows is not None or self.bytes is not None
 
 
-class Trigger(Part):
+class Trigger(SpecModel):
     """What submits a job: a cron schedule, an interval, files that arrive, another job's success, or a person."""
 
     name: JobName | None = None
@@ -125,7 +127,7 @@ class Trigger(Part):
     the first time."""
     every: Annotated[int | float | str, AfterValidator(_check_interval)] | None = None
     """An interval, such as ``15 min``: at its multiples since 1970-01-01 UTC."""
-    arrival: Arrival | None = None
+    arrival: ArrivalTrigger | None = None
     """Files that arrive; the job's source is then exactly those files."""
     after: JobName | None = None
     """Name of another job, each success of which fires."""
@@ -144,11 +146,13 @@ class Trigger(Part):
     def _check_kind(self) -> Self:
         given = [kind for kind in KINDS if getattr(self, kind) is not None]
         if len(given) > 1:
-            raise wrong(f"is several at once: {', '.join(given)}", expected=f"one of {', '.join(KINDS)}")
+            raise spec_error(f"is several at once: {', '.join(given)}", expected=f"one of {', '.join(KINDS)}")
         if self.missed == "each" and self.overlap != "queue":
-            raise wrong(f"runs each missed time, and has overlap: {self.overlap}", expected="overlap: queue beside it")
+            raise spec_error(
+                f"runs each missed time, and has overlap: {self.overlap}", expected="overlap: queue beside it"
+            )
         if self.time_zone != "UTC" and self.cron is None:
-            raise wrong("has a time_zone without cron", expected="time_zone beside cron")
+            raise spec_error("has a time_zone without cron", expected="time_zone beside cron")
         return self
 
     @property
@@ -169,7 +173,7 @@ class JobTrigger(Trigger):
     """The job spec to submit; a relative path starts from the folder of the ``triggers.yaml``."""
 
 
-class TriggerList(Part):
+class TriggerList(SpecModel):
     """A ``triggers.yaml``."""
 
     triggers: Annotated[tuple[JobTrigger, ...], Field(min_length=1, strict=False)]

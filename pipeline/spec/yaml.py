@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import yaml
 
 from pipeline.errors import RefusedForSafety, SpecError
-from pipeline.spec.diagnostics import Document, FieldPath, Mistake, Place, SpecMistakes
+from pipeline.spec.diagnostics import Document, FieldPath, Place, SpecIssue, SpecIssues
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 40
@@ -57,17 +57,17 @@ def parse_text(text: str, *, name: str, is_json: bool = False) -> Document:
     try:
         node = _Composer(text, name).get_single_node()
     except yaml.MarkedYAMLError as error:
-        raise SpecMistakes([_syntax_mistake(error, name)], name=name) from error
+        raise SpecIssues([_syntax_mistake(error, name)], name=name) from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        mistake = Mistake(
+        mistake = SpecIssue(
             "there is a character that YAML does not allow",
             Place(line, 1, name),
             found=f"U+{ord(text[error.position]):04X}",
         )
-        raise SpecMistakes([mistake], name=name) from error
+        raise SpecIssues([mistake], name=name) from error
     if node is None:
-        raise SpecMistakes([Mistake("the job spec is empty", Place(1, 1, name))], name=name)
+        raise SpecIssues([SpecIssue("the job spec is empty", Place(1, 1, name))], name=name)
     document.data = _Reader(document).value(node, ())
     return document
 
@@ -80,10 +80,10 @@ def _check_json(text: str, name: str) -> None:
         json.loads(text, parse_constant=refuse)
     except json.JSONDecodeError as error:
         place = Place(error.lineno, error.colno, name)
-        raise SpecMistakes([Mistake("the file is not JSON", place, found=error.msg)], name=name) from error
+        raise SpecIssues([SpecIssue("the file is not JSON", place, found=error.msg)], name=name) from error
     except (ValueError, RecursionError) as error:
-        mistake = Mistake("the file is not JSON", Place(1, 1, name), found=str(error) or "too deep nesting")
-        raise SpecMistakes([mistake], name=name) from error
+        mistake = SpecIssue("the file is not JSON", Place(1, 1, name), found=str(error) or "too deep nesting")
+        raise SpecIssues([mistake], name=name) from error
 
 
 _HINTS = (
@@ -99,12 +99,12 @@ _HINTS = (
 )
 
 
-def _syntax_mistake(error: yaml.MarkedYAMLError, name: str) -> Mistake:
+def _syntax_mistake(error: yaml.MarkedYAMLError, name: str) -> SpecIssue:
     mark = error.problem_mark or error.context_mark
     place = Place(mark.line + 1, mark.column + 1, name) if mark else Place(1, 1, name)
     found = " ".join(part for part in (error.context, error.problem) if part)
     hint = next((hint for sign, hint in _HINTS if sign in found), "")
-    return Mistake("the file is not YAML", place, found=found, next_step=hint)
+    return SpecIssue("the file is not YAML", place, found=found, next_step=hint)
 
 
 class _Composer(yaml.SafeLoader):
@@ -215,7 +215,7 @@ class _Reader:
         return Place(mark.line + 1, mark.column + 1, self.document.name)
 
     def _mistake(self, node: yaml.Node, *, path: FieldPath, message: str, found: str, step: str = "") -> None:
-        self.document.mistakes.append(Mistake(message, self._place(node), path, found, "", step))
+        self.document.mistakes.append(SpecIssue(message, self._place(node), path, found, "", step))
 
 
 def _joined(text: str) -> str:

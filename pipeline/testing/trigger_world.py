@@ -18,7 +18,7 @@ from pipeline.service.triggers.arrivals import ArrivedFile
 from pipeline.service.triggers.decide import Success
 from pipeline.service.triggers.evaluate import evaluate
 from pipeline.service.triggers.log import Firing, Log
-from pipeline.spec.triggers import Arrival, Trigger
+from pipeline.spec.triggers import ArrivalTrigger, Trigger
 from pipeline.testing.memory_store import MemoryDisk, MemoryStore
 from pipeline.testing.stores import Crash
 
@@ -68,7 +68,7 @@ class World:
         self.now += timedelta(milliseconds=1)
         return self.now
 
-    def list_files(self, arrival: Arrival, *, seen: object) -> tuple[ArrivedFile, ...]:
+    def list_files(self, arrival: ArrivalTrigger, *, seen: object) -> tuple[ArrivedFile, ...]:
         """The files that are there now; once in a while the storage leaves one out."""
         there = [self.files[path] for path in sorted(self.files)]
         if there and self.random.random() < 0.02:

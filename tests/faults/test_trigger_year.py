@@ -19,7 +19,7 @@ from pipeline.service.triggers.arrivals import ArrivedFile
 from pipeline.service.triggers.decide import SUCCEEDED
 from pipeline.service.triggers.log import from_text, to_text
 from pipeline.service.triggers.schedule import firing_id, instants
-from pipeline.spec.triggers import Arrival, Trigger
+from pipeline.spec.triggers import ArrivalTrigger, Trigger
 from pipeline.testing.memory_store import MemoryDisk
 from pipeline.testing.trigger_world import World
 
@@ -277,7 +277,7 @@ def check_jobs(world: World) -> None:
 def arrival_world(seed: int) -> World:
     chance = random.Random(seed)
     overlap = ("queue", "forbid", "cancel")[seed % 3]
-    arrival = Arrival(
+    arrival = ArrivalTrigger(
         path="/landing/",
         marker="_SUCCESS" if seed % 2 else None,
         quiet=chance.choice([None, "5 s", "10 min"]),

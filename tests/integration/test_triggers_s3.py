@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from pipeline.service.triggers.arrivals import decide_arrival, look
 from pipeline.service.triggers.evaluate import evaluate
 from pipeline.service.triggers.log import Firing, open_log
-from pipeline.spec.triggers import Arrival, Trigger
+from pipeline.spec.triggers import ArrivalTrigger, Trigger
 from pipeline.testing.s3 import S3
 
 
@@ -47,7 +47,7 @@ def test_objects_that_arrive(s3: S3) -> None:
     put(s3, "landing/day=1/a.parquet")
     put(s3, "landing/day=2/b.parquet")
     s3.client().put_object(Bucket=s3.bucket, Key="landing/day=1/_SUCCESS", Body=b"")
-    arrival = Arrival(path=s3.url("landing/"), marker="_SUCCESS", rows=3)
+    arrival = ArrivalTrigger(path=s3.url("landing/"), marker="_SUCCESS", rows=3)
     found = look(arrival, seen=())
     assert [(one.path.rpartition("/")[2], one.is_marked, one.rows) for one in found] == [
         ("a.parquet", True, 3),

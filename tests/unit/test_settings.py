@@ -15,14 +15,14 @@ from pipeline.execution.clusters import cluster_choice, find_cluster, settings_o
 from pipeline.execution.clusters.local import LocalProcesses
 from pipeline.settings import Settings, load_settings, with_cluster_file
 from pipeline.spec.job_spec import JobSpec
-from pipeline.spec.precedence import Rank
+from pipeline.spec.precedence import Precedence
 
 SOURCES = ["dask.config", "cluster file", "environment", "flag"]
 VALUES = {
-    "dask.config": (2, Rank.DASK_CONFIG, "pipeline.workers"),
-    "cluster file": (3, Rank.CLUSTER_FILE, "big.yaml"),
-    "environment": (4, Rank.ENVIRONMENT, "PIPELINE_WORKERS"),
-    "flag": (5, Rank.FLAG, "--workers"),
+    "dask.config": (2, Precedence.DASK_CONFIG, "pipeline.workers"),
+    "cluster file": (3, Precedence.CLUSTER_FILE, "big.yaml"),
+    "environment": (4, Precedence.ENVIRONMENT, "PIPELINE_WORKERS"),
+    "flag": (5, Precedence.FLAG, "--workers"),
 }
 
 
@@ -47,12 +47,12 @@ def test_a_setting_is_from_the_highest_that_says_something(
         assert with_cluster_file(settings, {"workers": 3}, where="big.yaml").candidates == settings.candidates
     choice = settings.choice("workers")
     if not sources:
-        assert (settings.workers, choice.rank) == (None, Rank.BUILT_IN)
+        assert (settings.workers, choice.rank) == (None, Precedence.BUILT_IN)
         return
     ordered = [VALUES[one] for one in SOURCES if one in sources]
     assert (settings.workers, choice.rank, choice.origin) == ordered[-1]
     assert [(one.value, one.rank) for one in choice.over[:-1]] == [one[:2] for one in reversed(ordered[:-1])]
-    assert choice.over[-1].rank is Rank.BUILT_IN
+    assert choice.over[-1].rank is Precedence.BUILT_IN
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_variables_of_other_programs_are_passed_over(
 
 def test_settings_made_in_python_count_as_flags() -> None:
     settings = Settings(workers=7)
-    assert settings.choice("workers").rank is Rank.FLAG
+    assert settings.choice("workers").rank is Precedence.FLAG
     assert with_cluster_file(settings, {"workers": 3, "threads": 2}, where="f").workers == 7
     assert with_cluster_file(settings, {"workers": 3, "threads": 2}, where="f").threads == 2
 

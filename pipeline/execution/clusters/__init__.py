@@ -17,9 +17,9 @@ from pipeline.common.plugins import find_adapter
 from pipeline.errors import SpecError
 from pipeline.plan.plan import Limits
 from pipeline.settings import Settings, setting_names, with_cluster_file
-from pipeline.spec.diagnostics import SpecMistakes
+from pipeline.spec.diagnostics import SpecIssues
 from pipeline.spec.job_spec import JobSpec
-from pipeline.spec.precedence import Candidate, Choice, Rank, choose
+from pipeline.spec.precedence import Precedence, ResolvedSetting, SettingSource, resolve_setting
 from pipeline.spec.yaml import parse_text
 
 BUILT_IN = {
@@ -133,7 +133,7 @@ def _candidates(name: str, folders: tuple[str, ...]) -> list[Path]:
 def _read(path: Path) -> dict[str, Any]:
     document = parse_text(path.read_text(encoding="utf-8"), name=str(path))
     if document.mistakes:
-        raise SpecMistakes(list(document.mistakes), name=str(path))
+        raise SpecIssues(list(document.mistakes), name=str(path))
     config = document.data
     if not isinstance(config, Mapping):
         raise SpecError("a cluster file is no mapping", where=str(path), found=type(config).__name__)
@@ -146,21 +146,21 @@ def cluster_of(spec: JobSpec, *, settings: Settings) -> ClusterAdapter:
     return find_cluster(name, settings=settings, folders=settings.import_paths)
 
 
-def cluster_choice(spec: JobSpec, *, settings: Settings, of_spec: Choice | None = None) -> Choice:
+def cluster_choice(spec: JobSpec, *, settings: Settings, of_spec: ResolvedSetting | None = None) -> ResolvedSetting:
     """The name of the cluster, and what says so: a flag or a variable, else the spec, else ``dask.config``.
 
     :param of_spec: where the spec has its ``cluster`` from, when that is known.
     """
-    candidates = [Candidate("local", Rank.BUILT_IN)]
+    candidates = [SettingSource("local", Precedence.BUILT_IN)]
     if spec.cluster is not None and of_spec is not None:
-        candidates += [*of_spec.over, Candidate(spec.cluster, of_spec.rank, of_spec.origin)]
+        candidates += [*of_spec.over, SettingSource(spec.cluster, of_spec.rank, of_spec.origin)]
     elif spec.cluster is not None:
-        candidates.append(Candidate(spec.cluster, Rank.JOB_FILE, "cluster"))
+        candidates.append(SettingSource(spec.cluster, Precedence.JOB_FILE, "cluster"))
     if settings.cluster is not None:
         found = settings.choice("cluster")
-        candidates.append(Candidate(found.value, found.rank, found.origin))
-        candidates += [one for one in found.over if one.rank is not Rank.BUILT_IN]
-    return choose(candidates)
+        candidates.append(SettingSource(found.value, found.rank, found.origin))
+        candidates += [one for one in found.over if one.rank is not Precedence.BUILT_IN]
+    return resolve_setting(candidates)
 
 
 def settings_of(spec: JobSpec, *, settings: Settings) -> Settings:

@@ -12,7 +12,7 @@ from pipeline.common.units import format_seconds, parse_bytes, parse_seconds
 from pipeline.errors import MissingInput
 from pipeline.sources.locate import Located, fixed_part, locate
 from pipeline.sources.parquet.opening import read_footer
-from pipeline.spec.triggers import Arrival
+from pipeline.spec.triggers import ArrivalTrigger
 from pipeline.storage.urls import file_system, is_local_path, local_path, storage_errors
 
 
@@ -50,7 +50,7 @@ class Due:
 
 
 def look(
-    arrival: Arrival, *, seen: Collection[str], count_rows: Callable[[Located], int] | None = None
+    arrival: ArrivalTrigger, *, seen: Collection[str], count_rows: Callable[[Located], int] | None = None
 ) -> tuple[ArrivedFile, ...]:
     """The files that are there now, sorted by path. Of those not ``seen``, rows are counted where that is asked for.
 
@@ -74,7 +74,9 @@ def look(
     return tuple(files)
 
 
-def decide_arrival(arrival: Arrival, files: Sequence[ArrivedFile], *, seen: Collection[str], now: datetime) -> Due:
+def decide_arrival(
+    arrival: ArrivalTrigger, files: Sequence[ArrivedFile], *, seen: Collection[str], now: datetime
+) -> Due:
     """Which of ``files`` are to be scored now. Pure.
 
     Files count that were not seen before, have their marker, and have not changed for ``quiet``. They are all taken
@@ -106,7 +108,7 @@ def fired_id(files: Iterable[ArrivedFile]) -> str:
     return digest_json([[one.path, one.size, one.version] for one in files])[:24]
 
 
-def _at_threshold(arrival: Arrival, settled: Sequence[ArrivedFile], new: Sequence[ArrivedFile]) -> Due:
+def _at_threshold(arrival: ArrivalTrigger, settled: Sequence[ArrivedFile], new: Sequence[ArrivedFile]) -> Due:
     found = {
         "files": (len(settled), arrival.files),
         "rows": (sum(one.rows or 0 for one in settled), arrival.rows),
@@ -139,7 +141,7 @@ def _folder(path: str) -> str:
     return path.rpartition("/")[0]
 
 
-def _marked_folders(arrival: Arrival, paths: Iterable[str]) -> set[str]:
+def _marked_folders(arrival: ArrivalTrigger, paths: Iterable[str]) -> set[str]:
     """The folders of ``paths`` in which, or above which (up to where the trigger looks), the marker is."""
     base = _base(arrival.path)
     is_there: dict[str, bool] = {}

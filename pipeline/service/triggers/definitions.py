@@ -11,9 +11,9 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from pipeline.errors import SpecError
-from pipeline.spec.diagnostics import Document, Mistake, SpecMistakes, did_you_mean, mistakes_of
+from pipeline.spec.diagnostics import Document, SpecIssue, SpecIssues, did_you_mean, issues_of
 from pipeline.spec.document import read_document
-from pipeline.spec.parts import Part
+from pipeline.spec.parts import SpecModel
 from pipeline.spec.triggers import JobTrigger, Trigger, TriggerList
 
 DEFAULT_FILE = "triggers.yaml"
@@ -31,7 +31,7 @@ class Watched:
     """Where the trigger is written."""
 
 
-class _OwnTriggers(Part):
+class _OwnTriggers(SpecModel):
     """The part of a job spec that is looked at here: the rest may have placeholders that only a firing fills in."""
 
     triggers: Annotated[tuple[Trigger, ...], Field(strict=False)]
@@ -99,7 +99,7 @@ def _load(file: str) -> list[Watched]:
     return [Watched(_name(one, number, own), one, where, where) for number, one in enumerate(triggers)]
 
 
-def _own(document: Document) -> list[Mistake]:
+def _own(document: Document) -> list[SpecIssue]:
     return [one for one in document.mistakes if one.path[:1] in ((), ("triggers",))]
 
 
@@ -109,9 +109,9 @@ def _validated(model: Any, document: Document) -> Any:
         made = model.model_validate(document.data)
     except ValidationError as error:
         made = None
-        mistakes += mistakes_of(error, model=model, document=document)
+        mistakes += issues_of(error, model=model, document=document)
     if mistakes or made is None:
-        raise SpecMistakes(mistakes, name=document.name)
+        raise SpecIssues(mistakes, name=document.name)
     return made
 
 

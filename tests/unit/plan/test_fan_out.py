@@ -26,7 +26,7 @@ from pipeline.report.text import plan_text
 from pipeline.settings import Settings
 from pipeline.sources import parse_filter
 from pipeline.sources.locate import locate
-from pipeline.spec.diagnostics import SpecMistakes
+from pipeline.spec.diagnostics import SpecIssues
 from pipeline.spec.job_spec import JobSpec
 from pipeline.testing.oracle import make_table, train_model
 
@@ -44,8 +44,8 @@ def spec(**fields: Any) -> JobSpec:
     return JobSpec.build(**{**base, **fields})
 
 
-def mistake(**fields: Any) -> SpecMistakes:
-    with pytest.raises(SpecMistakes) as caught:
+def mistake(**fields: Any) -> SpecIssues:
+    with pytest.raises(SpecIssues) as caught:
         spec(**fields)
     return caught.value
 

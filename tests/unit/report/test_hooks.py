@@ -28,7 +28,7 @@ from pipeline.report.hooks import hooked, hooks_of
 from pipeline.report.openlineage import dataset_of
 from pipeline.report.report import make_report
 from pipeline.settings import Settings, load_settings
-from pipeline.spec.diagnostics import SpecMistakes
+from pipeline.spec.diagnostics import SpecIssues
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.parts import Hook
 from pipeline.testing.jobs import small_job, write_receipts
@@ -291,7 +291,7 @@ def test_which_answers_are_final() -> None:
     ],
 )
 def test_mistakes_in_hooks(fields: dict[str, Any], said: str) -> None:
-    with pytest.raises(SpecMistakes) as caught:
+    with pytest.raises(SpecIssues) as caught:
         JobSpec.build(
             name="c",
             source={"path": "a"},

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.errors import SpecError
-from pipeline.spec.diagnostics import SpecMistakes
+from pipeline.spec.diagnostics import SpecIssues
 from pipeline.spec.job_spec import JobSpec, json_schema
 from pipeline.spec.parts import ColumnContract, MapStep, Score, ScoreStep
 
@@ -53,7 +53,7 @@ def fields(**changes: Any) -> dict[str, Any]:
 
 
 def mistakes(**changes: Any) -> list[dict[str, Any]]:
-    with pytest.raises(SpecMistakes) as caught:
+    with pytest.raises(SpecIssues) as caught:
         JobSpec.build(**fields(**changes))
     return [mistake.details() for mistake in caught.value.mistakes]
 

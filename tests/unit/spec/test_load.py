@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import PipelineError, RefusedForSafety, SpecError
-from pipeline.spec.diagnostics import SpecMistakes
+from pipeline.spec.diagnostics import SpecIssues
 from pipeline.spec.document import dump_text, read_document
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.load import load_spec
@@ -186,14 +186,14 @@ def test_an_over_large_file_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_yaml_is_told_with_place_and_advice(text: str, where: str, hint: str) -> None:
-    with pytest.raises(SpecMistakes) as caught:
+    with pytest.raises(SpecIssues) as caught:
         read_document(text)
     assert caught.value.where == f"the job spec:{where}"
     assert hint in caught.value.next_step
 
 
 def test_a_character_that_yaml_forbids_is_told() -> None:
-    with pytest.raises(SpecMistakes) as caught:
+    with pytest.raises(SpecIssues) as caught:
         read_document("a: 1\nb: \x07\n")
     assert caught.value.found == "U+0007"
     assert caught.value.where == "the job spec:2:1"
@@ -237,7 +237,7 @@ def test_a_url_is_read_through_fsspec() -> None:
 def test_mistakes_of_reading_and_of_meaning_come_together_in_order_of_lines(tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
     path.write_text(JOB + "  mode: overwite\ncluster: no\nname: again\n")
-    with pytest.raises(SpecMistakes) as caught:
+    with pytest.raises(SpecIssues) as caught:
         JobSpec.load(path)
     assert [str(mistake.place) for mistake in caught.value.mistakes] == [
         f"{path}:{at}" for at in ("8:9", "9:10", "10:1")
@@ -246,14 +246,14 @@ def test_mistakes_of_reading_and_of_meaning_come_together_in_order_of_lines(tmp_
 
 
 def test_a_value_with_two_meanings_is_told_once() -> None:
-    with pytest.raises(SpecMistakes) as caught:
+    with pytest.raises(SpecIssues) as caught:
         JobSpec.load(JOB + "errors: {max_fraction: 1:30}\n")
     assert len(caught.value.mistakes) == 1
 
 
 def test_an_unindented_field_is_sent_home() -> None:
     text = JOB.replace("  - score: {model: model.json}\n", "  - score:\n    model: model.json\n")
-    with pytest.raises(SpecMistakes) as caught:
+    with pytest.raises(SpecIssues) as caught:
         JobSpec.load(text)
     steps = {mistake.next_step for mistake in caught.value.mistakes}
     assert "it belongs under steps.score: indent it below" in steps
@@ -265,7 +265,7 @@ def test_json_is_read_with_the_same_rules(tmp_path: Path) -> None:
     path.write_text(json.dumps(spec.to_dict(), indent="\t"))
     assert JobSpec.load(path) == spec
     path.write_text(json.dumps({**spec.to_dict(), "nmae": "\U0001f600"}, indent=1))
-    with pytest.raises(SpecMistakes) as caught:
+    with pytest.raises(SpecIssues) as caught:
         JobSpec.load(path)
     assert caught.value.where.startswith(f"{path}:")
     assert caught.value.next_step == "did you mean name?"
@@ -309,7 +309,7 @@ def test_an_override_sets_any_field(override: str, path: tuple[Any, ...], value:
 
 def test_an_override_wins_over_a_mistake_in_the_file() -> None:
     text = JOB + "cluster: no\n"
-    with pytest.raises(SpecMistakes):
+    with pytest.raises(SpecIssues):
         JobSpec.load(text)
     assert JobSpec.load(text, overrides=["cluster=local"]).cluster == "local"
 

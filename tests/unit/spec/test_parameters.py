@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import RefusedForSafety, SpecError
-from pipeline.spec.diagnostics import SpecMistakes
+from pipeline.spec.diagnostics import SpecIssues
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.load import LoadedSpec, load_spec
-from pipeline.spec.parameters import Given, Values, convert, escape, fill_text, given_on_command_line, names_in
+from pipeline.spec.parameters import GivenValues, Values, convert, escape, given_on_command_line, names_in, render_text
 from pipeline.spec.parts import Score, ScoreStep
-from pipeline.spec.precedence import Candidate, Rank, choose
+from pipeline.spec.precedence import Precedence, SettingSource, resolve_setting
 
 JOB = """\
 name: churn-${params.country}
@@ -124,7 +124,7 @@ def test_from_python_values_are_typed() -> None:
     ],
 )
 def test_a_text_takes_the_type_of_the_default(default: Any, text: str, value: Any) -> None:
-    found = convert(Given("x", text, "-p x", is_text=True), default)
+    found = convert(GivenValues("x", text, "-p x", is_text=True), default)
     assert found == value
     assert type(found) is type(value)
 
@@ -136,7 +136,7 @@ def test_a_text_takes_the_type_of_the_default(default: Any, text: str, value: An
 )  # fmt: skip
 def test_a_text_of_another_type_is_refused(default: Any, text: str) -> None:
     with pytest.raises(SpecError):
-        convert(Given("x", text, "-p x", is_text=True), default)
+        convert(GivenValues("x", text, "-p x", is_text=True), default)
 
 
 def test_what_is_unknown_or_missing_is_told_with_its_place() -> None:
@@ -156,7 +156,7 @@ def test_what_is_unknown_or_missing_is_told_with_its_place() -> None:
 
 def test_all_mistakes_are_told_at_once() -> None:
     found = mistake(JOB.replace("mode: overwrite", "mode: replace"), "age=old", "cuontry=se")
-    assert isinstance(found, SpecMistakes)
+    assert isinstance(found, SpecIssues)
     messages = " ".join(str(one.as_error()) for one in found.mistakes)
     for part in ("-p age=old", "-p cuontry=se", "the parameter day has no value", "sink.mode is none of the values"):
         assert part in messages
@@ -235,36 +235,36 @@ def test_a_variable_that_is_not_set_is_a_mistake() -> None:
     ],
 )
 def test_placeholders(text: str, filled: Any) -> None:
-    assert fill_text(text, Values({"x": 1, "y": True, "z": ["a"]})) == filled
+    assert render_text(text, Values({"x": 1, "y": True, "z": ["a"]})) == filled
 
 
 @pytest.mark.parametrize("text", ["${params.x", "${}", "${what}", "a${params.z}", "${params.n}!", "${fan_out.value}"])
 def test_what_stands_for_nothing_is_refused(text: str) -> None:
     with pytest.raises(SpecError):
-        fill_text(text, Values({"x": 1, "z": ["a"], "n": None}))
+        render_text(text, Values({"x": 1, "z": ["a"], "n": None}))
 
 
 @given(st.text(alphabet="${}ab.:", max_size=30))
 def test_escaping_is_undone_by_filling_in(text: str) -> None:
-    assert fill_text(escape(text), Values()) == text
+    assert render_text(escape(text), Values()) == text
     assert names_in(escape(text)) == ()
 
 
 # Which value counts
 
 
-@given(st.permutations([Candidate(rank.name, rank) for rank in Rank]), st.integers(1, len(Rank)))
-def test_the_highest_rank_wins_whatever_the_order(candidates: list[Candidate], count: int) -> None:
-    choice = choose(candidates[:count])
+@given(st.permutations([SettingSource(rank.name, rank) for rank in Precedence]), st.integers(1, len(Precedence)))
+def test_the_highest_rank_wins_whatever_the_order(candidates: list[SettingSource], count: int) -> None:
+    choice = resolve_setting(candidates[:count])
     ranks = sorted((one.rank for one in candidates[:count]), reverse=True)
     assert choice.rank is ranks[0]
     assert [one.rank for one in choice.over] == ranks[1:]
 
 
 def test_of_one_rank_the_last_wins() -> None:
-    assert choose([Candidate(1, Rank.SET), Candidate(2, Rank.SET)]).value == 2
+    assert resolve_setting([SettingSource(1, Precedence.SET), SettingSource(2, Precedence.SET)]).value == 2
     with pytest.raises(ValueError, match="nothing"):
-        choose([])
+        resolve_setting([])
 
 
 SOURCES = ["default", "file", "environment", "set"]
@@ -280,10 +280,10 @@ def test_a_field_of_the_spec_is_from_the_highest_that_says_something(sources: tu
     overrides = ["errors.max_fraction=0.3"] if "set" in sources else []
     loaded = load_spec(text, overrides=overrides, environ=environ)
     value, rank = {
-        "default": (0.0, Rank.BUILT_IN),
-        "file": (0.1, Rank.JOB_FILE),
-        "environment": (0.2, Rank.ENVIRONMENT),
-        "set": (0.3, Rank.SET),
+        "default": (0.0, Precedence.BUILT_IN),
+        "file": (0.1, Precedence.JOB_FILE),
+        "environment": (0.2, Precedence.ENVIRONMENT),
+        "set": (0.3, Precedence.SET),
     }[([one for one in SOURCES if one in sources] or ["default"])[-1]]
     origin = loaded.origins["errors.max_fraction"]
     assert (loaded.spec.errors.max_fraction, origin.value, origin.rank) == (value, value, rank)
@@ -299,7 +299,10 @@ def test_a_parameter_is_from_the_highest_that_says_something(sources: tuple[str,
     origin = load(text, "day=a", *flags, environ=environ).origins["params.country"]
     expected = [one for one in ("file", "environment", "set") if one in (*sources, "file")][-1]
     assert origin.value == expected
-    assert origin.rank is {"file": Rank.JOB_FILE, "environment": Rank.ENVIRONMENT, "set": Rank.SET}[expected]
+    assert (
+        origin.rank
+        is {"file": Precedence.JOB_FILE, "environment": Precedence.ENVIRONMENT, "set": Precedence.SET}[expected]
+    )
 
 
 def test_set_of_a_parameter_wins_over_the_environment_and_loses_to_p() -> None:
@@ -323,10 +326,10 @@ def test_origins_name_file_line_and_placeholders(tmp_path: Path) -> None:
     origins = loaded.origins
     assert re.fullmatch(r".*job\.yaml:3:9 with \$\{params\.day\}", origins["source.path"].origin)
     assert origins["params.day"].origin == "-p day=2026-01-01"
-    assert (origins["sink.mode"].rank, origins["sink.mode"].origin) == (Rank.SET, "--set sink.mode=append")
+    assert (origins["sink.mode"].rank, origins["sink.mode"].origin) == (Precedence.SET, "--set sink.mode=append")
     assert origins["sink.mode"].over[0].value == "${params.mode}"
     assert origins["contract.age.max"].origin == "PIPELINE_SPEC__CONTRACT__AGE__MAX"
-    assert origins["steps.1.score.engine"].rank is Rank.BUILT_IN
+    assert origins["steps.1.score.engine"].rank is Precedence.BUILT_IN
     assert origins["run.date"].origin == "the date of submission, UTC"
 
 

@@ -19,7 +19,7 @@ from pipeline.service.triggers.definitions import find_trigger, load_triggers
 from pipeline.service.triggers.evaluate import evaluate, explain
 from pipeline.service.triggers.log import Entry, Firing, Log, State, from_text, open_log, to_text
 from pipeline.service.triggers.schedule import firing_id, instants, next_instant
-from pipeline.spec.triggers import Arrival, Trigger
+from pipeline.spec.triggers import ArrivalTrigger, Trigger
 from pipeline.storage.local import LocalStore
 from pipeline.testing.stores import Faults, FaultyStore, io_error
 
@@ -202,14 +202,14 @@ def file(name: str, *, age: float, size: int = 10, marked: bool = True, rows: in
     ],
 )
 def test_which_files_are_due(fields: dict[str, object], files: list[ArrivedFile], expected: str) -> None:
-    due = decide_arrival(Arrival(path="in/", **fields), files, seen=(), now=NOON)
+    due = decide_arrival(ArrivalTrigger(path="in/", **fields), files, seen=(), now=NOON)
     assert "".join(one.path for one in due.files) == expected
     assert due.reason
     assert len(due.files) + due.waiting == len(files)
 
 
 def test_a_file_fires_once_and_again_when_it_changes(log: Log) -> None:
-    one = watch(log, arrival=Arrival(path="in/"))
+    one = watch(log, arrival=ArrivalTrigger(path="in/"))
     one.files = (file("a", age=60), file("b", age=60))
     assert len(one.at(NOON)) == 1
     assert one.at(NOON) == []
@@ -220,7 +220,7 @@ def test_a_file_fires_once_and_again_when_it_changes(log: Log) -> None:
 
 
 def test_files_wait_for_the_end_of_the_job_under_forbid(log: Log) -> None:
-    one = watch(log, arrival=Arrival(path="in/"), overlap="forbid")
+    one = watch(log, arrival=ArrivalTrigger(path="in/"), overlap="forbid")
     one.files = (file("a", age=60),)
     one.at(NOON)
     one.files = (*one.files, file("b", age=50), file("c", age=50))
@@ -232,7 +232,7 @@ def test_files_wait_for_the_end_of_the_job_under_forbid(log: Log) -> None:
 
 @pytest.mark.parametrize(("status", "expected"), [("CANCELLED", ["a", "b"]), ("SUCCEEDED", ["b"])])
 def test_a_cancelled_job_gives_its_files_to_the_next(log: Log, status: str, expected: list[str]) -> None:
-    one = watch(log, arrival=Arrival(path="in/"), overlap="cancel")
+    one = watch(log, arrival=ArrivalTrigger(path="in/"), overlap="cancel")
     one.files = (file("a", age=60),)
     one.at(NOON)
     one.files = (*one.files, file("b", age=50))
@@ -251,21 +251,21 @@ def test_looking_at_real_files(tmp_path: Path) -> None:
         os.utime(path, (1, 1))
     (tmp_path / "in/day=1/_SUCCESS").touch()
     (tmp_path / "in/.hidden").touch()
-    found = look(Arrival(path=str(tmp_path / "in"), marker="_SUCCESS", rows=1), seen=())
+    found = look(ArrivalTrigger(path=str(tmp_path / "in"), marker="_SUCCESS", rows=1), seen=())
     assert [Path(one.path).name for one in found] == ["a.parquet", "b.parquet", "c.parquet"]
     assert [one.is_marked for one in found] == [True, True, False]
     assert [one.rows for one in found] == [3, 3, 3]
     assert all(one.modified > NOON.timestamp() - 1e7 for one in found), "a copy that keeps its times has come now"
     (tmp_path / "in/_SUCCESS").touch()
-    assert all(one.is_marked for one in look(Arrival(path=str(tmp_path / "in"), marker="_SUCCESS"), seen=()))
+    assert all(one.is_marked for one in look(ArrivalTrigger(path=str(tmp_path / "in"), marker="_SUCCESS"), seen=()))
     seen = [found[0].key]
-    rest = look(Arrival(path=str(tmp_path / "in/*/*.parquet"), rows=1), seen=seen)
+    rest = look(ArrivalTrigger(path=str(tmp_path / "in/*/*.parquet"), rows=1), seen=seen)
     assert [(Path(one.path).name, one.rows) for one in rest] == [("a.parquet", None), ("c.parquet", 3)]
-    assert look(Arrival(path=str(tmp_path / "nothing/*.parquet")), seen=()) == ()
+    assert look(ArrivalTrigger(path=str(tmp_path / "nothing/*.parquet")), seen=()) == ()
 
 
 def test_a_listing_that_leaves_a_file_out_does_not_forget_it(log: Log) -> None:
-    one = watch(log, arrival=Arrival(path="in/"))
+    one = watch(log, arrival=ArrivalTrigger(path="in/"))
     both = (file("a", age=60), file("b", age=60))
     one.files = both
     one.at(NOON)
@@ -452,6 +452,6 @@ def test_mistakes(tmp_path: Path, text: str, said: str) -> None:
 
 
 def test_a_view_without_anything_is_no_reason_to_fire() -> None:
-    trigger = Trigger(arrival=Arrival(path="in/"))
+    trigger = Trigger(arrival=ArrivalTrigger(path="in/"))
     state = State(definition=decide(trigger, State(), now=NOON, view=View()).entries[0].definition, upto=to_text(NOON))
     assert decide(trigger, state, now=NOON, view=View()).entries == ()

@@ -32,7 +32,7 @@ from pipeline.service.triggers.jobs import (
 )
 from pipeline.service.triggers.log import Firing, SeenFile, open_log, to_text
 from pipeline.settings import Settings
-from pipeline.spec.triggers import Arrival, Trigger
+from pipeline.spec.triggers import ArrivalTrigger, Trigger
 from pipeline.testing.jobs import SmallJob, small_job, write_receipts
 
 NIGHT = datetime(2026, 3, 29, 1, 0, tzinfo=UTC)
@@ -98,7 +98,7 @@ def test_a_firing_knows_its_time(place: Path) -> None:
 
 
 def test_a_job_for_files_scores_exactly_these(place: Path) -> None:
-    one = watched(place, arrival=Arrival(path="landing/day=*/"))
+    one = watched(place, arrival=ArrivalTrigger(path="landing/day=*/"))
     files = tuple(SeenFile(f"{place}/landing/day=1/{name}.parquet", 1, "v", name) for name in "ab")
     spec, _ = spec_of(one, Firing("x", "arrival", to_text(NIGHT), files=files))
     assert list(spec.source.path) == [file.path for file in files]
