@@ -32,8 +32,8 @@ from pipeline.scoring.scorer import frame_schema
 from pipeline.settings import Settings
 from pipeline.sinks import check, published_work
 from pipeline.sources import Discovery, discover, sample_batch
-from pipeline.sources.locate import Located, locate
-from pipeline.sources.parquet.discover import Chosen
+from pipeline.sources.locate import SourceFile, locate
+from pipeline.sources.parquet.discover import FileSelection
 from pipeline.sources.parquet.footers import group_marks
 from pipeline.sources.parquet.opening import read_footer
 from pipeline.sources.parquet.quarantine import check_file_count
@@ -222,7 +222,7 @@ def find_input(
     if policy is False:
         return discover(spec.source, planned=planned, reject_files=is_lenient), ALL
     if planned is not None:
-        chosen = {file.path: Chosen(file.why, file.done_groups) for file in planned}
+        chosen = {file.path: FileSelection(file.why, file.done_groups) for file in planned}
         found = discover(spec.source, planned=planned, chosen=chosen)
         return found, Progress(work=work_digest(spec, model))
     if spec.sink.mode != "append":
@@ -280,7 +280,7 @@ def work_digest(spec: JobSpec, model: ModelVersion) -> str:
     )
 
 
-def _check_unchanged(discovery: Discovery, located: dict[str, Located]) -> None:
+def _check_unchanged(discovery: Discovery, located: dict[str, SourceFile]) -> None:
     for file in discovery.files:
         before = located[file.path]
         if (file.size, file.version) != (before.size, before.version):

@@ -12,7 +12,7 @@ from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import Ledger, rejects_place
 from pipeline.jobs.rounds import FILES_REJECTED, Round, make_record
 from pipeline.sources.locate import current_version
-from pipeline.sources.parquet.quarantine import check_file_count, reject
+from pipeline.sources.parquet.quarantine import check_file_count, quarantined_file
 
 
 def open_without(job: JobDirectory, ledger: Ledger, error: PipelineError, *, epoch: int) -> Round | None:
@@ -53,7 +53,7 @@ def open_without(job: JobDirectory, ledger: Ledger, error: PipelineError, *, epo
 
 
 def _reject(file: InputFile, error: CorruptInput | InputChanged | SchemaDrift) -> RejectedFile:
-    return reject(file.path, error, rows=file.rows, keys=file.keys)
+    return quarantined_file(file.path, error, rows=file.rows, keys=file.keys)
 
 
 def _changed(ledger: Ledger) -> dict[str, RejectedFile]:

@@ -40,7 +40,7 @@ from pipeline.settings import Settings
 from pipeline.sinks import published
 from pipeline.sources import Discovery, SourceBatch, parse_filter, sample_batch
 from pipeline.sources.locate import current_version
-from pipeline.sources.parquet.quarantine import look_again
+from pipeline.sources.parquet.quarantine import recheck_quarantined_file
 from pipeline.spec.job_spec import NOT_THE_WORK, JobSpec
 from pipeline.spec.load import absolute
 from pipeline.storage.store import Store
@@ -280,7 +280,7 @@ def _look_again(ledger: Ledger) -> tuple[tuple[InputFile, ...], tuple[RejectedFi
     # Where a job reads all columns, a file with one more is as odd as it was when the job was planned.
     is_all = source.columns is None and (bool(plan.spec.maps) or plan.spec.score.keep is None)
     found = [
-        look_again(
+        recheck_quarantined_file(
             file,
             schema=pa.ipc.read_schema(pa.py_buffer(plan.source_schema)),
             columns=plan.source_columns,

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.common.digest import digest_json
 from pipeline.errors import InputChanged, OutputConflict
-from pipeline.sources.parquet.discover import Chosen
+from pipeline.sources.parquet.discover import FileSelection
 
 NEW = "new"
 CHANGED = "changed"
@@ -86,7 +86,7 @@ ALL = Progress()
 class Increment:
     """The decision: what to score, and what it goes on from."""
 
-    files: Mapping[str, Chosen]
+    files: Mapping[str, FileSelection]
     progress: Progress
 
 
@@ -123,13 +123,13 @@ def choose(
     known = _fold(publications, kept)
     there = {one.path: one for one in found}
     is_other = bool(publications) and publications[-1].work != work and on_model_change == "all"
-    files: dict[str, Chosen] = {}
+    files: dict[str, FileSelection] = {}
     for path, one in there.items():
         before = known.get(path)
         if before is None:
-            files[path] = Chosen(_new(path, failed or {}))
+            files[path] = FileSelection(_new(path, failed or {}))
         elif is_other:
-            files[path] = Chosen(MODEL_CHANGED)
+            files[path] = FileSelection(MODEL_CHANGED)
         elif (one.size, one.version) != (before.last.size, before.last.version):
             files[path] = _changed(before.last, marks(path))
     if is_other:
@@ -153,13 +153,13 @@ def _new(path: str, failed: Mapping[str, str]) -> str:
     return f"failed before ({failed[path]})" if path in failed else NEW
 
 
-def _changed(before: PublishedInput, marks: Sequence[str]) -> Chosen:
+def _changed(before: PublishedInput, marks: Sequence[str]) -> FileSelection:
     """Row groups were appended where the footer says of the first ones exactly what it said, and there are more."""
     is_same = 0 < before.groups < len(marks) and marks[before.groups - 1] == before.mark
-    return Chosen(APPENDED, before.groups) if is_same else Chosen(CHANGED)
+    return FileSelection(APPENDED, before.groups) if is_same else FileSelection(CHANGED)
 
 
-def _take_back(files: dict[str, Chosen], known: Mapping[str, _Known], there: Mapping[str, Found]) -> set[str]:
+def _take_back(files: dict[str, FileSelection], known: Mapping[str, _Known], there: Mapping[str, Found]) -> set[str]:
     """The published files that go, since a file with rows in them is scored anew; files that share one with it are
     added to ``files``."""
     sharing: dict[str, list[str]] = {}
@@ -178,7 +178,7 @@ def _take_back(files: dict[str, Chosen], known: Mapping[str, _Known], there: Map
                     continue
                 if path not in there:
                     _refuse(path, because=f"{cause} has changed, and an output file has rows of both")
-                files[path] = Chosen(f"{SHARED} {cause}")
+                files[path] = FileSelection(f"{SHARED} {cause}")
                 waiting.append(path)
     return replaces
 

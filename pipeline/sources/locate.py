@@ -27,7 +27,7 @@ _VERSION_KEYS = ("etag", "ETag", "md5Hash", "LastModified", "last_modified", "up
 
 
 @dataclass(frozen=True, slots=True)
-class Located:
+class SourceFile:
     """A file that was found, not opened yet."""
 
     path: str
@@ -43,7 +43,7 @@ class Located:
     storage does not say. On local disks its name counts too: a copy that keeps its times has come now."""
 
 
-def locate(path: str | Iterable[str], *, base: str | None = None) -> tuple[Located, ...]:
+def locate(path: str | Iterable[str], *, base: str | None = None) -> tuple[SourceFile, ...]:
     """The files ``path`` stands for, each once, sorted by path whatever order the storage lists them in.
 
     In directories, names that begin with ``.`` or ``_`` are passed over (unless they are ``_key=value``), as Spark and
@@ -53,7 +53,7 @@ def locate(path: str | Iterable[str], *, base: str | None = None) -> tuple[Locat
     :raises MissingInput: when nothing is there.
     :raises SpecError: when the URL's file system is unknown or its package is not installed.
     """
-    found: dict[str, Located] = {}
+    found: dict[str, SourceFile] = {}
     for one in (path,) if isinstance(path, str) else path:
         files = list(_locate_local(one, base) if is_local_path(one) else _locate_remote(one, base))
         if not files:
@@ -63,9 +63,9 @@ def locate(path: str | Iterable[str], *, base: str | None = None) -> tuple[Locat
     return tuple(found[name] for name in sorted(found))
 
 
-def relocate(
+def locate_planned(
     path: str | Iterable[str], planned: Collection[InputFile], *, base: str | None = None
-) -> tuple[Located, ...]:
+) -> tuple[SourceFile, ...]:
     """The files of ``planned``, sorted by path, when they are still what they were.
 
     :param base: see `locate`.
@@ -126,7 +126,7 @@ def _modified(info: Mapping[str, Any]) -> float:
     return 0.0
 
 
-def _locate_local(text: str, keys_from: str | None) -> Iterator[Located]:
+def _locate_local(text: str, keys_from: str | None) -> Iterator[SourceFile]:
     path = str(local_path(text))
     if os.path.isdir(path):
         yield from _walk(path, base=path)
@@ -142,7 +142,7 @@ def _locate_local(text: str, keys_from: str | None) -> Iterator[Located]:
             yield from _walk(match, base=base) if os.path.isdir(match) else [_local_file(match, base=base)]
 
 
-def _walk(folder: str, *, base: str) -> Iterator[Located]:
+def _walk(folder: str, *, base: str) -> Iterator[SourceFile]:
     with storage_errors(folder), os.scandir(folder) as entries:
         children = sorted(entries, key=lambda entry: entry.name)
     for entry in children:
@@ -161,7 +161,7 @@ def _is_inside(folder: str, other: str) -> bool:
     return (os.path.realpath(folder) + os.sep).startswith(outer + os.sep)
 
 
-def _local_file(path: str, *, base: str) -> Located:
+def _local_file(path: str, *, base: str) -> SourceFile:
     with storage_errors(path):
         status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
@@ -170,7 +170,7 @@ def _local_file(path: str, *, base: str) -> Located:
         )
     size, version = stat_version(status)
     keys = _hive_keys(path[len(base) :]) if base else ()
-    return Located(path, size, version, keys, max(status.st_mtime, status.st_ctime))
+    return SourceFile(path, size, version, keys, max(status.st_mtime, status.st_ctime))
 
 
 def _if_above(path: str, folder: str) -> str:
@@ -179,7 +179,7 @@ def _if_above(path: str, folder: str) -> str:
     return folder if folder and path.startswith(f"{folder}/") else ""
 
 
-def _locate_remote(url: str, keys_from: str | None) -> Iterator[Located]:
+def _locate_remote(url: str, keys_from: str | None) -> Iterator[SourceFile]:
     system, path = file_system(url)
     system.invalidate_cache()
     with storage_errors(url):
@@ -199,7 +199,7 @@ def _locate_remote(url: str, keys_from: str | None) -> Iterator[Located]:
                 yield from _find(system, match, base=base) if is_folder else [_remote_file(system, info, base=base)]
 
 
-def _find(system: Any, folder: str, *, base: str) -> Iterator[Located]:
+def _find(system: Any, folder: str, *, base: str) -> Iterator[SourceFile]:
     for name, info in system.find(folder, detail=True).items():
         below = name[len(folder) :].strip("/")
         # An object store may hold an empty object that stands for a folder.
@@ -208,10 +208,10 @@ def _find(system: Any, folder: str, *, base: str) -> Iterator[Located]:
         yield _remote_file(system, info, base=base)
 
 
-def _remote_file(system: Any, info: Mapping[str, Any], *, base: str) -> Located:
+def _remote_file(system: Any, info: Mapping[str, Any], *, base: str) -> SourceFile:
     name = str(info["name"])
     keys = _hive_keys(name[len(base) :]) if base else ()
-    return Located(str(system.unstrip_protocol(name)), int(info["size"]), _version(info), keys, _modified(info))
+    return SourceFile(str(system.unstrip_protocol(name)), int(info["size"]), _version(info), keys, _modified(info))
 
 
 def _hive_keys(below: str) -> tuple[tuple[str, str], ...]:

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from pipeline.common.digest import digest_bytes, digest_json
 from pipeline.common.units import format_seconds, parse_bytes, parse_seconds
 from pipeline.errors import MissingInput
-from pipeline.sources.locate import Located, fixed_part, locate
+from pipeline.sources.locate import SourceFile, fixed_part, locate
 from pipeline.sources.parquet.opening import read_footer
 from pipeline.spec.triggers import ArrivalTrigger
 from pipeline.storage.urls import file_system, is_local_path, local_path, storage_errors
@@ -50,7 +50,7 @@ class Due:
 
 
 def look(
-    arrival: ArrivalTrigger, *, seen: Collection[str], count_rows: Callable[[Located], int] | None = None
+    arrival: ArrivalTrigger, *, seen: Collection[str], count_rows: Callable[[SourceFile], int] | None = None
 ) -> tuple[ArrivedFile, ...]:
     """The files that are there now, sorted by path. Of those not ``seen``, rows are counted where that is asked for.
 
@@ -129,7 +129,7 @@ def _count(files: int) -> str:
     return "1 file" if files == 1 else f"{files:,} files"
 
 
-def _count_rows(file: Located) -> int:
+def _count_rows(file: SourceFile) -> int:
     try:
         return int(read_footer(file).num_rows)
     except Exception:

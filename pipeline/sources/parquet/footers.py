@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline.sources.filters.parse import Filter
 from pipeline.sources.filters.prune import Bounds
-from pipeline.sources.locate import HIVE_NULL, Located
+from pipeline.sources.locate import HIVE_NULL, SourceFile
 
 SMALL_FILE_BYTES = 1 << 20
 """Files up to this size are small: many of them go into a partition."""
@@ -65,14 +65,14 @@ class SmallFiles:
     Measuring each would take a quarter of the time in which such a file is planned.
     """
 
-    def __init__(self, files: Sequence[Located], *, columns: int) -> None:
+    def __init__(self, files: Sequence[SourceFile], *, columns: int) -> None:
         small = [file.path for file in files if file.size <= SMALL_FILE_BYTES]
         step = len(small) // SAMPLED_FILES
         self._shares = Shares(columns)
         self._small = frozenset(small) if step > 1 else frozenset()
         self._measured = frozenset(small[::step] if step > 1 else ())
 
-    def shares(self, file: Located, groups: list[Any], layout: Layout) -> Shares | None:
+    def shares(self, file: SourceFile, groups: list[Any], layout: Layout) -> Shares | None:
         """Those of all together, ``file`` put in where it is one of the sample; None when it is not small."""
         if file.path not in self._small:
             return None
@@ -85,7 +85,7 @@ class SmallFiles:
 class Footer:
     """What a footer says, boiled down: memory is in proportion to row groups + columns, not to their product."""
 
-    file: Located
+    file: SourceFile
     rows: np.ndarray
     """int64 [groups]."""
     totals: np.ndarray
@@ -159,7 +159,7 @@ def group_marks(metadata: pq.FileMetaData) -> tuple[str, ...]:
 
 
 def digest_footer(
-    file: Located,
+    file: SourceFile,
     metadata: pq.FileMetaData,
     *,
     layout: Layout,
@@ -214,7 +214,7 @@ def _width(arrow_type: pa.DataType) -> float:
 
 
 def _wanted(
-    file: Located, groups: list[Any], *, layout: Layout, keys: pa.Schema, condition: Filter | None
+    file: SourceFile, groups: list[Any], *, layout: Layout, keys: pa.Schema, condition: Filter | None
 ) -> tuple[bool, ...]:
     if condition is None:
         return (True,) * len(groups)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import CorruptInput, PipelineError, StorageError
-from pipeline.sources.locate import Located
+from pipeline.sources.locate import SourceFile
 from pipeline.storage.urls import file_system, is_bare, is_local_path, is_storage_error
 
 WHOLE_FILE_BYTES = 1 << 20
@@ -104,7 +104,7 @@ def open_parquet(path: str, *, columns: int) -> Iterator[pq.ParquetFile]:
             source.close()
 
 
-def read_footer(file: Located) -> pq.FileMetaData:
+def read_footer(file: SourceFile) -> pq.FileMetaData:
     """Footer of one file.
 
     :raises CorruptInput: when it is no Parquet file, truncated, or encrypted.

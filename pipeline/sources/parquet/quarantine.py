@@ -11,7 +11,7 @@ import pyarrow as pa
 from pipeline.common.rows import InputFile, RejectedFile, RowGroup
 from pipeline.errors import InputChanged, InputError, SchemaDrift, TooManyRejects
 from pipeline.sources.filters.parse import Filter
-from pipeline.sources.locate import Located, current_version
+from pipeline.sources.locate import SourceFile, current_version
 from pipeline.sources.parquet.footers import Footer, Layout, digest_footer
 from pipeline.sources.parquet.opening import parquet_errors, read_footer
 from pipeline.sources.types import plain_type, same_kind
@@ -21,16 +21,16 @@ REASON = "file:"
 
 
 @dataclass(frozen=True)
-class Sifted:
+class ScreenedFiles:
     """Files whose footers can be read, and those that are set aside."""
 
-    files: tuple[Located, ...]
-    usual: Located
+    files: tuple[SourceFile, ...]
+    usual: SourceFile
     """The first of ``files`` that has the columns that most of them have."""
     rejected: tuple[RejectedFile, ...]
 
 
-def reject(
+def quarantined_file(
     path: str, error: InputError, *, rows: int | None = None, keys: tuple[tuple[str, str], ...] = ()
 ) -> RejectedFile:
     """A file as it is set aside for ``error``.
@@ -41,7 +41,7 @@ def reject(
     return RejectedFile(path, f"{REASON}{error.kind}", f"{error.message}{found}", rows, keys)
 
 
-def sift(located: Sequence[Located], *, needed: Collection[str] | None) -> Sifted:
+def screen_files(located: Sequence[SourceFile], *, needed: Collection[str] | None) -> ScreenedFiles:
     """Set aside the files whose footers cannot be read, and find one that is like most others.
 
     :param needed: columns that count; None: all.
@@ -54,7 +54,7 @@ def sift(located: Sequence[Located], *, needed: Collection[str] | None) -> Sifte
             with _present(file.path):
                 schema = read_footer(file).schema.to_arrow_schema()
         except InputError as error:
-            rejected.append(reject(file.path, error, keys=file.keys))
+            rejected.append(quarantined_file(file.path, error, keys=file.keys))
             continue
         columns = [(one.name, str(plain_type(one.type))) for one in schema if needed is None or one.name in needed]
         kinds[file.path] = tuple(sorted(columns))
@@ -62,10 +62,10 @@ def sift(located: Sequence[Located], *, needed: Collection[str] | None) -> Sifte
         read_footer(located[0])
     most = Counter(kinds.values()).most_common(1)[0][0]
     files = tuple(file for file in located if file.path in kinds)
-    return Sifted(files, next(file for file in files if kinds[file.path] == most), tuple(rejected))
+    return ScreenedFiles(files, next(file for file in files if kinds[file.path] == most), tuple(rejected))
 
 
-def look_again(
+def recheck_quarantined_file(
     file: RejectedFile,
     *,
     schema: pa.Schema,
@@ -83,13 +83,13 @@ def look_again(
     try:
         with _present(file.path), parquet_errors(file.path):
             size, version = current_version(file.path)
-            located = Located(file.path, size, version, file.keys)
+            located = SourceFile(file.path, size, version, file.keys)
             metadata = read_footer(located)
         rows = metadata.num_rows
         found = metadata.schema.to_arrow_schema()
         _check_columns(file.path, found, schema=schema, columns=columns, is_all=is_all)
     except InputError as error:
-        return reject(file.path, error, rows=rows, keys=file.keys)
+        return quarantined_file(file.path, error, rows=rows, keys=file.keys)
     keys = pa.schema([field for field in schema if field.name not in columns])
     return input_file(digest_footer(located, metadata, layout=Layout(found), keys=keys, condition=condition), columns)
 

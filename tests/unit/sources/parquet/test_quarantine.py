@@ -11,7 +11,7 @@ import pytest
 from pipeline.common.rows import InputFile, RejectedFile
 from pipeline.errors import CorruptInput, SchemaDrift, TooManyRejects
 from pipeline.sources import discover, parse_filter
-from pipeline.sources.parquet.quarantine import check_file_count, look_again
+from pipeline.sources.parquet.quarantine import check_file_count, recheck_quarantined_file
 from pipeline.spec.parts import Source
 
 SCHEMA = pa.schema([("id", pa.int64()), ("x", pa.float32())])
@@ -84,7 +84,7 @@ def test_when_no_file_can_be_read_the_first_is_named(lake: Path) -> None:
 
 def again(file: RejectedFile, *, is_all: bool = True, filter: str | None = None) -> InputFile | RejectedFile:
     condition = parse_filter(filter) if filter else None
-    return look_again(file, schema=SCHEMA, columns=("id", "x"), is_all=is_all, condition=condition)
+    return recheck_quarantined_file(file, schema=SCHEMA, columns=("id", "x"), is_all=is_all, condition=condition)
 
 
 def test_a_file_that_was_mended_is_taken_up(lake: Path) -> None:
