@@ -15,7 +15,7 @@ from pipeline.jobs.ledger import Ledger
 from pipeline.jobs.record import check_job_id
 from pipeline.jobs.rounds import MODEL_DRIFT, Round, make_record
 from pipeline.models.model import ModelVersion
-from pipeline.models.registry.alias_watch import EVENT, MAX_RESTARTS, AliasWatch, Move, restless
+from pipeline.models.registry.alias_watch import EVENT, MAX_RESTARTS, AliasChange, AliasWatch, unstable_alias_error
 from pipeline.plan.plan import Plan
 from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec
@@ -99,10 +99,10 @@ class AliasFollower:
         last = self.job.manifest()
         return last is not None and last.round == working.number
 
-    def _start_over(self, ledger: Ledger, move: Move) -> None:
+    def _start_over(self, ledger: Ledger, move: AliasChange) -> None:
         rounds = self.job.rounds()
         if sum(one.why == MODEL_DRIFT for one in rounds) >= MAX_RESTARTS:
-            raise restless(move)
+            raise unstable_alias_error(move)
         plan = self._plan_again(ledger)
         record = make_record(
             plan,
@@ -131,7 +131,7 @@ class AliasFollower:
         check_output(drafted.plan, settings=settings, job=self.job.job)
         return replace(drafted.plan, rejected_files=ledger.rejected_files)
 
-    def _note(self, move: Move) -> None:
+    def _note(self, move: AliasChange) -> None:
         """Put a move on record that the job goes on in spite of; once."""
         if (move.pinned, move.found) not in self._noted:
             self._noted.add((move.pinned, move.found))

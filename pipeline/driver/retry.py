@@ -172,8 +172,8 @@ def _replanned(ledger: Ledger, spec: JobSpec, wanted: Wanted, *, settings: Setti
     predictions = prediction_schema(model, spec.score.output_spec)
     columns = _columns(ledger, spec, model, predictions)
     _check_same_output(ledger.base.plan, columns.keep, predictions)
-    more = shared_memory(model.nbytes, engine=last.may_use_trees) - shared_memory(
-        last.model.nbytes, engine=last.may_use_trees
+    more = shared_memory(model.nbytes, engine=last.can_use_tree_engine) - shared_memory(
+        last.model.nbytes, engine=last.can_use_tree_engine
     )
     return replace(
         last,

@@ -28,7 +28,7 @@ from pipeline.models.model import ModelVersion, Predict, Predictor
 from pipeline.models.trees import available, kernel_name
 from pipeline.spec.model_ref import Engine, OutputKind
 
-EARNING = 50_000_000
+BREAK_EVEN = 50_000_000
 """Rows of a process × trees from which on the tree engine earns its start: 170,000 rows with 300 trees of depth 6. With
 60 million it saved a tenth of a job's CPU, with 30 million nothing (measured with forked workers and the kernels on
 disk; a worker that has to import numba itself breaks even at 90 million)."""
@@ -37,7 +37,7 @@ _MISSING = "numba is not installed (the extra 'fast')"
 
 
 @dataclass(frozen=True)
-class Outlook:
+class EngineOptions:
     """What can evaluate a model in a job."""
 
     wanted: Engine
@@ -53,31 +53,31 @@ class Outlook:
         return "trees" in self.possible
 
 
-def look_out(engine: Engine, version: ModelVersion, *, kind: OutputKind, rows: int) -> Outlook:
+def engine_options(engine: Engine, version: ModelVersion, *, kind: OutputKind, rows: int) -> EngineOptions:
     """What can evaluate ``version`` in this process, or in one like it.
 
     :param rows: that a worker process will score.
     """
     if engine == "xgboost":
-        return Outlook(engine, ("xgboost",), ("xgboost was asked for",))
-    reasons = obstacles(version, kind)
-    if engine == "auto" and not reasons and not earns_start(rows, trees=version.trees):
+        return EngineOptions(engine, ("xgboost",), ("xgboost was asked for",))
+    reasons = engine_blockers(version, kind)
+    if engine == "auto" and not reasons and not is_worth_starting(rows, trees=version.trees):
         reasons = (f"{rows:,} rows a worker and {version.trees:,} trees are too few to earn its start",)
     if reasons:
-        return Outlook(engine, ("xgboost",), reasons)
-    return Outlook(engine, ("trees",) if engine == "trees" else ("xgboost", "trees"), ())
+        return EngineOptions(engine, ("xgboost",), reasons)
+    return EngineOptions(engine, ("trees",) if engine == "trees" else ("xgboost", "trees"), ())
 
 
-def obstacles(version: ModelVersion, kind: OutputKind) -> tuple[str, ...]:
+def engine_blockers(version: ModelVersion, kind: OutputKind) -> tuple[str, ...]:
     """Why the tree engine cannot give ``kind`` here, by name; empty where it can."""
-    reasons = find_flavor(version.flavor).not_for_trees
+    reasons = find_flavor(version.flavor).tree_engine_blockers
     found = (f"the flavor {version.flavor}",) if reasons is None else reasons(version, kind)
     return found or (() if available() else (_MISSING,))
 
 
-def earns_start(rows: int, *, trees: int) -> bool:
+def is_worth_starting(rows: int, *, trees: int) -> bool:
     """Whether so many rows of one process take the tree engine less time than they save."""
-    return rows * trees >= EARNING
+    return rows * trees >= BREAK_EVEN
 
 
 def check_engine(engine: Engine, version: ModelVersion, *, kind: OutputKind) -> None:
@@ -85,7 +85,7 @@ def check_engine(engine: Engine, version: ModelVersion, *, kind: OutputKind) -> 
 
     :raises ModelError: with every reason by name.
     """
-    reasons = obstacles(version, kind) if engine == "trees" else ()
+    reasons = engine_blockers(version, kind) if engine == "trees" else ()
     if reasons:
         raise ModelError(
             "the tree engine cannot score this job",
@@ -161,7 +161,7 @@ SAMPLE_ROWS = 1024
 
 
 @dataclass
-class Choice:
+class EngineSelection:
     """The choice of one process for one model version and kind of output; its threads share it."""
 
     reference: Predictor
@@ -241,7 +241,7 @@ class Evaluator:
     Not for several threads at once; the choice in it is.
     """
 
-    def __init__(self, choice: Choice, *, seconds_start: float = 0.0) -> None:
+    def __init__(self, choice: EngineSelection, *, seconds_start: float = 0.0) -> None:
         self.choice = choice
         self.version = choice.reference.version
         self.use = EngineUse(seconds_start=seconds_start)
@@ -355,7 +355,7 @@ def _further_apart(one: np.ndarray, other: np.ndarray, tolerance: float) -> int:
     return int((~near.reshape(len(one), -1)).any(axis=1).sum())
 
 
-_choices: OrderedDict[tuple[object, ...], Choice] = OrderedDict()
+_choices: OrderedDict[tuple[object, ...], EngineSelection] = OrderedDict()
 _given_up: set[str] = set()
 _lock = threading.Lock()
 
@@ -392,7 +392,7 @@ def get_evaluator(score: Evaluation) -> tuple[Evaluator, float]:
     """
     version = score.model
     predictor, loading = get_predictor(version)
-    outlook = look_out(score.engine, version, kind=score.kind, rows=score.rows_per_worker)
+    outlook = engine_options(score.engine, version, kind=score.kind, rows=score.rows_per_worker)
     if score.engine == "trees" and not outlook.has_trees:
         raise ModelError(
             "the tree engine cannot score this job here",
@@ -408,20 +408,20 @@ def get_evaluator(score: Evaluation) -> tuple[Evaluator, float]:
     return Evaluator(choice, seconds_start=starting), loading + starting
 
 
-def _choice(score: Evaluation, predictor: Predictor, *, reasons: tuple[str, ...]) -> Choice:
+def _choice(score: Evaluation, predictor: Predictor, *, reasons: tuple[str, ...]) -> EngineSelection:
     key = (score.model.digest, score.kind, score.engine, score.tolerance, reasons)
     with _lock:
         if score.model.digest in _given_up and not reasons:
             reasons = (f"{MISMATCH} before (model {score.model.digest[:12]})",)
         if key not in _choices:
-            _choices[key] = Choice(predictor, score.kind, score.tolerance, reasons)
+            _choices[key] = EngineSelection(predictor, score.kind, score.tolerance, reasons)
         _choices.move_to_end(key)
         while len(_choices) > MODELS:
             _choices.popitem(last=False)
         return _choices[key]
 
 
-def forget_choices() -> None:
+def forget_selections() -> None:
     """Drop every choice of this process, also that a model's results differed."""
     with _lock:
         _choices.clear()

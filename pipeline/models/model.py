@@ -49,7 +49,7 @@ class ModelVersion:
     """Trees that are evaluated per row; 0 when it is no ensemble."""
     margins: int = 1
     """Values per row of ``margin``: one a class or target, also where ``prediction`` is only the best class."""
-    not_for_trees: tuple[str, ...] = ()
+    tree_engine_blockers: tuple[str, ...] = ()
     """What keeps the tree engine (`pipeline.models.trees`) from scoring it, by name."""
     registry: str = ""
     """Where it was resolved: path or URL of the registry. Empty for a bare file."""

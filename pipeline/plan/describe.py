@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.common.rows import InputFile
-from pipeline.models.engines import look_out
+from pipeline.models.engines import engine_options
 from pipeline.plan.plan import Limits, Plan
 from pipeline.spec.job_spec import NOT_THE_WORK
 
@@ -87,7 +87,7 @@ class PlanSummary:
     def details(self) -> dict[str, Any]:
         """As JSON output shows it."""
         model, sink, score = self.plan.model, self.plan.spec.sink, self.plan.spec.score
-        engine = look_out(score.engine, model, kind=score.output_spec.kind, rows=self.plan.rows_per_worker)
+        engine = engine_options(score.engine, model, kind=score.output_spec.kind, rows=self.plan.rows_per_worker)
         return {
             "name": self.plan.spec.name,
             "plan": self.plan.digest,

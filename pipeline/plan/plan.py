@@ -113,7 +113,7 @@ class Plan:
     """Rows per row group of the output."""
     workers: int = 1
     """Worker processes it was made for; decides no row, so that it is in no digest."""
-    may_use_trees: bool = False
+    can_use_tree_engine: bool = False
     """Whether workers may start the tree engine, so that ``task_memory`` has room for it; in no digest either."""
     rejected_files: tuple[RejectedFile, ...] = ()
     """Files of the source that were set aside, by path; none of them is in ``files``."""
@@ -220,7 +220,7 @@ class Plan:
 
     @property
     def _shared_memory(self) -> int:
-        return shared_memory(self.model.nbytes, engine=self.may_use_trees)
+        return shared_memory(self.model.nbytes, engine=self.can_use_tree_engine)
 
     def validate(self, limits: Limits) -> None:
         """Refuse what cannot run within ``limits``.
@@ -233,7 +233,7 @@ class Plan:
         if needed <= usable:
             return
         fewer = " or fewer threads," if limits.threads > 1 else ""
-        fewer += " or score with engine: xgboost," if self.may_use_trees else ""
+        fewer += " or score with engine: xgboost," if self.can_use_tree_engine else ""
         smaller = " or keep and read fewer columns" if self.batch_rows <= FLOOR_ROWS else ""
         raise DoesNotFit(
             "a worker does not have the memory this plan needs",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipeline.common.rows import InputFile
-from pipeline.models.engines import look_out
+from pipeline.models.engines import engine_options
 from pipeline.models.model import ModelVersion
 from pipeline.plan.columns import Columns, resolve_columns
 from pipeline.plan.incremental import ALL, Progress
@@ -71,7 +71,7 @@ def make_plan(
         row_bytes_out=sizes.row_bytes_out,
         row_group_rows=sizes.row_group_rows,
         workers=limits.workers,
-        may_use_trees=engine,
+        can_use_tree_engine=engine,
         progress=progress,
         rejected_files=discovery.rejected,
     )
@@ -85,7 +85,7 @@ def _partitions(files: tuple[InputFile, ...], *, limits: Limits, target_bytes: i
 
 def _may_use_trees(spec: JobSpec, model: ModelVersion, files: tuple[InputFile, ...], *, workers: int) -> bool:
     rows = sum(group.rows for file in files for group in file.row_groups if group.wanted) // max(1, workers)
-    return look_out(spec.score.engine, model, kind=spec.score.output_spec.kind, rows=rows).has_trees
+    return engine_options(spec.score.engine, model, kind=spec.score.output_spec.kind, rows=rows).has_trees
 
 
 def _projected(

@@ -24,7 +24,7 @@ from pipeline.jobs.ledger import Ledger, RoundSummary
 from pipeline.jobs.rounds import MODEL_DRIFT, Round
 from pipeline.jobs.status import Status
 from pipeline.models.engines import GIVEN_UP, EngineUse
-from pipeline.models.registry.alias_watch import drift_warnings
+from pipeline.models.registry.alias_watch import alias_change_warnings
 from pipeline.plan.describe import input_text, skew
 from pipeline.plan.plan import Plan
 from pipeline.report.estimate import came_of_estimate
@@ -252,7 +252,7 @@ def make_report(
             *_reject_warning(rows),
             *_file_warning(ledger.rejected_files),
             *_restart_warnings(job.rounds()),
-            *drift_warnings(events),
+            *alias_change_warnings(events),
             *engine_warnings(totals.engine),
         ),
         next=_next(status, job.job, has_rejects=rows.rejected > 0 or bool(ledger.rejected_files)),

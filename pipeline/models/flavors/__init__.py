@@ -32,7 +32,7 @@ class Flavor:
     """``load(version, data)``: the predictor, from the bytes of the file, after their digest was verified."""
     libraries: tuple[str, ...] = ()
     """Modules that ``load`` imports; workers import them while they start."""
-    not_for_trees: Callable[[ModelVersion, OutputKind], tuple[str, ...]] | None = None
+    tree_engine_blockers: Callable[[ModelVersion, OutputKind], tuple[str, ...]] | None = None
     """``not_for_trees(version, kind)``: why the tree engine cannot give that output, by name. None: it never can."""
     trees: Callable[[Any, OutputKind], Predict] | None = None
     """``trees(predictor, kind)``: the function that does with the tree engine what the predictor's ``predict`` does."""

@@ -61,7 +61,7 @@ def inspect(uri: str, data: bytes, *, name: str | None = None) -> ModelVersion:
         objective=facts["objective"],
         trees=facts["leaf"],
         margins=facts["margin"],
-        not_for_trees=tuple(facts["not_for_trees"]),
+        tree_engine_blockers=tuple(facts["not_for_trees"]),
     )
 
 
@@ -184,12 +184,12 @@ def labels(version: ModelVersion, scores: np.ndarray) -> np.ndarray:
     return (scores > limit).astype(np.int32)
 
 
-def not_for_trees(version: ModelVersion, kind: OutputKind) -> tuple[str, ...]:
+def tree_engine_blockers(version: ModelVersion, kind: OutputKind) -> tuple[str, ...]:
     """Why the tree engine cannot give ``kind`` with xgboost's bits, by name; empty where it can."""
     if kind in ("leaf", "contributions"):
         return (f"the output {kind}",)
-    if version.not_for_trees or kind == "margin":
-        return version.not_for_trees
+    if version.tree_engine_blockers or kind == "margin":
+        return version.tree_engine_blockers
     return unsupported_transform(version.objective)
 
 
@@ -211,4 +211,6 @@ def tree_predict(predictor: XGBoostPredictor, kind: OutputKind) -> Predict:
     return predict
 
 
-FLAVOR = Flavor("xgboost", inspect, load, libraries=("xgboost",), not_for_trees=not_for_trees, trees=tree_predict)
+FLAVOR = Flavor(
+    "xgboost", inspect, load, libraries=("xgboost",), tree_engine_blockers=tree_engine_blockers, trees=tree_predict
+)

@@ -167,7 +167,7 @@ def facts(booster: Any) -> dict[str, Any]:
         "prediction": _width(booster.predict(row, validate_features=False)),
         "margin": _width(booster.predict(row, validate_features=False, output_margin=True)),
         "leaf": leaves,
-        "not_for_trees": _not_for_trees(booster),
+        "tree_engine_blockers": _not_for_trees(booster),
     }
 
 

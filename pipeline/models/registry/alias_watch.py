@@ -27,7 +27,7 @@ LONGEST_WAIT = 600.0
 
 
 @dataclass(frozen=True)
-class Move:
+class AliasChange:
     """An alias points to another version than the one that a job has pinned."""
 
     reference: str
@@ -55,13 +55,13 @@ class Move:
         )
 
 
-def move_of(pinned: ModelVersion, found: VersionRecord, *, reference: str) -> Move | None:
+def alias_change_of(pinned: ModelVersion, found: VersionRecord, *, reference: str) -> AliasChange | None:
     """How the alias has moved; None when it has not, or to a version with the very same bytes."""
     is_same = str(found.version) == pinned.version or (found.digest != "" and found.digest == pinned.digest)
-    return None if is_same else Move(reference, pinned.version, str(found.version))
+    return None if is_same else AliasChange(reference, pinned.version, str(found.version))
 
 
-def restless(move: Move) -> ModelChanged:
+def unstable_alias_error(move: AliasChange) -> ModelChanged:
     """What a job raises that has started over too often."""
     return ModelChanged(
         "the model's alias moves more often than the job can be done; nothing was published",
@@ -72,10 +72,10 @@ def restless(move: Move) -> ModelChanged:
     )
 
 
-def drift_warnings(events: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+def alias_change_warnings(events: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
     """What the report says of moves that a job went on in spite of, as its events tell."""
     moves = (
-        Move(str(event.get("reference")), str(event.get("pinned")), str(event.get("found")))
+        AliasChange(str(event.get("reference")), str(event.get("pinned")), str(event.get("found")))
         for event in events
         if event.get("event") == EVENT
     )
@@ -129,7 +129,7 @@ class AliasWatch:
         self._digests: dict[int, str] = {}
         self._looked = clock()
 
-    def look(self, pinned: ModelVersion) -> Move | None:
+    def look(self, pinned: ModelVersion) -> AliasChange | None:
         """Where the alias points now, when that is not where it did.
 
         :raises PipelineError: when the registry cannot say.
@@ -141,7 +141,7 @@ class AliasWatch:
         found = registry.lookup(self._ref)
         if not found.digest and str(found.version) != pinned.version:
             found = replace(found, digest=self._digest(registry, found))
-        return move_of(pinned, found, reference=self.reference)
+        return alias_change_of(pinned, found, reference=self.reference)
 
     def _digest(self, registry: ModelRegistry, found: VersionRecord) -> str:
         """The digest of a version whose registry does not know it: from the file, which is fetched once."""
@@ -149,13 +149,13 @@ class AliasWatch:
             self._digests[found.version] = registry.resolve(ModelRef(found.uri)).digest
         return self._digests[found.version]
 
-    def poll(self, pinned: ModelVersion) -> Move | None:
+    def poll(self, pinned: ModelVersion) -> AliasChange | None:
         """`look`, when it is time to; a registry that cannot say is asked again, less and less often."""
         if self._seconds <= 0 or self._clock() - self._looked < self._wait:
             return None
         return self.try_look(pinned)
 
-    def try_look(self, pinned: ModelVersion) -> Move | None:
+    def try_look(self, pinned: ModelVersion) -> AliasChange | None:
         """`look`; a registry that cannot say is worth a warning, and no more."""
         try:
             move = self.look(pinned)

@@ -20,15 +20,15 @@ from pipeline.jobs.receipts import Receipt
 from pipeline.models import engines as module
 from pipeline.models import engines as outlook
 from pipeline.models.engines import (
-    EARNING,
-    Choice,
+    BREAK_EVEN,
+    EngineSelection,
     EngineUse,
     Evaluator,
     check_engine,
-    forget_choices,
+    engine_blockers,
+    engine_options,
+    forget_selections,
     get_evaluator,
-    look_out,
-    obstacles,
 )
 from pipeline.models.flavors import xgboost as flavor
 from pipeline.models.flavors import xgboost_probe
@@ -55,9 +55,9 @@ ROWS = module.SLICE_ROWS * module.ROUNDS + 5000
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
-    forget_choices()
+    forget_selections()
     yield
-    forget_choices()
+    forget_selections()
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def choose(
     clock, predictor = Clock(), predictor_of(version)
     plain = predictor_of(version)
     predictor.predict = timed(clock, plain.predict, seconds=xgboost)  # type: ignore[method-assign]
-    made = Choice(predictor, "prediction", clock=clock)
+    made = EngineSelection(predictor, "prediction", clock=clock)
     build = flavor.tree_predict(predictor, "prediction")
     made.start(lambda: timed(clock, change(build), seconds=trees), is_asked_for=False)
     return Evaluator(made), plain
@@ -156,7 +156,7 @@ def test_the_faster_engine_is_chosen(models: dict[str, ModelVersion], xgb: float
 
 
 def test_one_slow_round_does_not_decide(models: dict[str, ModelVersion]) -> None:
-    made = Choice(predictor_of(models["binary"]), "prediction")
+    made = EngineSelection(predictor_of(models["binary"]), "prediction")
     made.engine = "both"
     for trees in (9.0, 0.1, 0.1, 0.1):
         assert made.engine == "both"
@@ -219,7 +219,7 @@ def test_a_sample_is_compared_later(models: dict[str, ModelVersion]) -> None:
 def test_tolerance_is_of_margins(models: dict[str, ModelVersion]) -> None:
     for shift, mismatches in ((1e-4, 0), (1e-2, 4096)):
         predictor = predictor_of(models["binary"])
-        made = Choice(predictor, "prediction", tolerance=1e-3)
+        made = EngineSelection(predictor, "prediction", tolerance=1e-3)
         right = flavor.tree_predict(predictor, "prediction")
         made.start(lambda s=shift, r=right: lambda m, *, kind: r(m, kind=kind) + np.float32(s), is_asked_for=True)  # type: ignore[misc]
         evaluator = Evaluator(made)
@@ -278,7 +278,7 @@ def test_the_matrix_lies_as_the_engine_reads_it(models: dict[str, ModelVersion])
     table = make_table(600, seed=3).select(FEATURES)
     scores = []
     for wanted, lies in (("trees", "F_CONTIGUOUS"), ("xgboost", "C_CONTIGUOUS"), ("auto", "C_CONTIGUOUS")):
-        evaluator, _ = get_evaluator(score_of(models["binary"], engine=wanted, rows_per_worker=EARNING))
+        evaluator, _ = get_evaluator(score_of(models["binary"], engine=wanted, rows_per_worker=BREAK_EVEN))
         matrix = evaluator.encode(table)
         assert matrix.flags[lies]
         assert matrix.flags.c_contiguous != matrix.flags.f_contiguous
@@ -291,8 +291,8 @@ def test_the_matrix_lies_as_the_engine_reads_it(models: dict[str, ModelVersion])
 
 def test_small_jobs_do_not_start_the_engine(models: dict[str, ModelVersion], monkeypatch: pytest.MonkeyPatch) -> None:
     version, built = models["binary"], []
-    monkeypatch.setattr(Choice, "start", lambda self, build, *, is_asked_for: built.append(1) or 0.25)
-    enough = -(-EARNING // version.trees)
+    monkeypatch.setattr(EngineSelection, "start", lambda self, build, *, is_asked_for: built.append(1) or 0.25)
+    enough = -(-BREAK_EVEN // version.trees)
     few, _ = get_evaluator(score_of(version, rows_per_worker=enough - 1))
     assert few.finish().reasons == (f"{enough - 1:,} rows a worker and 12 trees are too few to earn its start",)
     assert built == []
@@ -307,7 +307,7 @@ def test_small_jobs_do_not_start_the_engine(models: dict[str, ModelVersion], mon
 
 def test_it_starts_once_and_others_do_not_wait(models: dict[str, ModelVersion]) -> None:
     predictor = predictor_of(models["binary"])
-    made = Choice(predictor, "prediction")
+    made = EngineSelection(predictor, "prediction")
     started, may_go, built = threading.Event(), threading.Event(), []
 
     def build() -> Predict:
@@ -332,22 +332,22 @@ def test_a_start_that_fails_is_told(models: dict[str, ModelVersion]) -> None:
     def build() -> Predict:
         raise OSError("no cache\nhere")
 
-    made = Choice(predictor_of(models["binary"]), "prediction")
+    made = EngineSelection(predictor_of(models["binary"]), "prediction")
     made.start(build, is_asked_for=False)
     assert (made.engine, made.reasons) == ("xgboost", ("it did not start: OSError: no cache",))
     with pytest.raises(ModelError, match="does not start"):
-        Choice(made.reference, "prediction").start(build, is_asked_for=True)
+        EngineSelection(made.reference, "prediction").start(build, is_asked_for=True)
 
 
 def test_what_is_unsupported_is_named(models: dict[str, ModelVersion], monkeypatch: pytest.MonkeyPatch) -> None:
     binary = models["binary"]
-    assert obstacles(binary, "prediction") == ()
-    assert obstacles(binary, "leaf") == ("the output leaf",)
-    assert obstacles(models["linear"], "prediction") == ("the booster gblinear",)
+    assert engine_blockers(binary, "prediction") == ()
+    assert engine_blockers(binary, "leaf") == ("the output leaf",)
+    assert engine_blockers(models["linear"], "prediction") == ("the booster gblinear",)
     with monkeypatch.context() as patch:
         patch.setattr(sys, "platform", "darwin")
-        assert "checked with glibc" in obstacles(binary, "prediction")[0]
-        assert obstacles(binary, "margin") == ()
+        assert "checked with glibc" in engine_blockers(binary, "prediction")[0]
+        assert engine_blockers(binary, "margin") == ()
     with pytest.raises(ModelError, match="gblinear") as caught:
         check_engine("trees", models["linear"], kind="prediction")
     assert "fast" not in str(caught.value)
@@ -357,7 +357,7 @@ def test_what_is_unsupported_is_named(models: dict[str, ModelVersion], monkeypat
         check_engine("trees", binary, kind="prediction")
     with pytest.raises(ModelError, match="numba is not installed"):
         get_evaluator(score_of(binary, engine="trees"))
-    assert look_out("auto", binary, kind="prediction", rows=10**9).possible == ("xgboost",)
+    assert engine_options("auto", binary, kind="prediction", rows=10**9).possible == ("xgboost",)
 
 
 def test_the_plan_says_what_is_possible(tmp_path: Path, models: dict[str, ModelVersion]) -> None:
@@ -365,7 +365,7 @@ def test_the_plan_says_what_is_possible(tmp_path: Path, models: dict[str, ModelV
     few = plan_summary(plan, Limits(2, 1, 0)).details()["engine"]
     assert few["possible"] == ["xgboost"]
     assert "too few to earn its start" in few["reasons"][0]
-    many = plan_summary(replace(plan, model=replace(models["binary"], trees=EARNING)), Limits(2, 1, 0)).details()
+    many = plan_summary(replace(plan, model=replace(models["binary"], trees=BREAK_EVEN)), Limits(2, 1, 0)).details()
     assert many["engine"] == {"wanted": "auto", "possible": ["xgboost", "trees"], "reasons": []}
     assert "engine     trees or xgboost, whichever is faster on the first rows" in plan_text(many)
     linear = plan_summary(replace(plan, model=models["linear"]), Limits(2, 1, 0)).details()
@@ -392,7 +392,7 @@ def test_the_receipt_has_the_evidence(models: dict[str, ModelVersion], lake: Lak
     version = models["binary"]
     schema = pq.read_schema(lake.files[0]).remove_metadata()
     recipe = make_recipe(version, schema, directory=str(tmp_path / "job"), batch_rows=1 << 16)
-    recipe = replace(recipe, score=replace(recipe.score, rows_per_worker=EARNING))
+    recipe = replace(recipe, score=replace(recipe.score, rows_per_worker=BREAK_EVEN))
     receipt = run_partition(recipe, make_partition(*lake.files))
     assert receipt.engine is not None
     assert sum(receipt.engine.rows.values()) == lake.rows
@@ -444,7 +444,7 @@ def test_a_model_that_differed_is_not_tried_again(
     matrix = matrix_of(predictor_of(version), 2000)
     wanted = predictor_of(version).predict(matrix, kind="prediction")
     assert evaluator.predict(matrix, kind="prediction").tobytes() == wanted.tobytes()
-    for recipe in (score_of(version, engine="trees"), score_of(version, rows_per_worker=EARNING)):
+    for recipe in (score_of(version, engine="trees"), score_of(version, rows_per_worker=BREAK_EVEN)):
         again, _ = get_evaluator(recipe)
         assert again.choice.engine == "xgboost"
         assert again.finish().reasons[0].startswith(module.MISMATCH)

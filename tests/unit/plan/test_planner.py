@@ -326,7 +326,7 @@ def test_memory_has_room_for_the_tree_engine_where_it_may_start():
     pytest.importorskip("numba")
     found = discovery(files([1_000_000] * 20))
     made = [plan(found=found, version=model("x", "y", trees=300, objective=name)) for name in ("reg:linear", "none")]
-    assert [one.may_use_trees for one in made] == [True, False]
+    assert [one.can_use_tree_engine for one in made] == [True, False]
     assert made[0].task_memory - made[1].task_memory == ENGINE_BYTES
     few = Limits(workers=1, threads=3, memory=8 << 30)
     assert made[0].worker_memory(few) - made[1].worker_memory(few) == ENGINE_BYTES

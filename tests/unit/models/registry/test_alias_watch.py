@@ -12,7 +12,14 @@ from pipeline.errors import ModelError
 from pipeline.jobs.cancellation import Stop, Why
 from pipeline.models.model import Feature, ModelVersion
 from pipeline.models.registry import alias_watch as drift
-from pipeline.models.registry.alias_watch import LONGEST_WAIT, AliasWatch, Move, drift_warnings, hard_coded, move_of
+from pipeline.models.registry.alias_watch import (
+    LONGEST_WAIT,
+    AliasChange,
+    AliasWatch,
+    alias_change_of,
+    alias_change_warnings,
+    hard_coded,
+)
 from pipeline.models.registry.records import VersionRecord
 from pipeline.spec.model_ref import ModelRef
 
@@ -74,10 +81,10 @@ def watch(registry: Registry, clock: Clock, *, seconds: float = 30.0) -> AliasWa
     ],
 )
 def test_a_move_is_to_another_version_with_other_bytes(found: VersionRecord, moved: bool) -> None:
-    move = move_of(pinned(), found, reference=CHAMPION)
+    move = alias_change_of(pinned(), found, reference=CHAMPION)
     assert (move is not None) == moved
     if move is not None:
-        assert move == Move(CHAMPION, "3", str(found.version))
+        assert move == AliasChange(CHAMPION, "3", str(found.version))
         assert move.said == f"{CHAMPION} moved from version 3 to version {found.version}"
 
 
@@ -90,7 +97,7 @@ def test_the_registry_is_asked_when_it_is_time_to() -> None:
         assert registry.asked == asked
     registry.version, registry.digest = 4, "d4"
     clock.now += 30
-    assert alias.poll(pinned()) == Move(CHAMPION, "3", "4")
+    assert alias.poll(pinned()) == AliasChange(CHAMPION, "3", "4")
     assert registry.opened == ["somewhere"], "where the version was resolved, whatever the settings say now"
 
 
@@ -130,14 +137,14 @@ def test_a_registry_that_is_down_is_asked_less_and_less_often(monkeypatch: pytes
 
 def test_the_report_says_what_was_gone_on_in_spite_of() -> None:
     event = {"event": "drift", "reference": CHAMPION, "pinned": "3", "found": "4"}
-    assert drift_warnings([{"event": "status"}, event, event]) == (
+    assert alias_change_warnings([{"event": "status"}, event, event]) == (
         f"{CHAMPION} moved from version 3 to version 4 while the job ran: every row was scored with version 3 "
         "(model_drift: pin)",
     )
 
 
 def test_the_error_says_how_to_go_back() -> None:
-    error = Move(CHAMPION, "3", "4").error()
+    error = AliasChange(CHAMPION, "3", "4").error()
     assert error.exit_code == 5
     assert "python -m pipeline models alias churn champion 3" in error.next_step
 
@@ -155,7 +162,7 @@ def test_a_registry_that_knows_no_digests_is_asked_for_the_file_once() -> None:
     assert alias.look(pinned()) is None, "the same bytes under another number"
     assert alias.look(pinned()) is None
     registry.version = 5
-    assert alias.look(pinned()) == Move(CHAMPION, "3", "5")
+    assert alias.look(pinned()) == AliasChange(CHAMPION, "3", "5")
     assert resolved == ["models:/churn/4", "models:/churn/5"]
 
 
