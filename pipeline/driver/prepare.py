@@ -23,8 +23,8 @@ from pipeline.jobs.record import child_id
 from pipeline.models.engines import check_engine
 from pipeline.models.model import ModelVersion
 from pipeline.models.registry import resolve
-from pipeline.plan.fan_out import Planner, plan_family
-from pipeline.plan.incremental import ALL, Found, Progress, choose
+from pipeline.plan.fan_out import Planner, plan_fan_out
+from pipeline.plan.incremental import FULL_INPUT, IncrementalState, ListedFile, select_files
 from pipeline.plan.plan import Limits, Plan
 from pipeline.plan.planner import make_plan
 from pipeline.scoring.outputs import prediction_schema
@@ -84,7 +84,7 @@ def draft(
     if spec.fan_out is not None:
         refuse_incremental(spec)
         _check_files_kept(spec)
-        plan = plan_family(absolute(spec), Planner(drafting.discover, drafting.plan))
+        plan = plan_fan_out(absolute(spec), Planner(drafting.discover, drafting.plan))
     else:
         wanted = absolute(spec)
         discovery, progress = find_input(wanted, drafting.model(wanted), settings=settings, planned=planned)
@@ -124,7 +124,7 @@ class _Drafting:
         """The files of the source of ``spec``."""
         return discover(absolute(spec).source, planned=self.planned)
 
-    def plan(self, spec: JobSpec, discovery: Discovery, *, progress: Progress = ALL) -> Plan:
+    def plan(self, spec: JobSpec, discovery: Discovery, *, progress: IncrementalState = FULL_INPUT) -> Plan:
         """The plan of one job over what was found.
 
         :param progress: what it goes on from, where it is incremental.
@@ -210,7 +210,7 @@ def _frame_schema(spec: JobSpec, *, discovery: Discovery, settings: Settings) ->
 
 def find_input(
     spec: JobSpec, model: ModelVersion, *, settings: Settings, planned: Collection[InputFile] | None = None
-) -> tuple[Discovery, Progress]:
+) -> tuple[Discovery, IncrementalState]:
     """The files that are scored, and what an incremental job goes on from.
 
     :param spec: with absolute paths.
@@ -220,11 +220,11 @@ def find_input(
     """
     policy, is_lenient = spec.source.incremental, spec.errors.files == "reject"
     if policy is False:
-        return discover(spec.source, planned=planned, reject_files=is_lenient), ALL
+        return discover(spec.source, planned=planned, reject_files=is_lenient), FULL_INPUT
     if planned is not None:
         chosen = {file.path: FileSelection(file.why, file.done_groups) for file in planned}
         found = discover(spec.source, planned=planned, chosen=chosen)
-        return found, Progress(work=work_digest(spec, model))
+        return found, IncrementalState(work=work_digest(spec, model))
     if spec.sink.mode != "append":
         raise SpecError(
             "an incremental job adds to its sink",
@@ -235,8 +235,8 @@ def find_input(
         )
     located = {file.path: file for file in locate(spec.source.path, base=spec.source.base)}
     before = published_work(spec.sink, name=spec.name)
-    increment = choose(
-        [Found(file.path, file.size, file.version) for file in located.values()],
+    increment = select_files(
+        [ListedFile(file.path, file.size, file.version) for file in located.values()],
         before.work,
         kept=before.files,
         work=work_digest(spec, model),

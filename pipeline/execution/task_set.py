@@ -24,7 +24,7 @@ from pipeline.jobs.receipts import Receipt
 from pipeline.jobs.rounds import Round
 from pipeline.jobs.splits import SPLIT_FLOOR_ROWS, even_cuts, parts_of, split_receipt
 from pipeline.models.model import ModelVersion
-from pipeline.plan.memory import BatchSize
+from pipeline.plan.memory import MemoryBatchLimit
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import StageRecipe
 from pipeline.scoring.isolation import Isolation
@@ -44,11 +44,11 @@ class Stage:
     round: Round
     partition_timeout: float | None = None
     """Seconds a partition may take."""
-    batch: BatchSize = field(init=False)
+    batch: MemoryBatchLimit = field(init=False)
 
     def __post_init__(self) -> None:
         self._recipe = self.job.recipe_of(self.round)
-        self.batch = BatchSize(self._recipe.batch_rows, self._recipe.batch_rows)
+        self.batch = MemoryBatchLimit(self._recipe.batch_rows, self._recipe.batch_rows)
 
     @contextmanager
     def batches_on(self, client: Any) -> Iterator[None]:
@@ -57,7 +57,7 @@ class Stage:
         model, root = self.round.plan.model, open_store(self.job.root.rstrip("/").rpartition("/")[0], fsync=False)
         workers = WorkerClass.of(client.scheduler_info(n_workers=-1)["workers"].values())
         remembered = recall(root, model, workers)
-        self.batch = BatchSize(min(self.batch.planned, remembered or self.batch.planned), self.batch.planned)
+        self.batch = MemoryBatchLimit(min(self.batch.planned, remembered or self.batch.planned), self.batch.planned)
         if remembered is not None:
             self.job.append_event("batch", planned=self.batch.planned, remembered=remembered)
         try:

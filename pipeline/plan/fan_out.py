@@ -44,7 +44,7 @@ class _Branch:
     """Rows of the source that have the value."""
 
 
-def plan_family(spec: JobSpec, planner: Planner) -> Plan:
+def plan_fan_out(spec: JobSpec, planner: Planner) -> Plan:
     """The plan of a fan-out, with one for each child.
 
     :raises SpecError: when ``fan_out`` does not go with the source, or two children would publish to one place.

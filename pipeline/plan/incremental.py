@@ -39,7 +39,7 @@ class PublishedInput:
 
 
 @dataclass(frozen=True)
-class PublishedWork:
+class PublishedInputs:
     """One publication of an incremental job."""
 
     job: str
@@ -50,7 +50,7 @@ class PublishedWork:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ListedFile:
     """An input file as it is now."""
 
     path: str
@@ -59,26 +59,26 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Progress:
+class IncrementalState:
     """What an incremental plan goes on from."""
 
     baseline: str = ""
     """Digest of the publications it was made on; it may be published on no others. Empty also in plans of later
     rounds of a job."""
     work: str = ""
-    """As `PublishedWork.work`. Empty: the plan is not incremental."""
+    """As `PublishedInputs.work`. Empty: the plan is not incremental."""
     replaces: tuple[str, ...] = ()
     """Published files that go when it is published."""
     unchanged: int = 0
     """Files of the source that have nothing new."""
 
     @staticmethod
-    def from_record(record: Mapping[str, Any]) -> Progress:
+    def from_record(record: Mapping[str, Any]) -> IncrementalState:
         """Inverse of `dataclasses.asdict`, from JSON."""
-        return Progress(**{**record, "replaces": tuple(record.get("replaces", ()))})
+        return IncrementalState(**{**record, "replaces": tuple(record.get("replaces", ()))})
 
 
-ALL = Progress()
+FULL_INPUT = IncrementalState()
 """The plan is not incremental."""
 
 
@@ -87,7 +87,7 @@ class Increment:
     """The decision: what to score, and what it goes on from."""
 
     files: Mapping[str, FileSelection]
-    progress: Progress
+    progress: IncrementalState
 
 
 @dataclass
@@ -98,14 +98,14 @@ class _Known:
     outputs: set[str] = field(default_factory=set)
 
 
-def baseline_of(publications: Iterable[PublishedWork]) -> str:
+def baseline_of(publications: Iterable[PublishedInputs]) -> str:
     """Digest of which publications there are; a retry that heals one changes it too."""
     return digest_json({"publications": [[one.job, one.manifest] for one in publications]})
 
 
-def choose(
-    found: Sequence[Found],
-    publications: Sequence[PublishedWork],
+def select_files(
+    found: Sequence[ListedFile],
+    publications: Sequence[PublishedInputs],
     *,
     kept: Collection[str],
     work: str,
@@ -135,11 +135,11 @@ def choose(
     if is_other:
         _refuse_gone(known, there, because="the model or a step has changed")
     replaces = _take_back(files, known, there)
-    progress = Progress(baseline_of(publications), work, tuple(sorted(replaces)), len(there) - len(files))
+    progress = IncrementalState(baseline_of(publications), work, tuple(sorted(replaces)), len(there) - len(files))
     return Increment(files, progress)
 
 
-def _fold(publications: Iterable[PublishedWork], kept: Collection[str]) -> dict[str, _Known]:
+def _fold(publications: Iterable[PublishedInputs], kept: Collection[str]) -> dict[str, _Known]:
     known: dict[str, _Known] = {}
     for one in publications:
         for file in one.inputs:
@@ -159,7 +159,9 @@ def _changed(before: PublishedInput, marks: Sequence[str]) -> FileSelection:
     return FileSelection(APPENDED, before.groups) if is_same else FileSelection(CHANGED)
 
 
-def _take_back(files: dict[str, FileSelection], known: Mapping[str, _Known], there: Mapping[str, Found]) -> set[str]:
+def _take_back(
+    files: dict[str, FileSelection], known: Mapping[str, _Known], there: Mapping[str, ListedFile]
+) -> set[str]:
     """The published files that go, since a file with rows in them is scored anew; files that share one with it are
     added to ``files``."""
     sharing: dict[str, list[str]] = {}
@@ -183,7 +185,7 @@ def _take_back(files: dict[str, FileSelection], known: Mapping[str, _Known], the
     return replaces
 
 
-def _refuse_gone(known: Mapping[str, _Known], there: Mapping[str, Found], *, because: str) -> None:
+def _refuse_gone(known: Mapping[str, _Known], there: Mapping[str, ListedFile], *, because: str) -> None:
     for path, mine in known.items():
         if mine.outputs and path not in there:
             _refuse(path, because=because)

@@ -131,7 +131,7 @@ def next_batch_rows(
 
 
 @dataclass(frozen=True)
-class BatchSize:
+class MemoryBatchLimit:
     """Rows a partition's batches start with, learned from the partitions that ended before it."""
 
     rows: int
@@ -140,7 +140,7 @@ class BatchSize:
     fitted: int = 0
     """Partitions that ended with batches of ``rows`` rows, one after the other."""
 
-    def after_partition(self, rows: int) -> BatchSize:
+    def after_partition(self, rows: int) -> MemoryBatchLimit:
         """For the next partitions, when the batches of one had ``rows`` rows at its end."""
         if rows < self.rows:
             return replace(self, rows=max(1, rows), fitted=0)
@@ -148,7 +148,7 @@ class BatchSize:
         grown = next_batch_rows(self.rows, outcome="fitted", floor=1, ceiling=self.planned, successes=fitted)
         return replace(self, rows=grown, fitted=fitted if grown == self.rows else 0)
 
-    def after_split(self, *, floor: int = 1024) -> BatchSize:
+    def after_split(self, *, floor: int = 1024) -> MemoryBatchLimit:
         """For the next partitions, when one had to be split for its memory."""
         floor = min(floor, self.planned)
         rows = next_batch_rows(self.rows, outcome="out_of_memory", floor=floor, ceiling=self.planned, successes=0)

@@ -14,7 +14,7 @@ from pipeline.common.rows import Fragment, InputFile, RejectedFile
 from pipeline.common.units import format_bytes
 from pipeline.errors import DoesNotFit
 from pipeline.models.model import ModelVersion
-from pipeline.plan.incremental import ALL, Progress
+from pipeline.plan.incremental import FULL_INPUT, IncrementalState
 from pipeline.plan.memory import FLOOR_ROWS, USABLE, shared_memory
 from pipeline.plan.recipe import ColumnRule, MapRecipe, ScoreRecipe, StageRecipe
 from pipeline.spec.job_spec import JobSpec
@@ -119,7 +119,7 @@ class Plan:
     """Files of the source that were set aside, by path; none of them is in ``files``."""
     children: tuple[ChildPlan, ...] = ()
     """Of a fan-out, which has no files and partitions of its own."""
-    progress: Progress = ALL
+    progress: IncrementalState = FULL_INPUT
     """What it goes on from, where it is incremental."""
 
     @property

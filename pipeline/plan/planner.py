@@ -11,7 +11,7 @@ from pipeline.common.rows import InputFile
 from pipeline.models.engines import engine_options
 from pipeline.models.model import ModelVersion
 from pipeline.plan.columns import Columns, resolve_columns
-from pipeline.plan.incremental import ALL, Progress
+from pipeline.plan.incremental import FULL_INPUT, IncrementalState
 from pipeline.plan.memory import projected_memory, row_memory, starting_batch_rows, task_memory, written_group_rows
 from pipeline.plan.packing import pack
 from pipeline.plan.plan import Limits, Partition, Plan
@@ -31,7 +31,7 @@ def make_plan(
     predictions: pa.Schema,
     limits: Limits,
     target_bytes: int | None = None,
-    progress: Progress = ALL,
+    progress: IncrementalState = FULL_INPUT,
 ) -> Plan:
     """Decide everything that can be decided before anything runs.
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from pipeline.common.rows import Fragment, InputFile, RejectedFile, RowGroup
 from pipeline.errors import StateCorrupt
 from pipeline.models.model import Feature, ModelVersion
-from pipeline.plan.incremental import Progress
+from pipeline.plan.incremental import IncrementalState
 from pipeline.plan.plan import ChildPlan, Partition, Plan
 from pipeline.plan.recipe import ColumnRule
 from pipeline.spec.job_spec import JobSpec
@@ -104,7 +104,7 @@ def plan_from_table(table: pa.Table) -> Plan:
             can_use_tree_engine=record.get("may_use_trees", False),
             rejected_files=tuple(rejected_file(one) for one in record.get("rejected_files", ())),
             children=tuple(ChildPlan(**child) for child in record.get("children", ())),
-            progress=Progress.from_record(record.get("progress") or {}),
+            progress=IncrementalState.from_record(record.get("progress") or {}),
             **{name: _as_tuple(record[name]) for name in _PLAIN},
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:

@@ -10,7 +10,7 @@ from pipeline.common.plugins import find_adapter
 from pipeline.errors import SpecError
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.manifest import Manifest
-from pipeline.plan.incremental import PublishedWork
+from pipeline.plan.incremental import PublishedInputs
 from pipeline.spec.parts import Sink
 from pipeline.storage.store import open_store
 
@@ -80,7 +80,7 @@ class IncrementalSink(Protocol):
 class PublishedBefore:
     """What a sink holds of incremental jobs of one name."""
 
-    work: tuple[PublishedWork, ...]
+    work: tuple[PublishedInputs, ...]
     """Oldest first."""
     files: frozenset[str]
     """Names of all files that count."""

@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.common.digest import digest_bytes
 from pipeline.errors import OutputConflict, RefusedForSafety, StateCorrupt
 from pipeline.jobs.manifest import Manifest
-from pipeline.plan.incremental import PublishedInput, PublishedWork
+from pipeline.plan.incremental import PublishedInput, PublishedInputs
 from pipeline.sinks import PublishedFile
 from pipeline.storage.store import Store
 
@@ -174,10 +174,10 @@ def next_state(before: SinkState | None, publication: Publication, *, schema: st
     return SinkState((publication,), schema, (*before.replaced, *gone)[-_REPLACED_KEPT:])
 
 
-def published_work(state: SinkState | None, name: str) -> tuple[PublishedWork, ...]:
+def published_work(state: SinkState | None, name: str) -> tuple[PublishedInputs, ...]:
     """What incremental jobs of that name have published, oldest first."""
     return tuple(
-        PublishedWork(one.job, one.manifest, one.work, one.inputs)
+        PublishedInputs(one.job, one.manifest, one.work, one.inputs)
         for one in (state.publications if state else ())
         if one.name == name
     )

@@ -12,12 +12,12 @@ from pipeline.plan.incremental import (
     CHANGED,
     MODEL_CHANGED,
     NEW,
-    Found,
     Increment,
+    ListedFile,
     PublishedInput,
-    PublishedWork,
+    PublishedInputs,
     baseline_of,
-    choose,
+    select_files,
 )
 
 
@@ -25,24 +25,24 @@ def published(path: str, *outputs: str, version: str = "v1", groups: int = 1, ma
     return PublishedInput(path, 10, version, groups, mark, outputs)
 
 
-def work(number: int, *inputs: PublishedInput, done: str = "w") -> PublishedWork:
-    return PublishedWork(f"job-{number}", 1, done, inputs)
+def work(number: int, *inputs: PublishedInput, done: str = "w") -> PublishedInputs:
+    return PublishedInputs(f"job-{number}", 1, done, inputs)
 
 
-def found(*names: str, **versions: str) -> list[Found]:
-    return [Found(name, 10, versions.get(name, "v1")) for name in names]
+def found(*names: str, **versions: str) -> list[ListedFile]:
+    return [ListedFile(name, 10, versions.get(name, "v1")) for name in names]
 
 
 def decide(
-    there: Sequence[Found],
-    *before: PublishedWork,
+    there: Sequence[ListedFile],
+    *before: PublishedInputs,
     kept: str = "xyz",
     marks: Sequence[str] = ("other",),
     model: str = "w",
     policy: str = "new",
     failed: dict[str, str] | None = None,
 ) -> Increment:
-    return choose(
+    return select_files(
         there, before, kept=set(kept), work=model, on_model_change=policy, marks=lambda path: marks, failed=failed
     )
 
@@ -105,7 +105,7 @@ def test_a_file_takes_back_what_was_published_of_it_at_any_time() -> None:
 def test_appended_rows_leave_what_is_there_unless_it_has_to_go() -> None:
     before = work(1, published("a", "x", groups=1, mark="m0"), published("b", "x"))
     assert decide(found("a", "b", a="v2"), before, marks=["m0", "m1"]).progress.replaces == ()
-    made = choose(
+    made = select_files(
         found("a", "b", a="v2", b="v2"),
         (before,),
         kept={"x"},
