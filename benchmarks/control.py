@@ -93,13 +93,13 @@ def drive_ours(client: Any, count: int, fragments: int) -> float:
     """CPU seconds of planning, which are not counted."""
     from pipeline.execution.dispatcher import Dispatcher
     from pipeline.execution.tasks import make_tasks, read_receipt
-    from pipeline.jobs.receipts import ReceiptBook
+    from pipeline.jobs.receipts import SpooledReceipts
 
     plan = make_plan(count, fragments)
     recipe, versions = plan.recipe(job="benchmark", directory="/nowhere"), plan.versions
     before = time.process_time()
     dispatcher = Dispatcher(client, submit=lambda some: make_tasks(recipe, some, versions), read=read_receipt)
-    receipts = ReceiptBook(dispatcher.run(plan.partitions))
+    receipts = SpooledReceipts(dispatcher.run(plan.partitions))
     assert len(receipts) == count
     return before
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.common.rows import RowCounts
 from pipeline.execution import tasks
-from pipeline.jobs.receipts import DataFile, FileRows, Receipt, Seconds
+from pipeline.jobs.receipts import DataFile, FragmentCounts, Receipt, Timings
 from pipeline.models.engines import EngineUse
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import StageRecipe
@@ -23,10 +23,10 @@ def do_nothing(recipe: StageRecipe, partition: Partition, versions: Any = None, 
         rejects=None,
         rows=RowCounts.total(counts),
         files=tuple(
-            FileRows(part.path, part.row_start, part.row_stop, one)
+            FragmentCounts(part.path, part.row_start, part.row_stop, one)
             for part, one in zip(partition.fragments, counts, strict=True)
         ),
-        seconds=Seconds(0.1, 0.0, 0.1, 0.1, 0.0, 0.3),
+        seconds=Timings(0.1, 0.0, 0.1, 0.1, 0.0, 0.3),
         worker="host:1234",
         batch_rows=65_536,
         engine=EngineUse(rows={"trees": partition.rows}),

@@ -23,7 +23,7 @@ from benchmarks.nothing import do_nothing
 from benchmarks.tree import peak_bytes
 from pipeline.common.rows import InputFile, RowGroup
 from pipeline.jobs.directory import JobDirectory
-from pipeline.jobs.receipts import Receipt, ReceiptBook
+from pipeline.jobs.receipts import Receipt, SpooledReceipts
 from pipeline.models.model import Feature, ModelVersion
 from pipeline.plan.plan import Limits, Partition, Plan
 from pipeline.plan.planner import dispatch_order, make_plan
@@ -101,7 +101,7 @@ def main() -> None:
         again = JobDirectory.open(job.root, fsync=False)
         opened, stored = timed(lambda: read_plan(again.store))
         # As a driver does it.
-        read, receipts = timed(lambda: ReceiptBook(again.each_receipt()))
+        read, receipts = timed(lambda: SpooledReceipts(again.each_receipt()))
         left, todo = timed(lambda: dispatch_order(again.ledger(receipts).todo))
         assert len(stored.partitions) == len(receipts) + 1 == options.partitions
         assert [partition.id for partition in todo] == [stored.partitions[-1].id]

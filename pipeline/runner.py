@@ -21,9 +21,9 @@ from pipeline.driver.retry import Wanted, open_retry
 from pipeline.errors import InputError, JobLocked
 from pipeline.events import Callback
 from pipeline.execution.clusters import settings_of
-from pipeline.jobs.cancellation import Stop, on_signals, watched
+from pipeline.jobs.cancellation import Stop, on_signals, watch_for_cancel
 from pipeline.jobs.directory import JobDirectory
-from pipeline.jobs.lease import Lease, held
+from pipeline.jobs.lease import Lease, hold_lease
 from pipeline.jobs.listing import find_job, parent_of
 from pipeline.jobs.record import new_job_id
 from pipeline.plan.plan import Partition
@@ -122,7 +122,7 @@ def execute(
     hooks = hooks_of(job.plan.spec, settings) if within is None else ()
     with (
         hooked(job, hooks, grace=settings.hook_grace) as told,
-        held(job.store, lease_seconds=settings.lease_seconds) as lease,
+        hold_lease(job.store, lease_seconds=settings.lease_seconds) as lease,
     ):
         if begin is not None:
             begin(job, epoch=lease.epoch)
@@ -154,7 +154,7 @@ def _add_up(child: JobDirectory, report: Report, settings: Settings) -> Report:
         if all(is_ready(one) for one in parent.children()):
             execute(parent, settings=settings)
             return make_report(child)
-        with held(parent.store, lease_seconds=settings.lease_seconds):
+        with hold_lease(parent.store, lease_seconds=settings.lease_seconds):
             parent.write_report(make_report(parent).to_dict())
     except JobLocked:
         logger.info("the driver of %s takes note of what became of its children", parent.job)
@@ -168,7 +168,7 @@ def probe(
 
     :raises JobLocked: when another driver is at work on it.
     """
-    with held(job.store, lease_seconds=settings.lease_seconds) as lease:
+    with hold_lease(job.store, lease_seconds=settings.lease_seconds) as lease:
         driver = Driver(job, lease, settings, tuple(callbacks), Within(Stop(), None, False))
         _drive(driver, lambda: driver.probe(partitions))
 
@@ -180,7 +180,7 @@ def _drive(driver: Driver | FamilyDriver, go: Callable[[], Ending]) -> Ending:
         with (
             masking_logs(),
             on_signals(driver.stop),
-            watched(job.store, lease.epoch, driver.stop),
+            watch_for_cancel(job.store, lease.epoch, driver.stop),
             importable(job.record.import_paths),
         ):
             return go()

@@ -95,7 +95,7 @@ def _told(made: Submitted, *, is_queued: bool) -> str:
 @output_options
 def cancel(job: str, now: bool, reason: str, directory: str | None) -> None:
     """Cancel a job: its driver starts no more partitions and publishes nothing. resume goes on all the same."""
-    from pipeline.jobs.cancellation import Cancelling, cancel_job
+    from pipeline.jobs.cancellation import CancelOutcome, cancel_job
     from pipeline.jobs.listing import find_job
 
     settings = settings_for(directory=directory)
@@ -103,9 +103,9 @@ def cancel(job: str, now: bool, reason: str, directory: str | None) -> None:
     outcome = cancel_job(found, now=now, reason=reason, lease_seconds=settings.lease_seconds)
     status = str(found.status())
     texts = {
-        Cancelling.CANCELLED: f"{found.job} is cancelled",
-        Cancelling.ASKED: f"the driver of {found.job} was asked to stop"
+        CancelOutcome.CANCELLED: f"{found.job} is cancelled",
+        CancelOutcome.ASKED: f"the driver of {found.job} was asked to stop"
         f"\n  next:     python -m pipeline wait {found.job}",
-        Cancelling.ENDED: f"{found.job} had ended already: {status}",
+        CancelOutcome.ENDED: f"{found.job} had ended already: {status}",
     }
     emit({"job": found.job, "outcome": str(outcome), "status": status}, lambda: texts[outcome])

@@ -28,11 +28,11 @@ from pipeline.execution.rebalancing import Helped, Relief
 from pipeline.execution.task_set import Stage
 from pipeline.execution.tasks import read_receipt
 from pipeline.execution.worker_events import Neighbours
-from pipeline.jobs.cancellation import Stop, Why, checked
+from pipeline.jobs.cancellation import Stop, StopReason, stop_checks
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import Lease
 from pipeline.jobs.ledger import Ledger
-from pipeline.jobs.receipts import ReceiptBook
+from pipeline.jobs.receipts import SpooledReceipts
 from pipeline.jobs.status import Status, status_after
 from pipeline.plan.plan import Partition, Plan
 from pipeline.plan.planner import dispatch_order
@@ -53,7 +53,7 @@ class Driver:
     settings: Settings
     callbacks: tuple[Callback, ...]
     within: Within
-    receipts: ReceiptBook = field(default_factory=ReceiptBook)
+    receipts: SpooledReceipts = field(default_factory=SpooledReceipts)
     """Of all rounds."""
     started: float = field(default_factory=time.monotonic)
     stage: Stage = field(init=False)
@@ -138,7 +138,7 @@ class Driver:
             logger.exception("the end of job %s could not be recorded", self.job.job)
 
     def _read_receipts(self) -> None:
-        self.receipts = ReceiptBook(self.job.each_receipt())
+        self.receipts = SpooledReceipts(self.job.each_receipt())
 
     def _todo(self) -> tuple[Partition, ...]:
         return dispatch_order(self.ledger.todo)
@@ -146,7 +146,7 @@ class Driver:
     def _score(self, todo: Sequence[Partition]) -> None:
         self._go(Status.PROVISIONING, reason=f"driver {self.lease.epoch} on {self.lease.holder.host} starts")
         # Nothing runs yet, so that there is nothing to wait for when the job is to stop.
-        with checked(self._check_stop), self._client(self.ledger.last.plan) as client:
+        with stop_checks(self._check_stop), self._client(self.ledger.last.plan) as client:
             self._check_stop()
             self._go(Status.RUNNING, reason=f"workers are there; {len(todo):,} partitions are left")
             while todo and not self.stop.is_requested:
@@ -156,7 +156,7 @@ class Driver:
     def _check_stop(self) -> None:
         """What was asked for ends the run, when there is anything left to do."""
         # A model that has moved is for its follower to deal with.
-        if self.stop.is_requested and self.stop.why is not Why.DRIFT and (todo := self._todo()):
+        if self.stop.is_requested and self.stop.why is not StopReason.DRIFT and (todo := self._todo()):
             raise self.stop.error(self.job.job, left=len(todo))
 
     def _dispatch(self, client: Any, todo: Sequence[Partition]) -> Sequence[Partition]:

@@ -16,9 +16,9 @@ from pipeline.errors import ChildrenFailed, InfrastructureError, PipelineError
 from pipeline.events import Callback, JobEnded, PartitionEnded, StageStarted, notify
 from pipeline.execution.clusters import cluster_of, open_cluster
 from pipeline.execution.clusters.client import SharedCluster
-from pipeline.jobs.cancellation import Stop, Why
+from pipeline.jobs.cancellation import Stop, StopReason
 from pipeline.jobs.directory import JobDirectory
-from pipeline.jobs.fan_out import commit_family
+from pipeline.jobs.fan_out import commit_fan_out
 from pipeline.jobs.lease import Lease
 from pipeline.jobs.status import Status, status_after
 from pipeline.report.report import Report, make_report
@@ -46,7 +46,9 @@ class Leader(Stop):
                 stop.request(self.why, reason=self.reason, signal_number=self.signal_number, now=self.now)
         return stop
 
-    def request(self, why: Why, *, reason: str = "", signal_number: int | None = None, now: bool = False) -> None:
+    def request(
+        self, why: StopReason, *, reason: str = "", signal_number: int | None = None, now: bool = False
+    ) -> None:
         """Ask to stop, and all children with it."""
         with self._lock:
             super().request(why, reason=reason, signal_number=signal_number, now=now)
@@ -94,7 +96,7 @@ class FamilyDriver:
         left = [child for child in children if not child.is_ended]
         if left:
             raise _failed(self.job, left, failures)
-        commit = commit_family(self.job, children)
+        commit = commit_fan_out(self.job, children)
         self.job.append_event("published", manifest=commit.number, rows=commit.rows.out)
         warned = any(child.status() is Status.SUCCEEDED_WITH_WARNINGS for child in children)
         return self._end(Status.SUCCEEDED_WITH_WARNINGS if warned else Status.SUCCEEDED)
@@ -178,7 +180,7 @@ class _Crew:
                     if self._driver.lease.is_lost:
                         self._driver.lease.check()
             except BaseException:
-                self._driver.stop.request(Why.SIGNAL, reason="the driver of the fan-out ended", now=True)
+                self._driver.stop.request(StopReason.SIGNAL, reason="the driver of the fan-out ended", now=True)
                 raise
         return self._failures
 

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from pipeline.common.units import iso_time, utc_now
 from pipeline.driver.prepare import check_output, draft, resolve_model
-from pipeline.jobs.cancellation import Stop, Why
+from pipeline.jobs.cancellation import Stop, StopReason
 from pipeline.jobs.directory import JOB_FILE, JobDirectory
 from pipeline.jobs.lease import Lease
 from pipeline.jobs.ledger import Ledger
@@ -64,7 +64,7 @@ class AliasFollower:
             self._note(move)
         else:
             # What still runs is of no use to a job that starts over.
-            self.stop.request(Why.DRIFT, reason=move.said, now=policy == "restart")
+            self.stop.request(StopReason.DRIFT, reason=move.said, now=policy == "restart")
             logger.warning("%s: no more partitions are started", move.said)
 
     def follow(self, ledger: Ledger) -> None:
@@ -73,7 +73,7 @@ class AliasFollower:
         :raises ModelChanged: under the policy ``fail``, and when a job has started over too often.
         :raises PipelineError: under ``fail`` and ``restart``, when the registry cannot say and all the work is done.
         """
-        self.stop.settle(Why.DRIFT)
+        self.stop.settle(StopReason.DRIFT)
         working = ledger.last
         if not self._is_followed(working) or self._is_committed(working):
             return

@@ -9,7 +9,7 @@ from pipeline.common.units import iso_time, utc_now
 from pipeline.driver.retry import number_partitions
 from pipeline.errors import CorruptInput, InputChanged, PipelineError, SchemaDrift
 from pipeline.jobs.directory import JobDirectory
-from pipeline.jobs.ledger import Ledger, rejects_place
+from pipeline.jobs.ledger import Ledger, rejects_path
 from pipeline.jobs.rounds import FILES_REJECTED, Round, make_record
 from pipeline.sources.locate import current_version
 from pipeline.sources.parquet.quarantine import check_file_count, quarantined_file
@@ -90,5 +90,5 @@ def _without(ledger: Ledger, bad: set[str]) -> tuple[dict[int, list[str]], list[
             if rest := tuple(fragment for fragment in partition.fragments if fragment.path not in out):
                 packed.append(rest)
             if receipt is not None and receipt.rejects is not None:
-                out.add(rejects_place(receipt))
+                out.add(rejects_path(receipt))
     return takes, packed

@@ -21,7 +21,7 @@ from pipeline.driver.prepare import resolve_model
 from pipeline.errors import InputError, OutputConflict, SchemaDrift, SpecError, StateCorrupt
 from pipeline.execution.clusters import cluster_of
 from pipeline.jobs.directory import JobDirectory
-from pipeline.jobs.ledger import Ledger, rejects_place
+from pipeline.jobs.ledger import Ledger, rejects_path
 from pipeline.jobs.receipts import Receipt
 from pipeline.jobs.rounds import RETRY, Round, make_record
 from pipeline.jobs.splits import sub_fragment
@@ -325,7 +325,7 @@ def find_rejected(store: Store, ledger: Ledger, *, threads: int) -> RejectedRows
     :param threads: of all workers together.
     :raises StateCorrupt: when a file of rejects is missing or damaged.
     """
-    receipts = {rejects_place(one): one for one in ledger.done if ledger.left(one)}
+    receipts = {rejects_path(one): one for one in ledger.done if ledger.left(one)}
     files = {place: _read_file(store, place, receipt) for place, receipt in receipts.items()}
     packed = pack([file.groups for file in files.values()], threads=threads)
     partitions = []

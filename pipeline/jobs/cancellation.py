@@ -28,7 +28,7 @@ from types import FrameType
 from pipeline.common.units import iso_time, utc_now
 from pipeline.errors import Cancelled, Interrupted, JobLocked, ModelChanged, PipelineError
 from pipeline.jobs.directory import JobDirectory
-from pipeline.jobs.lease import LEASE_SECONDS, held, highest_epoch
+from pipeline.jobs.lease import LEASE_SECONDS, highest_epoch, hold_lease
 from pipeline.jobs.status import Status
 from pipeline.storage.store import Store
 
@@ -74,7 +74,7 @@ class CancelRequest:
         return f"by {self.by}" + (f": {self.reason}" if self.reason else "")
 
 
-class Cancelling(StrEnum):
+class CancelOutcome(StrEnum):
     """What came of asking to cancel a job."""
 
     CANCELLED = "cancelled"
@@ -95,33 +95,33 @@ def who() -> str:
 
 def cancel_job(
     job: JobDirectory, *, now: bool = False, reason: str = "", lease_seconds: float = LEASE_SECONDS
-) -> Cancelling:
+) -> CancelOutcome:
     """Ask the driver of ``job`` to stop, or give it its last status where there is none.
 
     Where the driver may be dead on another machine, it is waited for at most ``lease_seconds``.
     """
     if job.status().is_final:
-        return Cancelling.ENDED
+        return CancelOutcome.ENDED
     request = CancelRequest(highest_epoch(job.store), iso_time(utc_now()), who(), now, reason)
     # Before the look at the lease: a driver that lives finds it, however that look turns out.
     job.store.replace(f"{FOLDER}/{request.epoch}.json", request.to_json())
     try:
-        with held(job.store, lease_seconds=lease_seconds):
+        with hold_lease(job.store, lease_seconds=lease_seconds):
             status = job.status()
             if status.is_final:
                 # Its driver may have done so meanwhile, as it was asked.
-                return Cancelling.CANCELLED if status is Status.CANCELLED else Cancelling.ENDED
+                return CancelOutcome.CANCELLED if status is Status.CANCELLED else CancelOutcome.ENDED
             job.set_status(Status.CANCELLED, reason=request.said)
             for child in job.children():
                 cancel_job(child, now=now, reason=reason, lease_seconds=lease_seconds)
-            return Cancelling.CANCELLED
+            return CancelOutcome.CANCELLED
     except JobLocked:
         # A driver that has taken the job in between holds a higher epoch than the request names.
         epoch = highest_epoch(job.store)
         if epoch != request.epoch:
             moved = CancelRequest(epoch, request.time, request.by, now, reason)
             job.store.replace(f"{FOLDER}/{epoch}.json", moved.to_json())
-        return Cancelling.ASKED
+        return CancelOutcome.ASKED
 
 
 def find_request(store: Store, epoch: int) -> CancelRequest | None:
@@ -133,7 +133,7 @@ def find_request(store: Store, epoch: int) -> CancelRequest | None:
 
 
 @contextmanager
-def watched(store: Store, epoch: int, stop: Stop) -> Iterator[None]:
+def watch_for_cancel(store: Store, epoch: int, stop: Stop) -> Iterator[None]:
     """While the block runs, a request to cancel the driver that holds ``epoch`` is handed on to ``stop``."""
     is_over = threading.Event()
     seconds = LOCAL_SECONDS if store.is_local else REMOTE_SECONDS
@@ -156,7 +156,7 @@ def _watch(store: Store, epoch: int, stop: Stop, seconds: float, is_over: thread
             logger.warning("whether job %s was cancelled cannot be told: %s", store.root, error)
             continue
         if request is not None and not (stop.is_cancel and stop.now == request.now):
-            stop.request(Why.CANCEL, reason=request.said, now=request.now)
+            stop.request(StopReason.CANCEL, reason=request.said, now=request.now)
             logger.warning("cancelled %s: no more partitions are started", request.said)
 
 
@@ -166,7 +166,7 @@ _check: ContextVar[Callable[[], object]] = ContextVar("check", default=lambda: N
 
 
 @contextmanager
-def checked(check: Callable[[], object]) -> Iterator[None]:
+def stop_checks(check: Callable[[], object]) -> Iterator[None]:
     """Inside the block, whoever waits by `wait_in_slices` calls ``check`` now and then, which may raise."""
     token = _check.set(check)
     try:
@@ -194,7 +194,7 @@ def wait_in_slices(
                 raise
 
 
-class Why(StrEnum):
+class StopReason(StrEnum):
     """What a request to stop comes from; a later one in this order outranks an earlier one."""
 
     DRIFT = "drift"
@@ -205,14 +205,14 @@ class Why(StrEnum):
     """Somebody does not want the job any more."""
 
 
-_RANK = {why: rank for rank, why in enumerate(Why)}
+_RANK = {why: rank for rank, why in enumerate(StopReason)}
 
 
 class Stop:
     """Whether to start no more partitions, and why. Any thread and any signal handler may ask."""
 
     def __init__(self) -> None:
-        self.why: Why | None = None
+        self.why: StopReason | None = None
         self.reason = ""
         """In words, for the status event."""
         self.signal_number: int | None = None
@@ -221,16 +221,18 @@ class Stop:
         # A signal handler may come while the thread it interrupts is in `request`.
         self._lock = threading.RLock()
 
-    def request(self, why: Why, *, reason: str = "", signal_number: int | None = None, now: bool = False) -> None:
+    def request(
+        self, why: StopReason, *, reason: str = "", signal_number: int | None = None, now: bool = False
+    ) -> None:
         """Ask to stop. A second signal means at once; the weightiest reason is kept."""
         with self._lock:
-            is_second = why is Why.SIGNAL and self.signal_number is not None
+            is_second = why is StopReason.SIGNAL and self.signal_number is not None
             self.now = self.now or now or is_second
             self.signal_number = signal_number if signal_number is not None else self.signal_number
             if self.why is None or _RANK[why] > _RANK[self.why]:
                 self.why, self.reason = why, reason
 
-    def settle(self, why: Why) -> None:
+    def settle(self, why: StopReason) -> None:
         """Take back what was asked for that reason, which is dealt with; what outranks it stands."""
         with self._lock:
             if self.why is why:
@@ -244,7 +246,7 @@ class Stop:
     @property
     def is_cancel(self) -> bool:
         """Whether the job is not to end well any more, even if nothing is left to do."""
-        return self.why is Why.CANCEL
+        return self.why is StopReason.CANCEL
 
     def error(self, job: str, *, left: int) -> PipelineError:
         """What a run of ``job`` that stopped for this raises.
@@ -252,10 +254,10 @@ class Stop:
         :param left: partitions without a receipt.
         """
         resume = f"python -m pipeline resume {job}"
-        if self.why is Why.CANCEL:
+        if self.why is StopReason.CANCEL:
             said = f" ({self.reason})" if self.reason else ""
             return Cancelled(f"the job was cancelled{said}; {left:,} partitions are left", next_step=resume)
-        if self.why is Why.DRIFT:
+        if self.why is StopReason.DRIFT:
             return ModelChanged(
                 self.reason or "the model reference means another version now",
                 found=f"{left:,} partitions are left",
@@ -278,7 +280,7 @@ def on_signals(stop: Stop) -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def handle(number: int, frame: FrameType | None) -> None:
-        stop.request(Why.SIGNAL, signal_number=number)
+        stop.request(StopReason.SIGNAL, signal_number=number)
         logger.warning("%s: no more partitions are started; again to stop at once", signal.Signals(number).name)
 
     for number in before:

@@ -1,4 +1,4 @@
-"""`FamilyCommit`: the manifests of all children of a fan-out that make up its output, numbered and put if absent."""
+"""`FanOutCommit`: the manifests of all children of a fan-out that make up its output, numbered and put if absent."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ChildCommit:
 
 
 @dataclass(frozen=True)
-class FamilyCommit:
+class FanOutCommit:
     """The content of ``commits/<n>.json``."""
 
     number: int
@@ -43,7 +43,7 @@ class FamilyCommit:
         return json.dumps(record, indent=1).encode() + b"\n"
 
     @staticmethod
-    def from_json(data: bytes, *, where: str) -> FamilyCommit:
+    def from_json(data: bytes, *, where: str) -> FanOutCommit:
         """Inverse of `to_json`.
 
         :raises StateCorrupt: for anything else.
@@ -53,7 +53,7 @@ class FamilyCommit:
             if record.pop("schema_version") != 1:
                 raise ValueError("unknown schema_version")
             children = tuple(ChildCommit(**child) for child in record.pop("children"))
-            return FamilyCommit(**{**record, "rows": RowCounts.from_details(record["rows"])}, children=children)
+            return FanOutCommit(**{**record, "rows": RowCounts.from_details(record["rows"])}, children=children)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StateCorrupt(
                 "a commit of a fan-out is damaged",
@@ -63,17 +63,17 @@ class FamilyCommit:
             ) from error
 
 
-def last_commit(job: JobDirectory) -> FamilyCommit | None:
+def last_commit(job: JobDirectory) -> FanOutCommit | None:
     """The last one of a fan-out; None when there is none."""
     names = [name.removesuffix(".json") for name in job.store.list(FOLDER) if name.endswith(".json")]
     numbers = sorted(int(name) for name in names if name.isdigit())
     if not numbers:
         return None
     name = f"{FOLDER}/{numbers[-1]}.json"
-    return FamilyCommit.from_json(job.store.read(name), where=job.store.url(name))
+    return FanOutCommit.from_json(job.store.read(name), where=job.store.url(name))
 
 
-def commit_family(job: JobDirectory, children: Sequence[JobDirectory]) -> FamilyCommit:
+def commit_fan_out(job: JobDirectory, children: Sequence[JobDirectory]) -> FanOutCommit:
     """Put on record what all children have published; that of before, when it is the same.
 
     :raises ReconciliationFailed: when the rows of the children do not add up.
@@ -98,8 +98,8 @@ def commit_family(job: JobDirectory, children: Sequence[JobDirectory]) -> Family
     last = last_commit(job)
     if last is not None and last.children == tuple(parts):
         return last
-    made = FamilyCommit(last.number + 1 if last else 1, job.job, rows, tuple(parts), iso_time(utc_now()))
+    made = FanOutCommit(last.number + 1 if last else 1, job.job, rows, tuple(parts), iso_time(utc_now()))
     name = f"{FOLDER}/{made.number}.json"
     if job.store.put_if_absent(name, made.to_json()):
         return made
-    return FamilyCommit.from_json(job.store.read(name), where=job.store.url(name))
+    return FanOutCommit.from_json(job.store.read(name), where=job.store.url(name))

@@ -74,7 +74,7 @@ class Holder:
 
 
 @dataclass(frozen=True)
-class Sight:
+class LeaseSnapshot:
     """What one look at the lease of a job shows."""
 
     epoch: int
@@ -103,7 +103,9 @@ class Verdict(StrEnum):
     """Look again."""
 
 
-def decide(sight: Sight, *, first: Sight, waited: float, lease_seconds: float, is_dead: bool) -> Verdict:
+def judge_lease(
+    sight: LeaseSnapshot, *, first: LeaseSnapshot, waited: float, lease_seconds: float, is_dead: bool
+) -> Verdict:
     """What to do about a lease that looks like ``sight`` now.
 
     :param first: how it looked when one began to watch it.
@@ -121,13 +123,13 @@ def decide(sight: Sight, *, first: Sight, waited: float, lease_seconds: float, i
     return Verdict.STALE if waited >= patience else Verdict.WAIT
 
 
-def look(store: Store) -> Sight:
+def read_lease(store: Store) -> LeaseSnapshot:
     """How the lease of the job directory ``store`` looks now."""
     epoch = highest_epoch(store)
     if epoch == 0:
-        return Sight(0)
+        return LeaseSnapshot(0)
     holder, beat = _read(store, f"{FOLDER}/{epoch}.json"), _read(store, f"{FOLDER}/{epoch}.beat")
-    return Sight(epoch, Holder.from_json(holder), beat.decode(errors="replace").strip())
+    return LeaseSnapshot(epoch, Holder.from_json(holder), beat.decode(errors="replace").strip())
 
 
 def highest_epoch(store: Store) -> int:
@@ -254,15 +256,15 @@ def wait_until_free(
     lease_seconds: float = LEASE_SECONDS,
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], object] = time.sleep,
-) -> tuple[Sight, Verdict]:
+) -> tuple[LeaseSnapshot, Verdict]:
     """Watch the lease until it can be taken; at once where nobody holds it or its process has ended.
 
     :raises JobLocked: as soon as its holder shows that it is at work.
     """
-    first, begin, is_told = look(store), clock(), False
+    first, begin, is_told = read_lease(store), clock(), False
     sight = first
     while True:
-        verdict = decide(
+        verdict = judge_lease(
             sight,
             first=first,
             waited=clock() - begin,
@@ -281,10 +283,10 @@ def wait_until_free(
                 max(lease_seconds, sight.holder.lease_seconds if sight.holder else 0.0),
             )
         pause(min(_LOOK, lease_seconds / BEATS))
-        sight = look(store)
+        sight = read_lease(store)
 
 
-def take(
+def acquire_lease(
     store: Store,
     *,
     lease_seconds: float = LEASE_SECONDS,
@@ -308,18 +310,18 @@ def take(
     lease = Lease(store, holder, verdict)
     if not store.put_if_absent(f"{FOLDER}/{holder.epoch}.json", holder.to_json()) or lease.fenced():
         # Somebody was faster by a moment, and is at work.
-        raise _locked(store, look(store))
+        raise _locked(store, read_lease(store))
     lease.beat()
     return lease
 
 
 @contextmanager
-def held(store: Store, *, lease_seconds: float = LEASE_SECONDS) -> Iterator[Lease]:
+def hold_lease(store: Store, *, lease_seconds: float = LEASE_SECONDS) -> Iterator[Lease]:
     """Hold the job directory ``store`` while the block runs, and let it go however that ends.
 
     :raises JobLocked: when another driver holds it.
     """
-    lease = take(store, lease_seconds=lease_seconds)
+    lease = acquire_lease(store, lease_seconds=lease_seconds)
     is_over = threading.Event()
     thread = threading.Thread(target=_keep, args=(lease, is_over), name="pipeline-lease", daemon=True)
     thread.start()
@@ -339,7 +341,7 @@ def _keep(lease: Lease, is_over: threading.Event) -> None:
             logger.warning("a heartbeat of the lease failed: %s", error)
 
 
-def _locked(store: Store, sight: Sight) -> JobLocked:
+def _locked(store: Store, sight: LeaseSnapshot) -> JobLocked:
     job, holder = _job(store), sight.holder
     stop = f", or end it there (kill {holder.pid})," if holder else ""
     return JobLocked(

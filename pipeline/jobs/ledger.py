@@ -8,9 +8,9 @@ from functools import cached_property
 from typing import Any
 
 from pipeline.common.rows import InputFile, RejectedFile, RowCounts
-from pipeline.jobs.receipts import Chosen, Receipt, Receipts, Totals
+from pipeline.jobs.receipts import Receipt, Receipts, ReceiptView, Totals
 from pipeline.jobs.rounds import Round, model_details
-from pipeline.jobs.splits import partition_key, undivided
+from pipeline.jobs.splits import current_partitions, partition_key
 from pipeline.plan.plan import Partition
 
 
@@ -61,7 +61,7 @@ class Ledger:
     def partitions(self, of: Round) -> tuple[Partition, ...]:
         """The partitions of a round that no later one took, the halves of split ones in their place."""
         have, splits = self._receipts.partitions(of.number), self._receipts.splits(of.number)
-        found = undivided(of.plan, have, splits=splits)
+        found = current_partitions(of.plan, have, splits=splits)
         return tuple(partition for partition in found if not self._is_taken(partition.id, of.number))
 
     def _is_taken(self, partition: str, stage: int) -> bool:
@@ -70,9 +70,9 @@ class Ledger:
         return bool(taken) and any(".".join(parts[: count + 1]) in taken for count in range(len(parts)))
 
     @cached_property
-    def done(self) -> Chosen:
+    def done(self) -> ReceiptView:
         """The receipts that count, by round and source order; not those of split partitions."""
-        return Chosen(self._receipts, {one.number: tuple(self._done(one.number)) for one in self.rounds})
+        return ReceiptView(self._receipts, {one.number: tuple(self._done(one.number)) for one in self.rounds})
 
     def _done(self, stage: int) -> Iterator[str]:
         for partition in self._sorted.get(stage, ()):
@@ -93,10 +93,10 @@ class Ledger:
         have = self._receipts.partitions(of.number)
         return (partition for partition in self.partitions(of) if partition.id not in have)
 
-    def receipts(self, stage: int) -> Chosen:
+    def receipts(self, stage: int) -> ReceiptView:
         """All receipts of a round that counts, in source order; those of partitions that were taken or split, too."""
         names = self._sorted.get(stage, ()) if stage in self._taken else ()
-        return Chosen(self._receipts, {stage: names})
+        return ReceiptView(self._receipts, {stage: names})
 
     def settled(self, stage: int) -> set[str] | None:
         """Partitions of a round of which nothing can count any more but what their receipts name; None: all are."""
@@ -172,7 +172,7 @@ class Ledger:
 
     def tried_again(self, receipt: Receipt) -> list[tuple[int, int]]:
         """Ranges of rows of the receipt's file of rejects that were done in a later round, sorted."""
-        return sorted(self._tried_again.get(rejects_place(receipt), ()))
+        return sorted(self._tried_again.get(rejects_path(receipt), ()))
 
     def left(self, receipt: Receipt) -> list[tuple[int, int]]:
         """Ranges of rows of the receipt's file of rejects that are still rejected."""
@@ -197,7 +197,7 @@ class Ledger:
         return tuple(self._summary(one) for one in self.rounds[1:])
 
     def _summary(self, one: Round) -> RoundSummary:
-        receipts = tuple(Chosen(self._receipts, {one.number: self.done.names[one.number]}))
+        receipts = tuple(ReceiptView(self._receipts, {one.number: self.done.names[one.number]}))
         again = [receipt for receipt in receipts if receipt.before]
         return RoundSummary(
             round=one.number,
@@ -216,6 +216,6 @@ def is_rejects(path: str) -> bool:
     return path.startswith("stages/")
 
 
-def rejects_place(receipt: Receipt) -> str:
+def rejects_path(receipt: Receipt) -> str:
     """Where its file of rejects is in the job directory; empty when it has none."""
     return f"stages/{receipt.stage}/{receipt.rejects.name}" if receipt.rejects else ""

@@ -1,6 +1,6 @@
 """`Receipt`: the small JSON that says a partition is done, and what became of its rows.
 
-The receipts of a job by round and partition: `Receipts`, and `ReceiptBook`, which holds many in little memory.
+The receipts of a job by round and partition: `Receipts`, and `SpooledReceipts`, which holds many in little memory.
 
 `Totals`: what the receipts of a job say together, found in one pass over them. Pure.
 """
@@ -39,7 +39,7 @@ class DataFile:
 
 @fast_pickle
 @dataclass(frozen=True, slots=True)
-class FileRows:
+class FragmentCounts:
     """What became of the rows of one range of one input file."""
 
     path: str
@@ -50,7 +50,7 @@ class FileRows:
 
 @fast_pickle
 @dataclass(frozen=True, slots=True)
-class Seconds:
+class Timings:
     """Where the wall time of an attempt went. Reading overlaps scoring, so that the parts may exceed ``total``."""
 
     read: float = 0.0
@@ -60,8 +60,8 @@ class Seconds:
     model_load: float = 0.0
     total: float = 0.0
 
-    def __add__(self, other: Seconds) -> Seconds:
-        return Seconds(
+    def __add__(self, other: Timings) -> Timings:
+        return Timings(
             self.read + other.read,
             self.steps + other.steps,
             self.score + other.score,
@@ -88,9 +88,9 @@ class Receipt:
     rejects: DataFile | None
     """None when no row was rejected."""
     rows: RowCounts
-    files: tuple[FileRows, ...]
+    files: tuple[FragmentCounts, ...]
     """Per fragment, in the order of the partition."""
-    seconds: Seconds = Seconds()
+    seconds: Timings = Timings()
     worker: str = ""
     batch_rows: int = 0
     """Rows per batch at the end; smaller than planned when memory ran short."""
@@ -129,11 +129,13 @@ class Receipt:
                 raise ValueError("unknown schema_version")
             record["rows"] = RowCounts.from_details(record["rows"])
             files = record["files"]
-            record["files"] = tuple(FileRows(sys.intern(p), a, b, RowCounts.from_details(r)) for p, a, b, r in files)
+            record["files"] = tuple(
+                FragmentCounts(sys.intern(p), a, b, RowCounts.from_details(r)) for p, a, b, r in files
+            )
             # A driver holds the receipts of all partitions: what is the same in each is held once.
             for key in {"plan", "model", "worker"} & record.keys():
                 record[key] = sys.intern(record[key])
-            record["seconds"] = Seconds(**record["seconds"])
+            record["seconds"] = Timings(**record["seconds"])
             record["splits"] = tuple(record["splits"])
             record["cuts"] = tuple(record.get("cuts", ()))
             if record.get("engine") is not None:
@@ -156,7 +158,7 @@ def _engine_use(record: dict[str, Any]) -> EngineUse:
 
 
 SPOOLED = 4 << 20
-"""Bytes that a `ReceiptBook` holds in memory; more go to a temporary file without a name."""
+"""Bytes that a `SpooledReceipts` holds in memory; more go to a temporary file without a name."""
 _LENGTH = struct.Struct("<I")
 
 
@@ -193,9 +195,9 @@ class Receipts:
         """
         return self._give(self._kept[stage][partition])
 
-    def sorted(self, key: Callable[[str], Any]) -> Chosen:
+    def sorted(self, key: Callable[[str], Any]) -> ReceiptView:
         """All of them, by round, then by ``key`` of the partition's id."""
-        return Chosen(self, {stage: tuple(sorted(kept, key=key)) for stage, kept in sorted(self._kept.items())})
+        return ReceiptView(self, {stage: tuple(sorted(kept, key=key)) for stage, kept in sorted(self._kept.items())})
 
     def __iter__(self) -> Iterator[Receipt]:
         for kept in self._kept.values():
@@ -212,7 +214,7 @@ class Receipts:
         return found
 
 
-class ReceiptBook(Receipts):
+class SpooledReceipts(Receipts):
     """The same in little memory: a receipt is made anew from a temporary file each time it is asked for.
 
     A driver holds the receipts of all partitions, and looks at them at the end. As objects they take 2 kB each; here
@@ -241,7 +243,7 @@ class ReceiptBook(Receipts):
         return found
 
 
-class Chosen(Collection[Receipt]):
+class ReceiptView(Collection[Receipt]):
     """Some of `Receipts`, in an order; made when they are gone through."""
 
     def __init__(self, source: Receipts, names: Mapping[int, Collection[str]]) -> None:
@@ -268,7 +270,7 @@ class Totals:
     """Rows in that earlier rounds had rejected."""
     reasons: Counter[str]
     """Rows rejected less those that an earlier round had rejected, per reason."""
-    seconds: Seconds
+    seconds: Timings
     durations: array[float]
     """Seconds that each partition took, in the order of the receipts."""
     smallest_batch: int | None
@@ -281,7 +283,7 @@ class Totals:
     def of(receipts: Iterable[Receipt]) -> Totals:
         """Those of ``receipts``."""
         rows_in = out = rejected = filtered = again = output_bytes = 0
-        seconds, durations = Seconds(), array("d")
+        seconds, durations = Timings(), array("d")
         reasons: Counter[str] = Counter()
         smallest: int | None = None
         engine: EngineUse | None = None

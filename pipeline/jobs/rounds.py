@@ -167,7 +167,7 @@ def put_round(store: Store, record: RoundRecord, plan: Plan) -> Round:
 
     :raises Fenced: when another driver has opened a round of that number.
     """
-    store.put_if_absent(plan_place(record), plan_bytes(plan))
+    store.put_if_absent(plan_path(record), plan_bytes(plan))
     place = f"{FOLDER}/{record.round}.json"
     data = record.to_json()
     if not store.put_if_absent(place, data) and store.read(place) != data:
@@ -204,11 +204,11 @@ def _read_round(store: Store, number: int) -> Round:
     record = RoundRecord.from_json(store.read(place), where=store.url(place))
 
     def load() -> Plan:
-        plan = read_plan(store, place=plan_place(record))
+        plan = read_plan(store, place=plan_path(record))
         if plan.digest != record.plan:
             raise StateCorrupt(
                 "a round's plan is not the one its record names",
-                where=store.url(plan_place(record)),
+                where=store.url(plan_path(record)),
                 found=plan.digest,
                 expected=record.plan,
                 next_step="restore the file",
@@ -247,6 +247,6 @@ def _read_receipt(store: Store, path: str, of: Round) -> Receipt:
     return receipt
 
 
-def plan_place(record: RoundRecord) -> str:
+def plan_path(record: RoundRecord) -> str:
     """Where the plan of a round is in the job directory."""
     return f"{FOLDER}/{record.round}-{record.plan[:16]}.parquet"

@@ -144,10 +144,10 @@ def effective_partitions(plan: Plan, receipts: Iterable[Receipt]) -> tuple[Parti
     :raises StateCorrupt: for a receipt of no partition.
     """
     by_id = {receipt.partition: receipt for receipt in receipts}
-    return undivided(plan, by_id, splits={name: receipt for name, receipt in by_id.items() if receipt.splits})
+    return current_partitions(plan, by_id, splits={name: receipt for name, receipt in by_id.items() if receipt.splits})
 
 
-def undivided(plan: Plan, have: Collection[str], *, splits: Mapping[str, Receipt]) -> tuple[Partition, ...]:
+def current_partitions(plan: Plan, have: Collection[str], *, splits: Mapping[str, Receipt]) -> tuple[Partition, ...]:
     """The same as `effective_partitions`, where few receipts need to be looked at.
 
     :param have: ids of partitions that have a receipt.

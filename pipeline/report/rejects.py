@@ -17,7 +17,7 @@ from pyarrow import csv
 from pipeline.common.rows import RejectedFile
 from pipeline.errors import OutputExists, SpecError, StateCorrupt
 from pipeline.jobs.directory import JobDirectory
-from pipeline.jobs.ledger import Ledger, RoundSummary, rejects_place
+from pipeline.jobs.ledger import Ledger, RoundSummary, rejects_path
 from pipeline.jobs.receipts import Receipt
 from pipeline.plan.recipe import REJECT_COLUMNS, REJECT_FILE, REJECT_MESSAGE, REJECT_REASON, REJECT_ROW
 from pipeline.scoring.outputs import reject_schema
@@ -100,7 +100,7 @@ def summarise(
     groups = tuple(RejectGroup(name, count, tuple(found[name])) for name, count in counts.items())
     return RejectSummary(
         groups=groups,
-        files=tuple(job.store.url(rejects_place(receipt)) for receipt in receipts),
+        files=tuple(job.store.url(rejects_path(receipt)) for receipt in receipts),
         total=sum(counts.values()),
         rejected_files=tuple(file for file in ledger.rejected_files if fnmatchcase(file.reason, reason)),
         rounds=ledger.summaries(),
@@ -207,7 +207,7 @@ def _collect(
 
 def _batches(job: JobDirectory, receipt: Receipt, *, left: list[tuple[int, int]]) -> Iterator[pa.RecordBatch]:
     """The rows of a receipt's file of rejects that are in the ranges ``left``."""
-    place, start = rejects_place(receipt), 0
+    place, start = rejects_path(receipt), 0
     try:
         with job.store.open_input(place) as opened, pq.ParquetFile(opened, page_checksum_verification=True) as file:
             for batch in file.iter_batches(_BATCH_ROWS):

@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 from pipeline.common.rows import Fragment, InputFile, RowCounts
 from pipeline.errors import PipelineError
 from pipeline.jobs.directory import JobDirectory
-from pipeline.jobs.ledger import Ledger, rejects_place
+from pipeline.jobs.ledger import Ledger, rejects_path
 from pipeline.jobs.manifest import Manifest
-from pipeline.jobs.receipts import DataFile, FileRows, Receipt
+from pipeline.jobs.receipts import DataFile, FragmentCounts, Receipt
 from pipeline.jobs.splits import sub_fragment
 from pipeline.models.cache import get_predictor
 from pipeline.plan.plan import Partition
@@ -173,7 +173,7 @@ class _Facts:
 
     def _check_tried_again(self) -> int:
         """Each row that was tried again had been rejected, and no two later rounds took it; how many there are."""
-        rejects = {rejects_place(one): one for one in self.done if one.rejects}
+        rejects = {rejects_path(one): one for one in self.done if one.rejects}
         taken = {part.path for one in self.done if one.before for part in one.files}
         _expect_none("made of rejects that do not count", sorted(taken - set(rejects)))
         for place in sorted(taken):
@@ -361,7 +361,7 @@ class _Range:
     """Neighbouring rows of one input file, and where their output is."""
 
     receipt: Receipt
-    part: FileRows
+    part: FragmentCounts
     start: int
     stop: int
     offset: int | None

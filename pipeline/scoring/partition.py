@@ -27,7 +27,7 @@ import pyarrow as pa
 
 from pipeline.common.rows import Fragment, RowCounts
 from pipeline.errors import PlanMismatch, ReconciliationFailed
-from pipeline.jobs.receipts import FileRows, Receipt, Seconds
+from pipeline.jobs.receipts import FragmentCounts, Receipt, Timings
 from pipeline.jobs.splits import even_cuts, split_receipt
 from pipeline.models.engines import EngineUse, get_evaluator
 from pipeline.plan.plan import Partition
@@ -165,7 +165,7 @@ class _Attempt:
             rejects=rejects,
             rows=RowCounts.total(file.rows for file in files),
             files=files,
-            seconds=Seconds(reading[0], steps, score, write, model_load, perf_counter() - start),
+            seconds=Timings(reading[0], steps, score, write, model_load, perf_counter() - start),
             worker=worker,
             batch_rows=scorer.batch_rows,
             peak_memory=peak_memory(),
@@ -352,7 +352,7 @@ class RowLedger:
         """Input rows that are accounted for: a batch tells of what was filtered before its last row, too."""
         return int(self._counts.sum())
 
-    def files(self, *, is_whole: bool = True) -> tuple[FileRows, ...]:
+    def files(self, *, is_whole: bool = True) -> tuple[FragmentCounts, ...]:
         """The counts per fragment.
 
         :param is_whole: all rows were read; else the first `rows_done` of them.
@@ -361,7 +361,7 @@ class RowLedger:
         fragments = self.partition.fragments
         left = [fragment.rows for fragment in fragments] if is_whole else _first_rows(fragments, self.rows_done)
         files = tuple(
-            FileRows(part.path, part.row_start, part.row_start + rows, RowCounts(rows, *map(int, counts)))
+            FragmentCounts(part.path, part.row_start, part.row_start + rows, RowCounts(rows, *map(int, counts)))
             for part, rows, counts in zip(fragments, left, self._counts.T, strict=True)
             if rows or is_whole
         )

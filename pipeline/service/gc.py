@@ -19,9 +19,9 @@ from typing import Any
 
 from pipeline.errors import JobLocked, PipelineError, SpecError
 from pipeline.jobs.directory import JOB_FILE, JobDirectory
-from pipeline.jobs.lease import LEASE_SECONDS, held, take, wait_until_free
+from pipeline.jobs.lease import LEASE_SECONDS, acquire_lease, hold_lease, wait_until_free
 from pipeline.jobs.record import CHILDREN
-from pipeline.jobs.rounds import FOLDER, plan_place
+from pipeline.jobs.rounds import FOLDER, plan_path
 from pipeline.jobs.splits import files_of_cutters
 from pipeline.sinks import published
 from pipeline.sinks.parquet import sink as leftovers
@@ -124,14 +124,14 @@ def sweep_job(
         if not delete:
             wait_until_free(job.store, lease_seconds=lease_seconds)
             return _find(job, now=now, older_than=older_than)
-        with held(job.store, lease_seconds=lease_seconds):
+        with hold_lease(job.store, lease_seconds=lease_seconds):
             found = _find(job, now=now, older_than=older_than)
             for one in found.leftovers:
                 if one.kind != "job":
                     _remove(job.store, one)
         if any(one.kind == "job" for one in found.leftovers):
             # Taken, but without a heartbeat, which would make the folder again.
-            take(job.store, lease_seconds=lease_seconds)
+            acquire_lease(job.store, lease_seconds=lease_seconds)
             remove_job(job.store)
         return found
     except JobLocked as error:
@@ -241,7 +241,7 @@ def _unfinished(job: JobDirectory, *, is_finished: bool) -> Iterator[Leftover]:
 
 def _unopened(job: JobDirectory) -> Iterator[Leftover]:
     """Plans of rounds that were never put on record."""
-    known = {plan_place(one.record) for one in job.rounds() if one.record}
+    known = {plan_path(one.record) for one in job.rounds() if one.record}
     for name in (f"{FOLDER}/{name}" for name in job.store.list(FOLDER) if name.endswith(".parquet")):
         if name not in known:
             yield Leftover("unfinished", job.store.url(name), _file_bytes(job.store, name), name)

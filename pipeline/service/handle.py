@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from pipeline.errors import DriverLost, PipelineError, error_from_details
 from pipeline.events import Callback, notify
-from pipeline.jobs.cancellation import Cancelling, cancel_job
+from pipeline.jobs.cancellation import CancelOutcome, cancel_job
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import LEASE_SECONDS
 from pipeline.jobs.status import Status
@@ -70,7 +70,7 @@ class Handle(Generic[R]):
             await asyncio.sleep(seconds)
         return await asyncio.to_thread(self._ended, status)
 
-    def cancel(self, *, now: bool = False, reason: str = "") -> Cancelling:
+    def cancel(self, *, now: bool = False, reason: str = "") -> CancelOutcome:
         """Ask its driver to stop; a job without one is cancelled at once.
 
         :param now: do not even wait for the partitions that run.

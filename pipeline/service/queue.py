@@ -30,7 +30,7 @@ from pipeline.common.units import iso_time, utc_now
 from pipeline.errors import InfrastructureError, StateCorrupt
 from pipeline.jobs import lease
 from pipeline.jobs.directory import SUBMISSIONS, JobDirectory
-from pipeline.jobs.lease import LEASE_SECONDS, Sight, Verdict, has_ended, identify, is_running
+from pipeline.jobs.lease import LEASE_SECONDS, LeaseSnapshot, Verdict, has_ended, identify, is_running
 from pipeline.jobs.status import Status
 from pipeline.storage.store import Store
 
@@ -320,16 +320,16 @@ class LeaseWatch:
 
     lease_seconds: float = LEASE_SECONDS
     clock: Callable[[], float] = time.monotonic
-    _first: dict[str, tuple[Sight, float]] = field(default_factory=dict)
+    _first: dict[str, tuple[LeaseSnapshot, float]] = field(default_factory=dict)
 
-    def look(self, job: JobDirectory) -> tuple[Sight, Verdict]:
+    def look(self, job: JobDirectory) -> tuple[LeaseSnapshot, Verdict]:
         """The lease of ``job``, and what it means."""
-        sight = lease.look(job.store)
+        sight = lease.read_lease(job.store)
         if is_running(sight.holder) and not sight.is_released:
             return sight, Verdict.LIVE
         now = self.clock()
         first, since = self._first.get(job.root, (sight, now))
-        verdict = lease.decide(
+        verdict = lease.judge_lease(
             sight,
             first=first,
             waited=now - since,
@@ -385,7 +385,7 @@ def exit_code(job: JobDirectory, status: Status) -> int:
     return {Status.CANCELLED: 8, Status.INTERRUPTED: 130}.get(status, 1)
 
 
-def _is_starting(start: Start, sight: Sight, *, now: datetime) -> bool:
+def _is_starting(start: Start, sight: LeaseSnapshot, *, now: datetime) -> bool:
     holder = sight.holder
     if holder is not None and start.process and holder.process == start.process:
         # It has taken the lease; that one tells what became of it.

@@ -23,7 +23,7 @@ from pipeline.common.plugins import find_adapter
 from pipeline.common.units import iso_time, utc_now
 from pipeline.errors import JobLocked, PipelineError
 from pipeline.jobs.directory import JOB_FILE, JobDirectory
-from pipeline.jobs.lease import held, identify
+from pipeline.jobs.lease import hold_lease, identify
 from pipeline.jobs.status import Status
 from pipeline.service.driver_process import launch
 from pipeline.service.queue import (
@@ -183,7 +183,7 @@ class Server:
     def _give_up(self, job: JobDirectory, view: JobView) -> bool:
         """Say of a job whose drivers all died that it has failed, since nobody else does."""
         try:
-            with held(job.store, lease_seconds=self.settings.lease_seconds):
+            with hold_lease(job.store, lease_seconds=self.settings.lease_seconds):
                 if job.status() is not view.status:
                     return False
                 said = f"its driver died {view.starts} times; see python -m pipeline logs {job.job} --errors"

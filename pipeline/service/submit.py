@@ -12,7 +12,7 @@ from pipeline.errors import JobLocked, OutputExists
 from pipeline.execution.clusters import settings_of
 from pipeline.jobs.cancellation import who
 from pipeline.jobs.directory import JOB_FILE, JobDirectory
-from pipeline.jobs.lease import Verdict, held
+from pipeline.jobs.lease import Verdict, hold_lease
 from pipeline.jobs.record import check_job_id, check_owner, new_job_id
 from pipeline.jobs.status import Status
 from pipeline.plan.plan import Plan
@@ -233,7 +233,7 @@ def requeue(job: JobDirectory, *, root: Store, submission: Submission, reason: s
     if not _can_be_queued(job):
         return False
     try:
-        with held(job.store):
+        with hold_lease(job.store):
             if not _can_be_queued(job):
                 return False
             before = last_submission(job.store)

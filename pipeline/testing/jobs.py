@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 from pipeline.common.rows import Fragment, InputFile, RowCounts, RowGroup
 from pipeline.driver.retry import find_rejected
 from pipeline.jobs.directory import JobDirectory
-from pipeline.jobs.lease import take
-from pipeline.jobs.receipts import DataFile, FileRows, Receipt, Seconds
+from pipeline.jobs.lease import acquire_lease
+from pipeline.jobs.receipts import DataFile, FragmentCounts, Receipt, Timings
 from pipeline.jobs.rounds import RETRY, Round, make_record
 from pipeline.jobs.status import Status
 from pipeline.models.model import Feature, ModelVersion
@@ -123,7 +123,7 @@ def write_receipt(
     store, stage = directory.store, of.number if of else 0
     parts = [_read(fragment, store) for fragment in partition.fragments]
     files = tuple(
-        FileRows(
+        FragmentCounts(
             fragment.path,
             fragment.row_start,
             fragment.row_stop,
@@ -147,7 +147,7 @@ def write_receipt(
         rejects=rejects,
         rows=RowCounts.total(file.rows for file in files),
         files=files,
-        seconds=Seconds(0.1, 0.0, 0.2, 0.1, 0.0, 0.4),
+        seconds=Timings(0.1, 0.0, 0.2, 0.1, 0.0, 0.4),
         reasons={REASON: int(bad.sum())} if bad.any() else {},
         stage=stage,
         before={REASON: len(ids)} if is_again else {},
@@ -174,7 +174,9 @@ def drive(job: SmallJob, directory: JobDirectory, *, sink: ParquetSink) -> None:
     if directory.is_ended:
         return
     ticks = itertools.count()
-    lease = take(directory.store, lease_seconds=_LEASE_SECONDS, clock=lambda: next(ticks), pause=lambda _: None)
+    lease = acquire_lease(
+        directory.store, lease_seconds=_LEASE_SECONDS, clock=lambda: next(ticks), pause=lambda _: None
+    )
     directory.append_event("driver", epoch=lease.epoch)
     directory.set_status(Status.RUNNING)
     receipts = write_receipts(directory, job)

@@ -15,8 +15,8 @@ from pipeline.events import PartitionEnded, notify
 from pipeline.execution.task_set import WorkerClass, file_name, remember
 from pipeline.jobs.cancellation import CancelRequest
 from pipeline.jobs.directory import JobDirectory
-from pipeline.jobs.fan_out import FamilyCommit
-from pipeline.jobs.lease import held
+from pipeline.jobs.fan_out import FanOutCommit
+from pipeline.jobs.lease import hold_lease
 from pipeline.jobs.status import TRANSITIONS, Status
 from pipeline.plan.recipe import REJECT_COLUMNS
 from pipeline.report.estimate import make_estimate, write_estimate
@@ -41,7 +41,7 @@ def documented(heading: str) -> set[str]:
 def directory(tmp_path: Path) -> JobDirectory:
     job = small_job(tmp_path / "lake", sink=str(tmp_path / "out"), bad_every=10)
     directory = JobDirectory.create(tmp_path / "jobs", job.plan, job="small-1")
-    with held(directory.store):
+    with hold_lease(directory.store):
         directory.set_status(Status.RUNNING)
         receipts = write_receipts(directory, job)
         directory.set_status(Status.PUBLISHING)
@@ -105,7 +105,7 @@ def test_fields_of_servers(directory: JobDirectory) -> None:
 
 
 def test_fields_of_commits_of_fan_outs() -> None:
-    record = FamilyCommit(1, "a", RowCounts(), (), "")
+    record = FanOutCommit(1, "a", RowCounts(), (), "")
     assert documented("commits/&lt;n&gt;.json") == set(json.loads(record.to_json()))
 
 

@@ -32,7 +32,7 @@ from hypothesis.stateful import (
 from pipeline.common.digest import digest_bytes
 from pipeline.errors import Fenced, JobLocked, PipelineError
 from pipeline.jobs.directory import JobDirectory
-from pipeline.jobs.lease import Lease, take
+from pipeline.jobs.lease import Lease, acquire_lease
 from pipeline.jobs.manifest import Manifest
 from pipeline.jobs.status import Status
 from pipeline.sinks.parquet import layout
@@ -130,7 +130,7 @@ class TwoDrivers(RuleBasedStateMachine):
 
     @rule(number=drivers)
     @powered
-    def take(self, number: int) -> None:
+    def acquire_lease(self, number: int) -> None:
         """A driver starts; the other one's heart beats if it is awake."""
         driver, other = self.drivers[number], self.drivers[1 - number]
         if driver.lease is not None:
@@ -143,7 +143,7 @@ class TwoDrivers(RuleBasedStateMachine):
                 other.lease.beat()
 
         try:
-            lease = take(self.store(), lease_seconds=LEASE_SECONDS, clock=lambda: self.now, pause=pause)
+            lease = acquire_lease(self.store(), lease_seconds=LEASE_SECONDS, clock=lambda: self.now, pause=pause)
         except JobLocked:
             assert is_locked
         else:

@@ -22,7 +22,7 @@ from pipeline.api import Job
 from pipeline.errors import InputChanged, OutputExists, PipelineError, StorageError, UnsafeStore
 from pipeline.events import Callback, PartitionEnded
 from pipeline.execution.tasks import make_tasks
-from pipeline.jobs.cancellation import Cancelling
+from pipeline.jobs.cancellation import CancelOutcome
 from pipeline.jobs.listing import find_job, list_jobs
 from pipeline.jobs.status import Status
 from pipeline.models.registry.file_registry import BuiltInRegistry, Facts
@@ -335,7 +335,7 @@ def test_a_job_on_s3_is_queued_served_and_followed(
 def test_a_job_on_s3_is_cancelled_where_nobody_drives_it(s3_spec: Make, s3_settings: Settings) -> None:
     queued = submit(s3_spec(), settings=s3_settings, start=False)
     handle = Job.attach(queued.job, settings=s3_settings)
-    assert handle.cancel(reason="no more") is Cancelling.CANCELLED
+    assert handle.cancel(reason="no more") is CancelOutcome.CANCELLED
     assert Server(s3_settings).serve_once().started == []
     again = submit(s3_spec(), settings=s3_settings, start=False)
     assert (again.job, again.is_taken_up, again.status) == (queued.job, True, Status.QUEUED)

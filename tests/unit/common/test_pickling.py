@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.common.pickling import fast_pickle
 from pipeline.common.rows import Fragment, InputFile, RejectedFile, RowCounts, RowGroup
-from pipeline.jobs.receipts import DataFile, FileRows, Receipt, Seconds
+from pipeline.jobs.receipts import DataFile, FragmentCounts, Receipt, Timings
 from pipeline.models.engines import EngineUse
 
 EXAMPLES = [
@@ -18,11 +18,11 @@ EXAMPLES = [
     Fragment("a", 0, 5, 0, 1, 80, (("day", "1"),), "b"),
     RejectedFile("a", "file:CorruptInput", "cut", 4),
     RowCounts(5, 3, 1, 1),
-    Seconds(1.0, 2.0, 3.0, 4.0, 5.0, 6.0),
+    Timings(1.0, 2.0, 3.0, 4.0, 5.0, 6.0),
     EngineUse({"trees": 3}, {"trees": 0.5}, 3, 2, 1, 0.25, ("numba",), ("it failed",)),
     Receipt(
         "00001", "plan", "model", "attempt", DataFile("data/x", 3, 9, "sha"), None, RowCounts(5, 3, 1, 1),
-        (FileRows("a", 0, 5, RowCounts(5, 3, 1, 1)),), reasons={"step": 1}, splits=("00001.0",), stage=2,
+        (FragmentCounts("a", 0, 5, RowCounts(5, 3, 1, 1)),), reasons={"step": 1}, splits=("00001.0",), stage=2,
     ),
 ]  # fmt: skip
 

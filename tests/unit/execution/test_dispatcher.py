@@ -27,7 +27,7 @@ from pipeline.execution.dispatcher import Dispatcher
 from pipeline.execution.failures import Fail, Isolate, Leave, Retry, Split, decide, decide_death, overdue
 from pipeline.execution.health import Policy
 from pipeline.execution.worker_events import Cause
-from pipeline.jobs.cancellation import Stop, Why
+from pipeline.jobs.cancellation import Stop, StopReason
 from pipeline.plan.plan import Partition
 
 
@@ -238,7 +238,7 @@ def test_a_request_to_stop_starts_no_more() -> None:
     found = []
     for receipt in runner.run([part(n) for n in range(9)]):
         found.append(receipt)
-        stop.request(Why.SIGNAL, signal_number=2)
+        stop.request(StopReason.SIGNAL, signal_number=2)
     assert len(client.submitted) == 1
     assert set(found) <= {"00000", "00001"}
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.jobs.cancellation import Cancelling, CancelRequest, Stop, cancel_job, find_request, watched
+from pipeline.jobs.cancellation import CancelOutcome, CancelRequest, Stop, cancel_job, find_request, watch_for_cancel
 from pipeline.jobs.directory import JobDirectory
-from pipeline.jobs.lease import held, take
+from pipeline.jobs.lease import acquire_lease, hold_lease
 from pipeline.jobs.status import Status
 from pipeline.testing.jobs import small_job
 from pipeline.testing.processes import wait_until
@@ -22,25 +22,25 @@ def job(tmp_path: Path) -> JobDirectory:
 
 
 def test_a_job_without_a_driver_is_cancelled_at_once(job: JobDirectory) -> None:
-    assert cancel_job(job, reason="wrong month") is Cancelling.CANCELLED
+    assert cancel_job(job, reason="wrong month") is CancelOutcome.CANCELLED
     last = job.events()[-1]
     assert last["after"] == "CANCELLED"
     assert last["reason"].endswith(": wrong month")
-    assert cancel_job(job) is Cancelling.ENDED
+    assert cancel_job(job) is CancelOutcome.ENDED
 
 
 def test_one_that_ended_is_left_as_it_is(job: JobDirectory) -> None:
     job.set_status(Status.FAILED)
-    assert cancel_job(job) is Cancelling.ENDED
+    assert cancel_job(job) is CancelOutcome.ENDED
     assert job.status() is Status.FAILED
     assert job.store.list("cancel") == []
 
 
 def test_a_driver_is_asked(job: JobDirectory) -> None:
     stop = Stop()
-    with held(job.store, lease_seconds=0.6) as lease, watched(job.store, lease.epoch, stop):
+    with hold_lease(job.store, lease_seconds=0.6) as lease, watch_for_cancel(job.store, lease.epoch, stop):
         job.set_status(Status.RUNNING)
-        assert cancel_job(job, now=True, lease_seconds=0.6) is Cancelling.ASKED
+        assert cancel_job(job, now=True, lease_seconds=0.6) is CancelOutcome.ASKED
         wait_until(lambda: stop.is_cancel)
         assert stop.now
         assert job.status() is Status.RUNNING, "the driver says how it ends"
@@ -48,7 +48,7 @@ def test_a_driver_is_asked(job: JobDirectory) -> None:
 
 def test_a_request_that_drains_can_be_made_one_that_does_not(job: JobDirectory) -> None:
     stop = Stop()
-    with watched(job.store, 1, stop):
+    with watch_for_cancel(job.store, 1, stop):
         job.store.replace("cancel/1.json", CancelRequest(1, "", "me").to_json())
         wait_until(lambda: stop.is_cancel)
         assert not stop.now
@@ -57,7 +57,7 @@ def test_a_request_that_drains_can_be_made_one_that_does_not(job: JobDirectory) 
 
 
 def test_a_request_is_for_one_epoch(job: JobDirectory) -> None:
-    take(job.store).release()
+    acquire_lease(job.store).release()
     job.store.replace("cancel/1.json", CancelRequest(1, "", "me").to_json())
     assert find_request(job.store, 1) is not None
     assert find_request(job.store, 2) is None, "resumed, it is not cancelled again"
@@ -69,6 +69,6 @@ def test_a_damaged_request_counts(job: JobDirectory) -> None:
 
 
 def test_the_watch_is_over_with_its_block(job: JobDirectory) -> None:
-    with watched(job.store, 1, Stop()):
+    with watch_for_cancel(job.store, 1, Stop()):
         pass
     assert not [one for one in threading.enumerate() if one.name == "pipeline-cancel"]

@@ -18,7 +18,18 @@ import pytest
 
 from pipeline.errors import DiskFull, Fenced, JobLocked
 from pipeline.jobs import lease as lease_module
-from pipeline.jobs.lease import Holder, Sight, Verdict, decide, has_ended, held, highest_epoch, identify, look, take
+from pipeline.jobs.lease import (
+    Holder,
+    LeaseSnapshot,
+    Verdict,
+    acquire_lease,
+    has_ended,
+    highest_epoch,
+    hold_lease,
+    identify,
+    judge_lease,
+    read_lease,
+)
 from pipeline.storage.local import LocalStore
 from pipeline.storage.store import open_store
 from pipeline.testing.stores import Faults, FaultyStore, disk_full
@@ -64,40 +75,40 @@ def leave_behind(store: LocalStore, **changes: object) -> Holder:
 @pytest.mark.parametrize(
     ("sight", "waited", "is_dead", "expected"),
     [
-        (Sight(0), 0.0, False, Verdict.FREE),
-        (Sight(3, HOLDER, "a released"), 0.0, False, Verdict.FREE),
-        (Sight(3, HOLDER, "a 7"), 0.0, True, Verdict.DEAD),
-        (Sight(3, HOLDER, "a 7"), 0.0, False, Verdict.WAIT),
-        (Sight(3, HOLDER, "a 7"), 29.9, False, Verdict.WAIT),
-        (Sight(3, HOLDER, "a 7"), 30.0, False, Verdict.STALE),
-        (Sight(3, HOLDER, "a 8"), 30.0, False, Verdict.LIVE),
-        (Sight(4, HOLDER, "a 7"), 30.0, False, Verdict.LIVE),
+        (LeaseSnapshot(0), 0.0, False, Verdict.FREE),
+        (LeaseSnapshot(3, HOLDER, "a released"), 0.0, False, Verdict.FREE),
+        (LeaseSnapshot(3, HOLDER, "a 7"), 0.0, True, Verdict.DEAD),
+        (LeaseSnapshot(3, HOLDER, "a 7"), 0.0, False, Verdict.WAIT),
+        (LeaseSnapshot(3, HOLDER, "a 7"), 29.9, False, Verdict.WAIT),
+        (LeaseSnapshot(3, HOLDER, "a 7"), 30.0, False, Verdict.STALE),
+        (LeaseSnapshot(3, HOLDER, "a 8"), 30.0, False, Verdict.LIVE),
+        (LeaseSnapshot(4, HOLDER, "a 7"), 30.0, False, Verdict.LIVE),
         # The holder beats for its own setting: it must be given that long.
-        (Sight(3, replace(HOLDER, lease_seconds=60.0), "a 7"), 59.9, False, Verdict.WAIT),
-        (Sight(3, replace(HOLDER, lease_seconds=1.0), "a 7"), 29.9, False, Verdict.WAIT),
+        (LeaseSnapshot(3, replace(HOLDER, lease_seconds=60.0), "a 7"), 59.9, False, Verdict.WAIT),
+        (LeaseSnapshot(3, replace(HOLDER, lease_seconds=1.0), "a 7"), 29.9, False, Verdict.WAIT),
         # A damaged record does not lock a job for ever.
-        (Sight(3, None, "a 7"), 30.0, False, Verdict.STALE),
+        (LeaseSnapshot(3, None, "a 7"), 30.0, False, Verdict.STALE),
     ],
 )
-def test_decisions(sight: Sight, waited: float, is_dead: bool, expected: Verdict) -> None:
-    first = Sight(3, HOLDER, "a 7")
-    assert decide(sight, first=first, waited=waited, lease_seconds=30.0, is_dead=is_dead) is expected
+def test_decisions(sight: LeaseSnapshot, waited: float, is_dead: bool, expected: Verdict) -> None:
+    first = LeaseSnapshot(3, HOLDER, "a 7")
+    assert judge_lease(sight, first=first, waited=waited, lease_seconds=30.0, is_dead=is_dead) is expected
 
 
 def test_released_leases_are_taken_at_once_with_rising_epochs(store: LocalStore) -> None:
     for epoch in (1, 2, 3):
-        with held(store) as lease:
+        with hold_lease(store) as lease:
             assert (lease.epoch, lease.taken) == (epoch, Verdict.FREE)
             lease.check()
-    assert look(store).is_released
+    assert read_lease(store).is_released
 
 
 def test_a_live_driver_locks_the_job_and_is_named(store: LocalStore) -> None:
     clock = Clock()
-    with held(store) as lease:
+    with hold_lease(store) as lease:
         clock.actions[2] = lease.beat
         with pytest.raises(JobLocked) as caught:
-            take(store, clock=clock, pause=clock.pause)
+            acquire_lease(store, clock=clock, pause=clock.pause)
         lease.check()
     assert caught.value.exit_code == 6
     assert clock.pauses == 3
@@ -111,7 +122,7 @@ def test_silence_on_another_machine_is_taken_over_after_lease_seconds(
     leave_behind(store)
     clock = Clock()
     with caplog.at_level("WARNING"):
-        lease = take(store, lease_seconds=30.0, clock=clock, pause=clock.pause)
+        lease = acquire_lease(store, lease_seconds=30.0, clock=clock, pause=clock.pause)
     assert (lease.epoch, lease.taken) == (2, Verdict.STALE)
     assert 30.0 <= clock.now - 1000.0 < 31.0
     assert [record.message for record in caplog.records] == [
@@ -135,20 +146,20 @@ def test_a_wall_clock_that_jumps_changes_nothing(store: LocalStore, monkeypatch:
     monkeypatch.setattr(lease_module, "datetime", Jumping)
     leave_behind(store)
     clock = Clock()
-    lease = take(store, lease_seconds=30.0, clock=clock, pause=clock.pause)
+    lease = acquire_lease(store, lease_seconds=30.0, clock=clock, pause=clock.pause)
     assert 30.0 <= clock.now - 1000.0 < 31.0
     clock.actions[clock.pauses] = lease.beat
     with pytest.raises(JobLocked):
-        take(store, lease_seconds=30.0, clock=clock, pause=clock.pause)
+        acquire_lease(store, lease_seconds=30.0, clock=clock, pause=clock.pause)
 
 
 def test_of_two_that_wait_for_a_stale_lease_one_gets_it(store: LocalStore) -> None:
     leave_behind(store)
     first, second = Clock(), Clock()
     # The first takes the job in the very moment in which the second has waited for long enough.
-    second.actions[149] = lambda: take(store, clock=first, pause=first.pause)
+    second.actions[149] = lambda: acquire_lease(store, clock=first, pause=first.pause)
     with pytest.raises(JobLocked):
-        take(store, clock=second, pause=second.pause)
+        acquire_lease(store, clock=second, pause=second.pause)
     assert highest_epoch(store) == 2
 
 
@@ -157,21 +168,21 @@ def test_losing_the_race_for_an_epoch_is_a_lock(store: LocalStore, monkeypatch: 
 
     def slow(name: str, data: bytes) -> bool:
         monkeypatch.setattr(store, "put_if_absent", put)
-        take(store)
+        acquire_lease(store)
         return put(name, data)
 
     monkeypatch.setattr(store, "put_if_absent", slow)
     with pytest.raises(JobLocked):
-        take(store)
+        acquire_lease(store)
     assert highest_epoch(store) == 1
 
 
 @pytest.mark.fault(12)
 def test_a_driver_that_slept_through_a_takeover_is_fenced(store: LocalStore) -> None:
-    paused = take(store)
+    paused = acquire_lease(store)
     paused.check()
     clock = Clock()
-    other = take(store, clock=clock, pause=clock.pause)
+    other = acquire_lease(store, clock=clock, pause=clock.pause)
     with pytest.raises(Fenced) as caught:
         paused.check()
     assert caught.value.exit_code == 6
@@ -185,7 +196,7 @@ def test_a_driver_that_slept_through_a_takeover_is_fenced(store: LocalStore) -> 
 
 
 def test_the_heartbeat_notices_a_takeover(store: LocalStore) -> None:
-    lease = take(store)
+    lease = acquire_lease(store)
     store.put_if_absent("lease/2.json", replace(HOLDER, epoch=2).to_json())
     assert not lease.is_lost
     lease.beat()
@@ -203,7 +214,7 @@ def test_the_thread_beats_until_the_end(store: LocalStore) -> None:
             enough.set()
 
     store.replace = noted  # type: ignore[method-assign]
-    with held(store, lease_seconds=0.06):
+    with hold_lease(store, lease_seconds=0.06):
         assert enough.wait(20)
     counts = [beat.split()[1] for beat in beats]
     assert counts[:4] == [b"1", b"2", b"3", b"4"]
@@ -229,7 +240,7 @@ def test_a_process_that_has_ended_is_told_from_others(store: LocalStore) -> None
     child.communicate()
     assert has_ended(holder)
     clock = Clock()
-    lease = take(store, clock=clock, pause=clock.pause)
+    lease = acquire_lease(store, clock=clock, pause=clock.pause)
     assert (lease.epoch, lease.taken, clock.pauses) == (2, Verdict.DEAD, 0)
 
 
@@ -237,7 +248,7 @@ def test_a_process_that_has_ended_is_told_from_others(store: LocalStore) -> None
 def test_a_damaged_record_only_costs_the_wait(store: LocalStore, content: bytes) -> None:
     store.replace("lease/1.json", content)
     clock = Clock()
-    assert take(store, clock=clock, pause=clock.pause).taken is Verdict.STALE
+    assert acquire_lease(store, clock=clock, pause=clock.pause).taken is Verdict.STALE
 
 
 def test_records_survive_json() -> None:
@@ -251,28 +262,28 @@ def test_a_full_disk_is_no_lease(store: LocalStore) -> None:
             raise DiskFull("there is no space left on the storage")
 
     with pytest.raises(DiskFull):
-        take(Full(Path(store.root)))
-    assert look(store) == Sight(0)
+        acquire_lease(Full(Path(store.root)))
+    assert read_lease(store) == LeaseSnapshot(0)
 
 
 def test_a_farewell_that_cannot_be_written_hides_nothing(store: LocalStore) -> None:
     faulty = FaultyStore(store, Faults(None, fault=disk_full, is_permanent=True))
 
     def drive() -> None:
-        with held(faulty):  # type: ignore[arg-type]
+        with hold_lease(faulty):  # type: ignore[arg-type]
             faulty.faults.fail_at = faulty.faults.count
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         drive()
     assert faulty.faults.has_failed
-    assert not look(store).is_released
+    assert not read_lease(store).is_released
 
 
 def test_lease_files_are_private_under_any_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        with held(open_store(tmp_path / "job-1", private=True)):
+        with hold_lease(open_store(tmp_path / "job-1", private=True)):
             pass
     finally:
         os.umask(before)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.common.rows import RowCounts
 from pipeline.errors import StateCorrupt
-from pipeline.jobs.receipts import DataFile, FileRows, Receipt, Seconds
+from pipeline.jobs.receipts import DataFile, FragmentCounts, Receipt, Timings
 from pipeline.models.engines import EngineUse
 
 WHOLE = Receipt(
@@ -21,8 +21,8 @@ WHOLE = Receipt(
     data=DataFile("data/00042-a.parquet", 7, 100, "d" * 64),
     rejects=DataFile("rejects/00042-a.parquet", 2, 50, "r" * 64),
     rows=RowCounts(10, 7, 2, 1),
-    files=(FileRows("lake/ü.parquet", 5, 15, RowCounts(10, 7, 2, 1)),),
-    seconds=Seconds(0.5, 0.0, 1.5, 0.25, 2.0, 3.0),
+    files=(FragmentCounts("lake/ü.parquet", 5, 15, RowCounts(10, 7, 2, 1)),),
+    seconds=Timings(0.5, 0.0, 1.5, 0.25, 2.0, 3.0),
     worker="host:1",
     batch_rows=1000,
     reasons={"contract:x:null": 2},
@@ -37,8 +37,8 @@ def test_round_trip() -> None:
     assert Receipt.from_json(split.to_json()) == split
 
 
-@given(COUNTS, st.lists(st.builds(FileRows, st.text(), st.integers(0), st.integers(0), COUNTS), max_size=3))
-def test_round_trip_of_counts(rows: RowCounts, files: list[FileRows]) -> None:
+@given(COUNTS, st.lists(st.builds(FragmentCounts, st.text(), st.integers(0), st.integers(0), COUNTS), max_size=3))
+def test_round_trip_of_counts(rows: RowCounts, files: list[FragmentCounts]) -> None:
     receipt = Receipt("0", "p", "m", "a", None, None, rows, tuple(files))
     assert Receipt.from_json(receipt.to_json()) == receipt
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pipeline.common.rows import RowCounts
-from pipeline.jobs.receipts import SPOOLED, DataFile, FileRows, Receipt, ReceiptBook, Receipts
+from pipeline.jobs.receipts import SPOOLED, DataFile, FragmentCounts, Receipt, Receipts, SpooledReceipts
 from pipeline.jobs.splits import partition_key
 from pipeline.models.engines import EngineUse
 
@@ -20,7 +20,7 @@ def receipt(partition: str, *, stage: int = 0, **fields: Any) -> Receipt:
         data=DataFile(f"data/{partition}.parquet", 10, 1000, "0" * 64),
         rejects=None,
         rows=RowCounts(10, 9, 1, 0),
-        files=(FileRows("/lake/a.parquet", 0, 10, RowCounts(10, 9, 1, 0)),),
+        files=(FragmentCounts("/lake/a.parquet", 0, 10, RowCounts(10, 9, 1, 0)),),
         reasons={"null:x": 1},
         engine=EngineUse(rows={"trees": 10}, reasons=("because",)),
         stage=stage,
@@ -28,7 +28,7 @@ def receipt(partition: str, *, stage: int = 0, **fields: Any) -> Receipt:
     )
 
 
-@pytest.fixture(params=[Receipts, ReceiptBook])
+@pytest.fixture(params=[Receipts, SpooledReceipts])
 def kind(request: pytest.FixtureRequest) -> type[Receipts]:
     found: type[Receipts] = request.param
     return found
@@ -63,7 +63,7 @@ def test_of_two_for_a_partition_the_last_one_is_there(kind: type[Receipts]) -> N
 
 
 def test_a_book_that_outgrows_its_memory_goes_to_a_file_and_loses_nothing() -> None:
-    held, count = ReceiptBook(), 0
+    held, count = SpooledReceipts(), 0
     while held._end <= 1.5 * SPOOLED:
         held.add(receipt(f"{count:05d}", batch_rows=count))
         count += 1

@@ -5,54 +5,54 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import Cancelled, Interrupted, ModelChanged, PipelineError
-from pipeline.jobs.cancellation import Stop, Why, checked, wait_in_slices
+from pipeline.jobs.cancellation import Stop, StopReason, stop_checks, wait_in_slices
 
 
 @pytest.mark.parametrize(
     ("asked", "counts"),
     [
-        ([Why.SIGNAL], Why.SIGNAL),
-        ([Why.DRIFT, Why.SIGNAL], Why.SIGNAL),
-        ([Why.SIGNAL, Why.DRIFT], Why.SIGNAL),
-        ([Why.CANCEL, Why.SIGNAL], Why.CANCEL),
-        ([Why.SIGNAL, Why.CANCEL], Why.CANCEL),
-        ([Why.DRIFT, Why.CANCEL], Why.CANCEL),
+        ([StopReason.SIGNAL], StopReason.SIGNAL),
+        ([StopReason.DRIFT, StopReason.SIGNAL], StopReason.SIGNAL),
+        ([StopReason.SIGNAL, StopReason.DRIFT], StopReason.SIGNAL),
+        ([StopReason.CANCEL, StopReason.SIGNAL], StopReason.CANCEL),
+        ([StopReason.SIGNAL, StopReason.CANCEL], StopReason.CANCEL),
+        ([StopReason.DRIFT, StopReason.CANCEL], StopReason.CANCEL),
     ],
 )
-def test_the_weightiest_reason_counts(asked: list[Why], counts: Why) -> None:
+def test_the_weightiest_reason_counts(asked: list[StopReason], counts: StopReason) -> None:
     stop = Stop()
     assert not stop.is_requested
     for why in asked:
         stop.request(why, reason=str(why))
     assert stop.is_requested
     assert (stop.why, stop.reason) == (counts, str(counts))
-    assert stop.is_cancel is (counts is Why.CANCEL)
+    assert stop.is_cancel is (counts is StopReason.CANCEL)
 
 
 def test_a_second_signal_means_at_once() -> None:
     stop = Stop()
-    stop.request(Why.SIGNAL, signal_number=2)
+    stop.request(StopReason.SIGNAL, signal_number=2)
     assert not stop.now
-    stop.request(Why.SIGNAL, signal_number=2)
+    stop.request(StopReason.SIGNAL, signal_number=2)
     assert stop.now
 
 
 def test_a_signal_after_another_reason_drains_still() -> None:
     stop = Stop()
-    stop.request(Why.CANCEL)
-    stop.request(Why.SIGNAL, signal_number=15)
+    stop.request(StopReason.CANCEL)
+    stop.request(StopReason.SIGNAL, signal_number=15)
     assert not stop.now
-    stop.request(Why.CANCEL, now=True)
+    stop.request(StopReason.CANCEL, now=True)
     assert stop.now
 
 
 @pytest.mark.parametrize(
     ("why", "kind", "code"),
-    [(Why.SIGNAL, Interrupted, 143), (Why.CANCEL, Cancelled, 8), (Why.DRIFT, ModelChanged, 5)],
+    [(StopReason.SIGNAL, Interrupted, 143), (StopReason.CANCEL, Cancelled, 8), (StopReason.DRIFT, ModelChanged, 5)],
 )
-def test_each_reason_has_its_end(why: Why, kind: type[PipelineError], code: int) -> None:
+def test_each_reason_has_its_end(why: StopReason, kind: type[PipelineError], code: int) -> None:
     stop = Stop()
-    stop.request(why, signal_number=15 if why is Why.SIGNAL else None)
+    stop.request(why, signal_number=15 if why is StopReason.SIGNAL else None)
     error = stop.error("job-1", left=3)
     assert type(error) is kind
     assert error.exit_code == code
@@ -66,14 +66,14 @@ def test_who_waits_for_workers_looks_whether_to_stop() -> None:
     def wait(seconds: float) -> None:
         waits.append(seconds)
         if len(waits) == 3:
-            stop.request(Why.CANCEL, now=True)
+            stop.request(StopReason.CANCEL, now=True)
         raise TimeoutError
 
     def check() -> None:
         if stop.is_requested:
             raise stop.error("job-1", left=1)
 
-    with checked(check), pytest.raises(Cancelled):
+    with stop_checks(check), pytest.raises(Cancelled):
         wait_in_slices(wait, timeout=1e9)
     assert waits == [1.0] * 3
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.driver.prepare import prepare
 from pipeline.errors import InputError, OutputExists, PipelineError, SpecError
-from pipeline.jobs.cancellation import Why
+from pipeline.jobs.cancellation import StopReason
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.listing import find_job, list_jobs, parent_of
 from pipeline.jobs.status import Status
@@ -339,10 +339,10 @@ def test_names_that_mean_no_child_or_several_are_refused(lake: Path) -> None:
 
 
 def test_cancelling_a_fan_out_that_nobody_drives_cancels_its_children(lake: Path) -> None:
-    from pipeline.jobs.cancellation import Cancelling, cancel_job
+    from pipeline.jobs.cancellation import CancelOutcome, cancel_job
 
     job = JobDirectory.create(lake / "jobs", plan_of(spec()).plan, job="churn-1")
-    assert cancel_job(job) is Cancelling.CANCELLED
+    assert cancel_job(job) is CancelOutcome.CANCELLED
     assert {child.status() for child in job.children()} == {Status.CANCELLED}
 
 
@@ -352,14 +352,14 @@ def test_a_request_to_stop_reaches_children_that_run_and_those_to_come() -> None
     leader = Leader()
     first = leader.follower()
     assert not first.is_requested
-    leader.request(Why.SIGNAL, signal_number=15)
+    leader.request(StopReason.SIGNAL, signal_number=15)
     later = leader.follower()
     for stop in (first, later):
-        assert (stop.why, stop.signal_number, stop.now) == (Why.SIGNAL, 15, False)
-    leader.request(Why.SIGNAL, signal_number=15)
+        assert (stop.why, stop.signal_number, stop.now) == (StopReason.SIGNAL, 15, False)
+    leader.request(StopReason.SIGNAL, signal_number=15)
     assert first.now
     assert later.now
     alone = Leader()
     follower = alone.follower()
-    follower.request(Why.CANCEL)
+    follower.request(StopReason.CANCEL)
     assert not alone.is_requested

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.common.rows import Fragment, RowCounts
-from pipeline.jobs.receipts import DataFile, Receipt, Seconds
+from pipeline.jobs.receipts import DataFile, Receipt, Timings
 from pipeline.plan.plan import Partition, Plan
 from pipeline.report.estimate import Estimate, Interval, choose_sample, compare_estimate, make_estimate
 from pipeline.testing.jobs import small_job
@@ -31,7 +31,7 @@ def receipt(one: Partition, seconds: float, *, model_load: float = 0.0, size: in
         rejects=None,
         rows=RowCounts(one.rows, one.rows),
         files=(),
-        seconds=Seconds(model_load=model_load, total=seconds + model_load),
+        seconds=Timings(model_load=model_load, total=seconds + model_load),
         peak_memory=memory,
     )
 

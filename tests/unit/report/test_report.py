@@ -13,7 +13,7 @@ from pipeline.common.rows import RowCounts
 from pipeline.errors import ReconciliationFailed, StepFailed, TooManyRejects
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.manifest import make_manifest
-from pipeline.jobs.receipts import Receipt, ReceiptBook
+from pipeline.jobs.receipts import Receipt, SpooledReceipts
 from pipeline.jobs.status import Status
 from pipeline.report.report import decide_status, make_report, status_for, straggler_record, too_many_rejects
 from pipeline.testing.jobs import REASON, SmallJob, small_job, write_receipts
@@ -72,7 +72,7 @@ def directory(tmp_path: Path, job: SmallJob) -> JobDirectory:
     return JobDirectory.create(tmp_path / "jobs", job.plan, job="small-1")
 
 
-class CountedBook(ReceiptBook):
+class CountedBook(SpooledReceipts):
     """Counts how often a receipt is read."""
 
     reads = 0

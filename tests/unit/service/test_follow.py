@@ -11,7 +11,7 @@ import pytest
 from pipeline.errors import DriverLost
 from pipeline.events import Event, PartitionEnded, StageStarted, StatusChanged
 from pipeline.jobs.directory import JobDirectory
-from pipeline.jobs.lease import FOLDER, Holder, held, identify, take
+from pipeline.jobs.lease import FOLDER, Holder, acquire_lease, hold_lease, identify
 from pipeline.jobs.status import Status
 from pipeline.service.follow import Ending, Follower
 from pipeline.service.queue import Submission, put_submission
@@ -77,7 +77,7 @@ def test_the_end_has_the_report(job: JobDirectory, small: SmallJob) -> None:
 
 
 def test_waiting_ends_with_the_job(job: JobDirectory) -> None:
-    with held(job.store):
+    with hold_lease(job.store):
         job.set_status(Status.RUNNING)
         looks: list[float] = []
 
@@ -120,6 +120,6 @@ def test_a_server_will_start_another_one(job: JobDirectory) -> None:
 
 
 def test_one_that_drives_is_not_taken_for_dead(job: JobDirectory) -> None:
-    take(job.store)
+    acquire_lease(job.store)
     job.set_status(Status.RUNNING)
     assert Ending(job).look() is None

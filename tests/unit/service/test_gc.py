@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from pipeline.cli import main
 from pipeline.errors import SpecError
 from pipeline.jobs.directory import JobDirectory
-from pipeline.jobs.lease import held
+from pipeline.jobs.lease import hold_lease
 from pipeline.jobs.listing import list_jobs
 from pipeline.jobs.splits import split_receipt
 from pipeline.jobs.status import Status
@@ -171,7 +171,7 @@ def test_folders_beside_the_sink(tmp_path: Path, directory: JobDirectory, job: S
 def test_a_driver_at_work_is_left_alone(directory: JobDirectory, job: SmallJob) -> None:
     write_receipts(directory, job)
     litter(directory, "stages/0/data/00001-b.parquet")
-    with held(directory.store, lease_seconds=0.06):
+    with hold_lease(directory.store, lease_seconds=0.06):
         sweep = sweep_job(directory, now=LATER, lease_seconds=30, delete=True)
     assert sweep.leftovers == ()
     assert sweep.kept.startswith("another driver is at work on this job: process ")

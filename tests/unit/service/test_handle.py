@@ -10,9 +10,9 @@ import pytest
 
 from pipeline.errors import Cancelled, PipelineError, SchemaDrift, TooManyRejects, error_from_details
 from pipeline.events import Callback, JobEnded, PartitionEnded, StatusChanged
-from pipeline.jobs.cancellation import Cancelling
+from pipeline.jobs.cancellation import CancelOutcome
 from pipeline.jobs.directory import JobDirectory
-from pipeline.jobs.lease import Lease, take
+from pipeline.jobs.lease import Lease, acquire_lease
 from pipeline.jobs.status import Status
 from pipeline.report.report import Report, make_report
 from pipeline.service.handle import Handle
@@ -32,7 +32,7 @@ def job(tmp_path: Path, small: SmallJob) -> JobDirectory:
 @pytest.fixture
 def driver(job: JobDirectory) -> Lease:
     """This process drives the job."""
-    lease = take(job.store)
+    lease = acquire_lease(job.store)
     job.set_status(Status.RUNNING)
     return lease
 
@@ -118,7 +118,7 @@ def test_observers_are_told(job: JobDirectory, small: SmallJob, driver: Lease) -
 
 def test_cancelling(job: JobDirectory, driver: Lease) -> None:
     driver.release()
-    assert handle(job).cancel(reason="no more") is Cancelling.CANCELLED
+    assert handle(job).cancel(reason="no more") is CancelOutcome.CANCELLED
     with pytest.raises(Cancelled):
         handle(job).wait()
 

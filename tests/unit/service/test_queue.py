@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.errors import NoWorkers, SchemaDrift
 from pipeline.jobs.directory import JobDirectory
-from pipeline.jobs.lease import FOLDER, Holder, Verdict, identify, take
+from pipeline.jobs.lease import FOLDER, Holder, Verdict, acquire_lease, identify
 from pipeline.jobs.status import Status
 from pipeline.report.report import make_report
 from pipeline.service.queue import (
@@ -125,7 +125,7 @@ def test_a_driver_of_this_machine_lives_without_a_heartbeat(job: JobDirectory) -
     start = claim_start(job.store, number=1, submission=1, by="a")
     assert start
     note_start(job.store, start, pid=os.getpid())
-    take(job.store)
+    acquire_lease(job.store)
     found = look(job)
     assert (found.lease, found.is_starting) == (Verdict.LIVE, False)
 

@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.errors import OutputExists, PlanMismatch
 from pipeline.jobs.directory import JobDirectory
-from pipeline.jobs.lease import held
+from pipeline.jobs.lease import hold_lease
 from pipeline.jobs.status import Status
 from pipeline.service import queue as records
 from pipeline.service import submit as submitting
@@ -174,7 +174,7 @@ def test_one_that_is_driven_is_left_alone(place: Place, dead: Callable[[], None]
     dead()
     first = place.submit()
     job = place.open(first.job)
-    with held(job.store):
+    with hold_lease(job.store):
         job.set_status(Status.RUNNING)
         assert not place.submit().is_taken_up
     assert len(place.launched) == 1

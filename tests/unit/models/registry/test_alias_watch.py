@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import ModelError
-from pipeline.jobs.cancellation import Stop, Why
+from pipeline.jobs.cancellation import Stop, StopReason
 from pipeline.models.model import Feature, ModelVersion
 from pipeline.models.registry import alias_watch as drift
 from pipeline.models.registry.alias_watch import (
@@ -183,11 +183,11 @@ def test_a_hard_coded_version_is_worth_a_warning(reference: str, has_registry: b
 
 def test_a_request_to_stop_is_taken_back_unless_it_was_outranked() -> None:
     stop = Stop()
-    stop.request(Why.DRIFT, reason="moved", now=True)
-    stop.settle(Why.DRIFT)
+    stop.request(StopReason.DRIFT, reason="moved", now=True)
+    stop.settle(StopReason.DRIFT)
     assert not stop.is_requested
     assert not stop.now
-    stop.request(Why.DRIFT)
-    stop.request(Why.SIGNAL, signal_number=15)
-    stop.settle(Why.DRIFT)
-    assert stop.why is Why.SIGNAL
+    stop.request(StopReason.DRIFT)
+    stop.request(StopReason.SIGNAL, signal_number=15)
+    stop.settle(StopReason.DRIFT)
+    assert stop.why is StopReason.SIGNAL
