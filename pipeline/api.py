@@ -32,7 +32,7 @@ from pipeline.report.verify import Verification, verify
 from pipeline.runner import resume, retry, run
 from pipeline.scoring.frames import score_pandas, scored_meta
 from pipeline.scoring.outputs import prediction_schema
-from pipeline.scoring.steps import importable
+from pipeline.scoring.steps import prepended_sys_path
 from pipeline.service.handle import Handle
 from pipeline.service.submit import submit
 from pipeline.settings import Settings, load_settings
@@ -239,7 +239,7 @@ class Job:
         return graph.scored(recipe, plan.partitions, plan.versions, meta=scored_meta(recipe))
 
     def _prepare(self) -> Prepared:
-        with importable(self.settings.import_paths):
+        with prepended_sys_path(self.settings.import_paths):
             return prepare(self.spec, settings=self.settings)
 
     def __repr__(self) -> str:

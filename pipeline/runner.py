@@ -31,7 +31,7 @@ from pipeline.report.estimate import Estimate, choose_sample, make_estimate, wri
 from pipeline.report.hooks import hooked, hooks_of
 from pipeline.report.job_log import recorded
 from pipeline.report.report import Report, make_report
-from pipeline.scoring.steps import importable
+from pipeline.scoring.steps import prepended_sys_path
 from pipeline.settings import Settings, load_settings
 from pipeline.sinks import prove
 from pipeline.spec.job_spec import JobSpec
@@ -181,7 +181,7 @@ def _drive(driver: Driver | FamilyDriver, go: Callable[[], Ending]) -> Ending:
             masking_logs(),
             on_signals(driver.stop),
             watch_for_cancel(job.store, lease.epoch, driver.stop),
-            importable(job.record.import_paths),
+            prepended_sys_path(job.record.import_paths),
         ):
             return go()
     except BaseException as error:

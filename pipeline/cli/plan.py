@@ -117,7 +117,7 @@ def _checks(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]
     """What can be checked without the data, each raising what is wrong."""
     from pipeline.driver.prepare import resolve_model
     from pipeline.execution.clusters import cluster_of
-    from pipeline.scoring.steps import importable, load_function
+    from pipeline.scoring.steps import load_function, prepended_sys_path
     from pipeline.sinks import find_sink
     from pipeline.sources.filters.parse import parse_filter
     from pipeline.spec.parameters import PLACEHOLDER
@@ -127,7 +127,7 @@ def _checks(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]
         return
 
     def load_step(entrypoint: str) -> object:
-        with importable(settings.import_paths):
+        with prepended_sys_path(settings.import_paths):
             return load_function(entrypoint)
 
     if spec.source.filter is not None and PLACEHOLDER not in spec.source.filter:

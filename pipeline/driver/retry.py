@@ -35,7 +35,7 @@ from pipeline.plan.plan import Limits, Partition, Plan
 from pipeline.plan.recipe import REJECT_FILE
 from pipeline.scoring.outputs import prediction_schema
 from pipeline.scoring.scorer import frame_schema
-from pipeline.scoring.steps import importable
+from pipeline.scoring.steps import prepended_sys_path
 from pipeline.settings import Settings
 from pipeline.sinks import published
 from pipeline.sources import Discovery, SourceBatch, parse_filter, sample_batch
@@ -81,7 +81,7 @@ def open_retry(job: JobDirectory, *, wanted: Wanted, epoch: int, settings: Setti
     spec = _changed(ledger.last.plan.spec, wanted)
     if wanted.is_nothing and ledger.last.number and ledger.todo:
         return None
-    with importable(job.record.import_paths):
+    with prepended_sys_path(job.record.import_paths):
         plan = _replanned(ledger, spec, wanted, settings=settings)
     limits = cluster_of(spec, settings=settings).limits()
     work = _find_work(job, ledger, limits=limits)

@@ -19,7 +19,7 @@ from pipeline.execution.stragglers import Action, Backup, Cut, Divide, Patience,
 from pipeline.execution.worker_events import Ledger
 from pipeline.plan.plan import Partition
 from pipeline.scoring import progress
-from pipeline.scoring.progress import Sight
+from pipeline.scoring.progress import ProgressSnapshot
 
 logger = logging.getLogger(__name__)
 NAMES: dict[type[Rescue], str] = {Backup: "backup", Cut: "cut", Divide: "divide", Share: "share"}
@@ -31,7 +31,7 @@ class Answer:
     """A worker has said how far it is."""
 
     key: str
-    sight: Sight
+    sight: ProgressSnapshot
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Relief:
     _rows: int = 1
     _bytes: int = 1
     _asked: dict[str, float] = field(default_factory=dict)
-    _sights: dict[str, tuple[Sight, float]] = field(default_factory=dict)
+    _sights: dict[str, tuple[ProgressSnapshot, float]] = field(default_factory=dict)
     _cuts: dict[str, tuple[Cut | Share, float]] = field(default_factory=dict)
     _zombies: dict[str, float] = field(default_factory=dict)
     """Workers with an attempt that is not wanted any more, and since when, until something else begins there."""
@@ -246,7 +246,12 @@ class Relief:
     def ask(self, key: str, partition: Partition, *, worker: str, put: Callable[[Answer], None], now: float) -> None:
         """Ask a worker how far it is; the answer goes to ``put``, from another thread, if it ever comes."""
         self._asked[key] = now
-        self._call(worker, progress.look, partition.id, then=lambda sight: put(Answer(key, sight or Sight(0, 0, 0.0))))
+        self._call(
+            worker,
+            progress.progress_of,
+            partition.id,
+            then=lambda sight: put(Answer(key, sight or ProgressSnapshot(0, 0, 0.0))),
+        )
 
     def ask_to_cut(
         self, key: str, partition: Partition, *, worker: str, parts: int, put: Callable[[Answer], None]
@@ -254,7 +259,7 @@ class Relief:
         """Ask an attempt to stop at its next batch boundary."""
         self._call(
             worker,
-            progress.ask_to_cut,
+            progress.request_split,
             partition.id,
             parts,
             then=lambda sight: put(Answer(key, sight)) if sight else None,
@@ -263,7 +268,7 @@ class Relief:
     def drop(self, partition: Partition, *, worker: str, now: float) -> None:
         """Tell a worker that its attempt at ``partition`` is not wanted any more."""
         self._zombies[worker] = now
-        self._call(worker, progress.drop, partition.id)
+        self._call(worker, progress.request_drop, partition.id)
 
     def _call(
         self, worker: str, function: Callable[..., Any], *arguments: Any, then: Callable[[Any], None] | None = None

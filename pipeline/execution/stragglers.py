@@ -27,7 +27,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 
-from pipeline.scoring.progress import SMALLEST_REST, Sight
+from pipeline.scoring.progress import SMALLEST_REST, ProgressSnapshot
 
 WINDOW = 64
 """Partitions that ended last; older ones say nothing about now."""
@@ -144,7 +144,7 @@ class Run:
     """Where it executes; empty: it has not begun."""
     seconds: float
     """Since it began; since it was submitted when it has not."""
-    sight: Sight | None = None
+    sight: ProgressSnapshot | None = None
     """The last answer to the question how far it is."""
     sight_age: float = 0.0
     """Seconds since that answer."""
@@ -270,13 +270,13 @@ def _decide(
     return _rescue(run, sight, sorted(helpers, key=rates.of), rates, patience, is_asked=run.cut_asked is not None)
 
 
-def _is_stuck(run: Run, sight: Sight, patience: Patience) -> bool:
+def _is_stuck(run: Run, sight: ProgressSnapshot, patience: Patience) -> bool:
     """Whether it answers, but does not get on."""
     return not sight.rows_done or sight.since + run.sight_age > patience.seconds + 3 * run.batch_seconds
 
 
 def _rescue(
-    run: Run, sight: Sight | None, helpers: list[str], rates: Rates, patience: Patience, *, is_asked: bool
+    run: Run, sight: ProgressSnapshot | None, helpers: list[str], rates: Rates, patience: Patience, *, is_asked: bool
 ) -> Rescue | None:
     """The way on that ends first, when that is soon enough."""
     done = min(1.0, sight.rows_done / max(1, run.rows)) if sight else 0.0
@@ -315,7 +315,7 @@ def _patience_for_cut(run: Run, patience: Patience) -> float:
     return 2 * run.batch_seconds + patience.answer
 
 
-def is_worker_slow(run: Run, sight: Sight, rates: Rates, patience: Patience) -> bool:
+def is_worker_slow(run: Run, sight: ProgressSnapshot, rates: Rates, patience: Patience) -> bool:
     """Whether what takes long is the worker rather than the rows."""
     starved = sight.starved / max(sight.seconds, 1e-9)
     if starved > 2 * patience.starved:
@@ -330,7 +330,7 @@ class _Team:
     """An attempt that is shared, and who does its rest."""
 
     run: Run
-    sight: Sight
+    sight: ProgressSnapshot
     is_slow: bool
     """Its own worker is not to go on with it."""
     helpers: list[str] = field(default_factory=list)
@@ -415,6 +415,6 @@ def _shared(team: _Team, rates: Rates, patience: Patience) -> Share | Cut:
     return Share(team.run.key, team.workers, team.left, dear)
 
 
-def _attempt_seconds(run: Run, sight: Sight) -> float:
+def _attempt_seconds(run: Run, sight: ProgressSnapshot) -> float:
     """That the whole attempt will take by its own pace."""
     return sight.seconds * run.rows / sight.rows_done

@@ -23,7 +23,7 @@ REMAINDER = 1.5
 """What is left of a batch is not cut again when it is no more than so many times what is wanted."""
 
 
-def resized(
+def rebatch(
     batches: Iterable[SourceBatch], fragments: Sequence[Fragment], rows: Callable[[], int]
 ) -> Generator[SourceBatch, None, None]:
     """``batches``, cut into batches of ``rows()`` rows, which is asked before each; larger ones are not made.
@@ -65,7 +65,7 @@ CALL_SHARE = 0.25
 
 
 @dataclass(frozen=True)
-class Pace:
+class TimedBatchSizer:
     """The size of the next batch."""
 
     rows: int
@@ -79,14 +79,14 @@ class Pace:
     """Seconds of the fastest batch; no call costs more than that."""
 
     @staticmethod
-    def begin(ceiling: int, *, is_known: bool) -> Pace:
+    def begin(ceiling: int, *, is_known: bool) -> TimedBatchSizer:
         """For the first batch of a partition.
 
         :param is_known: rows cost much the same, as they do where only a model scores them.
         """
-        return Pace(ceiling if is_known else min(FIRST_ROWS, ceiling), ceiling)
+        return TimedBatchSizer(ceiling if is_known else min(FIRST_ROWS, ceiling), ceiling)
 
-    def after(self, rows: int, seconds: float) -> Pace:
+    def after(self, rows: int, seconds: float) -> TimedBatchSizer:
         """When ``rows`` have taken ``seconds``."""
         if rows <= 0 or (rows < self.rows and seconds <= SECONDS):
             # The remainder of what was read says little.
@@ -99,7 +99,7 @@ class Pace:
             wanted = max(wanted, call * (1 - CALL_SHARE) / CALL_SHARE * rows / rest)
         most = min(self.ceiling, GROWTH * max(rows, self.rows))
         size = max(1, min(most, max(LEAST_ROWS, int(min(wanted, most)))))
-        return Pace(size, self.ceiling, (rows, seconds), call, least)
+        return TimedBatchSizer(size, self.ceiling, (rows, seconds), call, least)
 
 
 def _call_seconds(rows: int, seconds: float, rows_before: int, seconds_before: float, *, known: float) -> float:

@@ -83,7 +83,7 @@ def blame_rows(source: str, *, never: tuple[type[BaseException], ...] = ()) -> I
 
 
 @dataclass(frozen=True)
-class Part(Generic[Result]):
+class RowRange(Generic[Result]):
     """A range of rows on which the function returned."""
 
     start: int
@@ -105,7 +105,7 @@ class RowFailure:
 class Bisection(Generic[Result]):
     """What came of a range of rows; each row is in exactly one of the two."""
 
-    parts: tuple[Part[Result], ...]
+    parts: tuple[RowRange[Result], ...]
     """In order."""
     failures: tuple[RowFailure, ...]
     """In order."""
@@ -129,7 +129,7 @@ def bisect(
     :raises NoRowWorksError: when `GIVE_UP` rows failed alone and none worked, and neither does one of `PROBES` others
         spread over the rest: then it is not the rows, and to try each of them would only take long.
     """
-    parts: list[Part[Result]] = []
+    parts: list[RowRange[Result]] = []
     failures: list[RowFailure] = []
     signatures: set[tuple[str, str, int]] = set()
     waiting: list[tuple[int, int, RowsError | None]] = [(start, stop, error)]
@@ -139,7 +139,7 @@ def bisect(
             continue
         if raised is None:
             try:
-                parts.append(Part(begin, end, call(begin, end)))
+                parts.append(RowRange(begin, end, call(begin, end)))
                 continue
             except RowsError as caught:
                 raised = caught

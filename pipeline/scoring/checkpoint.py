@@ -25,7 +25,7 @@ class _AbandonedError(PipelineError):
     """Tells the store to remove the file that is being written."""
 
 
-class PartFile:
+class CheckpointWriter:
     """Tables of one schema -> one new file; nothing is created before the first row."""
 
     def __init__(

@@ -18,7 +18,7 @@ from pipeline.plan.recipe import StageRecipe
 from pipeline.scoring.arrow import CONVERSION_ERRORS
 from pipeline.scoring.contract import check, check_matrix, feature_rules
 from pipeline.scoring.outputs import check_scores, prediction_schema, score_dtype
-from pipeline.scoring.partition import RowLedger, Versions, read_partition
+from pipeline.scoring.partition import RowCounter, Versions, read_partition
 from pipeline.scoring.scorer import Scorer
 from pipeline.sources import read_ahead
 from pipeline.spec.parts import Output
@@ -37,7 +37,7 @@ def scored_frame(recipe: StageRecipe, partition: Partition, versions: Versions |
     use_storage_options(recipe.storage)
     evaluator, _ = get_evaluator(recipe.score)
     scorer = Scorer(recipe, evaluator)
-    ledger = RowLedger(partition)
+    ledger = RowCounter(partition)
     tables = [pa.ipc.read_schema(pa.py_buffer(recipe.output_schema)).empty_table()]
     for batch in read_ahead(read_partition(recipe, partition, versions=versions)):
         scored = scorer.score(batch, paths=ledger.paths)

@@ -32,11 +32,11 @@ from pipeline.jobs.splits import even_cuts, split_receipt
 from pipeline.models.engines import EngineUse, get_evaluator
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import REJECT_REASON, REJECT_ROW, StageRecipe
-from pipeline.scoring.batching import Pace, resized
-from pipeline.scoring.checkpoint import PartFile
+from pipeline.scoring.batching import TimedBatchSizer, rebatch
+from pipeline.scoring.checkpoint import CheckpointWriter
 from pipeline.scoring.isolation import IsolatedScorer, Isolation
 from pipeline.scoring.outputs import reject_schema
-from pipeline.scoring.progress import SMALLEST_REST, Progress, tracked
+from pipeline.scoring.progress import SMALLEST_REST, AttemptProgress, track_attempt
 from pipeline.scoring.scorer import ScoredBatch, Scorer
 from pipeline.sources import SourceBatch, read_ahead, read_batches
 from pipeline.storage.store import Store, open_store
@@ -66,7 +66,7 @@ def run_partition(
     committed = _committed(store, partition.id, recipe)
     if committed is not None:
         return committed
-    with tracked(stage_folder(recipe), partition.id, rows=partition.rows) as progress:
+    with track_attempt(stage_folder(recipe), partition.id, rows=partition.rows) as progress:
         attempt = _Attempt(recipe, partition, store, progress)
         try:
             worker = worker or f"{socket.gethostname()}:{os.getpid()}"
@@ -95,19 +95,19 @@ def stage_folder(recipe: StageRecipe) -> str:
 class _Attempt:
     """One try at a partition: two files that become part of the output when the receipt lands, and not before."""
 
-    def __init__(self, recipe: StageRecipe, partition: Partition, store: Store, progress: Progress) -> None:
+    def __init__(self, recipe: StageRecipe, partition: Partition, store: Store, progress: AttemptProgress) -> None:
         self.recipe = recipe
         self.partition = partition
         self.progress = progress
         self.cut: Receipt | None = None
         """The receipt that divides the partition, once this attempt has stopped before its end."""
-        self.pace = Pace.begin(recipe.batch_rows, is_known=not recipe.maps)
+        self.pace = TimedBatchSizer.begin(recipe.batch_rows, is_known=not recipe.maps)
         self.name = unique_name()
         file = f"{partition.id}-{self.name}.parquet"
         metadata = _file_metadata(recipe)
         output = pa.ipc.read_schema(pa.py_buffer(recipe.output_schema))
         rejects = reject_schema(pa.ipc.read_schema(pa.py_buffer(recipe.schema)))
-        self.data = PartFile(
+        self.data = CheckpointWriter(
             store,
             f"data/{file}",
             schema=output,
@@ -115,7 +115,7 @@ class _Attempt:
             compression=recipe.compression,
             row_group_rows=recipe.row_group_rows,
         )
-        self.rejects = PartFile(store, f"rejects/{file}", schema=rejects, metadata=metadata)
+        self.rejects = CheckpointWriter(store, f"rejects/{file}", schema=rejects, metadata=metadata)
 
     def run(self, versions: Versions | None, *, worker: str, isolation: Isolation | None = None) -> Receipt:
         """Everything up to the receipt, which is returned, not put."""
@@ -132,14 +132,14 @@ class _Attempt:
         finish: Callable[[], EngineUse],
     ) -> Receipt:
         start = perf_counter() - model_load
-        ledger = RowLedger(self.partition)
+        ledger = RowCounter(self.partition)
         reading = [0.0]
         steps = score = 0.0
         rows = read_partition(self.recipe, self.partition, versions=versions)
         with closing(read_ahead(_timed(rows, reading))) as read:
             # A process of its own looks after time and size by itself.
             is_isolated = isinstance(scorer, IsolatedScorer)
-            for batch in read if is_isolated else resized(read, self.partition.fragments, lambda: self.pace.rows):
+            for batch in read if is_isolated else rebatch(read, self.partition.fragments, lambda: self.pace.rows):
                 begin = perf_counter()
                 scored = scorer.score(batch, paths=ledger.paths)
                 self.pace = self.pace.after(batch.table.num_rows, perf_counter() - begin)
@@ -324,7 +324,7 @@ def read_rejects(recipe: StageRecipe, partition: Partition) -> Generator[SourceB
         yield replace(batch, table=batch.table.select(schema.names), row=row, reasons=reasons)
 
 
-class RowLedger:
+class RowCounter:
     """What became of the rows of each fragment, counted as they pass."""
 
     def __init__(self, partition: Partition) -> None:

@@ -2,9 +2,9 @@
 
 How far the partitions are that this process works on, and what their driver asks of them.
 
-A driver that wonders about a slow partition asks its worker process, by a call to `look`, `ask_to_cut` or `drop`
-there. The attempt finds what it is asked at its next batch boundary, in memory: a partition that nobody asks about pays
-for one comparison a batch, and storage is not touched. What is lost with the process was only a wish.
+A driver that wonders about a slow partition asks its worker process, by a call to `progress_of`, `request_split` or
+`request_drop` there. The attempt finds what it is asked at its next batch boundary, in memory: a partition that nobody
+asks about pays for one comparison a batch, and storage is not touched. What is lost with the process was only a wish.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BEAT = 0.05
 """Seconds."""
 
 
-class Pulse:
+class StallMonitor:
     """A thread that sleeps for a beat and looks how late it wakes: what holds it up holds up the process.
 
     Code that keeps the interpreter to itself for long looks the same from here.
@@ -57,11 +57,11 @@ class Pulse:
 SMALLEST_REST = 64
 """Rows below which what is left of a partition is not worth a cut."""
 
-_pulse = Pulse()
+_pulse = StallMonitor()
 
 
 @dataclass(frozen=True)
-class Sight:
+class ProgressSnapshot:
     """How far an attempt is."""
 
     rows_done: int
@@ -77,7 +77,7 @@ class Sight:
 
 
 @dataclass
-class Progress:
+class AttemptProgress:
     """One attempt at a partition, as it sees itself."""
 
     rows: int
@@ -113,24 +113,24 @@ class Progress:
             raise InfrastructureError("the partition is done elsewhere: this copy of it is not wanted any more")
 
     @property
-    def sight(self) -> Sight:
+    def sight(self) -> ProgressSnapshot:
         """How far it is."""
         now, starved = self.clock(), _pulse.missed - self.starved_before
-        return Sight(self.rows_done, self.batches, now - self.started, now - self.advanced, starved)
+        return ProgressSnapshot(self.rows_done, self.batches, now - self.started, now - self.advanced, starved)
 
 
 _lock = threading.Lock()
-_running: dict[tuple[str, str], list[Progress]] = {}
+_running: dict[tuple[str, str], list[AttemptProgress]] = {}
 """By the folder of the stage and the id of the partition."""
 
 
 @contextmanager
-def tracked(stage: str, partition: str, *, rows: int) -> Iterator[Progress]:
+def track_attempt(stage: str, partition: str, *, rows: int) -> Iterator[AttemptProgress]:
     """The attempt of this block can be asked about.
 
     :param stage: folder of the stage: path or URL.
     """
-    progress, key = Progress(rows), (stage, partition)
+    progress, key = AttemptProgress(rows), (stage, partition)
     with _lock:
         _running.setdefault(key, []).append(progress)
         _pulse.start()
@@ -151,22 +151,22 @@ def at_work() -> int:
         return sum(map(len, _running.values()))
 
 
-def look(stage: str, partition: str) -> Sight | None:
+def progress_of(stage: str, partition: str) -> ProgressSnapshot | None:
     """How far this process is with a partition; None when it is not at it."""
     with _lock:
         found = _running.get((stage, partition), ())
         return found[-1].sight if found else None
 
 
-def ask_to_cut(stage: str, partition: str, pieces: int) -> Sight | None:
+def request_split(stage: str, partition: str, pieces: int) -> ProgressSnapshot | None:
     """Have the attempt stop at its next batch boundary, and divide the rest into ``pieces``."""
     with _lock:
         for progress in _running.get((stage, partition), ()):
             progress.pieces = pieces
-    return look(stage, partition)
+    return progress_of(stage, partition)
 
 
-def drop(stage: str, partition: str) -> None:
+def request_drop(stage: str, partition: str) -> None:
     """Have the attempt end at its next batch boundary without a trace: its partition is done elsewhere."""
     with _lock:
         for progress in _running.get((stage, partition), ()):

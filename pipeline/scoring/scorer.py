@@ -55,7 +55,7 @@ class ScoredBatch:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _ScoredRows:
     """Output rows and rejects of some rows of a table, by their positions in it."""
 
     table: pa.Table
@@ -64,11 +64,11 @@ class _Part:
     dropped: int = 0
     """Rows that steps dropped, as counted where it happened."""
 
-    def moved(self, positions: np.ndarray) -> _Part:
+    def moved(self, positions: np.ndarray) -> _ScoredRows:
         """The same, numbered otherwise: ``positions[row]`` in place of ``row``."""
         return replace(self, positions=positions[self.positions], failures=self.failures.moved(positions))
 
-    def behind(self, failures: Failures) -> _Part:
+    def behind(self, failures: Failures) -> _ScoredRows:
         """With the rejects of an earlier check beside its own."""
         return replace(self, failures=Failures.merged([failures, self.failures]))
 
@@ -121,7 +121,7 @@ class Scorer:
         if batch.reasons:
             # Rows that were rejected before may well be rejected to the last one: that does not speak against the code.
             self._worked |= {"steps", "model"}
-        parts: list[_Part] = []
+        parts: list[_ScoredRows] = []
         start = 0
         while start < batch.table.num_rows:
             rows = min(self.batch_rows, batch.table.num_rows - start)
@@ -156,7 +156,7 @@ class Scorer:
         if self.batch_rows != before:
             self._fitted = 0
 
-    def _chain(self, table: pa.Table) -> _Part:
+    def _chain(self, table: pa.Table) -> _ScoredRows:
         """Contract of the source, then the steps, then what each of their results scores to."""
         failures = check(table, self._source_rules, skip_finite=self._in_matrix)
         table, positions = _without(table, failures.rows)
@@ -171,7 +171,7 @@ class Scorer:
         dropped = table.num_rows - sum(len(rows) for _, rows in frames) - len(failed)
         return replace(whole, dropped=dropped).behind(failed).moved(positions).behind(failures)
 
-    def _score_frame(self, table: pa.Table) -> _Part:
+    def _score_frame(self, table: pa.Table) -> _ScoredRows:
         """Contract of the model, then the model, then the output's columns."""
         start = perf_counter()
         _expect_columns(table, (*self.recipe.score.features, *self.recipe.score.keep))
@@ -189,7 +189,7 @@ class Scorer:
         columns += [pa.array(scores)] if scores.ndim == 1 else list(map(pa.array, np.ascontiguousarray(scores.T)))
         out = pa.Table.from_arrays(columns, schema=self._schema)
         self._clock.score += perf_counter() - start
-        return _Part(out, positions[left], Failures.merged([failures, failed.moved(positions)]))
+        return _ScoredRows(out, positions[left], Failures.merged([failures, failed.moved(positions)]))
 
     def _predict(self, matrix: np.ndarray) -> tuple[np.ndarray, Failures]:
         """Scores of the rows that can be scored, and the other ones."""
@@ -216,7 +216,7 @@ class Scorer:
         scores = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return scores, _failures(found.failures)
 
-    def _account(self, batch: SourceBatch, parts: list[_Part], paths: Sequence[str]) -> ScoredBatch:
+    def _account(self, batch: SourceBatch, parts: list[_ScoredRows], paths: Sequence[str]) -> ScoredBatch:
         whole = _joined(parts, self._schema)
         count = len(batch.filtered)
         is_whole = len(whole.positions) == batch.table.num_rows
@@ -316,12 +316,12 @@ def _without(table: pa.Table, rows: np.ndarray) -> tuple[pa.Table, np.ndarray]:
     return take_rows(table, left), left
 
 
-def _joined(parts: list[_Part], schema: pa.Schema) -> _Part:
+def _joined(parts: list[_ScoredRows], schema: pa.Schema) -> _ScoredRows:
     if len(parts) == 1:
         return parts[0]
     if not parts:
-        return _Part(schema.empty_table(), np.empty(0, dtype=np.int64), Failures())
-    return _Part(
+        return _ScoredRows(schema.empty_table(), np.empty(0, dtype=np.int64), Failures())
+    return _ScoredRows(
         pa.concat_tables([part.table for part in parts]),
         np.concatenate([part.positions for part in parts]),
         Failures.merged([part.failures for part in parts]),

@@ -297,7 +297,7 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 
 
 @contextmanager
-def importable(folders: Sequence[str]) -> Iterator[None]:
+def prepended_sys_path(folders: Sequence[str]) -> Iterator[None]:
     """``folders`` come first on ``sys.path`` inside the block."""
     before = list(sys.path)
     sys.path[:0] = [folder for folder in folders if folder not in before]

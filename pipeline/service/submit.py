@@ -17,7 +17,7 @@ from pipeline.jobs.record import check_job_id, check_owner, new_job_id
 from pipeline.jobs.status import Status
 from pipeline.plan.plan import Plan
 from pipeline.plan.table import PLAN_FILE, read_plan
-from pipeline.scoring.steps import importable
+from pipeline.scoring.steps import prepended_sys_path
 from pipeline.service.driver_process import launch
 from pipeline.service.queue import (
     KeyRecord,
@@ -88,7 +88,7 @@ def submit(
     request = _Request(root, settings, key or "", trigger, priority, take_up)
     known = find_key(root, key) if key and not force else None
     if known is None or not _exists(root, known.job):
-        with importable(settings.import_paths):
+        with prepended_sys_path(settings.import_paths):
             plan = draft(spec, settings=settings).plan
         request = replace(request, key=key or plan.work_digest)
         known = None if force else find_key(root, request.key)

@@ -19,7 +19,7 @@ from pipeline.execution.stragglers import Patience
 from pipeline.execution.worker_events import Ledger, Started
 from pipeline.plan.plan import Partition
 from pipeline.scoring import progress
-from pipeline.scoring.progress import Sight
+from pipeline.scoring.progress import ProgressSnapshot
 from pipeline.testing.processes import wait_until
 
 ROWS = 10_000
@@ -63,7 +63,7 @@ class Cluster:
     futures: dict[str, Future] = field(default_factory=dict)
     topics: dict[str, Any] = field(default_factory=dict)
     calls: list[tuple[str, Any, str]] = field(default_factory=list)
-    answers: dict[str, Sight | None] = field(default_factory=dict)
+    answers: dict[str, ProgressSnapshot | None] = field(default_factory=dict)
     """By worker; one that is not there never answers."""
     seen: dict[str, float] = field(default_factory=dict)
     """When a worker sent its last heartbeat, if not now."""
@@ -174,7 +174,7 @@ class World:
 def alive() -> World:
     """Its slow worker answers, but there are too few rows to divide them: only a copy can help."""
     world = World(rows=900)
-    world.cluster.answers = {"a": Sight(0, 0, 99.0), "b": None, "c": None}
+    world.cluster.answers = {"a": ProgressSnapshot(0, 0, 99.0), "b": None, "c": None}
     return world
 
 
@@ -259,7 +259,7 @@ def test_what_ended_a_worker_gets_no_other_copy_and_is_isolated_for_the_deaths_o
         return [f"{one.id}!" for one in parts]
 
     world = World(rows=900, isolate=isolate)
-    world.cluster.answers = {"a": Sight(0, 0, 99.0), "b": None, "c": None}
+    world.cluster.answers = {"a": ProgressSnapshot(0, 0, 99.0), "b": None, "c": None}
     world.until_slow()
     copy = world.copy()
     world.cluster.begin(copy.key, copy.workers[0])
@@ -288,7 +288,7 @@ def _split(partition: Partition, receipt: Any, *, parts: int = 2) -> Divided:
 
 def test_one_that_answers_is_asked_to_stop_and_its_rest_goes_to_the_idle_ones() -> None:
     world = World(split=_split)
-    world.cluster.answers = {"a": Sight(2000, 99, 99.0, starved=60.0)}
+    world.cluster.answers = {"a": ProgressSnapshot(2000, 99, 99.0, starved=60.0)}
     world.until_slow()
     _, arguments, worker = world.called("ask_to_cut")
     assert (arguments, worker) == (("p4", 2), "a")
@@ -306,7 +306,7 @@ def test_one_that_answers_is_asked_to_stop_and_its_rest_goes_to_the_idle_ones() 
 
 def test_who_waits_for_the_rest_of_one_is_not_promised_to_another() -> None:
     world = World(split=_split, patience=Patience())
-    world.cluster.answers = {name: Sight(3000, 99, 3.0) for name in "abc"}
+    world.cluster.answers = {name: ProgressSnapshot(3000, 99, 3.0) for name in "abc"}
     world.thread.start()
     wait_until(lambda: len(world.cluster.futures) == 5)
     world.cluster.begin("p0", "a")
@@ -328,7 +328,7 @@ def test_who_waits_for_the_rest_of_one_is_not_promised_to_another() -> None:
 
 def test_one_that_is_not_slow_is_shared_when_nothing_is_left_to_do() -> None:
     world = World(split=_split, patience=Patience())
-    world.cluster.answers = {"a": Sight(7000, 99, 9.0)}
+    world.cluster.answers = {"a": ProgressSnapshot(7000, 99, 9.0)}
     world.until_slow(seconds=12.0)
     _, arguments, worker = world.called("ask_to_cut")
     assert (arguments, worker) == (("p4", 3), "a")
@@ -411,5 +411,5 @@ def test_a_worker_that_an_unwanted_attempt_holds_is_restarted_when_it_is_needed(
 
 
 def test_workers_are_asked_by_functions_that_they_have() -> None:
-    for function in (progress.look, progress.ask_to_cut, progress.drop):
+    for function in (progress.progress_of, progress.request_split, progress.request_drop):
         assert getattr(progress, function.__name__) is function

@@ -21,7 +21,7 @@ from pipeline.execution.stragglers import (
     decide,
     limit,
 )
-from pipeline.scoring.progress import Sight
+from pipeline.scoring.progress import ProgressSnapshot
 
 PATIENCE = Patience(share=1e9)
 """Of what is slow. Sharing, which asks sooner, has tests of its own."""
@@ -47,7 +47,7 @@ def seen(
     rows_done: int, seconds: float, *, batches: int = 10, since: float = 0.1, starved: float = 0.5
 ) -> dict[str, Any]:
     """``starved`` as a share: by default it is the worker that is slow."""
-    return {"sight": Sight(rows_done, batches, seconds, since, starved * seconds), "sight_age": 0.5}
+    return {"sight": ProgressSnapshot(rows_done, batches, seconds, since, starved * seconds), "sight_age": 0.5}
 
 
 def test_one_that_goes_on_when_nothing_is_left_is_shared_with_its_own_worker() -> None:

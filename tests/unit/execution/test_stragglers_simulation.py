@@ -18,7 +18,7 @@ import pytest
 
 from pipeline.execution.stragglers import Ask, Backup, Cut, Divide, Move, Patience, Rates, Run, Share, decide
 from pipeline.jobs.splits import even_cuts
-from pipeline.scoring.progress import Sight
+from pipeline.scoring.progress import ProgressSnapshot
 
 STEP = 0.1
 LOOK_EVERY = 5
@@ -52,7 +52,7 @@ class Attempt:
     is_copy: bool = False
     pieces: tuple[str, ...] = ()
     is_unwanted: bool = False
-    sight: tuple[Sight, float] | None = None
+    sight: tuple[ProgressSnapshot, float] | None = None
     asked: float | None = None
     cut: float | None = None
     starved: float = 0.0
@@ -127,7 +127,7 @@ class Simulation:
         if attempt.asked is not None and self.now - attempt.asked >= ANSWER:
             rows = attempt.job.rows * attempt.ended // attempt.batches
             attempt.sight = (
-                Sight(
+                ProgressSnapshot(
                     rows,
                     attempt.ended,
                     self.now - attempt.began,

@@ -77,7 +77,7 @@ def files_by_path(lake: Lake) -> dict[str, InputFile]:
 
 
 def asking(recipe: StageRecipe, parts: int, partition: str = "00000") -> Callable[[], object]:
-    return lambda: progress.ask_to_cut(stage_folder(recipe), partition, parts)
+    return lambda: progress.request_split(stage_folder(recipe), partition, parts)
 
 
 def output(recipe: StageRecipe, *receipts: Receipt) -> pd.DataFrame:
@@ -190,7 +190,7 @@ def test_who_dies_between_the_cut_and_its_first_part_has_only_lost_time(
 
 
 def test_who_is_not_wanted_any_more_ends_without_a_trace(recipe: StageRecipe, lake: Lake, step: Any) -> None:
-    step.actions[2] = [lambda: progress.drop(stage_folder(recipe), "00000")]
+    step.actions[2] = [lambda: progress.request_drop(stage_folder(recipe), "00000")]
     with pytest.raises(InfrastructureError, match="done elsewhere"):
         run_partition(recipe, make_partition(*lake.files))
     assert step.calls == step.calls[:2]
@@ -198,13 +198,13 @@ def test_who_is_not_wanted_any_more_ends_without_a_trace(recipe: StageRecipe, la
 
 
 def test_a_worker_tells_how_far_it_is(recipe: StageRecipe, lake: Lake, step: Any) -> None:
-    seen: list[progress.Sight | None] = []
+    seen: list[progress.ProgressSnapshot | None] = []
     for call in (1, 3):
-        step.actions[call] = [lambda: seen.append(progress.look(stage_folder(recipe), "00000"))]
+        step.actions[call] = [lambda: seen.append(progress.progress_of(stage_folder(recipe), "00000"))]
     run_partition(recipe, make_partition(lake.files[0]))
     assert [(one.rows_done, one.batches) for one in seen if one] == [(0, 0), (sum(step.calls[:2]), 2)]
-    assert progress.look(stage_folder(recipe), "00000") is None
-    assert progress.ask_to_cut("elsewhere", "00000", 2) is None
+    assert progress.progress_of(stage_folder(recipe), "00000") is None
+    assert progress.request_split("elsewhere", "00000", 2) is None
 
 
 @given(st.integers(0, 50), st.integers(0, 2000), st.integers(1, 9), st.integers(1, 300))

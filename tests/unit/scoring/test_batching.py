@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.common.rows import Fragment
-from pipeline.scoring.batching import resized
+from pipeline.scoring.batching import rebatch
 from pipeline.sources import SourceBatch, read_batches
 from pipeline.testing.recipes import make_partition
 
@@ -47,7 +47,7 @@ def test_each_batch_stands_for_a_range_of_rows(
 ) -> None:
     whole = list(read(fragments, keep=keep, batch_rows=batch_rows))
     wanted = itertools.cycle(sizes)
-    found = list(resized(iter(whole), fragments, lambda: next(wanted)))
+    found = list(rebatch(iter(whole), fragments, lambda: next(wanted)))
     for part in ("fragment", "row", "filtered"):
         kept = [getattr(batch, part) for batch in found]
         if part != "filtered":
@@ -67,5 +67,5 @@ def test_each_batch_stands_for_a_range_of_rows(
 
 def test_a_little_more_than_wanted_is_not_cut(fragments: tuple[Fragment, ...]) -> None:
     (whole,) = read(fragments, keep=None, batch_rows=1000)
-    assert next(iter(resized([whole], fragments, lambda: 80))) is whole
-    assert [batch.table.num_rows for batch in resized([whole], fragments, lambda: 50)] == [50, 59]
+    assert next(iter(rebatch([whole], fragments, lambda: 80))) is whole
+    assert [batch.table.num_rows for batch in rebatch([whole], fragments, lambda: 50)] == [50, 59]

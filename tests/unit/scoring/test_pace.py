@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.scoring.batching import FIRST_ROWS, GROWTH, LEAST_ROWS, SECONDS, Pace
+from pipeline.scoring.batching import FIRST_ROWS, GROWTH, LEAST_ROWS, SECONDS, TimedBatchSizer
 
 
 def play(cost: Callable[[int, int], float], *, rows: int, ceiling: int = 65_536) -> list[tuple[int, float]]:
     """Rows and seconds of the batches of so many rows; ``cost(start, stop)`` is what they take."""
-    pace, start, found = Pace.begin(ceiling, is_known=False), 0, []
+    pace, start, found = TimedBatchSizer.begin(ceiling, is_known=False), 0, []
     while start < rows:
         stop = min(rows, start + pace.rows)
         seconds = cost(start, stop)
@@ -21,9 +21,9 @@ def play(cost: Callable[[int, int], float], *, rows: int, ceiling: int = 65_536)
 
 
 def test_where_only_a_model_scores_the_first_batch_is_whole() -> None:
-    assert Pace.begin(65_536, is_known=True).rows == 65_536
-    assert Pace.begin(65_536, is_known=False).rows == FIRST_ROWS
-    assert Pace.begin(100, is_known=False).rows == 100
+    assert TimedBatchSizer.begin(65_536, is_known=True).rows == 65_536
+    assert TimedBatchSizer.begin(65_536, is_known=False).rows == FIRST_ROWS
+    assert TimedBatchSizer.begin(100, is_known=False).rows == 100
 
 
 def test_cheap_rows_grow_to_whole_batches_at_once() -> None:
@@ -62,7 +62,7 @@ def test_a_call_may_take_a_quarter_of_the_time() -> None:
 
 
 def test_a_remainder_says_little_unless_it_was_slow() -> None:
-    pace = Pace(65_536, 65_536).after(65_536, 0.1)
+    pace = TimedBatchSizer(65_536, 65_536).after(65_536, 0.1)
     assert pace.after(100, 0.01).rows == 65_536
     assert pace.after(100, 5.0).rows == LEAST_ROWS
     assert pace.after(0, 0.0) == pace
@@ -70,7 +70,7 @@ def test_a_remainder_says_little_unless_it_was_slow() -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 70_000), st.floats(0, 1000)), max_size=20), st.integers(1, 65_536))
 def test_it_stays_within_its_bounds(measured: list[tuple[int, float]], ceiling: int) -> None:
-    pace = Pace.begin(ceiling, is_known=False)
+    pace = TimedBatchSizer.begin(ceiling, is_known=False)
     for rows, seconds in measured:
         before, pace = pace, pace.after(min(rows, pace.rows), seconds)
         assert 1 <= pace.rows <= ceiling
