@@ -33,7 +33,7 @@ from pipeline.report.job_log import recorded
 from pipeline.report.report import Report, make_report
 from pipeline.scoring.steps import prepended_sys_path
 from pipeline.settings import Settings, load_settings
-from pipeline.sinks import prove
+from pipeline.sinks import check_conditional_writes
 from pipeline.spec.job_spec import JobSpec
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def run(
     settings = settings or load_settings()
     pinned = pinned_version(spec, job=job_id, settings=settings) if spec.fan_out is None else None
     prepared = prepare(spec, settings=settings, job=job_id or "", version=pinned)
-    prove(first_sink(prepared.plan))
+    check_conditional_writes(first_sink(prepared.plan))
     job = JobDirectory.open_or_create(
         settings.directory,
         prepared.plan,
@@ -207,7 +207,7 @@ def probe_plan(
         raise InputError(
             "there is nothing to probe", found="no row to score", next_step="look at source.path and source.filter"
         )
-    prove(plan.spec.sink)
+    check_conditional_writes(plan.spec.sink)
     job = JobDirectory.create(
         settings.directory,
         plan,

@@ -30,7 +30,7 @@ from pipeline.plan.planner import make_plan
 from pipeline.scoring.outputs import prediction_schema
 from pipeline.scoring.scorer import frame_schema
 from pipeline.settings import Settings
-from pipeline.sinks import check, published_work
+from pipeline.sinks import check, read_published_inputs
 from pipeline.sources import Discovery, discover, sample_batch
 from pipeline.sources.locate import SourceFile, locate
 from pipeline.sources.parquet.discover import FileSelection
@@ -234,7 +234,7 @@ def find_input(
             next_step="--set sink.mode=append; to publish everything anew, choose an empty sink.path",
         )
     located = {file.path: file for file in locate(spec.source.path, base=spec.source.base)}
-    before = published_work(spec.sink, name=spec.name)
+    before = read_published_inputs(spec.sink, name=spec.name)
     increment = select_files(
         [ListedFile(file.path, file.size, file.version) for file in located.values()],
         before.work,

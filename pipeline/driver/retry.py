@@ -37,7 +37,7 @@ from pipeline.scoring.outputs import prediction_schema
 from pipeline.scoring.scorer import frame_schema
 from pipeline.scoring.steps import prepended_sys_path
 from pipeline.settings import Settings
-from pipeline.sinks import published
+from pipeline.sinks import read_published
 from pipeline.sources import Discovery, SourceBatch, parse_filter, sample_batch
 from pipeline.sources.locate import current_version
 from pipeline.sources.parquet.quarantine import recheck_quarantined_file
@@ -127,7 +127,7 @@ def _check_family(job: JobDirectory) -> None:
 
 def _check_output(job: JobDirectory) -> None:
     manifest = job.manifest()
-    there = published(manifest, job) if manifest else None
+    there = read_published(manifest, job) if manifest else None
     if there is not None and there.is_replaced:
         raise OutputConflict(
             "another job has overwritten the output of this one, which cannot be healed any more",

@@ -123,7 +123,7 @@ class JobDirectory:
         """
         store = store or open_store(f"{os.fspath(root)}/{check_job_id(job)}", private=True, fsync=fsync)
         check_owner(store)
-        store.prove_exclusive()
+        store.check_conditional_writes()
         store.put_if_absent(PLAN_FILE, plan_bytes(plan))
         children, plan = plan.children, same_work(read_plan(store), plan, store=store)
         store.put_if_absent(SPEC_FILE, plan.spec.to_yaml().encode())

@@ -31,7 +31,7 @@ from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import StageRecipe
 from pipeline.scoring.partition import read_partition
 from pipeline.scoring.scorer import Scorer
-from pipeline.sinks import published
+from pipeline.sinks import read_published
 from pipeline.sources.locate import current_version
 from pipeline.sources.parquet.opening import open_parquet
 from pipeline.storage.local import file_sha256
@@ -252,7 +252,7 @@ class _Facts:
         """The files that the sink lists for this job are there, unchanged, and have all rows of the manifest."""
         if self.manifest is None:
             raise _Wrong("nothing was committed")
-        there = published(self.manifest, self.job)
+        there = read_published(self.manifest, self.job)
         if there is None:
             if self.job.status().is_success:
                 raise _Wrong(f"{self.job.resolve(self.job.plan.spec.sink.path)} does not list this job")

@@ -23,7 +23,7 @@ from pipeline.jobs.lease import LEASE_SECONDS, acquire_lease, hold_lease, wait_u
 from pipeline.jobs.record import CHILDREN
 from pipeline.jobs.rounds import FOLDER, plan_path
 from pipeline.jobs.splits import files_of_cutters
-from pipeline.sinks import published
+from pipeline.sinks import read_published
 from pipeline.sinks.parquet import sink as leftovers
 from pipeline.sinks.parquet import swap
 from pipeline.storage.local import LocalStore
@@ -191,7 +191,7 @@ def _why_whole_job_stays(job: JobDirectory) -> str:
     if not job.is_ended:
         return "it has not ended well: resume it, or remove its directory yourself"
     manifest = job.manifest()
-    if manifest is None or published(manifest, job) is None:
+    if manifest is None or read_published(manifest, job) is None:
         return "its output is not where it was published: its checkpoints may be all there is"
     return ""
 

@@ -35,7 +35,7 @@ from pipeline.service.queue import (
     put_submission,
 )
 from pipeline.settings import Settings, setting_names
-from pipeline.sinks import prove
+from pipeline.sinks import check_conditional_writes
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.precedence import Precedence
 from pipeline.storage.store import Store, open_store
@@ -186,7 +186,7 @@ def _check(request: _Request, plan: Plan, *, job_id: str | None, force: bool) ->
         # Unless what is there is of this very submission, made by another call meanwhile.
         if force or find_key(root, request.key) is None:
             raise
-    prove(first_sink(plan))
+    check_conditional_writes(first_sink(plan))
     if job_id is not None and _exists(root, check_job_id(job_id)):
         JobDirectory.open(f"{root.root}/{job_id}").check_plan(plan)
 
@@ -195,7 +195,7 @@ def _make(request: _Request, plan: Plan, job_id: str) -> JobDirectory:
     root, settings = request.root, request.settings
     store = open_store(f"{root.root}/{check_job_id(job_id)}", private=True, fsync=settings.fsync)
     check_owner(store)
-    store.prove_exclusive()
+    store.check_conditional_writes()
     put_submission(store, request.submission(1))
     mark_queued(root, job_id)
     if store.exists(PLAN_FILE) and not store.exists(JOB_FILE):

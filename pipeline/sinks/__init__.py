@@ -30,7 +30,7 @@ class PublishedFile:
 
 
 @dataclass(frozen=True)
-class Published:
+class SinkContents:
     """What a job has in a sink."""
 
     path: str
@@ -61,23 +61,23 @@ class SinkAdapter(Protocol):
     ) -> None:
         """See `check`."""
 
-    def publish(self, manifest: Manifest, directory: JobDirectory) -> Published:
+    def publish(self, manifest: Manifest, directory: JobDirectory) -> SinkContents:
         """See `publish`."""
 
-    def published(self, manifest: Manifest, directory: JobDirectory) -> Published | None:
-        """See `published`."""
+    def read_published(self, manifest: Manifest, directory: JobDirectory) -> SinkContents | None:
+        """See `read_published`."""
 
 
 @runtime_checkable
 class IncrementalSink(Protocol):
     """One that says what its rows were made of, in the same commit as the rows."""
 
-    def published_work(self, sink: Sink, *, name: str) -> PublishedBefore:
-        """See `published_work`."""
+    def read_published_inputs(self, sink: Sink, *, name: str) -> PublishHistory:
+        """See `read_published_inputs`."""
 
 
 @dataclass(frozen=True)
-class PublishedBefore:
+class PublishHistory:
     """What a sink holds of incremental jobs of one name."""
 
     work: tuple[PublishedInputs, ...]
@@ -121,7 +121,7 @@ def check(
     find_sink(sink.format).check(sink, sources=sources, path=path, job=job, schema=schema, state=state, plan=plan)
 
 
-def published_work(sink: Sink, *, name: str) -> PublishedBefore:
+def read_published_inputs(sink: Sink, *, name: str) -> PublishHistory:
     """What incremental jobs of that name have published to ``sink``, and of what.
 
     :raises SpecError: for a format of sinks that does not keep this.
@@ -135,20 +135,20 @@ def published_work(sink: Sink, *, name: str) -> PublishedBefore:
             found=sink.format,
             expected="parquet",
         )
-    return adapter.published_work(sink, name=name)
+    return adapter.read_published_inputs(sink, name=name)
 
 
-def prove(sink: Sink) -> None:
+def check_conditional_writes(sink: Sink) -> None:
     """Find out whether the storage of ``sink`` can take a commit, where that depends on a service (an object store):
     a small object is written there and removed.
 
     :raises UnsafeStore: when it cannot.
     :raises StorageError: when nothing can be written there.
     """
-    open_store(sink.path).prove_exclusive()
+    open_store(sink.path).check_conditional_writes()
 
 
-def publish(manifest: Manifest, directory: JobDirectory) -> Published:
+def publish(manifest: Manifest, directory: JobDirectory) -> SinkContents:
     """Put the output of a committed manifest where the job's sink says, once: again for the same job and manifest
     number changes nothing, and after a crash anywhere in it, calling it again completes it.
 
@@ -161,6 +161,6 @@ def publish(manifest: Manifest, directory: JobDirectory) -> Published:
     return find_sink(directory.plan.spec.sink.format).publish(manifest, directory)
 
 
-def published(manifest: Manifest, directory: JobDirectory) -> Published | None:
+def read_published(manifest: Manifest, directory: JobDirectory) -> SinkContents | None:
     """What the job's sink holds of a manifest; None when it was not published."""
     return find_sink(directory.plan.spec.sink.format).published(manifest, directory)

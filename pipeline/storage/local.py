@@ -72,7 +72,7 @@ class LocalStore:
             self._sync_folder(target.parent)
             return made
 
-    def prove_exclusive(self) -> None:
+    def check_conditional_writes(self) -> None:
         """Nothing to find out: where there are no hard links, every `put_if_absent` says so."""
 
     def replace(self, name: str, data: bytes) -> None:

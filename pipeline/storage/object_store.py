@@ -62,8 +62,8 @@ class ObjectStore:
         except FileNotFoundError:
             raise as_storage_error(error, place=self.url(name)) from error
 
-    def prove_exclusive(self) -> None:
-        """See `Store.prove_exclusive`: one key is created twice, once per process and place."""
+    def check_conditional_writes(self) -> None:
+        """See `Store.check_conditional_writes`: one key is created twice, once per process and place."""
         with _proven_lock:
             if self.root in _proven:
                 return

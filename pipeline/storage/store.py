@@ -27,7 +27,7 @@ class Store(Protocol):
         :raises StorageError: when it cannot be told whether it was made; look again before anything is deleted.
         """
 
-    def prove_exclusive(self) -> None:
+    def check_conditional_writes(self) -> None:
         """Find out whether `put_if_absent` is exclusive here, where that depends on a service. Nothing is left behind.
 
         :raises UnsafeStore: when it is not.

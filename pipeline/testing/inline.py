@@ -10,7 +10,7 @@ from pipeline.jobs.status import Status
 from pipeline.plan.plan import Plan
 from pipeline.scoring.partition import run_partition
 from pipeline.settings import Settings
-from pipeline.sinks import Published, publish
+from pipeline.sinks import SinkContents, publish
 from pipeline.spec.job_spec import JobSpec
 
 
@@ -27,7 +27,7 @@ def score_inline(plan: Plan, *, directory: Path, job: str) -> JobDirectory:
     return made
 
 
-def publish_inline(job: JobDirectory) -> Published:
+def publish_inline(job: JobDirectory) -> SinkContents:
     """Commit and publish a job that is done; again after a crash anywhere in it."""
     committed = job.commit_manifest(job.next_manifest(job.ledger()))
     published = publish(committed.manifest, job)

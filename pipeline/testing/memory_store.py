@@ -122,7 +122,7 @@ class MemoryStore:
         self._sync_folder(key)
         return is_made
 
-    def prove_exclusive(self) -> None:
+    def check_conditional_writes(self) -> None:
         """It is."""
 
     def replace(self, name: str, data: bytes) -> None:

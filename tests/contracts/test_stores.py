@@ -72,8 +72,8 @@ def test_a_name_that_is_taken_keeps_its_bytes(store: Store) -> None:
 
 
 def test_the_exclusive_create_is_proved_and_nothing_is_left(store: Store) -> None:
-    store.prove_exclusive()
-    store.prove_exclusive()
+    store.check_conditional_writes()
+    store.check_conditional_writes()
     assert store.list() == []
     assert store.list_folders() == []
 
@@ -239,13 +239,13 @@ def test_an_s3_that_ignores_the_condition_is_refused(s3: S3) -> None:
     s3.ignored.add("HTTP_IF_NONE_MATCH")
     try:
         with pytest.raises(UnsafeStore, match="ignored") as caught:
-            store.prove_exclusive()
+            store.check_conditional_writes()
     finally:
         s3.ignored.clear()
     assert caught.value.exit_code == 6
     assert caught.value.where == store.root
     assert s3.names(store.root.rpartition("/")[2]) == []
-    store.prove_exclusive()
+    store.check_conditional_writes()
 
 
 def test_seaweedfs_says_invalid_argument_for_what_exists_and_that_is_understood(seaweedfs: S3) -> None:
@@ -269,12 +269,12 @@ def test_a_file_system_that_has_no_condition_is_refused(error: Exception, monkey
 
     monkeypatch.setattr(store.fs, "pipe_file", refuse)
     with pytest.raises(UnsafeStore):
-        store.prove_exclusive()
+        store.check_conditional_writes()
 
 
 def test_a_bucket_that_is_not_there_is_no_unsafe_store(s3: S3) -> None:
     with pytest.raises(StorageError, match="bucket"):
-        open_store("s3://no-such-bucket-here/x").prove_exclusive()
+        open_store("s3://no-such-bucket-here/x").check_conditional_writes()
 
 
 def test_nobody_there_is_a_storage_error(s3: S3, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ class BuiltInRegistry(StoredModels):
             self.version(name, facts.parent)
         flavor = find_flavor(detect_bytes(data, where=facts.source))
         found = flavor.inspect(facts.source or name, data, name=check_model_name(name))
-        self.store.prove_exclusive()
+        self.store.check_conditional_writes()
         known = self.numbers(name)[-1:] or [0]
         made = self._record(name, found, data, facts)
         # Versions that were there before a file that was not cannot have its bytes.
@@ -111,7 +111,7 @@ class BuiltInRegistry(StoredModels):
         check_alias(alias)
         if number is not None:
             self.lookup(ModelRef(f"models:/{name}/{number}"))
-        self.store.prove_exclusive()
+        self.store.check_conditional_writes()
         while True:
             present = self.present(name, alias)
             if present is None and number is None:

@@ -27,7 +27,7 @@ def check_baseline(state: layout.SinkState | None, directory: JobDirectory, *, p
     plan = directory.plan
     if not plan.progress.baseline:
         return
-    work = layout.published_work(state, plan.spec.name)
+    work = layout.read_published_inputs(state, plan.spec.name)
     number = next((number for number, one in enumerate(work) if one.job == directory.job), None)
     if number is None:
         is_same = baseline_of(work) == plan.progress.baseline

@@ -174,7 +174,7 @@ def next_state(before: SinkState | None, publication: Publication, *, schema: st
     return SinkState((publication,), schema, (*before.replaced, *gone)[-_REPLACED_KEPT:])
 
 
-def published_work(state: SinkState | None, name: str) -> tuple[PublishedInputs, ...]:
+def read_published_inputs(state: SinkState | None, name: str) -> tuple[PublishedInputs, ...]:
     """What incremental jobs of that name have published, oldest first."""
     return tuple(
         PublishedInputs(one.job, one.manifest, one.work, one.inputs)

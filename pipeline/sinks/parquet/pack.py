@@ -80,7 +80,7 @@ def check_sources(manifest: Manifest, *, store: Store) -> None:
             )
 
 
-def taken(piece: Piece) -> PublishedFile:
+def linked_files(piece: Piece) -> PublishedFile:
     """What a piece of one source is once it is published."""
     (file,) = piece.sources
     return PublishedFile(piece.name, file.rows, file.bytes, file.sha256)

@@ -31,7 +31,7 @@ from pipeline.errors import OutputConflict, OutputExists, RefusedForSafety, Stor
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.manifest import Manifest
 from pipeline.plan.incremental import unknown_publication
-from pipeline.sinks import Published, PublishedBefore, PublishedFile
+from pipeline.sinks import PublishedFile, PublishHistory, SinkContents
 from pipeline.sinks.guards import check_place, real_place
 from pipeline.sinks.parquet import checks, layout, pack, swap
 from pipeline.sinks.parquet.checks import check_content
@@ -77,8 +77,8 @@ class ParquetSink:
         arrow = pa.ipc.read_schema(pa.py_buffer(schema)) if schema else None
         check_content(store, there, mode=sink.mode, job=job, schema=arrow)
 
-    def published_work(self, sink: Sink, *, name: str) -> PublishedBefore:
-        """What incremental jobs have published; see `pipeline.sinks.published_work`."""
+    def read_published_inputs(self, sink: Sink, *, name: str) -> PublishHistory:
+        """What incremental jobs have published; see `pipeline.sinks.read_published_inputs`."""
         store = self._open(real_place(sink.path))
         state = layout.read_state(store)
         unknown = (
@@ -90,24 +90,24 @@ class ParquetSink:
         if unknown:
             raise unknown_publication(sink.path)
         files = frozenset(file.name for file in state.files) if state else frozenset()
-        return PublishedBefore(layout.published_work(state, name), files)
+        return PublishHistory(layout.read_published_inputs(state, name), files)
 
-    def published(self, manifest: Manifest, directory: JobDirectory) -> Published | None:
+    def published(self, manifest: Manifest, directory: JobDirectory) -> SinkContents | None:
         """What the sink holds of this manifest."""
         path = directory.resolve(directory.plan.spec.sink.path)
         if has_nothing_new(directory.plan):
-            return Published(path, (), 0, 0, is_new=False)
+            return SinkContents(path, (), 0, 0, is_new=False)
         return _find(layout.read_state(self._open(real_place(path))), manifest, path=path)
 
-    def publish(self, manifest: Manifest, directory: JobDirectory) -> Published:
+    def publish(self, manifest: Manifest, directory: JobDirectory) -> SinkContents:
         """Publish once; see `pipeline.sinks.publish`."""
         sink = directory.plan.spec.sink
         path = directory.resolve(sink.path)
         if has_nothing_new(directory.plan):
-            return Published(path, (), 0, 0, is_new=False)
+            return SinkContents(path, (), 0, 0, is_new=False)
         store = self._open(real_place(path))
         checks.check_folder(store)
-        store.prove_exclusive()
+        store.check_conditional_writes()
         state = layout.read_state(store)
         if there := _find(state, manifest, path=path):
             with _locked(store):
@@ -130,7 +130,7 @@ class ParquetSink:
         else:
             work.change_in_place()
         clear_abandoned(store, directory)
-        return cast(Published, _find(layout.read_state(store), manifest, path=path, is_new=True))
+        return cast(SinkContents, _find(layout.read_state(store), manifest, path=path, is_new=True))
 
     def _swap(self, work: _Work) -> None:
         """Build the new folder aside and put it in place.
@@ -253,7 +253,7 @@ class _Work:
     def _add(self, piece: pack.Piece, store: Store) -> PublishedFile:
         if len(piece.sources) == 1:
             store.take(piece.name, self.checkpoint, piece.sources[0].name)
-            return pack.taken(piece)
+            return pack.linked_files(piece)
         with store.open_output(piece.name) as output:
             return self._merge(piece, output)
 
@@ -371,11 +371,13 @@ def _is_whole(aside: Path, names: set[str]) -> bool:
     return set(os.listdir(aside)) == names
 
 
-def _find(state: layout.SinkState | None, manifest: Manifest, *, path: str, is_new: bool = False) -> Published | None:
+def _find(
+    state: layout.SinkState | None, manifest: Manifest, *, path: str, is_new: bool = False
+) -> SinkContents | None:
     if state is None:
         return None
     if state.is_gone(manifest.job):
-        return Published(path, (), 0, 0, is_new=False, is_replaced=True)
+        return SinkContents(path, (), 0, 0, is_new=False, is_replaced=True)
     there = state.of_job(manifest.job)
     if there is None:
         return None
@@ -383,7 +385,7 @@ def _find(state: layout.SinkState | None, manifest: Manifest, *, path: str, is_n
     if there.manifest < manifest.number:
         return None
     rows, size = sum(file.rows for file in there.files), sum(file.bytes for file in there.files)
-    return Published(path, there.files, rows, size, is_new=is_new, is_replaced=there.files_replaced > 0)
+    return SinkContents(path, there.files, rows, size, is_new=is_new, is_replaced=there.files_replaced > 0)
 
 
 def _target_size(sink: Sink) -> int | None:

@@ -17,7 +17,7 @@ from pipeline.common.digest import digest_bytes
 from pipeline.errors import DiskFull, OutputConflict, OutputExists, RefusedForSafety, SpecError, StateCorrupt
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.manifest import Manifest
-from pipeline.sinks import Published, check, publish, published
+from pipeline.sinks import SinkContents, check, publish, read_published
 from pipeline.sinks.parquet import layout, swap
 from pipeline.sinks.parquet.sink import ParquetSink
 from pipeline.spec.parts import Sink
@@ -25,7 +25,7 @@ from pipeline.testing.jobs import SmallJob, read_output, small_job, write_receip
 from pipeline.testing.stores import disk_full
 
 
-def run(tmp_path: Path, job: SmallJob, name: str) -> tuple[JobDirectory, Manifest, Published]:
+def run(tmp_path: Path, job: SmallJob, name: str) -> tuple[JobDirectory, Manifest, SinkContents]:
     directory = JobDirectory.open_or_create(tmp_path / "jobs", job.plan, job=name)
     write_receipts(directory, job)
     manifest = directory.commit_manifest(directory.next_manifest(directory.ledger())).manifest
@@ -373,7 +373,7 @@ def test_full_disk_leaves_what_was_there(tmp_path: Path, way: str, mode: str, mo
         publish(manifest, directory)
     assert {name: (out / name).read_bytes() for name in os.listdir(out)} == before
     publish(manifest, directory)
-    assert published(manifest, directory) is not None
+    assert read_published(manifest, directory) is not None
 
 
 def test_two_jobs_publishing_at_once_conflict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
