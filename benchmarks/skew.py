@@ -62,7 +62,7 @@ class Skewed(Bench):
         dear = lake.rows // DEAR if is_uneven else 0
         high = seconds / 2 / dear if dear else 0.0
         low = (seconds / 2 if dear else seconds) / (lake.rows - dear)
-        return self.measure_step(STEP.format(rows=lake.rows, dear=dear, high=high, low=low))
+        return self.measure_step(STEP.format(rows=lake.rows, expensive=dear, high=high, low=low))
 
 
 def main() -> None:

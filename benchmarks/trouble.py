@@ -26,7 +26,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipeline.events import Callback, PartitionEnded, StageStarted
-from pipeline.execution.task_set import WorkerClass, remember
+from pipeline.execution.task_set import WorkerClass, save_batch_size
 from pipeline.models.registry import resolve
 from pipeline.runner import run
 from pipeline.settings import load_settings
@@ -112,7 +112,7 @@ class Bench:
         (folder / f"faults_{self.count}.py").write_text(code)
         # As if it had been learned: a partition is to have some batches, or it cannot be cut.
         version = resolve(ModelRef(str(self.model)))
-        remember(open_store(folder / "jobs"), version, WorkerClass(MEMORY, 1), rows=BATCH_ROWS, job="benchmark")
+        save_batch_size(open_store(folder / "jobs"), version, WorkerClass(MEMORY, 1), rows=BATCH_ROWS, job="benchmark")
         with trouble or nullcontext(lambda: None) as begin:
             watch = Watch(begin)
             report = run(

@@ -19,15 +19,15 @@ from pipeline.driver.model_drift import AliasFollower
 from pipeline.driver.quarantine import open_without
 from pipeline.errors import InputError, PipelineError
 from pipeline.events import Callback, JobEnded, PartitionEnded, StageStarted, notify
-from pipeline.execution.attempts import Ended
+from pipeline.execution.attempts import AttemptResult
 from pipeline.execution.clusters import cluster_of, open_cluster
 from pipeline.execution.clusters.client import SharedCluster, shake_hands
 from pipeline.execution.dispatcher import Dispatcher
-from pipeline.execution.health import Policy
-from pipeline.execution.rebalancing import Helped, Relief
-from pipeline.execution.task_set import Stage
+from pipeline.execution.health import DispatchPolicy
+from pipeline.execution.rebalancing import Mitigation, StragglerMitigator
+from pipeline.execution.task_set import TaskSet
 from pipeline.execution.tasks import read_receipt
-from pipeline.execution.worker_events import Neighbours
+from pipeline.execution.worker_events import SharedClusterState
 from pipeline.jobs.cancellation import Stop, StopReason, stop_checks
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import Lease
@@ -56,7 +56,7 @@ class Driver:
     receipts: SpooledReceipts = field(default_factory=SpooledReceipts)
     """Of all rounds."""
     started: float = field(default_factory=time.monotonic)
-    stage: Stage = field(init=False)
+    stage: TaskSet = field(init=False)
     """The partitions of the last round."""
 
     @cached_property
@@ -161,7 +161,7 @@ class Driver:
 
     def _dispatch(self, client: Any, todo: Sequence[Partition]) -> Sequence[Partition]:
         """Do ``todo``; what is left when an input file turned out bad, and the job goes on without it."""
-        self.stage = Stage(self.job, self.ledger.last, self.settings.partition_timeout)
+        self.stage = TaskSet(self.job, self.ledger.last, self.settings.partition_timeout)
         tell_start(self.job, self.ledger, todo, callbacks=self.callbacks)
         try:
             with self.stage.batches_on(client):
@@ -197,7 +197,7 @@ class Driver:
             isolate=stage.isolate,
             split=stage.split,
             relief=self._relief(client),
-            policy=Policy(
+            policy=DispatchPolicy(
                 attempts=settings.attempts,
                 no_workers_timeout=settings.no_workers_timeout,
                 scheduler_timeout=settings.scheduler_timeout,
@@ -205,16 +205,16 @@ class Driver:
                 partition_timeout=settings.partition_timeout,
             ),
             stop=self.stop,
-            on_ended=self._partition_ended,
-            on_look=partial(self.model.poll, stage.round),
-            neighbours=self.within.cluster.neighbours if self.within.cluster else Neighbours(),
+            on_attempt_finished=self._partition_ended,
+            on_poll=partial(self.model.poll, stage.round),
+            neighbours=self.within.cluster.neighbours if self.within.cluster else SharedClusterState(),
         )
 
-    def _relief(self, client: Any) -> Relief | None:
+    def _relief(self, client: Any) -> StragglerMitigator | None:
         # Which workers are idle cannot be told where other children have some of them.
         if not self.settings.stragglers or self.within.cluster is not None:
             return None
-        return self.stage.relief(client, on_helped=self._helped)
+        return self.stage.relief(client, on_mitigation=self._helped)
 
     def _decide(self, ledger: Ledger) -> Status:
         """How the job ends by its rejects.
@@ -228,11 +228,11 @@ class Driver:
         self.lease.check()
         notify(self.callbacks, self.job.set_status(after, reason=reason))
 
-    def _partition_ended(self, ended: Ended) -> None:
+    def _partition_ended(self, ended: AttemptResult) -> None:
         self.stage.learn(ended)
         tell_end(self.job, ended, stage=self.stage.round.number, callbacks=self.callbacks)
 
-    def _helped(self, helped: Helped) -> None:
+    def _helped(self, helped: Mitigation) -> None:
         self.job.append_event("straggler", **asdict(helped))
 
     def _end(self, report: Report, *, reason: str = "") -> None:
@@ -262,7 +262,7 @@ def tell_start(job: JobDirectory, ledger: Ledger, todo: Sequence[Partition], *, 
     notify(callbacks, StageStarted(job.job, stage, len(partitions), done, rows, rows - left))
 
 
-def tell_end(job: JobDirectory, ended: Ended, *, stage: int, callbacks: Sequence[Callback]) -> None:
+def tell_end(job: JobDirectory, ended: AttemptResult, *, stage: int, callbacks: Sequence[Callback]) -> None:
     """An attempt at a partition ended."""
     receipt = ended.receipt
     event = PartitionEnded(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.execution.worker_events import Ledger
+from pipeline.execution.worker_events import ExecutionTracker
 from pipeline.jobs.receipts import Receipt
 from pipeline.plan.plan import Partition
 
@@ -18,14 +18,14 @@ class Attempt:
 
     partition: Partition
     number: int = 1
-    blames: int = 0
+    crash_count: int = 0
     """Workers that died while this partition was executing."""
-    memory_deaths: int = 0
+    oom_count: int = 0
     """Workers that were killed for their memory while this partition, or what it is a part of, was executing."""
     is_isolated: bool = False
     workers: tuple[str, ...] = ()
     """Where it should execute; empty: anywhere."""
-    is_copy: bool = False
+    is_backup: bool = False
     """Whether it is the backup of another attempt; it must execute on one of ``workers``."""
     submitted: float = 0.0
     """When, by the driver's clock."""
@@ -63,7 +63,7 @@ class Waiting:
 
 
 @dataclass(frozen=True)
-class Ended:
+class AttemptResult:
     """How an attempt ended, for observers."""
 
     partition: Partition
@@ -75,7 +75,7 @@ class Ended:
 
 
 @dataclass(frozen=True)
-class Divided:
+class SplitResult:
     """A partition that was cut, on record."""
 
     receipt: Receipt
@@ -91,11 +91,11 @@ class InFlight:
     """What was submitted and has not ended."""
 
     client: Any
-    ledger: Ledger
+    ledger: ExecutionTracker
     put: Callable[[Any], None]
     """Takes a future that has ended, from another thread."""
     clock: Callable[[], float]
-    on_over: Callable[[str], None] = lambda key: None
+    on_attempt_removed: Callable[[str], None] = lambda key: None
     """Told the keys of attempts that have ended or were taken back."""
     attempts: dict[Any, Attempt] = field(default_factory=dict)
     """By future."""
@@ -134,7 +134,7 @@ class InFlight:
         key = str(future.key)
         self._futures.pop(key, None)
         self.ledger.ended(key)
-        self.on_over(key)
+        self.on_attempt_removed(key)
         return self.attempts.pop(future)
 
     def take_back(self, future: Any) -> Attempt:
@@ -155,7 +155,7 @@ def _by_place(
 ) -> Iterator[tuple[Mapping[str, Any], list[tuple[Attempt, Any]]]]:
     groups: dict[tuple[tuple[str, ...], bool], list[tuple[Attempt, Any]]] = {}
     for attempt, task in zip(attempts, tasks, strict=True):
-        groups.setdefault((attempt.workers, attempt.is_copy), []).append((attempt, task))
+        groups.setdefault((attempt.workers, attempt.is_backup), []).append((attempt, task))
     for (workers, is_copy), group in groups.items():
         # A copy is of use on these workers only; a part must be done by somebody, whoever leaves.
         where = {"workers": list(workers), "allow_other_workers": not is_copy} if workers else {}

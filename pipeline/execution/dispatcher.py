@@ -17,29 +17,29 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.execution.attempts import Attempt, Divided, Ended, InFlight, Waiting
+from pipeline.execution.attempts import Attempt, AttemptResult, InFlight, SplitResult, Waiting
 from pipeline.execution.failures import (
     Fail,
     Isolate,
-    Leave,
+    LeaveToDask,
     Retry,
     Split,
-    decide,
-    decide_death,
+    after_failure,
+    after_worker_loss,
     is_blamed,
     overdue,
     stuck,
 )
-from pipeline.execution.health import PROBE_TIMEOUT, Policy, Watch
-from pipeline.execution.rebalancing import Answer, Relief
-from pipeline.execution.stragglers import Action, Ask, Cut, Divide, Move, Share
+from pipeline.execution.health import PROBE_TIMEOUT, ClusterHealth, DispatchPolicy
+from pipeline.execution.rebalancing import ProgressAnswer, StragglerMitigator
+from pipeline.execution.stragglers import Action, Ask, Cut, Divide, Reassign, Share
 from pipeline.execution.worker_events import (
-    Death,
-    Evidence,
-    Fact,
-    Ledger,
+    ClusterEvent,
+    ClusterEventListener,
+    ExecutionTracker,
+    LostExecution,
     MemoryRanOut,
-    Neighbours,
+    SharedClusterState,
     Started,
     WorkerLeft,
 )
@@ -47,14 +47,14 @@ from pipeline.jobs.cancellation import Stop
 from pipeline.jobs.receipts import Receipt
 from pipeline.plan.plan import Partition
 
-__all__ = ["Dispatcher", "Divided", "Ended", "Policy"]
+__all__ = ["AttemptResult", "DispatchPolicy", "Dispatcher", "SplitResult"]
 
 logger = logging.getLogger(__name__)
 TICK = 0.5
 """Seconds between two looks at the cluster while nothing ends."""
 
 
-def _never(partition: Partition, receipt: Receipt | None, *, parts: int = 2) -> Divided | None:
+def _never(partition: Partition, receipt: Receipt | None, *, parts: int = 2) -> SplitResult | None:
     return None
 
 
@@ -71,17 +71,17 @@ class Dispatcher:
     read: Callable[[Any], Receipt]
     isolate: Callable[[Sequence[Partition]], list[Any]] | None = None
     """Like ``submit``, for partitions that are scored in a process of their own. None: they fail the job."""
-    split: Callable[..., Divided | None] = _never
+    split: Callable[..., SplitResult | None] = _never
     """Puts two parts, or as many as ``parts`` says, in a partition's place, on record; None when it is too small. With
     a receipt that says so, it has happened already."""
-    relief: Relief | None = None
+    relief: StragglerMitigator | None = None
     """Helps stragglers. None: they take their time."""
-    policy: Policy = field(default_factory=Policy)
+    policy: DispatchPolicy = field(default_factory=DispatchPolicy)
     stop: Stop = field(default_factory=Stop)
-    on_ended: Callable[[Ended], None] = lambda ended: None
-    on_look: Callable[[], None] = lambda: None
+    on_attempt_finished: Callable[[AttemptResult], None] = lambda ended: None
+    on_poll: Callable[[], None] = lambda: None
     """Called whenever the dispatcher looks at the cluster; what takes long in it delays new partitions."""
-    neighbours: Neighbours = field(default_factory=Neighbours)
+    neighbours: SharedClusterState = field(default_factory=SharedClusterState)
     """All dispatchers on this cluster."""
     clock: Callable[[], float] = time.monotonic
     tick: float = TICK
@@ -94,9 +94,9 @@ class Dispatcher:
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._ready: deque[Receipt] = deque()
         self._failure: PipelineError | None = None
-        self._ledger = Ledger()
+        self._ledger = ExecutionTracker()
         self._flight = InFlight(self.client, self._ledger, self._inbox.put, self.clock)
-        self._watch = Watch(self.client, self.policy, self.clock)
+        self._watch = ClusterHealth(self.client, self.policy, self.clock)
         self.retries = 0
         """Attempts that were repeated."""
 
@@ -109,8 +109,8 @@ class Dispatcher:
         self._waiting.begin(todo)
         if self.relief is not None:
             self.relief.begin(todo)
-            self._flight.on_over = self.relief.forget
-        evidence = Evidence(self.client, self._inbox.put)
+            self._flight.on_attempt_removed = self.relief.forget
+        evidence = ClusterEventListener(self.client, self._inbox.put)
         self.neighbours.join(self._ledger)
         try:
             while self._waiting or self._later or self._flight.attempts or self._suspects:
@@ -169,7 +169,7 @@ class Dispatcher:
             timeout = 0.0
             if isinstance(item, (Started, MemoryRanOut, WorkerLeft)):
                 self._learn(item)
-            elif isinstance(item, Answer) and self.relief is not None:
+            elif isinstance(item, ProgressAnswer) and self.relief is not None:
                 self.relief.answered(item, now=self.clock())
             elif item in self._flight:
                 self._settle(item)
@@ -207,8 +207,8 @@ class Dispatcher:
         self._ready.append(receipt)
         self._end_others(attempt.partition)
         if self.relief is not None:
-            self.relief.settled(attempt.partition.id, now=self.clock(), is_by_helper=attempt.is_copy)
-        self.on_ended(Ended(attempt.partition, attempt.number, "done", receipt))
+            self.relief.settled(attempt.partition.id, now=self.clock(), is_by_helper=attempt.is_backup)
+        self.on_attempt_finished(AttemptResult(attempt.partition, attempt.number, "done", receipt))
 
     def _end_others(self, partition: Partition) -> None:
         """Its other attempts come too late: their receipts will find one there."""
@@ -220,7 +220,7 @@ class Dispatcher:
 
     def _react(self, error: Exception, attempt: Attempt) -> None:
         self._follow(
-            decide(
+            after_failure(
                 error,
                 partition=attempt.partition.id,
                 attempt=attempt.number,
@@ -238,21 +238,23 @@ class Dispatcher:
             self._divide(attempt, decision.reason)
         elif isinstance(decision, Fail):
             self._failure = self._failure or decision.error
-            self.on_ended(Ended(attempt.partition, attempt.number, "failed", reason=decision.error.message))
+            self.on_attempt_finished(
+                AttemptResult(attempt.partition, attempt.number, "failed", reason=decision.error.message)
+            )
         elif isinstance(decision, Isolate) and self.isolate is None:
-            self._follow(Fail(stuck(attempt.partition.id, attempt.blames)), attempt)
+            self._follow(Fail(stuck(attempt.partition.id, attempt.crash_count)), attempt)
         elif isinstance(decision, Isolate):
             self._end_others(attempt.partition)
-            self._suspects.append(Attempt(attempt.partition, blames=attempt.blames, is_isolated=True))
+            self._suspects.append(Attempt(attempt.partition, crash_count=attempt.crash_count, is_isolated=True))
             self._again(attempt, f"isolated: {decision.reason}")
         else:
-            after = replace(attempt, number=attempt.number + 1, workers=(), is_copy=False)
+            after = replace(attempt, number=attempt.number + 1, workers=(), is_backup=False)
             heapq.heappush(self._later, (self.clock() + decision.delay, attempt.partition.id, after))
             self._again(attempt, decision.reason)
 
     def _again(self, attempt: Attempt, reason: str) -> None:
         self.retries += 1
-        self.on_ended(Ended(attempt.partition, attempt.number, "retry", reason=reason))
+        self.on_attempt_finished(AttemptResult(attempt.partition, attempt.number, "retry", reason=reason))
 
     def _divide(
         self, attempt: Attempt, reason: str, receipt: Receipt | None = None, *, workers: tuple[str, ...] = ()
@@ -277,25 +279,25 @@ class Dispatcher:
             self._end_others(attempt.partition)
             self._ready.append(divided.receipt)
             outcome = "cut" if workers else "split"
-            self.on_ended(Ended(attempt.partition, attempt.number, outcome, divided.receipt, reason))
+            self.on_attempt_finished(AttemptResult(attempt.partition, attempt.number, outcome, divided.receipt, reason))
             self._take_parts(attempt, divided, workers)
 
-    def _take_parts(self, attempt: Attempt, divided: Divided, workers: tuple[str, ...]) -> None:
+    def _take_parts(self, attempt: Attempt, divided: SplitResult, workers: tuple[str, ...]) -> None:
         todo = divided.parts
         if divided.first is not None:
             first, *rest = todo
             todo = tuple(rest)
             self._ready.append(divided.first)
-            self.on_ended(Ended(first, attempt.number, "done", divided.first))
-        deaths = attempt.memory_deaths
+            self.on_attempt_finished(AttemptResult(first, attempt.number, "done", divided.first))
+        deaths = attempt.oom_count
         for part in todo:
-            self._waiting.append(Attempt(part, workers=workers, memory_deaths=deaths))
+            self._waiting.append(Attempt(part, workers=workers, oom_count=deaths))
         if self.relief is not None:
             self.relief.divided(attempt.partition.id, todo)
 
     # Deaths, deadlines, standstill
 
-    def _learn(self, fact: Fact) -> None:
+    def _learn(self, fact: ClusterEvent) -> None:
         if isinstance(fact, Started) and not self._flight.has_key(fact.key):
             return
         if isinstance(fact, Started) and self.relief is not None:
@@ -303,25 +305,25 @@ class Dispatcher:
         for death in self._ledger.learn(fact, now=self.clock()):
             self._bury(death)
 
-    def _bury(self, death: Death) -> None:
+    def _bury(self, death: LostExecution) -> None:
         future = self._flight.of_key(death.key)
         attempt = self._flight.attempts[future]
-        attempt.blames += is_blamed(death.cause)
-        attempt.memory_deaths += death.cause == "memory"
+        attempt.crash_count += is_blamed(death.cause)
+        attempt.oom_count += death.cause == "memory"
         for other in self._flight.of_partition(attempt.partition.id):
             # It is the rows that are blamed, whichever attempt had them.
             twin = self._flight.attempts[other]
-            twin.blames, twin.memory_deaths = attempt.blames, attempt.memory_deaths
-        decision = decide_death(
+            twin.crash_count, twin.oom_count = attempt.crash_count, attempt.oom_count
+        decision = after_worker_loss(
             death.cause,
             partition=attempt.partition.id,
-            blames=attempt.blames,
+            crash_count=attempt.crash_count,
             attempts=self.policy.attempts,
             is_isolated=attempt.is_isolated,
-            memory_deaths=attempt.memory_deaths,
+            oom_count=attempt.oom_count,
         )
-        if isinstance(decision, Leave):
-            if attempt.is_copy:
+        if isinstance(decision, LeaveToDask):
+            if attempt.is_backup:
                 # It has no other worker to go to.
                 self._flight.take_back(future)
             self._again(attempt, decision.reason)
@@ -331,7 +333,7 @@ class Dispatcher:
 
     def _look(self) -> None:
         """At the clock and at the cluster."""
-        self.on_look()
+        self.on_poll()
         self._watch.check(bool(self._flight.attempts or self._waiting or self._suspects))
         self._end_overdue()
         self._relieve()
@@ -374,14 +376,14 @@ class Dispatcher:
         for action in self.relief.look(self._flight, self._ledger, self._watch, now=self.clock()):
             self._help(action, self.relief)
 
-    def _help(self, action: Action, relief: Relief) -> None:
+    def _help(self, action: Action, relief: StragglerMitigator) -> None:
         now, future = self.clock(), self._flight.of_key(action.key)
         attempt, execution = self._flight.attempts[future], self._ledger.executing.get(action.key)
         worker, since = (execution.worker, execution.since) if execution else ("", attempt.submitted)
         if isinstance(action, Ask):
             relief.ask(action.key, attempt.partition, worker=worker, put=self._inbox.put, now=now)
             return
-        if isinstance(action, Move):
+        if isinstance(action, Reassign):
             self._flight.take_back(future)
             moved = replace(attempt, workers=action.workers)
             self._flight.start([moved], self.submit([attempt.partition]))
@@ -394,7 +396,7 @@ class Dispatcher:
         elif isinstance(action, Divide):
             self._divide(attempt, "it was slow", workers=action.workers)
         else:
-            copy = replace(attempt, workers=action.workers, is_copy=True)
+            copy = replace(attempt, workers=action.workers, is_backup=True)
             self._flight.start([copy], self.submit([attempt.partition]))
 
     # The end of the run

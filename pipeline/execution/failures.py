@@ -37,7 +37,7 @@ USER_ATTEMPTS = 2
 """Attempts after an error that nobody foresaw: it may be a passing defect of the environment."""
 
 
-class Kind(StrEnum):
+class FailureKind(StrEnum):
     """Classes of outcomes; each has its own patience."""
 
     RECEIPT = "receipt"
@@ -51,20 +51,25 @@ class Kind(StrEnum):
     """A conflict, a defect of the spec, a full disk: the same the next time, whoever tries."""
 
 
-BACK_OFF = {Kind.INFRASTRUCTURE: 0.5, Kind.CANCELLED: 0.5, Kind.USER_CODE: 0.5, Kind.TIMEOUT: 0.1}
+BACK_OFF = {
+    FailureKind.INFRASTRUCTURE: 0.5,
+    FailureKind.CANCELLED: 0.5,
+    FailureKind.USER_CODE: 0.5,
+    FailureKind.TIMEOUT: 0.1,
+}
 """Seconds until the second attempt by kind; twice as many until each further one."""
 
 
-_KINDS: tuple[tuple[tuple[type[BaseException], ...], Kind], ...] = (
-    ((MemoryError, OutOfMemory), Kind.MEMORY),
-    ((PartitionTimeout,), Kind.TIMEOUT),
-    ((DiskFull, ReconciliationFailed), Kind.REFUSED),
-    ((StorageError, InfrastructureError), Kind.INFRASTRUCTURE),
-    ((InputError,), Kind.DATA),
-    ((UserCodeError,), Kind.USER_CODE),
-    ((PipelineError,), Kind.REFUSED),
-    ((CancelledError,), Kind.CANCELLED),
-    ((OSError, TimeoutError, KilledWorker, NoValidWorkerError), Kind.INFRASTRUCTURE),
+_KINDS: tuple[tuple[tuple[type[BaseException], ...], FailureKind], ...] = (
+    ((MemoryError, OutOfMemory), FailureKind.MEMORY),
+    ((PartitionTimeout,), FailureKind.TIMEOUT),
+    ((DiskFull, ReconciliationFailed), FailureKind.REFUSED),
+    ((StorageError, InfrastructureError), FailureKind.INFRASTRUCTURE),
+    ((InputError,), FailureKind.DATA),
+    ((UserCodeError,), FailureKind.USER_CODE),
+    ((PipelineError,), FailureKind.REFUSED),
+    ((CancelledError,), FailureKind.CANCELLED),
+    ((OSError, TimeoutError, KilledWorker, NoValidWorkerError), FailureKind.INFRASTRUCTURE),
 )
 """The first that fits; what fits none is code that raised."""
 
@@ -99,7 +104,7 @@ class Isolate:
 
 
 @dataclass(frozen=True)
-class Leave:
+class LeaveToDask:
     """Dask tries it again by itself; there is nothing to do."""
 
     reason: str
@@ -108,12 +113,14 @@ class Leave:
 Decision = Retry | Fail | Split | Isolate
 
 
-def classify(error: BaseException) -> Kind:
+def classify(error: BaseException) -> FailureKind:
     """The class of an attempt that ended with ``error``."""
-    return next((kind for types, kind in _KINDS if isinstance(error, types)), Kind.USER_CODE)
+    return next((kind for types, kind in _KINDS if isinstance(error, types)), FailureKind.USER_CODE)
 
 
-def decide(error: BaseException, *, partition: str, attempt: int, attempts: int, is_isolated: bool = False) -> Decision:
+def after_failure(
+    error: BaseException, *, partition: str, attempt: int, attempts: int, is_isolated: bool = False
+) -> Decision:
     """What to do about a partition whose ``attempt``-th attempt (from 1) ended with ``error``.
 
     Storage and cluster failures are tried again with exponential back-off. What is wrong with the data, the steps or
@@ -122,9 +129,9 @@ def decide(error: BaseException, *, partition: str, attempt: int, attempts: int,
     that is isolated already has nothing left but to be tried again or to fail.
     """
     kind = classify(error)
-    if kind is Kind.MEMORY and not is_isolated:
+    if kind is FailureKind.MEMORY and not is_isolated:
         return Isolate("memory") if isinstance(error, OutOfMemory) else Split("MemoryError")
-    if kind is Kind.TIMEOUT and not is_isolated:
+    if kind is FailureKind.TIMEOUT and not is_isolated:
         return Isolate("timeout") if attempt >= TIMEOUTS else _retry(error, kind, attempt)
     if attempt < _allowed(error, kind, attempts):
         return _retry(error, kind, attempt)
@@ -133,9 +140,9 @@ def decide(error: BaseException, *, partition: str, attempt: int, attempts: int,
     return Fail(_final(error, kind, partition, attempt))
 
 
-def decide_death(
+def after_worker_loss(
     cause: Cause, *, partition: str, blames: int, attempts: int, is_isolated: bool, memory_deaths: int = 0
-) -> Split | Isolate | Leave | Fail:
+) -> Split | Isolate | LeaveToDask | Fail:
     """What to do about a partition that was executing when its worker left.
 
     :param blames: deaths it is to blame for, this one included if it is.
@@ -143,14 +150,14 @@ def decide_death(
     """
     if is_isolated:
         # Its code ran in a process of its own, so that it hardly was the reason.
-        return Fail(stuck(partition, blames)) if blames > BLAMES + attempts else Leave(f"its worker {cause}")
+        return Fail(stuck(partition, blames)) if blames > BLAMES + attempts else LeaveToDask(f"its worker {cause}")
     if cause == "memory" and memory_deaths < MEMORY_DEATHS:
         return Split("worker killed for memory")
     if cause == "memory":
         return Isolate("worker killed for memory again")
     if cause == "crash" and blames >= BLAMES:
         return Isolate(f"{blames} workers died while it was executing")
-    return Leave({"crash": "its worker died", "left": "its worker left"}.get(cause, "its worker was restarted"))
+    return LeaveToDask({"crash": "its worker died", "left": "its worker left"}.get(cause, "its worker was restarted"))
 
 
 def is_blamed(cause: Cause) -> bool:
@@ -178,15 +185,15 @@ def overdue(partition: str, *, limit: float) -> PartitionTimeout:
     )
 
 
-def _retry(error: BaseException, kind: Kind, attempt: int) -> Retry:
+def _retry(error: BaseException, kind: FailureKind, attempt: int) -> Retry:
     delay = BACK_OFF.get(kind, 0.5) * 2.0 ** (attempt - 1)
     return Retry(delay=delay, reason=f"{type(error).__name__}: {_first_line(error)}")
 
 
-def _allowed(error: BaseException, kind: Kind, attempts: int) -> int:
-    if kind in (Kind.INFRASTRUCTURE, Kind.CANCELLED):
+def _allowed(error: BaseException, kind: FailureKind, attempts: int) -> int:
+    if kind in (FailureKind.INFRASTRUCTURE, FailureKind.CANCELLED):
         return attempts
-    is_final = kind is Kind.MEMORY or isinstance(error, PipelineError)
+    is_final = kind is FailureKind.MEMORY or isinstance(error, PipelineError)
     return 1 if is_final else min(attempts, USER_ATTEMPTS)
 
 
@@ -194,10 +201,10 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [""])[0][:200]
 
 
-def _final(error: BaseException, kind: Kind, partition: str, attempt: int) -> PipelineError:
+def _final(error: BaseException, kind: FailureKind, partition: str, attempt: int) -> PipelineError:
     if isinstance(error, PipelineError):
         return error
-    if kind is Kind.MEMORY:
+    if kind is FailureKind.MEMORY:
         return _out_of_memory(error, partition)
     if isinstance(error, NoValidWorkerError):
         return NoWorkers(

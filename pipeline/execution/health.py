@@ -24,7 +24,7 @@ RECYCLE_TIMEOUT = 10.0
 
 
 @dataclass(frozen=True)
-class Policy:
+class DispatchPolicy:
     """Limits of patience."""
 
     attempts: int = 3
@@ -53,10 +53,10 @@ def _silent(workers: Mapping[str, Mapping[str, Any]]) -> set[str]:
     return {name for name, at in seen.items() if newest - at > limit}
 
 
-class Watch:
+class ClusterHealth:
     """Looks after the scheduler and the workers; raises when patience is over."""
 
-    def __init__(self, client: Any, policy: Policy, clock: Callable[[], float]) -> None:
+    def __init__(self, client: Any, policy: DispatchPolicy, clock: Callable[[], float]) -> None:
         self._client = client
         self._policy = policy
         self._clock = clock

@@ -14,20 +14,31 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.execution.attempts import Attempt, InFlight
-from pipeline.execution.health import Watch
-from pipeline.execution.stragglers import Action, Backup, Cut, Divide, Patience, Rates, Rescue, Run, Share, decide
-from pipeline.execution.worker_events import Ledger
+from pipeline.execution.health import ClusterHealth
+from pipeline.execution.stragglers import (
+    Action,
+    Backup,
+    Cut,
+    Divide,
+    MitigationAction,
+    PaceHistory,
+    RunningAttempt,
+    Share,
+    StragglerPolicy,
+    choose_mitigations,
+)
+from pipeline.execution.worker_events import ExecutionTracker
 from pipeline.plan.plan import Partition
 from pipeline.scoring import progress
 from pipeline.scoring.progress import ProgressSnapshot
 
 logger = logging.getLogger(__name__)
-NAMES: dict[type[Rescue], str] = {Backup: "backup", Cut: "cut", Divide: "divide", Share: "share"}
+NAMES: dict[type[MitigationAction], str] = {Backup: "backup", Cut: "cut", Divide: "divide", Share: "share"}
 """As events and reports have them."""
 
 
 @dataclass(frozen=True)
-class Answer:
+class ProgressAnswer:
     """A worker has said how far it is."""
 
     key: str
@@ -35,7 +46,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Helped:
+class Mitigation:
     """A straggler was helped, or that help has ended: for observers."""
 
     partition: str
@@ -55,23 +66,23 @@ class Helped:
 
 
 @dataclass
-class _Rescue:
-    helped: Helped
+class _OpenMitigation:
+    helped: Mitigation
     since: float
     waiting: set[str]
     """Partitions that must be done until it is over."""
 
 
 @dataclass
-class Relief:
+class StragglerMitigator:
     """Looks for stragglers."""
 
     client: Any
     stage: str
     """Folder of the stage, by which workers know their attempts."""
-    on_helped: Callable[[Helped], None] = lambda helped: None
-    patience: Patience = field(default_factory=Patience)
-    _rates: Rates = field(default_factory=Rates)
+    on_mitigation: Callable[[Mitigation], None] = lambda helped: None
+    patience: StragglerPolicy = field(default_factory=StragglerPolicy)
+    _rates: PaceHistory = field(default_factory=PaceHistory)
     _rows: int = 1
     _bytes: int = 1
     _asked: dict[str, float] = field(default_factory=dict)
@@ -79,7 +90,7 @@ class Relief:
     _cuts: dict[str, tuple[Cut | Share, float]] = field(default_factory=dict)
     _zombies: dict[str, float] = field(default_factory=dict)
     """Workers with an attempt that is not wanted any more, and since when, until something else begins there."""
-    _rescues: dict[str, _Rescue] = field(default_factory=dict)
+    _rescues: dict[str, _OpenMitigation] = field(default_factory=dict)
     _helped: set[str] = field(default_factory=set)
     """Partitions that had a copy or were to be divided: what that did not help takes its time."""
 
@@ -98,7 +109,7 @@ class Relief:
         """Something has begun there: it has a thread again."""
         self._zombies.pop(worker, None)
 
-    def answered(self, answer: Answer, *, now: float) -> None:
+    def answered(self, answer: ProgressAnswer, *, now: float) -> None:
         """A worker has answered, however late."""
         self._asked.pop(answer.key, None)
         self._sights[answer.key] = (answer.sight, now)
@@ -128,10 +139,10 @@ class Relief:
                 is_whole = partition == rescue.helped.partition
                 self._over(rescue, now=now, won=is_by_helper if is_whole else True)
 
-    def _over(self, rescue: _Rescue, *, now: float, won: bool) -> None:
+    def _over(self, rescue: _OpenMitigation, *, now: float, won: bool) -> None:
         gain = rescue.helped.left - (now - rescue.since) if won else 0.0
-        self.on_helped(
-            Helped(
+        self.on_mitigation(
+            Mitigation(
                 **{**rescue.helped.__dict__, "is_over": True, "won": won and gain > 0, "seconds_won": max(0.0, gain)}
             )
         )
@@ -143,7 +154,9 @@ class Relief:
 
     # What to do
 
-    def look(self, flight: InFlight, ledger: Ledger, watch: Watch, *, now: float) -> tuple[Action, ...]:
+    def look(
+        self, flight: InFlight, ledger: ExecutionTracker, watch: ClusterHealth, *, now: float
+    ) -> tuple[Action, ...]:
         """What to do now, provided that nothing waits to be submitted."""
         idle = self._idle(flight, ledger, watch, now=now)
         if not idle:
@@ -151,9 +164,9 @@ class Relief:
         runs = [
             self._run(future, flight, ledger, now=now) for future, one in flight.attempts.items() if not one.is_isolated
         ]
-        return decide(runs, idle=idle, rates=self._rates, patience=self.patience)
+        return choose_mitigations(runs, idle=idle, rates=self._rates, patience=self.patience)
 
-    def lost(self, flight: InFlight, ledger: Ledger, *, now: float) -> set[str]:
+    def lost(self, flight: InFlight, ledger: ExecutionTracker, *, now: float) -> set[str]:
         """Workers to be restarted: they have not begun anything since an attempt was to end there, which may never end,
         nothing else executes on them, and something waits for a worker."""
         needed = any(
@@ -168,7 +181,7 @@ class Relief:
             del self._zombies[name]
         return found
 
-    def _idle(self, flight: InFlight, ledger: Ledger, watch: Watch, *, now: float) -> list[str]:
+    def _idle(self, flight: InFlight, ledger: ExecutionTracker, watch: ClusterHealth, *, now: float) -> list[str]:
         busy = Counter(execution.worker for execution in ledger.executing.values())
         idle = [
             name
@@ -189,12 +202,12 @@ class Relief:
         )
         return sorted(idle, key=lambda name: busy[name])[: max(0, len(idle) - fresh)]
 
-    def _run(self, future: Any, flight: InFlight, ledger: Ledger, *, now: float) -> Run:
+    def _run(self, future: Any, flight: InFlight, ledger: ExecutionTracker, *, now: float) -> RunningAttempt:
         key, attempt = str(future.key), flight.attempts[future]
         execution = ledger.executing.get(key)
         sight, heard = self._sights.get(key, (None, now))
         asked, cut = self._asked.get(key), self._cuts.get(key)
-        return Run(
+        return RunningAttempt(
             key=key,
             work=self.work(attempt.partition),
             rows=attempt.partition.rows,
@@ -206,25 +219,25 @@ class Relief:
             cut_asked=None if cut is None else now - cut[1],
             copies=len(flight.of_partition(attempt.partition.id)),
             # What ended a worker is no straggler, and is not to end two at a time.
-            is_helped=attempt.partition.id in self._helped or attempt.blames > 0 or attempt.memory_deaths > 0,
+            is_helped=attempt.partition.id in self._helped or attempt.crash_count > 0 or attempt.oom_count > 0,
         )
 
-    def help(self, partition: Partition, action: Rescue, *, worker: str, seconds: float, now: float) -> None:
+    def help(self, partition: Partition, action: MitigationAction, *, worker: str, seconds: float, now: float) -> None:
         """Note that ``action`` was taken."""
-        helped = Helped(partition.id, NAMES[type(action)], worker, seconds, action.left)
-        self._rescues[partition.id] = _Rescue(helped, now, {partition.id})
+        helped = Mitigation(partition.id, NAMES[type(action)], worker, seconds, action.left)
+        self._rescues[partition.id] = _OpenMitigation(helped, now, {partition.id})
         if isinstance(action, Cut | Share):
             self._cuts[action.key] = (action, now)
-            if isinstance(action, Share) and action.dear:
-                self._rates = self._rates.with_dear(partition.id, worker=worker, pace=action.dear)
+            if isinstance(action, Share) and action.expensive:
+                self._rates = self._rates.with_expensive(partition.id, worker=worker, pace=action.expensive)
         else:
             self._helped.add(partition.id)
         logger.info("partition %s on %s is helped: %s", partition.id, worker, helped.action)
-        self.on_helped(helped)
+        self.on_mitigation(helped)
 
     def moved(self, partition: Partition, *, seconds: float) -> None:
         """Note that what had not begun was taken to another worker."""
-        self.on_helped(Helped(partition.id, "move", "", seconds, 0.0))
+        self.on_mitigation(Mitigation(partition.id, "move", "", seconds, 0.0))
 
     def divided(self, partition: str, parts: Sequence[Partition]) -> None:
         """``parts`` have taken the place of ``partition``: they are what its rescue waits for."""
@@ -243,18 +256,20 @@ class Relief:
 
     # Talking to workers
 
-    def ask(self, key: str, partition: Partition, *, worker: str, put: Callable[[Answer], None], now: float) -> None:
+    def ask(
+        self, key: str, partition: Partition, *, worker: str, put: Callable[[ProgressAnswer], None], now: float
+    ) -> None:
         """Ask a worker how far it is; the answer goes to ``put``, from another thread, if it ever comes."""
         self._asked[key] = now
         self._call(
             worker,
             progress.progress_of,
             partition.id,
-            then=lambda sight: put(Answer(key, sight or ProgressSnapshot(0, 0, 0.0))),
+            then=lambda sight: put(ProgressAnswer(key, sight or ProgressSnapshot(0, 0, 0.0))),
         )
 
     def ask_to_cut(
-        self, key: str, partition: Partition, *, worker: str, parts: int, put: Callable[[Answer], None]
+        self, key: str, partition: Partition, *, worker: str, parts: int, put: Callable[[ProgressAnswer], None]
     ) -> None:
         """Ask an attempt to stop at its next batch boundary."""
         self._call(
@@ -262,7 +277,7 @@ class Relief:
             progress.request_split,
             partition.id,
             parts,
-            then=lambda sight: put(Answer(key, sight)) if sight else None,
+            then=lambda sight: put(ProgressAnswer(key, sight)) if sight else None,
         )
 
     def drop(self, partition: Partition, *, worker: str, now: float) -> None:

@@ -38,7 +38,7 @@ MAD_TO_SIGMA = 1.4826
 
 
 @dataclass(frozen=True)
-class Patience:
+class StragglerPolicy:
     """How long is far too long, and what is worth the trouble."""
 
     samples: int = 3
@@ -65,7 +65,7 @@ class Patience:
     """Seconds that must be won."""
     overhead: float = 0.5
     """Seconds until a helper is at work."""
-    share: float = 1.0
+    share_remaining: float = 1.0
     """Seconds after which an attempt has shown its pace, and idle workers may take their share of it."""
     share_gain: float = 1.0
     """Seconds that must be won by sharing."""
@@ -76,33 +76,35 @@ class Patience:
 
 
 @dataclass(frozen=True)
-class Rates:
+class PaceHistory:
     """Seconds a unit of work took, by worker, in partitions that ended; the oldest first."""
 
     samples: tuple[tuple[str, float], ...] = ()
-    dear: tuple[tuple[str, str, float], ...] = ()
+    expensive: tuple[tuple[str, str, float], ...] = ()
     """Partitions whose rows seem to take longer than others', so that their parts say nothing about these: with the
     worker on which that was seen, and the seconds of a unit of work."""
 
-    def with_dear(self, partition: str, *, worker: str, pace: float) -> Rates:
+    def with_expensive(self, partition: str, *, worker: str, pace: float) -> PaceHistory:
         """With one more that seems dear."""
-        return replace(self, dear=(*self.dear, (partition, worker, pace)))
+        return replace(self, expensive=(*self.expensive, (partition, worker, pace)))
 
-    def ended(self, partition: str, worker: str, *, seconds: float, work: float, patience: Patience) -> Rates:
+    def ended(
+        self, partition: str, worker: str, *, seconds: float, work: float, patience: StragglerPolicy
+    ) -> PaceHistory:
         """When a partition has ended. A part of one that seems dear does not count, unless it took the usual time
         elsewhere: then it was the worker that was slow."""
         found = self
-        for whole in self.dear:
+        for whole in self.expensive:
             name, where, pace = whole
             if not partition.startswith(f"{name}."):
                 continue
             if worker == where or not found.is_usual(seconds=seconds, work=work, patience=patience):
                 return found
-            found = replace(found, dear=tuple(one for one in found.dear if one != whole))
+            found = replace(found, expensive=tuple(one for one in found.expensive if one != whole))
             found = found.after(where, seconds=pace, work=1.0)
         return found.after(worker, seconds=seconds, work=work)
 
-    def after(self, worker: str, *, seconds: float, work: float) -> Rates:
+    def after(self, worker: str, *, seconds: float, work: float) -> PaceHistory:
         """With one partition more."""
         return replace(self, samples=(*self.samples, (worker, seconds / work))[-WINDOW:]) if work > 0 else self
 
@@ -116,7 +118,7 @@ class Rates:
         middle = median(ended)
         return median([*ended, *(rate for rate in running if rate > middle)])
 
-    def is_usual(self, *, seconds: float, work: float, patience: Patience) -> bool:
+    def is_usual(self, *, seconds: float, work: float, patience: StragglerPolicy) -> bool:
         """Whether something took no longer than others do; so does all before enough has ended."""
         return len(self.samples) < patience.samples or seconds <= patience.factor * work * self.typical()
 
@@ -133,7 +135,7 @@ class Rates:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunningAttempt:
     """An attempt in flight."""
 
     key: str
@@ -171,7 +173,7 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Move:
+class Reassign:
     """It has not begun: take it back, and have an idle worker do it."""
 
     key: str
@@ -179,7 +181,7 @@ class Move:
 
 
 @dataclass(frozen=True)
-class Rescue:
+class MitigationAction:
     """Have others do some of it, or all."""
 
     key: str
@@ -188,27 +190,27 @@ class Rescue:
     """Seconds it would still take if nothing were done, as far as can be told."""
 
 
-class Backup(Rescue):
+class Backup(MitigationAction):
     """Run a copy beside it; the first receipt wins."""
 
 
-class Cut(Rescue):
+class Cut(MitigationAction):
     """Have it stop at its next batch boundary, and these do the rest in as many parts."""
 
 
-class Divide(Rescue):
+class Divide(MitigationAction):
     """Give it up, and have these do all of it in as many parts."""
 
 
 @dataclass(frozen=True)
-class Share(Rescue):
+class Share(MitigationAction):
     """Have it stop at its next batch boundary, and these, its own worker among them, do the rest in as many parts."""
 
-    dear: float = 0.0
+    expensive: float = 0.0
     """Seconds that a unit of its work takes, where that is far more than usual and its worker does not seem slow."""
 
 
-Action = Ask | Move | Rescue
+Action = Ask | Reassign | MitigationAction
 
 
 SMALLEST_PART = 512
@@ -217,41 +219,49 @@ WASTE = 1.5
 """Doing rows twice must end so many times sooner than a way that does not."""
 
 
-def decide(runs: Sequence[Run], *, idle: Sequence[str], rates: Rates, patience: Patience) -> tuple[Action, ...]:
+def choose_mitigations(
+    runs: Sequence[RunningAttempt], *, idle: Sequence[str], rates: PaceHistory, patience: StragglerPolicy
+) -> tuple[Action, ...]:
     """What to do now.
 
     :param idle: workers with a thread for which there is nothing to do, one entry for each such thread.
     """
     helpers = list(idle)
     actions: list[Action] = []
-    shared: list[Run] = []
+    shared: list[RunningAttempt] = []
     for run in sorted(runs, key=lambda one: (-one.seconds / max(one.work, 1e-12), one.key)):
         others = [name for name in helpers if name != run.worker]
         if not others or run.copies > 1 or run.is_helped:
             continue
-        action = _decide(run, others, runs, rates, patience)
+        action = _choose_mitigation(run, others, runs, rates, patience)
         if action is None:
             shared.append(run)
             continue
         actions.append(action)
         for name in () if isinstance(action, Ask) else action.workers:
             helpers.remove(name)
-    return (*actions, *share(shared, helpers, rates, patience)) if helpers else tuple(actions)
+    return (*actions, *share_remaining(shared, helpers, rates, patience)) if helpers else tuple(actions)
 
 
-def limit(run: Run, *, rates: Rates, patience: Patience, running: Iterable[float] = ()) -> float:
+def limit(
+    run: RunningAttempt, *, rates: PaceHistory, patience: StragglerPolicy, running: Iterable[float] = ()
+) -> float:
     """Seconds a partition may take before anybody wonders."""
     expected = run.work * rates.typical(running)
     spread = run.work * rates.spread()
     return max(expected + patience.seconds, patience.factor * expected, expected + patience.spreads * spread)
 
 
-def _decide(
-    run: Run, helpers: list[str], runs: Sequence[Run], rates: Rates, patience: Patience
-) -> Ask | Move | Rescue | None:
+def _choose_mitigation(
+    run: RunningAttempt,
+    helpers: list[str],
+    runs: Sequence[RunningAttempt],
+    rates: PaceHistory,
+    patience: StragglerPolicy,
+) -> Ask | Reassign | MitigationAction | None:
     """What is done about one that is far too slow; None where that is nothing, or sharing it is enough."""
     if not run.worker:
-        return Move(run.key, (helpers[0],)) if run.seconds > patience.begin else None
+        return Reassign(run.key, (helpers[0],)) if run.seconds > patience.begin else None
     if len(rates.samples) < patience.samples or run.work <= 0:
         return None
     running = [one.seconds / one.work for one in runs if one.worker and one.work > 0 and one.key != run.key]
@@ -270,19 +280,25 @@ def _decide(
     return _rescue(run, sight, sorted(helpers, key=rates.of), rates, patience, is_asked=run.cut_asked is not None)
 
 
-def _is_stuck(run: Run, sight: ProgressSnapshot, patience: Patience) -> bool:
+def _is_stuck(run: RunningAttempt, sight: ProgressSnapshot, patience: StragglerPolicy) -> bool:
     """Whether it answers, but does not get on."""
     return not sight.rows_done or sight.since + run.sight_age > patience.seconds + 3 * run.batch_seconds
 
 
 def _rescue(
-    run: Run, sight: ProgressSnapshot | None, helpers: list[str], rates: Rates, patience: Patience, *, is_asked: bool
-) -> Rescue | None:
+    run: RunningAttempt,
+    sight: ProgressSnapshot | None,
+    helpers: list[str],
+    rates: PaceHistory,
+    patience: StragglerPolicy,
+    *,
+    is_asked: bool,
+) -> MitigationAction | None:
     """The way on that ends first, when that is soon enough."""
     done = min(1.0, sight.rows_done / max(1, run.rows)) if sight else 0.0
     # Of an attempt that shows no progress nothing is known: as long again as it took so far is the usual guess.
     left = run.seconds * (1 - done) / done if done else max(run.seconds, run.work * rates.typical())
-    options: list[tuple[float, Rescue]] = []
+    options: list[tuple[float, MitigationAction]] = []
     first = helpers[:1]
     options.append((_seconds(run.work, first, rates, patience), Backup(run.key, tuple(first), left)))
     some = helpers[: run.rows // SMALLEST_PART]
@@ -299,23 +315,23 @@ def _rescue(
     return rescue if left - soonest >= wanted else None
 
 
-def _price(seconds: float, rescue: Rescue, patience: Patience) -> float:
+def _price(seconds: float, rescue: MitigationAction, patience: StragglerPolicy) -> float:
     """What a way costs: its end, what is done twice, and that dividing gives up an attempt that might yet end first."""
     if isinstance(rescue, Cut):
         return seconds
     return WASTE * seconds + patience.least_gain * (2 if isinstance(rescue, Divide) else 1)
 
 
-def _seconds(work: float, helpers: Sequence[str], rates: Rates, patience: Patience) -> float:
+def _seconds(work: float, helpers: Sequence[str], rates: PaceHistory, patience: StragglerPolicy) -> float:
     """Until all of ``helpers`` have done an equal part of ``work``."""
     return patience.overhead + work / len(helpers) * max(rates.of(name) for name in helpers)
 
 
-def _patience_for_cut(run: Run, patience: Patience) -> float:
+def _patience_for_cut(run: RunningAttempt, patience: StragglerPolicy) -> float:
     return 2 * run.batch_seconds + patience.answer
 
 
-def is_worker_slow(run: Run, sight: ProgressSnapshot, rates: Rates, patience: Patience) -> bool:
+def is_worker_slow(run: RunningAttempt, sight: ProgressSnapshot, rates: PaceHistory, patience: StragglerPolicy) -> bool:
     """Whether what takes long is the worker rather than the rows."""
     starved = sight.starved / max(sight.seconds, 1e-9)
     if starved > 2 * patience.starved:
@@ -329,7 +345,7 @@ def is_worker_slow(run: Run, sight: ProgressSnapshot, rates: Rates, patience: Pa
 class _Team:
     """An attempt that is shared, and who does its rest."""
 
-    run: Run
+    run: RunningAttempt
     sight: ProgressSnapshot
     is_slow: bool
     """Its own worker is not to go on with it."""
@@ -355,13 +371,13 @@ class _Team:
         """Whether there is a part for one more."""
         return helper != self.run.worker and len(self.workers) < self.rest // SMALLEST_REST
 
-    def gain(self, patience: Patience) -> float:
+    def gain(self, patience: StragglerPolicy) -> float:
         """Seconds that are won."""
         return self.left - self.run.batch_seconds / 2 - patience.overhead - self.left / max(1, len(self.workers))
 
 
-def share(
-    runs: Sequence[Run], helpers: Sequence[str], rates: Rates, patience: Patience
+def share_remaining(
+    runs: Sequence[RunningAttempt], helpers: Sequence[str], rates: PaceHistory, patience: StragglerPolicy
 ) -> tuple[Ask | Cut | Share, ...]:
     """Let ``helpers`` have their part of what still runs, if all would end sooner by its own pace."""
     open_ = [
@@ -390,7 +406,7 @@ def share(
     return tuple(_shared(team, rates, patience) for team in teams)
 
 
-def _is_old(run: Run, patience: Patience) -> bool:
+def _is_old(run: RunningAttempt, patience: StragglerPolicy) -> bool:
     """Whether an attempt has to be asked; one that had done nothing is asked again soon."""
     if run.sight is None:
         return True
@@ -407,7 +423,7 @@ def _assign(teams: Sequence[_Team], helpers: Sequence[str]) -> None:
             max(fitting, key=lambda team: team.left / max(0.5, len(team.workers))).helpers.append(helper)
 
 
-def _shared(team: _Team, rates: Rates, patience: Patience) -> Share | Cut:
+def _shared(team: _Team, rates: PaceHistory, patience: StragglerPolicy) -> Share | Cut:
     if team.is_slow:
         return Cut(team.run.key, team.workers, team.left)
     seconds, work = _attempt_seconds(team.run, team.sight), team.run.work
@@ -415,6 +431,6 @@ def _shared(team: _Team, rates: Rates, patience: Patience) -> Share | Cut:
     return Share(team.run.key, team.workers, team.left, dear)
 
 
-def _attempt_seconds(run: Run, sight: ProgressSnapshot) -> float:
+def _attempt_seconds(run: RunningAttempt, sight: ProgressSnapshot) -> float:
     """That the whole attempt will take by its own pace."""
     return sight.seconds * run.rows / sight.rows_done

@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.execution.attempts import Divided, Ended
-from pipeline.execution.rebalancing import Helped, Relief
+from pipeline.execution.attempts import AttemptResult, SplitResult
+from pipeline.execution.rebalancing import Mitigation, StragglerMitigator
 from pipeline.execution.tasks import make_tasks
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.receipts import Receipt
@@ -37,7 +37,7 @@ ISOLATED_SECONDS = 600.0
 
 
 @dataclass
-class Stage:
+class TaskSet:
     """The partitions of one round of a job."""
 
     job: JobDirectory
@@ -56,7 +56,7 @@ class Stage:
         learned there is remembered on leaving."""
         model, root = self.round.plan.model, open_store(self.job.root.rstrip("/").rpartition("/")[0], fsync=False)
         workers = WorkerClass.of(client.scheduler_info(n_workers=-1)["workers"].values())
-        remembered = recall(root, model, workers)
+        remembered = load_batch_size(root, model, workers)
         self.batch = MemoryBatchLimit(min(self.batch.planned, remembered or self.batch.planned), self.batch.planned)
         if remembered is not None:
             self.job.append_event("batch", planned=self.batch.planned, remembered=remembered)
@@ -64,7 +64,7 @@ class Stage:
             yield
         finally:
             if self.batch.rows != (remembered or self.batch.planned):
-                remember(root, model, workers, rows=self.batch.rows, job=self.job.job)
+                save_batch_size(root, model, workers, rows=self.batch.rows, job=self.job.job)
 
     @property
     def recipe(self) -> StageRecipe:
@@ -80,7 +80,7 @@ class Stage:
         isolation = Isolation(seconds=self.partition_timeout or ISOLATED_SECONDS)
         return make_tasks(self.recipe, partitions, self.round.plan.versions, isolation=isolation)
 
-    def split(self, partition: Partition, receipt: Receipt | None, *, parts: int = 2) -> Divided | None:
+    def split(self, partition: Partition, receipt: Receipt | None, *, parts: int = 2) -> SplitResult | None:
         """Put ``parts`` of nearly equal size in the place of ``partition``, on record before anything of them runs.
 
         :param receipt: that of ``partition``, when it was split already: by another driver, or by an attempt that was
@@ -92,16 +92,16 @@ class Stage:
             return None
         receipt = receipt or put_split(self.job, self.round, partition, cuts)
         if not receipt.splits:
-            return Divided(receipt)
+            return SplitResult(receipt)
         found = parts_of(partition, receipt, {file.path: file for file in self.round.plan.files})
         first = read_receipt(self.job, self.round, found[0].id)
-        return Divided(receipt, found, first if first and not first.splits else None)
+        return SplitResult(receipt, found, first if first and not first.splits else None)
 
-    def relief(self, client: Any, *, on_helped: Callable[[Helped], None]) -> Relief:
+    def relief(self, client: Any, *, on_helped: Callable[[Mitigation], None]) -> StragglerMitigator:
         """Help for its stragglers."""
-        return Relief(client, stage=stage_folder(self.recipe), on_helped=on_helped)
+        return StragglerMitigator(client, stage=stage_folder(self.recipe), on_mitigation=on_helped)
 
-    def learn(self, ended: Ended) -> None:
+    def learn(self, ended: AttemptResult) -> None:
         """Lower or raise the batch size by how an attempt ended."""
         if ended.outcome == "split":
             self.batch = self.batch.after_split()
@@ -164,7 +164,7 @@ def file_name(model: ModelVersion, workers: WorkerClass) -> str:
     return f".batch-rows-{model.digest[:16]}-{workers.memory >> 20}MiB-{workers.threads}.json"
 
 
-def recall(store: Store, model: ModelVersion, workers: WorkerClass) -> int | None:
+def load_batch_size(store: Store, model: ModelVersion, workers: WorkerClass) -> int | None:
     """Rows that fitted last time; None when that is not known.
 
     :param store: root of the job directories.
@@ -178,7 +178,7 @@ def recall(store: Store, model: ModelVersion, workers: WorkerClass) -> int | Non
     return rows if known and rows > 0 else None
 
 
-def remember(store: Store, model: ModelVersion, workers: WorkerClass, *, rows: int, job: str) -> None:
+def save_batch_size(store: Store, model: ModelVersion, workers: WorkerClass, *, rows: int, job: str) -> None:
     """Keep ``rows`` for the next job.
 
     :param job: id of the job that found out; for people.

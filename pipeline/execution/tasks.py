@@ -76,7 +76,7 @@ def partition_receipt(
 
     :param isolation: score in a process of its own, with these limits.
     """
-    evidence.announce()
+    evidence.announce_start()
     if isolation is not None:
         isolation = replace(isolation, memory=round(ISOLATED_SHARE * evidence.memory_limit()))
     try:

@@ -54,11 +54,11 @@ class WorkerLeft:
     """It said before that it would go: its lifetime was over, or it was retired."""
 
 
-Fact = Started | MemoryRanOut | WorkerLeft
+ClusterEvent = Started | MemoryRanOut | WorkerLeft
 
 
 @dataclass(frozen=True)
-class Death:
+class LostExecution:
     """A task was executing when its worker left."""
 
     key: str
@@ -75,7 +75,7 @@ class Execution:
 
 
 @dataclass
-class Ledger:
+class ExecutionTracker:
     """What executes where, told by facts in the order in which the scheduler had them."""
 
     _executing: dict[str, Execution] = field(default_factory=dict)
@@ -87,7 +87,7 @@ class Ledger:
         """By key."""
         return self._executing
 
-    def learn(self, fact: Fact, *, now: float) -> tuple[Death, ...]:
+    def learn(self, fact: ClusterEvent, *, now: float) -> tuple[LostExecution, ...]:
         """Take a fact in; the tasks whose execution it ended."""
         if isinstance(fact, Started):
             if fact.threads == 1:
@@ -105,7 +105,7 @@ class Ledger:
         keys = self._on(fact.worker)
         for key in keys:
             del self._executing[key]
-        return tuple(Death(key, fact.worker, cause) for key in keys)
+        return tuple(LostExecution(key, fact.worker, cause) for key in keys)
 
     def _on(self, worker: str) -> list[str]:
         return [key for key, execution in self._executing.items() if execution.worker == worker]
@@ -136,19 +136,19 @@ class Ledger:
         return "left" if fact.is_expected else "crash"
 
 
-class Neighbours:
+class SharedClusterState:
     """The ledgers of all dispatchers on one cluster, each written by one thread and read by all."""
 
     def __init__(self) -> None:
-        self._ledgers: list[Ledger] = []
+        self._ledgers: list[ExecutionTracker] = []
         self._lock = threading.Lock()
 
-    def join(self, ledger: Ledger) -> None:
+    def join(self, ledger: ExecutionTracker) -> None:
         """``ledger`` is one of them from now on."""
         with self._lock:
             self._ledgers.append(ledger)
 
-    def leave(self, ledger: Ledger) -> None:
+    def leave(self, ledger: ExecutionTracker) -> None:
         """It is not any more."""
         with self._lock:
             self._ledgers = [one for one in self._ledgers if one is not ledger]
@@ -163,7 +163,7 @@ class Neighbours:
         for ledger in self._all():
             ledger.will_recycle(worker)
 
-    def _all(self) -> list[Ledger]:
+    def _all(self) -> list[ExecutionTracker]:
         with self._lock:
             return list(self._ledgers)
 
@@ -177,7 +177,7 @@ ANNOUNCE_TIMEOUT = 5.0
 """Seconds a task waits for the scheduler's answer; then it goes on, and cannot be blamed for a death."""
 
 
-def announce() -> None:
+def announce_start() -> None:
     """Say that this task begins; does nothing outside of a worker. Takes a round trip to the scheduler."""
     try:
         worker = get_worker()
@@ -203,10 +203,10 @@ def memory_limit() -> int:
         return 0
 
 
-class Evidence:
+class ClusterEventListener:
     """Hears the facts and passes them on, from the thread of the client's event loop, until it is closed."""
 
-    def __init__(self, client: Any, put: Callable[[Fact], None]) -> None:
+    def __init__(self, client: Any, put: Callable[[ClusterEvent], None]) -> None:
         self._client = client
         self._put = put
         for topic, hear in self._handlers().items():

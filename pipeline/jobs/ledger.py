@@ -1,4 +1,4 @@
-"""`Ledger`: what counts over all rounds of a job, and what became of every row. Pure."""
+"""`ExecutionTracker`: what counts over all rounds of a job, and what became of every row. Pure."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.common.rows import RowCounts
 from pipeline.events import PartitionEnded, notify
-from pipeline.execution.task_set import WorkerClass, file_name, remember
+from pipeline.execution.task_set import WorkerClass, file_name, save_batch_size
 from pipeline.jobs.cancellation import CancelRequest
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.fan_out import FanOutCommit
@@ -84,7 +84,7 @@ def test_fields_of_state(directory: JobDirectory, heading: str, name: str) -> No
         directory.store.replace(name, claim_key(directory.store, "a key", directory.job)[0].to_json())
     if name == "batch.json":
         model, workers = directory.plan.model, WorkerClass(1 << 30, 1)
-        remember(directory.store, model, workers, rows=4096, job=directory.job)
+        save_batch_size(directory.store, model, workers, rows=4096, job=directory.job)
         name = file_name(model, workers)
     assert documented(heading) == set(json.loads(directory.store.read(name)))
 

@@ -15,7 +15,7 @@ import pytest
 from faulty_jobs import Job, again
 
 from pipeline.errors import NoWorkers
-from pipeline.execution.task_set import WorkerClass, file_name, recall
+from pipeline.execution.task_set import WorkerClass, file_name, load_batch_size
 from pipeline.models.registry import resolve
 from pipeline.runner import resume, run
 from pipeline.settings import load_settings
@@ -86,7 +86,7 @@ def test_what_needs_too_much_only_as_a_whole_is_scored_and_the_next_job_begins_w
     assert smallest is not None
     assert smallest < report.batch["planned"]
     version = resolve(ModelRef(str(model_path)))
-    kept = recall(open_store(job.settings.directory), version, WorkerClass(MEMORY, 1))
+    kept = load_batch_size(open_store(job.settings.directory), version, WorkerClass(MEMORY, 1))
     assert kept is not None
     assert kept < report.batch["planned"]
     spec = job.spec.model_copy(update={"sink": job.spec.sink.model_copy(update={"path": str(job.folder / "out2")})})

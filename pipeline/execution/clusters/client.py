@@ -19,7 +19,7 @@ from distributed import Client
 
 from pipeline.common.secrets import mask_logs
 from pipeline.errors import EnvMismatch
-from pipeline.execution.worker_events import Neighbours
+from pipeline.execution.worker_events import SharedClusterState
 from pipeline.models.flavors import find_flavor
 from pipeline.storage.urls import unique_name
 
@@ -107,7 +107,7 @@ class SharedCluster:
     """Lends each of the jobs on it a client of its own, because a client hears the cluster's events for one of them."""
 
     def __init__(self, client: Any, *, timeout: float) -> None:
-        self.neighbours = Neighbours()
+        self.neighbours = SharedClusterState()
         self._client = client
         self._timeout = timeout
         self._greeted: set[str] = set()

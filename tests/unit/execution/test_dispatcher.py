@@ -22,10 +22,19 @@ from pipeline.errors import (
     StepFailed,
     StorageError,
 )
-from pipeline.execution.attempts import Divided, Ended
+from pipeline.execution.attempts import AttemptResult, SplitResult
 from pipeline.execution.dispatcher import Dispatcher
-from pipeline.execution.failures import Fail, Isolate, Leave, Retry, Split, decide, decide_death, overdue
-from pipeline.execution.health import Policy
+from pipeline.execution.failures import (
+    Fail,
+    Isolate,
+    LeaveToDask,
+    Retry,
+    Split,
+    after_failure,
+    after_worker_loss,
+    overdue,
+)
+from pipeline.execution.health import DispatchPolicy
 from pipeline.execution.worker_events import Cause
 from pipeline.jobs.cancellation import Stop, StopReason
 from pipeline.plan.plan import Partition
@@ -41,7 +50,7 @@ from pipeline.plan.plan import Partition
     ],
 )
 def test_what_will_be_wrong_again_fails_at_once(error: Exception, kind: type[PipelineError]) -> None:
-    decision = decide(error, partition="00001", attempt=1, attempts=3)
+    decision = after_failure(error, partition="00001", attempt=1, attempts=3)
     assert isinstance(decision, Fail)
     assert isinstance(decision.error, kind)
 
@@ -53,7 +62,7 @@ def killed() -> KilledWorker:
 @pytest.mark.parametrize("error", [StorageError("x"), OSError("x"), killed()])
 @pytest.mark.fault(23)
 def test_infrastructure_is_tried_again_with_growing_delays_until_attempts_are_used(error: Exception) -> None:
-    decisions = [decide(error, partition="00001", attempt=n, attempts=3) for n in (1, 2, 3)]
+    decisions = [after_failure(error, partition="00001", attempt=n, attempts=3) for n in (1, 2, 3)]
     last = Isolate if isinstance(error, KilledWorker) else Fail
     assert [type(one) for one in decisions] == [Retry, Retry, last]
     delays = [one.delay for one in decisions if isinstance(one, Retry)]
@@ -61,45 +70,49 @@ def test_infrastructure_is_tried_again_with_growing_delays_until_attempts_are_us
 
 
 def test_a_partition_that_kills_its_workers_though_it_is_isolated_is_named() -> None:
-    decision = decide(killed(), partition="00007", attempt=3, attempts=3, is_isolated=True)
+    decision = after_failure(killed(), partition="00007", attempt=3, attempts=3, is_isolated=True)
     assert isinstance(decision, Fail)
     assert isinstance(decision.error, PartitionStuck)
     assert "00007" in decision.error.where
 
 
 def test_what_needs_too_much_memory_is_split_and_below_the_smallest_batch_isolated() -> None:
-    assert isinstance(decide(MemoryError("x"), partition="00001", attempt=1, attempts=3), Split)
-    assert isinstance(decide(OutOfMemory("x"), partition="00001", attempt=1, attempts=3), Isolate)
-    alone = decide(MemoryError("x"), partition="00001", attempt=1, attempts=3, is_isolated=True)
+    assert isinstance(after_failure(MemoryError("x"), partition="00001", attempt=1, attempts=3), Split)
+    assert isinstance(after_failure(OutOfMemory("x"), partition="00001", attempt=1, attempts=3), Isolate)
+    alone = after_failure(MemoryError("x"), partition="00001", attempt=1, attempts=3, is_isolated=True)
     assert isinstance(alone, Fail)
     assert isinstance(alone.error, OutOfMemory)
 
 
 def test_a_deadline_is_passed_twice_before_the_partition_is_isolated() -> None:
-    kinds = [type(decide(overdue("00001", limit=1), partition="00001", attempt=n, attempts=9)) for n in (1, 2)]
+    kinds = [type(after_failure(overdue("00001", limit=1), partition="00001", attempt=n, attempts=9)) for n in (1, 2)]
     assert kinds == [Retry, Isolate]
 
 
 @pytest.mark.parametrize(
-    ("cause", "blames", "is_isolated", "kind"),
+    ("cause", "crash_count", "is_isolated", "kind"),
     [
         ("memory", 0, False, Split),
-        ("crash", 1, False, Leave),
+        ("crash", 1, False, LeaveToDask),
         ("crash", 2, False, Isolate),
-        ("left", 9, False, Leave),
-        ("recycled", 9, False, Leave),
-        ("crash", 2, True, Leave),
+        ("left", 9, False, LeaveToDask),
+        ("recycled", 9, False, LeaveToDask),
+        ("crash", 2, True, LeaveToDask),
         ("crash", 6, True, Fail),
     ],
 )
 def test_what_a_death_means(cause: Cause, blames: int, is_isolated: bool, kind: type[object]) -> None:
-    assert type(decide_death(cause, partition="1", blames=blames, attempts=3, is_isolated=is_isolated)) is kind
+    assert (
+        type(after_worker_loss(cause, partition="1", crash_count=blames, attempts=3, is_isolated=is_isolated)) is kind
+    )
 
 
 @pytest.mark.fault(23)
 def test_a_part_of_what_took_a_workers_memory_is_isolated_when_it_takes_another() -> None:
     kinds = [
-        type(decide_death("memory", partition="1.0", blames=0, attempts=3, is_isolated=False, memory_deaths=deaths))
+        type(
+            after_worker_loss("memory", partition="1.0", crash_count=0, attempts=3, is_isolated=False, oom_count=deaths)
+        )
         for deaths in (1, 2)
     ]
     assert kinds == [Split, Isolate]
@@ -112,8 +125,8 @@ def test_an_unforeseen_error_is_tried_twice_and_its_traceback_kept() -> None:
     try:
         broken()
     except RuntimeError as error:
-        first = decide(error, partition="00001", attempt=1, attempts=3)
-        second = decide(error, partition="00001", attempt=2, attempts=3)
+        first = after_failure(error, partition="00001", attempt=1, attempts=3)
+        second = after_failure(error, partition="00001", attempt=2, attempts=3)
     assert isinstance(first, Retry)
     assert isinstance(second, Fail)
     assert isinstance(second.error, PartitionFailed)
@@ -213,8 +226,8 @@ def test_every_partition_gives_its_receipt_and_the_window_is_two_a_thread() -> N
 
 def test_a_retry_comes_after_its_delay_and_is_counted() -> None:
     client = FakeClient({"00001": [OSError("lost"), "00001"]})
-    events: list[Ended] = []
-    runner = dispatcher(client, on_ended=events.append, clock=ticking())
+    events: list[AttemptResult] = []
+    runner = dispatcher(client, on_attempt_finished=events.append, clock=ticking())
     assert sorted(runner.run([part(0), part(1)])) == ["00000", "00001"]
     assert runner.retries == 1
     assert [(e.partition.id, e.attempt, e.outcome) for e in events if e.partition.id == "00001"] == [
@@ -253,7 +266,7 @@ def test_a_lost_scheduler_ends_the_run() -> None:
 
 def test_a_silent_scheduler_ends_the_run_after_the_limit() -> None:
     client = FakeClient({"00000": ["never"]})
-    runner = dispatcher(client, policy=Policy(scheduler_timeout=30), clock=ticking())
+    runner = dispatcher(client, policy=DispatchPolicy(scheduler_timeout=30), clock=ticking())
     client.answers = False
     with pytest.raises(SchedulerUnresponsive):
         list(runner.run([part(0)]))
@@ -261,7 +274,7 @@ def test_a_silent_scheduler_ends_the_run_after_the_limit() -> None:
 
 def test_no_workers_ends_the_run_after_the_limit() -> None:
     client = FakeClient({"00000": ["never"]})
-    runner = dispatcher(client, policy=Policy(no_workers_timeout=30), clock=ticking())
+    runner = dispatcher(client, policy=DispatchPolicy(no_workers_timeout=30), clock=ticking())
     client.threads = 0
     client.sync = lambda call, callback_timeout: {"workers": {}}  # type: ignore[method-assign]
     with pytest.raises(NoWorkers):
@@ -272,9 +285,9 @@ class Told:
     """A run whose events a test makes up, one `next` at a time."""
 
     def __init__(self, client: FakeClient, partitions: int = 2, **options: Any) -> None:
-        self.client, self.events = client, list[Ended]()
+        self.client, self.events = client, list[AttemptResult]()
         self.isolated: list[str] = []
-        self.runner = dispatcher(client, on_ended=self.events.append, isolate=self._isolate, **options)
+        self.runner = dispatcher(client, on_attempt_finished=self.events.append, isolate=self._isolate, **options)
         self.found = self.runner.run([part(n) for n in range(partitions)])
 
     def _isolate(self, parts: Sequence[Partition]) -> list[str]:
@@ -315,7 +328,7 @@ def test_two_deaths_isolate_the_one_that_was_executing_and_nobody_else() -> None
 
 def test_workers_that_go_in_good_order_isolate_nobody() -> None:
     client = FakeClient({"00000": ["never"]})
-    run = Told(client, clock=ticking(), policy=Policy(partition_timeout=10**6))
+    run = Told(client, clock=ticking(), policy=DispatchPolicy(partition_timeout=10**6))
     run.say_when_submitted(*[step for _ in range(5) for step in (started("00000"), left(expected=True))])
     found = [next(run.found)]
     run.runner.stop.request(2)
@@ -327,7 +340,7 @@ def test_a_worker_killed_for_memory_splits_what_was_executing() -> None:
     client = FakeClient({"00000": ["never"]})
     halves = (Partition("00000.0", ()), Partition("00000.1", ()))
     receipt: Any = SimpleNamespace(splits=("00000.0", "00000.1"))
-    run = Told(client, split=lambda partition, known: Divided(receipt, halves) if partition.id == "00000" else None)
+    run = Told(client, split=lambda partition, known: SplitResult(receipt, halves) if partition.id == "00000" else None)
     run.say_when_submitted(started("00000"), ("worker-restart-memory", {"worker": "tcp://w"}), left())
     found = list(run.found)
     assert receipt in found
@@ -337,7 +350,7 @@ def test_a_worker_killed_for_memory_splits_what_was_executing() -> None:
 
 def test_an_overdue_partition_costs_its_worker_and_twice_isolates_it() -> None:
     client = FakeClient({"00000": ["never", "never"]})
-    run = Told(client, clock=ticking(), policy=Policy(partition_timeout=20, stall_timeout=10**6))
+    run = Told(client, clock=ticking(), policy=DispatchPolicy(partition_timeout=20, stall_timeout=10**6))
     submit = client.compute
 
     def compute(ids: Sequence[str], retries: int) -> list[FakeFuture]:
@@ -354,7 +367,9 @@ def test_an_overdue_partition_costs_its_worker_and_twice_isolates_it() -> None:
 def test_a_paused_worker_with_nothing_executing_is_restarted_and_a_busy_one_is_not() -> None:
     client = FakeClient({"00000": ["never"]}, threads=1)
     client.status_of_worker = "paused"
-    run = Told(client, partitions=1, clock=ticking(), policy=Policy(stall_timeout=10**6, no_workers_timeout=10**6))
+    run = Told(
+        client, partitions=1, clock=ticking(), policy=DispatchPolicy(stall_timeout=10**6, no_workers_timeout=10**6)
+    )
     answer = client.sync
 
     def sync(call: Any, callback_timeout: float, **arguments: Any) -> Any:
@@ -370,7 +385,7 @@ def test_a_paused_worker_with_nothing_executing_is_restarted_and_a_busy_one_is_n
 
 def test_when_nothing_executes_the_workers_are_restarted_and_in_the_end_the_run_gives_up() -> None:
     client = FakeClient({"00000": ["never"]}, threads=1)
-    run = Told(client, partitions=1, clock=ticking(), policy=Policy(stall_timeout=50))
+    run = Told(client, partitions=1, clock=ticking(), policy=DispatchPolicy(stall_timeout=50))
     with pytest.raises(InfrastructureError, match="nothing executes"):
         list(run.found)
     assert client.restarted == ["tcp://w", "tcp://w"]

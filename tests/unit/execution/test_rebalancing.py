@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 
 from pipeline.common.rows import Fragment
-from pipeline.execution.attempts import Attempt, Divided, Ended, InFlight
+from pipeline.execution.attempts import Attempt, AttemptResult, InFlight, SplitResult
 from pipeline.execution.dispatcher import Dispatcher
-from pipeline.execution.rebalancing import Helped, Relief
-from pipeline.execution.stragglers import Patience
-from pipeline.execution.worker_events import Ledger, Started
+from pipeline.execution.rebalancing import Mitigation, StragglerMitigator
+from pipeline.execution.stragglers import StragglerPolicy
+from pipeline.execution.worker_events import ExecutionTracker, Started
 from pipeline.plan.plan import Partition
 from pipeline.scoring import progress
 from pipeline.scoring.progress import ProgressSnapshot
 from pipeline.testing.processes import wait_until
 
 ROWS = 10_000
-PATIENCE = Patience(share=1e9)
+PATIENCE = StragglerPolicy(share=1e9)
 """Of what is slow only."""
 
 
@@ -106,19 +106,19 @@ class Cluster:
 class World:
     """A run in a thread, with a clock that the test sets."""
 
-    def __init__(self, *, rows: int = ROWS, patience: Patience = PATIENCE, **options: Any) -> None:
+    def __init__(self, *, rows: int = ROWS, patience: StragglerPolicy = PATIENCE, **options: Any) -> None:
         self.rows = rows
         self.now = 0.0
         self.cluster = Cluster(lambda: self.now)
         self.copies = itertools.count(1)
-        self.ended: list[Ended] = []
-        self.helped: list[Helped] = []
+        self.ended: list[AttemptResult] = []
+        self.helped: list[Mitigation] = []
         self.found: list[Any] = []
         self.error: BaseException | None = None
-        relief = Relief(
+        relief = StragglerMitigator(
             self.cluster,
             stage="stage",
-            on_helped=self.helped.append,
+            on_mitigation=self.helped.append,
             patience=patience,
         )
         self.dispatcher = Dispatcher(
@@ -126,7 +126,7 @@ class World:
             submit=lambda parts: [self._key(one) for one in parts],
             read=lambda value: value,
             relief=relief,
-            on_ended=self.ended.append,
+            on_attempt_finished=self.ended.append,
             clock=lambda: self.now,
             tick=0.001,
             **options,
@@ -278,12 +278,12 @@ def test_what_ended_a_worker_gets_no_other_copy_and_is_isolated_for_the_deaths_o
     assert len(world.found) == 5
 
 
-def _split(partition: Partition, receipt: Any, *, parts: int = 2) -> Divided:
+def _split(partition: Partition, receipt: Any, *, parts: int = 2) -> SplitResult:
     if receipt is None:
         receipt = SimpleNamespace(partition=partition.id, splits=tuple(f"{partition.id}.{n}" for n in range(parts)))
-        return Divided(receipt, tuple(part(name) for name in receipt.splits))
+        return SplitResult(receipt, tuple(part(name) for name in receipt.splits))
     first = SimpleNamespace(partition=receipt.splits[0], splits=())
-    return Divided(receipt, tuple(part(name) for name in receipt.splits), first)
+    return SplitResult(receipt, tuple(part(name) for name in receipt.splits), first)
 
 
 def test_one_that_answers_is_asked_to_stop_and_its_rest_goes_to_the_idle_ones() -> None:
@@ -305,7 +305,7 @@ def test_one_that_answers_is_asked_to_stop_and_its_rest_goes_to_the_idle_ones() 
 
 
 def test_who_waits_for_the_rest_of_one_is_not_promised_to_another() -> None:
-    world = World(split=_split, patience=Patience())
+    world = World(split=_split, patience=StragglerPolicy())
     world.cluster.answers = {name: ProgressSnapshot(3000, 99, 3.0) for name in "abc"}
     world.thread.start()
     wait_until(lambda: len(world.cluster.futures) == 5)
@@ -327,7 +327,7 @@ def test_who_waits_for_the_rest_of_one_is_not_promised_to_another() -> None:
 
 
 def test_one_that_is_not_slow_is_shared_when_nothing_is_left_to_do() -> None:
-    world = World(split=_split, patience=Patience())
+    world = World(split=_split, patience=StragglerPolicy())
     world.cluster.answers = {"a": ProgressSnapshot(7000, 99, 9.0)}
     world.until_slow(seconds=12.0)
     _, arguments, worker = world.called("ask_to_cut")
@@ -394,8 +394,8 @@ def test_what_does_not_begin_is_moved_to_an_idle_worker() -> None:
 
 
 def test_a_worker_that_an_unwanted_attempt_holds_is_restarted_when_it_is_needed() -> None:
-    relief = Relief(Cluster(lambda: 0.0), stage="stage")
-    ledger = Ledger()
+    relief = StragglerMitigator(Cluster(lambda: 0.0), stage="stage")
+    ledger = ExecutionTracker()
     flight = InFlight(Cluster(lambda: 0.0), ledger, lambda future: None, lambda: 100.0)
     relief.drop(part("p0"), worker="a", now=100.0)
     relief.drop(part("p1"), worker="b", now=100.0)

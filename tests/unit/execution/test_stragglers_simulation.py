@@ -16,14 +16,25 @@ from statistics import median
 
 import pytest
 
-from pipeline.execution.stragglers import Ask, Backup, Cut, Divide, Move, Patience, Rates, Run, Share, decide
+from pipeline.execution.stragglers import (
+    Ask,
+    Backup,
+    Cut,
+    Divide,
+    PaceHistory,
+    Reassign,
+    RunningAttempt,
+    Share,
+    StragglerPolicy,
+    choose_mitigations,
+)
 from pipeline.jobs.splits import even_cuts
 from pipeline.scoring.progress import ProgressSnapshot
 
 STEP = 0.1
 LOOK_EVERY = 5
 ANSWER = 0.2
-PATIENCE = Patience()
+PATIENCE = StragglerPolicy()
 Speed = Callable[[float], float]
 """Time in seconds -> work a second."""
 
@@ -49,7 +60,7 @@ class Attempt:
     began: float
     done: float = 0.0
     overhead: float = PATIENCE.overhead / 2
-    is_copy: bool = False
+    is_backup: bool = False
     pieces: tuple[str, ...] = ()
     is_unwanted: bool = False
     sight: tuple[ProgressSnapshot, float] | None = None
@@ -85,7 +96,7 @@ class Simulation:
     is_on: bool = True
     limit: float = 5000.0
     now: float = field(default=0.0, init=False)
-    rates: Rates = field(default_factory=Rates, init=False)
+    rates: PaceHistory = field(default_factory=PaceHistory, init=False)
     queue: deque[tuple[Job, tuple[str, ...]]] = field(default_factory=deque, init=False)
     """Partitions that wait, with the workers that are to do them; empty: any."""
     running: dict[str, Attempt | None] = field(default_factory=dict, init=False)
@@ -188,28 +199,28 @@ class Simulation:
     def _look(self) -> None:
         idle = [worker for worker, attempt in self.running.items() if attempt is None]
         runs = [self._run(worker, one) for worker, one in self.running.items() if one and not one.is_unwanted]
-        for action in decide(runs, idle=idle, rates=self.rates, patience=PATIENCE):
+        for action in choose_mitigations(runs, idle=idle, rates=self.rates, patience=PATIENCE):
             attempt = self.running[action.key]
             assert attempt is not None
-            assert not isinstance(action, Move)
+            assert not isinstance(action, Reassign)
             self.actions.append(type(action))
             if isinstance(action, Ask):
                 attempt.asked = self.now
             elif isinstance(action, Cut | Share):
                 attempt.pieces, attempt.cut = action.workers, self.now
-                if isinstance(action, Share) and action.dear:
-                    self.rates = self.rates.with_dear(attempt.job.name, worker=action.key, pace=action.dear)
+                if isinstance(action, Share) and action.expensive:
+                    self.rates = self.rates.with_expensive(attempt.job.name, worker=action.key, pace=action.expensive)
             elif isinstance(action, Divide):
                 cuts = even_cuts(0, attempt.job.rows, parts=len(action.workers), smallest=512)
                 self._put_parts(attempt.job, cuts, action.workers, skip=0)
             elif isinstance(action, Backup):
                 (helper,) = action.workers
                 assert self.running[helper] is None
-                self.running[helper] = Attempt(attempt.job, self.batches, self.now, is_copy=True)
+                self.running[helper] = Attempt(attempt.job, self.batches, self.now, is_backup=True)
 
-    def _run(self, worker: str, attempt: Attempt) -> Run:
+    def _run(self, worker: str, attempt: Attempt) -> RunningAttempt:
         names = [one.job.name for one in self.running.values() if one and not one.is_unwanted]
-        return Run(
+        return RunningAttempt(
             key=worker,
             work=attempt.job.planned,
             rows=attempt.job.rows,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.execution.task_set import WorkerClass, file_name, recall, remember
+from pipeline.execution.task_set import WorkerClass, file_name, load_batch_size, save_batch_size
 from pipeline.models.model import ModelVersion
 from pipeline.storage.local import LocalStore
 from pipeline.testing.jobs import small_job
@@ -24,12 +24,12 @@ def store(tmp_path: Path) -> LocalStore:
 
 
 def test_what_fitted_is_remembered_for_the_model_on_such_workers(store: LocalStore, model: ModelVersion) -> None:
-    assert recall(store, model, SMALL) is None
-    remember(store, model, SMALL, rows=4096, job="one")
-    remember(store, model, SMALL, rows=2048, job="two")
-    assert recall(store, model, SMALL) == 2048
-    assert recall(store, model, WorkerClass(701 << 20, 2)) is None
-    assert recall(store, model, WorkerClass(700 << 20, 1)) is None
+    assert load_batch_size(store, model, SMALL) is None
+    save_batch_size(store, model, SMALL, rows=4096, job="one")
+    save_batch_size(store, model, SMALL, rows=2048, job="two")
+    assert load_batch_size(store, model, SMALL) == 2048
+    assert load_batch_size(store, model, WorkerClass(701 << 20, 2)) is None
+    assert load_batch_size(store, model, WorkerClass(700 << 20, 1)) is None
 
 
 @pytest.mark.parametrize(
@@ -37,21 +37,21 @@ def test_what_fitted_is_remembered_for_the_model_on_such_workers(store: LocalSto
 )
 def test_what_is_damaged_is_not_there(store: LocalStore, model: ModelVersion, text: str) -> None:
     store.replace(file_name(model, SMALL), text.encode())
-    assert recall(store, model, SMALL) is None
+    assert load_batch_size(store, model, SMALL) is None
 
 
 @pytest.mark.parametrize("wrong", [{"batch_rows": 0}, {"batch_rows": -4}, {"batch_rows": None}, {"schema_version": 2}])
 def test_a_wrong_value_is_not_there(store: LocalStore, model: ModelVersion, wrong: dict[str, object]) -> None:
-    remember(store, model, SMALL, rows=4096, job="one")
+    save_batch_size(store, model, SMALL, rows=4096, job="one")
     record = json.loads(store.read(file_name(model, SMALL)))
     store.replace(file_name(model, SMALL), json.dumps({**record, **wrong}).encode())
-    assert recall(store, model, SMALL) is None
+    assert load_batch_size(store, model, SMALL) is None
 
 
 def test_a_root_that_cannot_be_written_harms_nobody(tmp_path: Path, model: ModelVersion) -> None:
     (tmp_path / "jobs").write_text("no folder")
-    remember(LocalStore(tmp_path / "jobs"), model, SMALL, rows=4096, job="one")
-    assert recall(LocalStore(tmp_path / "jobs"), model, SMALL) is None
+    save_batch_size(LocalStore(tmp_path / "jobs"), model, SMALL, rows=4096, job="one")
+    assert load_batch_size(LocalStore(tmp_path / "jobs"), model, SMALL) is None
 
 
 def test_the_class_of_a_cluster_is_that_of_its_poorest_worker() -> None:

@@ -1,18 +1,18 @@
 from __future__ import annotations
 
-from pipeline.execution.worker_events import Death, Ledger, MemoryRanOut, Started, WorkerLeft
+from pipeline.execution.worker_events import ExecutionTracker, LostExecution, MemoryRanOut, Started, WorkerLeft
 
 
 def test_only_what_executed_where_the_worker_died_is_told() -> None:
-    ledger = Ledger()
+    ledger = ExecutionTracker()
     for key, worker in (("a", "w1"), ("b", "w2"), ("c", "w1")):
         assert ledger.learn(Started(key, worker), now=1.0) == ()
     ledger.ended("c")
-    assert ledger.learn(WorkerLeft("w1", False), now=2.0) == (Death("a", "w1", "crash"),)
+    assert ledger.learn(WorkerLeft("w1", False), now=2.0) == (LostExecution("a", "w1", "crash"),)
     assert set(ledger.executing) == {"b"}
     # What is repeated elsewhere is told again.
     ledger.learn(Started("a", "w3"), now=3.0)
-    assert ledger.learn(WorkerLeft("w3", False), now=4.0) == (Death("a", "w3", "crash"),)
+    assert ledger.learn(WorkerLeft("w3", False), now=4.0) == (LostExecution("a", "w3", "crash"),)
 
 
 def test_why_a_worker_left() -> None:
@@ -23,7 +23,7 @@ def test_why_a_worker_left() -> None:
         ([MemoryRanOut("other")], False, False, "crash"),
         ([MemoryRanOut("w")], True, False, "recycled"),
     ):
-        ledger = Ledger()
+        ledger = ExecutionTracker()
         ledger.learn(Started("a", "w"), now=0.0)
         for fact in facts:
             ledger.learn(fact, now=0.0)
@@ -33,7 +33,7 @@ def test_why_a_worker_left() -> None:
 
 
 def test_a_deadline_counts_from_the_execution() -> None:
-    ledger = Ledger()
+    ledger = ExecutionTracker()
     ledger.learn(Started("a", "w1"), now=10.0)
     ledger.learn(Started("b", "w2"), now=14.0)
     assert ledger.overdue(now=16.0, limit=5.0) == ("a",)
@@ -42,16 +42,16 @@ def test_a_deadline_counts_from_the_execution() -> None:
 
 
 def test_on_a_worker_of_one_thread_the_next_task_tells_that_the_one_before_has_ended() -> None:
-    ledger = Ledger()
+    ledger = ExecutionTracker()
     ledger.learn(Started("innocent", "w", threads=1), now=0.0)
     ledger.learn(Started("elsewhere", "v", threads=1), now=0.0)
     ledger.learn(Started("guilty", "w", threads=1), now=1.0)
-    assert ledger.learn(WorkerLeft("w", False), now=2.0) == (Death("guilty", "w", "crash"),)
+    assert ledger.learn(WorkerLeft("w", False), now=2.0) == (LostExecution("guilty", "w", "crash"),)
     assert set(ledger.executing) == {"elsewhere"}
 
 
 def test_of_several_threads_nothing_is_concluded() -> None:
-    ledger = Ledger()
+    ledger = ExecutionTracker()
     for key in ("a", "b", "c"):
         ledger.learn(Started(key, "w", threads=2), now=0.0)
     assert {death.key for death in ledger.learn(WorkerLeft("w", False), now=1.0)} == {"a", "b", "c"}
