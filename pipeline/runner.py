@@ -28,8 +28,8 @@ from pipeline.jobs.listing import find_job, parent_of
 from pipeline.jobs.record import new_job_id
 from pipeline.plan.plan import Partition
 from pipeline.report.estimate import Estimate, choose_sample, make_estimate, write_estimate
-from pipeline.report.hooks import hooked, hooks_of
-from pipeline.report.job_log import recorded
+from pipeline.report.hooks import hooks_of, run_hooks
+from pipeline.report.job_log import record_log
 from pipeline.report.report import Report, make_report
 from pipeline.scoring.steps import prepended_sys_path
 from pipeline.settings import Settings, load_settings
@@ -121,7 +121,7 @@ def execute(
     settings = settings_of(job.plan.spec, settings=settings)
     hooks = hooks_of(job.plan.spec, settings) if within is None else ()
     with (
-        hooked(job, hooks, grace=settings.hook_grace) as told,
+        run_hooks(job, hooks, grace=settings.hook_grace) as told,
         hold_lease(job.store, lease_seconds=settings.lease_seconds) as lease,
     ):
         if begin is not None:
@@ -129,7 +129,7 @@ def execute(
         # Another driver may have ended the job while this one waited for it.
         if unless(job):
             return make_report(job)
-        with recorded(job.store, epoch=lease.epoch) as log:
+        with record_log(job.store, epoch=lease.epoch) as log:
             driver = _driver(job, lease, settings, (*callbacks, log, *told), within)
             report = _drive(driver, driver.drive)
     return _add_up(job, report, settings) if job.record.parent and within is None else report

@@ -190,7 +190,7 @@ def read_estimate(job: JobDirectory) -> Estimate | None:
         return None
 
 
-def came_of_estimate(
+def compare_with_actual(
     job: JobDirectory, plan: Plan, totals: Totals, *, seconds: float, provision: float, starts: int
 ) -> dict[str, Any]:
     """The estimate beside what came, once every partition is done; empty when there is no estimate, or it is too early.

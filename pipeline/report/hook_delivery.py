@@ -42,7 +42,7 @@ class Message:
 
 
 @dataclass(frozen=True)
-class Attempt:
+class DeliveryAttempt:
     """How one attempt ended."""
 
     ok: bool
@@ -64,7 +64,7 @@ class Delivery:
     reason: str = ""
 
 
-def pause(attempt: Attempt, *, number: int, attempts: int) -> float | None:
+def pause(attempt: DeliveryAttempt, *, number: int, attempts: int) -> float | None:
     """Seconds until the next attempt; None when there is none.
 
     :param number: of the attempt that ended, from 1.
@@ -86,26 +86,26 @@ def sign(secret: str, *, timestamp: str, body: bytes) -> str:
 
 
 def deliver(
-    hook: Hook, message: Message, *, is_over: Event, send: Callable[[Hook, Message], Attempt] | None = None
+    hook: Hook, message: Message, *, is_over: Event, send: Callable[[Hook, Message], DeliveryAttempt] | None = None
 ) -> Delivery:
     """Try until it is told, until it is hopeless, or until ``is_over``."""
-    number, attempt = 0, Attempt(False, "it was not tried")
+    number, attempt = 0, DeliveryAttempt(False, "it was not tried")
     while not is_over.is_set():
         number += 1
         try:
             attempt = (send or _send)(hook, message)
         except PipelineError as error:
-            attempt = Attempt(False, f"{error.message}: {error.found}", is_final=True)
+            attempt = DeliveryAttempt(False, f"{error.message}: {error.found}", is_final=True)
         except Exception as error:
-            attempt = Attempt(False, f"{type(error).__name__}: {error}")
+            attempt = DeliveryAttempt(False, f"{type(error).__name__}: {error}")
         wait = pause(attempt, number=number, attempts=hook.attempts)
         if wait is None or is_over.wait(wait):
             break
     return Delivery(hook.name, message.event, attempt.ok, number, redact(attempt.reason)[:_SHOWN])
 
 
-def _send(hook: Hook, message: Message) -> Attempt:
-    return post(hook, message) if hook.url is not None else execute(hook, message)
+def _send(hook: Hook, message: Message) -> DeliveryAttempt:
+    return post(hook, message) if hook.url is not None else run_command(hook, message)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -115,7 +115,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def post(hook: Hook, message: Message) -> Attempt:
+def post(hook: Hook, message: Message) -> DeliveryAttempt:
     """Send it to a web server.
 
     :raises PipelineError: when a reference to a secret cannot be resolved.
@@ -136,18 +136,20 @@ def post(hook: Hook, message: Message) -> Attempt:
     try:
         with urllib.request.build_opener(_NoRedirect).open(request, timeout=hook.timeout) as answer:
             answer.read(_READ_BYTES)
-            return Attempt(True)
+            return DeliveryAttempt(True)
     except urllib.error.HTTPError as error:
         with error:
             wait = error.headers.get("Retry-After", "")
         seconds = float(wait) if wait.isdigit() else None
-        return Attempt(False, f"HTTP {error.code} {error.reason}", is_final=is_final_status(error.code), wait=seconds)
+        return DeliveryAttempt(
+            False, f"HTTP {error.code} {error.reason}", is_final=is_final_status(error.code), wait=seconds
+        )
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or error
-        return Attempt(False, f"{type(error).__name__}: {reason}", is_final=isinstance(error, ValueError))
+        return DeliveryAttempt(False, f"{type(error).__name__}: {reason}", is_final=isinstance(error, ValueError))
 
 
-def execute(hook: Hook, message: Message) -> Attempt:
+def run_command(hook: Hook, message: Message) -> DeliveryAttempt:
     """Run a program, in a process group of its own so that nothing of it is left after its time."""
     words = list(hook.command or ())
     try:
@@ -160,11 +162,11 @@ def execute(hook: Hook, message: Message) -> Attempt:
             start_new_session=True,
         )
     except OSError as error:
-        return Attempt(False, f"{words[0]}: {error.strerror or error}", is_final=True)
+        return DeliveryAttempt(False, f"{words[0]}: {error.strerror or error}", is_final=True)
     try:
         _, errors = process.communicate(message.body, timeout=hook.timeout)
     except subprocess.TimeoutExpired:
-        return Attempt(False, f"{words[0]} took longer than {hook.timeout:g} s")
+        return DeliveryAttempt(False, f"{words[0]} took longer than {hook.timeout:g} s")
     finally:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -174,6 +176,6 @@ def execute(hook: Hook, message: Message) -> Attempt:
                 with suppress(OSError):
                     pipe.close()
     if process.returncode == 0:
-        return Attempt(True)
+        return DeliveryAttempt(True)
     said = " ".join(errors.decode(errors="replace").split())
-    return Attempt(False, f"{words[0]} ended with {process.returncode}" + (f": {said}" if said else ""))
+    return DeliveryAttempt(False, f"{words[0]} ended with {process.returncode}" + (f": {said}" if said else ""))

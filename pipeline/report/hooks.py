@@ -20,7 +20,7 @@ from pipeline.common.units import iso_time, utc_now
 from pipeline.events import Callback, JobEnded, StatusChanged
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.status import Status
-from pipeline.report.hook_delivery import Attempt, Delivery, Message, deliver
+from pipeline.report.hook_delivery import Delivery, DeliveryAttempt, Message, deliver
 from pipeline.report.openlineage import Lineage
 from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec
@@ -42,7 +42,7 @@ EVENTS = {
 class _Worker:
     """One hook, with a thread of its own: one that hangs holds up no other."""
 
-    def __init__(self, hook: Hook, send: Callable[[Hook, Message], Attempt] | None) -> None:
+    def __init__(self, hook: Hook, send: Callable[[Hook, Message], DeliveryAttempt] | None) -> None:
         self.hook = hook
         self._send = send
         self.deliveries: list[Delivery] = []
@@ -85,7 +85,7 @@ class Hooks(Callback):
         self._workers = [_Worker(hook, self._sender(hook)) for hook in hooks]
         self._is_started = False
 
-    def _sender(self, hook: Hook) -> Callable[[Hook, Message], Attempt] | None:
+    def _sender(self, hook: Hook) -> Callable[[Hook, Message], DeliveryAttempt] | None:
         return self._lineage.send if self._lineage is not None and hook.openlineage is not None else None
 
     def on_status(self, event: StatusChanged) -> None:
@@ -161,7 +161,7 @@ def hooks_of(spec: JobSpec, settings: Settings) -> tuple[Hook, ...]:
 
 
 @contextmanager
-def hooked(job: JobDirectory, hooks: Sequence[Hook], *, grace: float) -> Iterator[tuple[Callback, ...]]:
+def run_hooks(job: JobDirectory, hooks: Sequence[Hook], *, grace: float) -> Iterator[tuple[Callback, ...]]:
     """Callbacks for the run of ``job`` inside the block; on leaving, hooks are given ``grace`` seconds."""
     if not hooks:
         yield ()

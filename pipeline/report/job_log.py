@@ -166,7 +166,7 @@ class _Progress(Callback):
 
 
 @contextmanager
-def recorded(store: Store, *, epoch: int) -> Iterator[Callback]:
+def record_log(store: Store, *, epoch: int) -> Iterator[Callback]:
     """While the block runs, what this package logs, and what the callback is told, goes to ``logs/<epoch>.jsonl``."""
     file = LogFile(store, epoch)
     handler, progress = _Handler(file), _Progress(file)

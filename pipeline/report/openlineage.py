@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from pipeline.errors import SpecError
 from pipeline.jobs.directory import JobDirectory
-from pipeline.report.hook_delivery import Attempt, Message
+from pipeline.report.hook_delivery import DeliveryAttempt, Message
 from pipeline.spec.parts import Hook
 from pipeline.storage.urls import is_local_path, local_path
 
@@ -63,13 +63,13 @@ class Lineage:
             ) from error
         return OpenLineageClient()
 
-    def send(self, hook: Hook, message: Message) -> Attempt:
+    def send(self, hook: Hook, message: Message) -> DeliveryAttempt:
         """Send what ``message`` tells.
 
         :raises SpecError: when the extra is not installed.
         """
         self._client.emit(self.make_event(hook, json.loads(message.body)))
-        return Attempt(True)
+        return DeliveryAttempt(True)
 
     def make_event(self, hook: Hook, facts: Mapping[str, Any]) -> Any:
         """The event of OpenLineage for what a message tells."""

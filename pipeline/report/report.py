@@ -27,7 +27,7 @@ from pipeline.models.engines import GIVEN_UP, EngineUse
 from pipeline.models.registry.alias_watch import alias_change_warnings
 from pipeline.plan.describe import input_text, skew
 from pipeline.plan.plan import Plan
-from pipeline.report.estimate import came_of_estimate
+from pipeline.report.estimate import compare_with_actual
 
 SCHEMA_VERSION = 1
 _OF_USER_CODE = ("step:", "score:", "crash:", "timeout:", "memory:")
@@ -246,7 +246,7 @@ def make_report(
         rounds=ledger.summaries(),
         rejected_files=ledger.rejected_files,
         engines=engine_evidence(totals.engine, tolerance=plan.spec.score.tolerance),
-        estimate=came_of_estimate(job, plan, totals, seconds=total, provision=provision, starts=starts),
+        estimate=compare_with_actual(job, plan, totals, seconds=total, provision=provision, starts=starts),
         warnings=(
             *warnings,
             *_reject_warning(rows),

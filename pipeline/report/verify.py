@@ -269,7 +269,7 @@ class _Facts:
 
 def _sample(job: JobDirectory, ledger: Ledger, *, rows: int, seed: int | None) -> str:
     """Random input rows give the output they have, scored again by the model that was pinned."""
-    result = resample(job, ledger, rows=rows, random=random.Random(seed))
+    result = rescore_sample(job, ledger, rows=rows, random=random.Random(seed))
     if result.wrong:
         raise _Wrong(f"{len(result.wrong):,} ranges differ, such as {result.wrong[0]}")
     if rows and not result.rows_in and any(receipt.rows.rows_in for receipt in ledger.done):
@@ -344,7 +344,7 @@ PLACES = 8
 
 
 @dataclass
-class Resampled:
+class RescoredSample:
     """What came of it."""
 
     rows_in: int = 0
@@ -370,7 +370,7 @@ class _Range:
     """Row of the data file that follows on the part's output."""
 
 
-def resample(job: JobDirectory, ledger: Ledger, *, rows: int, random: Random) -> Resampled:
+def rescore_sample(job: JobDirectory, ledger: Ledger, *, rows: int, random: Random) -> RescoredSample:
     """Score about ``rows`` input rows again, in a few ranges of neighbours, and compare.
 
     The model's own library scores them, whichever engine did before, so that it is proof of that one too.
@@ -380,7 +380,7 @@ def resample(job: JobDirectory, ledger: Ledger, *, rows: int, random: Random) ->
 
     :raises ModelIntegrity: when the model is not the pinned one any more.
     """
-    result = Resampled()
+    result = RescoredSample()
     files = {one.number: {file.path: file for file in one.plan.files} for one in ledger.rounds}
     for chosen in _choose(ledger.done, rows=rows, random=random):
         stage = chosen.receipt.stage

@@ -20,7 +20,7 @@ from pipeline.jobs.lease import hold_lease
 from pipeline.jobs.status import TRANSITIONS, Status
 from pipeline.plan.recipe import REJECT_COLUMNS
 from pipeline.report.estimate import make_estimate, write_estimate
-from pipeline.report.job_log import recorded
+from pipeline.report.job_log import record_log
 from pipeline.report.report import make_report
 from pipeline.service.queue import Submission, claim_key, claim_start, put_submission
 from pipeline.service.servers import ServerRecord
@@ -49,7 +49,7 @@ def directory(tmp_path: Path) -> JobDirectory:
         publish(directory.commit_manifest(directory.next_manifest(directory.ledger(receipts))).manifest, directory)
         directory.set_status(Status.SUCCEEDED_WITH_WARNINGS)
         directory.write_report(make_report(directory).to_dict())
-    with suppress(ValueError), recorded(directory.store, epoch=1) as log:
+    with suppress(ValueError), record_log(directory.store, epoch=1) as log:
         notify((log,), PartitionEnded("small-1", 0, "00000", "done", worker="node7:1"))
         raise ValueError("for its traceback")
     put_submission(directory.store, Submission(1, "2026-01-01T12:00:00.000Z", "you@node7", "by hand", "a key"))

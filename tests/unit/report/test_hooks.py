@@ -23,8 +23,8 @@ from pipeline.events import JobEnded, notify
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.status import Status
 from pipeline.report import hook_delivery
-from pipeline.report.hook_delivery import Attempt, is_final_status, pause
-from pipeline.report.hooks import hooked, hooks_of
+from pipeline.report.hook_delivery import DeliveryAttempt, is_final_status, pause
+from pipeline.report.hooks import hooks_of, run_hooks
 from pipeline.report.openlineage import dataset_of
 from pipeline.report.report import make_report
 from pipeline.settings import Settings, load_settings
@@ -98,7 +98,7 @@ def hook(**fields: Any) -> Hook:
 
 def go_through(job: JobDirectory, hooks: list[Hook], *, end: Status = Status.SUCCEEDED, grace: float = 60.0) -> float:
     """A run of the job that begins and ends; seconds that its end took."""
-    with hooked(job, hooks, grace=grace) as callbacks:
+    with run_hooks(job, hooks, grace=grace) as callbacks:
         job.append_event("driver", epoch=1)
         for status in (Status.RUNNING, Status.PUBLISHING, end):
             notify(callbacks, job.set_status(status))
@@ -255,16 +255,16 @@ def test_a_second_run_of_a_job_tells_with_other_keys(server: Server, job: JobDir
 @pytest.mark.parametrize(
     ("attempt", "number", "expected"),
     [
-        (Attempt(True), 1, None),
-        (Attempt(False), 1, 0.01),
-        (Attempt(False), 3, 0.04),
-        (Attempt(False), 5, None),
-        (Attempt(False, is_final=True), 1, None),
-        (Attempt(False, wait=7.0), 1, 7.0),
-        (Attempt(False, wait=9e9), 1, 60.0),
+        (DeliveryAttempt(True), 1, None),
+        (DeliveryAttempt(False), 1, 0.01),
+        (DeliveryAttempt(False), 3, 0.04),
+        (DeliveryAttempt(False), 5, None),
+        (DeliveryAttempt(False, is_final=True), 1, None),
+        (DeliveryAttempt(False, wait=7.0), 1, 7.0),
+        (DeliveryAttempt(False, wait=9e9), 1, 60.0),
     ],
 )
-def test_pauses(attempt: Attempt, number: int, expected: float | None) -> None:
+def test_pauses(attempt: DeliveryAttempt, number: int, expected: float | None) -> None:
     assert pause(attempt, number=number, attempts=5) == expected
 
 

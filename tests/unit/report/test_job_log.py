@@ -15,7 +15,7 @@ from pipeline.errors import SchemaDrift
 from pipeline.events import JobEnded, PartitionEnded, notify
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.status import Status
-from pipeline.report.job_log import recorded
+from pipeline.report.job_log import record_log
 from pipeline.service.logs import LogReader
 from pipeline.service.queue import Start, Submission, put_submission
 from pipeline.storage.store import open_store
@@ -35,7 +35,7 @@ def done(partition: str) -> PartitionEnded:
 
 def drive(job: JobDirectory, *, epoch: int = 1) -> None:
     """What a driver leaves behind."""
-    with suppress(SchemaDrift), recorded(job.store, epoch=epoch) as log:
+    with suppress(SchemaDrift), record_log(job.store, epoch=epoch) as log:
         notify((log,), done("00000"))
         job.append_event("partition", partition="00001", outcome="retry", attempt=1, reason="disk")
         logging.getLogger("pipeline.somewhere").warning("the store is slow: %s", "5 s")
@@ -62,7 +62,7 @@ def test_modes_are_those_of_the_job_directory(job: JobDirectory) -> None:
 
 
 def test_secrets_are_masked(job: JobDirectory) -> None:
-    with recorded(job.store, epoch=1):
+    with record_log(job.store, epoch=1):
         logging.getLogger("pipeline").warning("at s3://bucket/x?AWSAccessKeyId=a&password=hunter2hunter2")
     assert b"hunter2" not in job.store.read("logs/1.jsonl")
 
@@ -76,14 +76,14 @@ def test_loggers_are_left_as_they_were(job: JobDirectory) -> None:
 def test_a_log_that_cannot_be_written_ends_no_job(job: JobDirectory, caplog: pytest.LogCaptureFixture) -> None:
     os.chmod(job.root, 0o700)
     Path(job.root, "logs").write_text("a file where the folder should be")
-    with recorded(job.store, epoch=1) as log:
+    with record_log(job.store, epoch=1) as log:
         notify((log,), done("00000"))
     assert "cannot be written" in caplog.text
 
 
 def test_an_object_store_gets_it_in_one_piece() -> None:
     store = MemoryStore(MemoryDisk(), "mem://job")
-    with recorded(store, epoch=3) as log:
+    with record_log(store, epoch=3) as log:
         notify((log,), done("00000"))
     assert len(store.read("logs/3.jsonl").splitlines()) == 2
 
