@@ -13,11 +13,11 @@ from typing import TypeVar
 
 from pipeline.common.secrets import masking_logs, redact_error
 from pipeline.common.units import utc_now
-from pipeline.driver.driver import Driver, Within
-from pipeline.driver.fan_out import FamilyDriver, is_ready
+from pipeline.driver.driver import Driver, ParentContext
+from pipeline.driver.fan_out import FanOutDriver, is_ready
 from pipeline.driver.model_drift import pinned_version
 from pipeline.driver.prepare import Prepared, first_sink, prepare
-from pipeline.driver.retry import Wanted, open_retry
+from pipeline.driver.retry import RetryRequest, open_retry
 from pipeline.errors import InputError, JobLocked
 from pipeline.events import Callback
 from pipeline.execution.clusters import settings_of
@@ -95,7 +95,7 @@ def retry(
     settings = settings or load_settings()
     directory = find_job(settings.directory, job)
     directory.fsync = settings.fsync
-    begin = partial(open_retry, wanted=Wanted(model, tuple(overrides)), settings=settings)
+    begin = partial(open_retry, wanted=RetryRequest(model, tuple(overrides)), settings=settings)
     return execute(directory, settings=settings, callbacks=callbacks, begin=begin)
 
 
@@ -106,7 +106,7 @@ def execute(
     callbacks: Sequence[Callback] = (),
     unless: Callable[[JobDirectory], bool] = lambda job: job.is_ended,
     begin: Callable[..., object] | None = None,
-    within: Within | None = None,
+    within: ParentContext | None = None,
 ) -> Report:
     """Take ``job`` from where it is to its end, as its only driver.
 
@@ -136,14 +136,14 @@ def execute(
 
 
 def _driver(
-    job: JobDirectory, lease: Lease, settings: Settings, callbacks: tuple[Callback, ...], within: Within | None
-) -> Driver | FamilyDriver:
-    def drive_child(child: JobDirectory, within: Within, callbacks: Sequence[Callback]) -> Report:
+    job: JobDirectory, lease: Lease, settings: Settings, callbacks: tuple[Callback, ...], within: ParentContext | None
+) -> Driver | FanOutDriver:
+    def drive_child(child: JobDirectory, within: ParentContext, callbacks: Sequence[Callback]) -> Report:
         return execute(child, settings=settings, callbacks=callbacks, within=within)
 
     if job.record.children:
-        return FamilyDriver(job, lease, settings, callbacks, drive_child)
-    return Driver(job, lease, settings, callbacks, within or Within(Stop(), None, job.record.publishes))
+        return FanOutDriver(job, lease, settings, callbacks, drive_child)
+    return Driver(job, lease, settings, callbacks, within or ParentContext(Stop(), None, job.record.publishes))
 
 
 def _add_up(child: JobDirectory, report: Report, settings: Settings) -> Report:
@@ -169,11 +169,11 @@ def probe(
     :raises JobLocked: when another driver is at work on it.
     """
     with hold_lease(job.store, lease_seconds=settings.lease_seconds) as lease:
-        driver = Driver(job, lease, settings, tuple(callbacks), Within(Stop(), None, False))
+        driver = Driver(job, lease, settings, tuple(callbacks), ParentContext(Stop(), None, False))
         _drive(driver, lambda: driver.probe(partitions))
 
 
-def _drive(driver: Driver | FamilyDriver, go: Callable[[], Ending]) -> Ending:
+def _drive(driver: Driver | FanOutDriver, go: Callable[[], Ending]) -> Ending:
     job, lease = driver.job, driver.lease
     job.append_event("driver", epoch=lease.epoch, taken=str(lease.taken), host=lease.holder.host, pid=lease.holder.pid)
     try:

@@ -15,8 +15,8 @@ from typing import Any
 
 from pipeline.common.rows import RowCounts
 from pipeline.common.secrets import redact
-from pipeline.driver.model_drift import AliasFollower
-from pipeline.driver.quarantine import open_without
+from pipeline.driver.model_drift import AliasMonitor
+from pipeline.driver.quarantine import open_quarantine_round
 from pipeline.errors import InputError, PipelineError
 from pipeline.events import Callback, JobEnded, PartitionEnded, StageStarted, notify
 from pipeline.execution.attempts import AttemptResult
@@ -52,7 +52,7 @@ class Driver:
     lease: Lease
     settings: Settings
     callbacks: tuple[Callback, ...]
-    within: Within
+    within: ParentContext
     receipts: SpooledReceipts = field(default_factory=SpooledReceipts)
     """Of all rounds."""
     started: float = field(default_factory=time.monotonic)
@@ -60,9 +60,9 @@ class Driver:
     """The partitions of the last round."""
 
     @cached_property
-    def model(self) -> AliasFollower:
+    def model(self) -> AliasMonitor:
         """What is done about a model whose alias moves."""
-        return AliasFollower(self.job, self.lease, self.settings, self.stop)
+        return AliasMonitor(self.job, self.lease, self.settings, self.stop)
 
     @property
     def stop(self) -> Stop:
@@ -162,7 +162,7 @@ class Driver:
     def _dispatch(self, client: Any, todo: Sequence[Partition]) -> Sequence[Partition]:
         """Do ``todo``; what is left when an input file turned out bad, and the job goes on without it."""
         self.stage = TaskSet(self.job, self.ledger.last, self.settings.partition_timeout)
-        tell_start(self.job, self.ledger, todo, callbacks=self.callbacks)
+        notify_round_started(self.job, self.ledger, todo, callbacks=self.callbacks)
         try:
             with self.stage.batches_on(client):
                 for receipt in self._dispatcher(client).run(todo):
@@ -171,7 +171,10 @@ class Driver:
                         self.lease.check()
         except InputError as error:
             self.lease.check()
-            if self.model.is_paused or open_without(self.job, self.ledger, error, epoch=self.lease.epoch) is None:
+            if (
+                self.model.is_paused
+                or open_quarantine_round(self.job, self.ledger, error, epoch=self.lease.epoch) is None
+            ):
                 raise
             return self._todo()
         return ()
@@ -230,7 +233,7 @@ class Driver:
 
     def _partition_ended(self, ended: AttemptResult) -> None:
         self.stage.learn(ended)
-        tell_end(self.job, ended, stage=self.stage.round.number, callbacks=self.callbacks)
+        notify_attempt_finished(self.job, ended, stage=self.stage.round.number, callbacks=self.callbacks)
 
     def _helped(self, helped: Mitigation) -> None:
         self.job.append_event("straggler", **asdict(helped))
@@ -243,7 +246,7 @@ class Driver:
 
 
 @dataclass(frozen=True)
-class Within:
+class ParentContext:
     """What a job has of its parent's driver, when it is driven as a child."""
 
     stop: Stop
@@ -253,7 +256,9 @@ class Within:
     """Whether to publish. Else it ends as SCORED."""
 
 
-def tell_start(job: JobDirectory, ledger: Ledger, todo: Sequence[Partition], *, callbacks: Sequence[Callback]) -> None:
+def notify_round_started(
+    job: JobDirectory, ledger: Ledger, todo: Sequence[Partition], *, callbacks: Sequence[Callback]
+) -> None:
     """The last round begins, or goes on, with ``todo``."""
     partitions, stage = ledger.partitions(ledger.last), ledger.last.number
     left, rows = sum(partition.rows for partition in todo), sum(partition.rows for partition in partitions)
@@ -262,7 +267,9 @@ def tell_start(job: JobDirectory, ledger: Ledger, todo: Sequence[Partition], *, 
     notify(callbacks, StageStarted(job.job, stage, len(partitions), done, rows, rows - left))
 
 
-def tell_end(job: JobDirectory, ended: AttemptResult, *, stage: int, callbacks: Sequence[Callback]) -> None:
+def notify_attempt_finished(
+    job: JobDirectory, ended: AttemptResult, *, stage: int, callbacks: Sequence[Callback]
+) -> None:
     """An attempt at a partition ended."""
     receipt = ended.receipt
     event = PartitionEnded(

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.driver.driver import Within
+from pipeline.driver.driver import ParentContext
 from pipeline.errors import ChildrenFailed, InfrastructureError, PipelineError
 from pipeline.events import Callback, JobEnded, PartitionEnded, StageStarted, notify
 from pipeline.execution.clusters import cluster_of, open_cluster
@@ -30,7 +30,7 @@ LOOK_SECONDS = 0.5
 _SHOWN = 3
 
 
-class Leader(Stop):
+class FanOutStop(Stop):
     """A request to stop that is handed on to the children at work."""
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Leader(Stop):
                 stop.request(why, reason=reason, signal_number=signal_number, now=self.now)
 
 
-DriveChild = Callable[[JobDirectory, Within, Sequence[Callback]], Report]
+DriveChild = Callable[[JobDirectory, ParentContext, Sequence[Callback]], Report]
 
 
 def is_ready(child: JobDirectory) -> bool:
@@ -67,7 +67,7 @@ def is_ready(child: JobDirectory) -> bool:
 
 
 @dataclass
-class FamilyDriver:
+class FanOutDriver:
     """One process's way through a fan-out."""
 
     job: JobDirectory
@@ -75,7 +75,7 @@ class FamilyDriver:
     settings: Settings
     callbacks: tuple[Callback, ...]
     drive_child: DriveChild
-    stop: Leader = field(default_factory=Leader)
+    stop: FanOutStop = field(default_factory=FanOutStop)
     started: float = field(default_factory=time.monotonic)
 
     def drive(self) -> Report:
@@ -125,10 +125,10 @@ class FamilyDriver:
             self._announce(events)
             fan_out = self.job.plan.spec.fan_out
             width = fan_out.max_parallel if fan_out else 1
-            return _Crew(self, events, shared).run(todo, width=width)
+            return _ChildPool(self, events, shared).run(todo, width=width)
 
     def _publish(self, children: Sequence[JobDirectory]) -> dict[str, BaseException]:
-        return _Crew(self, _ChildEvents(self.job.job, ()), None, publishes=True).run(children, width=1)
+        return _ChildPool(self, _ChildEvents(self.job.job, ()), None, publishes=True).run(children, width=1)
 
     def _announce(self, events: _ChildEvents) -> None:
         ledgers = [child.ledger() for child in self.job.children()]
@@ -155,11 +155,11 @@ class FamilyDriver:
         return report
 
 
-class _Crew:
+class _ChildPool:
     """Threads that each drive one child after the other."""
 
     def __init__(
-        self, driver: FamilyDriver, events: _ChildEvents, cluster: SharedCluster | None, *, publishes: bool = False
+        self, driver: FanOutDriver, events: _ChildEvents, cluster: SharedCluster | None, *, publishes: bool = False
     ) -> None:
         self._driver = driver
         self._events = events
@@ -189,7 +189,7 @@ class _Crew:
         is_hopeless = any(isinstance(error, InfrastructureError) for error in self._failures.values())
         if driver.stop.is_requested or is_hopeless:
             return
-        within = Within(driver.stop.follower(), self._cluster, self._publishes or child.record.publishes)
+        within = ParentContext(driver.stop.follower(), self._cluster, self._publishes or child.record.publishes)
         try:
             driver.drive_child(child, within, (self._events,))
         except BaseException as error:

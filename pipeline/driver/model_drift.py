@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class AliasFollower:
+class AliasMonitor:
     """Follows the alias of one job's model, by the policy of its spec.
 
     A round that mends an earlier one (a retry) keeps its version whatever the alias does: it is part of an output that

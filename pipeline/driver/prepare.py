@@ -87,7 +87,7 @@ def draft(
         plan = plan_fan_out(absolute(spec), Planner(drafting.discover, drafting.plan))
     else:
         wanted = absolute(spec)
-        discovery, progress = find_input(wanted, drafting.model(wanted), settings=settings, planned=planned)
+        discovery, progress = select_input(wanted, drafting.model(wanted), settings=settings, planned=planned)
         check_file_count(discovery.rejected, limit=spec.errors.max_files)
         plan = drafting.plan(wanted, discovery, progress=progress)
     return Prepared(plan, drafting.limits, cluster)
@@ -208,7 +208,7 @@ def _frame_schema(spec: JobSpec, *, discovery: Discovery, settings: Settings) ->
         return frame_schema(spec.maps, batch, schema=schema, import_paths=settings.import_paths)
 
 
-def find_input(
+def select_input(
     spec: JobSpec, model: ModelVersion, *, settings: Settings, planned: Collection[InputFile] | None = None
 ) -> tuple[Discovery, IncrementalState]:
     """The files that are scored, and what an incremental job goes on from.

@@ -15,7 +15,7 @@ from pipeline.sources.locate import current_version
 from pipeline.sources.parquet.quarantine import check_file_count, quarantined_file
 
 
-def open_without(job: JobDirectory, ledger: Ledger, error: PipelineError, *, epoch: int) -> Round | None:
+def open_quarantine_round(job: JobDirectory, ledger: Ledger, error: PipelineError, *, epoch: int) -> Round | None:
     """Open a round that does what is left without the file that ``error`` is about, and without others that changed.
 
     Partitions that are done already and hold rows of such a file are done again: the file is out as a whole.

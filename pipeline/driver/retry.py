@@ -51,7 +51,7 @@ _SAMPLED_FILES = 8
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RetryRequest:
     """What the caller of a retry names; nothing: what the last round used is used again."""
 
     model: str | None = None
@@ -65,7 +65,7 @@ class Wanted:
         return self.model is None and not self.overrides
 
 
-def open_retry(job: JobDirectory, *, wanted: Wanted, epoch: int, settings: Settings) -> Round | None:
+def open_retry(job: JobDirectory, *, wanted: RetryRequest, epoch: int, settings: Settings) -> Round | None:
     """Open the round of a retry. None when there is nothing to try again, or a round that only has to go on.
 
     A round that was not finished goes on when nothing new is named; else what it left is taken by the new one.
@@ -136,7 +136,7 @@ def _check_output(job: JobDirectory) -> None:
         )
 
 
-def _changed(spec: JobSpec, wanted: Wanted) -> JobSpec:
+def _changed(spec: JobSpec, wanted: RetryRequest) -> JobSpec:
     """``spec`` with what the caller names.
 
     :raises SpecError: for another field than those in `MAY_CHANGE`, and for what is no spec then.
@@ -159,7 +159,7 @@ def _changed(spec: JobSpec, wanted: Wanted) -> JobSpec:
     return changed
 
 
-def _replanned(ledger: Ledger, spec: JobSpec, wanted: Wanted, *, settings: Settings) -> Plan:
+def _replanned(ledger: Ledger, spec: JobSpec, wanted: RetryRequest, *, settings: Settings) -> Plan:
     """The plan of the last round with what ``spec`` and a model that was named change in it."""
     last = ledger.last.plan
     if wanted.is_nothing:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 from test_commit_sweep import FAULTS, JOB, SURVIVORS, World, rows_on, run_on, survived
 
-from pipeline.driver.retry import Wanted, open_retry
+from pipeline.driver.retry import RetryRequest, open_retry
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.status import Status
 from pipeline.settings import load_settings
@@ -76,7 +76,7 @@ class Healing(World):
 
         store = opened(str(self.folder / "jobs" / JOB), private=True)
         directory = JobDirectory.open(store.root, store=store)  # type: ignore[arg-type]
-        open_retry(directory, wanted=Wanted(), epoch=2, settings=SETTINGS)
+        open_retry(directory, wanted=RetryRequest(), epoch=2, settings=SETTINGS)
         drive(self.new, directory, sink=ParquetSink(opened))  # type: ignore[arg-type]
 
     def check_job(self, directory: JobDirectory) -> None:
@@ -240,5 +240,5 @@ def heal_on(disk: MemoryDisk, job: SmallJob) -> None:
     """A driver of ``retry``, from where the job is to its end."""
     store: Any = MemoryStore(disk, f"jobs/{JOB}")
     directory = JobDirectory.open("jobs", store=store)
-    open_retry(directory, wanted=Wanted(), epoch=2, settings=SETTINGS)
+    open_retry(directory, wanted=RetryRequest(), epoch=2, settings=SETTINGS)
     drive(job, directory, sink=ParquetSink(lambda path: cast(Any, MemoryStore(disk, "out"))))

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.driver.fan_out import Leader
+from pipeline.driver.fan_out import FanOutStop
 from pipeline.errors import Cancelled, ChildrenFailed
 from pipeline.events import Callback, StatusChanged
 from pipeline.jobs.cancellation import cancel_job
@@ -230,9 +230,9 @@ def test_a_fan_out_that_is_cancelled_cancels_its_children(
 ) -> None:
     make_hive(tmp_path / "hive", ["a", "b", "c"])
     is_asked = threading.Event()
-    request = Leader.request
+    request = FanOutStop.request
 
-    def noted(self: Leader, *arguments: Any, **options: Any) -> None:
+    def noted(self: FanOutStop, *arguments: Any, **options: Any) -> None:
         request(self, *arguments, **options)
         is_asked.set()
 
@@ -243,7 +243,7 @@ def test_a_fan_out_that_is_cancelled_cancels_its_children(
                 # Its driver looks for the request now and then; no child has begun before it has.
                 assert is_asked.wait(120)
 
-    monkeypatch.setattr(Leader, "request", noted)
+    monkeypatch.setattr(FanOutStop, "request", noted)
     spec = make_spec(source={"path": str(tmp_path / "hive")}, fan_out={"by": "key"})
     with pytest.raises(Cancelled):
         run(spec, settings=settings, callbacks=[Cancel()])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.common.rows import RowCounts
-from pipeline.driver.quarantine import open_without
+from pipeline.driver.quarantine import open_quarantine_round
 from pipeline.errors import CorruptInput, InputChanged, StepFailed, TooManyRejects
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.splits import sub_fragment
@@ -36,7 +36,7 @@ def error_about(job: SmallJob, number: int, kind: type[CorruptInput | InputChang
 def test_a_partition_that_is_done_is_done_again_without_the_file(tmp_path: Path) -> None:
     directory, job = make(tmp_path)
     write_receipt(directory, job, job.plan.partitions[0])
-    opened = open_without(directory, directory.ledger(), error_about(job, 0), epoch=1)
+    opened = open_quarantine_round(directory, directory.ledger(), error_about(job, 0), epoch=1)
     assert opened is not None
     assert opened.record is not None
     assert opened.record.takes == {0: ("00000", "00001")}
@@ -56,7 +56,7 @@ def test_a_partition_that_is_done_is_done_again_without_the_file(tmp_path: Path)
 def test_what_is_done_and_has_nothing_to_do_with_it_stays(tmp_path: Path) -> None:
     directory, job = make(tmp_path)
     write_receipt(directory, job, job.plan.partitions[0])
-    opened = open_without(directory, directory.ledger(), error_about(job, 2), epoch=1)
+    opened = open_quarantine_round(directory, directory.ledger(), error_about(job, 2), epoch=1)
     assert opened is not None
     assert opened.record is not None
     assert opened.record.takes == {0: ("00001",)}
@@ -68,7 +68,7 @@ def test_one_round_sets_all_aside_that_changed(tmp_path: Path) -> None:
     directory, job = make(tmp_path)
     Path(job.plan.files[1].path).unlink()
     Path(job.plan.files[2].path).write_bytes(b"other")
-    opened = open_without(directory, directory.ledger(), error_about(job, 1, InputChanged), epoch=1)
+    opened = open_quarantine_round(directory, directory.ledger(), error_about(job, 1, InputChanged), epoch=1)
     assert opened is not None
     assert {Path(file.path).name: file.reason for file in directory.ledger().rejected_files} == {
         "in-1.parquet": "file:InputChanged",
@@ -91,7 +91,7 @@ def test_rejects_that_were_tried_again_go_with_the_file_they_came_from(tmp_path:
     second = directory.open_round(make_record(plan, number=2, why="retry", epoch=1, created="", takes=takes), plan)
     write_receipt(directory, replace(job, bad_every=0), both[0], of=second)
     assert directory.ledger().rows == RowCounts(20, 20, 0, 0)
-    opened = open_without(directory, directory.ledger(), error_about(job, 0), epoch=1)
+    opened = open_quarantine_round(directory, directory.ledger(), error_about(job, 0), epoch=1)
     assert opened is not None
     assert opened.record is not None
     # Partition 0 of round 0 has rows of the file, and what came of its rejects goes with it.
@@ -106,15 +106,18 @@ def test_rejects_that_were_tried_again_go_with_the_file_they_came_from(tmp_path:
 def test_other_errors_and_other_policies_are_not_its_business(tmp_path: Path) -> None:
     directory, job = make(tmp_path)
     ledger = directory.ledger()
-    assert open_without(directory, ledger, StepFailed("no", where=job.plan.files[0].path), epoch=1) is None
-    assert open_without(directory, ledger, CorruptInput("no", where="stages/0/rejects/x.parquet"), epoch=1) is None
+    assert open_quarantine_round(directory, ledger, StepFailed("no", where=job.plan.files[0].path), epoch=1) is None
+    assert (
+        open_quarantine_round(directory, ledger, CorruptInput("no", where="stages/0/rejects/x.parquet"), epoch=1)
+        is None
+    )
     closed = small_job(tmp_path / "closed", sink=str(tmp_path / "out"))
     other = JobDirectory.create(tmp_path / "jobs", closed.plan, job="small-2")
-    assert open_without(other, other.ledger(), error_about(closed, 0), epoch=1) is None
+    assert open_quarantine_round(other, other.ledger(), error_about(closed, 0), epoch=1) is None
 
 
 def test_more_than_are_allowed(tmp_path: Path) -> None:
     directory, job = make(tmp_path, max_files=0)
     with pytest.raises(TooManyRejects):
-        open_without(directory, directory.ledger(), error_about(job, 0), epoch=1)
+        open_quarantine_round(directory, directory.ledger(), error_about(job, 0), epoch=1)
     assert len(directory.rounds()) == 1

@@ -347,9 +347,9 @@ def test_cancelling_a_fan_out_that_nobody_drives_cancels_its_children(lake: Path
 
 
 def test_a_request_to_stop_reaches_children_that_run_and_those_to_come() -> None:
-    from pipeline.driver.fan_out import Leader
+    from pipeline.driver.fan_out import FanOutStop
 
-    leader = Leader()
+    leader = FanOutStop()
     first = leader.follower()
     assert not first.is_requested
     leader.request(StopReason.SIGNAL, signal_number=15)
@@ -359,7 +359,7 @@ def test_a_request_to_stop_reaches_children_that_run_and_those_to_come() -> None
     leader.request(StopReason.SIGNAL, signal_number=15)
     assert first.now
     assert later.now
-    alone = Leader()
+    alone = FanOutStop()
     follower = alone.follower()
     follower.request(StopReason.CANCEL)
     assert not alone.is_requested
