@@ -13,7 +13,7 @@ import click
 from pipeline.cli.options import directory_option, emit, is_quiet, output_options, settings_for
 
 if TYPE_CHECKING:
-    from pipeline.service.server import Served, Server
+    from pipeline.service.server import PollResult, Server
     from pipeline.settings import Settings
 
 
@@ -51,11 +51,11 @@ def serve(*, is_status: bool, template: str | None, once: bool, wait: bool, **op
 
 
 def _server(settings: Settings, options: dict[str, Any]) -> Server:
-    from pipeline.service.queue import Patience
-    from pipeline.service.server import Server, load_hooks
+    from pipeline.service.queue import RestartPolicy
+    from pipeline.service.server import Server, load_server_tasks
 
-    patience = Patience(starts=options["starts"])
-    return Server(settings, limit=options["jobs"], patience=patience, hooks=load_hooks(settings))
+    patience = RestartPolicy(starts=options["starts"])
+    return Server(settings, limit=options["jobs"], patience=patience, hooks=load_server_tasks(settings))
 
 
 def _serve(server: Server, *, seconds: float) -> None:
@@ -88,7 +88,7 @@ def _serve_once(server: Server, *, wait: bool) -> None:
     emit(details, lambda: _told(details))
 
 
-def _ends(server: Server, served: Served) -> list[Any]:
+def _ends(server: Server, served: PollResult) -> list[Any]:
     from pipeline.errors import DriverLost
     from pipeline.jobs.directory import JobDirectory
     from pipeline.service.follow import Ending

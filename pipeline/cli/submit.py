@@ -18,7 +18,7 @@ from pipeline.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.service.submit import Submitted
+    from pipeline.service.submit import SubmitResult
 
 
 @click.command(short_help="Run a job in the background.")
@@ -60,13 +60,13 @@ def submit(
     tell_submitted(made, is_queued=queue)
 
 
-def tell_submitted(made: Submitted, *, is_queued: bool = False) -> None:
+def tell_submitted(made: SubmitResult, *, is_queued: bool = False) -> None:
     """The id to stdout, and what a person wants to know to stderr."""
     details = {
         "job": made.job,
         "status": str(made.status),
         "new": made.is_new,
-        "taken_up": made.is_taken_up,
+        "taken_up": made.is_resumed,
         "directory": made.directory,
     }
     if not is_quiet():
@@ -74,13 +74,13 @@ def tell_submitted(made: Submitted, *, is_queued: bool = False) -> None:
     emit(details, lambda: made.job)
 
 
-def _told(made: Submitted, *, is_queued: bool) -> str:
+def _told(made: SubmitResult, *, is_queued: bool) -> str:
     """What a person wants to know beside the id."""
     if made.status.is_success:
         said = f"that job is there already and ended as {made.status}; --force makes a new one"
     elif made.is_new:
         said = "submitted" + (", for a server to take" if is_queued else "")
-    elif made.is_taken_up:
+    elif made.is_resumed:
         said = "that job was there and had not ended well; it goes on"
     else:
         said = f"that job is there already and is {made.status}"

@@ -14,7 +14,7 @@ from pipeline.errors import SpecError
 
 if TYPE_CHECKING:
     from pipeline.service.triggers.arrivals import ArrivedFile
-    from pipeline.service.triggers.definitions import Watched
+    from pipeline.service.triggers.definitions import WatchedTrigger
     from pipeline.service.triggers.log import State
     from pipeline.settings import Settings
 
@@ -118,7 +118,7 @@ def test(name: str | None, files: Sequence[str], directory: str | None) -> None:
 def fire(name: str, key: str | None, files: Sequence[str], directory: str | None) -> None:
     """Fire a trigger now, and print the id of its job. Of one for files, the job scores all that never fired."""
     from pipeline.service.triggers import backfill as by_hand
-    from pipeline.service.triggers.arrivals import look
+    from pipeline.service.triggers.arrivals import scan_arrivals
     from pipeline.service.triggers.log import open_log
     from pipeline.service.triggers.schedule import firing_id
 
@@ -129,7 +129,7 @@ def fire(name: str, key: str | None, files: Sequence[str], directory: str | None
     found: tuple[ArrivedFile, ...] = ()
     if arrival is not None:
         state = log.read()
-        found = by_hand.unseen_files(look(arrival, seen=state.seen), state)
+        found = by_hand.unseen_files(scan_arrivals(arrival, seen=state.seen), state)
         if not found:
             raise SpecError("no file is there that never fired", where=f"trigger {name}", found=arrival.path)
     watch = _watch(settings)
@@ -203,7 +203,7 @@ def backfill(
 
 def _load(
     files: Sequence[str], directory: str | None, *, name: str | None = None
-) -> tuple[Settings, tuple[Watched, ...]]:
+) -> tuple[Settings, tuple[WatchedTrigger, ...]]:
     from pipeline.service.triggers.definitions import find_trigger, load_triggers
     from pipeline.service.triggers.jobs import trigger_files
 
@@ -248,7 +248,7 @@ def _checked_key(key: str | None) -> str:
     return key or ""
 
 
-def _details(watched: Watched, *, settings: Settings, now: datetime) -> dict[str, Any]:
+def _details(watched: WatchedTrigger, *, settings: Settings, now: datetime) -> dict[str, Any]:
     from pipeline.service.triggers.log import open_log
     from pipeline.service.triggers.schedule import next_instant
 
@@ -288,7 +288,7 @@ def _open(state: State) -> list[dict[str, Any]]:
     ]
 
 
-def _when(watched: Watched) -> str:
+def _when(watched: WatchedTrigger) -> str:
     trigger = watched.trigger
     if trigger.cron is not None:
         return f"{trigger.cron} {trigger.time_zone}"
@@ -312,7 +312,7 @@ def _row(one: dict[str, Any]) -> list[str]:
     ]
 
 
-def _tested(watched: Watched, settings: Settings) -> dict[str, Any]:
+def _tested(watched: WatchedTrigger, settings: Settings) -> dict[str, Any]:
     from pipeline.errors import PipelineError
     from pipeline.service.triggers.evaluate import explain
     from pipeline.service.triggers.jobs import TriggerJobs, spec_of

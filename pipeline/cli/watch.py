@@ -117,13 +117,13 @@ def _say_if_nobody_serves(job: JobDirectory) -> None:
     """A job that waits for a server where there is none would wait for ever."""
     from pipeline.common.units import utc_now
     from pipeline.jobs.status import Status
-    from pipeline.service.queue import LeaseWatch, observe
+    from pipeline.service.queue import LeaseWatch, view_job
     from pipeline.service.servers import is_served
     from pipeline.storage.store import open_store
 
     if is_quiet() or job.status() is not Status.QUEUED:
         return
-    view = observe(job, LeaseWatch(), now=utc_now())
+    view = view_job(job, LeaseWatch(), now=utc_now())
     if (
         view is not None
         and not view.is_driven

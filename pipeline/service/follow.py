@@ -15,7 +15,7 @@ from pipeline.jobs.lease import LEASE_SECONDS, Verdict
 from pipeline.jobs.receipts import Receipt
 from pipeline.jobs.status import Status
 from pipeline.report.report import make_report
-from pipeline.service.queue import LeaseWatch, observe
+from pipeline.service.queue import LeaseWatch, view_job
 from pipeline.service.servers import is_served
 from pipeline.storage.store import open_store
 
@@ -58,7 +58,7 @@ class Ending:
         return None
 
     def _check_driver(self, status: Status) -> None:
-        view = observe(self.job, self._watch, now=utc_now())
+        view = view_job(self.job, self._watch, now=utc_now())
         verdict = view.lease if view else self._watch.look(self.job)[1]
         is_gone = verdict in (Verdict.DEAD, Verdict.STALE, Verdict.FREE) and not (view and view.is_starting)
         # The status may have changed since, by a driver that ended in good order.

@@ -10,7 +10,7 @@
 
 Nothing here decides who drives a job: that is its lease. It only keeps two from starting the same driver.
 
-What a submitted job needs next: a driver, patience, or nothing any more. `observe` looks, `decide` is pure.
+What a submitted job needs next: a driver, patience, or nothing any more. `view_job` looks, `next_need` is pure.
 """
 
 from __future__ import annotations
@@ -243,7 +243,7 @@ STARTING_SECONDS = 180.0
 
 
 @dataclass(frozen=True)
-class Patience:
+class RestartPolicy:
     """How often, and how soon, a job whose driver died is started again."""
 
     starts: int = 5
@@ -300,7 +300,7 @@ class Need(StrEnum):
     """Its drivers died too often: it is to be failed."""
 
 
-def decide(view: JobView, patience: Patience) -> Need:
+def next_need(view: JobView, patience: RestartPolicy) -> Need:
     """What the job needs now."""
     if view.is_driven:
         return Need.PATIENCE
@@ -345,7 +345,7 @@ class LeaseWatch:
         self._first.pop(job.root, None)
 
 
-def observe(job: JobDirectory, watch: LeaseWatch, *, now: datetime) -> JobView | None:
+def view_job(job: JobDirectory, watch: LeaseWatch, *, now: datetime) -> JobView | None:
     """How ``job`` stands; None when it was never submitted: it is somebody's at a terminal.
 
     :param now: UTC.

@@ -30,14 +30,14 @@ from pipeline.service.queue import (
     JobView,
     LeaseWatch,
     Need,
-    Patience,
+    RestartPolicy,
     claim_start,
-    decide,
     last_submission,
     mark_queued,
-    observe,
+    next_need,
     queued_marks,
     unmark_queued,
+    view_job,
     withdraw_start,
 )
 from pipeline.service.servers import BEAT_SECONDS, ServerRecord, find_servers, put_server, remove_server
@@ -53,7 +53,7 @@ FORGET = timedelta(days=1)
 """Age after which the record of a server that is gone is removed."""
 
 
-class Hook(Protocol):
+class ServerTask(Protocol):
     """Something else that a server does in each of its rounds, such as to look whether a trigger is due."""
 
     def tick(self, now: datetime) -> None:
@@ -63,19 +63,20 @@ class Hook(Protocol):
         """
 
 
-HOOKS: dict[str, str] = {"triggers": "pipeline.service.triggers.jobs:trigger_hook"}
-"""What every server does beside running jobs: name -> ``module:function``, which gives a `Hook` for some settings, or
+SERVER_TASKS: dict[str, str] = {"triggers": "pipeline.service.triggers.jobs:trigger_hook"}
+"""What every server does beside running jobs: name -> ``module:function``, which gives a `ServerTask` for some
+settings, or
 None where there is nothing to do."""
 
 
-def load_hooks(settings: Settings) -> tuple[Hook, ...]:
-    """The hooks of `HOOKS`."""
-    made = (find_adapter(name, kind="hook", built_in=HOOKS)(settings) for name in HOOKS)
+def load_server_tasks(settings: Settings) -> tuple[ServerTask, ...]:
+    """The hooks of `SERVER_TASKS`."""
+    made = (find_adapter(name, kind="hook", built_in=SERVER_TASKS)(settings) for name in SERVER_TASKS)
     return tuple(hook for hook in made if hook is not None)
 
 
 @dataclass
-class Served:
+class PollResult:
     """What one round came to."""
 
     running: list[str] = field(default_factory=list)
@@ -94,8 +95,8 @@ class Server:
     settings: Settings
     limit: int = 1
     """Jobs at once."""
-    patience: Patience = field(default_factory=Patience)
-    hooks: Sequence[Hook] = ()
+    patience: RestartPolicy = field(default_factory=RestartPolicy)
+    hooks: Sequence[ServerTask] = ()
     clock: Callable[[], float] = time.monotonic
     now: Callable[[], datetime] = utc_now
     start: Callable[..., object] = launch
@@ -110,17 +111,17 @@ class Server:
 
     # One round
 
-    def serve_once(self) -> Served:
+    def serve_once(self) -> PollResult:
         """Look after every job once: hooks first, as they may submit some."""
         for hook in self.hooks:
             self._tick(hook)
         if self.clock() - self._last_scan >= SCAN_SECONDS:
             self.rebuild_marks()
             self._last_scan = self.clock()
-        served = Served()
+        served = PollResult()
         views = self._views(served)
         served.running = [view.job for view, _ in views if view.is_driven]
-        needing = sorted((pair for pair in views if decide(pair[0], self.patience) is Need.DRIVER), key=_order)
+        needing = sorted((pair for pair in views if next_need(pair[0], self.patience) is Need.DRIVER), key=_order)
         for view, job in needing:
             if len(served.running) < self.limit and self._start(view, job):
                 served.started.append(view.job)
@@ -130,14 +131,14 @@ class Server:
         self.beat(served)
         return served
 
-    def _tick(self, hook: Hook) -> None:
+    def _tick(self, hook: ServerTask) -> None:
         try:
             hook.tick(self.now())
         except Exception:
             # A trigger that fails must not keep jobs from being run.
             logger.exception("%s failed; the server goes on", type(hook).__name__)
 
-    def _views(self, served: Served) -> list[tuple[JobView, JobDirectory]]:
+    def _views(self, served: PollResult) -> list[tuple[JobView, JobDirectory]]:
         """The jobs that need something, or are being driven."""
         names = queued_marks(self.root)
         if self.root.is_local or len(names) < 2:
@@ -148,22 +149,22 @@ class Server:
                 found = list(pool.map(lambda name: self._look(name, served), names))
         return [pair for pair in found if pair is not None]
 
-    def _look(self, name: str, served: Served) -> tuple[JobView, JobDirectory] | None:
+    def _look(self, name: str, served: PollResult) -> tuple[JobView, JobDirectory] | None:
         try:
             return self._view(name, served)
         except (PipelineError, FileNotFoundError) as error:
             logger.warning("job %s is left alone for now: %s", name, error)
             return None
 
-    def _view(self, name: str, served: Served) -> tuple[JobView, JobDirectory] | None:
+    def _view(self, name: str, served: PollResult) -> tuple[JobView, JobDirectory] | None:
         if not self.root.exists(f"{name}/{JOB_FILE}"):
             # Somebody is submitting it, or died doing so and has to do it again; or it was removed.
             if not self.root.list(f"{name}/submissions"):
                 unmark_queued(self.root, name)
             return None
         job = JobDirectory.open(f"{self.root.root}/{name}", fsync=self.settings.fsync)
-        view = observe(job, self._watch, now=self.now())
-        need = decide(view, self.patience) if view is not None else Need.NOTHING
+        view = view_job(job, self._watch, now=self.now())
+        need = next_need(view, self.patience) if view is not None else Need.NOTHING
         if view is None or need is Need.NOTHING:
             self._settle(job)
             return None
@@ -223,7 +224,7 @@ class Server:
         count = 0
         for name in queued_marks(self.root):
             try:
-                view = observe(JobDirectory.open(f"{self.root.root}/{name}"), self._watch, now=self.now())
+                view = view_job(JobDirectory.open(f"{self.root.root}/{name}"), self._watch, now=self.now())
             except (PipelineError, FileNotFoundError):
                 continue
             count += view is not None and view.is_driven
@@ -239,16 +240,16 @@ class Server:
                 continue
             try:
                 job = JobDirectory.open(f"{self.root.root}/{name}")
-                view = observe(job, self._watch, now=self.now())
+                view = view_job(job, self._watch, now=self.now())
             except (PipelineError, FileNotFoundError) as error:
                 logger.warning("job %s is left alone for now: %s", name, error)
                 continue
-            if view is not None and decide(view, self.patience) is not Need.NOTHING:
+            if view is not None and next_need(view, self.patience) is not Need.NOTHING:
                 mark_queued(self.root, name)
                 missing += 1
         return missing
 
-    def beat(self, served: Served | None = None, *, state: str = "serving") -> None:
+    def beat(self, served: PollResult | None = None, *, state: str = "serving") -> None:
         """Say that this server is there, when it is time to."""
         is_due = self.clock() - self._last_beat >= BEAT_SECONDS
         if not (is_due or state != "serving" or (served and served.started)):
@@ -295,7 +296,7 @@ def serve(server: Server, *, is_over: Callable[[float], bool], seconds: float) -
             logger.warning("this round failed; the server goes on: %s", error)
         if is_over(seconds * chance.uniform(0.8, 1.2)):
             break
-    server.beat(Served(), state="stopped")
+    server.beat(PollResult(), state="stopped")
 
 
 def _order(pair: tuple[JobView, JobDirectory]) -> tuple[int, str, str]:

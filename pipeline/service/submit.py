@@ -23,16 +23,16 @@ from pipeline.service.queue import (
     KeyRecord,
     LeaseWatch,
     Need,
-    Patience,
+    RestartPolicy,
     Submission,
     claim_key,
     claim_start,
-    decide,
     find_key,
     last_submission,
     mark_queued,
-    observe,
+    next_need,
     put_submission,
+    view_job,
 )
 from pipeline.settings import Settings, setting_names
 from pipeline.sinks import check_conditional_writes
@@ -41,12 +41,12 @@ from pipeline.spec.precedence import Precedence
 from pipeline.storage.store import Store, open_store
 
 BY_HAND = "by hand"
-AT_ONCE = Patience(starts=1_000_000, delay=0.0)
+AT_ONCE = RestartPolicy(starts=1_000_000, delay=0.0)
 """Whoever submits a job wants it to start now, however often its drivers have died."""
 
 
 @dataclass(frozen=True)
-class Submitted:
+class SubmitResult:
     """What became of a submission."""
 
     job: str
@@ -54,7 +54,7 @@ class Submitted:
     """Whether this call made the job."""
     directory: str
     status: Status
-    is_taken_up: bool = False
+    is_resumed: bool = False
     """Whether the job was there, had not ended well, and goes on now."""
 
 
@@ -69,7 +69,7 @@ def submit(
     priority: int = 0,
     start: bool = True,
     take_up: bool = True,
-) -> Submitted:
+) -> SubmitResult:
     """Plan and store a job; it goes on when this process dies. Any number of calls with one ``key``, at once or after
     crashes anywhere in here, give one job: one that ended without success goes on, a success stays as it is.
 
@@ -100,7 +100,7 @@ def submit(
 
 def submit_again(
     job: JobDirectory, *, settings: Settings, trigger: str = BY_HAND, priority: int = 0, start: bool = True
-) -> Submitted:
+) -> SubmitResult:
     """Let a job that is there go on by itself, from its directory alone; a success stays as it is.
 
     :param settings: how it is to run from now on. Options as of `submit`.
@@ -121,7 +121,7 @@ class _Request:
     key: str
     trigger: str
     priority: int
-    take_up: bool = True
+    resume_existing: bool = True
 
     def submission(self, number: int) -> Submission:
         given, site = _recorded(self.settings)
@@ -162,7 +162,7 @@ def _exists(root: Store, job: str) -> bool:
 
 def _submit_new(
     request: _Request, plan: Plan, known: KeyRecord | None, *, job_id: str | None, force: bool, start: bool
-) -> Submitted:
+) -> SubmitResult:
     """Make the job, or help whoever is making it: every step may be done by several at once."""
     record, is_new = known, False
     if record is None:
@@ -174,7 +174,7 @@ def _submit_new(
         return _take_up(request, job, start=start)
     if start:
         start_driver(job, by="submit", settings=request.settings)
-    return Submitted(job.job, is_new, job.root, job.status())
+    return SubmitResult(job.job, is_new, job.root, job.status())
 
 
 def _check(request: _Request, plan: Plan, *, job_id: str | None, force: bool) -> None:
@@ -214,14 +214,14 @@ def _make(request: _Request, plan: Plan, job_id: str) -> JobDirectory:
     )
 
 
-def _take_up(request: _Request, job: JobDirectory, *, start: bool) -> Submitted:
+def _take_up(request: _Request, job: JobDirectory, *, start: bool) -> SubmitResult:
     """A job that is there already: a success stays, one that nobody drives goes on."""
     is_taken_up = False
-    if not job.status().is_success and request.take_up:
+    if not job.status().is_success and request.resume_existing:
         is_taken_up = requeue(job, root=request.root, submission=request.submission(0), reason=request.said)
         if start:
             is_taken_up |= start_driver(job, by="submit", settings=request.settings)
-    return Submitted(job.job, False, job.root, job.status(), is_taken_up)
+    return SubmitResult(job.job, False, job.root, job.status(), is_taken_up)
 
 
 def requeue(job: JobDirectory, *, root: Store, submission: Submission, reason: str) -> bool:
@@ -255,11 +255,11 @@ def _can_be_queued(job: JobDirectory) -> bool:
 
 def start_driver(job: JobDirectory, *, by: str, settings: Settings) -> bool:
     """Start a driver for ``job`` unless it has one or needs none; False then."""
-    view = observe(job, LeaseWatch(settings.lease_seconds), now=utc_now())
+    view = view_job(job, LeaseWatch(settings.lease_seconds), now=utc_now())
     if view is not None and view.lease is Verdict.WAIT:
         # Only time tells whether a driver on another machine lives. The new one waits for that by itself.
         view = replace(view, lease=Verdict.STALE)
-    if view is None or decide(view, AT_ONCE) is not Need.DRIVER:
+    if view is None or next_need(view, AT_ONCE) is not Need.DRIVER:
         return False
     start = claim_start(job.store, number=view.last_start + 1, submission=view.submission, by=by)
     if start is None:

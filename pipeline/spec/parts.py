@@ -1,6 +1,6 @@
 """The parts of a job spec: each a frozen model of its own, with what is checked about its fields.
 
-`Hook`: what is told to somebody, and how, when a job begins or ends. A part of a job spec, and of the settings.
+`ServerTask`: what is told to somebody, and how, when a job begins or ends. A part of a job spec, and of the settings.
 """
 
 from __future__ import annotations

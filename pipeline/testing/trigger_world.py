@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.errors import SpecError, StorageError
 from pipeline.service.triggers.arrivals import ArrivedFile
 from pipeline.service.triggers.decide import Success
-from pipeline.service.triggers.evaluate import evaluate
+from pipeline.service.triggers.evaluate import evaluate_trigger
 from pipeline.service.triggers.log import Firing, Log
 from pipeline.spec.triggers import ArrivalTrigger, Trigger
 from pipeline.testing.memory_store import MemoryDisk, MemoryStore
@@ -137,7 +137,9 @@ class Server:
         """Look once; False when it was killed in it."""
         begin = self.world.now
         try:
-            evaluate(self.world.trigger, self._log, jobs=self.world, clock=self.world.tick, look=self.world.list_files)
+            evaluate_trigger(
+                self.world.trigger, self._log, jobs=self.world, clock=self.world.tick, look=self.world.list_files
+            )
         except Crash:
             self._log = self._open()
             self.world.crashes += 1

@@ -338,4 +338,4 @@ def test_a_job_on_s3_is_cancelled_where_nobody_drives_it(s3_spec: Make, s3_setti
     assert handle.cancel(reason="no more") is CancelOutcome.CANCELLED
     assert Server(s3_settings).serve_once().started == []
     again = submit(s3_spec(), settings=s3_settings, start=False)
-    assert (again.job, again.is_taken_up, again.status) == (queued.job, True, Status.QUEUED)
+    assert (again.job, again.is_resumed, again.status) == (queued.job, True, Status.QUEUED)

@@ -49,7 +49,7 @@ class Due:
     """Why, for a person."""
 
 
-def look(
+def scan_arrivals(
     arrival: ArrivalTrigger, *, seen: Collection[str], count_rows: Callable[[SourceFile], int] | None = None
 ) -> tuple[ArrivedFile, ...]:
     """The files that are there now, sorted by path. Of those not ``seen``, rows are counted where that is asked for.

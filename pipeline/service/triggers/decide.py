@@ -62,7 +62,7 @@ def definition_digest(trigger: Trigger) -> str:
     return digest_json(trigger.model_dump(mode="json", exclude={"name", "job", "params"}))
 
 
-def decide(trigger: Trigger, state: State, *, now: datetime, view: View) -> Decision:
+def decide_trigger(trigger: Trigger, state: State, *, now: datetime, view: View) -> Decision:
     """The entries to add to the log now; none when there is nothing to do.
 
     What is open is looked after first: jobs that have ended make room for what waits. Then what is due is fired or

@@ -20,7 +20,7 @@ DEFAULT_FILE = "triggers.yaml"
 
 
 @dataclass(frozen=True)
-class Watched:
+class WatchedTrigger:
     """A trigger, and what it submits."""
 
     name: str
@@ -37,12 +37,12 @@ class _OwnTriggers(SpecModel):
     triggers: Annotated[tuple[Trigger, ...], Field(strict=False)]
 
 
-def load_triggers(files: Iterable[str | os.PathLike[str]]) -> tuple[Watched, ...]:
+def load_triggers(files: Iterable[str | os.PathLike[str]]) -> tuple[WatchedTrigger, ...]:
     """The triggers of several files, each a ``triggers.yaml`` or a job spec with ``triggers:``.
 
     :raises SpecError: with every mistake in the first file that has one, or for two triggers of the same name.
     """
-    found: list[Watched] = []
+    found: list[WatchedTrigger] = []
     for file in files:
         found += _load(os.fspath(file))
     for number, one in enumerate(found):
@@ -58,7 +58,7 @@ def load_triggers(files: Iterable[str | os.PathLike[str]]) -> tuple[Watched, ...
     return tuple(found)
 
 
-def find_trigger(watched: Sequence[Watched], name: str) -> Watched:
+def find_trigger(watched: Sequence[WatchedTrigger], name: str) -> WatchedTrigger:
     """The trigger with that name.
 
     :raises SpecError: when there is none.
@@ -75,14 +75,14 @@ def find_trigger(watched: Sequence[Watched], name: str) -> Watched:
     return found
 
 
-def _load(file: str) -> list[Watched]:
+def _load(file: str) -> list[WatchedTrigger]:
     document = read_document(file)
     data = document.data if isinstance(document.data, dict) else {}
     where = file if "://" in file else str(Path(file).expanduser().absolute())
     if "steps" not in data and "source" not in data:
         listed = _validated(TriggerList, document)
         return [
-            Watched(_name(one, number, document), one, _beside(where, one.job), where)
+            WatchedTrigger(_name(one, number, document), one, _beside(where, one.job), where)
             for number, one in enumerate(listed.triggers)
             if isinstance(one, JobTrigger)
         ]
@@ -95,8 +95,8 @@ def _load(file: str) -> list[Watched]:
     own = Document(document.name, {"triggers": data["triggers"]}, document.values, document.keys, _own(document))
     triggers = _validated(_OwnTriggers, own).triggers
     if len(triggers) == 1:
-        return [Watched(triggers[0].name or str(data.get("name", "")), triggers[0], where, where)]
-    return [Watched(_name(one, number, own), one, where, where) for number, one in enumerate(triggers)]
+        return [WatchedTrigger(triggers[0].name or str(data.get("name", "")), triggers[0], where, where)]
+    return [WatchedTrigger(_name(one, number, own), one, where, where) for number, one in enumerate(triggers)]
 
 
 def _own(document: Document) -> list[SpecIssue]:

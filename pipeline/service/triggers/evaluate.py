@@ -12,7 +12,7 @@ from pipeline.common.secrets import redact
 from pipeline.errors import InfrastructureError, PipelineError, StorageError
 from pipeline.service.triggers import arrivals
 from pipeline.service.triggers.arrivals import ArrivedFile
-from pipeline.service.triggers.decide import REFUSED, Decision, Success, View, decide, may_submit
+from pipeline.service.triggers.decide import REFUSED, Decision, Success, View, decide_trigger, may_submit
 from pipeline.service.triggers.log import Entry, Firing, Log, State, apply, to_text
 from pipeline.spec.triggers import Trigger
 
@@ -53,13 +53,13 @@ class Seen:
     state: State
 
 
-def evaluate(
+def evaluate_trigger(
     trigger: Trigger,
     log: Log,
     *,
     jobs: Jobs,
     clock: Callable[[], datetime],
-    look: Callable[..., tuple[ArrivedFile, ...]] = arrivals.look,
+    look: Callable[..., tuple[ArrivedFile, ...]] = arrivals.scan_arrivals,
 ) -> Seen:
     """Do about ``trigger`` whatever is to be done now.
 
@@ -70,7 +70,7 @@ def evaluate(
     reason = ""
     for _ in range(_ROUNDS):
         state, now = log.read(), clock()
-        decision = decide(trigger, state, now=now, view=view_for(trigger, state, jobs=jobs, look=look))
+        decision = decide_trigger(trigger, state, now=now, view=view_for(trigger, state, jobs=jobs, look=look))
         reason = reason or decision.reason
         if decision.entries:
             if not log.append(decision.entries, after=state, now=now):
@@ -92,23 +92,24 @@ def explain(
     *,
     jobs: Jobs,
     now: datetime,
-    look: Callable[..., tuple[ArrivedFile, ...]] = arrivals.look,
+    look: Callable[..., tuple[ArrivedFile, ...]] = arrivals.scan_arrivals,
 ) -> tuple[State, Decision]:
-    """What `evaluate` would decide now. Writes nothing."""
+    """What `evaluate_trigger` would decide now. Writes nothing."""
     state = log.read()
     view = view_for(trigger, state, jobs=jobs, look=look)
-    decision = decide(trigger, state, now=now, view=view)
+    decision = decide_trigger(trigger, state, now=now, view=view)
     if any(entry.what == "started" for entry in decision.entries):
         # Being watched for the first time comes first; what it would find then is what is asked for.
         begun = apply(state, decision.entries, number=1, time=to_text(now))
-        decision = decide(trigger, begun, now=now, view=view)
+        decision = decide_trigger(trigger, begun, now=now, view=view)
     return state, decision
 
 
 def view_for(
-    trigger: Trigger, state: State, *, jobs: Jobs, look: Callable[..., tuple[ArrivedFile, ...]] = arrivals.look
+    trigger: Trigger, state: State, *, jobs: Jobs, look: Callable[..., tuple[ArrivedFile, ...]] = arrivals.scan_arrivals
 ) -> View:
-    """What `decide` must know of the world. The state is read before, so that whatever it has seen is there by now."""
+    """What `decide_trigger` must know of the world. The state is read before, so that whatever it has seen is there by
+    now."""
     ended = {one.job: status for one in state.open if one.job and (status := jobs.ended(one.job))}
     files = look(trigger.arrival, seen=state.seen) if trigger.arrival is not None else ()
     successes = tuple(jobs.successes(trigger.after)) if trigger.after is not None else ()

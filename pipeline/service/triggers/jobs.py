@@ -16,12 +16,12 @@ from pipeline.errors import PipelineError, SpecError
 from pipeline.jobs.cancellation import cancel_job
 from pipeline.jobs.directory import JOB_FILE, JobDirectory
 from pipeline.jobs.status import Status
-from pipeline.service.queue import LeaseWatch, Need, Patience, decide, find_key, observe
+from pipeline.service.queue import LeaseWatch, Need, RestartPolicy, find_key, next_need, view_job
 from pipeline.service.servers import is_served
 from pipeline.service.submit import start_driver, submit
 from pipeline.service.triggers.decide import GONE, Success
-from pipeline.service.triggers.definitions import DEFAULT_FILE, Watched, load_triggers
-from pipeline.service.triggers.evaluate import Seen, evaluate
+from pipeline.service.triggers.definitions import DEFAULT_FILE, WatchedTrigger, load_triggers
+from pipeline.service.triggers.evaluate import Seen, evaluate_trigger
 from pipeline.service.triggers.log import Firing, Log, from_text, open_log
 from pipeline.settings import Settings
 from pipeline.sources.locate import fixed_part
@@ -79,7 +79,7 @@ def trigger_date(trigger: Trigger, firing: Firing) -> str:
     return f"{from_text(firing.time).astimezone(ZoneInfo(trigger.time_zone)):%Y-%m-%d}"
 
 
-def spec_of(watched: Watched, firing: Firing) -> tuple[JobSpec, tuple[str, ...]]:
+def spec_of(watched: WatchedTrigger, firing: Firing) -> tuple[JobSpec, tuple[str, ...]]:
     """The job spec that a firing submits, and the folders its modules are in. Of files that fired it, it scores exactly
     these, unless it is incremental.
 
@@ -109,7 +109,7 @@ def _base(path: str) -> str:
 class TriggerJobs:
     """`pipeline.service.triggers.evaluate.Jobs` of one trigger, over real job directories."""
 
-    watched: Watched
+    watched: WatchedTrigger
     settings: Settings
     start: bool = False
     """Whether jobs are started at once; else a server does."""
@@ -133,7 +133,7 @@ class TriggerJobs:
             key=key,
             trigger=f"by trigger {self.watched.name} ({firing.kind})",
             start=self.start,
-            take_up=False,
+            resume_existing=False,
         )
         return made.job
 
@@ -152,8 +152,8 @@ class TriggerJobs:
         if not status.is_final:
             return ""
         if not status.is_success and status is not Status.CANCELLED and is_served(root, now=utc_now()):
-            view = observe(directory, self._leases, now=utc_now())
-            if view is not None and decide(view, Patience()) in (Need.DRIVER, Need.PATIENCE):
+            view = view_job(directory, self._leases, now=utc_now())
+            if view is not None and next_need(view, RestartPolicy()) in (Need.DRIVER, Need.PATIENCE):
                 return ""
         return str(status)
 
@@ -191,7 +191,7 @@ class TriggerWatch:
     files: tuple[str, ...]
     start: bool = False
     """Whether jobs are started at once; else a server does."""
-    _open: dict[str, tuple[Watched, Log, TriggerJobs]] = field(default_factory=dict)
+    _open: dict[str, tuple[WatchedTrigger, Log, TriggerJobs]] = field(default_factory=dict)
 
     def tick(self, now: datetime) -> None:
         """Do what is due. A trigger, or a file, that fails is told of and does not keep the others."""
@@ -206,7 +206,7 @@ class TriggerWatch:
             except (PipelineError, OSError) as error:
                 logger.error("trigger %s: %s", one.name, error)
 
-    def look(self, watched: Watched) -> Seen:
+    def look(self, watched: WatchedTrigger) -> Seen:
         """Do what is due of one trigger."""
         known = self._open.get(watched.name)
         if known is None or known[0] != watched:
@@ -214,7 +214,7 @@ class TriggerWatch:
             known = watched, log, TriggerJobs(watched, self.settings, start=self.start)
             self._open[watched.name] = known
         _, log, jobs = known
-        seen = evaluate(watched.trigger, log, jobs=jobs, clock=utc_now)
+        seen = evaluate_trigger(watched.trigger, log, jobs=jobs, clock=utc_now)
         for firing in seen.fired:
             logger.info("trigger %s fired: %s (%s)", watched.name, firing.id, firing.reason)
         for firing_id, job in seen.submitted:

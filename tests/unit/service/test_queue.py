@@ -19,20 +19,20 @@ from pipeline.service.queue import (
     JobView,
     LeaseWatch,
     Need,
-    Patience,
+    RestartPolicy,
     Start,
     Submission,
     claim_start,
-    decide,
     exit_code,
     find_starts,
+    next_need,
     note_start,
-    observe,
     put_submission,
+    view_job,
 )
 from pipeline.testing.jobs import small_job
 
-PATIENCE = Patience(starts=3, delay=10.0, longest=15.0)
+PATIENCE = RestartPolicy(starts=3, delay=10.0, longest=15.0)
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
@@ -67,11 +67,11 @@ def view(status: Status, **fields: object) -> JobView:
     ],
 )
 def test_what_a_job_needs(seen: JobView, need: Need) -> None:
-    assert decide(seen, PATIENCE) is need
+    assert next_need(seen, PATIENCE) is need
 
 
 def test_back_off_doubles_up_to_a_limit() -> None:
-    patience = Patience(delay=10, longest=60)
+    patience = RestartPolicy(delay=10, longest=60)
     assert [patience.delay_after(starts) for starts in range(6)] == [0, 10, 20, 40, 60, 60]
 
 
@@ -84,7 +84,7 @@ def job(tmp_path: Path) -> JobDirectory:
 
 
 def look(job: JobDirectory, *, now: datetime = NOW, watch: LeaseWatch | None = None) -> JobView:
-    found = observe(job, watch or LeaseWatch(), now=now)
+    found = view_job(job, watch or LeaseWatch(), now=now)
     assert found is not None
     return found
 
@@ -96,7 +96,7 @@ def test_a_queued_job(job: JobDirectory) -> None:
 
 def test_a_job_that_nobody_submitted_is_not_looked_after(tmp_path: Path) -> None:
     small = small_job(tmp_path / "lake", sink=str(tmp_path / "out"))
-    assert observe(JobDirectory.create(tmp_path / "jobs", small.plan, job="x"), LeaseWatch(), now=NOW) is None
+    assert view_job(JobDirectory.create(tmp_path / "jobs", small.plan, job="x"), LeaseWatch(), now=NOW) is None
 
 
 def test_a_start_by_a_living_process_is_waited_for(job: JobDirectory) -> None:

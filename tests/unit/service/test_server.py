@@ -21,7 +21,7 @@ from pipeline.jobs.lease import identify
 from pipeline.jobs.status import Status
 from pipeline.service.queue import (
     QUEUE,
-    Patience,
+    RestartPolicy,
     Start,
     Submission,
     find_starts,
@@ -68,7 +68,7 @@ class Root:
         return Server(
             self.settings,
             limit=limit,
-            patience=Patience(starts=starts, delay=10.0),
+            patience=RestartPolicy(starts=starts, delay=10.0),
             clock=lambda: self.seconds,
             now=lambda: datetime(2026, 1, 2, tzinfo=UTC) + timedelta(seconds=self.seconds),
             start=self.launch,

@@ -20,7 +20,7 @@ from pipeline.jobs.status import Status
 from pipeline.service import queue as records
 from pipeline.service import submit as submitting
 from pipeline.service.queue import find_starts, last_submission, note_start, queued_marks
-from pipeline.service.submit import Submitted, submit, submit_again
+from pipeline.service.submit import SubmitResult, submit, submit_again
 from pipeline.settings import Settings, load_settings
 from pipeline.storage.store import open_store
 from pipeline.testing.jobs import SmallJob, small_job
@@ -42,7 +42,7 @@ class Place:
         self.launched.append((job.job, start.number))
         return note_start(job.store, start, pid=os.getpid())
 
-    def submit(self, **options: Any) -> Submitted:
+    def submit(self, **options: Any) -> SubmitResult:
         return submit(self.job.plan.spec, settings=self.settings, **options)
 
     def open(self, job: str) -> JobDirectory:
@@ -109,14 +109,14 @@ def test_only_queued_it_has_none(place: Place) -> None:
     assert place.submit(start=False).status is Status.QUEUED
     assert place.launched == []
     again = place.submit(start=True)
-    assert (again.is_new, again.is_taken_up) == (False, True)
+    assert (again.is_new, again.is_resumed) == (False, True)
     assert len(place.launched) == 1
 
 
 def test_the_same_again_is_the_same_job(place: Place) -> None:
     first, second = place.submit(), place.submit()
     assert first.job == second.job
-    assert (second.is_new, second.is_taken_up) == (False, False)
+    assert (second.is_new, second.is_resumed) == (False, False)
     assert len(place.launched) == 1, "its driver is about to begin"
 
 
@@ -142,7 +142,7 @@ def test_a_success_is_given_back_as_it_is_though_its_output_is_there(place: Plac
     (place.folder / "out").mkdir()
     (place.folder / "out/part-0.parquet").write_bytes(b"x")
     again = place.submit()
-    assert (again.job, again.is_taken_up, again.status) == (first.job, False, Status.SUCCEEDED)
+    assert (again.job, again.is_resumed, again.status) == (first.job, False, Status.SUCCEEDED)
     with pytest.raises(OutputExists):
         place.submit(force=True)
 
@@ -153,7 +153,7 @@ def test_one_that_did_not_end_well_goes_on(place: Place, dead: Callable[[], None
     first = place.submit()
     place.open(first.job).set_status(status)
     again = place.submit(priority=9)
-    assert (again.job, again.is_new, again.is_taken_up, again.status) == (first.job, False, True, Status.QUEUED)
+    assert (again.job, again.is_new, again.is_resumed, again.status) == (first.job, False, True, Status.QUEUED)
     assert place.launched == [(first.job, 1), (first.job, 2)]
     submission = last_submission(place.open(first.job).store)
     assert submission is not None
@@ -166,7 +166,7 @@ def test_one_whose_driver_was_killed_goes_on(place: Place, dead: Callable[[], No
     first = place.submit()
     place.open(first.job).set_status(Status.RUNNING)
     again = place.submit()
-    assert (again.is_taken_up, again.status) == (True, Status.RUNNING)
+    assert (again.is_resumed, again.status) == (True, Status.RUNNING)
     assert len(place.launched) == 2
 
 
@@ -176,7 +176,7 @@ def test_one_that_is_driven_is_left_alone(place: Place, dead: Callable[[], None]
     job = place.open(first.job)
     with hold_lease(job.store):
         job.set_status(Status.RUNNING)
-        assert not place.submit().is_taken_up
+        assert not place.submit().is_resumed
     assert len(place.launched) == 1
 
 
@@ -197,7 +197,7 @@ def test_a_job_that_was_run_is_gone_on_with_under_its_id(place: Place) -> None:
 
 @pytest.mark.fault(13)
 def test_racing_threads_give_one_job(place: Place) -> None:
-    made: list[Submitted] = []
+    made: list[SubmitResult] = []
     barrier = threading.Barrier(8)
 
     def go() -> None:
@@ -250,6 +250,6 @@ def test_a_job_that_was_run_by_hand_goes_on_by_itself(place: Place, status: Stat
     job = JobDirectory.create(place.settings.directory, place.job.plan, job="mine")
     job.set_status(status)
     made = submit_again(job, settings=place.settings)
-    assert (made.job, made.is_taken_up) == ("mine", True)
+    assert (made.job, made.is_resumed) == ("mine", True)
     assert place.launched == [("mine", 1)]
     assert queued_marks(open_store(place.settings.directory)) == ["mine"]

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import SpecError, StateCorrupt, StorageError
-from pipeline.service.triggers.arrivals import ArrivedFile, decide_arrival, look
-from pipeline.service.triggers.decide import REFUSED, Success, View, decide
+from pipeline.service.triggers.arrivals import ArrivedFile, decide_arrival, scan_arrivals
+from pipeline.service.triggers.decide import REFUSED, Success, View, decide_trigger
 from pipeline.service.triggers.definitions import find_trigger, load_triggers
-from pipeline.service.triggers.evaluate import evaluate, explain
+from pipeline.service.triggers.evaluate import evaluate_trigger, explain
 from pipeline.service.triggers.log import Entry, Firing, Log, State, from_text, open_log, to_text
 from pipeline.service.triggers.schedule import firing_id, instants, next_instant
 from pipeline.spec.triggers import ArrivalTrigger, Trigger
@@ -62,7 +62,7 @@ class Watch:
     files: tuple[ArrivedFile, ...] = ()
 
     def at(self, moment: datetime) -> list[str]:
-        seen = evaluate(
+        seen = evaluate_trigger(
             self.trigger, self.log, jobs=self.jobs, clock=lambda: moment, look=lambda arrival, seen: self.files
         )
         return [firing.id for firing in seen.fired]
@@ -251,17 +251,19 @@ def test_looking_at_real_files(tmp_path: Path) -> None:
         os.utime(path, (1, 1))
     (tmp_path / "in/day=1/_SUCCESS").touch()
     (tmp_path / "in/.hidden").touch()
-    found = look(ArrivalTrigger(path=str(tmp_path / "in"), marker="_SUCCESS", rows=1), seen=())
+    found = scan_arrivals(ArrivalTrigger(path=str(tmp_path / "in"), marker="_SUCCESS", rows=1), seen=())
     assert [Path(one.path).name for one in found] == ["a.parquet", "b.parquet", "c.parquet"]
     assert [one.is_marked for one in found] == [True, True, False]
     assert [one.rows for one in found] == [3, 3, 3]
     assert all(one.modified > NOON.timestamp() - 1e7 for one in found), "a copy that keeps its times has come now"
     (tmp_path / "in/_SUCCESS").touch()
-    assert all(one.is_marked for one in look(ArrivalTrigger(path=str(tmp_path / "in"), marker="_SUCCESS"), seen=()))
+    assert all(
+        one.is_marked for one in scan_arrivals(ArrivalTrigger(path=str(tmp_path / "in"), marker="_SUCCESS"), seen=())
+    )
     seen = [found[0].key]
-    rest = look(ArrivalTrigger(path=str(tmp_path / "in/*/*.parquet"), rows=1), seen=seen)
+    rest = scan_arrivals(ArrivalTrigger(path=str(tmp_path / "in/*/*.parquet"), rows=1), seen=seen)
     assert [(Path(one.path).name, one.rows) for one in rest] == [("a.parquet", None), ("c.parquet", 3)]
-    assert look(ArrivalTrigger(path=str(tmp_path / "nothing/*.parquet")), seen=()) == ()
+    assert scan_arrivals(ArrivalTrigger(path=str(tmp_path / "nothing/*.parquet")), seen=()) == ()
 
 
 def test_a_listing_that_leaves_a_file_out_does_not_forget_it(log: Log) -> None:
@@ -453,5 +455,7 @@ def test_mistakes(tmp_path: Path, text: str, said: str) -> None:
 
 def test_a_view_without_anything_is_no_reason_to_fire() -> None:
     trigger = Trigger(arrival=ArrivalTrigger(path="in/"))
-    state = State(definition=decide(trigger, State(), now=NOON, view=View()).entries[0].definition, upto=to_text(NOON))
-    assert decide(trigger, state, now=NOON, view=View()).entries == ()
+    state = State(
+        definition=decide_trigger(trigger, State(), now=NOON, view=View()).entries[0].definition, upto=to_text(NOON)
+    )
+    assert decide_trigger(trigger, state, now=NOON, view=View()).entries == ()

@@ -21,7 +21,7 @@ from pipeline.service.submit import submit
 from pipeline.service.triggers import jobs as firing_module
 from pipeline.service.triggers.backfill import backfill_instants
 from pipeline.service.triggers.decide import GONE
-from pipeline.service.triggers.definitions import Watched
+from pipeline.service.triggers.definitions import WatchedTrigger
 from pipeline.service.triggers.jobs import (
     TriggerJobs,
     TriggerWatch,
@@ -62,9 +62,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def watched(place: Path, **fields: Any) -> Watched:
+def watched(place: Path, **fields: Any) -> WatchedTrigger:
     fields.setdefault("params", {"day": "${trigger.date}"})
-    return Watched("nightly", Trigger(**fields), str(place / "job.yaml"), "triggers.yaml")
+    return WatchedTrigger("nightly", Trigger(**fields), str(place / "job.yaml"), "triggers.yaml")
 
 
 def end(directory: JobDirectory, place: Path, status: Status = Status.SUCCEEDED) -> None:
@@ -119,7 +119,7 @@ def test_one_job_for_one_firing_however_it_ended(place: Path) -> None:
     assert jobs.ended(job) == "CANCELLED"
     spec, _ = spec_of(jobs.watched, firing)
     key = submission_key("nightly", firing.id)
-    assert submit(spec, settings=settings, key=key, start=False, take_up=False).status is Status.CANCELLED
+    assert submit(spec, settings=settings, key=key, start=False, resume_existing=False).status is Status.CANCELLED
     assert submit(spec, settings=settings, key=key, start=False).status is Status.QUEUED
     assert jobs.ended("no-such-job") == GONE
 
