@@ -13,14 +13,14 @@ The tree is grouped by what somebody who handles the error does next; the number
     │   └── TooManyRejects             4
     ├── UserCodeError                  5   mend the step or the model
     │   ├── StepFailed                 5
-    │   ├── ScorerContract             5
+    │   ├── BadPrediction             5
     │   ├── OutOfMemory                5
     │   ├── PartitionFailed            5
     │   ├── PartitionTimeout           5
     │   ├── PartitionStuck             5
-    │   ├── DoesNotFit                 5
+    │   ├── InsufficientMemory                 5
     │   └── ModelError                 5
-    │       ├── ModelIntegrity         5
+    │       ├── ModelDigestMismatch         5
     │       └── ModelChanged           5
     ├── ChildrenFailed                 5   children of a fan-out did not end well: resume
     ├── ConflictError                  6   somebody or something else holds the place; decide which one stays
@@ -171,7 +171,7 @@ class StepFailed(UserCodeError):
     """A step cannot be loaded, or broke its contract."""
 
 
-class ScorerContract(UserCodeError):
+class BadPrediction(UserCodeError):
     """A predictor returned something else than one finite-shaped result a row."""
 
 
@@ -191,7 +191,7 @@ class PartitionStuck(UserCodeError):
     """A partition keeps killing or freezing its workers."""
 
 
-class DoesNotFit(UserCodeError):
+class InsufficientMemory(UserCodeError):
     """The plan needs more than the limits allow; refused before anything ran."""
 
 
@@ -199,7 +199,7 @@ class ModelError(UserCodeError):
     """The model cannot be found, read or used."""
 
 
-class ModelIntegrity(ModelError):
+class ModelDigestMismatch(ModelError):
     """The model's bytes are not the ones that were pinned."""
 
 

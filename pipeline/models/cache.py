@@ -22,7 +22,7 @@ def get_predictor(version: ModelVersion) -> tuple[Predictor, float]:
 
     Threads that ask for one digest at a time wait for the first of them; other digests go on.
 
-    :raises ModelIntegrity: when the file is not the one that was pinned.
+    :raises ModelDigestMismatch: when the file is not the one that was pinned.
     :raises ModelError: when it cannot be read.
     """
     with _lock:

@@ -387,7 +387,7 @@ class Evaluation(Protocol):
 def get_evaluator(score: Evaluation) -> tuple[Evaluator, float]:
     """An evaluator for a partition, and the seconds this call spent to load the model and to start the tree engine.
 
-    :raises ModelIntegrity: when the model file is not the one that was pinned.
+    :raises ModelDigestMismatch: when the model file is not the one that was pinned.
     :raises ModelError: when it cannot be read; or the tree engine alone was asked for and cannot be had here.
     """
     version = score.model

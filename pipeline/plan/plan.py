@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.common.digest import digest_json
 from pipeline.common.rows import Fragment, InputFile, RejectedFile
 from pipeline.common.units import format_bytes
-from pipeline.errors import DoesNotFit
+from pipeline.errors import InsufficientMemory
 from pipeline.models.model import ModelVersion
 from pipeline.plan.incremental import FULL_INPUT, IncrementalState
 from pipeline.plan.memory import FLOOR_ROWS, USABLE, shared_memory
@@ -225,7 +225,7 @@ class Plan:
     def validate(self, limits: Limits) -> None:
         """Refuse what cannot run within ``limits``.
 
-        :raises DoesNotFit: with what is needed and what there is.
+        :raises InsufficientMemory: with what is needed and what there is.
         """
         if limits.memory <= 0 or self.children:
             return
@@ -235,7 +235,7 @@ class Plan:
         fewer = " or fewer threads," if limits.threads > 1 else ""
         fewer += " or score with engine: xgboost," if self.can_use_tree_engine else ""
         smaller = " or keep and read fewer columns" if self.batch_rows <= FLOOR_ROWS else ""
-        raise DoesNotFit(
+        raise InsufficientMemory(
             "a worker does not have the memory this plan needs",
             where=f"{limits.threads} threads per worker, batches of {self.batch_rows:,} rows",
             found=f"{format_bytes(needed)} needed, of which {format_bytes(self._shared_memory)} for the "

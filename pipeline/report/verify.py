@@ -378,7 +378,7 @@ def rescore_sample(job: JobDirectory, ledger: Ledger, *, rows: int, random: Rand
     Every row of a range that all rows of its fragment came out of can be found in the output by its number. In a
     fragment with rejected or filtered rows, only ranges at either end can: these are taken there.
 
-    :raises ModelIntegrity: when the model is not the pinned one any more.
+    :raises ModelDigestMismatch: when the model is not the pinned one any more.
     """
     result = RescoredSample()
     files = {one.number: {file.path: file for file in one.plan.files} for one in ledger.rounds}

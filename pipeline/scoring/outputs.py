@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import ScorerContract, SpecError
+from pipeline.errors import BadPrediction, SpecError
 from pipeline.models.model import ModelVersion
 from pipeline.plan.recipe import REJECT_FILE, REJECT_MESSAGE, REJECT_REASON, REJECT_ROW
 from pipeline.spec.model_ref import OutputKind
@@ -58,13 +58,13 @@ def score_dtype(kind: OutputKind) -> np.dtype[np.float32] | np.dtype[np.int32]:
 def check_scores(scores: np.ndarray, *, rows: int, width: int, kind: OutputKind) -> np.ndarray:
     """``scores``, when they are one result a row: [rows], or [rows, width] where ``width`` is more than 1.
 
-    :raises ScorerContract: when they are not.
+    :raises BadPrediction: when they are not.
     """
     shapes = [(rows,), (rows, 1)] if width == 1 else [(rows, width)]
     if isinstance(scores, np.ndarray) and scores.shape in shapes and scores.dtype == score_dtype(kind):
         return scores.reshape(rows) if width == 1 else scores
     found = f"{scores.dtype} {list(scores.shape)}" if isinstance(scores, np.ndarray) else type(scores).__name__
-    raise ScorerContract(
+    raise BadPrediction(
         "the model gave something else than one result a row",
         found=found,
         expected=f"{score_dtype(kind)} {list(shapes[0])}",

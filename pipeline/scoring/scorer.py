@@ -115,7 +115,7 @@ class Scorer:
         :param paths: path of each fragment of the partition, for the rejects.
         :raises OutOfMemory: when even `FLOOR_ROWS` rows need more memory than there is.
         :raises StepFailed: when a step breaks its contract, or fails on whatever row it is given.
-        :raises ScorerContract: when the model gives something else than one result a row.
+        :raises BadPrediction: when the model gives something else than one result a row.
         """
         self._clock = _Clock()
         if batch.reasons:

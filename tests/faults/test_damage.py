@@ -16,7 +16,7 @@ import pytest
 
 from pipeline.common.units import utc_now
 from pipeline.driver.prepare import prepare
-from pipeline.errors import ModelIntegrity, PipelineError
+from pipeline.errors import ModelDigestMismatch, PipelineError
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.listing import find_job, list_jobs
 from pipeline.report.verify import verify
@@ -95,7 +95,7 @@ def test_a_model_that_is_swapped_before_a_resume_scores_nothing(lake: Lake, tmp_
     train_model(model, rounds=4)
     with pytest.raises(PipelineError) as caught:
         resume("swapped-1", settings=settings)
-    assert isinstance(caught.value, ModelIntegrity) or caught.value.kind == "ModelChanged"
+    assert isinstance(caught.value, ModelDigestMismatch) or caught.value.kind == "ModelChanged"
     assert caught.value.exit_code == 5
     assert job.receipts() == ()
     assert not (tmp_path / "out").exists()

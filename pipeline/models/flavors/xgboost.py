@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.common.digest import digest_bytes
-from pipeline.errors import ModelError, ModelIntegrity
+from pipeline.errors import ModelDigestMismatch, ModelError
 from pipeline.models.flavors import Flavor, matrix
 from pipeline.models.flavors.xgboost_probe import NO_PACKAGE, first_line, probe
 from pipeline.models.model import Feature, FeatureKind, ModelVersion, Predict, Task
@@ -82,12 +82,12 @@ def load(version: ModelVersion, data: bytes, *, threads: int | None = None) -> X
 
     :param data: bytes of the model file; their digest is verified before anything parses them.
     :param threads: threads of one predict call; default: ``OMP_NUM_THREADS``, or 1.
-    :raises ModelIntegrity: when ``data`` is not what was pinned.
+    :raises ModelDigestMismatch: when ``data`` is not what was pinned.
     :raises ModelError: when xgboost is not installed, or cannot read it.
     """
     digest = digest_bytes(data)
     if digest != version.digest:
-        raise ModelIntegrity(
+        raise ModelDigestMismatch(
             "the model file is not the one that was pinned",
             where=version.uri,
             found=f"SHA-256 {digest}",

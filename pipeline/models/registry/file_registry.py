@@ -62,7 +62,7 @@ class BuiltInRegistry(StoredModels):
     def resolve(self, ref: ModelRef) -> ModelVersion:
         """The model version that ``ref`` stands for now, read, verified, and loaded once in a child process.
 
-        :raises ModelIntegrity: when the file in the registry is not the one that was registered.
+        :raises ModelDigestMismatch: when the file in the registry is not the one that was registered.
         """
         record = self.lookup(ref)
         data = self.read_file(record)

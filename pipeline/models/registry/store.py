@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from pipeline.common.digest import digest_bytes
 from pipeline.common.units import format_bytes
-from pipeline.errors import ModelError, ModelIntegrity, PipelineError, StateCorrupt
+from pipeline.errors import ModelDigestMismatch, ModelError, PipelineError, StateCorrupt
 from pipeline.models.registry.records import (
     AliasRecord,
     Checked,
@@ -120,7 +120,7 @@ class StoredModels:
     def read_file(self, record: VersionRecord) -> bytes:
         """The bytes of a version's model file.
 
-        :raises ModelIntegrity: when they are not those that were registered, or gone.
+        :raises ModelDigestMismatch: when they are not those that were registered, or gone.
         """
         try:
             data = self.store.read(record.file)
@@ -128,7 +128,7 @@ class StoredModels:
         except FileNotFoundError:
             data, found = b"", "no file"
         if not data or digest_bytes(data) != record.digest:
-            raise ModelIntegrity(
+            raise ModelDigestMismatch(
                 "the file in the registry is not the one that was registered",
                 where=self.store.url(record.file),
                 found=found,

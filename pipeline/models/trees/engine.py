@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import as_strided
 
-from pipeline.errors import ModelError, ScorerContract
+from pipeline.errors import BadPrediction, ModelError
 from pipeline.models.trees.tables import TreeTables, unsupported
 
 Float32 = npt.NDArray[np.float32]
@@ -140,8 +140,8 @@ class TreeEngine:
         return np.ascontiguousarray(matrix).reshape(-1), np.array([columns, 1], np.int64), rows
 
 
-def _contract(name: str, array: npt.NDArray[Any], *, expected: str) -> ScorerContract:
-    return ScorerContract(
+def _contract(name: str, array: npt.NDArray[Any], *, expected: str) -> BadPrediction:
+    return BadPrediction(
         f"The tree engine cannot use {name} as it is.",
         found=f"{array.dtype} of the shape {array.shape}",
         expected=expected,

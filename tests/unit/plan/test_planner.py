@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline.common.digest import digest_json
 from pipeline.common.rows import InputFile, RowGroup
-from pipeline.errors import DoesNotFit, SchemaDrift, SpecError, StateCorrupt
+from pipeline.errors import InsufficientMemory, SchemaDrift, SpecError, StateCorrupt
 from pipeline.models.model import Feature, ModelVersion
 from pipeline.plan.describe import difference, plan_summary
 from pipeline.plan.memory import ENGINE_BYTES, USABLE, shared_memory
@@ -306,7 +306,7 @@ def test_what_cannot_fit_is_refused_with_both_numbers():
     made.validate(LIMITS)
     made.validate(Limits(2, 1, 0))
     small = Limits(2, 4, 400 << 20)
-    with pytest.raises(DoesNotFit) as caught:
+    with pytest.raises(InsufficientMemory) as caught:
         made.validate(small)
     assert made.worker_memory(small) > USABLE * small.memory
     assert "400 MiB" in caught.value.expected

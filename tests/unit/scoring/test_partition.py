@@ -19,7 +19,7 @@ from pipeline.errors import (
     DiskFull,
     InputChanged,
     InputError,
-    ModelIntegrity,
+    ModelDigestMismatch,
     PlanMismatch,
     ReconciliationFailed,
     SchemaDrift,
@@ -299,7 +299,7 @@ def test_changed_input_is_refused(make: Callable[..., StageRecipe], lake: Lake) 
 def test_a_changed_model_is_refused(make: Callable[..., StageRecipe], lake: Lake, version: ModelVersion) -> None:
     recipe = make()
     other = replace(recipe, score=replace(recipe.score, model=replace(version, digest="f" * 64)))
-    with pytest.raises(ModelIntegrity):
+    with pytest.raises(ModelDigestMismatch):
         run_partition(other, make_partition(lake.files[0]))
     assert files_of(recipe) == []
 

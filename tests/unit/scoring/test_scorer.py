@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from pipeline.errors import ModelError, OutOfMemory, ReconciliationFailed, ScorerContract, SpecError, StepFailed
+from pipeline.errors import BadPrediction, ModelError, OutOfMemory, ReconciliationFailed, SpecError, StepFailed
 from pipeline.models.model import Feature, ModelVersion
 from pipeline.plan.recipe import REJECT_COLUMNS, ColumnRule, MapRecipe
 from pipeline.scoring.outputs import prediction_schema, reject_schema
@@ -233,7 +233,7 @@ def test_a_broken_model_fails_at_once() -> None:
 def test_a_predictor_that_gives_something_else_is_refused(answer: Callable[[np.ndarray], Any]) -> None:
     predictor = Sum()
     predictor.answer = answer
-    with pytest.raises(ScorerContract, match="one result a row") as caught:
+    with pytest.raises(BadPrediction, match="one result a row") as caught:
         score(table_of(5), predictor)
     assert caught.value.expected == "float32 [5]"
 

@@ -19,7 +19,7 @@ import pytest
 import xgboost
 
 from pipeline.common import forkserver as forks
-from pipeline.errors import ModelError, ModelIntegrity, RefusedForSafety, SchemaDrift, SpecError
+from pipeline.errors import ModelDigestMismatch, ModelError, RefusedForSafety, SchemaDrift, SpecError
 from pipeline.models import cache
 from pipeline.models.flavors import detect, detect_bytes, find_flavor, xgboost_probe
 from pipeline.models.flavors import xgboost as flavor
@@ -396,7 +396,7 @@ def test_a_reference_to_a_registry_that_has_no_such_model(tmp_path: Path) -> Non
 
 def test_the_digest_is_verified_before_anything_is_parsed(versions: dict[str, ModelVersion]) -> None:
     version = versions["binary"]
-    with pytest.raises(ModelIntegrity, match="not the one that was pinned") as caught:
+    with pytest.raises(ModelDigestMismatch, match="not the one that was pinned") as caught:
         flavor.load(version, b"not even a model")
     assert version.digest in caught.value.expected
     assert len(caught.value.found) == len("SHA-256 ") + 64
@@ -434,7 +434,7 @@ def test_a_swapped_file_is_not_loaded(versions: dict[str, ModelVersion], tmp_pat
     cache.forget_models()
     path = tmp_path / "model.ubj"
     path.write_bytes(Path(versions["softmax"].uri).read_bytes())
-    with pytest.raises(ModelIntegrity):
+    with pytest.raises(ModelDigestMismatch):
         cache.get_predictor(replace(versions["binary"], uri=str(path)))
 
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from pipeline.cli import main
 from pipeline.common.digest import digest_bytes
-from pipeline.errors import ConflictError, ModelError, ModelIntegrity, RefusedForSafety, SpecError, StateCorrupt
+from pipeline.errors import ConflictError, ModelDigestMismatch, ModelError, RefusedForSafety, SpecError, StateCorrupt
 from pipeline.models.registry.client import Registry
 from pipeline.models.registry.file_registry import BuiltInRegistry, Facts
 from pipeline.models.registry.records import AliasRecord, VersionRecord, previous_target, targets
@@ -158,7 +158,7 @@ def test_verify_finds_what_was_changed(filled: BuiltInRegistry, models: list[byt
     filled.store.remove("churn/aliases/champion/2.json")
     wrong = {checked.what: checked.detail for checked in filled.verify() if not checked.ok}
     assert set(wrong) == {"models:/churn/1", "models:/churn/2", "models:/churn@champion"}
-    with pytest.raises(ModelIntegrity, match="not the one that was registered"):
+    with pytest.raises(ModelDigestMismatch, match="not the one that was registered"):
         filled.resolve(ModelRef("models:/churn/1"))
     for data in models[:2]:
         filled.register("churn", data, Facts())

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.errors import ModelError, ScorerContract
+from pipeline.errors import BadPrediction, ModelError
 from pipeline.models.trees import TreeEngine, TreeTables, available, engine, kernel_name
 from pipeline.models.trees.tables import VECTOR_LEAVES
 
@@ -176,13 +176,13 @@ def test_out_is_written_and_returned() -> None:
 
 @pytest.mark.parametrize("out", [np.empty(40, np.float32), np.empty((40, 2)), np.empty((2, 40), np.float32).T])
 def test_out_of_another_form_is_refused(out: np.ndarray) -> None:
-    with pytest.raises(ScorerContract, match="out"):
+    with pytest.raises(BadPrediction, match="out"):
         TreeEngine(make_tables(outputs=2)).margin(make_matrix(40), out=out)
 
 
 @pytest.mark.parametrize("matrix", [np.zeros((3, 5)), np.zeros((3, 4), np.float32), np.zeros(5, np.float32)])
 def test_matrix_of_another_form_is_refused(matrix: np.ndarray) -> None:
-    with pytest.raises(ScorerContract, match=r"float32 \[rows, 5\]"):
+    with pytest.raises(BadPrediction, match=r"float32 \[rows, 5\]"):
         TreeEngine(make_tables()).margin(matrix)
 
 
