@@ -59,10 +59,10 @@ class Skewed(Bench):
     def run(self, lake: Lake, *, seconds: float, is_uneven: bool) -> Measured:
         """One run of ``lake``; ``seconds`` of sleep in all."""
         self.lake = lake
-        dear = lake.rows // DEAR if is_uneven else 0
-        high = seconds / 2 / dear if dear else 0.0
-        low = (seconds / 2 if dear else seconds) / (lake.rows - dear)
-        return self.measure_step(STEP.format(rows=lake.rows, expensive=dear, high=high, low=low))
+        expensive = lake.rows // DEAR if is_uneven else 0
+        high = seconds / 2 / expensive if expensive else 0.0
+        low = (seconds / 2 if expensive else seconds) / (lake.rows - expensive)
+        return self.measure_step(STEP.format(rows=lake.rows, expensive=expensive, high=high, low=low))
 
 
 def main() -> None:

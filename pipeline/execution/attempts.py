@@ -156,7 +156,7 @@ def _by_place(
     groups: dict[tuple[tuple[str, ...], bool], list[tuple[Attempt, Any]]] = {}
     for attempt, task in zip(attempts, tasks, strict=True):
         groups.setdefault((attempt.workers, attempt.is_backup), []).append((attempt, task))
-    for (workers, is_copy), group in groups.items():
+    for (workers, is_backup), group in groups.items():
         # A copy is of use on these workers only; a part must be done by somebody, whoever leaves.
-        where = {"workers": list(workers), "allow_other_workers": not is_copy} if workers else {}
+        where = {"workers": list(workers), "allow_other_workers": not is_backup} if workers else {}
         yield where, group

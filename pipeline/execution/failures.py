@@ -141,7 +141,7 @@ def after_failure(
 
 
 def after_worker_loss(
-    cause: Cause, *, partition: str, blames: int, attempts: int, is_isolated: bool, memory_deaths: int = 0
+    cause: Cause, *, partition: str, crash_count: int, attempts: int, is_isolated: bool, oom_count: int = 0
 ) -> Split | Isolate | LeaveToDask | Fail:
     """What to do about a partition that was executing when its worker left.
 
@@ -150,13 +150,17 @@ def after_worker_loss(
     """
     if is_isolated:
         # Its code ran in a process of its own, so that it hardly was the reason.
-        return Fail(stuck(partition, blames)) if blames > BLAMES + attempts else LeaveToDask(f"its worker {cause}")
-    if cause == "memory" and memory_deaths < MEMORY_DEATHS:
+        return (
+            Fail(stuck(partition, crash_count))
+            if crash_count > BLAMES + attempts
+            else LeaveToDask(f"its worker {cause}")
+        )
+    if cause == "memory" and oom_count < MEMORY_DEATHS:
         return Split("worker killed for memory")
     if cause == "memory":
         return Isolate("worker killed for memory again")
-    if cause == "crash" and blames >= BLAMES:
-        return Isolate(f"{blames} workers died while it was executing")
+    if cause == "crash" and crash_count >= BLAMES:
+        return Isolate(f"{crash_count} workers died while it was executing")
     return LeaveToDask({"crash": "its worker died", "left": "its worker left"}.get(cause, "its worker was restarted"))
 
 

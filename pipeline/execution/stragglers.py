@@ -65,7 +65,7 @@ class StragglerPolicy:
     """Seconds that must be won."""
     overhead: float = 0.5
     """Seconds until a helper is at work."""
-    share_remaining: float = 1.0
+    share: float = 1.0
     """Seconds after which an attempt has shown its pace, and idle workers may take their share of it."""
     share_gain: float = 1.0
     """Seconds that must be won by sharing."""
@@ -427,8 +427,8 @@ def _shared(team: _Team, rates: PaceHistory, patience: StragglerPolicy) -> Share
     if team.is_slow:
         return Cut(team.run.key, team.workers, team.left)
     seconds, work = _attempt_seconds(team.run, team.sight), team.run.work
-    dear = 0.0 if rates.is_usual(seconds=seconds, work=work, patience=patience) else seconds / work
-    return Share(team.run.key, team.workers, team.left, dear)
+    expensive = 0.0 if rates.is_usual(seconds=seconds, work=work, patience=patience) else seconds / work
+    return Share(team.run.key, team.workers, team.left, expensive)
 
 
 def _attempt_seconds(run: RunningAttempt, sight: ProgressSnapshot) -> float:

@@ -97,9 +97,9 @@ class TaskSet:
         first = read_receipt(self.job, self.round, found[0].id)
         return SplitResult(receipt, found, first if first and not first.splits else None)
 
-    def relief(self, client: Any, *, on_helped: Callable[[Mitigation], None]) -> StragglerMitigator:
+    def relief(self, client: Any, *, on_mitigation: Callable[[Mitigation], None]) -> StragglerMitigator:
         """Help for its stragglers."""
-        return StragglerMitigator(client, stage=stage_folder(self.recipe), on_mitigation=on_helped)
+        return StragglerMitigator(client, stage=stage_folder(self.recipe), on_mitigation=on_mitigation)
 
     def learn(self, ended: AttemptResult) -> None:
         """Lower or raise the batch size by how an attempt ended."""

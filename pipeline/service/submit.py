@@ -68,7 +68,7 @@ def submit(
     trigger: str = BY_HAND,
     priority: int = 0,
     start: bool = True,
-    take_up: bool = True,
+    resume_existing: bool = True,
 ) -> SubmitResult:
     """Plan and store a job; it goes on when this process dies. Any number of calls with one ``key``, at once or after
     crashes anywhere in here, give one job: one that ended without success goes on, a success stays as it is.
@@ -85,7 +85,7 @@ def submit(
     # What is stored is what counts here and now, whatever configuration its driver will find.
     settings = settings_of(spec, settings=settings)
     root = open_store(settings.directory, private=True, fsync=settings.fsync)
-    request = _Request(root, settings, key or "", trigger, priority, take_up)
+    request = _Request(root, settings, key or "", trigger, priority, resume_existing)
     known = find_key(root, key) if key and not force else None
     if known is None or not _exists(root, known.job):
         with prepended_sys_path(settings.import_paths):
@@ -216,12 +216,12 @@ def _make(request: _Request, plan: Plan, job_id: str) -> JobDirectory:
 
 def _take_up(request: _Request, job: JobDirectory, *, start: bool) -> SubmitResult:
     """A job that is there already: a success stays, one that nobody drives goes on."""
-    is_taken_up = False
+    is_resumed = False
     if not job.status().is_success and request.resume_existing:
-        is_taken_up = requeue(job, root=request.root, submission=request.submission(0), reason=request.said)
+        is_resumed = requeue(job, root=request.root, submission=request.submission(0), reason=request.said)
         if start:
-            is_taken_up |= start_driver(job, by="submit", settings=request.settings)
-    return SubmitResult(job.job, False, job.root, job.status(), is_taken_up)
+            is_resumed |= start_driver(job, by="submit", settings=request.settings)
+    return SubmitResult(job.job, False, job.root, job.status(), is_resumed)
 
 
 def requeue(job: JobDirectory, *, root: Store, submission: Submission, reason: str) -> bool:

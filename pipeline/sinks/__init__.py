@@ -163,4 +163,4 @@ def publish(manifest: Manifest, directory: JobDirectory) -> SinkContents:
 
 def read_published(manifest: Manifest, directory: JobDirectory) -> SinkContents | None:
     """What the job's sink holds of a manifest; None when it was not published."""
-    return find_sink(directory.plan.spec.sink.format).published(manifest, directory)
+    return find_sink(directory.plan.spec.sink.format).read_published(manifest, directory)

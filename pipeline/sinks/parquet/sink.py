@@ -92,7 +92,7 @@ class ParquetSink:
         files = frozenset(file.name for file in state.files) if state else frozenset()
         return PublishHistory(layout.read_published_inputs(state, name), files)
 
-    def published(self, manifest: Manifest, directory: JobDirectory) -> SinkContents | None:
+    def read_published(self, manifest: Manifest, directory: JobDirectory) -> SinkContents | None:
         """What the sink holds of this manifest."""
         path = directory.resolve(directory.plan.spec.sink.path)
         if has_nothing_new(directory.plan):

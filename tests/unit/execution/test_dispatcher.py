@@ -101,9 +101,10 @@ def test_a_deadline_is_passed_twice_before_the_partition_is_isolated() -> None:
         ("crash", 6, True, Fail),
     ],
 )
-def test_what_a_death_means(cause: Cause, blames: int, is_isolated: bool, kind: type[object]) -> None:
+def test_what_a_death_means(cause: Cause, crash_count: int, is_isolated: bool, kind: type[object]) -> None:
     assert (
-        type(after_worker_loss(cause, partition="1", crash_count=blames, attempts=3, is_isolated=is_isolated)) is kind
+        type(after_worker_loss(cause, partition="1", crash_count=crash_count, attempts=3, is_isolated=is_isolated))
+        is kind
     )
 
 

@@ -81,13 +81,15 @@ def test_those_that_are_shared_divide_the_idle_ones_among_them() -> None:
 
 
 def test_rows_that_take_long_on_a_worker_that_is_well_are_shared_with_it() -> None:
-    dear = run(20, **seen(10_000, 20, starved=0.1))
-    (action,) = choose_mitigations([dear], idle=["w1", "w2"], rates=EVEN, patience=SHARING)
+    expensive = run(20, **seen(10_000, 20, starved=0.1))
+    (action,) = choose_mitigations([expensive], idle=["w1", "w2"], rates=EVEN, patience=SHARING)
     assert action == Share("k", ("slow", "w1", "w2"), left=pytest.approx(179.5), expensive=200.0)
-    (cut,) = choose_mitigations([replace(dear, **seen(10_000, 20))], idle=["w1", "w2"], rates=EVEN, patience=SHARING)
+    (cut,) = choose_mitigations(
+        [replace(expensive, **seen(10_000, 20))], idle=["w1", "w2"], rates=EVEN, patience=SHARING
+    )
     assert cut == Cut("k", ("w1", "w2"), left=180.0), "it did not get to run"
     was_slow = PaceHistory((*EVEN.samples, ("slow", 20.0), ("slow", 20.0)))
-    (cut,) = choose_mitigations([dear], idle=["w1", "w2"], rates=was_slow, patience=SHARING)
+    (cut,) = choose_mitigations([expensive], idle=["w1", "w2"], rates=was_slow, patience=SHARING)
     assert isinstance(cut, Cut), "it was slow before"
 
 

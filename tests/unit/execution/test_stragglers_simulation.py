@@ -309,8 +309,8 @@ def test_what_the_workers_do_not_divide_is_shared() -> None:
 def test_dear_rows_that_come_last_are_done_by_all(workers: int, last: int) -> None:
     cheap = jobs(4 * workers, 5.0)
     # As much work in these as in all the others, and nothing shows it before.
-    dear = [Job(f"9{number}", 20.0 * workers / last, 50_000, 4.9) for number in range(last)]
-    on, off = compare(Simulation([steady(1.0)] * workers, [*cheap, *dear], batches=20 * workers))
+    expensive = [Job(f"9{number}", 20.0 * workers / last, 50_000, 4.9) for number in range(last)]
+    on, off = compare(Simulation([steady(1.0)] * workers, [*cheap, *expensive], batches=20 * workers))
     assert {*on.actions} <= {Ask, Share}
     assert on.makespan < 1.1 * 40 + 2
     assert on.makespan < 0.9 * off.makespan
