@@ -13,9 +13,9 @@ from typing import TypeVar
 
 from pipeline.common.secrets import masking_logs, redact_error
 from pipeline.common.units import utc_now
+from pipeline.driver.alias_change import pinned_version
 from pipeline.driver.driver import Driver, ParentContext
 from pipeline.driver.fan_out import FanOutDriver, is_ready
-from pipeline.driver.model_drift import pinned_version
 from pipeline.driver.prepare import Prepared, first_sink, prepare
 from pipeline.driver.retry import RetryRequest, open_retry
 from pipeline.errors import InputError, JobLocked

@@ -43,7 +43,7 @@ class Settings:
     registry: str = ".pipeline/models"
     """The model registry: path or fsspec URL of the built-in one; ``mlflow``, ``mlflow+http://host:5000`` or the URL of
     a database (``sqlite:///…``) for MLflow."""
-    drift_poll: float = 30.0
+    alias_poll: float = 30.0
     """Seconds between two looks at the alias of the model while a job runs; 0: look at the start and before the commit
     only."""
     cluster: str | None = None
@@ -126,7 +126,7 @@ _SECONDS = {
     "grace",
     "partition_timeout",
     "lease_seconds",
-    "drift_poll",
+    "alias_poll",
 }
 
 

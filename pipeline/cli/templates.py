@@ -89,7 +89,7 @@ errors:
 
 # When the model's alias moves before the job has ended: pin (go on with the version it began with, and say so), fail,
 # or restart (score every row again with the new version).
-# model_drift: pin
+# on_alias_change: pin
 
 # Who is told when the job begins or ends: a program (a list, no shell), or a web server (JSON, signed by the secret).
 # when: start, success, warnings, failure, cancelled, interrupted. Default: every end.

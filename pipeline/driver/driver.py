@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.common.rows import RowCounts
 from pipeline.common.secrets import redact
-from pipeline.driver.model_drift import AliasMonitor
+from pipeline.driver.alias_change import AliasMonitor
 from pipeline.driver.quarantine import open_quarantine_round
 from pipeline.errors import InputError, PipelineError
 from pipeline.events import Callback, JobEnded, PartitionEnded, StageStarted, notify
@@ -156,7 +156,7 @@ class Driver:
     def _check_stop(self) -> None:
         """What was asked for ends the run, when there is anything left to do."""
         # A model that has moved is for its follower to deal with.
-        if self.stop.is_requested and self.stop.why is not StopReason.DRIFT and (todo := self._todo()):
+        if self.stop.is_requested and self.stop.why is not StopReason.ALIAS_CHANGE and (todo := self._todo()):
             raise self.stop.error(self.job.job, left=len(todo))
 
     def _dispatch(self, client: Any, todo: Sequence[Partition]) -> Sequence[Partition]:

@@ -197,7 +197,7 @@ def wait_in_slices(
 class StopReason(StrEnum):
     """What a request to stop comes from; a later one in this order outranks an earlier one."""
 
-    DRIFT = "drift"
+    ALIAS_CHANGE = "alias_change"
     """The model reference means another version now."""
     SIGNAL = "signal"
     """The process was asked to end."""
@@ -257,7 +257,7 @@ class Stop:
         if self.why is StopReason.CANCEL:
             said = f" ({self.reason})" if self.reason else ""
             return Cancelled(f"the job was cancelled{said}; {left:,} partitions are left", next_step=resume)
-        if self.why is StopReason.DRIFT:
+        if self.why is StopReason.ALIAS_CHANGE:
             return ModelChanged(
                 self.reason or "the model reference means another version now",
                 found=f"{left:,} partitions are left",

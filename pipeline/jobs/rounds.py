@@ -23,7 +23,7 @@ from pipeline.storage.store import Store
 
 FOLDER = "rounds"
 RETRY = "retry"
-MODEL_DRIFT = "model drift"
+ALIAS_CHANGE = "alias change"
 FILES_REJECTED = "files rejected"
 SCHEMA_VERSION = 1
 _READERS = 32
@@ -36,7 +36,7 @@ class RoundRecord:
     round: int
     """As in the name of the file; from 1."""
     why: str
-    """``retry``, ``model drift`` or ``files rejected``."""
+    """``retry``, ``alias change`` or ``files rejected``."""
     plan: str
     """Digest of the round's plan."""
     model: dict[str, str]

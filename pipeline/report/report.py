@@ -21,7 +21,7 @@ from pipeline.common.units import format_count
 from pipeline.errors import PipelineError, StepFailed, TooManyRejects
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import Ledger, RoundSummary
-from pipeline.jobs.rounds import MODEL_DRIFT, Round
+from pipeline.jobs.rounds import ALIAS_CHANGE, Round
 from pipeline.jobs.status import Status
 from pipeline.models.engines import GIVEN_UP, EngineUse
 from pipeline.models.registry.alias_watch import alias_change_warnings
@@ -277,8 +277,8 @@ def _common(
 
 
 def _restart_warnings(rounds: Iterable[Round]) -> tuple[str, ...]:
-    moved = [one.record for one in rounds if one.record and one.why == MODEL_DRIFT]
-    return tuple(f"the job started over: {', '.join(record.changes)} (model_drift: restart)" for record in moved)
+    moved = [one.record for one in rounds if one.record and one.why == ALIAS_CHANGE]
+    return tuple(f"the job started over: {', '.join(record.changes)} (on_alias_change: restart)" for record in moved)
 
 
 def _add_up(

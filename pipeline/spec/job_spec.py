@@ -23,8 +23,8 @@ from pipeline.spec.parts import (
     Hook,
     JobName,
     MapStep,
-    ModelDrift,
     Name,
+    OnAliasChange,
     Output,
     ParamName,
     ParamValue,
@@ -128,7 +128,7 @@ class JobSpec(SpecModel):
     errors: Errors = Errors()
     contract: dict[Name, ColumnContract] = Field(default_factory=dict)
     """Per column; adds to what the model's features ask for."""
-    model_drift: ModelDrift = "pin"
+    on_alias_change: OnAliasChange = "pin"
     """What to do when the model's alias moves to another version before the job has ended. ``pin``: go on with the
     version it began with, and say so in the report. ``fail``: publish nothing. ``restart``: score every row again with
     the new version; nothing is published that two versions scored."""

@@ -116,8 +116,8 @@ def test_a_job_with_a_model_of_mlflow(
     models: list[Path],
     tmp_path: Path,
 ) -> None:
-    spec = make_spec(model_drift=policy, score={"model": f"models:/{NAME}@champion"})
-    report = run(spec, settings=replace(settings, registry=database, drift_poll=0.001), callbacks=[Mover(database)])
+    spec = make_spec(on_alias_change=policy, score={"model": f"models:/{NAME}@champion"})
+    report = run(spec, settings=replace(settings, registry=database, alias_poll=0.001), callbacks=[Mover(database)])
     assert_published(tmp_path / "out", lake, models[version - 1], str(version))
     assert any("version 1" in text for text in report.warnings)
     assert not (Path(settings.directory) / ".models").exists(), "a file that workers can read is not copied"
@@ -179,8 +179,8 @@ def test_a_tracking_server_that_comes_and_goes(
     uri, process = server
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     root = f"mlflow+{uri}"
-    spec = make_spec(model_drift="fail", score={"model": f"models:/{NAME}@champion"})
-    settings = replace(settings, registry=root, drift_poll=0.001)
+    spec = make_spec(on_alias_change="fail", score={"model": f"models:/{NAME}@champion"})
+    settings = replace(settings, registry=root, alias_poll=0.001)
     with pytest.raises(ModelChanged):
         run(spec, settings=settings, callbacks=[Mover(root)])
     version = open_registry(root, cache=settings.directory).resolve(ModelRef(f"models:/{NAME}/1"))

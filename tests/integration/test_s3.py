@@ -168,8 +168,8 @@ def test_a_registry_on_s3_whose_alias_moves(
         def on_partition(self, event: PartitionEnded) -> None:
             registry.set_alias("churn", "champion", 2)
 
-    spec = s3_spec(steps=[{"score": {"model": "models:/churn@champion"}}], model_drift="restart")
-    settings = replace(s3_settings, registry=registry.root, drift_poll=0.01)
+    spec = s3_spec(steps=[{"score": {"model": "models:/churn@champion"}}], on_alias_change="restart")
+    settings = replace(s3_settings, registry=registry.root, alias_poll=0.01)
     report = run(spec, settings=settings, callbacks=[Mover()])
     assert report.model["version"] == "2"
     found = published(on_s3).sort_values("id", ignore_index=True)

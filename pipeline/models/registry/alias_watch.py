@@ -1,6 +1,6 @@
-"""Model drift: the alias that a job's model was resolved from points to another version. What it means, and looking.
+"""A moved alias: the alias that a job's model was resolved from points to another version. What it means, and looking.
 
-The policy is the job spec's ``model_drift``. `pipeline.driver.model_drift` carries it out.
+The policy is the job spec's ``on_alias_change``. `pipeline.driver.alias_change` carries it out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipeline.models.registry.records import VersionRecord
 from pipeline.spec.model_ref import ModelRef
 
 logger = logging.getLogger(__name__)
-EVENT = "drift"
+EVENT = "alias_change"
 """Name of the event in ``events.jsonl``."""
 MAX_RESTARTS = 5
 """Times a job starts over; an alias that moves more often is not going to rest."""
@@ -49,7 +49,7 @@ class AliasChange:
             "the model's alias moved while the job ran; nothing was published",
             where=self.reference,
             found=f"version {self.found}",
-            expected=f"version {self.pinned}, as when the job was planned (model_drift: fail)",
+            expected=f"version {self.pinned}, as when the job was planned (on_alias_change: fail)",
             next_step=f"point it back (python -m pipeline models alias {name} {alias} {self.pinned}) and resume, "
             "or run the job spec as a new job",
         )
@@ -68,7 +68,7 @@ def unstable_alias_error(move: AliasChange) -> ModelChanged:
         where=move.reference,
         found=f"{move.said}, after {MAX_RESTARTS} times of starting over",
         expected="an alias that stays where it is for as long as the job takes",
-        next_step="leave the alias alone and resume, or run the job spec with model_drift: pin",
+        next_step="leave the alias alone and resume, or run the job spec with on_alias_change: pin",
     )
 
 
@@ -81,7 +81,7 @@ def alias_change_warnings(events: Iterable[Mapping[str, Any]]) -> tuple[str, ...
     )
     return tuple(
         dict.fromkeys(
-            f"{move.said} while the job ran: every row was scored with version {move.pinned} (model_drift: pin)"
+            f"{move.said} while the job ran: every row was scored with version {move.pinned} (on_alias_change: pin)"
             for move in moves
         )
     )

@@ -14,7 +14,7 @@ from pipeline.common.rows import RejectedFile, RowCounts
 from pipeline.common.units import utc_now
 from pipeline.errors import Fenced, StateCorrupt
 from pipeline.jobs.directory import JobDirectory
-from pipeline.jobs.rounds import FILES_REJECTED, MODEL_DRIFT, RoundRecord, make_record
+from pipeline.jobs.rounds import ALIAS_CHANGE, FILES_REJECTED, RoundRecord, make_record
 from pipeline.jobs.splits import halves, split_receipt
 from pipeline.jobs.status import Status
 from pipeline.plan.plan import Partition
@@ -160,7 +160,7 @@ def test_a_round_that_starts_over_is_all_that_counts(directory: JobDirectory, jo
     write_receipts(directory, replace(job, bad_every=20))
     model = replace(job.plan.model, digest="0" * 64, version="2")
     plan = replace(job.plan, model=model)
-    made = make_record(plan, number=2, why=MODEL_DRIFT, epoch=3, created="", takes={}, starts_over=True)
+    made = make_record(plan, number=2, why=ALIAS_CHANGE, epoch=3, created="", takes={}, starts_over=True)
     directory.open_round(made, plan)
     ledger = directory.ledger()
     assert (ledger.base.number, ledger.last.number) == (2, 2)

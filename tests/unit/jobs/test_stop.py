@@ -12,11 +12,11 @@ from pipeline.jobs.cancellation import Stop, StopReason, stop_checks, wait_in_sl
     ("asked", "counts"),
     [
         ([StopReason.SIGNAL], StopReason.SIGNAL),
-        ([StopReason.DRIFT, StopReason.SIGNAL], StopReason.SIGNAL),
-        ([StopReason.SIGNAL, StopReason.DRIFT], StopReason.SIGNAL),
+        ([StopReason.ALIAS_CHANGE, StopReason.SIGNAL], StopReason.SIGNAL),
+        ([StopReason.SIGNAL, StopReason.ALIAS_CHANGE], StopReason.SIGNAL),
         ([StopReason.CANCEL, StopReason.SIGNAL], StopReason.CANCEL),
         ([StopReason.SIGNAL, StopReason.CANCEL], StopReason.CANCEL),
-        ([StopReason.DRIFT, StopReason.CANCEL], StopReason.CANCEL),
+        ([StopReason.ALIAS_CHANGE, StopReason.CANCEL], StopReason.CANCEL),
     ],
 )
 def test_the_weightiest_reason_counts(asked: list[StopReason], counts: StopReason) -> None:
@@ -48,7 +48,11 @@ def test_a_signal_after_another_reason_drains_still() -> None:
 
 @pytest.mark.parametrize(
     ("why", "kind", "code"),
-    [(StopReason.SIGNAL, Interrupted, 143), (StopReason.CANCEL, Cancelled, 8), (StopReason.DRIFT, ModelChanged, 5)],
+    [
+        (StopReason.SIGNAL, Interrupted, 143),
+        (StopReason.CANCEL, Cancelled, 8),
+        (StopReason.ALIAS_CHANGE, ModelChanged, 5),
+    ],
 )
 def test_each_reason_has_its_end(why: StopReason, kind: type[PipelineError], code: int) -> None:
     stop = Stop()

@@ -1,4 +1,4 @@
-"""Model drift: what a move is, what is said of it, and how a registry is asked."""
+"""A moved alias: what a move is, what is said of it, and how a registry is asked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from pipeline.errors import ModelError
 from pipeline.jobs.cancellation import Stop, StopReason
 from pipeline.models.model import Feature, ModelVersion
-from pipeline.models.registry import alias_watch as drift
+from pipeline.models.registry import alias_watch
 from pipeline.models.registry.alias_watch import (
     LONGEST_WAIT,
     AliasChange,
@@ -111,7 +111,7 @@ def test_without_polling_it_is_looked_at_only_on_demand() -> None:
 
 def test_a_registry_that_is_down_is_asked_less_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(drift.logger, "warning", lambda text, *values: said.append(text % values))
+    monkeypatch.setattr(alias_watch.logger, "warning", lambda text, *values: said.append(text % values))
     registry, clock = Registry(is_down=True), Clock()
     alias = watch(registry, clock)
     times = []
@@ -136,10 +136,10 @@ def test_a_registry_that_is_down_is_asked_less_and_less_often(monkeypatch: pytes
 
 
 def test_the_report_says_what_was_gone_on_in_spite_of() -> None:
-    event = {"event": "drift", "reference": CHAMPION, "pinned": "3", "found": "4"}
+    event = {"event": "alias_change", "reference": CHAMPION, "pinned": "3", "found": "4"}
     assert alias_change_warnings([{"event": "status"}, event, event]) == (
         f"{CHAMPION} moved from version 3 to version 4 while the job ran: every row was scored with version 3 "
-        "(model_drift: pin)",
+        "(on_alias_change: pin)",
     )
 
 
@@ -183,11 +183,11 @@ def test_a_hard_coded_version_is_worth_a_warning(reference: str, has_registry: b
 
 def test_a_request_to_stop_is_taken_back_unless_it_was_outranked() -> None:
     stop = Stop()
-    stop.request(StopReason.DRIFT, reason="moved", now=True)
-    stop.settle(StopReason.DRIFT)
+    stop.request(StopReason.ALIAS_CHANGE, reason="moved", now=True)
+    stop.settle(StopReason.ALIAS_CHANGE)
     assert not stop.is_requested
     assert not stop.now
-    stop.request(StopReason.DRIFT)
+    stop.request(StopReason.ALIAS_CHANGE)
     stop.request(StopReason.SIGNAL, signal_number=15)
-    stop.settle(StopReason.DRIFT)
+    stop.settle(StopReason.ALIAS_CHANGE)
     assert stop.why is StopReason.SIGNAL

@@ -63,12 +63,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessCluster
         yield cluster
 
 
-class Drifting:
+class MovingAlias:
     """A folder with a job, a registry, and gates that hold the job."""
 
     def __init__(self, folder: Path, lake: Lake, models: list[Path], cluster: str, policy: str) -> None:
         self.folder, self.lake, self.models = folder, lake, models
-        self.job = folder / ".pipeline/jobs/drifting-1"
+        self.job = folder / ".pipeline/jobs/moving-1"
         self.registry = BuiltInRegistry(str(folder / ".pipeline/models"))
         for model in models:
             self.registry.register("churn", model.read_bytes(), Facts())
@@ -78,20 +78,20 @@ class Drifting:
         step = STEP.format(job=str(self.job), gates=str(folder), third=THIRD)
         (folder / f"{module}.py").write_text(step)
         spec = {
-            "name": "drifting",
+            "name": "moving",
             "source": {"path": str(lake.path)},
             "steps": [{"map": f"{module}:build"}, {"score": {"model": "models:/churn@champion"}}],
             "sink": {"path": str(folder / "out")},
-            "model_drift": policy,
+            "on_alias_change": policy,
             "cluster": cluster,
         }
         (folder / "job.yaml").write_text(yaml.safe_dump(spec))
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        return start_command(self.folder, *arguments, "--json", environment={"DASK_PIPELINE__DRIFT_POLL": "0.1"})
+        return start_command(self.folder, *arguments, "--json", environment={"DASK_PIPELINE__ALIAS_POLL": "0.1"})
 
     def run(self) -> subprocess.Popen[str]:
-        return self.start("run", "job.yaml", "--job", "drifting-1")
+        return self.start("run", "job.yaml", "--job", "moving-1")
 
     def end(self, process: subprocess.Popen[str], *, code: int = 0) -> dict[str, Any]:
         out, err = process.communicate(timeout=240)
@@ -136,16 +136,18 @@ class Drifting:
 
 
 @pytest.fixture
-def drifting(tmp_path: Path, lake: Lake, models: list[Path], cluster: ProcessCluster) -> Callable[[str], Drifting]:
-    return lambda policy: Drifting(tmp_path, lake, models, cluster.address, policy)
+def moving_alias(
+    tmp_path: Path, lake: Lake, models: list[Path], cluster: ProcessCluster
+) -> Callable[[str], MovingAlias]:
+    return lambda policy: MovingAlias(tmp_path, lake, models, cluster.address, policy)
 
 
-def test_pin(drifting: Callable[[str], Drifting]) -> None:
-    it = drifting("pin")
+def test_pin(moving_alias: Callable[[str], MovingAlias]) -> None:
+    it = moving_alias("pin")
     process = it.run()
     it.until(lambda: it.done(0) >= THIRD, process)
     it.move("alias", "churn", "champion", "2")
-    it.until(lambda: it.has_event("drift"), process)
+    it.until(lambda: it.has_event("alias_change"), process)
     it.open_gate(0)
     result = it.end(process)
     it.assert_published(result, 1)
@@ -153,24 +155,24 @@ def test_pin(drifting: Callable[[str], Drifting]) -> None:
     assert not (it.job / "rounds").exists()
 
 
-def test_fail(drifting: Callable[[str], Drifting]) -> None:
-    it = drifting("fail")
+def test_fail(moving_alias: Callable[[str], MovingAlias]) -> None:
+    it = moving_alias("fail")
     process = it.run()
     it.until(lambda: it.done(0) >= THIRD, process)
     it.move("alias", "churn", "champion", "2")
     it.open_gate(0)
     assert it.end(process, code=5)["error"]["kind"] == "ModelChanged"
     assert not (it.folder / "out").exists()
-    assert it.end(it.start("resume", "drifting-1"), code=5)["error"]["kind"] == "ModelChanged"
+    assert it.end(it.start("resume", "moving-1"), code=5)["error"]["kind"] == "ModelChanged"
     before = {path.name: path.read_bytes() for path in (it.job / "stages/0/receipts").iterdir()}
     it.move("rollback", "churn", "champion")
-    it.assert_published(it.end(it.start("resume", "drifting-1")), 1)
+    it.assert_published(it.end(it.start("resume", "moving-1")), 1)
     assert len(before) >= THIRD
     assert {name: (it.job / "stages/0/receipts" / name).read_bytes() for name in before} == before
 
 
-def test_restart(drifting: Callable[[str], Drifting]) -> None:
-    it = drifting("restart")
+def test_restart(moving_alias: Callable[[str], MovingAlias]) -> None:
+    it = moving_alias("restart")
     process = it.run()
     it.until(lambda: it.done(0) >= THIRD, process)
     it.move("alias", "churn", "champion", "2")
@@ -184,8 +186,8 @@ def test_restart(drifting: Callable[[str], Drifting]) -> None:
 
 
 @pytest.mark.parametrize("moment", ["before the round", "in the round"])
-def test_a_driver_that_is_killed_while_it_starts_over(moment: str, drifting: Callable[[str], Drifting]) -> None:
-    it = drifting("restart")
+def test_a_driver_that_is_killed_while_it_starts_over(moment: str, moving_alias: Callable[[str], MovingAlias]) -> None:
+    it = moving_alias("restart")
     process = it.run()
     it.until(lambda: it.done(0) >= THIRD, process)
     if moment == "before the round":
@@ -204,7 +206,7 @@ def test_a_driver_that_is_killed_while_it_starts_over(moment: str, drifting: Cal
     before = {path.name: path.read_bytes() for path in (it.job / "stages").glob("1/receipts/*.json")}
     assert (len(before) >= THIRD) == (moment == "in the round")
     it.open_gate(1)
-    it.assert_published(it.end(it.start("resume", "drifting-1")), 2)
+    it.assert_published(it.end(it.start("resume", "moving-1")), 2)
     after = {name: (it.job / "stages/1/receipts" / name).read_bytes() for name in before}
     assert after == before, "what was scored with the new version is not scored again"
     assert [path.name for path in (it.job / "rounds").glob("*.json")] == ["1.json"]

@@ -13,7 +13,7 @@ from pipeline.jobs.directory import JOB_FILE, JobDirectory
 from pipeline.jobs.lease import Lease
 from pipeline.jobs.ledger import Ledger
 from pipeline.jobs.record import check_job_id
-from pipeline.jobs.rounds import MODEL_DRIFT, Round, make_record
+from pipeline.jobs.rounds import ALIAS_CHANGE, Round, make_record
 from pipeline.models.model import ModelVersion
 from pipeline.models.registry.alias_watch import EVENT, MAX_RESTARTS, AliasChange, AliasWatch, unstable_alias_error
 from pipeline.plan.plan import Plan
@@ -43,7 +43,7 @@ class AliasMonitor:
     @cached_property
     def _watch(self) -> AliasWatch:
         return AliasWatch(
-            self.job.plan.spec.score.model, seconds=self.settings.drift_poll, cache=self.settings.directory
+            self.job.plan.spec.score.model, seconds=self.settings.alias_poll, cache=self.settings.directory
         )
 
     @cached_property
@@ -64,7 +64,7 @@ class AliasMonitor:
             self._note(move)
         else:
             # What still runs is of no use to a job that starts over.
-            self.stop.request(StopReason.DRIFT, reason=move.said, now=policy == "restart")
+            self.stop.request(StopReason.ALIAS_CHANGE, reason=move.said, now=policy == "restart")
             logger.warning("%s: no more partitions are started", move.said)
 
     def follow(self, ledger: Ledger) -> None:
@@ -73,7 +73,7 @@ class AliasMonitor:
         :raises ModelChanged: under the policy ``fail``, and when a job has started over too often.
         :raises PipelineError: under ``fail`` and ``restart``, when the registry cannot say and all the work is done.
         """
-        self.stop.settle(StopReason.DRIFT)
+        self.stop.settle(StopReason.ALIAS_CHANGE)
         working = ledger.last
         if not self._is_followed(working) or self._is_committed(working):
             return
@@ -90,7 +90,7 @@ class AliasMonitor:
             self._note(move)
 
     def _policy(self, working: Round) -> str:
-        return self.job.plan.spec.model_drift if working.starts_over else "pin"
+        return self.job.plan.spec.on_alias_change if working.starts_over else "pin"
 
     def _is_followed(self, working: Round) -> bool:
         return bool(ModelRef(working.plan.spec.score.model).alias) and bool(working.plan.model.registry)
@@ -101,13 +101,13 @@ class AliasMonitor:
 
     def _start_over(self, ledger: Ledger, move: AliasChange) -> None:
         rounds = self.job.rounds()
-        if sum(one.why == MODEL_DRIFT for one in rounds) >= MAX_RESTARTS:
+        if sum(one.why == ALIAS_CHANGE for one in rounds) >= MAX_RESTARTS:
             raise unstable_alias_error(move)
         plan = self._plan_again(ledger)
         record = make_record(
             plan,
             number=rounds[-1].number + 1,
-            why=MODEL_DRIFT,
+            why=ALIAS_CHANGE,
             epoch=self.lease.epoch,
             created=iso_time(utc_now()),
             takes={},

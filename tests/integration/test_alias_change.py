@@ -17,7 +17,7 @@ from pipeline.errors import ModelChanged, ModelError, PipelineError, SpecError, 
 from pipeline.events import Callback, PartitionEnded
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.listing import find_job
-from pipeline.models.registry import alias_watch as drift
+from pipeline.models.registry import alias_watch
 from pipeline.models.registry.alias_watch import MAX_RESTARTS
 from pipeline.models.registry.file_registry import BuiltInRegistry, Facts
 from pipeline.report.report import Report
@@ -58,7 +58,7 @@ def registry(tmp_path: Path, models: list[Path]) -> BuiltInRegistry:
 
 @pytest.fixture
 def settings(settings: Settings, registry: BuiltInRegistry) -> Settings:
-    return replace(settings, registry=registry.root, drift_poll=0.001)
+    return replace(settings, registry=registry.root, alias_poll=0.001)
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def lake(tmp_path: Path) -> Lake:
 
 @pytest.fixture
 def spec(make_spec: Make) -> Callable[[str], JobSpec]:
-    return lambda policy: make_spec(model_drift=policy, score={"model": CHAMPION})
+    return lambda policy: make_spec(on_alias_change=policy, score={"model": CHAMPION})
 
 
 class Mover(Callback):
@@ -124,9 +124,9 @@ def test_pin_goes_on_and_says_so(
     assert report.status == "SUCCEEDED"
     assert [text for text in report.warnings if "moved" in text] == [
         f"{CHAMPION} moved from version 1 to version 2 while the job ran: every row was scored with version 1 "
-        "(model_drift: pin)"
+        "(on_alias_change: pin)"
     ]
-    (event,) = [one for one in last(settings).events() if one["event"] == "drift"]
+    (event,) = [one for one in last(settings).events() if one["event"] == "alias_change"]
     assert (event["reference"], event["pinned"], event["found"]) == (CHAMPION, "1", "2")
     assert len(last(settings).rounds()) == 1
 
@@ -170,8 +170,8 @@ def test_restart_scores_everything_with_the_new_version(
     report = run(spec("restart"), settings=settings, callbacks=[Mover(move)])
     job = last(settings)
     assert_is_of(report, job, 2, lake, models[1])
-    assert "the job started over: models:/churn@champion: version 1 -> 2 (model_drift: restart)" in report.warnings
-    assert [one.why for one in job.rounds()] == ["plan", "model drift"]
+    assert "the job started over: models:/churn@champion: version 1 -> 2 (on_alias_change: restart)" in report.warnings
+    assert [one.why for one in job.rounds()] == ["plan", "alias change"]
     assert job.store.list("stages/0/receipts"), "something had been scored with the old version"
     assert {receipt.model for receipt in job.receipts(stage=1)} == {job.rounds()[1].plan.model.digest}
 
@@ -200,7 +200,7 @@ def test_an_alias_that_never_rests(
 def test_a_new_version_may_need_other_columns(
     make_spec: Make, settings: Settings, registry: BuiltInRegistry, lake: Lake, models: list[Path]
 ) -> None:
-    spec = make_spec(model_drift="restart", score={"model": CHAMPION})
+    spec = make_spec(on_alias_change="restart", score={"model": CHAMPION})
     report = run(spec, settings=settings, callbacks=[Mover(to(registry, 3))])
     assert_is_of(report, last(settings), 3, lake, models[2], features=FEATURES[:2])
 
@@ -210,7 +210,7 @@ def test_a_new_version_that_does_not_fit_the_input(
 ) -> None:
     spec = make_spec(
         source={"path": str(lake.path), "columns": ["id", "age", "balance"]},
-        model_drift="restart",
+        on_alias_change="restart",
         score={"model": CHAMPION},
     )
     registry.set_alias("churn", "champion", 3)
@@ -292,7 +292,7 @@ def test_a_registry_that_is_gone_does_not_stop_what_is_pinned(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(drift.logger, "warning", lambda text, *values: said.append(text % values))
+    monkeypatch.setattr(alias_watch.logger, "warning", lambda text, *values: said.append(text % values))
     report = run(spec("pin"), settings=settings, callbacks=[Mover(broken)])
     assert_is_of(report, last(settings), 1, lake, models[0])
     assert any("cannot be told" in text for text in said)
