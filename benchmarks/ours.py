@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from benchmarks.tree import ProcessTree
-from pipeline.events import Callback, JobEnded, PartitionEnded, StageStarted
+from pipeline.events import Callback, JobEnded, PartitionEnded, RoundStarted
 from pipeline.runner import run
 from pipeline.settings import load_settings
 from pipeline.spec.job_spec import JobSpec
@@ -32,7 +32,7 @@ class Marks(Callback):
         self.tree = tree
         self.first = 0.0
 
-    def on_stage(self, event: StageStarted) -> None:
+    def on_round(self, event: RoundStarted) -> None:
         self.started, self.cpu = time.perf_counter(), self.tree.sample()
         self.partitions = event.partitions
 

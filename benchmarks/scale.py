@@ -64,7 +64,7 @@ def plan(found: Discovery, *, target_bytes: int) -> Plan:
 
 def write_receipts(job: JobDirectory) -> None:
     """Of all partitions but the last one."""
-    folder = Path(job.root, "stages/0/receipts")
+    folder = Path(job.root, "rounds/0/receipts")
     folder.mkdir(parents=True, exist_ok=True)
     for partition in job.plan.partitions[:-1]:
         (folder / f"{partition.id}.json").write_bytes(receipt_of(job, partition).to_json())
@@ -97,7 +97,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         job = JobDirectory.create(root, made, job="scale-1", fsync=False)
         write_receipts(job)
-        raw, _ = timed(lambda: read_raw(Path(job.root, "stages/0/receipts")))
+        raw, _ = timed(lambda: read_raw(Path(job.root, "rounds/0/receipts")))
         again = JobDirectory.open(job.root, fsync=False)
         opened, stored = timed(lambda: read_plan(again.store))
         # As a driver does it.

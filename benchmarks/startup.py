@@ -72,7 +72,7 @@ def ours(scratch: Path) -> Run:
     }
     (scratch / "job.yaml").write_text(yaml.safe_dump(spec))
     command = [sys.executable, "-m", "pipeline", "run", "job.yaml", "--job", "one", "--workers", "2", "--threads", "1"]
-    return watch([*command, "--quiet"], scratch, ".pipeline/jobs/one/stages/0/receipts/*.json")
+    return watch([*command, "--quiet"], scratch, ".pipeline/jobs/one/rounds/0/receipts/*.json")
 
 
 def bare(scratch: Path) -> Run:

@@ -25,7 +25,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipeline.events import Callback, PartitionEnded, StageStarted
+from pipeline.events import Callback, PartitionEnded, RoundStarted
 from pipeline.execution.task_set import WorkerClass, save_batch_size
 from pipeline.models.registry import resolve
 from pipeline.runner import run
@@ -54,7 +54,7 @@ class Watch(Callback):
         self.trouble, self.done = trouble, 0
         self.start = self.end = 0.0
 
-    def on_stage(self, event: StageStarted) -> None:
+    def on_round(self, event: RoundStarted) -> None:
         self.start = self.end = time.perf_counter()
 
     def on_partition(self, event: PartitionEnded) -> None:

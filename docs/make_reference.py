@@ -51,7 +51,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "overlap": "forbid",
         "params": "{country: DE}",
     },
-    "Arrival": {
+    "ArrivalTrigger": {
         "path": "landing/",
         "quiet": "30 s",
         "marker": "_SUCCESS",
@@ -89,7 +89,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "attempts": "3",
     },
     "FanOut": {"by": "country", "max_parallel": "8", "publish": "each", "max_children": "50"},
-    "Run": {"date": '"2026-01-01"'},
+    "RunOptions": {"date": '"2026-01-01"'},
     "ColumnContract": {
         "dtype": "int64",
         "nullable": "false",

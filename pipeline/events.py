@@ -27,17 +27,17 @@ class StatusChanged:
 
 
 @dataclass(frozen=True)
-class StageStarted:
-    """A stage begins, or goes on after a resume."""
+class RoundStarted:
+    """A round begins, or goes on after a resume."""
 
     job: str
-    stage: int
+    round: int
     partitions: int
-    """Partitions of the stage."""
+    """Partitions of the round."""
     done: int
     """Partitions that have a receipt already."""
     rows: int
-    """Input rows of the stage."""
+    """Input rows of the round."""
     rows_done: int
     """Input rows of the partitions that are done."""
 
@@ -47,7 +47,7 @@ class PartitionEnded:
     """An attempt at a partition ended."""
 
     job: str
-    stage: int
+    round: int
     partition: str
     outcome: str
     """``done``, ``retry``, ``split`` (for its memory), ``cut`` (for its time) or ``failed``."""
@@ -76,7 +76,7 @@ class JobEnded:
     """The report, as ``report.json`` holds it."""
 
 
-Event = StatusChanged | StageStarted | PartitionEnded | JobEnded
+Event = StatusChanged | RoundStarted | PartitionEnded | JobEnded
 
 
 class Callback:
@@ -85,8 +85,8 @@ class Callback:
     def on_status(self, event: StatusChanged) -> None:
         """The status changed."""
 
-    def on_stage(self, event: StageStarted) -> None:
-        """A stage begins."""
+    def on_round(self, event: RoundStarted) -> None:
+        """A round begins."""
 
     def on_partition(self, event: PartitionEnded) -> None:
         """An attempt ended."""
@@ -99,7 +99,7 @@ def notify(callbacks: Sequence[Callback], event: Event) -> None:
     """Hand ``event`` to every callback."""
     method = {
         StatusChanged: "on_status",
-        StageStarted: "on_stage",
+        RoundStarted: "on_round",
         PartitionEnded: "on_partition",
         JobEnded: "on_end",
     }[type(event)]

@@ -18,7 +18,7 @@ from pipeline.common.secrets import redact
 from pipeline.driver.alias_change import AliasMonitor
 from pipeline.driver.quarantine import open_quarantine_round
 from pipeline.errors import InputError, PipelineError
-from pipeline.events import Callback, JobEnded, PartitionEnded, StageStarted, notify
+from pipeline.events import Callback, JobEnded, PartitionEnded, RoundStarted, notify
 from pipeline.execution.attempts import AttemptResult
 from pipeline.execution.clusters import cluster_of, open_cluster
 from pipeline.execution.clusters.client import SharedCluster, shake_hands
@@ -56,7 +56,7 @@ class Driver:
     receipts: SpooledReceipts = field(default_factory=SpooledReceipts)
     """Of all rounds."""
     started: float = field(default_factory=time.monotonic)
-    stage: TaskSet = field(init=False)
+    task_set: TaskSet = field(init=False)
     """The partitions of the last round."""
 
     @cached_property
@@ -161,10 +161,10 @@ class Driver:
 
     def _dispatch(self, client: Any, todo: Sequence[Partition]) -> Sequence[Partition]:
         """Do ``todo``; what is left when an input file turned out bad, and the job goes on without it."""
-        self.stage = TaskSet(self.job, self.ledger.last, self.settings.partition_timeout)
+        self.task_set = TaskSet(self.job, self.ledger.last, self.settings.partition_timeout)
         notify_round_started(self.job, self.ledger, todo, callbacks=self.callbacks)
         try:
-            with self.stage.batches_on(client):
+            with self.task_set.batches_on(client):
                 for receipt in self._dispatcher(client).run(todo):
                     self.receipts.add(receipt)
                     if self.lease.is_lost:
@@ -192,13 +192,13 @@ class Driver:
             yield client
 
     def _dispatcher(self, client: Any) -> Dispatcher:
-        settings, stage = self.settings, self.stage
+        settings, task_set = self.settings, self.task_set
         return Dispatcher(
             client,
-            submit=stage.submit,
+            submit=task_set.submit,
             read=read_receipt,
-            isolate=stage.isolate,
-            split=stage.split,
+            isolate=task_set.isolate,
+            split=task_set.split,
             relief=self._relief(client),
             policy=DispatchPolicy(
                 attempts=settings.attempts,
@@ -209,7 +209,7 @@ class Driver:
             ),
             stop=self.stop,
             on_attempt_finished=self._partition_ended,
-            on_poll=partial(self.model.poll, stage.round),
+            on_poll=partial(self.model.poll, task_set.round),
             neighbours=self.within.cluster.neighbours if self.within.cluster else SharedClusterState(),
         )
 
@@ -217,7 +217,7 @@ class Driver:
         # Which workers are idle cannot be told where other children have some of them.
         if not self.settings.stragglers or self.within.cluster is not None:
             return None
-        return self.stage.relief(client, on_mitigation=self._helped)
+        return self.task_set.relief(client, on_mitigation=self._helped)
 
     def _decide(self, ledger: Ledger) -> Status:
         """How the job ends by its rejects.
@@ -232,8 +232,8 @@ class Driver:
         notify(self.callbacks, self.job.set_status(after, reason=reason))
 
     def _partition_ended(self, ended: AttemptResult) -> None:
-        self.stage.learn(ended)
-        notify_attempt_finished(self.job, ended, stage=self.stage.round.number, callbacks=self.callbacks)
+        self.task_set.learn(ended)
+        notify_attempt_finished(self.job, ended, round=self.task_set.round.number, callbacks=self.callbacks)
 
     def _helped(self, helped: Mitigation) -> None:
         self.job.append_event("straggler", **asdict(helped))
@@ -260,21 +260,21 @@ def notify_round_started(
     job: JobDirectory, ledger: Ledger, todo: Sequence[Partition], *, callbacks: Sequence[Callback]
 ) -> None:
     """The last round begins, or goes on, with ``todo``."""
-    partitions, stage = ledger.partitions(ledger.last), ledger.last.number
+    partitions, round = ledger.partitions(ledger.last), ledger.last.number
     left, rows = sum(partition.rows for partition in todo), sum(partition.rows for partition in partitions)
     done = len(partitions) - len(todo)
-    job.append_event("stage", stage=stage, partitions=len(partitions), done=done)
-    notify(callbacks, StageStarted(job.job, stage, len(partitions), done, rows, rows - left))
+    job.append_event("round_started", round=round, partitions=len(partitions), done=done)
+    notify(callbacks, RoundStarted(job.job, round, len(partitions), done, rows, rows - left))
 
 
 def notify_attempt_finished(
-    job: JobDirectory, ended: AttemptResult, *, stage: int, callbacks: Sequence[Callback]
+    job: JobDirectory, ended: AttemptResult, *, round: int, callbacks: Sequence[Callback]
 ) -> None:
     """An attempt at a partition ended."""
     receipt = ended.receipt
     event = PartitionEnded(
         job=job.job,
-        stage=stage,
+        round=round,
         partition=ended.partition.id,
         outcome=ended.outcome,
         rows=receipt.rows if receipt else RowCounts(),

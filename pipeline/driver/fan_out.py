@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.driver.driver import ParentContext
 from pipeline.errors import ChildrenFailed, InfrastructureError, PipelineError
-from pipeline.events import Callback, JobEnded, PartitionEnded, StageStarted, notify
+from pipeline.events import Callback, JobEnded, PartitionEnded, RoundStarted, notify
 from pipeline.execution.clusters import cluster_of, open_cluster
 from pipeline.execution.clusters.client import SharedCluster
 from pipeline.jobs.cancellation import Stop, StopReason
@@ -135,8 +135,8 @@ class FanOutDriver:
         partitions, done = sum(one.planned for one in ledgers), sum(len(one.done) for one in ledgers)
         left = sum(partition.rows for one in ledgers for partition in one.todo)
         rows = sum(part.rows for one in ledgers for part in one.base.plan.partitions)
-        self.job.append_event("stage", stage=0, partitions=partitions, done=done)
-        events.tell(StageStarted(self.job.job, 0, partitions, done, rows, max(0, rows - left)))
+        self.job.append_event("round_started", round=0, partitions=partitions, done=done)
+        events.tell(RoundStarted(self.job.job, 0, partitions, done, rows, max(0, rows - left)))
 
     def _go(self, after: Status, *, reason: str = "") -> None:
         self.lease.check()

@@ -79,7 +79,7 @@ def _without(ledger: Ledger, bad: set[str]) -> tuple[dict[int, list[str]], list[
     """
     takes: dict[int, list[str]] = {}
     packed: list[tuple[Fragment, ...]] = []
-    done = {(receipt.stage, receipt.partition): receipt for receipt in ledger.done}
+    done = {(receipt.round, receipt.partition): receipt for receipt in ledger.done}
     out = set(bad)
     for one in ledger.rounds:
         for partition in ledger.partitions(one):

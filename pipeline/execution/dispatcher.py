@@ -392,7 +392,7 @@ class Dispatcher:
         relief.help(attempt.partition, action, worker=worker, seconds=now - since, now=now)
         if isinstance(action, Cut | Share):
             parts = len(action.workers)
-            relief.ask_to_cut(action.key, attempt.partition, worker=worker, parts=parts, put=self._inbox.put)
+            relief.request_split(action.key, attempt.partition, worker=worker, parts=parts, put=self._inbox.put)
         elif isinstance(action, Divide):
             self._divide(attempt, "it was slow", workers=action.workers)
         else:

@@ -145,8 +145,8 @@ def after_worker_loss(
 ) -> Split | Isolate | LeaveToDask | Fail:
     """What to do about a partition that was executing when its worker left.
 
-    :param blames: deaths it is to blame for, this one included if it is.
-    :param memory_deaths: the same of workers killed for their memory, by what it is a part of too.
+    :param crash_count: deaths it is to blame for, this one included if it is.
+    :param oom_count: the same of workers killed for their memory, by what it is a part of too.
     """
     if is_isolated:
         # Its code ran in a process of its own, so that it hardly was the reason.

@@ -78,8 +78,8 @@ class StragglerMitigator:
     """Looks for stragglers."""
 
     client: Any
-    stage: str
-    """Folder of the stage, by which workers know their attempts."""
+    round_folder: str
+    """Folder of the round, by which workers know their attempts."""
     on_mitigation: Callable[[Mitigation], None] = lambda helped: None
     patience: StragglerPolicy = field(default_factory=StragglerPolicy)
     _rates: PaceHistory = field(default_factory=PaceHistory)
@@ -268,7 +268,7 @@ class StragglerMitigator:
             then=lambda sight: put(ProgressAnswer(key, sight or ProgressSnapshot(0, 0, 0.0))),
         )
 
-    def ask_to_cut(
+    def request_split(
         self, key: str, partition: Partition, *, worker: str, parts: int, put: Callable[[ProgressAnswer], None]
     ) -> None:
         """Ask an attempt to stop at its next batch boundary."""
@@ -290,7 +290,7 @@ class StragglerMitigator:
     ) -> None:
         def call() -> None:
             try:
-                found = self.client.run(function, self.stage, *arguments, workers=[worker], on_error="ignore")
+                found = self.client.run(function, self.round_folder, *arguments, workers=[worker], on_error="ignore")
             except Exception:
                 # The worker or the connection is gone, which is noticed elsewhere.
                 logger.debug("%s has not answered", worker, exc_info=True)

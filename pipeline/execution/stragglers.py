@@ -51,7 +51,7 @@ class StragglerPolicy:
     """Times the spread beyond the expected seconds that are always granted."""
     answer: float = 3.0
     """Seconds a worker has to answer; then it counts as frozen."""
-    look_again: float = 3.0
+    stale_after: float = 3.0
     """Seconds after which an answer is too old to decide by."""
     first_batch: float = 0.3
     """Seconds after which one is asked again that had no batch done."""
@@ -268,7 +268,7 @@ def _choose_mitigation(
     if run.seconds <= limit(run, rates=rates, patience=patience, running=running):
         return None
     is_frozen = run.unanswered is not None and run.unanswered > patience.answer
-    if not is_frozen and (run.sight is None or run.sight_age > patience.look_again):
+    if not is_frozen and (run.sight is None or run.sight_age > patience.stale_after):
         return Ask(run.key) if run.unanswered is None else None
     is_late = run.cut_asked is not None and run.cut_asked > _patience_for_cut(run, patience)
     if run.cut_asked is not None and not is_frozen and not is_late:
@@ -410,7 +410,7 @@ def _is_old(run: RunningAttempt, patience: StragglerPolicy) -> bool:
     """Whether an attempt has to be asked; one that had done nothing is asked again soon."""
     if run.sight is None:
         return True
-    return run.sight_age > (patience.look_again if run.sight.rows_done else patience.first_batch)
+    return run.sight_age > (patience.stale_after if run.sight.rows_done else patience.first_batch)
 
 
 def _assign(teams: Sequence[_Team], helpers: Sequence[str]) -> None:

@@ -28,7 +28,7 @@ from pipeline.plan.memory import MemoryBatchLimit
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import StageRecipe
 from pipeline.scoring.isolation import Isolation
-from pipeline.scoring.partition import stage_folder
+from pipeline.scoring.partition import round_folder
 from pipeline.storage.store import Store, open_store
 from pipeline.storage.urls import unique_name
 
@@ -99,7 +99,7 @@ class TaskSet:
 
     def relief(self, client: Any, *, on_mitigation: Callable[[Mitigation], None]) -> StragglerMitigator:
         """Help for its stragglers."""
-        return StragglerMitigator(client, stage=stage_folder(self.recipe), on_mitigation=on_mitigation)
+        return StragglerMitigator(client, round_folder=round_folder(self.recipe), on_mitigation=on_mitigation)
 
     def learn(self, ended: AttemptResult) -> None:
         """Lower or raise the batch size by how an attempt ended."""
@@ -112,7 +112,7 @@ class TaskSet:
 def put_split(job: JobDirectory, of: Round, partition: Partition, cuts: Sequence[int]) -> Receipt:
     """Record that ``partition`` is cut before the rows ``cuts``, unless it has a receipt: the one that counts."""
     made = split_receipt(
-        partition.id, cuts, plan=of.digest, model=of.plan.model.digest, attempt=unique_name(), stage=of.number
+        partition.id, cuts, plan=of.digest, model=of.plan.model.digest, attempt=unique_name(), round=of.number
     )
     if job.store.put_if_absent(_place(of, partition.id), made.to_json()):
         return made
@@ -129,7 +129,7 @@ def read_receipt(job: JobDirectory, of: Round, partition: str) -> Receipt | None
 
 
 def _place(of: Round, partition: str) -> str:
-    return f"stages/{of.number}/receipts/{partition}.json"
+    return f"rounds/{of.number}/receipts/{partition}.json"
 
 
 logger = logging.getLogger(__name__)

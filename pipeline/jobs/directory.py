@@ -3,7 +3,7 @@
 Layout (docs/job-directory.md has every field)::
 
     <root>/<job id>/job.json  spec.yaml  plan.parquet  events.jsonl  report.json
-                    stages/<round>/{data,receipts,rejects}/  rounds/<n>.json  manifests/<n>.json
+                    rounds/<round>/{data,receipts,rejects}/  rounds/<n>.json  manifests/<n>.json
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ class JobDirectory:
     def recipe_of(self, of: Round) -> StageRecipe:
         """What workers need to do any partition of a round."""
         paths = self.record.import_paths
-        return of.plan.recipe(job=self.job, directory=self.root, fsync=self.fsync, import_paths=paths, stage=of.number)
+        return of.plan.recipe(job=self.job, directory=self.root, fsync=self.fsync, import_paths=paths, round=of.number)
 
     def rounds(self) -> tuple[Round, ...]:
         """All rounds that were opened, by number; the first is that of the plan."""
@@ -307,19 +307,19 @@ class JobDirectory:
 
     # Receipts
 
-    def receipts(self, *, stage: int | None = None) -> tuple[Receipt, ...]:
+    def receipts(self, *, round: int | None = None) -> tuple[Receipt, ...]:
         """All receipts of a round, or of all rounds, in source order, those of split partitions too.
 
-        :param stage: number of the round; None: all.
+        :param round: number of the round; None: all.
         :raises StateCorrupt: for one that is damaged, misnamed or of another plan.
         """
-        found = self.each_receipt(stage=stage)
-        return tuple(sorted(found, key=lambda receipt: (receipt.stage, partition_key(receipt.partition))))
+        found = self.each_receipt(round=round)
+        return tuple(sorted(found, key=lambda receipt: (receipt.round, partition_key(receipt.partition))))
 
-    def each_receipt(self, *, stage: int | None = None) -> Iterator[Receipt]:
+    def each_receipt(self, *, round: int | None = None) -> Iterator[Receipt]:
         """The same one after the other, in any order."""
         for one in self.rounds():
-            if stage in (None, one.number):
+            if round in (None, one.number):
                 yield from read_receipts(self.store, one)
 
     # Manifests and report

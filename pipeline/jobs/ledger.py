@@ -64,9 +64,9 @@ class Ledger:
         found = current_partitions(of.plan, have, splits=splits)
         return tuple(partition for partition in found if not self._is_taken(partition.id, of.number))
 
-    def _is_taken(self, partition: str, stage: int) -> bool:
+    def _is_taken(self, partition: str, round: int) -> bool:
         """A partition that was taken may be split later by a worker that was cut off: its halves are taken too."""
-        taken, parts = self._taken[stage], partition.split(".")
+        taken, parts = self._taken[round], partition.split(".")
         return bool(taken) and any(".".join(parts[: count + 1]) in taken for count in range(len(parts)))
 
     @cached_property
@@ -74,9 +74,9 @@ class Ledger:
         """The receipts that count, by round and source order; not those of split partitions."""
         return ReceiptView(self._receipts, {one.number: tuple(self._done(one.number)) for one in self.rounds})
 
-    def _done(self, stage: int) -> Iterator[str]:
-        for partition in self._sorted.get(stage, ()):
-            if not self._receipts.is_split(stage, partition) and not self._is_taken(partition, stage):
+    def _done(self, round: int) -> Iterator[str]:
+        for partition in self._sorted.get(round, ()):
+            if not self._receipts.is_split(round, partition) and not self._is_taken(partition, round):
                 yield partition
 
     @cached_property
@@ -93,16 +93,16 @@ class Ledger:
         have = self._receipts.partitions(of.number)
         return (partition for partition in self.partitions(of) if partition.id not in have)
 
-    def receipts(self, stage: int) -> ReceiptView:
+    def receipts(self, round: int) -> ReceiptView:
         """All receipts of a round that counts, in source order; those of partitions that were taken or split, too."""
-        names = self._sorted.get(stage, ()) if stage in self._taken else ()
-        return ReceiptView(self._receipts, {stage: names})
+        names = self._sorted.get(round, ()) if round in self._taken else ()
+        return ReceiptView(self._receipts, {round: names})
 
-    def settled(self, stage: int) -> set[str] | None:
+    def settled(self, round: int) -> set[str] | None:
         """Partitions of a round of which nothing can count any more but what their receipts name; None: all are."""
-        if stage not in self._taken:
+        if round not in self._taken:
             return None
-        return {*self._receipts.partitions(stage), *self._taken[stage]}
+        return {*self._receipts.partitions(round), *self._taken[round]}
 
     @property
     def planned(self) -> int:
@@ -186,7 +186,7 @@ class Ledger:
 
     def model_of(self, receipt: Receipt) -> dict[str, str]:
         """Name, version and digest of the model version that scored it."""
-        return model_details(self.round(receipt.stage).plan)
+        return model_details(self.round(receipt.round).plan)
 
     def round(self, number: int) -> Round:
         """The round of that number."""
@@ -213,9 +213,9 @@ class Ledger:
 def is_rejects(path: str) -> bool:
     """Whether the path of a fragment is that of a file of rejects: relative to the job directory, where those of input
     files are absolute."""
-    return path.startswith("stages/")
+    return path.startswith("rounds/")
 
 
 def rejects_path(receipt: Receipt) -> str:
     """Where its file of rejects is in the job directory; empty when it has none."""
-    return f"stages/{receipt.stage}/{receipt.rejects.name}" if receipt.rejects else ""
+    return f"rounds/{receipt.round}/{receipt.rejects.name}" if receipt.rejects else ""

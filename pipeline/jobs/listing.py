@@ -106,7 +106,7 @@ def _summary(job: JobDirectory) -> JobSummary:
     elif children:
         done = sum(child.done for child in children)
     else:
-        done = len(job.store.list("stages/0/receipts"))
+        done = len(job.store.list("rounds/0/receipts"))
     return JobSummary(job.record, status, job.root, children, min(done, job.record.partitions))
 
 

@@ -25,13 +25,13 @@ class ManifestFile:
 
     partition: str
     name: str
-    """Relative to the job directory, such as ``stages/0/data/00003-<unique>.parquet``."""
+    """Relative to the job directory, such as ``rounds/0/data/00003-<unique>.parquet``."""
     rows: int
     bytes: int
     sha256: str
 
     @property
-    def stage(self) -> int:
+    def round(self) -> int:
         """Number of the round it was written in."""
         return int(self.name.split("/")[1])
 
@@ -159,7 +159,7 @@ def make_manifest(ledger: Ledger, *, number: int, job: str, plan: str, created: 
         reasons=ledger.reasons,
         round=ledger.last.number,
         models={
-            n: ManifestModel(**model_details(ledger.round(n).plan)) for n in sorted({file.stage for file in files})
+            n: ManifestModel(**model_details(ledger.round(n).plan)) for n in sorted({file.round for file in files})
         },
         rejected_files=tuple(file.path for file in ledger.rejected_files),
     )
@@ -183,4 +183,4 @@ def reconcile(rows: RowCounts, *, files: Iterable[ManifestFile], rejects: Iterab
 
 
 def _file(receipt: Receipt, file: DataFile) -> ManifestFile:
-    return ManifestFile(receipt.partition, f"stages/{receipt.stage}/{file.name}", file.rows, file.bytes, file.sha256)
+    return ManifestFile(receipt.partition, f"rounds/{receipt.round}/{file.name}", file.rows, file.bytes, file.sha256)

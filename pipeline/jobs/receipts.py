@@ -31,7 +31,7 @@ class DataFile:
     """A file a worker wrote, by the only name it is ever opened under."""
 
     name: str
-    """Relative to the stage's folder, such as ``data/00003-<unique>.parquet``."""
+    """Relative to the round's folder, such as ``data/00003-<unique>.parquet``."""
     rows: int
     bytes: int
     sha256: str
@@ -104,8 +104,8 @@ class Receipt:
     """First row of every part but the first, counted over the partition's fragments; empty: halves."""
     engine: EngineUse | None = None
     """What evaluated the model; None in receipts of older versions."""
-    stage: int = 0
-    """Number of the round; its files lie in ``stages/<stage>``."""
+    round: int = 0
+    """Number of the round; its files lie in ``rounds/<round>``."""
     before: dict[str, int] = field(default_factory=dict)
     """Rows in that an earlier round had rejected, per reason it had; empty where the rows come from input files."""
 
@@ -173,31 +173,31 @@ class Receipts:
 
     def add(self, receipt: Receipt) -> None:
         """Put one in."""
-        self._kept.setdefault(receipt.stage, {})[receipt.partition] = self._keep(receipt)
-        (self._splits.add if receipt.splits else self._splits.discard)((receipt.stage, receipt.partition))
+        self._kept.setdefault(receipt.round, {})[receipt.partition] = self._keep(receipt)
+        (self._splits.add if receipt.splits else self._splits.discard)((receipt.round, receipt.partition))
 
-    def partitions(self, stage: int) -> Collection[str]:
+    def partitions(self, round: int) -> Collection[str]:
         """Ids of the partitions of a round that have one."""
-        return self._kept.get(stage, {}).keys()
+        return self._kept.get(round, {}).keys()
 
-    def splits(self, stage: int) -> dict[str, Receipt]:
+    def splits(self, round: int) -> dict[str, Receipt]:
         """Those of a round that say that a partition was split, by its id."""
-        return {partition: self.get(stage, partition) for of, partition in self._splits if of == stage}
+        return {partition: self.get(round, partition) for of, partition in self._splits if of == round}
 
-    def is_split(self, stage: int, partition: str) -> bool:
+    def is_split(self, round: int, partition: str) -> bool:
         """Whether its receipt says that the partition was split."""
-        return (stage, partition) in self._splits
+        return (round, partition) in self._splits
 
-    def get(self, stage: int, partition: str) -> Receipt:
+    def get(self, round: int, partition: str) -> Receipt:
         """That of a partition.
 
         :raises KeyError: when it has none.
         """
-        return self._give(self._kept[stage][partition])
+        return self._give(self._kept[round][partition])
 
     def sorted(self, key: Callable[[str], Any]) -> ReceiptView:
         """All of them, by round, then by ``key`` of the partition's id."""
-        return ReceiptView(self, {stage: tuple(sorted(kept, key=key)) for stage, kept in sorted(self._kept.items())})
+        return ReceiptView(self, {round: tuple(sorted(kept, key=key)) for round, kept in sorted(self._kept.items())})
 
     def __iter__(self) -> Iterator[Receipt]:
         for kept in self._kept.values():
@@ -252,7 +252,7 @@ class ReceiptView(Collection[Receipt]):
         """Ids of partitions by round."""
 
     def __iter__(self) -> Iterator[Receipt]:
-        return (self._source.get(stage, name) for stage, names in self.names.items() for name in names)
+        return (self._source.get(round, name) for round, names in self.names.items() for name in names)
 
     def __len__(self) -> int:
         return sum(map(len, self.names.values()))

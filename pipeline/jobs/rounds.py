@@ -2,7 +2,7 @@
 
 A later round has a plan of its own, made of rows that were rejected, of partitions that it takes from earlier rounds,
 and of input files. It is recorded before anything of it runs, as ``rounds/<n>.json``, put if absent; its receipts and
-files lie in ``stages/<n>``. What counts over all rounds is up to `pipeline.jobs.ledger`.
+files lie in ``rounds/<n>``. What counts over all rounds is up to `pipeline.jobs.ledger`.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ def read_receipts(store: Store, of: Round) -> Iterator[Receipt]:
 
     :raises StateCorrupt: for one that is damaged, misnamed or of another plan.
     """
-    folder = f"stages/{of.number}/receipts"
+    folder = f"rounds/{of.number}/receipts"
     paths = [f"{folder}/{name}" for name in store.list(folder) if name.endswith(".json")]
     if isinstance(store, LocalStore):
         yield from (_read_receipt(store, path, of) for path in paths)
@@ -235,7 +235,7 @@ def read_receipts(store: Store, of: Round) -> Iterator[Receipt]:
 def _read_receipt(store: Store, path: str, of: Round) -> Receipt:
     place = store.url(path)
     receipt = Receipt.from_json(store.read(path), where=place)
-    is_named = f"{receipt.partition}.json" == path.rpartition("/")[2] and receipt.stage == of.number
+    is_named = f"{receipt.partition}.json" == path.rpartition("/")[2] and receipt.round == of.number
     if receipt.plan != of.digest or not is_named:
         raise StateCorrupt(
             "a receipt does not belong to this job",

@@ -1,4 +1,4 @@
-"""Which partitions a stage really has, once some were split: too large for a worker, or too slow on one. Pure.
+"""Which partitions a round really has, once some were split: too large for a worker, or too slow on one. Pure.
 
 A split takes the place of the partition's receipt: that one names the parts, and each part has a receipt of its own,
 or is split in turn. Where it was cut follows from the receipt and the partition alone, so that every driver cuts at the
@@ -92,7 +92,7 @@ def even_cuts(start: int, stop: int, *, parts: int, smallest: int = 1) -> tuple[
 
 
 def split_receipt(
-    partition: str, cuts: Sequence[int], *, plan: str, model: str, attempt: str, stage: int = 0
+    partition: str, cuts: Sequence[int], *, plan: str, model: str, attempt: str, round: int = 0
 ) -> Receipt:
     """The receipt that says that a partition is cut before the rows ``cuts``. It has no rows and no files.
 
@@ -100,7 +100,7 @@ def split_receipt(
     :param plan: digest of the plan.
     :param model: digest of the model version.
     :param attempt: unique name of whoever split it.
-    :param stage: number of the round.
+    :param round: number of the round.
     """
     return Receipt(
         partition=partition,
@@ -113,7 +113,7 @@ def split_receipt(
         files=(),
         splits=tuple(f"{partition}.{number}" for number in range(len(cuts) + 1)),
         cuts=tuple(cuts),
-        stage=stage,
+        round=round,
     )
 
 
@@ -131,7 +131,7 @@ def parts_of(partition: Partition, receipt: Receipt, files: Mapping[str, InputFi
 
 
 def files_of_cutters(receipts: Iterable[Receipt]) -> set[str]:
-    """Names, relative to the stage's folder, that may yet win the first part of a partition that was cut: the attempt
+    """Names, relative to the round's folder, that may yet win the first part of a partition that was cut: the attempt
     that cut it named its files for the whole."""
     by_id = {receipt.partition: receipt for receipt in receipts}
     open_cuts = [one for one in by_id.values() if one.splits and one.splits[0] not in by_id]
@@ -139,7 +139,7 @@ def files_of_cutters(receipts: Iterable[Receipt]) -> set[str]:
 
 
 def effective_partitions(plan: Plan, receipts: Iterable[Receipt]) -> tuple[Partition, ...]:
-    """The partitions of the stage in source order, the parts in place of those that were split.
+    """The partitions of the round in source order, the parts in place of those that were split.
 
     :raises StateCorrupt: for a receipt of no partition.
     """

@@ -175,20 +175,20 @@ class Plan:
         return seen.hexdigest()
 
     def recipe(
-        self, *, job: str, directory: str, fsync: bool = True, import_paths: Sequence[str] = (), stage: int = 0
+        self, *, job: str, directory: str, fsync: bool = True, import_paths: Sequence[str] = (), round: int = 0
     ) -> StageRecipe:
         """What workers must know to do any partition.
 
         :param job: id of the job.
         :param directory: root of the job directory, path or URL.
-        :param stage: number of the round.
+        :param round: number of the round.
         """
         spec = self.spec
         return StageRecipe(
             job=job,
             plan=self.digest,
             directory=directory,
-            stage=stage,
+            round=round,
             columns=self.source_columns,
             filter=spec.source.filter,
             schema=self.source_schema,

@@ -67,7 +67,7 @@ class StageRecipe:
     """Digest of the plan."""
     directory: str
     """Root of the job directory: path or URL."""
-    stage: int
+    round: int
     columns: tuple[str, ...]
     """Physical columns to read from the files."""
     filter: str | None

@@ -101,7 +101,7 @@ def plan_from_table(table: pa.Table) -> Plan:
             source_rules=tuple(_rule(rule) for rule in record["source_rules"]),
             score_rules=tuple(_rule(rule) for rule in record["score_rules"]),
             workers=record.get("workers", 1),
-            can_use_tree_engine=record.get("may_use_trees", False),
+            can_use_tree_engine=record.get("can_use_tree_engine", False),
             rejected_files=tuple(rejected_file(one) for one in record.get("rejected_files", ())),
             children=tuple(ChildPlan(**child) for child in record.get("children", ())),
             progress=IncrementalState.from_record(record.get("progress") or {}),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
 
 from pipeline.common.units import format_count, format_seconds
-from pipeline.events import Callback, JobEnded, PartitionEnded, StageStarted, StatusChanged
+from pipeline.events import Callback, JobEnded, PartitionEnded, RoundStarted, StatusChanged
 from pipeline.jobs.status import Status
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ class Tally:
     rows_before: int = 0
     """Rows that were done before this run."""
 
-    def begin(self, event: StageStarted, *, now: float) -> None:
-        """A stage begins."""
+    def begin(self, event: RoundStarted, *, now: float) -> None:
+        """A round begins."""
         self.partitions, self.done = event.partitions, event.done
         self.rows, self.rows_done = event.rows, event.rows_done
         self.rows_before, self.started = event.rows_done, now
@@ -111,7 +111,7 @@ class PlainProgress(Callback):
         if event.after != Status.RUNNING:
             self._write(f"{phase} ({event.job})")
 
-    def on_stage(self, event: StageStarted) -> None:
+    def on_round(self, event: RoundStarted) -> None:
         """Say how much there is to do."""
         now = self.clock()
         self.tally.begin(event, now=now)
@@ -177,7 +177,7 @@ class LiveProgress(Callback):
         self.tally.phase = phase
         self._progress.update(self._task, description=phase)
 
-    def on_stage(self, event: StageStarted) -> None:
+    def on_round(self, event: RoundStarted) -> None:
         """Show how much there is to do."""
         self.tally.begin(event, now=self._clock())
         self._draw()
@@ -211,7 +211,7 @@ class JobWatch(Callback):
         """Note the id."""
         self.job = event.job
 
-    def on_stage(self, event: StageStarted) -> None:
+    def on_round(self, event: RoundStarted) -> None:
         """Note the id."""
         self.job = event.job
 

@@ -143,13 +143,13 @@ class _Facts:
     def partitions_covered(self) -> str:
         """Each partition has one receipt, for exactly its rows; each wanted row of each file is in one partition."""
         planned = {(one.number, part.id): part for one in self.ledger.rounds for part in self.ledger.partitions(one)}
-        counted = Counter((receipt.stage, receipt.partition) for receipt in self.done)
+        counted = Counter((receipt.round, receipt.partition) for receipt in self.done)
         _expect_none("done twice", [key[1] for key, times in counted.items() if times > 1])
         _expect_none(f"of {len(planned):,} not done", [key[1] for key in planned if key not in counted])
-        others = [one.partition for one in self.done if not _covers(one, planned[one.stage, one.partition])]
+        others = [one.partition for one in self.done if not _covers(one, planned[one.round, one.partition])]
         _expect_none("with a receipt for other rows", others)
         models = {one.number: one.plan.model.digest for one in self.ledger.rounds}
-        _expect_none("scored by another model", [r.partition for r in self.done if r.model != models[r.stage]])
+        _expect_none("scored by another model", [r.partition for r in self.done if r.model != models[r.round]])
         self._check_ranges()
         again, aside = self._check_tried_again(), len(self.ledger.rejected_files)
         return (
@@ -230,7 +230,7 @@ class _Facts:
             if (file.rows if file else 0) != rows(receipt):
                 raise _Wrong(f"partition {receipt.partition}: its file is said to have other rows than it counts")
             if file is not None:
-                name = f"stages/{receipt.stage}/{file.name}"
+                name = f"rounds/{receipt.round}/{file.name}"
                 _check_file(self.job.store, name, rows=file.rows, size=file.bytes, sha256=file.sha256)
                 count, total = count + 1, total + file.rows
         return f"{count:,} files with {total:,} rows have the checksums of their receipts"
@@ -240,7 +240,7 @@ class _Facts:
         if self.manifest is None:
             raise _Wrong("the job has no manifest: its output was not committed")
         files = [(one, one.data) for one in self.done if one.data]
-        receipts = {(r.partition, f"stages/{r.stage}/{data.name}", data.rows, data.sha256) for r, data in files}
+        receipts = {(r.partition, f"rounds/{r.round}/{data.name}", data.rows, data.sha256) for r, data in files}
         listed = [(file.partition, file.name, file.rows, file.sha256) for file in self.manifest.files]
         if len(listed) != len(set(listed)) or set(listed) != receipts:
             _expect_none("in the manifest and not in the receipts", [name[0] for name in set(listed) - receipts])
@@ -383,12 +383,12 @@ def rescore_sample(job: JobDirectory, ledger: Ledger, *, rows: int, random: Rand
     result = RescoredSample()
     files = {one.number: {file.path: file for file in one.plan.files} for one in ledger.rounds}
     for chosen in _choose(ledger.done, rows=rows, random=random):
-        stage = chosen.receipt.stage
-        file = files[stage][chosen.part.path]
+        round = chosen.receipt.round
+        file = files[round][chosen.part.path]
         if not (chosen.receipt.before or _is_there(file)):
             result.skipped += 1
             continue
-        again = _score_again(job.recipe_of(ledger.round(stage)), file, chosen)
+        again = _score_again(job.recipe_of(ledger.round(round)), file, chosen)
         start = chosen.part_end - again.num_rows if chosen.offset is None else chosen.offset
         written = _written(job, chosen.receipt, start=start, rows=again.num_rows)
         wrong = _differing(again, written, outputs=job.plan.outputs, tolerance=job.plan.spec.score.tolerance)
@@ -437,7 +437,7 @@ def _written(job: JobDirectory, receipt: Receipt, *, start: int, rows: int) -> p
     if receipt.data is None or rows == 0:
         return pa.ipc.read_schema(pa.py_buffer(job.plan.output_schema)).empty_table()
     with (
-        job.store.open_input(f"stages/{receipt.stage}/{receipt.data.name}") as opened,
+        job.store.open_input(f"rounds/{receipt.round}/{receipt.data.name}") as opened,
         pq.ParquetFile(opened, page_checksum_verification=True) as file,
     ):
         groups: list[int] = []

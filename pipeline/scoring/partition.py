@@ -62,11 +62,11 @@ def run_partition(
     :raises PipelineError: when it cannot be done; no file of this attempt is left then.
     """
     use_storage_options(recipe.storage)
-    store = open_store(stage_folder(recipe), private=True, fsync=recipe.fsync)
+    store = open_store(round_folder(recipe), private=True, fsync=recipe.fsync)
     committed = _committed(store, partition.id, recipe)
     if committed is not None:
         return committed
-    with track_attempt(stage_folder(recipe), partition.id, rows=partition.rows) as progress:
+    with track_attempt(round_folder(recipe), partition.id, rows=partition.rows) as progress:
         attempt = _Attempt(recipe, partition, store, progress)
         try:
             worker = worker or f"{socket.gethostname()}:{os.getpid()}"
@@ -87,9 +87,9 @@ def run_partition(
     return winner
 
 
-def stage_folder(recipe: StageRecipe) -> str:
+def round_folder(recipe: StageRecipe) -> str:
     """Path or URL of the folder in which the attempts of ``recipe`` write."""
-    return f"{recipe.directory}/stages/{recipe.stage}"
+    return f"{recipe.directory}/rounds/{recipe.round}"
 
 
 class _Attempt:
@@ -171,7 +171,7 @@ class _Attempt:
             peak_memory=peak_memory(),
             reasons=dict(ledger.reasons),
             engine=finish(),
-            stage=self.recipe.stage,
+            round=self.recipe.round,
             before=dict(ledger.before),
         )
 
@@ -185,7 +185,7 @@ class _Attempt:
             plan=self.recipe.plan,
             model=model,
             attempt=self.name,
-            stage=self.recipe.stage,
+            round=self.recipe.round,
         )
 
     def abandon(self) -> None:

@@ -121,16 +121,16 @@ class AttemptProgress:
 
 _lock = threading.Lock()
 _running: dict[tuple[str, str], list[AttemptProgress]] = {}
-"""By the folder of the stage and the id of the partition."""
+"""By the folder of the round and the id of the partition."""
 
 
 @contextmanager
-def track_attempt(stage: str, partition: str, *, rows: int) -> Iterator[AttemptProgress]:
+def track_attempt(round_folder: str, partition: str, *, rows: int) -> Iterator[AttemptProgress]:
     """The attempt of this block can be asked about.
 
-    :param stage: folder of the stage: path or URL.
+    :param round_folder: folder of the round: path or URL.
     """
-    progress, key = AttemptProgress(rows), (stage, partition)
+    progress, key = AttemptProgress(rows), (round_folder, partition)
     with _lock:
         _running.setdefault(key, []).append(progress)
         _pulse.start()
@@ -151,23 +151,23 @@ def at_work() -> int:
         return sum(map(len, _running.values()))
 
 
-def progress_of(stage: str, partition: str) -> ProgressSnapshot | None:
+def progress_of(round_folder: str, partition: str) -> ProgressSnapshot | None:
     """How far this process is with a partition; None when it is not at it."""
     with _lock:
-        found = _running.get((stage, partition), ())
+        found = _running.get((round_folder, partition), ())
         return found[-1].sight if found else None
 
 
-def request_split(stage: str, partition: str, pieces: int) -> ProgressSnapshot | None:
+def request_split(round_folder: str, partition: str, pieces: int) -> ProgressSnapshot | None:
     """Have the attempt stop at its next batch boundary, and divide the rest into ``pieces``."""
     with _lock:
-        for progress in _running.get((stage, partition), ()):
+        for progress in _running.get((round_folder, partition), ()):
             progress.pieces = pieces
-    return progress_of(stage, partition)
+    return progress_of(round_folder, partition)
 
 
-def request_drop(stage: str, partition: str) -> None:
+def request_drop(round_folder: str, partition: str) -> None:
     """Have the attempt end at its next batch boundary without a trace: its partition is done elsewhere."""
     with _lock:
-        for progress in _running.get((stage, partition), ()):
+        for progress in _running.get((round_folder, partition), ()):
             progress.is_unwanted = True

@@ -97,7 +97,7 @@ class Scorer:
         self.batch_rows = self.batch_rows or self.recipe.batch_rows
         if self.steps is None:
             self.steps = load_steps(
-                self.recipe.maps, import_paths=self.recipe.import_paths, is_mended=self.recipe.stage > 0
+                self.recipe.maps, import_paths=self.recipe.import_paths, is_mended=self.recipe.round > 0
             )
         self._too_large: tuple[type[BaseException], ...] = (MemoryError, *self.predictor.out_of_memory_errors())
         self._schema = pa.ipc.read_schema(pa.py_buffer(self.recipe.output_schema))

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.common.units import utc_now
 from pipeline.errors import DriverLost
-from pipeline.events import Event, JobEnded, PartitionEnded, StageStarted, StatusChanged
+from pipeline.events import Event, JobEnded, PartitionEnded, RoundStarted, StatusChanged
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import LEASE_SECONDS, Verdict
 from pipeline.jobs.receipts import Receipt
@@ -114,12 +114,12 @@ class Follower:
         if is_first:
             statuses = [event for event in told if event["event"] == "status"]
             yield from (self._status(event) for event in statuses[-1:])
-            yield self._stage()
+            yield self._round_started()
             return
         for event in told:
             yield from self._told(event)
-        if not any(event["event"] == "stage" for event in told):
-            # Else the count of the stage holds them already.
+        if not any(event["event"] == "round_started" for event in told):
+            # Else the count of the round holds them already.
             yield from (self._done(place, receipt) for place, receipt in new if not receipt.splits)
 
     def end(self, status: Status) -> JobEnded:
@@ -134,12 +134,12 @@ class Follower:
     def _told(self, event: dict[str, Any]) -> Iterator[Event]:
         if event["event"] == "status":
             yield self._status(event)
-        elif event["event"] == "stage":
-            yield self._stage()
+        elif event["event"] == "round_started":
+            yield self._round_started()
         elif event["event"] == "partition":
             yield PartitionEnded(
                 job=self.job.job,
-                stage=0,
+                round=0,
                 partition=str(event.get("partition", "")),
                 outcome=str(event.get("outcome", "")),
                 attempt=int(event.get("attempt", 1)),
@@ -151,18 +151,18 @@ class Follower:
             self.job.job, str(event.get("before", "")), str(event.get("after", "")), str(event.get("reason", ""))
         )
 
-    def _stage(self) -> StageStarted:
+    def _round_started(self) -> RoundStarted:
         """How far the last round is."""
         ledger = self.job.ledger(self._receipts.values())
         of, partitions = ledger.last, ledger.partitions(ledger.last)
-        done = [receipt for receipt in ledger.done if receipt.stage == of.number]
+        done = [receipt for receipt in ledger.done if receipt.round == of.number]
         rows, rows_done = sum(one.rows for one in partitions), sum(one.rows.rows_in for one in done)
-        return StageStarted(self.job.job, of.number, len(partitions), len(done), rows, min(rows_done, rows))
+        return RoundStarted(self.job.job, of.number, len(partitions), len(done), rows, min(rows_done, rows))
 
     def _done(self, place: str, receipt: Receipt) -> PartitionEnded:
         return PartitionEnded(
             job=self.job.job,
-            stage=int(place.partition("/")[0]),
+            round=int(place.partition("/")[0]),
             partition=receipt.partition,
             outcome="done",
             rows=receipt.rows,
@@ -171,11 +171,11 @@ class Follower:
         )
 
     def _new_receipts(self) -> list[tuple[str, Receipt]]:
-        """Receipts that were not there the last time, by ``<stage>/<partition>``."""
+        """Receipts that were not there the last time, by ``<round>/<partition>``."""
         store, found = self.job.store, []
-        for stage in [name for name in store.list_folders("stages") if name.isdigit()]:
-            for name in store.list(f"stages/{stage}/receipts"):
-                place, path = f"{stage}/{name}", f"stages/{stage}/receipts/{name}"
+        for round in [name for name in store.list_folders("rounds") if name.isdigit()]:
+            for name in store.list(f"rounds/{round}/receipts"):
+                place, path = f"{round}/{name}", f"rounds/{round}/receipts/{name}"
                 if name.endswith(".json") and place not in self._receipts:
                     receipt = Receipt.from_json(store.read(path), where=store.url(path))
                     self._receipts[place] = receipt

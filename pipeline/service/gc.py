@@ -202,19 +202,19 @@ def _attempts(job: JobDirectory, *, is_finished: bool) -> tuple[list[Leftover], 
     # Listed before the receipts are read: a partition that is settled in between keeps its files until the next time.
     names = [
         f"{folder}/{name}"
-        for stage in _stages(job)
-        for folder in (f"stages/{stage}/data", f"stages/{stage}/rejects")
+        for round in _round_numbers(job)
+        for folder in (f"rounds/{round}/data", f"rounds/{round}/rejects")
         for name in store.list(folder)
     ]
     named = {file.name for number in job.manifests() for file in _files_of(job, number)}
     ledger = job.ledger()
-    named |= {f"stages/{one.stage}/{file.name}" for one in ledger.done for file in (one.data, one.rejects) if file}
+    named |= {f"rounds/{one.round}/{file.name}" for one in ledger.done for file in (one.data, one.rejects) if file}
     lost: list[str] = []
-    for stage in _stages(job):
-        settled = None if is_finished else ledger.settled(stage)
-        cutters = files_of_cutters(ledger.receipts(stage))
-        waiting = set() if is_finished else {f"stages/{stage}/{name}" for name in cutters}
-        here = [n for n in names if n.startswith(f"stages/{stage}/") and n not in waiting]
+    for round in _round_numbers(job):
+        settled = None if is_finished else ledger.settled(round)
+        cutters = files_of_cutters(ledger.receipts(round))
+        waiting = set() if is_finished else {f"rounds/{round}/{name}" for name in cutters}
+        here = [n for n in names if n.startswith(f"rounds/{round}/") and n not in waiting]
         lost += lost_attempts(here, named=named, settled=settled)
     found = [Leftover("attempt", store.url(name), _file_bytes(store, name), name) for name in lost]
     return found, len(set(names) - named - set(lost))
@@ -226,8 +226,12 @@ def _files_of(job: JobDirectory, number: int) -> Iterator[Any]:
         yield from (*manifest.files, *manifest.rejects)
 
 
+_OF_A_WORKER = re.compile(r"rounds/[0-9]+/")
+"""Folders in which workers write."""
+
+
 def _unfinished(job: JobDirectory, *, is_finished: bool) -> Iterator[Leftover]:
-    """Files cut short. In ``stages`` of a job that is not finished they stay: they may be a worker's."""
+    """Files cut short. In ``rounds`` of a job that is not finished they stay: they may be a worker's."""
     if not isinstance(job.store, LocalStore):
         return
     for path in sorted(Path(job.root).rglob(".*.tmp")):
@@ -235,7 +239,7 @@ def _unfinished(job: JobDirectory, *, is_finished: bool) -> Iterator[Leftover]:
         # Children are looked after by themselves: somebody may drive one.
         if name.startswith(f"{CHILDREN}/"):
             continue
-        if path.is_file() and is_unfinished(path.name) and (is_finished or not name.startswith("stages/")):
+        if path.is_file() and is_unfinished(path.name) and (is_finished or not _OF_A_WORKER.match(name)):
             yield Leftover("unfinished", str(path), _file_bytes(job.store, name), name)
 
 
@@ -247,14 +251,14 @@ def _unopened(job: JobDirectory) -> Iterator[Leftover]:
             yield Leftover("unfinished", job.store.url(name), _file_bytes(job.store, name), name)
 
 
-def _stages(job: JobDirectory) -> list[int]:
-    return sorted(int(name) for name in job.store.list_folders("stages") if name.isdigit())
+def _round_numbers(job: JobDirectory) -> list[int]:
+    return sorted(int(name) for name in job.store.list_folders("rounds") if name.isdigit())
 
 
 def _merged(job: JobDirectory) -> Iterator[Leftover]:
-    for stage in _stages(job):
-        if _MERGED in job.store.list_folders(f"stages/{stage}"):
-            name = f"stages/{stage}/{_MERGED}"
+    for round in _round_numbers(job):
+        if _MERGED in job.store.list_folders(f"rounds/{round}"):
+            name = f"rounds/{round}/{_MERGED}"
             yield Leftover("merged", job.store.url(name), _folder_bytes(job.store, name), name)
 
 

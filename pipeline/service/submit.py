@@ -79,7 +79,7 @@ def submit(
     :param trigger: what submits it.
     :param priority: of several that wait for a server, higher ones start first.
     :param start: start a driver now; else a server does (``python -m pipeline serve``).
-    :param take_up: whether a job that is there and ended without success goes on.
+    :param resume_existing: whether a job that is there and ended without success goes on.
     :raises PipelineError: for anything that `pipeline.runner.run` would refuse before it begins.
     """
     # What is stored is what counts here and now, whatever configuration its driver will find.

@@ -37,7 +37,7 @@ _NOT_FINITE = re.compile(r"[-+]?\.(?:inf|nan)", re.IGNORECASE)
 def parse_text(text: str, *, name: str, is_json: bool = False) -> Document:
     """Read YAML, or JSON, into a `Document`.
 
-    :raises SpecMistakes: when the text is not YAML (or JSON) at all.
+    :raises SpecIssues: when the text is not YAML (or JSON) at all.
     :raises RefusedForSafety: for aliases, anchors, Python tags and very deep nesting.
     """
     if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:

@@ -355,6 +355,6 @@ def _rejects(directory: JobDirectory) -> pa.Table:
     tables = [schema.empty_table()]
     for receipt in directory.receipts():
         if receipt.rejects is not None and not receipt.splits:
-            with directory.store.open_input(f"stages/0/{receipt.rejects.name}") as file:
+            with directory.store.open_input(f"rounds/0/{receipt.rejects.name}") as file:
                 tables.append(pq.read_table(file, columns=schema.names).cast(schema))
     return pa.concat_tables(tables)

@@ -120,7 +120,7 @@ def write_receipt(
 
     :param of: its round; default: the first. Which rows of it are bad is again up to ``job``.
     """
-    store, stage = directory.store, of.number if of else 0
+    store, round = directory.store, of.number if of else 0
     parts = [_read(fragment, store) for fragment in partition.fragments]
     files = tuple(
         FragmentCounts(
@@ -134,9 +134,9 @@ def write_receipt(
     ids = np.array([row for part in parts for row in part], dtype=np.int64)
     bad = np.array([job.is_bad(row) for row in ids], dtype=bool)
     name = f"{partition.id}-{attempt}.parquet"
-    data = _write(store, f"data/{name}", _output(ids[~bad]), stage) if (~bad).any() else None
+    data = _write(store, f"data/{name}", _output(ids[~bad]), round) if (~bad).any() else None
     rejected = _rejected(job, [row for part in parts for row in part if job.is_bad(row)])
-    rejects = _write(store, f"rejects/{name}", rejected, stage) if bad.any() else None
+    rejects = _write(store, f"rejects/{name}", rejected, round) if bad.any() else None
     is_again = bool(partition.fragments[0].origin)
     receipt = Receipt(
         partition=partition.id,
@@ -149,10 +149,10 @@ def write_receipt(
         files=files,
         seconds=Timings(0.1, 0.0, 0.2, 0.1, 0.0, 0.4),
         reasons={REASON: int(bad.sum())} if bad.any() else {},
-        stage=stage,
+        round=round,
         before={REASON: len(ids)} if is_again else {},
     )
-    place = f"stages/{stage}/receipts/{partition.id}.json"
+    place = f"rounds/{round}/receipts/{partition.id}.json"
     if store.put_if_absent(place, receipt.to_json()):
         return receipt
     return Receipt.from_json(store.read(place))
@@ -283,12 +283,12 @@ def _rejected(job: SmallJob, ids: list[int]) -> pa.Table:
     )
 
 
-def _write(store: Store, name: str, table: pa.Table, stage: int) -> DataFile:
+def _write(store: Store, name: str, table: pa.Table, round: int) -> DataFile:
     sink = io.BytesIO()
     pq.write_table(table, sink, write_page_checksum=True)
     data = sink.getvalue()
     # A former attempt under the same name may have died here; names of real attempts are unique.
-    store.remove(f"stages/{stage}/{name}")
-    with store.open_output(f"stages/{stage}/{name}") as output:
+    store.remove(f"rounds/{round}/{name}")
+    with store.open_output(f"rounds/{round}/{name}") as output:
         output.write(data)
     return DataFile(name, table.num_rows, len(data), hashlib.sha256(data).hexdigest())

@@ -45,7 +45,7 @@ def make_recipe(
         "job": "job-1",
         "plan": "0" * 64,
         "directory": directory,
-        "stage": 0,
+        "round": 0,
         "columns": tuple(schema.names),
         "filter": None,
         "schema": schema.serialize().to_pybytes(),

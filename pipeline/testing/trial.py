@@ -153,7 +153,7 @@ class Trial:
             return seconds >= moment.count
         if moment.mark == "job":
             return (self.job / "job.json").exists()
-        places = {"data": "stages/0/data", "receipts": "stages/0/receipts", "manifest": "manifests"}
+        places = {"data": "rounds/0/data", "receipts": "rounds/0/receipts", "manifest": "manifests"}
         try:
             names = os.listdir(self.job / places[moment.mark])
         except FileNotFoundError:

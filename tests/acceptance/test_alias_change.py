@@ -31,14 +31,14 @@ IS_WORKER = "DASK_PIPELINE_TEST__IS_WORKER" in os.environ
 
 def build(frame):
     """On workers: once a third of the partitions of a round is done, none ends until the round's gate is open."""
-    while IS_WORKER and any(is_held(stage) for stage in (0, 1)):
+    while IS_WORKER and any(is_held(round) for round in (0, 1)):
         time.sleep(0.01)
     return frame.assign(tenure=frame["tenure"])
 
 
-def is_held(stage):
-    done = len(list((JOB / f"stages/{{stage}}/receipts").glob("*.json")))
-    return done >= {third} and not (GATES / f"open-{{stage}}").exists()
+def is_held(round):
+    done = len(list((JOB / f"rounds/{{round}}/receipts").glob("*.json")))
+    return done >= {third} and not (GATES / f"open-{{round}}").exists()
 '''
 PARTITIONS = 9
 THIRD = PARTITIONS // 3
@@ -102,16 +102,16 @@ class MovingAlias:
     def move(self, *command: str) -> None:
         self.end(self.start("models", *command))
 
-    def done(self, stage: int) -> int:
-        return len(list((self.job / f"stages/{stage}/receipts").glob("*.json")))
+    def done(self, round: int) -> int:
+        return len(list((self.job / f"rounds/{round}/receipts").glob("*.json")))
 
     def until(self, condition: Callable[[], Any], process: subprocess.Popen[str]) -> None:
         """Wait for it, while the driver lives."""
         wait_until(lambda: condition() or process.poll() is not None, seconds=240)
         assert condition(), process.communicate()[1]
 
-    def open_gate(self, stage: int) -> None:
-        (self.folder / f"open-{stage}").touch()
+    def open_gate(self, round: int) -> None:
+        (self.folder / f"open-{round}").touch()
 
     def has_event(self, name: str) -> bool:
         path = self.job / "events.jsonl"
@@ -164,11 +164,11 @@ def test_fail(moving_alias: Callable[[str], MovingAlias]) -> None:
     assert it.end(process, code=5)["error"]["kind"] == "ModelChanged"
     assert not (it.folder / "out").exists()
     assert it.end(it.start("resume", "moving-1"), code=5)["error"]["kind"] == "ModelChanged"
-    before = {path.name: path.read_bytes() for path in (it.job / "stages/0/receipts").iterdir()}
+    before = {path.name: path.read_bytes() for path in (it.job / "rounds/0/receipts").iterdir()}
     it.move("rollback", "churn", "champion")
     it.assert_published(it.end(it.start("resume", "moving-1")), 1)
     assert len(before) >= THIRD
-    assert {name: (it.job / "stages/0/receipts" / name).read_bytes() for name in before} == before
+    assert {name: (it.job / "rounds/0/receipts" / name).read_bytes() for name in before} == before
 
 
 def test_restart(moving_alias: Callable[[str], MovingAlias]) -> None:
@@ -203,10 +203,10 @@ def test_a_driver_that_is_killed_while_it_starts_over(moment: str, moving_alias:
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
     assert not (it.folder / "out").exists()
-    before = {path.name: path.read_bytes() for path in (it.job / "stages").glob("1/receipts/*.json")}
+    before = {path.name: path.read_bytes() for path in (it.job / "rounds").glob("1/receipts/*.json")}
     assert (len(before) >= THIRD) == (moment == "in the round")
     it.open_gate(1)
     it.assert_published(it.end(it.start("resume", "moving-1")), 2)
-    after = {name: (it.job / "stages/1/receipts" / name).read_bytes() for name in before}
+    after = {name: (it.job / "rounds/1/receipts" / name).read_bytes() for name in before}
     assert after == before, "what was scored with the new version is not scored again"
     assert [path.name for path in (it.job / "rounds").glob("*.json")] == ["1.json"]

@@ -70,7 +70,7 @@ def moments(seed: int, job: Path) -> Callable[[], bool]:
         return (job / ("plan.parquet", "spec.yaml", "job.json")[seed // 5 % 3]).exists
     if kind == 4:
         return lambda: any((job / "manifests").glob("*.json"))
-    return lambda: len(list((job / "stages/0/receipts").glob("*.json"))) >= wanted
+    return lambda: len(list((job / "rounds/0/receipts").glob("*.json"))) >= wanted
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> bool:
@@ -83,7 +83,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> b
 
 
 def receipts(job: Path) -> dict[str, dict[str, Any]]:
-    found = [json.loads(path.read_text()) for path in (job / "stages/0/receipts").glob("*.json")]
+    found = [json.loads(path.read_text()) for path in (job / "rounds/0/receipts").glob("*.json")]
     return {one["partition"]: one for one in found}
 
 

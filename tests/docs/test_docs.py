@@ -134,11 +134,11 @@ def test_every_part_of_the_job_spec_has_its_table() -> None:
         "Sink",
         "Errors",
         "ColumnContract",
-        "Run",
+        "RunOptions",
         "Hook",
         "FanOut",
         "Trigger",
-        "Arrival",
+        "ArrivalTrigger",
         "Settings",
     ]
 
@@ -171,12 +171,12 @@ triggers:
         "Sink": "sink.",
         "Errors": "errors.",
         "ColumnContract": "contract.age.",
-        "Run": "run.",
+        "RunOptions": "run.",
         "FanOut": "fan_out.",
         "Incremental": "source.incremental.",
         "Hook": "hooks.0.",
         "Trigger": "triggers.1." if field in ("every", "arrival", "after") else "triggers.0.",
-        "Arrival": "triggers.2.arrival.",
+        "ArrivalTrigger": "triggers.2.arrival.",
     }
     if part == "Hook":
         places["Hook"] = {"url": "hooks.1.", "secret": "hooks.1.", "openlineage": "hooks.2."}.get(field, "hooks.0.")

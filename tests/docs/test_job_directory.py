@@ -66,7 +66,7 @@ def directory(tmp_path: Path) -> JobDirectory:
     ("heading", "name"),
     [
         ("job.json", "job.json"),
-        ("stages/0/receipts/&lt;partition&gt;.json", "stages/0/receipts/00000.json"),
+        ("rounds/0/receipts/&lt;partition&gt;.json", "rounds/0/receipts/00000.json"),
         ("manifests/&lt;n&gt;.json", "manifests/1.json"),
         ("lease/&lt;epoch&gt;.json", "lease/1.json"),
         ("cancel/&lt;epoch&gt;.json", "cancel/1.json"),
@@ -115,9 +115,9 @@ def test_fields_of_logs(directory: JobDirectory) -> None:
 
 
 def test_columns_of_rejects(directory: JobDirectory) -> None:
-    assert documented("stages/0/rejects/*.parquet") == set(REJECT_COLUMNS)
-    name = directory.store.list("stages/0/rejects")[0]
-    assert set(REJECT_COLUMNS) < set(pq.read_schema(directory.store.url(f"stages/0/rejects/{name}")).names)
+    assert documented("rounds/0/rejects/*.parquet") == set(REJECT_COLUMNS)
+    name = directory.store.list("rounds/0/rejects")[0]
+    assert set(REJECT_COLUMNS) < set(pq.read_schema(directory.store.url(f"rounds/0/rejects/{name}")).names)
 
 
 def test_layout(directory: JobDirectory) -> None:
@@ -127,7 +127,7 @@ def test_layout(directory: JobDirectory) -> None:
         str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and path.parent.parent.name != "0"
     }
     found = {re.sub("[0-9a-f]{16}", "<digest>", name) for name in found}
-    found |= {f"{path.relative_to(root)}/" for path in root.glob("stages/*/*")}
+    found |= {f"{path.relative_to(root)}/" for path in root.glob("rounds/*/*")}
     assert found == drawn
 
 

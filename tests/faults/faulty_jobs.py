@@ -67,7 +67,7 @@ class Driver:
 
     def wait_receipts(self, count: int) -> None:
         folder = self.job.folder / "jobs"
-        wait_until(lambda: len(list(folder.glob("*/stages/0/receipts/*.json"))) >= count or self.error)
+        wait_until(lambda: len(list(folder.glob("*/rounds/0/receipts/*.json"))) >= count or self.error)
 
     def wait_attempts(self, fault: int, count: int) -> None:
         """Until the fault with that number has happened so many times."""
@@ -114,7 +114,7 @@ class Job:
     def rejected(self) -> pd.DataFrame:
         job = self.directory()
         names = [receipt.rejects.name for receipt in job.receipts() if receipt.rejects]
-        tables = [pq.read_table(job.store.url(f"stages/0/{name}")).to_pandas() for name in names]
+        tables = [pq.read_table(job.store.url(f"rounds/0/{name}")).to_pandas() for name in names]
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"id": [], "_reason": []})
 
     def assert_whole(self, expected: pd.DataFrame) -> None:

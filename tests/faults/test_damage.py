@@ -39,7 +39,7 @@ def test_every_flipped_bit_in_a_checkpoint_is_found(tmp_path: Path) -> None:
     directory = JobDirectory.create(tmp_path / "jobs", job.plan, job="flips-1")
     drive(job, directory, sink=ParquetSink())
     # The output is made of links: a flip is in both. What was read before must be what is read again.
-    files = [f"stages/0/{receipt.data.name}" for receipt in directory.receipts() if receipt.data]
+    files = [f"rounds/0/{receipt.data.name}" for receipt in directory.receipts() if receipt.data]
     contents = {name: directory.store.read(name) for name in files}
     tables = {name: pq.read_table(io.BytesIO(content)) for name, content in contents.items()}
     chance = random.Random(37)

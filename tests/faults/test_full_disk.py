@@ -146,7 +146,7 @@ def test_a_full_disk_under_the_job_acknowledges_nothing_it_does_not_hold(
     assert not directory.status().is_success
     for receipt in directory.receipts():
         assert receipt.data is not None
-        assert directory.store.size(f"stages/0/{receipt.data.name}") == receipt.data.bytes
+        assert directory.store.size(f"rounds/0/{receipt.data.name}") == receipt.data.bytes
     disk.make_room()
     job.finish(expected)
 

@@ -37,7 +37,7 @@ def score(lake: Lake, model_path: Path, tmp_path: Path) -> Score:
     schema = pq.read_schema(lake.files[0]).remove_metadata()
 
     def read(recipe: StageRecipe, name: str) -> pd.DataFrame:
-        return pq.read_table(f"{recipe.directory}/stages/0/{name}").to_pandas()
+        return pq.read_table(f"{recipe.directory}/rounds/0/{name}").to_pandas()
 
     def run(text: str, **limits: float) -> tuple[Receipt, pd.DataFrame, pd.DataFrame]:
         (tmp_path / "poison.py").write_text(HEAD + text)

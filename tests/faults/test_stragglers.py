@@ -92,7 +92,7 @@ def test_a_frozen_worker_costs_its_partition_a_copy_and_its_late_write_is_invisi
     wait_until_at_rest(cluster)
     assert job.directory().receipts() == receipts
     named = {receipt.data.name for receipt in receipts if receipt.data}
-    there = {f"data/{path.name}" for path in (Path(job.directory().root) / "stages/0/data").iterdir()}
+    there = {f"data/{path.name}" for path in (Path(job.directory().root) / "rounds/0/data").iterdir()}
     assert there == named, "the late attempt has left something"
     job.assert_whole(expected)
 

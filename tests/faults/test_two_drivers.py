@@ -181,7 +181,7 @@ class TwoDrivers(RuleBasedStateMachine):
         assert isinstance(store, HeldBack)
         directory = JobDirectory.open("", store=store)
         receipt = write_receipt(directory, self.job, self.job.plan.partitions[partition], attempt=f"a{self.count}")
-        files = tuple(f"stages/0/{file.name}" for file in (receipt.data, receipt.rejects) if file)
+        files = tuple(f"rounds/0/{file.name}" for file in (receipt.data, receipt.rejects) if file)
         self.attempts.append(Attempt(*store.held, files))
 
     @precondition(lambda self: self.attempts)

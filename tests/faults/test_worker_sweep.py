@@ -23,7 +23,7 @@ from pipeline.testing.stores import Crash, Faults, faulty_os
 
 
 def receipts(root: Path) -> list[Receipt]:
-    folder = root / "stages/0/receipts"
+    folder = root / "rounds/0/receipts"
     found = [path for path in folder.glob("*.json") if not path.name.startswith(".")] if folder.exists() else []
     return [Receipt.from_json(path.read_bytes()) for path in found]
 
@@ -80,9 +80,9 @@ def check(root: Path, receipt: Receipt, kept: object) -> None:
     assert receipt.rows.is_reconciled
     for file in (receipt.data, receipt.rejects):
         assert file is not None
-        assert digest_bytes((root / "stages/0" / file.name).read_bytes()) == file.sha256
+        assert digest_bytes((root / "rounds/0" / file.name).read_bytes()) == file.sha256
     assert receipt.data is not None
-    table = pq.read_table(root / "stages/0" / receipt.data.name)
+    table = pq.read_table(root / "rounds/0" / receipt.data.name)
     frame = kept[["id", "prediction"]]  # type: ignore[index]
     assert table.replace_schema_metadata(None).equals(
         pa.Table.from_pandas(frame, preserve_index=False)

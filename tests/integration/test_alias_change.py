@@ -172,8 +172,8 @@ def test_restart_scores_everything_with_the_new_version(
     assert_is_of(report, job, 2, lake, models[1])
     assert "the job started over: models:/churn@champion: version 1 -> 2 (on_alias_change: restart)" in report.warnings
     assert [one.why for one in job.rounds()] == ["plan", "alias change"]
-    assert job.store.list("stages/0/receipts"), "something had been scored with the old version"
-    assert {receipt.model for receipt in job.receipts(stage=1)} == {job.rounds()[1].plan.model.digest}
+    assert job.store.list("rounds/0/receipts"), "something had been scored with the old version"
+    assert {receipt.model for receipt in job.receipts(round=1)} == {job.rounds()[1].plan.model.digest}
 
 
 def test_an_alias_that_comes_back(

@@ -78,7 +78,7 @@ def drivers(job: JobDirectory) -> int:
 
 def receipts(job: JobDirectory) -> dict[str, tuple[str, int]]:
     """Attempt and time of every receipt."""
-    folder = Path(job.root) / "stages/0/receipts"
+    folder = Path(job.root) / "rounds/0/receipts"
     return {
         file.name: (json.loads(file.read_text())["attempt"], file.stat().st_mtime_ns) for file in folder.glob("*.json")
     }

@@ -93,7 +93,7 @@ def test_rows_on_which_a_step_raises_are_rejected_with_place_and_reason(
     assert_equals_oracle(published(tmp_path / "out"), everything[~unlucky].reset_index(drop=True))
     job = find_job(settings.directory, "@last")
     rejects = pa.concat_tables(
-        [pq.read_table(job.store.url(f"stages/0/{r.rejects.name}")) for r in job.receipts() if r.rejects]
+        [pq.read_table(job.store.url(f"rounds/0/{r.rejects.name}")) for r in job.receipts() if r.rejects]
     ).to_pandas()
     assert set(rejects["id"]) == set(everything["id"][unlucky])
     assert set(rejects["_reason"]) == {"step:steps_for_tests:fail_on_thirteens:ValueError"}
@@ -191,7 +191,7 @@ def test_resume_scores_only_what_is_left_and_does_not_open_finished_input(
     done = count_receipts(job)
     lost = sorted(done)[-1]
     # The state a driver leaves that was killed before the last partition: no receipt, no manifest, not published.
-    job.store.remove(f"stages/0/receipts/{lost}.json")
+    job.store.remove(f"rounds/0/receipts/{lost}.json")
     for name in ("manifests/1.json", "report.json"):
         job.store.remove(name)
     events = job.store.path("events.jsonl")  # type: ignore[attr-defined]

@@ -51,5 +51,5 @@ def test_a_worker_of_another_version_stops_the_job_before_the_first_partition(
     assert error["kind"] == "EnvMismatch"
     assert error["found"] == "pyarrow 14.0.0"
     job = tmp_path / ".pipeline" / "jobs" / "v"
-    assert list(job.glob("stages/0/receipts/*")) == []
+    assert list(job.glob("rounds/0/receipts/*")) == []
     assert not (tmp_path / "out").exists()

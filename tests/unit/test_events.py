@@ -7,11 +7,11 @@ import logging
 import pytest
 
 from pipeline.common.rows import RowCounts
-from pipeline.events import Callback, Event, JobEnded, PartitionEnded, StageStarted, StatusChanged, notify
+from pipeline.events import Callback, Event, JobEnded, PartitionEnded, RoundStarted, StatusChanged, notify
 
 EVENTS: list[Event] = [
     StatusChanged("j", "PLANNED", "RUNNING"),
-    StageStarted("j", 0, 4, 1, 100, 25),
+    RoundStarted("j", 0, 4, 1, 100, 25),
     PartitionEnded("j", 0, "00000", "done", RowCounts(10, 9, 1, 0)),
     JobEnded("j", "SUCCEEDED", RowCounts(), "out", "dir"),
 ]
@@ -24,8 +24,8 @@ class Seen(Callback):
     def on_status(self, event: StatusChanged) -> None:
         self.events.append(("status", event))
 
-    def on_stage(self, event: StageStarted) -> None:
-        self.events.append(("stage", event))
+    def on_round(self, event: RoundStarted) -> None:
+        self.events.append(("round", event))
 
     def on_partition(self, event: PartitionEnded) -> None:
         self.events.append(("partition", event))
@@ -43,7 +43,7 @@ def test_events_reach_their_methods() -> None:
     seen = Seen()
     for event in EVENTS:
         notify([Callback(), seen], event)
-    assert seen.events == list(zip(["status", "stage", "partition", "end"], EVENTS, strict=True))
+    assert seen.events == list(zip(["status", "round", "partition", "end"], EVENTS, strict=True))
 
 
 def test_a_broken_callback_is_logged_and_passed_over(caplog: pytest.LogCaptureFixture) -> None:

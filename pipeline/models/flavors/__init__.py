@@ -33,7 +33,8 @@ class Flavor:
     libraries: tuple[str, ...] = ()
     """Modules that ``load`` imports; workers import them while they start."""
     tree_engine_blockers: Callable[[ModelVersion, OutputKind], tuple[str, ...]] | None = None
-    """``not_for_trees(version, kind)``: why the tree engine cannot give that output, by name. None: it never can."""
+    """``tree_engine_blockers(version, kind)``: why the tree engine cannot give that output, by name. None: it never
+    can."""
     trees: Callable[[Any, OutputKind], Predict] | None = None
     """``trees(predictor, kind)``: the function that does with the tree engine what the predictor's ``predict`` does."""
 

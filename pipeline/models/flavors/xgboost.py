@@ -61,7 +61,7 @@ def inspect(uri: str, data: bytes, *, name: str | None = None) -> ModelVersion:
         objective=facts["objective"],
         trees=facts["leaf"],
         margins=facts["margin"],
-        tree_engine_blockers=tuple(facts["not_for_trees"]),
+        tree_engine_blockers=tuple(facts["tree_engine_blockers"]),
     )
 
 

@@ -146,7 +146,7 @@ def facts(booster: Any) -> dict[str, Any]:
 
     Keys: ``names``, ``types`` (as xgboost names them), ``categories`` (values or null per feature), ``objective``,
     the values per row of ``prediction``, ``margin`` and ``leaf`` (0 where the library offers no leaves), counted by
-    scoring one row, and ``not_for_trees``, what keeps the tree engine from scoring it.
+    scoring one row, and ``tree_engine_blockers``, what keeps the tree engine from scoring it.
     """
     import numpy as np
     import xgboost

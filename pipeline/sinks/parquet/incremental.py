@@ -70,7 +70,7 @@ def _outputs(directory: JobDirectory, pieces: Sequence[Piece]) -> dict[str, tupl
     """Input file -> the published files that hold rows of it."""
     ledger = directory.ledger(directory.receipts())
     paths = {
-        f"stages/{receipt.stage}/{receipt.data.name}": {part.path for part in receipt.files}
+        f"rounds/{receipt.round}/{receipt.data.name}": {part.path for part in receipt.files}
         for receipt in ledger.done
         if receipt.data is not None
     }

@@ -46,7 +46,7 @@ def make_pieces(manifest: Manifest, *, target: int | None, attempt: str = "") ->
     room = 0.0
     for file in manifest.files:
         is_small = target is not None and file.bytes < target / 2
-        if is_small and groups and file.bytes <= room and file.stage == groups[-1][-1].stage:
+        if is_small and groups and file.bytes <= room and file.round == groups[-1][-1].round:
             groups[-1].append(file)
             room -= file.bytes
         else:
@@ -57,7 +57,7 @@ def make_pieces(manifest: Manifest, *, target: int | None, attempt: str = "") ->
 
 def _label(file: ManifestFile) -> str:
     """Id of the partition, with the number of its round where it is not the first: ``r1.00003``."""
-    return f"r{file.stage}.{file.partition}" if file.stage else file.partition
+    return f"r{file.round}.{file.partition}" if file.round else file.partition
 
 
 def check_sources(manifest: Manifest, *, store: Store) -> None:

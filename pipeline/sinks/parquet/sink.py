@@ -42,7 +42,7 @@ from pipeline.storage.store import Store, open_store
 from pipeline.storage.urls import is_local_path, unique_name
 
 logger = logging.getLogger(__name__)
-_STAGED = "stages/0/merged"
+_STAGED = "rounds/0/merged"
 _OWN = {layout.MANIFEST, layout.SUCCESS}
 """Where files are merged in the job directory when the sink is changed in place."""
 

@@ -23,7 +23,7 @@ from pipeline.cli import main
 from pipeline.cli.templates import JOB_TEMPLATE
 from pipeline.common.rows import RowCounts
 from pipeline.errors import Interrupted, OutputExists, TooManyRejects
-from pipeline.events import Callback, PartitionEnded, StageStarted, StatusChanged, notify
+from pipeline.events import Callback, PartitionEnded, RoundStarted, StatusChanged, notify
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.parts import ColumnContract, Errors, MapStep, Output, Score, Sink, Source
 
@@ -108,7 +108,7 @@ class FakeRunner:
 def _events(callbacks: Sequence[Callback]) -> None:
     job = "churn-20260101-120000-a1b2"
     notify(callbacks, StatusChanged(job, "PROVISIONING", "RUNNING"))
-    notify(callbacks, StageStarted(job, 0, 2, 0, 1000, 0))
+    notify(callbacks, RoundStarted(job, 0, 2, 0, 1000, 0))
     notify(callbacks, PartitionEnded(job, 0, "00000", "done", RowCounts(600, 590, 10, 0)))
     notify(callbacks, PartitionEnded(job, 0, "00001", "done", RowCounts(400, 400, 0, 0)))
 
@@ -557,7 +557,7 @@ def test_rejects_are_shown_by_reason(folder: Path, replace_module: Callable[...,
         "schema_version": 1,
         "total": 2,
         "groups": [{"reason": "contract:age", "count": 2, "examples": [example]}],
-        "files": ["/jobs/churn-1/stages/0/rejects/00000-x.parquet"],
+        "files": ["/jobs/churn-1/rounds/0/rejects/00000-x.parquet"],
         "rejected_files": [{"path": "b.parquet", "reason": "file:CorruptInput", "message": "cut", "rows": None}],
     }
     asked: list[tuple[int, str]] = []

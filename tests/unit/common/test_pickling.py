@@ -22,7 +22,7 @@ EXAMPLES = [
     EngineUse({"trees": 3}, {"trees": 0.5}, 3, 2, 1, 0.25, ("numba",), ("it failed",)),
     Receipt(
         "00001", "plan", "model", "attempt", DataFile("data/x", 3, 9, "sha"), None, RowCounts(5, 3, 1, 1),
-        (FragmentCounts("a", 0, 5, RowCounts(5, 3, 1, 1)),), reasons={"step": 1}, splits=("00001.0",), stage=2,
+        (FragmentCounts("a", 0, 5, RowCounts(5, 3, 1, 1)),), reasons={"step": 1}, splits=("00001.0",), round=2,
     ),
 ]  # fmt: skip
 

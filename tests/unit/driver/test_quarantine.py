@@ -108,7 +108,7 @@ def test_other_errors_and_other_policies_are_not_its_business(tmp_path: Path) ->
     ledger = directory.ledger()
     assert open_quarantine_round(directory, ledger, StepFailed("no", where=job.plan.files[0].path), epoch=1) is None
     assert (
-        open_quarantine_round(directory, ledger, CorruptInput("no", where="stages/0/rejects/x.parquet"), epoch=1)
+        open_quarantine_round(directory, ledger, CorruptInput("no", where="rounds/0/rejects/x.parquet"), epoch=1)
         is None
     )
     closed = small_job(tmp_path / "closed", sink=str(tmp_path / "out"))

@@ -84,7 +84,9 @@ class Cluster:
             }
         }
 
-    def run(self, function: Any, stage: str, *arguments: Any, workers: list[str], on_error: str) -> dict[str, Any]:
+    def run(
+        self, function: Any, round_folder: str, *arguments: Any, workers: list[str], on_error: str
+    ) -> dict[str, Any]:
         self.calls.append((function.__name__, arguments, workers[0]))
         if workers[0] not in self.answers:
             threading.Event().wait()
@@ -117,7 +119,7 @@ class World:
         self.error: BaseException | None = None
         relief = StragglerMitigator(
             self.cluster,
-            stage="stage",
+            round_folder="round",
             on_mitigation=self.helped.append,
             patience=patience,
         )
@@ -186,7 +188,7 @@ def test_a_copy_runs_elsewhere_and_the_first_receipt_ends_the_other(alive: World
     copy.end()
     alive.end()
     assert original.is_cancelled
-    assert alive.called("drop") == ("drop", ("p4",), "a")
+    assert alive.called("request_drop") == ("request_drop", ("p4",), "a")
     assert [(one.action, one.worker, one.is_over, one.won) for one in alive.helped] == [
         ("backup", "a", False, False),
         ("backup", "a", True, True),
@@ -213,7 +215,7 @@ def test_the_original_may_win_and_the_copy_is_dropped(alive: World) -> None:
     alive.cluster.futures["p4"].end()
     alive.end()
     assert copy.is_cancelled
-    assert alive.called("drop") == ("drop", ("p4",), copy.workers[0])
+    assert alive.called("request_drop") == ("request_drop", ("p4",), copy.workers[0])
     assert [(one.is_over, one.won) for one in alive.helped] == [(False, False), (True, False)]
     assert len(alive.found) == 5
 
@@ -290,7 +292,7 @@ def test_one_that_answers_is_asked_to_stop_and_its_rest_goes_to_the_idle_ones() 
     world = World(split=_split)
     world.cluster.answers = {"a": ProgressSnapshot(2000, 99, 99.0, starved=60.0)}
     world.until_slow()
-    _, arguments, worker = world.called("ask_to_cut")
+    _, arguments, worker = world.called("request_split")
     assert (arguments, worker) == (("p4", 2), "a")
     receipt = SimpleNamespace(partition="p4", splits=("p4.0", "p4.1", "p4.2"), cuts=(2100, 6000))
     world.cluster.futures["p4"].end(receipt)
@@ -316,11 +318,11 @@ def test_who_waits_for_the_rest_of_one_is_not_promised_to_another() -> None:
         world.cluster.futures[f"p{number}"].end()
     wait_until(lambda: len(world.ended) == 3)
     world.now = 3.0
-    world.called("ask_to_cut")
+    world.called("request_split")
     world.now = 4.0
     looks = len(world.cluster.calls)
     wait_until(lambda: world.dispatcher._watch._asked >= 3.0)
-    assert [call[0] for call in world.cluster.calls].count("ask_to_cut") == 1, f"after {looks} calls"
+    assert [call[0] for call in world.cluster.calls].count("request_split") == 1, f"after {looks} calls"
     for number in range(2):
         world.cluster.futures[f"p{number}"].end()
     world.end()
@@ -330,7 +332,7 @@ def test_one_that_is_not_slow_is_shared_when_nothing_is_left_to_do() -> None:
     world = World(split=_split, patience=StragglerPolicy())
     world.cluster.answers = {"a": ProgressSnapshot(7000, 99, 9.0)}
     world.until_slow(seconds=12.0)
-    _, arguments, worker = world.called("ask_to_cut")
+    _, arguments, worker = world.called("request_split")
     assert (arguments, worker) == (("p4", 3), "a")
     receipt = SimpleNamespace(partition="p4", splits=("p4.0", "p4.1", "p4.2", "p4.3"), cuts=(2100, 4000, 7000))
     world.cluster.futures["p4"].end(receipt)
@@ -347,7 +349,7 @@ def test_one_that_is_not_slow_is_shared_when_nothing_is_left_to_do() -> None:
 def test_one_that_is_frozen_is_divided() -> None:
     world = World(split=_split)
     world.until_slow()
-    world.called("look")
+    world.called("progress_of")
     world.now += 4.0
     wait_until(lambda: "p4.1" in world.cluster.futures)
     assert world.cluster.futures["p4"].is_cancelled
@@ -367,7 +369,7 @@ def test_one_that_cannot_be_divided_takes_its_time() -> None:
 
     world = World(split=never)
     world.until_slow()
-    world.called("look")
+    world.called("progress_of")
     world.now += 4.0
     wait_until(lambda: asked)
     world.now += 50.0
@@ -394,7 +396,7 @@ def test_what_does_not_begin_is_moved_to_an_idle_worker() -> None:
 
 
 def test_a_worker_that_an_unwanted_attempt_holds_is_restarted_when_it_is_needed() -> None:
-    relief = StragglerMitigator(Cluster(lambda: 0.0), stage="stage")
+    relief = StragglerMitigator(Cluster(lambda: 0.0), round_folder="round")
     ledger = ExecutionTracker()
     flight = InFlight(Cluster(lambda: 0.0), ledger, lambda future: None, lambda: 100.0)
     relief.drop(part("p0"), worker="a", now=100.0)

@@ -189,7 +189,7 @@ def test_receipts_on_an_object_store(job: SmallJob) -> None:
 @pytest.mark.fault(43)
 def test_damaged_receipt_names_the_file(directory: JobDirectory, job: SmallJob, content: bytes) -> None:
     write_receipts(directory, job)
-    directory.store.replace("stages/0/receipts/00001.json", content)
+    directory.store.replace("rounds/0/receipts/00001.json", content)
     with pytest.raises(StateCorrupt, match=r"00001\.json"):
         directory.receipts()
 
@@ -197,7 +197,7 @@ def test_damaged_receipt_names_the_file(directory: JobDirectory, job: SmallJob, 
 @pytest.mark.fault(43)
 def test_receipt_of_another_plan_or_name(directory: JobDirectory, job: SmallJob) -> None:
     receipt = write_receipt(directory, job, job.plan.partitions[0])
-    place = "stages/0/receipts/00001.json"
+    place = "rounds/0/receipts/00001.json"
     for wrong in (receipt, replace(receipt, partition="00001", plan="0" * 64)):
         directory.store.replace(place, wrong.to_json())
         with pytest.raises(StateCorrupt, match=r"00001\.json"):
@@ -206,7 +206,7 @@ def test_receipt_of_another_plan_or_name(directory: JobDirectory, job: SmallJob)
 
 def test_receipt_of_no_partition(directory: JobDirectory, job: SmallJob) -> None:
     receipt = write_receipt(directory, job, job.plan.partitions[0])
-    directory.store.replace("stages/0/receipts/00077.json", replace(receipt, partition="00077").to_json())
+    directory.store.replace("rounds/0/receipts/00077.json", replace(receipt, partition="00077").to_json())
     with pytest.raises(StateCorrupt, match="00077"):
         done_partitions(job.plan, directory.receipts())
 
@@ -214,7 +214,7 @@ def test_receipt_of_no_partition(directory: JobDirectory, job: SmallJob) -> None
 def _split(directory: JobDirectory, partition: Partition) -> Receipt:
     ids = (f"{partition.id}.0", f"{partition.id}.1")
     receipt = Receipt(partition.id, directory.record.plan, "", "split", None, None, RowCounts(), (), splits=ids)
-    assert directory.store.put_if_absent(f"stages/0/receipts/{partition.id}.json", receipt.to_json())
+    assert directory.store.put_if_absent(f"rounds/0/receipts/{partition.id}.json", receipt.to_json())
     return receipt
 
 
@@ -274,7 +274,7 @@ def test_another_output_under_the_number_conflicts(directory: JobDirectory, job:
 def test_a_retry_that_heals_gets_the_next_number(directory: JobDirectory, job: SmallJob) -> None:
     receipts = write_receipts(directory, job)
     directory.commit_manifest(directory.next_manifest(directory.ledger(receipts)))
-    directory.store.remove("stages/0/receipts/00001.json")
+    directory.store.remove("rounds/0/receipts/00001.json")
     healed = directory.next_manifest(directory.ledger(write_receipts(directory, job, attempt="b")))
     assert healed.number == 2
     directory.commit_manifest(healed)

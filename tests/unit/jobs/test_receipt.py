@@ -58,7 +58,7 @@ def test_every_cut_is_refused() -> None:
 def test_a_missing_field_is_refused(name: str) -> None:
     record = json.loads(WHOLE.to_json())
     del record[name]
-    optional = {"worker", "batch_rows", "reasons", "engine", "cuts", "stage", "before", "peak_memory"}
+    optional = {"worker", "batch_rows", "reasons", "engine", "cuts", "round", "before", "peak_memory"}
     if name in optional:
         Receipt.from_json(json.dumps(record).encode())
     else:

@@ -11,7 +11,7 @@ from pipeline.jobs.splits import partition_key
 from pipeline.models.engines import EngineUse
 
 
-def receipt(partition: str, *, stage: int = 0, **fields: Any) -> Receipt:
+def receipt(partition: str, *, round: int = 0, **fields: Any) -> Receipt:
     return Receipt(
         partition=partition,
         plan="p" * 64,
@@ -23,7 +23,7 @@ def receipt(partition: str, *, stage: int = 0, **fields: Any) -> Receipt:
         files=(FragmentCounts("/lake/a.parquet", 0, 10, RowCounts(10, 9, 1, 0)),),
         reasons={"null:x": 1},
         engine=EngineUse(rows={"trees": 10}, reasons=("because",)),
-        stage=stage,
+        round=round,
         **fields,
     )
 
@@ -35,12 +35,12 @@ def kind(request: pytest.FixtureRequest) -> type[Receipts]:
 
 
 def test_what_goes_in_comes_out_by_round_and_source_order(kind: type[Receipts]) -> None:
-    some = [receipt("00010"), receipt("00002", splits=("00002.0", "00002.1")), receipt("00001", stage=1)]
+    some = [receipt("00010"), receipt("00002", splits=("00002.0", "00002.1")), receipt("00001", round=1)]
     some += [receipt("00002.1"), receipt("00002.0")]
     held = kind(some)
     assert len(held) == 5
     assert sorted(held, key=repr) == sorted(some, key=repr)
-    assert [(one.stage, one.partition) for one in held.sorted(partition_key)] == [
+    assert [(one.round, one.partition) for one in held.sorted(partition_key)] == [
         (0, "00002"),
         (0, "00002.0"),
         (0, "00002.1"),
@@ -51,7 +51,7 @@ def test_what_goes_in_comes_out_by_round_and_source_order(kind: type[Receipts]) 
     assert held.splits(0) == {"00002": some[1]}
     assert held.splits(1) == {}
     assert some[0] in held
-    assert replace(some[0], stage=3) not in held
+    assert replace(some[0], round=3) not in held
 
 
 def test_of_two_for_a_partition_the_last_one_is_there(kind: type[Receipts]) -> None:

@@ -76,7 +76,7 @@ def test_a_retry_heals_all(directory: JobDirectory, job: SmallJob) -> None:
     manifest = directory.next_manifest(directory.ledger())
     assert commit(directory) == manifest.number == 2
     assert manifest.round == 1
-    assert [file.stage for file in manifest.files] == [0, 0, 0, 1]
+    assert [file.round for file in manifest.files] == [0, 0, 0, 1]
     assert set(manifest.models) == {0, 1}
     assert manifest.rejects == ()
     tables = [pq.read_table(io.BytesIO(directory.store.read(file.name))) for file in manifest.files]
@@ -94,14 +94,14 @@ def test_what_is_still_rejected_keeps_its_file_and_row(directory: JobDirectory, 
     assert places(directory) == expected
     again = open_retry(directory)
     assert [fragment.path for fragment in again.plan.partitions[0].fragments] == [
-        "stages/1/rejects/00000-a.parquet"
+        "rounds/1/rejects/00000-a.parquet"
     ] * 2
     write_receipts(directory, replace(job, bad_every=60))
     assert places(directory) == [expected[0], expected[3]]
     assert directory.ledger().rows == RowCounts(75, 73, 2, 0)
     assert [one.healed for one in directory.ledger().summaries()] == [4, 2]
     assert [file.name for file in directory.next_manifest(directory.ledger()).rejects] == [
-        "stages/2/rejects/00000-a.parquet"
+        "rounds/2/rejects/00000-a.parquet"
     ]
 
 
@@ -111,8 +111,8 @@ def test_a_retry_that_is_half_done_counts_as_far_as_it_is(directory: JobDirector
     ledger = directory.ledger()
     pair = halves(first.plan.partitions[0], {file.path: file for file in first.plan.files})
     assert pair is not None
-    split = split_receipt("00000", (4,), plan=first.digest, model=first.plan.model.digest, attempt="s", stage=1)
-    directory.store.put_if_absent("stages/1/receipts/00000.json", split.to_json())
+    split = split_receipt("00000", (4,), plan=first.digest, model=first.plan.model.digest, attempt="s", round=1)
+    directory.store.put_if_absent("rounds/1/receipts/00000.json", split.to_json())
     write_receipt(directory, replace(job, bad_every=0), pair[0], of=first)
     ledger = directory.ledger()
     assert [partition.id for partition in ledger.todo] == ["00000.1"]
@@ -140,7 +140,7 @@ def test_a_worker_that_was_cut_off_brings_nothing_in(directory: JobDirectory, jo
     pair = halves(taken[1], {file.path: file for file in job.plan.files})
     assert pair is not None
     split = split_receipt("00002", (20,), plan=job.plan.digest, model=job.plan.model.digest, attempt="zombie")
-    directory.store.put_if_absent("stages/0/receipts/00002.json", split.to_json())
+    directory.store.put_if_absent("rounds/0/receipts/00002.json", split.to_json())
     for partition in (taken[0], *pair):
         write_receipt(directory, job, partition, attempt="zombie")
     assert directory.ledger().rows == RowCounts(30, 27, 3, 0)
@@ -149,8 +149,8 @@ def test_a_worker_that_was_cut_off_brings_nothing_in(directory: JobDirectory, jo
     assert directory.ledger().rows == RowCounts(75, 67, 8, 0)
     directory.next_manifest(directory.ledger())
     lost = {one.name for one in sweep_job(directory, now=utc_now()).leftovers}
-    assert "stages/0/data/00001-zombie.parquet" in lost
-    assert "stages/0/rejects/00002.1-zombie.parquet" in lost
+    assert "rounds/0/data/00001-zombie.parquet" in lost
+    assert "rounds/0/rejects/00002.1-zombie.parquet" in lost
     assert not any("-a.parquet" in name for name in lost)
 
 
@@ -170,7 +170,7 @@ def test_a_round_that_starts_over_is_all_that_counts(directory: JobDirectory, jo
     assert directory.ledger().rows == RowCounts(75, 67, 8, 0)
     manifest = directory.next_manifest(directory.ledger())
     assert manifest.model.version == "2"
-    assert {file.stage for file in manifest.files} == {2}
+    assert {file.round for file in manifest.files} == {2}
     assert make_report(directory).model["version"] == "2"
 
 
@@ -248,7 +248,7 @@ def test_a_plan_that_was_never_put_on_record_is_a_leftover(directory: JobDirecto
 def test_a_receipt_of_another_round_is_refused(directory: JobDirectory, job: SmallJob) -> None:
     receipt = write_receipts(directory, job)[0]
     open_retry(directory)
-    directory.store.replace("stages/1/receipts/00000.json", receipt.to_json())
+    directory.store.replace("rounds/1/receipts/00000.json", receipt.to_json())
     with pytest.raises(StateCorrupt, match="does not belong"):
         directory.receipts()
 

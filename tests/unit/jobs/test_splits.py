@@ -22,7 +22,7 @@ from pipeline.models.registry import resolve
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import MapRecipe, StageRecipe
 from pipeline.scoring import progress
-from pipeline.scoring.partition import run_partition, stage_folder
+from pipeline.scoring.partition import round_folder, run_partition
 from pipeline.spec.model_ref import ModelRef
 from pipeline.testing.oracle import Lake, make_lake, oracle
 from pipeline.testing.recipes import make_partition, make_recipe
@@ -77,17 +77,17 @@ def files_by_path(lake: Lake) -> dict[str, InputFile]:
 
 
 def asking(recipe: StageRecipe, parts: int, partition: str = "00000") -> Callable[[], object]:
-    return lambda: progress.request_split(stage_folder(recipe), partition, parts)
+    return lambda: progress.request_split(round_folder(recipe), partition, parts)
 
 
 def output(recipe: StageRecipe, *receipts: Receipt) -> pd.DataFrame:
-    root = Path(stage_folder(recipe))
+    root = Path(round_folder(recipe))
     frames = [pq.read_table(root / one.data.name).to_pandas() for one in receipts if one.data]
     return pd.concat(frames, ignore_index=True)
 
 
 def stored(recipe: StageRecipe, partition: str) -> Receipt:
-    return Receipt.from_json((Path(stage_folder(recipe)) / "receipts" / f"{partition}.json").read_bytes())
+    return Receipt.from_json((Path(round_folder(recipe)) / "receipts" / f"{partition}.json").read_bytes())
 
 
 @pytest.mark.parametrize("keep", [None, "id < 900 or id > 3100"])
@@ -135,7 +135,7 @@ def test_a_cut_that_comes_too_late_leaves_no_trace(recipe: StageRecipe, lake: La
     step.actions[2] = [asking(recipe, 2), lambda: done.append(run_partition(recipe, whole))]
     found = run_partition(recipe, whole)
     assert found == done[0] == stored(recipe, "00000")
-    root = Path(stage_folder(recipe))
+    root = Path(round_folder(recipe))
     assert [path.name for path in (root / "receipts").iterdir()] == ["00000.json"]
     assert len(list((root / "data").iterdir())) == 1
 
@@ -160,7 +160,7 @@ def test_who_loses_the_first_part_leaves_no_file(
     monkeypatch.setattr(module, "_commit", slow)
     assert run_partition(recipe, whole).splits
     assert stored(recipe, "00000.0").attempt == others[1].attempt != others[0].attempt
-    names = [path.name for path in (Path(stage_folder(recipe)) / "data").iterdir()]
+    names = [path.name for path in (Path(round_folder(recipe)) / "data").iterdir()]
     assert names == [f"00000.0-{others[1].attempt}.parquet"]
 
 
@@ -190,20 +190,20 @@ def test_who_dies_between_the_cut_and_its_first_part_has_only_lost_time(
 
 
 def test_who_is_not_wanted_any_more_ends_without_a_trace(recipe: StageRecipe, lake: Lake, step: Any) -> None:
-    step.actions[2] = [lambda: progress.request_drop(stage_folder(recipe), "00000")]
+    step.actions[2] = [lambda: progress.request_drop(round_folder(recipe), "00000")]
     with pytest.raises(InfrastructureError, match="done elsewhere"):
         run_partition(recipe, make_partition(*lake.files))
     assert step.calls == step.calls[:2]
-    assert not [path for path in Path(stage_folder(recipe)).rglob("*") if path.is_file()]
+    assert not [path for path in Path(round_folder(recipe)).rglob("*") if path.is_file()]
 
 
 def test_a_worker_tells_how_far_it_is(recipe: StageRecipe, lake: Lake, step: Any) -> None:
     seen: list[progress.ProgressSnapshot | None] = []
     for call in (1, 3):
-        step.actions[call] = [lambda: seen.append(progress.progress_of(stage_folder(recipe), "00000"))]
+        step.actions[call] = [lambda: seen.append(progress.progress_of(round_folder(recipe), "00000"))]
     run_partition(recipe, make_partition(lake.files[0]))
     assert [(one.rows_done, one.batches) for one in seen if one] == [(0, 0), (sum(step.calls[:2]), 2)]
-    assert progress.progress_of(stage_folder(recipe), "00000") is None
+    assert progress.progress_of(round_folder(recipe), "00000") is None
     assert progress.request_split("elsewhere", "00000", 2) is None
 
 

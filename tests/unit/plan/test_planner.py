@@ -418,7 +418,7 @@ def test_another_table_is_no_plan():
 def test_the_recipe_is_what_the_plan_says():
     made = plan(spec(source={"filter": "n > 1"}, maps=("m:f",), sink={"path": "/out", "compression": "zstd"}))
     recipe = made.recipe(job="j-1", directory="/jobs/j-1", fsync=False, import_paths=["/code"])
-    assert (recipe.job, recipe.plan, recipe.directory, recipe.stage) == ("j-1", made.digest, "/jobs/j-1", 0)
+    assert (recipe.job, recipe.plan, recipe.directory, recipe.round) == ("j-1", made.digest, "/jobs/j-1", 0)
     assert (recipe.columns, recipe.filter, recipe.schema) == (made.source_columns, "n > 1", made.source_schema)
     assert (recipe.maps[0].entrypoint, recipe.compression, recipe.fsync) == ("m:f", "zstd", False)
     assert (recipe.score.features, recipe.score.keep, recipe.score.outputs) == (made.features, made.keep, made.outputs)

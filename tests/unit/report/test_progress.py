@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from pipeline.common.rows import RowCounts
-from pipeline.events import Callback, PartitionEnded, StageStarted, StatusChanged
+from pipeline.events import Callback, PartitionEnded, RoundStarted, StatusChanged
 from pipeline.report.progress import JobWatch, LiveProgress, PlainProgress, Tally, make_progress, show_progress
 
 
@@ -30,7 +30,7 @@ def ended(rows: int, *, rejected: int = 0, outcome: str = "done", reason: str = 
 
 def test_a_tally_counts_what_was_done_in_this_run_for_its_rate() -> None:
     tally = Tally(phase="scoring")
-    tally.begin(StageStarted("j", 0, partitions=4, done=1, rows=4000, rows_done=1000), now=10.0)
+    tally.begin(RoundStarted("j", 0, partitions=4, done=1, rows=4000, rows_done=1000), now=10.0)
     tally.add(ended(1000, rejected=5))
     assert tally.rate(20.0) == 100.0
     assert tally.remaining(20.0) == 20.0
@@ -39,7 +39,7 @@ def test_a_tally_counts_what_was_done_in_this_run_for_its_rate() -> None:
 
 def test_a_split_adds_a_partition_and_a_retry_is_counted() -> None:
     tally = Tally()
-    tally.begin(StageStarted("j", 0, partitions=1, done=0, rows=100, rows_done=0), now=0.0)
+    tally.begin(RoundStarted("j", 0, partitions=1, done=0, rows=100, rows_done=0), now=0.0)
     tally.add(ended(0, outcome="retry"))
     tally.add(ended(0, outcome="split"))
     tally.add(ended(50))
@@ -50,7 +50,7 @@ def test_a_split_adds_a_partition_and_a_retry_is_counted() -> None:
 
 def test_nothing_done_yet_has_no_rate_and_no_end() -> None:
     tally = Tally()
-    tally.begin(StageStarted("j", 0, partitions=1, done=0, rows=100, rows_done=0), now=5.0)
+    tally.begin(RoundStarted("j", 0, partitions=1, done=0, rows=100, rows_done=0), now=5.0)
     assert tally.remaining(5.0) is None
     assert tally.remaining(9.0) is None
     assert Tally().line(0.0).startswith("planned: 100%")
@@ -61,7 +61,7 @@ def plain(partitions: int, rows: int) -> tuple[PlainProgress, Clock, io.StringIO
     progress = PlainProgress(stream=stream, clock=clock)
     progress.on_status(StatusChanged("j", "PLANNED", "PROVISIONING"))
     progress.on_status(StatusChanged("j", "PROVISIONING", "RUNNING"))
-    progress.on_stage(StageStarted("j", 0, partitions, 0, rows, 0))
+    progress.on_round(RoundStarted("j", 0, partitions, 0, rows, 0))
     assert stream.getvalue() == f"starting workers (j)\nscoring: {rows:,} rows in {partitions:,} partitions\n"
     stream.seek(0)
     stream.truncate()
@@ -108,7 +108,7 @@ def live() -> Iterator[tuple[LiveProgress, io.StringIO]]:
 def test_a_live_display_draws_and_goes(live: tuple[LiveProgress, io.StringIO]) -> None:
     progress, stream = live
     progress.on_status(StatusChanged("j", "PROVISIONING", "RUNNING"))
-    progress.on_stage(StageStarted("j", 0, 2, 0, 200, 0))
+    progress.on_round(RoundStarted("j", 0, 2, 0, 200, 0))
     progress.on_partition(ended(100, rejected=3))
     progress.on_partition(ended(0, outcome="retry", reason="[weird] markup"))
     progress.on_status(StatusChanged("j", "RUNNING", "FAILED"))
@@ -146,5 +146,5 @@ def test_a_live_display_is_gone_after_an_error(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_watch_remembers_the_job() -> None:
     watch = JobWatch()
-    watch.on_stage(StageStarted("churn-1", 0, 1, 0, 1, 0))
+    watch.on_round(RoundStarted("churn-1", 0, 1, 0, 1, 0))
     assert watch.job == "churn-1"

@@ -118,7 +118,7 @@ def test_report_of_a_finished_job(tmp_path: Path, directory: JobDirectory, job: 
 
 def test_report_of_an_unfinished_job(directory: JobDirectory, job: SmallJob) -> None:
     write_receipts(directory, job)
-    directory.store.remove("stages/0/receipts/00001.json")
+    directory.store.remove("rounds/0/receipts/00001.json")
     report = make_report(directory)
     assert report.status == "PLANNED"
     assert report.partitions == {"done": 2, "planned": 3}

@@ -95,11 +95,11 @@ def test_a_sound_job_with_rejected_and_filtered_rows(tmp_path: Path, lake: Lake,
 
 def _edit(job: JobDirectory, change: Callable[[Receipt], Receipt], number: int = 0) -> None:
     receipt = job.receipts()[number]
-    job.store.replace(f"stages/0/receipts/{receipt.partition}.json", change(receipt).to_json())
+    job.store.replace(f"rounds/0/receipts/{receipt.partition}.json", change(receipt).to_json())
 
 
 def test_missing_receipt(job: JobDirectory) -> None:
-    job.store.remove(f"stages/0/receipts/{job.receipts()[0].partition}.json")
+    job.store.remove(f"rounds/0/receipts/{job.receipts()[0].partition}.json")
     assert {"partitions", "rows", "manifest"} <= set(failed(verify(job, sample=10, seed=1)))
 
 
@@ -128,7 +128,7 @@ def test_receipt_of_another_model(job: JobDirectory) -> None:
 def test_flipped_bit_in_a_checkpoint(job: JobDirectory) -> None:
     receipt = job.receipts()[0]
     assert receipt.data
-    name = f"stages/0/{receipt.data.name}"
+    name = f"rounds/0/{receipt.data.name}"
     data = bytearray(job.store.read(name))
     data[len(data) // 2] ^= 1
     job.store.replace(name, bytes(data))
@@ -138,7 +138,7 @@ def test_flipped_bit_in_a_checkpoint(job: JobDirectory) -> None:
 def test_missing_checkpoint(job: JobDirectory) -> None:
     receipt = job.receipts()[0]
     assert receipt.data
-    job.store.remove(f"stages/0/{receipt.data.name}")
+    job.store.remove(f"rounds/0/{receipt.data.name}")
     assert "missing" in failed(verify(job, sample=0))["checkpoint"]
 
 
@@ -157,7 +157,7 @@ def test_other_scores_are_found_by_the_sample(job: JobDirectory) -> None:
     """Receipts and checksums agree; only scoring again tells that a score is wrong."""
     receipt = job.receipts()[0]
     assert receipt.data
-    name = f"stages/0/{receipt.data.name}"
+    name = f"rounds/0/{receipt.data.name}"
     table = pq.read_table(job.store.url(name))
     score = pa.array(1 - table.column("churn").to_numpy(), pa.float32())
     pq.write_table(table.set_column(table.schema.get_field_index("churn"), "churn", score), job.store.url(name))
@@ -239,9 +239,9 @@ def test_rows_that_were_rejected_and_came_out_later(tmp_path: Path, lake: Lake, 
 def test_a_row_that_was_tried_again_twice_is_found(tmp_path: Path, lake: Lake, model_path: Path) -> None:
     job = make_job(tmp_path, lake, model_path, contract={"age": {"max": 60}})
     retry_without_contract(job)
-    place = job.store.list("stages/2/receipts")[0]
-    receipt = next(one for one in job.receipts() if one.stage == 2)
+    place = job.store.list("rounds/2/receipts")[0]
+    receipt = next(one for one in job.receipts() if one.round == 2)
     part = receipt.files[0]
     twice = replace(part, row_stop=part.row_stop + 1)
-    job.store.replace(f"stages/2/receipts/{place}", replace(receipt, files=(twice, *receipt.files[1:])).to_json())
+    job.store.replace(f"rounds/2/receipts/{place}", replace(receipt, files=(twice, *receipt.files[1:])).to_json())
     assert "partitions" in failed(verify(job, sample=0))

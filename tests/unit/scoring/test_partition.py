@@ -67,12 +67,12 @@ def make(version: ModelVersion, lake: Lake, tmp_path: Path) -> Callable[..., Sta
 
 def output_of(recipe: StageRecipe, receipt: Receipt) -> pa.Table:
     assert receipt.data is not None
-    return pq.read_table(Path(recipe.directory) / "stages" / "0" / receipt.data.name, page_checksum_verification=True)
+    return pq.read_table(Path(recipe.directory) / "rounds" / "0" / receipt.data.name, page_checksum_verification=True)
 
 
 def files_of(recipe: StageRecipe) -> list[str]:
     root = Path(recipe.directory)
-    return sorted(str(path.relative_to(root / "stages" / "0")) for path in root.rglob("*") if path.is_file())
+    return sorted(str(path.relative_to(root / "rounds" / "0")) for path in root.rglob("*") if path.is_file())
 
 
 @pytest.mark.parametrize("batch_rows", [100, 512, 100_000])
@@ -100,7 +100,7 @@ def test_the_receipt_says_what_is_in_the_files(make: Callable[..., StageRecipe],
     assert [Path(file.path) for file in receipt.files] == list(lake.files)
     assert RowCounts.total(file.rows for file in receipt.files) == receipt.rows
     assert receipt.reasons == {"contract:age:max": bad}
-    root = Path(recipe.directory) / "stages" / "0"
+    root = Path(recipe.directory) / "rounds" / "0"
     assert receipt.data is not None
     assert receipt.rejects is not None
     for file, rows in ((receipt.data, receipt.rows.out), (receipt.rejects, receipt.rows.rejected)):
@@ -119,7 +119,7 @@ def test_rejects_say_where_they_are_from(make: Callable[..., StageRecipe], lake:
     recipe = make(source_rules=(ColumnRule("id", allowed=tuple(i for i in range(lake.rows) if i not in (5, 3007))),))
     receipt = run_partition(recipe, make_partition(*lake.files))
     assert receipt.rejects is not None
-    rejects = pq.read_table(Path(recipe.directory) / "stages" / "0" / receipt.rejects.name)
+    rejects = pq.read_table(Path(recipe.directory) / "rounds" / "0" / receipt.rejects.name)
     assert rejects.column_names == [*COLUMNS, "_file", "_row", "_reason", "_message"]
     rows = rejects.select(["id", "_file", "_row", "_reason"]).to_pylist()
     assert rows == [
@@ -230,7 +230,7 @@ def test_whichever_write_fails_nothing_is_left_and_the_next_try_works(
                 if isinstance(error, DiskFull):
                     assert left == [], f"after write {at}"
                 for name in left:  # the receipt's outcome was unknown, so that the files stay
-                    (Path(recipe.directory) / "stages" / "0" / name).unlink()
+                    (Path(recipe.directory) / "rounds" / "0" / name).unlink()
         at += 1
     assert at > 20
     assert receipt.rows.is_reconciled

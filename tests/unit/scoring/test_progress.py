@@ -12,11 +12,11 @@ from pipeline.testing.processes import wait_until
 
 PROGRAM = """
 import sys
-from pipeline.scoring.progress import look, tracked
-with tracked("stage", "00000", rows=10):
+from pipeline.scoring.progress import progress_of, track_attempt
+with track_attempt("round", "00000", rows=10):
     print("begun", flush=True)
     for line in sys.stdin:
-        sight = look("stage", "00000")
+        sight = progress_of("round", "00000")
         print(sight.seconds, sight.starved, flush=True)
 """
 

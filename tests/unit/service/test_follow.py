@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import DriverLost
-from pipeline.events import Event, PartitionEnded, StageStarted, StatusChanged
+from pipeline.events import Event, PartitionEnded, RoundStarted, StatusChanged
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import FOLDER, Holder, acquire_lease, hold_lease, identify
 from pipeline.jobs.status import Status
@@ -37,11 +37,11 @@ def kinds(events: list[Event]) -> list[str]:
 def test_the_first_look_shows_how_it_stands(job: JobDirectory, small: SmallJob) -> None:
     write_receipt(job, small, small.plan.partitions[0])
     job.set_status(Status.RUNNING)
-    status, stage = Follower(job).poll()
+    status, round = Follower(job).poll()
     assert isinstance(status, StatusChanged)
     assert status.after == "RUNNING"
-    assert isinstance(stage, StageStarted)
-    assert (stage.partitions, stage.done, stage.rows, stage.rows_done) == (3, 1, 75, 30)
+    assert isinstance(round, RoundStarted)
+    assert (round.partitions, round.done, round.rows, round.rows_done) == (3, 1, 75, 30)
 
 
 def test_then_each_thing_is_told_once(job: JobDirectory, small: SmallJob) -> None:
@@ -61,11 +61,11 @@ def test_then_each_thing_is_told_once(job: JobDirectory, small: SmallJob) -> Non
 def test_what_a_stage_counts_is_not_told_again(job: JobDirectory, small: SmallJob) -> None:
     follower = Follower(job)
     list(follower.poll())
-    job.append_event("stage", stage=0, partitions=3, done=0)
+    job.append_event("round_started", round=0, partitions=3, done=0)
     write_receipt(job, small, small.plan.partitions[0])
-    (stage,) = follower.poll()
-    assert isinstance(stage, StageStarted)
-    assert (stage.done, stage.rows_done) == (1, 30)
+    (round,) = follower.poll()
+    assert isinstance(round, RoundStarted)
+    assert (round.done, round.rows_done) == (1, 30)
     write_receipt(job, small, small.plan.partitions[1])
     assert kinds(list(follower.poll())) == ["PartitionEnded"]
 

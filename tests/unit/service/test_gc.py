@@ -93,14 +93,14 @@ def test_age_counts_from_the_last_event() -> None:
 
 def test_a_job_that_runs_keeps_what_may_still_count(directory: JobDirectory, job: SmallJob) -> None:
     write_receipt(directory, job, job.plan.partitions[0])
-    lost = ("stages/0/data/00000-zombie.parquet", "stages/0/rejects/00000-zombie.parquet")
-    kept = ("stages/0/data/00001-zombie.parquet", "stages/0/receipts/.00001.json.x.tmp")
-    litter(directory, *lost, *kept, ".report.json.x.tmp", "stages/0/merged/part-0.parquet")
+    lost = ("rounds/0/data/00000-zombie.parquet", "rounds/0/rejects/00000-zombie.parquet")
+    kept = ("rounds/0/data/00001-zombie.parquet", "rounds/0/receipts/.00001.json.x.tmp")
+    litter(directory, *lost, *kept, ".report.json.x.tmp", "rounds/0/merged/part-0.parquet")
     sweep = sweep_job(directory, now=LATER)
     assert found(directory, delete=True) == {
         **{f"jobs/small-1/{name}": "attempt" for name in lost},
         "jobs/small-1/.report.json.x.tmp": "unfinished",
-        "jobs/small-1/stages/0/merged": "merged",
+        "jobs/small-1/rounds/0/merged": "merged",
     }
     assert sweep.kept.startswith("1 files of partitions without a receipt")
     assert sum(one.bytes for one in sweep.leftovers) == 4 * 5
@@ -116,7 +116,7 @@ def test_a_finished_job_keeps_what_counts_and_loses_the_rest(
 ) -> None:
     finish(directory, job)
     clean = snapshot(tmp_path)
-    litter(directory, "stages/0/data/00001-b.parquet", "stages/0/receipts/.00001.json.x.tmp")
+    litter(directory, "rounds/0/data/00001-b.parquet", "rounds/0/receipts/.00001.json.x.tmp")
     dirty = snapshot(tmp_path)
     assert len(found(directory)) == 2
     assert snapshot(tmp_path) == dirty, "a dry run changes nothing"
@@ -129,25 +129,25 @@ def test_a_finished_job_keeps_what_counts_and_loses_the_rest(
 def test_the_file_of_who_cut_stays_until_the_first_part_has_a_receipt(directory: JobDirectory, job: SmallJob) -> None:
     part = job.plan.partitions[0]
     cut = split_receipt(part.id, (10,), plan=directory.record.plan, model="m", attempt="cutter")
-    directory.store.put_if_absent("stages/0/receipts/00000.json", cut.to_json())
-    mine = [f"stages/0/{kind}/00000-cutter.parquet" for kind in ("data", "rejects")]
-    litter(directory, *mine, "stages/0/data/00000-loser.parquet")
-    assert found(directory) == {"jobs/small-1/stages/0/data/00000-loser.parquet": "attempt"}
+    directory.store.put_if_absent("rounds/0/receipts/00000.json", cut.to_json())
+    mine = [f"rounds/0/{kind}/00000-cutter.parquet" for kind in ("data", "rejects")]
+    litter(directory, *mine, "rounds/0/data/00000-loser.parquet")
+    assert found(directory) == {"jobs/small-1/rounds/0/data/00000-loser.parquet": "attempt"}
     first = split_receipt("00000.0", (5,), plan=directory.record.plan, model="m", attempt="driver")
-    directory.store.put_if_absent("stages/0/receipts/00000.0.json", first.to_json())
+    directory.store.put_if_absent("rounds/0/receipts/00000.0.json", first.to_json())
     assert {f"jobs/small-1/{name}" for name in mine} < set(found(directory))
 
 
 def test_a_split_partition_needs_none_of_its_files(directory: JobDirectory, job: SmallJob) -> None:
     whole = write_receipt(directory, job, job.plan.partitions[0], attempt="whole")
-    directory.store.remove("stages/0/receipts/00000.json")
+    directory.store.remove("rounds/0/receipts/00000.json")
     assert found(directory) == {}
     split = split_receipt("00000", (10,), plan=whole.plan, model="m", attempt="driver")
-    directory.store.put_if_absent("stages/0/receipts/00000.json", split.to_json())
-    litter(directory, "stages/0/data/00000.0-a.parquet")
+    directory.store.put_if_absent("rounds/0/receipts/00000.json", split.to_json())
+    litter(directory, "rounds/0/data/00000.0-a.parquet")
     assert found(directory) == {
-        "jobs/small-1/stages/0/data/00000-whole.parquet": "attempt",
-        "jobs/small-1/stages/0/rejects/00000-whole.parquet": "attempt",
+        "jobs/small-1/rounds/0/data/00000-whole.parquet": "attempt",
+        "jobs/small-1/rounds/0/rejects/00000-whole.parquet": "attempt",
     }
 
 
@@ -170,7 +170,7 @@ def test_folders_beside_the_sink(tmp_path: Path, directory: JobDirectory, job: S
 
 def test_a_driver_at_work_is_left_alone(directory: JobDirectory, job: SmallJob) -> None:
     write_receipts(directory, job)
-    litter(directory, "stages/0/data/00001-b.parquet")
+    litter(directory, "rounds/0/data/00001-b.parquet")
     with hold_lease(directory.store, lease_seconds=0.06):
         sweep = sweep_job(directory, now=LATER, lease_seconds=30, delete=True)
     assert sweep.leftovers == ()
@@ -180,8 +180,8 @@ def test_a_driver_at_work_is_left_alone(directory: JobDirectory, job: SmallJob) 
 
 def test_a_damaged_receipt_stops_the_removal(directory: JobDirectory, job: SmallJob) -> None:
     write_receipts(directory, job)
-    litter(directory, "stages/0/data/00001-b.parquet")
-    directory.store.replace("stages/0/receipts/00001.json", b"{")
+    litter(directory, "rounds/0/data/00001-b.parquet")
+    directory.store.replace("rounds/0/receipts/00001.json", b"{")
     before = snapshot(Path(directory.root))
     sweep = sweep_job(directory, now=LATER, older_than=MONTH, delete=True)
     assert sweep.leftovers == ()
@@ -247,9 +247,9 @@ def test_on_an_object_store(tmp_path: Path) -> None:
     job = small_job(tmp_path / "lake", sink="memory://gc/out")
     directory = JobDirectory.create("memory://gc/jobs", job.plan, job="small-1", now=lambda: NOON)
     finish(directory, job)
-    directory.store.replace("stages/0/data/00001-b.parquet", b"12345")
+    directory.store.replace("rounds/0/data/00001-b.parquet", b"12345")
     (one,) = sweep_job(directory, now=LATER, delete=True).leftovers
-    assert (one.kind, one.path, one.bytes) == ("attempt", "memory://gc/jobs/small-1/stages/0/data/00001-b.parquet", 5)
+    assert (one.kind, one.path, one.bytes) == ("attempt", "memory://gc/jobs/small-1/rounds/0/data/00001-b.parquet", 5)
     (one,) = sweep_job(directory, now=LATER, older_than=MONTH, delete=True).leftovers
     assert one.kind == "job"
     assert one.bytes > 1000
@@ -262,8 +262,8 @@ def test_the_command_shows_first_and_removes_when_told(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     finish(directory, job)
-    litter(directory, "stages/0/data/00001-b.parquet")
-    path = str(Path(directory.root, "stages/0/data/00001-b.parquet"))
+    litter(directory, "rounds/0/data/00001-b.parquet")
+    path = str(Path(directory.root, "rounds/0/data/00001-b.parquet"))
     shown = CliRunner().invoke(main, ["gc", "--directory", "jobs"])
     assert shown.exit_code == 0, shown.output
     assert shown.output.splitlines() == [

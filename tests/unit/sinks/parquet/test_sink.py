@@ -276,7 +276,7 @@ def test_small_files_are_merged(tmp_path: Path, mode: str) -> None:
     assert merged.read().replace_schema_metadata(None).equals(job.expected)
     with (out / result.files[0].name).open("rb") as file:
         assert digest_bytes(file.read()) == result.files[0].sha256
-    assert not directory.store.list_folders("stages/0/merged")
+    assert not directory.store.list_folders("rounds/0/merged")
     assert not publish(manifest, directory).is_new
 
 
