@@ -23,9 +23,7 @@ from pipeline.jobs.lease import LEASE_SECONDS, acquire_lease, hold_lease, wait_u
 from pipeline.jobs.record import CHILDREN
 from pipeline.jobs.rounds import FOLDER, plan_path
 from pipeline.jobs.splits import files_of_cutters
-from pipeline.sinks import read_published
-from pipeline.sinks.parquet import sink as leftovers
-from pipeline.sinks.parquet import swap
+from pipeline.sinks import leftovers, read_published, remove_leftover
 from pipeline.storage.local import LocalStore
 from pipeline.storage.store import Store, open_store
 from pipeline.storage.urls import is_unfinished, storage_errors, unique_name
@@ -128,7 +126,7 @@ def sweep_job(
             found = _find(job, now=now, older_than=older_than)
             for one in found.leftovers:
                 if one.kind != "job":
-                    _remove(job.store, one)
+                    _remove(job, one)
         if any(one.kind == "job" for one in found.leftovers):
             # Taken, but without a heartbeat, which would make the folder again.
             acquire_lease(job.store, lease_seconds=lease_seconds)
@@ -178,7 +176,7 @@ def _find(job: JobDirectory, *, now: datetime, older_than: timedelta | None) -> 
     is_finished = job.is_ended
     attempts, unsettled = _attempts(job, is_finished=is_finished)
     found = [*attempts, *_unfinished(job, is_finished=is_finished), *_merged(job), *_unopened(job)]
-    asides = [Leftover("aside", str(path), _folder_bytes(LocalStore(path))) for path in leftovers.find_asides(job)]
+    asides = [Leftover("aside", path, _folder_bytes(open_store(path))) for path in leftovers(job)]
     kept = f"{unsettled} files of partitions without a receipt: resume the job, then gc again" if unsettled else ""
     if older_than is not None and is_old(job.events(), now=now, age=older_than):
         kept = _why_whole_job_stays(job) or ""
@@ -262,13 +260,13 @@ def _merged(job: JobDirectory) -> Iterator[Leftover]:
             yield Leftover("merged", job.store.url(name), _folder_bytes(job.store, name), name)
 
 
-def _remove(store: Store, leftover: Leftover) -> None:
+def _remove(job: JobDirectory, leftover: Leftover) -> None:
     if leftover.kind == "aside":
-        swap.remove_aside(Path(leftover.path))
+        remove_leftover(job, leftover.path)
     elif leftover.kind == "merged":
-        store.remove_folder(leftover.name)
+        job.store.remove_folder(leftover.name)
     else:
-        store.remove(leftover.name)
+        job.store.remove(leftover.name)
 
 
 def _file_bytes(store: Store, name: str) -> int:

@@ -67,6 +67,12 @@ class SinkAdapter(Protocol):
     def read_published(self, manifest: Manifest, directory: JobDirectory) -> SinkContents | None:
         """See `read_published`."""
 
+    def leftovers(self, directory: JobDirectory) -> tuple[str, ...]:
+        """See `leftovers`."""
+
+    def remove_leftover(self, path: str) -> None:
+        """Remove one of `leftovers`."""
+
 
 @runtime_checkable
 class IncrementalSink(Protocol):
@@ -164,3 +170,16 @@ def publish(manifest: Manifest, directory: JobDirectory) -> SinkContents:
 def read_published(manifest: Manifest, directory: JobDirectory) -> SinkContents | None:
     """What the job's sink holds of a manifest; None when it was not published."""
     return find_sink(directory.plan.spec.sink.format).read_published(manifest, directory)
+
+
+def leftovers(directory: JobDirectory) -> tuple[str, ...]:
+    """List the folders outside the job directory that interrupted publishing of the job left behind.
+
+    :returns: local paths or URLs of folders that hold nothing but output. No reader counts them.
+    """
+    return find_sink(directory.plan.spec.sink.format).leftovers(directory)
+
+
+def remove_leftover(directory: JobDirectory, path: str) -> None:
+    """Remove one of the `leftovers` of a job."""
+    find_sink(directory.plan.spec.sink.format).remove_leftover(path)

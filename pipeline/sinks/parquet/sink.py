@@ -99,6 +99,19 @@ class ParquetSink:
             return SinkContents(path, (), 0, 0, is_new=False)
         return _find(layout.read_state(self._open(real_place(path))), manifest, path=path)
 
+    def leftovers(self, directory: JobDirectory) -> tuple[str, ...]:
+        """List the staging folders beside the sink; see `pipeline.sinks.leftovers`."""
+        path = directory.resolve(directory.plan.spec.sink.path)
+        if not is_local_path(path):
+            return ()
+        folder = Path(real_place(path))
+        asides = (aside for number in directory.manifests() for aside in _asides(folder, directory.job, number))
+        return tuple(str(aside) for aside in asides if _is_output(aside, job=directory.job))
+
+    def remove_leftover(self, path: str) -> None:
+        """Remove a staging folder."""
+        swap.remove_aside(Path(path))
+
     def publish(self, manifest: Manifest, directory: JobDirectory) -> SinkContents:
         """Publish once; see `pipeline.sinks.publish`."""
         sink = directory.plan.spec.sink
@@ -397,16 +410,6 @@ def _read(store: Store, name: str) -> bytes | None:
         return store.read(name)
     except FileNotFoundError:
         return None
-
-
-def find_asides(directory: JobDirectory) -> tuple[Path, ...]:
-    """The folders that attempts to publish any manifest of the job left, those apart that hold something else too."""
-    path = directory.resolve(directory.plan.spec.sink.path)
-    if not is_local_path(path):
-        return ()
-    place = Path(real_place(path))
-    found = (aside for number in directory.manifests() for aside in _asides(place, directory.job, number))
-    return tuple(aside for aside in found if _is_output(aside, job=directory.job))
 
 
 def _asides(place: Path, job: str, number: int) -> list[Path]:
