@@ -2,7 +2,7 @@
 
 What an end means is decided in `pipeline.execution.failures`, who is to blame for a worker's death in
 `pipeline.execution.worker_events`, and whether the cluster is alive in `pipeline.execution.health`; this module carries
-it out. Its facts about Dask are in ``docs/design/dask.md``.
+it out. The facts about Dask are in ``docs/design/``.
 """
 
 from __future__ import annotations

@@ -260,6 +260,21 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
+NOTES = sorted(DOCS.glob("design/[0-9]*.md"))
+
+
+@pytest.mark.parametrize("note", NOTES, ids=lambda path: path.name)
+def test_design_notes_have_the_same_headings_and_name_tests(note: Path) -> None:
+    text = note.read_text(encoding="utf-8")
+    expected = ["Problem", "Decision", "Alternatives considered", "Caveats", "How it is tested"]
+    assert [title for title in re.findall(r"^## (.*)$", text, re.MULTILINE) if title in expected] == expected
+    assert "](../../tests/" in section(text, "## How it is tested")
+
+
+def test_design_notes_are_listed() -> None:
+    assert re.findall(r"\]\((\d+-[\w-]+\.md)\)", read("docs/design/README.md")) == [path.name for path in NOTES]
+
+
 def layers() -> dict[str, int]:
     """Package or module -> its layer in the table of docs/concepts.md."""
     table = section(read("docs/concepts.md"), "## Modules")

@@ -43,7 +43,7 @@ DASK_CONFIG: dict[str, Any] = {
     "distributed.worker.memory.terminate": 0.92,
     "distributed.comm.timeouts.connect": "30s",
 }
-"""What a cluster started here runs with, and why: the measurements in ``docs/design/dask.md``."""
+"""What a cluster started here runs with, and why: the measurements in ``docs/design/001-one-task-a-partition.md``."""
 
 
 class ClusterAdapter(Protocol):

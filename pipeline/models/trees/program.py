@@ -1,5 +1,5 @@
 # ruff: noqa: PLR0917 - compiled functions take their arguments by position
-"""Turns tree tables into the flat program that the kernels run. What each step is for: ``docs/design/tree-engine.md``.
+"""Turn tree tables into the flat program that the kernels run (``docs/design/008-tree-engine.md``).
 
 A *row of bits* holds one bit for each row of a block. Rows of bits are numbered: ``ZEROS``, ``ONES``, ``TRASH`` (where
 unused results go), ``RUNNING`` (a running "or"), then the tests, then scratch for interior nodes, then the ranks.
