@@ -92,13 +92,13 @@ def make_plan(count: int, fragments: int) -> Any:
 def drive_ours(client: Any, count: int, fragments: int) -> float:
     """CPU seconds of planning, which are not counted."""
     from pipeline.execution.dispatcher import Dispatcher
-    from pipeline.execution.tasks import make_tasks, read_receipt
+    from pipeline.execution.tasks import decode_receipt, make_tasks
     from pipeline.jobs.receipts import SpooledReceipts
 
     plan = make_plan(count, fragments)
     recipe, versions = plan.recipe(job="benchmark", directory="/nowhere"), plan.versions
     before = time.process_time()
-    dispatcher = Dispatcher(client, submit=lambda some: make_tasks(recipe, some, versions), read=read_receipt)
+    dispatcher = Dispatcher(client, submit=lambda some: make_tasks(recipe, some, versions), read=decode_receipt)
     receipts = SpooledReceipts(dispatcher.run(plan.partitions))
     assert len(receipts) == count
     return before

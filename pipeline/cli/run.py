@@ -25,6 +25,7 @@ from pipeline.cli.options import (
 )
 from pipeline.common.imports import frozen_imports
 from pipeline.errors import PipelineError, SpecError
+from pipeline.jobs import layout
 
 if TYPE_CHECKING:
     from pipeline.events import Callback
@@ -136,7 +137,7 @@ def _is_job_directory(target: str) -> bool:
     path = Path(target).expanduser()
     if "://" in target or not path.is_dir():
         return False
-    if (path / "job.json").is_file():
+    if (path / layout.JOB_FILE).is_file():
         return True
     spec = path / "job.yaml"
     raise SpecError(

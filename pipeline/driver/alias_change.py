@@ -8,8 +8,9 @@ from functools import cached_property
 
 from pipeline.common.units import iso_time, utc_now
 from pipeline.driver.prepare import check_output, draft, resolve_model
+from pipeline.jobs import layout
 from pipeline.jobs.cancellation import Stop, StopReason
-from pipeline.jobs.directory import JOB_FILE, JobDirectory
+from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import Lease
 from pipeline.jobs.ledger import Ledger
 from pipeline.jobs.record import check_job_id
@@ -146,7 +147,7 @@ def pinned_version(spec: JobSpec, *, job: str | None, settings: Settings) -> Mod
     if job is None or not ModelRef(reference).alias:
         return None
     store = open_store(f"{settings.directory}/{check_job_id(job)}", private=True, fsync=settings.fsync)
-    if not store.exists(JOB_FILE):
+    if not store.exists(layout.JOB_FILE):
         return None
     plan = JobDirectory.open(store.root, store=store).plan
     return plan.model if plan.spec.score.model == reference else None

@@ -26,7 +26,7 @@ from pipeline.execution.dispatcher import Dispatcher
 from pipeline.execution.health import DispatchPolicy
 from pipeline.execution.rebalancing import Mitigation, StragglerMitigator
 from pipeline.execution.task_set import TaskSet
-from pipeline.execution.tasks import read_receipt
+from pipeline.execution.tasks import decode_receipt
 from pipeline.execution.worker_events import SharedClusterState
 from pipeline.jobs.cancellation import Stop, StopReason, stop_checks
 from pipeline.jobs.directory import JobDirectory
@@ -76,7 +76,7 @@ class Driver:
 
     def drive(self) -> Report:
         """Score what is left, decide, commit, publish."""
-        self._read_receipts()
+        self._decode_receipts()
         self.model.follow(self.ledger)
         while todo := self._todo():
             self._score(todo)
@@ -108,7 +108,7 @@ class Driver:
     def probe(self, partitions: Sequence[Partition]) -> None:
         """Score those of ``partitions`` that are left."""
         self.model.is_paused = True
-        self._read_receipts()
+        self._decode_receipts()
         wanted = {partition.id for partition in partitions}
         todo = tuple(partition for partition in self._todo() if partition.id in wanted)
         if todo:
@@ -137,7 +137,7 @@ class Driver:
         except Exception:
             logger.exception("the end of job %s could not be recorded", self.job.job)
 
-    def _read_receipts(self) -> None:
+    def _decode_receipts(self) -> None:
         self.receipts = SpooledReceipts(self.job.each_receipt())
 
     def _todo(self) -> tuple[Partition, ...]:
@@ -196,7 +196,7 @@ class Driver:
         return Dispatcher(
             client,
             submit=task_set.submit,
-            read=read_receipt,
+            read=decode_receipt,
             isolate=task_set.isolate,
             split=task_set.split,
             relief=self._relief(client),

@@ -20,6 +20,7 @@ from pipeline.execution.attempts import AttemptResult, SplitResult
 from pipeline.execution.rebalancing import Mitigation, StragglerMitigator
 from pipeline.execution.tasks import make_tasks
 from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.layout import receipt_path
 from pipeline.jobs.receipts import Receipt
 from pipeline.jobs.rounds import Round
 from pipeline.jobs.splits import SPLIT_FLOOR_ROWS, even_cuts, parts_of, split_receipt
@@ -114,22 +115,18 @@ def put_split(job: JobDirectory, of: Round, partition: Partition, cuts: Sequence
     made = split_receipt(
         partition.id, cuts, plan=of.digest, model=of.plan.model.digest, attempt=unique_name(), round=of.number
     )
-    if job.store.put_if_absent(_place(of, partition.id), made.to_json()):
+    if job.store.put_if_absent(receipt_path(of.number, partition.id), made.to_json()):
         return made
     return read_receipt(job, of, partition.id) or made
 
 
 def read_receipt(job: JobDirectory, of: Round, partition: str) -> Receipt | None:
     """The receipt of a partition of a round; None while it has none."""
-    place = _place(of, partition)
+    path = receipt_path(of.number, partition)
     try:
-        return Receipt.from_json(job.store.read(place), where=job.store.url(place))
+        return Receipt.from_json(job.store.read(path), where=job.store.url(path))
     except FileNotFoundError:
         return None
-
-
-def _place(of: Round, partition: str) -> str:
-    return f"rounds/{of.number}/receipts/{partition}.json"
 
 
 logger = logging.getLogger(__name__)

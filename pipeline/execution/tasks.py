@@ -85,7 +85,7 @@ def partition_receipt(
         raise _ready_to_travel(error) from None
 
 
-def read_receipt(result: str) -> Receipt:
+def decode_receipt(result: str) -> Receipt:
     """The receipt that a task of `make_tasks` returned."""
     return Receipt.from_json(result.encode(), where="the result of a task")
 

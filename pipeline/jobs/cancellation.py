@@ -27,13 +27,13 @@ from types import FrameType
 
 from pipeline.common.units import iso_time, utc_now
 from pipeline.errors import Cancelled, Interrupted, JobLocked, ModelChanged, PipelineError
+from pipeline.jobs import layout
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import LEASE_SECONDS, highest_epoch, hold_lease
 from pipeline.jobs.status import Status
 from pipeline.storage.store import Store
 
 logger = logging.getLogger(__name__)
-FOLDER = "cancel"
 LOCAL_SECONDS = 1.0
 """Seconds between two looks for a request on a file system."""
 REMOTE_SECONDS = 5.0
@@ -104,7 +104,7 @@ def cancel_job(
         return CancelOutcome.ENDED
     request = CancelRequest(highest_epoch(job.store), iso_time(utc_now()), who(), now, reason)
     # Before the look at the lease: a driver that lives finds it, however that look turns out.
-    job.store.replace(f"{FOLDER}/{request.epoch}.json", request.to_json())
+    job.store.replace(layout.cancel_path(request.epoch), request.to_json())
     try:
         with hold_lease(job.store, lease_seconds=lease_seconds):
             status = job.status()
@@ -120,14 +120,14 @@ def cancel_job(
         epoch = highest_epoch(job.store)
         if epoch != request.epoch:
             moved = CancelRequest(epoch, request.time, request.by, now, reason)
-            job.store.replace(f"{FOLDER}/{epoch}.json", moved.to_json())
+            job.store.replace(layout.cancel_path(epoch), moved.to_json())
         return CancelOutcome.ASKED
 
 
 def find_request(store: Store, epoch: int) -> CancelRequest | None:
     """What the driver that holds ``epoch`` was asked; None when it was not."""
     try:
-        return CancelRequest.from_json(store.read(f"{FOLDER}/{epoch}.json"), epoch=epoch)
+        return CancelRequest.from_json(store.read(layout.cancel_path(epoch)), epoch=epoch)
     except FileNotFoundError:
         return None
 

@@ -23,11 +23,11 @@ from pipeline.errors import (
     StorageError,
 )
 from pipeline.events import StatusChanged
+from pipeline.jobs import layout
 from pipeline.jobs.ledger import Ledger
 from pipeline.jobs.manifest import Manifest, make_manifest
 from pipeline.jobs.receipts import Receipt
 from pipeline.jobs.record import (
-    CHILDREN,
     JobRecord,
     check_job_id,
     check_owner,
@@ -54,13 +54,6 @@ __all__ = [
     "check_owner",
     "new_job_id",
 ]
-
-JOB_FILE = "job.json"
-SPEC_FILE = "spec.yaml"
-EVENTS_FILE = "events.jsonl"
-REPORT_FILE = "report.json"
-SUBMISSIONS = "submissions"
-"""Folder of `pipeline.service.queue`."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +119,7 @@ class JobDirectory:
         store.check_conditional_writes()
         store.put_if_absent(PLAN_FILE, plan_bytes(plan))
         children, plan = plan.children, same_work(read_plan(store), plan, store=store)
-        store.put_if_absent(SPEC_FILE, plan.spec.to_yaml().encode())
+        store.put_if_absent(layout.SPEC_FILE, plan.spec.to_yaml().encode())
         record = record_of(
             plan,
             job=job,
@@ -137,12 +130,12 @@ class JobDirectory:
         )
         for child in children or plan.children:
             # Before the job itself, whose presence means that all of it is there.
-            place = open_store(store.url(f"{CHILDREN}/{child.slug}"), private=True, fsync=fsync)
+            place = open_store(store.url(layout.child_folder(child.slug)), private=True, fsync=fsync)
             JobDirectory.create(
                 "", child.planned, job=child_id(job, child.slug), store=place, parent=record,
                 working_directory=record.working_directory, import_paths=import_paths, fsync=fsync, now=now,
             )  # fmt: skip
-        if store.put_if_absent(JOB_FILE, record.to_json()):
+        if store.put_if_absent(layout.JOB_FILE, record.to_json()):
             directory = JobDirectory(store, record, plan=plan, fsync=fsync, now=now)
             directory.append_event("status", before="", after=str(first), reason=reason)
             return directory
@@ -160,7 +153,7 @@ class JobDirectory:
         store = store or open_store(root, private=True, fsync=fsync)
         check_owner(store)
         try:
-            record = JobRecord.from_json(store.read(JOB_FILE), where=store.url(JOB_FILE))
+            record = JobRecord.from_json(store.read(layout.JOB_FILE), where=store.url(layout.JOB_FILE))
         except FileNotFoundError:
             raise StateCorrupt(
                 "that is no job directory",
@@ -176,7 +169,7 @@ class JobDirectory:
         fsync, now = options.get("fsync", True), options.get("now", utc_now)
         store = options.pop("store", None)
         store = store or open_store(f"{os.fspath(root)}/{check_job_id(job)}", private=True, fsync=fsync)
-        if store.exists(JOB_FILE):
+        if store.exists(layout.JOB_FILE):
             return JobDirectory.open(store.root, store=store, fsync=fsync, now=now).check_plan(plan)
         return JobDirectory.create(root, plan, job=job, store=store, **options)
 
@@ -251,7 +244,7 @@ class JobDirectory:
         """The jobs of a fan-out, in the order of their values."""
         if not self.record.children:
             return ()
-        places = (self.store.url(f"{CHILDREN}/{child.slug}") for child in self.plan.children)
+        places = (self.store.url(layout.child_folder(child.slug)) for child in self.plan.children)
         return tuple(JobDirectory.open(place, fsync=self.fsync, now=self._now) for place in places)
 
     @property
@@ -275,14 +268,14 @@ class JobDirectory:
     def append_event(self, event: str, **fields: Any) -> None:
         """Add one line to ``events.jsonl``."""
         self.store.append(
-            EVENTS_FILE,
+            layout.EVENTS_FILE,
             json.dumps({"time": iso_time(self._now()), "event": event, **redact_values(fields)}, default=str),
         )
 
     def events(self) -> list[dict[str, Any]]:
         """All events, oldest first. Lines that a crash cut short are left out."""
         try:
-            text = self.store.read(EVENTS_FILE).decode(errors="replace")
+            text = self.store.read(layout.EVENTS_FILE).decode(errors="replace")
         except FileNotFoundError:
             return []
         return [event for line in text.split("\n") if (event := parse_event(line)) is not None]
@@ -293,7 +286,7 @@ class JobDirectory:
             if event["event"] == "status" and event.get("after") in Status.__members__:
                 return Status(event["after"])
         # A crash may have come between the job and its first event.
-        return Status.QUEUED if self.store.list(SUBMISSIONS) else Status.PLANNED
+        return Status.QUEUED if self.store.list(layout.SUBMISSIONS) else Status.PLANNED
 
     def set_status(self, after: Status, *, reason: str = "") -> StatusChanged:
         """Write the next status.
@@ -326,8 +319,7 @@ class JobDirectory:
 
     def manifests(self) -> list[int]:
         """Numbers of the manifests that were committed, ascending."""
-        names = (name.removesuffix(".json") for name in self.store.list("manifests") if name.endswith(".json"))
-        return sorted(int(name) for name in names if name.isdigit())
+        return layout.numbers_of(self.store.list(layout.MANIFESTS))
 
     def manifest(self, number: int | None = None) -> Manifest | None:
         """The manifest with that number, or the last one; None when there is none."""
@@ -335,7 +327,7 @@ class JobDirectory:
         number = number if number is not None else (numbers[-1] if numbers else None)
         if number not in numbers:
             return None
-        name = f"manifests/{number}.json"
+        name = layout.manifest_path(number)
         return Manifest.from_json(self.store.read(name), where=self.store.url(name))
 
     def next_manifest(self, ledger: Ledger) -> Manifest:
@@ -357,7 +349,7 @@ class JobDirectory:
         :raises OutputConflict: when the number is taken by other content: another driver commits to this job.
         :raises StorageError: when the outcome is unknown; nothing may be deleted, and resume finds out.
         """
-        name = f"manifests/{manifest.number}.json"
+        name = layout.manifest_path(manifest.number)
         try:
             if self.store.put_if_absent(name, manifest.to_json()):
                 return Committed(manifest, landed=True)
@@ -383,12 +375,14 @@ class JobDirectory:
 
     def write_report(self, report: dict[str, Any]) -> None:
         """Set ``report.json``."""
-        self.store.replace(REPORT_FILE, json.dumps(redact_values(report), indent=1, default=str).encode() + b"\n")
+        self.store.replace(
+            layout.REPORT_FILE, json.dumps(redact_values(report), indent=1, default=str).encode() + b"\n"
+        )
 
     def read_report(self) -> dict[str, Any] | None:
         """``report.json``; None when there is none (it can be made again from the receipts)."""
         try:
-            report = json.loads(self.store.read(REPORT_FILE))
+            report = json.loads(self.store.read(layout.REPORT_FILE))
         except (FileNotFoundError, ValueError):
             return None
         return report if isinstance(report, dict) else None

@@ -10,9 +10,8 @@ from typing import Any
 from pipeline.common.rows import RowCounts
 from pipeline.common.units import iso_time, utc_now
 from pipeline.errors import ReconciliationFailed, StateCorrupt
+from pipeline.jobs import layout
 from pipeline.jobs.directory import JobDirectory
-
-FOLDER = "commits"
 
 
 @dataclass(frozen=True)
@@ -65,11 +64,10 @@ class FanOutCommit:
 
 def last_commit(job: JobDirectory) -> FanOutCommit | None:
     """The last one of a fan-out; None when there is none."""
-    names = [name.removesuffix(".json") for name in job.store.list(FOLDER) if name.endswith(".json")]
-    numbers = sorted(int(name) for name in names if name.isdigit())
+    numbers = layout.numbers_of(job.store.list(layout.COMMITS))
     if not numbers:
         return None
-    name = f"{FOLDER}/{numbers[-1]}.json"
+    name = layout.commit_path(numbers[-1])
     return FanOutCommit.from_json(job.store.read(name), where=job.store.url(name))
 
 
@@ -99,7 +97,7 @@ def commit_fan_out(job: JobDirectory, children: Sequence[JobDirectory]) -> FanOu
     if last is not None and last.children == tuple(parts):
         return last
     made = FanOutCommit(last.number + 1 if last else 1, job.job, rows, tuple(parts), iso_time(utc_now()))
-    name = f"{FOLDER}/{made.number}.json"
+    name = layout.commit_path(made.number)
     if job.store.put_if_absent(name, made.to_json()):
         return made
     return FanOutCommit.from_json(job.store.read(name), where=job.store.url(name))

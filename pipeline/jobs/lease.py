@@ -27,11 +27,11 @@ from enum import StrEnum
 from pathlib import Path
 
 from pipeline.errors import Fenced, JobLocked, PipelineError, StorageError
+from pipeline.jobs import layout
 from pipeline.storage.store import Store
 from pipeline.storage.urls import unique_name
 
 logger = logging.getLogger(__name__)
-FOLDER = "lease"
 LEASE_SECONDS = 30.0
 BEATS = 6
 """Heartbeats in the time after which a silent lease is stale."""
@@ -128,14 +128,13 @@ def read_lease(store: Store) -> LeaseSnapshot:
     epoch = highest_epoch(store)
     if epoch == 0:
         return LeaseSnapshot(0)
-    holder, beat = _read(store, f"{FOLDER}/{epoch}.json"), _read(store, f"{FOLDER}/{epoch}.beat")
+    holder, beat = _read(store, layout.lease_path(epoch)), _read(store, layout.heartbeat_path(epoch))
     return LeaseSnapshot(epoch, Holder.from_json(holder), beat.decode(errors="replace").strip())
 
 
 def highest_epoch(store: Store) -> int:
     """The epoch that holds the job; 0 when nobody ever took it."""
-    numbers = (name.removesuffix(".json") for name in store.list(FOLDER) if name.endswith(".json"))
-    return max((int(number) for number in numbers if number.isdigit()), default=0)
+    return max(layout.numbers_of(store.list(layout.LEASES)), default=0)
 
 
 def has_ended(holder: Holder | None) -> bool:
@@ -212,10 +211,10 @@ class Lease:
         if there <= self.epoch:
             return None
         self.is_lost = True
-        other = Holder.from_json(_read(self.store, f"{FOLDER}/{there}.json"))
+        other = Holder.from_json(_read(self.store, layout.lease_path(there)))
         return Fenced(
             "another driver has taken this job over; nothing more was written",
-            where=self.store.url(f"{FOLDER}/{there}.json"),
+            where=self.store.url(layout.lease_path(there)),
             found=f"epoch {there}, {other or 'by an unknown process'}",
             expected=f"epoch {self.epoch}, which this driver took; it was silent for {self.holder.lease_seconds:g} s",
             next_step=f"nothing: the other driver goes on; python -m pipeline status {_job(self.store)}",
@@ -247,7 +246,7 @@ class Lease:
             logger.warning("the lease of %s could not be released: %s", self.store.root, error)
 
     def _say(self, what: str) -> None:
-        self.store.replace(f"{FOLDER}/{self.epoch}.beat", f"{self.holder.name} {what}\n".encode())
+        self.store.replace(layout.heartbeat_path(self.epoch), f"{self.holder.name} {what}\n".encode())
 
 
 def wait_until_free(
@@ -308,7 +307,7 @@ def acquire_lease(
         lease_seconds=lease_seconds,
     )
     lease = Lease(store, holder, verdict)
-    if not store.put_if_absent(f"{FOLDER}/{holder.epoch}.json", holder.to_json()) or lease.fenced():
+    if not store.put_if_absent(layout.lease_path(holder.epoch), holder.to_json()) or lease.fenced():
         # Somebody was faster by a moment, and is at work.
         raise _locked(store, read_lease(store))
     lease.beat()
@@ -346,7 +345,7 @@ def _locked(store: Store, sight: LeaseSnapshot) -> JobLocked:
     stop = f", or end it there (kill {holder.pid})," if holder else ""
     return JobLocked(
         "another driver is at work on this job",
-        where=store.url(f"{FOLDER}/{sight.epoch}.json"),
+        where=store.url(layout.lease_path(sight.epoch)),
         found=str(holder or "an unknown process"),
         expected="no other driver",
         next_step=f"watch it with python -m pipeline status {job}{stop} and then: python -m pipeline resume {job}",

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from pipeline.common.rows import InputFile, RejectedFile, RowCounts
+from pipeline.jobs import layout
 from pipeline.jobs.receipts import Receipt, Receipts, ReceiptView, Totals
 from pipeline.jobs.rounds import Round, model_details
 from pipeline.jobs.splits import current_partitions, partition_key
@@ -213,9 +214,9 @@ class Ledger:
 def is_rejects(path: str) -> bool:
     """Whether the path of a fragment is that of a file of rejects: relative to the job directory, where those of input
     files are absolute."""
-    return path.startswith("rounds/")
+    return path.startswith(f"{layout.ROUNDS}/")
 
 
 def rejects_path(receipt: Receipt) -> str:
     """Where its file of rejects is in the job directory; empty when it has none."""
-    return f"rounds/{receipt.round}/{receipt.rejects.name}" if receipt.rejects else ""
+    return layout.round_file(receipt.round, receipt.rejects.name) if receipt.rejects else ""

@@ -12,7 +12,8 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from pipeline.errors import PipelineError, SpecError
-from pipeline.jobs.directory import JOB_FILE, JobDirectory
+from pipeline.jobs import layout
+from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.record import JobRecord
 from pipeline.jobs.status import Status
 from pipeline.storage.store import open_store
@@ -106,7 +107,7 @@ def _summary(job: JobDirectory) -> JobSummary:
     elif children:
         done = sum(child.done for child in children)
     else:
-        done = len(job.store.list("rounds/0/receipts"))
+        done = len(job.store.list(layout.receipts_folder(0)))
     return JobSummary(job.record, status, job.root, children, min(done, job.record.partitions))
 
 
@@ -129,7 +130,7 @@ def find_job(root: str | os.PathLike[str], name: str) -> JobDirectory:
 
     :raises SpecError: when there is none, or more than one.
     """
-    if "/" in name or open_store(os.fspath(name) if name not in (LAST, "") else ".").exists(JOB_FILE):
+    if "/" in name or open_store(os.fspath(name) if name not in (LAST, "") else ".").exists(layout.JOB_FILE):
         return JobDirectory.open(name)
     folders = _folders(root)
     if name in folders:
@@ -183,7 +184,7 @@ def _directories(root: str | os.PathLike[str], folders: Sequence[str]) -> list[J
 def _open(place: str) -> JobDirectory | None:
     store = open_store(place, private=True)
     try:
-        return JobDirectory.open(store.root, store=store) if store.exists(JOB_FILE) else None
+        return JobDirectory.open(store.root, store=store) if store.exists(layout.JOB_FILE) else None
     except PipelineError as error:
         logger.warning("left out %s: %s", store.root, error.message)
         return None

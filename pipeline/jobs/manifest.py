@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.common.rows import RowCounts
 from pipeline.errors import ReconciliationFailed, StateCorrupt
+from pipeline.jobs import layout
 from pipeline.jobs.ledger import Ledger
 from pipeline.jobs.receipts import DataFile, Receipt
 from pipeline.jobs.rounds import model_details
@@ -33,7 +34,7 @@ class ManifestFile:
     @property
     def round(self) -> int:
         """Number of the round it was written in."""
-        return int(self.name.split("/")[1])
+        return layout.round_of(self.name)
 
 
 @dataclass(frozen=True)
@@ -183,4 +184,6 @@ def reconcile(rows: RowCounts, *, files: Iterable[ManifestFile], rejects: Iterab
 
 
 def _file(receipt: Receipt, file: DataFile) -> ManifestFile:
-    return ManifestFile(receipt.partition, f"rounds/{receipt.round}/{file.name}", file.rows, file.bytes, file.sha256)
+    return ManifestFile(
+        receipt.partition, layout.round_file(receipt.round, file.name), file.rows, file.bytes, file.sha256
+    )

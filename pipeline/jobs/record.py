@@ -15,8 +15,6 @@ from pipeline.plan.plan import Plan
 from pipeline.storage.store import Store
 
 _JOB_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
-CHILDREN = "children"
-"""Folder of a fan-out's job directory, in which those of its children lie."""
 
 
 def new_job_id(name: str, *, now: datetime, entropy: str) -> str:

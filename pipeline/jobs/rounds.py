@@ -15,13 +15,13 @@ from functools import cached_property
 
 from pipeline.common.rows import RejectedFile
 from pipeline.errors import Fenced, StateCorrupt
+from pipeline.jobs import layout
 from pipeline.jobs.receipts import Receipt
 from pipeline.plan.plan import Plan
 from pipeline.plan.table import plan_bytes, read_plan, rejected_file
 from pipeline.storage.local import LocalStore
 from pipeline.storage.store import Store
 
-FOLDER = "rounds"
 RETRY = "retry"
 ALIAS_CHANGE = "alias change"
 FILES_REJECTED = "files rejected"
@@ -168,7 +168,7 @@ def put_round(store: Store, record: RoundRecord, plan: Plan) -> Round:
     :raises Fenced: when another driver has opened a round of that number.
     """
     store.put_if_absent(plan_path(record), plan_bytes(plan))
-    place = f"{FOLDER}/{record.round}.json"
+    place = layout.round_record_path(record.round)
     data = record.to_json()
     if not store.put_if_absent(place, data) and store.read(place) != data:
         raise Fenced(
@@ -186,12 +186,11 @@ def read_rounds(store: Store, first: Round, *, known: Mapping[int, Round]) -> tu
     :param known: rounds that were read before.
     :raises StateCorrupt: for a record that is damaged or missing.
     """
-    names = (name.removesuffix(".json") for name in store.list(FOLDER) if name.endswith(".json"))
-    numbers = sorted(int(name) for name in names if name.isdigit())
+    numbers = layout.numbers_of(store.list(layout.ROUNDS))
     if numbers != list(range(1, len(numbers) + 1)):
         raise StateCorrupt(
             "the record of a round is missing",
-            where=store.url(FOLDER),
+            where=store.url(layout.ROUNDS),
             found=", ".join(map(str, numbers)),
             expected=", ".join(map(str, range(1, max(numbers) + 1))),
             next_step="restore the file",
@@ -200,7 +199,7 @@ def read_rounds(store: Store, first: Round, *, known: Mapping[int, Round]) -> tu
 
 
 def _read_round(store: Store, number: int) -> Round:
-    place = f"{FOLDER}/{number}.json"
+    place = layout.round_record_path(number)
     record = RoundRecord.from_json(store.read(place), where=store.url(place))
 
     def load() -> Plan:
@@ -223,7 +222,7 @@ def read_receipts(store: Store, of: Round) -> Iterator[Receipt]:
 
     :raises StateCorrupt: for one that is damaged, misnamed or of another plan.
     """
-    folder = f"rounds/{of.number}/receipts"
+    folder = layout.receipts_folder(of.number)
     paths = [f"{folder}/{name}" for name in store.list(folder) if name.endswith(".json")]
     if isinstance(store, LocalStore):
         yield from (_read_receipt(store, path, of) for path in paths)
@@ -248,5 +247,5 @@ def _read_receipt(store: Store, path: str, of: Round) -> Receipt:
 
 
 def plan_path(record: RoundRecord) -> str:
-    """Where the plan of a round is in the job directory."""
-    return f"{FOLDER}/{record.round}-{record.plan[:16]}.parquet"
+    """Path of the plan of a round in the job directory."""
+    return layout.round_plan_path(record.round, record.plan)

@@ -13,6 +13,7 @@ from itertools import accumulate, pairwise
 
 from pipeline.common.rows import Fragment, InputFile, RowCounts
 from pipeline.errors import StateCorrupt
+from pipeline.jobs import layout
 from pipeline.jobs.receipts import Receipt
 from pipeline.plan.plan import Partition, Plan
 
@@ -134,8 +135,9 @@ def files_of_cutters(receipts: Iterable[Receipt]) -> set[str]:
     """Names, relative to the round's folder, that may yet win the first part of a partition that was cut: the attempt
     that cut it named its files for the whole."""
     by_id = {receipt.partition: receipt for receipt in receipts}
-    open_cuts = [one for one in by_id.values() if one.splits and one.splits[0] not in by_id]
-    return {f"{kind}/{one.partition}-{one.attempt}.parquet" for one in open_cuts for kind in ("data", "rejects")}
+    open_cuts = [receipt for receipt in by_id.values() if receipt.splits and receipt.splits[0] not in by_id]
+    names = (layout.data_name, layout.rejects_name)
+    return {name(receipt.partition, receipt.attempt) for receipt in open_cuts for name in names}
 
 
 def effective_partitions(plan: Plan, receipts: Iterable[Receipt]) -> tuple[Partition, ...]:

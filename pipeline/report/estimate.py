@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from pipeline.jobs import layout
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.receipts import Receipt, Totals
 from pipeline.plan.plan import Partition, Plan
@@ -174,18 +175,15 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
-PROBE_FILE = "probe.json"
-
-
 def write_estimate(job: JobDirectory, estimate: Estimate) -> None:
     """Set ``probe.json``."""
-    job.store.replace(PROBE_FILE, json.dumps(estimate.details(), indent=1).encode() + b"\n")
+    job.store.replace(layout.PROBE_FILE, json.dumps(estimate.details(), indent=1).encode() + b"\n")
 
 
 def read_estimate(job: JobDirectory) -> Estimate | None:
     """The estimate of the last probe; None when there was none, or it cannot be read: nothing depends on it."""
     try:
-        return Estimate.from_details(json.loads(job.store.read(PROBE_FILE)))
+        return Estimate.from_details(json.loads(job.store.read(layout.PROBE_FILE)))
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
 

@@ -20,10 +20,10 @@ from pipeline.common.secrets import redact
 from pipeline.common.units import iso_time
 from pipeline.errors import PipelineError
 from pipeline.events import Callback, JobEnded, PartitionEnded
+from pipeline.jobs import layout
 from pipeline.storage.local import LocalStore
 from pipeline.storage.store import Store
 
-FOLDER = "logs"
 REMOTE_SECONDS = 5.0
 """Seconds between two writes where each is a new version of an object."""
 LIBRARIES = ("distributed", "dask")
@@ -41,7 +41,7 @@ class LogFile:
 
     def __init__(self, store: Store, epoch: int) -> None:
         self.store = store
-        self.name = f"{FOLDER}/{epoch}.jsonl"
+        self.name = layout.log_path(epoch)
         # What is told of a failure comes back here, as a line that is not written.
         self._lock = threading.RLock()
         self._file: IO[str] | None = None

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from pipeline.common.rows import Fragment, InputFile, RowCounts
 from pipeline.errors import PipelineError
+from pipeline.jobs import layout
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import Ledger, rejects_path
 from pipeline.jobs.manifest import Manifest
@@ -230,7 +231,7 @@ class _Facts:
             if (file.rows if file else 0) != rows(receipt):
                 raise _Wrong(f"partition {receipt.partition}: its file is said to have other rows than it counts")
             if file is not None:
-                name = f"rounds/{receipt.round}/{file.name}"
+                name = layout.round_file(receipt.round, file.name)
                 _check_file(self.job.store, name, rows=file.rows, size=file.bytes, sha256=file.sha256)
                 count, total = count + 1, total + file.rows
         return f"{count:,} files with {total:,} rows have the checksums of their receipts"
@@ -240,7 +241,7 @@ class _Facts:
         if self.manifest is None:
             raise _Wrong("the job has no manifest: its output was not committed")
         files = [(one, one.data) for one in self.done if one.data]
-        receipts = {(r.partition, f"rounds/{r.round}/{data.name}", data.rows, data.sha256) for r, data in files}
+        receipts = {(r.partition, layout.round_file(r.round, data.name), data.rows, data.sha256) for r, data in files}
         listed = [(file.partition, file.name, file.rows, file.sha256) for file in self.manifest.files]
         if len(listed) != len(set(listed)) or set(listed) != receipts:
             _expect_none("in the manifest and not in the receipts", [name[0] for name in set(listed) - receipts])
@@ -437,7 +438,7 @@ def _written(job: JobDirectory, receipt: Receipt, *, start: int, rows: int) -> p
     if receipt.data is None or rows == 0:
         return pa.ipc.read_schema(pa.py_buffer(job.plan.output_schema)).empty_table()
     with (
-        job.store.open_input(f"rounds/{receipt.round}/{receipt.data.name}") as opened,
+        job.store.open_input(layout.round_file(receipt.round, receipt.data.name)) as opened,
         pq.ParquetFile(opened, page_checksum_verification=True) as file,
     ):
         groups: list[int] = []

@@ -27,6 +27,7 @@ import pyarrow as pa
 
 from pipeline.common.rows import Fragment, RowCounts
 from pipeline.errors import PlanMismatch, ReconciliationFailed
+from pipeline.jobs import layout
 from pipeline.jobs.receipts import FragmentCounts, Receipt, Timings
 from pipeline.jobs.splits import even_cuts, split_receipt
 from pipeline.models.engines import EngineUse, get_evaluator
@@ -89,7 +90,7 @@ def run_partition(
 
 def round_folder(recipe: StageRecipe) -> str:
     """Path or URL of the folder in which the attempts of ``recipe`` write."""
-    return f"{recipe.directory}/rounds/{recipe.round}"
+    return f"{recipe.directory}/{layout.round_folder(recipe.round)}"
 
 
 class _Attempt:
@@ -103,19 +104,20 @@ class _Attempt:
         """The receipt that divides the partition, once this attempt has stopped before its end."""
         self.pace = TimedBatchSizer.begin(recipe.batch_rows, is_known=not recipe.maps)
         self.name = unique_name()
-        file = f"{partition.id}-{self.name}.parquet"
         metadata = _file_metadata(recipe)
         output = pa.ipc.read_schema(pa.py_buffer(recipe.output_schema))
         rejects = reject_schema(pa.ipc.read_schema(pa.py_buffer(recipe.schema)))
         self.data = CheckpointWriter(
             store,
-            f"data/{file}",
+            layout.data_name(partition.id, self.name),
             schema=output,
             metadata=metadata,
             compression=recipe.compression,
             row_group_rows=recipe.row_group_rows,
         )
-        self.rejects = CheckpointWriter(store, f"rejects/{file}", schema=rejects, metadata=metadata)
+        self.rejects = CheckpointWriter(
+            store, layout.rejects_name(partition.id, self.name), schema=rejects, metadata=metadata
+        )
 
     def run(self, versions: Versions | None, *, worker: str, isolation: Isolation | None = None) -> Receipt:
         """Everything up to the receipt, which is returned, not put."""
@@ -209,13 +211,9 @@ def _open_scorer(
 
 def _commit(store: Store, receipt: Receipt, recipe: StageRecipe) -> Receipt:
     """Put ``receipt`` if its partition has none; the one that counts."""
-    if store.put_if_absent(_place(receipt.partition), receipt.to_json()):
+    if store.put_if_absent(layout.receipt_name(receipt.partition), receipt.to_json()):
         return receipt
     return _committed(store, receipt.partition, recipe) or receipt
-
-
-def _place(partition: str) -> str:
-    return f"receipts/{partition}.json"
 
 
 def _committed(store: Store, partition: str, recipe: StageRecipe) -> Receipt | None:
@@ -223,16 +221,16 @@ def _committed(store: Store, partition: str, recipe: StageRecipe) -> Receipt | N
 
     :raises PlanMismatch: when it belongs to another plan.
     """
-    place = _place(partition)
+    name = layout.receipt_name(partition)
     try:
-        data = store.read(place)
+        data = store.read(name)
     except FileNotFoundError:
         return None
-    receipt = Receipt.from_json(data, where=store.url(place))
+    receipt = Receipt.from_json(data, where=store.url(name))
     if receipt.plan != recipe.plan:
         raise PlanMismatch(
             "a receipt belongs to another plan",
-            where=store.url(place),
+            where=store.url(name),
             found=receipt.plan[:12],
             expected=recipe.plan[:12],
             next_step="run the job in a directory of its own",

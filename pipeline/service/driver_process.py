@@ -20,9 +20,10 @@ from typing import IO
 from pipeline.common.imports import frozen_imports
 from pipeline.common.secrets import mask_logs, mask_streams
 from pipeline.errors import PipelineError
+from pipeline.jobs import layout
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.status import Status
-from pipeline.service.queue import STARTS, Start, exit_code, last_submission, note_start, unmark_queued
+from pipeline.service.queue import Start, exit_code, last_submission, note_start, unmark_queued
 from pipeline.storage.local import LocalStore
 from pipeline.storage.store import open_store
 from pipeline.storage.urls import storage_errors
@@ -63,7 +64,7 @@ def _open_output(job: JobDirectory, start: Start) -> tuple[IO[bytes], str]:
     if not isinstance(job.store, LocalStore):
         descriptor, path = tempfile.mkstemp(prefix=f"{job.job}-{start.number}-", suffix=".out")
         return os.fdopen(descriptor, "ab"), path
-    path_there = job.store.path(f"{STARTS}/{start.number}.out")
+    path_there = job.store.path(layout.start_output_path(start.number))
     with storage_errors(str(path_there)):
         return os.fdopen(os.open(path_there, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab"), ""
 
@@ -121,7 +122,7 @@ def copied(directory: str, number: str, output: str) -> Iterator[None]:
 
     def copy() -> None:
         with suppress(PipelineError, OSError):
-            store.replace(f"{STARTS}/{number}.out", Path(output).read_bytes())
+            store.replace(layout.start_output_path(int(number)), Path(output).read_bytes())
 
     def keep() -> None:
         while not is_over.wait(UPLOAD_SECONDS):

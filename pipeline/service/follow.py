@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.common.units import utc_now
 from pipeline.errors import DriverLost
 from pipeline.events import Event, JobEnded, PartitionEnded, RoundStarted, StatusChanged
+from pipeline.jobs import layout
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import LEASE_SECONDS, Verdict
 from pipeline.jobs.receipts import Receipt
@@ -173,9 +174,9 @@ class Follower:
     def _new_receipts(self) -> list[tuple[str, Receipt]]:
         """Receipts that were not there the last time, by ``<round>/<partition>``."""
         store, found = self.job.store, []
-        for round in [name for name in store.list_folders("rounds") if name.isdigit()]:
-            for name in store.list(f"rounds/{round}/receipts"):
-                place, path = f"{round}/{name}", f"rounds/{round}/receipts/{name}"
+        for round in layout.numbers_of(store.list_folders(layout.ROUNDS), suffix=""):
+            for name in store.list(layout.receipts_folder(round)):
+                place, path = f"{round}/{name}", f"{layout.receipts_folder(round)}/{name}"
                 if name.endswith(".json") and place not in self._receipts:
                     receipt = Receipt.from_json(store.read(path), where=store.url(path))
                     self._receipts[place] = receipt

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import JobLocked, PipelineError, SpecError
-from pipeline.jobs.directory import JOB_FILE, JobDirectory
+from pipeline.jobs import layout
+from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import LEASE_SECONDS, acquire_lease, hold_lease, wait_until_free
-from pipeline.jobs.record import CHILDREN
-from pipeline.jobs.rounds import FOLDER, plan_path
+from pipeline.jobs.rounds import plan_path
 from pipeline.jobs.splits import files_of_cutters
 from pipeline.sinks import leftovers, read_published, remove_leftover
 from pipeline.storage.local import LocalStore
@@ -30,7 +30,6 @@ from pipeline.storage.urls import is_unfinished, storage_errors, unique_name
 
 _AGE = re.compile(r"(\d+)\s*([hdw])")
 _HOURS = {"h": 1, "d": 24, "w": 24 * 7}
-_MERGED = "merged"
 
 
 @dataclass(frozen=True)
@@ -163,7 +162,7 @@ def remove_job(store: Store) -> None:
 
 
 def _remove_all(store: Store) -> None:
-    store.remove(JOB_FILE)
+    store.remove(layout.JOB_FILE)
     if isinstance(store, LocalStore):
         with storage_errors(store.root):
             shutil.rmtree(store.root)
@@ -201,18 +200,20 @@ def _attempts(job: JobDirectory, *, is_finished: bool) -> tuple[list[Leftover], 
     names = [
         f"{folder}/{name}"
         for round in _round_numbers(job)
-        for folder in (f"rounds/{round}/data", f"rounds/{round}/rejects")
+        for folder in (layout.data_folder(round), layout.rejects_folder(round))
         for name in store.list(folder)
     ]
     named = {file.name for number in job.manifests() for file in _files_of(job, number)}
     ledger = job.ledger()
-    named |= {f"rounds/{one.round}/{file.name}" for one in ledger.done for file in (one.data, one.rejects) if file}
+    named |= {
+        layout.round_file(one.round, file.name) for one in ledger.done for file in (one.data, one.rejects) if file
+    }
     lost: list[str] = []
     for round in _round_numbers(job):
         settled = None if is_finished else ledger.settled(round)
         cutters = files_of_cutters(ledger.receipts(round))
-        waiting = set() if is_finished else {f"rounds/{round}/{name}" for name in cutters}
-        here = [n for n in names if n.startswith(f"rounds/{round}/") and n not in waiting]
+        waiting = set() if is_finished else {layout.round_file(round, name) for name in cutters}
+        here = [n for n in names if layout.round_of(n) == round and n not in waiting]
         lost += lost_attempts(here, named=named, settled=settled)
     found = [Leftover("attempt", store.url(name), _file_bytes(store, name), name) for name in lost]
     return found, len(set(names) - named - set(lost))
@@ -224,7 +225,7 @@ def _files_of(job: JobDirectory, number: int) -> Iterator[Any]:
         yield from (*manifest.files, *manifest.rejects)
 
 
-_OF_A_WORKER = re.compile(r"rounds/[0-9]+/")
+_OF_A_WORKER = re.compile(rf"{layout.ROUNDS}/[0-9]+/")
 """Folders in which workers write."""
 
 
@@ -235,7 +236,7 @@ def _unfinished(job: JobDirectory, *, is_finished: bool) -> Iterator[Leftover]:
     for path in sorted(Path(job.root).rglob(".*.tmp")):
         name = path.relative_to(job.root).as_posix()
         # Children are looked after by themselves: somebody may drive one.
-        if name.startswith(f"{CHILDREN}/"):
+        if name.startswith(f"{layout.CHILDREN}/"):
             continue
         if path.is_file() and is_unfinished(path.name) and (is_finished or not _OF_A_WORKER.match(name)):
             yield Leftover("unfinished", str(path), _file_bytes(job.store, name), name)
@@ -244,19 +245,19 @@ def _unfinished(job: JobDirectory, *, is_finished: bool) -> Iterator[Leftover]:
 def _unopened(job: JobDirectory) -> Iterator[Leftover]:
     """Plans of rounds that were never put on record."""
     known = {plan_path(one.record) for one in job.rounds() if one.record}
-    for name in (f"{FOLDER}/{name}" for name in job.store.list(FOLDER) if name.endswith(".parquet")):
+    for name in (f"{layout.ROUNDS}/{name}" for name in job.store.list(layout.ROUNDS) if name.endswith(".parquet")):
         if name not in known:
             yield Leftover("unfinished", job.store.url(name), _file_bytes(job.store, name), name)
 
 
 def _round_numbers(job: JobDirectory) -> list[int]:
-    return sorted(int(name) for name in job.store.list_folders("rounds") if name.isdigit())
+    return sorted(int(name) for name in job.store.list_folders(layout.ROUNDS) if name.isdigit())
 
 
 def _merged(job: JobDirectory) -> Iterator[Leftover]:
     for round in _round_numbers(job):
-        if _MERGED in job.store.list_folders(f"rounds/{round}"):
-            name = f"rounds/{round}/{_MERGED}"
+        if layout.MERGED in job.store.list_folders(layout.round_folder(round)):
+            name = layout.merged_folder(round)
             yield Leftover("merged", job.store.url(name), _folder_bytes(job.store, name), name)
 
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.errors import PipelineError
+from pipeline.jobs import layout
 from pipeline.jobs.directory import JobDirectory
-from pipeline.jobs.lease import FOLDER as LEASES
 from pipeline.jobs.lease import Holder, is_process
 from pipeline.jobs.receipts import Receipt
-from pipeline.report.job_log import FOLDER, rows_text
-from pipeline.service.queue import STARTS, find_starts
+from pipeline.report.job_log import rows_text
+from pipeline.service.queue import find_starts
 
 ERROR_LEVELS = ("WARNING", "ERROR", "CRITICAL")
 _KNOWN = {"time", "event"}
@@ -60,10 +60,9 @@ class LogReader:
     def read(self) -> list[LogLine]:
         """What has come since the last time, oldest first."""
         store = self.job.store
-        lines = [_from_event(event) for event in self._new("events.jsonl", self.job.events())]
+        lines = [_from_event(event) for event in self._new(layout.EVENTS_FILE, self.job.events())]
         # A batch system may keep the logs of its jobs there, too.
-        for name in [one for one in store.list(FOLDER) if one.removesuffix(".jsonl").isdigit()]:
-            path = f"{FOLDER}/{name}"
+        for path in [layout.log_path(epoch) for epoch in layout.numbers_of(store.list(layout.LOGS), suffix=".jsonl")]:
             lines += [_from_log(record) for record in self._new(path, _read_lines(store.read(path)))]
         lines += [line for name, text in self._outputs() for line in self._new_text(name, text)]
         return sorted((line for line in lines if self._is_wanted(line)), key=lambda line: line.time)
@@ -90,11 +89,11 @@ class LogReader:
         starts = find_starts(self.job.store)
         if not starts:
             return
-        holders = {_holder(self.job, name) for name in self.job.store.list(LEASES) if name.endswith(".json")}
+        holders = {_holder(self.job, name) for name in self.job.store.list(layout.LEASES) if name.endswith(".json")}
         for start in starts:
             if start.process and (start.process in holders or is_process(start.process, start.pid) is not False):
                 continue
-            name = f"{STARTS}/{start.number}.out"
+            name = layout.start_output_path(start.number)
             try:
                 yield name, self.job.store.read(name).decode(errors="replace")
             except FileNotFoundError:
@@ -120,7 +119,7 @@ def _is_part(partition: str, wanted: str) -> bool:
 
 def _holder(job: JobDirectory, name: str) -> str:
     try:
-        holder = Holder.from_json(job.store.read(f"{LEASES}/{name}"))
+        holder = Holder.from_json(job.store.read(f"{layout.LEASES}/{name}"))
     except (PipelineError, FileNotFoundError):
         return ""
     return holder.process if holder else ""

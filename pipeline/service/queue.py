@@ -28,15 +28,14 @@ from typing import Any, Self
 from pipeline.common.digest import digest_json
 from pipeline.common.units import iso_time, utc_now
 from pipeline.errors import InfrastructureError, StateCorrupt
-from pipeline.jobs import lease
-from pipeline.jobs.directory import SUBMISSIONS, JobDirectory
+from pipeline.jobs import layout, lease
+from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import LEASE_SECONDS, LeaseSnapshot, Verdict, has_ended, identify, is_running
 from pipeline.jobs.status import Status
 from pipeline.storage.store import Store
 
 KEYS = ".submitted"
 QUEUE = ".queue"
-STARTS = "starts"
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,7 @@ def _key_folder(key: str) -> str:
 
 def put_submission(store: Store, submission: Submission) -> Submission:
     """Put the next one; when somebody else has put that number meanwhile, theirs counts."""
-    name = f"{SUBMISSIONS}/{submission.number}.json"
+    name = layout.submission_path(submission.number)
     if store.put_if_absent(name, submission.to_json()):
         return submission
     return Submission.from_json(store.read(name), where=store.url(name))
@@ -166,10 +165,10 @@ def put_submission(store: Store, submission: Submission) -> Submission:
 
 def last_submission(store: Store) -> Submission | None:
     """How the job is to run; None for one that was never submitted."""
-    number = _highest(store, SUBMISSIONS)
+    number = _highest(store, layout.SUBMISSIONS)
     if number == 0:
         return None
-    name = f"{SUBMISSIONS}/{number}.json"
+    name = layout.submission_path(number)
     return Submission.from_json(store.read(name), where=store.url(name))
 
 
@@ -194,8 +193,8 @@ def queued_marks(root: Store) -> list[str]:
 def find_starts(store: Store) -> tuple[Start, ...]:
     """All of a job, oldest first. One that cannot be read counts, as one that nobody knows more of."""
     found = []
-    for number in sorted(_numbers(store, STARTS)):
-        name = f"{STARTS}/{number}.json"
+    for number in layout.numbers_of(store.list(layout.STARTS)):
+        name = layout.start_path(number)
         try:
             found.append(Start.from_json(store.read(name), where=store.url(name)))
         except (StateCorrupt, FileNotFoundError):
@@ -214,28 +213,23 @@ def claim_start(store: Store, *, number: int, submission: int, by: str) -> Start
         pid=os.getpid(),
         process=identify(os.getpid()),
     )
-    return start if store.put_if_absent(f"{STARTS}/{number}.json", start.to_json()) else None
+    return start if store.put_if_absent(layout.start_path(number), start.to_json()) else None
 
 
 def note_start(store: Store, start: Start, *, pid: int, output: str = "") -> Start:
     """Write down which process it became."""
     known = replace(start, pid=pid, process=identify(pid), output=output)
-    store.replace(f"{STARTS}/{start.number}.json", known.to_json())
+    store.replace(layout.start_path(start.number), known.to_json())
     return known
 
 
 def withdraw_start(store: Store, start: Start) -> None:
     """Give the right back: no driver was started."""
-    store.remove(f"{STARTS}/{start.number}.json")
+    store.remove(layout.start_path(start.number))
 
 
 def _highest(store: Store, folder: str) -> int:
-    return max(_numbers(store, folder), default=0)
-
-
-def _numbers(store: Store, folder: str) -> list[int]:
-    names = (name.removesuffix(".json") for name in store.list(folder) if name.endswith(".json"))
-    return [int(name) for name in names if name.isdigit()]
+    return max(layout.numbers_of(store.list(folder)), default=0)
 
 
 STARTING_SECONDS = 180.0

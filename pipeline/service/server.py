@@ -22,7 +22,8 @@ from typing import Protocol
 from pipeline.common.plugins import find_adapter
 from pipeline.common.units import iso_time, utc_now
 from pipeline.errors import JobLocked, PipelineError
-from pipeline.jobs.directory import JOB_FILE, JobDirectory
+from pipeline.jobs import layout
+from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import hold_lease, identify
 from pipeline.jobs.status import Status
 from pipeline.service.driver_process import launch
@@ -157,7 +158,7 @@ class Server:
             return None
 
     def _view(self, name: str, served: PollResult) -> tuple[JobView, JobDirectory] | None:
-        if not self.root.exists(f"{name}/{JOB_FILE}"):
+        if not self.root.exists(f"{name}/{layout.JOB_FILE}"):
             # Somebody is submitting it, or died doing so and has to do it again; or it was removed.
             if not self.root.list(f"{name}/submissions"):
                 unmark_queued(self.root, name)

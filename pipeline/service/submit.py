@@ -10,8 +10,9 @@ from pipeline.common.units import iso_time, utc_now
 from pipeline.driver.prepare import check_output, draft, first_sink
 from pipeline.errors import JobLocked, OutputExists
 from pipeline.execution.clusters import settings_of
+from pipeline.jobs import layout
 from pipeline.jobs.cancellation import who
-from pipeline.jobs.directory import JOB_FILE, JobDirectory
+from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import Verdict, hold_lease
 from pipeline.jobs.record import check_job_id, check_owner, new_job_id
 from pipeline.jobs.status import Status
@@ -157,7 +158,7 @@ def _recorded(settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _exists(root: Store, job: str) -> bool:
-    return root.exists(f"{job}/{JOB_FILE}")
+    return root.exists(f"{job}/{layout.JOB_FILE}")
 
 
 def _submit_new(
@@ -198,7 +199,7 @@ def _make(request: _Request, plan: Plan, job_id: str) -> JobDirectory:
     store.check_conditional_writes()
     put_submission(store, request.submission(1))
     mark_queued(root, job_id)
-    if store.exists(PLAN_FILE) and not store.exists(JOB_FILE):
+    if store.exists(PLAN_FILE) and not store.exists(layout.JOB_FILE):
         # What a call that died had planned: the input may have changed since, and the job is the one of then.
         stored = read_plan(store)
         plan = plan if stored.work_digest == plan.work_digest else stored

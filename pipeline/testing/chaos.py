@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from pipeline import errors as error_kinds
 from pipeline.errors import InfrastructureError, PipelineError, StateCorrupt
+from pipeline.jobs import layout
 from pipeline.jobs.directory import JobDirectory
 from pipeline.report.verify import verify
 from pipeline.spec.job_spec import JobSpec
@@ -355,6 +356,6 @@ def _rejects(directory: JobDirectory) -> pa.Table:
     tables = [schema.empty_table()]
     for receipt in directory.receipts():
         if receipt.rejects is not None and not receipt.splits:
-            with directory.store.open_input(f"rounds/0/{receipt.rejects.name}") as file:
+            with directory.store.open_input(layout.round_file(0, receipt.rejects.name)) as file:
                 tables.append(pq.read_table(file, columns=schema.names).cast(schema))
     return pa.concat_tables(tables)

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline.common.rows import Fragment, InputFile, RowCounts, RowGroup
 from pipeline.driver.retry import find_rejected
+from pipeline.jobs import layout
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import acquire_lease
 from pipeline.jobs.receipts import DataFile, FragmentCounts, Receipt, Timings
@@ -152,7 +153,7 @@ def write_receipt(
         round=round,
         before={REASON: len(ids)} if is_again else {},
     )
-    place = f"rounds/{round}/receipts/{partition.id}.json"
+    place = layout.receipt_path(round, partition.id)
     if store.put_if_absent(place, receipt.to_json()):
         return receipt
     return Receipt.from_json(store.read(place))
@@ -288,7 +289,7 @@ def _write(store: Store, name: str, table: pa.Table, round: int) -> DataFile:
     pq.write_table(table, sink, write_page_checksum=True)
     data = sink.getvalue()
     # A former attempt under the same name may have died here; names of real attempts are unique.
-    store.remove(f"rounds/{round}/{name}")
-    with store.open_output(f"rounds/{round}/{name}") as output:
+    store.remove(layout.round_file(round, name))
+    with store.open_output(layout.round_file(round, name)) as output:
         output.write(data)
     return DataFile(name, table.num_rows, len(data), hashlib.sha256(data).hexdigest())

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.jobs import layout
 from pipeline.testing.processes import ProcessCluster, send, start_command, wait_until
 from pipeline.testing.strikes import FOREVER, Moment, Script, Strike
 
@@ -113,7 +114,7 @@ class Trial:
     def _attempt(self) -> int:
         cluster = self.cluster()
         cluster.mend()
-        command = "resume" if (self.job / "job.json").exists() else "run"
+        command = "resume" if (self.job / layout.JOB_FILE).exists() else "run"
         driver = self._start(command, cluster)
         begin, self._expected_end, has_hung = time.monotonic(), False, False
         while True:
@@ -152,8 +153,8 @@ class Trial:
         if moment.mark == "seconds":
             return seconds >= moment.count
         if moment.mark == "job":
-            return (self.job / "job.json").exists()
-        places = {"data": "rounds/0/data", "receipts": "rounds/0/receipts", "manifest": "manifests"}
+            return (self.job / layout.JOB_FILE).exists()
+        places = {"data": layout.data_folder(0), "receipts": layout.receipts_folder(0), "manifest": layout.MANIFESTS}
         try:
             names = os.listdir(self.job / places[moment.mark])
         except FileNotFoundError:
@@ -216,7 +217,7 @@ class Trial:
             return driver
         send(signal.SIGSTOP, driver.pid)
         self._paused = driver
-        return self._start("resume" if (self.job / "job.json").exists() else "run", cluster)
+        return self._start("resume" if (self.job / layout.JOB_FILE).exists() else "run", cluster)
 
     # The end
 

@@ -26,13 +26,13 @@ from pipeline.errors import InfrastructureError, NoWorkers, SpecError
 from pipeline.execution.clusters import DASK_CONFIG
 from pipeline.execution.clusters.lazy_dashboard import add_dashboard
 from pipeline.execution.clusters.security import LOOPBACK, Certificates, certificates_in, check_dashboard, is_loopback
+from pipeline.jobs import layout
 from pipeline.jobs.cancellation import wait_in_slices
 from pipeline.plan.plan import Limits
 from pipeline.settings import Settings
 from pipeline.storage.local import LocalStore
 from pipeline.storage.urls import is_local_path, local_path
 
-LOG_FOLDER = "logs/workers"
 """Folder of the job directory for what the jobs print."""
 CLOSING_SECONDS = 60.0
 """What a worker may need between the end of its lifetime and the end of its job."""
@@ -222,7 +222,7 @@ class BatchSystem:
         prologue = [*self._environment(), *options.pop("job_script_prologue", ())]
         named = {self.queue_key: self.queue, self.account_key: self.account}
         if directory and is_local_path(directory):
-            folder = local_path(directory) / LOG_FOLDER
+            folder = local_path(directory) / layout.WORKER_LOGS
             # Made here: the batch system would make it as the umask says.
             LocalStore(folder.parent, private=True).make_folder(folder)
             named["log_directory"] = str(folder)

@@ -22,6 +22,7 @@ from distributed import Security
 
 from pipeline.common.secrets import resolve_reference
 from pipeline.errors import RefusedForSafety, SpecError
+from pipeline.jobs import layout
 from pipeline.storage.local import LocalStore
 from pipeline.storage.urls import is_local_path, local_path, unique_name
 
@@ -66,8 +67,6 @@ def open_network_refused(found: str, *, next_step: str) -> RefusedForSafety:
     )
 
 
-FOLDER = "tls"
-"""Folder of a job directory that holds the certificates of its running cluster."""
 DAYS = 365
 SKEW = timedelta(days=1)
 """How far the clocks of two machines may be apart."""
@@ -103,7 +102,7 @@ def certificates_in(directory: str) -> Iterator[Certificates]:
     """
     contents = make_certificates(now=datetime.now(UTC))
     if directory and is_local_path(directory):
-        root = local_path(directory) / FOLDER
+        root = local_path(directory) / layout.CERTIFICATES
         shutil.rmtree(root, ignore_errors=True)
     else:
         root = Path(tempfile.mkdtemp(prefix="pipeline-tls-"))

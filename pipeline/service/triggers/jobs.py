@@ -13,8 +13,9 @@ from zoneinfo import ZoneInfo
 
 from pipeline.common.units import utc_now
 from pipeline.errors import PipelineError, SpecError
+from pipeline.jobs import layout
 from pipeline.jobs.cancellation import cancel_job
-from pipeline.jobs.directory import JOB_FILE, JobDirectory
+from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.status import Status
 from pipeline.service.queue import LeaseWatch, Need, RestartPolicy, find_key, next_need, view_job
 from pipeline.service.servers import is_served
@@ -122,7 +123,7 @@ class TriggerJobs:
         root = open_store(self.settings.directory, private=True, fsync=self.settings.fsync)
         key = submission_key(self.watched.name, firing.id)
         known = find_key(root, key)
-        if known is not None and root.exists(f"{known.job}/{JOB_FILE}"):
+        if known is not None and root.exists(f"{known.job}/{layout.JOB_FILE}"):
             if self.start:
                 self._start(JobDirectory.open(f"{root.root}/{known.job}"))
             return known.job
@@ -145,7 +146,7 @@ class TriggerJobs:
     def ended(self, job: str) -> str:
         """See `pipeline.service.triggers.evaluate.Jobs`. What a server is about to start again has not ended."""
         root = open_store(self.settings.directory, private=True)
-        if not root.exists(f"{job}/{JOB_FILE}"):
+        if not root.exists(f"{job}/{layout.JOB_FILE}"):
             return GONE
         directory = JobDirectory.open(f"{root.root}/{job}")
         status = directory.status()
@@ -167,7 +168,7 @@ class TriggerJobs:
         root = open_store(self.settings.directory, private=True)
         folders = set(root.list_folders())
         for folder in folders - self._names.keys():
-            if not folder.startswith(".") and root.exists(f"{folder}/{JOB_FILE}"):
+            if not folder.startswith(".") and root.exists(f"{folder}/{layout.JOB_FILE}"):
                 self._names[folder] = JobDirectory.open(f"{root.root}/{folder}").record.name
         found = []
         for folder in sorted(folder for folder in folders if self._names.get(folder) == name):

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from pipeline.errors import PipelineError
 from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.layout import round_file
 from pipeline.plan.incremental import PublishedInput, baseline_of, other_baseline
 from pipeline.plan.plan import Plan
 from pipeline.sinks.parquet import layout
@@ -70,7 +71,7 @@ def _outputs(directory: JobDirectory, pieces: Sequence[Piece]) -> dict[str, tupl
     """Input file -> the published files that hold rows of it."""
     ledger = directory.ledger(directory.receipts())
     paths = {
-        f"rounds/{receipt.round}/{receipt.data.name}": {part.path for part in receipt.files}
+        round_file(receipt.round, receipt.data.name): {part.path for part in receipt.files}
         for receipt in ledger.done
         if receipt.data is not None
     }

@@ -29,6 +29,7 @@ import pyarrow as pa
 from pipeline.common.units import parse_bytes
 from pipeline.errors import OutputConflict, OutputExists, RefusedForSafety, StorageError
 from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.layout import merged_folder
 from pipeline.jobs.manifest import Manifest
 from pipeline.plan.incremental import unknown_publication
 from pipeline.sinks import PublishedFile, PublishHistory, SinkContents
@@ -42,9 +43,9 @@ from pipeline.storage.store import Store, open_store
 from pipeline.storage.urls import is_local_path, unique_name
 
 logger = logging.getLogger(__name__)
-_STAGED = "rounds/0/merged"
+_MERGED = merged_folder(0)
+"""Folder of the job directory in which files are merged when the sink is changed in place."""
 _OWN = {layout.MANIFEST, layout.SUCCESS}
-"""Where files are merged in the job directory when the sink is changed in place."""
 
 
 class ParquetSink:
@@ -283,7 +284,7 @@ class _Work:
         """Like `_add`, where a reader may be looking: on a local file system, no unfinished file has its name yet."""
         if len(piece.sources) == 1 or not self.store.is_local:
             return self._add(piece, self.store)
-        staged = f"{_STAGED}/{piece.name}"
+        staged = f"{_MERGED}/{piece.name}"
         with self.checkpoint.open_output(staged) as output:
             file = self._merge(piece, output)
         self.store.take(piece.name, self.checkpoint, staged)
@@ -311,7 +312,7 @@ class _Work:
                 self._undo(pieces, success)
                 raise
             _complete(self.store, self.manifest)
-        self.checkpoint.remove_folder(_STAGED)
+        self.checkpoint.remove_folder(_MERGED)
 
     def _commit(self, state: layout.SinkState) -> None:
         if self.is_there_meanwhile():

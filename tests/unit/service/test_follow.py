@@ -11,7 +11,8 @@ import pytest
 from pipeline.errors import DriverLost
 from pipeline.events import Event, PartitionEnded, RoundStarted, StatusChanged
 from pipeline.jobs.directory import JobDirectory
-from pipeline.jobs.lease import FOLDER, Holder, acquire_lease, hold_lease, identify
+from pipeline.jobs.layout import heartbeat_path, lease_path
+from pipeline.jobs.lease import Holder, acquire_lease, hold_lease, identify
 from pipeline.jobs.status import Status
 from pipeline.service.follow import Ending, Follower
 from pipeline.service.queue import Submission, put_submission
@@ -98,8 +99,8 @@ def test_waiting_has_an_end_of_its_own(job: JobDirectory) -> None:
 
 def dead_driver(job: JobDirectory) -> None:
     place = identify(os.getpid()).rpartition("/")[0]
-    job.store.replace(f"{FOLDER}/1.json", Holder(1, "n", "h", os.getpid(), f"{place}/0", "", 30).to_json())
-    job.store.replace(f"{FOLDER}/1.beat", b"n 5\n")
+    job.store.replace(lease_path(1), Holder(1, "n", "h", os.getpid(), f"{place}/0", "", 30).to_json())
+    job.store.replace(heartbeat_path(1), b"n 5\n")
     job.set_status(Status.RUNNING)
 
 

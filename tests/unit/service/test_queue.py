@@ -11,7 +11,8 @@ import pytest
 
 from pipeline.errors import NoWorkers, SchemaDrift
 from pipeline.jobs.directory import JobDirectory
-from pipeline.jobs.lease import FOLDER, Holder, Verdict, acquire_lease, identify
+from pipeline.jobs.layout import heartbeat_path, lease_path
+from pipeline.jobs.lease import Holder, Verdict, acquire_lease, identify
 from pipeline.jobs.status import Status
 from pipeline.report.report import make_report
 from pipeline.service.queue import (
@@ -132,8 +133,8 @@ def test_a_driver_of_this_machine_lives_without_a_heartbeat(job: JobDirectory) -
 
 def test_a_driver_of_another_machine_is_watched(job: JobDirectory) -> None:
     holder = Holder(1, "n", "elsewhere", 7, "boot/pid:[1]/5", "", lease_seconds=30)
-    job.store.replace(f"{FOLDER}/1.json", holder.to_json())
-    job.store.replace(f"{FOLDER}/1.beat", b"n 1\n")
+    job.store.replace(lease_path(1), holder.to_json())
+    job.store.replace(heartbeat_path(1), b"n 1\n")
     now = [0.0]
     watch = LeaseWatch(30, clock=lambda: now[0])
 
@@ -143,7 +144,7 @@ def test_a_driver_of_another_machine_is_watched(job: JobDirectory) -> None:
 
     assert seen(0.0) is Verdict.WAIT
     assert seen(29.0) is Verdict.WAIT
-    job.store.replace(f"{FOLDER}/1.beat", b"n 2\n")
+    job.store.replace(heartbeat_path(1), b"n 2\n")
     assert seen(31.0) is Verdict.LIVE
     assert seen(60.0) is Verdict.WAIT, "after a sign of life it is waited for anew"
     assert seen(61.0) is Verdict.STALE

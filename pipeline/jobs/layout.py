@@ -1,0 +1,158 @@
+"""Paths of the files of a job directory, relative to it. No other module spells one out.
+
+docs/job-directory.md shows the tree. The plan of round 0 is `pipeline.plan.table.PLAN_FILE`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+JOB_FILE = "job.json"
+SPEC_FILE = "spec.yaml"
+EVENTS_FILE = "events.jsonl"
+REPORT_FILE = "report.json"
+PROBE_FILE = "probe.json"
+
+ROUNDS = "rounds"
+MANIFESTS = "manifests"
+LEASES = "lease"
+CANCEL_REQUESTS = "cancel"
+LOGS = "logs"
+WORKER_LOGS = f"{LOGS}/workers"
+SUBMISSIONS = "submissions"
+STARTS = "starts"
+CHILDREN = "children"
+"""Holds the job directories of a fan-out's children."""
+COMMITS = "commits"
+"""Holds the commits of a fan-out."""
+CERTIFICATES = "tls"
+
+DATA = "data"
+REJECTS = "rejects"
+RECEIPTS = "receipts"
+MERGED = "merged"
+"""Holds output files that a sink merges before it publishes them."""
+
+
+def numbers_of(names: Iterable[str], *, suffix: str = ".json") -> list[int]:
+    """The numbers of the files that are named ``<number><suffix>``, ascending; other names are ignored."""
+    stems = (name.removesuffix(suffix) for name in names if name.endswith(suffix))
+    return sorted(int(stem) for stem in stems if stem.isdigit())
+
+
+def round_folder(round: int) -> str:
+    """Folder of the files that the workers of a round write."""
+    return f"{ROUNDS}/{round}"
+
+
+def round_file(round: int, name: str) -> str:
+    """Path of a file whose ``name`` is relative to the round's folder, as in receipts."""
+    return f"{round_folder(round)}/{name}"
+
+
+def data_folder(round: int) -> str:
+    """Folder of the checkpoints of a round."""
+    return round_file(round, DATA)
+
+
+def rejects_folder(round: int) -> str:
+    """Folder of the rejected rows of a round."""
+    return round_file(round, REJECTS)
+
+
+def receipts_folder(round: int) -> str:
+    """Folder of the receipts of a round."""
+    return round_file(round, RECEIPTS)
+
+
+def merged_folder(round: int) -> str:
+    """Folder of merged output files, kept until they are published."""
+    return round_file(round, MERGED)
+
+
+def receipt_path(round: int, partition: str) -> str:
+    """Path of the receipt of a partition."""
+    return round_file(round, receipt_name(partition))
+
+
+def receipt_name(partition: str) -> str:
+    """Name of a receipt, relative to the round's folder."""
+    return f"{RECEIPTS}/{partition}.json"
+
+
+def data_name(partition: str, attempt: str) -> str:
+    """Name of an attempt's checkpoint, relative to the round's folder."""
+    return f"{DATA}/{partition}-{attempt}.parquet"
+
+
+def rejects_name(partition: str, attempt: str) -> str:
+    """Name of the file of an attempt's rejected rows, relative to the round's folder."""
+    return f"{REJECTS}/{partition}-{attempt}.parquet"
+
+
+def round_of(path: str) -> int:
+    """Number of the round in whose folder the file ``path`` lies."""
+    return int(path.split("/")[1])
+
+
+def round_record_path(round: int) -> str:
+    """Path of the record of a later round."""
+    return f"{ROUNDS}/{round}.json"
+
+
+def round_plan_path(round: int, digest: str) -> str:
+    """Path of the plan of a later round.
+
+    :param digest: of the plan, so that no two plans share a path.
+    """
+    return f"{ROUNDS}/{round}-{digest[:16]}.parquet"
+
+
+def manifest_path(number: int) -> str:
+    """Path of a manifest."""
+    return f"{MANIFESTS}/{number}.json"
+
+
+def lease_path(epoch: int) -> str:
+    """Path of the record of the driver that acquired an epoch."""
+    return f"{LEASES}/{epoch}.json"
+
+
+def heartbeat_path(epoch: int) -> str:
+    """Path of the heartbeat counter of the driver that acquired an epoch."""
+    return f"{LEASES}/{epoch}.beat"
+
+
+def cancel_path(epoch: int) -> str:
+    """Path of the request to cancel that is meant for the driver of an epoch."""
+    return f"{CANCEL_REQUESTS}/{epoch}.json"
+
+
+def log_path(epoch: int) -> str:
+    """Path of the log of the driver of an epoch."""
+    return f"{LOGS}/{epoch}.jsonl"
+
+
+def submission_path(number: int) -> str:
+    """Path of a submission."""
+    return f"{SUBMISSIONS}/{number}.json"
+
+
+def start_path(number: int) -> str:
+    """Path of the record of who started a driver."""
+    return f"{STARTS}/{number}.json"
+
+
+def start_output_path(number: int) -> str:
+    """Path of what a started driver wrote to stdout and stderr."""
+    return f"{STARTS}/{number}.out"
+
+
+def child_folder(slug: str) -> str:
+    """Job directory of a child of a fan-out."""
+    return f"{CHILDREN}/{slug}"
+
+
+def commit_path(number: int) -> str:
+    """Path of a commit of a fan-out."""
+    return f"{COMMITS}/{number}.json"
