@@ -1,29 +1,29 @@
-"""Every error this package raises on purpose.
+"""Errors that this package raises on purpose.
 
-The tree is grouped by what somebody who handles the error does next; the number is the exit code::
+The tree is grouped by what a handler does next; the number is the exit code::
 
     PipelineError                      1   internal: a defect of this package
-    ├── SpecError                      2   mend the job spec or the command line
-    │   └── EnvMismatch                2   make driver and workers run the same versions
-    ├── InputError                     4   mend the input data
+    ├── SpecError                      2   fix the job spec or the command line
+    │   └── EnvMismatch                2   run the same versions on driver and workers
+    ├── InputError                     4   fix the input data
     │   ├── MissingInput               4
     │   ├── CorruptInput               4
     │   ├── SchemaDrift                4
     │   ├── InputChanged               4
     │   └── TooManyRejects             4
-    ├── UserCodeError                  5   mend the step or the model
+    ├── UserCodeError                  5   fix the step or the model
     │   ├── StepFailed                 5
-    │   ├── BadPrediction             5
+    │   ├── BadPrediction              5
     │   ├── OutOfMemory                5
     │   ├── PartitionFailed            5
     │   ├── PartitionTimeout           5
     │   ├── PartitionStuck             5
-    │   ├── InsufficientMemory                 5
+    │   ├── InsufficientMemory         5
     │   └── ModelError                 5
-    │       ├── ModelDigestMismatch         5
+    │       ├── ModelDigestMismatch    5
     │       └── ModelChanged           5
-    ├── ChildrenFailed                 5   children of a fan-out did not end well: resume
-    ├── ConflictError                  6   somebody or something else holds the place; decide which one stays
+    ├── ChildrenFailed                 5   children of a fan-out failed: resume
+    ├── ConflictError                  6   another process or job owns the path; decide which one stays
     │   ├── JobLocked                  6
     │   ├── Fenced                     6
     │   ├── PlanMismatch               6
@@ -31,19 +31,23 @@ The tree is grouped by what somebody who handles the error does next; the number
     │   ├── OutputConflict             6
     │   ├── StateCorrupt               6
     │   └── UnsafeStore                6
-    ├── RefusedForSafety               7   say explicitly that it is wanted, or don't
-    ├── StorageError                  74   mend the storage, then resume
+    ├── RefusedForSafety               7   allow it explicitly, or leave it
+    ├── StorageError                  74   fix the storage, then resume
     │   ├── DiskFull                  74
     │   └── ReconciliationFailed      74
-    ├── InfrastructureError           75   try again: resume
+    ├── InfrastructureError           75   resume
     │   ├── NoWorkers                 75
     │   ├── SchedulerLost             75
     │   ├── SchedulerUnresponsive     75
     │   └── DriverLost                75
-    ├── Cancelled                      8   somebody did not want it any more; resume if that was a mistake
-    └── Interrupted              128 + n   a signal ended it: resume
+    ├── Cancelled                      8   a user cancelled the job; resume if that was a mistake
+    └── Interrupted              128 + n   a signal stopped the driver: resume
 
-Every one of them survives pickling, because workers send them to the driver.
+Some are also the builtin that fits: `SpecError`, `SchemaDrift` and `BadPrediction` are ValueErrors, `MissingInput` is a
+FileNotFoundError and `OutputExists` a FileExistsError. None is a TimeoutError: that is kept for ``JobHandle.wait``,
+whose job is still running.
+
+All errors survive pickling, because workers send them to the driver.
 """
 
 from __future__ import annotations
@@ -53,7 +57,7 @@ from typing import Any
 
 
 class PipelineError(Exception):
-    """Something this package found wrong, said so that a person can act on it.
+    """Base of all errors of this package: a problem, its place, and the next step.
 
     ``str(error)`` is the message, then one indented line each for where, found, expected and next.
     """
@@ -67,23 +71,23 @@ class PipelineError(Exception):
         super().__init__(message)
         self.message = message
         self.where = where
-        """File, field or partition that is concerned."""
+        """File, field or partition with the problem."""
         self.found = found
         self.expected = expected
         self.next_step = next_step
 
     @staticmethod
     def of(error: BaseException) -> PipelineError:
-        """``error`` itself, or one that names it where it is of another kind."""
+        """Return ``error``; an exception of another kind is wrapped, with its name in the message."""
         return error if isinstance(error, PipelineError) else PipelineError(f"{type(error).__name__}: {error}")
 
     @property
     def kind(self) -> str:
-        """Stable name of the class, as written to events and reports."""
+        """Name of the class, as written to events and reports."""
         return type(self).__name__
 
-    def details(self) -> dict[str, Any]:
-        """What JSON output shows of this error."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the error as JSON output shows it."""
         named = {
             "kind": self.kind,
             "message": self.message,
@@ -110,23 +114,24 @@ def _rebuild(kind: type[PipelineError], message: str, state: dict[str, Any]) -> 
     return error
 
 
-def error_from_details(details: Mapping[str, Any], *, default: str) -> PipelineError:
-    """The error that `PipelineError.details` told of; one of a class that is unknown here has that exit code, too.
+def error_from_dict(record: Mapping[str, Any], *, default: str) -> PipelineError:
+    """Return the error that `PipelineError.to_dict` recorded. An unknown class becomes a PipelineError, and keeps its
+    exit code.
 
-    :param default: the message, when ``details`` has none.
+    :param default: the message, if ``record`` has none.
     """
-    found = globals().get(str(details.get("kind", "")))
-    kind = found if isinstance(found, type) and issubclass(found, PipelineError) else PipelineError
+    named = globals().get(str(record.get("kind", "")))
+    kind = named if isinstance(named, type) and issubclass(named, PipelineError) else PipelineError
     names = ("message", "where", "found", "expected")
-    state = {name: str(details.get(name, "")) for name in names} | {"next_step": str(details.get("next", ""))}
+    state = {name: str(record.get(name, "")) for name in names} | {"next_step": str(record.get("next", ""))}
     state["message"] = state["message"] or default
-    if isinstance(details.get("exit_code"), int):
-        state["exit_code"] = details["exit_code"]
+    if isinstance(record.get("exit_code"), int):
+        state["exit_code"] = record["exit_code"]
     return _rebuild(kind, state["message"], state)
 
 
-class SpecError(PipelineError):
-    """The job spec, a flag or an argument is wrong."""
+class SpecError(PipelineError, ValueError):
+    """The job spec, a flag or an argument is invalid."""
 
     exit_code = 2
 
@@ -141,20 +146,20 @@ class InputError(PipelineError):
     exit_code = 4
 
 
-class MissingInput(InputError):
-    """Nothing is where the source points to."""
+class MissingInput(InputError, FileNotFoundError):
+    """The source matches no file."""
 
 
 class CorruptInput(InputError):
     """An input file cannot be read as Parquet."""
 
 
-class SchemaDrift(InputError):
+class SchemaDrift(InputError, ValueError):
     """An input file's columns or types differ from what the job needs."""
 
 
 class InputChanged(InputError):
-    """An input file is not the one that was planned."""
+    """An input file changed after the job was planned."""
 
 
 class TooManyRejects(InputError):
@@ -171,28 +176,28 @@ class StepFailed(UserCodeError):
     """A step cannot be loaded, or broke its contract."""
 
 
-class BadPrediction(UserCodeError):
-    """A predictor returned something else than one finite-shaped result a row."""
+class BadPrediction(UserCodeError, ValueError):
+    """A predictor did not return one result per row."""
 
 
 class OutOfMemory(UserCodeError):
-    """A partition needs more memory than a worker has, however small it is cut."""
+    """A partition needs more memory than a worker has, even in its smallest pieces."""
 
 
 class PartitionFailed(UserCodeError):
-    """A partition failed on every attempt it was given."""
+    """A partition failed on every attempt."""
 
 
 class PartitionTimeout(UserCodeError):
-    """A partition ran past its deadline."""
+    """An attempt at a partition exceeded ``partition-timeout``."""
 
 
 class PartitionStuck(UserCodeError):
-    """A partition keeps killing or freezing its workers."""
+    """A partition repeatedly kills or freezes its workers."""
 
 
 class InsufficientMemory(UserCodeError):
-    """The plan needs more than the limits allow; refused before anything ran."""
+    """The plan needs more memory than the limits allow; nothing ran."""
 
 
 class ModelError(UserCodeError):
@@ -200,71 +205,71 @@ class ModelError(UserCodeError):
 
 
 class ModelDigestMismatch(ModelError):
-    """The model's bytes are not the ones that were pinned."""
+    """The model file changed after it was pinned."""
 
 
 class ModelChanged(ModelError):
-    """The model reference resolves to another version than the one that was pinned."""
+    """The model reference now resolves to another version than the pinned one."""
 
 
 class ChildrenFailed(PipelineError):
-    """Children of a fan-out did not end well. Its exit code is that of the first of them."""
+    """Children of a fan-out failed. The exit code is that of the first failed child."""
 
     exit_code = 5
 
 
 class ConflictError(PipelineError):
-    """Two things want the same place."""
+    """Another process or job owns the path."""
 
     exit_code = 6
 
 
 class JobLocked(ConflictError):
-    """Another driver works on this job."""
+    """Another driver is running this job."""
 
 
 class Fenced(ConflictError):
-    """Another driver has taken this job over."""
+    """Another driver has taken over this job."""
 
 
 class PlanMismatch(ConflictError):
     """The job directory belongs to another plan."""
 
 
-class OutputExists(ConflictError):
-    """The sink's path holds data already and ``sink.mode`` is ``error``."""
+class OutputExists(ConflictError, FileExistsError):
+    """The output path already contains data, and ``sink.mode`` is ``error``."""
 
 
 class OutputConflict(ConflictError):
-    """Another job published to the same sink in between."""
+    """Another job published to the same sink in the meantime."""
 
 
 class StateCorrupt(ConflictError):
-    """A file in the job directory is not what this package wrote."""
+    """A file in the job directory is damaged, or was not written by this package."""
 
 
 class UnsafeStore(ConflictError):
-    """The storage does not give the guarantees a commit needs."""
+    """The storage lacks the guarantees that a commit needs."""
 
 
 class RefusedForSafety(PipelineError):
-    """What was asked for could do harm."""
+    """The request could do harm and was refused."""
 
     exit_code = 7
 
 
 class StorageError(PipelineError):
-    """Storage failed."""
+    """The storage failed."""
 
     exit_code = 74
 
 
 class DiskFull(StorageError):
-    """There is no space left."""
+    """The storage has no space left."""
 
 
 class ReconciliationFailed(StorageError):
-    """Rows in are not rows out + rejected + filtered; nothing was published."""
+    """Input rows differ from output + rejected + filtered rows; nothing was published."""
 
 
 class InfrastructureError(PipelineError):
@@ -274,19 +279,19 @@ class InfrastructureError(PipelineError):
 
 
 class NoWorkers(InfrastructureError):
-    """No worker was there for longer than the limit."""
+    """The cluster had no worker for longer than ``no-workers-timeout``."""
 
 
 class SchedulerLost(InfrastructureError):
-    """The scheduler is gone."""
+    """The scheduler cannot be reached."""
 
 
 class SchedulerUnresponsive(InfrastructureError):
-    """The scheduler does not answer."""
+    """The scheduler did not answer within ``scheduler-timeout``."""
 
 
 class DriverLost(InfrastructureError):
-    """The process that drove a job is gone, and nothing starts another one."""
+    """The driver of a job died, and no server restarts it."""
 
 
 class Cancelled(PipelineError):
@@ -296,7 +301,7 @@ class Cancelled(PipelineError):
 
 
 class Interrupted(PipelineError):
-    """A signal ended the run in good order."""
+    """A signal stopped the run; the driver shut down cleanly."""
 
     def __init__(self, message: str, *, signal_number: int = 2, next_step: str = "") -> None:
         super().__init__(message, next_step=next_step)

@@ -85,7 +85,7 @@ class Commands(click.Group):
             _close_stdout()
             ctx.exit(BROKEN_PIPE)
         except PipelineError as error:
-            tell(error, text=str(error), details=error.details())
+            tell(error, text=str(error), details=error.to_dict())
             ctx.exit(error.exit_code)
         except KeyboardInterrupt as error:
             details = {"kind": "Interrupted", "message": "interrupted", "exit_code": INTERRUPTED}

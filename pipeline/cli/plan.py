@@ -75,7 +75,7 @@ def validate(
     if job_file is None:
         raise click.UsageError("Give the job spec to check, or --schema.")
     problems, warnings = _examine(job_file, overrides, params)
-    shown = [error.details() for error in problems]
+    shown = [error.to_dict() for error in problems]
     emit(
         {"ok": not problems, "spec": job_file, "problems": shown, "warnings": warnings},
         lambda: _verdict(job_file, problems, warnings),

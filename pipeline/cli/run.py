@@ -219,7 +219,7 @@ def _finish(
             details = go((watch, *callbacks)).to_dict()
     except PipelineError as error:
         job = _known(watch.job, settings) if wants_json() and watch.job else None
-        tell(error, text=str(error), details=error.details(), job=job)
+        tell(error, text=str(error), details=error.to_dict(), job=job)
         raise click.exceptions.Exit(error.exit_code) from error
     emit(details, lambda: (text or summary_text)(details))
     if strict and details["status"] == "SUCCEEDED_WITH_WARNINGS":

@@ -116,7 +116,7 @@ class Report:
     children: tuple[ChildReport, ...] = ()
     """Of a fan-out; the figures above are of all of them together."""
     error: dict[str, Any] | None = None
-    """What ended a job that failed; see `PipelineError.details`."""
+    """What ended a job that failed; see `PipelineError.to_dict`."""
     next: tuple[str, ...] = field(default=())
     """Commands to type next."""
     input: str = ""
@@ -272,7 +272,7 @@ def _common(
         "output": job.resolve(plan.spec.sink.path),
         "directory": job.root,
         "published": _published(job, events),
-        "error": error.details() if error else None,
+        "error": error.to_dict() if error else None,
     }
 
 

@@ -384,8 +384,8 @@ def why_text(details: dict[str, Any], *, shown: int = 20) -> str:
 def config_details(spec: Mapping[str, ResolvedSetting], settings: Mapping[str, ResolvedSetting]) -> dict[str, Any]:
     """As JSON output shows it."""
     return {
-        "spec": {name: choice.details() for name, choice in spec.items()},
-        "settings": {name: choice.details() for name, choice in settings.items()},
+        "spec": {name: choice.to_dict() for name, choice in spec.items()},
+        "settings": {name: choice.to_dict() for name, choice in settings.items()},
     }
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Generic, TypeVar
 
-from pipeline.errors import DriverLost, PipelineError, error_from_details
+from pipeline.errors import DriverLost, PipelineError, error_from_dict
 from pipeline.events import Callback, notify
 from pipeline.jobs.cancellation import CancelOutcome, cancel_job
 from pipeline.jobs.directory import JobDirectory
@@ -116,7 +116,7 @@ class Handle(Generic[R]):
         report = self.directory.read_report() or {}
         error = report.get("error") if report.get("status") == str(status) else None
         kind = "Cancelled" if status is Status.CANCELLED else ""
-        raise error_from_details(error or {"kind": kind}, default=f"job {self.job} is {status}")
+        raise error_from_dict(error or {"kind": kind}, default=f"job {self.job} is {status}")
 
     def __repr__(self) -> str:
         return f"{self.status}  {self.job}"

@@ -52,7 +52,7 @@ class SpecIssue:
     expected: str = ""
     next_step: str = ""
 
-    def details(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """What JSON output shows of it."""
         named = {
             "message": self.message,
@@ -122,9 +122,9 @@ class SpecIssues(SpecError):
         """The class a handler knows: how many mistakes there are makes no other kind of it."""
         return "SpecError"
 
-    def details(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As for any error, with ``mistakes``."""
-        return {**super().details(), "mistakes": [mistake.details() for mistake in self.mistakes]}
+        return {**super().to_dict(), "mistakes": [mistake.to_dict() for mistake in self.mistakes]}
 
     def __str__(self) -> str:
         if len(self.mistakes) == 1:

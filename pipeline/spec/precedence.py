@@ -75,7 +75,7 @@ class ResolvedSetting:
     over: tuple[SettingSource, ...] = ()
     """The highest first."""
 
-    def details(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON output shows it."""
         return {
             "value": self.value,

@@ -112,6 +112,8 @@ def file_system(url: str, **options: Any) -> tuple[Any, str]:
 
     try:
         system, path = fsspec.core.url_to_fs(check_url(url), **(options or options_for(url)))
+    except SpecError:
+        raise
     except (ImportError, ValueError) as error:
         raise SpecError(
             "the storage of a path cannot be used",

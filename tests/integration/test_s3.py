@@ -291,7 +291,7 @@ def test_mistakes_are_told_and_nothing_is_written(
     with pytest.raises(PipelineError, match=says) as caught:
         run(s3_spec(**fields), settings=s3_settings)
     assert caught.value.kind == kind
-    assert SECRET not in repr(caught.value.details())
+    assert SECRET not in repr(caught.value.to_dict())
     assert on_s3.names() == before
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import re
 from collections.abc import Iterator
@@ -44,7 +45,7 @@ def test_pickling_keeps_everything(kind: type[PipelineError]) -> None:
     error = kind("m", where="w", found="f", expected="e", next_step="n")
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is kind
-    assert again.details() == error.details()
+    assert again.to_dict() == error.to_dict()
     assert str(again) == str(error)
     assert again.args == ("m",)
 
@@ -58,7 +59,7 @@ def test_interrupted_keeps_its_signal() -> None:
 def test_message_has_a_line_for_each_part() -> None:
     error = SchemaDrift("a column is missing", where="a.parquet", found="x, y", next_step="add it")
     assert str(error) == "a column is missing\n  where:    a.parquet\n  found:    x, y\n  next:     add it"
-    assert error.details() == {
+    assert error.to_dict() == {
         "kind": "SchemaDrift",
         "message": "a column is missing",
         "where": "a.parquet",
@@ -66,3 +67,29 @@ def test_message_has_a_line_for_each_part() -> None:
         "next": "add it",
         "exit_code": 4,
     }
+
+
+@pytest.mark.parametrize(
+    ("kind", "builtin"),
+    [
+        (errors.SpecError, ValueError),
+        (errors.EnvMismatch, ValueError),
+        (errors.SchemaDrift, ValueError),
+        (errors.BadPrediction, ValueError),
+        (errors.MissingInput, FileNotFoundError),
+        (errors.OutputExists, FileExistsError),
+    ],
+)
+def test_errors_are_also_the_builtin_that_fits(kind: type[PipelineError], builtin: type[Exception]) -> None:
+    error = kind("m", where="w")
+    with pytest.raises(builtin) as caught:
+        raise error
+    assert caught.value is error
+    assert (str(error), error.args) == ("m\n  where:    w", ("m",))
+    for again in (copy.copy(error), pickle.loads(pickle.dumps(error))):
+        assert (type(again), str(again), again.args) == (kind, str(error), error.args)
+
+
+def test_no_error_of_a_job_is_a_timeout_error() -> None:
+    """`JobHandle.wait` raises TimeoutError for a job that is still running, and nothing else may look like it."""
+    assert not [kind for kind in KINDS if issubclass(kind, TimeoutError)]

@@ -210,6 +210,8 @@ class BatchSystem:
             raise self._wrong(f"options.{unknown[0]}", unknown[0], ", ".join(sorted(known - _OURS - {"self", "name"})))
         try:
             return cluster(**self._arguments(certificates, directory))
+        except SpecError:
+            raise
         except (OSError, RuntimeError) as error:
             raise InfrastructureError(
                 "the scheduler could not be started", where=f"type: {self.name.lower()}", found=str(error)

@@ -125,6 +125,8 @@ def parse_filter(text: str) -> Filter:
         root = _Parser(text.strip()).node(tree.body)
     except SyntaxError as error:
         raise _not_understood(text, (error.offset or 1) - 1, error.msg) from error
+    except SpecError:
+        raise
     except (RecursionError, MemoryError, ValueError) as error:
         raise _not_understood(text, 0, f"{type(error).__name__}: {error}") from error
     return Filter(text, root, frozenset(column_names(root)))

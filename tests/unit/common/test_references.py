@@ -98,7 +98,7 @@ def test_a_secret_in_a_job_spec_is_refused_and_not_repeated() -> None:
         spec(storage={"s3://lake": {"secret": SECRET}})
     assert "env:NAME" in str(caught.value)
     assert "secret" in str(caught.value)
-    assert SECRET not in str(caught.value) + repr(caught.value.details())
+    assert SECRET not in str(caught.value) + repr(caught.value.to_dict())
 
 
 def test_a_beginning_is_that_of_a_url() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import Cancelled, PipelineError, SchemaDrift, TooManyRejects, error_from_details
+from pipeline.errors import Cancelled, PipelineError, SchemaDrift, TooManyRejects, error_from_dict
 from pipeline.events import Callback, JobEnded, PartitionEnded, StatusChanged
 from pipeline.jobs.cancellation import CancelOutcome
 from pipeline.jobs.directory import JobDirectory
@@ -128,12 +128,12 @@ def test_cancelling(job: JobDirectory, driver: Lease) -> None:
     [TooManyRejects("too many", where="job x", found="1", expected="0"), Cancelled("stopped")],
 )
 def test_errors_come_back_from_what_a_report_says(error: PipelineError) -> None:
-    again = error_from_details(error.details(), default="")
+    again = error_from_dict(error.to_dict(), default="")
     assert type(again) is type(error)
-    assert again.details() == error.details()
+    assert again.to_dict() == error.to_dict()
 
 
 def test_an_error_that_is_unknown_here_keeps_its_exit_code() -> None:
-    again = error_from_details({"kind": "FromTheFuture", "message": "x", "exit_code": 42}, default="")
+    again = error_from_dict({"kind": "FromTheFuture", "message": "x", "exit_code": 42}, default="")
     assert (type(again), again.exit_code, again.message) == (PipelineError, 42, "x")
-    assert error_from_details({}, default="it is FAILED").message == "it is FAILED"
+    assert error_from_dict({}, default="it is FAILED").message == "it is FAILED"

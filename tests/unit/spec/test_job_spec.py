@@ -55,7 +55,7 @@ def fields(**changes: Any) -> dict[str, Any]:
 def mistakes(**changes: Any) -> list[dict[str, Any]]:
     with pytest.raises(SpecIssues) as caught:
         JobSpec.build(**fields(**changes))
-    return [mistake.details() for mistake in caught.value.mistakes]
+    return [mistake.to_dict() for mistake in caught.value.mistakes]
 
 
 def only_mistake(**changes: Any) -> dict[str, Any]:
@@ -256,8 +256,8 @@ def test_the_error_survives_pickling_and_tells_all() -> None:
     error = pickle.loads(pickle.dumps(caught.value))
     assert str(error) == str(caught.value)
     assert error.exit_code == 2
-    assert error.details()["kind"] == "SpecError"
-    assert {item["field"] for item in error.details()["mistakes"]} == {"eror", "name"}
+    assert error.to_dict()["kind"] == "SpecError"
+    assert {item["field"] for item in error.to_dict()["mistakes"]} == {"eror", "name"}
 
 
 def test_a_document_that_is_no_mapping_is_refused() -> None:

@@ -36,7 +36,7 @@ def read(text: str) -> Any:
 
 
 def mistakes_in(text: str) -> list[dict[str, Any]]:
-    return [mistake.details() for mistake in read_document(text + "\n").mistakes]
+    return [mistake.to_dict() for mistake in read_document(text + "\n").mistakes]
 
 
 @pytest.mark.parametrize(
