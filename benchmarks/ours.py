@@ -21,7 +21,7 @@ from pathlib import Path
 from benchmarks.tree import ProcessTree
 from pipeline.events import Callback, JobEnded, PartitionEnded, RoundStarted
 from pipeline.runner import run
-from pipeline.settings import load_settings
+from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec
 
 
@@ -60,7 +60,7 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory(dir=out) as jobs:
         fsync = os.environ.get("BENCHMARK_FSYNC", "1") == "1"
-        report = run(spec, settings=load_settings(directory=jobs, fsync=fsync, **shape), callbacks=[marks])
+        report = run(spec, settings=Settings.load(directory=jobs, fsync=fsync, **shape), callbacks=[marks])
     tree.close()
     peaks = tree.peaks()
     workers = [peak for pid, peak in peaks.items() if pid != os.getpid()]

@@ -33,7 +33,7 @@ from pipeline.plan.packing import pack
 from pipeline.plan.plan import Partition, Plan
 from pipeline.scoring import checkpoint as part_file
 from pipeline.scoring.partition import run_partition
-from pipeline.settings import load_settings
+from pipeline.settings import Settings
 from pipeline.sinks import publish
 from pipeline.spec.job_spec import JobSpec
 
@@ -93,7 +93,7 @@ def make_plan(data: Path, model: Path, out: Path, kind: str) -> Plan:
         steps=[{"score": {"model": str(model), "engine": "xgboost"}}],
         sink={"path": str(out), "mode": "overwrite"},
     )
-    settings = load_settings(directory=str(out.parent / "jobs"), workers=2, threads=1)
+    settings = Settings.load(directory=str(out.parent / "jobs"), workers=2, threads=1)
     plan = prepare(spec, settings=settings).plan
     if kind == "large":
         return plan

@@ -29,7 +29,7 @@ from pipeline.events import Callback, PartitionEnded, RoundStarted
 from pipeline.execution.task_set import WorkerClass, save_batch_size
 from pipeline.models.registry import resolve
 from pipeline.runner import run
-from pipeline.settings import load_settings
+from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.model_ref import ModelRef
 from pipeline.storage.store import open_store
@@ -123,7 +123,7 @@ class Bench:
                     sink={"path": str(folder / "out")},
                     errors={"max_fraction": 0.2},
                 ),
-                settings=load_settings(
+                settings=Settings.load(
                     directory=str(folder / "jobs"),
                     cluster=self.cluster.address,
                     import_paths=[str(folder)],

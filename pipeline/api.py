@@ -35,7 +35,7 @@ from pipeline.scoring.outputs import prediction_schema
 from pipeline.scoring.steps import prepended_sys_path
 from pipeline.service.handle import Handle
 from pipeline.service.submit import submit
-from pipeline.settings import Settings, load_settings
+from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.load import absolute_path, load_spec
 from pipeline.spec.model_ref import ModelRef
@@ -122,7 +122,7 @@ class Job:
 
     def __init__(self, *, settings: Settings | None = None, **fields: Any) -> None:
         self.spec = JobSpec.build(**fields)
-        self.settings = settings or load_settings()
+        self.settings = settings or Settings.load()
 
     @classmethod
     def load(
@@ -141,7 +141,7 @@ class Job:
         loaded = load_spec(path, overrides=overrides, params=params or {})
         job = cls.__new__(cls)
         job.spec = loaded.spec
-        job.settings = settings or load_settings(import_paths=loaded.folders)
+        job.settings = settings or Settings.load(import_paths=loaded.folders)
         return job
 
     def plan(self) -> JobPlan:
@@ -218,7 +218,7 @@ class Job:
 
         :param job: id, unique prefix of one, ``@last``, or the path of a job directory.
         """
-        settings = settings or load_settings()
+        settings = settings or Settings.load()
         return _handle(find_job(settings.directory, job), settings, callbacks)
 
     def to_dask(self) -> Any:
@@ -266,7 +266,7 @@ def score(
     :raises InputError: while computing, when a row breaks the model's contract.
     """
     reference = absolute_path(model) if ModelRef.parse(model).is_file else model
-    version = resolve_model(reference, settings=load_settings())
+    version = resolve_model(reference, settings=Settings.load())
     wanted = Output(column=output) if isinstance(output, str) else Output(**output)
     columns = tuple(features) if features is not None else None
     if isinstance(frame, pd.DataFrame):

@@ -32,7 +32,7 @@ from pipeline.report.hooks import hooks_of, run_hooks
 from pipeline.report.job_log import record_log
 from pipeline.report.report import Report, make_report
 from pipeline.scoring.steps import prepended_sys_path
-from pipeline.settings import Settings, load_settings
+from pipeline.settings import Settings
 from pipeline.sinks import check_conditional_writes
 from pipeline.spec.job_spec import JobSpec
 
@@ -52,7 +52,7 @@ def run(
     :param job_id: id for the job; one that exists with the same plan is gone on with. Default: a new one.
     :raises PipelineError: when the job failed or was interrupted; its directory says why and can be resumed.
     """
-    settings = settings or load_settings()
+    settings = settings or Settings.load()
     pinned = pinned_version(spec, job=job_id, settings=settings) if spec.fan_out is None else None
     prepared = prepare(spec, settings=settings, job=job_id or "", version=pinned)
     check_conditional_writes(first_sink(prepared.plan))
@@ -71,7 +71,7 @@ def resume(job: str, *, settings: Settings | None = None, callbacks: Sequence[Ca
 
     :param job: id, unique prefix of one, ``@last``, or the path of a job directory.
     """
-    settings = settings or load_settings()
+    settings = settings or Settings.load()
     directory = find_job(settings.directory, job)
     directory.fsync = settings.fsync
     return execute(directory, settings=settings, callbacks=callbacks)
@@ -92,7 +92,7 @@ def retry(
     :param overrides: such as ``steps.0.map=features:mended``; steps, contract and errors may be changed.
     :raises PipelineError: when it failed; ``retry`` or `resume` goes on with it.
     """
-    settings = settings or load_settings()
+    settings = settings or Settings.load()
     directory = find_job(settings.directory, job)
     directory.fsync = settings.fsync
     begin = partial(open_retry, wanted=RetryRequest(model, tuple(overrides)), settings=settings)
@@ -121,7 +121,7 @@ def execute(
     settings = settings_of(job.plan.spec, settings=settings)
     hooks = hooks_of(job.plan.spec, settings) if within is None else ()
     with (
-        run_hooks(job, hooks, grace=settings.hook_grace) as told,
+        run_hooks(job, hooks, grace=settings.hook_timeout) as told,
         hold_lease(job.store, lease_seconds=settings.lease_seconds) as lease,
     ):
         if begin is not None:

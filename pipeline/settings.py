@@ -1,6 +1,7 @@
-"""How jobs run on a site: flags, else ``PIPELINE_…`` variables, else the cluster's file, else ``dask.config``.
+"""Settings of a site: where jobs run, and their limits.
 
-For ``dask.config`` a file such as ``~/.config/dask/pipeline.yaml`` holds::
+A flag (or a keyword of `Settings.load`) wins over a ``PIPELINE_…`` variable, which wins over the cluster's file, which
+wins over ``dask.config``. For ``dask.config`` a file such as ``~/.config/dask/pipeline.yaml`` holds::
 
     pipeline:
       directory: /scratch/me/jobs
@@ -13,13 +14,15 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from functools import cache
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import dask.config
 from dask.utils import parse_timedelta
 
+from pipeline.common.units import parse_bytes, parse_seconds
 from pipeline.errors import SpecError
 from pipeline.spec.parts import Hook
 from pipeline.spec.precedence import (
@@ -32,145 +35,289 @@ from pipeline.spec.precedence import (
 )
 
 logger = logging.getLogger(__name__)
+_SWITCH = {"true": True, "on": True, "false": False, "off": False}
+
+
+@dataclass(frozen=True)
+class Converter:
+    """Functions that turn what was written for a setting into its value."""
+
+    convert: Callable[[Any], Any]
+    """Raises ValueError or TypeError, with what is expected as its message."""
+    read_text: Callable[[str], Any] = str
+    """Turns the text of an environment variable into what a file would hold."""
+
+
+def _to_seconds(value: Any) -> float:
+    try:
+        return float(parse_timedelta(value, default="s"))
+    except KeyError:
+        return parse_seconds(value)  # units that job specs have, such as min
+
+
+def _to_bytes(value: Any) -> str:
+    text = str(value)
+    if text != "auto":
+        parse_bytes(value)
+    return text
+
+
+def _to_count(value: Any) -> int:
+    number = int(value)
+    if number < 1:
+        raise ValueError("a positive number")
+    return number
+
+
+def _to_switch(value: Any) -> bool:
+    switch = _SWITCH.get(str(value).lower())
+    if switch is None:
+        raise ValueError("on or off")
+    return switch
+
+
+def _read_switch(text: str) -> bool | str:
+    return {"1": True, "0": False}.get(text, text)
+
+
+def _read_paths(text: str) -> tuple[str, ...]:
+    return tuple(part for part in text.split(os.pathsep) if part)
+
+
+def _to_hooks(value: Any) -> tuple[dict[str, Any], ...]:
+    return tuple(Hook.model_validate(hook).model_dump(mode="json", exclude_defaults=True) for hook in value)
+
+
+def _to_files(value: Any) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(str(path) for path in value)
+
+
+Seconds = Annotated[float, Converter(_to_seconds)]
+"""Seconds, or a text with a unit such as ``2 min``."""
+Bytes = Annotated[str, Converter(_to_bytes)]
+"""A size such as ``4 GiB``, kept as text."""
+Count = Annotated[int, Converter(_to_count)]
+"""A number from 1."""
+Switch = Annotated[bool, Converter(_to_switch, _read_switch)]
+"""``on``, ``off``, ``true`` or ``false``."""
+Folder = Annotated[str, Converter(lambda value: os.path.expanduser(str(value)))]
+"""A path or URL; ``~`` is expanded."""
+Folders = Annotated[
+    tuple[str, ...], Converter(lambda value: tuple(os.path.abspath(path) for path in value), _read_paths)
+]
+"""Folders of this machine, made absolute; in a variable separated like ``PATH``."""
+Files = Annotated[tuple[str, ...], Converter(_to_files, _read_paths)]
+"""One or more files."""
+Hooks = Annotated[tuple[Any, ...], Converter(_to_hooks, json.loads)]
+"""Hooks as in a job spec; in a variable as JSON."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run needs to know beside the job spec."""
+    """Settings of a run: everything a job needs beside its spec.
 
-    directory: str = ".pipeline/jobs"
+    `Settings.load` fills in what the environment and ``dask.config`` say; ``Settings(…)`` takes defaults instead.
+
+    >>> settings = Settings(workers=4, memory_limit="4 GiB")
+    >>> settings.workers, settings.threads
+    (4, None)
+    """
+
+    directory: Folder = ".pipeline/jobs"
     """Root of the job directories: path or fsspec URL."""
-    registry: str = ".pipeline/models"
-    """The model registry: path or fsspec URL of the built-in one; ``mlflow``, ``mlflow+http://host:5000`` or the URL of
-    a database (``sqlite:///…``) for MLflow."""
-    alias_poll: float = 30.0
-    """Seconds between two looks at the alias of the model while a job runs; 0: look at the start and before the commit
-    only."""
+    registry: Folder = ".pipeline/models"
+    """The model registry: path or fsspec URL of the built-in one. For MLflow: ``mlflow``, ``mlflow+http://host:5000``
+    or the URL of a database (``sqlite:///…``)."""
+    alias_poll: Seconds = 30.0
+    """Seconds between two reads of the model's alias while a job runs; 0: read it only at the start and before the
+    commit."""
     cluster: str | None = None
     """Overrides the ``cluster`` of the job spec."""
-    workers: int | None = None
+    workers: Count | None = None
     """Worker processes of a local cluster. Default: from the machine."""
-    threads: int | None = None
+    threads: Count | None = None
     """Threads per worker. Default: from the machine."""
-    memory_limit: str | None = None
+    memory_limit: Bytes | None = None
     """Bytes a worker may use, as ``4 GiB``. Default: the machine's memory / workers."""
-    fsync: bool = True
-    """Whether every write is made durable before it counts."""
-    attempts: int = 3
-    """Attempts a partition gets when storage or the cluster fails under it."""
-    no_workers_timeout: float = 300.0
-    """Seconds without any worker after which a run gives up."""
-    scheduler_timeout: float = 30.0
-    """Seconds without an answer of the scheduler after which a run gives up."""
-    partition_timeout: float | None = None
-    """Seconds an attempt at a partition may take. Default: as long as it likes."""
-    stragglers: bool = True
+    fsync: Switch = True
+    """Whether every write is made durable (fsync) before it counts."""
+    attempts: Count = 3
+    """Attempts per partition when storage or the cluster fails."""
+    no_workers_timeout: Seconds = 300.0
+    """Seconds without any worker after which a run fails."""
+    scheduler_timeout: Seconds = 30.0
+    """Seconds without an answer from the scheduler after which a run fails."""
+    partition_timeout: Seconds | None = None
+    """Seconds that one attempt at a partition may take. Default: no limit."""
+    stragglers: Switch = True
     """Whether idle workers help partitions that run far beyond their expected time."""
-    grace: float = 60.0
-    """Seconds that running partitions are given to end after a signal or a failure."""
-    lease_seconds: float = 30.0
-    """Seconds of silence after which another driver may take a job over from one that cannot be asked."""
+    drain_timeout: Seconds = 60.0
+    """Seconds to wait for running partitions after a signal or a failure."""
+    lease_seconds: Seconds = 30.0
+    """Seconds of silence after which another driver may take over a job whose driver cannot be reached."""
     dashboard: str = "127.0.0.1:0"
     """Address of the dashboard of a local cluster; port 0 takes a free one."""
-    tls: bool = False
+    tls: Switch = False
     """Whether a cluster of this machine uses TLS too, which keeps out the other users of the machine."""
     tls_ca: str | None = None
     """Certificate of the authority for ``tls://`` addresses: a path, ``file:PATH`` or ``env:NAME``."""
     tls_cert: str | None = None
-    """Certificate to show there."""
+    """Client certificate for ``tls://`` addresses."""
     tls_key: str | None = None
-    """Its private key."""
-    insecure_network: bool = False
+    """Private key of that certificate."""
+    insecure_network: Switch = False
     """Whether scheduler and workers may be open to the network without TLS."""
-    triggers: tuple[str, ...] = ()
-    """Files with triggers that a server looks at: each a ``triggers.yaml`` or a job spec. Default: ``triggers.yaml`` in
-    the working directory, if there is one."""
-    hooks: tuple[Any, ...] = ()
-    """Who is told when any job begins or ends, beside those of its spec: a list, as ``hooks`` of a job spec."""
-    hook_grace: float = 30.0
-    """Seconds that hooks are given after the end of a job, until what they have not been told is given up."""
-    import_paths: tuple[str, ...] = ()
+    triggers: Files = ()
+    """Files with triggers for a server: each a ``triggers.yaml`` or a job spec. Default: ``triggers.yaml`` in the
+    working directory, if it exists."""
+    hooks: Hooks = ()
+    """Hooks of every job, beside those of its spec: a list, as ``hooks`` of a job spec."""
+    hook_timeout: Seconds = 30.0
+    """Seconds to wait for hooks after the job has ended. Undelivered notifications are then dropped and logged."""
+    import_paths: Folders = ()
     """Folders from which the modules of the steps are imported, on driver and workers."""
     candidates: Mapping[str, tuple[SettingSource, ...]] = field(
         default_factory=dict, repr=False, compare=False, metadata={"is_setting": False}
     )
-    """All that said something about each setting."""
+    """Every value that was given for each setting."""
+
+    @classmethod
+    def load(
+        cls,
+        *,
+        directory: str | os.PathLike[str] | None = None,
+        registry: str | os.PathLike[str] | None = None,
+        alias_poll: float | str | None = None,
+        cluster: str | None = None,
+        workers: int | None = None,
+        threads: int | None = None,
+        memory_limit: int | str | None = None,
+        fsync: bool | None = None,
+        attempts: int | None = None,
+        no_workers_timeout: float | str | None = None,
+        scheduler_timeout: float | str | None = None,
+        partition_timeout: float | str | None = None,
+        stragglers: bool | str | None = None,
+        drain_timeout: float | str | None = None,
+        lease_seconds: float | str | None = None,
+        dashboard: str | None = None,
+        tls: bool | None = None,
+        tls_ca: str | None = None,
+        tls_cert: str | None = None,
+        tls_key: str | None = None,
+        insecure_network: bool | None = None,
+        triggers: str | Sequence[str] | None = None,
+        hooks: Sequence[Any] | None = None,
+        hook_timeout: float | str | None = None,
+        import_paths: Sequence[str | os.PathLike[str]] | None = None,
+    ) -> Settings:
+        """Load the settings of this process; a keyword that is not None wins over everything else.
+
+        Then count ``PIPELINE_…`` variables, ``pipeline:`` of ``dask.config``, and the defaults of `Settings`.
+        ``import_paths`` defaults to the working directory.
+
+        Raises
+        ------
+        SpecError
+            For an unknown setting under ``pipeline:``, or an invalid value anywhere.
+
+        Examples
+        --------
+        >>> settings = Settings.load(workers=4, memory_limit="4 GiB", alias_poll="1 min")
+        >>> settings.workers, settings.memory_limit, settings.alias_poll
+        (4, '4 GiB', 60.0)
+        """
+        given = {name: value for name, value in locals().items() if name in setting_names() and value is not None}
+        sources = _site_sources()
+        for name, value in given.items():
+            _add(sources, name, value, rank=Precedence.FLAG, origin=_FLAGS.get(name) or f"--{_dashed(name)}")
+        settings = _resolve(cls(), sources)
+        return settings if settings.import_paths else replace(settings, import_paths=(os.getcwd(),))
 
     def choice(self, name: str) -> ResolvedSetting:
-        """The value of a setting, and where it is from. One that was given in Python counts as a flag."""
+        """Return the value of a setting and its origin. A value that was given in Python counts as a flag."""
         value = getattr(self, name)
-        found = resolve_setting(
+        resolved = resolve_setting(
             [SettingSource(getattr(Settings(), name), Precedence.BUILT_IN), *self.candidates.get(name, ())]
         )
-        return found if found.value == value else ResolvedSetting(value, Precedence.FLAG, "Python")
+        return resolved if resolved.value == value else ResolvedSetting(value, Precedence.FLAG, "Python")
 
     def values(self) -> dict[str, Any]:
-        """The value of every setting, by its name with underscores."""
+        """Return the value of every setting, by its name with underscores."""
         return {name: getattr(self, name) for name in setting_names()}
 
     def choices(self) -> dict[str, ResolvedSetting]:
-        """`choice` of every setting, by its name with dashes."""
-        return {name.replace("_", "-"): self.choice(name) for name in setting_names()}
+        """Return `choice` of every setting, by its name with dashes."""
+        return {_dashed(name): self.choice(name) for name in setting_names()}
+
+    def __repr__(self) -> str:
+        default = Settings().values()
+        given = [f"{name}={value!r}" for name, value in self.values().items() if value != default[name]]
+        return f"Settings({', '.join(given)})"
 
 
+@cache
 def setting_names() -> tuple[str, ...]:
     """Names of all settings, with underscores."""
-    return tuple(one.name for one in fields(Settings) if one.metadata.get("is_setting", True))
+    return tuple(item.name for item in fields(Settings) if item.metadata.get("is_setting", True))
 
 
-_SWITCH = {"true": True, "on": True, "false": False, "off": False}
-_SECONDS = {
-    "hook_grace",
-    "no_workers_timeout",
-    "scheduler_timeout",
-    "grace",
-    "partition_timeout",
-    "lease_seconds",
-    "alias_poll",
-}
-
-
+RENAMED_SETTINGS = {"drift_poll": "alias_poll", "grace": "drain_timeout", "hook_grace": "hook_timeout"}
+"""Old name of each renamed setting -> new name, with underscores."""
 _NOT_OF_A_CLUSTER = ("directory", "cluster")
 """Settings that decide which cluster's file is read, or are needed before it is."""
+_FLAGS = {"import_paths": "the folder of the job spec, and the working directory", "triggers": "--file"}
+_TEXT = Converter(str)
 
 
-def load_settings(**flags: Any) -> Settings:
-    """Settings of this process: ``flags`` that are not None, else variables, else ``dask.config``, else the defaults.
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
 
-    :raises SpecError: for an unknown name under ``pipeline:`` or a value of the wrong type.
-    """
+
+@cache
+def _converters() -> dict[str, Converter]:
+    hints = get_type_hints(Settings, include_extras=True)
+    return {name: _converter_in(hints[name]) or _TEXT for name in setting_names()}
+
+
+def _converter_in(hint: Any) -> Converter | None:
+    if get_origin(hint) is Annotated:
+        return next(extra for extra in hint.__metadata__ if isinstance(extra, Converter))
+    return next((converter for part in get_args(hint) if (converter := _converter_in(part))), None)
+
+
+Sources = dict[str, list[SettingSource]]
+
+
+def _site_sources() -> Sources:
+    """Settings in ``dask.config`` and in the environment."""
     known = setting_names()
     for name, meant in misspelt(os.environ, known=known).items():
-        logger.warning("the variable %s is no setting; did you mean %s?", name, meant)
-    found: dict[str, list[SettingSource]] = {}
+        logger.warning("unknown setting %s in the environment; did you mean %s?", name, meant)
+    sources: Sources = {}
     for key, value in (dask.config.get("pipeline", None) or {}).items():
-        _add(found, key, value, rank=Precedence.DASK_CONFIG, origin=f"pipeline.{key}", what="dask.config has")
-    for variable in setting_variables(os.environ, known=known):
+        _add(sources, key, value, rank=Precedence.DASK_CONFIG, origin=f"pipeline.{key}")
+    for variable in setting_variables(os.environ, known=(*known, *RENAMED_SETTINGS)):
         (name,) = variable.path
-        _add(found, name, _from_text(name, variable.text), rank=Precedence.ENVIRONMENT, origin=variable.name)
-    for name, value in flags.items():
-        _add(found, name, value, rank=Precedence.FLAG, origin=_FLAGS.get(name) or f"--{name.replace('_', '-')}")
-    settings = _settle(Settings(), found)
-    if not settings.import_paths:
-        settings = replace(settings, import_paths=(os.getcwd(),))
-    return settings
-
-
-_FLAGS = {"import_paths": "the folder of the job spec, and the working directory", "triggers": "--file"}
+        _check_known(name, where=variable.name)
+        value = _convert(name, variable.text, where=variable.name, is_text=True)
+        sources.setdefault(name, []).append(SettingSource(value, Precedence.ENVIRONMENT, variable.name))
+    return sources
 
 
 def with_cluster_file(settings: Settings, values: Mapping[str, Any], *, where: str) -> Settings:
-    """``settings`` with those that the file of the chosen cluster gives: they win over ``dask.config`` alone.
+    """Return ``settings`` with the values of the chosen cluster's file; they win over ``dask.config`` only.
 
-    :raises SpecError: for a value of the wrong type, and for a setting that is needed before the file is read.
+    :raises SpecError: for an invalid value, and for a setting that is needed before the file is read.
     """
-    found = {name: list(candidates) for name, candidates in settings.candidates.items()}
+    sources = {name: list(candidates) for name, candidates in settings.candidates.items()}
     for name in setting_names():
         choice = settings.choice(name)
         if choice.origin == "Python":
-            found[name] = [SettingSource(choice.value, Precedence.FLAG, "Python")]
+            sources[name] = [SettingSource(choice.value, Precedence.FLAG, "Python")]
     for key, value in values.items():
         name = key.replace("-", "_")
+        _check_known(name, where=where)
         if name in _NOT_OF_A_CLUSTER:
             raise SpecError(
                 f"a cluster file cannot set {key}",
@@ -182,72 +329,56 @@ def with_cluster_file(settings: Settings, values: Mapping[str, Any], *, where: s
         if value is None or value == "auto":
             continue
         known = SettingSource(_convert(name, value, where=where), Precedence.CLUSTER_FILE, where)
-        if known not in found.get(name, ()):
-            found.setdefault(name, []).append(known)
-    return _settle(settings, found)
+        if known not in sources.get(name, ()):
+            sources.setdefault(name, []).append(known)
+    return _resolve(settings, sources)
 
 
-def _add(
-    found: dict[str, list[SettingSource]],
-    key: str,
-    value: Any,
-    *,
-    rank: Precedence,
-    origin: str,
-    what: str = "there is",
-) -> None:
+def _add(sources: Sources, key: str, value: Any, *, rank: Precedence, origin: str) -> None:
     name = key.replace("-", "_")
+    _check_known(name, where=origin)
+    if value is not None:
+        sources.setdefault(name, []).append(SettingSource(_convert(name, value, where=origin), rank, origin))
+
+
+def _check_known(name: str, *, where: str) -> None:
+    """Raise for a name that is not, or no longer, the name of a setting."""
+    if name in RENAMED_SETTINGS:
+        new = RENAMED_SETTINGS[name]
+        raise SpecError(
+            f"the setting {_dashed(name)} is now named {_dashed(new)}",
+            where=where,
+            found=_dashed(name),
+            expected=_dashed(new),
+            next_step=f"rename it to {_like(new, where)}",
+        )
     if name not in setting_names():
         raise SpecError(
-            f"{what} an unknown setting",
-            where=f"pipeline.{key}",
-            expected=", ".join(sorted(item.replace("_", "-") for item in setting_names())),
+            "unknown setting",
+            where=where,
+            found=_dashed(name),
+            expected=", ".join(map(_dashed, sorted(setting_names()))),
         )
-    if value is not None:
-        found.setdefault(name, []).append(SettingSource(_convert(name, value, where=origin), rank, origin))
 
 
-def _settle(settings: Settings, found: Mapping[str, list[SettingSource]]) -> Settings:
-    values = {name: resolve_setting(candidates).value for name, candidates in found.items() if candidates}
-    kept = {name: tuple(candidates) for name, candidates in found.items()}
-    return replace(settings, **values, candidates=kept)
+def _like(name: str, where: str) -> str:
+    """A setting's name, written as variables are if ``where`` is a variable."""
+    return f"PIPELINE_{name.upper()}" if where.startswith("PIPELINE_") else _dashed(name)
 
 
-def _from_text(name: str, text: str) -> Any:
-    """The value of a variable, as YAML in a file would have it."""
-    if isinstance(getattr(Settings(), name), bool):
-        return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
-    if name == "hooks":
-        return json.loads(text)
-    return tuple(part for part in text.split(os.pathsep) if part) if name in ("import_paths", "triggers") else text
+def _resolve(settings: Settings, sources: Mapping[str, Sequence[SettingSource]]) -> Settings:
+    values = {name: resolve_setting(candidates).value for name, candidates in sources.items() if candidates}
+    return replace(settings, **values, candidates={name: tuple(given) for name, given in sources.items()})
 
 
-def _convert(name: str, value: Any, *, where: str = "") -> Any:
-    default = getattr(Settings(), name)
+def _convert(name: str, value: Any, *, where: str, is_text: bool = False) -> Any:
+    converter = _converters()[name]
     try:
-        if name in _SECONDS:
-            return float(parse_timedelta(value, default="s"))
-        if name in ("workers", "threads", "attempts"):
-            number = int(value)
-            if number < 1:
-                raise ValueError("a positive number")
-            return number
-        if name == "hooks":
-            return tuple(Hook.model_validate(one).model_dump(mode="json", exclude_defaults=True) for one in value)
-        if name == "triggers":
-            return (value,) if isinstance(value, str) else tuple(str(path) for path in value)
-        if name == "import_paths":
-            return tuple(os.path.abspath(path) for path in value)
-        if isinstance(default, bool):
-            found = _SWITCH.get(str(value).lower())
-            if found is None:
-                raise ValueError("on or off")
-            return found
-        return os.path.expanduser(str(value)) if name in ("directory", "registry") else str(value)
+        return converter.convert(converter.read_text(value) if is_text else value)
     except (TypeError, ValueError, KeyError) as error:
         raise SpecError(
-            "a setting has a wrong value",
-            where=where or f"pipeline.{name.replace('_', '-')}",
+            "invalid value of a setting",
+            where=where,
             found=repr(value),
-            expected=str(error),
+            expected=error.expected if isinstance(error, SpecError) else str(error),
         ) from error

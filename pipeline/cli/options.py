@@ -160,12 +160,12 @@ def json_text(details: Mapping[str, Any]) -> str:
 
 def settings_for(loaded: LoadedSpec | None = None, **flags: Any) -> Settings:
     """Settings from the flags that were given; the modules of steps are found beside the job spec's file."""
-    from pipeline.settings import load_settings
+    from pipeline.settings import Settings
     from pipeline.spec.precedence import Precedence
 
     if loaded is not None:
         flags["import_paths"] = loaded.folders
-    settings = load_settings(**{name: value for name, value in flags.items() if value is not None})
+    settings = Settings.load(**{name: value for name, value in flags.items() if value is not None})
     if loaded is not None and "cluster" in loaded.origins:
         # --set cluster=… wins over the variable PIPELINE_CLUSTER, which wins over the job spec.
         chosen, other = loaded.origins["cluster"], settings.choice("cluster")

@@ -204,7 +204,7 @@ class Driver:
                 attempts=settings.attempts,
                 no_workers_timeout=settings.no_workers_timeout,
                 scheduler_timeout=settings.scheduler_timeout,
-                grace=settings.grace,
+                grace=settings.drain_timeout,
                 partition_timeout=settings.partition_timeout,
             ),
             stop=self.stop,

@@ -1,7 +1,7 @@
 """Hooks: whoever wants to know is told when a job begins and how it ends, by threads that the job never waits for.
 
 A hook that fails is an event and a warning in the log, never a failed job. At the end of the job hooks are given
-``hook_grace`` seconds; what has not been told by then is given up.
+``hook_timeout`` seconds; what has not been told by then is given up.
 """
 
 from __future__ import annotations

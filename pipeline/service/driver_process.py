@@ -83,14 +83,14 @@ def drive(directory: str) -> int:
 
         from pipeline.report.progress import PlainProgress
         from pipeline.runner import execute
-        from pipeline.settings import load_settings
+        from pipeline.settings import Settings
 
     job = JobDirectory.open(directory)
     submission = last_submission(job.store)
     given, config = (submission.settings, submission.config) if submission else ({}, {})
     site = {f"pipeline.{name.replace('_', '-')}": value for name, value in config.items()}
     with dask.config.set(site):
-        settings = load_settings(**given, directory=_root(directory), import_paths=job.record.import_paths or None)
+        settings = Settings.load(**given, directory=_root(directory), import_paths=job.record.import_paths or None)
         job.fsync = settings.fsync
         execute(job, settings=settings, callbacks=(PlainProgress(),), unless=is_unwanted)
     return exit_code(job, job.status())

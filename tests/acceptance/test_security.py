@@ -22,7 +22,7 @@ from pipeline.errors import RefusedForSafety, SchedulerLost, SpecError
 from pipeline.execution.clusters.address import ExistingScheduler
 from pipeline.execution.clusters.local import LocalProcesses
 from pipeline.execution.clusters.security import Certificates, certificates_in, make_certificates
-from pipeline.settings import load_settings
+from pipeline.settings import Settings
 from pipeline.testing.held import held_job
 from pipeline.testing.oracle import Lake
 from pipeline.testing.sockets import listening_sockets, process_tree, speaks_plainly
@@ -74,7 +74,7 @@ def test_a_cluster_on_the_network_speaks_tls_only_and_only_with_those_who_hold_i
 
 def check_clients(address: str, parts: dict[str, Path], forged: Certificates) -> None:
     """What Dask's own client and a cluster file can do with and without the key."""
-    settings = load_settings(scheduler_timeout=5)
+    settings = Settings.load(scheduler_timeout=5)
     ca, cert, key = (str(parts[name]) for name in ("ca.pem", "cert.pem", "key.pem"))
     for security in (None, make_certificates(now=datetime.now(UTC)).security(), forged.security()):
         with pytest.raises((OSError, TypeError, RuntimeError)):
@@ -145,7 +145,7 @@ def scheduler_at(host: str, port: int, certificates: Certificates) -> str | None
 def test_without_certificates_a_cluster_on_the_network_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [*(name for name in sys.modules if name.startswith("cryptography")), "cryptography"]:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(RefusedForSafety) as caught, LocalProcesses(load_settings(), host=network_address()).open():
+    with pytest.raises(RefusedForSafety) as caught, LocalProcesses(Settings.load(), host=network_address()).open():
         pass
     assert caught.value.exit_code == 7
     assert "--insecure-network" in caught.value.next_step
@@ -153,14 +153,14 @@ def test_without_certificates_a_cluster_on_the_network_is_refused(monkeypatch: p
 
 @pytest.mark.fault(50)
 def test_an_insecure_network_must_be_spelled_out() -> None:
-    settings = load_settings(workers=1, threads=1, memory_limit="1 GiB", insecure_network=True)
+    settings = Settings.load(workers=1, threads=1, memory_limit="1 GiB", insecure_network=True)
     with LocalProcesses(settings, host=network_address()).open() as client:
         assert client.scheduler.address.startswith(f"tcp://{network_address()}:")
 
 
 @pytest.mark.fault(51)
 def test_other_users_of_the_machine_are_kept_out_where_tls_is_asked_for(tmp_path: Path) -> None:
-    settings = load_settings(workers=1, threads=1, memory_limit="1 GiB", tls=True)
+    settings = Settings.load(workers=1, threads=1, memory_limit="1 GiB", tls=True)
     with LocalProcesses(settings).open(directory=str(tmp_path)) as client:
         assert client.scheduler.address.startswith("tls://127.0.0.1:")
         assert client.submit(sum, [1, 2]).result(timeout=60) == 3
@@ -183,7 +183,7 @@ def test_a_killed_run_leaves_its_certificates_to_the_next_to_remove(tmp_path: Pa
 @pytest.mark.fault(50)
 def test_a_dashboard_for_the_whole_network_is_refused(address: str) -> None:
     """It shows code and data, and asks nobody who they are."""
-    with pytest.raises(RefusedForSafety) as caught, LocalProcesses(load_settings(dashboard=address)).open():
+    with pytest.raises(RefusedForSafety) as caught, LocalProcesses(Settings.load(dashboard=address)).open():
         pass
     assert caught.value.exit_code == 7
     assert "ssh -L" in caught.value.next_step

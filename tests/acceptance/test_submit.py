@@ -50,10 +50,10 @@ def build(frame):
 CLUSTER = """
 import sys
 from pipeline.execution.clusters.local import LocalProcesses
-from pipeline.settings import load_settings
+from pipeline.settings import Settings
 
 if __name__ == "__main__":
-    with LocalProcesses(load_settings(workers=1, threads=1, memory_limit="2 GiB")).open() as client:
+    with LocalProcesses(Settings.load(workers=1, threads=1, memory_limit="2 GiB")).open() as client:
         print(client.scheduler.address, flush=True)
         sys.stdin.read()
 """

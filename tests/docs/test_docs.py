@@ -17,7 +17,7 @@ from pipeline import errors
 from pipeline.cli import main
 from pipeline.errors import Interrupted, PipelineError
 from pipeline.execution.clusters import find_cluster
-from pipeline.settings import load_settings
+from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec
 
 ROOT = Path(__file__).parents[2]
@@ -107,10 +107,10 @@ def test_cluster_files_and_settings_load(page: Path, tmp_path: Path) -> None:
     for block in yaml_blocks(page):
         if block.startswith("# cluster_configs/"):
             (tmp_path / "cluster.yaml").write_text(block)
-            find_cluster(str(tmp_path / "cluster.yaml"), settings=load_settings())
+            find_cluster(str(tmp_path / "cluster.yaml"), settings=Settings.load())
         elif block.startswith("# ~/.config/dask/"):
             with dask.config.set(yaml.safe_load(block)):
-                load_settings()
+                Settings.load()
 
 
 def yaml_blocks(page: Path) -> list[str]:

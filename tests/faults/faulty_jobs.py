@@ -19,7 +19,7 @@ from pipeline.jobs.listing import find_job
 from pipeline.report.report import Report
 from pipeline.report.verify import verify
 from pipeline.runner import run
-from pipeline.settings import Settings, load_settings
+from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec
 from pipeline.testing.oracle import Lake
 from pipeline.testing.processes import ProcessCluster, wait_until
@@ -86,12 +86,12 @@ class Job:
             "from pipeline.testing.faults import Fault, FaultTable\n"
             f"step = FaultTable({str(folder / 'attempts')!r}, ({' '.join(f'{fault},' for fault in faults)}))\n"
         )
-        self.settings: Settings = load_settings(
+        self.settings: Settings = Settings.load(
             directory=str(folder / "jobs"),
             cluster=cluster.address,
             import_paths=[str(folder)],
             fsync=False,
-            **{"no_workers_timeout": 60, "scheduler_timeout": 30, "grace": 5, **settings},
+            **{"no_workers_timeout": 60, "scheduler_timeout": 30, "drain_timeout": 5, **settings},
         )
         self.spec = JobSpec.build(
             name="faulty",

@@ -21,7 +21,7 @@ from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.listing import find_job, list_jobs
 from pipeline.report.verify import verify
 from pipeline.runner import resume, run
-from pipeline.settings import Settings, load_settings
+from pipeline.settings import Settings
 from pipeline.sinks.parquet.sink import ParquetSink
 from pipeline.spec.job_spec import JobSpec
 from pipeline.testing.jobs import drive, small_job
@@ -73,7 +73,7 @@ def is_read_as(content: bytes, expected: pa.Table) -> bool:
 
 @pytest.fixture
 def settings(tmp_path: Path, process_cluster: ProcessCluster) -> Settings:
-    return load_settings(directory=str(tmp_path / "jobs"), cluster=process_cluster.address)
+    return Settings.load(directory=str(tmp_path / "jobs"), cluster=process_cluster.address)
 
 
 def spec_of(lake: Lake, model: Path, out: Path) -> JobSpec:

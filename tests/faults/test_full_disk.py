@@ -15,7 +15,7 @@ from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.listing import find_job, list_jobs
 from pipeline.report.verify import verify
 from pipeline.runner import resume, run
-from pipeline.settings import Settings, load_settings
+from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec
 from pipeline.testing.oracle import Lake, make_lake, oracle
 from pipeline.testing.processes import ProcessCluster
@@ -75,7 +75,7 @@ class Job:
 
     def __init__(self, *, lake: Lake, model: Path, jobs: Path, out: Path, cluster: ProcessCluster) -> None:
         self.out = out
-        self.settings: Settings = load_settings(directory=str(jobs), cluster=cluster.address, grace=30)
+        self.settings: Settings = Settings.load(directory=str(jobs), cluster=cluster.address, drain_timeout=30)
         self.spec = JobSpec.build(
             name="full",
             source={"path": str(lake.path)},

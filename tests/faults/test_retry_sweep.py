@@ -21,7 +21,7 @@ from test_commit_sweep import FAULTS, JOB, SURVIVORS, World, rows_on, run_on, su
 from pipeline.driver.retry import RetryRequest, open_retry
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.status import Status
-from pipeline.settings import load_settings
+from pipeline.settings import Settings
 from pipeline.sinks.parquet import layout, swap
 from pipeline.sinks.parquet.sink import ParquetSink
 from pipeline.storage.store import open_store
@@ -30,7 +30,7 @@ from pipeline.testing.memory_store import MemoryDisk, MemoryStore
 from pipeline.testing.stores import Crash, Faults, FaultyStore, faulty_os
 
 pytestmark = [pytest.mark.slow, pytest.mark.fault(9)]
-SETTINGS = load_settings(workers=1, threads=1, memory_limit="1 GiB")
+SETTINGS = Settings.load(workers=1, threads=1, memory_limit="1 GiB")
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from pipeline.errors import NoWorkers
 from pipeline.execution.task_set import WorkerClass, file_name, load_batch_size
 from pipeline.models.registry import resolve
 from pipeline.runner import resume, run
-from pipeline.settings import load_settings
+from pipeline.settings import Settings
 from pipeline.spec.model_ref import ModelRef
 from pipeline.storage.store import open_store
 from pipeline.testing.oracle import Lake, make_lake, oracle
@@ -156,5 +156,5 @@ def test_a_full_disk_of_the_workers_loses_no_row_and_hangs_nothing(
             for file in small_disk.glob("full*"):
                 file.unlink()
             cluster.nannies.append(cluster.add_worker())
-            assert resume("@last", settings=load_settings(**again(job))).status == "SUCCEEDED"
+            assert resume("@last", settings=Settings.load(**again(job))).status == "SUCCEEDED"
         job.assert_whole(expected)

@@ -17,7 +17,7 @@ from faulty_jobs import SLOW, Driver, Job, again, stopped
 
 from pipeline.errors import NoWorkers, SchedulerLost, SchedulerUnresponsive
 from pipeline.runner import resume
-from pipeline.settings import load_settings
+from pipeline.settings import Settings
 from pipeline.testing.oracle import Lake, make_lake, oracle
 from pipeline.testing.processes import ProcessCluster, wait_until
 
@@ -186,7 +186,7 @@ def test_without_workers_the_run_ends_and_resume_finishes(make: Make, tmp_path: 
         assert caught.value.exit_code == 75
         assert not (job.folder / "out").exists()
         cluster.nannies.append(cluster.add_worker())
-        assert resume("@last", settings=load_settings(**again(job))).status == "SUCCEEDED"
+        assert resume("@last", settings=Settings.load(**again(job))).status == "SUCCEEDED"
         job.assert_whole(expected)
 
 
@@ -206,7 +206,7 @@ def test_a_killed_scheduler_ends_the_run_within_five_seconds(
         assert caught.value.exit_code == 75
     with ProcessCluster(tmp_path / "other") as cluster:
         assert (
-            resume("@last", settings=load_settings(**{**again(job), "cluster": cluster.address})).status == "SUCCEEDED"
+            resume("@last", settings=Settings.load(**{**again(job), "cluster": cluster.address})).status == "SUCCEEDED"
         )
         job.assert_whole(expected)
 

@@ -10,7 +10,7 @@ import pytest
 from distributed import Client
 
 from pipeline.execution.clusters.local import LocalProcesses
-from pipeline.settings import Settings, load_settings
+from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec
 from pipeline.testing.oracle import Lake
 
@@ -18,7 +18,7 @@ from pipeline.testing.oracle import Lake
 @pytest.fixture(scope="session")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """Two worker processes with one thread each."""
-    settings = load_settings(workers=2, threads=1, memory_limit="2 GiB")
+    settings = Settings.load(workers=2, threads=1, memory_limit="2 GiB")
     with LocalProcesses(settings).open() as client:
         yield client
 
@@ -26,7 +26,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
 @pytest.fixture
 def settings(client: Client, tmp_path: Path) -> Settings:
     """Settings that run on the shared cluster, with job directories of the test's own."""
-    return load_settings(
+    return Settings.load(
         directory=str(tmp_path / "jobs"), cluster=client.scheduler.address, import_paths=[str(Path(__file__).parent)]
     )
 

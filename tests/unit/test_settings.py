@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import logging
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from pipeline.errors import SpecError
 from pipeline.execution.clusters import cluster_choice, find_cluster, settings_of, site_settings
 from pipeline.execution.clusters.local import LocalProcesses
-from pipeline.settings import Settings, load_settings, with_cluster_file
+from pipeline.settings import Settings, setting_names, with_cluster_file
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.precedence import Precedence
 
@@ -41,7 +42,7 @@ def test_a_setting_is_from_the_highest_that_says_something(
     if "environment" in sources:
         monkeypatch.setenv("PIPELINE_WORKERS", "4")
     with dask.config.set({"pipeline": {"workers": 2} if "dask.config" in sources else {}}):
-        settings = load_settings(workers=5 if "flag" in sources else None)
+        settings = Settings.load(workers=5 if "flag" in sources else None)
     if "cluster file" in sources:
         settings = with_cluster_file(settings, {"workers": 3}, where="big.yaml")
         assert with_cluster_file(settings, {"workers": 3}, where="big.yaml").candidates == settings.candidates
@@ -62,7 +63,7 @@ def test_a_setting_is_from_the_highest_that_says_something(
         ("fsync", "false", False),
         ("fsync", "TRUE", True),
         ("attempts", "7", 7),
-        ("grace", "2m", 120.0),
+        ("drain_timeout", "2m", 120.0),
         ("import_paths", "/a:/b", ("/a", "/b")),
         ("directory", "s3://bucket/jobs", "s3://bucket/jobs"),
         ("workers", "", None),
@@ -72,14 +73,16 @@ def test_a_variable_is_read_by_the_type_of_its_setting(
     name: str, text: str, value: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(f"PIPELINE_{name.upper()}", text)
-    assert getattr(load_settings(), name) == value
+    assert getattr(Settings.load(), name) == value
 
 
-@pytest.mark.parametrize(("name", "text"), [("WORKERS", "many"), ("WORKERS", "0"), ("FSYNC", "maybe"), ("GRACE", "x")])
+@pytest.mark.parametrize(
+    ("name", "text"), [("WORKERS", "many"), ("WORKERS", "0"), ("FSYNC", "maybe"), ("DRAIN_TIMEOUT", "x")]
+)
 def test_a_wrong_variable_is_named(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"PIPELINE_{name}", text)
     with pytest.raises(SpecError) as caught:
-        load_settings()
+        Settings.load()
     assert caught.value.where == f"PIPELINE_{name}"
     assert text in caught.value.found
 
@@ -91,9 +94,9 @@ def test_variables_of_other_programs_are_passed_over(
     monkeypatch.setenv("PIPELINE_ID", "17")
     monkeypatch.setenv("PIPELINE_MEMORY_LIMITS", "4GiB")
     with caplog.at_level(logging.WARNING, logger="pipeline"):
-        assert load_settings() == Settings(import_paths=load_settings().import_paths)
+        assert Settings.load() == Settings(import_paths=Settings.load().import_paths)
     said = {record.getMessage() for record in caplog.records}
-    assert said == {"the variable PIPELINE_MEMORY_LIMITS is no setting; did you mean PIPELINE_MEMORY_LIMIT?"}
+    assert said == {"unknown setting PIPELINE_MEMORY_LIMITS in the environment; did you mean PIPELINE_MEMORY_LIMIT?"}
 
 
 def test_settings_made_in_python_count_as_flags() -> None:
@@ -122,15 +125,15 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_cluster_file_holds_site_settings(site: Path) -> None:
     with dask.config.set({"pipeline": {"workers": 2, "threads": 2, "memory-limit": "8 GiB"}}):
-        settings = load_settings()
+        settings = Settings.load()
     cluster = find_cluster("big", settings=settings)
     assert isinstance(cluster, LocalProcesses)
     limits = cluster.limits()
     assert (limits.workers, limits.threads, limits.memory) == (3, 2, 2 << 30)
     found = site_settings("big", settings=settings)
     assert (found.attempts, found.lease_seconds) == (9, 5.0)
-    assert site_settings("big", settings=load_settings(attempts=1)).attempts == 1
-    assert find_cluster("big", settings=load_settings(workers=1)).limits().workers == 1
+    assert site_settings("big", settings=Settings.load(attempts=1)).attempts == 1
+    assert find_cluster("big", settings=Settings.load(workers=1)).limits().workers == 1
     assert settings_of(spec(cluster="big"), settings=settings).attempts == 9
 
 
@@ -156,7 +159,7 @@ def test_the_cluster_is_from_the_highest_that_says_something(
     if "environment" in sources:
         monkeypatch.setenv("PIPELINE_CLUSTER", "environment")
     with dask.config.set({"pipeline": {"cluster": "dask.config"} if "dask.config" in sources else {}}):
-        settings = load_settings(cluster="flag" if "flag" in sources else None)
+        settings = Settings.load(cluster="flag" if "flag" in sources else None)
     choice = cluster_choice(spec(cluster="job file" if "job file" in sources else None), settings=settings)
     assert choice.value == (["local", *sources])[-1]
     assert settings_of_names(settings, sources) == choice.value
@@ -170,7 +173,7 @@ def settings_of_names(settings: Settings, sources: tuple[str, ...]) -> str | Non
     for name in ("dask.config", "job file", "environment", "flag"):
         (folder / f"{name}.yaml").write_text("type: local\n")
     chosen = settings_of(job, settings=settings)
-    return cluster_choice(job, settings=load_settings(cluster=chosen.cluster)).value
+    return cluster_choice(job, settings=Settings.load(cluster=chosen.cluster)).value
 
 
 @pytest.mark.parametrize(
@@ -178,11 +181,68 @@ def settings_of_names(settings: Settings, sources: tuple[str, ...]) -> str | Non
 )
 def test_stragglers_are_switched_on_or_off(value: object, found: bool) -> None:
     with dask.config.set({"pipeline.stragglers": value}):
-        assert load_settings().stragglers is found
+        assert Settings.load().stragglers is found
 
 
 @pytest.mark.parametrize("value", ["perhaps", 2, []])
 def test_another_value_for_a_switch_is_refused(value: object) -> None:
-    with dask.config.set({"pipeline.stragglers": value}), pytest.raises(SpecError, match="wrong value") as caught:
-        load_settings()
+    with (
+        dask.config.set({"pipeline.stragglers": value}),
+        pytest.raises(SpecError, match="invalid value of a setting") as caught,
+    ):
+        Settings.load()
     assert "stragglers" in str(caught.value)
+
+
+RENAMED = [("drift-poll", "alias-poll"), ("grace", "drain-timeout"), ("hook-grace", "hook-timeout")]
+
+
+class TestRenamedSettings:
+    @pytest.mark.parametrize(("old", "new"), RENAMED)
+    def test_dask_config(self, old: str, new: str) -> None:
+        with dask.config.set({"pipeline": {old: 5}}), pytest.raises(SpecError) as caught:
+            Settings.load()
+        assert caught.value.message == f"the setting {old} is now named {new}"
+        assert caught.value.where == f"pipeline.{old}"
+        assert caught.value.next_step == f"rename it to {new}"
+
+    @pytest.mark.parametrize(("old", "new"), RENAMED)
+    def test_environment(self, old: str, new: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        def variable(name: str) -> str:
+            return "PIPELINE_" + name.upper().replace("-", "_")
+
+        monkeypatch.setenv(variable(old), "5")
+        with pytest.raises(SpecError) as caught:
+            Settings.load()
+        assert caught.value.where == variable(old)
+        assert caught.value.next_step == f"rename it to {variable(new)}"
+
+    @pytest.mark.parametrize(("old", "new"), RENAMED)
+    def test_cluster_file(self, old: str, new: str, site: Path) -> None:
+        (site / "cluster_configs" / "big.yaml").write_text(f"type: local\n{old}: 5\n")
+        with pytest.raises(SpecError, match=f"{old} is now named {new}") as caught:
+            find_cluster("big", settings=Settings())
+        assert caught.value.where.endswith("big.yaml")
+
+
+class TestLoad:
+    def test_has_a_keyword_for_every_setting(self) -> None:
+        assert tuple(inspect.signature(Settings.load).parameters) == setting_names()
+
+    def test_units_are_converted(self) -> None:
+        settings = Settings.load(drain_timeout="2 min", hook_timeout=5, memory_limit="4 GiB", stragglers="off")
+        assert (settings.drain_timeout, settings.hook_timeout) == (120.0, 5.0)
+        assert (settings.memory_limit, settings.stragglers) == ("4 GiB", False)
+
+    def test_invalid_size_names_the_keyword(self) -> None:
+        with pytest.raises(SpecError, match="invalid value of a setting") as caught:
+            Settings.load(memory_limit="plenty")
+        assert (caught.value.where, caught.value.found) == ("--memory-limit", "'plenty'")
+
+    def test_unknown_setting_lists_the_known_ones(self) -> None:
+        with dask.config.set({"pipeline.workes": 3}), pytest.raises(SpecError, match="unknown setting") as caught:
+            Settings.load()
+        assert "workers" in caught.value.expected
+
+    def test_repr_shows_what_differs_from_the_defaults(self) -> None:
+        assert repr(Settings(workers=2, tls=True)) == "Settings(workers=2, tls=True)"

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from pipeline.common.plugins import find_adapter
 from pipeline.errors import SpecError
 from pipeline.plan.plan import Limits
-from pipeline.settings import Settings, setting_names, with_cluster_file
+from pipeline.settings import RENAMED_SETTINGS, Settings, setting_names, with_cluster_file
 from pipeline.spec.diagnostics import SpecIssues
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.precedence import Precedence, ResolvedSetting, SettingSource, resolve_setting
@@ -88,7 +88,7 @@ def site_settings(name: str, *, settings: Settings, folders: tuple[str, ...] = (
 
 
 def _settings_in(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key in setting_names()}
+    return {key: value for key, value in config.items() if key in setting_names() or key in RENAMED_SETTINGS}
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from pipeline.models.model import ModelVersion
 from pipeline.models.registry import DEFAULT_ROOT, ModelRegistry, open_registry
 from pipeline.models.registry.file_registry import BuiltInRegistry, Facts
 from pipeline.models.registry.records import AliasRecord, Checked, ModelSummary, RemovalRecord, VersionRecord
-from pipeline.settings import Settings, load_settings
+from pipeline.settings import Settings
 from pipeline.spec.load import absolute_path
 from pipeline.spec.model_ref import ModelRef
 
@@ -27,7 +27,7 @@ class Registry:
     """
 
     def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
-        settings = load_settings()
+        settings = Settings.load()
         self._registry = open_registry(os.fspath(root) if root else settings.registry, cache=settings.directory)
 
     @property

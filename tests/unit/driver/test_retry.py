@@ -21,14 +21,14 @@ from pipeline.scoring.outputs import prediction_schema
 from pipeline.scoring.partition import run_partition
 from pipeline.scoring.scorer import frame_schema
 from pipeline.scoring.steps import load_steps
-from pipeline.settings import load_settings
+from pipeline.settings import Settings
 from pipeline.sinks import publish
 from pipeline.sources import discover, sample_batch
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.model_ref import ModelRef
 from pipeline.testing.oracle import Lake, train_model
 
-SETTINGS = load_settings(workers=2, threads=1, memory_limit="4 GiB")
+SETTINGS = Settings.load(workers=2, threads=1, memory_limit="4 GiB")
 STEPS = """
 def build(frame):
     if (frame["id"] % 100 == 13).any():

@@ -27,7 +27,7 @@ from pipeline.report.hook_delivery import DeliveryAttempt, is_final_status, paus
 from pipeline.report.hooks import hooks_of, run_hooks
 from pipeline.report.openlineage import dataset_of
 from pipeline.report.report import make_report
-from pipeline.settings import Settings, load_settings
+from pipeline.settings import Settings
 from pipeline.spec.diagnostics import SpecIssues
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.parts import Hook
@@ -312,12 +312,12 @@ def test_hooks_of_settings_are_told_of_every_job(monkeypatch: pytest.MonkeyPatch
         hooks=[{"command": ["a"]}],
     )
     monkeypatch.setenv("PIPELINE_HOOKS", '[{"command": ["b"], "when": ["failure"]}]')
-    settings = load_settings()
+    settings = Settings.load()
     assert [one.name for one in hooks_of(spec, settings)] == ["command a", "command b"]
-    assert load_settings(hooks=list(settings.hooks)).hooks == settings.hooks
+    assert Settings.load(hooks=list(settings.hooks)).hooks == settings.hooks
     monkeypatch.setenv("PIPELINE_HOOKS", '[{"command": "b"}]')
     with pytest.raises(SpecError):
-        load_settings()
+        Settings.load()
     plain = JobSpec.build(name="c", source={"path": "a"}, steps=[{"score": {"model": "m"}}], sink={"path": "o"})
     assert plain.digest == spec.digest
     assert hooks_of(plain, Settings()) == ()

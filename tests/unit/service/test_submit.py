@@ -21,7 +21,7 @@ from pipeline.service import queue as records
 from pipeline.service import submit as submitting
 from pipeline.service.queue import find_starts, last_submission, note_start, queued_marks
 from pipeline.service.submit import SubmitResult, submit, submit_again
-from pipeline.settings import Settings, load_settings
+from pipeline.settings import Settings
 from pipeline.storage.store import open_store
 from pipeline.testing.jobs import SmallJob, small_job
 from pipeline.testing.stores import Crash, Faults, faulty_os
@@ -83,19 +83,19 @@ def test_a_submitted_job_is_queued_and_has_a_driver(place: Place) -> None:
 
 
 def test_settings_are_kept_with_their_rank(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIPELINE_GRACE", "7")
+    monkeypatch.setenv("PIPELINE_DRAIN_TIMEOUT", "7")
     with dask.config.set({"pipeline.workers": 3, "pipeline.threads": 2}):
-        place.settings = load_settings(directory=place.settings.directory, threads=4, import_paths=["/x"])
+        place.settings = Settings.load(directory=place.settings.directory, threads=4, import_paths=["/x"])
     submission = last_submission(place.open(place.submit().job).store)
     assert submission is not None
-    assert submission.settings == {"threads": 4, "grace": 7.0}
+    assert submission.settings == {"threads": 4, "drain_timeout": 7.0}
     assert submission.config["workers"] == 3
     assert {"directory", "import_paths", "candidates"}.isdisjoint({*submission.settings, *submission.config})
     # What was kept is what another process takes.
-    monkeypatch.delenv("PIPELINE_GRACE")
+    monkeypatch.delenv("PIPELINE_DRAIN_TIMEOUT")
     with dask.config.set({f"pipeline.{name}": value for name, value in submission.config.items()}):
-        again = load_settings(**submission.settings)
-    assert (again.workers, again.threads, again.grace) == (3, 4, 7.0)
+        again = Settings.load(**submission.settings)
+    assert (again.workers, again.threads, again.drain_timeout) == (3, 4, 7.0)
 
 
 def test_settings_of_python_are_kept(place: Place) -> None:

@@ -15,7 +15,7 @@ from pipeline.execution.clusters import find_cluster
 from pipeline.execution.clusters.jobqueue import LSF, BatchSystem, Slurm
 from pipeline.execution.clusters.security import Certificates, make_certificates
 from pipeline.plan.plan import Limits
-from pipeline.settings import load_settings
+from pipeline.settings import Settings
 
 pytest.importorskip("dask_jobqueue")
 ROOT = Path(__file__).parents[4]
@@ -23,7 +23,7 @@ SYSTEMS = ("slurm", "pbs", "sge", "lsf", "htcondor")
 
 
 def slurm(**fields: Any) -> Slurm:
-    settings = fields.pop("settings", load_settings())
+    settings = fields.pop("settings", Settings.load())
     return Slurm(**{"settings": settings, "cores": 4, "memory": "8 GiB", "interface": "lo", **fields})
 
 
@@ -43,7 +43,7 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_example_makes_a_job_script(name: str, tmp_path: Path) -> None:
-    system = find_cluster(str(ROOT / "cluster_configs" / f"{name}.yaml"), settings=load_settings())
+    system = find_cluster(str(ROOT / "cluster_configs" / f"{name}.yaml"), settings=Settings.load())
     assert isinstance(system, BatchSystem)
     files = {part: str(tmp_path / f"{part}.pem") for part in ("ca", "cert", "key")}
     for part, text in vars(make_certificates(now=datetime.now(UTC))).items():
@@ -75,7 +75,7 @@ def test_every_example_makes_a_job_script(name: str, tmp_path: Path) -> None:
 def test_limits_are_known_before_anything_is_submitted() -> None:
     system = slurm(cores=8, memory="32 GiB", processes=4, jobs=3)
     assert system.limits() == Limits(workers=12, threads=2, memory=8 << 30)
-    fewer = slurm(cores=8, memory="32 GiB", processes=4, jobs=3, settings=load_settings(workers=6, threads=1))
+    fewer = slurm(cores=8, memory="32 GiB", processes=4, jobs=3, settings=Settings.load(workers=6, threads=1))
     assert fewer.limits() == Limits(workers=8, threads=1, memory=8 << 30)
 
 
@@ -127,7 +127,7 @@ def test_between_hosts_there_is_tls_or_nothing(monkeypatch: pytest.MonkeyPatch, 
             pass
     with slurm(shared_directory=str(tmp_path))._certificates("s3://bucket/jobs/x") as made:
         assert made is not None
-    with slurm(settings=load_settings(insecure_network=True))._certificates("") as made:
+    with slurm(settings=Settings.load(insecure_network=True))._certificates("") as made:
         assert made is None
     monkeypatch.setitem(__import__("sys").modules, "cryptography", None)
     with pytest.raises(RefusedForSafety), slurm()._certificates(str(tmp_path)):
@@ -138,7 +138,7 @@ def test_on_one_host_loopback_will_do(tmp_path: Path) -> None:
     assert slurm().is_on_one_host()
     with slurm()._certificates("") as made:
         assert made is None
-    with slurm(settings=load_settings(tls=True))._certificates(str(tmp_path)) as made:
+    with slurm(settings=Settings.load(tls=True))._certificates(str(tmp_path)) as made:
         assert made is not None
     assert not slurm(interface=None).is_on_one_host(), "then it is the address that leads to the outside"
     with pytest.raises(SpecError):
