@@ -24,6 +24,28 @@ settings.register_profile("pipeline", deadline=None)
 settings.load_profile("pipeline")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let one fault be chosen: ``pytest --fault 12``."""
+    parser.addoption(
+        "--fault",
+        action="append",
+        type=int,
+        default=[],
+        metavar="NUMBER",
+        help="run only the tests that are marked with this fault of docs/faults.md; may be given several times",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect the tests of other faults than those of ``--fault``."""
+    numbers = set(config.getoption("--fault"))
+    if not numbers:
+        return
+    selected = [item for item in items if any(numbers & set(mark.args) for mark in item.iter_markers("fault"))]
+    config.hook.pytest_deselected(items=[item for item in items if item not in selected])
+    items[:] = selected
+
+
 @pytest.fixture(scope="session")
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A binary xgboost model over the features of `make_lake`."""

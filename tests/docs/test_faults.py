@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,3 +82,28 @@ def test_reports_are_added_up(tmp_path: Path) -> None:
 
 def test_the_mark_is_known(request: pytest.FixtureRequest) -> None:
     assert any(line.startswith("fault(") for line in request.config.getini("markers"))
+
+
+def test_one_fault_can_be_chosen() -> None:
+    number, path = 12, "tests/faults/test_drivers.py"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "--collect-only",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--fault",
+            str(number),
+            path,
+        ],
+        cwd=make_faults.TESTS.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    expected = {name for name in make_faults.marked_tests()[number] if name.startswith(path)}
+    assert expected, "there is a test of that fault in that file"
+    assert {line.partition("[")[0] for line in done.stdout.splitlines() if "::" in line} == expected
