@@ -22,7 +22,7 @@ from pipeline.spec.job_spec import JobSpec
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), ROOT / "llms.txt", ROOT / "benchmarks/README.md", *DOCS.rglob("*.md")])
 SHOWN = [
     "README.md",
     "docs/errors.md",
@@ -297,6 +297,16 @@ def test_modules_import_only_from_layers_below() -> None:
             if layer.get(other, 0) > layer.get(name, len(layer)):
                 wrong.append(f"{name} imports {other}")
     assert wrong == []
+
+
+def test_contributing_names_every_kind_of_adapter() -> None:
+    kinds = set()
+    for path in (ROOT / "pipeline").rglob("*.py"):
+        kinds |= set(
+            re.findall(r'find_adapter\(\w+, kind="(\w+)", built_in=BUILT_IN', path.read_text(encoding="utf-8"))
+        )
+    assert kinds
+    assert {f"pipeline.{kind}s" for kind in kinds} <= set(re.findall(r"`(pipeline\.\w+)`", read("CONTRIBUTING.md")))
 
 
 def test_glossary_has_each_word_once() -> None:
