@@ -32,7 +32,7 @@ from pipeline.jobs.directory import JobDirectory
 from pipeline.plan.packing import pack
 from pipeline.plan.plan import Partition, Plan
 from pipeline.scoring import checkpoint as part_file
-from pipeline.scoring.partition import run_partition
+from pipeline.scoring.partition import score_partition
 from pipeline.settings import Settings
 from pipeline.sinks import publish
 from pipeline.spec.job_spec import JobSpec
@@ -109,7 +109,7 @@ def run_once(plan: Plan, root: Path, *, fsync: bool, checksums: bool) -> Run:
             stack.enter_context(without_checksums())
         wall, cpu = time.perf_counter(), time.process_time()
         job = JobDirectory.create(root / "jobs", plan, job="protocol-1", fsync=fsync)
-        receipts = [run_partition(job.recipe, partition, plan.versions) for partition in plan.partitions]
+        receipts = [score_partition(job.recipe, partition, plan.versions) for partition in plan.partitions]
         committed = job.commit_manifest(job.next_manifest(job.ledger(receipts)))
         publish(committed.manifest, job)
         run = Run(time.perf_counter() - wall, time.process_time() - cpu)

@@ -27,7 +27,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 
-from pipeline.scoring.progress import SMALLEST_REST, ProgressSnapshot
+from pipeline.scoring.progress import MIN_REST_ROWS, ProgressSnapshot
 
 WINDOW = 64
 """Partitions that ended last; older ones say nothing about now."""
@@ -306,7 +306,7 @@ def _rescue(
         options.append((_seconds(run.work, some, rates, patience), Divide(run.key, tuple(some), left)))
     rest = run.rows - sight.rows_done if sight else 0
     some = helpers[: max(1, rest // SMALLEST_PART)]
-    if done and rest >= SMALLEST_REST and not is_asked:
+    if done and rest >= MIN_REST_ROWS and not is_asked:
         # Until it stops, its helpers have nothing to do.
         seconds = run.batch_seconds / 2 + _seconds(run.work * rest / run.rows, some, rates, patience)
         options.append((seconds, Cut(run.key, tuple(some), left)))
@@ -369,7 +369,7 @@ class _Team:
 
     def has_room(self, helper: str) -> bool:
         """Whether there is a part for one more."""
-        return helper != self.run.worker and len(self.workers) < self.rest // SMALLEST_REST
+        return helper != self.run.worker and len(self.workers) < self.rest // MIN_REST_ROWS
 
     def gain(self, patience: StragglerPolicy) -> float:
         """Seconds that are won."""
@@ -383,7 +383,7 @@ def share_remaining(
     open_ = [
         run
         for run in runs
-        if run.worker and run.seconds >= patience.share and run.cut_asked is None and run.rows >= 2 * SMALLEST_REST
+        if run.worker and run.seconds >= patience.share and run.cut_asked is None and run.rows >= 2 * MIN_REST_ROWS
     ]
     old = [run for run in open_ if _is_old(run, patience)]
     asks = tuple(Ask(run.key) for run in old if run.unanswered is None)
@@ -395,7 +395,7 @@ def share_remaining(
         for run in open_
         if run not in old and run.sight is not None and run.sight.rows_done > 0
     ]
-    teams = [team for team in teams if team.rest >= SMALLEST_REST]
+    teams = [team for team in teams if team.rest >= MIN_REST_ROWS]
     while teams:
         _assign(teams, helpers)
         poor = [team for team in teams if team.gain(patience) < max(patience.share_gain, patience.gain * team.left)]

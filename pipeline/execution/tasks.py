@@ -23,7 +23,7 @@ from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import StageRecipe
 from pipeline.scoring.frames import scored_frame
 from pipeline.scoring.isolation import Isolation
-from pipeline.scoring.partition import run_partition
+from pipeline.scoring.partition import score_partition
 from pipeline.storage.urls import unique_name
 
 Versions = dict[str, tuple[int, str]]
@@ -80,7 +80,7 @@ def partition_receipt(
     if isolation is not None:
         isolation = replace(isolation, memory=round(ISOLATED_SHARE * evidence.memory_limit()))
     try:
-        return run_partition(recipe, partition, versions=versions, isolation=isolation).to_json().decode()
+        return score_partition(recipe, partition, versions=versions, isolation=isolation).to_json().decode()
     except Exception as error:
         raise _ready_to_travel(error) from None
 

@@ -150,7 +150,7 @@ def _added(one: Mapping[str, Number], other: Mapping[str, Number]) -> dict[str, 
 
 SLICE_ROWS = 8192
 """Rows that are timed at a time."""
-SMALLEST_ROWS = 4096
+MIN_TIMED_ROWS = 4096
 """Fewer rows are not timed: a call's own cost would count too much."""
 ROUNDS = 4
 """Slices that are timed before the choice."""
@@ -254,24 +254,16 @@ class Evaluator:
         """See `pipeline.models.model.Predictor.out_of_memory_errors`."""
         return self.choice.reference.out_of_memory_errors()
 
-    def finish(self) -> EngineUse:
-        """What was used, and why nothing else."""
+    def engine_use(self) -> EngineUse:
+        """Return which engines evaluated the model for this partition, and why no other one did."""
         choice = self.choice
         return self.use + EngineUse(kernels=(choice.kernel,) if choice.kernel else (), reasons=choice.reasons)
 
     def predict(self, matrix: np.ndarray, *, kind: OutputKind) -> np.ndarray:
         """See `pipeline.models.model.Predictor.predict`."""
-        parts: list[np.ndarray] = []
-        begin, rows = 0, len(matrix)
-        while self.choice.engine == "both" and rows - begin >= SMALLEST_ROWS and kind == self.choice.kind:
-            parts.append(self._time(matrix[begin : begin + SLICE_ROWS]))
-            begin += len(parts[-1])
-        if begin < rows or not parts:
-            parts.append(self._score(matrix[begin:], kind))
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-    def _score(self, matrix: np.ndarray, kind: OutputKind) -> np.ndarray:
         choice = self.choice
+        if choice.engine == "both" and len(matrix) >= MIN_TIMED_ROWS and kind == choice.kind:
+            return self._predict_timed(matrix)
         scores = self._try_trees(matrix) if choice.engine == "trees" and kind == choice.kind else None
         if scores is not None and choice.is_sample():
             head = matrix[:SAMPLE_ROWS]
@@ -284,7 +276,18 @@ class Evaluator:
         self.use += EngineUse(rows={"xgboost": len(matrix)})
         return scores
 
-    def _time(self, matrix: np.ndarray) -> np.ndarray:
+    def _predict_timed(self, matrix: np.ndarray) -> np.ndarray:
+        """Time both engines on slices of ``matrix`` until one is chosen, which predicts for the rest."""
+        parts: list[np.ndarray] = []
+        start = 0
+        while self.choice.engine == "both" and len(matrix) - start >= MIN_TIMED_ROWS:
+            parts.append(self._time_engines(matrix[start : start + SLICE_ROWS]))
+            start += len(parts[-1])
+        if start < len(matrix):
+            parts.append(self.predict(matrix[start:], kind=self.choice.kind))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _time_engines(self, matrix: np.ndarray) -> np.ndarray:
         """xgboost's scores; both engines are timed on them and compared."""
         choice, clock, rows = self.choice, self.choice.clock, len(matrix)
         first = self._timed_trees(matrix) if choice.is_first_ours() else None

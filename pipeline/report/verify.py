@@ -429,7 +429,7 @@ def _score_again(recipe: StageRecipe, file: InputFile, chosen: _Range) -> pa.Tab
     versions = {file.path: (file.size, file.version)}
     batches = read_partition(recipe, Partition("", (fragment,)), versions=versions)
     schema = pa.ipc.read_schema(pa.py_buffer(recipe.output_schema))
-    tables = [scorer.score(batch, paths=(file.path,)).table for batch in batches]
+    tables = [scorer.score_batch(batch, paths=(file.path,)).table for batch in batches]
     return pa.concat_tables(tables) if tables else schema.empty_table()
 
 

@@ -79,7 +79,7 @@ class TimedBatchSizer:
     """Seconds of the fastest batch; no call costs more than that."""
 
     @staticmethod
-    def begin(ceiling: int, *, is_known: bool) -> TimedBatchSizer:
+    def start(ceiling: int, *, is_known: bool) -> TimedBatchSizer:
         """For the first batch of a partition.
 
         :param is_known: rows cost much the same, as they do where only a model scores them.

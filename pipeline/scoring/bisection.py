@@ -8,8 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import numpy as np
+
 from pipeline.common.secrets import redact
 from pipeline.errors import PipelineError
+from pipeline.scoring.rows import Failures
 
 Result = TypeVar("Result")
 
@@ -109,6 +112,12 @@ class Bisection(Generic[Result]):
     """In order."""
     failures: tuple[RowFailure, ...]
     """In order."""
+
+    def to_failures(self) -> Failures:
+        """Return the failures as one table of rows."""
+        rows = np.array([failure.row for failure in self.failures], dtype=np.int64)
+        reasons = tuple(failure.reason for failure in self.failures)
+        return Failures(rows, reasons, tuple(failure.message for failure in self.failures))
 
 
 def bisect(

@@ -1,24 +1,24 @@
-"""A Parquet file in the making: row groups of a bounded size, page checksums, a digest of the bytes as they go by."""
+"""Write a checkpoint file: Parquet with row groups of a bounded size, page checksums and a digest of its bytes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
-from time import perf_counter
 from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.common.digest import DigestingFile
+from pipeline.common.stopwatch import Stopwatch
 from pipeline.errors import PipelineError
 from pipeline.jobs.receipts import DataFile
 from pipeline.storage.store import Store
 from pipeline.storage.urls import storage_errors
 
 ROW_GROUP_BYTES = 64 << 20
-"""Arrow bytes that are collected for a row group at most. They are held until it is written, which bounds the memory of
-a writer; larger row groups would not make files smaller or faster to read."""
+"""Most Arrow bytes of a row group. They are held until the row group is written, so this bounds the memory of a writer.
+Larger row groups would not make files smaller or faster to read."""
 
 
 class _AbandonedError(PipelineError):
@@ -26,7 +26,7 @@ class _AbandonedError(PipelineError):
 
 
 class CheckpointWriter:
-    """Tables of one schema -> one new file; nothing is created before the first row."""
+    """Writes tables of one schema to one new file. No file is created before the first row."""
 
     def __init__(
         self,
@@ -39,8 +39,8 @@ class CheckpointWriter:
         row_group_rows: int = 1 << 20,
     ) -> None:
         self.name = name
-        self.seconds = 0.0
-        """Wall time spent in here."""
+        self.watch = Stopwatch()
+        """Wall time of all calls."""
         self.rows = 0
         self._store = store
         self._schema = schema.with_metadata({**(schema.metadata or {}), **metadata})
@@ -58,31 +58,29 @@ class CheckpointWriter:
 
     def add(self, table: pa.Table) -> None:
         """Append the rows of ``table``."""
-        start = perf_counter()
-        if table.num_rows:
-            self._waiting.append(table)
-            self._waiting_rows += table.num_rows
-            self._waiting_bytes += table.nbytes
-            self.rows += table.num_rows
-        if self._waiting_rows >= self._row_group_rows or self._waiting_bytes >= ROW_GROUP_BYTES:
-            self._flush()
-        self.seconds += perf_counter() - start
+        with self.watch:
+            if table.num_rows:
+                self._waiting.append(table)
+                self._waiting_rows += table.num_rows
+                self._waiting_bytes += table.nbytes
+                self.rows += table.num_rows
+            if self._waiting_rows >= self._row_group_rows or self._waiting_bytes >= ROW_GROUP_BYTES:
+                self._write_waiting()
 
     def finish(self) -> DataFile | None:
-        """Write what is left and make the file durable; None when there was no row, and so no file."""
-        start = perf_counter()
-        self._flush()
-        if self._context is None or self._file is None or self._writer is None:
-            return None
-        with storage_errors(self._store.url(self.name)):
-            self._writer.close()
-        context, self._context = self._context, None
-        context.__exit__(None, None, None)
-        self.seconds += perf_counter() - start
+        """Write the remaining rows and make the file durable. Return None when there was no row, and so no file."""
+        with self.watch:
+            self._write_waiting()
+            if self._context is None or self._file is None or self._writer is None:
+                return None
+            with storage_errors(self._store.url(self.name)):
+                self._writer.close()
+            context, self._context = self._context, None
+            context.__exit__(None, None, None)
         return DataFile(self.name, self.rows, self._file.size, self._file.sha256.hexdigest())
 
     def abandon(self) -> None:
-        """Give the file up and remove it, whether it is finished or not; never raises."""
+        """Remove the file, whether it is finished or not. Never raises."""
         self._waiting.clear()
         if self._context is None:
             if self._file is not None:
@@ -99,7 +97,7 @@ class CheckpointWriter:
         with suppress(Exception):
             context.__exit__(_AbandonedError, error, None)
 
-    def _flush(self) -> None:
+    def _write_waiting(self) -> None:
         if not self._waiting:
             return
         table = pa.concat_tables(self._waiting)
@@ -107,11 +105,11 @@ class CheckpointWriter:
         self._waiting_rows = self._waiting_bytes = 0
         with storage_errors(self._store.url(self.name)):
             if self._writer is None:
-                self._open()
+                self._open_file()
             assert self._writer is not None
             self._writer.write_table(table, row_group_size=table.num_rows)
 
-    def _open(self) -> None:
+    def _open_file(self) -> None:
         self._context = self._store.open_output(self.name)
         self._file = DigestingFile(self._context.__enter__())
         dictionaries = dictionary_columns(self._schema)
@@ -119,16 +117,16 @@ class CheckpointWriter:
 
 
 def dictionary_columns(schema: pa.Schema) -> list[str]:
-    """Columns worth a Parquet dictionary: text, and what has few values by nature.
+    """Return the columns worth a Parquet dictionary: text, and types that have few values.
 
-    To try one on numbers, which rarely repeat, costs more than all else in writing them (measured: 5 times).
+    To try a dictionary on numbers, which rarely repeat, costs 5 times as much as to write them (measured).
     """
     types = schema.types
-    repeating = {kind for kind in set(types) if _repeats(kind)}
+    repeating = {kind for kind in set(types) if _has_few_values(kind)}
     return [name for name, kind in zip(schema.names, types, strict=True) if kind in repeating]
 
 
-def _repeats(kind: pa.DataType) -> bool:
+def _has_few_values(kind: pa.DataType) -> bool:
     types = pa.types
     if types.is_integer(kind):
         return bool(kind.bit_width <= 16)

@@ -7,7 +7,6 @@ that break one only.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -19,40 +18,10 @@ from pipeline.errors import SpecError, StepFailed
 from pipeline.models.model import ModelVersion
 from pipeline.plan.recipe import ColumnRule
 from pipeline.scoring.arrow import CONVERSION_ERRORS, take_values
+from pipeline.scoring.rows import Failures
 
 SHOWN = 200
 """Characters of a value that a message shows at most."""
-
-
-@dataclass(frozen=True)
-class Failures:
-    """Rows that are rejected, each with its first failing rule."""
-
-    rows: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    """int64 [failures], positions in the table, ascending."""
-    reasons: tuple[str, ...] = ()
-    """Short and stable, ``contract:<column>:<rule>``, to be counted."""
-    messages: tuple[str, ...] = ()
-    """With the value that was found."""
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def moved(self, positions: np.ndarray) -> Failures:
-        """The same, numbered otherwise: ``positions[row]`` in place of ``row``."""
-        return Failures(positions[self.rows], self.reasons, self.messages) if len(self) else self
-
-    @staticmethod
-    def merged(parts: Sequence[Failures]) -> Failures:
-        """All of ``parts`` by ascending row; no row may be in two of them."""
-        parts = [part for part in parts if len(part)]
-        if len(parts) < 2:
-            return parts[0] if parts else Failures()
-        rows = np.concatenate([part.rows for part in parts])
-        reasons = [reason for part in parts for reason in part.reasons]
-        messages = [message for part in parts for message in part.messages]
-        order = np.argsort(rows, kind="stable")
-        return Failures(rows[order], tuple(reasons[i] for i in order), tuple(messages[i] for i in order))
 
 
 def feature_rules(version: ModelVersion, columns: Sequence[str]) -> tuple[ColumnRule, ...]:

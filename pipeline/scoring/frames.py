@@ -37,15 +37,15 @@ def scored_frame(recipe: StageRecipe, partition: Partition, versions: Versions |
     use_storage_options(recipe.storage)
     evaluator, _ = get_evaluator(recipe.score)
     scorer = Scorer(recipe, evaluator)
-    ledger = RowCounter(partition)
+    counter = RowCounter(partition)
     tables = [pa.ipc.read_schema(pa.py_buffer(recipe.output_schema)).empty_table()]
     for batch in read_ahead(read_partition(recipe, partition, versions=versions)):
-        scored = scorer.score(batch, paths=ledger.paths)
-        ledger.add(scored)
+        scored = scorer.score_batch(batch, paths=counter.paths)
+        counter.add(scored)
         tables.append(scored.table)
     frame: pd.DataFrame = pa.concat_tables(tables).to_pandas(ignore_metadata=True)
-    frame.attrs["rows"] = RowCounts.total(file.rows for file in ledger.files()).details()
-    frame.attrs["reasons"] = dict(ledger.reasons)
+    frame.attrs["rows"] = RowCounts.total(file.rows for file in counter.file_counts()).details()
+    frame.attrs["reasons"] = dict(counter.reasons)
     return frame
 
 

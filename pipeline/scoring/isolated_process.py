@@ -85,7 +85,7 @@ def _score_all(recipe: StageRecipe, questions: IO[bytes], answers: IO[bytes]) ->
                     scorer = Scorer(recipe, get_predictor(recipe.score.model)[0])
                     answer = os.getpid()
                 else:
-                    answer = scorer.score(question[0], paths=question[1])
+                    answer = scorer.score_batch(question[0], paths=question[1])
             except Exception as error:
                 answer = sendable(error)
             write_message(answers, answer)

@@ -26,7 +26,7 @@ import pyarrow as pa
 from pipeline.errors import OutOfMemory, PartitionStuck, PipelineError
 from pipeline.models.engines import EngineUse
 from pipeline.plan.recipe import StageRecipe
-from pipeline.scoring.contract import Failures
+from pipeline.scoring.rows import Failures
 from pipeline.scoring.scorer import ScoredBatch, reject_table
 from pipeline.sources import SourceBatch
 
@@ -80,7 +80,7 @@ class IsolatedScorer:
         self._crashes = 0
         self._scored = 0
 
-    def score(self, batch: SourceBatch, *, paths: Sequence[str] = ()) -> ScoredBatch:
+    def score_batch(self, batch: SourceBatch, *, paths: Sequence[str] = ()) -> ScoredBatch:
         """What becomes of the rows of ``batch``; rows that end their process are among the rejects.
 
         :raises PipelineError: what `Scorer` raises, memory excepted.
@@ -104,8 +104,8 @@ class IsolatedScorer:
         self._scored += joined.table.num_rows
         return joined
 
-    def finish(self) -> EngineUse:
-        """What evaluated the model: its own library."""
+    def engine_use(self) -> EngineUse:
+        """Return the engine that evaluated the model: its own library."""
         return EngineUse(rows={"xgboost": self._scored}, reasons=(ENGINE_REASON,))
 
     def close(self) -> None:

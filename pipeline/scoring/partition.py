@@ -1,12 +1,8 @@
-"""What a worker does with a partition: read, run the steps, score, write, and put the receipt, all as a stream.
+"""Score one partition on a worker: read, run the steps, predict, write, and commit the receipt, all as a stream.
 
-Memory is bounded by the batch and the row group being written, whatever the size of the partition: the next batch is
-read while this one is scored, and no more than that is held. (Writing has no thread of its own: the cores are busy
-with the tasks beside this one, so that it would only cost memory.)
-
-Read the rows of a partition: from input files, or from files of rejects those that an earlier round rejected.
-
-What became of the rows of a partition, counted as its batches pass.
+The batch and the row group being written bound the memory, whatever the size of the partition: the next batch is read
+while one is scored, and no more than these two are held. Writing has no thread of its own: other tasks use the cores,
+so a thread would only cost memory.
 """
 
 from __future__ import annotations
@@ -19,16 +15,16 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import replace
-from time import perf_counter
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.common.rows import Fragment, RowCounts
+from pipeline.common.stopwatch import Stopwatch
 from pipeline.errors import PlanMismatch, ReconciliationFailed
 from pipeline.jobs import layout
-from pipeline.jobs.receipts import FragmentCounts, Receipt, Timings
+from pipeline.jobs.receipts import DataFile, FragmentCounts, Receipt, Timings
 from pipeline.jobs.splits import even_cuts, split_receipt
 from pipeline.models.engines import EngineUse, get_evaluator
 from pipeline.plan.plan import Partition
@@ -37,14 +33,14 @@ from pipeline.scoring.batching import TimedBatchSizer, rebatch
 from pipeline.scoring.checkpoint import CheckpointWriter
 from pipeline.scoring.isolation import IsolatedScorer, Isolation
 from pipeline.scoring.outputs import reject_schema
-from pipeline.scoring.progress import SMALLEST_REST, AttemptProgress, track_attempt
+from pipeline.scoring.progress import MIN_REST_ROWS, AttemptProgress, track_attempt
 from pipeline.scoring.scorer import ScoredBatch, Scorer
 from pipeline.sources import SourceBatch, read_ahead, read_batches
 from pipeline.storage.store import Store, open_store
 from pipeline.storage.urls import unique_name, use_storage_options
 
 
-def run_partition(
+def score_partition(
     recipe: StageRecipe,
     partition: Partition,
     versions: Versions | None = None,
@@ -52,35 +48,35 @@ def run_partition(
     worker: str = "",
     isolation: Isolation | None = None,
 ) -> Receipt:
-    """Score ``partition`` and commit it; when it is committed already, by whomever, return that receipt.
+    """Score ``partition`` and commit its receipt. If another attempt has committed one, return that one.
 
-    An attempt that is asked to (`pipeline.scoring.progress`) commits what it has scored as the first of several parts,
-    and returns the receipt that says how the partition was cut.
+    An attempt that is asked to stop early (`pipeline.scoring.progress`) commits the rows it has scored as the first
+    part of a split partition, and returns the receipt of the split.
 
     :param versions: of its files, as planned; None: not checked.
     :param worker: name for the receipt; default: host and process.
-    :param isolation: score in a process of its own, with these limits. Default: in this one.
-    :raises PipelineError: when it cannot be done; no file of this attempt is left then.
+    :param isolation: score in a process of its own, with these limits. Default: in this process.
+    :raises PipelineError: when the partition cannot be scored. The files of this attempt are removed then.
     """
     use_storage_options(recipe.storage)
     store = open_store(round_folder(recipe), private=True, fsync=recipe.fsync)
-    committed = _committed(store, partition.id, recipe)
+    committed = _read_receipt(store, partition.id, recipe)
     if committed is not None:
         return committed
     with track_attempt(round_folder(recipe), partition.id, rows=partition.rows) as progress:
         attempt = _Attempt(recipe, partition, store, progress)
         try:
             worker = worker or f"{socket.gethostname()}:{os.getpid()}"
-            receipt = attempt.run(versions, worker=worker, isolation=isolation)
+            receipt = attempt.score(versions, worker=worker, isolation=isolation)
         except BaseException:
             attempt.abandon()
             raise
-    # From here on an error leaves open whether the receipt landed, so that the files stay.
-    cut = attempt.cut
-    winner = _commit(store, cut or receipt, recipe)
-    if cut is not None and winner.attempt == cut.attempt:
-        # The cut is on record: from here on anybody may do the first part, too.
-        first = _commit(store, receipt, recipe)
+    # From here on, an error may hide a receipt that was written: never delete the files then.
+    split = attempt.split
+    winner = _commit_receipt(store, split or receipt, recipe)
+    if split is not None and winner.attempt == split.attempt:
+        # The split is on record: from now on any attempt may score the first part, too.
+        first = _commit_receipt(store, receipt, recipe)
         if first.attempt != receipt.attempt:
             attempt.abandon()
     elif winner.attempt != receipt.attempt:
@@ -89,20 +85,20 @@ def run_partition(
 
 
 def round_folder(recipe: StageRecipe) -> str:
-    """Path or URL of the folder in which the attempts of ``recipe`` write."""
+    """Return the path or URL of the folder in which the attempts of ``recipe`` write."""
     return f"{recipe.directory}/{layout.round_folder(recipe.round)}"
 
 
 class _Attempt:
-    """One try at a partition: two files that become part of the output when the receipt lands, and not before."""
+    """One attempt at a partition. Its two files become part of the output once its receipt is committed."""
 
     def __init__(self, recipe: StageRecipe, partition: Partition, store: Store, progress: AttemptProgress) -> None:
         self.recipe = recipe
         self.partition = partition
         self.progress = progress
-        self.cut: Receipt | None = None
-        """The receipt that divides the partition, once this attempt has stopped before its end."""
-        self.pace = TimedBatchSizer.begin(recipe.batch_rows, is_known=not recipe.maps)
+        self.split: Receipt | None = None
+        """Receipt that splits the partition, once this attempt has stopped before its end."""
+        self.sizer = TimedBatchSizer.start(recipe.batch_rows, is_known=not recipe.maps)
         self.name = unique_name()
         metadata = _file_metadata(recipe)
         output = pa.ipc.read_schema(pa.py_buffer(recipe.output_schema))
@@ -119,47 +115,53 @@ class _Attempt:
             store, layout.rejects_name(partition.id, self.name), schema=rejects, metadata=metadata
         )
 
-    def run(self, versions: Versions | None, *, worker: str, isolation: Isolation | None = None) -> Receipt:
-        """Everything up to the receipt, which is returned, not put."""
-        with _open_scorer(self.recipe, self.partition, isolation) as (scorer, model_load, finish):
-            return self._run(scorer, versions, worker=worker, model_load=model_load, finish=finish)
-
-    def _run(
-        self,
-        scorer: Scorer | IsolatedScorer,
-        versions: Versions | None,
-        *,
-        worker: str,
-        model_load: float,
-        finish: Callable[[], EngineUse],
-    ) -> Receipt:
-        start = perf_counter() - model_load
-        ledger = RowCounter(self.partition)
-        reading = [0.0]
-        steps = score = 0.0
+    def score(self, versions: Versions | None, *, worker: str, isolation: Isolation | None = None) -> Receipt:
+        """Read, score and write the rows. Return the receipt, which is not committed yet."""
+        counter, reading, total = RowCounter(self.partition), Stopwatch(), Stopwatch()
+        steps = model = 0.0
         rows = read_partition(self.recipe, self.partition, versions=versions)
-        with closing(read_ahead(_timed(rows, reading))) as read:
-            # A process of its own looks after time and size by itself.
-            is_isolated = isinstance(scorer, IsolatedScorer)
-            for batch in read if is_isolated else rebatch(read, self.partition.fragments, lambda: self.pace.rows):
-                begin = perf_counter()
-                scored = scorer.score(batch, paths=ledger.paths)
-                self.pace = self.pace.after(batch.table.num_rows, perf_counter() - begin)
-                ledger.add(scored, batch.reasons)
-                steps, score = steps + scored.seconds_steps, score + scored.seconds_score
-                self.data.add(scored.table)
-                if scored.rejects is not None:
-                    self.rejects.add(scored.rejects)
-                if self.progress.advance(ledger.rows_done):
-                    self.cut = self._cut_at(ledger.rows_done)
-                    break
-        files = ledger.files(is_whole=self.cut is None)
-        data, rejects = self.data.finish(), self.rejects.finish()
-        write = self.data.seconds + self.rejects.seconds
-        # What is done elsewhere by now need not be committed.
-        self.progress.check()
+        with _open_scorer(self.recipe, self.partition, isolation) as opened:
+            with total, closing(read_ahead(_time_reading(rows, reading))) as read:
+                for batch in self._resize(read, opened.scorer):
+                    with Stopwatch() as watch:
+                        scored = opened.scorer.score_batch(batch, paths=counter.paths)
+                    self.sizer = self.sizer.after(batch.table.num_rows, watch.seconds)
+                    counter.add(scored, batch.reasons)
+                    steps, model = steps + scored.seconds_steps, model + scored.seconds_score
+                    self.data.add(scored.table)
+                    if scored.rejects is not None:
+                        self.rejects.add(scored.rejects)
+                    if self.progress.advance(counter.rows_done):
+                        self.split = self._split_at(counter.rows_done)
+                        break
+            with total:
+                files = counter.file_counts(is_complete=self.split is None)
+                data, rejects = self.data.finish(), self.rejects.finish()
+            # A partition that another attempt has committed by now need not be committed again.
+            self.progress.check()
+            write, load = self.data.watch.seconds + self.rejects.watch.seconds, opened.seconds
+            seconds = Timings(reading.seconds, steps, model, write, load, load + total.seconds)
+            return self._make_receipt(counter, opened, files, data, rejects, seconds=seconds, worker=worker)
+
+    def _resize(self, batches: Iterable[SourceBatch], scorer: Scorer | IsolatedScorer) -> Iterable[SourceBatch]:
+        """Return batches that take about half a second each; an `IsolatedScorer` bounds its time by itself."""
+        if isinstance(scorer, IsolatedScorer):
+            return batches
+        return rebatch(batches, self.partition.fragments, lambda: self.sizer.rows)
+
+    def _make_receipt(
+        self,
+        counter: RowCounter,
+        opened: _OpenScorer,
+        files: tuple[FragmentCounts, ...],
+        data: DataFile | None,
+        rejects: DataFile | None,
+        *,
+        seconds: Timings,
+        worker: str,
+    ) -> Receipt:
         return Receipt(
-            partition=self.cut.splits[0] if self.cut else self.partition.id,
+            partition=self.split.splits[0] if self.split else self.partition.id,
             plan=self.recipe.plan,
             model=self.recipe.score.model.digest,
             attempt=self.name,
@@ -167,59 +169,67 @@ class _Attempt:
             rejects=rejects,
             rows=RowCounts.total(file.rows for file in files),
             files=files,
-            seconds=Timings(reading[0], steps, score, write, model_load, perf_counter() - start),
+            seconds=seconds,
             worker=worker,
-            batch_rows=scorer.batch_rows,
+            batch_rows=opened.scorer.batch_rows,
             peak_memory=peak_memory(),
-            reasons=dict(ledger.reasons),
-            engine=finish(),
+            reasons=dict(counter.reasons),
+            engine=opened.engine_use(),
             round=self.recipe.round,
-            before=dict(ledger.before),
+            before=dict(counter.previous_reasons),
         )
 
-    def _cut_at(self, row: int) -> Receipt:
-        """Says that the rows before ``row`` are the first part, and how the rest is divided."""
-        rest = even_cuts(row, self.partition.rows, parts=self.progress.pieces, smallest=SMALLEST_REST)
-        model = self.recipe.score.model.digest
+    def _split_at(self, row: int) -> Receipt:
+        """Make the receipt of a split: the rows before ``row`` are the first part, the rest is divided evenly."""
+        rest = even_cuts(row, self.partition.rows, parts=self.progress.parts, smallest=MIN_REST_ROWS)
         return split_receipt(
             self.partition.id,
             (row, *rest),
             plan=self.recipe.plan,
-            model=model,
+            model=self.recipe.score.model.digest,
             attempt=self.name,
             round=self.recipe.round,
         )
 
     def abandon(self) -> None:
-        """Remove what this attempt wrote."""
+        """Remove the files of this attempt."""
         self.data.abandon()
         self.rejects.abandon()
 
 
+@dataclass(frozen=True)
+class _OpenScorer:
+    """A scorer with its model loaded."""
+
+    scorer: Scorer | IsolatedScorer
+    seconds: float
+    """Seconds it took to load the model here."""
+    engine_use: Callable[[], EngineUse]
+    """Return the engines that evaluated the model, once all rows are scored."""
+
+
 @contextmanager
-def _open_scorer(
-    recipe: StageRecipe, partition: Partition, isolation: Isolation | None
-) -> Iterator[tuple[Scorer | IsolatedScorer, float, Callable[[], EngineUse]]]:
-    """What scores the partition, the seconds it took to have it, and what tells of the engine at the end."""
+def _open_scorer(recipe: StageRecipe, partition: Partition, isolation: Isolation | None) -> Iterator[_OpenScorer]:
+    """Open a scorer in this process, or one in a process of its own, which ends with the block."""
     if isolation is None:
         evaluator, seconds = get_evaluator(recipe.score)
-        yield Scorer(recipe, evaluator), seconds, evaluator.finish
+        yield _OpenScorer(Scorer(recipe, evaluator), seconds, evaluator.engine_use)
         return
     with closing(IsolatedScorer(recipe, isolation, rows=partition.rows)) as scorer:
-        yield scorer, 0.0, scorer.finish
+        yield _OpenScorer(scorer, 0.0, scorer.engine_use)
 
 
-def _commit(store: Store, receipt: Receipt, recipe: StageRecipe) -> Receipt:
-    """Put ``receipt`` if its partition has none; the one that counts."""
+def _commit_receipt(store: Store, receipt: Receipt, recipe: StageRecipe) -> Receipt:
+    """Write ``receipt`` if its partition has none. Return the receipt that counts."""
     if store.put_if_absent(layout.receipt_name(receipt.partition), receipt.to_json()):
         return receipt
-    return _committed(store, receipt.partition, recipe) or receipt
+    return _read_receipt(store, receipt.partition, recipe) or receipt
 
 
-def _committed(store: Store, partition: str, recipe: StageRecipe) -> Receipt | None:
-    """The receipt of ``partition``, if there is one.
+def _read_receipt(store: Store, partition: str, recipe: StageRecipe) -> Receipt | None:
+    """Return the receipt of ``partition``, or None.
 
-    :raises PlanMismatch: when it belongs to another plan.
+    :raises PlanMismatch: when the receipt belongs to another plan.
     """
     name = layout.receipt_name(partition)
     try:
@@ -238,30 +248,29 @@ def _committed(store: Store, partition: str, recipe: StageRecipe) -> Receipt | N
     return receipt
 
 
-def _timed(batches: Generator[SourceBatch, None, None], seconds: list[float]) -> Generator[SourceBatch, None, None]:
-    """``batches``, with the wall time it takes to make them added to ``seconds[0]``."""
+def _time_reading(batches: Generator[SourceBatch, None, None], watch: Stopwatch) -> Generator[SourceBatch, None, None]:
+    """Yield ``batches``, with the time it takes to read each measured by ``watch``."""
     try:
         while True:
-            start = perf_counter()
-            batch = next(batches, None)
-            seconds[0] += perf_counter() - start
+            with watch:
+                batch = next(batches, None)
             if batch is None:
                 return
             yield batch
-            # Not kept here while the next one is made: it may be large.
+            # Not kept here while the next one is read: it may be large.
             del batch
     finally:
         batches.close()
 
 
 def peak_memory() -> int:
-    """Most resident bytes this process has had; 0 where that cannot be told."""
+    """Return the most resident bytes this process has had; 0 where the system does not tell."""
     # Linux counts in KiB, macOS in bytes (getrusage(2)).
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _file_metadata(recipe: StageRecipe) -> dict[str, str]:
-    """What every file says about where it is from."""
+    """Make the key-value metadata of a Parquet file: job, plan and model."""
     model = recipe.score.model
     return {
         "pipeline.job": recipe.job,
@@ -284,7 +293,7 @@ def read_partition(
     *,
     versions: Versions | None = None,
 ) -> Generator[SourceBatch, None, None]:
-    """The rows of ``partition`` that the filter keeps, at most a batch at a time; see `pipeline.sources.read_batches`.
+    """Yield the rows of ``partition`` that the filter keeps, in batches (see `pipeline.sources.read_batches`).
 
     :param versions: of its files, as planned; None: not checked.
     """
@@ -301,10 +310,12 @@ def read_partition(
 
 
 def read_rejects(recipe: StageRecipe, partition: Partition) -> Generator[SourceBatch, None, None]:
-    """The rows of a partition that is made of rejects. No filter is applied: it had kept them.
+    """Yield the rows of a partition that consists of rejects, with their reasons and their row numbers in the input.
 
-    :returns: batches with the source's columns, the number each row has in the input file it came from, and its reason.
-    :raises CorruptInput: when a file of rejects is damaged.
+    The filter is not applied again: these rows have passed it.
+
+    :returns: batches with the source's columns.
+    :raises CorruptInput: when a rejects file is damaged.
     """
     schema = pa.ipc.read_schema(pa.py_buffer(recipe.schema))
     fragments = tuple(
@@ -323,23 +334,23 @@ def read_rejects(recipe: StageRecipe, partition: Partition) -> Generator[SourceB
 
 
 class RowCounter:
-    """What became of the rows of each fragment, counted as they pass."""
+    """Counts the rows of each fragment: out, rejected, filtered."""
 
     def __init__(self, partition: Partition) -> None:
         self.partition = partition
         self.paths = tuple(fragment.origin or fragment.path for fragment in partition.fragments)
         self.reasons: Counter[str] = Counter()
-        self.before: Counter[str] = Counter()
-        """Reasons for which the rows had been rejected before."""
+        self.previous_reasons: Counter[str] = Counter()
+        """Reasons for which an earlier round rejected the rows."""
         # Rows: out, rejected, filtered. Columns: fragments.
         self._counts = np.zeros((3, len(self.paths)), dtype=np.int64)
 
-    def add(self, scored: ScoredBatch, before: Iterable[str] = ()) -> None:
+    def add(self, scored: ScoredBatch, previous_reasons: Iterable[str] = ()) -> None:
         """Count the rows of a batch.
 
-        :param before: why each of its rows had been rejected before.
+        :param previous_reasons: reason for which an earlier round rejected each row.
         """
-        self.before.update(before)
+        self.previous_reasons.update(previous_reasons)
         out = np.bincount(scored.fragment, minlength=len(self.paths))
         self._counts += np.stack([out, scored.rejected, scored.filtered])
         if scored.rejects is not None:
@@ -347,21 +358,21 @@ class RowCounter:
 
     @property
     def rows_done(self) -> int:
-        """Input rows that are accounted for: a batch tells of what was filtered before its last row, too."""
+        """Number of input rows that are accounted for, rows filtered before the last scored one included."""
         return int(self._counts.sum())
 
-    def files(self, *, is_whole: bool = True) -> tuple[FragmentCounts, ...]:
-        """The counts per fragment.
+    def file_counts(self, *, is_complete: bool = True) -> tuple[FragmentCounts, ...]:
+        """Return the counts per fragment.
 
-        :param is_whole: all rows were read; else the first `rows_done` of them.
+        :param is_complete: all rows were read; else the first `rows_done` of them.
         :raises ReconciliationFailed: when rows are missing, or there are too many.
         """
         fragments = self.partition.fragments
-        left = [fragment.rows for fragment in fragments] if is_whole else _first_rows(fragments, self.rows_done)
+        read = [fragment.rows for fragment in fragments] if is_complete else _first_rows(fragments, self.rows_done)
         files = tuple(
             FragmentCounts(part.path, part.row_start, part.row_start + rows, RowCounts(rows, *map(int, counts)))
-            for part, rows, counts in zip(fragments, left, self._counts.T, strict=True)
-            if rows or is_whole
+            for part, rows, counts in zip(fragments, read, self._counts.T, strict=True)
+            if rows or is_complete
         )
         for file in files:
             if not file.rows.is_reconciled:
@@ -376,6 +387,6 @@ class RowCounter:
 
 
 def _first_rows(fragments: Sequence[Fragment], rows: int) -> list[int]:
-    """How many of the first ``rows`` rows each fragment has."""
+    """Return the number of the first ``rows`` rows that each fragment has."""
     ends = np.cumsum([fragment.rows for fragment in fragments])
     return [int(take) for take in np.diff(np.minimum(ends, rows), prepend=0)]

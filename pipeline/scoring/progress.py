@@ -54,7 +54,7 @@ class StallMonitor:
             self.missed += late if late > BEAT else 0.0
 
 
-SMALLEST_REST = 64
+MIN_REST_ROWS = 64
 """Rows below which what is left of a partition is not worth a cut."""
 
 _pulse = StallMonitor()
@@ -85,8 +85,8 @@ class AttemptProgress:
     clock: Callable[[], float] = time.monotonic
     rows_done: int = 0
     batches: int = 0
-    pieces: int = 0
-    """Parts into which the rest is to be divided when it stops at the next batch boundary; 0: it is to go on."""
+    parts: int = 0
+    """Parts into which to split the rest at the next batch boundary; 0: no split is requested."""
     is_unwanted: bool = False
     started: float = field(init=False)
     advanced: float = field(init=False)
@@ -105,7 +105,7 @@ class AttemptProgress:
         """
         self.rows_done, self.batches, self.advanced = rows_done, self.batches + 1, self.clock()
         self.check()
-        return bool(self.pieces) and rows_done > 0 and self.rows - rows_done >= SMALLEST_REST
+        return bool(self.parts) and rows_done > 0 and self.rows - rows_done >= MIN_REST_ROWS
 
     def check(self) -> None:
         """:raises InfrastructureError: when the partition is done elsewhere."""
@@ -158,11 +158,11 @@ def progress_of(round_folder: str, partition: str) -> ProgressSnapshot | None:
         return found[-1].sight if found else None
 
 
-def request_split(round_folder: str, partition: str, pieces: int) -> ProgressSnapshot | None:
-    """Have the attempt stop at its next batch boundary, and divide the rest into ``pieces``."""
+def request_split(round_folder: str, partition: str, parts: int) -> ProgressSnapshot | None:
+    """Ask the attempt to stop at its next batch boundary, and to split the rest into ``parts``."""
     with _lock:
         for progress in _running.get((round_folder, partition), ()):
-            progress.pieces = pieces
+            progress.parts = parts
     return progress_of(round_folder, partition)
 
 

@@ -9,28 +9,27 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.common.stopwatch import Stopwatch
 from pipeline.errors import ModelError, OutOfMemory, ReconciliationFailed, StepFailed
 from pipeline.models.model import Predictor
 from pipeline.plan.memory import next_batch_rows
 from pipeline.plan.recipe import MapRecipe, StageRecipe
 from pipeline.scoring.arrow import CONVERSION_ERRORS, take_rows
-from pipeline.scoring.bisection import NoRowWorksError, RowFailure, RowsError, bisect, blame_rows
-from pipeline.scoring.contract import Failures, beyond_finite, check, check_matrix
-from pipeline.scoring.outputs import REJECT_FIELDS, check_scores, prediction_schema, reject_schema, score_dtype
-from pipeline.scoring.steps import ROW_INDEX, Step, load_steps, run_steps
+from pipeline.scoring.bisection import NoRowWorksError, RowsError, bisect, blame_rows
+from pipeline.scoring.contract import beyond_finite, check, check_matrix
+from pipeline.scoring.outputs import REJECT_FIELDS, check_scores, score_dtype
+from pipeline.scoring.rows import Failures, Rows
+from pipeline.scoring.steps import Step, load_steps, run_steps
 from pipeline.spec.parts import MapStep
 
 if TYPE_CHECKING:
     from pipeline.sources import SourceBatch
-
-__all__ = ["ROW_INDEX", "ScoredBatch", "Scorer", "frame_schema", "prediction_schema", "reject_schema", "reject_table"]
 
 FLOOR_ROWS = 1024
 """A batch of so few rows is not halved again."""
@@ -56,42 +55,44 @@ class ScoredBatch:
 
 @dataclass(frozen=True)
 class _ScoredRows:
-    """Output rows and rejects of some rows of a table, by their positions in it."""
+    """Output of some rows of a batch."""
 
-    table: pa.Table
-    positions: np.ndarray
+    rows: Rows
+    """In the output schema."""
     failures: Failures
+    """Rejected rows, by their positions in the batch."""
     dropped: int = 0
-    """Rows that steps dropped, as counted where it happened."""
+    """Rows that steps dropped, counted when the step returned."""
 
-    def moved(self, positions: np.ndarray) -> _ScoredRows:
-        """The same, numbered otherwise: ``positions[row]`` in place of ``row``."""
-        return replace(self, positions=positions[self.positions], failures=self.failures.moved(positions))
-
-    def behind(self, failures: Failures) -> _ScoredRows:
-        """With the rejects of an earlier check beside its own."""
-        return replace(self, failures=Failures.merged([failures, self.failures]))
-
-
-@dataclass
-class _Clock:
-    steps: float = 0.0
-    score: float = 0.0
+    @staticmethod
+    def concat(parts: Sequence[_ScoredRows], schema: pa.Schema) -> _ScoredRows:
+        """The output of all ``parts``, in order; of ``schema`` where there is no part."""
+        if len(parts) == 1:
+            return parts[0]
+        return _ScoredRows(
+            Rows.concat([part.rows for part in parts], schema),
+            Failures.merged([part.failures for part in parts]),
+            sum(part.dropped for part in parts),
+        )
 
 
 @dataclass
 class Scorer:
-    """Scores the batches of a partition. Not for several threads at once; the predictor in it is."""
+    """Scores the batches of a partition. Not for several threads at once; its predictor is."""
 
     recipe: StageRecipe
     predictor: Predictor
     steps: Sequence[Step] | None = None
-    """The map steps; default: those of the recipe, imported now."""
+    """Map steps. Default: those of the recipe, imported now."""
     batch_rows: int = 0
-    """Rows that are scored at a time; smaller than the recipe's after memory ran short."""
+    """Rows that are scored at a time; fewer than the recipe's after memory ran short."""
     _fitted: int = field(default=0, init=False)
-    _worked: set[str] = field(default_factory=set, init=False)
-    _clock: _Clock = field(default_factory=_Clock, init=False)
+    _steps_worked: bool = field(default=False, init=False)
+    """The steps returned for some row; a step that fails on every row is then not at fault."""
+    _model_worked: bool = field(default=False, init=False)
+    """The same of the model."""
+    _steps_watch: Stopwatch = field(default_factory=Stopwatch, init=False)
+    _model_watch: Stopwatch = field(default_factory=Stopwatch, init=False)
 
     def __post_init__(self) -> None:
         self.batch_rows = self.batch_rows or self.recipe.batch_rows
@@ -102,40 +103,38 @@ class Scorer:
         self._too_large: tuple[type[BaseException], ...] = (MemoryError, *self.predictor.out_of_memory_errors())
         self._schema = pa.ipc.read_schema(pa.py_buffer(self.recipe.output_schema))
         rules = (*(() if self.recipe.maps else self.recipe.source_rules), *self.recipe.score_rules)
-        # Infinity is looked for in the matrix the model gets: there it costs next to nothing, and what only overflows
-        # float32 is seen too.
+        # Check for infinities in the float32 matrix: it is almost free there, and catches values that overflow float32.
         self._finite = frozenset(rule.column for rule in rules if rule.finite) & set(self.recipe.score.features)
         self._in_matrix = frozenset() if self.recipe.maps else self._finite
         self._source_rules = beyond_finite(self.recipe.source_rules, self._in_matrix)
         self._score_rules = beyond_finite(self.recipe.score_rules, self._finite)
 
-    def score(self, batch: SourceBatch, *, paths: Sequence[str] = ()) -> ScoredBatch:
-        """What becomes of the rows of ``batch``.
+    def score_batch(self, batch: SourceBatch, *, paths: Sequence[str] = ()) -> ScoredBatch:
+        """Score the rows of ``batch``, in pieces that fit in memory.
 
         :param paths: path of each fragment of the partition, for the rejects.
         :raises OutOfMemory: when even `FLOOR_ROWS` rows need more memory than there is.
-        :raises StepFailed: when a step breaks its contract, or fails on whatever row it is given.
-        :raises BadPrediction: when the model gives something else than one result a row.
+        :raises StepFailed: when a step breaks its contract, or fails on every row.
+        :raises BadPrediction: when the model does not give one result a row.
         """
-        self._clock = _Clock()
+        self._steps_watch, self._model_watch = Stopwatch(), Stopwatch()
         if batch.reasons:
-            # Rows that were rejected before may well be rejected to the last one: that does not speak against the code.
-            self._worked |= {"steps", "model"}
-        parts: list[_ScoredRows] = []
+            # In a retry every row failed once already. If all fail again, blame the rows, not the step or the model.
+            self._steps_worked = self._model_worked = True
+        rows, parts = Rows.from_table(batch.table), list[_ScoredRows]()
         start = 0
-        while start < batch.table.num_rows:
-            rows = min(self.batch_rows, batch.table.num_rows - start)
+        while start < len(rows):
+            stop = min(start + self.batch_rows, len(rows))
             try:
-                part = self._chain(batch.table.slice(start, rows))
+                parts.append(self._score_rows(rows.slice(start, stop)))
             except self._too_large as error:
-                self._shrink(rows, error)
+                self._shrink_batch(stop - start, error)
                 continue
-            parts.append(part.moved(np.arange(start, start + rows, dtype=np.int64)))
-            start += rows
-            self._grow()
-        return self._account(batch, parts, paths)
+            start = stop
+            self._grow_batch()
+        return self._count_rows(batch, _ScoredRows.concat(parts, self._schema), paths)
 
-    def _shrink(self, rows: int, error: BaseException) -> None:
+    def _shrink_batch(self, rows: int, error: BaseException) -> None:
         if rows <= FLOOR_ROWS:
             raise OutOfMemory(
                 "a batch does not fit in memory, however small it is cut",
@@ -148,7 +147,7 @@ class Scorer:
         )
         self._fitted = 0
 
-    def _grow(self) -> None:
+    def _grow_batch(self) -> None:
         before, self._fitted = self.batch_rows, self._fitted + 1
         self.batch_rows = next_batch_rows(
             before, outcome="fitted", floor=FLOOR_ROWS, ceiling=self.recipe.batch_rows, successes=self._fitted
@@ -156,88 +155,86 @@ class Scorer:
         if self.batch_rows != before:
             self._fitted = 0
 
-    def _chain(self, table: pa.Table) -> _ScoredRows:
-        """Contract of the source, then the steps, then what each of their results scores to."""
-        failures = check(table, self._source_rules, skip_finite=self._in_matrix)
-        table, positions = _without(table, failures.rows)
+    def _score_rows(self, rows: Rows) -> _ScoredRows:
+        """Check the contract of the source, run the steps, and predict for the rows that each call of them returned."""
+        rows, rejected = rows.reject(check(rows.table, self._source_rules, skip_finite=self._in_matrix))
         if not self.steps:
-            return self._score_frame(table).moved(positions).behind(failures)
-        start = perf_counter()
-        frames, failed = _run_steps(self.steps, table, any_worked="steps" in self._worked)
-        self._clock.steps += perf_counter() - start
-        if any(len(rows) for _, rows in frames):
-            self._worked.add("steps")
-        whole = _joined([self._score_frame(frame).moved(rows) for frame, rows in frames], self._schema)
-        dropped = table.num_rows - sum(len(rows) for _, rows in frames) - len(failed)
-        return replace(whole, dropped=dropped).behind(failed).moved(positions).behind(failures)
+            scored = self._predict_rows(rows)
+            return replace(scored, failures=Failures.merged([rejected, scored.failures]))
+        with self._steps_watch:
+            mapped, failed = map_rows(self.steps, rows, any_worked=self._steps_worked)
+        count = sum(map(len, mapped))
+        self._steps_worked = self._steps_worked or count > 0
+        scored = _ScoredRows.concat([self._predict_rows(part) for part in mapped], self._schema)
+        failures = Failures.merged([rejected, failed, scored.failures])
+        return replace(scored, failures=failures, dropped=len(rows) - count - len(failed))
 
-    def _score_frame(self, table: pa.Table) -> _ScoredRows:
-        """Contract of the model, then the model, then the output's columns."""
-        start = perf_counter()
-        _expect_columns(table, (*self.recipe.score.features, *self.recipe.score.keep))
-        failures = check(table, self._score_rules, skip_finite=self._finite)
-        table, positions = _without(table, failures.rows)
-        matrix = self.predictor.encode(table.select(list(self.recipe.score.features)))
-        infinite = check_matrix(matrix, table, self.recipe.score.features, self._finite)
-        if len(infinite):
-            table, left = _without(table, infinite.rows)
-            matrix, failures = matrix[left], Failures.merged([failures, infinite.moved(positions)])
-            positions = positions[left]
-        scores, failed = self._predict(matrix)
-        table, left = _without(table, failed.rows)
-        columns = [_cast(table.column(name), self._schema.field(name)) for name in self.recipe.score.keep]
-        columns += [pa.array(scores)] if scores.ndim == 1 else list(map(pa.array, np.ascontiguousarray(scores.T)))
-        out = pa.Table.from_arrays(columns, schema=self._schema)
-        self._clock.score += perf_counter() - start
-        return _ScoredRows(out, positions[left], Failures.merged([failures, failed.moved(positions)]))
-
-    def _predict(self, matrix: np.ndarray) -> tuple[np.ndarray, Failures]:
-        """Scores of the rows that can be scored, and the other ones."""
+    def _predict_rows(self, rows: Rows) -> _ScoredRows:
+        """Check the contract of the model, predict, and put the output's columns together."""
         kind, width = self.recipe.score.kind, len(self.recipe.score.outputs)
+        with self._model_watch:
+            rows, matrix, rejected = self._encode_rows(rows)
 
-        def call(start: int, stop: int) -> np.ndarray:
-            with blame_rows("score", never=self._too_large):
-                scores = self.predictor.predict(matrix[start:stop], kind=kind)
-            return check_scores(scores, rows=stop - start, width=width, kind=kind)
+            def predict(start: int, stop: int) -> np.ndarray:
+                with blame_rows("score", never=self._too_large):
+                    scores = self.predictor.predict(matrix[start:stop], kind=kind)
+                return check_scores(scores, rows=stop - start, width=width, kind=kind)
 
-        if not len(matrix):
-            return np.empty((0, width), dtype=score_dtype(kind)), Failures()
-        try:
-            found = bisect(call, 0, len(matrix), any_worked="model" in self._worked)
-        except NoRowWorksError as error:
-            raise ModelError(
-                "the model fails on every row",
-                where=self.recipe.score.model.uri,
-                found=f"{error.example.message(lines=6)}\non each of {error.tried} rows that were tried",
-            ) from error
-        if found.parts:
-            self._worked.add("model")
-        parts = [part.result for part in found.parts] or [np.empty((0, width), dtype=score_dtype(kind))]
-        scores = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return scores, _failures(found.failures)
+            try:
+                outcome = bisect(predict, 0, len(matrix), any_worked=self._model_worked)
+            except NoRowWorksError as error:
+                raise ModelError(
+                    "the model fails on every row",
+                    where=self.recipe.score.model.uri,
+                    found=f"{error.example.message(lines=6)}\non each of {error.tried} rows that were tried",
+                ) from error
+            self._model_worked = self._model_worked or bool(outcome.parts)
+            parts = [part.result for part in outcome.parts] or [np.empty((0, width), dtype=score_dtype(kind))]
+            scores = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            rows, failed = rows.reject(outcome.to_failures())
+            return _ScoredRows(self._with_scores(rows, scores), Failures.merged([rejected, failed]))
 
-    def _account(self, batch: SourceBatch, parts: list[_ScoredRows], paths: Sequence[str]) -> ScoredBatch:
-        whole = _joined(parts, self._schema)
-        count = len(batch.filtered)
-        is_whole = len(whole.positions) == batch.table.num_rows
-        fragment = batch.fragment if is_whole else batch.fragment[whole.positions]
-        out, rejected = (np.bincount(rows, minlength=count) for rows in (fragment, batch.fragment[whole.failures.rows]))
+    def _encode_rows(self, rows: Rows) -> tuple[Rows, np.ndarray, Failures]:
+        """The rows that keep the model's contract, their feature matrix, and the other rows."""
+        features = self.recipe.score.features
+        _expect_columns(rows.table, (*features, *self.recipe.score.keep))
+        rows, rejected = rows.reject(check(rows.table, self._score_rules, skip_finite=self._finite))
+        matrix = self.predictor.encode(rows.table.select(list(features)))
+        infinite = check_matrix(matrix, rows.table, features, self._finite)
+        if len(infinite):
+            matrix = np.delete(matrix, infinite.rows, axis=0)
+            rows, overflowing = rows.reject(infinite)
+            rejected = Failures.merged([rejected, overflowing])
+        return rows, matrix, rejected
+
+    def _with_scores(self, rows: Rows, scores: np.ndarray) -> Rows:
+        """The columns that are kept, and ``scores`` [rows] or [rows, outputs], in the output schema."""
+        columns = [_cast(rows.table.column(name), self._schema.field(name)) for name in self.recipe.score.keep]
+        columns += [pa.array(scores)] if scores.ndim == 1 else list(map(pa.array, np.ascontiguousarray(scores.T)))
+        return Rows(pa.Table.from_arrays(columns, schema=self._schema), rows.position)
+
+    def _count_rows(self, batch: SourceBatch, scored: _ScoredRows, paths: Sequence[str]) -> ScoredBatch:
+        """Count the rows per fragment, and refuse a batch of which a row got lost or doubled."""
+        count, failures = len(batch.filtered), scored.failures
+        is_complete = len(scored.rows) == batch.table.num_rows
+        fragment = batch.fragment if is_complete else batch.fragment[scored.rows.position]
+        out, rejected = (np.bincount(rows, minlength=count) for rows in (fragment, batch.fragment[failures.rows]))
         dropped = np.bincount(batch.fragment, minlength=count) - out - rejected
-        if dropped.min(initial=0) < 0 or dropped.sum() != whole.dropped:
+        if dropped.min(initial=0) < 0 or dropped.sum() != scored.dropped:
             raise ReconciliationFailed(
                 "rows of a batch are unaccounted for",
-                found=f"{len(fragment):,} out, {len(whole.failures):,} rejected, {whole.dropped:,} dropped by steps",
+                found=f"{len(fragment):,} out, {len(failures):,} rejected, {scored.dropped:,} dropped by steps",
                 expected=f"{batch.table.num_rows:,} in all",
                 next_step="nothing of this attempt was kept; resume, and report it when it happens again",
             )
         return ScoredBatch(
-            table=whole.table,
+            table=scored.rows.table,
             fragment=fragment,
-            rejects=reject_table(batch, whole.failures, paths) if len(whole.failures) else None,
+            rejects=reject_table(batch, failures, paths) if len(failures) else None,
             rejected=rejected.astype(np.int64),
             filtered=(batch.filtered + dropped).astype(np.int64),
-            seconds_steps=self._clock.steps,
-            seconds_score=self._clock.score,
+            seconds_steps=self._steps_watch.seconds,
+            seconds_score=self._model_watch.seconds,
         )
 
 
@@ -262,33 +259,30 @@ def frame_schema(
     steps = load_steps([_map_recipe(step) for step in maps], import_paths=import_paths, is_mended=is_mended)
     if not steps:
         return table.schema
-    frames, failed = _run_steps(steps, table, any_worked=False)
-    if not frames:
+    mapped, failed = map_rows(steps, Rows.from_table(table), any_worked=False)
+    if not mapped:
         raise StepFailed(
             "the steps fail on every row of a sample",
             found=f"{failed.messages[0]}\non each of {len(failed)} rows that were tried",
             next_step="mend the step, then run it on a few rows of the source",
         )
-    return pa.unify_schemas([frame.schema for frame, _ in frames], promote_options="permissive").remove_metadata()
+    return pa.unify_schemas([rows.table.schema for rows in mapped], promote_options="permissive").remove_metadata()
 
 
 def _map_recipe(step: MapStep | MapRecipe) -> MapRecipe:
     return step if isinstance(step, MapRecipe) else MapRecipe(step.map, step.dtype_backend)
 
 
-def _run_steps(
-    steps: Sequence[Step], table: pa.Table, *, any_worked: bool
-) -> tuple[list[tuple[pa.Table, np.ndarray]], Failures]:
-    """Results of ``steps`` on ranges of ``table``, with the positions of their rows; and rows on which they raise."""
+def map_rows(steps: Sequence[Step], rows: Rows, *, any_worked: bool) -> tuple[list[Rows], Failures]:
+    """Run ``steps``, on fewer rows at a time where they raise. Return the results in order, and the rows that fail."""
 
-    def call(start: int, stop: int) -> tuple[pa.Table, np.ndarray]:
-        frame, rows = run_steps(steps, table.slice(start, stop - start))
-        return frame, rows + start
+    def run(start: int, stop: int) -> Rows:
+        return run_steps(steps, rows.slice(start, stop))
 
     try:
-        if not table.num_rows:
-            return [call(0, 0)], Failures()
-        found = bisect(call, 0, table.num_rows, any_worked=any_worked)
+        if not len(rows):
+            return [run(0, 0)], Failures()
+        outcome = bisect(run, 0, len(rows), any_worked=any_worked)
     except RowsError as error:  # on no row at all: nothing to bisect
         raise StepFailed("a step fails on a frame without rows", where=error.source, found=error.message()) from error
     except NoRowWorksError as error:
@@ -298,35 +292,7 @@ def _run_steps(
             found=f"{error.example.message(lines=6)}\non each of {error.tried} rows that were tried",
             next_step="mend the step; when these rows are bad and others good, drop them in the step",
         ) from error
-    return [part.result for part in found.parts], _failures(found.failures)
-
-
-def _failures(found: Sequence[RowFailure]) -> Failures:
-    rows = np.array([failure.row for failure in found], dtype=np.int64)
-    return Failures(rows, tuple(failure.reason for failure in found), tuple(failure.message for failure in found))
-
-
-def _without(table: pa.Table, rows: np.ndarray) -> tuple[pa.Table, np.ndarray]:
-    """``table`` less ``rows``, and the positions of those that are left."""
-    if not len(rows):
-        return table, np.arange(table.num_rows, dtype=np.int64)
-    keep = np.ones(table.num_rows, dtype=bool)
-    keep[rows] = False
-    left = np.flatnonzero(keep)
-    return take_rows(table, left), left
-
-
-def _joined(parts: list[_ScoredRows], schema: pa.Schema) -> _ScoredRows:
-    if len(parts) == 1:
-        return parts[0]
-    if not parts:
-        return _ScoredRows(schema.empty_table(), np.empty(0, dtype=np.int64), Failures())
-    return _ScoredRows(
-        pa.concat_tables([part.table for part in parts]),
-        np.concatenate([part.positions for part in parts]),
-        Failures.merged([part.failures for part in parts]),
-        sum(part.dropped for part in parts),
-    )
+    return [part.result for part in outcome.parts], rows.number(outcome.to_failures())
 
 
 def _expect_columns(table: pa.Table, names: Sequence[str]) -> None:

@@ -28,6 +28,7 @@ from pipeline.errors import StepFailed
 from pipeline.plan.recipe import MapRecipe
 from pipeline.scoring.arrow import CONVERSION_ERRORS, take_values
 from pipeline.scoring.bisection import blame_rows
+from pipeline.scoring.rows import Rows
 
 ROW_INDEX = "row"
 """Name of the index of a step's frame: the position in the batch, int64, from 0. It tells which rows are left."""
@@ -126,26 +127,24 @@ def load_function(entrypoint: str, *, import_paths: Sequence[str] = ()) -> Funct
     return cast(Function, function)
 
 
-def run_steps(steps: Sequence[Step], table: pa.Table) -> tuple[pa.Table, np.ndarray]:
-    """Run ``steps`` one after the other on the rows of ``table``.
+def run_steps(steps: Sequence[Step], rows: Rows) -> Rows:
+    """Run ``steps`` one after the other. Return the rows that they keep, in the order they came in.
 
-    :returns: the rows that are left, in the order they came in, and the position in ``table`` of each (int64).
-    :raises RowsError: when a step raises something that rows may be the reason of.
-    :raises StepFailed: when what a step returns is not a frame of these rows.
+    :raises RowsError: when a step raises an exception that rows may be the reason of.
+    :raises StepFailed: when the result of a step is not a frame of these rows.
     """
-    positions = np.arange(table.num_rows, dtype=np.int64)
+    table, position = rows.table, rows.position
     for backend, group in _by_backend(steps):
         before = _to_pandas(table, backend)
         # Writing into a shallow copy copies first (pandas' copy-on-write), so that `before` stays as it is.
         after = before.copy(deep=False)
-        rows = np.arange(table.num_rows, dtype=np.int64)
+        kept = np.arange(table.num_rows, dtype=np.int64)
         for step in group:
             index = pd.Index(np.arange(len(after), dtype=np.int64), name=ROW_INDEX)
-            after, left = _call(step, after.set_axis(index, axis=0))
-            rows = rows[left]
-        table = _to_arrow(after, table, before, rows, where=group[-1].entrypoint)
-        positions = positions[rows]
-    return table, positions
+            after, remaining = _call_step(step, after.set_axis(index, axis=0))
+            kept = kept[remaining]
+        table, position = _to_arrow(after, table, before, kept, where=group[-1].entrypoint), position[kept]
+    return Rows(table, position)
 
 
 def _by_backend(steps: Sequence[Step]) -> list[tuple[str, list[Step]]]:
@@ -172,7 +171,7 @@ def _arrow_dtype(kind: pa.DataType) -> pd.ArrowDtype:
     return pd.ArrowDtype(views.get(kind, kind))
 
 
-def _call(step: Step, frame: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
+def _call_step(step: Step, frame: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
     """The frame a step returns, in the order of its rows, and the position in ``frame`` of each of them."""
     count = len(frame)
     with blame_rows(f"step:{step.entrypoint}"), _warnings_shown():
@@ -184,7 +183,7 @@ def _call(step: Step, frame: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
         raise _broken(
             step, "a step returned columns that cannot be written", found=repr(names)[:200], expected="unique strings"
         )
-    return _rows_left(step, result, count)
+    return _remaining_rows(step, result, count)
 
 
 def _warnings_shown() -> AbstractContextManager[Any]:
@@ -194,7 +193,7 @@ def _warnings_shown() -> AbstractContextManager[Any]:
     return warnings.catch_warnings(action="default")
 
 
-def _rows_left(step: Step, result: pd.DataFrame, count: int) -> tuple[pd.DataFrame, np.ndarray]:
+def _remaining_rows(step: Step, result: pd.DataFrame, count: int) -> tuple[pd.DataFrame, np.ndarray]:
     index = result.index
     if index.name != ROW_INDEX or index.nlevels != 1:
         if len(result) == count:

@@ -8,7 +8,7 @@ from pipeline.driver.prepare import prepare
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.status import Status
 from pipeline.plan.plan import Plan
-from pipeline.scoring.partition import run_partition
+from pipeline.scoring.partition import score_partition
 from pipeline.settings import Settings
 from pipeline.sinks import SinkContents, publish
 from pipeline.spec.job_spec import JobSpec
@@ -23,7 +23,7 @@ def score_inline(plan: Plan, *, directory: Path, job: str) -> JobDirectory:
     """A job of which every partition is done, and nothing is published."""
     made = JobDirectory.open_or_create(directory, plan, job=job, fsync=False)
     for partition in plan.partitions:
-        run_partition(made.recipe, partition, plan.versions)
+        score_partition(made.recipe, partition, plan.versions)
     return made
 
 

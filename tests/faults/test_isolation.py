@@ -17,7 +17,7 @@ from pipeline.jobs.receipts import Receipt
 from pipeline.models.registry import resolve
 from pipeline.plan.recipe import MapRecipe, StageRecipe
 from pipeline.scoring.isolation import PIECES, Isolation, Streak, cut, resident_bytes
-from pipeline.scoring.partition import run_partition
+from pipeline.scoring.partition import score_partition
 from pipeline.spec.model_ref import ModelRef
 from pipeline.testing.oracle import Lake, make_lake, oracle
 from pipeline.testing.recipes import make_partition, make_recipe
@@ -49,7 +49,7 @@ def score(lake: Lake, model_path: Path, tmp_path: Path) -> Score:
             import_paths=(str(tmp_path),),
             batch_rows=2000,
         )
-        receipt = run_partition(recipe, make_partition(*lake.files), isolation=Isolation(**limits))  # type: ignore[arg-type]
+        receipt = score_partition(recipe, make_partition(*lake.files), isolation=Isolation(**limits))  # type: ignore[arg-type]
         out = read(recipe, receipt.data.name) if receipt.data else pd.DataFrame()
         return receipt, out, read(recipe, receipt.rejects.name) if receipt.rejects else pd.DataFrame()
 

@@ -15,7 +15,7 @@ from pipeline.jobs.receipts import Receipt
 from pipeline.models.registry import resolve
 from pipeline.plan.recipe import ColumnRule
 from pipeline.scoring import checkpoint as part_file
-from pipeline.scoring.partition import run_partition
+from pipeline.scoring.partition import score_partition
 from pipeline.spec.model_ref import ModelRef
 from pipeline.testing.oracle import FEATURES, make_lake, oracle
 from pipeline.testing.recipes import make_partition, make_recipe
@@ -57,14 +57,14 @@ def test_wherever_a_worker_dies_the_partition_is_done_once(
         )  # fmt: skip
         faults = Faults(k)
         with suppress(Crash), faulty_os(faults):
-            run_partition(recipe, partition)
+            score_partition(recipe, partition)
         is_struck = faults.has_failed
         left = receipts(root)
         before_receipt, after_receipt = before_receipt + (not left), after_receipt + bool(left and is_struck)
         for receipt in left:
             check(root, receipt, kept)
         faults = Faults()
-        again = run_partition(recipe, partition)
+        again = score_partition(recipe, partition)
         assert [one.attempt for one in receipts(root)] == [again.attempt]
         assert not left or left[0].attempt == again.attempt, "what was done was done again"
         check(root, again, kept)

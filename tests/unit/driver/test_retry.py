@@ -18,7 +18,7 @@ from pipeline.plan.plan import Limits
 from pipeline.plan.planner import make_plan
 from pipeline.plan.recipe import MapRecipe
 from pipeline.scoring.outputs import prediction_schema
-from pipeline.scoring.partition import run_partition
+from pipeline.scoring.partition import score_partition
 from pipeline.scoring.scorer import frame_schema
 from pipeline.scoring.steps import load_steps
 from pipeline.settings import Settings
@@ -78,7 +78,7 @@ def make_job(folder: Path, lake: Lake, model: Path, *, done: int | None = None) 
     job = JobDirectory.create(folder / "jobs", plan, job="churn-1", fsync=False, import_paths=(str(folder),))
     job.set_status(Status.RUNNING)
     for partition in plan.partitions[:done]:
-        run_partition(job.recipe, partition, plan.versions, worker="w")
+        score_partition(job.recipe, partition, plan.versions, worker="w")
     if done is None:
         job.set_status(Status.PUBLISHING)
         publish(job.commit_manifest(job.next_manifest(job.ledger())).manifest, job)
@@ -99,7 +99,7 @@ def opened(job: JobDirectory, *overrides: str, model: str | None = None) -> Roun
 
 def run(job: JobDirectory, of: Round) -> None:
     for partition in job.ledger().todo:
-        run_partition(job.recipe_of(of), partition, of.plan.versions, worker="w")
+        score_partition(job.recipe_of(of), partition, of.plan.versions, worker="w")
 
 
 def test_without_anything_named_all_is_as_it_was(job: JobDirectory) -> None:
@@ -203,7 +203,7 @@ def test_an_output_that_was_overwritten_cannot_be_healed(
     other = replace(job.plan, spec=JobSpec.load(job.plan.spec.to_yaml(), overrides=["sink.mode=overwrite"]))
     second = JobDirectory.create(tmp_path / "jobs2", other, job="churn-2", import_paths=(str(tmp_path),))
     for partition in other.partitions:
-        run_partition(second.recipe, partition, other.versions, worker="w")
+        score_partition(second.recipe, partition, other.versions, worker="w")
     publish(second.commit_manifest(second.next_manifest(second.ledger())).manifest, second)
     with pytest.raises(OutputConflict, match="cannot be healed"):
         opened(job)

@@ -22,7 +22,7 @@ from pipeline.models.registry import resolve
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import MapRecipe, StageRecipe
 from pipeline.scoring import progress
-from pipeline.scoring.partition import round_folder, run_partition
+from pipeline.scoring.partition import round_folder, score_partition
 from pipeline.spec.model_ref import ModelRef
 from pipeline.testing.oracle import Lake, make_lake, oracle
 from pipeline.testing.recipes import make_partition, make_recipe
@@ -97,7 +97,7 @@ def test_what_was_scored_and_the_rest_are_the_whole(
     recipe = replace(recipe, filter=keep)
     whole = make_partition(*lake.files)
     step.actions[3] = [asking(recipe, 3)]
-    cut = run_partition(recipe, whole)
+    cut = score_partition(recipe, whole)
     assert cut.splits == ("00000.0", "00000.1", "00000.2", "00000.3")
     assert cut == stored(recipe, "00000")
     assert cut.rows == RowCounts()
@@ -108,7 +108,7 @@ def test_what_was_scored_and_the_rest_are_the_whole(
         (f.path, f.row_start, f.row_stop) for f in parts[0].fragments
     ]
     step.calls.clear()
-    rest = [run_partition(recipe, part) for part in parts[1:]]
+    rest = [score_partition(recipe, part) for part in parts[1:]]
     assert sum(step.calls) == sum(receipt.rows.rows_in - receipt.rows.filtered for receipt in rest)
     wanted = oracle(lake.files, model_path)
     if recipe.filter:
@@ -119,11 +119,11 @@ def test_what_was_scored_and_the_rest_are_the_whole(
 
 def test_who_is_asked_at_the_last_batch_ends_whole(recipe: StageRecipe, lake: Lake, step: Any) -> None:
     whole = make_partition(lake.files[0])
-    run_partition(replace(recipe, directory=f"{recipe.directory}-before"), whole)
+    score_partition(replace(recipe, directory=f"{recipe.directory}-before"), whole)
     last = len(step.calls)
     step.calls.clear()
     step.actions[last] = [asking(recipe, 2)]
-    receipt = run_partition(recipe, whole)
+    receipt = score_partition(recipe, whole)
     assert receipt.splits == ()
     assert receipt.rows.out == 3000
 
@@ -132,8 +132,8 @@ def test_a_cut_that_comes_too_late_leaves_no_trace(recipe: StageRecipe, lake: La
     # While the first attempt is at it, a backup does the whole partition.
     whole = make_partition(*lake.files)
     done: list[Receipt] = []
-    step.actions[2] = [asking(recipe, 2), lambda: done.append(run_partition(recipe, whole))]
-    found = run_partition(recipe, whole)
+    step.actions[2] = [asking(recipe, 2), lambda: done.append(score_partition(recipe, whole))]
+    found = score_partition(recipe, whole)
     assert found == done[0] == stored(recipe, "00000")
     root = Path(round_folder(recipe))
     assert [path.name for path in (root / "receipts").iterdir()] == ["00000.json"]
@@ -146,19 +146,19 @@ def test_who_loses_the_first_part_leaves_no_file(
     # Between the receipt that cuts and that of the first part a driver sees the cut, and has the first part done.
     from pipeline.scoring import partition as module
 
-    commit = module._commit
+    commit = module._commit_receipt
     others: list[Receipt] = []
 
     def slow(store: Any, receipt: Receipt, recipe: StageRecipe) -> Receipt:
         if receipt.partition == "00000.0" and not others:
             others.append(receipt)
-            others.append(run_partition(recipe, parts_of(whole, stored(recipe, "00000"), files_by_path(lake))[0]))
+            others.append(score_partition(recipe, parts_of(whole, stored(recipe, "00000"), files_by_path(lake))[0]))
         return commit(store, receipt, recipe)
 
     whole = make_partition(*lake.files)
     step.actions[2] = [asking(recipe, 1)]
-    monkeypatch.setattr(module, "_commit", slow)
-    assert run_partition(recipe, whole).splits
+    monkeypatch.setattr(module, "_commit_receipt", slow)
+    assert score_partition(recipe, whole).splits
     assert stored(recipe, "00000.0").attempt == others[1].attempt != others[0].attempt
     names = [path.name for path in (Path(round_folder(recipe)) / "data").iterdir()]
     assert names == [f"00000.0-{others[1].attempt}.parquet"]
@@ -169,7 +169,7 @@ def test_who_dies_between_the_cut_and_its_first_part_has_only_lost_time(
 ) -> None:
     from pipeline.scoring import partition as module
 
-    commit = module._commit
+    commit = module._commit_receipt
 
     def dying(store: Any, receipt: Receipt, recipe: StageRecipe) -> Receipt:
         if receipt.partition == "00000.0":
@@ -178,13 +178,13 @@ def test_who_dies_between_the_cut_and_its_first_part_has_only_lost_time(
 
     whole = make_partition(*lake.files)
     step.actions[2] = [asking(recipe, 2)]
-    monkeypatch.setattr(module, "_commit", dying)
+    monkeypatch.setattr(module, "_commit_receipt", dying)
     with pytest.raises(KeyboardInterrupt):
-        run_partition(recipe, whole)
-    monkeypatch.setattr(module, "_commit", commit)
-    cut = run_partition(recipe, whole)
+        score_partition(recipe, whole)
+    monkeypatch.setattr(module, "_commit_receipt", commit)
+    cut = score_partition(recipe, whole)
     assert cut.splits == ("00000.0", "00000.1", "00000.2")
-    done = [run_partition(recipe, part) for part in parts_of(whole, cut, files_by_path(lake))]
+    done = [score_partition(recipe, part) for part in parts_of(whole, cut, files_by_path(lake))]
     pd.testing.assert_frame_equal(output(recipe, *done), oracle(lake.files, model_path), check_exact=True)
     assert done[0].attempt != cut.attempt
 
@@ -192,7 +192,7 @@ def test_who_dies_between_the_cut_and_its_first_part_has_only_lost_time(
 def test_who_is_not_wanted_any_more_ends_without_a_trace(recipe: StageRecipe, lake: Lake, step: Any) -> None:
     step.actions[2] = [lambda: progress.request_drop(round_folder(recipe), "00000")]
     with pytest.raises(InfrastructureError, match="done elsewhere"):
-        run_partition(recipe, make_partition(*lake.files))
+        score_partition(recipe, make_partition(*lake.files))
     assert step.calls == step.calls[:2]
     assert not [path for path in Path(round_folder(recipe)).rglob("*") if path.is_file()]
 
@@ -201,7 +201,7 @@ def test_a_worker_tells_how_far_it_is(recipe: StageRecipe, lake: Lake, step: Any
     seen: list[progress.ProgressSnapshot | None] = []
     for call in (1, 3):
         step.actions[call] = [lambda: seen.append(progress.progress_of(round_folder(recipe), "00000"))]
-    run_partition(recipe, make_partition(lake.files[0]))
+    score_partition(recipe, make_partition(lake.files[0]))
     assert [(one.rows_done, one.batches) for one in seen if one] == [(0, 0), (sum(step.calls[:2]), 2)]
     assert progress.progress_of(round_folder(recipe), "00000") is None
     assert progress.request_split("elsewhere", "00000", 2) is None

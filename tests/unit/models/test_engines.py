@@ -41,7 +41,7 @@ from pipeline.plan.recipe import ScoreRecipe
 from pipeline.report.report import make_report
 from pipeline.report.text import plan_text, summary_text
 from pipeline.report.verify import _near
-from pipeline.scoring.partition import run_partition
+from pipeline.scoring.partition import score_partition
 from pipeline.spec.job_spec import JobSpec, json_schema
 from pipeline.spec.model_ref import ModelRef, OutputKind
 from pipeline.testing.jobs import small_job, write_receipts
@@ -143,7 +143,7 @@ def test_the_faster_engine_is_chosen(models: dict[str, ModelVersion], xgb: float
     scores = evaluator.predict(matrix, kind="prediction")
     assert scores.tobytes() == plain.predict(matrix, kind="prediction").tobytes()
     assert evaluator.choice.engine == chosen
-    use = evaluator.finish()
+    use = evaluator.engine_use()
     timed_rows = module.SLICE_ROWS * module.ROUNDS
     assert use.timed_rows == timed_rows
     assert use.compared_rows == timed_rows + (module.SAMPLE_ROWS if chosen == "trees" else 0)
@@ -166,7 +166,7 @@ def test_one_slow_round_does_not_decide(models: dict[str, ModelVersion]) -> None
 
 def test_few_rows_are_not_timed(models: dict[str, ModelVersion]) -> None:
     evaluator, plain = choose(models["binary"], xgboost=8e-6, trees=1e-6)
-    small = matrix_of(plain, module.SMALLEST_ROWS - 1)
+    small = matrix_of(plain, module.MIN_TIMED_ROWS - 1)
     for _ in range(10):
         evaluator.predict(small, kind="prediction")
     assert evaluator.choice.engine == "both"
@@ -184,7 +184,7 @@ def test_a_wrong_engine_is_given_up_while_it_is_timed(models: dict[str, ModelVer
     scores = evaluator.predict(matrix, kind="prediction")
     assert scores.tobytes() == plain.predict(matrix, kind="prediction").tobytes()
     assert evaluator.choice.engine == "xgboost"
-    use = evaluator.finish()
+    use = evaluator.engine_use()
     assert (use.rows, use.mismatches) == ({"xgboost": ROWS}, 1)
     assert use.timed_rows == module.SLICE_ROWS * after // 2
     assert module.MISMATCH in use.reasons[0]
@@ -241,7 +241,7 @@ def test_an_engine_that_fails_is_given_up(models: dict[str, ModelVersion]) -> No
     evaluator, plain = choose(models["binary"], xgboost=8e-6, trees=1e-6, change=fails)
     matrix = matrix_of(plain)
     assert evaluator.predict(matrix, kind="prediction").tobytes() == plain.predict(matrix, kind="prediction").tobytes()
-    assert evaluator.finish().reasons == ("it failed: RuntimeError: no kernel",)
+    assert evaluator.engine_use().reasons == ("it failed: RuntimeError: no kernel",)
 
 
 def test_out_of_memory_is_no_failure(models: dict[str, ModelVersion]) -> None:
@@ -294,7 +294,7 @@ def test_small_jobs_do_not_start_the_engine(models: dict[str, ModelVersion], mon
     monkeypatch.setattr(EngineSelection, "start", lambda self, build, *, is_asked_for: built.append(1) or 0.25)
     enough = -(-BREAK_EVEN // version.trees)
     few, _ = get_evaluator(score_of(version, rows_per_worker=enough - 1))
-    assert few.finish().reasons == (f"{enough - 1:,} rows a worker and 12 trees are too few to earn its start",)
+    assert few.engine_use().reasons == (f"{enough - 1:,} rows a worker and 12 trees are too few to earn its start",)
     assert built == []
     many, seconds = get_evaluator(score_of(version, rows_per_worker=enough))
     assert (built, many.use.seconds_start) == ([1], 0.25)
@@ -393,7 +393,7 @@ def test_the_receipt_has_the_evidence(models: dict[str, ModelVersion], lake: Lak
     schema = pq.read_schema(lake.files[0]).remove_metadata()
     recipe = make_recipe(version, schema, directory=str(tmp_path / "job"), batch_rows=1 << 16)
     recipe = replace(recipe, score=replace(recipe.score, rows_per_worker=BREAK_EVEN))
-    receipt = run_partition(recipe, make_partition(*lake.files))
+    receipt = score_partition(recipe, make_partition(*lake.files))
     assert receipt.engine is not None
     assert sum(receipt.engine.rows.values()) == lake.rows
     assert receipt.engine.timed_rows == receipt.engine.compared_rows > 0
@@ -447,7 +447,7 @@ def test_a_model_that_differed_is_not_tried_again(
     for recipe in (score_of(version, engine="trees"), score_of(version, rows_per_worker=BREAK_EVEN)):
         again, _ = get_evaluator(recipe)
         assert again.choice.engine == "xgboost"
-        assert again.finish().reasons[0].startswith(module.MISMATCH)
+        assert again.engine_use().reasons[0].startswith(module.MISMATCH)
 
 
 def test_it_has_as_many_threads_as_xgboost(models: dict[str, ModelVersion], monkeypatch: pytest.MonkeyPatch) -> None:

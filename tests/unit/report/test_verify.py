@@ -22,7 +22,7 @@ from pipeline.plan.plan import Limits
 from pipeline.plan.planner import make_plan
 from pipeline.report.verify import Verification, same_values, verify
 from pipeline.scoring.outputs import prediction_schema
-from pipeline.scoring.partition import run_partition
+from pipeline.scoring.partition import score_partition
 from pipeline.sinks import publish
 from pipeline.sources import discover
 from pipeline.spec.job_spec import JobSpec
@@ -56,7 +56,7 @@ def make_job(tmp_path: Path, lake: Lake, model_path: Path, **fields: object) -> 
     job = JobDirectory.create(tmp_path / "jobs", plan, job="churn-1", fsync=False)
     job.set_status(Status.RUNNING)
     for partition in plan.partitions:
-        run_partition(job.recipe, partition, plan.versions, worker="w")
+        score_partition(job.recipe, partition, plan.versions, worker="w")
     job.set_status(Status.PUBLISHING)
     publish(job.commit_manifest(job.next_manifest(job.ledger())).manifest, job)
     job.set_status(Status.SUCCEEDED)
@@ -216,7 +216,7 @@ def retry_without_contract(job: JobDirectory) -> None:
     made = make_record(plan, number=2, why="retry", epoch=1, created="", takes=takes)
     recipe = job.recipe_of(job.open_round(made, plan))
     for partition in plan.partitions:
-        run_partition(recipe, partition, plan.versions, worker="w")
+        score_partition(recipe, partition, plan.versions, worker="w")
     job.commit_manifest(job.next_manifest(job.ledger()))
 
 

@@ -11,7 +11,8 @@ import pytest
 from pipeline.errors import SpecError, StepFailed
 from pipeline.models.model import Feature, ModelVersion
 from pipeline.plan.recipe import ColumnRule
-from pipeline.scoring.contract import Failures, beyond_finite, check, check_matrix, feature_rules, is_dtype
+from pipeline.scoring.contract import beyond_finite, check, check_matrix, feature_rules, is_dtype
+from pipeline.scoring.rows import Failures
 
 NAN, INF = float("nan"), float("inf")
 
@@ -187,4 +188,4 @@ def test_failures_merge_in_row_order() -> None:
     merged = Failures.merged([one, Failures(), other])
     assert merged.rows.tolist() == [0, 3, 5]
     assert merged.reasons == ("a", "c", "b")
-    assert merged.moved(np.arange(10, 20)).rows.tolist() == [10, 13, 15]
+    assert merged.renumber(np.arange(10, 20)).rows.tolist() == [10, 13, 15]

@@ -11,7 +11,7 @@ from pipeline.scoring.batching import FIRST_ROWS, GROWTH, LEAST_ROWS, SECONDS, T
 
 def play(cost: Callable[[int, int], float], *, rows: int, ceiling: int = 65_536) -> list[tuple[int, float]]:
     """Rows and seconds of the batches of so many rows; ``cost(start, stop)`` is what they take."""
-    pace, start, found = TimedBatchSizer.begin(ceiling, is_known=False), 0, []
+    pace, start, found = TimedBatchSizer.start(ceiling, is_known=False), 0, []
     while start < rows:
         stop = min(rows, start + pace.rows)
         seconds = cost(start, stop)
@@ -21,9 +21,9 @@ def play(cost: Callable[[int, int], float], *, rows: int, ceiling: int = 65_536)
 
 
 def test_where_only_a_model_scores_the_first_batch_is_whole() -> None:
-    assert TimedBatchSizer.begin(65_536, is_known=True).rows == 65_536
-    assert TimedBatchSizer.begin(65_536, is_known=False).rows == FIRST_ROWS
-    assert TimedBatchSizer.begin(100, is_known=False).rows == 100
+    assert TimedBatchSizer.start(65_536, is_known=True).rows == 65_536
+    assert TimedBatchSizer.start(65_536, is_known=False).rows == FIRST_ROWS
+    assert TimedBatchSizer.start(100, is_known=False).rows == 100
 
 
 def test_cheap_rows_grow_to_whole_batches_at_once() -> None:
@@ -70,7 +70,7 @@ def test_a_remainder_says_little_unless_it_was_slow() -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 70_000), st.floats(0, 1000)), max_size=20), st.integers(1, 65_536))
 def test_it_stays_within_its_bounds(measured: list[tuple[int, float]], ceiling: int) -> None:
-    pace = TimedBatchSizer.begin(ceiling, is_known=False)
+    pace = TimedBatchSizer.start(ceiling, is_known=False)
     for rows, seconds in measured:
         before, pace = pace, pace.after(min(rows, pace.rows), seconds)
         assert 1 <= pace.rows <= ceiling

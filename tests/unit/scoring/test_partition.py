@@ -34,7 +34,7 @@ from pipeline.scoring import partition
 from pipeline.scoring import partition as reread
 from pipeline.scoring.checkpoint import dictionary_columns
 from pipeline.scoring.frames import score_pandas, scored_frame, scored_meta
-from pipeline.scoring.partition import run_partition
+from pipeline.scoring.partition import score_partition
 from pipeline.spec.model_ref import ModelRef
 from pipeline.spec.parts import Output
 from pipeline.storage.local import LocalStore
@@ -80,7 +80,7 @@ def test_a_partition_equals_the_oracle(
     make: Callable[..., StageRecipe], lake: Lake, version: ModelVersion, batch_rows: int
 ) -> None:
     recipe = make(batch_rows=batch_rows, row_group_rows=1000)
-    receipt = run_partition(recipe, make_partition(*lake.files))
+    receipt = score_partition(recipe, make_partition(*lake.files))
     found = output_of(recipe, receipt)
     wanted = oracle(lake.files, Path(version.uri))
     pd.testing.assert_frame_equal(found.to_pandas(), wanted, check_exact=True)
@@ -93,7 +93,7 @@ def test_a_partition_equals_the_oracle(
 
 def test_the_receipt_says_what_is_in_the_files(make: Callable[..., StageRecipe], lake: Lake) -> None:
     recipe = make(source_rules=(ColumnRule("age", max=80),), filter="id != 7")
-    receipt = run_partition(recipe, make_partition(*lake.files))
+    receipt = score_partition(recipe, make_partition(*lake.files))
     ages = pa.concat_tables([pq.read_table(file) for file in lake.files])["age"].to_numpy()
     bad = int((np.delete(ages, 7) > 80).sum())
     assert receipt.rows == RowCounts(lake.rows, lake.rows - bad - 1, bad, 1)
@@ -117,7 +117,7 @@ def test_the_receipt_says_what_is_in_the_files(make: Callable[..., StageRecipe],
 
 def test_rejects_say_where_they_are_from(make: Callable[..., StageRecipe], lake: Lake) -> None:
     recipe = make(source_rules=(ColumnRule("id", allowed=tuple(i for i in range(lake.rows) if i not in (5, 3007))),))
-    receipt = run_partition(recipe, make_partition(*lake.files))
+    receipt = score_partition(recipe, make_partition(*lake.files))
     assert receipt.rejects is not None
     rejects = pq.read_table(Path(recipe.directory) / "rounds" / "0" / receipt.rejects.name)
     assert rejects.column_names == [*COLUMNS, "_file", "_row", "_reason", "_message"]
@@ -132,7 +132,7 @@ def test_files_name_their_job_plan_and_model(
     make: Callable[..., StageRecipe], lake: Lake, version: ModelVersion
 ) -> None:
     recipe = make()
-    metadata = output_of(recipe, run_partition(recipe, make_partition(lake.files[3]))).schema.metadata
+    metadata = output_of(recipe, score_partition(recipe, make_partition(lake.files[3]))).schema.metadata
     assert metadata[b"pipeline.job"] == b"job-1"
     assert metadata[b"pipeline.plan.planner"] == recipe.plan.encode()
     assert version.digest.encode() in metadata[b"pipeline.models.model"]
@@ -142,7 +142,7 @@ def test_state_is_private_whatever_the_umask(make: Callable[..., StageRecipe], l
     before = os.umask(0)
     try:
         recipe = make()
-        run_partition(recipe, make_partition(lake.files[3]))
+        score_partition(recipe, make_partition(lake.files[3]))
     finally:
         os.umask(before)
     for path in (Path(recipe.directory), *Path(recipe.directory).rglob("*")):
@@ -152,11 +152,11 @@ def test_state_is_private_whatever_the_umask(make: Callable[..., StageRecipe], l
 def test_a_partition_that_is_done_is_not_opened_again(make: Callable[..., StageRecipe], lake: Lake) -> None:
     recipe = make()
     whole = make_partition(*lake.files)
-    receipt = run_partition(recipe, whole)
+    receipt = score_partition(recipe, whole)
     before = files_of(recipe)
     for file in lake.files:
         file.unlink()
-    assert run_partition(recipe, whole) == receipt
+    assert score_partition(recipe, whole) == receipt
     assert files_of(recipe) == before
 
 
@@ -165,26 +165,26 @@ def test_the_loser_of_a_race_removes_its_files(
 ) -> None:
     recipe, whole = make(source_rules=(ColumnRule("age", max=80),)), make_partition(*lake.files)
     winner: list[Receipt] = []
-    real = partition._Attempt.run
+    real = partition._Attempt.score
 
     def run(self: Any, *args: Any, **options: Any) -> Receipt:
         receipt = real(self, *args, **options)
         if not winner:
             winner.append(receipt)  # not yet: the nested call below sees no receipt either
-            winner[0] = run_partition(recipe, whole)
+            winner[0] = score_partition(recipe, whole)
         return receipt
 
-    monkeypatch.setattr(partition._Attempt, "run", run)
-    assert run_partition(recipe, whole) == winner[0]
+    monkeypatch.setattr(partition._Attempt, "score", run)
+    assert score_partition(recipe, whole) == winner[0]
     assert winner[0].data is not None
     assert winner[0].rejects is not None
     assert files_of(recipe) == sorted([winner[0].data.name, winner[0].rejects.name, "receipts/00000.json"])
 
 
 def test_a_receipt_of_another_plan_is_refused(make: Callable[..., StageRecipe], lake: Lake) -> None:
-    run_partition(make(), make_partition(lake.files[3]))
+    score_partition(make(), make_partition(lake.files[3]))
     with pytest.raises(PlanMismatch, match="another plan"):
-        run_partition(make(plan="1" * 64), make_partition(lake.files[3]))
+        score_partition(make(plan="1" * 64), make_partition(lake.files[3]))
 
 
 class FailingStore:
@@ -223,7 +223,7 @@ def test_whichever_write_fails_nothing_is_left_and_the_next_try_works(
         with monkeypatch.context() as patch:
             FailingStore(patch, at)
             try:
-                receipt = run_partition(recipe, whole)
+                receipt = score_partition(recipe, whole)
                 break
             except (DiskFull, OSError) as error:
                 left = [name for name in files_of(recipe) if not name.startswith("receipts/")]
@@ -243,7 +243,7 @@ def test_a_step_that_breaks_leaves_no_file(make: Callable[..., StageRecipe], lak
     )
     recipe = make(maps=[MapRecipe("late_features:build")], row_group_rows=500)
     with pytest.raises(StepFailed, match="something else than a DataFrame"):
-        run_partition(recipe, make_partition(*lake.files))
+        score_partition(recipe, make_partition(*lake.files))
     assert files_of(recipe) == []
 
 
@@ -258,7 +258,7 @@ def test_errors_of_a_step_are_not_taken_for_storage(
     )
     recipe = make(maps=[MapRecipe("net_features:build")], row_group_rows=500)
     with pytest.raises(ConnectionError, match="lookup"):
-        run_partition(recipe, make_partition(*lake.files))
+        score_partition(recipe, make_partition(*lake.files))
     assert files_of(recipe) == []
 
 
@@ -278,7 +278,7 @@ def test_map_steps_equal_the_oracle(
     )
     schema = pq.read_schema(lake.files[0]).remove_metadata().append(pa.field("wealth", pa.float64()))
     recipe = make(maps=[MapRecipe("equal_features:build")], frame=schema)
-    receipt = run_partition(recipe, make_partition(*lake.files))
+    receipt = score_partition(recipe, make_partition(*lake.files))
     wanted = oracle(lake.files, Path(version.uri), steps=[build])
     pd.testing.assert_frame_equal(output_of(recipe, receipt).to_pandas(), wanted, check_exact=True)
     assert receipt.rows.filtered == lake.rows - len(wanted)
@@ -291,7 +291,7 @@ def test_changed_input_is_refused(make: Callable[..., StageRecipe], lake: Lake) 
     os.utime(lake.files[2], ns=(1, 1))
     recipe = make()
     with pytest.raises(InputChanged):
-        run_partition(recipe, make_partition(*lake.files), versions)
+        score_partition(recipe, make_partition(*lake.files), versions)
     assert files_of(recipe) == []
 
 
@@ -300,7 +300,7 @@ def test_a_changed_model_is_refused(make: Callable[..., StageRecipe], lake: Lake
     recipe = make()
     other = replace(recipe, score=replace(recipe.score, model=replace(version, digest="f" * 64)))
     with pytest.raises(ModelDigestMismatch):
-        run_partition(other, make_partition(lake.files[0]))
+        score_partition(other, make_partition(lake.files[0]))
     assert files_of(recipe) == []
 
 
@@ -311,14 +311,14 @@ def test_missing_rows_do_not_reconcile(
     monkeypatch.setattr(reread, "read_batches", lambda *a, **o: (b for n, b in enumerate(real(*a, **o)) if n != 2))
     recipe = make()
     with pytest.raises(ReconciliationFailed, match="unaccounted") as caught:
-        run_partition(recipe, make_partition(*lake.files))
+        score_partition(recipe, make_partition(*lake.files))
     assert str(lake.files[0]) in caught.value.where
     assert files_of(recipe) == []
 
 
 def test_without_rows_there_is_a_receipt_and_no_file(make: Callable[..., StageRecipe], lake: Lake) -> None:
     recipe = make(filter="id < 0")
-    receipt = run_partition(recipe, make_partition(*lake.files))
+    receipt = score_partition(recipe, make_partition(*lake.files))
     assert (receipt.data, receipt.rejects) == (None, None)
     assert receipt.rows == RowCounts(lake.rows, 0, 0, lake.rows)
     assert files_of(recipe) == ["receipts/00000.json"]
@@ -342,7 +342,7 @@ def test_memory_does_not_grow_with_the_partition(
         before = pa.default_memory_pool()
         pa.set_memory_pool(pool)
         try:
-            receipt = run_partition(recipe, make_partition(path))
+            receipt = score_partition(recipe, make_partition(path))
         finally:
             pa.set_memory_pool(before)
         assert receipt.rows.out == groups * 20_000

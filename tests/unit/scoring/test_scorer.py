@@ -14,6 +14,7 @@ from pipeline.errors import BadPrediction, ModelError, OutOfMemory, Reconciliati
 from pipeline.models.model import Feature, ModelVersion
 from pipeline.plan.recipe import REJECT_COLUMNS, ColumnRule, MapRecipe
 from pipeline.scoring.outputs import prediction_schema, reject_schema
+from pipeline.scoring.rows import Rows
 from pipeline.scoring.scorer import FLOOR_ROWS, ScoredBatch, Scorer, frame_schema
 from pipeline.scoring.steps import Step
 from pipeline.sources import SourceBatch
@@ -72,7 +73,7 @@ def scorer_of(table: pa.Table, predictor: Sum | None = None, *, steps: Sequence[
 
 
 def score(table: pa.Table, predictor: Sum | None = None, **fields: Any) -> ScoredBatch:
-    return scorer_of(table, predictor, **fields).score(make_batch(table), paths=("part.parquet",))
+    return scorer_of(table, predictor, **fields).score_batch(make_batch(table), paths=("part.parquet",))
 
 
 def reasons(scored: ScoredBatch) -> dict[int, str]:
@@ -103,7 +104,7 @@ def test_several_values_a_row_become_columns() -> None:
     predictor = Sum()
     predictor.answer = lambda matrix: np.arange(matrix.shape[0] * 3, dtype=np.float32).reshape(-1, 3)
     recipe = make_recipe(version, table_of(4).schema, keep=("id",), output=Output(column="p"))
-    scored = Scorer(recipe, predictor).score(make_batch(table_of(4)))
+    scored = Scorer(recipe, predictor).score_batch(make_batch(table_of(4)))
     assert scored.table.column_names == ["id", "p_0", "p_1", "p_2"]
     assert scored.table["p_1"].to_pylist() == [1.0, 4.0, 7.0, 10.0]
 
@@ -139,7 +140,7 @@ def test_rows_are_accounted_for_per_fragment() -> None:
     )
     drop = Step("f:drop", lambda frame: frame[~frame["id"].isin([1, 4, 5])])
     scorer = scorer_of(table, steps=[drop], source_rules=(ColumnRule("id", max=6),))
-    scored = scorer.score(batch, paths=("x", "y", "z"))
+    scored = scorer.score_batch(batch, paths=("x", "y", "z"))
     assert scored.table["id"].to_pylist() == [0, 2, 3, 6]
     assert scored.fragment.tolist() == [0, 0, 2, 2]
     assert scored.rejected.tolist() == [0, 0, 1]
@@ -150,7 +151,7 @@ def test_rows_are_accounted_for_per_fragment() -> None:
 
 def test_a_batch_without_rows_still_says_what_was_filtered() -> None:
     batch = replace(make_batch(table_of(0)), filtered=np.array([7], np.int64))
-    scored = scorer_of(table_of(0)).score(batch)
+    scored = scorer_of(table_of(0)).score_batch(batch)
     assert scored.table.num_rows == 0
     assert "prediction" in scored.table.column_names
     assert scored.filtered.tolist() == [7]
@@ -242,12 +243,12 @@ def test_when_memory_runs_short_the_batch_is_halved_and_grows_back() -> None:
     table = table_of(8192 * 16)
     predictor = Sum(most_rows=3000)
     scorer = scorer_of(table, predictor, batch_rows=8192)
-    scored = scorer.score(make_batch(table))
+    scored = scorer.score_batch(make_batch(table))
     assert scored.table["prediction"].to_pylist() == [i + 1.0 for i in range(table.num_rows)]
     assert predictor.sizes[:3] == [8192, 4096, 2048]
     assert scorer.batch_rows in (2048, 4096)
     predictor.most_rows = None
-    scorer.score(make_batch(table))
+    scorer.score_batch(make_batch(table))
     assert scorer.batch_rows == 8192
 
 
@@ -274,7 +275,7 @@ def test_the_flavors_own_out_of_memory_error_halves_the_batch_and_blames_no_row(
 
     table, predictor = table_of(8192), Device()
     scorer = scorer_of(table, predictor, batch_rows=8192)
-    scored = scorer.score(make_batch(table), paths=("part.parquet",))
+    scored = scorer.score_batch(make_batch(table), paths=("part.parquet",))
     assert scored.table.num_rows == 8192
     assert scored.rejects is None
     assert scorer.batch_rows < 8192
@@ -348,13 +349,13 @@ def test_outputs_have_names_types_and_limits() -> None:
 def test_rows_that_get_lost_or_doubled_inside_are_not_passed_off_as_filtered(
     change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Scorer._score_frame
+    real = Scorer._predict_rows
 
-    def wrong(self: Scorer, table: pa.Table) -> Any:
-        part = real(self, table)
-        rows = [0, *range(1, 9)] if change == "lost" else [0, 0, *range(1, 10)]
-        return replace(part, table=part.table.take(rows), positions=part.positions[rows])
+    def wrong(self: Scorer, rows: Rows) -> Any:
+        scored = real(self, rows)
+        numbers = [0, *range(1, 9)] if change == "lost" else [0, 0, *range(1, 10)]
+        return replace(scored, rows=scored.rows.select(np.array(numbers)))
 
-    monkeypatch.setattr(Scorer, "_score_frame", wrong)
+    monkeypatch.setattr(Scorer, "_predict_rows", wrong)
     with pytest.raises(ReconciliationFailed, match="unaccounted"):
         score(table_of(10))

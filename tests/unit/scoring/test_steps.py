@@ -16,6 +16,7 @@ import pytest
 from pipeline.errors import StepFailed
 from pipeline.plan.recipe import MapRecipe
 from pipeline.scoring.bisection import RowsError
+from pipeline.scoring.rows import Rows
 from pipeline.scoring.steps import ROW_INDEX, Step, load_function, load_steps, run_steps
 
 NAN = float("nan")
@@ -54,8 +55,8 @@ def everything() -> pa.Table:
 
 
 def run(function: Callable[..., Any], table: pa.Table, backend: str = "numpy") -> tuple[pa.Table, list[int]]:
-    result, rows = run_steps([Step("features:build", function, backend)], table)
-    return result, rows.tolist()
+    rows = run_steps([Step("features:build", function, backend)], Rows.from_table(table))
+    return rows.table, rows.position.tolist()
 
 
 def same(one: pa.Table, other: pa.Table) -> bool:
@@ -155,10 +156,10 @@ def test_steps_of_one_or_two_backends_follow_each_other() -> None:
         Step("f:three", lambda frame: frame.assign(kind=str(frame.dtypes["full"])), "pyarrow"),
         Step("f:four", lambda frame: frame[frame.full > 1]),
     ]
-    result, rows = run_steps(steps, everything())
-    assert rows.tolist() == [3]
-    assert result.column("n").to_pylist() == [2]
-    assert result.column("kind").to_pylist() == ["int8[pyarrow]"]
+    rows = run_steps(steps, Rows.from_table(everything()))
+    assert rows.position.tolist() == [3]
+    assert rows.table.column("n").to_pylist() == [2]
+    assert rows.table.column("kind").to_pylist() == ["int8[pyarrow]"]
 
 
 @pytest.mark.parametrize(
