@@ -74,7 +74,7 @@ def main() -> None:
         "peak": max(workers),
         "peak_tree": sum(peaks.values()),
         "partitions": marks.partitions,
-        "engines": report.engines,
+        "engines": report.engines.to_dict() if report.engines else {},
     }
     print(json.dumps(record))
 

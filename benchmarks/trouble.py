@@ -151,7 +151,7 @@ def show(name: str, runs: list[Measured], clean: list[Measured], *, off: list[Me
     against = f"{middle(runs) / middle(off):.2f}" if off else "–"
     records = [one.report.stragglers for one in runs]
     keys = ("backups", "cuts", "divided")
-    helped = ", ".join(f"{key} {statistics.mean(record[key] for record in records):.1f}" for key in keys)
+    helped = ", ".join(f"{key} {statistics.mean(getattr(record, key) for record in records):.1f}" for key in keys)
     again = statistics.mean(one.report.rows.rejected for one in runs)
     print(
         f"| {name} | {middle(runs) / middle(clean):.2f} | {against} | {helped} | {again:.0f} | {len(runs)} |",

@@ -7,13 +7,10 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from functools import partial
 from html import escape
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 
 from pipeline.driver.prepare import Prepared, prepare, resolve_model
 from pipeline.errors import SpecError
@@ -23,12 +20,8 @@ from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.listing import find_job
 from pipeline.models.model import ModelVersion
 from pipeline.plan.describe import PlanSummary, plan_summary
-from pipeline.plan.recipe import REJECT_COLUMNS
 from pipeline.report.progress import PlainProgress, show_progress
-from pipeline.report.rejects import read_left
 from pipeline.report.report import Report
-from pipeline.report.text import plan_text, summary_text, verification_text
-from pipeline.report.verify import Verification, verify
 from pipeline.runner import resume, retry, run
 from pipeline.scoring.frames import score_pandas, scored_meta
 from pipeline.scoring.outputs import prediction_schema
@@ -41,64 +34,8 @@ from pipeline.spec.load import absolute_path, load_spec
 from pipeline.spec.model_ref import ModelRef
 from pipeline.spec.parts import Output
 
-T = TypeVar("T")
 
-
-class _Shown:
-    """What a person reads of a result is the text that the command line prints: in a script, a prompt, a notebook."""
-
-    def text(self) -> str:
-        """At most one screen."""
-        raise TypeError(f"{type(self).__name__} has no text")
-
-    def __repr__(self) -> str:
-        return self.text()
-
-    def _repr_html_(self) -> str:
-        return _html(self.text())
-
-
-class JobPlan(_Shown, PlanSummary):
-    """What would run, in figures."""
-
-    def text(self) -> str:
-        """As ``python -m pipeline plan`` prints it."""
-        return plan_text(self.details())
-
-
-@dataclass(frozen=True, repr=False)
-class JobVerification(_Shown, Verification):
-    """What ``verify`` found."""
-
-    job: str = ""
-
-    def text(self) -> str:
-        """As ``python -m pipeline verify`` prints it."""
-        return verification_text(self.job, ok=self.ok, checks=self.details()["checks"])
-
-
-class JobReport(_Shown, Report):
-    """What became of a job, and what one looks at next."""
-
-    def text(self) -> str:
-        """As ``python -m pipeline run`` prints it."""
-        return summary_text(self.to_dict())
-
-    def verify(self, *, sample: int = 1000, seed: int | None = None) -> JobVerification:
-        """Prove from the receipts and the data that every row was scored once; score ``sample`` rows again."""
-        found = verify(JobDirectory.open(self.directory), sample=sample, seed=seed)
-        return JobVerification(found.checks, job=self.job)
-
-    def rejects(self) -> pd.DataFrame:
-        """The rows that could not be scored: the source's columns, ``_file``, ``_row``, ``_reason``, ``_message``."""
-        batches = list(read_left(JobDirectory.open(self.directory)))
-        if not batches:
-            return pd.DataFrame(columns=list(REJECT_COLUMNS))
-        frame: pd.DataFrame = pa.Table.from_batches(batches).to_pandas()
-        return frame
-
-
-class JobHandle(Handle[JobReport]):
+class JobHandle(Handle):
     """A job that goes on by itself: ``.status``, ``.wait()`` or ``await``, ``.observe()``, ``.cancel()``, ``.logs()``,
     ``.report()``."""
 
@@ -107,7 +44,7 @@ class JobHandle(Handle[JobReport]):
 
 
 def _handle(directory: JobDirectory, settings: Settings, callbacks: Sequence[Callback]) -> JobHandle:
-    handle = JobHandle(directory, lease_seconds=settings.lease_seconds, make=partial(_as, JobReport))
+    handle = JobHandle(directory, lease_seconds=settings.lease_seconds)
     if callbacks:
         handle.observe(*callbacks)
     return handle
@@ -144,24 +81,24 @@ class Job:
         job.settings = settings or Settings.load(import_paths=loaded.folders)
         return job
 
-    def plan(self) -> JobPlan:
+    def plan(self) -> PlanSummary:
         """What would run, in figures; nothing is written."""
         prepared = self._prepare()
-        return _as(JobPlan, plan_summary(prepared.plan, prepared.limits))
+        return plan_summary(prepared.plan, prepared.limits)
 
-    def run(self, *, job_id: str | None = None, callbacks: Sequence[Callback] | None = None) -> JobReport:
+    def run(self, *, job_id: str | None = None, callbacks: Sequence[Callback] | None = None) -> Report:
         """Run it to its end, with a progress display.
 
         :param job_id: goes on with that job when it is there.
         :param callbacks: observers instead of the display.
         """
         with _observers(callbacks) as observers:
-            return _as(JobReport, run(self.spec, settings=self.settings, job_id=job_id, callbacks=observers))
+            return run(self.spec, settings=self.settings, job_id=job_id, callbacks=observers)
 
-    def resume(self, job: str = "@last", *, callbacks: Sequence[Callback] | None = None) -> JobReport:
+    def resume(self, job: str = "@last", *, callbacks: Sequence[Callback] | None = None) -> Report:
         """Go on with an unfinished job of this or another spec."""
         with _observers(callbacks) as observers:
-            return _as(JobReport, resume(job, settings=self.settings, callbacks=observers))
+            return resume(job, settings=self.settings, callbacks=observers)
 
     def retry(
         self,
@@ -170,15 +107,14 @@ class Job:
         model: str | None = None,
         overrides: Sequence[str] = (),
         callbacks: Sequence[Callback] | None = None,
-    ) -> JobReport:
+    ) -> Report:
         """Score again what a job left out: rejected rows, unfinished partitions, files that were mended.
 
         :param model: a model reference or file to score them with. Default: what was used last.
         :param overrides: such as ``steps.0.map=features:mended``; steps, contract and errors may be changed.
         """
         with _observers(callbacks) as observers:
-            report = retry(job, model=model, overrides=overrides, settings=self.settings, callbacks=observers)
-            return _as(JobReport, report)
+            return retry(job, model=model, overrides=overrides, settings=self.settings, callbacks=observers)
 
     def submit(
         self,
@@ -285,11 +221,6 @@ def _score_part(
 def _scored_meta(frame: pd.DataFrame, version: ModelVersion, output: Output) -> pd.DataFrame:
     schema = prediction_schema(version, output)
     return frame.assign(**{field.name: pd.Series([], dtype=field.type.to_pandas_dtype()) for field in schema})
-
-
-def _as(kind: type[T], value: Any) -> T:
-    """A dataclass as one of its subclasses."""
-    return kind(**{field.name: getattr(value, field.name) for field in fields(value)})
 
 
 def _html(text: str) -> str:

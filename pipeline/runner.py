@@ -27,10 +27,11 @@ from pipeline.jobs.lease import Lease, hold_lease
 from pipeline.jobs.listing import find_job, parent_of
 from pipeline.jobs.record import new_job_id
 from pipeline.plan.plan import Partition
+from pipeline.report.build import make_report
 from pipeline.report.estimate import Estimate, choose_sample, make_estimate, write_estimate
 from pipeline.report.hooks import hooks_of, run_hooks
 from pipeline.report.job_log import record_log
-from pipeline.report.report import Report, make_report
+from pipeline.report.report import Report
 from pipeline.scoring.steps import prepended_sys_path
 from pipeline.settings import Settings
 from pipeline.sinks import check_conditional_writes
@@ -222,7 +223,7 @@ def probe_plan(
         {receipt.partition: receipt for receipt in job.receipts()},
         workers=limits.workers,
         threads=limits.threads,
-        start_seconds=make_report(job).seconds["provision"],
+        start_seconds=make_report(job).seconds.provision,
         projected=plan.worker_memory(limits),
     )
     write_estimate(job, estimate)

@@ -57,8 +57,8 @@ def gc(job: str, is_all: bool, older_than: str | None, yes: bool, directory: str
 
 
 def _text(found: Sequence[dict[str, Any]], *, total: int, is_removed: bool, again: str) -> str:
+    from pipeline.common.text import next_lines
     from pipeline.common.units import format_bytes
-    from pipeline.report.text import next_lines
 
     items = sorted((one for job in found for one in job["leftovers"]), key=lambda one: -one["bytes"])
     kept = [f"  kept       {job['job']}: {job['kept']}" for job in found if job["kept"]]

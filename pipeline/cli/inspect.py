@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +13,7 @@ from pipeline.errors import StateCorrupt
 
 if TYPE_CHECKING:
     from pipeline.jobs.directory import JobDirectory
+    from pipeline.report.report import Report
 
 job_argument = click.argument("job", default="@last")
 
@@ -44,8 +46,8 @@ def list_command(*, statuses: tuple[str, ...], name: str, limit: int | None, dir
 
 
 def _list_text(jobs: list[dict[str, Any]], directory: str, *, is_all: bool) -> str:
+    from pipeline.common.text import table_text
     from pipeline.common.units import format_seconds
-    from pipeline.report.text import table_text
 
     if not jobs and not is_all:
         return f"There are no such jobs in {directory}."
@@ -69,20 +71,22 @@ def _list_row(job: dict[str, Any], name: str, age: str) -> list[str]:
 @output_options
 def status(job: str, directory: str | None) -> None:
     """Show how a job stands: its id, a prefix of it, @last, or its directory."""
-    from pipeline.report.text import summary_text
-
-    details = status_details(_find(job, directory))
-    emit(details, lambda: summary_text(details))
+    report = current_report(_find(job, directory))
+    emit(report.to_dict(), report.text)
 
 
-def status_details(job: JobDirectory) -> dict[str, Any]:
-    """The report of a job that ended, else what its receipts say so far."""
+def current_report(job: JobDirectory) -> Report:
+    """The stored report of a job that ended, else one made from its receipts so far."""
+    from pipeline.report.report import Report
+
     stored = job.read_report()
     if stored is not None and stored.get("status") == str(job.status()):
-        return stored
-    from pipeline.report.report import make_report
+        # A report that was damaged, or changed by hand, is made again.
+        with suppress(KeyError, TypeError, ValueError):
+            return Report.from_dict(stored)
+    from pipeline.report.build import make_report
 
-    return make_report(job).to_dict()
+    return make_report(job)
 
 
 @click.command(short_help="Prove that every row was scored once.")
@@ -94,16 +98,10 @@ def status_details(job: JobDirectory) -> dict[str, Any]:
 @click.pass_context
 def verify(context: click.Context, job: str, sample: int, seed: int | None, directory: str | None) -> None:
     """Prove from the receipts and the data that every row was scored once; score a sample again."""
-    from pipeline.report.text import verification_text
     from pipeline.report.verify import verify as verify_job
 
-    found = _find(job, directory)
-    result = verify_job(found, sample=sample, seed=seed)
-    checks = [asdict(check) for check in result.checks]
-    emit(
-        {"job": found.job, "ok": result.ok, "checks": checks},
-        lambda: verification_text(found.job, ok=result.ok, checks=checks),
-    )
+    result = verify_job(_find(job, directory), sample=sample, seed=seed)
+    emit(result.to_dict(), result.text)
     if not result.ok:
         context.exit(StateCorrupt.exit_code)
 
@@ -118,13 +116,12 @@ def verify(context: click.Context, job: str, sample: int, seed: int | None, dire
 def rejects(job: str, limit: int, reason: str, path: str | None, directory: str | None) -> None:
     """Show the rows that could not be scored, by reason, the files that hold them, and input files set aside."""
     from pipeline.report.rejects import export, summarise
-    from pipeline.report.text import rejects_text
 
-    found = _find(job, directory)
-    details = summarise(found, examples=limit, reason=reason).details()
+    directory_of_job = _find(job, directory)
+    summary = summarise(directory_of_job, examples=limit, reason=reason)
     if path is not None:
-        details["exported"] = {"path": path, "rows": export(found, path, reason=reason)}
-    emit({"job": found.job, **details}, lambda: rejects_text(found.job, details))
+        summary = replace(summary, exported=export(directory_of_job, path, reason=reason))
+    emit(summary.to_dict(), summary.text)
 
 
 @click.command(short_help="Show what differs between two jobs.")

@@ -216,7 +216,7 @@ def _next(command: str) -> list[str]:
 
 
 def _models_text(found: list[dict[str, Any]], root: str) -> str:
-    from pipeline.report.text import table_text
+    from pipeline.common.text import table_text
 
     if not found:
         return f"There are no models in {root}.\n  next:     python -m pipeline models register FILE"
@@ -236,7 +236,7 @@ def _metrics_text(metrics: dict[str, float]) -> str:
 
 
 def _versions_text(rows: list[dict[str, Any]]) -> str:
-    from pipeline.report.text import table_text
+    from pipeline.common.text import table_text
 
     cells = [
         [

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -24,6 +24,7 @@ from pipeline.errors import OutputExists, PipelineError
 
 if TYPE_CHECKING:
     from pipeline.driver.prepare import Prepared
+    from pipeline.plan.describe import PlanSummary
     from pipeline.settings import Settings
     from pipeline.spec.job_spec import JobSpec
     from pipeline.spec.load import LoadedSpec
@@ -198,28 +199,26 @@ def plan(
         return
     from pipeline.driver.prepare import prepare
     from pipeline.plan.describe import plan_summary
-    from pipeline.report.text import plan_text
 
     prepared = prepare(loaded.spec, settings=settings)
-    details = plan_summary(prepared.plan, prepared.limits).details()
+    summary = plan_summary(prepared.plan, prepared.limits)
     if probe is not None and prepared.plan.children:
         raise click.UsageError("A fan-out has no partitions of its own to probe: probe a job over one of its values.")
     if why:
-        from pipeline.plan.describe import explain
-        from pipeline.report.text import why_text
+        from pipeline.plan.describe import explain, why_text
 
-        details["why"] = explain(prepared.plan)
-        emit(details, lambda: plan_text(details) + why_text(details["why"]))
+        reasons = explain(prepared.plan)
+        emit({**summary.to_dict(), "why": reasons}, lambda: summary.text() + why_text(reasons))
         return
     if probe is not None:
-        _probe(prepared, details, count=probe, settings=settings)
+        _probe(prepared, summary, count=probe, settings=settings)
         return
-    emit(details, lambda: plan_text(details) + f"\n  next       python -m pipeline run {job_file}")
+    emit(summary.to_dict(), lambda: summary.text() + f"\n  next       python -m pipeline run {job_file}")
 
 
 def _show_config(loaded: LoadedSpec, settings: Settings) -> None:
+    from pipeline.cli.show_config import config_details, config_text
     from pipeline.execution.clusters import cluster_choice, settings_of
-    from pipeline.report.text import config_details, config_text
 
     spec = dict(loaded.origins)
     chosen = settings_of(loaded.spec, settings=settings)
@@ -229,13 +228,15 @@ def _show_config(loaded: LoadedSpec, settings: Settings) -> None:
     emit(details, lambda: config_text(details))
 
 
-def _probe(prepared: Prepared, details: dict[str, Any], *, count: int, settings: Settings) -> None:
+def _probe(prepared: Prepared, summary: PlanSummary, *, count: int, settings: Settings) -> None:
+    from pipeline.common.text import next_lines
+    from pipeline.plan.describe import plan_text
+    from pipeline.report.estimate import estimate_lines
     from pipeline.report.progress import show_progress
-    from pipeline.report.text import estimate_text, next_lines, plan_text
     from pipeline.runner import probe_plan
 
     with show_progress(quiet=is_quiet()) as callbacks:
         job, estimate = probe_plan(prepared, settings=settings, count=count, callbacks=callbacks)
-    details |= {"job": job, "estimate": estimate.details()}
-    ending = next_lines([f"python -m pipeline resume {job}"])
-    emit(details, lambda: "\n".join([plan_text(details), *estimate_text(details["estimate"]), *ending]))
+    details = summary.to_dict() | {"job": job, "estimate": estimate.details()}
+    lines = [*estimate_lines(estimate), *next_lines([f"python -m pipeline resume {job}"])]
+    emit(details, lambda: "\n".join([plan_text(summary, probe_job=job), *lines]))

@@ -156,7 +156,7 @@ def _run(
     overrides: Sequence[str],
     flags: Flags,
     params: Sequence[str] = (),
-    text: Callable[[Mapping[str, Any]], str] | None = None,
+    text: Callable[[Report], str] | None = None,
 ) -> None:
     if not _names_cluster(target, overrides, flags):
         _begin_workers(flags)
@@ -207,22 +207,22 @@ def _finish(
     *,
     settings: Settings,
     strict: bool,
-    text: Callable[[Mapping[str, Any]], str] | None = None,
+    text: Callable[[Report], str] | None = None,
 ) -> None:
     """Run with a progress display, then show the report; the exit status follows from both."""
+    from pipeline.jobs.status import Status
     from pipeline.report.progress import JobWatch, show_progress
-    from pipeline.report.text import summary_text
 
     watch = JobWatch()
     try:
         with show_progress(quiet=is_quiet()) as callbacks:
-            details = go((watch, *callbacks)).to_dict()
+            report = go((watch, *callbacks))
     except PipelineError as error:
         job = _known(watch.job, settings) if wants_json() and watch.job else None
         tell(error, text=str(error), details=error.to_dict(), job=job)
         raise click.exceptions.Exit(error.exit_code) from error
-    emit(details, lambda: (text or summary_text)(details))
-    if strict and details["status"] == "SUCCEEDED_WITH_WARNINGS":
+    emit(report.to_dict(), lambda: text(report) if text else report.text())
+    if strict and report.status is Status.SUCCEEDED_WITH_WARNINGS:
         raise click.exceptions.Exit(WARNED)
 
 
@@ -231,8 +231,8 @@ def _known(job: str, settings: Settings) -> dict[str, Any]:
     known: dict[str, Any] = {"job": job, "directory": os.path.join(settings.directory, job)}
     # The error is what must be told; a state that cannot be read must not hide it.
     with suppress(Exception):
-        from pipeline.cli.inspect import status_details
+        from pipeline.cli.inspect import current_report
         from pipeline.jobs.listing import find_job
 
-        known |= status_details(find_job(settings.directory, job))
+        known |= current_report(find_job(settings.directory, job)).to_dict()
     return known

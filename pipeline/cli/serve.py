@@ -121,8 +121,8 @@ def _print_template(template: str, options: dict[str, Any]) -> None:
 
 
 def _show_servers(settings: Settings) -> None:
+    from pipeline.common.text import table_text
     from pipeline.common.units import utc_now
-    from pipeline.report.text import table_text
     from pipeline.service.queue import queued_marks
     from pipeline.service.servers import find_servers
     from pipeline.storage.store import open_store

@@ -45,7 +45,7 @@ def triggers() -> None:
 @output_options
 def list_triggers(files: Sequence[str], directory: str | None) -> None:
     """List the triggers: when each fires next, what runs for it, what came last."""
-    from pipeline.report.text import table_text
+    from pipeline.common.text import table_text
 
     settings, watched = _load(files, directory)
     now = _now()
@@ -65,7 +65,7 @@ def next_times(name: str | None, count: int, files: Sequence[str], directory: st
     from itertools import islice
     from zoneinfo import ZoneInfo
 
-    from pipeline.report.text import table_text
+    from pipeline.common.text import table_text
     from pipeline.service.triggers.schedule import firing_id, instants
 
     _, watched = _load(files, directory, name=name)
@@ -96,7 +96,7 @@ def next_times(name: str | None, count: int, files: Sequence[str], directory: st
 @output_options
 def test(name: str | None, files: Sequence[str], directory: str | None) -> None:
     """Say what would fire now and, where nothing would, why. Loads the job specs too. Writes and submits nothing."""
-    from pipeline.report.text import next_lines
+    from pipeline.common.text import next_lines
 
     settings, watched = _load(files, directory, name=name)
     shown = [_tested(one, settings) for one in watched]

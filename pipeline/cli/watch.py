@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.cli.inspect import job_argument, status_details
+from pipeline.cli.inspect import current_report, job_argument
 from pipeline.cli.options import directory_option, emit, is_quiet, output_options, settings_for, wants_json
 from pipeline.cli.run import WARNED, strict_option
 
@@ -134,11 +134,11 @@ def _say_if_nobody_serves(job: JobDirectory) -> None:
 
 def _end(job: JobDirectory, status: Status, *, strict: bool) -> None:
     """Print the report, and exit as the job did."""
-    from pipeline.report.text import summary_text
+    from pipeline.jobs.status import Status
     from pipeline.service.queue import exit_code
 
-    details: dict[str, Any] = status_details(job)
-    emit(details, lambda: summary_text(details))
-    code = WARNED if strict and details["status"] == "SUCCEEDED_WITH_WARNINGS" else exit_code(job, status)
+    report = current_report(job)
+    emit(report.to_dict(), report.text)
+    code = WARNED if strict and report.status is Status.SUCCEEDED_WITH_WARNINGS else exit_code(job, status)
     if code:
         raise click.exceptions.Exit(code)

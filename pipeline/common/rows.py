@@ -94,6 +94,11 @@ class RejectedFile:
     keys: tuple[tuple[str, str], ...] = ()
     """As in `InputFile`."""
 
+    @property
+    def title(self) -> str:
+        """``a.parquet (1,000 rows)``."""
+        return f"{self.path} ({'rows unknown' if self.rows is None else f'{self.rows:,} rows'})"
+
 
 @fast_pickle
 @dataclass(frozen=True, slots=True)

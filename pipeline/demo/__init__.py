@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +14,7 @@ import pyarrow.parquet as pq
 from pipeline.demo import features as demo_features
 from pipeline.demo.features import NOW
 from pipeline.errors import EnvMismatch, OutputExists, RefusedForSafety
-from pipeline.report.text import summary_text
+from pipeline.report.report import Report
 
 SEED = 20240229
 COUNTRIES = {"DE": 0.52, "FR": 0.14, "IT": 0.11, "NL": 0.08, "PL": 0.07, "SE": 0.05, "AT": 0.03}
@@ -92,14 +90,14 @@ class Demo:
             f"{self.folder}/\nRunning: python -m pipeline run job.yaml"
         )
 
-    def ending(self, report: Mapping[str, Any]) -> str:
+    def ending(self, report: Report) -> str:
         """The summary of the job, with what to type next from where the demo was started."""
         commands = (
             f"cd {self.folder}",
             "python -m pipeline rejects @last    # the malformed rows: file, row number, reason",
             "python -m pipeline verify @last     # proof that every row was scored once",
         )
-        return summary_text({**report, "next": commands})
+        return replace(report, next=commands).text()
 
 
 def make_demo(folder: Path, *, rows: int, seed: int = SEED) -> Demo:

@@ -21,7 +21,8 @@ from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.fan_out import commit_fan_out
 from pipeline.jobs.lease import Lease
 from pipeline.jobs.status import Status, status_after
-from pipeline.report.report import Report, make_report
+from pipeline.report.build import make_report
+from pipeline.report.report import Report
 from pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)

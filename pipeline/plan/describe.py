@@ -1,4 +1,4 @@
-"""Why each partition of a plan is to be done, in the way of Snakemake. Pure."""
+"""A plan in words: its figures, the reason for each partition, its difference from another plan. Pure."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.common.rows import InputFile
-from pipeline.models.engines import engine_options
+from pipeline.common.rows import InputFile, RejectedFile
+from pipeline.common.text import html_table, labelled, listed, shortened
+from pipeline.common.units import format_bytes, format_count
+from pipeline.models.engines import EngineOptions, engine_options
 from pipeline.plan.plan import Limits, Plan
 from pipeline.spec.job_spec import NOT_THE_WORK
 
@@ -58,9 +60,23 @@ def _kind(reason: str) -> str:
     return reason
 
 
-@dataclass(frozen=True)
+def why_text(details: dict[str, Any], *, shown: int = 20) -> str:
+    """The result of `explain` as text: partitions with their reasons, then counts of unchanged and replaced files."""
+    partitions, unchanged, replaced = details["partitions"], details["unchanged"], len(details["replaces"])
+    lines = ["", "why each partition is to be done"]
+    for partition in partitions[:shown]:
+        lines.append(f"  {partition['partition']:<9}{partition['rows']:>12,} rows  {'; '.join(partition['why'])}")
+    more = len(partitions) - shown
+    lines += [f"  … and {more:,} more (--json shows all)"] if more > 0 else []
+    lines += ["  nothing is to be done"] if not partitions else []
+    lines += [f"  {unchanged:,} files are as they were published"] if unchanged else []
+    lines += [f"  {replaced:,} published files are replaced: rows in them have changed"] if replaced else []
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True, repr=False)
 class PlanSummary:
-    """What a person wants to know of a plan before it runs."""
+    """The figures of a plan before it runs."""
 
     rows: int
     """All rows of the input."""
@@ -84,10 +100,35 @@ class PlanSummary:
     plan: Plan
     limits: Limits
 
-    def details(self) -> dict[str, Any]:
-        """As JSON output shows it."""
-        model, sink, score = self.plan.model, self.plan.spec.sink, self.plan.spec.score
-        engine = engine_options(score.engine, model, kind=score.output_spec.kind, rows=self.plan.rows_per_worker)
+    @property
+    def engine(self) -> EngineOptions:
+        """The engines that can evaluate the model."""
+        score = self.plan.spec.score
+        return engine_options(
+            score.engine, self.plan.model, kind=score.output_spec.kind, rows=self.plan.rows_per_worker
+        )
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns of the output."""
+        return [*self.plan.keep, *self.plan.outputs]
+
+    def text(self) -> str:
+        """The text that ``python -m pipeline plan`` prints."""
+        return plan_text(self)
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def __repr__(self) -> str:
+        return f"<PlanSummary {self.plan.spec.name}: {self.rows:,} rows in {self.partitions:,} partitions>"
+
+    def _repr_html_(self) -> str:
+        return html_table(f"plan of {self.plan.spec.name}", _fields(self).items())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its form with ``--json``."""
+        model, sink, engine = self.plan.model, self.plan.spec.sink, self.engine
         return {
             "name": self.plan.spec.name,
             "plan": self.plan.digest,
@@ -109,7 +150,7 @@ class PlanSummary:
                 "path": sink.path,
                 "mode": sink.mode,
                 "bytes": self.output_bytes,
-                "columns": [*self.plan.keep, *self.plan.outputs],
+                "columns": self.columns,
             },
             "model": {
                 "name": model.name,
@@ -147,6 +188,61 @@ def plan_summary(plan: Plan, limits: Limits) -> PlanSummary:
         plan=plan,
         limits=limits,
     )
+
+
+def plan_text(summary: PlanSummary, *, probe_job: str = "") -> str:
+    """At most one screen about a plan.
+
+    :param probe_job: id of the job that scored a sample of it.
+    """
+    title = "The plan fits. Nothing was written, nothing runs yet."
+    if probe_job:
+        title = f"The plan fits. A sample of it was scored as a part of the job {probe_job}."
+    return "\n".join([title, *labelled(_fields(summary))])
+
+
+def _fields(summary: PlanSummary) -> dict[str, str]:
+    """The lines of a summary by their labels; empty ones are not shown."""
+    plan, limits, sink = summary.plan, summary.limits, summary.plan.spec.sink
+    rows = format_count(summary.rows)
+    if summary.pruned_rows:
+        rows += f", {summary.pruned_rows:,} of them in row groups that the filter rules out"
+    threads = f"{limits.threads} {'thread' if limits.threads == 1 else 'threads'} each"
+    size = f", about {format_bytes(summary.output_bytes)}" if summary.output_bytes else ""
+    children = [child.slug for child in plan.children]
+    return {
+        "rows": rows,
+        "bytes": f"{format_bytes(summary.bytes)} to read, uncompressed",
+        "files": format_count(summary.files),
+        "aside": _rejected_files(plan.rejected_files),
+        "partitions": format_count(summary.partitions),
+        "skew": f"largest is {summary.skew_before:.1f} × the mean in files, {summary.skew_after:.1f} × in partitions",
+        "batch": f"{summary.batch_rows:,} rows" if summary.batch_rows else "",
+        "memory": f"{format_bytes(summary.task_memory)} a task projected, {format_bytes(limits.memory)} a worker",
+        "cluster": f"{limits.workers} workers, {threads}",
+        "model": f"{plan.model.name} version {plan.model.version} (sha256 {plan.model.digest[:16]})",
+        "engine": _engine(summary.engine),
+        "features": f"{len(plan.features)}: {listed(plan.features)}",
+        "output": f"{sink.path}, mode {sink.mode}{size}",
+        "columns": listed(summary.columns),
+        "children": f"{len(children):,}: {listed(children)}" if children else "",
+    }
+
+
+def _engine(engine: EngineOptions) -> str:
+    if engine.has_trees:
+        one_engine = len(engine.possible) == 1
+        return "trees" if one_engine else "trees or xgboost, whichever is faster on the first rows"
+    reasons = "; ".join(engine.reasons)
+    return f"xgboost; the tree engine is not used: {reasons}" if reasons else "xgboost"
+
+
+def _rejected_files(files: Sequence[RejectedFile]) -> str:
+    """The first of the files that are set aside, with its error."""
+    if not files:
+        return ""
+    more = f", and {len(files) - 1:,} more (--json shows all)" if len(files) > 1 else ""
+    return f"{files[0].title}: {shortened(files[0].message)}{more}"
 
 
 def skew(rows: Sequence[int]) -> float:

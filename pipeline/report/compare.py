@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.common.rows import InputFile
 from pipeline.jobs.directory import JobDirectory
-from pipeline.report.report import Report, make_report
+from pipeline.report.build import make_report
+from pipeline.report.report import Report
 
 _SHOWN = 20
 """Files of each kind that are named."""
@@ -102,7 +103,7 @@ def compare(one: JobDirectory, other: JobDirectory) -> Comparison:
         rows=_pairs(*(report.rows.details() for report in reports)),
         reasons=_pairs(*(report.reasons for report in reports)),
         seconds=_times(*reports),
-        partitions=(reports[0].partitions["done"], reports[1].partitions["done"]),
+        partitions=(reports[0].partitions.done, reports[1].partitions.done),
     )
 
 
@@ -166,5 +167,5 @@ def _pairs(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, tuple[
 
 
 def _times(one: Report, other: Report) -> dict[str, tuple[float, float]]:
-    names = dict.fromkeys((*one.seconds, *other.seconds))
-    return {name: (one.seconds.get(name, 0.0), other.seconds.get(name, 0.0)) for name in names}
+    before, after = asdict(one.seconds), asdict(other.seconds)
+    return {name: (before[name], after[name]) for name in before}

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from pipeline.common.text import labelled
+from pipeline.common.units import format_bytes, format_seconds
 from pipeline.jobs import layout
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.receipts import Receipt, Totals
@@ -84,6 +86,44 @@ class Estimate:
         return cls(**made)
 
 
+@dataclass(frozen=True)
+class Actual:
+    """The figures of a finished job that a probe had estimated."""
+
+    seconds: float
+    """Wall time."""
+    task_seconds: float
+    """Summed over partitions, without the load of the model."""
+    output_bytes: float
+
+
+@dataclass(frozen=True)
+class EstimateComparison:
+    """An estimate beside the actual figures of the job."""
+
+    estimated: Estimate
+    actual: Actual
+
+    @property
+    def held(self) -> dict[str, bool]:
+        """Whether each actual figure lies in its interval."""
+        return {name: getattr(self.estimated, name).holds(value) for name, value in asdict(self.actual).items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its form in ``report.json``."""
+        return {"estimated": self.estimated.details(), "came": asdict(self.actual), "held": self.held}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`."""
+        return cls(Estimate.from_details(record["estimated"]), Actual(**record["came"]))
+
+    def __str__(self) -> str:
+        seconds = self.estimated.seconds
+        span = f"{format_seconds(seconds.low)} to {format_seconds(seconds.high)}"
+        return f"{format_seconds(self.actual.seconds)} came of {format_seconds(seconds.expected)} estimated ({span})"
+
+
 def choose_sample(partitions: Sequence[Partition], *, count: int) -> tuple[Partition, ...]:
     """``count`` of ``partitions``, from the smallest to the largest at even steps of their number."""
     ordered = sorted(partitions, key=lambda one: (one.rows, one.bytes, one.id))
@@ -129,15 +169,16 @@ def make_estimate(
     )
 
 
-def compare_estimate(estimate: Estimate, *, seconds: float, task_seconds: float, output_bytes: int) -> dict[str, Any]:
-    """What came beside what was estimated, as the report shows it.
+def compare_estimate(
+    estimate: Estimate, *, seconds: float, task_seconds: float, output_bytes: int
+) -> EstimateComparison:
+    """The estimate beside the actual figures, all to five digits.
 
     :param seconds: wall time of the job.
     :param task_seconds: sum over its partitions, without the load of the model.
     """
-    came = {"seconds": seconds, "task_seconds": task_seconds, "output_bytes": float(output_bytes)}
-    held = {name: getattr(estimate, name).holds(value) for name, value in came.items()}
-    return {"estimated": estimate.details(), "came": _rounded(came), "held": held}
+    actual = {"seconds": seconds, "task_seconds": task_seconds, "output_bytes": float(output_bytes)}
+    return EstimateComparison(Estimate.from_details(estimate.details()), Actual(**_rounded(actual)))
 
 
 def _costs(partitions: Sequence[Partition]) -> dict[str, float]:
@@ -190,8 +231,8 @@ def read_estimate(job: JobDirectory) -> Estimate | None:
 
 def compare_with_actual(
     job: JobDirectory, plan: Plan, totals: Totals, *, seconds: float, provision: float, starts: int
-) -> dict[str, Any]:
-    """The estimate beside what came, once every partition is done; empty when there is no estimate, or it is too early.
+) -> EstimateComparison | None:
+    """Compare the job with its estimate; None when there is none, or before every partition is done.
 
     :param seconds: wall time of all drivers of the job.
     :param provision: seconds of it in which they waited for workers.
@@ -199,10 +240,28 @@ def compare_with_actual(
     """
     estimate = read_estimate(job)
     if estimate is None or totals.rows.rows_in < plan.rows - plan.pruned_rows:
-        return {}
+        return None
     return compare_estimate(
         estimate,
         seconds=max(0.0, seconds - provision * (1 - 1 / max(1, starts))),
         task_seconds=totals.seconds.total - totals.seconds.model_load,
         output_bytes=totals.output_bytes,
     )
+
+
+def estimate_lines(estimate: Estimate) -> list[str]:
+    """The figures of an estimate with their 95 % intervals, one a line."""
+    return labelled(
+        {
+            "probed": f"{estimate.sampled:,} of {estimate.partitions:,} partitions; they stay done",
+            "time": f"{_span(estimate.seconds, format_seconds)} on {estimate.workers:,} workers",
+            "cost": f"{_span(estimate.worker_hours, '{:.3g}'.format)} worker-hours",
+            "size": f"{_span(estimate.output_bytes, lambda size: format_bytes(round(size)))} of output",
+            "memory": f"{format_bytes(estimate.peak_memory)} at most so far in a worker; "
+            f"the plan reckons with {format_bytes(estimate.projected_memory)}",
+        }
+    )
+
+
+def _span(interval: Interval, form: Callable[[float], str]) -> str:
+    return f"about {form(interval.expected)} ({form(interval.low)} to {form(interval.high)})"

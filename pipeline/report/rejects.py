@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,13 +15,18 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 
 from pipeline.common.rows import RejectedFile
+from pipeline.common.text import shortened
 from pipeline.errors import OutputExists, SpecError, StateCorrupt
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import Ledger, RoundSummary, rejects_path
 from pipeline.jobs.receipts import Receipt
 from pipeline.plan.recipe import REJECT_COLUMNS, REJECT_FILE, REJECT_MESSAGE, REJECT_REASON, REJECT_ROW
+from pipeline.report.figures import rounds_text
 from pipeline.scoring.outputs import reject_schema
 from pipeline.storage.store import open_store
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 EXAMPLES = 3
 _BATCH_ROWS = 4096
@@ -50,9 +55,18 @@ class RejectGroup:
 
 
 @dataclass(frozen=True)
+class Export:
+    """A file that rejected rows were written to."""
+
+    path: str
+    rows: int
+
+
+@dataclass(frozen=True)
 class RejectSummary:
     """All that is still rejected of a job."""
 
+    job: str
     groups: tuple[RejectGroup, ...]
     """Most frequent first."""
     files: tuple[str, ...]
@@ -62,11 +76,13 @@ class RejectSummary:
     """Input files that are set aside as a whole."""
     rounds: tuple[RoundSummary, ...] = ()
     """What was tried again, and what came of it."""
+    exported: Export | None = None
+    """The file that the rows were written to."""
 
-    def details(self) -> dict[str, Any]:
-        """As JSON output shows it; values that JSON has no form for become text."""
-        return {
-            "schema_version": 1,
+    def to_dict(self) -> dict[str, Any]:
+        """Its form with ``--json``; values that JSON has no form for become text."""
+        record = {
+            "job": self.job,
             "total": self.total,
             "groups": [
                 {"reason": group.reason, "count": group.count, "examples": [_details(one) for one in group.examples]}
@@ -76,6 +92,40 @@ class RejectSummary:
             "rejected_files": [asdict(file) for file in self.rejected_files],
             "rounds": [one.details() for one in self.rounds],
         }
+        return record | ({"exported": asdict(self.exported)} if self.exported else {})
+
+    def text(self) -> str:
+        """The text that ``python -m pipeline rejects`` prints."""
+        return rejects_text(self)
+
+
+def rejects_text(summary: RejectSummary) -> str:
+    """Rejected rows by reason, with the first ones of each."""
+    lines = [f"{summary.total:,} rejected rows  {summary.job}"]
+    rounds = rounds_text(summary.rounds)
+    lines += [f"  {rounds}"] if rounds else []
+    for group in summary.groups:
+        lines += ["", f"{group.count:,} × {group.reason}", *_example_lines(group)]
+    if summary.rejected_files:
+        lines += ["", f"{len(summary.rejected_files):,} input files set aside as a whole:"]
+        for file in summary.rejected_files:
+            lines += [f"  {file.title}", f"    {file.reason}: {shortened(file.message)}"]
+    if summary.exported:
+        lines += ["", f"wrote {summary.exported.rows:,} rows to {summary.exported.path}"]
+    elif summary.files:
+        lines += ["", "all of them, with every column:", *(f"  {name}" for name in summary.files)]
+    if summary.total or summary.rejected_files:
+        lines += ["", "mended it? then:", f"  python -m pipeline retry {summary.job}"]
+    return "\n".join(lines)
+
+
+def _example_lines(group: RejectGroup) -> list[str]:
+    lines = []
+    for example in group.examples:
+        lines.append(f"  {example.file}, row {example.row:,}: {example.message}")
+        values = ", ".join(f"{name}={_plain(value)!r}" for name, value in example.values.items())
+        lines += [f"    {shortened(values)}"] if values else []
+    return lines
 
 
 def summarise(
@@ -88,7 +138,8 @@ def summarise(
     :raises StateCorrupt: when a file that a receipt names is missing or damaged.
     """
     if job.record.children:
-        return _together([summarise(child, examples=examples, reason=reason) for child in job.children()], examples)
+        parts = [summarise(child, examples=examples, reason=reason) for child in job.children()]
+        return _together(job.job, parts, examples=examples)
     ledger = ledger or job.ledger()
     counts = {name: count for name, count in ledger.reasons.items() if fnmatchcase(name, reason)}
     receipts = [one for one in ledger.done if ledger.left(one) and not counts.keys().isdisjoint(one.reasons)]
@@ -99,6 +150,7 @@ def summarise(
             _collect(job, receipt, found, missing, examples=examples, left=ledger.left(receipt))
     groups = tuple(RejectGroup(name, count, tuple(found[name])) for name, count in counts.items())
     return RejectSummary(
+        job=job.job,
         groups=groups,
         files=tuple(job.store.url(rejects_path(receipt)) for receipt in receipts),
         total=sum(counts.values()),
@@ -107,7 +159,7 @@ def summarise(
     )
 
 
-def _together(parts: Sequence[RejectSummary], examples: int) -> RejectSummary:
+def _together(job: str, parts: Sequence[RejectSummary], *, examples: int) -> RejectSummary:
     """Of all children of a fan-out."""
     counts: Counter[str] = Counter()
     found: dict[str, list[RejectExample]] = {}
@@ -115,6 +167,7 @@ def _together(parts: Sequence[RejectSummary], examples: int) -> RejectSummary:
         counts[group.reason] += group.count
         found.setdefault(group.reason, []).extend(group.examples)
     return RejectSummary(
+        job=job,
         groups=tuple(
             RejectGroup(reason, count, tuple(found[reason][:examples]))
             for reason, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
@@ -141,8 +194,19 @@ def read_left(job: JobDirectory, *, reason: str = "*") -> Iterator[pa.RecordBatc
             yield batch.filter(pc.is_in(batch.column(REJECT_REASON), pa.array(wanted, pa.string())))
 
 
-def export(job: JobDirectory, path: str, *, reason: str = "*") -> int:
-    """Write the rows that are still rejected to one new file, Parquet or CSV by its name; how many these are.
+def rejects_frame(job: JobDirectory) -> pd.DataFrame:
+    """The rows that are still rejected as one pandas DataFrame."""
+    import pandas as pd
+
+    batches = list(read_left(job))
+    if not batches:
+        return pd.DataFrame(columns=list(REJECT_COLUMNS))
+    frame: pd.DataFrame = pa.Table.from_batches(batches).to_pandas()
+    return frame
+
+
+def export(job: JobDirectory, path: str, *, reason: str = "*") -> Export:
+    """Write the rows that are still rejected to one new file, Parquet or CSV by its name.
 
     :raises SpecError: for a name of another kind.
     :raises OutputExists: when the file is there already.
@@ -166,7 +230,7 @@ def export(job: JobDirectory, path: str, *, reason: str = "*") -> int:
                 rows += table.num_rows
     except FileExistsError as error:
         raise OutputExists("there is a file already", where=path, next_step="choose another name") from error
-    return rows
+    return Export(path, rows)
 
 
 def _flat(table: pa.Table) -> pa.Table:

@@ -1,475 +1,364 @@
-"""The reconciled result of a job: the decision whether it succeeded, and `Report`.
-
-What the events of a job tell of how it ran: batches that were made smaller, stragglers that were helped. Pure.
-
-What the events of a job say about its times. Pure.
-
-What evaluated the model of a job, and what speaks for it. Pure.
-"""
+"""`Report`: the result of a job, with its forms in JSON, text and HTML."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from datetime import datetime
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Self
 
 from pipeline.common.rows import RejectedFile, RowCounts
 from pipeline.common.secrets import redact_values
-from pipeline.common.units import format_count
-from pipeline.errors import PipelineError, StepFailed, TooManyRejects
+from pipeline.common.text import html_table, label_line, labelled, next_lines, shortened, table_text
+from pipeline.common.units import format_count, format_seconds
 from pipeline.jobs.directory import JobDirectory
-from pipeline.jobs.ledger import Ledger, RoundSummary
-from pipeline.jobs.rounds import ALIAS_CHANGE, Round
+from pipeline.jobs.ledger import RoundSummary
 from pipeline.jobs.status import Status
-from pipeline.models.engines import GIVEN_UP, EngineUse
-from pipeline.models.registry.alias_watch import alias_change_warnings
-from pipeline.plan.describe import input_text, skew
-from pipeline.plan.plan import Plan
-from pipeline.report.estimate import compare_with_actual
+from pipeline.report.estimate import EstimateComparison
+from pipeline.report.figures import (
+    BatchRows,
+    EngineEvidence,
+    JobError,
+    JobTimings,
+    ModelId,
+    PartitionCounts,
+    Skew,
+    StragglerCounts,
+    rounds_text,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pipeline.report.verify import Verification
 
 SCHEMA_VERSION = 1
-_OF_USER_CODE = ("step:", "score:", "crash:", "timeout:", "memory:")
-_SHOWN_REASONS = 3
-_PARTS = ("read", "steps", "score", "write", "model_load")
-
-
-@dataclass(frozen=True)
-class Skew:
-    """How unevenly the work was spread."""
-
-    before: float
-    """Rows of the largest input file / mean rows of a file."""
-    after: float
-    """Rows of the largest partition / mean rows of a partition."""
-    slowest_seconds: float
-    """Wall time of the slowest partition."""
-    mean_seconds: float
+SHOWN_CHILDREN = 60
+"""Children of a fan-out in a summary."""
+SHOWN_REASONS = 4
+"""Reasons of rejected rows in a summary, the most frequent ones."""
 
 
 @dataclass(frozen=True)
 class ChildReport:
-    """What became of one child of a fan-out."""
+    """The result of one child of a fan-out, in short."""
 
     job: str
     value: str | int | float | bool | None
-    status: str
+    status: Status
     reason: str
     """Why it has this status, when it did not succeed."""
     rows: RowCounts
-    partitions: dict[str, int]
-    """``done`` and ``planned``."""
+    partitions: PartitionCounts
     retries: int
     output: str
 
-    @staticmethod
-    def of(value: str | int | float | bool | None, report: Report) -> ChildReport:
-        """What its own report says in short."""
-        names = [one.name for one in fields(ChildReport) if one.name != "value"]
-        return ChildReport(value=value, **{name: getattr(report, name) for name in names})
+    @classmethod
+    def from_report(cls, value: str | int | float | bool | None, report: Report) -> Self:
+        """The figures of the child's own report that its parent repeats."""
+        names = [field.name for field in fields(cls) if field.name != "value"]
+        return cls(value=value, **{name: getattr(report, name) for name in names})
 
-    def details(self) -> dict[str, Any]:
-        """As JSON output shows it."""
-        return {**asdict(self), "rows": self.rows.details()}
+    def to_dict(self) -> dict[str, Any]:
+        """Its form in JSON."""
+        return {**asdict(self), "status": str(self.status), "rows": self.rows.details()}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`."""
+        return cls(
+            **{
+                **record,
+                "status": Status(record["status"]),
+                "rows": RowCounts.from_details(record["rows"]),
+                "partitions": PartitionCounts(**record["partitions"]),
+            }
+        )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
-    """What became of a job. ``report.json`` holds it."""
+    """The result of a job. ``report.json`` holds it."""
 
     job: str
     name: str
-    status: str
+    status: Status
     reason: str
     """Why it has this status, when it did not succeed."""
     rows: RowCounts
-    model: dict[str, str]
-    """Name, version and digest."""
+    model: ModelId
     output: str
     """Path or URL of the sink."""
     directory: str
-    seconds: dict[str, float]
-    """``total`` and ``provision`` are wall time of the driver; ``read``, ``steps``, ``score``, ``write`` and
-    ``model_load`` are sums over all partitions, which run side by side."""
-    partitions: dict[str, int]
-    """``done`` and ``planned``, the halves of a split one in its place."""
+    seconds: JobTimings
+    partitions: PartitionCounts
     skew: Skew
     retries: int
-    batch: dict[str, Any]
-    """Rows per batch; see `pipeline.report.report`."""
-    stragglers: dict[str, Any]
-    """What was done about partitions that ran far too long; see `pipeline.report.report`."""
+    """Attempts at partitions that were repeated."""
+    batch: BatchRows | None
+    """None for a fan-out."""
+    stragglers: StragglerCounts | None
+    """None for a fan-out."""
     reasons: dict[str, int]
     """Rejected rows per reason, most frequent first."""
     published: int | None = None
     """Number of the manifest that the output is of; None when nothing was published yet."""
     rounds: tuple[RoundSummary, ...] = ()
-    """What became of each round after the first."""
+    """Each round after the first."""
     rejected_files: tuple[RejectedFile, ...] = ()
     """Input files that are set aside as a whole; their rows are in no count."""
-    engines: dict[str, Any] = field(default_factory=dict)
-    """What evaluated the model and the evidence for it, summed up; see `engine_evidence`."""
-    estimate: dict[str, Any] = field(default_factory=dict)
-    """What a probe estimated, beside what came; empty when there was none."""
+    engines: EngineEvidence | None = None
+    """What evaluated the model; None before the first partition is done, and for a fan-out."""
+    estimate: EstimateComparison | None = None
+    """The estimate of a probe, beside the actual figures; None when there was no probe."""
     warnings: tuple[str, ...] = ()
     children: tuple[ChildReport, ...] = ()
     """Of a fan-out; the figures above are of all of them together."""
-    error: dict[str, Any] | None = None
-    """What ended a job that failed; see `PipelineError.to_dict`."""
-    next: tuple[str, ...] = field(default=())
+    error: JobError | None = None
+    """What ended a job that failed."""
+    next: tuple[str, ...] = ()
     """Commands to type next."""
     input: str = ""
-    """What of its source an incremental job scored; empty, and left out, for others."""
+    """Part of its source that an incremental job scored; empty, and left out of JSON, for others."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the job succeeded, with or without warnings."""
+        return self.status.is_success
 
     @property
     def rows_per_second(self) -> float:
-        """Input rows / seconds in all."""
-        total = self.seconds.get("total", 0.0)
-        return self.rows.rows_in / total if total > 0 else 0.0
+        """Input rows / wall time of all drivers."""
+        return self.rows.rows_in / self.seconds.total if self.seconds.total > 0 else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``report.json`` and ``--json`` show it."""
+        """Its form in ``report.json`` and with ``--json``. Secrets are masked."""
         record = {name: value for name, value in asdict(self).items() if name != "input" or value}
-        record["rows"] = self.rows.details()
-        record["rows_per_second"] = round(self.rows_per_second, 1)
-        record["seconds"] = {name: round(value, 3) for name, value in self.seconds.items()}
-        record["warnings"], record["next"] = list(self.warnings), list(self.next)
-        record["rounds"] = [one.details() for one in self.rounds]
-        record["children"] = [child.details() for child in self.children]
-        record["rejected_files"] = [asdict(file) for file in self.rejected_files]
+        record |= {
+            "status": str(self.status),
+            "rows": self.rows.details(),
+            "batch": asdict(self.batch) if self.batch else {},
+            "stragglers": asdict(self.stragglers) if self.stragglers else {},
+            "rounds": [summary.details() for summary in self.rounds],
+            "rejected_files": [asdict(file) for file in self.rejected_files],
+            "engines": self.engines.to_dict() if self.engines else {},
+            "estimate": self.estimate.to_dict() if self.estimate else {},
+            "warnings": list(self.warnings),
+            "children": [child.to_dict() for child in self.children],
+            "error": self.error.to_dict() if self.error else None,
+            "next": list(self.next),
+            "rows_per_second": round(self.rows_per_second, 1),
+        }
         return {"schema_version": SCHEMA_VERSION, **redact_values(record)}
 
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`, such as for a stored ``report.json``.
 
-def status_for(rows: RowCounts, *, max_fraction: float) -> Status:
-    """How a job whose every partition is done ends, by how many of the rows that were to be scored were rejected.
-
-    Rows that were filtered do not count: a filter that drops nearly all must not make bad rows look rare.
-    """
-    if rows.rejected == 0:
-        return Status.SUCCEEDED
-    within = rows.rejected <= max_fraction * wanted_rows(rows)
-    return Status.SUCCEEDED_WITH_WARNINGS if within else Status.FAILED
-
-
-def wanted_rows(rows: RowCounts) -> int:
-    """Rows that were to be scored: those that came out and those that were rejected."""
-    return rows.out + rows.rejected
-
-
-def decide_status(ledger: Ledger, *, job: str, examples: Mapping[str, str] | None = None) -> Status:
-    """The status a job whose every partition is done goes to once it is published.
-
-    :param examples: the first rejected row per reason, as text; see `pipeline.report.rejects.first_examples`.
-    :raises TooManyRejects: or StepFailed, when more rows were rejected than ``errors.max_fraction`` allows.
-    """
-    rows, limit = ledger.rows, ledger.last.plan.spec.errors.max_fraction
-    status = status_for(rows, max_fraction=limit)
-    if status is Status.FAILED:
-        raise too_many_rejects(rows, max_fraction=limit, reasons=ledger.reasons, job=job, examples=examples)
-    return Status.SUCCEEDED_WITH_WARNINGS if ledger.rejected_files else status
-
-
-def too_many_rejects(
-    rows: RowCounts,
-    *,
-    max_fraction: float,
-    reasons: Mapping[str, int],
-    job: str,
-    examples: Mapping[str, str] | None = None,
-) -> PipelineError:
-    """What to raise when `decide_status` says FAILED.
-
-    It is the data's fault (`TooManyRejects`) or, when most rows were rejected because a step or the model raised on
-    them, the code's (`StepFailed`).
-
-    :param examples: the first rejected row per reason, as text.
-    """
-    by_code = sum(count for reason, count in reasons.items() if reason.startswith(_OF_USER_CODE))
-    kind = StepFailed if 2 * by_code > sum(reasons.values()) else TooManyRejects
-    top = sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0]))
-    shown = [
-        f"{format_count(count)} {reason}" + (f" ({examples[reason]})" if examples and reason in examples else "")
-        for reason, count in top[:_SHOWN_REASONS]
-    ]
-    more = f"; {len(top) - _SHOWN_REASONS} more reasons" if len(top) > _SHOWN_REASONS else ""
-    return kind(
-        "too many rows were rejected; nothing was published",
-        where=f"job {job}",
-        found=f"{format_count(rows.rejected)} of {format_count(wanted_rows(rows))} rows to be scored "
-        f"({_percent(rows.rejected, wanted_rows(rows))}): " + "; ".join(shown) + more,
-        expected=f"at most {max_fraction:.4%} (errors.max_fraction: {max_fraction:g})",
-        next_step=f"python -m pipeline rejects {job}",
-    )
-
-
-def make_report(
-    job: JobDirectory,
-    *,
-    ledger: Ledger | None = None,
-    status: Status | None = None,
-    seconds: float | None = None,
-    retries: int | None = None,
-    warnings: Sequence[str] = (),
-    error: PipelineError | None = None,
-) -> Report:
-    """The report of a job, finished or not, from what its directory says.
-
-    :param ledger: what counts, when it is at hand; else the receipts are read.
-    :param status: default: the one the events say.
-    :param seconds: wall time of the driver at work, to which the time of earlier ones is added. Default: time the
-        events say drivers spent.
-    :param retries: default: as many as the events tell of.
-    """
-    if job.record.children:
-        return _add_up(job, status=status or job.status(), seconds=seconds, warnings=warnings, error=error)
-    ledger, events = ledger or job.ledger(), job.events()
-    plan, totals, rows = ledger.base.plan, ledger.totals, ledger.rows
-    status = status or job.status()
-    total = active_seconds(events) if seconds is None else active_seconds(before_this(events)) + seconds
-    provision, starts = provision_seconds(events), sum(event["event"] == "driver" for event in events)
-    return Report(
-        **_common(job, plan, events, status=status, error=error),
-        rows=rows,
-        input=input_text(plan),
-        seconds={
-            "total": total,
-            "provision": provision,
-            **{name: getattr(totals.seconds, name) for name in _PARTS},
-        },
-        partitions={"done": len(ledger.done), "planned": ledger.planned},
-        skew=_spread(plan, totals.durations),
-        retries=sum(event.get("outcome") == "retry" for event in events) if retries is None else retries,
-        batch=batch_record(plan, totals.smallest_batch, events),
-        stragglers=straggler_record(events),
-        reasons=ledger.reasons,
-        rounds=ledger.summaries(),
-        rejected_files=ledger.rejected_files,
-        engines=engine_evidence(totals.engine, tolerance=plan.spec.score.tolerance),
-        estimate=compare_with_actual(job, plan, totals, seconds=total, provision=provision, starts=starts),
-        warnings=(
-            *warnings,
-            *_reject_warning(rows),
-            *_file_warning(ledger.rejected_files),
-            *_restart_warnings(job.rounds()),
-            *alias_change_warnings(events),
-            *engine_warnings(totals.engine),
-        ),
-        next=_next(status, job.job, has_rejects=rows.rejected > 0 or bool(ledger.rejected_files)),
-    )
-
-
-def _common(
-    job: JobDirectory, plan: Plan, events: Sequence[Mapping[str, Any]], *, status: Status, error: PipelineError | None
-) -> dict[str, Any]:
-    """The fields that are found in the same way for a job and for a fan-out."""
-    return {
-        "job": job.job,
-        "name": plan.spec.name,
-        "status": str(status),
-        "reason": error.message if error else last_reason(events, status),
-        "model": {"name": plan.model.name, "version": plan.model.version, "digest": plan.model.digest},
-        "output": job.resolve(plan.spec.sink.path),
-        "directory": job.root,
-        "published": _published(job, events),
-        "error": error.to_dict() if error else None,
-    }
-
-
-def _restart_warnings(rounds: Iterable[Round]) -> tuple[str, ...]:
-    moved = [one.record for one in rounds if one.record and one.why == ALIAS_CHANGE]
-    return tuple(f"the job started over: {', '.join(record.changes)} (on_alias_change: restart)" for record in moved)
-
-
-def _add_up(
-    job: JobDirectory, *, status: Status, seconds: float | None, warnings: Sequence[str], error: PipelineError | None
-) -> Report:
-    """The report of a fan-out: that of all its children together."""
-    plan, events = job.plan, job.events()
-    reports = [make_report(child) for child in job.children()]
-    total = active_seconds(events) if seconds is None else active_seconds(before_this(events)) + seconds
-    reasons: Counter[str] = Counter()
-    for report in reports:
-        reasons.update(report.reasons)
-    rows = RowCounts.total(report.rows for report in reports)
-    return Report(
-        **_common(job, plan, events, status=status, error=error),
-        rows=rows,
-        seconds={
-            "total": total,
-            "provision": provision_seconds(events),
-            **{name: sum(report.seconds[name] for report in reports) for name in _PARTS},
-        },
-        partitions={name: sum(report.partitions[name] for report in reports) for name in ("done", "planned")},
-        skew=Skew(
-            skew([child.rows for child in plan.children]),
-            skew([report.rows.rows_in for report in reports]),
-            max(report.skew.slowest_seconds for report in reports),
-            sum(report.skew.mean_seconds for report in reports) / len(reports),
-        ),
-        retries=sum(report.retries for report in reports),
-        batch={},
-        stragglers={},
-        reasons=dict(sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0]))),
-        rejected_files=tuple(file for report in reports for file in report.rejected_files),
-        warnings=(*warnings, *_reject_warning(rows)),
-        children=tuple(
-            ChildReport.of(child.value, report) for child, report in zip(plan.children, reports, strict=True)
-        ),
-        next=_next(status, job.job, has_rejects=rows.rejected > 0),
-    )
-
-
-def _spread(plan: Plan, times: Sequence[float]) -> Skew:
-    return Skew(
-        before=round(skew([file.rows for file in plan.files]), 3),
-        after=round(skew([partition.rows for partition in plan.partitions]), 3),
-        slowest_seconds=round(max(times, default=0.0), 3),
-        mean_seconds=round(sum(times) / len(times), 3) if times else 0.0,
-    )
-
-
-def _reject_warning(rows: RowCounts) -> tuple[str, ...]:
-    if not rows.rejected:
-        return ()
-    return (f"{format_count(rows.rejected)} rows were rejected ({_percent(rows.rejected, wanted_rows(rows))})",)
-
-
-def _file_warning(files: Sequence[RejectedFile]) -> tuple[str, ...]:
-    if not files:
-        return ()
-    known = [file.rows for file in files if file.rows is not None]
-    rows = f"{format_count(sum(known))} rows" if known else "rows unknown"
-    rows += f" in {len(known):,} of them, the others unknown" if known and len(known) < len(files) else ""
-    what = "1 input file was" if len(files) == 1 else f"{len(files):,} input files were"
-    return (f"{what} set aside, such as {files[0].path} ({rows}): {files[0].message}",)
-
-
-def _published(job: JobDirectory, events: Sequence[Mapping[str, Any]]) -> int | None:
-    """The manifest that was published last; events of older versions do not tell, but success does."""
-    told = [event["manifest"] for event in events if event["event"] == "published" and "manifest" in event]
-    if told:
-        return int(told[-1])
-    ended_well = any(str(event.get("after", "")).startswith("SUCCEEDED") for event in events)
-    return next(reversed(job.manifests()), None) if ended_well else None
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{part / whole:.4%}" if whole else "0%"
-
-
-def _next(status: Status, job: str, *, has_rejects: bool) -> tuple[str, ...]:
-    rejects = (f"python -m pipeline rejects {job}", f"python -m pipeline retry {job}") if has_rejects else ()
-    if status.is_success:
-        return (f"python -m pipeline verify {job}", *rejects, f"python -m pipeline status {job}")
-    return (*rejects, f"python -m pipeline resume {job}", f"python -m pipeline status {job}")
-
-
-def batch_record(plan: Plan, smallest: int | None, events: Iterable[Mapping[str, Any]]) -> dict[str, int | None]:
-    """Rows per batch.
-
-    :param smallest: that any partition ended with.
-    :returns: ``planned``; ``remembered`` from an earlier job with this model on such workers, or None; and the
-        ``smallest`` that any partition ended with, or None.
-    """
-    known = [int(event["remembered"]) for event in events if event.get("event") == "batch"]
-    return {"planned": plan.batch_rows, "remembered": known[-1] if known else None, "smallest": smallest}
-
-
-def straggler_record(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """What was done about partitions that ran far too long.
-
-    :returns: ``backups``, ``cuts``, ``divided``, ``moved`` and ``shared``: how many were helped like that; ``won``: how
-        often the help came in first; ``seconds_won``: by how much, summed up, against the estimates.
-    """
-    known = [event for event in events if event.get("event") == "straggler"]
-    begun = Counter(str(event.get("action")) for event in known if not event.get("is_over"))
-    won = [event for event in known if event.get("is_over") and event.get("won")]
-    names = {"backup": "backups", "cut": "cuts", "divide": "divided", "move": "moved", "share": "shared"}
-    return {
-        **{name: begun[action] for action, name in names.items()},
-        "won": len(won),
-        "seconds_won": round(sum(float(event.get("seconds_won") or 0.0) for event in won), 3),
-    }
-
-
-# A probe ends with PLANNED.
-_FINAL = {str(status) for status in Status if status.is_final or status is Status.PLANNED}
-_ACTIVE = {str(Status.PROVISIONING), str(Status.RUNNING), str(Status.PUBLISHING)}
-
-
-def active_seconds(events: Sequence[Mapping[str, Any]]) -> float:
-    """Seconds during which a driver worked on the job; the stretch of one that was killed ends at its last event."""
-    total, since, last = 0.0, None, None
-    for event in events:
-        try:
-            now = datetime.fromisoformat(str(event["time"]))
-        except (KeyError, ValueError):
-            continue
-        after = event.get("after") if event["event"] == "status" else None
-        is_restart = after == Status.PROVISIONING and since is not None
-        if since is not None and last is not None and (is_restart or after in _FINAL):
-            total += ((last if is_restart else now) - since).total_seconds()
-            since = None
-        if since is None and after in _ACTIVE:
-            since = now
-        last = now
-    if since is not None and last is not None:
-        total += (last - since).total_seconds()
-    return max(0.0, total)
-
-
-def before_this(events: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """Events of the drivers before the last one."""
-    starts = [number for number, event in enumerate(events) if event["event"] == "driver"]
-    return events[: starts[-1]] if starts else ()
-
-
-def provision_seconds(events: Sequence[Mapping[str, Any]]) -> float:
-    """Seconds that drivers waited for workers."""
-    total, since = 0.0, None
-    for event in events:
-        if event["event"] != "status":
-            continue
-        now = datetime.fromisoformat(str(event["time"]))
-        if event.get("after") == Status.PROVISIONING:
-            since = now
-        elif since is not None:
-            total += max(0.0, (now - since).total_seconds()) if event.get("after") == Status.RUNNING else 0.0
-            since = None
-    return total
-
-
-def last_reason(events: Sequence[Mapping[str, Any]], status: Status) -> str:
-    """Why a job has a status, when that is no success."""
-    if status.is_success:
-        return ""
-    reasons = [str(event.get("reason", "")) for event in events if event["event"] == "status"]
-    return reasons[-1] if reasons else ""
-
-
-def engine_evidence(whole: EngineUse | None, *, tolerance: float) -> dict[str, Any]:
-    """The fields of ``whole``, with ``speedup`` and ``tolerance``; empty for None.
-
-    :param whole: of all partitions together.
-    """
-    if whole is None:
-        return {}
-    record = asdict(whole) | {"kernels": list(whole.kernels), "reasons": list(whole.reasons)}
-    record["seconds"] = {name: round(value, 6) for name, value in whole.seconds.items()}
-    record["seconds_start"] = round(whole.seconds_start, 3)
-    return {**record, "speedup": round(whole.speedup, 3), "tolerance": tolerance}
-
-
-def engine_warnings(whole: EngineUse | None) -> tuple[str, ...]:
-    """What a person must know of it."""
-    if whole is None:
-        return ()
-    found = [f"the tree engine was given up: {reason}" for reason in whole.reasons if reason.startswith(GIVEN_UP)]
-    if whole.mismatches:
-        found.append(
-            f"{whole.mismatches:,} of {whole.compared_rows:,} compared rows came out otherwise than from xgboost, "
-            f"whose results were taken there; {whole.rows.get('trees', 0):,} rows have the tree engine's: "
-            "score again with engine: xgboost"
+        :raises KeyError: or TypeError or ValueError, when ``record`` is not a report.
+        """
+        plain = {name: value for name, value in record.items() if name not in ("schema_version", "rows_per_second")}
+        return cls(
+            **{
+                **plain,
+                "status": Status(record["status"]),
+                "rows": RowCounts.from_details(record["rows"]),
+                "model": ModelId(**record["model"]),
+                "seconds": JobTimings(**record["seconds"]),
+                "partitions": PartitionCounts(**record["partitions"]),
+                "skew": Skew(**record["skew"]),
+                "batch": BatchRows(**record["batch"]) if record["batch"] else None,
+                "stragglers": StragglerCounts(**record["stragglers"]) if record["stragglers"] else None,
+                "rounds": tuple(map(_round_summary, record["rounds"])),
+                "rejected_files": tuple(map(_rejected_file, record["rejected_files"])),
+                "engines": EngineEvidence.from_dict(record["engines"]) if record["engines"] else None,
+                "estimate": EstimateComparison.from_dict(record["estimate"]) if record["estimate"] else None,
+                "warnings": tuple(record["warnings"]),
+                "children": tuple(map(ChildReport.from_dict, record["children"])),
+                "error": JobError(**record["error"]) if record["error"] else None,
+                "next": tuple(record["next"]),
+            }
         )
-    return tuple(found)
+
+    def text(self) -> str:
+        """The text that ``python -m pipeline run`` prints."""
+        return summary_text(self)
+
+    def verify(self, *, sample: int = 1000, seed: int | None = None) -> Verification:
+        """Prove from the receipts and the data that every row was scored once.
+
+        :param sample: input rows to score again.
+        :param seed: of the sample. Default: another sample each time.
+        """
+        from pipeline.report.verify import verify
+
+        return verify(JobDirectory.open(self.directory), sample=sample, seed=seed)
+
+    def rejects(self) -> pd.DataFrame:
+        """The rows that could not be scored: the source's columns, ``_file``, ``_row``, ``_reason``, ``_message``."""
+        from pipeline.report.rejects import rejects_frame
+
+        return rejects_frame(JobDirectory.open(self.directory))
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def __repr__(self) -> str:
+        return f"<Report {self.job}: {self.status}, {reconciliation(self.rows)}>"
+
+    def _repr_html_(self) -> str:
+        fields = [*_fields(self).items(), *(("warning", text) for text in self.warnings)]
+        fields += [("children", _child_counts(self))] if self.children else []
+        return html_table(f"{self.status}  {self.job}", [*fields, *(("next", command) for command in self.next)])
+
+
+def _round_summary(record: Mapping[str, Any]) -> RoundSummary:
+    changes, rows = tuple(record["changes"]), RowCounts.from_details(record["rows"])
+    return RoundSummary(**{**record, "changes": changes, "rows": rows})
+
+
+def _rejected_file(record: Mapping[str, Any]) -> RejectedFile:
+    return RejectedFile(**{**record, "keys": tuple((name, value) for name, value in record["keys"])})
+
+
+def reconciliation(rows: RowCounts) -> str:
+    """``1,000 in = 990 out + 10 rejected + 0 filtered``, with ≠ where it does not add up."""
+    sign = "=" if rows.is_reconciled else "≠"
+    return f"{rows.rows_in:,} in {sign} {rows.out:,} out + {rows.rejected:,} rejected + {rows.filtered:,} filtered"
+
+
+def summary_text(report: Report) -> str:
+    """At most one screen about a job that has ended, or about how far it is."""
+    lines = [f"{report.status}  {report.job}", *labelled(_fields(report)), *_child_lines(report)]
+    lines += [label_line("warning", text) for text in report.warnings]
+    return "\n".join([*lines, *next_lines(report.next)])
+
+
+def _fields(report: Report) -> dict[str, str]:
+    """The lines of a summary by their labels; empty ones are not shown."""
+    return {
+        "error": report.error.message if report.error else "",
+        "found": report.error.found if report.error else "",
+        "rows": reconciliation(report.rows),
+        "input": report.input,
+        "done": _done(report),
+        "rejects": _reasons(report.reasons),
+        "again": rounds_text(report.rounds),
+        "speed": _speed(report),
+        "time": _times(report.seconds),
+        "balance": _balance(report),
+        "batch": _batch(report.batch) if report.batch else "",
+        "model": str(report.model),
+        "engine": _engine(report.engines) if report.engines else "",
+        "estimate": str(report.estimate) if report.estimate else "",
+        "output": _published(report),
+        "directory": report.directory,
+    }
+
+
+def _child_lines(report: Report) -> list[str]:
+    """A table of the children of a fan-out; those that failed come first."""
+    if not report.children:
+        return []
+    children = sorted(report.children, key=lambda child: child.status.is_success)
+    header = ["CHILD", "STATUS", "PARTITIONS", "IN", "OUT", "REJECTED", "FILTERED", "RETRIES", "REASON"]
+    table = table_text(header, [_child_row(report.job, child) for child in children[:SHOWN_CHILDREN]])
+    lines = [label_line("children", _child_counts(report)), *(f"    {line}" for line in table.split("\n"))]
+    more = len(children) - SHOWN_CHILDREN
+    return lines + ([f"    … and {more:,} more (--json shows all)"] if more > 0 else [])
+
+
+def _child_counts(report: Report) -> str:
+    children = sorted(report.children, key=lambda child: child.status.is_success)
+    return ", ".join(f"{count:,} {status}" for status, count in Counter(child.status for child in children).items())
+
+
+def _child_row(parent: str, child: ChildReport) -> list[str]:
+    rows = child.rows
+    return [
+        child.job.removeprefix(parent),
+        str(child.status),
+        f"{child.partitions.done:,} of {child.partitions.planned:,}",
+        *(f"{count:,}" for count in (rows.rows_in, rows.out, rows.rejected, rows.filtered)),
+        f"{child.retries:,}",
+        shortened(child.reason, width=60),
+    ]
+
+
+def _done(report: Report) -> str:
+    """Progress of an unfinished job."""
+    if report.ok or not report.partitions.planned:
+        return ""
+    return f"{report.partitions.done:,} of {report.partitions.planned:,} partitions"
+
+
+def _published(report: Report) -> str:
+    if report.ok:
+        return report.output
+    if report.published:
+        return f"{report.output} (as manifest {report.published} left it)"
+    return f"{report.output} (nothing published by this job)"
+
+
+def _balance(report: Report) -> str:
+    done, skew = report.partitions.done, report.skew
+    parts = [f"{done:,} partitions"] if done else []
+    parts += [f"largest is {skew.before:.1f} × the mean in files, {skew.after:.1f} × in partitions"]
+    parts += [f"{report.retries:,} retries"]
+    return ", ".join(parts + (_stragglers(report.stragglers) if report.stragglers else []))
+
+
+def _batch(batch: BatchRows) -> str:
+    """Rows of a batch, where they differ from the plan."""
+    if batch.remembered is None and batch.smallest in (None, batch.planned):
+        return ""
+    started = ""
+    if batch.remembered:
+        started = f"began with {format_count(batch.remembered)} rows, remembered from an earlier job; "
+    ended = f"down to {format_count(batch.smallest)} rows; " if batch.smallest else ""
+    return f"{started}{ended}planned were {format_count(batch.planned)}"
+
+
+def _stragglers(counts: StragglerCounts) -> list[str]:
+    if not counts.helped:
+        return []
+    won = f", about {format_seconds(counts.seconds_won)} won" if counts.seconds_won else ""
+    return [f"{counts.helped:,} {'straggler' if counts.helped == 1 else 'stragglers'} helped{won}"]
+
+
+def _reasons(reasons: Mapping[str, int]) -> str:
+    frequent = sorted(reasons.items(), key=lambda pair: -pair[1])
+    text = ", ".join(f"{count:,} × {reason}" for reason, count in frequent[:SHOWN_REASONS])
+    more = len(frequent) - SHOWN_REASONS
+    return f"{text}, and {more} more reasons" if more > 0 else text
+
+
+def _speed(report: Report) -> str:
+    rate, total, waited = report.rows_per_second, report.seconds.total, report.seconds.provision
+    parts = [f"{format_count(rate)} rows/s"] if rate else []
+    parts += [f"{format_seconds(total)} in all"] if total else []
+    parts += [f"{format_seconds(waited)} of it waiting for workers"] if waited else []
+    return ", ".join(parts)
+
+
+def _times(seconds: JobTimings) -> str:
+    """Seconds of each phase that took any."""
+    parts = [
+        f"{name.replace('_', ' ')} {format_seconds(value)}" for name, value in seconds.phases.items() if value >= 0.005
+    ]
+    return ", ".join(parts) + " (summed over partitions)" if parts else ""
+
+
+def _engine(engines: EngineEvidence) -> str:
+    """What evaluated the model, and the result of comparing both engines."""
+    use = engines.use
+    if not any(use.rows.values()):
+        return ""
+    speed = f" {use.speedup:.1f} × xgboost's predictor on {use.timed_rows:,} timed rows" if use.timed_rows else ""
+    parts = [f"trees{speed}" if use.rows.get("trees") else f"xgboost; trees{speed}" if speed else "xgboost"]
+    if use.mismatches:
+        parts += [f"different on {use.mismatches:,} of {use.compared_rows:,} compared rows"]
+    elif use.compared_rows:
+        near = f"within {engines.tolerance:g}" if engines.tolerance else "bit-equal"
+        parts += [f"{near} on all {use.compared_rows:,} compared rows"]
+    return ", ".join(parts)

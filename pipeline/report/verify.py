@@ -9,7 +9,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from random import Random
@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.common.rows import Fragment, InputFile, RowCounts
+from pipeline.common.text import html_table
 from pipeline.errors import PipelineError
 from pipeline.jobs import layout
 from pipeline.jobs.directory import JobDirectory
@@ -51,21 +52,53 @@ class Check:
     """What was found."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verification:
-    """All that was looked at."""
+    """The checks of one job."""
 
+    job: str
     checks: tuple[Check, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether everything is as it should be."""
+        """Whether every check passed."""
         return all(check.ok for check in self.checks)
 
-    def details(self) -> dict[str, Any]:
-        """As JSON output shows it."""
-        checks = [{"name": one.name, "ok": one.ok, "detail": one.detail} for one in self.checks]
-        return {"schema_version": 1, "ok": self.ok, "checks": checks}
+    def to_dict(self) -> dict[str, Any]:
+        """Its form with ``--json``."""
+        return {"job": self.job, "ok": self.ok, "checks": [asdict(check) for check in self.checks]}
+
+    def text(self) -> str:
+        """The text that ``python -m pipeline verify`` prints."""
+        return verification_text(self)
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def __repr__(self) -> str:
+        failed = sum(not check.ok for check in self.checks)
+        outcome = f"{failed} of {len(self.checks)} checks failed" if failed else f"ok, {len(self.checks)} checks"
+        return f"<Verification {self.job}: {outcome}>"
+
+    def _repr_html_(self) -> str:
+        fields = ((f"{_outcome(check)} {check.name}", check.detail) for check in self.checks)
+        return html_table(_title(self), fields)
+
+
+def verification_text(verification: Verification) -> str:
+    """Each check with its outcome."""
+    checks = verification.checks
+    width = max((len(check.name) for check in checks), default=0)
+    lines = [f"  {_outcome(check):<6}  {check.name:<{width}}  {check.detail}" for check in checks]
+    return "\n".join([_title(verification), *lines])
+
+
+def _title(verification: Verification) -> str:
+    return f"{'VERIFIED' if verification.ok else 'NOT AS IT SHOULD BE'}  {verification.job}"
+
+
+def _outcome(check: Check) -> str:
+    return "ok" if check.ok else "FAILED"
 
 
 class _Wrong(Exception):
@@ -91,7 +124,7 @@ def verify(job: JobDirectory, *, sample: int = 1000, seed: int | None = None) ->
         ("output", facts.output_holds),
         ("sample", lambda: _sample(job, facts.ledger, rows=sample, seed=seed)),
     ]
-    return Verification(tuple(_run(name, check) for name, check in checks))
+    return Verification(job.job, tuple(_run(name, check) for name, check in checks))
 
 
 def _verify_children(job: JobDirectory, *, sample: int, seed: int | None) -> Verification:
@@ -102,7 +135,7 @@ def _verify_children(job: JobDirectory, *, sample: int, seed: int | None) -> Ver
     for child in children:
         for check in verify(child, sample=share, seed=seed).checks:
             found.setdefault(check.name, []).append((child, check))
-    return Verification(tuple(_all_of(name, checks) for name, checks in found.items()))
+    return Verification(job.job, tuple(_all_of(name, checks) for name, checks in found.items()))
 
 
 def _all_of(name: str, checks: Sequence[tuple[JobDirectory, Check]]) -> Check:

@@ -15,7 +15,7 @@ from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import LEASE_SECONDS, Verdict
 from pipeline.jobs.receipts import Receipt
 from pipeline.jobs.status import Status
-from pipeline.report.report import make_report
+from pipeline.report.build import make_report
 from pipeline.service.queue import LeaseWatch, view_job
 from pipeline.service.servers import is_served
 from pipeline.storage.store import open_store

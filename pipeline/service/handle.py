@@ -6,8 +6,8 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Generator, Sequence
+from typing import Any
 
 from pipeline.errors import DriverLost, PipelineError, error_from_dict
 from pipeline.events import Callback, notify
@@ -15,27 +15,24 @@ from pipeline.jobs.cancellation import CancelOutcome, cancel_job
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import LEASE_SECONDS
 from pipeline.jobs.status import Status
-from pipeline.report.report import Report, make_report
+from pipeline.report.build import make_report
+from pipeline.report.report import Report
 from pipeline.service.follow import Ending, Follower, pause_for
 from pipeline.service.logs import LogLine, LogReader
 
 logger = logging.getLogger(__name__)
-R = TypeVar("R", bound=Report)
 
 
-class Handle(Generic[R]):
+class Handle:
     """One job, by its directory. It may be taken up by any number of processes, at any time, also when it has ended.
 
     ``await handle`` gives the report like `wait`, and keeps no thread of the event loop busy.
     """
 
-    def __init__(
-        self, directory: JobDirectory, *, lease_seconds: float = LEASE_SECONDS, make: Callable[[Report], R]
-    ) -> None:
+    def __init__(self, directory: JobDirectory, *, lease_seconds: float = LEASE_SECONDS) -> None:
         self.directory = directory
         self.lease_seconds = lease_seconds
         """See `pipeline.settings`."""
-        self._make = make
 
     @property
     def job(self) -> str:
@@ -47,11 +44,11 @@ class Handle(Generic[R]):
         """Where it is in its life, now."""
         return self.directory.status()
 
-    def report(self) -> R:
+    def report(self) -> Report:
         """What became of it, or how it stands, in figures."""
-        return self._make(make_report(self.directory))
+        return make_report(self.directory)
 
-    def wait(self, timeout: float | None = None) -> R:
+    def wait(self, timeout: float | None = None) -> Report:
         """Its report, once it has ended well.
 
         :param timeout: seconds. None: as long as it takes.
@@ -61,10 +58,10 @@ class Handle(Generic[R]):
         """
         return self._ended(Ending(self.directory, self.lease_seconds).wait(timeout=timeout))
 
-    def __await__(self) -> Generator[Any, None, R]:
+    def __await__(self) -> Generator[Any, None, Report]:
         return self._wait().__await__()
 
-    async def _wait(self) -> R:
+    async def _wait(self) -> Report:
         ending, seconds = Ending(self.directory, self.lease_seconds), pause_for(self.directory)
         while (status := await asyncio.to_thread(ending.look)) is None:
             await asyncio.sleep(seconds)
@@ -110,7 +107,7 @@ class Handle(Generic[R]):
                 return
             time.sleep(pause_for(self.directory))
 
-    def _ended(self, status: Status) -> R:
+    def _ended(self, status: Status) -> Report:
         if status.is_success:
             return self.report()
         report = self.directory.read_report() or {}

@@ -28,7 +28,7 @@ from pipeline.jobs.status import Status
 from pipeline.models.model import Feature, ModelVersion
 from pipeline.plan.plan import Partition, Plan
 from pipeline.plan.recipe import REJECT_FILE, REJECT_MESSAGE, REJECT_REASON, REJECT_ROW
-from pipeline.report.report import make_report
+from pipeline.report.build import make_report
 from pipeline.sinks.parquet.sink import ParquetSink
 from pipeline.spec.job_spec import JobSpec
 from pipeline.storage.store import Store

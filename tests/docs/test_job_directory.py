@@ -19,9 +19,9 @@ from pipeline.jobs.fan_out import FanOutCommit
 from pipeline.jobs.lease import hold_lease
 from pipeline.jobs.status import TRANSITIONS, Status
 from pipeline.plan.recipe import REJECT_COLUMNS
+from pipeline.report.build import make_report
 from pipeline.report.estimate import make_estimate, write_estimate
 from pipeline.report.job_log import record_log
-from pipeline.report.report import make_report
 from pipeline.service.queue import Submission, claim_key, claim_start, put_submission
 from pipeline.service.servers import ServerRecord
 from pipeline.sinks import publish

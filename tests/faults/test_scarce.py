@@ -81,18 +81,18 @@ def test_what_needs_too_much_only_as_a_whole_is_scored_and_the_next_job_begins_w
     report = job.start().end(120)
     assert report.status == "SUCCEEDED"
     job.assert_whole(expected)
-    assert report.batch["remembered"] is None
-    smallest = report.batch["smallest"]
+    assert report.batch.remembered is None
+    smallest = report.batch.smallest
     assert smallest is not None
-    assert smallest < report.batch["planned"]
+    assert smallest < report.batch.planned
     version = resolve(ModelRef(str(model_path)))
     kept = load_batch_size(open_store(job.settings.directory), version, WorkerClass(MEMORY, 1))
     assert kept is not None
-    assert kept < report.batch["planned"]
+    assert kept < report.batch.planned
     spec = job.spec.model_copy(update={"sink": job.spec.sink.model_copy(update={"path": str(job.folder / "out2")})})
     second = run(spec, settings=job.settings)
     assert second.status == "SUCCEEDED"
-    assert second.batch["remembered"] == kept
+    assert second.batch.remembered == kept
     (Path(job.settings.directory) / file_name(version, WorkerClass(MEMORY, 1))).unlink()
 
 

@@ -84,8 +84,8 @@ def test_a_frozen_worker_costs_its_partition_a_copy_and_its_late_write_is_invisi
         report = driver.end(120)
         receipts = job.directory().receipts()
     assert report.status == "SUCCEEDED"
-    assert report.stragglers["won"] >= 1
-    assert report.stragglers["backups"] + report.stragglers["divided"] >= 1
+    assert report.stragglers.won >= 1
+    assert report.stragglers.backups + report.stragglers.divided >= 1
     over = [event for event in helped(job) if event["is_over"]]
     assert {event["worker"] for event in over} <= {event["worker"] for event in helped(job)}
     assert not [event for event in driver.seen.partitions if "isolated" in event.reason]
@@ -134,8 +134,8 @@ def test_a_slow_worker_is_cut_and_others_do_the_rest(
     with bursts(cluster.worker_pid(cluster.nannies[0])):
         report = driver.end(120)
     assert report.status == "SUCCEEDED"
-    assert report.batch["remembered"] == 200
-    assert report.stragglers["cuts"] >= 1
+    assert report.batch.remembered == 200
+    assert report.stragglers.cuts >= 1
     cut = [receipt for receipt in job.directory().receipts() if receipt.cuts]
     assert cut
     assert driver.seen.outcomes("cut")

@@ -104,7 +104,7 @@ def assert_is_of(report: Report, job: JobDirectory, version: int, lake: Lake, mo
     expected = oracle(lake.files, model, **options)
     pd.testing.assert_frame_equal(found.sort_values("id", ignore_index=True), expected, check_exact=True)
     assert report.rows.details() == {"in": lake.rows, "out": lake.rows, "rejected": 0, "filtered": 0}
-    assert report.model["version"] == str(version)
+    assert report.model.version == str(version)
     manifest = job.manifest()
     assert manifest is not None
     assert manifest.model.version == str(version)

@@ -12,7 +12,6 @@ import pytest
 
 from pipeline.errors import ModelError
 from pipeline.jobs.listing import find_job
-from pipeline.report.text import summary_text
 from pipeline.report.verify import verify
 from pipeline.runner import run
 from pipeline.settings import Settings
@@ -34,7 +33,7 @@ def test_a_job_of_the_tree_engine_equals_the_oracle(
     assert engines["mismatches"] == 0
     assert engines["compared_rows"] > 0
     assert engines["kernels"][0].startswith("numba ")
-    assert "  engine     trees, bit-equal on all " in summary_text(report.to_dict())
+    assert "  engine     trees, bit-equal on all " in report.text()
     assert verify(find_job(settings.directory, "@last")).ok
 
 

@@ -25,9 +25,8 @@ from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.fan_out import last_commit
 from pipeline.jobs.listing import find_job
 from pipeline.jobs.status import Status
+from pipeline.report.build import make_report
 from pipeline.report.rejects import summarise
-from pipeline.report.report import make_report
-from pipeline.report.text import summary_text
 from pipeline.report.verify import verify
 from pipeline.runner import resume, run
 from pipeline.settings import Settings
@@ -107,7 +106,7 @@ def test_of_fifty_children_two_fail_and_only_these_are_retried(
     report = make_report(job)
     assert report.rows.rows_in == report.rows.out == 48 * ROWS
     assert report.partitions == {"done": 48, "planned": 50}
-    text = summary_text(report.to_dict())
+    text = report.text()
     assert "48 SCORED" in text
     assert "2 FAILED" in text
 

@@ -308,7 +308,7 @@ def test_files_name_the_job_and_the_model(make_spec: Make, settings: Settings, t
     for file in (tmp_path / "out").glob("*.parquet"):
         metadata = {key.decode(): value.decode() for key, value in pq.read_metadata(file).metadata.items()}
         assert report.job in metadata.values() or any(report.job in value for value in metadata.values())
-        assert any(report.model["digest"] in value for value in metadata.values())
+        assert any(report.model.digest in value for value in metadata.values())
 
 
 def test_the_report_is_written_and_matches_the_events(make_spec: Make, settings: Settings) -> None:

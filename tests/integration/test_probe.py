@@ -36,7 +36,7 @@ def test_a_probe_is_a_part_of_the_job_that_follows(
     assert report.status == "SUCCEEDED"
     attempts = {receipt.partition: receipt.attempt for receipt in job.receipts()}
     assert probed.items() <= attempts.items(), "what the probe did was done again"
-    assert report.estimate["came"]["output_bytes"] > 0
-    assert set(report.estimate["held"]) == {"seconds", "task_seconds", "output_bytes"}
+    assert report.estimate.actual.output_bytes > 0
+    assert set(report.estimate.held) == {"seconds", "task_seconds", "output_bytes"}
     out = pa.concat_tables(pq.read_table(file) for file in sorted((tmp_path / "out").glob("*.parquet"))).to_pandas()
     assert out.equals(oracle(lake.files, model_path))

@@ -171,7 +171,7 @@ def test_a_registry_on_s3_whose_alias_moves(
     spec = s3_spec(steps=[{"score": {"model": "models:/churn@champion"}}], on_alias_change="restart")
     settings = replace(s3_settings, registry=registry.root, alias_poll=0.01)
     report = run(spec, settings=settings, callbacks=[Mover()])
-    assert report.model["version"] == "2"
+    assert report.model.version == "2"
     found = published(on_s3).sort_values("id", ignore_index=True)
     pd.testing.assert_frame_equal(found, expected(lake, other), check_exact=True)
     assert verify(find_job(settings.directory, "@last")).ok

@@ -21,11 +21,16 @@ from click.testing import CliRunner, Result
 
 from pipeline.cli import main
 from pipeline.cli.templates import JOB_TEMPLATE
-from pipeline.common.rows import RowCounts
+from pipeline.common.rows import RejectedFile, RowCounts
 from pipeline.errors import Interrupted, OutputExists, TooManyRejects
 from pipeline.events import Callback, PartitionEnded, RoundStarted, StatusChanged, notify
+from pipeline.jobs.status import Status
+from pipeline.report.rejects import Export, RejectExample, RejectGroup, RejectSummary
+from pipeline.report.report import Report
+from pipeline.report.verify import Check, Verification
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.parts import ColumnContract, Errors, MapStep, Output, Score, Sink, Source
+from pipeline.testing.reports import sample_report
 
 JOB = """\
 name: churn
@@ -61,34 +66,22 @@ COMMANDS = [
 ]
 
 
-def report(**changes: Any) -> dict[str, Any]:
-    return {
-        "schema_version": 1,
-        "job": "churn-20260101-120000-a1b2",
-        "name": "churn",
-        "status": "SUCCEEDED",
-        "rows": {"in": 1000, "out": 990, "rejected": 10, "filtered": 0},
-        "model": {"name": "model", "version": "0123456789ab", "digest": "0123456789ab" * 5},
-        "output": "out",
-        "directory": "/jobs/churn-20260101-120000-a1b2",
-        "seconds": {"total": 8.1, "provision": 2.0, "read": 1.2, "score": 3.4},
-        "partitions": {"done": 4, "planned": 4},
-        "skew": {"before": 3.5, "after": 1.1, "slowest_seconds": 2.0, "mean_seconds": 1.5},
-        "retries": 0,
-        "rejects": {"contract:age": 10},
-        "rows_per_second": 123.4,
-        "warnings": [],
-        "error": None,
-        "next": ["python -m pipeline verify churn-20260101-120000-a1b2"],
-        **changes,
-    }
+JOB_ID = "churn-20260101-120000-a1b2"
+
+
+def report(**changes: Any) -> Report:
+    return sample_report(job=JOB_ID, next=(f"python -m pipeline verify {JOB_ID}",), **changes)
+
+
+def plain(report: Report) -> dict[str, Any]:
+    return json.loads(json.dumps(report.to_dict()))
 
 
 @dataclass
 class FakeRunner:
     """Stands for `pipeline.runner`: notes what it was asked and does what it is told."""
 
-    outcome: dict[str, Any] | BaseException = field(default_factory=report)
+    outcome: Report | BaseException = field(default_factory=report)
     calls: list[tuple[str, Any, dict[str, Any]]] = field(default_factory=list)
 
     def run(self, spec: JobSpec, **options: Any) -> Any:
@@ -102,7 +95,7 @@ class FakeRunner:
         _events(options["callbacks"])
         if isinstance(self.outcome, BaseException):
             raise self.outcome
-        return SimpleNamespace(to_dict=lambda: self.outcome)
+        return self.outcome
 
 
 def _events(callbacks: Sequence[Callback]) -> None:
@@ -226,7 +219,7 @@ def test_run_shows_the_summary_on_stdout_and_progress_on_stderr(folder: Path, ru
 
 def test_run_gives_one_json_object(folder: Path, runner: FakeRunner) -> None:
     result = call("run", "job.yaml", "--json")
-    assert json.loads(result.stdout) == report()
+    assert json.loads(result.stdout) == plain(report())
 
 
 def test_quiet_shows_no_progress(folder: Path, runner: FakeRunner) -> None:
@@ -300,7 +293,7 @@ def test_modules_are_looked_for_beside_the_spec_and_here(folder: Path, runner: F
 
 def test_strict_turns_warnings_into_exit_code_3(folder: Path, runner: FakeRunner) -> None:
     assert call("run", "job.yaml", "--strict").exit_code == 0
-    runner.outcome = report(status="SUCCEEDED_WITH_WARNINGS", warnings=["10 rows were rejected"])
+    runner.outcome = report(status=Status.SUCCEEDED_WITH_WARNINGS, warnings=("10 rows were rejected",))
     assert call("run", "job.yaml").exit_code == 0
     result = call("run", "job.yaml", "--strict")
     assert result.exit_code == 3
@@ -514,31 +507,25 @@ def test_list_shows_jobs_as_a_table_or_json(folder: Path, replace_module: Callab
 
 def test_status_shows_the_report_of_a_job_that_ended(folder: Path, replace_module: Callable[..., None]) -> None:
     asked = []
-    job = SimpleNamespace(read_report=report, status=lambda: "SUCCEEDED")
+    job = SimpleNamespace(read_report=lambda: plain(report()), status=lambda: "SUCCEEDED")
 
     def find_job(root: str, name: str) -> Any:
         asked.append((root, name))
         return job
 
     replace_module("jobs.listing", find_job=find_job)
-    assert json.loads(call("status", "--json", "--directory", "d").stdout) == report()
+    assert json.loads(call("status", "--json", "--directory", "d").stdout) == plain(report())
     assert call("status", "churn").stdout.startswith("SUCCEEDED  churn-20260101-120000-a1b2\n")
     assert asked == [("d", "@last"), (".pipeline/jobs", "churn")]
 
 
 def test_verify_exits_with_6_when_a_check_fails(folder: Path, replace_module: Callable[..., None]) -> None:
-    @dataclass(frozen=True)
-    class Check:
-        name: str
-        ok: bool
-        detail: str
-
     asked: list[dict[str, Any]] = []
 
     def verify(job: Any, **options: Any) -> Any:
         asked.append(options)
         checks = (Check("rows", True, "1,000 rows"), Check("checksums", options["seed"] != 7, "1 differs"))
-        return SimpleNamespace(ok=all(check.ok for check in checks), checks=checks)
+        return Verification(job.job, checks)
 
     replace_module("jobs.listing", find_job=lambda root, name: SimpleNamespace(job="churn-1"))
     replace_module("report.verify", verify=verify)
@@ -552,28 +539,28 @@ def test_verify_exits_with_6_when_a_check_fails(folder: Path, replace_module: Ca
 
 
 def test_rejects_are_shown_by_reason(folder: Path, replace_module: Callable[..., None]) -> None:
-    example = {"file": "a.parquet", "row": 1234, "message": "age is 999, above 110", "values": {"age": 999}}
-    details = {
-        "schema_version": 1,
-        "total": 2,
-        "groups": [{"reason": "contract:age", "count": 2, "examples": [example]}],
-        "files": ["/jobs/churn-1/rounds/0/rejects/00000-x.parquet"],
-        "rejected_files": [{"path": "b.parquet", "reason": "file:CorruptInput", "message": "cut", "rows": None}],
-    }
+    summary = RejectSummary(
+        job="churn-1",
+        groups=(RejectGroup("contract:age", 2, (RejectExample("a.parquet", 1234, "age is 999", {"age": 999}),)),),
+        files=("/jobs/churn-1/rounds/0/rejects/00000-x.parquet",),
+        total=2,
+        rejected_files=(RejectedFile("b.parquet", "file:CorruptInput", "cut"),),
+    )
     asked: list[tuple[int, str]] = []
 
     def summarise(job: Any, *, examples: int, reason: str) -> Any:
         asked.append((examples, reason))
-        return SimpleNamespace(details=lambda: details)
+        return summary
 
     replace_module("jobs.listing", find_job=lambda root, name: SimpleNamespace(job="churn-1"))
-    replace_module("report.rejects", summarise=summarise, export=lambda job, path, *, reason: 2)
+    replace_module("report.rejects", summarise=summarise, export=lambda job, path, *, reason: Export(path, 2))
     text = call("rejects", "--limit", "1").stdout
     assert "b.parquet (rows unknown)" in text
     assert "2 × contract:age" in text
-    assert "a.parquet, row 1,234: age is 999, above 110" in text
+    assert "a.parquet, row 1,234: age is 999" in text
     assert "00000-x.parquet" in text
-    assert json.loads(call("rejects", "--json").stdout) == {"job": "churn-1", **details}
+    shown = json.loads(call("rejects", "--json").stdout)
+    assert shown == {"schema_version": 1, **json.loads(json.dumps(summary.to_dict()))}
     written = json.loads(call("rejects", "--json", "--reason", "contract:*", "--export", "bad.csv").stdout)
     assert written["exported"] == {"path": "bad.csv", "rows": 2}
     assert asked == [(1, "*"), (3, "*"), (3, "contract:*")]

@@ -15,6 +15,7 @@ from pipeline.demo import BAD_ROWS, COUNTRIES, FEATURES, PLANS, make_customers, 
 from pipeline.demo.features import build
 from pipeline.errors import OutputExists, RefusedForSafety
 from pipeline.spec.job_spec import JobSpec
+from pipeline.testing.reports import sample_report
 
 ROWS = 5_000
 
@@ -129,9 +130,7 @@ def test_spoiling_leaves_the_rest_as_it_was() -> None:
 
 
 def test_the_ending_names_three_commands(made: Path) -> None:
-    rows = {"in": 10, "out": 9, "rejected": 1, "filtered": 0}
-    report = {"job": "j", "status": "SUCCEEDED", "rows": rows, "model": {}, "next": ["something else"]}
-    text = make_demo(made, rows=ROWS).ending(report)
+    text = make_demo(made, rows=ROWS).ending(sample_report(next=("something else",)))
     steps = text[text.index("  next") :].splitlines()
     assert len(steps) == 3
     assert f"cd {made}" in steps[0]

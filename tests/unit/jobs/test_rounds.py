@@ -18,8 +18,8 @@ from pipeline.jobs.rounds import ALIAS_CHANGE, FILES_REJECTED, RoundRecord, make
 from pipeline.jobs.splits import halves, split_receipt
 from pipeline.jobs.status import Status
 from pipeline.plan.plan import Partition
+from pipeline.report.build import make_report
 from pipeline.report.rejects import read_left, summarise
-from pipeline.report.report import make_report
 from pipeline.service.gc import sweep_job
 from pipeline.testing.jobs import REASON, SmallJob, open_retry, small_job, write_receipt, write_receipts
 
@@ -171,7 +171,7 @@ def test_a_round_that_starts_over_is_all_that_counts(directory: JobDirectory, jo
     manifest = directory.next_manifest(directory.ledger())
     assert manifest.model.version == "2"
     assert {file.round for file in manifest.files} == {2}
-    assert make_report(directory).model["version"] == "2"
+    assert make_report(directory).model.version == "2"
 
 
 def test_files_that_are_set_aside_are_in_no_count(directory: JobDirectory, job: SmallJob) -> None:

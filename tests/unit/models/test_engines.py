@@ -38,8 +38,7 @@ from pipeline.models.trees import engine
 from pipeline.plan.describe import plan_summary
 from pipeline.plan.plan import Limits
 from pipeline.plan.recipe import ScoreRecipe
-from pipeline.report.report import make_report
-from pipeline.report.text import plan_text, summary_text
+from pipeline.report.build import make_report
 from pipeline.report.verify import _near
 from pipeline.scoring.partition import score_partition
 from pipeline.spec.job_spec import JobSpec, json_schema
@@ -362,14 +361,14 @@ def test_what_is_unsupported_is_named(models: dict[str, ModelVersion], monkeypat
 
 def test_the_plan_says_what_is_possible(tmp_path: Path, models: dict[str, ModelVersion]) -> None:
     plan = replace(small_job(tmp_path / "in", sink=str(tmp_path / "out")).plan, model=models["binary"])
-    few = plan_summary(plan, Limits(2, 1, 0)).details()["engine"]
+    few = plan_summary(plan, Limits(2, 1, 0)).to_dict()["engine"]
     assert few["possible"] == ["xgboost"]
     assert "too few to earn its start" in few["reasons"][0]
-    many = plan_summary(replace(plan, model=replace(models["binary"], trees=BREAK_EVEN)), Limits(2, 1, 0)).details()
-    assert many["engine"] == {"wanted": "auto", "possible": ["xgboost", "trees"], "reasons": []}
-    assert "engine     trees or xgboost, whichever is faster on the first rows" in plan_text(many)
-    linear = plan_summary(replace(plan, model=models["linear"]), Limits(2, 1, 0)).details()
-    assert "engine     xgboost; the tree engine is not used: the booster gblinear" in plan_text(linear)
+    many = plan_summary(replace(plan, model=replace(models["binary"], trees=BREAK_EVEN)), Limits(2, 1, 0))
+    assert many.to_dict()["engine"] == {"wanted": "auto", "possible": ["xgboost", "trees"], "reasons": []}
+    assert "engine     trees or xgboost, whichever is faster on the first rows" in many.text()
+    linear = plan_summary(replace(plan, model=models["linear"]), Limits(2, 1, 0))
+    assert "engine     xgboost; the tree engine is not used: the booster gblinear" in linear.text()
     assert plan.recipe(job="j", directory="d").score.rows_per_worker == plan.rows
     assert replace(plan, workers=2).recipe(job="j", directory="d").score.rows_per_worker == plan.rows // 2
     assert replace(plan, workers=2).digest == plan.digest
@@ -407,10 +406,11 @@ def test_the_report_sums_it_up(tmp_path: Path) -> None:
     job = small_job(tmp_path / "in", sink=str(tmp_path / "out"))
     directory = JobDirectory.create(str(tmp_path / "jobs"), job.plan, job="j")
     receipts = write_receipts(directory, job)
-    assert make_report(directory, ledger=directory.ledger(receipts)).engines == {}
+    assert make_report(directory, ledger=directory.ledger(receipts)).engines is None
     use = EngineUse({"trees": 10, "xgboost": 5}, {"trees": 1.0, "xgboost": 7.8}, 4, 6, 0, 0.5, ("numba 1",), ("few",))
     good = [replace(receipt, engine=use) for receipt in receipts]
-    details = make_report(directory, ledger=directory.ledger(good)).to_dict()
+    report = make_report(directory, ledger=directory.ledger(good))
+    details = report.to_dict()
     assert details["engines"] == {
         "rows": {"trees": 30, "xgboost": 15},
         "seconds": {"trees": 3.0, "xgboost": 23.4},
@@ -424,12 +424,12 @@ def test_the_report_sums_it_up(tmp_path: Path) -> None:
         "tolerance": 0.0,
     }
     line = "engine     trees 7.8 × xgboost's predictor on 12 timed rows, bit-equal on all 18 compared rows"
-    assert line in summary_text(details)
+    assert line in report.text()
     assert not any("engine" in warning for warning in details["warnings"])
     bad = replace(use, mismatches=2, reasons=("it gave other results than xgboost (model x)",))
-    details = make_report(directory, ledger=directory.ledger([replace(good[0], engine=bad), *good[1:]])).to_dict()
-    assert "different on 2 of 18 compared rows" in summary_text(details)
-    assert any(w.startswith("the tree engine was given up: it gave other results") for w in details["warnings"])
+    report = make_report(directory, ledger=directory.ledger([replace(good[0], engine=bad), *good[1:]]))
+    assert "different on 2 of 18 compared rows" in report.text()
+    assert any(w.startswith("the tree engine was given up: it gave other results") for w in report.warnings)
     assert any("score again with engine: xgboost" in warning for warning in details["warnings"])
 
 

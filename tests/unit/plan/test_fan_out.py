@@ -22,7 +22,6 @@ from pipeline.jobs.status import Status
 from pipeline.plan.describe import plan_summary
 from pipeline.plan.fan_out import HIVE_NULL, LONGEST_SLUG, SEVERAL, child_spec, condition, folder_of, slugs
 from pipeline.plan.table import plan_from_table, plan_to_table
-from pipeline.report.text import plan_text
 from pipeline.settings import Settings
 from pipeline.sources import parse_filter
 from pipeline.sources.locate import locate
@@ -265,7 +264,7 @@ def test_the_plan_of_a_fan_out_is_stored_and_shown(lake: Path) -> None:
     assert (stored.digest, stored.work_digest) == (prepared.plan.digest, prepared.plan.work_digest)
     assert stored.children == prepared.plan.children
     assert plan_of(spec(fan_out={"by": ["a"]})).plan.work_digest != stored.work_digest
-    text = plan_text(plan_summary(prepared.plan, prepared.limits).details())
+    text = plan_summary(prepared.plan, prepared.limits).text()
     assert "3: at, de, null" in text
     assert "900" in text
 

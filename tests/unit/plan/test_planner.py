@@ -355,7 +355,7 @@ def test_zero_rows_make_a_plan_without_partitions():
     made = plan(found=discovery(files(0)))
     assert (made.rows, made.partitions) == (0, ())
     made.validate(LIMITS)
-    details = plan_summary(made, LIMITS).details()
+    details = plan_summary(made, LIMITS).to_dict()
     assert (details["partitions"], details["skew"]) == (0, {"before": 1.0, "after": 1.0})
     assert plan_from_table(plan_to_table(made)) == made
 
@@ -432,7 +432,7 @@ def test_versions_are_what_workers_check():
 
 def test_the_summary_is_json_and_has_what_the_command_line_shows():
     made = plan(found=discovery(files(900_000, *[10_000] * 10)))
-    details = plan_summary(made, LIMITS).details()
+    details = plan_summary(made, LIMITS).to_dict()
     assert json.loads(json.dumps(details)) == details
     assert (details["rows"], details["partitions"], details["files"]) == (1_000_000, len(made.partitions), 11)
     assert details["skew"]["before"] == pytest.approx(9.9)

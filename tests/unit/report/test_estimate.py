@@ -92,8 +92,8 @@ def test_it_reads_back_what_it_writes(plan: Plan) -> None:
 def test_comparison_says_what_held(plan: Plan) -> None:
     made = estimate(plan, {0: 1.0, 2: 3.0, 4: 5.0}, [100, 200, 300, 400, 500, 600])
     found = compare_estimate(made, seconds=15.0, task_seconds=40.0, output_bytes=600)
-    assert found["held"]["seconds"] is True
-    assert found["held"]["task_seconds"] is False
+    assert found.held["seconds"] is True
+    assert found.held["task_seconds"] is False
 
 
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=60), st.integers(1, 12))

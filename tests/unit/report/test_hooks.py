@@ -23,10 +23,10 @@ from pipeline.events import JobEnded, notify
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.status import Status
 from pipeline.report import hook_delivery
+from pipeline.report.build import make_report
 from pipeline.report.hook_delivery import DeliveryAttempt, is_final_status, pause
 from pipeline.report.hooks import hooks_of, run_hooks
 from pipeline.report.openlineage import dataset_of
-from pipeline.report.report import make_report
 from pipeline.settings import Settings
 from pipeline.spec.diagnostics import SpecIssues
 from pipeline.spec.job_spec import JobSpec

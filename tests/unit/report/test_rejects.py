@@ -33,7 +33,7 @@ def test_counts_and_first_rows(directory: JobDirectory) -> None:
 
 
 def test_details_are_json(directory: JobDirectory) -> None:
-    details = json.loads(json.dumps(summarise(directory, examples=1).details(), allow_nan=False))
+    details = json.loads(json.dumps(summarise(directory, examples=1).to_dict(), allow_nan=False))
     assert details["groups"][0]["examples"][0]["values"] == {"id": 0, "x": None}
     assert details["total"] == 8
 
@@ -52,4 +52,4 @@ def test_none(tmp_path: Path) -> None:
     directory = JobDirectory.create(tmp_path / "jobs", job.plan, job="small-2")
     write_receipts(directory, job)
     lists: dict[str, object] = {key: [] for key in ("groups", "files", "rejected_files", "rounds")}
-    assert summarise(directory).details() == {"schema_version": 1, "total": 0, **lists}
+    assert summarise(directory).to_dict() == {"job": "small-2", "total": 0, **lists}

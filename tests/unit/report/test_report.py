@@ -15,7 +15,9 @@ from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.manifest import make_manifest
 from pipeline.jobs.receipts import Receipt, SpooledReceipts
 from pipeline.jobs.status import Status
-from pipeline.report.report import decide_status, make_report, status_for, straggler_record, too_many_rejects
+from pipeline.report.build import decide_status, make_report, status_for, straggler_counts, too_many_rejects
+from pipeline.report.figures import PartitionCounts, StragglerCounts
+from pipeline.report.report import Report
 from pipeline.testing.jobs import REASON, SmallJob, small_job, write_receipts
 
 
@@ -114,6 +116,7 @@ def test_report_of_a_finished_job(tmp_path: Path, directory: JobDirectory, job: 
     assert "7 rows were rejected" in details["warnings"][0]
     assert details["error"] is None
     assert "python -m pipeline verify small-1" in details["next"]
+    assert Report.from_dict(details) == report
 
 
 def test_report_of_an_unfinished_job(directory: JobDirectory, job: SmallJob) -> None:
@@ -121,7 +124,7 @@ def test_report_of_an_unfinished_job(directory: JobDirectory, job: SmallJob) -> 
     directory.store.remove("rounds/0/receipts/00001.json")
     report = make_report(directory)
     assert report.status == "PLANNED"
-    assert report.partitions == {"done": 2, "planned": 3}
+    assert report.partitions == PartitionCounts(done=2, planned=3)
     assert "python -m pipeline resume small-1" in report.next
 
 
@@ -152,10 +155,10 @@ def test_time_is_what_drivers_spent(tmp_path: Path, job: SmallJob) -> None:
     after(86400, Status.PUBLISHING)
     after(4, Status.SUCCEEDED)
     report = make_report(directory)
-    assert report.seconds["total"] == 15 + 3 + 4
-    assert report.seconds["provision"] == 5 + 1
+    assert report.seconds.total == 15 + 3 + 4
+    assert report.seconds.provision == 5 + 1
     directory.append_event("driver", epoch=2)
-    assert make_report(directory, seconds=7.0).seconds["total"] == 15 + 3 + 4 + 7
+    assert make_report(directory, seconds=7.0).seconds.total == 15 + 3 + 4 + 7
     assert report.retries == 1
 
 
@@ -193,12 +196,6 @@ def test_stragglers_are_counted_from_the_events() -> None:
         event("move"),
         {"event": "partition", "outcome": "cut"},
     ]
-    assert straggler_record(events) == {
-        "backups": 1,
-        "cuts": 1,
-        "divided": 1,
-        "moved": 1,
-        "shared": 0,
-        "won": 2,
-        "seconds_won": 9.5,
-    }
+    assert straggler_counts(events) == StragglerCounts(
+        backups=1, cuts=1, divided=1, moved=1, shared=0, won=2, seconds_won=9.5
+    )

@@ -1,113 +1,169 @@
-"""Reports and plans as text."""
+"""Reports, plans, checks and rejects as text and HTML."""
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from dataclasses import replace
+from pathlib import Path
 
-from pipeline.report.text import plan_text, reconciliation, rejects_text, summary_text, table_text, verification_text
+import pytest
 
+from pipeline.common.rows import RejectedFile, RowCounts
+from pipeline.common.text import table_text
+from pipeline.jobs.ledger import RoundSummary
+from pipeline.jobs.status import Status
+from pipeline.plan.describe import PlanSummary, plan_summary, plan_text
+from pipeline.plan.plan import Limits
+from pipeline.report.figures import BatchRows, JobError, JobTimings, PartitionCounts, StragglerCounts
+from pipeline.report.rejects import RejectSummary, rejects_text
+from pipeline.report.report import ChildReport, Report, reconciliation, summary_text
+from pipeline.report.verify import Check, Verification, verification_text
+from pipeline.testing.jobs import small_job
+from pipeline.testing.reports import sample_report
 
-def report(**changes: Any) -> dict[str, Any]:
-    return {
-        "job": "churn-1",
-        "status": "SUCCEEDED",
-        "rows": {"in": 1000, "out": 990, "rejected": 10, "filtered": 0},
-        "model": {"name": "churn", "version": "3", "digest": "ab" * 32},
-        "output": "/out",
-        "directory": "/jobs/churn-1",
-        "seconds": {"total": 8.1, "provision": 2.0, "read": 1.2, "steps": 0.0, "model_load": 0.2},
-        "partitions": {"done": 4, "planned": 4},
-        "skew": {"before": 3.5, "after": 1.1},
-        "retries": 0,
-        "reasons": {"contract:age": 8, "step:features:build:ValueError": 2},
-        "rows_per_second": 123456.7,
-        "next": ["python -m pipeline verify churn-1", "python -m pipeline rejects churn-1"],
-        **changes,
-    }
+FAILED = JobError("TooManyRejects", "too many rows were rejected", found="10 of 1,000 rows")
 
 
-def test_the_summary_is_one_screen_with_everything_on_it() -> None:
-    assert summary_text(report()).splitlines() == [
-        "SUCCEEDED  churn-1",
-        "  rows       1,000 in = 990 out + 10 rejected + 0 filtered",
-        "  rejects    8 × contract:age, 2 × step:features:build:ValueError",
-        "  speed      123,457 rows/s, 8.10 s in all, 2.00 s of it waiting for workers",
-        "  time       read 1.20 s, model load 0.20 s (summed over partitions)",
-        "  balance    4 partitions, largest is 3.5 × the mean in files, 1.1 × in partitions, 0 retries",
-        "  model      churn version 3 (sha256 abababababababab)",
-        "  output     /out",
-        "  directory  /jobs/churn-1",
-        "  next       python -m pipeline verify churn-1",
-        "             python -m pipeline rejects churn-1",
-    ]
+class TestSummaryText:
+    """The text of a report."""
+
+    def test_is_one_screen_with_all_figures(self) -> None:
+        report = sample_report(seconds=JobTimings(total=8.1, provision=2.0, read=1.2, model_load=0.2))
+        assert summary_text(report).splitlines() == [
+            "SUCCEEDED  churn-1",
+            "  rows       1,000 in = 990 out + 10 rejected + 0 filtered",
+            "  rejects    8 × contract:age, 2 × step:features:build:ValueError",
+            "  speed      123 rows/s, 8.10 s in all, 2.00 s of it waiting for workers",
+            "  time       read 1.20 s, model load 0.20 s (summed over partitions)",
+            "  balance    4 partitions, largest is 3.5 × the mean in files, 1.1 × in partitions, 0 retries",
+            "  model      churn version 3 (sha256 abababababababab)",
+            "  output     /out",
+            "  directory  /jobs/churn-1",
+            "  next       python -m pipeline verify churn-1",
+            "             python -m pipeline rejects churn-1",
+        ]
+
+    def test_of_a_failed_job_has_the_error_and_no_output(self) -> None:
+        text = summary_text(sample_report(status=Status.FAILED, error=FAILED))
+        assert "  error      too many rows were rejected\n  found      10 of 1,000 rows\n" in text
+        assert "/out (nothing published by this job)" in text
+
+    def test_of_a_running_job_has_its_progress(self) -> None:
+        partitions = PartitionCounts(done=4, planned=16)
+        text = summary_text(sample_report(status=Status.RUNNING, partitions=partitions))
+        assert "  done       4 of 16 partitions\n" in text
+
+    def test_marks_rows_that_do_not_add_up(self) -> None:
+        assert "≠" in reconciliation(RowCounts(10, 8, 1, 0))
+
+    def test_of_an_empty_job_leaves_out_what_it_has_not(self) -> None:
+        report = sample_report(
+            status=Status.PLANNED, rows=RowCounts(), seconds=JobTimings(), partitions=PartitionCounts(0, 0), reasons={}
+        )
+        text = summary_text(report)
+        assert text.splitlines()[1] == "  rows       0 in = 0 out + 0 rejected + 0 filtered"
+        assert not {"done", "rejects", "speed", "time"} & {line.split()[0] for line in text.splitlines()}
+
+    def test_counts_stragglers_where_there_were_any(self) -> None:
+        helped = StragglerCounts(backups=1, cuts=2, moved=1, won=2, seconds_won=41.2)
+        assert "0 retries, 3 stragglers helped, about 41.2 s won" in summary_text(sample_report(stragglers=helped))
+        assert "straggler" not in summary_text(sample_report(stragglers=replace(helped, backups=0, cuts=0)))
+
+    def test_shows_batches_that_differ_from_the_plan(self) -> None:
+        text = summary_text(sample_report(batch=BatchRows(planned=65536, remembered=4096, smallest=2048)))
+        expected = "began with 4,096 rows, remembered from an earlier job; down to 2,048 rows; planned were 65,536"
+        assert f"  batch      {expected}" in text
+        assert "batch" not in summary_text(sample_report(batch=BatchRows(planned=65536, smallest=65536)))
 
 
-def test_a_failed_job_says_why_and_that_nothing_was_published() -> None:
-    error = {"message": "too many rows were rejected", "found": "10 of 1,000 rows"}
-    text = summary_text(report(status="FAILED", error=error))
-    assert "  error      too many rows were rejected\n  found      10 of 1,000 rows\n" in text
-    assert "/out (nothing published by this job)" in text
+class TestReport:
+    """Other forms of a report."""
+
+    def test_reads_back_what_it_writes(self) -> None:
+        child = ChildReport.from_report("de", sample_report(job="churn-1.de", status=Status.FAILED, reason="bad file"))
+        report = sample_report(
+            status=Status.FAILED,
+            error=FAILED,
+            children=(child,),
+            rejected_files=(RejectedFile("b.parquet", "file:CorruptInput", "cut", None, (("country", "DE"),)),),
+            rounds=(RoundSummary(1, "retry", {"name": "m"}, ("steps",), RowCounts(10, 9, 1, 0), 10, 9),),
+            input="1 new, 2 unchanged files",
+        )
+        stored = json.loads(json.dumps(report.to_dict()))
+        assert Report.from_dict(stored) == report
+        assert json.loads(json.dumps(Report.from_dict(stored).to_dict())) == stored
+
+    def test_of_a_fan_out_has_no_batches_and_stragglers(self) -> None:
+        report = sample_report(batch=None, stragglers=None)
+        assert (report.to_dict()["batch"], report.to_dict()["stragglers"]) == ({}, {})
+        assert Report.from_dict(report.to_dict()) == report
+
+    @pytest.mark.parametrize("status", list(Status))
+    def test_is_ok_where_the_status_is_a_success(self, status: Status) -> None:
+        assert sample_report(status=status).ok is status.is_success
+
+    def test_is_one_line_in_lists_and_a_table_in_notebooks(self) -> None:
+        report = sample_report(warnings=("a <b>",))
+        assert repr(report) == "<Report churn-1: SUCCEEDED, 1,000 in = 990 out + 10 rejected + 0 filtered>"
+        assert str(report) == summary_text(report)
+        html = report._repr_html_()
+        assert "<caption>SUCCEEDED  churn-1</caption>" in html
+        assert "<tr><th>output</th><td>/out</td></tr>" in html
+        assert "a &lt;b&gt;" in html
 
 
-def test_a_job_that_runs_says_how_far_it_is() -> None:
-    text = summary_text(report(status="RUNNING", partitions={"done": 4, "planned": 16}))
-    assert "  done       4 of 16 partitions\n" in text
+class TestPlanText:
+    """The text of a plan."""
+
+    @pytest.fixture
+    def summary(self, tmp_path: Path) -> PlanSummary:
+        plan = small_job(tmp_path / "lake", sink=str(tmp_path / "out")).plan
+        features = tuple(f"f{number}" for number in range(14))
+        return replace(
+            plan_summary(replace(plan, features=features), Limits(2, 1, 4 << 30)),
+            rows=300_000,
+            pruned_rows=25_000,
+            bytes=30 << 20,
+            task_memory=200 << 20,
+            output_bytes=5 << 20,
+        )
+
+    def test_is_one_screen_with_all_figures(self, summary: PlanSummary, tmp_path: Path) -> None:
+        text = plan_text(summary)
+        assert "300,000, 25,000 of them in row groups that the filter rules out" in text
+        assert "30.0 MiB to read" in text
+        assert "200 MiB a task projected, 4.0 GiB a worker" in text
+        assert "14: f0, f1, f2, f3, f4, f5, f6, f7, f8, f9, f10, f11 and 2 more" in text
+        assert f"{tmp_path / 'out'}, mode error, about 5.0 MiB" in text
+        assert f"columns    {', '.join(summary.columns)}" in text
+        assert len(text.splitlines()) < 20
+
+    def test_names_the_job_of_a_probe(self, summary: PlanSummary) -> None:
+        assert plan_text(summary, probe_job="churn-1").splitlines()[0].endswith("a part of the job churn-1.")
+
+    def test_is_one_line_in_lists_and_a_table_in_notebooks(self, summary: PlanSummary) -> None:
+        assert repr(summary).startswith(f"<PlanSummary {summary.plan.spec.name}: 300,000 rows in ")
+        assert str(summary) == plan_text(summary)
+        assert "<th>bytes</th><td>30.0 MiB to read, uncompressed</td>" in summary._repr_html_()
 
 
-def test_rows_that_do_not_add_up_are_not_said_to() -> None:
-    assert "≠" in reconciliation({"in": 10, "out": 8, "rejected": 1, "filtered": 0})
+class TestVerificationText:
+    """The text of a verification."""
+
+    def test_has_one_line_per_check(self) -> None:
+        verification = Verification("j", (Check("rows", True, "1,000"), Check("sample", False, "3 differ")))
+        assert verification_text(verification).splitlines() == [
+            "NOT AS IT SHOULD BE  j",
+            "  ok      rows    1,000",
+            "  FAILED  sample  3 differ",
+        ]
+        assert repr(verification) == "<Verification j: 1 of 2 checks failed>"
+        assert "<tr><th>FAILED sample</th><td>3 differ</td></tr>" in verification._repr_html_()
 
 
-def test_a_report_with_little_in_it_is_shown_as_far_as_it_goes() -> None:
-    rows = {"in": 0, "out": 0, "rejected": 0, "filtered": 0}
-    text = summary_text({"job": "j", "status": "PLANNED", "rows": rows, "model": {}})
-    assert text.splitlines()[1] == "  rows       0 in = 0 out + 0 rejected + 0 filtered"
+def test_rejects_text_of_a_job_without_rejects_is_one_line() -> None:
+    assert rejects_text(RejectSummary("j", groups=(), files=(), total=0)) == "0 rejected rows  j"
 
 
-def test_a_plan_is_one_screen_too() -> None:
-    details = {
-        "rows": 300_000,
-        "bytes": 30 << 20,
-        "files": 7,
-        "partitions": 16,
-        "batch_rows": 65_536,
-        "pruned_rows": 25_000,
-        "skew": {"before": 3.6, "after": 1.2},
-        "memory": {"task": 200 << 20, "limit": 4 << 30},
-        "model": {"name": "churn", "version": "3", "digest": "cd" * 32, "features": [f"f{i}" for i in range(14)]},
-        "output": {"path": "/out", "mode": "error", "bytes": 5 << 20, "columns": ["customer_id", "churn"]},
-    }
-    text = plan_text(details)
-    assert "300,000, 25,000 of them in row groups that the filter rules out" in text
-    assert "30.0 MiB to read" in text
-    assert "200 MiB a task projected, 4.0 GiB a worker" in text
-    assert "14: f0, f1, f2, f3, f4, f5, f6, f7, f8, f9, f10, f11 and 2 more" in text
-    assert "/out, mode error, about 5.0 MiB" in text
-    assert "customer_id, churn" in text
-
-
-def test_checks_and_rejects_are_lines() -> None:
-    checks = [{"name": "rows", "ok": True, "detail": "1,000"}, {"name": "sample", "ok": False, "detail": "3 differ"}]
-    assert verification_text("j", ok=False, checks=checks).splitlines() == [
-        "NOT AS IT SHOULD BE  j",
-        "  ok      rows    1,000",
-        "  FAILED  sample  3 differ",
-    ]
-    assert rejects_text("j", {"total": 0, "groups": [], "files": []}) == "0 rejected rows  j"
-
-
-def test_a_table_is_as_wide_as_it_must_be() -> None:
+def test_a_table_is_as_wide_as_its_longest_cell() -> None:
     assert table_text(["A", "BB"], [["long", "x"]]) == "A     BB\nlong  x"
-
-
-def test_stragglers_and_smaller_batches_are_told_where_there_were_any() -> None:
-    helped = {"backups": 1, "cuts": 2, "divided": 0, "moved": 1, "won": 2, "seconds_won": 41.2}
-    text = summary_text(report(stragglers=helped))
-    assert "0 retries, 3 stragglers helped, about 41.2 s won" in text
-    assert "straggler" not in summary_text(report(stragglers={**helped, "backups": 0, "cuts": 0}))
-    text = summary_text(report(batch={"planned": 65536, "remembered": 4096, "smallest": 2048}))
-    assert (
-        "batch      began with 4,096 rows, remembered from an earlier job; down to 2,048 rows; planned were 65,536"
-        in text
-    )
-    assert "batch" not in summary_text(report(batch={"planned": 65536, "remembered": None, "smallest": 65536}))

@@ -76,7 +76,7 @@ def test_a_sound_job(job: JobDirectory, lake: Lake) -> None:
     result = verify(job, sample=500, seed=1)
     assert failed(result) == {}
     assert result.ok
-    details = json.loads(json.dumps(result.details()))
+    details = json.loads(json.dumps(result.to_dict()))
     names = [check["name"] for check in details["checks"]]
     assert names == ["partitions", "rows", "input", "checkpoint", "rejects", "manifest", "output", "sample"]
     assert f"{lake.rows:,} in" in details["checks"][1]["detail"]

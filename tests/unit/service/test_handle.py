@@ -14,7 +14,8 @@ from pipeline.jobs.cancellation import CancelOutcome
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import Lease, acquire_lease
 from pipeline.jobs.status import Status
-from pipeline.report.report import Report, make_report
+from pipeline.report.build import make_report
+from pipeline.report.report import Report
 from pipeline.service.handle import Handle
 from pipeline.testing.jobs import SmallJob, small_job, write_receipts
 
@@ -37,8 +38,8 @@ def driver(job: JobDirectory) -> Lease:
     return lease
 
 
-def handle(job: JobDirectory) -> Handle[Report]:
-    return Handle(job, make=lambda report: report)
+def handle(job: JobDirectory) -> Handle:
+    return Handle(job)
 
 
 def succeed(job: JobDirectory, small: SmallJob) -> None:

@@ -14,7 +14,7 @@ from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.layout import heartbeat_path, lease_path
 from pipeline.jobs.lease import Holder, Verdict, acquire_lease, identify
 from pipeline.jobs.status import Status
-from pipeline.report.report import make_report
+from pipeline.report.build import make_report
 from pipeline.service.queue import (
     STARTING_SECONDS,
     JobView,

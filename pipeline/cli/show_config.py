@@ -1,0 +1,33 @@
+"""``plan --show-config``: each field and setting with its value and where that comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.common.text import table_text
+from pipeline.spec.diagnostics import shown
+from pipeline.spec.precedence import ResolvedSetting
+
+
+def config_details(spec: Mapping[str, ResolvedSetting], settings: Mapping[str, ResolvedSetting]) -> dict[str, Any]:
+    """As JSON output shows it."""
+    return {
+        "spec": {name: choice.to_dict() for name, choice in spec.items()},
+        "settings": {name: choice.to_dict() for name, choice in settings.items()},
+    }
+
+
+def config_text(details: Mapping[str, Any]) -> str:
+    """The same as two tables."""
+    return "\n\n".join(
+        table_text([title, "VALUE", "FROM", "WHERE"], [_row(name, one) for name, one in details[key].items()])
+        for title, key in (("JOB SPEC", "spec"), ("SETTING", "settings"))
+    )
+
+
+def _row(name: str, one: Mapping[str, Any]) -> list[str]:
+    where = "" if one["origin"] == one["from"] else str(one["origin"])
+    over = [f"{shown(other['value'])} ({other['origin']})" for other in one["over"] if other["from"] != "built-in"]
+    where += f"; wins over {', '.join(over)}" if over else ""
+    return [name, "" if one["value"] is None else shown(one["value"]), str(one["from"]), where.removeprefix("; ")]

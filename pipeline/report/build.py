@@ -1,0 +1,372 @@
+"""Make the report of a job from its directory, and decide whether it succeeded.
+
+All figures come from the plan, the receipts and the events; nothing here is measured.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from pipeline.common.rows import RejectedFile, RowCounts
+from pipeline.common.units import format_count
+from pipeline.errors import PipelineError, StepFailed, TooManyRejects
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.ledger import Ledger
+from pipeline.jobs.receipts import Timings
+from pipeline.jobs.rounds import ALIAS_CHANGE, Round
+from pipeline.jobs.status import Status
+from pipeline.models.engines import GIVEN_UP, EngineUse
+from pipeline.models.registry.alias_watch import alias_change_warnings
+from pipeline.plan.describe import input_text, skew
+from pipeline.plan.plan import Plan
+from pipeline.report.estimate import compare_with_actual
+from pipeline.report.figures import (
+    BatchRows,
+    EngineEvidence,
+    JobError,
+    JobTimings,
+    ModelId,
+    PartitionCounts,
+    Skew,
+    StragglerCounts,
+)
+from pipeline.report.report import ChildReport, Report
+
+_OF_USER_CODE = ("step:", "score:", "crash:", "timeout:", "memory:")
+_SHOWN_REASONS = 3
+
+
+def status_for(rows: RowCounts, *, max_fraction: float) -> Status:
+    """How a job whose every partition is done ends, by how many of the rows that were to be scored were rejected.
+
+    Rows that were filtered do not count: a filter that drops nearly all must not make bad rows look rare.
+    """
+    if rows.rejected == 0:
+        return Status.SUCCEEDED
+    within = rows.rejected <= max_fraction * wanted_rows(rows)
+    return Status.SUCCEEDED_WITH_WARNINGS if within else Status.FAILED
+
+
+def wanted_rows(rows: RowCounts) -> int:
+    """Rows that were to be scored: those that came out and those that were rejected."""
+    return rows.out + rows.rejected
+
+
+def decide_status(ledger: Ledger, *, job: str, examples: Mapping[str, str] | None = None) -> Status:
+    """The status a job whose every partition is done goes to once it is published.
+
+    :param examples: the first rejected row per reason, as text; see `pipeline.report.rejects.first_examples`.
+    :raises TooManyRejects: or StepFailed, when more rows were rejected than ``errors.max_fraction`` allows.
+    """
+    rows, limit = ledger.rows, ledger.last.plan.spec.errors.max_fraction
+    status = status_for(rows, max_fraction=limit)
+    if status is Status.FAILED:
+        raise too_many_rejects(rows, max_fraction=limit, reasons=ledger.reasons, job=job, examples=examples)
+    return Status.SUCCEEDED_WITH_WARNINGS if ledger.rejected_files else status
+
+
+def too_many_rejects(
+    rows: RowCounts,
+    *,
+    max_fraction: float,
+    reasons: Mapping[str, int],
+    job: str,
+    examples: Mapping[str, str] | None = None,
+) -> PipelineError:
+    """What to raise when `decide_status` says FAILED.
+
+    It is the data's fault (`TooManyRejects`) or, when most rows were rejected because a step or the model raised on
+    them, the code's (`StepFailed`).
+
+    :param examples: the first rejected row per reason, as text.
+    """
+    by_code = sum(count for reason, count in reasons.items() if reason.startswith(_OF_USER_CODE))
+    kind = StepFailed if 2 * by_code > sum(reasons.values()) else TooManyRejects
+    top = sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0]))
+    shown = [
+        f"{format_count(count)} {reason}" + (f" ({examples[reason]})" if examples and reason in examples else "")
+        for reason, count in top[:_SHOWN_REASONS]
+    ]
+    more = f"; {len(top) - _SHOWN_REASONS} more reasons" if len(top) > _SHOWN_REASONS else ""
+    return kind(
+        "too many rows were rejected; nothing was published",
+        where=f"job {job}",
+        found=f"{format_count(rows.rejected)} of {format_count(wanted_rows(rows))} rows to be scored "
+        f"({_percent(rows.rejected, wanted_rows(rows))}): " + "; ".join(shown) + more,
+        expected=f"at most {max_fraction:.4%} (errors.max_fraction: {max_fraction:g})",
+        next_step=f"python -m pipeline rejects {job}",
+    )
+
+
+def make_report(
+    job: JobDirectory,
+    *,
+    ledger: Ledger | None = None,
+    status: Status | None = None,
+    seconds: float | None = None,
+    retries: int | None = None,
+    warnings: Sequence[str] = (),
+    error: PipelineError | None = None,
+) -> Report:
+    """The report of a job, finished or not, from what its directory says.
+
+    :param ledger: what counts, when it is at hand; else the receipts are read.
+    :param status: default: the one the events say.
+    :param seconds: wall time of the driver at work, to which the time of earlier ones is added. Default: time the
+        events say drivers spent.
+    :param retries: default: as many as the events tell of.
+    """
+    if job.record.children:
+        return _add_up(job, status=status or job.status(), seconds=seconds, warnings=warnings, error=error)
+    ledger, events = ledger or job.ledger(), job.events()
+    plan, totals, rows = ledger.base.plan, ledger.totals, ledger.rows
+    status = status or job.status()
+    total = active_seconds(events) if seconds is None else active_seconds(before_this(events)) + seconds
+    provision, starts = provision_seconds(events), sum(event["event"] == "driver" for event in events)
+    return Report(
+        **_common(job, plan, events, status=status, error=error),
+        rows=rows,
+        input=input_text(plan),
+        seconds=job_timings(totals.seconds, total=total, provision=provision),
+        partitions=PartitionCounts(done=len(ledger.done), planned=ledger.planned),
+        skew=_spread(plan, totals.durations),
+        retries=sum(event.get("outcome") == "retry" for event in events) if retries is None else retries,
+        batch=batch_rows(plan, totals.smallest_batch, events),
+        stragglers=straggler_counts(events),
+        reasons=ledger.reasons,
+        rounds=ledger.summaries(),
+        rejected_files=ledger.rejected_files,
+        engines=engine_evidence(totals.engine, tolerance=plan.spec.score.tolerance),
+        estimate=compare_with_actual(job, plan, totals, seconds=total, provision=provision, starts=starts),
+        warnings=(
+            *warnings,
+            *_reject_warning(rows),
+            *_file_warning(ledger.rejected_files),
+            *_restart_warnings(job.rounds()),
+            *alias_change_warnings(events),
+            *engine_warnings(totals.engine),
+        ),
+        next=_next(status, job.job, has_rejects=rows.rejected > 0 or bool(ledger.rejected_files)),
+    )
+
+
+def _common(
+    job: JobDirectory, plan: Plan, events: Sequence[Mapping[str, Any]], *, status: Status, error: PipelineError | None
+) -> dict[str, Any]:
+    """The fields that are found in the same way for a job and for a fan-out."""
+    return {
+        "job": job.job,
+        "name": plan.spec.name,
+        "status": status,
+        "reason": error.message if error else last_reason(events, status),
+        "model": ModelId(plan.model.name, plan.model.version, plan.model.digest),
+        "output": job.resolve(plan.spec.sink.path),
+        "directory": job.root,
+        "published": _published(job, events),
+        "error": JobError.from_error(error) if error else None,
+    }
+
+
+def _restart_warnings(rounds: Iterable[Round]) -> tuple[str, ...]:
+    moved = [one.record for one in rounds if one.record and one.why == ALIAS_CHANGE]
+    return tuple(f"the job started over: {', '.join(record.changes)} (on_alias_change: restart)" for record in moved)
+
+
+def _add_up(
+    job: JobDirectory, *, status: Status, seconds: float | None, warnings: Sequence[str], error: PipelineError | None
+) -> Report:
+    """The report of a fan-out: that of all its children together."""
+    plan, events = job.plan, job.events()
+    reports = [make_report(child) for child in job.children()]
+    total = active_seconds(events) if seconds is None else active_seconds(before_this(events)) + seconds
+    reasons: Counter[str] = Counter()
+    for report in reports:
+        reasons.update(report.reasons)
+    rows = RowCounts.total(report.rows for report in reports)
+    phases = {name: sum(report.seconds.phases[name] for report in reports) for name in reports[0].seconds.phases}
+    return Report(
+        **_common(job, plan, events, status=status, error=error),
+        rows=rows,
+        seconds=job_timings(phases, total=total, provision=provision_seconds(events)),
+        partitions=PartitionCounts(
+            done=sum(report.partitions.done for report in reports),
+            planned=sum(report.partitions.planned for report in reports),
+        ),
+        skew=Skew(
+            skew([child.rows for child in plan.children]),
+            skew([report.rows.rows_in for report in reports]),
+            max(report.skew.slowest_seconds for report in reports),
+            sum(report.skew.mean_seconds for report in reports) / len(reports),
+        ),
+        retries=sum(report.retries for report in reports),
+        batch=None,
+        stragglers=None,
+        reasons=dict(sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0]))),
+        rejected_files=tuple(file for report in reports for file in report.rejected_files),
+        warnings=(*warnings, *_reject_warning(rows)),
+        children=tuple(
+            ChildReport.from_report(child.value, report) for child, report in zip(plan.children, reports, strict=True)
+        ),
+        next=_next(status, job.job, has_rejects=rows.rejected > 0),
+    )
+
+
+def _spread(plan: Plan, times: Sequence[float]) -> Skew:
+    return Skew(
+        before=round(skew([file.rows for file in plan.files]), 3),
+        after=round(skew([partition.rows for partition in plan.partitions]), 3),
+        slowest_seconds=round(max(times, default=0.0), 3),
+        mean_seconds=round(sum(times) / len(times), 3) if times else 0.0,
+    )
+
+
+def _reject_warning(rows: RowCounts) -> tuple[str, ...]:
+    if not rows.rejected:
+        return ()
+    return (f"{format_count(rows.rejected)} rows were rejected ({_percent(rows.rejected, wanted_rows(rows))})",)
+
+
+def _file_warning(files: Sequence[RejectedFile]) -> tuple[str, ...]:
+    if not files:
+        return ()
+    known = [file.rows for file in files if file.rows is not None]
+    rows = f"{format_count(sum(known))} rows" if known else "rows unknown"
+    rows += f" in {len(known):,} of them, the others unknown" if known and len(known) < len(files) else ""
+    what = "1 input file was" if len(files) == 1 else f"{len(files):,} input files were"
+    return (f"{what} set aside, such as {files[0].path} ({rows}): {files[0].message}",)
+
+
+def _published(job: JobDirectory, events: Sequence[Mapping[str, Any]]) -> int | None:
+    """The manifest that was published last; events of older versions do not tell, but success does."""
+    told = [event["manifest"] for event in events if event["event"] == "published" and "manifest" in event]
+    if told:
+        return int(told[-1])
+    ended_well = any(str(event.get("after", "")).startswith("SUCCEEDED") for event in events)
+    return next(reversed(job.manifests()), None) if ended_well else None
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{part / whole:.4%}" if whole else "0%"
+
+
+def _next(status: Status, job: str, *, has_rejects: bool) -> tuple[str, ...]:
+    rejects = (f"python -m pipeline rejects {job}", f"python -m pipeline retry {job}") if has_rejects else ()
+    if status.is_success:
+        return (f"python -m pipeline verify {job}", *rejects, f"python -m pipeline status {job}")
+    return (*rejects, f"python -m pipeline resume {job}", f"python -m pipeline status {job}")
+
+
+def job_timings(phases: Timings | Mapping[str, float], *, total: float, provision: float) -> JobTimings:
+    """Timings rounded to milliseconds.
+
+    :param phases: sums over all partitions.
+    """
+    named = phases if isinstance(phases, Mapping) else {name: getattr(phases, name) for name in JobTimings().phases}
+    figures = {"total": total, "provision": provision, **named}
+    return JobTimings(**{name: round(value, 3) for name, value in figures.items()})
+
+
+def batch_rows(plan: Plan, smallest: int | None, events: Iterable[Mapping[str, Any]]) -> BatchRows:
+    """Rows per batch, planned and in fact.
+
+    :param smallest: fewest that any partition ended with, or None.
+    """
+    known = [int(event["remembered"]) for event in events if event.get("event") == "batch"]
+    return BatchRows(planned=plan.batch_rows, remembered=known[-1] if known else None, smallest=smallest)
+
+
+def straggler_counts(events: Iterable[Mapping[str, Any]]) -> StragglerCounts:
+    """Count the mitigations of slow partitions in the events of a job."""
+    known = [event for event in events if event.get("event") == "straggler"]
+    begun = Counter(str(event.get("action")) for event in known if not event.get("is_over"))
+    won = [event for event in known if event.get("is_over") and event.get("won")]
+    return StragglerCounts(
+        backups=begun["backup"],
+        cuts=begun["cut"],
+        divided=begun["divide"],
+        moved=begun["move"],
+        shared=begun["share"],
+        won=len(won),
+        seconds_won=round(sum(float(event.get("seconds_won") or 0.0) for event in won), 3),
+    )
+
+
+# A probe ends with PLANNED.
+_FINAL = {str(status) for status in Status if status.is_final or status is Status.PLANNED}
+_ACTIVE = {str(Status.PROVISIONING), str(Status.RUNNING), str(Status.PUBLISHING)}
+
+
+def active_seconds(events: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds during which a driver worked on the job; the stretch of one that was killed ends at its last event."""
+    total, since, last = 0.0, None, None
+    for event in events:
+        try:
+            now = datetime.fromisoformat(str(event["time"]))
+        except (KeyError, ValueError):
+            continue
+        after = event.get("after") if event["event"] == "status" else None
+        is_restart = after == Status.PROVISIONING and since is not None
+        if since is not None and last is not None and (is_restart or after in _FINAL):
+            total += ((last if is_restart else now) - since).total_seconds()
+            since = None
+        if since is None and after in _ACTIVE:
+            since = now
+        last = now
+    if since is not None and last is not None:
+        total += (last - since).total_seconds()
+    return max(0.0, total)
+
+
+def before_this(events: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Events of the drivers before the last one."""
+    starts = [number for number, event in enumerate(events) if event["event"] == "driver"]
+    return events[: starts[-1]] if starts else ()
+
+
+def provision_seconds(events: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds that drivers waited for workers."""
+    total, since = 0.0, None
+    for event in events:
+        if event["event"] != "status":
+            continue
+        now = datetime.fromisoformat(str(event["time"]))
+        if event.get("after") == Status.PROVISIONING:
+            since = now
+        elif since is not None:
+            total += max(0.0, (now - since).total_seconds()) if event.get("after") == Status.RUNNING else 0.0
+            since = None
+    return total
+
+
+def last_reason(events: Sequence[Mapping[str, Any]], status: Status) -> str:
+    """Why a job has a status, when that is no success."""
+    if status.is_success:
+        return ""
+    reasons = [str(event.get("reason", "")) for event in events if event["event"] == "status"]
+    return reasons[-1] if reasons else ""
+
+
+def engine_evidence(use: EngineUse | None, *, tolerance: float) -> EngineEvidence | None:
+    """The evidence of all partitions together, its seconds rounded; None for None."""
+    if use is None:
+        return None
+    seconds = {name: round(value, 6) for name, value in use.seconds.items()}
+    return EngineEvidence(replace(use, seconds=seconds, seconds_start=round(use.seconds_start, 3)), tolerance)
+
+
+def engine_warnings(whole: EngineUse | None) -> tuple[str, ...]:
+    """What a person must know of it."""
+    if whole is None:
+        return ()
+    found = [f"the tree engine was given up: {reason}" for reason in whole.reasons if reason.startswith(GIVEN_UP)]
+    if whole.mismatches:
+        found.append(
+            f"{whole.mismatches:,} of {whole.compared_rows:,} compared rows came out otherwise than from xgboost, "
+            f"whose results were taken there; {whole.rows.get('trees', 0):,} rows have the tree engine's: "
+            "score again with engine: xgboost"
+        )
+    return tuple(found)

@@ -1,0 +1,160 @@
+"""Figures of a report: frozen dataclasses, each with its form in JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from pipeline.errors import PipelineError
+from pipeline.jobs.ledger import RoundSummary
+from pipeline.models.engines import EngineUse
+
+SHOWN_ROUNDS = 3
+"""Rounds of retries in a text, the last ones."""
+
+
+@dataclass(frozen=True)
+class ModelId:
+    """The model version that scored a job."""
+
+    name: str
+    version: str
+    digest: str
+    """SHA-256 of the file."""
+
+    def __str__(self) -> str:
+        parts = [self.name, f"version {self.version}" if self.version else ""]
+        text = " ".join(part for part in parts if part)
+        return f"{text} (sha256 {self.digest[:16]})" if self.digest else text
+
+
+@dataclass(frozen=True)
+class JobTimings:
+    """Seconds of a job, to the millisecond. The phases are sums over partitions, which run side by side."""
+
+    total: float = 0.0
+    """Wall time of all drivers."""
+    provision: float = 0.0
+    """Part of ``total`` spent waiting for workers."""
+    read: float = 0.0
+    steps: float = 0.0
+    score: float = 0.0
+    write: float = 0.0
+    model_load: float = 0.0
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """The sums over partitions, by phase."""
+        return {name: value for name, value in asdict(self).items() if name not in ("total", "provision")}
+
+
+@dataclass(frozen=True)
+class PartitionCounts:
+    """Partitions of a job; the halves of a split one stand in its place."""
+
+    done: int
+    planned: int
+
+
+@dataclass(frozen=True)
+class Skew:
+    """Unevenness of the work."""
+
+    before: float
+    """Rows of the largest input file / mean rows of a file."""
+    after: float
+    """Rows of the largest partition / mean rows of a partition."""
+    slowest_seconds: float
+    """Wall time of the slowest partition."""
+    mean_seconds: float
+
+
+@dataclass(frozen=True)
+class BatchRows:
+    """Rows per batch."""
+
+    planned: int
+    remembered: int | None = None
+    """Taken over from an earlier job with this model on such workers; None when there was none."""
+    smallest: int | None = None
+    """Fewest that any partition ended with; None before the first is done."""
+
+
+@dataclass(frozen=True)
+class StragglerCounts:
+    """Mitigations of partitions that ran far too long."""
+
+    backups: int = 0
+    """Partitions that got a copy on another worker."""
+    cuts: int = 0
+    """Partitions whose remaining rows were scored by other workers."""
+    divided: int = 0
+    """Partitions split anew because their worker did not answer."""
+    moved: int = 0
+    """Partitions moved to another worker before they started."""
+    shared: int = 0
+    """Partitions that were not slow, shared with idle workers."""
+    won: int = 0
+    """Times that the help came in first."""
+    seconds_won: float = 0.0
+    """Seconds saved by it in all, against the estimates."""
+
+    @property
+    def helped(self) -> int:
+        """Partitions that ran too long and got help."""
+        return self.backups + self.cuts + self.divided
+
+
+@dataclass(frozen=True)
+class EngineEvidence:
+    """What evaluated the model, and the evidence for that choice, over all partitions."""
+
+    use: EngineUse
+    tolerance: float
+    """Largest difference of margins that compares as equal; 0.0 asks for equal bits."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields of ``use``, with ``speedup`` and ``tolerance``."""
+        record = asdict(self.use) | {"kernels": list(self.use.kernels), "reasons": list(self.use.reasons)}
+        return {**record, "speedup": round(self.use.speedup, 3), "tolerance": self.tolerance}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`."""
+        names = {name: value for name, value in record.items() if name not in ("speedup", "tolerance")}
+        names |= {name: tuple(names[name]) for name in ("kernels", "reasons")}
+        return cls(EngineUse(**names), record["tolerance"])
+
+
+@dataclass(frozen=True)
+class JobError:
+    """The error that ended a job."""
+
+    kind: str
+    """Name of the class."""
+    message: str
+    where: str = ""
+    found: str = ""
+    expected: str = ""
+    next: str = ""
+    exit_code: int = 1
+
+    @classmethod
+    def from_error(cls, error: PipelineError) -> Self:
+        """The texts of ``error``."""
+        return cls(**error.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its fields, without empty ones."""
+        return {name: value for name, value in asdict(self).items() if value != ""}
+
+
+def rounds_text(rounds: tuple[RoundSummary, ...]) -> str:
+    """Results of the last `SHOWN_ROUNDS` retries."""
+    texts = [
+        f"round {summary.round} ({summary.why}): {summary.healed:,} of {summary.retried:,} rejected rows healed"
+        for summary in rounds
+        if summary.retried
+    ]
+    return "; ".join(texts[-SHOWN_ROUNDS:])
