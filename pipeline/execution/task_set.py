@@ -23,7 +23,7 @@ from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.layout import receipt_path
 from pipeline.jobs.receipts import Receipt
 from pipeline.jobs.rounds import Round
-from pipeline.jobs.splits import SPLIT_FLOOR_ROWS, even_cuts, parts_of, split_receipt
+from pipeline.jobs.splits import MIN_SPLIT_ROWS, even_cuts, parts_of, split_receipt
 from pipeline.models.model import ModelVersion
 from pipeline.plan.memory import MemoryBatchLimit
 from pipeline.plan.plan import Partition
@@ -88,8 +88,8 @@ class TaskSet:
             asked to stop and leave the rest.
         :returns: None when it has too few rows.
         """
-        cuts = even_cuts(0, partition.rows, parts=parts, smallest=max(1, SPLIT_FLOOR_ROWS // 2))
-        if receipt is None and (partition.rows <= SPLIT_FLOOR_ROWS or not cuts):
+        cuts = even_cuts(0, partition.rows, parts=parts, smallest=max(1, MIN_SPLIT_ROWS // 2))
+        if receipt is None and (partition.rows <= MIN_SPLIT_ROWS or not cuts):
             return None
         receipt = receipt or put_split(self.job, self.round, partition, cuts)
         if not receipt.splits:

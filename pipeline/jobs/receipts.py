@@ -139,7 +139,7 @@ class Receipt:
             record["splits"] = tuple(record["splits"])
             record["cuts"] = tuple(record.get("cuts", ()))
             if record.get("engine") is not None:
-                record["engine"] = _engine_use(record["engine"])
+                record["engine"] = EngineUse.from_dict(record["engine"])
             for key in ("data", "rejects"):
                 record[key] = DataFile(**record[key]) if record[key] is not None else None
             return Receipt(**record)
@@ -151,10 +151,6 @@ class Receipt:
                 expected="the JSON a worker wrote",
                 next_step="remove the file and resume: its partition is scored again",
             ) from error
-
-
-def _engine_use(record: dict[str, Any]) -> EngineUse:
-    return EngineUse(**{**record, "kernels": tuple(record["kernels"]), "reasons": tuple(record["reasons"])})
 
 
 SPOOLED = 4 << 20

@@ -17,7 +17,7 @@ from pipeline.jobs import layout
 from pipeline.jobs.receipts import Receipt
 from pipeline.plan.plan import Partition, Plan
 
-SPLIT_FLOOR_ROWS = 1024
+MIN_SPLIT_ROWS = 1024
 """A partition of so few rows is not split again."""
 
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import count
 from statistics import median
 from time import perf_counter
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -40,7 +40,7 @@ _MISSING = "numba is not installed (the extra 'fast')"
 class EngineOptions:
     """What can evaluate a model in a job."""
 
-    wanted: Engine
+    requested: Engine
     """As the spec says."""
     possible: tuple[str, ...]
     """``xgboost``, ``trees``, or both when the worker is to choose."""
@@ -96,8 +96,7 @@ def check_engine(engine: Engine, version: ModelVersion, *, kind: OutputKind) -> 
         )
 
 
-GIVEN_UP = "it "
-"""How a reason of `EngineUse` begins that came up while scoring and is worth a warning."""
+_TEXTS = ("kernels", "reasons", "disabled")
 
 
 @fast_pickle
@@ -114,13 +113,15 @@ class EngineUse:
     compared_rows: int = 0
     """Rows that both engines scored and whose results were compared."""
     mismatches: int = 0
-    """Compared rows whose results differ. xgboost's were taken, and the tree engine was given up in that process."""
+    """Compared rows whose results differ. xgboost's were taken, and the process disabled the tree engine."""
     seconds_start: float = 0.0
     """Seconds to start the tree engine: import, compile or load its kernels, read the trees. Once per process."""
     kernels: tuple[str, ...] = ()
     """What the tree engine ran as, such as ``numba 0.68 (znver4)``."""
     reasons: tuple[str, ...] = ()
-    """Why the tree engine was not used, or not for all rows, by name; see `GIVEN_UP`."""
+    """Why the tree engine was not used, by name."""
+    disabled: tuple[str, ...] = ()
+    """Why the tree engine was disabled while scoring; each of these deserves a warning."""
 
     def __add__(self, other: EngineUse) -> EngineUse:
         return EngineUse(
@@ -132,7 +133,17 @@ class EngineUse:
             seconds_start=self.seconds_start + other.seconds_start,
             kernels=tuple(sorted({*self.kernels, *other.kernels})),
             reasons=tuple(sorted({*self.reasons, *other.reasons})),
+            disabled=tuple(sorted({*self.disabled, *other.disabled})),
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, with lists in place of tuples."""
+        return asdict(self) | {name: list(getattr(self, name)) for name in _TEXTS}
+
+    @staticmethod
+    def from_dict(record: Mapping[str, Any]) -> EngineUse:
+        """Inverse of `to_dict`."""
+        return EngineUse(**{**record, **{name: tuple(record[name]) for name in _TEXTS}})
 
     @property
     def speedup(self) -> float:
@@ -170,6 +181,8 @@ class EngineSelection:
     """Largest difference of margins that counts as none; 0: every bit of the output is compared."""
     reasons: tuple[str, ...] = ()
     """Why the tree engine is not used, by name."""
+    disabled: tuple[str, ...] = ()
+    """Why it was disabled after the plan had allowed it."""
     clock: Callable[[], float] = perf_counter
     engine: str = field(default="xgboost", init=False)
     """``xgboost``, ``trees``, or ``both`` while they are timed."""
@@ -190,14 +203,14 @@ class EngineSelection:
             return 0.0
         begin = self.clock()
         try:
-            if self.trees is None and not self.reasons:
+            if self.trees is None and not (self.reasons or self.disabled):
                 self.trees = self._build(build)
                 self.engine = "trees" if is_asked_for else "both"
         except Exception as error:
-            reason = f"{GIVEN_UP}did not start: {type(error).__name__}: {error}".splitlines()[0][:200]
+            reason = f"start failed: {type(error).__name__}: {error}".splitlines()[0][:200]
             if is_asked_for:
                 raise ModelError("the tree engine does not start here", found=reason, next_step=INSTALL) from error
-            self.give_up(reason)
+            self.disable_trees(reason)
         finally:
             self._starting.release()
         return self.clock() - begin
@@ -210,10 +223,10 @@ class EngineSelection:
         self.kernel = kernel_name()
         return trees
 
-    def give_up(self, reason: str) -> None:
-        """From now on xgboost scores."""
+    def disable_trees(self, reason: str) -> None:
+        """Let xgboost score from now on."""
         with self._guard:
-            self.engine, self.reasons = "xgboost", (*self.reasons, reason)
+            self.engine, self.disabled = "xgboost", (*self.disabled, reason)
 
     def add_times(self, xgboost: float, trees: float) -> None:
         """Seconds a row of either engine; after `ROUNDS` of them the faster one is chosen."""
@@ -257,7 +270,8 @@ class Evaluator:
     def engine_use(self) -> EngineUse:
         """Return which engines evaluated the model for this partition, and why no other one did."""
         choice = self.choice
-        return self.use + EngineUse(kernels=(choice.kernel,) if choice.kernel else (), reasons=choice.reasons)
+        kernels = (choice.kernel,) if choice.kernel else ()
+        return self.use + EngineUse(kernels=kernels, reasons=choice.reasons, disabled=choice.disabled)
 
     def predict(self, matrix: np.ndarray, *, kind: OutputKind) -> np.ndarray:
         """See `pipeline.models.model.Predictor.predict`."""
@@ -316,7 +330,7 @@ class Evaluator:
         except MemoryError:
             raise
         except Exception as error:
-            self.choice.give_up(f"{GIVEN_UP}failed: {type(error).__name__}: {error}".splitlines()[0][:200])
+            self.choice.disable_trees(f"call failed: {type(error).__name__}: {error}".splitlines()[0][:200])
             return None
 
     def _agrees(self, matrix: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> bool:
@@ -324,9 +338,9 @@ class Evaluator:
         wrong = self._differing(matrix, ours, theirs)
         self.use += EngineUse(compared_rows=len(matrix), mismatches=wrong)
         if wrong:
-            self.choice.give_up(f"{MISMATCH} (model {self.version.digest[:12]})")
+            self.choice.disable_trees(f"{MISMATCH} (model {self.version.digest[:12]})")
             with _lock:
-                _given_up.add(self.version.digest)
+                _mismatched.add(self.version.digest)
         return not wrong
 
     def _differing(self, matrix: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> int:
@@ -344,8 +358,8 @@ class Evaluator:
         return _further_apart(*margins, tolerance) if tolerance else _unequal_bits(*margins)
 
 
-MISMATCH = f"{GIVEN_UP}gave other results than xgboost"
-"""Beginning of the reason that is recorded for a mismatch."""
+MISMATCH = "its results differ from xgboost's"
+"""First words of the reason that is recorded for a mismatch."""
 
 
 def _unequal_bits(one: np.ndarray, other: np.ndarray) -> int:
@@ -358,8 +372,8 @@ def _further_apart(one: np.ndarray, other: np.ndarray, tolerance: float) -> int:
     return int((~near.reshape(len(one), -1)).any(axis=1).sum())
 
 
-_choices: OrderedDict[tuple[object, ...], EngineSelection] = OrderedDict()
-_given_up: set[str] = set()
+_selections: OrderedDict[tuple[object, ...], EngineSelection] = OrderedDict()
+_mismatched: set[str] = set()
 _lock = threading.Lock()
 
 
@@ -403,7 +417,7 @@ def get_evaluator(score: Evaluation) -> tuple[Evaluator, float]:
             found="; ".join(outlook.reasons),
             next_step=f"{INSTALL} on the workers, or leave score.engine out",
         )
-    choice = _choice(score, predictor, reasons=outlook.reasons)
+    choice = _engine_selection(score, predictor, reasons=outlook.reasons)
     build = find_flavor(version.flavor).trees
     starting = 0.0
     if build is not None and outlook.has_trees:
@@ -411,21 +425,23 @@ def get_evaluator(score: Evaluation) -> tuple[Evaluator, float]:
     return Evaluator(choice, seconds_start=starting), loading + starting
 
 
-def _choice(score: Evaluation, predictor: Predictor, *, reasons: tuple[str, ...]) -> EngineSelection:
-    key = (score.model.digest, score.kind, score.engine, score.tolerance, reasons)
+def _engine_selection(score: Evaluation, predictor: Predictor, *, reasons: tuple[str, ...]) -> EngineSelection:
+    """Return the selection of this process for the model, output and engine of ``score``."""
+    digest = score.model.digest
+    key = (digest, score.kind, score.engine, score.tolerance, reasons)
     with _lock:
-        if score.model.digest in _given_up and not reasons:
-            reasons = (f"{MISMATCH} before (model {score.model.digest[:12]})",)
-        if key not in _choices:
-            _choices[key] = EngineSelection(predictor, score.kind, score.tolerance, reasons)
-        _choices.move_to_end(key)
-        while len(_choices) > MODELS:
-            _choices.popitem(last=False)
-        return _choices[key]
+        if key not in _selections:
+            is_disabled = digest in _mismatched and not reasons
+            disabled = (f"{MISMATCH} before (model {digest[:12]})",) if is_disabled else ()
+            _selections[key] = EngineSelection(predictor, score.kind, score.tolerance, reasons, disabled)
+        _selections.move_to_end(key)
+        while len(_selections) > MODELS:
+            _selections.popitem(last=False)
+        return _selections[key]
 
 
 def forget_selections() -> None:
     """Drop every choice of this process, also that a model's results differed."""
     with _lock:
-        _choices.clear()
-        _given_up.clear()
+        _selections.clear()
+        _mismatched.clear()

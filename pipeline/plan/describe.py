@@ -162,7 +162,7 @@ class PlanSummary:
                 "features": list(self.plan.features),
             },
             "engine": {
-                "wanted": engine.wanted,
+                "requested": engine.requested,
                 "possible": list(engine.possible),
                 "reasons": list(engine.reasons),
             },

@@ -35,7 +35,8 @@ BATCH_SHARE = 0.15
 """Share of a thread's part of the memory limit that its batches may take."""
 WRITTEN_SHARE = 0.1
 """Share of a thread's part of the memory limit that a row group being written may take."""
-FLOOR_ROWS = 4096
+MIN_BATCH_ROWS = 4096
+"""Rows that a planned batch has at least."""
 CEILING_ROWS = 65_536
 """Larger batches were a tenth slower, since they do not stay in the caches (measured, 28 float32 columns)."""
 GROW_AFTER = 8
@@ -87,7 +88,7 @@ def projected_memory(*, task: int, model_bytes: int, threads: int = 1, engine: b
 
 
 def starting_batch_rows(
-    *, row_memory: int, memory: int, threads: int, floor: int = FLOOR_ROWS, ceiling: int = CEILING_ROWS
+    *, row_memory: int, memory: int, threads: int, floor: int = MIN_BATCH_ROWS, ceiling: int = CEILING_ROWS
 ) -> int:
     """Rows of the first batch: the largest power of two whose memory is a modest part of what a thread may have.
 

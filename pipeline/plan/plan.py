@@ -15,7 +15,7 @@ from pipeline.common.units import format_bytes
 from pipeline.errors import InsufficientMemory
 from pipeline.models.model import ModelVersion
 from pipeline.plan.incremental import FULL_INPUT, IncrementalState
-from pipeline.plan.memory import FLOOR_ROWS, USABLE, shared_memory
+from pipeline.plan.memory import MIN_BATCH_ROWS, USABLE, shared_memory
 from pipeline.plan.recipe import ColumnRule, MapRecipe, ScoreRecipe, StageRecipe
 from pipeline.spec.job_spec import JobSpec
 
@@ -234,7 +234,7 @@ class Plan:
             return
         fewer = " or fewer threads," if limits.threads > 1 else ""
         fewer += " or score with engine: xgboost," if self.can_use_tree_engine else ""
-        smaller = " or keep and read fewer columns" if self.batch_rows <= FLOOR_ROWS else ""
+        smaller = " or keep and read fewer columns" if self.batch_rows <= MIN_BATCH_ROWS else ""
         raise InsufficientMemory(
             "a worker does not have the memory this plan needs",
             where=f"{limits.threads} threads per worker, batches of {self.batch_rows:,} rows",

@@ -51,7 +51,7 @@ def make_plan(
     output = pa.schema([field.remove_metadata() for field in output])
     partitions = _partitions(files, limits=limits, target_bytes=target_bytes)
     sizes = _sizes(discovery, columns, files=files, output=output, limits=limits, maps=bool(spec.maps))
-    engine = _may_use_trees(spec, model, files, workers=limits.workers)
+    engine = _can_use_tree_engine(spec, model, files, workers=limits.workers)
     return Plan(
         spec=spec,
         model=model,
@@ -83,7 +83,7 @@ def _partitions(files: tuple[InputFile, ...], *, limits: Limits, target_bytes: i
     return tuple(Partition(f"{number:0{width}d}", fragments) for number, fragments in enumerate(packed))
 
 
-def _may_use_trees(spec: JobSpec, model: ModelVersion, files: tuple[InputFile, ...], *, workers: int) -> bool:
+def _can_use_tree_engine(spec: JobSpec, model: ModelVersion, files: tuple[InputFile, ...], *, workers: int) -> bool:
     rows = sum(group.rows for file in files for group in file.row_groups if group.wanted) // max(1, workers)
     return engine_options(spec.score.engine, model, kind=spec.score.output_spec.kind, rows=rows).has_trees
 

@@ -19,7 +19,7 @@ from pipeline.jobs.ledger import Ledger
 from pipeline.jobs.receipts import Timings
 from pipeline.jobs.rounds import ALIAS_CHANGE, Round
 from pipeline.jobs.status import Status
-from pipeline.models.engines import GIVEN_UP, EngineUse
+from pipeline.models.engines import EngineUse
 from pipeline.models.registry.alias_watch import alias_change_warnings
 from pipeline.plan.describe import input_text, skew
 from pipeline.plan.plan import Plan
@@ -362,7 +362,7 @@ def engine_warnings(whole: EngineUse | None) -> tuple[str, ...]:
     """What a person must know of it."""
     if whole is None:
         return ()
-    found = [f"the tree engine was given up: {reason}" for reason in whole.reasons if reason.startswith(GIVEN_UP)]
+    found = [f"the tree engine was disabled: {reason}" for reason in whole.disabled]
     if whole.mismatches:
         found.append(
             f"{whole.mismatches:,} of {whole.compared_rows:,} compared rows came out otherwise than from xgboost, "

@@ -116,15 +116,14 @@ class EngineEvidence:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of ``use``, with ``speedup`` and ``tolerance``."""
-        record = asdict(self.use) | {"kernels": list(self.use.kernels), "reasons": list(self.use.reasons)}
+        record = self.use.to_dict()
         return {**record, "speedup": round(self.use.speedup, 3), "tolerance": self.tolerance}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Self:
         """Inverse of `to_dict`."""
-        names = {name: value for name, value in record.items() if name not in ("speedup", "tolerance")}
-        names |= {name: tuple(names[name]) for name in ("kernels", "reasons")}
-        return cls(EngineUse(**names), record["tolerance"])
+        use = {name: value for name, value in record.items() if name not in ("speedup", "tolerance")}
+        return cls(EngineUse.from_dict(use), record["tolerance"])
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from pipeline.spec.parts import MapStep
 if TYPE_CHECKING:
     from pipeline.sources import SourceBatch
 
-FLOOR_ROWS = 1024
+MIN_HALVED_ROWS = 1024
 """A batch of so few rows is not halved again."""
 
 
@@ -113,7 +113,7 @@ class Scorer:
         """Score the rows of ``batch``, in pieces that fit in memory.
 
         :param paths: path of each fragment of the partition, for the rejects.
-        :raises OutOfMemory: when even `FLOOR_ROWS` rows need more memory than there is.
+        :raises OutOfMemory: when even `MIN_HALVED_ROWS` rows need more memory than there is.
         :raises StepFailed: when a step breaks its contract, or fails on every row.
         :raises BadPrediction: when the model does not give one result a row.
         """
@@ -135,22 +135,22 @@ class Scorer:
         return self._count_rows(batch, _ScoredRows.concat(parts, self._schema), paths)
 
     def _shrink_batch(self, rows: int, error: BaseException) -> None:
-        if rows <= FLOOR_ROWS:
+        if rows <= MIN_HALVED_ROWS:
             raise OutOfMemory(
                 "a batch does not fit in memory, however small it is cut",
                 found=f"{type(error).__name__} with {rows:,} rows",
-                expected=f"room for {FLOOR_ROWS:,} rows",
+                expected=f"room for {MIN_HALVED_ROWS:,} rows",
                 next_step="give the workers more memory, or fewer threads each",
             ) from error
         self.batch_rows = next_batch_rows(
-            rows, outcome="out_of_memory", floor=FLOOR_ROWS, ceiling=self.recipe.batch_rows, successes=0
+            rows, outcome="out_of_memory", floor=MIN_HALVED_ROWS, ceiling=self.recipe.batch_rows, successes=0
         )
         self._fitted = 0
 
     def _grow_batch(self) -> None:
         before, self._fitted = self.batch_rows, self._fitted + 1
         self.batch_rows = next_batch_rows(
-            before, outcome="fitted", floor=FLOOR_ROWS, ceiling=self.recipe.batch_rows, successes=self._fitted
+            before, outcome="fitted", floor=MIN_HALVED_ROWS, ceiling=self.recipe.batch_rows, successes=self._fitted
         )
         if self.batch_rows != before:
             self._fitted = 0

@@ -167,11 +167,11 @@ def facts(booster: Any) -> dict[str, Any]:
         "prediction": _width(booster.predict(row, validate_features=False)),
         "margin": _width(booster.predict(row, validate_features=False, output_margin=True)),
         "leaf": leaves,
-        "tree_engine_blockers": _not_for_trees(booster),
+        "tree_engine_blockers": _tree_engine_blockers(booster),
     }
 
 
-def _not_for_trees(booster: Any) -> list[str]:
+def _tree_engine_blockers(booster: Any) -> list[str]:
     from pipeline.models.trees import unsupported_xgboost
     from pipeline.models.trees.xgboost import read_ubj
 

@@ -186,7 +186,8 @@ def test_a_wrong_engine_is_given_up_while_it_is_timed(models: dict[str, ModelVer
     use = evaluator.engine_use()
     assert (use.rows, use.mismatches) == ({"xgboost": ROWS}, 1)
     assert use.timed_rows == module.SLICE_ROWS * after // 2
-    assert module.MISMATCH in use.reasons[0]
+    assert use.reasons == ()
+    assert module.MISMATCH in use.disabled[0]
 
 
 def test_classes_do_not_hide_wrong_margins(models: dict[str, ModelVersion]) -> None:
@@ -240,7 +241,7 @@ def test_an_engine_that_fails_is_given_up(models: dict[str, ModelVersion]) -> No
     evaluator, plain = choose(models["binary"], xgboost=8e-6, trees=1e-6, change=fails)
     matrix = matrix_of(plain)
     assert evaluator.predict(matrix, kind="prediction").tobytes() == plain.predict(matrix, kind="prediction").tobytes()
-    assert evaluator.engine_use().reasons == ("it failed: RuntimeError: no kernel",)
+    assert evaluator.engine_use().disabled == ("call failed: RuntimeError: no kernel",)
 
 
 def test_out_of_memory_is_no_failure(models: dict[str, ModelVersion]) -> None:
@@ -333,7 +334,7 @@ def test_a_start_that_fails_is_told(models: dict[str, ModelVersion]) -> None:
 
     made = EngineSelection(predictor_of(models["binary"]), "prediction")
     made.start(build, is_asked_for=False)
-    assert (made.engine, made.reasons) == ("xgboost", ("it did not start: OSError: no cache",))
+    assert (made.engine, made.disabled) == ("xgboost", ("start failed: OSError: no cache",))
     with pytest.raises(ModelError, match="does not start"):
         EngineSelection(made.reference, "prediction").start(build, is_asked_for=True)
 
@@ -365,7 +366,7 @@ def test_the_plan_says_what_is_possible(tmp_path: Path, models: dict[str, ModelV
     assert few["possible"] == ["xgboost"]
     assert "too few to earn its start" in few["reasons"][0]
     many = plan_summary(replace(plan, model=replace(models["binary"], trees=BREAK_EVEN)), Limits(2, 1, 0))
-    assert many.to_dict()["engine"] == {"wanted": "auto", "possible": ["xgboost", "trees"], "reasons": []}
+    assert many.to_dict()["engine"] == {"requested": "auto", "possible": ["xgboost", "trees"], "reasons": []}
     assert "engine     trees or xgboost, whichever is faster on the first rows" in many.text()
     linear = plan_summary(replace(plan, model=models["linear"]), Limits(2, 1, 0))
     assert "engine     xgboost; the tree engine is not used: the booster gblinear" in linear.text()
@@ -420,16 +421,17 @@ def test_the_report_sums_it_up(tmp_path: Path) -> None:
         "seconds_start": 1.5,
         "kernels": ["numba 1"],
         "reasons": ["few"],
+        "disabled": [],
         "speedup": 7.8,
         "tolerance": 0.0,
     }
     line = "engine     trees 7.8 × xgboost's predictor on 12 timed rows, bit-equal on all 18 compared rows"
     assert line in report.text()
     assert not any("engine" in warning for warning in details["warnings"])
-    bad = replace(use, mismatches=2, reasons=("it gave other results than xgboost (model x)",))
+    bad = replace(use, mismatches=2, disabled=(f"{module.MISMATCH} (model x)",))
     report = make_report(directory, ledger=directory.ledger([replace(good[0], engine=bad), *good[1:]]))
     assert "different on 2 of 18 compared rows" in report.text()
-    assert any(w.startswith("the tree engine was given up: it gave other results") for w in report.warnings)
+    assert any(w.startswith("the tree engine was disabled: its results differ") for w in report.warnings)
     assert any("score again with engine: xgboost" in warning for warning in details["warnings"])
 
 
@@ -447,7 +449,7 @@ def test_a_model_that_differed_is_not_tried_again(
     for recipe in (score_of(version, engine="trees"), score_of(version, rows_per_worker=BREAK_EVEN)):
         again, _ = get_evaluator(recipe)
         assert again.choice.engine == "xgboost"
-        assert again.engine_use().reasons[0].startswith(module.MISMATCH)
+        assert again.engine_use().disabled[0].startswith(module.MISMATCH)
 
 
 def test_it_has_as_many_threads_as_xgboost(models: dict[str, ModelVersion], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,8 @@ from pipeline.plan.memory import (
     BATCH_SHARE,
     CEILING_ROWS,
     ENGINE_BYTES,
-    FLOOR_ROWS,
     GROW_AFTER,
+    MIN_BATCH_ROWS,
     MODEL_FACTOR,
     PAGE_BYTES,
     PROCESS_BYTES,
@@ -48,10 +48,10 @@ def test_pages_of_small_row_groups_take_no_more_than_the_group():
 @given(per_row=st.integers(1, 10**6), memory=st.integers(1, 64 * GIB), threads=st.integers(1, 64))
 def test_a_batch_is_a_power_of_two_and_a_modest_part_of_memory(per_row, memory, threads):
     rows = starting_batch_rows(row_memory=per_row, memory=memory, threads=threads)
-    assert FLOOR_ROWS <= rows <= CEILING_ROWS
+    assert MIN_BATCH_ROWS <= rows <= CEILING_ROWS
     assert rows & (rows - 1) == 0
     room = BATCH_SHARE * memory / threads
-    assert rows == FLOOR_ROWS or rows * per_row <= room
+    assert rows == MIN_BATCH_ROWS or rows * per_row <= room
     assert rows == CEILING_ROWS or 2 * rows * per_row > room
 
 
@@ -59,8 +59,8 @@ def test_wide_tables_get_smaller_batches():
     narrow = row_memory(row_bytes_in=112, row_bytes_out=116, features=28)
     wide = row_memory(row_bytes_in=16_000, row_bytes_out=16_004, features=2000)
     assert starting_batch_rows(row_memory=narrow, memory=2 * GIB, threads=1) == CEILING_ROWS
-    assert starting_batch_rows(row_memory=wide, memory=4 * GIB, threads=1) == FLOOR_ROWS
-    assert starting_batch_rows(row_memory=wide, memory=16 * GIB, threads=1) == 4 * FLOOR_ROWS
+    assert starting_batch_rows(row_memory=wide, memory=4 * GIB, threads=1) == MIN_BATCH_ROWS
+    assert starting_batch_rows(row_memory=wide, memory=16 * GIB, threads=1) == 4 * MIN_BATCH_ROWS
 
 
 def test_without_a_limit_there_is_a_default():

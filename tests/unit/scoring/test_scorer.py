@@ -15,7 +15,7 @@ from pipeline.models.model import Feature, ModelVersion
 from pipeline.plan.recipe import REJECT_COLUMNS, ColumnRule, MapRecipe
 from pipeline.scoring.outputs import prediction_schema, reject_schema
 from pipeline.scoring.rows import Rows
-from pipeline.scoring.scorer import FLOOR_ROWS, ScoredBatch, Scorer, frame_schema
+from pipeline.scoring.scorer import MIN_HALVED_ROWS, ScoredBatch, Scorer, frame_schema
 from pipeline.scoring.steps import Step
 from pipeline.sources import SourceBatch
 from pipeline.spec.parts import Output
@@ -255,8 +255,8 @@ def test_when_memory_runs_short_the_batch_is_halved_and_grows_back() -> None:
 def test_when_the_floor_does_not_fit_it_is_out_of_memory() -> None:
     table = table_of(8192)
     with pytest.raises(OutOfMemory, match="however small") as caught:
-        score(table, Sum(most_rows=FLOOR_ROWS - 1), batch_rows=8192)
-    assert f"{FLOOR_ROWS:,} rows" in caught.value.found
+        score(table, Sum(most_rows=MIN_HALVED_ROWS - 1), batch_rows=8192)
+    assert f"{MIN_HALVED_ROWS:,} rows" in caught.value.found
 
 
 class DeviceFullError(Exception):
