@@ -1,31 +1,33 @@
-"""The one way through a job. `run`, `resume`, the command line and a notebook cell all go it.
+"""Run a job from plan to report. The command line, notebooks and servers all use this module.
 
-`plan --probe`: score a few partitions of a job that is kept, and estimate the rest from them.
+Read it from top to bottom: `run` plans a job, `run_job` becomes its only driver, `drive_job` drives it to its end. At
+the bottom, `probe_plan` (``plan --probe``) scores a few partitions and estimates the rest from them.
 """
 
 from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from pipeline.common.secrets import masking_logs, redact_error
 from pipeline.common.units import utc_now
 from pipeline.driver.alias_change import pinned_version
-from pipeline.driver.driver import Driver, ParentContext
+from pipeline.driver.driver import Driver
 from pipeline.driver.fan_out import FanOutDriver, is_ready
+from pipeline.driver.job_run import JobDriver, ParentContext
 from pipeline.driver.prepare import Prepared, first_sink, prepare
 from pipeline.driver.retry import RetryRequest, open_retry
 from pipeline.errors import InputError, JobLocked
 from pipeline.events import Callback
 from pipeline.execution.clusters import settings_of
-from pipeline.jobs.cancellation import Stop, on_signals, watch_for_cancel
+from pipeline.jobs.cancellation import on_signals, watch_for_cancel
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import Lease, hold_lease
 from pipeline.jobs.listing import find_job, parent_of
 from pipeline.jobs.record import new_job_id
+from pipeline.jobs.status import Status
 from pipeline.plan.plan import Partition
 from pipeline.report.build import make_report
 from pipeline.report.estimate import Estimate, choose_sample, make_estimate, write_estimate
@@ -38,7 +40,6 @@ from pipeline.sinks import check_conditional_writes
 from pipeline.spec.job_spec import JobSpec
 
 logger = logging.getLogger(__name__)
-Ending = TypeVar("Ending")
 
 
 def run(
@@ -50,8 +51,8 @@ def run(
 ) -> Report:
     """Plan ``spec``, score every row, and publish.
 
-    :param job_id: id for the job; one that exists with the same plan is gone on with. Default: a new one.
-    :raises PipelineError: when the job failed or was interrupted; its directory says why and can be resumed.
+    :param job_id: Id of the job. If a job with this id and the same plan exists, it is resumed. Default: a new id.
+    :raises PipelineError: when the job failed or was interrupted. Its directory records why; `resume` continues it.
     """
     settings = settings or Settings.load()
     pinned = pinned_version(spec, job=job_id, settings=settings) if spec.fan_out is None else None
@@ -64,18 +65,18 @@ def run(
         import_paths=settings.import_paths,
         fsync=settings.fsync,
     )
-    return execute(job, settings=settings, callbacks=callbacks)
+    return run_job(job, settings=settings, callbacks=callbacks)
 
 
 def resume(job: str, *, settings: Settings | None = None, callbacks: Sequence[Callback] = ()) -> Report:
-    """Go on with an unfinished job; what is done is not done again. A finished job gives its report.
+    """Resume an unfinished job. Completed partitions are not scored again. For a finished job, return its report.
 
-    :param job: id, unique prefix of one, ``@last``, or the path of a job directory.
+    :param job: Id, unique prefix of an id, ``@last``, or the path of a job directory.
     """
     settings = settings or Settings.load()
     directory = find_job(settings.directory, job)
     directory.fsync = settings.fsync
-    return execute(directory, settings=settings, callbacks=callbacks)
+    return run_job(directory, settings=settings, callbacks=callbacks)
 
 
 def retry(
@@ -86,95 +87,97 @@ def retry(
     settings: Settings | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Report:
-    """Score again what a job left out: rejected rows, undone partitions, mended files; heal its output in one commit.
+    """Score what a job left out (rejected rows, pending partitions, repaired files) and publish it in one commit.
 
-    :param job: id, unique prefix of one, ``@last``, or the path of a job directory.
-    :param model: a model reference or file to score them with. Default: what was used last.
-    :param overrides: such as ``steps.0.map=features:mended``; steps, contract and errors may be changed.
-    :raises PipelineError: when it failed; ``retry`` or `resume` goes on with it.
+    :param job: Id, unique prefix of an id, ``@last``, or the path of a job directory.
+    :param model: Model reference or file to score with. Default: the model used last.
+    :param overrides: Such as ``steps.0.map=features:fixed``. Steps, contract and errors may be changed.
+    :raises PipelineError: when it failed; ``retry`` or `resume` continues it.
     """
     settings = settings or Settings.load()
     directory = find_job(settings.directory, job)
     directory.fsync = settings.fsync
-    begin = partial(open_retry, wanted=RetryRequest(model, tuple(overrides)), settings=settings)
-    return execute(directory, settings=settings, callbacks=callbacks, begin=begin)
+    request = RetryRequest(model, tuple(overrides))
+    cluster_settings = settings_of(directory.plan.spec, settings=settings)
+    with _only_driver(directory, settings=cluster_settings) as (lease, hooks):
+        open_retry(directory, request, epoch=lease.epoch, settings=settings)
+        if directory.is_ended:
+            return make_report(directory)
+        report = drive_job(directory, lease, settings=cluster_settings, callbacks=callbacks, hooks=hooks)
+    return _update_fan_out(directory, report, settings=cluster_settings)
 
 
-def execute(
+def run_job(
     job: JobDirectory,
     *,
     settings: Settings,
     callbacks: Sequence[Callback] = (),
-    unless: Callable[[JobDirectory], bool] = lambda job: job.is_ended,
-    begin: Callable[..., object] | None = None,
-    within: ParentContext | None = None,
+    resume_cancelled: bool = True,
+    parent: ParentContext | None = None,
 ) -> Report:
-    """Take ``job`` from where it is to its end, as its only driver.
+    """Become the only driver of ``job`` and drive it to its end. If it has ended, return its report.
 
-    :param unless: whether there is nothing to do for this driver; its report is given then as it is.
-    :param begin: what its driver does first, given its ``epoch``, such as to open a round; it may refuse to.
-    :param within: of the fan-out whose driver drives it as a child.
-    :raises JobLocked: when another driver is at work on it.
-    :raises Fenced: when another one took it over meanwhile; this one then leaves everything as it is.
+    :param resume_cancelled: False: a cancelled job has ended, too.
+    :param parent: Context of the fan-out whose driver runs ``job`` as a child.
+    :raises JobLocked: when another driver holds the job.
+    :raises Fenced: when another driver took the job over meanwhile. This driver then changes nothing more.
     """
-    if begin is None and unless(job):
+    if _is_done(job, resume_cancelled=resume_cancelled):
         return make_report(job)
     settings = settings_of(job.plan.spec, settings=settings)
-    hooks = hooks_of(job.plan.spec, settings) if within is None else ()
+    with _only_driver(job, settings=settings, parent=parent) as (lease, hooks):
+        # Another driver may have ended the job while this one waited for the lease.
+        if _is_done(job, resume_cancelled=resume_cancelled):
+            return make_report(job)
+        report = drive_job(job, lease, settings=settings, callbacks=callbacks, hooks=hooks, parent=parent)
+    return report if parent is not None else _update_fan_out(job, report, settings=settings)
+
+
+def _is_done(job: JobDirectory, *, resume_cancelled: bool) -> bool:
+    return job.is_ended or (not resume_cancelled and job.status() is Status.CANCELLED)
+
+
+@contextmanager
+def _only_driver(
+    job: JobDirectory, *, settings: Settings, parent: ParentContext | None = None
+) -> Iterator[tuple[Lease, tuple[Callback, ...]]]:
+    """Hold the lease of ``job`` inside the block, and run its hooks. The hooks of a child are those of its fan-out."""
+    hooks = hooks_of(job.plan.spec, settings) if parent is None else ()
     with (
-        run_hooks(job, hooks, grace=settings.hook_timeout) as told,
+        run_hooks(job, hooks, grace=settings.hook_timeout) as hook_callbacks,
         hold_lease(job.store, lease_seconds=settings.lease_seconds) as lease,
     ):
-        if begin is not None:
-            begin(job, epoch=lease.epoch)
-        # Another driver may have ended the job while this one waited for it.
-        if unless(job):
-            return make_report(job)
-        with record_log(job.store, epoch=lease.epoch) as log:
-            driver = _driver(job, lease, settings, (*callbacks, log, *told), within)
-            report = _drive(driver, driver.drive)
-    return _add_up(job, report, settings) if job.record.parent and within is None else report
+        yield lease, hook_callbacks
 
 
-def _driver(
-    job: JobDirectory, lease: Lease, settings: Settings, callbacks: tuple[Callback, ...], within: ParentContext | None
-) -> Driver | FanOutDriver:
-    def drive_child(child: JobDirectory, within: ParentContext, callbacks: Sequence[Callback]) -> Report:
-        return execute(child, settings=settings, callbacks=callbacks, within=within)
+def drive_job(
+    job: JobDirectory,
+    lease: Lease,
+    *,
+    settings: Settings,
+    callbacks: Sequence[Callback] = (),
+    hooks: Sequence[Callback] = (),
+    parent: ParentContext | None = None,
+) -> Report:
+    """Drive ``job`` to its end with `Driver`, or `FanOutDriver` for a fan-out, and record its log.
 
-    if job.record.children:
-        return FanOutDriver(job, lease, settings, callbacks, drive_child)
-    return Driver(job, lease, settings, callbacks, within or ParentContext(Stop(), None, job.record.publishes))
-
-
-def _add_up(child: JobDirectory, report: Report, settings: Settings) -> Report:
-    """The report of a child that was driven alone, once its fan-out has taken note. If it was the last that the others
-    waited for, all are published now."""
-    parent = parent_of(child)
-    try:
-        if all(is_ready(one) for one in parent.children()):
-            execute(parent, settings=settings)
-            return make_report(child)
-        with hold_lease(parent.store, lease_seconds=settings.lease_seconds):
-            parent.write_report(make_report(parent).to_dict())
-    except JobLocked:
-        logger.info("the driver of %s takes note of what became of its children", parent.job)
-    return report
-
-
-def probe(
-    job: JobDirectory, partitions: Sequence[Partition], *, settings: Settings, callbacks: Sequence[Callback] = ()
-) -> None:
-    """Score ``partitions`` of ``job`` and no more. They stay done; the job is PLANNED afterwards, and `resume` goes on.
-
-    :raises JobLocked: when another driver is at work on it.
+    :param lease: of ``job``, held by the caller.
+    :param settings: with those of the chosen cluster's file; see `settings_of`.
     """
-    with hold_lease(job.store, lease_seconds=settings.lease_seconds) as lease:
-        driver = Driver(job, lease, settings, tuple(callbacks), ParentContext(Stop(), None, False))
-        _drive(driver, lambda: driver.probe(partitions))
+    with record_log(job.store, epoch=lease.epoch) as log:
+        observers = (*callbacks, log, *hooks)
+        driver: JobDriver
+        if job.record.children:
+            driver = FanOutDriver(job, lease, settings, observers, run_child=run_job)
+        else:
+            driver = Driver(job, lease, settings, observers, parent or ParentContext(publishes=job.record.publishes))
+        with _supervise(driver):
+            return driver.drive()
 
 
-def _drive(driver: Driver | FanOutDriver, go: Callable[[], Ending]) -> Ending:
+@contextmanager
+def _supervise(driver: JobDriver) -> Iterator[None]:
+    """Record the driver as an event, forward signals and cancel requests to it, and record how it fails."""
     job, lease = driver.job, driver.lease
     job.append_event("driver", epoch=lease.epoch, taken=str(lease.taken), host=lease.holder.host, pid=lease.holder.pid)
     try:
@@ -184,21 +187,42 @@ def _drive(driver: Driver | FanOutDriver, go: Callable[[], Ending]) -> Ending:
             watch_for_cancel(job.store, lease.epoch, driver.stop),
             prepended_sys_path(job.record.import_paths),
         ):
-            return go()
+            yield
     except BaseException as error:
         masked = redact_error(error)
-        if (fenced := driver.lease.fenced_as_far_as_known()) is not None:
+        if (fenced := lease.fenced_as_far_as_known()) is not None:
             raise fenced from masked
-        driver.give_up(masked)
+        driver.record_failure(masked)
         if masked is not error:
             raise masked from None
         raise
 
 
+def _update_fan_out(job: JobDirectory, report: Report, *, settings: Settings) -> Report:
+    """Update the fan-out of a child that was run alone. If all children are scored now, publish them.
+
+    :returns: the report of ``job``. A job without a parent keeps ``report``.
+    """
+    if not job.record.parent:
+        return report
+    parent = parent_of(job)
+    try:
+        if all(is_ready(child) for child in parent.children()):
+            run_job(parent, settings=settings)
+            return make_report(job)
+        with hold_lease(parent.store, lease_seconds=settings.lease_seconds):
+            parent.write_report(make_report(parent).to_dict())
+    except JobLocked:
+        logger.info("the driver of %s will update its report", parent.job)
+    return report
+
+
 def probe_plan(
     prepared: Prepared, *, settings: Settings, count: int, callbacks: Sequence[Callback] = ()
 ) -> tuple[str, Estimate]:
-    """Make a job of ``prepared``, score ``count`` of its partitions (they stay done), and store the estimate with it.
+    """Create a job from ``prepared``, score ``count`` of its partitions, and store the estimate with it.
+
+    The partitions stay done: `resume` scores only the others.
 
     :returns: the id of the job, and the estimate.
     :raises InputError: when there is no row to score.
@@ -216,7 +240,7 @@ def probe_plan(
         import_paths=settings.import_paths,
         fsync=settings.fsync,
     )
-    probe(job, choose_sample(plan.partitions, count=count), settings=settings, callbacks=callbacks)
+    probe_job(job, choose_sample(plan.partitions, count=count), settings=settings, callbacks=callbacks)
     limits = prepared.limits
     estimate = make_estimate(
         plan,
@@ -228,3 +252,16 @@ def probe_plan(
     )
     write_estimate(job, estimate)
     return job.job, estimate
+
+
+def probe_job(
+    job: JobDirectory, partitions: Sequence[Partition], *, settings: Settings, callbacks: Sequence[Callback] = ()
+) -> None:
+    """Score only ``partitions`` of ``job``. They stay done; the job is PLANNED afterwards.
+
+    :raises JobLocked: when another driver holds the job.
+    """
+    with hold_lease(job.store, lease_seconds=settings.lease_seconds) as lease:
+        driver = Driver(job, lease, settings, tuple(callbacks), ParentContext(publishes=False))
+        with _supervise(driver):
+            driver.probe(partitions)

@@ -65,7 +65,7 @@ class RetryRequest:
         return self.model is None and not self.overrides
 
 
-def open_retry(job: JobDirectory, *, wanted: RetryRequest, epoch: int, settings: Settings) -> Round | None:
+def open_retry(job: JobDirectory, request: RetryRequest, *, epoch: int, settings: Settings) -> Round | None:
     """Open the round of a retry. None when there is nothing to try again, or a round that only has to go on.
 
     A round that was not finished goes on when nothing new is named; else what it left is taken by the new one.
@@ -78,17 +78,17 @@ def open_retry(job: JobDirectory, *, wanted: RetryRequest, epoch: int, settings:
     _check_family(job)
     _check_output(job)
     ledger = job.ledger()
-    spec = _changed(ledger.last.plan.spec, wanted)
-    if wanted.is_nothing and ledger.last.number and ledger.todo:
+    spec = _changed(ledger.last.plan.spec, request)
+    if request.is_nothing and ledger.last.number and ledger.todo:
         return None
     with prepended_sys_path(job.record.import_paths):
-        plan = _replanned(ledger, spec, wanted, settings=settings)
+        plan = _replanned(ledger, spec, request, settings=settings)
     limits = cluster_of(spec, settings=settings).limits()
     work = _find_work(job, ledger, limits=limits)
     if not work.partitions and not work.mended:
         return None
     plan = replace(plan, files=work.files, partitions=work.partitions, pruned_rows=0, rejected_files=())
-    if not wanted.is_nothing:
+    if not request.is_nothing:
         plan.validate(limits)
     record = make_record(
         plan,

@@ -82,7 +82,7 @@ def drive(directory: str) -> int:
         import dask.config
 
         from pipeline.report.progress import PlainProgress
-        from pipeline.runner import execute
+        from pipeline.runner import run_job
         from pipeline.settings import Settings
 
     job = JobDirectory.open(directory)
@@ -92,7 +92,7 @@ def drive(directory: str) -> int:
     with dask.config.set(site):
         settings = Settings.load(**given, directory=_root(directory), import_paths=job.record.import_paths or None)
         job.fsync = settings.fsync
-        execute(job, settings=settings, callbacks=(PlainProgress(),), unless=is_unwanted)
+        run_job(job, settings=settings, callbacks=(PlainProgress(),), resume_cancelled=False)
     return exit_code(job, job.status())
 
 

@@ -76,7 +76,7 @@ class Healing(World):
 
         store = opened(str(self.folder / "jobs" / JOB), private=True)
         directory = JobDirectory.open(store.root, store=store)  # type: ignore[arg-type]
-        open_retry(directory, wanted=RetryRequest(), epoch=2, settings=SETTINGS)
+        open_retry(directory, RetryRequest(), epoch=2, settings=SETTINGS)
         drive(self.new, directory, sink=ParquetSink(opened))  # type: ignore[arg-type]
 
     def check_job(self, directory: JobDirectory) -> None:
@@ -240,5 +240,5 @@ def heal_on(disk: MemoryDisk, job: SmallJob) -> None:
     """A driver of ``retry``, from where the job is to its end."""
     store: Any = MemoryStore(disk, f"jobs/{JOB}")
     directory = JobDirectory.open("jobs", store=store)
-    open_retry(directory, wanted=RetryRequest(), epoch=2, settings=SETTINGS)
+    open_retry(directory, RetryRequest(), epoch=2, settings=SETTINGS)
     drive(job, directory, sink=ParquetSink(lambda path: cast(Any, MemoryStore(disk, "out"))))

@@ -92,7 +92,7 @@ def test_of_fifty_children_two_fail_and_only_these_are_retried(
     spec = make_spec(source={"path": str(tmp_path / "hive")}, fan_out={"by": "key", "max_parallel": 4})
     with pytest.raises(ChildrenFailed) as caught:
         run(spec, settings=settings, callbacks=[hide])
-    assert caught.value.message == "2 of 50 children did not end well; nothing was published"
+    assert caught.value.message == "2 of 50 children failed; nothing was published"
     assert caught.value.exit_code == 4
     assert "k31" in caught.value.found
     assert not (tmp_path / "out").exists()
@@ -172,7 +172,7 @@ def test_each_child_is_published_by_itself_where_the_spec_says_so(
     )
     with pytest.raises(ChildrenFailed) as caught:
         run(spec, settings=settings, callbacks=[hide])
-    assert caught.value.message == "1 of 3 children did not end well"
+    assert caught.value.message == "1 of 3 children failed"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a", "b"]
     hide.bring_back()
     report = resume("@last", settings=settings)

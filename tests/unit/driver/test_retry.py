@@ -92,7 +92,7 @@ def job(in_folder: Path, lake: Lake, model_path: Path) -> JobDirectory:
 
 
 def opened(job: JobDirectory, *overrides: str, model: str | None = None) -> Round:
-    found = open_retry(job, wanted=RetryRequest(model, overrides), epoch=7, settings=SETTINGS)
+    found = open_retry(job, RetryRequest(model, overrides), epoch=7, settings=SETTINGS)
     assert found is not None
     return found
 
@@ -117,7 +117,7 @@ def test_without_anything_named_all_is_as_it_was(job: JobDirectory) -> None:
     assert job.ledger().rows == before
     # What is unfinished goes on; what is finished is tried again.
     assert opened(job).number == 2
-    assert open_retry(job, wanted=RetryRequest(), epoch=8, settings=SETTINGS) is None
+    assert open_retry(job, RetryRequest(), epoch=8, settings=SETTINGS) is None
 
 
 def test_a_step_and_a_contract_that_are_named(job: JobDirectory) -> None:
@@ -212,7 +212,7 @@ def test_an_output_that_was_overwritten_cannot_be_healed(
 
 def test_nothing_to_do(job: JobDirectory) -> None:
     run(job, opened(job, "steps.0.map=mending:mended", "contract.age.max=200"))
-    assert open_retry(job, wanted=RetryRequest(None, ("contract.age.max=300",)), epoch=9, settings=SETTINGS) is None
+    assert open_retry(job, RetryRequest(None, ("contract.age.max=300",)), epoch=9, settings=SETTINGS) is None
 
 
 def test_a_module_is_imported_anew_only_when_it_changed(in_folder: Path) -> None:

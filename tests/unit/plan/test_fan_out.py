@@ -349,16 +349,16 @@ def test_a_request_to_stop_reaches_children_that_run_and_those_to_come() -> None
     from pipeline.driver.fan_out import FanOutStop
 
     leader = FanOutStop()
-    first = leader.follower()
+    first = leader.child_stop()
     assert not first.is_requested
     leader.request(StopReason.SIGNAL, signal_number=15)
-    later = leader.follower()
+    later = leader.child_stop()
     for stop in (first, later):
         assert (stop.why, stop.signal_number, stop.now) == (StopReason.SIGNAL, 15, False)
     leader.request(StopReason.SIGNAL, signal_number=15)
     assert first.now
     assert later.now
     alone = FanOutStop()
-    follower = alone.follower()
+    follower = alone.child_stop()
     follower.request(StopReason.CANCEL)
     assert not alone.is_requested

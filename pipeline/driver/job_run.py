@@ -1,0 +1,106 @@
+"""The parts that every driver has: how a status is set, and how a run ends, well or badly."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pipeline.errors import PipelineError
+from pipeline.events import Callback, JobEnded, notify
+from pipeline.execution.clusters.client import SharedCluster
+from pipeline.jobs.cancellation import Stop
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.lease import Lease
+from pipeline.jobs.ledger import Ledger
+from pipeline.jobs.status import Status, status_after
+from pipeline.report.build import make_report
+from pipeline.report.report import Report
+from pipeline.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+class JobDriver(Protocol):
+    """A driver, as `pipeline.runner` uses it."""
+
+    @property
+    def job(self) -> JobDirectory:
+        """The job to drive."""
+
+    @property
+    def lease(self) -> Lease:
+        """The lease of the job, held by this process."""
+
+    @property
+    def stop(self) -> Stop:
+        """The request to stop, to which signals and cancel requests are forwarded."""
+
+    def drive(self) -> Report:
+        """Drive the job to its end."""
+
+    def record_failure(self, error: BaseException) -> None:
+        """Record why the run failed."""
+
+
+@dataclass(frozen=True)
+class ParentContext:
+    """Share of a child in the driver of its fan-out. A job without a parent has a stop of its own."""
+
+    stop: Stop = field(default_factory=Stop)
+    cluster: SharedCluster | None = None
+    """Cluster of the fan-out. None: the driver opens one when there is something to score."""
+    publishes: bool = True
+    """Whether to publish. False: the job ends as SCORED."""
+
+
+@dataclass
+class JobRun:
+    """One run of a job in this process, from the lease to the final status."""
+
+    job: JobDirectory
+    lease: Lease
+    settings: Settings
+    callbacks: tuple[Callback, ...]
+    started: float = field(default_factory=time.monotonic, init=False)
+    """Start of the run, by the monotonic clock."""
+
+    def set_status(self, status: Status, *, reason: str = "") -> None:
+        """Record a new status and notify the callbacks.
+
+        :raises Fenced: when another driver has taken the job over.
+        """
+        self.lease.check()
+        notify(self.callbacks, self.job.set_status(status, reason=reason))
+
+    def make_report(
+        self, status: Status, *, ledger: Ledger | None = None, error: PipelineError | None = None
+    ) -> Report:
+        """The report of a run that ends with ``status``."""
+        return make_report(self.job, ledger=ledger, status=status, seconds=time.monotonic() - self.started, error=error)
+
+    def finish(self, report: Report, *, reason: str = "", error: PipelineError | None = None) -> Report:
+        """Store ``report``, set its status and notify the callbacks of the end.
+
+        :param reason: for the status event of a run that did not fail.
+        :param error: why the run failed, if it did.
+        :raises Fenced: when another driver has taken the job over.
+        """
+        message = error.message if error else ""
+        self.lease.check()
+        self.job.write_report(report.to_dict())
+        self.set_status(Status(report.status), reason=message or reason)
+        ended = JobEnded(
+            report.job, report.status, report.rows, report.output, report.directory, message, report.to_dict()
+        )
+        notify(self.callbacks, ended)
+        return report
+
+    def record_failure(self, error: BaseException) -> None:
+        """Record why the run failed. Errors raised here are logged, not raised: they must not mask ``error``."""
+        known = PipelineError.of(error)
+        try:
+            self.finish(self.make_report(status_after(error), error=known), error=known)
+        except Exception:
+            logger.exception("the end of job %s could not be recorded", self.job.job)
