@@ -170,7 +170,9 @@ def drive_job(
         if job.record.children:
             driver = FanOutDriver(job, lease, settings, observers, run_child=run_job)
         else:
-            driver = Driver(job, lease, settings, observers, parent or ParentContext(publishes=job.record.publishes))
+            driver = Driver(
+                job, lease, settings, observers, parent or ParentContext(publishes=job.record.publishes_itself)
+            )
         with _supervise(driver):
             return driver.drive()
 

@@ -62,7 +62,7 @@ def override_option(command: Command) -> Command:
     return command
 
 
-def mend_option(command: Command) -> Command:
+def retry_set_option(command: Command) -> Command:
     """``--set``, for what a retry may change."""
     text = "Change a step, the contract or errors, such as steps.0.map=features:mended; may be repeated."
     return click.option("--set", "overrides", metavar="FIELD=VALUE", multiple=True, help=text)(command)

@@ -16,7 +16,7 @@ from pipeline.cli.options import (
     emit,
     is_quiet,
     load,
-    mend_option,
+    retry_set_option,
     output_options,
     override_option,
     settings_for,
@@ -93,7 +93,7 @@ def _detach(job: str, *, flags: Flags) -> None:
 @click.argument("job", default="@last")
 @click.option("--model", metavar="MODEL", help="Score with this model reference or file instead.")
 @strict_option
-@mend_option
+@retry_set_option
 @cluster_options
 @directory_option
 @output_options

@@ -65,7 +65,7 @@ class RunChild(Protocol):
 
 def is_ready(child: JobDirectory) -> bool:
     """Whether a child has ended, or is scored and only waits to be published with the others."""
-    if child.record.publishes or child.status() is not Status.SCORED:
+    if child.record.publishes_itself or child.status() is not Status.SCORED:
         return child.is_ended
     return not child.ledger().todo
 
@@ -165,7 +165,9 @@ class _ChildPool:
         is_hopeless = any(isinstance(error, InfrastructureError) for error in self._failures.values())
         if driver.stop.is_requested or is_hopeless:
             return
-        parent = ParentContext(driver.stop.child_stop(), self._cluster, self._publishes or child.record.publishes)
+        parent = ParentContext(
+            driver.stop.child_stop(), self._cluster, self._publishes or child.record.publishes_itself
+        )
         try:
             driver.run_child(child, settings=driver.settings, callbacks=(self._events,), parent=parent)
         except BaseException as error:

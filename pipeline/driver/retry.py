@@ -99,7 +99,7 @@ def open_retry(job: JobDirectory, request: RetryRequest, *, epoch: int, settings
         takes=ledger.undone,
         changes=_changes(ledger.last.plan, plan),
         rejected_files=work.still_rejected,
-        mended_files=[file.path for file in work.mended],
+        repaired_files=[file.path for file in work.mended],
     )
     return job.open_round(record, plan)
 
@@ -116,7 +116,7 @@ def _check_family(job: JobDirectory) -> None:
             found=f"{job.record.children:,} children",
             next_step=f"python -m pipeline status {job.job}, then: python -m pipeline retry CHILD",
         )
-    if not job.record.publishes and job.status().is_success:
+    if not job.record.publishes_itself and job.status().is_success:
         raise SpecError(
             "the output of this child was published together with that of the others, which a retry cannot heal",
             where=job.job,
@@ -211,7 +211,7 @@ def _columns(ledger: Ledger, spec: JobSpec, model: ModelVersion, predictions: pa
 def _frame_schema(spec: JobSpec, discovery: Discovery, *, columns: Sequence[str]) -> pa.Schema:
     """Schema after the ``map`` steps, from a run of them on rows of an input file that is as it was planned."""
     sample = _sample(discovery, columns=columns)
-    return frame_schema(spec.maps, sample, schema=discovery.schema, is_mended=True)
+    return frame_schema(spec.maps, sample, schema=discovery.schema, reload_changed=True)
 
 
 def _sample(discovery: Discovery, *, columns: Sequence[str]) -> SourceBatch | None:

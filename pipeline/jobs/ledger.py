@@ -125,7 +125,7 @@ class Ledger:
         """The input files that are set aside, by path."""
         found: dict[str, RejectedFile] = {}
         for one in self.rounds:
-            for path in one.record.mended_files if one.record else ():
+            for path in one.record.repaired_files if one.record else ():
                 found.pop(path, None)
             aside = (
                 *(one.plan.rejected_files if one.starts_over else ()),

@@ -38,7 +38,7 @@ def check_job_id(job: str) -> str:
     return job
 
 
-_OF_FAMILIES = ("children", "parent", "publishes", "holds_back")
+_OF_FAMILIES = ("children", "parent", "publishes_itself", "publishes_children_together")
 
 
 def child_id(parent: str, slug: str) -> str:
@@ -72,9 +72,9 @@ class JobRecord:
     """How many children it has; it is a fan-out then."""
     parent: str = ""
     """Job id of the fan-out whose child it is."""
-    publishes: bool = True
+    publishes_itself: bool = True
     """False: it is published with the other children, by its parent."""
-    holds_back: bool = False
+    publishes_children_together: bool = False
     """Whether it is a fan-out that publishes its children only when all are ready to."""
 
     def to_json(self) -> bytes:
@@ -132,8 +132,8 @@ def record_of(
         import_paths=import_paths,
         children=len(plan.children),
         parent=parent.job if parent else "",
-        publishes=parent is None or not parent.holds_back,
-        holds_back=plan.spec.fan_out is not None and plan.spec.fan_out.publish == "all",
+        publishes_itself=parent is None or not parent.publishes_children_together,
+        publishes_children_together=plan.spec.fan_out is not None and plan.spec.fan_out.publish == "all",
     )
 
 

@@ -56,7 +56,7 @@ class RoundRecord:
     """Whether it does all the work again, so that earlier rounds count nowhere."""
     rejected_files: tuple[RejectedFile, ...]
     """Input files that are set aside from this round on."""
-    mended_files: tuple[str, ...]
+    repaired_files: tuple[str, ...]
     """Input files that had been set aside and are read in this round."""
     epoch: int
     """Of the driver that opened it."""
@@ -77,7 +77,7 @@ class RoundRecord:
             record = json.loads(data)
             if record.pop("schema_version") != SCHEMA_VERSION:
                 raise ValueError("unknown schema_version")
-            for name in ("maps", "changes", "mended_files"):
+            for name in ("maps", "changes", "repaired_files"):
                 record[name] = tuple(record[name])
             record["takes"] = {int(number): tuple(ids) for number, ids in record["takes"].items()}
             record["rejected_files"] = tuple(rejected_file(file) for file in record["rejected_files"])
@@ -139,7 +139,7 @@ def make_record(
     changes: Sequence[str] = (),
     starts_over: bool = False,
     rejected_files: Sequence[RejectedFile] = (),
-    mended_files: Sequence[str] = (),
+    repaired_files: Sequence[str] = (),
 ) -> RoundRecord:
     """The record of a round that does ``plan``; see `RoundRecord` for the parameters."""
     fragments = [fragment for partition in plan.partitions for fragment in partition.fragments]
@@ -156,7 +156,7 @@ def make_record(
         takes={number: tuple(ids) for number, ids in takes.items() if ids},
         starts_over=starts_over,
         rejected_files=tuple(rejected_files),
-        mended_files=tuple(mended_files),
+        repaired_files=tuple(repaired_files),
         epoch=epoch,
         created=created,
     )

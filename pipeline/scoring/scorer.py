@@ -98,7 +98,7 @@ class Scorer:
         self.batch_rows = self.batch_rows or self.recipe.batch_rows
         if self.steps is None:
             self.steps = load_steps(
-                self.recipe.maps, import_paths=self.recipe.import_paths, is_mended=self.recipe.round > 0
+                self.recipe.maps, import_paths=self.recipe.import_paths, reload_changed=self.recipe.round > 0
             )
         self._too_large: tuple[type[BaseException], ...] = (MemoryError, *self.predictor.out_of_memory_errors())
         self._schema = pa.ipc.read_schema(pa.py_buffer(self.recipe.output_schema))
@@ -244,19 +244,19 @@ def frame_schema(
     *,
     schema: pa.Schema | None = None,
     import_paths: Sequence[str] = (),
-    is_mended: bool = False,
+    reload_changed: bool = False,
 ) -> pa.Schema:
     """Columns that rows have after the map steps, found by running them on a sample.
 
     :param sample: some rows of the source; None when it has none.
     :param schema: of the source; needed when there is no sample.
-    :param is_mended: see `load_steps`.
+    :param reload_changed: see `load_steps`.
     :raises StepFailed: when a step cannot be loaded, breaks its contract, or works on no row of the sample.
     """
     if sample is None and schema is None:
         raise ValueError("frame_schema needs a sample or a schema")
     table = schema.empty_table() if sample is None and schema is not None else sample.table  # type: ignore[union-attr]
-    steps = load_steps([_map_recipe(step) for step in maps], import_paths=import_paths, is_mended=is_mended)
+    steps = load_steps([_map_recipe(step) for step in maps], import_paths=import_paths, reload_changed=reload_changed)
     if not steps:
         return table.schema
     mapped, failed = map_rows(steps, Rows.from_table(table), any_worked=False)

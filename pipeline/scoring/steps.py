@@ -50,13 +50,13 @@ class Step:
 
 
 def load_steps(
-    maps: Sequence[MapRecipe], *, import_paths: Sequence[str] = (), is_mended: bool = False
+    maps: Sequence[MapRecipe], *, import_paths: Sequence[str] = (), reload_changed: bool = False
 ) -> tuple[Step, ...]:
     """The steps of a recipe, ready to be called.
 
-    :param is_mended: whether the modules may have been changed since this process imported them.
+    :param reload_changed: whether the modules may have been changed since this process imported them.
     """
-    if is_mended:
+    if reload_changed:
         for name in dict.fromkeys(step.entrypoint.partition(":")[0] for step in maps):
             _reload_if_changed(name)
     return tuple(

@@ -221,15 +221,15 @@ def test_a_module_is_imported_anew_only_when_it_changed(in_folder: Path) -> None
     maps = [MapRecipe("changing:build")]
     (step,) = load_steps(maps)
     sys.modules["changing"].marked = True  # type: ignore[attr-defined]
-    (same,) = load_steps(maps, is_mended=True)
+    (same,) = load_steps(maps, reload_changed=True)
     assert same.function is step.function
     module.write_text("def build(frame):\n    return 'new, and longer'\n")
     assert load_steps(maps)[0].function is step.function
-    (mended,) = load_steps(maps, is_mended=True)
+    (mended,) = load_steps(maps, reload_changed=True)
     assert mended.function(None) == "new, and longer"  # type: ignore[arg-type, comparison-overlap]
     module.write_text("def build(frame):\n    return 'broken'  )\n")
     with pytest.raises(StepFailed, match="cannot be imported"):
-        load_steps(maps, is_mended=True)
+        load_steps(maps, reload_changed=True)
 
 
 def test_the_columns_that_there_are_are_named(job: JobDirectory) -> None:

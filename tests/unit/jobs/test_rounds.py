@@ -190,7 +190,7 @@ def test_files_that_are_set_aside_are_in_no_count(directory: JobDirectory, job: 
     warnings = make_report(directory).warnings
     assert f"1 input file was set aside, such as {gone.path} (5 rows): damaged" in warnings
     mended = replace(job.plan, files=(job.plan.files[1],), partitions=(replace(job.plan.partitions[1], id="00000"),))
-    again = make_record(mended, number=2, why="retry", epoch=3, created="", takes={}, mended_files=[gone.path])
+    again = make_record(mended, number=2, why="retry", epoch=3, created="", takes={}, repaired_files=[gone.path])
     directory.open_round(again, mended)
     assert directory.ledger().rejected_files == ()
     assert directory.ledger().planned_rows == 75

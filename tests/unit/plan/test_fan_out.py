@@ -313,7 +313,7 @@ def test_parent_and_children_are_job_directories(lake: Path) -> None:
     assert again.record == job.record
     children = job.children()
     assert [child.job for child in children] == ["churn-1.at", "churn-1.de", "churn-1.null"]
-    assert [child.record.publishes for child in children] == [False] * 3
+    assert [child.record.publishes_itself for child in children] == [False] * 3
     assert (job.record.children, job.record.rows, job.record.partitions) == (3, 900, 3)
     assert parent_of(children[1]).job == "churn-1"
     assert (lake / "jobs/churn-1/children/de/plan.parquet").is_file()
