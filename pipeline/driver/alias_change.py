@@ -1,4 +1,4 @@
-"""What a driver does about the alias of its model: looks where it points, and acts when it has moved."""
+"""Monitor the alias that a job's model reference names, and apply ``on_alias_change`` when it changes."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class AliasMonitor:
-    """Follows the alias of one job's model, by the policy of its spec.
+    """Monitor of the alias of one job's model, with the policy of its spec.
 
-    A round that mends an earlier one (a retry) keeps its version whatever the alias does: it is part of an output that
-    was scored with it. Once a manifest names the round, nothing is followed any more: the decision is made.
+    The round of a retry keeps its version: its rows belong to an output that was scored with it. Once a manifest names
+    a round, its alias is no longer checked.
     """
 
     job: JobDirectory
@@ -39,7 +39,7 @@ class AliasMonitor:
     settings: Settings
     stop: Stop
     is_paused: bool = False
-    """While a sample is scored, which nothing is published of."""
+    """Whether a probe runs: nothing of it is published."""
 
     @cached_property
     def _watch(self) -> AliasWatch:
@@ -48,63 +48,65 @@ class AliasMonitor:
         )
 
     @cached_property
-    def _noted(self) -> set[tuple[str, str]]:
-        """Moves that are on record."""
+    def _recorded(self) -> set[tuple[str, str]]:
+        """Changes that are recorded as events: pinned and found version."""
         events = (event for event in self.job.events() if event["event"] == EVENT)
         return {(str(event.get("pinned")), str(event.get("found"))) for event in events}
 
-    def poll(self, working: Round) -> None:
-        """Look, when it is time to, while partitions run; ask to stop when they should not."""
-        if self.is_paused or not self._is_followed(working) or self.stop.is_requested:
+    def poll(self, round_: Round) -> None:
+        """Check the alias while partitions run, at most every ``alias_poll`` seconds. Request a stop if the policy says so."""
+        if self.is_paused or not self._is_monitored(round_) or self.stop.is_requested:
             return
-        move = self._watch.poll(working.plan.model)
-        if move is None:
+        change = self._watch.poll(round_.plan.model)
+        if change is None:
             return
-        policy = self._policy(working)
+        policy = self._policy(round_)
         if policy == "pin":
-            self._note(move)
+            self._record(change)
         else:
-            # What still runs is of no use to a job that starts over.
-            self.stop.request(StopReason.ALIAS_CHANGE, reason=move.said, now=policy == "restart")
-            logger.warning("%s: no more partitions are started", move.said)
+            # A job that rescores all rows has no use for the running partitions.
+            self.stop.request(StopReason.ALIAS_CHANGE, reason=change.said, now=policy == "restart")
+            logger.warning("%s: no more partitions are started", change.said)
 
-    def follow(self, ledger: Ledger) -> None:
-        """Look now: before anything runs, after a stop, and right before the commit. Opens a round to start over.
+    def apply_policy(self, ledger: Ledger) -> None:
+        """Check the alias now: before anything runs, after a stop, and right before the commit.
 
-        :raises ModelChanged: under the policy ``fail``, and when a job has started over too often.
-        :raises PipelineError: under ``fail`` and ``restart``, when the registry cannot say and all the work is done.
+        Under the policy ``restart``, a changed alias opens a round that rescores all rows.
+
+        :raises ModelChanged: under the policy ``fail``, and when a job has restarted too often.
+        :raises PipelineError: under ``fail`` and ``restart``, when the registry fails and every partition is done.
         """
         self.stop.settle(StopReason.ALIAS_CHANGE)
-        working = ledger.last
-        if not self._is_followed(working) or self._is_committed(working):
+        round_ = ledger.last
+        if not self._is_monitored(round_) or self._is_committed(round_):
             return
-        policy, pinned = self._policy(working), working.plan.model
-        may_not_know = policy == "pin" or bool(ledger.todo)
-        move = self._watch.try_look(pinned) if may_not_know else self._watch.look(pinned)
-        if move is None:
+        policy, pinned = self._policy(round_), round_.plan.model
+        is_optional = policy == "pin" or bool(ledger.todo)
+        change = self._watch.try_look(pinned) if is_optional else self._watch.look(pinned)
+        if change is None:
             return
         if policy == "fail":
-            raise move.error()
+            raise change.error()
         if policy == "restart":
-            self._start_over(ledger, move)
+            self._open_restart_round(ledger, change)
         else:
-            self._note(move)
+            self._record(change)
 
-    def _policy(self, working: Round) -> str:
-        return self.job.plan.spec.on_alias_change if working.starts_over else "pin"
+    def _policy(self, round_: Round) -> str:
+        return self.job.plan.spec.on_alias_change if round_.starts_over else "pin"
 
-    def _is_followed(self, working: Round) -> bool:
-        return bool(ModelRef(working.plan.spec.score.model).alias) and bool(working.plan.model.registry)
+    def _is_monitored(self, round_: Round) -> bool:
+        return bool(ModelRef(round_.plan.spec.score.model).alias) and bool(round_.plan.model.registry)
 
-    def _is_committed(self, working: Round) -> bool:
+    def _is_committed(self, round_: Round) -> bool:
         last = self.job.manifest()
-        return last is not None and last.round == working.number
+        return last is not None and last.round == round_.number
 
-    def _start_over(self, ledger: Ledger, move: AliasChange) -> None:
+    def _open_restart_round(self, ledger: Ledger, change: AliasChange) -> None:
         rounds = self.job.rounds()
-        if sum(one.why == ALIAS_CHANGE for one in rounds) >= MAX_RESTARTS:
-            raise unstable_alias_error(move)
-        plan = self._plan_again(ledger)
+        if sum(round_.why == ALIAS_CHANGE for round_ in rounds) >= MAX_RESTARTS:
+            raise unstable_alias_error(change)
+        plan = self._replan(ledger)
         record = make_record(
             plan,
             number=rounds[-1].number + 1,
@@ -112,37 +114,39 @@ class AliasMonitor:
             epoch=self.lease.epoch,
             created=iso_time(utc_now()),
             takes={},
-            changes=(f"{move.reference}: version {move.pinned} -> {plan.model.version}",),
+            changes=(f"{change.reference}: version {change.pinned} -> {plan.model.version}",),
             starts_over=True,
         )
         self.lease.check()
         self.job.open_round(record, plan)
-        logger.warning("%s: starting over with version %s", move.said, plan.model.version)
+        logger.warning("%s: rescoring all rows with version %s", change.said, plan.model.version)
 
-    def _plan_again(self, ledger: Ledger) -> Plan:
-        """The plan of all the work, of the very files that count, with the version that the alias points to now."""
-        working = ledger.last.plan
+    def _replan(self, ledger: Ledger) -> Plan:
+        """The plan of all rows of the files that count, with the version that the alias names now."""
+        last = ledger.last.plan
         settings = replace(
             self.settings,
-            registry=working.model.registry,
+            registry=last.model.registry,
             import_paths=self.job.record.import_paths or self.settings.import_paths,
         )
-        version = resolve_model(working.spec.score.model, settings=settings)
-        drafted = draft(working.spec, settings=settings, version=version, planned=tuple(ledger.files.values()))
+        version = resolve_model(last.spec.score.model, settings=settings)
+        drafted = draft(last.spec, settings=settings, version=version, planned=tuple(ledger.files.values()))
         check_output(drafted.plan, settings=settings, job=self.job.job)
         return replace(drafted.plan, rejected_files=ledger.rejected_files)
 
-    def _note(self, move: AliasChange) -> None:
-        """Put a move on record that the job goes on in spite of; once."""
-        if (move.pinned, move.found) not in self._noted:
-            self._noted.add((move.pinned, move.found))
-            self.job.append_event(EVENT, reference=move.reference, pinned=move.pinned, found=move.found)
-            logger.warning("%s; the job goes on with version %s", move.said, move.pinned)
+    def _record(self, change: AliasChange) -> None:
+        """Record a change that the job ignores, as one event."""
+        if (change.pinned, change.found) not in self._recorded:
+            self._recorded.add((change.pinned, change.found))
+            self.job.append_event(EVENT, reference=change.reference, pinned=change.pinned, found=change.found)
+            logger.warning("%s; the job keeps version %s", change.said, change.pinned)
 
 
 def pinned_version(spec: JobSpec, *, job: str | None, settings: Settings) -> ModelVersion | None:
-    """The model version that a job of that id has pinned, when it exists and names the same alias: whether the alias
-    has moved since is for its driver to find out. Else None."""
+    """The model version that an existing job of that id has pinned, if it names the same alias; else None.
+
+    Whether the alias has changed since then is checked by the driver of the job.
+    """
     reference = spec.score.model
     if job is None or not ModelRef(reference).alias:
         return None

@@ -69,10 +69,10 @@ class Driver(JobRun):
     def drive(self) -> Report:
         """Score the remaining partitions, decide on the rejects, commit, publish."""
         self._read_receipts()
-        self.alias_monitor.follow(self.ledger)
+        self.alias_monitor.apply_policy(self.ledger)
         while pending := self._pending():
             self.score_partitions(pending)
-            self.alias_monitor.follow(self.ledger)
+            self.alias_monitor.apply_policy(self.ledger)
         # One ledger for all that follows: it caches its sums.
         ledger = self.ledger
         status = self._decide(ledger)

@@ -1,6 +1,6 @@
-"""From a job spec to a plan: everything that is decided before anything runs. Writes nothing.
+"""Prepare a job: turn a job spec into a plan, and select the input files. Nothing is written.
 
-Which of the source's files a job scores: all that are there, or what is new to an incremental job's sink.
+A job scores all files of its source; an incremental job, those that are new to its sink.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class Prepared:
 def prepare(spec: JobSpec, *, settings: Settings, job: str = "", version: ModelVersion | None = None) -> Prepared:
     """Resolve the model, read the footers, plan, and refuse what cannot run.
 
-    :param job: id of the job, when it may be one that has begun already.
-    :param version: the model version, when it is pinned already.
+    :param job: Id of the job, if it may exist already.
+    :param version: Model version, if it is pinned already.
     :raises PipelineError: for anything in the spec, the input or the model that would not work.
     """
     prepared = draft(spec, settings=settings, version=version)
@@ -72,10 +72,10 @@ def draft(
     version: ModelVersion | None = None,
     planned: Collection[InputFile] | None = None,
 ) -> Prepared:
-    """`prepare`, without a look at what is in the sink.
+    """Prepare a job without checking its sink.
 
-    :param version: the model version, when it is pinned already.
-    :param planned: the only input files to plan, when they were planned before.
+    :param version: Model version, if it is pinned already.
+    :param planned: The only input files to plan, if they were planned before.
     :raises PipelineError: for anything in the spec, the input or the model that would not work.
     """
     use_storage_options(spec.storage)
@@ -83,24 +83,24 @@ def draft(
     drafting = _Drafting(settings, cluster.limits(), version, planned)
     if spec.fan_out is not None:
         refuse_incremental(spec)
-        _check_files_kept(spec)
+        _refuse_quarantine(spec)
         plan = plan_fan_out(absolute(spec), Planner(drafting.discover, drafting.plan))
     else:
-        wanted = absolute(spec)
-        discovery, progress = select_input(wanted, drafting.model(wanted), settings=settings, planned=planned)
+        spec = absolute(spec)
+        discovery, progress = select_input(spec, drafting.model(spec), settings=settings, planned=planned)
         check_file_count(discovery.rejected, limit=spec.errors.max_files)
-        plan = drafting.plan(wanted, discovery, progress=progress)
+        plan = drafting.plan(spec, discovery, progress=progress)
     return Prepared(plan, drafting.limits, cluster)
 
 
-def _check_files_kept(spec: JobSpec) -> None:
-    """Refuse to set files aside in a fan-out: which child a file that cannot be read belongs to is unknown.
+def _refuse_quarantine(spec: JobSpec) -> None:
+    """Refuse to quarantine files in a fan-out: the child that an unreadable file belongs to is unknown.
 
-    :raises SpecError: when the spec asks for it.
+    :raises SpecError: when the spec requests it.
     """
     if spec.errors.files == "reject":
         raise SpecError(
-            "a fan-out cannot set files aside",
+            "a fan-out cannot quarantine files",
             where="errors.files",
             found="reject, and fan_out",
             expected="fail",
@@ -110,7 +110,7 @@ def _check_files_kept(spec: JobSpec) -> None:
 
 @dataclass
 class _Drafting:
-    """How jobs are planned here. What several need is found once."""
+    """Plan jobs; what several children need is computed once."""
 
     settings: Settings
     limits: Limits
@@ -118,16 +118,16 @@ class _Drafting:
     planned: Collection[InputFile] | None = None
     models: dict[str, ModelVersion] = field(default_factory=dict)
     schemas: dict[tuple[Any, bytes], pa.Schema] = field(default_factory=dict)
-    """Schemas after the ``map`` steps, by these and the schema before them."""
+    """Schemas after the ``map`` steps, by steps and input schema."""
 
     def discover(self, spec: JobSpec) -> Discovery:
         """The files of the source of ``spec``."""
         return discover(absolute(spec).source, planned=self.planned)
 
     def plan(self, spec: JobSpec, discovery: Discovery, *, progress: IncrementalState = FULL_INPUT) -> Plan:
-        """The plan of one job over what was found.
+        """The plan of one job over the discovered files.
 
-        :param progress: what it goes on from, where it is incremental.
+        :param progress: State that an incremental job continues from.
         :raises PipelineError: for anything that would not work.
         """
         spec = absolute(spec)
@@ -164,7 +164,7 @@ class _Drafting:
 def check_output(plan: Plan, *, settings: Settings, job: str = "") -> None:
     """Refuse a plan whose sink cannot or must not be written; see `pipeline.sinks.check`.
 
-    :param job: id of the job, when it may have begun to publish already.
+    :param job: Id of the job, if it may have published already.
     """
     for child in plan.children:
         if child.plan is not None:
@@ -182,7 +182,7 @@ def check_output(plan: Plan, *, settings: Settings, job: str = "") -> None:
 
 
 def resolve_model(text: str, *, settings: Settings) -> ModelVersion:
-    """The model version that a model reference of a spec stands for now.
+    """The model version that a model reference names now.
 
     :raises ModelError: when there is none.
     """
@@ -190,13 +190,13 @@ def resolve_model(text: str, *, settings: Settings) -> ModelVersion:
 
 
 def first_sink(plan: Plan) -> Sink:
-    """The sink of a plan; of a fan-out that of its first child."""
+    """The sink of a plan. For a fan-out, that of its first child."""
     first = plan.children[0].plan if plan.children else None
     return (first or plan).spec.sink
 
 
 def _frame_schema(spec: JobSpec, *, discovery: Discovery, settings: Settings) -> pa.Schema:
-    """Schema after the ``map`` steps, from a run of them on the first rows; the source's own when there are none."""
+    """Schema after the ``map`` steps, found by running them on the first rows. Without steps, that of the source."""
     schema = discovery.schema
     if not spec.maps:
         return schema
@@ -211,12 +211,12 @@ def _frame_schema(spec: JobSpec, *, discovery: Discovery, settings: Settings) ->
 def select_input(
     spec: JobSpec, model: ModelVersion, *, settings: Settings, planned: Collection[InputFile] | None = None
 ) -> tuple[Discovery, IncrementalState]:
-    """The files that are scored, and what an incremental job goes on from.
+    """The files to score, and the state that an incremental job continues from.
 
-    :param spec: with absolute paths.
-    :param planned: the only files, when they were planned before.
+    :param spec: Job spec with absolute paths.
+    :param planned: The only files, if they were planned before.
     :raises SpecError: for an incremental job that does not append.
-    :raises PipelineError: for anything wrong with the input, or with what the sink says it holds.
+    :raises PipelineError: for an unusable input, or an unreadable history in the sink.
     """
     policy, is_lenient = spec.source.incremental, spec.errors.files == "reject"
     if policy is False:
@@ -231,7 +231,7 @@ def select_input(
             where="sink.mode",
             found=spec.sink.mode,
             expected="append",
-            next_step="--set sink.mode=append; to publish everything anew, choose an empty sink.path",
+            next_step="--set sink.mode=append; to publish everything again, choose an empty sink.path",
         )
     located = {file.path: file for file in locate(spec.source.path, base=spec.source.base)}
     before = read_published_inputs(spec.sink, name=spec.name)
@@ -267,7 +267,7 @@ def refuse_incremental(spec: JobSpec) -> None:
 
 
 def work_digest(spec: JobSpec, model: ModelVersion) -> str:
-    """SHA-256 over what is done with a row: model, steps, filter, contract."""
+    """SHA-256 of everything that is done with a row: model, steps, filter, contract."""
     score = spec.score.model_dump(mode="json", exclude={"model", "engine", "tolerance"})
     return digest_json(
         {
@@ -285,18 +285,18 @@ def _check_unchanged(discovery: Discovery, located: dict[str, SourceFile]) -> No
         before = located[file.path]
         if (file.size, file.version) != (before.size, before.version):
             raise InputChanged(
-                "an input file changed while it was looked at",
+                "an input file changed while the job was planned",
                 where=file.path,
                 found=f"{file.size:,} bytes, {file.version}",
                 expected=f"{before.size:,} bytes, {before.version}",
-                next_step="run it again once the file is whole",
+                next_step="run it again once the file is complete",
             )
 
 
 def _failed_before(name: str, settings: Settings) -> dict[str, str]:
-    """The files of the last job of that name, when it did not publish; for telling why they are to be done."""
+    """Files of the last job of that name, with its id, if that job failed. They explain why a file is selected."""
     try:
-        last = next((one for one in list_jobs(settings.directory) if one.record.name == name), None)
+        last = next((job for job in list_jobs(settings.directory) if job.record.name == name), None)
         if last is None or last.status.is_success or not last.status.is_final:
             return {}
         paths: Sequence[str] = [file.path for file in JobDirectory.open(last.directory).plan.files]

@@ -1,4 +1,4 @@
-"""Input files that turn out bad while they are read: set aside as a whole, by a round that does without them."""
+"""Quarantine input files that turn out bad while they are read: a new round continues without them."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from pipeline.sources.parquet.quarantine import check_file_count, quarantined_fi
 
 
 def open_quarantine_round(job: JobDirectory, ledger: Ledger, error: PipelineError, *, epoch: int) -> Round | None:
-    """Open a round that does what is left without the file that ``error`` is about, and without others that changed.
+    """Open a round of the remaining rows, without the file that ``error`` names and without other changed files.
 
-    Partitions that are done already and hold rows of such a file are done again: the file is out as a whole.
+    Completed partitions that hold rows of such a file are scored again without them.
 
-    :returns: None when the job spec does not want that, or the error is not about an input file.
-    :raises TooManyRejects: when more files would be set aside than ``errors.max_files`` allows.
+    :returns: None when the job spec does not quarantine files, or ``error`` is not about an input file.
+    :raises TooManyRejects: when more files would be quarantined than ``errors.max_files`` allows.
     """
     errors = ledger.last.plan.spec.errors
     is_bad_file = isinstance(error, (CorruptInput, InputChanged, SchemaDrift)) and error.where in ledger.files
     if errors.files != "reject" or not is_bad_file:
         return None
     assert isinstance(error, (CorruptInput, InputChanged, SchemaDrift))
-    bad = {**_changed(ledger), error.where: _reject(ledger.files[error.where], error)}
+    bad = {**_changed_files(ledger), error.where: _reject(ledger.files[error.where], error)}
     check_file_count([*ledger.rejected_files, *bad.values()], limit=errors.max_files, job=job.job)
-    takes, packed = _without(ledger, set(bad))
-    known = {**{file.path: file for one in ledger.rounds for file in one.plan.files}, **ledger.files}
+    takes, packed = _without_files(ledger, set(bad))
+    known = {**{file.path: file for round_ in ledger.rounds for file in round_.plan.files}, **ledger.files}
     used = {fragment.path for fragments in packed for fragment in fragments}
     plan = replace(
         ledger.last.plan,
@@ -56,39 +56,40 @@ def _reject(file: InputFile, error: CorruptInput | InputChanged | SchemaDrift) -
     return quarantined_file(file.path, error, rows=file.rows, keys=file.keys)
 
 
-def _changed(ledger: Ledger) -> dict[str, RejectedFile]:
-    """Files that are still to be read, and are not as they were planned: one round sets all of them aside."""
+def _changed_files(ledger: Ledger) -> dict[str, RejectedFile]:
+    """Files with unread rows that changed since the job was planned. One round quarantines all of them."""
     waiting = {fragment.path for partition in ledger.todo for fragment in partition.fragments if not fragment.origin}
-    found = {}
+    changed = {}
     for path in sorted(waiting & set(ledger.files)):
         file = ledger.files[path]
         try:
             size, version = current_version(path)
-            there = f"{size:,} bytes, {version}"
+            current = f"{size:,} bytes, {version}"
         except FileNotFoundError:
-            size, version, there = -1, "", "no such file"
+            size, version, current = -1, "", "no such file"
         if (size, version) != (file.size, file.version):
-            found[path] = _reject(file, InputChanged("an input file changed since the job was planned", found=there))
-    return found
+            error = InputChanged("an input file changed since the job was planned", found=current)
+            changed[path] = _reject(file, error)
+    return changed
 
 
-def _without(ledger: Ledger, bad: set[str]) -> tuple[dict[int, list[str]], list[tuple[Fragment, ...]]]:
-    """Partitions to take from earlier rounds, and what is left of their fragments.
+def _without_files(ledger: Ledger, bad: set[str]) -> tuple[dict[int, list[str]], list[tuple[Fragment, ...]]]:
+    """Partitions of earlier rounds to supersede, and their fragments outside of the files ``bad``.
 
-    When a partition is done again, its rejects count no more, nor does what a later round made of them.
+    A superseded partition's rejects no longer count, nor do rows that a later round retried from them.
     """
     takes: dict[int, list[str]] = {}
     packed: list[tuple[Fragment, ...]] = []
     done = {(receipt.round, receipt.partition): receipt for receipt in ledger.done}
-    out = set(bad)
-    for one in ledger.rounds:
-        for partition in ledger.partitions(one):
-            receipt = done.get((one.number, partition.id))
-            if receipt is not None and not any(fragment.path in out for fragment in partition.fragments):
+    excluded = set(bad)
+    for round_ in ledger.rounds:
+        for partition in ledger.partitions(round_):
+            receipt = done.get((round_.number, partition.id))
+            if receipt is not None and not any(fragment.path in excluded for fragment in partition.fragments):
                 continue
-            takes.setdefault(one.number, []).append(partition.id)
-            if rest := tuple(fragment for fragment in partition.fragments if fragment.path not in out):
-                packed.append(rest)
+            takes.setdefault(round_.number, []).append(partition.id)
+            if remaining := tuple(part for part in partition.fragments if part.path not in excluded):
+                packed.append(remaining)
             if receipt is not None and receipt.rejects is not None:
-                out.add(rejects_path(receipt))
+                excluded.add(rejects_path(receipt))
     return takes, packed

@@ -1,8 +1,6 @@
-"""What a retry does: a round of what is still rejected, what was left undone, and files that were mended.
+"""Open the round of a retry: rows that are still rejected, pending partitions, and files that were repaired.
 
-It is planned and put on record here; running it is up to `pipeline.runner`.
-
-The rows of a job that are still rejected, as files and partitions of a plan, for a round that tries them again.
+The round is planned and recorded here; `pipeline.runner` runs it. Rejected rows become partitions of its plan.
 """
 
 from __future__ import annotations
@@ -52,43 +50,43 @@ _SAMPLED_FILES = 8
 
 @dataclass(frozen=True)
 class RetryRequest:
-    """What the caller of a retry names; nothing: what the last round used is used again."""
+    """Changes that the caller of a retry requests. By default, the retry uses what the last round used."""
 
     model: str | None = None
     """Model reference or file."""
     overrides: tuple[str, ...] = ()
-    """``field=value`` each, such as ``steps.0.map=features:build_mended``."""
+    """``field=value`` each, such as ``steps.0.map=features:build_fixed``."""
 
     @property
-    def is_nothing(self) -> bool:
+    def is_empty(self) -> bool:
         """Whether nothing is to be changed."""
         return self.model is None and not self.overrides
 
 
 def open_retry(job: JobDirectory, request: RetryRequest, *, epoch: int, settings: Settings) -> Round | None:
-    """Open the round of a retry. None when there is nothing to try again, or a round that only has to go on.
+    """Open the round of a retry. Return None when nothing is left to retry, or an unfinished round only has to resume.
 
-    A round that was not finished goes on when nothing new is named; else what it left is taken by the new one.
+    An unfinished round is resumed if ``request`` is empty. Otherwise the new round supersedes its pending partitions.
 
-    :param epoch: of this driver.
+    :param epoch: Epoch of this driver.
     :raises SpecError: for a change that a retry cannot make.
     :raises OutputConflict: when another job has overwritten the output since.
     :raises PipelineError: for a step or model that cannot be used. In each case nothing was changed.
     """
-    _check_family(job)
+    _check_fan_out(job)
     _check_output(job)
     ledger = job.ledger()
-    spec = _changed(ledger.last.plan.spec, request)
-    if request.is_nothing and ledger.last.number and ledger.todo:
+    spec = _changed_spec(ledger.last.plan.spec, request)
+    if request.is_empty and ledger.last.number and ledger.todo:
         return None
     with prepended_sys_path(job.record.import_paths):
-        plan = _replanned(ledger, spec, request, settings=settings)
+        plan = _replan(ledger, spec, request, settings=settings)
     limits = cluster_of(spec, settings=settings).limits()
     work = _find_work(job, ledger, limits=limits)
-    if not work.partitions and not work.mended:
+    if not work.partitions and not work.repaired:
         return None
     plan = replace(plan, files=work.files, partitions=work.partitions, pruned_rows=0, rejected_files=())
-    if not request.is_nothing:
+    if not request.is_empty:
         plan.validate(limits)
     record = make_record(
         plan,
@@ -99,15 +97,15 @@ def open_retry(job: JobDirectory, request: RetryRequest, *, epoch: int, settings
         takes=ledger.undone,
         changes=_changes(ledger.last.plan, plan),
         rejected_files=work.still_rejected,
-        repaired_files=[file.path for file in work.mended],
+        repaired_files=[file.path for file in work.repaired],
     )
     return job.open_round(record, plan)
 
 
-def _check_family(job: JobDirectory) -> None:
-    """A fan-out is retried child by child, as long as each publishes for itself or nothing is published yet.
+def _check_fan_out(job: JobDirectory) -> None:
+    """Refuse to retry a fan-out, or a child whose output was published together with that of the others.
 
-    :raises SpecError: when not.
+    :raises SpecError: in both cases.
     """
     if job.record.children:
         raise SpecError(
@@ -118,53 +116,53 @@ def _check_family(job: JobDirectory) -> None:
         )
     if not job.record.publishes_itself and job.status().is_success:
         raise SpecError(
-            "the output of this child was published together with that of the others, which a retry cannot heal",
+            "a retry cannot repair the output of a child that was published together with the others",
             where=job.job,
-            expected="a child that publishes for itself (fan_out.publish: each)",
+            expected="a child that publishes its own output (fan_out.publish: each)",
             next_step="run the fan-out again as a new job",
         )
 
 
 def _check_output(job: JobDirectory) -> None:
     manifest = job.manifest()
-    there = read_published(manifest, job) if manifest else None
-    if there is not None and there.is_replaced:
+    published = read_published(manifest, job) if manifest else None
+    if published is not None and published.is_replaced:
         raise OutputConflict(
-            "another job has overwritten the output of this one, which cannot be healed any more",
-            where=f"sink.path: {there.path}",
+            "cannot repair the output: another job has overwritten it",
+            where=f"sink.path: {published.path}",
             next_step="run the job spec again as a new job",
         )
 
 
-def _changed(spec: JobSpec, wanted: RetryRequest) -> JobSpec:
-    """``spec`` with what the caller names.
+def _changed_spec(spec: JobSpec, request: RetryRequest) -> JobSpec:
+    """``spec`` with the requested changes.
 
-    :raises SpecError: for another field than those in `MAY_CHANGE`, and for what is no spec then.
+    :raises SpecError: for a field that is not in `MAY_CHANGE`, and for an invalid value.
     """
-    overrides = list(wanted.overrides)
-    if wanted.model is not None:
-        overrides.append(f"steps.{len(spec.steps) - 1}.score.model={json.dumps(wanted.model)}")
+    overrides = list(request.overrides)
+    if request.model is not None:
+        overrides.append(f"steps.{len(spec.steps) - 1}.score.model={json.dumps(request.model)}")
     if not overrides:
         return spec
     changed = absolute(JobSpec.load(spec.to_yaml(), overrides=overrides))
-    kept = {*MAY_CHANGE, *NOT_THE_WORK}
-    if found := spec_difference(spec.to_dict(exclude=kept), changed.to_dict(exclude=kept)):
+    exempt = {*MAY_CHANGE, *NOT_THE_WORK}
+    if differences := spec_difference(spec.to_dict(exclude=exempt), changed.to_dict(exclude=exempt)):
         raise SpecError(
-            "a retry cannot change that",
+            "a retry cannot change this field",
             where="--set",
-            found="; ".join(found),
+            found="; ".join(differences),
             expected="steps, contract or errors",
             next_step="run the job spec again as a new job",
         )
     return changed
 
 
-def _replanned(ledger: Ledger, spec: JobSpec, wanted: RetryRequest, *, settings: Settings) -> Plan:
-    """The plan of the last round with what ``spec`` and a model that was named change in it."""
+def _replan(ledger: Ledger, spec: JobSpec, request: RetryRequest, *, settings: Settings) -> Plan:
+    """The plan of the last round, with the changes of ``spec`` and of a requested model."""
     last = ledger.last.plan
-    if wanted.is_nothing:
+    if request.is_empty:
         return last
-    is_named = wanted.model is not None or spec.score.model != last.spec.score.model
+    is_named = request.model is not None or spec.score.model != last.spec.score.model
     model = resolve_model(spec.score.model, settings=settings) if is_named else last.model
     check_engine(spec.score.engine, model, kind=spec.score.output_spec.kind)
     if spec.steps == last.spec.steps and spec.contract == last.spec.contract and model == last.model:
@@ -172,7 +170,7 @@ def _replanned(ledger: Ledger, spec: JobSpec, wanted: RetryRequest, *, settings:
     predictions = prediction_schema(model, spec.score.output_spec)
     columns = _columns(ledger, spec, model, predictions)
     _check_same_output(ledger.base.plan, columns.keep, predictions)
-    more = shared_memory(model.nbytes, engine=last.can_use_tree_engine) - shared_memory(
+    added_memory = shared_memory(model.nbytes, engine=last.can_use_tree_engine) - shared_memory(
         last.model.nbytes, engine=last.can_use_tree_engine
     )
     return replace(
@@ -182,7 +180,7 @@ def _replanned(ledger: Ledger, spec: JobSpec, wanted: RetryRequest, *, settings:
         source_rules=columns.source_rules,
         score_rules=columns.score_rules,
         features=columns.features,
-        task_memory=last.task_memory + max(0, more),
+        task_memory=last.task_memory + max(0, added_memory),
     )
 
 
@@ -209,37 +207,37 @@ def _columns(ledger: Ledger, spec: JobSpec, model: ModelVersion, predictions: pa
 
 
 def _frame_schema(spec: JobSpec, discovery: Discovery, *, columns: Sequence[str]) -> pa.Schema:
-    """Schema after the ``map`` steps, from a run of them on rows of an input file that is as it was planned."""
+    """Schema after the ``map`` steps, found by running them on rows of an input file that has not changed."""
     sample = _sample(discovery, columns=columns)
     return frame_schema(spec.maps, sample, schema=discovery.schema, reload_changed=True)
 
 
 def _sample(discovery: Discovery, *, columns: Sequence[str]) -> SourceBatch | None:
-    """Rows of the first input file that is still there as it was, for rejected rows may be just those that fail."""
+    """Rows of the first unchanged input file. (Rejected rows may be just those that fail.)"""
     tried = 0
     for file in discovery.files:
         try:
             if tried == _SAMPLED_FILES or current_version(file.path) != (file.size, file.version):
                 continue
             tried += 1
-            found = sample_batch(replace(discovery, files=(file,)), columns=columns, schema=discovery.schema)
+            batch = sample_batch(replace(discovery, files=(file,)), columns=columns, schema=discovery.schema)
         except (InputError, FileNotFoundError):
             continue
-        if found is not None:
-            return found
+        if batch is not None:
+            return batch
     return None
 
 
 def _check_same_output(base: Plan, keep: Sequence[str], predictions: pa.Schema) -> None:
     schema = pa.ipc.read_schema(pa.py_buffer(base.output_schema))
-    found = [*keep, *(f"{field.name}: {field.type}" for field in predictions)]
+    columns = [*keep, *(f"{field.name}: {field.type}" for field in predictions)]
     outputs = [schema.field(name) for name in base.outputs]
     expected = [*base.keep, *(f"{field.name}: {field.type}" for field in outputs)]
-    if found != expected:
+    if columns != expected:
         raise SpecError(
             "a retry must give the columns that the output has",
             where="--set, --model",
-            found=", ".join(found),
+            found=", ".join(columns),
             expected=", ".join(expected),
             next_step="name score.keep and score.output as the job had them, or run the job spec again as a new job",
         )
@@ -249,21 +247,21 @@ def _check_same_output(base: Plan, keep: Sequence[str], predictions: pa.Schema) 
 class _Work:
     files: tuple[InputFile, ...]
     partitions: tuple[Partition, ...]
-    mended: tuple[InputFile, ...]
+    repaired: tuple[InputFile, ...]
     still_rejected: tuple[RejectedFile, ...]
 
 
 def _find_work(job: JobDirectory, ledger: Ledger, *, limits: Limits) -> _Work:
-    """Rejected rows, what nobody has done yet, and what was mended of the files that are set aside."""
+    """Rejected rows, pending partitions, and quarantined files that were repaired."""
     threads = max(1, limits.workers * limits.threads)
     rejected = find_rejected(job.store, ledger, threads=threads)
-    undone = [partition.fragments for partition in ledger.todo if not partition.fragments[0].origin]
-    mended, still = _look_again(ledger)
-    packed = [*rejected.partitions, *undone, *pack(mended, threads=threads)]
+    pending = [partition.fragments for partition in ledger.todo if not partition.fragments[0].origin]
+    repaired, still_rejected = _recheck_quarantined(ledger)
+    packed = [*rejected.partitions, *pending, *pack(repaired, threads=threads)]
     known = {**{file.path: file for file in ledger.last.plan.files}, **ledger.files}
-    used = {fragment.path for fragments in undone for fragment in fragments}
-    files = (*rejected.files, *(file for path, file in known.items() if path in used), *mended)
-    return _Work(files, number_partitions(packed), mended, still)
+    used = {fragment.path for fragments in pending for fragment in fragments}
+    files = (*rejected.files, *(file for path, file in known.items() if path in used), *repaired)
+    return _Work(files, number_partitions(packed), repaired, still_rejected)
 
 
 def number_partitions(fragments: Sequence[Sequence[Fragment]]) -> tuple[Partition, ...]:
@@ -272,14 +270,14 @@ def number_partitions(fragments: Sequence[Sequence[Fragment]]) -> tuple[Partitio
     return tuple(Partition(f"{number:0{width}d}", tuple(parts)) for number, parts in enumerate(fragments))
 
 
-def _look_again(ledger: Ledger) -> tuple[tuple[InputFile, ...], tuple[RejectedFile, ...]]:
-    """The files that were set aside: those that can be read now, and those that cannot, for what they have now."""
+def _recheck_quarantined(ledger: Ledger) -> tuple[tuple[InputFile, ...], tuple[RejectedFile, ...]]:
+    """The quarantined files that can be read now, and those that still cannot, with the present reason."""
     plan = ledger.base.plan
     source = plan.spec.source
     condition = parse_filter(source.filter) if source.filter is not None else None
-    # Where a job reads all columns, a file with one more is as odd as it was when the job was planned.
+    # A job that reads all columns still rejects a file with an extra one, as it did when it was planned.
     is_all = source.columns is None and (bool(plan.spec.maps) or plan.spec.score.keep is None)
-    found = [
+    rechecked = [
         recheck_quarantined_file(
             file,
             schema=pa.ipc.read_schema(pa.py_buffer(plan.source_schema)),
@@ -289,15 +287,15 @@ def _look_again(ledger: Ledger) -> tuple[tuple[InputFile, ...], tuple[RejectedFi
         )
         for file in ledger.rejected_files
     ]
-    mended = tuple(one for one in found if isinstance(one, InputFile))
-    return mended, tuple(one for one in found if isinstance(one, RejectedFile))
+    repaired = tuple(file for file in rechecked if isinstance(file, InputFile))
+    return repaired, tuple(file for file in rechecked if isinstance(file, RejectedFile))
 
 
 def _changes(before: Plan, after: Plan) -> tuple[str, ...]:
-    found = spec_difference(before.spec.to_dict(exclude=NOT_THE_WORK), after.spec.to_dict(exclude=NOT_THE_WORK))
+    changes = spec_difference(before.spec.to_dict(exclude=NOT_THE_WORK), after.spec.to_dict(exclude=NOT_THE_WORK))
     if before.model.digest != after.model.digest:
-        found.append(f"model {after.model.name}: sha256 {before.model.digest[:12]} -> {after.model.digest[:12]}")
-    return tuple(found)
+        changes.append(f"model {after.model.name}: sha256 {before.model.digest[:12]} -> {after.model.digest[:12]}")
+    return tuple(changes)
 
 
 _BATCH_ROWS = 1 << 16
@@ -305,70 +303,70 @@ _BATCH_ROWS = 1 << 16
 
 @dataclass(frozen=True)
 class RejectedRows:
-    """Rows to try again."""
+    """Rejected rows to retry."""
 
     files: tuple[InputFile, ...]
-    """The files of rejects that hold them."""
+    """The reject files that hold the rows."""
     partitions: tuple[tuple[Fragment, ...], ...]
-    """The fragments of each partition: neighbouring rows that came from one input file."""
+    """The fragments of each partition: adjacent rows from one input file."""
 
     @property
     def rows(self) -> int:
-        """How many there are."""
+        """Number of rows."""
         return sum(fragment.rows for fragments in self.partitions for fragment in fragments)
 
 
 def find_rejected(store: Store, ledger: Ledger, *, threads: int) -> RejectedRows:
-    """The rows that are still rejected, packed like those of input files.
+    """The rows that are still rejected, packed like the rows of input files.
 
-    :param store: of the job directory.
-    :param threads: of all workers together.
-    :raises StateCorrupt: when a file of rejects is missing or damaged.
+    :param store: Store of the job directory.
+    :param threads: Threads of all workers together.
+    :raises StateCorrupt: when a reject file is missing or damaged.
     """
-    receipts = {rejects_path(one): one for one in ledger.done if ledger.left(one)}
-    files = {place: _read_file(store, place, receipt) for place, receipt in receipts.items()}
+    receipts = {rejects_path(receipt): receipt for receipt in ledger.done if ledger.left(receipt)}
+    files = {path: _read_file(store, path, receipt) for path, receipt in receipts.items()}
     packed = pack([file.groups for file in files.values()], threads=threads)
     partitions = []
     for fragments in packed:
-        cut = [
+        rejected = [
             part
             for fragment in fragments
-            for part in _cut(fragment, files[fragment.path], left=ledger.left(receipts[fragment.path]))
+            for part in _split_fragment(fragment, files[fragment.path], ranges=ledger.left(receipts[fragment.path]))
         ]
-        if cut:
-            partitions.append(tuple(cut))
+        if rejected:
+            partitions.append(tuple(rejected))
     return RejectedRows(tuple(file.groups for file in files.values()), tuple(partitions))
 
 
 @dataclass(frozen=True)
-class _File:
+class _RejectFile:
     groups: InputFile
     origins: tuple[tuple[int, int, str], ...]
-    """First row, row after the last, and input file, of each run of rows that came from one."""
+    """First row, row after the last, and input file of each run of rows from one input file."""
 
 
-def _read_file(store: Store, place: str, receipt: Receipt) -> _File:
+def _read_file(store: Store, path: str, receipt: Receipt) -> _RejectFile:
     assert receipt.rejects is not None
     try:
-        with store.open_input(place) as opened, pq.ParquetFile(opened, page_checksum_verification=True) as file:
+        with store.open_input(path) as opened, pq.ParquetFile(opened, page_checksum_verification=True) as file:
             metadata = file.metadata
             groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
             origins = tuple(_runs(file))
     except (OSError, pa.ArrowException) as error:
         raise StateCorrupt(
-            "a file of rejects cannot be read",
-            where=store.url(place),
+            "a reject file cannot be read",
+            where=store.url(path),
             found=f"{type(error).__name__}: {error}",
             expected=f"{receipt.rejects.rows:,} rows, as its receipt says",
             next_step="restore the file, or run the job spec again as a new job",
         ) from error
-    sizes = tuple(RowGroup(one.num_rows, one.total_byte_size, one.total_byte_size) for one in groups)
+    sizes = tuple(RowGroup(group.num_rows, group.total_byte_size, group.total_byte_size) for group in groups)
     version = f"sha256:{receipt.rejects.sha256}"
-    return _File(InputFile(place, receipt.rejects.bytes, version, sizes), origins)
+    return _RejectFile(InputFile(path, receipt.rejects.bytes, version, sizes), origins)
 
 
 def _runs(file: pq.ParquetFile) -> Iterator[tuple[int, int, str]]:
-    """First row, row after the last, and input file, of each run of rows of one input file; read batch by batch."""
+    """Yield first row, row after the last, and input file of each run of rows from one input file."""
     start = stop = 0
     current: str | None = None
     for batch in file.iter_batches(_BATCH_ROWS, columns=[REJECT_FILE]):
@@ -383,9 +381,9 @@ def _runs(file: pq.ParquetFile) -> Iterator[tuple[int, int, str]]:
         yield start, stop, current
 
 
-def _cut(fragment: Fragment, file: _File, *, left: Sequence[tuple[int, int]]) -> Iterator[Fragment]:
-    """The parts of ``fragment`` that are left, each from one input file."""
-    for low, high in left:
+def _split_fragment(fragment: Fragment, file: _RejectFile, *, ranges: Sequence[tuple[int, int]]) -> Iterator[Fragment]:
+    """Yield the parts of ``fragment`` in the row ``ranges``, each from one input file."""
+    for low, high in ranges:
         for start, stop, origin in file.origins:
             first, last = max(fragment.row_start, low, start), min(fragment.row_stop, high, stop)
             if first < last:

@@ -171,9 +171,9 @@ def test_partitions_that_were_not_done_are_done_with_what_is_named(
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("sink.path=elsewhere", "a retry cannot change that"),
-        ("source.filter=id > 3", "a retry cannot change that"),
-        ("name=other", "a retry cannot change that"),
+        ("sink.path=elsewhere", "a retry cannot change this field"),
+        ("source.filter=id > 3", "a retry cannot change this field"),
+        ("name=other", "a retry cannot change this field"),
         ("steps.1.score.output=other", "a retry must give the columns that the output has"),
         ("steps.1.score.keep=[id]", "a retry must give the columns that the output has"),
         ("contract.nope.max=3", "nope"),
