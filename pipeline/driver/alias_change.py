@@ -54,7 +54,7 @@ class AliasMonitor:
         return {(str(event.get("pinned")), str(event.get("found"))) for event in events}
 
     def poll(self, round_: Round) -> None:
-        """Check the alias while partitions run, at most every ``alias_poll`` seconds. Request a stop if the policy says so."""
+        """Check the alias, at most every ``alias_poll`` seconds. Request a stop unless the policy is ``pin``."""
         if self.is_paused or not self._is_monitored(round_) or self.stop.is_requested:
             return
         change = self._watch.poll(round_.plan.model)

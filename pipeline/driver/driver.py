@@ -34,9 +34,8 @@ from pipeline.jobs.receipts import SpooledReceipts
 from pipeline.jobs.status import Status
 from pipeline.plan.plan import Partition, Plan
 from pipeline.plan.planner import dispatch_order
-from pipeline.report.build import decide_status, make_report
-from pipeline.report.rejects import first_examples, summarise
 from pipeline.report.build import decide_status
+from pipeline.report.rejects import first_examples, summarise
 from pipeline.report.report import Report
 from pipeline.sinks import publish
 
