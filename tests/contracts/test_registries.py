@@ -159,19 +159,23 @@ def test_an_alias_points_to_versions_that_are_there(kept: Kept) -> None:
 
 def test_the_same_from_python(kept: Kept) -> None:
     registry = Registry(kept.registry.root)
-    registry.alias(kept.name, "champion", 2)
-    assert registry.show(f"models:/{kept.name}@champion").version == 2
+    registry.set_alias(kept.name, "champion", 2)
+    assert registry.get(f"models:/{kept.name}@champion").version == 2
     assert registry.resolve(f"models:/{kept.name}@champion").digest == kept.digests[1]
-    assert list(registry.list(kept.name)["version"]) == [2, 1]
-    assert kept.name in set(registry.list()["name"])
+    assert list(registry.versions(kept.name)["version"]) == [2, 1]
+    models = registry.models().set_index("name")
+    assert models.loc[kept.name, "aliases"] == {"champion": 2}
+    registry.delete_alias(kept.name, "champion")
+    with pytest.raises(ModelError):
+        registry.get(f"models:/{kept.name}@champion")
 
 
 def test_mlflow_keeps_its_own_house(mlflow_uri: tuple[str, Callable[[], str]], files: list[Path]) -> None:
     registry = Registry(f"mlflow+{mlflow_uri[0]}")
-    with pytest.raises(SpecError, match="MLflow is asked here") as caught:
+    with pytest.raises(SpecError, match="needs the built-in registry") as caught:
         registry.register(files[0], name="churn")
     assert "log_model" in caught.value.next_step
-    assert registry.show(f"models:/{mlflow_uri[1]()}/1").version == 1
+    assert registry.get(f"models:/{mlflow_uri[1]()}/1").version == 1
 
 
 def test_mlflow_from_its_own_environment(

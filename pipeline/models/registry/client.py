@@ -1,4 +1,4 @@
-"""The model registry from Python and Jupyter: `Registry`."""
+"""`Registry`: the model registry from Python."""
 
 from __future__ import annotations
 
@@ -14,16 +14,30 @@ from pipeline.models.flavors import read_model
 from pipeline.models.model import ModelVersion
 from pipeline.models.registry import DEFAULT_ROOT, ModelRegistry, open_registry
 from pipeline.models.registry.file_registry import BuiltInRegistry, Facts
-from pipeline.models.registry.records import AliasRecord, Checked, ModelSummary, RemovalRecord, VersionRecord
+from pipeline.models.registry.records import AliasRecord, Checked, RemovalRecord, VersionRecord
 from pipeline.settings import Settings
 from pipeline.spec.load import absolute_path
 from pipeline.spec.model_ref import ModelRef
 
+Model = Any
+"""Path or URL of a model file, its bytes, an xgboost.Booster, or a fitted xgboost.XGBModel."""
+
 
 class Registry:
-    """The model registry: what ``models:/churn@champion`` in a job spec is looked up in.
+    """The model registry that ``models:/churn@champion`` in a job spec refers to.
 
-    :param root: path or URL; default: the setting ``pipeline.registry``.
+    Parameters
+    ----------
+    root : str or PathLike, optional
+        Path or URL of a registry. Default: the setting ``registry``.
+
+    Examples
+    --------
+    >>> registry = pipeline.Registry("models/")
+    >>> registry.register("churn.ubj", name="churn", alias="champion").version
+    1
+    >>> registry.get("models:/churn@champion").uri
+    'models:/churn/1'
     """
 
     def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
@@ -32,12 +46,12 @@ class Registry:
 
     @property
     def root(self) -> str:
-        """Where it is: absolute path, URL, or what was said of MLflow."""
+        """Absolute path or URL of the registry, or the setting that names MLflow."""
         return self._registry.root
 
     def register(
         self,
-        model: Any,
+        model: Model,
         *,
         name: str,
         alias: str | None = None,
@@ -47,71 +61,105 @@ class Registry:
         parent: int | None = None,
         again: bool = False,
     ) -> VersionRecord:
-        """Make a model the next version of ``name``; the same bytes again give the version they have already.
+        """Register a model as the next version of ``name``. Bytes that are registered already keep their version.
 
-        :param model: path or URL of a model file, its bytes, or an xgboost Booster or scikit-learn model.
-        :param alias: is pointed to the version.
-        :param metrics: such as ``{"auc": 0.91}``.
-        :param parent: version it was made from.
-        :param again: make a new version of the same bytes all the same.
+        Parameters
+        ----------
+        model : str, PathLike, bytes, xgboost.Booster or a fitted xgboost.XGBModel
+            Path or URL of a model file, its bytes, or the model itself.
+        name : str
+            Name of the model: lower-case letters, digits, dots, underscores and dashes.
+        alias : str, optional
+            Alias to point to the version.
+        metrics, tags : mapping, optional
+            Recorded with the version, such as ``{"auc": 0.91}``.
+        description : str, optional
+            Recorded with the version.
+        parent : int, optional
+            Version that this one was made from.
+        again : bool, default False
+            Register bytes that are registered already as a new version.
+
+        Returns
+        -------
+        VersionRecord
+
+        Raises
+        ------
+        ModelError
+            If the file is not a model.
+        SpecError
+            If the object is not a model, or the registry is MLflow.
         """
         data, source = model_bytes(model)
         facts = Facts(dict(metrics or {}), dict(tags or {}), description, parent, source)
         record = built_in(self._registry).register(name, data, facts, again=again).record
         if alias is not None:
-            self.alias(name, alias, record.version)
+            self.set_alias(name, alias, record.version)
         return record
 
-    def alias(self, name: str, alias: str, version: int | None, *, reason: str = "") -> AliasRecord:
-        """Point an alias to a version; None takes it away."""
-        return self._registry.set_alias(name, alias, version, reason=reason)
+    def set_alias(self, name: str, alias: str, version: int, *, reason: str = "") -> AliasRecord:
+        """Point an alias to a version, and record the reason in the alias's history."""
+        return self._registry.set_alias(name, alias, int(version), reason=reason)
+
+    def delete_alias(self, name: str, alias: str, *, reason: str = "") -> AliasRecord:
+        """Delete an alias. Its history stays."""
+        return self._registry.set_alias(name, alias, None, reason=reason)
 
     def rollback(self, name: str, alias: str, *, reason: str = "") -> AliasRecord:
         """Point an alias to the version it pointed to before."""
         return built_in(self._registry).rollback(name, alias, reason=reason)
 
     def history(self, name: str, alias: str) -> tuple[AliasRecord, ...]:
-        """Every move of an alias, oldest first."""
+        """Return every change of an alias, oldest first."""
         return built_in(self._registry).history(name, alias)
 
-    def models(self) -> list[ModelSummary]:
-        """Every model with its versions and aliases."""
-        return [self._registry.summary(name) for name in self._registry.names()]
+    def models(self) -> pd.DataFrame:
+        """List the models: name, versions, removed versions, aliases, and the latest version."""
+        summaries = [self._registry.summary(name).details() for name in self._registry.names()]
+        return pd.DataFrame(summaries, columns=["name", "versions", "removed", "aliases", "latest"])
 
-    def list(self, name: str | None = None) -> pd.DataFrame:
-        """The models, or the versions of one, as a table: one row each."""
-        if name is None:
-            return pd.DataFrame([summary.details() for summary in self.models()])
+    def versions(self, name: str) -> pd.DataFrame:
+        """List the versions of a model that were not removed, newest first, with aliases, metrics and digest."""
         return pd.DataFrame([version_row(record, aliases) for record, aliases in versions_of(self._registry, name)])
 
-    def show(self, reference: str) -> VersionRecord:
-        """What the registry says of ``models:/churn@champion`` or ``models:/churn/3``."""
+    def get(self, reference: str) -> VersionRecord:
+        """Return the version that ``models:/churn@champion`` or ``models:/churn/3`` refers to.
+
+        Raises
+        ------
+        ModelError
+            If there is no such model, version or alias.
+        """
         return self._registry.lookup(ModelRef.parse(reference))
 
     def resolve(self, reference: str) -> ModelVersion:
-        """The model version as a job would pin it."""
+        """Return the model version as a job would pin it, with its features and digest."""
         return self._registry.resolve(ModelRef.parse(reference))
 
     def verify(self, name: str | None = None) -> tuple[Checked, ...]:
-        """Digest every file again, and check numbers and aliases."""
+        """Compute the digest of every model file again, and check numbers and aliases."""
         return built_in(self._registry).verify(name)
 
     def remove(self, name: str, version: int, *, force: bool = False, reason: str = "") -> RemovalRecord:
-        """Remove a version for good; its number stays taken. Refused while an alias points to it, unless ``force``."""
+        """Remove a version permanently; its number is never reused.
+
+        A version with an alias is removed only with ``force``.
+        """
         return built_in(self._registry).remove(name, version, force=force, reason=reason)
 
     def __repr__(self) -> str:
-        return f"Registry({self.root!r})"
+        return f"<Registry {self.root}>"
 
 
 def built_in(registry: ModelRegistry) -> BuiltInRegistry:
-    """``registry``, when it is the built-in one.
+    """Return ``registry`` if it is the built-in one.
 
-    :raises SpecError: when it is MLflow, which does that by itself.
+    :raises SpecError: if it is MLflow, which has its own tools.
     """
     if registry.kind != "built-in":
         raise SpecError(
-            "MLflow is asked here, not kept",
+            "this needs the built-in registry; for MLflow use MLflow's own tools",
             where=f"pipeline.registry: {registry.root}",
             expected="the built-in registry (a path or URL) for register, rollback, history, verify and remove",
             next_step="register with mlflow.xgboost.log_model(…, registered_model_name=…), or name another registry",
@@ -120,14 +168,14 @@ def built_in(registry: ModelRegistry) -> BuiltInRegistry:
 
 
 def has_registry(settings: Settings) -> bool:
-    """Whether somebody has said where the model registry is, or has begun to fill the one in its usual place."""
+    """Whether a registry is configured, or one exists at the default path."""
     return settings.registry != DEFAULT_ROOT or Path(DEFAULT_ROOT).is_dir()
 
 
-def model_bytes(model: Any) -> tuple[bytes, str]:
-    """The bytes of a model file, and where it was: from a path or URL, the bytes themselves, or an object of xgboost.
+def model_bytes(model: Model) -> tuple[bytes, str]:
+    """Return the bytes of a model file, and its source: a path or URL, or the name of the class.
 
-    :raises SpecError: for anything else.
+    :raises SpecError: for an object that is not a model.
     """
     if isinstance(model, (bytes, bytearray)):
         return bytes(model), ""
@@ -137,7 +185,7 @@ def model_bytes(model: Any) -> tuple[bytes, str]:
     booster = model.get_booster() if hasattr(model, "get_booster") else model
     if not hasattr(booster, "save_raw"):
         raise SpecError(
-            "that is no model that can be registered",
+            "not a model of a supported kind",
             found=type(model).__name__,
             expected="the path of a model file, its bytes, or an xgboost model",
         )
@@ -145,7 +193,7 @@ def model_bytes(model: Any) -> tuple[bytes, str]:
 
 
 def versions_of(registry: ModelRegistry, name: str) -> list[tuple[VersionRecord, list[str]]]:
-    """The versions of a model that were not removed, newest first, each with the aliases that point to it."""
+    """List the versions of a model that were not removed, newest first, each with its aliases."""
     summary = registry.summary(name)
     return [
         (registry.version(name, number), [alias for alias, at in summary.aliases.items() if at == number])
@@ -154,7 +202,7 @@ def versions_of(registry: ModelRegistry, name: str) -> list[tuple[VersionRecord,
 
 
 def version_row(record: VersionRecord, aliases: list[str]) -> dict[str, Any]:
-    """A version as tables and JSON show it in a list."""
+    """Return the fields of a version that lists show."""
     return {
         "version": record.version,
         "aliases": aliases,
