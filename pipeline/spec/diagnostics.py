@@ -17,6 +17,10 @@ from pipeline.common.secrets import redact
 from pipeline.errors import SpecError
 from pipeline.spec.precedence import Precedence, SettingSource
 
+RENAMED_FIELDS = {"model_drift": "on_alias_change"}
+"""Old name of each renamed field -> new name."""
+RENAMED_VALUES = {"errors.files": {"reject": "quarantine"}}
+"""Old value -> new value, for each field with a renamed value."""
 FieldPath = tuple[str | int, ...]
 """Keys and list positions that lead to a value of a spec."""
 
@@ -232,16 +236,17 @@ def _mistake(
         return SpecIssue(message, place, path, shown(value), "map: module:function, or score: {model: …}", step)
     if kind == "literal_error":
         known = tuple(ast.literal_eval(part) for part in context["expected"].replace(" or ", ", ").split(", "))
+        if (new := RENAMED_VALUES.get(name, {}).get(str(value))) in known:
+            message, step = f"the value {value} of {name} is now named {new}", f"write {path[-1]}: {new}"
+            return SpecIssue(message, place, path, shown(value), ", ".join(known), step)
         step = did_you_mean(str(value), known)
-        return SpecIssue(f"{name} is none of the values it can have", place, path, shown(value), ", ".join(known), step)
+        return SpecIssue(f"{name} is not one of the allowed values", place, path, shown(value), ", ".join(known), step)
     if "said" in context:
         message = context["said"] if kind == "order" else f"{name} {context['said']}"
         found = "" if kind == "order" or context.get("hides") else shown(value)
         return SpecIssue(message, place, path, found, context["expected"], context.get("next", ""))
     expected = " or ".join(dict.fromkeys(_expected(item) for item in items))
-    return SpecIssue(
-        f"{name or document.name} has a wrong value", place, path, shown(value), expected, _quoting(value, items)
-    )
+    return SpecIssue(f"{name or document.name} is invalid", place, path, shown(value), expected, _quoting(value, items))
 
 
 def _expected(item: dict[str, Any]) -> str:
@@ -272,11 +277,13 @@ def _quoting(value: Any, items: list[dict[str, Any]]) -> str:
 
 def _unknown_field(path: FieldPath, *, model: type[BaseModel], document: Document) -> SpecIssue:
     *around, last = path
+    place = document.place_of(path, key=True)
+    if (new := RENAMED_FIELDS.get(str(last))) is not None:
+        return SpecIssue(f"{dotted(path)} is now named {new}", place, path, str(last), new, f"rename it to {new}")
     known = [name for owner in _models_at(model, tuple(around)) for name in owner.model_fields]
     step = did_you_mean(str(last), known) or _elsewhere(str(last), model)
-    place = document.place_of(path, key=True)
     expected = ", ".join(known)
-    return SpecIssue(f"{dotted(path)} is no field of a job spec", place, path, str(last), expected, step)
+    return SpecIssue(f"{dotted(path)} is not a field of a job spec", place, path, str(last), expected, step)
 
 
 def _elsewhere(name: str, model: type[BaseModel]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema
 import pytest
@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import SpecError
 from pipeline.spec.diagnostics import SpecIssues
-from pipeline.spec.job_spec import JobSpec, json_schema
+from pipeline.spec.job_spec import Errors, JobSpec, json_schema
 from pipeline.spec.parts import ColumnContract, MapStep, Score, ScoreStep
 
 README_EXAMPLE = """\
@@ -176,7 +176,7 @@ def test_the_order_of_steps_is_told_beside_other_mistakes() -> None:
     found = mistakes(steps=[{"score": {"modle": "m"}}, {"map": "a:b"}])
     assert {item["message"] for item in found} == {
         "steps.0.score.model is missing",
-        "steps.0.score.modle is no field of a job spec",
+        "steps.0.score.modle is not a field of a job spec",
         "a step comes after the score step",
     }
 
@@ -261,7 +261,7 @@ def test_the_error_survives_pickling_and_tells_all() -> None:
 
 
 def test_a_document_that_is_no_mapping_is_refused() -> None:
-    with pytest.raises(SpecError, match="has a wrong value") as caught:
+    with pytest.raises(SpecError, match="is invalid") as caught:
         JobSpec.load("- a\n- b\n")
     assert caught.value.expected == "a mapping of names to values"
 
@@ -330,3 +330,21 @@ def test_the_json_schema_explains_every_field() -> None:
 
     parts = [("job", SCHEMA), *SCHEMA["$defs"].items()]
     assert [name for path, part in parts for name in undescribed(part, path)] == []
+
+
+class TestRenamedFields:
+    def test_model_drift(self) -> None:
+        mistake = only_mistake(model_drift="fail")
+        assert mistake["message"] == "model_drift is now named on_alias_change"
+        assert mistake["next"] == "rename it to on_alias_change"
+
+    def test_model_drift_in_an_override(self) -> None:
+        with pytest.raises(SpecError, match="model_drift is now named on_alias_change"):
+            JobSpec.load(README_EXAMPLE, overrides=["model_drift=fail"])
+
+    def test_files_reject(self) -> None:
+        if "quarantine" not in get_args(Errors.model_fields["files"].annotation):
+            pytest.skip("files: reject is still the name")
+        mistake = only_mistake(errors={"files": "reject"})
+        assert mistake["message"] == "the value reject of errors.files is now named quarantine"
+        assert mistake["next"] == "write files: quarantine"
