@@ -1,6 +1,12 @@
 """Batch inference jobs on Dask: every row scored, once, with proof.
 
-The public names are loaded when they are first used, because importing Dask DataFrame takes seconds.
+>>> import pipeline
+>>> job = pipeline.Job.load("job.yaml")
+>>> job
+<Job churn-demo: lake/customers/ → scored/>
+
+The public names are loaded when they are first used, because importing Dask DataFrame takes seconds. docs/python.md
+describes them.
 """
 
 from __future__ import annotations
@@ -9,27 +15,178 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.api import Job, score
-    from pipeline.errors import PipelineError
+    from pipeline.api.frames import predict, score
+    from pipeline.api.job import Job
+    from pipeline.api.stored_jobs import attach, list_jobs, resume, retry, verify
+    from pipeline.errors import (
+        BadPrediction,
+        Cancelled,
+        ChildrenFailed,
+        ConflictError,
+        CorruptInput,
+        DiskFull,
+        DriverLost,
+        EnvMismatch,
+        Fenced,
+        InfrastructureError,
+        InputChanged,
+        InputError,
+        InsufficientMemory,
+        Interrupted,
+        JobLocked,
+        MissingInput,
+        ModelChanged,
+        ModelDigestMismatch,
+        ModelError,
+        NoWorkers,
+        OutOfMemory,
+        OutputConflict,
+        OutputExists,
+        PartitionFailed,
+        PartitionStuck,
+        PartitionTimeout,
+        PipelineError,
+        PlanMismatch,
+        ReconciliationFailed,
+        RefusedForSafety,
+        SchedulerLost,
+        SchedulerUnresponsive,
+        SchemaDrift,
+        SpecError,
+        StateCorrupt,
+        StepFailed,
+        StorageError,
+        TooManyRejects,
+        UnsafeStore,
+        UserCodeError,
+    )
+    from pipeline.events import Callback
+    from pipeline.jobs.status import Status
     from pipeline.models.registry.client import Registry
+    from pipeline.plan.describe import PlanSummary
+    from pipeline.report.report import Report
+    from pipeline.report.verify import Verification
+    from pipeline.service.handle import JobHandle
+    from pipeline.settings import Settings
     from pipeline.spec.job_spec import JobSpec
+    from pipeline.spec.parts import (
+        ColumnContract,
+        Errors,
+        FanOut,
+        Hook,
+        Incremental,
+        MapStep,
+        Output,
+        RunOptions,
+        Score,
+        ScoreStep,
+        Sink,
+        Source,
+    )
+    from pipeline.spec.triggers import ArrivalTrigger, Trigger
 
 __version__ = "0.1.0"
-__all__ = ["Job", "JobSpec", "PipelineError", "Registry", "__version__", "score"]
+__all__ = [
+    "ArrivalTrigger",
+    "BadPrediction",
+    "Callback",
+    "Cancelled",
+    "ChildrenFailed",
+    "ColumnContract",
+    "ConflictError",
+    "CorruptInput",
+    "DiskFull",
+    "DriverLost",
+    "EnvMismatch",
+    "Errors",
+    "FanOut",
+    "Fenced",
+    "Hook",
+    "Incremental",
+    "InfrastructureError",
+    "InputChanged",
+    "InputError",
+    "InsufficientMemory",
+    "Interrupted",
+    "Job",
+    "JobHandle",
+    "JobLocked",
+    "JobSpec",
+    "MapStep",
+    "MissingInput",
+    "ModelChanged",
+    "ModelDigestMismatch",
+    "ModelError",
+    "NoWorkers",
+    "OutOfMemory",
+    "Output",
+    "OutputConflict",
+    "OutputExists",
+    "PartitionFailed",
+    "PartitionStuck",
+    "PartitionTimeout",
+    "PipelineError",
+    "PlanMismatch",
+    "PlanSummary",
+    "ReconciliationFailed",
+    "RefusedForSafety",
+    "Registry",
+    "Report",
+    "RunOptions",
+    "SchedulerLost",
+    "SchedulerUnresponsive",
+    "SchemaDrift",
+    "Score",
+    "ScoreStep",
+    "Settings",
+    "Sink",
+    "Source",
+    "SpecError",
+    "StateCorrupt",
+    "Status",
+    "StepFailed",
+    "StorageError",
+    "TooManyRejects",
+    "Trigger",
+    "UnsafeStore",
+    "UserCodeError",
+    "Verification",
+    "__version__",
+    "attach",
+    "list_jobs",
+    "predict",
+    "resume",
+    "retry",
+    "score",
+    "verify",
+]
 
-_HOME = {
-    "Job": "pipeline.api",
-    "score": "pipeline.api",
-    "JobSpec": "pipeline.spec.job_spec",
-    "Registry": "pipeline.models.registry.client",
-    "PipelineError": "pipeline.errors",
+_HOMES = {
+    "pipeline.api.frames": "predict score",
+    "pipeline.api.job": "Job",
+    "pipeline.api.stored_jobs": "attach list_jobs resume retry verify",
+    "pipeline.events": "Callback",
+    "pipeline.jobs.status": "Status",
+    "pipeline.models.registry.client": "Registry",
+    "pipeline.plan.describe": "PlanSummary",
+    "pipeline.report.report": "Report",
+    "pipeline.report.verify": "Verification",
+    "pipeline.service.handle": "JobHandle",
+    "pipeline.settings": "Settings",
+    "pipeline.spec.job_spec": "JobSpec",
+    "pipeline.spec.parts": (
+        "ColumnContract Errors FanOut Hook Incremental MapStep Output RunOptions Score ScoreStep Sink Source"
+    ),
+    "pipeline.spec.triggers": "ArrivalTrigger Trigger",
 }
+"""Names by the module that defines them; the errors are found in `pipeline.errors`."""
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
-    raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
+    home = next((module for module, names in _HOMES.items() if name in names.split()), "pipeline.errors")
+    return getattr(import_module(home), name)
 
 
 def __dir__() -> list[str]:

@@ -7,7 +7,7 @@ down as the single task a partition that it would be fused to (`pipeline.executi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import dask
@@ -20,6 +20,7 @@ from pipeline.plan.recipe import StageRecipe
 
 # Dask DataFrame has no usable types.
 dd: Any = dask.dataframe
+DaskFrame = dask.dataframe.DataFrame
 
 # Strings stay as they are built: a conversion would be one more task in every partition before fusing.
 _CONFIG = {"dataframe.convert-string": False}
@@ -38,10 +39,29 @@ def fragments(partitions: Sequence[Partition], versions: Versions) -> Any:
         )
 
 
-def scored(recipe: StageRecipe, partitions: Sequence[Partition], versions: Versions, *, meta: pd.DataFrame) -> Any:
+def scored(
+    recipe: StageRecipe, partitions: Sequence[Partition], versions: Versions, *, meta: pd.DataFrame
+) -> DaskFrame:
     """The scored rows as a lazy Dask DataFrame, one Dask partition per plan partition, in source order.
 
     :param meta: empty frame with the columns and dtypes of the output.
     """
     with dask.config.set(_CONFIG):
-        return fragments(partitions, versions).map_partitions(score_frame, recipe, meta=meta, enforce_metadata=False)
+        return fragments(partitions, versions).map_partitions(  # type: ignore[no-any-return]
+            score_frame, recipe, meta=meta, enforce_metadata=False
+        )
+
+
+def from_files(read: Callable[[str], pd.DataFrame], files: Sequence[str], *, meta: pd.DataFrame) -> DaskFrame:
+    """Return the rows of files as a lazy Dask DataFrame, one Dask partition per file.
+
+    :param read: called with the path or URL of each file, on a worker.
+    :param meta: empty frame with the columns and dtypes of the files.
+    """
+    with dask.config.set(_CONFIG):
+        frame: DaskFrame = (
+            dd.from_map(read, list(files), meta=meta, enforce_metadata=False, label="published")
+            if files
+            else dd.from_pandas(meta, npartitions=1)
+        )
+    return frame

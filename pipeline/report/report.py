@@ -30,6 +30,7 @@ from pipeline.report.figures import (
 if TYPE_CHECKING:
     import pandas as pd
 
+    from pipeline.execution.graph import DaskFrame
     from pipeline.report.verify import Verification
 
 SCHEMA_VERSION = 1
@@ -184,21 +185,79 @@ class Report:
         """The text that ``python -m pipeline run`` prints."""
         return summary_text(self)
 
-    def verify(self, *, sample: int = 1000, seed: int | None = None) -> Verification:
-        """Prove from the receipts and the data that every row was scored once.
+    def frame(self) -> pd.DataFrame:
+        """Read the published rows of the job into a pandas DataFrame, in source order.
 
-        :param sample: input rows to score again.
-        :param seed: of the sample. Default: another sample each time.
+        Only the files of this job are read, not what other jobs appended to the same path.
+
+        Raises
+        ------
+        OutputConflict
+            If another job has replaced the output.
+
+        Examples
+        --------
+        >>> report = pipeline.attach("@last").report()
+        >>> list(report.frame().columns)
+        ['customer_id', 'country', 'plan', 'monthly_charges', 'last_login', 'churn']
+        """
+        from pipeline.report.output import output_frame
+
+        return output_frame(JobDirectory.open(self.directory))
+
+    def to_dask(self) -> DaskFrame:
+        """Return the published rows of the job as a lazy Dask DataFrame, one Dask partition per file.
+
+        Only the files of this job are read, not what other jobs appended to the same path.
+
+        Raises
+        ------
+        OutputConflict
+            If another job has replaced the output.
+
+        See Also
+        --------
+        Job.to_dask : The rows of a job that has not run.
+        """
+        from pipeline.report.output import output_dask
+
+        return output_dask(JobDirectory.open(self.directory))
+
+    def rejects(self) -> pd.DataFrame:
+        """Return the rows that could not be scored.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns of the source, and ``_file``, ``_row``, ``_reason``, ``_message``.
+
+        Examples
+        --------
+        >>> rejects = pipeline.attach("@last").report().rejects()
+        >>> len(rejects)
+        48
+        """
+        from pipeline.report.rejects import rejects_frame
+
+        return rejects_frame(JobDirectory.open(self.directory))
+
+    def verify(self, *, sample: int = 1000, seed: int | None = None) -> Verification:
+        """Prove from the receipts and the data that every row was scored once. This report is not used.
+
+        Parameters
+        ----------
+        sample : int, default 1000
+            Input rows to score again and compare bit by bit.
+        seed : int, optional
+            Seed of the sample. Default: another sample each time.
+
+        See Also
+        --------
+        verify : The same by the id of a job.
         """
         from pipeline.report.verify import verify
 
         return verify(JobDirectory.open(self.directory), sample=sample, seed=seed)
-
-    def rejects(self) -> pd.DataFrame:
-        """The rows that could not be scored: the source's columns, ``_file``, ``_row``, ``_reason``, ``_message``."""
-        from pipeline.report.rejects import rejects_frame
-
-        return rejects_frame(JobDirectory.open(self.directory))
 
     def __str__(self) -> str:
         return self.text()

@@ -1,4 +1,4 @@
-"""`Handle`: a job that goes on by itself, taken up from Python: waited for, awaited, observed, cancelled."""
+"""`JobHandle`: a job that runs in another process: wait for it, await it, observe it, cancel it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import logging
 import threading
 import time
 from collections.abc import Generator, Sequence
-from typing import Any
+from typing import Any, Self
 
+from pipeline.common.text import html_table
 from pipeline.errors import DriverLost, PipelineError, error_from_dict
 from pipeline.events import Callback, notify
 from pipeline.jobs.cancellation import CancelOutcome, cancel_job
@@ -23,10 +24,16 @@ from pipeline.service.logs import LogLine, LogReader
 logger = logging.getLogger(__name__)
 
 
-class Handle:
-    """One job, by its directory. It may be taken up by any number of processes, at any time, also when it has ended.
+class JobHandle:
+    """A job that runs in another process. Any number of processes may hold a handle, also after the job has ended.
 
-    ``await handle`` gives the report like `wait`, and keeps no thread of the event loop busy.
+    ``await handle`` returns the report like `wait`, without blocking the event loop.
+
+    Examples
+    --------
+    >>> handle = pipeline.attach("@last")
+    >>> handle.wait(timeout=60).ok
+    True
     """
 
     def __init__(self, directory: JobDirectory, *, lease_seconds: float = LEASE_SECONDS) -> None:
@@ -34,27 +41,48 @@ class Handle:
         self.lease_seconds = lease_seconds
         """See `pipeline.settings`."""
 
+    @classmethod
+    def open(cls, directory: JobDirectory, *, lease_seconds: float, callbacks: Sequence[Callback] = ()) -> Self:
+        """Return a handle whose job ``callbacks`` observe."""
+        handle = cls(directory, lease_seconds=lease_seconds)
+        if callbacks:
+            handle.observe(*callbacks)
+        return handle
+
     @property
     def job(self) -> str:
-        """The id of the job."""
+        """Id of the job."""
         return self.directory.job
 
     @property
     def status(self) -> Status:
-        """Where it is in its life, now."""
+        """Status of the job, read from its directory now."""
         return self.directory.status()
 
     def report(self) -> Report:
-        """What became of it, or how it stands, in figures."""
+        """Return the report of the job, or its figures so far."""
         return make_report(self.directory)
 
     def wait(self, timeout: float | None = None) -> Report:
-        """Its report, once it has ended well.
+        """Wait until the job has ended, and return its report.
 
-        :param timeout: seconds. None: as long as it takes.
-        :raises TimeoutError: when it has not ended by then; it goes on.
-        :raises PipelineError: what ended it, when it did not end well.
-        :raises DriverLost: when its driver has died, and no server starts another one.
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds. Default: no limit.
+
+        Returns
+        -------
+        Report
+
+        Raises
+        ------
+        TimeoutError
+            If the job is still running after ``timeout``.
+        PipelineError
+            The error of a job that failed, was cancelled or was interrupted.
+        DriverLost
+            If its driver died, and no server restarts it.
         """
         return self._ended(Ending(self.directory, self.lease_seconds).wait(timeout=timeout))
 
@@ -68,23 +96,32 @@ class Handle:
         return await asyncio.to_thread(self._ended, status)
 
     def cancel(self, *, now: bool = False, reason: str = "") -> CancelOutcome:
-        """Ask its driver to stop; a job without one is cancelled at once.
+        """Ask the driver of the job to stop. A job without a driver is cancelled at once.
 
-        :param now: do not even wait for the partitions that run.
+        Parameters
+        ----------
+        now : bool, default False
+            Stop running partitions, too, instead of waiting for them.
+        reason : str, optional
+            Recorded with the job.
         """
         return cancel_job(self.directory, now=now, reason=reason, lease_seconds=self.lease_seconds)
 
     def logs(self, *, partition: str = "", errors: bool = False) -> list[LogLine]:
-        """What has happened so far, oldest first.
+        """Return the events of the job so far, oldest first.
 
-        :param partition: only what is about this one and its parts.
-        :param errors: only warnings and errors.
+        Parameters
+        ----------
+        partition : str, optional
+            Only events of this partition and its parts.
+        errors : bool, default False
+            Only warnings and errors.
         """
         reader = LogReader(self.directory, partition=partition, errors=errors)
         return [*reader.read(), *reader.receipts()]
 
     def observe(self, *callbacks: Callback) -> threading.Thread:
-        """Tell ``callbacks`` what happens from now on, in a thread that ends with the job; gives that thread."""
+        """Call ``callbacks`` for every event from now on, in a thread that ends with the job. Return that thread."""
         thread = threading.Thread(target=self._observe, args=(callbacks,), name=f"pipeline-{self.job}", daemon=True)
         thread.start()
         return thread
@@ -97,10 +134,10 @@ class Handle:
                 for event in follower.poll():
                     notify(callbacks, event)
             except DriverLost as error:
-                logger.warning("job %s is observed no longer: %s", self.job, error)
+                logger.warning("stopped observing job %s: %s", self.job, error)
                 return
             except PipelineError as error:
-                logger.warning("job %s could not be looked at: %s", self.job, error)
+                logger.warning("job %s could not be read: %s", self.job, error)
                 status = None
             if status is not None:
                 notify(callbacks, follower.end(status))
@@ -116,4 +153,7 @@ class Handle:
         raise error_from_dict(error or {"kind": kind}, default=f"job {self.job} is {status}")
 
     def __repr__(self) -> str:
-        return f"{self.status}  {self.job}"
+        return f"<JobHandle {self.job} in {self.directory.root}>"
+
+    def _repr_html_(self) -> str:
+        return html_table(f"job {self.job}", {"directory": self.directory.root}.items())

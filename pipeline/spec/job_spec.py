@@ -151,11 +151,11 @@ class JobSpec(SpecModel):
 
     @classmethod
     def build(cls, **fields: Any) -> Self:
-        """A spec from Python values, lists and mappings as a YAML file would hold them.
+        """Build a spec from Python values: parts such as `Source`, or lists and mappings as in a YAML file.
 
-        :raises SpecError: with every mistake that was found.
+        :raises SpecError: with every invalid field.
         """
-        return cls.from_document(Document(IN_PYTHON, fields))
+        return cls.from_document(Document(IN_PYTHON, _plain_value(fields)))
 
     @classmethod
     def load(
@@ -233,6 +233,17 @@ class JobSpec(SpecModel):
                 for name, part in self.to_dict().items()
             }
         )
+
+
+def _plain_value(value: Any) -> Any:
+    """Return parts and paths in ``value`` as a YAML file would hold them."""
+    if isinstance(value, SpecModel):
+        return value.model_dump(mode="json", exclude_unset=True)
+    if isinstance(value, Mapping):
+        return {key: _plain_value(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain_value(item) for item in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _escaped(value: Any) -> Any:

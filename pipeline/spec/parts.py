@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping, Sequence
 from datetime import date
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from pipeline.common.secrets import is_reference, written_secret
@@ -82,6 +84,10 @@ def _check_model(text: str) -> str:
     return text
 
 
+def _path_text(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
 def _check_path(text: str) -> str:
     if not text.strip() or "\0" in text:
         raise spec_error("is not a path", expected="a path or a URL")
@@ -146,7 +152,9 @@ def _check_values(values: str | tuple[Value, ...]) -> str | tuple[Value, ...]:
 
 JobName = Annotated[str, AfterValidator(_check_name), Field(json_schema_extra={"pattern": NAME_PATTERN})]
 Entrypoint = Annotated[str, AfterValidator(_check_entrypoint), Field(json_schema_extra={"pattern": _ENTRYPOINT})]
-PathText = Annotated[str, AfterValidator(_check_path), Field(json_schema_extra={"minLength": 1})]
+PathText = Annotated[
+    str, BeforeValidator(_path_text), AfterValidator(_check_path), Field(json_schema_extra={"minLength": 1})
+]
 Name = Annotated[str, Field(min_length=1)]
 Names = Annotated[tuple[Name, ...], Field(strict=False), AfterValidator(_check_unique)]
 SomeNames = Annotated[tuple[Name, ...], Field(min_length=1, strict=False), AfterValidator(_check_unique)]
@@ -155,6 +163,7 @@ StorageOptions = Annotated[dict[str, Any], AfterValidator(_check_options)]
 Value = bool | int | float | str
 ParamName = Annotated[str, AfterValidator(_check_param), Field(min_length=1, max_length=64)]
 ParamValue = Value | Annotated[tuple[Value, ...], Field(strict=False)] | None
+AnyPath = str | os.PathLike[str]
 DateText = Annotated[str, AfterValidator(_check_date), Field(json_schema_extra={"pattern": DATE_PATTERN})]
 
 
@@ -185,8 +194,20 @@ class Source(SpecModel):
     base: PathText | None = None
     """Folder below which ``key=value`` folders are hive keys, where ``path`` names files one by one."""
     incremental: bool | Incremental = False
-    """Score only what has come since the last success: new files, changed files, row groups appended to a file. Needs
+    """Score only the input that is new since the last success: new files, changed files, appended row groups. Needs
     ``sink.mode: append``; see docs/incremental.md."""
+
+    if TYPE_CHECKING:  # also paths and lists, which validation turns into what the fields hold
+
+        def __init__(
+            self,
+            *,
+            path: AnyPath | Sequence[AnyPath],
+            columns: Sequence[str] | None = None,
+            filter: str | None = None,
+            base: AnyPath | None = None,
+            incremental: bool | Incremental = False,
+        ) -> None: ...
 
 
 class MapStep(SpecModel):
@@ -230,6 +251,19 @@ class Score(SpecModel):
     """Largest absolute difference of margins (before the objective's transformation) at which results of two engines
     count as equal. Default 0: every bit must be the same."""
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            model: AnyPath,
+            features: Sequence[str] | None = None,
+            output: str | Output | Mapping[str, Any] = "prediction",
+            keep: Sequence[str] | None = None,
+            engine: Engine = "auto",
+            tolerance: float = 0.0,
+        ) -> None: ...
+
     @property
     def output_spec(self) -> Output:
         """``output`` in its long form."""
@@ -256,6 +290,18 @@ class Sink(SpecModel):
     partition, as balanced by the plan."""
     compression: Literal["snappy", "zstd", "lz4", "gzip", "none"] = "snappy"
     """Parquet codec of the output."""
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            path: AnyPath,
+            mode: Literal["error", "overwrite", "append"] = "error",
+            format: str = "parquet",
+            target_file_size: int | str | None = None,
+            compression: Literal["snappy", "zstd", "lz4", "gzip", "none"] = "snappy",
+        ) -> None: ...
 
     @property
     def target_bytes(self) -> int | None:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from distributed import Client
 
-from pipeline.api import Job
+import pipeline
 from pipeline.errors import InputChanged, OutputExists, PipelineError, StorageError, UnsafeStore
 from pipeline.events import Callback, PartitionEnded
 from pipeline.execution.tasks import make_tasks
@@ -322,7 +322,7 @@ def test_a_job_on_s3_is_queued_served_and_followed(
     server = Server(s3_settings)
     assert server.serve_once().started == [queued.job]
     assert Server(s3_settings).serve_once().running == [queued.job], "another server sees that it is driven"
-    handle = Job.attach(queued.job, settings=s3_settings)
+    handle = pipeline.attach(queued.job, settings=s3_settings)
     assert handle.wait(timeout=300).status == "SUCCEEDED"
     pd.testing.assert_frame_equal(published(on_s3), expected(lake, model_path), check_exact=True)
     done = [line.partition for line in handle.logs() if "done" in line.message and line.partition]
@@ -334,7 +334,7 @@ def test_a_job_on_s3_is_queued_served_and_followed(
 
 def test_a_job_on_s3_is_cancelled_where_nobody_drives_it(s3_spec: Make, s3_settings: Settings) -> None:
     queued = submit(s3_spec(), settings=s3_settings, start=False)
-    handle = Job.attach(queued.job, settings=s3_settings)
+    handle = pipeline.attach(queued.job, settings=s3_settings)
     assert handle.cancel(reason="no more") is CancelOutcome.CANCELLED
     assert Server(s3_settings).serve_once().started == []
     again = submit(s3_spec(), settings=s3_settings, start=False)

@@ -16,7 +16,7 @@ from pipeline.jobs.lease import Lease, acquire_lease
 from pipeline.jobs.status import Status
 from pipeline.report.build import make_report
 from pipeline.report.report import Report
-from pipeline.service.handle import Handle
+from pipeline.service.handle import JobHandle
 from pipeline.testing.jobs import SmallJob, small_job, write_receipts
 
 
@@ -38,8 +38,8 @@ def driver(job: JobDirectory) -> Lease:
     return lease
 
 
-def handle(job: JobDirectory) -> Handle:
-    return Handle(job)
+def handle(job: JobDirectory) -> JobHandle:
+    return JobHandle(job)
 
 
 def succeed(job: JobDirectory, small: SmallJob) -> None:
@@ -73,7 +73,11 @@ class Notes(Callback):
 
 def test_it_shows_how_the_job_stands(job: JobDirectory, driver: Lease) -> None:
     one = handle(job)
-    assert (one.job, one.status, repr(one)) == ("small-1", Status.RUNNING, "RUNNING  small-1")
+    assert (one.job, one.status, repr(one)) == (
+        "small-1",
+        Status.RUNNING,
+        f"<JobHandle small-1 in {one.directory.root}>",
+    )
     assert one.report().status == "RUNNING"
     assert one.logs()[0].message.startswith("PLANNED")
 

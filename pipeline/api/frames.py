@@ -1,0 +1,129 @@
+"""`score`: add the predictions of a model to a pandas or Dask DataFrame."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, overload
+
+import pandas as pd
+
+from pipeline.common.digest import digest_bytes
+from pipeline.driver.prepare import resolve_model
+from pipeline.models.model import ModelVersion
+from pipeline.models.registry.client import Model, model_bytes
+from pipeline.scoring.frames import score_pandas
+from pipeline.scoring.outputs import prediction_schema
+from pipeline.settings import Settings
+from pipeline.spec.load import absolute_path
+from pipeline.spec.model_ref import ModelRef
+from pipeline.spec.parts import Output
+from pipeline.storage.store import open_store
+
+if TYPE_CHECKING:
+    from pipeline.execution.graph import DaskFrame
+
+
+@overload
+def score(
+    frame: pd.DataFrame,
+    model: Model,
+    *,
+    features: Sequence[str] | None = None,
+    output: str | Output | Mapping[str, Any] = "prediction",
+) -> pd.DataFrame: ...
+
+
+@overload
+def score(
+    frame: DaskFrame,
+    model: Model,
+    *,
+    features: Sequence[str] | None = None,
+    output: str | Output | Mapping[str, Any] = "prediction",
+) -> DaskFrame: ...
+
+
+def score(
+    frame: pd.DataFrame | DaskFrame,
+    model: Model,
+    *,
+    features: Sequence[str] | None = None,
+    output: str | Output | Mapping[str, Any] = "prediction",
+) -> pd.DataFrame | DaskFrame:
+    """Predict: add the predictions of a model to a DataFrame, one column per output.
+
+    Rows keep their order and index. Nothing is written to the data, and there are no rejects: one bad row is an error.
+    With a Dask DataFrame the result is lazy, and each worker process loads the model once. ``pipeline.predict`` is the
+    same function.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame or dask.dataframe.DataFrame
+        Must contain the model's feature columns. Extra columns are kept.
+    model : str, PathLike, xgboost.Booster or a fitted xgboost.XGBModel
+        Path or URL of a UBJ or JSON file, a registry reference such as ``"models:/churn@champion"``, or the model
+        itself. A model object is stored under ``.models/`` of the job directory's root, where workers read it.
+    features : sequence of str, optional
+        Column for each feature, in training order. Default: the model's own feature names.
+    output : str, Output or dict, default "prediction"
+        Name of the new column; or ``{"column": ..., "kind": "margin" | "label" | "leaf" | "contributions"}``.
+
+    Returns
+    -------
+    Same type as ``frame``
+        With float32 columns added (int32 for ``label`` and ``leaf``).
+
+    Raises
+    ------
+    SchemaDrift
+        If a feature column is missing or has a type that the model cannot take.
+    InputError
+        If a row breaks the model's contract (infinite value, unknown category). For Dask: when computed.
+
+    Examples
+    --------
+    >>> pipeline.score(customers, "churn.ubj", output="churn")["churn"].dtype
+    dtype('float32')
+
+    See Also
+    --------
+    Job.to_dask : The same for the source and steps of a job.
+    """
+    version = _model_version(model)
+    result = Output(column=output) if isinstance(output, str) else Output.model_validate(output)
+    columns = tuple(features) if features is not None else None
+    if isinstance(frame, pd.DataFrame):
+        return score_pandas(frame, version, features=columns, output=result)
+    meta = _scored_meta(frame._meta, version, result)
+    scored: DaskFrame = frame.map_partitions(
+        _score_partition, version, columns, result, meta=meta, enforce_metadata=False
+    )
+    return scored
+
+
+predict = score
+"""The same function as `score`, under the name that model libraries use."""
+
+
+def _model_version(model: Model) -> ModelVersion:
+    settings = Settings.load()
+    if isinstance(model, (str, os.PathLike)):
+        text = os.fspath(model)
+        return resolve_model(absolute_path(text) if ModelRef.parse(text).is_file else text, settings=settings)
+    data, _ = model_bytes(model)
+    store, name = open_store(settings.directory), f".models/{digest_bytes(data)}"
+    if not store.exists(name) or store.read(name) != data:
+        store.replace(name, data)
+    return resolve_model(store.url(name), settings=settings)
+
+
+def _score_partition(
+    frame: pd.DataFrame, version: ModelVersion, features: tuple[str, ...] | None, output: Output
+) -> pd.DataFrame:
+    return score_pandas(frame, version, features=features, output=output)
+
+
+def _scored_meta(frame: pd.DataFrame, version: ModelVersion, output: Output) -> pd.DataFrame:
+    schema = prediction_schema(version, output)
+    return frame.assign(**{field.name: pd.Series([], dtype=field.type.to_pandas_dtype()) for field in schema})

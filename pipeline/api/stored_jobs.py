@@ -1,0 +1,201 @@
+"""Functions for jobs that exist already: list, resume, retry, verify, attach."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import pandas as pd
+
+from pipeline import runner
+from pipeline.api.display import show_observers
+from pipeline.common.units import utc_now
+from pipeline.events import Callback
+from pipeline.jobs.listing import JobSummary, find_job
+from pipeline.jobs.listing import list_jobs as list_summaries
+from pipeline.jobs.status import Status
+from pipeline.report.report import Report
+from pipeline.report.verify import Verification
+from pipeline.report.verify import verify as verify_job
+from pipeline.service.handle import JobHandle
+from pipeline.settings import Settings
+
+_COLUMNS = ("id", "name", "status", "age", "rows", "partitions", "done", "output")
+
+
+def list_jobs(
+    *,
+    name: str = "",
+    statuses: Sequence[Status | str] = (),
+    limit: int | None = None,
+    settings: Settings | None = None,
+) -> pd.DataFrame:
+    """List the jobs of the directory, newest first.
+
+    Parameters
+    ----------
+    name : str, optional
+        Pattern such as ``"churn-*"`` for the name or the id. Default: all jobs.
+    statuses : sequence of Status or str, optional
+        Only jobs with one of these statuses.
+    limit : int, optional
+        Largest number of jobs.
+    settings : Settings, optional
+        Default: ``Settings.load()``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        id, name, status, age (Timedelta), rows (of the input), partitions, done (scored partitions), output.
+
+    Examples
+    --------
+    >>> pipeline.list_jobs(name="churn-demo", limit=1)[["name", "status", "rows"]]
+             name                   status  rows
+    0  churn-demo  SUCCEEDED_WITH_WARNINGS  5000
+    """
+    settings = settings or Settings.load()
+    summaries = list_summaries(
+        settings.directory, name=name, statuses=[Status(status) for status in statuses], limit=limit
+    )
+    return pd.DataFrame([_row(summary) for summary in summaries], columns=list(_COLUMNS))
+
+
+def _row(summary: JobSummary) -> tuple[object, ...]:
+    record = summary.record
+    age = pd.Timedelta(seconds=round(summary.age(utc_now())))
+    return (
+        record.job,
+        record.name,
+        str(summary.status),
+        age,
+        record.rows,
+        record.partitions,
+        summary.done,
+        record.sink,
+    )
+
+
+def resume(job: str, *, settings: Settings | None = None, callbacks: Sequence[Callback] | None = None) -> Report:
+    """Resume an unfinished job. Completed partitions are not scored again.
+
+    Parameters
+    ----------
+    job : str
+        Id, unique prefix of an id, ``"@last"``, or the path of a job directory.
+    settings : Settings, optional
+        Default: ``Settings.load()``.
+    callbacks : sequence of Callback, optional
+        Observers to call instead of the progress display.
+
+    Returns
+    -------
+    Report
+        For a finished job its report; nothing is done.
+
+    Raises
+    ------
+    SpecError
+        If no job, or more than one, has that name.
+    PipelineError
+        If the job failed again.
+
+    Examples
+    --------
+    >>> pipeline.resume("@last").status
+    <Status.SUCCEEDED_WITH_WARNINGS: 'SUCCEEDED_WITH_WARNINGS'>
+    """
+    with show_observers(callbacks) as observers:
+        return runner.resume(job, settings=settings, callbacks=observers)
+
+
+def retry(
+    job: str,
+    *,
+    model: str | os.PathLike[str] | None = None,
+    overrides: Sequence[str] = (),
+    settings: Settings | None = None,
+    callbacks: Sequence[Callback] | None = None,
+) -> Report:
+    """Score what a job left out: rejected rows, unfinished partitions, fixed files. Publish the result in one commit.
+
+    Parameters
+    ----------
+    job : str
+        Id, unique prefix of an id, ``"@last"``, or the path of a job directory.
+    model : str or PathLike, optional
+        Model file or reference to score them with. Default: the last one used.
+    overrides : sequence of str, optional
+        Changed steps, contract and errors, such as ``"steps.0.map=features:fixed"``.
+    settings : Settings, optional
+        Default: ``Settings.load()``.
+    callbacks : sequence of Callback, optional
+        Observers to call instead of the progress display.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    PipelineError
+        If it failed. ``retry`` or ``resume`` continues it.
+    """
+    reference = None if model is None else os.fspath(model)
+    with show_observers(callbacks) as observers:
+        return runner.retry(job, model=reference, overrides=overrides, settings=settings, callbacks=observers)
+
+
+def verify(job: str, *, sample: int = 1000, seed: int | None = None, settings: Settings | None = None) -> Verification:
+    """Prove from the receipts and the data that every row was scored once. The report is not used.
+
+    Parameters
+    ----------
+    job : str
+        Id, unique prefix of an id, ``"@last"``, or the path of a job directory.
+    sample : int, default 1000
+        Rows to score again and compare bit by bit.
+    seed : int, optional
+        Seed of the sample. Default: another sample each time.
+    settings : Settings, optional
+        Default: ``Settings.load()``.
+
+    Returns
+    -------
+    Verification
+        ``ok``, and the checks; ``print`` shows them.
+
+    Examples
+    --------
+    >>> pipeline.verify("@last", sample=100, seed=1).ok
+    True
+    """
+    directory = find_job((settings or Settings.load()).directory, job)
+    return verify_job(directory, sample=sample, seed=seed)
+
+
+def attach(job: str, *, settings: Settings | None = None, callbacks: Sequence[Callback] = ()) -> JobHandle:
+    """Return a handle of a job that any process runs. Its directory must be readable from here.
+
+    Parameters
+    ----------
+    job : str
+        Id, unique prefix of an id, ``"@last"``, or the path of a job directory.
+    settings : Settings, optional
+        Default: ``Settings.load()``.
+    callbacks : sequence of Callback, optional
+        Observers, called as long as this process lives.
+
+    Returns
+    -------
+    JobHandle
+
+    Examples
+    --------
+    >>> handle = pipeline.attach("@last")
+    >>> handle.status.is_success
+    True
+    """
+    settings = settings or Settings.load()
+    directory = find_job(settings.directory, job)
+    return JobHandle.open(directory, lease_seconds=settings.lease_seconds, callbacks=callbacks)

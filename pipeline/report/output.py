@@ -1,0 +1,75 @@
+"""Rows that a job published, read from exactly the files of its last manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import OutputConflict, SpecError
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.manifest import Manifest
+from pipeline.sinks import read_published
+from pipeline.sources.parquet.opening import open_source, parquet_errors
+from pipeline.storage.urls import use_storage_options
+
+if TYPE_CHECKING:
+    from pipeline.execution.graph import DaskFrame
+
+
+def output_frame(job: JobDirectory) -> pd.DataFrame:
+    """Return the published rows of a job as a pandas DataFrame, in source order."""
+    files, meta, storage = _published(job)
+    frames = [read_file(path, storage=storage) for path in files]
+    return pd.concat(frames, ignore_index=True) if frames else meta
+
+
+def output_dask(job: JobDirectory) -> DaskFrame:
+    """Return the published rows of a job as a lazy Dask DataFrame, one Dask partition per file."""
+    from pipeline.execution.graph import from_files
+
+    files, meta, storage = _published(job)
+    return from_files(partial(read_file, storage=storage), files, meta=meta)
+
+
+def read_file(path: str, *, storage: Mapping[str, Any]) -> pd.DataFrame:
+    """Return the rows of one published file.
+
+    :param storage: as ``storage`` of the job spec.
+    """
+    use_storage_options(storage)
+    with parquet_errors(path), open_source(path) as source:
+        frame: pd.DataFrame = pq.read_table(source).to_pandas(ignore_metadata=True)
+    return frame
+
+
+def _published(job: JobDirectory) -> tuple[list[str], pd.DataFrame, Mapping[str, Any]]:
+    """Files, an empty frame with their columns, and the storage options to read them with."""
+    pairs = [(leaf, leaf.manifest()) for leaf in (job.children() if job.record.children else [job])]
+    committed = [(leaf, manifest) for leaf, manifest in pairs if manifest is not None]
+    if not committed:
+        raise SpecError(
+            "the job has not published anything",
+            where=job.root,
+            found=str(job.status()),
+            next_step=f"python -m pipeline resume {job.job}",
+        )
+    files = [path for leaf, manifest in committed for path in _files(leaf, manifest)]
+    schema = pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(committed[0][1].schema)))
+    meta: pd.DataFrame = schema.empty_table().to_pandas(ignore_metadata=True)
+    return files, meta, committed[0][0].plan.spec.storage
+
+
+def _files(job: JobDirectory, manifest: Manifest) -> list[str]:
+    contents = read_published(manifest, job)
+    if contents is None or contents.is_replaced:
+        raise OutputConflict(
+            "the output of the job was replaced" if contents else "the output of the job is not published",
+            where=job.plan.spec.sink.path,
+            next_step="run the job again" if contents else f"python -m pipeline resume {job.job}",
+        )
+    return [f"{contents.path.rstrip('/')}/{file.name}" for file in contents.files]
