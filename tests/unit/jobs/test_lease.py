@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -32,29 +32,10 @@ from pipeline.jobs.lease import (
 )
 from pipeline.storage.local import LocalStore
 from pipeline.storage.store import open_store
+from pipeline.testing.fake_clock import FakeClock
 from pipeline.testing.stores import Faults, FaultyStore, disk_full
 
 HOLDER = Holder(3, "a" * 32, "node7", 4711, "", "2026-01-01T12:00:00Z", 30.0)
-
-
-@dataclass
-class Clock:
-    """A monotonic clock that only pauses move on, and what happens during them."""
-
-    now: float = 1000.0
-    actions: dict[int, object] = field(default_factory=dict)
-    """Number of a pause, from 0 -> what to call in it."""
-    pauses: int = 0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def pause(self, seconds: float) -> None:
-        action = self.actions.get(self.pauses)
-        self.pauses += 1
-        self.now += seconds
-        if callable(action):
-            action()
 
 
 @pytest.fixture
@@ -104,9 +85,9 @@ def test_released_leases_are_taken_at_once_with_rising_epochs(store: LocalStore)
 
 
 def test_a_live_driver_locks_the_job_and_is_named(store: LocalStore) -> None:
-    clock = Clock()
+    clock = FakeClock(1000.0)
     with hold_lease(store) as lease:
-        clock.actions[2] = lease.beat
+        clock.during_pause[2] = lease.beat
         with pytest.raises(JobLocked) as caught:
             acquire_lease(store, clock=clock, pause=clock.pause)
         lease.check()
@@ -120,7 +101,7 @@ def test_silence_on_another_machine_is_taken_over_after_lease_seconds(
     store: LocalStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     leave_behind(store)
-    clock = Clock()
+    clock = FakeClock(1000.0)
     with caplog.at_level("WARNING"):
         lease = acquire_lease(store, lease_seconds=30.0, clock=clock, pause=clock.pause)
     assert (lease.epoch, lease.taken) == (2, Verdict.STALE)
@@ -145,19 +126,19 @@ def test_a_wall_clock_that_jumps_changes_nothing(store: LocalStore, monkeypatch:
     monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
     monkeypatch.setattr(lease_module, "datetime", Jumping)
     leave_behind(store)
-    clock = Clock()
+    clock = FakeClock(1000.0)
     lease = acquire_lease(store, lease_seconds=30.0, clock=clock, pause=clock.pause)
     assert 30.0 <= clock.now - 1000.0 < 31.0
-    clock.actions[clock.pauses] = lease.beat
+    clock.during_pause[clock.pauses] = lease.beat
     with pytest.raises(JobLocked):
         acquire_lease(store, lease_seconds=30.0, clock=clock, pause=clock.pause)
 
 
 def test_of_two_that_wait_for_a_stale_lease_one_gets_it(store: LocalStore) -> None:
     leave_behind(store)
-    first, second = Clock(), Clock()
+    first, second = FakeClock(1000.0), FakeClock(1000.0)
     # The first takes the job in the very moment in which the second has waited for long enough.
-    second.actions[149] = lambda: acquire_lease(store, clock=first, pause=first.pause)
+    second.during_pause[149] = lambda: acquire_lease(store, clock=first, pause=first.pause)
     with pytest.raises(JobLocked):
         acquire_lease(store, clock=second, pause=second.pause)
     assert highest_epoch(store) == 2
@@ -181,7 +162,7 @@ def test_losing_the_race_for_an_epoch_is_a_lock(store: LocalStore, monkeypatch: 
 def test_a_driver_that_slept_through_a_takeover_is_fenced(store: LocalStore) -> None:
     paused = acquire_lease(store)
     paused.check()
-    clock = Clock()
+    clock = FakeClock(1000.0)
     other = acquire_lease(store, clock=clock, pause=clock.pause)
     with pytest.raises(Fenced) as caught:
         paused.check()
@@ -239,7 +220,7 @@ def test_a_process_that_has_ended_is_told_from_others(store: LocalStore) -> None
     assert has_ended(holder)
     child.communicate()
     assert has_ended(holder)
-    clock = Clock()
+    clock = FakeClock(1000.0)
     lease = acquire_lease(store, clock=clock, pause=clock.pause)
     assert (lease.epoch, lease.taken, clock.pauses) == (2, Verdict.DEAD, 0)
 
@@ -247,7 +228,7 @@ def test_a_process_that_has_ended_is_told_from_others(store: LocalStore) -> None
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"schema_version": 1, "epoch": 1}'])
 def test_a_damaged_record_only_costs_the_wait(store: LocalStore, content: bytes) -> None:
     store.replace("lease/1.json", content)
-    clock = Clock()
+    clock = FakeClock(1000.0)
     assert acquire_lease(store, clock=clock, pause=clock.pause).taken is Verdict.STALE
 
 

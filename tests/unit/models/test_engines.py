@@ -43,6 +43,7 @@ from pipeline.report.verify import _near
 from pipeline.scoring.partition import score_partition
 from pipeline.spec.job_spec import JobSpec, json_schema
 from pipeline.spec.model_ref import ModelRef, OutputKind
+from pipeline.testing.fake_clock import FakeClock
 from pipeline.testing.jobs import small_job, write_receipts
 from pipeline.testing.oracle import FEATURES, Lake, make_table, train_model
 from pipeline.testing.recipes import make_partition, make_recipe
@@ -92,16 +93,7 @@ def score_of(version: ModelVersion, **fields: Any) -> ScoreRecipe:
     return ScoreRecipe(version, version.feature_names, "prediction", ("prediction",), (), **fields)
 
 
-class Clock:
-    """Time passes only where an engine says so."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def timed(clock: Clock, predict: Predict, *, seconds: float) -> Predict:
+def timed(clock: FakeClock, predict: Predict, *, seconds: float) -> Predict:
     def call(matrix: np.ndarray, *, kind: OutputKind) -> np.ndarray:
         clock.now += seconds * len(matrix)
         return predict(matrix, kind=kind)
@@ -126,7 +118,7 @@ def choose(
     version: ModelVersion, *, xgboost: float, trees: float, change: Callable[[Predict], Predict] = lambda one: one
 ) -> tuple[Evaluator, flavor.XGBoostPredictor]:
     """An evaluator whose engines take that many seconds a row, by its own clock."""
-    clock, predictor = Clock(), predictor_of(version)
+    clock, predictor = FakeClock(), predictor_of(version)
     plain = predictor_of(version)
     predictor.predict = timed(clock, plain.predict, seconds=xgboost)  # type: ignore[method-assign]
     made = EngineSelection(predictor, "prediction", clock=clock)

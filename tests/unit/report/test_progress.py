@@ -11,16 +11,7 @@ from rich.console import Console
 from pipeline.common.rows import RowCounts
 from pipeline.events import Callback, PartitionEnded, RoundStarted, StatusChanged
 from pipeline.report.progress import JobWatch, LiveProgress, PlainProgress, Tally, make_progress, show_progress
-
-
-class Clock:
-    """A clock that is set by hand."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from pipeline.testing.fake_clock import FakeClock
 
 
 def ended(rows: int, *, rejected: int = 0, outcome: str = "done", reason: str = "") -> PartitionEnded:
@@ -56,8 +47,8 @@ def test_nothing_done_yet_has_no_rate_and_no_end() -> None:
     assert Tally().line(0.0).startswith("planned: 100%")
 
 
-def plain(partitions: int, rows: int) -> tuple[PlainProgress, Clock, io.StringIO]:
-    clock, stream = Clock(), io.StringIO()
+def plain(partitions: int, rows: int) -> tuple[PlainProgress, FakeClock, io.StringIO]:
+    clock, stream = FakeClock(100.0), io.StringIO()
     progress = PlainProgress(stream=stream, clock=clock)
     progress.on_status(StatusChanged("j", "PLANNED", "PROVISIONING"))
     progress.on_status(StatusChanged("j", "PROVISIONING", "RUNNING"))
@@ -100,7 +91,7 @@ def test_the_end_is_left_to_the_summary() -> None:
 @pytest.fixture
 def live() -> Iterator[tuple[LiveProgress, io.StringIO]]:
     stream = io.StringIO()
-    progress = LiveProgress(Console(file=stream, force_terminal=True, width=160), clock=Clock())
+    progress = LiveProgress(Console(file=stream, force_terminal=True, width=160), clock=FakeClock(100.0))
     yield progress, stream
     progress.stop()
 

@@ -22,6 +22,7 @@ from pipeline.models.registry.alias_watch import (
 )
 from pipeline.models.registry.records import VersionRecord
 from pipeline.spec.model_ref import ModelRef
+from pipeline.testing.fake_clock import FakeClock
 
 CHAMPION = "models:/churn@champion"
 
@@ -57,15 +58,7 @@ class Registry:
         return record(self.version, self.digest)
 
 
-@dataclass
-class Clock:
-    now: float = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def watch(registry: Registry, clock: Clock, *, seconds: float = 30.0) -> AliasWatch:
+def watch(registry: Registry, clock: FakeClock, *, seconds: float = 30.0) -> AliasWatch:
     return AliasWatch(CHAMPION, seconds=seconds, clock=clock, open=registry.open)  # type: ignore[arg-type]
 
 
@@ -89,7 +82,7 @@ def test_a_move_is_to_another_version_with_other_bytes(found: VersionRecord, mov
 
 
 def test_the_registry_is_asked_when_it_is_time_to() -> None:
-    registry, clock = Registry(), Clock()
+    registry, clock = Registry(), FakeClock(100.0)
     alias = watch(registry, clock)
     for seconds, asked in [(0, 0), (29, 0), (1, 1), (1, 1), (29, 2)]:
         clock.now += seconds
@@ -102,7 +95,7 @@ def test_the_registry_is_asked_when_it_is_time_to() -> None:
 
 
 def test_without_polling_it_is_looked_at_only_on_demand() -> None:
-    registry, clock = Registry(version=4, digest="d4"), Clock()
+    registry, clock = Registry(version=4, digest="d4"), FakeClock(100.0)
     alias = watch(registry, clock, seconds=0)
     clock.now += 1e6
     assert alias.poll(pinned()) is None
@@ -112,7 +105,7 @@ def test_without_polling_it_is_looked_at_only_on_demand() -> None:
 def test_a_registry_that_is_down_is_asked_less_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(alias_watch.logger, "warning", lambda text, *values: said.append(text % values))
-    registry, clock = Registry(is_down=True), Clock()
+    registry, clock = Registry(is_down=True), FakeClock(100.0)
     alias = watch(registry, clock)
     times = []
     for _ in range(3600):
@@ -150,7 +143,7 @@ def test_the_error_says_how_to_go_back() -> None:
 
 
 def test_a_registry_that_knows_no_digests_is_asked_for_the_file_once() -> None:
-    registry, clock = Registry(version=4, digest=""), Clock()
+    registry, clock = Registry(version=4, digest=""), FakeClock(100.0)
     resolved: list[str] = []
 
     def resolve(ref: ModelRef) -> ModelVersion:
