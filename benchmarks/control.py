@@ -89,16 +89,49 @@ def make_plan(count: int, fragments: int) -> Any:
     return replace(plan, files=files, partitions=partitions)
 
 
+class PlanTasks:
+    """Tasks of a plan without a job directory; nothing is split or isolated."""
+
+    round_folder = "/nowhere"
+
+    def __init__(self, recipe: Any, versions: Any) -> None:
+        self.recipe, self.versions = recipe, versions
+
+    def submit(self, partitions: Any) -> list[Any]:
+        from pipeline.execution.tasks import make_tasks
+
+        return list(make_tasks(self.recipe, partitions, self.versions))
+
+    submit_isolated = submit
+
+    def split(self, partition: Any, receipt: Any, *, parts: int = 2) -> None:
+        return None
+
+    def read(self, result: Any) -> Any:
+        from pipeline.execution.tasks import decode_receipt
+
+        return decode_receipt(result)
+
+
+class Ignore:
+    """A listener without reactions."""
+
+    def attempt_finished(self, result: Any) -> None: ...
+
+    def mitigation(self, mitigation: Any) -> None: ...
+
+    def poll(self) -> None: ...
+
+
 def drive_ours(client: Any, count: int, fragments: int) -> float:
     """CPU seconds of planning, which are not counted."""
     from pipeline.execution.dispatcher import Dispatcher
-    from pipeline.execution.tasks import decode_receipt, make_tasks
     from pipeline.jobs.receipts import SpooledReceipts
 
     plan = make_plan(count, fragments)
-    recipe, versions = plan.recipe(job="benchmark", directory="/nowhere"), plan.versions
+    source = PlanTasks(plan.recipe(job="benchmark", directory="/nowhere"), plan.versions)
     before = time.process_time()
-    dispatcher = Dispatcher(client, submit=lambda some: make_tasks(recipe, some, versions), read=decode_receipt)
+    dispatcher = Dispatcher(client, source, Ignore())
     receipts = SpooledReceipts(dispatcher.run(plan.partitions))
     assert len(receipts) == count
     return before

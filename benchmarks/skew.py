@@ -88,7 +88,7 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- |")
     even = statistics.median(one.seconds for one in runs["even"])
     for name, some in runs.items():
-        cuts = statistics.mean(one.report.stragglers.cuts for one in some)
+        cuts = statistics.mean(one.report.stragglers.split_slow for one in some)
         ratio = statistics.median(one.seconds for one in some) / even
         print(f"| {name} | {ratio:.2f} | {some[0].report.partitions.done} | {cuts:.1f} | {len(some)} |")
 

@@ -150,7 +150,7 @@ def show(name: str, runs: list[Measured], clean: list[Measured], *, off: list[Me
 
     against = f"{middle(runs) / middle(off):.2f}" if off else "–"
     records = [one.report.stragglers for one in runs]
-    keys = ("backups", "cuts", "divided")
+    keys = ("backups", "split_slow", "split_frozen")
     helped = ", ".join(f"{key} {statistics.mean(getattr(record, key) for record in records):.1f}" for key in keys)
     again = statistics.mean(one.report.rows.rejected for one in runs)
     print(

@@ -9,11 +9,43 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from pipeline.common.rows import RowCounts
 
 logger = logging.getLogger(__name__)
+
+
+class AttemptOutcome(StrEnum):
+    """How an attempt at a partition ended."""
+
+    DONE = "done"
+    RETRY = "retry"
+    SPLIT = "split"
+    FAILED = "failed"
+
+
+class SplitReason(StrEnum):
+    """Why a partition was split."""
+
+    MEMORY = "memory"
+    """It took too much memory."""
+    SLOW = "slow"
+    """Its worker was slow: idle workers do the rest."""
+    IDLE_WORKERS = "idle_workers"
+    """Workers were idle: they and its own worker do the rest."""
+    FROZEN = "frozen"
+    """Its worker did not answer, or made no progress: idle workers do all of it."""
+
+
+class MitigationAction(StrEnum):
+    """What was done about a straggler."""
+
+    BACKUP = "backup"
+    SPLIT = "split"
+    REASSIGN = "reassign"
+    """It had not started: another worker got it."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +81,7 @@ class PartitionEnded:
     job: str
     round: int
     partition: str
-    outcome: str
-    """``done``, ``retry``, ``split`` (for its memory), ``cut`` (for its time) or ``failed``."""
+    outcome: AttemptOutcome
     rows: RowCounts = field(default_factory=RowCounts)
     seconds: float = 0.0
     """Wall time of the attempt on its worker."""
@@ -59,7 +90,9 @@ class PartitionEnded:
     reason: str = ""
     """Why it was not done."""
     parts: int = 0
-    """Partitions that took its place, when it was split or cut."""
+    """Partitions that took its place, when it was split."""
+    split_reason: SplitReason | None = None
+    """Why it was split; None: it was not, or an earlier driver had split it."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 from pipeline.common.rows import RowCounts
@@ -17,15 +17,14 @@ from pipeline.driver.alias_change import AliasMonitor
 from pipeline.driver.job_run import JobRun, ParentContext
 from pipeline.driver.quarantine import open_quarantine_round
 from pipeline.errors import InputError, PipelineError
-from pipeline.events import Callback, PartitionEnded, RoundStarted, notify
-from pipeline.execution.attempts import AttemptResult
+from pipeline.events import AttemptOutcome, Callback, PartitionEnded, RoundStarted, notify
 from pipeline.execution.clusters import cluster_of, open_cluster
 from pipeline.execution.clusters.client import shake_hands
 from pipeline.execution.dispatcher import Dispatcher
 from pipeline.execution.health import DispatchPolicy
-from pipeline.execution.rebalancing import Mitigation, StragglerMitigator
+from pipeline.execution.protocols import AttemptResult, Mitigation
+from pipeline.execution.stragglers import StragglerPolicy
 from pipeline.execution.task_set import TaskSet
-from pipeline.execution.tasks import decode_receipt
 from pipeline.execution.worker_events import SharedClusterState
 from pipeline.jobs.cancellation import Stop, StopReason, stop_checks
 from pipeline.jobs.directory import JobDirectory
@@ -143,7 +142,7 @@ class Driver(JobRun):
         self.task_set = TaskSet(self.job, self.ledger.last, self.settings.partition_timeout)
         notify_round_started(self.job, self.ledger, pending, callbacks=self.callbacks)
         try:
-            with self.task_set.batches_on(client):
+            with self.task_set.learned_batches(client):
                 for receipt in self._dispatcher(client).run(pending):
                     self.receipts.add(receipt)
                     if self.lease.is_lost:
@@ -170,14 +169,11 @@ class Driver(JobRun):
             yield client
 
     def _dispatcher(self, client: Any) -> Dispatcher:
-        settings, task_set = self.settings, self.task_set
+        settings = self.settings
         return Dispatcher(
             client,
-            submit=task_set.submit,
-            read=decode_receipt,
-            isolate=task_set.isolate,
-            split=task_set.split,
-            relief=self._relief(client),
+            self.task_set,
+            listener=self,
             policy=DispatchPolicy(
                 attempts=settings.attempts,
                 no_workers_timeout=settings.no_workers_timeout,
@@ -185,17 +181,30 @@ class Driver(JobRun):
                 grace=settings.drain_timeout,
                 partition_timeout=settings.partition_timeout,
             ),
+            stragglers=self._straggler_policy(),
             stop=self.stop,
-            on_attempt_finished=self._partition_ended,
-            on_poll=partial(self.alias_monitor.poll, task_set.round),
-            neighbours=self.parent.cluster.neighbours if self.parent.cluster else SharedClusterState(),
+            shared_state=self.parent.cluster.shared_state if self.parent.cluster else SharedClusterState(),
         )
 
-    def _relief(self, client: Any) -> StragglerMitigator | None:
-        # Which workers are idle cannot be told where other children have some of them.
-        if not self.settings.stragglers or self.parent.cluster is not None:
-            return None
-        return self.task_set.relief(client, on_mitigation=self._helped)
+    def _straggler_policy(self) -> StragglerPolicy | None:
+        # On a cluster shared with other children, idle workers cannot be told from theirs.
+        is_enabled = self.settings.stragglers and self.parent.cluster is None
+        return StragglerPolicy() if is_enabled else None
+
+    # DispatchListener
+
+    def attempt_finished(self, result: AttemptResult, /) -> None:
+        """Adapt the batch size, and report the end of an attempt."""
+        self.task_set.adapt_batch(result)
+        notify_attempt_finished(self.job, result, round=self.task_set.round.number, callbacks=self.callbacks)
+
+    def mitigation(self, mitigation: Mitigation, /) -> None:
+        """Record an action against a straggler."""
+        self.job.append_event("straggler", **asdict(mitigation))
+
+    def poll(self) -> None:
+        """Check the alias of the model."""
+        self.alias_monitor.poll(self.task_set.round)
 
     def _decide(self, ledger: Ledger) -> Status:
         """The final status, by the number of rejected rows.
@@ -205,12 +214,6 @@ class Driver(JobRun):
         examples = first_examples(summarise(self.job, ledger=ledger)) if ledger.rows.rejected else None
         return decide_status(ledger, job=self.job.job, examples=examples)
 
-    def _partition_ended(self, ended: AttemptResult) -> None:
-        self.task_set.learn(ended)
-        notify_attempt_finished(self.job, ended, round=self.task_set.round.number, callbacks=self.callbacks)
-
-    def _helped(self, helped: Mitigation) -> None:
-        self.job.append_event("straggler", **asdict(helped))
 
 
 def notify_round_started(
@@ -240,8 +243,9 @@ def notify_attempt_finished(
         worker=receipt.worker if receipt else "",
         reason=redact(ended.reason),
         parts=len(receipt.splits) if receipt else 0,
+        split_reason=ended.split_reason,
     )
-    if ended.outcome != "done":
+    if ended.outcome is not AttemptOutcome.DONE:
         # A completed partition has a receipt: an event each would only cost an fsync.
         job.append_event(
             "partition",
@@ -249,5 +253,6 @@ def notify_attempt_finished(
             outcome=event.outcome,
             attempt=event.attempt,
             reason=event.reason,
+            **({"split_reason": event.split_reason} if event.split_reason else {}),
         )
     notify(callbacks, event)

@@ -1,8 +1,8 @@
-"""Partitions in flight: a bounded window of tasks, and what is done about each end.
+"""Run partitions on a cluster: a bounded window of tasks in flight, and the reaction to the end of each.
 
-What an end means is decided in `pipeline.execution.failures`, who is to blame for a worker's death in
-`pipeline.execution.worker_events`, and whether the cluster is alive in `pipeline.execution.health`; this module carries
-it out. The facts about Dask are in ``docs/design/``.
+`pipeline.execution.failures` decides what a failure means, `pipeline.execution.worker_events` which task is to blame
+for a lost worker, and `pipeline.execution.health` whether the cluster is alive. ``docs/design/`` holds the facts about
+Dask that this module relies on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.execution.attempts import Attempt, AttemptResult, InFlight, SplitResult, Waiting
+from pipeline.events import AttemptOutcome, SplitReason
+from pipeline.execution.attempts import Attempt, InFlight, Waiting
 from pipeline.execution.failures import (
     Fail,
     Isolate,
@@ -26,17 +27,17 @@ from pipeline.execution.failures import (
     Split,
     after_failure,
     after_worker_loss,
-    is_blamed,
     overdue,
-    stuck,
 )
-from pipeline.execution.health import PROBE_TIMEOUT, ClusterHealth, DispatchPolicy
-from pipeline.execution.rebalancing import ProgressAnswer, StragglerMitigator
-from pipeline.execution.stragglers import Action, Ask, Cut, Divide, Reassign, Share
+from pipeline.execution.health import PING_TIMEOUT, ClusterHealth, DispatchPolicy
+from pipeline.execution.protocols import AttemptResult, DispatchListener, SplitResult, TaskSource
+from pipeline.execution.rebalancing import ProgressAnswer, StragglerMitigator, WorkerProbe, start_thread
+from pipeline.execution.stragglers import Action, Ask, Backup, Reassign, SplitAmong, StragglerPolicy
 from pipeline.execution.worker_events import (
     ClusterEvent,
     ClusterEventListener,
     ExecutionTracker,
+    LossCause,
     LostExecution,
     MemoryRanOut,
     SharedClusterState,
@@ -47,119 +48,149 @@ from pipeline.jobs.cancellation import Stop
 from pipeline.jobs.receipts import Receipt
 from pipeline.plan.plan import Partition
 
-__all__ = ["AttemptResult", "DispatchPolicy", "Dispatcher", "SplitResult"]
-
 logger = logging.getLogger(__name__)
 TICK = 0.5
-"""Seconds between two looks at the cluster while nothing ends."""
-
-
-def _never(partition: Partition, receipt: Receipt | None, *, parts: int = 2) -> SplitResult | None:
-    return None
+"""Seconds between two polls of the cluster while no attempt ends."""
+_SPLIT_REASONS = {
+    SplitReason.MEMORY: "it took too much memory",
+    SplitReason.SLOW: "its worker was slow",
+    SplitReason.IDLE_WORKERS: "other workers were idle",
+    SplitReason.FROZEN: "its worker did not answer",
+}
 
 
 @dataclass
 class Dispatcher:
-    """Runs partitions on a client and gives their receipts as they come.
-
-    ``submit`` turns partitions into one `dask.delayed` each, with new keys each time; ``read`` gets the receipt out of
-    what a task returned.
-    """
+    """Runs partitions on a client and yields their receipts as they arrive."""
 
     client: Any
-    submit: Callable[[Sequence[Partition]], list[Any]]
-    read: Callable[[Any], Receipt]
-    isolate: Callable[[Sequence[Partition]], list[Any]] | None = None
-    """Like ``submit``, for partitions that are scored in a process of their own. None: they fail the job."""
-    split: Callable[..., SplitResult | None] = _never
-    """Puts two parts, or as many as ``parts`` says, in a partition's place, on record; None when it is too small. With
-    a receipt that says so, it has happened already."""
-    relief: StragglerMitigator | None = None
-    """Helps stragglers. None: they take their time."""
+    source: TaskSource
+    listener: DispatchListener
     policy: DispatchPolicy = field(default_factory=DispatchPolicy)
+    stragglers: StragglerPolicy | None = None
+    """Limits for stragglers. None: nothing is done about them."""
     stop: Stop = field(default_factory=Stop)
-    on_attempt_finished: Callable[[AttemptResult], None] = lambda ended: None
-    on_poll: Callable[[], None] = lambda: None
-    """Called whenever the dispatcher looks at the cluster; what takes long in it delays new partitions."""
-    neighbours: SharedClusterState = field(default_factory=SharedClusterState)
-    """All dispatchers on this cluster."""
+    shared_state: SharedClusterState = field(default_factory=SharedClusterState)
+    """State of all dispatchers on this cluster."""
     clock: Callable[[], float] = time.monotonic
     tick: float = TICK
-    """Seconds to wait for an end before looking at the cluster."""
+    """Seconds a turn waits for the end of an attempt."""
+    background: Callable[[Callable[[], None]], None] = start_thread
+    """Runs a call that may never return."""
 
     def __post_init__(self) -> None:
+        self.retries = 0
+        """Attempts that were repeated."""
         self._waiting = Waiting()
         self._suspects: deque[Attempt] = deque()
-        self._later: list[tuple[float, str, Attempt]] = []
+        self._delayed: list[tuple[float, str, Attempt]] = []
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._ready: deque[Receipt] = deque()
         self._failure: PipelineError | None = None
-        self._ledger = ExecutionTracker()
-        self._flight = InFlight(self.client, self._ledger, self._inbox.put, self.clock)
-        self._watch = ClusterHealth(self.client, self.policy, self.clock)
-        self.retries = 0
-        """Attempts that were repeated."""
+        self._events: ClusterEventListener | None = None
+        self._tracker = ExecutionTracker()
+        self._flight = InFlight(self.client, self._tracker, self._inbox.put, self.clock)
+        self._health = ClusterHealth(self.client, self.policy, self.clock)
+        self._mitigator = StragglerMitigator(
+            self._flight,
+            self._tracker,
+            self._health,
+            WorkerProbe(self.client, self.source.round_folder, self._inbox.put, self.background),
+            self.listener,
+            self.clock,
+            self.stragglers or StragglerPolicy(),
+        )
 
-    def run(self, todo: Sequence[Partition]) -> Iterator[Receipt]:
-        """Receipts of ``todo``, in the order they end, those of partitions that were split too. Partitions start in
-        the given order; suspects come last, when nothing else runs.
+    def run(self, partitions: Sequence[Partition]) -> Iterator[Receipt]:
+        """Yield the receipts of ``partitions`` in the order they end, including those of split partitions.
 
-        :raises PipelineError: the first failure, after what was running has ended or ``grace`` is over.
+        Partitions start in the given order. Suspects come last, when nothing else runs.
+
+        :raises PipelineError: the first failure, after running attempts have ended or ``grace`` is over.
         """
-        self._waiting.begin(todo)
-        if self.relief is not None:
-            self.relief.begin(todo)
-            self._flight.on_attempt_removed = self.relief.forget
-        evidence = ClusterEventListener(self.client, self._inbox.put)
-        self.neighbours.join(self._ledger)
+        self.start(partitions)
         try:
-            while self._waiting or self._later or self._flight.attempts or self._suspects:
-                if self._is_closing():
-                    yield from self._drain()
-                    break
-                self._fill()
-                yield from self._collect(self.tick)
-                self._look()
+            while self.has_work and not self.is_closing:
+                yield from self.step()
+            if self.is_closing:
+                yield from self._drain()
             yield from self._take_ready()
         finally:
-            evidence.close()
-            self.neighbours.leave(self._ledger)
-            self._flight.release()
+            self.close()
         if self._failure is not None:
             raise self._failure
 
-    def _is_closing(self) -> bool:
+    def start(self, partitions: Sequence[Partition]) -> None:
+        """Subscribe to the cluster's events and queue ``partitions``; `close` ends that."""
+        self._waiting.start(partitions)
+        self._mitigator.start(partitions)
+        self._events = ClusterEventListener(self.client, self._inbox.put)
+        self.shared_state.join(self._tracker)
+
+    def step(self) -> Iterator[Receipt]:
+        """Take one turn: submit, handle what has ended, poll the cluster. Yield the receipts that arrived."""
+        self._submit_waiting()
+        yield from self._handle_inbox(self.tick)
+        self._poll_cluster()
+
+    def close(self) -> None:
+        """Unsubscribe from the cluster's events and release all futures."""
+        if self._events is not None:
+            self._events.close()
+        self.shared_state.leave(self._tracker)
+        self._flight.release()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether partitions wait or run."""
+        return bool(self._waiting or self._delayed or self._flight.attempts or self._suspects)
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether no more partitions are started: one failed the job, or a stop was requested."""
         return self._failure is not None or self.stop.is_requested
 
-    # Starting
+    # Submission
 
-    def _fill(self) -> None:
+    def _submit_waiting(self) -> None:
         now = self.clock()
-        while self._later and self._later[0][0] <= now:
-            self._queue(heapq.heappop(self._later)[2])
-        threads = max(1, self._watch.threads)
+        while self._delayed and self._delayed[0][0] <= now:
+            attempt = heapq.heappop(self._delayed)[2]
+            if attempt.is_isolated:
+                self._suspects.append(attempt)
+            else:
+                self._waiting.append(attempt)
+        threads = max(1, self._health.threads)
         if self._waiting and len(self._flight) <= threads + threads // 2:
-            self._start(self._waiting, 2 * threads - len(self._flight), self.submit)
-        # Suspects are alone: one a worker, and only once all others have ended.
+            self._submit_next(self._waiting, 2 * threads - len(self._flight), self.source.submit)
+        # Suspects run alone: one per worker, once all other attempts have ended.
         running = self._flight.attempts.values()
-        is_quiet = not (self._waiting or self._later) and all(one.is_isolated for one in running)
-        if self._suspects and is_quiet and self.isolate is not None:
-            self._start(self._suspects, max(1, self._watch.workers) - len(self._flight), self.isolate)
+        is_quiet = not (self._waiting or self._delayed) and all(attempt.is_isolated for attempt in running)
+        if self._suspects and is_quiet:
+            room = max(1, self._health.workers) - len(self._flight)
+            self._submit_next(self._suspects, room, self.source.submit_isolated)
 
-    def _queue(self, attempt: Attempt) -> None:
-        (self._suspects if attempt.is_isolated else self._waiting).append(attempt)
-
-    def _start(
-        self, source: deque[Attempt] | Waiting, room: int, submit: Callable[[Sequence[Partition]], list[Any]]
+    def _submit_next(
+        self, attempts: deque[Attempt] | Waiting, room: int, submit: Callable[[Sequence[Partition]], list[Any]]
     ) -> None:
-        batch = [source.popleft() for _ in range(min(room, len(source)))]
+        batch = [attempts.popleft() for _ in range(min(room, len(attempts)))]
         if batch:
             self._flight.start(batch, submit([attempt.partition for attempt in batch]))
 
-    # Ends
+    def _remove(self, future: Any) -> Attempt:
+        self._mitigator.forget(str(future.key))
+        return self._flight.remove(future)
 
-    def _collect(self, timeout: float) -> Iterator[Receipt]:
-        """Everything that has ended; waits up to ``timeout`` seconds for the first."""
+    def _cancel(self, future: Any) -> Attempt:
+        """Cancel a task. If it is already running, its output is ignored."""
+        attempt = self._remove(future)
+        future.cancel(force=True)
+        return attempt
+
+    # Ends of attempts
+
+    def _handle_inbox(self, timeout: float) -> Iterator[Receipt]:
+        """Handle all events that have arrived; wait up to ``timeout`` seconds for the first."""
         yield from self._take_ready()
         while True:
             try:
@@ -168,154 +199,163 @@ class Dispatcher:
                 return
             timeout = 0.0
             if isinstance(item, (Started, MemoryRanOut, WorkerLeft)):
-                self._learn(item)
-            elif isinstance(item, ProgressAnswer) and self.relief is not None:
-                self.relief.answered(item, now=self.clock())
+                self._on_cluster_event(item)
+            elif isinstance(item, ProgressAnswer):
+                self._mitigator.progress_answered(item)
             elif item in self._flight:
-                self._settle(item)
+                self._on_future_done(item)
             yield from self._take_ready()
 
     def _take_ready(self) -> Iterator[Receipt]:
         while self._ready:
             yield self._ready.popleft()
 
-    def _settle(self, future: Any) -> None:
+    def _on_future_done(self, future: Any) -> None:
         key = str(future.key)
-        execution = self._ledger.executing.get(key)
-        helpers = self.relief.helpers(key) if self.relief else ()
-        reason = self.relief.reason(key) if self.relief and helpers else "it was split before"
-        attempt = self._flight.forget(future)
+        execution = self._tracker.executing.get(key)
+        requested = self._mitigator.requested_split(key)
+        attempt = self._remove(future)
         try:
-            receipt = self.read(future.result(timeout=PROBE_TIMEOUT))
+            receipt = self.source.read(future.result(timeout=PING_TIMEOUT))
         except Exception as error:
-            self._watch.check_alive()
-            self._react(error, attempt)
+            self._health.check_alive()
+            self._on_error(error, attempt)
             return
         finally:
             future.release()
-        self._watch.moved()
-        if getattr(receipt, "splits", ()):
-            # It stopped because it was asked to, or another driver has split it.
-            self._divide(attempt, reason, receipt, workers=helpers)
+        self._health.record_progress()
+        if receipt.splits:
+            # The attempt stopped because it was asked to, or an earlier driver has split the partition.
+            self._on_split(attempt, receipt, requested)
             return
-        now = self.clock()
-        if self.relief is not None and execution is not None:
-            self.relief.measured(attempt, worker=execution.worker, seconds=now - execution.since)
-        self._done(attempt, receipt)
+        if execution is not None:
+            self._mitigator.attempt_measured(attempt, worker=execution.worker, since=execution.since)
+        self._on_done(attempt, receipt)
 
-    def _done(self, attempt: Attempt, receipt: Receipt) -> None:
+    def _on_done(self, attempt: Attempt, receipt: Receipt) -> None:
         self._ready.append(receipt)
-        self._end_others(attempt.partition)
-        if self.relief is not None:
-            self.relief.settled(attempt.partition.id, now=self.clock(), is_by_helper=attempt.is_backup)
-        self.on_attempt_finished(AttemptResult(attempt.partition, attempt.number, "done", receipt))
+        self._cancel_others(attempt.partition)
+        self._mitigator.partition_done(attempt.partition.id, is_by_backup=attempt.is_backup)
+        self._report(attempt, AttemptOutcome.DONE, receipt)
 
-    def _end_others(self, partition: Partition) -> None:
-        """Its other attempts come too late: their receipts will find one there."""
+    def _cancel_others(self, partition: Partition) -> None:
+        """Cancel all attempts at a partition. A late one is harmless: the first receipt wins."""
         for future in self._flight.of_partition(partition.id):
-            execution = self._ledger.executing.get(str(future.key))
-            self._flight.take_back(future)
-            if self.relief is not None and execution is not None:
-                self.relief.drop(partition, worker=execution.worker, now=self.clock())
+            execution = self._tracker.executing.get(str(future.key))
+            self._cancel(future)
+            if execution is not None:
+                self._mitigator.abandon(partition.id, worker=execution.worker)
 
-    def _react(self, error: Exception, attempt: Attempt) -> None:
-        self._follow(
-            after_failure(
-                error,
-                partition=attempt.partition.id,
-                attempt=attempt.number,
-                attempts=self.policy.attempts,
-                is_isolated=attempt.is_isolated,
-            ),
-            attempt,
+    def _on_error(self, error: Exception, attempt: Attempt) -> None:
+        decision = after_failure(
+            error,
+            partition=attempt.partition.id,
+            attempt=attempt.number,
+            attempts=self.policy.attempts,
+            is_isolated=attempt.is_isolated,
         )
+        self._apply(decision, attempt)
 
-    def _follow(self, decision: Retry | Fail | Split | Isolate, attempt: Attempt) -> None:
-        if isinstance(decision, Retry) and self._flight.of_partition(attempt.partition.id):
-            # The other attempt at it goes on alone.
-            self._again(attempt, decision.reason)
-        elif isinstance(decision, Split):
-            self._divide(attempt, decision.reason)
+    def _apply(self, decision: Retry | Fail | Split | Isolate, attempt: Attempt) -> None:
+        if isinstance(decision, Split):
+            self._split(attempt, SplitReason.MEMORY, cause=decision.reason)
         elif isinstance(decision, Fail):
             self._failure = self._failure or decision.error
-            self.on_attempt_finished(
-                AttemptResult(attempt.partition, attempt.number, "failed", reason=decision.error.message)
-            )
-        elif isinstance(decision, Isolate) and self.isolate is None:
-            self._follow(Fail(stuck(attempt.partition.id, attempt.crash_count)), attempt)
+            self._report(attempt, AttemptOutcome.FAILED, reason=decision.error.message)
         elif isinstance(decision, Isolate):
-            self._end_others(attempt.partition)
+            self._cancel_others(attempt.partition)
             self._suspects.append(Attempt(attempt.partition, crash_count=attempt.crash_count, is_isolated=True))
-            self._again(attempt, f"isolated: {decision.reason}")
+            self._report_retry(attempt, f"isolated: {decision.reason}")
         else:
-            after = replace(attempt, number=attempt.number + 1, workers=(), is_backup=False)
-            heapq.heappush(self._later, (self.clock() + decision.delay, attempt.partition.id, after))
-            self._again(attempt, decision.reason)
+            if not self._flight.of_partition(attempt.partition.id):
+                # Else another attempt at the partition runs on alone.
+                again = replace(attempt, number=attempt.number + 1, workers=(), is_backup=False)
+                heapq.heappush(self._delayed, (self.clock() + decision.delay, attempt.partition.id, again))
+            self._report_retry(attempt, decision.reason)
 
-    def _again(self, attempt: Attempt, reason: str) -> None:
+    def _report_retry(self, attempt: Attempt, reason: str) -> None:
         self.retries += 1
-        self.on_attempt_finished(AttemptResult(attempt.partition, attempt.number, "retry", reason=reason))
+        self._report(attempt, AttemptOutcome.RETRY, reason=reason)
 
-    def _divide(
-        self, attempt: Attempt, reason: str, receipt: Receipt | None = None, *, workers: tuple[str, ...] = ()
+    def _report(
+        self, attempt: Attempt, outcome: AttemptOutcome, receipt: Receipt | None = None, *, reason: str = ""
     ) -> None:
-        """:param workers: that wait for the parts."""
+        self.listener.attempt_finished(AttemptResult(attempt.partition, attempt.number, outcome, receipt, reason))
+
+    # Splits
+
+    def _split(self, attempt: Attempt, reason: SplitReason, *, cause: str, workers: tuple[str, ...] = ()) -> None:
+        """Split a partition: in halves, or in one part for each of ``workers``."""
         try:
-            if receipt is None and workers:
-                divided = self.split(attempt.partition, None, parts=len(workers))
-            else:
-                divided = self.split(attempt.partition, receipt)
+            result = self.source.split(attempt.partition, None, parts=len(workers) or 2)
         except PipelineError as error:
-            self._follow(Fail(error), attempt)
+            self._apply(Fail(error), attempt)
             return
-        if divided is None and workers:
-            # It was only slow.
+        if result is not None:
+            self._apply_split(attempt, result, reason, text=cause, workers=workers)
+        elif not workers:
+            self._apply(Isolate(f"{cause}, and it is too small to be split"), attempt)
+        # Else it is too small to split, and only slow: let the running attempt finish.
+
+    def _on_split(self, attempt: Attempt, receipt: Receipt, requested: SplitAmong | None) -> None:
+        """Handle the receipt of a split partition.
+
+        :param requested: split that the attempt was asked for; None: another driver or a split for memory wrote it.
+        """
+        reason = requested.reason if requested else None
+        text = _SPLIT_REASONS[reason] if reason else "it was split before"
+        try:
+            result = self.source.split(attempt.partition, receipt)
+        except PipelineError as error:
+            self._apply(Fail(error), attempt)
             return
-        if divided is None:
-            self._follow(Isolate(f"{reason}, and it is too small to be split"), attempt)
-        elif not divided.receipt.splits:
-            self._done(attempt, divided.receipt)
-        else:
-            self._end_others(attempt.partition)
-            self._ready.append(divided.receipt)
-            outcome = "cut" if workers else "split"
-            self.on_attempt_finished(AttemptResult(attempt.partition, attempt.number, outcome, divided.receipt, reason))
-            self._take_parts(attempt, divided, workers)
+        if result is not None:
+            self._apply_split(attempt, result, reason, text=text, workers=requested.workers if requested else ())
 
-    def _take_parts(self, attempt: Attempt, divided: SplitResult, workers: tuple[str, ...]) -> None:
-        todo = divided.parts
-        if divided.first is not None:
-            first, *rest = todo
-            todo = tuple(rest)
-            self._ready.append(divided.first)
-            self.on_attempt_finished(AttemptResult(first, attempt.number, "done", divided.first))
-        deaths = attempt.oom_count
-        for part in todo:
-            self._waiting.append(Attempt(part, workers=workers, oom_count=deaths))
-        if self.relief is not None:
-            self.relief.divided(attempt.partition.id, todo)
-
-    # Deaths, deadlines, standstill
-
-    def _learn(self, fact: ClusterEvent) -> None:
-        if isinstance(fact, Started) and not self._flight.has_key(fact.key):
+    def _apply_split(
+        self, attempt: Attempt, result: SplitResult, reason: SplitReason | None, *, text: str, workers: tuple[str, ...]
+    ) -> None:
+        """Queue the parts of a partition for ``workers``; empty: for any."""
+        if not result.receipt.splits:
+            self._on_done(attempt, result.receipt)
             return
-        if isinstance(fact, Started) and self.relief is not None:
-            self.relief.started(fact.worker)
-        for death in self._ledger.learn(fact, now=self.clock()):
-            self._bury(death)
+        self._cancel_others(attempt.partition)
+        self._ready.append(result.receipt)
+        self.listener.attempt_finished(
+            AttemptResult(attempt.partition, attempt.number, AttemptOutcome.SPLIT, result.receipt, text, reason)
+        )
+        parts = result.parts
+        if result.first is not None:
+            self._ready.append(result.first)
+            self.listener.attempt_finished(
+                AttemptResult(parts[0], attempt.number, AttemptOutcome.DONE, result.first),
+            )
+            parts = parts[1:]
+        for part in parts:
+            self._waiting.append(Attempt(part, workers=workers, oom_count=attempt.oom_count))
+        self._mitigator.partition_split(attempt.partition.id, parts)
 
-    def _bury(self, death: LostExecution) -> None:
-        future = self._flight.of_key(death.key)
+    # Cluster events and deadlines
+
+    def _on_cluster_event(self, event: ClusterEvent) -> None:
+        if isinstance(event, Started):
+            if not self._flight.has_key(event.key):
+                return
+            self._mitigator.task_started(event.worker)
+        for lost in self._tracker.record(event, now=self.clock()):
+            self._on_worker_death(lost)
+
+    def _on_worker_death(self, lost: LostExecution) -> None:
+        future = self._flight.of_key(lost.key)
         attempt = self._flight.attempts[future]
-        attempt.crash_count += is_blamed(death.cause)
-        attempt.oom_count += death.cause == "memory"
+        attempt.crash_count += lost.cause is LossCause.CRASH
+        attempt.oom_count += lost.cause is LossCause.MEMORY
         for other in self._flight.of_partition(attempt.partition.id):
-            # It is the rows that are blamed, whichever attempt had them.
-            twin = self._flight.attempts[other]
-            twin.crash_count, twin.oom_count = attempt.crash_count, attempt.oom_count
+            # The rows are blamed, whichever attempt had them.
+            sibling = self._flight.attempts[other]
+            sibling.crash_count, sibling.oom_count = attempt.crash_count, attempt.oom_count
         decision = after_worker_loss(
-            death.cause,
+            lost.cause,
             partition=attempt.partition.id,
             crash_count=attempt.crash_count,
             attempts=self.policy.attempts,
@@ -324,88 +364,81 @@ class Dispatcher:
         )
         if isinstance(decision, LeaveToDask):
             if attempt.is_backup:
-                # It has no other worker to go to.
-                self._flight.take_back(future)
-            self._again(attempt, decision.reason)
+                # It may run on no other worker.
+                self._cancel(future)
+            self._report_retry(attempt, decision.reason)
             return
-        self._flight.take_back(future)
-        self._follow(decision, attempt)
+        self._cancel(future)
+        self._apply(decision, attempt)
 
-    def _look(self) -> None:
-        """At the clock and at the cluster."""
-        self.on_poll()
-        self._watch.check(bool(self._flight.attempts or self._waiting or self._suspects))
+    def _poll_cluster(self) -> None:
+        self.listener.poll()
+        self._health.check(bool(self._flight.attempts or self._waiting or self._suspects))
         self._end_overdue()
-        self._relieve()
-        busy = self.neighbours.busy_workers()
+        self._mitigate_stragglers()
+        busy = self.shared_state.busy_workers()
         if busy or not self._flight.attempts:
-            self._watch.moved()
-        gone = {*self._watch.paused(busy=busy), *self._watch.stalled()}
-        self._recycle(gone)
+            self._health.record_progress()
+        self._restart({*self._health.paused(busy=busy), *self._health.stalled()})
 
     def _end_overdue(self) -> None:
         limit = self.policy.partition_timeout
-        executing = dict(self._ledger.executing)
-        keys = [key for key in self._ledger.overdue(now=self.clock(), limit=limit) if not self._is_isolated(key)]
+        executing = dict(self._tracker.executing)
+        keys = [key for key in self._tracker.overdue(now=self.clock(), limit=limit) if not self._is_isolated(key)]
         if limit is None or not keys:
             return
-        attempts = [self._flight.take_back(self._flight.of_key(key)) for key in keys]
-        self._recycle({executing[key].worker for key in keys})
+        attempts = [self._cancel(self._flight.of_key(key)) for key in keys]
+        self._restart({executing[key].worker for key in keys})
         for attempt in attempts:
-            self._react(overdue(attempt.partition.id, limit=limit), attempt)
+            self._on_error(overdue(attempt.partition.id, limit=limit), attempt)
 
     def _is_isolated(self, key: str) -> bool:
-        # Those have deadlines of their own, for each range of rows.
+        # Isolated attempts have a deadline for each range of rows.
         return self._flight.attempts[self._flight.of_key(key)].is_isolated
 
-    def _recycle(self, workers: set[str]) -> None:
+    def _restart(self, workers: set[str]) -> None:
         if not workers:
             return
         for worker in workers:
-            self.neighbours.will_recycle(worker)
-        self._watch.recycle(workers)
+            self.shared_state.expect_restart(worker)
+        self._health.restart(workers)
 
     # Stragglers
 
-    def _relieve(self) -> None:
-        if self.relief is None or self._is_closing():
+    def _mitigate_stragglers(self) -> None:
+        if self.stragglers is None or self.is_closing:
             return
-        self._recycle(self.relief.lost(self._flight, self._ledger, now=self.clock()))
+        self._restart(self._mitigator.take_blocked_workers())
         if self._waiting:
             return
-        for action in self.relief.look(self._flight, self._ledger, self._watch, now=self.clock()):
-            self._help(action, self.relief)
+        for action in self._mitigator.choose():
+            self._act(action)
 
-    def _help(self, action: Action, relief: StragglerMitigator) -> None:
-        now, future = self.clock(), self._flight.of_key(action.key)
-        attempt, execution = self._flight.attempts[future], self._ledger.executing.get(action.key)
-        worker, since = (execution.worker, execution.since) if execution else ("", attempt.submitted)
+    def _act(self, action: Action) -> None:
         if isinstance(action, Ask):
-            relief.ask(action.key, attempt.partition, worker=worker, put=self._inbox.put, now=now)
+            self._mitigator.ask(action.key)
             return
+        future = self._flight.of_key(action.key)
+        attempt = self._flight.attempts[future]
         if isinstance(action, Reassign):
-            self._flight.take_back(future)
-            moved = replace(attempt, workers=action.workers)
-            self._flight.start([moved], self.submit([attempt.partition]))
-            relief.moved(attempt.partition, seconds=now - since)
+            self._cancel(future)
+            self._flight.start([replace(attempt, workers=action.workers)], self.source.submit([attempt.partition]))
+            self._mitigator.report_reassigned(attempt)
             return
-        relief.help(attempt.partition, action, worker=worker, seconds=now - since, now=now)
-        if isinstance(action, Cut | Share):
-            parts = len(action.workers)
-            relief.request_split(action.key, attempt.partition, worker=worker, parts=parts, put=self._inbox.put)
-        elif isinstance(action, Divide):
-            self._divide(attempt, "it was slow", workers=action.workers)
-        else:
-            copy = replace(attempt, workers=action.workers, is_backup=True)
-            self._flight.start([copy], self.submit([attempt.partition]))
+        self._mitigator.begin(action)
+        if isinstance(action, Backup):
+            backup = replace(attempt, workers=action.workers, is_backup=True)
+            self._flight.start([backup], self.source.submit([attempt.partition]))
+        elif not action.is_by_attempt:
+            self._split(attempt, action.reason, cause=_SPLIT_REASONS[action.reason], workers=action.workers)
 
-    # The end of the run
+    # End of the run
 
     def _drain(self) -> Iterator[Receipt]:
-        """Let what runs end; what has not begun is taken back."""
-        for future in [one for one in self._flight.attempts if str(one.key) not in self._ledger.executing]:
-            self._flight.take_back(future)
+        """Let running attempts end, and cancel those that have not started."""
+        for future in self._flight.not_started():
+            self._cancel(future)
         deadline = self.clock() + self.policy.grace
         while self._flight.attempts and not self.stop.now and self.clock() < deadline:
-            yield from self._collect(self.tick)
-            self._watch.check(True)
+            yield from self._handle_inbox(self.tick)
+            self._health.check(True)

@@ -1,5 +1,4 @@
-"""What the end of an attempt means, and what to do about it. Pure decisions; `pipeline.execution.dispatcher` carries
-them out."""
+"""Decide what to do about a failed attempt or a lost worker. Pure; `pipeline.execution.dispatcher` acts on it."""
 
 from __future__ import annotations
 
@@ -24,23 +23,22 @@ from pipeline.errors import (
     StorageError,
     UserCodeError,
 )
-from pipeline.execution.worker_events import Cause
+from pipeline.execution.worker_events import LossCause
 
-BLAMES = 2
-"""Workers that died while a partition was executing, after which it is isolated."""
-MEMORY_DEATHS = 2
-"""Workers killed for their memory by a partition or what it is a part of, after which it is isolated: to find the rows
-by halves alone would cost a worker each time."""
-TIMEOUTS = 2
-"""Deadlines a partition may pass, after which it is isolated."""
+MAX_CRASHES = 2
+"""Worker crashes while a partition was executing, after which it is isolated."""
+MAX_OOM_KILLS = 2
+"""Workers killed for their memory by a partition, or one it is a part of, after which it is isolated. Each further half
+would cost another worker."""
+MAX_TIMEOUTS = 2
+"""Timeouts of a partition after which it is isolated."""
 USER_ATTEMPTS = 2
-"""Attempts after an error that nobody foresaw: it may be a passing defect of the environment."""
+"""Attempts at a partition that raises an unforeseen error: it may be a transient defect of the environment."""
 
 
 class FailureKind(StrEnum):
-    """Classes of outcomes; each has its own patience."""
+    """Kinds of failures; each has its own number of attempts."""
 
-    RECEIPT = "receipt"
     DATA = "data"
     USER_CODE = "user code"
     MEMORY = "memory"
@@ -48,7 +46,7 @@ class FailureKind(StrEnum):
     INFRASTRUCTURE = "infrastructure"
     CANCELLED = "cancelled"
     REFUSED = "refused"
-    """A conflict, a defect of the spec, a full disk: the same the next time, whoever tries."""
+    """A conflict, an invalid spec, a full disk: a retry would fail as well."""
 
 
 BACK_OFF = {
@@ -57,7 +55,7 @@ BACK_OFF = {
     FailureKind.USER_CODE: 0.5,
     FailureKind.TIMEOUT: 0.1,
 }
-"""Seconds until the second attempt by kind; twice as many until each further one."""
+"""Seconds until the second attempt by kind; doubled for each further one."""
 
 
 _KINDS: tuple[tuple[tuple[type[BaseException], ...], FailureKind], ...] = (
@@ -71,12 +69,12 @@ _KINDS: tuple[tuple[tuple[type[BaseException], ...], FailureKind], ...] = (
     ((CancelledError,), FailureKind.CANCELLED),
     ((OSError, TimeoutError, KilledWorker, NoValidWorkerError), FailureKind.INFRASTRUCTURE),
 )
-"""The first that fits; what fits none is code that raised."""
+"""Kinds by type of error; the first match wins. Errors that match none are user code."""
 
 
 @dataclass(frozen=True)
 class Retry:
-    """Try the partition again, ``delay`` seconds from now."""
+    """Retry the partition ``delay`` seconds from now."""
 
     delay: float
     reason: str
@@ -84,28 +82,28 @@ class Retry:
 
 @dataclass(frozen=True)
 class Fail:
-    """Give the job up with this error."""
+    """Fail the job with this error."""
 
     error: PipelineError
 
 
 @dataclass(frozen=True)
 class Split:
-    """Put two halves in its place; isolate it when it is too small for that."""
+    """Replace the partition by two halves; isolate it when it is too small for that."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Isolate:
-    """Score it alone, in a process of its own, where it can harm nobody."""
+    """Score the partition alone on its worker, in a process of its own."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class LeaveToDask:
-    """Dask tries it again by itself; there is nothing to do."""
+    """Do nothing: Dask reruns the task."""
 
     reason: str
 
@@ -114,25 +112,24 @@ Decision = Retry | Fail | Split | Isolate
 
 
 def classify(error: BaseException) -> FailureKind:
-    """The class of an attempt that ended with ``error``."""
+    """Return the kind of an error that ended an attempt."""
     return next((kind for types, kind in _KINDS if isinstance(error, types)), FailureKind.USER_CODE)
 
 
 def after_failure(
     error: BaseException, *, partition: str, attempt: int, attempts: int, is_isolated: bool = False
 ) -> Decision:
-    """What to do about a partition whose ``attempt``-th attempt (from 1) ended with ``error``.
+    """Decide about a partition whose ``attempt``-th attempt (from 1) ended with ``error``.
 
-    Storage and cluster failures are tried again with exponential back-off. What is wrong with the data, the steps or
-    the model will be wrong the next time: such an error of ours is final at once, and an unforeseen one is tried once
-    more. What needs too much memory is cut; what passes its deadline, or kills its workers, is isolated. A partition
-    that is isolated already has nothing left but to be tried again or to fail.
+    Storage and cluster failures are retried with exponential back-off. Errors of data, steps or model are final at
+    once; unforeseen errors are retried once. A partition that needs too much memory is split. A partition that times
+    out or kills its workers is isolated. A partition that is isolated already is retried or fails the job.
     """
     kind = classify(error)
     if kind is FailureKind.MEMORY and not is_isolated:
         return Isolate("memory") if isinstance(error, OutOfMemory) else Split("MemoryError")
     if kind is FailureKind.TIMEOUT and not is_isolated:
-        return Isolate("timeout") if attempt >= TIMEOUTS else _retry(error, kind, attempt)
+        return Isolate("timeout") if attempt >= MAX_TIMEOUTS else _retry(error, kind, attempt)
     if attempt < _allowed(error, kind, attempts):
         return _retry(error, kind, attempt)
     if isinstance(error, KilledWorker):
@@ -141,51 +138,51 @@ def after_failure(
 
 
 def after_worker_loss(
-    cause: Cause, *, partition: str, crash_count: int, attempts: int, is_isolated: bool, oom_count: int = 0
+    cause: LossCause, *, partition: str, crash_count: int, attempts: int, is_isolated: bool, oom_count: int = 0
 ) -> Split | Isolate | LeaveToDask | Fail:
-    """What to do about a partition that was executing when its worker left.
+    """Decide about a partition that was executing when its worker left.
 
-    :param crash_count: deaths it is to blame for, this one included if it is.
-    :param oom_count: the same of workers killed for their memory, by what it is a part of too.
+    :param crash_count: crashes the partition is blamed for, including this one.
+    :param oom_count: workers killed for their memory by this partition or one it is a part of, including this one.
     """
     if is_isolated:
-        # Its code ran in a process of its own, so that it hardly was the reason.
-        return (
-            Fail(stuck(partition, crash_count))
-            if crash_count > BLAMES + attempts
-            else LeaveToDask(f"its worker {cause}")
-        )
-    if cause == "memory" and oom_count < MEMORY_DEATHS:
+        # Its code ran in a process of its own, so it is hardly the reason.
+        is_stuck = crash_count > MAX_CRASHES + attempts
+        return Fail(stuck(partition, crash_count)) if is_stuck else LeaveToDask(_LOSSES[cause])
+    if cause is LossCause.MEMORY and oom_count < MAX_OOM_KILLS:
         return Split("worker killed for memory")
-    if cause == "memory":
+    if cause is LossCause.MEMORY:
         return Isolate("worker killed for memory again")
-    if cause == "crash" and crash_count >= BLAMES:
+    if cause is LossCause.CRASH and crash_count >= MAX_CRASHES:
         return Isolate(f"{crash_count} workers died while it was executing")
-    return LeaveToDask({"crash": "its worker died", "left": "its worker left"}.get(cause, "its worker was restarted"))
+    return LeaveToDask(_LOSSES[cause])
 
 
-def is_blamed(cause: Cause) -> bool:
-    """Whether a worker that left for that cause counts against what was executing on it."""
-    return cause == "crash"
+_LOSSES = {
+    LossCause.MEMORY: "its worker ran out of memory",
+    LossCause.CRASH: "its worker died",
+    LossCause.LEFT: "its worker left",
+    LossCause.RESTARTED: "its worker was restarted",
+}
 
 
-def stuck(partition: str, deaths: int) -> PartitionStuck:
-    """The error about a partition whose workers die however it is run."""
+def stuck(partition: str, crashes: int) -> PartitionStuck:
+    """Return the error for a partition whose workers die even when it is isolated."""
     return PartitionStuck(
         "a partition keeps killing its workers",
         where=f"partition {partition}",
-        found=f"{deaths} workers died while it was executing, isolated at last",
-        next_step="mend the step or the model that crashes, or give the workers more memory; then resume",
+        found=f"{crashes} workers died while it was executing, even in isolation",
+        next_step="fix the step or the model that crashes, or give the workers more memory; then resume",
     )
 
 
 def overdue(partition: str, *, limit: float) -> PartitionTimeout:
-    """The error about an attempt that passed its deadline."""
+    """Return the error for an attempt that timed out."""
     return PartitionTimeout(
-        "a partition ran past its deadline",
+        "a partition timed out",
         where=f"partition {partition}",
         found=f"more than {limit:g} s (partition_timeout)",
-        next_step="mend the step that takes so long, or raise pipeline.scoring.partition-timeout; then resume",
+        next_step="fix the slow step, or raise pipeline.scoring.partition-timeout; then resume",
     )
 
 
@@ -212,7 +209,7 @@ def _final(error: BaseException, kind: FailureKind, partition: str, attempt: int
         return _out_of_memory(error, partition)
     if isinstance(error, NoValidWorkerError):
         return NoWorkers(
-            "no worker is left that could do a partition",
+            "no worker can run a partition",
             where=f"partition {partition}",
             found=_first_line(error),
             next_step="start workers, then resume the job",
@@ -235,5 +232,5 @@ def _failed(error: BaseException, partition: str, attempt: int) -> PartitionFail
         "a partition failed on every attempt",
         where=f"partition {partition}",
         found=f"{trace}\n  (attempt {attempt})",
-        next_step="mend the cause, then resume; what is done stays done",
+        next_step="fix the cause, then resume; completed partitions are kept",
     )

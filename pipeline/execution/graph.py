@@ -1,8 +1,8 @@
-"""A plan as a Dask DataFrame. The only module that builds collections; it holds no logic.
+"""A plan as a lazy Dask DataFrame, for notebooks. The only module that imports ``dask.dataframe``.
 
-``from_map`` over the stored partitions gives the frame of their fragments, one Dask partition each, and
-``map_partitions`` over these the scored rows, lazily: what a notebook gets. What a job runs is the same chain, written
-down as the single task a partition that it would be fused to (`pipeline.execution.tasks.make_tasks`).
+``from_map`` over the partitions gives the frame of their fragments, one Dask partition each. ``map_partitions`` over
+these gives the scored rows. A job runs the same chain as one task per partition, by
+`pipeline.execution.tasks.make_tasks`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from pipeline.plan.recipe import StageRecipe
 dd: Any = dask.dataframe
 DaskFrame = dask.dataframe.DataFrame
 
-# Strings stay as they are built: a conversion would be one more task in every partition before fusing.
+# No conversion of strings: it would be one more task per partition before fusing.
 _CONFIG = {"dataframe.convert-string": False}
 
 
 def fragments(partitions: Sequence[Partition], versions: Versions) -> Any:
-    """The fragments of ``partitions`` as a Dask DataFrame, one Dask partition each, in the given order."""
+    """Return the fragments of ``partitions`` as a Dask DataFrame, one Dask partition each, in the given order."""
     with dask.config.set(_CONFIG):
         return dd.from_map(
             fragment_frame,
@@ -42,7 +42,7 @@ def fragments(partitions: Sequence[Partition], versions: Versions) -> Any:
 def scored(
     recipe: StageRecipe, partitions: Sequence[Partition], versions: Versions, *, meta: pd.DataFrame
 ) -> DaskFrame:
-    """The scored rows as a lazy Dask DataFrame, one Dask partition per plan partition, in source order.
+    """Return the scored rows as a lazy Dask DataFrame, one Dask partition per plan partition, in source order.
 
     :param meta: empty frame with the columns and dtypes of the output.
     """

@@ -1,4 +1,4 @@
-"""The watch over the cluster: is the scheduler there, are there workers, and do they work?"""
+"""Health of the cluster: the scheduler answers, there are workers, and partitions execute."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from distributed.scheduler import heartbeat_interval
 from pipeline.errors import InfrastructureError, NoWorkers, SchedulerLost, SchedulerUnresponsive
 
 logger = logging.getLogger(__name__)
-PROBE_EVERY = 3.0
-"""Seconds between two questions to the scheduler."""
-PROBE_TIMEOUT = 5.0
-"""Seconds the scheduler has to answer one."""
+PING_INTERVAL = 3.0
+"""Seconds between two calls to the scheduler."""
+PING_TIMEOUT = 5.0
+"""Seconds the scheduler has to answer a call."""
 SILENT = 4.0
-"""Seconds without a heartbeat after which a worker is not counted on; more where many workers are to send fewer."""
-RECYCLE_TIMEOUT = 10.0
-"""Seconds a nanny has to end its worker; then the scheduler forgets the worker."""
+"""Seconds without a heartbeat after which a worker counts as silent; more where many workers send fewer heartbeats."""
+RESTART_TIMEOUT = 10.0
+"""Seconds a nanny has to stop its worker; then the scheduler removes the worker."""
 
 
 @dataclass(frozen=True)
 class DispatchPolicy:
-    """Limits of patience."""
+    """Limits on attempts and waiting times."""
 
     attempts: int = 3
-    """Attempts a partition gets when storage or the cluster fails under it."""
+    """Attempts at a partition when storage or the cluster fails."""
     no_workers_timeout: float = 300.0
     """Seconds without any worker until `NoWorkers`."""
     scheduler_timeout: float = 30.0
     """Seconds without an answer until `SchedulerUnresponsive`."""
     grace: float = 60.0
-    """Seconds running partitions are given to end once no more are started."""
+    """Seconds for running partitions to end once no more are started."""
     partition_timeout: float | None = None
-    """Seconds an attempt may execute; None: as long as it likes."""
+    """Seconds an attempt may execute; None: no limit."""
     paused_timeout: float = 10.0
     """Seconds a worker may be paused for its memory, with nothing executing on it, until it is restarted."""
     stall_timeout: float = 120.0
@@ -44,92 +44,93 @@ class DispatchPolicy:
 
 
 def _silent(workers: Mapping[str, Mapping[str, Any]]) -> set[str]:
-    """Those whose last heartbeat is far behind the newest of all.
+    """Return the workers whose last heartbeat is far behind the newest of all workers.
 
     :param workers: as the scheduler describes them.
     """
-    seen = {name: float(one.get("last_seen") or 0.0) for name, one in workers.items()}
+    seen = {name: float(worker.get("last_seen") or 0.0) for name, worker in workers.items()}
     newest, limit = max(seen.values(), default=0.0), max(SILENT, 3 * heartbeat_interval(len(seen)))
     return {name for name, at in seen.items() if newest - at > limit}
 
 
 class ClusterHealth:
-    """Looks after the scheduler and the workers; raises when patience is over."""
+    """Checks the scheduler and the workers; raises when a limit is exceeded."""
 
     def __init__(self, client: Any, policy: DispatchPolicy, clock: Callable[[], float]) -> None:
         self._client = client
         self._policy = policy
         self._clock = clock
-        self._answered = self._manned = self._moved = clock()
-        self._asked = float("-inf")
+        self._answered = self._had_workers = self._progressed = clock()
+        self._pinged = float("-inf")
         self._paused: dict[str, float] = {}
         self._known: tuple[str, ...] = ()
         self._stalls = 0
         self.threads = 1
-        """Threads of all workers, as last heard."""
+        """Threads of all workers, at the last ping."""
         self.workers = 1
-        """Workers, as last heard."""
+        """Number of workers, at the last ping."""
         self.slots: dict[str, int] = {}
-        """Threads of each worker that takes tasks and tells of itself, as last heard."""
-        self._probe()
+        """Threads of each running worker that sends heartbeats, at the last ping."""
+        self._ping()
 
     def check(self, is_busy: bool) -> None:
-        """Ask the scheduler now and then.
+        """Ping the scheduler if `PING_INTERVAL` has passed.
 
+        :param is_busy: whether there are partitions to run; else only a lost scheduler is an error.
         :raises SchedulerLost: when the connection is gone.
-        :raises SchedulerUnresponsive: when it has not answered for longer than the limit.
-        :raises NoWorkers: when there has been none for longer than the limit.
+        :raises SchedulerUnresponsive: when the scheduler has not answered for longer than the limit.
+        :raises NoWorkers: when there has been no worker for longer than the limit.
         """
         self.check_alive()
-        if self._clock() - self._asked >= PROBE_EVERY:
-            self._probe()
+        if self._clock() - self._pinged >= PING_INTERVAL:
+            self._ping()
         if is_busy:
-            self._check_patience()
+            self._check_limits()
 
     def check_alive(self) -> None:
         """:raises SchedulerLost: when the connection is gone."""
         if self._client.status != "running":
             raise SchedulerLost(
-                "the scheduler is gone",
+                "lost the connection to the scheduler",
                 found=f"client status {self._client.status!r}",
-                next_step="resume the job; what is done stays done",
+                next_step="resume the job; completed partitions are kept",
             )
 
-    def moved(self) -> None:
-        """Something executes, or nothing is in flight."""
-        self._moved = self._clock()
+    def record_progress(self) -> None:
+        """Note that a task executes or ended, or that nothing is in flight."""
+        self._progressed = self._clock()
 
     def paused(self, *, busy: Iterable[str]) -> tuple[str, ...]:
-        """Workers that have been paused for too long with nothing executing on them: they never go on by themselves.
+        """Return the workers paused for too long with no task executing: they would stay paused.
 
-        :param busy: workers where something executes.
+        :param busy: workers on which tasks execute.
         """
         now, busy = self._clock(), set(busy)
         limit = self._policy.paused_timeout
         return tuple(name for name, since in self._paused.items() if name not in busy and now - since > limit)
 
     def stalled(self) -> tuple[str, ...]:
-        """Every worker, when nothing has executed for too long.
+        """Return all workers when no task has executed for too long; else none.
 
-        :raises InfrastructureError: when restarts have not helped before.
+        :raises InfrastructureError: when restarts did not help.
         """
-        idle = self._clock() - self._moved
-        # Without workers or answers it is another clock that runs.
-        if idle <= self._policy.stall_timeout or self._manned < self._answered or not self._known:
+        idle = self._clock() - self._progressed
+        # Without workers or answers other limits apply.
+        if idle <= self._policy.stall_timeout or self._had_workers < self._answered or not self._known:
             return ()
         self._stalls += 1
         if self._stalls >= self._policy.attempts:
             raise InfrastructureError(
-                "the workers are there, but nothing executes",
+                "workers are connected, but nothing executes",
                 found=f"nothing for {idle:.0f} s, after {self._stalls - 1} restarts of all workers",
-                expected="disks with space for the workers' own files, and memory to begin with",
-                next_step="look at the workers' logs and disks, then resume the job",
+                expected="free memory, and free disk space for the workers' own files",
+                next_step="check the workers' logs and disks, then resume the job",
             )
-        self.moved()
+        self.record_progress()
         return tuple(self._known)
 
-    def recycle(self, workers: Iterable[str]) -> None:
-        """Have these workers ended; their nannies start new ones. Waits until they are gone."""
+    def restart(self, workers: Iterable[str]) -> None:
+        """Stop workers and wait until they are gone; their nannies start new ones."""
         names = list(workers)
         for name in names:
             self._paused.pop(name, None)
@@ -137,49 +138,49 @@ class ClusterHealth:
         try:
             self._client.sync(
                 self._client.scheduler.restart_workers,
-                callback_timeout=2 * RECYCLE_TIMEOUT,
+                callback_timeout=2 * RESTART_TIMEOUT,
                 workers=names,
-                timeout=RECYCLE_TIMEOUT,
+                timeout=RESTART_TIMEOUT,
                 wait_for_workers=False,
                 on_error="return",
-                stimulus_id=f"pipeline-recycle-{time.time()}",
+                stimulus_id=f"pipeline-restart-{time.time()}",
             )
         except (TimeoutError, OSError):
             logger.warning("the scheduler has not confirmed the restart")
 
-    def _probe(self) -> None:
-        self._asked = self._clock()
+    def _ping(self) -> None:
+        self._pinged = self._clock()
         try:
-            found = self._client.sync(self._client.scheduler.identity, callback_timeout=PROBE_TIMEOUT)["workers"]
+            workers = self._client.sync(self._client.scheduler.identity, callback_timeout=PING_TIMEOUT)["workers"]
         except (TimeoutError, OSError):
             return
         now = self._answered = self._clock()
-        self._known = tuple(found)
-        self.threads, self.workers = sum(int(one["nthreads"]) for one in found.values()), len(found)
-        paused = [name for name, one in found.items() if one["status"] == "paused"]
-        silent = _silent(found)
+        self._known = tuple(workers)
+        self.threads, self.workers = sum(int(worker["nthreads"]) for worker in workers.values()), len(workers)
+        silent = _silent(workers)
         self.slots = {
-            name: int(one["nthreads"])
-            for name, one in found.items()
-            if one["status"] == "running" and name not in silent
+            name: int(worker["nthreads"])
+            for name, worker in workers.items()
+            if worker["status"] == "running" and name not in silent
         }
+        paused = [name for name, worker in workers.items() if worker["status"] == "paused"]
         self._paused = {name: self._paused.get(name, now) for name in paused}
-        if found:
-            self._manned = self._answered
+        if workers:
+            self._had_workers = self._answered
 
-    def _check_patience(self) -> None:
+    def _check_limits(self) -> None:
         now = self._clock()
         if now - self._answered > self._policy.scheduler_timeout:
             raise SchedulerUnresponsive(
                 "the scheduler does not answer",
                 found=f"no answer for {now - self._answered:.0f} s",
-                expected=f"one within {self._policy.scheduler_timeout:.0f} s",
-                next_step="look at its machine, then resume the job",
+                expected=f"an answer within {self._policy.scheduler_timeout:.0f} s",
+                next_step="check its machine, then resume the job",
             )
-        if self._answered - self._manned > self._policy.no_workers_timeout:
+        if self._answered - self._had_workers > self._policy.no_workers_timeout:
             raise NoWorkers(
-                "no worker is left",
-                found=f"none for {self._answered - self._manned:.0f} s",
-                expected=f"one within {self._policy.no_workers_timeout:.0f} s",
+                "no workers",
+                found=f"no worker for {self._answered - self._had_workers:.0f} s",
+                expected=f"a worker within {self._policy.no_workers_timeout:.0f} s",
                 next_step="start workers, then resume the job",
             )

@@ -1,7 +1,6 @@
-"""Help for stragglers: what is measured of the attempts in flight, and how their workers are asked.
+"""Mitigate stragglers: measure the attempts in flight, ask their workers, and record what was done and what it saved.
 
-What is to be done is decided in `pipeline.stragglers`; the dispatcher does it. A worker is asked by a call into its
-process, from a thread of its own here, because one that is frozen never answers.
+`pipeline.execution.stragglers` decides what to do, and the dispatcher does it.
 """
 
 from __future__ import annotations
@@ -10,22 +9,21 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pipeline.events import MitigationAction
 from pipeline.execution.attempts import Attempt, InFlight
 from pipeline.execution.health import ClusterHealth
+from pipeline.execution.protocols import DispatchListener, Mitigation
 from pipeline.execution.stragglers import (
     Action,
     Backup,
-    Cut,
-    Divide,
-    MitigationAction,
     PaceHistory,
     RunningAttempt,
-    Share,
+    SplitAmong,
     StragglerPolicy,
-    choose_mitigations,
+    choose_actions,
 )
 from pipeline.execution.worker_events import ExecutionTracker
 from pipeline.plan.plan import Partition
@@ -33,269 +31,287 @@ from pipeline.scoring import progress
 from pipeline.scoring.progress import ProgressSnapshot
 
 logger = logging.getLogger(__name__)
-NAMES: dict[type[MitigationAction], str] = {Backup: "backup", Cut: "cut", Divide: "divide", Share: "share"}
-"""As events and reports have them."""
 
 
 @dataclass(frozen=True)
 class ProgressAnswer:
-    """A worker has said how far it is."""
+    """Answer of a worker that was asked for the progress of an attempt."""
 
     key: str
-    sight: ProgressSnapshot
+    snapshot: ProgressSnapshot
+
+
+def start_thread(call: Callable[[], None]) -> None:
+    """Run ``call`` in a daemon thread."""
+    threading.Thread(target=call, name="ask-a-worker", daemon=True).start()
 
 
 @dataclass(frozen=True)
-class Mitigation:
-    """A straggler was helped, or that help has ended: for observers."""
+class WorkerProbe:
+    """Calls into worker processes about their attempts.
 
-    partition: str
-    action: str
-    """``backup``, ``cut``, ``divide``, ``share``, or ``move`` for what had not begun."""
-    worker: str
-    """Where it was slow."""
-    seconds: float
-    """It had taken by then."""
-    left: float
-    """Seconds it would still have taken, as far as could be told."""
-    is_over: bool = False
-    won: bool = False
-    """Whether the help came in first. Only when it is over."""
-    seconds_won: float = 0.0
-    """By how much, against ``left``."""
-
-
-@dataclass
-class _OpenMitigation:
-    helped: Mitigation
-    since: float
-    waiting: set[str]
-    """Partitions that must be done until it is over."""
-
-
-@dataclass
-class StragglerMitigator:
-    """Looks for stragglers."""
+    Each call runs in the background, because a frozen worker never answers.
+    """
 
     client: Any
     round_folder: str
-    """Folder of the round, by which workers know their attempts."""
-    on_mitigation: Callable[[Mitigation], None] = lambda helped: None
-    patience: StragglerPolicy = field(default_factory=StragglerPolicy)
-    _rates: PaceHistory = field(default_factory=PaceHistory)
-    _rows: int = 1
-    _bytes: int = 1
-    _asked: dict[str, float] = field(default_factory=dict)
-    _sights: dict[str, tuple[ProgressSnapshot, float]] = field(default_factory=dict)
-    _cuts: dict[str, tuple[Cut | Share, float]] = field(default_factory=dict)
-    _zombies: dict[str, float] = field(default_factory=dict)
-    """Workers with an attempt that is not wanted any more, and since when, until something else begins there."""
-    _rescues: dict[str, _OpenMitigation] = field(default_factory=dict)
-    _helped: set[str] = field(default_factory=set)
-    """Partitions that had a copy or were to be divided: what that did not help takes its time."""
+    """Folder of the round: workers know their attempts by it."""
+    put: Callable[[ProgressAnswer], None]
+    """Takes the answers, from any thread."""
+    background: Callable[[Callable[[], None]], None] = start_thread
 
-    def begin(self, todo: Sequence[Partition]) -> None:
-        """What is to be done in all: one unit of work is all rows, or all bytes, of it."""
-        self._rows = max(1, sum(partition.rows for partition in todo))
-        self._bytes = max(1, sum(partition.bytes for partition in todo))
-
-    def work(self, partition: Partition) -> float:
-        """Half of what a partition costs is in proportion to its rows (scoring), half to its bytes (reading)."""
-        return partition.rows / self._rows + partition.bytes / self._bytes
-
-    # What happens
-
-    def started(self, worker: str) -> None:
-        """Something has begun there: it has a thread again."""
-        self._zombies.pop(worker, None)
-
-    def answered(self, answer: ProgressAnswer, *, now: float) -> None:
-        """A worker has answered, however late."""
-        self._asked.pop(answer.key, None)
-        self._sights[answer.key] = (answer.sight, now)
-
-    def measured(self, attempt: Attempt, *, worker: str, seconds: float) -> None:
-        """An attempt has brought a receipt."""
-        if not attempt.is_isolated:
-            self._rates = self._rates.ended(
-                attempt.partition.id,
-                worker,
-                seconds=seconds,
-                work=self.work(attempt.partition),
-                patience=self.patience,
-            )
-
-    def settled(self, partition: str, *, now: float, is_by_helper: bool) -> None:
-        """A partition is done.
-
-        :param is_by_helper: by a copy of it.
-        """
-        for name, rescue in list(self._rescues.items()):
-            if partition not in rescue.waiting:
-                continue
-            rescue.waiting.discard(partition)
-            if not rescue.waiting:
-                del self._rescues[name]
-                is_whole = partition == rescue.helped.partition
-                self._over(rescue, now=now, won=is_by_helper if is_whole else True)
-
-    def _over(self, rescue: _OpenMitigation, *, now: float, won: bool) -> None:
-        gain = rescue.helped.left - (now - rescue.since) if won else 0.0
-        self.on_mitigation(
-            Mitigation(
-                **{**rescue.helped.__dict__, "is_over": True, "won": won and gain > 0, "seconds_won": max(0.0, gain)}
-            )
-        )
-
-    def forget(self, key: str) -> None:
-        """That attempt is over."""
-        for known in (self._asked, self._sights, self._cuts):
-            known.pop(key, None)
-
-    # What to do
-
-    def look(
-        self, flight: InFlight, ledger: ExecutionTracker, watch: ClusterHealth, *, now: float
-    ) -> tuple[Action, ...]:
-        """What to do now, provided that nothing waits to be submitted."""
-        idle = self._idle(flight, ledger, watch, now=now)
-        if not idle:
-            return ()
-        runs = [
-            self._run(future, flight, ledger, now=now) for future, one in flight.attempts.items() if not one.is_isolated
-        ]
-        return choose_mitigations(runs, idle=idle, rates=self._rates, patience=self.patience)
-
-    def lost(self, flight: InFlight, ledger: ExecutionTracker, *, now: float) -> set[str]:
-        """Workers to be restarted: they have not begun anything since an attempt was to end there, which may never end,
-        nothing else executes on them, and something waits for a worker."""
-        needed = any(
-            str(future.key) not in ledger.executing and now - attempt.submitted > self.patience.begin
-            for future, attempt in flight.attempts.items()
-        )
-        if not needed:
-            return set()
-        busy = ledger.busy_workers()
-        found = {name for name, since in self._zombies.items() if name not in busy and now - since > self.patience.lost}
-        for name in found:
-            del self._zombies[name]
-        return found
-
-    def _idle(self, flight: InFlight, ledger: ExecutionTracker, watch: ClusterHealth, *, now: float) -> list[str]:
-        busy = Counter(execution.worker for execution in ledger.executing.values())
-        idle = [
-            name
-            for name, threads in watch.slots.items()
-            if name not in self._zombies
-            for _ in range(threads - busy[name])
-        ]
-        # Some wait for the rest of an attempt that was asked to stop.
-        for key, (action, _) in self._cuts.items():
-            execution = ledger.executing.get(key)
-            for name in action.workers:
-                if name in idle and (execution is None or name != execution.worker):
-                    idle.remove(name)
-        # What was submitted a moment ago is about to begin on some of them.
-        fresh = sum(
-            str(future.key) not in ledger.executing and now - attempt.submitted <= self.patience.begin
-            for future, attempt in flight.attempts.items()
-        )
-        return sorted(idle, key=lambda name: busy[name])[: max(0, len(idle) - fresh)]
-
-    def _run(self, future: Any, flight: InFlight, ledger: ExecutionTracker, *, now: float) -> RunningAttempt:
-        key, attempt = str(future.key), flight.attempts[future]
-        execution = ledger.executing.get(key)
-        sight, heard = self._sights.get(key, (None, now))
-        asked, cut = self._asked.get(key), self._cuts.get(key)
-        return RunningAttempt(
-            key=key,
-            work=self.work(attempt.partition),
-            rows=attempt.partition.rows,
-            worker=execution.worker if execution else "",
-            seconds=now - (execution.since if execution else attempt.submitted),
-            sight=sight,
-            sight_age=now - heard,
-            unanswered=None if asked is None else now - asked,
-            cut_asked=None if cut is None else now - cut[1],
-            copies=len(flight.of_partition(attempt.partition.id)),
-            # What ended a worker is no straggler, and is not to end two at a time.
-            is_helped=attempt.partition.id in self._helped or attempt.crash_count > 0 or attempt.oom_count > 0,
-        )
-
-    def help(self, partition: Partition, action: MitigationAction, *, worker: str, seconds: float, now: float) -> None:
-        """Note that ``action`` was taken."""
-        helped = Mitigation(partition.id, NAMES[type(action)], worker, seconds, action.left)
-        self._rescues[partition.id] = _OpenMitigation(helped, now, {partition.id})
-        if isinstance(action, Cut | Share):
-            self._cuts[action.key] = (action, now)
-            if isinstance(action, Share) and action.expensive:
-                self._rates = self._rates.with_expensive(partition.id, worker=worker, pace=action.expensive)
-        else:
-            self._helped.add(partition.id)
-        logger.info("partition %s on %s is helped: %s", partition.id, worker, helped.action)
-        self.on_mitigation(helped)
-
-    def moved(self, partition: Partition, *, seconds: float) -> None:
-        """Note that what had not begun was taken to another worker."""
-        self.on_mitigation(Mitigation(partition.id, "move", "", seconds, 0.0))
-
-    def divided(self, partition: str, parts: Sequence[Partition]) -> None:
-        """``parts`` have taken the place of ``partition``: they are what its rescue waits for."""
-        for rescue in self._rescues.values():
-            if partition in rescue.waiting:
-                rescue.waiting.discard(partition)
-                rescue.waiting.update(part.id for part in parts)
-
-    def helpers(self, key: str) -> tuple[str, ...]:
-        """Workers that wait for the rest of an attempt that was asked to stop; empty when it was not."""
-        return self._cuts[key][0].workers if key in self._cuts else ()
-
-    def reason(self, key: str) -> str:
-        """Why an attempt was asked to stop."""
-        return "others had nothing to do" if isinstance(self._cuts[key][0], Share) else "it was slow"
-
-    # Talking to workers
-
-    def ask(
-        self, key: str, partition: Partition, *, worker: str, put: Callable[[ProgressAnswer], None], now: float
-    ) -> None:
-        """Ask a worker how far it is; the answer goes to ``put``, from another thread, if it ever comes."""
-        self._asked[key] = now
+    def ask(self, key: str, partition: str, *, worker: str) -> None:
+        """Ask for the progress of an attempt."""
         self._call(
             worker,
             progress.progress_of,
-            partition.id,
-            then=lambda sight: put(ProgressAnswer(key, sight or ProgressSnapshot(0, 0, 0.0))),
+            partition,
+            then=lambda snapshot: self.put(ProgressAnswer(key, snapshot or ProgressSnapshot(0, 0, 0.0))),
         )
 
-    def request_split(
-        self, key: str, partition: Partition, *, worker: str, parts: int, put: Callable[[ProgressAnswer], None]
-    ) -> None:
-        """Ask an attempt to stop at its next batch boundary."""
+    def request_split(self, key: str, partition: str, *, worker: str, parts: int) -> None:
+        """Ask an attempt to stop at its next batch boundary and split the rest."""
         self._call(
             worker,
             progress.request_split,
-            partition.id,
+            partition,
             parts,
-            then=lambda sight: put(ProgressAnswer(key, sight)) if sight else None,
+            then=lambda snapshot: self.put(ProgressAnswer(key, snapshot)) if snapshot else None,
         )
 
-    def drop(self, partition: Partition, *, worker: str, now: float) -> None:
-        """Tell a worker that its attempt at ``partition`` is not wanted any more."""
-        self._zombies[worker] = now
-        self._call(worker, progress.request_drop, partition.id)
+    def request_drop(self, partition: str, *, worker: str) -> None:
+        """Ask a worker to drop its attempt at a partition."""
+        self._call(worker, progress.request_drop, partition)
 
     def _call(
         self, worker: str, function: Callable[..., Any], *arguments: Any, then: Callable[[Any], None] | None = None
     ) -> None:
         def call() -> None:
             try:
-                found = self.client.run(function, self.round_folder, *arguments, workers=[worker], on_error="ignore")
+                answers = self.client.run(function, self.round_folder, *arguments, workers=[worker], on_error="ignore")
             except Exception:
-                # The worker or the connection is gone, which is noticed elsewhere.
-                logger.debug("%s has not answered", worker, exc_info=True)
+                # A lost worker or connection is noticed elsewhere.
+                logger.debug("no answer from %s", worker, exc_info=True)
                 return
-            if then is not None and worker in found:
-                then(found[worker])
+            if then is not None and worker in answers:
+                then(answers[worker])
 
-        threading.Thread(target=call, name="ask-a-worker", daemon=True).start()
+        self.background(call)
+
+
+@dataclass
+class Tracked:
+    """What the mitigator knows of an attempt in flight. Times are of the driver's clock."""
+
+    asked_at: float | None = None
+    """Time of the question that is not answered yet."""
+    snapshot: ProgressSnapshot | None = None
+    answered_at: float = 0.0
+    split: SplitAmong | None = None
+    """Split that the attempt was asked for."""
+    split_at: float = 0.0
+
+
+@dataclass
+class _OpenMitigation:
+    mitigation: Mitigation
+    since: float
+    pending: set[str]
+    """Partitions that must be done until it is over."""
+
+
+@dataclass
+class StragglerMitigator:
+    """Measures attempts, chooses actions against stragglers, and reports what they saved."""
+
+    flight: InFlight
+    tracker: ExecutionTracker
+    health: ClusterHealth
+    probe: WorkerProbe
+    listener: DispatchListener
+    clock: Callable[[], float]
+    policy: StragglerPolicy = field(default_factory=StragglerPolicy)
+    _rows: int = 1
+    _bytes: int = 1
+    _history: PaceHistory = field(default_factory=PaceHistory)
+    _tracked: dict[str, Tracked] = field(default_factory=dict)
+    """By key of the task."""
+    _open: dict[str, _OpenMitigation] = field(default_factory=dict)
+    """By partition."""
+    _abandoned: dict[str, float] = field(default_factory=dict)
+    """Workers with an abandoned attempt, and since when, until another task starts there."""
+
+    def start(self, partitions: Sequence[Partition]) -> None:
+        """Set the unit of work: all rows, or all bytes, of ``partitions``."""
+        self._rows = max(1, sum(partition.rows for partition in partitions))
+        self._bytes = max(1, sum(partition.bytes for partition in partitions))
+
+    def work(self, partition: Partition) -> float:
+        """Return the work of a partition: half in proportion to its rows (scoring), half to its bytes (reading)."""
+        return partition.rows / self._rows + partition.bytes / self._bytes
+
+    # Notifications
+
+    def task_started(self, worker: str) -> None:
+        """Note that a worker has a free thread again."""
+        self._abandoned.pop(worker, None)
+
+    def progress_answered(self, answer: ProgressAnswer) -> None:
+        """Store the answer of a worker, unless its attempt has ended."""
+        if (tracked := self._tracked.get(answer.key)) is not None:
+            tracked.asked_at, tracked.snapshot, tracked.answered_at = None, answer.snapshot, self.clock()
+
+    def attempt_measured(self, attempt: Attempt, *, worker: str, since: float) -> None:
+        """Add an attempt that brought a receipt to the history."""
+        if not attempt.is_isolated:
+            self._history = self._history.with_ended(
+                attempt.partition.id,
+                worker,
+                seconds=self.clock() - since,
+                work=self.work(attempt.partition),
+                policy=self.policy,
+            )
+
+    def partition_done(self, partition: str, *, is_by_backup: bool) -> None:
+        """Close the mitigations that waited for this partition only."""
+        for name, entry in list(self._open.items()):
+            if partition not in entry.pending:
+                continue
+            entry.pending.discard(partition)
+            if not entry.pending:
+                del self._open[name]
+                self._report_end(entry, won=is_by_backup if partition == name else True)
+
+    def partition_split(self, partition: str, parts: Sequence[Partition]) -> None:
+        """Let mitigations that waited for a partition wait for its parts instead."""
+        for entry in self._open.values():
+            if partition in entry.pending:
+                entry.pending.discard(partition)
+                entry.pending.update(part.id for part in parts)
+
+    def forget(self, key: str) -> None:
+        """Forget an attempt that ended or was cancelled."""
+        self._tracked.pop(key, None)
+
+    def _report_end(self, entry: _OpenMitigation, *, won: bool) -> None:
+        gain = entry.mitigation.remaining - (self.clock() - entry.since) if won else 0.0
+        self.listener.mitigation(
+            replace(entry.mitigation, is_over=True, won=won and gain > 0, seconds_won=max(0.0, gain))
+        )
+
+    # Decisions
+
+    def choose(self) -> tuple[Action, ...]:
+        """Return the actions to take now, provided that nothing waits to be submitted."""
+        idle = self._idle_workers()
+        if not idle:
+            return ()
+        attempts = [
+            self._measure(future, attempt)
+            for future, attempt in self.flight.attempts.items()
+            if not attempt.is_isolated
+        ]
+        return choose_actions(attempts, idle=idle, history=self._history, policy=self.policy)
+
+    def take_blocked_workers(self) -> set[str]:
+        """Return the workers to restart: an abandoned attempt holds them, and a partition waits for a worker.
+
+        An abandoned attempt may never end. Each worker is returned once.
+        """
+        now = self.clock()
+        waits = (now - self.flight.attempts[future].submitted for future in self.flight.not_started())
+        if not any(seconds > self.policy.start_timeout for seconds in waits):
+            return set()
+        busy = self.tracker.busy_workers()
+        limit = self.policy.abandoned_timeout
+        blocked = {name for name, since in self._abandoned.items() if name not in busy and now - since > limit}
+        for name in blocked:
+            del self._abandoned[name]
+        return blocked
+
+    def _idle_workers(self) -> list[str]:
+        executing, now = self.tracker.executing, self.clock()
+        busy = Counter(execution.worker for execution in executing.values())
+        idle = [
+            name
+            for name, threads in self.health.slots.items()
+            if name not in self._abandoned
+            for _ in range(threads - busy[name])
+        ]
+        # Some wait for the rest of an attempt that was asked to stop.
+        for key, tracked in self._tracked.items():
+            execution = executing.get(key)
+            for name in tracked.split.workers if tracked.split else ():
+                if name in idle and (execution is None or name != execution.worker):
+                    idle.remove(name)
+        # Attempts submitted a moment ago are about to start on some of them.
+        submitted = [self.flight.attempts[future].submitted for future in self.flight.not_started()]
+        starting = sum(now - since <= self.policy.start_timeout for since in submitted)
+        return sorted(idle, key=lambda name: busy[name])[: max(0, len(idle) - starting)]
+
+    def _measure(self, future: Any, attempt: Attempt) -> RunningAttempt:
+        key, now = str(future.key), self.clock()
+        execution = self.tracker.executing.get(key)
+        tracked = self._tracked.get(key, Tracked())
+        return RunningAttempt(
+            key=key,
+            work=self.work(attempt.partition),
+            rows=attempt.partition.rows,
+            worker=execution.worker if execution else "",
+            seconds=now - (execution.since if execution else attempt.submitted),
+            snapshot=tracked.snapshot,
+            snapshot_age=now - tracked.answered_at if tracked.snapshot else 0.0,
+            unanswered=None if tracked.asked_at is None else now - tracked.asked_at,
+            split_requested=None if tracked.split is None else now - tracked.split_at,
+            attempt_count=len(self.flight.of_partition(attempt.partition.id)),
+            # A partition that ended a worker is no straggler, and must not end two at a time.
+            is_mitigated=attempt.is_mitigated or attempt.crash_count > 0 or attempt.oom_count > 0,
+        )
+
+    # Actions
+
+    def ask(self, key: str) -> None:
+        """Ask the worker of an attempt for its progress."""
+        self._tracked.setdefault(key, Tracked()).asked_at = self.clock()
+        attempt, worker, _ = self._locate(key)
+        self.probe.ask(key, attempt.partition.id, worker=worker)
+
+    def begin(self, action: Backup | SplitAmong) -> None:
+        """Report the start of an action, and ask the attempt to stop if the action needs that."""
+        attempt, worker, since = self._locate(action.key)
+        partition, now = attempt.partition.id, self.clock()
+        reason = action.reason if isinstance(action, SplitAmong) else None
+        name = MitigationAction.SPLIT if isinstance(action, SplitAmong) else MitigationAction.BACKUP
+        mitigation = Mitigation(partition, name, worker, now - since, action.remaining, reason)
+        self._open[partition] = _OpenMitigation(mitigation, now, {partition})
+        logger.info("straggler: partition %s on %s: %s", partition, worker, f"{name} {reason or ''}".strip())
+        self.listener.mitigation(mitigation)
+        if not (isinstance(action, SplitAmong) and action.is_by_attempt):
+            attempt.is_mitigated = True
+            return
+        if action.expensive_pace:
+            self._history = self._history.with_expensive(partition, worker=worker, pace=action.expensive_pace)
+        tracked = self._tracked.setdefault(action.key, Tracked())
+        tracked.split, tracked.split_at = action, now
+        self.probe.request_split(action.key, partition, worker=worker, parts=len(action.workers))
+
+    def report_reassigned(self, attempt: Attempt) -> None:
+        """Report that an attempt that had not started was moved to another worker."""
+        seconds = self.clock() - attempt.submitted
+        self.listener.mitigation(Mitigation(attempt.partition.id, MitigationAction.REASSIGN, "", seconds, 0.0))
+
+    def abandon(self, partition: str, *, worker: str) -> None:
+        """Ask a worker to drop its attempt at a partition; it counts as busy until another task starts there."""
+        self._abandoned[worker] = self.clock()
+        self.probe.request_drop(partition, worker=worker)
+
+    def requested_split(self, key: str) -> SplitAmong | None:
+        """Return the split that an attempt was asked for."""
+        tracked = self._tracked.get(key)
+        return tracked.split if tracked else None
+
+    def _locate(self, key: str) -> tuple[Attempt, str, float]:
+        """Return the attempt of a task, its worker, and the time since when it executes or waits."""
+        attempt = self.flight.attempts[self.flight.of_key(key)]
+        execution = self.tracker.executing.get(key)
+        return (attempt, execution.worker, execution.since) if execution else (attempt, "", attempt.submitted)

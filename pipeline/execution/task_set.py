@@ -1,24 +1,23 @@
-"""What a dispatcher runs for a job: its partitions as tasks, split on record, with the batch size learned so far.
+"""The partitions of a round as tasks, and the batch size learned from them.
 
-How many rows a batch had at last, remembered for a model version on a class of workers, across jobs.
-
-One small file for each pair, beside the job directories. It is a cache: it may be deleted at any time, of several
-drivers that write it the last one wins, and what cannot be read or written is passed over.
+The last batch size of a model version on a class of workers is saved across jobs: one small file for each pair, beside
+the job directories. These files are a cache. They may be deleted at any time; if several drivers write one, the last
+wins; read and write errors are ignored.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.execution.attempts import AttemptResult, SplitResult
-from pipeline.execution.rebalancing import Mitigation, StragglerMitigator
-from pipeline.execution.tasks import make_tasks
+from pipeline.events import AttemptOutcome, SplitReason
+from pipeline.execution.protocols import AttemptResult, SplitResult
+from pipeline.execution.tasks import decode_receipt, make_tasks
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.layout import receipt_path
 from pipeline.jobs.receipts import Receipt
@@ -33,18 +32,20 @@ from pipeline.scoring.partition import round_folder
 from pipeline.storage.store import Store, open_store
 from pipeline.storage.urls import unique_name
 
+logger = logging.getLogger(__name__)
+SCHEMA_VERSION = 1
 ISOLATED_SECONDS = 600.0
-"""Seconds for all rows of an isolated partition where there is no ``partition_timeout``."""
+"""Seconds for all rows of an isolated partition without ``partition_timeout``."""
 
 
 @dataclass
 class TaskSet:
-    """The partitions of one round of a job."""
+    """The partitions of one round of a job: a `pipeline.execution.protocols.TaskSource`."""
 
     job: JobDirectory
     round: Round
     partition_timeout: float | None = None
-    """Seconds a partition may take."""
+    """Seconds an attempt may execute; None: no limit."""
     batch: MemoryBatchLimit = field(init=False)
 
     def __post_init__(self) -> None:
@@ -52,41 +53,48 @@ class TaskSet:
         self.batch = MemoryBatchLimit(self._recipe.batch_rows, self._recipe.batch_rows)
 
     @contextmanager
-    def batches_on(self, client: Any) -> Iterator[None]:
-        """Inside the block batches begin with the size that fitted workers like the client's last time, and what is
-        learned there is remembered on leaving."""
+    def learned_batches(self, client: Any) -> Iterator[None]:
+        """Inside the block, batches start with the size saved for workers like the client's; save the last size."""
         model, root = self.round.plan.model, open_store(self.job.root.rstrip("/").rpartition("/")[0], fsync=False)
-        workers = WorkerClass.of(client.scheduler_info(n_workers=-1)["workers"].values())
-        remembered = load_batch_size(root, model, workers)
-        self.batch = MemoryBatchLimit(min(self.batch.planned, remembered or self.batch.planned), self.batch.planned)
-        if remembered is not None:
-            self.job.append_event("batch", planned=self.batch.planned, remembered=remembered)
+        workers = WorkerClass.from_scheduler(client.scheduler_info(n_workers=-1)["workers"].values())
+        saved = load_batch_size(root, model, workers)
+        self.batch = MemoryBatchLimit(min(self.batch.planned, saved or self.batch.planned), self.batch.planned)
+        if saved is not None:
+            self.job.append_event("batch", planned=self.batch.planned, remembered=saved)
         try:
             yield
         finally:
-            if self.batch.rows != (remembered or self.batch.planned):
+            if self.batch.rows != (saved or self.batch.planned):
                 save_batch_size(root, model, workers, rows=self.batch.rows, job=self.job.job)
 
     @property
     def recipe(self) -> StageRecipe:
-        """What the next partitions are done with."""
+        """Recipe for the next partitions, with the current batch size."""
         return replace(self._recipe, batch_rows=self.batch.rows)
 
-    def submit(self, partitions: Sequence[Partition]) -> list[Any]:
-        """One task each, with a key of its own each time."""
+    @property
+    def round_folder(self) -> str:
+        """Folder of the round: workers know their attempts by it."""
+        return round_folder(self.recipe)
+
+    def submit(self, partitions: Sequence[Partition], /) -> list[Any]:
+        """Return one task per partition, with a new key each time."""
         return make_tasks(self.recipe, partitions, self.round.plan.versions)
 
-    def isolate(self, partitions: Sequence[Partition]) -> list[Any]:
-        """One task each, which scores in a process of its own."""
+    def submit_isolated(self, partitions: Sequence[Partition], /) -> list[Any]:
+        """Return one task per partition, which scores in a process of its own."""
         isolation = Isolation(seconds=self.partition_timeout or ISOLATED_SECONDS)
         return make_tasks(self.recipe, partitions, self.round.plan.versions, isolation=isolation)
 
-    def split(self, partition: Partition, receipt: Receipt | None, *, parts: int = 2) -> SplitResult | None:
-        """Put ``parts`` of nearly equal size in the place of ``partition``, on record before anything of them runs.
+    def read(self, result: Any, /) -> Receipt:
+        """Return the receipt in the result of a task."""
+        return decode_receipt(result)
 
-        :param receipt: that of ``partition``, when it was split already: by another driver, or by an attempt that was
-            asked to stop and leave the rest.
-        :returns: None when it has too few rows.
+    def split(self, partition: Partition, receipt: Receipt | None, /, *, parts: int = 2) -> SplitResult | None:
+        """Replace a partition by ``parts`` of nearly equal size, on record before any of them runs.
+
+        :param receipt: receipt of the partition, when another driver or the attempt itself has split it already.
+        :returns: None when the partition has too few rows.
         """
         cuts = even_cuts(0, partition.rows, parts=parts, smallest=max(1, MIN_SPLIT_ROWS // 2))
         if receipt is None and (partition.rows <= MIN_SPLIT_ROWS or not cuts):
@@ -94,91 +102,89 @@ class TaskSet:
         receipt = receipt or put_split(self.job, self.round, partition, cuts)
         if not receipt.splits:
             return SplitResult(receipt)
-        found = parts_of(partition, receipt, {file.path: file for file in self.round.plan.files})
-        first = read_receipt(self.job, self.round, found[0].id)
-        return SplitResult(receipt, found, first if first and not first.splits else None)
+        split_parts = parts_of(partition, receipt, {file.path: file for file in self.round.plan.files})
+        first = stored_receipt(self.job, self.round, split_parts[0].id)
+        return SplitResult(receipt, split_parts, first if first and not first.splits else None)
 
-    def relief(self, client: Any, *, on_mitigation: Callable[[Mitigation], None]) -> StragglerMitigator:
-        """Help for its stragglers."""
-        return StragglerMitigator(client, round_folder=round_folder(self.recipe), on_mitigation=on_mitigation)
-
-    def learn(self, ended: AttemptResult) -> None:
-        """Lower or raise the batch size by how an attempt ended."""
-        if ended.outcome == "split":
+    def adapt_batch(self, result: AttemptResult) -> None:
+        """Lower or raise the batch size after an attempt."""
+        is_split = result.outcome is AttemptOutcome.SPLIT
+        if is_split and result.split_reason in (None, SplitReason.MEMORY):
             self.batch = self.batch.after_split()
-        elif ended.receipt is not None and ended.receipt.batch_rows:
-            self.batch = self.batch.after_partition(ended.receipt.batch_rows)
+        elif result.receipt is not None and result.receipt.batch_rows:
+            self.batch = self.batch.after_partition(result.receipt.batch_rows)
 
 
-def put_split(job: JobDirectory, of: Round, partition: Partition, cuts: Sequence[int]) -> Receipt:
-    """Record that ``partition`` is cut before the rows ``cuts``, unless it has a receipt: the one that counts."""
-    made = split_receipt(
-        partition.id, cuts, plan=of.digest, model=of.plan.model.digest, attempt=unique_name(), round=of.number
+def put_split(job: JobDirectory, round_: Round, partition: Partition, cuts: Sequence[int]) -> Receipt:
+    """Record a split before the rows ``cuts``, unless the partition has a receipt. Return the receipt that counts."""
+    receipt = split_receipt(
+        partition.id,
+        cuts,
+        plan=round_.digest,
+        model=round_.plan.model.digest,
+        attempt=unique_name(),
+        round=round_.number,
     )
-    if job.store.put_if_absent(receipt_path(of.number, partition.id), made.to_json()):
-        return made
-    return read_receipt(job, of, partition.id) or made
+    if job.store.put_if_absent(receipt_path(round_.number, partition.id), receipt.to_json()):
+        return receipt
+    return stored_receipt(job, round_, partition.id) or receipt
 
 
-def read_receipt(job: JobDirectory, of: Round, partition: str) -> Receipt | None:
-    """The receipt of a partition of a round; None while it has none."""
-    path = receipt_path(of.number, partition)
+def stored_receipt(job: JobDirectory, round_: Round, partition: str) -> Receipt | None:
+    """Return the receipt of a partition of a round; None while it has none."""
+    path = receipt_path(round_.number, partition)
     try:
         return Receipt.from_json(job.store.read(path), where=job.store.url(path))
     except FileNotFoundError:
         return None
 
 
-logger = logging.getLogger(__name__)
-SCHEMA_VERSION = 1
-
-
 @dataclass(frozen=True)
 class WorkerClass:
-    """Workers on which the same batches fit."""
+    """Class of workers on which the same batches fit."""
 
     memory: int
     """Bytes a worker may use; 0: no limit."""
     threads: int
-    """Tasks that run beside each other in one."""
+    """Threads of a worker."""
 
     @staticmethod
-    def of(workers: Iterable[Mapping[str, Any]]) -> WorkerClass:
-        """The class of a cluster: that of its poorest worker.
+    def from_scheduler(workers: Iterable[Mapping[str, Any]]) -> WorkerClass:
+        """Return the class of the worker with the least memory and that of the most threads.
 
         :param workers: as the scheduler describes them.
         """
-        found = list(workers)
-        limits = [int(one["memory_limit"] or 0) for one in found]
+        listed = list(workers)
+        limits = [int(worker["memory_limit"] or 0) for worker in listed]
         return WorkerClass(
             memory=min((limit for limit in limits if limit), default=0),
-            threads=max((int(one["nthreads"]) for one in found), default=1),
+            threads=max((int(worker["nthreads"]) for worker in listed), default=1),
         )
 
 
 def file_name(model: ModelVersion, workers: WorkerClass) -> str:
-    """Where the size for that pair is kept, in the root of the job directories."""
+    """Return the name of the file for a model and a class of workers, in the root of the job directories."""
     return f".batch-rows-{model.digest[:16]}-{workers.memory >> 20}MiB-{workers.threads}.json"
 
 
 def load_batch_size(store: Store, model: ModelVersion, workers: WorkerClass) -> int | None:
-    """Rows that fitted last time; None when that is not known.
+    """Return the saved batch size in rows; None if there is none.
 
     :param store: root of the job directories.
     """
     try:
         record = json.loads(store.read(file_name(model, workers)))
         rows = int(record["batch_rows"])
-        known = record["schema_version"] == SCHEMA_VERSION and record["model"]["digest"] == model.digest
+        is_valid = record["schema_version"] == SCHEMA_VERSION and record["model"]["digest"] == model.digest
     except (OSError, PipelineError, ValueError, KeyError, TypeError):
         return None
-    return rows if known and rows > 0 else None
+    return rows if is_valid and rows > 0 else None
 
 
 def save_batch_size(store: Store, model: ModelVersion, workers: WorkerClass, *, rows: int, job: str) -> None:
-    """Keep ``rows`` for the next job.
+    """Save ``rows`` for the next job.
 
-    :param job: id of the job that found out; for people.
+    :param job: id of the job that learned the size; informative.
     """
     record = {
         "schema_version": SCHEMA_VERSION,
@@ -190,4 +196,4 @@ def save_batch_size(store: Store, model: ModelVersion, workers: WorkerClass, *, 
     try:
         store.replace(file_name(model, workers), json.dumps(record, indent=1).encode() + b"\n")
     except (OSError, PipelineError):
-        logger.warning("the batch size of %s could not be remembered", model.name, exc_info=True)
+        logger.warning("could not save the batch size of %s", model.name, exc_info=True)

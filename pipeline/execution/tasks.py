@@ -1,7 +1,7 @@
-"""What a worker does for a Dask partition: to its receipt, or to scored rows; and the tasks that a job is made of.
+"""The tasks of a job, and the functions that a worker runs for a partition.
 
-Apart from `pipeline.execution.graph`, so that neither workers nor scheduler nor the driver of a job import
-``dask.dataframe``, which would take them longer than all else together.
+`pipeline.execution.graph` is a module of its own so that workers, scheduler and driver do not import
+``dask.dataframe``, which takes longer than all their other imports together.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dask.delayed import Delayed
 from pipeline.common.rows import Fragment
 from pipeline.common.secrets import redact_error
 from pipeline.errors import PipelineError
-from pipeline.execution import worker_events as evidence
+from pipeline.execution.worker_events import announce_start, memory_limit
 from pipeline.jobs.receipts import Receipt
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import StageRecipe
@@ -30,7 +30,7 @@ Versions = dict[str, tuple[int, str]]
 """Path of an input file -> its size in bytes and version, as planned."""
 
 ISOLATED_SHARE = 0.8
-"""Share of the worker's memory limit that the process of an isolated partition may have; it is alone on its worker."""
+"""Share of the worker's memory limit for the process of an isolated partition, which is alone on its worker."""
 
 FRAGMENTS_META = pd.DataFrame(
     {
@@ -54,9 +54,9 @@ _FRAGMENT_FIELDS = tuple(field.name for field in fields(Fragment))
 def make_tasks(
     recipe: StageRecipe, partitions: Sequence[Partition], versions: Versions, *, isolation: Isolation | None = None
 ) -> list[Delayed]:
-    """One `dask.delayed` per partition, in order, each of a single task with a key of its own, which gives a receipt.
+    """Return one `dask.delayed` per partition, in order: a single task with a unique key, which returns a receipt.
 
-    It is what ``map_partitions`` over the partitions would be fused to, at a third of the driver's time.
+    ``map_partitions`` would be fused to the same tasks, at three times the driver's time.
 
     :param isolation: score in a process of its own, with these limits.
     """
@@ -65,33 +65,33 @@ def make_tasks(
 
 def _task(recipe: StageRecipe, partition: Partition, versions: Versions, isolation: Isolation | None) -> Delayed:
     key = f"score-{partition.id}-{unique_name()}"
-    mine = {fragment.path: versions[fragment.path] for fragment in partition.fragments}
-    return Delayed(key, {key: Task(key, partition_receipt, partition, mine, recipe, isolation)})
+    own_versions = {fragment.path: versions[fragment.path] for fragment in partition.fragments}
+    return Delayed(key, {key: Task(key, partition_receipt, partition, own_versions, recipe, isolation)})
 
 
 def partition_receipt(
     partition: Partition, versions: Versions, recipe: StageRecipe, isolation: Isolation | None = None
 ) -> str:
-    """Read, score and write a partition; its receipt as JSON.
+    """Read, score and write a partition; return its receipt as JSON.
 
     :param isolation: score in a process of its own, with these limits.
     """
-    evidence.announce_start()
+    announce_start()
     if isolation is not None:
-        isolation = replace(isolation, memory=round(ISOLATED_SHARE * evidence.memory_limit()))
+        isolation = replace(isolation, memory=round(ISOLATED_SHARE * memory_limit()))
     try:
         return score_partition(recipe, partition, versions=versions, isolation=isolation).to_json().decode()
     except Exception as error:
-        raise _ready_to_travel(error) from None
+        raise _without_secrets(error) from None
 
 
 def decode_receipt(result: str) -> Receipt:
-    """The receipt that a task of `make_tasks` returned."""
+    """Return the receipt in the result of a task of `make_tasks`."""
     return Receipt.from_json(result.encode(), where="the result of a task")
 
 
 def fragment_frame(partition: Partition, versions: Versions) -> pd.DataFrame:
-    """The fragments of a partition, with size and version of their files as planned."""
+    """Return the fragments of a partition, with the planned sizes and versions of their files."""
     rows = [
         (
             *(partition.id, f.path, *versions[f.path]),
@@ -104,23 +104,23 @@ def fragment_frame(partition: Partition, versions: Versions) -> pd.DataFrame:
 
 def _read_fragments(frame: pd.DataFrame) -> tuple[Partition, Versions]:
     rows: Any = frame.to_dict("records")
-    parts = tuple(Fragment(**{name: row[name] for name in _FRAGMENT_FIELDS}) for row in rows)
-    return Partition(rows[0]["partition"], parts), {row["path"]: (row["size"], row["version"]) for row in rows}
+    fragments = tuple(Fragment(**{name: row[name] for name in _FRAGMENT_FIELDS}) for row in rows)
+    return Partition(rows[0]["partition"], fragments), {row["path"]: (row["size"], row["version"]) for row in rows}
 
 
 def score_frame(frame: pd.DataFrame, recipe: StageRecipe) -> pd.DataFrame:
-    """The scored rows of the partition of these fragments."""
+    """Score the partition of these fragments."""
     partition, versions = _read_fragments(frame)
     try:
         return scored_frame(recipe, partition, versions=versions)
     except Exception as error:
-        raise _ready_to_travel(error) from None
+        raise _without_secrets(error) from None
 
 
-def _ready_to_travel(error: Exception) -> BaseException:
-    """``error`` as it may leave the worker: without secrets, which Dask would log and send."""
+def _without_secrets(error: Exception) -> BaseException:
+    """Return ``error`` without secrets: Dask logs it and sends it to the driver."""
     masked = redact_error(error)
     if isinstance(masked, PipelineError):
-        # It says all there is to say. What it came from may not survive the way to the driver, and would take it along.
+        # Its cause may fail to be pickled or unpickled, and adds nothing to the message.
         masked.__cause__ = masked.__context__ = None
     return masked

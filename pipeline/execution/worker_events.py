@@ -1,15 +1,11 @@
-"""Who was executing when a worker left. Pure: facts in, deaths out.
+"""What executes where, and which task is to blame when a worker leaves.
 
-Dask blames every task that was assigned to a worker that died, also those that only waited there. Here a partition is
-blamed only when its code had begun: the task tells the scheduler before it does anything else
-(`pipeline.execution.worker_events`).
+Dask blames every task assigned to a worker that died, also tasks that only waited there. Here a partition is blamed
+only when its code had started: the task tells the scheduler before it does anything else, and waits for the answer. So
+a partition that kills its worker at once is known to have started.
 
-Dispatchers that share a cluster: what each must know of what the others have executing there.
-
-Facts from the cluster: a task that begins says so, and the driver hears that and which workers leave.
-
-Both go through the scheduler's events, which a client gets in the order in which the scheduler logged them. The task
-waits for the scheduler's answer before it goes on: a partition that kills its worker at once is known to have begun.
+Task starts and lost workers reach the driver as events of the scheduler, in the order in which the scheduler logged
+them. `ExecutionTracker` is pure: events in, lost executions out.
 """
 
 from __future__ import annotations
@@ -18,29 +14,39 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from enum import StrEnum
+from typing import Any
 
 from distributed import get_worker
 from distributed.utils import sync
 
-Cause = Literal["memory", "crash", "left", "recycled"]
-"""Why a worker is gone: its nanny ended it for its memory; unasked; in good order; the driver had it restarted."""
+
+class LossCause(StrEnum):
+    """Why a worker is gone."""
+
+    MEMORY = "memory"
+    """Its nanny killed it for its memory."""
+    CRASH = "crash"
+    LEFT = "left"
+    """It announced that it would leave: its lifetime was over, or it was retired."""
+    RESTARTED = "restarted"
+    """The driver had it restarted."""
 
 
 @dataclass(frozen=True)
 class Started:
-    """A task begins to execute."""
+    """A task started to execute."""
 
     key: str
     worker: str
     """Address."""
     threads: int = 0
-    """Tasks the worker does at a time; 0: unknown."""
+    """Tasks the worker runs at a time; 0: unknown."""
 
 
 @dataclass(frozen=True)
 class MemoryRanOut:
-    """A nanny is about to end its worker for its memory."""
+    """A nanny is about to kill its worker for its memory."""
 
     worker: str
 
@@ -51,7 +57,7 @@ class WorkerLeft:
 
     worker: str
     is_expected: bool
-    """It said before that it would go: its lifetime was over, or it was retired."""
+    """Whether the worker had announced that it would leave."""
 
 
 ClusterEvent = Started | MemoryRanOut | WorkerLeft
@@ -63,12 +69,12 @@ class LostExecution:
 
     key: str
     worker: str
-    cause: Cause
+    cause: LossCause
 
 
 @dataclass(frozen=True)
 class Execution:
-    """Where a task executes, and since when by the driver's clock."""
+    """Worker on which a task executes, and its start by the driver's clock."""
 
     worker: str
     since: float
@@ -76,109 +82,109 @@ class Execution:
 
 @dataclass
 class ExecutionTracker:
-    """What executes where, told by facts in the order in which the scheduler had them."""
+    """Executing tasks, derived from events in the order in which the scheduler logged them."""
 
     _executing: dict[str, Execution] = field(default_factory=dict)
     _out_of_memory: set[str] = field(default_factory=set)
-    _recycled: set[str] = field(default_factory=set)
+    _restarting: set[str] = field(default_factory=set)
 
     @property
     def executing(self) -> Mapping[str, Execution]:
-        """By key."""
+        """Executions by key of the task."""
         return self._executing
 
-    def learn(self, fact: ClusterEvent, *, now: float) -> tuple[LostExecution, ...]:
-        """Take a fact in; the tasks whose execution it ended."""
-        if isinstance(fact, Started):
-            if fact.threads == 1:
-                # What ran there has ended, even if its result has not come yet: it is not to blame for what follows.
-                for key in self._on(fact.worker):
+    def record(self, event: ClusterEvent, *, now: float) -> tuple[LostExecution, ...]:
+        """Record an event; return the executions it ended."""
+        if isinstance(event, Started):
+            if event.threads == 1:
+                # The task before has ended, even if its result has not arrived: it is not to blame for what follows.
+                for key in self._keys_on(event.worker):
                     del self._executing[key]
-            self._executing[fact.key] = Execution(fact.worker, now)
+            self._executing[event.key] = Execution(event.worker, now)
             return ()
-        if isinstance(fact, MemoryRanOut):
-            self._out_of_memory.add(fact.worker)
+        if isinstance(event, MemoryRanOut):
+            self._out_of_memory.add(event.worker)
             return ()
-        cause = self._cause(fact)
-        self._out_of_memory.discard(fact.worker)
-        self._recycled.discard(fact.worker)
-        keys = self._on(fact.worker)
+        cause = self._cause(event)
+        self._out_of_memory.discard(event.worker)
+        self._restarting.discard(event.worker)
+        keys = self._keys_on(event.worker)
         for key in keys:
             del self._executing[key]
-        return tuple(LostExecution(key, fact.worker, cause) for key in keys)
+        return tuple(LostExecution(key, event.worker, cause) for key in keys)
 
-    def _on(self, worker: str) -> list[str]:
+    def _keys_on(self, worker: str) -> list[str]:
         return [key for key, execution in self._executing.items() if execution.worker == worker]
 
-    def ended(self, key: str) -> None:
-        """The task is over, or was taken back."""
+    def remove(self, key: str) -> None:
+        """Remove a task that ended or was cancelled."""
         self._executing.pop(key, None)
 
-    def will_recycle(self, worker: str) -> None:
-        """The driver is about to have that worker restarted; nobody is to blame for that."""
-        self._recycled.add(worker)
+    def expect_restart(self, worker: str) -> None:
+        """Note that the driver is about to restart a worker, so that no task is blamed for it."""
+        self._restarting.add(worker)
 
     def busy_workers(self) -> set[str]:
-        """Addresses where something executes."""
+        """Return the addresses of workers on which tasks execute."""
         return {execution.worker for execution in self._executing.values()}
 
     def overdue(self, *, now: float, limit: float | None) -> tuple[str, ...]:
-        """Keys of what has executed for longer than ``limit`` seconds."""
+        """Return the keys of tasks that have executed for longer than ``limit`` seconds."""
         if limit is None:
             return ()
         return tuple(key for key, execution in self._executing.items() if now - execution.since > limit)
 
-    def _cause(self, fact: WorkerLeft) -> Cause:
-        if fact.worker in self._recycled:
-            return "recycled"
-        if fact.worker in self._out_of_memory:
-            return "memory"
-        return "left" if fact.is_expected else "crash"
+    def _cause(self, event: WorkerLeft) -> LossCause:
+        if event.worker in self._restarting:
+            return LossCause.RESTARTED
+        if event.worker in self._out_of_memory:
+            return LossCause.MEMORY
+        return LossCause.LEFT if event.is_expected else LossCause.CRASH
 
 
 class SharedClusterState:
-    """The ledgers of all dispatchers on one cluster, each written by one thread and read by all."""
+    """The trackers of all dispatchers on one cluster, each written by one thread and read by all."""
 
     def __init__(self) -> None:
-        self._ledgers: list[ExecutionTracker] = []
+        self._trackers: list[ExecutionTracker] = []
         self._lock = threading.Lock()
 
-    def join(self, ledger: ExecutionTracker) -> None:
-        """``ledger`` is one of them from now on."""
+    def join(self, tracker: ExecutionTracker) -> None:
+        """Add the tracker of a dispatcher that starts."""
         with self._lock:
-            self._ledgers.append(ledger)
+            self._trackers.append(tracker)
 
-    def leave(self, ledger: ExecutionTracker) -> None:
-        """It is not any more."""
+    def leave(self, tracker: ExecutionTracker) -> None:
+        """Remove the tracker of a dispatcher that ends."""
         with self._lock:
-            self._ledgers = [one for one in self._ledgers if one is not ledger]
+            self._trackers = [known for known in self._trackers if known is not tracker]
 
     def busy_workers(self) -> set[str]:
-        """Addresses where something executes, of whichever of them."""
-        # A copy of a dict's values is made in one step, whatever its owner does meanwhile.
-        return {execution.worker for ledger in self._all() for execution in list(ledger.executing.values())}
+        """Return the addresses of workers on which tasks of any dispatcher execute."""
+        # A dict's values are copied in one step, whatever its owner does meanwhile.
+        return {execution.worker for tracker in self._all() for execution in list(tracker.executing.values())}
 
-    def will_recycle(self, worker: str) -> None:
-        """One of them is about to have that worker restarted; nobody of the others is to blame for that."""
-        for ledger in self._all():
-            ledger.will_recycle(worker)
+    def expect_restart(self, worker: str) -> None:
+        """Note that one of the dispatchers is about to restart a worker, so that none blames a task for it."""
+        for tracker in self._all():
+            tracker.expect_restart(worker)
 
     def _all(self) -> list[ExecutionTracker]:
         with self._lock:
-            return list(self._ledgers)
+            return list(self._trackers)
 
 
 STARTED_TOPIC = "pipeline-started"
 MEMORY_TOPIC = "worker-restart-memory"
-"""Nannies log here before they end their worker."""
+"""Topic to which nannies log before they kill their worker."""
 ALL_TOPIC = "all"
-"""The scheduler logs here which worker it removes."""
+"""Topic to which the scheduler logs the workers it removes."""
 ANNOUNCE_TIMEOUT = 5.0
-"""Seconds a task waits for the scheduler's answer; then it goes on, and cannot be blamed for a death."""
+"""Seconds a task waits for the scheduler's answer; then it runs on, and is not blamed for a crash."""
 
 
 def announce_start() -> None:
-    """Say that this task begins; does nothing outside of a worker. Takes a round trip to the scheduler."""
+    """Announce the start of this task: one round trip to the scheduler. Does nothing outside a worker."""
     try:
         worker = get_worker()
         key = str(worker.get_current_task())
@@ -196,7 +202,7 @@ def announce_start() -> None:
 
 
 def memory_limit() -> int:
-    """Bytes this worker may use; 0 where there is no limit, or no worker."""
+    """Return the bytes this worker may use; 0 without a limit, or outside a worker."""
     try:
         return int(get_worker().memory_manager.memory_limit or 0)
     except (ValueError, AttributeError):
@@ -204,31 +210,31 @@ def memory_limit() -> int:
 
 
 class ClusterEventListener:
-    """Hears the facts and passes them on, from the thread of the client's event loop, until it is closed."""
+    """Passes cluster events on, from the thread of the client's event loop, until it is closed."""
 
     def __init__(self, client: Any, put: Callable[[ClusterEvent], None]) -> None:
         self._client = client
         self._put = put
-        for topic, hear in self._handlers().items():
-            client.subscribe_topic(topic, hear)
+        for topic, handler in self._handlers().items():
+            client.subscribe_topic(topic, handler)
 
     def close(self) -> None:
-        """Hear no more."""
+        """Unsubscribe."""
         for topic in self._handlers():
             with suppress(Exception):
                 self._client.unsubscribe_topic(topic)
 
     def _handlers(self) -> dict[str, Callable[[tuple[float, Any]], None]]:
-        return {STARTED_TOPIC: self._started, MEMORY_TOPIC: self._memory, ALL_TOPIC: self._all}
+        return {STARTED_TOPIC: self._on_started, MEMORY_TOPIC: self._on_memory, ALL_TOPIC: self._on_all}
 
-    def _started(self, event: tuple[float, Any]) -> None:
+    def _on_started(self, event: tuple[float, Any]) -> None:
         message = event[1]
         self._put(Started(str(message["key"]), str(message["worker"]), int(message.get("threads", 0))))
 
-    def _memory(self, event: tuple[float, Any]) -> None:
+    def _on_memory(self, event: tuple[float, Any]) -> None:
         self._put(MemoryRanOut(str(event[1]["worker"])))
 
-    def _all(self, event: tuple[float, Any]) -> None:
+    def _on_all(self, event: tuple[float, Any]) -> None:
         message = event[1]
         if isinstance(message, dict) and message.get("action") == "remove-worker":
             self._put(WorkerLeft(str(message["worker"]), bool(message.get("expected"))))

@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.common.rows import RejectedFile, RowCounts
 from pipeline.common.units import format_count
 from pipeline.errors import PipelineError, StepFailed, TooManyRejects
+from pipeline.events import AttemptOutcome, MitigationAction, SplitReason
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import Ledger
 from pipeline.jobs.receipts import Timings
@@ -134,7 +135,7 @@ def make_report(
         seconds=job_timings(totals.seconds, total=total, provision=provision),
         partitions=PartitionCounts(done=len(ledger.done), planned=ledger.planned),
         skew=_spread(plan, totals.durations),
-        retries=sum(event.get("outcome") == "retry" for event in events) if retries is None else retries,
+        retries=sum(event.get("outcome") == AttemptOutcome.RETRY for event in events) if retries is None else retries,
         batch=batch_rows(plan, totals.smallest_batch, events),
         stragglers=straggler_counts(events),
         reasons=ledger.reasons,
@@ -282,14 +283,14 @@ def batch_rows(plan: Plan, smallest: int | None, events: Iterable[Mapping[str, A
 def straggler_counts(events: Iterable[Mapping[str, Any]]) -> StragglerCounts:
     """Count the mitigations of slow partitions in the events of a job."""
     known = [event for event in events if event.get("event") == "straggler"]
-    begun = Counter(str(event.get("action")) for event in known if not event.get("is_over"))
+    started = Counter((event.get("action"), event.get("split_reason")) for event in known if not event.get("is_over"))
     won = [event for event in known if event.get("is_over") and event.get("won")]
     return StragglerCounts(
-        backups=begun["backup"],
-        cuts=begun["cut"],
-        divided=begun["divide"],
-        moved=begun["move"],
-        shared=begun["share"],
+        backups=started[MitigationAction.BACKUP, None],
+        split_slow=started[MitigationAction.SPLIT, SplitReason.SLOW],
+        split_frozen=started[MitigationAction.SPLIT, SplitReason.FROZEN],
+        split_idle_workers=started[MitigationAction.SPLIT, SplitReason.IDLE_WORKERS],
+        reassigned=started[MitigationAction.REASSIGN, None],
         won=len(won),
         seconds_won=round(sum(float(event.get("seconds_won") or 0.0) for event in won), 3),
     )

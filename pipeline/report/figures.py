@@ -87,14 +87,14 @@ class StragglerCounts:
 
     backups: int = 0
     """Partitions that got a copy on another worker."""
-    cuts: int = 0
-    """Partitions whose remaining rows were scored by other workers."""
-    divided: int = 0
-    """Partitions split anew because their worker did not answer."""
-    moved: int = 0
-    """Partitions moved to another worker before they started."""
-    shared: int = 0
+    split_slow: int = 0
+    """Partitions on slow workers whose remaining rows were scored by other workers."""
+    split_frozen: int = 0
+    """Partitions split as a whole because their worker did not answer."""
+    split_idle_workers: int = 0
     """Partitions that were not slow, shared with idle workers."""
+    reassigned: int = 0
+    """Partitions given to another worker before they started."""
     won: int = 0
     """Times that the help came in first."""
     seconds_won: float = 0.0
@@ -103,7 +103,7 @@ class StragglerCounts:
     @property
     def helped(self) -> int:
         """Partitions that ran too long and got help."""
-        return self.backups + self.cuts + self.divided
+        return self.backups + self.split_slow + self.split_frozen
 
 
 @dataclass(frozen=True)

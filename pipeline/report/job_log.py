@@ -19,7 +19,7 @@ from pipeline.common.rows import RowCounts
 from pipeline.common.secrets import redact
 from pipeline.common.units import iso_time
 from pipeline.errors import PipelineError
-from pipeline.events import Callback, JobEnded, PartitionEnded
+from pipeline.events import AttemptOutcome, Callback, JobEnded, PartitionEnded
 from pipeline.jobs import layout
 from pipeline.storage.local import LocalStore
 from pipeline.storage.store import Store
@@ -146,7 +146,7 @@ class _Progress(Callback):
 
     def on_partition(self, event: PartitionEnded) -> None:
         """Say how it ended, unless that is an event already."""
-        if event.outcome == "done":
+        if event.outcome == AttemptOutcome.DONE:
             self._say(
                 f"partition {event.partition}: done, {rows_text(event.rows)}, {event.seconds:.2f} s",
                 partition=event.partition,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
 
 from pipeline.common.units import format_count, format_seconds
-from pipeline.events import Callback, JobEnded, PartitionEnded, RoundStarted, StatusChanged
+from pipeline.events import AttemptOutcome, Callback, JobEnded, PartitionEnded, RoundStarted, StatusChanged
 from pipeline.jobs.status import Status
 
 if TYPE_CHECKING:
@@ -55,13 +55,13 @@ class Tally:
 
     def add(self, event: PartitionEnded) -> None:
         """An attempt at a partition ended."""
-        if event.outcome == "done":
+        if event.outcome == AttemptOutcome.DONE:
             self.done += 1
             self.rows_done += event.rows.rows_in
             self.rejected += event.rows.rejected
-        elif event.outcome in ("split", "cut"):
+        elif event.outcome == AttemptOutcome.SPLIT:
             self.partitions += max(1, event.parts - 1)
-        elif event.outcome == "retry":
+        elif event.outcome == AttemptOutcome.RETRY:
             self.retries += 1
 
     def rate(self, now: float) -> float:
@@ -123,7 +123,7 @@ class PlainProgress(Callback):
         """Say how far it is, when it is time to."""
         now = self.clock()
         self.tally.add(event)
-        if event.outcome in ("retry", "failed"):
+        if event.outcome in (AttemptOutcome.RETRY, AttemptOutcome.FAILED):
             self._write(f"partition {event.partition}: {event.outcome} after attempt {event.attempt}: {event.reason}")
         seconds, share = self._last
         is_end = self.tally.done == self.tally.partitions
@@ -185,7 +185,7 @@ class LiveProgress(Callback):
     def on_partition(self, event: PartitionEnded) -> None:
         """Show how far it is."""
         self.tally.add(event)
-        if event.outcome in ("retry", "failed"):
+        if event.outcome in (AttemptOutcome.RETRY, AttemptOutcome.FAILED):
             text = f"partition {event.partition}: {event.outcome} after attempt {event.attempt}: {event.reason}"
             self._progress.console.print(text, markup=False, highlight=False)
         self._draw()

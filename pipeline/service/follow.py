@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.common.units import utc_now
 from pipeline.errors import DriverLost
-from pipeline.events import Event, JobEnded, PartitionEnded, RoundStarted, StatusChanged
+from pipeline.events import AttemptOutcome, Event, JobEnded, PartitionEnded, RoundStarted, SplitReason, StatusChanged
 from pipeline.jobs import layout
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import LEASE_SECONDS, Verdict
@@ -142,9 +142,10 @@ class Follower:
                 job=self.job.job,
                 round=0,
                 partition=str(event.get("partition", "")),
-                outcome=str(event.get("outcome", "")),
+                outcome=AttemptOutcome(event["outcome"]),
                 attempt=int(event.get("attempt", 1)),
                 reason=str(event.get("reason", "")),
+                split_reason=SplitReason(event["split_reason"]) if event.get("split_reason") else None,
             )
 
     def _status(self, event: dict[str, Any]) -> StatusChanged:
@@ -165,7 +166,7 @@ class Follower:
             job=self.job.job,
             round=int(place.partition("/")[0]),
             partition=receipt.partition,
-            outcome="done",
+            outcome=AttemptOutcome.DONE,
             rows=receipt.rows,
             seconds=receipt.seconds.total,
             worker=receipt.worker,

@@ -39,6 +39,9 @@ class Seen(Callback):
     def outcomes(self, outcome: str) -> list[PartitionEnded]:
         return [event for event in self.partitions if event.outcome == outcome]
 
+    def splits(self, *reasons: str) -> list[PartitionEnded]:
+        return [event for event in self.partitions if event.split_reason in reasons]
+
 
 class Driver:
     """A run in a thread of its own."""

@@ -120,7 +120,7 @@ def test_a_memory_hog_is_split_and_its_rows_are_set_aside(
     driver = job.start()
     assert driver.end(180).status == "SUCCEEDED_WITH_WARNINGS"
     job.assert_all_but_rejected(expected, ids=range(11000, 11100), reason="memory:OutOfMemory", at_most=1024)
-    splits = driver.seen.outcomes("split")
+    splits = driver.seen.splits("memory")
     assert splits, "it was never split"
     assert {event.partition for event in splits} <= {receipt.partition for receipt in job.directory().receipts()}
 
@@ -134,7 +134,7 @@ def test_what_fits_once_it_is_small_is_scored_whole(
     driver = job.start()
     assert driver.end(120).status == "SUCCEEDED"
     job.assert_whole(expected)
-    assert driver.seen.outcomes("split")
+    assert driver.seen.splits("memory")
 
 
 @pytest.mark.fault(23)
@@ -155,7 +155,9 @@ def test_workers_paused_by_a_leak_are_restarted(make: Make, cluster: ProcessClus
     assert driver.end(120).status == "SUCCEEDED"
     job.assert_whole(expected)
     assert before - set(cluster.worker_pids()), "no worker was restarted"
-    assert not [event for event in driver.seen.partitions if event.outcome == "split" or "isolated" in event.reason]
+    assert not [
+        event for event in driver.seen.partitions if event.split_reason == "memory" or "isolated" in event.reason
+    ]
 
 
 @pytest.mark.fault(4)

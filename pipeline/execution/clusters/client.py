@@ -107,7 +107,7 @@ class SharedCluster:
     """Lends each of the jobs on it a client of its own, because a client hears the cluster's events for one of them."""
 
     def __init__(self, client: Any, *, timeout: float) -> None:
-        self.neighbours = SharedClusterState()
+        self.shared_state = SharedClusterState()
         self._client = client
         self._timeout = timeout
         self._greeted: set[str] = set()

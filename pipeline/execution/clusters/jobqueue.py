@@ -33,7 +33,6 @@ from pipeline.settings import Settings
 from pipeline.storage.local import LocalStore
 from pipeline.storage.urls import is_local_path, local_path
 
-"""Folder of the job directory for what the jobs print."""
 CLOSING_SECONDS = 60.0
 """What a worker may need between the end of its lifetime and the end of its job."""
 _CLOCK = re.compile(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+)")

@@ -1,8 +1,8 @@
-"""The policy on simulated clusters: how soon all is done with it and without, and how much is done twice.
+"""The straggler policy on simulated clusters: makespan with and without it, and the share of work done twice.
 
-Workers of one thread whose speed changes with time; partitions that are taken from the front of a queue; a batch ends
-when its share of the work is done. The simulation goes on in steps of a tenth of a second, the driver looks twice a
-second, and a frozen worker answers when it thaws.
+Workers have one thread and a speed that changes with time. Partitions are taken from the front of a queue, and a batch
+ends when its share of the work is done. A step is 0.1 s; the driver polls twice a second; a frozen worker answers when
+it thaws.
 """
 
 from __future__ import annotations
@@ -16,25 +16,24 @@ from statistics import median
 
 import pytest
 
+from pipeline.events import SplitReason
 from pipeline.execution.stragglers import (
     Ask,
     Backup,
-    Cut,
-    Divide,
     PaceHistory,
     Reassign,
     RunningAttempt,
-    Share,
+    SplitAmong,
     StragglerPolicy,
-    choose_mitigations,
+    choose_actions,
 )
 from pipeline.jobs.splits import even_cuts
 from pipeline.scoring.progress import ProgressSnapshot
 
 STEP = 0.1
-LOOK_EVERY = 5
+POLL_EVERY = 5
 ANSWER = 0.2
-PATIENCE = StragglerPolicy()
+POLICY = StragglerPolicy()
 Speed = Callable[[float], float]
 """Time in seconds -> work a second."""
 
@@ -59,11 +58,11 @@ class Attempt:
     batches: int
     began: float
     done: float = 0.0
-    overhead: float = PATIENCE.overhead / 2
+    overhead: float = POLICY.overhead / 2
     is_backup: bool = False
-    pieces: tuple[str, ...] = ()
+    helpers: tuple[str, ...] = ()
     is_unwanted: bool = False
-    sight: tuple[ProgressSnapshot, float] | None = None
+    snapshot: tuple[ProgressSnapshot, float] | None = None
     asked: float | None = None
     cut: float | None = None
     starved: float = 0.0
@@ -78,7 +77,7 @@ class Attempt:
 @dataclass
 class Outcome:
     makespan: float
-    actions: list[type]
+    actions: list[type | SplitReason]
     useful: float
     spent: float
 
@@ -96,13 +95,13 @@ class Simulation:
     is_on: bool = True
     limit: float = 5000.0
     now: float = field(default=0.0, init=False)
-    rates: PaceHistory = field(default_factory=PaceHistory, init=False)
+    history: PaceHistory = field(default_factory=PaceHistory, init=False)
     queue: deque[tuple[Job, tuple[str, ...]]] = field(default_factory=deque, init=False)
     """Partitions that wait, with the workers that are to do them; empty: any."""
     running: dict[str, Attempt | None] = field(default_factory=dict, init=False)
     receipts: dict[str, Job] = field(default_factory=dict, init=False)
     divided: set[str] = field(default_factory=set, init=False)
-    actions: list[type] = field(default_factory=list, init=False)
+    actions: list[type | SplitReason] = field(default_factory=list, init=False)
     spent: float = field(default=0.0, init=False)
 
     def run(self) -> Outcome:
@@ -112,8 +111,8 @@ class Simulation:
         step = 0
         while self.queue or any(one and not one.is_unwanted for one in self.running.values()):
             self._fill()
-            if self.is_on and step % LOOK_EVERY == 0 and not self.queue:
-                self._look()
+            if self.is_on and step % POLL_EVERY == 0 and not self.queue:
+                self._poll()
             for number, worker in enumerate(self.running):
                 self._advance(worker, self.speeds[number](self.now))
             self.now, step = self.now + STEP, step + 1
@@ -137,7 +136,7 @@ class Simulation:
             return
         if attempt.asked is not None and self.now - attempt.asked >= ANSWER:
             rows = attempt.job.rows * attempt.ended // attempt.batches
-            attempt.sight = (
+            attempt.snapshot = (
                 ProgressSnapshot(
                     rows,
                     attempt.ended,
@@ -159,7 +158,7 @@ class Simulation:
             self._finish(worker, attempt)
         elif attempt.ended > before and attempt.is_unwanted:
             self.running[worker] = None
-        elif attempt.ended > before and attempt.pieces:
+        elif attempt.ended > before and attempt.helpers:
             self._cut(worker, attempt)
 
     def _finish(self, worker: str, attempt: Attempt) -> None:
@@ -168,7 +167,7 @@ class Simulation:
             return
         self.receipts[attempt.job.name] = attempt.job
         seconds, work = self.now - attempt.began, attempt.job.planned
-        self.rates = self.rates.ended(attempt.job.name, worker, seconds=seconds, work=work, patience=PATIENCE)
+        self.history = self.history.with_ended(attempt.job.name, worker, seconds=seconds, work=work, policy=POLICY)
         self._end_others(attempt.job.name)
 
     def _end_others(self, name: str) -> None:
@@ -180,8 +179,8 @@ class Simulation:
         self.running[worker] = None
         job = attempt.job
         done = job.rows * attempt.ended // attempt.batches
-        cuts = even_cuts(done, job.rows, parts=len(attempt.pieces), smallest=64)
-        self._put_parts(job, (done, *cuts), attempt.pieces, skip=1)
+        cuts = even_cuts(done, job.rows, parts=len(attempt.helpers), smallest=64)
+        self._put_parts(job, (done, *cuts), attempt.helpers, skip=1)
 
     def _put_parts(self, job: Job, cuts: Sequence[int], workers: tuple[str, ...], *, skip: int) -> None:
         self.divided.add(job.name)
@@ -196,21 +195,23 @@ class Simulation:
                 self.queue.append((part, workers))
         self._end_others(job.name)
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         idle = [worker for worker, attempt in self.running.items() if attempt is None]
         runs = [self._run(worker, one) for worker, one in self.running.items() if one and not one.is_unwanted]
-        for action in choose_mitigations(runs, idle=idle, rates=self.rates, patience=PATIENCE):
+        for action in choose_actions(runs, idle=idle, history=self.history, policy=POLICY):
             attempt = self.running[action.key]
             assert attempt is not None
             assert not isinstance(action, Reassign)
-            self.actions.append(type(action))
+            self.actions.append(action.reason if isinstance(action, SplitAmong) else type(action))
             if isinstance(action, Ask):
                 attempt.asked = self.now
-            elif isinstance(action, Cut | Share):
-                attempt.pieces, attempt.cut = action.workers, self.now
-                if isinstance(action, Share) and action.expensive:
-                    self.rates = self.rates.with_expensive(attempt.job.name, worker=action.key, pace=action.expensive)
-            elif isinstance(action, Divide):
+            elif isinstance(action, SplitAmong) and action.is_by_attempt:
+                attempt.helpers, attempt.cut = action.workers, self.now
+                if action.expensive_pace:
+                    self.history = self.history.with_expensive(
+                        attempt.job.name, worker=action.key, pace=action.expensive_pace
+                    )
+            elif isinstance(action, SplitAmong):
                 cuts = even_cuts(0, attempt.job.rows, parts=len(action.workers), smallest=512)
                 self._put_parts(attempt.job, cuts, action.workers, skip=0)
             elif isinstance(action, Backup):
@@ -226,11 +227,11 @@ class Simulation:
             rows=attempt.job.rows,
             worker=worker,
             seconds=self.now - attempt.began,
-            sight=attempt.sight[0] if attempt.sight else None,
-            sight_age=self.now - attempt.sight[1] if attempt.sight else 0.0,
+            snapshot=attempt.snapshot[0] if attempt.snapshot else None,
+            snapshot_age=self.now - attempt.snapshot[1] if attempt.snapshot else 0.0,
             unanswered=None if attempt.asked is None else self.now - attempt.asked,
-            cut_asked=None if attempt.cut is None else self.now - attempt.cut,
-            copies=names.count(attempt.job.name),
+            split_requested=None if attempt.cut is None else self.now - attempt.cut,
+            attempt_count=names.count(attempt.job.name),
         )
 
 
@@ -269,7 +270,7 @@ def test_one_slow_worker_does_not_hold_up_the_others(factor: int, workers: int) 
     speeds = [steady(1 / factor), *[steady(1.0)] * (workers - 1)]
     on, off = compare(Simulation(speeds, jobs(4 * workers, 10.0)))
     ideal = on.useful / (workers - 1 + 1 / factor)
-    assert on.makespan < 1.5 * ideal + PATIENCE.seconds + 2 * PATIENCE.answer + 5
+    assert on.makespan < 1.5 * ideal + POLICY.seconds + 2 * POLICY.answer_timeout + 5
     assert on.makespan < (0.95 if factor == 4 else 0.7) * off.makespan
     assert on.waste < 0.1
 
@@ -285,7 +286,7 @@ def test_a_worker_that_freezes_for_good_costs_one_partition_again(batches: int) 
 @pytest.mark.parametrize("share", [0.1, 0.3])
 def test_a_worker_that_runs_in_bursts_is_cut(share: float) -> None:
     on, off = compare(Simulation([in_bursts(share), *[steady(1.0)] * 3], jobs(16, 20.0)))
-    assert Cut in on.actions
+    assert SplitReason.SLOW in on.actions
     assert on.makespan < (0.8 if share == 0.1 else 0.9) * off.makespan
     assert on.waste < 0.1
 
@@ -298,20 +299,20 @@ def test_of_even_workers_nothing_is_done() -> None:
 
 def test_what_the_workers_do_not_divide_is_shared() -> None:
     on, off = compare(Simulation([steady(1.0)] * 4, jobs(18, 10.0)))
-    assert {*on.actions} == {Ask, Share}
+    assert {*on.actions} == {Ask, SplitReason.IDLE_WORKERS}
     assert on.makespan < 0.96 * off.makespan
-    assert on.makespan < 45 + 3 * PATIENCE.overhead + PATIENCE.share + 1
+    assert on.makespan < 45 + 3 * POLICY.overhead + POLICY.share_after + 1
     assert on.waste < 0.01
 
 
 @pytest.mark.parametrize("workers", [4, 16])
 @pytest.mark.parametrize("last", [1, 2, 3])
-def test_dear_rows_that_come_last_are_done_by_all(workers: int, last: int) -> None:
+def test_expensive_rows_that_come_last_are_done_by_all(workers: int, last: int) -> None:
     cheap = jobs(4 * workers, 5.0)
     # As much work in these as in all the others, and nothing shows it before.
     expensive = [Job(f"9{number}", 20.0 * workers / last, 50_000, 4.9) for number in range(last)]
     on, off = compare(Simulation([steady(1.0)] * workers, [*cheap, *expensive], batches=20 * workers))
-    assert {*on.actions} <= {Ask, Share}
+    assert {*on.actions} <= {Ask, SplitReason.IDLE_WORKERS}
     assert on.makespan < 1.1 * 40 + 2
     assert on.makespan < 0.9 * off.makespan
     assert on.waste < 0.01
@@ -331,7 +332,7 @@ def test_when_all_become_slow_there_is_no_storm_of_copies(at: float, workers: in
     on, off = compare(Simulation([changing(1.0, 0.1, at=at)] * workers, jobs(5 * workers, 10.0)))
     assert on.makespan <= off.makespan * 1.1 + 5
     assert on.waste < 0.1
-    assert sum(action in (Backup, Divide) for action in on.actions) <= workers / 4
+    assert sum(action in (Backup, SplitReason.FROZEN) for action in on.actions) <= workers / 4
 
 
 def _random(seed: int) -> Simulation:

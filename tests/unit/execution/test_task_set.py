@@ -1,3 +1,5 @@
+"""The batch size saved across jobs."""
+
 from __future__ import annotations
 
 import json
@@ -23,42 +25,43 @@ def store(tmp_path: Path) -> LocalStore:
     return LocalStore(tmp_path / "jobs")
 
 
-def test_what_fitted_is_remembered_for_the_model_on_such_workers(store: LocalStore, model: ModelVersion) -> None:
-    assert load_batch_size(store, model, SMALL) is None
-    save_batch_size(store, model, SMALL, rows=4096, job="one")
-    save_batch_size(store, model, SMALL, rows=2048, job="two")
-    assert load_batch_size(store, model, SMALL) == 2048
-    assert load_batch_size(store, model, WorkerClass(701 << 20, 2)) is None
-    assert load_batch_size(store, model, WorkerClass(700 << 20, 1)) is None
+class TestSavedBatchSize:
+    def test_is_loaded_for_the_same_model_and_worker_class(self, store: LocalStore, model: ModelVersion) -> None:
+        assert load_batch_size(store, model, SMALL) is None
+        save_batch_size(store, model, SMALL, rows=4096, job="one")
+        save_batch_size(store, model, SMALL, rows=2048, job="two")
+        assert load_batch_size(store, model, SMALL) == 2048
+        assert load_batch_size(store, model, WorkerClass(701 << 20, 2)) is None
+        assert load_batch_size(store, model, WorkerClass(700 << 20, 1)) is None
+
+    @pytest.mark.parametrize(
+        "text", ["", "{", "[]", "null", '{"batch_rows": 5}', '{"schema_version": 2, "batch_rows": 5, "model": {}}']
+    )
+    def test_damaged_file_is_ignored(self, store: LocalStore, model: ModelVersion, text: str) -> None:
+        store.replace(file_name(model, SMALL), text.encode())
+        assert load_batch_size(store, model, SMALL) is None
+
+    @pytest.mark.parametrize(
+        "wrong", [{"batch_rows": 0}, {"batch_rows": -4}, {"batch_rows": None}, {"schema_version": 2}]
+    )
+    def test_invalid_value_is_ignored(self, store: LocalStore, model: ModelVersion, wrong: dict[str, object]) -> None:
+        save_batch_size(store, model, SMALL, rows=4096, job="one")
+        record = json.loads(store.read(file_name(model, SMALL)))
+        store.replace(file_name(model, SMALL), json.dumps({**record, **wrong}).encode())
+        assert load_batch_size(store, model, SMALL) is None
+
+    def test_unwritable_root_is_ignored(self, tmp_path: Path, model: ModelVersion) -> None:
+        (tmp_path / "jobs").write_text("no folder")
+        save_batch_size(LocalStore(tmp_path / "jobs"), model, SMALL, rows=4096, job="one")
+        assert load_batch_size(LocalStore(tmp_path / "jobs"), model, SMALL) is None
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", '{"batch_rows": 5}', '{"schema_version": 2, "batch_rows": 5, "model": {}}']
-)
-def test_what_is_damaged_is_not_there(store: LocalStore, model: ModelVersion, text: str) -> None:
-    store.replace(file_name(model, SMALL), text.encode())
-    assert load_batch_size(store, model, SMALL) is None
-
-
-@pytest.mark.parametrize("wrong", [{"batch_rows": 0}, {"batch_rows": -4}, {"batch_rows": None}, {"schema_version": 2}])
-def test_a_wrong_value_is_not_there(store: LocalStore, model: ModelVersion, wrong: dict[str, object]) -> None:
-    save_batch_size(store, model, SMALL, rows=4096, job="one")
-    record = json.loads(store.read(file_name(model, SMALL)))
-    store.replace(file_name(model, SMALL), json.dumps({**record, **wrong}).encode())
-    assert load_batch_size(store, model, SMALL) is None
-
-
-def test_a_root_that_cannot_be_written_harms_nobody(tmp_path: Path, model: ModelVersion) -> None:
-    (tmp_path / "jobs").write_text("no folder")
-    save_batch_size(LocalStore(tmp_path / "jobs"), model, SMALL, rows=4096, job="one")
-    assert load_batch_size(LocalStore(tmp_path / "jobs"), model, SMALL) is None
-
-
-def test_the_class_of_a_cluster_is_that_of_its_poorest_worker() -> None:
-    workers = [
-        {"memory_limit": 4 << 30, "nthreads": 1},
-        {"memory_limit": 0, "nthreads": 4},
-        {"memory_limit": 2 << 30, "nthreads": 2},
-    ]
-    assert WorkerClass.of(workers) == WorkerClass(2 << 30, 4)
-    assert WorkerClass.of([]) == WorkerClass(0, 1)
+class TestWorkerClass:
+    def test_least_memory_and_most_threads(self) -> None:
+        workers = [
+            {"memory_limit": 4 << 30, "nthreads": 1},
+            {"memory_limit": 0, "nthreads": 4},
+            {"memory_limit": 2 << 30, "nthreads": 2},
+        ]
+        assert WorkerClass.from_scheduler(workers) == WorkerClass(2 << 30, 4)
+        assert WorkerClass.from_scheduler([]) == WorkerClass(0, 1)

@@ -1,57 +1,82 @@
+"""Tasks that execute, and the blame for a lost worker."""
+
 from __future__ import annotations
 
-from pipeline.execution.worker_events import ExecutionTracker, LostExecution, MemoryRanOut, Started, WorkerLeft
+import pytest
+
+from pipeline.execution.worker_events import (
+    ClusterEvent,
+    ExecutionTracker,
+    LossCause,
+    LostExecution,
+    MemoryRanOut,
+    Started,
+    WorkerLeft,
+)
 
 
-def test_only_what_executed_where_the_worker_died_is_told() -> None:
-    ledger = ExecutionTracker()
-    for key, worker in (("a", "w1"), ("b", "w2"), ("c", "w1")):
-        assert ledger.learn(Started(key, worker), now=1.0) == ()
-    ledger.ended("c")
-    assert ledger.learn(WorkerLeft("w1", False), now=2.0) == (LostExecution("a", "w1", "crash"),)
-    assert set(ledger.executing) == {"b"}
-    # What is repeated elsewhere is told again.
-    ledger.learn(Started("a", "w3"), now=3.0)
-    assert ledger.learn(WorkerLeft("w3", False), now=4.0) == (LostExecution("a", "w3", "crash"),)
+@pytest.fixture
+def tracker() -> ExecutionTracker:
+    return ExecutionTracker()
 
 
-def test_why_a_worker_left() -> None:
-    for facts, recycle, is_expected, cause in (
-        ([], False, False, "crash"),
-        ([], False, True, "left"),
-        ([MemoryRanOut("w")], False, False, "memory"),
-        ([MemoryRanOut("other")], False, False, "crash"),
-        ([MemoryRanOut("w")], True, False, "recycled"),
-    ):
-        ledger = ExecutionTracker()
-        ledger.learn(Started("a", "w"), now=0.0)
-        for fact in facts:
-            ledger.learn(fact, now=0.0)
-        if recycle:
-            ledger.will_recycle("w")
-        assert [death.cause for death in ledger.learn(WorkerLeft("w", is_expected), now=1.0)] == [cause]
+class TestLostExecutions:
+    def test_only_tasks_that_execute_on_the_worker_are_lost(self, tracker: ExecutionTracker) -> None:
+        """Tasks that ended, or run elsewhere, are not; a task that Dask reran is lost again."""
+        for key, worker in (("a", "w1"), ("b", "w2"), ("c", "w1")):
+            assert tracker.record(Started(key, worker), now=1.0) == ()
+        tracker.remove("c")
+        assert tracker.record(WorkerLeft("w1", False), now=2.0) == (LostExecution("a", "w1", LossCause.CRASH),)
+        assert set(tracker.executing) == {"b"}
+        tracker.record(Started("a", "w3"), now=3.0)
+        assert tracker.record(WorkerLeft("w3", False), now=4.0) == (LostExecution("a", "w3", LossCause.CRASH),)
+
+    @pytest.mark.parametrize(
+        ("before", "is_restarted", "is_expected", "cause"),
+        [
+            ([], False, False, LossCause.CRASH),
+            ([], False, True, LossCause.LEFT),
+            ([MemoryRanOut("w")], False, False, LossCause.MEMORY),
+            ([MemoryRanOut("other")], False, False, LossCause.CRASH),
+            ([MemoryRanOut("w")], True, False, LossCause.RESTARTED),
+        ],
+    )
+    def test_cause(
+        self,
+        tracker: ExecutionTracker,
+        before: list[ClusterEvent],
+        is_restarted: bool,
+        is_expected: bool,
+        cause: LossCause,
+    ) -> None:
+        """A restart by the driver explains the loss, whatever the nanny says."""
+        tracker.record(Started("a", "w"), now=0.0)
+        for event in before:
+            tracker.record(event, now=0.0)
+        if is_restarted:
+            tracker.expect_restart("w")
+        assert [lost.cause for lost in tracker.record(WorkerLeft("w", is_expected), now=1.0)] == [cause]
+
+    def test_next_task_on_a_worker_of_one_thread_ends_the_one_before(self, tracker: ExecutionTracker) -> None:
+        """Its result may arrive later: it is not to blame for the crash."""
+        tracker.record(Started("innocent", "w", threads=1), now=0.0)
+        tracker.record(Started("elsewhere", "v", threads=1), now=0.0)
+        tracker.record(Started("guilty", "w", threads=1), now=1.0)
+        assert tracker.record(WorkerLeft("w", False), now=2.0) == (LostExecution("guilty", "w", LossCause.CRASH),)
+        assert set(tracker.executing) == {"elsewhere"}
+
+    def test_all_tasks_on_a_worker_of_several_threads_are_lost(self, tracker: ExecutionTracker) -> None:
+        """A start says nothing about the tasks before."""
+        for key in ("a", "b", "c"):
+            tracker.record(Started(key, "w", threads=2), now=0.0)
+        assert {lost.key for lost in tracker.record(WorkerLeft("w", False), now=1.0)} == {"a", "b", "c"}
 
 
-def test_a_deadline_counts_from_the_execution() -> None:
-    ledger = ExecutionTracker()
-    ledger.learn(Started("a", "w1"), now=10.0)
-    ledger.learn(Started("b", "w2"), now=14.0)
-    assert ledger.overdue(now=16.0, limit=5.0) == ("a",)
-    assert ledger.overdue(now=16.0, limit=None) == ()
-    assert ledger.busy_workers() == {"w1", "w2"}
-
-
-def test_on_a_worker_of_one_thread_the_next_task_tells_that_the_one_before_has_ended() -> None:
-    ledger = ExecutionTracker()
-    ledger.learn(Started("innocent", "w", threads=1), now=0.0)
-    ledger.learn(Started("elsewhere", "v", threads=1), now=0.0)
-    ledger.learn(Started("guilty", "w", threads=1), now=1.0)
-    assert ledger.learn(WorkerLeft("w", False), now=2.0) == (LostExecution("guilty", "w", "crash"),)
-    assert set(ledger.executing) == {"elsewhere"}
-
-
-def test_of_several_threads_nothing_is_concluded() -> None:
-    ledger = ExecutionTracker()
-    for key in ("a", "b", "c"):
-        ledger.learn(Started(key, "w", threads=2), now=0.0)
-    assert {death.key for death in ledger.learn(WorkerLeft("w", False), now=1.0)} == {"a", "b", "c"}
+class TestOverdue:
+    def test_deadline_counts_from_the_start_of_the_task(self, tracker: ExecutionTracker) -> None:
+        """Waiting does not count. Without a limit nothing is overdue."""
+        tracker.record(Started("a", "w1"), now=10.0)
+        tracker.record(Started("b", "w2"), now=14.0)
+        assert tracker.overdue(now=16.0, limit=5.0) == ("a",)
+        assert tracker.overdue(now=16.0, limit=None) == ()
+        assert tracker.busy_workers() == {"w1", "w2"}

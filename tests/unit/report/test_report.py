@@ -189,13 +189,13 @@ def test_stragglers_are_counted_from_the_events() -> None:
     events = [
         event("backup"),
         event("backup", is_over=True, won=True, seconds_won=7.5),
-        event("cut"),
-        event("cut", is_over=True, won=True, seconds_won=2.0),
-        event("divide"),
-        event("divide", is_over=True, won=False, seconds_won=0.0),
-        event("move"),
-        {"event": "partition", "outcome": "cut"},
+        event("split", split_reason="slow"),
+        event("split", split_reason="slow", is_over=True, won=True, seconds_won=2.0),
+        event("split", split_reason="frozen"),
+        event("split", split_reason="frozen", is_over=True, won=False, seconds_won=0.0),
+        event("reassign"),
+        {"event": "partition", "outcome": "split", "split_reason": "slow"},
     ]
     assert straggler_counts(events) == StragglerCounts(
-        backups=1, cuts=1, divided=1, moved=1, shared=0, won=2, seconds_won=9.5
+        backups=1, split_slow=1, split_frozen=1, reassigned=1, won=2, seconds_won=9.5
     )

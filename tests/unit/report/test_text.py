@@ -65,9 +65,9 @@ class TestSummaryText:
         assert not {"done", "rejects", "speed", "time"} & {line.split()[0] for line in text.splitlines()}
 
     def test_counts_stragglers_where_there_were_any(self) -> None:
-        helped = StragglerCounts(backups=1, cuts=2, moved=1, won=2, seconds_won=41.2)
+        helped = StragglerCounts(backups=1, split_slow=2, reassigned=1, won=2, seconds_won=41.2)
         assert "0 retries, 3 stragglers helped, about 41.2 s won" in summary_text(sample_report(stragglers=helped))
-        assert "straggler" not in summary_text(sample_report(stragglers=replace(helped, backups=0, cuts=0)))
+        assert "straggler" not in summary_text(sample_report(stragglers=replace(helped, backups=0, split_slow=0)))
 
     def test_shows_batches_that_differ_from_the_plan(self) -> None:
         text = summary_text(sample_report(batch=BatchRows(planned=65536, remembered=4096, smallest=2048)))
