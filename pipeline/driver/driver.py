@@ -215,7 +215,6 @@ class Driver(JobRun):
         return decide_status(ledger, job=self.job.job, examples=examples)
 
 
-
 def notify_round_started(
     job: JobDirectory, ledger: Ledger, pending: Sequence[Partition], *, callbacks: Sequence[Callback]
 ) -> None:
