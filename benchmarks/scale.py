@@ -28,7 +28,7 @@ from pipeline.models.model import Feature, ModelVersion
 from pipeline.plan.plan import Limits, Partition, Plan
 from pipeline.plan.planner import dispatch_order, make_plan
 from pipeline.plan.table import plan_bytes, read_plan
-from pipeline.sources.parquet.discover import Discovery
+from pipeline.sources import Discovery
 from pipeline.spec.job_spec import JobSpec
 
 SCHEMA = pa.schema([(f"f{number:02d}", pa.float32()) for number in range(28)])

@@ -33,6 +33,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
     },
     "Source": {
         "path": "[lake/2025/, lake/2026/part-*.parquet]",
+        "format": "parquet",
         "columns": "[customer_id, age, plan]",
         "filter": "country == 'DE' and age >= 18",
         "base": "lake/",

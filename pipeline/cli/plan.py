@@ -120,6 +120,7 @@ def _checks(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]
     from pipeline.execution.clusters import cluster_of
     from pipeline.scoring.steps import load_function, prepended_sys_path
     from pipeline.sinks import find_sink
+    from pipeline.sources import find_source
     from pipeline.sources.filters.parse import parse_filter
     from pipeline.spec.parameters import PLACEHOLDER
 
@@ -138,6 +139,7 @@ def _checks(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]
             yield partial(load_step, step.map)
     if PLACEHOLDER not in spec.score.model:
         yield lambda: resolve_model(spec.score.model, settings=settings)
+    yield lambda: find_source(spec.source.format)
     yield lambda: find_sink(spec.sink.format)
     yield lambda: cluster_of(spec, settings=settings)
 

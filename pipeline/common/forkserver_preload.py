@@ -11,6 +11,7 @@ with frozen_imports():
         "distributed.worker",
         "pipeline.execution.tasks",
         "pipeline.execution.clusters.client",
+        "pipeline.sources.parquet.source",
         "pipeline.models.flavors.xgboost",
         "xgboost",
         "pipeline.cli",

@@ -31,12 +31,9 @@ from pipeline.scoring.outputs import prediction_schema
 from pipeline.scoring.scorer import frame_schema
 from pipeline.settings import Settings
 from pipeline.sinks import check, read_published_inputs
-from pipeline.sources import Discovery, discover, sample_batch
+from pipeline.sources import Discovery, FileSelection, discover, find_source, sample_batch
 from pipeline.sources.locate import SourceFile, locate
-from pipeline.sources.parquet.discover import FileSelection
-from pipeline.sources.parquet.footers import group_marks
-from pipeline.sources.parquet.opening import read_footer
-from pipeline.sources.parquet.quarantine import check_file_count
+from pipeline.sources.quarantine import check_file_count
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.load import absolute, source_paths
 from pipeline.spec.model_ref import ModelRef
@@ -202,7 +199,7 @@ def _frame_schema(spec: JobSpec, *, discovery: Discovery, settings: Settings) ->
         return schema
     columns = [name for name in schema.names if name not in discovery.key_names]
     is_lenient = spec.errors.files == "reject"
-    batch = sample_batch(discovery, columns=columns, schema=schema, pass_over_bad=is_lenient)
+    batch = sample_batch(discovery, columns=columns, schema=schema, skip_unreadable=is_lenient)
     # What a step prints is not the result of a command.
     with redirect_stdout(sys.stderr):
         return frame_schema(spec.maps, batch, schema=schema, import_paths=settings.import_paths)
@@ -220,10 +217,10 @@ def select_input(
     """
     policy, is_lenient = spec.source.incremental, spec.errors.files == "reject"
     if policy is False:
-        return discover(spec.source, planned=planned, reject_files=is_lenient), FULL_INPUT
+        return discover(spec.source, planned=planned, quarantine_files=is_lenient), FULL_INPUT
     if planned is not None:
-        chosen = {file.path: FileSelection(file.why, file.done_groups) for file in planned}
-        found = discover(spec.source, planned=planned, chosen=chosen)
+        selection = {file.path: FileSelection(file.why, file.done_groups) for file in planned}
+        found = discover(spec.source, planned=planned, selection=selection)
         return found, IncrementalState(work=work_digest(spec, model))
     if spec.sink.mode != "append":
         raise SpecError(
@@ -241,12 +238,12 @@ def select_input(
         kept=before.files,
         work=work_digest(spec, model),
         on_model_change=policy.on_model_change if isinstance(policy, Incremental) else "new",
-        marks=lambda path: group_marks(read_footer(located[path])),
+        marks=lambda path: find_source(spec.source.format).identify(located[path]),
         failed=_failed_before(spec.name, settings),
     )
-    discovery = discover(spec.source, chosen=increment.files, reject_files=is_lenient)
+    discovery = discover(spec.source, selection=increment.files, quarantine_files=is_lenient)
     if not increment.files:
-        return replace(discovery, files=(), rejected=(), footers=()), increment.progress
+        return replace(discovery, files=(), rejected=(), measured=()), increment.progress
     _check_unchanged(discovery, located)
     return discovery, increment.progress
 

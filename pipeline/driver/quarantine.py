@@ -11,8 +11,9 @@ from pipeline.errors import CorruptInput, InputChanged, PipelineError, SchemaDri
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import Ledger, rejects_path
 from pipeline.jobs.rounds import FILES_REJECTED, Round, make_record
+from pipeline.sources.changes import input_changed, version_text
 from pipeline.sources.locate import current_version
-from pipeline.sources.parquet.quarantine import check_file_count, quarantined_file
+from pipeline.sources.quarantine import check_file_count, quarantined_file
 
 
 def open_quarantine_round(job: JobDirectory, ledger: Ledger, error: PipelineError, *, epoch: int) -> Round | None:
@@ -64,12 +65,11 @@ def _changed_files(ledger: Ledger) -> dict[str, RejectedFile]:
         file = ledger.files[path]
         try:
             size, version = current_version(path)
-            current = f"{size:,} bytes, {version}"
+            current = version_text(size, version)
         except FileNotFoundError:
             size, version, current = -1, "", "no such file"
         if (size, version) != (file.size, file.version):
-            error = InputChanged("an input file changed since the job was planned", found=current)
-            changed[path] = _reject(file, error)
+            changed[path] = _reject(file, input_changed(path, found=current))
     return changed
 
 

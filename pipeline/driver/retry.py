@@ -36,9 +36,8 @@ from pipeline.scoring.scorer import frame_schema
 from pipeline.scoring.steps import prepended_sys_path
 from pipeline.settings import Settings
 from pipeline.sinks import read_published
-from pipeline.sources import Discovery, SourceBatch, parse_filter, sample_batch
+from pipeline.sources import Discovery, SourceBatch, find_source, parse_filter, sample_batch
 from pipeline.sources.locate import current_version
-from pipeline.sources.parquet.quarantine import recheck_quarantined_file
 from pipeline.spec.job_spec import NOT_THE_WORK, JobSpec
 from pipeline.spec.load import absolute
 from pipeline.storage.store import Store
@@ -194,6 +193,7 @@ def _columns(ledger: Ledger, spec: JobSpec, model: ModelVersion, predictions: pa
         key_names=keys,
         available=tuple(schema.names),
         filter=spec.source.filter,
+        format=spec.source.format,
     )
     frame = _frame_schema(spec, discovery, columns=base.source_columns) if spec.maps else schema
     try:
@@ -274,11 +274,12 @@ def _recheck_quarantined(ledger: Ledger) -> tuple[tuple[InputFile, ...], tuple[R
     """The quarantined files that can be read now, and those that still cannot, with the present reason."""
     plan = ledger.base.plan
     source = plan.spec.source
+    adapter = find_source(source.format)
     condition = parse_filter(source.filter) if source.filter is not None else None
     # A job that reads all columns still rejects a file with an extra one, as it did when it was planned.
     is_all = source.columns is None and (bool(plan.spec.maps) or plan.spec.score.keep is None)
     rechecked = [
-        recheck_quarantined_file(
+        adapter.recheck(
             file,
             schema=pa.ipc.read_schema(pa.py_buffer(plan.source_schema)),
             columns=plan.source_columns,

@@ -12,9 +12,9 @@ import pyarrow as pa
 from pipeline.errors import PipelineError, SchemaDrift, SpecError
 from pipeline.models.model import Feature, ModelVersion
 from pipeline.plan.recipe import REJECT_COLUMNS, ColumnRule
+from pipeline.sources.discovery import Discovery
 from pipeline.sources.filters.nodes import typed_scalar
 from pipeline.sources.filters.parse import parse_filter
-from pipeline.sources.parquet.discover import Discovery
 from pipeline.sources.types import same_kind
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.parts import ColumnContract

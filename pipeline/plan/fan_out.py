@@ -17,8 +17,8 @@ from urllib.parse import quote
 from pipeline.errors import PipelineError, SpecError
 from pipeline.models.model import ModelVersion
 from pipeline.plan.plan import ChildPlan, Plan
-from pipeline.sources import Discovery
-from pipeline.sources.parquet.distinct import Occurrence, check_count, column_values, key_values, narrow
+from pipeline.sources import Discovery, find_source
+from pipeline.sources.distinct import Occurrence, check_count, key_values, narrow
 from pipeline.spec.diagnostics import IN_PYTHON, Document, did_you_mean
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.parameters import OWN_SECTIONS, PLACEHOLDER, Values, render_text
@@ -120,10 +120,12 @@ def _of_column(spec: JobSpec, column: str, planner: Planner) -> list[_Branch]:
     if column not in every.schema.names:
         every = planner.discover(_without_fan_out(spec, also=column))
     limit = spec.fan_out.max_children
-    is_key = column in every.key_names
-    found = key_values(every, column) if is_key else column_values(every, column, limit=limit)
-    check_count(len(found), column=column, limit=limit)
-    return [_branch(spec, column, value, found[value], every) for value in sorted(found, key=_order)]
+    if column in every.key_names:
+        occurrences = key_values(every, column)
+    else:
+        occurrences = find_source(every.format).distinct_values(every, column, limit=limit)
+    check_count(len(occurrences), column=column, limit=limit)
+    return [_branch(spec, column, value, occurrences[value], every) for value in sorted(occurrences, key=_order)]
 
 
 def _branch(spec: JobSpec, column: str, value: Any, occurrence: Occurrence, every: Discovery) -> _Branch:

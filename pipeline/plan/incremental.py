@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.common.digest import digest_json
 from pipeline.errors import InputChanged, OutputConflict
-from pipeline.sources.parquet.discover import FileSelection
+from pipeline.sources.discovery import FileSelection
 
 NEW = "new"
 CHANGED = "changed"

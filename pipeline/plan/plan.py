@@ -207,6 +207,7 @@ class Plan:
             score_rules=self.score_rules,
             output_schema=self.output_schema,
             batch_rows=self.batch_rows,
+            source_format=spec.source.format,
             compression=spec.sink.compression,
             row_group_rows=self.row_group_rows,
             fsync=fsync,

@@ -15,7 +15,7 @@ from pipeline.plan.incremental import FULL_INPUT, IncrementalState
 from pipeline.plan.memory import projected_memory, row_memory, starting_batch_rows, task_memory, written_group_rows
 from pipeline.plan.packing import pack
 from pipeline.plan.plan import Limits, Partition, Plan
-from pipeline.sources.parquet.discover import Discovery, resize, total_bytes
+from pipeline.sources.discovery import Discovery, resize, total_bytes
 from pipeline.spec.job_spec import JobSpec
 
 _UNKNOWN_WIDTH = 32

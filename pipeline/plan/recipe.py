@@ -83,6 +83,8 @@ class StageRecipe:
     """Arrow schema (IPC) of the output: ``keep`` then ``outputs``."""
     batch_rows: int
     """Rows a batch starts with."""
+    source_format: str = "parquet"
+    """Name of the `pipeline.sources` adapter."""
     compression: str = "snappy"
     row_group_rows: int = 1 << 20
     """Rows per row group of the written files."""

@@ -306,6 +306,7 @@ def read_partition(
         filter=recipe.filter,
         batch_rows=recipe.batch_rows,
         versions=versions,
+        format=recipe.source_format,
     )
 
 

@@ -1,20 +1,26 @@
-"""Where rows come from: discover Parquet files, and read them batch by batch."""
+"""Input: find the files of a source, and read their rows batch by batch."""
 
 from __future__ import annotations
 
+from pipeline.sources.adapter import SourceAdapter, discover, find_source, read_batches, sample_batch
+from pipeline.sources.batch import SourceBatch
+from pipeline.sources.discovery import Discovery, FileSelection, resize, selected_fragments, total_bytes
 from pipeline.sources.filters.parse import Filter, parse_filter
-from pipeline.sources.parquet.discover import Discovery, discover, resize, sample_batch
-from pipeline.sources.parquet.reader import SourceBatch, read_batches
 from pipeline.sources.prefetch import read_ahead
 
 __all__ = [
     "Discovery",
+    "FileSelection",
     "Filter",
+    "SourceAdapter",
     "SourceBatch",
     "discover",
+    "find_source",
     "parse_filter",
     "read_ahead",
     "read_batches",
     "resize",
     "sample_batch",
+    "selected_fragments",
+    "total_bytes",
 ]

@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import pyarrow as pa
+
 from pipeline.common.rows import InputFile
-from pipeline.errors import InputChanged, MissingInput
+from pipeline.errors import MissingInput
+from pipeline.sources.changes import input_changed, version_text
 from pipeline.storage.urls import file_system, is_local_path, local_path, storage_errors
 
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
-"""What stands for null in the name of a hive partition folder."""
+"""Null in the name of a hive partition folder."""
 _WILDCARD = re.compile(r"[*?\[]")
 _TIME_KEYS = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")
 _VERSION_KEYS = ("etag", "ETag", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "modified", "created")
@@ -71,18 +74,16 @@ def locate_planned(
     :param base: see `locate`.
     :raises InputChanged: when one is not.
     """
-    there = {file.path: file for file in locate(path, base=base)}
+    current = {file.path: file for file in locate(path, base=base)}
     for file in planned:
-        now = there.get(file.path)
+        now = current.get(file.path)
         if now is None or (now.size, now.version) != (file.size, file.version):
-            raise InputChanged(
-                "an input file changed since the job was planned",
-                where=file.path,
-                found="no such file" if now is None else f"{now.size:,} bytes, {now.version}",
-                expected=f"{file.size:,} bytes, {file.version}",
-                next_step="put the planned file back and resume, or start a new job for the new data",
+            raise input_changed(
+                file.path,
+                found="no such file" if now is None else version_text(now.size, now.version),
+                expected=version_text(file.size, file.version),
             )
-    return tuple(there[name] for name in sorted(file.path for file in planned))
+    return tuple(current[name] for name in sorted(file.path for file in planned))
 
 
 def current_version(path: str) -> tuple[int, str]:
@@ -228,6 +229,13 @@ def _is_hidden(below: str, pattern: str) -> bool:
     """Whether a glob hit a hidden name with a wildcard; one that is spelled out is wanted."""
     spelled = {part for part in pattern.split("/") if part[:1] in ("_", ".")}
     return not spelled and any(_is_hidden_name(part) for part in below.split("/") if part)
+
+
+def hive_value(text: str, arrow_type: pa.DataType) -> int | str | None:
+    """Return the value of a hive key from its text in the folder's name."""
+    if text == HIVE_NULL:
+        return None
+    return int(text) if pa.types.is_integer(arrow_type) else text
 
 
 def fixed_part(pattern: str) -> str:

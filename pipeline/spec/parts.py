@@ -186,6 +186,8 @@ class Source(SpecModel):
 
     path: PathText | Annotated[tuple[PathText, ...], Field(min_length=1, strict=False)]
     """Parquet file, directory (hive partition folders are understood), glob, or a list of these; any fsspec URL."""
+    format: str = "parquet"
+    """Name of the `pipeline.sources` adapter."""
     columns: SomeNames | None = None
     """Columns to read. Default: all, less what neither the model, nor ``keep``, nor the contract needs when there is no
     ``map`` step."""

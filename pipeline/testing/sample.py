@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.common.rows import Fragment, InputFile
-from pipeline.sources import discover, read_batches
-from pipeline.sources.parquet.discover import wanted_fragments
+from pipeline.sources import discover, read_batches, selected_fragments
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.load import absolute
 
@@ -55,7 +54,12 @@ def copy_rows(spec: JobSpec, folder: Path, *, rows: int, seed: int) -> int:
     count = 0
     for number, fragment in enumerate(choose_ranges(found.files, rows=rows, seed=seed)):
         batches = read_batches(
-            (fragment,), columns=schema.names, schema=schema, batch_rows=_BATCH_ROWS, versions=found.versions
+            (fragment,),
+            columns=schema.names,
+            schema=schema,
+            batch_rows=_BATCH_ROWS,
+            versions=found.versions,
+            format=found.format,
         )
         place = folder.joinpath(*(f"{name}={quote(value, safe='')}" for name, value in fragment.keys))
         place.mkdir(parents=True, exist_ok=True)
@@ -71,9 +75,9 @@ def copy_rows(spec: JobSpec, folder: Path, *, rows: int, seed: int) -> int:
 
 def choose_ranges(files: Sequence[InputFile], *, rows: int, seed: int, pieces: int = PIECES) -> list[Fragment]:
     """At most ``rows`` wanted rows: everything, or one range at random of each of ``pieces`` equal parts. Pure."""
-    total = sum(fragment.rows for file in files for fragment in wanted_fragments(file))
+    total = sum(fragment.rows for file in files for fragment in selected_fragments(file))
     if total <= rows:
-        return [fragment for file in files for fragment in wanted_fragments(file)]
+        return [fragment for file in files for fragment in selected_fragments(file)]
     chance = random.Random(seed)
     pieces = max(1, min(pieces, rows))
     size, part = rows // pieces, total / pieces
@@ -89,7 +93,7 @@ def _cut(files: Sequence[InputFile], *, start: int, stop: int) -> Iterator[Fragm
     """The fragments of wanted rows number ``start`` to ``stop``, counted over all files."""
     passed = 0
     for file in files:
-        for whole in wanted_fragments(file):
+        for whole in selected_fragments(file):
             low, high = max(start, passed), min(stop, passed + whole.rows)
             if low < high:
                 yield _part(file, whole.row_start + low - passed, whole.row_start + high - passed)

@@ -16,8 +16,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from pipeline.cli import main
-from pipeline.sources import discover, read_batches
-from pipeline.sources.parquet.discover import wanted_fragments
+from pipeline.sources import discover, read_batches, selected_fragments
 from pipeline.spec.parts import Source
 from pipeline.testing.oracle import make_table, train_model
 
@@ -374,7 +373,7 @@ def test_a_small_file_with_many_rows_is_read_in_bounded_memory(tmp_path: Path) -
     (file,) = (found := discover(Source(path=str(path)))).files
     assert sum(group.bytes for group in file.row_groups) >= rows * 8, "planning must see what it becomes"
     before, most, read = pa.total_allocated_bytes(), 0, 0
-    for part in read_batches(tuple(wanted_fragments(file)), columns=["x"], schema=found.schema, batch_rows=batch):
+    for part in read_batches(tuple(selected_fragments(file)), columns=["x"], schema=found.schema, batch_rows=batch):
         most = max(most, pa.total_allocated_bytes() - before)
         read += part.table.num_rows
     assert read == rows

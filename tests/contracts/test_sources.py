@@ -14,9 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import CorruptInput, InputChanged, MissingInput
-from pipeline.sources import Discovery, discover, read_batches
+from pipeline.sources import Discovery, discover, read_batches, selected_fragments
 from pipeline.sources.parquet import reader
-from pipeline.sources.parquet.discover import wanted_fragments
 from pipeline.spec.parts import Source
 from pipeline.storage.store import Store, open_store
 from pipeline.testing.s3 import S3
@@ -58,7 +57,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
 
 
 def read(found: Discovery) -> list[int]:
-    fragments = [fragment for file in found.files for fragment in wanted_fragments(file)]
+    fragments = [fragment for file in found.files for fragment in selected_fragments(file)]
     batches = read_batches(
         fragments, columns=["id"], schema=found.schema, batch_rows=700, filter=found.filter, versions=found.versions
     )
@@ -141,7 +140,7 @@ def test_a_file_that_changes_between_the_look_and_the_reading(
 @pytest.mark.parametrize("spoil", [change, remove])
 def test_a_file_that_changes_while_it_is_read(place: Place, spoil: Callable[[Store], None]) -> None:
     found = place.discover("day=1/b.parquet")
-    fragments = list(wanted_fragments(found.files[0]))
+    fragments = list(selected_fragments(found.files[0]))
     batches = read_batches(fragments, columns=["id"], schema=found.schema, batch_rows=700, versions=found.versions)
     next(batches)
     spoil(place.store)

@@ -10,8 +10,8 @@ from pathlib import PurePosixPath
 from pipeline.common.digest import digest_bytes, digest_json
 from pipeline.common.units import format_seconds, parse_bytes, parse_seconds
 from pipeline.errors import MissingInput
+from pipeline.sources import find_source
 from pipeline.sources.locate import SourceFile, fixed_part, locate
-from pipeline.sources.parquet.opening import read_footer
 from pipeline.spec.triggers import ArrivalTrigger
 from pipeline.storage.urls import file_system, is_local_path, local_path, storage_errors
 
@@ -131,7 +131,7 @@ def _count(files: int) -> str:
 
 def _count_rows(file: SourceFile) -> int:
     try:
-        return int(read_footer(file).num_rows)
+        return find_source("parquet").count_rows(file.path)
     except Exception:
         # Not whole yet, or gone again, or no Parquet at all: the job that scores it will say so.
         return 0

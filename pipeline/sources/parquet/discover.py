@@ -1,4 +1,4 @@
-"""Discover what a source holds, from the footers of its Parquet files alone."""
+"""Discover the files and columns of a Parquet source, from the footers of its files alone."""
 
 from __future__ import annotations
 
@@ -8,61 +8,30 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.common.rows import Fragment, InputFile, RejectedFile, RowGroup
-from pipeline.errors import InputError, SchemaDrift, SpecError
+from pipeline.common.rows import InputFile, RejectedFile
+from pipeline.errors import SchemaDrift, SpecError
+from pipeline.sources.discovery import Discovery, FileSelection
 from pipeline.sources.filters.parse import Filter, parse_filter
 from pipeline.sources.locate import HIVE_NULL, SourceFile, locate, locate_planned
 from pipeline.sources.parquet.footers import Footer, Layout, SmallFiles, digest_footer, group_marks
 from pipeline.sources.parquet.opening import read_footer
-from pipeline.sources.parquet.quarantine import ScreenedFiles, input_file, quarantined_file, screen_files
-from pipeline.sources.parquet.reader import SourceBatch, read_batches
+from pipeline.sources.parquet.screening import ScreenedFiles, screen_files
+from pipeline.sources.quarantine import quarantined_file
 from pipeline.sources.types import plain_field, same_kind
 from pipeline.spec.parts import Source
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
-_PROBED = 16
+_TIMED_FOOTERS = 16
+"""Footers that are read on one thread first, to decide whether threads pay."""
 _SLOW_SECONDS = 0.001
-_SAMPLED_FILES = 8
-_SAMPLED_ROWS = 200_000
-T = TypeVar("T")
+"""Mean seconds per footer from which on threads pay."""
 R = TypeVar("R")
-
-
-@dataclass(frozen=True)
-class Discovery:
-    """The files of a source as they are now."""
-
-    files: tuple[InputFile, ...]
-    """Sorted by path. Bytes of row groups are those of all columns of ``schema``."""
-    schema: pa.Schema
-    """Physical columns that may be read, in the order of the first file; then hive keys, int64 if all are, or string.
-    A physical column of the same name hides a key."""
-    key_names: tuple[str, ...] = ()
-    """Hive keys that are columns of ``schema``."""
-    available: tuple[str, ...] = ()
-    """All columns of the first file, also those that were not asked for, and the hive keys."""
-    filter: str | None = None
-    """Row filter by which row groups were marked as wanted or not."""
-    rejected: tuple[RejectedFile, ...] = ()
-    """Files that are set aside as a whole, sorted by path; none of them is in ``files``."""
-    footers: tuple[Footer, ...] = field(default=(), repr=False, compare=False)
-
-    @property
-    def physical(self) -> tuple[str, ...]:
-        """Columns of ``schema`` that are read from the files."""
-        return tuple(name for name in self.schema.names if name not in self.key_names)
-
-    @property
-    def versions(self) -> dict[str, tuple[int, str]]:
-        """Size and version per path, as `read_batches` checks them."""
-        return {file.path: (file.size, file.version) for file in self.files}
 
 
 def discover(
@@ -70,161 +39,101 @@ def discover(
     *,
     columns: tuple[str, ...] | None = None,
     planned: Collection[InputFile] | None = None,
+    selection: Mapping[str, FileSelection] | None = None,
+    quarantine_files: bool = False,
     threads: int = 16,
-    chosen: Mapping[str, FileSelection] | None = None,
-    reject_files: bool = False,
 ) -> Discovery:
-    """Find the files of ``source`` and read their footers.
-
-    :param planned: the only files that are wanted, as they were when they were planned; others may have come since.
-    :param columns: the only ones that will be needed; default ``source.columns``, and with neither all. Columns that
-        are not needed may differ from file to file.
-    :param threads: footers that are read at the same time.
-    :param chosen: the only files to score, by path, and how; when there are none, the result has the schema alone.
-    :param reject_files: set aside files that are damaged, or have other columns than most, instead of raising.
-    :raises MissingInput: when there is no file.
-    :raises InputChanged: when a file of ``planned`` is gone or another one now.
-    :raises CorruptInput: naming a file that is no Parquet file, truncated or encrypted.
-    :raises SchemaDrift: naming a file, and a column that another file does not have or has with another type.
-    :raises SpecError: when ``source.columns`` or the filter name columns that are not there.
-    """
+    """Find the files of ``source`` and read their footers; see `pipeline.sources.discover`."""
     condition = parse_filter(source.filter) if source.filter is not None else None
-    base = source.base
-    located = locate(source.path, base=base) if planned is None else locate_planned(source.path, planned, base=base)
-    keys = _key_schema(located)
-    if chosen is not None:
-        located = tuple(file for file in located if file.path in chosen) or located[:1]
+    files = _source_files(source, planned)
+    keys = _key_schema(files)
+    if selection is not None:
+        files = tuple(file for file in files if file.path in selection) or files[:1]
     needed = _needed(source, columns, condition)
-    sifted = screen_files(located, needed=needed) if reject_files else ScreenedFiles(located, located[0], ())
-    first = read_footer(sifted.usual)
-    common = _CommonSchema(sifted.usual, first, keys=keys, needed=needed)
-    common.check_needed(is_user_list=source.columns)
+    screened = screen_files(files, needed=needed) if quarantine_files else ScreenedFiles(files, files[0], ())
+    first = read_footer(screened.usual.path)
+    common = _CommonSchema(screened.usual, first, keys=keys, needed=needed)
+    common.check_requested(source.columns)
     if condition is not None:
         condition.check(_with_keys(common.all_fields(), keys))
-
-    small = SmallFiles(sifted.files, columns=len(common.own))
-
-    def examine(file: SourceFile) -> Footer | RejectedFile:
-        metadata = first if file is sifted.usual else read_footer(file)
-        try:
-            own = common.check(file, metadata)
-        except SchemaDrift as error:
-            if not reject_files:
-                raise
-            return quarantined_file(file.path, error, rows=metadata.num_rows, keys=file.keys)
-        same = small if own is common.layout else None
-        footer = digest_footer(file, metadata, layout=own, keys=keys, condition=condition, small=same)
-        return footer if chosen is None or not chosen else _as_chosen(footer, metadata, chosen[file.path])
-
-    examined = tuple(_in_parallel(examine, sifted.files, threads=threads))
-    footers = tuple(one for one in examined if isinstance(one, Footer))
-    rejected = [*sifted.rejected, *(one for one in examined if isinstance(one, RejectedFile))]
+    reader = _FooterReader(
+        common, first, SmallFiles(screened.files, columns=len(common.own)), keys, condition, selection, quarantine_files
+    )
+    results = tuple(_in_parallel(reader.read, screened.files, threads=threads))
+    quarantined = [*screened.rejected, *(result for result in results if isinstance(result, RejectedFile))]
+    footers = tuple(result for result in results if isinstance(result, Footer))
     schema = _with_keys(common.fields(), keys)
-    names = common.own.names
+    own_keys = tuple(name for name in keys.names if name not in common.own.names)
     return Discovery(
-        files=tuple(input_file(footer, schema.names) for footer in footers),
+        files=tuple(footer.input_file(schema.names) for footer in footers),
         schema=schema,
-        key_names=tuple(name for name in keys.names if name not in names),
-        available=(*names, *(name for name in keys.names if name not in names)),
+        key_names=own_keys,
+        available=(*common.own.names, *own_keys),
         filter=source.filter,
-        rejected=tuple(sorted(rejected, key=lambda one: one.path)),
-        footers=footers,
+        rejected=tuple(sorted(quarantined, key=lambda file: file.path)),
+        measured=footers,
     )
 
 
-def _as_chosen(footer: Footer, metadata: pq.FileMetaData, chosen: FileSelection) -> Footer:
-    """``footer`` without the row groups that are done."""
-    marks, done = group_marks(metadata), chosen.done_groups
-    wanted = (*(False for _ in range(done)), *footer.wanted[done:])
-    return replace(footer, wanted=wanted, done_groups=done, mark=marks[-1] if marks else "", why=chosen.why)
+def _source_files(source: Source, planned: Collection[InputFile] | None) -> tuple[SourceFile, ...]:
+    if planned is None:
+        return locate(source.path, base=source.base)
+    return locate_planned(source.path, planned, base=source.base)
 
 
-def resize(discovery: Discovery, *, columns: Sequence[str]) -> tuple[InputFile, ...]:
-    """The files of ``discovery`` with the bytes of ``columns`` only."""
-    if set(columns) >= set(discovery.physical) or not discovery.footers:
-        return discovery.files
-    return tuple(input_file(footer, columns) for footer in discovery.footers)
+@dataclass(frozen=True)
+class _FooterReader:
+    """Reads the footer of one file after the other, and compares it with the common schema."""
 
+    common: _CommonSchema
+    first: pq.FileMetaData
+    """Footer of ``common.file``."""
+    small: SmallFiles
+    keys: pa.Schema
+    condition: Filter | None
+    selection: Mapping[str, FileSelection] | None
+    quarantine_files: bool
 
-def total_bytes(discovery: Discovery, *, columns: Sequence[str]) -> int:
-    """Uncompressed bytes of ``columns`` in all files."""
-    if set(columns) >= set(discovery.physical) or not discovery.footers:
-        return sum(group.bytes for file in discovery.files for group in file.input_groups)
-    return sum(int(footer.group_bytes(columns)[0].sum()) for footer in discovery.footers)
+    def read(self, file: SourceFile) -> Footer | RejectedFile:
+        """Return the footer of ``file``, or ``file`` as quarantined.
 
-
-def sample_batch(
-    discovery: Discovery,
-    *,
-    columns: Sequence[str],
-    schema: pa.Schema,
-    rows: int = 1000,
-    pass_over_bad: bool = False,
-) -> SourceBatch | None:
-    """The first rows that the filter keeps, as a worker would see them; for finding out what the steps make of them.
-
-    :param pass_over_bad: go on to the next file where one turns out to be damaged or changed, instead of raising.
-    :returns: at most ``rows`` rows; None when there is no row in the first files that were looked at.
-    """
-    tried = 0
-    for file in discovery.files:
-        fragments = tuple(_head(fragment) for fragment in wanted_fragments(file))[:1]
-        if not fragments or tried == _SAMPLED_FILES:
-            continue
-        tried += 1
-        batches = read_batches(
-            fragments,
-            columns=columns,
-            schema=schema,
-            filter=discovery.filter,
-            batch_rows=rows,
-            versions=discovery.versions,
-        )
+        :raises SchemaDrift: if it has other columns and files are not quarantined.
+        """
+        metadata = self.first if file is self.common.file else read_footer(file.path)
         try:
-            with closing(batches):
-                batch = next(batches)
-        except InputError:
-            if not pass_over_bad:
+            layout = self.common.check(file, metadata)
+        except SchemaDrift as error:
+            if not self.quarantine_files:
                 raise
-            continue
-        if batch.table.num_rows:
-            return batch
-    return None
+            return quarantined_file(file.path, error, rows=metadata.num_rows, keys=file.keys)
+        small = self.small if layout is self.common.layout else None
+        footer = digest_footer(file, metadata, layout=layout, keys=self.keys, condition=self.condition, small=small)
+        return _select(footer, metadata, self.selection[file.path]) if self.selection else footer
 
 
-def _head(fragment: Fragment) -> Fragment:
-    return replace(fragment, row_stop=min(fragment.row_stop, fragment.row_start + _SAMPLED_ROWS))
-
-
-def wanted_fragments(file: InputFile) -> Iterator[Fragment]:
-    """The runs of neighbouring wanted row groups of a file."""
-    start = stop = first = size = 0
-    for number, group in enumerate((*file.row_groups, RowGroup(0, 0, 0, wanted=False))):
-        if group.wanted:
-            stop, size = stop + group.rows, size + group.bytes
-            continue
-        if stop > start:
-            yield Fragment(file.path, start, stop, first, number, size, file.keys)
-        start = stop = stop + group.rows
-        first, size = number + 1, 0
+def _select(footer: Footer, metadata: pq.FileMetaData, selection: FileSelection) -> Footer:
+    """Return ``footer`` without the row groups that are published already."""
+    marks, done = group_marks(metadata), selection.done_groups
+    wanted = (*(False for _ in range(done)), *footer.wanted[done:])
+    return replace(footer, wanted=wanted, done_groups=done, mark=marks[-1] if marks else "", why=selection.why)
 
 
 def _needed(source: Source, columns: tuple[str, ...] | None, condition: Filter | None) -> frozenset[str] | None:
-    chosen = source.columns if columns is None else columns
-    if chosen is None:
+    requested = source.columns if columns is None else columns
+    if requested is None:
         return None
-    return frozenset(chosen) | (condition.columns if condition else frozenset())
+    return frozenset(requested) | (condition.columns if condition else frozenset())
 
 
-def _key_schema(located: Sequence[SourceFile]) -> pa.Schema:
-    names = tuple(name for name, _ in located[0].keys)
+def _key_schema(files: Sequence[SourceFile]) -> pa.Schema:
+    names = tuple(name for name, _ in files[0].keys)
     values: dict[str, list[str]] = {name: [] for name in names}
     if len(values) < len(names):
-        raise _key_drift(located[0], "a key twice", "each key once")
-    for file in located:
+        raise _key_drift(files[0], "a key twice", "each key once")
+    for file in files:
         if tuple(name for name, _ in file.keys) != names:
             found = "/".join(name for name, _ in file.keys) or "no partition folder"
-            raise _key_drift(file, found, "/".join(names) or "no partition folder", other=located[0])
+            raise _key_drift(file, found, "/".join(names) or "no partition folder", other=files[0])
         for name, value in file.keys:
             values[name].append(value)
     return pa.schema([pa.field(name, _key_type(texts)) for name, texts in values.items()])
@@ -246,21 +155,21 @@ def _key_drift(file: SourceFile, found: str, expected: str, *, other: SourceFile
 
 
 def _with_keys(fields: list[pa.Field], keys: pa.Schema) -> pa.Schema:
-    names = {one.name for one in fields}
+    names = {field.name for field in fields}
     return pa.schema([*fields, *(key for key in keys if key.name not in names)])
 
 
 def _in_parallel(work: Callable[[SourceFile], R], files: Sequence[SourceFile], *, threads: int) -> Iterator[R]:
-    """``work`` for each file, in order, on threads only where storage or footers are slow.
+    """Yield the result of ``work`` for each file, in order. Threads are used only if storage or footers are slow.
 
     On a warm local disk a footer takes 0.13 ms on one thread and 0.2 ms on many, which hand the interpreter lock to
-    each other (measured); on network storage it takes milliseconds, most of them waiting.
+    each other (measured). On network storage it takes milliseconds, most of them waiting.
     """
-    begin = time.perf_counter()
-    for file in files[:_PROBED]:
+    started = time.perf_counter()
+    for file in files[:_TIMED_FOOTERS]:
         yield work(file)
-    rest = files[_PROBED:]
-    if time.perf_counter() - begin < _SLOW_SECONDS * _PROBED or threads == 1:
+    rest = files[_TIMED_FOOTERS:]
+    if time.perf_counter() - started < _SLOW_SECONDS * _TIMED_FOOTERS or threads == 1:
         yield from map(work, rest)
         return
     with ThreadPoolExecutor(threads, thread_name_prefix="footers") as pool:
@@ -272,7 +181,7 @@ def _in_parallel(work: Callable[[SourceFile], R], files: Sequence[SourceFile], *
 
 
 class _CommonSchema:
-    """The schema all files must have, begun with the first file's."""
+    """The schema that all files must have: that of the first file, loosened where others differ harmlessly."""
 
     def __init__(
         self, file: SourceFile, metadata: pq.FileMetaData, *, keys: pa.Schema, needed: frozenset[str] | None
@@ -285,17 +194,20 @@ class _CommonSchema:
         self._loose: set[str] = set()
 
     def fields(self) -> list[pa.Field]:
-        """Needed columns; where files differ in what does not count, in the plain form all can be cast to."""
-        return [one for one in self.all_fields() if self.needed is None or one.name in self.needed]
+        """Return the needed columns. Where files differ harmlessly, the type is the plain one all can be cast to."""
+        return [field for field in self.all_fields() if self.needed is None or field.name in self.needed]
 
     def all_fields(self) -> list[pa.Field]:
-        """All columns of the first file, so far."""
-        return [plain_field(one) if one.name in self._loose else one.remove_metadata() for one in self.own]
+        """Return all columns of the first file, loosened by the files checked so far."""
+        return [plain_field(field) if field.name in self._loose else field.remove_metadata() for field in self.own]
 
-    def check_needed(self, *, is_user_list: Sequence[str] | None) -> None:
-        """Whether the first file has the columns that ``source.columns`` names."""
+    def check_requested(self, requested_columns: Sequence[str] | None) -> None:
+        """Check that the first file has the columns that ``source.columns`` names.
+
+        :raises SpecError: for the first that it lacks.
+        """
         names = [*self.own.names, *self.keys.names]
-        for name in is_user_list or ():
+        for name in requested_columns or ():
             if name not in names:
                 near = difflib.get_close_matches(name, names, n=1)
                 raise SpecError(
@@ -303,44 +215,47 @@ class _CommonSchema:
                     where=f"source.columns; {self.file.path}",
                     found=name,
                     expected="one of: " + ", ".join(names[:20]) + (", …" if len(names) > 20 else ""),
-                    next_step=f"did you mean {near[0]}?" if near else "mend source.columns",
+                    next_step=f"did you mean {near[0]}?" if near else "correct source.columns",
                 )
 
     def check(self, file: SourceFile, metadata: pq.FileMetaData) -> Layout:
-        """The layout of ``file``, when it has the common columns."""
+        """Return the layout of ``file``.
+
+        :raises SchemaDrift: if it has other columns.
+        """
         if metadata.schema.equals(self._footer) and metadata.metadata == self._extra:
             return self.layout
-        found = _arrow_schema(file, metadata)
-        for one in self.own:
-            if self.needed is None or one.name in self.needed:
-                self._check_field(one, found, file)
-        extra = [name for name in found.names if name not in self.own.names]
+        schema = _arrow_schema(file, metadata)
+        for field in self.own:
+            if self.needed is None or field.name in self.needed:
+                self._check_field(field, schema, file)
+        extra = [name for name in schema.names if name not in self.own.names]
         for name in extra:
             if self.needed is None or name in self.needed:
                 raise _drift(
                     "a file has a column that others do not have", file, f"column {name!r}",
                     f"no such column, as in {self.file.path}",
-                    "name the columns to read in source.columns, or write the files anew with one schema",
+                    "name the columns to read in source.columns, or rewrite the files with one schema",
                 )  # fmt: skip
-        return Layout(found)
+        return Layout(schema)
 
-    def _check_field(self, one: pa.Field, found: pa.Schema, file: SourceFile) -> None:
-        expected = f"column {one.name!r} of type {one.type}, as in {self.file.path}"
-        if one.name not in found.names:
-            near = difflib.get_close_matches(one.name, found.names, n=1)
+    def _check_field(self, field: pa.Field, schema: pa.Schema, file: SourceFile) -> None:
+        expected = f"column {field.name!r} of type {field.type}, as in {self.file.path}"
+        if field.name not in schema.names:
+            near = difflib.get_close_matches(field.name, schema.names, n=1)
             shown = f"no such column; the nearest is {near[0]!r}" if near else "no such column"
             raise _drift(
                 "a file lacks a column that others have", file, shown, expected,
-                "write the file anew, or leave the column out of source.columns",
+                "rewrite the file, or leave the column out of source.columns",
             )  # fmt: skip
-        other = found.field(one.name)
-        if not same_kind(one.type, other.type):
+        other = schema.field(field.name)
+        if not same_kind(field.type, other.type):
             raise _drift(
-                "a column has another type than in other files", file, f"column {one.name!r} of type {other.type}",
-                expected, "write the file anew with that type, or leave the column out of source.columns",
+                "a column has another type than in other files", file, f"column {field.name!r} of type {other.type}",
+                expected, "rewrite the file with that type, or leave the column out of source.columns",
             )  # fmt: skip
-        if not one.type.equals(other.type) or one.nullable != other.nullable:
-            self._loose.add(one.name)
+        if not field.type.equals(other.type) or field.nullable != other.nullable:
+            self._loose.add(field.name)
 
 
 def _arrow_schema(file: SourceFile, metadata: pq.FileMetaData) -> pa.Schema:
@@ -349,19 +264,10 @@ def _arrow_schema(file: SourceFile, metadata: pq.FileMetaData) -> pa.Schema:
     if twice:
         raise _drift(
             "a file has two columns of the same name", file, f"column {twice[0]!r} more than once",
-            "each name once", "rename one of them, and write the file anew",
+            "each name once", "rename one of them, and rewrite the file",
         )  # fmt: skip
     return schema
 
 
 def _drift(message: str, file: SourceFile, found: str, expected: str, next_step: str) -> SchemaDrift:
     return SchemaDrift(message, where=file.path, found=found, expected=expected, next_step=next_step)
-
-
-@dataclass(frozen=True, slots=True)
-class FileSelection:
-    """How a file is scored."""
-
-    why: str
-    done_groups: int = 0
-    """Row groups at its start that are done."""

@@ -6,8 +6,8 @@ import hashlib
 import json
 import math
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.common.rows import InputFile, RowGroup
 from pipeline.sources.filters.parse import Filter
 from pipeline.sources.filters.prune import Bounds
-from pipeline.sources.locate import HIVE_NULL, SourceFile
+from pipeline.sources.locate import SourceFile, hive_value
 
 SMALL_FILE_BYTES = 1 << 20
 """Files up to this size are small: many of them go into a partition."""
@@ -115,6 +116,30 @@ class Footer:
         decoded = np.maximum(encoded, np.outer(self.rows, self.widths[chosen]))
         return decoded.sum(axis=1).astype(np.int64), (encoded @ self.shares.packed[chosen]).astype(np.int64)
 
+    def total_bytes(self, columns: Sequence[str]) -> int:
+        """Return the uncompressed bytes of ``columns``, estimated as in `group_bytes`."""
+        return int(self.group_bytes(columns)[0].sum())
+
+    def input_file(self, columns: Sequence[str]) -> InputFile:
+        """Return the file for the plan, with the bytes of ``columns`` only."""
+        plain, packed = self.group_bytes(columns)
+        groups = map(RowGroup, self.rows.tolist(), plain.tolist(), packed.tolist(), self.wanted)
+        file = self.file
+        return InputFile(
+            file.path,
+            file.size,
+            file.version,
+            tuple(groups),
+            file.keys,
+            done_groups=self.done_groups,
+            mark=self.mark,
+            why=self.why,
+        )
+
+    def narrow(self, groups: Collection[int]) -> Footer:
+        """Return the footer with no other row groups selected than ``groups``."""
+        return replace(self, wanted=tuple(one and number in groups for number, one in enumerate(self.wanted)))
+
 
 @lru_cache(maxsize=8)
 def _positions(names: tuple[str, ...], columns: tuple[str, ...]) -> list[int]:
@@ -188,13 +213,6 @@ def digest_footer(
     )
 
 
-def key_value(text: str, arrow_type: pa.DataType) -> int | str | None:
-    """The value of a hive key, from its folder's name."""
-    if text == HIVE_NULL:
-        return None
-    return int(text) if pa.types.is_integer(arrow_type) else text
-
-
 def _leaves(arrow_type: pa.DataType) -> int:
     """Parquet columns an Arrow column is stored in; they follow each other."""
     if isinstance(arrow_type, pa.BaseExtensionType):
@@ -222,7 +240,7 @@ def _wanted(
     for name, text in file.keys:
         if name in keys.names and name in condition.columns:
             arrow_type = keys.field(name).type
-            value = key_value(text, arrow_type)
+            value = hive_value(text, arrow_type)
             bounds[name] = Bounds(arrow_type, value, value, nulls=value is None, only_nulls=value is None)
     if not condition.may_keep(bounds):
         return (False,) * len(groups)

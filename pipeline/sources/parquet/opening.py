@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import CorruptInput, PipelineError, StorageError
-from pipeline.sources.locate import SourceFile
 from pipeline.storage.urls import file_system, is_bare, is_local_path, is_storage_error
 
 WHOLE_FILE_BYTES = 1 << 20
@@ -104,13 +103,13 @@ def open_parquet(path: str, *, columns: int) -> Iterator[pq.ParquetFile]:
             source.close()
 
 
-def read_footer(file: SourceFile) -> pq.FileMetaData:
-    """Footer of one file.
+def read_footer(path: str) -> pq.FileMetaData:
+    """Return the footer of one file.
 
-    :raises CorruptInput: when it is no Parquet file, truncated, or encrypted.
+    :raises CorruptInput: if it is not a Parquet file, truncated, or encrypted.
     """
-    with parquet_errors(file.path):
-        source = open_source(file.path) if not is_local_path(file.path) else pa.OSFile(file.path)
+    with parquet_errors(path):
+        source = pa.OSFile(path.removeprefix("file://")) if is_local_path(path) else open_source(path)
         try:
             return LeanFile(source, pre_buffer=False).metadata
         finally:

@@ -6,7 +6,6 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -14,48 +13,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.common.rows import Fragment
-from pipeline.errors import CorruptInput, InputChanged, InputError, SchemaDrift, StorageError
+from pipeline.errors import CorruptInput, InputError, StorageError
+from pipeline.sources.batch import HasFragments, SourceBatch
+from pipeline.sources.changes import input_changed, missing_is_changed, schema_changed, version_text
 from pipeline.sources.filters.parse import Filter, parse_filter
-from pipeline.sources.locate import current_version
-from pipeline.sources.parquet.footers import key_value
+from pipeline.sources.locate import current_version, hive_value
 from pipeline.sources.parquet.opening import open_parquet, parquet_errors
 from pipeline.sources.types import same_kind
-
-
-class HasFragments(Protocol):
-    """A partition, as far as reading needs to know."""
-
-    @property
-    def fragments(self) -> tuple[Fragment, ...]:
-        """Row ranges to read, in order."""
-
-
-@dataclass(frozen=True, eq=False)
-class SourceBatch:
-    """Rows of a partition, in the order of its fragments."""
-
-    table: pa.Table
-    fragment: np.ndarray
-    """int32 [rows]: which fragment of the partition each row is of."""
-    row: np.ndarray
-    """int64 [rows]: its number in the file, from 0."""
-    filtered: np.ndarray
-    """int64 [fragments]: rows the filter dropped since the batch before."""
-    reasons: tuple[str, ...] = ()
-    """Why each row was rejected before; empty for rows of input files."""
-
-    def slice(self, start: int, stop: int, *, filtered: np.ndarray | None = None) -> SourceBatch:
-        """The rows ``start`` to ``stop``.
-
-        :param filtered: int64 [fragments], dropped since the batch before. Default: none.
-        """
-        return SourceBatch(
-            table=self.table.slice(start, stop - start),
-            fragment=self.fragment[start:stop],
-            row=self.row[start:stop],
-            filtered=np.zeros_like(self.filtered) if filtered is None else filtered,
-            reasons=self.reasons[start:stop],
-        )
 
 
 def read_batches(
@@ -67,18 +31,7 @@ def read_batches(
     batch_rows: int,
     versions: Mapping[str, tuple[int, str]] | None = None,
 ) -> Generator[SourceBatch, None, None]:
-    """The rows of ``partition`` that ``filter`` keeps, at most ``batch_rows`` at a time.
-
-    Small fragments share a batch. The last batch has no rows when all that is left to say is what was filtered.
-
-    :param columns: physical columns to read; matched by name.
-    :param schema: of the tables: ``columns`` and those hive keys that are wanted, in its order.
-    :param versions: size and version per path, as planned. None: not checked.
-    :raises InputChanged: when a file is not the one that was planned.
-    :raises SchemaDrift: when a column is missing or has another type.
-    :raises CorruptInput: when a file cannot be read, or holds other rows than its footer says.
-    :raises StorageError: when storage fails.
-    """
+    """Yield the rows of ``partition`` that ``filter`` keeps; see `pipeline.sources.read_batches`."""
     fragments = tuple(partition if isinstance(partition, Sequence) else partition.fragments)
     reading = _Reading(fragments, columns, schema, parse_filter(filter) if filter is not None else None, batch_rows)
     pending = _Pending(reading)
@@ -103,14 +56,14 @@ class _Reading:
     @cached_property
     def physical(self) -> pa.Schema:
         """The part of ``schema`` that is read from files."""
-        wanted = set(self.columns)
-        return pa.schema([field for field in self.schema if field.name in wanted])
+        physical = set(self.columns)
+        return pa.schema([field for field in self.schema if field.name in physical])
 
     @cached_property
     def keys(self) -> list[pa.Field]:
         """Fields of ``schema`` that come from folder names."""
-        wanted = set(self.columns)
-        return [field for field in self.schema if field.name not in wanted]
+        physical = set(self.columns)
+        return [field for field in self.schema if field.name not in physical]
 
     def with_keys(self, data: pa.Table, fragment: np.ndarray) -> pa.Table:
         """``data`` with hive keys, in the order of ``schema``.
@@ -120,7 +73,7 @@ class _Reading:
         """
         for field in self.keys:
             texts = [dict(fragment.keys).get(field.name) for fragment in self.fragments]
-            values = [None if text is None else key_value(text, field.type) for text in texts]
+            values = [None if text is None else hive_value(text, field.type) for text in texts]
             data = data.append_column(field, pa.array(values, field.type).take(pa.array(fragment)))
         return data.select(self.schema.names) if self.keys else data
 
@@ -198,7 +151,7 @@ def _pieces(reading: _Reading, versions: Mapping[str, tuple[int, str]] | None) -
 
 def _file_pieces(path: str, numbers: Iterator[int], reading: _Reading) -> Iterator[_Piece]:
     numbers = iter(list(numbers))
-    with _planned_file(path), open_parquet(path, columns=len(reading.columns)) as file:
+    with missing_is_changed(path), open_parquet(path, columns=len(reading.columns)) as file:
         align: _Aligner | None = None
         for number in numbers:
             fragment = reading.fragments[number]
@@ -265,71 +218,39 @@ def _filtered(data: pa.RecordBatch, number: int, start: int, reading: _Reading) 
 class _Aligner:
     """Brings the columns of one file into the order and the types of the plan."""
 
-    def __init__(self, found: pa.Schema, wanted: pa.Schema, path: str) -> None:
-        self._wanted = wanted
-        self._same = found.equals(wanted)
+    def __init__(self, actual: pa.Schema, planned: pa.Schema, path: str) -> None:
+        self._planned = planned
+        self._same = actual.equals(planned)
         if not self._same:
-            self._check(found, path)
+            self._check(actual, path)
 
-    def _check(self, found: pa.Schema, path: str) -> None:
-        names = set(found.names)
-        for field in self._wanted:
+    def _check(self, actual: pa.Schema, path: str) -> None:
+        names = set(actual.names)
+        for field in self._planned:
             expected = f"column {field.name!r} of type {field.type}"
             if field.name not in names:
-                raise _drift(path, f"no column {field.name!r}", expected)
-            if not same_kind(field.type, found.field(field.name).type):
-                raise _drift(path, f"column {field.name!r} of type {found.field(field.name).type}", expected)
+                raise schema_changed(path, found=f"no column {field.name!r}", expected=expected)
+            if not same_kind(field.type, actual.field(field.name).type):
+                raise schema_changed(
+                    path, found=f"column {field.name!r} of type {actual.field(field.name).type}", expected=expected
+                )
 
     def __call__(self, data: pa.RecordBatch) -> pa.RecordBatch:
         if self._same:
             return data
-        arrays = [_cast(data.column(field.name), field.type) for field in self._wanted]
-        return pa.RecordBatch.from_arrays(arrays, schema=self._wanted) if arrays else data.select([])
+        arrays = [_cast(data.column(field.name), field.type) for field in self._planned]
+        return pa.RecordBatch.from_arrays(arrays, schema=self._planned) if arrays else data.select([])
 
 
 def _cast(array: pa.Array, arrow_type: pa.DataType) -> pa.Array:
     return array if array.type.equals(arrow_type) else array.cast(arrow_type)
 
 
-class _planned_file:  # noqa: N801
-    """Context in which a file that is gone is an input that changed."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, FileNotFoundError):
-            raise _changed(self.path, "no such file", "the file that was planned") from error
-
-
 def _check_version(path: str, versions: Mapping[str, tuple[int, str]] | None) -> None:
     if versions is None:
         return
-    size, version = versions[path]
-    with _planned_file(path), parquet_errors(path):
-        found_size, found_version = current_version(path)
-    if (found_size, found_version) != (size, version):
-        raise _changed(path, f"{found_size:,} bytes, {found_version}", f"{size:,} bytes, {version}")
-
-
-def _changed(path: str, found: str, expected: str) -> InputChanged:
-    return InputChanged(
-        "an input file changed since the job was planned",
-        where=path,
-        found=found,
-        expected=expected,
-        next_step="put the planned file back and resume, or start a new job for the new data",
-    )
-
-
-def _drift(path: str, found: str, expected: str) -> SchemaDrift:
-    return SchemaDrift(
-        "an input file has another schema than was planned",
-        where=path,
-        found=found,
-        expected=expected,
-        next_step="write the file anew with the planned schema, or start a new job",
-    )
+    planned = versions[path]
+    with missing_is_changed(path), parquet_errors(path):
+        current = current_version(path)
+    if current != planned:
+        raise input_changed(path, found=version_text(*current), expected=version_text(*planned))

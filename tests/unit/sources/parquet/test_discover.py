@@ -12,9 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import CorruptInput, MissingInput, PipelineError, SchemaDrift, SpecError
-from pipeline.sources import discover, read_batches, resize, sample_batch
+from pipeline.sources import Discovery, discover, read_batches, resize, sample_batch, selected_fragments
 from pipeline.sources.locate import locate
-from pipeline.sources.parquet.discover import Discovery, wanted_fragments
 from pipeline.spec.parts import Source
 
 
@@ -29,7 +28,7 @@ def paths(source: str | tuple[str, ...]) -> list[str]:
 
 
 def read_all(discovery: Discovery) -> list[dict]:
-    fragments = [fragment for file in discovery.files for fragment in wanted_fragments(file)]
+    fragments = [fragment for file in discovery.files for fragment in selected_fragments(file)]
     batches = read_batches(
         fragments,
         columns=discovery.physical,

@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 from pipeline.common.rows import Fragment
 from pipeline.errors import CorruptInput, InputChanged, MissingInput, SchemaDrift, StorageError
 from pipeline.plan.packing import pack
-from pipeline.sources import discover, read_batches
-from pipeline.sources.parquet.discover import Discovery, wanted_fragments
+from pipeline.sources import Discovery, discover, read_batches, selected_fragments
 from pipeline.sources.parquet.opening import open_parquet
 from pipeline.spec.parts import Source
 
@@ -32,7 +31,7 @@ def lake(folder: Path, *tables: pa.Table, row_group_size: int = 100, filter: str
 
 
 def fragments_of(found: Discovery) -> list[Fragment]:
-    return [fragment for file in found.files for fragment in wanted_fragments(file)]
+    return [fragment for file in found.files for fragment in selected_fragments(file)]
 
 
 def read(found: Discovery, fragments=None, *, batch_rows: int = 1000, filter: str | None = None, **options):
@@ -270,12 +269,10 @@ def test_memory_does_not_grow_with_the_row_group(tmp_path):
     lake(tmp_path, table, row_group_size=rows)
     code = """
 import sys, pyarrow as pa
-from pipeline.sources import discover, read_batches
-from pipeline.sources.parquet.opening import open_parquet
-from pipeline.sources.parquet.discover import wanted_fragments
+from pipeline.sources import discover, read_batches, selected_fragments
 from pipeline.spec.job_spec import Source
 found = discover(Source(path=sys.argv[1]))
-fragments = list(wanted_fragments(found.files[0]))
+fragments = list(selected_fragments(found.files[0]))
 rows = sum(b.table.num_rows for b in read_batches(
     fragments, columns=found.physical, schema=found.schema, batch_rows=int(sys.argv[2])))
 print(rows, pa.default_memory_pool().max_memory())

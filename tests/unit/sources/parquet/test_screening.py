@@ -9,9 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.common.rows import InputFile, RejectedFile
-from pipeline.errors import CorruptInput, SchemaDrift, TooManyRejects
-from pipeline.sources import discover, parse_filter
-from pipeline.sources.parquet.quarantine import check_file_count, recheck_quarantined_file
+from pipeline.errors import CorruptInput, SchemaDrift
+from pipeline.sources import discover, find_source, parse_filter
 from pipeline.spec.parts import Source
 
 SCHEMA = pa.schema([("id", pa.int64()), ("x", pa.float32())])
@@ -33,7 +32,7 @@ def lake(tmp_path: Path) -> Path:
 
 
 def rejected(lake: Path, **fields: object) -> dict[str, tuple[str, int | None]]:
-    found = discover(Source(path=str(lake), **fields), reject_files=True)  # type: ignore[arg-type]
+    found = discover(Source(path=str(lake), **fields), quarantine_files=True)  # type: ignore[arg-type]
     assert {file.path for file in found.files}.isdisjoint(file.path for file in found.rejected)
     assert len(found.files) + len(found.rejected) == len(list(lake.rglob("*.parquet")))
     return {Path(file.path).name: (file.reason, file.rows) for file in found.rejected}
@@ -41,7 +40,7 @@ def rejected(lake: Path, **fields: object) -> dict[str, tuple[str, int | None]]:
 
 def test_nothing_is_set_aside_without_a_reason(lake: Path) -> None:
     assert rejected(lake) == {}
-    assert discover(Source(path=str(lake)), reject_files=True) == discover(Source(path=str(lake)))
+    assert discover(Source(path=str(lake)), quarantine_files=True) == discover(Source(path=str(lake)))
 
 
 @pytest.mark.fault(36)
@@ -78,13 +77,13 @@ def test_when_no_file_can_be_read_the_first_is_named(lake: Path) -> None:
     for path in lake.iterdir():
         path.write_bytes(b"")
     with pytest.raises(CorruptInput) as caught:
-        discover(Source(path=str(lake)), reject_files=True)
+        discover(Source(path=str(lake)), quarantine_files=True)
     assert caught.value.where.endswith("0.parquet")
 
 
 def again(file: RejectedFile, *, is_all: bool = True, filter: str | None = None) -> InputFile | RejectedFile:
     condition = parse_filter(filter) if filter else None
-    return recheck_quarantined_file(file, schema=SCHEMA, columns=("id", "x"), is_all=is_all, condition=condition)
+    return find_source("parquet").recheck(file, schema=SCHEMA, columns=("id", "x"), is_all=is_all, condition=condition)
 
 
 def test_a_file_that_was_mended_is_taken_up(lake: Path) -> None:
@@ -117,12 +116,3 @@ def test_a_file_that_is_still_bad_says_why_as_it_is_now(lake: Path) -> None:
     write(path, extra=pa.array([1, 2, 3]))
     assert isinstance(again(aside), RejectedFile)
     assert isinstance(again(aside, is_all=False), InputFile)
-
-
-def test_only_so_many() -> None:
-    files = [RejectedFile(f"/{name}", "file:CorruptInput", "bad") for name in "abc"]
-    check_file_count(files, limit=None)
-    check_file_count(files, limit=3)
-    with pytest.raises(TooManyRejects) as caught:
-        check_file_count(files, limit=2, job="j")
-    assert caught.value.found == "3 files: /a: bad; /b: bad; …"

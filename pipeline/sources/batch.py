@@ -1,0 +1,47 @@
+"""`SourceBatch`: rows of a partition as read from its input files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.common.rows import Fragment
+
+
+class HasFragments(Protocol):
+    """A partition, as far as reading needs it."""
+
+    @property
+    def fragments(self) -> tuple[Fragment, ...]:
+        """Row ranges to read, in order."""
+
+
+@dataclass(frozen=True, eq=False)
+class SourceBatch:
+    """Rows of a partition, in the order of its fragments."""
+
+    table: pa.Table
+    fragment: np.ndarray
+    """int32 [rows]: index of each row's fragment in the partition."""
+    row: np.ndarray
+    """int64 [rows]: each row's number in its file, from 0."""
+    filtered: np.ndarray
+    """int64 [fragments]: rows the filter dropped since the previous batch."""
+    reasons: tuple[str, ...] = ()
+    """Reason for which each row was rejected earlier; empty for rows of input files."""
+
+    def slice(self, start: int, stop: int, *, filtered: np.ndarray | None = None) -> SourceBatch:
+        """Return the rows ``start`` to ``stop``.
+
+        :param filtered: int64 [fragments], dropped since the previous batch. Default: none.
+        """
+        return SourceBatch(
+            table=self.table.slice(start, stop - start),
+            fragment=self.fragment[start:stop],
+            row=self.row[start:stop],
+            filtered=np.zeros_like(self.filtered) if filtered is None else filtered,
+            reasons=self.reasons[start:stop],
+        )

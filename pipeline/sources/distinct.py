@@ -1,0 +1,73 @@
+"""The values of a column of a source, and the files and row groups that hold each."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pipeline.common.rows import InputFile
+from pipeline.errors import SpecError
+from pipeline.sources.discovery import Discovery
+from pipeline.sources.locate import hive_value
+
+
+@dataclass
+class Occurrence:
+    """The rows that hold one value."""
+
+    rows: int = 0
+    """Number of them."""
+    groups: dict[str, set[int]] = field(default_factory=dict)
+    """Row groups with at least one of them, by file."""
+
+
+Occurrences = dict[Any, Occurrence]
+"""By Python value; None for null."""
+
+
+def key_values(discovery: Discovery, key: str) -> Occurrences:
+    """Return the values of a hive key, from the paths alone."""
+    arrow_type = discovery.schema.field(key).type
+    occurrences: Occurrences = {}
+    for file in discovery.files:
+        text = dict(file.keys)[key]
+        occurrence = occurrences.setdefault(hive_value(text, arrow_type), Occurrence())
+        occurrence.rows += file.rows
+        occurrence.groups[file.path] = set(range(len(file.row_groups)))
+    return occurrences
+
+
+def check_count(count: int, *, column: str, limit: int) -> None:
+    """:raises SpecError: if there are more than ``limit`` values."""
+    if count > limit:
+        raise SpecError(
+            "a fan-out would have too many children",
+            where="fan_out.by",
+            found=f"more than {limit:,} values of {column}",
+            expected=f"at most {limit:,} (fan_out.max_children)",
+            next_step="fan out by a column with fewer values, or raise fan_out.max_children",
+        )
+
+
+def narrow(discovery: Discovery, occurrence: Occurrence, *, filter: str) -> Discovery:
+    """Return ``discovery`` with the files that hold a value, and no other row groups selected than those with it.
+
+    :param filter: the row filter for these files.
+    """
+    groups = occurrence.groups
+    return replace(
+        discovery,
+        files=tuple(_narrow_file(file, groups[file.path]) for file in discovery.files if file.path in groups),
+        measured=tuple(
+            measured.narrow(groups[measured.file.path])
+            for measured in discovery.measured
+            if measured.file.path in groups
+        ),
+        filter=filter,
+    )
+
+
+def _narrow_file(file: InputFile, numbers: Collection[int]) -> InputFile:
+    groups = (replace(group, wanted=group.wanted and number in numbers) for number, group in enumerate(file.row_groups))
+    return replace(file, row_groups=tuple(groups))

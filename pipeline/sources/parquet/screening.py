@@ -1,0 +1,92 @@
+"""Screen the files of a source: quarantine damaged ones and those unlike the others, and check them again later."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipeline.common.rows import InputFile, RejectedFile
+from pipeline.errors import InputError
+from pipeline.sources.changes import missing_is_changed, schema_changed
+from pipeline.sources.filters.parse import Filter
+from pipeline.sources.locate import SourceFile, current_version
+from pipeline.sources.parquet.footers import Layout, digest_footer
+from pipeline.sources.parquet.opening import parquet_errors, read_footer
+from pipeline.sources.quarantine import quarantined_file
+from pipeline.sources.types import plain_type, same_kind
+
+
+@dataclass(frozen=True)
+class ScreenedFiles:
+    """Files with readable footers, and quarantined ones."""
+
+    files: tuple[SourceFile, ...]
+    usual: SourceFile
+    """First of ``files`` with the columns that most of them have."""
+    rejected: tuple[RejectedFile, ...]
+
+
+def screen_files(located: Sequence[SourceFile], *, needed: Collection[str] | None) -> ScreenedFiles:
+    """Quarantine the files whose footers cannot be read, and find one that is like most others.
+
+    :param needed: columns to compare; None: all.
+    :raises CorruptInput: for the first file, if no footer can be read.
+    """
+    kinds: dict[str, tuple[tuple[str, str], ...]] = {}
+    rejected = []
+    for file in located:
+        try:
+            with missing_is_changed(file.path):
+                schema = read_footer(file.path).schema.to_arrow_schema()
+        except InputError as error:
+            rejected.append(quarantined_file(file.path, error, keys=file.keys))
+            continue
+        fields = [field for field in schema if needed is None or field.name in needed]
+        columns = [(field.name, str(plain_type(field.type))) for field in fields]
+        kinds[file.path] = tuple(sorted(columns))
+    if not kinds:
+        read_footer(located[0].path)
+    most = Counter(kinds.values()).most_common(1)[0][0]
+    files = tuple(file for file in located if file.path in kinds)
+    return ScreenedFiles(files, next(file for file in files if kinds[file.path] == most), tuple(rejected))
+
+
+def recheck_file(
+    file: RejectedFile,
+    *,
+    schema: pa.Schema,
+    columns: Sequence[str],
+    is_all: bool,
+    condition: Filter | None,
+) -> InputFile | RejectedFile:
+    """Check a quarantined file again; see `pipeline.sources.adapter.SourceAdapter.recheck`."""
+    rows = None
+    try:
+        with missing_is_changed(file.path), parquet_errors(file.path):
+            size, version = current_version(file.path)
+            located = SourceFile(file.path, size, version, file.keys)
+            metadata = read_footer(located.path)
+        rows = metadata.num_rows
+        actual = metadata.schema.to_arrow_schema()
+        _check_columns(file.path, actual, schema=schema, columns=columns, is_all=is_all)
+    except InputError as error:
+        return quarantined_file(file.path, error, rows=rows, keys=file.keys)
+    keys = pa.schema([field for field in schema if field.name not in columns])
+    return digest_footer(located, metadata, layout=Layout(actual), keys=keys, condition=condition).input_file(columns)
+
+
+def _check_columns(path: str, actual: pa.Schema, *, schema: pa.Schema, columns: Sequence[str], is_all: bool) -> None:
+    for name in columns:
+        planned = schema.field(name)
+        times = actual.names.count(name)
+        if times != 1 or not same_kind(actual.field(name).type, planned.type):
+            found = f"of type {actual.field(name).type}" if times == 1 else "missing" if not times else "more than once"
+            raise schema_changed(
+                path, found=f"column {name!r} {found}", expected=f"column {name!r} of type {planned.type}"
+            )
+    extra = [name for name in actual.names if name not in columns]
+    if is_all and extra:
+        raise schema_changed(path, found=f"column {extra[0]!r}", expected="no such column")

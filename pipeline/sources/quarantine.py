@@ -1,0 +1,39 @@
+"""Quarantined files: how one is recorded, and how many a job allows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline.common.rows import RejectedFile
+from pipeline.errors import InputError, TooManyRejects
+
+REASON = "file:"
+"""Prefix of the reasons of quarantined files; the kind of error follows."""
+
+
+def quarantined_file(
+    path: str, error: InputError, *, rows: int | None = None, keys: tuple[tuple[str, str], ...] = ()
+) -> RejectedFile:
+    """Record a file as quarantined for ``error``.
+
+    :param rows: number of its rows, if its footer can be read.
+    """
+    found = f": {error.found}" if error.found else ""
+    return RejectedFile(path, f"{REASON}{error.kind}", f"{error.message}{found}", rows, keys)
+
+
+def check_file_count(files: Sequence[RejectedFile], *, limit: int | None, job: str = "") -> None:
+    """Refuse more quarantined files than are allowed.
+
+    :raises TooManyRejects: with the first of them.
+    """
+    if limit is None or len(files) <= limit:
+        return
+    examples = "; ".join(f"{file.path}: {file.message}" for file in files[:2])
+    raise TooManyRejects(
+        "too many input files were set aside; nothing was published",
+        where=f"job {job}" if job else "source.path",
+        found=f"{len(files):,} files: {examples}" + ("; …" if len(files) > 2 else ""),
+        expected=f"at most {limit:,} (errors.max_files)",
+        next_step="mend the files, or raise errors.max_files",
+    )
