@@ -24,8 +24,8 @@ from pipeline.models.flavors import find_flavor
 from pipeline.storage.urls import unique_name
 
 logger = logging.getLogger(__name__)
-PACKAGES = ("dask", "distributed", "pyarrow", "pandas", "numpy", "xgboost", "xgboost-cpu")
-"""What must be the same on driver and workers: rows pass through each of them."""
+PACKAGES = ("dask-batch-pipeline", "dask", "distributed", "pyarrow", "pandas", "numpy", "xgboost", "xgboost-cpu")
+"""Distributions whose versions must be the same on driver and workers: this one, and those that rows pass through."""
 
 
 def warm_up(flavor: str) -> dict[str, str]:
