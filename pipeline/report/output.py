@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.errors import OutputConflict, SpecError
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.manifest import Manifest
-from pipeline.sinks import read_published
-from pipeline.sources.parquet.opening import open_source, parquet_errors
+from pipeline.sinks import find_sink, read_published
 from pipeline.storage.urls import use_storage_options
 
 if TYPE_CHECKING:
@@ -23,8 +21,8 @@ if TYPE_CHECKING:
 
 def output_frame(job: JobDirectory) -> pd.DataFrame:
     """Return the published rows of a job as a pandas DataFrame, in source order."""
-    files, meta, storage = _published(job)
-    frames = [read_file(path, storage=storage) for path in files]
+    files, meta, read = _published(job)
+    frames = [read(path) for path in files]
     return pd.concat(frames, ignore_index=True) if frames else meta
 
 
@@ -32,23 +30,23 @@ def output_dask(job: JobDirectory) -> DaskFrame:
     """Return the published rows of a job as a lazy Dask DataFrame, one Dask partition per file."""
     from pipeline.execution.graph import from_files
 
-    files, meta, storage = _published(job)
-    return from_files(partial(read_file, storage=storage), files, meta=meta)
+    files, meta, read = _published(job)
+    return from_files(read, files, meta=meta)
 
 
-def read_file(path: str, *, storage: Mapping[str, Any]) -> pd.DataFrame:
+def read_file(path: str, *, format: str, storage: Mapping[str, Any]) -> pd.DataFrame:
     """Return the rows of one published file.
 
+    :param format: as ``sink.format`` of the job spec.
     :param storage: as ``storage`` of the job spec.
     """
     use_storage_options(storage)
-    with parquet_errors(path), open_source(path) as source:
-        frame: pd.DataFrame = pq.read_table(source).to_pandas(ignore_metadata=True)
+    frame: pd.DataFrame = find_sink(format).read_file(path).to_pandas(ignore_metadata=True)
     return frame
 
 
-def _published(job: JobDirectory) -> tuple[list[str], pd.DataFrame, Mapping[str, Any]]:
-    """Files, an empty frame with their columns, and the storage options to read them with."""
+def _published(job: JobDirectory) -> tuple[list[str], pd.DataFrame, Callable[[str], pd.DataFrame]]:
+    """Files, an empty frame with their columns, and the function that reads one."""
     pairs = [(leaf, leaf.manifest()) for leaf in (job.children() if job.record.children else [job])]
     committed = [(leaf, manifest) for leaf, manifest in pairs if manifest is not None]
     if not committed:
@@ -61,7 +59,8 @@ def _published(job: JobDirectory) -> tuple[list[str], pd.DataFrame, Mapping[str,
     files = [path for leaf, manifest in committed for path in _files(leaf, manifest)]
     schema = pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(committed[0][1].schema)))
     meta: pd.DataFrame = schema.empty_table().to_pandas(ignore_metadata=True)
-    return files, meta, committed[0][0].plan.spec.storage
+    spec = committed[0][0].plan.spec
+    return files, meta, partial(read_file, format=spec.sink.format, storage=spec.storage)
 
 
 def _files(job: JobDirectory, manifest: Manifest) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 from pipeline.common.plugins import find_adapter
 from pipeline.errors import SpecError
@@ -13,6 +13,9 @@ from pipeline.jobs.manifest import Manifest
 from pipeline.plan.incremental import PublishedInputs
 from pipeline.spec.parts import Sink
 from pipeline.storage.store import open_store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 BUILT_IN = {"parquet": "pipeline.sinks.parquet.sink:ParquetSink"}
 
@@ -66,6 +69,13 @@ class SinkAdapter(Protocol):
 
     def read_published(self, manifest: Manifest, directory: JobDirectory) -> SinkContents | None:
         """See `read_published`."""
+
+    def read_file(self, path: str) -> pa.Table:
+        """Return the rows of one published file.
+
+        :raises CorruptInput: if it is damaged.
+        :raises FileNotFoundError: if it is gone.
+        """
 
     def leftovers(self, directory: JobDirectory) -> tuple[str, ...]:
         """See `leftovers`."""

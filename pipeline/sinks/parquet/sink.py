@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import cast
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.common.units import parse_bytes
 from pipeline.errors import OutputConflict, OutputExists, RefusedForSafety, StorageError
@@ -37,6 +38,7 @@ from pipeline.sinks.guards import check_place, real_place
 from pipeline.sinks.parquet import checks, layout, pack, swap
 from pipeline.sinks.parquet.checks import check_content
 from pipeline.sinks.parquet.incremental import check_baseline, clear_abandoned, has_nothing_new, with_inputs
+from pipeline.sources.parquet.opening import open_source, parquet_errors
 from pipeline.spec.parts import Sink
 from pipeline.storage.local import LocalStore
 from pipeline.storage.store import Store, open_store
@@ -99,6 +101,11 @@ class ParquetSink:
         if has_nothing_new(directory.plan):
             return SinkContents(path, (), 0, 0, is_new=False)
         return _find(layout.read_state(self._open(real_place(path))), manifest, path=path)
+
+    def read_file(self, path: str) -> pa.Table:
+        """Return the rows of one published file."""
+        with parquet_errors(path), open_source(path) as source:
+            return pq.read_table(source)
 
     def leftovers(self, directory: JobDirectory) -> tuple[str, ...]:
         """List the staging folders beside the sink; see `pipeline.sinks.leftovers`."""
