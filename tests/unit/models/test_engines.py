@@ -424,7 +424,7 @@ def test_the_report_sums_it_up(tmp_path: Path) -> None:
     report = make_report(directory, ledger=directory.ledger([replace(good[0], engine=bad), *good[1:]]))
     assert "different on 2 of 18 compared rows" in report.text()
     assert any(w.startswith("the tree engine was disabled: its results differ") for w in report.warnings)
-    assert any("score again with engine: xgboost" in warning for warning in details["warnings"])
+    assert any("score again with engine: xgboost" in warning for warning in report.warnings)
 
 
 def test_a_model_that_differed_is_not_tried_again(
