@@ -21,7 +21,7 @@ from pipeline.execution.worker_events import announce_start, memory_limit
 from pipeline.jobs.receipts import Receipt
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import StageRecipe
-from pipeline.scoring.frames import scored_frame
+from pipeline.scoring.frames import score_to_frame
 from pipeline.scoring.isolation import Isolation
 from pipeline.scoring.partition import score_partition
 from pipeline.storage.urls import unique_name
@@ -112,7 +112,7 @@ def score_frame(frame: pd.DataFrame, recipe: StageRecipe) -> pd.DataFrame:
     """Score the partition of these fragments."""
     partition, versions = _read_fragments(frame)
     try:
-        return scored_frame(recipe, partition, versions=versions)
+        return score_to_frame(recipe, partition, versions=versions)
     except Exception as error:
         raise _without_secrets(error) from None
 

@@ -10,7 +10,7 @@ from pipeline.models.flavors import find_flavor, read_model
 from pipeline.models.model import ModelVersion, Predictor
 
 MODELS = 4
-"""How many models are kept; the one that was used longest ago goes first."""
+"""Most models in memory; the least recently used one is dropped first."""
 
 _models: OrderedDict[str, Predictor] = OrderedDict()
 _loading: dict[str, threading.Lock] = {}
@@ -18,23 +18,23 @@ _lock = threading.Lock()
 
 
 def get_predictor(version: ModelVersion) -> tuple[Predictor, float]:
-    """The predictor for ``version`` and the seconds this call spent to load it (0.0 when it was there).
+    """Return the predictor for ``version`` and the seconds this call took to load it (0.0 from the cache).
 
-    Threads that ask for one digest at a time wait for the first of them; other digests go on.
+    Threads that ask for one digest wait for the first of them; other digests do not wait.
 
-    :raises ModelDigestMismatch: when the file is not the one that was pinned.
-    :raises ModelError: when it cannot be read.
+    :raises ModelDigestMismatch: when the file is not the pinned one.
+    :raises ModelError: when the file cannot be read.
     """
     with _lock:
-        found = _find(version.digest)
+        predictor = _find_cached(version.digest)
         loading = _loading.setdefault(version.digest, threading.Lock())
-    if found is not None:
-        return found, 0.0
+    if predictor is not None:
+        return predictor, 0.0
     with loading:
         with _lock:
-            found = _find(version.digest)
-        if found is not None:
-            return found, 0.0
+            predictor = _find_cached(version.digest)
+        if predictor is not None:
+            return predictor, 0.0
         start = perf_counter()
         predictor = find_flavor(version.flavor).load(version, read_model(version.uri))
         with _lock:
@@ -44,7 +44,7 @@ def get_predictor(version: ModelVersion) -> tuple[Predictor, float]:
         return predictor, perf_counter() - start
 
 
-def _find(digest: str) -> Predictor | None:
+def _find_cached(digest: str) -> Predictor | None:
     if digest in _models:
         _models.move_to_end(digest)
     return _models.get(digest)

@@ -1,4 +1,4 @@
-"""What a model is to everything but the flavor that reads it."""
+"""Describe a model independently of its flavor: features, version, predictor."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Feature:
     name: str
     kind: FeatureKind = "number"
     categories: tuple[str, ...] | tuple[int, ...] | None = None
-    """Values of a category in the order of their codes; None when the model does not tell (then codes are given)."""
+    """Values of a category in the order of their codes; None when the model stores none (rows hold codes then)."""
 
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """An immutable model: what a reference resolved to. It is the recipe that travels to workers, never the bytes."""
+    """An immutable model version. Workers get this description and load the file themselves."""
 
     name: str
     version: str
@@ -44,24 +44,24 @@ class ModelVersion:
     outputs: int
     """Values per row of ``prediction`` (1, or the number of classes or targets)."""
     objective: str = ""
-    """As the library names it."""
+    """Objective by the library's name."""
     trees: int = 0
-    """Trees that are evaluated per row; 0 when it is no ensemble."""
+    """Trees evaluated per row; 0 for a model without trees."""
     margins: int = 1
-    """Values per row of ``margin``: one a class or target, also where ``prediction`` is only the best class."""
+    """Values per row of ``margin``: one per class or target, even where ``prediction`` is only the best class."""
     tree_engine_blockers: tuple[str, ...] = ()
-    """What keeps the tree engine (`pipeline.models.trees`) from scoring it, by name."""
+    """Reasons, by name, why the tree engine (`pipeline.models.trees`) cannot score the model."""
     registry: str = ""
-    """Where it was resolved: path or URL of the registry. Empty for a bare file."""
+    """Path or URL of the registry that resolved it. Empty for a bare file."""
 
     @property
     def reference(self) -> str:
-        """What names this very version: ``models:/churn/3``, or the path of a bare file."""
+        """Reference to this version: ``models:/churn/3``, or the path of a bare file."""
         return f"models:/{self.name}/{self.version}" if self.registry else self.uri
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """In the order of the matrix's columns."""
+        """Names of the features, in the order of the matrix's columns."""
         return tuple(feature.name for feature in self.features)
 
 
@@ -78,7 +78,7 @@ class Predictor(Protocol):
     version: ModelVersion
 
     def encode(self, table: pa.Table, *, order: Literal["C", "F"] = "C") -> np.ndarray:
-        """The matrix `predict` takes, from a table that has exactly the model's feature columns, in its order.
+        """Make the matrix for `predict` from a table of exactly the model's feature columns, in its order.
 
         :param order: of the matrix in memory. `predict` takes either; the library itself is faster with C.
         :returns: float32 [rows, features]; missing values are NaN, categories their codes.
@@ -92,4 +92,4 @@ class Predictor(Protocol):
         """
 
     def out_of_memory_errors(self) -> tuple[type[BaseException], ...]:
-        """Exception types that mean: try again with fewer rows."""
+        """Return the error types that a call with fewer rows may avoid."""

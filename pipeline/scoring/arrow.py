@@ -1,4 +1,4 @@
-"""Some rows of an Arrow column or table, of every type: Arrow itself cannot take from view types."""
+"""Select rows of Arrow columns and tables of every type; Arrow itself cannot take from view types."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow as pa
 
 CONVERSION_ERRORS = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError)
-"""What pyarrow raises for values that do not go into a type: by the values, by Python's types, by Arrow's."""
+"""Errors that pyarrow raises for values that do not fit a type."""
 
 
 def take_rows(table: pa.Table, rows: np.ndarray) -> pa.Table:
-    """The given rows, in the given order.
+    """Return the given rows, in the given order.
 
     :param rows: int64 [rows], positions in ``table``.
     """
@@ -20,11 +20,11 @@ def take_rows(table: pa.Table, rows: np.ndarray) -> pa.Table:
 
 
 def take_values(column: pa.ChunkedArray, rows: np.ndarray) -> pa.ChunkedArray:
-    """As `take_rows`, for one column."""
+    """Return the given rows of one column; see `take_rows`."""
     try:
         return column.take(pa.array(rows))
     except pa.ArrowNotImplementedError:
-        # Slicing works for every type: one slice for each run of neighbours.
+        # Slicing works for every type: one slice for each run of adjacent rows.
         starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
         stops = np.append(starts[1:], len(rows))
         parts = [column.slice(rows[a], b - a) for a, b in zip(starts, stops, strict=True)] if len(rows) else []

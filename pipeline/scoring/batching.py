@@ -1,11 +1,9 @@
-"""Smaller batches out of the reader's, so that each ends soon; every row they stand for is told of with one of them.
+"""Cut the reader's batches into smaller ones that take about half a second each.
 
-How many rows are scored before an attempt looks up: few enough that it takes about half a second. Pure.
-
-Rows may cost what they like: a step may call a service, one row may be a thousand times as dear as the next. Whoever is
-asked to stop, or to leave the rest to others, does so between two batches, so that no batch may take for ever. A step
-that pays for each call rather than for each row is not to pay more often for it, though: from two batches of different
-size follows what a call costs, and that stays a small part.
+An attempt checks between two batches whether it must stop or split its partition, so no batch may take long. One row
+may take a thousand times as long as the next, for instance where a step calls a service. Where a step pays for each
+call rather than for each row, larger batches keep that cost a small part: two batches of different size tell the cost
+of a call. Pure.
 """
 
 from __future__ import annotations
@@ -20,90 +18,94 @@ from pipeline.common.rows import Fragment
 from pipeline.sources import SourceBatch
 
 REMAINDER = 1.5
-"""What is left of a batch is not cut again when it is no more than so many times what is wanted."""
+"""The rest of a batch is not cut when it has at most this many times the requested rows."""
 
 
 def rebatch(
     batches: Iterable[SourceBatch], fragments: Sequence[Fragment], rows: Callable[[], int]
 ) -> Generator[SourceBatch, None, None]:
-    """``batches``, cut into batches of ``rows()`` rows, which is asked before each; larger ones are not made.
+    """Cut ``batches`` into batches of ``rows()`` rows; smaller ones are not joined.
 
-    Each tells of the rows that the filter dropped before its last row, as those of the reader do.
+    Each batch counts the rows that the filter dropped before its last row, like those of the reader.
 
-    :param fragments: of the partition, all of them.
+    :param fragments: all fragments of the partition.
+    :param rows: called before each batch.
     """
     edges = np.cumsum([0, *(fragment.rows for fragment in fragments)])
     offsets = edges[:-1] - np.array([fragment.row_start for fragment in fragments], dtype=np.int64)
     done = 0
     for batch in batches:
-        start, left, total = 0, batch.filtered, batch.table.num_rows
-        while total - start > REMAINDER * (wanted := max(1, rows())):
-            stop = start + wanted
-            filtered = np.zeros_like(left)
-            if left.any():
-                # Rejects of earlier rounds, whose rows are numbered otherwise, are not filtered.
+        start, remaining, total = 0, batch.filtered, batch.table.num_rows
+        while total - start > REMAINDER * (requested := max(1, rows())):
+            stop = start + requested
+            filtered = np.zeros_like(remaining)
+            if remaining.any():
+                # Rejects of earlier rounds, whose rows have other numbers, are not filtered.
                 end = int(offsets[batch.fragment[stop - 1]] + batch.row[stop - 1]) + 1
                 passed = np.diff(np.clip(edges, done, end))
-                filtered = passed - np.bincount(batch.fragment[start:stop], minlength=len(left))
+                filtered = passed - np.bincount(batch.fragment[start:stop], minlength=len(remaining))
             yield batch.slice(start, stop, filtered=filtered)
-            start, left, done = stop, left - filtered, done + wanted + int(filtered.sum())
-        yield batch.slice(start, total, filtered=left) if start else batch
-        done += total - start + int(left.sum())
-        # Not kept here while the next one is made: it may be large.
+            start, remaining, done = stop, remaining - filtered, done + requested + int(filtered.sum())
+        yield batch.slice(start, total, filtered=remaining) if start else batch
+        done += total - start + int(remaining.sum())
+        # Not kept here while the next one is read: it may be large.
         del batch
 
 
 SECONDS = 0.5
-"""That a batch should take."""
+"""Target time of a batch."""
 FIRST_ROWS = 256
-"""Of the first batch where nothing is known of what rows cost."""
-LEAST_ROWS = 16
+"""Rows of the first batch where the cost of rows is unknown."""
+MIN_ROWS = 16
+"""Rows of a batch at least, if its partition has them."""
 GROWTH = 4
-"""Times as many rows as in the batch before, at most."""
+"""Largest ratio of the rows of two consecutive batches."""
 CALL_SHARE = 0.25
-"""Of the time of a batch, that the call itself may take; else it gets more rows, whatever it takes."""
+"""Largest share of a batch's time for the call itself. Above it the batch gets more rows, however long it takes."""
 
 
 @dataclass(frozen=True)
 class TimedBatchSizer:
-    """The size of the next batch."""
+    """Chooses the rows of the next batch by the time of the batches before."""
 
     rows: int
     ceiling: int
-    """What it never exceeds."""
+    """Most rows of a batch."""
     last: tuple[int, float] | None = None
     """Rows and seconds of the batch before."""
     call: float = 0.0
-    """Seconds that a call seems to cost, whatever it is given."""
-    least: float = math.inf
-    """Seconds of the fastest batch; no call costs more than that."""
+    """Estimated seconds of a call, whatever its rows."""
+    fastest: float = math.inf
+    """Seconds of the fastest batch; a call costs no more."""
 
     @staticmethod
     def start(ceiling: int, *, is_known: bool) -> TimedBatchSizer:
-        """For the first batch of a partition.
+        """Return the sizer for the first batch of a partition.
 
-        :param is_known: rows cost much the same, as they do where only a model scores them.
+        :param is_known: all rows cost about the same, which holds without map steps.
         """
         return TimedBatchSizer(ceiling if is_known else min(FIRST_ROWS, ceiling), ceiling)
 
     def after(self, rows: int, seconds: float) -> TimedBatchSizer:
-        """When ``rows`` have taken ``seconds``."""
+        """Return the sizer after ``rows`` rows took ``seconds``."""
         if rows <= 0 or (rows < self.rows and seconds <= SECONDS):
-            # The remainder of what was read says little.
+            # The last rows of a batch of the reader tell little.
             return self
-        least = min(self.least, seconds)
-        call = min(least, self.call if self.last is None else _call_seconds(rows, seconds, *self.last, known=self.call))
-        wanted = rows * SECONDS / seconds if seconds > 0 else math.inf
+        fastest = min(self.fastest, seconds)
+        call = min(
+            fastest, self.call if self.last is None else _call_seconds(rows, seconds, *self.last, known=self.call)
+        )
+        target = rows * SECONDS / seconds if seconds > 0 else math.inf
         if call > 0:
             rest = max(seconds - call, 1e-9)
-            wanted = max(wanted, call * (1 - CALL_SHARE) / CALL_SHARE * rows / rest)
+            target = max(target, call * (1 - CALL_SHARE) / CALL_SHARE * rows / rest)
         most = min(self.ceiling, GROWTH * max(rows, self.rows))
-        size = max(1, min(most, max(LEAST_ROWS, int(min(wanted, most)))))
-        return TimedBatchSizer(size, self.ceiling, (rows, seconds), call, least)
+        size = max(1, min(most, max(MIN_ROWS, int(min(target, most)))))
+        return TimedBatchSizer(size, self.ceiling, (rows, seconds), call, fastest)
 
 
 def _call_seconds(rows: int, seconds: float, rows_before: int, seconds_before: float, *, known: float) -> float:
-    """What a call costs, by the line through two batches of different size."""
+    """Estimate the seconds of a call by the line through two batches of different size."""
     if rows == rows_before:
         return known
     slope = min(max(0.0, (seconds - seconds_before) / (rows - rows_before)), seconds / rows)

@@ -16,48 +16,50 @@ from pipeline.scoring.rows import Failures
 
 Result = TypeVar("Result")
 
-GIVE_UP = 100
-"""Rows that failed alone, all alike, before it is asked whether there is any row that does not."""
-PROBES = 32
-"""Rows, spread over the rest, that are tried to answer that."""
+MAX_FAILED_ROWS = 100
+"""Rows that may fail alone, all with one error, before `bisect` checks whether any row works."""
+SAMPLED_ROWS = 32
+"""Rows, spread over the rest, that this check tries."""
 TRACED = 3
-"""Failures of a bisection whose messages end with the last lines of the traceback."""
+"""Failures of one bisection whose messages include the last lines of the traceback."""
 TRACE_LINES = 6
 
 _ABOUT_A_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
 class RowsError(Exception):
-    """User code or the model raised, and rows may be why."""
+    """User code or the model raised an error that its rows may have caused."""
 
     def __init__(self, source: str, error: Exception) -> None:
         super().__init__(f"{source}: {type(error).__name__}")
         self.source = source
-        """Who raised: ``step:<entrypoint>`` or ``score``."""
+        """Source of the error: ``step:<entrypoint>`` or ``score``."""
         self.error = error
 
     @property
     def reason(self) -> str:
-        """Short and stable, to be counted: ``<source>:<exception>``."""
+        """Short and stable text for counting: ``<source>:<exception>``."""
         return f"{self.source}:{type(self.error).__name__}"
 
     def signature(self) -> tuple[str, str, int]:
-        """The reason and the line that raised."""
+        """Return the reason and the line that raised."""
         trace = self.error.__traceback__
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
         return (self.reason, trace.tb_frame.f_code.co_filename, trace.tb_lineno) if trace else (self.reason, "", 0)
 
     def message(self, *, lines: int = 0) -> str:
-        """Type and text of the exception, at most 200 characters, and the last ``lines`` lines of its traceback;
-        secrets are masked."""
+        """Return type and text of the error (at most 200 characters) and the last ``lines`` lines of its traceback.
+
+        Secrets are masked.
+        """
         text = redact(f"{type(self.error).__name__}: {self.error}")[:200]
         trace = "".join(traceback.format_tb(self.error.__traceback__)).rstrip().splitlines()[-lines:] if lines else []
         return redact("\n".join([text, *trace]))
 
 
 class NoRowWorksError(Exception):
-    """Every row that was tried failed, always in the same way."""
+    """Every row that was tried failed with the same error."""
 
     def __init__(self, example: RowsError, *, tried: int) -> None:
         super().__init__(f"{example.reason} on each of {tried} rows")
@@ -67,11 +69,11 @@ class NoRowWorksError(Exception):
 
 @contextmanager
 def blame_rows(source: str, *, never: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
-    """Turn an exception that may be due to the rows into `RowsError`; any other one passes.
+    """Turn an exception that rows may have caused into `RowsError`, and let any other one pass.
 
-    Memory, storage, the network and the errors of this package are never the fault of a row.
+    Rows never cause errors of memory, storage and network, and the errors of this package.
 
-    :param never: further types that are not.
+    :param never: further types that rows never cause.
     """
     try:
         yield
@@ -106,7 +108,7 @@ class RowFailure:
 
 @dataclass(frozen=True)
 class Bisection(Generic[Result]):
-    """What came of a range of rows; each row is in exactly one of the two."""
+    """Result for a range of rows; each row is in exactly one of the two fields."""
 
     parts: tuple[RowRange[Result], ...]
     """In order."""
@@ -128,51 +130,51 @@ def bisect(
     error: RowsError | None = None,
     any_worked: bool = False,
 ) -> Bisection[Result]:
-    """Call ``call(start, stop)`` on ranges, halving those on which it raises `RowsError` until single rows are left.
+    """Call ``call(start, stop)`` on ranges, and halve those on which it raises `RowsError` down to single rows.
 
-    A row is a failure when ``call`` raises on it alone. With k such rows of n that takes O(k log n) calls, in an order
-    that depends on nothing but which ranges fail. Every other exception passes.
+    A row is a failure when ``call`` raises on it alone. With k such rows of n this takes O(k log n) calls, in an order
+    that depends only on which ranges fail. Every other exception passes.
 
-    :param error: what ``call(start, stop)`` raised when it was tried before; it is not tried again then.
+    :param error: raised by ``call(start, stop)`` before; that call is not repeated.
     :param any_worked: the function is known to work on some row, which rules `NoRowWorksError` out.
-    :raises NoRowWorksError: when `GIVE_UP` rows failed alone and none worked, and neither does one of `PROBES` others
-        spread over the rest: then it is not the rows, and to try each of them would only take long.
+    :raises NoRowWorksError: when `MAX_FAILED_ROWS` rows failed alone, none worked, and `SAMPLED_ROWS` others, spread
+        over the rest, fail too: then the rows are not the cause, and to try each of them would take long.
     """
     parts: list[RowRange[Result]] = []
     failures: list[RowFailure] = []
     signatures: set[tuple[str, str, int]] = set()
     waiting: list[tuple[int, int, RowsError | None]] = [(start, stop, error)]
     while waiting:
-        begin, end, raised = waiting.pop()
-        if begin >= end:
+        first, end, raised = waiting.pop()
+        if first >= end:
             continue
         if raised is None:
             try:
-                parts.append(RowRange(begin, end, call(begin, end)))
+                parts.append(RowRange(first, end, call(first, end)))
                 continue
             except RowsError as caught:
                 raised = caught
-        if end - begin > 1:
-            middle = (begin + end) // 2
-            waiting += [(middle, end, None), (begin, middle, None)]
+        if end - first > 1:
+            middle = (first + end) // 2
+            waiting += [(middle, end, None), (first, middle, None)]
             continue
         lines = TRACE_LINES if len(failures) < TRACED else 0
-        failures.append(RowFailure(begin, raised.reason, raised.message(lines=lines)))
+        failures.append(RowFailure(first, raised.reason, raised.message(lines=lines)))
         signatures.add(raised.signature())
-        if not (any_worked or parts or len(failures) < GIVE_UP or len(signatures) > 1):
-            any_worked = _any_works(call, begin + 1, stop, raised)
+        if not (any_worked or parts or len(failures) < MAX_FAILED_ROWS or len(signatures) > 1):
+            any_worked = _any_row_works(call, first + 1, stop, raised)
     return Bisection(tuple(parts), tuple(failures))
 
 
-def _any_works(call: Callable[[int, int], Result], start: int, stop: int, example: RowsError) -> bool:
-    if stop - start < PROBES:
+def _any_row_works(call: Callable[[int, int], Result], start: int, stop: int, example: RowsError) -> bool:
+    if stop - start < SAMPLED_ROWS:
         return True
-    for index in range(PROBES):
-        row = start + (stop - start) * index // PROBES
+    for index in range(SAMPLED_ROWS):
+        row = start + (stop - start) * index // SAMPLED_ROWS
         try:
             call(row, row + 1)
         except RowsError as error:
             if error.signature() == example.signature():
                 continue
         return True
-    raise NoRowWorksError(example, tried=GIVE_UP + PROBES)
+    raise NoRowWorksError(example, tried=MAX_FAILED_ROWS + SAMPLED_ROWS)

@@ -1,7 +1,6 @@
-"""The contract of columns: which rows break it, how, found without looking at rows one by one.
+"""Check the contract of columns: find the rows that break a rule, column by column.
 
-A rule that every row keeps costs one pass over the column at most; names and values are put into words for the rows
-that break one only.
+A rule that every row keeps costs at most one pass over the column. Messages are made only for rows that break a rule.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from pipeline.scoring.arrow import CONVERSION_ERRORS, take_values
 from pipeline.scoring.rows import Failures
 
 SHOWN = 200
-"""Characters of a value that a message shows at most."""
+"""Most characters of a value in a message."""
 
 
 def feature_rules(version: ModelVersion, columns: Sequence[str]) -> tuple[ColumnRule, ...]:
-    """What a model asks for by itself: finite numbers, and categories that it knows. Missing values are allowed.
+    """Return the rules that a model implies: finite numbers and known categories. Missing values are allowed.
 
     :param columns: column for each feature of the model, in the model's order.
     """
@@ -38,15 +37,15 @@ def feature_rules(version: ModelVersion, columns: Sequence[str]) -> tuple[Column
 
 
 def beyond_finite(rules: Sequence[ColumnRule], columns: Collection[str]) -> tuple[ColumnRule, ...]:
-    """``rules`` without those that ask of one of ``columns`` to be finite, and nothing else: `check_matrix` sees to it.
+    """Return ``rules`` without those that only require one of ``columns`` to be finite: `check_matrix` checks that.
 
-    A rule takes time for every batch, also one that needs no look at the rows.
+    Every rule takes time for each batch, even one that reads no row.
     """
     return tuple(rule for rule in rules if rule.column not in columns or rule != ColumnRule(rule.column, finite=True))
 
 
 def check(table: pa.Table, rules: Sequence[ColumnRule], *, skip_finite: Collection[str] = ()) -> Failures:
-    """Rows of ``table`` that break a rule.
+    """Find the rows of ``table`` that break a rule.
 
     :param skip_finite: columns whose ``finite`` is checked elsewhere (see `check_matrix`).
     :raises StepFailed: when a rule's column is not in the table.
@@ -58,7 +57,7 @@ def check(table: pa.Table, rules: Sequence[ColumnRule], *, skip_finite: Collecti
     for rule in rules:
         if rule.column not in columns:
             raise StepFailed(
-                f"the contract names the column {rule.column!r}, which the rows don't have here",
+                f"the contract names the column {rule.column!r}, which the rows do not have here",
                 found=", ".join(table.column_names),
                 next_step="keep it in the map steps, or take it out of the contract",
             )
@@ -78,7 +77,7 @@ def check(table: pa.Table, rules: Sequence[ColumnRule], *, skip_finite: Collecti
 
 
 def check_matrix(matrix: np.ndarray, table: pa.Table, columns: Sequence[str], finite: Collection[str]) -> Failures:
-    """Rows in which a column of ``finite`` is infinite in float32: as it came, or because it does not fit in there.
+    """Find the rows in which a column of ``finite`` is infinite in float32, in the input or by overflow.
 
     :param matrix: float32 [rows, columns], the rows of ``table`` as the model gets them.
     """
@@ -95,7 +94,7 @@ Test = Callable[[pa.ChunkedArray], "np.ndarray | None"]
 
 
 def _tests(rule: ColumnRule, kind: pa.DataType, *, skip_finite: bool) -> list[tuple[str, Test]]:
-    """Name and test of each rule that is asked for; a test gives a mask of the rows that fail, or None for none."""
+    """Return name and test of each rule; a test returns a mask of the rows that fail, or None if none does."""
     if rule.dtype is not None and not is_dtype(kind, rule.dtype):
         return [("dtype", lambda column: np.ones(len(column), dtype=bool))]
     tests: list[tuple[str, Test]] = []
@@ -108,12 +107,12 @@ def _tests(rule: ColumnRule, kind: pa.DataType, *, skip_finite: bool) -> list[tu
     if rule.max is not None:
         tests.append(("max", _compares(pc.greater, rule, rule.max, kind)))
     if rule.allowed is not None:
-        tests.append(("allowed", _strangers(rule, kind)))
+        tests.append(("allowed", _not_allowed(rule, kind)))
     return tests
 
 
 def is_dtype(kind: pa.DataType, name: str) -> bool:
-    """Whether ``kind`` is the Arrow type called ``name``, as in ``float32``, ``string`` or ``timestamp[us]``."""
+    """Return True if ``kind`` is the Arrow type named ``name``, such as ``float32`` or ``timestamp[us]``."""
     if str(kind) == name:
         return True
     try:
@@ -145,7 +144,7 @@ def _compares(compare: Any, rule: ColumnRule, limit: Any, kind: pa.DataType) -> 
     return test
 
 
-def _strangers(rule: ColumnRule, kind: pa.DataType) -> Test:
+def _not_allowed(rule: ColumnRule, kind: pa.DataType) -> Test:
     known = _values_of(rule, list(rule.allowed or ()), kind)
     plain = kind.value_type if pa.types.is_dictionary(kind) else kind
     common = plain if plain == known.type else _common_type(plain, known.type)
@@ -176,24 +175,24 @@ def _common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
 
 
 def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Dictionaries as plain values."""
+    """Decode dictionaries to plain values."""
     return pc.cast(column, column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
 def _values_of(rule: ColumnRule, values: list[Any], kind: pa.DataType) -> pa.Array:
-    """``values`` of a rule as Arrow values that compare with a column of type ``kind``."""
+    """Convert ``values`` of a rule to Arrow values that compare with a column of type ``kind``."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     try:
         if pa.types.is_decimal(kind) or pa.types.is_uint64(kind):
             return pa.array([Decimal(str(value)) for value in values])
-        found = pa.array(values)
-        if pa.types.is_integer(kind) and (pa.types.is_integer(found.type) or pa.types.is_floating(found.type)):
-            return found  # as they are: 0.5, or -1 beside unsigned ones, would not survive a cast
-        return found if found.type == kind else pc.cast(found, kind)
+        array = pa.array(values)
+        if pa.types.is_integer(kind) and (pa.types.is_integer(array.type) or pa.types.is_floating(array.type)):
+            return array  # as they are: 0.5, or -1 beside unsigned ones, would not survive a cast
+        return array if array.type == kind else pc.cast(array, kind)
     except (*CONVERSION_ERRORS, InvalidOperation) as error:
         raise SpecError(
-            f"the contract of the column {rule.column!r} has values that don't compare with it",
+            f"the contract of the column {rule.column!r} has values that cannot be compared with it",
             where=f"contract.{rule.column}",
             found=", ".join(map(repr, values))[:SHOWN],
             expected=str(kind),

@@ -28,11 +28,11 @@ FRAME_BATCH_ROWS = 1 << 16
 """Rows of a pandas frame that are scored at a time."""
 
 
-def scored_frame(recipe: StageRecipe, partition: Partition, versions: Versions | None = None) -> pd.DataFrame:
-    """The output rows of ``partition`` as a frame, instead of a file.
+def score_to_frame(recipe: StageRecipe, partition: Partition, versions: Versions | None = None) -> pd.DataFrame:
+    """Score ``partition`` to a frame, without files. Rejected rows are left out.
 
-    :returns: columns of the output schema; ``frame.attrs["rows"]`` counts what became of the rows (rejects are left
-        out), ``frame.attrs["reasons"]`` the rejects by reason.
+    :returns: columns of the output schema; ``frame.attrs["rows"]`` holds the row counts, ``frame.attrs["reasons"]`` the
+        rejects by reason.
     """
     use_storage_options(recipe.storage)
     evaluator, _ = get_evaluator(recipe.score)
@@ -50,7 +50,7 @@ def scored_frame(recipe: StageRecipe, partition: Partition, versions: Versions |
 
 
 def scored_meta(recipe: StageRecipe) -> pd.DataFrame:
-    """What `scored_frame` returns, without rows: its columns and their dtypes."""
+    """Return an empty frame with the columns and dtypes of `score_to_frame`."""
     schema = pa.ipc.read_schema(pa.py_buffer(recipe.output_schema))
     frame: pd.DataFrame = schema.empty_table().to_pandas(ignore_metadata=True)
     return frame
@@ -59,11 +59,11 @@ def scored_meta(recipe: StageRecipe) -> pd.DataFrame:
 def score_pandas(
     frame: pd.DataFrame, version: ModelVersion, *, features: Sequence[str] | None = None, output: Output
 ) -> pd.DataFrame:
-    """``frame`` with the columns of ``output`` added; index and other columns as they are.
+    """Return ``frame`` with the columns of ``output`` added; index and other columns stay as they are.
 
     :param features: column for each feature of the model, in its order. Default: the model's own names.
     :raises SchemaDrift: when a column is missing or cannot be a feature.
-    :raises InputError: when a row breaks the model's contract: there is no place for rejects here.
+    :raises InputError: when a row breaks the model's contract; a frame has no rejects.
     """
     names = list(features or version.feature_names)
     if missing := [name for name in names if name not in frame.columns]:
@@ -88,7 +88,7 @@ def score_pandas(
                 "rows cannot be scored",
                 where=f"row {start + int(failures.rows[0])} of a partition",
                 found=failures.messages[0],
-                next_step="drop such rows before, or run a job, which puts them aside as rejects",
+                next_step="drop such rows before, or run a job, which writes them to the rejects",
             )
         scores = predictor.predict(matrix, kind=output.kind)
         check_scores(scores, rows=len(matrix), width=len(schema), kind=output.kind)
@@ -101,4 +101,4 @@ def _from_pandas(frame: pd.DataFrame) -> pa.Table:
     try:
         return pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
     except CONVERSION_ERRORS as error:
-        raise SchemaDrift("a column cannot be given to the model", found=str(error)[:300]) from error
+        raise SchemaDrift("the model cannot take a column", found=str(error)[:300]) from error

@@ -1,6 +1,7 @@
-"""The process that `pipeline.scoring.isolation` starts. It imports everything once and forks a scorer, and another when
-that
-one ends: a start costs milliseconds, not seconds. It never runs a step or the model itself, and so has no threads.
+"""Main module of the process that `pipeline.scoring.isolation` starts.
+
+The process imports everything once and forks a scorer, and another one after each crash: a start costs milliseconds,
+not seconds. It never runs a step or the model itself, and so has no threads.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ _PR_SET_PDEATHSIG = 1
 
 
 def serve(questions: IO[bytes], answers: IO[bytes]) -> None:
-    """Hand each question to the scorer and its answer back, until there is no more; None asks for a new scorer.
+    """Pass each question to the scorer, and its answer back, until the questions end. None asks for a new scorer.
 
-    A scorer that ends is answered for with `Died`. Only whole answers are passed on.
+    A scorer that crashes is answered with `Died`. Incomplete answers are never passed on.
     """
     recipe: StageRecipe = read_message(questions)
     use_storage_options(recipe.storage)
@@ -45,7 +46,7 @@ def serve(questions: IO[bytes], answers: IO[bytes]) -> None:
 
 
 class _Fork:
-    """A process that scores."""
+    """A forked scorer."""
 
     def __init__(self, recipe: StageRecipe) -> None:
         question, answer = os.pipe(), os.pipe()
@@ -59,7 +60,7 @@ class _Fork:
         self._questions, self._answers = os.fdopen(question[1], "wb"), os.fdopen(answer[0], "rb")
 
     def ask(self, question: object) -> object:
-        """Its answer, or how it ended."""
+        """Return the scorer's answer, or `Died`."""
         try:
             write_message(self._questions, question)
             return read_message(self._answers)
@@ -72,8 +73,10 @@ class _Fork:
 
 
 def _score_all(recipe: StageRecipe, questions: IO[bytes], answers: IO[bytes]) -> None:
-    """Answer None with this process's id once the model is loaded, every batch with its `ScoredBatch`, and either with
-    the exception it raised. Never returns."""
+    """Answer None with the process id once the model is loaded, and every batch with its `ScoredBatch`.
+
+    An error is the answer to its question. Never returns.
+    """
     die_with_parent()
     scorer: Scorer | None = None
     answer: ScoredBatch | Exception | int
@@ -94,14 +97,14 @@ def _score_all(recipe: StageRecipe, questions: IO[bytes], answers: IO[bytes]) ->
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to end this process with the one that started it, even in the midst of an endless loop."""
+    """Ask the kernel to kill this process when its parent ends, even during an endless loop."""
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def main() -> None:
-    """Take the pipes for this protocol alone: what a step prints goes to standard error."""
+    """Serve on standard input and output; text that a step prints goes to standard error."""
     die_with_parent()
     questions, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

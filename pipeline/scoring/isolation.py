@@ -1,8 +1,8 @@
-"""Score a partition in a process of its own, which may crash, loop or outgrow its memory without harm to the worker.
+"""Score a partition in a process of its own, which may crash, loop or exceed its memory without harm to the worker.
 
-A process that ends on a range of rows costs one start of another. The range is then cut in many pieces, not in two:
-pieces that are good cost next to nothing, because the process lives on, and a single bad row among thousands is found
-with three or four starts. Rows that no process survives are rejected with the reason.
+Every crash costs the start of another process. A range of rows that crashes one is cut into many pieces, not in two:
+good pieces cost next to nothing, because the process lives on, and three or four starts find a single bad row among
+thousands. Rows that crash every process are rejected with the reason.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from pipeline.scoring.scorer import ScoredBatch, reject_table
 from pipeline.sources import SourceBatch
 
 PIECES = 16
-"""Into how many a range of rows is cut that ended its process."""
+"""Pieces into which a range of rows is cut that crashed its process."""
 CRASHES = 48
-"""Scorers a partition may end; after that, ranges that end one are rejected as they are, however large."""
+"""Crashes after which a range that crashes again is rejected as it is, however large."""
 REACH = 4
-"""Next to so many rows that ended it one after the other, one row more is taken with them, not tried by itself."""
-LEAST_SECONDS = 5.0
-LEAST_SHARE = 0.05
-"""Even a single row may take so many seconds, or that share of what a whole partition may, where that is more: on a
-machine that is busy, memory that runs out takes a while, and is not to be called a timeout."""
+"""Consecutive bad rows per further row that is tried together with the next ones; see `Streak`."""
+MIN_SECONDS = 5.0
+MIN_SHARE = 0.05
+"""A single row may take `MIN_SECONDS`, or `MIN_SHARE` of the time of the whole partition if that is more. On a busy
+machine, running out of memory takes a while, and must not be reported as a timeout."""
 START_SECONDS = 120.0
 """Seconds a process may take to start and to load the model."""
 POLL_SECONDS = 0.02
-"""Seconds between two looks at the memory of the process."""
+"""Seconds between two checks of the process's memory."""
 MEMORY_REASON = "memory:OutOfMemory"
 TIMEOUT_REASON = "timeout:PartitionTimeout"
 ENGINE_REASON = "rows were scored in a process of their own"
@@ -55,13 +55,13 @@ class Isolation:
     """Limits of a partition that is scored in a process of its own."""
 
     seconds: float = 600.0
-    """For all rows of the partition; a part of them has its share, and `LEAST_SECONDS` at least."""
+    """For all rows of the partition; some of the rows get their share, and `MIN_SECONDS` at least."""
     memory: int = 0
     """Resident bytes; 0: no limit."""
 
 
 class CrashError(Exception):
-    """The process ended, or had to be ended, on the rows it was given."""
+    """The process crashed or was killed while it scored some rows."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -69,7 +69,7 @@ class CrashError(Exception):
 
 
 class IsolatedScorer:
-    """Does what `Scorer` does, in another process."""
+    """A `Scorer` in another process."""
 
     def __init__(self, recipe: StageRecipe, isolation: Isolation, *, rows: int) -> None:
         self.batch_rows = recipe.batch_rows
@@ -81,26 +81,26 @@ class IsolatedScorer:
         self._scored = 0
 
     def score_batch(self, batch: SourceBatch, *, paths: Sequence[str] = ()) -> ScoredBatch:
-        """What becomes of the rows of ``batch``; rows that end their process are among the rejects.
+        """Score the rows of ``batch``; rows that crash their process are rejected.
 
-        :raises PipelineError: what `Scorer` raises, memory excepted.
+        :raises PipelineError: errors of `Scorer`, except those of memory.
         """
         waiting = [(0, batch.table.num_rows)]
         parts: list[ScoredBatch] = []
         streak = Streak()
         while waiting:
-            start, stop = streak.take(waiting)
-            part = _part(batch, start, stop)
+            start, stop = streak.next_range(waiting)
+            part = _slice_batch(batch, start, stop)
             try:
-                parts.append(self._score(part, paths))
+                parts.append(self._score_part(part, paths))
             except CrashError as crash:
                 self._crashes += 1
                 if stop - start <= max(1, streak.reach(start)) or self._crashes > CRASHES:
                     streak.add(start, stop)
-                    parts.append(_rejected(part, crash, paths, schema=self._recipe.output_schema))
+                    parts.append(_reject_part(part, crash, paths, schema=self._recipe.output_schema))
                 else:
-                    waiting.extend(reversed(cut(start, stop, pieces=PIECES)))
-        joined = _joined(batch, parts)
+                    waiting.extend(reversed(cut_range(start, stop, pieces=PIECES)))
+        joined = _join_parts(batch, parts)
         self._scored += joined.table.num_rows
         return joined
 
@@ -114,11 +114,11 @@ class IsolatedScorer:
             self._child.close()
             self._child = None
 
-    def _score(self, part: SourceBatch, paths: Sequence[str]) -> ScoredBatch:
+    def _score_part(self, part: SourceBatch, paths: Sequence[str]) -> ScoredBatch:
         if self._child is None:
             self._child = _Child(self._recipe, memory=self._isolation.memory)
-        whole = self._isolation.seconds
-        seconds = max(whole * part.table.num_rows / self._rows, min(whole, max(LEAST_SECONDS, LEAST_SHARE * whole)))
+        limit = self._isolation.seconds
+        seconds = max(limit * part.table.num_rows / self._rows, min(limit, max(MIN_SECONDS, MIN_SHARE * limit)))
         try:
             return self._child.score(part, paths, seconds=seconds)
         except (MemoryError, OutOfMemory) as error:
@@ -126,34 +126,34 @@ class IsolatedScorer:
 
 
 class Streak:
-    """Rows that ended their process, without a good one between them.
+    """Consecutive rows that crashed their process.
 
-    Bad rows are often neighbours. The longer the streak, the more rows after it are tried together, and rejected
-    together when they end the process too: a hundred of them cost some twenty ends, not a hundred, and at most a
-    quarter as many good rows behind the last of them.
+    Bad rows are often next to each other. The longer the streak, the more rows after it are tried together, and
+    rejected together if they crash the process too. A hundred of them cost some twenty crashes, not a hundred, and at
+    most a quarter as many good rows after the last one.
     """
 
     def __init__(self) -> None:
         self._start = self._stop = 0
 
     def add(self, start: int, stop: int) -> None:
-        """These rows are bad."""
+        """Add rows that crashed their process."""
         self._start, self._stop = (self._start if start == self._stop else start), stop
 
     def reach(self, start: int) -> int:
-        """How many rows from ``start`` on are not worth being told apart."""
+        """Return the number of rows from ``start`` on that are tried together."""
         return (self._stop - self._start) // REACH if start == self._stop else 0
 
-    def take(self, waiting: list[tuple[int, int]]) -> tuple[int, int]:
-        """The next range from the end of ``waiting``, with those after it as far as the streak reaches."""
+    def next_range(self, waiting: list[tuple[int, int]]) -> tuple[int, int]:
+        """Take the next range from the end of ``waiting``, joined with those after it that the streak reaches."""
         start, stop = waiting.pop()
         while waiting and waiting[-1][0] == stop and waiting[-1][1] - start <= self.reach(start):
             stop = waiting.pop()[1]
         return start, stop
 
 
-def cut(start: int, stop: int, *, pieces: int) -> list[tuple[int, int]]:
-    """The range in at most ``pieces`` parts of nearly equal size, none of them empty."""
+def cut_range(start: int, stop: int, *, pieces: int) -> list[tuple[int, int]]:
+    """Cut a range into at most ``pieces`` parts of nearly equal size, none of them empty."""
     count = min(pieces, stop - start)
     edges = [start + (stop - start) * number // count for number in range(count + 1)]
     return list(pairwise(edges))
@@ -161,21 +161,21 @@ def cut(start: int, stop: int, *, pieces: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Died:
-    """Answer in place of a process that scored."""
+    """Answer in place of a scorer that crashed."""
 
     code: int | None
-    """Its exit status, or the number of the signal that ended it, negative."""
+    """Exit status, or the negative number of the signal that ended the process."""
 
     @property
     def name(self) -> str:
-        """Such as ``SIGSEGV`` or ``exit3``."""
+        """Name of the end, such as ``SIGSEGV`` or ``exit3``."""
         if self.code is None:
             return "unknown"
         return signal.Signals(-self.code).name if self.code < 0 else f"exit{self.code}"
 
 
 class _Child:
-    """A process that runs `pipeline.scoring.isolated_process`, and the one that scores, which that one forks."""
+    """A process of `pipeline.scoring.isolated_process`, and the scorer that it forks."""
 
     def __init__(self, recipe: StageRecipe, *, memory: int) -> None:
         self._memory = memory
@@ -196,14 +196,17 @@ class _Child:
             raise
 
     def score(self, part: SourceBatch, paths: Sequence[str], *, seconds: float) -> ScoredBatch:
-        """:raises CrashError: when the process that scores ends, or has to be ended."""
+        """Score rows in the process.
+
+        :raises CrashError: when the scorer crashes or is killed.
+        """
         if not self._scorer:
-            self._start()
+            self._start_scorer()
         answer: ScoredBatch = self._ask((part, tuple(paths)), seconds=seconds)
         return answer
 
     def close(self) -> None:
-        """Kill it; the process that scores goes with it."""
+        """Kill the process; its scorer ends with it."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -211,21 +214,21 @@ class _Child:
                 with suppress(OSError):
                     pipe.close()
 
-    def _start(self) -> None:
+    def _start_scorer(self) -> None:
         try:
             self._scorer = self._ask(None, seconds=START_SECONDS)
         except CrashError as error:
             raise PartitionStuck(
                 "the model cannot be loaded in a process of its own",
                 found=f"{error.reason}: {error}",
-                next_step="mend the model or the step that crashes while it is imported; then resume",
+                next_step="fix the model or the step that crashes while it is imported; then resume",
             ) from error
 
     def _ask(self, question: Any, *, seconds: float) -> Any:
         assert self._process.stdin is not None
         try:
             write_message(self._process.stdin, question)
-            answer = self._read(seconds)
+            answer = self._read_answer(seconds)
         except (BrokenPipeError, EOFError):
             raise PartitionStuck(
                 "the process in which a partition was isolated is gone",
@@ -239,31 +242,31 @@ class _Child:
             raise answer
         return answer
 
-    def _read(self, seconds: float) -> Any:
-        """The next answer; in place of one that is late or takes too much memory, a `CrashError`."""
+    def _read_answer(self, seconds: float) -> Any:
+        """Read the next answer. Return a `CrashError` if it is late or takes too much memory."""
         assert self._process.stdout is not None
-        data, wanted = bytearray(), _HEADER
+        data, length = bytearray(), _HEADER
         crash: CrashError | None = None
         deadline = time.monotonic() + seconds
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
-            while len(data) < wanted:
+            while len(data) < length:
                 if not selector.select(POLL_SECONDS):
-                    crash = crash or self._check(deadline, seconds)
+                    crash = crash or self._check_limits(deadline, seconds)
                     continue
                 chunk = os.read(self._process.stdout.fileno(), 1 << 20)
                 if not chunk:
                     raise EOFError
                 data += chunk
-                if wanted == _HEADER and len(data) >= _HEADER:
-                    wanted += int.from_bytes(data[:_HEADER], "little")
+                if length == _HEADER and len(data) >= _HEADER:
+                    length += int.from_bytes(data[:_HEADER], "little")
         if crash is not None:
             self._scorer = 0
             return crash
         return pickle.loads(data[_HEADER:])
 
-    def _check(self, deadline: float, seconds: float) -> CrashError | None:
-        """Kill the process that scores when it has to be; its end is answered like any other."""
+    def _check_limits(self, deadline: float, seconds: float) -> CrashError | None:
+        """Kill the scorer if it exceeds a limit; the answer then tells its end like any other."""
         crash: CrashError | None = None
         if time.monotonic() > deadline:
             crash = CrashError(TIMEOUT_REASON, f"more than {seconds:.1f} s")
@@ -276,7 +279,7 @@ class _Child:
 
 
 def resident_bytes(pid: int) -> int:
-    """Bytes of memory a process has; 0 where that cannot be told."""
+    """Return the resident bytes of a process; 0 where they are unknown."""
     try:
         with open(f"/proc/{pid}/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -285,7 +288,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def write_message(file: IO[bytes], message: Any) -> None:
-    """Length, then pickle."""
+    """Write the length of the pickled message, then the message."""
     data = pickle.dumps(message)
     file.write(len(data).to_bytes(_HEADER, "little") + data)
     file.flush()
@@ -294,7 +297,7 @@ def write_message(file: IO[bytes], message: Any) -> None:
 def read_message(file: IO[bytes]) -> Any:
     """Inverse of `write_message`.
 
-    :raises EOFError: when there is no more.
+    :raises EOFError: at the end of the file.
     """
     header = file.read(_HEADER)
     if len(header) < _HEADER:
@@ -303,7 +306,7 @@ def read_message(file: IO[bytes]) -> Any:
 
 
 def sendable(error: Exception) -> Exception:
-    """``error`` as it can travel."""
+    """Return ``error``, or its text as an error that can be pickled."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
@@ -311,10 +314,10 @@ def sendable(error: Exception) -> Exception:
     return error
 
 
-def _part(batch: SourceBatch, start: int, stop: int) -> SourceBatch:
+def _slice_batch(batch: SourceBatch, start: int, stop: int) -> SourceBatch:
     part = batch.slice(start, stop)
     if stop - start < batch.table.num_rows:
-        # A slice would travel with all that it was cut from.
+        # A slice would be pickled with the whole table.
         part = replace(part, table=pa.ipc.open_stream(_stream(part.table)).read_all())
     return part
 
@@ -326,7 +329,7 @@ def _stream(table: pa.Table) -> pa.Buffer:
     return sink.getvalue()
 
 
-def _rejected(part: SourceBatch, crash: CrashError, paths: Sequence[str], *, schema: bytes) -> ScoredBatch:
+def _reject_part(part: SourceBatch, crash: CrashError, paths: Sequence[str], *, schema: bytes) -> ScoredBatch:
     count = part.table.num_rows
     failures = Failures(np.arange(count, dtype=np.int64), (crash.reason,) * count, (str(crash),) * count)
     rejected = np.bincount(part.fragment, minlength=len(part.filtered)).astype(np.int64)
@@ -341,7 +344,7 @@ def _rejected(part: SourceBatch, crash: CrashError, paths: Sequence[str], *, sch
     )
 
 
-def _joined(batch: SourceBatch, parts: Sequence[ScoredBatch]) -> ScoredBatch:
+def _join_parts(batch: SourceBatch, parts: Sequence[ScoredBatch]) -> ScoredBatch:
     rejects = [part.rejects for part in parts if part.rejects is not None]
     zeros = np.zeros(len(batch.filtered), dtype=np.int64)
     return ScoredBatch(

@@ -1,4 +1,4 @@
-"""Columns that scoring makes: the model's results, and what the rejects have beside the source's columns."""
+"""Columns that scoring adds: the model's results, and those of rejects beside the source's columns."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REJECT_FIELDS = (
 
 
 def prediction_schema(version: ModelVersion, output: Output) -> pa.Schema:
-    """Columns that ``output`` of a model gives: ``column``, or ``column_0`` … where there are several values a row.
+    """Return the columns of a model's ``output``: ``column``, or ``column_0`` … for several values a row.
 
     :raises SpecError: when the model has no such output.
     """
@@ -44,29 +44,29 @@ def prediction_schema(version: ModelVersion, output: Output) -> pa.Schema:
 
 
 def reject_schema(source: pa.Schema) -> pa.Schema:
-    """Columns of rejects: those of the source, then file, row in it from 0, reason, message."""
+    """Return the columns of rejects: those of the source, then file, row number in it from 0, reason, message."""
     for name, kind in REJECT_FIELDS:
         source = source.append(pa.field(name, kind))
     return source.remove_metadata()
 
 
 def score_dtype(kind: OutputKind) -> np.dtype[np.float32] | np.dtype[np.int32]:
-    """Type of the values of ``kind``."""
+    """Return the dtype of the values of ``kind``."""
     return np.dtype(np.int32) if kind in ("label", "leaf") else np.dtype(np.float32)
 
 
 def check_scores(scores: np.ndarray, *, rows: int, width: int, kind: OutputKind) -> np.ndarray:
-    """``scores``, when they are one result a row: [rows], or [rows, width] where ``width`` is more than 1.
+    """Return ``scores``, [rows] or [rows, width] where ``width`` is more than 1.
 
-    :raises BadPrediction: when they are not.
+    :raises BadPrediction: when they are not one result a row.
     """
     shapes = [(rows,), (rows, 1)] if width == 1 else [(rows, width)]
     if isinstance(scores, np.ndarray) and scores.shape in shapes and scores.dtype == score_dtype(kind):
         return scores.reshape(rows) if width == 1 else scores
     found = f"{scores.dtype} {list(scores.shape)}" if isinstance(scores, np.ndarray) else type(scores).__name__
     raise BadPrediction(
-        "the model gave something else than one result a row",
+        "the model did not return one result a row",
         found=found,
         expected=f"{score_dtype(kind)} {list(shapes[0])}",
-        next_step="mend the predictor: its results are written beside the rows they belong to",
+        next_step="fix the predictor: it must return one result for each row, in order",
     )

@@ -1,10 +1,10 @@
-"""Whether this process gets to run: it may be stopped, swapped out, or share its cores with too many others.
+"""Progress of the partitions that this process runs, requests of their driver, and stalls of the process.
 
-How far the partitions are that this process works on, and what their driver asks of them.
+To learn about a slow partition, or to change it, a driver calls `progress_of`, `request_split` or `request_drop` on its
+worker process. The attempt reads the request from memory at its next batch boundary: without a request this costs one
+comparison a batch and no access to storage. If the process dies the request is lost, which is harmless.
 
-A driver that wonders about a slow partition asks its worker process, by a call to `progress_of`, `request_split` or
-`request_drop` there. The attempt finds what it is asked at its next batch boundary, in memory: a partition that nobody
-asks about pays for one comparison a batch, and storage is not touched. What is lost with the process was only a wish.
+A process that is stopped, swapped out or short of cores stalls; `StallMonitor` measures for how long.
 """
 
 from __future__ import annotations
@@ -17,68 +17,67 @@ from dataclasses import dataclass, field
 
 from pipeline.errors import InfrastructureError
 
-BEAT = 0.05
-"""Seconds."""
+BEAT_SECONDS = 0.05
 
 
 class StallMonitor:
-    """A thread that sleeps for a beat and looks how late it wakes: what holds it up holds up the process.
+    """A thread that sleeps for a beat and measures how late it wakes, since all threads of a process stall together.
 
-    Code that keeps the interpreter to itself for long looks the same from here.
+    Code that holds the interpreter lock for long looks the same.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.missed = 0.0
-        """Seconds by which it woke late, where that was a beat or more."""
+        """Sum of all delays of a beat or more, in seconds."""
         self._clock = clock
         self._stopped: threading.Event | None = None
 
     def start(self) -> None:
-        """Begin, unless it beats already."""
+        """Start the thread, if it does not run yet."""
         if self._stopped is None:
             self._stopped = threading.Event()
-            threading.Thread(target=self._run, args=(self._stopped,), name="pulse", daemon=True).start()
+            threading.Thread(target=self._run, args=(self._stopped,), name="stall-monitor", daemon=True).start()
 
     def stop(self) -> None:
-        """End with the next beat."""
+        """Stop the thread at its next beat."""
         if self._stopped is not None:
             self._stopped.set()
             self._stopped = None
 
     def _run(self, stopped: threading.Event) -> None:
         before = self._clock()
-        while not stopped.wait(BEAT):
+        while not stopped.wait(BEAT_SECONDS):
             now = self._clock()
-            late = now - before - BEAT
+            late = now - before - BEAT_SECONDS
             before = now
-            self.missed += late if late > BEAT else 0.0
+            self.missed += late if late > BEAT_SECONDS else 0.0
 
 
 MIN_REST_ROWS = 64
-"""Rows below which what is left of a partition is not worth a cut."""
+"""Fewer remaining rows of a partition are not split."""
 
-_pulse = StallMonitor()
+_stalls = StallMonitor()
 
 
 @dataclass(frozen=True)
 class ProgressSnapshot:
-    """How far an attempt is."""
+    """Progress of an attempt."""
 
     rows_done: int
     """Input rows read, scored and counted, filtered ones too."""
     batches: int
-    """Batches these were."""
+    """Batches that are done."""
     seconds: float
-    """Since the attempt began, by the worker's clock."""
+    """Seconds since the attempt started, by the worker's clock."""
     since: float = 0.0
-    """Of these, seconds since its last batch ended."""
+    """Seconds since its last batch ended, part of ``seconds``."""
     starved: float = 0.0
-    """Of all these, seconds for which its process did not get to run: it was stopped, or others had the processor."""
+    """Seconds for which its process did not run (stopped, or other processes had the cores), part of ``seconds``."""
 
 
 @dataclass
 class AttemptProgress:
-    """One attempt at a partition, as it sees itself."""
+    """Progress and requests of one attempt at a partition."""
 
     rows: int
     """Input rows of the partition."""
@@ -87,35 +86,38 @@ class AttemptProgress:
     batches: int = 0
     parts: int = 0
     """Parts into which to split the rest at the next batch boundary; 0: no split is requested."""
-    is_unwanted: bool = False
+    is_dropped: bool = False
     started: float = field(init=False)
     advanced: float = field(init=False)
-    """When the last batch ended."""
+    """Time at which the last batch ended."""
     starved_before: float = field(init=False)
 
     def __post_init__(self) -> None:
         self.started = self.advanced = self.clock()
-        self.starved_before = _pulse.missed
+        self.starved_before = _stalls.missed
 
     def advance(self, rows_done: int) -> bool:
-        """A batch is done; whether to stop here and leave the rest to others.
+        """Record that a batch is done. Return True if the attempt must stop here, and split off the rest.
 
         :param rows_done: input rows that are done so far.
-        :raises InfrastructureError: when the partition is done elsewhere.
+        :raises InfrastructureError: when another attempt has finished the partition.
         """
         self.rows_done, self.batches, self.advanced = rows_done, self.batches + 1, self.clock()
         self.check()
         return bool(self.parts) and rows_done > 0 and self.rows - rows_done >= MIN_REST_ROWS
 
     def check(self) -> None:
-        """:raises InfrastructureError: when the partition is done elsewhere."""
-        if self.is_unwanted:
-            raise InfrastructureError("the partition is done elsewhere: this copy of it is not wanted any more")
+        """Fail the attempt if the driver dropped it.
+
+        :raises InfrastructureError: when another attempt has finished the partition.
+        """
+        if self.is_dropped:
+            raise InfrastructureError("another attempt has finished the partition; this one is dropped")
 
     @property
-    def sight(self) -> ProgressSnapshot:
-        """How far it is."""
-        now, starved = self.clock(), _pulse.missed - self.starved_before
+    def snapshot(self) -> ProgressSnapshot:
+        """Progress at this moment."""
+        now, starved = self.clock(), _stalls.missed - self.starved_before
         return ProgressSnapshot(self.rows_done, self.batches, now - self.started, now - self.advanced, starved)
 
 
@@ -126,14 +128,14 @@ _running: dict[tuple[str, str], list[AttemptProgress]] = {}
 
 @contextmanager
 def track_attempt(round_folder: str, partition: str, *, rows: int) -> Iterator[AttemptProgress]:
-    """The attempt of this block can be asked about.
+    """Track the attempt of this block, so that its driver can ask about it.
 
     :param round_folder: folder of the round: path or URL.
     """
     progress, key = AttemptProgress(rows), (round_folder, partition)
     with _lock:
         _running.setdefault(key, []).append(progress)
-        _pulse.start()
+        _stalls.start()
     try:
         yield progress
     finally:
@@ -142,20 +144,20 @@ def track_attempt(round_folder: str, partition: str, *, rows: int) -> Iterator[A
             if not _running[key]:
                 del _running[key]
             if not _running:
-                _pulse.stop()
+                _stalls.stop()
 
 
-def at_work() -> int:
-    """Attempts this process is at."""
+def running_attempts() -> int:
+    """Return the number of attempts that this process runs."""
     with _lock:
         return sum(map(len, _running.values()))
 
 
 def progress_of(round_folder: str, partition: str) -> ProgressSnapshot | None:
-    """How far this process is with a partition; None when it is not at it."""
+    """Return the progress of a partition; None when this process does not run it."""
     with _lock:
-        found = _running.get((round_folder, partition), ())
-        return found[-1].sight if found else None
+        attempts = _running.get((round_folder, partition), ())
+        return attempts[-1].snapshot if attempts else None
 
 
 def request_split(round_folder: str, partition: str, parts: int) -> ProgressSnapshot | None:
@@ -167,7 +169,7 @@ def request_split(round_folder: str, partition: str, parts: int) -> ProgressSnap
 
 
 def request_drop(round_folder: str, partition: str) -> None:
-    """Have the attempt end at its next batch boundary without a trace: its partition is done elsewhere."""
+    """Ask the attempt to end at its next batch boundary and to remove its files: another one has finished."""
     with _lock:
         for progress in _running.get((round_folder, partition), ()):
-            progress.is_unwanted = True
+            progress.is_dropped = True

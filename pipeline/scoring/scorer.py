@@ -1,7 +1,7 @@
-"""One batch of rows, from the source's columns to the output's: contract, steps, model. No Dask, no I/O.
+"""Score one batch, from the source's columns to the output's: contract, steps, model. No Dask, no I/O.
 
-Every row of a batch ends in exactly one place: the output, the rejects with a reason, or the filtered, which a step
-dropped. When memory runs short the batch is halved, and the size that worked is remembered.
+Every row ends in exactly one place: the output, the rejects with a reason, or the filtered rows, which a step dropped.
+When memory runs short the batch is halved, and later batches start with the size that fitted.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ if TYPE_CHECKING:
     from pipeline.sources import SourceBatch
 
 MIN_HALVED_ROWS = 1024
-"""A batch of so few rows is not halved again."""
+"""Batches of at most this many rows are not halved."""
 
 
 @dataclass(frozen=True)
 class ScoredBatch:
-    """What became of the rows of a `SourceBatch`."""
+    """Result of a `SourceBatch`: its rows out, rejected and filtered."""
 
     table: pa.Table
-    """Rows that came out, in the output schema, in the order they came in."""
+    """Output rows in the output schema and in the order of the input."""
     fragment: np.ndarray
-    """int32 [rows out], index of the fragment each is from."""
+    """int32 [rows out], index of the fragment of each row."""
     rejects: pa.Table | None
-    """Rejected rows with the source's columns and why (see `reject_schema`); None when there are none."""
+    """Rejected rows with the source's columns and the reason (see `reject_schema`); None when there are none."""
     rejected: np.ndarray
     """int64 [fragments]."""
     filtered: np.ndarray
@@ -137,7 +137,7 @@ class Scorer:
     def _shrink_batch(self, rows: int, error: BaseException) -> None:
         if rows <= MIN_HALVED_ROWS:
             raise OutOfMemory(
-                "a batch does not fit in memory, however small it is cut",
+                "a batch does not fit in memory, even at its smallest size",
                 found=f"{type(error).__name__} with {rows:,} rows",
                 expected=f"room for {MIN_HALVED_ROWS:,} rows",
                 next_step="give the workers more memory, or fewer threads each",
@@ -246,7 +246,7 @@ def frame_schema(
     import_paths: Sequence[str] = (),
     reload_changed: bool = False,
 ) -> pa.Schema:
-    """Columns that rows have after the map steps, found by running them on a sample.
+    """Find the columns that rows have after the map steps, by running the steps on a sample.
 
     :param sample: some rows of the source; None when it has none.
     :param schema: of the source; needed when there is no sample.
@@ -264,7 +264,7 @@ def frame_schema(
         raise StepFailed(
             "the steps fail on every row of a sample",
             found=f"{failed.messages[0]}\non each of {len(failed)} rows that were tried",
-            next_step="mend the step, then run it on a few rows of the source",
+            next_step="fix the step, then run it on a few rows of the source",
         )
     return pa.unify_schemas([rows.table.schema for rows in mapped], promote_options="permissive").remove_metadata()
 
@@ -290,7 +290,7 @@ def map_rows(steps: Sequence[Step], rows: Rows, *, any_worked: bool) -> tuple[li
             "a step fails on every row",
             where=error.example.source.removeprefix("step:"),
             found=f"{error.example.message(lines=6)}\non each of {error.tried} rows that were tried",
-            next_step="mend the step; when these rows are bad and others good, drop them in the step",
+            next_step="fix the step; if only these rows are bad, drop them in the step",
         ) from error
     return [part.result for part in outcome.parts], rows.number(outcome.to_failures())
 
@@ -307,27 +307,27 @@ def _expect_columns(table: pa.Table, names: Sequence[str]) -> None:
         )
 
 
-def _cast(column: pa.ChunkedArray, wanted: pa.Field) -> pa.ChunkedArray:
-    """``column`` in the type that is written, when no value changes by it."""
-    if column.type == wanted.type:
+def _cast(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
+    """Cast ``column`` to the type of ``field``, if no value changes."""
+    if column.type == field.type:
         return column
     try:
         if pa.types.is_dictionary(column.type):
             column = pc.cast(column, column.type.value_type)
-        if pa.types.is_dictionary(wanted.type):
-            column = pc.cast(column, wanted.type.value_type).dictionary_encode()
-        return pc.cast(column, wanted.type)
+        if pa.types.is_dictionary(field.type):
+            column = pc.cast(column, field.type.value_type).dictionary_encode()
+        return pc.cast(column, field.type)
     except CONVERSION_ERRORS as error:
         raise StepFailed(
-            f"the column {wanted.name!r} that a step made has another type than it had in the sample",
+            f"the column {field.name!r} that a step made has another type than in the sample",
             found=f"{column.type}: {error}"[:300],
-            expected=f"{wanted.type}, or what can be turned into it without a loss",
+            expected=f"{field.type}, or values that convert to it without loss",
             next_step="set the dtype of the column in the step, so that it does not depend on the rows",
         ) from error
 
 
 def reject_table(batch: SourceBatch, failures: Failures, paths: Sequence[str]) -> pa.Table:
-    """The rows of ``batch`` that failed, with the columns of `pipeline.scoring.outputs.reject_schema`."""
+    """Return the rows of ``batch`` that failed, with the columns of `pipeline.scoring.outputs.reject_schema`."""
     rows = take_rows(batch.table, failures.rows)
     files = [paths[index] for index in batch.fragment[failures.rows]] if paths else None
     added = (files or [""] * len(failures), batch.row[failures.rows], failures.reasons, failures.messages)

@@ -1,7 +1,7 @@
-"""The user's map steps: found by name, called with a pandas frame, and what came back as Arrow, with nothing lost.
+"""Load the user's map steps by name, call them with pandas frames, and convert the results to Arrow without loss.
 
-pandas has no place for some of what Arrow holds (a null in an integer column, a decimal's scale, a nested type), so
-that columns a step left as they were are not converted back: their Arrow originals are taken.
+pandas cannot hold all that Arrow can (a null in an integer column, a decimal's scale, a nested type). Columns that a
+step did not change are therefore not converted back: their Arrow originals are used.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from pipeline.scoring.bisection import blame_rows
 from pipeline.scoring.rows import Rows
 
 ROW_INDEX = "row"
-"""Name of the index of a step's frame: the position in the batch, int64, from 0. It tells which rows are left."""
+"""Name of the index of a step's frame: position in the batch, int64, from 0. It identifies the remaining rows."""
 
 _IMPORTED: dict[str, tuple[int, int]] = {}
-"""Modification time and size of the file of each module of a step, when it was imported here."""
+"""Modification time and size of each step module's file at its import in this process."""
 _RELOADING = threading.Lock()
 
 Function = Callable[[pd.DataFrame], pd.DataFrame]
@@ -52,9 +52,9 @@ class Step:
 def load_steps(
     maps: Sequence[MapRecipe], *, import_paths: Sequence[str] = (), reload_changed: bool = False
 ) -> tuple[Step, ...]:
-    """The steps of a recipe, ready to be called.
+    """Import the steps of a recipe.
 
-    :param reload_changed: whether the modules may have been changed since this process imported them.
+    :param reload_changed: reload modules whose files changed since this process imported them.
     """
     if reload_changed:
         for name in dict.fromkeys(step.entrypoint.partition(":")[0] for step in maps):
@@ -66,7 +66,7 @@ def load_steps(
 
 
 def _reload_if_changed(name: str) -> None:
-    """Import a module anew whose file is not the one that was imported, or was imported by somebody else."""
+    """Reload a module whose file changed since its import, or that other code imported."""
     with _RELOADING:
         module = sys.modules.get(name)
         file = getattr(module, "__file__", None)
@@ -80,7 +80,7 @@ def _reload_if_changed(name: str) -> None:
                 "the module of a step cannot be imported",
                 where=name,
                 found=f"{type(error).__name__}: {error}",
-                next_step="mend the module",
+                next_step="fix the module",
             ) from error
         _IMPORTED[name] = _file_version(file)
 
@@ -91,10 +91,10 @@ def _file_version(file: str) -> tuple[int, int]:
 
 
 def load_function(entrypoint: str, *, import_paths: Sequence[str] = ()) -> Function:
-    """The function called ``module:function``; the attribute may be dotted.
+    """Import the function named ``module:function``; the attribute may be dotted.
 
-    :param import_paths: folders that are put on ``sys.path`` for good, since the module may import others later.
-    :raises StepFailed: when there is none.
+    :param import_paths: folders to add to ``sys.path`` for good, since the module may import others later.
+    :raises StepFailed: when there is no such function.
     """
     for path in reversed(import_paths):
         if path not in sys.path:
@@ -110,7 +110,7 @@ def load_function(entrypoint: str, *, import_paths: Sequence[str] = ()) -> Funct
             "the module of a step cannot be imported",
             where=entrypoint,
             found=f"{type(error).__name__}: {error}",
-            next_step="run from the folder the module is in, or mend the import",
+            next_step="run from the folder the module is in, or fix the import",
         ) from error
     try:
         function = reduce(getattr, attribute.split("."), module)
@@ -120,7 +120,7 @@ def load_function(entrypoint: str, *, import_paths: Sequence[str] = ()) -> Funct
             f"the module {name} has no function {attribute!r}",
             where=entrypoint,
             found=getattr(module, "__file__", None) or "",
-            next_step=f"did you mean {name}:{near[0]}?" if near else "mend the name",
+            next_step=f"did you mean {name}:{near[0]}?" if near else "fix the name",
         ) from error
     if not callable(function):
         raise StepFailed("a step is not a function", where=entrypoint, found=type(function).__name__)
@@ -148,7 +148,7 @@ def run_steps(steps: Sequence[Step], rows: Rows) -> Rows:
 
 
 def _by_backend(steps: Sequence[Step]) -> list[tuple[str, list[Step]]]:
-    """Neighbours of one backend together: between them the frame is handed on as it is."""
+    """Group consecutive steps of one backend, which pass the frame on without conversion."""
     groups: list[tuple[str, list[Step]]] = []
     for step in steps:
         if groups and groups[-1][0] == step.dtype_backend:
@@ -172,12 +172,12 @@ def _arrow_dtype(kind: pa.DataType) -> pd.ArrowDtype:
 
 
 def _call_step(step: Step, frame: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
-    """The frame a step returns, in the order of its rows, and the position in ``frame`` of each of them."""
+    """Call a step. Return its frame in the order of the rows, and the position in ``frame`` of each row."""
     count = len(frame)
-    with blame_rows(f"step:{step.entrypoint}"), _warnings_shown():
+    with blame_rows(f"step:{step.entrypoint}"), _show_warnings():
         result: Any = step.function(frame)
     if not isinstance(result, pd.DataFrame):
-        raise _broken(step, "a step returned something else than a DataFrame", found=type(result).__name__)
+        raise _broken(step, "a step must return a DataFrame", found=type(result).__name__)
     names = list(result.columns)
     if any(not isinstance(name, str) for name in names) or len(set(names)) != len(names):
         raise _broken(
@@ -186,8 +186,8 @@ def _call_step(step: Step, frame: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarra
     return _remaining_rows(step, result, count)
 
 
-def _warnings_shown() -> AbstractContextManager[Any]:
-    """A warning of the user's code is the user's to see, and not to fail on, whatever filters the process has."""
+def _show_warnings() -> AbstractContextManager[Any]:
+    """Show warnings of the user's code, and never turn them into errors, whatever filters the process has."""
     if all(action != "error" for action, *_ in warnings.filters):
         return nullcontext()  # filters belong to the process, and other threads use them
     return warnings.catch_warnings(action="default")
@@ -203,7 +203,7 @@ def _remaining_rows(step: Step, result: pd.DataFrame, count: int) -> tuple[pd.Da
             f"a step lost the index {ROW_INDEX!r} and returned another number of rows: which ones is unknown",
             found=f"{len(result)} of {count} rows, index {index.name!r}",
             expected=f"the index {ROW_INDEX!r} it was given, less the rows it drops",
-            next_step="don't reset the index, or set it again with frame.set_index('row')",
+            next_step="do not reset the index, or set it again with frame.set_index('row')",
         )
     if not pd.api.types.is_integer_dtype(index.dtype):
         raise _broken(step, f"a step changed the index {ROW_INDEX!r}", found=str(index.dtype), expected="int64")
@@ -226,15 +226,15 @@ def _broken(step: Step, message: str, **details: str) -> StepFailed:
 
 
 def _to_arrow(after: pd.DataFrame, table: pa.Table, before: pd.DataFrame, rows: np.ndarray, *, where: str) -> pa.Table:
-    """``after`` as Arrow; a column equal to that of ``before`` at ``rows`` is the original one of ``table``."""
-    is_whole = len(rows) == table.num_rows
+    """Convert ``after`` to Arrow. For a column equal to ``before`` at ``rows``, use the original one of ``table``."""
+    is_complete = len(rows) == table.num_rows
     columns = []
     for position, name in enumerate(after.columns):
         series = after.iloc[:, position]
         column = None
-        if name in before.columns and _is_unchanged(series, before[name], None if is_whole else rows):
-            column = table.column(name) if is_whole else take_values(table.column(name), rows)
-            if pa.types.is_nested(column.type) and not _holds(column, series):
+        if name in before.columns and _is_unchanged(series, before[name], None if is_complete else rows):
+            column = table.column(name) if is_complete else take_values(table.column(name), rows)
+            if pa.types.is_nested(column.type) and not _has_same_cells(column, series):
                 column = None
         columns.append(_convert(series, name, where=where) if column is None else column)
     if not columns:
@@ -245,11 +245,11 @@ def _to_arrow(after: pd.DataFrame, table: pa.Table, before: pd.DataFrame, rows: 
 def _is_unchanged(after: pd.Series[Any], before: pd.Series[Any], rows: np.ndarray | None) -> bool:
     if after.dtype != before.dtype:
         return False
-    one, other = after.array, before.array
-    if not isinstance(one, pd.arrays.NumpyExtensionArray):
-        other = other if rows is None else other.take(rows)
-        return bool(one.equals(other))
-    new, old = one.to_numpy(), other.to_numpy()
+    values, originals = after.array, before.array
+    if not isinstance(values, pd.arrays.NumpyExtensionArray):
+        originals = originals if rows is None else originals.take(rows)
+        return bool(values.equals(originals))
+    new, old = values.to_numpy(), originals.to_numpy()
     if rows is None and new.ctypes.data == old.ctypes.data and new.strides == old.strides:
         return True
     old = old if rows is None else old[rows]
@@ -260,8 +260,8 @@ def _is_unchanged(after: pd.Series[Any], before: pd.Series[Any], rows: np.ndarra
     return bool(np.array_equal(np.ascontiguousarray(new).view(bits), np.ascontiguousarray(old).view(bits)))
 
 
-def _holds(column: pa.ChunkedArray, series: pd.Series[Any]) -> bool:
-    """Whether the lists and dicts of ``series``, which a step may have changed in place, are those of ``column``."""
+def _has_same_cells(column: pa.ChunkedArray, series: pd.Series[Any]) -> bool:
+    """Return False if a step changed lists or dicts of ``series`` in place; ``column`` has the original ones."""
     if series.dtype != object:
         return True
     try:
@@ -287,7 +287,7 @@ def _convert(series: pd.Series[Any], name: str, *, where: str) -> pa.Array:
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type a column made by pandas is written as."""
+    """Return the type in which a column of pandas is written."""
     if pa.types.is_large_string(kind):
         return pa.string()
     if pa.types.is_dictionary(kind):
@@ -297,7 +297,7 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 
 @contextmanager
 def prepended_sys_path(folders: Sequence[str]) -> Iterator[None]:
-    """``folders`` come first on ``sys.path`` inside the block."""
+    """Put ``folders`` first on ``sys.path`` inside the block."""
     before = list(sys.path)
     sys.path[:0] = [folder for folder in folders if folder not in before]
     try:

@@ -16,7 +16,7 @@ from pipeline.errors import PartitionStuck, StepFailed
 from pipeline.jobs.receipts import Receipt
 from pipeline.models.registry import resolve
 from pipeline.plan.recipe import MapRecipe, StageRecipe
-from pipeline.scoring.isolation import PIECES, Isolation, Streak, cut, resident_bytes
+from pipeline.scoring.isolation import PIECES, Isolation, Streak, cut_range, resident_bytes
 from pipeline.scoring.partition import score_partition
 from pipeline.spec.model_ref import ModelRef
 from pipeline.testing.oracle import Lake, make_lake, oracle
@@ -132,7 +132,7 @@ def ends_of(bad: set[int], rows: int) -> tuple[int, set[int]]:
     """How often a process ends, and which rows are rejected, by the search that `IsolatedScorer.score` makes."""
     waiting, streak, ends, rejected = [(0, rows)], Streak(), 0, set[int]()
     while waiting:
-        start, stop = streak.take(waiting)
+        start, stop = streak.next_range(waiting)
         if not bad & set(range(start, stop)):
             continue
         ends += 1
@@ -140,7 +140,7 @@ def ends_of(bad: set[int], rows: int) -> tuple[int, set[int]]:
             streak.add(start, stop)
             rejected |= set(range(start, stop))
         else:
-            waiting.extend(reversed(cut(start, stop, pieces=PIECES)))
+            waiting.extend(reversed(cut_range(start, stop, pieces=PIECES)))
     return ends, rejected
 
 
@@ -159,8 +159,8 @@ def test_few_bad_rows_are_found_exactly(bad: set[int]) -> None:
 
 
 def test_a_range_is_cut_without_a_gap() -> None:
-    assert cut(3, 6, pieces=16) == [(3, 4), (4, 5), (5, 6)]
-    pieces = cut(0, 1000, pieces=16)
+    assert cut_range(3, 6, pieces=16) == [(3, 4), (4, 5), (5, 6)]
+    pieces = cut_range(0, 1000, pieces=16)
     assert pieces[0][0] == 0
     assert pieces[-1][1] == 1000
     assert all(one[1] == other[0] for one, other in pairwise(pieces))

@@ -57,14 +57,14 @@ def helped(job: Job) -> list[dict[str, Any]]:
 def wait_until_at_rest(cluster: ProcessCluster) -> None:
     """Until no worker is at any partition."""
     with Client(cluster.address, set_as_default=False) as client:
-        wait_until(lambda: not any(client.run(progress.at_work).values()))
+        wait_until(lambda: not any(client.run(progress.running_attempts).values()))
 
 
 def wait_until_it_begins(cluster: ProcessCluster, pid: int | None) -> None:
     """Until that process has begun a partition just now: frozen between two, it would only have to be passed over."""
 
     def ages() -> list[float]:
-        return [one.sight.seconds for some in progress._running.values() for one in some]
+        return [attempt.snapshot.seconds for attempts in progress._running.values() for attempt in attempts]
 
     with Client(cluster.address, set_as_default=False) as client:
         (address,) = [name for name, found in client.run(os.getpid).items() if found == pid]

@@ -104,7 +104,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _not_a_feature(kind: pa.DataType, feature: Feature, *, expected: str) -> SchemaDrift:
     return SchemaDrift(
-        "a column cannot be given to the model",
+        "the model cannot take a column",
         where=feature.name,
         found=str(kind),
         expected=expected,

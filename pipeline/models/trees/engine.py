@@ -21,7 +21,7 @@ from pipeline.models.trees.tables import TreeTables, unsupported
 Float32 = npt.NDArray[np.float32]
 
 TRANSFORMS = ("identity", "sigmoid", "exp", "exp64", "softmax", "argmax", "hinge")
-"""What ``TreeEngine.predict`` can do to margins."""
+"""Transformations that ``TreeEngine.predict`` can apply to margins."""
 
 _BLOCK = 512
 """Rows that the kernel scores together (``vectors.BLOCK``, which only numba can import)."""
@@ -29,7 +29,7 @@ _BLOCK = 512
 
 @functools.cache
 def available() -> bool:
-    """Whether this machine can run the engine: numba is installed and the machine is a little-endian one."""
+    """Return True if this machine can run the engine: numba is installed and the machine is little-endian."""
     return sys.byteorder == "little" and all(importlib.util.find_spec(name) for name in ("numba", "llvmlite"))
 
 
@@ -50,9 +50,9 @@ class TreeEngine:
             reasons.append(f"the transformation {transform}")
         if reasons:
             raise ModelError(
-                "The tree engine cannot score this model.",
+                "the tree engine cannot score this model",
                 found="; ".join(reasons),
-                next_step="Score it with the library that trained it.",
+                next_step="score it with the library that trained it",
             )
         self.tables = tables
         self.transform = transform
@@ -118,9 +118,9 @@ class TreeEngine:
     def _ready(self) -> tuple[Any, Any]:
         if not available():
             raise ModelError(
-                "The tree engine is not installed.",
+                "the tree engine is not installed",
                 found="no numba, or a big-endian machine",
-                next_step="Install the extra 'fast', or score with the library that trained the model.",
+                next_step="install the extra 'fast', or score with the library that trained the model",
             )
         with self._lock:
             if self._program is None:
@@ -142,10 +142,10 @@ class TreeEngine:
 
 def _contract(name: str, array: npt.NDArray[Any], *, expected: str) -> BadPrediction:
     return BadPrediction(
-        f"The tree engine cannot use {name} as it is.",
+        f"the tree engine cannot use {name} as it is",
         found=f"{array.dtype} of the shape {array.shape}",
         expected=expected,
-        next_step="Convert it before the call.",
+        next_step="convert it before the call",
     )
 
 

@@ -93,7 +93,7 @@ class TreeTables:
             array.flags.writeable = False
             object.__setattr__(self, name, array)
         for problem in _problems(self):
-            raise ModelError("The tree tables are inconsistent.", found=problem, next_step="Mend the reader.")
+            raise ModelError("the tree tables are inconsistent", found=problem, next_step="fix the reader")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for name, value in state.items():

@@ -75,7 +75,7 @@ def unsupported_xgboost(model: Model, *, iteration_range: tuple[int, int] = (0, 
 
 def _refusal(reasons: Sequence[str]) -> ModelError:
     return ModelError(
-        "The tree engine cannot score this model.", found="; ".join(reasons), next_step="Score it with xgboost itself."
+        "the tree engine cannot score this model", found="; ".join(reasons), next_step="score it with xgboost itself"
     )
 
 
@@ -123,10 +123,10 @@ def _tree_range(booster: Model, *, outputs: int, iteration_range: tuple[int, int
     end = end or last
     if not 0 <= begin <= end <= last:
         raise ModelError(
-            "The iteration range is outside the model.",
+            "the iteration range is outside the model",
             found=f"{begin} to {end}",
             expected=f"0 to {last}",
-            next_step="Choose rounds that the model has.",
+            next_step="choose rounds that the model has",
         )
     return int(bounds[begin]), int(bounds[end])
 
@@ -267,10 +267,10 @@ def _c_logf() -> Any:
     name = {"linux": "libm.so.6", "darwin": "libSystem.dylib"}.get(sys.platform)
     if name is None:
         raise ModelError(
-            "The tree engine cannot score this model.",
+            "the tree engine cannot score this model",
             found=f"an objective with a logarithm in its link, on {sys.platform}",
             expected="Linux or macOS, whose C library's logf is known to be xgboost's",
-            next_step="Score it with xgboost itself.",
+            next_step="score it with xgboost itself",
         )
     function = ctypes.CDLL(name).logf
     function.argtypes = [ctypes.c_float]
@@ -304,7 +304,7 @@ def read_ubj(data: bytes | bytearray) -> dict[str, Any]:
 
 
 def _damaged(found: str) -> ModelError:
-    return ModelError("The model is not whole UBJSON.", found=found, next_step="Score it with xgboost itself.")
+    return ModelError("the model is not complete UBJSON", found=found, next_step="score it with xgboost itself")
 
 
 class _Reader:
@@ -313,7 +313,7 @@ class _Reader:
         self._at = 0
 
     def value(self) -> Any:
-        """What comes next, with its marker."""
+        """Read the next value, with its marker."""
         marker = self._marker()
         if marker == "{":
             return self._object()
@@ -331,7 +331,7 @@ class _Reader:
         return found
 
     def _peek(self, marker: str) -> bool:
-        """Whether ``marker`` comes next; then it is passed."""
+        """Return True, and skip ``marker``, if it comes next."""
         if chr(self._data[self._at]) != marker:
             return False
         self._at += 1

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ModelError
-from pipeline.scoring.bisection import GIVE_UP, PROBES, NoRowWorksError, RowsError, bisect, blame_rows
+from pipeline.scoring.bisection import MAX_FAILED_ROWS, SAMPLED_ROWS, NoRowWorksError, RowsError, bisect, blame_rows
 
 
 class Calls:
@@ -66,7 +66,7 @@ def test_when_no_row_works_it_stops_early() -> None:
     calls = Calls(set(range(100_000)))
     with pytest.raises(NoRowWorksError) as caught:
         bisect(calls, 0, 100_000)
-    assert caught.value.tried == GIVE_UP + PROBES
+    assert caught.value.tried == MAX_FAILED_ROWS + SAMPLED_ROWS
     assert caught.value.example.reason == "step:f:g:ValueError"
     assert calls.count < 400
 

@@ -33,7 +33,7 @@ from pipeline.scoring import checkpoint as part_file
 from pipeline.scoring import partition
 from pipeline.scoring import partition as reread
 from pipeline.scoring.checkpoint import dictionary_columns
-from pipeline.scoring.frames import score_pandas, scored_frame, scored_meta
+from pipeline.scoring.frames import score_pandas, score_to_frame, scored_meta
 from pipeline.scoring.partition import score_partition
 from pipeline.spec.model_ref import ModelRef
 from pipeline.spec.parts import Output
@@ -242,7 +242,7 @@ def test_a_step_that_breaks_leaves_no_file(make: Callable[..., StageRecipe], lak
         "def build(frame):\n    if (frame['id'] > 2500).any():\n        return None\n    return frame\n"
     )
     recipe = make(maps=[MapRecipe("late_features:build")], row_group_rows=500)
-    with pytest.raises(StepFailed, match="something else than a DataFrame"):
+    with pytest.raises(StepFailed, match="must return a DataFrame"):
         score_partition(recipe, make_partition(*lake.files))
     assert files_of(recipe) == []
 
@@ -351,11 +351,11 @@ def test_memory_does_not_grow_with_the_partition(
     assert peak(8) < 1.25 * peak(2)
 
 
-def test_scored_frame_is_the_output_before_it_is_written(
+def test_score_to_frame_is_the_output_before_it_is_written(
     make: Callable[..., StageRecipe], lake: Lake, version: ModelVersion
 ) -> None:
     recipe = make(source_rules=(ColumnRule("age", max=80),))
-    frame = scored_frame(recipe, make_partition(*lake.files))
+    frame = score_to_frame(recipe, make_partition(*lake.files))
     wanted = oracle(lake.files, Path(version.uri))
     pd.testing.assert_frame_equal(frame, wanted[wanted["age"] <= 80].reset_index(drop=True), check_exact=True)
     bad = int((wanted["age"] > 80).sum())
@@ -365,7 +365,7 @@ def test_scored_frame_is_the_output_before_it_is_written(
     meta = scored_meta(recipe)
     assert len(meta) == 0
     assert list(meta.columns) == list(frame.columns)
-    empty = scored_frame(make(filter="id < 0"), make_partition(*lake.files))
+    empty = score_to_frame(make(filter="id < 0"), make_partition(*lake.files))
     pd.testing.assert_frame_equal(empty, meta)
 
 
@@ -390,7 +390,7 @@ def test_score_pandas_refuses_what_cannot_be_scored(lake: Lake, version: ModelVe
     frame = pq.read_table(lake.files[0]).to_pandas()
     with pytest.raises(SchemaDrift, match="lacks features"):
         score_pandas(frame.drop(columns="age"), version, output=Output(column="p"))
-    with pytest.raises(SchemaDrift, match="cannot be given"):
+    with pytest.raises(SchemaDrift, match="the model cannot take"):
         score_pandas(frame.assign(age=frame["name"]), version, output=Output(column="p"))
     with pytest.raises(InputError, match="rows cannot be scored") as caught:
         score_pandas(frame.assign(balance=np.where(frame.index == 9, np.inf, 1.0)), version, output=Output(column="p"))

@@ -14,10 +14,10 @@ PROGRAM = """
 import sys
 from pipeline.scoring.progress import progress_of, track_attempt
 with track_attempt("round", "00000", rows=10):
-    print("begun", flush=True)
+    print("started", flush=True)
     for line in sys.stdin:
-        sight = progress_of("round", "00000")
-        print(sight.seconds, sight.starved, flush=True)
+        snapshot = progress_of("round", "00000")
+        print(snapshot.seconds, snapshot.starved, flush=True)
 """
 
 
@@ -35,7 +35,7 @@ def test_a_process_that_was_stopped_says_for_how_long() -> None:
         return float(seconds), float(starved)
 
     try:
-        assert process.stdout.readline() == "begun\n"
+        assert process.stdout.readline() == "started\n"
         _, before = ask()
         os.kill(process.pid, signal.SIGSTOP)
         stopped = time.monotonic()

@@ -254,7 +254,7 @@ def test_when_memory_runs_short_the_batch_is_halved_and_grows_back() -> None:
 
 def test_when_the_floor_does_not_fit_it_is_out_of_memory() -> None:
     table = table_of(8192)
-    with pytest.raises(OutOfMemory, match="however small") as caught:
+    with pytest.raises(OutOfMemory, match="smallest size") as caught:
         score(table, Sum(most_rows=MIN_HALVED_ROWS - 1), batch_rows=8192)
     assert f"{MIN_HALVED_ROWS:,} rows" in caught.value.found
 

@@ -165,8 +165,8 @@ def test_steps_of_one_or_two_backends_follow_each_other() -> None:
 @pytest.mark.parametrize(
     ("step", "message"),
     [
-        (lambda frame: None, "something else than a DataFrame"),
-        (lambda frame: frame["full"], "something else than a DataFrame"),
+        (lambda frame: None, "must return a DataFrame"),
+        (lambda frame: frame["full"], "must return a DataFrame"),
         (lambda frame: frame.iloc[:2].reset_index(drop=True), "lost the index"),
         (lambda frame: pd.concat([frame, frame]), "added rows"),
         (lambda frame: frame.set_index(frame.index + 1), "added rows"),

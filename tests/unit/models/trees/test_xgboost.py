@@ -11,12 +11,24 @@ import pytest
 
 from pipeline.errors import ModelError
 from pipeline.models.trees import TreeEngine, read_xgboost, unsupported_xgboost
-from pipeline.models.trees.xgboost import LIBM_TRANSFORMS, OBJECTIVES, transform_name, unsupported_transform
+from pipeline.models.trees.xgboost import (
+    LIBM_TRANSFORMS,
+    OBJECTIVES,
+    read_ubj,
+    transform_name,
+    unsupported_transform,
+)
 
-pytest.importorskip("numba")
 xgboost = pytest.importorskip("xgboost")
 
 FEATURES = 6
+
+
+@pytest.fixture(autouse=True)
+def numba(request: pytest.FixtureRequest) -> None:
+    """Skip a test of the engine where numba is not installed."""
+    if request.cls is not TestReadUbj:
+        pytest.importorskip("numba")
 
 
 def make_matrix(rows: int, *, seed: int, missing: float = 0.1) -> np.ndarray:
@@ -276,3 +288,64 @@ def test_vector_leaves_of_an_older_format_are_named() -> None:
     for tree in model["learner"]["gradient_booster"]["model"]["trees"]:
         del tree["leaf_weights"]
     assert unsupported_xgboost(model) == ("vector leaves in the format of xgboost before 3.2",)
+
+
+def assert_equal(found: Any, wanted: Any, path: str = "") -> None:
+    if isinstance(wanted, dict):
+        assert list(found) == list(wanted), path
+        for name in wanted:
+            assert_equal(found[name], wanted[name], f"{path}.{name}")
+    elif isinstance(found, np.ndarray):
+        np.testing.assert_array_equal(found, np.asarray(wanted, dtype=found.dtype), err_msg=path)
+    elif isinstance(wanted, list):
+        assert len(found) == len(wanted), path
+        for one, other in zip(found, wanted, strict=True):
+            assert_equal(one, other, path)
+    elif isinstance(wanted, float):
+        assert np.float32(found) == np.float32(wanted), path
+    else:
+        assert found == wanted, path
+
+
+@pytest.fixture(scope="module")
+def booster() -> Any:
+    rng = np.random.default_rng(0)
+    values = np.c_[rng.normal(size=(500, 3)), rng.integers(0, 6, 500)]
+    data = xgboost.DMatrix(values, rng.random(500), feature_types=["float"] * 3 + ["c"], enable_categorical=True)
+    return xgboost.train({"max_depth": 4, "booster": "dart", "rate_drop": 0.5, "nthread": 1, "seed": 1}, data, 5)
+
+
+class TestReadUbj:
+    """The binary form of a model file reads as its JSON form. Needs no numba."""
+
+    def test_it_is_what_the_json_says(self, booster: Any) -> None:
+        found = read_ubj(booster.save_raw("ubj"))
+        assert_equal(found, json.loads(booster.save_raw("json")))
+        tree = found["learner"]["gradient_booster"]["gbtree"]["model"]["trees"][0]
+        assert tree["split_conditions"].dtype == np.float32
+        assert tree["split_conditions"].dtype.isnative
+
+    def test_every_cut_is_refused(self, booster: Any) -> None:
+        data = bytes(booster.save_raw("ubj"))
+        for length in [*range(200), *range(200, len(data), 97)]:
+            with pytest.raises(ModelError, match="not complete UBJSON"):
+                read_ubj(data[:length])
+
+    @pytest.mark.parametrize(
+        "data", [b"Z", b"[#U\x01T", b"{L" + b"\xff" * 8, b"{U\x01a?}", b"[$U]", b"{U\x01aSd\x00\x00\x00\x00}"]
+    )
+    def test_what_is_no_object_is_refused(self, data: bytes) -> None:
+        with pytest.raises(ModelError):
+            read_ubj(data)
+
+    def test_every_kind_of_value(self) -> None:
+        data = (
+            b"{U\x01ai\xffU\x01bU\xffU\x01cI\x01\x00U\x01dl\x00\x01\x00\x00U\x01eD\x3f\xf8\x00\x00\x00\x00\x00\x00"
+            b"U\x01fTU\x01gFU\x01hZU\x01i[SU\x01xU\x07]U\x01j[#U\x02TFU\x01k[$I#U\x02\x00\x01\xff\xff}"
+        )
+        found = read_ubj(data)
+        assert found.pop("k").tolist() == [1, -1]
+        assert found == {
+            "a": -1, "b": 255, "c": 256, "d": 65536, "e": 1.5, "f": True, "g": False, "h": None, "i": ["x", 7],
+            "j": [True, False],
+        }  # fmt: skip
