@@ -143,7 +143,7 @@ def test_a_wrong_value_in_a_cluster_file_names_the_file(site: Path) -> None:
         find_cluster("big", settings=Settings())
     assert caught.value.where.endswith("cluster_configs/big.yaml")
     (site / "cluster_configs" / "big.yaml").write_text("type: local\nworkes: 3\n")
-    with pytest.raises(SpecError, match="a field its type does not know"):
+    with pytest.raises(SpecError, match="unknown field in a cluster file"):
         find_cluster("big", settings=Settings())
 
 

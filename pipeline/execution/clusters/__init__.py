@@ -1,7 +1,7 @@
-"""From a name to a running client, released always.
+"""Clusters: find one by name, connect a client, and always release it.
 
-A cluster is a name in ``cluster_configs/``, a YAML file, or the address of a scheduler. The file says ``type`` (an
-adapter), the adapter's own fields, and settings that hold where it is used (`pipeline.settings`).
+A cluster is a name in ``cluster_configs/``, a YAML file, or the address of a scheduler. The file holds ``type`` (an
+adapter), the fields of the adapter, and settings for jobs on this cluster (`pipeline.settings`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BUILT_IN = {
 
 DASK_CONFIG: dict[str, Any] = {
     "distributed.scheduler.worker-saturation": 1.0,
-    # Workers die for reasons that are not the task's; who is to blame is counted by the dispatcher.
+    # Workers also die for reasons that are not the task's: the dispatcher counts the blame.
     "distributed.scheduler.allowed-failures": 20,
     "distributed.scheduler.work-stealing": False,
     "distributed.worker.memory.spill": False,
@@ -43,27 +43,27 @@ DASK_CONFIG: dict[str, Any] = {
     "distributed.worker.memory.terminate": 0.92,
     "distributed.comm.timeouts.connect": "30s",
 }
-"""What a cluster started here runs with, and why: the measurements in ``docs/design/001-one-task-a-partition.md``."""
+"""Configuration of Dask for clusters started here; ``docs/design/001-one-task-a-partition.md`` has the measurements."""
 
 
 class ClusterAdapter(Protocol):
     """A kind of cluster."""
 
     def limits(self) -> Limits:
-        """What it will offer, known before it is started."""
+        """Return the workers, threads and memory it will offer, without starting it."""
 
     def open(self, *, directory: str = "") -> Any:
-        """Context manager: start or connect, give a `distributed.Client`, and release everything on leaving.
+        """Start or connect, yield a `distributed.Client`, and release everything on leaving: a context manager.
 
-        :param directory: the job directory, for what workers must be able to read and nobody else.
+        :param directory: the job directory, for files that only workers may read.
         """
 
 
 def find_cluster(name: str, *, settings: Settings, folders: tuple[str, ...] = ()) -> ClusterAdapter:
-    """The adapter for ``name`` with its configuration. Settings in its file win over those of ``dask.config``.
+    """Return the adapter of a cluster with its configuration. Settings in its file override those of ``dask.config``.
 
-    :param folders: where to look for ``<name>.yaml`` and ``cluster_configs/<name>.yaml`` first.
-    :raises SpecError: when there is no such cluster, or its file is wrong.
+    :param folders: folders searched first for ``<name>.yaml`` and ``cluster_configs/<name>.yaml``.
+    :raises SpecError: when the cluster is unknown, or its file is invalid.
     """
     config, where = _config(name, folders)
     kind = config.pop("type", None)
@@ -71,18 +71,18 @@ def find_cluster(name: str, *, settings: Settings, folders: tuple[str, ...] = ()
         raise SpecError("a cluster file has no type", where=name, expected="type: " + " | ".join(BUILT_IN))
     adapter = find_adapter(kind, kind="cluster", built_in=BUILT_IN)
     settings = with_cluster_file(settings, _settings_in(config), where=where)
-    own = {one.name for one in fields(adapter)} if is_dataclass(adapter) else set(config)
+    own = {known.name for known in fields(adapter)} if is_dataclass(adapter) else set(config)
     config = {key: value for key, value in config.items() if key in own or key not in setting_names()}
     try:
         return adapter(settings=settings, **config)  # type: ignore[no-any-return]
     except TypeError as error:
         raise SpecError(
-            "a cluster file has a field its type does not know", where=name, found=str(error).split("__init__() ")[-1]
+            "unknown field in a cluster file", where=name, found=str(error).split("__init__() ")[-1]
         ) from error
 
 
 def site_settings(name: str, *, settings: Settings, folders: tuple[str, ...] = ()) -> Settings:
-    """``settings`` with those in the file of the cluster ``name``, as `find_cluster` hands them to its adapter."""
+    """Return ``settings`` with those in the file of a cluster, as `find_cluster` passes them to its adapter."""
     config, where = _config(name, folders)
     return with_cluster_file(settings, _settings_in(config), where=where)
 
@@ -93,7 +93,7 @@ def _settings_in(config: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def open_cluster(adapter: ClusterAdapter, *, directory: str = "") -> Iterator[Any]:
-    """A client of the running cluster. Whatever happens inside, the cluster is released on leaving.
+    """Yield a client of the running cluster. The cluster is released on leaving, also after an error.
 
     :param directory: the job directory.
     """
@@ -102,7 +102,7 @@ def open_cluster(adapter: ClusterAdapter, *, directory: str = "") -> Iterator[An
 
 
 def _config(name: str, folders: tuple[str, ...]) -> tuple[dict[str, Any], str]:
-    """What is said about the cluster, and where."""
+    """Return the configuration of a cluster, and its origin."""
     if "://" in name:
         return {"type": "address", "address": name}, name
     for path in _candidates(name, folders):
@@ -112,7 +112,7 @@ def _config(name: str, folders: tuple[str, ...]) -> tuple[dict[str, Any], str]:
         return {"type": "local"}, name
     known = sorted({path.stem for folder in _homes(folders) for path in folder.glob("*.yaml")} | {"local"})
     raise SpecError(
-        "there is no such cluster",
+        "unknown cluster",
         where="cluster",
         found=name,
         expected=", ".join(known) + ", a YAML file, or an address such as tcp://host:8786",
@@ -136,20 +136,20 @@ def _read(path: Path) -> dict[str, Any]:
         raise SpecIssues(list(document.mistakes), name=str(path))
     config = document.data
     if not isinstance(config, Mapping):
-        raise SpecError("a cluster file is no mapping", where=str(path), found=type(config).__name__)
+        raise SpecError("a cluster file is not a mapping", where=str(path), found=type(config).__name__)
     return {str(key).replace("-", "_"): value for key, value in config.items()}
 
 
 def cluster_of(spec: JobSpec, *, settings: Settings) -> ClusterAdapter:
-    """The adapter for the cluster that was chosen; see `cluster_choice`."""
+    """Return the adapter of the chosen cluster; see `cluster_choice`."""
     name = cluster_choice(spec, settings=settings).value
     return find_cluster(name, settings=settings, folders=settings.import_paths)
 
 
 def cluster_choice(spec: JobSpec, *, settings: Settings, of_spec: ResolvedSetting | None = None) -> ResolvedSetting:
-    """The name of the cluster, and what says so: a flag or a variable, else the spec, else ``dask.config``.
+    """Return the name of the cluster and its origin: a flag or a variable, else the spec, else ``dask.config``.
 
-    :param of_spec: where the spec has its ``cluster`` from, when that is known.
+    :param of_spec: origin of the spec's ``cluster``, if known.
     """
     candidates = [SettingSource("local", Precedence.BUILT_IN)]
     if spec.cluster is not None and of_spec is not None:
@@ -157,14 +157,14 @@ def cluster_choice(spec: JobSpec, *, settings: Settings, of_spec: ResolvedSettin
     elif spec.cluster is not None:
         candidates.append(SettingSource(spec.cluster, Precedence.JOB_FILE, "cluster"))
     if settings.cluster is not None:
-        found = settings.choice("cluster")
-        candidates.append(SettingSource(found.value, found.rank, found.origin))
-        candidates += [one for one in found.over if one.rank is not Precedence.BUILT_IN]
+        setting = settings.choice("cluster")
+        candidates.append(SettingSource(setting.value, setting.rank, setting.origin))
+        candidates += [source for source in setting.over if source.rank is not Precedence.BUILT_IN]
     return resolve_setting(candidates)
 
 
 def settings_of(spec: JobSpec, *, settings: Settings) -> Settings:
-    """``settings`` with those that the file of the chosen cluster holds; the cluster they name is the chosen one."""
+    """Return ``settings`` with those in the file of the chosen cluster, and that cluster as ``cluster``."""
     name = cluster_choice(spec, settings=settings).value
     if settings.cluster not in (None, name):
         settings = replace(settings, cluster=name)

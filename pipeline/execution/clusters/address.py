@@ -1,4 +1,4 @@
-"""A scheduler that runs already. It is used, and left as it was."""
+"""A scheduler that runs already. It is not stopped at the end."""
 
 from __future__ import annotations
 
@@ -29,31 +29,31 @@ class ExistingScheduler:
     address: str
     """Such as ``tls://10.0.0.1:8786``."""
     ca: str | None = None
-    """Certificate of the authority for ``tls://``: path, ``file:PATH`` or ``env:NAME``. These three override the
-    settings, and those Dask's own configuration (``distributed.comm.tls``)."""
+    """Certificate of the authority for ``tls://``: path, ``file:PATH`` or ``env:NAME``. ``ca``, ``cert`` and ``key``
+    override the settings, which override Dask's own configuration (``distributed.comm.tls``)."""
     cert: str | None = None
-    """Certificate to show."""
+    """Certificate of this client."""
     key: str | None = None
-    """Its private key."""
+    """Private key of ``cert``."""
 
     def limits(self) -> Limits:
-        """What the workers that are there now offer."""
+        """Return the limits of the current workers."""
         with self._connect() as client:
-            # The last one may leave between the wait for it and this question; planning then reckons with one.
+            # The last worker may leave after the wait for it; planning then assumes one.
             workers = list(client.scheduler_info(n_workers=-1)["workers"].values()) or [_UNKNOWN]
-        # A worker without a limit of its own reports 0; 4 GiB is what planning then reckons with.
+        # A worker without a limit reports 0; planning then assumes 4 GiB.
         limits = [int(worker["memory_limit"] or 0) or 4 << 30 for worker in workers]
         threads = [int(worker["nthreads"]) for worker in workers]
         return Limits(workers=len(workers), threads=max(1, sum(threads) // len(threads)), memory=min(limits))
 
     @contextmanager
     def open(self, *, directory: str = "") -> Iterator[Client]:
-        """A client of it; closed on leaving."""
-        is_known = self.address.startswith("tls://") or is_loopback(host_of(self.address))
-        if not (is_known or self.settings.insecure_network):
+        """Yield a client, and close it on leaving."""
+        is_safe = self.address.startswith("tls://") or is_loopback(host_of(self.address))
+        if not (is_safe or self.settings.insecure_network):
             logger.warning(
-                "the connection to %s is not encrypted, and nobody there is asked who they are: "
-                "use tls://, or say --insecure-network",
+                "the connection to %s is neither encrypted nor authenticated: "
+                "use tls://, or --insecure-network to silence this warning",
                 self.address,
             )
         with self._connect() as client:
@@ -67,18 +67,18 @@ class ExistingScheduler:
                 self.address, set_as_default=False, security=security, timeout=self.settings.scheduler_timeout
             )
         except (OSError, TimeoutError) as error:
-            # The other end gives no reason for a certificate that it does not take.
-            tls = ", or give the certificates that it takes" if security is not None else ""
+            # A scheduler gives no reason for rejecting a certificate.
+            tls = ", or give the certificates it accepts" if security is not None else ""
             raise SchedulerLost(
-                "there is no scheduler at that address",
+                "no scheduler at this address",
                 where=self.address,
                 found=str(error) or str(error.__cause__ or type(error).__name__),
-                next_step=f"start one (dask scheduler), or mend the address{tls}",
+                next_step=f"start one (dask scheduler), or fix the address{tls}",
             ) from error
         with client:
             try:
                 wait_in_slices(
-                    lambda some: client.wait_for_workers(1, timeout=some), timeout=self.settings.no_workers_timeout
+                    lambda piece: client.wait_for_workers(1, timeout=piece), timeout=self.settings.no_workers_timeout
                 )
             except TimeoutError as error:
                 raise NoWorkers(
@@ -90,7 +90,7 @@ class ExistingScheduler:
             yield client
 
     def _security(self) -> Any:
-        """What Dask needs to connect; None: what its configuration says.
+        """Return the certificates to connect with; None: those of Dask's configuration.
 
         :raises SpecError: for a ``tls://`` address without certificates.
         """

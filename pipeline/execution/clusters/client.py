@@ -1,7 +1,4 @@
-"""Before the first partition: every worker imports what it will need, and says which versions it runs.
-
-One running cluster for several jobs at a time.
-"""
+"""Check the versions of all workers before the first partition, and share one cluster among several jobs."""
 
 from __future__ import annotations
 
@@ -29,30 +26,30 @@ PACKAGES = ("dask-batch-pipeline", "dask", "distributed", "pyarrow", "pandas", "
 
 
 def warm_up(flavor: str) -> dict[str, str]:
-    """Import what a task with a model of that flavor imports; then `versions`. From here on its logs are masked."""
+    """Import what a task with a model of that flavor needs, mask secrets in logs from now on, and return `versions`."""
     mask_logs()
     for library in find_flavor(flavor).libraries:
         with suppress(ImportError):
-            # What is missing is told, with what to install, by the load of the model.
+            # Loading the model reports a missing package and how to install it.
             import_module(library)
     return versions()
 
 
 def versions() -> dict[str, str]:
-    """Versions of this process by package, those that are not installed left out."""
-    found = {"python": ".".join(platform.python_version_tuple()[:2])}
+    """Return the versions of installed packages in this process, by package."""
+    installed = {"python": ".".join(platform.python_version_tuple()[:2])}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def shake_hands(client: Any, *, flavor: str, timeout: float) -> int:
-    """Let every worker that is there now import and tell its versions. Returns how many answered.
+    """Let all current workers import and compare their versions. Return the number of workers that answered.
 
-    :param timeout: seconds after which a worker that has not answered is left to do its imports with its first task.
+    :param timeout: seconds to wait for an answer; a slower worker imports with its first task.
     :raises EnvMismatch: when a worker runs other versions than this process.
     """
     mine = versions()
@@ -75,7 +72,7 @@ def _gather(futures: Mapping[str, Any], *, deadline: float) -> dict[str, dict[st
         try:
             answers[address] = future.result(timeout=max(0.01, deadline - time.monotonic()))
         except (ImportError, RuntimeError) as error:
-            # The scheduler, which takes a task in first, says so in other words than a worker.
+            # The scheduler unpickles a task first, and words an import error differently from a worker.
             if isinstance(error, RuntimeError) and "deserialization" not in str(error):
                 raise
             cause = error.__cause__ or error
@@ -83,11 +80,11 @@ def _gather(futures: Mapping[str, Any], *, deadline: float) -> dict[str, dict[st
                 "scheduler or workers cannot import what this job needs",
                 where=f"worker {address}",
                 found=f"{type(cause).__name__}: {cause}",
-                expected="this package and all that it imports, as the driver has them",
+                expected="this package and all that it imports, in the versions of the driver",
                 next_step="install the same packages for all of them, then resume",
             ) from error
         except TimeoutError:
-            logger.warning("worker %s has not answered in time; it imports with its first task", address)
+            logger.warning("worker %s did not answer in time; it imports with its first task", address)
     return answers
 
 
@@ -104,26 +101,26 @@ def _compare(mine: Mapping[str, str], theirs: Mapping[str, str], address: str) -
 
 
 class SharedCluster:
-    """Lends each of the jobs on it a client of its own, because a client hears the cluster's events for one of them."""
+    """A cluster shared by several jobs. Each has its own client, because a client has one subscriber per topic."""
 
     def __init__(self, client: Any, *, timeout: float) -> None:
         self.shared_state = SharedClusterState()
         self._client = client
         self._timeout = timeout
-        self._greeted: set[str] = set()
+        self._checked: set[str] = set()
         self._lock = threading.Lock()
 
     @contextmanager
     def client(self, flavor: str) -> Iterator[Any]:
-        """A client of the cluster, closed on leaving.
+        """Yield a client of the cluster, and close it on leaving.
 
-        :param flavor: what its workers must be able to import.
-        :raises EnvMismatch: when they run other versions than this process.
+        :param flavor: model flavor that workers must be able to import.
+        :raises EnvMismatch: when workers run other versions than this process.
         """
         with self._lock:
-            if flavor not in self._greeted:
+            if flavor not in self._checked:
                 shake_hands(self._client, flavor=flavor, timeout=self._timeout)
-                self._greeted.add(flavor)
+                self._checked.add(flavor)
         address, security = self._client.scheduler.address, self._client.security
         with Client(address, security=security, set_as_default=False, timeout=self._timeout) as client:
             yield client

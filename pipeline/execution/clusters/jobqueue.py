@@ -1,7 +1,7 @@
-"""Workers as jobs of a batch system, through dask-jobqueue; scheduler and driver run where the command was given.
+"""Workers as jobs of a batch system, through dask-jobqueue. Scheduler and driver run on the submitting machine.
 
-Jobs end by themselves: workers leave before their walltime, a little apart from each other so that those that replace
-them are there first, and all of them when the scheduler is gone, however the driver ended.
+Workers leave before their walltime, staggered so that their replacements start first. All jobs end when the scheduler
+is gone, however the driver ended.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pipeline.storage.local import LocalStore
 from pipeline.storage.urls import is_local_path, local_path
 
 CLOSING_SECONDS = 60.0
-"""What a worker may need between the end of its lifetime and the end of its job."""
+"""Seconds a worker may need between the end of its lifetime and the end of its job."""
 _CLOCK = re.compile(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+)")
 _OURS = frozenset(
     ("cores", "memory", "processes", "queue", "walltime", "interface", "security", "protocol", "worker_extra_args")
@@ -43,12 +43,12 @@ _OURS = frozenset(
 
 @dataclass(frozen=True)
 class BatchSystem:
-    """What the adapters of all batch systems share: the fields of a cluster file."""
+    """Base of the adapters: the fields of a cluster file."""
 
     name: ClassVar[str]
-    """Of dask-jobqueue's class, without ``Cluster``."""
+    """Name of dask-jobqueue's class, without ``Cluster``."""
     commands: ClassVar[tuple[str, ...]]
-    """Programs that must be there."""
+    """Programs that must be on the PATH."""
     walltime_key: ClassVar[str | None] = "walltime"
     """Argument of dask-jobqueue's class for the walltime; None: the batch system has none."""
     account_key: ClassVar[str] = "account"
@@ -58,45 +58,47 @@ class BatchSystem:
     cores: int
     """Cores of one job."""
     memory: str
-    """Memory of one job, as ``16 GiB``."""
+    """Memory of one job, such as ``16 GiB``."""
     jobs: int = 1
-    """Jobs at a time, the most; ``--workers`` overrides it."""
+    """Maximum of jobs at a time; ``--workers`` overrides it."""
     minimum: int | None = None
-    """Jobs that are kept when there is little to do. Default: ``jobs``. What is lost is submitted again."""
+    """Minimum of jobs at a time. Default: ``jobs``. Lost jobs are submitted again."""
     processes: int = 1
-    """Worker processes of one job; each has its share of cores and memory."""
+    """Worker processes of one job; they share its cores and memory equally."""
     walltime: str = "1 hour"
-    """Of one job: ``HH:MM:SS``, ``D-HH:MM:SS``, or as ``90 minutes``. A run may take longer: new jobs take over."""
+    """Walltime of one job: ``HH:MM:SS``, ``D-HH:MM:SS`` or ``90 minutes``. In longer runs new jobs take over."""
     stagger: str = "2 minutes"
-    """How far apart workers leave: at least what a job needs from its submission to its first partition. Less, and all
-    workers may be gone before the next ones come."""
+    """Time between workers that leave: at least the time from submission of a job to its first partition. With
+    less, all workers may leave before their replacements start."""
     wait: str = "1 hour"
-    """How long the first job may wait in the queue."""
+    """Time the first job may wait in the queue."""
     queue: str | None = None
     """Queue or partition."""
     account: str | None = None
     """Account or project."""
     interface: str | None = None
-    """Network interface of the fast network, such as ``ib0``. Default: the one that leads to the outside."""
+    """Network interface of the fast network, such as ``ib0``. Default: that of the default route."""
     shared_directory: str | None = None
-    """Folder that workers see too, for certificates. Default: the job directory."""
+    """Folder that workers can read too, for certificates. Default: the job directory."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of dask-jobqueue's class, such as ``job_extra_directives``, ``python``, ``local_directory``."""
 
     def __post_init__(self) -> None:
-        taken = sorted(_OURS & set(self.options))
-        if taken:
-            raise self._wrong(f"options.{taken[0]}", str(self.options[taken[0]]), "a field of the cluster file itself")
+        reserved = sorted(_OURS & set(self.options))
+        if reserved:
+            raise self._invalid(
+                f"options.{reserved[0]}", str(self.options[reserved[0]]), "a field of the cluster file itself"
+            )
         if not (isinstance(self.cores, int) and isinstance(self.processes, int) and self.cores >= self.processes > 0):
-            raise self._wrong("processes", f"{self.processes} for {self.cores} cores", "at least one core for each")
+            raise self._invalid("processes", f"{self.processes} for {self.cores} cores", "at least one core for each")
         if self._lifetime() <= self._seconds("stagger"):
             expected = f"more than {2 * self._seconds('stagger') + CLOSING_SECONDS:.0f} s, or a smaller stagger"
-            raise self._wrong("walltime", f"{self.walltime}, with a stagger of {self.stagger}", expected)
+            raise self._invalid("walltime", f"{self.walltime}, with a stagger of {self.stagger}", expected)
 
-    # What it will offer
+    # Limits
 
     def limits(self) -> Limits:
-        """What it will offer, from the file and the settings; nothing is submitted."""
+        """Return workers, threads and memory, from the file and the settings. Nothing is submitted."""
         jobs = self._jobs()
         return Limits(workers=jobs * self.processes, threads=self._threads(), memory=self._bytes() // self.processes)
 
@@ -110,10 +112,10 @@ class BatchSystem:
         try:
             return int(parse_bytes(self.memory))
         except ValueError as error:
-            raise self._wrong("memory", repr(self.memory), "a size such as 16 GiB") from error
+            raise self._invalid("memory", repr(self.memory), "a size such as 16 GiB") from error
 
     def _seconds(self, name: str) -> float:
-        """A field that is a span of time, in seconds."""
+        """Return the seconds of a field that is a duration."""
         text = str(getattr(self, name))
         clock = _CLOCK.fullmatch(text)
         if clock:
@@ -122,25 +124,29 @@ class BatchSystem:
         try:
             return float(parse_timedelta(text, default="s"))
         except (ValueError, KeyError) as error:
-            raise self._wrong(name, repr(text), "HH:MM:SS, or as 90 minutes") from error
+            raise self._invalid(name, repr(text), "HH:MM:SS, or a duration such as 90 minutes") from error
 
     def _lifetime(self) -> float:
-        """Seconds after which a worker leaves, give or take the stagger: always before its walltime."""
+        """Return the seconds after which a worker leaves, ± the stagger: always before its walltime."""
         return self._seconds("walltime") - self._seconds("stagger") - CLOSING_SECONDS
 
-    def _wrong(self, name: str, found: str, expected: str) -> SpecError:
-        return SpecError("a cluster file has a wrong value", where=f"type: {self.name.lower()}, {name}", found=found,
-                         expected=expected)  # fmt: skip
+    def _invalid(self, name: str, found: str, expected: str) -> SpecError:
+        return SpecError(
+            "invalid value in a cluster file",
+            where=f"type: {self.name.lower()}, {name}",
+            found=found,
+            expected=expected,
+        )
 
-    # Running it
+    # Lifecycle
 
     @contextmanager
     def open(self, *, directory: str = "") -> Iterator[Client]:
-        """Submit the jobs and give a client once one of them works; all of them are cancelled on leaving.
+        """Submit the jobs and yield a client once one of them has started; cancel all jobs on leaving.
 
-        :param directory: the job directory: certificates and the jobs' logs are put there.
-        :raises NoWorkers: when no job began in time.
-        :raises RefusedForSafety: when there can be no TLS between hosts.
+        :param directory: the job directory; certificates and logs of the jobs are stored there.
+        :raises NoWorkers: when no job started in time.
+        :raises RefusedForSafety: when TLS between hosts is impossible.
         """
         check_dashboard(self.settings.dashboard)
         with self._certificates(directory) as certificates, self._start(certificates, directory) as client:
@@ -153,17 +159,17 @@ class BatchSystem:
         try:
             return is_loopback(get_ip_interface(self.interface))
         except ValueError as error:
-            raise self._wrong("interface", self.interface, str(error)) from error
+            raise self._invalid("interface", self.interface, str(error)) from error
 
     def _certificates(self, directory: str) -> AbstractContextManager[Certificates | None]:
         if not self.settings.tls and (self.is_on_one_host() or self.settings.insecure_network):
             return nullcontext()
         shared = self.shared_directory or directory
         if not shared or not is_local_path(shared):
-            raise self._wrong(
+            raise self._invalid(
                 "shared_directory",
                 f"none, and the job directory is {directory or 'a temporary one'}",
-                "a folder that workers of other machines see: certificates are put there",
+                "a folder that workers of other machines can read, for certificates",
             )
         return certificates_in(shared)
 
@@ -172,10 +178,10 @@ class BatchSystem:
         missing = [program for program in self.commands if shutil.which(program) is None]
         if missing:
             raise SpecError(
-                "the batch system's commands are not on this machine",
+                "commands of the batch system not found on this machine",
                 where=f"type: {self.name.lower()}",
                 found=f"no {', no '.join(missing)} on the PATH",
-                next_step="run it where jobs are submitted, such as a login node",
+                next_step="run it on a machine that can submit jobs, such as a login node",
             )
         config = {**DASK_CONFIG, "distributed.scheduler.no-workers-timeout": self.settings.no_workers_timeout}
         with dask.config.set(config):
@@ -191,12 +197,12 @@ class BatchSystem:
                 cluster.close(timeout=60)
 
     def make(self, certificates: Certificates | None, *, directory: str = "") -> Any:
-        """dask-jobqueue's cluster, its scheduler running, no job submitted yet."""
+        """Return dask-jobqueue's cluster with a running scheduler; no job is submitted yet."""
         try:
             import dask_jobqueue
         except ImportError as error:
             raise SpecError(
-                "the package for batch systems is not installed",
+                "the package dask-jobqueue is not installed",
                 where=f"type: {self.name.lower()}",
                 found=str(error),
                 next_step='pip install ".[jobqueue]"',
@@ -206,17 +212,19 @@ class BatchSystem:
         known = {name for owner in owners for name in inspect.signature(owner.__init__).parameters}
         unknown = sorted(set(self.options) - known)
         if unknown:
-            raise self._wrong(f"options.{unknown[0]}", unknown[0], ", ".join(sorted(known - _OURS - {"self", "name"})))
+            raise self._invalid(
+                f"options.{unknown[0]}", unknown[0], ", ".join(sorted(known - _OURS - {"self", "name"}))
+            )
         try:
             return cluster(**self._arguments(certificates, directory))
         except SpecError:
             raise
         except (OSError, RuntimeError) as error:
             raise InfrastructureError(
-                "the scheduler could not be started", where=f"type: {self.name.lower()}", found=str(error)
+                "could not start the scheduler", where=f"type: {self.name.lower()}", found=str(error)
             ) from error
         except (TypeError, ValueError) as error:
-            raise self._wrong("options", str(error).splitlines()[0], f"arguments of {self.name}Cluster") from error
+            raise self._invalid("options", str(error).splitlines()[0], f"arguments of {self.name}Cluster") from error
 
     def _arguments(self, certificates: Certificates | None, directory: str) -> dict[str, Any]:
         options = dict(self.options)
@@ -224,7 +232,7 @@ class BatchSystem:
         named = {self.queue_key: self.queue, self.account_key: self.account}
         if directory and is_local_path(directory):
             folder = local_path(directory) / layout.WORKER_LOGS
-            # Made here: the batch system would make it as the umask says.
+            # The batch system would create it with the permissions of the umask.
             LocalStore(folder.parent, private=True).make_folder(folder)
             named["log_directory"] = str(folder)
         if self.walltime_key:
@@ -247,13 +255,13 @@ class BatchSystem:
 
     def _worker_arguments(self) -> list[str]:
         lifetime, stagger = self._lifetime(), self._seconds("stagger")
-        # The HTTP server of a worker has no TLS. When the scheduler is gone, workers end, and their jobs with them.
+        # The HTTP server of a worker has no TLS.
         shown = ["--dashboard", "--dashboard-address", f"{LOOPBACK}:0"]
         ends = ["--lifetime", f"{lifetime:.0f}s", "--lifetime-stagger", f"{stagger:.0f}s"]
         return [*shown, *ends, "--preload", "pipeline.execution.clusters.worker_setup"]
 
     def _environment(self) -> list[str]:
-        """Lines of the job script that give workers this site's configuration of Dask, and their share of cores."""
+        """Return lines of the job script: the configuration of Dask for workers, and their share of cores."""
         config = {key.upper().replace(".", "__").replace("-", "_"): value for key, value in DASK_CONFIG.items()}
         threads = thread_environment(self.cores, self.processes * self._threads())
         dask_lines = [f"export DASK_{name}={value}" for name, value in config.items()]
@@ -261,19 +269,19 @@ class BatchSystem:
 
     @staticmethod
     def clock(seconds: float) -> str:
-        """A walltime as the batch system writes it."""
+        """Return a walltime in the format of the batch system."""
         minutes, rest = divmod(int(seconds), 60)
         return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest:02d}"
 
     def _await_workers(self, client: Client) -> None:
         try:
-            wait_in_slices(lambda some: client.wait_for_workers(1, timeout=some), timeout=self._seconds("wait"))
+            wait_in_slices(lambda piece: client.wait_for_workers(1, timeout=piece), timeout=self._seconds("wait"))
         except TimeoutError as error:
             raise NoWorkers(
-                "no job of the batch system has begun to work",
+                "no job of the batch system started",
                 where=f"type: {self.name.lower()}",
                 found=f"0 of {self._jobs()} after {self.wait}",
-                next_step="look at the queue and at logs/workers/ in the job directory, then resume; or raise wait",
+                next_step="check the queue and logs/workers/ in the job directory, then resume; or raise wait",
             ) from error
 
 
@@ -295,7 +303,7 @@ class PBS(BatchSystem):
 
 @dataclass(frozen=True)
 class SGE(BatchSystem):
-    """``type: sge``: Grid Engine and what came of it."""
+    """``type: sge``: Grid Engine and its successors."""
 
     name = "SGE"
     commands = ("qsub", "qdel")
@@ -312,13 +320,13 @@ class LSF(BatchSystem):
 
     @staticmethod
     def clock(seconds: float) -> str:
-        """``HH:MM``."""
+        """Return a walltime as ``HH:MM``."""
         return f"{int(seconds) // 3600:02d}:{int(seconds) % 3600 // 60:02d}"
 
 
 @dataclass(frozen=True)
 class HTCondor(BatchSystem):
-    """``type: htcondor``. It has no walltime and no queues; workers leave at the end of their lifetime all the same."""
+    """``type: htcondor``. It has no walltime and no queues; workers still leave at the end of their lifetime."""
 
     name = "HTCondor"
     commands = ("condor_submit", "condor_rm")
@@ -332,5 +340,5 @@ class HTCondor(BatchSystem):
         if account:
             extra = dict(arguments.get("job_extra_directives") or {})
             arguments["job_extra_directives"] = {self.account_key: account, **extra}
-        # Its disk is not ours to choose without a word.
+        # A default that ``options`` may override.
         return {"disk": "1 GiB", **arguments}

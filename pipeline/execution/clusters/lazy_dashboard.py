@@ -1,6 +1,6 @@
-"""The scheduler's dashboard in this process, imported when somebody first looks at it.
+"""The scheduler's dashboard, imported at the first visit.
 
-Importing bokeh and making its models takes 0.6 s of a core while workers start; most jobs end without a look.
+Importing bokeh and building its models takes 0.6 s of a core while workers start, and most jobs end without a visit.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import Any
 from tornado import web
 
 PREFIX = "/"
-"""Of the scheduler's pages, as distributed has it by default."""
+"""URL prefix of the scheduler's pages, distributed's default."""
 
 
 def add_dashboard(scheduler: Any) -> None:
-    """Serve the pages of ``scheduler``, which was made with ``dashboard=False``, from the first visit on."""
-    door = web.Application([(r".*", _FirstVisit, {"scheduler": scheduler, "lock": asyncio.Lock()})])
-    scheduler.http_application.add_application(door)
+    """Serve the pages of ``scheduler``, which was created with ``dashboard=False``, from the first visit on."""
+    placeholder = web.Application([(r".*", _FirstVisit, {"scheduler": scheduler, "lock": asyncio.Lock()})])
+    scheduler.http_application.add_application(placeholder)
 
 
 class _FirstVisit(web.RequestHandler):
-    """Puts the real pages in the place of the application it belongs to."""
+    """Replaces its application by the real pages."""
 
     def initialize(self, scheduler: Any, lock: asyncio.Lock) -> None:
         self._scheduler = scheduler
@@ -31,18 +31,18 @@ class _FirstVisit(web.RequestHandler):
     async def get(self) -> None:
         try:
             async with self._lock:
-                await self._open()
+                await self._load_pages()
         except ImportError as error:
             self.set_status(503)
             self.finish(f"The dashboard needs bokeh, which cannot be imported here ({error}): pip install bokeh")
             return
         self.redirect(self.request.uri or PREFIX)
 
-    async def _open(self) -> None:
+    async def _load_pages(self) -> None:
         site = self._scheduler.http_application
         if self.application not in site.applications:
             return
-        # In a thread, so that the scheduler goes on meanwhile.
+        # In a thread: the scheduler keeps running.
         loop = asyncio.get_running_loop()
         pages = await loop.run_in_executor(None, import_module, "distributed.dashboard.scheduler")
         pages.connect(site, self._scheduler.http_server, self._scheduler, prefix=PREFIX)

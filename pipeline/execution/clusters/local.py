@@ -1,4 +1,4 @@
-"""Dask worker processes on this machine, one nanny each, forked from one process where that can be done."""
+"""Dask worker processes on this machine, with one nanny each, forked from one process if possible."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pipeline.settings import Settings
 
 NEVER = "1000 hours"
 ALL_WORKERS_SECONDS = 60.0
-"""Seconds for which the last worker is waited for when others are there already."""
+"""Seconds to wait for the last worker when others have started."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +38,18 @@ class LocalProcesses:
     workers: int | str = "auto"
     threads: int | str = "auto"
     memory_limit: int | str = "auto"
-    """Bytes per worker, as ``4 GiB``."""
+    """Bytes per worker, such as ``4 GiB``."""
     host: str = LOOPBACK
-    """Address to listen on. Another one than loopback lets workers of other machines join, with TLS."""
+    """Address to listen on. An address other than loopback lets workers of other machines join, with TLS."""
 
     def limits(self) -> Limits:
-        """What it will offer, from the settings, the file, else the machine."""
+        """Return workers, threads and memory from the settings, the file, else the machine."""
         workers, threads = self._shape()
         limit = self.settings.memory_limit or self.memory_limit
         try:
             memory = int(MEMORY_LIMIT * 0.9) // workers if limit == "auto" else int(parse_bytes(limit))
         except ValueError as error:
-            raise SpecError("a memory limit is no size", found=repr(limit), expected="such as 4 GiB") from error
+            raise SpecError("invalid memory limit", found=repr(limit), expected="a size such as 4 GiB") from error
         return Limits(workers=workers, threads=threads, memory=memory)
 
     def _shape(self) -> tuple[int, int]:
@@ -63,11 +63,11 @@ class LocalProcesses:
 
     @contextmanager
     def open(self, *, directory: str = "") -> Iterator[Client]:
-        """Start the workers and give a client; all of them are gone on leaving.
+        """Start the workers and yield a client; stop all workers on leaving.
 
-        :param directory: the job directory: certificates are put there.
-        :raises RefusedForSafety: when the dashboard is to be on another address than loopback, or scheduler and workers
-            are and there can be no TLS.
+        :param directory: the job directory; certificates are stored there.
+        :raises RefusedForSafety: when the dashboard would listen on an address other than loopback, or scheduler and
+            workers would, and TLS is impossible.
         """
         check_dashboard(self.settings.dashboard)
         with self._certificates(directory) as certificates, self._start(certificates) as client:
@@ -98,7 +98,7 @@ class LocalProcesses:
             "distributed.worker.multiprocessing-method": method,
             "distributed.scheduler.no-workers-timeout": self.settings.no_workers_timeout,
             "distributed.worker.preload": ["pipeline.execution.clusters.worker_setup"],
-            # A worker that is not back after so long loses its nanny for good, which then restarts nobody any more.
+            # After this timeout a nanny whose worker is not back is closed, and restarts it no more.
             "distributed.deploy.lost-worker-timeout": NEVER,
         }
         with dask.config.set(config):
@@ -110,7 +110,7 @@ class LocalProcesses:
                 host=self.host,
                 dashboard_address=self.settings.dashboard,
                 scheduler_kwargs={"dashboard": False},
-                # Left out, it follows the host; it has no TLS.
+                # By default it follows the host; it has no TLS.
                 worker_dashboard_address=None if is_loopback(self.host) else f"{LOOPBACK}:0",
                 security=certificates.security() if certificates else None,
                 silence_logs=logging.ERROR,
@@ -125,10 +125,10 @@ class LocalProcesses:
 
 
 def _await_workers(client: Any, workers: int, timeout: float) -> None:
-    """Wait for all of them; one is enough when the others do not come in time."""
+    """Wait for all workers; continue with at least one after the timeout."""
 
     def wait(count: int, seconds: float) -> None:
-        wait_in_slices(lambda some: client.wait_for_workers(count, timeout=some), timeout=seconds)
+        wait_in_slices(lambda piece: client.wait_for_workers(count, timeout=piece), timeout=seconds)
 
     with suppress(TimeoutError):
         wait(workers, min(timeout, ALL_WORKERS_SECONDS))
@@ -138,5 +138,5 @@ def _await_workers(client: Any, workers: int, timeout: float) -> None:
         raise NoWorkers(
             "no worker started",
             found=f"0 of {workers} after {timeout:.0f} s",
-            next_step="look at the worker logs, then resume",
+            next_step="check the worker logs, then resume",
         ) from error

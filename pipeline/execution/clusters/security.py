@@ -1,9 +1,8 @@
-"""Where sockets may listen: on loopback, or with TLS, or because somebody said that they may be open.
+"""Network security of clusters: sockets listen on loopback, or with TLS, or with ``--insecure-network``.
 
-TLS for one run of a job: an authority of its own, and one certificate that driver, scheduler and workers show.
-
-Only who holds the key can connect, in either direction: Dask asks both ends for a certificate of that authority. The
-authority's own key is never written and is forgotten at once, so that nobody can make a second certificate.
+Each run of a job has its own certificate authority, and one certificate for driver, scheduler and workers. Dask checks
+the certificate of both ends, so only holders of the key can connect. The key of the authority is never written: no
+second certificate can be made.
 """
 
 from __future__ import annotations
@@ -30,21 +29,21 @@ LOOPBACK = "127.0.0.1"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches ``host``: an IP address, without a port. Of names, only localhost is known."""
+    """Whether ``host`` is an IP address that only this machine reaches, or ``localhost``."""
     with suppress(ValueError):
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     return host == "localhost"
 
 
 def host_of(address: str) -> str:
-    """The host in an address such as ``tcp://10.0.0.1:8786`` or ``127.0.0.1:8787``."""
+    """Return the host of an address such as ``tcp://10.0.0.1:8786`` or ``127.0.0.1:8787``."""
     return address.rpartition("://")[2].rpartition(":")[0].strip("[]")
 
 
 def check_dashboard(address: str) -> None:
-    """Refuse a dashboard for the network. It shows code and data to whoever asks; it has neither passwords nor TLS.
+    """Refuse a dashboard on the network: it shows code and data, without passwords or TLS.
 
-    :raises RefusedForSafety: unless ``address`` is of this machine only.
+    :raises RefusedForSafety: unless ``address`` is a loopback address.
     """
     if is_loopback(host_of(address)):
         return
@@ -53,28 +52,28 @@ def check_dashboard(address: str) -> None:
         where="pipeline.dashboard",
         found=address,
         expected="an address of this machine only, such as 127.0.0.1:8787",
-        next_step="keep it there, and look at it from elsewhere through: ssh -L 8787:127.0.0.1:8787 HOST",
+        next_step="keep it there, and open it from another machine with: ssh -L 8787:127.0.0.1:8787 HOST",
     )
 
 
 def open_network_refused(found: str, *, next_step: str) -> RefusedForSafety:
-    """What to raise where scheduler and workers would listen on the network without TLS."""
+    """Return the error for scheduler and workers that would listen on the network without TLS."""
     return RefusedForSafety(
         "scheduler and workers would be open to the network: whoever reaches them runs code as you",
         found=found,
         expected="TLS, or 127.0.0.1",
-        next_step=f"{next_step}, or say --insecure-network",
+        next_step=f"{next_step}, or use --insecure-network",
     )
 
 
 DAYS = 365
 SKEW = timedelta(days=1)
-"""How far the clocks of two machines may be apart."""
+"""Tolerated difference between the clocks of two machines."""
 
 
 @dataclass(frozen=True)
 class Certificates:
-    """Three PEM files, or what is in them."""
+    """Three PEM files, or their contents."""
 
     ca: str
     """Certificate of the authority."""
@@ -82,7 +81,7 @@ class Certificates:
     key: str
 
     def security(self) -> Security:
-        """What Dask takes; it refuses every connection without TLS."""
+        """Return Dask's security object, which refuses connections without TLS."""
         roles = ("client", "scheduler", "worker")
         return Security(
             require_encryption=True,
@@ -94,11 +93,13 @@ class Certificates:
 
 @contextmanager
 def certificates_in(directory: str) -> Iterator[Certificates]:
-    """Certificates in files that only this user can read; gone on leaving, as are those that a killed run left.
+    """Yield new certificates in files that only this user can read, and remove them on leaving.
 
-    :param directory: job directory whose driver is the only one. Empty, or on an object store: a temporary folder of
-        this machine.
-    :raises RefusedForSafety: when the package that makes them is not installed.
+    Certificates left by a killed run are removed too.
+
+    :param directory: job directory, driven by this process only. Empty, or on an object store: a temporary folder of
+        this machine is used.
+    :raises RefusedForSafety: when the package ``cryptography`` is not installed.
     """
     contents = make_certificates(now=datetime.now(UTC))
     if directory and is_local_path(directory):
@@ -119,7 +120,7 @@ def _write(store: LocalStore, name: str, text: str) -> str:
 
 
 def make_certificates(*, now: datetime) -> Certificates:
-    """A new authority and a certificate of it, as PEM texts.
+    """Return a new authority and a certificate of it, as PEM texts.
 
     :raises RefusedForSafety: when the package ``cryptography`` is not installed.
     """
@@ -130,7 +131,7 @@ def make_certificates(*, now: datetime) -> Certificates:
         from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
     except ImportError as error:
         raise open_network_refused(
-            "no package to make certificates with (cryptography)", next_step='pip install ".[tls]"'
+            "the package cryptography is not installed", next_step='pip install ".[tls]"'
         ) from error
 
     def name(text: str) -> x509.Name:
@@ -163,10 +164,11 @@ def make_certificates(*, now: datetime) -> Certificates:
 
 
 def certificates_from(ca: str | None, cert: str | None, key: str | None, *, where: str) -> Certificates | None:
-    """Certificates that somebody else made: each a path, or a reference ``file:PATH`` or ``env:NAME`` (a path in it, or
-    the PEM text itself). None when none is named.
+    """Return existing certificates; None when none is given.
 
-    :raises SpecError: when some are named and others not, or one is not there.
+    Each is a path, or a reference ``file:PATH`` or ``env:NAME`` to a path or to the PEM text itself.
+
+    :raises SpecError: when some are given and others not, or one does not exist.
     """
     named = {"ca": ca, "cert": cert, "key": key}
     if not any(named.values()):
@@ -182,15 +184,15 @@ def certificates_from(ca: str | None, cert: str | None, key: str | None, *, wher
 def _readable(text: str, *, where: str) -> str:
     if "\n" in text:
         raise SpecError(
-            "a certificate or key is written out where a reference belongs",
+            "expected a reference, not the text of a certificate or key",
             where=where,
             expected="a path, file:PATH or env:NAME",
             next_step="put it into a file that only you can read",
         )
-    found = resolve_reference(text, where=where)
-    if "\n" in found:
-        return found
-    path = local_path(found)
+    resolved = resolve_reference(text, where=where)
+    if "\n" in resolved:
+        return resolved
+    path = local_path(resolved)
     if not path.is_file():
-        raise SpecError("there is no such certificate file", where=where, found=str(path))
+        raise SpecError("certificate file not found", where=where, found=str(path))
     return str(path)

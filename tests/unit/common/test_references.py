@@ -112,5 +112,5 @@ def test_a_key_is_referred_to_and_not_written_out(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="reference") as caught:
         certificates_from(str(tmp_path / "ca.pem"), str(tmp_path / "ca.pem"), key, where="tls://host:1")
     assert "MIIE" not in str(caught.value)
-    with pytest.raises(SpecError, match="no such certificate file"):
+    with pytest.raises(SpecError, match="certificate file not found"):
         certificates_from(str(tmp_path / "ca.pem"), str(tmp_path / "ca.pem"), "/not/there", where="tls://host:1")
