@@ -1,6 +1,6 @@
-"""Mistakes in what a person wrote: each with its place, and all of them in one error.
+"""Issues in a job spec: each with its place, and all of them in one error.
 
-Pydantic's errors in the words of a person: field, line, what was found and expected, and the nearest name.
+Pydantic's errors become issues with field, line, found and expected value, and the nearest valid name.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ FieldPath = tuple[str | int, ...]
 
 
 IN_PYTHON = "the job spec"
-"""Name of a document that was no file."""
+"""Name of a document that is not a file."""
 
 
 @dataclass(frozen=True, order=True)
 class Place:
-    """Where in a file, or on the command line, something stands."""
+    """Position in a file, or a place on the command line."""
 
     line: int = 0
-    """From 1; 0 where there are no lines (a flag, a call in Python)."""
+    """From 1; 0 for places without lines (a flag, a call in Python)."""
     column: int = 0
     """From 1."""
     name: str = ""
@@ -46,18 +46,18 @@ class Place:
 
 @dataclass(frozen=True)
 class SpecIssue:
-    """One thing that is wrong, and what to do about it."""
+    """One problem in a spec, and the next step."""
 
     message: str
     place: Place = Place()
     path: FieldPath = ()
-    """The field concerned."""
+    """The field with the problem."""
     found: str = ""
     expected: str = ""
     next_step: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """What JSON output shows of it."""
+        """Return the issue as JSON output shows it."""
         named = {
             "message": self.message,
             "where": str(self.place),
@@ -69,7 +69,7 @@ class SpecIssue:
         return {name: value for name, value in named.items() if value}
 
     def as_error(self) -> SpecError:
-        """The same as an error of its own."""
+        """Return the issue as an error."""
         return SpecError(
             self.message,
             where=str(self.place),
@@ -81,27 +81,27 @@ class SpecIssue:
 
 @dataclass
 class Document:
-    """A file that was read: its data, and where each value and each key stands."""
+    """A file that was read: its data, and the position of each value and key."""
 
     name: str
-    """The file as messages name it."""
+    """Name of the file in messages."""
     data: Any = None
     values: dict[FieldPath, Place] = field(default_factory=dict)
     keys: dict[FieldPath, Place] = field(default_factory=dict)
     mistakes: list[SpecIssue] = field(default_factory=list)
-    """What is wrong with single values; their fields hold the text as it was written."""
+    """Issues with single values; their fields hold the text as written."""
     ranks: dict[FieldPath, Precedence] = field(default_factory=dict)
-    """What gave a value that is not as the file has it."""
+    """Source of each value that is not from the file."""
     over: dict[FieldPath, tuple[SettingSource, ...]] = field(default_factory=dict)
-    """What such a value took the place of, the last first."""
+    """Values that such a value overrides, the last first."""
 
     def rank_of(self, path: FieldPath) -> Precedence:
-        """What gave the value of a field, or what is around it."""
+        """Return the source of the value of a field, or of the nearest field around it."""
         known = [path[:stop] for stop in range(len(path), -1, -1) if path[:stop] in self.ranks]
         return self.ranks[known[0]] if known else Precedence.JOB_FILE
 
     def place_of(self, path: FieldPath, *, key: bool = False) -> Place:
-        """Where the value of a field stands (or its key), or what is around it."""
+        """Return the position of the value (or key) of a field, or of the nearest field around it."""
         for stop in range(len(path), -1, -1):
             places = self.keys if key and path[:stop] in self.keys else self.values
             if path[:stop] in places:
@@ -110,7 +110,7 @@ class Document:
 
 
 class SpecIssues(SpecError):
-    """Every mistake that was found in one job spec, in the order of its lines."""
+    """All issues of one job spec, in the order of its lines."""
 
     def __init__(self, mistakes: Sequence[SpecIssue], *, name: str) -> None:
         self.mistakes = tuple(sorted(mistakes, key=lambda mistake: mistake.place))
@@ -119,15 +119,15 @@ class SpecIssues(SpecError):
             message, where = only.message, str(only.place)
             super().__init__(message, where=where, found=only.found, expected=only.expected, next_step=only.next_step)
         else:
-            super().__init__(f"{name} has {len(self.mistakes)} mistakes", where=name)
+            super().__init__(f"{name} has {len(self.mistakes)} issues", where=name)
 
     @property
     def kind(self) -> str:
-        """The class a handler knows: how many mistakes there are makes no other kind of it."""
+        """Name for handlers, which does not depend on the number of issues."""
         return "SpecError"
 
     def to_dict(self) -> dict[str, Any]:
-        """As for any error, with ``mistakes``."""
+        """Return the error as JSON output shows it, with ``mistakes``."""
         return {**super().to_dict(), "mistakes": [mistake.to_dict() for mistake in self.mistakes]}
 
     def __str__(self) -> str:
@@ -137,19 +137,19 @@ class SpecIssues(SpecError):
 
 
 def dotted(path: Iterable[str | int]) -> str:
-    """A field as messages and ``--set`` name it: ``steps.1.score.model``."""
+    """Return the name of a field in messages and ``--set``: ``steps.1.score.model``."""
     return ".".join(f'"{part}"' if isinstance(part, str) and "." in part else str(part) for part in path)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``did you mean …?`` with the nearest of ``known``, or nothing when none is near."""
+    """Return ``did you mean …?`` with the nearest of ``known``; empty if none is near."""
     folded = {name.lower(): name for name in known}
     near = difflib.get_close_matches(word.lower(), folded, n=1)
     return f"did you mean {folded[near[0]]}?" if near else ""
 
 
 def shown(value: Any) -> str:
-    """A value as YAML would show it, on one line of at most 80 characters."""
+    """Return a value as YAML shows it, on one line of at most 80 characters."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
@@ -165,7 +165,7 @@ def shown(value: Any) -> str:
 
 
 Words = Mapping[str, Callable[[Any], tuple[str, str]]]
-"""For an error type: what gives message and next step from the value that was found."""
+"""For an error type: function of the value that returns message and next step."""
 
 _KINDS = {
     "string_type": "text",
@@ -186,10 +186,10 @@ _KINDS = {
 def issues_of(
     error: ValidationError, *, model: type[BaseModel], document: Document, words: Words | None = None
 ) -> list[SpecIssue]:
-    """One `SpecIssue` per field that ``error`` is about.
+    """Return one `SpecIssue` per field in ``error``.
 
-    Alternatives of a union that did not match are folded into one mistake, and left out when one of them matched as far
-    as to find something wrong inside. A field whose value is known to be wrong already is left out too.
+    Alternatives of a union that did not match become one issue. They are left out if one alternative matched and has an
+    issue inside. Fields with a known issue are left out, too.
     """
     flawed = {mistake.path for mistake in document.mistakes}
     found: dict[FieldPath, list[dict[str, Any]]] = {}
@@ -208,7 +208,7 @@ def issues_of(
 
 
 def _locate(loc: tuple[str | int, ...], data: Any, *, is_name: bool) -> FieldPath:
-    """The part of pydantic's location that is in the data: names of types and of alternatives are left out."""
+    """Return pydantic's location without names of types and alternatives, which are not in the data."""
     path: list[str | int] = []
     for position, part in enumerate(loc):
         is_item = isinstance(data, (list, tuple)) and isinstance(part, int) and part < len(data)
@@ -262,7 +262,7 @@ def _expected(item: dict[str, Any]) -> str:
 
 
 def _quoting(value: Any, items: list[dict[str, Any]]) -> str:
-    """Advice for a value that is right but for its quotes."""
+    """Return advice for a value with quotes too many or too few."""
     kinds = {item["type"] for item in items}
     if isinstance(value, (bool, int, float)) and "string_type" in kinds:
         return f'put it in quotes: "{shown(value)}"'
@@ -287,7 +287,7 @@ def _unknown_field(path: FieldPath, *, model: type[BaseModel], document: Documen
 
 
 def _elsewhere(name: str, model: type[BaseModel]) -> str:
-    """Where in the spec a field of that name belongs."""
+    """Return advice for a field that exists elsewhere in the spec."""
     for path, owner in _all_models(model, ()):
         if name in owner.model_fields and path:
             return f"it belongs under {'.'.join(path)}: indent it below"
@@ -302,7 +302,7 @@ def _all_models(model: type[BaseModel], path: tuple[str, ...]) -> Iterator[tuple
 
 
 def _models_at(model: type[BaseModel], path: FieldPath) -> list[type[BaseModel]]:
-    """The types that the value at ``path`` may be of; list positions and free keys are stepped over."""
+    """Return the possible types of the value at ``path``, across list positions and free keys."""
     here = [model]
     for part in path:
         inner = [
@@ -316,7 +316,7 @@ def _models_at(model: type[BaseModel], path: FieldPath) -> list[type[BaseModel]]
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    """Every model class named in a type annotation."""
+    """Return every model class in a type annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     arguments = get_args(annotation)
@@ -326,7 +326,7 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _describe(model: type[BaseModel], path: FieldPath) -> str:
-    """First sentence of what a field's description says."""
+    """Return the first sentence of a field's description."""
     for owner in _models_at(model, path[:-1]):
         info = owner.model_fields.get(str(path[-1]))
         if info is not None and info.description:

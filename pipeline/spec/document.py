@@ -1,4 +1,4 @@
-"""The file of a job spec: read from a path or URL, or a text, with the overrides of the command line put in.
+"""Read the file of a job spec, or a text, and apply the overrides of the command line.
 
 A relative path in a spec is relative to the working directory, wherever the file lies.
 """
@@ -46,7 +46,7 @@ def read_document(
 
 
 def _path_of(variable: Variable, data: Any) -> str:
-    """The field that a variable names; a key that is there already is found whatever its case."""
+    """Return the field that a variable names; existing keys match in any case."""
     path: list[str] = []
     for part in variable.path:
         known = {str(key).lower(): str(key) for key in data} if isinstance(data, dict) else {}
@@ -60,7 +60,7 @@ def _path_of(variable: Variable, data: Any) -> str:
 
 
 def dump_text(data: Any) -> str:
-    """YAML that `read_document` reads back to the same ``data``: every text that is more than a word is quoted."""
+    """Return YAML that `read_document` reads back to the same ``data``. Texts other than single words are quoted."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
 
 
@@ -80,7 +80,7 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def read_text(name: str) -> str:
-    """The text of a job spec file: a local path or any fsspec URL.
+    """Read the text of a job spec file: a local path or any fsspec URL.
 
     :raises SpecError: when there is none, or it is over 1 MiB, or not UTF-8.
     """
@@ -100,9 +100,9 @@ def read_text(name: str) -> str:
 def _cannot_open(name: str, error: OSError) -> NoReturn:
     if isinstance(error, FileNotFoundError):
         raise SpecError(
-            "there is no such job spec",
+            "no job spec at that path",
             where=name,
-            next_step="mend the path, or write a new spec with: python -m pipeline init",
+            next_step="fix the path, or write a new spec with: python -m pipeline init",
         ) from error
     raise SpecError("the job spec cannot be read", where=name, found=error.strerror or str(error)) from error
 
@@ -161,7 +161,7 @@ def apply_override(document: Document, text: str, *, flag: str = "--set", rank: 
 
 
 def _note_origin(document: Document, path: FieldPath, rank: Precedence, *, before: Any) -> None:
-    """Note what gave the value at ``path``, and what it takes the place of."""
+    """Record the source of the value at ``path``, and the value that it overrides."""
     with suppress(LookupError, TypeError):
         for part in path:
             before = before[part]
@@ -210,14 +210,14 @@ def _put(document: Document, path: FieldPath, value: Any, flag_name: str) -> Fie
 
 
 def _key(here: Any, part: str | int, resolved: list[str | int], flag_name: str) -> Any:
-    """``part`` as ``here`` is indexed by it."""
+    """Return ``part`` as an index or a key of ``here``."""
     if isinstance(here, list):
         return _index(here, part, resolved, flag_name)
     if isinstance(here, dict) and isinstance(part, str):
         return part
     kind = "a mapping" if isinstance(here, dict) else "a single value"
     raise SpecError(
-        "an override names a field that is not there",
+        "an override names an unknown field",
         where=flag_name,
         found=f"{dotted(resolved) or 'the job spec'} is {kind}",
         next_step=f"set {dotted(resolved)} as a whole" if resolved else "name a field",
@@ -229,7 +229,7 @@ def _index(here: list[Any], part: str | int, resolved: list[str | int], flag_nam
     if text.isdigit() and int(text) < len(here):
         return int(text)
     raise SpecError(
-        "an override names a place that is not in the list",
+        "an override names a position outside of the list",
         where=flag_name,
         found=text,
         expected=f"{dotted(resolved)}.0 to {dotted(resolved)}.{len(here) - 1}" if here else "the list is empty",

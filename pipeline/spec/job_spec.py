@@ -1,6 +1,6 @@
-"""`JobSpec`: what a job is. Frozen, digestible, no I/O but reading its own file.
+"""`JobSpec`: the definition of a job. Frozen; the only I/O is reading its own file.
 
-How a job runs on a site (cluster, memory, directory) is not part of it; see `pipeline.settings`.
+Limits and folders of a site are in `pipeline.settings`.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ __all__ = [
 
 STEP_KINDS = ("map", "score")
 NOT_THE_WORK = {"hooks", "cluster", "storage", "triggers"}
-"""Fields that do not decide what the output rows are."""
+"""Fields without influence on the output rows."""
 _ORDER = "order"
 _KIND = "step"
 
 
 def _step_kind(step: Any) -> str | None:
-    """What a step does; None when it is neither one thing nor the other."""
+    """Return ``map`` or ``score``; None for an invalid step."""
     if isinstance(step, (MapStep, ScoreStep)):
         return "map" if isinstance(step, MapStep) else "score"
     kinds = [kind for kind in STEP_KINDS if isinstance(step, dict) and kind in step]
@@ -70,34 +70,34 @@ def _step_kind(step: Any) -> str | None:
 
 
 def _step_tag(step: Any) -> str | None:
-    """What pydantic chooses the type of a step by. No tag is a key of a step, because tags end up in its locations."""
+    """Return the tag by which pydantic chooses the type of a step. A tag is not a key, as locations contain tags."""
     kind = _step_kind(step)
     return f"{kind} step" if kind else None
 
 
 def _step_mistake(step: Any) -> tuple[str, str]:
-    """Message and next step for a step that `_step_kind` does not know."""
+    """Return message and next step for an invalid step."""
     if isinstance(step, str):
         guess = "map" if ":" in step else "score"
-        return "a step is a bare text", f"write {guess}: before it"
+        return "a step is a single text", f"write {guess}: before it"
     if isinstance(step, dict) and all(kind in step for kind in STEP_KINDS):
-        return "one step is two: map and score", "start each with a dash of its own"
+        return "a step has both map and score", "start each with a dash of its own"
     names = list(step) if isinstance(step, dict) else []
     hints = [did_you_mean(str(name), STEP_KINDS) for name in names]
     fields = {"map": MapStep.model_fields, "score": Score.model_fields}
     owner = next((kind for kind in STEP_KINDS for name in names if name in fields[kind]), None)
     if owner and not any(hints):
-        return "a step does not say what it does", f"put {owner}: above {', '.join(names)}, and indent them below it"
-    return "there is no such kind of step", next((hint for hint in hints if hint), "")
+        return "a step has neither map nor score", f"put {owner}: above {', '.join(names)}, and indent them below it"
+    return "unknown kind of step", next((hint for hint in hints if hint), "")
 
 
 def _order_mistake(kinds: Sequence[str | None]) -> tuple[str, str] | None:
-    """What is wrong with the order of steps (message, expected), or None."""
+    """Return message and expected order for steps in an invalid order, or None."""
     count = kinds.count("score")
     if count > 1:
         return f"{count} steps score", "one score step, the last; a second model is a second job"
     if count == 1 and "map" in kinds[kinds.index("score") :]:
-        return "a step comes after the score step", "the score step last: what it gives is the output"
+        return "a step comes after the score step", "the score step last: its result is the output"
     if count == 0 and None not in kinds:
         return "no step scores", "any number of map steps, then one score step"
     return None
@@ -127,27 +127,27 @@ class JobSpec(SpecModel):
     sink: Sink
     errors: Errors = Errors()
     contract: dict[Name, ColumnContract] = Field(default_factory=dict)
-    """Per column; adds to what the model's features ask for."""
+    """Conditions per column, beside those of the model's features."""
     on_alias_change: OnAliasChange = "pin"
-    """What to do when the model's alias moves to another version before the job has ended. ``pin``: go on with the
-    version it began with, and say so in the report. ``fail``: publish nothing. ``restart``: score every row again with
-    the new version; nothing is published that two versions scored."""
+    """Action when the model's alias moves to another version before the job has ended. ``pin``: keep the version that
+    the job started with, and warn in the report. ``fail``: publish nothing. ``restart``: score every row again with the
+    new version; the output never mixes two versions."""
     cluster: Name | None = None
     """A name in ``cluster_configs/``, a file, or the address of a scheduler. Default: ``pipeline.cluster`` of
     ``dask.config``, else ``local``."""
     storage: dict[UrlBeginning, StorageOptions] = Field(default_factory=dict)
-    """Options of fsspec file systems by how URLs begin; the longest beginning that fits counts. Secrets only as
-    ``env:NAME`` or ``file:PATH``: each process that opens such a URL looks there itself."""
+    """fsspec options per URL prefix; the longest matching prefix wins. Secrets only as ``env:NAME`` or ``file:PATH``:
+    each process that opens such a URL resolves them itself."""
     params: dict[ParamName, ParamValue] = Field(default_factory=dict)
-    """Parameters, each with the value it has unless ``-p NAME=VALUE`` gives another; null: one must be given.
-    ``${params.NAME}`` puts it into any text."""
+    """Parameters and their defaults; ``-p NAME=VALUE`` overrides one. A null default makes the parameter required.
+    ``${params.NAME}`` puts its value into any text."""
     run: RunOptions = RunOptions()
     triggers: Annotated[tuple[Trigger, ...], Field(strict=False)] = ()
-    """What submits the job when nobody is there; see docs/triggers.md."""
+    """Schedules and events on which a server submits the job; see docs/triggers.md."""
     hooks: Annotated[tuple[Hook, ...], Field(strict=False)] = ()
-    """Who is told when the job begins or ends; those of the settings are told too."""
+    """Notifications when the job starts or ends, beside those of the settings."""
     fan_out: FanOut | None = None
-    """One job for each value of a partition key, a column or a list; see docs/fan-out.md."""
+    """One job per value of a partition key, a column or a list; see docs/fan-out.md."""
 
     @classmethod
     def build(cls, **fields: Any) -> Self:
@@ -166,12 +166,12 @@ class JobSpec(SpecModel):
         params: Mapping[str, Any] | None = None,
         run_date: str | None = None,
     ) -> Self:
-        """A spec from a YAML or JSON file (path or URL), or from a text with more than one line.
+        """Load a spec from a YAML or JSON file (path or URL), or from a text with more than one line.
 
         :param overrides: ``field=value`` each, such as ``sink.path=out/``; the value is YAML.
         :param params: values for parameters that the spec declares.
-        :param run_date: what ``${run.date}`` stands for, as ``2026-01-01``. Default: today, UTC.
-        :raises SpecError: with every mistake that was found and its line and column.
+        :param run_date: value of ``${run.date}``, as ``2026-01-01``. Default: today, UTC.
+        :raises SpecError: with every issue, its line and column.
         :raises RefusedForSafety: for anchors, aliases and Python tags.
         """
         document = read_document(source, overrides=overrides, environ=os.environ)
@@ -181,18 +181,18 @@ class JobSpec(SpecModel):
     def from_document(
         cls, document: Document, *, given: Sequence[GivenValues] = (), run_date: str | None = None
     ) -> Self:
-        """A spec from a file that was read.
+        """Build a spec from a file that was read.
 
-        :raises SpecError: with every mistake that was found.
+        :raises SpecError: with every issue.
         """
         render_spec(document, given=given, run_date=run_date, environ=os.environ)
         return cls.from_filled(document)
 
     @classmethod
     def from_filled(cls, document: Document) -> Self:
-        """A spec from a document in which placeholders are filled in already.
+        """Build a spec from a document whose placeholders are rendered.
 
-        :raises SpecError: with every mistake that was found.
+        :raises SpecError: with every issue.
         """
         mistakes = list(document.mistakes)
         spec = None
@@ -217,18 +217,18 @@ class JobSpec(SpecModel):
 
     @property
     def digest(self) -> str:
-        """SHA-256 over everything that decides the output rows, not where it runs or how storage is reached."""
+        """SHA-256 of all fields that influence the output rows; see `NOT_THE_WORK` for the others."""
         return digest_json(self.to_dict(exclude=NOT_THE_WORK))
 
     def to_dict(self, *, exclude: set[str] | None = None) -> dict[str, Any]:
-        """As YAML or JSON holds it, defaults left out."""
+        """Return the spec as YAML or JSON holds it, without defaults."""
         return self.model_dump(mode="json", exclude_defaults=True, exclude=exclude)
 
     def to_yaml(self) -> str:
-        """As a file that `load` reads back to the same spec, defaults left out."""
+        """Return a YAML file that `load` reads back to the same spec, without defaults."""
         return dump_text(
             {
-                # The texts of a fan-out are full of placeholders already.
+                # Texts of a fan-out contain placeholders on purpose.
                 name: part if self.fan_out is not None and name not in OWN_SECTIONS else _escaped(part)
                 for name, part in self.to_dict().items()
             }
@@ -247,7 +247,7 @@ def _plain_value(value: Any) -> Any:
 
 
 def _escaped(value: Any) -> Any:
-    """What filling in placeholders gives ``value`` of."""
+    """Return ``value`` with placeholders escaped, so that rendering gives it back."""
     if isinstance(value, dict):
         return {key: _escaped(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -256,7 +256,7 @@ def _escaped(value: Any) -> Any:
 
 
 def _order_mistakes(document: Document, error: ValidationError) -> list[SpecIssue]:
-    """What is wrong with the order of steps, when pydantic did not get as far as to look."""
+    """Return issues with the order of steps, in case pydantic stopped before that check."""
     steps = document.data.get("steps") if isinstance(document.data, dict) else None
     found = any(item["type"] == _ORDER for item in error.errors())
     mistake = None if found or not isinstance(steps, (list, tuple)) else _order_mistake([_step_kind(s) for s in steps])
@@ -266,7 +266,7 @@ def _order_mistakes(document: Document, error: ValidationError) -> list[SpecIssu
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of a job spec, for editors: what it says is valid is so but for what spans fields."""
+    """Return the JSON Schema (draft 2020-12) of a job spec, for editors. Rules that span fields are not in it."""
     schema: dict[str, Any] = _plain(JobSpec.model_json_schema(mode="validation"))
     schema["properties"]["params"]["propertyNames"] |= {"pattern": PARAM_PATTERN}
     schema["properties"]["steps"] |= {"contains": {"required": ["score"]}, "minContains": 1, "maxContains": 1}
@@ -274,7 +274,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _plain(part: Any, *, is_names: bool = False) -> Any:
-    """A schema without pydantic's made-up titles, and with descriptions as plain text."""
+    """Return a schema without pydantic's generated titles, and with descriptions as plain text."""
     if isinstance(part, list):
         return [_plain(item) for item in part]
     if not isinstance(part, dict):

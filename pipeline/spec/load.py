@@ -1,7 +1,4 @@
-"""`load_spec`: a job spec together with the file it came from, beside which the modules of its steps are looked for.
-
-Where the value of each field of a job spec comes from. Pure.
-"""
+"""`load_spec`: load a job spec with its file, and the origin of each of its values."""
 
 from __future__ import annotations
 
@@ -29,17 +26,17 @@ from pipeline.storage.urls import is_local_path, local_path
 
 @dataclass(frozen=True)
 class LoadedSpec:
-    """A job spec and where it was read."""
+    """A job spec and its file."""
 
     spec: JobSpec
     path: str | None
-    """Absolute path or URL of its file; None for a text."""
+    """Absolute path or URL of the file; None for a text."""
     origins: Mapping[str, ResolvedSetting] = field(default_factory=dict)
-    """Where the value of each field comes from, by its name as ``--set`` has it."""
+    """Origin of the value of each field, by its name in ``--set``."""
 
     @property
     def folders(self) -> tuple[str, ...]:
-        """Where modules of its steps are looked for: the folder of the file, then the working directory."""
+        """Folders from which its steps are imported: the folder of the file, then the working directory."""
         if self.path is None or "://" in self.path:
             return (os.getcwd(),)
         return tuple(dict.fromkeys((str(Path(self.path).parent), os.getcwd())))
@@ -53,13 +50,13 @@ def load_spec(
     run_date: str | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> LoadedSpec:
-    """Read a job spec from a YAML or JSON file (path or URL), or from a text with more than one line.
+    """Load a job spec from a YAML or JSON file (path or URL), or from a text with more than one line.
 
     :param overrides: ``field=value`` each, as ``--set`` has them.
     :param params: values for its parameters: by name, or as `pipeline.spec.parameters` reads them from ``-p``.
-    :param run_date: what ``${run.date}`` stands for, as ``2026-01-01``. Default: today, UTC.
+    :param run_date: value of ``${run.date}``, as ``2026-01-01``. Default: today, UTC.
     :param environ: default: the environment of this process.
-    :raises SpecError: with every mistake that was found; see `JobSpec.load`.
+    :raises SpecError: with every issue; see `JobSpec.load`.
     """
     environ = os.environ if environ is None else environ
     document = read_document(source, overrides=overrides, environ=environ)
@@ -80,7 +77,7 @@ def _declared(document: Document) -> Mapping[str, Any]:
 
 
 def absolute(spec: JobSpec) -> JobSpec:
-    """``spec`` with local paths made absolute, so that the job means the same from every folder."""
+    """Return ``spec`` with absolute local paths, so that the job does not depend on the working directory."""
     record = spec.to_dict()
     path = spec.source.path
     record["source"]["path"] = absolute_path(path) if isinstance(path, str) else [absolute_path(one) for one in path]
@@ -94,17 +91,17 @@ def absolute(spec: JobSpec) -> JobSpec:
 
 
 def source_paths(spec: JobSpec) -> tuple[str, ...]:
-    """The paths of the source, always several."""
+    """Return the paths of the source as a tuple."""
     return (spec.source.path,) if isinstance(spec.source.path, str) else tuple(spec.source.path)
 
 
 def absolute_path(path: str) -> str:
-    """``path`` made absolute when it is a local one; URLs stay, and what is a path of its own for each child."""
+    """Return a local path made absolute; URLs, and paths that begin with a placeholder, stay."""
     return str(local_path(path)) if is_local_path(path) and not path.startswith(PLACEHOLDER) else path
 
 
 def spec_origins(document: Document, record: Mapping[str, Any], filled: RenderedSpec) -> dict[str, ResolvedSetting]:
-    """The value of each field of a spec that has one, and what gave it.
+    """Return the value of each field that has one, with its origin.
 
     :param document: as the spec was read.
     :param record: the spec with its defaults, as JSON holds it.
@@ -141,7 +138,7 @@ def _is_written(data: Any, path: FieldPath) -> bool:
 
 
 def _leaves(value: Any, path: FieldPath) -> Iterator[tuple[FieldPath, Any]]:
-    """Single values and lists of them, with their paths; what is not set is left out."""
+    """Yield single values and lists of them, with their paths, without fields that are not set."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _leaves(item, (*path, key))

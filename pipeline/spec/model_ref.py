@@ -15,12 +15,12 @@ _REGISTRY = re.compile(
     r"models:/(?P<name>[A-Za-z0-9_][A-Za-z0-9._ -]{0,127})"
     r"(?:@(?P<alias>[A-Za-z0-9._-]{1,255})|/(?P<version>[1-9][0-9]{0,8}))"
 )
-"""MLflow's grammar, with the names of it that do no harm in a path. The built-in registry has lower-case ones only."""
+"""MLflow's grammar, restricted to names that are safe in a path. The built-in registry allows lower case only."""
 
 
 @dataclass(frozen=True)
 class ModelRef:
-    """What a job spec says about which model to use: a file, or a name in a registry with an alias or a version."""
+    """Reference to a model: a file, or a name in a registry with an alias or a version."""
 
     text: str
 
@@ -36,12 +36,12 @@ class ModelRef:
 
     @property
     def alias(self) -> str:
-        """The alias that says which version; empty when the reference has a number, and for a file."""
+        """Alias of the version; empty for a reference with a number, and for a file."""
         return self._part("alias")
 
     @property
     def version(self) -> int | None:
-        """The number of the version; None when the reference has an alias, and for a file."""
+        """Number of the version; None for a reference with an alias, and for a file."""
         number = self._part("version")
         return int(number) if number else None
 
@@ -57,7 +57,7 @@ class ModelRef:
         """
         if text.startswith("models:") and not _REGISTRY.fullmatch(text):
             raise SpecError(
-                "a model reference is malformed",
+                "invalid model reference",
                 found=text,
                 expected="models:/name@alias, models:/name/3, or the path of a model file",
             )

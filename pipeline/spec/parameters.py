@@ -40,21 +40,21 @@ _SECRET_NAME = re.compile(
 
 @dataclass(frozen=True)
 class Values:
-    """What placeholders stand for."""
+    """Values of placeholders."""
 
     params: Mapping[str, Any] | None = field(default_factory=dict)
-    """None where parameters may not be named: in the default of one."""
+    """None where parameters are not allowed: in the default of a parameter."""
     run_date: str = ""
     """``2026-01-01``, UTC."""
     environ: Mapping[str, str] = field(default_factory=dict)
     fan_out: Any = None
-    """The value of a child of a fan-out; None where there is no child."""
+    """Value of a child of a fan-out; None outside of children."""
     keeps_fan_out: bool = False
-    """Whether the result is itself full of placeholders, of children to come: ``${fan_out.value}`` stays, and whatever
-    else looks like a placeholder is escaped."""
+    """Whether the result is the spec of a fan-out: ``${fan_out.value}`` stays, and other text that looks like a
+    placeholder is escaped."""
 
     def get(self, name: str) -> Any:
-        """The value of the placeholder ``${name}``.
+        """Return the value of the placeholder ``${name}``.
 
         :raises SpecError: when it stands for nothing; its fields say found, expected and what to do.
         :raises RefusedForSafety: for a variable that looks like a secret.
@@ -113,7 +113,7 @@ class Values:
         if name == FAN_OUT_VALUE:
             hint = "add fan_out: {by: …} to the job spec"
         return SpecError(
-            "there is no such placeholder",
+            "unknown placeholder",
             found=f"${{{name}}}",
             expected=", ".join(known),
             next_step=hint or f"write $${{{name}}} for the text itself",
@@ -121,17 +121,17 @@ class Values:
 
 
 def escape(text: str) -> str:
-    """``text`` so that filling it in gives ``text``."""
+    """Escape ``text``, so that rendering it gives ``text`` back."""
     return _OPENING.sub(lambda found: f"${found[0]}", text)
 
 
 def names_in(text: str) -> tuple[str, ...]:
-    """Names of the placeholders in ``text``."""
+    """Return the names of the placeholders in ``text``."""
     return tuple(part for part, is_name in _parts(text) if is_name)
 
 
 def render_text(text: str, values: Values) -> Any:
-    """``text`` with its placeholders filled in; the value itself where it is nothing but one.
+    """Render the placeholders of ``text``. A text that is only one placeholder becomes its value.
 
     :raises SpecError: for a placeholder that is not closed or stands for nothing.
     :raises RefusedForSafety: for a variable that looks like a secret.
@@ -158,7 +158,7 @@ def _as_text(name: str, value: Any) -> str:
         return "true" if value else "false"
     if value is None or isinstance(value, (list, tuple, dict)):
         raise SpecError(
-            "a placeholder inside of a longer text stands for no single value",
+            "a placeholder within a text must be a single value",
             found=f"${{{name}}} is {shown(value)}",
             expected="a text, a number, true or false",
             next_step="let the placeholder be the whole text, or give it a single value",
@@ -167,7 +167,7 @@ def _as_text(name: str, value: Any) -> str:
 
 
 def _parts(text: str) -> list[tuple[str, bool]]:
-    """Pieces of ``text``: what is written out, and names of placeholders (True)."""
+    """Yield the pieces of ``text``: literal text (False), and names of placeholders (True)."""
     parts: list[tuple[str, bool]] = []
     literal, position = "", 0
     while found := _OPENING.search(text, position):
@@ -194,7 +194,7 @@ def _parts(text: str) -> list[tuple[str, bool]]:
 
 @dataclass
 class Renderer:
-    """Fills in a whole document, noting mistakes in it."""
+    """Render a document, and record issues in it."""
 
     document: Document
     values: Values
@@ -202,7 +202,7 @@ class Renderer:
     """Names of the placeholders per field."""
 
     def fill(self, value: Any, path: FieldPath = ()) -> Any:
-        """``value``, which stands at ``path``, with the placeholders of every text in it filled in."""
+        """Return ``value``, found at ``path``, with all its texts rendered."""
         if isinstance(value, dict):
             return {key: self.fill(item, (*path, key)) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
@@ -242,7 +242,7 @@ _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:[Tt ][0-9:.+Zz-]+)?")
 
 @dataclass(frozen=True)
 class GivenValues:
-    """A value that somebody gives for a parameter."""
+    """A value given for a parameter."""
 
     name: str
     value: Any
@@ -250,11 +250,11 @@ class GivenValues:
     """``-p day=2026-01-01``, a variable, or Python."""
     rank: Precedence = Precedence.SET
     is_text: bool = False
-    """Whether it was typed as a text, to be read by the type of the parameter."""
+    """Whether the value is a text to convert to the type of the parameter."""
 
 
 def given_on_command_line(texts: Sequence[str]) -> tuple[GivenValues, ...]:
-    """What ``-p NAME=VALUE`` gives.
+    """Return the values given with ``-p NAME=VALUE``.
 
     :raises SpecError: for a text of another form.
     """
@@ -272,12 +272,12 @@ def given_on_command_line(texts: Sequence[str]) -> tuple[GivenValues, ...]:
 
 
 def given_in_python(params: Mapping[str, Any]) -> tuple[GivenValues, ...]:
-    """What ``params={...}`` gives."""
+    """Return the values given with ``params={...}``."""
     return tuple(GivenValues(name, value, f"params[{name!r}]") for name, value in params.items())
 
 
 def given_by_environment(variables: Sequence[Variable], declared: Mapping[str, Any]) -> tuple[GivenValues, ...]:
-    """What variables give, each to the parameter of that name whatever its case."""
+    """Return the values given by variables; names match in any case."""
     folded = {name.lower(): name for name in declared}
     return tuple(
         GivenValues(
@@ -292,7 +292,7 @@ def given_by_environment(variables: Sequence[Variable], declared: Mapping[str, A
 
 
 def resolve_parameters(document: Document, given: Sequence[GivenValues]) -> dict[str, ResolvedSetting]:
-    """The value of every parameter that ``document`` declares, with where it is from; mistakes are noted in it."""
+    """Return value and origin of every parameter that ``document`` declares; issues are recorded in it."""
     data = document.data if isinstance(document.data, dict) else {}
     declared = data.get("params")
     declared = declared if isinstance(declared, dict) else {}
@@ -325,7 +325,7 @@ def _settle_one(document: Document, name: str, default: Any, given: Sequence[Giv
 
 
 def convert(given: GivenValues, default: Any) -> Any:
-    """The given value with the type of ``default``.
+    """Convert the given value to the type of ``default``.
 
     :raises SpecError: when it has another type.
     """
@@ -341,7 +341,7 @@ def convert(given: GivenValues, default: Any) -> Any:
     if type(value) is kind and kind in kinds and not _is_nested(value):
         return value
     raise SpecError(
-        f"the parameter {given.name} has a value of another kind",
+        f"the parameter {given.name} has a value of another type",
         where=given.origin,
         found=shown(value),
         expected=kinds[kind] if kind in kinds and default is not None else "one value, or a list of single values",
@@ -353,7 +353,7 @@ def _is_nested(value: Any) -> bool:
 
 
 def _read(given: GivenValues, default: Any) -> Any:
-    """A text as the YAML of a job spec reads it, but that a date is a text."""
+    """Parse a text as YAML; dates stay texts."""
     text = given.value.strip()
     if not text or (default is None and _DATE.fullmatch(text)):
         return given.value
@@ -396,12 +396,12 @@ PLACEHOLDER = f"${{{FAN_OUT_VALUE}}}"
 
 
 OWN_SECTIONS = ("params", "run", "fan_out")
-"""Sections that are not full of placeholders of children, whatever else is."""
+"""Sections without placeholders of children."""
 
 
 @dataclass(frozen=True)
 class RenderedSpec:
-    """What was put into a document."""
+    """Values that were rendered into a document."""
 
     params: Mapping[str, ResolvedSetting] = field(default_factory=dict)
     used: Mapping[FieldPath, tuple[str, ...]] = field(default_factory=dict)
@@ -409,14 +409,14 @@ class RenderedSpec:
 
 
 def today() -> str:
-    """The date now, UTC, as ``2026-01-01``."""
+    """Return today's date, UTC, as ``2026-01-01``."""
     return f"{datetime.now(UTC):%Y-%m-%d}"
 
 
 def render_spec(
     document: Document, *, given: Sequence[GivenValues] = (), run_date: str | None = None, environ: Mapping[str, str]
 ) -> RenderedSpec:
-    """Put parameters and placeholders into the data of ``document``; mistakes are noted in it.
+    """Render parameters and placeholders in the data of ``document``; issues are recorded in it.
 
     :param run_date: what ``${run.date}`` stands for, unless ``run.date`` says so; default: today, UTC.
     :raises RefusedForSafety: for a variable of the environment that looks like a secret.
@@ -447,14 +447,14 @@ def render_spec(
 
 
 def _run_date(data: Mapping[str, Any]) -> str | None:
-    """``run.date`` of the document. One that is no date is found out later, with all other mistakes."""
+    """Return ``run.date`` of the document. An invalid date is reported later, with all other issues."""
     run = data.get("run")
     date = run.get("date") if isinstance(run, Mapping) else None
     return date if isinstance(date, str) else None
 
 
 def _fill_defaults(document: Document, data: dict[str, Any], values: Values) -> dict[FieldPath, tuple[str, ...]]:
-    """Fill in the defaults of parameters; which placeholders each has."""
+    """Render the defaults of parameters; return the placeholders of each."""
     declared = data.get("params")
     if not isinstance(declared, dict):
         return {}

@@ -1,7 +1,4 @@
-"""The parts of a job spec: each a frozen model of its own, with what is checked about its fields.
-
-`ServerTask`: what is told to somebody, and how, when a job begins or ends. A part of a job spec, and of the settings.
-"""
+"""The parts of a job spec: frozen models, and the checks of their fields. `Hook` is also a part of the settings."""
 
 from __future__ import annotations
 
@@ -28,9 +25,9 @@ _ENTRYPOINT = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$"
 
 
 def spec_error(predicate: str, *, expected: str = "", next_step: str = "", hides: bool = False) -> PydanticCustomError:
-    """A mistake in words of our own, what is said of the field; pydantic adds which one.
+    """Return an error about a field; pydantic adds its name before ``predicate``.
 
-    :param hides: whether what was found must not be shown.
+    :param hides: whether the value must not be shown, because it is a secret.
     """
     context = {"said": predicate, "expected": expected, "next": next_step, "hides": hides}
     return PydanticCustomError("spec", "{said}", context)
@@ -39,9 +36,9 @@ def spec_error(predicate: str, *, expected: str = "", next_step: str = "", hides
 def _check_name(text: str) -> str:
     if text != _sample(text):
         raise spec_error(
-            "is the name of all children together",
+            "cannot depend on the child",
             expected=f"a name without ${{{FAN_OUT_VALUE}}}",
-            next_step="leave it out: children have ids of their own",
+            next_step="remove it: children have ids of their own",
         )
     if not re.fullmatch(NAME_PATTERN[1:-1], text):
         near = re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")[:64]
@@ -54,7 +51,7 @@ def _check_name(text: str) -> str:
 
 
 def _sample(text: str) -> str:
-    """``text`` as a child of a fan-out might have it."""
+    """Return ``text`` with a sample value in place of a fan-out's."""
     return text.replace(f"${{{FAN_OUT_VALUE}}}", "x")
 
 
@@ -80,7 +77,7 @@ def _check_model(text: str) -> str:
     try:
         ModelRef.parse(_sample(text))
     except SpecError as error:
-        raise spec_error("is a malformed model reference", expected=error.expected) from error
+        raise spec_error("is not a valid model reference", expected=error.expected) from error
     return text
 
 
@@ -90,16 +87,16 @@ def _path_text(value: Any) -> Any:
 
 def _check_path(text: str) -> str:
     if not text.strip() or "\0" in text:
-        raise spec_error("is not a path", expected="a path or a URL")
+        raise spec_error("is not a valid path", expected="a path or a URL")
     return text
 
 
 def check_size(value: int | str) -> int | str:
-    """``value``, when it is a size, as ``256 MiB`` or a number of bytes."""
+    """Return ``value`` if it is a size, such as ``256 MiB`` or a number of bytes."""
     try:
         parse_bytes(value)
     except SpecError as error:
-        raise spec_error("is not a size", expected=error.expected) from error
+        raise spec_error("is not a valid size", expected=error.expected) from error
     return value
 
 
@@ -114,22 +111,22 @@ def _check_options(options: dict[str, Any]) -> dict[str, Any]:
     name = written_secret(options)
     if name:
         raise spec_error(
-            f"holds a secret itself, in {name}",
+            f"contains a secret in {name}",
             expected="a reference to it: env:NAME (a variable of the workers) or file:PATH",
-            next_step=f"put it into a variable, write {name}: env:NAME, and change a secret that others have seen",
+            next_step=f"put it into a variable, write {name}: env:NAME, and rotate a secret that others have seen",
         )
     return options
 
 
 def _check_beginning(url: str) -> str:
     if "://" not in url:
-        raise spec_error("is not how a URL begins", expected="such as s3:// or s3://bucket/folder")
+        raise spec_error("is not a URL prefix", expected="such as s3:// or s3://bucket/folder")
     return url
 
 
 def _check_param(text: str) -> str:
     if not re.fullmatch(PARAM_PATTERN[1:-1], text):
-        raise spec_error("is not a name for a parameter", expected="letters, digits and underscores; at most 64")
+        raise spec_error("is not a valid name of a parameter", expected="letters, digits and underscores; at most 64")
     return text
 
 
@@ -140,7 +137,7 @@ def _check_date(text: str) -> str:
             return text
     except ValueError:
         pass
-    raise spec_error("is not a date", expected="a date such as 2026-01-01")
+    raise spec_error("is not a valid date", expected="a date such as 2026-01-01")
 
 
 def _check_values(values: str | tuple[Value, ...]) -> str | tuple[Value, ...]:
@@ -168,33 +165,33 @@ DateText = Annotated[str, AfterValidator(_check_date), Field(json_schema_extra={
 
 
 class SpecModel(BaseModel):
-    """Base of every part of a spec: frozen, and unknown fields are errors."""
+    """Base of all parts of a spec: frozen; unknown fields are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True)
 
 
 class Incremental(SpecModel):
-    """How a job goes on from what earlier jobs of its name have published to its sink."""
+    """Options of an incremental job."""
 
     on_model_change: Literal["new", "all"] = "new"
-    """What is scored when the model, or a step, is another one than it was: only what is new, so that the output has
-    rows of both, or everything anew, which replaces the output in one commit."""
+    """Input to score after the model or a step has changed. ``new``: only new input; the output then has rows of both
+    models. ``all``: all input; the output is replaced in one commit."""
 
 
 class Source(SpecModel):
-    """Where the rows come from."""
+    """Input of a job: files, columns and filter."""
 
     path: PathText | Annotated[tuple[PathText, ...], Field(min_length=1, strict=False)]
-    """Parquet file, directory (hive partition folders are understood), glob, or a list of these; any fsspec URL."""
+    """Parquet file, directory (with hive partition folders or not), glob, or a list of these; any fsspec URL."""
     format: str = "parquet"
     """Name of the `pipeline.sources` adapter."""
     columns: SomeNames | None = None
-    """Columns to read. Default: all, less what neither the model, nor ``keep``, nor the contract needs when there is no
-    ``map`` step."""
+    """Columns to read. Default: with a ``map`` step, all columns; without one, those that the model, ``keep`` or the
+    contract needs."""
     filter: Name | None = None
-    """Keep only rows for which this holds, such as ``country == 'DE' and age >= 18``."""
+    """Condition for rows to score, such as ``country == 'DE' and age >= 18``. Other rows are dropped."""
     base: PathText | None = None
-    """Folder below which ``key=value`` folders are hive keys, where ``path`` names files one by one."""
+    """Folder below which ``key=value`` folders are hive keys. Needed only when ``path`` lists single files."""
     incremental: bool | Incremental = False
     """Score only the input that is new since the last success: new files, changed files, appended row groups. Needs
     ``sink.mode: append``; see docs/incremental.md."""
@@ -205,6 +202,7 @@ class Source(SpecModel):
             self,
             *,
             path: AnyPath | Sequence[AnyPath],
+            format: str = "parquet",
             columns: Sequence[str] | None = None,
             filter: str | None = None,
             base: AnyPath | None = None,
@@ -213,22 +211,22 @@ class Source(SpecModel):
 
 
 class MapStep(SpecModel):
-    """The user's function, called with one batch of rows at a time."""
+    """Step that calls a function of yours with one batch of rows at a time."""
 
     map: Entrypoint
-    """``module:function``, pandas DataFrame -> pandas DataFrame. Row by row in effect: what it gives for a row must not
-    depend on the other rows of the batch. It may drop rows; the index tells which rows are left."""
+    """``module:function``, pandas DataFrame -> pandas DataFrame. Its result for a row must not depend on the other rows
+    of the batch. It may drop rows; the index tells which rows remain."""
     dtype_backend: Literal["numpy", "pyarrow"] = "numpy"
-    """Which dtypes the DataFrame has: pandas' defaults, or `pandas.ArrowDtype` throughout."""
+    """Dtypes of the DataFrame: pandas' defaults, or `pandas.ArrowDtype` for every column."""
 
 
 class Output(SpecModel):
-    """What to write of the model's result."""
+    """Result of the model to write."""
 
     column: str = Field(min_length=1)
     """Name of the output column; with k values a row, the prefix of ``<column>_0`` … ``<column>_{k-1}``."""
     kind: OutputKind = "prediction"
-    """``prediction`` (what the library's own predict gives), ``label`` (the class), ``margin`` (before the objective's
+    """``prediction`` (result of the library's own predict), ``label`` (the class), ``margin`` (before the objective's
     transformation), ``leaf`` (leaf number per tree), ``contributions`` (SHAP values per feature, the bias last)."""
 
 
@@ -238,20 +236,20 @@ class Score(SpecModel):
     model: Annotated[PathText, AfterValidator(_check_model)]
     """Path or URL of a model file, or a model reference ``models:/name@alias``."""
     features: SomeNames | None = None
-    """Columns in the order the model was trained with. Default: the model's own feature names."""
+    """Columns in training order. Default: the model's own feature names."""
     output: Name | Output = "prediction"
     """Output column, or ``{column: …, kind: …}``."""
     keep: Names | None = None
-    """Columns that are passed through to the output. Default: every input column."""
+    """Input columns to copy to the output. Default: all."""
     engine: Engine = "auto"
-    """What evaluates the model. ``xgboost``: the library itself. ``trees``: this project's tree engine (the extra
-    ``fast``), several times faster and with the same bits; where it cannot score the model, the plan is refused.
-    ``auto``: each worker times both on its first rows and goes on with the faster; what the tree engine cannot do, and
-    jobs too small to earn its start, stay with xgboost. Results of the tree engine are compared with xgboost's all the
-    while; where they differ, xgboost's are used and the report warns."""
+    """Engine that evaluates the model. ``xgboost``: the library itself. ``trees``: this project's tree engine (extra
+    ``fast``), several times faster with the same bits; if it cannot score the model, the plan is refused. ``auto``:
+    each worker times both on its first rows and uses the faster one; xgboost is used for models that the tree engine
+    cannot score, and for jobs too small to pay for starting it. Results of the tree engine are compared with xgboost's
+    throughout; if they differ, xgboost's are used and the report warns."""
     tolerance: float = Field(default=0.0, ge=0.0, le=1.0)
-    """Largest absolute difference of margins (before the objective's transformation) at which results of two engines
-    count as equal. Default 0: every bit must be the same."""
+    """Largest absolute difference of margins (before the objective's transformation) at which the results of two
+    engines count as equal. Default 0: every bit must be equal."""
 
     if TYPE_CHECKING:
 
@@ -268,28 +266,28 @@ class Score(SpecModel):
 
     @property
     def output_spec(self) -> Output:
-        """``output`` in its long form."""
+        """``output`` as an `Output`."""
         return Output(column=self.output) if isinstance(self.output, str) else self.output
 
 
 class ScoreStep(SpecModel):
-    """The step that scores."""
+    """Step that scores with a model."""
 
     score: Score
 
 
 class Sink(SpecModel):
-    """Where the scored rows go."""
+    """Output of a job: path, mode and file format."""
 
     path: PathText
     """Directory or URL."""
     mode: Literal["error", "overwrite", "append"] = "error"
-    """What to do when there is data already: stop, replace it in one step, or add to it."""
+    """Action if the path contains data: fail, replace it in one commit, or append to it."""
     format: str = "parquet"
     """Name of the `pipeline.sinks` adapter."""
     target_file_size: Annotated[int | str, AfterValidator(check_size)] | None = None
-    """Size of a published file, as ``256 MiB`` or bytes: smaller neighbours are merged up to it. Default: one file per
-    partition, as balanced by the plan."""
+    """Size of a published file, as ``256 MiB`` or bytes; smaller neighbours are merged up to it. Default: one file per
+    partition."""
     compression: Literal["snappy", "zstd", "lz4", "gzip", "none"] = "snappy"
     """Parquet codec of the output."""
 
@@ -312,11 +310,11 @@ class Sink(SpecModel):
 
 
 class Errors(SpecModel):
-    """How many bad rows a job may have."""
+    """Limits for rejected rows and quarantined files."""
 
     max_fraction: float = Field(default=0.0, ge=0.0, le=1.0)
-    """Rejected rows / rows to be scored (filtered ones don't count) up to which the job succeeds, with warnings.
-    Default 0: it fails closed."""
+    """Largest fraction of rejected rows (rejected / rows to score; filtered rows do not count) with which the job
+    succeeds, with warnings. Default 0: one rejected row fails the job."""
     files: Literal["fail", "reject"] = "fail"
     """What to do about an input file that is damaged, has other columns than most, or changes while the job runs.
     ``fail``: the job is refused, or fails. ``reject``: the file is set aside as a whole, by name; its rows are in no
@@ -327,50 +325,50 @@ class Errors(SpecModel):
 
 
 class ColumnContract(SpecModel):
-    """What must hold for every value of a column; a row that breaks it is rejected before it is scored."""
+    """Conditions for the values of a column. A row that breaks one is rejected before it is scored."""
 
     dtype: str | None = None
     """Arrow type name, such as ``int64``, ``float32``, ``string``, ``timestamp[us]``."""
     nullable: bool | None = None
-    """False: a null (or NaN) is rejected."""
+    """False: nulls (and NaN) are rejected."""
     finite: bool | None = None
-    """True: an infinity is rejected. The default for a model's numeric features."""
+    """True: infinities are rejected. The default for a model's numeric features."""
     min: Value | None = None
     """Lowest value allowed."""
     max: Value | None = None
     """Highest value allowed."""
     allowed: Annotated[tuple[Value, ...], Field(min_length=1, strict=False)] | None = None
-    """The only values allowed. The default for a model's categorical features: the categories it knows."""
+    """The only values allowed. The default for a model's categorical features: its categories."""
 
     @model_validator(mode="after")
     def _check_bounds(self) -> Self:
         if self.min is not None and self.max is not None:
             if isinstance(self.min, str) != isinstance(self.max, str):
-                raise spec_error("has a min and a max of different kinds", expected="two numbers or two texts")
+                raise spec_error("has a min and a max of different types", expected="two numbers or two texts")
             if self.min > self.max:  # type: ignore[operator]
                 raise spec_error("has a min above its max", expected="min <= max")
         return self
 
 
 class RunOptions(SpecModel):
-    """What is fixed when a job is submitted, and stays so whenever it is resumed."""
+    """Values fixed when the job is submitted; they stay the same when it is resumed."""
 
     date: DateText | None = None
-    """What ``${run.date}`` stands for. Default: the date on which the job is submitted, UTC."""
+    """Value of ``${run.date}``. Default: the date of submission, UTC."""
 
 
 class FanOut(SpecModel):
-    """One job for each value of something: a parent, whose children are jobs of their own."""
+    """One job per value: a parent, whose children are jobs of their own."""
 
     by: Annotated[Name | Annotated[tuple[Value, ...], Field(min_length=1, strict=False)], AfterValidator(_check_values)]
-    """A hive partition key or a column of the source, one child for each of its values; or a list of values.
-    ``${fan_out.value}`` puts a child's value into any text of its job spec."""
+    """A hive partition key or a column of the source, with one child per value; or a list of values.
+    ``${fan_out.value}`` puts the child's value into any text of its job spec."""
     max_parallel: int = Field(default=4, ge=1, le=64)
-    """Children that run at a time."""
+    """Number of children that run at the same time."""
     publish: Literal["all", "each"] = "all"
-    """``all``: nothing is published until every child is ready to; then all are. ``each``: as each is ready."""
+    """``all``: publish all children together once every child is scored. ``each``: publish each child when scored."""
     max_children: int = Field(default=1000, ge=1, le=10_000)
-    """More values than that are a mistake."""
+    """Upper limit for the number of children; more values are an error."""
 
 
 HookEvent = Literal["start", "success", "warnings", "failure", "cancelled", "interrupted"]
@@ -380,9 +378,9 @@ ENDS: tuple[HookEvent, ...] = ("success", "warnings", "failure", "cancelled", "i
 def _check_secret(text: str) -> str:
     if not is_reference(text):
         raise spec_error(
-            "holds a secret itself",
+            "contains a secret",
             expected="a reference to it: env:NAME or file:PATH",
-            next_step="put it into a variable, write secret: env:NAME, and change a secret that others have seen",
+            next_step="put it into a variable, write secret: env:NAME, and rotate a secret that others have seen",
             hides=True,
         )
     return text
@@ -393,18 +391,16 @@ def _check_url(text: str) -> str:
         return text
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise spec_error(
-            "is no address of a web server", expected="https://…, or env:NAME where the address is a secret"
-        )
+        raise spec_error("is not the URL of a web server", expected="https://…, or env:NAME if the URL is a secret")
     if parts.username or parts.password:
-        raise spec_error("holds a password", expected="an address without one", next_step="write url: env:NAME")
+        raise spec_error("contains a password", expected="a URL without one", next_step="write url: env:NAME")
     return text
 
 
 def _check_command(words: str | tuple[str, ...]) -> str | tuple[str, ...]:
     if isinstance(words, str):
         raise spec_error(
-            "is one text, which would need a shell",
+            "is a single text, which would need a shell",
             expected="a list: the program, then each argument",
             next_step=f"write [{', '.join(words.split())}]",
         )
@@ -412,35 +408,35 @@ def _check_command(words: str | tuple[str, ...]) -> str | tuple[str, ...]:
 
 
 class Hook(SpecModel):
-    """Somebody who is told when the job begins or ends: a program, a web server, or a lineage service."""
+    """Notification when the job starts or ends: to a program, a web server, or a lineage service."""
 
     when: Annotated[tuple[HookEvent, ...], Field(min_length=1, strict=False)] = ENDS
     """Any of ``start``, ``success``, ``warnings`` (succeeded with some), ``failure``, ``cancelled``, ``interrupted``.
-    Default: every end. A lineage service is told of every event."""
+    Default: every end. A lineage service gets every event."""
     command: (
         Annotated[str | Annotated[tuple[Name, ...], Field(min_length=1, strict=False)], AfterValidator(_check_command)]
         | None
     ) = None
-    """A program and its arguments, as a list; no shell. It gets the facts as JSON on stdin, and as variables
+    """A program and its arguments, as a list; no shell. It gets the event as JSON on stdin, and as variables
     ``PIPELINE_HOOK_…``."""
     url: Annotated[str, AfterValidator(_check_url)] | None = None
-    """A web server that gets the facts as JSON; ``env:NAME`` where the address is a secret."""
+    """URL of a web server that gets the event as JSON; ``env:NAME`` if the URL is a secret."""
     secret: Annotated[str, AfterValidator(_check_secret)] | None = None
-    """``env:NAME`` or ``file:PATH``: signs what is sent to ``url`` with HMAC-SHA256."""
+    """``env:NAME`` or ``file:PATH``: key that signs requests to ``url`` with HMAC-SHA256."""
     openlineage: Name | None = None
-    """Namespace of the job for OpenLineage (the extra ``openlineage``); where events go, OpenLineage's own
-    configuration says."""
+    """Namespace of the job for OpenLineage (the extra ``openlineage``). OpenLineage's own configuration says where
+    events go."""
     timeout: float = Field(default=10.0, gt=0.0, le=600.0)
     """Seconds an attempt may take."""
     attempts: int = Field(default=5, ge=1, le=20)
-    """How often it is tried, with pauses of 1, 2, 4, … seconds."""
+    """Number of attempts, with pauses of 1, 2, 4, … seconds."""
 
     @model_validator(mode="after")
     def _check_kind(self) -> Self:
         kinds = [name for name in ("command", "url", "openlineage") if getattr(self, name) is not None]
         if len(kinds) != 1:
             raise spec_error(
-                f"is {' and '.join(kinds)} at once" if kinds else "says nobody to be told",
+                f"has both {' and '.join(kinds)}" if kinds else "has no target",
                 expected="one of command, url, openlineage",
             )
         if self.secret is not None and self.url is None:
@@ -449,7 +445,7 @@ class Hook(SpecModel):
 
     @property
     def name(self) -> str:
-        """What people are told of it: the program, or the host; an address may be a secret."""
+        """Name in messages: the program or the host, as the whole URL may be a secret."""
         if self.command is not None:
             return f"command {self.command[0]}"
         if self.openlineage is not None:

@@ -1,6 +1,4 @@
-"""Where a value comes from, and which one counts when several say something. Pure.
-
-What variables of the environment say about a job: names only; pure.
+"""Precedence of the sources of a value, and environment variables that set one. Pure.
 
 ::
 
@@ -19,25 +17,25 @@ from typing import Any
 
 
 class Precedence(IntEnum):
-    """What may give a value, the lowest first: each wins over those before it."""
+    """Sources of a value, lowest first: each wins over those before it."""
 
     BUILT_IN = 0
     DASK_CONFIG = 1
     """``dask.config`` under ``pipeline:``: files, and variables ``DASK_PIPELINE__…``."""
     CLUSTER_FILE = 2
-    """The file of the cluster that was chosen."""
+    """The file of the chosen cluster."""
     JOB_FILE = 3
-    """The job spec as it was written, also in Python."""
+    """The job spec, from a file or Python."""
     ENVIRONMENT = 4
     """A variable ``PIPELINE_…``."""
     SET = 5
-    """``--set`` and ``-p``, and their like in Python."""
+    """``--set`` and ``-p``, and their arguments in Python."""
     FLAG = 6
-    """A flag of its own, such as ``--workers``, and its like in Python."""
+    """A flag such as ``--workers``, and its keyword in Python."""
 
     @property
     def words(self) -> str:
-        """As people and JSON read it."""
+        """Name in texts and JSON."""
         return _WORDS[self]
 
 
@@ -54,12 +52,12 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class SettingSource:
-    """A value that something gives."""
+    """A value and its source."""
 
     value: Any
     rank: Precedence
     origin: str = ""
-    """Where exactly: ``job.yaml:3:9``, ``--workers``, ``PIPELINE_WORKERS``."""
+    """Exact place: ``job.yaml:3:9``, ``--workers``, ``PIPELINE_WORKERS``."""
 
     def __str__(self) -> str:
         return self.origin or self.rank.words
@@ -67,7 +65,7 @@ class SettingSource:
 
 @dataclass(frozen=True)
 class ResolvedSetting:
-    """The value that counts, and those it wins over."""
+    """The effective value, and the values that it overrides."""
 
     value: Any
     rank: Precedence
@@ -76,7 +74,7 @@ class ResolvedSetting:
     """The highest first."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON output shows it."""
+        """Return the value as JSON output shows it."""
         return {
             "value": self.value,
             "from": self.rank.words,
@@ -86,9 +84,9 @@ class ResolvedSetting:
 
 
 def resolve_setting(candidates: Iterable[SettingSource]) -> ResolvedSetting:
-    """The candidate of the highest rank; of several of one rank the last.
+    """Return the candidate of the highest rank; of several with one rank, the last.
 
-    :raises ValueError: when there is none.
+    :raises ValueError: if there is none.
     """
     ordered = sorted(enumerate(candidates), key=lambda pair: (pair[1].rank, pair[0]), reverse=True)
     if not ordered:
@@ -105,30 +103,29 @@ _NEAR = 0.85
 
 @dataclass(frozen=True)
 class Variable:
-    """One variable that says something; one that is empty says nothing."""
+    """A variable that sets a value. Empty variables are ignored."""
 
     name: str
-    """As it is in the environment."""
+    """Name in the environment."""
     path: tuple[str, ...]
-    """What it is about, in lower case."""
+    """Path of the value that it sets, in lower case."""
     text: str
 
 
 def param_variables(environ: Mapping[str, str]) -> tuple[Variable, ...]:
-    """Those that give parameters, by name."""
+    """Return the variables that set parameters, by name."""
     return _variables(environ, PARAMS_PREFIX)
 
 
 def spec_variables(environ: Mapping[str, str]) -> tuple[Variable, ...]:
-    """Those that give fields of the job spec, by name."""
+    """Return the variables that set fields of the job spec, by name."""
     return _variables(environ, SPEC_PREFIX)
 
 
 def setting_variables(environ: Mapping[str, str], *, known: Collection[str]) -> tuple[Variable, ...]:
-    """Those that give settings.
+    """Return the variables that set settings.
 
-    :param known: names of settings, with underscores. Other programs have variables that begin alike: what is no
-        setting is passed over.
+    :param known: names of settings, with underscores. Other names are ignored: they may belong to other programs.
     """
     found = []
     for name in sorted(environ):
@@ -139,7 +136,7 @@ def setting_variables(environ: Mapping[str, str], *, known: Collection[str]) -> 
 
 
 def misspelt(environ: Mapping[str, str], *, known: Collection[str]) -> dict[str, str]:
-    """Variables that are nearly those of settings, each with the one that was meant."""
+    """Return variables that resemble the name of a setting, each with that name."""
     names = [PREFIX + name.upper() for name in known]
     near = {}
     for name in sorted(environ):

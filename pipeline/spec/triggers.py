@@ -1,4 +1,4 @@
-"""The parts of a job spec, and of a ``triggers.yaml``, that say when jobs are submitted."""
+"""Triggers: parts of a job spec, and of a ``triggers.yaml``, that say when jobs are submitted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.spec.diagnostics import did_you_mean
 from pipeline.spec.parts import JobName, Name, PathText, SpecModel, Value, check_size, spec_error
 
 KINDS = ("cron", "every", "arrival", "after")
-"""Fields of a trigger of which at most one is given; without any it fires by hand only."""
+"""Fields of a trigger of which at most one is given; without one, the trigger fires by hand only."""
 _CRON_FIELDS = 5
 _FINEST = 1.0
 
@@ -36,7 +36,7 @@ def _check_cron(text: str) -> str:
             f"is not a cron expression: {str(error)[:1].lower()}{str(error)[1:]}", expected=example
         ) from error
     except StopIteration:
-        raise spec_error("is a cron expression for a day that never comes", expected=example) from None
+        raise spec_error("is a cron expression that never fires", expected=example) from None
     return text
 
 
@@ -50,7 +50,7 @@ def _check_zone(text: str) -> str:
         ZoneInfo(text)
     except (KeyError, ValueError, OSError) as error:
         raise spec_error(
-            "is no time zone",
+            "is not a time zone",
             expected="a name of the IANA database, such as Europe/Berlin or UTC",
             next_step=did_you_mean(text, _zones()),
         ) from error
@@ -61,7 +61,7 @@ def _check_duration(value: float | str) -> float | str:
     try:
         parse_seconds(value)
     except SpecError as error:
-        raise spec_error("is no length of time", expected=error.expected) from error
+        raise spec_error("is not a valid duration", expected=error.expected) from error
     return value
 
 
@@ -82,25 +82,24 @@ Size = Annotated[int | str, AfterValidator(check_size)]
 
 
 class ArrivalTrigger(SpecModel):
-    """Which files that arrive fire a trigger, and when."""
+    """Files whose arrival fires a trigger, and thresholds for them."""
 
     path: PathText
     """Directory, glob, or a file; any fsspec URL. As in ``source.path``, names that begin with ``.`` or ``_`` are
-    passed over."""
+    ignored."""
     quiet: Duration | None = None
-    """A file counts once it has not changed for so long, and without a threshold the trigger waits until no file came
-    for so long. Default: 10 s; with a ``marker`` 0."""
+    """Time without a change after which a file counts. Without a threshold, the trigger also waits until no file has
+    arrived for this time. Default: 10 s; with a ``marker`` 0."""
     marker: Annotated[str, AfterValidator(_check_marker)] | None = None
-    """Name of a file, such as ``_SUCCESS``, in the folder of a file or in one above it, without which it does not
-    count."""
+    """Name of a file, such as ``_SUCCESS``. Input files count only if it exists in their folder or in one above."""
     files: Annotated[int, Field(ge=1)] | None = None
-    """Fire when so many files are there."""
+    """Fire when this many files have arrived."""
     rows: Annotated[int, Field(ge=1)] | None = None
-    """Fire when they have so many rows, as their footers say."""
+    """Fire when their footers add up to this many rows."""
     bytes: Size | None = None
-    """Fire when they have so many bytes, such as ``1 GiB``."""
+    """Fire when they add up to this many bytes, such as ``1 GiB``."""
     at_latest: Duration | None = None
-    """Fire so long after the first of them came, whatever thresholds say and whether or not more are coming."""
+    """Longest time between the arrival of the first file and the job, regardless of thresholds and ``quiet``."""
 
     @property
     def quiet_seconds(self) -> float:
@@ -111,42 +110,42 @@ class ArrivalTrigger(SpecModel):
 
     @property
     def has_threshold(self) -> bool:
-        """Whether it waits for files, rows or bytes to come together."""
+        """Whether the trigger waits for a number of files, rows or bytes."""
         return self.files is not None or self.rows is not None or self.bytes is not None
 
 
 class Trigger(SpecModel):
-    """What submits a job: a cron schedule, an interval, files that arrive, another job's success, or a person."""
+    """Event that submits a job: a cron schedule, an interval, arriving files, another job's success, or a person."""
 
     name: JobName | None = None
-    """Unique among all triggers of a root of job directories. Default: the job's name; needed when it has several."""
+    """Unique among all triggers of a root of job directories. Default: the job's name; required if it has several."""
     cron: Annotated[str, AfterValidator(_check_cron)] | None = None
     """``minute hour day month weekday``, such as ``"30 2 * * *"``."""
     time_zone: Annotated[str, AfterValidator(_check_zone)] = "UTC"
-    """Where ``cron`` is meant. A time that the clocks leap over comes right after the leap; one that comes twice counts
-    the first time."""
+    """Time zone of ``cron``. A time skipped by daylight saving fires right after the change; a time that occurs twice
+    fires the first time."""
     every: Annotated[int | float | str, AfterValidator(_check_interval)] | None = None
-    """An interval, such as ``15 min``: at its multiples since 1970-01-01 UTC."""
+    """Interval, such as ``15 min``; fires at its multiples since 1970-01-01 UTC."""
     arrival: ArrivalTrigger | None = None
-    """Files that arrive; the job's source is then exactly those files."""
+    """Fires when files arrive; the job's source is then exactly these files."""
     after: JobName | None = None
-    """Name of another job, each success of which fires."""
+    """Name of another job; fires at each of its successes."""
     missed: Literal["skip", "once", "each"] = "once"
-    """What becomes of times (and successes) that passed while nobody watched: nothing, one job for all of them, or one
-    job each. Files that arrived meanwhile are never skipped."""
+    """Action for times (and successes) that passed while no server ran: nothing, one job for all of them, or one job
+    each. Files that arrived in the meantime are never skipped."""
     grace: Duration = "5 min"
-    """How late a time may be seen and still not count as missed."""
+    """Delay after which a time counts as missed."""
     overlap: Literal["queue", "forbid", "cancel"] = "queue"
-    """What happens when it fires while its last job is not done: wait for it, don't fire (files wait and come together
-    with later ones), or cancel the older job."""
+    """Action if the trigger fires while its last job is unfinished: queue the new job, skip it (files wait for the next
+    one), or cancel the older job."""
     params: dict[Name, Value] = Field(default_factory=dict)
-    """Parameters of the job, ``${params.x}`` in its spec."""
+    """Values for parameters of the job, ``${params.x}`` in its spec."""
 
     @model_validator(mode="after")
     def _check_kind(self) -> Self:
         given = [kind for kind in KINDS if getattr(self, kind) is not None]
         if len(given) > 1:
-            raise spec_error(f"is several at once: {', '.join(given)}", expected=f"one of {', '.join(KINDS)}")
+            raise spec_error(f"has more than one of {', '.join(given)}", expected=f"one of {', '.join(KINDS)}")
         if self.missed == "each" and self.overlap != "queue":
             raise spec_error(
                 f"runs each missed time, and has overlap: {self.overlap}", expected="overlap: queue beside it"

@@ -1,4 +1,4 @@
-"""YAML and JSON as a job spec may use them: plain data with the place of every value, and nothing that surprises.
+"""Read YAML and JSON into plain data with the position of every value; ambiguous YAML is refused.
 
 The reader is YAML 1.2's core schema, less everything a person would be surprised by. What YAML 1.1 and 1.2 read
 differently (``no``, ``010``, ``1:30``, ``2024-01-01``) is a mistake and not a guess. Anchors, aliases and tags are
@@ -61,7 +61,7 @@ def parse_text(text: str, *, name: str, is_json: bool = False) -> Document:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         mistake = SpecIssue(
-            "there is a character that YAML does not allow",
+            "a character that YAML does not allow",
             Place(line, 1, name),
             found=f"U+{ord(text[error.position]):04X}",
         )
@@ -108,7 +108,7 @@ def _syntax_mistake(error: yaml.MarkedYAMLError, name: str) -> SpecIssue:
 
 
 class _Composer(yaml.SafeLoader):
-    """PyYAML's safe loader up to the tree of nodes, refusing what a job spec needs not."""
+    """PyYAML's safe loader up to the tree of nodes; it refuses features that a job spec does not need."""
 
     def __init__(self, text: str, name: str) -> None:
         super().__init__(text)
@@ -145,7 +145,7 @@ def _refuse(message: str, where: str, found: str, next_step: str) -> NoReturn:
 
 
 class _Reader:
-    """Turns nodes into data and notes places and mistakes in the document."""
+    """Turn nodes into data, and record positions and issues in the document."""
 
     def __init__(self, document: Document) -> None:
         self.document = document
@@ -219,12 +219,12 @@ class _Reader:
 
 
 def _joined(text: str) -> str:
-    """Surrogate pairs of JSON's ``\\ud83d\\ude00`` as the one character they stand for."""
+    """Replace surrogate pairs, as in JSON's ``\\ud83d\\ude00``, by their character."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _trap(text: str) -> tuple[str, str] | None:
-    """Why a plain value is not read, and what to write instead; None when it means one thing only."""
+    """Return the reason why a plain value is ambiguous, and what to write instead; None for a clear value."""
     quoted = f'"{text}"'
     if _WORD.fullmatch(text):
         plain = "true" if text.lower() in ("yes", "on") else "false"

@@ -380,9 +380,9 @@ def test_a_missing_spec_is_one_short_message(folder: Path) -> None:
     result = call("run", "nowhere.yaml")
     assert result.exit_code == 2
     assert result.stderr == (
-        "there is no such job spec\n"
+        "no job spec at that path\n"
         "  where:    nowhere.yaml\n"
-        "  next:     mend the path, or write a new spec with: python -m pipeline init\n"
+        "  next:     fix the path, or write a new spec with: python -m pipeline init\n"
     )
 
 

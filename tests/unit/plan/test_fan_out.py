@@ -127,12 +127,12 @@ def test_escaped_text_stays_text_in_children() -> None:
 
 
 def test_mistakes_in_a_fan_out() -> None:
-    assert "leave it out" in mistake(name="churn-${fan_out.value}").mistakes[0].next_step
+    assert "remove it" in mistake(name="churn-${fan_out.value}").mistakes[0].next_step
     assert mistake(fan_out={"by": []}).mistakes[0].path == ("fan_out", "by")
     assert "twice: a" in mistake(fan_out={"by": ["a", "a"]}).mistakes[0].message
     assert mistake(fan_out={"by": "c", "publish": "some"}).mistakes[0].path == ("fan_out", "publish")
     assert mistake(fan_out={"by": "c", "max_parallel": 0}).mistakes[0].path == ("fan_out", "max_parallel")
-    with pytest.raises(SpecError, match="no such placeholder"):
+    with pytest.raises(SpecError, match="unknown placeholder"):
         spec(sink={"path": "out/${fan_out.value}/"}, fan_out=None)
 
 

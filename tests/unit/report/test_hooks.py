@@ -281,12 +281,12 @@ def test_which_answers_are_final() -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({}, "says nobody"),
-        ({"command": ["x"], "url": "http://h/"}, "at once"),
+        ({}, "has no target"),
+        ({"command": ["x"], "url": "http://h/"}, "has both"),
         ({"command": "rm -rf /tmp/x"}, "would need a shell"),
-        ({"url": "ftp://h/"}, "no address"),
+        ({"url": "ftp://h/"}, "not the URL"),
         ({"url": "https://me:hunter2@h/"}, "password"),
-        ({"url": "https://h/", "secret": "hunter2"}, "holds a secret itself"),
+        ({"url": "https://h/", "secret": "hunter2"}, "contains a secret"),
         ({"command": ["x"], "secret": "env:A"}, "no url"),
     ],
 )

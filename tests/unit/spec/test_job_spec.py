@@ -137,21 +137,21 @@ def test_a_missing_field_is_described() -> None:
 
 def test_a_kind_of_step_that_is_not_there_is_answered_with_the_nearest() -> None:
     found = only_mistake(steps=[{"mpa": "features:build"}, {"score": {"model": "m.json"}}])
-    assert found["message"] == "there is no such kind of step"
+    assert found["message"] == "unknown kind of step"
     assert found["next"] == "did you mean map?"
 
 
 @pytest.mark.parametrize(
     ("step", "message", "step_next"),
     [
-        ("features:build", "a step is a bare text", "write map: before it"),
+        ("features:build", "a step is a single text", "write map: before it"),
         (
             {"map": "a:b", "score": {"model": "m"}},
-            "one step is two: map and score",
+            "a step has both map and score",
             "start each with a dash of its own",
         ),
-        ({"model": "m.json"}, "a step does not say what it does", "put score: above model, and indent them below it"),
-        (None, "there is no such kind of step", ""),
+        ({"model": "m.json"}, "a step has neither map nor score", "put score: above model, and indent them below it"),
+        (None, "unknown kind of step", ""),
     ],
 )
 def test_what_is_no_step_is_told_in_words(step: Any, message: str, step_next: str) -> None:

@@ -242,7 +242,7 @@ def test_mistakes_of_reading_and_of_meaning_come_together_in_order_of_lines(tmp_
     assert [str(mistake.place) for mistake in caught.value.mistakes] == [
         f"{path}:{at}" for at in ("8:9", "9:10", "10:1")
     ]
-    assert str(caught.value).startswith(f"{path} has 3 mistakes")
+    assert str(caught.value).startswith(f"{path} has 3 issues")
 
 
 def test_a_value_with_two_meanings_is_told_once() -> None:
