@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.data import make_data, make_model
 from pipeline.driver.prepare import prepare
-from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.directory import JobDirectory, JobOptions
 from pipeline.plan.packing import pack
 from pipeline.plan.plan import Partition, Plan
 from pipeline.scoring import checkpoint as part_file
@@ -108,9 +108,9 @@ def run_once(plan: Plan, root: Path, *, fsync: bool, checksums: bool) -> Run:
         if not checksums:
             stack.enter_context(without_checksums())
         wall, cpu = time.perf_counter(), time.process_time()
-        job = JobDirectory.create(root / "jobs", plan, job="protocol-1", fsync=fsync)
+        job = JobDirectory.create(root / "jobs", plan, job="protocol-1", options=JobOptions(fsync=fsync))
         receipts = [score_partition(job.recipe, partition, plan.versions) for partition in plan.partitions]
-        committed = job.commit_manifest(job.next_manifest(job.ledger(receipts)))
+        committed = job.manifests.commit(job.manifests.prepare(job.ledger(receipts)))
         publish(committed.manifest, job)
         run = Run(time.perf_counter() - wall, time.process_time() - cpu)
     shutil.rmtree(root)

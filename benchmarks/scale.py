@@ -22,7 +22,7 @@ import pyarrow as pa
 from benchmarks.nothing import do_nothing
 from benchmarks.tree import peak_bytes
 from pipeline.common.rows import InputFile, RowGroup
-from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.directory import JobDirectory, JobOptions
 from pipeline.jobs.receipts import Receipt, SpooledReceipts
 from pipeline.models.model import Feature, ModelVersion
 from pipeline.plan.plan import Limits, Partition, Plan
@@ -67,7 +67,7 @@ def write_receipts(job: JobDirectory) -> None:
     folder = Path(job.root, "rounds/0/receipts")
     folder.mkdir(parents=True, exist_ok=True)
     for partition in job.plan.partitions[:-1]:
-        (folder / f"{partition.id}.json").write_bytes(receipt_of(job, partition).to_json())
+        (folder / f"{partition.id}.json").write_bytes(receipt_of(job, partition).to_json_bytes())
 
 
 def receipt_of(job: JobDirectory, partition: Partition) -> Receipt:
@@ -95,13 +95,13 @@ def main() -> None:
     found = discovered(options.partitions, 1)
     made = plan(found, target_bytes=5_600_000)
     with tempfile.TemporaryDirectory() as root:
-        job = JobDirectory.create(root, made, job="scale-1", fsync=False)
+        job = JobDirectory.create(root, made, job="scale-1", options=JobOptions(fsync=False))
         write_receipts(job)
         raw, _ = timed(lambda: read_raw(Path(job.root, "rounds/0/receipts")))
         again = JobDirectory.open(job.root, fsync=False)
         opened, stored = timed(lambda: read_plan(again.store))
         # As a driver does it.
-        read, receipts = timed(lambda: SpooledReceipts(again.each_receipt()))
+        read, receipts = timed(lambda: SpooledReceipts(again.receipts.each()))
         left, todo = timed(lambda: dispatch_order(again.ledger(receipts).todo))
         assert len(stored.partitions) == len(receipts) + 1 == options.partitions
         assert [partition.id for partition in todo] == [stored.partitions[-1].id]
@@ -109,7 +109,7 @@ def main() -> None:
         print(f"resuming {options.partitions:,} receipts: {times}; peak {peak_bytes(os.getpid()) / 1e6:.0f} MB")
         print(f"  receipts / the same JSON, read and parsed: {read / raw:.1f}")
         receipts.add(receipt_of(job, stored.partitions[-1]))
-        seconds, data = timed(lambda: again.next_manifest(again.ledger(receipts)).to_json())
+        seconds, data = timed(lambda: again.manifests.prepare(again.ledger(receipts)).to_json_bytes())
         print(f"the manifest: {seconds:.2f} s, {len(data):,} bytes; peak {peak_bytes(os.getpid()) / 1e6:.0f} MB")
 
 

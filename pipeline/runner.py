@@ -23,7 +23,7 @@ from pipeline.errors import InputError, JobLocked
 from pipeline.events import Callback
 from pipeline.execution.clusters import settings_of
 from pipeline.jobs.cancellation import on_signals, watch_for_cancel
-from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.directory import JobDirectory, JobOptions
 from pipeline.jobs.lease import Lease, hold_lease
 from pipeline.jobs.listing import find_job, parent_of
 from pipeline.jobs.record import new_job_id
@@ -62,8 +62,7 @@ def run(
         settings.directory,
         prepared.plan,
         job=job_id or new_job_id(spec.name, now=utc_now(), entropy=secrets.token_hex(2)),
-        import_paths=settings.import_paths,
-        fsync=settings.fsync,
+        options=JobOptions(import_paths=settings.import_paths, fsync=settings.fsync),
     )
     return run_job(job, settings=settings, callbacks=callbacks)
 
@@ -181,7 +180,7 @@ def drive_job(
 def _supervise(driver: JobDriver) -> Iterator[None]:
     """Record the driver as an event, forward signals and cancel requests to it, and record how it fails."""
     job, lease = driver.job, driver.lease
-    job.append_event("driver", epoch=lease.epoch, taken=str(lease.taken), host=lease.holder.host, pid=lease.holder.pid)
+    job.events.append("driver", epoch=lease.epoch, taken=str(lease.taken), host=lease.holder.host, pid=lease.holder.pid)
     try:
         with (
             masking_logs(),
@@ -215,7 +214,7 @@ def _update_fan_out(job: JobDirectory, report: Report, *, settings: Settings) ->
         with hold_lease(parent.store, lease_seconds=settings.lease_seconds):
             parent.write_report(make_report(parent).to_dict())
     except JobLocked:
-        logger.info("the driver of %s will update its report", parent.job)
+        logger.info("the driver of %s will update its report", parent.id)
     return report
 
 
@@ -239,21 +238,20 @@ def probe_plan(
         settings.directory,
         plan,
         job=new_job_id(plan.spec.name, now=utc_now(), entropy=secrets.token_hex(2)),
-        import_paths=settings.import_paths,
-        fsync=settings.fsync,
+        options=JobOptions(import_paths=settings.import_paths, fsync=settings.fsync),
     )
     probe_job(job, choose_sample(plan.partitions, count=count), settings=settings, callbacks=callbacks)
     limits = prepared.limits
     estimate = make_estimate(
         plan,
-        {receipt.partition: receipt for receipt in job.receipts()},
+        {receipt.partition: receipt for receipt in job.receipts.all()},
         workers=limits.workers,
         threads=limits.threads,
         start_seconds=make_report(job).seconds.provision,
         projected=plan.worker_memory(limits),
     )
     write_estimate(job, estimate)
-    return job.job, estimate
+    return job.id, estimate
 
 
 def probe_job(

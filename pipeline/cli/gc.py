@@ -49,7 +49,7 @@ def gc(job: str, is_all: bool, older_than: str | None, yes: bool, directory: str
     found = [sweep.details() for sweep in sweeps]
     total = sum(one.bytes for sweep in sweeps for one in sweep.leftovers)
     ages = f" --older-than {older_than}" if older_than else ""
-    again = f"python -m pipeline gc {'--all' if is_all else jobs[0].job}{ages} --yes"
+    again = f"python -m pipeline gc {'--all' if is_all else jobs[0].id}{ages} --yes"
     emit(
         {"removed": yes, "bytes": total, "jobs": [one for one in found if one["job"] or one["leftovers"]]},
         lambda: _text(found, total=total, is_removed=yes, again=again),

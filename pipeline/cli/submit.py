@@ -103,9 +103,9 @@ def cancel(job: str, now: bool, reason: str, directory: str | None) -> None:
     outcome = cancel_job(found, now=now, reason=reason, lease_seconds=settings.lease_seconds)
     status = str(found.status())
     texts = {
-        CancelOutcome.CANCELLED: f"{found.job} is cancelled",
-        CancelOutcome.ASKED: f"the driver of {found.job} was asked to stop"
-        f"\n  next:     python -m pipeline wait {found.job}",
-        CancelOutcome.ENDED: f"{found.job} had ended already: {status}",
+        CancelOutcome.CANCELLED: f"{found.id} is cancelled",
+        CancelOutcome.ASKED: f"the driver of {found.id} was asked to stop"
+        f"\n  next:     python -m pipeline wait {found.id}",
+        CancelOutcome.ENDED: f"{found.id} had ended already: {status}",
     }
-    emit({"job": found.job, "outcome": str(outcome), "status": status}, lambda: texts[outcome])
+    emit({"job": found.id, "outcome": str(outcome), "status": status}, lambda: texts[outcome])

@@ -63,7 +63,7 @@ def wait(context: click.Context, job: str, timeout: float | None, strict: bool, 
         status = Ending(found, lease_seconds).wait(timeout=timeout)
     except TimeoutError as error:
         told = str(error)
-        emit({"job": found.job, "status": str(found.status()), "timed_out": True}, lambda: told)
+        emit({"job": found.id, "status": str(found.status()), "timed_out": True}, lambda: told)
         context.exit(TIMED_OUT)
     _end(found, status, strict=strict)
 
@@ -84,7 +84,7 @@ def logs(job: str, follow: bool, partition: str, errors: bool, directory: str | 
     reader = LogReader(found, partition=partition, errors=errors)
     if not follow:
         lines = [*reader.read(), *reader.receipts()]
-        emit({"job": found.job, "lines": [line.details() for line in lines]}, lambda: _text(lines, found.job))
+        emit({"job": found.id, "lines": [line.details() for line in lines]}, lambda: _text(lines, found.id))
         return
     ending = Ending(found, lease_seconds)
     while True:

@@ -50,7 +50,7 @@ class AliasMonitor:
     @cached_property
     def _recorded(self) -> set[tuple[str, str]]:
         """Changes that are recorded as events: pinned and found version."""
-        events = (event for event in self.job.events() if event["event"] == EVENT)
+        events = (event for event in self.job.events.read() if event["event"] == EVENT)
         return {(str(event.get("pinned")), str(event.get("found"))) for event in events}
 
     def poll(self, round_: Round) -> None:
@@ -99,11 +99,11 @@ class AliasMonitor:
         return bool(ModelRef(round_.plan.spec.score.model).alias) and bool(round_.plan.model.registry)
 
     def _is_committed(self, round_: Round) -> bool:
-        last = self.job.manifest()
+        last = self.job.manifests.last()
         return last is not None and last.round == round_.number
 
     def _open_restart_round(self, ledger: Ledger, change: AliasChange) -> None:
-        rounds = self.job.rounds()
+        rounds = self.job.rounds.all()
         if sum(round_.why == ALIAS_CHANGE for round_ in rounds) >= MAX_RESTARTS:
             raise unstable_alias_error(change)
         plan = self._replan(ledger)
@@ -118,7 +118,7 @@ class AliasMonitor:
             starts_over=True,
         )
         self.lease.check()
-        self.job.open_round(record, plan)
+        self.job.rounds.open(record, plan)
         logger.warning("%s: rescoring all rows with version %s", change.said, plan.model.version)
 
     def _replan(self, ledger: Ledger) -> Plan:
@@ -131,14 +131,14 @@ class AliasMonitor:
         )
         version = resolve_model(last.spec.score.model, settings=settings)
         drafted = draft(last.spec, settings=settings, version=version, planned=tuple(ledger.files.values()))
-        check_output(drafted.plan, settings=settings, job=self.job.job)
+        check_output(drafted.plan, settings=settings, job=self.job.id)
         return replace(drafted.plan, rejected_files=ledger.rejected_files)
 
     def _record(self, change: AliasChange) -> None:
         """Record a change that the job ignores, as one event."""
         if (change.pinned, change.found) not in self._recorded:
             self._recorded.add((change.pinned, change.found))
-            self.job.append_event(EVENT, reference=change.reference, pinned=change.pinned, found=change.found)
+            self.job.events.append(EVENT, reference=change.reference, pinned=change.pinned, found=change.found)
             logger.warning("%s; the job keeps version %s", change.said, change.pinned)
 
 

@@ -75,7 +75,7 @@ class Driver(JobRun):
         ledger = self.ledger
         status = self._decide(ledger)
         if self.stop.is_cancel:
-            raise self.stop.error(self.job.job, left=0)
+            raise self.stop.error(self.job.id, left=0)
         if not self.parent.publishes:
             return self._finish(Status.SCORED, ledger)
         self._commit_and_publish(ledger)
@@ -83,12 +83,12 @@ class Driver(JobRun):
 
     def _commit_and_publish(self, ledger: Ledger) -> None:
         self.set_status(Status.PUBLISHING, reason="every partition is done")
-        manifest = self.job.next_manifest(ledger)
+        manifest = self.job.manifests.prepare(ledger)
         self.lease.check()
-        committed = self.job.commit_manifest(manifest)
+        committed = self.job.manifests.commit(manifest)
         self.lease.check()
         publish(committed.manifest, self.job)
-        self.job.append_event("published", manifest=manifest.number, rows=manifest.rows.out)
+        self.job.events.append("published", manifest=manifest.number, rows=manifest.rows.out)
 
     def _finish(self, status: Status, ledger: Ledger) -> Report:
         report = self.make_report(status, ledger=ledger)
@@ -111,7 +111,7 @@ class Driver(JobRun):
         return super().make_report(status, ledger=self.ledger if ledger is None else ledger, error=error)
 
     def _read_receipts(self) -> None:
-        self.receipts = SpooledReceipts(self.job.each_receipt())
+        self.receipts = SpooledReceipts(self.job.receipts.each())
 
     def _pending(self) -> tuple[Partition, ...]:
         return dispatch_order(self.ledger.todo)
@@ -132,7 +132,7 @@ class Driver(JobRun):
         # A changed alias is handled by the alias monitor.
         is_alias_change = self.stop.why is StopReason.ALIAS_CHANGE
         if self.stop.is_requested and not is_alias_change and (pending := self._pending()):
-            raise self.stop.error(self.job.job, left=len(pending))
+            raise self.stop.error(self.job.id, left=len(pending))
 
     def dispatch(self, client: Any, pending: Sequence[Partition]) -> Sequence[Partition]:
         """Run ``pending`` on the cluster and collect the receipts.
@@ -200,7 +200,7 @@ class Driver(JobRun):
 
     def mitigation(self, mitigation: Mitigation, /) -> None:
         """Record an action against a straggler."""
-        self.job.append_event("straggler", **asdict(mitigation))
+        self.job.events.append("straggler", **asdict(mitigation))
 
     def poll(self) -> None:
         """Check the alias of the model."""
@@ -212,7 +212,7 @@ class Driver(JobRun):
         :raises PipelineError: when there are too many.
         """
         examples = first_examples(summarise(self.job, ledger=ledger)) if ledger.rows.rejected else None
-        return decide_status(ledger, job=self.job.job, examples=examples)
+        return decide_status(ledger, job=self.job.id, examples=examples)
 
 
 def notify_round_started(
@@ -222,8 +222,8 @@ def notify_round_started(
     partitions, round = ledger.partitions(ledger.last), ledger.last.number
     rows, rows_pending = (sum(partition.rows for partition in group) for group in (partitions, pending))
     done = len(partitions) - len(pending)
-    job.append_event("round_started", round=round, partitions=len(partitions), done=done)
-    notify(callbacks, RoundStarted(job.job, round, len(partitions), done, rows, rows - rows_pending))
+    job.events.append("round_started", round=round, partitions=len(partitions), done=done)
+    notify(callbacks, RoundStarted(job.id, round, len(partitions), done, rows, rows - rows_pending))
 
 
 def notify_attempt_finished(
@@ -232,7 +232,7 @@ def notify_attempt_finished(
     """Report that an attempt at a partition ended."""
     receipt = ended.receipt
     event = PartitionEnded(
-        job=job.job,
+        job=job.id,
         round=round,
         partition=ended.partition.id,
         outcome=ended.outcome,
@@ -246,7 +246,7 @@ def notify_attempt_finished(
     )
     if ended.outcome is not AttemptOutcome.DONE:
         # A completed partition has a receipt: an event each would only cost an fsync.
-        job.append_event(
+        job.events.append(
             "partition",
             partition=event.partition,
             outcome=event.outcome,

@@ -86,7 +86,7 @@ class FanOutDriver(JobRun):
         failures = self._score_children([child for child in children if not is_ready(child)])
         remaining = [child for child in children if not is_ready(child)]
         if self.stop.is_cancel or (self.stop.is_requested and remaining):
-            raise self.stop.error(self.job.job, left=sum(len(child.ledger().todo) for child in remaining))
+            raise self.stop.error(self.job.id, left=sum(len(child.ledger().todo) for child in remaining))
         if remaining:
             raise _children_failed(self.job, remaining, failures)
         self.set_status(Status.PUBLISHING)
@@ -96,7 +96,7 @@ class FanOutDriver(JobRun):
         if remaining:
             raise _children_failed(self.job, remaining, failures)
         commit = commit_fan_out(self.job, children)
-        self.job.append_event("published", manifest=commit.number, rows=commit.rows.out)
+        self.job.events.append("published", manifest=commit.number, rows=commit.rows.out)
         has_warnings = any(child.status() is Status.SUCCEEDED_WITH_WARNINGS for child in children)
         status = Status.SUCCEEDED_WITH_WARNINGS if has_warnings else Status.SUCCEEDED
         return self.finish(self.make_report(status))
@@ -105,7 +105,7 @@ class FanOutDriver(JobRun):
         """Score ``pending``, at most ``fan_out.max_parallel`` at a time. Return the errors by job id."""
         if not pending:
             return {}
-        events = _ChildEvents(self.job.job, self.callbacks)
+        events = _ChildEvents(self.job.id, self.callbacks)
         with ExitStack() as stack:
             shared = None
             if any(child.ledger().todo for child in pending):
@@ -120,15 +120,15 @@ class FanOutDriver(JobRun):
             return _ChildPool(self, events, shared).run(pending, width=width)
 
     def _publish(self, children: Sequence[JobDirectory]) -> dict[str, BaseException]:
-        return _ChildPool(self, _ChildEvents(self.job.job, ()), None, publishes=True).run(children, width=1)
+        return _ChildPool(self, _ChildEvents(self.job.id, ()), None, publishes=True).run(children, width=1)
 
     def _notify_started(self, events: _ChildEvents) -> None:
         ledgers = [child.ledger() for child in self.job.children()]
         partitions, done = sum(ledger.planned for ledger in ledgers), sum(len(ledger.done) for ledger in ledgers)
         pending = sum(partition.rows for ledger in ledgers for partition in ledger.todo)
         rows = sum(partition.rows for ledger in ledgers for partition in ledger.base.plan.partitions)
-        self.job.append_event("round_started", round=0, partitions=partitions, done=done)
-        events.notify(RoundStarted(self.job.job, 0, partitions, done, rows, max(0, rows - pending)))
+        self.job.events.append("round_started", round=0, partitions=partitions, done=done)
+        events.notify(RoundStarted(self.job.id, 0, partitions, done, rows, max(0, rows - pending)))
 
 
 class _ChildPool:
@@ -171,8 +171,8 @@ class _ChildPool:
         try:
             driver.run_child(child, settings=driver.settings, callbacks=(self._events,), parent=parent)
         except BaseException as error:
-            logger.warning("child %s failed: %s", child.job, error)
-            self._failures[child.job] = error
+            logger.warning("child %s failed: %s", child.id, error)
+            self._failures[child.id] = error
 
 
 class _ChildEvents(Callback):
@@ -198,9 +198,9 @@ def _children_failed(
     job: JobDirectory, unfinished: Sequence[JobDirectory], failures: dict[str, BaseException]
 ) -> ChildrenFailed:
     """The error of a fan-out whose children ``unfinished`` failed; its exit code is that of the first of them."""
-    known = [failures[child.job] for child in unfinished if child.job in failures]
+    known = [failures[child.id] for child in unfinished if child.id in failures]
     shown = [
-        f"{child.job.removeprefix(f'{job.job}.')}: {_failure_text(child, failures)}" for child in unfinished[:_SHOWN]
+        f"{child.id.removeprefix(f'{job.id}.')}: {_failure_text(child, failures)}" for child in unfinished[:_SHOWN]
     ]
     more = f"; and {len(unfinished) - _SHOWN:,} more" if len(unfinished) > _SHOWN else ""
     publishes_each = job.plan.spec.fan_out is not None and job.plan.spec.fan_out.publish == "each"
@@ -209,9 +209,9 @@ def _children_failed(
     error = ChildrenFailed(
         f"{len(unfinished):,} of {job.record.children:,} {noun} failed"
         + ("; nothing was published" if is_unpublished else ""),
-        where=f"job {job.job}",
+        where=f"job {job.id}",
         found="; ".join(shown) + more,
-        next_step=f"python -m pipeline resume {job.job}",
+        next_step=f"python -m pipeline resume {job.id}",
     )
     codes = [failure.exit_code for failure in known if isinstance(failure, PipelineError)]
     error.exit_code = codes[0] if codes else ChildrenFailed.exit_code
@@ -219,7 +219,7 @@ def _children_failed(
 
 
 def _failure_text(child: JobDirectory, failures: dict[str, BaseException]) -> str:
-    error = failures.get(child.job)
+    error = failures.get(child.id)
     if error is None:
         return f"{child.status()}"
     return error.message if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}"

@@ -103,4 +103,4 @@ class JobRun:
         try:
             self.finish(self.make_report(status_after(error), error=known), error=known)
         except Exception:
-            logger.exception("the end of job %s could not be recorded", self.job.job)
+            logger.exception("the end of job %s could not be recorded", self.job.id)

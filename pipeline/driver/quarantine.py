@@ -30,7 +30,7 @@ def open_quarantine_round(job: JobDirectory, ledger: Ledger, error: PipelineErro
         return None
     assert isinstance(error, (CorruptInput, InputChanged, SchemaDrift))
     bad = {**_changed_files(ledger), error.where: _reject(ledger.files[error.where], error)}
-    check_file_count([*ledger.rejected_files, *bad.values()], limit=errors.max_files, job=job.job)
+    check_file_count([*ledger.rejected_files, *bad.values()], limit=errors.max_files, job=job.id)
     takes, packed = _without_files(ledger, set(bad))
     known = {**{file.path: file for round_ in ledger.rounds for file in round_.plan.files}, **ledger.files}
     used = {fragment.path for fragments in packed for fragment in fragments}
@@ -50,7 +50,7 @@ def open_quarantine_round(job: JobDirectory, ledger: Ledger, error: PipelineErro
         takes=takes,
         rejected_files=[bad[path] for path in sorted(bad)],
     )
-    return job.open_round(record, plan)
+    return job.rounds.open(record, plan)
 
 
 def _reject(file: InputFile, error: CorruptInput | InputChanged | SchemaDrift) -> RejectedFile:

@@ -98,7 +98,7 @@ def open_retry(job: JobDirectory, request: RetryRequest, *, epoch: int, settings
         rejected_files=work.still_rejected,
         repaired_files=[file.path for file in work.repaired],
     )
-    return job.open_round(record, plan)
+    return job.rounds.open(record, plan)
 
 
 def _check_fan_out(job: JobDirectory) -> None:
@@ -109,21 +109,21 @@ def _check_fan_out(job: JobDirectory) -> None:
     if job.record.children:
         raise SpecError(
             "a fan-out is retried child by child",
-            where=job.job,
+            where=job.id,
             found=f"{job.record.children:,} children",
-            next_step=f"python -m pipeline status {job.job}, then: python -m pipeline retry CHILD",
+            next_step=f"python -m pipeline status {job.id}, then: python -m pipeline retry CHILD",
         )
     if not job.record.publishes_itself and job.status().is_success:
         raise SpecError(
             "a retry cannot repair the output of a child that was published together with the others",
-            where=job.job,
+            where=job.id,
             expected="a child that publishes its own output (fan_out.publish: each)",
             next_step="run the fan-out again as a new job",
         )
 
 
 def _check_output(job: JobDirectory) -> None:
-    manifest = job.manifest()
+    manifest = job.manifests.last()
     published = read_published(manifest, job) if manifest else None
     if published is not None and published.is_replaced:
         raise OutputConflict(

@@ -19,7 +19,6 @@ from pipeline.events import AttemptOutcome, SplitReason
 from pipeline.execution.protocols import AttemptResult, SplitResult
 from pipeline.execution.tasks import decode_receipt, make_tasks
 from pipeline.jobs.directory import JobDirectory
-from pipeline.jobs.layout import receipt_path
 from pipeline.jobs.receipts import Receipt
 from pipeline.jobs.rounds import Round
 from pipeline.jobs.splits import MIN_SPLIT_ROWS, even_cuts, parts_of, split_receipt
@@ -60,12 +59,12 @@ class TaskSet:
         saved = load_batch_size(root, model, workers)
         self.batch = MemoryBatchLimit(min(self.batch.planned, saved or self.batch.planned), self.batch.planned)
         if saved is not None:
-            self.job.append_event("batch", planned=self.batch.planned, remembered=saved)
+            self.job.events.append("batch", planned=self.batch.planned, remembered=saved)
         try:
             yield
         finally:
             if self.batch.rows != (saved or self.batch.planned):
-                save_batch_size(root, model, workers, rows=self.batch.rows, job=self.job.job)
+                save_batch_size(root, model, workers, rows=self.batch.rows, job=self.job.id)
 
     @property
     def recipe(self) -> StageRecipe:
@@ -103,7 +102,7 @@ class TaskSet:
         if not receipt.splits:
             return SplitResult(receipt)
         split_parts = parts_of(partition, receipt, {file.path: file for file in self.round.plan.files})
-        first = stored_receipt(self.job, self.round, split_parts[0].id)
+        first = self.job.receipts.find(self.round.number, split_parts[0].id)
         return SplitResult(receipt, split_parts, first if first and not first.splits else None)
 
     def adapt_batch(self, result: AttemptResult) -> None:
@@ -125,18 +124,7 @@ def put_split(job: JobDirectory, round_: Round, partition: Partition, cuts: Sequ
         attempt=unique_name(),
         round=round_.number,
     )
-    if job.store.put_if_absent(receipt_path(round_.number, partition.id), receipt.to_json()):
-        return receipt
-    return stored_receipt(job, round_, partition.id) or receipt
-
-
-def stored_receipt(job: JobDirectory, round_: Round, partition: str) -> Receipt | None:
-    """Return the receipt of a partition of a round; None while it has none."""
-    path = receipt_path(round_.number, partition)
-    try:
-        return Receipt.from_json(job.store.read(path), where=job.store.url(path))
-    except FileNotFoundError:
-        return None
+    return job.receipts.put(receipt)
 
 
 @dataclass(frozen=True)

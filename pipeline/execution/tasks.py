@@ -80,7 +80,7 @@ def partition_receipt(
     if isolation is not None:
         isolation = replace(isolation, memory=round(ISOLATED_SHARE * memory_limit()))
     try:
-        return score_partition(recipe, partition, versions=versions, isolation=isolation).to_json().decode()
+        return score_partition(recipe, partition, versions=versions, isolation=isolation).to_json_bytes().decode()
     except Exception as error:
         raise _without_secrets(error) from None
 

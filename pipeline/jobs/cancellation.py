@@ -54,13 +54,13 @@ class CancelRequest:
     """Whether not even to wait for the partitions that run."""
     reason: str = ""
 
-    def to_json(self) -> bytes:
+    def to_json_bytes(self) -> bytes:
         """As stored."""
         return json.dumps({"schema_version": 1, **asdict(self)}, indent=1).encode() + b"\n"
 
     @staticmethod
     def from_json(data: bytes, *, epoch: int) -> CancelRequest:
-        """Inverse of `to_json`. What is damaged is a request all the same: its presence is what counts."""
+        """Inverse of `to_json_bytes`. What is damaged is a request all the same: its presence is what counts."""
         try:
             record = json.loads(data)
             record.pop("schema_version")
@@ -104,7 +104,7 @@ def cancel_job(
         return CancelOutcome.ENDED
     request = CancelRequest(highest_epoch(job.store), iso_time(utc_now()), who(), now, reason)
     # Before the look at the lease: a driver that lives finds it, however that look turns out.
-    job.store.replace(layout.cancel_path(request.epoch), request.to_json())
+    job.store.replace(layout.cancel_path(request.epoch), request.to_json_bytes())
     try:
         with hold_lease(job.store, lease_seconds=lease_seconds):
             status = job.status()
@@ -120,7 +120,7 @@ def cancel_job(
         epoch = highest_epoch(job.store)
         if epoch != request.epoch:
             moved = CancelRequest(epoch, request.time, request.by, now, reason)
-            job.store.replace(layout.cancel_path(epoch), moved.to_json())
+            job.store.replace(layout.cancel_path(epoch), moved.to_json_bytes())
         return CancelOutcome.ASKED
 
 

@@ -36,14 +36,14 @@ class FanOutCommit:
     created: str
     """UTC, ISO 8601."""
 
-    def to_json(self) -> bytes:
+    def to_json_bytes(self) -> bytes:
         """As stored."""
         record: dict[str, Any] = {"schema_version": 1, **asdict(self), "rows": self.rows.details()}
         return json.dumps(record, indent=1).encode() + b"\n"
 
     @staticmethod
     def from_json(data: bytes, *, where: str) -> FanOutCommit:
-        """Inverse of `to_json`.
+        """Inverse of `to_json_bytes`.
 
         :raises StateCorrupt: for anything else.
         """
@@ -78,17 +78,17 @@ def commit_fan_out(job: JobDirectory, children: Sequence[JobDirectory]) -> FanOu
     """
     parts = []
     for child in children:
-        manifest = child.manifest()
+        manifest = child.manifests.last()
         if manifest is None:
             raise StateCorrupt(
-                "a child has no manifest", where=child.root, next_step=f"python -m pipeline resume {child.job}"
+                "a child has no manifest", where=child.root, next_step=f"python -m pipeline resume {child.id}"
             )
-        parts.append(ChildCommit(child.job, manifest.number, manifest.rows.details()))
+        parts.append(ChildCommit(child.id, manifest.number, manifest.rows.details()))
     rows = RowCounts.total(RowCounts.from_details(part.rows) for part in parts)
     if not rows.is_reconciled:
         raise ReconciliationFailed(
             "the rows of the children do not add up",
-            where=f"job {job.job}",
+            where=f"job {job.id}",
             found=f"{rows.rows_in:,} in, {rows.out:,} out, {rows.rejected:,} rejected, {rows.filtered:,} filtered",
             expected="rows in = rows out + rejected + filtered",
             next_step="this is a defect of this package: keep the job directory and report it",
@@ -96,8 +96,8 @@ def commit_fan_out(job: JobDirectory, children: Sequence[JobDirectory]) -> FanOu
     last = last_commit(job)
     if last is not None and last.children == tuple(parts):
         return last
-    made = FanOutCommit(last.number + 1 if last else 1, job.job, rows, tuple(parts), iso_time(utc_now()))
+    made = FanOutCommit(last.number + 1 if last else 1, job.id, rows, tuple(parts), iso_time(utc_now()))
     name = layout.commit_path(made.number)
-    if job.store.put_if_absent(name, made.to_json()):
+    if job.store.put_if_absent(name, made.to_json_bytes()):
         return made
     return FanOutCommit.from_json(job.store.read(name), where=job.store.url(name))

@@ -55,13 +55,13 @@ class Holder:
     lease_seconds: float
     """Seconds of silence after which others may take over."""
 
-    def to_json(self) -> bytes:
+    def to_json_bytes(self) -> bytes:
         """As stored."""
         return json.dumps({"schema_version": 1, **asdict(self)}, indent=1).encode() + b"\n"
 
     @staticmethod
     def from_json(data: bytes) -> Holder | None:
-        """Inverse of `to_json`; None for what is damaged, since nothing but its counter is needed to go on."""
+        """Inverse of `to_json_bytes`; None for what is damaged, since nothing but its counter is needed to go on."""
         try:
             record = json.loads(data)
             record.pop("schema_version")
@@ -307,7 +307,7 @@ def acquire_lease(
         lease_seconds=lease_seconds,
     )
     lease = Lease(store, holder, verdict)
-    if not store.put_if_absent(layout.lease_path(holder.epoch), holder.to_json()) or lease.fenced():
+    if not store.put_if_absent(layout.lease_path(holder.epoch), holder.to_json_bytes()) or lease.fenced():
         # Somebody was faster by a moment, and is at work.
         raise _locked(store, read_lease(store))
     lease.beat()

@@ -136,7 +136,7 @@ def find_job(root: str | os.PathLike[str], name: str) -> JobDirectory:
     if name in folders:
         return JobDirectory.open(f"{os.fspath(root)}/{name}")
     found = _directories(root, [folder for folder in folders if name == LAST or folder.startswith(name)])
-    found.sort(key=lambda one: (one.record.created, one.job), reverse=True)
+    found.sort(key=lambda one: (one.record.created, one.id), reverse=True)
     if name == LAST and found:
         return found[0]
     if len(found) == 1 and name:
@@ -163,12 +163,12 @@ def _find_child(root: str | os.PathLike[str], name: str, folders: Sequence[str])
         if before in folders:
             parents = [before]
         found = [one for one in _directories(root, parents) if one.record.children]
-        found.sort(key=lambda one: (one.record.created, one.job), reverse=True)
+        found.sort(key=lambda one: (one.record.created, one.id), reverse=True)
         if not found or (len(found) > 1 and before != LAST):
             continue
         children = found[0].children()
-        exact = [child for child in children if child.job == f"{found[0].job}.{part}"]
-        near = exact or [child for child in children if child.job.startswith(f"{found[0].job}.{part}")]
+        exact = [child for child in children if child.id == f"{found[0].id}.{part}"]
+        near = exact or [child for child in children if child.id.startswith(f"{found[0].id}.{part}")]
         if len(near) == 1:
             return near[0]
         if near:
@@ -195,7 +195,7 @@ def _no_such_job(
 ) -> SpecError:
     where = open_store(root).root
     if found and name:
-        ids = [one.job for one in found]
+        ids = [one.id for one in found]
         return SpecError(
             "more than one job has an id that begins like that",
             where=where,
@@ -203,7 +203,7 @@ def _no_such_job(
             expected="one of " + ", ".join(ids[:_SHOWN]) + (" …" if len(ids) > _SHOWN else ""),
             next_step="type more of the id",
         )
-    recent = [one.job for one in sorted(_directories(root, folders), key=lambda one: one.record.created, reverse=True)]
+    recent = [one.id for one in sorted(_directories(root, folders), key=lambda one: one.record.created, reverse=True)]
     return SpecError(
         "there is no such job" if recent else "there are no jobs yet",
         where=where,

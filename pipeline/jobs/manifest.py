@@ -75,7 +75,7 @@ class Manifest:
     rejected_files: tuple[str, ...] = ()
     """Input files that were set aside as a whole; their rows are in no count."""
 
-    def to_json(self) -> bytes:
+    def to_json_bytes(self) -> bytes:
         """As stored: one object, a line for each field and each file, with a schema version."""
         record = {one.name: getattr(self, one.name) for one in fields(self)} | {"rows": self.rows.details()}
         text = io.BytesIO()
@@ -91,7 +91,7 @@ class Manifest:
 
     @staticmethod
     def from_json(data: bytes, *, where: str = "") -> Manifest:
-        """Inverse of `to_json`.
+        """Inverse of `to_json_bytes`.
 
         :raises StateCorrupt: for anything that is not a whole manifest.
         """

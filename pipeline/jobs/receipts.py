@@ -109,7 +109,7 @@ class Receipt:
     before: dict[str, int] = field(default_factory=dict)
     """Rows in that an earlier round had rejected, per reason it had; empty where the rows come from input files."""
 
-    def to_json(self) -> bytes:
+    def to_json_bytes(self) -> bytes:
         """As stored, one line, with a schema version."""
         # Without the ranges of files, of which there may be thousands: what follows is as long as that.
         record = asdict(replace(self, files=()))
@@ -119,7 +119,7 @@ class Receipt:
 
     @staticmethod
     def from_json(data: bytes, *, where: str = "") -> Receipt:
-        """Inverse of `to_json`.
+        """Inverse of `to_json_bytes`.
 
         :raises StateCorrupt: for anything that is not a whole receipt.
         """

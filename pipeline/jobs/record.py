@@ -7,7 +7,6 @@ import os
 import re
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from pipeline.errors import PlanMismatch, RefusedForSafety, StateCorrupt
 from pipeline.plan.describe import difference
@@ -77,7 +76,7 @@ class JobRecord:
     publishes_children_together: bool = False
     """Whether it is a fan-out that publishes its children only when all are ready to."""
 
-    def to_json(self) -> bytes:
+    def to_json_bytes(self) -> bytes:
         """As stored, with a schema version; what only a fan-out and its children have is left out of others."""
         record = asdict(self)
         if not self.children and not self.parent:
@@ -86,7 +85,7 @@ class JobRecord:
 
     @staticmethod
     def from_json(data: bytes, *, where: str) -> JobRecord:
-        """Inverse of `to_json`.
+        """Inverse of `to_json_bytes`.
 
         :raises StateCorrupt: for anything else.
         """
@@ -169,12 +168,3 @@ def same_work(stored: Plan, wanted: Plan, *, store: Store) -> Plan:
         expected=f"plan {wanted.digest[:12]}",
         next_step="run the job spec as a new job, or undo the change and resume",
     )
-
-
-def parse_event(line: str) -> dict[str, Any] | None:
-    """One line of ``events.jsonl``; None for one that a crash cut short."""
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return None
-    return event if isinstance(event, dict) and "event" in event else None

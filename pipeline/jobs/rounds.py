@@ -8,25 +8,21 @@ files lie in ``rounds/<n>``. What counts over all rounds is up to `pipeline.jobs
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
 from pipeline.common.rows import RejectedFile
 from pipeline.errors import Fenced, StateCorrupt
 from pipeline.jobs import layout
-from pipeline.jobs.receipts import Receipt
 from pipeline.plan.plan import Plan
 from pipeline.plan.table import plan_bytes, read_plan, rejected_file
-from pipeline.storage.local import LocalStore
 from pipeline.storage.store import Store
 
 RETRY = "retry"
 ALIAS_CHANGE = "alias change"
 FILES_REJECTED = "files rejected"
 SCHEMA_VERSION = 1
-_READERS = 32
 
 
 @dataclass(frozen=True)
@@ -63,13 +59,13 @@ class RoundRecord:
     created: str
     """UTC, ISO 8601."""
 
-    def to_json(self) -> bytes:
+    def to_json_bytes(self) -> bytes:
         """As stored, with a schema version."""
         return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}, indent=1).encode() + b"\n"
 
     @staticmethod
     def from_json(data: bytes, *, where: str) -> RoundRecord:
-        """Inverse of `to_json`.
+        """Inverse of `to_json_bytes`.
 
         :raises StateCorrupt: for anything else.
         """
@@ -169,7 +165,7 @@ def put_round(store: Store, record: RoundRecord, plan: Plan) -> Round:
     """
     store.put_if_absent(plan_path(record), plan_bytes(plan))
     place = layout.round_record_path(record.round)
-    data = record.to_json()
+    data = record.to_json_bytes()
     if not store.put_if_absent(place, data) and store.read(place) != data:
         raise Fenced(
             "another driver has opened a round of this job",
@@ -215,35 +211,6 @@ def _read_round(store: Store, number: int) -> Round:
         return plan
 
     return Round(number, record.plan, load, record)
-
-
-def read_receipts(store: Store, of: Round) -> Iterator[Receipt]:
-    """All receipts of a round in any order, those of split partitions too.
-
-    :raises StateCorrupt: for one that is damaged, misnamed or of another plan.
-    """
-    folder = layout.receipts_folder(of.number)
-    paths = [f"{folder}/{name}" for name in store.list(folder) if name.endswith(".json")]
-    if isinstance(store, LocalStore):
-        yield from (_read_receipt(store, path, of) for path in paths)
-    else:
-        with ThreadPoolExecutor(_READERS) as pool:
-            yield from pool.map(lambda path: _read_receipt(store, path, of), paths)
-
-
-def _read_receipt(store: Store, path: str, of: Round) -> Receipt:
-    place = store.url(path)
-    receipt = Receipt.from_json(store.read(path), where=place)
-    is_named = f"{receipt.partition}.json" == path.rpartition("/")[2] and receipt.round == of.number
-    if receipt.plan != of.digest or not is_named:
-        raise StateCorrupt(
-            "a receipt does not belong to this job",
-            where=place,
-            found=f"partition {receipt.partition} of plan {receipt.plan[:12]}",
-            expected=f"a partition named like the file, of plan {of.digest[:12]}",
-            next_step="remove the file and resume: its partition is scored again",
-        )
-    return receipt
 
 
 def plan_path(record: RoundRecord) -> str:

@@ -123,7 +123,7 @@ def make_report(
     """
     if job.record.children:
         return _add_up(job, status=status or job.status(), seconds=seconds, warnings=warnings, error=error)
-    ledger, events = ledger or job.ledger(), job.events()
+    ledger, events = ledger or job.ledger(), job.events.read()
     plan, totals, rows = ledger.base.plan, ledger.totals, ledger.rows
     status = status or job.status()
     total = active_seconds(events) if seconds is None else active_seconds(before_this(events)) + seconds
@@ -147,11 +147,11 @@ def make_report(
             *warnings,
             *_reject_warning(rows),
             *_file_warning(ledger.rejected_files),
-            *_restart_warnings(job.rounds()),
+            *_restart_warnings(job.rounds.all()),
             *alias_change_warnings(events),
             *engine_warnings(totals.engine),
         ),
-        next=_next(status, job.job, has_rejects=rows.rejected > 0 or bool(ledger.rejected_files)),
+        next=_next(status, job.id, has_rejects=rows.rejected > 0 or bool(ledger.rejected_files)),
     )
 
 
@@ -160,7 +160,7 @@ def _common(
 ) -> dict[str, Any]:
     """The fields that are found in the same way for a job and for a fan-out."""
     return {
-        "job": job.job,
+        "job": job.id,
         "name": plan.spec.name,
         "status": status,
         "reason": error.message if error else last_reason(events, status),
@@ -181,7 +181,7 @@ def _add_up(
     job: JobDirectory, *, status: Status, seconds: float | None, warnings: Sequence[str], error: PipelineError | None
 ) -> Report:
     """The report of a fan-out: that of all its children together."""
-    plan, events = job.plan, job.events()
+    plan, events = job.plan, job.events.read()
     reports = [make_report(child) for child in job.children()]
     total = active_seconds(events) if seconds is None else active_seconds(before_this(events)) + seconds
     reasons: Counter[str] = Counter()
@@ -212,7 +212,7 @@ def _add_up(
         children=tuple(
             ChildReport.from_report(child.value, report) for child, report in zip(plan.children, reports, strict=True)
         ),
-        next=_next(status, job.job, has_rejects=rows.rejected > 0),
+        next=_next(status, job.id, has_rejects=rows.rejected > 0),
     )
 
 
@@ -247,7 +247,7 @@ def _published(job: JobDirectory, events: Sequence[Mapping[str, Any]]) -> int | 
     if told:
         return int(told[-1])
     ended_well = any(str(event.get("after", "")).startswith("SUCCEEDED") for event in events)
-    return next(reversed(job.manifests()), None) if ended_well else None
+    return next(reversed(job.manifests.numbers()), None) if ended_well else None
 
 
 def _percent(part: int, whole: int) -> str:

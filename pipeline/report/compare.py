@@ -95,7 +95,7 @@ def compare(one: JobDirectory, other: JobDirectory) -> Comparison:
     """What is not the same in ``other`` as in ``one``."""
     reports = make_report(one), make_report(other)
     return Comparison(
-        jobs=(one.job, other.job),
+        jobs=(one.id, other.id),
         status=(reports[0].status, reports[1].status),
         spec=changes(flatten(one.plan.spec.to_dict()), flatten(other.plan.spec.to_dict())),
         model=changes(one.record.model, other.record.model),

@@ -111,7 +111,7 @@ class Hooks(Callback):
             for delivery in worker.close(until):
                 if not delivery.ok:
                     logger.warning("the hook %s failed: %s", delivery.hook, delivery.reason)
-                self._job.append_event(
+                self._job.events.append(
                     "hook",
                     hook=delivery.hook,
                     on=delivery.event,
@@ -133,14 +133,14 @@ class Hooks(Callback):
 
 def make_message(job: JobDirectory, event: str, facts: dict[str, Any]) -> Message:
     """What is told of ``event``. Its key is the same whoever asks, as long as nothing has happened to the job since."""
-    number = sum(one["event"] in ("status", "driver") for one in job.events())
-    key = f"{job.job}/{event}/{number}"
+    number = sum(one["event"] in ("status", "driver") for one in job.events.read())
+    key = f"{job.id}/{event}/{number}"
     body = {
         "schema_version": SCHEMA_VERSION,
         "id": key,
         "event": event,
         "time": iso_time(utc_now()),
-        "job": job.job,
+        "job": job.id,
         "name": job.record.name,
         "directory": job.root,
         **facts,
@@ -174,4 +174,4 @@ def run_hooks(job: JobDirectory, hooks: Sequence[Hook], *, grace: float) -> Iter
             told.close(grace)
         except Exception:
             # Whatever is wrong with hooks, the job is as it is.
-            logger.exception("what became of the hooks of %s could not be recorded", job.job)
+            logger.exception("what became of the hooks of %s could not be recorded", job.id)

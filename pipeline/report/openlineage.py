@@ -46,8 +46,8 @@ class Lineage:
 
     def __init__(self, job: JobDirectory) -> None:
         self._job = job
-        number = sum(event["event"] == "driver" for event in job.events())
-        self.run = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{PRODUCER}{job.job}/{number}"))
+        number = sum(event["event"] == "driver" for event in job.events.read())
+        self.run = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{PRODUCER}{job.id}/{number}"))
         """The same for all events of one driver's run."""
 
     @cached_property

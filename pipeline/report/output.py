@@ -47,14 +47,14 @@ def read_file(path: str, *, format: str, storage: Mapping[str, Any]) -> pd.DataF
 
 def _published(job: JobDirectory) -> tuple[list[str], pd.DataFrame, Callable[[str], pd.DataFrame]]:
     """Files, an empty frame with their columns, and the function that reads one."""
-    pairs = [(leaf, leaf.manifest()) for leaf in (job.children() if job.record.children else [job])]
+    pairs = [(leaf, leaf.manifests.last()) for leaf in (job.children() if job.record.children else [job])]
     committed = [(leaf, manifest) for leaf, manifest in pairs if manifest is not None]
     if not committed:
         raise SpecError(
             "the job has not published anything",
             where=job.root,
             found=str(job.status()),
-            next_step=f"python -m pipeline resume {job.job}",
+            next_step=f"python -m pipeline resume {job.id}",
         )
     files = [path for leaf, manifest in committed for path in _files(leaf, manifest)]
     schema = pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(committed[0][1].schema)))
@@ -69,6 +69,6 @@ def _files(job: JobDirectory, manifest: Manifest) -> list[str]:
         raise OutputConflict(
             "the output of the job was replaced" if contents else "the output of the job is not published",
             where=job.plan.spec.sink.path,
-            next_step="run the job again" if contents else f"python -m pipeline resume {job.job}",
+            next_step="run the job again" if contents else f"python -m pipeline resume {job.id}",
         )
     return [f"{contents.path.rstrip('/')}/{file.name}" for file in contents.files]

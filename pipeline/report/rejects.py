@@ -139,7 +139,7 @@ def summarise(
     """
     if job.record.children:
         parts = [summarise(child, examples=examples, reason=reason) for child in job.children()]
-        return _together(job.job, parts, examples=examples)
+        return _together(job.id, parts, examples=examples)
     ledger = ledger or job.ledger()
     counts = {name: count for name, count in ledger.reasons.items() if fnmatchcase(name, reason)}
     receipts = [one for one in ledger.done if ledger.left(one) and not counts.keys().isdisjoint(one.reasons)]
@@ -150,7 +150,7 @@ def summarise(
             _collect(job, receipt, found, missing, examples=examples, left=ledger.left(receipt))
     groups = tuple(RejectGroup(name, count, tuple(found[name])) for name, count in counts.items())
     return RejectSummary(
-        job=job.job,
+        job=job.id,
         groups=groups,
         files=tuple(job.store.url(rejects_path(receipt)) for receipt in receipts),
         total=sum(counts.values()),

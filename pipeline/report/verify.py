@@ -124,7 +124,7 @@ def verify(job: JobDirectory, *, sample: int = 1000, seed: int | None = None) ->
         ("output", facts.output_holds),
         ("sample", lambda: _sample(job, facts.ledger, rows=sample, seed=seed)),
     ]
-    return Verification(job.job, tuple(_run(name, check) for name, check in checks))
+    return Verification(job.id, tuple(_run(name, check) for name, check in checks))
 
 
 def _verify_children(job: JobDirectory, *, sample: int, seed: int | None) -> Verification:
@@ -135,14 +135,14 @@ def _verify_children(job: JobDirectory, *, sample: int, seed: int | None) -> Ver
     for child in children:
         for check in verify(child, sample=share, seed=seed).checks:
             found.setdefault(check.name, []).append((child, check))
-    return Verification(job.job, tuple(_all_of(name, checks) for name, checks in found.items()))
+    return Verification(job.id, tuple(_all_of(name, checks) for name, checks in found.items()))
 
 
 def _all_of(name: str, checks: Sequence[tuple[JobDirectory, Check]]) -> Check:
     wrong = [(child, check) for child, check in checks if not check.ok]
     child, shown = (wrong or checks)[0]
     count = f"{len(wrong):,} of {len(checks):,} children" if wrong else f"{len(checks):,} children"
-    return Check(name, not wrong, f"{count}, such as {child.job}: {shown.detail}")
+    return Check(name, not wrong, f"{count}, such as {child.id}: {shown.detail}")
 
 
 def _run(name: str, check: Callable[[], str]) -> Check:
@@ -172,7 +172,7 @@ class _Facts:
 
     @cached_property
     def manifest(self) -> Manifest | None:
-        return self.job.manifest()
+        return self.job.manifests.last()
 
     def partitions_covered(self) -> str:
         """Each partition has one receipt, for exactly its rows; each wanted row of each file is in one partition."""

@@ -221,7 +221,7 @@ def _open_scorer(recipe: StageRecipe, partition: Partition, isolation: Isolation
 
 def _commit_receipt(store: Store, receipt: Receipt, recipe: StageRecipe) -> Receipt:
     """Write ``receipt`` if its partition has none. Return the receipt that counts."""
-    if store.put_if_absent(layout.receipt_name(receipt.partition), receipt.to_json()):
+    if store.put_if_absent(layout.receipt_name(receipt.partition), receipt.to_json_bytes()):
         return receipt
     return _read_receipt(store, receipt.partition, recipe) or receipt
 

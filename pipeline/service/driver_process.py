@@ -62,7 +62,7 @@ def launch(job: JobDirectory, start: Start) -> Start:
 def _open_output(job: JobDirectory, start: Start) -> tuple[IO[bytes], str]:
     """The file for stdout and stderr, and its path when that is not in the job directory."""
     if not isinstance(job.store, LocalStore):
-        descriptor, path = tempfile.mkstemp(prefix=f"{job.job}-{start.number}-", suffix=".out")
+        descriptor, path = tempfile.mkstemp(prefix=f"{job.id}-{start.number}-", suffix=".out")
         return os.fdopen(descriptor, "ab"), path
     path_there = job.store.path(layout.start_output_path(start.number))
     with storage_errors(str(path_there)):
@@ -105,7 +105,7 @@ def settle(directory: str) -> None:
     """Take the mark of a job away that needs no driver any more; see `pipeline.service.queue`."""
     job, root = JobDirectory.open(directory), open_store(_root(directory), private=True)
     if is_unwanted(job):
-        unmark_queued(root, job.job)
+        unmark_queued(root, job.id)
 
 
 def _root(directory: str) -> str:

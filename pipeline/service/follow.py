@@ -73,7 +73,7 @@ class Ending:
             where=self.job.root,
             found=f"status {status}, and nobody who drives it",
             expected="a driver, or a server that starts one",
-            next_step=f"python -m pipeline resume {self.job.job}",
+            next_step=f"python -m pipeline resume {self.job.id}",
         )
 
     def wait(
@@ -92,7 +92,7 @@ class Ending:
         begin, seconds = clock(), pause_for(self.job)
         while (status := self.look()) is None:
             if timeout is not None and clock() - begin >= timeout:
-                raise TimeoutError(f"job {self.job.job} is {self.job.status()} after {timeout:g} s")
+                raise TimeoutError(f"job {self.job.id} is {self.job.status()} after {timeout:g} s")
             pause(seconds)
         return status
 
@@ -110,7 +110,7 @@ class Follower:
     def poll(self) -> Iterator[Event]:
         """What has happened since the last time; the first time, all that is needed to show how it stands."""
         is_first, new = self._events == 0, self._new_receipts()
-        events = self.job.events()
+        events = self.job.events.read()
         told, self._events = events[self._events :], len(events)
         if is_first:
             statuses = [event for event in told if event["event"] == "status"]
@@ -139,7 +139,7 @@ class Follower:
             yield self._round_started()
         elif event["event"] == "partition":
             yield PartitionEnded(
-                job=self.job.job,
+                job=self.job.id,
                 round=0,
                 partition=str(event.get("partition", "")),
                 outcome=AttemptOutcome(event["outcome"]),
@@ -150,7 +150,7 @@ class Follower:
 
     def _status(self, event: dict[str, Any]) -> StatusChanged:
         return StatusChanged(
-            self.job.job, str(event.get("before", "")), str(event.get("after", "")), str(event.get("reason", ""))
+            self.job.id, str(event.get("before", "")), str(event.get("after", "")), str(event.get("reason", ""))
         )
 
     def _round_started(self) -> RoundStarted:
@@ -159,11 +159,11 @@ class Follower:
         of, partitions = ledger.last, ledger.partitions(ledger.last)
         done = [receipt for receipt in ledger.done if receipt.round == of.number]
         rows, rows_done = sum(one.rows for one in partitions), sum(one.rows.rows_in for one in done)
-        return RoundStarted(self.job.job, of.number, len(partitions), len(done), rows, min(rows_done, rows))
+        return RoundStarted(self.job.id, of.number, len(partitions), len(done), rows, min(rows_done, rows))
 
     def _done(self, place: str, receipt: Receipt) -> PartitionEnded:
         return PartitionEnded(
-            job=self.job.job,
+            job=self.job.id,
             round=int(place.partition("/")[0]),
             partition=receipt.partition,
             outcome=AttemptOutcome.DONE,

@@ -132,9 +132,9 @@ def sweep_job(
             remove_job(job.store)
         return found
     except JobLocked as error:
-        return Sweep(job.job, job.root, str(job.status()), kept=f"{error.message}: {error.found}")
+        return Sweep(job.id, job.root, str(job.status()), kept=f"{error.message}: {error.found}")
     except PipelineError as error:
-        return Sweep(job.job, job.root, kept=f"{error.kind}: {error.message} ({error.where})")
+        return Sweep(job.id, job.root, kept=f"{error.kind}: {error.message} ({error.where})")
 
 
 def sweep_root(root: str | os.PathLike[str], *, delete: bool = False) -> Sweep:
@@ -177,17 +177,17 @@ def _find(job: JobDirectory, *, now: datetime, older_than: timedelta | None) -> 
     found = [*attempts, *_unfinished(job, is_finished=is_finished), *_merged(job), *_unopened(job)]
     asides = [Leftover("aside", path, _folder_bytes(open_store(path))) for path in leftovers(job)]
     kept = f"{unsettled} files of partitions without a receipt: resume the job, then gc again" if unsettled else ""
-    if older_than is not None and is_old(job.events(), now=now, age=older_than):
+    if older_than is not None and is_old(job.events.read(), now=now, age=older_than):
         kept = _why_whole_job_stays(job) or ""
         if not kept:
             found = [Leftover("job", job.root, _folder_bytes(job.store))]
-    return Sweep(job.job, job.root, str(status), (*asides, *found), kept)
+    return Sweep(job.id, job.root, str(status), (*asides, *found), kept)
 
 
 def _why_whole_job_stays(job: JobDirectory) -> str:
     if not job.is_ended:
         return "it has not ended well: resume it, or remove its directory yourself"
-    manifest = job.manifest()
+    manifest = job.manifests.last()
     if manifest is None or read_published(manifest, job) is None:
         return "its output is not where it was published: its checkpoints may be all there is"
     return ""
@@ -203,7 +203,7 @@ def _attempts(job: JobDirectory, *, is_finished: bool) -> tuple[list[Leftover], 
         for folder in (layout.data_folder(round), layout.rejects_folder(round))
         for name in store.list(folder)
     ]
-    named = {file.name for number in job.manifests() for file in _files_of(job, number)}
+    named = {file.name for number in job.manifests.numbers() for file in _files_of(job, number)}
     ledger = job.ledger()
     named |= {
         layout.round_file(one.round, file.name) for one in ledger.done for file in (one.data, one.rejects) if file
@@ -220,7 +220,7 @@ def _attempts(job: JobDirectory, *, is_finished: bool) -> tuple[list[Leftover], 
 
 
 def _files_of(job: JobDirectory, number: int) -> Iterator[Any]:
-    manifest = job.manifest(number)
+    manifest = job.manifests.find(number)
     if manifest is not None:
         yield from (*manifest.files, *manifest.rejects)
 
@@ -244,7 +244,7 @@ def _unfinished(job: JobDirectory, *, is_finished: bool) -> Iterator[Leftover]:
 
 def _unopened(job: JobDirectory) -> Iterator[Leftover]:
     """Plans of rounds that were never put on record."""
-    known = {plan_path(one.record) for one in job.rounds() if one.record}
+    known = {plan_path(one.record) for one in job.rounds.all() if one.record}
     for name in (f"{layout.ROUNDS}/{name}" for name in job.store.list(layout.ROUNDS) if name.endswith(".parquet")):
         if name not in known:
             yield Leftover("unfinished", job.store.url(name), _file_bytes(job.store, name), name)

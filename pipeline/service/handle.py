@@ -52,7 +52,7 @@ class JobHandle:
     @property
     def job(self) -> str:
         """Id of the job."""
-        return self.directory.job
+        return self.directory.id
 
     @property
     def status(self) -> Status:

@@ -60,7 +60,7 @@ class LogReader:
     def read(self) -> list[LogLine]:
         """What has come since the last time, oldest first."""
         store = self.job.store
-        lines = [_from_event(event) for event in self._new(layout.EVENTS_FILE, self.job.events())]
+        lines = [_from_event(event) for event in self._new(layout.EVENTS_FILE, self.job.events.read())]
         # A batch system may keep the logs of its jobs there, too.
         for path in [layout.log_path(epoch) for epoch in layout.numbers_of(store.list(layout.LOGS), suffix=".jsonl")]:
             lines += [_from_log(record) for record in self._new(path, _read_lines(store.read(path)))]
@@ -70,7 +70,7 @@ class LogReader:
     def receipts(self) -> list[LogLine]:
         """What the receipts of the partition that is asked for say; of work that was done after its driver had died,
         they are the only trace."""
-        found = [one for one in self.job.receipts() if self.partition and _is_part(one.partition, self.partition)]
+        found = [one for one in self.job.receipts.all() if self.partition and _is_part(one.partition, self.partition)]
         return [LogLine("", "INFO", "receipt", _receipt_text(one), one.partition, one.worker) for one in found]
 
     def _new(self, name: str, records: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -353,7 +353,7 @@ def view_job(job: JobDirectory, watch: LeaseWatch, *, now: datetime) -> JobView 
     last = starts[-1] if starts else None
     status = job.status()
     return JobView(
-        job=job.job,
+        job=job.id,
         status=status,
         created=job.record.created,
         priority=submission.priority,

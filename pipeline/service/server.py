@@ -177,10 +177,10 @@ class Server:
 
     def _settle(self, job: JobDirectory) -> None:
         """Its mark goes. One that was submitted again in this very moment gets it back."""
-        unmark_queued(self.root, job.job)
+        unmark_queued(self.root, job.id)
         self._watch.forget(job)
         if not job.status().is_final and last_submission(job.store) is not None:
-            mark_queued(self.root, job.job)
+            mark_queued(self.root, job.id)
 
     def _give_up(self, job: JobDirectory, view: JobView) -> bool:
         """Say of a job whose drivers all died that it has failed, since nobody else does."""
@@ -188,11 +188,11 @@ class Server:
             with hold_lease(job.store, lease_seconds=self.settings.lease_seconds):
                 if job.status() is not view.status:
                     return False
-                said = f"its driver died {view.starts} times; see python -m pipeline logs {job.job} --errors"
+                said = f"its driver died {view.starts} times; see python -m pipeline logs {job.id} --errors"
                 job.set_status(Status.FAILED, reason=said)
         except JobLocked:
             return False
-        logger.error("job %s is given up: %s", job.job, said)
+        logger.error("job %s is given up: %s", job.id, said)
         self._settle(job)
         return True
 
@@ -210,10 +210,10 @@ class Server:
         try:
             self.start(job, start)
         except (PipelineError, OSError):
-            logger.exception("no driver could be started for job %s", job.job)
+            logger.exception("no driver could be started for job %s", job.id)
             return False
         again = f", start {view.starts + 1} of {self.patience.starts}" if view.starts else ""
-        logger.info("job %s: a driver was started%s", job.job, again)
+        logger.info("job %s: a driver was started%s", job.id, again)
         return True
 
     def _others(self) -> bool:

@@ -12,7 +12,7 @@ from pipeline.errors import JobLocked, OutputExists
 from pipeline.execution.clusters import settings_of
 from pipeline.jobs import layout
 from pipeline.jobs.cancellation import who
-from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.directory import JobDirectory, JobOptions
 from pipeline.jobs.lease import Verdict, hold_lease
 from pipeline.jobs.record import check_job_id, check_owner, new_job_id
 from pipeline.jobs.status import Status
@@ -108,10 +108,10 @@ def submit_again(
     """
     root = open_store(job.root.rpartition("/")[0], private=True, fsync=settings.fsync)
     before = last_submission(job.store)
-    request = _Request(root, settings, before.key if before else job.job, trigger, priority)
+    request = _Request(root, settings, before.key if before else job.id, trigger, priority)
     if before is None and not job.status().is_success:
         put_submission(job.store, request.submission(1))
-        mark_queued(root, job.job)
+        mark_queued(root, job.id)
     return _take_up(request, job, start=start)
 
 
@@ -175,7 +175,7 @@ def _submit_new(
         return _take_up(request, job, start=start)
     if start:
         start_driver(job, by="submit", settings=request.settings)
-    return SubmitResult(job.job, is_new, job.root, job.status())
+    return SubmitResult(job.id, is_new, job.root, job.status())
 
 
 def _check(request: _Request, plan: Plan, *, job_id: str | None, force: bool) -> None:
@@ -208,10 +208,9 @@ def _make(request: _Request, plan: Plan, job_id: str) -> JobDirectory:
         plan,
         job=job_id,
         store=store,
-        import_paths=settings.import_paths,
-        fsync=settings.fsync,
-        first=Status.QUEUED,
-        reason=request.said,
+        options=JobOptions(
+            import_paths=settings.import_paths, fsync=settings.fsync, first_status=Status.QUEUED, reason=request.said
+        ),
     )
 
 
@@ -222,7 +221,7 @@ def _take_up(request: _Request, job: JobDirectory, *, start: bool) -> SubmitResu
         is_resumed = requeue(job, root=request.root, submission=request.submission(0), reason=request.said)
         if start:
             is_resumed |= start_driver(job, by="submit", settings=request.settings)
-    return SubmitResult(job.job, False, job.root, job.status(), is_resumed)
+    return SubmitResult(job.id, False, job.root, job.status(), is_resumed)
 
 
 def requeue(job: JobDirectory, *, root: Store, submission: Submission, reason: str) -> bool:
@@ -240,7 +239,7 @@ def requeue(job: JobDirectory, *, root: Store, submission: Submission, reason: s
             before = last_submission(job.store)
             job.set_status(Status.QUEUED, reason=reason)
             put_submission(job.store, replace(submission, number=before.number + 1 if before else 1))
-            mark_queued(root, job.job)
+            mark_queued(root, job.id)
             return True
     except JobLocked:
         return False

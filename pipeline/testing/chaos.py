@@ -313,7 +313,7 @@ class _Arena:
                 )
                 rejects = check_rows(self.rejected, _rejects(directory))
                 problems += _problems(rows, rejects, directory)
-            elif not directory.manifests() and reader.seen != "earlier":
+            elif not directory.manifests.numbers() and reader.seen != "earlier":
                 problems.append("what had been published before is not there any more, and nothing was committed")
         problems += reader.wrong[:1]
         return TrialResult(
@@ -354,7 +354,7 @@ def _rejects(directory: JobDirectory) -> pa.Table:
     """Which rows were rejected, and why; messages are left out, as a traceback names places that may differ."""
     schema = pa.schema([("_file", pa.string()), ("_row", pa.int64()), ("_reason", pa.string())])
     tables = [schema.empty_table()]
-    for receipt in directory.receipts():
+    for receipt in directory.receipts.all():
         if receipt.rejects is not None and not receipt.splits:
             with directory.store.open_input(layout.round_file(0, receipt.rejects.name)) as file:
                 tables.append(pq.read_table(file, columns=schema.names).cast(schema))

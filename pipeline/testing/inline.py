@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.driver.prepare import prepare
-from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.directory import JobDirectory, JobOptions
 from pipeline.jobs.status import Status
 from pipeline.plan.plan import Plan
 from pipeline.scoring.partition import score_partition
@@ -21,7 +21,7 @@ def plan_inline(spec: JobSpec, *, directory: Path) -> Plan:
 
 def score_inline(plan: Plan, *, directory: Path, job: str) -> JobDirectory:
     """A job of which every partition is done, and nothing is published."""
-    made = JobDirectory.open_or_create(directory, plan, job=job, fsync=False)
+    made = JobDirectory.open_or_create(directory, plan, job=job, options=JobOptions(fsync=False))
     for partition in plan.partitions:
         score_partition(made.recipe, partition, plan.versions)
     return made
@@ -29,7 +29,7 @@ def score_inline(plan: Plan, *, directory: Path, job: str) -> JobDirectory:
 
 def publish_inline(job: JobDirectory) -> SinkContents:
     """Commit and publish a job that is done; again after a crash anywhere in it."""
-    committed = job.commit_manifest(job.next_manifest(job.ledger()))
+    committed = job.manifests.commit(job.manifests.prepare(job.ledger()))
     published = publish(committed.manifest, job)
     if not job.status().is_success:
         for status in (Status.PUBLISHING, Status.SUCCEEDED):

@@ -111,7 +111,7 @@ def open_retry(directory: JobDirectory, *, epoch: int = 1, **options: Any) -> Ro
     partitions = tuple(Partition(f"{number:05d}", fragments) for number, fragments in enumerate(found.partitions))
     plan = replace(ledger.last.plan, files=found.files, partitions=partitions, pruned_rows=0)
     options = {"takes": {}, "created": "2026-01-01T12:00:00.000Z", "why": RETRY, **options}
-    return directory.open_round(make_record(plan, number=ledger.last.number + 1, epoch=epoch, **options), plan)
+    return directory.rounds.open(make_record(plan, number=ledger.last.number + 1, epoch=epoch, **options), plan)
 
 
 def write_receipt(
@@ -154,7 +154,7 @@ def write_receipt(
         before={REASON: len(ids)} if is_again else {},
     )
     place = layout.receipt_path(round, partition.id)
-    if store.put_if_absent(place, receipt.to_json()):
+    if store.put_if_absent(place, receipt.to_json_bytes()):
         return receipt
     return Receipt.from_json(store.read(place))
 
@@ -164,7 +164,7 @@ def write_receipts(directory: JobDirectory, job: SmallJob, *, attempt: str = "a"
     ledger = directory.ledger()
     for partition in ledger.todo:
         write_receipt(directory, job, partition, attempt=attempt, of=ledger.last)
-    return directory.receipts()
+    return directory.receipts.all()
 
 
 def drive(job: SmallJob, directory: JobDirectory, *, sink: ParquetSink) -> None:
@@ -178,14 +178,14 @@ def drive(job: SmallJob, directory: JobDirectory, *, sink: ParquetSink) -> None:
     lease = acquire_lease(
         directory.store, lease_seconds=_LEASE_SECONDS, clock=lambda: next(ticks), pause=lambda _: None
     )
-    directory.append_event("driver", epoch=lease.epoch)
+    directory.events.append("driver", epoch=lease.epoch)
     directory.set_status(Status.RUNNING)
     receipts = write_receipts(directory, job)
     directory.set_status(Status.PUBLISHING)
     ledger = directory.ledger(receipts)
-    manifest = directory.next_manifest(ledger)
+    manifest = directory.manifests.prepare(ledger)
     lease.check()
-    sink.publish(directory.commit_manifest(manifest).manifest, directory)
+    sink.publish(directory.manifests.commit(manifest).manifest, directory)
     status = Status.SUCCEEDED_WITH_WARNINGS if job.bad_every else Status.SUCCEEDED
     directory.write_report(make_report(directory, ledger=ledger, status=status).to_dict())
     directory.set_status(status)

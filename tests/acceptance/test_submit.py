@@ -229,18 +229,18 @@ def test_the_terminal_is_killed_and_the_server_is_rebooted_twice(place: Place, e
     watchers = Watchers(place, job_id)
     watchers.start()
     job = place.job(job_id)
-    wait_until(job.receipts, seconds=120, what="no partition was done")
+    wait_until(job.receipts.all, seconds=120, what="no partition was done")
 
     # First reboot of the server: it is killed, the driver is not.
     os.kill(server.pid, signal.SIGKILL)
     server = place.start("serve", "--every", "0.2")
     wait_until(lambda: place.is_served(server.pid), what="no server")
-    assert place.drivers(job_id) == [driver], [job.events(), find_starts(job.store)]
+    assert place.drivers(job_id) == [driver], [job.events.read(), find_starts(job.store)]
 
     # The second takes the driver with it, as a machine that loses its power does.
     os.kill(server.pid, signal.SIGKILL)
     os.kill(driver, signal.SIGKILL)
-    before = {receipt.partition: receipt.attempt for receipt in job.receipts()}
+    before = {receipt.partition: receipt.attempt for receipt in job.receipts.all()}
     place.start("serve", "--every", "0.2")
     wait_until(lambda: [pid for pid in place.drivers(job_id) if pid != driver], seconds=120, what="nobody took it over")
     place.open_gate()
@@ -250,7 +250,7 @@ def test_the_terminal_is_killed_and_the_server_is_rebooted_twice(place: Place, e
 
     assert report["status"] == "SUCCEEDED"
     place.assert_whole(expected)
-    after = {receipt.partition: receipt.attempt for receipt in job.receipts()}
+    after = {receipt.partition: receipt.attempt for receipt in job.receipts.all()}
     assert before.items() <= after.items(), "what was done was done again"
     assert watchers.failures == []
     assert len(watchers.statuses) >= 2
@@ -283,7 +283,7 @@ def test_a_cancelled_job_publishes_nothing_and_goes_on_when_it_is_resumed(
 ) -> None:
     job_id = place.call("submit", "job.yaml").strip()
     job = place.job(job_id)
-    wait_until(job.receipts, seconds=120, what="no partition was done")
+    wait_until(job.receipts.all, seconds=120, what="no partition was done")
     asked = json.loads(place.call("cancel", job_id, *options, "--reason", "wrong month", "--json"))
     # With --now it may have stopped before the command had looked whether there is a driver.
     assert asked["outcome"] in ("asked", "cancelled"), place.call("logs", job_id)
@@ -315,7 +315,7 @@ def test_watch_follows_and_ends_as_the_job_does(place: Place) -> None:
     watch = place.start("watch", job_id)
     follow = place.start("logs", job_id, "-f", "--json")
     (driver,) = wait_until(lambda: place.drivers(job_id))
-    wait_until(lambda: place.job(job_id).receipts(), seconds=120)
+    wait_until(place.job(job_id).receipts.all, seconds=120)
     assert identify(driver)
     os.kill(driver, signal.SIGTERM)
     wait_until(lambda: "no more partitions are started" in place.call("logs", job_id), what="no answer to SIGTERM")
@@ -349,9 +349,9 @@ def test_two_servers_run_each_job_once_the_most_urgent_first_and_one_at_a_time(p
         job = place.job(job_id)
         assert len(find_starts(job.store)) == 1
         assert verify(job, sample=0).ok
-        drives = [event["time"] for event in job.events() if event["event"] == "driver"]
+        drives = [event["time"] for event in job.events.read() if event["event"] == "driver"]
         assert len(drives) == 1
-        spans.append((drives[0], job.events()[-1]["time"]))
+        spans.append((drives[0], job.events.read()[-1]["time"]))
     assert all(end < begin for (_, end), (begin, _) in itertools.pairwise(spans)), spans
     for server in servers:
         os.kill(server.pid, signal.SIGTERM)

@@ -45,8 +45,8 @@ def directory(tmp_path: Path) -> JobDirectory:
         directory.set_status(Status.RUNNING)
         receipts = write_receipts(directory, job)
         directory.set_status(Status.PUBLISHING)
-        directory.append_event("published", manifest=1, rows=67)
-        publish(directory.commit_manifest(directory.next_manifest(directory.ledger(receipts))).manifest, directory)
+        directory.events.append("published", manifest=1, rows=67)
+        publish(directory.manifests.commit(directory.manifests.prepare(directory.ledger(receipts))).manifest, directory)
         directory.set_status(Status.SUCCEEDED_WITH_WARNINGS)
         directory.write_report(make_report(directory).to_dict())
     with suppress(ValueError), record_log(directory.store, epoch=1) as log:
@@ -58,7 +58,7 @@ def directory(tmp_path: Path) -> JobDirectory:
     open_retry(directory)
     done = {receipt.partition: receipt for receipt in receipts}
     write_estimate(directory, make_estimate(job.plan, done, workers=1, threads=1, start_seconds=1.0, projected=1 << 30))
-    directory.store.replace("cancel/1.json", CancelRequest(1, "2026-01-01T12:00:00.000Z", "you@node7").to_json())
+    directory.store.replace("cancel/1.json", CancelRequest(1, "2026-01-01T12:00:00.000Z", "you@node7").to_json_bytes())
     return directory
 
 
@@ -81,10 +81,10 @@ def directory(tmp_path: Path) -> JobDirectory:
 )
 def test_fields_of_state(directory: JobDirectory, heading: str, name: str) -> None:
     if name == "key.json":
-        directory.store.replace(name, claim_key(directory.store, "a key", directory.job)[0].to_json())
+        directory.store.replace(name, claim_key(directory.store, "a key", directory.id)[0].to_json())
     if name == "batch.json":
         model, workers = directory.plan.model, WorkerClass(1 << 30, 1)
-        save_batch_size(directory.store, model, workers, rows=4096, job=directory.job)
+        save_batch_size(directory.store, model, workers, rows=4096, job=directory.id)
         name = file_name(model, workers)
     assert documented(heading) == set(json.loads(directory.store.read(name)))
 
@@ -96,7 +96,7 @@ def test_fields_of_the_output(directory: JobDirectory, name: str) -> None:
 
 
 def test_fields_of_events(directory: JobDirectory) -> None:
-    assert documented("events.jsonl") == {field for event in directory.events() for field in event}
+    assert documented("events.jsonl") == {field for event in directory.events.read() for field in event}
 
 
 def test_fields_of_servers(directory: JobDirectory) -> None:
@@ -106,7 +106,7 @@ def test_fields_of_servers(directory: JobDirectory) -> None:
 
 def test_fields_of_commits_of_fan_outs() -> None:
     record = FanOutCommit(1, "a", RowCounts(), (), "")
-    assert documented("commits/&lt;n&gt;.json") == set(json.loads(record.to_json()))
+    assert documented("commits/&lt;n&gt;.json") == set(json.loads(record.to_json_bytes()))
 
 
 def test_fields_of_logs(directory: JobDirectory) -> None:

@@ -116,7 +116,7 @@ class Job:
 
     def rejected(self) -> pd.DataFrame:
         job = self.directory()
-        names = [receipt.rejects.name for receipt in job.receipts() if receipt.rejects]
+        names = [receipt.rejects.name for receipt in job.receipts.all() if receipt.rejects]
         tables = [pq.read_table(job.store.url(f"rounds/0/{name}")).to_pandas() for name in names]
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"id": [], "_reason": []})
 

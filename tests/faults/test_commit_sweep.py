@@ -142,7 +142,7 @@ class World:
     def check_job(self, directory: JobDirectory) -> None:
         """One commit, a report that adds up, and the status of a job that ended well."""
         assert directory.status() is Status.SUCCEEDED
-        assert directory.manifests() == [1]
+        assert directory.manifests.numbers() == [1]
         report = directory.read_report()
         assert report is not None
         assert report["rows"] == {"in": sum(NEW_ROWS), "out": sum(NEW_ROWS), "rejected": 0, "filtered": 0}

@@ -39,7 +39,7 @@ def test_every_flipped_bit_in_a_checkpoint_is_found(tmp_path: Path) -> None:
     directory = JobDirectory.create(tmp_path / "jobs", job.plan, job="flips-1")
     drive(job, directory, sink=ParquetSink())
     # The output is made of links: a flip is in both. What was read before must be what is read again.
-    files = [f"rounds/0/{receipt.data.name}" for receipt in directory.receipts() if receipt.data]
+    files = [f"rounds/0/{receipt.data.name}" for receipt in directory.receipts.all() if receipt.data]
     contents = {name: directory.store.read(name) for name in files}
     tables = {name: pq.read_table(io.BytesIO(content)) for name, content in contents.items()}
     chance = random.Random(37)
@@ -97,7 +97,7 @@ def test_a_model_that_is_swapped_before_a_resume_scores_nothing(lake: Lake, tmp_
         resume("swapped-1", settings=settings)
     assert isinstance(caught.value, ModelDigestMismatch) or caught.value.kind == "ModelChanged"
     assert caught.value.exit_code == 5
-    assert job.receipts() == ()
+    assert job.receipts.all() == ()
     assert not (tmp_path / "out").exists()
     model.write_bytes(kept)
     assert resume("swapped-1", settings=settings).status == "SUCCEEDED"
@@ -127,8 +127,8 @@ def test_what_is_listed_comes_from_the_jobs_alone(tmp_path: Path, damage: Callab
     (tmp_path / "jobs/.submitted/some-key.json").write_bytes(os.urandom(50))
     (tmp_path / "jobs/index.db").write_bytes(os.urandom(50))
     assert [one.record.job for one in list_jobs(tmp_path / "jobs")] == ["job-2", "job-0"]
-    assert find_job(tmp_path / "jobs", "@last").job == "job-2"
-    assert find_job(tmp_path / "jobs", "job-0").job == "job-0"
+    assert find_job(tmp_path / "jobs", "@last").id == "job-2"
+    assert find_job(tmp_path / "jobs", "job-0").id == "job-0"
     assert utc_now()
 
 

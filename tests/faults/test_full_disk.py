@@ -119,7 +119,7 @@ def test_a_full_disk_under_the_output_leaves_what_was_published(
     pd.testing.assert_frame_equal(job.frame(), before, check_exact=True)
     assert disk.left() == files, "the attempt was not removed"
     assert job.directory().status() == "FAILED"
-    assert len(job.directory().manifests()) == 1, "committed, and resume publishes it"
+    assert len(job.directory().manifests.numbers()) == 1, "committed, and resume publishes it"
     disk.make_room()
     job.finish(expected)
 
@@ -142,9 +142,9 @@ def test_a_full_disk_under_the_job_acknowledges_nothing_it_does_not_hold(
     assert caught.value.exit_code == 74
     assert not job.out.exists()
     directory = job.directory()
-    assert not directory.manifests()
+    assert not directory.manifests.numbers()
     assert not directory.status().is_success
-    for receipt in directory.receipts():
+    for receipt in directory.receipts.all():
         assert receipt.data is not None
         assert directory.store.size(f"rounds/0/{receipt.data.name}") == receipt.data.bytes
     disk.make_room()

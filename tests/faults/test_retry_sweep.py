@@ -82,7 +82,7 @@ class Healing(World):
     def check_job(self, directory: JobDirectory) -> None:
         """A second commit, in which nothing is rejected any more."""
         assert directory.status() is Status.SUCCEEDED
-        manifest = directory.manifest()
+        manifest = directory.manifests.last()
         assert manifest is not None
         assert (manifest.rows.rejected, manifest.rejects) == (0, ())
         assert directory.is_ended

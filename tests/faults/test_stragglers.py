@@ -51,7 +51,7 @@ def make(tmp_path: Path, lake: Lake, model_path: Path) -> Make:
 
 
 def helped(job: Job) -> list[dict[str, Any]]:
-    return [event for event in job.directory().events() if event["event"] == "straggler"]
+    return [event for event in job.directory().events.read() if event["event"] == "straggler"]
 
 
 def wait_until_at_rest(cluster: ProcessCluster) -> None:
@@ -82,7 +82,7 @@ def test_a_frozen_worker_costs_its_partition_a_copy_and_its_late_write_is_invisi
     wait_until_it_begins(cluster, cluster.worker_pid(nanny))
     with stopped(cluster.worker_pid(nanny)):
         report = driver.end(120)
-        receipts = job.directory().receipts()
+        receipts = job.directory().receipts.all()
     assert report.status == "SUCCEEDED"
     assert report.stragglers.won >= 1
     assert report.stragglers.backups + report.stragglers.split_frozen >= 1
@@ -90,7 +90,7 @@ def test_a_frozen_worker_costs_its_partition_a_copy_and_its_late_write_is_invisi
     assert {event["worker"] for event in over} <= {event["worker"] for event in helped(job)}
     assert not [event for event in driver.seen.partitions if "isolated" in event.reason]
     wait_until_at_rest(cluster)
-    assert job.directory().receipts() == receipts
+    assert job.directory().receipts.all() == receipts
     named = {receipt.data.name for receipt in receipts if receipt.data}
     there = {f"data/{path.name}" for path in (Path(job.directory().root) / "rounds/0/data").iterdir()}
     assert there == named, "the late attempt has left something"
@@ -136,7 +136,7 @@ def test_a_slow_worker_is_cut_and_others_do_the_rest(
     assert report.status == "SUCCEEDED"
     assert report.batch.remembered == 200
     assert report.stragglers.split_slow >= 1
-    cut = [receipt for receipt in job.directory().receipts() if receipt.cuts]
+    cut = [receipt for receipt in job.directory().receipts.all() if receipt.cuts]
     assert cut
     assert driver.seen.splits("slow", "idle_workers")
     wait_until_at_rest(cluster)

@@ -214,7 +214,7 @@ class TwoDrivers(RuleBasedStateMachine):
         if driver is None or driver.lease is None:
             return
         directory = self.directory()
-        receipts = directory.receipts()
+        receipts = directory.receipts.all()
         if len(receipts) < len(self.job.plan.partitions) or directory.status().is_success:
             return
         try:
@@ -225,7 +225,7 @@ class TwoDrivers(RuleBasedStateMachine):
         assert driver.lease.epoch == self.epoch, "a driver that was taken over from writes a status"
         directory.set_status(Status.PUBLISHING)
         # Each has seen the partitions end in another order.
-        driver.manifest = directory.next_manifest(directory.ledger(receipts if number else reversed(receipts)))
+        driver.manifest = directory.manifests.prepare(directory.ledger(receipts if number else reversed(receipts)))
 
     @rule(number=drivers)
     @powered
@@ -234,7 +234,7 @@ class TwoDrivers(RuleBasedStateMachine):
         driver = self.awake(number)
         if driver is None or driver.manifest is None:
             return
-        committed = self.directory().commit_manifest(driver.manifest)
+        committed = self.directory().manifests.commit(driver.manifest)
         driver.committed, driver.manifest = committed.manifest, None
         self.promise(f"manifests/{committed.manifest.number}.json")
 

@@ -122,7 +122,7 @@ def test_a_memory_hog_is_split_and_its_rows_are_set_aside(
     job.assert_all_but_rejected(expected, ids=range(11000, 11100), reason="memory:OutOfMemory", at_most=1024)
     splits = driver.seen.splits("memory")
     assert splits, "it was never split"
-    assert {event.partition for event in splits} <= {receipt.partition for receipt in job.directory().receipts()}
+    assert {event.partition for event in splits} <= {receipt.partition for receipt in job.directory().receipts.all()}
 
 
 @pytest.mark.fault(19)
@@ -229,7 +229,7 @@ def test_a_frozen_scheduler_ends_the_run_at_the_limit_and_a_short_freeze_does_no
             assert time.monotonic() - begin < 30
         assert caught.value.exit_code == 75
         again = Driver(job, resume, "@last")
-        done = len(job.directory().receipts())
+        done = len(job.directory().receipts.all())
         again.wait_receipts(done + 1)
         with stopped(cluster.scheduler.pid):
             # The fault itself takes time: shorter than the limit.
@@ -260,9 +260,9 @@ def test_a_frozen_node_that_wakes_up_late_changes_nothing(make: Make, tmp_path: 
         nanny = cluster.nannies[0]
         with stopped(nanny.pid, cluster.worker_pid(nanny)):
             assert driver.end(120).status == "SUCCEEDED"
-            attempts = {receipt.partition: receipt.attempt for receipt in job.directory().receipts()}
+            attempts = {receipt.partition: receipt.attempt for receipt in job.directory().receipts.all()}
         job.assert_whole(expected)
-        assert {receipt.partition: receipt.attempt for receipt in job.directory().receipts()} == attempts
+        assert {receipt.partition: receipt.attempt for receipt in job.directory().receipts.all()} == attempts
 
 
 @pytest.mark.fault(17)

@@ -105,7 +105,7 @@ def assert_is_of(report: Report, job: JobDirectory, version: int, lake: Lake, mo
     pd.testing.assert_frame_equal(found.sort_values("id", ignore_index=True), expected, check_exact=True)
     assert report.rows.details() == {"in": lake.rows, "out": lake.rows, "rejected": 0, "filtered": 0}
     assert report.model.version == str(version)
-    manifest = job.manifest()
+    manifest = job.manifests.last()
     assert manifest is not None
     assert manifest.model.version == str(version)
     proof = verify(job)
@@ -126,9 +126,9 @@ def test_pin_goes_on_and_says_so(
         f"{CHAMPION} moved from version 1 to version 2 while the job ran: every row was scored with version 1 "
         "(on_alias_change: pin)"
     ]
-    (event,) = [one for one in last(settings).events() if one["event"] == "alias_change"]
+    (event,) = [one for one in last(settings).events.read() if one["event"] == "alias_change"]
     assert (event["reference"], event["pinned"], event["found"]) == (CHAMPION, "1", "2")
-    assert len(last(settings).rounds()) == 1
+    assert len(last(settings).rounds.all()) == 1
 
 
 def test_fail_publishes_nothing_until_the_alias_is_back(
@@ -147,7 +147,7 @@ def test_fail_publishes_nothing_until_the_alias_is_back(
     assert not (tmp_path / "out").exists()
     job = last(settings)
     assert job.status() == "FAILED"
-    before = {receipt.partition: receipt.attempt for receipt in job.receipts()}
+    before = {receipt.partition: receipt.attempt for receipt in job.receipts.all()}
     with monkeypatch.context() as patch:
         patch.setattr(driver, "open_cluster", lambda *_, **__: pytest.fail("workers were asked for"))
         with pytest.raises(ModelChanged):
@@ -155,7 +155,7 @@ def test_fail_publishes_nothing_until_the_alias_is_back(
     registry.rollback("churn", "champion")
     report = resume("@last", settings=settings)
     assert_is_of(report, job, 1, lake, models[0])
-    after = {receipt.partition: receipt.attempt for receipt in job.receipts()}
+    after = {receipt.partition: receipt.attempt for receipt in job.receipts.all()}
     assert {name: after[name] for name in before} == before, "what was done is not done again"
 
 
@@ -171,9 +171,9 @@ def test_restart_scores_everything_with_the_new_version(
     job = last(settings)
     assert_is_of(report, job, 2, lake, models[1])
     assert "the job started over: models:/churn@champion: version 1 -> 2 (on_alias_change: restart)" in report.warnings
-    assert [one.why for one in job.rounds()] == ["plan", "alias change"]
+    assert [one.why for one in job.rounds.all()] == ["plan", "alias change"]
     assert job.store.list("rounds/0/receipts"), "something had been scored with the old version"
-    assert {receipt.model for receipt in job.receipts(round=1)} == {job.rounds()[1].plan.model.digest}
+    assert {receipt.model for receipt in job.receipts.all(round=1)} == {job.rounds.all()[1].plan.model.digest}
 
 
 def test_an_alias_that_comes_back(
@@ -181,20 +181,20 @@ def test_an_alias_that_comes_back(
 ) -> None:
     report = run(spec("restart"), settings=settings, callbacks=[Mover(to(registry, 2), to(registry, 1))])
     assert_is_of(report, last(settings), 1, lake, models[0])
-    assert len(last(settings).rounds()) == 3
+    assert len(last(settings).rounds.all()) == 3
 
 
 def test_an_alias_that_never_rests(
     spec: Callable[[str], JobSpec], settings: Settings, registry: BuiltInRegistry, tmp_path: Path
 ) -> None:
     def move() -> None:
-        version = last(settings).rounds()[-1].plan.model.version
+        version = last(settings).rounds.all()[-1].plan.model.version
         registry.set_alias("churn", "champion", 2 if version == "1" else 1)
 
     with pytest.raises(ModelChanged, match="more often than the job can be done"):
         run(spec("restart"), settings=settings, callbacks=[Mover(*[move] * 1000, after=1)])
     assert not (tmp_path / "out").exists()
-    assert len(last(settings).rounds()) == 1 + MAX_RESTARTS
+    assert len(last(settings).rounds.all()) == 1 + MAX_RESTARTS
 
 
 def test_a_new_version_may_need_other_columns(
@@ -221,7 +221,7 @@ def test_a_new_version_that_does_not_fit_the_input(
     report = resume("@last", settings=settings)
     assert versions(tmp_path / "out") == {"3"}
     assert report.rows.out == lake.rows
-    assert len(last(settings).rounds()) == 1
+    assert len(last(settings).rounds.all()) == 1
 
 
 @pytest.mark.parametrize(("policy", "version"), [("pin", 1), ("restart", 2)])

@@ -72,7 +72,7 @@ class Hide(Callback):
 
 def drivers(job: JobDirectory) -> int:
     """How many drivers have worked on it."""
-    return sum(event["event"] == "driver" for event in job.events())
+    return sum(event["event"] == "driver" for event in job.events.read())
 
 
 def receipts(job: JobDirectory) -> dict[str, tuple[str, int]]:
@@ -99,10 +99,10 @@ def test_of_fifty_children_two_fail_and_only_these_are_retried(
 
     job = find_job(settings.directory, "@last")
     assert job.status() is Status.FAILED
-    statuses = {child.job.rpartition(".")[2]: child.status() for child in job.children()}
+    statuses = {child.id.rpartition(".")[2]: child.status() for child in job.children()}
     assert {key for key, status in statuses.items() if status is Status.FAILED} == {"k31", "k44"}
     assert {status for key, status in statuses.items() if key not in ("k31", "k44")} == {Status.SCORED}
-    before = {child.job: receipts(child) for child in job.children()}
+    before = {child.id: receipts(child) for child in job.children()}
     report = make_report(job)
     assert report.rows.rows_in == report.rows.out == 48 * ROWS
     assert report.partitions == {"done": 48, "planned": 50}
@@ -116,20 +116,20 @@ def test_of_fifty_children_two_fail_and_only_these_are_retried(
     assert report.rows.details() == {"in": 50 * ROWS, "out": 50 * ROWS, "rejected": 0, "filtered": 0}
     assert [child.status for child in report.children] == ["SUCCEEDED"] * 50
     for child in job.children():
-        key = child.job.rpartition(".")[2]
+        key = child.id.rpartition(".")[2]
         # Its first driver scored it, and the last one published it; between them, one more where the first had failed.
         assert drivers(child) == (3 if key in ("k31", "k44") else 2)
         if key not in ("k31", "k44"):
-            assert receipts(child) == before[child.job]
-        assert child.manifests() == [1]
+            assert receipts(child) == before[child.id]
+        assert child.manifests.numbers() == [1]
         pd.testing.assert_frame_equal(
             published(tmp_path / f"out/key={key}").drop(columns="key"), oracle([files[key]], model_path)
         )
-    assert [event["manifest"] for event in job.events() if event["event"] == "published"] == [1]
+    assert [event["manifest"] for event in job.events.read() if event["event"] == "published"] == [1]
     commit = last_commit(job)
     assert commit is not None
     assert (commit.number, commit.rows.out, len(commit.children)) == (1, 50 * ROWS, 50)
-    assert sum(event.get("after") == "PUBLISHING" for event in job.events()) == 1
+    assert sum(event.get("after") == "PUBLISHING" for event in job.events.read()) == 1
     assert resume("@last", settings=settings).to_dict()["published"] == 1
     assert drivers(job) == 2
     assert verify(job, sample=100).ok
@@ -276,15 +276,15 @@ def test_a_fan_out_whose_driver_is_killed_is_completed(
     )
     assert died.returncode == -signal.SIGKILL
     job = find_job(settings.directory, "hive-1")
-    before = {child.job: receipts(child) for child in job.children()}
+    before = {child.id: receipts(child) for child in job.children()}
     if moment in ("a child is scored", "all are scored"):
         assert not (tmp_path / "out").exists()
     subprocess.run([*arguments, "resume", "hive-1", *options], env=environment, cwd=tmp_path, check=True, timeout=300)
     assert job.status() is Status.SUCCEEDED
     for child in job.children():
-        assert before[child.job].items() <= receipts(child).items()
-        assert child.manifests() == [1]
-        key = child.job.rpartition(".")[2]
+        assert before[child.id].items() <= receipts(child).items()
+        assert child.manifests.numbers() == [1]
+        key = child.id.rpartition(".")[2]
         found = published(tmp_path / f"out/key={key}").drop(columns="key")
         pd.testing.assert_frame_equal(found, oracle([files[key]], model_path))
     commit = last_commit(job)

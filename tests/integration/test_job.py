@@ -93,7 +93,7 @@ def test_rows_on_which_a_step_raises_are_rejected_with_place_and_reason(
     assert_equals_oracle(published(tmp_path / "out"), everything[~unlucky].reset_index(drop=True))
     job = find_job(settings.directory, "@last")
     rejects = pa.concat_tables(
-        [pq.read_table(job.store.url(f"rounds/0/{r.rejects.name}")) for r in job.receipts() if r.rejects]
+        [pq.read_table(job.store.url(f"rounds/0/{r.rejects.name}")) for r in job.receipts.all() if r.rejects]
     ).to_pandas()
     assert set(rejects["id"]) == set(everything["id"][unlucky])
     assert set(rejects["_reason"]) == {"step:steps_for_tests:fail_on_thirteens:ValueError"}
@@ -179,7 +179,7 @@ def test_output_that_exists_is_an_error_unless_the_mode_says_otherwise(
 
 
 def count_receipts(job: JobDirectory) -> dict[str, str]:
-    return {receipt.partition: receipt.attempt for receipt in job.receipts()}
+    return {receipt.partition: receipt.attempt for receipt in job.receipts.all()}
 
 
 def test_resume_scores_only_what_is_left_and_does_not_open_finished_input(
@@ -315,7 +315,7 @@ def test_the_report_is_written_and_matches_the_events(make_spec: Make, settings:
     report = run(make_spec(), settings=settings)
     job = find_job(settings.directory, report.job)
     assert job.read_report() == json.loads(json.dumps(report.to_dict()))
-    statuses = [event["after"] for event in job.events() if event["event"] == "status"]
+    statuses = [event["after"] for event in job.events.read() if event["event"] == "status"]
     assert statuses == ["PLANNED", "PROVISIONING", "RUNNING", "PUBLISHING", "SUCCEEDED"]
 
 

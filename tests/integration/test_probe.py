@@ -29,12 +29,12 @@ def test_a_probe_is_a_part_of_the_job_that_follows(
     assert estimate.peak_memory > 50 << 20
     job = find_job(settings.directory, name)
     assert str(job.status()) == "PLANNED"
-    probed = {receipt.partition: receipt.attempt for receipt in job.receipts()}
+    probed = {receipt.partition: receipt.attempt for receipt in job.receipts.all()}
     assert len(probed) == 3
     assert not (tmp_path / "out").exists()
     report = resume(name, settings=settings)
     assert report.status == "SUCCEEDED"
-    attempts = {receipt.partition: receipt.attempt for receipt in job.receipts()}
+    attempts = {receipt.partition: receipt.attempt for receipt in job.receipts.all()}
     assert probed.items() <= attempts.items(), "what the probe did was done again"
     assert report.estimate.actual.output_bytes > 0
     assert set(report.estimate.held) == {"seconds", "task_seconds", "output_bytes"}

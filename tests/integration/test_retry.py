@@ -100,7 +100,7 @@ def test_a_retry_that_fails_leaves_the_output_as_it_was(
     for wrong in ("sink.path=elsewhere", "source.filter=id > 3", "steps.1.score.output=other", "steps.0.map=no:such"):
         with pytest.raises((SpecError, StepFailed)):
             retry("@last", overrides=[wrong], settings=settings)
-    assert len(job.rounds()) == 2
+    assert len(job.rounds.all()) == 2
     healed = retry("@last", overrides=[MENDED], settings=settings)
     assert healed.status == "SUCCEEDED"
     assert_output(tmp_path / "out", expected)

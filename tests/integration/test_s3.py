@@ -137,7 +137,7 @@ def test_a_job_on_s3_equals_the_oracle_and_keeps_its_secrets(
     pd.testing.assert_frame_equal(published(on_s3), expected(lake, model_path), check_exact=True)
     assert on_s3.pending_uploads() == []
     job = find_job(s3_settings.directory, "@last")
-    assert [one.record.job for one in list_jobs(s3_settings.directory)] == [job.job]
+    assert [one.record.job for one in list_jobs(s3_settings.directory)] == [job.id]
     assert {"out/_SUCCESS", "out/_manifest.json"} < set(on_s3.names("out/"))
     checks = verify(job)
     assert checks.ok, checks.details()
@@ -227,7 +227,9 @@ def test_a_job_gets_over_an_s3_that_is_not_well(
     assert [rule for rule in rules if rule.done < rule.times] == []
     pd.testing.assert_frame_equal(published(on_s3), expected(lake, model_path), check_exact=True)
     data = [name for name in on_s3.names("jobs/") if "/data/" in name]
-    assert len(data) == sum(receipt.data is not None for receipt in find_job(s3_settings.directory, "@last").receipts())
+    assert len(data) == sum(
+        receipt.data is not None for receipt in find_job(s3_settings.directory, "@last").receipts.all()
+    )
 
 
 @pytest.mark.fault(40)

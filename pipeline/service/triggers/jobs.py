@@ -173,14 +173,14 @@ class TriggerJobs:
         found = []
         for folder in sorted(folder for folder in folders if self._names.get(folder) == name):
             directory = JobDirectory.open(f"{root.root}/{folder}")
-            numbers = directory.manifests()
+            numbers = directory.manifests.numbers()
             if numbers and directory.status().is_success:
                 found.append(Success(folder, numbers[-1], _ended_at(directory)))
         return sorted(found, key=lambda one: (one.time, one.job))
 
 
 def _ended_at(directory: JobDirectory) -> datetime:
-    times = [str(event["time"]) for event in directory.events() if event["event"] == "status"]
+    times = [str(event["time"]) for event in directory.events.read() if event["event"] == "status"]
     return datetime.fromisoformat(times[-1]) if times else datetime.fromisoformat(directory.record.created)
 
 

@@ -29,7 +29,7 @@ def check_baseline(state: layout.SinkState | None, directory: JobDirectory, *, p
     if not plan.progress.baseline:
         return
     work = layout.read_published_inputs(state, plan.spec.name)
-    number = next((number for number, one in enumerate(work) if one.job == directory.job), None)
+    number = next((number for number, one in enumerate(work) if one.job == directory.id), None)
     if number is None:
         is_same = baseline_of(work) == plan.progress.baseline
     else:
@@ -37,7 +37,7 @@ def check_baseline(state: layout.SinkState | None, directory: JobDirectory, *, p
         mine = {file.path for file in work[number].inputs}
         is_same = not any(file.path in mine for one in work[number + 1 :] for file in one.inputs)
     if not is_same:
-        raise other_baseline(place, job=directory.job)
+        raise other_baseline(place, job=directory.id)
 
 
 def with_inputs(
@@ -50,12 +50,12 @@ def with_inputs(
     made = {piece.name for piece in pieces}
     # Files that stay when a job is healed may hold rows of any of its input files.
     kept = tuple(file.name for file in publication.files if file.name not in made)
-    outputs, base = _outputs(directory, pieces), directory.ledger(directory.receipts()).base.plan
+    outputs, base = _outputs(directory, pieces), directory.ledger(directory.receipts.all()).base.plan
     inputs = tuple(
         PublishedInput(
             file.path, file.size, file.version, len(file.row_groups), file.mark, (*outputs[file.path], *kept)
         )
-        for file in directory.ledger(directory.receipts()).files.values()
+        for file in directory.ledger(directory.receipts.all()).files.values()
     )
     return replace(
         publication,
@@ -69,7 +69,7 @@ def with_inputs(
 
 def _outputs(directory: JobDirectory, pieces: Sequence[Piece]) -> dict[str, tuple[str, ...]]:
     """Input file -> the published files that hold rows of it."""
-    ledger = directory.ledger(directory.receipts())
+    ledger = directory.ledger(directory.receipts.all())
     paths = {
         round_file(receipt.round, receipt.data.name): {part.path for part in receipt.files}
         for receipt in ledger.done
@@ -111,6 +111,6 @@ def _jobs_of_that_name(directory: JobDirectory) -> list[str]:
             record = JobDirectory.open(f"{root}/{job}").record
         except (PipelineError, OSError):
             continue
-        if record.name == directory.record.name and record.sink == directory.record.sink and job != directory.job:
+        if record.name == directory.record.name and record.sink == directory.record.sink and job != directory.id:
             found.append(job)
     return found

@@ -115,7 +115,7 @@ class SinkState:
         """Whether a job published there, and another one overwrote it."""
         return self.of_job(job) is None and any(one == job for one, _ in self.replaced)
 
-    def to_json(self) -> bytes:
+    def to_json_bytes(self) -> bytes:
         """As stored."""
         publications = [one.to_record() for one in self.publications]
         record: dict[str, Any] = {
@@ -129,7 +129,7 @@ class SinkState:
 
     @staticmethod
     def from_json(data: bytes, *, where: str) -> SinkState:
-        """Inverse of `to_json`.
+        """Inverse of `to_json_bytes`.
 
         :raises StateCorrupt: for anything else.
         """
@@ -186,7 +186,7 @@ def read_published_inputs(state: SinkState | None, name: str) -> tuple[Published
 def success_text(state: SinkState) -> bytes:
     """Content of ``_SUCCESS``: it is of this state and no other."""
     last = state.publications[-1]
-    text = {"manifest_sha256": digest_bytes(state.to_json()), "job": last.job, "manifest": last.manifest}
+    text = {"manifest_sha256": digest_bytes(state.to_json_bytes()), "job": last.job, "manifest": last.manifest}
     return json.dumps(text).encode() + b"\n"
 
 

@@ -113,8 +113,8 @@ class ParquetSink:
         if not is_local_path(path):
             return ()
         folder = Path(real_place(path))
-        asides = (aside for number in directory.manifests() for aside in _asides(folder, directory.job, number))
-        return tuple(str(aside) for aside in asides if _is_output(aside, job=directory.job))
+        asides = (aside for number in directory.manifests.numbers() for aside in _asides(folder, directory.id, number))
+        return tuple(str(aside) for aside in asides if _is_output(aside, job=directory.id))
 
     def remove_leftover(self, path: str) -> None:
         """Remove a staging folder."""
@@ -201,7 +201,7 @@ class _Work:
         self.target = _target_size(sink)
         self.earlier = before.of_job(manifest.job) if before else None
         """What the job has there by an earlier manifest, which is healed."""
-        there = directory.manifest(self.earlier.manifest) if self.earlier else None
+        there = directory.manifests.find(self.earlier.manifest) if self.earlier else None
         names = {file.name for file in there.files} if there else set()
         is_kept = bool(names) and names <= {file.name for file in manifest.files}
         self.kept = self.earlier.files if self.earlier and is_kept else ()
@@ -266,7 +266,7 @@ class _Work:
             store.take(file.name, self.store, file.name)
         pieces = self.pieces()
         state = self.after(tuple(self._add(piece, store) for piece in pieces), self.before, pieces)
-        store.replace(layout.MANIFEST, state.to_json())
+        store.replace(layout.MANIFEST, state.to_json_bytes())
         store.replace(layout.SUCCESS, layout.success_text(state))
         store.sync()
         return {layout.MANIFEST, layout.SUCCESS, *(file.name for file in state.publications[-1].files)}
@@ -325,8 +325,8 @@ class _Work:
         if self.is_there_meanwhile():
             return
         if self.before is not None:
-            self.store.replace(layout.MANIFEST, state.to_json())
-        elif not self.store.put_if_absent(layout.MANIFEST, state.to_json()) and not self.is_there_meanwhile():
+            self.store.replace(layout.MANIFEST, state.to_json_bytes())
+        elif not self.store.put_if_absent(layout.MANIFEST, state.to_json_bytes()) and not self.is_there_meanwhile():
             raise checks.output_exists(self.store, [layout.MANIFEST])
 
     def _undo(self, pieces: tuple[pack.Piece, ...], success: bytes | None) -> None:

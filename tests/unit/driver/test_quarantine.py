@@ -50,7 +50,7 @@ def test_a_partition_that_is_done_is_done_again_without_the_file(tmp_path: Path)
         ("in-0.parquet", "file:CorruptInput", 30)
     ]
     assert ledger.rejected_files[0].message == "an input file is damaged: garbage"
-    directory.next_manifest(directory.ledger())
+    directory.manifests.prepare(directory.ledger())
 
 
 def test_what_is_done_and_has_nothing_to_do_with_it_stays(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_rejects_that_were_tried_again_go_with_the_file_they_came_from(tmp_path:
     from pipeline.jobs.rounds import make_record
 
     takes = {0: ["00001"], 1: ["00000"]}
-    second = directory.open_round(make_record(plan, number=2, why="retry", epoch=1, created="", takes=takes), plan)
+    second = directory.rounds.open(make_record(plan, number=2, why="retry", epoch=1, created="", takes=takes), plan)
     write_receipt(directory, replace(job, bad_every=0), both[0], of=second)
     assert directory.ledger().rows == RowCounts(20, 20, 0, 0)
     opened = open_quarantine_round(directory, directory.ledger(), error_about(job, 0), epoch=1)
@@ -100,7 +100,7 @@ def test_rejects_that_were_tried_again_go_with_the_file_they_came_from(tmp_path:
     ledger = directory.ledger()
     assert ledger.rows == RowCounts(45, 40, 5, 0)
     assert ledger.todo == ()
-    directory.next_manifest(directory.ledger())
+    directory.manifests.prepare(directory.ledger())
 
 
 def test_other_errors_and_other_policies_are_not_its_business(tmp_path: Path) -> None:
@@ -120,4 +120,4 @@ def test_more_than_are_allowed(tmp_path: Path) -> None:
     directory, job = make(tmp_path, max_files=0)
     with pytest.raises(TooManyRejects):
         open_quarantine_round(directory, directory.ledger(), error_about(job, 0), epoch=1)
-    assert len(directory.rounds()) == 1
+    assert len(directory.rounds.all()) == 1

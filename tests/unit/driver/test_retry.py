@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.driver.retry import RetryRequest, open_retry
 from pipeline.errors import OutputConflict, PipelineError, SpecError, StepFailed
-from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.directory import JobDirectory, JobOptions
 from pipeline.jobs.rounds import Round
 from pipeline.jobs.status import Status
 from pipeline.models.registry import resolve
@@ -75,13 +75,15 @@ def make_job(folder: Path, lake: Lake, model: Path, *, done: int | None = None) 
         predictions=prediction_schema(version, output=spec.score.output_spec),
         limits=Limits(workers=2, threads=2, memory=4 << 30),
     )
-    job = JobDirectory.create(folder / "jobs", plan, job="churn-1", fsync=False, import_paths=(str(folder),))
+    job = JobDirectory.create(
+        folder / "jobs", plan, job="churn-1", options=JobOptions(fsync=False, import_paths=(str(folder),))
+    )
     job.set_status(Status.RUNNING)
     for partition in plan.partitions[:done]:
         score_partition(job.recipe, partition, plan.versions, worker="w")
     if done is None:
         job.set_status(Status.PUBLISHING)
-        publish(job.commit_manifest(job.next_manifest(job.ledger())).manifest, job)
+        publish(job.manifests.commit(job.manifests.prepare(job.ledger())).manifest, job)
         job.set_status(Status.SUCCEEDED_WITH_WARNINGS)
     return job
 
@@ -201,13 +203,15 @@ def test_an_output_that_was_overwritten_cannot_be_healed(
     job: JobDirectory, tmp_path: Path, lake: Lake, model_path: Path
 ) -> None:
     other = replace(job.plan, spec=JobSpec.load(job.plan.spec.to_yaml(), overrides=["sink.mode=overwrite"]))
-    second = JobDirectory.create(tmp_path / "jobs2", other, job="churn-2", import_paths=(str(tmp_path),))
+    second = JobDirectory.create(
+        tmp_path / "jobs2", other, job="churn-2", options=JobOptions(import_paths=(str(tmp_path),))
+    )
     for partition in other.partitions:
         score_partition(second.recipe, partition, other.versions, worker="w")
-    publish(second.commit_manifest(second.next_manifest(second.ledger())).manifest, second)
+    publish(second.manifests.commit(second.manifests.prepare(second.ledger())).manifest, second)
     with pytest.raises(OutputConflict, match="cannot be healed"):
         opened(job)
-    assert len(job.rounds()) == 1
+    assert len(job.rounds.all()) == 1
 
 
 def test_nothing_to_do(job: JobDirectory) -> None:

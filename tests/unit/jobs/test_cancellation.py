@@ -23,7 +23,7 @@ def job(tmp_path: Path) -> JobDirectory:
 
 def test_a_job_without_a_driver_is_cancelled_at_once(job: JobDirectory) -> None:
     assert cancel_job(job, reason="wrong month") is CancelOutcome.CANCELLED
-    last = job.events()[-1]
+    last = job.events.read()[-1]
     assert last["after"] == "CANCELLED"
     assert last["reason"].endswith(": wrong month")
     assert cancel_job(job) is CancelOutcome.ENDED
@@ -49,16 +49,16 @@ def test_a_driver_is_asked(job: JobDirectory) -> None:
 def test_a_request_that_drains_can_be_made_one_that_does_not(job: JobDirectory) -> None:
     stop = Stop()
     with watch_for_cancel(job.store, 1, stop):
-        job.store.replace("cancel/1.json", CancelRequest(1, "", "me").to_json())
+        job.store.replace("cancel/1.json", CancelRequest(1, "", "me").to_json_bytes())
         wait_until(lambda: stop.is_cancel)
         assert not stop.now
-        job.store.replace("cancel/1.json", CancelRequest(1, "", "me", now=True).to_json())
+        job.store.replace("cancel/1.json", CancelRequest(1, "", "me", now=True).to_json_bytes())
         wait_until(lambda: stop.now)
 
 
 def test_a_request_is_for_one_epoch(job: JobDirectory) -> None:
     acquire_lease(job.store).release()
-    job.store.replace("cancel/1.json", CancelRequest(1, "", "me").to_json())
+    job.store.replace("cancel/1.json", CancelRequest(1, "", "me").to_json_bytes())
     assert find_request(job.store, 1) is not None
     assert find_request(job.store, 2) is None, "resumed, it is not cancelled again"
 

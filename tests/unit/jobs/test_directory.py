@@ -15,8 +15,9 @@ import pytest
 
 from pipeline.common.rows import RowCounts
 from pipeline.errors import OutputConflict, PlanMismatch, RefusedForSafety, SpecError, StateCorrupt, StorageError
-from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.directory import JobDirectory, JobOptions
 from pipeline.jobs.listing import find_job, list_jobs
+from pipeline.jobs.manifest_log import ManifestLog
 from pipeline.jobs.receipts import Receipt
 from pipeline.jobs.record import new_job_id
 from pipeline.jobs.splits import done_partitions, effective_partitions, halves
@@ -88,7 +89,9 @@ def test_racing_creators_get_one_job(tmp_path: Path, job: SmallJob) -> None:
     def create(number: int) -> None:
         barrier.wait()
         try:
-            made = JobDirectory.create(tmp_path / "jobs", plans[number], job="raced", import_paths=(str(number),))
+            made = JobDirectory.create(
+                tmp_path / "jobs", plans[number], job="raced", options=JobOptions(import_paths=(str(number),))
+            )
             got.append((number, made.record))
         except PlanMismatch:
             refused.append(number)
@@ -117,7 +120,7 @@ def test_another_cut_of_the_same_work_resumes_the_stored_one(
 
 
 def test_no_job_json_is_no_job(tmp_path: Path) -> None:
-    with pytest.raises(StateCorrupt, match="no job directory"):
+    with pytest.raises(StateCorrupt, match="not a job directory"):
         JobDirectory.open(tmp_path)
 
 
@@ -164,9 +167,9 @@ def test_events_survive_a_torn_line(directory: JobDirectory) -> None:
     text = directory.store.read("events.jsonl")
     directory.store.replace("events.jsonl", text + b'{"time": "2026-01-01T12:00:00Z", "event": "sta')
     assert directory.status() is Status.RUNNING
-    directory.append_event("partition", partition="00000", outcome="done")
+    directory.events.append("partition", partition="00000", outcome="done")
     directory.set_status(Status.PUBLISHING)
-    events = JobDirectory.open(directory.root).events()
+    events = JobDirectory.open(directory.root).events.read()
     assert [event["event"] for event in events] == ["status", "status", "partition", "status"]
     assert all(event["time"].endswith("Z") for event in events)
 
@@ -174,15 +177,15 @@ def test_events_survive_a_torn_line(directory: JobDirectory) -> None:
 def test_receipts_come_in_source_order(directory: JobDirectory, job: SmallJob) -> None:
     for partition in reversed(job.plan.partitions):
         write_receipt(directory, job, partition)
-    assert [receipt.partition for receipt in directory.receipts()] == ["00000", "00001", "00002"]
-    assert done_partitions(job.plan, directory.receipts()) == {"00000", "00001", "00002"}
+    assert [receipt.partition for receipt in directory.receipts.all()] == ["00000", "00001", "00002"]
+    assert done_partitions(job.plan, directory.receipts.all()) == {"00000", "00001", "00002"}
 
 
 def test_receipts_on_an_object_store(job: SmallJob) -> None:
     directory = JobDirectory.create("memory://jobs", job.plan, job="remote-1")
     write_receipts(directory, job)
-    assert [receipt.rows.out for receipt in directory.receipts()] == [30, 5, 40]
-    assert find_job("memory://jobs", "remote").job == "remote-1"
+    assert [receipt.rows.out for receipt in directory.receipts.all()] == [30, 5, 40]
+    assert find_job("memory://jobs", "remote").id == "remote-1"
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"schema_version": 1, "par', b"null"])
@@ -191,7 +194,7 @@ def test_damaged_receipt_names_the_file(directory: JobDirectory, job: SmallJob, 
     write_receipts(directory, job)
     directory.store.replace("rounds/0/receipts/00001.json", content)
     with pytest.raises(StateCorrupt, match=r"00001\.json"):
-        directory.receipts()
+        directory.receipts.all()
 
 
 @pytest.mark.fault(43)
@@ -199,22 +202,22 @@ def test_receipt_of_another_plan_or_name(directory: JobDirectory, job: SmallJob)
     receipt = write_receipt(directory, job, job.plan.partitions[0])
     place = "rounds/0/receipts/00001.json"
     for wrong in (receipt, replace(receipt, partition="00001", plan="0" * 64)):
-        directory.store.replace(place, wrong.to_json())
+        directory.store.replace(place, wrong.to_json_bytes())
         with pytest.raises(StateCorrupt, match=r"00001\.json"):
-            directory.receipts()
+            directory.receipts.all()
 
 
 def test_receipt_of_no_partition(directory: JobDirectory, job: SmallJob) -> None:
     receipt = write_receipt(directory, job, job.plan.partitions[0])
-    directory.store.replace("rounds/0/receipts/00077.json", replace(receipt, partition="00077").to_json())
+    directory.store.replace("rounds/0/receipts/00077.json", replace(receipt, partition="00077").to_json_bytes())
     with pytest.raises(StateCorrupt, match="00077"):
-        done_partitions(job.plan, directory.receipts())
+        done_partitions(job.plan, directory.receipts.all())
 
 
 def _split(directory: JobDirectory, partition: Partition) -> Receipt:
     ids = (f"{partition.id}.0", f"{partition.id}.1")
     receipt = Receipt(partition.id, directory.record.plan, "", "split", None, None, RowCounts(), (), splits=ids)
-    assert directory.store.put_if_absent(f"rounds/0/receipts/{partition.id}.json", receipt.to_json())
+    assert directory.store.put_if_absent(f"rounds/0/receipts/{partition.id}.json", receipt.to_json_bytes())
     return receipt
 
 
@@ -225,13 +228,13 @@ def test_splits_resolve_to_halves_of_halves(directory: JobDirectory, job: SmallJ
     pair = halves(first, files)
     assert pair is not None
     _split(directory, pair[1])
-    effective = effective_partitions(job.plan, directory.receipts())
+    effective = effective_partitions(job.plan, directory.receipts.all())
     assert [part.id for part in effective] == ["00000.0", "00000.1.0", "00000.1.1", "00001", "00002"]
     assert [part.rows for part in effective] == [15, 7, 8, 5, 40]
     ranges = [(f.row_start, f.row_stop, f.group_start, f.group_stop) for p in effective[:3] for f in p.fragments]
     assert ranges == [(0, 15, 0, 2), (15, 22, 1, 3), (22, 30, 2, 3)]
     write_receipt(directory, job, effective[1])
-    assert done_partitions(job.plan, directory.receipts()) == {"00000.1.0"}
+    assert done_partitions(job.plan, directory.receipts.all()) == {"00000.1.0"}
 
 
 def test_a_row_cannot_be_split(job: SmallJob) -> None:
@@ -240,67 +243,67 @@ def test_a_row_cannot_be_split(job: SmallJob) -> None:
 
 
 def test_manifest_is_committed_once(directory: JobDirectory, job: SmallJob) -> None:
-    manifest = directory.next_manifest(directory.ledger(write_receipts(directory, job)))
-    assert directory.manifest() is None
-    assert directory.commit_manifest(manifest).landed
-    again = directory.next_manifest(directory.ledger())
+    manifest = directory.manifests.prepare(directory.ledger(write_receipts(directory, job)))
+    assert directory.manifests.last() is None
+    assert directory.manifests.commit(manifest).landed
+    again = directory.manifests.prepare(directory.ledger())
     assert again.number == 1
-    assert not directory.commit_manifest(again).landed
-    assert directory.manifest() == manifest
-    assert directory.manifests() == [1]
+    assert not directory.manifests.commit(again).landed
+    assert directory.manifests.last() == manifest
+    assert directory.manifests.numbers() == [1]
 
 
 def test_same_output_made_later_is_the_same_commit(directory: JobDirectory, job: SmallJob) -> None:
-    manifest = directory.next_manifest(directory.ledger(write_receipts(directory, job)))
-    directory.commit_manifest(manifest)
+    manifest = directory.manifests.prepare(directory.ledger(write_receipts(directory, job)))
+    directory.manifests.commit(manifest)
     later = replace(manifest, created="2030-01-01T00:00:00.000Z")
-    assert directory.commit_manifest(later).manifest.created == manifest.created
+    assert directory.manifests.commit(later).manifest.created == manifest.created
 
 
 def test_the_order_in_which_partitions_end_does_not_count(directory: JobDirectory, job: SmallJob) -> None:
     receipts = write_receipts(directory, job)
-    manifest = directory.commit_manifest(directory.next_manifest(directory.ledger(reversed(receipts)))).manifest
+    manifest = directory.manifests.commit(directory.manifests.prepare(directory.ledger(reversed(receipts)))).manifest
     assert [file.partition for file in manifest.files] == [partition.id for partition in job.plan.partitions]
-    assert directory.next_manifest(directory.ledger(receipts)) == manifest
+    assert directory.manifests.prepare(directory.ledger(receipts)) == manifest
 
 
 def test_another_output_under_the_number_conflicts(directory: JobDirectory, job: SmallJob) -> None:
-    manifest = directory.next_manifest(directory.ledger(write_receipts(directory, job)))
-    directory.commit_manifest(manifest)
+    manifest = directory.manifests.prepare(directory.ledger(write_receipts(directory, job)))
+    directory.manifests.commit(manifest)
     with pytest.raises(OutputConflict, match="another driver"):
-        directory.commit_manifest(replace(manifest, files=manifest.files[1:]))
+        directory.manifests.commit(replace(manifest, files=manifest.files[1:]))
 
 
 def test_a_retry_that_heals_gets_the_next_number(directory: JobDirectory, job: SmallJob) -> None:
     receipts = write_receipts(directory, job)
-    directory.commit_manifest(directory.next_manifest(directory.ledger(receipts)))
+    directory.manifests.commit(directory.manifests.prepare(directory.ledger(receipts)))
     directory.store.remove("rounds/0/receipts/00001.json")
-    healed = directory.next_manifest(directory.ledger(write_receipts(directory, job, attempt="b")))
+    healed = directory.manifests.prepare(directory.ledger(write_receipts(directory, job, attempt="b")))
     assert healed.number == 2
-    directory.commit_manifest(healed)
-    assert directory.manifests() == [1, 2]
+    directory.manifests.commit(healed)
+    assert directory.manifests.numbers() == [1, 2]
 
 
 @pytest.mark.fault(33)
 def test_commit_whose_reply_is_lost_has_landed(directory: JobDirectory, job: SmallJob) -> None:
-    manifest = directory.next_manifest(directory.ledger(write_receipts(directory, job)))
+    manifest = directory.manifests.prepare(directory.ledger(write_receipts(directory, job)))
 
     def lost() -> BaseException:
         return StorageError("time-out")
 
-    directory.store = FaultyStore(directory.store, Faults(0, fault=lost), is_reply_lost=True)  # type: ignore[assignment]
-    assert directory.commit_manifest(manifest).landed
+    store = FaultyStore(directory.store, Faults(0, fault=lost), is_reply_lost=True)
+    assert ManifestLog(store, directory.record).commit(manifest).landed  # type: ignore[arg-type]
 
 
 def test_commit_of_unknown_outcome_raises(directory: JobDirectory, job: SmallJob) -> None:
-    manifest = directory.next_manifest(directory.ledger(write_receipts(directory, job)))
+    manifest = directory.manifests.prepare(directory.ledger(write_receipts(directory, job)))
 
     def lost() -> BaseException:
         return StorageError("time-out")
 
-    directory.store = FaultyStore(directory.store, Faults(0, fault=lost, is_permanent=True))  # type: ignore[assignment]
+    store = FaultyStore(directory.store, Faults(0, fault=lost, is_permanent=True))
     with pytest.raises(StorageError, match="time-out"):
-        directory.commit_manifest(manifest)
+        ManifestLog(store, directory.record).commit(manifest)  # type: ignore[arg-type]
 
 
 def test_report_is_replaced(directory: JobDirectory) -> None:
@@ -322,7 +325,9 @@ def test_storage_fault_while_creating_leaves_no_job(tmp_path: Path, job: SmallJo
 def _jobs(tmp_path: Path, job: SmallJob) -> Path:
     root = tmp_path / "jobs"
     for number, name in enumerate(("alpha-1", "alpha-2", "beta-1")):
-        JobDirectory.create(root, job.plan, job=name, now=lambda n=number: NOON + timedelta(hours=n))  # type: ignore[misc]
+        JobDirectory.create(
+            root, job.plan, job=name, options=JobOptions(now=lambda n=number: NOON + timedelta(hours=n))
+        )  # type: ignore[misc]
     (root / "no-job").mkdir()
     return root
 
@@ -359,10 +364,10 @@ def test_jobs_are_listed_newest_first(tmp_path: Path, job: SmallJob) -> None:
 
 def test_jobs_are_found_by_last_prefix_and_path(tmp_path: Path, job: SmallJob) -> None:
     root = _jobs(tmp_path, job)
-    assert find_job(root, "@last").job == "beta-1"
-    assert find_job(root, "b").job == "beta-1"
-    assert find_job(root, "alpha-1").job == "alpha-1"
-    assert find_job(tmp_path, str(root / "alpha-2")).job == "alpha-2"
+    assert find_job(root, "@last").id == "beta-1"
+    assert find_job(root, "b").id == "beta-1"
+    assert find_job(root, "alpha-1").id == "alpha-1"
+    assert find_job(tmp_path, str(root / "alpha-2")).id == "alpha-2"
 
 
 def test_ambiguous_and_unknown_jobs(tmp_path: Path, job: SmallJob) -> None:

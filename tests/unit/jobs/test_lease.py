@@ -48,7 +48,7 @@ def store(tmp_path: Path) -> LocalStore:
 def leave_behind(store: LocalStore, **changes: object) -> Holder:
     """What a driver on another machine left when it vanished."""
     holder = replace(HOLDER, **{"epoch": 1, **changes})
-    store.put_if_absent(f"lease/{holder.epoch}.json", holder.to_json())
+    store.put_if_absent(f"lease/{holder.epoch}.json", holder.to_json_bytes())
     store.replace(f"lease/{holder.epoch}.beat", f"{holder.name} 7\n".encode())
     return holder
 
@@ -178,7 +178,7 @@ def test_a_driver_that_slept_through_a_takeover_is_fenced(store: LocalStore) -> 
 
 def test_the_heartbeat_notices_a_takeover(store: LocalStore) -> None:
     lease = acquire_lease(store)
-    store.put_if_absent("lease/2.json", replace(HOLDER, epoch=2).to_json())
+    store.put_if_absent("lease/2.json", replace(HOLDER, epoch=2).to_json_bytes())
     assert not lease.is_lost
     lease.beat()
     assert lease.is_lost
@@ -233,8 +233,8 @@ def test_a_damaged_record_only_costs_the_wait(store: LocalStore, content: bytes)
 
 
 def test_records_survive_json() -> None:
-    assert Holder.from_json(HOLDER.to_json()) == HOLDER
-    assert json.loads(HOLDER.to_json())["schema_version"] == 1
+    assert Holder.from_json(HOLDER.to_json_bytes()) == HOLDER
+    assert json.loads(HOLDER.to_json_bytes())["schema_version"] == 1
 
 
 def test_a_full_disk_is_no_lease(store: LocalStore) -> None:

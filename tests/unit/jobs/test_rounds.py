@@ -36,7 +36,7 @@ def directory(tmp_path: Path, job: SmallJob) -> JobDirectory:
 
 
 def commit(directory: JobDirectory) -> int:
-    return directory.commit_manifest(directory.next_manifest(directory.ledger())).manifest.number
+    return directory.manifests.commit(directory.manifests.prepare(directory.ledger())).manifest.number
 
 
 def places(directory: JobDirectory) -> list[tuple[int, str, int]]:
@@ -73,7 +73,7 @@ def test_a_retry_heals_all(directory: JobDirectory, job: SmallJob) -> None:
     assert ledger.rows == RowCounts(75, 75, 0, 0)
     assert ledger.reasons == {}
     assert [(one.round, one.why, one.retried, one.healed) for one in ledger.summaries()] == [(1, "retry", 8, 8)]
-    manifest = directory.next_manifest(directory.ledger())
+    manifest = directory.manifests.prepare(directory.ledger())
     assert commit(directory) == manifest.number == 2
     assert manifest.round == 1
     assert [file.round for file in manifest.files] == [0, 0, 0, 1]
@@ -100,7 +100,7 @@ def test_what_is_still_rejected_keeps_its_file_and_row(directory: JobDirectory, 
     assert places(directory) == [expected[0], expected[3]]
     assert directory.ledger().rows == RowCounts(75, 73, 2, 0)
     assert [one.healed for one in directory.ledger().summaries()] == [4, 2]
-    assert [file.name for file in directory.next_manifest(directory.ledger()).rejects] == [
+    assert [file.name for file in directory.manifests.prepare(directory.ledger()).rejects] == [
         "rounds/2/rejects/00000-a.parquet"
     ]
 
@@ -112,7 +112,7 @@ def test_a_retry_that_is_half_done_counts_as_far_as_it_is(directory: JobDirector
     pair = halves(first.plan.partitions[0], {file.path: file for file in first.plan.files})
     assert pair is not None
     split = split_receipt("00000", (4,), plan=first.digest, model=first.plan.model.digest, attempt="s", round=1)
-    directory.store.put_if_absent("rounds/1/receipts/00000.json", split.to_json())
+    directory.store.put_if_absent("rounds/1/receipts/00000.json", split.to_json_bytes())
     write_receipt(directory, replace(job, bad_every=0), pair[0], of=first)
     ledger = directory.ledger()
     assert [partition.id for partition in ledger.todo] == ["00000.1"]
@@ -135,19 +135,19 @@ def test_a_worker_that_was_cut_off_brings_nothing_in(directory: JobDirectory, jo
     plan = replace(job.plan, partitions=tuple(replace(one, id=f"{n:05d}") for n, one in enumerate(taken)))
     takes = {0: [partition.id for partition in taken]}
     made = make_record(plan, number=1, why="retry", epoch=2, created="", takes=takes)
-    opened = directory.open_round(made, plan)
+    opened = directory.rounds.open(made, plan)
     assert [partition.id for partition in directory.ledger().todo] == ["00000", "00001"]
     pair = halves(taken[1], {file.path: file for file in job.plan.files})
     assert pair is not None
     split = split_receipt("00002", (20,), plan=job.plan.digest, model=job.plan.model.digest, attempt="zombie")
-    directory.store.put_if_absent("rounds/0/receipts/00002.json", split.to_json())
+    directory.store.put_if_absent("rounds/0/receipts/00002.json", split.to_json_bytes())
     for partition in (taken[0], *pair):
         write_receipt(directory, job, partition, attempt="zombie")
     assert directory.ledger().rows == RowCounts(30, 27, 3, 0)
     for partition in opened.plan.partitions:
         write_receipt(directory, job, partition, of=opened)
     assert directory.ledger().rows == RowCounts(75, 67, 8, 0)
-    directory.next_manifest(directory.ledger())
+    directory.manifests.prepare(directory.ledger())
     lost = {one.name for one in sweep_job(directory, now=utc_now()).leftovers}
     assert "rounds/0/data/00001-zombie.parquet" in lost
     assert "rounds/0/rejects/00002.1-zombie.parquet" in lost
@@ -161,14 +161,14 @@ def test_a_round_that_starts_over_is_all_that_counts(directory: JobDirectory, jo
     model = replace(job.plan.model, digest="0" * 64, version="2")
     plan = replace(job.plan, model=model)
     made = make_record(plan, number=2, why=ALIAS_CHANGE, epoch=3, created="", takes={}, starts_over=True)
-    directory.open_round(made, plan)
+    directory.rounds.open(made, plan)
     ledger = directory.ledger()
     assert (ledger.base.number, ledger.last.number) == (2, 2)
     assert ledger.rows == RowCounts()
     assert len(ledger.todo) == 3
     write_receipts(directory, job)
     assert directory.ledger().rows == RowCounts(75, 67, 8, 0)
-    manifest = directory.next_manifest(directory.ledger())
+    manifest = directory.manifests.prepare(directory.ledger())
     assert manifest.model.version == "2"
     assert {file.round for file in manifest.files} == {2}
     assert make_report(directory).model.version == "2"
@@ -181,17 +181,17 @@ def test_files_that_are_set_aside_are_in_no_count(directory: JobDirectory, job: 
     made = make_record(
         plan, number=1, why=FILES_REJECTED, epoch=2, created="", takes={0: ["00001"]}, rejected_files=[gone]
     )
-    directory.open_round(made, plan)
+    directory.rounds.open(made, plan)
     ledger = directory.ledger()
     assert ledger.rows == RowCounts(70, 63, 7, 0)
     assert ledger.planned_rows == 70
     assert ledger.rejected_files == (gone,)
-    assert directory.next_manifest(directory.ledger()).rejected_files == (gone.path,)
+    assert directory.manifests.prepare(directory.ledger()).rejected_files == (gone.path,)
     warnings = make_report(directory).warnings
     assert f"1 input file was set aside, such as {gone.path} (5 rows): damaged" in warnings
     mended = replace(job.plan, files=(job.plan.files[1],), partitions=(replace(job.plan.partitions[1], id="00000"),))
     again = make_record(mended, number=2, why="retry", epoch=3, created="", takes={}, repaired_files=[gone.path])
-    directory.open_round(again, mended)
+    directory.rounds.open(again, mended)
     assert directory.ledger().rejected_files == ()
     assert directory.ledger().planned_rows == 75
     write_receipts(directory, job)
@@ -215,26 +215,26 @@ def test_only_one_driver_opens_a_round(directory: JobDirectory, job: SmallJob) -
     write_receipts(directory, job)
     opened = open_retry(directory, epoch=4)
     assert opened.record is not None
-    assert directory.open_round(opened.record, opened.plan).number == 1
+    assert directory.rounds.open(opened.record, opened.plan).number == 1
     with pytest.raises(Fenced):
-        directory.open_round(replace(opened.record, epoch=5), opened.plan)
+        directory.rounds.open(replace(opened.record, epoch=5), opened.plan)
 
 
 def test_records_are_read_back_and_damage_is_refused(directory: JobDirectory, job: SmallJob) -> None:
     write_receipts(directory, job)
     opened = open_retry(directory, takes={0: ["00001"]}, changes=["a -> b"])
     again = JobDirectory.open(directory.root)
-    assert again.rounds()[1].record == opened.record
-    assert again.rounds()[1].plan == opened.plan
+    assert again.rounds.all()[1].record == opened.record
+    assert again.rounds.all()[1].plan == opened.plan
     place = "rounds/1.json"
     data = directory.store.read(place)
     directory.store.replace(place, data[:40])
     with pytest.raises(StateCorrupt, match="record of a round is damaged"):
-        JobDirectory.open(directory.root).rounds()
+        JobDirectory.open(directory.root).rounds.all()
     directory.store.replace("rounds/3.json", data)
     directory.store.replace(place, data)
     with pytest.raises(StateCorrupt, match="record of a round is missing"):
-        JobDirectory.open(directory.root).rounds()
+        JobDirectory.open(directory.root).rounds.all()
 
 
 def test_a_plan_that_was_never_put_on_record_is_a_leftover(directory: JobDirectory, job: SmallJob) -> None:
@@ -248,9 +248,9 @@ def test_a_plan_that_was_never_put_on_record_is_a_leftover(directory: JobDirecto
 def test_a_receipt_of_another_round_is_refused(directory: JobDirectory, job: SmallJob) -> None:
     receipt = write_receipts(directory, job)[0]
     open_retry(directory)
-    directory.store.replace("rounds/1/receipts/00000.json", receipt.to_json())
+    directory.store.replace("rounds/1/receipts/00000.json", receipt.to_json_bytes())
     with pytest.raises(StateCorrupt, match="does not belong"):
-        directory.receipts()
+        directory.receipts.all()
 
 
 def test_json_of_a_record(job: SmallJob) -> None:
@@ -264,4 +264,4 @@ def test_json_of_a_record(job: SmallJob) -> None:
         rejected_files=[RejectedFile("/a", "file:CorruptInput", "bad", None, (("day", "1"),))],
     )
     assert made.takes == {0: ("00001",)}
-    assert RoundRecord.from_json(made.to_json(), where="") == made
+    assert RoundRecord.from_json(made.to_json_bytes(), where="") == made

@@ -392,7 +392,7 @@ def test_the_receipt_has_the_evidence(models: dict[str, ModelVersion], lake: Lak
     assert set(receipt.engine.seconds) == {"trees", "xgboost"}
     assert receipt.engine.seconds_start > 0
     assert receipt.seconds.model_load >= receipt.engine.seconds_start
-    assert Receipt.from_json(receipt.to_json()) == receipt
+    assert Receipt.from_json(receipt.to_json_bytes()) == receipt
 
 
 def test_the_report_sums_it_up(tmp_path: Path) -> None:

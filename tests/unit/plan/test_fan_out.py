@@ -312,10 +312,10 @@ def test_parent_and_children_are_job_directories(lake: Path) -> None:
     again = JobDirectory.open_or_create(lake / "jobs", plan_of(spec()).plan, job="churn-1")
     assert again.record == job.record
     children = job.children()
-    assert [child.job for child in children] == ["churn-1.at", "churn-1.de", "churn-1.null"]
+    assert [child.id for child in children] == ["churn-1.at", "churn-1.de", "churn-1.null"]
     assert [child.record.publishes_itself for child in children] == [False] * 3
     assert (job.record.children, job.record.rows, job.record.partitions) == (3, 900, 3)
-    assert parent_of(children[1]).job == "churn-1"
+    assert parent_of(children[1]).id == "churn-1"
     assert (lake / "jobs/churn-1/children/de/plan.parquet").is_file()
     assert not job.is_ended
     (listed,) = list_jobs(lake / "jobs")
@@ -325,7 +325,7 @@ def test_parent_and_children_are_job_directories(lake: Path) -> None:
 @pytest.mark.parametrize("name", ["churn-1.de", "churn.de", "@last.de", "churn-1.d", "ch.de", "churn-1.null"])
 def test_a_child_is_found_by_its_parent_and_its_name(lake: Path, name: str) -> None:
     JobDirectory.create(lake / "jobs", plan_of(spec()).plan, job="churn-1")
-    assert find_job(lake / "jobs", name).job == ("churn-1.null" if "null" in name else "churn-1.de")
+    assert find_job(lake / "jobs", name).id == ("churn-1.null" if "null" in name else "churn-1.de")
 
 
 def test_names_that_mean_no_child_or_several_are_refused(lake: Path) -> None:
@@ -333,8 +333,8 @@ def test_names_that_mean_no_child_or_several_are_refused(lake: Path) -> None:
     for name in ("churn-1.a", "churn-1.x", "other.aa"):
         with pytest.raises(SpecError):
             find_job(lake / "jobs", name)
-    assert find_job(lake / "jobs", "@last").job == "churn-1"
-    assert find_job(lake / "jobs", "chu").job == "churn-1"
+    assert find_job(lake / "jobs", "@last").id == "churn-1"
+    assert find_job(lake / "jobs", "chu").id == "churn-1"
 
 
 def test_cancelling_a_fan_out_that_nobody_drives_cancels_its_children(lake: Path) -> None:

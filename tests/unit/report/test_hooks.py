@@ -99,12 +99,12 @@ def hook(**fields: Any) -> Hook:
 def go_through(job: JobDirectory, hooks: list[Hook], *, end: Status = Status.SUCCEEDED, grace: float = 60.0) -> float:
     """A run of the job that begins and ends; seconds that its end took."""
     with run_hooks(job, hooks, grace=grace) as callbacks:
-        job.append_event("driver", epoch=1)
+        job.events.append("driver", epoch=1)
         for status in (Status.RUNNING, Status.PUBLISHING, end):
             notify(callbacks, job.set_status(status))
         report = make_report(job, status=end)
         ended = JobEnded(
-            job.job, str(end), report.rows, report.output, report.directory, report.reason, report.to_dict()
+            job.id, str(end), report.rows, report.output, report.directory, report.reason, report.to_dict()
         )
         notify(callbacks, ended)
         begin = time.monotonic()
@@ -112,7 +112,7 @@ def go_through(job: JobDirectory, hooks: list[Hook], *, end: Status = Status.SUC
 
 
 def on_record(job: JobDirectory) -> list[tuple[str, str, int]]:
-    events = [event for event in job.events() if event["event"] == "hook"]
+    events = [event for event in job.events.read() if event["event"] == "hook"]
     return [(event["on"], event["outcome"], event["attempts"]) for event in events]
 
 
@@ -169,7 +169,7 @@ def test_a_server_that_hangs_holds_up_neither_the_job_nor_other_hooks(
     assert other.read_text() == "x"
     assert ("success", "failed", 0) in on_record(job)
     assert "given up" in caplog.text
-    assert "never-shown" not in caplog.text + json.dumps(job.events())
+    assert "never-shown" not in caplog.text + json.dumps(job.events.read())
 
 
 def test_a_server_that_is_not_there_is_a_warning(job: JobDirectory, caplog: pytest.LogCaptureFixture) -> None:
@@ -214,7 +214,7 @@ def test_a_program_that_fails_or_never_ends_is_ended_with_all_it_started(job: Jo
     ]
     go_through(job, hooks)
     assert on_record(job) == [("success", "failed", 1), ("success", "failed", 2), ("success", "failed", 1)]
-    reasons = [event["reason"] for event in job.events() if event["event"] == "hook"]
+    reasons = [event["reason"] for event in job.events.read() if event["event"] == "hook"]
     assert "longer than 5 s" in reasons[0]
     assert "no luck" in reasons[1]
     deadline = time.monotonic() + 60
@@ -374,5 +374,5 @@ def test_without_the_extra_lineage_is_a_warning(job: JobDirectory, monkeypatch: 
     monkeypatch.setitem(sys.modules, "openlineage.client", None)
     go_through(job, [hook(openlineage="prod")])
     assert on_record(job) == [("start", "failed", 1), ("success", "failed", 1)]
-    reason = next(event["reason"] for event in job.events() if event["event"] == "hook")
+    reason = next(event["reason"] for event in job.events.read() if event["event"] == "hook")
     assert "not installed" in reason

@@ -37,7 +37,7 @@ def drive(job: JobDirectory, *, epoch: int = 1) -> None:
     """What a driver leaves behind."""
     with suppress(SchemaDrift), record_log(job.store, epoch=epoch) as log:
         notify((log,), done("00000"))
-        job.append_event("partition", partition="00001", outcome="retry", attempt=1, reason="disk")
+        job.events.append("partition", partition="00001", outcome="retry", attempt=1, reason="disk")
         logging.getLogger("pipeline.somewhere").warning("the store is slow: %s", "5 s")
         logging.getLogger("distributed.worker").info("nobody wants to know")
         notify((log,), JobEnded("small-1", "FAILED", RowCounts(), "", "", report={"error": {"kind": "SchemaDrift"}}))

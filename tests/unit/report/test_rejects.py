@@ -39,7 +39,7 @@ def test_details_are_json(directory: JobDirectory) -> None:
 
 
 def test_files_are_read_no_further_than_needed(directory: JobDirectory) -> None:
-    last = [receipt for receipt in directory.receipts() if receipt.rejects][-1]
+    last = [receipt for receipt in directory.receipts.all() if receipt.rejects][-1]
     assert last.rejects
     directory.store.replace(f"rounds/0/{last.rejects.name}", b"")
     assert len(summarise(directory).groups[0].examples) == 3

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.common.rows import RowCounts
 from pipeline.errors import ReconciliationFailed, StepFailed, TooManyRejects
-from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.directory import JobDirectory, JobOptions
 from pipeline.jobs.manifest import make_manifest
 from pipeline.jobs.receipts import Receipt, SpooledReceipts
 from pipeline.jobs.status import Status
@@ -88,7 +88,7 @@ def test_the_end_of_a_job_looks_at_each_receipt_twice(directory: JobDirectory, j
     receipts = CountedBook(write_receipts(directory, job))
     ledger = directory.ledger(receipts)
     assert ledger.rows.rejected == 7
-    manifest = directory.next_manifest(ledger)
+    manifest = directory.manifests.prepare(ledger)
     report = make_report(directory, ledger=ledger, status=Status.SUCCEEDED_WITH_WARNINGS)
     assert (manifest.rows, report.rows) == (ledger.rows, ledger.rows)
     assert receipts.reads == 2 * len(receipts), "once for the sums, once for the list of files"
@@ -137,12 +137,12 @@ def test_error_is_told(directory: JobDirectory) -> None:
 def test_time_is_what_drivers_spent(tmp_path: Path, job: SmallJob) -> None:
     """A driver that was killed and resumed a day later did not work for a day."""
     clock = [datetime(2026, 1, 1, tzinfo=UTC)]
-    directory = JobDirectory.create(tmp_path / "jobs", job.plan, job="slow-1", now=lambda: clock[0])
+    directory = JobDirectory.create(tmp_path / "jobs", job.plan, job="slow-1", options=JobOptions(now=lambda: clock[0]))
 
     def after(seconds: float, status: Status | None) -> None:
         clock[0] += timedelta(seconds=seconds)
         if status is None:
-            directory.append_event("partition", outcome="retry")
+            directory.events.append("partition", outcome="retry")
         else:
             directory.set_status(status)
 
@@ -157,7 +157,7 @@ def test_time_is_what_drivers_spent(tmp_path: Path, job: SmallJob) -> None:
     report = make_report(directory)
     assert report.seconds.total == 15 + 3 + 4
     assert report.seconds.provision == 5 + 1
-    directory.append_event("driver", epoch=2)
+    directory.events.append("driver", epoch=2)
     assert make_report(directory, seconds=7.0).seconds.total == 15 + 3 + 4 + 7
     assert report.retries == 1
 

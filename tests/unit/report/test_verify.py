@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.directory import JobDirectory, JobOptions
 from pipeline.jobs.receipts import Receipt
 from pipeline.jobs.rounds import make_record
 from pipeline.jobs.status import Status
@@ -53,12 +53,12 @@ def make_job(tmp_path: Path, lake: Lake, model_path: Path, **fields: object) -> 
         predictions=prediction_schema(version, output=spec.score.output_spec),
         limits=Limits(workers=2, threads=2, memory=4 << 30),
     )
-    job = JobDirectory.create(tmp_path / "jobs", plan, job="churn-1", fsync=False)
+    job = JobDirectory.create(tmp_path / "jobs", plan, job="churn-1", options=JobOptions(fsync=False))
     job.set_status(Status.RUNNING)
     for partition in plan.partitions:
         score_partition(job.recipe, partition, plan.versions, worker="w")
     job.set_status(Status.PUBLISHING)
-    publish(job.commit_manifest(job.next_manifest(job.ledger())).manifest, job)
+    publish(job.manifests.commit(job.manifests.prepare(job.ledger())).manifest, job)
     job.set_status(Status.SUCCEEDED)
     return job
 
@@ -86,7 +86,7 @@ def test_a_sound_job(job: JobDirectory, lake: Lake) -> None:
 def test_a_sound_job_with_rejected_and_filtered_rows(tmp_path: Path, lake: Lake, model_path: Path, seed: int) -> None:
     contract = {"age": {"max": 60}}
     job = make_job(tmp_path, lake, model_path, contract=contract, filter="visits >= 2")
-    rows = [receipt.rows for receipt in job.receipts()]
+    rows = [receipt.rows for receipt in job.receipts.all()]
     assert sum(one.rejected for one in rows) > 0
     assert sum(one.filtered for one in rows) > 0
     result = verify(job, sample=300, seed=seed)
@@ -94,12 +94,12 @@ def test_a_sound_job_with_rejected_and_filtered_rows(tmp_path: Path, lake: Lake,
 
 
 def _edit(job: JobDirectory, change: Callable[[Receipt], Receipt], number: int = 0) -> None:
-    receipt = job.receipts()[number]
-    job.store.replace(f"rounds/0/receipts/{receipt.partition}.json", change(receipt).to_json())
+    receipt = job.receipts.all()[number]
+    job.store.replace(f"rounds/0/receipts/{receipt.partition}.json", change(receipt).to_json_bytes())
 
 
 def test_missing_receipt(job: JobDirectory) -> None:
-    job.store.remove(f"rounds/0/receipts/{job.receipts()[0].partition}.json")
+    job.store.remove(f"rounds/0/receipts/{job.receipts.all()[0].partition}.json")
     assert {"partitions", "rows", "manifest"} <= set(failed(verify(job, sample=10, seed=1)))
 
 
@@ -126,7 +126,7 @@ def test_receipt_of_another_model(job: JobDirectory) -> None:
 
 
 def test_flipped_bit_in_a_checkpoint(job: JobDirectory) -> None:
-    receipt = job.receipts()[0]
+    receipt = job.receipts.all()[0]
     assert receipt.data
     name = f"rounds/0/{receipt.data.name}"
     data = bytearray(job.store.read(name))
@@ -136,7 +136,7 @@ def test_flipped_bit_in_a_checkpoint(job: JobDirectory) -> None:
 
 
 def test_missing_checkpoint(job: JobDirectory) -> None:
-    receipt = job.receipts()[0]
+    receipt = job.receipts.all()[0]
     assert receipt.data
     job.store.remove(f"rounds/0/{receipt.data.name}")
     assert "missing" in failed(verify(job, sample=0))["checkpoint"]
@@ -155,7 +155,7 @@ def test_removed_and_damaged_output(job: JobDirectory, tmp_path: Path) -> None:
 
 def test_other_scores_are_found_by_the_sample(job: JobDirectory) -> None:
     """Receipts and checksums agree; only scoring again tells that a score is wrong."""
-    receipt = job.receipts()[0]
+    receipt = job.receipts.all()[0]
     assert receipt.data
     name = f"rounds/0/{receipt.data.name}"
     table = pq.read_table(job.store.url(name))
@@ -187,7 +187,7 @@ def test_changed_input_is_said_and_not_compared(job: JobDirectory, lake: Lake) -
 
 def test_an_unfinished_job(tmp_path: Path, lake: Lake, model_path: Path) -> None:
     made = make_job(tmp_path, lake, model_path)
-    job = JobDirectory.create(tmp_path / "jobs", made.plan, job="new-1", fsync=False)
+    job = JobDirectory.create(tmp_path / "jobs", made.plan, job="new-1", options=JobOptions(fsync=False))
     wrong = failed(verify(job, sample=10, seed=1))
     assert {"partitions", "rows", "manifest", "output"} <= set(wrong)
     assert "not done" in wrong["partitions"]
@@ -214,10 +214,10 @@ def retry_without_contract(job: JobDirectory) -> None:
     plan = replace(opened.plan, score_rules=())
     takes = {1: [partition.id for partition in opened.plan.partitions]}
     made = make_record(plan, number=2, why="retry", epoch=1, created="", takes=takes)
-    recipe = job.recipe_of(job.open_round(made, plan))
+    recipe = job.recipe_of(job.rounds.open(made, plan))
     for partition in plan.partitions:
         score_partition(recipe, partition, plan.versions, worker="w")
-    job.commit_manifest(job.next_manifest(job.ledger()))
+    job.manifests.commit(job.manifests.prepare(job.ledger()))
 
 
 def test_rows_that_were_rejected_and_came_out_later(tmp_path: Path, lake: Lake, model_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_rows_that_were_rejected_and_came_out_later(tmp_path: Path, lake: Lake, 
     result = verify(job, sample=5000, seed=1)
     assert set(failed(result)) <= {"output"}
     assert f"{before.rejected:,} rows that were rejected were tried again" in result.checks[0].detail
-    manifest = job.manifest()
+    manifest = job.manifests.last()
     assert manifest is not None
     found = pa.concat_tables([pq.read_table(job.store.url(file.name)) for file in manifest.files]).sort_by("id")
     expected = oracle(lake.files, model_path, output="churn").query("id >= 5").reset_index(drop=True)
@@ -240,8 +240,8 @@ def test_a_row_that_was_tried_again_twice_is_found(tmp_path: Path, lake: Lake, m
     job = make_job(tmp_path, lake, model_path, contract={"age": {"max": 60}})
     retry_without_contract(job)
     place = job.store.list("rounds/2/receipts")[0]
-    receipt = next(one for one in job.receipts() if one.round == 2)
+    receipt = next(one for one in job.receipts.all() if one.round == 2)
     part = receipt.files[0]
     twice = replace(part, row_stop=part.row_stop + 1)
-    job.store.replace(f"rounds/2/receipts/{place}", replace(receipt, files=(twice, *receipt.files[1:])).to_json())
+    job.store.replace(f"rounds/2/receipts/{place}", replace(receipt, files=(twice, *receipt.files[1:])).to_json_bytes())
     assert "partitions" in failed(verify(job, sample=0))

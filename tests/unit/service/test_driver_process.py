@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.directory import JobDirectory, JobOptions
 from pipeline.jobs.status import Status
 from pipeline.service.driver_process import copied, drive, is_unwanted, settle
 from pipeline.service.queue import mark_queued, queued_marks
@@ -17,7 +17,9 @@ from pipeline.testing.jobs import small_job
 @pytest.fixture
 def job(tmp_path: Path) -> JobDirectory:
     small = small_job(tmp_path / "lake", sink=str(tmp_path / "out"))
-    made = JobDirectory.create(tmp_path / "jobs", small.plan, job="small-1", first=Status.QUEUED)
+    made = JobDirectory.create(
+        tmp_path / "jobs", small.plan, job="small-1", options=JobOptions(first_status=Status.QUEUED)
+    )
     mark_queued(open_store(tmp_path / "jobs"), "small-1")
     return made
 

@@ -52,7 +52,7 @@ def test_then_each_thing_is_told_once(job: JobDirectory, small: SmallJob) -> Non
     job.set_status(Status.RUNNING)
     for partition in small.plan.partitions[:2]:
         write_receipt(job, small, partition)
-    job.append_event("partition", partition="00002", outcome="retry", attempt=1, reason="disk")
+    job.events.append("partition", partition="00002", outcome="retry", attempt=1, reason="disk")
     events = list(follower.poll())
     assert kinds(events) == ["StatusChanged", "PartitionEnded", "PartitionEnded", "PartitionEnded"]
     assert sum(event.rows.rejected for event in events if isinstance(event, PartitionEnded)) == 4
@@ -62,7 +62,7 @@ def test_then_each_thing_is_told_once(job: JobDirectory, small: SmallJob) -> Non
 def test_what_a_stage_counts_is_not_told_again(job: JobDirectory, small: SmallJob) -> None:
     follower = Follower(job)
     list(follower.poll())
-    job.append_event("round_started", round=0, partitions=3, done=0)
+    job.events.append("round_started", round=0, partitions=3, done=0)
     write_receipt(job, small, small.plan.partitions[0])
     (round,) = follower.poll()
     assert isinstance(round, RoundStarted)
@@ -99,7 +99,7 @@ def test_waiting_has_an_end_of_its_own(job: JobDirectory) -> None:
 
 def dead_driver(job: JobDirectory) -> None:
     place = identify(os.getpid()).rpartition("/")[0]
-    job.store.replace(lease_path(1), Holder(1, "n", "h", os.getpid(), f"{place}/0", "", 30).to_json())
+    job.store.replace(lease_path(1), Holder(1, "n", "h", os.getpid(), f"{place}/0", "", 30).to_json_bytes())
     job.store.replace(heartbeat_path(1), b"n 5\n")
     job.set_status(Status.RUNNING)
 

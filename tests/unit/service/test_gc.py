@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from pipeline.cli import main
 from pipeline.errors import SpecError
-from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.directory import JobDirectory, JobOptions
 from pipeline.jobs.lease import hold_lease
 from pipeline.jobs.listing import list_jobs
 from pipeline.jobs.splits import split_receipt
@@ -35,13 +35,13 @@ def job(tmp_path: Path) -> SmallJob:
 
 @pytest.fixture
 def directory(tmp_path: Path, job: SmallJob) -> JobDirectory:
-    return JobDirectory.create(tmp_path / "jobs", job.plan, job="small-1", now=lambda: NOON)
+    return JobDirectory.create(tmp_path / "jobs", job.plan, job="small-1", options=JobOptions(now=lambda: NOON))
 
 
 def finish(directory: JobDirectory, job: SmallJob) -> None:
     receipts = write_receipts(directory, job)
     directory.set_status(Status.PUBLISHING)
-    publish(directory.commit_manifest(directory.next_manifest(directory.ledger(receipts))).manifest, directory)
+    publish(directory.manifests.commit(directory.manifests.prepare(directory.ledger(receipts))).manifest, directory)
     directory.set_status(Status.SUCCEEDED_WITH_WARNINGS)
 
 
@@ -129,12 +129,12 @@ def test_a_finished_job_keeps_what_counts_and_loses_the_rest(
 def test_the_file_of_who_cut_stays_until_the_first_part_has_a_receipt(directory: JobDirectory, job: SmallJob) -> None:
     part = job.plan.partitions[0]
     cut = split_receipt(part.id, (10,), plan=directory.record.plan, model="m", attempt="cutter")
-    directory.store.put_if_absent("rounds/0/receipts/00000.json", cut.to_json())
+    directory.store.put_if_absent("rounds/0/receipts/00000.json", cut.to_json_bytes())
     mine = [f"rounds/0/{kind}/00000-cutter.parquet" for kind in ("data", "rejects")]
     litter(directory, *mine, "rounds/0/data/00000-loser.parquet")
     assert found(directory) == {"jobs/small-1/rounds/0/data/00000-loser.parquet": "attempt"}
     first = split_receipt("00000.0", (5,), plan=directory.record.plan, model="m", attempt="driver")
-    directory.store.put_if_absent("rounds/0/receipts/00000.0.json", first.to_json())
+    directory.store.put_if_absent("rounds/0/receipts/00000.0.json", first.to_json_bytes())
     assert {f"jobs/small-1/{name}" for name in mine} < set(found(directory))
 
 
@@ -143,7 +143,7 @@ def test_a_split_partition_needs_none_of_its_files(directory: JobDirectory, job:
     directory.store.remove("rounds/0/receipts/00000.json")
     assert found(directory) == {}
     split = split_receipt("00000", (10,), plan=whole.plan, model="m", attempt="driver")
-    directory.store.put_if_absent("rounds/0/receipts/00000.json", split.to_json())
+    directory.store.put_if_absent("rounds/0/receipts/00000.json", split.to_json_bytes())
     litter(directory, "rounds/0/data/00000.0-a.parquet")
     assert found(directory) == {
         "jobs/small-1/rounds/0/data/00000-whole.parquet": "attempt",
@@ -153,7 +153,7 @@ def test_a_split_partition_needs_none_of_its_files(directory: JobDirectory, job:
 
 def test_folders_beside_the_sink(tmp_path: Path, directory: JobDirectory, job: SmallJob) -> None:
     receipts = write_receipts(directory, job)
-    directory.commit_manifest(directory.next_manifest(directory.ledger(receipts)))
+    directory.manifests.commit(directory.manifests.prepare(directory.ledger(receipts)))
     half, foreign, others = (
         tmp_path / ".out.small-1-1.aa",
         tmp_path / ".out.small-1-1.bb",
@@ -205,7 +205,7 @@ def unfinished(directory: JobDirectory, job: SmallJob) -> None:
 
 
 def unpublished(directory: JobDirectory, job: SmallJob) -> None:
-    directory.commit_manifest(directory.next_manifest(directory.ledger(write_receipts(directory, job))))
+    directory.manifests.commit(directory.manifests.prepare(directory.ledger(write_receipts(directory, job))))
     directory.set_status(Status.PUBLISHING)
     directory.set_status(Status.SUCCEEDED)
 
@@ -245,7 +245,7 @@ def test_a_removal_that_was_cut_short_is_finished(
 
 def test_on_an_object_store(tmp_path: Path) -> None:
     job = small_job(tmp_path / "lake", sink="memory://gc/out")
-    directory = JobDirectory.create("memory://gc/jobs", job.plan, job="small-1", now=lambda: NOON)
+    directory = JobDirectory.create("memory://gc/jobs", job.plan, job="small-1", options=JobOptions(now=lambda: NOON))
     finish(directory, job)
     directory.store.replace("rounds/0/data/00001-b.parquet", b"12345")
     (one,) = sweep_job(directory, now=LATER, delete=True).leftovers

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import NoWorkers, SchemaDrift
-from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.directory import JobDirectory, JobOptions
 from pipeline.jobs.layout import heartbeat_path, lease_path
 from pipeline.jobs.lease import Holder, Verdict, acquire_lease, identify
 from pipeline.jobs.status import Status
@@ -79,7 +79,9 @@ def test_back_off_doubles_up_to_a_limit() -> None:
 @pytest.fixture
 def job(tmp_path: Path) -> JobDirectory:
     small = small_job(tmp_path / "lake", sink=str(tmp_path / "out"))
-    made = JobDirectory.create(tmp_path / "jobs", small.plan, job="small-1", first=Status.QUEUED)
+    made = JobDirectory.create(
+        tmp_path / "jobs", small.plan, job="small-1", options=JobOptions(first_status=Status.QUEUED)
+    )
     put_submission(made.store, Submission(1, "", "me", "by hand", "key", priority=4))
     return made
 
@@ -133,7 +135,7 @@ def test_a_driver_of_this_machine_lives_without_a_heartbeat(job: JobDirectory) -
 
 def test_a_driver_of_another_machine_is_watched(job: JobDirectory) -> None:
     holder = Holder(1, "n", "elsewhere", 7, "boot/pid:[1]/5", "", lease_seconds=30)
-    job.store.replace(lease_path(1), holder.to_json())
+    job.store.replace(lease_path(1), holder.to_json_bytes())
     job.store.replace(heartbeat_path(1), b"n 1\n")
     now = [0.0]
     watch = LeaseWatch(30, clock=lambda: now[0])

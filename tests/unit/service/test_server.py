@@ -16,7 +16,7 @@ from cronsim import CronSim
 
 from pipeline.cli import main
 from pipeline.jobs.cancellation import cancel_job
-from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.directory import JobDirectory, JobOptions
 from pipeline.jobs.lease import identify
 from pipeline.jobs.status import Status
 from pipeline.service.queue import (
@@ -56,9 +56,7 @@ class Root:
             self.settings.directory,
             self.small.plan,
             job=name,
-            first=Status.QUEUED,
-            fsync=False,
-            now=lambda: datetime.fromisoformat(created),
+            options=JobOptions(first_status=Status.QUEUED, fsync=False, now=lambda: datetime.fromisoformat(created)),
         )
         put_submission(job.store, Submission(1, created, "me", "by hand", name, priority=priority))
         mark_queued(open_store(self.settings.directory), name)
@@ -79,7 +77,7 @@ class Root:
         """A driver that is there, as this process is, but never takes the lease."""
         note_start(job.store, start, pid=os.getpid())
         with self._lock:
-            self.started.append(job.job)
+            self.started.append(job.id)
 
     def kill(self, job: JobDirectory) -> None:
         """Its driver is no more."""
@@ -127,7 +125,7 @@ def test_a_job_whose_driver_died_is_started_again_later_and_not_for_ever(root: R
         root.kill(job)
     assert delays == [0, 10, 20]
     assert server.serve_once().failed == ["a"]
-    last = job.events()[-1]
+    last = job.events.read()[-1]
     assert last["after"] == "FAILED"
     assert "its driver died 3 times" in last["reason"]
     assert root.started == ["a"] * 3

@@ -39,7 +39,7 @@ class Place:
         monkeypatch.setattr(submitting, "launch", self.launch)
 
     def launch(self, job: JobDirectory, start: records.Start) -> records.Start:
-        self.launched.append((job.job, start.number))
+        self.launched.append((job.id, start.number))
         return note_start(job.store, start, pid=os.getpid())
 
     def submit(self, **options: Any) -> SubmitResult:
@@ -75,7 +75,7 @@ def test_a_submitted_job_is_queued_and_has_a_driver(place: Place) -> None:
     assert made.status is Status.QUEUED
     assert place.launched == [(made.job, 1)]
     job = place.open(made.job)
-    assert [event["after"] for event in job.events()] == ["QUEUED"]
+    assert [event["after"] for event in job.events.read()] == ["QUEUED"]
     submission = last_submission(job.store)
     assert submission is not None
     assert (submission.trigger, submission.priority, submission.key) == ("nightly", 3, place.job.plan.work_digest)

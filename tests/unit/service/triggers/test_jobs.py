@@ -71,7 +71,7 @@ def end(directory: JobDirectory, place: Path, status: Status = Status.SUCCEEDED)
     directory.set_status(Status.RUNNING)
     if status.is_success:
         job = SmallJob(directory.plan)
-        directory.commit_manifest(directory.next_manifest(directory.ledger(write_receipts(directory, job))))
+        directory.manifests.commit(directory.manifests.prepare(directory.ledger(write_receipts(directory, job))))
     directory.set_status(Status.PUBLISHING)
     directory.set_status(status)
 

@@ -28,7 +28,7 @@ from pipeline.testing.stores import disk_full
 def run(tmp_path: Path, job: SmallJob, name: str) -> tuple[JobDirectory, Manifest, SinkContents]:
     directory = JobDirectory.open_or_create(tmp_path / "jobs", job.plan, job=name)
     write_receipts(directory, job)
-    manifest = directory.commit_manifest(directory.next_manifest(directory.ledger())).manifest
+    manifest = directory.manifests.commit(directory.manifests.prepare(directory.ledger())).manifest
     return directory, manifest, publish(manifest, directory)
 
 
@@ -187,7 +187,7 @@ def test_append_of_another_schema_is_refused(tmp_path: Path, has_manifest: bool)
         run(tmp_path, small_job(tmp_path / "lake", sink=str(out)), "a-1")
         state = state_of(out)
         other = pa.schema([("id", pa.int32()), ("extra", pa.string()), ("p", pa.float32())])
-        text = layout.SinkState(state.publications, other.serialize().to_pybytes().hex()).to_json()
+        text = layout.SinkState(state.publications, other.serialize().to_pybytes().hex()).to_json_bytes()
         (out / "_manifest.json").write_bytes(text)
     else:
         out.mkdir()
@@ -328,7 +328,7 @@ def test_damaged_checkpoint_is_not_published(tmp_path: Path, damage: str) -> Non
     before = listing(out)
     job = small_job(tmp_path / "lake2", sink=str(out), mode="overwrite")
     directory = JobDirectory.create(tmp_path / "jobs", job.plan, job="b-1")
-    manifest = directory.next_manifest(directory.ledger(write_receipts(directory, job)))
+    manifest = directory.manifests.prepare(directory.ledger(write_receipts(directory, job)))
     if damage == "missing":
         directory.store.remove(manifest.files[1].name)
     else:
@@ -341,7 +341,7 @@ def test_damaged_checkpoint_is_not_published(tmp_path: Path, damage: str) -> Non
 def test_flipped_bit_is_found_when_merging(tmp_path: Path) -> None:
     job = small_job(tmp_path / "lake", sink=str(tmp_path / "out"), rows=(500, 500), target_file_size="1 MiB")
     directory = JobDirectory.create(tmp_path / "jobs", job.plan, job="a-1")
-    manifest = directory.next_manifest(directory.ledger(write_receipts(directory, job)))
+    manifest = directory.manifests.prepare(directory.ledger(write_receipts(directory, job)))
     data = bytearray(directory.store.read(manifest.files[1].name))
     data[200] ^= 1
     directory.store.replace(manifest.files[1].name, bytes(data))
@@ -359,7 +359,7 @@ def test_full_disk_leaves_what_was_there(tmp_path: Path, way: str, mode: str, mo
     before = {name: (out / name).read_bytes() for name in os.listdir(out)}
     job = small_job(tmp_path / "lake2", sink=str(out), mode=mode, start=100)
     directory = JobDirectory.create(tmp_path / "jobs", job.plan, job="b-1")
-    manifest = directory.next_manifest(directory.ledger(write_receipts(directory, job)))
+    manifest = directory.manifests.prepare(directory.ledger(write_receipts(directory, job)))
     link, calls = os.link, []
 
     def full(one: str, other: str) -> None:
@@ -409,7 +409,7 @@ def test_two_drivers_of_one_job_converge(tmp_path: Path, monkeypatch: pytest.Mon
         run(tmp_path, old, "a-1")
     job = small_job(tmp_path / "lake2", sink=str(out), mode=mode, start=100)
     directory = JobDirectory.create(tmp_path / "jobs", job.plan, job="b-1")
-    manifest = directory.next_manifest(directory.ledger(write_receipts(directory, job)))
+    manifest = directory.manifests.prepare(directory.ledger(write_receipts(directory, job)))
     from pipeline.sinks.parquet import sink as parquet
 
     add, calls = parquet._Work._add, []
