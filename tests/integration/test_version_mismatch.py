@@ -17,7 +17,7 @@ from pipeline.testing.processes import ROOT, ProcessCluster
 LIE = """
 from importlib.metadata import version as real
 
-from pipeline.execution.clusters import handshake
+from pipeline.execution.clusters import client as handshake
 
 handshake.version = lambda name: "14.0.0" if name == "pyarrow" else real(name)
 """

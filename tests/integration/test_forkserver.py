@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="fo
 
 CLUSTER = """
 import gc, json, os, sys
-from pipeline import forks
+from pipeline.common import forkserver as forks
 from pipeline.execution.clusters.local import LocalProcesses
 from pipeline.settings import Settings
 
@@ -48,7 +48,7 @@ def run(folder: Path, code: str) -> Any:
 
 def test_workers_are_forked_with_their_variables_and_imports_which_no_collection_visits(tmp_path: Path) -> None:
     first, second = run(
-        tmp_path, "forks.begin(forks.likely_environment(2, 1))\nprint(json.dumps([look(2, 1), look(1, 1)]))"
+        tmp_path, "forks.start(forks.likely_environment(2, 1))\nprint(json.dumps([look(2, 1), look(1, 1)]))"
     )
     cores = os.cpu_count() or 1
     expected = {"variables": [str(max(1, cores // 2)), "65536"], "loaded": True, "kept": True, "forked": True}
@@ -71,7 +71,7 @@ def test_a_fork_server_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     code = """
 import multiprocessing
 multiprocessing.get_context("forkserver").Process(target=seen).start()
-print(json.dumps([forks.begin(forks.likely_environment(1, 1)), forks.is_running()]))
+print(json.dumps([forks.start(forks.likely_environment(1, 1)), forks.is_running()]))
 """
     assert run(tmp_path, code) == [False, False]
 
@@ -79,8 +79,8 @@ print(json.dumps([forks.begin(forks.likely_environment(1, 1)), forks.is_running(
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_nothing_is_left_of_it_when_its_process_ends(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "main.py").write_text(
-        "import time\nfrom pipeline import forks\nfrom multiprocessing import forkserver\n"
-        "forks.begin(forks.likely_environment(1, 1))\n"
+        "import time\nfrom pipeline.common import forkserver as forks\nfrom multiprocessing import forkserver\n"
+        "forks.start(forks.likely_environment(1, 1))\n"
         "print(forkserver._forkserver._forkserver_pid, flush=True)\ntime.sleep(600)\n"
     )
     with subprocess.Popen([sys.executable, "main.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
@@ -103,7 +103,7 @@ def test_the_likely_environment_is_that_of_the_shape() -> None:
 def test_nobody_else_can_reach_it(tmp_path: Path) -> None:
     code = """
 from multiprocessing import forkserver
-forks.begin(forks.likely_environment(1, 1))
+forks.start(forks.likely_environment(1, 1))
 where = forkserver._forkserver._forkserver_address
 print(json.dumps([os.stat(path).st_mode & 0o777 for path in (where, os.path.dirname(where))]))
 """
