@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import re
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ from pipeline import errors
 from pipeline.cli import main
 from pipeline.errors import Interrupted, PipelineError
 from pipeline.execution.clusters import find_cluster
-from pipeline.settings import Settings
+from pipeline.settings import Settings, setting_names
 from pipeline.spec.job_spec import JobSpec
 
 ROOT = Path(__file__).parents[2]
@@ -307,6 +309,30 @@ def test_contributing_names_every_kind_of_adapter() -> None:
         )
     assert kinds
     assert {f"pipeline.{kind}s" for kind in kinds} <= set(re.findall(r"`(pipeline\.\w+)`", read("CONTRIBUTING.md")))
+
+
+def exists(name: str) -> bool:
+    """True for a module, or an attribute of one."""
+    head, _, rest = name.partition(".")
+    found: object = importlib.import_module(head)
+    for part in rest.split("."):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(f"{head}.{part}")
+        if not hasattr(found, part):
+            return False
+        found, head = getattr(found, part), f"{head}.{part}"
+    return True
+
+
+def test_names_of_modules_in_pages_exist() -> None:
+    """Settings, entry-point groups and the key of file metadata look like modules; the changelog names old ones."""
+    no_modules = {*setting_names(), "flavors", "sources", "sinks", "clusters", "model"}
+    wrong = []
+    for page in PAGES:
+        names = re.findall(r"`(pipeline(?:\.\w[\w-]*)+)", page.read_text(encoding="utf-8"))
+        names = [name for name in names if name.split(".")[1].replace("-", "_") not in no_modules]
+        wrong += [f"{page.name}: {name}" for name in names if page.name != "CHANGELOG.md" and not exists(name)]
+    assert wrong == []
 
 
 def test_glossary_has_each_word_once() -> None:
