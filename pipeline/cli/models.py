@@ -77,7 +77,7 @@ def register(
         kept.set_alias(name, alias, made.record.version)
     record = made.record
     emit(
-        {"is_new": made.is_new, "aliases": list(aliases), **record.details()},
+        {"is_new": made.is_new, "aliases": list(aliases), **record.to_dict()},
         lambda: "\n".join(
             [
                 f"{'Registered' if made.is_new else 'Was there already:'} {record.uri}  (sha256 {record.digest[:12]})",
@@ -98,11 +98,11 @@ def list_command(name: str | None, registry: str | None) -> None:
 
     kept = _open(registry)
     if name is None:
-        found = [kept.summary(one).details() for one in kept.names()]
+        found = [kept.summary(one).to_dict() for one in kept.names()]
         emit({"registry": kept.root, "models": found}, lambda: _models_text(found, kept.root))
         return
     rows = [version_row(record, aliases) for record, aliases in versions_of(kept, name)]
-    details = kept.summary(name).details()
+    details = kept.summary(name).to_dict()
     emit({"registry": kept.root, **details, "versions": rows}, lambda: _versions_text(rows))
 
 
@@ -116,13 +116,13 @@ def show(reference: str, registry: str | None) -> None:
 
     kept = _open(registry)
     if reference.startswith("models:"):
-        details = kept.lookup(ModelRef.parse(reference)).details()
+        details = kept.lookup(ModelRef.parse(reference)).to_dict()
         emit(details, lambda: _version_text(details))
         return
-    summary = kept.summary(reference).details()
+    summary = kept.summary(reference).to_dict()
     files = _built_in(registry) if kept.kind == "built-in" else None
     histories = [files.history(reference, alias) for alias in files.aliases(reference)] if files else []
-    moves = sorted((move.details() for history in histories for move in history), key=lambda move: move["created"])
+    moves = sorted((move.to_dict() for history in histories for move in history), key=lambda move: move["created"])
     emit({**summary, "history": moves}, lambda: _model_text(summary, moves))
 
 
@@ -139,7 +139,7 @@ def alias(*, name: str, alias: str, version: int | None, delete: bool, reason: s
     if (version is None) != delete:
         raise click.UsageError("Give the number of a version, or --delete.")
     move = _open(registry).set_alias(name, alias, version, reason=reason)
-    emit(move.details(), lambda: _move_text(move))
+    emit(move.to_dict(), lambda: _move_text(move))
 
 
 @models.command(short_help="Point an alias to the version before.")
@@ -151,7 +151,7 @@ def alias(*, name: str, alias: str, version: int | None, delete: bool, reason: s
 def rollback(name: str, alias: str, reason: str, registry: str | None) -> None:
     """Point an alias to the version it pointed to before. Again: to the one before that."""
     move = _built_in(registry).rollback(name, alias, reason=reason)
-    emit(move.details(), lambda: _move_text(move))
+    emit(move.to_dict(), lambda: _move_text(move))
 
 
 @models.command(short_help="Check every file against its digest.")
@@ -161,7 +161,7 @@ def rollback(name: str, alias: str, reason: str, registry: str | None) -> None:
 @click.pass_context
 def verify(context: click.Context, name: str | None, registry: str | None) -> None:
     """Digest every model file again, and check that numbers are dense and aliases lead somewhere."""
-    checks = [checked.details() for checked in _built_in(registry).verify(name)]
+    checks = [checked.to_dict() for checked in _built_in(registry).verify(name)]
     is_ok = all(checked["ok"] for checked in checks)
     emit({"ok": is_ok, "checks": checks}, lambda: _checks_text(checks, ok=is_ok))
     if not is_ok:
@@ -178,7 +178,7 @@ def verify(context: click.Context, name: str | None, registry: str | None) -> No
 def remove(name: str, version: int, force: bool, reason: str, registry: str | None) -> None:
     """Remove a version and its file; its number is never used again. Refused while an alias points to it."""
     gone = _built_in(registry).remove(name, version, force=force, reason=reason)
-    emit(gone.details(), lambda: f"Removed models:/{name}/{version}")
+    emit(gone.to_dict(), lambda: f"Removed models:/{name}/{version}")
 
 
 def _open(registry: str | None) -> ModelRegistry:

@@ -82,7 +82,7 @@ class AliasMonitor:
             return
         policy, pinned = self._policy(round_), round_.plan.model
         is_optional = policy == "pin" or bool(ledger.todo)
-        change = self._watch.try_look(pinned) if is_optional else self._watch.look(pinned)
+        change = self._watch.try_check(pinned) if is_optional else self._watch.check(pinned)
         if change is None:
             return
         if policy == "fail":

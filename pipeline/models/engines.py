@@ -1,9 +1,8 @@
-"""Which engines can evaluate a model, and whether the tree engine's start pays: the same answer for plan and worker.
+"""Select the engine that evaluates a model: xgboost, or the tree engine where it gives the same bits faster.
 
-The engine that evaluates a model, chosen per process by timing what there is on the first rows, and watched after.
-
-xgboost is the reference. Its results are compared with the tree engine's on all rows that are timed and on a sample
-later; where they differ, the tree engine is given up for this model in this process, and xgboost's results are taken.
+Plan and worker find the possible engines with the same functions. Each process times them on its first rows and
+selects the faster one. xgboost is the reference: its results are compared with the tree engine's on all timed rows and
+on a sample later. Where they differ, the process disables the tree engine for this model and uses xgboost's results.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from pipeline.models.trees import available, kernel_name
 from pipeline.spec.model_ref import Engine, OutputKind
 
 BREAK_EVEN = 50_000_000
-"""Rows of a process × trees from which on the tree engine earns its start: 170,000 rows with 300 trees of depth 6. With
+"""Rows of a process × trees from which the start of the tree engine pays: 170,000 rows with 300 trees of depth 6. With
 60 million it saved a tenth of a job's CPU, with 30 million nothing (measured with forked workers and the kernels on
 disk; a worker that has to import numba itself breaks even at 90 million)."""
 INSTALL = "install the extra: pip install 'dask-batch-pipeline[fast]'"
@@ -38,28 +37,28 @@ _MISSING = "numba is not installed (the extra 'fast')"
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What can evaluate a model in a job."""
+    """Engines that can evaluate a model in a job."""
 
     requested: Engine
-    """As the spec says."""
+    """Engine that the spec names."""
     possible: tuple[str, ...]
-    """``xgboost``, ``trees``, or both when the worker is to choose."""
+    """``xgboost``, ``trees``, or both when each worker selects one."""
     reasons: tuple[str, ...]
-    """What keeps the tree engine out, by name."""
+    """Reasons, by name, why the tree engine is not possible."""
 
     @property
     def has_trees(self) -> bool:
-        """Whether the tree engine is possible."""
+        """True if the tree engine is possible."""
         return "trees" in self.possible
 
 
 def engine_options(engine: Engine, version: ModelVersion, *, kind: OutputKind, rows: int) -> EngineOptions:
-    """What can evaluate ``version`` in this process, or in one like it.
+    """Find the engines that can evaluate ``version`` in a process of this machine.
 
-    :param rows: that a worker process will score.
+    :param rows: planned for a worker process.
     """
     if engine == "xgboost":
-        return EngineOptions(engine, ("xgboost",), ("xgboost was asked for",))
+        return EngineOptions(engine, ("xgboost",), ("xgboost was requested",))
     reasons = engine_blockers(version, kind)
     if engine == "auto" and not reasons and not is_worth_starting(rows, trees=version.trees):
         reasons = (f"{rows:,} rows a worker and {version.trees:,} trees are too few to earn its start",)
@@ -69,19 +68,19 @@ def engine_options(engine: Engine, version: ModelVersion, *, kind: OutputKind, r
 
 
 def engine_blockers(version: ModelVersion, kind: OutputKind) -> tuple[str, ...]:
-    """Why the tree engine cannot give ``kind`` here, by name; empty where it can."""
-    reasons = find_flavor(version.flavor).tree_engine_blockers
-    found = (f"the flavor {version.flavor}",) if reasons is None else reasons(version, kind)
-    return found or (() if available() else (_MISSING,))
+    """Return the reasons, by name, why the tree engine cannot compute ``kind`` here; empty where it can."""
+    blockers = find_flavor(version.flavor).tree_engine_blockers
+    reasons = (f"the flavor {version.flavor}",) if blockers is None else blockers(version, kind)
+    return reasons or (() if available() else (_MISSING,))
 
 
 def is_worth_starting(rows: int, *, trees: int) -> bool:
-    """Whether so many rows of one process take the tree engine less time than they save."""
+    """Return True if the rows of one process save more time than the start of the tree engine takes."""
     return rows * trees >= BREAK_EVEN
 
 
 def check_engine(engine: Engine, version: ModelVersion, *, kind: OutputKind) -> None:
-    """Refuse a job that asks for the tree engine where it cannot be had.
+    """Refuse a job that requests the tree engine where it is not available.
 
     :raises ModelError: with every reason by name.
     """
@@ -90,9 +89,11 @@ def check_engine(engine: Engine, version: ModelVersion, *, kind: OutputKind) -> 
         raise ModelError(
             "the tree engine cannot score this job",
             where="score.engine",
-            found=f"trees was asked for; what it does not do: {'; '.join(reasons)}",
+            found=f"engine: trees was requested; unsupported: {'; '.join(reasons)}",
             expected="engine: auto or xgboost",
-            next_step=INSTALL if reasons == (_MISSING,) else "leave score.engine out: what it cannot do xgboost does",
+            next_step=INSTALL
+            if reasons == (_MISSING,)
+            else "leave score.engine out, so that xgboost scores what it cannot",
         )
 
 
@@ -102,14 +103,14 @@ _TEXTS = ("kernels", "reasons", "disabled")
 @fast_pickle
 @dataclass(frozen=True, slots=True)
 class EngineUse:
-    """What evaluated the model for some rows, and the evidence for that choice."""
+    """Engines that evaluated the model for some rows, and the evidence for that choice."""
 
     rows: dict[str, int] = field(default_factory=dict)
-    """Rows per engine (``trees``, ``xgboost``) whose result was taken; batches done again count again."""
+    """Rows per engine (``trees``, ``xgboost``) whose result was used; repeated batches count each time."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Seconds each engine took for the ``timed_rows``."""
+    """Seconds of each engine for the ``timed_rows``."""
     timed_rows: int = 0
-    """Rows that both engines scored to see which one is faster; they are compared too."""
+    """Rows that both engines scored to find the faster one; their results are compared, too."""
     compared_rows: int = 0
     """Rows that both engines scored and whose results were compared."""
     mismatches: int = 0
@@ -117,11 +118,11 @@ class EngineUse:
     seconds_start: float = 0.0
     """Seconds to start the tree engine: import, compile or load its kernels, read the trees. Once per process."""
     kernels: tuple[str, ...] = ()
-    """What the tree engine ran as, such as ``numba 0.68 (znver4)``."""
+    """Kernels of the tree engine, such as ``numba 0.68 (znver4)``."""
     reasons: tuple[str, ...] = ()
-    """Why the tree engine was not used, by name."""
+    """Reasons, by name, why the tree engine was not used."""
     disabled: tuple[str, ...] = ()
-    """Why the tree engine was disabled while scoring; each of these deserves a warning."""
+    """Reasons why a process disabled the tree engine while scoring; each one is worth a warning."""
 
     def __add__(self, other: EngineUse) -> EngineUse:
         return EngineUse(
@@ -147,7 +148,7 @@ class EngineUse:
 
     @property
     def speedup(self) -> float:
-        """How many times faster the tree engine was on the timed rows; 0.0 where nothing was timed."""
+        """Speed of the tree engine / speed of xgboost on the timed rows; 0.0 where none were timed."""
         trees = self.seconds.get("trees", 0.0)
         return self.seconds.get("xgboost", 0.0) / trees if trees > 0 else 0.0
 
@@ -155,34 +156,34 @@ class EngineUse:
 Number = TypeVar("Number", int, float)
 
 
-def _added(one: Mapping[str, Number], other: Mapping[str, Number]) -> dict[str, Number]:
-    return {name: one.get(name, 0) + other.get(name, 0) for name in sorted({*one, *other})}
+def _added(first: Mapping[str, Number], second: Mapping[str, Number]) -> dict[str, Number]:
+    return {name: first.get(name, 0) + second.get(name, 0) for name in sorted({*first, *second})}
 
 
 SLICE_ROWS = 8192
 """Rows that are timed at a time."""
 MIN_TIMED_ROWS = 4096
-"""Fewer rows are not timed: a call's own cost would count too much."""
+"""Fewer rows are not timed: the fixed cost of a call would count too much."""
 ROUNDS = 4
-"""Slices that are timed before the choice."""
+"""Slices that are timed before an engine is selected."""
 SAMPLE_EVERY = 64
-"""Of so many calls the first is compared once the choice is made."""
+"""One of this many calls is compared after an engine is selected."""
 SAMPLE_ROWS = 1024
-"""Rows of it that are compared."""
+"""Most rows of that call that are compared."""
 
 
 @dataclass
 class EngineSelection:
-    """The choice of one process for one model version and kind of output; its threads share it."""
+    """Engine selection of one process for one model version and kind of output. All threads share it."""
 
     reference: Predictor
     kind: OutputKind
     tolerance: float = 0.0
-    """Largest difference of margins that counts as none; 0: every bit of the output is compared."""
+    """Largest difference of margins that counts as equal; 0: every bit of the output is compared."""
     reasons: tuple[str, ...] = ()
-    """Why the tree engine is not used, by name."""
+    """Reasons, by name, why the tree engine is not used."""
     disabled: tuple[str, ...] = ()
-    """Why it was disabled after the plan had allowed it."""
+    """Reasons why the tree engine was disabled although it was possible."""
     clock: Callable[[], float] = perf_counter
     engine: str = field(default="xgboost", init=False)
     """``xgboost``, ``trees``, or ``both`` while they are timed."""
@@ -193,31 +194,31 @@ class EngineSelection:
     _times: list[tuple[float, float]] = field(default_factory=list, init=False)
     _calls: count[int] = field(default_factory=count, init=False)
 
-    def start(self, build: Callable[[], Predict], *, is_asked_for: bool) -> float:
-        """Start the tree engine, once; meanwhile other threads score with xgboost. Returns the seconds this call took.
+    def start(self, build: Callable[[], Predict], *, is_requested: bool) -> float:
+        """Start the tree engine once; meanwhile other threads score with xgboost. Return the seconds of this call.
 
-        :param is_asked_for: it alone will do: it is not timed, and must start.
-        :raises ModelError: when it is asked for and does not start.
+        :param is_requested: the job requests this engine only: it is not timed, and must start.
+        :raises ModelError: when it is requested and does not start.
         """
-        if not self._starting.acquire(blocking=is_asked_for):
+        if not self._starting.acquire(blocking=is_requested):
             return 0.0
-        begin = self.clock()
+        started = self.clock()
         try:
             if self.trees is None and not (self.reasons or self.disabled):
-                self.trees = self._build(build)
-                self.engine = "trees" if is_asked_for else "both"
+                self.trees = self._build_trees(build)
+                self.engine = "trees" if is_requested else "both"
         except Exception as error:
             reason = f"start failed: {type(error).__name__}: {error}".splitlines()[0][:200]
-            if is_asked_for:
+            if is_requested:
                 raise ModelError("the tree engine does not start here", found=reason, next_step=INSTALL) from error
             self.disable_trees(reason)
         finally:
             self._starting.release()
-        return self.clock() - begin
+        return self.clock() - started
 
-    def _build(self, build: Callable[[], Predict]) -> Predict:
+    def _build_trees(self, build: Callable[[], Predict]) -> Predict:
         trees = build()
-        # Once through, so that everything is compiled before anything is timed.
+        # Call it once, so that everything is compiled before it is timed.
         for kind in dict.fromkeys((self.kind, "margin")):
             trees(np.zeros((1, len(self.reference.version.features)), np.float32), kind=kind)
         self.kernel = kernel_name()
@@ -229,29 +230,29 @@ class EngineSelection:
             self.engine, self.disabled = "xgboost", (*self.disabled, reason)
 
     def add_times(self, xgboost: float, trees: float) -> None:
-        """Seconds a row of either engine; after `ROUNDS` of them the faster one is chosen."""
+        """Add the seconds per row of both engines, and select the faster one after `ROUNDS` slices."""
         with self._guard:
             self._times.append((xgboost, trees))
             if self.engine != "both" or len(self._times) < ROUNDS:
                 return
-            theirs, ours = (median(times) for times in zip(*self._times, strict=True))
-            self.engine = "trees" if ours < theirs else "xgboost"
+            xgboost, trees = (median(times) for times in zip(*self._times, strict=True))
+            self.engine = "trees" if trees < xgboost else "xgboost"
             if self.engine == "xgboost":
                 self.reasons = (*self.reasons, "xgboost was faster on the timed rows")
 
     def is_sample(self) -> bool:
-        """Whether this call is one of those that are compared. Counts the calls."""
+        """Count a call, and return True if it must be compared."""
         return next(self._calls) % SAMPLE_EVERY == 0
 
-    def is_first_ours(self) -> bool:
-        """Whether the tree engine goes first in the next round; the order changes, since the first warms the cache."""
+    def is_trees_first(self) -> bool:
+        """Return True if the tree engine is timed first. The order alternates: the first engine warms the cache."""
         return len(self._times) % 2 == 1
 
 
 class Evaluator:
-    """A `Predictor` for one partition, with the engine of its process's `ResolvedSetting`; `use` is the evidence.
+    """A `Predictor` for one partition, with the engine of its process's `EngineSelection`; `use` is the evidence.
 
-    Not for several threads at once; the choice in it is.
+    Not for several threads at once; its selection is.
     """
 
     def __init__(self, choice: EngineSelection, *, seconds_start: float = 0.0) -> None:
@@ -302,12 +303,12 @@ class Evaluator:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _time_engines(self, matrix: np.ndarray) -> np.ndarray:
-        """xgboost's scores; both engines are timed on them and compared."""
+        """Time and compare both engines on ``matrix``. Return xgboost's scores."""
         choice, clock, rows = self.choice, self.choice.clock, len(matrix)
-        first = self._timed_trees(matrix) if choice.is_first_ours() else None
-        begin = clock()
+        first = self._timed_trees(matrix) if choice.is_trees_first() else None
+        started = clock()
         scores = choice.reference.predict(matrix, kind=choice.kind)
-        theirs = clock() - begin
+        theirs = clock() - started
         ours, seconds = first or self._timed_trees(matrix)
         if ours is not None and self._agrees(matrix, ours, scores):
             self.use += EngineUse(seconds={"xgboost": theirs, "trees": seconds}, timed_rows=rows)
@@ -316,12 +317,12 @@ class Evaluator:
         return scores
 
     def _timed_trees(self, matrix: np.ndarray) -> tuple[np.ndarray | None, float]:
-        begin = self.choice.clock()
+        started = self.choice.clock()
         scores = self._try_trees(matrix)
-        return scores, self.choice.clock() - begin
+        return scores, self.choice.clock() - started
 
     def _try_trees(self, matrix: np.ndarray) -> np.ndarray | None:
-        """Scores of the tree engine; None when it failed and was given up."""
+        """Return the tree engine's scores; None when it fails, which disables it."""
         trees = self.choice.trees
         if trees is None:
             return None
@@ -334,7 +335,7 @@ class Evaluator:
             return None
 
     def _agrees(self, matrix: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> bool:
-        """Whether the two results for ``matrix`` are the same; if not, the tree engine is given up."""
+        """Return True if both results for ``matrix`` are equal; else disable the tree engine."""
         wrong = self._differing(matrix, ours, theirs)
         self.use += EngineUse(compared_rows=len(matrix), mismatches=wrong)
         if wrong:
@@ -344,7 +345,7 @@ class Evaluator:
         return not wrong
 
     def _differing(self, matrix: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> int:
-        """Rows that differ. Outputs that are classes would hide most differences, so that margins are compared too."""
+        """Count the rows that differ. Classes would hide most differences, so margins are compared, too."""
         kind, tolerance = self.choice.kind, self.choice.tolerance
         if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
             return len(matrix)
@@ -355,21 +356,21 @@ class Evaluator:
             matrix = matrix[:SAMPLE_ROWS]
         assert self.choice.trees is not None
         margins = self.choice.trees(matrix, kind="margin"), self.choice.reference.predict(matrix, kind="margin")
-        return _further_apart(*margins, tolerance) if tolerance else _unequal_bits(*margins)
+        return _rows_beyond(*margins, tolerance) if tolerance else _unequal_bits(*margins)
 
 
 MISMATCH = "its results differ from xgboost's"
 """First words of the reason that is recorded for a mismatch."""
 
 
-def _unequal_bits(one: np.ndarray, other: np.ndarray) -> int:
-    different = np.ascontiguousarray(one).view(np.uint32) != np.ascontiguousarray(other).view(np.uint32)
-    return int(different.reshape(len(one), -1).any(axis=1).sum())
+def _unequal_bits(ours: np.ndarray, theirs: np.ndarray) -> int:
+    different = np.ascontiguousarray(ours).view(np.uint32) != np.ascontiguousarray(theirs).view(np.uint32)
+    return int(different.reshape(len(ours), -1).any(axis=1).sum())
 
 
-def _further_apart(one: np.ndarray, other: np.ndarray, tolerance: float) -> int:
-    near = np.isclose(one, other, rtol=0.0, atol=tolerance, equal_nan=True)
-    return int((~near.reshape(len(one), -1)).any(axis=1).sum())
+def _rows_beyond(ours: np.ndarray, theirs: np.ndarray, tolerance: float) -> int:
+    near = np.isclose(ours, theirs, rtol=0.0, atol=tolerance, equal_nan=True)
+    return int((~near.reshape(len(ours), -1)).any(axis=1).sum())
 
 
 _selections: OrderedDict[tuple[object, ...], EngineSelection] = OrderedDict()
@@ -378,11 +379,11 @@ _lock = threading.Lock()
 
 
 class Evaluation(Protocol):
-    """Fields of a job that decide how its model is evaluated. `pipeline.plan.recipe.ScoreRecipe` has them."""
+    """Fields of a job that determine how its model is evaluated. `pipeline.plan.recipe.ScoreRecipe` has them."""
 
     @property
     def model(self) -> ModelVersion:
-        """The version that evaluates."""
+        """Version of the model."""
 
     @property
     def kind(self) -> OutputKind:
@@ -390,7 +391,7 @@ class Evaluation(Protocol):
 
     @property
     def engine(self) -> Engine:
-        """The engine that is asked for."""
+        """Requested engine."""
 
     @property
     def tolerance(self) -> float:
@@ -402,26 +403,26 @@ class Evaluation(Protocol):
 
 
 def get_evaluator(score: Evaluation) -> tuple[Evaluator, float]:
-    """An evaluator for a partition, and the seconds this call spent to load the model and to start the tree engine.
+    """Return an evaluator for a partition, and the seconds this call took to load the model and start the tree engine.
 
-    :raises ModelDigestMismatch: when the model file is not the one that was pinned.
-    :raises ModelError: when it cannot be read; or the tree engine alone was asked for and cannot be had here.
+    :raises ModelDigestMismatch: when the model file is not the pinned one.
+    :raises ModelError: when the file cannot be read; or when the requested tree engine is not available here.
     """
     version = score.model
     predictor, loading = get_predictor(version)
-    outlook = engine_options(score.engine, version, kind=score.kind, rows=score.rows_per_worker)
-    if score.engine == "trees" and not outlook.has_trees:
+    options = engine_options(score.engine, version, kind=score.kind, rows=score.rows_per_worker)
+    if score.engine == "trees" and not options.has_trees:
         raise ModelError(
             "the tree engine cannot score this job here",
             where=version.uri,
-            found="; ".join(outlook.reasons),
+            found="; ".join(options.reasons),
             next_step=f"{INSTALL} on the workers, or leave score.engine out",
         )
-    choice = _engine_selection(score, predictor, reasons=outlook.reasons)
+    choice = _engine_selection(score, predictor, reasons=options.reasons)
     build = find_flavor(version.flavor).trees
     starting = 0.0
-    if build is not None and outlook.has_trees:
-        starting = choice.start(lambda: build(predictor, score.kind), is_asked_for=score.engine == "trees")
+    if build is not None and options.has_trees:
+        starting = choice.start(lambda: build(predictor, score.kind), is_requested=score.engine == "trees")
     return Evaluator(choice, seconds_start=starting), loading + starting
 
 
@@ -441,7 +442,7 @@ def _engine_selection(score: Evaluation, predictor: Predictor, *, reasons: tuple
 
 
 def forget_selections() -> None:
-    """Drop every choice of this process, also that a model's results differed."""
+    """Drop every selection of this process, and the record of models whose results differed."""
     with _lock:
         _selections.clear()
         _mismatched.clear()

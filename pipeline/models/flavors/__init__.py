@@ -1,7 +1,7 @@
-"""Model formats: which one a file is in, and how it is inspected and loaded.
+"""Model formats: detect the format of a file, inspect it, and load it.
 
-A flavor has two functions. ``inspect`` runs once, on the driver, and says what the model is; ``load`` runs once in each
-worker process and gives the `pipeline.models.model.Predictor`.
+A flavor has two functions. ``inspect`` runs once, on the driver, and describes the model. ``load`` runs once in each
+worker process and returns the `pipeline.models.model.Predictor`.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ BUILT_IN = {"xgboost": "pipeline.models.flavors.xgboost:FLAVOR"}
 
 @dataclass(frozen=True)
 class Flavor:
-    """How one model format is used."""
+    """Functions of one model format."""
 
     name: str
     inspect: Callable[..., ModelVersion]
-    """``inspect(uri, data, *, name=None)``: what the model file at ``uri``, with the bytes ``data``, is."""
+    """``inspect(uri, data, *, name=None)``: describe the model file at ``uri``, which has the bytes ``data``."""
     load: Callable[..., Predictor]
-    """``load(version, data)``: the predictor, from the bytes of the file, after their digest was verified."""
+    """``load(version, data)``: make the predictor from the bytes of the file, after verifying their digest."""
     libraries: tuple[str, ...] = ()
     """Modules that ``load`` imports; workers import them while they start."""
     tree_engine_blockers: Callable[[ModelVersion, OutputKind], tuple[str, ...]] | None = None
-    """``tree_engine_blockers(version, kind)``: why the tree engine cannot give that output, by name. None: it never
+    """``tree_engine_blockers(version, kind)``: reasons why the tree engine cannot compute that output. None: it never
     can."""
     trees: Callable[[Any, OutputKind], Predict] | None = None
-    """``trees(predictor, kind)``: the function that does with the tree engine what the predictor's ``predict`` does."""
+    """``trees(predictor, kind)``: the predictor's ``predict`` on the tree engine."""
 
 
 def find_flavor(name: str) -> Flavor:
-    """The flavor called ``name``.
+    """Return the flavor named ``name``.
 
     :raises SpecError: when there is none.
     """

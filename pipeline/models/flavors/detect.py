@@ -1,4 +1,4 @@
-"""Which format a model file is in: told by its bytes, never by its name."""
+"""Detect the format of a model file by its bytes, never by its name."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from pipeline.errors import ModelError, PipelineError, RefusedForSafety
 from pipeline.storage.urls import file_system, is_local_path, local_path, storage_errors
 
 HEAD_BYTES = 1 << 16
-"""How much of a file is looked at."""
+"""Bytes at the start of a file that are examined."""
 _EXPECTED = "an xgboost model file (JSON or UBJ)"
 _SAVE_AGAIN = "save the model again with booster.save_model('model.ubj')"
 _MAX_JSON = 1 << 26
 _OPCODES = 200
-"""How many opcodes of a pickle are looked at."""
+"""Opcodes of a pickle that are examined."""
 
 
 def detect(uri: str) -> str:
-    """Name of the flavor of the model file at ``uri`` (path or fsspec URL).
+    """Return the flavor of the model file at ``uri`` (path or fsspec URL).
 
     :raises RefusedForSafety: for a pickle, whatever its name says.
-    :raises ModelError: when there is no file, or it is in no format this version knows.
+    :raises ModelError: when there is no file, or its format is unknown.
     """
     return detect_bytes(read_model(uri), where=uri)
 
 
 def detect_bytes(data: bytes, *, where: str = "") -> str:
-    """As `detect`, for the bytes of a file."""
+    """Return the flavor of the bytes of a model file; see `detect`."""
     head = data[:HEAD_BYTES]
     _refuse_pickle(head, where=where)
     text = head.lstrip()
@@ -55,7 +55,7 @@ def detect_bytes(data: bytes, *, where: str = "") -> str:
 
 
 def read_model(uri: str) -> bytes:
-    """All bytes of the model file at ``uri``.
+    """Read the model file at ``uri``.
 
     :raises ModelError: when there is no such file.
     """
@@ -69,9 +69,9 @@ def read_model(uri: str) -> bytes:
     except FileNotFoundError as error:
         near = _near_files(uri)
         raise ModelError(
-            "there is no model file",
+            "model file not found",
             where=uri,
-            found="nothing of that name",
+            found="no such file",
             expected=_EXPECTED,
             next_step=f"did you mean {near}?" if near else "give the path of the file",
         ) from error
@@ -95,7 +95,7 @@ def _near_files(uri: str) -> str:
 
 def _not_a_model(found: str, *, where: str) -> ModelError:
     return ModelError(
-        "the model file is in no format this version can score with",
+        "unknown format of the model file",
         where=where,
         found=found,
         expected=_EXPECTED,
@@ -113,7 +113,7 @@ def _refuse_pickle(head: bytes, *, where: str) -> None:
     elif inner and not _is_pickle(head):
         kind = "a compressed pickle, as joblib writes it"
     raise RefusedForSafety(
-        f"the model file is {kind}: opening one runs whatever code is in it",
+        f"the model file is {kind}: to open it would run the code in it",
         where=where,
         found=kind,
         expected=_EXPECTED,
@@ -129,9 +129,9 @@ def _is_pickle(head: bytes) -> bool:
 
 
 def _is_unmarked_pickle(head: bytes) -> bool:
-    """Whether the bytes read as a pickle of protocol 0 or 1 that names code to import. Nothing of it is run."""
+    """Return True if the bytes are a pickle of protocol 0 or 1 that imports code. Runs none of it."""
     names = set()
-    # Other bytes are soon no opcode, which raises one of many errors.
+    # Other bytes soon give an invalid opcode, which raises one of many errors.
     with suppress(Exception):
         for opcode, _, _ in islice(pickletools.genops(head), _OPCODES):
             names.add(opcode.name)
@@ -140,7 +140,7 @@ def _is_unmarked_pickle(head: bytes) -> bool:
 
 
 def _decompressed(head: bytes) -> bytes:
-    """The first bytes inside a compressed file; empty when it is none."""
+    """Return the first bytes inside a compressed file; empty for any other file."""
     with suppress(zlib.error, OSError, EOFError, lzma.LZMAError, ValueError):
         if head[:2] == b"\x1f\x8b" or (head[:1] == b"\x78" and head[1:2] in b"\x01\x5e\x9c\xda"):
             return zlib.decompressobj(wbits=47).decompress(head, 64)

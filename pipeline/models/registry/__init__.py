@@ -1,4 +1,4 @@
-"""Model registries: what a model reference stands for, and which registry says so.
+"""Resolve model references with a registry.
 
 A registry is files under a path or URL (`pipeline.models.registry.file_registry`), or an MLflow server
 (`pipeline.models.registry.mlflow_registry`). Where it is, the setting ``pipeline.registry`` says:
@@ -23,14 +23,14 @@ _DATABASES = ("sqlite://", "postgresql://", "postgresql+", "mysql://", "mysql+",
 
 
 class ModelRegistry(Protocol):
-    """What every registry can do."""
+    """Operations of every registry."""
 
     kind: str
     """``built-in`` or ``mlflow``."""
 
     @property
     def root(self) -> str:
-        """Where it is, as `open_registry` takes it."""
+        """Path, URL or name, as `open_registry` takes it."""
 
     def names(self) -> list[str]:
         """The models, sorted."""
@@ -48,26 +48,26 @@ class ModelRegistry(Protocol):
         """
 
     def lookup(self, ref: ModelRef) -> VersionRecord:
-        """The version that ``ref`` stands for now; cheap enough to be asked every few seconds.
+        """Look up the current version of ``ref``; cheap enough to call every few seconds.
 
         :raises ModelError: when there is none.
         """
 
     def resolve(self, ref: ModelRef) -> ModelVersion:
-        """The same, pinned: with its digest and a path that workers reach; loaded once in a child process.
+        """Resolve ``ref`` to a version with digest and a path that workers reach. A child process loads the file once.
 
-        :raises ModelError: when there is none, or it is no model this version can score with.
+        :raises ModelError: when there is no such version, or its format is unknown.
         """
 
     def set_alias(self, name: str, alias: str, number: int | None, *, reason: str = "") -> AliasRecord:
-        """Point an alias to a version; None takes it away.
+        """Point an alias to a version; None removes the alias.
 
         :raises ModelError: when there is no such version.
         """
 
 
 def open_registry(root: str, *, cache: str = "") -> ModelRegistry:
-    """The registry at ``root``, as the setting ``pipeline.registry`` says it.
+    """Open the registry at ``root``, a value of the setting ``pipeline.registry``.
 
     :param cache: folder or URL where an MLflow registry keeps copies of artefacts that workers cannot read.
     :raises SpecError: when what it needs is not installed.
@@ -84,12 +84,12 @@ def open_registry(root: str, *, cache: str = "") -> ModelRegistry:
 
 
 def is_mlflow(root: str) -> bool:
-    """Whether ``root`` means an MLflow registry."""
+    """Return True if ``root`` names an MLflow registry."""
     return root in ("mlflow", "databricks") or root.startswith(("mlflow+", *_DATABASES))
 
 
 def resolve(ref: ModelRef, *, registry: str = DEFAULT_ROOT, cache: str = "") -> ModelVersion:
-    """The immutable version that ``ref`` stands for now.
+    """Resolve ``ref`` to its current, immutable version.
 
     :param registry: see `open_registry`.
     :raises ModelError: when there is none, or the file is no model.

@@ -1,4 +1,4 @@
-"""A moved alias: the alias that a job's model was resolved from points to another version. What it means, and looking.
+"""Detect that the alias of a job's model moved to another version, and word it.
 
 The policy is the job spec's ``on_alias_change``. `pipeline.driver.alias_change` carries it out.
 """
@@ -21,9 +21,9 @@ logger = logging.getLogger(__name__)
 EVENT = "alias_change"
 """Name of the event in ``events.jsonl``."""
 MAX_RESTARTS = 5
-"""Times a job starts over; an alias that moves more often is not going to rest."""
+"""Restarts of a job after alias changes; one more fails the job."""
 LONGEST_WAIT = 600.0
-"""Seconds between two looks at a registry that has not answered for long."""
+"""Most seconds between two checks of a registry that does not answer."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class AliasChange:
         return f"{self.reference} moved from version {self.pinned} to version {self.found}"
 
     def error(self) -> ModelChanged:
-        """What a job that does not go on without its model raises."""
+        """Make the error of a job with ``on_alias_change: fail``."""
         name, _, alias = self.reference.removeprefix("models:/").partition("@")
         return ModelChanged(
             "the model's alias moved while the job ran; nothing was published",
@@ -56,24 +56,24 @@ class AliasChange:
 
 
 def alias_change_of(pinned: ModelVersion, found: VersionRecord, *, reference: str) -> AliasChange | None:
-    """How the alias has moved; None when it has not, or to a version with the very same bytes."""
+    """Return the change of the alias; None when it did not move, or moved to a version with the same bytes."""
     is_same = str(found.version) == pinned.version or (found.digest != "" and found.digest == pinned.digest)
     return None if is_same else AliasChange(reference, pinned.version, str(found.version))
 
 
 def unstable_alias_error(move: AliasChange) -> ModelChanged:
-    """What a job raises that has started over too often."""
+    """Make the error of a job that restarted too often."""
     return ModelChanged(
-        "the model's alias moves more often than the job can be done; nothing was published",
+        "the model's alias moved too often while the job ran; nothing was published",
         where=move.reference,
-        found=f"{move.said}, after {MAX_RESTARTS} times of starting over",
+        found=f"{move.said}, after {MAX_RESTARTS} restarts",
         expected="an alias that stays where it is for as long as the job takes",
         next_step="leave the alias alone and resume, or run the job spec with on_alias_change: pin",
     )
 
 
 def alias_change_warnings(events: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-    """What the report says of moves that a job went on in spite of, as its events tell."""
+    """Return the report's warnings about changes that the job ignored, from its events."""
     moves = (
         AliasChange(str(event.get("reference")), str(event.get("pinned")), str(event.get("found")))
         for event in events
@@ -88,7 +88,7 @@ def alias_change_warnings(events: Iterable[Mapping[str, Any]]) -> tuple[str, ...
 
 
 def hard_coded(reference: str, *, has_registry: bool) -> str:
-    """Why a job spec with that model will score with the same version for ever; empty when it will not.
+    """Return a warning for a model reference that never changes its version; empty for any other.
 
     :param has_registry: whether there is a registry that it could name instead of a file.
     """
@@ -107,7 +107,7 @@ def hard_coded(reference: str, *, has_registry: bool) -> str:
 
 
 class AliasWatch:
-    """Asks a registry now and then where an alias points."""
+    """Checks a registry from time to time for a move of an alias."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class AliasWatch:
         clock: Callable[[], float] = time.monotonic,
         open: Callable[..., ModelRegistry] = open_registry,
     ) -> None:
-        """:param seconds: between two looks; 0: `poll` never looks."""
+        """:param seconds: between two checks; 0: `poll` never checks."""
         self.reference = reference
         self._ref = ModelRef(reference)
         self._seconds = self._wait = seconds
@@ -127,14 +127,14 @@ class AliasWatch:
         self._open = open
         self._registries: dict[str, ModelRegistry] = {}
         self._digests: dict[int, str] = {}
-        self._looked = clock()
+        self._checked_at = clock()
 
-    def look(self, pinned: ModelVersion) -> AliasChange | None:
-        """Where the alias points now, when that is not where it did.
+    def check(self, pinned: ModelVersion) -> AliasChange | None:
+        """Check the alias. Return its change, or None.
 
-        :raises PipelineError: when the registry cannot say.
+        :raises PipelineError: when the registry does not answer.
         """
-        self._looked = self._clock()
+        self._checked_at = self._clock()
         registry = self._registries.get(pinned.registry)
         if registry is None:
             registry = self._registries[pinned.registry] = self._open(pinned.registry, cache=self._cache)
@@ -150,20 +150,20 @@ class AliasWatch:
         return self._digests[found.version]
 
     def poll(self, pinned: ModelVersion) -> AliasChange | None:
-        """`look`, when it is time to; a registry that cannot say is asked again, less and less often."""
-        if self._seconds <= 0 or self._clock() - self._looked < self._wait:
+        """Call `try_check` when it is due."""
+        if self._seconds <= 0 or self._clock() - self._checked_at < self._wait:
             return None
-        return self.try_look(pinned)
+        return self.try_check(pinned)
 
-    def try_look(self, pinned: ModelVersion) -> AliasChange | None:
-        """`look`; a registry that cannot say is worth a warning, and no more."""
+    def try_check(self, pinned: ModelVersion) -> AliasChange | None:
+        """Call `check`; for a registry that does not answer, log a warning and wait longer."""
         try:
-            move = self.look(pinned)
+            move = self.check(pinned)
         except (PipelineError, OSError) as error:
             self._wait = min(max(self._wait, 1.0) * 2, LONGEST_WAIT)
             message = error.message if isinstance(error, PipelineError) else str(error)
-            logger.warning("where %s points cannot be told: %s", self.reference, message)
-            self._looked = self._clock()
+            logger.warning("cannot find out where %s points: %s", self.reference, message)
+            self._checked_at = self._clock()
             return None
         self._wait = self._seconds
         return move

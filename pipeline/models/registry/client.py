@@ -116,7 +116,7 @@ class Registry:
 
     def models(self) -> pd.DataFrame:
         """List the models: name, versions, removed versions, aliases, and the latest version."""
-        summaries = [self._registry.summary(name).details() for name in self._registry.names()]
+        summaries = [self._registry.summary(name).to_dict() for name in self._registry.names()]
         return pd.DataFrame(summaries, columns=["name", "versions", "removed", "aliases", "latest"])
 
     def versions(self, name: str) -> pd.DataFrame:

@@ -31,7 +31,7 @@ from pipeline.models.registry.records import (
     previous_target,
     targets,
 )
-from pipeline.models.registry.store import StoredModels, audit, move_place, removal_place, version_place
+from pipeline.models.registry.store import StoredModels, audit, move_path, removal_path, version_path
 from pipeline.spec.model_ref import ModelRef
 from pipeline.storage.store import Store, open_store
 from pipeline.storage.urls import unique_name
@@ -39,7 +39,7 @@ from pipeline.storage.urls import unique_name
 
 @dataclass(frozen=True)
 class Facts:
-    """What a person says of a version when it is registered."""
+    """Information that a user gives when registering a version."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -97,7 +97,7 @@ class BuiltInRegistry(StoredModels):
                 return Registered(_same_facts(same, facts), is_new=False)
             looked = last
             record = replace(made, version=last + 1)
-            if self.store.put_if_absent(version_place(name, record.version), record.to_json()):
+            if self.store.put_if_absent(version_path(name, record.version), record.to_json_bytes()):
                 # Whoever removed the last version with these bytes may have taken the file away meanwhile.
                 self._restore(record, data)
                 return Registered(record, is_new=True)
@@ -160,12 +160,12 @@ class BuiltInRegistry(StoredModels):
         if gone is None:
             self._free(record, force=force)
             gone = RemovalRecord(name, number, record.digest, reason, *self._signature())
-            self.store.put_if_absent(removal_place(name, number), gone.to_json())
+            self.store.put_if_absent(removal_path(name, number), gone.to_json_bytes())
             try:
                 # An alias may have been set to it since it was looked at.
                 self._free(record, force=force)
             except ConflictError:
-                self.store.remove(removal_place(name, number))
+                self.store.remove(removal_path(name, number))
                 raise
         self._remove_file(record)
         return self.removal(name, number) or gone
@@ -265,7 +265,7 @@ class BuiltInRegistry(StoredModels):
         """Move an alias on from ``present``; None when somebody else has meanwhile."""
         place = present.number + 1 if present else 1
         move = AliasRecord(name, alias, place, number, why, reason, *self._signature())
-        return move if self.store.put_if_absent(move_place(name, alias, place), move.to_json()) else None
+        return move if self.store.put_if_absent(move_path(name, alias, place), move.to_json_bytes()) else None
 
     def _signature(self) -> tuple[str, str, str, str]:
         """When, who, where, and a unique name."""

@@ -155,7 +155,7 @@ class MLflowRegistry:
 
     @contextmanager
     def _errors(self, where: str) -> Iterator[None]:
-        """What MLflow raises, as errors of this package."""
+        """Turn MLflow's errors into those of this package."""
         exception = self._mlflow.exceptions.MlflowException
         try:
             yield

@@ -1,4 +1,4 @@
-"""What a registry says of its models, as values and as the JSON files of the built-in one. Pure."""
+"""Records of a model registry, and their JSON in the built-in one. Pure."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class VersionRecord:
     nbytes: int
     """Bytes of the model file."""
     file: str
-    """Where the copy is, relative to the root of the registry; the artefact's URI in MLflow."""
+    """Path of the copy, relative to the root of the registry; in MLflow, the URI of the artefact."""
     flavor: str
     task: Task
     objective: str
-    """As the library names it."""
+    """Objective by the library's name."""
     outputs: int
     """Values per row of ``prediction``."""
     trees: int
@@ -61,17 +61,17 @@ class VersionRecord:
         """``models:/churn/3``."""
         return f"models:/{self.name}/{self.version}"
 
-    def to_json(self) -> bytes:
-        """As stored."""
+    def to_json_bytes(self) -> bytes:
+        """Return the stored JSON."""
         return _to_json(self)
 
-    def details(self) -> dict[str, Any]:
-        """As JSON output shows it."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields for JSON output."""
         return {"uri": self.uri, **_plain(self)}
 
     @staticmethod
     def from_json(data: bytes, *, where: str) -> VersionRecord:
-        """Inverse of `to_json`.
+        """Inverse of `to_json_bytes`.
 
         :raises StateCorrupt: for anything else.
         """
@@ -82,17 +82,17 @@ class VersionRecord:
 class _Stored:
     """A record whose fields are what JSON holds."""
 
-    def to_json(self) -> bytes:
-        """As stored."""
+    def to_json_bytes(self) -> bytes:
+        """Return the stored JSON."""
         return _to_json(self)
 
-    def details(self) -> dict[str, Any]:
-        """As JSON output shows it."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields for JSON output."""
         return _plain(self)
 
     @classmethod
     def from_json(cls, data: bytes, *, where: str) -> Self:
-        """Inverse of `to_json`.
+        """Inverse of `to_json_bytes`.
 
         :raises StateCorrupt: for anything else.
         """
@@ -136,7 +136,7 @@ class RemovalRecord(_Stored):
 
 @dataclass(frozen=True)
 class Registered:
-    """What came of a registration."""
+    """Result of a registration."""
 
     record: VersionRecord
     is_new: bool
@@ -158,27 +158,27 @@ class ModelSummary:
         """The highest version."""
         return self.versions[-1] if self.versions else None
 
-    def details(self) -> dict[str, Any]:
-        """As JSON output shows it."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields for JSON output."""
         return {**asdict(self), "versions": list(self.versions), "removed": list(self.removed), "latest": self.latest}
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What `verify` found about one version or alias."""
+    """Result of `verify` for one version or alias."""
 
     what: str
     """``models:/churn/3`` or ``models:/churn@champion``."""
     ok: bool
     detail: str
 
-    def details(self) -> dict[str, Any]:
-        """As JSON output shows it."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields for JSON output."""
         return asdict(self)
 
 
 def describe(record: VersionRecord, version: ModelVersion, *, registry: str) -> ModelVersion:
-    """``version``, which is what the file is, by the name and number that the registry has for it."""
+    """Return ``version`` with the name and number of its ``record``."""
     return ModelVersion(
         **{**version.__dict__, "name": record.name, "version": str(record.version), "registry": registry}
     )
@@ -201,20 +201,20 @@ def targets(history: Iterable[AliasRecord]) -> tuple[int, ...]:
 
 
 def previous_target(history: Iterable[AliasRecord], *, live: Collection[int]) -> int | None:
-    """Where a rollback leads: to the version before the present one that was not removed. None: nowhere."""
+    """Return the last earlier version that was not removed, to which a rollback leads; None when there is none."""
     *before, present = targets(history) or (0,)
     return next((version for version in reversed(before) if version in live and version != present), None)
 
 
 def check_model_name(name: str) -> str:
-    """``name`` itself, when it can be the name of a model in the built-in registry.
+    """Return ``name`` if it is a valid model name of the built-in registry.
 
-    :raises SpecError: when not.
+    :raises SpecError: when it is not.
     """
     if not _NAME.fullmatch(name):
         near = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._")[:64]
         raise SpecError(
-            "that cannot be the name of a model",
+            "invalid model name",
             found=repr(name),
             expected="lower-case letters, digits, dots, underscores and dashes; at most 64",
             next_step=f"write {near}" if near else "",
@@ -223,13 +223,13 @@ def check_model_name(name: str) -> str:
 
 
 def check_alias(alias: str) -> str:
-    """``alias`` itself, when it can be one.
+    """Return ``alias`` if it is valid.
 
-    :raises SpecError: when not.
+    :raises SpecError: when it is not.
     """
     if not _NAME.fullmatch(alias) or _NOT_ALIASES.fullmatch(alias):
         raise SpecError(
-            "that cannot be an alias",
+            "invalid alias",
             found=repr(alias),
             expected="lower-case letters, digits, dots, underscores and dashes; no number, and not latest",
             next_step="choose a word such as champion",
@@ -244,10 +244,10 @@ def check_tags(values: Mapping[str, Any], *, what: str) -> None:
     """
     for key, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise SpecError(f"a {what} is no finite number", found=f"{key} = {value}")
+            raise SpecError(f"a {what} is not a finite number", found=f"{key} = {value}")
         if not _KEY.fullmatch(key) or "\n" in str(value) or len(str(value)) > 5000:
             raise SpecError(
-                f"a {what} has a key or value that cannot be kept",
+                f"invalid key or value of a {what}",
                 found=repr(key),
                 expected="a key of letters, digits and ._-/ (128 at most), and a value of one line",
             )

@@ -67,7 +67,7 @@ class StoredModels:
 
         :raises ModelError: when there is none.
         """
-        place = version_place(check_model_name(name), number)
+        place = version_path(check_model_name(name), number)
         try:
             data = self.store.read(place)
         except FileNotFoundError:
@@ -77,8 +77,8 @@ class StoredModels:
         return record
 
     def removal(self, name: str, number: int) -> RemovalRecord | None:
-        """Who removed a version and when; None when nobody did."""
-        place = removal_place(name, number)
+        """Return the record of a version's removal; None when it was not removed."""
+        place = removal_path(name, number)
         try:
             return RemovalRecord.from_json(self.store.read(place), where=self.store.url(place))
         except FileNotFoundError:
@@ -151,7 +151,7 @@ class StoredModels:
         return self._move(name, alias, numbers[-1]) if numbers else None
 
     def _move(self, name: str, alias: str, number: int) -> AliasRecord:
-        place = move_place(name, alias, number)
+        place = move_path(name, alias, number)
         record = AliasRecord.from_json(self.store.read(place), where=self.store.url(place))
         is_here = (record.name, record.alias, record.number) == (name, alias, number)
         self._check_place(is_here, place, f"move {record.number} of models:/{record.name}@{record.alias}")
@@ -173,7 +173,7 @@ class StoredModels:
             )
 
     def no_model(self, name: str) -> ModelError:
-        """The error about a model that is not there."""
+        """Make the error for an unknown model."""
         names = self.names()
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         return ModelError(
@@ -184,7 +184,7 @@ class StoredModels:
         )
 
     def no_alias(self, name: str, alias: str) -> ModelError:
-        """The error about an alias that is not set."""
+        """Make the error for an alias that is not set."""
         summary = self.summary(name)
         return ModelError(
             "the model has no such alias",
@@ -205,18 +205,18 @@ class StoredModels:
         )
 
 
-def version_place(name: str, number: int) -> str:
-    """Where a version's record is."""
+def version_path(name: str, number: int) -> str:
+    """Return the path of a version's record."""
     return f"{name}/versions/{number}.json"
 
 
-def removal_place(name: str, number: int) -> str:
-    """Where it says that a version was removed."""
+def removal_path(name: str, number: int) -> str:
+    """Return the path of the record that a version was removed."""
     return f"{name}/removed/{number}.json"
 
 
-def move_place(name: str, alias: str, number: int) -> str:
-    """Where a move of an alias is."""
+def move_path(name: str, alias: str, number: int) -> str:
+    """Return the path of the record of an alias move."""
     return f"{name}/aliases/{alias}/{number}.json"
 
 
@@ -227,7 +227,7 @@ def numbers_in(names: list[str]) -> list[int]:
 
 
 def audit(stored: StoredModels, name: str) -> Iterator[Checked]:
-    """What is found about every version and every alias of a model."""
+    """Check every version and every alias of a model."""
     numbers, removed = stored.numbers(name), stored.removed(name)
     for number in range(1, max(numbers, default=0) + 1):
         what = f"models:/{name}/{number}"

@@ -123,7 +123,7 @@ def choose(
     predictor.predict = timed(clock, plain.predict, seconds=xgboost)  # type: ignore[method-assign]
     made = EngineSelection(predictor, "prediction", clock=clock)
     build = flavor.tree_predict(predictor, "prediction")
-    made.start(lambda: timed(clock, change(build), seconds=trees), is_asked_for=False)
+    made.start(lambda: timed(clock, change(build), seconds=trees), is_requested=False)
     return Evaluator(made), plain
 
 
@@ -213,7 +213,7 @@ def test_tolerance_is_of_margins(models: dict[str, ModelVersion]) -> None:
         predictor = predictor_of(models["binary"])
         made = EngineSelection(predictor, "prediction", tolerance=1e-3)
         right = flavor.tree_predict(predictor, "prediction")
-        made.start(lambda s=shift, r=right: lambda m, *, kind: r(m, kind=kind) + np.float32(s), is_asked_for=True)  # type: ignore[misc]
+        made.start(lambda s=shift, r=right: lambda m, *, kind: r(m, kind=kind) + np.float32(s), is_requested=True)  # type: ignore[misc]
         evaluator = Evaluator(made)
         evaluator.predict(matrix_of(predictor, 4096), kind="prediction")
         assert evaluator.use.mismatches == min(mismatches, module.SAMPLE_ROWS)
@@ -283,7 +283,7 @@ def test_the_matrix_lies_as_the_engine_reads_it(models: dict[str, ModelVersion])
 
 def test_small_jobs_do_not_start_the_engine(models: dict[str, ModelVersion], monkeypatch: pytest.MonkeyPatch) -> None:
     version, built = models["binary"], []
-    monkeypatch.setattr(EngineSelection, "start", lambda self, build, *, is_asked_for: built.append(1) or 0.25)
+    monkeypatch.setattr(EngineSelection, "start", lambda self, build, *, is_requested: built.append(1) or 0.25)
     enough = -(-BREAK_EVEN // version.trees)
     few, _ = get_evaluator(score_of(version, rows_per_worker=enough - 1))
     assert few.engine_use().reasons == (f"{enough - 1:,} rows a worker and 12 trees are too few to earn its start",)
@@ -308,15 +308,15 @@ def test_it_starts_once_and_others_do_not_wait(models: dict[str, ModelVersion]) 
         assert may_go.wait(60)
         return flavor.tree_predict(predictor, "prediction")
 
-    thread = threading.Thread(target=made.start, args=(build,), kwargs={"is_asked_for": False})
+    thread = threading.Thread(target=made.start, args=(build,), kwargs={"is_requested": False})
     thread.start()
     assert started.wait(60)
-    other = Evaluator(made, seconds_start=made.start(build, is_asked_for=False))
+    other = Evaluator(made, seconds_start=made.start(build, is_requested=False))
     other.predict(matrix_of(predictor, 5000), kind="prediction")
     assert other.use == EngineUse(rows={"xgboost": 5000})
     may_go.set()
     thread.join()
-    made.start(build, is_asked_for=False)
+    made.start(build, is_requested=False)
     assert (built, made.engine) == ([1], "both")
 
 
@@ -325,10 +325,10 @@ def test_a_start_that_fails_is_told(models: dict[str, ModelVersion]) -> None:
         raise OSError("no cache\nhere")
 
     made = EngineSelection(predictor_of(models["binary"]), "prediction")
-    made.start(build, is_asked_for=False)
+    made.start(build, is_requested=False)
     assert (made.engine, made.disabled) == ("xgboost", ("start failed: OSError: no cache",))
     with pytest.raises(ModelError, match="does not start"):
-        EngineSelection(made.reference, "prediction").start(build, is_asked_for=True)
+        EngineSelection(made.reference, "prediction").start(build, is_requested=True)
 
 
 def test_what_is_unsupported_is_named(models: dict[str, ModelVersion], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -321,7 +321,7 @@ def zip_bytes() -> bytes:
     ],
 )
 def test_other_formats_are_named(data: bytes, found: str) -> None:
-    with pytest.raises(ModelError, match="in no format") as caught:
+    with pytest.raises(ModelError, match="unknown format") as caught:
         detect_bytes(data)
     assert found in caught.value.found
 
@@ -382,7 +382,7 @@ def test_a_missing_package_names_both_extras(monkeypatch: pytest.MonkeyPatch, al
 
 def test_where_there_is_no_file_the_nearest_is_named(models: dict[str, Path]) -> None:
     path = models["binary.ubj"]
-    with pytest.raises(ModelError, match="no model file") as caught:
+    with pytest.raises(ModelError, match="model file not found") as caught:
         detect(str(path.with_name("binray.ubj")))
     assert str(path) in caught.value.next_step or "binary.json" in caught.value.next_step
     with pytest.raises(ModelError, match="a folder"):

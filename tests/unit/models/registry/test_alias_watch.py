@@ -99,7 +99,7 @@ def test_without_polling_it_is_looked_at_only_on_demand() -> None:
     alias = watch(registry, clock, seconds=0)
     clock.now += 1e6
     assert alias.poll(pinned()) is None
-    assert alias.look(pinned()) is not None
+    assert alias.check(pinned()) is not None
 
 
 def test_a_registry_that_is_down_is_asked_less_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,9 +116,9 @@ def test_a_registry_that_is_down_is_asked_less_and_less_often(monkeypatch: pytes
     gaps = [later - earlier for earlier, later in pairwise(times)]
     assert gaps == sorted(gaps)
     assert (gaps[0], gaps[-1]) == (60, LONGEST_WAIT)
-    assert set(said) == {f"where {CHAMPION} points cannot be told: out of order"}
+    assert set(said) == {f"cannot find out where {CHAMPION} points: out of order"}
     with pytest.raises(ModelError):
-        alias.look(pinned())
+        alias.check(pinned())
     registry.is_down = False
     clock.now += LONGEST_WAIT
     assert alias.poll(pinned()) is None
@@ -152,10 +152,10 @@ def test_a_registry_that_knows_no_digests_is_asked_for_the_file_once() -> None:
 
     registry.resolve = resolve  # type: ignore[attr-defined]
     alias = watch(registry, clock)
-    assert alias.look(pinned()) is None, "the same bytes under another number"
-    assert alias.look(pinned()) is None
+    assert alias.check(pinned()) is None, "the same bytes under another number"
+    assert alias.check(pinned()) is None
     registry.version = 5
-    assert alias.look(pinned()) == AliasChange(CHAMPION, "3", "5")
+    assert alias.check(pinned()) == AliasChange(CHAMPION, "3", "5")
     assert resolved == ["models:/churn/4", "models:/churn/5"]
 
 
