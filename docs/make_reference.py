@@ -79,7 +79,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "target_file_size": "256 MiB",
         "compression": "zstd",
     },
-    "Errors": {"max_fraction": "0.001", "files": "reject", "max_files": "3"},
+    "Errors": {"max_fraction": "0.001", "files": "quarantine", "max_files": "3"},
     "Hook": {
         "when": "[failure, warnings]",
         "command": "[notify-send, it failed]",

@@ -92,7 +92,7 @@ class Commands(click.Group):
             tell(error, text="interrupted", details=details)
             ctx.exit(INTERRUPTED)
         except Exception as error:
-            text = f"this is a defect of the pipeline package: {type(error).__name__}: {error}"
+            text = f"bug in the pipeline package: {type(error).__name__}: {error}"
             details = {"kind": type(error).__name__, "message": str(error), "exit_code": PipelineError.exit_code}
             advice = "" if ctx.meta.get(VERBOSITY, 0) > 0 else "\n  next:     run it again with -v for the traceback"
             tell(error, text=text + advice, details=details)

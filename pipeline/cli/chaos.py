@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.cli.options import emit, is_quiet, load, output_options, override_option
+from pipeline.common.units import plural
 
 if TYPE_CHECKING:
     from pipeline.testing.chaos import TrialResult
 
 
-@click.command(short_help="Prove that a job survives: kill everything around a sample of it.")
+@click.command(short_help="Test crash recovery: kill processes while a sample of a job runs.")
 @click.argument("target", metavar="JOB.YAML")
 @click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Trials to run.")
 @click.option(
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     help="The first seed.",
 )
 @click.option("--rows", type=click.IntRange(min=1), default=40_000, show_default=True, help="Rows of the sample.")
-@click.option("--minutes", type=click.FloatRange(min=0), metavar="M", help="Begin no trial after so many.")
+@click.option("--minutes", type=click.FloatRange(min=0), metavar="M", help="Start no trial after this many minutes.")
 @click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True, help="Worker processes.")
 @click.option(
     "--memory-limit", "memory", default="2 GiB", show_default=True, metavar="SIZE", help="Memory of one worker."
@@ -61,7 +62,7 @@ def report_text(details: Mapping[str, Any]) -> str:
     few = f" of {details['asked']:,} that were asked for" if details["tried"] < details["asked"] else ""
     lines = [
         f"{'HELD' if details['ok'] else 'BROKEN'}  {details['name']}",
-        f"  sample     {details['rows']:,} rows in {details['partitions']:,} partitions",
+        f"  sample     {plural(details['rows'], 'row')} in {plural(details['partitions'], 'partition')}",
         f"  trials     {details['tried']:,}{few}, in {details['seconds']:,.0f} s",
         f"  faults     {_faults(trials)}",
         f"  drivers    {sum(len(trial['attempts']) for trial in trials):,} to end {details['tried']:,} jobs",

@@ -16,9 +16,9 @@ _SHOWN = 15
 
 @click.command(short_help="Remove what jobs left behind.")
 @click.argument("job", default="@last")
-@click.option("--all", "is_all", is_flag=True, help="Look at all jobs.")
-@click.option("--older-than", metavar="AGE", help="Remove jobs too that succeeded so long ago, such as 30d.")
-@click.option("--yes", is_flag=True, help="Remove it. Without, it is only shown.")
+@click.option("--all", "is_all", is_flag=True, help="Clean up all jobs.")
+@click.option("--older-than", metavar="AGE", help="Also remove jobs that succeeded longer ago than this, such as 30d.")
+@click.option("--yes", is_flag=True, help="Remove the files. Without --yes they are only listed.")
 @directory_option
 @output_options
 def gc(job: str, is_all: bool, older_than: str | None, yes: bool, directory: str | None) -> None:
@@ -29,7 +29,7 @@ def gc(job: str, is_all: bool, older_than: str | None, yes: bool, directory: str
     from pipeline.service import gc as cleaning
 
     if is_all and job != "@last":
-        raise click.UsageError("Name a job, or --all of them.")
+        raise click.UsageError("name a job, or give --all")
     settings, age = settings_for(directory=directory), cleaning.parse_age(older_than) if older_than else None
     root = settings.directory
     jobs = [JobDirectory.open(one.directory) for one in list_jobs(root)] if is_all else [find_job(root, job)]
@@ -63,7 +63,7 @@ def _text(found: Sequence[dict[str, Any]], *, total: int, is_removed: bool, agai
     items = sorted((one for job in found for one in job["leftovers"]), key=lambda one: -one["bytes"])
     kept = [f"  kept       {job['job']}: {job['kept']}" for job in found if job["kept"]]
     if not items:
-        return "\n".join(["There is nothing to remove.", *kept])
+        return "\n".join(["nothing to remove", *kept])
     count = "one thing that counts" if len(items) == 1 else f"{len(items):,} things that count"
     verb = "Removed" if is_removed else "Nothing was removed. Found"
     lines = [f"{verb} {count} nowhere: {format_bytes(total)}."]

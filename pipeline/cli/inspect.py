@@ -20,9 +20,9 @@ job_argument = click.argument("job", default="@last")
 
 @click.command("list", short_help="List the jobs, newest first.")
 @click.option(
-    "--status", "statuses", metavar="STATUS", multiple=True, help="Only jobs of that status; may be repeated."
+    "--status", "statuses", metavar="STATUS", multiple=True, help="Only jobs with this status; may be repeated."
 )
-@click.option("--name", metavar="PATTERN", default="", help="Only jobs whose name or id is like that, such as churn-*.")
+@click.option("--name", metavar="PATTERN", default="", help="Only jobs whose name or id matches, such as churn-*.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the newest N.")
 @directory_option
 @output_options
@@ -50,7 +50,7 @@ def _list_text(jobs: list[dict[str, Any]], directory: str, *, is_all: bool) -> s
     from pipeline.common.units import format_seconds
 
     if not jobs and not is_all:
-        return f"There are no such jobs in {directory}."
+        return f"no matching jobs in {directory}."
     if not jobs:
         return f"There are no jobs in {directory}.\n  next:     python -m pipeline run job.yaml"
     rows = []
@@ -65,12 +65,12 @@ def _list_row(job: dict[str, Any], name: str, age: str) -> list[str]:
     return [name, job["status"], age, done, f"{job['rows']:,}", job["output"]]
 
 
-@click.command(short_help="Show how a job stands.")
+@click.command(short_help="Show the status of a job.")
 @job_argument
 @directory_option
 @output_options
 def status(job: str, directory: str | None) -> None:
-    """Show how a job stands: its id, a prefix of it, @last, or its directory."""
+    """Show the status of a job, given by its id, a prefix of it, @last, or its directory."""
     report = current_report(_find(job, directory))
     emit(report.to_dict(), report.text)
 
@@ -92,7 +92,7 @@ def current_report(job: JobDirectory) -> Report:
 @click.command(short_help="Prove that every row was scored once.")
 @job_argument
 @click.option("--sample", type=click.IntRange(min=0), default=1000, show_default=True, help="Rows to score again.")
-@click.option("--seed", type=int, help="Seed of the sample. Default: another sample every time.")
+@click.option("--seed", type=int, help="Seed of the sample. Default: a new sample each time.")
 @directory_option
 @output_options
 @click.pass_context
@@ -114,7 +114,7 @@ def verify(context: click.Context, job: str, sample: int, seed: int | None, dire
 @directory_option
 @output_options
 def rejects(job: str, limit: int, reason: str, path: str | None, directory: str | None) -> None:
-    """Show the rows that could not be scored, by reason, the files that hold them, and input files set aside."""
+    """Show the rows that could not be scored, by reason, the files that hold them, and input files quarantined."""
     from pipeline.report.rejects import export, summarise
 
     directory_of_job = _find(job, directory)
@@ -124,13 +124,13 @@ def rejects(job: str, limit: int, reason: str, path: str | None, directory: str 
     emit(summary.to_dict(), summary.text)
 
 
-@click.command(short_help="Show what differs between two jobs.")
+@click.command(short_help="Compare two jobs.")
 @click.argument("before", metavar="JOB")
 @click.argument("after", metavar="JOB")
 @directory_option
 @output_options
 def diff(before: str, after: str, directory: str | None) -> None:
-    """Show what differs between two jobs: spec, model, input files, rows, rejects by reason, times."""
+    """Compare two jobs: spec, model, input files, rows, rejects by reason, times."""
     from pipeline.report.compare import compare, comparison_text
 
     found = compare(_find(before, directory), _find(after, directory))

@@ -23,7 +23,7 @@ def registry_option(command: Command) -> Command:
     return click.option("--registry", metavar="ROOT", help=text)(command)
 
 
-reason_option = click.option("--reason", default="", help="Why, for the history.")
+reason_option = click.option("--reason", default="", help="Reason for the change, kept in the history.")
 
 
 @click.group(short_help="The model registry: versions and aliases.")
@@ -34,15 +34,15 @@ def models() -> None:
     """
 
 
-@models.command(short_help="Make a model file the next version of a model.")
+@models.command(short_help="Register a model file as the next version of a model.")
 @click.argument("file", metavar="FILE")
 @click.option("--name", help="Name of the model. Default: that of the file.")
 @click.option("--alias", "aliases", multiple=True, help="Point this alias to the version; may be repeated.")
 @click.option("--metric", "metrics", metavar="NAME=NUMBER", multiple=True, help="Such as auc=0.9; may be repeated.")
 @click.option("--tag", "tags", metavar="NAME=TEXT", multiple=True, help="Such as data=2026-01; may be repeated.")
 @click.option("--description", default="", help="One line about it.")
-@click.option("--parent", type=click.IntRange(min=1), help="Version it was made from.")
-@click.option("--again", is_flag=True, help="Make a new version although one has these very bytes.")
+@click.option("--parent", type=click.IntRange(min=1), help="Version that it was trained from.")
+@click.option("--again", is_flag=True, help="Register a new version even if one has the same bytes.")
 @registry_option
 @output_options
 def register(
@@ -57,7 +57,7 @@ def register(
     again: bool,
     registry: str | None,
 ) -> None:
-    """Make a model file the next version of a model. The file is copied in; versions never change.
+    """Register a model file as the next version of a model. The file is copied in; versions never change.
 
     The same file again gives the version it has already.
     """
@@ -130,19 +130,19 @@ def show(reference: str, registry: str | None) -> None:
 @click.argument("name")
 @click.argument("alias")
 @click.argument("version", type=click.IntRange(min=1), required=False)
-@click.option("--delete", is_flag=True, help="Take the alias away.")
+@click.option("--delete", is_flag=True, help="Delete the alias.")
 @reason_option
 @registry_option
 @output_options
 def alias(*, name: str, alias: str, version: int | None, delete: bool, reason: str, registry: str | None) -> None:
     """Point an alias to a version, or take it away. Jobs that name the alias use it from their next start on."""
     if (version is None) != delete:
-        raise click.UsageError("Give the number of a version, or --delete.")
+        raise click.UsageError("give a version number, or --delete")
     move = _open(registry).set_alias(name, alias, version, reason=reason)
     emit(move.to_dict(), lambda: _move_text(move))
 
 
-@models.command(short_help="Point an alias to the version before.")
+@models.command(short_help="Point an alias to its previous version.")
 @click.argument("name")
 @click.argument("alias")
 @reason_option
@@ -168,10 +168,10 @@ def verify(context: click.Context, name: str | None, registry: str | None) -> No
         context.exit(ConflictError.exit_code)
 
 
-@models.command(short_help="Remove a version for good.")
+@models.command(short_help="Delete a version permanently.")
 @click.argument("name")
 @click.argument("version", type=click.IntRange(min=1))
-@click.option("--force", is_flag=True, help="Take away the aliases that point to it.")
+@click.option("--force", is_flag=True, help="Delete the aliases that point to it.")
 @reason_option
 @registry_option
 @output_options
@@ -208,7 +208,7 @@ def _number(key: str, text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise SpecError("a metric is no number", where=f"--metric {key}", found=repr(text)) from None
+        raise SpecError("not a valid metric value", where=f"--metric {key}", found=repr(text)) from None
 
 
 def _next(command: str) -> list[str]:

@@ -74,7 +74,7 @@ def validate(
         click.echo(json.dumps(json_schema(), indent=2))
         return
     if job_file is None:
-        raise click.UsageError("Give the job spec to check, or --schema.")
+        raise click.UsageError("give a job spec, or --schema")
     problems, warnings = _examine(job_file, overrides, params)
     shown = [error.to_dict() for error in problems]
     emit(
@@ -164,8 +164,8 @@ def _checks_of_children(spec: JobSpec, settings: Settings) -> Iterator[Callable[
 
 @click.command(short_help="Show what would run; writes nothing.")
 @click.argument("job_file", metavar="JOB.YAML")
-@click.option("--show-config", is_flag=True, help="Show each value of job spec and settings, and where it is from.")
-@click.option("--why", is_flag=True, help="Say of each partition why it is to be done.")
+@click.option("--show-config", is_flag=True, help="Show each field and setting with its value and source.")
+@click.option("--why", is_flag=True, help="Show the reason for scoring each partition.")
 @click.option(
     "--probe",
     type=click.IntRange(min=1),
@@ -205,7 +205,7 @@ def plan(
     prepared = prepare(loaded.spec, settings=settings)
     summary = plan_summary(prepared.plan, prepared.limits)
     if probe is not None and prepared.plan.children:
-        raise click.UsageError("A fan-out has no partitions of its own to probe: probe a job over one of its values.")
+        raise click.UsageError("a fan-out has no partitions of its own to probe; probe a job over one of its values")
     if why:
         from pipeline.plan.describe import explain, why_text
 

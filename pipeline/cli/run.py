@@ -41,7 +41,7 @@ strict_option = click.option("--strict", is_flag=True, help="Exit with 3 when th
 
 @click.command(short_help="Run a job.")
 @click.argument("target", metavar="JOB.YAML|DIR")
-@click.option("--job", "job_id", metavar="ID", help="Name the job; one that exists with the same plan is gone on with.")
+@click.option("--job", "job_id", metavar="ID", help="Job id. Resumes that job if it exists with the same plan.")
 @strict_option
 @override_option
 @cluster_options
@@ -55,24 +55,26 @@ def run(
     params: tuple[str, ...],
     **flags: str | int | None,
 ) -> None:
-    """Run a job spec, or go on with the unfinished job in a directory."""
+    """Run a job spec, or resume the unfinished job in a directory."""
     if _is_job_directory(target):
         if job_id is not None or overrides or params:
-            raise click.UsageError("A job that goes on keeps its id and its spec: leave --job, --set and -p out.")
+            raise click.UsageError("a resumed job keeps its id and spec; leave out --job, --set and -p")
         _resume(target, strict=strict, flags=flags)
         return
     _run(target, job_id=job_id, strict=strict, overrides=overrides, params=params, flags=flags)
 
 
-@click.command(short_help="Go on with an unfinished job.")
+@click.command(short_help="Resume an unfinished job.")
 @click.argument("job", default="@last")
-@click.option("--detach", is_flag=True, help="In the background, as submit does; prints the id.")
+@click.option("--detach", is_flag=True, help="Run in the background, like submit; print the id.")
 @strict_option
 @cluster_options
 @directory_option
 @output_options
 def resume(job: str, detach: bool, strict: bool, **flags: str | int | None) -> None:
-    """Go on with an unfinished job: its id, a prefix of it, @last, or its directory. What is done is not done again."""
+    """Resume an unfinished job, given by its id, a prefix of it, @last, or its directory.
+
+    Completed partitions are not scored again."""
     if detach:
         _detach(job, flags=flags)
         return
@@ -89,7 +91,7 @@ def _detach(job: str, *, flags: Flags) -> None:
     tell_submitted(made)
 
 
-@click.command(short_help="Score again what a job left out.")
+@click.command(short_help="Retry rejected rows and unfinished partitions.")
 @click.argument("job", default="@last")
 @click.option("--model", metavar="MODEL", help="Score with this model reference or file instead.")
 @strict_option
@@ -98,9 +100,9 @@ def _detach(job: str, *, flags: Flags) -> None:
 @directory_option
 @output_options
 def retry(job: str, model: str | None, strict: bool, overrides: tuple[str, ...], **flags: str | int | None) -> None:
-    """Score again what a job left out: rejected rows, unfinished partitions, files that were set aside and mended.
+    """Score again what a job left out: rejected rows, unfinished partitions, files that were quarantined and mended.
 
-    Uses what the job used last, but for what --model and --set name: steps, contract and errors. The output is healed
+    Uses what the job used last, but for what --model and --set name: steps, contract and errors. The output is repaired
     in one commit; until then, and when this fails, it stays as it is.
     """
     settings = settings_for(None, **flags)
@@ -114,7 +116,7 @@ def retry(job: str, model: str | None, strict: bool, overrides: tuple[str, ...],
     _finish(go, settings=settings, strict=strict)
 
 
-@click.command(short_help="Try it: makes a table and a model, runs a job.")
+@click.command(short_help="Create a table and a model, and run a job on them.")
 @click.argument("folder", metavar="[DIR]", default="pipeline-demo")
 @click.option("--rows", type=click.IntRange(min=1000), default=300_000, show_default=True, help="Rows of the table.")
 @output_options
@@ -141,7 +143,7 @@ def _is_job_directory(target: str) -> bool:
         return True
     spec = path / "job.yaml"
     raise SpecError(
-        "that folder is not a job's directory",
+        "not a job directory",
         where=target,
         found="no job.json",
         next_step=f"python -m pipeline {'run' if spec.is_file() else 'init'} {spec if spec.is_file() else target}",

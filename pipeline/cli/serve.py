@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 @click.command(short_help="Run queued jobs and triggers.")
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Jobs that run at once.")
 @click.option(
-    "--starts", type=click.IntRange(min=1), default=5, show_default=True, help="Drivers a job gets, if they die."
+    "--starts", type=click.IntRange(min=1), default=5, show_default=True, help="Driver starts per job, counting restarts."
 )
 @click.option(
     "--every", type=click.FloatRange(min=0.05), default=2.0, show_default=True, help="Seconds between rounds."
 )
 @click.option("-f", "--file", "triggers", metavar="FILE", multiple=True, help="Triggers; default: triggers.yaml.")
-@click.option("--once", is_flag=True, help="One round only, for cron.")
+@click.option("--once", is_flag=True, help="Poll once and exit, for cron.")
 @click.option("--wait", is_flag=True, help="With --once: wait until the jobs that it started have ended.")
-@click.option("--status", "is_status", is_flag=True, help="Show which servers are there.")
+@click.option("--status", "is_status", is_flag=True, help="Show the running servers.")
 @click.option("--print", "template", type=click.Choice(["systemd", "cron", "kubernetes"]), help="Print a template.")
 @directory_option
 @output_options
@@ -38,7 +38,7 @@ def serve(*, is_status: bool, template: str | None, once: bool, wait: bool, **op
     Several may serve one root of job directories. SIGTERM or Ctrl-C ends it in good order, with exit code 0.
     """
     if wait and not once:
-        raise click.UsageError("--wait goes with --once: without, the server stays anyway.")
+        raise click.UsageError("--wait needs --once")
     settings = settings_for(directory=options["directory"], triggers=options["triggers"] or None)
     if template is not None:
         _print_template(template, options)

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Run a job in the background.")
 @click.argument("job_file", metavar="JOB.YAML")
-@click.option("--job", "job_id", metavar="ID", help="Name the job, where it is a new one.")
-@click.option("--force", is_flag=True, help="A new job, even if the same spec over the same input and model has one.")
-@click.option("--key", metavar="TEXT", help="What makes two submissions one. Default: spec, input and model.")
-@click.option("--priority", type=int, default=0, show_default=True, help="Higher ones start first, under serve.")
-@click.option("--queue", is_flag=True, help="Start no driver: leave it to serve.")
+@click.option("--job", "job_id", metavar="ID", help="Id of the job, if it is new.")
+@click.option("--force", is_flag=True, help="Start a new job even if one exists for the same spec, input and model.")
+@click.option("--key", metavar="TEXT", help="Deduplication key of the submission. Default: spec, input and model.")
+@click.option("--priority", type=int, default=0, show_default=True, help="Priority in the queue of serve; higher starts first.")
+@click.option("--queue", is_flag=True, help="Start no driver; queue the job for serve.")
 @override_option
 @cluster_options
 @directory_option
@@ -87,10 +87,10 @@ def _told(made: SubmitResult, *, is_queued: bool) -> str:
     return f"{said}\n  next:     python -m pipeline watch {made.job}"
 
 
-@click.command(short_help="Stop a job and keep it from being gone on with.")
+@click.command(short_help="Cancel a job; servers will not restart it.")
 @click.argument("job", default="@last")
-@click.option("--now", is_flag=True, help="Do not wait for the partitions that run.")
-@click.option("--reason", metavar="TEXT", default="", help="Why; it is kept with the job.")
+@click.option("--now", is_flag=True, help="Do not wait for running partitions.")
+@click.option("--reason", metavar="TEXT", default="", help="Reason, kept with the job.")
 @directory_option
 @output_options
 def cancel(job: str, now: bool, reason: str, directory: str | None) -> None:

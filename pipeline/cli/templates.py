@@ -72,9 +72,9 @@ errors:
   # Rejected rows / input rows up to which the job succeeds, with warnings. At 0 one bad row fails it; rejected rows
   # are kept with file, row number and reason either way.
   max_fraction: 0.0
-  # fail | reject: set an input file aside as a whole that is damaged, has other columns than most, or changes.
-  # files: reject
-  # Input files that may be set aside; with more the job is refused, or fails.
+  # fail | quarantine: leave out an input file as a whole that is damaged, has other columns than most, or changes.
+  # files: quarantine
+  # Input files that may be quarantined; with more the job is refused, or fails.
   # max_files: 3
 
 # What must hold for the values of a column, beside what the model's features ask for. A row that breaks it is rejected.

@@ -31,7 +31,7 @@ def file_option(command: Command) -> Command:
     return click.option("-f", "--file", "files", metavar="FILE", multiple=True, help=text)(command)
 
 
-@click.group(short_help="What submits jobs by itself.")
+@click.group(short_help="Submit jobs on schedules, new files, or after other jobs.")
 def triggers() -> None:
     """See what submits jobs when nobody is there (cron, files that arrive, other jobs), and fire by hand.
 
@@ -39,7 +39,7 @@ def triggers() -> None:
     """
 
 
-@triggers.command("list", short_help="List the triggers and how they stand.")
+@triggers.command("list", short_help="List the triggers with their status.")
 @file_option
 @directory_option
 @output_options
@@ -89,7 +89,7 @@ def next_times(name: str | None, count: int, files: Sequence[str], directory: st
     )
 
 
-@triggers.command(short_help="Say what would fire now, and why not; writes nothing.")
+@triggers.command(short_help="Show which triggers would fire now, and why the others would not; writes nothing.")
 @click.argument("name", required=False)
 @file_option
 @directory_option
@@ -111,7 +111,7 @@ def test(name: str | None, files: Sequence[str], directory: str | None) -> None:
 
 @triggers.command(short_help="Fire a trigger by hand.")
 @click.argument("name")
-@click.option("--key", metavar="TEXT", help="Fire once for this key, however often it is given. Default: the time.")
+@click.option("--key", metavar="TEXT", help="Fire at most once per key. Default: the time.")
 @file_option
 @directory_option
 @output_options
@@ -131,7 +131,7 @@ def fire(name: str, key: str | None, files: Sequence[str], directory: str | None
         state = log.read()
         found = by_hand.unseen_files(scan_arrivals(arrival, seen=state.seen), state)
         if not found:
-            raise SpecError("no file is there that never fired", where=f"trigger {name}", found=arrival.path)
+            raise SpecError("no file is waiting to fire", where=f"trigger {name}", found=arrival.path)
     watch = _watch(settings)
     watch.look(watched)
     firing = by_hand.fire(log, key=_checked_key(key) or firing_id(now), now=now, files=found)
@@ -148,10 +148,10 @@ def fire(name: str, key: str | None, files: Sequence[str], directory: str | None
     emit({"trigger": name, "firing": firing.id, "job": job, "files": [one.path for one in found]}, lambda: job)
 
 
-@triggers.command(short_help="Run a schedule for days that are past.")
+@triggers.command(short_help="Run a schedule for past days.")
 @click.argument("name")
 @click.option("--from", "first", required=True, metavar="DATE", help="First day, such as 2026-01-01.")
-@click.option("--to", "last", required=True, metavar="DATE", help="Last day; it is included.")
+@click.option("--to", "last", required=True, metavar="DATE", help="Last day, inclusive.")
 @click.option("--max-parallel", type=click.IntRange(min=1), default=1, show_default=True, help="Jobs at once.")
 @click.option("--no-wait", is_flag=True, help="Leave it to serve.")
 @file_option
@@ -239,12 +239,12 @@ def _day(text: str, flag: str) -> date:
     try:
         return date.fromisoformat(text)
     except ValueError as error:
-        raise SpecError("that is no date", where=flag, found=text, expected="such as 2026-01-31") from error
+        raise SpecError("not a valid date", where=flag, found=text, expected="such as 2026-01-31") from error
 
 
 def _checked_key(key: str | None) -> str:
     if key is not None and (not key.isprintable() or "/" in key or not key.strip() or len(key) > 100):
-        raise SpecError("that cannot be a key", where="--key", found=repr(key), expected="a text without slashes")
+        raise SpecError("invalid key", where="--key", found=repr(key), expected="a text without slashes")
     return key or ""
 
 

@@ -48,7 +48,7 @@ def watch(job: str, strict: bool, directory: str | None) -> None:
 
 @click.command(short_help="Wait until a job ends.")
 @job_argument
-@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Give up then, and exit with 124.")
+@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop waiting after this time and exit with 124.")
 @strict_option
 @directory_option
 @output_options
@@ -68,15 +68,15 @@ def wait(context: click.Context, job: str, timeout: float | None, strict: bool, 
     _end(found, status, strict=strict)
 
 
-@click.command(short_help="Show what happened in a job.")
+@click.command(short_help="Show the events and log of a job.")
 @job_argument
-@click.option("-f", "--follow", is_flag=True, help="Go on showing what happens until the job ends.")
-@click.option("--partition", metavar="P", default="", help="Only what is about that partition and its parts.")
+@click.option("-f", "--follow", is_flag=True, help="Keep showing new lines until the job ends.")
+@click.option("--partition", metavar="P", default="", help="Only lines about this partition and its parts.")
 @click.option("--errors", is_flag=True, help="Only warnings and errors.")
 @directory_option
 @output_options
 def logs(job: str, follow: bool, partition: str, errors: bool, directory: str | None) -> None:
-    """Show what happened in a job: its events and what its drivers logged. With -f, --json is one object a line."""
+    """Show the events of a job and the log of its drivers. With -f, --json prints one object per line."""
     from pipeline.service.follow import Ending, pause_for
     from pipeline.service.logs import LogReader
 
@@ -103,7 +103,7 @@ def _find(job: str, directory: str | None) -> tuple[JobDirectory, float]:
 
 
 def _text(lines: list[LogLine], job: str) -> str:
-    return "\n".join(line.text() for line in lines) or f"There is nothing of that kind in the log of {job}."
+    return "\n".join(line.text() for line in lines) or f"no matching lines in the log of {job}."
 
 
 def _print_lines(lines: list[LogLine]) -> None:
@@ -129,7 +129,7 @@ def _say_if_nobody_serves(job: JobDirectory) -> None:
         and not view.is_driven
         and not is_served(open_store(job.root.rpartition("/")[0]), now=utc_now())
     ):
-        click.echo("the job is queued, and no server is there: python -m pipeline serve", err=True)
+        click.echo("the job is queued, but no server runs: python -m pipeline serve", err=True)
 
 
 def _end(job: JobDirectory, status: Status, *, strict: bool) -> None:

@@ -81,8 +81,8 @@ class Fragment:
 
 @fast_pickle
 @dataclass(frozen=True, slots=True)
-class RejectedFile:
-    """An input file that was set aside as a whole."""
+class QuarantinedFile:
+    """An input file that was quarantined as a whole."""
 
     path: str
     reason: str

@@ -44,7 +44,7 @@ def parse_bytes(text: str | int, *, where: str = "") -> int:
     unit = _UNITS.get(match["unit"].lower()) if match else None
     value = int(float(match["number"]) * unit) if match and unit else 0
     if value <= 0 or isinstance(text, bool):
-        raise SpecError("that is no size", where=where, found=repr(text), expected="such as 256 MiB, 1.5 GB or 1000000")
+        raise SpecError("not a valid size", where=where, found=repr(text), expected="such as 256 MiB, 1.5 GB or 1000000")
     return value
 
 
@@ -58,7 +58,7 @@ def parse_seconds(text: str | float, *, where: str = "") -> float:
     unit = _DURATIONS.get(match["unit"].lower()) if match else None
     if match is None or unit is None or isinstance(text, bool):
         raise SpecError(
-            "that is no length of time", where=where, found=repr(text), expected="such as 90 s, 15 min, 2 h or 1 d"
+            "not a valid duration", where=where, found=repr(text), expected="such as 90 s, 15 min, 2 h or 1 d"
         )
     return float(match["number"]) * unit
 
@@ -86,6 +86,17 @@ def format_seconds(seconds: float) -> str:
 def format_count(count: float) -> str:
     """``1,234,567``."""
     return f"{count:,.0f}"
+
+
+def plural(count: int, noun: str, nouns: str = "") -> str:
+    """``1 partition``, ``2 partitions``, ``1,000 retries``.
+
+    :param nouns: the plural, where it is irregular.
+    """
+    if count == 1:
+        return f"1 {noun}"
+    regular = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{count:,} {nouns or regular}"
 
 
 def utc_now() -> datetime:

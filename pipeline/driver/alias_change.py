@@ -132,7 +132,7 @@ class AliasMonitor:
         version = resolve_model(last.spec.score.model, settings=settings)
         drafted = draft(last.spec, settings=settings, version=version, planned=tuple(ledger.files.values()))
         check_output(drafted.plan, settings=settings, job=self.job.id)
-        return replace(drafted.plan, rejected_files=ledger.rejected_files)
+        return replace(drafted.plan, quarantined_files=ledger.quarantined_files)
 
     def _record(self, change: AliasChange) -> None:
         """Record a change that the job ignores, as one event."""

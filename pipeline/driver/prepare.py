@@ -95,7 +95,7 @@ def _refuse_quarantine(spec: JobSpec) -> None:
 
     :raises SpecError: when the spec requests it.
     """
-    if spec.errors.files == "reject":
+    if spec.errors.files == "quarantine":
         raise SpecError(
             "a fan-out cannot quarantine files",
             where="errors.files",
@@ -198,7 +198,7 @@ def _frame_schema(spec: JobSpec, *, discovery: Discovery, settings: Settings) ->
     if not spec.maps:
         return schema
     columns = [name for name in schema.names if name not in discovery.key_names]
-    is_lenient = spec.errors.files == "reject"
+    is_lenient = spec.errors.files == "quarantine"
     batch = sample_batch(discovery, columns=columns, schema=schema, skip_unreadable=is_lenient)
     # What a step prints is not the result of a command.
     with redirect_stdout(sys.stderr):
@@ -215,7 +215,7 @@ def select_input(
     :raises SpecError: for an incremental job that does not append.
     :raises PipelineError: for an unusable input, or an unreadable history in the sink.
     """
-    policy, is_lenient = spec.source.incremental, spec.errors.files == "reject"
+    policy, is_lenient = spec.source.incremental, spec.errors.files == "quarantine"
     if policy is False:
         return discover(spec.source, planned=planned, quarantine_files=is_lenient), FULL_INPUT
     if planned is not None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pipeline.common.rows import Fragment, InputFile, RejectedFile
+from pipeline.common.rows import Fragment, InputFile, QuarantinedFile
 from pipeline.common.units import iso_time, utc_now
 from pipeline.driver.retry import number_partitions
 from pipeline.errors import CorruptInput, InputChanged, PipelineError, SchemaDrift
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import Ledger, rejects_path
-from pipeline.jobs.rounds import FILES_REJECTED, Round, make_record
+from pipeline.jobs.rounds import FILES_QUARANTINED, Round, make_record
 from pipeline.sources.changes import input_changed, version_text
 from pipeline.sources.locate import current_version
 from pipeline.sources.quarantine import check_file_count, quarantined_file
@@ -26,11 +26,11 @@ def open_quarantine_round(job: JobDirectory, ledger: Ledger, error: PipelineErro
     """
     errors = ledger.last.plan.spec.errors
     is_bad_file = isinstance(error, (CorruptInput, InputChanged, SchemaDrift)) and error.where in ledger.files
-    if errors.files != "reject" or not is_bad_file:
+    if errors.files != "quarantine" or not is_bad_file:
         return None
     assert isinstance(error, (CorruptInput, InputChanged, SchemaDrift))
     bad = {**_changed_files(ledger), error.where: _reject(ledger.files[error.where], error)}
-    check_file_count([*ledger.rejected_files, *bad.values()], limit=errors.max_files, job=job.id)
+    check_file_count([*ledger.quarantined_files, *bad.values()], limit=errors.max_files, job=job.id)
     takes, packed = _without_files(ledger, set(bad))
     known = {**{file.path: file for round_ in ledger.rounds for file in round_.plan.files}, **ledger.files}
     used = {fragment.path for fragments in packed for fragment in fragments}
@@ -39,25 +39,25 @@ def open_quarantine_round(job: JobDirectory, ledger: Ledger, error: PipelineErro
         files=tuple(file for path, file in known.items() if path in used),
         partitions=number_partitions(packed),
         pruned_rows=0,
-        rejected_files=(),
+        quarantined_files=(),
     )
     record = make_record(
         plan,
         number=ledger.last.number + 1,
-        why=FILES_REJECTED,
+        why=FILES_QUARANTINED,
         epoch=epoch,
         created=iso_time(utc_now()),
         takes=takes,
-        rejected_files=[bad[path] for path in sorted(bad)],
+        quarantined_files=[bad[path] for path in sorted(bad)],
     )
     return job.rounds.open(record, plan)
 
 
-def _reject(file: InputFile, error: CorruptInput | InputChanged | SchemaDrift) -> RejectedFile:
+def _reject(file: InputFile, error: CorruptInput | InputChanged | SchemaDrift) -> QuarantinedFile:
     return quarantined_file(file.path, error, rows=file.rows, keys=file.keys)
 
 
-def _changed_files(ledger: Ledger) -> dict[str, RejectedFile]:
+def _changed_files(ledger: Ledger) -> dict[str, QuarantinedFile]:
     """Files with unread rows that changed since the job was planned. One round quarantines all of them."""
     waiting = {fragment.path for partition in ledger.todo for fragment in partition.fragments if not fragment.origin}
     changed = {}

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.common.rows import Fragment, InputFile, RejectedFile, RowGroup
+from pipeline.common.rows import Fragment, InputFile, QuarantinedFile, RowGroup
 from pipeline.common.units import iso_time, utc_now
 from pipeline.driver.prepare import resolve_model
 from pipeline.errors import InputError, OutputConflict, SchemaDrift, SpecError, StateCorrupt
@@ -84,7 +84,7 @@ def open_retry(job: JobDirectory, request: RetryRequest, *, epoch: int, settings
     work = _find_work(job, ledger, limits=limits)
     if not work.partitions and not work.repaired:
         return None
-    plan = replace(plan, files=work.files, partitions=work.partitions, pruned_rows=0, rejected_files=())
+    plan = replace(plan, files=work.files, partitions=work.partitions, pruned_rows=0, quarantined_files=())
     if not request.is_empty:
         plan.validate(limits)
     record = make_record(
@@ -95,7 +95,7 @@ def open_retry(job: JobDirectory, request: RetryRequest, *, epoch: int, settings
         created=iso_time(utc_now()),
         takes=ledger.undone,
         changes=_changes(ledger.last.plan, plan),
-        rejected_files=work.still_rejected,
+        quarantined_files=work.still_rejected,
         repaired_files=[file.path for file in work.repaired],
     )
     return job.rounds.open(record, plan)
@@ -248,7 +248,7 @@ class _Work:
     files: tuple[InputFile, ...]
     partitions: tuple[Partition, ...]
     repaired: tuple[InputFile, ...]
-    still_rejected: tuple[RejectedFile, ...]
+    still_rejected: tuple[QuarantinedFile, ...]
 
 
 def _find_work(job: JobDirectory, ledger: Ledger, *, limits: Limits) -> _Work:
@@ -270,7 +270,7 @@ def number_partitions(fragments: Sequence[Sequence[Fragment]]) -> tuple[Partitio
     return tuple(Partition(f"{number:0{width}d}", tuple(parts)) for number, parts in enumerate(fragments))
 
 
-def _recheck_quarantined(ledger: Ledger) -> tuple[tuple[InputFile, ...], tuple[RejectedFile, ...]]:
+def _recheck_quarantined(ledger: Ledger) -> tuple[tuple[InputFile, ...], tuple[QuarantinedFile, ...]]:
     """The quarantined files that can be read now, and those that still cannot, with the present reason."""
     plan = ledger.base.plan
     source = plan.spec.source
@@ -286,10 +286,10 @@ def _recheck_quarantined(ledger: Ledger) -> tuple[tuple[InputFile, ...], tuple[R
             is_all=is_all,
             condition=condition,
         )
-        for file in ledger.rejected_files
+        for file in ledger.quarantined_files
     ]
     repaired = tuple(file for file in rechecked if isinstance(file, InputFile))
-    return repaired, tuple(file for file in rechecked if isinstance(file, RejectedFile))
+    return repaired, tuple(file for file in rechecked if isinstance(file, QuarantinedFile))
 
 
 def _changes(before: Plan, after: Plan) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from pipeline.common.rows import InputFile, RejectedFile, RowCounts
+from pipeline.common.rows import InputFile, QuarantinedFile, RowCounts
 from pipeline.jobs import layout
 from pipeline.jobs.receipts import Receipt, Receipts, ReceiptView, Totals
 from pipeline.jobs.rounds import Round, model_details
@@ -26,7 +26,7 @@ class RoundSummary:
     rows: RowCounts
     retried: int
     """Rows in that earlier rounds had rejected."""
-    healed: int
+    recovered: int
     """Those of them that came out."""
 
     def details(self) -> dict[str, Any]:
@@ -115,23 +115,23 @@ class Ledger:
         """The input files whose rows count, by path, as they are read."""
         found: dict[str, InputFile] = {}
         for one in self.rounds:
-            for aside in one.record.rejected_files if one.record else ():
-                found.pop(aside.path, None)
+            for file in one.record.quarantined_files if one.record else ():
+                found.pop(file.path, None)
             found |= {file.path: file for file in one.plan.files if not is_rejects(file.path)}
         return found
 
     @cached_property
-    def rejected_files(self) -> tuple[RejectedFile, ...]:
-        """The input files that are set aside, by path."""
-        found: dict[str, RejectedFile] = {}
+    def quarantined_files(self) -> tuple[QuarantinedFile, ...]:
+        """The input files that are quarantined, by path."""
+        found: dict[str, QuarantinedFile] = {}
         for one in self.rounds:
             for path in one.record.repaired_files if one.record else ():
                 found.pop(path, None)
-            aside = (
-                *(one.plan.rejected_files if one.starts_over else ()),
-                *(one.record.rejected_files if one.record else ()),
+            added = (
+                *(one.plan.quarantined_files if one.starts_over else ()),
+                *(one.record.quarantined_files if one.record else ()),
             )
-            found |= {file.path: file for file in aside}
+            found |= {file.path: file for file in added}
         return tuple(found[path] for path in sorted(found))
 
     @property
@@ -153,8 +153,8 @@ class Ledger:
     @cached_property
     def rows(self) -> RowCounts:
         """What became of the rows so far. A row that was rejected, and came out later, came out."""
-        total, again, pruned = self.totals.rows, self.totals.again, self.pruned_rows
-        return RowCounts(total.rows_in - again + pruned, total.out, total.rejected - again, total.filtered + pruned)
+        total, retried, pruned = self.totals.rows, self.totals.retried_rows, self.pruned_rows
+        return RowCounts(total.rows_in - retried + pruned, total.out, total.rejected - retried, total.filtered + pruned)
 
     @cached_property
     def reasons(self) -> dict[str, int]:
@@ -166,7 +166,7 @@ class Ledger:
     def _tried_again(self) -> dict[str, list[tuple[int, int]]]:
         """Ranges of rows of files of rejects that were done in a later round, by place in the job directory."""
         found: dict[str, list[tuple[int, int]]] = {}
-        for receipt in self.done if self.totals.again else ():
+        for receipt in self.done if self.totals.retried_rows else ():
             for part in receipt.files if receipt.before else ():
                 found.setdefault(part.path, []).append((part.row_start, part.row_stop))
         return found
@@ -207,7 +207,7 @@ class Ledger:
             changes=one.record.changes if one.record else (),
             rows=RowCounts.total(receipt.rows for receipt in receipts),
             retried=sum(receipt.rows.rows_in for receipt in again),
-            healed=sum(receipt.rows.out for receipt in again),
+            recovered=sum(receipt.rows.out for receipt in again),
         )
 
 

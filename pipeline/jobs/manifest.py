@@ -72,8 +72,8 @@ class Manifest:
     """The last round it covers."""
     models: dict[int, ManifestModel] = field(default_factory=dict)
     """Model version of each round from which there are files."""
-    rejected_files: tuple[str, ...] = ()
-    """Input files that were set aside as a whole; their rows are in no count."""
+    quarantined_files: tuple[str, ...] = ()
+    """Input files that were quarantined as a whole; their rows are in no count."""
 
     def to_json_bytes(self) -> bytes:
         """As stored: one object, a line for each field and each file, with a schema version."""
@@ -102,7 +102,7 @@ class Manifest:
             record["rows"] = RowCounts.from_details(record["rows"])
             record["model"] = ManifestModel(**record["model"])
             record["models"] = {int(n): ManifestModel(**model) for n, model in record.get("models", {}).items()}
-            record["rejected_files"] = tuple(record.get("rejected_files", ()))
+            record["quarantined_files"] = tuple(record.get("quarantined_files", ()))
             for key in _LISTS:
                 record[key] = tuple(ManifestFile(**file) for file in record[key])
             return Manifest(**record)
@@ -162,7 +162,7 @@ def make_manifest(ledger: Ledger, *, number: int, job: str, plan: str, created: 
         models={
             n: ManifestModel(**model_details(ledger.round(n).plan)) for n in sorted({file.round for file in files})
         },
-        rejected_files=tuple(file.path for file in ledger.rejected_files),
+        quarantined_files=tuple(file.path for file in ledger.quarantined_files),
     )
 
 

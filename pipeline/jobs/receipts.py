@@ -262,7 +262,7 @@ class Totals:
     """Sums over receipts. There may be very many, each made anew from a file when it is looked at: one look will do."""
 
     rows: RowCounts
-    again: int
+    retried_rows: int
     """Rows in that earlier rounds had rejected."""
     reasons: Counter[str]
     """Rows rejected less those that an earlier round had rejected, per reason."""
@@ -278,7 +278,7 @@ class Totals:
     @staticmethod
     def of(receipts: Iterable[Receipt]) -> Totals:
         """Those of ``receipts``."""
-        rows_in = out = rejected = filtered = again = output_bytes = 0
+        rows_in = out = rejected = filtered = retried = output_bytes = 0
         seconds, durations = Timings(), array("d")
         reasons: Counter[str] = Counter()
         smallest: int | None = None
@@ -290,7 +290,7 @@ class Totals:
             if receipt.reasons or receipt.before:
                 reasons.update(receipt.reasons)
                 reasons.subtract(receipt.before)
-                again += sum(receipt.before.values())
+                retried += sum(receipt.before.values())
             seconds += receipt.seconds
             durations.append(receipt.seconds.total)
             if receipt.batch_rows:
@@ -299,4 +299,4 @@ class Totals:
                 engine = receipt.engine if engine is None else engine + receipt.engine
             output_bytes += receipt.data.bytes if receipt.data else 0
         whole = RowCounts(rows_in, out, rejected, filtered)
-        return Totals(whole, again, reasons, seconds, durations, smallest, engine, output_bytes)
+        return Totals(whole, retried, reasons, seconds, durations, smallest, engine, output_bytes)

@@ -12,16 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
-from pipeline.common.rows import RejectedFile
+from pipeline.common.rows import QuarantinedFile
 from pipeline.errors import Fenced, StateCorrupt
 from pipeline.jobs import layout
 from pipeline.plan.plan import Plan
-from pipeline.plan.table import plan_bytes, read_plan, rejected_file
+from pipeline.plan.table import plan_bytes, read_plan, quarantined_file
 from pipeline.storage.store import Store
 
 RETRY = "retry"
 ALIAS_CHANGE = "alias change"
-FILES_REJECTED = "files rejected"
+FILES_QUARANTINED = "files quarantined"
 SCHEMA_VERSION = 1
 
 
@@ -32,7 +32,7 @@ class RoundRecord:
     round: int
     """As in the name of the file; from 1."""
     why: str
-    """``retry``, ``alias change`` or ``files rejected``."""
+    """``retry``, ``alias change`` or ``files quarantined``."""
     plan: str
     """Digest of the round's plan."""
     model: dict[str, str]
@@ -50,10 +50,10 @@ class RoundRecord:
     """Partitions of earlier rounds, per round, whose rows are done in this one: their receipts count no more."""
     starts_over: bool
     """Whether it does all the work again, so that earlier rounds count nowhere."""
-    rejected_files: tuple[RejectedFile, ...]
-    """Input files that are set aside from this round on."""
+    quarantined_files: tuple[QuarantinedFile, ...]
+    """Input files that are quarantined from this round on."""
     repaired_files: tuple[str, ...]
-    """Input files that had been set aside and are read in this round."""
+    """Input files that had been quarantined and are read in this round."""
     epoch: int
     """Of the driver that opened it."""
     created: str
@@ -76,7 +76,7 @@ class RoundRecord:
             for name in ("maps", "changes", "repaired_files"):
                 record[name] = tuple(record[name])
             record["takes"] = {int(number): tuple(ids) for number, ids in record["takes"].items()}
-            record["rejected_files"] = tuple(rejected_file(file) for file in record["rejected_files"])
+            record["quarantined_files"] = tuple(quarantined_file(file) for file in record["quarantined_files"])
             return RoundRecord(**record)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StateCorrupt(
@@ -134,7 +134,7 @@ def make_record(
     takes: Mapping[int, Sequence[str]],
     changes: Sequence[str] = (),
     starts_over: bool = False,
-    rejected_files: Sequence[RejectedFile] = (),
+    quarantined_files: Sequence[QuarantinedFile] = (),
     repaired_files: Sequence[str] = (),
 ) -> RoundRecord:
     """The record of a round that does ``plan``; see `RoundRecord` for the parameters."""
@@ -151,7 +151,7 @@ def make_record(
         rejected_rows=sum(fragment.rows for fragment in fragments if fragment.origin),
         takes={number: tuple(ids) for number, ids in takes.items() if ids},
         starts_over=starts_over,
-        rejected_files=tuple(rejected_files),
+        quarantined_files=tuple(quarantined_files),
         repaired_files=tuple(repaired_files),
         epoch=epoch,
         created=created,

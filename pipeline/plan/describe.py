@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.common.rows import InputFile, RejectedFile
+from pipeline.common.rows import InputFile, QuarantinedFile
 from pipeline.common.text import html_table, labelled, listed, shortened
-from pipeline.common.units import format_bytes, format_count
+from pipeline.common.units import format_bytes, format_count, plural
 from pipeline.models.engines import EngineOptions, engine_options
 from pipeline.plan.plan import Limits, Plan
 from pipeline.spec.job_spec import NOT_THE_WORK
@@ -121,7 +121,9 @@ class PlanSummary:
         return self.text()
 
     def __repr__(self) -> str:
-        return f"<PlanSummary {self.plan.spec.name}: {self.rows:,} rows in {self.partitions:,} partitions>"
+        return (
+            f"<PlanSummary {self.plan.spec.name}: {plural(self.rows, 'row')} in {plural(self.partitions, 'partition')}>"
+        )
 
     def _repr_html_(self) -> str:
         return html_table(f"plan of {self.plan.spec.name}", _fields(self).items())
@@ -136,7 +138,7 @@ class PlanSummary:
             "pruned_rows": self.pruned_rows,
             "bytes": self.bytes,
             "files": self.files,
-            "rejected_files": [asdict(file) for file in self.plan.rejected_files],
+            "quarantined_files": [asdict(file) for file in self.plan.quarantined_files],
             "partitions": self.partitions,
             "skew": {"before": round(self.skew_before, 3), "after": round(self.skew_after, 3)},
             "batch_rows": self.batch_rows,
@@ -207,19 +209,19 @@ def _fields(summary: PlanSummary) -> dict[str, str]:
     rows = format_count(summary.rows)
     if summary.pruned_rows:
         rows += f", {summary.pruned_rows:,} of them in row groups that the filter rules out"
-    threads = f"{limits.threads} {'thread' if limits.threads == 1 else 'threads'} each"
+    threads = f"{plural(limits.threads, 'thread')} each"
     size = f", about {format_bytes(summary.output_bytes)}" if summary.output_bytes else ""
     children = [child.slug for child in plan.children]
     return {
         "rows": rows,
         "bytes": f"{format_bytes(summary.bytes)} to read, uncompressed",
         "files": format_count(summary.files),
-        "aside": _rejected_files(plan.rejected_files),
+        "quarantine": _quarantined_files(plan.quarantined_files),
         "partitions": format_count(summary.partitions),
         "skew": f"largest is {summary.skew_before:.1f} × the mean in files, {summary.skew_after:.1f} × in partitions",
-        "batch": f"{summary.batch_rows:,} rows" if summary.batch_rows else "",
+        "batch": plural(summary.batch_rows, "row") if summary.batch_rows else "",
         "memory": f"{format_bytes(summary.task_memory)} a task projected, {format_bytes(limits.memory)} a worker",
-        "cluster": f"{limits.workers} workers, {threads}",
+        "cluster": f"{plural(limits.workers, 'worker')}, {threads}",
         "model": f"{plan.model.name} version {plan.model.version} (sha256 {plan.model.digest[:16]})",
         "engine": _engine(summary.engine),
         "features": f"{len(plan.features)}: {listed(plan.features)}",
@@ -237,8 +239,8 @@ def _engine(engine: EngineOptions) -> str:
     return f"xgboost; the tree engine is not used: {reasons}" if reasons else "xgboost"
 
 
-def _rejected_files(files: Sequence[RejectedFile]) -> str:
-    """The first of the files that are set aside, with its error."""
+def _quarantined_files(files: Sequence[QuarantinedFile]) -> str:
+    """The first of the files that are quarantined, with its error."""
     if not files:
         return ""
     more = f", and {len(files) - 1:,} more (--json shows all)" if len(files) > 1 else ""
@@ -263,7 +265,7 @@ def difference(one: Plan, other: Plan) -> list[str]:
     if one.output_schema != other.output_schema:
         found.append("columns of the output, or their types")
     if not found:
-        found.append(f"how rows are cut: {len(one.partitions):,} -> {len(other.partitions):,} partitions")
+        found.append(f"how rows are cut: {len(one.partitions):,} -> {plural(len(other.partitions), 'partition')}")
     return found
 
 

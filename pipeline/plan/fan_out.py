@@ -79,7 +79,7 @@ def plan_fan_out(spec: JobSpec, planner: Planner) -> Plan:
         files=(),
         partitions=(),
         pruned_rows=0,
-        rejected_files=(),
+        quarantined_files=(),
         children=tuple(children),
     )
 

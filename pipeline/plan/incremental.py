@@ -99,7 +99,7 @@ class _Known:
 
 
 def baseline_of(publications: Iterable[PublishedInputs]) -> str:
-    """Digest of which publications there are; a retry that heals one changes it too."""
+    """Digest of which publications there are; a retry that repairs one changes it too."""
     return digest_json({"publications": [[one.job, one.manifest] for one in publications]})
 
 

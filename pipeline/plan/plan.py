@@ -10,8 +10,8 @@ from functools import cached_property
 from typing import Any
 
 from pipeline.common.digest import digest_json
-from pipeline.common.rows import Fragment, InputFile, RejectedFile
-from pipeline.common.units import format_bytes
+from pipeline.common.rows import Fragment, InputFile, QuarantinedFile
+from pipeline.common.units import format_bytes, plural
 from pipeline.errors import InsufficientMemory
 from pipeline.models.model import ModelVersion
 from pipeline.plan.incremental import FULL_INPUT, IncrementalState
@@ -115,8 +115,8 @@ class Plan:
     """Worker processes it was made for; decides no row, so that it is in no digest."""
     can_use_tree_engine: bool = False
     """Whether workers may start the tree engine, so that ``task_memory`` has room for it; in no digest either."""
-    rejected_files: tuple[RejectedFile, ...] = ()
-    """Files of the source that were set aside, by path; none of them is in ``files``."""
+    quarantined_files: tuple[QuarantinedFile, ...] = ()
+    """Files of the source that were quarantined, by path; none of them is in ``files``."""
     children: tuple[ChildPlan, ...] = ()
     """Of a fan-out, which has no files and partitions of its own."""
     progress: IncrementalState = FULL_INPUT
@@ -147,8 +147,8 @@ class Plan:
         for file in self.files:
             groups = [(group.rows, group.wanted) for group in file.row_groups]
             seen.update(json.dumps([file.path, file.size, file.version, file.keys, groups]).encode() + b"\n")
-        for aside in self.rejected_files:
-            seen.update(json.dumps([aside.path, aside.reason]).encode() + b"\n")
+        for quarantined in self.quarantined_files:
+            seen.update(json.dumps([quarantined.path, quarantined.reason]).encode() + b"\n")
         return digest_json(
             {
                 "spec": self.spec.digest,
@@ -238,7 +238,7 @@ class Plan:
         smaller = " or keep and read fewer columns" if self.batch_rows <= MIN_BATCH_ROWS else ""
         raise InsufficientMemory(
             "a worker does not have the memory this plan needs",
-            where=f"{limits.threads} threads per worker, batches of {self.batch_rows:,} rows",
+            where=f"{plural(limits.threads, 'thread')} per worker, batches of {self.batch_rows:,} rows",
             found=f"{format_bytes(needed)} needed, of which {format_bytes(self._shared_memory)} for the "
             f"process and the model",
             expected=f"at most {format_bytes(usable)}, {USABLE:.0%} of the worker's limit of "

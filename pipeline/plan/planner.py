@@ -73,7 +73,7 @@ def make_plan(
         workers=limits.workers,
         can_use_tree_engine=engine,
         progress=progress,
-        rejected_files=discovery.rejected,
+        quarantined_files=discovery.rejected,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.common.rows import Fragment, InputFile, RejectedFile, RowGroup
+from pipeline.common.rows import Fragment, InputFile, QuarantinedFile, RowGroup
 from pipeline.errors import StateCorrupt
 from pipeline.models.model import Feature, ModelVersion
 from pipeline.plan.incremental import IncrementalState
@@ -102,7 +102,7 @@ def plan_from_table(table: pa.Table) -> Plan:
             score_rules=tuple(_rule(rule) for rule in record["score_rules"]),
             workers=record.get("workers", 1),
             can_use_tree_engine=record.get("can_use_tree_engine", False),
-            rejected_files=tuple(rejected_file(one) for one in record.get("rejected_files", ())),
+            quarantined_files=tuple(quarantined_file(one) for one in record.get("quarantined_files", ())),
             children=tuple(ChildPlan(**child) for child in record.get("children", ())),
             progress=IncrementalState.from_record(record.get("progress") or {}),
             **{name: _as_tuple(record[name]) for name in _PLAIN},
@@ -128,7 +128,7 @@ def _record(plan: Plan) -> dict[str, Any]:
         "score_rules": [asdict(rule) for rule in plan.score_rules],
         "workers": plan.workers,
         "can_use_tree_engine": plan.can_use_tree_engine,
-        "rejected_files": [asdict(file) for file in plan.rejected_files],
+        "quarantined_files": [asdict(file) for file in plan.quarantined_files],
         **({"children": [child.details() for child in plan.children]} if plan.children else {}),
         "progress": asdict(plan.progress) if plan.progress.work else None,
         **{name: getattr(plan, name) for name in _PLAIN},
@@ -139,9 +139,9 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def rejected_file(record: dict[str, Any]) -> RejectedFile:
+def quarantined_file(record: dict[str, Any]) -> QuarantinedFile:
     """Inverse of `asdict`, from JSON."""
-    return RejectedFile(**{**record, "keys": tuple((name, value) for name, value in record["keys"])})
+    return QuarantinedFile(**{**record, "keys": tuple((name, value) for name, value in record["keys"])})
 
 
 def _rule(record: dict[str, Any]) -> ColumnRule:

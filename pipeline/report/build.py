@@ -11,8 +11,8 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from pipeline.common.rows import RejectedFile, RowCounts
-from pipeline.common.units import format_count
+from pipeline.common.rows import QuarantinedFile, RowCounts
+from pipeline.common.units import format_count, plural
 from pipeline.errors import PipelineError, StepFailed, TooManyRejects
 from pipeline.events import AttemptOutcome, MitigationAction, SplitReason
 from pipeline.jobs.directory import JobDirectory
@@ -67,7 +67,7 @@ def decide_status(ledger: Ledger, *, job: str, examples: Mapping[str, str] | Non
     status = status_for(rows, max_fraction=limit)
     if status is Status.FAILED:
         raise too_many_rejects(rows, max_fraction=limit, reasons=ledger.reasons, job=job, examples=examples)
-    return Status.SUCCEEDED_WITH_WARNINGS if ledger.rejected_files else status
+    return Status.SUCCEEDED_WITH_WARNINGS if ledger.quarantined_files else status
 
 
 def too_many_rejects(
@@ -92,7 +92,7 @@ def too_many_rejects(
         f"{format_count(count)} {reason}" + (f" ({examples[reason]})" if examples and reason in examples else "")
         for reason, count in top[:_SHOWN_REASONS]
     ]
-    more = f"; {len(top) - _SHOWN_REASONS} more reasons" if len(top) > _SHOWN_REASONS else ""
+    more = f"; {plural(len(top) - _SHOWN_REASONS, 'more reason')}" if len(top) > _SHOWN_REASONS else ""
     return kind(
         "too many rows were rejected; nothing was published",
         where=f"job {job}",
@@ -140,18 +140,18 @@ def make_report(
         stragglers=straggler_counts(events),
         reasons=ledger.reasons,
         rounds=ledger.summaries(),
-        rejected_files=ledger.rejected_files,
+        quarantined_files=ledger.quarantined_files,
         engines=engine_evidence(totals.engine, tolerance=plan.spec.score.tolerance),
         estimate=compare_with_actual(job, plan, totals, seconds=total, provision=provision, starts=starts),
         warnings=(
             *warnings,
             *_reject_warning(rows),
-            *_file_warning(ledger.rejected_files),
+            *_file_warning(ledger.quarantined_files),
             *_restart_warnings(job.rounds.all()),
             *alias_change_warnings(events),
             *engine_warnings(totals.engine),
         ),
-        next=_next(status, job.id, has_rejects=rows.rejected > 0 or bool(ledger.rejected_files)),
+        next=_next(status, job.id, has_rejects=rows.rejected > 0 or bool(ledger.quarantined_files)),
     )
 
 
@@ -207,7 +207,7 @@ def _add_up(
         batch=None,
         stragglers=None,
         reasons=dict(sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0]))),
-        rejected_files=tuple(file for report in reports for file in report.rejected_files),
+        quarantined_files=tuple(file for report in reports for file in report.quarantined_files),
         warnings=(*warnings, *_reject_warning(rows)),
         children=tuple(
             ChildReport.from_report(child.value, report) for child, report in zip(plan.children, reports, strict=True)
@@ -228,17 +228,18 @@ def _spread(plan: Plan, times: Sequence[float]) -> Skew:
 def _reject_warning(rows: RowCounts) -> tuple[str, ...]:
     if not rows.rejected:
         return ()
-    return (f"{format_count(rows.rejected)} rows were rejected ({_percent(rows.rejected, wanted_rows(rows))})",)
+    were = f"{plural(rows.rejected, 'row')} {'was' if rows.rejected == 1 else 'were'}"
+    return (f"{were} rejected ({_percent(rows.rejected, wanted_rows(rows))})",)
 
 
-def _file_warning(files: Sequence[RejectedFile]) -> tuple[str, ...]:
+def _file_warning(files: Sequence[QuarantinedFile]) -> tuple[str, ...]:
     if not files:
         return ()
     known = [file.rows for file in files if file.rows is not None]
-    rows = f"{format_count(sum(known))} rows" if known else "rows unknown"
+    rows = plural(sum(known), "row") if known else "rows unknown"
     rows += f" in {len(known):,} of them, the others unknown" if known and len(known) < len(files) else ""
-    what = "1 input file was" if len(files) == 1 else f"{len(files):,} input files were"
-    return (f"{what} set aside, such as {files[0].path} ({rows}): {files[0].message}",)
+    were = f"{plural(len(files), 'input file')} {'was' if len(files) == 1 else 'were'}"
+    return (f"{were} quarantined, such as {files[0].path} ({rows}): {files[0].message}",)
 
 
 def _published(job: JobDirectory, events: Sequence[Mapping[str, Any]]) -> int | None:

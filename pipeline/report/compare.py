@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.common.rows import InputFile
+from pipeline.common.units import plural
 from pipeline.jobs.directory import JobDirectory
 from pipeline.report.build import make_report
 from pipeline.report.report import Report
@@ -150,7 +151,7 @@ def comparison_text(found: Comparison) -> str:
         lines += [f"  file       {sign} {path}" for path in paths[:_SHOWN]]
         lines += [f"  file       {sign} and {len(paths) - _SHOWN:,} more"] if len(paths) > _SHOWN else []
     if found.is_same_work:
-        lines += [f"  work       the same spec and model over the same {found.files.same:,} files"]
+        lines += [f"  work       the same spec and model over the same {plural(found.files.same, 'file')}"]
     lines += [f"  rows       {_told(name, pair)}" for name, pair in found.rows.items()]
     lines += [f"  rejects    {_told(name, pair)}" for name, pair in found.reasons.items()]
     lines += [f"  seconds    {name}: {pair[0]:.2f} -> {pair[1]:.2f}" for name, pair in found.seconds.items()]

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from pipeline.common.text import labelled
-from pipeline.common.units import format_bytes, format_seconds
+from pipeline.common.units import format_bytes, format_seconds, plural
 from pipeline.jobs import layout
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.receipts import Receipt, Totals
@@ -111,17 +111,17 @@ class EstimateComparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Its form in ``report.json``."""
-        return {"estimated": self.estimated.details(), "came": asdict(self.actual), "held": self.held}
+        return {"estimated": self.estimated.details(), "actual": asdict(self.actual), "held": self.held}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Self:
         """Inverse of `to_dict`."""
-        return cls(Estimate.from_details(record["estimated"]), Actual(**record["came"]))
+        return cls(Estimate.from_details(record["estimated"]), Actual(**record["actual"]))
 
     def __str__(self) -> str:
         seconds = self.estimated.seconds
         span = f"{format_seconds(seconds.low)} to {format_seconds(seconds.high)}"
-        return f"{format_seconds(self.actual.seconds)} came of {format_seconds(seconds.expected)} estimated ({span})"
+        return f"took {format_seconds(self.actual.seconds)}; estimated {format_seconds(seconds.expected)} ({span})"
 
 
 def choose_sample(partitions: Sequence[Partition], *, count: int) -> tuple[Partition, ...]:
@@ -254,7 +254,7 @@ def estimate_lines(estimate: Estimate) -> list[str]:
     return labelled(
         {
             "probed": f"{estimate.sampled:,} of {estimate.partitions:,} partitions; they stay done",
-            "time": f"{_span(estimate.seconds, format_seconds)} on {estimate.workers:,} workers",
+            "time": f"{_span(estimate.seconds, format_seconds)} on {plural(estimate.workers, 'worker')}",
             "cost": f"{_span(estimate.worker_hours, '{:.3g}'.format)} worker-hours",
             "size": f"{_span(estimate.output_bytes, lambda size: format_bytes(round(size)))} of output",
             "memory": f"{format_bytes(estimate.peak_memory)} at most so far in a worker; "

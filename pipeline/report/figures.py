@@ -152,7 +152,7 @@ class JobError:
 def rounds_text(rounds: tuple[RoundSummary, ...]) -> str:
     """Results of the last `SHOWN_ROUNDS` retries."""
     texts = [
-        f"round {summary.round} ({summary.why}): {summary.healed:,} of {summary.retried:,} rejected rows healed"
+        f"round {summary.round} ({summary.why}): {summary.recovered:,} of {summary.retried:,} rejected rows recovered"
         for summary in rounds
         if summary.retried
     ]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
 
-from pipeline.common.units import format_count, format_seconds
+from pipeline.common.units import format_count, format_seconds, plural
 from pipeline.events import AttemptOutcome, Callback, JobEnded, PartitionEnded, RoundStarted, StatusChanged
 from pipeline.jobs.status import Status
 
@@ -79,13 +79,13 @@ class Tally:
         share = self.rows_done / self.rows if self.rows else 1.0
         parts = [
             f"{share:.0%}",
-            f"{self.done:,}/{self.partitions:,} partitions",
-            f"{self.rows_done:,} rows",
+            f"{self.done:,}/{plural(self.partitions, 'partition')}",
+            plural(self.rows_done, "row"),
             f"{format_count(self.rate(now))} rows/s",
             f"{self.rejected:,} rejected",
         ]
         if self.retries:
-            parts.append(f"{self.retries:,} retries")
+            parts.append(plural(self.retries, "retry"))
         remaining = self.remaining(now)
         if remaining is not None and self.done < self.partitions:
             parts.append(f"{format_seconds(remaining)} left")
@@ -117,7 +117,7 @@ class PlainProgress(Callback):
         self.tally.begin(event, now=now)
         self._last = (now, self._share())
         done = f", {event.done:,} of them done before" if event.done else ""
-        self._write(f"{self.tally.phase}: {event.rows:,} rows in {event.partitions:,} partitions{done}")
+        self._write(f"{self.tally.phase}: {plural(event.rows, 'row')} in {plural(event.partitions, 'partition')}{done}")
 
     def on_partition(self, event: PartitionEnded) -> None:
         """Say how far it is, when it is time to."""

@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv
 
-from pipeline.common.rows import RejectedFile
+from pipeline.common.rows import QuarantinedFile
 from pipeline.common.text import shortened
+from pipeline.common.units import plural
 from pipeline.errors import OutputExists, SpecError, StateCorrupt
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import Ledger, RoundSummary, rejects_path
@@ -72,8 +73,8 @@ class RejectSummary:
     files: tuple[str, ...]
     """Paths or URLs of the Parquet files that hold them."""
     total: int
-    rejected_files: tuple[RejectedFile, ...] = ()
-    """Input files that are set aside as a whole."""
+    quarantined_files: tuple[QuarantinedFile, ...] = ()
+    """Input files that are quarantined as a whole."""
     rounds: tuple[RoundSummary, ...] = ()
     """What was tried again, and what came of it."""
     exported: Export | None = None
@@ -89,7 +90,7 @@ class RejectSummary:
                 for group in self.groups
             ],
             "files": list(self.files),
-            "rejected_files": [asdict(file) for file in self.rejected_files],
+            "quarantined_files": [asdict(file) for file in self.quarantined_files],
             "rounds": [one.details() for one in self.rounds],
         }
         return record | ({"exported": asdict(self.exported)} if self.exported else {})
@@ -101,21 +102,21 @@ class RejectSummary:
 
 def rejects_text(summary: RejectSummary) -> str:
     """Rejected rows by reason, with the first ones of each."""
-    lines = [f"{summary.total:,} rejected rows  {summary.job}"]
+    lines = [f"{plural(summary.total, 'rejected row')}  {summary.job}"]
     rounds = rounds_text(summary.rounds)
     lines += [f"  {rounds}"] if rounds else []
     for group in summary.groups:
         lines += ["", f"{group.count:,} × {group.reason}", *_example_lines(group)]
-    if summary.rejected_files:
-        lines += ["", f"{len(summary.rejected_files):,} input files set aside as a whole:"]
-        for file in summary.rejected_files:
+    if summary.quarantined_files:
+        lines += ["", f"{plural(len(summary.quarantined_files), 'input file')} quarantined as a whole:"]
+        for file in summary.quarantined_files:
             lines += [f"  {file.title}", f"    {file.reason}: {shortened(file.message)}"]
     if summary.exported:
-        lines += ["", f"wrote {summary.exported.rows:,} rows to {summary.exported.path}"]
+        lines += ["", f"wrote {plural(summary.exported.rows, 'row')} to {summary.exported.path}"]
     elif summary.files:
         lines += ["", "all of them, with every column:", *(f"  {name}" for name in summary.files)]
-    if summary.total or summary.rejected_files:
-        lines += ["", "mended it? then:", f"  python -m pipeline retry {summary.job}"]
+    if summary.total or summary.quarantined_files:
+        lines += ["", "once fixed, run:", f"  python -m pipeline retry {summary.job}"]
     return "\n".join(lines)
 
 
@@ -154,7 +155,7 @@ def summarise(
         groups=groups,
         files=tuple(job.store.url(rejects_path(receipt)) for receipt in receipts),
         total=sum(counts.values()),
-        rejected_files=tuple(file for file in ledger.rejected_files if fnmatchcase(file.reason, reason)),
+        quarantined_files=tuple(file for file in ledger.quarantined_files if fnmatchcase(file.reason, reason)),
         rounds=ledger.summaries(),
     )
 
@@ -174,7 +175,7 @@ def _together(job: str, parts: Sequence[RejectSummary], *, examples: int) -> Rej
         ),
         files=tuple(file for part in parts for file in part.files),
         total=sum(counts.values()),
-        rejected_files=tuple(file for part in parts for file in part.rejected_files),
+        quarantined_files=tuple(file for part in parts for file in part.quarantined_files),
     )
 
 

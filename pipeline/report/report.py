@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Self
 
-from pipeline.common.rows import RejectedFile, RowCounts
+from pipeline.common.rows import QuarantinedFile, RowCounts
 from pipeline.common.secrets import redact_values
 from pipeline.common.text import html_table, label_line, labelled, next_lines, shortened, table_text
-from pipeline.common.units import format_count, format_seconds
+from pipeline.common.units import format_count, format_seconds, plural
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import RoundSummary
 from pipeline.jobs.status import Status
@@ -106,8 +106,8 @@ class Report:
     """Number of the manifest that the output is of; None when nothing was published yet."""
     rounds: tuple[RoundSummary, ...] = ()
     """Each round after the first."""
-    rejected_files: tuple[RejectedFile, ...] = ()
-    """Input files that are set aside as a whole; their rows are in no count."""
+    quarantined_files: tuple[QuarantinedFile, ...] = ()
+    """Input files that are quarantined as a whole; their rows are in no count."""
     engines: EngineEvidence | None = None
     """What evaluated the model; None before the first partition is done, and for a fan-out."""
     estimate: EstimateComparison | None = None
@@ -141,7 +141,7 @@ class Report:
             "batch": asdict(self.batch) if self.batch else {},
             "stragglers": asdict(self.stragglers) if self.stragglers else {},
             "rounds": [summary.details() for summary in self.rounds],
-            "rejected_files": [asdict(file) for file in self.rejected_files],
+            "quarantined_files": [asdict(file) for file in self.quarantined_files],
             "engines": self.engines.to_dict() if self.engines else {},
             "estimate": self.estimate.to_dict() if self.estimate else {},
             "warnings": list(self.warnings),
@@ -171,7 +171,7 @@ class Report:
                 "batch": BatchRows(**record["batch"]) if record["batch"] else None,
                 "stragglers": StragglerCounts(**record["stragglers"]) if record["stragglers"] else None,
                 "rounds": tuple(map(_round_summary, record["rounds"])),
-                "rejected_files": tuple(map(_rejected_file, record["rejected_files"])),
+                "quarantined_files": tuple(map(_quarantined_file, record["quarantined_files"])),
                 "engines": EngineEvidence.from_dict(record["engines"]) if record["engines"] else None,
                 "estimate": EstimateComparison.from_dict(record["estimate"]) if record["estimate"] else None,
                 "warnings": tuple(record["warnings"]),
@@ -276,8 +276,8 @@ def _round_summary(record: Mapping[str, Any]) -> RoundSummary:
     return RoundSummary(**{**record, "changes": changes, "rows": rows})
 
 
-def _rejected_file(record: Mapping[str, Any]) -> RejectedFile:
-    return RejectedFile(**{**record, "keys": tuple((name, value) for name, value in record["keys"])})
+def _quarantined_file(record: Mapping[str, Any]) -> QuarantinedFile:
+    return QuarantinedFile(**{**record, "keys": tuple((name, value) for name, value in record["keys"])})
 
 
 def reconciliation(rows: RowCounts) -> str:
@@ -302,7 +302,7 @@ def _fields(report: Report) -> dict[str, str]:
         "input": report.input,
         "done": _done(report),
         "rejects": _reasons(report.reasons),
-        "again": rounds_text(report.rounds),
+        "retried": rounds_text(report.rounds),
         "speed": _speed(report),
         "time": _times(report.seconds),
         "balance": _balance(report),
@@ -361,9 +361,9 @@ def _published(report: Report) -> str:
 
 def _balance(report: Report) -> str:
     done, skew = report.partitions.done, report.skew
-    parts = [f"{done:,} partitions"] if done else []
+    parts = [plural(done, "partition")] if done else []
     parts += [f"largest is {skew.before:.1f} × the mean in files, {skew.after:.1f} × in partitions"]
-    parts += [f"{report.retries:,} retries"]
+    parts += [plural(report.retries, "retry")]
     return ", ".join(parts + (_stragglers(report.stragglers) if report.stragglers else []))
 
 
@@ -373,8 +373,8 @@ def _batch(batch: BatchRows) -> str:
         return ""
     started = ""
     if batch.remembered:
-        started = f"began with {format_count(batch.remembered)} rows, remembered from an earlier job; "
-    ended = f"down to {format_count(batch.smallest)} rows; " if batch.smallest else ""
+        started = f"began with {plural(batch.remembered, 'row')}, remembered from an earlier job; "
+    ended = f"down to {plural(batch.smallest, 'row')}; " if batch.smallest else ""
     return f"{started}{ended}planned were {format_count(batch.planned)}"
 
 
@@ -382,14 +382,14 @@ def _stragglers(counts: StragglerCounts) -> list[str]:
     if not counts.helped:
         return []
     won = f", about {format_seconds(counts.seconds_won)} won" if counts.seconds_won else ""
-    return [f"{counts.helped:,} {'straggler' if counts.helped == 1 else 'stragglers'} helped{won}"]
+    return [f"{plural(counts.helped, 'straggler')} helped{won}"]
 
 
 def _reasons(reasons: Mapping[str, int]) -> str:
     frequent = sorted(reasons.items(), key=lambda pair: -pair[1])
     text = ", ".join(f"{count:,} × {reason}" for reason, count in frequent[:SHOWN_REASONS])
     more = len(frequent) - SHOWN_REASONS
-    return f"{text}, and {more} more reasons" if more > 0 else text
+    return f"{text}, and {plural(more, 'more reason')}" if more > 0 else text
 
 
 def _speed(report: Report) -> str:

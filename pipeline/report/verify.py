@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from pipeline.common.rows import Fragment, InputFile, RowCounts
 from pipeline.common.text import html_table
+from pipeline.common.units import plural
 from pipeline.errors import PipelineError
 from pipeline.jobs import layout
 from pipeline.jobs.directory import JobDirectory
@@ -77,7 +78,9 @@ class Verification:
 
     def __repr__(self) -> str:
         failed = sum(not check.ok for check in self.checks)
-        outcome = f"{failed} of {len(self.checks)} checks failed" if failed else f"ok, {len(self.checks)} checks"
+        outcome = (
+            f"{failed} of {len(self.checks)} checks failed" if failed else f"ok, {plural(len(self.checks), 'check')}"
+        )
         return f"<Verification {self.job}: {outcome}>"
 
     def _repr_html_(self) -> str:
@@ -94,7 +97,7 @@ def verification_text(verification: Verification) -> str:
 
 
 def _title(verification: Verification) -> str:
-    return f"{'VERIFIED' if verification.ok else 'NOT AS IT SHOULD BE'}  {verification.job}"
+    return f"{'VERIFIED' if verification.ok else 'VERIFICATION FAILED'}  {verification.job}"
 
 
 def _outcome(check: Check) -> str:
@@ -185,11 +188,12 @@ class _Facts:
         models = {one.number: one.plan.model.digest for one in self.ledger.rounds}
         _expect_none("scored by another model", [r.partition for r in self.done if r.model != models[r.round]])
         self._check_ranges()
-        again, aside = self._check_tried_again(), len(self.ledger.rejected_files)
+        again, quarantined = self._check_tried_again(), len(self.ledger.quarantined_files)
         return (
-            f"{len(planned):,} partitions, each done once, cover every wanted row of {len(self.ledger.files):,} files"
+            f"{plural(len(planned), 'partition')}, each done once, cover every wanted row "
+            f"of {plural(len(self.ledger.files), 'file')}"
             + (f"; {again:,} rows that were rejected were tried again" if again else "")
-            + (f"; {aside:,} files are set aside" if aside else "")
+            + (f"; {quarantined:,} files are quarantined" if quarantined else "")
         )
 
     def _check_ranges(self) -> None:
@@ -199,7 +203,7 @@ class _Facts:
                 ranges.setdefault(part.path, []).append((part.row_start, part.row_stop))
         for path, found in ranges.items():
             if path not in self.ledger.files:
-                raise _Wrong(f"{path} is set aside, and there are receipts of rows {_show(_merged(found))} of it")
+                raise _Wrong(f"{path} is quarantined, and there are receipts of rows {_show(_merged(found))} of it")
         for file in self.ledger.files.values():
             found, wanted = _merged(ranges[file.path]), _merged(_wanted_ranges(file.row_groups))
             if found != wanted:
@@ -267,7 +271,7 @@ class _Facts:
                 name = layout.round_file(receipt.round, file.name)
                 _check_file(self.job.store, name, rows=file.rows, size=file.bytes, sha256=file.sha256)
                 count, total = count + 1, total + file.rows
-        return f"{count:,} files with {total:,} rows have the checksums of their receipts"
+        return f"{plural(count, 'file')} with {plural(total, 'row')} have the checksums of their receipts"
 
     def manifest_agrees(self) -> str:
         """The last manifest names exactly the files of the receipts."""
@@ -280,7 +284,7 @@ class _Facts:
             _expect_none("in the manifest and not in the receipts", [name[0] for name in set(listed) - receipts])
             _expect_none("in the receipts and not in the manifest", [name[0] for name in receipts - set(listed)])
             raise _Wrong("the manifest names a file twice")
-        return f"manifest {self.manifest.number} names the {len(listed):,} files of the receipts"
+        return f"manifest {self.manifest.number} names the {plural(len(listed), 'file')} of the receipts"
 
     def output_holds(self) -> str:
         """The files that the sink lists for this job are there, unchanged, and have all rows of the manifest."""
@@ -298,7 +302,7 @@ class _Facts:
             _check_file(store, file.name, rows=file.rows, size=file.bytes, sha256=file.sha256)
         if there.rows != self.manifest.rows.out:
             raise _Wrong(f"{there.path} has {there.rows:,} rows of this job, scored were {self.manifest.rows.out:,}")
-        return f"{len(there.files):,} files with {there.rows:,} rows in {there.path}"
+        return f"{plural(len(there.files), 'file')} with {plural(there.rows, 'row')} in {there.path}"
 
 
 def _sample(job: JobDirectory, ledger: Ledger, *, rows: int, seed: int | None) -> str:
@@ -364,13 +368,13 @@ def _merged(ranges: Any) -> list[tuple[int, int]]:
 
 def _show(ranges: list[tuple[int, int]]) -> str:
     shown = ", ".join(f"{start:,}-{stop:,}" for start, stop in ranges[:_SHOWN]) or "none"
-    return shown + (f" and {len(ranges) - _SHOWN} more ranges" if len(ranges) > _SHOWN else "")
+    return shown + (f" and {plural(len(ranges) - _SHOWN, 'more range')}" if len(ranges) > _SHOWN else "")
 
 
 def _expect_none(what: str, partitions: list[str]) -> None:
     if partitions:
         names = ", ".join(sorted(partitions)[:_SHOWN])
-        raise _Wrong(f"{len(partitions):,} partitions {what}, such as {names}")
+        raise _Wrong(f"{plural(len(partitions), 'partition')} {what}, such as {names}")
 
 
 PLACES = 8

@@ -17,6 +17,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.units import plural
 from pipeline.errors import JobLocked, PipelineError, SpecError
 from pipeline.jobs import layout
 from pipeline.jobs.directory import JobDirectory
@@ -77,7 +78,7 @@ def parse_age(text: str) -> timedelta:
     """
     match = _AGE.fullmatch(text.strip())
     if match is None:
-        raise SpecError("that is no age", where="--older-than", found=repr(text), expected="such as 30d, 12h or 2w")
+        raise SpecError("not a valid age", where="--older-than", found=repr(text), expected="such as 30d, 12h or 2w")
     return timedelta(hours=int(match[1]) * _HOURS[match[2]])
 
 

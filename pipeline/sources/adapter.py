@@ -10,7 +10,7 @@ from typing import Protocol, cast
 import pyarrow as pa
 
 from pipeline.common.plugins import find_adapter
-from pipeline.common.rows import Fragment, InputFile, RejectedFile
+from pipeline.common.rows import Fragment, InputFile, QuarantinedFile
 from pipeline.errors import InputError
 from pipeline.sources.batch import HasFragments, SourceBatch
 from pipeline.sources.discovery import Discovery, FileSelection, selected_fragments
@@ -63,13 +63,13 @@ class SourceAdapter(Protocol):
 
     def recheck(
         self,
-        file: RejectedFile,
+        file: QuarantinedFile,
         *,
         schema: pa.Schema,
         columns: Sequence[str],
         is_all: bool,
         condition: Filter | None,
-    ) -> InputFile | RejectedFile:
+    ) -> InputFile | QuarantinedFile:
         """Check again a file that was quarantined. Return it as input if it can be read now, else with the new reason.
 
         :param schema: of a source batch; its fields besides ``columns`` are hive keys.

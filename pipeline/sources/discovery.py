@@ -8,7 +8,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from pipeline.common.rows import Fragment, InputFile, RejectedFile, RowGroup
+from pipeline.common.rows import Fragment, InputFile, QuarantinedFile, RowGroup
 from pipeline.sources.locate import SourceFile
 
 
@@ -44,7 +44,7 @@ class Discovery:
     """All columns of the first file, including those not requested, and the hive keys."""
     filter: str | None = None
     """Row filter that decided which row groups are selected."""
-    rejected: tuple[RejectedFile, ...] = ()
+    rejected: tuple[QuarantinedFile, ...] = ()
     """Quarantined files, sorted by path; none of them is in ``files``."""
     measured: tuple[MeasuredFile, ...] = field(default=(), repr=False, compare=False)
     """Figures per column of each of ``files``."""

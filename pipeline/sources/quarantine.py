@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.common.rows import RejectedFile
+from pipeline.common.rows import QuarantinedFile
 from pipeline.errors import InputError, TooManyRejects
 
 REASON = "file:"
@@ -13,16 +13,16 @@ REASON = "file:"
 
 def quarantined_file(
     path: str, error: InputError, *, rows: int | None = None, keys: tuple[tuple[str, str], ...] = ()
-) -> RejectedFile:
+) -> QuarantinedFile:
     """Record a file as quarantined for ``error``.
 
     :param rows: number of its rows, if its footer can be read.
     """
     found = f": {error.found}" if error.found else ""
-    return RejectedFile(path, f"{REASON}{error.kind}", f"{error.message}{found}", rows, keys)
+    return QuarantinedFile(path, f"{REASON}{error.kind}", f"{error.message}{found}", rows, keys)
 
 
-def check_file_count(files: Sequence[RejectedFile], *, limit: int | None, job: str = "") -> None:
+def check_file_count(files: Sequence[QuarantinedFile], *, limit: int | None, job: str = "") -> None:
     """Refuse more quarantined files than are allowed.
 
     :raises TooManyRejects: with the first of them.
@@ -31,7 +31,7 @@ def check_file_count(files: Sequence[RejectedFile], *, limit: int | None, job: s
         return
     examples = "; ".join(f"{file.path}: {file.message}" for file in files[:2])
     raise TooManyRejects(
-        "too many input files were set aside; nothing was published",
+        "too many input files were quarantined; nothing was published",
         where=f"job {job}" if job else "source.path",
         found=f"{len(files):,} files: {examples}" + ("; …" if len(files) > 2 else ""),
         expected=f"at most {limit:,} (errors.max_files)",

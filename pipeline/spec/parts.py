@@ -315,12 +315,12 @@ class Errors(SpecModel):
     max_fraction: float = Field(default=0.0, ge=0.0, le=1.0)
     """Largest fraction of rejected rows (rejected / rows to score; filtered rows do not count) with which the job
     succeeds, with warnings. Default 0: one rejected row fails the job."""
-    files: Literal["fail", "reject"] = "fail"
+    files: Literal["fail", "quarantine"] = "fail"
     """What to do about an input file that is damaged, has other columns than most, or changes while the job runs.
-    ``fail``: the job is refused, or fails. ``reject``: the file is set aside as a whole, by name; its rows are in no
+    ``fail``: the job is refused, or fails. ``quarantine``: the file is left out as a whole, by name; its rows are in no
     count, and the job ends with warnings."""
     max_files: int | None = Field(default=None, ge=0)
-    """Input files that may be set aside; with more the job is refused, or fails. Default: any number, as long as one is
+    """Input files that may be quarantined; with more the job is refused, or fails. Default: any number, as long as one is
     left."""
 
 

@@ -1,4 +1,4 @@
-"""The whole story at the command line: bad rows, warnings, a retry that is killed, and an output that is healed."""
+"""The whole story at the command line: bad rows, warnings, a retry that is killed, and an output that is repaired."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import yaml
 from pipeline.testing.oracle import Lake, make_lake, oracle
 
 pytestmark = pytest.mark.slow
-JOB = "heal-1"
+JOB = "repair-1"
 STEPS = """
 import sys
 import time
@@ -44,7 +44,7 @@ def mended(frame):
 
 @pytest.fixture(scope="module")
 def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
-    return make_lake(tmp_path_factory.mktemp("heal") / "lake", rows=(4000, 700, 3000), row_group=1000)
+    return make_lake(tmp_path_factory.mktemp("repair") / "lake", rows=(4000, 700, 3000), row_group=1000)
 
 
 class Place:
@@ -52,11 +52,11 @@ class Place:
 
     def __init__(self, folder: Path, lake: Lake, model: Path, *, max_fraction: float) -> None:
         self.folder = folder
-        (folder / "healing.py").write_text(STEPS)
+        (folder / "repairing.py").write_text(STEPS)
         spec = {
-            "name": "heal",
+            "name": "repair",
             "source": {"path": str(lake.path)},
-            "steps": [{"map": "healing:build"}, {"score": {"model": str(model)}}],
+            "steps": [{"map": "repairing:build"}, {"score": {"model": str(model)}}],
             "sink": {"path": "out"},
             "errors": {"max_fraction": max_fraction},
         }
@@ -87,7 +87,7 @@ class Place:
         return frame.sort_values("id", ignore_index=True)
 
 
-def test_warnings_a_killed_retry_and_a_healed_output(tmp_path: Path, lake: Lake, model_path: Path) -> None:
+def test_warnings_a_killed_retry_and_a_repaired_output(tmp_path: Path, lake: Lake, model_path: Path) -> None:
     place, expected = Place(tmp_path, lake, model_path, max_fraction=0.02), oracle(lake.files, model_path)
     unlucky = expected["id"] % 100 == 13
     assert place.run("run", "job.yaml", "--job", JOB, "--strict", code=3)["status"] == "SUCCEEDED_WITH_WARNINGS"
@@ -97,7 +97,7 @@ def test_warnings_a_killed_retry_and_a_healed_output(tmp_path: Path, lake: Lake,
     pd.testing.assert_frame_equal(before, expected[~unlucky].reset_index(drop=True))
 
     (tmp_path / "gate").touch()
-    process = place.start("retry", JOB, "--set", "steps.0.map=healing:mended")
+    process = place.start("retry", JOB, "--set", "steps.0.map=repairing:mended")
     while not (tmp_path / "waiting").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
@@ -108,9 +108,9 @@ def test_warnings_a_killed_retry_and_a_healed_output(tmp_path: Path, lake: Lake,
     status = place.run("status", JOB)
     assert (status["status"], status["published"], status["rows"]["rejected"]) == ("RUNNING", 1, int(unlucky.sum()))
 
-    healed = place.run("retry", JOB)
-    assert (healed["status"], healed["rows"]["out"], healed["published"]) == ("SUCCEEDED", len(expected), 2)
-    assert [(one["retried"], one["healed"]) for one in healed["rounds"]] == [(int(unlucky.sum()),) * 2]
+    repaired = place.run("retry", JOB)
+    assert (repaired["status"], repaired["rows"]["out"], repaired["published"]) == ("SUCCEEDED", len(expected), 2)
+    assert [(one["retried"], one["recovered"]) for one in repaired["rounds"]] == [(int(unlucky.sum()),) * 2]
     pd.testing.assert_frame_equal(place.output(), expected)
     assert place.run("verify", JOB)["ok"]
     assert place.run("rejects", JOB)["total"] == 0
@@ -119,8 +119,8 @@ def test_warnings_a_killed_retry_and_a_healed_output(tmp_path: Path, lake: Lake,
 
 
 @pytest.mark.fault(21)
-def test_poison_with_no_tolerance_is_named_and_healed(tmp_path: Path, lake: Lake, model_path: Path) -> None:
-    """Rows that end their process: with ``errors.max_fraction: 0`` nothing is published until a mended step heals."""
+def test_poison_with_no_tolerance_is_named_and_repaired(tmp_path: Path, lake: Lake, model_path: Path) -> None:
+    """Rows that end their process: with ``errors.max_fraction: 0`` nothing is published until a mended step repairs."""
     place, expected = Place(tmp_path, lake, model_path, max_fraction=0.0), oracle(lake.files, model_path)
     poison = (
         "\n\ndef crash(frame):\n"
@@ -128,15 +128,15 @@ def test_poison_with_no_tolerance_is_named_and_healed(tmp_path: Path, lake: Lake
         "        import os\n        os.kill(os.getpid(), 11)\n"
         "    return frame\n"
     )
-    (tmp_path / "healing.py").write_text(STEPS + poison)
-    failed = place.run("run", "job.yaml", "--job", JOB, "--set", "steps.0.map=healing:crash", code=5)
+    (tmp_path / "repairing.py").write_text(STEPS + poison)
+    failed = place.run("run", "job.yaml", "--job", JOB, "--set", "steps.0.map=repairing:crash", code=5)
     assert failed["status"] == "FAILED"
     assert failed["reasons"] == {"crash:SIGSEGV": 1}
     assert not (tmp_path / "out").exists()
     (group,) = place.run("rejects", JOB)["groups"]
     (example,) = group["examples"]
     assert (example["values"]["id"], example["row"], Path(example["file"]).name) == (4500, 500, "part-001.parquet")
-    healed = place.run("retry", JOB, "--set", "steps.0.map=healing:mended")
-    assert (healed["status"], healed["published"]) == ("SUCCEEDED", 1)
+    repaired = place.run("retry", JOB, "--set", "steps.0.map=repairing:mended")
+    assert (repaired["status"], repaired["published"]) == ("SUCCEEDED", 1)
     pd.testing.assert_frame_equal(place.output(), expected)
     assert place.run("verify", JOB)["ok"]

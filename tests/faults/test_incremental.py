@@ -212,7 +212,7 @@ def test_a_file_that_is_gone(world: World) -> None:
     assert "b.parquet" in caught.value.where
 
 
-def test_files_that_stay_when_a_job_is_healed_count_for_every_input(world: World) -> None:
+def test_files_that_stay_when_a_job_is_repaired_count_for_every_input(world: World) -> None:
     job = world.run()
     made = layout.Publication(job.id, 2, "append", (PublishedFile("kept.parquet", 1, 1, ""),))
     assert {one.outputs for one in with_inputs(made, job, ()).inputs} == {("kept.parquet",)}

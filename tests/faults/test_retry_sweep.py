@@ -1,6 +1,6 @@
-"""A retry, dying at every storage operation in turn, then run again: the output is healed, row for row.
+"""A retry, dying at every storage operation in turn, then run again: the output is repaired, row for row.
 
-Until then a reader finds the output as it was before the retry, or healed, and never a mixture; and what others
+Until then a reader finds the output as it was before the retry, or repaired, and never a mixture; and what others
 published to the same folder stays.
 """
 
@@ -39,7 +39,7 @@ def quick_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
-class Healing(World):
+class Repairing(World):
     """A job that published with warnings, perhaps beside another one's output, and what makes its bad rows good."""
 
     def __init__(self, folder: Path, *, mode: str, sink: str = "", **sink_fields: object) -> None:
@@ -68,7 +68,7 @@ class Healing(World):
         tables = [self.old.expected, job.expected] if self.mode == "append" else [job.expected]
         return pa.concat_tables(tables).combine_chunks().sort_by("id")
 
-    def heal(self, *, faults: Faults | None = None, is_reply_lost: bool = False) -> None:
+    def repair(self, *, faults: Faults | None = None, is_reply_lost: bool = False) -> None:
         """What a driver of ``retry`` does, from where the job is to the end."""
 
         def opened(path: str, *, private: bool = False) -> FaultyStore:
@@ -89,10 +89,10 @@ class Healing(World):
 
 
 def sweep(
-    tmp_path: Path, strike: Callable[[Healing, Faults], None], *, fault: str, is_atomic: bool, **world: object
+    tmp_path: Path, strike: Callable[[Repairing, Faults], None], *, fault: str, is_atomic: bool, **world: object
 ) -> int:
     """Fail at operation 0, 1, 2 … until a retry meets none; the number of operations."""
-    here = Healing(tmp_path, **world)  # type: ignore[arg-type]
+    here = Repairing(tmp_path, **world)  # type: ignore[arg-type]
     kind, is_permanent = FAULTS[fault]
     step = 0
     while True:
@@ -100,21 +100,21 @@ def sweep(
         faults = Faults(step, fault=kind, is_permanent=is_permanent)
         strike(here, faults)
         here.check_half(is_atomic=is_atomic)
-        here.heal()
+        here.repair()
         here.check_done()
         if not faults.has_failed:
             return step
         step += 1
 
 
-def strike_store(world: Healing, faults: Faults) -> None:
+def strike_store(world: Repairing, faults: Faults) -> None:
     with survived():
-        world.heal(faults=faults)
+        world.repair(faults=faults)
 
 
-def strike_os(world: Healing, faults: Faults) -> None:
+def strike_os(world: Repairing, faults: Faults) -> None:
     with survived(), faulty_os(faults):
-        world.heal()
+        world.repair()
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -144,13 +144,13 @@ def test_every_verb_on_an_object_store(tmp_path: Path, mode: str, is_reply_lost:
     """Job directory on a local disk, output on a store without links and renames; replies of either may be lost."""
     step = 0
     while True:
-        url = f"memory://heal-{mode}-{is_reply_lost}-{step}/out"
-        world = Healing(tmp_path / str(step), mode=mode, sink=url)
+        url = f"memory://repair-{mode}-{is_reply_lost}-{step}/out"
+        world = Repairing(tmp_path / str(step), mode=mode, sink=url)
         faults = Faults(step)
         with survived():
-            world.heal(faults=faults, is_reply_lost=is_reply_lost)
+            world.repair(faults=faults, is_reply_lost=is_reply_lost)
         assert world_by_manifest(url) in (world.before, world.after)
-        world.heal()
+        world.repair()
         assert read_output(url).sort_by("id") == world.after
         state = layout.read_state(open_store(url))
         assert state is not None
@@ -176,20 +176,20 @@ def world_by_manifest(url: str) -> pa.Table:
 
 
 def test_what_another_job_overwrote_is_not_brought_back(tmp_path: Path) -> None:
-    world = Healing(tmp_path, mode="overwrite")
+    world = Repairing(tmp_path, mode="overwrite")
     other = small_job(tmp_path / "other", sink=world.sink, mode="overwrite", rows=(3,), start=900)
     world.run(other, "other-1")
-    with pytest.raises(Exception, match="cannot be healed"):
-        world.heal()
+    with pytest.raises(Exception, match="cannot be repaired"):
+        world.repair()
     assert world.naive() == other.expected
 
 
 def test_what_others_appended_since_stays(tmp_path: Path) -> None:
-    world = Healing(tmp_path, mode="error")
+    world = Repairing(tmp_path, mode="error")
     other = small_job(tmp_path / "other", sink=world.sink, mode="append", rows=(3,), start=900)
     world.run(other, "other-1")
     with suppress(Crash):
-        world.heal()
+        world.repair()
     expected = pa.concat_tables([world.new.expected, other.expected]).combine_chunks().sort_by("id")
     assert world.naive() == expected
     assert world.by_manifest() == expected
@@ -197,9 +197,9 @@ def test_what_others_appended_since_stays(tmp_path: Path) -> None:
 
 
 def test_a_stray_file_in_the_folder_is_left_alone(tmp_path: Path) -> None:
-    world = Healing(tmp_path, mode="error")
+    world = Repairing(tmp_path, mode="error")
     (Path(world.sink) / "README.txt").write_text("mine")
-    world.heal()
+    world.repair()
     assert (Path(world.sink) / "README.txt").read_text() == "mine"
     assert world.naive() == world.after
 
@@ -224,11 +224,11 @@ def test_a_power_cut_at_every_step(tmp_path: Path, mode: str, survivors: str) ->
         assert rows_on(disk) == before
         disk.steps_left = steps
         with survived():
-            heal_on(disk, new)
+            repair_on(disk, new)
         is_struck = disk.is_dark
         disk.restart(survives=SURVIVORS[survivors])
         assert rows_on(disk) in (before, after)
-        heal_on(disk, new)
+        repair_on(disk, new)
         assert rows_on(disk) == after
         if not is_struck:
             break
@@ -236,7 +236,7 @@ def test_a_power_cut_at_every_step(tmp_path: Path, mode: str, survivors: str) ->
     assert steps > 100
 
 
-def heal_on(disk: MemoryDisk, job: SmallJob) -> None:
+def repair_on(disk: MemoryDisk, job: SmallJob) -> None:
     """A driver of ``retry``, from where the job is to its end."""
     store: Any = MemoryStore(disk, f"jobs/{JOB}")
     directory = JobDirectory.open("jobs", store=store)

@@ -113,7 +113,7 @@ def test_an_endless_loop_costs_its_own_rows_only(make: Make, cluster: ProcessClu
 
 
 @pytest.mark.fault(19)
-def test_a_memory_hog_is_split_and_its_rows_are_set_aside(
+def test_a_memory_hog_is_split_and_its_rows_are_rejected(
     make: Make, cluster: ProcessCluster, expected: pd.DataFrame
 ) -> None:
     job = make(cluster, 'Fault("memory", ids=range(11000, 11100), bytes=2 << 30)')

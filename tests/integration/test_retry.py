@@ -1,4 +1,4 @@
-"""Partial success on real Dask processes: what a job left out is scored again, and the output healed, row for row."""
+"""Partial success on real Dask processes: what a job left out is scored again, and the output repaired, row for row."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def assert_verified(report: Report) -> None:
     assert [check for check in result.checks if not check.ok] == []
 
 
-def test_a_mended_step_heals_the_output(
+def test_a_mended_step_repairs_the_output(
     make_spec: Make, settings: Settings, tmp_path: Path, expected: pd.DataFrame
 ) -> None:
     first = run(make_spec(maps=(BROKEN,), errors={"max_fraction": 0.02}), settings=settings)
@@ -59,18 +59,20 @@ def test_a_mended_step_heals_the_output(
     assert again.status == "SUCCEEDED_WITH_WARNINGS"
     assert again.rows == first.rows
     assert_output(tmp_path / "out", expected[~unlucky(expected)])
-    healed = retry("@last", overrides=[MENDED], settings=settings)
-    assert healed.status == "SUCCEEDED"
-    assert (healed.rows.out, healed.rows.rejected, healed.published) == (len(expected), 0, 3)
-    assert [(one.retried, one.healed) for one in healed.rounds] == [(bad, 0), (bad, bad)]
-    assert healed.rounds[1].changes == ("steps[0].map: steps_for_tests:fail_on_thirteens -> steps_for_tests:as_it_is",)
+    repaired = retry("@last", overrides=[MENDED], settings=settings)
+    assert repaired.status == "SUCCEEDED"
+    assert (repaired.rows.out, repaired.rows.rejected, repaired.published) == (len(expected), 0, 3)
+    assert [(one.retried, one.recovered) for one in repaired.rounds] == [(bad, 0), (bad, bad)]
+    assert repaired.rounds[1].changes == (
+        "steps[0].map: steps_for_tests:fail_on_thirteens -> steps_for_tests:as_it_is",
+    )
     assert_output(tmp_path / "out", expected)
-    assert_verified(healed)
+    assert_verified(repaired)
     assert retry("@last", settings=settings).status == "SUCCEEDED"
     assert resume("@last", settings=settings).published == 3
 
 
-def test_a_job_that_failed_closed_is_healed_before_anything_was_published(
+def test_a_job_that_failed_closed_is_repaired_before_anything_was_published(
     make_spec: Make, settings: Settings, tmp_path: Path, expected: pd.DataFrame
 ) -> None:
     with pytest.raises(PipelineError, match="too many rows were rejected"):
@@ -79,10 +81,10 @@ def test_a_job_that_failed_closed_is_healed_before_anything_was_published(
     with pytest.raises(PipelineError, match="too many rows were rejected"):
         retry("@last", settings=settings)
     assert not (tmp_path / "out").exists()
-    healed = retry("@last", overrides=[MENDED], settings=settings)
-    assert (healed.status, healed.published) == ("SUCCEEDED", 1)
+    repaired = retry("@last", overrides=[MENDED], settings=settings)
+    assert (repaired.status, repaired.published) == ("SUCCEEDED", 1)
     assert_output(tmp_path / "out", expected)
-    assert_verified(healed)
+    assert_verified(repaired)
 
 
 def test_a_retry_that_fails_leaves_the_output_as_it_was(
@@ -101,10 +103,10 @@ def test_a_retry_that_fails_leaves_the_output_as_it_was(
         with pytest.raises((SpecError, StepFailed)):
             retry("@last", overrides=[wrong], settings=settings)
     assert len(job.rounds.all()) == 2
-    healed = retry("@last", overrides=[MENDED], settings=settings)
-    assert healed.status == "SUCCEEDED"
+    repaired = retry("@last", overrides=[MENDED], settings=settings)
+    assert repaired.status == "SUCCEEDED"
     assert_output(tmp_path / "out", expected)
-    assert_verified(healed)
+    assert_verified(repaired)
 
 
 def test_rows_out_of_bounds_are_scored_by_a_model_that_is_named(
@@ -114,21 +116,21 @@ def test_rows_out_of_bounds_are_scored_by_a_model_that_is_named(
     spec = make_spec(contract={"age": {"max": 60}}, errors={"max_fraction": 1.0}, sink={"path": str(tmp_path / "out")})
     first = run(spec, settings=settings)
     assert first.rows.rejected > 1000
-    healed = retry("@last", model=str(other), overrides=["contract.age.max=200"], settings=settings)
-    assert healed.status == "SUCCEEDED"
+    repaired = retry("@last", model=str(other), overrides=["contract.age.max=200"], settings=settings)
+    assert repaired.status == "SUCCEEDED"
     both = {name: oracle(lake.files, path) for name, path in (("one", model_path), ("other", other))}
     expected = both["one"].copy()
     old = expected["age"] > 60
     expected.loc[old, "prediction"] = both["other"].loc[old, "prediction"]
     assert_output(tmp_path / "out", expected)
-    assert_verified(healed)
+    assert_verified(repaired)
     models = {pq.read_schema(path).metadata[b"pipeline.models.model"] for path in (tmp_path / "out").glob("*.parquet")}
     assert len(models) == 2
 
 
 @pytest.mark.fault(36)
 @pytest.mark.fault(39)
-def test_damaged_files_are_set_aside_and_taken_up_when_they_are_mended(
+def test_damaged_files_are_quarantined_and_taken_up_when_they_are_mended(
     make_spec: Make, settings: Settings, tmp_path: Path, lake: Lake, model_path: Path, expected: pd.DataFrame
 ) -> None:
     damaged, drifted = lake.files[1], lake.files[3]
@@ -138,10 +140,10 @@ def test_damaged_files_are_set_aside_and_taken_up_when_they_are_mended(
     with pytest.raises(InputError):
         run(make_spec(), settings=settings)
     with pytest.raises(InputError, match="too many input files"):
-        run(make_spec(errors={"files": "reject", "max_files": 1}), settings=settings)
-    report = run(make_spec(errors={"files": "reject"}), settings=settings)
+        run(make_spec(errors={"files": "quarantine", "max_files": 1}), settings=settings)
+    report = run(make_spec(errors={"files": "quarantine"}), settings=settings)
     assert report.status == "SUCCEEDED_WITH_WARNINGS"
-    assert [(file.path, file.reason, file.rows) for file in report.rejected_files] == [
+    assert [(file.path, file.reason, file.rows) for file in report.quarantined_files] == [
         (str(damaged), "file:CorruptInput", None),
         (str(drifted), "file:SchemaDrift", 40),
     ]
@@ -152,12 +154,12 @@ def test_damaged_files_are_set_aside_and_taken_up_when_they_are_mended(
     damaged.write_bytes(whole[0])
     half = retry("@last", settings=settings)
     assert half.status == "SUCCEEDED_WITH_WARNINGS"
-    assert [file.path for file in half.rejected_files] == [str(drifted)]
+    assert [file.path for file in half.quarantined_files] == [str(drifted)]
     drifted.write_bytes(whole[1])
-    healed = retry("@last", settings=settings)
-    assert (healed.status, healed.rejected_files) == ("SUCCEEDED", ())
+    repaired = retry("@last", settings=settings)
+    assert (repaired.status, repaired.quarantined_files) == ("SUCCEEDED", ())
     assert_output(tmp_path / "out", expected)
-    assert_verified(healed)
+    assert_verified(repaired)
 
 
 def test_a_file_that_turns_out_bad_while_it_is_read_is_out_as_a_whole(
@@ -172,19 +174,19 @@ def test_a_file_that_turns_out_bad_while_it_is_read_is_out_as_a_whole(
     large.write_bytes(bytes(flipped))
     with pytest.raises(InputError):
         run(make_spec(), settings=settings)
-    report = run(make_spec(errors={"files": "reject"}), settings=settings)
+    report = run(make_spec(errors={"files": "quarantine"}), settings=settings)
     assert report.status == "SUCCEEDED_WITH_WARNINGS"
-    assert [(file.path, file.reason, file.rows) for file in report.rejected_files] == [
+    assert [(file.path, file.reason, file.rows) for file in report.quarantined_files] == [
         (str(large), "file:CorruptInput", 12_000)
     ]
-    assert [one.why for one in report.rounds] == ["files rejected"]
+    assert [one.why for one in report.rounds] == ["files quarantined"]
     assert_output(tmp_path / "out", oracle(lake.files[1:], model_path))
     assert_verified(report)
     large.write_bytes(whole)
-    healed = retry("@last", settings=settings)
-    assert healed.status == "SUCCEEDED"
+    repaired = retry("@last", settings=settings)
+    assert repaired.status == "SUCCEEDED"
     assert_output(tmp_path / "out", expected)
-    assert_verified(healed)
+    assert_verified(repaired)
 
 
 class Hide(Callback):
@@ -203,32 +205,32 @@ def test_a_file_that_vanishes_while_the_job_runs_is_out_until_it_is_back(
     make_spec: Make, settings: Settings, tmp_path: Path, lake: Lake, model_path: Path, expected: pd.DataFrame
 ) -> None:
     gone = lake.files[2]
-    report = run(make_spec(errors={"files": "reject"}), settings=settings, callbacks=[Hide(gone)])
+    report = run(make_spec(errors={"files": "quarantine"}), settings=settings, callbacks=[Hide(gone)])
     assert report.status == "SUCCEEDED_WITH_WARNINGS"
-    assert [(file.path, file.reason) for file in report.rejected_files] == [(str(gone), "file:InputChanged")]
+    assert [(file.path, file.reason) for file in report.quarantined_files] == [(str(gone), "file:InputChanged")]
     assert_output(tmp_path / "out", oracle([file for file in lake.files if file != gone], model_path))
     assert_verified(report)
     gone.with_suffix(".hidden").rename(gone)
-    healed = retry("@last", settings=settings)
-    assert healed.status == "SUCCEEDED"
+    repaired = retry("@last", settings=settings)
+    assert repaired.status == "SUCCEEDED"
     assert_output(tmp_path / "out", expected)
-    assert_verified(healed)
+    assert_verified(repaired)
 
 
 @pytest.mark.parametrize("mode", ["append", "overwrite"])
-def test_other_modes_are_healed_too(
+def test_other_modes_are_repaired_too(
     make_spec: Make, settings: Settings, tmp_path: Path, expected: pd.DataFrame, mode: str
 ) -> None:
     out = tmp_path / "out"
     run(make_spec(maps=("steps_for_tests:as_it_is",)), settings=settings)
     spec = make_spec(maps=(BROKEN,), errors={"max_fraction": 0.02}, sink={"path": str(out), "mode": mode})
     run(spec, settings=settings)
-    healed = retry("@last", overrides=[MENDED], settings=settings)
-    assert healed.status == "SUCCEEDED"
+    repaired = retry("@last", overrides=[MENDED], settings=settings)
+    assert repaired.status == "SUCCEEDED"
     everything = pd.concat([expected, expected]) if mode == "append" else expected
     found = read_output(out).to_pandas(ignore_metadata=True).sort_values("id", ignore_index=True)
     pd.testing.assert_frame_equal(found, everything.sort_values("id", ignore_index=True))
-    assert_verified(healed)
+    assert_verified(repaired)
 
 
 def test_a_mended_module_is_picked_up_by_workers_that_live_on(
@@ -243,8 +245,8 @@ def test_a_mended_module_is_picked_up_by_workers_that_live_on(
     own_module.write_text(broken)
     run(make_spec(maps=(name,), errors={"max_fraction": 0.02}), settings=settings)
     own_module.write_text("def build(frame):\n    return frame  # mended\n")
-    healed = retry("@last", settings=settings)
-    assert healed.status == "SUCCEEDED"
+    repaired = retry("@last", settings=settings)
+    assert repaired.status == "SUCCEEDED"
     assert_output(tmp_path / "out", expected)
 
 
@@ -275,7 +277,7 @@ def test_rejects_tell_what_is_left(make_spec: Make, settings: Settings, tmp_path
     assert summarise(job, reason="contract:*").total == 0
 
 
-def test_a_healed_incremental_job_goes_on_from_what_it_healed(
+def test_a_repaired_incremental_job_goes_on_from_what_it_repaired(
     make_spec: Make, settings: Settings, tmp_path: Path, lake: Lake, model_path: Path
 ) -> None:
     def spec(limit: int) -> JobSpec:
@@ -287,11 +289,11 @@ def test_a_healed_incremental_job_goes_on_from_what_it_healed(
         )
 
     run(spec(60), settings=settings)
-    healed = retry("@last", overrides=["contract.age.max=200"], settings=settings)
-    assert healed.status == "SUCCEEDED"
+    repaired = retry("@last", overrides=["contract.age.max=200"], settings=settings)
+    assert repaired.status == "SUCCEEDED"
     assert_output(tmp_path / "out", oracle(lake.files, model_path))
-    assert_verified(healed)
-    # A file comes, and one changes: what was published of it goes, what was healed too.
+    assert_verified(repaired)
+    # A file comes, and one changes: what was published of it goes, what was repaired too.
     late = lake.path / "part-009.parquet"
     pq.write_table(make_table(300, seed=5, start=50_000), late)
     pq.write_table(make_table(700, seed=6, start=60_000), lake.files[1])
@@ -335,6 +337,6 @@ def test_children_of_a_fan_out_are_retried_one_by_one(make_spec: Make, settings:
     assert retry("@last.b", overrides=[MENDED], settings=settings).status == "SUCCEEDED"
     assert sum(len(pd.read_parquet(file)) for file in (tmp_path / "out").rglob("*.parquet")) == 180
     fields: dict[str, Any] = {"source": {"path": str(tmp_path / "hive")}, "sink": {"path": str(tmp_path / "other")}}
-    lenient = make_spec(**fields, fan_out={"by": "key"}, errors={"files": "reject"})
-    with pytest.raises(SpecError, match="set files aside"):
+    lenient = make_spec(**fields, fan_out={"by": "key"}, errors={"files": "quarantine"})
+    with pytest.raises(SpecError, match="quarantine files"):
         run(lenient, settings=settings)

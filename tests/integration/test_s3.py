@@ -104,14 +104,14 @@ def everything_stored(server: S3) -> bytes:
     )
 
 
-def test_what_was_rejected_on_s3_is_healed_there(
+def test_what_was_rejected_on_s3_is_repaired_there(
     s3_spec: Make, s3_settings: Settings, on_s3: S3, lake: Lake, model_path: Path
 ) -> None:
     spec = s3_spec(maps=("steps_for_tests:fail_on_thirteens",), errors={"max_fraction": 0.02})
     first = run(spec, settings=s3_settings)
     assert first.status == "SUCCEEDED_WITH_WARNINGS"
-    healed = retry("@last", overrides=["steps.0.map=steps_for_tests:as_it_is"], settings=s3_settings)
-    assert (healed.status, healed.published) == ("SUCCEEDED", 2)
+    repaired = retry("@last", overrides=["steps.0.map=steps_for_tests:as_it_is"], settings=s3_settings)
+    assert (repaired.status, repaired.published) == ("SUCCEEDED", 2)
     found = published(on_s3).sort_values("id", ignore_index=True)
     pd.testing.assert_frame_equal(found, expected(lake, model_path), check_exact=True)
     checks = verify(find_job(s3_settings.directory, "@last"))

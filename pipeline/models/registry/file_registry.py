@@ -45,7 +45,7 @@ class Facts:
     tags: Mapping[str, str] = field(default_factory=dict)
     description: str = ""
     parent: int | None = None
-    """Version it was made from."""
+    """Version that it was trained from."""
     source: str = ""
     """Path or URL of the file."""
 

@@ -46,7 +46,7 @@ class VersionRecord:
     tags: dict[str, str] = field(default_factory=dict)
     description: str = ""
     parent: int | None = None
-    """Version it was made from."""
+    """Version that it was trained from."""
     source: str = ""
     """Path or URL it was registered from."""
     created: str = ""

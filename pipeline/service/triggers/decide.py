@@ -33,7 +33,7 @@ class Success:
 
     @property
     def key(self) -> str:
-        """What this success is called: a retry that heals the job is another one."""
+        """What this success is called: a retry that repairs the job is another one."""
         return f"{self.job}.{self.manifest}"
 
 

@@ -33,7 +33,7 @@ def check_baseline(state: layout.SinkState | None, directory: JobDirectory, *, p
     if number is None:
         is_same = baseline_of(work) == plan.progress.baseline
     else:
-        # It is healed: what it was made of must not have been scored again by a later job.
+        # It is repaired: what it was made of must not have been scored again by a later job.
         mine = {file.path for file in work[number].inputs}
         is_same = not any(file.path in mine for one in work[number + 1 :] for file in one.inputs)
     if not is_same:
@@ -48,7 +48,7 @@ def with_inputs(
     if not plan.progress.baseline:
         return publication
     made = {piece.name for piece in pieces}
-    # Files that stay when a job is healed may hold rows of any of its input files.
+    # Files that stay when a job is repaired may hold rows of any of its input files.
     kept = tuple(file.name for file in publication.files if file.name not in made)
     outputs, base = _outputs(directory, pieces), directory.ledger(directory.receipts.all()).base.plan
     inputs = tuple(

@@ -162,8 +162,8 @@ def next_state(before: SinkState | None, publication: Publication, *, schema: st
     if before is None:
         return SinkState((publication,), schema)
     if before.of_job(publication.job) is not None:
-        healed = tuple(publication if one.job == publication.job else one for one in before.publications)
-        return SinkState(healed, schema, before.replaced)
+        repaired = tuple(publication if one.job == publication.job else one for one in before.publications)
+        return SinkState(repaired, schema, before.replaced)
     if not overwrite:
         kept = before.publications
         if publication.replaces:

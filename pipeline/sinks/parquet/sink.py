@@ -200,7 +200,7 @@ class _Work:
         self.schema = schema
         self.target = _target_size(sink)
         self.earlier = before.of_job(manifest.job) if before else None
-        """What the job has there by an earlier manifest, which is healed."""
+        """What the job has there by an earlier manifest, which is repaired."""
         there = directory.manifests.find(self.earlier.manifest) if self.earlier else None
         names = {file.name for file in there.files} if there else set()
         is_kept = bool(names) and names <= {file.name for file in manifest.files}
@@ -298,7 +298,7 @@ class _Work:
         return file
 
     def change_in_place(self) -> None:
-        """Steps 1 to 5. A failure before the commit is undone; a crash there is healed by publishing again."""
+        """Steps 1 to 5. A failure before the commit is undone; a crash there is repaired by publishing again."""
         before = self.before
         if before is None and self.sink.mode == "append" and not self.directory.plan.progress.baseline:
             before = checks.adopted(self.store, job=self.manifest.job)
@@ -365,7 +365,7 @@ def _complete(store: Store, manifest: Manifest) -> None:
         return
     last = state.publications[-1]
     if last is not own and _read(store, layout.SUCCESS) is not None:
-        # Others published after it: what is there is theirs, but for `_SUCCESS` that healing this one took away.
+        # Others published after it: what is there is theirs, but for `_SUCCESS` that repairing this one took away.
         return
     counted = {file.name for file in state.files}
     for name in store.list():

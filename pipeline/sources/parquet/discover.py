@@ -14,7 +14,7 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.common.rows import InputFile, RejectedFile
+from pipeline.common.rows import InputFile, QuarantinedFile
 from pipeline.errors import SchemaDrift, SpecError
 from pipeline.sources.discovery import Discovery, FileSelection
 from pipeline.sources.filters.parse import Filter, parse_filter
@@ -60,7 +60,7 @@ def discover(
         common, first, SmallFiles(screened.files, columns=len(common.own)), keys, condition, selection, quarantine_files
     )
     results = tuple(_in_parallel(reader.read, screened.files, threads=threads))
-    quarantined = [*screened.rejected, *(result for result in results if isinstance(result, RejectedFile))]
+    quarantined = [*screened.rejected, *(result for result in results if isinstance(result, QuarantinedFile))]
     footers = tuple(result for result in results if isinstance(result, Footer))
     schema = _with_keys(common.fields(), keys)
     own_keys = tuple(name for name in keys.names if name not in common.own.names)
@@ -94,7 +94,7 @@ class _FooterReader:
     selection: Mapping[str, FileSelection] | None
     quarantine_files: bool
 
-    def read(self, file: SourceFile) -> Footer | RejectedFile:
+    def read(self, file: SourceFile) -> Footer | QuarantinedFile:
         """Return the footer of ``file``, or ``file`` as quarantined.
 
         :raises SchemaDrift: if it has other columns and files are not quarantined.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.common.rows import InputFile, RejectedFile
+from pipeline.common.rows import InputFile, QuarantinedFile
 from pipeline.errors import InputError
 from pipeline.sources.changes import missing_is_changed, schema_changed
 from pipeline.sources.filters.parse import Filter
@@ -26,7 +26,7 @@ class ScreenedFiles:
     files: tuple[SourceFile, ...]
     usual: SourceFile
     """First of ``files`` with the columns that most of them have."""
-    rejected: tuple[RejectedFile, ...]
+    rejected: tuple[QuarantinedFile, ...]
 
 
 def screen_files(located: Sequence[SourceFile], *, needed: Collection[str] | None) -> ScreenedFiles:
@@ -55,13 +55,13 @@ def screen_files(located: Sequence[SourceFile], *, needed: Collection[str] | Non
 
 
 def recheck_file(
-    file: RejectedFile,
+    file: QuarantinedFile,
     *,
     schema: pa.Schema,
     columns: Sequence[str],
     is_all: bool,
     condition: Filter | None,
-) -> InputFile | RejectedFile:
+) -> InputFile | QuarantinedFile:
     """Check a quarantined file again; see `pipeline.sources.adapter.SourceAdapter.recheck`."""
     rows = None
     try:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Generator, Mapping, Sequence
 
 import pyarrow as pa
 
-from pipeline.common.rows import Fragment, InputFile, RejectedFile
+from pipeline.common.rows import Fragment, InputFile, QuarantinedFile
 from pipeline.sources.batch import HasFragments, SourceBatch
 from pipeline.sources.discovery import Discovery, FileSelection
 from pipeline.sources.distinct import Occurrences
@@ -65,13 +65,13 @@ class ParquetSource:
 
     def recheck(
         self,
-        file: RejectedFile,
+        file: QuarantinedFile,
         *,
         schema: pa.Schema,
         columns: Sequence[str],
         is_all: bool,
         condition: Filter | None,
-    ) -> InputFile | RejectedFile:
+    ) -> InputFile | QuarantinedFile:
         """Check a quarantined file again."""
         return recheck_file(file, schema=schema, columns=columns, is_all=is_all, condition=condition)
 

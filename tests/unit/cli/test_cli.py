@@ -21,7 +21,7 @@ from click.testing import CliRunner, Result
 
 from pipeline.cli import main
 from pipeline.cli.templates import JOB_TEMPLATE
-from pipeline.common.rows import RejectedFile, RowCounts
+from pipeline.common.rows import QuarantinedFile, RowCounts
 from pipeline.errors import Interrupted, OutputExists, TooManyRejects
 from pipeline.events import Callback, PartitionEnded, RoundStarted, StatusChanged, notify
 from pipeline.jobs.status import Status
@@ -544,7 +544,7 @@ def test_rejects_are_shown_by_reason(folder: Path, replace_module: Callable[...,
         groups=(RejectGroup("contract:age", 2, (RejectExample("a.parquet", 1234, "age is 999", {"age": 999}),)),),
         files=("/jobs/churn-1/rounds/0/rejects/00000-x.parquet",),
         total=2,
-        rejected_files=(RejectedFile("b.parquet", "file:CorruptInput", "cut"),),
+        quarantined_files=(QuarantinedFile("b.parquet", "file:CorruptInput", "cut"),),
     )
     asked: list[tuple[int, str]] = []
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from pipeline.common.pickling import fast_pickle
-from pipeline.common.rows import Fragment, InputFile, RejectedFile, RowCounts, RowGroup
+from pipeline.common.rows import Fragment, InputFile, QuarantinedFile, RowCounts, RowGroup
 from pipeline.jobs.receipts import DataFile, FragmentCounts, Receipt, Timings
 from pipeline.models.engines import EngineUse
 
@@ -16,7 +16,7 @@ EXAMPLES = [
     RowGroup(5, 80, 40, wanted=False),
     InputFile("a", 9, "mtime:1", (RowGroup(5, 80, 40),), (("day", "1"),), 1, "mark", "why"),
     Fragment("a", 0, 5, 0, 1, 80, (("day", "1"),), "b"),
-    RejectedFile("a", "file:CorruptInput", "cut", 4),
+    QuarantinedFile("a", "file:CorruptInput", "cut", 4),
     RowCounts(5, 3, 1, 1),
     Timings(1.0, 2.0, 3.0, 4.0, 5.0, 6.0),
     EngineUse({"trees": 3}, {"trees": 0.5}, 3, 2, 1, 0.25, ("numba",), ("few",), ("call failed",)),

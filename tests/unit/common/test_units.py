@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.common.units import format_bytes, format_count, format_seconds, parse_bytes
+from pipeline.common.units import format_bytes, format_count, format_seconds, parse_bytes, plural
 from pipeline.errors import SpecError
 
 
@@ -39,3 +39,22 @@ def test_formats() -> None:
         "2 h 07 min",
     ]
     assert format_count(1234567.0) == "1,234,567"
+
+
+@pytest.mark.parametrize(
+    ("count", "noun", "text"),
+    [
+        (0, "partition", "0 partitions"),
+        (1, "partition", "1 partition"),
+        (1000, "row", "1,000 rows"),
+        (1, "retry", "1 retry"),
+        (2, "retry", "2 retries"),
+        (3, "more reason", "3 more reasons"),
+    ],
+)
+def test_plural(count: int, noun: str, text: str) -> None:
+    assert plural(count, noun) == text
+
+
+def test_irregular_plural() -> None:
+    assert (plural(1, "child", "children"), plural(2, "child", "children")) == ("1 child", "2 children")

@@ -22,7 +22,7 @@ def make(tmp_path: Path, *, max_files: int | None = None) -> tuple[JobDirectory,
     first, second, third = (partition.fragments[0] for partition in job.plan.partitions)
     file = job.plan.files[0]
     cut = [sub_fragment(first, file, row_start=start, row_stop=stop) for start, stop in ((0, 20), (20, 30))]
-    errors = {"max_fraction": 0.5, "files": "reject", **({} if max_files is None else {"max_files": max_files})}
+    errors = {"max_fraction": 0.5, "files": "quarantine", **({} if max_files is None else {"max_files": max_files})}
     spec = type(job.plan.spec).model_validate({**job.plan.spec.to_dict(), "errors": errors})
     partitions = (Partition("00000", (cut[0],)), Partition("00001", (cut[1], second, third)))
     job = replace(job, plan=replace(job.plan, spec=spec, partitions=partitions))
@@ -46,10 +46,10 @@ def test_a_partition_that_is_done_is_done_again_without_the_file(tmp_path: Path)
     write_receipts(directory, job)
     ledger = directory.ledger()
     assert ledger.rows == RowCounts(45, 40, 5, 0)
-    assert [(Path(file.path).name, file.reason, file.rows) for file in ledger.rejected_files] == [
+    assert [(Path(file.path).name, file.reason, file.rows) for file in ledger.quarantined_files] == [
         ("in-0.parquet", "file:CorruptInput", 30)
     ]
-    assert ledger.rejected_files[0].message == "an input file is damaged: garbage"
+    assert ledger.quarantined_files[0].message == "an input file is damaged: garbage"
     directory.manifests.prepare(directory.ledger())
 
 
@@ -64,13 +64,13 @@ def test_what_is_done_and_has_nothing_to_do_with_it_stays(tmp_path: Path) -> Non
     assert directory.ledger().rows == RowCounts(35, 31, 4, 0)
 
 
-def test_one_round_sets_all_aside_that_changed(tmp_path: Path) -> None:
+def test_one_round_quarantines_all_files_that_changed(tmp_path: Path) -> None:
     directory, job = make(tmp_path)
     Path(job.plan.files[1].path).unlink()
     Path(job.plan.files[2].path).write_bytes(b"other")
     opened = open_quarantine_round(directory, directory.ledger(), error_about(job, 1, InputChanged), epoch=1)
     assert opened is not None
-    assert {Path(file.path).name: file.reason for file in directory.ledger().rejected_files} == {
+    assert {Path(file.path).name: file.reason for file in directory.ledger().quarantined_files} == {
         "in-1.parquet": "file:InputChanged",
         "in-2.parquet": "file:InputChanged",
     }
@@ -78,7 +78,7 @@ def test_one_round_sets_all_aside_that_changed(tmp_path: Path) -> None:
 
 
 def test_rejects_that_were_tried_again_go_with_the_file_they_came_from(tmp_path: Path) -> None:
-    """Round 1 heals rejects of a partition; a file of that partition turns out bad in what round 1 was left to do."""
+    """Round 1 repairs rejects of a partition; a file of that partition turns out bad in what round 1 was left to do."""
     directory, job = make(tmp_path)
     write_receipt(directory, job, job.plan.partitions[0])
     # A retry takes the rejects of partition 0, and partition 1, which was not done.

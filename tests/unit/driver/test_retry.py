@@ -199,7 +199,7 @@ def test_a_limit_that_is_raised_decides_anew(job: JobDirectory) -> None:
     assert job.ledger().last.plan.spec.errors.max_fraction == 0.5
 
 
-def test_an_output_that_was_overwritten_cannot_be_healed(
+def test_an_output_that_was_overwritten_cannot_be_repaired(
     job: JobDirectory, tmp_path: Path, lake: Lake, model_path: Path
 ) -> None:
     other = replace(job.plan, spec=JobSpec.load(job.plan.spec.to_yaml(), overrides=["sink.mode=overwrite"]))
@@ -209,7 +209,7 @@ def test_an_output_that_was_overwritten_cannot_be_healed(
     for partition in other.partitions:
         score_partition(second.recipe, partition, other.versions, worker="w")
     publish(second.manifests.commit(second.manifests.prepare(second.ledger())).manifest, second)
-    with pytest.raises(OutputConflict, match="cannot be healed"):
+    with pytest.raises(OutputConflict, match="cannot be repaired"):
         opened(job)
     assert len(job.rounds.all()) == 1
 

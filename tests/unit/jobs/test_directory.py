@@ -274,13 +274,13 @@ def test_another_output_under_the_number_conflicts(directory: JobDirectory, job:
         directory.manifests.commit(replace(manifest, files=manifest.files[1:]))
 
 
-def test_a_retry_that_heals_gets_the_next_number(directory: JobDirectory, job: SmallJob) -> None:
+def test_a_retry_that_repairs_gets_the_next_number(directory: JobDirectory, job: SmallJob) -> None:
     receipts = write_receipts(directory, job)
     directory.manifests.commit(directory.manifests.prepare(directory.ledger(receipts)))
     directory.store.remove("rounds/0/receipts/00001.json")
-    healed = directory.manifests.prepare(directory.ledger(write_receipts(directory, job, attempt="b")))
-    assert healed.number == 2
-    directory.manifests.commit(healed)
+    repaired = directory.manifests.prepare(directory.ledger(write_receipts(directory, job, attempt="b")))
+    assert repaired.number == 2
+    directory.manifests.commit(repaired)
     assert directory.manifests.numbers() == [1, 2]
 
 

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.common.rows import RejectedFile, RowCounts
+from pipeline.common.rows import QuarantinedFile, RowCounts
 from pipeline.common.units import utc_now
 from pipeline.errors import Fenced, StateCorrupt
 from pipeline.jobs.directory import JobDirectory
-from pipeline.jobs.rounds import ALIAS_CHANGE, FILES_REJECTED, RoundRecord, make_record
+from pipeline.jobs.rounds import ALIAS_CHANGE, FILES_QUARANTINED, RoundRecord, make_record
 from pipeline.jobs.splits import halves, split_receipt
 from pipeline.jobs.status import Status
 from pipeline.plan.plan import Partition
@@ -56,7 +56,7 @@ def test_without_rounds_the_ledger_is_what_the_receipts_say(directory: JobDirect
     assert ledger.summaries() == ()
 
 
-def test_a_retry_heals_all(directory: JobDirectory, job: SmallJob) -> None:
+def test_a_retry_repairs_all(directory: JobDirectory, job: SmallJob) -> None:
     write_receipts(directory, job)
     assert commit(directory) == 1
     opened = open_retry(directory)
@@ -72,7 +72,7 @@ def test_a_retry_heals_all(directory: JobDirectory, job: SmallJob) -> None:
     ledger = directory.ledger()
     assert ledger.rows == RowCounts(75, 75, 0, 0)
     assert ledger.reasons == {}
-    assert [(one.round, one.why, one.retried, one.healed) for one in ledger.summaries()] == [(1, "retry", 8, 8)]
+    assert [(one.round, one.why, one.retried, one.recovered) for one in ledger.summaries()] == [(1, "retry", 8, 8)]
     manifest = directory.manifests.prepare(directory.ledger())
     assert commit(directory) == manifest.number == 2
     assert manifest.round == 1
@@ -99,7 +99,7 @@ def test_what_is_still_rejected_keeps_its_file_and_row(directory: JobDirectory, 
     write_receipts(directory, replace(job, bad_every=60))
     assert places(directory) == [expected[0], expected[3]]
     assert directory.ledger().rows == RowCounts(75, 73, 2, 0)
-    assert [one.healed for one in directory.ledger().summaries()] == [4, 2]
+    assert [one.recovered for one in directory.ledger().summaries()] == [4, 2]
     assert [file.name for file in directory.manifests.prepare(directory.ledger()).rejects] == [
         "rounds/2/rejects/00000-a.parquet"
     ]
@@ -174,25 +174,25 @@ def test_a_round_that_starts_over_is_all_that_counts(directory: JobDirectory, jo
     assert make_report(directory).model.version == "2"
 
 
-def test_files_that_are_set_aside_are_in_no_count(directory: JobDirectory, job: SmallJob) -> None:
+def test_files_that_are_quarantined_are_in_no_count(directory: JobDirectory, job: SmallJob) -> None:
     write_receipts(directory, job)
-    gone = RejectedFile(job.plan.files[1].path, "file:CorruptInput", "damaged", 5)
+    gone = QuarantinedFile(job.plan.files[1].path, "file:CorruptInput", "damaged", 5)
     plan = replace(job.plan, files=(), partitions=())
     made = make_record(
-        plan, number=1, why=FILES_REJECTED, epoch=2, created="", takes={0: ["00001"]}, rejected_files=[gone]
+        plan, number=1, why=FILES_QUARANTINED, epoch=2, created="", takes={0: ["00001"]}, quarantined_files=[gone]
     )
     directory.rounds.open(made, plan)
     ledger = directory.ledger()
     assert ledger.rows == RowCounts(70, 63, 7, 0)
     assert ledger.planned_rows == 70
-    assert ledger.rejected_files == (gone,)
-    assert directory.manifests.prepare(directory.ledger()).rejected_files == (gone.path,)
+    assert ledger.quarantined_files == (gone,)
+    assert directory.manifests.prepare(directory.ledger()).quarantined_files == (gone.path,)
     warnings = make_report(directory).warnings
-    assert f"1 input file was set aside, such as {gone.path} (5 rows): damaged" in warnings
+    assert f"1 input file was quarantined, such as {gone.path} (5 rows): damaged" in warnings
     mended = replace(job.plan, files=(job.plan.files[1],), partitions=(replace(job.plan.partitions[1], id="00000"),))
     again = make_record(mended, number=2, why="retry", epoch=3, created="", takes={}, repaired_files=[gone.path])
     directory.rounds.open(again, mended)
-    assert directory.ledger().rejected_files == ()
+    assert directory.ledger().quarantined_files == ()
     assert directory.ledger().planned_rows == 75
     write_receipts(directory, job)
     assert directory.ledger().rows == RowCounts(75, 67, 8, 0)
@@ -261,7 +261,7 @@ def test_json_of_a_record(job: SmallJob) -> None:
         epoch=1,
         created="",
         takes={0: ["00001"], 3: []},
-        rejected_files=[RejectedFile("/a", "file:CorruptInput", "bad", None, (("day", "1"),))],
+        quarantined_files=[QuarantinedFile("/a", "file:CorruptInput", "bad", None, (("day", "1"),))],
     )
     assert made.takes == {0: ("00001",)}
     assert RoundRecord.from_json(made.to_json_bytes(), where="") == made

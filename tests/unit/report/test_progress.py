@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from pipeline.common.rows import RowCounts
+from pipeline.common.units import plural
 from pipeline.events import Callback, PartitionEnded, RoundStarted, StatusChanged
 from pipeline.report.progress import JobWatch, LiveProgress, PlainProgress, Tally, make_progress, show_progress
 from pipeline.testing.fake_clock import FakeClock
@@ -36,7 +37,7 @@ def test_a_split_adds_a_partition_and_a_retry_is_counted() -> None:
     tally.add(ended(50))
     tally.add(ended(50))
     assert (tally.done, tally.partitions, tally.retries, tally.rows_done) == (2, 2, 1, 100)
-    assert tally.line(1.0).endswith("1 retries")
+    assert tally.line(1.0).endswith("1 retry")
 
 
 def test_nothing_done_yet_has_no_rate_and_no_end() -> None:
@@ -53,7 +54,8 @@ def plain(partitions: int, rows: int) -> tuple[PlainProgress, FakeClock, io.Stri
     progress.on_status(StatusChanged("j", "PLANNED", "PROVISIONING"))
     progress.on_status(StatusChanged("j", "PROVISIONING", "RUNNING"))
     progress.on_round(RoundStarted("j", 0, partitions, 0, rows, 0))
-    assert stream.getvalue() == f"starting workers (j)\nscoring: {rows:,} rows in {partitions:,} partitions\n"
+    counts = f"{plural(rows, 'row')} in {plural(partitions, 'partition')}"
+    assert stream.getvalue() == f"starting workers (j)\nscoring: {counts}\n"
     stream.seek(0)
     stream.truncate()
     return progress, clock, stream

@@ -51,5 +51,5 @@ def test_none(tmp_path: Path) -> None:
     job = small_job(tmp_path / "lake2", sink=str(tmp_path / "out"))
     directory = JobDirectory.create(tmp_path / "jobs", job.plan, job="small-2")
     write_receipts(directory, job)
-    lists: dict[str, object] = {key: [] for key in ("groups", "files", "rejected_files", "rounds")}
+    lists: dict[str, object] = {key: [] for key in ("groups", "files", "quarantined_files", "rounds")}
     assert summarise(directory).to_dict() == {"job": "small-2", "total": 0, **lists}

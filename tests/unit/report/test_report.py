@@ -50,7 +50,7 @@ def test_message_names_reasons_and_the_next_command() -> None:
     for part in (
         "11 of 1,000 rows to be scored (1.1000%)",
         "6 contract:age:null (a.parquet row 7: age is null)",
-        "1 more reasons",
+        "1 more reason",
     ):
         assert part in text
     assert "0.1000%" in text

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.common.rows import RejectedFile, RowCounts
+from pipeline.common.rows import QuarantinedFile, RowCounts
 from pipeline.common.text import table_text
 from pipeline.jobs.ledger import RoundSummary
 from pipeline.jobs.status import Status
@@ -85,7 +85,7 @@ class TestReport:
             status=Status.FAILED,
             error=FAILED,
             children=(child,),
-            rejected_files=(RejectedFile("b.parquet", "file:CorruptInput", "cut", None, (("country", "DE"),)),),
+            quarantined_files=(QuarantinedFile("b.parquet", "file:CorruptInput", "cut", None, (("country", "DE"),)),),
             rounds=(RoundSummary(1, "retry", {"name": "m"}, ("steps",), RowCounts(10, 9, 1, 0), 10, 9),),
             input="1 new, 2 unchanged files",
         )
@@ -153,7 +153,7 @@ class TestVerificationText:
     def test_has_one_line_per_check(self) -> None:
         verification = Verification("j", (Check("rows", True, "1,000"), Check("sample", False, "3 differ")))
         assert verification_text(verification).splitlines() == [
-            "NOT AS IT SHOULD BE  j",
+            "VERIFICATION FAILED  j",
             "  ok      rows    1,000",
             "  FAILED  sample  3 differ",
         ]

@@ -102,7 +102,7 @@ def test_a_job_that_runs_keeps_what_may_still_count(directory: JobDirectory, job
         "jobs/small-1/.report.json.x.tmp": "unfinished",
         "jobs/small-1/rounds/0/merged": "merged",
     }
-    assert sweep.kept.startswith("1 files of partitions without a receipt")
+    assert sweep.kept.startswith("1 file of partitions without a receipt")
     assert sum(one.bytes for one in sweep.leftovers) == 4 * 5
     assert all(directory.store.path(name).exists() for name in kept)  # type: ignore[attr-defined]
     # The zombie's receipt lands after all, and counts.
@@ -278,6 +278,6 @@ def test_the_command_shows_first_and_removes_when_told(
     assert result["jobs"][0]["leftovers"] == [{"kind": "attempt", "path": path, "bytes": 5}]
     assert not os.path.exists(path)
     again = CliRunner().invoke(main, ["gc", "small-1", "--directory", "jobs"])
-    assert again.output == "There is nothing to remove.\n"
+    assert again.output == "nothing to remove\n"
     wrong = CliRunner().invoke(main, ["gc", "small-1", "--all"])
     assert wrong.exit_code == 2

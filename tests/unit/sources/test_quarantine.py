@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.common.rows import RejectedFile
+from pipeline.common.rows import QuarantinedFile
 from pipeline.errors import TooManyRejects
 from pipeline.sources.quarantine import check_file_count
 
 
 def test_only_so_many() -> None:
-    files = [RejectedFile(f"/{name}", "file:CorruptInput", "bad") for name in "abc"]
+    files = [QuarantinedFile(f"/{name}", "file:CorruptInput", "bad") for name in "abc"]
     check_file_count(files, limit=None)
     check_file_count(files, limit=3)
     with pytest.raises(TooManyRejects) as caught:

@@ -297,7 +297,7 @@ def test_after_another_job(log: Log) -> None:
     assert one.at(NOON) == ["first-2.1"]
     one.end()
     one.jobs.others = (*one.jobs.others, Success("first-2", 2, NOON))
-    assert one.at(NOON) == ["first-2.2"], "a retry that heals is another success"
+    assert one.at(NOON) == ["first-2.2"], "a retry that repairs is another success"
     assert one.at(NOON) == []
 
 

@@ -1,4 +1,4 @@
-"""Files that are set aside as a whole: damaged ones, those unlike the others, and looking at them again."""
+"""Files that are quarantined as a whole: damaged ones, those unlike the others, and looking at them again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.common.rows import InputFile, RejectedFile
+from pipeline.common.rows import InputFile, QuarantinedFile
 from pipeline.errors import CorruptInput, SchemaDrift
 from pipeline.sources import discover, find_source, parse_filter
 from pipeline.spec.parts import Source
@@ -81,14 +81,14 @@ def test_when_no_file_can_be_read_the_first_is_named(lake: Path) -> None:
     assert caught.value.where.endswith("0.parquet")
 
 
-def again(file: RejectedFile, *, is_all: bool = True, filter: str | None = None) -> InputFile | RejectedFile:
+def again(file: QuarantinedFile, *, is_all: bool = True, filter: str | None = None) -> InputFile | QuarantinedFile:
     condition = parse_filter(filter) if filter else None
     return find_source("parquet").recheck(file, schema=SCHEMA, columns=("id", "x"), is_all=is_all, condition=condition)
 
 
 def test_a_file_that_was_mended_is_taken_up(lake: Path) -> None:
     path = lake / "2.parquet"
-    aside = RejectedFile(str(path), "file:CorruptInput", "damaged")
+    aside = QuarantinedFile(str(path), "file:CorruptInput", "damaged")
     found = again(aside)
     assert isinstance(found, InputFile)
     assert (found.path, found.rows, found.size) == (str(path), 3, path.stat().st_size)
@@ -99,20 +99,20 @@ def test_a_file_that_was_mended_is_taken_up(lake: Path) -> None:
 
 def test_a_file_that_is_still_bad_says_why_as_it_is_now(lake: Path) -> None:
     path = lake / "2.parquet"
-    aside = RejectedFile(str(path), "file:SchemaDrift", "old", 7, (("day", "1"),))
+    aside = QuarantinedFile(str(path), "file:SchemaDrift", "old", 7, (("day", "1"),))
     path.write_bytes(b"PAR1")
     found = again(aside)
-    assert isinstance(found, RejectedFile)
+    assert isinstance(found, QuarantinedFile)
     assert (found.reason, found.rows, found.keys) == ("file:CorruptInput", None, (("day", "1"),))
     path.unlink()
     gone = again(aside)
-    assert isinstance(gone, RejectedFile)
+    assert isinstance(gone, QuarantinedFile)
     assert gone.reason == "file:InputChanged"
     write(path, x=pa.array(["a", "b", "c"]))
     drifted = again(aside)
-    assert isinstance(drifted, RejectedFile)
+    assert isinstance(drifted, QuarantinedFile)
     assert (drifted.reason, drifted.rows) == ("file:SchemaDrift", 3)
     assert "'x' of type string" in drifted.message
     write(path, extra=pa.array([1, 2, 3]))
-    assert isinstance(again(aside), RejectedFile)
+    assert isinstance(again(aside), QuarantinedFile)
     assert isinstance(again(aside, is_all=False), InputFile)
