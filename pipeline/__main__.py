@@ -10,7 +10,7 @@ _code = 1
 
 
 def _leave() -> None:
-    """End the process here, after all that others have registered for its end and after its threads.
+    """End the process after its threads and all registered exit handlers.
 
     What would come is the interpreter's look through all that is in memory, a third of a second, and the destructors of
     C++ libraries: Arrow's now and then abort a process whose work is done.

@@ -49,24 +49,24 @@ class Commands(click.Group):
     """A group that turns every error into a message, an exit code and, where asked for, JSON."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Note ``--json`` first, so that mistakes in other arguments are told as JSON too."""
+        """Note ``--json`` first, so that errors in other arguments are printed as JSON too."""
         ctx.meta[JSON] = "--json" in args
         return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order in which a newcomer needs them."""
+        """List the commands in the order in which a newcomer needs them."""
         return list(self.commands)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does, with the nearest command where there is none of that name."""
+        """Resolve a command as click does; for an unknown name, suggest the nearest one."""
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
             near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
+            hint = f"; did you mean {near[0]}?" if near else ""
             if not near and args[0].endswith((".yaml", ".yml", ".json")):
-                hint = f" Did you mean: {ctx.command_path} run {args[0]}?"
-            ctx.fail(f"There is no command {args[0]!r}.{hint}")
+                hint = f"; did you mean: {ctx.command_path} run {args[0]}?"
+            ctx.fail(f"unknown command {args[0]!r}{hint}")
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:

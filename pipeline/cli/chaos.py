@@ -1,4 +1,4 @@
-"""``chaos``: what a job does when everything around it dies."""
+"""``chaos``: test the crash recovery of a job."""
 
 from __future__ import annotations
 
@@ -35,9 +35,12 @@ if TYPE_CHECKING:
 @override_option
 @output_options
 def chaos(target: str, overrides: tuple[str, ...], params: tuple[str, ...], **asked: Any) -> None:
-    """Run a small sample of a job while its workers, nannies, scheduler and drivers are killed, stopped and woken at
-    seeded moments; resume it, verify it, and compare every row with a run in peace. Your sink is not touched, and only
-    processes that were started here are harmed."""
+    """Run a sample of a job while its processes are killed, then verify the result.
+
+    Workers, nannies, scheduler and drivers are killed, stopped and continued at seeded moments. The job is resumed and
+    verified, and every row is compared with an undisturbed run. Your sink is not touched; only processes that this
+    command started are killed.
+    """
     from pipeline.testing.chaos import chaos as unleash
 
     loaded = load(target, overrides=overrides, params=params)
@@ -49,7 +52,7 @@ def chaos(target: str, overrides: tuple[str, ...], params: tuple[str, ...], **as
 
 
 def _ignore(trial: TrialResult) -> None:
-    """Say nothing."""
+    """Print nothing."""
 
 
 def _say(trial: TrialResult) -> None:
@@ -57,7 +60,7 @@ def _say(trial: TrialResult) -> None:
 
 
 def report_text(details: Mapping[str, Any]) -> str:
-    """All trials in a few lines, those that did not hold one by one."""
+    """A summary of all trials, and each failed trial in detail."""
     trials = details["trials"]
     few = f" of {details['asked']:,} that were asked for" if details["tried"] < details["asked"] else ""
     lines = [
@@ -78,7 +81,7 @@ def report_text(details: Mapping[str, Any]) -> str:
 
 
 def trial_text(trial: Mapping[str, Any]) -> str:
-    """One trial in a line, and what is wrong with it."""
+    """One trial in a line, with its failures."""
     faults = [f"{one['kind']} {one['moment']}" for one in trial["faults"] if one["seconds"] is not None]
     if trial["worker_lifetime"]:
         faults.append(f"workers live {trial['worker_lifetime']:.0f} s")

@@ -1,4 +1,4 @@
-"""``gc``: what jobs left behind."""
+"""``gc``: remove leftovers of jobs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SHOWN = 15
 @directory_option
 @output_options
 def gc(job: str, is_all: bool, older_than: str | None, yes: bool, directory: str | None) -> None:
-    """Show, and with --yes remove, what died attempts left behind. A job that a driver is at work on is left alone."""
+    """Show leftovers of crashed attempts; with --yes, remove them. Jobs that a driver runs are skipped."""
     from pipeline.common.units import utc_now
     from pipeline.jobs.directory import JobDirectory
     from pipeline.jobs.listing import find_job, list_jobs

@@ -1,4 +1,4 @@
-"""``list``, ``status``, ``verify`` and ``rejects``: what one looks at after, or while, a job runs."""
+"""``list``, ``status``, ``verify``, ``rejects`` and ``diff``: inspect jobs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ job_argument = click.argument("job", default="@last")
 @directory_option
 @output_options
 def list_command(*, statuses: tuple[str, ...], name: str, limit: int | None, directory: str | None) -> None:
-    """List the jobs, newest first, with their age and how many of their partitions are done."""
+    """List the jobs, newest first, with their age and completed partitions."""
     from pipeline.common.units import utc_now
     from pipeline.jobs.listing import list_jobs
     from pipeline.jobs.status import Status
@@ -36,7 +36,9 @@ def list_command(*, statuses: tuple[str, ...], name: str, limit: int | None, dir
     known = {str(status).lower(): status for status in Status}
     unknown = [status for status in statuses if status.lower() not in known]
     if unknown:
-        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(known)}", param_hint="--status")
+        raise click.BadParameter(
+            f"unknown status {unknown[0]!r}, expected one of {', '.join(known)}", param_hint="--status"
+        )
     settings = settings_for(directory=directory)
     wanted = frozenset(known[status.lower()] for status in statuses)
     found = list_jobs(settings.directory, name=name, statuses=wanted, limit=limit)
@@ -50,9 +52,9 @@ def _list_text(jobs: list[dict[str, Any]], directory: str, *, is_all: bool) -> s
     from pipeline.common.units import format_seconds
 
     if not jobs and not is_all:
-        return f"no matching jobs in {directory}."
+        return f"no matching jobs in {directory}"
     if not jobs:
-        return f"There are no jobs in {directory}.\n  next:     python -m pipeline run job.yaml"
+        return f"no jobs in {directory}\n  next:     python -m pipeline run job.yaml"
     rows = []
     for job in jobs:
         rows.append(_list_row(job, job["job"], format_seconds(job["age"])))
@@ -76,7 +78,7 @@ def status(job: str, directory: str | None) -> None:
 
 
 def current_report(job: JobDirectory) -> Report:
-    """The stored report of a job that ended, else one made from its receipts so far."""
+    """Return the stored report of a job that ended, else one made from its receipts so far."""
     from pipeline.report.report import Report
 
     stored = job.read_report()
@@ -114,7 +116,7 @@ def verify(context: click.Context, job: str, sample: int, seed: int | None, dire
 @directory_option
 @output_options
 def rejects(job: str, limit: int, reason: str, path: str | None, directory: str | None) -> None:
-    """Show the rows that could not be scored, by reason, the files that hold them, and input files quarantined."""
+    """Show the rows that could not be scored, by reason, the files that hold them, and quarantined input files."""
     from pipeline.report.rejects import export, summarise
 
     directory_of_job = _find(job, directory)

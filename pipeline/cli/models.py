@@ -28,7 +28,7 @@ reason_option = click.option("--reason", default="", help="Reason for the change
 
 @click.group(short_help="The model registry: versions and aliases.")
 def models() -> None:
-    """Keep models: immutable versions, and aliases that say which one is used.
+    """Manage models: immutable versions, and aliases that point to them.
 
     A job spec names one as models:/churn@champion or models:/churn/3.
     """
@@ -135,7 +135,7 @@ def show(reference: str, registry: str | None) -> None:
 @registry_option
 @output_options
 def alias(*, name: str, alias: str, version: int | None, delete: bool, reason: str, registry: str | None) -> None:
-    """Point an alias to a version, or take it away. Jobs that name the alias use it from their next start on."""
+    """Point an alias to a version, or delete it. Jobs that name the alias use the new version from their next start."""
     if (version is None) != delete:
         raise click.UsageError("give a version number, or --delete")
     move = _open(registry).set_alias(name, alias, version, reason=reason)
@@ -149,7 +149,7 @@ def alias(*, name: str, alias: str, version: int | None, delete: bool, reason: s
 @registry_option
 @output_options
 def rollback(name: str, alias: str, reason: str, registry: str | None) -> None:
-    """Point an alias to the version it pointed to before. Again: to the one before that."""
+    """Point an alias to its previous version. Each further call goes back one version more."""
     move = _built_in(registry).rollback(name, alias, reason=reason)
     emit(move.to_dict(), lambda: _move_text(move))
 
@@ -176,7 +176,7 @@ def verify(context: click.Context, name: str | None, registry: str | None) -> No
 @registry_option
 @output_options
 def remove(name: str, version: int, force: bool, reason: str, registry: str | None) -> None:
-    """Remove a version and its file; its number is never used again. Refused while an alias points to it."""
+    """Delete a version and its file; its number is never reused. Refused while an alias points to it."""
     gone = _built_in(registry).remove(name, version, force=force, reason=reason)
     emit(gone.to_dict(), lambda: f"Removed models:/{name}/{version}")
 
@@ -219,7 +219,7 @@ def _models_text(found: list[dict[str, Any]], root: str) -> str:
     from pipeline.common.text import table_text
 
     if not found:
-        return f"There are no models in {root}.\n  next:     python -m pipeline models register FILE"
+        return f"no models in {root}\n  next:     python -m pipeline models register FILE"
     rows = [
         [one["name"], str(one["latest"] or ""), str(len(one["versions"])), _aliases_text(one["aliases"])]
         for one in found

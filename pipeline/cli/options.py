@@ -1,4 +1,4 @@
-"""What commands share: options, the settings they make, and output as text or JSON."""
+"""Options, settings and output as text or JSON, for all commands."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def override_option(command: Command) -> Command:
 
 
 def retry_set_option(command: Command) -> Command:
-    """``--set``, for what a retry may change."""
+    """``--set``, for the fields that a retry may change."""
     text = "Change a step, the contract or errors, such as steps.0.map=features:mended; may be repeated."
     return click.option("--set", "overrides", metavar="FIELD=VALUE", multiple=True, help=text)(command)
 
 
 def load(target: str, *, overrides: Sequence[str], params: Sequence[str]) -> LoadedSpec:
-    """The job spec in ``target`` with what ``--set`` and ``-p`` say.
+    """Load the job spec in ``target`` with the values of ``--set`` and ``-p``.
 
     :raises SpecError: with every mistake that was found.
     """
@@ -107,7 +107,7 @@ def _set_quiet(context: click.Context, parameter: click.Parameter, value: bool) 
 
 
 class _StandardError(logging.Handler):
-    """Writes to what stderr is at the moment."""
+    """Write log records to the current stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
@@ -141,7 +141,7 @@ def emit(details: Mapping[str, Any], text: Callable[[], str]) -> None:
 
 
 def tell(error: BaseException, *, text: str, details: Mapping[str, Any], job: Mapping[str, Any] | None = None) -> None:
-    """Say what is wrong: to a person on stderr, and where ``--json`` was given to a program on stdout.
+    """Print an error as text to stderr and, with ``--json``, as JSON to stdout.
 
     :param job: what is known of the job concerned; shown beside the error.
     """
@@ -154,12 +154,12 @@ def tell(error: BaseException, *, text: str, details: Mapping[str, Any], job: Ma
 
 
 def json_text(details: Mapping[str, Any]) -> str:
-    """One JSON object with its schema version first; secrets are masked."""
+    """Format one JSON object, its schema version first; secrets are masked."""
     return json.dumps({"schema_version": SCHEMA_VERSION, **redact_values(details)}, indent=1, default=str)
 
 
 def settings_for(loaded: LoadedSpec | None = None, **flags: Any) -> Settings:
-    """Settings from the flags that were given; the modules of steps are found beside the job spec's file."""
+    """Load the settings with the given flags; modules of steps are found beside the job spec's file."""
     from pipeline.settings import Settings
     from pipeline.spec.precedence import Precedence
 

@@ -1,4 +1,4 @@
-"""``init``, ``validate`` and ``plan``: what one does before a job runs."""
+"""``init``, ``validate`` and ``plan``: prepare a job spec."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def init(folder: str) -> None:
 def validate(
     context: click.Context, job_file: str | None, schema: bool, overrides: tuple[str, ...], params: tuple[str, ...]
 ) -> None:
-    """Check a job spec: its fields, that its steps can be imported, that its model can be read.
+    """Check a job spec: its fields, the import of its steps, and its model file.
 
     Does not look at the data: plan does.
     """
@@ -95,7 +95,7 @@ def _verdict(job_file: str, problems: list[PipelineError], warnings: list[str]) 
 def _examine(
     job_file: str, overrides: tuple[str, ...], params: tuple[str, ...]
 ) -> tuple[list[PipelineError], list[str]]:
-    """What is wrong with a job spec, and what is only worth a thought."""
+    """Return the errors and the warnings of a job spec."""
     from pipeline.models.registry.alias_watch import hard_coded
     from pipeline.models.registry.client import has_registry
 
@@ -115,7 +115,7 @@ def _examine(
 
 
 def _checks(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]:
-    """What can be checked without the data, each raising what is wrong."""
+    """Yield the checks that need no data; each raises its error."""
     from pipeline.driver.prepare import resolve_model
     from pipeline.execution.clusters import cluster_of
     from pipeline.scoring.steps import load_function, prepended_sys_path
@@ -145,7 +145,7 @@ def _checks(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]
 
 
 def _checks_of_children(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]:
-    """What can be checked of the children without the data: of a list each; else what does not depend on a value."""
+    """Yield the checks of a fan-out that need no data: for a list, of each child; else of fields without its value."""
     from pipeline.plan.fan_out import child_spec
 
     assert spec.fan_out is not None
@@ -188,11 +188,10 @@ def plan(
     params: tuple[str, ...],
     **flags: str | int | None,
 ) -> None:
-    """Show what would run: rows, partitions, memory, model, output. Writes nothing, unless it is to --probe.
+    """Show what would run: rows, partitions, memory, model, output. Writes nothing, except with --probe.
 
-    With --why: the reason each partition is to be done for, as an incremental job finds it.
-    With --show-config: each field of the job spec and each setting, with its value and where that comes from. The data
-    is not looked at.
+    With --why: the reason for scoring each partition, for incremental jobs.
+    With --show-config: each field of the job spec and each setting, with its value and source. The data is not read.
     """
     loaded = load(job_file, overrides=overrides, params=params)
     settings = settings_for(loaded, **flags)

@@ -1,4 +1,4 @@
-"""``run``, ``resume`` and ``demo``: what makes a job run."""
+"""``run``, ``resume``, ``retry`` and ``demo``: run jobs."""
 
 from __future__ import annotations
 
@@ -100,10 +100,10 @@ def _detach(job: str, *, flags: Flags) -> None:
 @directory_option
 @output_options
 def retry(job: str, model: str | None, strict: bool, overrides: tuple[str, ...], **flags: str | int | None) -> None:
-    """Score again what a job left out: rejected rows, unfinished partitions, files that were quarantined and mended.
+    """Retry rejected rows, unfinished partitions, and quarantined files that were fixed.
 
-    Uses what the job used last, but for what --model and --set name: steps, contract and errors. The output is repaired
-    in one commit; until then, and when this fails, it stays as it is.
+    Uses the last model and spec of the job; --model and --set change the model, steps, contract and errors. The output
+    is repaired in one commit; until then, and if the retry fails, it stays unchanged.
     """
     settings = settings_for(None, **flags)
 
@@ -121,7 +121,7 @@ def retry(job: str, model: str | None, strict: bool, overrides: tuple[str, ...],
 @click.option("--rows", type=click.IntRange(min=1000), default=300_000, show_default=True, help="Rows of the table.")
 @output_options
 def demo(folder: str, rows: int) -> None:
-    """Make a table and a model, and run a job on them: offline, in under a minute."""
+    """Create a table and a model, and run a job on them: offline, in under a minute."""
     from pipeline.demo import make_demo
 
     made = make_demo(Path(folder), rows=rows)
@@ -132,7 +132,7 @@ def demo(folder: str, rows: int) -> None:
 
 
 def _is_job_directory(target: str) -> bool:
-    """Whether ``target`` is a job's directory; a folder of another kind is a mistake.
+    """Whether ``target`` is a job directory; any other folder is an error.
 
     :raises SpecError: for a folder that holds no job.
     """
@@ -175,16 +175,16 @@ def _run(
 
 
 def _begin_workers(flags: Flags) -> None:
-    """Let what local workers import be imported beside what this process does until it needs them."""
+    """Start importing the modules of local workers in the background."""
     from pipeline.common import forkserver as forks
 
-    # What the settings and a cluster's file say is not known yet; what is begun for nothing ends with this process.
+    # Settings and the cluster's file are not read yet; an unneeded fork server ends with this process.
     workers, threads = (flags.get(name) for name in ("workers", "threads"))
     forks.start(forks.likely_environment(int(workers) if workers else None, int(threads) if threads else None))
 
 
 def _names_cluster(target: str, overrides: Sequence[str], flags: Flags) -> bool:
-    """Whether another cluster than one of this machine is likely to be meant, by a look that costs nothing."""
+    """Whether the job probably uses another cluster than this machine, by a cheap check of flags and file."""
     named = flags.get("cluster") or os.environ.get("PIPELINE_CLUSTER") or "local"
     with suppress(OSError, ValueError):
         lines = Path(target).read_text(encoding="utf-8").splitlines()
@@ -211,7 +211,7 @@ def _finish(
     strict: bool,
     text: Callable[[Report], str] | None = None,
 ) -> None:
-    """Run with a progress display, then show the report; the exit status follows from both."""
+    """Run with a progress display, then print the report and set the exit status."""
     from pipeline.jobs.status import Status
     from pipeline.report.progress import JobWatch, show_progress
 
@@ -229,9 +229,9 @@ def _finish(
 
 
 def _known(job: str, settings: Settings) -> dict[str, Any]:
-    """What the directory of a job that did not succeed says; as much as can be read."""
+    """Return what can be read of the report of a job that failed."""
     known: dict[str, Any] = {"job": job, "directory": os.path.join(settings.directory, job)}
-    # The error is what must be told; a state that cannot be read must not hide it.
+    # An unreadable state must not hide the error.
     with suppress(Exception):
         from pipeline.cli.inspect import current_report
         from pipeline.jobs.listing import find_job

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 @click.command(short_help="Run queued jobs and triggers.")
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Jobs that run at once.")
 @click.option(
-    "--starts", type=click.IntRange(min=1), default=5, show_default=True, help="Driver starts per job, counting restarts."
+    "--starts",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Driver starts per job, counting restarts.",
 )
 @click.option(
     "--every", type=click.FloatRange(min=0.05), default=2.0, show_default=True, help="Seconds between rounds."
@@ -33,9 +37,9 @@ if TYPE_CHECKING:
 @directory_option
 @output_options
 def serve(*, is_status: bool, template: str | None, once: bool, wait: bool, **options: Any) -> None:
-    """Run queued jobs and triggers until a signal comes. The jobs themselves go on whatever becomes of the server.
+    """Run queued jobs and triggers until a signal comes. Running jobs survive the server.
 
-    Several may serve one root of job directories. SIGTERM or Ctrl-C ends it in good order, with exit code 0.
+    Several servers may share one root of job directories. SIGTERM or Ctrl-C shuts down cleanly, with exit code 0.
     """
     if wait and not once:
         raise click.UsageError("--wait needs --once")

@@ -11,7 +11,7 @@ from pipeline.spec.precedence import ResolvedSetting
 
 
 def config_details(spec: Mapping[str, ResolvedSetting], settings: Mapping[str, ResolvedSetting]) -> dict[str, Any]:
-    """As JSON output shows it."""
+    """Return both tables as JSON."""
     return {
         "spec": {name: choice.to_dict() for name, choice in spec.items()},
         "settings": {name: choice.to_dict() for name, choice in settings.items()},
@@ -19,7 +19,7 @@ def config_details(spec: Mapping[str, ResolvedSetting], settings: Mapping[str, R
 
 
 def config_text(details: Mapping[str, Any]) -> str:
-    """The same as two tables."""
+    """Format both tables as text."""
     return "\n\n".join(
         table_text([title, "VALUE", "FROM", "WHERE"], [_row(name, one) for name, one in details[key].items()])
         for title, key in (("JOB SPEC", "spec"), ("SETTING", "settings"))

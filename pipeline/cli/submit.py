@@ -1,4 +1,4 @@
-"""``submit`` and ``cancel``: jobs that go on by themselves."""
+"""``submit`` and ``cancel``: jobs in the background."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 @click.option("--job", "job_id", metavar="ID", help="Id of the job, if it is new.")
 @click.option("--force", is_flag=True, help="Start a new job even if one exists for the same spec, input and model.")
 @click.option("--key", metavar="TEXT", help="Deduplication key of the submission. Default: spec, input and model.")
-@click.option("--priority", type=int, default=0, show_default=True, help="Priority in the queue of serve; higher starts first.")
+@click.option(
+    "--priority", type=int, default=0, show_default=True, help="Priority in the queue of serve; higher starts first."
+)
 @click.option("--queue", is_flag=True, help="Start no driver; queue the job for serve.")
 @override_option
 @cluster_options
@@ -44,7 +46,7 @@ def submit(
     params: tuple[str, ...],
     **flags: str | int | None,
 ) -> None:
-    """Plan and check a job, start it in the background, and print its id. It goes on when the terminal is closed."""
+    """Plan and check a job, start it in the background, and print its id. It survives the terminal."""
     from pipeline.service.submit import submit as submit_job
 
     loaded = load(job_file, overrides=overrides, params=params)
@@ -61,7 +63,7 @@ def submit(
 
 
 def tell_submitted(made: SubmitResult, *, is_queued: bool = False) -> None:
-    """The id to stdout, and what a person wants to know to stderr."""
+    """Print the id to stdout, and the details to stderr."""
     details = {
         "job": made.job,
         "status": str(made.status),
@@ -75,7 +77,7 @@ def tell_submitted(made: SubmitResult, *, is_queued: bool = False) -> None:
 
 
 def _told(made: SubmitResult, *, is_queued: bool) -> str:
-    """What a person wants to know beside the id."""
+    """The details of a submission, without the id."""
     if made.status.is_success:
         said = f"that job is there already and ended as {made.status}; --force makes a new one"
     elif made.is_new:
@@ -94,7 +96,7 @@ def _told(made: SubmitResult, *, is_queued: bool) -> str:
 @directory_option
 @output_options
 def cancel(job: str, now: bool, reason: str, directory: str | None) -> None:
-    """Cancel a job: its driver starts no more partitions and publishes nothing. resume goes on all the same."""
+    """Cancel a job: its driver starts no more partitions and publishes nothing. resume can still continue it."""
     from pipeline.jobs.cancellation import CancelOutcome, cancel_job
     from pipeline.jobs.listing import find_job
 

@@ -149,7 +149,7 @@ WantedBy=default.target
 
 
 def cron_table(*, python: str, arguments: tuple[str, ...], folder: str) -> str:
-    """A line for ``crontab -e``: one round every minute, in which drivers are started that go on by themselves."""
+    """A line for ``crontab -e`` that runs ``serve --once`` every minute; the drivers it starts survive it."""
     command = shlex.join([python, "-m", "pipeline", "serve", "--once", *arguments])
     # In a crontab a percent sign is a line break.
     line = f"cd {shlex.quote(folder)} && {command}".replace("%", r"\%")
@@ -160,7 +160,7 @@ def cron_table(*, python: str, arguments: tuple[str, ...], folder: str) -> str:
 
 
 def kubernetes_manifests(*, python: str, arguments: tuple[str, ...], folder: str) -> str:
-    """A Deployment of one server, and, for who would rather not have one, a CronJob that does a round a minute.
+    """A Deployment of one server, and, as an alternative, a CronJob that runs ``serve --once`` every minute.
 
     In a container a driver lives no longer than its pod: the next pod goes on with what was killed, from its
     checkpoints. The pod of the CronJob stays until the jobs that it started have ended.

@@ -1,4 +1,4 @@
-"""``triggers``: what submits jobs when nobody is there."""
+"""``triggers``: submit jobs on schedules, new files, or after other jobs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _LOOK_SECONDS = 1.0
-"""Seconds between two looks while a backfill runs."""
+"""Seconds between two polls while a backfill runs."""
 
 
 def file_option(command: Command) -> Command:
@@ -33,7 +33,7 @@ def file_option(command: Command) -> Command:
 
 @click.group(short_help="Submit jobs on schedules, new files, or after other jobs.")
 def triggers() -> None:
-    """See what submits jobs when nobody is there (cron, files that arrive, other jobs), and fire by hand.
+    """Inspect triggers (schedules, new files, after other jobs), and fire them manually.
 
     python -m pipeline serve is what looks at them.
     """
@@ -44,7 +44,7 @@ def triggers() -> None:
 @directory_option
 @output_options
 def list_triggers(files: Sequence[str], directory: str | None) -> None:
-    """List the triggers: when each fires next, what runs for it, what came last."""
+    """List the triggers with their next time, running job and last result."""
     from pipeline.common.text import table_text
 
     settings, watched = _load(files, directory)
@@ -61,7 +61,7 @@ def list_triggers(files: Sequence[str], directory: str | None) -> None:
 @directory_option
 @output_options
 def next_times(name: str | None, count: int, files: Sequence[str], directory: str | None) -> None:
-    """Show when schedules fire next, where they are meant and in UTC."""
+    """Show the next times of schedules, in their time zone and in UTC."""
     from itertools import islice
     from zoneinfo import ZoneInfo
 
@@ -95,7 +95,7 @@ def next_times(name: str | None, count: int, files: Sequence[str], directory: st
 @directory_option
 @output_options
 def test(name: str | None, files: Sequence[str], directory: str | None) -> None:
-    """Say what would fire now and, where nothing would, why. Loads the job specs too. Writes and submits nothing."""
+    """Show which triggers would fire now, and why the others would not. Writes and submits nothing."""
     from pipeline.common.text import next_lines
 
     settings, watched = _load(files, directory, name=name)
@@ -116,7 +116,7 @@ def test(name: str | None, files: Sequence[str], directory: str | None) -> None:
 @directory_option
 @output_options
 def fire(name: str, key: str | None, files: Sequence[str], directory: str | None) -> None:
-    """Fire a trigger now, and print the id of its job. Of one for files, the job scores all that never fired."""
+    """Fire a trigger now, and print the id of its job. An arrival trigger scores all files that have not fired yet."""
     from pipeline.service.triggers import backfill as by_hand
     from pipeline.service.triggers.arrivals import scan_arrivals
     from pipeline.service.triggers.log import open_log
@@ -167,7 +167,7 @@ def backfill(
     files: Sequence[str],
     directory: str | None,
 ) -> None:
-    """Run a schedule for days that are past: each time once, as the schedule would have, whatever ran already.
+    """Run a schedule for past days: each time once, as the schedule would have, even if it ran already.
 
     Ended in between it goes on where it was when it is called again, or under serve.
     """
@@ -220,7 +220,7 @@ def _load(
 
 
 def _watch(settings: Settings) -> Any:
-    """Looks at triggers; jobs are left to a server where there is one."""
+    """A server that polls triggers, and leaves jobs to another server if one runs."""
     from pipeline.service.servers import is_served
     from pipeline.service.triggers.jobs import TriggerWatch
     from pipeline.storage.store import open_store

@@ -1,4 +1,4 @@
-"""``watch``, ``wait`` and ``logs``: a job that is under way, seen by somebody who does not drive it."""
+"""``watch``, ``wait`` and ``logs``: follow a job that another process drives."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pipeline.service.logs import LogLine
 
 TIMED_OUT = 124
-"""Exit status when the job has not ended in time, as of timeout(1)."""
+"""Exit status when the job has not ended in time, as for timeout(1)."""
 
 
 @click.command(short_help="Show the progress of a job until it ends.")
@@ -26,7 +26,7 @@ TIMED_OUT = 124
 @directory_option
 @output_options
 def watch(job: str, strict: bool, directory: str | None) -> None:
-    """Show the progress of a job that somebody else drives, then its report; exits with the exit code of the job."""
+    """Show the progress of a job that another process drives, then its report; exit with its exit code."""
     from pipeline.events import notify
     from pipeline.report.progress import show_progress
     from pipeline.service.follow import Ending, Follower, pause_for
@@ -48,13 +48,15 @@ def watch(job: str, strict: bool, directory: str | None) -> None:
 
 @click.command(short_help="Wait until a job ends.")
 @job_argument
-@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop waiting after this time and exit with 124.")
+@click.option(
+    "--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop waiting after this time and exit with 124."
+)
 @strict_option
 @directory_option
 @output_options
 @click.pass_context
 def wait(context: click.Context, job: str, timeout: float | None, strict: bool, directory: str | None) -> None:
-    """Wait until a job ends, and print its report; exits with the exit code of the job, 124 when it took too long."""
+    """Wait until a job ends, and print its report; exit with its exit code, or 124 after --timeout."""
     from pipeline.service.follow import Ending
 
     found, lease_seconds = _find(job, directory)
@@ -103,7 +105,7 @@ def _find(job: str, directory: str | None) -> tuple[JobDirectory, float]:
 
 
 def _text(lines: list[LogLine], job: str) -> str:
-    return "\n".join(line.text() for line in lines) or f"no matching lines in the log of {job}."
+    return "\n".join(line.text() for line in lines) or f"no matching lines in the log of {job}"
 
 
 def _print_lines(lines: list[LogLine]) -> None:
@@ -114,7 +116,7 @@ def _print_lines(lines: list[LogLine]) -> None:
 
 
 def _say_if_nobody_serves(job: JobDirectory) -> None:
-    """A job that waits for a server where there is none would wait for ever."""
+    """Warn if the job is queued and no server runs: it would wait forever."""
     from pipeline.common.units import utc_now
     from pipeline.jobs.status import Status
     from pipeline.service.queue import LeaseWatch, view_job
@@ -133,7 +135,7 @@ def _say_if_nobody_serves(job: JobDirectory) -> None:
 
 
 def _end(job: JobDirectory, status: Status, *, strict: bool) -> None:
-    """Print the report, and exit as the job did."""
+    """Print the report, and exit with the exit code of the job."""
     from pipeline.jobs.status import Status
     from pipeline.service.queue import exit_code
 

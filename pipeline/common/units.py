@@ -44,7 +44,9 @@ def parse_bytes(text: str | int, *, where: str = "") -> int:
     unit = _UNITS.get(match["unit"].lower()) if match else None
     value = int(float(match["number"]) * unit) if match and unit else 0
     if value <= 0 or isinstance(text, bool):
-        raise SpecError("not a valid size", where=where, found=repr(text), expected="such as 256 MiB, 1.5 GB or 1000000")
+        raise SpecError(
+            "not a valid size", where=where, found=repr(text), expected="such as 256 MiB, 1.5 GB or 1000000"
+        )
     return value
 
 

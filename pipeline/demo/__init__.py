@@ -75,15 +75,15 @@ Try, in this folder:
 
 @dataclass(frozen=True)
 class Demo:
-    """A folder with everything a job needs."""
+    """A folder with a table, a model and a job spec."""
 
     folder: Path
     rows: int
     is_new: bool
-    """False when the table and the model were there already."""
+    """False if the table and the model existed already."""
 
     def story(self) -> str:
-        """What was made, for a person."""
+        """Describe the created files."""
         made = "Made" if self.is_new else "Found"
         return (
             f"{made} a table of {self.rows:,} customers in {len(COUNTRIES)} files, an xgboost model and job.yaml in "
@@ -91,7 +91,7 @@ class Demo:
         )
 
     def ending(self, report: Report) -> str:
-        """The summary of the job, with what to type next from where the demo was started."""
+        """Return the summary of the job, with next commands for the folder where the demo was started."""
         commands = (
             f"cd {self.folder}",
             "python -m pipeline rejects @last    # the malformed rows: file, row number, reason",
@@ -101,7 +101,7 @@ class Demo:
 
 
 def make_demo(folder: Path, *, rows: int, seed: int = SEED) -> Demo:
-    """Make the demo in ``folder``, or find it there; the same seed gives the same files.
+    """Create the demo in ``folder``, or reuse an existing one; the same seed gives the same files.
 
     :raises OutputExists: when the folder holds something else.
     :raises EnvMismatch: when xgboost is not installed.
@@ -133,7 +133,7 @@ def _found(folder: Path, table: Path) -> Demo:
     spec = folder / "job.yaml"
     if not spec.is_file() or not spec.read_text(encoding="utf-8", errors="replace").startswith(_MARK):
         raise OutputExists(
-            "the folder is not empty, and not a demo",
+            "the folder is neither empty nor a demo",
             where=str(folder),
             next_step="choose another folder: python -m pipeline demo DIR",
         )
@@ -142,7 +142,7 @@ def _found(folder: Path, table: Path) -> Demo:
 
 
 def make_customers(rows: int, *, seed: int) -> pd.DataFrame:
-    """A well-formed table: [rows] customers in random order, with ``country`` and the label ``churned``."""
+    """Return a well-formed table of customers in random order, with ``country`` and the label ``churned``."""
     rng = np.random.default_rng(seed)
     tenure = rng.gamma(2.0, 18.0, rows).astype("int32")
     calls = rng.poisson(1.2, rows).astype("int16")
@@ -168,7 +168,7 @@ def make_customers(rows: int, *, seed: int) -> pd.DataFrame:
 
 
 def spoil(customers: pd.DataFrame, *, seed: int) -> pd.DataFrame:
-    """``customers`` with `BAD_ROWS` malformed rows: infinite, out of range, of a plan the model does not know."""
+    """Return ``customers`` with `BAD_ROWS` malformed rows: infinite, out of range, or of an unknown plan."""
     spoiled = customers.copy()
     bad = np.random.default_rng(seed + 1).choice(len(spoiled), BAD_ROWS, replace=False)
     infinite, young, unknown = np.array_split(bad, 3)
@@ -179,7 +179,7 @@ def spoil(customers: pd.DataFrame, *, seed: int) -> pd.DataFrame:
 
 
 def write_table(customers: pd.DataFrame, folder: Path) -> None:
-    """One Parquet file a country, ``country=DE/part-0.parquet``, without the label."""
+    """Write one Parquet file per country, ``country=DE/part-0.parquet``, without the label."""
     for country, part in customers.groupby("country", sort=True):
         path = folder / f"country={country}" / "part-0.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)

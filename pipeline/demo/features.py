@@ -6,7 +6,7 @@ NOW = pd.Timestamp("2024-06-01", tz="UTC")
 
 
 def build(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add what the model was trained with beside the columns of the table."""
+    """Add the derived features that the model was trained with."""
     days = (NOW - frame["last_login"]).dt.total_seconds() / 86400
     return frame.assign(
         days_since_login=days.astype("float32"),
