@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from pipeline.common.reasons import Reason
 from pipeline.common.rows import QuarantinedFile, RowCounts
 from pipeline.common.units import format_count, plural
 from pipeline.errors import PipelineError, StepFailed, TooManyRejects
@@ -37,7 +38,6 @@ from pipeline.report.figures import (
 )
 from pipeline.report.report import ChildReport, Report
 
-_OF_USER_CODE = ("step:", "score:", "crash:", "timeout:", "memory:")
 _SHOWN_REASONS = 3
 
 
@@ -85,7 +85,7 @@ def too_many_rejects(
 
     :param examples: the first rejected row per reason, as text.
     """
-    by_code = sum(count for reason, count in reasons.items() if reason.startswith(_OF_USER_CODE))
+    by_code = sum(count for reason, count in reasons.items() if Reason.parse(reason).kind.is_user_code)
     kind = StepFailed if 2 * by_code > sum(reasons.values()) else TooManyRejects
     top = sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0]))
     shown = [

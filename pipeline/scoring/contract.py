@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.common.reasons import Reason, ReasonKind
 from pipeline.errors import SpecError, StepFailed
 from pipeline.models.model import ModelVersion
 from pipeline.plan.recipe import ColumnRule
@@ -208,7 +209,7 @@ def _mask(fails: pa.ChunkedArray) -> np.ndarray | None:
 def _explain(table: pa.Table, rows: np.ndarray, broken: list[tuple[ColumnRule, str]]) -> Failures:
     names = {rule.column for rule, _ in broken}
     values = {name: take_values(table.column(name), rows).to_pylist() for name in names}
-    reasons = tuple(f"contract:{rule.column}:{name}" for rule, name in broken)
+    reasons = tuple(str(Reason(ReasonKind.CONTRACT, name, rule.column)) for rule, name in broken)
     messages = tuple(
         f"{rule.column} is {repr(values[rule.column][index])[:SHOWN]}, {_words(rule, name, table)}"
         for index, (rule, name) in enumerate(broken)

@@ -40,7 +40,7 @@ def test_no_rows_succeed() -> None:
 
 
 def test_message_names_reasons_and_the_next_command() -> None:
-    reasons = {"contract:age:null": 6, "contract:age:max": 3, "step:f:g:KeyError": 1, "z": 1}
+    reasons = {"contract:age:null": 6, "contract:age:max": 3, "step:f:g:KeyError": 1, "contract:z:min": 1}
     examples = {"contract:age:null": "a.parquet row 7: age is null"}
     rows = RowCounts(1000, 989, 11, 0)
     error = too_many_rejects(rows, max_fraction=0.001, reasons=reasons, job="j-1", examples=examples)
@@ -59,7 +59,7 @@ def test_message_names_reasons_and_the_next_command() -> None:
 
 @pytest.mark.parametrize("reason", ["step:f:g:KeyError", "score:ValueError"])
 def test_mostly_code_is_the_codes_fault(reason: str) -> None:
-    error = too_many_rejects(RowCounts(9, 4, 5, 0), max_fraction=0, reasons={reason: 3, "contract:x": 2}, job="j")
+    error = too_many_rejects(RowCounts(9, 4, 5, 0), max_fraction=0, reasons={reason: 3, "contract:x:min": 2}, job="j")
     assert type(error) is StepFailed
     assert error.exit_code == 5
 

@@ -1,0 +1,54 @@
+"""`Reason`: the cause of a rejected row or a quarantined file, with its stable text, such as ``contract:age:max``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class ReasonKind(StrEnum):
+    """The first part of a reason."""
+
+    CONTRACT = "contract"
+    """The row broke a rule of the contract."""
+    STEP = "step"
+    """A map step raised."""
+    SCORE = "score"
+    """The model raised."""
+    CRASH = "crash"
+    """The process that scored the row died."""
+    TIMEOUT = "timeout"
+    """The row took too long."""
+    MEMORY = "memory"
+    """The row took too much memory."""
+    FILE = "file"
+    """The file is damaged, changed, or has other columns."""
+
+    @property
+    def is_user_code(self) -> bool:
+        """Whether a step or the model is to blame, not the data."""
+        return self not in (ReasonKind.CONTRACT, ReasonKind.FILE)
+
+
+@dataclass(frozen=True)
+class Reason:
+    """The cause of a rejected row or a quarantined file. ``str()`` is short and stable, to be counted."""
+
+    kind: ReasonKind
+    error: str
+    """Name of the broken rule, or of the error or signal."""
+    source: str = ""
+    """Column of the rule, or entry point of the step."""
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.source}:{self.error}" if self.source else f"{self.kind}:{self.error}"
+
+    @classmethod
+    def parse(cls, text: str) -> Reason:
+        """Inverse of ``str()``.
+
+        :raises ValueError: for an unknown kind.
+        """
+        kind, _, rest = text.partition(":")
+        source, _, error = rest.rpartition(":")
+        return cls(ReasonKind(kind), error, source)

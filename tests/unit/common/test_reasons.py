@@ -1,0 +1,34 @@
+"""`Reason`: its text, and whether user code is to blame."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.common.reasons import Reason, ReasonKind
+
+
+class TestReason:
+    @pytest.mark.parametrize(
+        ("reason", "text"),
+        [
+            (Reason(ReasonKind.CONTRACT, "null", "age"), "contract:age:null"),
+            (Reason(ReasonKind.CONTRACT, "max", "a:b"), "contract:a:b:max"),
+            (Reason(ReasonKind.STEP, "KeyError", "features:build"), "step:features:build:KeyError"),
+            (Reason(ReasonKind.SCORE, "ValueError"), "score:ValueError"),
+            (Reason(ReasonKind.CRASH, "SIGSEGV"), "crash:SIGSEGV"),
+            (Reason(ReasonKind.FILE, "CorruptInput"), "file:CorruptInput"),
+        ],
+    )
+    def test_reads_back_its_text(self, reason: Reason, text: str) -> None:
+        assert str(reason) == text
+        assert Reason.parse(text) == reason
+
+    @pytest.mark.parametrize("text", ["", "z", "steps:a"])
+    def test_of_an_unknown_kind_is_an_error(self, text: str) -> None:
+        with pytest.raises(ValueError, match="ReasonKind"):
+            Reason.parse(text)
+
+
+@pytest.mark.parametrize("kind", list(ReasonKind))
+def test_contract_and_file_are_the_only_reasons_of_the_data(kind: ReasonKind) -> None:
+    assert kind.is_user_code is (kind not in (ReasonKind.CONTRACT, ReasonKind.FILE))
