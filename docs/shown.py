@@ -39,8 +39,7 @@ _CHANGING = (
     (re.compile(r"[\d,]+ rows/s"), "RATE"),
     (re.compile(r"\d+(\.\d+)? ([KMGT]i)?B\b"), "SIZE"),
     (re.compile(r"\(summed over partitions\)|(read|steps|score|write|model load) DURATION,? ?"), ""),
-    (re.compile(r'("(?:bytes|task|worker|limit|batch_rows)": )\d+'), r"\1NUMBER"),
-    (re.compile(r"(batch +|batches of )[\d,]+ rows"), r"\1ROWS"),
+    (re.compile(r'("(?:bytes|task|worker|limit)": )\d+'), r"\1NUMBER"),
     (re.compile(r"\d+\.\d+"), "NUMBER"),
     (re.compile(r" +"), " "),
 )

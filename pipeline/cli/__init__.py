@@ -14,28 +14,7 @@ from typing import Any
 import click
 
 from pipeline import __version__
-from pipeline.cli import (
-    chaos,
-    models,
-    serve,
-    submit,
-    triggers,
-)
-from pipeline.cli import (
-    gc as clean,
-)
-from pipeline.cli import (
-    inspect as look,
-)
-from pipeline.cli import (
-    plan as author,
-)
-from pipeline.cli import (
-    run as execute,
-)
-from pipeline.cli import (
-    watch as follow,
-)
+from pipeline.cli import chaos, gc, inspect, models, plan, run, serve, submit, triggers, watch
 from pipeline.cli.options import JSON, VERBOSITY, json_text, tell
 from pipeline.common.secrets import mask_streams, redact
 from pipeline.errors import PipelineError
@@ -123,27 +102,27 @@ def main() -> None:
 
 
 for _command in (
-    author.init,
-    execute.demo,
-    author.validate,
-    author.plan,
-    execute.run,
+    plan.init,
+    run.demo,
+    plan.validate,
+    plan.plan,
+    run.run,
     submit.submit,
-    execute.resume,
-    execute.retry,
+    run.resume,
+    run.retry,
     submit.cancel,
-    follow.watch,
-    follow.wait,
-    follow.logs,
-    look.list_command,
-    look.status,
-    look.verify,
-    look.rejects,
+    watch.watch,
+    watch.wait,
+    watch.logs,
+    inspect.list_command,
+    inspect.status,
+    inspect.verify,
+    inspect.rejects,
     triggers.triggers,
     models.models,
-    look.diff,
+    inspect.diff,
     serve.serve,
-    clean.gc,
+    gc.gc,
     chaos.chaos,
 ):
     main.add_command(_command)
