@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 from pipeline.common.pickling import fast_pickle
 
@@ -93,6 +94,11 @@ class QuarantinedFile:
     """As its footer says; None when it cannot be read."""
     keys: tuple[tuple[str, str], ...] = ()
     """As in `InputFile`."""
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+        """Inverse of `dataclasses.asdict`, also after JSON."""
+        return cls(**{**record, "keys": tuple((name, value) for name, value in record["keys"])})
 
     @property
     def title(self) -> str:

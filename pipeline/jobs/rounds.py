@@ -76,7 +76,7 @@ class RoundRecord:
             for name in ("maps", "changes", "repaired_files"):
                 record[name] = tuple(record[name])
             record["takes"] = {int(number): tuple(ids) for number, ids in record["takes"].items()}
-            record["quarantined_files"] = tuple(quarantined_file(file) for file in record["quarantined_files"])
+            record["quarantined_files"] = tuple(QuarantinedFile.from_dict(file) for file in record["quarantined_files"])
             return RoundRecord(**record)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StateCorrupt(

@@ -102,7 +102,7 @@ def plan_from_table(table: pa.Table) -> Plan:
             score_rules=tuple(_rule(rule) for rule in record["score_rules"]),
             workers=record.get("workers", 1),
             can_use_tree_engine=record.get("can_use_tree_engine", False),
-            quarantined_files=tuple(quarantined_file(one) for one in record.get("quarantined_files", ())),
+            quarantined_files=tuple(QuarantinedFile.from_dict(one) for one in record.get("quarantined_files", ())),
             children=tuple(ChildPlan(**child) for child in record.get("children", ())),
             progress=IncrementalState.from_record(record.get("progress") or {}),
             **{name: _as_tuple(record[name]) for name in _PLAIN},
@@ -137,11 +137,6 @@ def _record(plan: Plan) -> dict[str, Any]:
 
 def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def quarantined_file(record: dict[str, Any]) -> QuarantinedFile:
-    """Inverse of `asdict`, from JSON."""
-    return QuarantinedFile(**{**record, "keys": tuple((name, value) for name, value in record["keys"])})
 
 
 def _rule(record: dict[str, Any]) -> ColumnRule:

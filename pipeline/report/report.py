@@ -171,7 +171,7 @@ class Report:
                 "batch": BatchRows(**record["batch"]) if record["batch"] else None,
                 "stragglers": StragglerCounts(**record["stragglers"]) if record["stragglers"] else None,
                 "rounds": tuple(map(_round_summary, record["rounds"])),
-                "quarantined_files": tuple(map(_quarantined_file, record["quarantined_files"])),
+                "quarantined_files": tuple(map(QuarantinedFile.from_dict, record["quarantined_files"])),
                 "engines": EngineEvidence.from_dict(record["engines"]) if record["engines"] else None,
                 "estimate": EstimateComparison.from_dict(record["estimate"]) if record["estimate"] else None,
                 "warnings": tuple(record["warnings"]),
@@ -274,10 +274,6 @@ class Report:
 def _round_summary(record: Mapping[str, Any]) -> RoundSummary:
     changes, rows = tuple(record["changes"]), RowCounts.from_details(record["rows"])
     return RoundSummary(**{**record, "changes": changes, "rows": rows})
-
-
-def _quarantined_file(record: Mapping[str, Any]) -> QuarantinedFile:
-    return QuarantinedFile(**{**record, "keys": tuple((name, value) for name, value in record["keys"])})
 
 
 def reconciliation(rows: RowCounts) -> str:

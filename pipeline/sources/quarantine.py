@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipeline.common.reasons import Reason, ReasonKind
 from pipeline.common.rows import QuarantinedFile
 from pipeline.errors import InputError, TooManyRejects
-
-REASON = "file:"
-"""Prefix of the reasons of quarantined files; the kind of error follows."""
 
 
 def quarantined_file(
@@ -19,7 +17,7 @@ def quarantined_file(
     :param rows: number of its rows, if its footer can be read.
     """
     found = f": {error.found}" if error.found else ""
-    return QuarantinedFile(path, f"{REASON}{error.kind}", f"{error.message}{found}", rows, keys)
+    return QuarantinedFile(path, str(Reason(ReasonKind.FILE, error.kind)), f"{error.message}{found}", rows, keys)
 
 
 def check_file_count(files: Sequence[QuarantinedFile], *, limit: int | None, job: str = "") -> None:
