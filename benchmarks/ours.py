@@ -65,7 +65,7 @@ def main() -> None:
     peaks = tree.peaks()
     workers = [peak for pid, peak in peaks.items() if pid != os.getpid()]
     record = {
-        "rows": report.rows.out,
+        "rows": report.rows.output,
         "cpu": marks.cpu,
         "wall": marks.wall,
         "startup": marks.started - begin,

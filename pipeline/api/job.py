@@ -219,7 +219,7 @@ class Job:
         Examples
         --------
         >>> report = pipeline.Job.load("job.yaml").run(callbacks=[])
-        >>> report.ok, report.rows.rows_in
+        >>> report.ok, report.rows.input
         (True, 5000)
 
         See Also

@@ -109,29 +109,29 @@ class QuarantinedFile:
 @fast_pickle
 @dataclass(frozen=True, slots=True)
 class RowCounts:
-    """What became of rows. ``rows_in`` counts every row of the input, also those a filter drops."""
+    """What became of rows. ``input`` counts every row of the input, also those a filter drops."""
 
-    rows_in: int = 0
-    out: int = 0
+    input: int = 0
+    output: int = 0
     rejected: int = 0
     filtered: int = 0
 
     @property
     def is_reconciled(self) -> bool:
         """Whether every row is in exactly one place."""
-        return self.rows_in == self.out + self.rejected + self.filtered
+        return self.input == self.output + self.rejected + self.filtered
 
     def __add__(self, other: RowCounts) -> RowCounts:
         return RowCounts(
-            self.rows_in + other.rows_in,
-            self.out + other.out,
+            self.input + other.input,
+            self.output + other.output,
             self.rejected + other.rejected,
             self.filtered + other.filtered,
         )
 
     def details(self) -> dict[str, int]:
         """As JSON output shows them."""
-        return {"in": self.rows_in, "out": self.out, "rejected": self.rejected, "filtered": self.filtered}
+        return {"in": self.input, "out": self.output, "rejected": self.rejected, "filtered": self.filtered}
 
     @staticmethod
     def from_details(details: dict[str, int]) -> RowCounts:

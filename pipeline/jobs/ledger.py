@@ -154,7 +154,9 @@ class Ledger:
     def rows(self) -> RowCounts:
         """What became of the rows so far. A row that was rejected, and came out later, came out."""
         total, retried, pruned = self.totals.rows, self.totals.retried_rows, self.pruned_rows
-        return RowCounts(total.rows_in - retried + pruned, total.out, total.rejected - retried, total.filtered + pruned)
+        return RowCounts(
+            total.input - retried + pruned, total.output, total.rejected - retried, total.filtered + pruned
+        )
 
     @cached_property
     def reasons(self) -> dict[str, int]:
@@ -206,8 +208,8 @@ class Ledger:
             model=model_details(one.plan),
             changes=one.record.changes if one.record else (),
             rows=RowCounts.total(receipt.rows for receipt in receipts),
-            retried=sum(receipt.rows.rows_in for receipt in again),
-            recovered=sum(receipt.rows.out for receipt in again),
+            retried=sum(receipt.rows.input for receipt in again),
+            recovered=sum(receipt.rows.output for receipt in again),
         )
 
 

@@ -172,11 +172,11 @@ def reconcile(rows: RowCounts, *, files: Iterable[ManifestFile], rejects: Iterab
     :raises ReconciliationFailed: when not.
     """
     out, rejected = sum(file.rows for file in files), sum(file.rows for file in rejects)
-    if rows.is_reconciled and out == rows.out and rejected == rows.rejected:
+    if rows.is_reconciled and out == rows.output and rejected == rows.rejected:
         return
     raise ReconciliationFailed(
         "the rows do not add up; nothing was published",
-        found=f"{rows.rows_in:,} in, {rows.out:,} out, {rows.rejected:,} rejected, {rows.filtered:,} filtered; "
+        found=f"{rows.input:,} in, {rows.output:,} out, {rows.rejected:,} rejected, {rows.filtered:,} filtered; "
         f"the files hold {out:,} out and {rejected:,} rejected",
         expected="rows in = rows out + rejected + filtered, and as many in the files",
         next_step="this is a defect of this package, not of your data: keep the job directory and report it",

@@ -285,7 +285,7 @@ class Totals:
         engine: EngineUse | None = None
         for receipt in receipts:
             rows = receipt.rows
-            rows_in, out = rows_in + rows.rows_in, out + rows.out
+            rows_in, out = rows_in + rows.input, out + rows.output
             rejected, filtered = rejected + rows.rejected, filtered + rows.filtered
             if receipt.reasons or receipt.before:
                 reasons.update(receipt.reasons)

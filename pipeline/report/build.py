@@ -54,7 +54,7 @@ def status_for(rows: RowCounts, *, max_fraction: float) -> Status:
 
 def wanted_rows(rows: RowCounts) -> int:
     """Rows that were to be scored: those that came out and those that were rejected."""
-    return rows.out + rows.rejected
+    return rows.output + rows.rejected
 
 
 def decide_status(ledger: Ledger, *, job: str, examples: Mapping[str, str] | None = None) -> Status:
@@ -199,7 +199,7 @@ def _add_up(
         ),
         skew=Skew(
             skew([child.rows for child in plan.children]),
-            skew([report.rows.rows_in for report in reports]),
+            skew([report.rows.input for report in reports]),
             max(report.skew.slowest_seconds for report in reports),
             sum(report.skew.mean_seconds for report in reports) / len(reports),
         ),

@@ -239,7 +239,7 @@ def compare_with_actual(
     :param starts: drivers there were. The estimate reckons with one: the others' wait is taken off.
     """
     estimate = read_estimate(job)
-    if estimate is None or totals.rows.rows_in < plan.rows - plan.pruned_rows:
+    if estimate is None or totals.rows.input < plan.rows - plan.pruned_rows:
         return None
     return compare_estimate(
         estimate,

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 def rows_text(rows: RowCounts) -> str:
     """``30 in = 27 out + 3 rejected + 0 filtered``."""
-    return f"{rows.rows_in:,} in = {rows.out:,} out + {rows.rejected:,} rejected + {rows.filtered:,} filtered"
+    return f"{rows.input:,} in = {rows.output:,} out + {rows.rejected:,} rejected + {rows.filtered:,} filtered"
 
 
 class LogFile:

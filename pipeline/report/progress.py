@@ -57,7 +57,7 @@ class Tally:
         """An attempt at a partition ended."""
         if event.outcome == AttemptOutcome.DONE:
             self.done += 1
-            self.rows_done += event.rows.rows_in
+            self.rows_done += event.rows.input
             self.rejected += event.rows.rejected
         elif event.outcome == AttemptOutcome.SPLIT:
             self.partitions += max(1, event.parts - 1)

@@ -130,7 +130,7 @@ class Report:
     @property
     def rows_per_second(self) -> float:
         """Input rows / wall time of all drivers."""
-        return self.rows.rows_in / self.seconds.total if self.seconds.total > 0 else 0.0
+        return self.rows.input / self.seconds.total if self.seconds.total > 0 else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Its form in ``report.json`` and with ``--json``. Secrets are masked."""
@@ -279,7 +279,7 @@ def _round_summary(record: Mapping[str, Any]) -> RoundSummary:
 def reconciliation(rows: RowCounts) -> str:
     """``1,000 in = 990 out + 10 rejected + 0 filtered``, with ≠ where it does not add up."""
     sign = "=" if rows.is_reconciled else "≠"
-    return f"{rows.rows_in:,} in {sign} {rows.out:,} out + {rows.rejected:,} rejected + {rows.filtered:,} filtered"
+    return f"{rows.input:,} in {sign} {rows.output:,} out + {rows.rejected:,} rejected + {rows.filtered:,} filtered"
 
 
 def summary_text(report: Report) -> str:
@@ -334,7 +334,7 @@ def _child_row(parent: str, child: ChildReport) -> list[str]:
         child.job.removeprefix(parent),
         str(child.status),
         f"{child.partitions.done:,} of {child.partitions.planned:,}",
-        *(f"{count:,}" for count in (rows.rows_in, rows.out, rows.rejected, rows.filtered)),
+        *(f"{count:,}" for count in (rows.input, rows.output, rows.rejected, rows.filtered)),
         f"{child.retries:,}",
         shortened(child.reason, width=60),
     ]

@@ -227,12 +227,12 @@ class _Facts:
             parts = RowCounts.total(part.rows for part in receipt.files)
             if parts != receipt.rows or not all(part.rows.is_reconciled for part in receipt.files):
                 raise _Wrong(f"partition {receipt.partition}: {receipt.rows.details()}, its files {parts.details()}")
-            if any(part.rows.rows_in != part.row_stop - part.row_start for part in receipt.files):
+            if any(part.rows.input != part.row_stop - part.row_start for part in receipt.files):
                 raise _Wrong(f"partition {receipt.partition}: other rows in than its ranges have")
         rows, planned = self.ledger.rows, self.ledger.planned_rows
-        if rows.rows_in != planned or not rows.is_reconciled:
+        if rows.input != planned or not rows.is_reconciled:
             raise _Wrong(f"{rows.details()}, and the input files have {planned:,} rows")
-        return f"{rows.rows_in:,} in = {rows.out:,} out + {rows.rejected:,} rejected + {rows.filtered:,} filtered"
+        return f"{rows.input:,} in = {rows.output:,} out + {rows.rejected:,} rejected + {rows.filtered:,} filtered"
 
     def input_footers(self) -> str:
         """The footers of input files that are still the planned ones have as many rows as were planned."""
@@ -253,7 +253,7 @@ class _Facts:
     def data_files(self) -> str:
         """Every checkpoint file is there, unchanged, with as many rows as its receipt says."""
         found = [(receipt, receipt.data) for receipt in self.done]
-        return self._check_files(found, lambda receipt: receipt.rows.out)
+        return self._check_files(found, lambda receipt: receipt.rows.output)
 
     def reject_files(self) -> str:
         """Like `data_files`, for the rejects; and their reasons add up."""
@@ -300,8 +300,8 @@ class _Facts:
         store = open_store(there.path)
         for file in there.files:
             _check_file(store, file.name, rows=file.rows, size=file.bytes, sha256=file.sha256)
-        if there.rows != self.manifest.rows.out:
-            raise _Wrong(f"{there.path} has {there.rows:,} rows of this job, scored were {self.manifest.rows.out:,}")
+        if there.rows != self.manifest.rows.output:
+            raise _Wrong(f"{there.path} has {there.rows:,} rows of this job, scored were {self.manifest.rows.output:,}")
         return f"{plural(len(there.files), 'file')} with {plural(there.rows, 'row')} in {there.path}"
 
 
@@ -310,7 +310,7 @@ def _sample(job: JobDirectory, ledger: Ledger, *, rows: int, seed: int | None) -
     result = rescore_sample(job, ledger, rows=rows, random=random.Random(seed))
     if result.wrong:
         raise _Wrong(f"{len(result.wrong):,} ranges differ, such as {result.wrong[0]}")
-    if rows and not result.rows_in and any(receipt.rows.rows_in for receipt in ledger.done):
+    if rows and not result.rows_in and any(receipt.rows.input for receipt in ledger.done):
         raise _Wrong("no input file is as it was planned, so that nothing could be scored again")
     model = ledger.base.plan.model
     again = (
@@ -438,24 +438,22 @@ def rescore_sample(job: JobDirectory, ledger: Ledger, *, rows: int, random: Rand
 
 
 def _choose(receipts: Iterable[Receipt], *, rows: int, random: Random) -> Iterator[_Range]:
-    places = [
-        (receipt, number) for receipt in receipts for number, part in enumerate(receipt.files) if part.rows.rows_in
-    ]
+    places = [(receipt, number) for receipt in receipts for number, part in enumerate(receipt.files) if part.rows.input]
     if not places or rows <= 0:
         return
-    sizes = [receipt.files[number].rows.rows_in for receipt, number in places]
+    sizes = [receipt.files[number].rows.input for receipt, number in places]
     count = min(PLACES, rows, len(places) * PLACES)
     for receipt, number in random.choices(places, weights=sizes, k=count):
         part = receipt.files[number]
-        before = sum(other.rows.out for other in receipt.files[:number])
-        length = min(math.ceil(rows / count), part.rows.rows_in)
+        before = sum(other.rows.output for other in receipt.files[:number])
+        length = min(math.ceil(rows / count), part.rows.input)
         first = random.randint(part.row_start, part.row_stop - length)
         offset: int | None = before + first - part.row_start
-        if part.rows.out != part.rows.rows_in:
+        if part.rows.output != part.rows.input:
             is_head = random.random() < 0.5
             first = part.row_start if is_head else part.row_stop - length
             offset = before if is_head else None
-        yield _Range(receipt, part, first, first + length, offset, before + part.rows.out)
+        yield _Range(receipt, part, first, first + length, offset, before + part.rows.output)
 
 
 def _score_again(recipe: StageRecipe, file: InputFile, chosen: _Range) -> pa.Table:

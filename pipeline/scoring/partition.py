@@ -380,8 +380,8 @@ class RowCounter:
                 raise ReconciliationFailed(
                     "rows of a partition are unaccounted for",
                     where=f"partition {self.partition.id}, {file.path} rows {file.row_start} to {file.row_stop}",
-                    found=f"{file.rows.out} out, {file.rows.rejected} rejected, {file.rows.filtered} filtered",
-                    expected=f"{file.rows.rows_in} in all",
+                    found=f"{file.rows.output} out, {file.rows.rejected} rejected, {file.rows.filtered} filtered",
+                    expected=f"{file.rows.input} in all",
                     next_step="nothing of this attempt was kept; resume, and report it when it happens again",
                 )
         return files

@@ -118,7 +118,7 @@ def test_a_life(world: World) -> None:
     world.append("c.parquet")
     assert world.reasons() == {"c.parquet": "appended"}
     job = world.run()
-    assert job.ledger().rows.out == 20, "what was appended, and no more"
+    assert job.ledger().rows.output == 20, "what was appended, and no more"
     world.check()
     assert verify(job, sample=50).ok
     world.write("a.parquet", rows=7)
@@ -135,7 +135,7 @@ def test_nothing_new_is_a_success_without_a_publication(world: World) -> None:
     before = (world.out / "_manifest.json").read_bytes()
     job = world.run()
     assert job.status().is_success
-    assert job.ledger().rows.rows_in == 0
+    assert job.ledger().rows.input == 0
     assert (world.out / "_manifest.json").read_bytes() == before
     assert input_text(job.plan) == "nothing new; 2 unchanged files"
     assert verify(job).ok

@@ -125,7 +125,7 @@ def test_a_module_that_ends_the_process_is_told(score: Score) -> None:
 
 def test_what_a_step_prints_does_no_harm(score: Score) -> None:
     receipt, _, _ = score("def step(frame):\n    print('x' * 100_000)\n    return frame\n")
-    assert receipt.rows.out == 5000
+    assert receipt.rows.output == 5000
 
 
 def ends_of(bad: set[int], rows: int) -> tuple[int, set[int]]:

@@ -104,7 +104,7 @@ def test_of_fifty_children_two_fail_and_only_these_are_retried(
     assert {status for key, status in statuses.items() if key not in ("k31", "k44")} == {Status.SCORED}
     before = {child.id: receipts(child) for child in job.children()}
     report = make_report(job)
-    assert report.rows.rows_in == report.rows.out == 48 * ROWS
+    assert report.rows.input == report.rows.output == 48 * ROWS
     assert report.partitions == {"done": 48, "planned": 50}
     text = report.text()
     assert "48 SCORED" in text
@@ -156,7 +156,7 @@ def test_a_child_that_is_resumed_alone_lets_its_parent_add_up(
     assert resume("@last.c", settings=settings).status == "SUCCEEDED"
     assert parent.status() is Status.SUCCEEDED
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["key=a", "key=b", "key=c"]
-    assert make_report(parent).rows.out == 3 * ROWS
+    assert make_report(parent).rows.output == 3 * ROWS
     assert resume("@last.a", settings=settings).status == "SUCCEEDED"
 
 
@@ -186,7 +186,7 @@ def test_children_of_a_column_share_out_every_row(
 ) -> None:
     report = run(make_spec(fan_out={"by": "segment"}), settings=settings)
     assert report.status == "SUCCEEDED"
-    assert report.rows.out == lake.rows
+    assert report.rows.output == lake.rows
     parts = [published(folder) for folder in sorted((tmp_path / "out").iterdir())]
     everything = pd.concat(parts).sort_values("id", ignore_index=True)
     expected = oracle(lake.files, model_path).sort_values("id", ignore_index=True)
@@ -289,4 +289,4 @@ def test_a_fan_out_whose_driver_is_killed_is_completed(
         pd.testing.assert_frame_equal(found, oracle([files[key]], model_path))
     commit = last_commit(job)
     assert commit is not None
-    assert (commit.number, commit.rows.out) == (1, 4 * ROWS)
+    assert (commit.number, commit.rows.output) == (1, 4 * ROWS)

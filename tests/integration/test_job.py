@@ -75,7 +75,7 @@ def test_a_filter_counts_what_it_drops(
     report = run(spec, settings=settings)
     everything = oracle(lake.files, model_path)
     expected = everything[(everything["id"] >= 1000) & (everything["segment"] == "gold")].reset_index(drop=True)
-    assert report.rows.out == len(expected)
+    assert report.rows.output == len(expected)
     assert report.rows.filtered == lake.rows - len(expected)
     assert_equals_oracle(published(tmp_path / "out"), expected)
 

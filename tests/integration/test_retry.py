@@ -61,7 +61,7 @@ def test_a_mended_step_repairs_the_output(
     assert_output(tmp_path / "out", expected[~unlucky(expected)])
     repaired = retry("@last", overrides=[MENDED], settings=settings)
     assert repaired.status == "SUCCEEDED"
-    assert (repaired.rows.out, repaired.rows.rejected, repaired.published) == (len(expected), 0, 3)
+    assert (repaired.rows.output, repaired.rows.rejected, repaired.published) == (len(expected), 0, 3)
     assert [(one.retried, one.recovered) for one in repaired.rounds] == [(bad, 0), (bad, bad)]
     assert repaired.rounds[1].changes == (
         "steps[0].map: steps_for_tests:fail_on_thirteens -> steps_for_tests:as_it_is",
@@ -148,7 +148,7 @@ def test_damaged_files_are_quarantined_and_taken_up_when_they_are_mended(
         (str(drifted), "file:SchemaDrift", 40),
     ]
     rest = oracle([lake.files[0], lake.files[2]], model_path)
-    assert report.rows.rows_in == len(rest)
+    assert report.rows.input == len(rest)
     assert_output(tmp_path / "out", rest)
     assert_verified(report)
     damaged.write_bytes(whole[0])
@@ -300,7 +300,7 @@ def test_a_repaired_incremental_job_goes_on_from_what_it_repaired(
     report = run(spec(200), settings=settings)
     assert report.status == "SUCCEEDED"
     assert_output(tmp_path / "out", oracle([*lake.files, late], model_path))
-    assert run(spec(200), settings=settings).rows.rows_in == 0
+    assert run(spec(200), settings=settings).rows.input == 0
     assert_output(tmp_path / "out", oracle([*lake.files, late], model_path))
 
 

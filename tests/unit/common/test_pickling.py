@@ -37,7 +37,7 @@ def test_what_is_pickled_comes_back(one: object, protocol: int) -> None:
 
 
 def test_a_copy_with_another_value_is_pickled_with_it() -> None:
-    assert pickle.loads(pickle.dumps(replace(EXAMPLES[4], out=7))).out == 7  # type: ignore[type-var]
+    assert pickle.loads(pickle.dumps(replace(EXAMPLES[4], output=7))).output == 7  # type: ignore[type-var]
 
 
 def test_what_cannot_be_made_from_its_values_is_refused() -> None:

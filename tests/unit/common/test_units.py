@@ -18,7 +18,7 @@ def test_sizes(text: str | int, size: int) -> None:
 
 @pytest.mark.parametrize("bad", ["", "0", "many", "-1", "1 XB", "1 2", "0 MiB", True, "1e3"])
 def test_bad_sizes(bad: str | int) -> None:
-    with pytest.raises(SpecError, match="no size") as caught:
+    with pytest.raises(SpecError, match="not a valid size") as caught:
         parse_bytes(bad, where="sink.target_file_size")
     assert caught.value.where == "sink.target_file_size"
 

@@ -127,7 +127,7 @@ def test_a_step_and_a_contract_that_are_named(job: JobDirectory) -> None:
     unlucky = before.reasons["step:mending:build:ValueError"]
     found = opened(job, "steps.0.map=mending:mended")
     run(job, found)
-    assert job.ledger().rows.out == before.rows.out + unlucky
+    assert job.ledger().rows.output == before.rows.output + unlucky
     # The step stays mended in the next retry.
     last = opened(job, "contract.age.max=200")
     assert [step.map for step in last.plan.spec.maps] == ["mending:mended"]
@@ -167,7 +167,7 @@ def test_partitions_that_were_not_done_are_done_with_what_is_named(
     assert found.record.rows > found.record.rejected_rows > 0
     run(job, found)
     ledger = job.ledger()
-    assert (ledger.rows.out, ledger.rows.rejected, ledger.rows.rows_in) == (lake.rows, 0, lake.rows)
+    assert (ledger.rows.output, ledger.rows.rejected, ledger.rows.input) == (lake.rows, 0, lake.rows)
 
 
 @pytest.mark.parametrize(

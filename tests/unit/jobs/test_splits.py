@@ -103,18 +103,18 @@ def test_what_was_scored_and_the_rest_are_the_whole(
     assert cut.rows == RowCounts()
     parts = parts_of(whole, cut, files_by_path(lake))
     first = stored(recipe, "00000.0")
-    assert 0 < first.rows.rows_in == parts[0].rows == cut.cuts[0] < lake.rows
+    assert 0 < first.rows.input == parts[0].rows == cut.cuts[0] < lake.rows
     assert [(f.path, f.row_start, f.row_stop) for f in first.files] == [
         (f.path, f.row_start, f.row_stop) for f in parts[0].fragments
     ]
     step.calls.clear()
     rest = [score_partition(recipe, part) for part in parts[1:]]
-    assert sum(step.calls) == sum(receipt.rows.rows_in - receipt.rows.filtered for receipt in rest)
+    assert sum(step.calls) == sum(receipt.rows.input - receipt.rows.filtered for receipt in rest)
     wanted = oracle(lake.files, model_path)
     if recipe.filter:
         wanted = wanted.query(str(recipe.filter)).reset_index(drop=True)
     pd.testing.assert_frame_equal(output(recipe, first, *rest), wanted, check_exact=True)
-    assert sum(receipt.rows.rows_in for receipt in (first, *rest)) == lake.rows
+    assert sum(receipt.rows.input for receipt in (first, *rest)) == lake.rows
 
 
 def test_who_is_asked_at_the_last_batch_ends_whole(recipe: StageRecipe, lake: Lake, step: Any) -> None:
@@ -125,7 +125,7 @@ def test_who_is_asked_at_the_last_batch_ends_whole(recipe: StageRecipe, lake: La
     step.actions[last] = [asking(recipe, 2)]
     receipt = score_partition(recipe, whole)
     assert receipt.splits == ()
-    assert receipt.rows.out == 3000
+    assert receipt.rows.output == 3000
 
 
 def test_a_cut_that_comes_too_late_leaves_no_trace(recipe: StageRecipe, lake: Lake, step: Any) -> None:

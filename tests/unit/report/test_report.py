@@ -175,7 +175,7 @@ def test_rows_that_do_not_add_up_are_never_committed(directory: JobDirectory, jo
     from dataclasses import replace
 
     receipts = write_receipts(directory, job)
-    lost = replace(receipts[0], rows=replace(receipts[0].rows, out=receipts[0].rows.out - 1))
+    lost = replace(receipts[0], rows=replace(receipts[0].rows, output=receipts[0].rows.output - 1))
     make_manifest(directory.ledger(receipts), number=1, job="j", plan="p", created="")
     with pytest.raises(ReconciliationFailed, match="do not add up") as caught:
         make_manifest(directory.ledger((lost, *receipts[1:])), number=1, job="j", plan="p", created="")

@@ -114,7 +114,7 @@ def test_receipt_for_other_rows(job: JobDirectory) -> None:
 
 def test_lost_row(job: JobDirectory) -> None:
     def lost(receipt: Receipt) -> Receipt:
-        return replace(receipt, rows=replace(receipt.rows, out=receipt.rows.out - 1))
+        return replace(receipt, rows=replace(receipt.rows, output=receipt.rows.output - 1))
 
     _edit(job, lost)
     assert {"rows", "checkpoint"} <= set(failed(verify(job, sample=0)))
@@ -225,7 +225,7 @@ def test_rows_that_were_rejected_and_came_out_later(tmp_path: Path, lake: Lake, 
     before = job.ledger().rows
     assert before.rejected > 1000
     retry_without_contract(job)
-    assert job.ledger().rows == replace(before, out=before.out + before.rejected, rejected=0)
+    assert job.ledger().rows == replace(before, output=before.output + before.rejected, rejected=0)
     result = verify(job, sample=5000, seed=1)
     assert set(failed(result)) <= {"output"}
     assert f"{before.rejected:,} rows that were rejected were tried again" in result.checks[0].detail

@@ -103,7 +103,7 @@ def test_the_receipt_says_what_is_in_the_files(make: Callable[..., StageRecipe],
     root = Path(recipe.directory) / "rounds" / "0"
     assert receipt.data is not None
     assert receipt.rejects is not None
-    for file, rows in ((receipt.data, receipt.rows.out), (receipt.rejects, receipt.rows.rejected)):
+    for file, rows in ((receipt.data, receipt.rows.output), (receipt.rejects, receipt.rows.rejected)):
         data = (root / file.name).read_bytes()
         assert file.name.endswith(f"/00000-{receipt.attempt}.parquet")
         assert (file.rows, file.bytes, file.sha256) == (rows, len(data), hashlib.sha256(data).hexdigest())
@@ -345,7 +345,7 @@ def test_memory_does_not_grow_with_the_partition(
             receipt = score_partition(recipe, make_partition(path))
         finally:
             pa.set_memory_pool(before)
-        assert receipt.rows.out == groups * 20_000
+        assert receipt.rows.output == groups * 20_000
         return int(pool.max_memory())
 
     assert peak(8) < 1.25 * peak(2)

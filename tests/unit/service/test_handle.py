@@ -86,7 +86,7 @@ def test_waiting_gives_the_report(job: JobDirectory, small: SmallJob, driver: Le
     with pytest.raises(TimeoutError):
         handle(job).wait(timeout=0)
     succeed(job, small)
-    assert handle(job).wait().rows.out == 75
+    assert handle(job).wait().rows.output == 75
 
 
 def test_waiting_raises_what_ended_the_job(job: JobDirectory, driver: Lease) -> None:
