@@ -23,6 +23,7 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.common.reasons import Reason, ReasonKind
 from pipeline.errors import OutOfMemory, PartitionStuck, PipelineError
 from pipeline.models.engines import EngineUse
 from pipeline.plan.recipe import StageRecipe
@@ -44,8 +45,8 @@ START_SECONDS = 120.0
 """Seconds a process may take to start and to load the model."""
 POLL_SECONDS = 0.02
 """Seconds between two checks of the process's memory."""
-MEMORY_REASON = "memory:OutOfMemory"
-TIMEOUT_REASON = "timeout:PartitionTimeout"
+MEMORY_REASON = str(Reason(ReasonKind.MEMORY, "OutOfMemory"))
+TIMEOUT_REASON = str(Reason(ReasonKind.TIMEOUT, "PartitionTimeout"))
 ENGINE_REASON = "rows were scored in a process of their own"
 _HEADER = 8
 
@@ -237,7 +238,9 @@ class _Child:
             ) from None
         if isinstance(answer, Died):
             self._scorer = 0
-            raise CrashError(f"crash:{answer.name}", f"the process that scored it ended with {answer.name}")
+            raise CrashError(
+                str(Reason(ReasonKind.CRASH, answer.name)), f"the process that scored it ended with {answer.name}"
+            )
         if isinstance(answer, BaseException):
             raise answer
         return answer

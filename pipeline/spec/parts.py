@@ -320,8 +320,8 @@ class Errors(SpecModel):
     ``fail``: the job is refused, or fails. ``quarantine``: the file is left out as a whole, by name; its rows are in no
     count, and the job ends with warnings."""
     max_files: int | None = Field(default=None, ge=0)
-    """Input files that may be quarantined; with more the job is refused, or fails. Default: any number, as long as one is
-    left."""
+    """Input files that may be quarantined; with more the job is refused, or fails. Default: any number, as long as one
+    is left."""
 
 
 class ColumnContract(SpecModel):
