@@ -88,7 +88,7 @@ class Driver(JobRun):
         committed = self.job.manifests.commit(manifest)
         self.lease.check()
         publish(committed.manifest, self.job)
-        self.job.events.append("published", manifest=manifest.number, rows=manifest.rows.out)
+        self.job.events.append("published", manifest=manifest.number, rows=manifest.rows.output)
 
     def _finish(self, status: Status, ledger: Ledger) -> Report:
         report = self.make_report(status, ledger=ledger)

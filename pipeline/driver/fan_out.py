@@ -96,7 +96,7 @@ class FanOutDriver(JobRun):
         if remaining:
             raise _children_failed(self.job, remaining, failures)
         commit = commit_fan_out(self.job, children)
-        self.job.events.append("published", manifest=commit.number, rows=commit.rows.out)
+        self.job.events.append("published", manifest=commit.number, rows=commit.rows.output)
         has_warnings = any(child.status() is Status.SUCCEEDED_WITH_WARNINGS for child in children)
         status = Status.SUCCEEDED_WITH_WARNINGS if has_warnings else Status.SUCCEEDED
         return self.finish(self.make_report(status))

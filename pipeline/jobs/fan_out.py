@@ -89,7 +89,7 @@ def commit_fan_out(job: JobDirectory, children: Sequence[JobDirectory]) -> FanOu
         raise ReconciliationFailed(
             "the rows of the children do not add up",
             where=f"job {job.id}",
-            found=f"{rows.rows_in:,} in, {rows.out:,} out, {rows.rejected:,} rejected, {rows.filtered:,} filtered",
+            found=f"{rows.input:,} in, {rows.output:,} out, {rows.rejected:,} rejected, {rows.filtered:,} filtered",
             expected="rows in = rows out + rejected + filtered",
             next_step="this is a defect of this package: keep the job directory and report it",
         )

@@ -82,8 +82,8 @@ class ManifestLog:
             raise OutputConflict(
                 "another driver has committed this job",
                 where=self._store.url(layout.manifest_path(manifest.number)),
-                found=f"{len(committed.files)} files, {committed.rows.out:,} rows, committed {committed.created}",
-                expected=f"{len(manifest.files)} files, {manifest.rows.out:,} rows",
+                found=f"{len(committed.files)} files, {committed.rows.output:,} rows, committed {committed.created}",
+                expected=f"{len(manifest.files)} files, {manifest.rows.output:,} rows",
                 next_step=f"python -m pipeline status {self._record.job}",
             )
         return Committed(committed, landed=False)

@@ -16,7 +16,7 @@ from pipeline.common.rows import QuarantinedFile
 from pipeline.errors import Fenced, StateCorrupt
 from pipeline.jobs import layout
 from pipeline.plan.plan import Plan
-from pipeline.plan.table import plan_bytes, read_plan, quarantined_file
+from pipeline.plan.table import plan_bytes, read_plan
 from pipeline.storage.store import Store
 
 RETRY = "retry"

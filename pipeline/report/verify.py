@@ -144,7 +144,7 @@ def _verify_children(job: JobDirectory, *, sample: int, seed: int | None) -> Ver
 def _all_of(name: str, checks: Sequence[tuple[JobDirectory, Check]]) -> Check:
     wrong = [(child, check) for child, check in checks if not check.ok]
     child, shown = (wrong or checks)[0]
-    count = f"{len(wrong):,} of {len(checks):,} children" if wrong else f"{len(checks):,} children"
+    count = f"{len(wrong):,} of {len(checks):,} children" if wrong else plural(len(checks), "child", "children")
     return Check(name, not wrong, f"{count}, such as {child.id}: {shown.detail}")
 
 

@@ -158,7 +158,7 @@ class Follower:
         ledger = self.job.ledger(self._receipts.values())
         of, partitions = ledger.last, ledger.partitions(ledger.last)
         done = [receipt for receipt in ledger.done if receipt.round == of.number]
-        rows, rows_done = sum(one.rows for one in partitions), sum(one.rows.rows_in for one in done)
+        rows, rows_done = sum(one.rows for one in partitions), sum(one.rows.input for one in done)
         return RoundStarted(self.job.id, of.number, len(partitions), len(done), rows, min(rows_done, rows))
 
     def _done(self, place: str, receipt: Receipt) -> PartitionEnded:

@@ -177,7 +177,9 @@ def _find(job: JobDirectory, *, now: datetime, older_than: timedelta | None) -> 
     attempts, unsettled = _attempts(job, is_finished=is_finished)
     found = [*attempts, *_unfinished(job, is_finished=is_finished), *_merged(job), *_unopened(job)]
     asides = [Leftover("aside", path, _folder_bytes(open_store(path))) for path in leftovers(job)]
-    kept = f"{unsettled} files of partitions without a receipt: resume the job, then gc again" if unsettled else ""
+    kept = ""
+    if unsettled:
+        kept = f"{plural(unsettled, 'file')} of partitions without a receipt: resume the job, then gc again"
     if older_than is not None and is_old(job.events.read(), now=now, age=older_than):
         kept = _why_whole_job_stays(job) or ""
         if not kept:

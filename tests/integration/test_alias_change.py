@@ -220,7 +220,7 @@ def test_a_new_version_that_does_not_fit_the_input(
     registry.set_alias("churn", "champion", 3)
     report = resume("@last", settings=settings)
     assert versions(tmp_path / "out") == {"3"}
-    assert report.rows.out == lake.rows
+    assert report.rows.output == lake.rows
     assert len(last(settings).rounds.all()) == 1
 
 

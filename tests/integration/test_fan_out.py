@@ -128,7 +128,7 @@ def test_of_fifty_children_two_fail_and_only_these_are_retried(
     assert [event["manifest"] for event in job.events.read() if event["event"] == "published"] == [1]
     commit = last_commit(job)
     assert commit is not None
-    assert (commit.number, commit.rows.out, len(commit.children)) == (1, 50 * ROWS, 50)
+    assert (commit.number, commit.rows.output, len(commit.children)) == (1, 50 * ROWS, 50)
     assert sum(event.get("after") == "PUBLISHING" for event in job.events.read()) == 1
     assert resume("@last", settings=settings).to_dict()["published"] == 1
     assert drivers(job) == 2

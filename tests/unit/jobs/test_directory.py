@@ -184,7 +184,7 @@ def test_receipts_come_in_source_order(directory: JobDirectory, job: SmallJob) -
 def test_receipts_on_an_object_store(job: SmallJob) -> None:
     directory = JobDirectory.create("memory://jobs", job.plan, job="remote-1")
     write_receipts(directory, job)
-    assert [receipt.rows.out for receipt in directory.receipts.all()] == [30, 5, 40]
+    assert [receipt.rows.output for receipt in directory.receipts.all()] == [30, 5, 40]
     assert find_job("memory://jobs", "remote").id == "remote-1"
 
 
