@@ -1,1 +1,60 @@
 """The job spec: its parts, parameters, YAML with line numbers, and every issue in plain words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.common.lazy import lazy_face
+
+if TYPE_CHECKING:
+    from pipeline.spec.job_spec import JobSpec, json_schema
+    from pipeline.spec.load import LoadedSpec, load_spec
+    from pipeline.spec.model_ref import ModelRef
+    from pipeline.spec.parts import (
+        ColumnContract,
+        Errors,
+        FanOut,
+        Hook,
+        Incremental,
+        MapStep,
+        Output,
+        RunOptions,
+        Score,
+        ScoreStep,
+        Sink,
+        Source,
+    )
+    from pipeline.spec.triggers import ArrivalTrigger, Trigger
+
+__all__ = [
+    "ArrivalTrigger",
+    "ColumnContract",
+    "Errors",
+    "FanOut",
+    "Hook",
+    "Incremental",
+    "JobSpec",
+    "LoadedSpec",
+    "MapStep",
+    "ModelRef",
+    "Output",
+    "RunOptions",
+    "Score",
+    "ScoreStep",
+    "Sink",
+    "Source",
+    "Trigger",
+    "json_schema",
+    "load_spec",
+]
+
+__getattr__, __dir__ = lazy_face(
+    "pipeline.spec",
+    {
+        "job_spec": "JobSpec json_schema",
+        "load": "LoadedSpec load_spec",
+        "model_ref": "ModelRef",
+        "parts": "ColumnContract Errors FanOut Hook Incremental MapStep Output RunOptions Score ScoreStep Sink Source",
+        "triggers": "ArrivalTrigger Trigger",
+    },
+)

@@ -9,10 +9,12 @@ import cloudpickle
 import dask.dataframe as dd
 import pandas as pd
 import pytest
+import xgboost
 from distributed import Client
 
 import pipeline
 from pipeline.driver.prepare import prepare
+from pipeline.errors import OutputConflict
 from pipeline.execution import graph
 from pipeline.execution.tasks import make_tasks
 from pipeline.scoring.frames import scored_meta
@@ -73,3 +75,47 @@ def test_score_takes_a_pandas_frame(lake: Lake, model_path: Path) -> None:
     expected = oracle(lake.files, model_path)
     scored = pipeline.score(expected.drop(columns="prediction"), str(model_path))
     pd.testing.assert_frame_equal(scored, expected, check_exact=True)
+
+
+def test_score_takes_a_path_and_a_model_itself(
+    lake: Lake, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    expected = oracle(lake.files, model_path)
+    frame = expected.drop(columns="prediction")
+    booster = xgboost.Booster(model_file=str(model_path))
+    for model in (model_path, booster):
+        pd.testing.assert_frame_equal(pipeline.score(frame, model), expected, check_exact=True)
+    names = ["id", *FEATURES]
+    computed = pipeline.score(dd.from_pandas(frame[names], npartitions=2), booster).compute(scheduler="sync")
+    pd.testing.assert_frame_equal(computed, expected[[*names, "prediction"]], check_exact=True, check_dtype=False)
+    with pytest.raises(ValueError, match="not a model of a supported kind"):
+        pipeline.score(frame, object())  # type: ignore[call-overload]
+
+
+class TestReportFrames:
+    def test_only_the_files_of_the_job_are_read(
+        self, make_spec: Make, settings: Settings, client: Client, lake: Lake, model_path: Path
+    ) -> None:
+        spec = make_spec(score={"keep": ["id"]}, sink={"path": str(lake.path.parent / "appended"), "mode": "append"})
+        job = pipeline.Job(settings=settings, **spec.to_dict())
+        first, second = job.run(callbacks=[]), job.run(callbacks=[])
+        assert first.ok
+        assert second.ok
+        expected = oracle(lake.files, model_path)[["id", "prediction"]]
+        for report in (first, second):
+            frame = report.frame()
+            assert len(frame) == report.rows.out == len(expected)
+            pd.testing.assert_frame_equal(frame, expected, check_exact=True)
+            lazily = report.to_dask()
+            assert isinstance(lazily, dd.DataFrame)
+            computed = lazily.compute(scheduler=client.get).reset_index(drop=True)
+            pd.testing.assert_frame_equal(computed, expected, check_exact=True)
+
+    def test_output_that_was_replaced_is_refused(self, make_spec: Make, settings: Settings, tmp_path: Path) -> None:
+        spec = make_spec(sink={"path": str(tmp_path / "replaced"), "mode": "overwrite"})
+        job = pipeline.Job(settings=settings, **spec.to_dict())
+        first, second = job.run(callbacks=[]), job.run(callbacks=[])
+        assert len(second.frame()) == second.rows.out
+        with pytest.raises(OutputConflict, match="was replaced"):
+            first.frame()

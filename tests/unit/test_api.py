@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,13 @@ def test_users_see_the_types(tmp_path: Path) -> None:
 
 def test_the_package_is_marked_as_typed() -> None:
     assert (Path(pipeline.__file__).parent / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("package", ["spec", "plan", "report", "storage"])
+def test_packages_offer_their_own_names(package: str) -> None:
+    face = import_module(f"pipeline.{package}")
+    assert dir(face) == sorted(face.__all__)
+    for name in face.__all__:
+        assert getattr(face, name).__module__.startswith(f"pipeline.{package}.")
+    with pytest.raises(AttributeError):
+        _ = face.nothing
