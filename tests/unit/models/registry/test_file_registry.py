@@ -184,7 +184,7 @@ def test_what_is_no_model_is_not_registered(registry: BuiltInRegistry) -> None:
 
 @pytest.mark.parametrize("name", ["Churn", "../x", "a/b", "", "x" * 65, ".hidden", "a b"])
 def test_a_name_cannot_lead_anywhere(name: str, registry: BuiltInRegistry, models: list[bytes]) -> None:
-    with pytest.raises(SpecError, match="name of a model"):
+    with pytest.raises(SpecError, match="invalid model name"):
         registry.register(name, models[0], Facts())
     assert registry.store.list_folders() == []
 
