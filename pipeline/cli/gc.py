@@ -46,7 +46,7 @@ def gc(job: str, is_all: bool, older_than: str | None, yes: bool, directory: str
     ]
     if is_all:
         sweeps.append(cleaning.sweep_root(root, delete=yes))
-    found = [sweep.details() for sweep in sweeps]
+    found = [sweep.to_dict() for sweep in sweeps]
     total = sum(one.bytes for sweep in sweeps for one in sweep.leftovers)
     ages = f" --older-than {older_than}" if older_than else ""
     again = f"python -m pipeline gc {'--all' if is_all else jobs[0].id}{ages} --yes"

@@ -59,7 +59,7 @@ def _server(settings: Settings, options: dict[str, Any]) -> Server:
     from pipeline.service.server import Server, load_server_tasks
 
     patience = RestartPolicy(starts=options["starts"])
-    return Server(settings, limit=options["jobs"], patience=patience, hooks=load_server_tasks(settings))
+    return Server(settings, limit=options["jobs"], restart_policy=patience, tasks=load_server_tasks(settings))
 
 
 def _serve(server: Server, *, seconds: float) -> None:
@@ -80,7 +80,7 @@ def _serve(server: Server, *, seconds: float) -> None:
     if not is_quiet():
         # What a server does is told as it happens; there is nobody who asked for more with -v.
         logging.getLogger("pipeline.service.server").setLevel(logging.INFO)
-    serve_until(server, is_over=is_over.wait, seconds=seconds)
+    serve_until(server, wait=is_over.wait, seconds=seconds)
 
 
 def _serve_once(server: Server, *, wait: bool) -> None:
@@ -95,13 +95,13 @@ def _serve_once(server: Server, *, wait: bool) -> None:
 def _ends(server: Server, served: PollResult) -> list[Any]:
     from pipeline.errors import DriverLost
     from pipeline.jobs.directory import JobDirectory
-    from pipeline.service.follow import Ending
+    from pipeline.service.follow import EndMonitor
 
     ends = []
     for name in served.started:
         job = JobDirectory.open(f"{server.root.root}/{name}")
         try:
-            ends.append([name, str(Ending(job, server.settings.lease_seconds).wait())])
+            ends.append([name, str(EndMonitor(job, server.settings.lease_seconds).wait())])
         except DriverLost:
             # The next round starts another one.
             ends.append([name, str(job.status())])
@@ -132,7 +132,7 @@ def _show_servers(settings: Settings) -> None:
     from pipeline.storage.store import open_store
 
     root, now = open_store(settings.directory), utc_now()
-    servers = [one.details(now=now) for one in find_servers(root)]
+    servers = [one.to_dict(now=now) for one in find_servers(root)]
     marks = queued_marks(root)
     rows = [_row(one) for one in servers]
     header = ["SERVER", "STATE", "SEEN", "RUNNING", "WAITING"]

@@ -133,9 +133,9 @@ def fire(name: str, key: str | None, files: Sequence[str], directory: str | None
         if not found:
             raise SpecError("no file is waiting to fire", where=f"trigger {name}", found=arrival.path)
     watch = _watch(settings)
-    watch.look(watched)
+    watch.evaluate(watched)
     firing = by_hand.fire(log, key=_checked_key(key) or firing_id(now), now=now, files=found)
-    watch.look(watched)
+    watch.evaluate(watched)
     state = log.read()
     one = state.find(firing.id)
     past = next((past for past in reversed(state.recent) if past.id == firing.id), None)
@@ -179,11 +179,11 @@ def backfill(
     times = by_hand.backfill_instants(watched.trigger, first=days[0], last=days[1], now=_now())
     log = open_log(settings.directory, watched.name, fsync=settings.fsync)
     watch = _watch(settings)
-    watch.look(watched)
+    watch.evaluate(watched)
     wanted = set(by_hand.backfill(log, times, max_parallel=max_parallel, clock=_now))
     ends: dict[str, dict[str, str]] = {}
     while True:
-        state = watch.look(watched).state
+        state = watch.evaluate(watched).state
         for past in state.recent:
             if past.id in wanted:
                 ends[past.id] = {"firing": past.id, "time": past.time, "job": past.job, "status": past.status}

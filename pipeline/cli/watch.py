@@ -29,15 +29,15 @@ def watch(job: str, strict: bool, directory: str | None) -> None:
     """Show the progress of a job that another process drives, then its report; exit with its exit code."""
     from pipeline.events import notify
     from pipeline.report.progress import show_progress
-    from pipeline.service.follow import Ending, Follower, pause_for
+    from pipeline.service.follow import EndMonitor, Follower, pause_for
 
     found, lease_seconds = _find(job, directory)
-    follower, ending = Follower(found), Ending(found, lease_seconds)
+    follower, ending = Follower(found), EndMonitor(found, lease_seconds)
     with show_progress(quiet=is_quiet()) as callbacks:
         _say_if_nobody_serves(found)
         while True:
             # First the status: what has come before it is told before the end.
-            status = ending.look()
+            status = ending.poll()
             for event in follower.poll():
                 notify(callbacks, event)
             if status is not None:
@@ -57,12 +57,12 @@ def watch(job: str, strict: bool, directory: str | None) -> None:
 @click.pass_context
 def wait(context: click.Context, job: str, timeout: float | None, strict: bool, directory: str | None) -> None:
     """Wait until a job ends, and print its report; exit with its exit code, or 124 after --timeout."""
-    from pipeline.service.follow import Ending
+    from pipeline.service.follow import EndMonitor
 
     found, lease_seconds = _find(job, directory)
     _say_if_nobody_serves(found)
     try:
-        status = Ending(found, lease_seconds).wait(timeout=timeout)
+        status = EndMonitor(found, lease_seconds).wait(timeout=timeout)
     except TimeoutError as error:
         told = str(error)
         emit({"job": found.id, "status": str(found.status()), "timed_out": True}, lambda: told)
@@ -79,18 +79,18 @@ def wait(context: click.Context, job: str, timeout: float | None, strict: bool, 
 @output_options
 def logs(job: str, follow: bool, partition: str, errors: bool, directory: str | None) -> None:
     """Show the events of a job and the log of its drivers. With -f, --json prints one object per line."""
-    from pipeline.service.follow import Ending, pause_for
+    from pipeline.service.follow import EndMonitor, pause_for
     from pipeline.service.logs import LogReader
 
     found, lease_seconds = _find(job, directory)
     reader = LogReader(found, partition=partition, errors=errors)
     if not follow:
         lines = [*reader.read(), *reader.receipts()]
-        emit({"job": found.id, "lines": [line.details() for line in lines]}, lambda: _text(lines, found.id))
+        emit({"job": found.id, "lines": [line.to_dict() for line in lines]}, lambda: _text(lines, found.id))
         return
-    ending = Ending(found, lease_seconds)
+    ending = EndMonitor(found, lease_seconds)
     while True:
-        status = ending.look()
+        status = ending.poll()
         _print_lines(reader.read())
         if status is not None:
             return
@@ -112,7 +112,7 @@ def _print_lines(lines: list[LogLine]) -> None:
     import json
 
     for line in lines:
-        click.echo(json.dumps(line.details()) if wants_json() else line.text())
+        click.echo(json.dumps(line.to_dict()) if wants_json() else line.text())
 
 
 def _say_if_nobody_serves(job: JobDirectory) -> None:

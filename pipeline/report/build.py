@@ -122,7 +122,7 @@ def make_report(
     :param retries: default: as many as the events tell of.
     """
     if job.record.children:
-        return _add_up(job, status=status or job.status(), seconds=seconds, warnings=warnings, error=error)
+        return _sum_children(job, status=status or job.status(), seconds=seconds, warnings=warnings, error=error)
     ledger, events = ledger or job.ledger(), job.events.read()
     plan, totals, rows = ledger.base.plan, ledger.totals, ledger.rows
     status = status or job.status()
@@ -177,7 +177,7 @@ def _restart_warnings(rounds: Iterable[Round]) -> tuple[str, ...]:
     return tuple(f"the job started over: {', '.join(record.changes)} (on_alias_change: restart)" for record in moved)
 
 
-def _add_up(
+def _sum_children(
     job: JobDirectory, *, status: Status, seconds: float | None, warnings: Sequence[str], error: PipelineError | None
 ) -> Report:
     """The report of a fan-out: that of all its children together."""

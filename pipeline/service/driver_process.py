@@ -1,7 +1,7 @@
-"""Starting the driver of a job as a process of its own session, which nothing of the one that starts it can end.
+"""Start the driver of a submitted job as a process of its own session, and be that process.
 
-A driver without a terminal: ``python -m pipeline.service.driver_process DIRECTORY START OUTPUT``; see
-`pipeline.service.driver_process`.
+The process, ``python -m pipeline.service.driver_process DIRECTORY START OUTPUT``, has no terminal and survives its
+parent.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from pipeline.storage.store import open_store
 from pipeline.storage.urls import storage_errors
 
 _DEAF = ("/bin/sh", "-c", 'trap "" HUP; exec "$@"', "sh")
-"""The program after it ignores SIGHUP from its first moment on: what is ignored stays so over exec(2)."""
+"""Makes the program after it ignore SIGHUP from the start: ignored signals stay ignored over exec(2)."""
 _PACKAGE = str(Path(__file__).parents[2])
 
 
 def launch(job: JobDirectory, start: Start) -> Start:
-    """Start the driver that ``start`` is the right to, in the job's working directory.
+    """Start the driver that ``start`` was claimed for, in the job's working directory.
 
-    It has its own session and process group, no stdin, and writes to ``starts/<n>.out``; where the job directory is no
-    folder of this machine, to a file of the temporary directory, which it copies there.
+    The driver has its own session and process group, no stdin, and writes to ``starts/<n>.out``. If the job directory
+    is not a local folder, it writes to a temporary file and copies that there.
 
-    :returns: ``start``, with the process it became.
-    :raises StorageError: when its output cannot be opened.
+    :returns: ``start``, with the process of the driver.
+    :raises StorageError: when the output file cannot be opened.
     """
     output, where = _open_output(job, start)
     folder = job.record.working_directory
@@ -54,29 +54,29 @@ def launch(job: JobDirectory, start: Start) -> Start:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    # Whoever lives long, as a server or a notebook, must not keep a dead driver as a zombie.
+    # A parent that lives long, such as a server or a notebook, must not keep a dead driver as a zombie.
     threading.Thread(target=process.wait, name="pipeline-reaper", daemon=True).start()
     return note_start(job.store, start, pid=process.pid, output=where)
 
 
 def _open_output(job: JobDirectory, start: Start) -> tuple[IO[bytes], str]:
-    """The file for stdout and stderr, and its path when that is not in the job directory."""
+    """Open the file for stdout and stderr. Return it, and its path if it is outside of the job directory."""
     if not isinstance(job.store, LocalStore):
         descriptor, path = tempfile.mkstemp(prefix=f"{job.id}-{start.number}-", suffix=".out")
         return os.fdopen(descriptor, "ab"), path
-    path_there = job.store.path(layout.start_output_path(start.number))
-    with storage_errors(str(path_there)):
-        return os.fdopen(os.open(path_there, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab"), ""
+    local = job.store.path(layout.start_output_path(start.number))
+    with storage_errors(str(local)):
+        return os.fdopen(os.open(local, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab"), ""
 
 
 UPLOAD_SECONDS = 10.0
-"""Seconds between two copies of the output to a job directory that is no folder of this machine."""
+"""Seconds between two copies of the output to a job directory that is not a local folder."""
 
 
 def drive(directory: str) -> int:
-    """Take the submitted job in ``directory`` to its end; gives the exit status.
+    """Run the submitted job in ``directory`` to its end. Return the exit status.
 
-    :raises PipelineError: when it did not end well.
+    :raises PipelineError: when the job failed.
     """
     with frozen_imports():
         import dask.config
@@ -96,15 +96,15 @@ def drive(directory: str) -> int:
     return exit_code(job, job.status())
 
 
-def is_unwanted(job: JobDirectory) -> bool:
-    """Whether a driver that was started earlier finds the job done, or cancelled meanwhile."""
+def needs_no_driver(job: JobDirectory) -> bool:
+    """Whether the job has ended, or was cancelled after its driver was started."""
     return job.is_ended or job.status() is Status.CANCELLED
 
 
-def settle(directory: str) -> None:
-    """Take the mark of a job away that needs no driver any more; see `pipeline.service.queue`."""
+def unmark_if_done(directory: str) -> None:
+    """Remove the queue mark of a job that no longer needs a driver; see `pipeline.service.queue`."""
     job, root = JobDirectory.open(directory), open_store(_root(directory), private=True)
-    if is_unwanted(job):
+    if needs_no_driver(job):
         unmark_queued(root, job.id)
 
 
@@ -113,27 +113,27 @@ def _root(directory: str) -> str:
 
 
 @contextmanager
-def copied(directory: str, number: str, output: str) -> Iterator[None]:
-    """While the block runs, ``output`` is copied to the job directory now and then, and once more at the end."""
+def copy_output(directory: str, number: str, output: str) -> Iterator[None]:
+    """Copy ``output`` to the job directory every `UPLOAD_SECONDS` while the block runs, and once at the end."""
     if not output:
         yield
         return
-    store, is_over = open_store(directory, private=True), threading.Event()
+    store, ended = open_store(directory, private=True), threading.Event()
 
     def copy() -> None:
         with suppress(PipelineError, OSError):
             store.replace(layout.start_output_path(int(number)), Path(output).read_bytes())
 
-    def keep() -> None:
-        while not is_over.wait(UPLOAD_SECONDS):
+    def copy_repeatedly() -> None:
+        while not ended.wait(UPLOAD_SECONDS):
             copy()
 
-    thread = threading.Thread(target=keep, name="pipeline-output", daemon=True)
+    thread = threading.Thread(target=copy_repeatedly, name="pipeline-output", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        is_over.set()
+        ended.set()
         thread.join(UPLOAD_SECONDS)
         sys.stderr.flush()
         copy()
@@ -142,7 +142,7 @@ def copied(directory: str, number: str, output: str) -> Iterator[None]:
 
 
 def _set_up_logging() -> None:
-    """Warnings of everybody, and what this package has to tell."""
+    """Log warnings of all packages, and INFO of this one, to stderr."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith("pipeline"))
@@ -151,12 +151,12 @@ def _set_up_logging() -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Run, and say on stderr what went wrong."""
+    """Run the driver, and print its error to stderr. Return the exit status."""
     directory, number, output = arguments
     mask_streams()
     mask_logs()
     _set_up_logging()
-    with copied(directory, number, output):
+    with copy_output(directory, number, output):
         try:
             return drive(directory)
         except PipelineError as error:
@@ -167,7 +167,7 @@ def main(arguments: list[str]) -> int:
             return PipelineError.exit_code
         finally:
             with suppress(PipelineError, OSError):
-                settle(directory)
+                unmark_if_done(directory)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Following a job from its directory alone: what happens in it as events, and how it ends; by anybody, anywhere."""
+"""Follow a job from its directory alone: its events and its end, from any process and machine."""
 
 from __future__ import annotations
 
@@ -21,48 +21,48 @@ from pipeline.service.servers import is_served
 from pipeline.storage.store import open_store
 
 LOCAL_SECONDS = 0.3
-"""Seconds between two looks at a directory on a file system."""
+"""Seconds between two polls of a directory on a file system."""
 REMOTE_SECONDS = 3.0
-"""The same where each look is a number of requests."""
+"""Seconds between two polls of a directory in an object store, where each is several requests."""
 LEASE_EVERY = 10
-"""Looks at the status for each look at the lease."""
+"""Polls of the status per check of the lease."""
 
 
 def pause_for(job: JobDirectory) -> float:
-    """Seconds to wait between two looks at ``job``."""
+    """Seconds to wait between two polls of ``job``."""
     return LOCAL_SECONDS if job.store.is_local else REMOTE_SECONDS
 
 
 @dataclass
-class Ending:
-    """Tells when a job has ended, and when nobody is left to end it."""
+class EndMonitor:
+    """Wait for the end of a job, and notice when no process is left to end it."""
 
     job: JobDirectory
     lease_seconds: float = LEASE_SECONDS
-    _looks: int = 0
+    _polls: int = 0
     _watch: LeaseWatch = field(init=False)
 
     def __post_init__(self) -> None:
         self._watch = LeaseWatch(self.lease_seconds)
 
-    def look(self) -> Status | None:
-        """The status it has ended with; None while it has not.
+    def poll(self) -> Status | None:
+        """The final status of the job; None while it has not ended.
 
-        :raises DriverLost: when its driver has died, and no server is there that would start another.
+        :raises DriverLost: when its driver has died, and no server is alive to start another.
         """
         status = self.job.status()
         if status.is_final:
             return status
-        if self._looks % LEASE_EVERY == 0 and status.is_active:
+        if self._polls % LEASE_EVERY == 0 and status.is_active:
             self._check_driver(status)
-        self._looks += 1
+        self._polls += 1
         return None
 
     def _check_driver(self, status: Status) -> None:
         view = view_job(self.job, self._watch, now=utc_now())
-        verdict = view.lease if view else self._watch.look(self.job)[1]
+        verdict = view.lease if view else self._watch.judge(self.job)[1]
         is_gone = verdict in (Verdict.DEAD, Verdict.STALE, Verdict.FREE) and not (view and view.is_starting)
-        # The status may have changed since, by a driver that ended in good order.
+        # The status may have changed since: the driver may have shut down cleanly.
         if not is_gone or self.job.status() is not status:
             return
         root = self.job.root.rpartition("/")[0]
@@ -71,7 +71,7 @@ class Ending:
         raise DriverLost(
             "the driver of this job has died",
             where=self.job.root,
-            found=f"status {status}, and nobody who drives it",
+            found=f"status {status}, and no driver",
             expected="a driver, or a server that starts one",
             next_step=f"python -m pipeline resume {self.job.id}",
         )
@@ -83,15 +83,15 @@ class Ending:
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], object] = time.sleep,
     ) -> Status:
-        """The status it ends with, once it has.
+        """Wait for the end of the job. Return its final status.
 
-        :param timeout: seconds. None: as long as it takes.
-        :raises TimeoutError: when it has not ended by then.
-        :raises DriverLost: see `look`.
+        :param timeout: Seconds. Default: no limit.
+        :raises TimeoutError: when the job has not ended by then.
+        :raises DriverLost: see `poll`.
         """
-        begin, seconds = clock(), pause_for(self.job)
-        while (status := self.look()) is None:
-            if timeout is not None and clock() - begin >= timeout:
+        started, seconds = clock(), pause_for(self.job)
+        while (status := self.poll()) is None:
+            if timeout is not None and clock() - started >= timeout:
                 raise TimeoutError(f"job {self.job.id} is {self.job.status()} after {timeout:g} s")
             pause(seconds)
         return status
@@ -99,32 +99,32 @@ class Ending:
 
 @dataclass
 class Follower:
-    """What happens in a job, as the events its driver tells its own observers, made from the directory."""
+    """Reads the events of a job from its directory, as its driver notifies its own callbacks."""
 
     job: JobDirectory
     _events: int = 0
-    """Lines of ``events.jsonl`` that were told."""
+    """Lines of ``events.jsonl`` already yielded."""
     _receipts: dict[str, Receipt] = field(default_factory=dict)
     """By path."""
 
     def poll(self) -> Iterator[Event]:
-        """What has happened since the last time; the first time, all that is needed to show how it stands."""
+        """Yield the events since the last poll. The first poll yields the status and progress so far."""
         is_first, new = self._events == 0, self._new_receipts()
         events = self.job.events.read()
-        told, self._events = events[self._events :], len(events)
+        recent, self._events = events[self._events :], len(events)
         if is_first:
-            statuses = [event for event in told if event["event"] == "status"]
+            statuses = [event for event in recent if event["event"] == "status"]
             yield from (self._status(event) for event in statuses[-1:])
             yield self._round_started()
             return
-        for event in told:
-            yield from self._told(event)
-        if not any(event["event"] == "round_started" for event in told):
-            # Else the count of the round holds them already.
-            yield from (self._done(place, receipt) for place, receipt in new if not receipt.splits)
+        for event in recent:
+            yield from self._from_record(event)
+        if not any(event["event"] == "round_started" for event in recent):
+            # Else the counts of RoundStarted include them already.
+            yield from (self._done(key, receipt) for key, receipt in new if not receipt.splits)
 
     def end(self, status: Status) -> JobEnded:
-        """The last event of a job that ended like that."""
+        """The last event of a job that ended with ``status``."""
         report = make_report(self.job, status=status)
         stored = self.job.read_report()
         shown = stored if stored is not None and stored.get("status") == str(status) else report.to_dict()
@@ -132,7 +132,7 @@ class Follower:
             report.job, str(status), report.rows, report.output, report.directory, str(shown.get("reason", "")), shown
         )
 
-    def _told(self, event: dict[str, Any]) -> Iterator[Event]:
+    def _from_record(self, event: dict[str, Any]) -> Iterator[Event]:
         if event["event"] == "status":
             yield self._status(event)
         elif event["event"] == "round_started":
@@ -154,17 +154,17 @@ class Follower:
         )
 
     def _round_started(self) -> RoundStarted:
-        """How far the last round is."""
+        """The progress of the last round."""
         ledger = self.job.ledger(self._receipts.values())
-        of, partitions = ledger.last, ledger.partitions(ledger.last)
-        done = [receipt for receipt in ledger.done if receipt.round == of.number]
-        rows, rows_done = sum(one.rows for one in partitions), sum(one.rows.input for one in done)
-        return RoundStarted(self.job.id, of.number, len(partitions), len(done), rows, min(rows_done, rows))
+        round_, partitions = ledger.last, ledger.partitions(ledger.last)
+        done = [receipt for receipt in ledger.done if receipt.round == round_.number]
+        rows, rows_done = sum(partition.rows for partition in partitions), sum(receipt.rows.input for receipt in done)
+        return RoundStarted(self.job.id, round_.number, len(partitions), len(done), rows, min(rows_done, rows))
 
-    def _done(self, place: str, receipt: Receipt) -> PartitionEnded:
+    def _done(self, key: str, receipt: Receipt) -> PartitionEnded:
         return PartitionEnded(
             job=self.job.id,
-            round=int(place.partition("/")[0]),
+            round=int(key.partition("/")[0]),
             partition=receipt.partition,
             outcome=AttemptOutcome.DONE,
             rows=receipt.rows,
@@ -173,13 +173,13 @@ class Follower:
         )
 
     def _new_receipts(self) -> list[tuple[str, Receipt]]:
-        """Receipts that were not there the last time, by ``<round>/<partition>``."""
-        store, found = self.job.store, []
+        """Receipts that are new since the last poll, by ``<round>/<partition>``."""
+        store, new = self.job.store, []
         for round in layout.numbers_of(store.list_folders(layout.ROUNDS), suffix=""):
             for name in store.list(layout.receipts_folder(round)):
-                place, path = f"{round}/{name}", f"{layout.receipts_folder(round)}/{name}"
-                if name.endswith(".json") and place not in self._receipts:
+                key, path = f"{round}/{name}", f"{layout.receipts_folder(round)}/{name}"
+                if name.endswith(".json") and key not in self._receipts:
                     receipt = Receipt.from_json(store.read(path), where=store.url(path))
-                    self._receipts[place] = receipt
-                    found.append((place, receipt))
-        return found
+                    self._receipts[key] = receipt
+                    new.append((key, receipt))
+        return new

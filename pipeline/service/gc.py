@@ -1,9 +1,8 @@
-"""What jobs left behind that counts nowhere, and removing it.
+"""Find and remove files that jobs left behind and that count nowhere.
 
-A data file may go once the partition it belongs to has a receipt that names another one: the first receipt wins, so
-that nothing can make the file count any more. Without that receipt it stays, because a worker that outlived its driver
-may be about to put one. What only a driver writes may go when none is at work, which the job's lease tells; while
-something is removed, the lease is held here.
+A data file may be removed once its partition has a receipt that names another file: the first receipt wins. Without a
+receipt the file stays, because a worker that outlived its driver may still write one. Files that only a driver writes
+may be removed while no driver runs. The lease of the job is held during removal.
 """
 
 from __future__ import annotations
@@ -43,38 +42,40 @@ class Leftover:
     path: str
     """Path or URL."""
     bytes: int
-    """What removing it frees: a file that has another name elsewhere frees nothing."""
+    """Bytes that removal frees. A file with another hard link frees nothing."""
     name: str = ""
-    """In the store of the job, where it lies in there."""
+    """Path in the store of the job, if the leftover is inside of it."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What there is to remove of one job."""
+    """Leftovers of one job."""
 
     job: str
     directory: str
     status: str = ""
     leftovers: tuple[Leftover, ...] = ()
     kept: str = ""
-    """Why nothing, or not all, of it may be removed."""
+    """Why some or all leftovers must stay."""
 
-    def details(self) -> dict[str, Any]:
-        """As JSON output shows it."""
-        found = [{key: value for key, value in asdict(one).items() if key != "name"} for one in self.leftovers]
+    def to_dict(self) -> dict[str, Any]:
+        """The sweep as JSON output shows it."""
+        leftovers = [
+            {key: value for key, value in asdict(leftover).items() if key != "name"} for leftover in self.leftovers
+        ]
         return {
             "job": self.job,
             "status": self.status,
             "directory": self.directory,
-            "leftovers": found,
+            "leftovers": leftovers,
             "kept": self.kept,
         }
 
 
 def parse_age(text: str) -> timedelta:
-    """``30d``, ``12h`` or ``2w``.
+    """Parse an age such as ``30d``, ``12h`` or ``2w``.
 
-    :raises SpecError: for anything else.
+    :raises SpecError: for an invalid age.
     """
     match = _AGE.fullmatch(text.strip())
     if match is None:
@@ -97,7 +98,7 @@ def _partition(name: str) -> str:
 
 
 def is_old(events: Iterable[dict[str, Any]], *, now: datetime, age: timedelta) -> bool:
-    """Whether the last thing that happened was at least ``age`` ago; False when that cannot be told."""
+    """Whether the last event is at least ``age`` old; False if unknown."""
     times = [str(event.get("time", "")) for event in events]
     try:
         return bool(times) and now - datetime.fromisoformat(times[-1]) >= age
@@ -113,25 +114,25 @@ def sweep_job(
     lease_seconds: float = LEASE_SECONDS,
     delete: bool = False,
 ) -> Sweep:
-    """Find what ``job`` left behind, and remove it if ``delete``. A job that a driver is at work on is left alone.
+    """Find the leftovers of ``job``, and remove them if ``delete``. A job with a running driver is skipped.
 
     :param now: UTC.
-    :param older_than: a finished job of that age goes as a whole; None: none does.
+    :param older_than: Remove the whole directory of a finished job of that age. Default: never.
     """
     try:
         if not delete:
             wait_until_free(job.store, lease_seconds=lease_seconds)
             return _find(job, now=now, older_than=older_than)
         with hold_lease(job.store, lease_seconds=lease_seconds):
-            found = _find(job, now=now, older_than=older_than)
-            for one in found.leftovers:
-                if one.kind != "job":
-                    _remove(job, one)
-        if any(one.kind == "job" for one in found.leftovers):
-            # Taken, but without a heartbeat, which would make the folder again.
+            sweep = _find(job, now=now, older_than=older_than)
+            for leftover in sweep.leftovers:
+                if leftover.kind != "job":
+                    _remove(job, leftover)
+        if any(leftover.kind == "job" for leftover in sweep.leftovers):
+            # Acquire the lease without a heartbeat, which would create the folder again.
             acquire_lease(job.store, lease_seconds=lease_seconds)
             remove_job(job.store)
-        return found
+        return sweep
     except JobLocked as error:
         return Sweep(job.id, job.root, str(job.status()), kept=f"{error.message}: {error.found}")
     except PipelineError as error:
@@ -152,7 +153,7 @@ def sweep_root(root: str | os.PathLike[str], *, delete: bool = False) -> Sweep:
 
 
 def remove_job(store: Store) -> None:
-    """Remove a job directory as a whole; cut short, what is left is no job that could be gone on with."""
+    """Remove a job directory. After an interruption, the rest is not a job that could be resumed."""
     if isinstance(store, LocalStore):
         path = Path(store.root)
         gone = path.with_name(f".{path.name}.{unique_name()[:8]}.tmp")
@@ -189,7 +190,7 @@ def _find(job: JobDirectory, *, now: datetime, older_than: timedelta | None) -> 
 
 def _why_whole_job_stays(job: JobDirectory) -> str:
     if not job.is_ended:
-        return "it has not ended well: resume it, or remove its directory yourself"
+        return "it has not succeeded: resume it, or remove its directory yourself"
     manifest = job.manifests.last()
     if manifest is None or read_published(manifest, job) is None:
         return "its output is not where it was published: its checkpoints may be all there is"
@@ -197,9 +198,9 @@ def _why_whole_job_stays(job: JobDirectory) -> str:
 
 
 def _attempts(job: JobDirectory, *, is_finished: bool) -> tuple[list[Leftover], int]:
-    """Data that lost, and how many files may yet win."""
+    """Data files that can never count, and the number of files that still may."""
     store = job.store
-    # Listed before the receipts are read: a partition that is settled in between keeps its files until the next time.
+    # Listed before the receipts are read: a partition that completes in between keeps its files until the next sweep.
     names = [
         f"{folder}/{name}"
         for round in _round_numbers(job)
@@ -233,12 +234,12 @@ _OF_A_WORKER = re.compile(rf"{layout.ROUNDS}/[0-9]+/")
 
 
 def _unfinished(job: JobDirectory, *, is_finished: bool) -> Iterator[Leftover]:
-    """Files cut short. In ``rounds`` of a job that is not finished they stay: they may be a worker's."""
+    """Interrupted files. In ``rounds`` of an unfinished job they stay: a worker may still write them."""
     if not isinstance(job.store, LocalStore):
         return
     for path in sorted(Path(job.root).rglob(".*.tmp")):
         name = path.relative_to(job.root).as_posix()
-        # Children are looked after by themselves: somebody may drive one.
+        # Children are swept by themselves: a driver may run one.
         if name.startswith(f"{layout.CHILDREN}/"):
             continue
         if path.is_file() and is_unfinished(path.name) and (is_finished or not _OF_A_WORKER.match(name)):
@@ -246,7 +247,7 @@ def _unfinished(job: JobDirectory, *, is_finished: bool) -> Iterator[Leftover]:
 
 
 def _unopened(job: JobDirectory) -> Iterator[Leftover]:
-    """Plans of rounds that were never put on record."""
+    """Plans of rounds that were never opened."""
     known = {plan_path(one.record) for one in job.rounds.all() if one.record}
     for name in (f"{layout.ROUNDS}/{name}" for name in job.store.list(layout.ROUNDS) if name.endswith(".parquet")):
         if name not in known:

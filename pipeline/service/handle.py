@@ -18,7 +18,7 @@ from pipeline.jobs.lease import LEASE_SECONDS
 from pipeline.jobs.status import Status
 from pipeline.report.build import make_report
 from pipeline.report.report import Report
-from pipeline.service.follow import Ending, Follower, pause_for
+from pipeline.service.follow import EndMonitor, Follower, pause_for
 from pipeline.service.logs import LogLine, LogReader
 
 logger = logging.getLogger(__name__)
@@ -84,14 +84,14 @@ class JobHandle:
         DriverLost
             If its driver died, and no server restarts it.
         """
-        return self._ended(Ending(self.directory, self.lease_seconds).wait(timeout=timeout))
+        return self._ended(EndMonitor(self.directory, self.lease_seconds).wait(timeout=timeout))
 
     def __await__(self) -> Generator[Any, None, Report]:
         return self._wait().__await__()
 
     async def _wait(self) -> Report:
-        ending, seconds = Ending(self.directory, self.lease_seconds), pause_for(self.directory)
-        while (status := await asyncio.to_thread(ending.look)) is None:
+        ending, seconds = EndMonitor(self.directory, self.lease_seconds), pause_for(self.directory)
+        while (status := await asyncio.to_thread(ending.poll)) is None:
             await asyncio.sleep(seconds)
         return await asyncio.to_thread(self._ended, status)
 
@@ -127,10 +127,10 @@ class JobHandle:
         return thread
 
     def _observe(self, callbacks: Sequence[Callback]) -> None:
-        follower, ending = Follower(self.directory), Ending(self.directory, self.lease_seconds)
+        follower, ending = Follower(self.directory), EndMonitor(self.directory, self.lease_seconds)
         while True:
             try:
-                status = ending.look()
+                status = ending.poll()
                 for event in follower.poll():
                     notify(callbacks, event)
             except DriverLost as error:

@@ -1,4 +1,4 @@
-"""The log of a job as lines for people: its events, what its drivers logged, and what became of its partitions."""
+"""The log of a job as text lines: its events, the logs of its drivers, and the output of drivers that died early."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _KNOWN = {"time", "event"}
 
 @dataclass(frozen=True)
 class LogLine:
-    """One thing that happened."""
+    """One line of the log."""
 
     time: str
     """UTC, ISO 8601; empty when unknown."""
@@ -34,12 +34,12 @@ class LogLine:
     worker: str = ""
     traceback: str = ""
 
-    def details(self) -> dict[str, str]:
-        """As JSON output shows it, one object a line."""
+    def to_dict(self) -> dict[str, str]:
+        """The line as JSON output shows it."""
         return {name: value for name, value in self.__dict__.items() if value or name in ("time", "level", "message")}
 
     def text(self) -> str:
-        """As a person reads it."""
+        """The line as text."""
         level = f"{self.level:<7} " if self.level != "INFO" else " " * 8
         lines = [f"{self.time or '-':<24} {level}{self.message}", *self.traceback.splitlines()]
         return "\n    ".join(lines)
@@ -47,31 +47,35 @@ class LogLine:
 
 @dataclass
 class LogReader:
-    """Reads what is new in the log of a job, time after time."""
+    """Reader of the new lines of a job's log."""
 
     job: JobDirectory
     partition: str = ""
-    """Only what is about this one, and its parts."""
+    """Only lines about this partition and its parts."""
     errors: bool = False
     """Only warnings and errors."""
     _seen: dict[str, int] = field(default_factory=dict)
-    """Lines of each file that were read."""
+    """Lines of each file already read."""
 
     def read(self) -> list[LogLine]:
-        """What has come since the last time, oldest first."""
+        """Read the lines that are new since the last call, oldest first."""
         store = self.job.store
         lines = [_from_event(event) for event in self._new(layout.EVENTS_FILE, self.job.events.read())]
         # A batch system may keep the logs of its jobs there, too.
         for path in [layout.log_path(epoch) for epoch in layout.numbers_of(store.list(layout.LOGS), suffix=".jsonl")]:
             lines += [_from_log(record) for record in self._new(path, _read_lines(store.read(path)))]
         lines += [line for name, text in self._outputs() for line in self._new_text(name, text)]
-        return sorted((line for line in lines if self._is_wanted(line)), key=lambda line: line.time)
+        return sorted((line for line in lines if self._is_selected(line)), key=lambda line: line.time)
 
     def receipts(self) -> list[LogLine]:
-        """What the receipts of the partition that is asked for say; of work that was done after its driver had died,
-        they are the only trace."""
-        found = [one for one in self.job.receipts.all() if self.partition and _is_part(one.partition, self.partition)]
-        return [LogLine("", "INFO", "receipt", _receipt_text(one), one.partition, one.worker) for one in found]
+        """Lines from the receipts of the requested partition: the only trace of work done after the driver died."""
+        if not self.partition:
+            return []
+        return [
+            LogLine("", "INFO", "receipt", _receipt_text(receipt), receipt.partition, receipt.worker)
+            for receipt in self.job.receipts.all()
+            if _is_part(receipt.partition, self.partition)
+        ]
 
     def _new(self, name: str, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         before = self._seen.get(name, 0)
@@ -85,7 +89,7 @@ class LogReader:
         return [LogLine("", "ERROR", "output", line) for line in lines[before:]]
 
     def _outputs(self) -> Iterable[tuple[str, str]]:
-        """What drivers wrote that died before they took the job, and so have no log."""
+        """Yield the output of drivers that died before they acquired the lease, and so have no log."""
         starts = find_starts(self.job.store)
         if not starts:
             return
@@ -99,7 +103,7 @@ class LogReader:
             except FileNotFoundError:
                 continue
 
-    def _is_wanted(self, line: LogLine) -> bool:
+    def _is_selected(self, line: LogLine) -> bool:
         if self.partition and not _is_part(line.partition, self.partition):
             return False
         return not self.errors or line.level in ERROR_LEVELS
@@ -109,12 +113,12 @@ def _receipt_text(receipt: Receipt) -> str:
     if receipt.splits:
         return f"partition {receipt.partition}: split into {', '.join(receipt.splits)}"
     worker = receipt.worker or "an unknown worker"
-    said = f"{rows_text(receipt.rows)}, {receipt.seconds.total:.2f} s on {worker}"
-    return f"partition {receipt.partition}: its receipt says {said}"
+    text = f"{rows_text(receipt.rows)}, {receipt.seconds.total:.2f} s on {worker}"
+    return f"partition {receipt.partition}: its receipt says {text}"
 
 
-def _is_part(partition: str, wanted: str) -> bool:
-    return partition == wanted or partition.startswith(f"{wanted}.")
+def _is_part(partition: str, requested: str) -> bool:
+    return partition == requested or partition.startswith(f"{requested}.")
 
 
 def _holder(job: JobDirectory, name: str) -> str:
@@ -132,7 +136,7 @@ def _read_lines(data: bytes) -> list[dict[str, Any]]:
             record = json.loads(line)
         except ValueError:
             continue
-        # The first line says only what kind of file it is.
+        # The first line holds only the schema version.
         if isinstance(record, dict) and "schema_version" not in record:
             found.append(record)
     return found
@@ -151,12 +155,12 @@ def _from_log(record: Mapping[str, Any]) -> LogLine:
 
 
 def _from_event(event: Mapping[str, Any]) -> LogLine:
-    level, message = _told(event)
+    level, message = _event_text(event)
     return LogLine(str(event.get("time", "")), level, "event", message, str(event.get("partition", "")))
 
 
-def _told(event: Mapping[str, Any]) -> tuple[str, str]:
-    """Level and text of an event."""
+def _event_text(event: Mapping[str, Any]) -> tuple[str, str]:
+    """Level and message of an event."""
     kind = event["event"]
     if kind == "status":
         reason = f": {event['reason']}" if event.get("reason") else ""
@@ -168,6 +172,6 @@ def _told(event: Mapping[str, Any]) -> tuple[str, str]:
         return "INFO", f"driver {event.get('epoch')}: process {event.get('pid')} on {event.get('host')}"
     if kind == "partition":
         level = "ERROR" if event.get("outcome") == "failed" else "WARNING"
-        said = f"partition {event.get('partition')}: {event.get('outcome')} after attempt {event.get('attempt')}"
-        return level, f"{said}: {event.get('reason')}"
+        text = f"partition {event.get('partition')}: {event.get('outcome')} after attempt {event.get('attempt')}"
+        return level, f"{text}: {event.get('reason')}"
     return "INFO", f"{kind}: " + ", ".join(f"{name} {value}" for name, value in event.items() if name not in _KNOWN)

@@ -1,16 +1,16 @@
-"""What is on record of a job that was submitted: under which key, how it is to run, and each start of a driver.
+"""The queue of submitted jobs: their keys, their submissions, and each start of a driver.
 
 ::
 
-    <root>/.submitted/<digest of the key>/<n>.json   which job a key means; the highest number counts
-    <root>/.queue/<job>.json                         a mark: this job may need a driver. A cache
-    <root>/<job>/submissions/<n>.json                how the job is to run; the highest number counts
+    <root>/.submitted/<digest of the key>/<n>.json   the job of a key; the highest number counts
+    <root>/.queue/<job>.json                         mark of a job that may need a driver; a cache
+    <root>/<job>/submissions/<n>.json                the settings of the job; the highest number counts
     <root>/<job>/starts/<n>.json                     who starts a driver, made if absent: one driver for each number
-    <root>/<job>/starts/<n>.out                      what that driver wrote to stdout and stderr
+    <root>/<job>/starts/<n>.out                      stdout and stderr of that driver
 
-Nothing here decides who drives a job: that is its lease. It only keeps two from starting the same driver.
+The lease of a job decides who drives it. These files only keep two servers from starting the same driver.
 
-What a submitted job needs next: a driver, patience, or nothing any more. `view_job` looks, `next_need` is pure.
+`view_job` reads the state of a submitted job. `next_need` decides what it needs: a driver, time, or nothing.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ QUEUE = ".queue"
 class _Numbered:
     """A file ``<folder>/<n>.json``."""
 
-    def to_json(self) -> bytes:
-        """As stored."""
+    def to_json_bytes(self) -> bytes:
+        """The record as stored."""
         return json.dumps({"schema_version": 1, **asdict(self)}, indent=1).encode() + b"\n"
 
     @classmethod
     def from_json(cls, data: bytes, *, where: str) -> Self:
-        """Inverse of `to_json`.
+        """Inverse of `to_json_bytes`.
 
         :raises StateCorrupt: for anything else.
         """
@@ -63,7 +63,7 @@ class _Numbered:
                 where=where,
                 found=f"{type(error).__name__}: {error}",
                 expected="the JSON that was written there",
-                next_step="remove that file, then submit the job again",
+                next_step="remove the file, then submit the job again",
             ) from error
 
 
@@ -88,14 +88,14 @@ class Submission(_Numbered):
     by: str
     """Who submitted it: user@host."""
     trigger: str
-    """What made them: ``by hand``, or the name of a trigger."""
+    """Origin of the submission: ``by hand``, or the name of a trigger."""
     key: str
     priority: int = 0
     """Higher ones start first."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Settings that were given with the job: by flags, variables or in Python, as `pipeline.settings` names them."""
+    """Settings given with the job by flags, variables or in Python, named as in `pipeline.settings`."""
     config: dict[str, Any] = field(default_factory=dict)
-    """Those that ``dask.config`` held under ``pipeline:`` where it was submitted."""
+    """Settings that ``dask.config`` held under ``pipeline:`` on submission."""
 
 
 @dataclass(frozen=True)
@@ -111,18 +111,18 @@ class Start(_Numbered):
     """``submit``, or the name of a server."""
     host: str
     pid: int = 0
-    """Of the driver; of who starts it until that is known."""
+    """Process id of the driver; of its starter until that is known."""
     process: str = ""
     """Boot, name space and start time of that process."""
     output: str = ""
-    """Where on ``host`` its stdout and stderr go, when that is not ``starts/<n>.out``."""
+    """File on ``host`` for stdout and stderr, if not ``starts/<n>.out``."""
 
 
 # Keys
 
 
 def find_key(root: Store, key: str) -> KeyRecord | None:
-    """The job that ``key`` means; None when it was never used."""
+    """The job of ``key``; None when the key was never used."""
     folder = _key_folder(key)
     number = _highest(root, folder)
     if number == 0:
@@ -132,10 +132,10 @@ def find_key(root: Store, key: str) -> KeyRecord | None:
 
 
 def claim_key(root: Store, key: str, job: str, *, force: bool = False) -> tuple[KeyRecord, bool]:
-    """Let ``key`` mean ``job`` unless it means another one already. Of several that claim it, all get the same.
+    """Assign ``key`` to ``job`` unless the key has a job. Concurrent callers with one key all get the same job.
 
-    :param force: whatever it means: from now on it is ``job``.
-    :returns: what it means, and whether that is new.
+    :param force: Reassign the key even if it has a job.
+    :returns: the record of the key, and whether it is new.
     """
     folder = _key_folder(key)
     while True:
@@ -144,7 +144,7 @@ def claim_key(root: Store, key: str, job: str, *, force: bool = False) -> tuple[
             name = f"{folder}/{number}.json"
             return KeyRecord.from_json(root.read(name), where=root.url(name)), False
         record = KeyRecord(number + 1, key, job, iso_time(utc_now()))
-        if root.put_if_absent(f"{folder}/{record.number}.json", record.to_json()):
+        if root.put_if_absent(f"{folder}/{record.number}.json", record.to_json_bytes()):
             return record, True
 
 
@@ -156,15 +156,15 @@ def _key_folder(key: str) -> str:
 
 
 def put_submission(store: Store, submission: Submission) -> Submission:
-    """Put the next one; when somebody else has put that number meanwhile, theirs counts."""
+    """Store ``submission``. If another process stored that number first, return its submission instead."""
     name = layout.submission_path(submission.number)
-    if store.put_if_absent(name, submission.to_json()):
+    if store.put_if_absent(name, submission.to_json_bytes()):
         return submission
     return Submission.from_json(store.read(name), where=store.url(name))
 
 
 def last_submission(store: Store) -> Submission | None:
-    """How the job is to run; None for one that was never submitted."""
+    """The submission that counts; None for a job that was never submitted."""
     number = _highest(store, layout.SUBMISSIONS)
     if number == 0:
         return None
@@ -173,12 +173,12 @@ def last_submission(store: Store) -> Submission | None:
 
 
 def mark_queued(root: Store, job: str) -> None:
-    """Note for servers that ``job`` may need a driver."""
+    """Mark ``job`` for servers: it may need a driver."""
     root.replace(f"{QUEUE}/{job}.json", json.dumps({"schema_version": 1, "job": job}).encode() + b"\n")
 
 
 def unmark_queued(root: Store, job: str) -> None:
-    """Nobody needs to look at ``job`` any more."""
+    """Remove the mark of a job that needs no driver any more."""
     root.remove(f"{QUEUE}/{job}.json")
 
 
@@ -191,7 +191,7 @@ def queued_marks(root: Store) -> list[str]:
 
 
 def find_starts(store: Store) -> tuple[Start, ...]:
-    """All of a job, oldest first. One that cannot be read counts, as one that nobody knows more of."""
+    """All starts of a job, oldest first. A start that cannot be read counts, with empty fields."""
     found = []
     for number in layout.numbers_of(store.list(layout.STARTS)):
         name = layout.start_path(number)
@@ -203,7 +203,7 @@ def find_starts(store: Store) -> tuple[Start, ...]:
 
 
 def claim_start(store: Store, *, number: int, submission: int, by: str) -> Start | None:
-    """The right to start driver ``number``; None when somebody else has it."""
+    """Claim the right to start driver ``number``; None when another process has it."""
     start = Start(
         number=number,
         submission=submission,
@@ -213,18 +213,18 @@ def claim_start(store: Store, *, number: int, submission: int, by: str) -> Start
         pid=os.getpid(),
         process=identify(os.getpid()),
     )
-    return start if store.put_if_absent(layout.start_path(number), start.to_json()) else None
+    return start if store.put_if_absent(layout.start_path(number), start.to_json_bytes()) else None
 
 
 def note_start(store: Store, start: Start, *, pid: int, output: str = "") -> Start:
-    """Write down which process it became."""
+    """Record the process of a started driver."""
     known = replace(start, pid=pid, process=identify(pid), output=output)
-    store.replace(layout.start_path(start.number), known.to_json())
+    store.replace(layout.start_path(start.number), known.to_json_bytes())
     return known
 
 
 def withdraw_start(store: Store, start: Start) -> None:
-    """Give the right back: no driver was started."""
+    """Withdraw a claim: no driver was started."""
     store.remove(layout.start_path(start.number))
 
 
@@ -233,19 +233,19 @@ def _highest(store: Store, folder: str) -> int:
 
 
 STARTING_SECONDS = 180.0
-"""Seconds after which a driver that was started on another machine, and never took the lease, is given up."""
+"""Seconds after which a driver on another machine that never acquired the lease counts as dead."""
 
 
 @dataclass(frozen=True)
 class RestartPolicy:
-    """How often, and how soon, a job whose driver died is started again."""
+    """Number and delay of restarts of a job whose driver died."""
 
     starts: int = 5
-    """Drivers a submission gets, the first one included."""
+    """Maximum number of drivers per submission, the first included."""
     delay: float = 10.0
-    """Seconds after the first death; twice as many after each further one."""
+    """Seconds before the first restart; doubled for each further one."""
     longest: float = 600.0
-    """Seconds, at most."""
+    """Upper limit of the delay, in seconds."""
 
     def delay_after(self, starts: int) -> float:
         """Seconds between start number ``starts`` and the next one."""
@@ -254,7 +254,7 @@ class RestartPolicy:
 
 @dataclass(frozen=True)
 class JobView:
-    """What one look at a submitted job shows."""
+    """State of a submitted job, read once."""
 
     job: str
     status: Status
@@ -262,62 +262,62 @@ class JobView:
     """UTC, ISO 8601."""
     priority: int = 0
     submission: int = 1
-    """Number of the last one."""
+    """Number of the last submission."""
     last_start: int = 0
-    """Highest number of a start; 0: no driver was ever started."""
+    """Highest number of a start; 0 when no driver was ever started."""
     starts: int = 0
-    """Drivers that were started for the last submission."""
+    """Number of drivers started for the last submission."""
     since_start: float = 0.0
-    """Seconds since the last start, by the clocks of both machines: nothing but back-off is decided by it."""
+    """Seconds since the last start, by the clocks of two machines. Used for back-off only."""
     is_starting: bool = False
-    """Whether a driver that was started may yet take the lease."""
+    """Whether a started driver may still acquire the lease."""
     lease: Verdict = Verdict.FREE
-    """Whether a driver is at work."""
+    """Whether a driver holds the lease."""
     exit_code: int = 0
-    """Of a job that failed."""
+    """Exit code of a failed job."""
 
     @property
     def is_driven(self) -> bool:
-        """Whether a driver is at work on it, or is about to be, as far as can be told."""
+        """Whether a driver runs or is starting. True if unknown."""
         return self.is_starting or self.lease in (Verdict.LIVE, Verdict.WAIT)
 
 
 class Need(StrEnum):
-    """What a job needs."""
+    """Next step for a job."""
 
     DRIVER = "driver"
-    PATIENCE = "patience"
-    """It is being driven, or is to be started later."""
+    TIME = "time"
+    """A driver runs, or the next restart is not due yet."""
     NOTHING = "nothing"
-    """It has ended."""
+    """The job has ended."""
     END = "end"
-    """Its drivers died too often: it is to be failed."""
+    """The drivers died too often: fail the job."""
 
 
-def next_need(view: JobView, patience: RestartPolicy) -> Need:
-    """What the job needs now."""
+def next_need(view: JobView, restart_policy: RestartPolicy) -> Need:
+    """Decide what the job needs now. Pure."""
     if view.is_driven:
-        return Need.PATIENCE
+        return Need.TIME
     if view.status.is_success or view.status is Status.CANCELLED:
         return Need.NOTHING
     if view.status is Status.FAILED and view.exit_code != InfrastructureError.exit_code:
         return Need.NOTHING
-    if view.starts >= patience.starts:
-        # What has failed is told already; a job whose drivers died says nothing itself.
+    if view.starts >= restart_policy.starts:
+        # A failed job has its final status already; a job whose drivers died has none yet.
         return Need.NOTHING if view.status.is_final else Need.END
-    return Need.DRIVER if view.since_start >= patience.delay_after(view.starts) else Need.PATIENCE
+    return Need.DRIVER if view.since_start >= restart_policy.delay_after(view.starts) else Need.TIME
 
 
 @dataclass
 class LeaseWatch:
-    """Remembers how leases looked before, since only a counter that was seen to stand still tells a death."""
+    """Judge leases by their history: only a heartbeat counter seen to stand still shows that a driver died."""
 
     lease_seconds: float = LEASE_SECONDS
     clock: Callable[[], float] = time.monotonic
     _first: dict[str, tuple[LeaseSnapshot, float]] = field(default_factory=dict)
 
-    def look(self, job: JobDirectory) -> tuple[LeaseSnapshot, Verdict]:
-        """The lease of ``job``, and what it means."""
+    def judge(self, job: JobDirectory) -> tuple[LeaseSnapshot, Verdict]:
+        """Read the lease of ``job``. Return it, and whether its driver lives."""
         sight = lease.read_lease(job.store)
         if is_running(sight.holder) and not sight.is_released:
             return sight, Verdict.LIVE
@@ -330,26 +330,26 @@ class LeaseWatch:
             lease_seconds=self.lease_seconds,
             is_dead=has_ended(sight.holder),
         )
-        # After a sign of life the wait begins anew; what is stale stays so until it is taken.
+        # A heartbeat restarts the wait; a stale lease stays stale until it is acquired.
         self._first[job.root] = (sight, now) if verdict is Verdict.LIVE else (first, since)
         return sight, verdict
 
     def forget(self, job: JobDirectory) -> None:
-        """It has ended."""
+        """Drop the history of a job that has ended."""
         self._first.pop(job.root, None)
 
 
 def view_job(job: JobDirectory, watch: LeaseWatch, *, now: datetime) -> JobView | None:
-    """How ``job`` stands; None when it was never submitted: it is somebody's at a terminal.
+    """Read the state of ``job``; None when it was never submitted, but is run from a terminal.
 
     :param now: UTC.
     """
     submission = last_submission(job.store)
     if submission is None:
         return None
-    sight, verdict = watch.look(job)
+    sight, verdict = watch.judge(job)
     starts = find_starts(job.store)
-    mine = [start for start in starts if start.submission == submission.number]
+    current = [start for start in starts if start.submission == submission.number]
     last = starts[-1] if starts else None
     status = job.status()
     return JobView(
@@ -359,7 +359,7 @@ def view_job(job: JobDirectory, watch: LeaseWatch, *, now: datetime) -> JobView 
         priority=submission.priority,
         submission=submission.number,
         last_start=last.number if last else 0,
-        starts=len(mine),
+        starts=len(current),
         since_start=_age(last.time, now) if last else 0.0,
         is_starting=last is not None and _is_starting(last, sight, now=now),
         lease=verdict,
@@ -368,7 +368,7 @@ def view_job(job: JobDirectory, watch: LeaseWatch, *, now: datetime) -> JobView 
 
 
 def exit_code(job: JobDirectory, status: Status) -> int:
-    """Exit status of a job that has ended like that."""
+    """Exit status of a job that ended with ``status``."""
     if status.is_success:
         return 0
     report = job.read_report() or {}
@@ -382,9 +382,9 @@ def exit_code(job: JobDirectory, status: Status) -> int:
 def _is_starting(start: Start, sight: LeaseSnapshot, *, now: datetime) -> bool:
     holder = sight.holder
     if holder is not None and start.process and holder.process == start.process:
-        # It has taken the lease; that one tells what became of it.
+        # The driver acquired the lease, which shows whether it lives.
         return False
-    # Where the machine is another one, or gives no identity, only time can tell.
+    # For another machine, or a process without identity, only time can tell.
     is_there = lease.is_process(start.process, start.pid)
     return _age(start.time, now) < STARTING_SECONDS if is_there is None else is_there
 

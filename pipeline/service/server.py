@@ -1,9 +1,9 @@
-"""The server: starts the drivers of queued jobs, and again those that died. It holds nothing that is not on disk.
+"""The server: start the drivers of queued jobs, and restart drivers that died. All its state is on disk.
 
-Each driver is a process of its own session, so that a server may be killed and started again at any moment; several
-may serve one root of job directories. Whether a job is driven is decided by its lease alone; the exclusive creation of
-``starts/<n>.json`` keeps two servers from starting the same driver. The limit of jobs at once is kept by all servers
-together: where others are there, a start that turns out to be one too many is withdrawn before anything runs.
+Each driver is a process of its own session, so a server may be killed and restarted at any moment. Several servers may
+serve one root of job directories. The lease of a job decides whether it is driven. The exclusive creation of
+``starts/<n>.json`` keeps two servers from starting the same driver. The limit of jobs at once holds for all servers
+together: a server that finds the limit exceeded withdraws its start before anything runs.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ from pipeline.storage.urls import unique_name
 
 logger = logging.getLogger(__name__)
 SCAN_SECONDS = 600.0
-"""Seconds between two looks at all job directories, in case a mark was lost."""
+"""Seconds between two scans of all job directories, in case a mark was lost."""
 _READERS = 16
 FORGET = timedelta(days=1)
-"""Age after which the record of a server that is gone is removed."""
+"""Age after which the record of a gone server is removed."""
 
 
 class ServerTask(Protocol):
-    """Something else that a server does in each of its rounds, such as to look whether a trigger is due."""
+    """A further task of a server in each of its rounds, such as evaluating triggers."""
 
     def tick(self, now: datetime) -> None:
         """Do what is due.
@@ -64,40 +64,39 @@ class ServerTask(Protocol):
         """
 
 
-SERVER_TASKS: dict[str, str] = {"triggers": "pipeline.service.triggers.jobs:trigger_hook"}
-"""What every server does beside running jobs: name -> ``module:function``, which gives a `ServerTask` for some
-settings, or
-None where there is nothing to do."""
+SERVER_TASKS: dict[str, str] = {"triggers": "pipeline.service.triggers.jobs:trigger_task"}
+"""Tasks of every server beside running jobs: name -> ``module:function``. The function returns a `ServerTask` for some
+settings, or None if there is nothing to do."""
 
 
 def load_server_tasks(settings: Settings) -> tuple[ServerTask, ...]:
-    """The hooks of `SERVER_TASKS`."""
-    made = (find_adapter(name, kind="hook", built_in=SERVER_TASKS)(settings) for name in SERVER_TASKS)
-    return tuple(hook for hook in made if hook is not None)
+    """The tasks of `SERVER_TASKS` that have something to do."""
+    tasks = (find_adapter(name, kind="hook", built_in=SERVER_TASKS)(settings) for name in SERVER_TASKS)
+    return tuple(task for task in tasks if task is not None)
 
 
 @dataclass
 class PollResult:
-    """What one round came to."""
+    """Result of one round of a server."""
 
     running: list[str] = field(default_factory=list)
-    """Jobs that are being driven, or are about to be."""
+    """Jobs with a running or starting driver."""
     waiting: list[str] = field(default_factory=list)
-    """Jobs that need a driver and have none yet."""
+    """Jobs that wait for a driver."""
     started: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
-    """Jobs that were given up, as their drivers died too often."""
+    """Jobs that failed because their drivers died too often."""
 
 
 @dataclass
 class Server:
-    """Serves the jobs below one root; see the module."""
+    """Server of the jobs below one root; see the module."""
 
     settings: Settings
     limit: int = 1
-    """Jobs at once."""
-    patience: RestartPolicy = field(default_factory=RestartPolicy)
-    hooks: Sequence[ServerTask] = ()
+    """Maximum number of jobs at once."""
+    restart_policy: RestartPolicy = field(default_factory=RestartPolicy)
+    tasks: Sequence[ServerTask] = ()
     clock: Callable[[], float] = time.monotonic
     now: Callable[[], datetime] = utc_now
     start: Callable[..., object] = launch
@@ -113,16 +112,16 @@ class Server:
     # One round
 
     def serve_once(self) -> PollResult:
-        """Look after every job once: hooks first, as they may submit some."""
-        for hook in self.hooks:
-            self._tick(hook)
+        """Run one round: the tasks first, as they may submit jobs; then start the drivers that are needed."""
+        for task in self.tasks:
+            self._run_task(task)
         if self.clock() - self._last_scan >= SCAN_SECONDS:
             self.rebuild_marks()
             self._last_scan = self.clock()
         served = PollResult()
         views = self._views(served)
         served.running = [view.job for view, _ in views if view.is_driven]
-        needing = sorted((pair for pair in views if next_need(pair[0], self.patience) is Need.DRIVER), key=_order)
+        needing = sorted((pair for pair in views if next_need(pair[0], self.restart_policy) is Need.DRIVER), key=_order)
         for view, job in needing:
             if len(served.running) < self.limit and self._start(view, job):
                 served.started.append(view.job)
@@ -132,79 +131,79 @@ class Server:
         self.beat(served)
         return served
 
-    def _tick(self, hook: ServerTask) -> None:
+    def _run_task(self, task: ServerTask) -> None:
         try:
-            hook.tick(self.now())
+            task.tick(self.now())
         except Exception:
-            # A trigger that fails must not keep jobs from being run.
-            logger.exception("%s failed; the server goes on", type(hook).__name__)
+            # A failing trigger must not keep jobs from running.
+            logger.exception("%s failed; the server continues", type(task).__name__)
 
     def _views(self, served: PollResult) -> list[tuple[JobView, JobDirectory]]:
-        """The jobs that need something, or are being driven."""
+        """The marked jobs that need something or are driven."""
         names = queued_marks(self.root)
         if self.root.is_local or len(names) < 2:
-            found = [self._look(name, served) for name in names]
+            views = [self._try_view(name, served) for name in names]
         else:
-            # Each look is a number of requests.
+            # Each view takes several requests.
             with ThreadPoolExecutor(_READERS) as pool:
-                found = list(pool.map(lambda name: self._look(name, served), names))
-        return [pair for pair in found if pair is not None]
+                views = list(pool.map(lambda name: self._try_view(name, served), names))
+        return [pair for pair in views if pair is not None]
 
-    def _look(self, name: str, served: PollResult) -> tuple[JobView, JobDirectory] | None:
+    def _try_view(self, name: str, served: PollResult) -> tuple[JobView, JobDirectory] | None:
         try:
             return self._view(name, served)
         except (PipelineError, FileNotFoundError) as error:
-            logger.warning("job %s is left alone for now: %s", name, error)
+            logger.warning("job %s is skipped in this round: %s", name, error)
             return None
 
     def _view(self, name: str, served: PollResult) -> tuple[JobView, JobDirectory] | None:
         if not self.root.exists(f"{name}/{layout.JOB_FILE}"):
-            # Somebody is submitting it, or died doing so and has to do it again; or it was removed.
+            # A process is submitting it, or died while submitting; or the job was removed.
             if not self.root.list(f"{name}/submissions"):
                 unmark_queued(self.root, name)
             return None
         job = JobDirectory.open(f"{self.root.root}/{name}", fsync=self.settings.fsync)
         view = view_job(job, self._watch, now=self.now())
-        need = next_need(view, self.patience) if view is not None else Need.NOTHING
+        need = next_need(view, self.restart_policy) if view is not None else Need.NOTHING
         if view is None or need is Need.NOTHING:
-            self._settle(job)
+            self._unmark(job)
             return None
         if need is Need.END:
-            if self._give_up(job, view):
+            if self._fail(job, view):
                 served.failed.append(name)
             return None
         return view, job
 
-    def _settle(self, job: JobDirectory) -> None:
-        """Its mark goes. One that was submitted again in this very moment gets it back."""
+    def _unmark(self, job: JobDirectory) -> None:
+        """Remove the mark of a job. A job that was submitted again meanwhile is marked again."""
         unmark_queued(self.root, job.id)
         self._watch.forget(job)
         if not job.status().is_final and last_submission(job.store) is not None:
             mark_queued(self.root, job.id)
 
-    def _give_up(self, job: JobDirectory, view: JobView) -> bool:
-        """Say of a job whose drivers all died that it has failed, since nobody else does."""
+    def _fail(self, job: JobDirectory, view: JobView) -> bool:
+        """Set the status FAILED of a job whose drivers all died. False when its status changed meanwhile."""
         try:
             with hold_lease(job.store, lease_seconds=self.settings.lease_seconds):
                 if job.status() is not view.status:
                     return False
-                said = f"its driver died {view.starts} times; see python -m pipeline logs {job.id} --errors"
-                job.set_status(Status.FAILED, reason=said)
+                reason = f"its driver died {view.starts} times; see python -m pipeline logs {job.id} --errors"
+                job.set_status(Status.FAILED, reason=reason)
         except JobLocked:
             return False
-        logger.error("job %s is given up: %s", job.id, said)
-        self._settle(job)
+        logger.error("job %s failed: %s", job.id, reason)
+        self._unmark(job)
         return True
 
     # Starting
 
     def _start(self, view: JobView, job: JobDirectory) -> bool:
-        """Start a driver; False when another server does, or the limit is reached after all."""
+        """Start a driver. False when another server starts it, or the limit is reached meanwhile."""
         start = claim_start(job.store, number=view.last_start + 1, submission=view.submission, by=self.name)
         if start is None:
             return False
-        if self._others() and self._count_driven() > self.limit:
-            # Both may withdraw; the next rounds come at different moments.
+        if self._has_others() and self._count_driven() > self.limit:
+            # Both servers may withdraw; their next rounds come at different moments.
             withdraw_start(job.store, start)
             return False
         try:
@@ -212,16 +211,16 @@ class Server:
         except (PipelineError, OSError):
             logger.exception("no driver could be started for job %s", job.id)
             return False
-        again = f", start {view.starts + 1} of {self.patience.starts}" if view.starts else ""
-        logger.info("job %s: a driver was started%s", job.id, again)
+        count = f", start {view.starts + 1} of {self.restart_policy.starts}" if view.starts else ""
+        logger.info("job %s: a driver was started%s", job.id, count)
         return True
 
-    def _others(self) -> bool:
+    def _has_others(self) -> bool:
         now = self.now()
-        return any(one.name != self.name and one.is_alive(now=now) for one in find_servers(self.root))
+        return any(server.name != self.name and server.is_alive(now=now) for server in find_servers(self.root))
 
     def _count_driven(self) -> int:
-        """Jobs that are being driven or about to be, as the disk says now."""
+        """Number of jobs with a running or starting driver, read from disk now."""
         count = 0
         for name in queued_marks(self.root):
             try:
@@ -231,10 +230,10 @@ class Server:
             count += view is not None and view.is_driven
         return count
 
-    # Marks and signs of life
+    # Marks and heartbeats
 
     def rebuild_marks(self) -> int:
-        """Mark every job that may need a driver, from the job directories alone; gives how many marks were missing."""
+        """Mark every job that may need a driver, from the job directories alone. Return the number of missing marks."""
         marked, missing = set(queued_marks(self.root)), 0
         for name in self.root.list_folders():
             if name.startswith(".") or name in marked or not self.root.list(f"{name}/submissions"):
@@ -243,15 +242,15 @@ class Server:
                 job = JobDirectory.open(f"{self.root.root}/{name}")
                 view = view_job(job, self._watch, now=self.now())
             except (PipelineError, FileNotFoundError) as error:
-                logger.warning("job %s is left alone for now: %s", name, error)
+                logger.warning("job %s is skipped in this round: %s", name, error)
                 continue
-            if view is not None and next_need(view, self.patience) is not Need.NOTHING:
+            if view is not None and next_need(view, self.restart_policy) is not Need.NOTHING:
                 mark_queued(self.root, name)
                 missing += 1
         return missing
 
     def beat(self, served: PollResult | None = None, *, state: str = "serving") -> None:
-        """Say that this server is there, when it is time to."""
+        """Store the record of this server if `BEAT_SECONDS` have passed, it started a driver, or it stops."""
         is_due = self.clock() - self._last_beat >= BEAT_SECONDS
         if not (is_due or state != "serving" or (served and served.started)):
             return
@@ -270,22 +269,22 @@ class Server:
         )
         try:
             put_server(self.root, record)
-            self._forget_others()
+            self._remove_gone_servers()
         except (PipelineError, OSError) as error:
-            logger.warning("the sign of life of this server could not be written: %s", error)
+            logger.warning("the heartbeat of this server could not be written: %s", error)
 
-    def _forget_others(self) -> None:
+    def _remove_gone_servers(self) -> None:
         now = self.now()
-        for one in find_servers(self.root):
-            if one.name != self.name and not one.is_alive(now=now) and _is_old(one, now):
-                remove_server(self.root, one.name)
+        for server in find_servers(self.root):
+            if server.name != self.name and not server.is_alive(now=now) and _is_old(server, now):
+                remove_server(self.root, server.name)
 
 
-def serve(server: Server, *, is_over: Callable[[float], bool], seconds: float) -> None:
-    """Serve until it is over.
+def serve(server: Server, *, wait: Callable[[float], bool], seconds: float) -> None:
+    """Serve until ``wait`` returns True.
 
-    :param is_over: waits up to so many seconds, and says whether the server is to end.
-    :param seconds: between two rounds, about: servers that began together drift apart.
+    :param wait: Waits up to a number of seconds, and returns whether to stop.
+    :param seconds: Seconds between two rounds, varied by 20 % so that servers drift apart.
     """
     logger.info("server %s: jobs below %s, %d at once", server.name, server.root.root, server.limit)
     server.beat()
@@ -294,8 +293,8 @@ def serve(server: Server, *, is_over: Callable[[float], bool], seconds: float) -
         try:
             server.serve_once()
         except (PipelineError, OSError) as error:
-            logger.warning("this round failed; the server goes on: %s", error)
-        if is_over(seconds * chance.uniform(0.8, 1.2)):
+            logger.warning("this round failed; the server continues: %s", error)
+        if wait(seconds * chance.uniform(0.8, 1.2)):
             break
     server.beat(PollResult(), state="stopped")
 

@@ -1,4 +1,4 @@
-"""Servers say that they are there: ``<root>/.servers/<name>.json``. Nothing but advice to people depends on it."""
+"""Records of running servers, ``<root>/.servers/<name>.json``. They only inform people and messages."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pipeline.storage.store import Store
 
 FOLDER = ".servers"
 BEAT_SECONDS = 10.0
-"""Seconds between two signs of life."""
+"""Seconds between two heartbeats."""
 MISSED = 6
-"""So many of them missed, a server on another machine is taken for gone."""
+"""Number of missed heartbeats after which a server on another machine counts as gone."""
 
 
 @dataclass(frozen=True)
@@ -30,23 +30,23 @@ class ServerRecord:
     started: str
     """UTC, ISO 8601."""
     beat: str
-    """When it last gave a sign of life; UTC, ISO 8601."""
+    """Time of the last heartbeat; UTC, ISO 8601."""
     jobs: int
-    """Jobs it lets run at once."""
+    """Maximum number of jobs at once."""
     running: int = 0
-    """Jobs that were being driven when it looked last."""
+    """Running jobs at the last heartbeat."""
     queued: int = 0
-    """Jobs that waited then."""
+    """Waiting jobs at the last heartbeat."""
     state: str = "serving"
-    """``serving``, or ``stopped`` when it has left in good order."""
+    """``serving``, or ``stopped`` after a clean exit."""
 
-    def to_json(self) -> bytes:
-        """As stored."""
+    def to_json_bytes(self) -> bytes:
+        """The record as stored."""
         return json.dumps({"schema_version": 1, **asdict(self)}, indent=1).encode() + b"\n"
 
     @staticmethod
     def from_json(data: bytes) -> ServerRecord | None:
-        """Inverse of `to_json`; None for what is damaged."""
+        """Inverse of `to_json_bytes`; None for a damaged record."""
         try:
             record = json.loads(data)
             record.pop("schema_version")
@@ -55,18 +55,18 @@ class ServerRecord:
             return None
 
     def is_alive(self, *, now: datetime) -> bool:
-        """Whether it is there, as far as can be told: on this machine by its process, else by its sign of life."""
+        """Whether the server runs: by its process on this machine, by its heartbeat on another."""
         if self.state == "stopped":
             return False
-        is_there = is_process(self.process, self.pid)
-        if is_there is not None:
-            return is_there
+        is_alive = is_process(self.process, self.pid)
+        if is_alive is not None:
+            return is_alive
         try:
             return (now - datetime.fromisoformat(self.beat)).total_seconds() < MISSED * BEAT_SECONDS
         except (ValueError, TypeError):
             return False
 
-    def details(self, *, now: datetime) -> dict[str, Any]:
+    def to_dict(self, *, now: datetime) -> dict[str, Any]:
         """As JSON output shows it."""
         return {
             **{key: value for key, value in asdict(self).items() if key != "process"},
@@ -75,31 +75,31 @@ class ServerRecord:
 
 
 def find_servers(root: Store) -> tuple[ServerRecord, ...]:
-    """All that ever gave a sign of life there, and have not been cleaned away."""
-    found = []
+    """All servers with a record below ``root``, oldest first."""
+    records = []
     for name in root.list(FOLDER):
         try:
             record = ServerRecord.from_json(root.read(f"{FOLDER}/{name}"))
         except FileNotFoundError:
             continue
         if record is not None:
-            found.append(record)
-    return tuple(sorted(found, key=lambda one: one.started))
+            records.append(record)
+    return tuple(sorted(records, key=lambda record: record.started))
 
 
 def is_served(root: Store, *, now: datetime) -> bool:
-    """Whether a server looks after the jobs below ``root``."""
+    """Whether a server serves the jobs below ``root``."""
     try:
-        return any(one.is_alive(now=now) for one in find_servers(root))
+        return any(server.is_alive(now=now) for server in find_servers(root))
     except PipelineError:
         return False
 
 
 def put_server(root: Store, record: ServerRecord) -> None:
-    """Give a sign of life."""
-    root.replace(f"{FOLDER}/{record.name}.json", record.to_json())
+    """Store the record of a server, as its heartbeat."""
+    root.replace(f"{FOLDER}/{record.name}.json", record.to_json_bytes())
 
 
 def remove_server(root: Store, name: str) -> None:
-    """Clean one away that is gone."""
+    """Remove the record of a server that is gone."""
     root.remove(f"{FOLDER}/{name}.json")

@@ -1,4 +1,4 @@
-"""Submitting a job: planned and checked at once, driven by a process of its own, and one job however often."""
+"""Submit a job: plan and check it now, and let a process of its own drive it. One key gives one job."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ from pipeline.storage.store import Store, open_store
 
 BY_HAND = "by hand"
 AT_ONCE = RestartPolicy(starts=1_000_000, delay=0.0)
-"""Whoever submits a job wants it to start now, however often its drivers have died."""
+"""A submitted job starts now, however often its drivers have died."""
 
 
 @dataclass(frozen=True)
 class SubmitResult:
-    """What became of a submission."""
+    """Result of a submission."""
 
     job: str
     is_new: bool
-    """Whether this call made the job."""
+    """Whether this call created the job."""
     directory: str
     status: Status
     is_resumed: bool = False
-    """Whether the job was there, had not ended well, and goes on now."""
+    """Whether an existing unsuccessful job is resumed now."""
 
 
 def submit(
@@ -71,19 +71,21 @@ def submit(
     start: bool = True,
     resume_existing: bool = True,
 ) -> SubmitResult:
-    """Plan and store a job; it goes on when this process dies. Any number of calls with one ``key``, at once or after
-    crashes anywhere in here, give one job: one that ended without success goes on, a success stays as it is.
+    """Plan and store a job that runs in a process of its own, and survives this one.
 
-    :param key: default: the digest of what is to be done: spec, input and model.
-    :param force: a new job, whatever ``key`` means; it means the new one from then on.
-    :param job_id: id of the job, where it is made.
-    :param trigger: what submits it.
-    :param priority: of several that wait for a server, higher ones start first.
-    :param start: start a driver now; else a server does (``python -m pipeline serve``).
-    :param resume_existing: whether a job that is there and ended without success goes on.
-    :raises PipelineError: for anything that `pipeline.runner.run` would refuse before it begins.
+    Any number of calls with one ``key``, concurrent or after a crash, give one job. A successful job stays as it is,
+    an unsuccessful one is resumed.
+
+    :param key: Key of the job. Default: the digest of its work (spec, input and model).
+    :param force: Create a new job and assign ``key`` to it.
+    :param job_id: Id of a new job.
+    :param trigger: Origin of the submission.
+    :param priority: Among jobs that wait for a server, higher ones start first.
+    :param start: Start a driver now. False: a server does (``python -m pipeline serve``).
+    :param resume_existing: Resume an existing job that ended without success.
+    :raises PipelineError: for anything that `pipeline.runner.run` would refuse before it starts.
     """
-    # What is stored is what counts here and now, whatever configuration its driver will find.
+    # Store the settings that count here and now; the driver may find another configuration.
     settings = settings_of(spec, settings=settings)
     root = open_store(settings.directory, private=True, fsync=settings.fsync)
     request = _Request(root, settings, key or "", trigger, priority, resume_existing)
@@ -96,15 +98,15 @@ def submit(
         if known is None or not _exists(root, known.job):
             return _submit_new(request, plan, known, job_id=job_id, force=force, start=start)
     job = JobDirectory.open(f"{root.root}/{known.job}", fsync=settings.fsync)
-    return _take_up(request, job, start=start)
+    return _resume_existing(request, job, start=start)
 
 
 def submit_again(
     job: JobDirectory, *, settings: Settings, trigger: str = BY_HAND, priority: int = 0, start: bool = True
 ) -> SubmitResult:
-    """Let a job that is there go on by itself, from its directory alone; a success stays as it is.
+    """Submit an existing job again, from its directory alone. A successful job stays as it is.
 
-    :param settings: how it is to run from now on. Options as of `submit`.
+    :param settings: Settings of the job from now on. The other options are those of `submit`.
     """
     root = open_store(job.root.rpartition("/")[0], private=True, fsync=settings.fsync)
     before = last_submission(job.store)
@@ -112,7 +114,7 @@ def submit_again(
     if before is None and not job.status().is_success:
         put_submission(job.store, request.submission(1))
         mark_queued(root, job.id)
-    return _take_up(request, job, start=start)
+    return _resume_existing(request, job, start=start)
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class _Request:
     resume_existing: bool = True
 
     def submission(self, number: int) -> Submission:
-        given, site = _recorded(self.settings)
+        given, site = _settings_to_record(self.settings)
         return Submission(
             number=number,
             time=iso_time(utc_now()),
@@ -138,13 +140,14 @@ class _Request:
         )
 
     @property
-    def said(self) -> str:
+    def reason(self) -> str:
         return f"submitted {self.trigger}, by {who()}"
 
 
-def _recorded(settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What must be kept of ``settings`` for another process: what was given with the job, and what ``dask.config`` says
-    here, over which the file of a cluster goes. The rest is told by the job directory, or found again."""
+def _settings_to_record(settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings that the driver cannot find itself: those given with the job, and those of ``dask.config`` here.
+
+    A cluster file outranks the latter."""
     given: dict[str, Any] = {}
     site: dict[str, Any] = {}
     for name in setting_names():
@@ -164,27 +167,27 @@ def _exists(root: Store, job: str) -> bool:
 def _submit_new(
     request: _Request, plan: Plan, known: KeyRecord | None, *, job_id: str | None, force: bool, start: bool
 ) -> SubmitResult:
-    """Make the job, or help whoever is making it: every step may be done by several at once."""
+    """Create the job, or complete what another call began: several calls may do each step at once."""
     record, is_new = known, False
     if record is None:
-        _check(request, plan, job_id=job_id, force=force)
-        wanted = job_id or new_job_id(plan.spec.name, now=utc_now(), entropy=secrets.token_hex(2))
-        record, is_new = claim_key(request.root, request.key, wanted, force=force)
-    job = _make(request, plan, record.job)
+        _check_new(request, plan, job_id=job_id, force=force)
+        new_id = job_id or new_job_id(plan.spec.name, now=utc_now(), entropy=secrets.token_hex(2))
+        record, is_new = claim_key(request.root, request.key, new_id, force=force)
+    job = _create_job(request, plan, record.job)
     if job.status().is_final:
-        return _take_up(request, job, start=start)
+        return _resume_existing(request, job, start=start)
     if start:
         start_driver(job, by="submit", settings=request.settings)
     return SubmitResult(job.id, is_new, job.root, job.status())
 
 
-def _check(request: _Request, plan: Plan, *, job_id: str | None, force: bool) -> None:
-    """What must be refused before the key means anything."""
+def _check_new(request: _Request, plan: Plan, *, job_id: str | None, force: bool) -> None:
+    """Refuse what cannot run, before the key is claimed."""
     root, settings = request.root, request.settings
     try:
         check_output(plan, settings=settings, job=job_id or "")
     except OutputExists:
-        # Unless what is there is of this very submission, made by another call meanwhile.
+        # Unless the output is of this very submission, made by a concurrent call.
         if force or find_key(root, request.key) is None:
             raise
     check_conditional_writes(first_sink(plan))
@@ -192,7 +195,7 @@ def _check(request: _Request, plan: Plan, *, job_id: str | None, force: bool) ->
         JobDirectory.open(f"{root.root}/{job_id}").check_plan(plan)
 
 
-def _make(request: _Request, plan: Plan, job_id: str) -> JobDirectory:
+def _create_job(request: _Request, plan: Plan, job_id: str) -> JobDirectory:
     root, settings = request.root, request.settings
     store = open_store(f"{root.root}/{check_job_id(job_id)}", private=True, fsync=settings.fsync)
     check_owner(store)
@@ -200,7 +203,7 @@ def _make(request: _Request, plan: Plan, job_id: str) -> JobDirectory:
     put_submission(store, request.submission(1))
     mark_queued(root, job_id)
     if store.exists(PLAN_FILE) and not store.exists(layout.JOB_FILE):
-        # What a call that died had planned: the input may have changed since, and the job is the one of then.
+        # The plan of a call that died. The input may have changed since, but the job is the planned one.
         stored = read_plan(store)
         plan = plan if stored.work_digest == plan.work_digest else stored
     return JobDirectory.open_or_create(
@@ -209,26 +212,26 @@ def _make(request: _Request, plan: Plan, job_id: str) -> JobDirectory:
         job=job_id,
         store=store,
         options=JobOptions(
-            import_paths=settings.import_paths, fsync=settings.fsync, first_status=Status.QUEUED, reason=request.said
+            import_paths=settings.import_paths, fsync=settings.fsync, first_status=Status.QUEUED, reason=request.reason
         ),
     )
 
 
-def _take_up(request: _Request, job: JobDirectory, *, start: bool) -> SubmitResult:
-    """A job that is there already: a success stays, one that nobody drives goes on."""
+def _resume_existing(request: _Request, job: JobDirectory, *, start: bool) -> SubmitResult:
+    """Resume an existing job unless it succeeded or has a driver."""
     is_resumed = False
     if not job.status().is_success and request.resume_existing:
-        is_resumed = requeue(job, root=request.root, submission=request.submission(0), reason=request.said)
+        is_resumed = requeue(job, root=request.root, submission=request.submission(0), reason=request.reason)
         if start:
             is_resumed |= start_driver(job, by="submit", settings=request.settings)
     return SubmitResult(job.id, False, job.root, job.status(), is_resumed)
 
 
 def requeue(job: JobDirectory, *, root: Store, submission: Submission, reason: str) -> bool:
-    """Put a job that ended without success, or was never submitted, into the queue; False when it is there, somebody
-    drives it, or it is a success.
+    """Queue a job that ended without success, or was never submitted.
 
-    :param submission: how it is to run; its number is set here.
+    :param submission: Submission to store; its number is set here.
+    :returns: False when the job is queued already, has a driver, or succeeded.
     """
     if not _can_be_queued(job):
         return False
@@ -248,16 +251,16 @@ def requeue(job: JobDirectory, *, root: Store, submission: Submission, reason: s
 def _can_be_queued(job: JobDirectory) -> bool:
     status = job.status()
     if status is Status.PLANNED:
-        # With a submission, whoever made the job is about to say that it is QUEUED.
+        # With a submission, the process that created the job is about to set QUEUED.
         return last_submission(job.store) is None
     return status.is_final and not status.is_success
 
 
 def start_driver(job: JobDirectory, *, by: str, settings: Settings) -> bool:
-    """Start a driver for ``job`` unless it has one or needs none; False then."""
+    """Start a driver for ``job``. False when it has a driver or needs none."""
     view = view_job(job, LeaseWatch(settings.lease_seconds), now=utc_now())
     if view is not None and view.lease is Verdict.WAIT:
-        # Only time tells whether a driver on another machine lives. The new one waits for that by itself.
+        # Only time tells whether a driver on another machine lives. The new driver waits for that itself.
         view = replace(view, lease=Verdict.STALE)
     if view is None or next_need(view, AT_ONCE) is not Need.DRIVER:
         return False

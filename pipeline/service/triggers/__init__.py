@@ -1,7 +1,7 @@
-"""What submits jobs when nobody is there: which triggers are due, decided by pure functions and recorded in a log.
+"""Triggers submit jobs on a schedule, when files arrive, or after another job. Pure functions decide; a log records.
 
-`schedule` and `arrivals` say what is there to fire for, `decide` what is done about it, `log` keeps it, `evaluate` goes
-the whole way. A trigger's log (``<root>/.triggers/<name>/``) is a sequence of numbered records, each put if absent:
-whoever decides on a state that is no longer the last one does not get its record in, and decides anew. So any number of
-servers may look at the same trigger, and any of them may die at any moment.
+`schedule` and `arrivals` find what is due, `decide` decides, `log` stores the decisions, and `evaluate` runs one round.
+A trigger's log (``<root>/.triggers/<name>/``) is a sequence of numbered records, each created if absent. A server that
+decided on an outdated state cannot store its record, and decides again. So any number of servers may evaluate the same
+trigger, and any of them may die at any moment.
 """

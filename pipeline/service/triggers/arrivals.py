@@ -1,4 +1,4 @@
-"""Which files have arrived for a trigger, and whether they are to be scored now."""
+"""Find the files that arrived for a trigger, and decide whether to score them now."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.storage.urls import file_system, is_local_path, local_path, storag
 
 @dataclass(frozen=True, slots=True)
 class ArrivedFile:
-    """A file that is there now."""
+    """A file that exists now."""
 
     path: str
     size: int
@@ -27,35 +27,35 @@ class ArrivedFile:
     modified: float
     """Seconds since the epoch, by the storage's clock."""
     is_marked: bool = True
-    """Whether the marker that the trigger asks for is there."""
+    """Whether the marker that the trigger requires exists."""
     rows: int | None = None
-    """Where the trigger asks for rows."""
+    """Number of rows, if the trigger has a threshold of rows."""
 
     @property
     def key(self) -> str:
-        """What this very content under this very name is called; another version has another key."""
+        """Key of this content under this name; another version has another key."""
         return digest_bytes(f"{self.path}\0{self.size}\0{self.version}".encode())[:24]
 
 
 @dataclass(frozen=True)
 class Due:
-    """What is to be done about the files that are there."""
+    """Decision about the files that exist."""
 
     files: tuple[ArrivedFile, ...]
-    """To be scored now, sorted by path."""
+    """Files to score now, sorted by path."""
     waiting: int
-    """Files that were not seen before and are left for later."""
+    """Number of new files that wait."""
     reason: str
-    """Why, for a person."""
+    """Reason, as text."""
 
 
 def scan_arrivals(
     arrival: ArrivalTrigger, *, seen: Collection[str], count_rows: Callable[[SourceFile], int] | None = None
 ) -> tuple[ArrivedFile, ...]:
-    """The files that are there now, sorted by path. Of those not ``seen``, rows are counted where that is asked for.
+    """List the files that exist now, sorted by path. Rows of new files are counted if the trigger needs them.
 
-    :param seen: keys of files that fired before.
-    :param count_rows: default: from the footer; a file that has none yet counts as none.
+    :param seen: Keys of files that fired before.
+    :param count_rows: Default: read the footer. A file without a footer counts as 0 rows.
     """
     try:
         located = locate(arrival.path)
@@ -77,11 +77,11 @@ def scan_arrivals(
 def decide_arrival(
     arrival: ArrivalTrigger, files: Sequence[ArrivedFile], *, seen: Collection[str], now: datetime
 ) -> Due:
-    """Which of ``files`` are to be scored now. Pure.
+    """Decide which of ``files`` to score now. Pure.
 
-    Files count that were not seen before, have their marker, and have not changed for ``quiet``. They are all taken
-    together: with thresholds once they reach one, without once no file is left that came in the last ``quiet``; and in
-    any case once the first of them is older than ``at_latest``.
+    New files count that have their marker and have not changed for ``quiet``. All of them fire together: with
+    thresholds, when one is reached; without, when no file arrived in the last ``quiet``; in any case when the first is
+    older than ``at_latest``.
     """
     time, quiet = now.timestamp(), arrival.quiet_seconds
     new = sorted((one for one in files if one.key not in seen), key=lambda one: one.path)
@@ -104,7 +104,7 @@ def decide_arrival(
 
 
 def fired_id(files: Iterable[ArrivedFile]) -> str:
-    """What a firing for exactly these files is called."""
+    """Id of the firing for exactly these files."""
     return digest_json([[one.path, one.size, one.version] for one in files])[:24]
 
 
@@ -133,7 +133,7 @@ def _count_rows(file: SourceFile) -> int:
     try:
         return find_source("parquet").count_rows(file.path)
     except Exception:
-        # Not whole yet, or gone again, or no Parquet at all: the job that scores it will say so.
+        # Incomplete, removed again, or not Parquet: the job that scores the file reports it.
         return 0
 
 
@@ -142,7 +142,7 @@ def _folder(path: str) -> str:
 
 
 def _marked_folders(arrival: ArrivalTrigger, paths: Iterable[str]) -> set[str]:
-    """The folders of ``paths`` in which, or above which (up to where the trigger looks), the marker is."""
+    """The folders of ``paths`` that hold the marker, or have it in a parent folder below the trigger's path."""
     base = _base(arrival.path)
     is_there: dict[str, bool] = {}
     marked = set()
@@ -160,7 +160,7 @@ def _marked_folders(arrival: ArrivalTrigger, paths: Iterable[str]) -> set[str]:
 
 
 def _base(path: str) -> str:
-    """The folder from which on ``path`` is looked at, as the paths that are found begin."""
+    """The fixed first part of ``path``, in the form of the paths of its files."""
     if is_local_path(path):
         fixed = fixed_part(str(local_path(path)))
         return fixed.rstrip("/")

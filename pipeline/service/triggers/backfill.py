@@ -1,4 +1,4 @@
-"""Firings that a person asks for: one by hand, or a schedule's for days that are past."""
+"""Firings on request: one trigger by hand, or a schedule for past days."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pipeline.service.triggers.schedule import firing_id, instants
 from pipeline.spec.triggers import Trigger
 
 MOST = 10_000
-"""Instants of one backfill."""
+"""Maximum number of instants in one backfill."""
 
 
 def fire(log: Log, *, key: str, now: datetime, files: Sequence[ArrivedFile] = (), reason: str = "") -> Firing:
-    """Ask for one job now; again with the same ``key`` it is the same one.
+    """Fire the trigger once now. The same ``key`` gives the same firing.
 
-    :param files: what it scores, where files fire the trigger.
+    :param files: Files to score, for a trigger on files.
     """
     seen = tuple(SeenFile(one.path, one.size, one.version, one.key) for one in files)
     firing = Firing(f"by-hand-{key}", "by hand", to_text(now), reason or "by hand", seen)
@@ -29,18 +29,18 @@ def fire(log: Log, *, key: str, now: datetime, files: Sequence[ArrivedFile] = ()
 
 
 def unseen_files(files: Sequence[ArrivedFile], state: State) -> tuple[ArrivedFile, ...]:
-    """The files that fired by hand would score: all that are there, have their marker, and never fired."""
+    """Files that a firing by hand scores: all that have their marker and never fired."""
     return tuple(one for one in files if one.is_marked and one.key not in state.seen)
 
 
 def backfill_instants(trigger: Trigger, *, first: date, last: date, now: datetime) -> tuple[datetime, ...]:
-    """The instants (UTC) of a schedule on these days, both included, where its time zone is.
+    """The instants (UTC) of a schedule from ``first`` to ``last``, both included, in its time zone.
 
-    :raises SpecError: for a trigger without a schedule, days to come, none, or too many instants.
+    :raises SpecError: for a trigger without a schedule, future days, and no or too many instants.
     """
     if trigger.kind not in ("cron", "every"):
         raise SpecError(
-            "only a schedule can be filled in for days that are past",
+            "only a schedule can be backfilled",
             found=f"a trigger of kind {trigger.kind}",
             expected="cron or every",
             next_step="python -m pipeline triggers fire",
@@ -55,13 +55,13 @@ def backfill_instants(trigger: Trigger, *, first: date, last: date, now: datetim
         found.append(instant)
         if len(found) > MOST:
             raise SpecError(
-                "those are too many times for one backfill",
+                "too many instants for one backfill",
                 found=f"more than {MOST:,} from {first} to {last}",
-                next_step="fill in fewer days at once",
+                next_step="backfill fewer days at once",
             )
     if not found:
         raise SpecError(
-            "the schedule has no time on these days that is past",
+            "the schedule has no past instant on these days",
             found=f"{first} to {last}",
             next_step="python -m pipeline triggers next",
         )
@@ -69,8 +69,7 @@ def backfill_instants(trigger: Trigger, *, first: date, last: date, now: datetim
 
 
 def backfill(log: Log, times: Sequence[datetime], *, max_parallel: int, clock: Callable[[], datetime]) -> list[str]:
-    """Ask for the jobs of these instants. Each has the id that the schedule would have given it, and so the same job,
-    where it has had one. Gives the ids."""
+    """Fire the trigger for these instants. An instant that fired already keeps its id and its job. Return the ids."""
     entries = [
         Entry(
             "fired",

@@ -1,4 +1,4 @@
-"""What is done about a trigger now: a pure function of its definition, its state, the clock and what was looked at."""
+"""Decide what a trigger does now: a pure function of its definition, its state, the clock and a view of the world."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pipeline.spec.triggers import Trigger
 
 SUCCEEDED = ("SUCCEEDED", "SUCCEEDED_WITH_WARNINGS")
 GONE = "GONE"
-"""How a job ended whose directory is not there any more."""
+"""End of a job whose directory was removed."""
 REFUSED = "REFUSED"
-"""How a firing ended whose job was never made, because its spec, model or input is wrong."""
+"""End of a firing whose job was never created, because its spec, model or input is invalid."""
 MOST_AT_ONCE = 500
-"""Firings that one record of the log asks for; more come with the next."""
+"""Maximum number of firings in one record of the log; the rest follow in the next."""
 FORGET_AFTER = timedelta(days=30)
-"""How long what fired is remembered at least, and how long it must be gone before it is forgotten."""
+"""Minimum time that a key is remembered after it fired, and after its file or job is gone."""
 
 
 @dataclass(frozen=True)
@@ -33,24 +33,24 @@ class Success:
 
     @property
     def key(self) -> str:
-        """What this success is called: a retry that repairs the job is another one."""
+        """Key of this success. A retry that repairs the output is another success."""
         return f"{self.job}.{self.manifest}"
 
 
 @dataclass(frozen=True)
 class View:
-    """What was looked at, after the state was read."""
+    """View of the world, read after the state."""
 
     files: tuple[ArrivedFile, ...] = ()
     successes: tuple[Success, ...] = ()
-    """Of the job it comes after, oldest first."""
+    """Successes of the job that the trigger follows, oldest first."""
     ended: Mapping[str, str] = field(default_factory=dict)
-    """Job -> the status it ended with; jobs that go on are not in it."""
+    """Job -> its final status; unfinished jobs are left out."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What to write down, and what to tell a person who asks."""
+    """Entries to record, and a reason to show."""
 
     entries: tuple[Entry, ...]
     reason: str
@@ -58,15 +58,15 @@ class Decision:
 
 
 def definition_digest(trigger: Trigger) -> str:
-    """SHA-256 of what decides when it fires; how it is called and with what parameters is left out."""
+    """SHA-256 of the fields that decide when the trigger fires; its name, job and parameters are left out."""
     return digest_json(trigger.model_dump(mode="json", exclude={"name", "job", "params"}))
 
 
 def decide_trigger(trigger: Trigger, state: State, *, now: datetime, view: View) -> Decision:
-    """The entries to add to the log now; none when there is nothing to do.
+    """Decide the entries to add to the log now; none when there is nothing to do.
 
-    What is open is looked after first: jobs that have ended make room for what waits. Then what is due is fired or
-    skipped as ``missed`` and ``overlap`` say, and whatever may run is marked as being submitted.
+    Open firings come first: a job that ended makes room for waiting firings. Then due occurrences are fired or skipped
+    by ``missed`` and ``overlap``, and firings that may run are marked as being submitted.
     """
     if state.definition != definition_digest(trigger):
         return _start(trigger, state, now=now, view=view)
@@ -86,22 +86,22 @@ def decide_trigger(trigger: Trigger, state: State, *, now: datetime, view: View)
 
 
 def may_submit(state: State) -> tuple[Open, ...]:
-    """Firings that are being submitted and whose job is not known yet."""
+    """Firings that are being submitted and have no job yet."""
     return tuple(one for one in state.open if one.is_submitting and not one.job)
 
 
 def _start(trigger: Trigger, state: State, *, now: datetime, view: View) -> Decision:
-    # What succeeded before a trigger was first watched is no reason to fire; files that lie there are.
+    # Successes from before the trigger was first watched do not fire it; existing files do.
     known = () if state.definition else tuple(one.key for one in view.successes)
     entry = Entry("started", definition=definition_digest(trigger), upto=to_text(now), keys=known)
-    return Decision((entry,), "it is watched from now on")
+    return Decision((entry,), "the trigger is watched from now on")
 
 
 def _end(trigger: Trigger, one: Open, view: View) -> Entry | None:
     status = view.ended.get(one.job) if one.job else None
     if status is None:
         return None
-    # Given up for a newer firing, which takes these files over; a job that was faster than that has scored them.
+    # Cancelled for a newer firing, which scores these files, unless the job was faster and scored them.
     is_released = one.is_cancelling and trigger.kind == "arrival" and status not in SUCCEEDED
     keys = tuple(file.key for file in one.firing.files) if is_released else ()
     return Entry("ended", id=one.firing.id, status=status, keys=keys)
@@ -141,18 +141,18 @@ def _due_successes(trigger: Trigger, state: State, still: Sequence[Open], *, now
 def _resolve(
     trigger: Trigger, due: Sequence[_Occurrence], still: Sequence[Open], *, now: datetime, is_schedule: bool
 ) -> Decision:
-    """What becomes of occurrences that are due, by ``missed``, then by ``overlap``."""
+    """Fire or skip the due occurrences, by ``missed``, then by ``overlap``."""
     chosen, missed = _choose(trigger, due, now=now)
     busy = tuple(one for one in still if not one.firing.max_parallel)
     overlapping: list[_Occurrence] = []
     if trigger.overlap != "queue" and len(chosen) > 1:
-        # They would overlap each other: the last one stands for all.
+        # They would overlap each other: only the last one fires.
         overlapping, chosen = chosen[:-1], chosen[-1:]
     if trigger.overlap == "forbid" and busy and chosen:
         overlapping, chosen = [*overlapping, *chosen], []
     cut = chosen[MOST_AT_ONCE:]
     chosen = chosen[:MOST_AT_ONCE]
-    # What is left for the next record is not dealt with yet.
+    # Occurrences left for the next record are not dealt with yet.
     last = due[due.index(cut[0]) - 1] if cut else due[-1]
     upto = to_text(last.time) if is_schedule else ""
     dropped = [*_make_way(trigger, busy)] if chosen else []
@@ -182,7 +182,7 @@ def _resolve(
 def _choose(
     trigger: Trigger, due: Sequence[_Occurrence], *, now: datetime
 ) -> tuple[list[_Occurrence], list[_Occurrence]]:
-    """Those that get a job, and those that were missed and don't."""
+    """The occurrences that get a job, and those that are skipped as missed."""
     late = [one for one in due if (now - one.time).total_seconds() > trigger.grace_seconds]
     if not late or trigger.missed == "each":
         return list(due), []
@@ -209,13 +209,13 @@ def _skip(those: Sequence[_Occurrence], reason: str, *, upto: str) -> Iterator[E
 
 
 def _make_way(trigger: Trigger, busy: Sequence[Open]) -> Iterator[Entry]:
-    """For ``overlap: cancel``: what waits is dropped, what runs is cancelled. Files that were waiting come again."""
+    """For ``overlap: cancel``, drop waiting firings and cancel running ones. Files of dropped firings fire again."""
     if trigger.overlap != "cancel":
         return
     for one in busy:
         if not one.is_submitting:
             keys = tuple(file.key for file in one.firing.files)
-            yield Entry("dropped", id=one.firing.id, status="DROPPED", reason="a newer one is due", keys=keys)
+            yield Entry("dropped", id=one.firing.id, status="DROPPED", reason="a newer firing is due", keys=keys)
         elif not one.is_cancelling:
             yield Entry("cancelling", id=one.firing.id)
 
@@ -232,7 +232,7 @@ def _due_files(
     if busy and trigger.overlap == "forbid":
         return Decision((), f"{due.reason}; they wait for the end of {busy[0].job or busy[0].firing.id}")
     if busy and trigger.overlap == "cancel":
-        # The files of what is cancelled are to be part of the new firing, once it is known that they weren't scored.
+        # The files of the cancelled job join the new firing, once it is known that they were not scored.
         return Decision(tuple(_make_way(trigger, busy)), f"{due.reason}; the older job is cancelled first")
     files = tuple(SeenFile(one.path, one.size, one.version, one.key) for one in due.files)
     firing = Firing(fired_id(due.files), "arrival", to_text(now), due.reason, files)
@@ -240,7 +240,7 @@ def _due_files(
 
 
 def _next_submissions(still: Sequence[Open], entries: Sequence[Entry]) -> Iterator[Entry]:
-    """Of what waits: the oldest when nothing runs before it, and of backfills as many as may run at once."""
+    """Mark waiting firings to submit: the oldest if no other runs, and backfills up to ``max_parallel``."""
     dropped = {entry.id for entry in entries if entry.what == "dropped"}
     known = {one.firing.id for one in still}
     waiting = [one for one in still if one.firing.id not in dropped]
@@ -258,7 +258,7 @@ def _next_submissions(still: Sequence[Open], entries: Sequence[Entry]) -> Iterat
 
 
 def _forget(state: State, *, now: datetime, view: View) -> Iterator[Entry]:
-    """What fired long ago and has been gone for long need not be remembered. One listing without it proves nothing."""
+    """Forget keys that fired long ago and are long gone. One listing without a key does not prove that it is gone."""
     limit = to_text(now - FORGET_AFTER)
     if not state.seen or min(state.seen.values()) >= limit:
         return

@@ -1,4 +1,4 @@
-"""Triggers as people write them: in a ``triggers.yaml``, or under ``triggers:`` of a job spec."""
+"""Read trigger definitions from a ``triggers.yaml``, or from ``triggers:`` of a job spec."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ DEFAULT_FILE = "triggers.yaml"
 
 @dataclass(frozen=True)
 class WatchedTrigger:
-    """A trigger, and what it submits."""
+    """A trigger and the job spec that it submits."""
 
     name: str
     trigger: Trigger
     job: str
     """Path or URL of the job spec."""
     file: str
-    """Where the trigger is written."""
+    """File that defines the trigger."""
 
 
 class _OwnTriggers(SpecModel):
-    """The part of a job spec that is looked at here: the rest may have placeholders that only a firing fills in."""
+    """The part of a job spec that is read here. The rest may have placeholders that only a firing fills in."""
 
     triggers: Annotated[tuple[Trigger, ...], Field(strict=False)]
 
@@ -40,7 +40,7 @@ class _OwnTriggers(SpecModel):
 def load_triggers(files: Iterable[str | os.PathLike[str]]) -> tuple[WatchedTrigger, ...]:
     """The triggers of several files, each a ``triggers.yaml`` or a job spec with ``triggers:``.
 
-    :raises SpecError: with every mistake in the first file that has one, or for two triggers of the same name.
+    :raises SpecError: with every issue of the first invalid file, or for two triggers with the same name.
     """
     found: list[WatchedTrigger] = []
     for file in files:
@@ -52,8 +52,8 @@ def load_triggers(files: Iterable[str | os.PathLike[str]]) -> tuple[WatchedTrigg
                 "two triggers have the same name",
                 where=one.file,
                 found=f"{one.name}, which {other.file} has too",
-                expected="a name of its own for each trigger: what has fired is kept under it",
-                next_step="give one of them another name:",
+                expected="a unique name for each trigger: its log is stored under it",
+                next_step="change name: of one of them",
             )
     return tuple(found)
 
@@ -67,7 +67,7 @@ def find_trigger(watched: Sequence[WatchedTrigger], name: str) -> WatchedTrigger
     if found is None:
         names = [one.name for one in watched]
         raise SpecError(
-            "there is no such trigger",
+            "unknown trigger",
             found=name,
             expected="one of " + ", ".join(names) if names else "",
             next_step=did_you_mean(name, names) or "python -m pipeline triggers list",
@@ -120,13 +120,13 @@ def _name(trigger: Trigger, number: int, document: Document) -> str:
         raise SpecError(
             "a trigger has no name",
             where=str(document.place_of(("triggers", number))),
-            expected="name: of its own for each trigger: what has fired is kept under it",
+            expected="a unique name: for each trigger; its log is stored under it",
         )
     return trigger.name
 
 
 def _beside(file: str, job: str) -> str:
-    """``job`` as seen from the folder of ``file``."""
+    """``job``, relative to the folder of ``file``."""
     if "://" in job or os.path.isabs(os.path.expanduser(job)):
         return os.path.expanduser(job)
     folder = file.rpartition("/")[0]

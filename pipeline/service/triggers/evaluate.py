@@ -1,4 +1,4 @@
-"""One look at a trigger: read its log, decide, write down, submit. Safe to be repeated, interrupted and raced."""
+"""Evaluate a trigger once: read its log, decide, record, submit. Safe to repeat, interrupt and run concurrently."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ from pipeline.spec.triggers import Trigger
 
 logger = logging.getLogger(__name__)
 _ROUNDS = 1000
-"""So that a defect here, or a clock that runs wild, ends."""
+"""Limit of rounds, against a bug here or a clock that jumps."""
 
 
 class Jobs(Protocol):
-    """What a trigger needs to know of jobs, and do about them."""
+    """Access of a trigger to jobs."""
 
     def submit(self, firing: Firing) -> str:
-        """The id of the job of ``firing``: made when it is not there, the same one whenever it is asked for again.
+        """Submit the job of ``firing`` unless it exists. Return its id, always the same for one firing.
 
-        :raises StorageError: or InfrastructureError, when it may be tried again.
-        :raises PipelineError: when there will never be one.
+        :raises StorageError: or InfrastructureError, when a retry may succeed.
+        :raises PipelineError: when the job can never be created.
         """
 
     def ended(self, job: str) -> str:
-        """The status a job ended with; empty while it goes on."""
+        """The final status of a job; empty while it has not ended."""
 
     def cancel(self, job: str) -> None:
-        """Ask for the end of a job; nothing happens when it has ended."""
+        """Cancel a job unless it has ended."""
 
     def successes(self, name: str) -> Sequence[Success]:
-        """All successes of the jobs of that name, oldest first."""
+        """All successes of the jobs with that name, oldest first."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What came of one look."""
+    """Result of one evaluation."""
 
     fired: tuple[Firing, ...]
     submitted: tuple[tuple[str, str], ...]
     """Firing and job."""
     reason: str
-    """Why it fired, or why not."""
+    """Why the trigger fired, or why not."""
     state: State
 
 
@@ -61,9 +61,9 @@ def evaluate_trigger(
     clock: Callable[[], datetime],
     look: Callable[..., tuple[ArrivedFile, ...]] = arrivals.scan_arrivals,
 ) -> Seen:
-    """Do about ``trigger`` whatever is to be done now.
+    """Do whatever ``trigger`` requires now.
 
-    :raises PipelineError: when the log, the files or the jobs cannot be read; the next look goes on from there.
+    :raises PipelineError: when the log, the files or the jobs cannot be read; the next evaluation continues from there.
     """
     fired: list[Firing] = []
     submitted: list[tuple[str, str]] = []
@@ -94,12 +94,12 @@ def explain(
     now: datetime,
     look: Callable[..., tuple[ArrivedFile, ...]] = arrivals.scan_arrivals,
 ) -> tuple[State, Decision]:
-    """What `evaluate_trigger` would decide now. Writes nothing."""
+    """Return what `evaluate_trigger` would decide now. Writes nothing."""
     state = log.read()
     view = view_for(trigger, state, jobs=jobs, look=look)
     decision = decide_trigger(trigger, state, now=now, view=view)
     if any(entry.what == "started" for entry in decision.entries):
-        # Being watched for the first time comes first; what it would find then is what is asked for.
+        # A trigger is first marked as watched. Show the decision after that.
         begun = apply(state, decision.entries, number=1, time=to_text(now))
         decision = decide_trigger(trigger, begun, now=now, view=view)
     return state, decision
@@ -108,8 +108,7 @@ def explain(
 def view_for(
     trigger: Trigger, state: State, *, jobs: Jobs, look: Callable[..., tuple[ArrivedFile, ...]] = arrivals.scan_arrivals
 ) -> View:
-    """What `decide_trigger` must know of the world. The state is read before, so that whatever it has seen is there by
-    now."""
+    """The view that `decide_trigger` needs. Read the state first: everything it has seen exists by then."""
     ended = {one.job: status for one in state.open if one.job and (status := jobs.ended(one.job))}
     files = look(trigger.arrival, seen=state.seen) if trigger.arrival is not None else ()
     successes = tuple(jobs.successes(trigger.after)) if trigger.after is not None else ()
@@ -117,7 +116,7 @@ def view_for(
 
 
 def record(log: Log, entries: Iterable[Entry], *, clock: Callable[[], datetime]) -> bool:
-    """Write down what was done, if nobody else has done so; False when there was nothing left to write."""
+    """Record entries that no other process has recorded. False when none remain."""
     wanted = tuple(entries)
     while True:
         state = log.read()
@@ -129,7 +128,7 @@ def record(log: Log, entries: Iterable[Entry], *, clock: Callable[[], datetime])
 
 
 def _act(state: State, jobs: Jobs) -> list[Entry]:
-    """Submit and cancel as the log says; what failed for now is tried again at the next look."""
+    """Submit and cancel jobs as the log says. Temporary failures are retried in the next evaluation."""
     done: list[Entry] = []
     for one in state.open:
         if one.job and one.is_cancelling:
@@ -140,7 +139,7 @@ def _act(state: State, jobs: Jobs) -> list[Entry]:
         except (StorageError, InfrastructureError) as error:
             logger.warning("the job of %s could not be submitted yet: %s", one.firing.id, error)
         except PipelineError as error:
-            logger.warning("there is no job of %s: %s", one.firing.id, error)
+            logger.warning("the job of %s was refused: %s", one.firing.id, error)
             done.append(Entry("ended", id=one.firing.id, status=REFUSED, reason=" ".join(redact(str(error)).split())))
     return done
 

@@ -1,4 +1,4 @@
-"""Triggers and jobs together: what a firing submits, how its job ended, and the look at all triggers of a server."""
+"""Connect triggers and jobs: submit the job of a firing, find how it ended, and evaluate all triggers of a server."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ _PLACEHOLDER = re.compile(r"\$\{trigger\.([^{}]*)\}")
 
 
 def submission_key(trigger: str, firing: str) -> str:
-    """The key under which the job of a firing is submitted: one job, however often."""
+    """Key under which the job of a firing is submitted. One key gives one job."""
     return f"trigger:{trigger}:{firing}"
 
 
 def trigger_files(settings: Settings, files: Sequence[str] = ()) -> tuple[str, ...]:
-    """The files with triggers: those named, else those of the settings, else ``triggers.yaml`` if it is there."""
+    """Files with triggers: those named, else those of the settings, else ``triggers.yaml`` if it exists."""
     named = tuple(files) or settings.triggers
     return named or ((DEFAULT_FILE,) if os.path.isfile(DEFAULT_FILE) else ())
 
 
-def filled_params(trigger: Trigger, firing: Firing, *, name: str) -> dict[str, Any]:
-    """The parameters of a firing's job, with ``${trigger.time}``, ``${trigger.date}`` and ``${trigger.name}`` put in.
+def render_params(trigger: Trigger, firing: Firing, *, name: str) -> dict[str, Any]:
+    """The parameters of a firing's job, with ``${trigger.time}``, ``${trigger.date}`` and ``${trigger.name}`` rendered.
 
-    :raises SpecError: for another one.
+    :raises SpecError: for an unknown placeholder.
     """
     values = {
         "time": f"{from_text(firing.time):%Y-%m-%dT%H:%M:%SZ}",
@@ -59,36 +59,35 @@ def filled_params(trigger: Trigger, firing: Firing, *, name: str) -> dict[str, A
         "firing": firing.id,
     }
 
-    def put_in(found: re.Match[str]) -> str:
-        if found[1] not in values:
+    def render(match: re.Match[str]) -> str:
+        if match[1] not in values:
             raise SpecError(
-                "a parameter of a trigger has a placeholder that stands for nothing",
+                "unknown placeholder in a parameter of a trigger",
                 where=f"trigger {name}",
-                found=found[0],
-                expected=", ".join(f"${{trigger.{one}}}" for one in values),
+                found=match[0],
+                expected=", ".join(f"${{trigger.{value}}}" for value in values),
             )
-        return values[found[1]]
+        return values[match[1]]
 
     return {
-        param: _PLACEHOLDER.sub(put_in, value) if isinstance(value, str) else value
+        param: _PLACEHOLDER.sub(render, value) if isinstance(value, str) else value
         for param, value in trigger.params.items()
     }
 
 
 def trigger_date(trigger: Trigger, firing: Firing) -> str:
-    """The day of a firing where its schedule is meant, as ``2026-01-01``."""
+    """The day of a firing in the time zone of its schedule, as ``2026-01-01``."""
     return f"{from_text(firing.time).astimezone(ZoneInfo(trigger.time_zone)):%Y-%m-%d}"
 
 
 def spec_of(watched: WatchedTrigger, firing: Firing) -> tuple[JobSpec, tuple[str, ...]]:
-    """The job spec that a firing submits, and the folders its modules are in. Of files that fired it, it scores exactly
-    these, unless it is incremental.
+    """The job spec that a firing submits, and the folders of its modules. A firing for files scores exactly these.
 
-    :raises SpecError: for anything wrong in it.
+    :raises SpecError: for an invalid spec.
     """
     loaded = load_spec(
         watched.job,
-        params=filled_params(watched.trigger, firing, name=watched.name),
+        params=render_params(watched.trigger, firing, name=watched.name),
         run_date=trigger_date(watched.trigger, firing),
     )
     spec = loaded.spec
@@ -113,13 +112,13 @@ class TriggerJobs:
     watched: WatchedTrigger
     settings: Settings
     start: bool = False
-    """Whether jobs are started at once; else a server does."""
+    """Start jobs at once. False: a server starts them."""
     _names: dict[str, str] = field(default_factory=dict)
-    """Folder below the root -> name of the job in it."""
+    """Folder below the root -> name of its job."""
     _leases: LeaseWatch = field(default_factory=LeaseWatch)
 
     def submit(self, firing: Firing) -> str:
-        """See `pipeline.service.triggers.evaluate.Jobs`. A job that is there is left as it is, however it ended."""
+        """See `pipeline.service.triggers.evaluate.Jobs`. An existing job stays as it is, however it ended."""
         root = open_store(self.settings.directory, private=True, fsync=self.settings.fsync)
         key = submission_key(self.watched.name, firing.id)
         known = find_key(root, key)
@@ -128,7 +127,7 @@ class TriggerJobs:
                 self._start(JobDirectory.open(f"{root.root}/{known.job}"))
             return known.job
         spec, folders = spec_of(self.watched, firing)
-        made = submit(
+        result = submit(
             spec,
             settings=replace(self.settings, import_paths=folders),
             key=key,
@@ -136,15 +135,15 @@ class TriggerJobs:
             start=self.start,
             resume_existing=False,
         )
-        return made.job
+        return result.job
 
     def _start(self, job: JobDirectory) -> None:
-        """Whoever submitted it may have died before it started a driver."""
+        """Start the driver of a submitted job: its submitter may have died before it did."""
         if job.status() is Status.QUEUED:
             start_driver(job, by=f"trigger {self.watched.name}", settings=self.settings)
 
     def ended(self, job: str) -> str:
-        """See `pipeline.service.triggers.evaluate.Jobs`. What a server is about to start again has not ended."""
+        """See `pipeline.service.triggers.evaluate.Jobs`. A job that a server is about to restart has not ended."""
         root = open_store(self.settings.directory, private=True)
         if not root.exists(f"{job}/{layout.JOB_FILE}"):
             return GONE
@@ -154,7 +153,7 @@ class TriggerJobs:
             return ""
         if not status.is_success and status is not Status.CANCELLED and is_served(root, now=utc_now()):
             view = view_job(directory, self._leases, now=utc_now())
-            if view is not None and next_need(view, RestartPolicy()) in (Need.DRIVER, Need.PATIENCE):
+            if view is not None and next_need(view, RestartPolicy()) in (Need.DRIVER, Need.TIME):
                 return ""
         return str(status)
 
@@ -170,13 +169,13 @@ class TriggerJobs:
         for folder in folders - self._names.keys():
             if not folder.startswith(".") and root.exists(f"{folder}/{layout.JOB_FILE}"):
                 self._names[folder] = JobDirectory.open(f"{root.root}/{folder}").record.name
-        found = []
+        successes = []
         for folder in sorted(folder for folder in folders if self._names.get(folder) == name):
             directory = JobDirectory.open(f"{root.root}/{folder}")
             numbers = directory.manifests.numbers()
             if numbers and directory.status().is_success:
-                found.append(Success(folder, numbers[-1], _ended_at(directory)))
-        return sorted(found, key=lambda one: (one.time, one.job))
+                successes.append(Success(folder, numbers[-1], _ended_at(directory)))
+        return sorted(successes, key=lambda success: (success.time, success.job))
 
 
 def _ended_at(directory: JobDirectory) -> datetime:
@@ -186,29 +185,29 @@ def _ended_at(directory: JobDirectory) -> datetime:
 
 @dataclass
 class TriggerWatch:
-    """Looks at all triggers of some files. It holds nothing that is not on disk, but for what it has read."""
+    """Evaluates all triggers of some files. Its only state that is not on disk is a cache."""
 
     settings: Settings
     files: tuple[str, ...]
     start: bool = False
-    """Whether jobs are started at once; else a server does."""
+    """Start jobs at once. False: a server starts them."""
     _open: dict[str, tuple[WatchedTrigger, Log, TriggerJobs]] = field(default_factory=dict)
 
     def tick(self, now: datetime) -> None:
-        """Do what is due. A trigger, or a file, that fails is told of and does not keep the others."""
+        """Do what is due. A failing trigger or file is logged and does not stop the others."""
         try:
             watched = load_triggers(self.files)
         except PipelineError as error:
-            logger.error("the triggers cannot be read, and none is looked at: %s", error)
+            logger.error("the triggers cannot be read, and none is evaluated: %s", error)
             return
-        for one in watched:
+        for trigger in watched:
             try:
-                self.look(one)
+                self.evaluate(trigger)
             except (PipelineError, OSError) as error:
-                logger.error("trigger %s: %s", one.name, error)
+                logger.error("trigger %s: %s", trigger.name, error)
 
-    def look(self, watched: WatchedTrigger) -> Seen:
-        """Do what is due of one trigger."""
+    def evaluate(self, watched: WatchedTrigger) -> Seen:
+        """Do what is due for one trigger."""
         known = self._open.get(watched.name)
         if known is None or known[0] != watched:
             log = open_log(self.settings.directory, watched.name, fsync=self.settings.fsync)
@@ -223,7 +222,7 @@ class TriggerWatch:
         return seen
 
 
-def trigger_hook(settings: Settings) -> TriggerWatch | None:
-    """What a server does about triggers in each of its rounds; None where no file has any."""
+def trigger_task(settings: Settings) -> TriggerWatch | None:
+    """The task of a server that evaluates triggers; None when there is no file with triggers."""
     files = trigger_files(settings)
     return TriggerWatch(settings, files) if files else None

@@ -1,10 +1,8 @@
-"""What a trigger's log says: its entries, and the state they add up to. Pure.
-
-The log of a trigger: numbered records, each put if absent, and snapshots of what they add up to.
+"""The log of a trigger: numbered records, each created if absent, and snapshots of the state they add up to.
 
 ::
 
-    <root>/.triggers/<name>/log/00000042.json        what was decided or done, together, in one step
+    <root>/.triggers/<name>/log/00000042.json        decisions and actions, recorded in one step
     <root>/.triggers/<name>/snapshots/00000040.json  the state after record 40; older records may be removed
 """
 
@@ -23,7 +21,7 @@ from pipeline.storage.store import Store, open_store
 from pipeline.storage.urls import unique_name
 
 RECENT = 50
-"""Firings that have ended and are still shown."""
+"""Number of ended firings that are shown."""
 Times = Mapping[str, str]
 
 
@@ -39,7 +37,7 @@ def from_text(text: str) -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class SeenFile:
-    """A file as it was when it fired."""
+    """A file as it was when it fired the trigger."""
 
     path: str
     size: int
@@ -50,26 +48,26 @@ class SeenFile:
 
 @dataclass(frozen=True, slots=True)
 class Firing:
-    """One job that a trigger asks for. The same firing is asked for once, whoever finds it due."""
+    """One job that a trigger requests. A firing is recorded once, whichever server finds it due."""
 
     id: str
-    """The instant; the digest of the files; the job it comes after. With the trigger's name before it, it is the key
-    that the job is submitted under."""
+    """Id: the instant, the digest of the files, or the job before. With the trigger's name, it is the key of the
+    submission."""
     kind: str
     """``cron``, ``every``, ``arrival``, ``after``, ``by hand`` or ``backfill``."""
     time: str
-    """What ``${trigger.time}`` is: the instant it was scheduled for, else when it was found due."""
+    """Value of ``${trigger.time}``: the scheduled instant, else the time it was found due."""
     reason: str = ""
-    """In words."""
+    """Reason, as text."""
     files: tuple[SeenFile, ...] = ()
-    """What the job scores, where files fired it."""
+    """Files to score, for a trigger on files."""
     max_parallel: int = 0
-    """How many of a backfill may run at once; 0 for all others, which run one after the other."""
+    """Maximum number of concurrent jobs of a backfill. 0 for all other firings, which run one after the other."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing that was decided or done. Which fields count depends on ``what``."""
+    """One decision or action. The fields that count depend on ``what``."""
 
     what: str
     """``started`` (the trigger is watched from here on), ``fired``, ``skipped`` (instants or successes that don't get a
@@ -77,25 +75,25 @@ class Entry:
     (before it was submitted), ``missing`` and ``found`` (keys that are not there any more, or are again),
     ``forgotten``."""
     id: str = ""
-    """Of a firing."""
+    """Id of a firing."""
     firing: Firing | None = None
     job: str = ""
     status: str = ""
-    """How the job ended; ``REFUSED`` when there never was one."""
+    """Final status of the job; ``REFUSED`` when it was never created."""
     reason: str = ""
     definition: str = ""
     """Digest of the trigger's definition."""
     upto: str = ""
     """Instants up to this one are dealt with."""
     first: str = ""
-    """First instant that was skipped; ``upto`` or ``last`` is the last."""
+    """First skipped instant; ``upto`` or ``last`` is the last."""
     last: str = ""
     count: int = 0
     keys: tuple[str, ...] = ()
-    """Of files, or of successes of other jobs."""
+    """Keys of files, or of successes of other jobs."""
 
     def to_record(self) -> dict[str, Any]:
-        """As JSON holds it: fields that say nothing are left out."""
+        """The entry as JSON holds it; empty fields are left out."""
         record = {name: value for name, value in asdict(self).items() if value not in ("", 0, (), None)}
         if self.firing is not None:
             record["firing"] = {name: value for name, value in asdict(self.firing).items() if value not in ("", 0, ())}
@@ -128,7 +126,7 @@ class Open:
 
 @dataclass(frozen=True)
 class Past:
-    """A firing whose job has ended, for people."""
+    """A firing whose job has ended, to be shown."""
 
     id: str
     kind: str
@@ -140,7 +138,7 @@ class Past:
 
 @dataclass(frozen=True)
 class State:
-    """What all records up to ``number`` add up to."""
+    """The state after all records up to ``number``."""
 
     number: int = 0
     definition: str = ""
@@ -196,7 +194,7 @@ class State:
                 "the state of a trigger is damaged",
                 found=f"{type(error).__name__}: {error}",
                 expected="a snapshot of the trigger's log",
-                next_step="remove the file: the records of the log are read instead, where they are still there",
+                next_step="remove the file: the records of the log are read instead, if they still exist",
             ) from error
 
 
@@ -208,7 +206,7 @@ def apply(state: State, entries: Iterable[Entry], *, number: int, time: str) -> 
 
 
 def _started(state: State, entry: Entry, time: str) -> State:
-    # A schedule that was changed counts from the change on; what fired already, and what runs, stays as it is.
+    # A changed schedule counts from the change on; earlier firings stay as they are.
     seen = {**state.seen, **dict.fromkeys(entry.keys, time)}
     return replace(state, definition=entry.definition, since=state.since or time, upto=entry.upto, seen=seen)
 
@@ -230,7 +228,7 @@ def _skipped(state: State, entry: Entry, time: str) -> State:
 
 
 def _dealt(state: State, entry: Entry) -> State:
-    """``upto`` moves on, and what a backfill did ahead of it need not be remembered any longer."""
+    """Advance ``upto``, and forget the backfilled instants before it."""
     if entry.upto <= state.upto:
         return state
     return replace(state, upto=entry.upto, ahead=frozenset(one for one in state.ahead if one > entry.upto))
@@ -253,7 +251,7 @@ def _ended(state: State, entry: Entry, time: str) -> State:
     if one is None:
         return state
     past = Past(one.firing.id, one.firing.kind, one.firing.time, one.job or entry.job, entry.status, entry.reason)
-    # What was given up for a newer firing was not scored: these files are still to come.
+    # Files of a firing that was cancelled for a newer one were not scored: they may fire again.
     return replace(
         state,
         open=tuple(other for other in state.open if other is not one),
@@ -318,7 +316,7 @@ def logged_triggers(root: str | os.PathLike[str]) -> list[str]:
 
 
 class Log:
-    """What is known of one trigger. Several processes may each have one for the same trigger."""
+    """The log of one trigger. Several processes may each open one for the same trigger."""
 
     def __init__(self, store: Store, *, snapshot_every: int = SNAPSHOT_EVERY) -> None:
         self.store = store
@@ -337,27 +335,27 @@ class Log:
                 if base > self._state.number or self._state.number == 0:
                     self._state = self._read_snapshot(base)
                 self._base = base
-                # Lower numbers are of no account: the snapshot holds them, or a writer who slept too long made them.
+                # Ignore lower numbers: the snapshot includes them, or a delayed writer made them.
                 numbers = [number for number in self._numbers("log") if number > self._state.number]
                 if numbers == list(range(self._state.number + 1, self._state.number + 1 + len(numbers))):
                     for number in numbers:
                         self._take(number)
                     return self._state
             except FileNotFoundError:
-                # Somebody made a snapshot in between, and removed what it holds.
+                # Another process made a snapshot in between, and removed its records.
                 continue
         raise StateCorrupt(
             "records of a trigger's log are missing",
             where=self.store.url("log"),
             found=f"none with the number {self._state.number + 1}, and later ones",
             expected="numbers without a gap",
-            next_step="restore them; or choose another name for the trigger, which then begins anew",
+            next_step="restore them; or choose another name for the trigger, which then starts afresh",
         )
 
     def append(self, entries: Sequence[Entry], *, after: State, now: datetime) -> bool:
-        """Write the record that follows on ``after``; False when another one is there already, or may be.
+        """Write the record after the state ``after``. False when another record has its number, or may have.
 
-        :raises StorageError: when it cannot be told; read again before anything is decided.
+        :raises StorageError: when it is unknown whether the record was written; read again before deciding.
         """
         number = after.number + 1
         record = {
@@ -365,14 +363,14 @@ class Log:
             "number": number,
             "time": to_text(now),
             "by": f"{socket.gethostname()}:{os.getpid()}",
-            # Of two servers that decide the same, one has written it: a reply that was lost must not make it both.
+            # Makes equal decisions of two servers differ: after a lost reply, only one of them may claim the record.
             "name": unique_name(),
             "entries": [entry.to_record() for entry in entries],
         }
         if not self.store.put_if_absent(_name("log", number), json.dumps(record).encode() + b"\n"):
             return False
         if self._last_snapshot() >= number:
-            # Either others have gone on from this record, or it took the place of one that was removed long ago.
+            # Either others continued from this record, or it took the number of a record that was removed long ago.
             return False
         self._state = apply(after, entries, number=number, time=to_text(now))
         if number - self._base >= self._every:
@@ -393,7 +391,7 @@ class Log:
                 where=self.store.url(_name("log", number)),
                 found=f"{type(error).__name__}: {error}",
                 expected="the JSON that a server wrote",
-                next_step="restore the file; or choose another name for the trigger, which then begins anew",
+                next_step="restore the file; or choose another name for the trigger, which then starts afresh",
             ) from error
 
     def _read_snapshot(self, number: int) -> State:
@@ -410,12 +408,12 @@ class Log:
                 where=self.store.url(_name("snapshots", number)),
                 found=f"{type(error).__name__}: {error}",
                 expected="the JSON that a server wrote",
-                next_step="restore the file; or choose another name for the trigger, which then begins anew",
+                next_step="restore the file; or choose another name for the trigger, which then starts afresh",
             ) from error
         return replace(State.from_record(record), number=number)
 
     def _compact(self) -> None:
-        """Write a snapshot, and remove what the one before it holds: a reader may be at work between the two."""
+        """Write a snapshot, and remove the records of the one before: a reader may be between the two."""
         before, state = self._base, self._state
         record = {"schema_version": SCHEMA_VERSION, **state.to_record()}
         self.store.put_if_absent(_name("snapshots", state.number), json.dumps(record).encode() + b"\n")

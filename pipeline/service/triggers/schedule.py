@@ -1,7 +1,6 @@
-"""When a schedule fires: the instants of a cron expression in its time zone, and those of an interval. Pure.
+"""Instants of a schedule: of a cron expression in its time zone, or of an interval. Pure.
 
-The instants between two times don't depend on where one begins to look, nor on what was asked before: a restarted
-server finds the same ones.
+The instants between two times depend on nothing else: a restarted server finds the same ones.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ _HOUR = timedelta(hours=1)
 
 
 def instants(trigger: Trigger, *, after: datetime, until: datetime) -> Iterator[datetime]:
-    """The instants (UTC) later than ``after`` and no later than ``until``, in order; none where there is no schedule.
+    """Yield the instants (UTC) later than ``after`` and no later than ``until``, in order. Without a schedule, none.
 
     As in Debian's cron, a job for a fixed time of day that the clocks leap over runs right after the leap, and one for
     a time that comes twice runs the first time; ``*`` in minutes or hours means every one that there is.
@@ -36,19 +35,19 @@ def instants(trigger: Trigger, *, after: datetime, until: datetime) -> Iterator[
 
 
 def next_instant(trigger: Trigger, *, after: datetime) -> datetime | None:
-    """The first instant later than ``after``; None where there is no schedule."""
+    """The first instant later than ``after``; None without a schedule."""
     return next(instants(trigger, after=after, until=after + timedelta(days=366 * 40)), None)
 
 
 def firing_id(instant: datetime) -> str:
-    """What a firing for ``instant`` is called, by whomever and whenever: ``20260329T003000Z``."""
+    """Id of the firing for ``instant``, such as ``20260329T003000Z``. Every server gives the same id."""
     text = instant.astimezone(UTC).strftime("%Y%m%dT%H%M%S")
     return f"{text}.{instant.microsecond:06d}Z" if instant.microsecond else f"{text}Z"
 
 
 def _cron_instants(expression: str, zone: ZoneInfo, *, after: datetime, until: datetime) -> Iterator[datetime]:
-    # cronsim forgets which of two equal wall times it starts from, and cannot start on the edge of a leap: so it starts
-    # well before, on a full hour, and what is too early is passed over.
+    # cronsim does not know which of two equal wall times it starts from, and cannot start at a clock change.
+    # So it starts on an earlier full hour, and early instants are skipped.
     start = after.astimezone(UTC).replace(minute=0, second=0, microsecond=0) - _HOUR
     last = after
     for local in CronSim(expression, start.astimezone(zone)):

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from pipeline.driver.prepare import prepare
 from pipeline.errors import InputError, OutputExists, PipelineError, SpecError
-from pipeline.jobs.cancellation import StopReason
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.listing import find_job, list_jobs, parent_of
 from pipeline.jobs.status import Status
@@ -343,22 +342,3 @@ def test_cancelling_a_fan_out_that_nobody_drives_cancels_its_children(lake: Path
     job = JobDirectory.create(lake / "jobs", plan_of(spec()).plan, job="churn-1")
     assert cancel_job(job) is CancelOutcome.CANCELLED
     assert {child.status() for child in job.children()} == {Status.CANCELLED}
-
-
-def test_a_request_to_stop_reaches_children_that_run_and_those_to_come() -> None:
-    from pipeline.driver.fan_out import FanOutStop
-
-    leader = FanOutStop()
-    first = leader.child_stop()
-    assert not first.is_requested
-    leader.request(StopReason.SIGNAL, signal_number=15)
-    later = leader.child_stop()
-    for stop in (first, later):
-        assert (stop.why, stop.signal_number, stop.now) == (StopReason.SIGNAL, 15, False)
-    leader.request(StopReason.SIGNAL, signal_number=15)
-    assert first.now
-    assert later.now
-    alone = FanOutStop()
-    follower = alone.child_stop()
-    follower.request(StopReason.CANCEL)
-    assert not alone.is_requested

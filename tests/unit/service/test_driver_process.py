@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.jobs.directory import JobDirectory, JobOptions
 from pipeline.jobs.status import Status
-from pipeline.service.driver_process import copied, drive, is_unwanted, settle
+from pipeline.service.driver_process import copy_output, drive, needs_no_driver, unmark_if_done
 from pipeline.service.queue import mark_queued, queued_marks
 from pipeline.storage.store import open_store
 from pipeline.testing.jobs import small_job
@@ -37,18 +37,18 @@ def test_a_job_that_was_cancelled_while_its_driver_started_is_not_driven(job: Jo
 def test_the_mark_goes_when_nobody_needs_to_look_any_more(job: JobDirectory, status: Status, is_over: bool) -> None:
     if status is not job.status():
         job.set_status(status)
-    assert is_unwanted(job) is is_over
-    settle(job.root)
+    assert needs_no_driver(job) is is_over
+    unmark_if_done(job.root)
     assert queued_marks(open_store(str(Path(job.root).parent))) == ([] if is_over else ["small-1"])
 
 
 def test_output_is_copied_to_a_directory_that_is_no_folder(job: JobDirectory, tmp_path: Path) -> None:
     output = tmp_path / "driver.out"
     output.write_text("what it had to say\n")
-    with copied(job.root, "3", str(output)):
+    with copy_output(job.root, "3", str(output)):
         output.write_text("what it had to say\nand more\n")
     assert job.store.read("starts/3.out") == b"what it had to say\nand more\n"
     assert not output.exists()
-    with copied(job.root, "4", ""):
+    with copy_output(job.root, "4", ""):
         pass
     assert not job.store.exists("starts/4.out")

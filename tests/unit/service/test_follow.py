@@ -14,7 +14,7 @@ from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.layout import heartbeat_path, lease_path
 from pipeline.jobs.lease import Holder, acquire_lease, hold_lease, identify
 from pipeline.jobs.status import Status
-from pipeline.service.follow import Ending, Follower
+from pipeline.service.follow import EndMonitor, Follower
 from pipeline.service.queue import Submission, put_submission
 from pipeline.service.servers import ServerRecord, put_server
 from pipeline.storage.store import open_store
@@ -87,14 +87,14 @@ def test_waiting_ends_with_the_job(job: JobDirectory) -> None:
             if len(looks) == 3:
                 job.set_status(Status.INTERRUPTED)
 
-        assert Ending(job).wait(pause=pause) is Status.INTERRUPTED
+        assert EndMonitor(job).wait(pause=pause) is Status.INTERRUPTED
     assert len(looks) == 3
 
 
 def test_waiting_has_an_end_of_its_own(job: JobDirectory) -> None:
     clock = iter(range(100))
     with pytest.raises(TimeoutError, match="PLANNED"):
-        Ending(job).wait(timeout=5, clock=lambda: float(next(clock)), pause=lambda _: None)
+        EndMonitor(job).wait(timeout=5, clock=lambda: float(next(clock)), pause=lambda _: None)
 
 
 def dead_driver(job: JobDirectory) -> None:
@@ -107,7 +107,7 @@ def dead_driver(job: JobDirectory) -> None:
 def test_nobody_waits_for_a_driver_that_has_died(job: JobDirectory) -> None:
     dead_driver(job)
     with pytest.raises(DriverLost) as caught:
-        Ending(job).wait()
+        EndMonitor(job).wait()
     assert "resume small-1" in str(caught.value)
 
 
@@ -117,10 +117,10 @@ def test_a_server_will_start_another_one(job: JobDirectory) -> None:
     root = open_store(str(Path(job.root).parent))
     process = identify(os.getpid())
     put_server(root, ServerRecord("s", "h", os.getpid(), process, "", datetime.now(UTC).isoformat(), 1))
-    assert Ending(job).look() is None
+    assert EndMonitor(job).poll() is None
 
 
 def test_one_that_drives_is_not_taken_for_dead(job: JobDirectory) -> None:
     acquire_lease(job.store)
     job.set_status(Status.RUNNING)
-    assert Ending(job).look() is None
+    assert EndMonitor(job).poll() is None

@@ -46,14 +46,14 @@ def view(status: Status, **fields: object) -> JobView:
     [
         (view(Status.QUEUED), Need.DRIVER),
         (view(Status.PLANNED), Need.DRIVER),
-        (view(Status.QUEUED, is_starting=True), Need.PATIENCE),
-        (view(Status.QUEUED, starts=1, since_start=9.0), Need.PATIENCE),
+        (view(Status.QUEUED, is_starting=True), Need.TIME),
+        (view(Status.QUEUED, starts=1, since_start=9.0), Need.TIME),
         (view(Status.QUEUED, starts=1, since_start=10.0), Need.DRIVER),
-        (view(Status.QUEUED, starts=2, since_start=14.9), Need.PATIENCE),
+        (view(Status.QUEUED, starts=2, since_start=14.9), Need.TIME),
         (view(Status.QUEUED, starts=2, since_start=15.0), Need.DRIVER),
         (view(Status.QUEUED, starts=3), Need.END),
-        (view(Status.RUNNING, starts=1, lease=Verdict.LIVE), Need.PATIENCE),
-        (view(Status.RUNNING, starts=1, lease=Verdict.WAIT), Need.PATIENCE),
+        (view(Status.RUNNING, starts=1, lease=Verdict.LIVE), Need.TIME),
+        (view(Status.RUNNING, starts=1, lease=Verdict.WAIT), Need.TIME),
         (view(Status.RUNNING, starts=1, lease=Verdict.DEAD), Need.DRIVER),
         (view(Status.PUBLISHING, starts=1, lease=Verdict.STALE), Need.DRIVER),
         (view(Status.RUNNING, starts=3, lease=Verdict.DEAD), Need.END),
@@ -112,7 +112,7 @@ def test_a_start_by_a_process_that_is_gone_is_not(job: JobDirectory) -> None:
     start = claim_start(job.store, number=1, submission=1, by="a")
     assert start
     gone = replace(start, process=identify(os.getpid()).rpartition("/")[0] + "/0")
-    job.store.replace("starts/1.json", gone.to_json())
+    job.store.replace("starts/1.json", gone.to_json_bytes())
     found = look(job)
     assert (found.is_starting, found.starts, found.last_start) == (False, 1, 1)
 
@@ -120,7 +120,7 @@ def test_a_start_by_a_process_that_is_gone_is_not(job: JobDirectory) -> None:
 @pytest.mark.parametrize(("age", "is_starting"), [(STARTING_SECONDS - 1, True), (STARTING_SECONDS + 1, False)])
 def test_a_start_on_another_machine_is_waited_for_in_time(job: JobDirectory, age: float, is_starting: bool) -> None:
     start = Start(1, 1, "2026-01-01T12:00:00.000Z", "a", "elsewhere", 7, "boot/pid:[1]/5")
-    job.store.replace("starts/1.json", start.to_json())
+    job.store.replace("starts/1.json", start.to_json_bytes())
     assert look(job, now=NOW + timedelta(seconds=age)).is_starting is is_starting
 
 
@@ -154,7 +154,7 @@ def test_a_driver_of_another_machine_is_watched(job: JobDirectory) -> None:
 
 def test_starts_are_counted_for_each_submission(job: JobDirectory) -> None:
     for number in (1, 2):
-        job.store.replace(f"starts/{number}.json", Start(number, 1, "", "a", "h").to_json())
+        job.store.replace(f"starts/{number}.json", Start(number, 1, "", "a", "h").to_json_bytes())
     put_submission(job.store, Submission(2, "", "me", "by hand", "key"))
     job.store.replace("starts/3.json", b"{")
     found = look(job)

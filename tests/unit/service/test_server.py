@@ -66,7 +66,7 @@ class Root:
         return Server(
             self.settings,
             limit=limit,
-            patience=RestartPolicy(starts=starts, delay=10.0),
+            restart_policy=RestartPolicy(starts=starts, delay=10.0),
             clock=lambda: self.seconds,
             now=lambda: datetime(2026, 1, 2, tzinfo=UTC) + timedelta(seconds=self.seconds),
             start=self.launch,
@@ -83,7 +83,7 @@ class Root:
         """Its driver is no more."""
         last = find_starts(job.store)[-1]
         moment = (datetime(2026, 1, 2, tzinfo=UTC) + timedelta(seconds=self.seconds)).isoformat()
-        job.store.replace(f"starts/{last.number}.json", replace(last, process=DEAD, time=moment).to_json())
+        job.store.replace(f"starts/{last.number}.json", replace(last, process=DEAD, time=moment).to_json_bytes())
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def test_a_job_that_cannot_be_read_keeps_no_other_from_running(root: Root, caplo
     root.add("a").store.replace("job.json", b"{")
     root.add("b")
     assert root.server(limit=2).serve_once().started == ["b"]
-    assert "job a is left alone" in caplog.text
+    assert "job a is skipped" in caplog.text
 
 
 def test_hooks_come_first_and_one_that_fails_is_only_told(root: Root, caplog: pytest.LogCaptureFixture) -> None:
@@ -191,7 +191,7 @@ def test_hooks_come_first_and_one_that_fails_is_only_told(root: Root, caplog: py
             if not root.started:
                 root.add("by-trigger")
 
-    assert root.server(hooks=[Broken(), Due()]).serve_once().started == ["by-trigger"]
+    assert root.server(tasks=[Broken(), Due()]).serve_once().started == ["by-trigger"]
     assert "this trigger is broken" in caplog.text
 
 
@@ -257,7 +257,7 @@ def test_it_serves_until_it_is_over(root: Root) -> None:
         return len(rounds) == 3
 
     server = root.server()
-    serve(server, is_over=is_over, seconds=10)
+    serve(server, wait=is_over, seconds=10)
     assert root.started == ["a"]
     assert all(8 <= seconds <= 12 for seconds in rounds)
     assert find_servers(server.root)[0].state == "stopped"

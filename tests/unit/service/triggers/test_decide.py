@@ -416,7 +416,7 @@ def test_triggers_of_a_file(tmp_path: Path) -> None:
     assert (b.trigger.kind, b.job) == ("after", "s3://bucket/b.yaml")
     with pytest.raises(SpecError) as caught:
         find_trigger((a, b), "A1")
-    assert "no such trigger" in str(caught.value)
+    assert "unknown trigger" in str(caught.value)
 
 
 def test_triggers_of_a_job_spec(tmp_path: Path) -> None:

@@ -25,10 +25,10 @@ from pipeline.service.triggers.definitions import WatchedTrigger
 from pipeline.service.triggers.jobs import (
     TriggerJobs,
     TriggerWatch,
-    filled_params,
+    render_params,
     spec_of,
     submission_key,
-    trigger_hook,
+    trigger_task,
 )
 from pipeline.service.triggers.log import Firing, SeenFile, open_log, to_text
 from pipeline.settings import Settings
@@ -84,7 +84,7 @@ def test_a_firing_knows_its_time(place: Path) -> None:
         params={"day": "${trigger.date}", "at": "${trigger.time} by ${trigger.name}"},
     )
     firing = Firing("20260328T190000Z", "cron", to_text(datetime(2026, 3, 28, 19, tzinfo=UTC)))
-    assert filled_params(one.trigger, firing, name="nightly") == {
+    assert render_params(one.trigger, firing, name="nightly") == {
         "day": "2026-03-29",
         "at": "2026-03-28T19:00:00Z by nightly",
     }
@@ -139,12 +139,12 @@ def test_successes_of_another_job(place: Path) -> None:
 
 def test_the_server_looks_at_triggers(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(directory=str(place / "jobs"))
-    assert trigger_hook(settings) is None
+    assert trigger_task(settings) is None
     (place / "triggers.yaml").write_text(
         'triggers:\n  - {name: nightly, job: job.yaml, cron: "0 1 * * *", params: {day: x}}\n'
         "  - {name: broken, job: none.yaml, every: 1 h}\n"
     )
-    hook = trigger_hook(settings)
+    hook = trigger_task(settings)
     assert isinstance(hook, TriggerWatch)
     for moment in (NIGHT - timedelta(hours=2), NIGHT, NIGHT):
         monkeypatch.setattr(firing_module, "utc_now", lambda moment=moment: moment)

@@ -1,0 +1,71 @@
+"""Preparing a job: the files it scores, the digest of its work, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.driver.prepare import first_sink, refuse_incremental, select_input, work_digest
+from pipeline.errors import SpecError
+from pipeline.plan.incremental import FULL_INPUT
+from pipeline.settings import Settings
+from pipeline.spec.job_spec import JobSpec
+from pipeline.testing.jobs import SmallJob, small_job
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> SmallJob:
+    return small_job(tmp_path / "lake", sink=str(tmp_path / "out"))
+
+
+def changed(spec: JobSpec, section: str, **fields: Any) -> JobSpec:
+    record = spec.to_dict()
+    return JobSpec.model_validate({**record, section: {**record[section], **fields}})
+
+
+class TestSelectInput:
+    """Files that a job scores."""
+
+    def test_job_that_is_not_incremental_scores_all_files(self, small: SmallJob, tmp_path: Path) -> None:
+        settings = Settings.load(directory=str(tmp_path / "jobs"))
+        discovery, state = select_input(small.plan.spec, small.plan.model, settings=settings)
+        assert [file.path for file in discovery.files] == [file.path for file in small.plan.files]
+        assert state is FULL_INPUT
+
+    def test_incremental_job_must_append(self, small: SmallJob, tmp_path: Path) -> None:
+        spec = changed(small.plan.spec, "source", incremental=True)
+        settings = Settings.load(directory=str(tmp_path / "jobs"))
+        with pytest.raises(SpecError) as caught:
+            select_input(spec, small.plan.model, settings=settings)
+        assert (caught.value.where, caught.value.expected) == ("sink.mode", "append")
+
+
+class TestWorkDigest:
+    """The digest of the work covers everything that changes a scored row."""
+
+    def test_sink_is_not_part_of_it(self, small: SmallJob) -> None:
+        spec, model = small.plan.spec, small.plan.model
+        assert work_digest(changed(spec, "sink", path="elsewhere"), model) == work_digest(spec, model)
+
+    def test_filter_and_model_are_part_of_it(self, small: SmallJob) -> None:
+        spec, model = small.plan.spec, small.plan.model
+        digests = {
+            work_digest(spec, model),
+            work_digest(changed(spec, "source", filter="id > 3"), model),
+            work_digest(spec, replace(model, digest="0" * 64)),
+        }
+        assert len(digests) == 3
+
+
+def test_fan_out_over_an_incremental_source_is_refused(small: SmallJob) -> None:
+    refuse_incremental(small.plan.spec)
+    with pytest.raises(SpecError) as caught:
+        refuse_incremental(changed(small.plan.spec, "source", incremental=True))
+    assert caught.value.where == "source.incremental"
+
+
+def test_first_sink_of_a_job_without_children_is_its_own(small: SmallJob) -> None:
+    assert first_sink(small.plan) == small.plan.spec.sink
