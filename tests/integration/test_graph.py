@@ -105,7 +105,7 @@ class TestReportFrames:
         expected = oracle(lake.files, model_path)[["id", "prediction"]]
         for report in (first, second):
             frame = report.frame()
-            assert len(frame) == report.rows.out == len(expected)
+            assert len(frame) == report.rows.output == len(expected)
             pd.testing.assert_frame_equal(frame, expected, check_exact=True)
             lazily = report.to_dask()
             assert isinstance(lazily, dd.DataFrame)
@@ -116,6 +116,6 @@ class TestReportFrames:
         spec = make_spec(sink={"path": str(tmp_path / "replaced"), "mode": "overwrite"})
         job = pipeline.Job(settings=settings, **spec.to_dict())
         first, second = job.run(callbacks=[]), job.run(callbacks=[])
-        assert len(second.frame()) == second.rows.out
+        assert len(second.frame()) == second.rows.output
         with pytest.raises(OutputConflict, match="was replaced"):
             first.frame()
