@@ -7,6 +7,9 @@ import importlib
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import reduce
+from importlib import import_module
 from pathlib import Path
 
 import dask.config
@@ -333,6 +336,21 @@ def test_names_of_modules_in_pages_exist() -> None:
         names = [name for name in names if name.split(".")[1].replace("-", "_") not in no_modules]
         wrong += [f"{page.name}: {name}" for name in names if page.name != "CHANGELOG.md" and not exists(name)]
     assert wrong == []
+
+
+def test_the_chain_of_calls_names_what_exists() -> None:
+    """Every name in the diagram of docs/concepts.md is defined in the module beside it."""
+    diagram = section(read("docs/concepts.md"), "### From run to predict")
+    rows = re.findall(r"^ +([A-Za-z_.]+) .*?  +([a-z_.]+)$", diagram, re.MULTILINE)
+    assert len(rows) > 20
+    for name, module in rows:
+        source = import_module(f"pipeline.{module}")
+        for owner in ([], ["Driver"], ["Dispatcher"], ["Scorer"]):
+            with suppress(AttributeError):
+                reduce(getattr, [*owner, *name.split(".")], source)
+                break
+        else:
+            raise AssertionError(f"{module} has no {name}")
 
 
 def test_glossary_has_each_word_once() -> None:
