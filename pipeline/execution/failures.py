@@ -182,7 +182,7 @@ def overdue(partition: str, *, limit: float) -> PartitionTimeout:
         "a partition timed out",
         where=f"partition {partition}",
         found=f"more than {limit:g} s (partition_timeout)",
-        next_step="fix the slow step, or raise pipeline.scoring.partition-timeout; then resume",
+        next_step="fix the slow step, or raise pipeline.partition-timeout; then resume",
     )
 
 

@@ -1,4 +1,4 @@
-"""`ExecutionTracker`: what counts over all rounds of a job, and what became of every row. Pure."""
+"""`Ledger`: what counts over all rounds of a job, and what became of every row. Pure."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from pipeline.spec.job_spec import JobSpec
 from pipeline.storage.store import Store
 
 SCHEMA_VERSION = 1
-_METADATA = b"pipeline.plan.planner"
+_METADATA = b"pipeline.plan"
 _KEYS = pa.list_(pa.struct([("name", pa.string()), ("value", pa.string())]))
 _GROUP = pa.struct([("rows", pa.int64()), ("bytes", pa.int64()), ("compressed", pa.int64()), ("wanted", pa.bool_())])
 _RANGE = pa.struct(

@@ -274,8 +274,8 @@ def _file_metadata(recipe: StageRecipe) -> dict[str, str]:
     model = recipe.score.model
     return {
         "pipeline.job": recipe.job,
-        "pipeline.plan.planner": recipe.plan,
-        "pipeline.models.model": json.dumps(
+        "pipeline.plan": recipe.plan,
+        "pipeline.model": json.dumps(
             {"name": model.name, "version": model.version, "digest": model.digest, "uri": model.reference}
         ),
     }

@@ -120,7 +120,7 @@ class MovingAlias:
     def assert_published(self, result: dict[str, Any], version: int) -> None:
         """Every published file is of that version, and the rows are those of its oracle."""
         files = sorted((self.folder / "out").glob("*.parquet"))
-        named = [json.loads(pq.read_schema(file).metadata[b"pipeline.models.model"]) for file in files]
+        named = [json.loads(pq.read_schema(file).metadata[b"pipeline.model"]) for file in files]
         record = self.registry.version("churn", version)
         expected = {"name": "churn", "version": str(version), "digest": record.digest, "uri": record.uri}
         assert files

@@ -92,7 +92,7 @@ def to(registry: BuiltInRegistry, number: int) -> Callable[[], object]:
 
 def versions(folder: Path) -> set[str]:
     """The model versions that published files name."""
-    found = [json.loads(pq.read_schema(file).metadata[b"pipeline.models.model"]) for file in folder.glob("*.parquet")]
+    found = [json.loads(pq.read_schema(file).metadata[b"pipeline.model"]) for file in folder.glob("*.parquet")]
     assert all(one["uri"] == f"models:/churn/{one['version']}" for one in found)
     return {one["version"] for one in found}
 

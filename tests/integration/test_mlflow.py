@@ -96,7 +96,7 @@ class Mover(Callback):
 
 def assert_published(out: Path, lake: Lake, model: Path, version: str) -> None:
     files = sorted(out.glob("*.parquet"))
-    named = [json.loads(pq.read_schema(file).metadata[b"pipeline.models.model"]) for file in files]
+    named = [json.loads(pq.read_schema(file).metadata[b"pipeline.model"]) for file in files]
     assert {(one["name"], one["version"], one["uri"]) for one in named} == {
         (NAME, version, f"models:/{NAME}/{version}")
     }

@@ -124,7 +124,7 @@ def test_rows_out_of_bounds_are_scored_by_a_model_that_is_named(
     expected.loc[old, "prediction"] = both["other"].loc[old, "prediction"]
     assert_output(tmp_path / "out", expected)
     assert_verified(repaired)
-    models = {pq.read_schema(path).metadata[b"pipeline.models.model"] for path in (tmp_path / "out").glob("*.parquet")}
+    models = {pq.read_schema(path).metadata[b"pipeline.model"] for path in (tmp_path / "out").glob("*.parquet")}
     assert len(models) == 2
 
 

@@ -134,8 +134,8 @@ def test_files_name_their_job_plan_and_model(
     recipe = make()
     metadata = output_of(recipe, score_partition(recipe, make_partition(lake.files[3]))).schema.metadata
     assert metadata[b"pipeline.job"] == b"job-1"
-    assert metadata[b"pipeline.plan.planner"] == recipe.plan.encode()
-    assert version.digest.encode() in metadata[b"pipeline.models.model"]
+    assert metadata[b"pipeline.plan"] == recipe.plan.encode()
+    assert version.digest.encode() in metadata[b"pipeline.model"]
 
 
 def test_state_is_private_whatever_the_umask(make: Callable[..., StageRecipe], lake: Lake) -> None:
