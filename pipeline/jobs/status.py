@@ -8,7 +8,7 @@ from pipeline.errors import Cancelled, Interrupted, StateCorrupt
 
 
 class Status(StrEnum):
-    """Where a job is in its life."""
+    """Status of a job."""
 
     PLANNED = "PLANNED"
     """The plan is stored; nothing runs."""
@@ -21,15 +21,15 @@ class Status(StrEnum):
     SCORED = "SCORED"
     """A child of a fan-out: every partition is done, and its parent publishes it once all others are as far."""
     PUBLISHING = "PUBLISHING"
-    """The manifest is committed; the sink takes the output over."""
+    """Every partition is done. The manifest is committed next, then the sink publishes the output."""
     SUCCEEDED = "SUCCEEDED"
     SUCCEEDED_WITH_WARNINGS = "SUCCEEDED_WITH_WARNINGS"
     """Every row is accounted for, and some were rejected, within ``errors.max_fraction``."""
     FAILED = "FAILED"
     CANCELLED = "CANCELLED"
-    """Somebody did not want it any more; resume goes on all the same."""
+    """Cancelled by a user; a resume is still possible."""
     INTERRUPTED = "INTERRUPTED"
-    """A signal ended the driver in good order; resume goes on."""
+    """Stopped by a signal; the driver shut down cleanly. A resume continues."""
 
     @property
     def is_success(self) -> bool:
@@ -72,13 +72,13 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
 
 
 def check_transition(before: Status, after: Status) -> Status:
-    """``after``, when the table allows to go there from ``before``.
+    """Return ``after`` if the table allows it after ``before``.
 
     :raises StateCorrupt: when it does not.
     """
     if after not in TRANSITIONS[before]:
         raise StateCorrupt(
-            "a job cannot change its status like that",
+            "invalid status transition",
             found=f"{before} -> {after}",
             expected=" or ".join(sorted(TRANSITIONS[before])) or "no further change",
         )
@@ -86,7 +86,7 @@ def check_transition(before: Status, after: Status) -> Status:
 
 
 def status_after(error: BaseException) -> Status:
-    """The status of a job whose run ended like that."""
+    """Return the status of a job whose run raised ``error``."""
     if isinstance(error, Cancelled):
         return Status.CANCELLED
     return Status.INTERRUPTED if isinstance(error, (Interrupted, KeyboardInterrupt)) else Status.FAILED
