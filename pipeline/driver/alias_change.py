@@ -93,7 +93,7 @@ class AliasMonitor:
             self._record(change)
 
     def _policy(self, round_: Round) -> str:
-        return self.job.plan.spec.on_alias_change if round_.starts_over else "pin"
+        return self.job.plan.spec.on_alias_change if round_.rescore_all else "pin"
 
     def _is_monitored(self, round_: Round) -> bool:
         return bool(ModelRef(round_.plan.spec.score.model).alias) and bool(round_.plan.model.registry)
@@ -113,9 +113,9 @@ class AliasMonitor:
             why=ALIAS_CHANGE,
             epoch=self.lease.epoch,
             created=iso_time(utc_now()),
-            takes={},
+            supersedes={},
             changes=(f"{change.reference}: version {change.pinned} -> {plan.model.version}",),
-            starts_over=True,
+            rescore_all=True,
         )
         self.lease.check()
         self.job.rounds.open(record, plan)

@@ -31,7 +31,7 @@ def open_quarantine_round(job: JobDirectory, ledger: Ledger, error: PipelineErro
     assert isinstance(error, (CorruptInput, InputChanged, SchemaDrift))
     bad = {**_changed_files(ledger), error.where: _reject(ledger.files[error.where], error)}
     check_file_count([*ledger.quarantined_files, *bad.values()], limit=errors.max_files, job=job.id)
-    takes, packed = _without_files(ledger, set(bad))
+    supersedes, packed = _without_files(ledger, set(bad))
     known = {**{file.path: file for round_ in ledger.rounds for file in round_.plan.files}, **ledger.files}
     used = {fragment.path for fragments in packed for fragment in fragments}
     plan = replace(
@@ -47,7 +47,7 @@ def open_quarantine_round(job: JobDirectory, ledger: Ledger, error: PipelineErro
         why=FILES_QUARANTINED,
         epoch=epoch,
         created=iso_time(utc_now()),
-        takes=takes,
+        supersedes=supersedes,
         quarantined_files=[bad[path] for path in sorted(bad)],
     )
     return job.rounds.open(record, plan)
@@ -78,7 +78,7 @@ def _without_files(ledger: Ledger, bad: set[str]) -> tuple[dict[int, list[str]],
 
     A superseded partition's rejects no longer count, nor do rows that a later round retried from them.
     """
-    takes: dict[int, list[str]] = {}
+    supersedes: dict[int, list[str]] = {}
     packed: list[tuple[Fragment, ...]] = []
     done = {(receipt.round, receipt.partition): receipt for receipt in ledger.done}
     excluded = set(bad)
@@ -87,9 +87,9 @@ def _without_files(ledger: Ledger, bad: set[str]) -> tuple[dict[int, list[str]],
             receipt = done.get((round_.number, partition.id))
             if receipt is not None and not any(fragment.path in excluded for fragment in partition.fragments):
                 continue
-            takes.setdefault(round_.number, []).append(partition.id)
+            supersedes.setdefault(round_.number, []).append(partition.id)
             if remaining := tuple(part for part in partition.fragments if part.path not in excluded):
                 packed.append(remaining)
             if receipt is not None and receipt.rejects is not None:
                 excluded.add(rejects_path(receipt))
-    return takes, packed
+    return supersedes, packed

@@ -93,7 +93,7 @@ def open_retry(job: JobDirectory, request: RetryRequest, *, epoch: int, settings
         why=RETRY,
         epoch=epoch,
         created=iso_time(utc_now()),
-        takes=ledger.undone,
+        supersedes=ledger.undone,
         changes=_changes(ledger.last.plan, plan),
         quarantined_files=work.still_rejected,
         repaired_files=[file.path for file in work.repaired],

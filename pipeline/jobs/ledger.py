@@ -39,13 +39,15 @@ class Ledger:
 
     def __init__(self, rounds: Sequence[Round], receipts: Iterable[Receipt]) -> None:
         """:param receipts: of all rounds, in any order."""
-        first = max(one.number for one in rounds if one.starts_over)
+        first = max(one.number for one in rounds if one.rescore_all)
         self.rounds = tuple(rounds[first:])
         """Those that count: the last one that did all the work, and what came after it."""
         self._receipts = receipts if isinstance(receipts, Receipts) else Receipts(receipts)
         self._sorted = self._receipts.sorted(partition_key).names
         self._taken = {
-            one.number: {name for later in self.rounds if later.number > one.number for name in later.takes(one.number)}
+            one.number: {
+                name for later in self.rounds if later.number > one.number for name in later.supersedes(one.number)
+            }
             for one in self.rounds
         }
 
@@ -128,7 +130,7 @@ class Ledger:
             for path in one.record.repaired_files if one.record else ():
                 found.pop(path, None)
             added = (
-                *(one.plan.quarantined_files if one.starts_over else ()),
+                *(one.plan.quarantined_files if one.rescore_all else ()),
                 *(one.record.quarantined_files if one.record else ()),
             )
             found |= {file.path: file for file in added}

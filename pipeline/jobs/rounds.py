@@ -46,9 +46,9 @@ class RoundRecord:
     """Rows to be done in it."""
     rejected_rows: int
     """Those of ``rows`` that earlier rounds had rejected."""
-    takes: dict[int, tuple[str, ...]]
+    supersedes: dict[int, tuple[str, ...]]
     """Partitions of earlier rounds, per round, whose rows are done in this one: their receipts count no more."""
-    starts_over: bool
+    rescore_all: bool
     """Whether it does all the work again, so that earlier rounds count nowhere."""
     quarantined_files: tuple[QuarantinedFile, ...]
     """Input files that are quarantined from this round on."""
@@ -75,7 +75,7 @@ class RoundRecord:
                 raise ValueError("unknown schema_version")
             for name in ("maps", "changes", "repaired_files"):
                 record[name] = tuple(record[name])
-            record["takes"] = {int(number): tuple(ids) for number, ids in record["takes"].items()}
+            record["supersedes"] = {int(number): tuple(ids) for number, ids in record["supersedes"].items()}
             record["quarantined_files"] = tuple(QuarantinedFile.from_dict(file) for file in record["quarantined_files"])
             return RoundRecord(**record)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -110,13 +110,13 @@ class Round:
         return self.record.why if self.record else "plan"
 
     @property
-    def starts_over(self) -> bool:
+    def rescore_all(self) -> bool:
         """Whether earlier rounds count nowhere."""
-        return self.record is None or self.record.starts_over
+        return self.record is None or self.record.rescore_all
 
-    def takes(self, number: int) -> tuple[str, ...]:
-        """Partitions it takes from that earlier round."""
-        return self.record.takes.get(number, ()) if self.record else ()
+    def supersedes(self, number: int) -> tuple[str, ...]:
+        """Return the partitions of an earlier round that this round supersedes."""
+        return self.record.supersedes.get(number, ()) if self.record else ()
 
 
 def model_details(plan: Plan) -> dict[str, str]:
@@ -131,9 +131,9 @@ def make_record(
     why: str,
     epoch: int,
     created: str,
-    takes: Mapping[int, Sequence[str]],
+    supersedes: Mapping[int, Sequence[str]],
     changes: Sequence[str] = (),
-    starts_over: bool = False,
+    rescore_all: bool = False,
     quarantined_files: Sequence[QuarantinedFile] = (),
     repaired_files: Sequence[str] = (),
 ) -> RoundRecord:
@@ -149,8 +149,8 @@ def make_record(
         partitions=len(plan.partitions),
         rows=sum(fragment.rows for fragment in fragments),
         rejected_rows=sum(fragment.rows for fragment in fragments if fragment.origin),
-        takes={number: tuple(ids) for number, ids in takes.items() if ids},
-        starts_over=starts_over,
+        supersedes={number: tuple(ids) for number, ids in supersedes.items() if ids},
+        rescore_all=rescore_all,
         quarantined_files=tuple(quarantined_files),
         repaired_files=tuple(repaired_files),
         epoch=epoch,

@@ -110,7 +110,7 @@ def open_retry(directory: JobDirectory, *, epoch: int = 1, **options: Any) -> Ro
     found = find_rejected(directory.store, ledger, threads=1)
     partitions = tuple(Partition(f"{number:05d}", fragments) for number, fragments in enumerate(found.partitions))
     plan = replace(ledger.last.plan, files=found.files, partitions=partitions, pruned_rows=0)
-    options = {"takes": {}, "created": "2026-01-01T12:00:00.000Z", "why": RETRY, **options}
+    options = {"supersedes": {}, "created": "2026-01-01T12:00:00.000Z", "why": RETRY, **options}
     return directory.rounds.open(make_record(plan, number=ledger.last.number + 1, epoch=epoch, **options), plan)
 
 

@@ -39,7 +39,7 @@ def test_a_partition_that_is_done_is_done_again_without_the_file(tmp_path: Path)
     opened = open_quarantine_round(directory, directory.ledger(), error_about(job, 0), epoch=1)
     assert opened is not None
     assert opened.record is not None
-    assert opened.record.takes == {0: ("00000", "00001")}
+    assert opened.record.supersedes == {0: ("00000", "00001")}
     assert [[Path(part.path).name for part in one.fragments] for one in opened.plan.partitions] == [
         ["in-1.parquet", "in-2.parquet"]
     ]
@@ -59,7 +59,7 @@ def test_what_is_done_and_has_nothing_to_do_with_it_stays(tmp_path: Path) -> Non
     opened = open_quarantine_round(directory, directory.ledger(), error_about(job, 2), epoch=1)
     assert opened is not None
     assert opened.record is not None
-    assert opened.record.takes == {0: ("00001",)}
+    assert opened.record.supersedes == {0: ("00001",)}
     write_receipts(directory, job)
     assert directory.ledger().rows == RowCounts(35, 31, 4, 0)
 
@@ -87,15 +87,17 @@ def test_rejects_that_were_tried_again_go_with_the_file_they_came_from(tmp_path:
     plan = replace(rejects.plan, partitions=both, files=(*rejects.plan.files, *job.plan.files))
     from pipeline.jobs.rounds import make_record
 
-    takes = {0: ["00001"], 1: ["00000"]}
-    second = directory.rounds.open(make_record(plan, number=2, why="retry", epoch=1, created="", takes=takes), plan)
+    supersedes = {0: ["00001"], 1: ["00000"]}
+    second = directory.rounds.open(
+        make_record(plan, number=2, why="retry", epoch=1, created="", supersedes=supersedes), plan
+    )
     write_receipt(directory, replace(job, bad_every=0), both[0], of=second)
     assert directory.ledger().rows == RowCounts(20, 20, 0, 0)
     opened = open_quarantine_round(directory, directory.ledger(), error_about(job, 0), epoch=1)
     assert opened is not None
     assert opened.record is not None
     # Partition 0 of round 0 has rows of the file, and what came of its rejects goes with it.
-    assert opened.record.takes == {0: ("00000",), 2: ("00000", "00001")}
+    assert opened.record.supersedes == {0: ("00000",), 2: ("00000", "00001")}
     write_receipts(directory, job)
     ledger = directory.ledger()
     assert ledger.rows == RowCounts(45, 40, 5, 0)

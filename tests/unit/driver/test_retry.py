@@ -150,7 +150,7 @@ def test_another_retry_takes_over_what_one_left(job: JobDirectory) -> None:
     first = opened(job)
     second = opened(job, "steps.0.map=mending:mended")
     assert second.record is not None
-    assert second.record.takes == {1: tuple(partition.id for partition in first.plan.partitions)}
+    assert second.record.supersedes == {1: tuple(partition.id for partition in first.plan.partitions)}
     run(job, second)
     assert "step:mending:build:ValueError" not in job.ledger().reasons
 
@@ -163,7 +163,7 @@ def test_partitions_that_were_not_done_are_done_with_what_is_named(
     assert waiting
     found = opened(job, "steps.0.map=mending:mended", "contract.age.max=200")
     assert found.record is not None
-    assert found.record.takes == {0: tuple(waiting)}
+    assert found.record.supersedes == {0: tuple(waiting)}
     assert found.record.rows > found.record.rejected_rows > 0
     run(job, found)
     ledger = job.ledger()

@@ -120,7 +120,7 @@ def test_a_retry_that_is_half_done_counts_as_far_as_it_is(directory: JobDirector
     assert [row for row, *_ in places(directory)] == [40, 50, 60, 70]
     assert summarise(directory).total == 4
     # Another one, with something mended, takes over what this one left, and a worker of this one comes too late.
-    second = open_retry(directory, takes={1: ["00000.1"]})
+    second = open_retry(directory, supersedes={1: ["00000.1"]})
     assert [partition.rows for partition in second.plan.partitions] == [4]
     write_receipt(directory, replace(job, bad_every=0), pair[1], of=first)
     assert directory.ledger().rows == RowCounts(75, 71, 4, 0)
@@ -133,8 +133,8 @@ def test_a_worker_that_was_cut_off_brings_nothing_in(directory: JobDirectory, jo
     write_receipt(directory, job, job.plan.partitions[0])
     taken = job.plan.partitions[1:]
     plan = replace(job.plan, partitions=tuple(replace(one, id=f"{n:05d}") for n, one in enumerate(taken)))
-    takes = {0: [partition.id for partition in taken]}
-    made = make_record(plan, number=1, why="retry", epoch=2, created="", takes=takes)
+    supersedes = {0: [partition.id for partition in taken]}
+    made = make_record(plan, number=1, why="retry", epoch=2, created="", supersedes=supersedes)
     opened = directory.rounds.open(made, plan)
     assert [partition.id for partition in directory.ledger().todo] == ["00000", "00001"]
     pair = halves(taken[1], {file.path: file for file in job.plan.files})
@@ -160,7 +160,7 @@ def test_a_round_that_starts_over_is_all_that_counts(directory: JobDirectory, jo
     write_receipts(directory, replace(job, bad_every=20))
     model = replace(job.plan.model, digest="0" * 64, version="2")
     plan = replace(job.plan, model=model)
-    made = make_record(plan, number=2, why=ALIAS_CHANGE, epoch=3, created="", takes={}, starts_over=True)
+    made = make_record(plan, number=2, why=ALIAS_CHANGE, epoch=3, created="", supersedes={}, rescore_all=True)
     directory.rounds.open(made, plan)
     ledger = directory.ledger()
     assert (ledger.base.number, ledger.last.number) == (2, 2)
@@ -179,7 +179,7 @@ def test_files_that_are_quarantined_are_in_no_count(directory: JobDirectory, job
     gone = QuarantinedFile(job.plan.files[1].path, "file:CorruptInput", "damaged", 5)
     plan = replace(job.plan, files=(), partitions=())
     made = make_record(
-        plan, number=1, why=FILES_QUARANTINED, epoch=2, created="", takes={0: ["00001"]}, quarantined_files=[gone]
+        plan, number=1, why=FILES_QUARANTINED, epoch=2, created="", supersedes={0: ["00001"]}, quarantined_files=[gone]
     )
     directory.rounds.open(made, plan)
     ledger = directory.ledger()
@@ -190,7 +190,7 @@ def test_files_that_are_quarantined_are_in_no_count(directory: JobDirectory, job
     warnings = make_report(directory).warnings
     assert f"1 input file was quarantined, such as {gone.path} (5 rows): damaged" in warnings
     mended = replace(job.plan, files=(job.plan.files[1],), partitions=(replace(job.plan.partitions[1], id="00000"),))
-    again = make_record(mended, number=2, why="retry", epoch=3, created="", takes={}, repaired_files=[gone.path])
+    again = make_record(mended, number=2, why="retry", epoch=3, created="", supersedes={}, repaired_files=[gone.path])
     directory.rounds.open(again, mended)
     assert directory.ledger().quarantined_files == ()
     assert directory.ledger().planned_rows == 75
@@ -222,7 +222,7 @@ def test_only_one_driver_opens_a_round(directory: JobDirectory, job: SmallJob) -
 
 def test_records_are_read_back_and_damage_is_refused(directory: JobDirectory, job: SmallJob) -> None:
     write_receipts(directory, job)
-    opened = open_retry(directory, takes={0: ["00001"]}, changes=["a -> b"])
+    opened = open_retry(directory, supersedes={0: ["00001"]}, changes=["a -> b"])
     again = JobDirectory.open(directory.root)
     assert again.rounds.all()[1].record == opened.record
     assert again.rounds.all()[1].plan == opened.plan
@@ -260,8 +260,8 @@ def test_json_of_a_record(job: SmallJob) -> None:
         why="retry",
         epoch=1,
         created="",
-        takes={0: ["00001"], 3: []},
+        supersedes={0: ["00001"], 3: []},
         quarantined_files=[QuarantinedFile("/a", "file:CorruptInput", "bad", None, (("day", "1"),))],
     )
-    assert made.takes == {0: ("00001",)}
+    assert made.supersedes == {0: ("00001",)}
     assert RoundRecord.from_json(made.to_json_bytes(), where="") == made

@@ -212,8 +212,8 @@ def retry_without_contract(job: JobDirectory) -> None:
     """A round by hand that tries the rejected rows again with nothing asked of them."""
     opened = open_retry(job)
     plan = replace(opened.plan, score_rules=())
-    takes = {1: [partition.id for partition in opened.plan.partitions]}
-    made = make_record(plan, number=2, why="retry", epoch=1, created="", takes=takes)
+    supersedes = {1: [partition.id for partition in opened.plan.partitions]}
+    made = make_record(plan, number=2, why="retry", epoch=1, created="", supersedes=supersedes)
     recipe = job.recipe_of(job.rounds.open(made, plan))
     for partition in plan.partitions:
         score_partition(recipe, partition, plan.versions, worker="w")
