@@ -257,7 +257,7 @@ def test_a_pickle_is_refused_whatever_its_name_and_never_opened(folder: Path, pr
     (folder / name).write_bytes(harmful(folder, protocol=protocol))
     for command in ("run", "plan"):
         message = refused(folder, spec(steps=score(model=name)), code=7, command=command)
-        assert_explained(message, where=name, says="runs whatever code is in it")
+        assert_explained(message, where=name, says="a pickle")
     assert not (folder / "the payload ran").exists()
 
 

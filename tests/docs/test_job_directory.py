@@ -81,7 +81,7 @@ def directory(tmp_path: Path) -> JobDirectory:
 )
 def test_fields_of_state(directory: JobDirectory, heading: str, name: str) -> None:
     if name == "key.json":
-        directory.store.replace(name, claim_key(directory.store, "a key", directory.id)[0].to_json())
+        directory.store.replace(name, claim_key(directory.store, "a key", directory.id)[0].to_json_bytes())
     if name == "batch.json":
         model, workers = directory.plan.model, WorkerClass(1 << 30, 1)
         save_batch_size(directory.store, model, workers, rows=4096, job=directory.id)
@@ -101,7 +101,7 @@ def test_fields_of_events(directory: JobDirectory) -> None:
 
 def test_fields_of_servers(directory: JobDirectory) -> None:
     record = ServerRecord("s", "h", 1, "", "", "", jobs=1)
-    assert documented(".servers/&lt;name&gt;.json") == set(json.loads(record.to_json()))
+    assert documented(".servers/&lt;name&gt;.json") == set(json.loads(record.to_json_bytes()))
 
 
 def test_fields_of_commits_of_fan_outs() -> None:

@@ -105,7 +105,7 @@ def test_of_fifty_children_two_fail_and_only_these_are_retried(
     before = {child.id: receipts(child) for child in job.children()}
     report = make_report(job)
     assert report.rows.input == report.rows.output == 48 * ROWS
-    assert report.partitions == {"done": 48, "planned": 50}
+    assert (report.partitions.done, report.partitions.planned) == (48, 50)
     text = report.text()
     assert "48 SCORED" in text
     assert "2 FAILED" in text

@@ -115,7 +115,7 @@ def test_what_was_rejected_on_s3_is_repaired_there(
     found = published(on_s3).sort_values("id", ignore_index=True)
     pd.testing.assert_frame_equal(found, expected(lake, model_path), check_exact=True)
     checks = verify(find_job(s3_settings.directory, "@last"))
-    assert checks.ok, checks.details()
+    assert checks.ok, checks.to_dict()
     assert on_s3.pending_uploads() == []
 
 
@@ -140,7 +140,7 @@ def test_a_job_on_s3_equals_the_oracle_and_keeps_its_secrets(
     assert [one.record.job for one in list_jobs(s3_settings.directory)] == [job.id]
     assert {"out/_SUCCESS", "out/_manifest.json"} < set(on_s3.names("out/"))
     checks = verify(job)
-    assert checks.ok, checks.details()
+    assert checks.ok, checks.to_dict()
     tasks = make_tasks(job.recipe, job.plan.partitions, job.plan.versions)
     artefacts = {
         "storage": everything_stored(on_s3),
