@@ -102,7 +102,7 @@ def test_a_secret_in_a_job_spec_is_refused_and_not_repeated() -> None:
 
 
 def test_a_beginning_is_that_of_a_url() -> None:
-    with pytest.raises(SpecError, match="how a URL begins"):
+    with pytest.raises(SpecError, match="not a URL prefix"):
         spec(storage={"lake": {"anon": True}})
 
 
