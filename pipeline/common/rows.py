@@ -19,7 +19,7 @@ class RowGroup:
     """Uncompressed bytes of the columns the job reads."""
     compressed: int
     """Compressed bytes of the columns the job reads."""
-    wanted: bool = True
+    selected: bool = True
     """False when the statistics prove that the filter keeps no row of it; it is then never read."""
 
 
@@ -35,11 +35,11 @@ class InputFile:
     version: str
     """What changes when the content does: ``mtime:<ns>`` on local disks, ``etag:<etag>`` on object stores."""
     row_groups: tuple[RowGroup, ...]
-    keys: tuple[tuple[str, str], ...] = ()
+    hive_keys: tuple[tuple[str, str], ...] = ()
     """Hive partition keys of its folders, in order, percent-decoded; ``__HIVE_DEFAULT_PARTITION__`` stands for null."""
-    done_groups: int = 0
+    published_row_groups: int = 0
     """Row groups at its start that an earlier job has published: they are no part of the input."""
-    mark: str = ""
+    footer_digest: str = ""
     """Digest of what its footer says of all row groups, where a later job is to find out what was appended."""
     why: str = ""
     """Why an incremental job scores it."""
@@ -47,7 +47,7 @@ class InputFile:
     @property
     def input_groups(self) -> tuple[RowGroup, ...]:
         """The row groups that are part of the input."""
-        return self.row_groups[self.done_groups :]
+        return self.row_groups[self.published_row_groups :]
 
     @property
     def rows(self) -> int:
@@ -69,7 +69,7 @@ class Fragment:
     """One past the last row group the range touches."""
     bytes: int
     """Uncompressed bytes of the columns the job reads, in proportion to the rows."""
-    keys: tuple[tuple[str, str], ...] = ()
+    hive_keys: tuple[tuple[str, str], ...] = ()
     """As in `InputFile`."""
     origin: str = ""
     """Input file the rows are from, where ``path`` is a file of rejects in the job directory; else empty."""
@@ -92,13 +92,13 @@ class QuarantinedFile:
     """What was wrong with it."""
     rows: int | None = None
     """As its footer says; None when it cannot be read."""
-    keys: tuple[tuple[str, str], ...] = ()
+    hive_keys: tuple[tuple[str, str], ...] = ()
     """As in `InputFile`."""
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Self:
         """Inverse of `dataclasses.asdict`, also after JSON."""
-        return cls(**{**record, "keys": tuple((name, value) for name, value in record["keys"])})
+        return cls(**{**record, "hive_keys": tuple((name, value) for name, value in record["hive_keys"])})
 
     @property
     def title(self) -> str:

@@ -219,7 +219,7 @@ def select_input(
     if policy is False:
         return discover(spec.source, planned=planned, quarantine_files=is_lenient), FULL_INPUT
     if planned is not None:
-        selection = {file.path: FileSelection(file.why, file.done_groups) for file in planned}
+        selection = {file.path: FileSelection(file.why, file.published_row_groups) for file in planned}
         found = discover(spec.source, planned=planned, selection=selection)
         return found, IncrementalState(work=work_digest(spec, model))
     if spec.sink.mode != "append":

@@ -54,7 +54,7 @@ def open_quarantine_round(job: JobDirectory, ledger: Ledger, error: PipelineErro
 
 
 def _reject(file: InputFile, error: CorruptInput | InputChanged | SchemaDrift) -> QuarantinedFile:
-    return quarantined_file(file.path, error, rows=file.rows, keys=file.keys)
+    return quarantined_file(file.path, error, rows=file.rows, hive_keys=file.hive_keys)
 
 
 def _changed_files(ledger: Ledger) -> dict[str, QuarantinedFile]:

@@ -389,4 +389,6 @@ def _split_fragment(fragment: Fragment, file: _RejectFile, *, ranges: Sequence[t
             first, last = max(fragment.row_start, low, start), min(fragment.row_stop, high, stop)
             if first < last:
                 part = sub_fragment(fragment, file.groups, row_start=first, row_stop=last)
-                yield Fragment(part.path, first, last, part.group_start, part.group_stop, part.bytes, part.keys, origin)
+                yield Fragment(
+                    part.path, first, last, part.group_start, part.group_stop, part.bytes, part.hive_keys, origin
+                )

@@ -145,7 +145,7 @@ class Ledger:
     def pruned_rows(self) -> int:
         """Rows that statistics ruled out, so that no partition has them; they count as filtered."""
         groups = (group for file in self.files.values() for group in file.input_groups)
-        return sum(group.rows for group in groups if not group.wanted)
+        return sum(group.rows for group in groups if not group.selected)
 
     @cached_property
     def totals(self) -> Totals:

@@ -21,7 +21,7 @@ def explain(plan: Plan) -> dict[str, Any]:
     """As JSON output shows it: ``counts`` of files per reason, how many are ``unchanged``, the published files that the
     job ``replaces``, its ``files`` and its ``partitions``, each with why."""
     reasons = {file.path: file.why or EVERYTHING for file in plan.files}
-    done = {file.path: sum(group.rows for group in file.row_groups[: file.done_groups]) for file in plan.files}
+    done = {file.path: sum(group.rows for group in file.row_groups[: file.published_row_groups]) for file in plan.files}
     return {
         "counts": dict(Counter(_kind(reason) for reason in reasons.values())),
         "unchanged": plan.progress.unchanged,
@@ -300,4 +300,4 @@ def _file_difference(one: dict[str, InputFile], other: dict[str, InputFile]) -> 
 
 
 def _identity(file: InputFile) -> tuple[Any, ...]:
-    return file.size, file.version, [(group.rows, group.wanted) for group in file.row_groups]
+    return file.size, file.version, [(group.rows, group.selected) for group in file.row_groups]

@@ -32,8 +32,8 @@ class PublishedInput:
     version: str
     groups: int
     """Row groups that it had."""
-    mark: str
-    """As `pipeline.common.rows.InputFile.mark`."""
+    footer_digest: str
+    """As `pipeline.common.rows.InputFile.footer_digest`."""
     outputs: tuple[str, ...]
     """Published files that hold rows of it."""
 
@@ -155,7 +155,7 @@ def _new(path: str, failed: Mapping[str, str]) -> str:
 
 def _changed(before: PublishedInput, marks: Sequence[str]) -> FileSelection:
     """Row groups were appended where the footer says of the first ones exactly what it said, and there are more."""
-    is_same = 0 < before.groups < len(marks) and marks[before.groups - 1] == before.mark
+    is_same = 0 < before.groups < len(marks) and marks[before.groups - 1] == before.footer_digest
     return FileSelection(APPENDED, before.groups) if is_same else FileSelection(CHANGED)
 
 

@@ -80,7 +80,7 @@ def _wanted_groups(files: Sequence[InputFile]) -> _Units:
     for number, one in enumerate(files):
         position = 0
         for index, row_group in enumerate(one.row_groups):
-            if row_group.wanted and row_group.rows:
+            if row_group.selected and row_group.rows:
                 file.append(number)
                 group.append(index)
                 start.append(position)
@@ -160,7 +160,7 @@ def _fragments(files: Sequence[InputFile], units: _Units, boundaries: np.ndarray
     last = np.append(first[1:], len(begins)) - 1
     sizes = np.add.reduceat(units.size, first)
     made = [
-        Fragment(files[file].path, start, stop, group, final + 1, size, files[file].keys)
+        Fragment(files[file].path, start, stop, group, final + 1, size, files[file].hive_keys)
         for file, start, stop, group, final, size in zip(
             units.file[first].tolist(),
             units.start[first].tolist(),

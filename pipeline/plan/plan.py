@@ -145,8 +145,8 @@ class Plan:
         """
         seen = hashlib.sha256()
         for file in self.files:
-            groups = [(group.rows, group.wanted) for group in file.row_groups]
-            seen.update(json.dumps([file.path, file.size, file.version, file.keys, groups]).encode() + b"\n")
+            groups = [(group.rows, group.selected) for group in file.row_groups]
+            seen.update(json.dumps([file.path, file.size, file.version, file.hive_keys, groups]).encode() + b"\n")
         for quarantined in self.quarantined_files:
             seen.update(json.dumps([quarantined.path, quarantined.reason]).encode() + b"\n")
         return digest_json(

@@ -66,7 +66,7 @@ def make_plan(
         keep=columns.keep,
         outputs=tuple(predictions.names),
         batch_rows=sizes.batch_rows,
-        pruned_rows=sum(group.rows for file in files for group in file.input_groups if not group.wanted),
+        pruned_rows=sum(group.rows for file in files for group in file.input_groups if not group.selected),
         task_memory=_projected(sizes, model, files, partitions, columns=len(columns.read), engine=engine),
         row_bytes_out=sizes.row_bytes_out,
         row_group_rows=sizes.row_group_rows,
@@ -84,7 +84,7 @@ def _partitions(files: tuple[InputFile, ...], *, limits: Limits, target_bytes: i
 
 
 def _can_use_tree_engine(spec: JobSpec, model: ModelVersion, files: tuple[InputFile, ...], *, workers: int) -> bool:
-    rows = sum(group.rows for file in files for group in file.row_groups if group.wanted) // max(1, workers)
+    rows = sum(group.rows for file in files for group in file.row_groups if group.selected) // max(1, workers)
     return engine_options(spec.score.engine, model, kind=spec.score.output_spec.kind, rows=rows).has_trees
 
 
@@ -102,7 +102,7 @@ def _projected(
         batch_rows=sizes.batch_rows,
         row_memory=sizes.row_memory,
         columns=columns,
-        largest_group=max((group.bytes for file in files for group in file.row_groups if group.wanted), default=0),
+        largest_group=max((group.bytes for file in files for group in file.row_groups if group.selected), default=0),
         row_bytes_out=sizes.row_bytes_out,
         row_group_rows=min(sizes.row_group_rows, most_rows),
     )

@@ -24,7 +24,7 @@ from pipeline.storage.store import Store
 SCHEMA_VERSION = 1
 _METADATA = b"pipeline.plan"
 _KEYS = pa.list_(pa.struct([("name", pa.string()), ("value", pa.string())]))
-_GROUP = pa.struct([("rows", pa.int64()), ("bytes", pa.int64()), ("compressed", pa.int64()), ("wanted", pa.bool_())])
+_GROUP = pa.struct([("rows", pa.int64()), ("bytes", pa.int64()), ("compressed", pa.int64()), ("selected", pa.bool_())])
 _RANGE = pa.struct(
     [
         ("partition", pa.string()),
@@ -50,7 +50,7 @@ _PLAIN = (
 
 
 def plan_to_table(plan: Plan) -> pa.Table:
-    """All of ``plan``: files with columns path, size, version, keys, row_groups, ranges; the rest as JSON in the
+    """All of ``plan``: files with columns path, size, version, hive_keys, row_groups, ranges; the rest as JSON in the
     schema's metadata."""
     ranges: dict[str, list[tuple[str, Fragment]]] = {file.path: [] for file in plan.files}
     for partition in plan.partitions:
@@ -62,7 +62,7 @@ def plan_to_table(plan: Plan) -> pa.Table:
             "path": pa.array([file.path for file in files], pa.string()),
             "size": pa.array([file.size for file in files], pa.int64()),
             "version": pa.array([file.version for file in files], pa.string()),
-            "keys": pa.array([[{"name": k, "value": v} for k, v in file.keys] for file in files], _KEYS),
+            "hive_keys": pa.array([[{"name": k, "value": v} for k, v in file.hive_keys] for file in files], _KEYS),
             "row_groups": _groups_array(files),
             "ranges": _ranges_array([ranges[file.path] for file in files]),
             **_incremental_columns(plan),
@@ -75,8 +75,8 @@ def _incremental_columns(plan: Plan) -> dict[str, pa.Array]:
     if not plan.progress.work:
         return {}
     return {
-        "done_groups": pa.array([file.done_groups for file in plan.files], pa.int64()),
-        "mark": pa.array([file.mark for file in plan.files], pa.string()),
+        "published_row_groups": pa.array([file.published_row_groups for file in plan.files], pa.int64()),
+        "footer_digest": pa.array([file.footer_digest for file in plan.files], pa.string()),
         "why": pa.array([file.why for file in plan.files], pa.string()),
     }
 
@@ -160,7 +160,7 @@ def _groups_array(files: Sequence[InputFile]) -> pa.ListArray:
         pa.array([group.rows for group in groups], pa.int64()),
         pa.array([group.bytes for group in groups], pa.int64()),
         pa.array([group.compressed for group in groups], pa.int64()),
-        pa.array([group.wanted for group in groups], pa.bool_()),
+        pa.array([group.selected for group in groups], pa.bool_()),
     ]
     return _lists([len(file.row_groups) for file in files], pa.StructArray.from_arrays(columns, fields=list(_GROUP)))
 
@@ -189,23 +189,26 @@ def _columns(table: pa.Table, name: str) -> tuple[list[int], list[list[Any]]]:
 def _files(table: pa.Table) -> tuple[InputFile, ...]:
     lengths, fields = _columns(table, "row_groups")
     groups = map(RowGroup, *fields)
-    keys = [tuple((key["name"], key["value"]) for key in of_file) for of_file in table.column("keys").to_pylist()]
+    keys = [tuple((key["name"], key["value"]) for key in of_file) for of_file in table.column("hive_keys").to_pylist()]
     rows = zip(*(table.column(name).to_pylist() for name in ("path", "size", "version")), lengths, keys, strict=True)
     files = tuple(
         InputFile(path, size, version, tuple(next(groups) for _ in range(length)), key)
         for path, size, version, length, key in rows
     )
-    if "mark" not in table.column_names:
+    if "footer_digest" not in table.column_names:
         return files
-    more = zip(*(table.column(name).to_pylist() for name in ("done_groups", "mark", "why")), strict=True)
+    more = zip(
+        *(table.column(name).to_pylist() for name in ("published_row_groups", "footer_digest", "why")), strict=True
+    )
     return tuple(
-        replace(file, done_groups=done, mark=mark, why=why) for file, (done, mark, why) in zip(files, more, strict=True)
+        replace(file, published_row_groups=done, footer_digest=digest, why=why)
+        for file, (done, digest, why) in zip(files, more, strict=True)
     )
 
 
 def _partitions(table: pa.Table) -> tuple[Partition, ...]:
     lengths, (ids, *fields) = _columns(table, "ranges")
-    keys = [tuple((key["name"], key["value"]) for key in of_file) for of_file in table.column("keys").to_pylist()]
+    keys = [tuple((key["name"], key["value"]) for key in of_file) for of_file in table.column("hive_keys").to_pylist()]
     owners = ((path, key) for path, key, length in zip(
         table.column("path").to_pylist(), keys, lengths, strict=True) for _ in range(length))  # fmt: skip
     found: dict[str, list[Fragment]] = {}

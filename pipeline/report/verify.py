@@ -350,7 +350,7 @@ def _covers(receipt: Receipt, partition: Partition) -> bool:
 def _wanted_ranges(row_groups: Any) -> Iterator[tuple[int, int]]:
     start = 0
     for group in row_groups:
-        if group.wanted:
+        if group.selected:
             yield start, start + group.rows
         start += group.rows
 
@@ -458,7 +458,7 @@ def _choose(receipts: Iterable[Receipt], *, rows: int, random: Random) -> Iterat
 
 def _score_again(recipe: StageRecipe, file: InputFile, chosen: _Range) -> pa.Table:
     origin = file.path if chosen.receipt.before else ""
-    whole = Fragment(file.path, 0, file.rows, 0, len(file.row_groups), 0, file.keys, origin)
+    whole = Fragment(file.path, 0, file.rows, 0, len(file.row_groups), 0, file.hive_keys, origin)
     fragment = sub_fragment(whole, file, row_start=chosen.start, row_stop=chosen.stop)
     scorer = Scorer(recipe, get_predictor(recipe.score.model)[0])
     versions = {file.path: (file.size, file.version)}

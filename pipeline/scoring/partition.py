@@ -320,7 +320,7 @@ def read_rejects(recipe: StageRecipe, partition: Partition) -> Generator[SourceB
     """
     schema = pa.ipc.read_schema(pa.py_buffer(recipe.schema))
     fragments = tuple(
-        replace(fragment, path=f"{recipe.directory}/{fragment.path}", keys=()) for fragment in partition.fragments
+        replace(fragment, path=f"{recipe.directory}/{fragment.path}", hive_keys=()) for fragment in partition.fragments
     )
     batches = read_batches(
         fragments,

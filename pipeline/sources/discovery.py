@@ -67,7 +67,7 @@ class FileSelection:
     """How an incremental job scores a file."""
 
     why: str
-    done_groups: int = 0
+    published_row_groups: int = 0
     """Row groups at its start that an earlier job has published."""
 
 
@@ -88,11 +88,11 @@ def total_bytes(discovery: Discovery, *, columns: Sequence[str]) -> int:
 def selected_fragments(file: InputFile) -> Iterator[Fragment]:
     """Yield the runs of adjacent selected row groups of a file."""
     start = stop = first = size = 0
-    for number, group in enumerate((*file.row_groups, RowGroup(0, 0, 0, wanted=False))):
-        if group.wanted:
+    for number, group in enumerate((*file.row_groups, RowGroup(0, 0, 0, selected=False))):
+        if group.selected:
             stop, size = stop + group.rows, size + group.bytes
             continue
         if stop > start:
-            yield Fragment(file.path, start, stop, first, number, size, file.keys)
+            yield Fragment(file.path, start, stop, first, number, size, file.hive_keys)
         start = stop = stop + group.rows
         first, size = number + 1, 0

@@ -31,7 +31,7 @@ def key_values(discovery: Discovery, key: str) -> Occurrences:
     arrow_type = discovery.schema.field(key).type
     occurrences: Occurrences = {}
     for file in discovery.files:
-        text = dict(file.keys)[key]
+        text = dict(file.hive_keys)[key]
         occurrence = occurrences.setdefault(hive_value(text, arrow_type), Occurrence())
         occurrence.rows += file.rows
         occurrence.groups[file.path] = set(range(len(file.row_groups)))
@@ -69,5 +69,7 @@ def narrow(discovery: Discovery, occurrence: Occurrence, *, filter: str) -> Disc
 
 
 def _narrow_file(file: InputFile, numbers: Collection[int]) -> InputFile:
-    groups = (replace(group, wanted=group.wanted and number in numbers) for number, group in enumerate(file.row_groups))
+    groups = (
+        replace(group, selected=group.selected and number in numbers) for number, group in enumerate(file.row_groups)
+    )
     return replace(file, row_groups=tuple(groups))

@@ -39,7 +39,7 @@ class SourceFile:
     """Bytes."""
     version: str
     """As `pipeline.common.rows.InputFile.version`."""
-    keys: tuple[tuple[str, str], ...] = ()
+    hive_keys: tuple[tuple[str, str], ...] = ()
     """Hive partition keys."""
     modified: float = field(default=0.0, compare=False)
     """Seconds since the epoch, by the storage's clock, at which it came there or was last changed; 0.0 where the

@@ -10,14 +10,14 @@ from pipeline.errors import InputError, TooManyRejects
 
 
 def quarantined_file(
-    path: str, error: InputError, *, rows: int | None = None, keys: tuple[tuple[str, str], ...] = ()
+    path: str, error: InputError, *, rows: int | None = None, hive_keys: tuple[tuple[str, str], ...] = ()
 ) -> QuarantinedFile:
     """Record a file as quarantined for ``error``.
 
     :param rows: number of its rows, if its footer can be read.
     """
     found = f": {error.found}" if error.found else ""
-    return QuarantinedFile(path, str(Reason(ReasonKind.FILE, error.kind)), f"{error.message}{found}", rows, keys)
+    return QuarantinedFile(path, str(Reason(ReasonKind.FILE, error.kind)), f"{error.message}{found}", rows, hive_keys)
 
 
 def check_file_count(files: Sequence[QuarantinedFile], *, limit: int | None, job: str = "") -> None:

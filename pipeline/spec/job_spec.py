@@ -35,7 +35,7 @@ from pipeline.spec.parts import (
     Source,
     SpecModel,
     StorageOptions,
-    UrlBeginning,
+    UrlPrefix,
 )
 from pipeline.spec.triggers import ArrivalTrigger, Trigger
 
@@ -135,7 +135,7 @@ class JobSpec(SpecModel):
     cluster: Name | None = None
     """A name in ``cluster_configs/``, a file, or the address of a scheduler. Default: ``pipeline.cluster`` of
     ``dask.config``, else ``local``."""
-    storage: dict[UrlBeginning, StorageOptions] = Field(default_factory=dict)
+    storage: dict[UrlPrefix, StorageOptions] = Field(default_factory=dict)
     """fsspec options per URL prefix; the longest matching prefix wins. Secrets only as ``env:NAME`` or ``file:PATH``:
     each process that opens such a URL resolves them itself."""
     params: dict[ParamName, ParamValue] = Field(default_factory=dict)

@@ -155,7 +155,7 @@ PathText = Annotated[
 Name = Annotated[str, Field(min_length=1)]
 Names = Annotated[tuple[Name, ...], Field(strict=False), AfterValidator(_check_unique)]
 SomeNames = Annotated[tuple[Name, ...], Field(min_length=1, strict=False), AfterValidator(_check_unique)]
-UrlBeginning = Annotated[str, AfterValidator(_check_beginning)]
+UrlPrefix = Annotated[str, AfterValidator(_check_beginning)]
 StorageOptions = Annotated[dict[str, Any], AfterValidator(_check_options)]
 Value = bool | int | float | str
 ParamName = Annotated[str, AfterValidator(_check_param), Field(min_length=1, max_length=64)]

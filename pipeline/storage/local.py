@@ -153,7 +153,7 @@ class LocalStore:
         with storage_errors(self.url(name)):
             return self.path(name).open("rb")
 
-    def take(self, name: str, source: Any, source_name: str) -> None:
+    def link_or_copy(self, name: str, source: Any, source_name: str) -> None:
         target = self.path(name)
         with storage_errors(str(target)):
             self.make_folder(target.parent)

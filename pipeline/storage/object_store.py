@@ -178,7 +178,7 @@ class ObjectStore:
             self.fs.invalidate_cache()
             return cast(IO[bytes], self.fs.open(self._key(name), "rb"))
 
-    def take(self, name: str, source: Any, source_name: str) -> None:
+    def link_or_copy(self, name: str, source: Any, source_name: str) -> None:
         if isinstance(source, ObjectStore) and source.fs is self.fs:
             with storage_errors(self.url(name)):
                 self.fs.invalidate_cache()

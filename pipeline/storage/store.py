@@ -60,7 +60,7 @@ class Store(Protocol):
     def open_input(self, name: str) -> IO[bytes]:
         """Seekable binary file."""
 
-    def take(self, name: str, source: Any, source_name: str) -> None:
+    def link_or_copy(self, name: str, source: Any, source_name: str) -> None:
         """Set ``name`` to what ``source_name`` is in the store ``source``, in one step: by hard link or server-side
         where possible, else by copying. `sync` makes it durable."""
 

@@ -231,7 +231,7 @@ def _plan(spec: JobSpec, files: tuple[InputFile, ...], partitions: tuple[Partiti
         keep=("id",),
         outputs=("p",),
         batch_rows=1000,
-        pruned_rows=sum(group.rows for file in files for group in file.row_groups if not group.wanted),
+        pruned_rows=sum(group.rows for file in files for group in file.row_groups if not group.selected),
         task_memory=1 << 20,
     )
 
@@ -245,7 +245,7 @@ def _input_file(path: Path, *, keep: int | None) -> InputFile:
 
 
 def _fragment(file: InputFile) -> Fragment:
-    wanted = [group for group in file.row_groups if group.wanted]
+    wanted = [group for group in file.row_groups if group.selected]
     rows = sum(group.rows for group in wanted)
     return Fragment(file.path, 0, rows, 0, len(wanted), rows * 12)
 

@@ -186,7 +186,7 @@ class MemoryStore:
     def open_input(self, name: str) -> IO[bytes]:
         return io.BytesIO(self.read(name))
 
-    def take(self, name: str, source: Any, source_name: str) -> None:
+    def link_or_copy(self, name: str, source: Any, source_name: str) -> None:
         self.replace(name, source.read(source_name))
 
     def sync(self, folder: str = "") -> None:

@@ -61,7 +61,7 @@ def copy_rows(spec: JobSpec, folder: Path, *, rows: int, seed: int) -> int:
             versions=found.versions,
             format=found.format,
         )
-        place = folder.joinpath(*(f"{name}={quote(value, safe='')}" for name, value in fragment.keys))
+        place = folder.joinpath(*(f"{name}={quote(value, safe='')}" for name, value in fragment.hive_keys))
         place.mkdir(parents=True, exist_ok=True)
         with pq.ParquetWriter(place / f"piece-{number:03d}.parquet", schema) as writer:
             for batch in batches:
@@ -107,4 +107,4 @@ def _part(file: InputFile, row_start: int, row_stop: int) -> Fragment:
             touched.append(number)
             size += group.bytes
         position += group.rows
-    return Fragment(file.path, row_start, row_stop, touched[0], touched[-1] + 1, size, file.keys)
+    return Fragment(file.path, row_start, row_stop, touched[0], touched[-1] + 1, size, file.hive_keys)

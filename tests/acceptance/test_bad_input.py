@@ -356,7 +356,7 @@ def test_partition_folders_name_values_and_never_places(folder: Path) -> None:
         (folder / "hive" / f"country={value}").mkdir(parents=True)
         pq.write_table(pa.table({"x": [1.0]}), folder / "hive" / f"country={value}" / "a.parquet")
     found = discover(Source(path=str(folder / "hive")))
-    assert sorted(value for file in found.files for _, value in file.keys) == ["../../escaped", "/etc", "a\0b"]
+    assert sorted(value for file in found.files for _, value in file.hive_keys) == ["../../escaped", "/etc", "a\0b"]
     assert all(Path(file.path).is_relative_to(folder / "hive") for file in found.files)
 
 

@@ -200,10 +200,10 @@ def test_taking_a_file_from_any_other_store(store: Store, tmp_path: Path) -> Non
     others = (store, open_store(tmp_path / "other"), open_store(f"memory://{uuid.uuid4().hex}"))
     for number, other in enumerate(others):
         other.replace("from/x", f"data {number}".encode())
-        store.take(f"to/{number}", other, "from/x")
+        store.link_or_copy(f"to/{number}", other, "from/x")
         assert store.read(f"to/{number}") == f"data {number}".encode()
         assert other.read("from/x") == f"data {number}".encode()
-        other.take("back", store, f"to/{number}")
+        other.link_or_copy("back", store, f"to/{number}")
         assert other.read("back") == f"data {number}".encode()
 
 
@@ -217,7 +217,7 @@ def test_names_stay_inside(store: Store, name: str) -> None:
         lambda: store.put_if_absent(name, b""),
         lambda: store.replace(name, b""),
         lambda: store.append(name, ""),
-        lambda: store.take(name, store, "x"),
+        lambda: store.link_or_copy(name, store, "x"),
         lambda: store.open_output(name).__enter__(),
     ):
         with pytest.raises(RefusedForSafety):

@@ -102,7 +102,7 @@ def test_every_verb_gets_over_a_bad_moment(store: ObjectStore, direct: ObjectSto
     store.append("d/log", "line")
     with store.open_output("d/out") as file:
         file.write(b"3")
-    store.take("d/copy", store, "d/out")
+    store.link_or_copy("d/copy", store, "d/out")
     assert store.list("d") == ["a", "b", "copy", "log", "out"]
     assert [store.read(f"d/{name}") for name in ("a", "b", "copy", "log")] == [b"1", b"2", b"3", b"line\n"]
     assert store.size("d/out") == 1

@@ -53,7 +53,7 @@ def with_inputs(
     outputs, base = _outputs(directory, pieces), directory.ledger(directory.receipts.all()).base.plan
     inputs = tuple(
         PublishedInput(
-            file.path, file.size, file.version, len(file.row_groups), file.mark, (*outputs[file.path], *kept)
+            file.path, file.size, file.version, len(file.row_groups), file.footer_digest, (*outputs[file.path], *kept)
         )
         for file in directory.ledger(directory.receipts.all()).files.values()
     )

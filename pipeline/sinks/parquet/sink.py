@@ -263,7 +263,7 @@ class _Work:
     def build(self, store: Store) -> set[str]:
         """Write the whole output into an empty folder that nobody reads yet; its names."""
         for file in self.kept:
-            store.take(file.name, self.store, file.name)
+            store.link_or_copy(file.name, self.store, file.name)
         pieces = self.pieces()
         state = self.after(tuple(self._add(piece, store) for piece in pieces), self.before, pieces)
         store.replace(layout.MANIFEST, state.to_json_bytes())
@@ -273,7 +273,7 @@ class _Work:
 
     def _add(self, piece: pack.Piece, store: Store) -> PublishedFile:
         if len(piece.sources) == 1:
-            store.take(piece.name, self.checkpoint, piece.sources[0].name)
+            store.link_or_copy(piece.name, self.checkpoint, piece.sources[0].name)
             return pack.linked_files(piece)
         with store.open_output(piece.name) as output:
             return self._merge(piece, output)
@@ -294,7 +294,7 @@ class _Work:
         staged = f"{_MERGED}/{piece.name}"
         with self.checkpoint.open_output(staged) as output:
             file = self._merge(piece, output)
-        self.store.take(piece.name, self.checkpoint, staged)
+        self.store.link_or_copy(piece.name, self.checkpoint, staged)
         return file
 
     def change_in_place(self) -> None:

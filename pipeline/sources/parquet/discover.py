@@ -105,7 +105,7 @@ class _FooterReader:
         except SchemaDrift as error:
             if not self.quarantine_files:
                 raise
-            return quarantined_file(file.path, error, rows=metadata.num_rows, keys=file.keys)
+            return quarantined_file(file.path, error, rows=metadata.num_rows, hive_keys=file.hive_keys)
         small = self.small if layout is self.common.layout else None
         footer = digest_footer(file, metadata, layout=layout, keys=self.keys, condition=self.condition, small=small)
         return _select(footer, metadata, self.selection[file.path]) if self.selection else footer
@@ -113,9 +113,15 @@ class _FooterReader:
 
 def _select(footer: Footer, metadata: pq.FileMetaData, selection: FileSelection) -> Footer:
     """Return ``footer`` without the row groups that are published already."""
-    marks, done = group_marks(metadata), selection.done_groups
-    wanted = (*(False for _ in range(done)), *footer.wanted[done:])
-    return replace(footer, wanted=wanted, done_groups=done, mark=marks[-1] if marks else "", why=selection.why)
+    marks, done = group_marks(metadata), selection.published_row_groups
+    selected = (*(False for _ in range(done)), *footer.selected[done:])
+    return replace(
+        footer,
+        selected=selected,
+        published_row_groups=done,
+        footer_digest=marks[-1] if marks else "",
+        why=selection.why,
+    )
 
 
 def _needed(source: Source, columns: tuple[str, ...] | None, condition: Filter | None) -> frozenset[str] | None:
@@ -126,15 +132,15 @@ def _needed(source: Source, columns: tuple[str, ...] | None, condition: Filter |
 
 
 def _key_schema(files: Sequence[SourceFile]) -> pa.Schema:
-    names = tuple(name for name, _ in files[0].keys)
+    names = tuple(name for name, _ in files[0].hive_keys)
     values: dict[str, list[str]] = {name: [] for name in names}
     if len(values) < len(names):
         raise _key_drift(files[0], "a key twice", "each key once")
     for file in files:
-        if tuple(name for name, _ in file.keys) != names:
-            found = "/".join(name for name, _ in file.keys) or "no partition folder"
+        if tuple(name for name, _ in file.hive_keys) != names:
+            found = "/".join(name for name, _ in file.hive_keys) or "no partition folder"
             raise _key_drift(file, found, "/".join(names) or "no partition folder", other=files[0])
-        for name, value in file.keys:
+        for name, value in file.hive_keys:
             values[name].append(value)
     return pa.schema([pa.field(name, _key_type(texts)) for name, texts in values.items()])
 

@@ -97,11 +97,11 @@ class Footer:
     """Of each column in ``totals``."""
     widths: np.ndarray
     """float64 [columns]: bytes of a decoded value where that is fixed, else 0."""
-    wanted: tuple[bool, ...]
+    selected: tuple[bool, ...]
     """Per row group: whether the filter could keep a row of it."""
-    mark: str = ""
+    footer_digest: str = ""
     """As in `pipeline.common.rows.InputFile`."""
-    done_groups: int = 0
+    published_row_groups: int = 0
     """As there."""
     why: str = ""
     """As there."""
@@ -123,22 +123,22 @@ class Footer:
     def input_file(self, columns: Sequence[str]) -> InputFile:
         """Return the file for the plan, with the bytes of ``columns`` only."""
         plain, packed = self.group_bytes(columns)
-        groups = map(RowGroup, self.rows.tolist(), plain.tolist(), packed.tolist(), self.wanted)
+        groups = map(RowGroup, self.rows.tolist(), plain.tolist(), packed.tolist(), self.selected)
         file = self.file
         return InputFile(
             file.path,
             file.size,
             file.version,
             tuple(groups),
-            file.keys,
-            done_groups=self.done_groups,
-            mark=self.mark,
+            file.hive_keys,
+            published_row_groups=self.published_row_groups,
+            footer_digest=self.footer_digest,
             why=self.why,
         )
 
     def narrow(self, groups: Collection[int]) -> Footer:
         """Return the footer with no other row groups selected than ``groups``."""
-        return replace(self, wanted=tuple(one and number in groups for number, one in enumerate(self.wanted)))
+        return replace(self, selected=tuple(one and number in groups for number, one in enumerate(self.selected)))
 
 
 @lru_cache(maxsize=8)
@@ -209,7 +209,7 @@ def digest_footer(
         names=layout.names,
         shares=shares,
         widths=layout.widths,
-        wanted=_wanted(file, groups, layout=layout, keys=keys, condition=condition),
+        selected=_selected(file, groups, layout=layout, keys=keys, condition=condition),
     )
 
 
@@ -231,13 +231,13 @@ def _width(arrow_type: pa.DataType) -> float:
         return 0.0
 
 
-def _wanted(
+def _selected(
     file: SourceFile, groups: list[Any], *, layout: Layout, keys: pa.Schema, condition: Filter | None
 ) -> tuple[bool, ...]:
     if condition is None:
         return (True,) * len(groups)
     bounds = {}
-    for name, text in file.keys:
+    for name, text in file.hive_keys:
         if name in keys.names and name in condition.columns:
             arrow_type = keys.field(name).type
             value = hive_value(text, arrow_type)

@@ -72,7 +72,7 @@ class _Reading:
         :param fragment: int32 [rows].
         """
         for field in self.keys:
-            texts = [dict(fragment.keys).get(field.name) for fragment in self.fragments]
+            texts = [dict(fragment.hive_keys).get(field.name) for fragment in self.fragments]
             values = [None if text is None else hive_value(text, field.type) for text in texts]
             data = data.append_column(field, pa.array(values, field.type).take(pa.array(fragment)))
         return data.select(self.schema.names) if self.keys else data

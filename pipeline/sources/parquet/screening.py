@@ -42,7 +42,7 @@ def screen_files(located: Sequence[SourceFile], *, needed: Collection[str] | Non
             with missing_is_changed(file.path):
                 schema = read_footer(file.path).schema.to_arrow_schema()
         except InputError as error:
-            rejected.append(quarantined_file(file.path, error, keys=file.keys))
+            rejected.append(quarantined_file(file.path, error, hive_keys=file.hive_keys))
             continue
         fields = [field for field in schema if needed is None or field.name in needed]
         columns = [(field.name, str(plain_type(field.type))) for field in fields]
@@ -67,13 +67,13 @@ def recheck_file(
     try:
         with missing_is_changed(file.path), parquet_errors(file.path):
             size, version = current_version(file.path)
-            located = SourceFile(file.path, size, version, file.keys)
+            located = SourceFile(file.path, size, version, file.hive_keys)
             metadata = read_footer(located.path)
         rows = metadata.num_rows
         actual = metadata.schema.to_arrow_schema()
         _check_columns(file.path, actual, schema=schema, columns=columns, is_all=is_all)
     except InputError as error:
-        return quarantined_file(file.path, error, rows=rows, keys=file.keys)
+        return quarantined_file(file.path, error, rows=rows, hive_keys=file.hive_keys)
     keys = pa.schema([field for field in schema if field.name not in columns])
     return digest_footer(located, metadata, layout=Layout(actual), keys=keys, condition=condition).input_file(columns)
 

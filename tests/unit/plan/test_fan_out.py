@@ -197,7 +197,7 @@ def test_children_of_a_column_have_its_values(lake: Path, column: str, values: l
     for child in plan.children:
         kept = table.filter(parse_filter(child.planned.spec.source.filter or "").mask(table))
         assert kept.num_rows == child.matching
-        wanted = sum(group.rows for file in child.planned.files for group in file.row_groups if group.wanted)
+        wanted = sum(group.rows for file in child.planned.files for group in file.row_groups if group.selected)
         assert kept.num_rows <= wanted <= 900
     if column == "part":
         assert [child.rows for child in plan.children] == [300, 300, 300]

@@ -80,7 +80,7 @@ def test_what_failed_before_is_told() -> None:
 )
 def test_appended_or_changed(marks: list[str], expected: str, done: int) -> None:
     made = decide(found("a", a="v2"), work(1, published("a", "x", groups=2)), marks=marks)
-    assert (made.files["a"].why, made.files["a"].done_groups) == (expected, done)
+    assert (made.files["a"].why, made.files["a"].published_row_groups) == (expected, done)
     assert made.progress.replaces == (("x",) if expected == CHANGED else ())
 
 
@@ -114,7 +114,7 @@ def test_appended_rows_leave_what_is_there_unless_it_has_to_go() -> None:
         marks=lambda path: ["m0", "m1"] if path == "a" else [],
     )
     assert made.files["b"].why == CHANGED
-    assert made.files["a"].done_groups == 0, "its rows are in a file that goes: all of it is scored"
+    assert made.files["a"].published_row_groups == 0, "its rows are in a file that goes: all of it is scored"
 
 
 def test_a_file_that_is_gone_and_was_published_is_left_alone() -> None:

@@ -35,7 +35,7 @@ lakes = st.lists(
 
 def lake(drawn) -> tuple[InputFile, ...]:
     return tuple(
-        InputFile(f"/in/{n:03d}", 1, "v", tuple(RowGroup(r, r * w, r, wanted=wanted) for r, w, wanted in groups))
+        InputFile(f"/in/{n:03d}", 1, "v", tuple(RowGroup(r, r * w, r, selected=wanted) for r, w, wanted in groups))
         for n, groups in enumerate(drawn)
     )
 
@@ -50,13 +50,13 @@ def test_every_wanted_row_is_in_exactly_one_partition_in_source_order(drawn, thr
     for file in found:
         start = 0
         for group in file.row_groups:
-            if group.wanted and group.rows:
+            if group.selected and group.rows:
                 wanted.append((file.path, start, start + group.rows))
             start += group.rows
     assert merged(covered) == merged(wanted)
     assert all(partition for partition in packed)
     assert sum(one.bytes for partition in packed for one in partition) == sum(
-        group.bytes for file in found for group in file.row_groups if group.wanted
+        group.bytes for file in found for group in file.row_groups if group.selected
     )
 
 
@@ -133,7 +133,7 @@ def test_few_rows_are_one_partition_and_none_is_none():
 
 
 def test_gaps_of_unwanted_row_groups_divide_fragments():
-    groups = tuple(RowGroup(10, 10, 1, wanted=wanted) for wanted in (False, True, True, False, True))
+    groups = tuple(RowGroup(10, 10, 1, selected=wanted) for wanted in (False, True, True, False, True))
     ((first, second),) = pack((InputFile("/a", 1, "v", groups),), threads=1)
     assert (first.row_start, first.row_stop, first.group_start, first.group_stop) == (10, 30, 1, 3)
     assert (second.row_start, second.row_stop, second.group_start, second.group_stop) == (40, 50, 4, 5)

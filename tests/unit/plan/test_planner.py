@@ -346,7 +346,7 @@ def test_a_wide_table_gets_smaller_batches_and_row_groups():
 
 
 def test_rows_of_pruned_row_groups_are_counted():
-    groups = (RowGroup(10, 10, 1), RowGroup(7, 7, 1, wanted=False))
+    groups = (RowGroup(10, 10, 1), RowGroup(7, 7, 1, selected=False))
     made = plan(found=discovery((InputFile("/a", 1, "v", groups),)))
     assert (made.rows, made.pruned_rows, sum(one.rows for one in made.partitions)) == (17, 7, 10)
 
@@ -387,7 +387,7 @@ def test_another_cluster_cuts_otherwise_but_the_work_is_the_same():
 
 
 def test_a_plan_is_stored_without_loss(tmp_path):
-    groups = (RowGroup(10, 10, 1), RowGroup(7, 7, 1, wanted=False), RowGroup(0, 0, 0))
+    groups = (RowGroup(10, 10, 1), RowGroup(7, 7, 1, selected=False), RowGroup(0, 0, 0))
     strange = (*files([50_000, 60_000], 20), InputFile("/z/ü x", 3, "", groups, (("k", "a=b"), ("ü", "/"))), *files())
     contract = {"n": {"allowed": [1, 2], "min": 0}, "id": {"max": "z"}}
     schema = pa.schema([*SCHEMA, ("c", pa.string()), ("g", pa.int8())])

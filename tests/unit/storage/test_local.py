@@ -160,7 +160,7 @@ def test_writes_with_bad_names_stay_inside(store: Store) -> None:
         lambda: store.put_if_absent("../x", b""),
         lambda: store.replace("../x", b""),
         lambda: store.append("../x", ""),
-        lambda: store.take("../x", store, "x"),
+        lambda: store.link_or_copy("../x", store, "x"),
         lambda: store.open_output("../x").__enter__(),
     ):
         with pytest.raises(RefusedForSafety):
@@ -191,7 +191,7 @@ def test_shared_store_follows_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         shared = LocalStore(tmp_path / "out")
-        shared.take("x", private, "x")
+        shared.link_or_copy("x", private, "x")
         shared.replace("y", b"")
     finally:
         os.umask(before)
@@ -201,15 +201,15 @@ def test_shared_store_follows_the_umask(tmp_path: Path) -> None:
 def test_take_links_on_one_device_and_copies_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, target = LocalStore(tmp_path / "a"), LocalStore(tmp_path / "b")
     source.replace("x", b"data")
-    target.take("linked", source, "x")
+    target.link_or_copy("linked", source, "x")
     assert os.path.samefile(tmp_path / "a/x", tmp_path / "b/linked")
-    target.take("linked", source, "x")
+    target.link_or_copy("linked", source, "x")
 
     def other_device(*_: object) -> None:
         raise OSError(errno.EXDEV, "other device")
 
     monkeypatch.setattr(os, "link", other_device)
-    target.take("copied", source, "x")
+    target.link_or_copy("copied", source, "x")
     assert target.read("copied") == b"data"
     assert not os.path.samefile(tmp_path / "a/x", tmp_path / "b/copied")
     assert sorted(os.listdir(tmp_path / "b")) == ["copied", "linked"]
@@ -218,9 +218,9 @@ def test_take_links_on_one_device_and_copies_elsewhere(tmp_path: Path, monkeypat
 def test_take_between_kinds_of_stores(tmp_path: Path) -> None:
     local, remote = LocalStore(tmp_path / "a"), ObjectStore(f"memory://{uuid.uuid4().hex}")
     local.replace("x", b"data")
-    remote.take("d/y", local, "x")
-    remote.take("d/z", remote, "d/y")
-    local.take("back", remote, "d/z")
+    remote.link_or_copy("d/y", local, "x")
+    remote.link_or_copy("d/z", remote, "d/y")
+    local.link_or_copy("back", remote, "d/z")
     assert local.read("back") == b"data"
 
 
@@ -236,12 +236,12 @@ def _verbs(store: Store) -> dict[str, Callable[[], object]]:
     return {
         "put_if_absent": lambda: store.put_if_absent("d/new", b"new"),
         "replace": lambda: store.replace("d/old", b"new"),
-        "take": lambda: store.take("d/old", store, "d/other"),
+        "link_or_copy": lambda: store.link_or_copy("d/old", store, "d/other"),
         "append": lambda: store.append("log", "line"),
     }
 
 
-@pytest.mark.parametrize("verb", ["put_if_absent", "replace", "take", "append"])
+@pytest.mark.parametrize("verb", ["put_if_absent", "replace", "link_or_copy", "append"])
 @pytest.mark.parametrize("fault", [Crash, io_error], ids=["crash", "error"])
 @pytest.mark.fault(30)
 def test_every_system_call_may_fail(tmp_path: Path, verb: str, fault: Callable[[], BaseException]) -> None:

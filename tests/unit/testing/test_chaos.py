@@ -93,7 +93,7 @@ def test_ranges_are_of_wanted_rows_each_once(groups: list[list[int]], rows: int,
 
 
 def test_row_groups_that_the_filter_rules_out_are_not_taken() -> None:
-    groups = tuple(RowGroup(10, 80, 40, wanted=number == 1) for number in range(3))
+    groups = tuple(RowGroup(10, 80, 40, selected=number == 1) for number in range(3))
     (part,) = choose_ranges((InputFile("a", 1, "v", groups),), rows=100, seed=0)
     assert part == Fragment("a", 10, 20, 1, 2, 80)
 

@@ -221,7 +221,7 @@ def test_a_wanted_row_is_never_pruned(tmp_path_factory, table, text, n, group):
     (file,) = discover(Source(path=str(path), filter=text)).files
     keep = parse_filter(text).mask(table).to_pylist()
     for number, one in enumerate(file.row_groups):
-        assert one.wanted or not any(keep[number * group : number * group + one.rows])
+        assert one.selected or not any(keep[number * group : number * group + one.rows])
 
 
 @pytest.mark.parametrize(

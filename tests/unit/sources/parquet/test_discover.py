@@ -163,7 +163,7 @@ def test_hive_keys_are_decoded_typed_and_may_be_null(tmp_path):
     write(tmp_path / "year=2024" / "city=K%C3%B6ln%2FDeutz" / "a.parquet", pa.table({"x": [1]}))
     write(tmp_path / "year=2025" / "city=__HIVE_DEFAULT_PARTITION__" / "b.parquet", pa.table({"x": [2]}))
     found = discover(Source(path=str(tmp_path)))
-    assert found.files[0].keys == (("year", "2024"), ("city", "Köln/Deutz"))
+    assert found.files[0].hive_keys == (("year", "2024"), ("city", "Köln/Deutz"))
     assert found.key_names == ("year", "city")
     assert found.schema == pa.schema([("x", pa.int64()), ("year", pa.int64()), ("city", pa.string())])
     assert read_all(found) == [
@@ -269,7 +269,7 @@ def test_statistics_and_keys_decide_which_row_groups_are_wanted(tmp_path):
     write(tmp_path / "k=1" / "a.parquet", pa.table({"a": list(range(10))}), row_group_size=5)
     write(tmp_path / "k=2" / "a.parquet", pa.table({"a": list(range(10))}), row_group_size=5)
     found = discover(Source(path=str(tmp_path), filter="k == 2 and a >= 5"))
-    assert [[group.wanted for group in file.row_groups] for file in found.files] == [[False, False], [False, True]]
+    assert [[group.selected for group in file.row_groups] for file in found.files] == [[False, False], [False, True]]
     assert [row["a"] for row in read_all(found)] == [5, 6, 7, 8, 9]
 
 

@@ -175,7 +175,7 @@ def test_partitions_together_give_every_row_once(tmp_path_factory, sizes, group,
             seen += zip(paths, batch.row.tolist(), strict=True)
     expected = [(file.path, a) for file in found.files for a in range(file.rows) if keeps(a)]
     assert seen == expected
-    pruned = sum(g.rows for file in found.files for g in file.row_groups if not g.wanted)
+    pruned = sum(g.rows for file in found.files for g in file.row_groups if not g.selected)
     assert filtered + pruned + len(seen) == sum(sizes)
 
 

@@ -94,7 +94,7 @@ def test_a_file_that_was_mended_is_taken_up(lake: Path) -> None:
     assert (found.path, found.rows, found.size) == (str(path), 3, path.stat().st_size)
     ruled_out = again(aside, filter="id > 3")
     assert isinstance(ruled_out, InputFile)
-    assert [group.wanted for group in ruled_out.row_groups] == [False]
+    assert [group.selected for group in ruled_out.row_groups] == [False]
 
 
 def test_a_file_that_is_still_bad_says_why_as_it_is_now(lake: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_file_that_is_still_bad_says_why_as_it_is_now(lake: Path) -> None:
     path.write_bytes(b"PAR1")
     found = again(aside)
     assert isinstance(found, QuarantinedFile)
-    assert (found.reason, found.rows, found.keys) == ("file:CorruptInput", None, (("day", "1"),))
+    assert (found.reason, found.rows, found.hive_keys) == ("file:CorruptInput", None, (("day", "1"),))
     path.unlink()
     gone = again(aside)
     assert isinstance(gone, QuarantinedFile)
