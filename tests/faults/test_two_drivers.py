@@ -160,7 +160,7 @@ class TwoDrivers(RuleBasedStateMachine):
     def take_over(self, number: int) -> None:
         """The other driver falls asleep, wherever it is, for longer than the lease."""
         self.drivers[1 - number].is_awake = False
-        self.take(number=number)
+        self.acquire_lease(number=number)
 
     @rule(number=drivers)
     def wake(self, number: int) -> None:
@@ -323,7 +323,7 @@ class TwoDrivers(RuleBasedStateMachine):
     def converge(self) -> None:
         self.disk.steps_left = None
         self.drivers = [Driver(), Driver(self.drivers[1].lease, is_awake=False)]
-        self.take(number=0)
+        self.acquire_lease(number=0)
         self.finish_partitions(number=0)
         for step in (self.prepare, self.commit, self.publish, self.finish):
             step(number=0)
@@ -350,7 +350,7 @@ def test_a_takeover_at_every_point(firsts_steps: int, seconds_steps: int) -> Non
     """The first driver sleeps after so many steps, the second gets so far, then the first wakes and goes on."""
     machine = TwoDrivers()
     machine.create()
-    machine.take(number=0)
+    machine.acquire_lease(number=0)
     machine.finish_partitions(number=0)
     try:
         for number, steps in ((0, STEPS[:firsts_steps]), (1, STEPS[:seconds_steps]), (0, STEPS[firsts_steps:])):
