@@ -40,7 +40,7 @@ _ENVIRONMENT = {
     "DASK_PIPELINE__LEASE_SECONDS": str(LEASE_SECONDS),
     "DASK_PIPELINE__SCHEDULER_TIMEOUT": str(SCHEDULER_SECONDS),
     "DASK_PIPELINE__NO_WORKERS_TIMEOUT": "180",
-    "DASK_PIPELINE__GRACE": "5",
+    "DASK_PIPELINE__DRAIN_TIMEOUT": "5",
 }
 _CONFIG = {"distributed.scheduler.worker-ttl": "10s"}
 """Seconds of silence after which a worker is taken for dead; less than what some freezes last, and more than a busy
