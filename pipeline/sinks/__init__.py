@@ -1,4 +1,4 @@
-"""Final destinations. `check` says before anything runs whether a sink may be written; `publish` writes it, once."""
+"""Final destinations of rows. `check` refuses an unsafe sink before anything runs. `publish` writes the sink, once."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ class PublishedFile:
     """One file in a sink."""
 
     name: str
-    """Relative to the sink's path."""
+    """Path relative to the sink's path."""
     rows: int
     bytes: int
     sha256: str
-    """Empty for a file that was there before the first job published to the sink."""
+    """Empty for a file that existed before the first job published to the sink."""
 
 
 @dataclass(frozen=True)
 class SinkContents:
-    """What a job has in a sink."""
+    """The published files of one job in a sink."""
 
     path: str
     """Absolute path or URL."""
     files: tuple[PublishedFile, ...]
-    """Those of this job."""
+    """Files of this job."""
     rows: int
     bytes: int
     is_new: bool = True
-    """False when it had been published before, and nothing was changed."""
+    """False if the manifest was published before and this call changed nothing."""
     is_replaced: bool = False
-    """True when another job has overwritten it since; it is left as it is."""
+    """True if another job has replaced files of this job since. The sink is not changed."""
 
 
 class SinkAdapter(Protocol):
-    """One format of sinks."""
+    """Operations of one sink format."""
 
     def check(
         self,
@@ -73,8 +73,8 @@ class SinkAdapter(Protocol):
     def read_file(self, path: str) -> pa.Table:
         """Return the rows of one published file.
 
-        :raises CorruptInput: if it is damaged.
-        :raises FileNotFoundError: if it is gone.
+        :raises CorruptInput: if the file is damaged.
+        :raises FileNotFoundError: if the file is gone.
         """
 
     def leftovers(self, directory: JobDirectory) -> tuple[str, ...]:
@@ -86,7 +86,7 @@ class SinkAdapter(Protocol):
 
 @runtime_checkable
 class IncrementalSink(Protocol):
-    """One that says what its rows were made of, in the same commit as the rows."""
+    """A sink that records the input of its rows in the same commit as the rows."""
 
     def read_published_inputs(self, sink: Sink, *, name: str) -> PublishHistory:
         """See `read_published_inputs`."""
@@ -94,18 +94,18 @@ class IncrementalSink(Protocol):
 
 @dataclass(frozen=True)
 class PublishHistory:
-    """What a sink holds of incremental jobs of one name."""
+    """The publications of all incremental jobs of one name in a sink."""
 
     work: tuple[PublishedInputs, ...]
-    """Oldest first."""
+    """Inputs of each publication, oldest first."""
     files: frozenset[str]
-    """Names of all files that count."""
+    """Names of all files that the sink's manifest lists."""
 
 
 def find_sink(format_name: str) -> SinkAdapter:
-    """The adapter for ``sink.format``.
+    """Return the adapter for ``sink.format``.
 
-    :raises SpecError: when there is none.
+    :raises SpecError: when the format is unknown.
     """
     return cast(SinkAdapter, find_adapter(format_name, kind="sink", built_in=BUILT_IN)())
 
@@ -120,28 +120,29 @@ def check(
     state: Sequence[str] = (),
     plan: str = "",
 ) -> None:
-    """Refuse a sink that cannot or must not be written, before anything runs. Changes nothing.
+    """Refuse a sink that cannot or must not be written, before anything runs. Change nothing.
 
     :param sources: paths of the job's source: directories, files, globs.
     :param path: the sink's path made absolute; default ``sink.path``.
-    :param job: id of the job, when it may have begun to publish already.
-    :param schema: Arrow schema (IPC) of the output, when it is known: what is appended must fit.
-    :param state: folders of job directories, which a sink must not lie in nor hold.
-    :param plan: digest of the job's plan, when it may have begun to publish already.
-    :raises OutputExists: there is data and the mode is ``error``.
-    :raises OutputConflict: what is there has another schema, or another layout, than what is to be appended; or another
-        job with the same id has published there.
+    :param job: id of the job, when the job may have begun to publish already.
+    :param schema: Arrow schema (IPC) of the output, when known: with ``append``, the existing output must have this
+        schema.
+    :param state: folders of job directories; a sink must not overlap with these.
+    :param plan: digest of the job's plan, when the job may have begun to publish already.
+    :raises OutputExists: the sink contains data and the mode is ``error``.
+    :raises OutputConflict: with ``append``, the existing output has another schema or layout; or another job with the
+        same id has published to the sink.
     :raises RefusedForSafety: the sink and the source overlap, the path is a folder that must not be replaced, or
-        overwriting would remove files that are no output of a job.
+        overwriting would remove files that are not output of a job.
     """
     find_sink(sink.format).check(sink, sources=sources, path=path, job=job, schema=schema, state=state, plan=plan)
 
 
 def read_published_inputs(sink: Sink, *, name: str) -> PublishHistory:
-    """What incremental jobs of that name have published to ``sink``, and of what.
+    """Return the publications of incremental jobs named ``name`` in ``sink``, with their inputs.
 
-    :raises SpecError: for a format of sinks that does not keep this.
-    :raises OutputConflict: when the sink holds rows of which nobody knows what they were made of.
+    :raises SpecError: for a sink format that does not record inputs.
+    :raises OutputConflict: when the sink contains rows whose input is unknown.
     """
     adapter = find_sink(sink.format)
     if not isinstance(adapter, IncrementalSink):
@@ -155,37 +156,39 @@ def read_published_inputs(sink: Sink, *, name: str) -> PublishHistory:
 
 
 def check_conditional_writes(sink: Sink) -> None:
-    """Find out whether the storage of ``sink`` can take a commit, where that depends on a service (an object store):
-    a small object is written there and removed.
+    """Check that the storage of ``sink`` supports conditional writes, which a commit needs.
 
-    :raises UnsafeStore: when it cannot.
-    :raises StorageError: when nothing can be written there.
+    On an object store, a small object is written and removed.
+
+    :raises UnsafeStore: when the storage does not support conditional writes.
+    :raises StorageError: when the storage cannot be written.
     """
     open_store(sink.path).check_conditional_writes()
 
 
 def publish(manifest: Manifest, directory: JobDirectory) -> SinkContents:
-    """Put the output of a committed manifest where the job's sink says, once: again for the same job and manifest
-    number changes nothing, and after a crash anywhere in it, calling it again completes it.
+    """Publish the output of a committed manifest to the job's sink, once.
+
+    A second call for the same job and manifest number changes nothing. After a crash, it completes the publication.
 
     :raises OutputExists: see `check`.
-    :raises OutputConflict: see `check`; also when another job published to the sink meanwhile.
+    :raises OutputConflict: see `check`; also when another job published to the sink during this call.
     :raises RefusedForSafety: see `check`.
     :raises StateCorrupt: a checkpoint file is missing or has another size.
-    :raises StorageError: the storage failed; resume tries again.
+    :raises StorageError: the storage failed; resuming the job retries.
     """
     return find_sink(directory.plan.spec.sink.format).publish(manifest, directory)
 
 
 def read_published(manifest: Manifest, directory: JobDirectory) -> SinkContents | None:
-    """What the job's sink holds of a manifest; None when it was not published."""
+    """Return the published files of a manifest in the job's sink; None if the manifest was not published."""
     return find_sink(directory.plan.spec.sink.format).read_published(manifest, directory)
 
 
 def leftovers(directory: JobDirectory) -> tuple[str, ...]:
     """List the folders outside the job directory that interrupted publishing of the job left behind.
 
-    :returns: local paths or URLs of folders that hold nothing but output. No reader counts them.
+    :returns: local paths or URLs of folders that contain only output. Readers ignore these folders.
     """
     return find_sink(directory.plan.spec.sink.format).leftovers(directory)
 

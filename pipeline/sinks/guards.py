@@ -1,4 +1,4 @@
-"""Places a sink must not be, whatever its format: where the source is, where jobs keep their state, a whole home."""
+"""Refuse unsafe sink paths of any format: the source, job directories, a home folder, the working directory."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _SAFE = "a folder of its own for the output, apart from the source"
 
 
 def check_place(path: str, *, sources: Sequence[str], state: Sequence[str] = ()) -> None:
-    """Refuse ``path`` as a sink where publishing could touch what is no output.
+    """Refuse ``path`` as a sink if publishing could change files that are not output.
 
-    :param sources: paths or URLs of the source, globs too.
-    :param state: folders that hold job directories.
-    :raises RefusedForSafety: when it overlaps with one of these, or is ``/``, a home, or the working directory, or a
-        folder above it.
+    :param sources: paths, URLs or globs of the source.
+    :param state: folders that contain job directories.
+    :raises RefusedForSafety: when ``path`` overlaps with ``sources`` or ``state``, or is ``/``, the user's home, the
+        working directory, or a folder above one of these.
     """
     place = real_place(path)
     if is_local_path(path):
@@ -40,7 +40,7 @@ def check_place(path: str, *, sources: Sequence[str], state: Sequence[str] = ())
 
 
 def real_place(path: str) -> str:
-    """``path`` as an absolute path with its links followed, or as the URL it is."""
+    """Return a local ``path`` as an absolute path without symbolic links; return a URL without trailing slashes."""
     if is_local_path(path):
         return os.path.realpath(local_path(path))
     scheme, separator, rest = path.partition("://")
@@ -60,7 +60,7 @@ def _overlaps(place: str, source: str) -> bool:
         return False
     below = _parts(place)[len(base) :]
     patterns = PurePosixPath(source[slash + 1 :]).parts
-    # A glob that goes through, or stops at, the folders of the sink would make the next run read this one's output.
+    # If a glob matches the sink's folders or part of their path, the next run would read this run's output.
     for part, pattern in zip(below, patterns, strict=False):
         if pattern == "**":
             return True

@@ -1,1 +1,1 @@
-"""The Parquet sink: a folder of files, swapped whole or changed in place."""
+"""The Parquet sink: a folder of files, swapped as a whole or changed in place."""

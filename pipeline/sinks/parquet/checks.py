@@ -1,4 +1,4 @@
-"""Whether what is in a sink allows to publish Parquet files to it."""
+"""Check that the content of a sink allows a job to publish Parquet files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SHOWN_COLUMNS = 5
 def check_content(
     store: Store, state: layout.SinkState | None, *, mode: str, job: str, schema: pa.Schema | None
 ) -> None:
-    """Whether ``mode`` allows to publish over what is in ``store``; see `pipeline.sinks.check`."""
+    """Raise unless ``mode`` allows publishing to ``store`` with its current content; see `pipeline.sinks.check`."""
     names = layout.data_names(store, job=job)
     if mode == "error" and names:
         raise output_exists(store, names)
@@ -33,7 +33,7 @@ def check_content(
 def check_folder(store: Store) -> None:
     """Refuse a path that is a file.
 
-    :raises RefusedForSafety: when it is.
+    :raises RefusedForSafety: when the path is a file.
     """
     if store.is_local and os.path.lexists(store.root) and not os.path.isdir(store.root):
         raise RefusedForSafety(
@@ -45,10 +45,11 @@ def check_folder(store: Store) -> None:
 
 
 def check_is_same(there: layout.Publication, *, plan: str, place: str) -> None:
-    """Refuse to take what another job of the same id has published for this one's.
+    """Refuse a publication of another job with the same id.
 
-    :param plan: digest of this one's plan; empty when it is not known.
-    :raises OutputConflict: when that one had another plan.
+    :param there: publication in the sink under this job's id.
+    :param plan: digest of this job's plan; empty if unknown.
+    :raises OutputConflict: when the publication was made from another plan.
     """
     if there.plan and plan and there.plan != plan:
         raise OutputConflict(
@@ -88,7 +89,10 @@ def _check_schema(store: Store, state: layout.SinkState | None, names: list[str]
 
 
 def adopted(store: Store, *, job: str) -> layout.SinkState | None:
-    """A state for Parquet files that were there before any job published; appending must not hide them."""
+    """Return a state that lists the Parquet files from before any job published; None if the sink has none.
+
+    Without this state, appending would hide these files from readers of the manifest.
+    """
     names = [name for name in store.list() if name.endswith(layout.SUFFIX) and not layout.is_file_of(name, job)]
     if not names:
         return None
@@ -110,7 +114,7 @@ def _footer(store: Store, name: str) -> pq.FileMetaData:
 
 
 def output_exists(store: Store, names: list[str]) -> OutputExists:
-    """What to raise when there is data and the mode is ``error``."""
+    """Make the error for a sink that contains data when the mode is ``error``."""
     found = f"{len(names):,} files, such as {names[0]}" if len(names) > 1 else names[0]
     return OutputExists(
         "there is data in the sink already",

@@ -1,4 +1,4 @@
-"""How an incremental job goes on from what a folder of Parquet files holds."""
+"""Publish an incremental job to a folder of Parquet files that earlier jobs published to."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from pipeline.storage.store import Store, open_store
 
 
 def has_nothing_new(plan: Plan) -> bool:
-    """Whether an incremental job found nothing to score: then nothing is published either."""
+    """True if an incremental job found nothing to score. Such a job publishes nothing."""
     return bool(plan.progress.baseline) and not plan.files
 
 
 def check_baseline(state: layout.SinkState | None, directory: JobDirectory, *, place: str) -> None:
-    """Refuse to publish on anything but what the plan goes on from: somebody may have published the same rows.
+    """Refuse to publish if the sink differs from the plan's baseline: another job may have published the same rows.
 
-    :raises OutputConflict: when it is another.
+    :param place: path of the sink, for the error.
+    :raises OutputConflict: when the baseline differs.
     """
     plan = directory.plan
     if not plan.progress.baseline:
@@ -33,7 +34,7 @@ def check_baseline(state: layout.SinkState | None, directory: JobDirectory, *, p
     if number is None:
         is_same = baseline_of(work) == plan.progress.baseline
     else:
-        # It is repaired: what it was made of must not have been scored again by a later job.
+        # A repair of this job: no later job may have scored the same input files.
         mine = {file.path for file in work[number].inputs}
         is_same = not any(file.path in mine for one in work[number + 1 :] for file in one.inputs)
     if not is_same:
@@ -43,12 +44,12 @@ def check_baseline(state: layout.SinkState | None, directory: JobDirectory, *, p
 def with_inputs(
     publication: layout.Publication, directory: JobDirectory, pieces: Sequence[Piece]
 ) -> layout.Publication:
-    """``publication`` with what it was made of, where the job is incremental."""
+    """Return ``publication`` with its inputs if the job is incremental; else return ``publication`` unchanged."""
     plan = directory.plan
     if not plan.progress.baseline:
         return publication
     made = {piece.name for piece in pieces}
-    # Files that stay when a job is repaired may hold rows of any of its input files.
+    # Files kept by a repair may contain rows of any input file of the job.
     kept = tuple(file.name for file in publication.files if file.name not in made)
     outputs, base = _outputs(directory, pieces), directory.ledger(directory.receipts.all()).base.plan
     inputs = tuple(
@@ -60,7 +61,7 @@ def with_inputs(
     return replace(
         publication,
         name=plan.spec.name,
-        # That of the round which did all the work: a model that moved meanwhile has done it anew.
+        # Digest of the round that scored all rows: after an alias change, a later round rescores all of them.
         work=base.progress.work or plan.progress.work,
         inputs=inputs,
         replaces=plan.progress.replaces,
@@ -68,7 +69,7 @@ def with_inputs(
 
 
 def _outputs(directory: JobDirectory, pieces: Sequence[Piece]) -> dict[str, tuple[str, ...]]:
-    """Input file -> the published files that hold rows of it."""
+    """Return the names of the published files that contain rows of an input file, by input file."""
     ledger = directory.ledger(directory.receipts.all())
     paths = {
         round_file(receipt.round, receipt.data.name): {part.path for part in receipt.files}
@@ -78,17 +79,17 @@ def _outputs(directory: JobDirectory, pieces: Sequence[Piece]) -> dict[str, tupl
     found: dict[str, list[str]] = {path: [] for path in ledger.files}
     for piece in pieces:
         of_piece = {path for source in piece.sources for path in paths.get(source.name, {""})}
-        # Rows that were rejected at first are read from files of rejects, which may hold rows of any input file.
+        # A retry reads rejected rows from files of rejects, which may contain rows of any input file.
         for path in of_piece if of_piece <= found.keys() else found:
             found[path].append(piece.name)
     return {path: tuple(names) for path, names in found.items()}
 
 
 def clear_abandoned(store: Store, directory: JobDirectory) -> None:
-    """Remove the files that other jobs of this name left in the sink when they died before their commit: they were
-    planned on what was there then, and can't be published any more.
+    """Remove files that other jobs of this name left in the sink when they died before their commit.
 
-    Of no other job: one that adds to the same sink may be about to name its files.
+    Those jobs have an outdated baseline, so they can no longer publish. Files of jobs with other names stay: such a job
+    may be about to commit them.
     """
     if not directory.plan.progress.baseline:
         return

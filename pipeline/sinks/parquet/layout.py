@@ -1,8 +1,8 @@
-"""What a published folder looks like, and what may lie in it. No Parquet is written here.
+"""Layout of a published folder. This module writes no Parquet.
 
-part-<partition>-<tag>.parquet   the rows; the tag is of the job and its manifest number
-_manifest.json                   which files count: `SinkState`; a reader who goes through it sees one state
-_SUCCESS                         the digest of _manifest.json; not there while files are changed in place
+part-<partition>-<tag>.parquet   the rows; the tag names the job and its manifest number
+_manifest.json                   the valid files: `SinkState`; readers of this file see one consistent state
+_SUCCESS                         the digest of _manifest.json; absent while files are changed in place
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ _PART = re.compile(r"part-[0-9r.]+-([0-9a-f]{8})-[0-9]+(?:-[0-9a-f]{8})?\.parque
 
 @dataclass(frozen=True)
 class Publication:
-    """What one job put there."""
+    """The files that one job published to the sink."""
 
     job: str
-    """Id; empty for files that were there before the first job came."""
+    """Id of the job; empty for files that existed before the first job published."""
     manifest: int
     """Number of the job's manifest."""
     mode: str
     files: tuple[PublishedFile, ...]
-    """Those of them that still count."""
+    """Files that no later publication has replaced."""
     name: str = ""
-    """Name of an incremental job; empty for others, and so are the fields below."""
+    """Name of an incremental job. Empty for other jobs, as are ``work``, ``inputs`` and ``replaces``."""
     work: str = ""
-    """Digest of what was done with the rows: model and steps."""
+    """Digest of the model and the steps."""
     inputs: tuple[PublishedInput, ...] = ()
-    """What it was made of."""
+    """Input files of the publication."""
     replaces: tuple[str, ...] = ()
-    """Files of earlier publications that went with it."""
+    """Files of earlier publications that this publication removed."""
     files_replaced: int = 0
-    """How many of its own files later ones have replaced."""
+    """Number of files of this publication that later publications have replaced."""
     plan: str = ""
-    """Digest of the job's plan, which tells jobs of the same id apart; empty for files of before it was kept."""
+    """Digest of the job's plan. It distinguishes jobs of the same id; empty in manifests of older versions."""
 
     def to_record(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """Return the record for JSON."""
         record = asdict(self)
         if not self.name:
             for name in ("name", "work", "inputs", "replaces"):
@@ -83,7 +83,7 @@ class Publication:
         )
 
     def without(self, names: Collection[str]) -> Publication:
-        """What is left of it when these files are replaced."""
+        """Return the publication without the files named in ``names``, counted as replaced."""
         kept = tuple(file for file in self.files if file.name not in names)
         return replace(self, files=kept, files_replaced=self.files_replaced + len(self.files) - len(kept))
 
@@ -96,27 +96,27 @@ class SinkState:
     schema: str = ""
     """Arrow schema (IPC), in hexadecimal digits."""
     replaced: tuple[tuple[str, int], ...] = ()
-    """Job and manifest number of what was overwritten, so that resuming such a job does not bring it back."""
+    """Job and manifest number of overwritten publications: resuming such a job must not publish again. At most 1000."""
 
     @property
     def files(self) -> tuple[PublishedFile, ...]:
-        """All files that count."""
+        """Files of all publications."""
         return tuple(file for publication in self.publications for file in publication.files)
 
     def find(self, job: str, number: int) -> Publication | None:
-        """What a manifest of a job put there."""
+        """Return the publication of a job's manifest; None if there is none."""
         return next((one for one in self.publications if (one.job, one.manifest) == (job, number)), None)
 
     def of_job(self, job: str) -> Publication | None:
-        """What a job has there, by whichever of its manifests."""
+        """Return the publication of a job, from any of its manifests; None if there is none."""
         return next((one for one in self.publications if one.job == job), None)
 
     def is_gone(self, job: str) -> bool:
-        """Whether a job published there, and another one overwrote it."""
+        """True if another job has overwritten the publication of ``job``."""
         return self.of_job(job) is None and any(one == job for one, _ in self.replaced)
 
     def to_json_bytes(self) -> bytes:
-        """As stored."""
+        """Return the content of ``_manifest.json``."""
         publications = [one.to_record() for one in self.publications]
         record: dict[str, Any] = {
             "schema_version": 1,
@@ -131,7 +131,7 @@ class SinkState:
     def from_json(data: bytes, *, where: str) -> SinkState:
         """Inverse of `to_json_bytes`.
 
-        :raises StateCorrupt: for anything else.
+        :raises StateCorrupt: for any other content.
         """
         try:
             record = json.loads(data)
@@ -150,7 +150,7 @@ class SinkState:
 
 
 def read_state(store: Store) -> SinkState | None:
-    """What the sink says it holds; None when no job published there."""
+    """Read ``_manifest.json``; return None if no job has published to the sink."""
     try:
         return SinkState.from_json(store.read(MANIFEST), where=store.url(MANIFEST))
     except FileNotFoundError:
@@ -158,7 +158,7 @@ def read_state(store: Store) -> SinkState | None:
 
 
 def next_state(before: SinkState | None, publication: Publication, *, schema: str, overwrite: bool) -> SinkState:
-    """The state after ``publication``, which takes the place of what the same job had there."""
+    """Return the state after ``publication``, which replaces an earlier publication of the same job."""
     if before is None:
         return SinkState((publication,), schema)
     if before.of_job(publication.job) is not None:
@@ -175,7 +175,7 @@ def next_state(before: SinkState | None, publication: Publication, *, schema: st
 
 
 def read_published_inputs(state: SinkState | None, name: str) -> tuple[PublishedInputs, ...]:
-    """What incremental jobs of that name have published, oldest first."""
+    """Return the publications of incremental jobs named ``name``, oldest first."""
     return tuple(
         PublishedInputs(one.job, one.manifest, one.work, one.inputs)
         for one in (state.publications if state else ())
@@ -184,46 +184,46 @@ def read_published_inputs(state: SinkState | None, name: str) -> tuple[Published
 
 
 def success_text(state: SinkState) -> bytes:
-    """Content of ``_SUCCESS``: it is of this state and no other."""
+    """Return the content of ``_SUCCESS``, which is valid for this state only."""
     last = state.publications[-1]
     text = {"manifest_sha256": digest_bytes(state.to_json_bytes()), "job": last.job, "manifest": last.manifest}
     return json.dumps(text).encode() + b"\n"
 
 
 def job_tag(job: str) -> str:
-    """What the names of all files of a job share."""
+    """Return the part of a file name that all files of a job share."""
     return digest_bytes(job.encode())[:8]
 
 
 def file_name(partition: str, manifest: Manifest, *, attempt: str = "") -> str:
-    """Name of the file that begins with the rows of ``partition``.
+    """Return the name of the file that begins with the rows of ``partition``.
 
-    :param attempt: makes it unlike that of any other attempt to publish; needed where the folder is changed in place.
+    :param attempt: unique text of this attempt to publish; required if the folder is changed in place.
     """
     return f"part-{partition}-{job_tag(manifest.job)}-{manifest.number}{'-' if attempt else ''}{attempt}{SUFFIX}"
 
 
 def tag_of(name: str) -> str:
-    """The `job_tag` in a name that `file_name` gave; empty for any other."""
+    """Return the `job_tag` in a name made by `file_name`; empty for any other name."""
     found = _PART.fullmatch(name)
     return found[1] if found else ""
 
 
 def is_file_of(name: str, job: str) -> bool:
-    """Whether ``job`` made the file, finished or not."""
+    """True if ``job`` wrote the file, complete or not."""
     return bool(job) and name.startswith("part-") and f"-{job_tag(job)}-" in name and name.endswith(SUFFIX)
 
 
 def data_names(store: Store, *, job: str = "") -> list[str]:
-    """What is in the sink, but for what this very job left there when it died, files first."""
+    """List the files, then the folders in the sink, without files that ``job`` left after a crash."""
     names = [name for name in store.list() if not is_file_of(name, job)]
     return names + [f"{name}/" for name in store.list_folders()]
 
 
 def check_replaceable(store: Store) -> None:
-    """Refuse to overwrite a folder that holds anything which is no output.
+    """Refuse to overwrite a folder that contains anything except output.
 
-    :raises RefusedForSafety: naming the first such file or folder.
+    :raises RefusedForSafety: with the first such file or folder.
     """
     for name in data_names(store):
         if name in (MANIFEST, SUCCESS, *_OF_PARQUET) or (name.endswith(SUFFIX) and _is_parquet(store, name)):
@@ -238,9 +238,9 @@ def check_replaceable(store: Store) -> None:
 
 
 def check_flat(store: Store) -> None:
-    """Refuse to append to a folder that has folders in it.
+    """Refuse to append to a folder that contains folders.
 
-    :raises OutputConflict: naming the first.
+    :raises OutputConflict: with the first such folder.
     """
     if folders := store.list_folders():
         raise OutputConflict(

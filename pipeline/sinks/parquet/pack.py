@@ -1,4 +1,4 @@
-"""Which published files a manifest becomes, and writing those that are merged from several checkpoint files."""
+"""Assign the checkpoint files of a manifest to published files, and merge small checkpoint files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.storage.urls import as_storage_error, is_bare
 
 _GROUP_ROWS = 1 << 20
 _GROUP_BYTES = 64 << 20
-"""Row groups of merged files are gathered up to one of these; memory is a few times the second."""
+"""Bytes of a row group in merged files, unless ``_GROUP_ROWS`` is reached first. Memory is a few times these bytes."""
 
 
 @dataclass(frozen=True)
@@ -29,19 +29,18 @@ class Piece:
 
     name: str
     sources: tuple[ManifestFile, ...]
-    """Checkpoint files it consists of, in order: one is taken as it is, more are merged, none makes an empty file."""
+    """Checkpoint files of this piece, in order. One is linked or copied, several are merged, none: an empty file."""
 
 
 def make_pieces(manifest: Manifest, *, target: int | None, attempt: str = "") -> tuple[Piece, ...]:
-    """Cut the files of ``manifest`` into published files, in source order.
+    """Assign the files of ``manifest`` to published files, in source order.
 
-    Neighbours are merged until they have ``target`` bytes. A file of half the target or more stays by itself, and none
-    is cut: a partition's size is the upper bound. An output without rows is one file without rows, so that readers
-    find the schema.
+    Neighbours are merged up to ``target`` bytes. A file of at least half the target is not merged, and no file is
+    split: the largest partition is the upper bound. Output without rows is one file without rows, for its schema.
     """
     if not manifest.files:
         return (Piece(file_name("00000", manifest, attempt=attempt), ()),)
-    # Rounds stay apart, for the metadata of a file names one model version.
+    # Files of different rounds are not merged: the metadata of a file names one model version.
     groups: list[list[ManifestFile]] = []
     room = 0.0
     for file in manifest.files:
@@ -56,14 +55,14 @@ def make_pieces(manifest: Manifest, *, target: int | None, attempt: str = "") ->
 
 
 def _label(file: ManifestFile) -> str:
-    """Id of the partition, with the number of its round where it is not the first: ``r1.00003``."""
+    """Return the id of the partition, after the first round with the round's number: ``r1.00003``."""
     return f"r{file.round}.{file.partition}" if file.round else file.partition
 
 
 def check_sources(manifest: Manifest, *, store: Store) -> None:
-    """Check that every checkpoint file of ``manifest`` is there with the size its receipt says.
+    """Check that every checkpoint file of ``manifest`` exists with the size in its receipt.
 
-    :raises StateCorrupt: when one is not.
+    :raises StateCorrupt: when a file is missing or has another size.
     """
     for file in manifest.files:
         try:
@@ -81,7 +80,7 @@ def check_sources(manifest: Manifest, *, store: Store) -> None:
 
 
 def linked_files(piece: Piece) -> PublishedFile:
-    """What a piece of one source is once it is published."""
+    """Return the published file of a piece with one source."""
     (file,) = piece.sources
     return PublishedFile(piece.name, file.rows, file.bytes, file.sha256)
 
@@ -89,9 +88,9 @@ def linked_files(piece: Piece) -> PublishedFile:
 def write_merged(
     piece: Piece, *, source: Store, schema: pa.Schema, compression: str, output: IO[bytes]
 ) -> PublishedFile:
-    """Write the rows of all sources of ``piece`` to ``output``, in order; types and metadata stay as they are.
+    """Write the rows of all sources of ``piece`` to ``output``, in order. Types and metadata do not change.
 
-    :raises StateCorrupt: when a checkpoint file's pages do not have the checksums they were written with.
+    :raises StateCorrupt: when the pages of a checkpoint file do not match their checksums.
     """
     if piece.sources:
         with source.open_input(piece.sources[0].name) as file:
@@ -108,7 +107,7 @@ def write_merged(
 
 
 def _tables(files: Sequence[ManifestFile], *, store: Store) -> Iterator[pa.Table]:
-    """All row groups, gathered to a good size."""
+    """Yield all rows as tables that have at least `_GROUP_ROWS` rows or `_GROUP_BYTES` bytes, except the last."""
     held: list[pa.Table] = []
     rows = size = 0
     for file in files:

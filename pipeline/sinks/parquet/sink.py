@@ -1,16 +1,19 @@
-"""Publishing to a folder of Parquet files.
+"""Publish to a folder of Parquet files.
 
 On a POSIX file system ``error`` and ``overwrite`` swap the whole folder in one step (`pipeline.sinks.parquet.swap`):
-every reader sees the old output or the new one. ``append``, object stores and file systems without that step change the
-folder in place, in an order in which a reader of ``_manifest.json`` sees one state at any moment, and one of
-``_SUCCESS`` knows when there is none:
+every reader sees either the old output or the new output. With ``append``, on object stores and on file systems
+without that step, the folder is changed in place. A reader of ``_manifest.json`` then sees one consistent state at any
+time. A missing ``_SUCCESS`` shows that files are being changed. The steps are:
 
-1. remove ``_SUCCESS``; 2. add files under names nobody else has; 3. set ``_manifest.json``: the commit; 4. remove files
-that no longer count; 5. write ``_SUCCESS``.
+1. remove ``_SUCCESS``;
+2. add files under unique names;
+3. write ``_manifest.json``: the commit;
+4. remove replaced files;
+5. write ``_SUCCESS``.
 
-Each step can be done again, so that publishing again after a crash completes it.
+Each step can be repeated, so publishing again after a crash completes the publication.
 
-Folders that publishing left beside a sink when it died: half of a new output, or the old one that was replaced.
+A crash while swapping leaves a folder beside the sink: part of the new output, or the old output that was replaced.
 """
 
 from __future__ import annotations
@@ -46,7 +49,7 @@ from pipeline.storage.urls import is_local_path, unique_name
 
 logger = logging.getLogger(__name__)
 _MERGED = merged_folder(0)
-"""Folder of the job directory in which files are merged when the sink is changed in place."""
+"""Folder of the job directory for merged files when the sink is changed in place."""
 _OWN = {layout.MANIFEST, layout.SUCCESS}
 
 
@@ -67,7 +70,7 @@ class ParquetSink:
         state: Sequence[str] = (),
         plan: str = "",
     ) -> None:
-        """Raise what `publish` would raise; see `pipeline.sinks.check`."""
+        """Refuse a sink that `publish` would refuse; see `pipeline.sinks.check`."""
         path = path or sink.path
         check_place(path, sources=sources, state=state)
         _target_size(sink)
@@ -81,13 +84,13 @@ class ParquetSink:
         check_content(store, there, mode=sink.mode, job=job, schema=arrow)
 
     def read_published_inputs(self, sink: Sink, *, name: str) -> PublishHistory:
-        """What incremental jobs have published; see `pipeline.sinks.read_published_inputs`."""
+        """Return the publications of incremental jobs; see `pipeline.sinks.read_published_inputs`."""
         store = self._open(real_place(sink.path))
         state = layout.read_state(store)
         unknown = (
             [one.job for one in state.publications if not one.name]
             if state
-            # Parts without a manifest are what a job left that died before its commit.
+            # Part files without a manifest were left by a job that died before its commit.
             else [name for name in layout.data_names(store) if not layout.tag_of(name)]
         )
         if unknown:
@@ -96,7 +99,7 @@ class ParquetSink:
         return PublishHistory(layout.read_published_inputs(state, name), files)
 
     def read_published(self, manifest: Manifest, directory: JobDirectory) -> SinkContents | None:
-        """What the sink holds of this manifest."""
+        """Return the published files of this manifest; see `pipeline.sinks.read_published`."""
         path = directory.resolve(directory.plan.spec.sink.path)
         if has_nothing_new(directory.plan):
             return SinkContents(path, (), 0, 0, is_new=False)
@@ -154,9 +157,9 @@ class ParquetSink:
         return cast(SinkContents, _find(layout.read_state(store), manifest, path=path, is_new=True))
 
     def _swap(self, work: _Work) -> None:
-        """Build the new folder aside and put it in place.
+        """Build the new folder beside the sink, then swap the two.
 
-        :raises swap.CannotSwap: when that cannot be done here; nothing changed.
+        :raises swap.CannotSwap: when the sink cannot be swapped; nothing changed.
         """
         path = Path(work.store.root)
         aside = swap.aside_path(path, job=work.manifest.job, number=work.manifest.number)
@@ -179,7 +182,7 @@ class ParquetSink:
 
 
 class _Work:
-    """One publication: what goes where."""
+    """One publication: the files to keep, the files to add, and the steps to publish them."""
 
     def __init__(
         self,
@@ -200,36 +203,36 @@ class _Work:
         self.schema = schema
         self.target = _target_size(sink)
         self.earlier = before.of_job(manifest.job) if before else None
-        """What the job has there by an earlier manifest, which is repaired."""
+        """Publication of an earlier manifest of the job, which this one repairs."""
         there = directory.manifests.find(self.earlier.manifest) if self.earlier else None
         names = {file.name for file in there.files} if there else set()
         is_kept = bool(names) and names <= {file.name for file in manifest.files}
         self.kept = self.earlier.files if self.earlier and is_kept else ()
-        """Its published files that stay as they are."""
+        """Files of ``earlier`` that do not change."""
         self.added = replace(
             manifest, files=tuple(file for file in manifest.files if not (is_kept and file.name in names))
         )
 
     def fills_folder(self) -> bool:
-        """Whether all that will be in the folder is of this job, so that the whole of it can be swapped."""
+        """True if the folder will contain files of this job only: the whole folder can then be swapped."""
         if self.earlier is None:
             return self.sink.mode == "overwrite" or not layout.data_names(self.store)
         is_alone = self.before is not None and len(self.before.publications) == 1
         return is_alone and set(layout.data_names(self.store, job=self.manifest.job)) <= _OWN
 
     def pieces(self, *, attempt: str = "") -> tuple[pack.Piece, ...]:
-        """The files to add."""
+        """Return the files to add."""
         if self.kept and not self.added.files:
             return ()
         if not self.manifest.files and self.directory.plan.progress.baseline and self.before is not None:
-            # Everything new was filtered or rejected, and the schema is told by what is there.
+            # All new rows were filtered or rejected. The existing output has the schema, so add no empty file.
             return ()
         return pack.make_pieces(self.added, target=self.target, attempt=attempt)
 
     def after(
         self, files: tuple[PublishedFile, ...], before: layout.SinkState | None, pieces: Sequence[pack.Piece]
     ) -> layout.SinkState:
-        """The state once ``files`` are added, which ``pieces`` were."""
+        """Return the state after ``files`` are added; ``pieces`` names their sources."""
         made = layout.Publication(
             self.manifest.job,
             self.manifest.number,
@@ -243,9 +246,9 @@ class _Work:
         return layout.next_state(before, made, schema=self.manifest.schema, overwrite=is_over)
 
     def is_there_meanwhile(self) -> bool:
-        """Whether another driver published this very manifest since the sink was looked at.
+        """True if another driver has published this manifest since ``before`` was read.
 
-        :raises OutputConflict: when another job published something else.
+        :raises OutputConflict: when another job has published since.
         """
         now = layout.read_state(self.store)
         if _find(now, self.manifest, path="") is not None:
@@ -261,7 +264,7 @@ class _Work:
         return False
 
     def build(self, store: Store) -> set[str]:
-        """Write the whole output into an empty folder that nobody reads yet; its names."""
+        """Write the whole output into an empty folder without readers; return the file names."""
         for file in self.kept:
             store.link_or_copy(file.name, self.store, file.name)
         pieces = self.pieces()
@@ -288,7 +291,7 @@ class _Work:
         )
 
     def _add_in_place(self, piece: pack.Piece) -> PublishedFile:
-        """Like `_add`, where a reader may be looking: on a local file system, no unfinished file has its name yet."""
+        """Add a file to a folder that has readers. On a local file system, no unfinished file has the final name."""
         if len(piece.sources) == 1 or not self.store.is_local:
             return self._add(piece, self.store)
         staged = f"{_MERGED}/{piece.name}"
@@ -298,7 +301,7 @@ class _Work:
         return file
 
     def change_in_place(self) -> None:
-        """Steps 1 to 5. A failure before the commit is undone; a crash there is repaired by publishing again."""
+        """Run steps 1 to 5. A failure before the commit is undone. After a crash, publishing again completes them."""
         before = self.before
         if before is None and self.sink.mode == "append" and not self.directory.plan.progress.baseline:
             before = checks.adopted(self.store, job=self.manifest.job)
@@ -330,7 +333,7 @@ class _Work:
             raise checks.output_exists(self.store, [layout.MANIFEST])
 
     def _undo(self, pieces: tuple[pack.Piece, ...], success: bytes | None) -> None:
-        """Take back what was added, as far as the storage lets; what remains counts nowhere."""
+        """Remove the added files and restore ``_SUCCESS``. If the storage fails, the files stay, but count nowhere."""
         with suppress(StorageError):
             for piece in pieces:
                 self.store.remove(piece.name)
@@ -340,7 +343,7 @@ class _Work:
 
 @contextmanager
 def _locked(store: Store) -> Iterator[None]:
-    """Keep other drivers on file systems with locks out of the commit; without one the window is milliseconds."""
+    """Lock the sink against commits of other drivers. Without file locks, a race of milliseconds remains."""
     if not store.is_local or not os.path.isdir(store.root):
         yield
         return
@@ -354,7 +357,7 @@ def _locked(store: Store) -> Iterator[None]:
 
 
 def _complete(store: Store, manifest: Manifest) -> None:
-    """Do what is left to do after the commit: steps 4 and 5, and removing folders that were replaced or left aside."""
+    """Complete a publication after its commit: run steps 4 and 5, and remove folders left beside the sink."""
     if store.is_local:
         for number in range(1, manifest.number + 1):
             for aside in swap.find_asides(Path(store.root), job=manifest.job, number=number):
@@ -365,7 +368,7 @@ def _complete(store: Store, manifest: Manifest) -> None:
         return
     last = state.publications[-1]
     if last is not own and _read(store, layout.SUCCESS) is not None:
-        # Others published after it: what is there is theirs, but for `_SUCCESS` that repairing this one took away.
+        # A later job has published, so its files must stay. Go on only if a repair of this job removed `_SUCCESS`.
         return
     counted = {file.name for file in state.files}
     for name in store.list():
@@ -379,7 +382,7 @@ def _complete(store: Store, manifest: Manifest) -> None:
 
 
 def _remove_replaced(aside: Path) -> None:
-    """Remove the folder that was replaced, unless something came into it after it had been checked."""
+    """Remove the replaced folder, unless it contains anything except output (added after the check)."""
     try:
         layout.check_replaceable(LocalStore(aside))
     except RefusedForSafety as reason:
@@ -425,7 +428,7 @@ def _asides(place: Path, job: str, number: int) -> list[Path]:
 
 
 def _is_output(aside: Path, *, job: str) -> bool:
-    """Whether ``aside`` holds nothing but output: of this job, finished or not, or of others, whole."""
+    """True if ``aside`` contains only output: of ``job``, complete or not, or complete output of other jobs."""
     store = LocalStore(aside)
     try:
         if layout.data_names(store, job=job):

@@ -1,8 +1,8 @@
-"""Replacing a whole folder in one step on a POSIX file system.
+"""Replace a whole folder in one step on a POSIX file system.
 
-The new folder is built aside, as a sibling, and takes its place by one rename: onto nothing or an empty folder, or in
-exchange with the old one (``renameat2(RENAME_EXCHANGE)``, Linux). Whoever lists the path sees the old files or the new
-ones, also a reader who knows nothing of manifests.
+The new folder is built beside the old folder and takes its path by one rename. A missing or empty folder is replaced.
+Other folders are exchanged (``renameat2(RENAME_EXCHANGE)``, Linux). Every reader that lists the path sees either the
+old files or the new files, even a reader that does not use manifests.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ _CANNOT = {
 
 
 class CannotSwap(Exception):
-    """This file system, or this place in it, has no such step."""
+    """Raised when a folder cannot be replaced in one step at this path or on this file system."""
 
 
 def aside_path(path: Path, *, job: str, number: int) -> Path:
-    """Where a new folder for ``path`` is built: a hidden sibling that no other attempt has."""
+    """Return the path to build a new folder for ``path`` at: a hidden sibling, unique to this attempt."""
     return path.with_name(f".{path.name}.{job}-{number}.{unique_name()[:8]}")
 
 
 def find_asides(path: Path, *, job: str, number: int) -> list[Path]:
-    """What attempts to publish this manifest left beside ``path``."""
+    """Return the folders that attempts to publish this manifest left beside ``path``."""
     prefix = f".{path.name}.{job}-{number}."
     try:
         return sorted(path.with_name(name) for name in os.listdir(path.parent) if name.startswith(prefix))
@@ -51,9 +51,9 @@ def find_asides(path: Path, *, job: str, number: int) -> list[Path]:
 
 
 def remove_aside(aside: Path) -> None:
-    """Remove a folder that was built aside, or the one that was replaced.
+    """Remove a folder that was built beside the sink, or the folder that was replaced.
 
-    It is renamed first: whoever is still building it then fails, instead of putting half of it in place.
+    The folder is renamed first: another driver still building it then fails instead of publishing part of it.
     """
     gone = aside.with_name(f"{aside.name}.{unique_name()[:8]}")
     with storage_errors(str(aside)), suppress(FileNotFoundError):
@@ -62,9 +62,9 @@ def remove_aside(aside: Path) -> None:
 
 
 def start_aside(path: Path, aside: Path) -> None:
-    """Make the empty folder that will take the place of ``path``, with its mode and group where it exists.
+    """Create the empty folder that will replace ``path``; if ``path`` exists, copy its mode and group.
 
-    :raises CannotSwap: when ``path`` is a mount point, or its parent takes no folders.
+    :raises CannotSwap: when ``path`` is a mount point, or no folder can be created in its parent.
     """
     if os.path.ismount(path):
         raise CannotSwap(f"{path} is a mount point")
@@ -87,9 +87,9 @@ def start_aside(path: Path, aside: Path) -> None:
 
 
 def place(aside: Path, path: Path) -> None:
-    """Give ``aside`` the name ``path``, which must not exist or be empty.
+    """Rename ``aside`` to ``path``, which must be missing or an empty folder.
 
-    :raises OutputExists: when something is there; nothing changed.
+    :raises OutputExists: when ``path`` contains files; nothing changed.
     :raises CannotSwap: when the file system does not allow it; nothing changed.
     """
     with storage_errors(str(path)):
@@ -118,7 +118,7 @@ def _holds_unfinished_only(path: Path) -> bool:
 def exchange(aside: Path, path: Path) -> None:
     """Swap the names of two folders in one step.
 
-    :raises CannotSwap: when the system or the file system does not do that; nothing changed.
+    :raises CannotSwap: when the system or the file system does not support the exchange; nothing changed.
     """
     with storage_errors(str(path)):
         failure = rename_exchange(os.fsencode(aside), os.fsencode(path))
@@ -129,7 +129,7 @@ def exchange(aside: Path, path: Path) -> None:
 
 
 def rename_exchange(one: bytes, other: bytes) -> int:
-    """``renameat2(2)`` with RENAME_EXCHANGE: 0, or the errno."""
+    """Call ``renameat2(2)`` with RENAME_EXCHANGE; return 0, or the errno."""
     try:
         call = ctypes.CDLL(None, use_errno=True).renameat2
     except AttributeError:
