@@ -1,7 +1,7 @@
-"""Chaos: a small sample of a job runs again and again while its processes are killed, stopped and woken.
+"""Run a small sample of a job repeatedly while its processes are killed, stopped and resumed.
 
-Per seed: what was published before must stay until the new output is whole; in the end each row of a run without faults
-must be there once, rejects too, and `verify` must hold. Only processes that were started here are harmed.
+Per seed: the output published before must stay until the new output is complete. In the end, each row and each reject
+of a run without faults must be there once, and `verify` must hold. Only processes started here are harmed.
 """
 
 from __future__ import annotations
@@ -43,22 +43,24 @@ _ENVIRONMENT = {
     "DASK_PIPELINE__DRAIN_TIMEOUT": "5",
 }
 _CONFIG = {"distributed.scheduler.worker-ttl": "10s"}
-"""Seconds of silence after which a worker is taken for dead; less than what some freezes last, and more than a busy
-machine makes a worker wait."""
+"""Seconds of silence after which the scheduler counts a worker as dead.
+
+Some freezes last longer; a worker on a busy machine stays below.
+"""
 _ROUNDING = 1e-5
-"""Relative; for models whose scores depend, in the last bits, on how rows are cut into batches."""
+"""Relative tolerance, for models whose last bits depend on the batch boundaries."""
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What came of one seed."""
+    """The result of one seed."""
 
     seed: int
     ok: bool
     detail: str
-    """What is wrong; empty when all held."""
+    """Description of the problems; empty if there are none."""
     exit_code: int
-    """0, or what the command line ends with."""
+    """Exit code of the command line; 0 if nothing is wrong."""
     faults: tuple[Struck, ...]
     attempts: tuple[Attempt, ...]
     rows: RowDifference
@@ -70,7 +72,7 @@ class TrialResult:
     seconds: float = 0.0
 
     def details(self) -> dict[str, Any]:
-        """As JSON output shows it."""
+        """Return the result as JSON output shows it."""
         return {
             "seed": self.seed,
             "ok": self.ok,
@@ -87,31 +89,31 @@ class TrialResult:
 
 @dataclass(frozen=True)
 class ChaosReport:
-    """All trials."""
+    """The results of all trials."""
 
     name: str
     rows: int
-    """Of the sample."""
+    """Rows of the sample."""
     partitions: int
     asked: int
-    """Seeds that were asked for; fewer were tried when the time was over."""
+    """Number of requested seeds; fewer are tried if the time is over."""
     trials: tuple[TrialResult, ...]
     folder: str
-    """Where everything of it lies; empty when all held, as it was removed then."""
+    """Folder of all files of the run; empty if all trials passed, since it is removed then."""
     seconds: float
 
     @property
     def ok(self) -> bool:
-        """Whether everything held."""
+        """True if all trials passed."""
         return all(trial.ok for trial in self.trials)
 
     @property
     def exit_code(self) -> int:
-        """0, or that of the first trial that did not hold."""
+        """0, or the exit code of the first trial that failed."""
         return next((trial.exit_code for trial in self.trials if not trial.ok), 0)
 
     def details(self) -> dict[str, Any]:
-        """As JSON output shows it."""
+        """Return the report as JSON output shows it."""
         return {
             "ok": self.ok,
             "name": self.name,
@@ -141,12 +143,12 @@ def chaos(
 ) -> ChaosReport:
     """Run ``spec`` on a sample of its rows, once per seed, while its processes are harmed. For the main thread only.
 
-    :param rows: of the sample at most.
-    :param minutes: no trial is begun after so many.
-    :param memory: bytes of a worker.
+    :param rows: maximum number of rows of the sample.
+    :param minutes: time after which no trial is started.
+    :param memory: memory per worker, with its unit.
     :param import_paths: folders in which the modules of steps are found.
-    :param on_trial: called with each result as it comes.
-    :raises PipelineError: when the sample does not run even without faults.
+    :param on_trial: called with each result as it arrives.
+    :raises PipelineError: if the sample fails even without faults.
     """
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="pipeline-chaos-"))
@@ -179,7 +181,7 @@ def chaos(
 
 @dataclass
 class _Arena:
-    """The sample, what it must come to, and a cluster for the next trial."""
+    """The sample, its expected output, and a cluster for the next trial."""
 
     folder: Path
     workers: int
@@ -199,10 +201,10 @@ class _Arena:
     def __exit__(self, *_: object) -> None:
         self._drop()
 
-    # Before
+    # Preparation
 
     def prepare(self, spec: JobSpec, *, rows: int, seed: int) -> None:
-        """Take the sample; run it without faults, and another one whose output is there before each trial."""
+        """Run the sample without faults, and another sample for the output that exists before each trial."""
         self._sample = sample_job(spec, self.folder / "sample", rows=rows, seed=seed)
         earlier = sample_job(spec, self.folder / "other", rows=max(1, rows // 4), seed=seed + 1)
         self.earlier, cold = self._plainly("earlier", earlier)
@@ -244,7 +246,7 @@ class _Arena:
     # Clusters
 
     def cluster(self) -> ProcessCluster:
-        """The one that is there, or a new one when its scheduler is gone."""
+        """Return the current cluster, or a new one if its scheduler has exited."""
         if self._cluster is not None and self._cluster.scheduler.poll() is not None:
             self._drop()
         if self._cluster is None:
@@ -274,7 +276,7 @@ class _Arena:
     # One seed
 
     def try_seed(self, seed: int) -> TrialResult:
-        """Drive the sample to its end under the seed's script, and look at what came out."""
+        """Run the sample to its end under the script of the seed, and check the output."""
         began = time.monotonic()
         script = draw_script(seed, partitions=self.partitions, seconds=self.seconds, cold_seconds=self.cold_seconds)
         self._set_lifetime(script.lifetime)
@@ -335,7 +337,7 @@ def _lifetime_options(seconds: float) -> tuple[str, ...]:
 
 
 def _problems(rows: RowDifference, rejects: RowDifference, directory: JobDirectory) -> list[str]:
-    """What is not as it should be in a job that succeeded."""
+    """Return the problems of a job that succeeded."""
     found = []
     for what, difference in (("rows", rows), ("rejects", rejects)):
         if not difference.is_none:
@@ -351,7 +353,7 @@ def _code_of(trial: Trial) -> int:
 
 
 def _rejects(directory: JobDirectory) -> pa.Table:
-    """Which rows were rejected, and why; messages are left out, as a traceback names places that may differ."""
+    """Return the rejected rows and their reasons, without messages: tracebacks name paths that may differ."""
     schema = pa.schema([("_file", pa.string()), ("_row", pa.int64()), ("_reason", pa.string())])
     tables = [schema.empty_table()]
     for receipt in directory.receipts.all():

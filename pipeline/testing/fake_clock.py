@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 @dataclass
 class FakeClock:
-    """A monotonic clock that moves only when a test, or a pause, says so. Pass it wherever a ``clock`` is taken."""
+    """A monotonic clock that moves only by `advance` and `pause`. Pass it as the ``clock`` of any function."""
 
     now: float = 0.0
     """Seconds."""
     during_pause: dict[int, Callable[[], object]] = field(default_factory=dict)
-    """Calls to make at the end of a pause, by its number from 0."""
+    """Calls to make at the end of a pause, by the number of the pause from 0."""
     pauses: int = 0
     """Pauses so far."""
 
@@ -26,7 +26,7 @@ class FakeClock:
         self.now += seconds
 
     def pause(self, seconds: float) -> None:
-        """Sleep: let ``seconds`` pass at once. Pass it wherever a ``pause`` or ``sleep`` is taken."""
+        """Sleep: let ``seconds`` pass at once. Pass it as the ``pause`` or ``sleep`` of any function."""
         call = self.during_pause.get(self.pauses)
         self.pauses += 1
         self.now += seconds

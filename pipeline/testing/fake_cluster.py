@@ -20,7 +20,7 @@ from pipeline.scoring.progress import ProgressSnapshot
 from pipeline.testing.fake_clock import FakeClock
 
 NEVER = "never"
-"""Outcome of a task that does not end by itself."""
+"""Outcome of a task that ends only when a test ends it."""
 Split = Callable[..., SplitResult | None]
 
 
@@ -38,7 +38,7 @@ class FakeFuture:
 
     key: str
     workers: tuple[str, ...] = ()
-    """Workers on which it may run; empty: any."""
+    """Workers on which the task may run; empty: any."""
     outcome: Any = None
     is_cancelled: bool = False
     is_released: bool = False
@@ -78,7 +78,7 @@ class FakeCluster:
     :param threads: threads of each worker.
     :param outcomes: outcomes of the attempts at a partition, in order: a result, an exception or `NEVER`. An attempt
         without one gets ``default``.
-    :param default: `NEVER`, or None: it ends at once with the receipt of its partition.
+    :param default: `NEVER`, or None: the attempt ends at once with the receipt of its partition.
     """
 
     scheduler = SimpleNamespace(identity="identity", restart_workers="restart_workers")
@@ -95,7 +95,7 @@ class FakeCluster:
         self.workers = dict.fromkeys(workers, "running")
         """Status of each worker, as the scheduler has it."""
         self.answers = True
-        """Whether the scheduler answers."""
+        """True if the scheduler answers."""
         self.last_heartbeat: dict[str, float] = {}
         """Time of a worker's last heartbeat. Default: 1000."""
         self.progress: dict[str, ProgressSnapshot | None] = {}
@@ -111,7 +111,7 @@ class FakeCluster:
         self._default = default
         self._topics: dict[str, Callable[[tuple[float, Any]], None]] = {}
 
-    # The parts of a client that a dispatcher uses
+    # The client methods that a dispatcher uses
 
     def compute(
         self, keys: Sequence[str], *, retries: int, workers: Sequence[str] = (), allow_other_workers: bool = False
@@ -153,7 +153,7 @@ class FakeCluster:
     ) -> dict[str, Any]:
         """Call a function in a worker.
 
-        :raises TimeoutError: for a frozen worker, where a real client would wait for ever.
+        :raises TimeoutError: for a frozen worker, for which a real client would wait forever.
         """
         (worker,) = workers
         self.calls.append((function.__name__, arguments, worker))
@@ -169,14 +169,14 @@ class FakeCluster:
         """Unsubscribe."""
         del self._topics[topic]
 
-    # What a test plays
+    # Events that a test plays
 
     def start_task(self, key: str, worker: str) -> None:
         """Let a task start."""
         self._log(STARTED_TOPIC, key=key, worker=worker)
 
     def lose_worker(self, worker: str, *, is_expected: bool = False) -> None:
-        """Let a worker leave: by a crash, or as it had announced."""
+        """Let a worker leave: by a crash, or as announced."""
         self._log(ALL_TOPIC, action="remove-worker", worker=worker, expected=is_expected)
 
     def kill_for_memory(self, worker: str) -> None:
@@ -185,7 +185,7 @@ class FakeCluster:
         self.lose_worker(worker)
 
     def finish(self, key: str, outcome: Any = None) -> None:
-        """Let a task end. Default: with the receipt of its partition."""
+        """Let a task end. Default outcome: the receipt of its partition."""
         self.futures[key].finish(FakeReceipt(partition_of(key)) if outcome is None else outcome)
 
     def _log(self, topic: str, **message: Any) -> None:
@@ -235,7 +235,7 @@ class FakeTasks:
 
 @dataclass
 class FakeListener:
-    """A `DispatchListener` that keeps what it is told."""
+    """A `DispatchListener` that keeps the events it receives."""
 
     results: list[AttemptResult] = field(default_factory=list)
     mitigations: list[Mitigation] = field(default_factory=list)
@@ -297,7 +297,7 @@ class DispatcherRun:
             self.receipts += self.dispatcher.step()
 
     def end(self, *, turns: int = 20, seconds: float = 0.0) -> None:
-        """Run until nothing is left to do."""
+        """Run until no work is left."""
         for _ in range(turns):
             if not self.dispatcher.has_work:
                 break

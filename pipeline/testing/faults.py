@@ -1,6 +1,6 @@
-"""A map step that fails on purpose: what happens is written in a table, by row and by attempt.
+"""A map step that fails on purpose, as a table of faults per row and attempt says.
 
-A test makes a module for the workers with a table in it, and names that as a step::
+A test makes a module for the workers with a table in it, and names the table as a step::
 
     # my_faults.py
     from pipeline.testing.faults import Fault, FaultTable
@@ -14,8 +14,8 @@ A test makes a module for the workers with a table in it, and names that as a st
     steps:
       - map: my_faults:step
 
-Rows are told by a column of integers, ``id`` unless another one is named. A plan runs the steps on the first thousand
-rows of the first file, in the driver: keep faults away from these.
+Rows are identified by a column of integers, by default ``id``. A plan runs the steps on the first thousand
+rows of the first file, in the driver: exclude these rows from faults.
 """
 
 from __future__ import annotations
@@ -34,10 +34,16 @@ import pandas as pd
 from pipeline.scoring.isolation import resident_bytes
 
 Action = Literal["ok", "sleep", "nap", "loop", "freeze", "raise", "memory", "leak", "exit", "segfault"]
-"""``ok`` does nothing, but is counted; ``nap`` sleeps in short pieces, so that a process that is stopped is late;
-``loop`` never ends; ``freeze`` holds
-the interpreter lock for ``seconds``; ``memory`` takes ``bytes`` and gives them back, ``leak`` takes more until
-the process has ``bytes``, and keeps it; ``exit`` ends the process with status 3."""
+"""Effect of a fault:
+
+- ``ok``: none, but the attempt is counted
+- ``sleep``: sleep for ``seconds``; ``nap``: in short pieces, so that a stopped process is late
+- ``loop``: never end
+- ``freeze``: hold the interpreter lock for ``seconds``
+- ``memory``: allocate ``bytes`` and free them; ``leak``: allocate until the process has ``bytes``, and keep them
+- ``raise``: raise `FaultError`
+- ``exit``: end the process with status 3; ``segfault``: with SIGSEGV
+"""
 
 _CHUNK = 16 << 20
 _NAP = 0.005
@@ -45,45 +51,45 @@ _leaked: list[bytearray] = []
 
 
 class FaultError(Exception):
-    """What the action ``raise`` raises."""
+    """The error that the action ``raise`` raises."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to a batch that has one of these rows."""
+    """A fault of each batch that contains one of these rows."""
 
     action: Action
     ids: range
-    """Values of the column that tells rows; an empty range means every row."""
+    """Values of the column that identifies rows; an empty range means every row."""
     times: int | None = None
-    """How many times it happens, over all processes; None: each time."""
+    """Number of times the fault happens, over all processes; None: each time."""
     seconds: float = 0.0
-    """For ``sleep``, ``nap`` and ``freeze``."""
+    """Duration of ``sleep``, ``nap`` and ``freeze``."""
     bytes: int = 0
-    """For ``memory`` and ``leak``."""
+    """Size for ``memory`` and ``leak``."""
     above_rows: int = 0
-    """It happens only to batches with more rows than that."""
+    """Rows that a batch must exceed for the fault to happen."""
 
 
 class FaultTable:
-    """A map step that does what the table says, then returns the frame as it came."""
+    """A map step that carries out the faults of the table, then returns the frame unchanged."""
 
     def __init__(self, folder: str | os.PathLike[str], faults: Sequence[Fault], *, column: str = "id") -> None:
         self.folder = Path(folder)
-        """Where attempts are counted: one empty file each."""
+        """Folder in which attempts are counted: one empty file each."""
         self.faults = tuple(faults)
         self.column = column
-        """Integers that tell rows."""
+        """Column of integers that identify rows."""
 
     def __call__(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Carry the faults out that ``frame`` has rows of."""
+        """Carry out the faults that concern rows of ``frame``."""
         for number, fault in enumerate(self.faults):
             if self._concerns(fault, frame) and self._count(number, fault):
                 act(fault)
         return frame
 
     def counted(self, number: int) -> int:
-        """How many times the fault with that number has happened so far."""
+        """Return how many times the fault with this number has happened so far."""
         return len(list(self.folder.glob(f"{number}-*")))
 
     def _concerns(self, fault: Fault, frame: pd.DataFrame) -> bool:
@@ -93,7 +99,7 @@ class FaultTable:
         return not len(fault.ids) or bool(((ids >= fault.ids.start) & (ids < fault.ids.stop)).any())
 
     def _count(self, number: int, fault: Fault) -> bool:
-        """Take the next number of the fault's, exclusively; False when there is none left."""
+        """Create the file of the fault's next attempt, exclusively; return False if no attempt is left."""
         self.folder.mkdir(parents=True, exist_ok=True)
         attempt = 0
         while fault.times is None or attempt < fault.times:
@@ -106,7 +112,7 @@ class FaultTable:
 
 
 def act(fault: Fault) -> None:
-    """Carry one fault out."""
+    """Carry out one fault."""
     if fault.action in _PLAIN:
         _PLAIN[fault.action]()
     elif fault.action == "sleep":
@@ -123,7 +129,7 @@ def act(fault: Fault) -> None:
         held: list[bytearray] = []
         for _ in range(0, fault.bytes, _CHUNK):
             held.append(_chunk())
-            # So that whoever watches the memory has a chance to.
+            # So that an observer of the memory has time to see the growth.
             time.sleep(0.01)
 
 

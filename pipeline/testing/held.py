@@ -1,4 +1,4 @@
-"""A job that is held in the midst of its partitions, for tests of what can be seen and reached while one runs."""
+"""Hold a job in the middle of its partitions, for tests of what other processes can see and reach meanwhile."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def hold(frame):
 
 @dataclass
 class HeldJob:
-    """The command that runs the job, and how it ended."""
+    """The command that runs the job, and its result."""
 
     process: subprocess.Popen[str]
     folder: Path
@@ -52,7 +52,7 @@ class HeldJob:
 
     @property
     def directory(self) -> Path:
-        """Of the job."""
+        """Directory of the job."""
         return self.folder / ".pipeline" / "jobs" / self.job
 
 
@@ -68,13 +68,11 @@ def held_job(
     seconds: float = 180,
     must_succeed: bool = True,
 ) -> Iterator[HeldJob]:
-    """A job that is in the midst of its partitions inside the block, under the most careless umask there is.
+    """Run a job that stays in the middle of its partitions inside the block, with umask 0; release it on exit.
 
-    On leaving it is let go.
-
-    :param spec: fields beside the defaults.
-    :param must_succeed: whether it then must end with exit status 0.
-    :param options: of ``python -m pipeline run``.
+    :param spec: fields that replace or extend the defaults.
+    :param must_succeed: if True, raise unless the job then ends with exit status 0.
+    :param options: options of ``python -m pipeline run``.
     """
     reached, lock = folder / "reached", folder / "lock"
     os.mkfifo(reached)
@@ -100,7 +98,7 @@ def held_job(
         )
         job = HeldJob(process, folder, "held-1")
         try:
-            # Whether a partition has begun, or none ever will.
+            # True if a partition has started, or none ever will.
             wait_until(lambda: process.poll() is not None or select.select([pipe], [], [], 0.1)[0], seconds=seconds)
             if process.poll() is not None:
                 raise AssertionError("no partition began: " + "".join(process.communicate()))

@@ -1,4 +1,4 @@
-"""A whole job in this process and thread: planned, scored and published by the real parts, without Dask."""
+"""Plan, score and publish a job in this process and thread with the real parts, without Dask."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pipeline.spec.job_spec import JobSpec
 
 
 def plan_inline(spec: JobSpec, *, directory: Path) -> Plan:
-    """The plan of a job under ``directory``, for one worker with one thread."""
+    """Return the plan of a job under ``directory``, for one worker with one thread."""
     return prepare(spec, settings=Settings(directory=str(directory), workers=1, threads=1, fsync=False)).plan
 
 
 def score_inline(plan: Plan, *, directory: Path, job: str) -> JobDirectory:
-    """A job of which every partition is done, and nothing is published."""
+    """Create a job and score all its partitions, without publishing."""
     made = JobDirectory.open_or_create(directory, plan, job=job, options=JobOptions(fsync=False))
     for partition in plan.partitions:
         score_partition(made.recipe, partition, plan.versions)
@@ -28,7 +28,7 @@ def score_inline(plan: Plan, *, directory: Path, job: str) -> JobDirectory:
 
 
 def publish_inline(job: JobDirectory) -> SinkContents:
-    """Commit and publish a job that is done; again after a crash anywhere in it."""
+    """Commit and publish a scored job; safe to repeat after a crash at any point of it."""
     committed = job.manifests.commit(job.manifests.prepare(job.ledger()))
     published = publish(committed.manifest, job)
     if not job.status().is_success:

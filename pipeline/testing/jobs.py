@@ -1,6 +1,6 @@
 """A small job directory without a cluster or a model: input files, a plan by hand, and receipts with their files.
 
-The "score" of a row is twice its id, so that a test can say what the output must be.
+The "score" of a row is twice its id, so that a test knows the expected output.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ _MODEL_DIGEST = hashlib.sha256(b"model").hexdigest()
 
 @dataclass(frozen=True)
 class SmallJob:
-    """What `write_receipts` and tests need to know of a job."""
+    """The data of a job that `write_receipts` and tests need."""
 
     plan: Plan
     bad_every: int = 0
-    """Every so many-th row is rejected; 0: none is."""
+    """Ids divisible by this number are rejected; 0: none."""
 
     @property
     def expected(self) -> pa.Table:
-        """The output, in source order."""
+        """Expected output, in source order."""
         ids = [row for file in self.plan.files for row in _ids(file) if not self.is_bad(row)]
         return _output(np.array(ids, dtype=np.int64))
 
     def is_bad(self, row: int) -> bool:
-        """Whether the row with that id is rejected."""
+        """Return True if the row with this id is rejected."""
         return bool(self.bad_every) and row % self.bad_every == 0
 
 
@@ -73,10 +73,10 @@ def small_job(
     name: str = "small",
     **sink_fields: Any,
 ) -> SmallJob:
-    """Write input files with that many rows each into ``folder``, and plan one partition per file.
+    """Write input files with the numbers of rows in ``rows`` into ``folder``, and plan one partition per file.
 
     :param start: id of the first row.
-    :param pruned: row groups of the last file that count as ruled out by statistics.
+    :param pruned: number of row groups at the end of the last file that statistics rule out.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files: list[InputFile] = []
@@ -102,7 +102,7 @@ def small_job(
 
 
 def open_retry(directory: JobDirectory, *, epoch: int = 1, **options: Any) -> Round:
-    """Open a round that tries the rejected rows again, all in one partition.
+    """Open a round that retries the rejected rows.
 
     :param options: further parameters of `make_record`.
     """
@@ -117,9 +117,9 @@ def open_retry(directory: JobDirectory, *, epoch: int = 1, **options: Any) -> Ro
 def write_receipt(
     directory: JobDirectory, job: SmallJob, partition: Partition, *, attempt: str = "a", of: Round | None = None
 ) -> Receipt:
-    """Do a partition as a worker does: data, rejects, then the receipt if absent; gives the one that counts.
+    """Score a partition as a worker does: data, rejects, then the receipt if absent. Return the receipt that counts.
 
-    :param of: its round; default: the first. Which rows of it are bad is again up to ``job``.
+    :param of: round of the partition; default: the first. ``job`` decides which rows are bad, also in a retry.
     """
     store, round = directory.store, of.number if of else 0
     parts = [_read(fragment, store) for fragment in partition.fragments]
@@ -160,7 +160,7 @@ def write_receipt(
 
 
 def write_receipts(directory: JobDirectory, job: SmallJob, *, attempt: str = "a") -> tuple[Receipt, ...]:
-    """Do every partition of the last round that has no receipt yet."""
+    """Write the receipts of all partitions of the last round that have none; return all receipts of the job."""
     ledger = directory.ledger()
     for partition in ledger.todo:
         write_receipt(directory, job, partition, attempt=attempt, of=ledger.last)
@@ -168,9 +168,9 @@ def write_receipts(directory: JobDirectory, job: SmallJob, *, attempt: str = "a"
 
 
 def drive(job: SmallJob, directory: JobDirectory, *, sink: ParquetSink) -> None:
-    """Take a job from where it is to its end as a driver does: lease, receipts, commit, publish, report.
+    """Run a job to its end as a driver does: lease, receipts, commit, publish, report. Resumes an unfinished job.
 
-    A lease that a driver of this process left behind when a test let it die is taken over without waiting.
+    A lease left by a driver that died in this process is taken over without waiting.
     """
     if directory.is_ended:
         return
@@ -193,7 +193,7 @@ def drive(job: SmallJob, directory: JobDirectory, *, sink: ParquetSink) -> None:
 
 
 def read_output(path: str | Path) -> pa.Table:
-    """What somebody who knows nothing of manifests reads: every Parquet file of a folder, in name order."""
+    """Read every Parquet file of a folder in name order, as a reader without knowledge of manifests does."""
     if is_local_path(str(path)):
         names = sorted(file for file in Path(path).iterdir() if file.suffix == ".parquet")
         tables = [pq.read_table(file) for file in names]
@@ -270,7 +270,7 @@ def _output(ids: np.ndarray) -> pa.Table:
 
 
 def _rejected(job: SmallJob, ids: list[int]) -> pa.Table:
-    """The rows as rejects, each with the input file and the row number that it really has."""
+    """Return the rows as rejects, each with its real input file and row number."""
     places = {row: (file.path, number) for file in job.plan.files for number, row in enumerate(_ids(file))}
     return pa.table(
         {
@@ -288,7 +288,7 @@ def _write(store: Store, name: str, table: pa.Table, round: int) -> DataFile:
     sink = io.BytesIO()
     pq.write_table(table, sink, write_page_checksum=True)
     data = sink.getvalue()
-    # A former attempt under the same name may have died here; names of real attempts are unique.
+    # An earlier attempt of the same name may have died here; real attempts have unique names.
     store.remove(layout.round_file(round, name))
     with store.open_output(layout.round_file(round, name)) as output:
         output.write(data)

@@ -1,9 +1,9 @@
 # ruff: noqa: D102 - the verbs are described once, in pipeline.storage.store.Store
-"""A store in memory that a power cut can strike: what was not made durable may be gone afterwards, or cut short.
+"""A store in memory with simulated power cuts, which may remove or truncate all that is not durable.
 
-`MemoryDisk` models a POSIX file system at its worst. A file's content survives as far as it was synced, a name when its
-folder was; whether a name that was not synced survives is for the test to say. Each verb takes the steps that
-`pipeline.storage.local.LocalStore` takes, and the power may go between any two of them.
+`MemoryDisk` models a POSIX file system at its worst. The synced part of a file's content survives; a name survives
+if its folder was synced. The test decides which names that were not synced survive. Each verb takes the steps of
+`pipeline.storage.local.LocalStore`, and the power may fail between any two of them.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ class _File:
 
 
 class MemoryDisk:
-    """The file system of one machine, or one that several share; give each process a `MemoryStore` on it."""
+    """The file system of one or more machines; give each process its own `MemoryStore` on it."""
 
     def __init__(self) -> None:
         self.files: dict[str, _File] = {}
-        """What processes see."""
+        """Names as processes see them."""
         self.durable: dict[str, _File] = {}
         """Names that survive."""
         self.steps_left: int | None = None
-        """Steps until the power goes; None: it stays."""
+        """Steps until the power fails; None: never."""
         self.is_dark = False
 
     def step(self) -> None:
-        """One step of a process.
+        """Count one step of a process.
 
-        :raises Crash: when there is no power.
+        :raises Crash: if there is no power.
         """
         if self.steps_left is not None:
             self.steps_left -= 1
@@ -52,16 +52,16 @@ class MemoryDisk:
         file.synced = file.content
 
     def sync_folder(self, folder: str) -> None:
-        """Make the names in a folder durable, and that others are gone."""
+        """Make the current names in a folder, and removals from it, durable."""
         self.step()
         inside = {name for name in (*self.files, *self.durable) if name.rpartition("/")[0] == folder}
         for name in inside:
             self._settle(name)
 
     def restart(self, *, survives: Callable[[str], bool] = lambda name: False) -> None:
-        """The power goes, and comes back.
+        """Simulate a power cut and a restart.
 
-        :param survives: whether a change of that name which was not synced reached the disk all the same.
+        :param survives: True for a name whose change reached the disk although it was not synced.
         """
         for name in sorted({*self.files, *self.durable}):
             if self.files.get(name) is not self.durable.get(name) and survives(name):
@@ -87,7 +87,7 @@ class MemoryStore:
         self.disk = disk
         self.root = root
         self.fsync = fsync
-        """Whether verbs are durable when they return; without, a power cut may undo them."""
+        """True if verbs are durable when they return. If False, a power cut may undo them."""
 
     def _key(self, name: str) -> str:
         return f"{self.root}/{check_name(name)}" if name else self.root
@@ -96,7 +96,7 @@ class MemoryStore:
         return self._key(name)
 
     def _write(self, key: str, data: bytes) -> tuple[str, _File]:
-        """A durable file under a name nobody looks at."""
+        """Write a durable file under a temporary name."""
         folder, _, base = key.rpartition("/")
         unfinished = f"{folder}/.{base}.{unique_name()}.tmp"
         self.disk.step()
@@ -123,7 +123,7 @@ class MemoryStore:
         return is_made
 
     def check_conditional_writes(self) -> None:
-        """It is."""
+        """Do nothing: writes are conditional."""
 
     def replace(self, name: str, data: bytes) -> None:
         key = self._key(name)

@@ -1,4 +1,4 @@
-"""The oracle every path must equal: one plain pandas loop over the files, and small real data to run it on."""
+"""The oracle that every path must equal: one plain pandas loop over the files, with small real data for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 FEATURES = ("age", "balance", "visits", "tenure")
-"""Columns the model of `train_model` is trained on."""
+"""Columns on which `train_model` trains its model."""
 
 
 @dataclass(frozen=True)
@@ -22,16 +22,16 @@ class Lake:
 
     path: Path
     files: tuple[Path, ...]
-    """In name order."""
+    """Paths in name order."""
 
     @property
     def rows(self) -> int:
-        """Rows of all files."""
+        """Number of rows of all files."""
         return sum(pq.read_metadata(file).num_rows for file in self.files)
 
 
 def make_table(rows: int, *, seed: int, start: int = 0) -> pa.Table:
-    """A table with the model's features, some nulls among them, and columns of many types that only pass through.
+    """Return a table with the model's features, including nulls, and pass-through columns of many types.
 
     ``id`` is unique: ``start`` … ``start + rows - 1``.
     """
@@ -57,7 +57,7 @@ def make_table(rows: int, *, seed: int, start: int = 0) -> pa.Table:
 def make_lake(
     path: Path, *, rows: Sequence[int] = (12_000, 2_000, 5_000, 40), row_group: int = 1500, seed: int = 7
 ) -> Lake:
-    """Write one file per entry of ``rows``; ids go on from file to file."""
+    """Write one file per entry of ``rows``; ids continue from file to file."""
     path.mkdir(parents=True, exist_ok=True)
     files, start = [], 0
     for number, count in enumerate(rows):
@@ -69,7 +69,7 @@ def make_lake(
 
 
 def train_model(path: Path, *, rounds: int = 12, **params: Any) -> Path:
-    """Train a small xgboost model on `FEATURES` and save it; binary unless ``params`` say otherwise."""
+    """Train a small xgboost model on `FEATURES` and save it; a binary one unless ``params`` set another objective."""
     from pipeline.models.flavors.xgboost_train import train
 
     table = make_table(4000, seed=99)
@@ -87,7 +87,7 @@ def oracle(
     output: str = "prediction",
     steps: Sequence[Callable[[pd.DataFrame], pd.DataFrame]] = (),
 ) -> pd.DataFrame:
-    """Every row of ``files``, in order, with its prediction: one file at a time in plain pandas, whole."""
+    """Return every row of ``files`` with its prediction, in order, each file scored as a whole in plain pandas."""
     from pipeline.models.flavors.xgboost_train import predict
 
     parts: list[pd.DataFrame] = []

@@ -1,10 +1,10 @@
-"""A scheduler, workers and drivers as processes of their own, to which a test can send signals.
+"""Run a scheduler, workers and drivers as separate processes to which a test can send signals.
 
     with ProcessCluster(folder, workers=2) as cluster:
         driver = start_command(folder, "run", "job.yaml", "--cluster", cluster.address)
         os.kill(cluster.worker_pids()[0], signal.SIGKILL)
 
-Nothing is left behind: every process dies with the one that started it.
+No process remains: each dies with its parent.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from pipeline.execution.clusters import DASK_CONFIG
 from pipeline.scoring.isolated_process import die_with_parent
 
 ROOT = Path(__file__).parents[2]
-"""From where the package is imported."""
+"""Folder from which the package is imported."""
 
 
 def wait_until(condition: Callable[[], Any], *, seconds: float = 60.0, what: str = "") -> Any:
-    """What ``condition`` gives once it is true.
+    """Wait until ``condition`` returns a true value, and return the value.
 
-    :raises TimeoutError: when it is not in time.
+    :raises TimeoutError: if ``condition`` is not true in time.
     """
     deadline = time.monotonic() + seconds
     while not (found := condition()):
@@ -42,7 +42,7 @@ def wait_until(condition: Callable[[], Any], *, seconds: float = 60.0, what: str
 
 
 def python_path(folders: Sequence[str | os.PathLike[str]] = ()) -> str:
-    """``PYTHONPATH`` of a child: this package, ``folders``, and what there is already."""
+    """Return ``PYTHONPATH`` for a child: this package, ``folders``, and the current value."""
     paths = [str(ROOT), *(os.fspath(folder) for folder in folders), os.environ.get("PYTHONPATH", "")]
     return os.pathsep.join(path for path in paths if path)
 
@@ -55,10 +55,10 @@ def start_command(
     import_paths: Sequence[str] = (),
     umask: int = -1,
 ) -> subprocess.Popen[str]:
-    """``python -m pipeline ARGUMENTS`` in ``folder``, in a process group of its own as under a terminal.
+    """Start ``python -m pipeline ARGUMENTS`` in ``folder``, in its own process group as under a terminal.
 
-    :param program: what Python runs in place of ``-m pipeline``.
-    :param environment: variables beside those of this process.
+    :param program: arguments of Python in place of ``-m pipeline``.
+    :param environment: variables added to those of this process.
     """
     return subprocess.Popen(
         [sys.executable, *program, *arguments],
@@ -74,7 +74,7 @@ def start_command(
 
 
 def send(number: signal.Signals, *pids: int | None) -> None:
-    """Send a signal to processes; one that has ended meanwhile is passed over."""
+    """Send a signal to processes; skip those that have exited."""
     for pid in pids:
         if pid is not None:
             with suppress(ProcessLookupError):
@@ -82,7 +82,7 @@ def send(number: signal.Signals, *pids: int | None) -> None:
 
 
 class ProcessCluster:
-    """``dask scheduler`` and ``dask worker``, a nanny each, on the loopback; all are gone on leaving."""
+    """``dask scheduler`` and ``dask worker``, with a nanny each, on the loopback; all are killed on exit."""
 
     def __init__(
         self,
@@ -95,12 +95,12 @@ class ProcessCluster:
         import_paths: Sequence[str] = (),
         umask: int = -1,
     ) -> None:
-        """Start it.
+        """Start the scheduler and the workers.
 
-        :param folder: for logs and local files; it is made.
-        :param memory: bytes per worker.
-        :param config: keys of Dask's configuration beside those that a cluster of this package has.
-        :param options: of ``dask worker``.
+        :param folder: folder for logs and local files; created.
+        :param memory: memory per worker, with its unit.
+        :param config: keys of Dask's configuration, added to those of this package's clusters.
+        :param options: options of ``dask worker``.
         :param import_paths: folders in which workers find modules.
         """
         self.folder = folder
@@ -119,7 +119,7 @@ class ProcessCluster:
 
     @property
     def address(self) -> str:
-        """Of the scheduler."""
+        """Address of the scheduler."""
         address: str = json.loads(self._file.read_text())["address"]
         return address
 
@@ -133,9 +133,9 @@ class ProcessCluster:
         self.close()
 
     def wait(self) -> None:
-        """Until the scheduler and all workers are there.
+        """Wait until the scheduler and all workers are ready.
 
-        :raises TimeoutError: when they are not.
+        :raises TimeoutError: if they are not ready in time.
         """
         try:
             wait_until(lambda: self._file.exists() or self.scheduler.poll() is not None, what="no scheduler")
@@ -145,7 +145,7 @@ class ProcessCluster:
             raise
 
     def close(self) -> None:
-        """End every process of it, also those that are stopped."""
+        """Kill every process of the cluster, including stopped ones."""
         processes = [*self.nannies, self.scheduler]
         pids = [*self.worker_pids(), *(one.pid for one in processes if one.poll() is None)]
         for number in (signal.SIGKILL, signal.SIGCONT):
@@ -154,17 +154,17 @@ class ProcessCluster:
             process.wait(20)
 
     def add_worker(self) -> subprocess.Popen[bytes]:
-        """One more worker with its nanny."""
+        """Start another worker with its nanny."""
         fixed = ("--nworkers", "1", "--nthreads", "1", "--memory-limit", self._memory, "--no-dashboard")
         preload = ("--preload", "pipeline.execution.clusters.worker_setup", "--local-directory", str(self.folder))
         return self._spawn("worker", *fixed, *preload, *self._options)
 
     def mend(self) -> None:
-        """Start a worker in the place of every nanny that is gone, as a batch system does."""
+        """Start a worker for every nanny that has exited, as a batch system does."""
         self.nannies = [nanny if nanny.poll() is None else self.add_worker() for nanny in self.nannies]
 
     def worker_pid(self, nanny: subprocess.Popen[bytes]) -> int | None:
-        """The process that runs the tasks of that nanny; None while there is none."""
+        """Return the process that runs the tasks of this nanny; None if there is none."""
         import psutil  # type: ignore[import-untyped, unused-ignore]
 
         with suppress(psutil.Error):
@@ -174,7 +174,7 @@ class ProcessCluster:
         return None
 
     def worker_pids(self) -> list[int]:
-        """Of all workers that are there now."""
+        """Return the processes of all current workers."""
         found = [self.worker_pid(nanny) for nanny in self.nannies if nanny.poll() is None]
         return [pid for pid in found if pid is not None]
 
@@ -190,11 +190,11 @@ class ProcessCluster:
                 stderr=log,
                 umask=self._umask,
                 start_new_session=True,
-                # So that nothing is left when the tests themselves are killed.
+                # So that no process remains if the tests themselves are killed.
                 preexec_fn=die_with_parent,  # noqa: PLW1509
             )
 
 
 def _variable(key: str) -> str:
-    """The environment variable that sets ``key`` of Dask's configuration."""
+    """Return the environment variable that sets ``key`` of Dask's configuration."""
     return "DASK_" + key.upper().replace(".", "__").replace("-", "_")

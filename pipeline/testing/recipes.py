@@ -1,4 +1,4 @@
-"""A `StageRecipe` and a partition made by hand, for tests that need no plan."""
+"""Build a `StageRecipe` and a partition by hand, for tests that need no plan."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def make_recipe(
     output: Output | None = None,
     **fields: Any,
 ) -> StageRecipe:
-    """A recipe for ``version`` on a source with ``schema``; its rules are those of the model's features.
+    """Return a recipe for ``version`` on a source with ``schema``, with the rules of the model's features.
 
     :param frame: schema after the map steps; default: ``schema``.
-    :param fields: of `StageRecipe`, in place of what is made up here.
+    :param fields: fields of `StageRecipe` that replace the defaults here.
     """
     frame = frame or schema
     features = tuple(features or version.feature_names)
@@ -67,13 +67,13 @@ def make_recipe(
 
 
 def make_batch(table: pa.Table) -> SourceBatch:
-    """``table`` as the only batch of a partition with one fragment."""
+    """Return ``table`` as the only batch of a partition with one fragment."""
     rows = table.num_rows
     return SourceBatch(table, np.zeros(rows, np.int32), np.arange(rows, dtype=np.int64), np.zeros(1, np.int64))
 
 
 def make_partition(*paths: str | os.PathLike[str], id: str = "00000") -> Partition:
-    """All rows of some Parquet files as one partition."""
+    """Return all rows of some Parquet files as one partition."""
     fragments = []
     for path in [os.fspath(path) for path in paths]:
         footer = pq.read_metadata(path)

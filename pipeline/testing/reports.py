@@ -1,4 +1,4 @@
-"""A report to show: `sample_report`."""
+"""Provide a sample report: `sample_report`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.report.report import Report
 
 
 def sample_report(**changes: Any) -> Report:
-    """The report of a job of 1,000 rows that succeeded, with ``changes``."""
+    """Return the report of a job of 1,000 rows that succeeded, with ``changes``."""
     report = Report(
         job="churn-1",
         name="churn",

@@ -1,4 +1,4 @@
-"""Whether two tables hold the same rows, each as often; and a reader who looks at an output all the time."""
+"""Compare two tables as multisets of rows, and poll an output as a reader."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ _TRIES = 50
 
 @dataclass(frozen=True)
 class RowDifference:
-    """How rows that were found differ from those that were expected."""
+    """Difference between the expected rows and the actual rows."""
 
     expected: int
-    """Rows that there should be."""
+    """Number of expected rows."""
     lost: int = 0
     duplicated: int = 0
     changed: int = 0
-    """Rows that are there with another value."""
+    """Rows with another value than expected."""
     foreign: int = 0
-    """Rows that are nobody's."""
+    """Rows beyond the expected number that equal no expected row."""
 
     @property
     def is_none(self) -> bool:
-        """Whether every row is there, once, as it should be."""
+        """True if every expected row is there once, unchanged, and no other row."""
         return not (self.lost or self.duplicated or self.changed or self.foreign)
 
     def details(self) -> dict[str, int]:
-        """As JSON output shows it."""
+        """Return the difference as JSON output shows it."""
         return asdict(self)
 
 
 def check_rows(
     expected: pa.Table, found: pa.Table, *, outputs: Sequence[str] = (), tolerance: float = 0.0
 ) -> RowDifference:
-    """Compare two tables row for row, as multisets: the order does not count. NaN equals NaN.
+    """Compare two tables as multisets of rows: order does not matter, and NaN equals NaN.
 
     :param outputs: columns of floats that may differ by ``tolerance`` where all other columns agree, in order.
     """
@@ -67,7 +67,7 @@ def check_rows(
 
 
 def row_keys(table: pa.Table) -> list[str]:
-    """Every row as a text that only an equal row has."""
+    """Return a text per row; two rows have the same text only if they are equal."""
     columns = [column.to_pylist() for column in table.columns]
     return [repr(row) for row in zip(*columns, strict=True)] if columns else [""] * table.num_rows
 
@@ -81,23 +81,23 @@ def _agree(expected: pa.Table, found: pa.Table, *, outputs: Sequence[str], toler
 
 
 def read_folder(path: Path) -> pa.Table:
-    """What somebody who knows nothing of manifests reads: every Parquet file of a folder, in name order."""
+    """Read every Parquet file of a folder in name order, as a reader without knowledge of manifests does."""
     names = sorted(name for name in os.listdir(path) if name.endswith(".parquet"))
     return pa.concat_tables([pq.read_table(path / name) for name in names]).replace_schema_metadata(None)
 
 
 @dataclass
 class Reader:
-    """Looks at an output from a thread of its own until it is closed, and notes what no reader may see."""
+    """Poll an output from a separate thread until closed, and record what no reader may see."""
 
     path: Path
     allowed: Mapping[str, pa.Table]
-    """Word -> content that is allowed; once the second word was seen, the first must not be seen any more."""
+    """Allowed content by word; once the content of the second word was seen, that of the first must not reappear."""
     looks: int = 0
-    """Times that something new could be read."""
+    """Number of reads that gave a consistent state of the output."""
     wrong: list[str] = field(default_factory=list)
     seen: str = ""
-    """Word of what was seen last."""
+    """Word of the content seen last."""
 
     def __post_init__(self) -> None:
         self._keys = {word: row_keys(table) for word, table in self.allowed.items()}
@@ -115,7 +115,7 @@ class Reader:
         self.look()
 
     def look(self) -> None:
-        """Read everything, once; a look during which the folder is exchanged or changed in place does not count."""
+        """Read everything once; a read during which the folder is exchanged or changed in place does not count."""
         problem = ""
         for _ in range(_TRIES):
             try:
@@ -145,9 +145,9 @@ class Reader:
         self.seen = word or self.seen
 
     def _identity(self) -> object:
-        """What changes with the content; None while files are changed in place, which ``_SUCCESS`` tells.
+        """Return a value that changes with the content; None while files are changed in place, without ``_SUCCESS``.
 
-        :raises OSError: when the folder is gone, or going.
+        :raises OSError: if the folder is gone, or disappears meanwhile.
         """
         entries = tuple(sorted((one.name, one.inode()) for one in os.scandir(self.path)))
         return (self.path.stat().st_ino, entries) if (self.path / SUCCESS).exists() else None

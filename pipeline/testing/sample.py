@@ -1,4 +1,4 @@
-"""A small copy of a job: row ranges of its source in a folder of their own, and a spec that reads these."""
+"""Copy a small sample of a job: row ranges of its source in a separate folder, and a spec that reads the copy."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.load import absolute
 
 PIECES = 12
-"""Row ranges that are drawn, where there are more rows than are wanted."""
+"""Number of row ranges that are drawn if the source has more rows than requested."""
 _GROUP_ROWS = 2048
 _BATCH_ROWS = 8192
 _SINK_FIELDS = ("compression", "target_file_size")
 
 
 def sample_job(spec: JobSpec, folder: Path, *, rows: int, seed: int = 0) -> JobSpec:
-    """Copy at most ``rows`` rows of the source into ``folder``/lake; a job that differs in source, sink and cluster.
+    """Copy at most ``rows`` rows of the source into ``folder``/lake; return a job with that source, sink and cluster.
 
-    Its sink is ``folder``/out, in mode ``overwrite``. Any number of rows may be rejected, since of a few rows by chance
-    more may be bad than of all.
+    Its sink is ``folder``/out, in mode ``overwrite``. Any number of rows may be rejected: by chance, the share of bad
+    rows in a small sample may exceed that in all rows.
 
-    :param seed: of the ranges that are drawn.
-    :raises InputError: when the source cannot be read.
+    :param seed: seed for the ranges that are drawn.
+    :raises InputError: if the source cannot be read.
     """
     record = absolute(spec).to_dict()
     copy_rows(spec, folder / "lake", rows=rows, seed=seed)
@@ -48,7 +48,7 @@ def sample_job(spec: JobSpec, folder: Path, *, rows: int, seed: int = 0) -> JobS
 
 
 def copy_rows(spec: JobSpec, folder: Path, *, rows: int, seed: int) -> int:
-    """Write row ranges of the source as Parquet, below the same partition folders; the number of rows."""
+    """Write row ranges of the source as Parquet, below the same partition folders; return the number of rows."""
     found = discover(absolute(spec).source)
     schema = pa.schema([found.schema.field(name) for name in found.physical])
     count = 0
@@ -74,7 +74,7 @@ def copy_rows(spec: JobSpec, folder: Path, *, rows: int, seed: int) -> int:
 
 
 def choose_ranges(files: Sequence[InputFile], *, rows: int, seed: int, pieces: int = PIECES) -> list[Fragment]:
-    """At most ``rows`` wanted rows: everything, or one range at random of each of ``pieces`` equal parts. Pure."""
+    """Return at most ``rows`` selected rows: all, or one random range of each of ``pieces`` equal parts. Pure."""
     total = sum(fragment.rows for file in files for fragment in selected_fragments(file))
     if total <= rows:
         return [fragment for file in files for fragment in selected_fragments(file)]
@@ -90,7 +90,7 @@ def choose_ranges(files: Sequence[InputFile], *, rows: int, seed: int, pieces: i
 
 
 def _cut(files: Sequence[InputFile], *, start: int, stop: int) -> Iterator[Fragment]:
-    """The fragments of wanted rows number ``start`` to ``stop``, counted over all files."""
+    """Yield the fragments of selected rows ``start`` to ``stop``, counted over all files."""
     passed = 0
     for file in files:
         for whole in selected_fragments(file):

@@ -1,4 +1,4 @@
-"""What processes listen on, as the kernel has it, and whether they speak to whoever connects."""
+"""List the sockets on which processes listen, as the kernel reports them, and check whether they need TLS."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _LISTEN = "0A"
 
 
 def process_tree(pid: int) -> list[int]:
-    """The process and all that come from it."""
+    """Return the process and all its descendants."""
     import psutil  # type: ignore[import-untyped, unused-ignore]
 
     return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
 
 
 def listening_sockets(pids: Iterable[int]) -> list[tuple[str, int]]:
-    """IP address and port of every TCP socket on which one of the processes listens, from ``/proc/<pid>/net/tcp``."""
+    """Return IP address and port of each TCP socket on which a process listens, from ``/proc/<pid>/net/tcp``."""
     found: set[tuple[str, int]] = set()
     for pid in pids:
         inodes = set()
@@ -36,14 +36,14 @@ def listening_sockets(pids: Iterable[int]) -> list[tuple[str, int]]:
 
 
 def _address(text: str) -> tuple[str, int]:
-    """``0100007F:1F90`` is 127.0.0.1, port 8080: words of four bytes in the byte order of the machine."""
+    """Parse an address: ``0100007F:1F90`` is 127.0.0.1, port 8080, as 4-byte words in the machine's byte order."""
     raw, port = text.split(":")
     words = [bytes.fromhex(raw[start : start + 8])[::-1] for start in range(0, len(raw), 8)]
     return str(ipaddress.ip_address(b"".join(words))), int(port, 16)
 
 
 def speaks_plainly(host: str, port: int) -> bool:
-    """Whether anything but a TLS alert comes back for a text in the clear, until the other end hangs up."""
+    """Return True if the other end answers a plain-text request with anything but a TLS alert."""
     found = b""
     with socket.create_connection((host, port), timeout=30) as connection, suppress(ConnectionError):
         connection.sendall(b"GET / HTTP/1.0\r\n\r\n")

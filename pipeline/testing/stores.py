@@ -1,8 +1,8 @@
-"""Storage that fails on purpose: at the k-th operation, once or from then on, by an error or by death.
+"""Storage that fails on purpose: at the k-th operation, once or from then on, by an error or by a crash.
 
-Two seams. `FaultyStore` wraps a store and counts its verbs, on whatever backend. `faulty_os` counts the system calls
-that change a local file system, so that a sweep over k dies between the steps inside a verb too. After a `Crash`
-nothing changes any more, as after ``kill -9``: clean-up code may run, but it cannot write.
+`FaultyStore` wraps a store on any backend and counts its verbs. `faulty_os` counts the system calls that change a
+local file system, so that a sweep over k also crashes between the steps inside a verb. After a `Crash` nothing
+changes any more, as after ``kill -9``: clean-up code may run, but it cannot write.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ from unittest.mock import patch
 from pipeline.storage.store import Store
 
 MakeError = Callable[[], BaseException]
-"""What an operation that fails raises, made anew each time."""
+"""Makes a new error for an operation that fails."""
 
 
 class Crash(BaseException):
-    """The process is dead. Nothing catches it but the test."""
+    """The death of the process. Only the test catches it."""
 
 
 def io_error() -> OSError:
-    """EIO, as of a broken disk."""
+    """Return EIO, as from a broken disk."""
     return OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 def disk_full() -> OSError:
-    """ENOSPC."""
+    """Return ENOSPC."""
     return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class Faults:
-    """Counts operations, and fails at the k-th."""
+    """A counter of operations that fails at the k-th."""
 
     def __init__(self, fail_at: int | None = None, *, fault: MakeError = Crash, is_permanent: bool = False) -> None:
         self.fail_at = fail_at
-        """Number of the operation that fails, from 0. None: none does; count only."""
+        """Number of the operation that fails, from 0. None: count only."""
         self.fault = fault
         self.is_permanent = is_permanent
-        """Whether all later operations fail too. After a `Crash` they always do."""
+        """True if all later operations fail too. After a `Crash` they always do."""
         self.count = 0
         self.calls: list[str] = []
         self.has_failed = False
 
     def step(self, what: str) -> None:
-        """One operation; raises when it is to fail."""
+        """Count one operation; raise if it is to fail."""
         number, self.count = self.count, self.count + 1
         self.calls.append(what)
         is_due = self.fail_at is not None and number == self.fail_at
@@ -64,7 +64,7 @@ class FaultyStore:
         self.store = store
         self.faults = faults
         self.is_reply_lost = is_reply_lost
-        """Whether the verb that fails has been done all the same."""
+        """True if the verb that fails takes effect before its error."""
         self.root = store.root
         self.is_local = store.is_local
 
@@ -92,7 +92,7 @@ class FaultyStore:
 
     @contextmanager
     def _written_unheard(self, output: AbstractContextManager[Any]) -> Iterator[Any]:
-        """A file that is there when the operation fails."""
+        """Yield the open file; fail the operation after the file was written."""
         with output as file:
             yield file
         self.faults.step("open_output")

@@ -1,4 +1,4 @@
-"""What chaos does in a trial, and when: drawn from the seed alone. Pure."""
+"""Draw the faults of a chaos trial and their moments from the seed alone. Pure."""
 
 from __future__ import annotations
 
@@ -20,16 +20,20 @@ Kind = Literal[
     "freeze scheduler",
     "interrupt driver",
 ]
-"""``end``: SIGTERM, and for a worker SIGKILL two seconds later; ``freeze``: SIGSTOP, later SIGCONT; ``lifetime``: each
-worker leaves after a few seconds, and another one comes; ``take over``: the driver is stopped, another one takes the
-job over and ends it, then the first one wakes."""
+"""Kinds of fault.
+
+- ``end``: SIGTERM, and for a worker SIGKILL two seconds later
+- ``freeze``: SIGSTOP, later SIGCONT
+- ``lifetime``: each worker leaves after a few seconds and is replaced
+- ``take over``: the driver is stopped, another one takes over the job and ends it, then the first one wakes
+"""
 KINDS: tuple[Kind, ...] = Kind.__args__  # type: ignore[attr-defined]
 DRIVER_ENDS = frozenset({"kill driver", "take over", "end driver", "interrupt driver"})
-"""After these a driver is at an end, or stopped."""
+"""Faults after which a driver has exited, or is stopped."""
 Mark = Literal["seconds", "job", "data", "receipts", "manifest"]
-"""What a moment counts: seconds of a driver, ``job.json``, checkpoint files, receipts, manifests."""
+"""Unit of a moment: seconds of a driver, ``job.json``, checkpoint files, receipts, manifests."""
 FOREVER = 1e9
-"""Seconds of a freeze that ends with the trial: what was frozen wakes when everything is over."""
+"""Seconds of a freeze that lasts until the end of the trial; the frozen process wakes after it."""
 _SHORT_FREEZE = 4.0
 _LONG_FREEZE = 14.0
 """Seconds: less, and more, than a scheduler may be silent in a trial."""
@@ -37,7 +41,7 @@ _LONG_FREEZE = 14.0
 
 @dataclass(frozen=True)
 class Moment:
-    """As soon as so many of something are there."""
+    """The moment at which the count of a mark is reached."""
 
     mark: Mark
     count: float
@@ -57,9 +61,9 @@ class Strike:
     kind: Kind
     moment: Moment
     choice: int = 0
-    """Which worker, modulo their number."""
+    """Number of the worker, modulo the number of workers."""
     seconds: float = 0.0
-    """How long a freeze lasts."""
+    """Seconds that a freeze lasts."""
 
     def __str__(self) -> str:
         return f"{self.kind} {self.moment}"
@@ -67,22 +71,22 @@ class Strike:
 
 @dataclass(frozen=True)
 class Script:
-    """All that happens in one trial."""
+    """All faults of one trial."""
 
     seed: int
     strikes: tuple[Strike, ...]
-    """In the order in which they are waited for: one comes after the other."""
+    """Faults in order; each waits until the previous one has struck."""
     lifetime: float | None = None
     """Seconds after which each worker leaves."""
 
 
 def draw_script(seed: int, *, partitions: int, seconds: float, cold_seconds: float) -> Script:
-    """The script of ``seed``: one fault of each kind in turn, and up to two more.
+    """Return the script of ``seed``: one fault of each kind in turn, and up to two more.
 
-    :param partitions: of the sample.
-    :param seconds: of a driver that nothing happens to.
-    :param cold_seconds: of one on workers that have loaded nothing yet; workers do not live longer than twice that, but
-        long enough to get something done.
+    :param partitions: partitions of the sample.
+    :param seconds: duration of a driver without faults.
+    :param cold_seconds: duration of a driver on workers that have loaded nothing yet; workers live between 0.8 and 1.6
+        times as long, enough for some work.
     """
     chance = random.Random(seed)
     first = KINDS[seed % len(KINDS)]

@@ -1,4 +1,4 @@
-"""One trial of chaos: a job is driven to its end while a script strikes at workers, scheduler and drivers."""
+"""Run one trial of chaos: drive a job to its end while a script strikes workers, scheduler and drivers."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ GOES_ON = frozenset({74, 75, 130, 143, -signal.SIGTERM, -signal.SIGINT})
 """Exit codes after which the job is resumed, as its message says."""
 _TICK = 0.005
 PATIENCE = 300.0
-"""Seconds after which a driver is taken to hang, at least."""
+"""Minimum seconds after which a driver counts as hanging."""
 _LEFT_ALONE = 3
-"""Drivers after the last strike, of which one must finish."""
+"""Number of drivers after the last strike, of which one must finish."""
 _TERM_SECONDS = 2.0
 
 
@@ -33,41 +33,41 @@ class Attempt:
     """One driver, from its start to its end."""
 
     command: str
-    """``run`` or ``resume``."""
+    """Name of the command: ``run`` or ``resume``."""
     exit_code: int
-    """Negative: the signal that ended it."""
+    """Exit code; negative: the signal that ended the driver."""
     seconds: float
     message: str = ""
-    """The last of what it wrote to stderr, when it did not succeed."""
+    """Last line on stderr, or the error of the JSON output, if the driver failed."""
 
 
 @dataclass(frozen=True)
 class Struck:
-    """What became of a strike."""
+    """A strike and when it happened."""
 
     strike: Strike
     seconds: float | None
-    """Seconds after the begin of the trial; None when its moment never came, because the job was done before."""
+    """Seconds after the start of the trial; None if the job ended before the moment of the strike."""
 
     def details(self) -> dict[str, Any]:
-        """As JSON output shows it."""
+        """Return the strike as JSON output shows it."""
         return {"kind": self.strike.kind, "moment": str(self.strike.moment), "seconds": self.seconds}
 
 
 @dataclass
 class Trial:
-    """A folder with ``job.yaml``, and what is done to the job in there."""
+    """A trial of the job in a folder with ``job.yaml``."""
 
     folder: Path
     script: Script
     cluster: Callable[[], ProcessCluster]
-    """Gives the cluster to use next: the same one while it is sound, else a new one."""
+    """Returns the cluster to use next: the current one while it is healthy, else a new one."""
     environment: Mapping[str, str] = field(default_factory=dict)
     import_paths: Sequence[str] = ()
     patience: float = PATIENCE
     """Seconds a driver may take."""
     on_end: Callable[[], None] = lambda: None
-    """Called when a driver has ended: what has been published must be right then."""
+    """Called after each driver; the published output must be correct then."""
     attempts: list[Attempt] = field(default_factory=list)
     struck: list[Struck] = field(default_factory=list)
 
@@ -75,22 +75,22 @@ class Trial:
         self._waiting = list(self.script.strikes)
         self._began = time.monotonic()
         self._due: list[tuple[float, Callable[[], None]]] = []
-        """Things to do at a later time: wake what was stopped, kill what did not go."""
+        """Actions at a later time: wake stopped processes, kill processes that did not exit."""
         self._paused: subprocess.Popen[str] | None = None
         self._expected_end = False
 
     @property
     def id(self) -> str:
-        """Of the job. Each has its own, as a sink takes what has the same id for the same job."""
+        """Id of the job, unique per trial: a sink treats jobs with one id as the same job."""
         return f"chaos-{self.folder.name}"
 
     @property
     def job(self) -> Path:
-        """Its directory."""
+        """Directory of the job."""
         return self.folder / "jobs" / self.id
 
     def drive(self) -> str:
-        """Start drivers until one succeeds; what went wrong, empty when nothing did."""
+        """Start drivers until one succeeds. Return the problem; empty if there is none."""
         alone = 0
         try:
             while True:
@@ -199,11 +199,11 @@ class Trial:
         self._due.append((wake, lambda: send(signal.SIGCONT, *pids)))
 
     def _end_worker(self, nanny: subprocess.Popen[bytes], worker: int | None, cluster: ProcessCluster) -> None:
-        """As a batch scheduler at the end of the time: SIGTERM to all, then SIGKILL, and the next job starts."""
+        """End a worker as a batch scheduler does at its time limit: SIGTERM, then SIGKILL, and the next job starts."""
         send(signal.SIGTERM, nanny.pid, worker)
 
         def kill() -> None:
-            # The nanny's own worker only: by now the number could be another process's.
+            # Only the nanny's own worker: by now another process may have the number.
             if nanny.poll() is None:
                 send(signal.SIGKILL, cluster.worker_pid(nanny), nanny.pid)
                 nanny.wait(20)
@@ -212,7 +212,7 @@ class Trial:
         self._due.append((time.monotonic() + _TERM_SECONDS, kill))
 
     def _take_over(self, driver: subprocess.Popen[str], cluster: ProcessCluster) -> subprocess.Popen[str]:
-        """Stop the driver; another one waits until its lease is over, and drives."""
+        """Stop the driver; start another one that waits until the lease expires, and drives."""
         if self._paused is not None:
             return driver
         send(signal.SIGSTOP, driver.pid)
@@ -222,7 +222,7 @@ class Trial:
     # The end
 
     def _wake_all(self) -> str:
-        """Everything that sleeps wakes, and must change nothing any more."""
+        """Wake every frozen process; none may change anything any more. Return the problem, or an empty text."""
         frozen = [action for _, action in self._due]
         self._due.clear()
         for action in frozen:
@@ -267,6 +267,6 @@ def _message(output: str, errors: str) -> str:
 
 
 def settle(cluster: ProcessCluster, *, seconds: float = 10.0) -> None:
-    """Wait until late writers had their chance: every nanny has a worker that runs again."""
+    """Wait until late writers had time to write: every nanny has a running worker again."""
     with suppress(TimeoutError):
         wait_until(lambda: len(cluster.worker_pids()) >= len(cluster.nannies), seconds=seconds)

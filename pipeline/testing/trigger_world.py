@@ -1,7 +1,7 @@
-"""A simulated world for one trigger: a clock, a disk that loses power, servers that are killed, jobs that take time.
+"""Simulate a world for one trigger: clock, disk with power cuts, servers that are killed, jobs that take time.
 
 Several servers look at the same trigger, also in the middle of each other's looks. The world keeps every record that
-the trigger's log ever had, so that a test can say afterwards whether each was right.
+the trigger's log ever had, so that a test can check each record afterwards.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FOLDER = ".triggers/t"
 
 @dataclass
 class SimulatedJob:
-    """A job as its directory would tell of it."""
+    """A job with the state that its directory would show."""
 
     id: str
     key: str
@@ -35,48 +35,48 @@ class SimulatedJob:
     begin: datetime
     end: datetime
     status: str
-    """How it ends, once it is ``end``."""
+    """Status of the job from ``end`` on."""
     cancelled: datetime | None = None
 
 
 @dataclass
 class World:
-    """All there is of one trigger."""
+    """All state around one trigger."""
 
     trigger: Trigger
     now: datetime
     random: random.Random
     job_seconds: float = 600.0
-    """Longest time a job takes."""
+    """Longest duration of a job."""
     disk: MemoryDisk = field(default_factory=lambda: _Disk())  # noqa: PLW0108 - it is defined below
     jobs: dict[str, SimulatedJob] = field(default_factory=dict)
-    """By key."""
+    """Jobs by key."""
     files: dict[str, ArrivedFile] = field(default_factory=dict)
-    """By path."""
+    """Files by path."""
     archive: dict[str, bytes] = field(default_factory=dict)
-    """Records of the log that were removed."""
+    """Records removed from the log."""
     looks: list[datetime] = field(default_factory=list)
-    """When a look began that went to its end."""
+    """Start times of the completed looks."""
     crashes: int = 0
 
     def server(self) -> Server:
-        """One more process that looks at the trigger."""
+        """Return a new process that looks at the trigger."""
         return Server(self)
 
     def tick(self) -> datetime:
-        """The time; it goes on by a little with every question."""
+        """Return the time; each call advances the clock by 1 ms."""
         self.now += timedelta(milliseconds=1)
         return self.now
 
     def list_files(self, arrival: ArrivalTrigger, *, seen: object) -> tuple[ArrivedFile, ...]:
-        """The files that are there now; once in a while the storage leaves one out."""
+        """Return the current files; with a probability of 2 % the storage omits one."""
         there = [self.files[path] for path in sorted(self.files)]
         if there and self.random.random() < 0.02:
             there.remove(self.random.choice(there))
         return tuple(there)
 
     def history(self) -> list[dict[str, Any]]:
-        """All records of the log, in order."""
+        """Return all records of the log, in order."""
         prefix = f"{FOLDER}/log/"
         found = {
             name: file.content
@@ -86,10 +86,10 @@ class World:
         found |= self.archive
         return [json.loads(found[name]) for name in sorted(found)]
 
-    # What `pipeline.service.triggers.evaluate.Jobs` asks for
+    # The methods of `pipeline.service.triggers.evaluate.Jobs`
 
     def submit(self, firing: Firing) -> str:
-        """Make the job of a firing, once; a process may die before that and after it."""
+        """Create the job of a firing, once; a process may die before and after it."""
         self.disk.step()
         if self.random.random() < 0.02:
             raise StorageError("the storage failed")
@@ -104,12 +104,12 @@ class World:
         return self.jobs[firing.id].id
 
     def ended(self, job: str) -> str:
-        """How a job ended; empty while it goes on."""
+        """Return the final status of a job; empty while it runs."""
         (one,) = (other for other in self.jobs.values() if other.id == job)
         return one.status if one.end <= self.now else ""
 
     def cancel(self, job: str) -> None:
-        """End a job soon, if it is not over before that."""
+        """End a job within 30 seconds, unless it ends before that."""
         self.disk.step()
         (one,) = (other for other in self.jobs.values() if other.id == job)
         if one.end > self.now and one.cancelled is None:
@@ -119,12 +119,12 @@ class World:
                 one.end, one.status = soon, "CANCELLED"
 
     def successes(self, name: str) -> Sequence[Success]:
-        """None: the world has one trigger."""
+        """Return nothing: the world has one trigger."""
         return ()
 
 
 class Server:
-    """A process that looks at the trigger. Killed, it forgets everything."""
+    """A process that looks at the trigger, and forgets everything when killed."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -134,7 +134,7 @@ class Server:
         return Log(_ArchivingStore(self.world), snapshot_every=20)
 
     def look(self) -> bool:
-        """Look once; False when it was killed in it."""
+        """Look once; return False if the server was killed meanwhile."""
         begin = self.world.now
         try:
             evaluate_trigger(
@@ -149,7 +149,7 @@ class Server:
 
 
 class _Disk(MemoryDisk):
-    """A disk on which something else may happen before any step."""
+    """A disk on which another action may happen before any step."""
 
     def __init__(self) -> None:
         super().__init__()
