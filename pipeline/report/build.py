@@ -1,6 +1,6 @@
 """Make the report of a job from its directory, and decide whether it succeeded.
 
-All figures come from the plan, the receipts and the events; nothing here is measured.
+All figures come from the plan, the receipts and the events. Nothing is measured here.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ _SHOWN_REASONS = 3
 
 
 def status_for(rows: RowCounts, *, max_fraction: float) -> Status:
-    """How a job whose every partition is done ends, by how many of the rows that were to be scored were rejected.
+    """Return the final status of a job whose partitions are all done, from its rejected share of the wanted rows.
 
-    Rows that were filtered do not count: a filter that drops nearly all must not make bad rows look rare.
+    Filtered rows do not count: a filter that drops nearly all rows must not make bad rows look rare.
     """
     if rows.rejected == 0:
         return Status.SUCCEEDED
@@ -53,15 +53,15 @@ def status_for(rows: RowCounts, *, max_fraction: float) -> Status:
 
 
 def wanted_rows(rows: RowCounts) -> int:
-    """Rows that were to be scored: those that came out and those that were rejected."""
+    """Return the number of rows to be scored: output rows and rejected rows."""
     return rows.output + rows.rejected
 
 
 def decide_status(ledger: Ledger, *, job: str, examples: Mapping[str, str] | None = None) -> Status:
-    """The status a job whose every partition is done goes to once it is published.
+    """Return the status that a job whose partitions are all done gets once it is published.
 
     :param examples: the first rejected row per reason, as text; see `pipeline.report.rejects.first_examples`.
-    :raises TooManyRejects: or StepFailed, when more rows were rejected than ``errors.max_fraction`` allows.
+    :raises TooManyRejects: or StepFailed, if more rows were rejected than ``errors.max_fraction`` allows.
     """
     rows, limit = ledger.rows, ledger.last.plan.spec.errors.max_fraction
     status = status_for(rows, max_fraction=limit)
@@ -78,10 +78,9 @@ def too_many_rejects(
     job: str,
     examples: Mapping[str, str] | None = None,
 ) -> PipelineError:
-    """What to raise when `decide_status` says FAILED.
+    """Build the error for a job that `decide_status` fails.
 
-    It is the data's fault (`TooManyRejects`) or, when most rows were rejected because a step or the model raised on
-    them, the code's (`StepFailed`).
+    `StepFailed` if a step or the model caused more than half of the rejects, else `TooManyRejects`.
 
     :param examples: the first rejected row per reason, as text.
     """
@@ -113,13 +112,13 @@ def make_report(
     warnings: Sequence[str] = (),
     error: PipelineError | None = None,
 ) -> Report:
-    """The report of a job, finished or not, from what its directory says.
+    """Return the report of a finished or unfinished job, from its directory.
 
-    :param ledger: what counts, when it is at hand; else the receipts are read.
-    :param status: default: the one the events say.
-    :param seconds: wall time of the driver at work, to which the time of earlier ones is added. Default: time the
-        events say drivers spent.
-    :param retries: default: as many as the events tell of.
+    :param ledger: ledger of the job, if already read. Default: read from the receipts.
+    :param status: status of the job. Default: from the events.
+    :param seconds: wall time of the running driver; the time of earlier drivers is added. Default: time of all
+        drivers, from the events.
+    :param retries: repeated attempts. Default: counted in the events.
     """
     if job.record.children:
         return _sum_children(job, status=status or job.status(), seconds=seconds, warnings=warnings, error=error)
@@ -158,7 +157,7 @@ def make_report(
 def _common(
     job: JobDirectory, plan: Plan, events: Sequence[Mapping[str, Any]], *, status: Status, error: PipelineError | None
 ) -> dict[str, Any]:
-    """The fields that are found in the same way for a job and for a fan-out."""
+    """Return the fields that a job and a fan-out have in common."""
     return {
         "job": job.id,
         "name": plan.spec.name,
@@ -180,7 +179,7 @@ def _restart_warnings(rounds: Iterable[Round]) -> tuple[str, ...]:
 def _sum_children(
     job: JobDirectory, *, status: Status, seconds: float | None, warnings: Sequence[str], error: PipelineError | None
 ) -> Report:
-    """The report of a fan-out: that of all its children together."""
+    """Return the report of a fan-out: the sum of its children's reports."""
     plan, events = job.plan, job.events.read()
     reports = [make_report(child) for child in job.children()]
     total = active_seconds(events) if seconds is None else active_seconds(before_this(events)) + seconds
@@ -243,7 +242,10 @@ def _file_warning(files: Sequence[QuarantinedFile]) -> tuple[str, ...]:
 
 
 def _published(job: JobDirectory, events: Sequence[Mapping[str, Any]]) -> int | None:
-    """The manifest that was published last; events of older versions do not tell, but success does."""
+    """Return the number of the last published manifest.
+
+    Events of older versions do not contain it; for a successful job it is then the last manifest.
+    """
     told = [event["manifest"] for event in events if event["event"] == "published" and "manifest" in event]
     if told:
         return int(told[-1])
@@ -263,7 +265,7 @@ def _next(status: Status, job: str, *, has_rejects: bool) -> tuple[str, ...]:
 
 
 def job_timings(phases: Timings | Mapping[str, float], *, total: float, provision: float) -> JobTimings:
-    """Timings rounded to milliseconds.
+    """Return the timings, rounded to milliseconds.
 
     :param phases: sums over all partitions.
     """
@@ -273,9 +275,9 @@ def job_timings(phases: Timings | Mapping[str, float], *, total: float, provisio
 
 
 def batch_rows(plan: Plan, smallest: int | None, events: Iterable[Mapping[str, Any]]) -> BatchRows:
-    """Rows per batch, planned and in fact.
+    """Return the rows per batch: planned, remembered and smallest.
 
-    :param smallest: fewest that any partition ended with, or None.
+    :param smallest: smallest batch size with which a partition ended, or None.
     """
     known = [int(event["remembered"]) for event in events if event.get("event") == "batch"]
     return BatchRows(planned=plan.batch_rows, remembered=known[-1] if known else None, smallest=smallest)
@@ -303,7 +305,7 @@ _ACTIVE = {str(Status.PROVISIONING), str(Status.RUNNING), str(Status.PUBLISHING)
 
 
 def active_seconds(events: Sequence[Mapping[str, Any]]) -> float:
-    """Seconds during which a driver worked on the job; the stretch of one that was killed ends at its last event."""
+    """Return the seconds during which a driver ran. The time of a killed driver ends at its last event."""
     total, since, last = 0.0, None, None
     for event in events:
         try:
@@ -324,13 +326,13 @@ def active_seconds(events: Sequence[Mapping[str, Any]]) -> float:
 
 
 def before_this(events: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """Events of the drivers before the last one."""
+    """Return the events before the start of the last driver."""
     starts = [number for number, event in enumerate(events) if event["event"] == "driver"]
     return events[: starts[-1]] if starts else ()
 
 
 def provision_seconds(events: Sequence[Mapping[str, Any]]) -> float:
-    """Seconds that drivers waited for workers."""
+    """Return the seconds that drivers waited for workers."""
     total, since = 0.0, None
     for event in events:
         if event["event"] != "status":
@@ -345,7 +347,7 @@ def provision_seconds(events: Sequence[Mapping[str, Any]]) -> float:
 
 
 def last_reason(events: Sequence[Mapping[str, Any]], status: Status) -> str:
-    """Why a job has a status, when that is no success."""
+    """Return the reason for a job's status; empty for a success."""
     if status.is_success:
         return ""
     reasons = [str(event.get("reason", "")) for event in events if event["event"] == "status"]
@@ -353,7 +355,7 @@ def last_reason(events: Sequence[Mapping[str, Any]], status: Status) -> str:
 
 
 def engine_evidence(use: EngineUse | None, *, tolerance: float) -> EngineEvidence | None:
-    """The evidence of all partitions together, its seconds rounded; None for None."""
+    """Return the evidence of all partitions together, with seconds rounded. None for None."""
     if use is None:
         return None
     seconds = {name: round(value, 6) for name, value in use.seconds.items()}
@@ -361,7 +363,7 @@ def engine_evidence(use: EngineUse | None, *, tolerance: float) -> EngineEvidenc
 
 
 def engine_warnings(whole: EngineUse | None) -> tuple[str, ...]:
-    """What a person must know of it."""
+    """Return the warnings about the engines of all partitions."""
     if whole is None:
         return ()
     found = [f"the tree engine was disabled: {reason}" for reason in whole.disabled]

@@ -1,4 +1,4 @@
-"""What differs between two jobs, from their directories alone."""
+"""Compare two jobs, from their directories alone."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ _SHOWN = 20
 
 @dataclass(frozen=True)
 class Changed:
-    """A value that is not the same in both."""
+    """A value that differs between two jobs."""
 
     before: Any
     after: Any
 
     def details(self) -> list[Any]:
-        """As JSON output shows it."""
+        """Return the two values for JSON output."""
         return [self.before, self.after]
 
 
 @dataclass(frozen=True)
 class FileChanges:
-    """How the input differs."""
+    """The differences between the input files of two jobs."""
 
     same: int
     added: tuple[str, ...]
     removed: tuple[str, ...]
     changed: tuple[str, ...]
-    """Same path, other size or version."""
+    """Same path, different size or version."""
 
     def details(self) -> dict[str, Any]:
-        """As JSON output shows it."""
+        """Return the changes for JSON output."""
         return {
             "same": self.same,
             "added": list(self.added),
@@ -49,35 +49,35 @@ class FileChanges:
 
     @property
     def is_same(self) -> bool:
-        """Whether both read the same files."""
+        """True if both jobs read the same files."""
         return not (self.added or self.removed or self.changed)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What differs between two jobs; each part is empty where nothing does."""
+    """The differences between two jobs. A part without differences is empty."""
 
     jobs: tuple[str, str]
     status: tuple[str, str]
     spec: dict[str, Changed]
-    """By field, such as ``sink.path``; None where one has no such field."""
+    """Changes by field, such as ``sink.path``. The value of a job that lacks the field is None."""
     model: dict[str, Changed]
     files: FileChanges
     rows: dict[str, tuple[int, int]]
-    """``in``, ``out``, ``rejected``, ``filtered`` of both, the same ones too."""
+    """``in``, ``out``, ``rejected`` and ``filtered`` of both jobs, including equal counts."""
     reasons: dict[str, tuple[int, int]]
-    """Rejected rows by reason, of both."""
+    """Rejected rows of both jobs, by reason."""
     seconds: dict[str, tuple[float, float]]
     partitions: tuple[int, int]
-    """Those that are done."""
+    """Completed partitions of both jobs."""
 
     @property
     def is_same_work(self) -> bool:
-        """Whether both had the same to do: spec, model and input."""
+        """True if spec, model and input are the same."""
         return not self.spec and not self.model and self.files.is_same
 
     def details(self) -> dict[str, Any]:
-        """As JSON output shows it."""
+        """Return the comparison for JSON output."""
         return {
             "jobs": list(self.jobs),
             "status": list(self.status),
@@ -93,7 +93,7 @@ class Comparison:
 
 
 def compare(one: JobDirectory, other: JobDirectory) -> Comparison:
-    """What is not the same in ``other`` as in ``one``."""
+    """Return the differences of ``other`` from ``one``."""
     reports = make_report(one), make_report(other)
     return Comparison(
         jobs=(one.id, other.id),
@@ -109,7 +109,7 @@ def compare(one: JobDirectory, other: JobDirectory) -> Comparison:
 
 
 def flatten(value: Any, name: str = "") -> dict[str, Any]:
-    """``{"sink": {"path": "out"}}`` as ``{"sink.path": "out"}``; positions of lists are numbers."""
+    """Flatten ``{"sink": {"path": "out"}}`` to ``{"sink.path": "out"}``. List positions become numbers."""
     if isinstance(value, Mapping):
         items = [(str(key), inner) for key, inner in value.items()]
     elif isinstance(value, (list, tuple)) and any(isinstance(inner, (Mapping, list)) for inner in value):
@@ -123,13 +123,13 @@ def flatten(value: Any, name: str = "") -> dict[str, Any]:
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Changed]:
-    """The names whose values differ, in the order of ``before``, then of ``after``."""
+    """Return the names whose values differ, in the order of ``before``, then of ``after``."""
     names = dict.fromkeys((*before, *after))
     return {name: Changed(before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)}
 
 
 def file_changes(before: tuple[InputFile, ...], after: tuple[InputFile, ...]) -> FileChanges:
-    """How two lists of input files differ."""
+    """Return the differences between two lists of input files."""
     old, new = ({file.path: (file.size, file.version) for file in files} for files in (before, after))
     both = [path for path in old if path in new]
     changed = tuple(path for path in both if old[path] != new[path])
@@ -142,7 +142,7 @@ def file_changes(before: tuple[InputFile, ...], after: tuple[InputFile, ...]) ->
 
 
 def comparison_text(found: Comparison) -> str:
-    """At most a few screens: what differs, and the counts of both."""
+    """Return at most a few screens of text: the differences, and the counts of both jobs."""
     lines = [f"{found.jobs[0]} -> {found.jobs[1]}"]
     lines += [f"  status     {found.status[0]} -> {found.status[1]}"]
     for title, part in (("spec", found.spec), ("model", found.model)):

@@ -1,12 +1,13 @@
-"""How long a job will take and what it will need, from a sample of its partitions. Pure: receipts in, intervals out.
+"""Estimate time, cost and memory of a job from a sample of its partitions. Pure: receipts in, intervals out.
 
-The seconds of all partitions together are estimated by the ratio of seconds to *cost* in the sample (cost: rows and
-bytes, half each, as `dispatch_order` weighs them), with the ratio estimator's variance for a sample
-without replacement (Cochran, Sampling Techniques, 3rd ed. 1977, section 6.4) and Student's t for so few samples. The
-wall time of ``slots`` tasks side by side lies between seconds / slots and Graham's bound for any order of the
-partitions, seconds / slots + (1 - 1 / slots) × longest (Graham, Bounds on Multiprocessing Timing Anomalies, 1969).
+The seconds of all partitions are estimated by the ratio of seconds to *cost* in the sample. Cost is rows and bytes,
+half each, as `dispatch_order` weighs them. The interval uses the ratio estimator's variance for a sample without
+replacement (Cochran, Sampling Techniques, 3rd ed. 1977, section 6.4) and Student's t, because samples are small.
 
-What a probe of a job left in its directory: ``probe.json``, the estimate that was made before the whole job ran.
+The wall time of ``slots`` concurrent tasks is at least seconds / slots. Graham's bound for any order of the partitions
+is seconds / slots + (1 - 1 / slots) × longest (Graham, Bounds on Multiprocessing Timing Anomalies, 1969).
+
+``probe.json`` in the job directory holds the estimate that a probe made before the whole job ran.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pipeline.jobs.receipts import Receipt, Totals
 from pipeline.plan.plan import Partition, Plan
 
 CONFIDENCE = 0.95
-"""Share of such intervals that hold what comes, as far as the rest of the job is like the sample."""
+"""Share of intervals that contain the actual figure, if the rest of the job is like the sample."""
 # Two-sided 95 % quantiles of Student's t for 1, 2, … degrees of freedom.
 _STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11)
 _NORMAL = 1.96
@@ -40,40 +41,40 @@ class Interval:
     high: float
 
     def times(self, factor: float) -> Interval:
-        """Each of the three multiplied."""
+        """Return the interval with all three values multiplied by ``factor``."""
         return Interval(self.low * factor, self.expected * factor, self.high * factor)
 
     def holds(self, value: float) -> bool:
-        """Whether ``value`` lies in it."""
+        """True if ``value`` lies in the interval."""
         return self.low <= value <= self.high
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a probe says of the whole job. ``probe.json`` holds it."""
+    """A probe's estimate for the whole job, stored in ``probe.json``."""
 
     sampled: int
-    """Partitions that were timed; they are done, and stay so."""
+    """Partitions that were timed. They are completed and not scored again."""
     partitions: int
     workers: int
     slots: int
-    """Tasks at a time: workers × threads."""
+    """Concurrent tasks: workers × threads."""
     task_seconds: Interval
-    """Seconds of all partitions, summed up."""
+    """Sum of the seconds of all partitions."""
     seconds: Interval
-    """Wall time of the whole job on these workers, their start included."""
+    """Wall time of the whole job on ``workers`` workers, including their start."""
     worker_hours: Interval
     output_bytes: Interval
-    """Of the published files."""
+    """Bytes of the published files."""
     peak_memory: int
-    """Most resident bytes that any worker had in the probe."""
+    """Largest resident memory of any worker in the probe, in bytes."""
     projected_memory: int
-    """What the plan reckons with, for a worker."""
+    """Memory that the plan projects for a worker, in bytes."""
     start_seconds: float
-    """Part of ``seconds`` that does not grow with the rows: workers that start, the model that is loaded."""
+    """Part of ``seconds`` that does not grow with the rows: start of the workers, load of the model."""
 
     def details(self) -> dict[str, Any]:
-        """As JSON output and ``probe.json`` show it."""
+        """Return the estimate for JSON output and ``probe.json``."""
         return {"schema_version": 1, **_rounded(asdict(self))}
 
     @classmethod
@@ -88,12 +89,12 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Actual:
-    """The figures of a finished job that a probe had estimated."""
+    """The actual figures of a finished job, for those that a probe estimates."""
 
     seconds: float
     """Wall time."""
     task_seconds: float
-    """Summed over partitions, without the load of the model."""
+    """Sum over all partitions, without loading the model."""
     output_bytes: float
 
 
@@ -106,11 +107,11 @@ class EstimateComparison:
 
     @property
     def held(self) -> dict[str, bool]:
-        """Whether each actual figure lies in its interval."""
+        """True for each figure whose actual value lies in its interval."""
         return {name: getattr(self.estimated, name).holds(value) for name, value in asdict(self.actual).items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Its form in ``report.json``."""
+        """Return the comparison for ``report.json``."""
         return {"estimated": self.estimated.details(), "actual": asdict(self.actual), "held": self.held}
 
     @classmethod
@@ -125,7 +126,7 @@ class EstimateComparison:
 
 
 def choose_sample(partitions: Sequence[Partition], *, count: int) -> tuple[Partition, ...]:
-    """``count`` of ``partitions``, from the smallest to the largest at even steps of their number."""
+    """Return ``count`` of ``partitions``, evenly spaced from the smallest to the largest."""
     ordered = sorted(partitions, key=lambda one: (one.rows, one.bytes, one.id))
     count = min(count, len(ordered))
     return tuple(ordered[(2 * number + 1) * len(ordered) // (2 * count)] for number in range(count))
@@ -134,13 +135,14 @@ def choose_sample(partitions: Sequence[Partition], *, count: int) -> tuple[Parti
 def make_estimate(
     plan: Plan, receipts: Mapping[str, Receipt], *, workers: int, threads: int, start_seconds: float, projected: int
 ) -> Estimate:
-    """The estimate for ``plan`` from the receipts of some of its partitions, by id.
+    """Estimate the job of ``plan`` from the receipts of some of its partitions.
 
-    :param workers: workers the job will have.
-    :param threads: threads of each.
-    :param start_seconds: until workers were there.
-    :param projected: bytes of memory the plan reckons with, for a worker.
-    :raises ValueError: when there is no receipt.
+    :param receipts: receipts by partition id.
+    :param workers: workers that the job will have.
+    :param threads: threads per worker.
+    :param start_seconds: seconds until the workers had started.
+    :param projected: bytes of memory that the plan projects for a worker.
+    :raises ValueError: if no partition of the plan has a receipt.
     """
     sample = [one for one in plan.partitions if one.id in receipts and not receipts[one.id].splits]
     if not sample:
@@ -172,10 +174,10 @@ def make_estimate(
 def compare_estimate(
     estimate: Estimate, *, seconds: float, task_seconds: float, output_bytes: int
 ) -> EstimateComparison:
-    """The estimate beside the actual figures, all to five digits.
+    """Return the estimate and the actual figures, rounded to five digits.
 
     :param seconds: wall time of the job.
-    :param task_seconds: sum over its partitions, without the load of the model.
+    :param task_seconds: sum over all partitions, without loading the model.
     """
     actual = {"seconds": seconds, "task_seconds": task_seconds, "output_bytes": float(output_bytes)}
     return EstimateComparison(Estimate.from_details(estimate.details()), Actual(**_rounded(actual)))
@@ -188,18 +190,18 @@ def _costs(partitions: Sequence[Partition]) -> dict[str, float]:
 
 
 def _ratio(values: Sequence[float], costs: Sequence[float], *, total: float, count: int) -> Interval:
-    """The sum of a figure over all partitions, from its values and costs in the sample."""
+    """Estimate the sum of a figure over all partitions, from the values and costs in the sample."""
     ratio, sampled = sum(values) / sum(costs), len(values)
     expected = ratio * total
     if sampled >= count:
         return Interval(expected, expected, expected)
     if sampled == 1:
-        # One value says nothing about the spread: a factor of two either way is what is left to say.
+        # One value gives no spread: assume a factor of two in both directions.
         return Interval(expected / 2, expected, expected * 2)
     squares = sum((value - ratio * cost) ** 2 for value, cost in zip(values, costs, strict=True)) / (sampled - 1)
     error = count * math.sqrt((1 - sampled / count) / sampled * squares)
     quantile = _STUDENT[sampled - 2] if sampled - 2 < len(_STUDENT) else _NORMAL
-    # What was measured is certain.
+    # The sum cannot be lower than the part that was measured.
     return Interval(max(sum(values), expected - quantile * error), expected, expected + quantile * error)
 
 
@@ -217,12 +219,12 @@ def _rounded(value: Any) -> Any:
 
 
 def write_estimate(job: JobDirectory, estimate: Estimate) -> None:
-    """Set ``probe.json``."""
+    """Write ``probe.json``."""
     job.store.replace(layout.PROBE_FILE, json.dumps(estimate.details(), indent=1).encode() + b"\n")
 
 
 def read_estimate(job: JobDirectory) -> Estimate | None:
-    """The estimate of the last probe; None when there was none, or it cannot be read: nothing depends on it."""
+    """Return the estimate of the last probe; None if there is none or it cannot be read. No decision needs it."""
     try:
         return Estimate.from_details(json.loads(job.store.read(layout.PROBE_FILE)))
     except (FileNotFoundError, ValueError, TypeError, KeyError):
@@ -232,11 +234,11 @@ def read_estimate(job: JobDirectory) -> Estimate | None:
 def compare_with_actual(
     job: JobDirectory, plan: Plan, totals: Totals, *, seconds: float, provision: float, starts: int
 ) -> EstimateComparison | None:
-    """Compare the job with its estimate; None when there is none, or before every partition is done.
+    """Compare the job with its estimate. Return None without an estimate, or before all partitions are done.
 
     :param seconds: wall time of all drivers of the job.
-    :param provision: seconds of it in which they waited for workers.
-    :param starts: drivers there were. The estimate reckons with one: the others' wait is taken off.
+    :param provision: part of ``seconds`` in which drivers waited for workers.
+    :param starts: number of drivers. The estimate assumes one start, so the wait of the others is subtracted.
     """
     estimate = read_estimate(job)
     if estimate is None or totals.rows.input < plan.rows - plan.pruned_rows:
@@ -250,7 +252,7 @@ def compare_with_actual(
 
 
 def estimate_lines(estimate: Estimate) -> list[str]:
-    """The figures of an estimate with their 95 % intervals, one a line."""
+    """Return the figures of an estimate with their 95 % intervals, one per line."""
     return labelled(
         {
             "probed": f"{estimate.sampled:,} of {estimate.partitions:,} partitions; they stay done",

@@ -1,4 +1,4 @@
-"""Figures of a report: frozen dataclasses, each with its form in JSON."""
+"""Figures of a report, as frozen dataclasses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.jobs.ledger import RoundSummary
 from pipeline.models.engines import EngineUse
 
 SHOWN_ROUNDS = 3
-"""Rounds of retries in a text, the last ones."""
+"""Number of rounds of retries shown in a text, counted from the last."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ModelId:
 
 @dataclass(frozen=True)
 class JobTimings:
-    """Seconds of a job, to the millisecond. The phases are sums over partitions, which run side by side."""
+    """Seconds of a job, to the millisecond. The phases are sums over partitions, which run concurrently."""
 
     total: float = 0.0
     """Wall time of all drivers."""
@@ -51,7 +51,7 @@ class JobTimings:
 
 @dataclass(frozen=True)
 class PartitionCounts:
-    """Partitions of a job; the halves of a split one stand in its place."""
+    """Partitions of a job. A split partition is replaced by its parts."""
 
     done: int
     planned: int
@@ -76,9 +76,9 @@ class BatchRows:
 
     planned: int
     remembered: int | None = None
-    """Taken over from an earlier job with this model on such workers; None when there was none."""
+    """Batch size taken from an earlier job with this model on such workers; None if there is none."""
     smallest: int | None = None
-    """Fewest that any partition ended with; None before the first is done."""
+    """Smallest batch size with which a partition ended; None before the first partition is done."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,9 @@ class StragglerCounts:
     reassigned: int = 0
     """Partitions given to another worker before they started."""
     won: int = 0
-    """Times that the help came in first."""
+    """Mitigations that finished before the slow attempt."""
     seconds_won: float = 0.0
-    """Seconds saved by it in all, against the estimates."""
+    """Seconds that the mitigations saved in all, compared with the estimates."""
 
     @property
     def helped(self) -> int:
@@ -108,14 +108,14 @@ class StragglerCounts:
 
 @dataclass(frozen=True)
 class EngineEvidence:
-    """What evaluated the model, and the evidence for that choice, over all partitions."""
+    """The engine that evaluated the model, and the evidence for that choice, over all partitions."""
 
     use: EngineUse
     tolerance: float
-    """Largest difference of margins that compares as equal; 0.0 asks for equal bits."""
+    """Largest difference of margins that counts as equal; 0.0 requires equal bits."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields of ``use``, with ``speedup`` and ``tolerance``."""
+        """Return the fields of ``use``, with ``speedup`` and ``tolerance``."""
         record = self.use.to_dict()
         return {**record, "speedup": round(self.use.speedup, 3), "tolerance": self.tolerance}
 
@@ -128,7 +128,7 @@ class EngineEvidence:
 
 @dataclass(frozen=True)
 class JobError:
-    """The error that ended a job."""
+    """The error that failed a job."""
 
     kind: str
     """Name of the class."""
@@ -141,16 +141,16 @@ class JobError:
 
     @classmethod
     def from_error(cls, error: PipelineError) -> Self:
-        """The texts of ``error``."""
+        """Copy the texts of ``error``."""
         return cls(**error.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """Its fields, without empty ones."""
+        """Return the fields of the error, without empty ones."""
         return {name: value for name, value in asdict(self).items() if value != ""}
 
 
 def rounds_text(rounds: tuple[RoundSummary, ...]) -> str:
-    """Results of the last `SHOWN_ROUNDS` retries."""
+    """Return the results of the last `SHOWN_ROUNDS` retries."""
     texts = [
         f"round {summary.round} ({summary.why}): {summary.recovered:,} of {summary.retried:,} rejected rows recovered"
         for summary in rounds

@@ -1,4 +1,4 @@
-"""Telling one thing to one hook: signed, tried again, and never for longer than it was given."""
+"""Deliver one message to one hook: signed, retried, and within its time limit."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ _SHOWN = 200
 
 @dataclass(frozen=True)
 class Message:
-    """One thing to tell."""
+    """One notification for a hook."""
 
     key: str
-    """The same for every attempt at the same thing, and for nothing else."""
+    """Unique per notification; all attempts at one notification share it."""
     event: str
     body: bytes
     """One JSON object."""
     variables: Mapping[str, str]
-    """The facts as a command gets them."""
+    """Environment variables for a command, with the facts of the body."""
 
 
 @dataclass(frozen=True)
 class DeliveryAttempt:
-    """How one attempt ended."""
+    """The outcome of one attempt."""
 
     ok: bool
     reason: str = ""
     is_final: bool = False
-    """Whether another attempt would end the same."""
+    """True if another attempt would have the same outcome."""
     wait: float | None = None
-    """Seconds that the other side asked to wait."""
+    """Seconds that the server asked to wait (``Retry-After``)."""
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """What became of a message."""
+    """The outcome of a message after its last attempt."""
 
     hook: str
     event: str
@@ -65,9 +65,9 @@ class Delivery:
 
 
 def pause(attempt: DeliveryAttempt, *, number: int, attempts: int) -> float | None:
-    """Seconds until the next attempt; None when there is none.
+    """Return the seconds until the next attempt; None if there is no next attempt.
 
-    :param number: of the attempt that ended, from 1.
+    :param number: number of the attempt that ended, from 1.
     """
     if attempt.ok or attempt.is_final or number >= attempts:
         return None
@@ -76,19 +76,19 @@ def pause(attempt: DeliveryAttempt, *, number: int, attempts: int) -> float | No
 
 
 def is_final_status(code: int) -> bool:
-    """Whether a web server that answers so will do so again."""
+    """True if a web server that returned ``code`` will return it again: no retry."""
     return code < 500 and code not in _AGAIN
 
 
 def sign(secret: str, *, timestamp: str, body: bytes) -> str:
-    """``sha256=<hex>``: HMAC-SHA256 over the timestamp, a dot, and the body."""
+    """Return ``sha256=<hex>``: HMAC-SHA256 over the timestamp, a dot, and the body."""
     return "sha256=" + hmac.new(secret.encode(), timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
 
 
 def deliver(
     hook: Hook, message: Message, *, is_over: Event, send: Callable[[Hook, Message], DeliveryAttempt] | None = None
 ) -> Delivery:
-    """Try until it is told, until it is hopeless, or until ``is_over``."""
+    """Retry until the message is delivered, no attempt is left, or ``is_over`` is set."""
     number, attempt = 0, DeliveryAttempt(False, "it was not tried")
     while not is_over.is_set():
         number += 1
@@ -109,16 +109,16 @@ def _send(hook: Hook, message: Message) -> DeliveryAttempt:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """What is signed for one server is not sent to another."""
+    """Refuse redirects: a message signed for one server is not sent to another."""
 
     def redirect_request(self, *arguments: Any, **options: Any) -> None:
         return None
 
 
 def post(hook: Hook, message: Message) -> DeliveryAttempt:
-    """Send it to a web server.
+    """Send the message to a web server.
 
-    :raises PipelineError: when a reference to a secret cannot be resolved.
+    :raises PipelineError: if a reference to a secret cannot be resolved.
     """
     url = resolve_reference(hook.url or "", where="hooks.url")
     timestamp = str(int(time.time()))
@@ -150,7 +150,7 @@ def post(hook: Hook, message: Message) -> DeliveryAttempt:
 
 
 def run_command(hook: Hook, message: Message) -> DeliveryAttempt:
-    """Run a program, in a process group of its own so that nothing of it is left after its time."""
+    """Run the hook's command in its own process group, which is killed at the end or after the timeout."""
     words = list(hook.command or ())
     try:
         process = subprocess.Popen(

@@ -1,7 +1,7 @@
-"""Hooks: whoever wants to know is told when a job begins and how it ends, by threads that the job never waits for.
+"""Hooks: notify other systems when a job starts and ends, from threads that the job does not wait for.
 
-A hook that fails is an event and a warning in the log, never a failed job. At the end of the job hooks are given
-``hook_timeout`` seconds; what has not been told by then is given up.
+A hook that fails causes an event and a warning in the log, never a failed job. At the end of the job, hooks have
+``hook_timeout`` seconds. Notifications that are still undelivered are then dropped.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ EVENTS = {
     Status.CANCELLED: "cancelled",
     Status.INTERRUPTED: "interrupted",
 }
-"""The event of each end; a child that waits for its parent has not ended."""
+"""The event for each final status. A child that waits for its parent has not ended."""
 
 
 class _Worker:
-    """One hook, with a thread of its own: one that hangs holds up no other."""
+    """One hook with its own thread, so that a hook that hangs cannot delay other hooks."""
 
     def __init__(self, hook: Hook, send: Callable[[Hook, Message], DeliveryAttempt] | None) -> None:
         self.hook = hook
@@ -53,16 +53,16 @@ class _Worker:
         self._thread.start()
 
     def tell(self, message: Message) -> None:
-        """Have it told; returns at once."""
+        """Queue the message for delivery. Returns at once."""
         self._told.append(message)
         self._messages.put(message)
 
     def close(self, until: float) -> tuple[Delivery, ...]:
-        """What became of every message, those too that are given up now."""
+        """Return the outcome of every message, including those that are dropped now."""
         self._messages.put(None)
         self._thread.join(max(0.0, until - time.monotonic()))
         self._is_over.set()
-        # An attempt that was about to end is let to; one that hangs is left behind.
+        # Let an attempt finish that is about to end; abandon one that hangs.
         self._thread.join(0.2)
         done = tuple(self.deliveries)
         late = "given up at the end of the run: it took too long"
@@ -77,7 +77,7 @@ class _Worker:
 
 
 class Hooks(Callback):
-    """Tells hooks what happens to one job."""
+    """Notify hooks about one job."""
 
     def __init__(self, job: JobDirectory, hooks: Sequence[Hook]) -> None:
         self._job = job
@@ -89,7 +89,7 @@ class Hooks(Callback):
         return self._lineage.send if self._lineage is not None and hook.openlineage is not None else None
 
     def on_status(self, event: StatusChanged) -> None:
-        """The first one of a run is its start."""
+        """Notify hooks of the start, at the first status of a run."""
         if self._is_started or Status(event.after).is_final:
             return
         self._is_started = True
@@ -98,14 +98,14 @@ class Hooks(Callback):
         self._tell("start", {**facts, "output": self._job.resolve(record.sink)})
 
     def on_end(self, event: JobEnded) -> None:
-        """How it ended."""
+        """Notify hooks of the end."""
         name = EVENTS.get(Status(event.status))
         if name is not None:
             kept = ("status", "reason", "rows", "model", "output", "partitions", "seconds", "warnings", "error", "next")
             self._tell(name, {key: event.report.get(key) for key in kept})
 
     def close(self, seconds: float) -> None:
-        """Wait for what is still to be told, and put what became of it on record."""
+        """Wait up to ``seconds`` for pending notifications, then record the outcome of each as an event."""
         until = time.monotonic() + seconds
         for worker in self._workers:
             for delivery in worker.close(until):
@@ -123,7 +123,7 @@ class Hooks(Callback):
             self._lineage.close(max(0.0, until - time.monotonic()))
 
     def _tell(self, name: str, facts: dict[str, Any]) -> None:
-        # A lineage service makes nothing of an end whose start it was not told of.
+        # A lineage service cannot use the end of a run without its start: send it every event.
         wanted = [one for one in self._workers if name in one.hook.when or one.hook.openlineage is not None]
         if wanted:
             message = make_message(self._job, name, facts)
@@ -132,7 +132,10 @@ class Hooks(Callback):
 
 
 def make_message(job: JobDirectory, event: str, facts: dict[str, Any]) -> Message:
-    """What is told of ``event``. Its key is the same whoever asks, as long as nothing has happened to the job since."""
+    """Build the notification of ``event``.
+
+    Its key depends only on the job, the event and the number of status and driver events so far.
+    """
     number = sum(one["event"] in ("status", "driver") for one in job.events.read())
     key = f"{job.id}/{event}/{number}"
     body = {
@@ -156,13 +159,13 @@ _AS_VARIABLES = ("id", "event", "time", "job", "name", "status", "reason", "outp
 
 
 def hooks_of(spec: JobSpec, settings: Settings) -> tuple[Hook, ...]:
-    """All hooks of a job: those of its spec, and those that are told of every job here."""
+    """Return all hooks of a job: those of its spec, and those that the settings name for every job."""
     return (*spec.hooks, *(Hook.model_validate(one) for one in settings.hooks))
 
 
 @contextmanager
 def run_hooks(job: JobDirectory, hooks: Sequence[Hook], *, grace: float) -> Iterator[tuple[Callback, ...]]:
-    """Callbacks for the run of ``job`` inside the block; on leaving, hooks are given ``grace`` seconds."""
+    """Yield callbacks for a run of ``job`` inside the block. On exit, hooks have ``grace`` seconds to finish."""
     if not hooks:
         yield ()
         return
@@ -173,5 +176,5 @@ def run_hooks(job: JobDirectory, hooks: Sequence[Hook], *, grace: float) -> Iter
         try:
             told.close(grace)
         except Exception:
-            # Whatever is wrong with hooks, the job is as it is.
+            # An error of a hook must not change the outcome of the job.
             logger.exception("what became of the hooks of %s could not be recorded", job.id)

@@ -1,7 +1,7 @@
-"""The log of a driver: ``logs/<epoch>.jsonl`` in the job directory, one JSON object a line, beside its events.
+"""The log of a driver: ``logs/<epoch>.jsonl`` in the job directory, one JSON object per line.
 
-What a driver says to a person, and how each partition ended, is kept there whoever started it and wherever its stderr
-goes. Losing a line at a power cut is fine, and failing to write one must not end a job: nothing is decided by a log.
+It keeps the driver's log messages and the outcome of each partition, wherever the driver's stderr goes. No decision
+depends on a log: a line may be lost at a power cut, and a failed write must not fail the job.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from pipeline.storage.local import LocalStore
 from pipeline.storage.store import Store
 
 REMOTE_SECONDS = 5.0
-"""Seconds between two writes where each is a new version of an object."""
+"""Seconds between two writes to an object store, where each write is a new version of the object."""
 LIBRARIES = ("distributed", "dask")
-"""Whose warnings are kept too."""
+"""Libraries whose warnings are logged too."""
 logger = logging.getLogger(__name__)
 
 
 def rows_text(rows: RowCounts) -> str:
-    """``30 in = 27 out + 3 rejected + 0 filtered``."""
+    """Return ``30 in = 27 out + 3 rejected + 0 filtered``."""
     return f"{rows.input:,} in = {rows.output:,} out + {rows.rejected:,} rejected + {rows.filtered:,} filtered"
 
 
 class LogFile:
-    """``logs/<epoch>.jsonl``, open to be appended to by any thread."""
+    """``logs/<epoch>.jsonl``, open for appending from any thread."""
 
     def __init__(self, store: Store, epoch: int) -> None:
         self.store = store
         self.name = layout.log_path(epoch)
-        # What is told of a failure comes back here, as a line that is not written.
+        # Reentrant: the warning about a failed write is itself logged, and comes back here to be dropped.
         self._lock = threading.RLock()
         self._file: IO[str] | None = None
         self._lines: list[str] = []
@@ -56,7 +56,7 @@ class LogFile:
             self._thread.start()
 
     def write(self, fields: dict[str, Any]) -> None:
-        """Add one line, secrets masked. What fails is told once, and nothing more is written."""
+        """Add one line, with secrets masked. After the first failed write, warn once and write nothing more."""
         shown = {name: redact(value) if isinstance(value, str) else value for name, value in fields.items()}
         line = json.dumps(shown, default=str)
         with self._lock:
@@ -71,7 +71,7 @@ class LogFile:
                 self._give_up(error)
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the remaining lines and close the file."""
         self._is_over.set()
         if self._thread is not None:
             self._thread.join(REMOTE_SECONDS)
@@ -85,7 +85,7 @@ class LogFile:
 
     def _open(self, store: LocalStore) -> None:
         try:
-            # Made by the store, so that folder and file have its modes.
+            # Let the store create the file, so that folder and file get its modes.
             if not store.exists(self.name):
                 store.replace(self.name, b"")
             self._file = open(store.path(self.name), "a", encoding="utf-8", buffering=1)  # noqa: SIM115
@@ -111,13 +111,13 @@ class LogFile:
 
 
 class _Handler(logging.Handler):
-    """Writes records to a `LogFile`."""
+    """Write log records to a `LogFile`."""
 
     def __init__(self, file: LogFile) -> None:
         super().__init__(logging.INFO)
         self.file = file
         thread = threading.current_thread()
-        # Beside the main thread several drivers may be at work, each for one child of a fan-out.
+        # Several drivers may run in threads, each for one child of a fan-out: each logs only its own thread.
         self.only = None if thread is threading.main_thread() else thread.ident
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -139,13 +139,13 @@ class _Handler(logging.Handler):
 
 
 class _Progress(Callback):
-    """Writes how each partition and the job ended."""
+    """Write the outcome of each partition and of the job."""
 
     def __init__(self, file: LogFile) -> None:
         self.file = file
 
     def on_partition(self, event: PartitionEnded) -> None:
-        """Say how it ended, unless that is an event already."""
+        """Write a completed partition. Other outcomes are events already."""
         if event.outcome == AttemptOutcome.DONE:
             self._say(
                 f"partition {event.partition}: done, {rows_text(event.rows)}, {event.seconds:.2f} s",
@@ -154,7 +154,7 @@ class _Progress(Callback):
             )
 
     def on_end(self, event: JobEnded) -> None:
-        """Say how the job ended, with the error's own words."""
+        """Write the error of a failed job, with its details."""
         error = event.report.get("error") or {}
         said = "; ".join(f"{name}: {error[name]}" for name in ("where", "found", "expected", "next") if error.get(name))
         if error:
@@ -167,7 +167,7 @@ class _Progress(Callback):
 
 @contextmanager
 def record_log(store: Store, *, epoch: int) -> Iterator[Callback]:
-    """While the block runs, what this package logs, and what the callback is told, goes to ``logs/<epoch>.jsonl``."""
+    """Write log records of this package, and events of the yielded callback, to ``logs/<epoch>.jsonl``."""
     file = LogFile(store, epoch)
     handler, progress = _Handler(file), _Progress(file)
     loggers = [logging.getLogger(name) for name in ("pipeline", *LIBRARIES)]

@@ -1,6 +1,6 @@
-"""OpenLineage events of a job: what it read, what it wrote, with schemas and row counts (the extra ``openlineage``).
+"""OpenLineage events of a job: inputs and outputs, with schemas and row counts (the extra ``openlineage``).
 
-Where events go (console, file, HTTP, Kafka, …) is OpenLineage's own configuration: ``openlineage.yml`` or variables
+The transport (console, file, HTTP, Kafka, …) is configured by OpenLineage itself: ``openlineage.yml`` or variables
 ``OPENLINEAGE_…``.
 """
 
@@ -30,11 +30,11 @@ STATES = {
     "cancelled": "ABORT",
     "interrupted": "ABORT",
 }
-"""OpenLineage's state for each event of a job."""
+"""The OpenLineage state for each event of a job."""
 
 
 def dataset_of(path: str) -> tuple[str, str]:
-    """Namespace and name of the dataset at ``path``, by OpenLineage's naming rules."""
+    """Return namespace and name of the dataset at ``path``, by OpenLineage's naming rules."""
     if is_local_path(path):
         return "file", str(local_path(path))
     parts = urlsplit(path)
@@ -42,13 +42,13 @@ def dataset_of(path: str) -> tuple[str, str]:
 
 
 class Lineage:
-    """Sends events about one run of one job."""
+    """Send events about one run of one job."""
 
     def __init__(self, job: JobDirectory) -> None:
         self._job = job
         number = sum(event["event"] == "driver" for event in job.events.read())
         self.run = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{PRODUCER}{job.id}/{number}"))
-        """The same for all events of one driver's run."""
+        """Run id, common to all events of one driver."""
 
     @cached_property
     def _client(self) -> Any:
@@ -64,15 +64,15 @@ class Lineage:
         return OpenLineageClient()
 
     def send(self, hook: Hook, message: Message) -> DeliveryAttempt:
-        """Send what ``message`` tells.
+        """Send ``message`` as an OpenLineage event.
 
-        :raises SpecError: when the extra is not installed.
+        :raises SpecError: if the extra is not installed.
         """
         self._client.emit(self.make_event(hook, json.loads(message.body)))
         return DeliveryAttempt(True)
 
     def make_event(self, hook: Hook, facts: Mapping[str, Any]) -> Any:
-        """The event of OpenLineage for what a message tells."""
+        """Build the OpenLineage event for the facts of a message."""
         from openlineage.client.event_v2 import Job, Run, RunEvent, RunState
 
         return RunEvent(
@@ -93,7 +93,7 @@ class Lineage:
         parts = [child.plan for child in self._job.children()] or [plan]
         paths = plan.spec.source.path
         paths = (paths,) if isinstance(paths, str) else paths
-        # Counts are of the whole source: where it has several paths, nobody knows whose they are.
+        # Counts are of the whole source. With several paths, they cannot be assigned to one of them.
         counts = {}
         if len(paths) == 1:
             files = {file.path: file for part in parts for file in part.files}.values()
@@ -127,7 +127,7 @@ class Lineage:
         ]
 
     def close(self, seconds: float) -> None:
-        """Have the client send what it holds back."""
+        """Send the events that the client still holds, for up to ``seconds``."""
         if "_client" in self.__dict__:
             self._client.close(seconds)
 

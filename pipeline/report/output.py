@@ -1,4 +1,4 @@
-"""Rows that a job published, read from exactly the files of its last manifest."""
+"""Read the published rows of a job, from exactly the files of its last manifest."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def output_dask(job: JobDirectory) -> DaskFrame:
 def read_file(path: str, *, format: str, storage: Mapping[str, Any]) -> pd.DataFrame:
     """Return the rows of one published file.
 
-    :param format: as ``sink.format`` of the job spec.
-    :param storage: as ``storage`` of the job spec.
+    :param format: ``sink.format`` of the job spec.
+    :param storage: ``storage`` of the job spec.
     """
     use_storage_options(storage)
     frame: pd.DataFrame = find_sink(format).read_file(path).to_pandas(ignore_metadata=True)
@@ -46,7 +46,7 @@ def read_file(path: str, *, format: str, storage: Mapping[str, Any]) -> pd.DataF
 
 
 def _published(job: JobDirectory) -> tuple[list[str], pd.DataFrame, Callable[[str], pd.DataFrame]]:
-    """Files, an empty frame with their columns, and the function that reads one."""
+    """Return the published files, an empty frame with their columns, and a function that reads one file."""
     pairs = [(leaf, leaf.manifests.last()) for leaf in (job.children() if job.record.children else [job])]
     committed = [(leaf, manifest) for leaf, manifest in pairs if manifest is not None]
     if not committed:

@@ -1,4 +1,4 @@
-"""Progress of a job as a person sees it: live on a terminal and in Jupyter, a plain line now and then elsewhere."""
+"""Show the progress of a job: a live bar on a terminal and in Jupyter, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ PHASES = {
 LINE_SECONDS = 10.0
 """Longest pause between two plain lines while partitions end."""
 LINE_SHARE = 0.1
-"""Share of the rows after which there is a plain line even before that."""
+"""Share of the rows after which a plain line is written, even before `LINE_SECONDS`."""
 
 
 @dataclass
 class Tally:
-    """What is known of a job that runs. Times are seconds of a monotonic clock."""
+    """Counts of a running job. Times are seconds of a monotonic clock."""
 
     phase: str = "planned"
     partitions: int = 0
     done: int = 0
-    """Partitions that are done, earlier runs of the job included."""
+    """Completed partitions, including those of earlier runs of the job."""
     rows: int = 0
     rows_done: int = 0
     rejected: int = 0
@@ -45,16 +45,16 @@ class Tally:
     retries: int = 0
     started: float = 0.0
     rows_before: int = 0
-    """Rows that were done before this run."""
+    """Rows completed before this run."""
 
     def begin(self, event: RoundStarted, *, now: float) -> None:
-        """A round begins."""
+        """Reset the counts for a new round."""
         self.partitions, self.done = event.partitions, event.done
         self.rows, self.rows_done = event.rows, event.rows_done
         self.rows_before, self.started = event.rows_done, now
 
     def add(self, event: PartitionEnded) -> None:
-        """An attempt at a partition ended."""
+        """Count an attempt at a partition that ended."""
         if event.outcome == AttemptOutcome.DONE:
             self.done += 1
             self.rows_done += event.rows.input
@@ -65,17 +65,17 @@ class Tally:
             self.retries += 1
 
     def rate(self, now: float) -> float:
-        """Rows per second of this run; 0 when nothing is done yet."""
+        """Return the rows per second of this run; 0 while nothing is done."""
         elapsed = now - self.started
         return (self.rows_done - self.rows_before) / elapsed if elapsed > 0 else 0.0
 
     def remaining(self, now: float) -> float | None:
-        """Seconds until the last row is scored, at the rate so far; None when there is no rate."""
+        """Return the seconds until the last row is scored, at the rate so far; None while the rate is 0."""
         rate = self.rate(now)
         return max(self.rows - self.rows_done, 0) / rate if rate > 0 else None
 
     def line(self, now: float) -> str:
-        """One line of text."""
+        """Return the counts as one line of text."""
         share = self.rows_done / self.rows if self.rows else 1.0
         parts = [
             f"{share:.0%}",
@@ -94,16 +94,16 @@ class Tally:
 
 @dataclass
 class PlainProgress(Callback):
-    """Lines of text: one for each phase, and one about every ten seconds or tenth of the rows."""
+    """Write a line for each phase, and one about every ten seconds or tenth of the rows."""
 
     stream: TextIO | None = None
-    """Default: what ``sys.stderr`` is when a line is written."""
+    """Default: ``sys.stderr`` at the time of writing."""
     clock: Callable[[], float] = time.monotonic
     tally: Tally = field(default_factory=Tally)
     _last: tuple[float, float] = (0.0, 0.0)
 
     def on_status(self, event: StatusChanged) -> None:
-        """Say what happens now; how it ended is for the summary."""
+        """Write the new phase. The summary shows the final status."""
         phase = PHASES.get(Status(event.after))
         if phase is None:
             return
@@ -112,7 +112,7 @@ class PlainProgress(Callback):
             self._write(f"{phase} ({event.job})")
 
     def on_round(self, event: RoundStarted) -> None:
-        """Say how much there is to do."""
+        """Write the number of rows and partitions."""
         now = self.clock()
         self.tally.begin(event, now=now)
         self._last = (now, self._share())
@@ -120,7 +120,7 @@ class PlainProgress(Callback):
         self._write(f"{self.tally.phase}: {plural(event.rows, 'row')} in {plural(event.partitions, 'partition')}{done}")
 
     def on_partition(self, event: PartitionEnded) -> None:
-        """Say how far it is, when it is time to."""
+        """Write retries and failures, and the progress if a line is due."""
         now = self.clock()
         self.tally.add(event)
         if event.outcome in (AttemptOutcome.RETRY, AttemptOutcome.FAILED):
@@ -141,7 +141,7 @@ class PlainProgress(Callback):
 
 
 class LiveProgress(Callback):
-    """A bar that is drawn over and over, on a terminal or in a notebook."""
+    """Draw a progress bar on a terminal or in a notebook."""
 
     def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -160,15 +160,15 @@ class LiveProgress(Callback):
         self._task: TaskID = self._progress.add_task("planning", total=None, tally="")
 
     def start(self) -> None:
-        """Begin to draw; may be called again."""
+        """Start drawing; may be called again."""
         self._progress.start()
 
     def stop(self) -> None:
-        """Take the bar away; may be called again."""
+        """Remove the bar; may be called again."""
         self._progress.stop()
 
     def on_status(self, event: StatusChanged) -> None:
-        """Show what happens now; when nothing does any more, make room for the summary."""
+        """Show the new phase. At a final status, remove the bar for the summary."""
         phase = PHASES.get(Status(event.after))
         if phase is None:
             self.stop()
@@ -178,12 +178,12 @@ class LiveProgress(Callback):
         self._progress.update(self._task, description=phase)
 
     def on_round(self, event: RoundStarted) -> None:
-        """Show how much there is to do."""
+        """Show the number of rows and partitions."""
         self.tally.begin(event, now=self._clock())
         self._draw()
 
     def on_partition(self, event: PartitionEnded) -> None:
-        """Show how far it is."""
+        """Show the progress, and print retries and failures."""
         self.tally.add(event)
         if event.outcome in (AttemptOutcome.RETRY, AttemptOutcome.FAILED):
             text = f"partition {event.partition}: {event.outcome} after attempt {event.attempt}: {event.reason}"
@@ -191,7 +191,7 @@ class LiveProgress(Callback):
         self._draw()
 
     def on_end(self, event: JobEnded) -> None:
-        """Make room for the summary."""
+        """Remove the bar for the summary."""
         self.stop()
 
     def _draw(self) -> None:
@@ -203,21 +203,21 @@ class LiveProgress(Callback):
 
 @dataclass
 class JobWatch(Callback):
-    """Remembers which job it is about, for when there is no report to tell."""
+    """Remember the id of the job, for a run that ends without a report."""
 
     job: str = ""
 
     def on_status(self, event: StatusChanged) -> None:
-        """Note the id."""
+        """Remember the id."""
         self.job = event.job
 
     def on_round(self, event: RoundStarted) -> None:
-        """Note the id."""
+        """Remember the id."""
         self.job = event.job
 
 
 def make_progress(*, quiet: bool = False) -> PlainProgress | LiveProgress | Callback:
-    """The callback that shows a job's progress on stderr, as fits where that goes; nothing when ``quiet``."""
+    """Return the callback for progress on stderr: live if interactive, else plain. If ``quiet``, it shows nothing."""
     if quiet:
         return Callback()
     from rich.console import Console
@@ -228,7 +228,7 @@ def make_progress(*, quiet: bool = False) -> PlainProgress | LiveProgress | Call
 
 @contextmanager
 def show_progress(*, quiet: bool = False) -> Iterator[tuple[Callback, ...]]:
-    """The callbacks that show a job's progress; a live display is there from the start, and gone on leaving."""
+    """Yield the callbacks that show a job's progress. A live display starts on entry and is removed on exit."""
     progress = make_progress(quiet=quiet)
     if not isinstance(progress, LiveProgress):
         yield (progress,)

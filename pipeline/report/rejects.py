@@ -1,4 +1,4 @@
-"""What was rejected and why, for a person to look at: read from the receipts and the files they name."""
+"""Show rejected rows and their reasons, from the receipts and the files that the receipts name."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class RejectExample:
     """Number of the row in its file, from 0."""
     message: str
     values: Mapping[str, Any]
-    """Its input columns."""
+    """Input columns of the row."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class RejectGroup:
     reason: str
     count: int
     examples: tuple[RejectExample, ...]
-    """The first ones, in source order."""
+    """The first rows, in source order."""
 
 
 @dataclass(frozen=True)
@@ -65,23 +65,23 @@ class Export:
 
 @dataclass(frozen=True)
 class RejectSummary:
-    """All that is still rejected of a job."""
+    """All rows and files of a job that are still rejected."""
 
     job: str
     groups: tuple[RejectGroup, ...]
     """Most frequent first."""
     files: tuple[str, ...]
-    """Paths or URLs of the Parquet files that hold them."""
+    """Paths or URLs of the Parquet files that hold the rejected rows."""
     total: int
     quarantined_files: tuple[QuarantinedFile, ...] = ()
     """Input files that are quarantined as a whole."""
     rounds: tuple[RoundSummary, ...] = ()
-    """What was tried again, and what came of it."""
+    """Rounds of retries and their results."""
     exported: Export | None = None
     """The file that the rows were written to."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Its form with ``--json``; values that JSON has no form for become text."""
+        """Return the summary for ``--json``. Values that JSON cannot hold become text."""
         record = {
             "job": self.job,
             "total": self.total,
@@ -96,12 +96,12 @@ class RejectSummary:
         return record | ({"exported": asdict(self.exported)} if self.exported else {})
 
     def text(self) -> str:
-        """The text that ``python -m pipeline rejects`` prints."""
+        """Return the text that ``python -m pipeline rejects`` prints."""
         return rejects_text(self)
 
 
 def rejects_text(summary: RejectSummary) -> str:
-    """Rejected rows by reason, with the first ones of each."""
+    """Return a text of the rejected rows by reason, with the first rows of each."""
     lines = [f"{plural(summary.total, 'rejected row')}  {summary.job}"]
     rounds = rounds_text(summary.rounds)
     lines += [f"  {rounds}"] if rounds else []
@@ -132,11 +132,13 @@ def _example_lines(group: RejectGroup) -> list[str]:
 def summarise(
     job: JobDirectory, *, ledger: Ledger | None = None, examples: int = EXAMPLES, reason: str = "*"
 ) -> RejectSummary:
-    """Counts per reason, and the first ``examples`` rows of each. Files are read only until these are found.
+    """Count the rejected rows per reason, with the first ``examples`` rows of each.
 
-    :param ledger: what counts in a job without children, when it is at hand; else the receipts are read.
-    :param reason: the only reasons wanted, such as ``contract:*``; ``*`` and ``?`` stand for any text and character.
-    :raises StateCorrupt: when a file that a receipt names is missing or damaged.
+    Reading stops as soon as the examples are found.
+
+    :param ledger: ledger of a job without children, if already read. Default: read from the receipts.
+    :param reason: pattern of the wanted reasons, such as ``contract:*``; ``*`` matches any text, ``?`` one character.
+    :raises StateCorrupt: if a file that a receipt names is missing or damaged.
     """
     if job.record.children:
         parts = [summarise(child, examples=examples, reason=reason) for child in job.children()]
@@ -161,7 +163,7 @@ def summarise(
 
 
 def _together(job: str, parts: Sequence[RejectSummary], *, examples: int) -> RejectSummary:
-    """Of all children of a fan-out."""
+    """Merge the summaries of all children of a fan-out."""
     counts: Counter[str] = Counter()
     found: dict[str, list[RejectExample]] = {}
     for group in (group for part in parts for group in part.groups):
@@ -180,9 +182,9 @@ def _together(job: str, parts: Sequence[RejectSummary], *, examples: int) -> Rej
 
 
 def read_left(job: JobDirectory, *, reason: str = "*") -> Iterator[pa.RecordBatch]:
-    """The rows that are still rejected, batch by batch: the source's columns, then file, row, reason, message.
+    """Yield the rows that are still rejected: the source's columns, then file, row, reason and message.
 
-    :raises StateCorrupt: when a file that a receipt names is missing or damaged.
+    :raises StateCorrupt: if a file that a receipt names is missing or damaged.
     """
     for child in job.children():
         yield from read_left(child, reason=reason)
@@ -196,7 +198,7 @@ def read_left(job: JobDirectory, *, reason: str = "*") -> Iterator[pa.RecordBatc
 
 
 def rejects_frame(job: JobDirectory) -> pd.DataFrame:
-    """The rows that are still rejected as one pandas DataFrame."""
+    """Return the rows that are still rejected as one pandas DataFrame."""
     import pandas as pd
 
     batches = list(read_left(job))
@@ -209,8 +211,8 @@ def rejects_frame(job: JobDirectory) -> pd.DataFrame:
 def export(job: JobDirectory, path: str, *, reason: str = "*") -> Export:
     """Write the rows that are still rejected to one new file, Parquet or CSV by its name.
 
-    :raises SpecError: for a name of another kind.
-    :raises OutputExists: when the file is there already.
+    :raises SpecError: if the name ends in neither ``.parquet`` nor ``.csv``.
+    :raises OutputExists: if the file exists.
     """
     folder, _, name = path.rpartition("/")
     if not name.endswith((".parquet", ".csv")):
@@ -235,7 +237,7 @@ def export(job: JobDirectory, path: str, *, reason: str = "*") -> Export:
 
 
 def _flat(table: pa.Table) -> pa.Table:
-    """With values that CSV has no form for as JSON."""
+    """Return ``table`` with values that CSV cannot hold as JSON text."""
     for number, field in enumerate(table.schema):
         if pa.types.is_dictionary(field.type):
             table = table.set_column(number, field.name, table.column(number).cast(field.type.value_type))
@@ -246,7 +248,7 @@ def _flat(table: pa.Table) -> pa.Table:
 
 
 def first_examples(summary: RejectSummary) -> dict[str, str]:
-    """One line per reason: where its first row is, and what was wrong with it."""
+    """Return one line per reason: file, row and message of the first rejected row."""
     firsts = {group.reason: group.examples[0] for group in summary.groups if group.examples}
     return {reason: f"{one.file} row {one.row}: {one.message}" for reason, one in firsts.items()}
 
@@ -271,7 +273,7 @@ def _collect(
 
 
 def _batches(job: JobDirectory, receipt: Receipt, *, left: list[tuple[int, int]]) -> Iterator[pa.RecordBatch]:
-    """The rows of a receipt's file of rejects that are in the ranges ``left``."""
+    """Yield the rows of a receipt's file of rejects that are in the ranges ``left``."""
     place, start = rejects_path(receipt), 0
     try:
         with job.store.open_input(place) as opened, pq.ParquetFile(opened, page_checksum_verification=True) as file:

@@ -1,4 +1,4 @@
-"""`Report`: the result of a job, with its forms in JSON, text and HTML."""
+"""`Report`: the result of a job, as JSON, text and HTML."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 SHOWN_CHILDREN = 60
-"""Children of a fan-out in a summary."""
+"""Children of a fan-out shown in a summary."""
 SHOWN_REASONS = 4
-"""Reasons of rejected rows in a summary, the most frequent ones."""
+"""Most frequent reasons of rejected rows shown in a summary."""
 
 
 @dataclass(frozen=True)
 class ChildReport:
-    """The result of one child of a fan-out, in short."""
+    """A short result of one child of a fan-out."""
 
     job: str
     value: str | int | float | bool | None
     status: Status
     reason: str
-    """Why it has this status, when it did not succeed."""
+    """Reason for the status, if the child did not succeed."""
     rows: RowCounts
     partitions: PartitionCounts
     retries: int
@@ -56,12 +56,12 @@ class ChildReport:
 
     @classmethod
     def from_report(cls, value: str | int | float | bool | None, report: Report) -> Self:
-        """The figures of the child's own report that its parent repeats."""
+        """Copy the figures that a parent's report repeats from the child's report."""
         names = [field.name for field in fields(cls) if field.name != "value"]
         return cls(value=value, **{name: getattr(report, name) for name in names})
 
     def to_dict(self) -> dict[str, Any]:
-        """Its form in JSON."""
+        """Return the result for JSON output."""
         return {**asdict(self), "status": str(self.status), "rows": self.rows.details()}
 
     @classmethod
@@ -277,20 +277,20 @@ def _round_summary(record: Mapping[str, Any]) -> RoundSummary:
 
 
 def reconciliation(rows: RowCounts) -> str:
-    """``1,000 in = 990 out + 10 rejected + 0 filtered``, with ≠ where it does not add up."""
+    """Return ``1,000 in = 990 out + 10 rejected + 0 filtered``, with ≠ if the counts do not add up."""
     sign = "=" if rows.is_reconciled else "≠"
     return f"{rows.input:,} in {sign} {rows.output:,} out + {rows.rejected:,} rejected + {rows.filtered:,} filtered"
 
 
 def summary_text(report: Report) -> str:
-    """At most one screen about a job that has ended, or about how far it is."""
+    """Return at most one screen of text about a finished or unfinished job."""
     lines = [f"{report.status}  {report.job}", *labelled(_fields(report)), *_child_lines(report)]
     lines += [label_line("warning", text) for text in report.warnings]
     return "\n".join([*lines, *next_lines(report.next)])
 
 
 def _fields(report: Report) -> dict[str, str]:
-    """The lines of a summary by their labels; empty ones are not shown."""
+    """Return the lines of a summary by label. Empty lines are not shown."""
     return {
         "error": report.error.message if report.error else "",
         "found": report.error.found if report.error else "",
@@ -312,7 +312,7 @@ def _fields(report: Report) -> dict[str, str]:
 
 
 def _child_lines(report: Report) -> list[str]:
-    """A table of the children of a fan-out; those that failed come first."""
+    """Return a table of the children of a fan-out, unsuccessful children first."""
     if not report.children:
         return []
     children = sorted(report.children, key=lambda child: child.status.is_success)
@@ -341,7 +341,7 @@ def _child_row(parent: str, child: ChildReport) -> list[str]:
 
 
 def _done(report: Report) -> str:
-    """Progress of an unfinished job."""
+    """Return the progress of an unfinished job."""
     if report.ok or not report.partitions.planned:
         return ""
     return f"{report.partitions.done:,} of {report.partitions.planned:,} partitions"
@@ -364,7 +364,7 @@ def _balance(report: Report) -> str:
 
 
 def _batch(batch: BatchRows) -> str:
-    """Rows of a batch, where they differ from the plan."""
+    """Return the rows per batch, if they differ from the plan."""
     if batch.remembered is None and batch.smallest in (None, batch.planned):
         return ""
     started = ""
@@ -397,7 +397,7 @@ def _speed(report: Report) -> str:
 
 
 def _times(seconds: JobTimings) -> str:
-    """Seconds of each phase that took any."""
+    """Return the seconds of each phase that took at least 0.005 s."""
     parts = [
         f"{name.replace('_', ' ')} {format_seconds(value)}" for name, value in seconds.phases.items() if value >= 0.005
     ]
@@ -405,7 +405,7 @@ def _times(seconds: JobTimings) -> str:
 
 
 def _engine(engines: EngineEvidence) -> str:
-    """What evaluated the model, and the result of comparing both engines."""
+    """Return the engine that evaluated the model, and the result of comparing both engines."""
     use = engines.use
     if not any(use.rows.values()):
         return ""

@@ -1,6 +1,6 @@
-"""Proof from the receipts and the data, never from the report, that every input row was scored once.
+"""Prove from the receipts and the data, never from the report, that every input row was scored once.
 
-Scoring a random sample of a job's input again, and comparing it with what the job wrote, bit by bit.
+A random sample of the input is scored again and compared with the output bit by bit.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     ok: bool
     detail: str
-    """What was found."""
+    """The finding, as text."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -62,15 +62,15 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether every check passed."""
+        """True if every check passed."""
         return all(check.ok for check in self.checks)
 
     def to_dict(self) -> dict[str, Any]:
-        """Its form with ``--json``."""
+        """Return the checks for ``--json``."""
         return {"job": self.job, "ok": self.ok, "checks": [asdict(check) for check in self.checks]}
 
     def text(self) -> str:
-        """The text that ``python -m pipeline verify`` prints."""
+        """Return the text that ``python -m pipeline verify`` prints."""
         return verification_text(self)
 
     def __str__(self) -> str:
@@ -89,7 +89,7 @@ class Verification:
 
 
 def verification_text(verification: Verification) -> str:
-    """Each check with its outcome."""
+    """Return one line per check, with its outcome."""
     checks = verification.checks
     width = max((len(check.name) for check in checks), default=0)
     lines = [f"  {_outcome(check):<6}  {check.name:<{width}}  {check.detail}" for check in checks]
@@ -109,10 +109,11 @@ class _Wrong(Exception):
 
 
 def verify(job: JobDirectory, *, sample: int = 1000, seed: int | None = None) -> Verification:
-    """Check a job's receipts against its plan, its files, the input's footers, the manifest and the published output,
-    and score ``sample`` random input rows again with the pinned model.
+    """Check a job's receipts against its plan, its files, the input's footers, the manifest and the output.
 
-    :param seed: of the sample; None takes another one each time.
+    ``sample`` random input rows are scored again with the pinned model.
+
+    :param seed: seed of the sample. None: a different sample each time.
     """
     if job.record.children:
         return _verify_children(job, sample=sample, seed=seed)
@@ -131,7 +132,7 @@ def verify(job: JobDirectory, *, sample: int = 1000, seed: int | None = None) ->
 
 
 def _verify_children(job: JobDirectory, *, sample: int, seed: int | None) -> Verification:
-    """The checks of all children of a fan-out; the rows of the sample are shared out among them."""
+    """Check all children of a fan-out. The rows of the sample are divided among the children."""
     children = job.children()
     share = -(-sample // len(children))
     found: dict[str, list[tuple[JobDirectory, Check]]] = {}
@@ -161,7 +162,7 @@ def _run(name: str, check: Callable[[], str]) -> Check:
 
 @dataclass
 class _Facts:
-    """What is on disk, each read once."""
+    """Facts from the job directory, each read once, and the checks on them."""
 
     job: JobDirectory
 
@@ -178,7 +179,7 @@ class _Facts:
         return self.job.manifests.last()
 
     def partitions_covered(self) -> str:
-        """Each partition has one receipt, for exactly its rows; each wanted row of each file is in one partition."""
+        """Check that each partition has one receipt, for exactly its rows, and each wanted row is in one partition."""
         planned = {(one.number, part.id): part for one in self.ledger.rounds for part in self.ledger.partitions(one)}
         counted = Counter((receipt.round, receipt.partition) for receipt in self.done)
         _expect_none("done twice", [key[1] for key, times in counted.items() if times > 1])
@@ -210,7 +211,7 @@ class _Facts:
                 raise _Wrong(f"{file.path}: the receipts are of rows {_show(found)}, wanted were {_show(wanted)}")
 
     def _check_tried_again(self) -> int:
-        """Each row that was tried again had been rejected, and no two later rounds took it; how many there are."""
+        """Check that each retried row had been rejected and was retried by one later round. Return their number."""
         rejects = {rejects_path(one): one for one in self.done if one.rejects}
         taken = {part.path for one in self.done if one.before for part in one.files}
         _expect_none("made of rejects that do not count", sorted(taken - set(rejects)))
@@ -222,7 +223,7 @@ class _Facts:
         return sum(one.retried for one in self.ledger.summaries())
 
     def rows_reconciled(self) -> str:
-        """In = out + rejected + filtered per receipt, per range of a file, and in all."""
+        """Check in = out + rejected + filtered per receipt, per range of a file, and in total."""
         for receipt in self.done:
             parts = RowCounts.total(part.rows for part in receipt.files)
             if parts != receipt.rows or not all(part.rows.is_reconciled for part in receipt.files):
@@ -235,7 +236,7 @@ class _Facts:
         return f"{rows.input:,} in = {rows.output:,} out + {rows.rejected:,} rejected + {rows.filtered:,} filtered"
 
     def input_footers(self) -> str:
-        """The footers of input files that are still the planned ones have as many rows as were planned."""
+        """Check that the footers of unchanged input files have the planned number of rows."""
         same = 0
         source = find_source(self.ledger.base.plan.spec.source.format)
         for file in self.ledger.files.values():
@@ -251,12 +252,12 @@ class _Facts:
         return f"the footers of {same:,} input files agree{gone}"
 
     def data_files(self) -> str:
-        """Every checkpoint file is there, unchanged, with as many rows as its receipt says."""
+        """Check that every checkpoint file exists, unchanged, with the rows that its receipt states."""
         found = [(receipt, receipt.data) for receipt in self.done]
         return self._check_files(found, lambda receipt: receipt.rows.output)
 
     def reject_files(self) -> str:
-        """Like `data_files`, for the rejects; and their reasons add up."""
+        """Check the files of rejects like `data_files`, and that the counts per reason add up."""
         for receipt in self.done:
             if sum(receipt.reasons.values()) != receipt.rows.rejected:
                 raise _Wrong(f"partition {receipt.partition}: {receipt.reasons} for {receipt.rows.rejected:,} rejects")
@@ -274,7 +275,7 @@ class _Facts:
         return f"{plural(count, 'file')} with {plural(total, 'row')} have the checksums of their receipts"
 
     def manifest_agrees(self) -> str:
-        """The last manifest names exactly the files of the receipts."""
+        """Check that the last manifest names exactly the files of the receipts."""
         if self.manifest is None:
             raise _Wrong("the job has no manifest: its output was not committed")
         files = [(one, one.data) for one in self.done if one.data]
@@ -287,7 +288,7 @@ class _Facts:
         return f"manifest {self.manifest.number} names the {plural(len(listed), 'file')} of the receipts"
 
     def output_holds(self) -> str:
-        """The files that the sink lists for this job are there, unchanged, and have all rows of the manifest."""
+        """Check that the files that the sink lists for this job are unchanged and have all rows of the manifest."""
         if self.manifest is None:
             raise _Wrong("nothing was committed")
         there = read_published(self.manifest, self.job)
@@ -306,7 +307,7 @@ class _Facts:
 
 
 def _sample(job: JobDirectory, ledger: Ledger, *, rows: int, seed: int | None) -> str:
-    """Random input rows give the output they have, scored again by the model that was pinned."""
+    """Check that random input rows, scored again with the pinned model, give the stored output."""
     result = rescore_sample(job, ledger, rows=rows, random=random.Random(seed))
     if result.wrong:
         raise _Wrong(f"{len(result.wrong):,} ranges differ, such as {result.wrong[0]}")
@@ -356,7 +357,7 @@ def _wanted_ranges(row_groups: Any) -> Iterator[tuple[int, int]]:
 
 
 def _merged(ranges: Any) -> list[tuple[int, int]]:
-    """Neighbours joined; an overlap stays visible as two ranges."""
+    """Join adjacent ranges. Overlapping ranges stay separate, so that overlaps remain visible."""
     merged: list[tuple[int, int]] = []
     for start, stop in sorted(one for one in ranges if one[0] < one[1]):
         if merged and merged[-1][1] == start:
@@ -378,45 +379,45 @@ def _expect_none(what: str, partitions: list[str]) -> None:
 
 
 PLACES = 8
-"""Ranges of neighbouring rows that a sample consists of."""
+"""Number of ranges of adjacent rows in a sample."""
 
 
 @dataclass
 class RescoredSample:
-    """What came of it."""
+    """The result of scoring a sample again."""
 
     rows_in: int = 0
     """Input rows that were scored again."""
     rows_out: int = 0
     skipped: int = 0
-    """Ranges whose input file is not there any more as it was."""
+    """Ranges whose input file was changed or removed."""
     wrong: list[str] = field(default_factory=list)
-    """Ranges that came out otherwise, with the columns that differ."""
+    """Ranges with a different result, and the columns that differ."""
 
 
 @dataclass(frozen=True)
 class _Range:
-    """Neighbouring rows of one input file, and where their output is."""
+    """Adjacent rows of one input file, and the position of their output."""
 
     receipt: Receipt
     part: FragmentCounts
     start: int
     stop: int
     offset: int | None
-    """Row of the data file that the first output row of the range is; None: the range ends where its part ends."""
+    """Row of the data file at which the range's output begins. None: the range ends where its part ends."""
     part_end: int
-    """Row of the data file that follows on the part's output."""
+    """Row of the data file after the part's output."""
 
 
 def rescore_sample(job: JobDirectory, ledger: Ledger, *, rows: int, random: Random) -> RescoredSample:
-    """Score about ``rows`` input rows again, in a few ranges of neighbours, and compare.
+    """Score about ``rows`` input rows again, in a few ranges of adjacent rows, and compare them with the output.
 
-    The model's own library scores them, whichever engine did before, so that it is proof of that one too.
+    The model's own library scores them, whichever engine the job used. The comparison thus checks that engine too.
 
-    Every row of a range that all rows of its fragment came out of can be found in the output by its number. In a
-    fragment with rejected or filtered rows, only ranges at either end can: these are taken there.
+    If a fragment lost no row, the output of any of its ranges is found by row number. If rows of a fragment were
+    rejected or filtered, only a range at its start or end is: the sample then uses these.
 
-    :raises ModelDigestMismatch: when the model is not the pinned one any more.
+    :raises ModelDigestMismatch: if the model is no longer the pinned one.
     """
     result = RescoredSample()
     files = {one.number: {file.path: file for file in one.plan.files} for one in ledger.rounds}
@@ -469,7 +470,7 @@ def _score_again(recipe: StageRecipe, file: InputFile, chosen: _Range) -> pa.Tab
 
 
 def _written(job: JobDirectory, receipt: Receipt, *, start: int, rows: int) -> pa.Table:
-    """Rows ``start`` to ``start + rows`` of a checkpoint file; only the row groups that have them are read."""
+    """Return rows ``start`` to ``start + rows`` of a checkpoint file. Only the row groups with these rows are read."""
     if receipt.data is None or rows == 0:
         return pa.ipc.read_schema(pa.py_buffer(job.plan.output_schema)).empty_table()
     with (
@@ -488,9 +489,9 @@ def _written(job: JobDirectory, receipt: Receipt, *, start: int, rows: int) -> p
 
 
 def _differing(one: pa.Table, other: pa.Table, *, outputs: Sequence[str] = (), tolerance: float = 0.0) -> list[str]:
-    """Columns in which two tables differ; NaN equals NaN.
+    """Return the columns in which two tables differ. NaN equals NaN.
 
-    :param outputs: columns with scores, which may differ as far as ``tolerance`` of their margins brings about.
+    :param outputs: columns with scores; these may differ by the effect of ``tolerance`` on their margins.
     """
     if one.num_rows != other.num_rows:
         return [f"{one.num_rows:,} rows instead of {other.num_rows:,}"]
@@ -501,23 +502,26 @@ def _differing(one: pa.Table, other: pa.Table, *, outputs: Sequence[str] = (), t
 
 
 def _near(one: pa.ChunkedArray, other: pa.ChunkedArray, tolerance: float) -> bool:
-    """Whether scores are as near as their margins: sigmoid and softmax bring them nearer, exp by a factor apart."""
+    """True if scores differ by no more than ``tolerance`` of their margins explains.
+
+    Sigmoid and softmax reduce differences; exp turns them into a factor.
+    """
     if not tolerance or one.type != other.type or not pa.types.is_floating(one.type):
         return False
     return np.allclose(one.to_numpy(), other.to_numpy(), rtol=math.expm1(tolerance), atol=tolerance, equal_nan=True)
 
 
 def same_values(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
-    """Whether two columns have the same type and the same values to the last bit, NaN and nulls in the same places."""
+    """True if two columns have the same type and bit-equal values, with NaN and nulls in the same places."""
     if one.type != other.type:
         return False
     if pa.types.is_floating(one.type):
-        # Arrow holds NaN for unequal to itself, and 0.0 for equal to -0.0.
+        # In Arrow, NaN is unequal to itself, and 0.0 equals -0.0.
         bits = [np.asarray(column.drop_null().to_numpy()).tobytes() for column in (one, other)]
         return bits[0] == bits[1] and bool(one.is_null().equals(other.is_null()))
     if one.equals(other):
         return True
-    # Containers with NaN in them, and dictionaries that number the same values otherwise.
+    # For containers with NaN, and for dictionaries that number the same values differently.
     return repr(one.to_pylist()) == repr(other.to_pylist())
 
 
