@@ -26,7 +26,7 @@ from pipeline.execution.protocols import AttemptResult, Mitigation
 from pipeline.execution.stragglers import StragglerPolicy
 from pipeline.execution.task_set import TaskSet
 from pipeline.execution.worker_events import SharedClusterState
-from pipeline.jobs.cancellation import Stop, StopReason, stop_checks
+from pipeline.jobs.cancellation import Stop, StopReason, partitions_left, stop_checks
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import Ledger
 from pipeline.jobs.receipts import SpooledReceipts
@@ -122,7 +122,7 @@ class Driver(JobRun):
         # Nothing runs yet, so a stop has nothing to wait for.
         with stop_checks(self._check_stop), self._client(self.ledger.last.plan) as client:
             self._check_stop()
-            self.set_status(Status.RUNNING, reason=f"workers are there; {len(pending):,} partitions are left")
+            self.set_status(Status.RUNNING, reason=f"workers are there; {partitions_left(len(pending))}")
             while pending and not self.stop.is_requested:
                 pending = self.dispatch(client, pending)
         self._check_stop()

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from types import FrameType
 
-from pipeline.common.units import iso_time, utc_now
+from pipeline.common.units import iso_time, plural, utc_now
 from pipeline.errors import Cancelled, Interrupted, JobLocked, ModelChanged, PipelineError
 from pipeline.jobs import layout
 from pipeline.jobs.directory import JobDirectory
@@ -256,19 +256,24 @@ class Stop:
         resume = f"python -m pipeline resume {job}"
         if self.why is StopReason.CANCEL:
             said = f" ({self.reason})" if self.reason else ""
-            return Cancelled(f"the job was cancelled{said}; {left:,} partitions are left", next_step=resume)
+            return Cancelled(f"the job was cancelled{said}; {partitions_left(left)}", next_step=resume)
         if self.why is StopReason.ALIAS_CHANGE:
             return ModelChanged(
                 self.reason or "the model reference means another version now",
-                found=f"{left:,} partitions are left",
+                found=partitions_left(left),
                 next_step=resume,
             )
         number = self.signal_number or signal.SIGTERM
         return Interrupted(
-            f"the run was interrupted by {signal.Signals(number).name}; {left:,} partitions are left",
+            f"the run was interrupted by {signal.Signals(number).name}; {partitions_left(left)}",
             signal_number=number,
             next_step=resume,
         )
+
+
+def partitions_left(count: int) -> str:
+    """Return ``1 partition is left``, ``2 partitions are left``."""
+    return f"{plural(count, 'partition')} {'is' if count == 1 else 'are'} left"
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import Cancelled, Interrupted, ModelChanged, PipelineError
-from pipeline.jobs.cancellation import Stop, StopReason, stop_checks, wait_in_slices
+from pipeline.jobs.cancellation import Stop, StopReason, partitions_left, stop_checks, wait_in_slices
 
 
 @pytest.mark.parametrize(
@@ -95,3 +95,8 @@ def test_a_wait_has_its_end_and_its_success() -> None:
     with pytest.raises(TimeoutError):
         wait_in_slices(wait, timeout=1.5, clock=lambda: now[0])
     assert now[0] == 1.5
+
+
+def test_partitions_that_are_left_are_counted_in_english() -> None:
+    """One partition is left, two are left."""
+    assert (partitions_left(1), partitions_left(2000)) == ("1 partition is left", "2,000 partitions are left")
