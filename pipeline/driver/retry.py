@@ -244,14 +244,14 @@ def _check_same_output(base: Plan, keep: Sequence[str], predictions: pa.Schema) 
 
 
 @dataclass(frozen=True)
-class _Work:
+class _RetryWork:
     files: tuple[InputFile, ...]
     partitions: tuple[Partition, ...]
     repaired: tuple[InputFile, ...]
     still_rejected: tuple[QuarantinedFile, ...]
 
 
-def _find_work(job: JobDirectory, ledger: Ledger, *, limits: Limits) -> _Work:
+def _find_work(job: JobDirectory, ledger: Ledger, *, limits: Limits) -> _RetryWork:
     """Rejected rows, pending partitions, and quarantined files that were repaired."""
     threads = max(1, limits.workers * limits.threads)
     rejected = find_rejected(job.store, ledger, threads=threads)
@@ -261,7 +261,7 @@ def _find_work(job: JobDirectory, ledger: Ledger, *, limits: Limits) -> _Work:
     known = {**{file.path: file for file in ledger.last.plan.files}, **ledger.files}
     used = {fragment.path for fragments in pending for fragment in fragments}
     files = (*rejected.files, *(file for path, file in known.items() if path in used), *repaired)
-    return _Work(files, number_partitions(packed), repaired, still_rejected)
+    return _RetryWork(files, number_partitions(packed), repaired, still_rejected)
 
 
 def number_partitions(fragments: Sequence[Sequence[Fragment]]) -> tuple[Partition, ...]:

@@ -110,7 +110,7 @@ class LogFile:
             logger.warning("the log %s cannot be written: %s", self.name, error)
 
 
-class _Handler(logging.Handler):
+class _LogHandler(logging.Handler):
     """Write log records to a `LogFile`."""
 
     def __init__(self, file: LogFile) -> None:
@@ -169,7 +169,7 @@ class _Progress(Callback):
 def record_log(store: Store, *, epoch: int) -> Iterator[Callback]:
     """Write log records of this package, and events of the yielded callback, to ``logs/<epoch>.jsonl``."""
     file = LogFile(store, epoch)
-    handler, progress = _Handler(file), _Progress(file)
+    handler, progress = _LogHandler(file), _Progress(file)
     loggers = [logging.getLogger(name) for name in ("pipeline", *LIBRARIES)]
     first = {"schema_version": 1, "time": iso_time(datetime.now(UTC)), "level": "INFO", "logger": "pipeline"}
     file.write({**first, "message": f"the log of driver {epoch}"})

@@ -68,7 +68,7 @@ def parse_text(text: str, *, name: str, is_json: bool = False) -> Document:
         raise SpecIssues([mistake], name=name) from error
     if node is None:
         raise SpecIssues([SpecIssue("the job spec is empty", Place(1, 1, name))], name=name)
-    document.data = _Reader(document).value(node, ())
+    document.data = _TextReader(document).value(node, ())
     return document
 
 
@@ -144,7 +144,7 @@ def _refuse(message: str, where: str, found: str, next_step: str) -> NoReturn:
     raise RefusedForSafety(message, where=where, found=found, next_step=next_step)
 
 
-class _Reader:
+class _TextReader:
     """Turn nodes into data, and record positions and issues in the document."""
 
     def __init__(self, document: Document) -> None:

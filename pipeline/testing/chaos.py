@@ -28,7 +28,7 @@ from pipeline.testing.processes import ProcessCluster
 from pipeline.testing.row_check import Reader, RowDifference, check_rows, read_folder
 from pipeline.testing.sample import sample_job
 from pipeline.testing.strikes import draw_script
-from pipeline.testing.trial import FINISHED, PATIENCE, Attempt, Struck, Trial, run_plainly, settle
+from pipeline.testing.trial import FINISHED, PATIENCE, Struck, Trial, TrialAttempt, run_plainly, settle
 
 ROWS = 40_000
 """Rows of the sample; with two workers, eight partitions."""
@@ -62,7 +62,7 @@ class TrialResult:
     exit_code: int
     """Exit code of the command line; 0 if nothing is wrong."""
     faults: tuple[Struck, ...]
-    attempts: tuple[Attempt, ...]
+    attempts: tuple[TrialAttempt, ...]
     rows: RowDifference
     rejects: RowDifference
     reads: int
@@ -215,14 +215,14 @@ class _Arena:
         self.outputs = directory.plan.outputs
         self.tolerance = 0.0 if directory.plan.model.flavor == "xgboost" else _ROUNDING
 
-    def _plainly(self, name: str, spec: JobSpec) -> tuple[pa.Table, Attempt]:
+    def _plainly(self, name: str, spec: JobSpec) -> tuple[pa.Table, TrialAttempt]:
         place = self._place(name, spec)
         attempt = run_plainly(place, self.cluster(), environment=self.environment, import_paths=self.import_paths)
         if attempt.exit_code not in FINISHED:
             raise self._broken(name, attempt)
         return read_folder(place / "out"), attempt
 
-    def _broken(self, name: str, attempt: Attempt) -> PipelineError:
+    def _broken(self, name: str, attempt: TrialAttempt) -> PipelineError:
         kinds = (kind for kind in vars(error_kinds).values() if isinstance(kind, type))
         same = [one for one in kinds if issubclass(one, PipelineError) and one.exit_code == attempt.exit_code]
         return (same[0] if same else PipelineError)(

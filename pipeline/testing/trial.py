@@ -29,7 +29,7 @@ _TERM_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
-class Attempt:
+class TrialAttempt:
     """One driver, from its start to its end."""
 
     command: str
@@ -68,7 +68,7 @@ class Trial:
     """Seconds a driver may take."""
     on_end: Callable[[], None] = lambda: None
     """Called after each driver; the published output must be correct then."""
-    attempts: list[Attempt] = field(default_factory=list)
+    attempts: list[TrialAttempt] = field(default_factory=list)
     struck: list[Struck] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -127,7 +127,7 @@ class Trial:
                 driver.kill()
         code = driver.returncode
         message = "" if code in FINISHED else "it hung" if has_hung else _message(output, errors)
-        self.attempts.append(Attempt(command, code, round(time.monotonic() - begin, 2), message))
+        self.attempts.append(TrialAttempt(command, code, round(time.monotonic() - begin, 2), message))
         self.on_end()
         return code
 
@@ -247,7 +247,7 @@ class Trial:
 
 def run_plainly(
     folder: Path, cluster: ProcessCluster, *, environment: Mapping[str, str], import_paths: Sequence[str]
-) -> Attempt:
+) -> TrialAttempt:
     """Run the job in ``folder`` without any strike."""
     trial = Trial(folder, Script(0, ()), lambda: cluster, environment, import_paths)
     trial.drive()

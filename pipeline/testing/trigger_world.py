@@ -59,9 +59,9 @@ class World:
     """Start times of the completed looks."""
     crashes: int = 0
 
-    def server(self) -> Server:
+    def server(self) -> SimulatedServer:
         """Return a new process that looks at the trigger."""
-        return Server(self)
+        return SimulatedServer(self)
 
     def tick(self) -> datetime:
         """Return the time; each call advances the clock by 1 ms."""
@@ -123,7 +123,7 @@ class World:
         return ()
 
 
-class Server:
+class SimulatedServer:
     """A process that looks at the trigger, and forgets everything when killed."""
 
     def __init__(self, world: World) -> None:

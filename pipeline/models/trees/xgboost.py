@@ -295,7 +295,7 @@ def read_ubj(data: bytes | bytearray) -> dict[str, Any]:
     :raises ModelError: when it is no object, or is cut off.
     """
     try:
-        found = _Reader(data).value()
+        found = _UbjReader(data).value()
     except (ValueError, IndexError, KeyError) as error:
         raise _damaged(f"{type(error).__name__}: {error}") from error
     if not isinstance(found, dict):
@@ -307,7 +307,7 @@ def _damaged(found: str) -> ModelError:
     return ModelError("the model is not complete UBJSON", found=found, next_step="score it with xgboost itself")
 
 
-class _Reader:
+class _UbjReader:
     def __init__(self, data: bytes | bytearray) -> None:
         self._data = memoryview(data)
         self._at = 0

@@ -144,7 +144,7 @@ class ParquetSink:
         if earlier is None:
             check_content(store, state, mode=sink.mode, job=manifest.job, schema=schema)
         pack.check_sources(manifest, store=directory.store)
-        work = _Work(manifest, directory=directory, sink=sink, store=store, before=state, schema=schema)
+        work = _Publication(manifest, directory=directory, sink=sink, store=store, before=state, schema=schema)
         if store.is_local and work.fills_folder():
             try:
                 self._swap(work)
@@ -156,7 +156,7 @@ class ParquetSink:
         clear_abandoned(store, directory)
         return cast(SinkContents, _find(layout.read_state(store), manifest, path=path, is_new=True))
 
-    def _swap(self, work: _Work) -> None:
+    def _swap(self, work: _Publication) -> None:
         """Build the new folder beside the sink, then swap the two.
 
         :raises swap.CannotSwap: when the sink cannot be swapped; nothing changed.
@@ -181,7 +181,7 @@ class ParquetSink:
             _complete(work.store, work.manifest)
 
 
-class _Work:
+class _Publication:
     """One publication: the files to keep, the files to add, and the steps to publish them."""
 
     def __init__(

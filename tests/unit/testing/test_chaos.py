@@ -29,7 +29,7 @@ from pipeline.testing.oracle import FEATURES, Lake
 from pipeline.testing.row_check import Reader, RowDifference, check_rows, read_folder
 from pipeline.testing.sample import choose_ranges, sample_job
 from pipeline.testing.strikes import KINDS, Moment, Strike, draw_script
-from pipeline.testing.trial import Attempt, Struck
+from pipeline.testing.trial import Struck, TrialAttempt
 
 # Scripts
 
@@ -251,7 +251,7 @@ def result(seed: int, **changes: Any) -> TrialResult:
         "detail": "",
         "exit_code": 0,
         "faults": (Struck(strike, 1.5), Struck(Strike("kill nanny", Moment("job", 1)), None)),
-        "attempts": (Attempt("run", -9, 1.0), Attempt("resume", 0, 2.0)),
+        "attempts": (TrialAttempt("run", -9, 1.0), TrialAttempt("resume", 0, 2.0)),
         "rows": RowDifference(90),
         "rejects": RowDifference(10),
         "reads": 7,

@@ -383,15 +383,15 @@ def test_two_jobs_publishing_at_once_conflict(tmp_path: Path, monkeypatch: pytes
     done: list[int] = []
     from pipeline.sinks.parquet import sink as parquet
 
-    build = parquet._Work._add_in_place
+    build = parquet._Publication._add_in_place
 
-    def slow(self: parquet._Work, piece: object) -> object:
+    def slow(self: parquet._Publication, piece: object) -> object:
         if self.manifest.job == "b-1" and not done:
             done.append(1)
             run(tmp_path, small_job(tmp_path / "lake3", sink=str(out), mode="append", start=200), "c-1")
         return build(self, piece)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(parquet._Work, "_add_in_place", slow)
+    monkeypatch.setattr(parquet._Publication, "_add_in_place", slow)
     with pytest.raises(OutputConflict, match="c-1"):
         run(tmp_path, late, "b-1")
     assert [one.job for one in state_of(out).publications] == ["a-1", "c-1"]
@@ -412,15 +412,15 @@ def test_two_drivers_of_one_job_converge(tmp_path: Path, monkeypatch: pytest.Mon
     manifest = directory.manifests.prepare(directory.ledger(write_receipts(directory, job)))
     from pipeline.sinks.parquet import sink as parquet
 
-    add, calls = parquet._Work._add, []
+    add, calls = parquet._Publication._add, []
 
-    def slow(self: parquet._Work, *args: object) -> object:
+    def slow(self: parquet._Publication, *args: object) -> object:
         calls.append(1)
         if len(calls) == 2:
             publish(manifest, directory)
         return add(self, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(parquet._Work, "_add", slow)
+    monkeypatch.setattr(parquet._Publication, "_add", slow)
     publish(manifest, directory)
     expected = [job.expected] if mode != "append" else [old.expected, job.expected]
     assert read_output(out).sort_by("id").equals(pa.concat_tables(expected).combine_chunks())
