@@ -1,4 +1,4 @@
-"""Which columns a job reads, gives to the model, keeps and checks. Pure."""
+"""Resolve the columns that a job reads, gives to the model, keeps and checks. Pure."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _UNNAMED = re.compile(r"f[0-9]+")
 
 @dataclass(frozen=True)
 class Columns:
-    """What a job does with columns."""
+    """The columns of a job, by use."""
 
     features: tuple[str, ...]
-    """In the model's order."""
+    """Features, in the model's order."""
     keep: tuple[str, ...]
     read: tuple[str, ...]
     """Physical columns, in file order."""
     source: pa.Schema
-    """Of a source batch: ``read`` and the hive keys that are wanted."""
+    """Schema of a source batch: ``read`` and the requested hive keys."""
     source_rules: tuple[ColumnRule, ...]
     score_rules: tuple[ColumnRule, ...]
 
@@ -40,12 +40,12 @@ class Columns:
 def resolve_columns(
     spec: JobSpec, *, model: ModelVersion, discovery: Discovery, frame: pa.Schema, outputs: Sequence[str]
 ) -> Columns:
-    """Decide for every column what becomes of it.
+    """Decide for every column whether it is read, scored, kept and checked.
 
     :param frame: schema after the map steps.
-    :param outputs: columns the scores go to.
-    :raises SpecError: for names in the spec that fit nothing, or clash.
-    :raises SchemaDrift: for a feature that is missing or has a type the model cannot take.
+    :param outputs: columns that receive the scores.
+    :raises SpecError: for unknown or clashing names in the spec.
+    :raises SchemaDrift: for a feature that is missing or has a type that the model cannot use.
     """
     lookup = _Lookup(spec, discovery, frame)
     features = _features(spec, model, lookup)
@@ -55,7 +55,7 @@ def resolve_columns(
     needed = {*keep, *features, *contract}
     if spec.source.filter is not None:
         needed |= parse_filter(spec.source.filter).columns
-    # What a step needs is not known, so that with steps all is read that the source offers.
+    # The columns that a map step needs are unknown: with map steps, read all columns of the source.
     source = discovery.schema
     if not spec.maps:
         source = pa.schema([field for field in source if field.name in needed])
@@ -72,7 +72,7 @@ def resolve_columns(
 
 
 class _Lookup:
-    """Finds columns after the map steps, and says why one is not there."""
+    """Find columns after the map steps, and explain why one is missing."""
 
     def __init__(self, spec: JobSpec, discovery: Discovery, frame: pa.Schema) -> None:
         self.frame = frame
@@ -82,10 +82,10 @@ class _Lookup:
         self._left_out = set(discovery.available) - set(discovery.schema.names)
 
     def missing(self, name: str, *, use: str, where: str, error: type[PipelineError]) -> PipelineError:
-        """The error for a column that is not there.
+        """Build the error for a missing column.
 
-        :param use: what it was needed for.
-        :param where: field of the spec that names it, or empty when the model does.
+        :param use: use of the column, for the message.
+        :param where: field of the spec that names the column; empty if the model does.
         """
         if name in self._left_out:
             return SpecError(
@@ -234,7 +234,7 @@ def _check_reserved(source: pa.Schema) -> None:
 def _contract(
     spec: JobSpec, discovery: Discovery, frame: pa.Schema, lookup: _Lookup
 ) -> dict[str, tuple[ColumnContract, pa.Field]]:
-    """The spec's contract with the field each part is about: the source's where it has one."""
+    """Return each part of the spec's contract with its field: the source's if it has one, else the frame's."""
     found: dict[str, tuple[ColumnContract, pa.Field]] = {}
     for name, contract in spec.contract.items():
         if name in discovery.schema.names:
@@ -302,7 +302,10 @@ def _rules(
     source: pa.Schema,
     frame: pa.Schema,
 ) -> tuple[tuple[ColumnRule, ...], tuple[ColumnRule, ...]]:
-    """The rules before the first step (none without steps, so that nothing is checked twice), and before scoring."""
+    """Return the rules to check before the first step and before scoring.
+
+    Without steps, all rules are checked before scoring only, so that nothing is checked twice.
+    """
     kinds = dict(zip(features, model.features, strict=False))
     before = {
         name: _rule(name, part, field.type, None)
@@ -313,7 +316,7 @@ def _rules(
     for name in dict.fromkeys((*features, *contract)):
         part, field = contract[name] if name in contract else (None, frame.field(name))
         if name in before:
-            # Checked before the first step; but what the model itself asks for is checked on what the steps made.
+            # Checked before the first step. For a feature, finite and allowed are checked again after the steps.
             part = ColumnContract(finite=part.finite, allowed=part.allowed) if part is not None else None
             if name not in features:
                 continue
@@ -332,7 +335,7 @@ def _rule(
 ) -> ColumnRule:
     part = contract or ColumnContract()
     is_category = feature is not None and feature.kind == "category"
-    # Only floats and the widest decimals can be infinite, or too large for float32, which is what a model gets.
+    # The model gets float32. Only floats and 256-bit decimals can be infinite or too large for it.
     can_be_infinite = pa.types.is_floating(kind) or pa.types.is_decimal256(kind)
     finite = (is_feature and not is_category) if part.finite is None else part.finite
     known = feature.categories if feature is not None and is_category else None
@@ -348,5 +351,5 @@ def _rule(
 
 
 def _worthwhile(rules: Iterable[ColumnRule]) -> tuple[ColumnRule, ...]:
-    """Rules that check something. A type that the plan has checked already is not checked again for every batch."""
+    """Return the rules that check something. A type is checked once in the plan, not again for every batch."""
     return tuple(rule for rule in rules if rule != ColumnRule(rule.column, dtype=rule.dtype))

@@ -1,4 +1,4 @@
-"""A plan in words: its figures, the reason for each partition, its difference from another plan. Pure."""
+"""Describe a plan: figures, the reason for each partition, differences from another plan. Pure."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ EVERYTHING = "the job is not incremental: all of its input is scored"
 
 
 def explain(plan: Plan) -> dict[str, Any]:
-    """As JSON output shows it: ``counts`` of files per reason, how many are ``unchanged``, the published files that the
-    job ``replaces``, its ``files`` and its ``partitions``, each with why."""
+    """Return the reasons of a plan for JSON output.
+
+    Keys: ``counts`` of files per reason, number of ``unchanged`` files, published files that the job ``replaces``,
+    ``files`` and ``partitions``. Each file has one reason, each partition a list of reasons.
+    """
     reasons = {file.path: file.why or EVERYTHING for file in plan.files}
     done = {file.path: sum(group.rows for group in file.row_groups[: file.published_row_groups]) for file in plan.files}
     return {
@@ -42,7 +45,7 @@ def explain(plan: Plan) -> dict[str, Any]:
 
 
 def input_text(plan: Plan) -> str:
-    """What of its source an incremental job scores, in words; empty for others."""
+    """Describe the part of the source that an incremental job scores; empty for other jobs."""
     if not plan.progress.baseline:
         return ""
     counts = Counter(_kind(file.why) for file in plan.files)
@@ -53,7 +56,7 @@ def input_text(plan: Plan) -> str:
 
 
 def _kind(reason: str) -> str:
-    """A reason without the names in it."""
+    """Return a reason without the names in it."""
     for kind in ("failed before", "shares an output file"):
         if reason.startswith(kind):
             return kind
@@ -61,7 +64,7 @@ def _kind(reason: str) -> str:
 
 
 def why_text(details: dict[str, Any], *, shown: int = 20) -> str:
-    """The result of `explain` as text: partitions with their reasons, then counts of unchanged and replaced files."""
+    """Return the result of `explain` as text: partitions with reasons, then counts of unchanged and replaced files."""
     partitions, unchanged, replaced = details["partitions"], details["unchanged"], len(details["replaces"])
     lines = ["", "why each partition is to be done"]
     for partition in partitions[:shown]:
@@ -81,7 +84,7 @@ class PlanSummary:
     rows: int
     """All rows of the input."""
     pruned_rows: int
-    """Rows in row groups that are never read, because statistics prove that the filter keeps none of them."""
+    """Rows in row groups that are not read, because statistics prove that the filter keeps none of these rows."""
     bytes: int
     """Uncompressed bytes to read."""
     files: int
@@ -89,14 +92,14 @@ class PlanSummary:
     skew_before: float
     """Rows of the largest file / mean rows of a file."""
     skew_after: float
-    """The same of partitions."""
+    """Rows of the largest partition / mean rows of a partition."""
     batch_rows: int
     task_memory: int
     """Projected peak bytes of a worker that runs one task."""
     worker_memory: int
-    """The same with a task on each of its threads."""
+    """Projected peak bytes of a worker that runs a task on each thread."""
     output_bytes: int
-    """Estimate, uncompressed, when no row is dropped."""
+    """Estimated uncompressed bytes of the output if no row is dropped."""
     plan: Plan
     limits: Limits
 
@@ -114,7 +117,7 @@ class PlanSummary:
         return [*self.plan.keep, *self.plan.outputs]
 
     def text(self) -> str:
-        """The text that ``python -m pipeline plan`` prints."""
+        """Return the text that ``python -m pipeline plan`` prints."""
         return plan_text(self)
 
     def __str__(self) -> str:
@@ -129,7 +132,7 @@ class PlanSummary:
         return html_table(f"plan of {self.plan.spec.name}", _fields(self).items())
 
     def to_dict(self) -> dict[str, Any]:
-        """Its form with ``--json``."""
+        """Return the summary for ``--json``."""
         model, sink, engine = self.plan.model, self.plan.spec.sink, self.engine
         return {
             "name": self.plan.spec.name,
@@ -172,7 +175,7 @@ class PlanSummary:
 
 
 def plan_summary(plan: Plan, limits: Limits) -> PlanSummary:
-    """The figures of ``plan`` beside those of the cluster; of a fan-out, of all children together."""
+    """Return the figures of ``plan`` and of the cluster. For a fan-out, sum the children."""
     parts = [child.planned for child in plan.children] or [plan]
     partitions = [partition for part in parts for partition in part.partitions]
     return PlanSummary(
@@ -193,9 +196,9 @@ def plan_summary(plan: Plan, limits: Limits) -> PlanSummary:
 
 
 def plan_text(summary: PlanSummary, *, probe_job: str = "") -> str:
-    """At most one screen about a plan.
+    """Return at most one screen of text about a plan.
 
-    :param probe_job: id of the job that scored a sample of it.
+    :param probe_job: id of the job that scored a sample of the plan.
     """
     title = "The plan fits. Nothing was written, nothing runs yet."
     if probe_job:
@@ -204,7 +207,7 @@ def plan_text(summary: PlanSummary, *, probe_job: str = "") -> str:
 
 
 def _fields(summary: PlanSummary) -> dict[str, str]:
-    """The lines of a summary by their labels; empty ones are not shown."""
+    """Return the lines of a summary by label. Empty lines are not shown."""
     plan, limits, sink = summary.plan, summary.limits, summary.plan.spec.sink
     rows = format_count(summary.rows)
     if summary.pruned_rows:
@@ -240,7 +243,7 @@ def _engine(engine: EngineOptions) -> str:
 
 
 def _quarantined_files(files: Sequence[QuarantinedFile]) -> str:
-    """The first of the files that are quarantined, with its error."""
+    """Return the first quarantined file with its error, and the number of others."""
     if not files:
         return ""
     more = f", and {len(files) - 1:,} more (--json shows all)" if len(files) > 1 else ""
@@ -248,12 +251,12 @@ def _quarantined_files(files: Sequence[QuarantinedFile]) -> str:
 
 
 def skew(rows: Sequence[int]) -> float:
-    """Largest / mean; 1.0 is even, and also what nothing counts as."""
+    """Return largest / mean. 1.0 is even; without rows it is 1.0 too."""
     return max(rows) * len(rows) / sum(rows) if sum(rows) else 1.0
 
 
 def difference(one: Plan, other: Plan) -> list[str]:
-    """In what two plans differ, in words: ``sink.mode: error -> append``. Empty when their digests are the same."""
+    """Return the differences between two plans, such as ``sink.mode: error -> append``. Empty if digests are equal."""
     if one.digest == other.digest:
         return []
     found = spec_difference(one.spec.to_dict(exclude=NOT_THE_WORK), other.spec.to_dict(exclude=NOT_THE_WORK))
@@ -270,7 +273,7 @@ def difference(one: Plan, other: Plan) -> list[str]:
 
 
 def spec_difference(one: Any, other: Any, *, place: str = "") -> list[str]:
-    """In what two specs, as `JobSpec.to_dict` gives them, differ, in words."""
+    """Return the differences between two specs in the form of `JobSpec.to_dict`."""
     if isinstance(one, dict) and isinstance(other, dict):
         names = [*one, *(name for name in other if name not in one)]
         inside = (

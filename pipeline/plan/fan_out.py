@@ -1,6 +1,6 @@
-"""The plan of a fan-out: one plan for each child, from one look at the source.
+"""Plan a fan-out: its values, and the job spec and plan of each child, from one discovery of the source.
 
-One job spec for many: the values of a fan-out, and the job spec of each child. Pure.
+Pure, except for discovery and reading the distinct values of a column.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.parameters import OWN_SECTIONS, PLACEHOLDER, Values, render_text
 
 SEVERAL = "one per child"
-"""Stands for the model version of a fan-out whose children have different ones."""
+"""Stands for the model of a fan-out whose children have different model versions."""
 
 
 @dataclass(frozen=True)
 class Planner:
-    """How one job is planned; see `pipeline.driver.prepare`."""
+    """The functions that plan one job; see `pipeline.driver.prepare`."""
 
     discover: Callable[[JobSpec], Discovery]
     plan: Callable[[JobSpec, Discovery], Plan]
@@ -45,10 +45,10 @@ class _Branch:
 
 
 def plan_fan_out(spec: JobSpec, planner: Planner) -> Plan:
-    """The plan of a fan-out, with one for each child.
+    """Return the plan of a fan-out, with one plan per child.
 
-    :raises SpecError: when ``fan_out`` does not go with the source, or two children would publish to one place.
-    :raises PipelineError: whatever the plan of a child is refused for, with the child's value.
+    :raises SpecError: if ``fan_out`` does not fit the source, or two children would publish to one place.
+    :raises PipelineError: if a child cannot be planned.
     """
     assert spec.fan_out is not None
     by = spec.fan_out.by
@@ -91,7 +91,7 @@ def _of_list(spec: JobSpec, values: Sequence[Any], planner: Planner) -> list[_Br
     branches = []
     for value in values:
         child = child_spec(spec, value, column=None)
-        # Children that read the same have one look at it in common.
+        # Children with the same source share one discovery.
         source = child.source.model_dump_json()
         if source not in found:
             found[source] = planner.discover(child)
@@ -135,7 +135,7 @@ def _branch(spec: JobSpec, column: str, value: Any, occurrence: Occurrence, ever
 
 
 def _order(value: Any) -> tuple[bool, Any]:
-    """Null last."""
+    """Return a sort key that puts null last."""
     return value is None, "" if value is None else value
 
 
@@ -145,7 +145,10 @@ def _source_texts(spec: JobSpec) -> tuple[str, ...]:
 
 
 def _without_fan_out(spec: JobSpec, *, also: str | None = None) -> JobSpec:
-    """A job over all rows that any child might want."""
+    """Return a job spec over all rows that any child may need.
+
+    :param also: column to add to ``source.columns``.
+    """
     record = child_spec(spec, "x", column=None).to_dict()
     if PLACEHOLDER in (spec.source.filter or ""):
         del record["source"]["filter"]
@@ -176,38 +179,38 @@ def _common_model(versions: Sequence[ModelVersion]) -> ModelVersion:
 
 
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
-"""What stands for null in the name of a folder, and what ``${fan_out.value}`` is then."""
+"""Null in the name of a folder, and the text of ``${fan_out.value}`` for null."""
 _EMPTY = "__EMPTY__"
 LONGEST_SLUG = 40
 _DIGEST_DIGITS = 8
 _LIST = "value"
-"""What children of a list are told apart by, in the paths of their sinks."""
+"""Name of the key in the sink paths of children of a list, as in ``value=a/``."""
 
 ChildValue = str | int | float | bool | None
 
 
 def json_value(value: Any) -> ChildValue:
-    """A value of a column as a fan-out has it: dates as ISO 8601."""
+    """Return the value of a column in the form of a fan-out value: dates as ISO 8601 text."""
     return value.isoformat() if isinstance(value, (date, datetime)) else value
 
 
 def text_of(value: ChildValue) -> str:
-    """What ``${fan_out.value}`` is inside of a text."""
+    """Return the text of ``${fan_out.value}`` inside a longer text."""
     if value is None:
         return HIVE_NULL
     return ("true" if value else "false") if isinstance(value, bool) else str(value)
 
 
 def folder_of(value: ChildValue) -> str:
-    """``value`` as the name of one folder, percent-encoded: it can lead nowhere else."""
+    """Return ``value`` as the name of one folder, percent-encoded, so that it cannot lead out of its parent."""
     text = quote(text_of(value), safe=" ") or _EMPTY
     return text if text.strip(". ") else text.replace(".", "%2E").replace(" ", "%20")
 
 
 def slugs(values: Sequence[ChildValue]) -> tuple[str, ...]:
-    """A name for each child that can be a folder and the end of a job id: lower-case letters, digits, ``._-``.
+    """Return a name per child, usable as folder and end of a job id: lower-case letters, digits, ``._-``.
 
-    Values that would have one name, and names that had to be cut, have a piece of the value's digest at their end.
+    Names that are ambiguous, empty or too long end in a part of the value's digest.
     """
     plain = [_slug(value) for value in values]
     return tuple(
@@ -227,21 +230,21 @@ def _with_digest(slug: str, value: ChildValue) -> str:
 
 
 def condition(column: str, value: ChildValue) -> str:
-    """The row filter that keeps the rows of a child."""
+    """Return the row filter that keeps the rows of a child."""
     name = f"column({column!r})"
     return f"{name} is None" if value is None else f"{name} == {value!r}"
 
 
 def combine(condition: str, other: str | None) -> str:
-    """A row filter for both."""
+    """Return the row filter for both conditions."""
     return condition if other is None else f"({condition}) and ({other})"
 
 
 def child_spec(parent: JobSpec, value: ChildValue, *, column: str | None) -> JobSpec:
-    """The job spec of one child.
+    """Return the job spec of one child.
 
-    :param column: the column, or hive key, whose value it is; None for an item of a list.
-    :raises SpecError: when it is none with that value.
+    :param column: column or hive key that has ``value``; None for an item of a list.
+    :raises SpecError: if the spec is not valid with this value.
     """
     own = {name: part for name, part in parent.to_dict().items() if name in OWN_SECTIONS and name != "fan_out"}
     left_out = {*OWN_SECTIONS, "triggers", "hooks"}
@@ -263,7 +266,7 @@ def child_spec(parent: JobSpec, value: ChildValue, *, column: str | None) -> Job
 
 
 def _fill(part: Any, place: tuple[str | int, ...], value: ChildValue, *, is_from_data: bool) -> Any:
-    """``part`` of a spec, which stands at ``place``, with the value of a child in its texts."""
+    """Return ``part`` of a spec, found at ``place``, with a child's value in its texts."""
     if isinstance(part, dict):
         return {key: _fill(item, (*place, key), value, is_from_data=is_from_data) for key, item in part.items()}
     if isinstance(part, list):
@@ -274,13 +277,16 @@ def _fill(part: Any, place: tuple[str | int, ...], value: ChildValue, *, is_from
 
 
 def _written(value: ChildValue, place: tuple[str | int, ...], *, is_from_data: bool) -> str | int | float:
-    """What ``${fan_out.value}`` is in one field. Nobody has vouched for a value that was found in the data: in a path
-    it stays the name of one folder. In the sink's path, all do."""
+    """Return the text of ``${fan_out.value}`` in one field.
+
+    Values from the data are untrusted: in a path or a model they stay the name of one folder. In the sink's path, all
+    values do.
+    """
     if place == ("sink", "path") or (is_from_data and place[-1] in ("path", "model")):
         return folder_of(value)
     if value is None:
         return HIVE_NULL
     if place == ("source", "filter") and isinstance(value, str):
-        # Inside of quotes, as a filter has texts, these are what could end them.
+        # A filter holds texts in quotes: escape the characters that could end them.
         return value.replace("\\", "\\\\").replace("'", "\\'").replace('"', '\\"')
     return value

@@ -1,9 +1,10 @@
-"""What an incremental job scores: which files, and how much of them, is new to what was published. Pure.
+"""Select the files, and the parts of files, that an incremental job scores. Pure.
 
-The sink says what has been published from which input, in the same commit as the output itself; nothing else counts, so
-that a job that died before or after its commit has published or has not. A file that has changed takes back what was
-published of it: the output files with rows of it are replaced, and every input file with rows in one of these is scored
-again, whole.
+The sink records which input was published, in the same commit as the output. No other record counts: a job that
+crashes around its commit has either published or not.
+
+If an input file has changed, the output files with rows of it are replaced. Every input file with rows in a replaced
+output file is scored again as a whole.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ SHARED = "shares an output file with"
 
 @dataclass(frozen=True, slots=True)
 class PublishedInput:
-    """An input file as it was when rows of it were published."""
+    """An input file at the time when its rows were published."""
 
     path: str
     size: int
     version: str
     groups: int
-    """Row groups that it had."""
+    """Number of row groups."""
     footer_digest: str
-    """As `pipeline.common.rows.InputFile.footer_digest`."""
+    """See `pipeline.common.rows.InputFile.footer_digest`."""
     outputs: tuple[str, ...]
-    """Published files that hold rows of it."""
+    """Published files with rows of this file."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,13 @@ class PublishedInputs:
     job: str
     manifest: int
     work: str
-    """Digest of what was done with the rows: model and steps."""
+    """Digest of model and steps."""
     inputs: tuple[PublishedInput, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ListedFile:
-    """An input file as it is now."""
+    """An input file now."""
 
     path: str
     size: int
@@ -60,17 +61,17 @@ class ListedFile:
 
 @dataclass(frozen=True)
 class IncrementalState:
-    """What an incremental plan goes on from."""
+    """The published state that an incremental plan continues from."""
 
     baseline: str = ""
-    """Digest of the publications it was made on; it may be published on no others. Empty also in plans of later
-    rounds of a job."""
+    """Digest of the publications at planning time. The plan can be published only on the same publications.
+    Empty in plans that are not incremental and in those of later rounds of a job."""
     work: str = ""
-    """As `PublishedInputs.work`. Empty: the plan is not incremental."""
+    """See `PublishedInputs.work`. Empty: the plan is not incremental."""
     replaces: tuple[str, ...] = ()
-    """Published files that go when it is published."""
+    """Published files that are removed when the plan is published."""
     unchanged: int = 0
-    """Files of the source that have nothing new."""
+    """Number of files of the source without new rows."""
 
     @staticmethod
     def from_record(record: Mapping[str, Any]) -> IncrementalState:
@@ -84,7 +85,7 @@ FULL_INPUT = IncrementalState()
 
 @dataclass(frozen=True)
 class Increment:
-    """The decision: what to score, and what it goes on from."""
+    """The files to score, and the published state to continue from."""
 
     files: Mapping[str, FileSelection]
     progress: IncrementalState
@@ -92,14 +93,14 @@ class Increment:
 
 @dataclass
 class _Known:
-    """A file, over all publications."""
+    """An input file and its output files, over all publications."""
 
     last: PublishedInput
     outputs: set[str] = field(default_factory=set)
 
 
 def baseline_of(publications: Iterable[PublishedInputs]) -> str:
-    """Digest of which publications there are; a retry that repairs one changes it too."""
+    """Return the digest of all publications. A retry that repairs one of them changes the digest."""
     return digest_json({"publications": [[one.job, one.manifest] for one in publications]})
 
 
@@ -113,12 +114,12 @@ def select_files(
     marks: Callable[[str], Sequence[str]],
     failed: Mapping[str, str] | None = None,
 ) -> Increment:
-    """What is to be scored of the files that were found, and why.
+    """Select the files to score among ``found``, with the reason for each.
 
     :param kept: published files that still count.
-    :param marks: the marks of a file for each number of row groups, asked for where a file is not as it was.
-    :param failed: file -> the job that was to score it, and has not published.
-    :raises InputChanged: when a file that is gone would have to be scored again.
+    :param marks: returns a file's digest for each number of row groups; called only for files that changed.
+    :param failed: file -> id of the job that was to score it and has not published.
+    :raises InputChanged: if a removed file would have to be scored again.
     """
     known = _fold(publications, kept)
     there = {one.path: one for one in found}
@@ -154,7 +155,10 @@ def _new(path: str, failed: Mapping[str, str]) -> str:
 
 
 def _changed(before: PublishedInput, marks: Sequence[str]) -> FileSelection:
-    """Row groups were appended where the footer says of the first ones exactly what it said, and there are more."""
+    """Return how to score a file that changed: only appended row groups, or all.
+
+    Row groups were appended if there are more than before and the metadata of the first ones is unchanged.
+    """
     is_same = 0 < before.groups < len(marks) and marks[before.groups - 1] == before.footer_digest
     return FileSelection(APPENDED, before.groups) if is_same else FileSelection(CHANGED)
 
@@ -162,8 +166,10 @@ def _changed(before: PublishedInput, marks: Sequence[str]) -> FileSelection:
 def _take_back(
     files: dict[str, FileSelection], known: Mapping[str, _Known], there: Mapping[str, ListedFile]
 ) -> set[str]:
-    """The published files that go, since a file with rows in them is scored anew; files that share one with it are
-    added to ``files``."""
+    """Return the published files to replace: those with rows of a file that is scored again as a whole.
+
+    Other input files with rows in a replaced file are added to ``files``.
+    """
     sharing: dict[str, list[str]] = {}
     for path, mine in known.items():
         for name in mine.outputs:
@@ -202,7 +208,7 @@ def _refuse(path: str, *, because: str) -> None:
 
 
 def unknown_publication(place: str) -> OutputConflict:
-    """What to raise when nobody wrote down what a sink's rows were made of."""
+    """Build the error for a sink whose rows no incremental job published."""
     return OutputConflict(
         "the sink holds rows of which nobody knows what they were made of",
         where=f"sink.path: {place}",
@@ -213,7 +219,7 @@ def unknown_publication(place: str) -> OutputConflict:
 
 
 def other_baseline(place: str, *, job: str) -> OutputConflict:
-    """What to raise when another job has published since a plan was made: both may have the same rows."""
+    """Build the error for a publication since planning: both jobs may have scored the same rows."""
     return OutputConflict(
         "another job has published to the sink since this one was planned",
         where=f"sink.path: {place}",

@@ -1,6 +1,6 @@
-"""Projected memory of a task, and how many rows a batch has. Pure: figures in, figures out.
+"""Project the memory of a task and the rows of a batch. Pure: figures in, figures out.
 
-The projection is an upper bound to plan with, made of what was measured on Linux with 64-bit Python 3.11::
+The projection is an upper bound for planning, based on measurements on Linux with 64-bit Python 3.11::
 
     worker = process [+ ENGINE_BYTES] + model × MODEL_FACTOR + threads × task
     task   = batches + pages + row group being written
@@ -9,10 +9,13 @@ The projection is an upper bound to plan with, made of what was measured on Linu
     pages   = min(columns × PAGE_BYTES, 2 × largest row group)
     written = min(rows per written row group, rows of the partition) × row out
 
-``row in`` and ``row out`` are bytes of an uncompressed row. Read are at most two batches at a time (the one that is
-scored, and the next), and joining small pieces copies one of them: three. The model gets a float32 matrix, and
-libraries make one copy of it at most: 2 × 4 bytes a feature. The scored batch is held while it is encoded: twice. A
-map step has its DataFrame, what it returns, that as Arrow, and the comparison of the two: four.
+``row in`` and ``row out`` are bytes of an uncompressed row. The factors:
+
+- 3 × row in: at most two batches are read at a time (the one being scored and the next), and joining small pieces
+  copies one of them.
+- 8 × features: the model gets a float32 matrix, and libraries make at most one copy: 2 × 4 bytes per feature.
+- 2 × row out: the scored batch is kept while it is encoded.
+- 4 × row in: a map step has its input DataFrame, its result, the result as Arrow, and the comparison of both.
 """
 
 from __future__ import annotations
@@ -21,37 +24,38 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 PROCESS_BYTES = 320 << 20
-"""A worker that has imported what it needs: 240 MiB with dask, pandas, pyarrow and xgboost (measured), and what
-allocators keep."""
+"""A worker after its imports: 240 MiB with dask, pandas, pyarrow and xgboost (measured), plus memory that allocators
+keep."""
 ENGINE_BYTES = 128 << 20
-"""What the tree engine adds to a worker, where it is possible: numba and the kernels, 105 MiB (measured)."""
+"""Memory that the tree engine adds to a worker: numba and the kernels, 105 MiB (measured)."""
 MODEL_FACTOR = 10
-"""Loaded model / its file: an 8.1 MiB xgboost JSON took 80 MiB, as 4.6 MiB of UBJ 9 MiB (measured)."""
+"""Loaded model / model file: an 8.1 MiB xgboost JSON took 80 MiB, as 4.6 MiB of UBJ 9 MiB (measured)."""
 PAGE_BYTES = 9 << 18
-"""2.25 MiB per column: a page, its dictionary and the buffer it is read through; 28 columns took 60 MiB (measured)."""
+"""2.25 MiB per column: a page, its dictionary and its read buffer; 28 columns took 60 MiB (measured)."""
 USABLE = 0.8
-"""Share of a worker's memory limit that a task may need; Dask pauses a worker there."""
+"""Share of a worker's memory limit that its tasks may need. Dask pauses a worker at this share."""
 BATCH_SHARE = 0.15
-"""Share of a thread's part of the memory limit that its batches may take."""
+"""Share of a thread's part of the memory limit for batches."""
 WRITTEN_SHARE = 0.1
-"""Share of a thread's part of the memory limit that a row group being written may take."""
+"""Share of a thread's part of the memory limit for a row group being written."""
 MIN_BATCH_ROWS = 4096
-"""Rows that a planned batch has at least."""
+"""Smallest number of rows of a planned batch."""
 CEILING_ROWS = 65_536
-"""Larger batches were a tenth slower, since they do not stay in the caches (measured, 28 float32 columns)."""
+"""Largest number of rows of a planned batch. Larger batches were 10 % slower, because they do not stay in the CPU
+caches (measured, 28 float32 columns)."""
 GROW_AFTER = 8
-"""Batches that must have fitted before the next one is made larger again."""
+"""Batches in a row that must fit before the next one is made larger."""
 _WRITTEN_GROUP_BYTES = 128 << 20
 _MOST_GROUP_ROWS = 1 << 20
 
 
 def row_memory(*, row_bytes_in: int, row_bytes_out: int, features: int, maps: bool = False) -> int:
-    """Bytes of memory for each row of a batch.
+    """Return the bytes of memory per row of a batch.
 
     :param row_bytes_in: bytes of an uncompressed row of the columns that are read.
-    :param row_bytes_out: the same of the columns that are written.
-    :param features: columns the model gets.
-    :param maps: whether there are map steps.
+    :param row_bytes_out: bytes of an uncompressed row of the columns that are written.
+    :param features: number of columns that the model gets.
+    :param maps: True if there are map steps.
     """
     return (7 if maps else 3) * row_bytes_in + 8 * features + 2 * row_bytes_out
 
@@ -59,10 +63,10 @@ def row_memory(*, row_bytes_in: int, row_bytes_out: int, features: int, maps: bo
 def task_memory(
     *, batch_rows: int, row_memory: int, columns: int, largest_group: int, row_bytes_out: int, row_group_rows: int
 ) -> int:
-    """Bytes one task needs beside the process and the model.
+    """Return the bytes that one task needs in addition to the process and the model.
 
-    :param row_memory: as `row_memory` gives it.
-    :param columns: columns that are read.
+    :param row_memory: result of `row_memory`.
+    :param columns: number of columns that are read.
     :param largest_group: uncompressed bytes of the largest row group that is read.
     :param row_group_rows: rows of a row group that is written.
     """
@@ -71,18 +75,18 @@ def task_memory(
 
 
 def shared_memory(model_bytes: int, *, engine: bool = False) -> int:
-    """Bytes a worker process needs whatever its tasks do: itself, and the model once.
+    """Return the bytes that a worker process needs apart from its tasks: the process, and the model once.
 
     :param model_bytes: size of the model's file.
-    :param engine: whether it may start the tree engine.
+    :param engine: True if the worker may start the tree engine.
     """
     return PROCESS_BYTES + (ENGINE_BYTES if engine else 0) + MODEL_FACTOR * model_bytes
 
 
 def projected_memory(*, task: int, model_bytes: int, threads: int = 1, engine: bool = False) -> int:
-    """Bytes a worker process needs while each of its threads runs a task.
+    """Return the bytes that a worker process needs while each of its threads runs a task.
 
-    :param task: as `task_memory` gives it.
+    :param task: result of `task_memory`.
     """
     return shared_memory(model_bytes, engine=engine) + threads * task
 
@@ -90,10 +94,10 @@ def projected_memory(*, task: int, model_bytes: int, threads: int = 1, engine: b
 def starting_batch_rows(
     *, row_memory: int, memory: int, threads: int, floor: int = MIN_BATCH_ROWS, ceiling: int = CEILING_ROWS
 ) -> int:
-    """Rows of the first batch: the largest power of two whose memory is a modest part of what a thread may have.
+    """Return the rows of the first batch: the largest power of two within `BATCH_SHARE` of a thread's memory.
 
-    :param row_memory: as `row_memory` gives it.
-    :param memory: bytes a worker may have; 0 means no limit.
+    :param row_memory: result of `row_memory`.
+    :param memory: memory limit of a worker in bytes; 0 means no limit.
     :param threads: threads per worker.
     :returns: at least ``floor`` and at most ``ceiling``.
     """
@@ -104,9 +108,9 @@ def starting_batch_rows(
 
 
 def written_group_rows(*, row_bytes_out: int, batch_rows: int, memory: int, threads: int) -> int:
-    """Rows per row group of the output, which is held in memory until it is whole.
+    """Return the rows per row group of the output. A row group is held in memory until it is complete.
 
-    :param memory: bytes a worker may have; 0 means no limit.
+    :param memory: memory limit of a worker in bytes; 0 means no limit.
     :param threads: threads per worker.
     """
     room = _WRITTEN_GROUP_BYTES
@@ -118,11 +122,10 @@ def written_group_rows(*, row_bytes_out: int, batch_rows: int, memory: int, thre
 def next_batch_rows(
     current: int, *, outcome: Literal["fitted", "out_of_memory"], floor: int, ceiling: int, successes: int
 ) -> int:
-    """Rows of the next batch: half after running out of memory, twice after several that fitted.
+    """Return the rows of the next batch: half after running out of memory, double after `GROW_AFTER` that fitted.
 
-    :param successes: batches of ``current`` rows that fitted, one after the other.
-    :returns: ``current`` where nothing changes; ``floor`` after ``floor`` rows did not fit, which the caller must
-        take for the end.
+    :param successes: number of consecutive batches of ``current`` rows that fitted.
+    :returns: ``current`` if nothing changes; ``floor`` if ``floor`` rows did not fit: the caller must then give up.
     """
     if outcome == "out_of_memory":
         return max(floor, current // 2)
@@ -133,16 +136,16 @@ def next_batch_rows(
 
 @dataclass(frozen=True)
 class MemoryBatchLimit:
-    """Rows a partition's batches start with, learned from the partitions that ended before it."""
+    """The batch size at which a partition starts, learned from the partitions that ended before."""
 
     rows: int
     planned: int
-    """What it never exceeds."""
+    """Upper limit of ``rows``."""
     fitted: int = 0
-    """Partitions that ended with batches of ``rows`` rows, one after the other."""
+    """Number of consecutive partitions that ended with batches of ``rows`` rows."""
 
     def after_partition(self, rows: int) -> MemoryBatchLimit:
-        """For the next partitions, when the batches of one had ``rows`` rows at its end."""
+        """Return the limit for the next partitions, after one ended with batches of ``rows`` rows."""
         if rows < self.rows:
             return replace(self, rows=max(1, rows), fitted=0)
         fitted = self.fitted + 1
@@ -150,7 +153,7 @@ class MemoryBatchLimit:
         return replace(self, rows=grown, fitted=fitted if grown == self.rows else 0)
 
     def after_split(self, *, floor: int = 1024) -> MemoryBatchLimit:
-        """For the next partitions, when one had to be split for its memory."""
+        """Return the limit for the next partitions, after one was split because of its memory."""
         floor = min(floor, self.planned)
         rows = next_batch_rows(self.rows, outcome="out_of_memory", floor=floor, ceiling=self.planned, successes=0)
         return replace(self, rows=rows, fitted=0)

@@ -1,7 +1,7 @@
-"""Cut files into row ranges and pack these into partitions that are about equally large. Pure.
+"""Cut files into row ranges and pack the ranges into partitions of about equal size. Pure.
 
-Row groups are cut only where one alone is too large, because a reader must decode a row group from its first row on.
-What comes out is in source order: partition after partition, and inside one, it is the order of files and rows.
+A row group is cut only if it is too large by itself, because a reader must decode a row group from its first row.
+Partitions, and the ranges inside a partition, are in source order: by file, then by row.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ import numpy as np
 from pipeline.common.rows import Fragment, InputFile
 
 TARGET_BYTES = 256 << 20
-"""Uncompressed bytes a partition should have at most."""
+"""Target for the largest number of uncompressed bytes of a partition."""
 SMALLEST_ROWS = 4096
-"""Rows a partition should have at least, where there are more of them than bytes ask for."""
+"""Smallest number of rows per partition, if there are more partitions than their bytes require."""
 PARTITIONS_PER_THREAD = 4
-"""So that the last partitions to run leave few threads idle."""
+"""Partitions per thread, so that few threads are idle during the last partitions."""
 OVERSIZE = 1.5
 """A row group up to this many times the target stays whole."""
 _FEWEST_PIECES = 8
-"""A row group may be cut into so many pieces for the sake of balance, or into one for each thread, if these are more:
-each piece decodes the rows before it too."""
+"""For balance, a row group is cut into at most this many pieces, or one per thread if there are more threads: each
+piece decodes the rows before it too."""
 _TOLERANCE = 0.002
-"""Longest partition may be so much longer than it had to be, which saves most of the search."""
+"""Relative amount by which the longest partition may exceed the optimum. It saves most of the search."""
 
 
 @dataclass(frozen=True)
 class _Units:
-    """Row ranges in source order, which are never cut again. All arrays are int64 [units]."""
+    """Row ranges in source order. All arrays are int64 [units]."""
 
     file: np.ndarray
     group: np.ndarray
@@ -44,20 +44,20 @@ class _Units:
 
     @property
     def rows(self) -> np.ndarray:
-        """int64 [units]."""
+        """Rows per unit, int64 [units]."""
         return np.asarray(self.stop - self.start)
 
 
 def pack(
     files: Sequence[InputFile], *, threads: int, target_bytes: int | None = None
 ) -> tuple[tuple[Fragment, ...], ...]:
-    """The fragments of each partition.
+    """Return the fragments of each partition.
 
-    There are no more partitions than keep them below ``target_bytes`` and give every thread `PARTITIONS_PER_THREAD`
-    of them with at least `SMALLEST_ROWS` rows each. No partition has more than `OVERSIZE` × ``target_bytes``, unless
-    a single row has.
+    The number of partitions is the smallest that keeps them below ``target_bytes`` and gives every thread
+    `PARTITIONS_PER_THREAD` partitions, as far as each has at least `SMALLEST_ROWS` rows. No partition exceeds
+    `OVERSIZE` × ``target_bytes``, unless a single row does.
 
-    :param threads: of all workers together.
+    :param threads: threads of all workers together.
     """
     limit = TARGET_BYTES if target_bytes is None else target_bytes
     groups = _wanted_groups(files)
@@ -95,7 +95,7 @@ def _wanted_groups(files: Sequence[InputFile]) -> _Units:
 
 
 def _cut(groups: _Units, *, target_rows: float, target_bytes: int, most_pieces: int) -> _Units:
-    """``groups`` with those that are too large cut into pieces of equally many rows."""
+    """Return ``groups`` with row groups that are too large cut into pieces of equal rows."""
     by_rows, by_bytes = groups.rows / target_rows, groups.size / target_bytes
     pieces = np.where(by_rows > OVERSIZE, np.minimum(np.round(by_rows), most_pieces), 1)
     pieces = np.maximum(pieces, np.where(by_bytes > OVERSIZE, np.ceil(by_bytes), 1)).astype(np.int64)
@@ -104,7 +104,7 @@ def _cut(groups: _Units, *, target_rows: float, target_bytes: int, most_pieces: 
     number = np.arange(len(owner)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
     rows, size, parts = groups.rows[owner], groups.size[owner], pieces[owner]
     low, high = number * rows // parts, (number + 1) * rows // parts
-    # Bytes in proportion, rounded so that those of the pieces add up to those of the row group.
+    # Bytes in proportion to rows, rounded so that the pieces add up to the row group.
     part = _share(size, high, rows) - _share(size, low, rows)
     start = groups.start[owner]
     return _Units(groups.file[owner], groups.group[owner], start + low, start + high, part)
@@ -115,12 +115,12 @@ def _share(size: np.ndarray, rows: np.ndarray, of: np.ndarray) -> np.ndarray:
 
 
 def _boundaries(units: _Units, *, count: int, target_bytes: int) -> np.ndarray:
-    """Index of the first unit of each partition, and the number of units at the end.
+    """Return the index of the first unit of each partition, then the number of units.
 
-    Of all ways to divide the sequence into ``count`` runs (more only where bytes demand it) the one whose longest run
-    is shortest, by bisection on that length.
+    The sequence is divided into ``count`` runs, or more if bytes require it, so that the longest run is as short as
+    possible. The length is found by bisection.
     """
-    # Lists, because bisecting a list for one value is ten times as fast as asking numpy.
+    # Lists, because bisecting a list for one value is ten times as fast as with numpy.
     rows = [0, *np.cumsum(units.rows).tolist()]
     size = [0, *np.cumsum(units.size).tolist()]
     total = rows[-1]
@@ -139,7 +139,7 @@ def _boundaries(units: _Units, *, count: int, target_bytes: int) -> np.ndarray:
 
 
 def _fill(rows: list[int], size: list[int], *, most_rows: int, most_bytes: int) -> list[int]:
-    """Boundaries when each partition takes as many units as fit, and at least one."""
+    """Return the boundaries if each partition takes as many units as fit, and at least one."""
     boundaries, begin, last = [0], 0, len(rows) - 1
     while begin < last:
         end = min(
@@ -152,7 +152,7 @@ def _fill(rows: list[int], size: list[int], *, most_rows: int, most_bytes: int) 
 
 
 def _fragments(files: Sequence[InputFile], units: _Units, boundaries: np.ndarray) -> tuple[tuple[Fragment, ...], ...]:
-    """Neighbouring units of the same file and partition become one fragment."""
+    """Join adjacent units of the same file and partition into one fragment each."""
     begins = np.ones(len(units.file), bool)
     begins[1:] = (units.file[1:] != units.file[:-1]) | (units.start[1:] != units.stop[:-1])
     begins[boundaries[:-1]] = True

@@ -1,4 +1,4 @@
-"""The types of a plan: `Plan`, its `Partition`s, and the `Limits` it was made for."""
+"""The types of a plan: `Plan`, its `Partition`s, and the `Limits` of the cluster."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ class Partition:
     """The unit of work: one Dask partition, one task, one checkpoint file."""
 
     id: str
-    """Five digits in source order, ``00042``; parts of a split one append ``.0``, ``.1``, …."""
+    """Five digits in source order, ``00042``. Parts of a split partition append ``.0``, ``.1``, …."""
     fragments: tuple[Fragment, ...]
 
     @property
     def rows(self) -> int:
-        """Rows of its fragments; a row filter may drop some of them."""
+        """Rows of the fragments; a row filter may drop some of them."""
         return sum(fragment.rows for fragment in self.fragments)
 
     @property
     def bytes(self) -> int:
-        """Uncompressed bytes of the columns the job reads."""
+        """Uncompressed bytes of the columns that the job reads."""
         return sum(fragment.bytes for fragment in self.fragments)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the cluster offers, as far as planning needs to know."""
+    """The limits of the cluster that planning uses."""
 
     workers: int
     threads: int
@@ -52,32 +52,32 @@ class Limits:
 
 @dataclass(frozen=True)
 class ChildPlan:
-    """What the plan of a fan-out says of one child."""
+    """One child in the plan of a fan-out."""
 
     slug: str
-    """Names its folder, and ends its job id."""
+    """Name of the child's folder, and end of its job id."""
     value: str | int | float | bool | None
     matching: int | None
-    """Rows of the source that have the value; None where values are a list."""
+    """Rows of the source that have the value; None if the values are a list."""
     rows: int
-    """Rows of its input files."""
+    """Rows of the child's input files."""
     partitions: int
     work: str
-    """`Plan.work_digest` of its plan."""
+    """`Plan.work_digest` of the child's plan."""
     cut: str
-    """`Plan.digest` of its plan."""
+    """`Plan.digest` of the child's plan."""
     plan: Plan | None = field(default=None, repr=False, compare=False)
-    """Its plan, while it is made; later it is read from the child's own directory."""
+    """The child's plan while the fan-out is planned; later it is read from the child's own directory."""
 
     @property
     def planned(self) -> Plan:
-        """Its plan, which is there as long as the fan-out is being made."""
+        """The child's plan, available only while the fan-out is planned."""
         if self.plan is None:
             raise ValueError(f"the plan of child {self.slug} is in its own directory")
         return self.plan
 
     def details(self) -> dict[str, Any]:
-        """As it is stored, and JSON output shows it."""
+        """Return the fields for storage and JSON output, without the plan."""
         return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "plan"}
 
 
@@ -89,7 +89,7 @@ class Plan:
     model: ModelVersion
     files: tuple[InputFile, ...]
     partitions: tuple[Partition, ...]
-    """In source order; every wanted row of every file is in exactly one."""
+    """Partitions in source order. Every wanted row of every file is in exactly one of them."""
     source_columns: tuple[str, ...]
     """Physical columns that are read."""
     source_schema: bytes
@@ -104,7 +104,7 @@ class Plan:
     batch_rows: int
     """Rows of a batch to start with."""
     pruned_rows: int
-    """Rows of row groups that statistics proved unwanted; they count as filtered."""
+    """Rows of row groups that the filter drops, as statistics prove; they count as filtered."""
     task_memory: int
     """Projected peak bytes of one task, process and model included."""
     row_bytes_out: int = 0
@@ -112,36 +112,36 @@ class Plan:
     row_group_rows: int = 1 << 20
     """Rows per row group of the output."""
     workers: int = 1
-    """Worker processes it was made for; decides no row, so that it is in no digest."""
+    """Number of worker processes at planning time. It changes no row, so no digest includes it."""
     can_use_tree_engine: bool = False
-    """Whether workers may start the tree engine, so that ``task_memory`` has room for it; in no digest either."""
+    """True if workers may start the tree engine; ``task_memory`` then includes it. No digest includes this field."""
     quarantined_files: tuple[QuarantinedFile, ...] = ()
-    """Files of the source that were quarantined, by path; none of them is in ``files``."""
+    """Quarantined files of the source, sorted by path; none of them is in ``files``."""
     children: tuple[ChildPlan, ...] = ()
-    """Of a fan-out, which has no files and partitions of its own."""
+    """Children of a fan-out; its own plan has no files and no partitions."""
     progress: IncrementalState = FULL_INPUT
-    """What it goes on from, where it is incremental."""
+    """Published state that an incremental plan continues from."""
 
     @property
     def rows(self) -> int:
-        """All rows of the input, filtered ones too."""
+        """All rows of the input, including filtered ones."""
         return sum(file.rows for file in self.files) + sum(child.rows for child in self.children)
 
     @property
     def rows_per_worker(self) -> int:
-        """Rows a worker process will read, when all get as many."""
+        """Rows that each worker process reads, if all read the same number."""
         return (self.rows - self.pruned_rows) // max(1, self.workers)
 
     @cached_property
     def versions(self) -> dict[str, tuple[int, str]]:
-        """Size and version of each file by path, as workers check them before and after reading."""
+        """Size and version of each file by path. Workers check both before and after reading."""
         return {file.path: (file.size, file.version) for file in self.files}
 
     @cached_property
     def work_digest(self) -> str:
-        """SHA-256 over what is to be done, however it is cut: spec, model, files, columns and rules.
+        """SHA-256 over the work, without partitions: spec, model, files, columns and rules.
 
-        Two plans for clusters of different sizes have it in common, while their `digest` differs.
+        Plans for clusters of different sizes have the same work digest, but different values of `digest`.
         """
         seen = hashlib.sha256()
         for file in self.files:
@@ -165,7 +165,7 @@ class Plan:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over `work_digest` and the partitions. Sizes of batches are left out: they change no row."""
+        """SHA-256 over `work_digest` and the partitions. Batch sizes are excluded: they change no row."""
         seen = hashlib.sha256(self.work_digest.encode())
         for partition in self.partitions:
             ranges = [(part.path, part.row_start, part.row_stop) for part in partition.fragments]
@@ -177,7 +177,7 @@ class Plan:
     def recipe(
         self, *, job: str, directory: str, fsync: bool = True, import_paths: Sequence[str] = (), round: int = 0
     ) -> StageRecipe:
-        """What workers must know to do any partition.
+        """Return the recipe with which workers can score any partition.
 
         :param job: id of the job.
         :param directory: root of the job directory, path or URL.
@@ -224,9 +224,9 @@ class Plan:
         return shared_memory(self.model.nbytes, engine=self.can_use_tree_engine)
 
     def validate(self, limits: Limits) -> None:
-        """Refuse what cannot run within ``limits``.
+        """Check that the plan can run within ``limits``.
 
-        :raises InsufficientMemory: with what is needed and what there is.
+        :raises InsufficientMemory: if a worker needs more than `USABLE` of its memory limit.
         """
         if limits.memory <= 0 or self.children:
             return

@@ -1,4 +1,4 @@
-"""Make a plan: what will run, decided before anything runs, stored, and never changed. Pure functions only."""
+"""Make the plan of a job before anything runs. A stored plan never changes. Pure functions only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.sources.discovery import Discovery, resize, total_bytes
 from pipeline.spec.job_spec import JobSpec
 
 _UNKNOWN_WIDTH = 32
-"""Bytes that are assumed for a value whose type has no fixed width and that no file holds."""
+"""Bytes assumed for a value whose type has no fixed width and that is in no file."""
 
 
 def make_plan(
@@ -33,15 +33,15 @@ def make_plan(
     target_bytes: int | None = None,
     progress: IncrementalState = FULL_INPUT,
 ) -> Plan:
-    """Decide everything that can be decided before anything runs.
+    """Make the plan of a job: columns, partitions, memory and batch sizes.
 
-    :param frame_schema: schema after the map steps; that of ``discovery`` when there are none.
-    :param predictions: columns the scores go to.
-    :param limits: decides how many partitions there are, and how large a batch is.
-    :param progress: what an incremental plan goes on from.
-    :param target_bytes: uncompressed bytes a partition should have at most; default 256 MiB.
-    :raises SpecError: for names in the spec that fit nothing, or clash.
-    :raises SchemaDrift: for a feature that is missing or has a type the model cannot take.
+    :param frame_schema: schema after the map steps; without map steps, the schema of ``discovery``.
+    :param predictions: columns that receive the scores.
+    :param limits: limits of the cluster; they decide the number of partitions and the batch size.
+    :param progress: published state that an incremental plan continues from.
+    :param target_bytes: target for the largest number of uncompressed bytes of a partition. Default: 256 MiB.
+    :raises SpecError: for unknown or clashing names in the spec.
+    :raises SchemaDrift: for a feature that is missing or has a type that the model cannot use.
     """
     columns = resolve_columns(
         spec, model=model, discovery=discovery, frame=frame_schema, outputs=tuple(predictions.names)
@@ -111,7 +111,7 @@ def _projected(
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Figures that follow from the widths of rows."""
+    """Figures derived from the widths of rows."""
 
     row_memory: int
     row_bytes_out: int
@@ -141,7 +141,7 @@ def _sizes(
 
 
 def _width(field: pa.Field) -> int:
-    """Bytes a value takes, more or less, of a column that is in no file."""
+    """Return the approximate bytes per value of a column that is in no file."""
     try:
         return -(-int(field.type.bit_width) // 8)
     except ValueError:
@@ -149,9 +149,9 @@ def _width(field: pa.Field) -> int:
 
 
 def dispatch_order(partitions: Sequence[Partition], *, done: Collection[str] = ()) -> tuple[Partition, ...]:
-    """Those of ``partitions`` that are not ``done``, largest first, so that none that takes long is left for the end.
+    """Return the partitions that are not in ``done``, most expensive first, so that no long one runs last.
 
-    Half of what a partition costs is in proportion to its rows (scoring), half to its bytes (reading, writing).
+    The cost of a partition is half its share of the rows (scoring), half its share of the bytes (reading, writing).
     """
     rows = max(1, sum(partition.rows for partition in partitions))
     size = max(1, sum(partition.bytes for partition in partitions))

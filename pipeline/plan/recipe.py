@@ -1,4 +1,4 @@
-"""`StageRecipe`: all a worker must know to do any partition of a stage. It is small, and travels with every task."""
+"""`StageRecipe`: all that a worker needs to score any partition of a stage. It is small and sent with every task."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ REJECT_ROW = "_row"
 REJECT_REASON = "_reason"
 REJECT_MESSAGE = "_message"
 REJECT_COLUMNS = (REJECT_FILE, REJECT_ROW, REJECT_REASON, REJECT_MESSAGE)
-"""Columns a reject has beside those of its input row: file, row number in it (from 0), kind of reason, message."""
+"""Columns of a reject besides those of its input row: file, row number in the file (from 0), reason, message."""
 
 
 @dataclass(frozen=True)
 class ColumnRule:
-    """One column of the contract after defaults were filled in. None means: not checked."""
+    """The checks on one column, with defaults filled in. None means: not checked."""
 
     column: str
     dtype: str | None = None
@@ -48,14 +48,14 @@ class ScoreRecipe:
     """Column of the frame for each feature of the model, in the model's order."""
     kind: OutputKind
     outputs: tuple[str, ...]
-    """Names of the columns the scores go to."""
+    """Names of the columns that receive the scores."""
     keep: tuple[str, ...]
-    """Columns passed through, in order; they come before ``outputs``."""
+    """Columns that are passed through, in order, before ``outputs``."""
     engine: Engine = "auto"
     tolerance: float = 0.0
-    """Largest difference of margins at which two engines count as equal; 0: every bit."""
+    """Largest difference of margins at which two engines count as equal; 0: all bits must be equal."""
     rows_per_worker: int = 0
-    """Rows planned for each worker process: too few do not earn the start of the tree engine."""
+    """Rows planned for each worker process: few rows do not pay for starting the tree engine."""
 
 
 @dataclass(frozen=True)
@@ -66,23 +66,23 @@ class StageRecipe:
     plan: str
     """Digest of the plan."""
     directory: str
-    """Root of the job directory: path or URL."""
+    """Root of the job directory, path or URL."""
     round: int
     columns: tuple[str, ...]
     """Physical columns to read from the files."""
     filter: str | None
     schema: bytes
-    """Arrow schema (IPC) of a source batch: ``columns`` plus hive keys that are wanted."""
+    """Arrow schema (IPC) of a source batch: ``columns`` and the requested hive keys."""
     maps: tuple[MapRecipe, ...]
     score: ScoreRecipe
     source_rules: tuple[ColumnRule, ...]
-    """Contract of columns the source has; checked before the first step."""
+    """Rules for columns of the source, checked before the first step."""
     score_rules: tuple[ColumnRule, ...]
-    """Contract of what the model gets and of columns that steps make; checked before scoring."""
+    """Rules for features and for columns that steps make, checked before scoring."""
     output_schema: bytes
     """Arrow schema (IPC) of the output: ``keep`` then ``outputs``."""
     batch_rows: int
-    """Rows a batch starts with."""
+    """Rows of the first batch."""
     source_format: str = "parquet"
     """Name of the `pipeline.sources` adapter."""
     compression: str = "snappy"
@@ -90,13 +90,13 @@ class StageRecipe:
     """Rows per row group of the written files."""
     fsync: bool = True
     import_paths: tuple[str, ...] = field(default=())
-    """Folders added to ``sys.path`` on workers so that the modules of the steps can be imported."""
+    """Folders added to ``sys.path`` on workers, from which the modules of the steps are imported."""
     storage: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Options of file systems by how URLs begin, with references for secrets; see `pipeline.storage.urls`."""
+    """Options of file systems per URL prefix, with references for secrets; see `pipeline.storage.urls`."""
 
     @property
     def digest(self) -> str:
-        """Content digest, also Dask's token for it."""
+        """Content digest, also used as Dask's token."""
         return digest_json(
             {
                 **{k: v for k, v in self.__dict__.items()},

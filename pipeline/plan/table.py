@@ -1,4 +1,4 @@
-"""A plan as an Arrow table and back: one row a file, with its row groups and with the ranges partitions read of it."""
+"""Convert a plan to an Arrow table and back: one row per file, with its row groups and the ranges of partitions."""
 
 from __future__ import annotations
 
@@ -50,8 +50,11 @@ _PLAIN = (
 
 
 def plan_to_table(plan: Plan) -> pa.Table:
-    """All of ``plan``: files with columns path, size, version, hive_keys, row_groups, ranges; the rest as JSON in the
-    schema's metadata."""
+    """Return all of ``plan`` as a table.
+
+    Files have the columns path, size, version, hive_keys, row_groups and ranges. The rest is JSON in the schema's
+    metadata.
+    """
     ranges: dict[str, list[tuple[str, Fragment]]] = {file.path: [] for file in plan.files}
     for partition in plan.partitions:
         for fragment in partition.fragments:
@@ -84,7 +87,7 @@ def _incremental_columns(plan: Plan) -> dict[str, pa.Array]:
 def plan_from_table(table: pa.Table) -> Plan:
     """Inverse of `plan_to_table`.
 
-    :raises StateCorrupt: when the table is none of these.
+    :raises StateCorrupt: if the table is not a valid plan.
     """
     try:
         record = json.loads((table.schema.metadata or {})[_METADATA])
@@ -180,7 +183,7 @@ def _ranges_array(ranges: Sequence[Sequence[tuple[str, Fragment]]]) -> pa.ListAr
 
 
 def _columns(table: pa.Table, name: str) -> tuple[list[int], list[list[Any]]]:
-    """Lengths of the lists of a list column, and their values field by field."""
+    """Return the lengths of the lists of a list column, and their values field by field."""
     array = table.column(name).combine_chunks()
     lists = array if isinstance(array, pa.Array) else pa.concat_arrays(array.chunks)
     return lists.value_lengths().to_pylist(), [field.to_pylist() for field in lists.flatten().flatten()]
@@ -225,20 +228,20 @@ PLAN_FILE = "plan.parquet"
 
 
 def plan_bytes(plan: Plan) -> bytes:
-    """Content of ``plan.parquet``."""
+    """Return the content of ``plan.parquet``."""
     sink = io.BytesIO()
     pq.write_table(plan_to_table(plan), sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
 
 
 def read_plan(store: Store, *, place: str = PLAN_FILE) -> Plan:
-    """A stored plan.
+    """Read a stored plan.
 
-    :raises StateCorrupt: when it cannot be read.
+    :raises StateCorrupt: if the plan cannot be read.
     """
     try:
-        # Arrow's threads must not come back to Python while it ends (apache/arrow#50482): a command that has done its
-        # work would be aborted.
+        # Without Arrow's threads: they must not call Python while it shuts down (apache/arrow#50482), which would
+        # abort a command that has finished its work.
         source = pa.BufferReader(store.read(place))
         table = pq.read_table(source, page_checksum_verification=True, use_threads=False)
         return plan_from_table(table)
