@@ -1,12 +1,12 @@
-"""Cancelling a job: a request that its driver looks for, or, where there is no driver, the status itself.
+"""Cancel a job: ask its driver to stop or, without a driver, set the status.
 
 ::
 
-    cancel/<epoch>.json   somebody does not want the job any more; meant for the driver that holds that epoch
+    cancel/<epoch>.json   request to cancel the job, for the driver that holds that epoch
 
-A request names the epoch it is meant for, so that it does not cancel a job again that was resumed since.
+A request names the epoch of its driver. A job that was resumed since is therefore not cancelled again.
 
-A request to stop: made by a signal, a person who cancels, or a model that moved; read by what runs the job.
+`Stop` is a request to stop a run. A signal, a user who cancels, or a changed model alias makes it; the driver reads it.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from pipeline.storage.store import Store
 
 logger = logging.getLogger(__name__)
 LOCAL_SECONDS = 1.0
-"""Seconds between two looks for a request on a file system."""
+"""Seconds between two polls for a request on a file system."""
 REMOTE_SECONDS = 5.0
-"""The same where each look is a request to a service."""
+"""Seconds between two polls if each is a request to a service."""
 
 
 @dataclass(frozen=True)
@@ -45,22 +45,22 @@ class CancelRequest:
     """The content of ``cancel/<epoch>.json``."""
 
     epoch: int
-    """Of the driver that is meant."""
+    """Epoch of the driver to stop."""
     time: str
     """UTC, ISO 8601."""
     by: str
-    """Who asked, as ``user@host``."""
+    """User who asked, as ``user@host``."""
     now: bool = False
-    """Whether not even to wait for the partitions that run."""
+    """True: do not wait for running partitions either."""
     reason: str = ""
 
     def to_json_bytes(self) -> bytes:
-        """As stored."""
+        """The request as stored."""
         return json.dumps({"schema_version": 1, **asdict(self)}, indent=1).encode() + b"\n"
 
     @staticmethod
     def from_json(data: bytes, *, epoch: int) -> CancelRequest:
-        """Inverse of `to_json_bytes`. What is damaged is a request all the same: its presence is what counts."""
+        """Inverse of `to_json_bytes`. A damaged file is a request, too: its existence counts."""
         try:
             record = json.loads(data)
             record.pop("schema_version")
@@ -70,19 +70,19 @@ class CancelRequest:
 
     @property
     def said(self) -> str:
-        """Who asked and why, for a status event."""
+        """User and reason, for a status event."""
         return f"by {self.by}" + (f": {self.reason}" if self.reason else "")
 
 
 class CancelOutcome(StrEnum):
-    """What came of asking to cancel a job."""
+    """Outcome of a request to cancel a job."""
 
     CANCELLED = "cancelled"
-    """It has that status now."""
+    """The job has the status CANCELLED now."""
     ASKED = "asked"
-    """Its driver is at work, and was asked."""
+    """The job has a driver, which was asked to stop."""
     ENDED = "ended"
-    """It had ended already; nothing was changed."""
+    """The job had ended already; nothing was changed."""
 
 
 def who() -> str:
@@ -96,27 +96,28 @@ def who() -> str:
 def cancel_job(
     job: JobDirectory, *, now: bool = False, reason: str = "", lease_seconds: float = LEASE_SECONDS
 ) -> CancelOutcome:
-    """Ask the driver of ``job`` to stop, or give it its last status where there is none.
+    """Ask the driver of ``job`` to stop. Without a driver, set the status CANCELLED.
 
-    Where the driver may be dead on another machine, it is waited for at most ``lease_seconds``.
+    If the driver may be dead on another machine, wait for a heartbeat: at most ``lease_seconds``, or the driver's own
+    if that is longer.
     """
     if job.status().is_final:
         return CancelOutcome.ENDED
     request = CancelRequest(highest_epoch(job.store), iso_time(utc_now()), who(), now, reason)
-    # Before the look at the lease: a driver that lives finds it, however that look turns out.
+    # Stored before the lease is read, so that a running driver finds the request in any case.
     job.store.replace(layout.cancel_path(request.epoch), request.to_json_bytes())
     try:
         with hold_lease(job.store, lease_seconds=lease_seconds):
             status = job.status()
             if status.is_final:
-                # Its driver may have done so meanwhile, as it was asked.
+                # The driver may have cancelled the job meanwhile, as requested.
                 return CancelOutcome.CANCELLED if status is Status.CANCELLED else CancelOutcome.ENDED
             job.set_status(Status.CANCELLED, reason=request.said)
             for child in job.children():
                 cancel_job(child, now=now, reason=reason, lease_seconds=lease_seconds)
             return CancelOutcome.CANCELLED
     except JobLocked:
-        # A driver that has taken the job in between holds a higher epoch than the request names.
+        # A driver that acquired the lease in between holds a higher epoch than the request names.
         epoch = highest_epoch(job.store)
         if epoch != request.epoch:
             moved = CancelRequest(epoch, request.time, request.by, now, reason)
@@ -125,7 +126,7 @@ def cancel_job(
 
 
 def find_request(store: Store, epoch: int) -> CancelRequest | None:
-    """What the driver that holds ``epoch`` was asked; None when it was not."""
+    """Return the request to the driver that holds ``epoch``; None if there is none."""
     try:
         return CancelRequest.from_json(store.read(layout.cancel_path(epoch)), epoch=epoch)
     except FileNotFoundError:
@@ -134,7 +135,7 @@ def find_request(store: Store, epoch: int) -> CancelRequest | None:
 
 @contextmanager
 def watch_for_cancel(store: Store, epoch: int, stop: Stop) -> Iterator[None]:
-    """While the block runs, a request to cancel the driver that holds ``epoch`` is handed on to ``stop``."""
+    """Pass a request to cancel the driver that holds ``epoch`` on to ``stop``, while the block runs."""
     is_over = threading.Event()
     seconds = LOCAL_SECONDS if store.is_local else REMOTE_SECONDS
     thread = threading.Thread(
@@ -161,13 +162,13 @@ def _watch(store: Store, epoch: int, stop: Stop, seconds: float, is_over: thread
 
 
 SLICE_SECONDS = 1.0
-"""Longest time for which a wait for workers does not look whether to stop."""
+"""Maximum seconds between two checks for a stop while workers are waited for."""
 _check: ContextVar[Callable[[], object]] = ContextVar("check", default=lambda: None)
 
 
 @contextmanager
 def stop_checks(check: Callable[[], object]) -> Iterator[None]:
-    """Inside the block, whoever waits by `wait_in_slices` calls ``check`` now and then, which may raise."""
+    """Call ``check`` before each slice of every `wait_in_slices` inside the block. ``check`` may raise."""
     token = _check.set(check)
     try:
         yield
@@ -178,10 +179,10 @@ def stop_checks(check: Callable[[], object]) -> Iterator[None]:
 def wait_in_slices(
     wait: Callable[[float], object], *, timeout: float, clock: Callable[[], float] = time.monotonic
 ) -> None:
-    """Call ``wait`` with a few seconds at a time, as long as it raises TimeoutError.
+    """Call ``wait`` with at most `SLICE_SECONDS` at a time, again after each TimeoutError.
 
-    :param timeout: seconds in all.
-    :raises TimeoutError: when they are over.
+    :param timeout: Seconds in total.
+    :raises TimeoutError: when ``timeout`` has passed.
     """
     deadline = clock() + timeout
     while True:
@@ -195,36 +196,36 @@ def wait_in_slices(
 
 
 class StopReason(StrEnum):
-    """What a request to stop comes from; a later one in this order outranks an earlier one."""
+    """Origin of a request to stop. A later member outranks an earlier one."""
 
     ALIAS_CHANGE = "alias_change"
-    """The model reference means another version now."""
+    """The model reference resolves to another version now."""
     SIGNAL = "signal"
-    """The process was asked to end."""
+    """A signal asked the process to end."""
     CANCEL = "cancel"
-    """Somebody does not want the job any more."""
+    """A user cancelled the job."""
 
 
 _RANK = {why: rank for rank, why in enumerate(StopReason)}
 
 
 class Stop:
-    """Whether to start no more partitions, and why. Any thread and any signal handler may ask."""
+    """A request to start no more partitions, and its reason. Any thread or signal handler may make the request."""
 
     def __init__(self) -> None:
         self.why: StopReason | None = None
         self.reason = ""
-        """In words, for the status event."""
+        """Reason in words, for the status event."""
         self.signal_number: int | None = None
         self.now = False
-        """Whether not even to wait for what runs."""
-        # A signal handler may come while the thread it interrupts is in `request`.
+        """True: do not wait for running partitions either."""
+        # A signal handler may run while the thread that it interrupts is in `request`.
         self._lock = threading.RLock()
 
     def request(
         self, why: StopReason, *, reason: str = "", signal_number: int | None = None, now: bool = False
     ) -> None:
-        """Ask to stop. A second signal means at once; the weightiest reason is kept."""
+        """Request a stop. A second signal means to stop now. The highest-ranking reason is kept."""
         with self._lock:
             is_second = why is StopReason.SIGNAL and self.signal_number is not None
             self.now = self.now or now or is_second
@@ -233,25 +234,25 @@ class Stop:
                 self.why, self.reason = why, reason
 
     def settle(self, why: StopReason) -> None:
-        """Take back what was asked for that reason, which is dealt with; what outranks it stands."""
+        """Withdraw the request once its reason was dealt with. A request for any other reason stays."""
         with self._lock:
             if self.why is why:
                 self.why, self.reason, self.now = None, "", False
 
     @property
     def is_requested(self) -> bool:
-        """Whether anybody has asked."""
+        """True if a stop was requested."""
         return self.why is not None
 
     @property
     def is_cancel(self) -> bool:
-        """Whether the job is not to end well any more, even if nothing is left to do."""
+        """True if the job was cancelled: it must not succeed any more, even if no partition is left."""
         return self.why is StopReason.CANCEL
 
     def error(self, job: str, *, left: int) -> PipelineError:
-        """What a run of ``job`` that stopped for this raises.
+        """Return the error of a run of ``job`` that this request stopped.
 
-        :param left: partitions without a receipt.
+        :param left: Number of partitions without a receipt.
         """
         resume = f"python -m pipeline resume {job}"
         if self.why is StopReason.CANCEL:
@@ -278,7 +279,10 @@ def partitions_left(count: int) -> str:
 
 @contextmanager
 def on_signals(stop: Stop) -> Iterator[None]:
-    """SIGINT and SIGTERM ask ``stop`` to drain while the block runs; only the main thread may set handlers."""
+    """Turn SIGINT and SIGTERM into requests to ``stop`` while the block runs.
+
+    Only the main thread may set handlers: in any other thread, do nothing.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,6 +1,6 @@
-"""`JobDirectory`: the state of a job as files that ``ls`` and ``cat`` can read. It is the truth about the job.
+"""`JobDirectory`: the state of a job as files that ``ls`` and ``cat`` can read. These files are the truth about the job.
 
-Its parts are `EventLog`, `RoundLog`, `ReceiptFolder` and `ManifestLog`. `pipeline.jobs.layout` has the paths,
+The parts of a directory are `EventLog`, `RoundLog`, `ReceiptFolder` and `ManifestLog`. `pipeline.jobs.layout` has the paths,
 docs/job-directory.md every field.
 """
 
@@ -36,20 +36,20 @@ from pipeline.storage.urls import local_path, use_storage_options
 
 @dataclass(frozen=True)
 class JobOptions:
-    """How a job directory is created, apart from the plan."""
+    """Options for the creation of a job directory, apart from the plan."""
 
     working_directory: str = ""
     """Folder that relative paths of the spec start from. Default: the current one."""
     import_paths: tuple[str, ...] = ()
-    """Folders in which the modules of the steps are looked for."""
+    """Folders from which the modules of the steps are imported."""
     fsync: bool = True
     """See `pipeline.storage.store.open_store`; workers do the same."""
     now: Clock = utc_now
     first_status: Status = Status.PLANNED
     reason: str = "run by hand"
-    """Of the first status."""
+    """Reason of the first status."""
     parent: JobRecord | None = None
-    """The fan-out whose child the job is."""
+    """Fan-out whose child the job is."""
 
 
 DEFAULT_OPTIONS = JobOptions()
@@ -92,9 +92,9 @@ class JobDirectory:
     ) -> JobDirectory:
         """Create the directory ``<root>/<job>`` for ``plan``. Concurrent callers with one id all get the same job.
 
-        :param root: folder or URL that holds the job directories.
-        :param job: id of the job.
-        :param store: storage of the job's own directory, instead of the one at ``root``.
+        :param root: Folder or URL that holds the job directories.
+        :param job: Id of the job.
+        :param store: Storage of the job's own directory, instead of the one at ``root``.
         :raises PlanMismatch: when the job exists with another plan.
         :raises RefusedForSafety: for a bad id, or a folder of another user.
         :raises UnsafeStore: when the storage cannot create a file exclusively.
@@ -114,7 +114,7 @@ class JobDirectory:
             parent=options.parent,
         )
         for child in children or plan.children:
-            # Before the job itself, whose presence means that all of it is there.
+            # Children come first: once job.json exists, the whole job must exist.
             _create_child(store, child.planned, slug=child.slug, parent=record, options=options)
         if store.put_if_absent(layout.JOB_FILE, record.to_json_bytes()):
             directory = JobDirectory(store, record, plan=plan, fsync=options.fsync, now=options.now)
@@ -128,8 +128,8 @@ class JobDirectory:
     ) -> JobDirectory:
         """Open the job whose directory is ``root``.
 
-        :raises StateCorrupt: when it is not a job directory.
-        :raises RefusedForSafety: when it belongs to another user.
+        :raises StateCorrupt: when ``root`` is not a job directory.
+        :raises RefusedForSafety: when ``root`` belongs to another user.
         """
         store = store or open_store(root, private=True, fsync=fsync)
         check_owner(store)
@@ -164,7 +164,7 @@ class JobDirectory:
 
         Partition boundaries are not compared: they depend on the cluster, and a job may be resumed on another one.
 
-        :raises PlanMismatch: when it does not, with what differs.
+        :raises PlanMismatch: when the work differs; the error lists the differences.
         """
         if plan.digest == self.record.plan:
             self._plan = plan
@@ -176,7 +176,7 @@ class JobDirectory:
     def plan(self) -> Plan:
         """The stored plan, read when it is first needed.
 
-        :raises StateCorrupt: when it is not the one ``job.json`` names.
+        :raises StateCorrupt: when the digest of the stored plan is not the one in ``job.json``.
         """
         if self._plan is None:
             plan = read_plan(self.store)
@@ -194,11 +194,11 @@ class JobDirectory:
 
     @cached_property
     def recipe(self) -> StageRecipe:
-        """What workers need to score any partition of round 0."""
+        """Recipe with which workers score any partition of round 0."""
         return self.recipe_of(self.rounds.first)
 
     def recipe_of(self, round_: Round) -> StageRecipe:
-        """Return what workers need to score any partition of a round."""
+        """Return the recipe with which workers score any partition of a round."""
         return round_.plan.recipe(
             job=self.id,
             directory=self.root,
@@ -208,11 +208,11 @@ class JobDirectory:
         )
 
     def ledger(self, receipts: Iterable[Receipt] | None = None) -> Ledger:
-        """Return what counts, over all rounds.
+        """Return the ledger over all rounds.
 
-        :param receipts: of all rounds. Default: read from the directory.
+        :param receipts: Receipts of all rounds. Default: read from the directory.
         """
-        # The rounds first: a receipt that lands later is of one of these, or counts when the next ledger is made.
+        # Rounds are read first: a receipt that lands later belongs to one of them, or counts in the next ledger.
         rounds = self.rounds.all()
         return Ledger(rounds, self.receipts.each() if receipts is None else receipts)
 
@@ -225,7 +225,7 @@ class JobDirectory:
 
     @property
     def is_ended(self) -> bool:
-        """Whether the job succeeded, and no round was opened since; of a fan-out, in no child either."""
+        """True if the job succeeded and no round was opened since. For a fan-out, if this is true of all children, too."""
         if not self.status().is_success:
             return False
         if self.record.children:
@@ -243,17 +243,17 @@ class JobDirectory:
         return str(local_path(os.path.join(self.record.working_directory, os.path.expanduser(path))))
 
     def status(self) -> Status:
-        """Return the status of the job: that of the last status event."""
+        """Return the status of the job, from the last status event."""
         for event in reversed(self.events.read()):
             if event["event"] == "status" and event.get("after") in Status.__members__:
                 return Status(event["after"])
-        # A crash may have come between the job and its first event.
+        # A crash may have come between the creation of the job and its first event.
         return Status.QUEUED if self.store.list(layout.SUBMISSIONS) else Status.PLANNED
 
     def set_status(self, after: Status, *, reason: str = "") -> StatusChanged:
         """Write the next status.
 
-        :raises StateCorrupt: when it cannot follow the present one.
+        :raises StateCorrupt: when ``after`` cannot follow the present status.
         """
         before = self.status()
         check_transition(before, after)
@@ -266,7 +266,7 @@ class JobDirectory:
         self.store.replace(layout.REPORT_FILE, text.encode() + b"\n")
 
     def read_report(self) -> dict[str, Any] | None:
-        """Return ``report.json``; None if there is none (it can be made again from the receipts)."""
+        """Return ``report.json``; None if the file is missing or damaged. The receipts suffice to make the report again."""
         try:
             report = json.loads(self.store.read(layout.REPORT_FILE))
         except (FileNotFoundError, ValueError):
@@ -279,7 +279,7 @@ def _open_store(root: str | os.PathLike[str], job: str, *, fsync: bool) -> Store
 
 
 def _create_child(store: Store, plan: Plan, *, slug: str, parent: JobRecord, options: JobOptions) -> None:
-    """Create the job directory of one child in that of its parent."""
+    """Create the job directory of one child inside of its parent's."""
     JobDirectory.create(
         "",
         plan,

@@ -1,4 +1,4 @@
-"""`EventLog`: what happened to a job, one line each in ``events.jsonl``."""
+"""`EventLog`: the events of a job, one line each in ``events.jsonl``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class EventLog:
 
 
 def parse_event(line: str) -> dict[str, Any] | None:
-    """One line of ``events.jsonl``; None for one that a crash cut short."""
+    """Parse one line of ``events.jsonl``. Return None for a line that a crash cut short."""
     try:
         event = json.loads(line)
     except ValueError:

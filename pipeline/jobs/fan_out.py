@@ -1,4 +1,4 @@
-"""`FanOutCommit`: the manifests of all children of a fan-out that make up its output, numbered and put if absent."""
+"""`FanOutCommit`: the children's manifests that make up the output of a fan-out. Numbered; created if absent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.jobs.directory import JobDirectory
 
 @dataclass(frozen=True)
 class ChildCommit:
-    """What one child has published."""
+    """Manifest that one child has published."""
 
     job: str
     manifest: int
@@ -28,16 +28,16 @@ class FanOutCommit:
     """The content of ``commits/<n>.json``."""
 
     number: int
-    """1 for the first."""
+    """1 for the first commit."""
     job: str
     rows: RowCounts
-    """Of all children together."""
+    """Rows of all children together."""
     children: tuple[ChildCommit, ...]
     created: str
     """UTC, ISO 8601."""
 
     def to_json_bytes(self) -> bytes:
-        """As stored."""
+        """The commit as stored."""
         record: dict[str, Any] = {"schema_version": 1, **asdict(self), "rows": self.rows.details()}
         return json.dumps(record, indent=1).encode() + b"\n"
 
@@ -63,7 +63,7 @@ class FanOutCommit:
 
 
 def last_commit(job: JobDirectory) -> FanOutCommit | None:
-    """The last one of a fan-out; None when there is none."""
+    """Return the last commit of a fan-out; None if there is none."""
     numbers = layout.numbers_of(job.store.list(layout.COMMITS))
     if not numbers:
         return None
@@ -72,7 +72,7 @@ def last_commit(job: JobDirectory) -> FanOutCommit | None:
 
 
 def commit_fan_out(job: JobDirectory, children: Sequence[JobDirectory]) -> FanOutCommit:
-    """Put on record what all children have published; that of before, when it is the same.
+    """Commit the published manifests of all children. If the last commit has the same manifests, return that commit.
 
     :raises ReconciliationFailed: when the rows of the children do not add up.
     """

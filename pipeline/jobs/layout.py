@@ -1,4 +1,4 @@
-"""Paths of the files of a job directory, relative to it. No other module spells one out.
+"""Paths of the files of a job directory, relative to that directory. No other module spells out a path.
 
 docs/job-directory.md shows the tree. The plan of round 0 is `pipeline.plan.table.PLAN_FILE`.
 """
@@ -35,7 +35,7 @@ MERGED = "merged"
 
 
 def numbers_of(names: Iterable[str], *, suffix: str = ".json") -> list[int]:
-    """The numbers of the files that are named ``<number><suffix>``, ascending; other names are ignored."""
+    """Return the numbers of files named ``<number><suffix>``, ascending. Other names are ignored."""
     stems = (name.removesuffix(suffix) for name in names if name.endswith(suffix))
     return sorted(int(stem) for stem in stems if stem.isdigit())
 
@@ -103,7 +103,7 @@ def round_record_path(round: int) -> str:
 def round_plan_path(round: int, digest: str) -> str:
     """Path of the plan of a later round.
 
-    :param digest: of the plan, so that no two plans share a path.
+    :param digest: Digest of the plan, so that no two plans share a path.
     """
     return f"{ROUNDS}/{round}-{digest[:16]}.parquet"
 
@@ -124,7 +124,7 @@ def heartbeat_path(epoch: int) -> str:
 
 
 def cancel_path(epoch: int) -> str:
-    """Path of the request to cancel that is meant for the driver of an epoch."""
+    """Path of the request to cancel for the driver of an epoch."""
     return f"{CANCEL_REQUESTS}/{epoch}.json"
 
 
@@ -139,12 +139,12 @@ def submission_path(number: int) -> str:
 
 
 def start_path(number: int) -> str:
-    """Path of the record of who started a driver."""
+    """Path of the record of one start of a driver."""
     return f"{STARTS}/{number}.json"
 
 
 def start_output_path(number: int) -> str:
-    """Path of what a started driver wrote to stdout and stderr."""
+    """Path of the stdout and stderr of a started driver."""
     return f"{STARTS}/{number}.out"
 
 

@@ -1,14 +1,14 @@
-"""Who drives a job: a lease with an epoch, so that one driver works on a job directory at a time.
+"""The lease of a job: one driver at a time works on a job directory, under a numbered epoch.
 
 ::
 
-    lease/<epoch>.json   who took that epoch; made if absent, so that each number is one driver's
-    lease/<epoch>.beat   a counter that this driver sets to another value as long as it lives, and its farewell
+    lease/<epoch>.json   driver that acquired that epoch; created if absent, so each number belongs to one driver
+    lease/<epoch>.beat   heartbeat counter of that driver; ends with ``released`` once the driver has released the lease
 
-The highest epoch holds the job. No clock of one machine is compared with that of another: a lease is stale when its
-counter was *seen* not to change for ``lease_seconds`` of the watcher's own monotonic clock. On the holder's machine a
-process that is no more makes it stale at once. A driver that was paused and taken over from meets the higher epoch
-before it commits (`Lease.check`). The manifest's number stays the last word, should that look come a moment too early.
+The highest epoch holds the job. Clocks of two machines are never compared. A lease is stale when its counter was *seen*
+not to change for ``lease_seconds`` of the watcher's own monotonic clock. On the holder's machine, the end of its
+process frees the lease at once. A driver that was paused and replaced finds the higher epoch before it commits
+(`Lease.check`). If that check comes a moment too early, the manifest's number still prevents a second commit.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from pipeline.storage.urls import unique_name
 logger = logging.getLogger(__name__)
 LEASE_SECONDS = 30.0
 BEATS = 6
-"""Heartbeats in the time after which a silent lease is stale."""
+"""Heartbeats within the seconds of silence after which a lease is stale."""
 _LOOK = 0.2
-"""Seconds between two looks at a lease that may be stale."""
+"""Maximum seconds between two reads of a lease that may be stale."""
 
 
 @dataclass(frozen=True)
@@ -45,23 +45,23 @@ class Holder:
 
     epoch: int
     name: str
-    """Unique; of this one taking."""
+    """Unique id of this acquisition."""
     host: str
     pid: int
     process: str
     """Boot, process name space and start time of the process: equal for the same process only. Empty: unknown."""
     started: str
-    """UTC, ISO 8601; for people, nothing is decided by it."""
+    """UTC, ISO 8601. For people only: no decision uses this time."""
     lease_seconds: float
-    """Seconds of silence after which others may take over."""
+    """Seconds of silence after which another driver may take over."""
 
     def to_json_bytes(self) -> bytes:
-        """As stored."""
+        """The record as stored."""
         return json.dumps({"schema_version": 1, **asdict(self)}, indent=1).encode() + b"\n"
 
     @staticmethod
     def from_json(data: bytes) -> Holder | None:
-        """Inverse of `to_json_bytes`; None for what is damaged, since nothing but its counter is needed to go on."""
+        """Inverse of `to_json_bytes`; None for a damaged record. The heartbeat counter suffices to judge the lease."""
         try:
             record = json.loads(data)
             record.pop("schema_version")
@@ -75,43 +75,43 @@ class Holder:
 
 @dataclass(frozen=True)
 class LeaseSnapshot:
-    """What one look at the lease of a job shows."""
+    """State of the lease of a job, read once."""
 
     epoch: int
-    """The highest; 0 when nobody ever took it."""
+    """Highest epoch; 0 if no driver ever acquired the lease."""
     holder: Holder | None = None
     beat: str = ""
 
     @property
     def is_released(self) -> bool:
-        """Whether its holder has left in good order."""
+        """True if the holder has released the lease."""
         return self.beat.endswith(" released")
 
 
 class Verdict(StrEnum):
-    """What to do about a lease."""
+    """Next step for a lease."""
 
     FREE = "free"
-    """Take it."""
+    """Acquire the lease: no driver holds it."""
     DEAD = "dead"
-    """Take it: the process that held it is no more."""
+    """Acquire the lease: the process of its holder has ended."""
     STALE = "stale"
-    """Take it: it was silent for long enough."""
+    """Acquire the lease: its holder was silent for long enough."""
     LIVE = "live"
-    """Leave it: its holder is at work."""
+    """Leave the lease alone: its holder runs."""
     WAIT = "wait"
-    """Look again."""
+    """Read the lease again."""
 
 
 def judge_lease(
     sight: LeaseSnapshot, *, first: LeaseSnapshot, waited: float, lease_seconds: float, is_dead: bool
 ) -> Verdict:
-    """What to do about a lease that looks like ``sight`` now.
+    """Decide what to do about the lease whose state is ``sight`` now. Pure.
 
-    :param first: how it looked when one began to watch it.
-    :param waited: seconds since then, by the watcher's monotonic clock.
-    :param lease_seconds: the watcher's; of the holder's and this one the longer counts.
-    :param is_dead: whether the holder is known to be a process of this machine that has ended.
+    :param first: State of the lease when the watch began.
+    :param waited: Seconds since then, by the watcher's monotonic clock.
+    :param lease_seconds: Setting of the watcher. The holder's setting counts if it is longer.
+    :param is_dead: True if the holder is known to be an ended process of this machine.
     """
     if sight.epoch == 0 or sight.is_released:
         return Verdict.FREE
@@ -124,7 +124,7 @@ def judge_lease(
 
 
 def read_lease(store: Store) -> LeaseSnapshot:
-    """How the lease of the job directory ``store`` looks now."""
+    """Read the lease of the job directory ``store``."""
     epoch = highest_epoch(store)
     if epoch == 0:
         return LeaseSnapshot(0)
@@ -133,22 +133,22 @@ def read_lease(store: Store) -> LeaseSnapshot:
 
 
 def highest_epoch(store: Store) -> int:
-    """The epoch that holds the job; 0 when nobody ever took it."""
+    """Return the epoch that holds the job; 0 if no driver ever acquired the lease."""
     return max(layout.numbers_of(store.list(layout.LEASES)), default=0)
 
 
 def has_ended(holder: Holder | None) -> bool:
-    """Whether ``holder`` was a process of this machine, and it is no more. False also when that cannot be told."""
+    """True if ``holder`` was a process of this machine that has ended. False if unknown."""
     return holder is not None and is_process(holder.process, holder.pid) is False
 
 
 def is_running(holder: Holder | None) -> bool:
-    """Whether ``holder`` is a process of this machine that runs. False also when that cannot be told."""
+    """True if ``holder`` is a running process of this machine. False if unknown."""
     return holder is not None and is_process(holder.process, holder.pid) is True
 
 
 def is_process(process: str, pid: int) -> bool | None:
-    """Whether the process that was `identify`-ed as ``process`` runs; None when that cannot be told from here."""
+    """True if the process whose `identify` was ``process`` runs; None if unknown, as for another machine."""
     place, _, _ = process.rpartition("/")
     if not place or place != _place():
         return None
@@ -156,10 +156,10 @@ def is_process(process: str, pid: int) -> bool | None:
 
 
 def identify(pid: int) -> str:
-    """What no other process has had since this machine was started; empty for one that has ended or is unknown."""
+    """Return an id that no other process has had since this machine started. Empty for an ended or unknown process."""
     place = _place()
     try:
-        # The name of the program may hold anything but comes first, in brackets (proc(5)).
+        # The name of the program may contain any character, but comes first, in brackets (proc(5)).
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return ""
@@ -168,7 +168,7 @@ def identify(pid: int) -> str:
 
 
 def _place() -> str:
-    """This machine since its start and this process name space, in which a process number means one process."""
+    """Id of this machine since its start and of this process name space. Within both, a pid means one process."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
@@ -178,24 +178,26 @@ def _place() -> str:
 
 @dataclass
 class Lease:
-    """An epoch of a job that this process took."""
+    """An epoch of a job that this process acquired."""
 
     store: Store
     holder: Holder
     taken: Verdict
-    """Why it could be taken."""
+    """Verdict that allowed the acquisition."""
     is_lost: bool = False
-    """Whether a higher epoch has been seen."""
+    """True if a higher epoch has been seen."""
     _count: int = 0
 
     @property
     def epoch(self) -> int:
-        """The fencing number."""
+        """Fencing number of this lease."""
         return self.holder.epoch
 
     def fenced_as_far_as_known(self) -> Fenced | None:
-        """What `fenced` gives, and None with a line in the log when that cannot be told: nothing of this driver's end
-        may be recorded when another one has taken over."""
+        """Return the result of `fenced`; None if storage fails, which is logged.
+
+        A driver calls this before it records its own end: after a takeover, that must not be recorded.
+        """
         try:
             return self.fenced()
         except (StorageError, OSError):
@@ -203,9 +205,9 @@ class Lease:
             return None
 
     def fenced(self) -> Fenced | None:
-        """What to raise when another driver has taken the job over; None while it is this one's.
+        """Return the error to raise if another driver has taken the job over; None if this driver holds the job.
 
-        :raises StorageError: when that cannot be told.
+        :raises StorageError: when the epoch cannot be read.
         """
         there = highest_epoch(self.store)
         if there <= self.epoch:
@@ -221,16 +223,16 @@ class Lease:
         )
 
     def check(self) -> None:
-        """Make sure that the job is still this driver's.
+        """Check that this driver still holds the job.
 
-        :raises Fenced: when another one has taken it over.
+        :raises Fenced: when another driver has taken the job over.
         """
         fenced = self.fenced()
         if fenced is not None:
             raise fenced
 
     def beat(self) -> None:
-        """Say that this driver lives, unless it was taken over from."""
+        """Write a heartbeat, unless another driver has taken the job over."""
         if self.is_lost or highest_epoch(self.store) > self.epoch:
             self.is_lost = True
             return
@@ -238,7 +240,7 @@ class Lease:
         self._say(str(self._count))
 
     def release(self) -> None:
-        """Say that this driver is done with the job, however that ended. What fails is logged: others wait instead."""
+        """Release the lease. An error is logged: the next driver then waits until the lease is stale."""
         try:
             if not self.is_lost and highest_epoch(self.store) == self.epoch:
                 self._say("released")
@@ -256,9 +258,9 @@ def wait_until_free(
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], object] = time.sleep,
 ) -> tuple[LeaseSnapshot, Verdict]:
-    """Watch the lease until it can be taken; at once where nobody holds it or its process has ended.
+    """Watch the lease until it can be acquired: at once if no driver holds it, or the holder's process has ended.
 
-    :raises JobLocked: as soon as its holder shows that it is at work.
+    :raises JobLocked: as soon as a heartbeat shows that the holder runs.
     """
     first, begin, is_told = read_lease(store), clock(), False
     sight = first
@@ -292,9 +294,9 @@ def acquire_lease(
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], object] = time.sleep,
 ) -> Lease:
-    """Take the next epoch of the job directory ``store``, once it is free.
+    """Acquire the next epoch of the job directory ``store``, once its lease is free.
 
-    :raises JobLocked: when another driver holds it.
+    :raises JobLocked: when another driver holds the lease.
     """
     sight, verdict = wait_until_free(store, lease_seconds=lease_seconds, clock=clock, pause=pause)
     holder = Holder(
@@ -308,7 +310,7 @@ def acquire_lease(
     )
     lease = Lease(store, holder, verdict)
     if not store.put_if_absent(layout.lease_path(holder.epoch), holder.to_json_bytes()) or lease.fenced():
-        # Somebody was faster by a moment, and is at work.
+        # Another driver was faster, and runs.
         raise _locked(store, read_lease(store))
     lease.beat()
     return lease
@@ -316,9 +318,9 @@ def acquire_lease(
 
 @contextmanager
 def hold_lease(store: Store, *, lease_seconds: float = LEASE_SECONDS) -> Iterator[Lease]:
-    """Hold the job directory ``store`` while the block runs, and let it go however that ends.
+    """Hold the lease of the job directory ``store`` while the block runs; release it afterwards in any case.
 
-    :raises JobLocked: when another driver holds it.
+    :raises JobLocked: when another driver holds the lease.
     """
     lease = acquire_lease(store, lease_seconds=lease_seconds)
     is_over = threading.Event()

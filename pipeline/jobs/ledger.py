@@ -1,4 +1,4 @@
-"""`Ledger`: what counts over all rounds of a job, and what became of every row. Pure."""
+"""`Ledger`: the partitions and receipts that count over all rounds of a job, and the counts of its rows. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.plan.plan import Partition
 
 @dataclass(frozen=True)
 class RoundSummary:
-    """What became of one round."""
+    """Result of one round."""
 
     round: int
     why: str
@@ -25,23 +25,23 @@ class RoundSummary:
     changes: tuple[str, ...]
     rows: RowCounts
     retried: int
-    """Rows in that earlier rounds had rejected."""
+    """Input rows that earlier rounds had rejected."""
     recovered: int
-    """Those of them that came out."""
+    """Retried rows that were output."""
 
     def details(self) -> dict[str, Any]:
-        """As JSON output shows it."""
+        """The summary as JSON output shows it."""
         return {**asdict(self), "changes": list(self.changes), "rows": self.rows.details()}
 
 
 class Ledger:
-    """What counts, over all rounds of a job."""
+    """The partitions and receipts that count, over all rounds of a job."""
 
     def __init__(self, rounds: Sequence[Round], receipts: Iterable[Receipt]) -> None:
-        """:param receipts: of all rounds, in any order."""
+        """:param receipts: Receipts of all rounds, in any order."""
         first = max(one.number for one in rounds if one.rescore_all)
         self.rounds = tuple(rounds[first:])
-        """Those that count: the last one that did all the work, and what came after it."""
+        """Rounds that count: the last round that did all the work, and all later rounds."""
         self._receipts = receipts if isinstance(receipts, Receipts) else Receipts(receipts)
         self._sorted = self._receipts.sorted(partition_key).names
         self._taken = {
@@ -53,28 +53,31 @@ class Ledger:
 
     @property
     def base(self) -> Round:
-        """The round that all the work was planned in; later ones mend it."""
+        """The round that planned all the work. Later rounds repair its result."""
         return self.rounds[0]
 
     @property
     def last(self) -> Round:
-        """The only round that may have something left to do: it took what earlier ones had left."""
+        """The last round. No other round has partitions left: the last supersedes those left undone before."""
         return self.rounds[-1]
 
     def partitions(self, of: Round) -> tuple[Partition, ...]:
-        """The partitions of a round that no later one took, the halves of split ones in their place."""
+        """Return the partitions of a round that no later round superseded. Parts replace split partitions."""
         have, splits = self._receipts.partitions(of.number), self._receipts.splits(of.number)
         found = current_partitions(of.plan, have, splits=splits)
         return tuple(partition for partition in found if not self._is_taken(partition.id, of.number))
 
     def _is_taken(self, partition: str, round: int) -> bool:
-        """A partition that was taken may be split later by a worker that was cut off: its halves are taken too."""
+        """True if a later round superseded this partition, or one that it was split from.
+
+        A worker that lost its connection may still split a superseded partition.
+        """
         taken, parts = self._taken[round], partition.split(".")
         return bool(taken) and any(".".join(parts[: count + 1]) in taken for count in range(len(parts)))
 
     @cached_property
     def done(self) -> ReceiptView:
-        """The receipts that count, by round and source order; not those of split partitions."""
+        """Receipts that count, by round and source order. Receipts of split partitions are left out."""
         return ReceiptView(self._receipts, {one.number: tuple(self._done(one.number)) for one in self.rounds})
 
     def _done(self, round: int) -> Iterator[str]:
@@ -84,12 +87,12 @@ class Ledger:
 
     @cached_property
     def todo(self) -> tuple[Partition, ...]:
-        """The partitions that have no receipt yet."""
+        """Partitions that have no receipt yet."""
         return tuple(partition for one in self.rounds for partition in self._left(one))
 
     @property
     def undone(self) -> dict[int, tuple[str, ...]]:
-        """Ids of the partitions that have no receipt yet, per round."""
+        """Ids of partitions that have no receipt yet, per round."""
         return {one.number: tuple(partition.id for partition in self._left(one)) for one in self.rounds}
 
     def _left(self, of: Round) -> Iterator[Partition]:
@@ -97,24 +100,30 @@ class Ledger:
         return (partition for partition in self.partitions(of) if partition.id not in have)
 
     def receipts(self, round: int) -> ReceiptView:
-        """All receipts of a round that counts, in source order; those of partitions that were taken or split, too."""
+        """Return all receipts of a round in source order, of superseded and split partitions, too.
+
+        Empty for a round that does not count.
+        """
         names = self._sorted.get(round, ()) if round in self._taken else ()
         return ReceiptView(self._receipts, {round: names})
 
     def settled(self, round: int) -> set[str] | None:
-        """Partitions of a round of which nothing can count any more but what their receipts name; None: all are."""
+        """Return the ids of partitions whose outcome is final; None: all partitions of the round.
+
+        Of the files of such a partition, only those that its receipt names count.
+        """
         if round not in self._taken:
             return None
         return {*self._receipts.partitions(round), *self._taken[round]}
 
     @property
     def planned(self) -> int:
-        """How many partitions count."""
+        """Number of partitions that count."""
         return len(self.done) + len(self.todo)
 
     @cached_property
     def files(self) -> dict[str, InputFile]:
-        """The input files whose rows count, by path, as they are read."""
+        """Input files whose rows count, by path, as described by the last plan that reads them."""
         found: dict[str, InputFile] = {}
         for one in self.rounds:
             for file in one.record.quarantined_files if one.record else ():
@@ -124,7 +133,7 @@ class Ledger:
 
     @cached_property
     def quarantined_files(self) -> tuple[QuarantinedFile, ...]:
-        """The input files that are quarantined, by path."""
+        """Quarantined input files, sorted by path."""
         found: dict[str, QuarantinedFile] = {}
         for one in self.rounds:
             for path in one.record.repaired_files if one.record else ():
@@ -138,23 +147,23 @@ class Ledger:
 
     @property
     def planned_rows(self) -> int:
-        """Rows of the input files that count."""
+        """Number of rows of the input files that count."""
         return sum(file.rows for file in self.files.values())
 
     @property
     def pruned_rows(self) -> int:
-        """Rows that statistics ruled out, so that no partition has them; they count as filtered."""
+        """Number of rows that statistics ruled out. No partition has these rows; they count as filtered."""
         groups = (group for file in self.files.values() for group in file.input_groups)
         return sum(group.rows for group in groups if not group.selected)
 
     @cached_property
     def totals(self) -> Totals:
-        """What the receipts that count say together."""
+        """Sums over the receipts that count."""
         return Totals.of(self.done)
 
     @cached_property
     def rows(self) -> RowCounts:
-        """What became of the rows so far. A row that was rejected, and came out later, came out."""
+        """Counts of the rows so far. A row that was rejected first and output later counts as output."""
         total, retried, pruned = self.totals.rows, self.totals.retried_rows, self.pruned_rows
         return RowCounts(
             total.input - retried + pruned, total.output, total.rejected - retried, total.filtered + pruned
@@ -162,13 +171,13 @@ class Ledger:
 
     @cached_property
     def reasons(self) -> dict[str, int]:
-        """Rows that are still rejected, per reason, most frequent first."""
+        """Number of rows that are still rejected, per reason, most frequent first."""
         found = sorted(self.totals.reasons.items(), key=lambda pair: (-pair[1], pair[0]))
         return {reason: count for reason, count in found if count}
 
     @cached_property
     def _tried_again(self) -> dict[str, list[tuple[int, int]]]:
-        """Ranges of rows of files of rejects that were done in a later round, by place in the job directory."""
+        """Retried row ranges of each file of rejects, by its path in the job directory."""
         found: dict[str, list[tuple[int, int]]] = {}
         for receipt in self.done if self.totals.retried_rows else ():
             for part in receipt.files if receipt.before else ():
@@ -176,11 +185,11 @@ class Ledger:
         return found
 
     def tried_again(self, receipt: Receipt) -> list[tuple[int, int]]:
-        """Ranges of rows of the receipt's file of rejects that were done in a later round, sorted."""
+        """Return the row ranges of the receipt's file of rejects that a later round scored again, sorted."""
         return sorted(self._tried_again.get(rejects_path(receipt), ()))
 
     def left(self, receipt: Receipt) -> list[tuple[int, int]]:
-        """Ranges of rows of the receipt's file of rejects that are still rejected."""
+        """Return the row ranges of the receipt's file of rejects that no later round scored again."""
         found, start = [], 0
         rows = receipt.rejects.rows if receipt.rejects else 0
         for begin, end in (*self.tried_again(receipt), (rows, rows)):
@@ -190,15 +199,15 @@ class Ledger:
         return found
 
     def model_of(self, receipt: Receipt) -> dict[str, str]:
-        """Name, version and digest of the model version that scored it."""
+        """Return name, version and digest of the model version that scored the receipt's partition."""
         return model_details(self.round(receipt.round).plan)
 
     def round(self, number: int) -> Round:
-        """The round of that number."""
+        """Return the round with that number."""
         return next(one for one in self.rounds if one.number == number)
 
     def summaries(self) -> tuple[RoundSummary, ...]:
-        """What became of each round but the first."""
+        """Return the result of each round that counts, except the first."""
         return tuple(self._summary(one) for one in self.rounds[1:])
 
     def _summary(self, one: Round) -> RoundSummary:
@@ -216,11 +225,13 @@ class Ledger:
 
 
 def is_rejects(path: str) -> bool:
-    """Whether the path of a fragment is that of a file of rejects: relative to the job directory, where those of input
-    files are absolute."""
+    """True if ``path`` of a fragment is a file of rejects.
+
+    Paths of rejects are relative to the job directory; paths of input files are absolute.
+    """
     return path.startswith(f"{layout.ROUNDS}/")
 
 
 def rejects_path(receipt: Receipt) -> str:
-    """Where its file of rejects is in the job directory; empty when it has none."""
+    """Return the path of the receipt's file of rejects in the job directory; empty if there is none."""
     return layout.round_file(receipt.round, receipt.rejects.name) if receipt.rejects else ""

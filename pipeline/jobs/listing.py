@@ -1,4 +1,4 @@
-"""Finding jobs under a root of job directories."""
+"""Find jobs under a root of job directories."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class JobSummary:
     status: Status
     directory: str
     children: tuple[JobSummary, ...] = ()
-    """Of a fan-out."""
+    """Children of a fan-out."""
     done: int = 0
-    """Partitions that have a receipt; those of a success are all."""
+    """Number of partitions that have a receipt; for a successful job, all."""
 
     def details(self, *, now: datetime) -> dict[str, Any]:
-        """As JSON output shows it.
+        """The summary as JSON output shows it.
 
         :param now: UTC.
         """
@@ -60,7 +60,7 @@ class JobSummary:
         }
 
     def age(self, now: datetime) -> float:
-        """Seconds since it was made; 0 when that cannot be told."""
+        """Return the seconds since the job was created; 0 if unknown."""
         try:
             return max(0.0, (now - datetime.fromisoformat(self.record.created)).total_seconds())
         except (ValueError, TypeError):
@@ -74,19 +74,19 @@ def list_jobs(
     statuses: Collection[Status] = (),
     limit: int | None = None,
 ) -> tuple[JobSummary, ...]:
-    """The jobs under ``root``, newest first. What cannot be read as a job is logged and left out.
+    """Return the jobs under ``root``, newest first. A directory that cannot be read as a job is logged and left out.
 
-    There is no index that could be wrong: the record of each is read (2,000 in half a second on a local disk), and the
-    events of those that are shown, or may be.
+    There is no index that could be wrong. The record of every job is read: 2,000 in half a second on a local disk.
+    Events are read only of jobs that may be shown.
 
-    :param name: pattern such as ``churn-*`` for the name in the job spec, or the id. Empty: all.
-    :param statuses: only jobs of these. Empty: all.
-    :param limit: at most so many.
+    :param name: Pattern such as ``churn-*`` for the name in the job spec, or for the id. Empty: all.
+    :param statuses: Statuses to select. Empty: all.
+    :param limit: Maximum number of jobs.
     """
     found = [one for one in _directories(root, _folders(root)) if not name or _has_name(one.record, name)]
     found.sort(key=lambda one: (one.record.created, one.record.job), reverse=True)
     summaries: list[JobSummary] = []
-    # In pieces, so that of thousands no more are looked at than will be shown.
+    # Read in pieces: with a limit alone, no more of thousands of jobs than will be shown.
     size = len(found) if limit is None or statuses else max(1, limit)
     for start in range(0, len(found), max(1, size)):
         made = _each(root, _summary, found[start : start + size])
@@ -112,7 +112,7 @@ def _summary(job: JobDirectory) -> JobSummary:
 
 
 def _each(root: str | os.PathLike[str], call: Callable[[A], B], items: Sequence[A]) -> list[B]:
-    """``call`` for each; side by side where each is a number of requests to a service."""
+    """Call ``call`` for each item; in parallel if each call makes requests to a service."""
     if is_local_path(os.fspath(root)):
         return [call(item) for item in items]
     with ThreadPoolExecutor(_READERS) as pool:
@@ -120,15 +120,17 @@ def _each(root: str | os.PathLike[str], call: Callable[[A], B], items: Sequence[
 
 
 def _folders(root: str | os.PathLike[str]) -> list[str]:
-    """Folders that may be jobs; what servers and submissions keep there begins with a dot."""
+    """Return folders that may be jobs. Folders of servers and submissions begin with a dot."""
     return [name for name in open_store(root).list_folders() if not name.startswith(".")]
 
 
 def find_job(root: str | os.PathLike[str], name: str) -> JobDirectory:
-    """The job that ``name`` means: ``@last``, its id, any prefix of the id that no other job has, or the path of its
-    directory. A child of a fan-out is named by what names its parent, a dot, and any prefix of the rest of its id.
+    """Return the job that ``name`` means.
 
-    :raises SpecError: when there is none, or more than one.
+    ``name`` is ``@last``, an id, a prefix of one id only, or the path of a job directory. For a child of a fan-out:
+    the id of its parent, a prefix of that id, or ``@last``, then a dot and a prefix of the rest of the child's id.
+
+    :raises SpecError: when no job matches, or more than one.
     """
     if "/" in name or open_store(os.fspath(name) if name not in (LAST, "") else ".").exists(layout.JOB_FILE):
         return JobDirectory.open(name)
@@ -147,15 +149,15 @@ def find_job(root: str | os.PathLike[str], name: str) -> JobDirectory:
 
 
 def parent_of(job: JobDirectory) -> JobDirectory:
-    """The fan-out whose child ``job`` is."""
+    """Return the fan-out whose child ``job`` is."""
     place = job.root.rstrip("/").rpartition("/")[0].rpartition("/")[0]
     return JobDirectory.open(place, fsync=job.fsync)
 
 
 def _find_child(root: str | os.PathLike[str], name: str, folders: Sequence[str]) -> JobDirectory | None:
-    """The child that ``name`` means: ids have dots of their own, so that each may be the one before the child's part.
+    """Return the child that ``name`` means. Ids may contain dots, so each dot may be the one before the child's part.
 
-    :raises SpecError: when it begins the ids of several children.
+    :raises SpecError: when ``name`` begins the ids of several children.
     """
     for position in [place for place, character in enumerate(name) if character == "."]:
         before, part = name[:position], name[position + 1 :]

@@ -33,13 +33,13 @@ class ManifestFile:
 
     @property
     def round(self) -> int:
-        """Number of the round it was written in."""
+        """Number of the round that wrote the file."""
         return layout.round_of(self.name)
 
 
 @dataclass(frozen=True)
 class ManifestModel:
-    """The model version that scored the rows of it."""
+    """A model version that scored rows of the output."""
 
     name: str
     version: str
@@ -48,7 +48,7 @@ class ManifestModel:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What one commit of a job consists of."""
+    """The content of one commit of a job."""
 
     number: int
     """1 for the first commit of the job."""
@@ -56,11 +56,11 @@ class Manifest:
     plan: str
     """Digest of the plan."""
     model: ManifestModel
-    """That of the first round that counts; a retry may have another, which ``rounds`` names."""
+    """Model version of the first round that counts. A retry may use another version, see ``models``."""
     schema: str
     """Arrow schema of the output, as its IPC bytes in hexadecimal digits."""
     files: tuple[ManifestFile, ...]
-    """Output by round, in source order."""
+    """Output files by round, in source order."""
     rejects: tuple[ManifestFile, ...]
     """Files of rows that are still rejected."""
     rows: RowCounts
@@ -69,14 +69,14 @@ class Manifest:
     reasons: dict[str, int] = field(default_factory=dict)
     """Rejected rows per reason."""
     round: int = 0
-    """The last round it covers."""
+    """Number of the last round that the manifest covers."""
     models: dict[int, ManifestModel] = field(default_factory=dict)
-    """Model version of each round from which there are files."""
+    """Model version of each round that has output files."""
     quarantined_files: tuple[str, ...] = ()
-    """Input files that were quarantined as a whole; their rows are in no count."""
+    """Input files that were quarantined as a whole. No count includes their rows."""
 
     def to_json_bytes(self) -> bytes:
-        """As stored: one object, a line for each field and each file, with a schema version."""
+        """The manifest as stored: one JSON object with a schema version, a line per field and per file."""
         record = {one.name: getattr(self, one.name) for one in fields(self)} | {"rows": self.rows.details()}
         text = io.BytesIO()
         text.write(f'{{\n "schema_version": {SCHEMA_VERSION}'.encode())
@@ -93,7 +93,7 @@ class Manifest:
     def from_json(data: bytes, *, where: str = "") -> Manifest:
         """Inverse of `to_json_bytes`.
 
-        :raises StateCorrupt: for anything that is not a whole manifest.
+        :raises StateCorrupt: for anything but a complete manifest.
         """
         try:
             record: dict[str, Any] = json.loads(data)
@@ -116,13 +116,13 @@ class Manifest:
             ) from error
 
     def is_same_output(self, other: Manifest) -> bool:
-        """Whether both name the same rows; when they were made does not count."""
+        """True if both manifests name the same rows. ``created``, ``round`` and ``models`` are not compared."""
         names = {one.name for one in fields(self)} - {"created", "round", "models"}
         return all(getattr(self, name) == getattr(other, name) for name in names)
 
 
 def _write_files(text: io.BytesIO, files: Iterable[ManifestFile]) -> None:
-    """One after the other: there may be very many."""
+    """Write the files one by one: there may be very many."""
     names = [one.name for one in fields(ManifestFile)]
     separator = "\n  "
     text.write(b"[")
@@ -133,9 +133,9 @@ def _write_files(text: io.BytesIO, files: Iterable[ManifestFile]) -> None:
 
 
 def make_manifest(ledger: Ledger, *, number: int, job: str, plan: str, created: str) -> Manifest:
-    """The manifest of what counts in ``ledger``, when every partition is done.
+    """Make the manifest of ``ledger``, once every partition is done.
 
-    :param plan: digest of the job's plan.
+    :param plan: Digest of the job's plan.
     :raises ReconciliationFailed: when the rows do not add up.
     """
     files: list[ManifestFile] = []
@@ -167,9 +167,9 @@ def make_manifest(ledger: Ledger, *, number: int, job: str, plan: str, created: 
 
 
 def reconcile(rows: RowCounts, *, files: Iterable[ManifestFile], rejects: Iterable[ManifestFile]) -> None:
-    """Check that every row is in exactly one place and that the files hold as many as are counted.
+    """Check that every row is counted exactly once, and that the files hold as many rows as are counted.
 
-    :raises ReconciliationFailed: when not.
+    :raises ReconciliationFailed: when the numbers differ.
     """
     out, rejected = sum(file.rows for file in files), sum(file.rows for file in rejects)
     if rows.is_reconciled and out == rows.output and rejected == rows.rejected:

@@ -15,7 +15,7 @@ from pipeline.storage.store import Store
 
 @dataclass(frozen=True)
 class Committed:
-    """A manifest that is durable."""
+    """A durable manifest."""
 
     manifest: Manifest
     landed: bool
@@ -44,7 +44,7 @@ class ManifestLog:
         return self._read(number) if number in self.numbers() else None
 
     def prepare(self, ledger: Ledger) -> Manifest:
-        """Return the manifest of ``ledger``, to be committed: the last one if that names the same files and rounds.
+        """Return the manifest to commit for ``ledger``: the last manifest if it has the same files and rounds.
 
         :raises ReconciliationFailed: when the rows do not add up.
         """
@@ -65,7 +65,7 @@ class ManifestLog:
     def commit(self, manifest: Manifest) -> Committed:
         """Create the manifest if its number is unused. Only `OutputConflict` guarantees that it was not written.
 
-        :raises OutputConflict: when the number has other content: another driver commits to this job.
+        :raises OutputConflict: when the number has other content, because another driver commits to this job.
         :raises StorageError: when the outcome is unknown. Delete nothing; a resume finds out.
         """
         try:

@@ -1,4 +1,4 @@
-"""`ReceiptFolder`: the receipts of a job as files, which decide what is done."""
+"""`ReceiptFolder`: the receipts of a job as files. They decide which partitions are done."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.storage.local import LocalStore
 from pipeline.storage.store import Store
 
 _READERS = 32
-"""Threads that read receipts where each is a request to a service."""
+"""Threads that read receipts if each read is a request to a service."""
 
 
 class ReceiptFolder:
@@ -26,16 +26,16 @@ class ReceiptFolder:
         self._rounds = rounds
 
     def all(self, *, round: int | None = None) -> tuple[Receipt, ...]:
-        """Return all receipts in source order, those of split partitions too.
+        """Return all receipts in source order, those of split partitions, too.
 
-        :param round: number of the round. Default: all rounds.
+        :param round: Number of the round. Default: all rounds.
         :raises StateCorrupt: for a receipt that is damaged, misnamed or of another plan.
         """
         receipts = self.each(round=round)
         return tuple(sorted(receipts, key=lambda receipt: (receipt.round, partition_key(receipt.partition))))
 
     def each(self, *, round: int | None = None) -> Iterator[Receipt]:
-        """Yield what `all` returns, in any order."""
+        """Yield the receipts of `all`, in any order."""
         for opened in self._rounds.all():
             if round in (None, opened.number):
                 yield from _read_receipts(self._store, opened)

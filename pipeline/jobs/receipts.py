@@ -1,8 +1,8 @@
-"""`Receipt`: the small JSON that says a partition is done, and what became of its rows.
+"""`Receipt`: the small JSON that marks a partition as done, with the counts of its rows.
 
-The receipts of a job by round and partition: `Receipts`, and `SpooledReceipts`, which holds many in little memory.
+`Receipts` holds the receipts of a job by round and partition. `SpooledReceipts` holds many of them in little memory.
 
-`Totals`: what the receipts of a job say together, found in one pass over them. Pure.
+`Totals` are the sums over the receipts of a job, from one pass over them. Pure.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pipeline.models.engines import EngineUse
 @fast_pickle
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """A file a worker wrote, by the only name it is ever opened under."""
+    """A file that a worker wrote, under the only name by which it is ever opened."""
 
     name: str
     """Relative to the round's folder, such as ``data/00003-<unique>.parquet``."""
@@ -40,7 +40,7 @@ class DataFile:
 @fast_pickle
 @dataclass(frozen=True, slots=True)
 class FragmentCounts:
-    """What became of the rows of one range of one input file."""
+    """Row counts of one range of one input file."""
 
     path: str
     row_start: int
@@ -51,7 +51,7 @@ class FragmentCounts:
 @fast_pickle
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the wall time of an attempt went. Reading overlaps scoring, so that the parts may exceed ``total``."""
+    """Wall time of an attempt by activity, in seconds. Reading overlaps scoring, so the parts may exceed ``total``."""
 
     read: float = 0.0
     steps: float = 0.0
@@ -74,44 +74,44 @@ class Timings:
 @fast_pickle
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """A committed partition. The first one put for a partition is the one that counts."""
+    """A committed partition. The first receipt that is stored for a partition counts."""
 
     partition: str
     plan: str
-    """Digest of the plan it belongs to."""
+    """Digest of the plan that has the partition."""
     model: str
-    """Digest of the model version that scored it."""
+    """Digest of the model version that scored the partition."""
     attempt: str
-    """Unique name of the attempt; part of its files' names."""
+    """Unique name of the attempt; part of the names of its files."""
     data: DataFile | None
-    """None when no row came out."""
+    """None if no row was output."""
     rejects: DataFile | None
-    """None when no row was rejected."""
+    """None if no row was rejected."""
     rows: RowCounts
     files: tuple[FragmentCounts, ...]
-    """Per fragment, in the order of the partition."""
+    """Row counts per fragment, in the order of the partition."""
     seconds: Timings = Timings()
     worker: str = ""
     batch_rows: int = 0
-    """Rows per batch at the end; smaller than planned when memory ran short."""
+    """Rows per batch at the end; fewer than planned if memory ran short."""
     peak_memory: int = 0
-    """Most resident bytes the worker process had had by then; 0 where that cannot be told."""
+    """Peak resident bytes of the worker process until then; 0 if unknown."""
     reasons: dict[str, int] = field(default_factory=dict)
     """Rejected rows per reason."""
     splits: tuple[str, ...] = ()
-    """Ids of the parts that took this partition's place; then there are no rows here."""
+    """Ids of the parts that replace this partition. The receipt of a split partition has no rows."""
     cuts: tuple[int, ...] = ()
     """First row of every part but the first, counted over the partition's fragments; empty: halves."""
     engine: EngineUse | None = None
-    """What evaluated the model; None in receipts of older versions."""
+    """Engine that evaluated the model; None in receipts of older versions."""
     round: int = 0
     """Number of the round; its files lie in ``rounds/<round>``."""
     before: dict[str, int] = field(default_factory=dict)
-    """Rows in that an earlier round had rejected, per reason it had; empty where the rows come from input files."""
+    """Input rows that an earlier round had rejected, per reason. Empty if the rows come from input files."""
 
     def to_json_bytes(self) -> bytes:
-        """As stored, one line, with a schema version."""
-        # Without the ranges of files, of which there may be thousands: what follows is as long as that.
+        """The receipt as stored: one line of JSON, with a schema version."""
+        # The file ranges, of which there may be thousands, are left out here and added below in a short form.
         record = asdict(replace(self, files=()))
         record["rows"] = self.rows.details()
         record["files"] = [[f.path, f.row_start, f.row_stop, f.rows.details()] for f in self.files]
@@ -121,7 +121,7 @@ class Receipt:
     def from_json(data: bytes, *, where: str = "") -> Receipt:
         """Inverse of `to_json_bytes`.
 
-        :raises StateCorrupt: for anything that is not a whole receipt.
+        :raises StateCorrupt: for anything but a complete receipt.
         """
         try:
             record: dict[str, Any] = json.loads(data)
@@ -132,7 +132,7 @@ class Receipt:
             record["files"] = tuple(
                 FragmentCounts(sys.intern(p), a, b, RowCounts.from_details(r)) for p, a, b, r in files
             )
-            # A driver holds the receipts of all partitions: what is the same in each is held once.
+            # A driver holds the receipts of all partitions: equal texts are held once.
             for key in {"plan", "model", "worker"} & record.keys():
                 record[key] = sys.intern(record[key])
             record["seconds"] = Timings(**record["seconds"])
@@ -154,12 +154,12 @@ class Receipt:
 
 
 SPOOLED = 4 << 20
-"""Bytes that a `SpooledReceipts` holds in memory; more go to a temporary file without a name."""
+"""Maximum bytes that a `SpooledReceipts` holds in memory; more go to a temporary file without a name."""
 _LENGTH = struct.Struct("<I")
 
 
 class Receipts:
-    """Receipts by round and partition; of several for the same partition the last one."""
+    """Receipts by round and partition. If a partition has several, the last receipt is kept."""
 
     def __init__(self, receipts: Iterable[Receipt] = ()) -> None:
         self._kept: dict[int, dict[str, Any]] = {}
@@ -168,31 +168,31 @@ class Receipts:
             self.add(receipt)
 
     def add(self, receipt: Receipt) -> None:
-        """Put one in."""
+        """Add a receipt."""
         self._kept.setdefault(receipt.round, {})[receipt.partition] = self._keep(receipt)
         (self._splits.add if receipt.splits else self._splits.discard)((receipt.round, receipt.partition))
 
     def partitions(self, round: int) -> Collection[str]:
-        """Ids of the partitions of a round that have one."""
+        """Return the ids of the partitions of a round that have a receipt."""
         return self._kept.get(round, {}).keys()
 
     def splits(self, round: int) -> dict[str, Receipt]:
-        """Those of a round that say that a partition was split, by its id."""
+        """Return the receipts of the split partitions of a round, by id of the partition."""
         return {partition: self.get(round, partition) for of, partition in self._splits if of == round}
 
     def is_split(self, round: int, partition: str) -> bool:
-        """Whether its receipt says that the partition was split."""
+        """True if the receipt of the partition records a split."""
         return (round, partition) in self._splits
 
     def get(self, round: int, partition: str) -> Receipt:
-        """That of a partition.
+        """Return the receipt of a partition.
 
-        :raises KeyError: when it has none.
+        :raises KeyError: when the partition has no receipt.
         """
         return self._give(self._kept[round][partition])
 
     def sorted(self, key: Callable[[str], Any]) -> ReceiptView:
-        """All of them, by round, then by ``key`` of the partition's id."""
+        """Return all receipts by round, then by ``key`` of the partition's id."""
         return ReceiptView(self, {round: tuple(sorted(kept, key=key)) for round, kept in sorted(self._kept.items())})
 
     def __iter__(self) -> Iterator[Receipt]:
@@ -211,14 +211,14 @@ class Receipts:
 
 
 class SpooledReceipts(Receipts):
-    """The same in little memory: a receipt is made anew from a temporary file each time it is asked for.
+    """Receipts in little memory: each access reads the receipt from a temporary file.
 
-    A driver holds the receipts of all partitions, and looks at them at the end. As objects they take 2 kB each; here
-    they take 130 bytes, and 20 µs to be read. Not for several threads at once.
+    A driver holds the receipts of all partitions, and reads them at the end. A receipt takes 2 kB as an object. Here
+    a receipt takes 130 bytes, and 20 µs to read. Not for several threads at once.
     """
 
     def __init__(self, receipts: Iterable[Receipt] = ()) -> None:
-        # It has no name, so that nobody else can write to it.
+        # The file has no name, so no other process can write to it.
         self._file = SpooledTemporaryFile(max_size=SPOOLED)  # noqa: SIM115
         weakref.finalize(self, self._file.close)
         self._end = 0
@@ -240,7 +240,7 @@ class SpooledReceipts(Receipts):
 
 
 class ReceiptView(Collection[Receipt]):
-    """Some of `Receipts`, in an order; made when they are gone through."""
+    """A selection of `Receipts`, in an order. Each receipt is read during iteration."""
 
     def __init__(self, source: Receipts, names: Mapping[int, Collection[str]]) -> None:
         self._source = source
@@ -259,25 +259,25 @@ class ReceiptView(Collection[Receipt]):
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over receipts. There may be very many, each made anew from a file when it is looked at: one look will do."""
+    """Sums over receipts, from one pass: there may be very many receipts, and each is read from a file."""
 
     rows: RowCounts
     retried_rows: int
-    """Rows in that earlier rounds had rejected."""
+    """Input rows that earlier rounds had rejected."""
     reasons: Counter[str]
-    """Rows rejected less those that an earlier round had rejected, per reason."""
+    """Rejected rows minus those that an earlier round had rejected, per reason."""
     seconds: Timings
     durations: array[float]
-    """Seconds that each partition took, in the order of the receipts."""
+    """Seconds per partition, in the order of the receipts."""
     smallest_batch: int | None
-    """Fewest rows a batch of any partition ended with; None where none tells."""
+    """Smallest final batch size of any partition, in rows; None if no receipt has a batch size."""
     engine: EngineUse | None
-    """None where no receipt tells."""
+    """None if no receipt has an engine."""
     output_bytes: int
 
     @staticmethod
     def of(receipts: Iterable[Receipt]) -> Totals:
-        """Those of ``receipts``."""
+        """Return the totals of ``receipts``."""
         rows_in = out = rejected = filtered = retried = output_bytes = 0
         seconds, durations = Timings(), array("d")
         reasons: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""`JobRecord`: what ``job.json`` says; the ids of jobs; the stored plan; whose directory it is."""
+"""`JobRecord`: the content of ``job.json``; ids of jobs; checks of the stored plan and of the directory's owner."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ _JOB_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 
 
 def new_job_id(name: str, *, now: datetime, entropy: str) -> str:
-    """``churn-nightly-20260101-120000-a1b2``: sortable by name and time, unique by ``entropy`` (a few hex digits)."""
+    """Return an id such as ``churn-nightly-20260101-120000-a1b2``.
+
+    Ids sort by name and time. ``entropy`` (a few hex digits) makes them unique.
+    """
     return check_job_id(f"{name}-{now.astimezone(UTC):%Y%m%d-%H%M%S}-{entropy}")
 
 
 def check_job_id(job: str) -> str:
-    """``job`` itself, when it can be the name of a folder.
+    """Return ``job`` if it is valid as the name of a folder.
 
-    :raises RefusedForSafety: when not.
+    :raises RefusedForSafety: when ``job`` is not valid.
     """
     if not _JOB_ID.fullmatch(job):
         raise RefusedForSafety(
@@ -41,13 +44,13 @@ _OF_FAMILIES = ("children", "parent", "publishes_itself", "publishes_children_to
 
 
 def child_id(parent: str, slug: str) -> str:
-    """The job id of a child of a fan-out."""
+    """Return the job id of a child of a fan-out."""
     return f"{parent}.{slug}"
 
 
 @dataclass(frozen=True)
 class JobRecord:
-    """What ``job.json`` says. It never changes; its presence means that the job exists."""
+    """The content of ``job.json``. The file never changes; a job exists once it has this file."""
 
     job: str
     name: str
@@ -60,24 +63,24 @@ class JobRecord:
     model: dict[str, str]
     """Name, version and digest of the pinned model version."""
     rows: int
-    """Rows of the input files, those that a filter will drop too."""
+    """Rows of the input files, including those that a filter will drop."""
     partitions: int
     sink: str
     working_directory: str
     """Folder that relative paths of the spec start from."""
     import_paths: tuple[str, ...] = ()
-    """Folders in which the modules of the steps are looked for."""
+    """Folders from which the modules of the steps are imported."""
     children: int = 0
-    """How many children it has; it is a fan-out then."""
+    """Number of children of a fan-out; 0 for any other job."""
     parent: str = ""
-    """Job id of the fan-out whose child it is."""
+    """Job id of the fan-out whose child the job is; empty for any other job."""
     publishes_itself: bool = True
-    """False: it is published with the other children, by its parent."""
+    """False: its parent publishes the job together with the other children."""
     publishes_children_together: bool = False
-    """Whether it is a fan-out that publishes its children only when all are ready to."""
+    """True for a fan-out that publishes its children only once all are ready."""
 
     def to_json_bytes(self) -> bytes:
-        """As stored, with a schema version; what only a fan-out and its children have is left out of others."""
+        """The record as stored, with a schema version. Fields of fan-outs are left out of other jobs."""
         record = asdict(self)
         if not self.children and not self.parent:
             record = {name: value for name, value in record.items() if name not in _OF_FAMILIES}
@@ -113,9 +116,9 @@ def record_of(
     import_paths: tuple[str, ...],
     parent: JobRecord | None = None,
 ) -> JobRecord:
-    """The record of a new job.
+    """Make the record of a new job.
 
-    :param parent: that of the fan-out whose child it is.
+    :param parent: Record of the fan-out whose child the job is.
     """
     return JobRecord(
         job=job,
@@ -137,9 +140,9 @@ def record_of(
 
 
 def check_owner(store: Store) -> None:
-    """Refuse a local folder that belongs to another user: whoever writes to it runs code as this one.
+    """Refuse a local folder that belongs to another user, who could run code as this user by writing there.
 
-    :raises RefusedForSafety: when it does.
+    :raises RefusedForSafety: when the folder belongs to another user.
     """
     if not store.is_local or not os.path.lexists(store.root):
         return
@@ -155,9 +158,9 @@ def check_owner(store: Store) -> None:
 
 
 def same_work(stored: Plan, wanted: Plan, *, store: Store) -> Plan:
-    """The stored plan, when it does the same as the wanted one.
+    """Return the stored plan if ``wanted`` describes the same work.
 
-    :raises PlanMismatch: when not, with what differs.
+    :raises PlanMismatch: when the work differs; the error lists the differences.
     """
     if stored.digest == wanted.digest or stored.work_digest == wanted.work_digest:
         return stored

@@ -1,4 +1,4 @@
-"""`RoundLog`: the rounds of a job that were opened, with their plans."""
+"""`RoundLog`: the opened rounds of a job, with their plans."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from pipeline.storage.store import Store
 
 
 class RoundLog:
-    """The rounds of a job. Each record is read once: it never changes."""
+    """The rounds of a job. Each record is read once, because records never change."""
 
     def __init__(self, store: Store, first: Round, *, events: EventLog) -> None:
-        """:param first: round 0, which the job's own plan describes."""
+        """:param first: Round 0, which the job's own plan describes."""
         self.first = first
         self._store = store
         self._events = events
         self._known = {first.number: first}
 
     def all(self) -> tuple[Round, ...]:
-        """Return all rounds by number, those that other drivers opened meanwhile too."""
+        """Return all rounds by number, including those that other drivers opened meanwhile."""
         rounds = read_rounds(self._store, self.first, known=self._known)
         self._known |= {round.number: round for round in rounds}
         return rounds
 
     def open(self, record: RoundRecord, plan: Plan) -> Round:
-        """Put the next round on record. From then on it counts, and only it has partitions left to do.
+        """Store the record of the next round. From then on, no other round has partitions left.
 
         :raises Fenced: when another driver has opened a round of that number.
         """

@@ -1,8 +1,8 @@
-"""Rounds: a job's work, numbered. Round 0 does what the plan says; a later one does some of it again, on record.
+"""Rounds: the numbered passes of a job. Round 0 runs the plan; a later round does some of the work again.
 
-A later round has a plan of its own, made of rows that were rejected, of partitions that it takes from earlier rounds,
-and of input files. It is recorded before anything of it runs, as ``rounds/<n>.json``, put if absent; its receipts and
-files lie in ``rounds/<n>``. What counts over all rounds is up to `pipeline.jobs.ledger`.
+A later round has its own plan, made of rejected rows, of partitions that it supersedes in earlier rounds, and of input
+files. Its record ``rounds/<n>.json`` is created, if absent, before any of its partitions runs. Its receipts and files
+lie in ``rounds/<n>``. `pipeline.jobs.ledger` decides what counts over all rounds.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """What ``rounds/<n>.json`` says. It never changes; its presence means that the round exists."""
+    """The content of ``rounds/<n>.json``. The file never changes; a round exists once it has this file."""
 
     round: int
-    """As in the name of the file; from 1."""
+    """Number of the round, as in the name of the file; from 1."""
     why: str
     """``retry``, ``alias change`` or ``files quarantined``."""
     plan: str
@@ -38,29 +38,29 @@ class RoundRecord:
     model: dict[str, str]
     """Name, version and digest of the model version that scores its rows."""
     maps: tuple[str, ...]
-    """Its ``map`` steps."""
+    """``map`` steps of the round."""
     changes: tuple[str, ...]
-    """In what its spec differs from that of the round before, in words."""
+    """Differences of its spec from that of the round before, in words."""
     partitions: int
     rows: int
-    """Rows to be done in it."""
+    """Number of rows to score in the round."""
     rejected_rows: int
-    """Those of ``rows`` that earlier rounds had rejected."""
+    """Number of rows that earlier rounds had rejected."""
     supersedes: dict[int, tuple[str, ...]]
-    """Partitions of earlier rounds, per round, whose rows are done in this one: their receipts count no more."""
+    """Partitions of earlier rounds, per round, whose rows this round scores. Their receipts no longer count."""
     rescore_all: bool
-    """Whether it does all the work again, so that earlier rounds count nowhere."""
+    """True if the round does all the work again, so that earlier rounds count nowhere."""
     quarantined_files: tuple[QuarantinedFile, ...]
     """Input files that are quarantined from this round on."""
     repaired_files: tuple[str, ...]
-    """Input files that had been quarantined and are read in this round."""
+    """Input files that had been quarantined, and that this round reads."""
     epoch: int
-    """Of the driver that opened it."""
+    """Epoch of the driver that opened the round."""
     created: str
     """UTC, ISO 8601."""
 
     def to_json_bytes(self) -> bytes:
-        """As stored, with a schema version."""
+        """The record as stored, with a schema version."""
         return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}, indent=1).encode() + b"\n"
 
     @staticmethod
@@ -94,24 +94,24 @@ class Round:
 
     number: int
     digest: str
-    """Of its plan."""
+    """Digest of the plan of the round."""
     load: Callable[[], Plan] = field(repr=False, compare=False)
     record: RoundRecord | None = None
-    """None: round 0, which the job's own plan describes."""
+    """None for round 0, which the job's own plan describes."""
 
     @cached_property
     def plan(self) -> Plan:
-        """What it does, read when it is first needed."""
+        """Plan of the round, read when it is first needed."""
         return self.load()
 
     @property
     def why(self) -> str:
-        """``plan`` for round 0, else why it was opened."""
+        """Reason of the round; ``plan`` for round 0."""
         return self.record.why if self.record else "plan"
 
     @property
     def rescore_all(self) -> bool:
-        """Whether earlier rounds count nowhere."""
+        """True if earlier rounds count nowhere."""
         return self.record is None or self.record.rescore_all
 
     def supersedes(self, number: int) -> tuple[str, ...]:
@@ -120,7 +120,7 @@ class Round:
 
 
 def model_details(plan: Plan) -> dict[str, str]:
-    """Name, version and digest of the plan's model version."""
+    """Return name, version and digest of the plan's model version."""
     return {"name": plan.model.name, "version": plan.model.version, "digest": plan.model.digest}
 
 
@@ -137,7 +137,7 @@ def make_record(
     quarantined_files: Sequence[QuarantinedFile] = (),
     repaired_files: Sequence[str] = (),
 ) -> RoundRecord:
-    """The record of a round that does ``plan``; see `RoundRecord` for the parameters."""
+    """Make the record of a round that runs ``plan``; see `RoundRecord` for the parameters."""
     fragments = [fragment for partition in plan.partitions for fragment in partition.fragments]
     return RoundRecord(
         round=number,
@@ -159,7 +159,7 @@ def make_record(
 
 
 def put_round(store: Store, record: RoundRecord, plan: Plan) -> Round:
-    """Put a round on record: its plan under a name that no other plan has, then the record, which makes it exist.
+    """Store a round: its plan under a name that no other plan has, then its record. The round exists from then on.
 
     :raises Fenced: when another driver has opened a round of that number.
     """
@@ -176,10 +176,10 @@ def put_round(store: Store, record: RoundRecord, plan: Plan) -> Round:
 
 
 def read_rounds(store: Store, first: Round, *, known: Mapping[int, Round]) -> tuple[Round, ...]:
-    """All rounds of a job, by number.
+    """Read all rounds of a job, by number.
 
-    :param first: round 0.
-    :param known: rounds that were read before.
+    :param first: Round 0.
+    :param known: Rounds that were read before.
     :raises StateCorrupt: for a record that is damaged or missing.
     """
     numbers = layout.numbers_of(store.list(layout.ROUNDS))

@@ -1,8 +1,7 @@
-"""Which partitions a round really has, once some were split: too large for a worker, or too slow on one. Pure.
+"""Partitions of a round after splits of partitions that were too large for a worker, or too slow on one. Pure.
 
-A split takes the place of the partition's receipt: that one names the parts, and each part has a receipt of its own,
-or is split in turn. Where it was cut follows from the receipt and the partition alone, so that every driver cuts at the
-same rows.
+The receipt of a split partition names the parts. Each part has its own receipt, or is split in turn. The receipt and
+the partition alone determine the cuts, so every driver cuts at the same rows.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from pipeline.jobs.receipts import Receipt
 from pipeline.plan.plan import Partition, Plan
 
 MIN_SPLIT_ROWS = 1024
-"""A partition of so few rows is not split again."""
+"""Number of rows up to which a partition is not split."""
 
 
 def partition_key(partition: str) -> tuple[int, ...]:
-    """Sorts ids of partitions in source order, parts of split ones too.
+    """Return a sort key that puts ids of partitions, parts of split ones included, in source order.
 
-    :raises StateCorrupt: for something that is no such id.
+    :raises StateCorrupt: for an invalid id.
     """
     try:
         return tuple(int(part) for part in partition.split("."))
@@ -33,7 +32,7 @@ def partition_key(partition: str) -> tuple[int, ...]:
 
 
 def sub_fragment(fragment: Fragment, file: InputFile, *, row_start: int, row_stop: int) -> Fragment:
-    """The rows ``row_start`` to ``row_stop`` (of the file) of ``fragment``."""
+    """Return the rows ``row_start`` to ``row_stop`` (of the file) of ``fragment``."""
     ends = list(accumulate(group.rows for group in file.row_groups))
     group_start = sum(end <= row_start for end in ends)
     group_stop = sum(end < row_stop for end in ends) + 1
@@ -49,9 +48,9 @@ def sub_fragment(fragment: Fragment, file: InputFile, *, row_start: int, row_sto
 
 
 def halves(partition: Partition, files: Mapping[str, InputFile]) -> tuple[Partition, Partition] | None:
-    """The two partitions that take the place of one, with equally many rows; None when it has one row only.
+    """Return the two (nearly) equal halves that replace ``partition``; None for fewer than 2 rows.
 
-    :param files: input files of the plan by path.
+    :param files: Input files of the plan by path.
     """
     if partition.rows < 2:
         return None
@@ -60,11 +59,11 @@ def halves(partition: Partition, files: Mapping[str, InputFile]) -> tuple[Partit
 
 
 def pieces(partition: Partition, cuts: Sequence[int], files: Mapping[str, InputFile]) -> tuple[Partition, ...]:
-    """The partitions that take the place of one that is cut before the rows ``cuts``, numbered over its fragments.
+    """Return the parts that replace ``partition`` when it is cut before the rows ``cuts``.
 
-    :param cuts: ascending, none of them at an end.
-    :param files: input files of the plan by path.
-    :raises StateCorrupt: when it cannot be cut there.
+    :param cuts: Row numbers, counted over all fragments; ascending, and none at either end.
+    :param files: Input files of the plan by path.
+    :raises StateCorrupt: when the partition cannot be cut there.
     """
     edges = (0, *cuts, partition.rows)
     if any(low >= high for low, high in pairwise(edges)):
@@ -86,8 +85,10 @@ def _between(partition: Partition, files: Mapping[str, InputFile], *, start: int
 
 
 def even_cuts(start: int, stop: int, *, parts: int, smallest: int = 1) -> tuple[int, ...]:
-    """Where the rows ``start`` to ``stop`` are cut to make ``parts`` nearly equal ones: fewer when one of them would
-    have less than ``smallest`` rows. Neither end is among them."""
+    """Return the cuts that divide the rows ``start`` to ``stop`` into ``parts`` nearly equal parts. Neither end is a cut.
+
+    There are fewer parts if one would have fewer than ``smallest`` rows.
+    """
     count = max(1, min(parts, (stop - start) // max(1, smallest)))
     return tuple(start + (stop - start) * number // count for number in range(1, count))
 
@@ -95,13 +96,13 @@ def even_cuts(start: int, stop: int, *, parts: int, smallest: int = 1) -> tuple[
 def split_receipt(
     partition: str, cuts: Sequence[int], *, plan: str, model: str, attempt: str, round: int = 0
 ) -> Receipt:
-    """The receipt that says that a partition is cut before the rows ``cuts``. It has no rows and no files.
+    """Make the receipt of a partition that is split before the rows ``cuts``. The receipt has no rows and no files.
 
-    :param partition: its id.
-    :param plan: digest of the plan.
-    :param model: digest of the model version.
-    :param attempt: unique name of whoever split it.
-    :param round: number of the round.
+    :param partition: Id of the partition.
+    :param plan: Digest of the plan.
+    :param model: Digest of the model version.
+    :param attempt: Unique name of the attempt, or of the driver, that split the partition.
+    :param round: Number of the round.
     """
     return Receipt(
         partition=partition,
@@ -119,9 +120,9 @@ def split_receipt(
 
 
 def parts_of(partition: Partition, receipt: Receipt, files: Mapping[str, InputFile]) -> tuple[Partition, ...]:
-    """What takes the place of ``partition`` by the ``receipt`` that says that it was split.
+    """Return the parts that replace ``partition`` according to the ``receipt`` of its split.
 
-    :raises StateCorrupt: when it cannot be split like that.
+    :raises StateCorrupt: when the partition cannot be split like that.
     """
     cuts = receipt.cuts or (partition.rows // 2,)
     if len(cuts) + 1 == len(receipt.splits):
@@ -132,8 +133,10 @@ def parts_of(partition: Partition, receipt: Receipt, files: Mapping[str, InputFi
 
 
 def files_of_cutters(receipts: Iterable[Receipt]) -> set[str]:
-    """Names, relative to the round's folder, that may yet win the first part of a partition that was cut: the attempt
-    that cut it named its files for the whole."""
+    """Return names of files that garbage collection must keep, relative to the round's folder.
+
+    The attempt that split a partition may still commit part 0, in files named for the whole partition.
+    """
     by_id = {receipt.partition: receipt for receipt in receipts}
     open_cuts = [receipt for receipt in by_id.values() if receipt.splits and receipt.splits[0] not in by_id]
     names = (layout.data_name, layout.rejects_name)
@@ -141,19 +144,19 @@ def files_of_cutters(receipts: Iterable[Receipt]) -> set[str]:
 
 
 def effective_partitions(plan: Plan, receipts: Iterable[Receipt]) -> tuple[Partition, ...]:
-    """The partitions of the round in source order, the parts in place of those that were split.
+    """Return the partitions of the round in source order. Parts replace split partitions.
 
-    :raises StateCorrupt: for a receipt of no partition.
+    :raises StateCorrupt: for a receipt of an unknown partition.
     """
     by_id = {receipt.partition: receipt for receipt in receipts}
     return current_partitions(plan, by_id, splits={name: receipt for name, receipt in by_id.items() if receipt.splits})
 
 
 def current_partitions(plan: Plan, have: Collection[str], *, splits: Mapping[str, Receipt]) -> tuple[Partition, ...]:
-    """The same as `effective_partitions`, where few receipts need to be looked at.
+    """Return `effective_partitions`, from the receipts of split partitions only.
 
-    :param have: ids of partitions that have a receipt.
-    :param splits: the receipts of those that were split.
+    :param have: Ids of partitions that have a receipt.
+    :param splits: Receipts of split partitions, by id of the partition.
     """
     files: dict[str, InputFile] = {}
     found: list[Partition] = []
@@ -179,7 +182,7 @@ def current_partitions(plan: Plan, have: Collection[str], *, splits: Mapping[str
 
 
 def done_partitions(plan: Plan, receipts: Iterable[Receipt]) -> set[str]:
-    """Ids of the effective partitions that are done."""
+    """Return the ids of the effective partitions that are done."""
     receipts = tuple(receipts)
     done = {receipt.partition for receipt in receipts if not receipt.splits}
     return done & {partition.id for partition in effective_partitions(plan, receipts)}

@@ -19,7 +19,7 @@ class Status(StrEnum):
     RUNNING = "RUNNING"
     """Partitions are being scored."""
     SCORED = "SCORED"
-    """A child of a fan-out: every partition is done, and its parent publishes it once all others are as far."""
+    """A child of a fan-out: every partition is done. The parent publishes the child once all children are scored."""
     PUBLISHING = "PUBLISHING"
     """Every partition is done. The manifest is committed next, then the sink publishes the output."""
     SUCCEEDED = "SUCCEEDED"
@@ -33,17 +33,17 @@ class Status(StrEnum):
 
     @property
     def is_success(self) -> bool:
-        """Whether the output was published."""
+        """True if the output was published."""
         return self in (Status.SUCCEEDED, Status.SUCCEEDED_WITH_WARNINGS)
 
     @property
     def is_final(self) -> bool:
-        """Whether no driver works on the job, and none will unless somebody asks for it."""
+        """True if no driver runs the job, and none will until a user asks for one."""
         return self.is_success or self in _ENDS or self is Status.SCORED
 
     @property
     def is_active(self) -> bool:
-        """Whether a driver is at work on the job, or was when it died."""
+        """True if a driver runs the job, or did until the driver died."""
         return self in _ACTIVE
 
 
@@ -51,10 +51,10 @@ _ACTIVE = frozenset({Status.PROVISIONING, Status.RUNNING, Status.PUBLISHING})
 _ENDS = frozenset({Status.FAILED, Status.CANCELLED, Status.INTERRUPTED})
 _GOES_ON = _ACTIVE | _ENDS | {Status.SCORED}
 
-# A driver that was killed leaves the status it was in; the next one starts over at PROVISIONING (or PUBLISHING, when
-# the manifest is there), which is why every active status may go to each of these. A job that ended without success
-# goes on when it is resumed, and back to QUEUED when it is submitted again. One that succeeded with warnings goes on
-# when what it left out is tried again.
+# A killed driver leaves its status behind. The next driver starts over at PROVISIONING, or at PUBLISHING if the
+# manifest exists. Every active status may therefore change to each of these. A job that ended without success
+# continues when it is resumed, and returns to QUEUED when it is submitted again. A job that succeeded with warnings
+# continues when its rejected rows or quarantined files are retried.
 TRANSITIONS: dict[Status, frozenset[Status]] = {
     Status.PLANNED: _GOES_ON | {Status.QUEUED},
     Status.QUEUED: _GOES_ON,
