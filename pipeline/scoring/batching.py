@@ -2,8 +2,8 @@
 
 An attempt checks between two batches whether it must stop or split its partition, so no batch may take long. One row
 may take a thousand times as long as the next, for instance where a step calls a service. Where a step pays for each
-call rather than for each row, larger batches keep that cost a small part: two batches of different size tell the cost
-of a call. Pure.
+call rather than for each row, larger batches keep that cost a small part: two batches of different size show the
+cost of a call. Pure.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ SECONDS = 0.5
 FIRST_ROWS = 256
 """Rows of the first batch where the cost of rows is unknown."""
 MIN_ROWS = 16
-"""Rows of a batch at least, if its partition has them."""
+"""Minimum rows of a batch, if its partition has that many."""
 GROWTH = 4
 """Largest ratio of the rows of two consecutive batches."""
 CALL_SHARE = 0.25
@@ -66,15 +66,15 @@ CALL_SHARE = 0.25
 
 @dataclass(frozen=True)
 class TimedBatchSizer:
-    """Chooses the rows of the next batch by the time of the batches before."""
+    """Choice of the rows of the next batch by the time of the previous batches."""
 
     rows: int
     ceiling: int
-    """Most rows of a batch."""
+    """Maximum rows of a batch."""
     last: tuple[int, float] | None = None
-    """Rows and seconds of the batch before."""
+    """Rows and seconds of the previous batch."""
     call: float = 0.0
-    """Estimated seconds of a call, whatever its rows."""
+    """Estimated seconds of a call, independent of its rows."""
     fastest: float = math.inf
     """Seconds of the fastest batch; a call costs no more."""
 
@@ -82,14 +82,14 @@ class TimedBatchSizer:
     def start(ceiling: int, *, is_known: bool) -> TimedBatchSizer:
         """Return the sizer for the first batch of a partition.
 
-        :param is_known: all rows cost about the same, which holds without map steps.
+        :param is_known: True if all rows cost about the same, which holds without map steps.
         """
         return TimedBatchSizer(ceiling if is_known else min(FIRST_ROWS, ceiling), ceiling)
 
     def after(self, rows: int, seconds: float) -> TimedBatchSizer:
         """Return the sizer after ``rows`` rows took ``seconds``."""
         if rows <= 0 or (rows < self.rows and seconds <= SECONDS):
-            # The last rows of a batch of the reader tell little.
+            # The last rows of a batch of the reader say little about the next batch.
             return self
         fastest = min(self.fastest, seconds)
         call = min(

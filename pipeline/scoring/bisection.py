@@ -69,7 +69,7 @@ class NoRowWorksError(Exception):
 
 @contextmanager
 def blame_rows(source: str, *, never: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
-    """Turn an exception that rows may have caused into `RowsError`, and let any other one pass.
+    """Turn an exception that rows may have caused into `RowsError`, and let any other exception pass.
 
     Rows never cause errors of memory, storage and network, and the errors of this package.
 
@@ -93,7 +93,7 @@ class RowRange(Generic[Result]):
 
     start: int
     stop: int
-    """Excluded."""
+    """First row after the range."""
     result: Result
 
 
@@ -111,9 +111,9 @@ class Bisection(Generic[Result]):
     """Result for a range of rows; each row is in exactly one of the two fields."""
 
     parts: tuple[RowRange[Result], ...]
-    """In order."""
+    """Ranges, in order."""
     failures: tuple[RowFailure, ...]
-    """In order."""
+    """Failed rows, in order."""
 
     def to_failures(self) -> Failures:
         """Return the failures as one table of rows."""
@@ -135,8 +135,8 @@ def bisect(
     A row is a failure when ``call`` raises on it alone. With k such rows of n this takes O(k log n) calls, in an order
     that depends only on which ranges fail. Every other exception passes.
 
-    :param error: raised by ``call(start, stop)`` before; that call is not repeated.
-    :param any_worked: the function is known to work on some row, which rules `NoRowWorksError` out.
+    :param error: error that ``call(start, stop)`` raised before; the call is not repeated.
+    :param any_worked: True if the function is known to work on some row; `NoRowWorksError` is then not raised.
     :raises NoRowWorksError: when `MAX_FAILED_ROWS` rows failed alone, none worked, and `SAMPLED_ROWS` others, spread
         over the rest, fail too: then the rows are not the cause, and to try each of them would take long.
     """

@@ -17,16 +17,16 @@ from pipeline.storage.store import Store
 from pipeline.storage.urls import storage_errors
 
 ROW_GROUP_BYTES = 64 << 20
-"""Most Arrow bytes of a row group. They are held until the row group is written, so this bounds the memory of a writer.
-Larger row groups would not make files smaller or faster to read."""
+"""Maximum Arrow bytes of a row group. The bytes are held until the row group is written: the maximum bounds the memory
+of a writer. Larger row groups would not make files smaller or faster to read."""
 
 
 class _AbandonedError(PipelineError):
-    """Tells the store to remove the file that is being written."""
+    """Signal to the store to remove the file that is being written."""
 
 
 class CheckpointWriter:
-    """Writes tables of one schema to one new file. No file is created before the first row."""
+    """A writer of tables of one schema to one new file. No file is created before the first row."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class CheckpointWriter:
                 self._write_waiting()
 
     def finish(self) -> DataFile | None:
-        """Write the remaining rows and make the file durable. Return None when there was no row, and so no file."""
+        """Write the remaining rows and make the file durable. Return None if there were no rows, and so no file."""
         with self.watch:
             self._write_waiting()
             if self._context is None or self._file is None or self._writer is None:
@@ -119,7 +119,7 @@ class CheckpointWriter:
 def dictionary_columns(schema: pa.Schema) -> list[str]:
     """Return the columns worth a Parquet dictionary: text, and types that have few values.
 
-    To try a dictionary on numbers, which rarely repeat, costs 5 times as much as to write them (measured).
+    Trying a dictionary on numbers, which rarely repeat, costs 5 times as much as writing them (measured).
     """
     types = schema.types
     repeating = {kind for kind in set(types) if _has_few_values(kind)}

@@ -1,6 +1,7 @@
 """Check the contract of columns: find the rows that break a rule, column by column.
 
-A rule that every row keeps costs at most one pass over the column. Messages are made only for rows that break a rule.
+A rule that every row satisfies costs at most one pass over the column. Messages are made only for rows that break a
+rule.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pipeline.scoring.arrow import CONVERSION_ERRORS, take_values
 from pipeline.scoring.rows import Failures
 
 SHOWN = 200
-"""Most characters of a value in a message."""
+"""Maximum characters of a value in a message."""
 
 
 def feature_rules(version: ModelVersion, columns: Sequence[str]) -> tuple[ColumnRule, ...]:
@@ -131,7 +132,7 @@ def _nulls(column: pa.ChunkedArray) -> np.ndarray | None:
 def _infinities(column: pa.ChunkedArray) -> np.ndarray | None:
     if column.null_count:
         return _mask(pc.is_inf(column))
-    # Several times faster than Arrow's kernel, and it is what every value of every float feature goes through.
+    # Several times faster than Arrow's kernel; every value of every float feature passes through this test.
     parts = [np.isinf(chunk.to_numpy()) for chunk in column.chunks]
     return np.concatenate(parts) if any(part.any() for part in parts) else None
 
@@ -150,7 +151,7 @@ def _not_allowed(rule: ColumnRule, kind: pa.DataType) -> Test:
     plain = kind.value_type if pa.types.is_dictionary(kind) else kind
     common = plain if plain == known.type else _common_type(plain, known.type)
     if pa.types.is_integer(plain):
-        # Values the type cannot hold are in no row of it.
+        # No row can have a value that its type cannot hold.
         known, common = pa.array([value for value in rule.allowed or () if _fits(value, plain)], plain), plain
 
     def test(column: pa.ChunkedArray) -> np.ndarray | None:

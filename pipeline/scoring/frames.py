@@ -25,7 +25,7 @@ from pipeline.spec.parts import Output
 from pipeline.storage.urls import use_storage_options
 
 FRAME_BATCH_ROWS = 1 << 16
-"""Rows of a pandas frame that are scored at a time."""
+"""Rows of a pandas frame per batch."""
 
 
 def score_to_frame(recipe: StageRecipe, partition: Partition, versions: Versions | None = None) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """Main module of the process that `pipeline.scoring.isolation` starts.
 
-The process imports everything once and forks a scorer, and another one after each crash: a start costs milliseconds,
-not seconds. It never runs a step or the model itself, and so has no threads.
+The process imports everything once and forks a scorer, and another scorer after each crash: a start costs
+milliseconds, not seconds. The process never runs a step or the model itself, and so has no threads.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _PR_SET_PDEATHSIG = 1
 
 
 def serve(questions: IO[bytes], answers: IO[bytes]) -> None:
-    """Pass each question to the scorer, and its answer back, until the questions end. None asks for a new scorer.
+    """Pass each question to the scorer, and its answer back, until the questions end. None requests a new scorer.
 
-    A scorer that crashes is answered with `Died`. Incomplete answers are never passed on.
+    If a scorer crashes, the answer is `Died`. Incomplete answers are never passed on.
     """
     recipe: StageRecipe = read_message(questions)
     use_storage_options(recipe.storage)

@@ -1,8 +1,8 @@
-"""Score a partition in a process of its own, which may crash, loop or exceed its memory without harm to the worker.
+"""Score a partition in a separate process, which may crash, loop or exceed its memory without harm to the worker.
 
-Every crash costs the start of another process. A range of rows that crashes one is cut into many pieces, not in two:
-good pieces cost next to nothing, because the process lives on, and three or four starts find a single bad row among
-thousands. Rows that crash every process are rejected with the reason.
+Every crash costs the start of another process. A range of rows that crashes its process is cut into many pieces, not
+in two. Good pieces cost next to nothing, because the process lives on; three or four starts find a single bad row
+among thousands. Rows that crash every process are rejected with the reason.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from pipeline.scoring.scorer import ScoredBatch, reject_table
 from pipeline.sources import SourceBatch
 
 PIECES = 16
-"""Pieces into which a range of rows is cut that crashed its process."""
+"""Pieces into which a range of rows that crashed its process is cut."""
 CRASHES = 48
 """Crashes after which a range that crashes again is rejected as it is, however large."""
 REACH = 4
-"""Consecutive bad rows per further row that is tried together with the next ones; see `Streak`."""
+"""Consecutive bad rows per further row that is tried together with the next rows; see `Streak`."""
 MIN_SECONDS = 5.0
 MIN_SHARE = 0.05
 """A single row may take `MIN_SECONDS`, or `MIN_SHARE` of the time of the whole partition if that is more. On a busy
@@ -53,12 +53,12 @@ _HEADER = 8
 
 @dataclass(frozen=True)
 class Isolation:
-    """Limits of a partition that is scored in a process of its own."""
+    """Limits of a partition that is scored in a separate process."""
 
     seconds: float = 600.0
-    """For all rows of the partition; some of the rows get their share, and `MIN_SECONDS` at least."""
+    """Time limit for all rows of the partition; a part of the rows gets its share, and at least `MIN_SECONDS`."""
     memory: int = 0
-    """Resident bytes; 0: no limit."""
+    """Limit of resident bytes; 0: no limit."""
 
 
 class CrashError(Exception):
@@ -130,8 +130,8 @@ class Streak:
     """Consecutive rows that crashed their process.
 
     Bad rows are often next to each other. The longer the streak, the more rows after it are tried together, and
-    rejected together if they crash the process too. A hundred of them cost some twenty crashes, not a hundred, and at
-    most a quarter as many good rows after the last one.
+    rejected together if they crash the process too. A hundred bad rows cost some twenty crashes, not a hundred, and at
+    most a quarter as many good rows after the last bad row.
     """
 
     def __init__(self) -> None:
@@ -162,14 +162,14 @@ def cut_range(start: int, stop: int, *, pieces: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Died:
-    """Answer in place of a scorer that crashed."""
+    """Answer on behalf of a scorer that crashed."""
 
     code: int | None
     """Exit status, or the negative number of the signal that ended the process."""
 
     @property
     def name(self) -> str:
-        """Name of the end, such as ``SIGSEGV`` or ``exit3``."""
+        """Name of the cause of death, such as ``SIGSEGV`` or ``exit3``."""
         if self.code is None:
             return "unknown"
         return signal.Signals(-self.code).name if self.code < 0 else f"exit{self.code}"
@@ -181,7 +181,7 @@ class _Child:
     def __init__(self, recipe: StageRecipe, *, memory: int) -> None:
         self._memory = memory
         self._scorer = 0
-        # The process that forks must have no threads when it does.
+        # The process must have no threads when it forks.
         single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         path = os.pathsep.join(path for path in sys.path if path)
         self._process = subprocess.Popen(
@@ -246,7 +246,7 @@ class _Child:
         return answer
 
     def _read_answer(self, seconds: float) -> Any:
-        """Read the next answer. Return a `CrashError` if it is late or takes too much memory."""
+        """Read the next answer. Return a `CrashError` if it is late or the scorer takes too much memory."""
         assert self._process.stdout is not None
         data, length = bytearray(), _HEADER
         crash: CrashError | None = None
@@ -269,7 +269,7 @@ class _Child:
         return pickle.loads(data[_HEADER:])
 
     def _check_limits(self, deadline: float, seconds: float) -> CrashError | None:
-        """Kill the scorer if it exceeds a limit; the answer then tells its end like any other."""
+        """Kill the scorer if it exceeds a limit; the next answer then reports its end, as after a crash."""
         crash: CrashError | None = None
         if time.monotonic() > deadline:
             crash = CrashError(TIMEOUT_REASON, f"more than {seconds:.1f} s")
@@ -282,7 +282,7 @@ class _Child:
 
 
 def resident_bytes(pid: int) -> int:
-    """Return the resident bytes of a process; 0 where they are unknown."""
+    """Return the resident bytes of a process; 0 if they are unknown."""
     try:
         with open(f"/proc/{pid}/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -298,7 +298,7 @@ def write_message(file: IO[bytes], message: Any) -> None:
 
 
 def read_message(file: IO[bytes]) -> Any:
-    """Inverse of `write_message`.
+    """Read a message written by `write_message`.
 
     :raises EOFError: at the end of the file.
     """

@@ -1,4 +1,4 @@
-"""Columns that scoring adds: the model's results, and those of rejects beside the source's columns."""
+"""Columns that scoring adds: the results of the model, and the columns of rejects beside those of the source."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REJECT_FIELDS = (
 
 
 def prediction_schema(version: ModelVersion, output: Output) -> pa.Schema:
-    """Return the columns of a model's ``output``: ``column``, or ``column_0`` … for several values a row.
+    """Return the columns of a model's ``output``: ``column``, or ``column_0`` … for several values per row.
 
     :raises SpecError: when the model has no such output.
     """
@@ -56,9 +56,9 @@ def score_dtype(kind: OutputKind) -> np.dtype[np.float32] | np.dtype[np.int32]:
 
 
 def check_scores(scores: np.ndarray, *, rows: int, width: int, kind: OutputKind) -> np.ndarray:
-    """Return ``scores``, [rows] or [rows, width] where ``width`` is more than 1.
+    """Return ``scores``, [rows] or [rows, width] if ``width`` is more than 1.
 
-    :raises BadPrediction: when they are not one result a row.
+    :raises BadPrediction: if ``scores`` are not one result per row.
     """
     shapes = [(rows,), (rows, 1)] if width == 1 else [(rows, width)]
     if isinstance(scores, np.ndarray) and scores.shape in shapes and scores.dtype == score_dtype(kind):

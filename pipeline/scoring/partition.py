@@ -1,7 +1,7 @@
 """Score one partition on a worker: read, run the steps, predict, write, and commit the receipt, all as a stream.
 
-The batch and the row group being written bound the memory, whatever the size of the partition: the next batch is read
-while one is scored, and no more than these two are held. Writing has no thread of its own: other tasks use the cores,
+The batch and the row group being written bound the memory, for partitions of any size. The next batch is read while
+the current batch is scored, and only these two are held. Writing has no separate thread: other tasks use the cores,
 so a thread would only cost memory.
 """
 
@@ -48,14 +48,14 @@ def score_partition(
     worker: str = "",
     isolation: Isolation | None = None,
 ) -> Receipt:
-    """Score ``partition`` and commit its receipt. If another attempt has committed one, return that one.
+    """Score ``partition`` and commit its receipt. If another attempt has committed a receipt, return that receipt.
 
     An attempt that is asked to stop early (`pipeline.scoring.progress`) commits the rows it has scored as the first
     part of a split partition, and returns the receipt of the split.
 
-    :param versions: of its files, as planned; None: not checked.
+    :param versions: planned versions of the input files; None: not checked.
     :param worker: name for the receipt; default: host and process.
-    :param isolation: score in a process of its own, with these limits. Default: in this process.
+    :param isolation: limits for scoring in a separate process. Default: score in this process.
     :raises PipelineError: when the partition cannot be scored. The files of this attempt are removed then.
     """
     use_storage_options(recipe.storage)
@@ -144,7 +144,7 @@ class _Attempt:
             return self._make_receipt(counter, opened, files, data, rejects, seconds=seconds, worker=worker)
 
     def _resize(self, batches: Iterable[SourceBatch], scorer: Scorer | IsolatedScorer) -> Iterable[SourceBatch]:
-        """Return batches that take about half a second each; an `IsolatedScorer` bounds its time by itself."""
+        """Return batches that take about half a second each; an `IsolatedScorer` bounds its own time."""
         if isinstance(scorer, IsolatedScorer):
             return batches
         return rebatch(batches, self.partition.fragments, lambda: self.sizer.rows)
@@ -203,14 +203,14 @@ class _OpenScorer:
 
     scorer: Scorer | IsolatedScorer
     seconds: float
-    """Seconds it took to load the model here."""
+    """Seconds for loading the model in this process."""
     engine_use: Callable[[], EngineUse]
-    """Return the engines that evaluated the model, once all rows are scored."""
+    """Returns the engines that evaluated the model; call it after all rows are scored."""
 
 
 @contextmanager
 def _open_scorer(recipe: StageRecipe, partition: Partition, isolation: Isolation | None) -> Iterator[_OpenScorer]:
-    """Open a scorer in this process, or one in a process of its own, which ends with the block."""
+    """Open a scorer in this process, or in a separate process that ends with the block."""
     if isolation is None:
         evaluator, seconds = get_evaluator(recipe.score)
         yield _OpenScorer(Scorer(recipe, evaluator), seconds, evaluator.engine_use)
@@ -264,7 +264,7 @@ def _time_reading(batches: Generator[SourceBatch, None, None], watch: Stopwatch)
 
 
 def peak_memory() -> int:
-    """Return the most resident bytes this process has had; 0 where the system does not tell."""
+    """Return the peak resident bytes of this process; 0 if the system does not report them."""
     # Linux counts in KiB, macOS in bytes (getrusage(2)).
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
@@ -282,7 +282,7 @@ def _file_metadata(recipe: StageRecipe) -> dict[str, str]:
 
 
 Versions = Mapping[str, tuple[int, str]]
-"""Path of an input file -> its size in bytes and version, as planned."""
+"""Path of an input file -> its planned size in bytes and version."""
 
 _ADDED = (pa.field(REJECT_ROW, pa.int64()), pa.field(REJECT_REASON, pa.string()))
 
@@ -295,7 +295,7 @@ def read_partition(
 ) -> Generator[SourceBatch, None, None]:
     """Yield the rows of ``partition`` that the filter keeps, in batches (see `pipeline.sources.read_batches`).
 
-    :param versions: of its files, as planned; None: not checked.
+    :param versions: planned versions of the input files; None: not checked.
     """
     if partition.fragments and partition.fragments[0].origin:
         return read_rejects(recipe, partition)
@@ -335,7 +335,7 @@ def read_rejects(recipe: StageRecipe, partition: Partition) -> Generator[SourceB
 
 
 class RowCounter:
-    """Counts the rows of each fragment: out, rejected, filtered."""
+    """A counter of the rows of each fragment: out, rejected, filtered."""
 
     def __init__(self, partition: Partition) -> None:
         self.partition = partition
@@ -365,8 +365,8 @@ class RowCounter:
     def file_counts(self, *, is_complete: bool = True) -> tuple[FragmentCounts, ...]:
         """Return the counts per fragment.
 
-        :param is_complete: all rows were read; else the first `rows_done` of them.
-        :raises ReconciliationFailed: when rows are missing, or there are too many.
+        :param is_complete: True if all rows were read, False if only the first `rows_done` rows.
+        :raises ReconciliationFailed: if rows are missing, or there are too many.
         """
         fragments = self.partition.fragments
         read = [fragment.rows for fragment in fragments] if is_complete else _first_rows(fragments, self.rows_done)
@@ -388,6 +388,6 @@ class RowCounter:
 
 
 def _first_rows(fragments: Sequence[Fragment], rows: int) -> list[int]:
-    """Return the number of the first ``rows`` rows that each fragment has."""
+    """Return how many of the first ``rows`` rows each fragment has."""
     ends = np.cumsum([fragment.rows for fragment in fragments])
     return [int(take) for take in np.diff(np.minimum(ends, rows), prepend=0)]

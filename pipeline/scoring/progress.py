@@ -23,7 +23,7 @@ BEAT_SECONDS = 0.05
 class StallMonitor:
     """A thread that sleeps for a beat and measures how late it wakes, since all threads of a process stall together.
 
-    Code that holds the interpreter lock for long looks the same.
+    Code that holds the interpreter lock for long has the same effect.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -54,7 +54,7 @@ class StallMonitor:
 
 
 MIN_REST_ROWS = 64
-"""Fewer remaining rows of a partition are not split."""
+"""Minimum remaining rows of a partition for a split."""
 
 _stalls = StallMonitor()
 
@@ -66,11 +66,11 @@ class ProgressSnapshot:
     rows_done: int
     """Input rows read, scored and counted, filtered ones too."""
     batches: int
-    """Batches that are done."""
+    """Number of completed batches."""
     seconds: float
     """Seconds since the attempt started, by the worker's clock."""
     since: float = 0.0
-    """Seconds since its last batch ended, part of ``seconds``."""
+    """Seconds since the last batch ended, part of ``seconds``."""
     starved: float = 0.0
     """Seconds for which its process did not run (stopped, or other processes had the cores), part of ``seconds``."""
 
@@ -123,7 +123,7 @@ class AttemptProgress:
 
 _lock = threading.Lock()
 _running: dict[tuple[str, str], list[AttemptProgress]] = {}
-"""By the folder of the round and the id of the partition."""
+"""Progress of the running attempts, by the folder of the round and the id of the partition."""
 
 
 @contextmanager
@@ -169,7 +169,7 @@ def request_split(round_folder: str, partition: str, parts: int) -> ProgressSnap
 
 
 def request_drop(round_folder: str, partition: str) -> None:
-    """Ask the attempt to end at its next batch boundary and to remove its files: another one has finished."""
+    """Ask the attempt to end at its next batch boundary and to remove its files: another attempt has finished."""
     with _lock:
         for progress in _running.get((round_folder, partition), ()):
             progress.is_dropped = True

@@ -18,9 +18,9 @@ class Failures:
     rows: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     """int64 [failures], positions in the table, ascending."""
     reasons: tuple[str, ...] = ()
-    """Short and stable, ``contract:<column>:<rule>``, to be counted."""
+    """Short and stable texts for counting: ``contract:<column>:<rule>``."""
     messages: tuple[str, ...] = ()
-    """With the invalid value."""
+    """Messages with the invalid value."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -31,7 +31,7 @@ class Failures:
 
     @staticmethod
     def merged(parts: Sequence[Failures]) -> Failures:
-        """All of ``parts`` by ascending row; no row may be in two of them."""
+        """Merge ``parts`` by ascending row; no row may be in two parts."""
         parts = [part for part in parts if len(part)]
         if len(parts) < 2:
             return parts[0] if parts else Failures()
@@ -52,12 +52,12 @@ class Rows:
 
     @staticmethod
     def from_table(table: pa.Table) -> Rows:
-        """All rows of a batch, numbered from 0."""
+        """Return all rows of a batch, numbered from 0."""
         return Rows(table, np.arange(table.num_rows, dtype=np.int64))
 
     @staticmethod
     def concat(parts: Sequence[Rows], schema: pa.Schema) -> Rows:
-        """The rows of ``parts``, one part after the other; of ``schema`` where there is no part."""
+        """Concatenate ``parts`` in order; without parts, return no rows, with ``schema``."""
         if len(parts) == 1:
             return parts[0]
         if not parts:
@@ -68,18 +68,18 @@ class Rows:
         return len(self.position)
 
     def slice(self, start: int, stop: int) -> Rows:
-        """The rows from ``start`` to ``stop``, which is excluded."""
+        """Return the rows from ``start`` to ``stop``, which is excluded."""
         return Rows(self.table.slice(start, stop - start), self.position[start:stop])
 
     def select(self, rows: np.ndarray) -> Rows:
-        """The given rows, in the given order.
+        """Return the given rows, in the given order.
 
         :param rows: int64, indices into this object.
         """
         return Rows(take_rows(self.table, rows), self.position[rows])
 
     def drop(self, rows: np.ndarray) -> Rows:
-        """All rows but the given ones.
+        """Return all rows except the given ones.
 
         :param rows: int64, indices into this object.
         """
@@ -90,9 +90,9 @@ class Rows:
         return self.select(np.flatnonzero(keep))
 
     def number(self, failures: Failures) -> Failures:
-        """``failures`` of rows of this object, with the rows' positions in the batch."""
+        """Return ``failures`` of rows of this object, with the rows' positions in the batch."""
         return failures.renumber(self.position)
 
     def reject(self, failures: Failures) -> tuple[Rows, Failures]:
-        """The rows without those of ``failures``, and ``failures`` with positions in the batch."""
+        """Drop the rows of ``failures``. Return the other rows, and ``failures`` with positions in the batch."""
         return self.drop(failures.rows), self.number(failures)

@@ -44,11 +44,11 @@ class ScoredBatch:
     fragment: np.ndarray
     """int32 [rows out], index of the fragment of each row."""
     rejects: pa.Table | None
-    """Rejected rows with the source's columns and the reason (see `reject_schema`); None when there are none."""
+    """Rejected rows with the source's columns and the reason (see `reject_schema`); None if no row was rejected."""
     rejected: np.ndarray
-    """int64 [fragments]."""
+    """int64 [fragments], rejected rows."""
     filtered: np.ndarray
-    """int64 [fragments], dropped by the source's filter or by a step."""
+    """int64 [fragments], rows dropped by the source's filter or by a step."""
     seconds_steps: float
     seconds_score: float
 
@@ -58,7 +58,7 @@ class _ScoredRows:
     """Output of some rows of a batch."""
 
     rows: Rows
-    """In the output schema."""
+    """Rows in the output schema."""
     failures: Failures
     """Rejected rows, by their positions in the batch."""
     dropped: int = 0
@@ -66,7 +66,7 @@ class _ScoredRows:
 
     @staticmethod
     def concat(parts: Sequence[_ScoredRows], schema: pa.Schema) -> _ScoredRows:
-        """The output of all ``parts``, in order; of ``schema`` where there is no part."""
+        """Concatenate ``parts`` in order; without parts, return no rows, with ``schema``."""
         if len(parts) == 1:
             return parts[0]
         return _ScoredRows(
@@ -78,19 +78,19 @@ class _ScoredRows:
 
 @dataclass
 class Scorer:
-    """Scores the batches of a partition. Not for several threads at once; its predictor is."""
+    """A scorer of the batches of a partition. The scorer is not thread-safe; its predictor is."""
 
     recipe: StageRecipe
     predictor: Predictor
     steps: Sequence[Step] | None = None
     """Map steps. Default: those of the recipe, imported now."""
     batch_rows: int = 0
-    """Rows that are scored at a time; fewer than the recipe's after memory ran short."""
+    """Rows per call of `_score_rows`; fewer than the recipe's after memory ran short."""
     _fitted: int = field(default=0, init=False)
     _steps_worked: bool = field(default=False, init=False)
-    """The steps returned for some row; a step that fails on every row is then not at fault."""
+    """True if the steps returned for some row; a step that fails on every row is then not at fault."""
     _model_worked: bool = field(default=False, init=False)
-    """The same of the model."""
+    """True if the model returned for some row."""
     _steps_watch: Stopwatch = field(default_factory=Stopwatch, init=False)
     _model_watch: Stopwatch = field(default_factory=Stopwatch, init=False)
 
@@ -115,7 +115,7 @@ class Scorer:
         :param paths: path of each fragment of the partition, for the rejects.
         :raises OutOfMemory: when even `MIN_HALVED_ROWS` rows need more memory than there is.
         :raises StepFailed: when a step breaks its contract, or fails on every row.
-        :raises BadPrediction: when the model does not give one result a row.
+        :raises BadPrediction: when the model does not give one result per row.
         """
         self._steps_watch, self._model_watch = Stopwatch(), Stopwatch()
         if batch.reasons:
@@ -156,7 +156,7 @@ class Scorer:
             self._fitted = 0
 
     def _score_rows(self, rows: Rows) -> _ScoredRows:
-        """Check the contract of the source, run the steps, and predict for the rows that each call of them returned."""
+        """Check the contract of the source, run the steps, and predict for the rows of each call of the steps."""
         rows, rejected = rows.reject(check(rows.table, self._source_rules, skip_finite=self._in_matrix))
         if not self.steps:
             scored = self._predict_rows(rows)
@@ -170,7 +170,7 @@ class Scorer:
         return replace(scored, failures=failures, dropped=len(rows) - count - len(failed))
 
     def _predict_rows(self, rows: Rows) -> _ScoredRows:
-        """Check the contract of the model, predict, and put the output's columns together."""
+        """Check the contract of the model, predict, and assemble the output columns."""
         kind, width = self.recipe.score.kind, len(self.recipe.score.outputs)
         with self._model_watch:
             rows, matrix, rejected = self._encode_rows(rows)
@@ -195,7 +195,7 @@ class Scorer:
             return _ScoredRows(self._with_scores(rows, scores), Failures.merged([rejected, failed]))
 
     def _encode_rows(self, rows: Rows) -> tuple[Rows, np.ndarray, Failures]:
-        """The rows that keep the model's contract, their feature matrix, and the other rows."""
+        """Return the rows that keep the model's contract, their feature matrix, and the other rows as failures."""
         features = self.recipe.score.features
         _expect_columns(rows.table, (*features, *self.recipe.score.keep))
         rows, rejected = rows.reject(check(rows.table, self._score_rules, skip_finite=self._finite))
@@ -208,13 +208,13 @@ class Scorer:
         return rows, matrix, rejected
 
     def _with_scores(self, rows: Rows, scores: np.ndarray) -> Rows:
-        """The columns that are kept, and ``scores`` [rows] or [rows, outputs], in the output schema."""
+        """Return the kept columns and ``scores``, [rows] or [rows, outputs], in the output schema."""
         columns = [_cast(rows.table.column(name), self._schema.field(name)) for name in self.recipe.score.keep]
         columns += [pa.array(scores)] if scores.ndim == 1 else list(map(pa.array, np.ascontiguousarray(scores.T)))
         return Rows(pa.Table.from_arrays(columns, schema=self._schema), rows.position)
 
     def _count_rows(self, batch: SourceBatch, scored: _ScoredRows, paths: Sequence[str]) -> ScoredBatch:
-        """Count the rows per fragment, and refuse a batch of which a row got lost or doubled."""
+        """Count the rows per fragment, and fail if a row was lost or duplicated."""
         count, failures = len(batch.filtered), scored.failures
         is_complete = len(scored.rows) == batch.table.num_rows
         fragment = batch.fragment if is_complete else batch.fragment[scored.rows.position]
@@ -248,8 +248,8 @@ def frame_schema(
 ) -> pa.Schema:
     """Find the columns that rows have after the map steps, by running the steps on a sample.
 
-    :param sample: some rows of the source; None when it has none.
-    :param schema: of the source; needed when there is no sample.
+    :param sample: some rows of the source; None if the source has no rows.
+    :param schema: schema of the source; required without a sample.
     :param reload_changed: see `load_steps`.
     :raises StepFailed: when a step cannot be loaded, breaks its contract, or works on no row of the sample.
     """
@@ -274,7 +274,7 @@ def _map_recipe(step: MapStep | MapRecipe) -> MapRecipe:
 
 
 def map_rows(steps: Sequence[Step], rows: Rows, *, any_worked: bool) -> tuple[list[Rows], Failures]:
-    """Run ``steps``, on fewer rows at a time where they raise. Return the results in order, and the rows that fail."""
+    """Run ``steps``, on fewer rows at a time if they raise. Return the results in order, and the rows that fail."""
 
     def run(start: int, stop: int) -> Rows:
         return run_steps(steps, rows.slice(start, stop))

@@ -94,7 +94,7 @@ def load_function(entrypoint: str, *, import_paths: Sequence[str] = ()) -> Funct
     """Import the function named ``module:function``; the attribute may be dotted.
 
     :param import_paths: folders to add to ``sys.path`` for good, since the module may import others later.
-    :raises StepFailed: when there is no such function.
+    :raises StepFailed: if the module or the function does not exist.
     """
     for path in reversed(import_paths):
         if path not in sys.path:
@@ -128,9 +128,9 @@ def load_function(entrypoint: str, *, import_paths: Sequence[str] = ()) -> Funct
 
 
 def run_steps(steps: Sequence[Step], rows: Rows) -> Rows:
-    """Run ``steps`` one after the other. Return the rows that they keep, in the order they came in.
+    """Run ``steps`` one after the other. Return the rows that they keep, in input order.
 
-    :raises RowsError: when a step raises an exception that rows may be the reason of.
+    :raises RowsError: when a step raises an exception that rows may have caused.
     :raises StepFailed: when the result of a step is not a frame of these rows.
     """
     table, position = rows.table, rows.position
@@ -187,7 +187,7 @@ def _call_step(step: Step, frame: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarra
 
 
 def _show_warnings() -> AbstractContextManager[Any]:
-    """Show warnings of the user's code, and never turn them into errors, whatever filters the process has."""
+    """Show warnings of the user's code, and never turn them into errors, under any filters of the process."""
     if all(action != "error" for action, *_ in warnings.filters):
         return nullcontext()  # filters belong to the process, and other threads use them
     return warnings.catch_warnings(action="default")
@@ -281,7 +281,7 @@ def _convert(series: pd.Series[Any], name: str, *, where: str) -> pa.Array:
             found=f"dtype {series.dtype}: {error}"[:300],
             expected="values of one type",
         ) from error
-    # pandas makes large strings and dictionaries of any width: one type for all batches, whatever is in them.
+    # pandas makes large strings and dictionaries of any width: use one type for all batches.
     kind = plain_type(column.type)
     return column if kind == column.type else pc.cast(column, kind)
 
