@@ -39,7 +39,7 @@ class AliasMonitor:
     settings: Settings
     stop: Stop
     is_paused: bool = False
-    """Whether a probe runs: nothing of it is published."""
+    """True while a probe runs, whose results are not published."""
 
     @cached_property
     def _watch(self) -> AliasWatch:
@@ -122,7 +122,7 @@ class AliasMonitor:
         logger.warning("%s: rescoring all rows with version %s", change.said, plan.model.version)
 
     def _replan(self, ledger: Ledger) -> Plan:
-        """The plan of all rows of the files that count, with the version that the alias names now."""
+        """Return the plan of all rows of the files that count, with the version that the alias names now."""
         last = ledger.last.plan
         settings = replace(
             self.settings,
@@ -143,9 +143,9 @@ class AliasMonitor:
 
 
 def pinned_version(spec: JobSpec, *, job: str | None, settings: Settings) -> ModelVersion | None:
-    """The model version that an existing job of that id has pinned, if it names the same alias; else None.
+    """Return the model version pinned by an existing job of this id, if the job names the same alias; else None.
 
-    Whether the alias has changed since then is checked by the driver of the job.
+    The driver of the job checks if the alias has changed since then.
     """
     reference = spec.score.model
     if job is None or not ModelRef(reference).alias:

@@ -61,7 +61,7 @@ class Driver(JobRun):
 
     @property
     def ledger(self) -> Ledger:
-        """Everything that counts so far, over all rounds."""
+        """Ledger of all rounds, from the receipts read so far."""
         return self.job.ledger(self.receipts)
 
     def drive(self) -> Report:
@@ -107,7 +107,7 @@ class Driver(JobRun):
     def make_report(
         self, status: Status, *, ledger: Ledger | None = None, error: PipelineError | None = None
     ) -> Report:
-        """The report of a run that ends with ``status``; by default with the receipts read so far."""
+        """Return the report of a run that ends with ``status``; by default with the receipts read so far."""
         return super().make_report(status, ledger=self.ledger if ledger is None else ledger, error=error)
 
     def _read_receipts(self) -> None:
@@ -158,7 +158,7 @@ class Driver(JobRun):
 
     @contextmanager
     def _client(self, plan: Plan) -> Iterator[Any]:
-        """A client of the fan-out's cluster, or else of a cluster for this job."""
+        """Yield a client of the fan-out's cluster, or else of a new cluster for this job."""
         if self.parent.cluster is not None:
             with self.parent.cluster.client(plan.model.flavor) as client:
                 yield client
@@ -187,7 +187,7 @@ class Driver(JobRun):
         )
 
     def _straggler_policy(self) -> StragglerPolicy | None:
-        # On a cluster shared with other children, idle workers cannot be told from theirs.
+        # On a cluster shared with other children, their idle workers look the same as those of this child.
         is_enabled = self.settings.stragglers and self.parent.cluster is None
         return StragglerPolicy() if is_enabled else None
 
@@ -207,9 +207,9 @@ class Driver(JobRun):
         self.alias_monitor.poll(self.task_set.round)
 
     def _decide(self, ledger: Ledger) -> Status:
-        """The final status, by the number of rejected rows.
+        """Return the final status, decided by the number of rejected rows.
 
-        :raises PipelineError: when there are too many.
+        :raises PipelineError: if too many rows are rejected.
         """
         examples = first_examples(summarise(self.job, ledger=ledger)) if ledger.rows.rejected else None
         return decide_status(ledger, job=self.job.id, examples=examples)

@@ -1,4 +1,4 @@
-"""Drive a fan-out: run its children side by side on one cluster, each as a job of its own, then sum them up."""
+"""Drive a fan-out: run its children side by side on one cluster, each as a separate job, then combine the results."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class FanOutStop(Stop):
         self._child_stops: list[Stop] = []
 
     def child_stop(self) -> Stop:
-        """A stop for one child. Requests to the fan-out, earlier ones included, are forwarded to it, not back."""
+        """Return a stop for one child. Requests to the fan-out, also earlier ones, are forwarded to it, not back."""
         stop = Stop()
         with self._lock:
             self._child_stops.append(stop)
@@ -64,7 +64,7 @@ class RunChild(Protocol):
 
 
 def is_ready(child: JobDirectory) -> bool:
-    """Whether a child has ended, or is scored and only waits to be published with the others."""
+    """Return True if a child has ended, or is scored and only waits to be published with the others."""
     if child.record.publishes_itself or child.status() is not Status.SCORED:
         return child.is_ended
     return not child.ledger().todo
@@ -80,7 +80,7 @@ class FanOutDriver(JobRun):
     def drive(self) -> Report:
         """Run the children that are not ready, publish, and sum up.
 
-        :raises ChildrenFailed: when some children failed. The others are done, and stay so.
+        :raises ChildrenFailed: when some children failed. The other children stay done.
         """
         children = self.job.children()
         failures = self._score_children([child for child in children if not is_ready(child)])
@@ -146,7 +146,7 @@ class _ChildPool:
     def run(self, children: Sequence[JobDirectory], *, width: int) -> dict[str, BaseException]:
         """Run all ``children``. Return the errors by job id.
 
-        :raises Fenced: when another driver has taken the fan-out over.
+        :raises Fenced: when another driver has taken over the fan-out.
         """
         with ThreadPoolExecutor(width, thread_name_prefix="child") as pool:
             running: set[Future[None]] = {pool.submit(self._run_child, child) for child in children}
@@ -176,7 +176,7 @@ class _ChildPool:
 
 
 class _ChildEvents(Callback):
-    """Notifies the callbacks of the fan-out of events in its children, one event at a time."""
+    """A callback that forwards events in children to the callbacks of the fan-out, one event at a time."""
 
     def __init__(self, job: str, callbacks: Sequence[Callback]) -> None:
         self._job = job
@@ -197,7 +197,7 @@ class _ChildEvents(Callback):
 def _children_failed(
     job: JobDirectory, unfinished: Sequence[JobDirectory], failures: dict[str, BaseException]
 ) -> ChildrenFailed:
-    """The error of a fan-out whose children ``unfinished`` failed; its exit code is that of the first of them."""
+    """Return the error of a fan-out whose children ``unfinished`` failed, with the first known exit code of theirs."""
     known = [failures[child.id] for child in unfinished if child.id in failures]
     shown = [
         f"{child.id.removeprefix(f'{job.id}.')}: {_failure_text(child, failures)}" for child in unfinished[:_SHOWN]

@@ -1,4 +1,4 @@
-"""The parts that every driver has: how a status is set, and how a run ends, well or badly."""
+"""Common parts of all drivers: set the status, and record the end or the failure of a run."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class JobDriver(Protocol):
 
 @dataclass(frozen=True)
 class ParentContext:
-    """Share of a child in the driver of its fan-out. A job without a parent has a stop of its own."""
+    """Objects that a child gets from the driver of its fan-out. A job without a parent has its own stop."""
 
     stop: Stop = field(default_factory=Stop)
     cluster: SharedCluster | None = None
-    """Cluster of the fan-out. None: the driver opens one when there is something to score."""
+    """Cluster of the fan-out. None: the driver opens a cluster if partitions are pending."""
     publishes: bool = True
-    """Whether to publish. False: the job ends as SCORED."""
+    """True: publish. False: the job ends as SCORED."""
 
 
 @dataclass
@@ -69,7 +69,7 @@ class JobRun:
     def set_status(self, status: Status, *, reason: str = "") -> None:
         """Record a new status and notify the callbacks.
 
-        :raises Fenced: when another driver has taken the job over.
+        :raises Fenced: when another driver has taken over the job.
         """
         self.lease.check()
         notify(self.callbacks, self.job.set_status(status, reason=reason))
@@ -77,15 +77,15 @@ class JobRun:
     def make_report(
         self, status: Status, *, ledger: Ledger | None = None, error: PipelineError | None = None
     ) -> Report:
-        """The report of a run that ends with ``status``."""
+        """Return the report of a run that ends with ``status``."""
         return make_report(self.job, ledger=ledger, status=status, seconds=time.monotonic() - self.started, error=error)
 
     def finish(self, report: Report, *, reason: str = "", error: PipelineError | None = None) -> Report:
         """Store ``report``, set its status and notify the callbacks of the end.
 
-        :param reason: for the status event of a run that did not fail.
-        :param error: why the run failed, if it did.
-        :raises Fenced: when another driver has taken the job over.
+        :param reason: reason in the status event of a run that did not fail.
+        :param error: error that ended the run, if the run failed.
+        :raises Fenced: when another driver has taken over the job.
         """
         message = error.message if error else ""
         self.lease.check()

@@ -1,6 +1,6 @@
 """Prepare a job: turn a job spec into a plan, and select the input files. Nothing is written.
 
-A job scores all files of its source; an incremental job, those that are new to its sink.
+A job scores all files of its source; an incremental job, the files that are new to its sink.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Prepared:
 
 
 def prepare(spec: JobSpec, *, settings: Settings, job: str = "", version: ModelVersion | None = None) -> Prepared:
-    """Resolve the model, read the footers, plan, and refuse what cannot run.
+    """Resolve the model, read the footers, plan, and reject a job that cannot run.
 
     :param job: Id of the job, if it may exist already.
     :param version: Model version, if it is pinned already.
@@ -107,7 +107,7 @@ def _refuse_quarantine(spec: JobSpec) -> None:
 
 @dataclass
 class _Drafting:
-    """Plan jobs; what several children need is computed once."""
+    """A planner of jobs that computes the parts shared by several children once."""
 
     settings: Settings
     limits: Limits
@@ -118,11 +118,11 @@ class _Drafting:
     """Schemas after the ``map`` steps, by steps and input schema."""
 
     def discover(self, spec: JobSpec) -> Discovery:
-        """The files of the source of ``spec``."""
+        """Return the files of the source of ``spec``."""
         return discover(absolute(spec).source, planned=self.planned)
 
     def plan(self, spec: JobSpec, discovery: Discovery, *, progress: IncrementalState = FULL_INPUT) -> Plan:
-        """The plan of one job over the discovered files.
+        """Return the plan of one job over the discovered files.
 
         :param progress: State that an incremental job continues from.
         :raises PipelineError: for anything that would not work.
@@ -149,7 +149,7 @@ class _Drafting:
         return self.schemas[key]
 
     def model(self, spec: JobSpec) -> ModelVersion:
-        """The model version that scores ``spec``."""
+        """Return the model version that scores ``spec``."""
         if self.version is not None:
             return self.version
         text = spec.score.model
@@ -179,28 +179,28 @@ def check_output(plan: Plan, *, settings: Settings, job: str = "") -> None:
 
 
 def resolve_model(text: str, *, settings: Settings) -> ModelVersion:
-    """The model version that a model reference names now.
+    """Return the model version that a model reference names now.
 
-    :raises ModelError: when there is none.
+    :raises ModelError: if the reference names no version.
     """
     return resolve(ModelRef.parse(text), registry=settings.registry, cache=settings.directory)
 
 
 def first_sink(plan: Plan) -> Sink:
-    """The sink of a plan. For a fan-out, that of its first child."""
+    """Return the sink of a plan; for a fan-out, the sink of its first child."""
     first = plan.children[0].plan if plan.children else None
     return (first or plan).spec.sink
 
 
 def _frame_schema(spec: JobSpec, *, discovery: Discovery, settings: Settings) -> pa.Schema:
-    """Schema after the ``map`` steps, found by running them on the first rows. Without steps, that of the source."""
+    """Return the schema after the ``map`` steps, which run on the first rows; without steps, the source's schema."""
     schema = discovery.schema
     if not spec.maps:
         return schema
     columns = [name for name in schema.names if name not in discovery.key_names]
     is_lenient = spec.errors.files == "quarantine"
     batch = sample_batch(discovery, columns=columns, schema=schema, skip_unreadable=is_lenient)
-    # What a step prints is not the result of a command.
+    # The text that a step prints must not mix with the result of a command.
     with redirect_stdout(sys.stderr):
         return frame_schema(spec.maps, batch, schema=schema, import_paths=settings.import_paths)
 
@@ -208,7 +208,7 @@ def _frame_schema(spec: JobSpec, *, discovery: Discovery, settings: Settings) ->
 def select_input(
     spec: JobSpec, model: ModelVersion, *, settings: Settings, planned: Collection[InputFile] | None = None
 ) -> tuple[Discovery, IncrementalState]:
-    """The files to score, and the state that an incremental job continues from.
+    """Return the files to score, and the state that an incremental job continues from.
 
     :param spec: Job spec with absolute paths.
     :param planned: The only files, if they were planned before.
@@ -251,7 +251,7 @@ def select_input(
 def refuse_incremental(spec: JobSpec) -> None:
     """Refuse a fan-out over an incremental source.
 
-    :raises SpecError: when it is one.
+    :raises SpecError: if the source is incremental.
     """
     if spec.source.incremental is not False:
         raise SpecError(
@@ -264,7 +264,7 @@ def refuse_incremental(spec: JobSpec) -> None:
 
 
 def work_digest(spec: JobSpec, model: ModelVersion) -> str:
-    """SHA-256 of everything that is done with a row: model, steps, filter, contract."""
+    """Return the SHA-256 of everything that is done with a row: model, steps, filter, contract."""
     score = spec.score.model_dump(mode="json", exclude={"model", "engine", "tolerance"})
     return digest_json(
         {
@@ -291,7 +291,7 @@ def _check_unchanged(discovery: Discovery, located: dict[str, SourceFile]) -> No
 
 
 def _failed_before(name: str, settings: Settings) -> dict[str, str]:
-    """Files of the last job of that name, with its id, if that job failed. They explain why a file is selected."""
+    """Return the files of the last job of that name, with its id, if the job failed. They explain a selection."""
     try:
         last = next((job for job in list_jobs(settings.directory) if job.record.name == name), None)
         if last is None or last.status.is_success or not last.status.is_final:

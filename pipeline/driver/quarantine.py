@@ -21,7 +21,7 @@ def open_quarantine_round(job: JobDirectory, ledger: Ledger, error: PipelineErro
 
     Completed partitions that hold rows of such a file are scored again without them.
 
-    :returns: None when the job spec does not quarantine files, or ``error`` is not about an input file.
+    :returns: the round; None if the job spec does not quarantine files, or ``error`` is not about an input file.
     :raises TooManyRejects: when more files would be quarantined than ``errors.max_files`` allows.
     """
     errors = ledger.last.plan.spec.errors
@@ -58,7 +58,7 @@ def _reject(file: InputFile, error: CorruptInput | InputChanged | SchemaDrift) -
 
 
 def _changed_files(ledger: Ledger) -> dict[str, QuarantinedFile]:
-    """Files with unread rows that changed since the job was planned. One round quarantines all of them."""
+    """Return the files with unread rows that changed since the job was planned. One round quarantines all of them."""
     waiting = {fragment.path for partition in ledger.todo for fragment in partition.fragments if not fragment.origin}
     changed = {}
     for path in sorted(waiting & set(ledger.files)):
@@ -74,7 +74,7 @@ def _changed_files(ledger: Ledger) -> dict[str, QuarantinedFile]:
 
 
 def _without_files(ledger: Ledger, bad: set[str]) -> tuple[dict[int, list[str]], list[tuple[Fragment, ...]]]:
-    """Partitions of earlier rounds to supersede, and their fragments outside of the files ``bad``.
+    """Return the partitions of earlier rounds to supersede, and their fragments outside of the files ``bad``.
 
     A superseded partition's rejects no longer count, nor do rows that a later round retried from them.
     """

@@ -58,7 +58,7 @@ class RetryRequest:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is to be changed."""
+        """True if no change is requested."""
         return self.model is None and not self.overrides
 
 
@@ -134,7 +134,7 @@ def _check_output(job: JobDirectory) -> None:
 
 
 def _changed_spec(spec: JobSpec, request: RetryRequest) -> JobSpec:
-    """``spec`` with the requested changes.
+    """Return ``spec`` with the requested changes.
 
     :raises SpecError: for a field that is not in `MAY_CHANGE`, and for an invalid value.
     """
@@ -157,7 +157,7 @@ def _changed_spec(spec: JobSpec, request: RetryRequest) -> JobSpec:
 
 
 def _replan(ledger: Ledger, spec: JobSpec, request: RetryRequest, *, settings: Settings) -> Plan:
-    """The plan of the last round, with the changes of ``spec`` and of a requested model."""
+    """Return the plan of the last round, with the changes of ``spec`` and of a requested model."""
     last = ledger.last.plan
     if request.is_empty:
         return last
@@ -207,13 +207,13 @@ def _columns(ledger: Ledger, spec: JobSpec, model: ModelVersion, predictions: pa
 
 
 def _frame_schema(spec: JobSpec, discovery: Discovery, *, columns: Sequence[str]) -> pa.Schema:
-    """Schema after the ``map`` steps, found by running them on rows of an input file that has not changed."""
+    """Return the schema after the ``map`` steps, which run on rows of an input file that has not changed."""
     sample = _sample(discovery, columns=columns)
     return frame_schema(spec.maps, sample, schema=discovery.schema, reload_changed=True)
 
 
 def _sample(discovery: Discovery, *, columns: Sequence[str]) -> SourceBatch | None:
-    """Rows of the first unchanged input file. (Rejected rows may be just those that fail.)"""
+    """Return rows of the first unchanged input file. Rejected rows are no sample: they may all fail."""
     tried = 0
     for file in discovery.files:
         try:
@@ -252,7 +252,7 @@ class _RetryWork:
 
 
 def _find_work(job: JobDirectory, ledger: Ledger, *, limits: Limits) -> _RetryWork:
-    """Rejected rows, pending partitions, and quarantined files that were repaired."""
+    """Find rejected rows, pending partitions, and quarantined files that were repaired."""
     threads = max(1, limits.workers * limits.threads)
     rejected = find_rejected(job.store, ledger, threads=threads)
     pending = [partition.fragments for partition in ledger.todo if not partition.fragments[0].origin]
@@ -265,13 +265,13 @@ def _find_work(job: JobDirectory, ledger: Ledger, *, limits: Limits) -> _RetryWo
 
 
 def number_partitions(fragments: Sequence[Sequence[Fragment]]) -> tuple[Partition, ...]:
-    """Partitions of a round, with ids in the given order."""
+    """Return the partitions of a round, with ids in the given order."""
     width = max(5, len(str(len(fragments))))
     return tuple(Partition(f"{number:0{width}d}", tuple(parts)) for number, parts in enumerate(fragments))
 
 
 def _recheck_quarantined(ledger: Ledger) -> tuple[tuple[InputFile, ...], tuple[QuarantinedFile, ...]]:
-    """The quarantined files that can be read now, and those that still cannot, with the present reason."""
+    """Return the quarantined files that can be read now, and those that still cannot, with the current reason."""
     plan = ledger.base.plan
     source = plan.spec.source
     adapter = find_source(source.format)
@@ -318,7 +318,7 @@ class RejectedRows:
 
 
 def find_rejected(store: Store, ledger: Ledger, *, threads: int) -> RejectedRows:
-    """The rows that are still rejected, packed like the rows of input files.
+    """Find the rows that are still rejected, packed like the rows of input files.
 
     :param store: Store of the job directory.
     :param threads: Threads of all workers together.
