@@ -1,4 +1,4 @@
-"""``python -m pipeline demo``: a table, a model and a job spec to try everything with, made offline from a seed."""
+"""Make a table, a model and a job spec to try everything with, offline from a seed: ``python -m pipeline demo``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.report.report import Report
 
 SEED = 20240229
 COUNTRIES = {"DE": 0.52, "FR": 0.14, "IT": 0.11, "NL": 0.08, "PL": 0.07, "SE": 0.05, "AT": 0.03}
-"""Share of the rows per country: one file has half of them."""
+"""Share of the rows per country; one file has half of the rows."""
 PLANS = ("basic", "standard", "premium")
 FEATURES = ["age", "tenure_months", "monthly_charges", "support_calls", "days_since_login", "charge_per_month", "plan"]
 BAD_ROWS = 48
@@ -120,8 +120,8 @@ def make_demo(folder: Path, *, rows: int, seed: int = SEED) -> Demo:
     shutil.copyfile(demo_features.__file__, unfinished / "features.py")
     for name, text in (("README.md", README), ("job.yaml", JOB_YAML)):
         (unfinished / name).write_text(text, encoding="utf-8")
-    # job.yaml comes last: a folder that has it is whole. One that was empty stays the same folder, as somebody may be
-    # in it.
+    # job.yaml comes last: a folder that has it is complete. An empty folder is filled, not replaced: a shell may be in
+    # the folder.
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("lake", "churn.ubj", "features.py", "README.md", "job.yaml"):
         (unfinished / name).replace(folder / name)
