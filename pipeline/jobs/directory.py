@@ -1,7 +1,7 @@
-"""`JobDirectory`: the state of a job as files that ``ls`` and ``cat`` can read. These files are the truth about the job.
+"""`JobDirectory`: the state of a job, in files that ``ls`` and ``cat`` can read. The files are the truth about the job.
 
-The parts of a directory are `EventLog`, `RoundLog`, `ReceiptFolder` and `ManifestLog`. `pipeline.jobs.layout` has the paths,
-docs/job-directory.md every field.
+The parts of a directory are `EventLog`, `RoundLog`, `ReceiptFolder` and `ManifestLog`. `pipeline.jobs.layout` has the
+paths, docs/job-directory.md every field.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ class JobDirectory:
 
     @property
     def is_ended(self) -> bool:
-        """True if the job succeeded and no round was opened since. For a fan-out, if this is true of all children, too."""
+        """True if the job succeeded and no round was opened since. For a fan-out, all children must have ended, too."""
         if not self.status().is_success:
             return False
         if self.record.children:
@@ -266,7 +266,7 @@ class JobDirectory:
         self.store.replace(layout.REPORT_FILE, text.encode() + b"\n")
 
     def read_report(self) -> dict[str, Any] | None:
-        """Return ``report.json``; None if the file is missing or damaged. The receipts suffice to make the report again."""
+        """Return ``report.json``; None if the file is missing or damaged. The report can be made from the receipts."""
         try:
             report = json.loads(self.store.read(layout.REPORT_FILE))
         except (FileNotFoundError, ValueError):

@@ -85,9 +85,9 @@ def _between(partition: Partition, files: Mapping[str, InputFile], *, start: int
 
 
 def even_cuts(start: int, stop: int, *, parts: int, smallest: int = 1) -> tuple[int, ...]:
-    """Return the cuts that divide the rows ``start`` to ``stop`` into ``parts`` nearly equal parts. Neither end is a cut.
+    """Return the cuts that divide the rows ``start`` to ``stop`` into ``parts`` nearly equal parts.
 
-    There are fewer parts if one would have fewer than ``smallest`` rows.
+    Neither end is a cut. There are fewer parts if one would have fewer than ``smallest`` rows.
     """
     count = max(1, min(parts, (stop - start) // max(1, smallest)))
     return tuple(start + (stop - start) * number // count for number in range(1, count))
