@@ -1,4 +1,4 @@
-"""Models of this process: each is read, verified and loaded once, whatever the number of its threads."""
+"""Cache the models of this process: its threads share one loaded copy of each model file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.models.flavors import find_flavor, read_model
 from pipeline.models.model import ModelVersion, Predictor
 
 MODELS = 4
-"""Most models in memory; the least recently used one is dropped first."""
+"""Maximum of models in memory; the least recently used model is dropped first."""
 
 _models: OrderedDict[str, Predictor] = OrderedDict()
 _loading: dict[str, threading.Lock] = {}
@@ -20,9 +20,9 @@ _lock = threading.Lock()
 def get_predictor(version: ModelVersion) -> tuple[Predictor, float]:
     """Return the predictor for ``version`` and the seconds this call took to load it (0.0 from the cache).
 
-    Threads that ask for one digest wait for the first of them; other digests do not wait.
+    Threads that request the same digest wait for the first of them to load the model. Other digests do not wait.
 
-    :raises ModelDigestMismatch: when the file is not the pinned one.
+    :raises ModelDigestMismatch: when the file differs from the pinned file.
     :raises ModelError: when the file cannot be read.
     """
     with _lock:

@@ -28,9 +28,10 @@ from pipeline.models.trees import available, kernel_name
 from pipeline.spec.model_ref import Engine, OutputKind
 
 BREAK_EVEN = 50_000_000
-"""Rows of a process × trees from which the start of the tree engine pays: 170,000 rows with 300 trees of depth 6. With
-60 million it saved a tenth of a job's CPU, with 30 million nothing (measured with forked workers and the kernels on
-disk; a worker that has to import numba itself breaks even at 90 million)."""
+"""Rows of a process × trees from which the start of the tree engine pays: 170,000 rows with 300 trees of depth 6.
+
+Measured with forked workers and the kernels on disk: 60 million saved a tenth of a job's CPU, 30 million saved nothing.
+A worker that must import numba breaks even at 90 million."""
 INSTALL = "install the extra: pip install 'dask-batch-pipeline[fast]'"
 _MISSING = "numba is not installed (the extra 'fast')"
 
@@ -55,7 +56,7 @@ class EngineOptions:
 def engine_options(engine: Engine, version: ModelVersion, *, kind: OutputKind, rows: int) -> EngineOptions:
     """Find the engines that can evaluate ``version`` in a process of this machine.
 
-    :param rows: planned for a worker process.
+    :param rows: rows planned for a worker process.
     """
     if engine == "xgboost":
         return EngineOptions(engine, ("xgboost",), ("xgboost was requested",))
@@ -80,7 +81,7 @@ def is_worth_starting(rows: int, *, trees: int) -> bool:
 
 
 def check_engine(engine: Engine, version: ModelVersion, *, kind: OutputKind) -> None:
-    """Refuse a job that requests the tree engine where it is not available.
+    """Refuse a job that requests the tree engine on a machine where the engine is not available.
 
     :raises ModelError: with every reason by name.
     """
@@ -110,11 +111,11 @@ class EngineUse:
     seconds: dict[str, float] = field(default_factory=dict)
     """Seconds of each engine for the ``timed_rows``."""
     timed_rows: int = 0
-    """Rows that both engines scored to find the faster one; their results are compared, too."""
+    """Rows that both engines scored to find the faster engine. Their results are compared, too."""
     compared_rows: int = 0
     """Rows that both engines scored and whose results were compared."""
     mismatches: int = 0
-    """Compared rows whose results differ. xgboost's were taken, and the process disabled the tree engine."""
+    """Compared rows whose results differ. xgboost's results are used, and the process disabled the tree engine."""
     seconds_start: float = 0.0
     """Seconds to start the tree engine: import, compile or load its kernels, read the trees. Once per process."""
     kernels: tuple[str, ...] = ()
@@ -148,7 +149,7 @@ class EngineUse:
 
     @property
     def speedup(self) -> float:
-        """Speed of the tree engine / speed of xgboost on the timed rows; 0.0 where none were timed."""
+        """Speed of the tree engine / speed of xgboost on the timed rows; 0.0 if no rows were timed."""
         trees = self.seconds.get("trees", 0.0)
         return self.seconds.get("xgboost", 0.0) / trees if trees > 0 else 0.0
 
@@ -161,15 +162,15 @@ def _added(first: Mapping[str, Number], second: Mapping[str, Number]) -> dict[st
 
 
 SLICE_ROWS = 8192
-"""Rows that are timed at a time."""
+"""Rows of one timed slice."""
 MIN_TIMED_ROWS = 4096
-"""Fewer rows are not timed: the fixed cost of a call would count too much."""
+"""Minimum of rows to time: with fewer rows the fixed cost of a call would distort the comparison."""
 ROUNDS = 4
 """Slices that are timed before an engine is selected."""
 SAMPLE_EVERY = 64
-"""One of this many calls is compared after an engine is selected."""
+"""Calls per comparison after an engine is selected."""
 SAMPLE_ROWS = 1024
-"""Most rows of that call that are compared."""
+"""Maximum of rows compared in such a call."""
 
 
 @dataclass
@@ -197,8 +198,8 @@ class EngineSelection:
     def start(self, build: Callable[[], Predict], *, is_requested: bool) -> float:
         """Start the tree engine once; meanwhile other threads score with xgboost. Return the seconds of this call.
 
-        :param is_requested: the job requests this engine only: it is not timed, and must start.
-        :raises ModelError: when it is requested and does not start.
+        :param is_requested: True if the job requests the tree engine only: the engine is not timed, and must start.
+        :raises ModelError: when the engine is requested and does not start.
         """
         if not self._starting.acquire(blocking=is_requested):
             return 0.0
@@ -218,7 +219,7 @@ class EngineSelection:
 
     def _build_trees(self, build: Callable[[], Predict]) -> Predict:
         trees = build()
-        # Call it once, so that everything is compiled before it is timed.
+        # Call the engine once, so that its kernels are compiled before it is timed.
         for kind in dict.fromkeys((self.kind, "margin")):
             trees(np.zeros((1, len(self.reference.version.features)), np.float32), kind=kind)
         self.kernel = kernel_name()
@@ -252,7 +253,7 @@ class EngineSelection:
 class Evaluator:
     """A `Predictor` for one partition, with the engine of its process's `EngineSelection`; `use` is the evidence.
 
-    Not for several threads at once; its selection is.
+    Only one thread may use an evaluator at a time. Threads may share the selection.
     """
 
     def __init__(self, choice: EngineSelection, *, seconds_start: float = 0.0) -> None:
@@ -269,7 +270,7 @@ class Evaluator:
         return self.choice.reference.out_of_memory_errors()
 
     def engine_use(self) -> EngineUse:
-        """Return which engines evaluated the model for this partition, and why no other one did."""
+        """Return the engines that evaluated the model for this partition, and the reasons against the tree engine."""
         choice = self.choice
         kernels = (choice.kernel,) if choice.kernel else ()
         return self.use + EngineUse(kernels=kernels, reasons=choice.reasons, disabled=choice.disabled)
@@ -292,7 +293,7 @@ class Evaluator:
         return scores
 
     def _predict_timed(self, matrix: np.ndarray) -> np.ndarray:
-        """Time both engines on slices of ``matrix`` until one is chosen, which predicts for the rest."""
+        """Time both engines on slices of ``matrix`` until one engine is selected; score the rest with that engine."""
         parts: list[np.ndarray] = []
         start = 0
         while self.choice.engine == "both" and len(matrix) - start >= MIN_TIMED_ROWS:
@@ -322,7 +323,7 @@ class Evaluator:
         return scores, self.choice.clock() - started
 
     def _try_trees(self, matrix: np.ndarray) -> np.ndarray | None:
-        """Return the tree engine's scores; None when it fails, which disables it."""
+        """Return the tree engine's scores. If the engine fails, disable it and return None."""
         trees = self.choice.trees
         if trees is None:
             return None
@@ -405,7 +406,7 @@ class Evaluation(Protocol):
 def get_evaluator(score: Evaluation) -> tuple[Evaluator, float]:
     """Return an evaluator for a partition, and the seconds this call took to load the model and start the tree engine.
 
-    :raises ModelDigestMismatch: when the model file is not the pinned one.
+    :raises ModelDigestMismatch: when the model file differs from the pinned file.
     :raises ModelError: when the file cannot be read; or when the requested tree engine is not available here.
     """
     version = score.model

@@ -21,7 +21,7 @@ class Feature:
     name: str
     kind: FeatureKind = "number"
     categories: tuple[str, ...] | tuple[int, ...] | None = None
-    """Values of a category in the order of their codes; None when the model stores none (rows hold codes then)."""
+    """Values of a category in the order of their codes. None: the model stores no values, and rows contain codes."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ModelVersion:
 
     name: str
     version: str
-    """The registry's number, or the first 12 digits of the digest for a bare file."""
+    """Number in the registry; for a bare file, the first 12 digits of the digest."""
     uri: str
     """Path or URL of the file."""
     digest: str
@@ -48,11 +48,11 @@ class ModelVersion:
     trees: int = 0
     """Trees evaluated per row; 0 for a model without trees."""
     margins: int = 1
-    """Values per row of ``margin``: one per class or target, even where ``prediction`` is only the best class."""
+    """Values per row of ``margin``: one per class or target, even if ``prediction`` is only the best class."""
     tree_engine_blockers: tuple[str, ...] = ()
     """Reasons, by name, why the tree engine (`pipeline.models.trees`) cannot score the model."""
     registry: str = ""
-    """Path or URL of the registry that resolved it. Empty for a bare file."""
+    """Path or URL of the registry that resolved the version. Empty for a bare file."""
 
     @property
     def reference(self) -> str:
@@ -66,7 +66,7 @@ class ModelVersion:
 
 
 class Predict(Protocol):
-    """`Predictor.predict` by itself."""
+    """Type of `Predictor.predict` as a function."""
 
     def __call__(self, matrix: np.ndarray, *, kind: OutputKind) -> np.ndarray:
         """See `Predictor.predict`."""
@@ -80,7 +80,7 @@ class Predictor(Protocol):
     def encode(self, table: pa.Table, *, order: Literal["C", "F"] = "C") -> np.ndarray:
         """Make the matrix for `predict` from a table of exactly the model's feature columns, in its order.
 
-        :param order: of the matrix in memory. `predict` takes either; the library itself is faster with C.
+        :param order: memory order of the matrix. `predict` accepts both; xgboost is faster with C.
         :returns: float32 [rows, features]; missing values are NaN, categories their codes.
         """
 
@@ -88,7 +88,7 @@ class Predictor(Protocol):
         """Score ``matrix`` (float32 [rows, features]).
 
         :returns: [rows] or [rows, k]: float32 for ``prediction``, ``margin`` and ``contributions`` (k = features + 1,
-            the bias last; classes × that for multi-class), int32 for ``leaf`` (k = trees) and ``label``.
+            the bias last; for multi-class, k = classes × (features + 1)), int32 for ``leaf`` (k = trees) and ``label``.
         """
 
     def out_of_memory_errors(self) -> tuple[type[BaseException], ...]:

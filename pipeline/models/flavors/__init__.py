@@ -33,8 +33,8 @@ class Flavor:
     libraries: tuple[str, ...] = ()
     """Modules that ``load`` imports; workers import them while they start."""
     tree_engine_blockers: Callable[[ModelVersion, OutputKind], tuple[str, ...]] | None = None
-    """``tree_engine_blockers(version, kind)``: reasons why the tree engine cannot compute that output. None: it never
-    can."""
+    """``tree_engine_blockers(version, kind)``: reasons why the tree engine cannot compute that output. None: the tree
+    engine supports no output of this flavor."""
     trees: Callable[[Any, OutputKind], Predict] | None = None
     """``trees(predictor, kind)``: the predictor's ``predict`` on the tree engine."""
 
@@ -42,6 +42,6 @@ class Flavor:
 def find_flavor(name: str) -> Flavor:
     """Return the flavor named ``name``.
 
-    :raises SpecError: when there is none.
+    :raises SpecError: when the flavor is unknown.
     """
     return cast(Flavor, find_adapter(name, kind="flavor", built_in=BUILT_IN))

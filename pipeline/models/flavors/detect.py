@@ -29,8 +29,8 @@ _OPCODES = 200
 def detect(uri: str) -> str:
     """Return the flavor of the model file at ``uri`` (path or fsspec URL).
 
-    :raises RefusedForSafety: for a pickle, whatever its name says.
-    :raises ModelError: when there is no file, or its format is unknown.
+    :raises RefusedForSafety: for a pickle, under any file name.
+    :raises ModelError: when the file does not exist, or its format is unknown.
     """
     return detect_bytes(read_model(uri), where=uri)
 
@@ -57,7 +57,7 @@ def detect_bytes(data: bytes, *, where: str = "") -> str:
 def read_model(uri: str) -> bytes:
     """Read the model file at ``uri``.
 
-    :raises ModelError: when there is no such file.
+    :raises ModelError: when the file does not exist.
     """
     try:
         with storage_errors(uri):
@@ -129,7 +129,7 @@ def _is_pickle(head: bytes) -> bool:
 
 
 def _is_unmarked_pickle(head: bytes) -> bool:
-    """Return True if the bytes are a pickle of protocol 0 or 1 that imports code. Runs none of it."""
+    """Return True if the bytes are a pickle of protocol 0 or 1 that imports code. The code is not run."""
     names = set()
     # Other bytes soon give an invalid opcode, which raises one of many errors.
     with suppress(Exception):

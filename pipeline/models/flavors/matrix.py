@@ -1,4 +1,4 @@
-"""Arrow columns to the float32 matrix that tree libraries take."""
+"""Convert Arrow columns to the float32 matrix that tree libraries require."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from pipeline.models.model import Feature
 
 _FLOAT32 = pa.float32()
 _BLOCK_ROWS = 8192
-"""Rows filled at a time: a block of a few dozen columns stays in the processor's cache while its columns go in."""
+"""Rows filled at a time: a block of a few dozen columns stays in the processor's cache while it is filled."""
 
 
 def encode(table: pa.Table, features: tuple[Feature, ...], *, order: Literal["C", "F"] = "C") -> np.ndarray:
-    """The columns of ``table``, one per feature and in their order, as float32 [rows, features] in that ``order``.
+    """Return the columns of ``table``, one per feature and in their order, as float32 [rows, features].
 
-    Nulls become NaN, numbers are rounded to float32 as numpy's ``astype`` does (what is too large becomes infinite),
-    booleans 0 and 1, categories their codes; a category the model does not know becomes NaN.
+    Nulls become NaN, booleans 0 and 1, categories their codes, and categories unknown to the model NaN. Numbers are
+    rounded to float32 like numpy's ``astype``: values beyond its range become infinite.
 
-    :raises SchemaDrift: for a column that cannot be the feature.
+    :param order: memory order of the matrix.
+    :raises SchemaDrift: for a column whose type cannot hold the feature.
     """
     matrix = np.empty((table.num_rows, len(features)), dtype=np.float32, order=order)
     block = _BLOCK_ROWS if order == "C" else max(1, table.num_rows)
@@ -38,7 +39,7 @@ def encode(table: pa.Table, features: tuple[Feature, ...], *, order: Literal["C"
                 with np.errstate(over="ignore"):
                     matrix[start : start + len(chunk), index] = values
             start += len(chunk)
-    # A value beyond float32 becomes infinite without a warning: the contract rejects it with a reason.
+    # Do not warn if a value beyond float32 becomes infinite: the contract rejects its row with a reason.
     with np.errstate(over="ignore"):
         for start in range(0, table.num_rows if plain else 0, block):
             stop = start + block
@@ -48,7 +49,7 @@ def encode(table: pa.Table, features: tuple[Feature, ...], *, order: Literal["C"
 
 
 def _values(chunk: pa.Array, feature: Feature) -> np.ndarray:
-    """Values of one chunk in a dtype that numpy casts to float32 with one rounding; NaN where there is none."""
+    """Return the values of one chunk in a dtype that numpy casts to float32 with one rounding; nulls become NaN."""
     if feature.kind == "category":
         return _codes(chunk, feature)
     kind = chunk.type
@@ -63,7 +64,7 @@ def _values(chunk: pa.Array, feature: Feature) -> np.ndarray:
     if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
         raise _not_a_feature(kind, feature, expected="numbers or booleans")
     if chunk.null_count or pa.types.is_boolean(kind):
-        # Straight to float32: through float64, as numpy would take nulls, large integers would be rounded twice.
+        # Cast directly to float32: numpy uses float64 for integers with nulls, which would round large integers twice.
         chunk = pc.cast(chunk, pa.float32(), safe=False)
     return chunk.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
 
@@ -92,7 +93,7 @@ def _lookup(values: pa.Array, feature: Feature) -> pa.Array:
 
 
 def category_values(feature: Feature) -> pa.Array:
-    """Categories of ``feature`` in the order of their codes, as Arrow strings or int64."""
+    """Return the categories of ``feature`` in the order of their codes, as Arrow strings or int64."""
     categories: tuple[Any, ...] = feature.categories or ()
     is_text = not categories or isinstance(categories[0], str)
     return pa.array(categories, type=pa.string() if is_text else pa.int64())

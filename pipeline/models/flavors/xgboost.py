@@ -1,7 +1,7 @@
-"""The xgboost flavor: JSON and UBJ model files, scored by the library itself.
+"""The xgboost flavor: JSON and UBJ model files, scored by xgboost.
 
-All trees of the file are used, as ``Booster.predict`` and ``inplace_predict`` do; only xgboost's scikit-learn wrapper
-stops at ``best_iteration``. Save ``booster[: booster.best_iteration + 1]`` to score with those.
+All trees of the file are used, as in ``Booster.predict`` and ``inplace_predict``. Only xgboost's scikit-learn wrapper
+stops at ``best_iteration``. To score with the trees up to there, save ``booster[: booster.best_iteration + 1]``.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _facts_lock = threading.Lock()
 
 
 def inspect(uri: str, data: bytes, *, name: str | None = None) -> ModelVersion:
-    """What the model file at ``uri`` (path or fsspec URL) is. It is loaded, and scores one row, in a child process.
+    """Describe the model file at ``uri`` (path or fsspec URL). A child process loads the file and scores one row.
 
     :param data: the bytes of the file.
     :param name: name of the version; default: the file's name without its ending.
-    :raises ModelError: when it is damaged or no xgboost model, or xgboost is not installed.
+    :raises ModelError: when the file is damaged or not an xgboost model, or xgboost is not installed.
     """
     digest = digest_bytes(data)
     with _facts_lock:
@@ -78,12 +78,12 @@ def _features(facts: dict[str, Any], *, where: str) -> tuple[Feature, ...]:
 
 
 def load(version: ModelVersion, data: bytes, *, threads: int | None = None) -> XGBoostPredictor:
-    """The predictor for ``version``.
+    """Load the predictor for ``version``.
 
-    :param data: bytes of the model file; their digest is verified before anything parses them.
+    :param data: bytes of the model file; their digest is verified before they are parsed.
     :param threads: threads of one predict call; default: ``OMP_NUM_THREADS``, or 1.
-    :raises ModelDigestMismatch: when ``data`` is not what was pinned.
-    :raises ModelError: when xgboost is not installed, or cannot read it.
+    :raises ModelDigestMismatch: when ``data`` differs from the pinned file.
+    :raises ModelError: when xgboost is not installed, or cannot read the file.
     """
     digest = digest_bytes(data)
     if digest != version.digest:
@@ -107,13 +107,13 @@ def load(version: ModelVersion, data: bytes, *, threads: int | None = None) -> X
     threads = threads or threads_wanted()
     booster.set_param({"nthread": threads, "device": "cpu"})
     predictor = XGBoostPredictor(version, booster, threads=threads)
-    # The library sets itself up at the first call, which must not happen in two threads at once.
+    # xgboost initializes at the first call, which must not run in two threads at once.
     predictor.predict(np.zeros((1, len(version.features)), dtype=np.float32), kind="prediction")
     return predictor
 
 
 def threads_wanted() -> int:
-    """Threads of one predict call: ``OMP_NUM_THREADS`` where it is set, or 1, since tasks run side by side."""
+    """Return the threads of one predict call: ``OMP_NUM_THREADS`` if set, else 1, because tasks run in parallel."""
     text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     return max(1, int(text)) if text.isdigit() else 1
 
@@ -127,9 +127,9 @@ class XGBoostPredictor:
         self.version = version
         self.booster = booster
         self.threads = threads
-        """Threads of one predict call, whatever does it."""
+        """Threads of one predict call, with either engine."""
         self._library = xgboost
-        # Predicting is thread-safe for trees only (xgboost, "Prediction", on thread safety).
+        # Only tree models predict thread-safely (xgboost, "Prediction", on thread safety).
         self._guard: Any = nullcontext() if version.trees else threading.Lock()
 
     def encode(self, table: pa.Table, *, order: Literal["C", "F"] = "C") -> np.ndarray:
@@ -137,11 +137,11 @@ class XGBoostPredictor:
         return matrix.encode(table, self.version.features, order=order)
 
     def predict(self, matrix: np.ndarray, *, kind: OutputKind) -> np.ndarray:
-        """See `Predictor.predict`; the bits are those of ``Booster.inplace_predict`` and ``predict``."""
+        """See `Predictor.predict`. The results equal ``Booster.inplace_predict`` and ``predict`` bit for bit."""
         is_margin = kind == "margin"
         try:
             with self._guard:
-                # Columns side by side take the library 2.6 times as long on a wide table (measured).
+                # With a column-major matrix xgboost takes 2.6 times as long on a wide table (measured).
                 matrix = np.ascontiguousarray(matrix)
                 if kind == "leaf":
                     return self._predict_dmatrix(matrix, pred_leaf=True).reshape(len(matrix), -1).astype(np.int32)
@@ -170,9 +170,9 @@ class XGBoostPredictor:
 
 
 def labels(version: ModelVersion, scores: np.ndarray) -> np.ndarray:
-    """The class, as xgboost's scikit-learn wrapper decides: more than one half, or the first of the highest.
+    """Return the class as in xgboost's scikit-learn wrapper: 1 above one half; multi-class: the first highest score.
 
-    :param scores: of the kind ``prediction``.
+    :param scores: scores of the kind ``prediction``. For ``binary:logitraw`` the limit is 0.
     """
     if version.task == "multiclass":
         return (scores.argmax(axis=1) if scores.ndim == 2 else scores).astype(np.int32)
@@ -181,7 +181,7 @@ def labels(version: ModelVersion, scores: np.ndarray) -> np.ndarray:
 
 
 def tree_engine_blockers(version: ModelVersion, kind: OutputKind) -> tuple[str, ...]:
-    """Why the tree engine cannot give ``kind`` with xgboost's bits, by name; empty where it can."""
+    """Return the reasons why the tree engine cannot compute ``kind`` with xgboost's bits; empty if it can."""
     if kind in ("leaf", "contributions"):
         return (f"the output {kind}",)
     if version.tree_engine_blockers or kind == "margin":
@@ -190,7 +190,7 @@ def tree_engine_blockers(version: ModelVersion, kind: OutputKind) -> tuple[str, 
 
 
 def tree_predict(predictor: XGBoostPredictor, kind: OutputKind) -> Predict:
-    """What ``predictor.predict`` does for ``kind`` and for margins, done by the tree engine with as many threads.
+    """Return ``predictor.predict`` for ``kind`` and for margins on the tree engine, with the same number of threads.
 
     :raises ModelError: when the engine cannot read the trees, or is not installed.
     """

@@ -1,7 +1,7 @@
-"""What an xgboost model file holds, found by loading it and scoring one row, in a process of its own.
+"""Find the facts about an xgboost model file by loading it and scoring one row, in a child process.
 
-A damaged file can crash the library, so the first load of a file happens where a crash costs nothing. The child is
-given the bytes that were digested, not what the path holds a moment later.
+A damaged file can crash xgboost, so a child process loads each file first. The child receives the bytes whose digest
+was computed: the file at the path may change later.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeline.common import forkserver as forks
 from pipeline.errors import ModelError, PipelineError
 
 SECONDS = 600
-"""How long the child may take."""
+"""Time limit of the child process."""
 NO_PACKAGE = "install one of the extras: xgboost-cpu (small, no GPU) or xgboost (with CUDA), never both"
 _CHILD = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -31,12 +31,12 @@ _CHILD = (
 
 
 def probe(data: bytes, *, where: str = "") -> dict[str, Any]:
-    """Facts about the model in ``data``; see `facts`.
+    """Return the facts about the model in ``data``; see `facts`.
 
-    :raises ModelError: when the library is missing, refuses the bytes, or dies of them.
+    :raises ModelError: when xgboost is missing, rejects the bytes, crashes, or takes longer than `SECONDS`.
     """
     try:
-        # A fork of a process that has the imports behind it costs a tenth of a new one.
+        # A fork of a process that has done its imports takes a tenth of the time of a new process.
         answer = _in_fork(_answer, data) if forks.is_running() else _in_process(data)
     except TimeoutError as error:
         raise ModelError(
@@ -57,9 +57,9 @@ def probe(data: bytes, *, where: str = "") -> dict[str, Any]:
 
 
 def _in_fork(ask: Callable[[Any], Any], question: object) -> Any:
-    """The answer of a process forked for it, or as a text how that one ended.
+    """Return the answer of a forked process; if the process dies, return the exit status or signal as text.
 
-    :raises TimeoutError: when it takes too long.
+    :raises TimeoutError: when the process takes longer than `SECONDS`.
     """
     context = get_context("forkserver")
     receiver, sender = context.Pipe(duplex=False)
@@ -79,18 +79,18 @@ def _in_fork(ask: Callable[[Any], Any], question: object) -> Any:
 
 
 def _send_answer(ask: Callable[[Any], Any], question: object, sender: Connection) -> None:
-    # What the library prints is in its exceptions too.
+    # xgboost's exceptions contain all that it prints.
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     sender.send(ask(question))
 
 
 def _in_process(data: bytes) -> dict[str, Any] | str:
-    """The answer of a process started for it, or how that one ended.
+    """Return the answer of a new process; if the process fails, return the exit status or signal as text.
 
-    :raises TimeoutError: when it takes too long.
+    :raises TimeoutError: when the process takes longer than `SECONDS`.
     """
-    # The parent's path, with the folder of this package first, in place of the child's own current directory.
+    # Replace the child's sys.path: the folder of this package, then the parent's path, without the current directory.
     paths = [str(Path(__file__).resolve().parents[3]), *(path for path in sys.path if path)]
     command = [sys.executable, "-c", _CHILD, json.dumps(paths)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -116,9 +116,9 @@ def _how_it_ended(code: int, stderr: bytes) -> str:
 
 
 def main() -> None:
-    """The process started for it: bytes on standard input, one line of JSON on standard output."""
+    """Run in the child process: read bytes from standard input, write one line of JSON to standard output."""
     data = sys.stdin.buffer.read()
-    # xgboost imports scikit-learn when it is there, which takes longer than all the rest, and is not needed here.
+    # Keep xgboost from importing scikit-learn: this takes longer than all the rest, and is not needed here.
     sys.modules["sklearn"] = None  # type: ignore[assignment]
     sys.stdout.write("\n" + json.dumps(_answer(data)) + "\n")
     sys.stdout.flush()
@@ -136,17 +136,18 @@ def _answer(data: bytes) -> dict[str, Any]:
 
 
 def first_line(error: BaseException) -> str:
-    """The message of a library error without its stack trace."""
+    """Return the message of an xgboost error without its stack trace."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return _SOURCE.sub("", lines[0])[:300] if lines else type(error).__name__
 
 
 def facts(booster: Any) -> dict[str, Any]:
-    """What there is to know about a booster, as JSON holds it.
+    """Return the facts about a booster, as JSON types.
 
-    Keys: ``names``, ``types`` (as xgboost names them), ``categories`` (values or null per feature), ``objective``,
-    the values per row of ``prediction``, ``margin`` and ``leaf`` (0 where the library offers no leaves), counted by
-    scoring one row, and ``tree_engine_blockers``, what keeps the tree engine from scoring it.
+    - ``names``, ``types`` (xgboost's names), ``categories`` (values or null per feature), ``objective``;
+    - ``prediction``, ``margin`` and ``leaf``: values per row, counted by scoring one row; ``leaf`` is 0 if xgboost
+      returns no leaves;
+    - ``tree_engine_blockers``: reasons why the tree engine cannot score the model.
     """
     import numpy as np
     import xgboost
@@ -178,7 +179,7 @@ def _tree_engine_blockers(booster: Any) -> list[str]:
     try:
         return list(unsupported_xgboost(read_ubj(booster.save_raw("ubj"))))
     except (PipelineError, LookupError, ValueError, TypeError) as error:
-        # xgboost reads it, so that the model is a good one: the engine just does not know its form.
+        # xgboost has read the model, so the model is valid: the tree engine does not support its form.
         return [f"a model in a form it does not know ({type(error).__name__}: {error})"[:200]]
 
 

@@ -14,7 +14,7 @@ import xgboost
 def train(
     frame: pd.DataFrame, target: Any, *, path: Path, params: Mapping[str, Any], rounds: int, **options: Any
 ) -> Path:
-    """Train on ``frame`` (one feature a column, pandas categories as categorical features) and save to ``path``.
+    """Train on ``frame`` (one feature per column, pandas categories as categorical features) and save to ``path``.
 
     :param target: [rows] or [rows, targets].
     :param options: further arguments of `xgboost.DMatrix`, such as ``qid``.
@@ -26,7 +26,7 @@ def train(
 
 
 def predict(frame: pd.DataFrame, *, model: Path, **options: Any) -> np.ndarray:
-    """What `xgboost.Booster.predict` gives for ``frame`` with the model saved at ``model``."""
+    """Return the result of `xgboost.Booster.predict` for ``frame`` with the model saved at ``model``."""
     booster = xgboost.Booster(model_file=str(model))
     booster.set_param({"nthread": 1})
     result: np.ndarray = booster.predict(xgboost.DMatrix(frame, enable_categorical=True), **options)

@@ -1,11 +1,11 @@
 """Resolve model references with a registry.
 
 A registry is files under a path or URL (`pipeline.models.registry.file_registry`), or an MLflow server
-(`pipeline.models.registry.mlflow_registry`). Where it is, the setting ``pipeline.registry`` says:
+(`pipeline.models.registry.mlflow_registry`). The setting ``pipeline.registry`` is one of:
 
-- a path or fsspec URL: the built-in one, in that folder;
-- ``mlflow``: MLflow, where MLflow's own environment (``MLFLOW_TRACKING_URI``, ``MLFLOW_REGISTRY_URI``) says;
-- ``mlflow+http://host:5000``, ``mlflow+sqlite:///path.db``, or the URL of a database by itself: MLflow, there.
+- a path or fsspec URL: the built-in registry in that folder;
+- ``mlflow``: MLflow at the address in its environment variables ``MLFLOW_TRACKING_URI``, ``MLFLOW_REGISTRY_URI``;
+- ``mlflow+http://host:5000``, ``mlflow+sqlite:///path.db``, or the URL of a database: MLflow at that address.
 """
 
 from __future__ import annotations
@@ -30,39 +30,39 @@ class ModelRegistry(Protocol):
 
     @property
     def root(self) -> str:
-        """Path, URL or name, as `open_registry` takes it."""
+        """Path, URL or name that `open_registry` accepts."""
 
     def names(self) -> list[str]:
-        """The models, sorted."""
+        """Return the names of the models, sorted."""
 
     def summary(self, name: str) -> ModelSummary:
-        """The versions and aliases of a model.
+        """Return the versions and aliases of a model.
 
-        :raises ModelError: when there is no such model.
+        :raises ModelError: when the model is unknown.
         """
 
     def version(self, name: str, number: int) -> VersionRecord:
-        """A version.
+        """Return the record of a version.
 
-        :raises ModelError: when there is none.
+        :raises ModelError: when the version is unknown.
         """
 
     def lookup(self, ref: ModelRef) -> VersionRecord:
         """Look up the current version of ``ref``; cheap enough to call every few seconds.
 
-        :raises ModelError: when there is none.
+        :raises ModelError: when the model, version or alias is unknown.
         """
 
     def resolve(self, ref: ModelRef) -> ModelVersion:
         """Resolve ``ref`` to a version with digest and a path that workers reach. A child process loads the file once.
 
-        :raises ModelError: when there is no such version, or its format is unknown.
+        :raises ModelError: when the version is unknown, or its file has an unknown format.
         """
 
     def set_alias(self, name: str, alias: str, number: int | None, *, reason: str = "") -> AliasRecord:
         """Point an alias to a version; None removes the alias.
 
-        :raises ModelError: when there is no such version.
+        :raises ModelError: when the version is unknown.
         """
 
 
@@ -70,8 +70,8 @@ def open_registry(root: str, *, cache: str = "") -> ModelRegistry:
     """Open the registry at ``root``, a value of the setting ``pipeline.registry``.
 
     :param cache: folder or URL where an MLflow registry keeps copies of artefacts that workers cannot read.
-    :raises SpecError: when what it needs is not installed.
-    :raises RefusedForSafety: for a URL with a password in it.
+    :raises SpecError: when a package that the registry requires is not installed.
+    :raises RefusedForSafety: for a URL that contains a password.
     """
     check_url(root.removeprefix("mlflow+"))
     if is_mlflow(root):
@@ -92,7 +92,7 @@ def resolve(ref: ModelRef, *, registry: str = DEFAULT_ROOT, cache: str = "") -> 
     """Resolve ``ref`` to its current, immutable version.
 
     :param registry: see `open_registry`.
-    :raises ModelError: when there is none, or the file is no model.
+    :raises ModelError: when the model, version or alias is unknown, or the file is not a model.
     :raises RefusedForSafety: for a pickle.
     """
     if not ref.is_file:

@@ -1,6 +1,6 @@
-"""Detect that the alias of a job's model moved to another version, and word it.
+"""Detect that the alias of a job's model moved to another version, and write the messages about this change.
 
-The policy is the job spec's ``on_alias_change``. `pipeline.driver.alias_change` carries it out.
+The policy is the job spec's ``on_alias_change``. `pipeline.driver.alias_change` applies the policy.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ logger = logging.getLogger(__name__)
 EVENT = "alias_change"
 """Name of the event in ``events.jsonl``."""
 MAX_RESTARTS = 5
-"""Restarts of a job after alias changes; one more fails the job."""
+"""Maximum of restarts of a job after alias changes; one more alias change fails the job."""
 LONGEST_WAIT = 600.0
-"""Most seconds between two checks of a registry that does not answer."""
+"""Maximum of seconds between two checks of a registry that does not answer."""
 
 
 @dataclass(frozen=True)
 class AliasChange:
-    """An alias points to another version than the one that a job has pinned."""
+    """Change of an alias to another version than the version that a job has pinned."""
 
     reference: str
-    """``models:/churn@champion``."""
+    """Reference with the alias, such as ``models:/churn@champion``."""
     pinned: str
     """Number of the version that the job has."""
     found: str
@@ -39,7 +39,7 @@ class AliasChange:
 
     @property
     def said(self) -> str:
-        """One line for a person."""
+        """Description of the change in one line."""
         return f"{self.reference} moved from version {self.pinned} to version {self.found}"
 
     def error(self) -> ModelChanged:
@@ -56,7 +56,7 @@ class AliasChange:
 
 
 def alias_change_of(pinned: ModelVersion, found: VersionRecord, *, reference: str) -> AliasChange | None:
-    """Return the change of the alias; None when it did not move, or moved to a version with the same bytes."""
+    """Return the change of the alias; None if the alias did not move, or moved to a version with the same bytes."""
     is_same = str(found.version) == pinned.version or (found.digest != "" and found.digest == pinned.digest)
     return None if is_same else AliasChange(reference, pinned.version, str(found.version))
 
@@ -90,7 +90,7 @@ def alias_change_warnings(events: Iterable[Mapping[str, Any]]) -> tuple[str, ...
 def hard_coded(reference: str, *, has_registry: bool) -> str:
     """Return a warning for a model reference that never changes its version; empty for any other.
 
-    :param has_registry: whether there is a registry that it could name instead of a file.
+    :param has_registry: True if a registry exists that the reference could name instead of a file.
     """
     ref = ModelRef(reference)
     if ref.version is not None:
@@ -107,7 +107,7 @@ def hard_coded(reference: str, *, has_registry: bool) -> str:
 
 
 class AliasWatch:
-    """Checks a registry from time to time for a move of an alias."""
+    """Checks a registry at intervals for a change of an alias."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class AliasWatch:
         clock: Callable[[], float] = time.monotonic,
         open: Callable[..., ModelRegistry] = open_registry,
     ) -> None:
-        """:param seconds: between two checks; 0: `poll` never checks."""
+        """:param seconds: seconds between two checks; 0: `poll` never checks."""
         self.reference = reference
         self._ref = ModelRef(reference)
         self._seconds = self._wait = seconds
@@ -144,13 +144,13 @@ class AliasWatch:
         return alias_change_of(pinned, found, reference=self.reference)
 
     def _digest(self, registry: ModelRegistry, found: VersionRecord) -> str:
-        """The digest of a version whose registry does not know it: from the file, which is fetched once."""
+        """Return the digest of a version. If the registry has no digest, fetch the file once to compute it."""
         if found.version not in self._digests:
             self._digests[found.version] = registry.resolve(ModelRef(found.uri)).digest
         return self._digests[found.version]
 
     def poll(self, pinned: ModelVersion) -> AliasChange | None:
-        """Call `try_check` when it is due."""
+        """Call `try_check` if the next check is due; else return None."""
         if self._seconds <= 0 or self._clock() - self._checked_at < self._wait:
             return None
         return self.try_check(pinned)

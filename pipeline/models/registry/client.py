@@ -168,7 +168,7 @@ def built_in(registry: ModelRegistry) -> BuiltInRegistry:
 
 
 def has_registry(settings: Settings) -> bool:
-    """Whether a registry is configured, or one exists at the default path."""
+    """True if a registry is configured, or a registry exists at the default path."""
     return settings.registry != DEFAULT_ROOT or Path(DEFAULT_ROOT).is_dir()
 
 

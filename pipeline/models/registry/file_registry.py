@@ -1,8 +1,8 @@
 """The built-in model registry: files only, on any fsspec path, safe with any number of writers.
 
-Every change is one exclusive create, so that a writer that dies leaves it done or not done, and of two that want the
-same number one takes the next. What must hold between two files (an alias and the version it is set to) is written
-first and looked at again afterwards: whoever comes second sees the other.
+Every change creates one file exclusively. A writer that dies leaves the change complete or not made. If two writers
+choose the same number, one of them takes the next number. An invariant between two files (an alias and its version) is
+checked again after the write, so that of two concurrent writers the second detects the conflict.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class Facts:
     tags: Mapping[str, str] = field(default_factory=dict)
     description: str = ""
     parent: int | None = None
-    """Version that it was trained from."""
+    """Version that this version was trained from."""
     source: str = ""
     """Path or URL of the file."""
 
 
 class BuiltInRegistry(StoredModels):
-    """A `pipeline.models.registry.ModelRegistry` of files."""
+    """A `pipeline.models.registry.ModelRegistry` that consists of files."""
 
     kind = "built-in"
 
@@ -60,9 +60,9 @@ class BuiltInRegistry(StoredModels):
         self._now = now
 
     def resolve(self, ref: ModelRef) -> ModelVersion:
-        """The model version that ``ref`` stands for now, read, verified, and loaded once in a child process.
+        """Resolve ``ref`` to its current version. Read and verify the file, and load it once in a child process.
 
-        :raises ModelDigestMismatch: when the file in the registry is not the one that was registered.
+        :raises ModelDigestMismatch: when the file in the registry differs from the registered file.
         """
         record = self.lookup(ref)
         data = self.read_file(record)
@@ -70,13 +70,13 @@ class BuiltInRegistry(StoredModels):
         return describe(record, found, registry=self.root)
 
     def register(self, name: str, data: bytes, facts: Facts, *, again: bool = False) -> Registered:
-        """Make ``data``, the bytes of a model file, the next version of ``name``.
+        """Register ``data``, the bytes of a model file, as the next version of ``name``.
 
-        A model that has these very bytes as a version gets no other one, so that a registration may be repeated.
+        If a version has the same bytes, return that version: a registration may be repeated.
 
-        :param again: make a new version all the same.
-        :raises ConflictError: when that version was registered with other facts.
-        :raises ModelError: when the bytes are no model, or there is no such parent.
+        :param again: register a new version even if a version has the same bytes.
+        :raises ConflictError: when the version with the same bytes has other facts.
+        :raises ModelError: when the bytes are not a model, or the parent is unknown.
         """
         check_tags(facts.metrics, what="metric")
         check_tags(facts.tags, what="tag")
@@ -87,7 +87,7 @@ class BuiltInRegistry(StoredModels):
         self.store.check_conditional_writes()
         known = self.numbers(name)[-1:] or [0]
         made = self._record(name, found, data, facts)
-        # Versions that were there before a file that was not cannot have its bytes.
+        # If the file did not exist, no version registered before can have its bytes.
         looked = 0 if again or self.store.exists(made.file) else known[0]
         self.store.put_if_absent(made.file, data)
         while True:
@@ -98,15 +98,15 @@ class BuiltInRegistry(StoredModels):
             looked = last
             record = replace(made, version=last + 1)
             if self.store.put_if_absent(version_path(name, record.version), record.to_json_bytes()):
-                # Whoever removed the last version with these bytes may have taken the file away meanwhile.
+                # Another process may have removed the last version with these bytes, and the file, in the meantime.
                 self._restore(record, data)
                 return Registered(record, is_new=True)
 
     def set_alias(self, name: str, alias: str, number: int | None, *, reason: str = "") -> AliasRecord:
-        """Point an alias to a version; None takes it away.
+        """Point an alias to a version; None removes the alias.
 
-        :returns: the move; the present one when it points there already.
-        :raises ModelError: when there is no such version, or it was removed; or no alias to take away.
+        :returns: the move; the last move if the alias already points to the version.
+        :raises ModelError: when the version is unknown or removed; or when the alias to remove is unknown.
         """
         check_alias(alias)
         if number is not None:
@@ -124,9 +124,9 @@ class BuiltInRegistry(StoredModels):
                 return self._still_there(move, present)
 
     def rollback(self, name: str, alias: str, *, reason: str = "") -> AliasRecord:
-        """Point an alias to the version it pointed to before.
+        """Point an alias to its previous version.
 
-        :raises ConflictError: when there is none, or somebody else moved the alias at the same moment.
+        :raises ConflictError: when there is no previous version, or another process moved the alias at the same time.
         """
         history = self.history(name, alias)
         number = previous_target(history, live=self.summary(name).versions)
@@ -140,7 +140,7 @@ class BuiltInRegistry(StoredModels):
             )
         move = self._append(history[-1], name, alias, number, why="rollback", reason=reason)
         if move is None:
-            # To try again would take one of two people who press the button one version too far.
+            # Do not retry: if two users roll back at the same time, a retry would go one version too far.
             raise ConflictError(
                 "somebody else moved the alias at the same moment; nothing was rolled back",
                 where=f"models:/{name}@{alias}",
@@ -150,10 +150,10 @@ class BuiltInRegistry(StoredModels):
         return self._still_there(move, history[-1])
 
     def remove(self, name: str, number: int, *, force: bool = False, reason: str = "") -> RemovalRecord:
-        """Remove a version and, unless another one has the same bytes, its file. Its number stays taken.
+        """Remove a version and, unless another version has the same bytes, its file. The number is never reused.
 
-        :param force: take away the aliases that point to it. Without, it is refused.
-        :raises ConflictError: when an alias points to it.
+        :param force: also remove the aliases that point to the version.
+        :raises ConflictError: when an alias points to the version and ``force`` is not set.
         """
         record = self.version(name, number)
         gone = self.removal(name, number)
@@ -162,7 +162,7 @@ class BuiltInRegistry(StoredModels):
             gone = RemovalRecord(name, number, record.digest, reason, *self._signature())
             self.store.put_if_absent(removal_path(name, number), gone.to_json_bytes())
             try:
-                # An alias may have been set to it since it was looked at.
+                # Check again: an alias may have been set to the version in the meantime.
                 self._free(record, force=force)
             except ConflictError:
                 self.store.remove(removal_path(name, number))
@@ -171,9 +171,9 @@ class BuiltInRegistry(StoredModels):
         return self.removal(name, number) or gone
 
     def verify(self, name: str | None = None) -> tuple[Checked, ...]:
-        """Digest every file again, and check that numbers are dense and aliases lead somewhere.
+        """Compute the digest of every file again, and check that numbers are dense and aliases point to versions.
 
-        :param name: a model; None: all.
+        :param name: name of a model; None: all models.
         """
         names = self.names() if name is None else [self.summary(name).name]
         return tuple(checked for one in names for checked in audit(self, one))
@@ -209,12 +209,12 @@ class BuiltInRegistry(StoredModels):
         return next((record for record in records if record.digest == digest), None)
 
     def _restore(self, record: VersionRecord, data: bytes) -> None:
-        """Put the file back, where it is gone or damaged: its name says what it must be."""
+        """Write ``data`` again if the file is missing or damaged."""
         if not self.store.exists(record.file) or self.store.read(record.file) != data:
             self.store.replace(record.file, data)
 
     def _remove_file(self, record: VersionRecord) -> None:
-        """Take the bytes away, unless another version has them too; put them back when one came meanwhile."""
+        """Remove the file unless another version has its bytes. Restore the file if one was registered meanwhile."""
         if self._needs_file(record) or not self.store.exists(record.file):
             return
         data = self.store.read(record.file)
@@ -227,9 +227,9 @@ class BuiltInRegistry(StoredModels):
         return self._same_bytes(record.name, numbers, record.digest) is not None
 
     def _free(self, record: VersionRecord, *, force: bool) -> None:
-        """Take away the aliases that point to a version, or refuse.
+        """Remove the aliases that point to a version.
 
-        :raises ConflictError: when there are some, and ``force`` is not set.
+        :raises ConflictError: when aliases point to the version and ``force`` is not set.
         """
         pointing = [alias for alias, number in self.summary(record.name).aliases.items() if number == record.version]
         if pointing and not force:
@@ -244,9 +244,9 @@ class BuiltInRegistry(StoredModels):
             self.set_alias(record.name, alias, None, reason=f"version {record.version} was removed")
 
     def _still_there(self, move: AliasRecord, before: AliasRecord | None) -> AliasRecord:
-        """``move``, unless the version was removed in the same moment: then it is taken back.
+        """Return ``move``. If its version was removed at the same time, point the alias back to its previous version.
 
-        :raises ConflictError: when it was.
+        :raises ConflictError: when the version was removed.
         """
         if move.version is None or self.removal(move.name, move.version) is None:
             return move
@@ -262,20 +262,20 @@ class BuiltInRegistry(StoredModels):
     def _append(
         self, present: AliasRecord | None, name: str, alias: str, number: int | None, *, why: Why, reason: str
     ) -> AliasRecord | None:
-        """Move an alias on from ``present``; None when somebody else has meanwhile."""
+        """Append a move of an alias after ``present``; return None if another process has appended one meanwhile."""
         place = present.number + 1 if present else 1
         move = AliasRecord(name, alias, place, number, why, reason, *self._signature())
         return move if self.store.put_if_absent(move_path(name, alias, place), move.to_json_bytes()) else None
 
     def _signature(self) -> tuple[str, str, str, str]:
-        """When, who, where, and a unique name."""
+        """Return the time, the user, the host, and a unique name."""
         return iso_time(self._now()), _user(), socket.gethostname(), unique_name()
 
 
 def _same_facts(same: VersionRecord, facts: Facts) -> VersionRecord:
-    """``same``, when nothing else is said of it now than when it was registered; what is not said does not count.
+    """Return ``same`` if it has the given ``facts``; empty facts are not compared.
 
-    :raises ConflictError: when something is.
+    :raises ConflictError: when a fact differs.
     """
     said = {"metrics": dict(facts.metrics), "tags": dict(facts.tags)} | {
         "description": facts.description,
@@ -294,7 +294,7 @@ def _same_facts(same: VersionRecord, facts: Facts) -> VersionRecord:
 
 
 def _ending(data: bytes) -> str:
-    """JSON begins with a brace and a quote, or a blank; UBJSON with a brace and the mark of a length."""
+    """Return ``json`` or ``ubj``: after the brace, JSON has a quote or white space, UBJSON the marker of a length."""
     head = data.lstrip()[:2]
     return "json" if len(head) == 2 and head[:1] == b"{" and head[1:] in b'" \n\r\t' else "ubj"
 

@@ -1,12 +1,12 @@
-"""The same references resolved by MLflow: a tracking server, or the database of one.
+"""Resolve model references with MLflow: a tracking server, or its database.
 
-MLflow registers models and moves aliases by itself; here they are looked up, and the xgboost file inside the model's
-folder is what is scored with. An artefact on a shared disk is read where it is. One that only MLflow can fetch (from
-behind its server, from a bucket with credentials of its own) is fetched by the driver and kept, by its digest, beside
-the job directories, which workers reach.
+Models are registered with MLflow's own tools. This module looks up versions and aliases, and scores with the xgboost
+file in the model's folder. An artefact on a shared disk is read in place. Other artefacts (behind MLflow's server, in a
+bucket with its own credentials) are fetched by the driver. The driver stores each of them by its digest beside the job
+directories, for the workers.
 
-mlflow is imported when a reference is resolved, and not before. Its package ``mlflow-skinny`` is enough; the full one
-holds pyarrow back.
+mlflow is imported when the first reference is resolved. The package ``mlflow-skinny`` is enough; the full package
+requires older versions of pyarrow.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from pipeline.storage.urls import check_name, local_path
 
 _ABSENT = {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE"}
 _QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-"""A look that is repeated every few seconds must not wait minutes for a server that is gone, as is MLflow's default."""
+"""Limits for a lookup that runs every few seconds: by default MLflow waits minutes for a lost server."""
 _FLAVOR = "xgboost"
 _ON_DISK = re.compile(r"(?:file:(?://)?)?(?P<path>(?![A-Za-z][A-Za-z0-9+.-]*:/).*)", re.DOTALL)
-"""A path, or a ``file:`` URL; not ``mlflow-artifacts:/1/models``, ``runs:/…`` or ``s3://…``."""
+"""Pattern of a path or a ``file:`` URL; not ``mlflow-artifacts:/1/models``, ``runs:/…`` or ``s3://…``."""
 
 
 class MLflowRegistry:
@@ -53,7 +53,7 @@ class MLflowRegistry:
 
     @cached_property
     def _mlflow(self) -> Any:
-        # A lookup of ours is no reason to send usage data to anybody.
+        # Send no usage data for lookups.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         try:
             import mlflow
@@ -73,7 +73,7 @@ class MLflowRegistry:
             return self._mlflow.MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
 
     def names(self) -> list[str]:
-        """The models, sorted."""
+        """Return the names of the models, sorted."""
         found: list[str] = []
         token = None
         with self._errors(self.root):
@@ -85,7 +85,7 @@ class MLflowRegistry:
                     return sorted(found)
 
     def summary(self, name: str) -> ModelSummary:
-        """The versions and aliases of a model."""
+        """Return the versions and aliases of a model."""
         quoted = name.replace("'", "")
         with self._errors(name):
             model = self._client.get_registered_model(name)
@@ -94,14 +94,14 @@ class MLflowRegistry:
         return ModelSummary(name, tuple(versions), (), aliases)
 
     def version(self, name: str, number: int) -> VersionRecord:
-        """A version, with the metrics of the run that made it."""
+        """Return the record of a version, with the metrics of its run."""
         with self._errors(f"models:/{name}/{number}"):
             found = self._client.get_model_version(name, str(number))
             metrics = self._client.get_run(found.run_id).data.metrics if found.run_id else {}
         return _record(found, metrics)
 
     def lookup(self, ref: ModelRef) -> VersionRecord:
-        """The version that ``ref`` stands for now: one request."""
+        """Return the current version of ``ref``, with one request."""
         with _quick():
             return self._find(ref)
 
@@ -112,7 +112,7 @@ class MLflowRegistry:
             return _record(self._client.get_model_version(ref.name, str(ref.version)))
 
     def resolve(self, ref: ModelRef) -> ModelVersion:
-        """The model version that ``ref`` stands for now: its xgboost file, read and loaded once in a child process."""
+        """Resolve ``ref`` to its current version. Read its xgboost file, and load it once in a child process."""
         record = self._find(ref)
         with self._errors(record.uri):
             folder = str(self._client.get_model_version_download_uri(record.name, str(record.version)))
@@ -121,7 +121,7 @@ class MLflowRegistry:
         return describe(record, flavor.inspect(uri, data, name=record.name), registry=self.root)
 
     def set_alias(self, name: str, alias: str, number: int | None, *, reason: str = "") -> AliasRecord:
-        """Point an alias to a version; None takes it away. MLflow keeps no history and no reason."""
+        """Point an alias to a version; None removes the alias. MLflow stores no history and no reason."""
         with self._errors(f"models:/{name}@{alias}"):
             if number is None:
                 self._client.delete_registered_model_alias(name, alias)
@@ -130,7 +130,7 @@ class MLflowRegistry:
         return AliasRecord(name, alias, 0, number, "set" if number is not None else "unset", reason)
 
     def _model_file(self, folder: str, record: VersionRecord) -> tuple[str, bytes]:
-        """Path or URL that workers can read, and the bytes, of the xgboost file in an MLflow model's folder."""
+        """Return the xgboost file in an MLflow model's folder: a path or URL that workers can read, and the bytes."""
         if (on_disk := _ON_DISK.fullmatch(folder)) is not None:
             base = local_path(on_disk["path"])
             uri = str(base / _data_file(read_model(str(base / "MLmodel")), where=record.uri))
@@ -155,7 +155,7 @@ class MLflowRegistry:
 
     @contextmanager
     def _errors(self, where: str) -> Iterator[None]:
-        """Turn MLflow's errors into those of this package."""
+        """Convert MLflow's errors to errors of this package."""
         exception = self._mlflow.exceptions.MlflowException
         try:
             yield
@@ -172,7 +172,7 @@ class MLflowRegistry:
                 ) from error
             raise self._unreachable(where, error) from error
         except Exception as error:
-            # SQLAlchemy's and requests' own, and whatever else a store of MLflow's lets through.
+            # Errors of SQLAlchemy and requests, and others that MLflow's stores do not convert.
             raise self._unreachable(where, error) from error
 
     def _unreachable(self, where: str, error: Exception) -> InfrastructureError:
@@ -212,7 +212,7 @@ def _time(milliseconds: int | None) -> str:
 
 
 def _data_file(described: bytes, *, where: str) -> str:
-    """Name of the xgboost file, as the file ``MLmodel`` of a model's folder tells it."""
+    """Return the name of the xgboost file from the file ``MLmodel`` of a model's folder."""
     try:
         flavors = dict(yaml.safe_load(described)["flavors"])
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
@@ -234,7 +234,7 @@ def _not_scorable(where: str, found: str) -> ModelError:
 
 @contextmanager
 def _quick() -> Iterator[None]:
-    """Little patience inside the block, unless the environment says how much."""
+    """Set short timeouts for MLflow inside the block, unless the environment sets them."""
     names = [name for name in _QUICK if name not in os.environ]
     os.environ.update({name: _QUICK[name] for name in names})
     try:

@@ -1,4 +1,4 @@
-"""Records of a model registry, and their JSON in the built-in one. Pure."""
+"""Records of a model registry, and their JSON in the built-in registry. Pure."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _NOT_ALIASES = re.compile(r"v?[0-9]+|latest")
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./ -]{0,127}")
 Why = Literal["set", "rollback", "unset", "withdrawn"]
-"""``unset``: the alias is gone; ``withdrawn``: the version was removed while the alias was set to it."""
+"""Reason of a move. ``unset``: the alias was removed. ``withdrawn``: the version was removed at the same time."""
 R = TypeVar("R")
 
 
 @dataclass(frozen=True)
 class VersionRecord:
-    """One version of one model. It never changes."""
+    """One version of one model. The record never changes."""
 
     name: str
     version: int
-    """1 for the first; numbers are dense, and never used twice."""
+    """Number of the version, from 1. Numbers are dense and never reused."""
     digest: str
-    """SHA-256 of the model file; it also names the copy in the registry. Empty where the registry does not know."""
+    """SHA-256 of the model file, and name of the copy in the registry. Empty if the registry does not know it."""
     nbytes: int
     """Bytes of the model file."""
     file: str
@@ -46,11 +46,11 @@ class VersionRecord:
     tags: dict[str, str] = field(default_factory=dict)
     description: str = ""
     parent: int | None = None
-    """Version that it was trained from."""
+    """Version that this version was trained from."""
     source: str = ""
-    """Path or URL it was registered from."""
+    """Path or URL that the model was registered from."""
     created: str = ""
-    """UTC, ISO 8601."""
+    """Time in UTC, ISO 8601."""
     user: str = ""
     host: str = ""
     id: str = ""
@@ -58,7 +58,7 @@ class VersionRecord:
 
     @property
     def uri(self) -> str:
-        """``models:/churn/3``."""
+        """Reference, such as ``models:/churn/3``."""
         return f"models:/{self.name}/{self.version}"
 
     def to_json_bytes(self) -> bytes:
@@ -73,14 +73,14 @@ class VersionRecord:
     def from_json(data: bytes, *, where: str) -> VersionRecord:
         """Inverse of `to_json_bytes`.
 
-        :raises StateCorrupt: for anything else.
+        :raises StateCorrupt: for any other content.
         """
         return _from_json(_version, data, where=where)
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """A record whose fields are what JSON holds."""
+    """A record with fields of JSON types."""
 
     def to_json_bytes(self) -> bytes:
         """Return the stored JSON."""
@@ -94,26 +94,26 @@ class _Stored:
     def from_json(cls, data: bytes, *, where: str) -> Self:
         """Inverse of `to_json_bytes`.
 
-        :raises StateCorrupt: for anything else.
+        :raises StateCorrupt: for any other content.
         """
         return _from_json(lambda record: cls(**record), data, where=where)
 
 
 @dataclass(frozen=True)
 class AliasRecord(_Stored):
-    """One move of an alias. The one with the highest number is where it points."""
+    """One move of an alias. The alias points to the version in the move with the highest number."""
 
     name: str
     alias: str
     number: int
-    """1 for the first move."""
+    """Number of the move, from 1."""
     version: int | None
-    """None: the alias is gone."""
+    """Version that the alias points to. None: the alias was removed."""
     why: Why = "set"
     reason: str = ""
-    """In words of whoever moved it."""
+    """Reason in the user's words."""
     created: str = ""
-    """UTC, ISO 8601."""
+    """Time in UTC, ISO 8601."""
     user: str = ""
     host: str = ""
     id: str = ""
@@ -122,7 +122,7 @@ class AliasRecord(_Stored):
 
 @dataclass(frozen=True)
 class RemovalRecord(_Stored):
-    """A version that was removed; its number stays taken."""
+    """Removal of a version. The number is never reused."""
 
     name: str
     version: int
@@ -140,22 +140,22 @@ class Registered:
 
     record: VersionRecord
     is_new: bool
-    """False when the model had a version with these very bytes already."""
+    """False if the model already had a version with the same bytes."""
 
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """A model, its versions and where its aliases point."""
+    """A model, its versions, and the versions its aliases point to."""
 
     name: str
     versions: tuple[int, ...]
-    """Those that were not removed, ascending."""
+    """Numbers of the versions that were not removed, ascending."""
     removed: tuple[int, ...]
     aliases: dict[str, int]
 
     @property
     def latest(self) -> int | None:
-        """The highest version."""
+        """Highest version that was not removed; None if there is none."""
         return self.versions[-1] if self.versions else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -168,7 +168,7 @@ class Checked:
     """Result of `verify` for one version or alias."""
 
     what: str
-    """``models:/churn/3`` or ``models:/churn@champion``."""
+    """Checked reference, such as ``models:/churn/3`` or ``models:/churn@champion``."""
     ok: bool
     detail: str
 
@@ -185,8 +185,10 @@ def describe(record: VersionRecord, version: ModelVersion, *, registry: str) -> 
 
 
 def targets(history: Iterable[AliasRecord]) -> tuple[int, ...]:
-    """The versions an alias can be rolled back through, the present one last, 0 where it was gone: setting it adds
-    one, a rollback takes the last away, and so does a withdrawal."""
+    """Return the versions that an alias can be rolled back through, the present version last; 0 if it was removed.
+
+    Setting the alias adds a version. A rollback or a withdrawal removes the last version.
+    """
     stack: list[int] = []
     for record in history:
         if record.why == "set" and record.version is not None:
@@ -201,7 +203,7 @@ def targets(history: Iterable[AliasRecord]) -> tuple[int, ...]:
 
 
 def previous_target(history: Iterable[AliasRecord], *, live: Collection[int]) -> int | None:
-    """Return the last earlier version that was not removed, to which a rollback leads; None when there is none."""
+    """Return the version that a rollback leads to: the last earlier version in ``live``; None if there is none."""
     *before, present = targets(history) or (0,)
     return next((version for version in reversed(before) if version in live and version != present), None)
 
@@ -209,7 +211,7 @@ def previous_target(history: Iterable[AliasRecord], *, live: Collection[int]) ->
 def check_model_name(name: str) -> str:
     """Return ``name`` if it is a valid model name of the built-in registry.
 
-    :raises SpecError: when it is not.
+    :raises SpecError: when the name is not valid.
     """
     if not _NAME.fullmatch(name):
         near = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._")[:64]
@@ -225,7 +227,7 @@ def check_model_name(name: str) -> str:
 def check_alias(alias: str) -> str:
     """Return ``alias`` if it is valid.
 
-    :raises SpecError: when it is not.
+    :raises SpecError: when the name is not valid.
     """
     if not _NAME.fullmatch(alias) or _NOT_ALIASES.fullmatch(alias):
         raise SpecError(
@@ -240,7 +242,7 @@ def check_alias(alias: str) -> str:
 def check_tags(values: Mapping[str, Any], *, what: str) -> None:
     """Check the keys and values of metrics or tags.
 
-    :raises SpecError: for a key that is no short text, a long value, a metric that is not finite.
+    :raises SpecError: for a key that is not a short text, a long value, or a metric that is not finite.
     """
     for key, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):

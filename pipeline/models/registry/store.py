@@ -1,13 +1,13 @@
-"""The files of the built-in model registry, and reading them.
+"""Read and check the files of the built-in model registry.
 
 Layout (docs/registry.md has every field)::
 
-    <root>/<name>/versions/<n>.json          a version, created if absent; never changed
+    <root>/<name>/versions/<n>.json          a version, created exclusively; never changed
                   files/<sha256>.<ending>    the model file, by its content
-                  aliases/<alias>/<k>.json   one move of an alias each, created if absent; the highest one counts
-                  removed/<n>.json           the version is removed; its number stays taken
+                  aliases/<alias>/<k>.json   a move of an alias, created exclusively; the highest number counts
+                  removed/<n>.json           the removal of a version; its number is never reused
 
-Checking a model of the built-in registry: files against their digests, numbers, aliases.
+`audit` checks a model: the digests of its files, its numbers, its aliases.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from pipeline.storage.store import Store
 
 
 class StoredModels:
-    """Reads a registry of files."""
+    """Reads a registry that consists of files."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
 
     @property
     def root(self) -> str:
-        """Absolute path or URL."""
+        """Absolute path or URL of the registry."""
         return self.store.root
 
     def names(self) -> list[str]:
-        """The models, sorted."""
+        """Return the names of the models, sorted."""
         return [name for name in self.store.list_folders() if self.store.list(f"{name}/versions")]
 
     def summary(self, name: str) -> ModelSummary:
-        """The versions and aliases of a model.
+        """Return the versions and aliases of a model.
 
-        :raises ModelError: when there is no such model.
+        :raises ModelError: when the model is unknown.
         """
         numbers = self.numbers(name)
         if not numbers:
@@ -63,9 +63,9 @@ class StoredModels:
         )
 
     def version(self, name: str, number: int) -> VersionRecord:
-        """A version, also one that was removed.
+        """Return the record of a version, even of a removed version.
 
-        :raises ModelError: when there is none.
+        :raises ModelError: when the version is unknown.
         """
         place = version_path(check_model_name(name), number)
         try:
@@ -77,7 +77,7 @@ class StoredModels:
         return record
 
     def removal(self, name: str, number: int) -> RemovalRecord | None:
-        """Return the record of a version's removal; None when it was not removed."""
+        """Return the record of a version's removal; None if the version was not removed."""
         place = removal_path(name, number)
         try:
             return RemovalRecord.from_json(self.store.read(place), where=self.store.url(place))
@@ -85,14 +85,14 @@ class StoredModels:
             return None
 
     def aliases(self, name: str) -> list[str]:
-        """Aliases that were ever set, sorted."""
+        """Return all aliases that were ever set, sorted."""
         folder = f"{check_model_name(name)}/aliases"
         return [alias for alias in self.store.list_folders(folder) if numbers_in(self.store.list(f"{folder}/{alias}"))]
 
     def history(self, name: str, alias: str) -> tuple[AliasRecord, ...]:
-        """Every move of an alias, oldest first.
+        """Return every move of an alias, oldest first.
 
-        :raises ModelError: when it was never set.
+        :raises ModelError: when the alias was never set.
         """
         folder = f"{check_model_name(name)}/aliases/{check_alias(alias)}"
         moves = tuple(self._move(name, alias, number) for number in numbers_in(self.store.list(folder)))
@@ -101,9 +101,9 @@ class StoredModels:
         return moves
 
     def lookup(self, ref: ModelRef) -> VersionRecord:
-        """The version that ``ref`` stands for now. Cheap: three small reads and a listing, never the model file.
+        """Return the current version of ``ref``. Cheap: three small reads and a listing, never the model file.
 
-        :raises ModelError: when there is none, or it was removed.
+        :raises ModelError: when the model, version or alias is unknown, or the version was removed.
         """
         number = ref.version if ref.version is not None else self._pointed(ref)
         record = self.version(ref.name, number)
@@ -118,9 +118,9 @@ class StoredModels:
         return record
 
     def read_file(self, record: VersionRecord) -> bytes:
-        """The bytes of a version's model file.
+        """Return the bytes of a version's model file.
 
-        :raises ModelDigestMismatch: when they are not those that were registered, or gone.
+        :raises ModelDigestMismatch: when the file is missing, or differs from the registered file.
         """
         try:
             data = self.store.read(record.file)
@@ -138,15 +138,15 @@ class StoredModels:
         return data
 
     def numbers(self, name: str) -> list[int]:
-        """Numbers of all versions, removed ones too, ascending."""
+        """Return the numbers of all versions, even of removed versions, ascending."""
         return numbers_in(self.store.list(f"{check_model_name(name)}/versions"))
 
     def removed(self, name: str) -> set[int]:
-        """Numbers of versions that were removed."""
+        """Return the numbers of removed versions."""
         return set(numbers_in(self.store.list(f"{name}/removed")))
 
     def present(self, name: str, alias: str) -> AliasRecord | None:
-        """The last move of an alias; None when it was never set."""
+        """Return the last move of an alias; None if the alias was never set."""
         numbers = numbers_in(self.store.list(f"{check_model_name(name)}/aliases/{check_alias(alias)}"))
         return self._move(name, alias, numbers[-1]) if numbers else None
 
@@ -211,7 +211,7 @@ def version_path(name: str, number: int) -> str:
 
 
 def removal_path(name: str, number: int) -> str:
-    """Return the path of the record that a version was removed."""
+    """Return the path of the record of a version's removal."""
     return f"{name}/removed/{number}.json"
 
 
@@ -221,7 +221,7 @@ def move_path(name: str, alias: str, number: int) -> str:
 
 
 def numbers_in(names: list[str]) -> list[int]:
-    """The numbers that JSON files are named by, ascending."""
+    """Return the numbers in the names of JSON files, ascending."""
     stems = (name.removesuffix(".json") for name in names if name.endswith(".json"))
     return sorted(int(stem) for stem in stems if stem.isdigit())
 

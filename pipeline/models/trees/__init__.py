@@ -1,7 +1,7 @@
-"""Tree ensembles scored from tables, with the same bits as the library that trained them.
+"""Score tree ensembles from tables, with the same bits as the library that trained them.
 
-``from_xgboost`` turns a model's JSON into ``TreeTables``; ``TreeEngine`` scores them. Why it is built so and what it
-brings is in ``docs/design/008-tree-engine.md``. numba (the extra ``fast``) is imported on the first score, not before.
+``read_xgboost`` converts a model's JSON to ``TreeTables``; ``TreeEngine`` scores them. The design and its measurements
+are in ``docs/design/008-tree-engine.md``. numba (the extra ``fast``) is imported on the first score.
 """
 
 from __future__ import annotations

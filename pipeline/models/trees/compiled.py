@@ -1,4 +1,4 @@
-"""numba's decorator, typed, and the C library's functions for compiled code."""
+"""Typed version of numba's decorator, and the C library's functions for compiled code."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _numba: Any = importlib.import_module("numba")
 
 
 def compiled(function: Function) -> Function:
-    """Compile a function on its first call, without the GIL, kept on disk so that other processes needn't.
+    """Compile a function on its first call, to run without the GIL. Other processes load the result from disk.
 
-    Where no directory can be written, each process compiles its own.
+    If no directory can be written, each process compiles the function.
     """
     options = {"nogil": True, "boundscheck": False, "error_model": "numpy", "fastmath": False}
     try:
@@ -25,6 +25,6 @@ def compiled(function: Function) -> Function:
 
 
 def external(name: str, *, kind: str) -> Any:
-    """Return a C library function of one number, ``kind`` float32 or float64, for use inside a compiled one."""
+    """Return a C library function of one number, ``kind`` float32 or float64, for use in compiled code."""
     number = getattr(_numba.types, kind)
     return _numba.types.ExternalFunction(name, number(number))

@@ -24,7 +24,7 @@ TRANSFORMS = ("identity", "sigmoid", "exp", "exp64", "softmax", "argmax", "hinge
 """Transformations that ``TreeEngine.predict`` can apply to margins."""
 
 _BLOCK = 512
-"""Rows that the kernel scores together (``vectors.BLOCK``, which only numba can import)."""
+"""Rows that the kernel scores together (``kernel.BLOCK``; importing ``kernel`` requires numba)."""
 
 
 @functools.cache
@@ -34,7 +34,7 @@ def available() -> bool:
 
 
 def kernel_name() -> str:
-    """Name the kernel in use, for reports: ``numba 0.68 (znver4)``, or nothing where there is none."""
+    """Return the name of the kernel for reports, such as ``numba 0.68 (znver4)``; empty if there is no kernel."""
     if not available():
         return ""
     version = importlib.import_module("numba").__version__
@@ -42,7 +42,7 @@ def kernel_name() -> str:
 
 
 class TreeEngine:
-    """Scores rows with an ensemble of trees. Threads may share one; a pickled one is its tables."""
+    """Scores rows with an ensemble of trees. Threads may share an engine. Pickling stores the tables only."""
 
     def __init__(self, tables: TreeTables, *, transform: str = "identity") -> None:
         reasons = list(unsupported(tables))
@@ -66,15 +66,17 @@ class TreeEngine:
         self.__init__(state["tables"], transform=state["transform"])  # type: ignore[misc]
 
     def prepare(self) -> None:
-        """Compile the tables and load the kernels now, not on the first score."""
+        """Compile the tables and load the kernels before the first score."""
         self.margin(np.zeros((1, self.tables.n_features), np.float32))
 
     def margin(self, matrix: Float32, *, out: Float32 | None = None, threads: int = 1) -> Float32:
         """Return the margins: [rows] float32, or [rows, outputs] of a model with several outputs.
 
-        ``matrix``: [rows, features] float32, missing values as NaN, category codes as numbers, in rows (C) or columns
-        (Fortran), or some rows of such a matrix; any other layout is copied. ``out``: where to write, C order. Releases
-        the GIL.
+        Releases the GIL.
+
+        :param matrix: [rows, features] float32, missing values as NaN, category codes as numbers. C order, Fortran
+            order, or some rows of such a matrix; any other layout is copied.
+        :param out: array for the result, in C order.
         """
         flat, strides, rows = self._lay_out(matrix)
         shape = (rows,) if self.tables.outputs == 1 else (rows, self.tables.outputs)
@@ -97,7 +99,7 @@ class TreeEngine:
         return out
 
     def predict(self, matrix: Float32, *, threads: int = 1) -> Float32:
-        """Return the outputs: margins with the transformation applied; ``argmax`` gives [rows] class numbers."""
+        """Return the outputs: margins with the transformation applied; for ``argmax``, [rows] class numbers."""
         margins = self.margin(matrix, threads=threads)
         if self.transform == "identity":
             return margins
@@ -134,7 +136,7 @@ class TreeEngine:
         rows, columns = matrix.shape
         step, lead = (stride // matrix.itemsize for stride in matrix.strides)
         if step == 1 < lead and matrix.strides == (matrix.itemsize, lead * matrix.itemsize):
-            # Up to the last value, and not a whole column on: the matrix may be the last rows of another one.
+            # End at the last value, not after a whole column: the matrix may be the last rows of another matrix.
             flat = as_strided(matrix, ((columns - 1) * lead + rows,), (matrix.itemsize,))
             return flat, np.array([1, lead], np.int64), rows
         return np.ascontiguousarray(matrix).reshape(-1), np.array([columns, 1], np.int64), rows

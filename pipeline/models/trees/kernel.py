@@ -1,19 +1,16 @@
 # ruff: noqa: PLR0917 - compiled functions take their arguments by position
-"""Operations on whole rows of bits, written as LLVM vectors and used from compiled code.
+"""Compiled kernels that score a matrix block by block, with operations on rows of bits written as LLVM vectors.
 
-A row of bits is ``WORDS`` 64-bit words; row r of an array of them starts at word ``r * WORDS``. LLVM's own vectoriser
-leaves these operations as scalar code, because what is written may be what is read. As explicit vectors they become
-whatever the machine has, from SSE2 to AVX-512, and take a third of the time.
+A block is ``BLOCK`` rows of the matrix. A *row of bits* holds one bit for each of them, in ``WORDS`` 64-bit words. Bit
+``8 * (p // 64) + p % 8`` of word ``p // 8 % 8`` stands for row p of the block. In this order ``gather_bytes`` writes
+the leaf numbers.
 
-Compiled kernels that score one block of rows after another.
+All rows of bits are in one array ``bits``, numbered as in ``program.Program``. Row r starts at word ``r * WORDS``. One
+operation, ``select``, does everything: a running "or" turns ranks into tests, and an interior node selects between the
+leaf numbers of its children. Indices are unsigned, because numba adds a check for negative values to signed indices.
 
-A block is ``BLOCK`` rows of the matrix; a *row of bits* holds one bit for each of them, in ``WORDS`` 64-bit words. Bit
-``8 * (p // 64) + p % 8`` of word ``p // 8 % 8`` stands for row p of the block: the order in which ``gather_bytes``
-leaves the leaf numbers side by side.
-
-All rows of bits are in one array ``bits`` (numbered as in ``program.Program``), so that one operation, ``select``,
-does everything: a running "or" turns ranks into tests, an interior node chooses between the leaf numbers of its
-children. Indices are unsigned, because numba otherwise adds a check for negative ones to each.
+LLVM's vectoriser leaves these operations as scalar code, because the output may overlap the input. Explicit vectors use
+the machine's instructions, from SSE2 to AVX-512, and take a third of the time.
 """
 
 from __future__ import annotations
@@ -31,11 +28,11 @@ WORDS = 8
 """64-bit words of one row of bits: one AVX-512 register, or two of AVX2."""
 
 BLOCK = 64 * WORDS
-"""Rows of the matrix that are scored together, one bit each."""
+"""Rows of the matrix that are scored together; each has one bit."""
 
 _types: Any = importlib.import_module("numba.types")
 LANES = 8
-"""Values that ``climb`` compares at a time."""
+"""Values that ``climb`` compares at once."""
 
 _extending: Any = importlib.import_module("numba.extending")
 _cgutils: Any = importlib.import_module("numba.core.cgutils")
@@ -76,7 +73,7 @@ def _everywhere(number: int) -> Any:
 
 
 def _select(context: Any, bits: Any, target: Any, mask: Any, off: Any, on: Any) -> tuple[Any, Any]:
-    """``bits[target] = bits[on] where bits[mask] else bits[off]``: four row numbers."""
+    """Compute ``bits[target] = bits[on] where bits[mask] else bits[off]`` for four row numbers."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Sequence[Any]) -> Any:
         rows = _Rows(context, builder, signature.args[0], values[0])
@@ -107,7 +104,7 @@ def _transpose(builder: Any, planes: list[Any]) -> list[Any]:
 
 
 def _gather_bytes(context: Any, bits: Any, planes: Any, plane: Any, numbers: Any, row: Any) -> tuple[Any, Any]:
-    """Write each row's number as a byte: bit k of it is in the row of bits ``planes[plane + k]``.
+    """Write each row's number as a byte: bit k of the byte is in the row of bits ``planes[plane + k]``.
 
     The bytes fill the rows ``row`` to ``row + 7`` of ``numbers``, in the order of the block.
     """
@@ -128,8 +125,8 @@ def _gather_bytes(context: Any, bits: Any, planes: Any, plane: Any, numbers: Any
 def _accumulate(context: Any, bits: Any, first: Any, size: Any, slots: Any, slot: Any) -> tuple[Any, Any]:
     """Turn the rows of bits of ranks ``first`` … into tests "the rank is above", for ``size`` thresholds.
 
-    The test of threshold j goes to the row ``slots[2 * (slot + j)]``, and without the missing values, which are in the
-    row ``first + size + 1``, to ``slots[2 * (slot + j) + 1]``.
+    The test of threshold j is written to the row ``slots[2 * (slot + j)]``. The same test without the missing values
+    (row ``first + size + 1``) is written to ``slots[2 * (slot + j) + 1]``.
     """
 
     def generate(context: Any, builder: Any, signature: Any, values: Sequence[Any]) -> Any:
@@ -151,10 +148,10 @@ def _accumulate(context: Any, bits: Any, first: Any, size: Any, slots: Any, slot
 
 
 def _climb(context: Any, ranks: Any, values: Any, at: Any, table: Any, start: Any, step: Any) -> tuple[Any, Any]:
-    """Add ``step`` to those of ``LANES`` ranks from ``at`` on where ``table[start + rank] <= value``.
+    """Add ``step`` to each of ``LANES`` ranks from ``at`` on for which ``table[start + rank] <= value``.
 
-    One step of a binary search. As scalar code LLVM makes a branch of it, which a processor guesses wrong half of the
-    time: 10 times slower.
+    This is one step of a binary search. LLVM compiles the scalar code to a branch, which a processor mispredicts half
+    of the time: 10 times slower.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
@@ -180,7 +177,7 @@ def _climb(context: Any, ranks: Any, values: Any, at: Any, table: Any, start: An
 
 
 def _compare(*, missing_right: bool) -> Any:
-    """Make the operation that writes the test "goes right": not ``value < threshold``, of all rows of a block."""
+    """Make the operation that writes the test "goes right" (not ``value < threshold``) of all rows of a block."""
 
     def compare(context: Any, bits: Any, row: Any, values: Any, threshold: Any) -> tuple[Any, Any]:
         def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
@@ -196,7 +193,7 @@ def _compare(*, missing_right: bool) -> Any:
             with _cgutils.for_range(builder, _WORD(BLOCK // LANES), intp=_WORD) as loop:
                 place = builder.gep(numbers, [builder.mul(loop.index, _WORD(LANES))])
                 value = builder.load(builder.bitcast(place, reals.as_pointer()), align=4)
-                # Eight rows are one byte; the order of the bytes is that of the block (see ``kernel``).
+                # Eight rows are one byte. The bytes are in the order of the block (see the module's docstring).
                 byte = builder.add(
                     builder.shl(builder.and_(loop.index, _WORD(7)), _WORD(3)), builder.lshr(loop.index, _WORD(3))
                 )
@@ -223,7 +220,7 @@ F = np.float32
 _expf = external("expf", kind="float32")
 _exp = external("exp", kind="float64")
 FEW = 100
-"""Thresholds up to which comparing with each of them is faster than ranking (measured)."""
+"""Number of thresholds up to which comparing with each threshold is faster than ranking (measured)."""
 
 _ROWS = BLOCK
 _WORDS = WORDS
@@ -245,8 +242,8 @@ def mark(bits: Any, ranks: Any, first: Any, rows: Any) -> None:
 def rank_numbers(values: Any, ranks: Any, rows: Any, thresholds: Any, first: Any, steps: Any, size: Any) -> None:
     """Count the thresholds that are <= each value; a missing value gets ``size + 1``.
 
-    A binary search with all rows taking each step together, so that no row waits for its own last step. Behind the
-    thresholds stand NaNs up to the next power of two, which compare false.
+    In this binary search all rows take each step together, so that no row waits for its own last step. After the
+    thresholds follow NaNs, which compare false, up to a power of two less one.
     """
     ranks[:] = U32(0)
     step = U(1) << U(steps)
@@ -262,7 +259,7 @@ def rank_numbers(values: Any, ranks: Any, rows: Any, thresholds: Any, first: Any
 
 @compiled
 def rank_categories(values: Any, ranks: Any, rows: Any, codes: Any, first: Any, limit: Any, size: Any) -> None:
-    """Look up each category code's number among those in any set; others get ``size``, missing ones ``size + 1``."""
+    """Look up the number of each category code; a code in no set gets ``size``, a missing value ``size + 1``."""
     top = F(limit)
     for p in range(U(rows)):
         value = values[p]
@@ -276,7 +273,7 @@ def rank_categories(values: Any, ranks: Any, rows: Any, codes: Any, first: Any, 
 
 @compiled
 def compare_numbers(bits: Any, values: Any, thresholds: Any, first: Any, size: Any, slots: Any, slot: Any) -> None:
-    """Write the tests of a feature with few thresholds, by comparing every value with every one of them."""
+    """Write the tests of a feature with few thresholds by comparing every value with every threshold."""
     for j in range(U(size)):
         threshold = thresholds[U(first) + j]
         right = U(slots[U(2) * (U(slot) + j)])
@@ -289,7 +286,7 @@ def compare_numbers(bits: Any, values: Any, thresholds: Any, first: Any, size: A
 
 @compiled
 def test_categories(bits: Any, first: Any, size: Any, slots: Any, sets: Any, members: Any, span: Any) -> None:
-    """Turn one feature's categories into tests "is in the set", one for each set and direction of missing values."""
+    """Turn one feature's categories into tests "is in the set": one test per set and direction of missing values."""
     missing = U(first) + U(size) + U(1)
     for s in range(U(span[0]), U(span[1])):
         select(bits, _RUNNING, _ZEROS, _ZEROS, _ZEROS)
@@ -388,7 +385,7 @@ def walk_octet(bits: Any, program: Any, octet: Any, numbers: Any, sums: Any) -> 
 
 @compiled
 def aligned(words: Any) -> Any:
-    """Return zeros that start on a cache line, so that no row of bits lies on two."""
+    """Return zeros that start at a cache line, so that no row of bits spans two cache lines."""
     room = np.zeros(words + 8, np.uint64)
     skip = -(room.ctypes.data // 8) % 8
     return room[skip : skip + words]
@@ -437,7 +434,7 @@ def exp(values: Any) -> None:
 
 @compiled
 def exp64(values: Any) -> None:
-    """Apply the C library's exp of double precision in place, rounded to float32."""
+    """Apply the C library's double-precision exp in place, rounded to float32."""
     for i in range(len(values)):
         values[i] = F(_exp(np.float64(values[i])))
 

@@ -1,16 +1,20 @@
 # ruff: noqa: PLR0917 - compiled functions take their arguments by position
-"""Turn tree tables into the flat program that the kernels run (``docs/design/008-tree-engine.md``).
+"""Compile tree tables to the flat program that the kernels run (``docs/design/008-tree-engine.md``).
 
-A *row of bits* holds one bit for each row of a block. Rows of bits are numbered: ``ZEROS``, ``ONES``, ``TRASH`` (where
-unused results go), ``RUNNING`` (a running "or"), then the tests, then scratch for interior nodes, then the ranks.
+A *row of bits* holds one bit for each row of a block. Rows of bits are numbered: ``ZEROS``, ``ONES``, ``TRASH`` (for
+unused results), ``RUNNING`` (a running "or"), then the tests, then scratch for interior nodes, then the ranks.
 
-Compiles one tree into ``select`` operations, from its leaves up.
+Each tree is compiled to ``select`` operations, from its leaves up.
 
-Every leaf gets a number. Bit k of the number of the leaf that a row reaches is, at a split, bit k as its left subtree
-gives it or bit k as its right one does: one ``select`` by the split's test, or none where both are the same constant,
-or where left has 0 and right has 1 (then it is the test itself). Numbering decides how many operations are left. In
-an even tree "which way at height h" is bit h, and a split of height h costs h - 1 of them; an uneven tree would need
-more bits that way than it has leaves for, so its leaves are numbered in order.
+Every leaf has a number. At a split, bit k of the reached leaf's number is bit k of the left or of the right subtree:
+one ``select`` by the split's test. No operation is needed in two cases:
+
+- both subtrees have the same constant;
+- the left subtree has 0 and the right subtree has 1: bit k is the test itself.
+
+The numbering determines how many operations remain. In an even tree, bit h is the direction at height h, and a split of
+height h costs h - 1 operations. In an uneven tree that numbering would need more bits than its leaves require, so its
+leaves are numbered in order.
 """
 
 from __future__ import annotations
@@ -36,23 +40,23 @@ Float32 = npt.NDArray[np.float32]
 class Program(NamedTuple):
     """Arrays that the kernels read. E pairs (feature, kind of test), T trees padded to whole octets, O octets.
 
-    A NamedTuple of arrays, because that is what compiled code takes.
+    A NamedTuple of arrays, because compiled code accepts this type.
     """
 
     column: Int64
     """[E] column of the matrix."""
     is_category: npt.NDArray[np.uint8]
-    """[E] whether ranks are category numbers."""
+    """[E] 1 if ranks are category numbers."""
     look_up: Int64
-    """[E] where its thresholds, or its category codes, start in ``thresholds`` or ``codes``."""
+    """[E] start of the pair's thresholds in ``thresholds``, or of its category codes in ``codes``."""
     steps: Int64
-    """[E] steps of the search; for categories the codes looked up, others being in no set."""
+    """[E] steps of the search; for categories, the number of codes looked up: all others are in no set."""
     size: Int64
     """[E] thresholds, or categories that are in any set."""
     first: Int64
-    """[E] row of bits of rank 0; ``size`` is the rank above all thresholds, ``size + 1`` that of missing values."""
+    """[E] row of bits of rank 0. ``size`` is the rank above all thresholds, ``size + 1`` the rank of missing values."""
     slot: Int64
-    """[E + 1] first entry in ``slots``; for categories first set in ``set_slots``, and the next pair's."""
+    """[E + 1] first entry in ``slots``; for categories, first set in ``set_slots``. The next entry is the end."""
     thresholds: Float32
     """Sorted thresholds of each pair, with NaN up to a power of two less one."""
     codes: UInt32
@@ -60,9 +64,9 @@ class Program(NamedTuple):
     slots: UInt32
     """[thresholds * 2] row of bits of the test where missing values go right, and left; ``TRASH`` where unused."""
     set_slots: UInt32
-    """[sets, 2] the same for category sets."""
+    """[sets, 2] row of bits of the test of a category set where missing values go right, and left."""
     sets: Int64
-    """[sets + 1] where each set starts in ``members``."""
+    """[sets + 1] start of each set in ``members``."""
     members: UInt32
     """Category numbers of the sets."""
     operations: UInt32
@@ -74,13 +78,13 @@ class Program(NamedTuple):
     leaves: Float32
     """Leaf values by leaf number, tree after tree, outputs of vector leaves one after another."""
     leaf: Int64
-    """[T] where a tree's leaves start."""
+    """[T] start of a tree's leaves in ``leaves``."""
     stride: Int64
-    """[T] from one output's leaves to the next's."""
+    """[T] distance between the leaves of one output and the leaves of the next output."""
     wide: npt.NDArray[np.uint8]
-    """[O] whether leaf numbers take two bytes."""
+    """[O] 1 if leaf numbers take two bytes."""
     outputs: Int64
-    """[O, 2] outputs the octet adds to: first, and one past the last."""
+    """[O, 2] outputs that the octet adds to: the first, and one past the last."""
     base: Float32
     """[K] margin before the first tree."""
     rows: Int64
@@ -88,20 +92,20 @@ class Program(NamedTuple):
 
 
 class Tests(NamedTuple):
-    """The distinct tests of an ensemble, and which of them each node makes."""
+    """The distinct tests of an ensemble, and the test of each node."""
 
     row: Int64
     """[N] row of bits of each split node's test; 0 at leaves."""
     distinct: int
-    """Distinct tests."""
+    """Number of distinct tests."""
     pairs: dict[str, Any]
-    """The arrays of ``Program`` that describe tests; ``first`` still counts from 0."""
+    """Arrays of ``Program`` that describe tests; here, ``first`` counts from 0."""
     ranks: int
-    """Rows of bits that ranks take."""
+    """Number of rows of bits for ranks."""
 
 
 def build_program(tables: TreeTables) -> Program:
-    """Compile tables that ``unsupported`` has nothing against."""
+    """Compile tables for which ``unsupported`` returns no reason."""
     tests = find_tests(tables)
     scratch_start = FIRST_TEST + tests.distinct
     trees = _compile_trees(tables, tests.row, scratch_start)
@@ -126,7 +130,7 @@ def find_tests(tables: TreeTables) -> Tests:
 
 
 class _Finder:
-    """Collects tests, feature after feature."""
+    """Collects the tests of one feature after another."""
 
     def __init__(self, row: Int64) -> None:
         self.row = row
@@ -181,7 +185,7 @@ class _Finder:
         self.ranks += size + 2
 
     def finish(self) -> Tests:
-        """Return all that was added."""
+        """Return the tests of all features that were added."""
         table = np.array(self.pairs, dtype=np.int64).reshape(-1, 7).T
         column, is_category, look_up, steps, size, first, slot = np.ascontiguousarray(table)
         pairs: dict[str, Any] = {
@@ -203,11 +207,11 @@ class _Finder:
 
 
 def _compile_trees(tables: TreeTables, test: Int64, scratch_start: int) -> dict[str, Any]:
-    """Compile each tree; order and pad them so that each octet has one set of outputs and one width."""
+    """Compile all trees; order and pad the trees so that each octet has one set of outputs and one width."""
     assembled = [_assemble(tables, tree, test, scratch_start) for tree in range(tables.trees)]
     wide = np.array([tree.bits > 8 for tree in assembled], np.uint8)
     order, octet_wide, outputs = _octets(tables, wide)
-    # Padding trees have one leaf of -0.0: the only number that changes no sum, not even one of -0.0.
+    # Padding trees have one leaf of -0.0: the only number that changes no sum, not even the sum -0.0.
     leaves = [tree.leaves.ravel() for tree in assembled]
     starts = np.cumsum([0, *map(len, leaves)], dtype=np.int64)
     stride = np.array([*(tree.leaves.shape[1] for tree in assembled), 0], np.int64)
@@ -228,9 +232,9 @@ def _compile_trees(tables: TreeTables, test: Int64, scratch_start: int) -> dict[
 
 
 def _octets(tables: TreeTables, wide: npt.NDArray[np.uint8]) -> tuple[Int64, npt.NDArray[np.uint8], Int64]:
-    """Return trees in octets (``trees`` stands for padding), which octets are wide, and [octets, 2] outputs.
+    """Return the trees in octets (``tables.trees``: padding), 1 per wide octet, and [octets, 2] outputs.
 
-    Trees of one output keep their order: the sum of an output is rounded in it.
+    Trees of one output keep their order, because the sum is rounded after each tree.
     """
     order: list[int] = []
     octets: list[tuple[int, int]] = []
@@ -271,12 +275,12 @@ MAX_BITS = 16
 """Bits of a leaf number."""
 
 ZEROS, ONES = 0, 1
-"""Rows of bits that are all 0, and all 1."""
+"""Numbers of the rows of bits that are all 0, and all 1."""
 
 
 @compiled
 def order_nodes(left: Any, right: Any, order: Any, height: Any) -> int:
-    """Write the nodes that can be reached, parents first, and each one's height; return how many there are."""
+    """Write the reachable nodes, parents first, and the height of each; return the number of reachable nodes."""
     stack = np.empty(len(left) + 1, np.int64)
     stack[0] = 0
     pending = 1
@@ -300,7 +304,7 @@ def order_nodes(left: Any, right: Any, order: Any, height: Any) -> int:
 
 @compiled
 def number_leaves(left: Any, right: Any, order: Any, height: Any, numbers: Any) -> Any:
-    """Write each reachable leaf's number and -1 elsewhere; return the bits they take."""
+    """Write the number of each reachable leaf, and -1 elsewhere; return the bits of a leaf number."""
     leaves = 0
     for node in order:
         leaves += left[node] < 0
@@ -326,10 +330,10 @@ def number_leaves(left: Any, right: Any, order: Any, height: Any, numbers: Any) 
 
 @compiled
 def emit(left: Any, right: Any, test: Any, order: Any, bits: Any, first: Any, state: Any) -> Any:
-    """Return the operations and the most scratch rows in use.
+    """Return the operations and the maximum of scratch rows in use.
 
-    ``state`` [nodes, bits] holds the rows that make up the leaf number below each node: given for leaves, written for
-    splits. Scratch rows start at ``first``; a child's is written over, so that few are in use at a time.
+    ``state`` [nodes, bits] holds the rows of bits of the leaf number below each node: given for leaves, written for
+    splits. Scratch rows start at ``first``. A node overwrites the scratch rows of its children, so few are in use.
     """
     room = len(order) * max(bits, 1)
     operations = np.empty((room, 4), np.uint32)
@@ -365,8 +369,8 @@ def emit(left: Any, right: Any, test: Any, order: Any, bits: Any, first: Any, st
 def assemble(left: Any, right: Any, test: Any, first: Any) -> Any:
     """Compile one tree. ``left``, ``right``: [nodes] children or -1; ``test``: [nodes] row of bits of each test.
 
-    Returns the operations [any, 4], the rows that make up the leaf number [16], each node's leaf number or -1, the
-    bits of leaf numbers and the scratch rows used, which start at ``first``.
+    Return the operations [any, 4], the rows of bits of the leaf number [16], each node's leaf number or -1, the bits of
+    leaf numbers, and the number of scratch rows. Scratch rows start at ``first``.
     """
     nodes = len(left)
     order = np.empty(nodes, np.int64)

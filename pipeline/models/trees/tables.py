@@ -1,4 +1,4 @@
-"""Tables of a tree ensemble, whatever library trained it: plain arrays, frozen, checked."""
+"""Tables of a tree ensemble, independent of the training library: plain arrays, frozen, checked."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy.typing as npt
 from pipeline.errors import ModelError
 
 MAX_LEAVES = 1 << 16
-"""Leaves of one tree: their numbers are kept in two bytes."""
+"""Maximum of leaves of one tree: leaf numbers are stored in two bytes."""
 
 MAX_CATEGORY = 1 << 20
-"""Category codes of one feature stay below: each has an entry in a look-up table of 4 bytes."""
+"""Upper limit (exclusive) of category codes: each code has an entry of 4 bytes in a look-up table."""
 
 MAX_TESTS = 1 << 20
-"""Distinct tests of the ensemble: each takes 64 bytes of working memory in every thread."""
+"""Maximum of distinct tests of the ensemble: each takes 64 bytes of working memory in every thread."""
 
 VECTOR_LEAVES = -1
 """``TreeTables.output`` of a tree whose leaves hold one value for every output."""
@@ -42,44 +42,48 @@ _DTYPES: dict[str, type[np.generic]] = {
 class TreeTables:
     """Trees as arrays. T trees, N nodes in all, K outputs; children are numbered from the first node of their tree.
 
-    A row starts at node 0 of a tree and goes left where ``value < threshold``, or, at a category node, where the code
-    is *not* in the node's set (a code that is negative or in no set is not in it); a missing value (NaN) goes where
-    ``default_left`` says. The margin of an output is ``base`` plus the leaves reached, added in float32 in the order
-    of the trees.
+    A row starts at node 0 of a tree. It goes left
+
+    - at a threshold: if ``value < threshold``;
+    - at a category node: if the code is *not* in the node's set (negative codes are in no set);
+    - with a missing value (NaN): if ``default_left`` is true.
+
+    The margin of an output is ``base`` plus the values of the reached leaves, added in float32 in the order of the
+    trees.
     """
 
     start: npt.NDArray[np.int64]
     """[T + 1] first node of each tree, then N."""
 
     output: npt.NDArray[np.int32]
-    """[T] the output a tree adds to, or ``VECTOR_LEAVES``."""
+    """[T] output that a tree adds to, or ``VECTOR_LEAVES``."""
 
     feature: npt.NDArray[np.int32]
     """[N] column of the matrix; not read at leaves."""
 
     threshold: npt.NDArray[np.float32]
-    """[N] not read at leaves and category nodes."""
+    """[N] threshold of the test; not read at leaves and category nodes."""
 
     left: npt.NDArray[np.int32]
-    """[N] child where the test holds; -1 at leaves."""
+    """[N] child for rows that go left; -1 at leaves."""
 
     right: npt.NDArray[np.int32]
-    """[N] child where it does not; -1 at leaves."""
+    """[N] child for rows that go right; -1 at leaves."""
 
     default_left: npt.NDArray[np.bool_]
-    """[N] whether a missing value goes left."""
+    """[N] True if a missing value goes left."""
 
     is_category: npt.NDArray[np.bool_]
-    """[N] whether the test is membership in a set of category codes."""
+    """[N] True if the node tests membership in a set of category codes."""
 
     category_start: npt.NDArray[np.int64]
-    """[N + 1] where each node's set starts in ``categories``."""
+    """[N + 1] start of each node's set in ``categories``."""
 
     categories: npt.NDArray[np.int32]
     """[any] category codes, node after node."""
 
     leaf: npt.NDArray[np.float32]
-    """[N, 1], or [N, K] with vector leaves: what a leaf adds, weights of the tree applied already."""
+    """[N, 1], or [N, K] with vector leaves: value of a leaf, multiplied by the weight of its tree."""
 
     base: npt.NDArray[np.float32]
     """[K] margin before the first tree."""
@@ -103,12 +107,12 @@ class TreeTables:
 
     @property
     def trees(self) -> int:
-        """Trees of the ensemble."""
+        """Number of trees."""
         return len(self.output)
 
     @property
     def outputs(self) -> int:
-        """Values of one row's margin."""
+        """Number of values of one row's margin."""
         return len(self.base)
 
 
@@ -153,7 +157,7 @@ def _bad_links(tables: TreeTables) -> list[str]:
 
 
 def unsupported(tables: TreeTables) -> tuple[str, ...]:
-    """Say by name what ``TreeEngine`` cannot do with these tables; empty where it can score them."""
+    """Return the reasons why ``TreeEngine`` cannot score these tables; empty if it can."""
     reasons = []
     split = tables.left >= 0
     numeric = split & ~tables.is_category

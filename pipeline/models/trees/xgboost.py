@@ -1,19 +1,17 @@
-"""Reads tree tables from what ``json.loads(booster.save_raw("json"))`` gives; xgboost itself is not imported.
+"""Read tree tables from the dict ``json.loads(booster.save_raw("json"))``, without importing xgboost.
 
-The rules are those of xgboost 3.2's CPU predictor (``src/predictor/cpu_predictor.cc``, ``src/gbm/gbtree.cc``) and the
-model format is that of 3.1 and newer: ``base_score`` may be a vector. What is not claimed is named by
-``unsupported_xgboost``, and the caller leaves it to xgboost.
+Trees. The rules are those of xgboost 3.2's CPU predictor (``src/predictor/cpu_predictor.cc``, ``src/gbm/gbtree.cc``).
+The model format is that of 3.1 and newer: ``base_score`` may be a vector. ``unsupported_xgboost`` names what these
+tables do not support; the caller then uses xgboost.
 
-What xgboost's objectives do to a margin: the link of ``base_score`` and the transformation of the output.
+Objectives. An objective has a link for ``base_score`` and a transformation of the output. The sources are
+``src/objective/*`` and ``src/common/math.h`` of xgboost 3.2: float32 arithmetic with the C library's ``expf`` and
+``logf``. numpy's vectorised versions differ in the last bit, so the C library's functions are called: ``logf`` through
+ctypes for the few base scores, ``expf`` by the compiled kernels. One objective, survival:aft, calls the
+double-precision ``exp`` and rounds: ``exp64``.
 
-Sources: ``src/objective/*`` and ``src/common/math.h`` of xgboost 3.2. All of it is float32 arithmetic with the C
-library's ``expf`` and ``logf``. numpy has vectorised versions of its own, which differ in the last bit, so the C
-library's are called here: ``logf`` through ctypes for the few base scores, ``expf`` by the compiled kernels. One
-objective, survival:aft, calls ``exp`` of double precision and rounds: ``exp64``.
-
-Reads UBJSON, the binary form of xgboost's models. Arrays of numbers become numpy arrays at once.
-
-From JSON every number of every node would be a Python object for a while, in the memory of each worker.
+UBJSON. ``read_ubj`` reads this binary form of xgboost's models directly to numpy arrays. From JSON, every number of
+every node would temporarily be a Python object in the memory of each worker.
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ Model = Mapping[str, Any]
 def read_xgboost(model: Model, *, iteration_range: tuple[int, int] = (0, 0)) -> TreeTables:
     """Build the tables of the boosting rounds [begin, end); an end of 0 means all, as in ``inplace_predict``.
 
-    Raises ModelError where ``unsupported_xgboost`` names a reason.
+    :raises ModelError: when ``unsupported_xgboost`` returns a reason.
     """
     reasons = _unreadable(model)
     if reasons:
@@ -62,7 +60,7 @@ def read_xgboost(model: Model, *, iteration_range: tuple[int, int] = (0, 0)) -> 
 
 
 def unsupported_xgboost(model: Model, *, iteration_range: tuple[int, int] = (0, 0)) -> tuple[str, ...]:
-    """Say by name what keeps the engine from scoring this model; empty where ``read_xgboost`` can read it."""
+    """Return the reasons why the tree engine cannot score this model; empty if ``read_xgboost`` can read it."""
     reasons = _unreadable(model)
     if reasons:
         return reasons
@@ -104,7 +102,7 @@ def _booster(learner: Model) -> tuple[Model, npt.NDArray[np.float32] | None]:
 
 
 def _base_score(learner: Model) -> npt.NDArray[np.float32]:
-    """Return base_score, one entry per output: a vector since 3.1, one number for all outputs before."""
+    """Return base_score with one entry per output. Before 3.1, base_score was one number for all outputs."""
     parameters = learner["learner_model_param"]
     outputs = max(int(parameters.get("num_target", 1)), int(parameters.get("num_class", 0)), 1)
     found = json.loads(str(parameters["base_score"]))
@@ -145,7 +143,7 @@ def _assemble(
     right = _join(trees, "right_children", np.int32)
     split = left >= 0
     if (right[split] != left[split] + 1).any():
-        # xgboost itself steps to `left + 1`, whatever the right child says (predict_fn.h, GetNextNode).
+        # xgboost always goes to `left + 1`, and ignores the right child's number (predict_fn.h, GetNextNode).
         raise _refusal(["a right child that is not next to the left one"])
     category_start, categories = _category_sets(trees)
     leaves = [
@@ -176,25 +174,25 @@ def _join(trees: Iterable[Model], name: str, dtype: npt.DTypeLike) -> npt.NDArra
 def _leaves(
     tree: Model, *, base: npt.NDArray[np.float32], group: int, weight: np.float32 | None
 ) -> npt.NDArray[np.float32]:
-    """Return [nodes, 1 or outputs] what each leaf adds."""
+    """Return the leaf values: [nodes, 1 or outputs]."""
     if int(tree["tree_param"]["size_leaf_vector"]) > 1:
         values = np.asarray(tree["leaf_weights"], dtype=np.float32).reshape(-1, len(base))
         is_leaf = np.asarray(tree["left_children"]) < 0
         found = np.zeros((len(is_leaf), len(base)), np.float32)
-        # A leaf keeps the row of its values where a split keeps its right child (MultiTargetTree::LeafIdx).
+        # For leaves, `right_children` holds the row of the leaf's values (MultiTargetTree::LeafIdx).
         found[is_leaf] = values[np.asarray(tree["right_children"])[is_leaf]]
         return found
     leaf = np.asarray(tree["split_conditions"], dtype=np.float32)[:, None]
     if weight is None:
         return leaf
-    # Dart::InplacePredict scores one tree with the base score, takes that off again and applies the weight, each step
-    # rounded to float32; so these are its bits, which `leaf * weight` would miss.
+    # Dart::InplacePredict scores one tree with the base score, subtracts the base score and applies the weight. Each
+    # step is rounded to float32. Repeat these steps: `leaf * weight` would give other bits.
     weighted: npt.NDArray[np.float32] = ((base[group] + leaf) - base[group]) * weight
     return weighted
 
 
 def _category_sets(trees: Iterable[Model]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-    """Return where each node's set starts ([nodes + 1]) and all sets, in the order of the nodes."""
+    """Return the start of each node's set ([nodes + 1]), and all sets in the order of the nodes."""
     counts: list[npt.NDArray[np.int64]] = [np.zeros(1, np.int64)]
     sets: list[npt.NDArray[np.int32]] = [np.zeros(0, np.int32)]
     for tree in trees:
@@ -232,10 +230,10 @@ OBJECTIVES: dict[str, tuple[str, str]] = {
     "rank:ndcg": ("identity", "identity"),
     "rank:map": ("identity", "identity"),
 }
-"""Name of the objective: (link from ``base_score`` to margin, transformation from margin to output)."""
+"""Link from ``base_score`` to margin and transformation from margin to output, by the objective's name."""
 
 LIBM_TRANSFORMS = frozenset({"sigmoid", "exp", "exp64", "softmax"})
-"""Transformations that need the C library's ``expf`` or ``exp``."""
+"""Transformations that require the C library's ``expf`` or ``exp``."""
 
 
 def transform_name(objective: str) -> str:
@@ -244,7 +242,7 @@ def transform_name(objective: str) -> str:
 
 
 def unsupported_transform(objective: str) -> tuple[str, ...]:
-    """Say by name why the output of an objective cannot be had with xgboost's bits; empty where it can."""
+    """Return the reasons why an objective's output cannot be computed with xgboost's bits; empty if it can."""
     if objective not in OBJECTIVES:
         return (f"the objective {objective}",)
     if transform_name(objective) in LIBM_TRANSFORMS and not sys.platform.startswith("linux"):
@@ -253,7 +251,7 @@ def unsupported_transform(objective: str) -> tuple[str, ...]:
 
 
 def base_margin(base_score: npt.NDArray[np.float32], *, objective: str) -> npt.NDArray[np.float32]:
-    """Apply the objective's link to [outputs] base scores, rounded as xgboost does it (``ProbToMargin``)."""
+    """Apply the objective's link to [outputs] base scores, rounded like xgboost's ``ProbToMargin``."""
     link = OBJECTIVES[objective][0]
     one = np.float32(1)
     if link == "logit":
@@ -290,9 +288,9 @@ _CONSTANTS = {"Z": None, "T": True, "F": False}
 
 
 def read_ubj(data: bytes | bytearray) -> dict[str, Any]:
-    """The object in ``data``, as ``json.loads`` gives it, but arrays of one kind of number are numpy arrays.
+    """Return the object in ``data`` like ``json.loads``, but with numpy arrays for arrays of one number type.
 
-    :raises ModelError: when it is no object, or is cut off.
+    :raises ModelError: when ``data`` is not an object, or is truncated.
     """
     try:
         found = _UbjReader(data).value()
@@ -331,7 +329,7 @@ class _UbjReader:
         return found
 
     def _peek(self, marker: str) -> bool:
-        """Return True, and skip ``marker``, if it comes next."""
+        """Return True and skip ``marker`` if ``marker`` comes next."""
         if chr(self._data[self._at]) != marker:
             return False
         self._at += 1
