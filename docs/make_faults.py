@@ -1,8 +1,8 @@
-"""Make ``docs/faults.md``: the faults of ``docs/faults.yaml``, the tests that are marked with each, and measured times.
+"""Make ``docs/faults.md``: the faults of ``docs/faults.yaml``, the tests marked with each, and measured times.
 
     python docs/make_faults.py [REPORT.xml …]
 
-A report is what ``pytest -m fault --junitxml=REPORT.xml`` wrote; what it measured is kept in ``docs/faults.json``.
+A report is the file that ``pytest -m fault --junitxml=REPORT.xml`` writes; its times are kept in ``docs/faults.json``.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ class Fault:
     outcome: str
     exit: str
     why: str = ""
-    """Why no test shows it; empty where one does."""
+    """Reason for a fault without a test; else empty."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a test came to when it was run."""
+    """Measured outcome and time of a test."""
 
     outcome: str
     """``passed``, ``failed`` or ``skipped: reason``."""
     seconds: float
-    """Over all its parameters."""
+    """Seconds over all parameters of the test."""
 
 
 def read_faults() -> tuple[Fault, ...]:
-    """All faults, by number."""
+    """Return all faults, by number."""
     rows = yaml.safe_load((DOCS / "faults.yaml").read_text())
     return tuple(Fault(number=number, **fields) for number, fields in sorted(rows.items()))
 
 
 def marked_tests(tests: Path = TESTS) -> dict[int, list[str]]:
-    """Number of a fault -> tests that are marked with it, as ``tests/faults/test_x.py::test_y``, from their source."""
+    """Map the number of a fault to the tests marked with it, as ``tests/faults/test_x.py::test_y``, from the source."""
     found: dict[int, list[str]] = {}
     for file in sorted(tests.rglob("test_*.py")):
         path = file.relative_to(tests.parent).as_posix()
@@ -80,7 +80,7 @@ def _marks(module: ast.Module) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _numbers(decorators: Sequence[ast.expr]) -> tuple[int, ...]:
-    """Arguments of every ``fault(…)`` in there, those of single parameters too."""
+    """Return the arguments of every ``fault(…)`` mark, including marks of single parameters."""
     calls = (node for one in decorators for node in ast.walk(one) if isinstance(node, ast.Call))
     marks = (call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "fault")
     numbers = (argument.value for mark in marks for argument in mark.args if isinstance(argument, ast.Constant))
@@ -88,14 +88,14 @@ def _numbers(decorators: Sequence[ast.expr]) -> tuple[int, ...]:
 
 
 def read_measured() -> dict[str, Measured]:
-    """What was measured of each test."""
+    """Return the stored measurement of each test."""
     path = DOCS / "faults.json"
     rows = json.loads(path.read_text()) if path.exists() else {}
     return {name: Measured(**row) for name, row in rows.items()}
 
 
 def learn(report: Path, measured: dict[str, Measured]) -> None:
-    """Add what a report of pytest says to ``measured``; several parameters of one test count as one."""
+    """Add the results of a pytest report to ``measured``; several parameters of one test count as one."""
     cases: dict[str, list[ElementTree.Element]] = {}
     for case in ElementTree.parse(report).iter("testcase"):
         cases.setdefault(_test_name(case), []).append(case)
@@ -123,7 +123,7 @@ def _outcome(case: ElementTree.Element) -> str:
 
 
 def table(faults: Sequence[Fault], tests: Mapping[int, Sequence[str]], measured: Mapping[str, Measured]) -> str:
-    """The table, in Markdown."""
+    """Return the table, in Markdown."""
     lines = ["| # | fault | how it is made | outcome seen | exit | test | time |", "|--:|---|---|---|---|---|--:|"]
     for fault in faults:
         names = tests.get(fault.number, ())
@@ -138,7 +138,7 @@ def table(faults: Sequence[Fault], tests: Mapping[int, Sequence[str]], measured:
 
 
 def _measured_name(name: str, measured: Mapping[str, Measured]) -> str:
-    """A state machine is one test, whose name is hypothesis' own."""
+    """Return the name under which pytest reports a test: a state machine is one test, named by hypothesis."""
     return name if name in measured else f"{name}::runTest"
 
 
@@ -152,7 +152,7 @@ def _remark(measured: Measured | None) -> str:
 
 
 def write_page(text: str, made: str) -> str:
-    """``text`` with the table between its marks replaced."""
+    """Return ``text`` with the table between its marks replaced."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{made}\n{END}{after}"

@@ -1,6 +1,6 @@
-"""Writes the reference in docs/python.md from signatures and docstrings: ``python docs/make_python.py``.
+"""Write the reference in docs/python.md from signatures and docstrings: ``python docs/make_python.py``.
 
-The examples are those of the docstrings; tests/docs/test_python.py runs them in the folder that `make_folder` makes.
+The docstrings hold the examples; tests/docs/test_python.py runs them in the folder that `make_folder` makes.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _WIDTH = 100
 
 
 def make_page(text: str) -> str:
-    """``text`` with a fresh entry between each ``<!-- api: Name -->`` and ``<!-- end -->``."""
+    """Return ``text`` with a fresh entry between each ``<!-- api: Name -->`` and ``<!-- end -->``."""
     return _BLOCK.sub(lambda block: f"{block[1]}\n{make_entry(block[2])}\n{block[3]}", text)
 
 
 def make_entry(name: str) -> str:
-    """Signature and docstring of a public object, and of its public methods, as Markdown."""
+    """Return signature and docstring of a public object, or of a public method, as Markdown."""
     owner, _, member = name.partition(".")
     target = inspect.getattr_static(getattr(pipeline, owner), member) if member else getattr(pipeline, owner)
     target = getattr(target, "__func__", target)
@@ -37,7 +37,7 @@ def make_entry(name: str) -> str:
 
 
 def examined() -> Iterator[Any]:
-    """The objects of the page, for doctest."""
+    """Yield the names and objects of the page, for doctest."""
     for block in _BLOCK.finditer(PAGE.read_text(encoding="utf-8")):
         owner, _, member = block[2].partition(".")
         target = getattr(pipeline, owner)
@@ -74,7 +74,7 @@ def _markdown(text: str) -> Iterator[str]:
 
 
 def _items(body: str, *, title: str) -> Iterator[str]:
-    """The entries of a section as a list."""
+    """Yield the entries of a section as a list."""
     entries: list[tuple[str, list[str]]] = []
     for line in body.strip().splitlines():
         if line.startswith("    "):

@@ -1,4 +1,4 @@
-"""Writes the tables of docs/job-spec.md from the code: ``python docs/make_reference.py``."""
+"""Write the tables of docs/job-spec.md from the code: ``python docs/make_reference.py``."""
 
 from __future__ import annotations
 
@@ -106,12 +106,12 @@ _TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def make_page(text: str) -> str:
-    """``text`` with what is between each ``<!-- table: Part -->`` and ``<!-- end -->`` made anew."""
+    """Return ``text`` with a new table between each ``<!-- table: Part -->`` and ``<!-- end -->``."""
     return _TABLE.sub(lambda found: f"{found[1]}\n{make_table(found[2])}\n{found[3]}", text)
 
 
 def make_table(name: str) -> str:
-    """Field, type, default, example and meaning of every field of a part, as a Markdown table.
+    """Return field, type, default, example and meaning of every field of a part, as a Markdown table.
 
     :raises KeyError: for a field without an example in `EXAMPLES`.
     """

@@ -1,10 +1,10 @@
-"""What the documents show of the command line is real: commands are run, and their output compared or put in.
+"""Run the commands that the documents show, and compare their output or insert it.
 
-A block that begins with ```` ```console ```` holds commands, each on a line that begins with ``$ ``, and what they
-print. The blocks of a document run one after the other, and ``cd`` lasts: those of README.md in an empty folder, those
-of docs/ in one in which the demo ran. A line of ``…`` stands for lines that are left out.
+A block that begins with ```` ```console ```` holds commands, each on a line that begins with ``$ ``, and their
+output. The blocks of a document run one after the other, and ``cd`` lasts. The blocks of README.md start in an empty
+folder, the blocks of docs/ in a folder in which the demo ran. A line of ``…`` stands for omitted lines.
 
-``python docs/shown.py README.md docs/*.md`` puts in what commands print today.
+``python docs/shown.py README.md docs/*.md`` inserts the current output of the commands.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from click.testing import CliRunner
 from pipeline.cli import main
 
 HOME = "/home/you"
-"""What the documents show in place of the folder in which the commands were run."""
+"""Text in the documents for the folder in which the commands run."""
 REST = "…"
-"""A line that stands for any lines that are left out."""
+"""Line that stands for any omitted lines."""
 DEMO = "python -m pipeline demo"
 _BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _CHANGING = (
@@ -43,32 +43,32 @@ _CHANGING = (
     (re.compile(r"\d+\.\d+"), "NUMBER"),
     (re.compile(r" +"), " "),
 )
-"""What differs from run to run or from machine to machine."""
+"""Patterns that differ from run to run or from machine to machine, with their replacements."""
 _PROGRESS = re.compile(r"scoring: \d+%")
 
 
 @dataclass
 class Command:
-    """One command of a document, and what is shown to come of it."""
+    """One command of a document, and the output that the document shows."""
 
     text: str
     output: list[str] = field(default_factory=list)
 
 
 class Shell:
-    """A folder in which commands are run one after the other; those of this project in this process, to save time."""
+    """A folder in which commands run one after the other; commands of this project run in this process to save time."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = self.home = folder.resolve()
 
     def run(self, text: str) -> str:
-        """Standard output and error of a command, with `HOME` for the folder that was empty at first."""
+        """Return standard output and error of a command, with `HOME` for the folder of the first command."""
         name, *arguments = shlex.split(text)
         if name == "cd":
             self.folder = (self.folder / arguments[0]).resolve(strict=True)
             return ""
         if arguments[:2] == ["-m", "pipeline"]:
-            # The shape of the cluster decides how many partitions there are.
+            # The number of partitions depends on the shape of the cluster.
             with contextlib.chdir(self.folder), dask.config.set({"pipeline.workers": 2, "pipeline.threads": 1}):
                 output = CliRunner().invoke(main, arguments[2:], prog_name="python -m pipeline").output
         else:
@@ -78,14 +78,14 @@ class Shell:
         return output.replace(str(self.home), HOME)
 
     def close(self) -> None:
-        """Forget the modules of steps that were imported from here."""
+        """Forget the modules of steps that were imported from the folder."""
         for name, module in list(sys.modules.items()):
             if str(getattr(module, "__file__", "") or "").startswith(str(self.home)):
                 del sys.modules[name]
 
 
 def read_blocks(text: str) -> Iterator[list[Command]]:
-    """The commands of each block of a document."""
+    """Yield the commands of each block of a document."""
     for block in _BLOCK.finditer(text):
         yield _read(block[1])
 
@@ -101,7 +101,7 @@ def _read(block: str) -> list[Command]:
 
 
 def normalise(lines: list[str]) -> list[str]:
-    """``lines`` without what changes; lines of progress are left out, as there may be more or fewer of them."""
+    """Return ``lines`` without changing parts and without lines of progress, whose number varies."""
     kept = []
     for line in lines:
         if _PROGRESS.match(line):
@@ -113,7 +113,7 @@ def normalise(lines: list[str]) -> list[str]:
 
 
 def agree(shown: list[str], real: list[str]) -> bool:
-    """Whether what is shown is what comes, but for what changes, and for what ``…`` stands for."""
+    """Return True if the shown lines equal the real lines, except for changing parts and lines that ``…`` omits."""
     shown, real = normalise(shown), normalise(real)
     while shown and shown[-1] == "":
         shown.pop()
@@ -124,7 +124,7 @@ def agree(shown: list[str], real: list[str]) -> bool:
 
 
 def update(path: Path, *, shell: Shell) -> None:
-    """Run the commands of a document and put in what they print."""
+    """Run the commands of a document and insert their output."""
 
     def replace(block: re.Match[str]) -> str:
         lines = []
@@ -140,7 +140,7 @@ def update(path: Path, *, shell: Shell) -> None:
 
 
 def _thin(lines: list[str]) -> list[str]:
-    """``lines`` with `REST` for all lines of progress between the first and the last."""
+    """Return ``lines`` with `REST` for all lines of progress between the first and the last."""
     progress = [index for index, line in enumerate(lines) if _PROGRESS.match(line)]
     return [*lines[: progress[0] + 1], REST, *lines[progress[-1] :]] if len(progress) > 2 else lines
 
