@@ -1,4 +1,4 @@
-"""Floor and this project side by side, interleaved, as ratios of medians.
+"""Compare this project with the floor: interleaved runs, as ratios of medians.
 
 python -m benchmarks [--rows 5000000] [--trees 300] [--depth 6] [--repeat 3] [--sets even,skewed,tiny]
 python -m benchmarks protocol     # see benchmarks/protocol.py
@@ -26,7 +26,7 @@ CONTENDERS = {
     "ours": ("benchmarks.ours", {"BENCHMARK_ENGINE": "auto"}),
     "ours (xgboost)": ("benchmarks.ours", {"BENCHMARK_ENGINE": "xgboost"}),
 }
-"""Module and environment of each."""
+"""Module and environment of each contender."""
 
 
 def run_once(contender: str, data: Path, model: Path, out: Path) -> dict[str, Any]:

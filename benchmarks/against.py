@@ -1,13 +1,13 @@
-"""This project and the tools a user would pick instead: same input, same model, outputs checked equal, in turns.
+"""Compare this project with the tools a user would pick instead: same input, same model, outputs checked equal.
 
     python -m benchmarks.against --sets even,skewed,tiny --repeat 3
-    python -m benchmarks.against --list              # the contenders, and how each environment is made
-    python -m benchmarks.against --show              # the table of what the last runs stored in benchmarks/against.json
-    python -m benchmarks.plot                        # pictures of it
+    python -m benchmarks.against --list                 # the contenders and their environments
+    python -m benchmarks.against --show                 # the runs stored in benchmarks/against.json, as a table
+    python -m benchmarks.plot                           # plots of the stored runs
 
-Each contender runs as a process of its own in an environment of its own (``benchmarks/data/environments/``, made by uv
-when it is not there) and is measured from the outside, start-up included: wall time, CPU time of the process tree, the
-largest sum of their memory (what several share counts once), and the time until the first output file is there.
+The contenders run in turns, each in a separate process and environment (``benchmarks/data/environments/``, made by uv
+if missing). The measurements are taken from the outside and include the start-up: wall time, CPU time of the process
+tree, the largest sum of its memory (shared memory counts once), and the time until the first output file is complete.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ ENVIRONMENTS = HOME / "environments"
 XGBOOST = "xgboost-cpu==3.2.0"
 STORED = Path(__file__).with_name("against.json")
 GAVE_UP = 900.0
-"""Seconds after which a contender is ended."""
+"""Seconds after which a contender is killed."""
 
 
 @dataclass(frozen=True)
 class Contender:
     module: str
     packages: tuple[str, ...] = ()
-    """Of its own environment; none: this one."""
+    """Packages of the contender's own environment; none: this environment."""
     variables: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -75,7 +75,7 @@ class Run:
     cpu: float
     peak: int
     first: float
-    """Seconds until a file of the output had its end."""
+    """Seconds until the first file of the output is complete."""
 
 
 def prepare(contender: Contender) -> None:
@@ -106,7 +106,7 @@ def run_once(contender: Contender, data: Path, model: Path, out: Path) -> Run:
 
 
 def _has_output(out: Path) -> bool:
-    """Whether a Parquet file has its footer; also one that is not published yet, in the folders beside the output."""
+    """Return True if a Parquet file has its footer, including unpublished files in the folders beside the output."""
     for folder in (out, *out.parent.glob("tmp*")):
         for path in folder.glob("**/*.parquet") if folder.exists() else ():
             if path.name != "plan.parquet" and _ends(path):
@@ -115,7 +115,7 @@ def _has_output(out: Path) -> bool:
 
 
 def _ends(path: Path) -> bool:
-    """Whether the file ends as a Parquet file does. Only its end is read: this goes on beside the contender."""
+    """Return True if the file ends like a Parquet file. Only its end is read, since the contender is running."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 4))
@@ -123,7 +123,7 @@ def _ends(path: Path) -> bool:
 
 
 def digest(out: Path, names: list[str]) -> tuple[int, int]:
-    """Rows, and the sum over them of a hash of their features and their prediction, bit by bit: the order is free."""
+    """Return the number of rows, and the sum of a bitwise hash of their features and prediction, in any order."""
     rows, total = 0, 0
     for batch in _batches(out, [*names, "prediction"]):
         mixed = np.zeros(batch.num_rows, np.uint64)
@@ -170,7 +170,7 @@ def measure(kind: str, rows: int, options: argparse.Namespace) -> dict[str, list
 
 
 def store(name: str, runs: dict[str, list[Run]], chosen: dict[str, Contender]) -> None:
-    """Put the runs of a set in the place of earlier ones in ``against.json``."""
+    """Replace the earlier runs of a set in ``against.json``."""
     known: dict[str, Any] = json.loads(STORED.read_text()) if STORED.exists() else {"sets": {}, "versions": {}}
     known["sets"][name] = {contender: [asdict(run) for run in some] for contender, some in runs.items()}
     known["versions"] |= {name: versions(one) for name, one in chosen.items()}
@@ -178,7 +178,7 @@ def store(name: str, runs: dict[str, list[Run]], chosen: dict[str, Contender]) -
 
 
 def read_stored() -> dict[str, dict[str, list[Run]]]:
-    """What ``against.json`` holds, by set and contender."""
+    """Return the runs in ``against.json``, by set and contender."""
     sets = json.loads(STORED.read_text())["sets"]
     return {kind: {name: [Run(**one) for one in some] for name, some in runs.items()} for kind, runs in sets.items()}
 

@@ -1,4 +1,4 @@
-"""Which compression output should have: CPU time and size of one row group, against none. In one process and thread.
+"""Compare compressions of the output: CPU time and size of one row group, against none, in one process and thread.
 
 python -m benchmarks.compression [--rows 125000] [--repeat 5]
 """
@@ -28,7 +28,7 @@ CODECS: tuple[tuple[str, int | None], ...] = (
 
 
 def measure(rows: pa.Table, codec: str, level: int | None) -> tuple[float, float, int]:
-    """CPU seconds of writing and of reading back, and bytes."""
+    """Return CPU seconds of writing and of reading back, and the size in bytes."""
     out, begin = io.BytesIO(), time.process_time()
     options = {"compression": codec, "compression_level": level, "write_page_checksum": True}
     pq.write_table(rows, out, use_dictionary=dictionary_columns(rows.schema), **options)

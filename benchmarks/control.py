@@ -1,12 +1,11 @@
-"""What a partition costs the driver and the scheduler beside its work, against an empty task of distributed itself.
+"""Measure the cost of a partition in driver and scheduler beside its work, against an empty task of distributed.
 
     python -m benchmarks.control [--partitions 1000,10000] [--fragments 1] [--workers 0]
 
-Scheduler and worker are processes of their own; the worker does nothing with a partition but answer with a receipt
-(`benchmarks.nothing`). The driver, which keeps the receipts, is a process too, one for each figure, so that its peak
-memory is its own. *Empty
-tasks* are `Client.submit` of a function that returns a text as long as a receipt, with as many in flight. With
-``--workers`` there are so many workers of one thread, all of them in one process (`benchmarks.many`).
+Scheduler and worker are separate processes; the worker only answers a partition with a receipt
+(`benchmarks.nothing`). The driver, which keeps the receipts, is a new process for each figure, so that its peak memory
+can be measured. *Empty tasks* are `Client.submit` of a function that returns a text as long as a receipt, with as many
+in flight. ``--workers`` sets a number of workers of one thread, all in one process (`benchmarks.many`).
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from typing import Any
 from benchmarks.tree import TICKS, peak_bytes
 
 THREADS = 4
-"""Of the worker, where there is one."""
+"""Threads of the worker, if there is only one worker."""
 
 
 def cpu_seconds(pid: int) -> float:
@@ -36,7 +35,7 @@ def cpu_seconds(pid: int) -> float:
 
 @contextmanager
 def cluster(folder: Path, workers: int) -> Iterator[tuple[str, int]]:
-    """Address and process id of a scheduler with one worker of four threads, or ``workers`` of one."""
+    """Yield address and process id of a scheduler with one worker of four threads, or ``workers`` of one."""
     file, log = folder / "scheduler.json", (folder / "log.txt").open("ab")
     root = str(Path(__file__).parents[1])
     environment = {
@@ -70,7 +69,7 @@ def cluster(folder: Path, workers: int) -> Iterator[tuple[str, int]]:
 
 
 def make_plan(count: int, fragments: int) -> Any:
-    """A plan of ``count`` partitions over files that need not be there, since nothing reads them."""
+    """Return a plan of ``count`` partitions over files that need not exist, since nothing reads them."""
     from dataclasses import replace
 
     from pipeline.common.rows import Fragment, InputFile, RowGroup
@@ -124,7 +123,7 @@ class Ignore:
 
 
 def drive_ours(client: Any, count: int, fragments: int) -> float:
-    """CPU seconds of planning, which are not counted."""
+    """Run all partitions. Return the CPU seconds used before, for planning, which are not counted."""
     from pipeline.execution.dispatcher import Dispatcher
     from pipeline.jobs.receipts import SpooledReceipts
 
@@ -161,7 +160,7 @@ def echo(text: str, number: int) -> str:
 
 
 def drive(kind: str, address: str, count: int, fragments: int, scheduler: int, workers: int) -> None:
-    """Prints one JSON object; runs in a process of its own."""
+    """Print one JSON object; run this in a separate process."""
     from distributed import Client
 
     with Client(address, set_as_default=False) as client:

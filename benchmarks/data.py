@@ -1,4 +1,4 @@
-"""Data and models for the benchmarks: generated, the same for the same arguments, kept in ``benchmarks/data/``."""
+"""Generate data and models for the benchmarks, from the arguments alone; they are kept in ``benchmarks/data/``."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ WIDE = 2000
 
 
 def sizes(kind: str, rows: int) -> list[int]:
-    """Rows per file: ``even``, ``mixed`` and ``wide`` (10 files), ``skewed`` (one file with half the rows), ``tiny``
-    (500 rows each)."""
+    """Return the rows per file.
+
+    ``even``, ``mixed`` and ``wide``: 10 files; ``skewed``: one file with half the rows; ``tiny``: 500 rows each.
+    """
     if kind in ("even", "mixed", "wide"):
         return [rows // 10] * 10
     if kind == "skewed":
@@ -33,8 +35,10 @@ def names(count: int = FEATURES) -> list[str]:
 
 
 def table(rows: int, *, seed: int, kind: str = "even") -> pa.Table:
-    """float32 features (28; 2,000 of ``wide``), 2 % missing in every fourth column; ``mixed`` has texts, dates and
-    nested columns beside them, which pass through."""
+    """Return float32 features (28; 2,000 for ``wide``), 2 % missing in every fourth column.
+
+    ``mixed`` adds texts, dates and nested columns, which pass through.
+    """
     random = np.random.default_rng(seed)
     width = WIDE if kind == "wide" else FEATURES
     values = random.standard_normal((width, rows), dtype=np.float32)
@@ -68,7 +72,7 @@ def _pieces(count: int, seed: int, kind: str) -> Iterator[pa.Table]:
 
 
 def make_data(kind: str, rows: int) -> Path:
-    """Folder of the data set; made when it is not there."""
+    """Return the folder of the data set; make it if it does not exist."""
     home = HOME / f"{kind}-{rows}"
     if (home / ".done").exists():
         return home
@@ -83,7 +87,7 @@ def make_data(kind: str, rows: int) -> Path:
 
 
 def make_model(trees: int, depth: int, *, kind: str = "even") -> Path:
-    """Binary xgboost model over the features of a set; made when it is not there."""
+    """Return a binary xgboost model over the features of a set; make it if it does not exist."""
     path = HOME / f"model-{trees}x{depth}{'-wide' if kind == 'wide' else ''}.ubj"
     if not path.exists():
         from pipeline.models.flavors.xgboost_train import train

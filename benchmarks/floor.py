@@ -1,4 +1,4 @@
-"""The floor: one process that reads with pyarrow, calls ``inplace_predict`` with every core and writes with pyarrow.
+"""Measure the floor: one process that reads and writes with pyarrow and calls ``inplace_predict`` on every core.
 
     python -m benchmarks.floor DATA MODEL OUT
 
@@ -32,7 +32,7 @@ def matrix(batch: pa.RecordBatch, names: list[str]) -> np.ndarray:
 def score_file(booster: xgboost.Booster, path: Path, out: Path) -> int:
     file = pq.ParquetFile(path)
     schema = file.schema_arrow.append(pa.field("prediction", pa.float32()))
-    # Dictionaries cost CPU and make files of distinct floats larger; a floor does without, but for texts.
+    # Dictionaries cost CPU and enlarge files of distinct floats; the floor uses them for texts only.
     texts = [field.name for field in schema if pa.types.is_string(field.type)]
     with pq.ParquetWriter(out, schema, use_dictionary=texts or False) as writer:
         for batch in file.iter_batches(BATCH):

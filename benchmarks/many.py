@@ -1,8 +1,8 @@
-"""Many workers of one thread in one process, which do nothing with their partitions; see `benchmarks.control`.
+"""Run many workers of one thread in one process, without work for their partitions; see `benchmarks.control`.
 
     python -m benchmarks.many SCHEDULER-FILE COUNT
 
-They are real ones, each with its own connection to the scheduler of the scheduler file and its own heartbeat.
+The workers are real: each has its own connection to the scheduler of the scheduler file, and its own heartbeat.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Loaded by the workers of `benchmarks.control`: a partition that is done at once, with a receipt of the usual size."""
+"""Answer a partition at once with a receipt of the usual size; loaded by the workers of `benchmarks.control`."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""This project on local processes, measured from the start of scoring.
+"""Run this project on local processes, measured from the start of scoring.
 
     python -m benchmarks.ours DATA MODEL OUT [WORKERS] [THREADS]
 
 BENCHMARK_ENGINE is the spec's ``score.engine``: auto (default), xgboost or trees.
 
-Prints one JSON object. ``cpu`` and ``wall`` run from the moment the workers are there to the end of publishing, the
-start of the tree engine (compiling it too, where no kernels are on disk) included;
-``startup`` is what came before: imports, planning, starting workers.
+Prints one JSON object. ``cpu`` and ``wall`` run from the start of scoring, when the workers are ready, to the end of
+publishing. They include the start of the tree engine, and its compilation if no kernels are on disk.
+``startup`` is the time before: imports, planning, starting workers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pipeline.spec.job_spec import JobSpec
 
 
 class Marks(Callback):
-    """Takes the process tree's figures at the events."""
+    """A callback that reads the figures of the process tree at the events."""
 
     def __init__(self, tree: ProcessTree) -> None:
         self.tree = tree

@@ -1,4 +1,4 @@
-"""Pictures of what `benchmarks.against` stored: one for each set, as SVG in ``benchmarks/plots/``.
+"""Plot the runs stored by `benchmarks.against`: one SVG for each set, in ``benchmarks/plots/``.
 
 uv run --no-project --with matplotlib python -m benchmarks.plot
 """
@@ -22,13 +22,13 @@ SETS = {
 
 
 def ratios(runs: dict[str, list[dict[str, float]]], key: str) -> dict[str, float]:
-    """The median of each contender over ours."""
+    """Return the median of each contender over the median of ours."""
     ours = median(run[key] for run in runs["ours"])
     return {name: median(run[key] for run in some) / ours for name, some in runs.items()}
 
 
 def draw(kind: str, runs: dict[str, list[dict[str, float]]], pyplot: Any) -> Path:
-    """One picture, the fastest on top."""
+    """Draw one plot, with the fastest contender on top. Return its path."""
     order = sorted(runs, key=lambda name: -ratios(runs, "wall")[name])
     figure, panels = pyplot.subplots(1, len(PANELS), figsize=(11, 0.9 + 0.32 * len(order)), sharey=True)
     for axes, (key, title) in zip(panels, PANELS, strict=True):

@@ -1,11 +1,11 @@
-"""What the protocol costs: a clean job with and without fsync and checksums, as ratios.
+"""Measure the cost of the protocol: a clean job with and without fsync and checksums, as ratios.
 
     python -m benchmarks protocol [--rows 400000] [--repeat 5] [--sets large,small]
 
-One process does a job from its plan to its published output (partitions one after the other, no Dask, whose noise would
-hide the difference), in turn with everything, without fsync, without checksums (SHA-256 of every file and CRC-32 of
-every page), and without both. *Everything* is what jobs do unless told otherwise. ``large`` has 8 partitions, ``small``
-partitions of some 400 kB each, where a receipt and its fsyncs weigh most.
+One process runs a job from its plan to its published output. Partitions run one after the other, without Dask,
+whose noise would hide the difference. The variants take turns: everything, without fsync, without checksums (SHA-256
+of every file and CRC-32 of every page), and without both. *Everything* is the default of jobs. ``large`` has 8
+partitions; ``small`` has partitions of some 400 kB each, with the largest share of a receipt and its fsyncs.
 """
 
 from __future__ import annotations
@@ -44,29 +44,29 @@ CONTENDERS = {
     "no checksums": (True, False),
     "neither": (False, False),
 }
-"""Whether there is fsync, and whether there are checksums."""
+"""Use of fsync and of checksums by contender."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one job took, in seconds."""
+    """Time of one job, in seconds."""
 
     wall: float
     cpu: float
 
 
 class NoDigest:
-    """In place of a SHA-256."""
+    """A replacement for SHA-256 that computes nothing."""
 
     def update(self, data: bytes) -> None:
-        """Look at nothing."""
+        """Do nothing."""
 
     def hexdigest(self) -> str:
         return "0" * 64
 
 
 class Undigested(part_file.DigestingFile):
-    """A file whose bytes nobody digests."""
+    """A file without a digest of its bytes."""
 
     def __init__(self, file: IO[bytes]) -> None:
         super().__init__(file)
@@ -102,7 +102,7 @@ def make_plan(data: Path, model: Path, out: Path, kind: str) -> Plan:
 
 
 def run_once(plan: Plan, root: Path, *, fsync: bool, checksums: bool) -> Run:
-    """A whole job, from its directory to its output."""
+    """Run a job from its directory to its output."""
     os.sync()
     with ExitStack() as stack:
         if not checksums:
@@ -121,11 +121,11 @@ def measure(kind: str, *, rows: int, repeat: int, scratch: Path) -> tuple[Plan, 
     data, model = make_data("even", rows), make_model(100, 6)
     runs: dict[str, list[Run]] = {name: [] for name in CONTENDERS}
     plan = make_plan(data, model, scratch / "out", kind)
-    # The first run of all loads the model and warms the page cache; it counts for nobody.
+    # The first run loads the model and warms the page cache; it is not counted.
     run_once(plan, scratch / "warm", fsync=False, checksums=True)
     for number in range(repeat):
         order = list(CONTENDERS)
-        # Each comes first as often as any other.
+        # Each contender comes first equally often.
         for name in order[number % len(order) :] + order[: number % len(order)]:
             fsync, checksums = CONTENDERS[name]
             runs[name].append(run_once(plan, scratch / f"{name}-{number}", fsync=fsync, checksums=checksums))
@@ -135,7 +135,7 @@ def measure(kind: str, *, rows: int, repeat: int, scratch: Path) -> tuple[Plan, 
 
 
 def rows_of(kind: str, plan: Plan, runs: dict[str, list[Run]]) -> Iterator[str]:
-    """Ratios of each to the one with neither: pairwise in each round, then the median."""
+    """Yield the ratios of each contender to the contender with neither: pairwise in each round, then the median."""
     floor = runs["neither"]
     for name, found in runs.items():
         wall = median(one.wall / base.wall for one, base in zip(found, floor, strict=True))

@@ -1,8 +1,8 @@
-"""What a very large job costs before and after its partitions run: planning, the stored plan, resuming.
+"""Measure the cost of a very large job before and after its partitions run: planning, the stored plan, resuming.
 
     python -m benchmarks.scale [--files 10000] [--groups 100] [--partitions 100000]
 
-Reading receipts is compared with reading and parsing the same JSON; the rest shows orders of magnitude.
+Reading receipts is compared with reading and parsing the same JSON; the other figures show orders of magnitude.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def plan(found: Discovery, *, target_bytes: int) -> Plan:
 
 
 def write_receipts(job: JobDirectory) -> None:
-    """Of all partitions but the last one."""
+    """Write the receipts of all partitions but the last."""
     folder = Path(job.root, "rounds/0/receipts")
     folder.mkdir(parents=True, exist_ok=True)
     for partition in job.plan.partitions[:-1]:
@@ -100,7 +100,7 @@ def main() -> None:
         raw, _ = timed(lambda: read_raw(Path(job.root, "rounds/0/receipts")))
         again = JobDirectory.open(job.root, fsync=False)
         opened, stored = timed(lambda: read_plan(again.store))
-        # As a driver does it.
+        # The same calls as in a driver.
         read, receipts = timed(lambda: SpooledReceipts(again.receipts.each()))
         left, todo = timed(lambda: dispatch_order(again.ledger(receipts).todo))
         assert len(stored.partitions) == len(receipts) + 1 == options.partitions

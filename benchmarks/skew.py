@@ -1,10 +1,10 @@
-"""What skew costs: the same work on the same workers, spread evenly or not. As ratios of makespans.
+"""Measure the cost of skew: the same work on the same workers, spread evenly or not, as ratios of makespans.
 
     python -m benchmarks.skew [--workers 4] [--repeat 3] [--seconds 20]
 
-Rows sleep instead of computing, so that the machine's other work counts little, and a row costs the same whatever
-batch it is in. Every set has the same number of rows and the same sum of costs. Seconds are those between the first
-task and the last receipt; every run is checked for its rows.
+Rows sleep instead of computing, so that other work on the machine counts little, and a row costs the same in any
+batch. Every set has the same number of rows and the same sum of costs. Seconds are measured between the first task
+and the last receipt; the rows of every run are checked.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def step(frame):
     return frame
 """
 DEAR = 10
-"""One row in so many is dear; together they cost as much as all the others."""
+"""One row in this many is expensive; together the expensive rows cost as much as all other rows."""
 
 
 def lakes(home: Path, rows: int, group: int) -> dict[str, Lake]:
-    """The sets: how the same rows are cut into files and row groups."""
+    """Make the sets: the same rows in different files and row groups."""
     each = (rows // 16,) * 16
     third = rows // 3
     others = ((rows - third) // 15,) * 14
@@ -54,10 +54,10 @@ def lakes(home: Path, rows: int, group: int) -> dict[str, Lake]:
 
 
 class Skewed(Bench):
-    """Runs with a step that takes its time row by row."""
+    """Bench with a step that sleeps row by row."""
 
     def run(self, lake: Lake, *, seconds: float, is_uneven: bool) -> Measured:
-        """One run of ``lake``; ``seconds`` of sleep in all."""
+        """Run ``lake`` once, with ``seconds`` of sleep in total."""
         self.lake = lake
         expensive = lake.rows // DEAR if is_uneven else 0
         high = seconds / 2 / expensive if expensive else 0.0

@@ -1,8 +1,8 @@
-"""From the command to the first scored partition, against a bare ``LocalCluster`` doing one task that imports the same.
+"""Measure the time to the first scored partition, against a ``LocalCluster`` with one task of the same imports.
 
     python -m benchmarks.startup [--repeat 5]
 
-Both start as a user starts them, with two workers of one thread each, in turns.
+Both start as users start them, with two workers of one thread each, in turns.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if __name__ == "__main__":
 @dataclass(frozen=True)
 class Run:
     first: float
-    """Seconds until the first result was there."""
+    """Seconds until the first result is there."""
     cpu: float
     """CPU seconds of the process tree until then."""
 

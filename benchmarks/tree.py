@@ -1,4 +1,4 @@
-"""CPU time and peak memory of a process and its descendants, by sampling ``/proc``."""
+"""Sample CPU time and peak memory of a process and its descendants from ``/proc``."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass
 class ProcessTree:
-    """Samples a process (this one, unless another is named) and its descendants until it is closed; what a process had
-    used when it ended counts on. ``peak`` is the largest sum of memory that was seen at one time: anonymous and shared
-    memory, without mapped files; what several processes share, since they were forked or by intent, counts once."""
+    """Samples of a process (default: this process) and its descendants, taken until closed.
+
+    The usage of a process still counts after its end. ``peak`` is the largest sum of memory seen at one time: anonymous
+    and shared memory, without mapped files. Memory that several processes share counts once.
+    """
 
     root: int = field(default_factory=os.getpid)
     interval: float = 0.1
     memory_interval: float = 0.4
-    """Seconds between two looks at memory, which take longer."""
+    """Seconds between two readings of memory, which take longer."""
     peak: int = 0
     _cpu: dict[int, float] = field(default_factory=dict)
     _peak: dict[int, int] = field(default_factory=dict)
@@ -31,13 +33,13 @@ class ProcessTree:
         self._thread.start()
 
     def sample(self) -> float:
-        """CPU seconds of the tree so far."""
+        """Return the CPU seconds of the tree so far."""
         parents: dict[int, list[int]] = {}
         seconds: dict[int, float] = {}
         for name in filter(str.isdigit, os.listdir("/proc")):
             stat = _read(f"/proc/{name}/stat")
             if stat:
-                # The command, in parentheses, may hold anything: what counts comes after the last one.
+                # The command, in parentheses, may contain any character: parse the text after the last parenthesis.
                 fields = stat.rpartition(")")[2].split()
                 parents.setdefault(int(fields[1]), []).append(int(name))
                 seconds[int(name)] = (int(fields[11]) + int(fields[12])) / TICKS
@@ -53,7 +55,7 @@ class ProcessTree:
         return sum(self._cpu.values())
 
     def peaks(self) -> dict[int, int]:
-        """Peak resident bytes per process id."""
+        """Return the peak resident bytes per process id."""
         return dict(self._peak)
 
     def close(self) -> None:
@@ -81,7 +83,7 @@ def _read(path: str) -> str:
 
 
 def peak_bytes(pid: int) -> int:
-    """Peak resident bytes of a process; 0 when it is no more."""
+    """Return the peak resident bytes of a process; 0 if it has ended."""
     for line in _read(f"/proc/{pid}/status").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
@@ -89,6 +91,6 @@ def peak_bytes(pid: int) -> int:
 
 
 def _share_bytes(pid: int) -> int:
-    """Resident bytes that are no file's, each divided by the number of processes that have it."""
+    """Return the resident bytes without mapped files, each divided by the number of processes that share it."""
     parts = [line.split() for line in _read(f"/proc/{pid}/smaps_rollup").splitlines()]
     return sum(int(part[1]) * 1024 for part in parts if part[0] in ("Pss_Anon:", "Pss_Shmem:"))

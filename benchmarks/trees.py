@@ -1,10 +1,10 @@
-"""The tree engine against ``xgboost.Booster.inplace_predict``: same model, same rows, same bits.
+"""Compare the tree engine with ``xgboost.Booster.inplace_predict``: same model, same rows, same bits.
 
     python benchmarks/trees.py            # about two minutes, one core
     python benchmarks/trees.py --threads 2
 
-Both run in turns, each pair after a pair, and the medians are compared: ratios mean something on another machine,
-times do not. The margins of every pair of runs are compared bit for bit.
+Both run in turns, in pairs, and the medians are compared: ratios hold on another machine, times do not. The margins of
+every pair of runs are compared bit for bit.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What trouble costs: a slow worker, a frozen one, a partition that needs ten times a worker's memory. As ratios.
+"""Measure the cost of trouble: a slow worker, a frozen one, a partition that needs 10 × a worker's memory. As ratios.
 
     python -m benchmarks.trouble [--workers 4] [--repeat 3] [--nap 0.15] [--only slow,frozen,memory]
 
-Workers are processes of their own. Steps sleep instead of computing, so that the machine's other work counts little; a
-slow worker gets SIGSTOP and SIGCONT in turn and runs a tenth of the time. Each run is of the same table by the same
-workers, the contenders in turn. Seconds are those between the first task and the last receipt.
+Workers are separate processes. Steps sleep instead of computing, so that other work on the machine counts little. A
+slow worker gets SIGSTOP and SIGCONT in turn and runs a tenth of the time. Each run uses the same table and the same
+workers, and the contenders take turns. Seconds are measured between the first task and the last receipt.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Measured:
 
 
 class Watch(Callback):
-    """Seconds of scoring, and whatever is to begin after the third partition."""
+    """A callback that measures the seconds of scoring, and starts the trouble after the third partition."""
 
     def __init__(self, trouble: Callable[[], None]) -> None:
         self.trouble, self.done = trouble, 0
@@ -66,7 +66,7 @@ class Watch(Callback):
 
 @contextmanager
 def stopping(pid: int, *, stop: float, go: float) -> Iterator[Callable[[], None]]:
-    """Gives what begins it: the process runs for ``go`` seconds, then not for ``stop`` seconds, and so on."""
+    """Yield a function that starts the trouble: the process stops for ``stop`` seconds, runs for ``go``, and so on."""
     ended, threads = threading.Event(), []
 
     def run() -> None:
@@ -105,12 +105,12 @@ class Bench:
         )
 
     def measure_step(self, code: str, *, trouble: Any = None, **settings: Any) -> Measured:
-        """One run with the step that ``code`` defines."""
+        """Run once with the step that ``code`` defines."""
         self.count += 1
         folder = self.folder / f"run-{self.count}"
         folder.mkdir()
         (folder / f"faults_{self.count}.py").write_text(code)
-        # As if it had been learned: a partition is to have some batches, or it cannot be cut.
+        # As if learned by an earlier job: a partition must have several batches, or it cannot be split.
         version = resolve(ModelRef(str(self.model)))
         save_batch_size(open_store(folder / "jobs"), version, WorkerClass(MEMORY, 1), rows=BATCH_ROWS, job="benchmark")
         with trouble or nullcontext(lambda: None) as begin:

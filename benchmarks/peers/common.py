@@ -1,4 +1,4 @@
-"""What the peers' scripts share: their arguments, and scoring one Arrow batch as each of them would."""
+"""Common parts of the peers' scripts: their arguments, and the input matrix of an Arrow batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CORES = int(os.environ.get("BENCHMARK_CORES", os.cpu_count() or 1))
 
 
 def arguments() -> tuple[Path, Path, Path]:
-    """Folder of the input, file of the model, folder for the output, which is made."""
+    """Return the folder of the input, the file of the model, and the folder for the output, which is created."""
     data, model, out = (Path(argument) for argument in sys.argv[1:4])
     out.mkdir(parents=True, exist_ok=True)
     return data, model, out
@@ -33,13 +33,13 @@ def features(booster: xgboost.Booster) -> list[str]:
 
 
 def nested_schema(data: Path) -> pa.Schema | str:
-    """Arrow schema of the output where it has nested columns, which pandas' dtypes do not tell; else ``infer``."""
+    """Return the output's Arrow schema if it has nested columns, which pandas' dtypes do not show; else ``infer``."""
     schema = pq.read_schema(next(data.glob("**/*.parquet"))).append(pa.field("prediction", pa.float32()))
     return schema if any(pa.types.is_nested(field.type) for field in schema) else "infer"
 
 
 def matrix(table: pa.Table | pa.RecordBatch, names: list[str]) -> np.ndarray:
-    """float32 [rows, features], missing values NaN."""
+    """Return float32 [rows, features], with NaN for missing values."""
     out = np.empty((table.num_rows, len(names)), np.float32)
     for number, name in enumerate(names):
         out[:, number] = table.column(name).to_numpy(zero_copy_only=False)

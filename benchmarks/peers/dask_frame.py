@@ -1,4 +1,4 @@
-"""Plain Dask DataFrame, as its users write it: ``read_parquet``, ``map_partitions``, ``to_parquet``.
+"""Run a plain Dask DataFrame as its users do: ``read_parquet``, ``map_partitions``, ``to_parquet``.
 
 DASK_PLACE is threads or processes.
 """

@@ -1,4 +1,4 @@
-"""DuckDB reads and writes; the model is called on the Arrow batches it streams."""
+"""Read and write with DuckDB; call the model on the Arrow batches that DuckDB streams."""
 
 from __future__ import annotations
 

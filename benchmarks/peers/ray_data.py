@@ -26,7 +26,7 @@ class Scorer:
 def main() -> None:
     data, model, out = arguments()
     ray.init(
-        # Actors and reading tasks have a processor each on paper, as on a machine twice as large: else nothing is read.
+        # Twice the processors, since actors and reading tasks reserve one each: otherwise nothing is read.
         num_cpus=2 * CORES,
         include_dashboard=False,
         log_to_driver=False,

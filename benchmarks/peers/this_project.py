@@ -1,4 +1,4 @@
-"""This project, as its users call it: ``python -m pipeline run``, everything of it included."""
+"""Run this project as its users do: ``python -m pipeline run``, with all its costs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def main() -> None:
     folder = tempfile.mkdtemp(dir=out.parent)
     job = Path(folder) / "job.yaml"
     job.write_text(yaml.safe_dump(spec))
-    # Replaced by the command itself: what is measured is what a user types.
+    # Replace this process by the command: the benchmark measures exactly the command that a user types.
     os.chdir(folder)
     os.execv(sys.executable, [sys.executable, "-m", "pipeline", "run", "job.yaml", "--quiet"])
 

@@ -1,4 +1,4 @@
-"""``xgboost.dask``'s own ``inplace_predict`` on a Dask DataFrame."""
+"""Run ``inplace_predict`` of ``xgboost.dask`` on a Dask DataFrame."""
 
 from __future__ import annotations
 
