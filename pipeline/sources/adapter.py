@@ -1,4 +1,4 @@
-"""`SourceAdapter`: the protocol of input formats, and the calls that find the adapter by name."""
+"""`SourceAdapter`: the protocol of input formats, and functions that find the adapter by name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BUILT_IN = {"parquet": "pipeline.sources.parquet.source:ParquetSource"}
 SAMPLED_FILES = 8
 """Files that `sample_batch` opens before it gives up."""
 SAMPLED_ROWS = 200_000
-"""Rows of a file that `sample_batch` filters at most."""
+"""Largest number of rows of a file that `sample_batch` filters."""
 
 
 class SourceAdapter(Protocol):
@@ -54,9 +54,9 @@ class SourceAdapter(Protocol):
         """See `read_batches`."""
 
     def identify(self, file: SourceFile) -> tuple[str, ...]:
-        """Return a digest for each number of row groups, from 1: of all metadata of the first so many of them.
+        """Return one digest per number of row groups, from 1. Digest n covers all metadata of the first n row groups.
 
-        If a later version of the file begins with the same digest, row groups were only appended.
+        If a later version of the file has the same digest for n row groups, row groups were only appended.
 
         :raises CorruptInput: if the file cannot be read.
         """
@@ -70,11 +70,11 @@ class SourceAdapter(Protocol):
         is_all: bool,
         condition: Filter | None,
     ) -> InputFile | QuarantinedFile:
-        """Check again a file that was quarantined. Return it as input if it can be read now, else with the new reason.
+        """Check a quarantined file again. Return an input file if it can be read now, else the new reason.
 
-        :param schema: of a source batch; its fields besides ``columns`` are hive keys.
+        :param schema: schema of a source batch; its fields besides ``columns`` are hive keys.
         :param columns: physical columns that are read.
-        :param is_all: whether the file may have no columns besides ``columns``.
+        :param is_all: if True, the file may have no columns besides ``columns``.
         :param condition: row filter that selects row groups.
         """
 
@@ -82,7 +82,7 @@ class SourceAdapter(Protocol):
         """Return the number of rows of a file, from its metadata.
 
         :raises CorruptInput: if the file cannot be read.
-        :raises FileNotFoundError: if it is gone.
+        :raises FileNotFoundError: if the file does not exist.
         """
 
     def distinct_values(self, discovery: Discovery, column: str, *, limit: int) -> Occurrences:
@@ -95,7 +95,7 @@ class SourceAdapter(Protocol):
 def find_source(format_name: str) -> SourceAdapter:
     """Return the adapter for ``source.format``.
 
-    :raises SpecError: if there is none.
+    :raises SpecError: for an unknown format.
     """
     return cast(SourceAdapter, find_adapter(format_name, kind="source", built_in=BUILT_IN)())
 
@@ -111,16 +111,16 @@ def discover(
 ) -> Discovery:
     """Find the files of ``source`` and read their metadata.
 
-    :param columns: the only columns that will be needed; default ``source.columns``, and with neither all. Columns that
+    :param columns: columns that are needed. Default: ``source.columns``, and without these all columns. Columns that
         are not needed may differ from file to file.
-    :param planned: the only files to use, as they were planned; others may have come since.
-    :param selection: the only files to score, by path, and how. If empty, the result has the schema alone.
-    :param quarantine_files: quarantine files that are damaged, or have other columns than most, instead of raising.
+    :param planned: the only files to use, in their planned versions; newer files are ignored.
+    :param selection: the only files to score, by path. If empty, the result has the schema alone.
+    :param quarantine_files: quarantine files that are damaged, or whose columns differ from most, instead of raising.
     :param threads: files whose metadata is read at the same time.
     :raises MissingInput: if there is no file.
     :raises InputChanged: if a file of ``planned`` was changed or removed.
-    :raises CorruptInput: for a file of another format, a truncated or an encrypted one.
-    :raises SchemaDrift: for a file that has other columns than the others, or a column of another type.
+    :raises CorruptInput: for a file of another format, and for a truncated or encrypted file.
+    :raises SchemaDrift: for a file whose columns, or their types, differ from those of other files.
     :raises SpecError: if ``source.columns`` or the filter name unknown columns.
     """
     discovery = find_source(source.format).discover(
@@ -149,10 +149,10 @@ def read_batches(
     Small fragments share a batch. The last batch has no rows if only filtered rows are left to count.
 
     :param columns: physical columns to read; matched by name.
-    :param schema: of the tables: ``columns`` and the requested hive keys, in its order.
-    :param versions: size and version per path, as planned. None: not checked.
+    :param schema: schema of the tables: ``columns`` and the requested hive keys, in this order.
+    :param versions: planned size and version per path. None: not checked.
     :param format: name of the adapter.
-    :raises InputChanged: if a file is not the planned one.
+    :raises InputChanged: if a file has changed since planning.
     :raises SchemaDrift: if a column is missing or has another type.
     :raises CorruptInput: if a file cannot be read, or holds other rows than its footer says.
     :raises StorageError: if storage fails.
@@ -170,9 +170,11 @@ def sample_batch(
     rows: int = 1000,
     skip_unreadable: bool = False,
 ) -> SourceBatch | None:
-    """Return the first rows that the filter keeps, as a worker would read them; used to learn what the steps return.
+    """Return the first rows that the filter keeps, read like on a worker.
 
-    :param skip_unreadable: continue with the next file if one is damaged or was changed, instead of raising.
+    Planning runs the steps on these rows to learn the columns that the steps return.
+
+    :param skip_unreadable: skip a file that is damaged or was changed, instead of raising.
     :returns: at most ``rows`` rows; None if the first files hold no such row.
     """
     opened = 0

@@ -1,4 +1,4 @@
-"""`SourceBatch`: rows of a partition as read from its input files."""
+"""`SourceBatch`: rows of a partition, read from its input files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.common.rows import Fragment
 
 
 class HasFragments(Protocol):
-    """A partition, as far as reading needs it."""
+    """The part of a partition that reading needs."""
 
     @property
     def fragments(self) -> tuple[Fragment, ...]:
@@ -36,7 +36,7 @@ class SourceBatch:
     def slice(self, start: int, stop: int, *, filtered: np.ndarray | None = None) -> SourceBatch:
         """Return the rows ``start`` to ``stop``.
 
-        :param filtered: int64 [fragments], dropped since the previous batch. Default: none.
+        :param filtered: int64 [fragments]: rows that the filter dropped since the previous batch. Default: 0.
         """
         return SourceBatch(
             table=self.table.slice(start, stop - start),

@@ -1,4 +1,4 @@
-"""Errors about input that is no longer as it was planned."""
+"""Errors about input that has changed since planning."""
 
 from __future__ import annotations
 

@@ -31,13 +31,13 @@ class MeasuredFile(Protocol):
 
 @dataclass(frozen=True)
 class Discovery:
-    """The files of a source as they are now."""
+    """The current files and columns of a source."""
 
     files: tuple[InputFile, ...]
-    """Sorted by path. Bytes of row groups are those of all columns of ``schema``."""
+    """Input files, sorted by path. Bytes of row groups are those of all columns of ``schema``."""
     schema: pa.Schema
-    """Physical columns that may be read, in the order of the first file; then hive keys, int64 if all are, or string.
-    A physical column of the same name hides a key."""
+    """Physical columns that may be read, in the order of the first file, then hive keys. A key is int64 if all its
+    values are integers, else string. A physical column of the same name hides a key."""
     key_names: tuple[str, ...] = ()
     """Hive keys that are columns of ``schema``."""
     available: tuple[str, ...] = ()
@@ -58,17 +58,17 @@ class Discovery:
 
     @property
     def versions(self) -> dict[str, tuple[int, str]]:
-        """Size and version per path, as `pipeline.sources.read_batches` checks them."""
+        """Size and version per path; `pipeline.sources.read_batches` checks both."""
         return {file.path: (file.size, file.version) for file in self.files}
 
 
 @dataclass(frozen=True, slots=True)
 class FileSelection:
-    """How an incremental job scores a file."""
+    """The part of a file that an incremental job scores."""
 
     why: str
     published_row_groups: int = 0
-    """Row groups at its start that an earlier job has published."""
+    """Row groups at the start of the file that an earlier job has published."""
 
 
 def resize(discovery: Discovery, *, columns: Sequence[str]) -> tuple[InputFile, ...]:

@@ -1,4 +1,4 @@
-"""The values of a column of a source, and the files and row groups that hold each."""
+"""The distinct values of a column of a source, with the files and row groups that hold each value."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ class Occurrence:
     """The rows that hold one value."""
 
     rows: int = 0
-    """Number of them."""
+    """Number of rows."""
     groups: dict[str, set[int]] = field(default_factory=dict)
-    """Row groups with at least one of them, by file."""
+    """Row groups with at least one of the rows, by file."""
 
 
 Occurrences = dict[Any, Occurrence]
-"""By Python value; None for null."""
+"""Occurrences by Python value; None for null."""
 
 
 def key_values(discovery: Discovery, key: str) -> Occurrences:
-    """Return the values of a hive key, from the paths alone."""
+    """Return the values of a hive key, from the paths of the files."""
     arrow_type = discovery.schema.field(key).type
     occurrences: Occurrences = {}
     for file in discovery.files:
@@ -39,7 +39,10 @@ def key_values(discovery: Discovery, key: str) -> Occurrences:
 
 
 def check_count(count: int, *, column: str, limit: int) -> None:
-    """:raises SpecError: if there are more than ``limit`` values."""
+    """Check the number of values.
+
+    :raises SpecError: if ``count`` exceeds ``limit``.
+    """
     if count > limit:
         raise SpecError(
             "a fan-out would have too many children",
@@ -51,9 +54,9 @@ def check_count(count: int, *, column: str, limit: int) -> None:
 
 
 def narrow(discovery: Discovery, occurrence: Occurrence, *, filter: str) -> Discovery:
-    """Return ``discovery`` with the files that hold a value, and no other row groups selected than those with it.
+    """Return ``discovery`` with only the files and selected row groups that hold a value.
 
-    :param filter: the row filter for these files.
+    :param filter: row filter for these files.
     """
     groups = occurrence.groups
     return replace(

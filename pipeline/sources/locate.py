@@ -1,4 +1,4 @@
-"""Find the files a source's path stands for: directories, hive partition folders, globs, lists, any fsspec URL."""
+"""Find the files of a source's path: directories, hive partition folders, globs, lists, any fsspec URL."""
 
 from __future__ import annotations
 
@@ -31,30 +31,30 @@ _VERSION_KEYS = ("etag", "ETag", "md5Hash", "LastModified", "last_modified", "up
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file that was found, not opened yet."""
+    """A file that was found, but not opened yet."""
 
     path: str
     """Absolute local path, or fsspec URL."""
     size: int
     """Bytes."""
     version: str
-    """As `pipeline.common.rows.InputFile.version`."""
+    """See `pipeline.common.rows.InputFile.version`."""
     hive_keys: tuple[tuple[str, str], ...] = ()
     """Hive partition keys."""
     modified: float = field(default=0.0, compare=False)
-    """Seconds since the epoch, by the storage's clock, at which it came there or was last changed; 0.0 where the
-    storage does not say. On local disks its name counts too: a copy that keeps its times has come now."""
+    """Time of creation or last change, in seconds since the epoch by the storage's clock; 0.0 if unknown. On local
+    disks the inode's change time counts too: a copy that keeps its modification time is new."""
 
 
 def locate(path: str | Iterable[str], *, base: str | None = None) -> tuple[SourceFile, ...]:
-    """The files ``path`` stands for, each once, sorted by path whatever order the storage lists them in.
+    """Return the files of ``path``, each once, sorted by path.
 
-    In directories, names that begin with ``.`` or ``_`` are passed over (unless they are ``_key=value``), as Spark and
-    pyarrow do. Hive keys are the ``key=value`` folders below the directory, or from the first wildcard of a glob on;
-    for a file that is named itself, those below ``base``.
+    In directories, names that begin with ``.`` or ``_`` are skipped (except ``_key=value``), like in Spark and pyarrow.
+    Hive keys are the ``key=value`` folders below a directory, or from the first wildcard of a glob on. For the path of
+    a single file, hive keys are the folders below ``base``.
 
-    :raises MissingInput: when nothing is there.
-    :raises SpecError: when the URL's file system is unknown or its package is not installed.
+    :raises MissingInput: if there is no file.
+    :raises SpecError: if the URL's file system is unknown or its package is not installed.
     """
     found: dict[str, SourceFile] = {}
     for one in (path,) if isinstance(path, str) else path:
@@ -69,10 +69,10 @@ def locate(path: str | Iterable[str], *, base: str | None = None) -> tuple[Sourc
 def locate_planned(
     path: str | Iterable[str], planned: Collection[InputFile], *, base: str | None = None
 ) -> tuple[SourceFile, ...]:
-    """The files of ``planned``, sorted by path, when they are still what they were.
+    """Return the files of ``planned``, sorted by path.
 
     :param base: see `locate`.
-    :raises InputChanged: when one is not.
+    :raises InputChanged: if a file was changed or removed.
     """
     current = {file.path: file for file in locate(path, base=base)}
     for file in planned:
@@ -87,9 +87,9 @@ def locate_planned(
 
 
 def current_version(path: str) -> tuple[int, str]:
-    """Size in bytes and version of a file as it is now.
+    """Return the current size in bytes and version of a file.
 
-    :raises FileNotFoundError: when it is gone.
+    :raises FileNotFoundError: if the file does not exist.
     """
     if is_local_path(path):
         return stat_version(os.stat(path.removeprefix("file://")))
@@ -100,7 +100,7 @@ def current_version(path: str) -> tuple[int, str]:
 
 
 def stat_version(status: os.stat_result) -> tuple[int, str]:
-    """Size in bytes and version of a local file."""
+    """Return the size in bytes and the version of a local file."""
     return status.st_size, f"mtime:{status.st_mtime_ns}"
 
 
@@ -108,7 +108,7 @@ def _version(info: Mapping[str, Any]) -> str:
     for key in _VERSION_KEYS:
         value = info.get(key)
         if value:
-            # The same moment is a datetime from one call of a file system, and a float from another.
+            # A file system returns one moment as datetime from one call, as float from another.
             text = str(value.timestamp() if isinstance(value, datetime) else value).strip('"')
             return f"etag:{text}" if key.lower() == "etag" else f"modified:{text}"
     return ""
@@ -150,7 +150,7 @@ def _walk(folder: str, *, base: str) -> Iterator[SourceFile]:
         if _is_hidden_name(entry.name):
             continue
         if entry.is_dir():
-            # A link back to a folder above would be walked for ever.
+            # A link back to a folder above would cause an endless walk.
             if not (entry.is_symlink() and _is_inside(folder, entry.path)):
                 yield from _walk(entry.path, base=base)
         else:
@@ -175,7 +175,7 @@ def _local_file(path: str, *, base: str) -> SourceFile:
 
 
 def _if_above(path: str, folder: str) -> str:
-    """``folder``, when ``path`` lies below it; else nothing."""
+    """Return ``folder`` if ``path`` lies below it, else an empty text."""
     folder = folder.rstrip("/")
     return folder if folder and path.startswith(f"{folder}/") else ""
 
@@ -203,7 +203,7 @@ def _locate_remote(url: str, keys_from: str | None) -> Iterator[SourceFile]:
 def _find(system: Any, folder: str, *, base: str) -> Iterator[SourceFile]:
     for name, info in system.find(folder, detail=True).items():
         below = name[len(folder) :].strip("/")
-        # An object store may hold an empty object that stands for a folder.
+        # An object store may hold an empty object as a marker for a folder.
         if not below or any(map(_is_hidden_name, below.split("/"))) or name.endswith("/"):
             continue
         yield _remote_file(system, info, base=base)
@@ -226,20 +226,20 @@ def _is_hidden_name(name: str) -> bool:
 
 
 def _is_hidden(below: str, pattern: str) -> bool:
-    """Whether a glob hit a hidden name with a wildcard; one that is spelled out is wanted."""
+    """True if a wildcard of a glob matched a hidden name. A hidden name written out in the pattern is wanted."""
     spelled = {part for part in pattern.split("/") if part[:1] in ("_", ".")}
     return not spelled and any(_is_hidden_name(part) for part in below.split("/") if part)
 
 
 def hive_value(text: str, arrow_type: pa.DataType) -> int | str | None:
-    """Return the value of a hive key from its text in the folder's name."""
+    """Return the value of a hive key, from its text in the name of a folder."""
     if text == HIVE_NULL:
         return None
     return int(text) if pa.types.is_integer(arrow_type) else text
 
 
 def fixed_part(pattern: str) -> str:
-    """The folders of a glob before the first with a wildcard, with a slash at the end."""
+    """Return the folders of a glob before the first wildcard, with a slash at the end."""
     match = _WILDCARD.search(pattern)
     return pattern[: pattern.rfind("/", 0, match.start()) + 1] if match else pattern
 

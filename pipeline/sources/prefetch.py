@@ -1,4 +1,4 @@
-"""Make the next items while the last ones are worked on."""
+"""Produce the next items of an iterable on a thread, while earlier items are processed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ T = TypeVar("T")
 
 
 def read_ahead(iterable: Iterable[T], *, depth: int = 1) -> Generator[T, None, None]:
-    """The items of ``iterable``, made on a thread of its own, at most ``depth`` ahead of the consumer.
+    """Yield the items of ``iterable``, produced on a separate thread, at most ``depth`` ahead of the consumer.
 
-    An item is begun only when there is room for it, so that ``depth`` + 1 exist at a time. What ``iterable`` raises is
-    raised here, after the items before it. Closing this generator (also by leaving it to the garbage collector) ends
-    the thread, after the item that is being made, and closes ``iterable`` where that is a generator.
+    An item is started only when there is room for it, so that at most ``depth`` + 1 items exist at a time. An error of
+    ``iterable`` is raised here, after the items before it. Closing this generator, also by garbage collection, ends
+    the thread after the current item. If ``iterable`` is a generator, it is closed too.
     """
     if depth < 1:
         raise ValueError("depth must be at least 1")
@@ -30,7 +30,7 @@ def read_ahead(iterable: Iterable[T], *, depth: int = 1) -> Generator[T, None, N
 
 
 class _Channel(Generic[T]):
-    """A bounded queue of items with an end: finished, failed or not wanted any more."""
+    """A bounded queue of items that ends when it is finished, failed or stopped."""
 
     def __init__(self, depth: int) -> None:
         self._depth = depth
@@ -41,7 +41,7 @@ class _Channel(Generic[T]):
         self._error: BaseException | None = None
 
     def wait_for_room(self) -> bool:
-        """Block until one more item may be made; False when none is wanted any more."""
+        """Block until one more item may be produced. Return False if the consumer has stopped."""
         with self._changed:
             self._changed.wait_for(lambda: self._is_stopped or len(self._items) < self._depth)
             return not self._is_stopped
@@ -72,13 +72,13 @@ class _Channel(Generic[T]):
                 item = self._items.popleft()
                 self._changed.notify_all()
             yield item
-            # Not kept here while the next one is made: it may be large.
+            # Release the item, which may be large, while the next one is produced.
             del item
         if self._error is not None:
             try:
                 raise self._error
             finally:
-                # The error's traceback refers to this frame, and so to the error: a circle that holds its batches.
+                # The error's traceback refers to this frame: break the cycle, which would keep batches in memory.
                 self._error = None
 
 

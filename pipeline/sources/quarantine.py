@@ -1,4 +1,4 @@
-"""Quarantined files: how one is recorded, and how many a job allows."""
+"""Record quarantined files, and check how many a job allows."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def quarantined_file(
 
 
 def check_file_count(files: Sequence[QuarantinedFile], *, limit: int | None, job: str = "") -> None:
-    """Refuse more quarantined files than are allowed.
+    """Check that at most ``limit`` files are quarantined. None: no limit.
 
-    :raises TooManyRejects: with the first of them.
+    :raises TooManyRejects: if there are more files; the error names the first two.
     """
     if limit is None or len(files) <= limit:
         return

@@ -1,4 +1,4 @@
-"""When the columns of two Parquet files count as the same."""
+"""Compare the column types of two Parquet files."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import pyarrow as pa
 
 
 def same_kind(one: pa.DataType, other: pa.DataType) -> bool:
-    """Whether two types hold the same values: nullability inside, names of list items and the width of offsets differ
-    from writer to writer and don't count."""
+    """True if two types hold the same values.
+
+    Inner nullability, names of list items and the width of offsets depend on the writer and do not count.
+    """
     return bool(one.equals(other) or plain_type(one).equals(plain_type(other)))
 
 
 def plain_type(arrow_type: pa.DataType) -> pa.DataType:
-    """``arrow_type`` in the one form that `same_kind` compares, and to which every type of that kind can be cast."""
+    """Return the plain form of ``arrow_type``, to which every type of its kind can be cast."""
     types = pa.types
     if types.is_large_string(arrow_type) or types.is_string_view(arrow_type):
         return pa.string()
@@ -32,5 +34,5 @@ def plain_type(arrow_type: pa.DataType) -> pa.DataType:
 
 
 def plain_field(field: pa.Field) -> pa.Field:
-    """``field`` nullable, without metadata, its type plain."""
+    """Return ``field`` as nullable, without metadata, with the plain form of its type."""
     return pa.field(field.name, plain_type(field.type))

@@ -45,10 +45,10 @@ _FLOORED: dict[Comparison, Comparison] = {"<": "<=", "<=": "<=", ">": ">", ">=":
 
 
 def evaluate(node: Node, table: pa.Table) -> Any:
-    """The value of ``node`` for every row of ``table``: an Arrow array [rows], or one scalar for all.
+    """Return the value of ``node`` for every row of ``table``: an Arrow array [rows], or one scalar for all rows.
 
-    :raises pyarrow.ArrowException: when there is no kernel for the types, or an integer overflows.
-    :raises SpecError: when a literal cannot take the type of its column.
+    :raises pyarrow.ArrowException: if there is no kernel for the types, or an integer overflows.
+    :raises SpecError: if a literal cannot take the type of its column.
     """
     return _EVALUATE[type(node)](node, table)
 
@@ -76,7 +76,7 @@ def _compare(node: Compare, table: pa.Table) -> Any:
 
 
 def _compare_constant(operator: Comparison, left: Any, value: Value) -> Any:
-    """Integers are compared with integers only: as floats, large ones would be equal to their neighbours."""
+    """Compare with a constant. Integers are compared as integers only: as floats, large neighbours would be equal."""
     kind = _plain(left.type)
     if pa.types.is_integer(kind) and isinstance(value, (int, float)) and not isinstance(value, bool):
         if isinstance(value, float) and not value.is_integer():
@@ -105,7 +105,7 @@ def _constant_where_valid(values: Any, answer: bool) -> Any:
 
 
 def _same_kind(left: Any, right: Any) -> tuple[Any, Any]:
-    """Integers beside floats become floats; Arrow refuses those that floats cannot hold exactly."""
+    """Cast integers to floats if the other side is float. Arrow itself refuses integers that floats cannot hold."""
     if pa.types.is_integer(_plain(left.type)) and pa.types.is_floating(_plain(right.type)):
         return pc.cast(left, pa.float64(), safe=False), right
     if pa.types.is_floating(_plain(left.type)) and pa.types.is_integer(_plain(right.type)):
@@ -116,7 +116,7 @@ def _same_kind(left: Any, right: Any) -> tuple[Any, Any]:
 def _compute(node: Compute, table: pa.Table) -> Any:
     left, right = _same_kind(evaluate(node.left, table), evaluate(node.right, table))
     if node.operator == "/":
-        # Python's division, so that 1 / 2 is a half; and by zero gives infinity, as floats do, instead of an error.
+        # Python's division, so that 1 / 2 is 0.5. Division by zero gives infinity, like with floats, not an error.
         left, right = (pc.cast(side, pa.float64(), safe=False) for side in (left, right))
     return _COMPUTE[node.operator](left, right)
 

@@ -1,4 +1,4 @@
-"""The expression tree of a row filter, and how literals take the type of the column they are compared with."""
+"""The expression tree of a row filter, and the conversion of literals to the type of the compared column."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class Compute:
-    """Arithmetic on two numbers; a null makes null."""
+    """Arithmetic on two numbers. The result is null if an operand is null."""
 
     operator: Arithmetic
     left: Node
@@ -44,7 +44,7 @@ class Compute:
 
 @dataclass(frozen=True)
 class Compare:
-    """Comparison of two values; a null makes null. A constant stands on the right of a column."""
+    """Comparison of two values. The result is null if an operand is null. A constant is on the right of a column."""
 
     operator: Comparison
     left: Node
@@ -53,7 +53,7 @@ class Compare:
 
 @dataclass(frozen=True)
 class IsIn:
-    """Whether a value is one of several; null for null."""
+    """True if a value is one of several; null for null."""
 
     operand: Node
     values: tuple[Value, ...]
@@ -61,14 +61,14 @@ class IsIn:
 
 @dataclass(frozen=True)
 class IsNull:
-    """Whether a value is null; NaN is none."""
+    """True if a value is null. NaN is not null."""
 
     operand: Node
 
 
 @dataclass(frozen=True)
 class IsNan:
-    """Whether a float is NaN; null for null."""
+    """True if a float is NaN; null for null."""
 
     operand: Node
 
@@ -103,7 +103,7 @@ NEGATED: dict[Comparison, Comparison] = {"==": "!=", "!=": "==", "<": ">=", "<="
 
 
 def column_names(node: Node) -> Iterator[str]:
-    """Names of the columns ``node`` looks at, repeated where they are."""
+    """Yield the names of the columns in ``node``. A name may occur more than once."""
     if isinstance(node, Column):
         yield node.name
     for field in fields(node):
@@ -115,11 +115,11 @@ def column_names(node: Node) -> Iterator[str]:
 
 @lru_cache(maxsize=4096, typed=True)
 def typed_scalar(value: Value, arrow_type: pa.DataType) -> pa.Scalar:
-    """``value`` as a scalar that Arrow compares with values of ``arrow_type`` without losing anything.
+    """Return ``value`` as a scalar that Arrow compares with values of ``arrow_type`` without loss.
 
-    Text becomes a date, time or timestamp for columns of these types; without an offset it is in the column's zone.
+    For a date, time or timestamp column, text is converted. Text without an offset is in the column's time zone.
 
-    :raises SpecError: when it cannot be compared with them.
+    :raises SpecError: if ``value`` cannot be compared with values of ``arrow_type``.
     """
     if pa.types.is_dictionary(arrow_type):
         arrow_type = arrow_type.value_type

@@ -4,10 +4,12 @@
 
     country == 'DE' and 18 <= age < 65 and not (plan in ['test', 'demo'] or email is None)
 
-What is understood: comparisons, also chained; ``and``, ``or``, ``not``; ``in [...]`` and ``not in [...]``;
+Supported: comparisons, also chained; ``and``, ``or``, ``not``; ``in [...]`` and ``not in [...]``;
 ``is None``, ``is not None``, ``isnull(x)``, ``notnull(x)``, ``isnan(x)``; ``+ - * /``; numbers, text, True, False;
-``column('odd name')`` for a name that is no identifier. Text compared with a date, time or timestamp column is read as
-ISO 8601. Nulls follow SQL: a comparison with null is null, and a row is kept only where the whole is true.
+``column('odd name')`` for a name that is not an identifier.
+
+Text compared with a date, time or timestamp column is read as ISO 8601. Nulls follow SQL: a comparison with null is
+null, and a row is kept only if the whole filter is true.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ from pipeline.sources.filters.nodes import (
 from pipeline.sources.filters.prune import Bounds, may_be_true
 
 MAX_CHARACTERS = 10_000
-"""Longest filter that is parsed; Python's parser needs stack in proportion."""
+"""Longest filter that is parsed. Python's parser needs stack in proportion to the length."""
 _SYNTAX = "comparisons, and, or, not, in [...], is None, isnull(x), isnan(x), + - * /, numbers, text, True, False"
 _COMPARISONS: dict[type[ast.cmpop], Comparison] = {
     ast.Eq: "==",
@@ -65,12 +67,12 @@ class Filter:
     text: str
     root: Node
     columns: frozenset[str]
-    """Names of the columns it looks at."""
+    """Names of the columns in the filter."""
 
     def check(self, schema: pa.Schema) -> None:
-        """Whether it can be applied to tables of ``schema``.
+        """Check that the filter can be applied to tables of ``schema``.
 
-        :raises SpecError: for a column that is not there, and for types that cannot be compared.
+        :raises SpecError: for a missing column, and for types that cannot be compared.
         """
         for name in sorted(self.columns - set(schema.names)):
             near = difflib.get_close_matches(name, schema.names, n=1)
@@ -84,10 +86,10 @@ class Filter:
         self.mask(schema.empty_table())
 
     def mask(self, table: pa.Table) -> pa.ChunkedArray | pa.Array:
-        """Which rows of ``table`` to keep.
+        """Return a mask of the rows of ``table`` to keep.
 
         :returns: bool [rows], without nulls.
-        :raises SpecError: when Arrow cannot compute it, because of types or because an integer overflows.
+        :raises SpecError: if Arrow cannot compute the filter, because of types or an integer overflow.
         """
         try:
             found = evaluate(self.root, table)
@@ -108,7 +110,7 @@ class Filter:
         return pc.fill_null(found, False)
 
     def may_keep(self, bounds: dict[str, Bounds]) -> bool:
-        """Whether a row whose columns lie in ``bounds`` could be kept. True when that is unknown."""
+        """True if a row whose columns lie in ``bounds`` could be kept, or if this is unknown."""
         return may_be_true(self.root, bounds)
 
 
@@ -116,7 +118,7 @@ class Filter:
 def parse_filter(text: str) -> Filter:
     """Parse the text of ``source.filter``.
 
-    :raises SpecError: with the position of what is not understood.
+    :raises SpecError: for unsupported syntax, with its position.
     """
     if len(text) > MAX_CHARACTERS:
         raise _not_understood(text, 0, f"{len(text)} characters", expected=f"at most {MAX_CHARACTERS} characters")
@@ -133,7 +135,7 @@ def parse_filter(text: str) -> Filter:
 
 
 class _Parser:
-    """From Python's syntax tree to ours; whatever has no method here is refused."""
+    """Convert Python's syntax tree to a `Node`. Unsupported syntax is refused."""
 
     def __init__(self, text: str) -> None:
         self.text = text

@@ -1,7 +1,7 @@
-"""What a filter can still keep of rows of which only the bounds are known. It may err only towards keeping.
+"""Decide from the bounds of columns whether a filter can keep any row. If in doubt, rows are kept.
 
-Arrow's own pruning is not used, because statistics leave NaN out: where a column lies between 1 and 3 but for a NaN,
-``not (x < 5)`` and ``x != 2`` hold for that row.
+Arrow's own pruning is not used, because statistics ignore NaN. If a column lies between 1 and 3 except for a NaN,
+``not (x < 5)`` and ``x != 2`` are true for the row with NaN.
 """
 
 from __future__ import annotations
@@ -31,37 +31,37 @@ from pipeline.sources.filters.nodes import (
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What is known of the values of one column in some rows."""
+    """The known bounds of one column in some rows."""
 
     type: pa.DataType
-    """Arrow type of the column, which decides how literals are read."""
+    """Arrow type of the column. Literals are converted to it."""
     low: Any = None
     """No value is lower. None: unknown."""
     high: Any = None
     """No value is higher. None: unknown."""
     nulls: bool = True
-    """Whether some may be null."""
+    """True if some values may be null."""
     only_nulls: bool = False
-    """Whether all are null."""
+    """True if all values are null."""
 
     @property
     def is_known(self) -> bool:
-        """Whether both bounds are."""
+        """True if both bounds are known."""
         return self.low is not None and self.high is not None
 
     @property
     def is_exact(self) -> bool:
-        """Whether the bounds are values of the column: text may have been cut short, and NaN is left out."""
+        """True if the bounds are values of the column: text bounds may be shortened, and bounds ignore NaN."""
         return isinstance(self.low, (bool, int)) and isinstance(self.high, (bool, int))
 
 
 def may_be_true(node: Node, bounds: dict[str, Bounds]) -> bool:
-    """Whether ``node`` can be true for a row within ``bounds``."""
+    """True if ``node`` can be true for a row within ``bounds``."""
     return _may(node, bounds, wanted=True)
 
 
 def _may(node: Node, bounds: dict[str, Bounds], *, wanted: bool) -> bool:
-    """Whether ``node`` can come out as ``wanted``; null is neither."""
+    """True if the value of ``node`` can be ``wanted``. Null is neither True nor False."""
     match node:
         case Not(operand):
             return _may(operand, bounds, wanted=not wanted)
@@ -83,16 +83,16 @@ def _may(node: Node, bounds: dict[str, Bounds], *, wanted: bool) -> bool:
 
 
 def _may_compare(operator: Comparison, bounds: Bounds, value: Value, *, negated: bool = False) -> bool:
-    """Whether ``x operator value`` can hold.
+    """True if ``x operator value`` can be true.
 
-    :param negated: it stands for the negation of the opposite, which a NaN makes true.
+    :param negated: True if the comparison replaces the negation of its opposite, which is true for NaN.
     """
     if bounds.only_nulls:
         return False
     if not bounds.is_known or (pa.types.is_floating(bounds.type) and (negated or operator == "!=")):
         return True
     try:
-        # Python compares integers with fractions exactly, as `pipeline.sources.filters.evaluate` takes care to do.
+        # Python compares integers with fractions exactly, like `pipeline.sources.filters.evaluate`.
         exact = pa.types.is_integer(bounds.type) and isinstance(value, (int, float)) and not isinstance(value, bool)
         return _overlaps(operator, bounds, value if exact else typed_scalar(value, bounds.type).as_py())
     except (TypeError, SpecError):

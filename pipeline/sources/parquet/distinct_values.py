@@ -1,4 +1,4 @@
-"""The distinct values of a physical column, from statistics where they suffice, else by reading that column."""
+"""Find the distinct values of a physical column, from statistics if they suffice, else by reading the column."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _group_values(parquet: pq.ParquetFile, number: int, column: str, *, rows: in
 
 
 def _only_value(parquet: pq.ParquetFile, number: int, column: str) -> int | None:
-    """Return the value of a row group if its statistics prove that it is the only one; those of texts may be cut."""
+    """Return the only value of a row group, if statistics prove it. Integers only: statistics of texts may be cut."""
     group = parquet.metadata.row_group(number)
     names = [group.column(leaf).path_in_schema for leaf in range(group.num_columns)]
     if column not in names or parquet.schema_arrow.field(column).type not in _EXACT:

@@ -1,4 +1,4 @@
-"""What planning needs of the footers of Parquet files."""
+"""Reduce the footers of Parquet files to the figures that planning needs."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from pipeline.sources.filters.prune import Bounds
 from pipeline.sources.locate import SourceFile, hive_value
 
 SMALL_FILE_BYTES = 1 << 20
-"""Files up to this size are small: many of them go into a partition."""
+"""Files up to this size are small: a partition holds many of them."""
 SAMPLED_FILES = 64
-"""Files whose columns are measured where there are many small ones."""
+"""Approximate number of small files whose columns are measured, if there are many."""
 
 
 class Shares:
-    """What part each column has in the bytes of one file, or of many small ones of the same columns together."""
+    """The share of each column in the bytes of one file, or of many small files with the same columns."""
 
     def __init__(self, columns: int) -> None:
         self._plain, self._packed = np.zeros(columns), np.zeros(columns)
         self._lock = threading.Lock()
 
     def measure(self, groups: list[Any], owners: np.ndarray) -> None:
-        """Add up to three row groups of a file.
+        """Add the bytes of up to three row groups of a file.
 
-        :param owners: as in `Layout`.
+        :param owners: see `Layout.owners`.
         """
         count = len(self._plain)
         for number in sorted({0, len(groups) // 2, len(groups) - 1} if groups else ()):
@@ -50,7 +50,7 @@ class Shares:
 
     @property
     def weights(self) -> np.ndarray:
-        """float64 [columns]: share of each column in the uncompressed bytes; the same for all when nothing is known."""
+        """float64 [columns]: share of each column in the uncompressed bytes; equal shares if nothing was measured."""
         total = self._plain.sum()
         return self._plain / total if total else np.full(len(self._plain), 1.0 / max(len(self._plain), 1))
 
@@ -61,9 +61,9 @@ class Shares:
 
 
 class SmallFiles:
-    """Many small files of the same columns: those of some are measured, for all of them.
+    """Many small files with the same columns. Only a sample of the files is measured.
 
-    Measuring each would take a quarter of the time in which such a file is planned.
+    Measuring each file would take a quarter of its planning time.
     """
 
     def __init__(self, files: Sequence[SourceFile], *, columns: int) -> None:
@@ -74,7 +74,10 @@ class SmallFiles:
         self._measured = frozenset(small[::step] if step > 1 else ())
 
     def shares(self, file: SourceFile, groups: list[Any], layout: Layout) -> Shares | None:
-        """Those of all together, ``file`` put in where it is one of the sample; None when it is not small."""
+        """Return the shares of all small files, after measuring ``file`` if it is in the sample.
+
+        None if ``file`` is not small, or there are too few small files for a sample.
+        """
         if file.path not in self._small:
             return None
         if file.path in self._measured:
@@ -84,32 +87,32 @@ class SmallFiles:
 
 @dataclass(frozen=True, slots=True)
 class Footer:
-    """What a footer says, boiled down: memory is in proportion to row groups + columns, not to their product."""
+    """The reduced content of a footer. Its memory grows with row groups + columns, not with their product."""
 
     file: SourceFile
     rows: np.ndarray
-    """int64 [groups]."""
+    """int64 [groups]: rows of each row group."""
     totals: np.ndarray
     """int64 [groups]: uncompressed bytes of all columns."""
     names: tuple[str, ...]
-    """Columns of the file, in its order."""
+    """Columns of the file, in file order."""
     shares: Shares
-    """Of each column in ``totals``."""
+    """Share of each column in ``totals``."""
     widths: np.ndarray
-    """float64 [columns]: bytes of a decoded value where that is fixed, else 0."""
+    """float64 [columns]: bytes of a decoded value if its width is fixed, else 0."""
     selected: tuple[bool, ...]
-    """Per row group: whether the filter could keep a row of it."""
+    """Per row group: True if the filter could keep a row of the group."""
     footer_digest: str = ""
-    """As in `pipeline.common.rows.InputFile`."""
+    """See `pipeline.common.rows.InputFile.footer_digest`."""
     published_row_groups: int = 0
-    """As there."""
+    """See `pipeline.common.rows.InputFile.published_row_groups`."""
     why: str = ""
-    """As there."""
+    """See `pipeline.common.rows.InputFile.why`."""
 
     def group_bytes(self, columns: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Uncompressed and compressed bytes of ``columns``, int64 [groups] each.
+        """Return the uncompressed and compressed bytes of ``columns``, int64 [groups] each.
 
-        Values of a fixed width count with it even where their encoding is shorter: that is what they take in memory.
+        Values of a fixed width count with at least this width, even if encoded shorter: they need it in memory.
         """
         chosen = _positions(self.names, tuple(columns))
         encoded = np.outer(self.totals, self.shares.weights[chosen])
@@ -143,14 +146,14 @@ class Footer:
 
 @lru_cache(maxsize=8)
 def _positions(names: tuple[str, ...], columns: tuple[str, ...]) -> list[int]:
-    """Where those of ``columns`` that are there are in ``names``; the files of a set mostly have the same."""
+    """Return the positions in ``names`` of the known ``columns``. Cached, because most files have the same columns."""
     places = {name: number for number, name in reversed(list(enumerate(names)))}
     return [places[name] for name in columns if name in places]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the Arrow columns of a file lie in its Parquet columns. One serves all files of the same schema."""
+    """The mapping of a file's Arrow columns to its Parquet columns, shared by all files of the same schema."""
 
     schema: pa.Schema
 
@@ -161,19 +164,19 @@ class Layout:
 
     @cached_property
     def owners(self) -> np.ndarray:
-        """int64 [Parquet columns]: the Arrow column each belongs to."""
+        """int64 [Parquet columns]: the Arrow column to which each belongs."""
         return np.repeat(np.arange(len(self.schema)), [_leaves(field.type) for field in self.schema])
 
     @cached_property
     def widths(self) -> np.ndarray:
-        """float64 [Arrow columns]: as `Footer.widths`."""
+        """float64 [Arrow columns]: see `Footer.widths`."""
         return np.array([_width(field.type) for field in self.schema], float)
 
 
 def group_marks(metadata: pq.FileMetaData) -> tuple[str, ...]:
-    """A digest for each number of row groups, from 1: of all that the footer says of the first so many of them.
+    """Return one digest per number of row groups, from 1. Digest n covers all metadata of the first n row groups.
 
-    Writers that append to a file leave the row groups that are there where they are, and write a new footer.
+    Writers that append to a file keep the existing row groups in place and write a new footer.
     """
     running, marks = hashlib.sha256(), []
     for number in range(metadata.num_row_groups):
@@ -192,10 +195,10 @@ def digest_footer(
     condition: Filter | None,
     small: SmallFiles | None = None,
 ) -> Footer:
-    """What planning needs of ``metadata``.
+    """Reduce ``metadata`` to the figures that planning needs.
 
     :param keys: fields of the hive keys.
-    :param small: the files of the same layout that are small, to be known by their sample.
+    :param small: small files of the same layout, which are measured by sample.
     """
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     shares = small.shares(file, groups, layout) if small else None
@@ -214,7 +217,7 @@ def digest_footer(
 
 
 def _leaves(arrow_type: pa.DataType) -> int:
-    """Parquet columns an Arrow column is stored in; they follow each other."""
+    """Return the number of adjacent Parquet columns that store an Arrow column."""
     if isinstance(arrow_type, pa.BaseExtensionType):
         return _leaves(arrow_type.storage_type)
     if pa.types.is_dictionary(arrow_type):
@@ -252,7 +255,7 @@ def _selected(
 
 
 def _flat_columns(groups: list[Any], layout: Layout, condition: Filter) -> dict[str, tuple[int, pa.DataType]]:
-    """Parquet column and type of the filter's columns that are stored in one of the same name."""
+    """Return Parquet column and type of each column of the filter that is stored in one Parquet column of its name."""
     columns = {}
     for number in (layout.names.index(name) for name in condition.columns if name in layout.names):
         leaf = int(np.searchsorted(layout.owners, number))
@@ -274,7 +277,7 @@ def _bounds(group: Any, leaf: int, arrow_type: pa.DataType) -> Bounds:
             if isinstance(low, float) and (math.isnan(low) or math.isnan(high)):
                 low = high = None
         except (ValueError, OverflowError, TypeError):
-            # Text that was cut inside a character, a date past the year 9999: not knowing is always right.
+            # Text cut inside a character, or a date after the year 9999: unknown bounds are always safe.
             low = high = None
     only_nulls = nulls == group.num_rows and group.num_rows > 0
     return Bounds(arrow_type, low, high, nulls=nulls != 0, only_nulls=only_nulls)

@@ -1,4 +1,4 @@
-"""Read a partition batch by batch. Memory is bounded by the batch, never by a row group, a file or the partition."""
+"""Read a partition batch by batch. Memory depends on the batch, not on row groups, files or the partition."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def read_batches(
 
 @dataclass(frozen=True)
 class _Reading:
-    """What stays the same during one `read_batches`."""
+    """The constants of one `read_batches` call."""
 
     fragments: tuple[Fragment, ...]
     columns: Sequence[str]
@@ -55,7 +55,7 @@ class _Reading:
 
     @cached_property
     def physical(self) -> pa.Schema:
-        """The part of ``schema`` that is read from files."""
+        """The fields of ``schema`` that are read from files."""
         physical = set(self.columns)
         return pa.schema([field for field in self.schema if field.name in physical])
 
@@ -66,10 +66,10 @@ class _Reading:
         return [field for field in self.schema if field.name not in physical]
 
     def with_keys(self, data: pa.Table, fragment: np.ndarray) -> pa.Table:
-        """``data`` with hive keys, in the order of ``schema``.
+        """Return ``data`` with hive keys, in the order of ``schema``.
 
         :param data: physical columns of some rows.
-        :param fragment: int32 [rows].
+        :param fragment: int32 [rows]: index of each row's fragment.
         """
         for field in self.keys:
             texts = [dict(fragment.hive_keys).get(field.name) for fragment in self.fragments]
@@ -85,14 +85,14 @@ class _Piece:
     data: pa.RecordBatch
     """Physical columns."""
     number: int
-    """Of the fragment."""
+    """Index of the fragment in the partition."""
     row: np.ndarray
-    """int64 [rows]"""
+    """int64 [rows]: each row's number in its file, from 0."""
     filtered: int
 
 
 class _Pending:
-    """Pieces that will become the next batch."""
+    """The pieces of the next batch."""
 
     def __init__(self, reading: _Reading) -> None:
         self._reading = reading
@@ -108,7 +108,7 @@ class _Pending:
             self.rows += piece.data.num_rows
 
     def take(self) -> SourceBatch:
-        """All that is pending, as one batch, each column in one chunk where its type allows."""
+        """Return all pending pieces as one batch, each column in one chunk if its type allows."""
         pieces, filtered = self._pieces, self.filtered
         self._pieces, self.rows, self.filtered = [], 0, np.zeros_like(filtered)
         fragment = np.repeat(
@@ -121,7 +121,7 @@ class _Pending:
 
 def _concatenate(pieces: list[pa.RecordBatch], schema: pa.Schema) -> pa.Table:
     if not schema:
-        # A table without columns forgets how many rows it has; one column more keeps the number until keys are there.
+        # A table without columns has no number of rows: one extra column keeps the number until keys are added.
         rows = sum(piece.num_rows for piece in pieces)
         return pa.table({"": pa.nulls(rows)})
     data = pa.Table.from_batches(pieces, schema=schema)
@@ -130,7 +130,7 @@ def _concatenate(pieces: list[pa.RecordBatch], schema: pa.Schema) -> pa.Table:
     try:
         return data.combine_chunks()
     except pa.ArrowInvalid:
-        # Dictionaries of several files whose union needs a wider index than theirs: such a column stays in chunks.
+        # Dictionaries of several files whose union needs a wider index: such a column stays in chunks.
         return data
 
 
@@ -141,10 +141,10 @@ def _pieces(reading: _Reading, versions: Mapping[str, tuple[int, str]] | None) -
         try:
             yield from _file_pieces(path, numbers, reading)
         except (InputError, StorageError):
-            # A file that changes while it is read shows in many ways; that it changed is what a person must know.
+            # A file that changes during reading causes many kinds of errors: report the change, not its effect.
             _check_version(path, versions)
             raise
-        # Once more: a file written over while it was read, or an object replaced before it was opened, may have decoded
+        # Check again: a file overwritten during reading, or an object replaced before it was opened, may decode
         # without an error.
         _check_version(path, versions)
 
@@ -173,7 +173,7 @@ def _file_pieces(path: str, numbers: Iterator[int], reading: _Reading) -> Iterat
 
 
 def _decoded(file: pq.ParquetFile, fragment: Fragment, reading: _Reading) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Number of the first row, and rows, of each batch of ``fragment``."""
+    """Yield the number of the first row, and the rows, of each batch of ``fragment``."""
     if fragment.rows == 0:
         return
     metadata = file.metadata
@@ -196,7 +196,7 @@ def _decoded(file: pq.ParquetFile, fragment: Fragment, reading: _Reading) -> Ite
 
 
 def _known(file: pq.ParquetFile, columns: Sequence[str]) -> list[str] | None:
-    """``columns``, or None when these are all that the file has: looking them up takes time for every file."""
+    """Return ``columns``, or None if these are all columns of the file, which saves their look-up."""
     return None if len(columns) == len(file.metadata.schema) else list(columns)
 
 
@@ -216,7 +216,7 @@ def _filtered(data: pa.RecordBatch, number: int, start: int, reading: _Reading) 
 
 
 class _Aligner:
-    """Brings the columns of one file into the order and the types of the plan."""
+    """Convert the columns of one file to the order and the types of the plan."""
 
     def __init__(self, actual: pa.Schema, planned: pa.Schema, path: str) -> None:
         self._planned = planned

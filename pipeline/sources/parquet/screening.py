@@ -1,4 +1,4 @@
-"""Screen the files of a source: quarantine damaged ones and those unlike the others, and check them again later."""
+"""Screen the files of a source: quarantine unreadable files, and check quarantined files again later."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from pipeline.sources.types import plain_type, same_kind
 
 @dataclass(frozen=True)
 class ScreenedFiles:
-    """Files with readable footers, and quarantined ones."""
+    """The files with readable footers, and the quarantined files."""
 
     files: tuple[SourceFile, ...]
     usual: SourceFile
-    """First of ``files`` with the columns that most of them have."""
+    """First of ``files`` with the most common columns."""
     rejected: tuple[QuarantinedFile, ...]
 
 
 def screen_files(located: Sequence[SourceFile], *, needed: Collection[str] | None) -> ScreenedFiles:
-    """Quarantine the files whose footers cannot be read, and find one that is like most others.
+    """Quarantine the files whose footers cannot be read, and find a file with the most common columns.
 
     :param needed: columns to compare; None: all.
     :raises CorruptInput: for the first file, if no footer can be read.

@@ -54,7 +54,7 @@ class ParquetSource:
         batch_rows: int,
         versions: Mapping[str, tuple[int, str]] | None = None,
     ) -> Generator[SourceBatch, None, None]:
-        """Yield rows; memory is bounded by the batch."""
+        """Yield rows. Memory depends on the batch size only."""
         return read_batches(
             partition, columns=columns, schema=schema, filter=filter, batch_rows=batch_rows, versions=versions
         )
