@@ -1,7 +1,7 @@
 """The four events of a job, and the `Callback` that observers derive from.
 
-The loop that runs a job knows none of its observers. An observer that raises is logged and left out, because watching
-a job must not end it.
+The loop that runs a job knows none of its observers. The error of an observer is logged and ignored: watching a job
+must not fail the job.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class AttemptOutcome(StrEnum):
-    """How an attempt at a partition ended."""
+    """Outcome of an attempt at a partition."""
 
     DONE = "done"
     RETRY = "retry"
@@ -30,27 +30,27 @@ class SplitReason(StrEnum):
     """Why a partition was split."""
 
     MEMORY = "memory"
-    """It took too much memory."""
+    """The partition took too much memory."""
     SLOW = "slow"
-    """Its worker was slow: idle workers do the rest."""
+    """The worker of the partition was slow: idle workers do the rest."""
     IDLE_WORKERS = "idle_workers"
-    """Workers were idle: they and its own worker do the rest."""
+    """Workers were idle: they and the worker of the partition do the rest."""
     FROZEN = "frozen"
-    """Its worker did not answer, or made no progress: idle workers do all of it."""
+    """The worker did not answer, or made no progress: idle workers do the whole partition."""
 
 
 class MitigationAction(StrEnum):
-    """What was done about a straggler."""
+    """Action against a straggler."""
 
     BACKUP = "backup"
     SPLIT = "split"
     REASSIGN = "reassign"
-    """It had not started: another worker got it."""
+    """The partition had not started: another worker got the partition."""
 
 
 @dataclass(frozen=True)
 class StatusChanged:
-    """The job moved from one status to the next."""
+    """A change of the job's status."""
 
     job: str
     before: str
@@ -60,7 +60,7 @@ class StatusChanged:
 
 @dataclass(frozen=True)
 class RoundStarted:
-    """A round begins, or goes on after a resume."""
+    """The start of a round, or its continuation after a resume."""
 
     job: str
     round: int
@@ -76,7 +76,7 @@ class RoundStarted:
 
 @dataclass(frozen=True)
 class PartitionEnded:
-    """An attempt at a partition ended."""
+    """The end of an attempt at a partition."""
 
     job: str
     round: int
@@ -88,16 +88,16 @@ class PartitionEnded:
     attempt: int = 1
     worker: str = ""
     reason: str = ""
-    """Why it was not done."""
+    """Reason why the partition was not done."""
     parts: int = 0
-    """Partitions that took its place, when it was split."""
+    """Number of parts that replace the partition, if the attempt split the partition."""
     split_reason: SplitReason | None = None
-    """Why it was split; None: it was not, or an earlier driver had split it."""
+    """Reason of the split; None without a split, or if an earlier driver made the split."""
 
 
 @dataclass(frozen=True)
 class JobEnded:
-    """The job reached a final status."""
+    """The end of the job, with a final status."""
 
     job: str
     status: str
@@ -113,23 +113,23 @@ Event = StatusChanged | RoundStarted | PartitionEnded | JobEnded
 
 
 class Callback:
-    """Derive from this and override what is of interest. Methods are called on the driver, one at a time."""
+    """Base class of observers: override methods of interest. Methods are called on the driver, one at a time."""
 
     def on_status(self, event: StatusChanged) -> None:
-        """The status changed."""
+        """Handle a change of the status."""
 
     def on_round(self, event: RoundStarted) -> None:
-        """A round begins."""
+        """Handle the start of a round."""
 
     def on_partition(self, event: PartitionEnded) -> None:
-        """An attempt ended."""
+        """Handle the end of an attempt."""
 
     def on_end(self, event: JobEnded) -> None:
-        """The job is over."""
+        """Handle the end of the job."""
 
 
 def notify(callbacks: Sequence[Callback], event: Event) -> None:
-    """Hand ``event`` to every callback."""
+    """Call every callback with ``event``."""
     method = {
         StatusChanged: "on_status",
         RoundStarted: "on_round",

@@ -1,7 +1,7 @@
 """Settings of a site: where jobs run, and their limits.
 
-A flag (or a keyword of `Settings.load`) wins over a ``PIPELINE_…`` variable, which wins over the cluster's file, which
-wins over ``dask.config``. For ``dask.config`` a file such as ``~/.config/dask/pipeline.yaml`` holds::
+Precedence, highest first: a flag (or a keyword of `Settings.load`), a ``PIPELINE_…`` variable, the cluster's file,
+``dask.config``. For ``dask.config``, a file such as ``~/.config/dask/pipeline.yaml`` holds::
 
     pipeline:
       directory: /scratch/me/jobs
@@ -40,12 +40,12 @@ _SWITCH = {"true": True, "on": True, "false": False, "off": False}
 
 @dataclass(frozen=True)
 class Converter:
-    """Functions that turn what was written for a setting into its value."""
+    """Functions that convert the written form of a setting into its value."""
 
     convert: Callable[[Any], Any]
-    """Raises ValueError or TypeError, with what is expected as its message."""
+    """Converts a value. Raises ValueError or TypeError; the message names the expected form."""
     read_text: Callable[[str], Any] = str
-    """Turns the text of an environment variable into what a file would hold."""
+    """Converts the text of an environment variable into the value that a file would hold."""
 
 
 def _to_seconds(value: Any) -> float:
@@ -116,7 +116,7 @@ Hooks = Annotated[tuple[Any, ...], Converter(_to_hooks, json.loads)]
 class Settings:
     """Settings of a run: everything a job needs beside its spec.
 
-    `Settings.load` fills in what the environment and ``dask.config`` say; ``Settings(…)`` takes defaults instead.
+    `Settings.load` reads the environment and ``dask.config``. ``Settings(…)`` uses defaults instead.
 
     >>> settings = Settings(workers=4, memory_limit="4 GiB")
     >>> settings.workers, settings.threads
@@ -126,7 +126,7 @@ class Settings:
     directory: Folder = ".pipeline/jobs"
     """Root of the job directories: path or fsspec URL."""
     registry: Folder = ".pipeline/models"
-    """The model registry: path or fsspec URL of the built-in one. For MLflow: ``mlflow``, ``mlflow+http://host:5000``
+    """The model registry: path or fsspec URL of the built-in registry. For MLflow: ``mlflow``, ``mlflow+http://host:5000``
     or the URL of a database (``sqlite:///…``)."""
     alias_poll: Seconds = 30.0
     """Seconds between two reads of the model's alias while a job runs; 0: read it only at the start and before the
@@ -156,9 +156,9 @@ class Settings:
     lease_seconds: Seconds = 30.0
     """Seconds of silence after which another driver may take over a job whose driver cannot be reached."""
     dashboard: str = "127.0.0.1:0"
-    """Address of the dashboard of a local cluster; port 0 takes a free one."""
+    """Address of the dashboard of a local cluster; port 0: any free port."""
     tls: Switch = False
-    """Whether a cluster of this machine uses TLS too, which keeps out the other users of the machine."""
+    """Whether a cluster of this machine uses TLS, too, to keep out the other users of the machine."""
     tls_ca: str | None = None
     """Certificate of the authority for ``tls://`` addresses: a path, ``file:PATH`` or ``env:NAME``."""
     tls_cert: str | None = None
@@ -213,7 +213,7 @@ class Settings:
     ) -> Settings:
         """Load the settings of this process; a keyword that is not None wins over everything else.
 
-        Then count ``PIPELINE_…`` variables, ``pipeline:`` of ``dask.config``, and the defaults of `Settings`.
+        Next come ``PIPELINE_…`` variables, then ``pipeline:`` of ``dask.config``, then the defaults of `Settings`.
         ``import_paths`` defaults to the working directory.
 
         Raises
@@ -265,7 +265,7 @@ def setting_names() -> tuple[str, ...]:
 RENAMED_SETTINGS = {"drift_poll": "alias_poll", "grace": "drain_timeout", "hook_grace": "hook_timeout"}
 """Old name of each renamed setting -> new name, with underscores."""
 _NOT_OF_A_CLUSTER = ("directory", "cluster")
-"""Settings that decide which cluster's file is read, or are needed before it is."""
+"""Settings that select the cluster's file, or are needed before that file is read."""
 _FLAGS = {"import_paths": "the folder of the job spec, and the working directory", "triggers": "--file"}
 _TEXT = Converter(str)
 
@@ -342,7 +342,7 @@ def _add(sources: Sources, key: str, value: Any, *, rank: Precedence, origin: st
 
 
 def _check_known(name: str, *, where: str) -> None:
-    """Raise for a name that is not, or no longer, the name of a setting."""
+    """Raise for an unknown or renamed setting."""
     if name in RENAMED_SETTINGS:
         new = RENAMED_SETTINGS[name]
         raise SpecError(
@@ -362,7 +362,7 @@ def _check_known(name: str, *, where: str) -> None:
 
 
 def _like(name: str, where: str) -> str:
-    """A setting's name, written as variables are if ``where`` is a variable."""
+    """Return the name of a setting; in the form of a variable if ``where`` is a variable."""
     return f"PIPELINE_{name.upper()}" if where.startswith("PIPELINE_") else _dashed(name)
 
 
