@@ -1,4 +1,4 @@
-"""Storage verbs for everything durable: exclusive create, replace, list; on POSIX and object stores."""
+"""Storage for all durable data: exclusive create, replace and list, on POSIX file systems and object stores."""
 
 from __future__ import annotations
 

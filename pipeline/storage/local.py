@@ -1,15 +1,13 @@
 # ruff: noqa: D102 - the verbs are described once, in Store
-"""The few storage verbs everything durable goes through, over fsspec, and what each backend guarantees.
+"""`LocalStore`: a store on a POSIX file system, NFS or Lustre.
 
-A `Store` is one root folder or bucket prefix. Names inside it are relative, with forward slashes, and never leave it.
+A `Store` is one root folder or bucket prefix. Names inside are relative, with forward slashes, and never lead out.
 
-How the exclusive create works (the one verb every commit stands on):
+Every commit needs the exclusive create. On a file system: write a unique name, fsync, ``link(2)`` it to the exclusive
+name, unlink, fsync the folder. If the link call fails, the link count of the unique name shows if it was made.
+For object stores see `pipeline.storage.object_store`.
 
-- POSIX file systems, NFS and Lustre: write a unique name, fsync, ``link(2)`` it to the exclusive name, unlink, fsync
-  the folder. If the link call errs, the link count of the unique name tells whether it was made all the same.
-- Object stores: see `pipeline.storage.object_store`.
-
-Files whose bytes go to the disk while more are written, so that fsync at their end has little left to wait for.
+The kernel writes out large files while more bytes are written, so that the final fsync has little left to do.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ from pipeline.storage.urls import Names, check_name, is_unfinished, storage_erro
 PRIVATE_FOLDER = 0o700
 PRIVATE_FILE = 0o600
 SHARED_FILE = 0o666
-"""Before the user's umask."""
+"""Mode before the user's umask is applied."""
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK}
 
 
@@ -51,11 +49,11 @@ class LocalStore:
         return PRIVATE_FILE if self.private else SHARED_FILE
 
     def path(self, name: str) -> Path:
-        """Local path of ``name``."""
+        """Return the local path of ``name``."""
         return Path(self.root, check_name(name)) if name else Path(self.root)
 
     def url(self, name: str) -> str:
-        # Not by way of a path: a resume asks for the receipts of all partitions.
+        # No Path, for speed: a resume asks for the receipts of all partitions.
         return os.path.join(self.root, check_name(name)) if name else self.root
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
@@ -65,15 +63,15 @@ class LocalStore:
             try:
                 made = _link(unfinished, target)
             finally:
-                # What stays behind is never listed, and must not turn a commit that landed into an error.
+                # A leftover file is never listed, and must not turn a successful commit into an error.
                 with suppress(OSError):
                     unfinished.unlink()
-            # Also when another one's was there first: that one may not have been synced yet.
+            # Sync also if another writer's file was there first: it may not have been synced yet.
             self._sync_folder(target.parent)
             return made
 
     def check_conditional_writes(self) -> None:
-        """Nothing to find out: where there are no hard links, every `put_if_absent` says so."""
+        """Do nothing: without hard links, every `put_if_absent` raises `UnsafeStore`."""
 
     def replace(self, name: str, data: bytes) -> None:
         target = self.path(name)
@@ -146,7 +144,7 @@ class LocalStore:
             self._sync_folder(target.parent)
 
     def _open_new(self, descriptor: int) -> IO[bytes]:
-        """To be written from start to end; what is to be durable is begun early."""
+        """Open a file for writing from start to end. If it must be durable, write-out begins early."""
         return io.BufferedWriter(EarlyFile(descriptor) if self.fsync else io.FileIO(descriptor, "w"))
 
     def open_input(self, name: str) -> IO[bytes]:
@@ -165,7 +163,7 @@ class LocalStore:
                     os.chmod(unfinished, SHARED_FILE & ~current_umask())
                 os.replace(unfinished, target)
             finally:
-                # Left when something failed; also of two names of one file, rename(2) removes neither.
+                # The name is left after an error. If both are names of one file, rename(2) removes neither.
                 with suppress(OSError):
                     unfinished.unlink()
 
@@ -194,7 +192,7 @@ class LocalStore:
             shutil.rmtree(self.path(folder))
 
     def make_folder(self, folder: Path) -> None:
-        """Create ``folder`` and what is missing above it, durably, and private where the store is."""
+        """Create ``folder`` and missing parents, durably; private if the store is private."""
         if folder.is_dir():
             return
         with storage_errors(str(folder)):
@@ -230,12 +228,12 @@ class LocalStore:
 
 
 def file_sha256(file: IO[bytes]) -> str:
-    """SHA-256 of the rest of an open file, as 64 hexadecimal digits."""
+    """Return the SHA-256 of the rest of an open file, as 64 hexadecimal digits."""
     return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def current_umask() -> int:
-    """The umask of this process. Setting it to read it would affect other threads, so that is the last resort."""
+    """Return the umask of this process. Setting the umask to read it affects other threads: it is the last resort."""
     with suppress(OSError, StopIteration, ValueError):
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
@@ -245,13 +243,13 @@ def current_umask() -> int:
 
 
 def _link(unfinished: Path, target: Path) -> bool:
-    """Give ``unfinished`` the name ``target`` too; False when that name is another file's."""
+    """Link ``unfinished`` to ``target``. Return False if ``target`` is the name of another file."""
     try:
         os.link(unfinished, target)
     except FileExistsError:
         return _is_same_file(unfinished, target)
     except OSError as error:
-        # NFS may lose the reply of a link that was made: the link count is the truth (open(2), O_EXCL).
+        # NFS may lose the reply of a successful link call: the link count decides (open(2), O_EXCL).
         if unfinished.stat().st_nlink == 2:
             return True
         if error.errno in _NO_LINKS:
@@ -267,7 +265,7 @@ def _link(unfinished: Path, target: Path) -> bool:
 
 
 def _try_link(original: str, target: Path) -> bool:
-    """Hard link ``original`` to ``target``; False where the file system does not do that."""
+    """Hard link ``original`` to ``target``. Return False if the file system does not support it."""
     try:
         os.link(original, target)
     except OSError as error:
@@ -295,14 +293,14 @@ def _is_same_file(one: Path, other: Path) -> bool:
 
 
 STRIDE = 8 << 20
-"""Bytes after which the kernel is told to begin with them."""
+"""Bytes after which the kernel is told to start writing them out."""
 _WRITE = 2
-"""SYNC_FILE_RANGE_WRITE of sync_file_range(2): begin to write out dirty pages, and do not wait."""
+"""SYNC_FILE_RANGE_WRITE of sync_file_range(2): start writing out dirty pages, without waiting."""
 
 
 @cache
 def starter() -> Callable[[int, int, int], int] | None:
-    """Begins to write out a range (offset, bytes) of an open file; None where the system has no call for that."""
+    """Return a function that starts writing out a range (offset, bytes) of an open file; None if unsupported."""
     try:
         call = ctypes.CDLL(None, use_errno=True).sync_file_range
     except (OSError, AttributeError):
@@ -310,7 +308,7 @@ def starter() -> Callable[[int, int, int], int] | None:
     call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
     def start(descriptor: int, offset: int, count: int) -> int:
-        # A hint: what it cannot do here, fsync does.
+        # Only a hint: if the call fails, fsync still writes the range.
         found: int = call(descriptor, offset, count, _WRITE)
         return found
 
@@ -318,14 +316,14 @@ def starter() -> Callable[[int, int, int], int] | None:
 
 
 class EarlyFile(io.FileIO):
-    """A file that is written from its start to its end, without seeking."""
+    """A file that is written from start to end, without seeking."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(descriptor, "w")
         self._end = self._started = 0
 
     def write(self, data: bytes | bytearray | memoryview, /) -> int:  # type: ignore[override]
-        """Write, and have the kernel begin with what has come together."""
+        """Write, and start writing out each `STRIDE` bytes."""
         count = super().write(data)
         self._end += count
         start = starter()

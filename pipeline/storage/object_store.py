@@ -1,9 +1,9 @@
 # ruff: noqa: D102 - the verbs are described once, in Store
-"""A store on any fsspec file system that is not local: S3, GCS, memory.
+"""`ObjectStore`: a store on any fsspec file system that is not local: S3, GCS, memory.
 
-The exclusive create is fsspec's ``pipe_file(mode="create")``, that is ``If-None-Match: *``. A reply may be lost, also
-one that the client library asked for again by itself (the second answer then says "exists already" of our own object);
-so whatever it answers but yes, the object is read back and compared.
+The exclusive create is fsspec's ``pipe_file(mode="create")``, that is ``If-None-Match: *``. A reply may be lost. If the
+client library then retries, the second reply says "exists already" about our own object. After any reply except
+success, the object is therefore read back and compared.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class ObjectStore:
         return True
 
     def _settle(self, name: str, data: bytes, error: Exception) -> bool:
-        """Outcome of a create that was not answered with yes: what is there now decides."""
+        """Return True if the object of a failed create exists with ``data``; raise if the object does not exist."""
         self.fs.invalidate_cache()
         try:
             return self.read(name) == data
@@ -63,7 +63,7 @@ class ObjectStore:
             raise as_storage_error(error, place=self.url(name)) from error
 
     def check_conditional_writes(self) -> None:
-        """See `Store.check_conditional_writes`: one key is created twice, once per process and place."""
+        """Create one key twice; see `Store.check_conditional_writes`. Checked once per process and root."""
         with _proven_lock:
             if self.root in _proven:
                 return
@@ -99,7 +99,7 @@ class ObjectStore:
             self.fs.pipe_file(self._key(name), data)
 
     def append(self, name: str, line: str) -> None:
-        """Object stores cannot append: each line becomes part of a new version of the object. One writer at a time."""
+        """Add one line by writing a new version of the object: object stores cannot append. One writer at a time."""
         try:
             before = self.read(name)
         except FileNotFoundError:
@@ -132,14 +132,16 @@ class ObjectStore:
                 found = self.fs.ls(key, detail=True)
         except FileNotFoundError:
             return ()
-        # Some stores answer for a key itself, or with a marker object for the folder: neither lies in the folder.
+        # Some stores return the key itself, or a marker object for the folder: neither is inside the folder.
         inside = (item for item in found if str(item["name"]).rstrip("/").rpartition("/")[0].endswith(key.strip("/")))
         return tuple((str(item["name"]).rstrip("/").rpartition("/")[2], str(item["type"])) for item in inside)
 
     @contextmanager
     def open_output(self, name: str) -> Iterator[IO[bytes]]:
-        """One upload under ``name``; fsspec publishes what was written so far even when the block raises, so that the
-        upload is discarded by hand."""
+        """Upload one object as ``name``.
+
+        If the block raises, the upload is discarded explicitly, because fsspec would publish the bytes written so far.
+        """
         with storage_errors(self.url(name)):
             file = self.fs.open(self._key(name), "wb")
             try:
@@ -159,7 +161,7 @@ class ObjectStore:
             raise
 
     def _has_landed(self, name: str, size: int) -> bool:
-        """Whether an upload whose end was not answered with yes is there all the same: nobody else has its name."""
+        """True if an upload whose last call failed exists nevertheless. No other writer uses its name."""
         try:
             return self.size(name) == size
         except (FileNotFoundError, StorageError):
@@ -188,7 +190,7 @@ class ObjectStore:
             shutil.copyfileobj(original, copy, 1 << 20)
 
     def sync(self, folder: str = "") -> None:
-        """Nothing to do: an object is durable once its creation was answered."""
+        """Do nothing: an object is durable once its creation has returned."""
 
     def size(self, name: str) -> int:
         with storage_errors(self.url(name)):

@@ -1,4 +1,4 @@
-"""The storage verbs, and which backend serves a root."""
+"""`Store`: the protocol of all storage, and the choice of a backend for a root."""
 
 from __future__ import annotations
 
@@ -17,74 +17,77 @@ class Store(Protocol):
     """Absolute path or URL, without a slash at the end."""
 
     is_local: bool
-    """True where names are files of a POSIX file system, which hard links, modes and renames need."""
+    """True if names are files of a POSIX file system, with hard links, modes and renames."""
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
-        """Create ``name`` with ``data`` in one step; False when it exists already, which leaves that one untouched.
+        """Create ``name`` with ``data`` in one step. Return False, and change nothing, if ``name`` exists.
 
-        Where a reply may be lost, True also says that what exists is equal to ``data``: write one's own id into it.
+        If a reply may be lost, True can also mean that an existing object equals ``data``: include a unique id in
+        ``data``.
 
-        :raises StorageError: when it cannot be told whether it was made; look again before anything is deleted.
+        :raises StorageError: if the outcome is unknown; check again before deleting anything.
         """
 
     def check_conditional_writes(self) -> None:
-        """Find out whether `put_if_absent` is exclusive here, where that depends on a service. Nothing is left behind.
+        """Check that `put_if_absent` is exclusive, if this depends on a service. Nothing is left behind.
 
-        :raises UnsafeStore: when it is not.
+        :raises UnsafeStore: if `put_if_absent` is not exclusive.
         """
 
     def replace(self, name: str, data: bytes) -> None:
-        """Set ``name`` to ``data``; a reader sees the old bytes or the new ones."""
+        """Set ``name`` to ``data``. A reader sees either the old or the new bytes."""
 
     def append(self, name: str, line: str) -> None:
-        """Add one line of text to ``name``, after the end of a line that a crash cut short."""
+        """Add one line of text to ``name``. A line that a crash cut short is ended first."""
 
     def read(self, name: str) -> bytes:
-        """All bytes of ``name``.
+        """Return all bytes of ``name``.
 
-        :raises FileNotFoundError: when it does not exist.
+        :raises FileNotFoundError: if ``name`` does not exist.
         """
 
     def exists(self, name: str) -> bool:
-        """Whether ``name`` is a file."""
+        """True if ``name`` is a file."""
 
     def list(self, folder: str = "") -> Names:
-        """Names (without folder) of the files directly in ``folder``, sorted, unfinished ones left out; [] if none."""
+        """Return the sorted names (without folder) of the finished files directly in ``folder``; [] if none."""
 
     def list_folders(self, folder: str = "") -> Names:
-        """Names (without folder) of the folders directly in ``folder``, sorted; [] if none."""
+        """Return the sorted names (without folder) of the folders directly in ``folder``; [] if none."""
 
     def open_output(self, name: str) -> Any:
-        """Context manager over a binary file for a new ``name``; durable on leaving, removed when the block raises."""
+        """Return a context manager for a new binary file ``name``: durable on exit, removed if the block raises."""
 
     def open_input(self, name: str) -> IO[bytes]:
-        """Seekable binary file."""
+        """Open ``name`` as a seekable binary file."""
 
     def link_or_copy(self, name: str, source: Any, source_name: str) -> None:
-        """Set ``name`` to what ``source_name`` is in the store ``source``, in one step: by hard link or server-side
-        where possible, else by copying. `sync` makes it durable."""
+        """Set ``name`` to the content of ``source_name`` in the store ``source``, in one step.
+
+        Uses a hard link or a server-side copy if possible, else copies the bytes. `sync` makes the name durable.
+        """
 
     def sync(self, folder: str = "") -> None:
         """Make the names in ``folder`` durable."""
 
     def size(self, name: str) -> int:
-        """Bytes of ``name``."""
+        """Return the number of bytes of ``name``."""
 
     def remove(self, name: str) -> None:
-        """Remove the file ``name``; nothing happens when it does not exist."""
+        """Remove the file ``name``, if it exists."""
 
     def remove_folder(self, folder: str) -> None:
-        """Remove ``folder`` with all it holds; nothing happens when it does not exist."""
+        """Remove ``folder`` with its contents, if it exists."""
 
     def url(self, name: str) -> str:
-        """Path or URL of ``name`` for a person or another library."""
+        """Return the path or URL of ``name``, for people and other libraries."""
 
 
 def open_store(root: str | os.PathLike[str], *, private: bool = False, fsync: bool = True) -> Store:
-    """The store for ``root``: a local path, ``file://`` URL or any other fsspec URL.
+    """Return the store for ``root``: a local path, a ``file://`` URL or any other fsspec URL.
 
-    :param private: create folders 0700 and files 0600 whatever the umask says (the state of a job).
-    :param fsync: make every write durable before it counts; turn off only where losing the job at a power cut is fine.
+    :param private: create folders 0700 and files 0600 whatever the umask (for the state of a job).
+    :param fsync: make every write durable before it counts. False only if losing the job at a power cut is acceptable.
     """
     text = os.fspath(root)
     if is_local_path(text):

@@ -1,4 +1,4 @@
-"""What every store shares: names that stay inside their root, and storage errors a person can act on."""
+"""Functions common to all stores: names that stay inside their root, URLs and options, and storage errors."""
 
 from __future__ import annotations
 
@@ -14,44 +14,45 @@ from pipeline.common.secrets import resolve_options
 from pipeline.errors import DiskFull, PipelineError, RefusedForSafety, SpecError, StorageError
 
 Names = list[str]
-"""Names in a folder (stores have a method ``list``, which hides the type)."""
+"""Names in a folder. (Stores have a method ``list``, which hides the type.)"""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CLIENTS = {"aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "urllib3"}
-"""Packages under fsspec's file systems that raise errors which are no OSError, such as where nobody answers."""
+"""Packages below fsspec's file systems that raise errors other than OSError, for example without a connection."""
 _LOCAL_SCHEMES = ("file://", "local://")
 
 Options = Mapping[str, Mapping[str, Any]]
-"""How URLs begin -> options of their file system, with references for secrets."""
+"""URL prefix -> options of the file system, with references for secrets."""
 _options: dict[str, Mapping[str, Any]] = {}
 
 
 def is_local_path(path: str) -> bool:
-    """Whether ``path`` is on the local file system (no scheme, or ``file://``)."""
+    """True if ``path`` is on the local file system (no scheme, or ``file://``)."""
     return "://" not in path or path.startswith(_LOCAL_SCHEMES)
 
 
 def local_path(path: str) -> Path:
-    """Absolute local path of a path or ``file://`` URL; links in it are not followed."""
+    """Return the absolute local path of a path or ``file://`` URL. Links are not followed."""
     for scheme in _LOCAL_SCHEMES:
         path = path.removeprefix(scheme)
     return Path(os.path.abspath(Path(path).expanduser()))
 
 
 def unique_name() -> str:
-    """A name no other writer has: 32 hexadecimal digits."""
+    """Return a name that no other writer has: 32 hexadecimal digits."""
     return uuid.uuid4().hex
 
 
 def is_unfinished(name: str) -> bool:
-    """Whether ``name`` is a file that somebody is still writing, or died writing."""
+    """True if ``name`` is an unfinished file: its writer is still running, or has died."""
     return name.startswith(".") and name.endswith(".tmp")
 
 
 def check_name(name: str) -> str:
-    """``name`` itself, when joining it to a root cannot lead out of that root.
+    """Return ``name`` if joining it to a root cannot lead out of the root.
 
-    :raises RefusedForSafety: for an absolute name, one with ``..``, an empty part, a backslash or a NUL.
+    :raises RefusedForSafety: for an absolute name, and for a name with ``.``, ``..``, an empty part, a backslash or a
+        NUL.
     """
     parts = name.split("/")
     if any(part in ("", ".", "..") or "\0" in part or "\\" in part for part in parts):
@@ -60,14 +61,14 @@ def check_name(name: str) -> str:
 
 
 def is_bare(error: BaseException) -> bool:
-    """Whether ``error`` is an OSError that no system call and no client library made: pyarrow's own, about content."""
+    """True if ``error`` is a plain OSError without errno: raised by pyarrow about content, not by storage."""
     return type(error) is OSError and error.errno is None
 
 
 def check_url(url: str) -> str:
-    """``url`` itself, when it carries no password: what a job is made of is written down in many places.
+    """Return ``url`` if it contains no password. URLs of a job are stored in many places.
 
-    :raises RefusedForSafety: when it does; the message does not repeat it.
+    :raises RefusedForSafety: if ``url`` contains a password; the message does not repeat it.
     """
     scheme, separator, rest = url.partition("://")
     user, at, host = rest.split("/", 1)[0].rpartition("@")
@@ -83,18 +84,18 @@ def check_url(url: str) -> str:
 
 
 def use_storage_options(options: Options) -> None:
-    """Open URLs that begin like that with these options from now on, in every thread of this process.
+    """Use these options for URLs with these prefixes from now on, in every thread of this process.
 
-    References in them are resolved when a URL is opened. Of two jobs in one process that differ about one URL, the
-    later one is right.
+    References are resolved when a URL is opened. If two jobs in one process have different options for a prefix, the
+    later call wins.
     """
     _options.update(options)
 
 
 def options_for(url: str) -> dict[str, Any]:
-    """Options for ``url`` by the longest beginning that fits, references resolved; empty where none fits.
+    """Return the options for ``url`` by the longest matching prefix, with references resolved; empty without a match.
 
-    :raises SpecError: when a reference leads nowhere in this process.
+    :raises SpecError: if a reference cannot be resolved in this process.
     """
     fitting = [begin for begin in _options if f"{url.rstrip('/')}/".startswith(f"{begin.rstrip('/')}/")]
     begin = max(fitting, key=len, default=None)
@@ -102,11 +103,11 @@ def options_for(url: str) -> dict[str, Any]:
 
 
 def file_system(url: str, **options: Any) -> tuple[Any, str]:
-    """The fsspec file system of ``url``, and the path in it.
+    """Return the fsspec file system of ``url``, and the path in it.
 
-    :param options: of the file system; default: as `use_storage_options` was told, else as fsspec's configuration says.
-    :raises SpecError: when it is unknown, or its package is not installed.
-    :raises RefusedForSafety: when ``url`` carries a password.
+    :param options: options of the file system. Default: those of `use_storage_options`, else fsspec's configuration.
+    :raises SpecError: if the file system is unknown, or its package is not installed.
+    :raises RefusedForSafety: if ``url`` contains a password.
     """
     import fsspec
 
@@ -127,8 +128,10 @@ def file_system(url: str, **options: Any) -> tuple[Any, str]:
 
 @contextmanager
 def storage_errors(place: str) -> Iterator[None]:
-    """Turn what storage raises into `DiskFull` or `StorageError` that name the place; a missing or existing file
-    passes."""
+    """Turn errors of storage into `DiskFull` or `StorageError` with the place.
+
+    `FileNotFoundError` and `FileExistsError` pass unchanged.
+    """
     try:
         yield
     except (FileNotFoundError, FileExistsError, PipelineError):
@@ -140,12 +143,12 @@ def storage_errors(place: str) -> Iterator[None]:
 
 
 def is_storage_error(error: Exception) -> bool:
-    """Whether ``error`` comes from storage: an OSError, or one of a client library that has a tree of its own."""
+    """True if ``error`` comes from storage: an OSError, or an error of a client library."""
     return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _CLIENTS
 
 
 def as_storage_error(error: Exception, *, place: str) -> StorageError:
-    """What to raise for an error that came from the storage at ``place``."""
+    """Build the `StorageError` or `DiskFull` for an error of the storage at ``place``."""
     if isinstance(error, OSError) and error.errno in _FULL:
         return DiskFull(
             "there is no space left on the storage",
