@@ -1,4 +1,4 @@
-"""Attempts at partitions: those that wait to be submitted, and those in flight, by their futures."""
+"""Attempts at partitions: waiting attempts, and attempts in flight by their futures."""
 
 from __future__ import annotations
 
@@ -20,21 +20,23 @@ class Attempt:
     crash_count: int = 0
     """Workers that died while this partition was executing."""
     oom_count: int = 0
-    """Workers killed for their memory while this partition, or one it is a part of, was executing."""
+    """Workers killed for their memory while this partition, or a partition it was split from, was executing."""
     is_isolated: bool = False
     workers: tuple[str, ...] = ()
-    """Workers on which it should execute; empty: any."""
+    """Workers on which the attempt should execute; empty: any worker."""
     is_backup: bool = False
-    """Whether it is the backup of another attempt; it must execute on one of ``workers``."""
+    """True if the attempt is the backup of another attempt. A backup must execute on one of ``workers``."""
     is_mitigated: bool = False
-    """Whether a backup or a split of the frozen partition was tried: nothing more is done about it."""
+    """True if a backup or a split of the frozen partition was tried: no further action is taken against it."""
     submitted: float = 0.0
     """Time of submission by the driver's clock."""
 
 
 class Waiting:
-    """Attempts that have not been submitted: first those at the initial partitions, which are created when it is their
-    turn, then those added later."""
+    """Attempts that have not been submitted: first the initial partitions, then attempts added later.
+
+    Attempts at initial partitions are created when they are removed.
+    """
 
     def __init__(self) -> None:
         self._partitions: Sequence[Partition] = ()
@@ -52,7 +54,7 @@ class Waiting:
     def popleft(self) -> Attempt:
         """Remove and return the next attempt.
 
-        :raises IndexError: when there is none.
+        :raises IndexError: when no attempt is left.
         """
         if self._next >= len(self._partitions):
             return self._later.popleft()
@@ -65,15 +67,15 @@ class Waiting:
 
 @dataclass
 class InFlight:
-    """Attempts that were submitted and have not ended. A partition may have several."""
+    """Attempts that were submitted and have not ended. A partition may have several attempts."""
 
     client: Any
     tracker: ExecutionTracker
     put: Callable[[Any], None]
-    """Takes a finished future, from another thread."""
+    """Receives a finished future, from another thread."""
     clock: Callable[[], float]
     attempts: dict[Any, Attempt] = field(default_factory=dict)
-    """By future."""
+    """Attempts by future."""
     _futures: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -83,7 +85,7 @@ class InFlight:
         return future in self.attempts
 
     def has_key(self, key: str) -> bool:
-        """Whether a task with that key is in flight."""
+        """True if a task with this key is in flight."""
         return key in self._futures
 
     def of_key(self, key: str) -> Any:
@@ -95,11 +97,11 @@ class InFlight:
         return [future for future, attempt in self.attempts.items() if attempt.partition.id == partition]
 
     def not_started(self) -> list[Any]:
-        """Return the futures of attempts that do not execute yet."""
+        """Return the futures of attempts that have not started to execute."""
         return [future for future in self.attempts if str(future.key) not in self.tracker.executing]
 
     def start(self, attempts: Sequence[Attempt], tasks: Sequence[Any]) -> None:
-        """Submit one task per attempt; attempts with ``workers`` go to these."""
+        """Submit one task per attempt, to the attempt's ``workers`` if set."""
         for options, group in _by_workers(attempts, tasks):
             futures = self.client.compute([task for _, task in group], retries=0, **options)
             for (attempt, _), future in zip(group, futures, strict=True):
@@ -129,6 +131,6 @@ def _by_workers(
     for attempt, task in zip(attempts, tasks, strict=True):
         groups.setdefault((attempt.workers, attempt.is_backup), []).append((attempt, task))
     for (workers, is_backup), group in groups.items():
-        # A backup is of use on these workers only; a part must be done by some worker, whoever leaves.
+        # A backup is useful on these workers only. A part may run on any worker, in case these workers leave.
         options = {"workers": list(workers), "allow_other_workers": not is_backup} if workers else {}
         yield options, group

@@ -1,7 +1,7 @@
 """Run partitions on a cluster: a bounded window of tasks in flight, and the reaction to the end of each.
 
-`pipeline.execution.failures` decides what a failure means, `pipeline.execution.worker_events` which task is to blame
-for a lost worker, and `pipeline.execution.health` whether the cluster is alive. ``docs/design/`` holds the facts about
+`pipeline.execution.failures` decides about failures, `pipeline.execution.worker_events` finds the task to blame for a
+lost worker, and `pipeline.execution.health` checks that the cluster is alive. ``docs/design/`` lists the facts about
 Dask that this module relies on.
 """
 
@@ -68,7 +68,7 @@ class Dispatcher:
     listener: DispatchListener
     policy: DispatchPolicy = field(default_factory=DispatchPolicy)
     stragglers: StragglerPolicy | None = None
-    """Limits for stragglers. None: nothing is done about them."""
+    """Limits for stragglers. None: stragglers are not mitigated."""
     stop: Stop = field(default_factory=Stop)
     shared_state: SharedClusterState = field(default_factory=SharedClusterState)
     """State of all dispatchers on this cluster."""
@@ -80,7 +80,7 @@ class Dispatcher:
 
     def __post_init__(self) -> None:
         self.retries = 0
-        """Attempts that were repeated."""
+        """Number of attempts that were repeated."""
         self._waiting = Waiting()
         self._suspects: deque[Attempt] = deque()
         self._delayed: list[tuple[float, str, Attempt]] = []
@@ -102,7 +102,7 @@ class Dispatcher:
         )
 
     def run(self, partitions: Sequence[Partition]) -> Iterator[Receipt]:
-        """Yield the receipts of ``partitions`` in the order they end, including those of split partitions.
+        """Yield the receipts of ``partitions`` and of their parts, in the order they end.
 
         Partitions start in the given order. Suspects come last, when nothing else runs.
 
@@ -121,14 +121,14 @@ class Dispatcher:
             raise self._failure
 
     def start(self, partitions: Sequence[Partition]) -> None:
-        """Subscribe to the cluster's events and queue ``partitions``; `close` ends that."""
+        """Subscribe to the cluster's events and queue ``partitions``. `close` ends the subscription."""
         self._waiting.start(partitions)
         self._mitigator.start(partitions)
         self._events = ClusterEventListener(self.client, self._inbox.put)
         self.shared_state.join(self._tracker)
 
     def step(self) -> Iterator[Receipt]:
-        """Take one turn: submit, handle what has ended, poll the cluster. Yield the receipts that arrived."""
+        """Run one turn: submit attempts, handle ended attempts, poll the cluster. Yield the receipts that arrived."""
         self._submit_waiting()
         yield from self._handle_inbox(self.tick)
         self._poll_cluster()
@@ -142,12 +142,12 @@ class Dispatcher:
 
     @property
     def has_work(self) -> bool:
-        """Whether partitions wait or run."""
+        """True if partitions wait or run."""
         return bool(self._waiting or self._delayed or self._flight.attempts or self._suspects)
 
     @property
     def is_closing(self) -> bool:
-        """Whether no more partitions are started: one failed the job, or a stop was requested."""
+        """True if no more partitions are started: a partition failed the job, or a stop was requested."""
         return self._failure is not None or self.stop.is_requested
 
     # Submission
@@ -190,7 +190,7 @@ class Dispatcher:
     # Ends of attempts
 
     def _handle_inbox(self, timeout: float) -> Iterator[Receipt]:
-        """Handle all events that have arrived; wait up to ``timeout`` seconds for the first."""
+        """Handle all events that have arrived. Wait up to ``timeout`` seconds for the first event."""
         yield from self._take_ready()
         while True:
             try:
@@ -225,7 +225,7 @@ class Dispatcher:
             future.release()
         self._health.record_progress()
         if receipt.splits:
-            # The attempt stopped because it was asked to, or an earlier driver has split the partition.
+            # The driver asked the attempt to stop, or an earlier driver has split the partition.
             self._on_split(attempt, receipt, requested)
             return
         if execution is not None:
@@ -268,7 +268,7 @@ class Dispatcher:
             self._report_retry(attempt, f"isolated: {decision.reason}")
         else:
             if not self._flight.of_partition(attempt.partition.id):
-                # Else another attempt at the partition runs on alone.
+                # Otherwise another attempt at the partition is still running: do not retry.
                 again = replace(attempt, number=attempt.number + 1, workers=(), is_backup=False)
                 heapq.heappush(self._delayed, (self.clock() + decision.delay, attempt.partition.id, again))
             self._report_retry(attempt, decision.reason)
@@ -285,7 +285,7 @@ class Dispatcher:
     # Splits
 
     def _split(self, attempt: Attempt, reason: SplitReason, *, cause: str, workers: tuple[str, ...] = ()) -> None:
-        """Split a partition: in halves, or in one part for each of ``workers``."""
+        """Split a partition in halves, or in one part for each of ``workers``."""
         try:
             result = self.source.split(attempt.partition, None, parts=len(workers) or 2)
         except PipelineError as error:
@@ -295,12 +295,13 @@ class Dispatcher:
             self._apply_split(attempt, result, reason, text=cause, workers=workers)
         elif not workers:
             self._apply(Isolate(f"{cause}, and it is too small to be split"), attempt)
-        # Else it is too small to split, and only slow: let the running attempt finish.
+        # Otherwise the partition is too small to split, and only slow: let the running attempt finish.
 
     def _on_split(self, attempt: Attempt, receipt: Receipt, requested: SplitAmong | None) -> None:
         """Handle the receipt of a split partition.
 
-        :param requested: split that the attempt was asked for; None: another driver or a split for memory wrote it.
+        :param requested: split that was requested from the attempt; None: another driver or a split for memory wrote
+            the receipt.
         """
         reason = requested.reason if requested else None
         text = _SPLIT_REASONS[reason] if reason else "it was split before"
@@ -315,7 +316,7 @@ class Dispatcher:
     def _apply_split(
         self, attempt: Attempt, result: SplitResult, reason: SplitReason | None, *, text: str, workers: tuple[str, ...]
     ) -> None:
-        """Queue the parts of a partition for ``workers``; empty: for any."""
+        """Queue the parts of a partition for ``workers``; empty: for any worker."""
         if not result.receipt.splits:
             self._on_done(attempt, result.receipt)
             return
@@ -351,7 +352,7 @@ class Dispatcher:
         attempt.crash_count += lost.cause is LossCause.CRASH
         attempt.oom_count += lost.cause is LossCause.MEMORY
         for other in self._flight.of_partition(attempt.partition.id):
-            # The rows are blamed, whichever attempt had them.
+            # Blame the rows: all attempts at the partition get the same counts.
             sibling = self._flight.attempts[other]
             sibling.crash_count, sibling.oom_count = attempt.crash_count, attempt.oom_count
         decision = after_worker_loss(
@@ -364,7 +365,7 @@ class Dispatcher:
         )
         if isinstance(decision, LeaveToDask):
             if attempt.is_backup:
-                # It may run on no other worker.
+                # A backup may not run on another worker.
                 self._cancel(future)
             self._report_retry(attempt, decision.reason)
             return

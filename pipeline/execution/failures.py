@@ -26,18 +26,18 @@ from pipeline.errors import (
 from pipeline.execution.worker_events import LossCause
 
 MAX_CRASHES = 2
-"""Worker crashes while a partition was executing, after which it is isolated."""
+"""Worker crashes while a partition was executing, after which the partition is isolated."""
 MAX_OOM_KILLS = 2
-"""Workers killed for their memory by a partition, or one it is a part of, after which it is isolated. Each further half
-would cost another worker."""
+"""Workers killed for their memory by a partition, or a partition it was split from, after which the partition is
+isolated. Each further half would cost another worker."""
 MAX_TIMEOUTS = 2
-"""Timeouts of a partition after which it is isolated."""
+"""Timeouts of a partition after which the partition is isolated."""
 USER_ATTEMPTS = 2
-"""Attempts at a partition that raises an unforeseen error: it may be a transient defect of the environment."""
+"""Attempts at a partition that raises an unforeseen error: the cause may be transient."""
 
 
 class FailureKind(StrEnum):
-    """Kinds of failures; each has its own number of attempts."""
+    """Kinds of failures. Each kind has its own number of attempts."""
 
     DATA = "data"
     USER_CODE = "user code"
@@ -55,7 +55,7 @@ BACK_OFF = {
     FailureKind.USER_CODE: 0.5,
     FailureKind.TIMEOUT: 0.1,
 }
-"""Seconds until the second attempt by kind; doubled for each further one."""
+"""Seconds until the second attempt by kind; doubled for each further attempt."""
 
 
 _KINDS: tuple[tuple[tuple[type[BaseException], ...], FailureKind], ...] = (
@@ -69,7 +69,7 @@ _KINDS: tuple[tuple[tuple[type[BaseException], ...], FailureKind], ...] = (
     ((CancelledError,), FailureKind.CANCELLED),
     ((OSError, TimeoutError, KilledWorker, NoValidWorkerError), FailureKind.INFRASTRUCTURE),
 )
-"""Kinds by type of error; the first match wins. Errors that match none are user code."""
+"""Kinds by type of error; the first match wins. All other errors are user code."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Fail:
 
 @dataclass(frozen=True)
 class Split:
-    """Replace the partition by two halves; isolate it when it is too small for that."""
+    """Replace the partition by two halves; isolate the partition if it is too small to split."""
 
     reason: str
 
@@ -142,11 +142,12 @@ def after_worker_loss(
 ) -> Split | Isolate | LeaveToDask | Fail:
     """Decide about a partition that was executing when its worker left.
 
-    :param crash_count: crashes the partition is blamed for, including this one.
-    :param oom_count: workers killed for their memory by this partition or one it is a part of, including this one.
+    :param crash_count: crashes that the partition is blamed for, including this loss.
+    :param oom_count: workers killed for their memory by this partition or a partition it was split from, including
+        this loss.
     """
     if is_isolated:
-        # Its code ran in a process of its own, so it is hardly the reason.
+        # The partition's code ran in a process of its own, so it is probably not the reason.
         is_stuck = crash_count > MAX_CRASHES + attempts
         return Fail(stuck(partition, crash_count)) if is_stuck else LeaveToDask(_LOSSES[cause])
     if cause is LossCause.MEMORY and oom_count < MAX_OOM_KILLS:
@@ -167,7 +168,7 @@ _LOSSES = {
 
 
 def stuck(partition: str, crashes: int) -> PartitionStuck:
-    """Return the error for a partition whose workers die even when it is isolated."""
+    """Return the error for a partition whose workers die even if the partition is isolated."""
     return PartitionStuck(
         "a partition keeps killing its workers",
         where=f"partition {partition}",

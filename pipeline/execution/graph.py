@@ -1,7 +1,7 @@
-"""A plan as a lazy Dask DataFrame, for notebooks. The only module that imports ``dask.dataframe``.
+"""Return a plan as a lazy Dask DataFrame, for notebooks. Only this module imports ``dask.dataframe``.
 
-``from_map`` over the partitions gives the frame of their fragments, one Dask partition each. ``map_partitions`` over
-these gives the scored rows. A job runs the same chain as one task per partition, by
+``from_map`` over the partitions makes the frame of their fragments, one Dask partition each. ``map_partitions`` over
+the fragments makes the scored rows. A job runs the same chain as one task per partition, made by
 `pipeline.execution.tasks.make_tasks`.
 """
 
@@ -22,7 +22,7 @@ from pipeline.plan.recipe import StageRecipe
 dd: Any = dask.dataframe
 DaskFrame = dask.dataframe.DataFrame
 
-# No conversion of strings: it would be one more task per partition before fusing.
+# Do not convert strings: this adds one task per partition before fusing.
 _CONFIG = {"dataframe.convert-string": False}
 
 

@@ -1,4 +1,4 @@
-"""Health of the cluster: the scheduler answers, there are workers, and partitions execute."""
+"""Check the health of the cluster: the scheduler answers, workers are connected, and partitions execute."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PING_INTERVAL = 3.0
 PING_TIMEOUT = 5.0
 """Seconds the scheduler has to answer a call."""
 SILENT = 4.0
-"""Seconds without a heartbeat after which a worker counts as silent; more where many workers send fewer heartbeats."""
+"""Seconds without a heartbeat after which a worker counts as silent. More with many workers: heartbeats are rarer."""
 RESTART_TIMEOUT = 10.0
 """Seconds a nanny has to stop its worker; then the scheduler removes the worker."""
 
@@ -34,19 +34,19 @@ class DispatchPolicy:
     scheduler_timeout: float = 30.0
     """Seconds without an answer until `SchedulerUnresponsive`."""
     grace: float = 60.0
-    """Seconds for running partitions to end once no more are started."""
+    """Seconds for running partitions to end once no more partitions are started."""
     partition_timeout: float | None = None
     """Seconds an attempt may execute; None: no limit."""
     paused_timeout: float = 10.0
-    """Seconds a worker may be paused for its memory, with nothing executing on it, until it is restarted."""
+    """Seconds a worker may be paused for its memory with no task executing, until the worker is restarted."""
     stall_timeout: float = 120.0
     """Seconds in which nothing executes although partitions are in flight, until the workers are restarted."""
 
 
 def _silent(workers: Mapping[str, Mapping[str, Any]]) -> set[str]:
-    """Return the workers whose last heartbeat is far behind the newest of all workers.
+    """Return the workers whose last heartbeat is far behind the newest heartbeat of all workers.
 
-    :param workers: as the scheduler describes them.
+    :param workers: descriptions of the workers from the scheduler, by address.
     """
     seen = {name: float(worker.get("last_seen") or 0.0) for name, worker in workers.items()}
     newest, limit = max(seen.values(), default=0.0), max(SILENT, 3 * heartbeat_interval(len(seen)))
@@ -76,7 +76,7 @@ class ClusterHealth:
     def check(self, is_busy: bool) -> None:
         """Ping the scheduler if `PING_INTERVAL` has passed.
 
-        :param is_busy: whether there are partitions to run; else only a lost scheduler is an error.
+        :param is_busy: True if partitions wait or run; otherwise only a lost scheduler is an error.
         :raises SchedulerLost: when the connection is gone.
         :raises SchedulerUnresponsive: when the scheduler has not answered for longer than the limit.
         :raises NoWorkers: when there has been no worker for longer than the limit.
@@ -97,11 +97,11 @@ class ClusterHealth:
             )
 
     def record_progress(self) -> None:
-        """Note that a task executes or ended, or that nothing is in flight."""
+        """Record that a task executes or ended, or that nothing is in flight."""
         self._progressed = self._clock()
 
     def paused(self, *, busy: Iterable[str]) -> tuple[str, ...]:
-        """Return the workers paused for too long with no task executing: they would stay paused.
+        """Return the workers paused for too long with no task executing: such workers would stay paused.
 
         :param busy: workers on which tasks execute.
         """
@@ -110,12 +110,12 @@ class ClusterHealth:
         return tuple(name for name, since in self._paused.items() if name not in busy and now - since > limit)
 
     def stalled(self) -> tuple[str, ...]:
-        """Return all workers when no task has executed for too long; else none.
+        """Return all workers if no task has executed for too long; otherwise an empty tuple.
 
         :raises InfrastructureError: when restarts did not help.
         """
         idle = self._clock() - self._progressed
-        # Without workers or answers other limits apply.
+        # If no workers are connected or the scheduler does not answer, other limits apply.
         if idle <= self._policy.stall_timeout or self._had_workers < self._answered or not self._known:
             return ()
         self._stalls += 1
@@ -130,7 +130,7 @@ class ClusterHealth:
         return tuple(self._known)
 
     def restart(self, workers: Iterable[str]) -> None:
-        """Stop workers and wait until they are gone; their nannies start new ones."""
+        """Stop workers and wait until they are gone. Their nannies start new workers."""
         names = list(workers)
         for name in names:
             self._paused.pop(name, None)

@@ -1,4 +1,4 @@
-"""Protocols by which a dispatcher is wired to a job, and the values that pass through them."""
+"""Protocols between a dispatcher and a job, and the values passed through these protocols."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.plan.plan import Partition
 
 @dataclass(frozen=True)
 class AttemptResult:
-    """How an attempt ended."""
+    """End of an attempt."""
 
     partition: Partition
     attempt: int
@@ -21,19 +21,19 @@ class AttemptResult:
     receipt: Receipt | None = None
     reason: str = ""
     split_reason: SplitReason | None = None
-    """Why the partition was split; None: it was not, or an earlier driver had split it."""
+    """Reason of the split; None: the partition was not split, or an earlier driver had split it."""
 
 
 @dataclass(frozen=True)
 class SplitResult:
-    """A split on record."""
+    """A recorded split."""
 
     receipt: Receipt
-    """Receipt that counts; without ``splits`` when the partition was done meanwhile."""
+    """Valid receipt of the partition; without ``splits`` if the partition was done before the split."""
     parts: tuple[Partition, ...] = ()
-    """Partitions that take its place."""
+    """Partitions that replace the split partition."""
     first: Receipt | None = None
-    """Receipt of the first part, when the attempt that split the partition has done that part already."""
+    """Receipt of the first part, if the attempt that split the partition has already done this part."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,15 @@ class Mitigation:
     partition: str
     action: MitigationAction
     worker: str
-    """Worker on which the partition was slow; empty: it had not started."""
+    """Worker on which the partition was slow; empty: the partition had not started."""
     seconds: float
-    """Seconds the partition had taken by then."""
+    """Seconds the partition had taken when the mitigation started."""
     remaining: float
-    """Seconds it would still have taken, estimated."""
+    """Seconds the partition would still have taken without the mitigation, estimated."""
     split_reason: SplitReason | None = None
     is_over: bool = False
     won: bool = False
-    """Whether the mitigation ended first. Only when it is over."""
+    """True if the mitigation ended first and saved time. Set at the end only."""
     seconds_won: float = 0.0
     """Seconds saved, against ``remaining``."""
 
@@ -61,7 +61,7 @@ class TaskSource(Protocol):
 
     @property
     def round_folder(self) -> str:
-        """Folder of the round: workers know their attempts by it."""
+        """Folder of the round, by which workers identify their attempts."""
 
     def submit(self, partitions: Sequence[Partition], /) -> list[Any]:
         """Return one `dask.delayed` per partition, with a new key each time."""
@@ -70,9 +70,9 @@ class TaskSource(Protocol):
         """Return one `dask.delayed` per partition, each scored in a process of its own."""
 
     def split(self, partition: Partition, receipt: Receipt | None, /, *, parts: int = 2) -> SplitResult | None:
-        """Replace a partition by ``parts`` others, on record; None when it is too small.
+        """Replace a partition by ``parts`` parts and record the split; return None if the partition is too small.
 
-        :param receipt: receipt of the partition that says that it is split already.
+        :param receipt: receipt of a split that is already recorded; None: record a new split.
         """
 
     def read(self, result: Any, /) -> Receipt:
@@ -89,4 +89,4 @@ class DispatchListener(Protocol):
         """Handle the start or the end of an action against a straggler."""
 
     def poll(self) -> None:
-        """Run whenever the dispatcher polls the cluster. A slow call delays new partitions."""
+        """Run each time the dispatcher polls the cluster. A slow call delays new partitions."""

@@ -1,6 +1,6 @@
-"""Mitigate stragglers: measure the attempts in flight, ask their workers, and record what was done and what it saved.
+"""Mitigate stragglers: measure attempts in flight, ask their workers, record the actions and the time they saved.
 
-`pipeline.execution.stragglers` decides what to do, and the dispatcher does it.
+`pipeline.execution.stragglers` chooses the actions, and the dispatcher executes them.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class WorkerProbe:
 
     client: Any
     round_folder: str
-    """Folder of the round: workers know their attempts by it."""
+    """Folder of the round, by which workers identify their attempts."""
     put: Callable[[ProgressAnswer], None]
-    """Takes the answers, from any thread."""
+    """Receives the answers, from any thread."""
     background: Callable[[Callable[[], None]], None] = start_thread
 
     def ask(self, key: str, partition: str, *, worker: str) -> None:
@@ -90,7 +90,7 @@ class WorkerProbe:
             try:
                 answers = self.client.run(function, self.round_folder, *arguments, workers=[worker], on_error="ignore")
             except Exception:
-                # A lost worker or connection is noticed elsewhere.
+                # Ignore the error: `ClusterHealth` and the cluster events report a lost connection or worker.
                 logger.debug("no answer from %s", worker, exc_info=True)
                 return
             if then is not None and worker in answers:
@@ -101,14 +101,14 @@ class WorkerProbe:
 
 @dataclass
 class Tracked:
-    """What the mitigator knows of an attempt in flight. Times are of the driver's clock."""
+    """Measurements of an attempt in flight. Times are of the driver's clock."""
 
     asked_at: float | None = None
-    """Time of the question that is not answered yet."""
+    """Time of the unanswered question; None: no question is open."""
     snapshot: ProgressSnapshot | None = None
     answered_at: float = 0.0
     split: SplitAmong | None = None
-    """Split that the attempt was asked for."""
+    """Split that was requested from the attempt."""
     split_at: float = 0.0
 
 
@@ -117,12 +117,12 @@ class _OpenMitigation:
     mitigation: Mitigation
     since: float
     pending: set[str]
-    """Partitions that must be done until it is over."""
+    """Partitions that must be done before the mitigation is over."""
 
 
 @dataclass
 class StragglerMitigator:
-    """Measures attempts, chooses actions against stragglers, and reports what they saved."""
+    """Measures attempts, chooses actions against stragglers, and reports the seconds saved."""
 
     flight: InFlight
     tracker: ExecutionTracker
@@ -135,11 +135,11 @@ class StragglerMitigator:
     _bytes: int = 1
     _history: PaceHistory = field(default_factory=PaceHistory)
     _tracked: dict[str, Tracked] = field(default_factory=dict)
-    """By key of the task."""
+    """Measurements by key of the task."""
     _open: dict[str, _OpenMitigation] = field(default_factory=dict)
-    """By partition."""
+    """Open mitigations by partition."""
     _abandoned: dict[str, float] = field(default_factory=dict)
-    """Workers with an abandoned attempt, and since when, until another task starts there."""
+    """Workers with an abandoned attempt, and the time of abandoning, until another task starts on the worker."""
 
     def start(self, partitions: Sequence[Partition]) -> None:
         """Set the unit of work: all rows, or all bytes, of ``partitions``."""
@@ -153,7 +153,7 @@ class StragglerMitigator:
     # Notifications
 
     def task_started(self, worker: str) -> None:
-        """Note that a worker has a free thread again."""
+        """Record that a worker has a free thread again."""
         self._abandoned.pop(worker, None)
 
     def progress_answered(self, answer: ProgressAnswer) -> None:
@@ -238,13 +238,13 @@ class StragglerMitigator:
             if name not in self._abandoned
             for _ in range(threads - busy[name])
         ]
-        # Some wait for the rest of an attempt that was asked to stop.
+        # Exclude workers that wait for the rest of an attempt that was asked to stop.
         for key, tracked in self._tracked.items():
             execution = executing.get(key)
             for name in tracked.split.workers if tracked.split else ():
                 if name in idle and (execution is None or name != execution.worker):
                     idle.remove(name)
-        # Attempts submitted a moment ago are about to start on some of them.
+        # Some of these workers are about to start attempts that were submitted a moment ago.
         submitted = [self.flight.attempts[future].submitted for future in self.flight.not_started()]
         starting = sum(now - since <= self.policy.start_timeout for since in submitted)
         return sorted(idle, key=lambda name: busy[name])[: max(0, len(idle) - starting)]
@@ -264,7 +264,7 @@ class StragglerMitigator:
             unanswered=None if tracked.asked_at is None else now - tracked.asked_at,
             split_requested=None if tracked.split is None else now - tracked.split_at,
             attempt_count=len(self.flight.of_partition(attempt.partition.id)),
-            # A partition that ended a worker is no straggler, and must not end two at a time.
+            # A partition that killed a worker is not a straggler, and must not kill two workers at a time.
             is_mitigated=attempt.is_mitigated or attempt.crash_count > 0 or attempt.oom_count > 0,
         )
 
@@ -277,7 +277,7 @@ class StragglerMitigator:
         self.probe.ask(key, attempt.partition.id, worker=worker)
 
     def begin(self, action: Backup | SplitAmong) -> None:
-        """Report the start of an action, and ask the attempt to stop if the action needs that."""
+        """Report the start of an action. If the action requires a stop, ask the attempt to stop."""
         attempt, worker, since = self._locate(action.key)
         partition, now = attempt.partition.id, self.clock()
         reason = action.reason if isinstance(action, SplitAmong) else None
@@ -301,17 +301,17 @@ class StragglerMitigator:
         self.listener.mitigation(Mitigation(attempt.partition.id, MitigationAction.REASSIGN, "", seconds, 0.0))
 
     def abandon(self, partition: str, *, worker: str) -> None:
-        """Ask a worker to drop its attempt at a partition; it counts as busy until another task starts there."""
+        """Ask a worker to drop its attempt at a partition. The worker counts as busy until it starts another task."""
         self._abandoned[worker] = self.clock()
         self.probe.request_drop(partition, worker=worker)
 
     def requested_split(self, key: str) -> SplitAmong | None:
-        """Return the split that an attempt was asked for."""
+        """Return the split that was requested from an attempt; None if no split was requested."""
         tracked = self._tracked.get(key)
         return tracked.split if tracked else None
 
     def _locate(self, key: str) -> tuple[Attempt, str, float]:
-        """Return the attempt of a task, its worker, and the time since when it executes or waits."""
+        """Return the attempt of a task, its worker, and the time at which it started or was submitted."""
         attempt = self.flight.attempts[self.flight.of_key(key)]
         execution = self.tracker.executing.get(key)
         return (attempt, execution.worker, execution.since) if execution else (attempt, "", attempt.submitted)

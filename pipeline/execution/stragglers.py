@@ -1,22 +1,22 @@
-"""Decide which partitions are stragglers, and what idle workers do about them. Pure: measurements in, actions out.
+"""Detect stragglers, and choose the actions of idle workers against them. Pure: measurements in, actions out.
 
-The expected time of a partition is its work × the seconds that a unit of work took in partitions that have ended: their
-median. The spread is the median of the distances from it, so that one slow partition moves neither.
+The expected time of a partition is its work × the median seconds per unit of work in ended partitions. The spread is
+the median distance from that median. One slow partition changes neither.
 
-A partition far beyond its expected time is asked for its progress. Of these actions the one that ends first is taken,
-if it saves enough:
+A partition far beyond its expected time is asked for its progress. The action that ends first is taken, if it saves
+enough:
 
 - split, because its worker is slow: the attempt stops at its next batch boundary, and idle workers do the rest;
 - backup: a second attempt runs on an idle worker, and the first receipt wins;
 - split, because its worker is frozen: idle workers do all of the partition, in parts.
 
-While workers are idle because nothing waits, a partition that would run for seconds is split as well, even if it is not
-slow: idle workers and its own worker do the rest in equal parts. So all workers end at nearly the same time, also with
-rows of very unequal cost. Its own worker gets no part if that worker is slow: its process does not get to run, or its
-last partitions were slow as well.
+While workers are idle because nothing waits, a partition that would run for seconds is split too, even if it is not
+slow. Idle workers and the partition's own worker do the rest in equal parts. All workers then end at nearly the same
+time, even with rows of very unequal cost. The partition's own worker gets no part if that worker is slow: its process
+does not get to run, or its last partitions were slow as well.
 
-Only idle workers help. A partition gets one backup, or one split of the whole. A helper is expected to be as fast as in
-its last partitions: when all workers become slow, so does the expectation, and nothing is done.
+Only idle workers help. A partition gets one backup, or one split of the whole. The expected speed of a helper is the
+speed in its last partitions. When all workers become slow, the expectation follows, and no action is taken.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from pipeline.scoring.progress import MIN_REST_ROWS, ProgressSnapshot
 WINDOW = 64
 """Number of ended partitions that the history holds."""
 RECENT = 3
-"""Number of a worker's last partitions that give its own pace."""
+"""Number of last partitions from which the pace of a worker is computed."""
 MAD_TO_SIGMA = 1.4826
-"""Standard deviation / median absolute deviation of a normal distribution."""
+"""Standard deviation / median absolute deviation, of a normal distribution."""
 SMALLEST_PART = 512
-"""Rows a part should have when a whole partition is split."""
+"""Minimum of rows a part should have when a whole partition is split."""
 WASTE = 1.5
-"""An action that scores rows twice must end this many times sooner than one that does not."""
+"""Factor by which an action that scores rows twice must be faster than an action that does not."""
 
 
 @dataclass(frozen=True)
@@ -45,21 +45,21 @@ class StragglerPolicy:
     """Limits beyond which a partition is a straggler, and the gain an action must have."""
 
     samples: int = 3
-    """Partitions that must have ended before there is an expected time."""
+    """Number of ended partitions required for an expected time."""
     seconds: float = 3.0
-    """Seconds beyond the expected ones that are always granted."""
+    """Seconds beyond the expected seconds that are always granted."""
     factor: float = 1.5
     """Multiple of the expected seconds that is always granted."""
     spreads: float = 4.0
     """Multiple of the spread, beyond the expected seconds, that is always granted."""
     answer_timeout: float = 3.0
-    """Seconds a worker has to answer; then it counts as frozen."""
+    """Seconds a worker has to answer; after them the worker counts as frozen."""
     stale_after: float = 3.0
-    """Seconds after which a snapshot is too old to decide by."""
+    """Age in seconds above which a snapshot is too old for decisions."""
     first_batch: float = 0.3
     """Seconds after which an attempt without a finished batch is asked again."""
     start_timeout: float = 5.0
-    """Seconds a submitted partition may wait for its worker while others are idle."""
+    """Seconds a submitted partition may wait for its worker while other workers are idle."""
     abandoned_timeout: float = 60.0
     """Seconds an abandoned attempt may hold a worker that is needed."""
     gain: float = 0.25
@@ -75,17 +75,17 @@ class StragglerPolicy:
     share_wait: float = 1.0
     """Seconds to wait for the snapshots of attempts that were asked together."""
     stalled: float = 0.25
-    """Share of its time that the process of a slow worker did not get to run. Twice this share alone is proof."""
+    """Share of its time that a slow worker's process did not get to run. Twice this share alone is proof."""
 
 
 @dataclass(frozen=True)
 class PaceHistory:
-    """Seconds per unit of work in ended partitions, with the worker; the oldest first."""
+    """Seconds per unit of work in ended partitions, with the worker; oldest first."""
 
     samples: tuple[tuple[str, float], ...] = ()
     expensive: tuple[tuple[str, str, float], ...] = ()
-    """Partitions whose rows seem expensive, so that their parts are no measure for others: id, worker on which that was
-    seen, and seconds per unit of work."""
+    """Partitions whose rows seem expensive, so that their parts are not comparable: id, worker on which the partition
+    was measured, and seconds per unit of work."""
 
     def with_expensive(self, partition: str, *, worker: str, pace: float) -> PaceHistory:
         """Return the history with one more partition that seems expensive."""
@@ -96,8 +96,8 @@ class PaceHistory:
     ) -> PaceHistory:
         """Return the history after a partition has ended.
 
-        A part of an expensive partition does not count, unless it took the usual time on another worker: then the
-        worker was slow, not the rows expensive.
+        A part of an expensive partition does not count, unless the part took the usual time on another worker. In that
+        case the first worker was slow, and the rows are not expensive.
         """
         history = self
         for entry in self.expensive:
@@ -117,15 +117,15 @@ class PaceHistory:
     def typical(self, running: Iterable[float] = ()) -> float:
         """Return the median pace.
 
-        :param running: seconds per unit of work so far in partitions that run. Those beyond the median count, so that
-            it follows when all become slow.
+        :param running: seconds per unit of work so far in running partitions. Values beyond the median count, so that
+            the median follows when all workers become slow.
         """
         ended = [pace for _, pace in self.samples]
         middle = median(ended)
         return median([*ended, *(pace for pace in running if pace > middle)])
 
     def is_usual(self, *, seconds: float, work: float, policy: StragglerPolicy) -> bool:
-        """Whether a partition took no longer than others do. True before enough partitions have ended."""
+        """True if a partition took no longer than other partitions, or if too few partitions have ended."""
         return len(self.samples) < policy.samples or seconds <= policy.factor * work * self.typical()
 
     def spread(self) -> float:
@@ -135,7 +135,7 @@ class PaceHistory:
         return MAD_TO_SIGMA * median(abs(pace - middle) for pace in ended)
 
     def pace_of(self, worker: str) -> float:
-        """Return the median pace of a worker's last partitions, or of all partitions while it has ended none."""
+        """Return the median pace of a worker's last partitions; if the worker has ended none, of all partitions."""
         own = [pace for name, pace in self.samples if name == worker][-RECENT:]
         return median(own) if own else self.typical()
 
@@ -149,25 +149,25 @@ class RunningAttempt:
     """Units of work of the partition, in any unit."""
     rows: int
     worker: str
-    """Worker on which it executes; empty: it has not started."""
+    """Worker on which the attempt executes; empty: the attempt has not started."""
     seconds: float
-    """Seconds since it started; since it was submitted when it has not."""
+    """Seconds since the attempt started; if it has not started, since its submission."""
     snapshot: ProgressSnapshot | None = None
-    """Last answer of its worker."""
+    """Last answer of the worker."""
     snapshot_age: float = 0.0
     """Seconds since that answer."""
     unanswered: float | None = None
-    """Seconds for which its worker has not answered; None: it was not asked."""
+    """Seconds since the unanswered question to the worker; None: no question is open."""
     split_requested: float | None = None
-    """Seconds since it was asked to stop at a batch boundary; None: it was not."""
+    """Seconds since the attempt was asked to stop at a batch boundary; None: it was not asked."""
     attempt_count: int = 1
     """Attempts at this partition in flight, including this one."""
     is_mitigated: bool = False
-    """Whether nothing more is done about it."""
+    """True if no further action is taken against the attempt."""
 
     @property
     def batch_seconds(self) -> float:
-        """Seconds per batch, of an attempt with a snapshot."""
+        """Seconds per batch; without a finished batch, seconds of the attempt so far."""
         snapshot = self.snapshot
         return snapshot.seconds / snapshot.batches if snapshot and snapshot.batches else self.seconds
 
@@ -215,7 +215,7 @@ class SplitAmong:
 
     @property
     def is_by_attempt(self) -> bool:
-        """Whether the attempt itself stops and leaves the rest."""
+        """True if the attempt stops at a batch boundary and leaves the rest."""
         return self.reason is not SplitReason.FROZEN
 
 
@@ -227,7 +227,7 @@ def choose_actions(
 ) -> tuple[Action, ...]:
     """Return the actions to take now.
 
-    :param idle: workers with an idle thread for which nothing waits, one entry for each such thread.
+    :param idle: workers with idle threads for which nothing waits, one entry per idle thread.
     """
     helpers = list(idle)
     actions: list[Action] = []
@@ -262,7 +262,7 @@ def _straggler_action(
     history: PaceHistory,
     policy: StragglerPolicy,
 ) -> Action | None:
-    """Return the action against an attempt that is far too slow; None: there is none, or sharing it is enough."""
+    """Return the action against an attempt that is far too slow; None: no action, or a split for idle workers."""
     if not attempt.worker:
         return Reassign(attempt.key, (helpers[0],)) if attempt.seconds > policy.start_timeout else None
     if len(history.samples) < policy.samples or attempt.work <= 0:
@@ -290,7 +290,7 @@ def _is_comparable(other: RunningAttempt, attempt: RunningAttempt) -> bool:
 
 
 def _is_stuck(attempt: RunningAttempt, snapshot: ProgressSnapshot, policy: StragglerPolicy) -> bool:
-    """Whether its worker answers, but no batch ends."""
+    """True if the worker answers, but no batch ends."""
     since_batch = snapshot.since + attempt.snapshot_age
     return not snapshot.rows_done or since_batch > policy.seconds + 3 * attempt.batch_seconds
 
@@ -307,7 +307,7 @@ def _soonest(
     """Return the action that ends first, if it saves enough."""
     key, rows = attempt.key, attempt.rows
     done = min(1.0, snapshot.rows_done / max(1, rows)) if snapshot else 0.0
-    # An attempt without progress is guessed to take as long again as it took so far.
+    # Guess: an attempt without progress takes as long again as it has taken so far.
     guess = max(attempt.seconds, attempt.work * history.typical())
     remaining = attempt.seconds * (1 - done) / done if done else guess
     options: list[tuple[float, Backup | SplitAmong]] = []
@@ -346,7 +346,7 @@ def _split_timeout(attempt: RunningAttempt, policy: StragglerPolicy) -> float:
 def is_worker_slow(
     attempt: RunningAttempt, snapshot: ProgressSnapshot, history: PaceHistory, policy: StragglerPolicy
 ) -> bool:
-    """Whether the worker is slow rather than the rows expensive."""
+    """True if the worker is slow, rather than the rows expensive."""
     stalled = snapshot.starved / max(snapshot.seconds, 1e-9)
     if stalled > 2 * policy.stalled:
         return True
@@ -358,12 +358,12 @@ def is_worker_slow(
 
 @dataclass
 class _Team:
-    """An attempt that is split for idle workers, and the workers that do its rest."""
+    """An attempt that is split for idle workers, and the workers for its remaining rows."""
 
     attempt: RunningAttempt
     snapshot: ProgressSnapshot
     is_slow: bool
-    """Whether its own worker is slow and gets no part."""
+    """True if the attempt's own worker is slow and gets no part."""
     helpers: list[str] = field(default_factory=list)
 
     @property
@@ -373,17 +373,17 @@ class _Team:
 
     @property
     def remaining(self) -> float:
-        """Seconds the attempt would still take at its own pace."""
+        """Seconds the attempt would still take at its current pace."""
         return self.snapshot.seconds * self.rest / self.snapshot.rows_done - self.attempt.snapshot_age
 
     @property
     def workers(self) -> tuple[str, ...]:
-        """Workers that do the rest."""
+        """Workers that score the remaining rows."""
         own = () if self.is_slow else (self.attempt.worker,)
         return (*own, *self.helpers)
 
     def has_room(self, helper: str) -> bool:
-        """Whether there is a part for one more helper."""
+        """True if a part is left for one more helper."""
         return helper != self.attempt.worker and len(self.workers) < self.rest // MIN_REST_ROWS
 
     def gain(self, policy: StragglerPolicy) -> float:
@@ -395,12 +395,12 @@ class _Team:
 def share_remaining(
     attempts: Sequence[RunningAttempt], helpers: Sequence[str], history: PaceHistory, policy: StragglerPolicy
 ) -> tuple[Ask | SplitAmong, ...]:
-    """Split attempts among idle workers, if all then end sooner at their own pace."""
+    """Split attempts among idle workers if all attempts then end sooner at their own pace."""
     candidates = [attempt for attempt in attempts if _may_share(attempt, policy)]
     stale = [attempt for attempt in candidates if _is_stale(attempt, policy)]
     asks = tuple(Ask(attempt.key) for attempt in stale if attempt.unanswered is None)
     if asks or any(item.unanswered is not None and item.unanswered < policy.share_wait for item in stale):
-        # Wait: the first to answer would get all helpers.
+        # Wait for all answers: otherwise the first attempt to answer would get all helpers.
         return asks
     teams = [
         _Team(attempt, attempt.snapshot, is_worker_slow(attempt, attempt.snapshot, history, policy))
@@ -413,7 +413,7 @@ def share_remaining(
         poor = [team for team in teams if team.gain(policy) < max(policy.share_gain, policy.gain * team.remaining)]
         if not poor:
             break
-        # Its helpers are of more use to other teams.
+        # The helpers of the team with the least gain are more useful to other teams.
         teams.remove(min(poor, key=lambda team: team.gain(policy)))
     return tuple(_split_of(team, history, policy) for team in teams)
 
@@ -424,7 +424,7 @@ def _may_share(attempt: RunningAttempt, policy: StragglerPolicy) -> bool:
 
 
 def _is_stale(attempt: RunningAttempt, policy: StragglerPolicy) -> bool:
-    """Whether an attempt has to be asked for its progress; soon again if it had done no batch."""
+    """True if an attempt must be asked for its progress. Without a finished batch, the next question comes sooner."""
     if attempt.snapshot is None:
         return True
     return attempt.snapshot_age > (policy.stale_after if attempt.snapshot.rows_done else policy.first_batch)

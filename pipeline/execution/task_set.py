@@ -1,8 +1,8 @@
 """The partitions of a round as tasks, and the batch size learned from them.
 
 The last batch size of a model version on a class of workers is saved across jobs: one small file for each pair, beside
-the job directories. These files are a cache. They may be deleted at any time; if several drivers write one, the last
-wins; read and write errors are ignored.
+the job directories. These files are a cache and may be deleted at any time. If several drivers write the same file, the
+last write wins. Read and write errors are ignored.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class TaskSet:
 
     @contextmanager
     def learned_batches(self, client: Any) -> Iterator[None]:
-        """Inside the block, batches start with the size saved for workers like the client's; save the last size."""
+        """Start batches with the size saved for workers like the client's. After the block, save the last size."""
         model, root = self.round.plan.model, open_store(self.job.root.rstrip("/").rpartition("/")[0], fsync=False)
         workers = WorkerClass.from_scheduler(client.scheduler_info(n_workers=-1)["workers"].values())
         saved = load_batch_size(root, model, workers)
@@ -73,7 +73,7 @@ class TaskSet:
 
     @property
     def round_folder(self) -> str:
-        """Folder of the round: workers know their attempts by it."""
+        """Folder of the round, by which workers identify their attempts."""
         return round_folder(self.recipe)
 
     def submit(self, partitions: Sequence[Partition], /) -> list[Any]:
@@ -90,10 +90,10 @@ class TaskSet:
         return decode_receipt(result)
 
     def split(self, partition: Partition, receipt: Receipt | None, /, *, parts: int = 2) -> SplitResult | None:
-        """Replace a partition by ``parts`` of nearly equal size, on record before any of them runs.
+        """Replace a partition by ``parts`` parts of nearly equal size. Record the split before any part runs.
 
-        :param receipt: receipt of the partition, when another driver or the attempt itself has split it already.
-        :returns: None when the partition has too few rows.
+        :param receipt: receipt of a split that another driver or the attempt has recorded; None: record a new split.
+        :returns: None if the partition has too few rows.
         """
         cuts = even_cuts(0, partition.rows, parts=parts, smallest=max(1, MIN_SPLIT_ROWS // 2))
         if receipt is None and (partition.rows <= MIN_SPLIT_ROWS or not cuts):
@@ -138,9 +138,9 @@ class WorkerClass:
 
     @staticmethod
     def from_scheduler(workers: Iterable[Mapping[str, Any]]) -> WorkerClass:
-        """Return the class of the worker with the least memory and that of the most threads.
+        """Return the class with the least memory and the most threads of all workers.
 
-        :param workers: as the scheduler describes them.
+        :param workers: descriptions of the workers from the scheduler.
         """
         listed = list(workers)
         limits = [int(worker["memory_limit"] or 0) for worker in listed]
@@ -156,7 +156,7 @@ def file_name(model: ModelVersion, workers: WorkerClass) -> str:
 
 
 def load_batch_size(store: Store, model: ModelVersion, workers: WorkerClass) -> int | None:
-    """Return the saved batch size in rows; None if there is none.
+    """Return the saved batch size in rows; None if no size is saved.
 
     :param store: root of the job directories.
     """

@@ -27,7 +27,7 @@ from pipeline.scoring.partition import score_partition
 from pipeline.storage.urls import unique_name
 
 Versions = dict[str, tuple[int, str]]
-"""Path of an input file -> its size in bytes and version, as planned."""
+"""Planned size in bytes and version of each input file, by path."""
 
 ISOLATED_SHARE = 0.8
 """Share of the worker's memory limit for the process of an isolated partition, which is alone on its worker."""
@@ -56,9 +56,9 @@ def make_tasks(
 ) -> list[Delayed]:
     """Return one `dask.delayed` per partition, in order: a single task with a unique key, which returns a receipt.
 
-    ``map_partitions`` would be fused to the same tasks, at three times the driver's time.
+    ``map_partitions`` is fused to the same tasks, but takes three times as long on the driver.
 
-    :param isolation: score in a process of its own, with these limits.
+    :param isolation: limits for scoring in a process of its own; None: score in the worker.
     """
     return [_task(recipe, partition, versions, isolation) for partition in partitions]
 
@@ -74,7 +74,7 @@ def partition_receipt(
 ) -> str:
     """Read, score and write a partition; return its receipt as JSON.
 
-    :param isolation: score in a process of its own, with these limits.
+    :param isolation: limits for scoring in a process of its own; None: score in the worker.
     """
     announce_start()
     if isolation is not None:
@@ -118,9 +118,9 @@ def score_frame(frame: pd.DataFrame, recipe: StageRecipe) -> pd.DataFrame:
 
 
 def _without_secrets(error: Exception) -> BaseException:
-    """Return ``error`` without secrets: Dask logs it and sends it to the driver."""
+    """Return ``error`` without secrets, because Dask logs the error and sends it to the driver."""
     masked = redact_error(error)
     if isinstance(masked, PipelineError):
-        # Its cause may fail to be pickled or unpickled, and adds nothing to the message.
+        # Remove the cause: pickling or unpickling may fail, and the cause adds nothing to the message.
         masked.__cause__ = masked.__context__ = None
     return masked

@@ -1,8 +1,8 @@
-"""What executes where, and which task is to blame when a worker leaves.
+"""Track the worker of each executing task, and find the task to blame when a worker leaves.
 
-Dask blames every task assigned to a worker that died, also tasks that only waited there. Here a partition is blamed
-only when its code had started: the task tells the scheduler before it does anything else, and waits for the answer. So
-a partition that kills its worker at once is known to have started.
+Dask blames every task assigned to a worker that died, even tasks that only waited on that worker. Here, a partition is
+blamed only if its code had started. Each task first announces its start to the scheduler, and waits for the answer. The
+start of a partition that kills its worker at once is therefore known.
 
 Task starts and lost workers reach the driver as events of the scheduler, in the order in which the scheduler logged
 them. `ExecutionTracker` is pure: events in, lost executions out.
@@ -22,42 +22,42 @@ from distributed.utils import sync
 
 
 class LossCause(StrEnum):
-    """Why a worker is gone."""
+    """Causes of the loss of a worker."""
 
     MEMORY = "memory"
-    """Its nanny killed it for its memory."""
+    """The nanny killed the worker for its memory."""
     CRASH = "crash"
     LEFT = "left"
-    """It announced that it would leave: its lifetime was over, or it was retired."""
+    """The worker announced that it would leave: its lifetime was over, or it was retired."""
     RESTARTED = "restarted"
-    """The driver had it restarted."""
+    """The driver restarted the worker."""
 
 
 @dataclass(frozen=True)
 class Started:
-    """A task started to execute."""
+    """Start of a task."""
 
     key: str
     worker: str
-    """Address."""
+    """Address of the worker."""
     threads: int = 0
-    """Tasks the worker runs at a time; 0: unknown."""
+    """Number of tasks the worker runs at a time; 0: unknown."""
 
 
 @dataclass(frozen=True)
 class MemoryRanOut:
-    """A nanny is about to kill its worker for its memory."""
+    """Announcement of a nanny that will kill its worker for its memory."""
 
     worker: str
 
 
 @dataclass(frozen=True)
 class WorkerLeft:
-    """The scheduler has removed a worker."""
+    """Removal of a worker by the scheduler."""
 
     worker: str
     is_expected: bool
-    """Whether the worker had announced that it would leave."""
+    """True if the worker had announced that it would leave."""
 
 
 ClusterEvent = Started | MemoryRanOut | WorkerLeft
@@ -65,7 +65,7 @@ ClusterEvent = Started | MemoryRanOut | WorkerLeft
 
 @dataclass(frozen=True)
 class LostExecution:
-    """A task was executing when its worker left."""
+    """Execution of a task that its worker left unfinished."""
 
     key: str
     worker: str
@@ -97,7 +97,7 @@ class ExecutionTracker:
         """Record an event; return the executions it ended."""
         if isinstance(event, Started):
             if event.threads == 1:
-                # The task before has ended, even if its result has not arrived: it is not to blame for what follows.
+                # The previous task has ended, even if its result has not arrived: do not blame it for a later loss.
                 for key in self._keys_on(event.worker):
                     del self._executing[key]
             self._executing[event.key] = Execution(event.worker, now)
@@ -121,7 +121,7 @@ class ExecutionTracker:
         self._executing.pop(key, None)
 
     def expect_restart(self, worker: str) -> None:
-        """Note that the driver is about to restart a worker, so that no task is blamed for it."""
+        """Record that the driver is about to restart a worker, so that no task is blamed for the restart."""
         self._restarting.add(worker)
 
     def busy_workers(self) -> set[str]:
@@ -161,11 +161,11 @@ class SharedClusterState:
 
     def busy_workers(self) -> set[str]:
         """Return the addresses of workers on which tasks of any dispatcher execute."""
-        # A dict's values are copied in one step, whatever its owner does meanwhile.
+        # `list` copies a dict's values in one step, so its owner may change it at the same time.
         return {execution.worker for tracker in self._all() for execution in list(tracker.executing.values())}
 
     def expect_restart(self, worker: str) -> None:
-        """Note that one of the dispatchers is about to restart a worker, so that none blames a task for it."""
+        """Record that a dispatcher is about to restart a worker, so that no dispatcher blames a task for this."""
         for tracker in self._all():
             tracker.expect_restart(worker)
 
@@ -176,15 +176,15 @@ class SharedClusterState:
 
 STARTED_TOPIC = "pipeline-started"
 MEMORY_TOPIC = "worker-restart-memory"
-"""Topic to which nannies log before they kill their worker."""
+"""Topic for the announcements of nannies before they kill their worker."""
 ALL_TOPIC = "all"
-"""Topic to which the scheduler logs the workers it removes."""
+"""Topic for the scheduler's events about removed workers."""
 ANNOUNCE_TIMEOUT = 5.0
-"""Seconds a task waits for the scheduler's answer; then it runs on, and is not blamed for a crash."""
+"""Seconds a task waits for the scheduler's answer; then the task continues, and is not blamed for a crash."""
 
 
 def announce_start() -> None:
-    """Announce the start of this task: one round trip to the scheduler. Does nothing outside a worker."""
+    """Announce the start of this task: one round trip to the scheduler. Do nothing outside a worker."""
     try:
         worker = get_worker()
         key = str(worker.get_current_task())
@@ -219,7 +219,7 @@ class ClusterEventListener:
             client.subscribe_topic(topic, handler)
 
     def close(self) -> None:
-        """Unsubscribe."""
+        """Unsubscribe from the events."""
         for topic in self._handlers():
             with suppress(Exception):
                 self._client.unsubscribe_topic(topic)

@@ -34,7 +34,7 @@ BUILT_IN = {
 
 DASK_CONFIG: dict[str, Any] = {
     "distributed.scheduler.worker-saturation": 1.0,
-    # Workers also die for reasons that are not the task's: the dispatcher counts the blame.
+    # Workers also die for other reasons than the task: the dispatcher counts the crashes of each partition.
     "distributed.scheduler.allowed-failures": 20,
     "distributed.scheduler.work-stealing": False,
     "distributed.worker.memory.spill": False,
@@ -47,13 +47,13 @@ DASK_CONFIG: dict[str, Any] = {
 
 
 class ClusterAdapter(Protocol):
-    """A kind of cluster."""
+    """Operations of one type of cluster."""
 
     def limits(self) -> Limits:
-        """Return the workers, threads and memory it will offer, without starting it."""
+        """Return the workers, threads and memory of the cluster, without starting the cluster."""
 
     def open(self, *, directory: str = "") -> Any:
-        """Start or connect, yield a `distributed.Client`, and release everything on leaving: a context manager.
+        """Return a context manager that starts or connects, yields a `distributed.Client`, and finally releases all.
 
         :param directory: the job directory, for files that only workers may read.
         """

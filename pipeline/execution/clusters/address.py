@@ -1,4 +1,4 @@
-"""A scheduler that runs already. It is not stopped at the end."""
+"""Connect to a running scheduler. The scheduler is not stopped at the end."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ExistingScheduler:
 
     settings: Settings
     address: str
-    """Such as ``tls://10.0.0.1:8786``."""
+    """Address of the scheduler, such as ``tls://10.0.0.1:8786``."""
     ca: str | None = None
     """Certificate of the authority for ``tls://``: path, ``file:PATH`` or ``env:NAME``. ``ca``, ``cert`` and ``key``
     override the settings, which override Dask's own configuration (``distributed.comm.tls``)."""
@@ -90,7 +90,7 @@ class ExistingScheduler:
             yield client
 
     def _security(self) -> Any:
-        """Return the certificates to connect with; None: those of Dask's configuration.
+        """Return the certificates for the connection; None: use the certificates of Dask's configuration.
 
         :raises SpecError: for a ``tls://`` address without certificates.
         """

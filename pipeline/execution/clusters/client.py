@@ -22,15 +22,15 @@ from pipeline.storage.urls import unique_name
 
 logger = logging.getLogger(__name__)
 PACKAGES = ("dask-batch-pipeline", "dask", "distributed", "pyarrow", "pandas", "numpy", "xgboost", "xgboost-cpu")
-"""Distributions whose versions must be the same on driver and workers: this one, and those that rows pass through."""
+"""Distributions whose versions must match on driver and workers: this package, and packages that process rows."""
 
 
 def warm_up(flavor: str) -> dict[str, str]:
-    """Import what a task with a model of that flavor needs, mask secrets in logs from now on, and return `versions`."""
+    """Import the modules of a task with a model of ``flavor``, mask secrets in logs from now on; return `versions`."""
     mask_logs()
     for library in find_flavor(flavor).libraries:
         with suppress(ImportError):
-            # Loading the model reports a missing package and how to install it.
+            # Ignore the error: loading the model reports a missing package and how to install the package.
             import_module(library)
     return versions()
 
@@ -72,7 +72,7 @@ def _gather(futures: Mapping[str, Any], *, deadline: float) -> dict[str, dict[st
         try:
             answers[address] = future.result(timeout=max(0.01, deadline - time.monotonic()))
         except (ImportError, RuntimeError) as error:
-            # The scheduler unpickles a task first, and words an import error differently from a worker.
+            # The scheduler unpickles a task first, and its import error has another text than a worker's.
             if isinstance(error, RuntimeError) and "deserialization" not in str(error):
                 raise
             cause = error.__cause__ or error
@@ -101,7 +101,7 @@ def _compare(mine: Mapping[str, str], theirs: Mapping[str, str], address: str) -
 
 
 class SharedCluster:
-    """A cluster shared by several jobs. Each has its own client, because a client has one subscriber per topic."""
+    """A cluster shared by several jobs. Each job has its own client: a client has only one subscriber per topic."""
 
     def __init__(self, client: Any, *, timeout: float) -> None:
         self.shared_state = SharedClusterState()

@@ -1,7 +1,7 @@
 """Workers as jobs of a batch system, through dask-jobqueue. Scheduler and driver run on the submitting machine.
 
 Workers leave before their walltime, staggered so that their replacements start first. All jobs end when the scheduler
-is gone, however the driver ended.
+is gone, even after a crash of the driver.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pipeline.storage.local import LocalStore
 from pipeline.storage.urls import is_local_path, local_path
 
 CLOSING_SECONDS = 60.0
-"""Seconds a worker may need between the end of its lifetime and the end of its job."""
+"""Seconds reserved for a worker to close between the end of its lifetime and the end of its job."""
 _CLOCK = re.compile(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+)")
 _OURS = frozenset(
     ("cores", "memory", "processes", "queue", "walltime", "interface", "security", "protocol", "worker_extra_args")
@@ -60,7 +60,7 @@ class BatchSystem:
     memory: str
     """Memory of one job, such as ``16 GiB``."""
     jobs: int = 1
-    """Maximum of jobs at a time; ``--workers`` overrides it."""
+    """Maximum of jobs at a time; ``--workers`` overrides this field."""
     minimum: int | None = None
     """Minimum of jobs at a time. Default: ``jobs``. Lost jobs are submitted again."""
     processes: int = 1
@@ -77,9 +77,9 @@ class BatchSystem:
     account: str | None = None
     """Account or project."""
     interface: str | None = None
-    """Network interface of the fast network, such as ``ib0``. Default: that of the default route."""
+    """Network interface of the fast network, such as ``ib0``. Default: the interface of the default route."""
     shared_directory: str | None = None
-    """Folder that workers can read too, for certificates. Default: the job directory."""
+    """Folder for certificates, readable by workers. Default: the job directory."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of dask-jobqueue's class, such as ``job_extra_directives``, ``python``, ``local_directory``."""
 
@@ -153,7 +153,7 @@ class BatchSystem:
             yield client
 
     def is_on_one_host(self) -> bool:
-        """Whether only this machine can reach scheduler and workers."""
+        """True if only this machine can reach scheduler and workers."""
         if self.interface is None:
             return False
         try:
@@ -232,7 +232,7 @@ class BatchSystem:
         named = {self.queue_key: self.queue, self.account_key: self.account}
         if directory and is_local_path(directory):
             folder = local_path(directory) / layout.WORKER_LOGS
-            # The batch system would create it with the permissions of the umask.
+            # The batch system would create the folder with the permissions of the umask.
             LocalStore(folder.parent, private=True).make_folder(folder)
             named["log_directory"] = str(folder)
         if self.walltime_key:
@@ -261,7 +261,7 @@ class BatchSystem:
         return [*shown, *ends, "--preload", "pipeline.execution.clusters.worker_setup"]
 
     def _environment(self) -> list[str]:
-        """Return lines of the job script: the configuration of Dask for workers, and their share of cores."""
+        """Return lines of the job script: Dask's configuration for workers, and the cores per worker."""
         config = {key.upper().replace(".", "__").replace("-", "_"): value for key, value in DASK_CONFIG.items()}
         threads = thread_environment(self.cores, self.processes * self._threads())
         dask_lines = [f"export DASK_{name}={value}" for name, value in config.items()]
@@ -326,7 +326,7 @@ class LSF(BatchSystem):
 
 @dataclass(frozen=True)
 class HTCondor(BatchSystem):
-    """``type: htcondor``. It has no walltime and no queues; workers still leave at the end of their lifetime."""
+    """``type: htcondor``. HTCondor has no walltime and no queues; workers still leave at the end of their lifetime."""
 
     name = "HTCondor"
     commands = ("condor_submit", "condor_rm")

@@ -1,4 +1,4 @@
-"""The scheduler's dashboard, imported at the first visit.
+"""Import the scheduler's dashboard at the first visit.
 
 Importing bokeh and building its models takes 0.6 s of a core while workers start, and most jobs end without a visit.
 """
@@ -22,7 +22,7 @@ def add_dashboard(scheduler: Any) -> None:
 
 
 class _FirstVisit(web.RequestHandler):
-    """Replaces its application by the real pages."""
+    """Replaces this placeholder application by the real pages."""
 
     def initialize(self, scheduler: Any, lock: asyncio.Lock) -> None:
         self._scheduler = scheduler
@@ -42,7 +42,7 @@ class _FirstVisit(web.RequestHandler):
         site = self._scheduler.http_application
         if self.application not in site.applications:
             return
-        # In a thread: the scheduler keeps running.
+        # Import in a thread: the scheduler keeps running.
         loop = asyncio.get_running_loop()
         pages = await loop.run_in_executor(None, import_module, "distributed.dashboard.scheduler")
         pages.connect(site, self._scheduler.http_server, self._scheduler, prefix=PREFIX)

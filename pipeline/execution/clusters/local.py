@@ -27,7 +27,7 @@ from pipeline.settings import Settings
 
 NEVER = "1000 hours"
 ALL_WORKERS_SECONDS = 60.0
-"""Seconds to wait for the last worker when others have started."""
+"""Seconds to wait for the last worker when other workers have started."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class LocalProcesses:
         """Start the workers and yield a client; stop all workers on leaving.
 
         :param directory: the job directory; certificates are stored there.
-        :raises RefusedForSafety: when the dashboard would listen on an address other than loopback, or scheduler and
-            workers would, and TLS is impossible.
+        :raises RefusedForSafety: when the dashboard would listen on an address other than loopback; or when scheduler
+            and workers would, and TLS is impossible.
         """
         check_dashboard(self.settings.dashboard)
         with self._certificates(directory) as certificates, self._start(certificates) as client:
@@ -98,7 +98,7 @@ class LocalProcesses:
             "distributed.worker.multiprocessing-method": method,
             "distributed.scheduler.no-workers-timeout": self.settings.no_workers_timeout,
             "distributed.worker.preload": ["pipeline.execution.clusters.worker_setup"],
-            # After this timeout a nanny whose worker is not back is closed, and restarts it no more.
+            # After this timeout Dask closes a nanny whose worker is not back, and the worker is not restarted.
             "distributed.deploy.lost-worker-timeout": NEVER,
         }
         with dask.config.set(config):
@@ -110,7 +110,7 @@ class LocalProcesses:
                 host=self.host,
                 dashboard_address=self.settings.dashboard,
                 scheduler_kwargs={"dashboard": False},
-                # By default it follows the host; it has no TLS.
+                # By default the worker dashboard listens on the host; it has no TLS.
                 worker_dashboard_address=None if is_loopback(self.host) else f"{LOOPBACK}:0",
                 security=certificates.security() if certificates else None,
                 silence_logs=logging.ERROR,

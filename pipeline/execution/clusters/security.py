@@ -1,8 +1,8 @@
 """Network security of clusters: sockets listen on loopback, or with TLS, or with ``--insecure-network``.
 
 Each run of a job has its own certificate authority, and one certificate for driver, scheduler and workers. Dask checks
-the certificate of both ends, so only holders of the key can connect. The key of the authority is never written: no
-second certificate can be made.
+the certificate of both ends, so only holders of the key can connect. The key of the authority is never written, so
+no second certificate can be made.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LOOPBACK = "127.0.0.1"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether ``host`` is an IP address that only this machine reaches, or ``localhost``."""
+    """True if ``host`` is an IP address that only this machine reaches, or ``localhost``."""
     with suppress(ValueError):
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     return host == "localhost"
@@ -41,7 +41,7 @@ def host_of(address: str) -> str:
 
 
 def check_dashboard(address: str) -> None:
-    """Refuse a dashboard on the network: it shows code and data, without passwords or TLS.
+    """Refuse a dashboard on the network: a dashboard shows code and data, without passwords or TLS.
 
     :raises RefusedForSafety: unless ``address`` is a loopback address.
     """
@@ -164,11 +164,11 @@ def make_certificates(*, now: datetime) -> Certificates:
 
 
 def certificates_from(ca: str | None, cert: str | None, key: str | None, *, where: str) -> Certificates | None:
-    """Return existing certificates; None when none is given.
+    """Return existing certificates; None if no certificate is given.
 
-    Each is a path, or a reference ``file:PATH`` or ``env:NAME`` to a path or to the PEM text itself.
+    Each argument is a path, or a reference ``file:PATH`` or ``env:NAME`` to a path or to the PEM text.
 
-    :raises SpecError: when some are given and others not, or one does not exist.
+    :raises SpecError: when only some arguments are given, or a file does not exist.
     """
     named = {"ca": ca, "cert": cert, "key": key}
     if not any(named.values()):

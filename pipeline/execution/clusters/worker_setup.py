@@ -1,4 +1,4 @@
-"""Setup of a worker process before its first task (``distributed.worker.preload``)."""
+"""Set up a worker process before its first task (``distributed.worker.preload``)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import suppress
 import pipeline.execution.tasks  # noqa: F401  (while the worker starts: the first task does not wait)
 from pipeline.common.secrets import mask_logs, mask_streams
 
-# The standard output is the driver's, for its result. Output of steps goes to standard error.
+# The driver prints its result to standard output. Output of steps is sent to standard error.
 with suppress(OSError):
     os.dup2(2, 1)
 mask_logs()
