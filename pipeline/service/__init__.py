@@ -1,1 +1,1 @@
-"""Jobs that run in the background: submit, queue, server, triggers; follow them and remove old ones."""
+"""Jobs that run in the background: submit, queue, serve, trigger, follow and remove jobs."""

@@ -1,4 +1,4 @@
-"""Start the driver of a submitted job as a process of its own session, and be that process.
+"""Start the driver of a submitted job as a process of its own session; also the code of that process.
 
 The process, ``python -m pipeline.service.driver_process DIRECTORY START OUTPUT``, has no terminal and survives its
 parent.
@@ -29,15 +29,15 @@ from pipeline.storage.store import open_store
 from pipeline.storage.urls import storage_errors
 
 _DEAF = ("/bin/sh", "-c", 'trap "" HUP; exec "$@"', "sh")
-"""Makes the program after it ignore SIGHUP from the start: ignored signals stay ignored over exec(2)."""
+"""Prefix of a command: the program ignores SIGHUP from the start, since ignored signals stay ignored over exec(2)."""
 _PACKAGE = str(Path(__file__).parents[2])
 
 
 def launch(job: JobDirectory, start: Start) -> Start:
     """Start the driver that ``start`` was claimed for, in the job's working directory.
 
-    The driver has its own session and process group, no stdin, and writes to ``starts/<n>.out``. If the job directory
-    is not a local folder, it writes to a temporary file and copies that there.
+    The driver has its own session and process group, no stdin, and writes to ``starts/<n>.out``. For a job directory
+    that is not a local folder, the driver writes to a temporary file and copies that file to the job directory.
 
     :returns: ``start``, with the process of the driver.
     :raises StorageError: when the output file cannot be opened.
@@ -60,7 +60,7 @@ def launch(job: JobDirectory, start: Start) -> Start:
 
 
 def _open_output(job: JobDirectory, start: Start) -> tuple[IO[bytes], str]:
-    """Open the file for stdout and stderr. Return it, and its path if it is outside of the job directory."""
+    """Open the file for stdout and stderr. Return the file, and its path if outside of the job directory."""
     if not isinstance(job.store, LocalStore):
         descriptor, path = tempfile.mkstemp(prefix=f"{job.id}-{start.number}-", suffix=".out")
         return os.fdopen(descriptor, "ab"), path
@@ -97,7 +97,7 @@ def drive(directory: str) -> int:
 
 
 def needs_no_driver(job: JobDirectory) -> bool:
-    """Whether the job has ended, or was cancelled after its driver was started."""
+    """True if the job has ended, or was cancelled after its driver was started."""
     return job.is_ended or job.status() is Status.CANCELLED
 
 
@@ -142,7 +142,7 @@ def copy_output(directory: str, number: str, output: str) -> Iterator[None]:
 
 
 def _set_up_logging() -> None:
-    """Log warnings of all packages, and INFO of this one, to stderr."""
+    """Log warnings of all packages, and INFO of this package, to stderr."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith("pipeline"))

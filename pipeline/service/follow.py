@@ -29,13 +29,13 @@ LEASE_EVERY = 10
 
 
 def pause_for(job: JobDirectory) -> float:
-    """Seconds to wait between two polls of ``job``."""
+    """Return the seconds to wait between two polls of ``job``."""
     return LOCAL_SECONDS if job.store.is_local else REMOTE_SECONDS
 
 
 @dataclass
 class EndMonitor:
-    """Wait for the end of a job, and notice when no process is left to end it."""
+    """Monitor that waits for the end of a job, and notices when no process is left to end the job."""
 
     job: JobDirectory
     lease_seconds: float = LEASE_SECONDS
@@ -46,9 +46,9 @@ class EndMonitor:
         self._watch = LeaseWatch(self.lease_seconds)
 
     def poll(self) -> Status | None:
-        """The final status of the job; None while it has not ended.
+        """Return the final status of the job; None while the job has not ended.
 
-        :raises DriverLost: when its driver has died, and no server is alive to start another.
+        :raises DriverLost: when the driver has died, and no server is alive to start another driver.
         """
         status = self.job.status()
         if status.is_final:
@@ -86,7 +86,7 @@ class EndMonitor:
         """Wait for the end of the job. Return its final status.
 
         :param timeout: Seconds. Default: no limit.
-        :raises TimeoutError: when the job has not ended by then.
+        :raises TimeoutError: when the job has not ended after ``timeout``.
         :raises DriverLost: see `poll`.
         """
         started, seconds = clock(), pause_for(self.job)
@@ -99,13 +99,13 @@ class EndMonitor:
 
 @dataclass
 class Follower:
-    """Reads the events of a job from its directory, as its driver notifies its own callbacks."""
+    """Reader of a job's events from its directory. The events are those that the driver's own callbacks get."""
 
     job: JobDirectory
     _events: int = 0
     """Lines of ``events.jsonl`` already yielded."""
     _receipts: dict[str, Receipt] = field(default_factory=dict)
-    """By path."""
+    """Known receipts by ``<round>/<name of the file>``."""
 
     def poll(self) -> Iterator[Event]:
         """Yield the events since the last poll. The first poll yields the status and progress so far."""
@@ -120,11 +120,11 @@ class Follower:
         for event in recent:
             yield from self._from_record(event)
         if not any(event["event"] == "round_started" for event in recent):
-            # Else the counts of RoundStarted include them already.
+            # Otherwise the counts of RoundStarted include these partitions already.
             yield from (self._done(key, receipt) for key, receipt in new if not receipt.splits)
 
     def end(self, status: Status) -> JobEnded:
-        """The last event of a job that ended with ``status``."""
+        """Return the last event of a job that ended with ``status``."""
         report = make_report(self.job, status=status)
         stored = self.job.read_report()
         shown = stored if stored is not None and stored.get("status") == str(status) else report.to_dict()
@@ -154,7 +154,7 @@ class Follower:
         )
 
     def _round_started(self) -> RoundStarted:
-        """The progress of the last round."""
+        """Return the progress of the last round."""
         ledger = self.job.ledger(self._receipts.values())
         round_, partitions = ledger.last, ledger.partitions(ledger.last)
         done = [receipt for receipt in ledger.done if receipt.round == round_.number]
@@ -173,7 +173,7 @@ class Follower:
         )
 
     def _new_receipts(self) -> list[tuple[str, Receipt]]:
-        """Receipts that are new since the last poll, by ``<round>/<partition>``."""
+        """Return receipts that are new since the last poll, by ``<round>/<name of the file>``."""
         store, new = self.job.store, []
         for round in layout.numbers_of(store.list_folders(layout.ROUNDS), suffix=""):
             for name in store.list(layout.receipts_folder(round)):

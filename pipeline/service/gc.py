@@ -34,17 +34,20 @@ _HOURS = {"h": 1, "d": 24, "w": 24 * 7}
 
 @dataclass(frozen=True)
 class Leftover:
-    """Something that may be removed."""
+    """A file or folder that may be removed."""
 
     kind: str
-    """``attempt`` (data no receipt names), ``unfinished`` (a file cut short), ``merged`` (files made to be published),
-    ``aside`` (a folder beside the sink), ``job`` (a whole directory)."""
+    """Kind of the leftover.
+
+    ``attempt`` (data that no receipt names), ``unfinished`` (an incomplete file), ``merged`` (files made to be
+    published), ``aside`` (a folder beside the sink), ``job`` (a whole directory).
+    """
     path: str
     """Path or URL."""
     bytes: int
     """Bytes that removal frees. A file with another hard link frees nothing."""
     name: str = ""
-    """Path in the store of the job, if the leftover is inside of it."""
+    """Path in the store of the job, if the leftover is inside of the store."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Sweep:
     status: str = ""
     leftovers: tuple[Leftover, ...] = ()
     kept: str = ""
-    """Why some or all leftovers must stay."""
+    """Reason why some or all leftovers must stay."""
 
     def to_dict(self) -> dict[str, Any]:
         """The sweep as JSON output shows it."""
@@ -84,10 +87,10 @@ def parse_age(text: str) -> timedelta:
 
 
 def lost_attempts(names: Iterable[str], *, named: set[str], settled: set[str] | None) -> list[str]:
-    """Those of the files ``data/<partition>-<attempt>.parquet`` that can never count.
+    """Return the files ``data/<partition>-<attempt>.parquet`` that can never count.
 
-    :param named: what receipts and manifests name.
-    :param settled: partitions that have a receipt; None: all do.
+    :param named: Files that receipts and manifests name.
+    :param settled: Partitions with a final outcome, see `Ledger.settled`; None: all.
     """
     unnamed = (name for name in names if name not in named)
     return [name for name in unnamed if settled is None or _partition(name) in settled]
@@ -98,7 +101,7 @@ def _partition(name: str) -> str:
 
 
 def is_old(events: Iterable[dict[str, Any]], *, now: datetime, age: timedelta) -> bool:
-    """Whether the last event is at least ``age`` old; False if unknown."""
+    """True if the last event is at least ``age`` old; False if unknown."""
     times = [str(event.get("time", "")) for event in events]
     try:
         return bool(times) and now - datetime.fromisoformat(times[-1]) >= age
@@ -140,7 +143,7 @@ def sweep_job(
 
 
 def sweep_root(root: str | os.PathLike[str], *, delete: bool = False) -> Sweep:
-    """Job directories in ``root`` whose removal was cut short."""
+    """Find job directories in ``root`` whose removal was interrupted, and remove them if ``delete``."""
     store = open_store(root, private=True)
     found = []
     for folder in store.list_folders():
@@ -198,7 +201,7 @@ def _why_whole_job_stays(job: JobDirectory) -> str:
 
 
 def _attempts(job: JobDirectory, *, is_finished: bool) -> tuple[list[Leftover], int]:
-    """Data files that can never count, and the number of files that still may."""
+    """Return data files that can never count, and the number of files that may still count."""
     store = job.store
     # Listed before the receipts are read: a partition that completes in between keeps its files until the next sweep.
     names = [
@@ -239,7 +242,7 @@ def _unfinished(job: JobDirectory, *, is_finished: bool) -> Iterator[Leftover]:
         return
     for path in sorted(Path(job.root).rglob(".*.tmp")):
         name = path.relative_to(job.root).as_posix()
-        # Children are swept by themselves: a driver may run one.
+        # Children are swept one by one: a driver may run a child.
         if name.startswith(f"{layout.CHILDREN}/"):
             continue
         if path.is_file() and is_unfinished(path.name) and (is_finished or not _OF_A_WORKER.match(name)):

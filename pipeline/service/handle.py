@@ -1,4 +1,4 @@
-"""`JobHandle`: a job that runs in another process: wait for it, await it, observe it, cancel it."""
+"""`JobHandle`: wait for, await, observe or cancel a job that runs in another process."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class LogLine:
     level: str
     """``INFO``, ``WARNING`` or ``ERROR``."""
     source: str
-    """``event``, the name of a logger, ``receipt`` or ``output`` (of a driver that never took the job)."""
+    """``event``, the name of a logger, ``receipt``, or ``output`` of a driver that never acquired the lease."""
     message: str
     partition: str = ""
     worker: str = ""
@@ -39,7 +39,7 @@ class LogLine:
         return {name: value for name, value in self.__dict__.items() if value or name in ("time", "level", "message")}
 
     def text(self) -> str:
-        """The line as text."""
+        """Return the line as text."""
         level = f"{self.level:<7} " if self.level != "INFO" else " " * 8
         lines = [f"{self.time or '-':<24} {level}{self.message}", *self.traceback.splitlines()]
         return "\n    ".join(lines)
@@ -61,14 +61,14 @@ class LogReader:
         """Read the lines that are new since the last call, oldest first."""
         store = self.job.store
         lines = [_from_event(event) for event in self._new(layout.EVENTS_FILE, self.job.events.read())]
-        # A batch system may keep the logs of its jobs there, too.
+        # A batch system may keep the logs of its jobs in this folder, too.
         for path in [layout.log_path(epoch) for epoch in layout.numbers_of(store.list(layout.LOGS), suffix=".jsonl")]:
             lines += [_from_log(record) for record in self._new(path, _read_lines(store.read(path)))]
         lines += [line for name, text in self._outputs() for line in self._new_text(name, text)]
         return sorted((line for line in lines if self._is_selected(line)), key=lambda line: line.time)
 
     def receipts(self) -> list[LogLine]:
-        """Lines from the receipts of the requested partition: the only trace of work done after the driver died."""
+        """Return lines from the requested partition's receipts: the only trace of work done after the driver died."""
         if not self.partition:
             return []
         return [
@@ -160,7 +160,7 @@ def _from_event(event: Mapping[str, Any]) -> LogLine:
 
 
 def _event_text(event: Mapping[str, Any]) -> tuple[str, str]:
-    """Level and message of an event."""
+    """Return level and message of an event."""
     kind = event["event"]
     if kind == "status":
         reason = f": {event['reason']}" if event.get("reason") else ""

@@ -5,7 +5,7 @@
     <root>/.submitted/<digest of the key>/<n>.json   the job of a key; the highest number counts
     <root>/.queue/<job>.json                         mark of a job that may need a driver; a cache
     <root>/<job>/submissions/<n>.json                the settings of the job; the highest number counts
-    <root>/<job>/starts/<n>.json                     who starts a driver, made if absent: one driver for each number
+    <root>/<job>/starts/<n>.json                     one start of a driver; created if absent: one driver per number
     <root>/<job>/starts/<n>.out                      stdout and stderr of that driver
 
 The lease of a job decides who drives it. These files only keep two servers from starting the same driver.
@@ -86,12 +86,12 @@ class Submission(_Numbered):
     time: str
     """UTC, ISO 8601."""
     by: str
-    """Who submitted it: user@host."""
+    """User who submitted the job, as ``user@host``."""
     trigger: str
     """Origin of the submission: ``by hand``, or the name of a trigger."""
     key: str
     priority: int = 0
-    """Higher ones start first."""
+    """Priority among waiting jobs: higher numbers start first."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Settings given with the job by flags, variables or in Python, named as in `pipeline.settings`."""
     config: dict[str, Any] = field(default_factory=dict)
@@ -104,14 +104,14 @@ class Start(_Numbered):
 
     number: int
     submission: int
-    """Number of the submission it is for."""
+    """Number of the submission that the start is for."""
     time: str
     """UTC, ISO 8601."""
     by: str
     """``submit``, or the name of a server."""
     host: str
     pid: int = 0
-    """Process id of the driver; of its starter until that is known."""
+    """Process id of the driver; until that is known, of its starter."""
     process: str = ""
     """Boot, name space and start time of that process."""
     output: str = ""
@@ -122,7 +122,7 @@ class Start(_Numbered):
 
 
 def find_key(root: Store, key: str) -> KeyRecord | None:
-    """The job of ``key``; None when the key was never used."""
+    """Return the record of ``key``; None if the key was never used."""
     folder = _key_folder(key)
     number = _highest(root, folder)
     if number == 0:
@@ -164,7 +164,7 @@ def put_submission(store: Store, submission: Submission) -> Submission:
 
 
 def last_submission(store: Store) -> Submission | None:
-    """The submission that counts; None for a job that was never submitted."""
+    """Return the submission that counts; None for a job that was never submitted."""
     number = _highest(store, layout.SUBMISSIONS)
     if number == 0:
         return None
@@ -173,17 +173,17 @@ def last_submission(store: Store) -> Submission | None:
 
 
 def mark_queued(root: Store, job: str) -> None:
-    """Mark ``job`` for servers: it may need a driver."""
+    """Mark ``job`` for servers, as a job that may need a driver."""
     root.replace(f"{QUEUE}/{job}.json", json.dumps({"schema_version": 1, "job": job}).encode() + b"\n")
 
 
 def unmark_queued(root: Store, job: str) -> None:
-    """Remove the mark of a job that needs no driver any more."""
+    """Remove the mark of a job that no longer needs a driver."""
     root.remove(f"{QUEUE}/{job}.json")
 
 
 def queued_marks(root: Store) -> list[str]:
-    """Ids of the jobs that may need a driver."""
+    """Return the ids of jobs that may need a driver."""
     return [name.removesuffix(".json") for name in root.list(QUEUE) if name.endswith(".json")]
 
 
@@ -191,7 +191,7 @@ def queued_marks(root: Store) -> list[str]:
 
 
 def find_starts(store: Store) -> tuple[Start, ...]:
-    """All starts of a job, oldest first. A start that cannot be read counts, with empty fields."""
+    """Return all starts of a job, oldest first. An unreadable start counts, with empty fields."""
     found = []
     for number in layout.numbers_of(store.list(layout.STARTS)):
         name = layout.start_path(number)
@@ -203,7 +203,7 @@ def find_starts(store: Store) -> tuple[Start, ...]:
 
 
 def claim_start(store: Store, *, number: int, submission: int, by: str) -> Start | None:
-    """Claim the right to start driver ``number``; None when another process has it."""
+    """Claim the right to start driver ``number``. Return None if another process has that right."""
     start = Start(
         number=number,
         submission=submission,
@@ -224,7 +224,7 @@ def note_start(store: Store, start: Start, *, pid: int, output: str = "") -> Sta
 
 
 def withdraw_start(store: Store, start: Start) -> None:
-    """Withdraw a claim: no driver was started."""
+    """Withdraw a claim for which no driver was started."""
     store.remove(layout.start_path(start.number))
 
 
@@ -243,12 +243,12 @@ class RestartPolicy:
     starts: int = 5
     """Maximum number of drivers per submission, the first included."""
     delay: float = 10.0
-    """Seconds before the first restart; doubled for each further one."""
+    """Seconds before the first restart; doubled for each further restart."""
     longest: float = 600.0
     """Upper limit of the delay, in seconds."""
 
     def delay_after(self, starts: int) -> float:
-        """Seconds between start number ``starts`` and the next one."""
+        """Return the seconds between start number ``starts`` and the next start."""
         return float(min(self.delay * 2 ** max(0, starts - 1), self.longest)) if starts else 0.0
 
 
@@ -270,15 +270,15 @@ class JobView:
     since_start: float = 0.0
     """Seconds since the last start, by the clocks of two machines. Used for back-off only."""
     is_starting: bool = False
-    """Whether a started driver may still acquire the lease."""
+    """True if a started driver may still acquire the lease."""
     lease: Verdict = Verdict.FREE
-    """Whether a driver holds the lease."""
+    """Verdict on the lease of the job."""
     exit_code: int = 0
     """Exit code of a failed job."""
 
     @property
     def is_driven(self) -> bool:
-        """Whether a driver runs or is starting. True if unknown."""
+        """True if a driver runs or is starting, or if this is unknown."""
         return self.is_starting or self.lease in (Verdict.LIVE, Verdict.WAIT)
 
 
@@ -310,14 +310,14 @@ def next_need(view: JobView, restart_policy: RestartPolicy) -> Need:
 
 @dataclass
 class LeaseWatch:
-    """Judge leases by their history: only a heartbeat counter seen to stand still shows that a driver died."""
+    """Judge of leases by their history: only a heartbeat counter seen to stand still shows that a driver died."""
 
     lease_seconds: float = LEASE_SECONDS
     clock: Callable[[], float] = time.monotonic
     _first: dict[str, tuple[LeaseSnapshot, float]] = field(default_factory=dict)
 
     def judge(self, job: JobDirectory) -> tuple[LeaseSnapshot, Verdict]:
-        """Read the lease of ``job``. Return it, and whether its driver lives."""
+        """Read the lease of ``job``. Return its state, and the verdict on its driver."""
         sight = lease.read_lease(job.store)
         if is_running(sight.holder) and not sight.is_released:
             return sight, Verdict.LIVE
@@ -330,7 +330,7 @@ class LeaseWatch:
             lease_seconds=self.lease_seconds,
             is_dead=has_ended(sight.holder),
         )
-        # A heartbeat restarts the wait; a stale lease stays stale until it is acquired.
+        # A heartbeat restarts the wait; a stale lease stays stale until a driver acquires the lease.
         self._first[job.root] = (sight, now) if verdict is Verdict.LIVE else (first, since)
         return sight, verdict
 
@@ -340,7 +340,7 @@ class LeaseWatch:
 
 
 def view_job(job: JobDirectory, watch: LeaseWatch, *, now: datetime) -> JobView | None:
-    """Read the state of ``job``; None when it was never submitted, but is run from a terminal.
+    """Read the state of ``job``. Return None for a job that was never submitted, but is run from a terminal.
 
     :param now: UTC.
     """
@@ -368,7 +368,7 @@ def view_job(job: JobDirectory, watch: LeaseWatch, *, now: datetime) -> JobView 
 
 
 def exit_code(job: JobDirectory, status: Status) -> int:
-    """Exit status of a job that ended with ``status``."""
+    """Return the exit status of a job that ended with ``status``."""
     if status.is_success:
         return 0
     report = job.read_report() or {}
@@ -382,7 +382,7 @@ def exit_code(job: JobDirectory, status: Status) -> int:
 def _is_starting(start: Start, sight: LeaseSnapshot, *, now: datetime) -> bool:
     holder = sight.holder
     if holder is not None and start.process and holder.process == start.process:
-        # The driver acquired the lease, which shows whether it lives.
+        # The driver acquired the lease, which shows whether the driver lives.
         return False
     # For another machine, or a process without identity, only time can tell.
     is_there = lease.is_process(start.process, start.pid)

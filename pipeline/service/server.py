@@ -1,4 +1,4 @@
-"""The server: start the drivers of queued jobs, and restart drivers that died. All its state is on disk.
+"""The server: start the drivers of queued jobs, and restart drivers that died. All state is on disk.
 
 Each driver is a process of its own session, so a server may be killed and restarted at any moment. Several servers may
 serve one root of job directories. The lease of a job decides whether it is driven. The exclusive creation of
@@ -70,7 +70,7 @@ settings, or None if there is nothing to do."""
 
 
 def load_server_tasks(settings: Settings) -> tuple[ServerTask, ...]:
-    """The tasks of `SERVER_TASKS` that have something to do."""
+    """Return the tasks of `SERVER_TASKS` that have something to do."""
     tasks = (find_adapter(name, kind="hook", built_in=SERVER_TASKS)(settings) for name in SERVER_TASKS)
     return tuple(task for task in tasks if task is not None)
 
@@ -90,7 +90,7 @@ class PollResult:
 
 @dataclass
 class Server:
-    """Server of the jobs below one root; see the module."""
+    """Server of the jobs below one root; see the docstring of the module."""
 
     settings: Settings
     limit: int = 1
@@ -112,7 +112,7 @@ class Server:
     # One round
 
     def serve_once(self) -> PollResult:
-        """Run one round: the tasks first, as they may submit jobs; then start the drivers that are needed."""
+        """Run one round: first the tasks, because tasks may submit jobs; then start the drivers that are needed."""
         for task in self.tasks:
             self._run_task(task)
         if self.clock() - self._last_scan >= SCAN_SECONDS:
@@ -139,7 +139,7 @@ class Server:
             logger.exception("%s failed; the server continues", type(task).__name__)
 
     def _views(self, served: PollResult) -> list[tuple[JobView, JobDirectory]]:
-        """The marked jobs that need something or are driven."""
+        """Return the marked jobs that need something or are driven."""
         names = queued_marks(self.root)
         if self.root.is_local or len(names) < 2:
             views = [self._try_view(name, served) for name in names]
@@ -158,7 +158,7 @@ class Server:
 
     def _view(self, name: str, served: PollResult) -> tuple[JobView, JobDirectory] | None:
         if not self.root.exists(f"{name}/{layout.JOB_FILE}"):
-            # A process is submitting it, or died while submitting; or the job was removed.
+            # A process is submitting the job, or died while submitting; or the job was removed.
             if not self.root.list(f"{name}/submissions"):
                 unmark_queued(self.root, name)
             return None
@@ -182,7 +182,7 @@ class Server:
             mark_queued(self.root, job.id)
 
     def _fail(self, job: JobDirectory, view: JobView) -> bool:
-        """Set the status FAILED of a job whose drivers all died. False when its status changed meanwhile."""
+        """Set the status FAILED of a job whose drivers all died. Return False if the status changed meanwhile."""
         try:
             with hold_lease(job.store, lease_seconds=self.settings.lease_seconds):
                 if job.status() is not view.status:
@@ -198,7 +198,7 @@ class Server:
     # Starting
 
     def _start(self, view: JobView, job: JobDirectory) -> bool:
-        """Start a driver. False when another server starts it, or the limit is reached meanwhile."""
+        """Start a driver. Return False if another server starts the driver, or the limit is reached meanwhile."""
         start = claim_start(job.store, number=view.last_start + 1, submission=view.submission, by=self.name)
         if start is None:
             return False
@@ -220,7 +220,7 @@ class Server:
         return any(server.name != self.name and server.is_alive(now=now) for server in find_servers(self.root))
 
     def _count_driven(self) -> int:
-        """Number of jobs with a running or starting driver, read from disk now."""
+        """Return the number of jobs with a running or starting driver, read from disk now."""
         count = 0
         for name in queued_marks(self.root):
             try:
@@ -250,7 +250,7 @@ class Server:
         return missing
 
     def beat(self, served: PollResult | None = None, *, state: str = "serving") -> None:
-        """Store the record of this server if `BEAT_SECONDS` have passed, it started a driver, or it stops."""
+        """Store the record of this server if `BEAT_SECONDS` have passed, a driver was started, or the server stops."""
         is_due = self.clock() - self._last_beat >= BEAT_SECONDS
         if not (is_due or state != "serving" or (served and served.started)):
             return

@@ -55,7 +55,7 @@ class ServerRecord:
             return None
 
     def is_alive(self, *, now: datetime) -> bool:
-        """Whether the server runs: by its process on this machine, by its heartbeat on another."""
+        """True if the server runs: judged by its process on this machine, by its heartbeat on another machine."""
         if self.state == "stopped":
             return False
         is_alive = is_process(self.process, self.pid)
@@ -67,7 +67,7 @@ class ServerRecord:
             return False
 
     def to_dict(self, *, now: datetime) -> dict[str, Any]:
-        """As JSON output shows it."""
+        """The server as JSON output shows it."""
         return {
             **{key: value for key, value in asdict(self).items() if key != "process"},
             "alive": self.is_alive(now=now),
@@ -75,7 +75,7 @@ class ServerRecord:
 
 
 def find_servers(root: Store) -> tuple[ServerRecord, ...]:
-    """All servers with a record below ``root``, oldest first."""
+    """Return all servers with a record below ``root``, oldest first."""
     records = []
     for name in root.list(FOLDER):
         try:
@@ -88,7 +88,7 @@ def find_servers(root: Store) -> tuple[ServerRecord, ...]:
 
 
 def is_served(root: Store, *, now: datetime) -> bool:
-    """Whether a server serves the jobs below ``root``."""
+    """True if a server serves the jobs below ``root``."""
     try:
         return any(server.is_alive(now=now) for server in find_servers(root))
     except PipelineError:

@@ -1,4 +1,4 @@
-"""Submit a job: plan and check it now, and let a process of its own drive it. One key gives one job."""
+"""Submit a job: plan and check the job now, then drive it in a process of its own. One key gives one job."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from pipeline.storage.store import Store, open_store
 
 BY_HAND = "by hand"
 AT_ONCE = RestartPolicy(starts=1_000_000, delay=0.0)
-"""A submitted job starts now, however often its drivers have died."""
+"""Policy of a submission: start a driver now, however often drivers of the job have died."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ class SubmitResult:
 
     job: str
     is_new: bool
-    """Whether this call created the job."""
+    """True if this call created the job."""
     directory: str
     status: Status
     is_resumed: bool = False
-    """Whether an existing unsuccessful job is resumed now."""
+    """True if an existing unsuccessful job is resumed now."""
 
 
 def submit(
@@ -73,14 +73,14 @@ def submit(
 ) -> SubmitResult:
     """Plan and store a job that runs in a process of its own, and survives this one.
 
-    Any number of calls with one ``key``, concurrent or after a crash, give one job. A successful job stays as it is,
-    an unsuccessful one is resumed.
+    Any number of calls with one ``key``, concurrent or after a crash, give one job. A successful job is left alone;
+    an unsuccessful job is resumed.
 
     :param key: Key of the job. Default: the digest of its work (spec, input and model).
     :param force: Create a new job and assign ``key`` to it.
     :param job_id: Id of a new job.
     :param trigger: Origin of the submission.
-    :param priority: Among jobs that wait for a server, higher ones start first.
+    :param priority: Priority among jobs that wait for a server: higher numbers start first.
     :param start: Start a driver now. False: a server does (``python -m pipeline serve``).
     :param resume_existing: Resume an existing job that ended without success.
     :raises PipelineError: for anything that `pipeline.runner.run` would refuse before it starts.
@@ -104,7 +104,7 @@ def submit(
 def submit_again(
     job: JobDirectory, *, settings: Settings, trigger: str = BY_HAND, priority: int = 0, start: bool = True
 ) -> SubmitResult:
-    """Submit an existing job again, from its directory alone. A successful job stays as it is.
+    """Submit an existing job again, from its directory alone. A successful job is left alone.
 
     :param settings: Settings of the job from now on. The other options are those of `submit`.
     """
@@ -145,9 +145,10 @@ class _Request:
 
 
 def _settings_to_record(settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings that the driver cannot find itself: those given with the job, and those of ``dask.config`` here.
+    """Return settings that the driver cannot find: settings given with the job, and settings of ``dask.config`` here.
 
-    A cluster file outranks the latter."""
+    A cluster file outranks the settings of ``dask.config``.
+    """
     given: dict[str, Any] = {}
     site: dict[str, Any] = {}
     for name in setting_names():
@@ -167,7 +168,7 @@ def _exists(root: Store, job: str) -> bool:
 def _submit_new(
     request: _Request, plan: Plan, known: KeyRecord | None, *, job_id: str | None, force: bool, start: bool
 ) -> SubmitResult:
-    """Create the job, or complete what another call began: several calls may do each step at once."""
+    """Create the job, or complete the creation by another call. Several calls may do each step at once."""
     record, is_new = known, False
     if record is None:
         _check_new(request, plan, job_id=job_id, force=force)
@@ -182,12 +183,12 @@ def _submit_new(
 
 
 def _check_new(request: _Request, plan: Plan, *, job_id: str | None, force: bool) -> None:
-    """Refuse what cannot run, before the key is claimed."""
+    """Refuse a job that cannot run, before the key is claimed."""
     root, settings = request.root, request.settings
     try:
         check_output(plan, settings=settings, job=job_id or "")
     except OutputExists:
-        # Unless the output is of this very submission, made by a concurrent call.
+        # A concurrent call may have made the output for this very submission.
         if force or find_key(root, request.key) is None:
             raise
     check_conditional_writes(first_sink(plan))
@@ -203,7 +204,7 @@ def _create_job(request: _Request, plan: Plan, job_id: str) -> JobDirectory:
     put_submission(store, request.submission(1))
     mark_queued(root, job_id)
     if store.exists(PLAN_FILE) and not store.exists(layout.JOB_FILE):
-        # The plan of a call that died. The input may have changed since, but the job is the planned one.
+        # The plan is from a call that died. The input may have changed since, but the stored plan defines the job.
         stored = read_plan(store)
         plan = plan if stored.work_digest == plan.work_digest else stored
     return JobDirectory.open_or_create(
@@ -257,10 +258,10 @@ def _can_be_queued(job: JobDirectory) -> bool:
 
 
 def start_driver(job: JobDirectory, *, by: str, settings: Settings) -> bool:
-    """Start a driver for ``job``. False when it has a driver or needs none."""
+    """Start a driver for ``job``. Return False if the job has a driver or needs none."""
     view = view_job(job, LeaseWatch(settings.lease_seconds), now=utc_now())
     if view is not None and view.lease is Verdict.WAIT:
-        # Only time tells whether a driver on another machine lives. The new driver waits for that itself.
+        # Only time tells whether a driver on another machine lives. The new driver waits for that.
         view = replace(view, lease=Verdict.STALE)
     if view is None or next_need(view, AT_ONCE) is not Need.DRIVER:
         return False

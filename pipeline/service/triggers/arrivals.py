@@ -23,11 +23,11 @@ class ArrivedFile:
     path: str
     size: int
     version: str
-    """As `pipeline.common.rows.InputFile.version`."""
+    """Version of the content, see `pipeline.common.rows.InputFile.version`."""
     modified: float
     """Seconds since the epoch, by the storage's clock."""
     is_marked: bool = True
-    """Whether the marker that the trigger requires exists."""
+    """True if the marker that the trigger requires exists."""
     rows: int | None = None
     """Number of rows, if the trigger has a threshold of rows."""
 
@@ -79,9 +79,11 @@ def decide_arrival(
 ) -> Due:
     """Decide which of ``files`` to score now. Pure.
 
-    New files count that have their marker and have not changed for ``quiet``. All of them fire together: with
-    thresholds, when one is reached; without, when no file arrived in the last ``quiet``; in any case when the first is
-    older than ``at_latest``.
+    New files count if they have their marker and have not changed for ``quiet``. All these files fire together:
+
+    - with thresholds, when a threshold is reached;
+    - without thresholds, when no file arrived in the last ``quiet``;
+    - in any case, when the first file is older than ``at_latest``.
     """
     time, quiet = now.timestamp(), arrival.quiet_seconds
     new = sorted((one for one in files if one.key not in seen), key=lambda one: one.path)
@@ -104,7 +106,7 @@ def decide_arrival(
 
 
 def fired_id(files: Iterable[ArrivedFile]) -> str:
-    """Id of the firing for exactly these files."""
+    """Return the id of the firing for exactly these files."""
     return digest_json([[one.path, one.size, one.version] for one in files])[:24]
 
 
@@ -142,7 +144,7 @@ def _folder(path: str) -> str:
 
 
 def _marked_folders(arrival: ArrivalTrigger, paths: Iterable[str]) -> set[str]:
-    """The folders of ``paths`` that hold the marker, or have it in a parent folder below the trigger's path."""
+    """Return the folders of ``paths`` with the marker in them, or in a parent folder below the trigger's path."""
     base = _base(arrival.path)
     is_there: dict[str, bool] = {}
     marked = set()
@@ -160,7 +162,7 @@ def _marked_folders(arrival: ArrivalTrigger, paths: Iterable[str]) -> set[str]:
 
 
 def _base(path: str) -> str:
-    """The fixed first part of ``path``, in the form of the paths of its files."""
+    """Return the fixed first part of ``path``, in the form of the paths of its files."""
     if is_local_path(path):
         fixed = fixed_part(str(local_path(path)))
         return fixed.rstrip("/")

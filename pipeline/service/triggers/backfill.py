@@ -29,12 +29,12 @@ def fire(log: Log, *, key: str, now: datetime, files: Sequence[ArrivedFile] = ()
 
 
 def unseen_files(files: Sequence[ArrivedFile], state: State) -> tuple[ArrivedFile, ...]:
-    """Files that a firing by hand scores: all that have their marker and never fired."""
+    """Return files that a firing by hand scores: all files that have their marker and never fired."""
     return tuple(one for one in files if one.is_marked and one.key not in state.seen)
 
 
 def backfill_instants(trigger: Trigger, *, first: date, last: date, now: datetime) -> tuple[datetime, ...]:
-    """The instants (UTC) of a schedule from ``first`` to ``last``, both included, in its time zone.
+    """Return the instants (UTC) of a schedule from ``first`` to ``last``, both included, in its time zone.
 
     :raises SpecError: for a trigger without a schedule, future days, and no or too many instants.
     """

@@ -18,9 +18,9 @@ GONE = "GONE"
 REFUSED = "REFUSED"
 """End of a firing whose job was never created, because its spec, model or input is invalid."""
 MOST_AT_ONCE = 500
-"""Maximum number of firings in one record of the log; the rest follow in the next."""
+"""Maximum number of firings in one record of the log. Further firings follow in the next record."""
 FORGET_AFTER = timedelta(days=30)
-"""Minimum time that a key is remembered after it fired, and after its file or job is gone."""
+"""Minimum time that a key is remembered after its firing, and again after its file or job is gone."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,16 @@ class Decision:
 
     entries: tuple[Entry, ...]
     reason: str
-    """Why it fires, or why not."""
+    """Reason why the trigger fires, or why not."""
 
 
 def definition_digest(trigger: Trigger) -> str:
-    """SHA-256 of the fields that decide when the trigger fires; its name, job and parameters are left out."""
+    """Return the SHA-256 of the fields that decide when the trigger fires: all but name, job and parameters."""
     return digest_json(trigger.model_dump(mode="json", exclude={"name", "job", "params"}))
 
 
 def decide_trigger(trigger: Trigger, state: State, *, now: datetime, view: View) -> Decision:
-    """Decide the entries to add to the log now; none when there is nothing to do.
+    """Decide the entries to add to the log now; none if nothing is due.
 
     Open firings come first: a job that ended makes room for waiting firings. Then due occurrences are fired or skipped
     by ``missed`` and ``overlap``, and firings that may run are marked as being submitted.
@@ -86,7 +86,7 @@ def decide_trigger(trigger: Trigger, state: State, *, now: datetime, view: View)
 
 
 def may_submit(state: State) -> tuple[Open, ...]:
-    """Firings that are being submitted and have no job yet."""
+    """Return firings that are being submitted and have no job yet."""
     return tuple(one for one in state.open if one.is_submitting and not one.job)
 
 
@@ -146,7 +146,7 @@ def _resolve(
     busy = tuple(one for one in still if not one.firing.max_parallel)
     overlapping: list[_Occurrence] = []
     if trigger.overlap != "queue" and len(chosen) > 1:
-        # They would overlap each other: only the last one fires.
+        # The occurrences would overlap each other: only the last occurrence fires.
         overlapping, chosen = chosen[:-1], chosen[-1:]
     if trigger.overlap == "forbid" and busy and chosen:
         overlapping, chosen = [*overlapping, *chosen], []
@@ -182,7 +182,7 @@ def _resolve(
 def _choose(
     trigger: Trigger, due: Sequence[_Occurrence], *, now: datetime
 ) -> tuple[list[_Occurrence], list[_Occurrence]]:
-    """The occurrences that get a job, and those that are skipped as missed."""
+    """Return the occurrences that get a job, and the occurrences that are skipped as missed."""
     late = [one for one in due if (now - one.time).total_seconds() > trigger.grace_seconds]
     if not late or trigger.missed == "each":
         return list(due), []
@@ -209,7 +209,7 @@ def _skip(those: Sequence[_Occurrence], reason: str, *, upto: str) -> Iterator[E
 
 
 def _make_way(trigger: Trigger, busy: Sequence[Open]) -> Iterator[Entry]:
-    """For ``overlap: cancel``, drop waiting firings and cancel running ones. Files of dropped firings fire again."""
+    """Drop waiting firings and cancel running firings, for ``overlap: cancel``. Files of dropped firings fire again."""
     if trigger.overlap != "cancel":
         return
     for one in busy:
@@ -232,7 +232,7 @@ def _due_files(
     if busy and trigger.overlap == "forbid":
         return Decision((), f"{due.reason}; they wait for the end of {busy[0].job or busy[0].firing.id}")
     if busy and trigger.overlap == "cancel":
-        # The files of the cancelled job join the new firing, once it is known that they were not scored.
+        # The files of the cancelled job join the new firing, once these files are known not to be scored.
         return Decision(tuple(_make_way(trigger, busy)), f"{due.reason}; the older job is cancelled first")
     files = tuple(SeenFile(one.path, one.size, one.version, one.key) for one in due.files)
     firing = Firing(fired_id(due.files), "arrival", to_text(now), due.reason, files)
@@ -258,7 +258,7 @@ def _next_submissions(still: Sequence[Open], entries: Sequence[Entry]) -> Iterat
 
 
 def _forget(state: State, *, now: datetime, view: View) -> Iterator[Entry]:
-    """Forget keys that fired long ago and are long gone. One listing without a key does not prove that it is gone."""
+    """Forget keys that fired long ago and are long gone. A single listing does not prove that a key is gone."""
     limit = to_text(now - FORGET_AFTER)
     if not state.seen or min(state.seen.values()) >= limit:
         return

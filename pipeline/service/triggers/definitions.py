@@ -32,13 +32,13 @@ class WatchedTrigger:
 
 
 class _OwnTriggers(SpecModel):
-    """The part of a job spec that is read here. The rest may have placeholders that only a firing fills in."""
+    """The part of a job spec that is read here. Other parts may have placeholders that only a firing renders."""
 
     triggers: Annotated[tuple[Trigger, ...], Field(strict=False)]
 
 
 def load_triggers(files: Iterable[str | os.PathLike[str]]) -> tuple[WatchedTrigger, ...]:
-    """The triggers of several files, each a ``triggers.yaml`` or a job spec with ``triggers:``.
+    """Return the triggers of several files, each a ``triggers.yaml`` or a job spec with ``triggers:``.
 
     :raises SpecError: with every issue of the first invalid file, or for two triggers with the same name.
     """
@@ -59,9 +59,9 @@ def load_triggers(files: Iterable[str | os.PathLike[str]]) -> tuple[WatchedTrigg
 
 
 def find_trigger(watched: Sequence[WatchedTrigger], name: str) -> WatchedTrigger:
-    """The trigger with that name.
+    """Return the trigger with that name.
 
-    :raises SpecError: when there is none.
+    :raises SpecError: when no trigger has that name.
     """
     found = next((one for one in watched if one.name == name), None)
     if found is None:
@@ -126,7 +126,7 @@ def _name(trigger: Trigger, number: int, document: Document) -> str:
 
 
 def _beside(file: str, job: str) -> str:
-    """``job``, relative to the folder of ``file``."""
+    """Return the path ``job``, relative to the folder of ``file``."""
     if "://" in job or os.path.isabs(os.path.expanduser(job)):
         return os.path.expanduser(job)
     folder = file.rpartition("/")[0]

@@ -25,20 +25,20 @@ class Jobs(Protocol):
     """Access of a trigger to jobs."""
 
     def submit(self, firing: Firing) -> str:
-        """Submit the job of ``firing`` unless it exists. Return its id, always the same for one firing.
+        """Submit the job of ``firing`` unless the job exists. Return the id, which is always the same for one firing.
 
         :raises StorageError: or InfrastructureError, when a retry may succeed.
         :raises PipelineError: when the job can never be created.
         """
 
     def ended(self, job: str) -> str:
-        """The final status of a job; empty while it has not ended."""
+        """Return the final status of a job; empty while the job has not ended."""
 
     def cancel(self, job: str) -> None:
         """Cancel a job unless it has ended."""
 
     def successes(self, name: str) -> Sequence[Success]:
-        """All successes of the jobs with that name, oldest first."""
+        """Return all successes of the jobs with that name, oldest first."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Seen:
     submitted: tuple[tuple[str, str], ...]
     """Firing and job."""
     reason: str
-    """Why the trigger fired, or why not."""
+    """Reason why the trigger fired, or why not."""
     state: State
 
 
@@ -94,7 +94,7 @@ def explain(
     now: datetime,
     look: Callable[..., tuple[ArrivedFile, ...]] = arrivals.scan_arrivals,
 ) -> tuple[State, Decision]:
-    """Return what `evaluate_trigger` would decide now. Writes nothing."""
+    """Return the state, and the decision that `evaluate_trigger` would make now. Write nothing."""
     state = log.read()
     view = view_for(trigger, state, jobs=jobs, look=look)
     decision = decide_trigger(trigger, state, now=now, view=view)
@@ -108,7 +108,7 @@ def explain(
 def view_for(
     trigger: Trigger, state: State, *, jobs: Jobs, look: Callable[..., tuple[ArrivedFile, ...]] = arrivals.scan_arrivals
 ) -> View:
-    """The view that `decide_trigger` needs. Read the state first: everything it has seen exists by then."""
+    """Return the view that `decide_trigger` needs. Read the state first, so that the view is no older."""
     ended = {one.job: status for one in state.open if one.job and (status := jobs.ended(one.job))}
     files = look(trigger.arrival, seen=state.seen) if trigger.arrival is not None else ()
     successes = tuple(jobs.successes(trigger.after)) if trigger.after is not None else ()
@@ -116,7 +116,7 @@ def view_for(
 
 
 def record(log: Log, entries: Iterable[Entry], *, clock: Callable[[], datetime]) -> bool:
-    """Record entries that no other process has recorded. False when none remain."""
+    """Record entries that no other process has recorded. Return False if none remain."""
     wanted = tuple(entries)
     while True:
         state = log.read()
@@ -128,7 +128,7 @@ def record(log: Log, entries: Iterable[Entry], *, clock: Callable[[], datetime])
 
 
 def _act(state: State, jobs: Jobs) -> list[Entry]:
-    """Submit and cancel jobs as the log says. Temporary failures are retried in the next evaluation."""
+    """Submit and cancel the jobs that the log requires. Temporary failures are retried in the next evaluation."""
     done: list[Entry] = []
     for one in state.open:
         if one.job and one.is_cancelling:

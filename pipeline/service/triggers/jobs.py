@@ -1,4 +1,4 @@
-"""Connect triggers and jobs: submit the job of a firing, find how it ended, and evaluate all triggers of a server."""
+"""Connect triggers and jobs: submit the job of a firing, find its outcome, evaluate all triggers of a server."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ _PLACEHOLDER = re.compile(r"\$\{trigger\.([^{}]*)\}")
 
 
 def submission_key(trigger: str, firing: str) -> str:
-    """Key under which the job of a firing is submitted. One key gives one job."""
+    """Return the key under which the job of a firing is submitted. One key gives one job."""
     return f"trigger:{trigger}:{firing}"
 
 
 def trigger_files(settings: Settings, files: Sequence[str] = ()) -> tuple[str, ...]:
-    """Files with triggers: those named, else those of the settings, else ``triggers.yaml`` if it exists."""
+    """Return the files with triggers: ``files``, else the files of the settings, else an existing ``triggers.yaml``."""
     named = tuple(files) or settings.triggers
     return named or ((DEFAULT_FILE,) if os.path.isfile(DEFAULT_FILE) else ())
 
 
 def render_params(trigger: Trigger, firing: Firing, *, name: str) -> dict[str, Any]:
-    """The parameters of a firing's job, with ``${trigger.time}``, ``${trigger.date}`` and ``${trigger.name}`` rendered.
+    """Render the placeholders ``${trigger.…}`` in the parameters of a firing's job.
 
     :raises SpecError: for an unknown placeholder.
     """
@@ -76,12 +76,14 @@ def render_params(trigger: Trigger, firing: Firing, *, name: str) -> dict[str, A
 
 
 def trigger_date(trigger: Trigger, firing: Firing) -> str:
-    """The day of a firing in the time zone of its schedule, as ``2026-01-01``."""
+    """Return the day of a firing in the time zone of its schedule, as ``2026-01-01``."""
     return f"{from_text(firing.time).astimezone(ZoneInfo(trigger.time_zone)):%Y-%m-%d}"
 
 
 def spec_of(watched: WatchedTrigger, firing: Firing) -> tuple[JobSpec, tuple[str, ...]]:
-    """The job spec that a firing submits, and the folders of its modules. A firing for files scores exactly these.
+    """Return the job spec that a firing submits, and the folders of its modules.
+
+    A firing for files scores exactly these files.
 
     :raises SpecError: for an invalid spec.
     """
@@ -118,7 +120,7 @@ class TriggerJobs:
     _leases: LeaseWatch = field(default_factory=LeaseWatch)
 
     def submit(self, firing: Firing) -> str:
-        """See `pipeline.service.triggers.evaluate.Jobs`. An existing job stays as it is, however it ended."""
+        """Submit the job; see `pipeline.service.triggers.evaluate.Jobs`. A job that has ended is not resumed."""
         root = open_store(self.settings.directory, private=True, fsync=self.settings.fsync)
         key = submission_key(self.watched.name, firing.id)
         known = find_key(root, key)
@@ -138,12 +140,15 @@ class TriggerJobs:
         return result.job
 
     def _start(self, job: JobDirectory) -> None:
-        """Start the driver of a submitted job: its submitter may have died before it did."""
+        """Start the driver of a submitted job, whose submitter may have died before the start."""
         if job.status() is Status.QUEUED:
             start_driver(job, by=f"trigger {self.watched.name}", settings=self.settings)
 
     def ended(self, job: str) -> str:
-        """See `pipeline.service.triggers.evaluate.Jobs`. A job that a server is about to restart has not ended."""
+        """Return the final status; see `pipeline.service.triggers.evaluate.Jobs`.
+
+        A job that a server is about to restart has not ended.
+        """
         root = open_store(self.settings.directory, private=True)
         if not root.exists(f"{job}/{layout.JOB_FILE}"):
             return GONE
@@ -158,12 +163,12 @@ class TriggerJobs:
         return str(status)
 
     def cancel(self, job: str) -> None:
-        """See `pipeline.service.triggers.evaluate.Jobs`."""
+        """Cancel the job; see `pipeline.service.triggers.evaluate.Jobs`."""
         directory = JobDirectory.open(f"{self.settings.directory.rstrip('/')}/{job}")
         cancel_job(directory, reason=f"a newer firing of trigger {self.watched.name}")
 
     def successes(self, name: str) -> list[Success]:
-        """See `pipeline.service.triggers.evaluate.Jobs`."""
+        """Return all successes; see `pipeline.service.triggers.evaluate.Jobs`."""
         root = open_store(self.settings.directory, private=True)
         folders = set(root.list_folders())
         for folder in folders - self._names.keys():
@@ -185,7 +190,7 @@ def _ended_at(directory: JobDirectory) -> datetime:
 
 @dataclass
 class TriggerWatch:
-    """Evaluates all triggers of some files. Its only state that is not on disk is a cache."""
+    """Evaluator of all triggers of some files. A cache is the only state that is not on disk."""
 
     settings: Settings
     files: tuple[str, ...]
@@ -223,6 +228,6 @@ class TriggerWatch:
 
 
 def trigger_task(settings: Settings) -> TriggerWatch | None:
-    """The task of a server that evaluates triggers; None when there is no file with triggers."""
+    """Return the task of a server that evaluates triggers; None without a file with triggers."""
     files = trigger_files(settings)
     return TriggerWatch(settings, files) if files else None

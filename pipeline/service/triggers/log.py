@@ -1,4 +1,4 @@
-"""The log of a trigger: numbered records, each created if absent, and snapshots of the state they add up to.
+"""The log of a trigger: numbered records, each created if absent, and snapshots of the resulting state.
 
 ::
 
@@ -26,7 +26,7 @@ Times = Mapping[str, str]
 
 
 def to_text(moment: datetime) -> str:
-    """A time as the log holds it: UTC, ISO 8601, to the microsecond, so that texts sort as times do."""
+    """Return a time as the log holds it: UTC, ISO 8601, to the microsecond, so that texts sort as times do."""
     return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
@@ -37,7 +37,7 @@ def from_text(text: str) -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class SeenFile:
-    """A file as it was when it fired the trigger."""
+    """A file, in its state when the file fired the trigger."""
 
     path: str
     size: int
@@ -48,21 +48,21 @@ class SeenFile:
 
 @dataclass(frozen=True, slots=True)
 class Firing:
-    """One job that a trigger requests. A firing is recorded once, whichever server finds it due."""
+    """One job that a trigger requests. A firing is recorded once, even if several servers find it due."""
 
     id: str
-    """Id: the instant, the digest of the files, or the job before. With the trigger's name, it is the key of the
+    """Id: the instant, the digest of the files, or the job before. Name of the trigger and id form the key of the
     submission."""
     kind: str
     """``cron``, ``every``, ``arrival``, ``after``, ``by hand`` or ``backfill``."""
     time: str
-    """Value of ``${trigger.time}``: the scheduled instant, else the time it was found due."""
+    """Value of ``${trigger.time}``: the scheduled instant, else the time at which the firing was found due."""
     reason: str = ""
     """Reason, as text."""
     files: tuple[SeenFile, ...] = ()
     """Files to score, for a trigger on files."""
     max_parallel: int = 0
-    """Maximum number of concurrent jobs of a backfill. 0 for all other firings, which run one after the other."""
+    """Maximum number of concurrent jobs of a backfill. 0 for all other firings, which run one at a time."""
 
 
 @dataclass(frozen=True)
@@ -70,21 +70,28 @@ class Entry:
     """One decision or action. The fields that count depend on ``what``."""
 
     what: str
-    """``started`` (the trigger is watched from here on), ``fired``, ``skipped`` (instants or successes that don't get a
-    job), ``submitting`` (from here on it can only be cancelled), ``submitted``, ``cancelling``, ``ended``, ``dropped``
-    (before it was submitted), ``missing`` and ``found`` (keys that are not there any more, or are again),
-    ``forgotten``."""
+    """Kind of the entry.
+
+    - ``started``: the trigger is watched from here on.
+    - ``fired``
+    - ``skipped``: instants or successes that get no job.
+    - ``submitting``: from here on, the firing can only be cancelled.
+    - ``submitted``, ``cancelling``, ``ended``
+    - ``dropped``: the firing was removed before its job was submitted.
+    - ``missing``, ``found``: keys that no longer exist, or exist again.
+    - ``forgotten``
+    """
     id: str = ""
     """Id of a firing."""
     firing: Firing | None = None
     job: str = ""
     status: str = ""
-    """Final status of the job; ``REFUSED`` when it was never created."""
+    """Final status of the job; ``REFUSED`` if the job was never created."""
     reason: str = ""
     definition: str = ""
     """Digest of the trigger's definition."""
     upto: str = ""
-    """Instants up to this one are dealt with."""
+    """Last instant that is dealt with, like all before it."""
     first: str = ""
     """First skipped instant; ``upto`` or ``last`` is the last."""
     last: str = ""
@@ -145,33 +152,33 @@ class State:
     """Empty before the trigger was watched for the first time."""
     since: str = ""
     upto: str = ""
-    """Instants up to this one are dealt with."""
+    """Last instant that is dealt with, like all before it."""
     seen: Times = field(default_factory=dict)
-    """Key of a file, or of another job's success -> when it fired or was passed over."""
+    """Key of a file, or of another job's success -> time when the key fired or was skipped."""
     missing: Times = field(default_factory=dict)
-    """Key of one of these that is not there any more -> since when."""
+    """Seen key whose file or job no longer exists -> time since when."""
     ahead: frozenset[str] = frozenset()
     """Times of firings for instants after ``upto``, which a backfill asked for."""
     open: tuple[Open, ...] = ()
-    """Oldest first."""
+    """Open firings, oldest first."""
     recent: tuple[Past, ...] = ()
-    """Oldest first."""
+    """Recently ended firings, oldest first."""
     skipped: int = 0
-    """Instants and successes that got no job, in all."""
+    """Total number of instants and successes that got no job."""
     fired: int = 0
-    """Firings in all."""
+    """Total number of firings."""
 
     def find(self, firing: str) -> Open | None:
-        """The firing with that id, while it is open."""
+        """Return the open firing with that id; None if there is none."""
         return next((one for one in self.open if one.firing.id == firing), None)
 
     @property
     def lane(self) -> tuple[Open, ...]:
-        """Open firings that run one after the other: all but those of a backfill."""
+        """Open firings that run one at a time: all except firings of a backfill."""
         return tuple(one for one in self.open if not one.firing.max_parallel)
 
     def to_record(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """The state as JSON holds it."""
         return {**asdict(self), "ahead": sorted(self.ahead)}
 
     @staticmethod
@@ -199,7 +206,7 @@ class State:
 
 
 def apply(state: State, entries: Iterable[Entry], *, number: int, time: str) -> State:
-    """``state`` with one more record of the log, written at ``time``."""
+    """Return ``state`` after one more record of the log, written at ``time``."""
     for entry in entries:
         state = _CHANGES[entry.what](state, entry, time)
     return replace(state, number=number)
@@ -228,7 +235,7 @@ def _skipped(state: State, entry: Entry, time: str) -> State:
 
 
 def _dealt(state: State, entry: Entry) -> State:
-    """Advance ``upto``, and forget the backfilled instants before it."""
+    """Advance ``upto``, and forget the backfilled instants up to ``upto``."""
     if entry.upto <= state.upto:
         return state
     return replace(state, upto=entry.upto, ahead=frozenset(one for one in state.ahead if one > entry.upto))
@@ -306,17 +313,17 @@ _WIDTH = 8
 
 
 def open_log(root: str | os.PathLike[str], name: str, *, fsync: bool = True) -> Log:
-    """The log of the trigger ``name`` under a root of job directories."""
+    """Open the log of the trigger ``name`` under a root of job directories."""
     return Log(open_store(f"{os.fspath(root).rstrip('/')}/{FOLDER}/{name}", private=True, fsync=fsync))
 
 
 def logged_triggers(root: str | os.PathLike[str]) -> list[str]:
-    """Names of the triggers that have a log under ``root``."""
+    """Return the names of the triggers that have a log under ``root``."""
     return open_store(f"{os.fspath(root).rstrip('/')}/{FOLDER}", private=True).list_folders()
 
 
 class Log:
-    """The log of one trigger. Several processes may each open one for the same trigger."""
+    """The log of one trigger. Several processes may each open the log of the same trigger."""
 
     def __init__(self, store: Store, *, snapshot_every: int = SNAPSHOT_EVERY) -> None:
         self.store = store
@@ -325,7 +332,7 @@ class Log:
         self._base = 0
 
     def read(self) -> State:
-        """The state after the last record.
+        """Return the state after the last record.
 
         :raises StateCorrupt: for a record that is damaged, or missing between others.
         """
@@ -353,7 +360,7 @@ class Log:
         )
 
     def append(self, entries: Sequence[Entry], *, after: State, now: datetime) -> bool:
-        """Write the record after the state ``after``. False when another record has its number, or may have.
+        """Write the record after the state ``after``. Return False if another record has, or may have, its number.
 
         :raises StorageError: when it is unknown whether the record was written; read again before deciding.
         """
@@ -370,7 +377,7 @@ class Log:
         if not self.store.put_if_absent(_name("log", number), json.dumps(record).encode() + b"\n"):
             return False
         if self._last_snapshot() >= number:
-            # Either others continued from this record, or it took the number of a record that was removed long ago.
+            # Either others continued from this record, or its number is that of a record that was removed long ago.
             return False
         self._state = apply(after, entries, number=number, time=to_text(now))
         if number - self._base >= self._every:
@@ -413,7 +420,7 @@ class Log:
         return replace(State.from_record(record), number=number)
 
     def _compact(self) -> None:
-        """Write a snapshot, and remove the records of the one before: a reader may be between the two."""
+        """Write a snapshot. Remove records up to the previous snapshot: a reader may still need the later records."""
         before, state = self._base, self._state
         record = {"schema_version": SCHEMA_VERSION, **state.to_record()}
         self.store.put_if_absent(_name("snapshots", state.number), json.dumps(record).encode() + b"\n")
