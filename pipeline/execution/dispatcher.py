@@ -436,7 +436,7 @@ class Dispatcher:
     # End of the run
 
     def _drain(self) -> Iterator[Receipt]:
-        """Let running attempts end, and cancel those that have not started."""
+        """Let running attempts end, and cancel attempts that have not started."""
         for future in self._flight.not_started():
             self._cancel(future)
         deadline = self.clock() + self.policy.grace

@@ -1,4 +1,4 @@
-"""Decide what to do about a failed attempt or a lost worker. Pure; `pipeline.execution.dispatcher` acts on it."""
+"""Choose the reaction to a failed attempt or a lost worker. Pure; `pipeline.execution.dispatcher` acts on it."""
 
 from __future__ import annotations
 

@@ -87,8 +87,9 @@ class Predictor(Protocol):
     def predict(self, matrix: np.ndarray, *, kind: OutputKind) -> np.ndarray:
         """Score ``matrix`` (float32 [rows, features]).
 
-        :returns: [rows] or [rows, k]: float32 for ``prediction``, ``margin`` and ``contributions`` (k = features + 1,
-            the bias last; for multi-class, k = classes × (features + 1)), int32 for ``leaf`` (k = trees) and ``label``.
+        :returns: [rows] or [rows, k]: float32 for ``prediction``, ``margin`` and ``contributions``, int32 for ``leaf``
+            (k = trees) and ``label``. For ``contributions``, k = features + 1 with the bias last; for multi-class,
+            k = classes × (features + 1).
         """
 
     def out_of_memory_errors(self) -> tuple[type[BaseException], ...]:

@@ -60,7 +60,7 @@ class ClusterAdapter(Protocol):
 
 
 def find_cluster(name: str, *, settings: Settings, folders: tuple[str, ...] = ()) -> ClusterAdapter:
-    """Return the adapter of a cluster with its configuration. Settings in its file override those of ``dask.config``.
+    """Return the adapter of a cluster with its configuration. The cluster's file overrides settings of ``dask.config``.
 
     :param folders: folders searched first for ``<name>.yaml`` and ``cluster_configs/<name>.yaml``.
     :raises SpecError: when the cluster is unknown, or its file is invalid.
@@ -82,7 +82,7 @@ def find_cluster(name: str, *, settings: Settings, folders: tuple[str, ...] = ()
 
 
 def site_settings(name: str, *, settings: Settings, folders: tuple[str, ...] = ()) -> Settings:
-    """Return ``settings`` with those in the file of a cluster, as `find_cluster` passes them to its adapter."""
+    """Return ``settings`` overridden by the file of a cluster, as `find_cluster` passes them to its adapter."""
     config, where = _config(name, folders)
     return with_cluster_file(settings, _settings_in(config), where=where)
 
@@ -164,7 +164,7 @@ def cluster_choice(spec: JobSpec, *, settings: Settings, of_spec: ResolvedSettin
 
 
 def settings_of(spec: JobSpec, *, settings: Settings) -> Settings:
-    """Return ``settings`` with those in the file of the chosen cluster, and that cluster as ``cluster``."""
+    """Return ``settings`` overridden by the file of the chosen cluster, with this cluster as ``cluster``."""
     name = cluster_choice(spec, settings=settings).value
     if settings.cluster not in (None, name):
         settings = replace(settings, cluster=name)

@@ -369,8 +369,13 @@ def emit(left: Any, right: Any, test: Any, order: Any, bits: Any, first: Any, st
 def assemble(left: Any, right: Any, test: Any, first: Any) -> Any:
     """Compile one tree. ``left``, ``right``: [nodes] children or -1; ``test``: [nodes] row of bits of each test.
 
-    Return the operations [any, 4], the rows of bits of the leaf number [16], each node's leaf number or -1, the bits of
-    leaf numbers, and the number of scratch rows. Scratch rows start at ``first``.
+    Return
+
+    - the operations [any, 4];
+    - the rows of bits of the leaf number [16];
+    - each node's leaf number, or -1;
+    - the number of bits of leaf numbers;
+    - the number of scratch rows, which start at ``first``.
     """
     nodes = len(left)
     order = np.empty(nodes, np.int64)

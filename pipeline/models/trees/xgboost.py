@@ -1,8 +1,8 @@
 """Read tree tables from the dict ``json.loads(booster.save_raw("json"))``, without importing xgboost.
 
-Trees. The rules are those of xgboost 3.2's CPU predictor (``src/predictor/cpu_predictor.cc``, ``src/gbm/gbtree.cc``).
-The model format is that of 3.1 and newer: ``base_score`` may be a vector. ``unsupported_xgboost`` names what these
-tables do not support; the caller then uses xgboost.
+Trees. The rules follow xgboost 3.2's CPU predictor (``src/predictor/cpu_predictor.cc``, ``src/gbm/gbtree.cc``).
+The model format is the format of 3.1 and newer: ``base_score`` may be a vector. ``unsupported_xgboost`` returns the
+reasons why the tables cannot hold a model; the caller then uses xgboost.
 
 Objectives. An objective has a link for ``base_score`` and a transformation of the output. The sources are
 ``src/objective/*`` and ``src/common/math.h`` of xgboost 3.2: float32 arithmetic with the C library's ``expf`` and
