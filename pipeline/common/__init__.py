@@ -1,1 +1,1 @@
-"""Tools that know nothing of jobs: units, digests, adapters by name, secrets, row counts, the fork server."""
+"""Tools that do not depend on jobs: units, digests, adapters by name, secrets, row counts, the fork server."""

@@ -1,4 +1,4 @@
-"""Stable content digests: the same content gives the same digest in every process, on every machine."""
+"""Stable content digests: equal content has an equal digest in every process, on every machine."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ CHUNK_BYTES = 1 << 20
 
 
 def digest_bytes(data: bytes) -> str:
-    """SHA-256 of ``data``, as 64 hexadecimal digits."""
+    """Return the SHA-256 of ``data``, as 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 def digest_json(value: Any) -> str:
-    """SHA-256 of the canonical JSON text of ``value``, as 64 hexadecimal digits.
+    """Return the SHA-256 of the canonical JSON text of ``value``, as 64 hexadecimal digits.
 
-    Keys are sorted, and fields that are None or empty containers are dropped, so that a field added later with
-    such a default leaves the digests of what is there already as they were. Frozen dataclasses count as mappings.
+    Keys are sorted. Fields that are None or empty containers are dropped, so that a new field with such a default
+    leaves existing digests unchanged. Dataclasses count as mappings.
 
-    :raises TypeError: for a value JSON cannot hold, or a float that is not finite.
+    :raises TypeError: for a value that JSON cannot hold.
+    :raises ValueError: for a float that is not finite.
     """
     text = json.dumps(_canonical(value), sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
     return digest_bytes(text.encode())
@@ -44,18 +45,18 @@ def _is_unset(value: Any) -> bool:
 
 
 class DigestingFile:
-    """A binary file that digests what is written to it, so that nobody has to read it again for that."""
+    """A binary file that digests the written bytes, so that the file is not read again for its digest."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self.sha256 = hashlib.sha256()
         self.size = 0
         self.is_abandoned = False
-        """What is still written is dropped: the library writes a footer whatever went wrong before."""
+        """True: further bytes are dropped. The Parquet library writes a footer even after an error."""
         self.closed = False
 
     def write(self, data: bytes) -> int:
-        """Write and digest; returns the number of bytes."""
+        """Write and digest ``data``. Return the number of bytes."""
         if not self.is_abandoned:
             self._file.write(data)
             self.sha256.update(data)
@@ -63,24 +64,24 @@ class DigestingFile:
         return len(data)
 
     def flush(self) -> None:
-        """Flushing is up to the store, once, at the end."""
+        """Do nothing: the store flushes once, at the end."""
 
     def tell(self) -> int:
-        """Bytes written so far."""
+        """Return the number of bytes written so far."""
         return self.size
 
     def writable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def readable(self) -> bool:
-        """It is not."""
+        """Return False."""
         return False
 
     def seekable(self) -> bool:
-        """It is not: a digest needs the bytes in order."""
+        """Return False: a digest needs the bytes in order."""
         return False
 
     def close(self) -> None:
-        """Closing the file under it is up to the store."""
+        """Mark as closed. The store closes the underlying file."""
         self.closed = True

@@ -1,8 +1,8 @@
-"""One process that imports what workers import. They are forked from it in milliseconds, and so is what replaces one.
+"""Start a process with the imports of a worker, from which workers and their replacements are forked in milliseconds.
 
-It is Python's own fork server, which Dask's nannies use where ``distributed.worker.multiprocessing-method`` says so.
-It runs no task and no step and loads no model, so that it has no threads that a fork could lose. It goes with this
-process.
+The process is Python's own fork server. Dask's nannies fork from it if ``distributed.worker.multiprocessing-method``
+is ``forkserver``. The server runs no task and no step and loads no model, so that it has no threads that a fork could
+lose. The server ends with this process.
 """
 
 from __future__ import annotations
@@ -24,28 +24,30 @@ logger = logging.getLogger(__name__)
 
 PRELOADED = ["pipeline.common.forkserver_preload"]
 ALWAYS = {"OMP_WAIT_POLICY": "PASSIVE", "MALLOC_TRIM_THRESHOLD_": "65536", "PYTHONHASHSEED": "6640"}
-"""Variables that libraries and the C library read when they are loaded. The hash seed is the one Dask's nannies set."""
+"""Variables that libraries and the C library read when loaded. The hash seed is the seed that Dask's nannies set."""
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "ARROW_IO_THREADS")
 
 _IS_SAFE = sys.platform.startswith("linux") and sys.version_info >= (3, 11, 1)
-"""Before 3.11.1 any user of the machine could have it run code: its socket had no permissions (CVE-2022-42919)."""
+"""Before 3.11.1 any user of the machine could run code in the server: its socket was open to all (CVE-2022-42919)."""
 
 _lock = threading.Lock()
 _started: dict[str, str] = {}
-"""The environment of the server that was started here."""
+"""The environment of the server that this process started; empty without a server."""
 _users: list[object] = []
-"""One for each cluster whose workers are forked from it."""
+"""One object per cluster whose workers are forked from the server."""
 
 
 SMALLEST_WORKER = 1 << 30
-"""Bytes below which a worker is not worth its own imports; fewer workers are started instead."""
+"""Smallest memory of a worker in bytes. Below it the imports do not pay, and fewer workers are started."""
 
 
 def default_shape(cores: int, memory: int) -> tuple[int, int]:
-    """Workers and threads per worker for a machine with that many bytes of memory.
+    """Return the number of workers and of threads per worker for a machine.
 
-    One thread a process up to 8 cores, because steps in pandas hold the interpreter lock; then two, above 32 four,
-    because every process pays for its imports and its copy of the model.
+    Up to 8 cores one thread per process, because steps in pandas hold the interpreter lock. Then two threads, and four
+    above 32 cores, because every process pays for its imports and its copy of the model.
+
+    :param memory: bytes of memory of the machine.
     """
     threads = 1 if cores <= 8 else 2 if cores <= 32 else 4
     workers = max(1, min(cores // threads, memory // SMALLEST_WORKER))
@@ -53,33 +55,33 @@ def default_shape(cores: int, memory: int) -> tuple[int, int]:
 
 
 def chosen_shape(cores: int, memory: int, *, workers: int | None, threads: int | None) -> tuple[int, int]:
-    """Workers and threads per worker where one of them, both or none is said; the rest as `default_shape` has it."""
+    """Return the number of workers and of threads per worker. A value that is None comes from `default_shape`."""
     usual_workers, usual_threads = default_shape(cores, memory)
     each = threads or usual_threads
     return workers or (usual_workers if each == usual_threads else max(1, cores // each)), each
 
 
 def thread_environment(cores: int, slots: int) -> dict[str, str]:
-    """Variables set before a worker is started, so that ``slots`` tasks at a time do not take each other's cores."""
+    """Return the variables to set before a worker starts, so that ``slots`` concurrent tasks share the cores."""
     return {**dict.fromkeys(_THREADS, str(max(1, cores // slots))), **ALWAYS}
 
 
 def likely_environment(workers: int | None, threads: int | None) -> dict[str, str]:
-    """The variables that workers of a local cluster on this machine will have, as far as its memory does not matter.
+    """Return the variables that workers of a local cluster on this machine will have, unless memory limits them.
 
-    :param workers: worker processes, when that is said.
-    :param threads: threads of each, when that is said.
+    :param workers: number of worker processes, if given.
+    :param threads: threads per worker, if given.
     """
     count, each = chosen_shape(CPU_COUNT, sys.maxsize, workers=workers, threads=threads)
     return thread_environment(CPU_COUNT, count * each)
 
 
 def start(environment: Mapping[str, str]) -> bool:
-    """Start the server, unless it runs. It imports while this process goes on.
+    """Start the server, unless it is running. Its imports run concurrently with this process.
 
-    :param environment: variables for it, from `thread_environment`.
-    :returns: whether workers that are to have ``environment`` can be forked: not when there is no safe one on this
-        platform, or somebody else's, or ours with another environment and in use.
+    :param environment: variables for the server, from `thread_environment`.
+    :returns: True if workers with ``environment`` can be forked. False if the platform has no safe fork server, if
+        another part of this process started one, or if ours is in use with a different environment.
     """
     with _lock:
         return _begin(environment)
@@ -87,7 +89,7 @@ def start(environment: Mapping[str, str]) -> bool:
 
 @contextmanager
 def in_use(environment: Mapping[str, str]) -> Iterator[bool]:
-    """Inside the block the server stays what it is; gives what `start` gives."""
+    """Keep the server unchanged inside the block. Yields the result of `start`."""
     user = object()
     with _lock:
         is_ours = _begin(environment)
@@ -120,24 +122,24 @@ def _begin(environment: Mapping[str, str]) -> bool:
 
 
 def is_running() -> bool:
-    """Whether `start` has started the server in this process."""
+    """True if `start` has started the server in this process."""
     return bool(_started)
 
 
 def _server_pid() -> int | None:
-    # No public way to ask. Where the name has gone a server may run that is not known of: it is left alone.
+    # There is no public API. If the private name is missing (-1), an unknown server may be running: leave it alone.
     server: Any = getattr(forkserver, "_forkserver", None)
     pid: int | None = getattr(server, "_forkserver_pid", -1)
     return pid
 
 
 def _end(owner: int) -> None:
-    """End our server at once, should it run; with this process it would end by itself, but finish its imports first."""
+    """Stop our server at once, if it is running. Otherwise it would finish its imports before it ends with us."""
     pid = _server_pid()
     if _started and os.getpid() == owner and pid is not None and pid > 0:
         with suppress(ProcessLookupError, PermissionError, ChildProcessError):
             os.kill(pid, signal.SIGTERM)
-            # Left for Python's own record of it to collect.
+            # Do not reap the process: Python's own fork server object does.
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 

@@ -1,4 +1,4 @@
-"""What the process that workers are forked from imports; see `pipeline.common.forkserver`."""
+"""The imports of the process from which workers are forked; see `pipeline.common.forkserver`."""
 
 from contextlib import suppress
 from importlib import import_module
@@ -18,6 +18,6 @@ with frozen_imports():
         "pipeline.models.trees.engine",
         "numba",
     ):
-        # Whatever is wrong with one of them is told by the worker that needs it.
+        # If an import fails, the worker that needs the module reports the error.
         with suppress(Exception):
             import_module(_module)

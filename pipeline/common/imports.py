@@ -1,4 +1,4 @@
-"""Imports in a process of our own, kept away from the garbage collector: they stay as long as it does."""
+"""Exclude imports in our own processes from garbage collection: they live as long as the process."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def frozen_imports() -> Iterator[None]:
-    """Nothing is collected inside, and nothing that is there at the end is ever looked at again.
+    """Disable garbage collection inside the block, and exclude all objects that exist at its end from later runs.
 
-    Imports make hundreds of thousands of objects and hardly any garbage. Collecting goes through all of them now and
-    then: while they are made, later on, and in each process that is forked from this one, which writes to their memory.
+    Imports make hundreds of thousands of objects and hardly any garbage. The collector would visit all of them during
+    the imports, later, and in each forked process, where a visit writes to their memory.
     """
     was_enabled = gc.isenabled()
     gc.disable()

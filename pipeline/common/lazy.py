@@ -1,4 +1,4 @@
-"""Faces of packages: public names that are imported when they are first used."""
+"""Public names of packages that are imported on first use."""
 
 from __future__ import annotations
 

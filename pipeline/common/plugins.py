@@ -1,4 +1,4 @@
-"""Look-up of adapters (flavors, sources, sinks, clusters) by a short name or by ``module:attribute``."""
+"""Find adapters (flavors, sources, sinks, clusters) by a short name or by ``module:attribute``."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pipeline.errors import SpecError
 
 
 def find_adapter(name: str, *, kind: str, built_in: Mapping[str, str]) -> Any:
-    """The adapter called ``name``.
+    """Return the adapter called ``name``.
 
-    :param kind: what it is, such as ``sink``; also the end of the entry-point group ``pipeline.<kind>s`` in which
-        other distributions offer theirs.
+    :param kind: kind of adapter, such as ``sink``. Other distributions offer adapters in the entry-point group
+        ``pipeline.<kind>s``.
     :param built_in: ``module:attribute`` per short name.
-    :raises SpecError: when there is none, or it cannot be imported.
+    :raises SpecError: if the name is unknown, or the adapter cannot be imported.
     """
     target = built_in.get(name) or (name if ":" in name else _offered(kind).get(name))
     if target is None:

@@ -22,21 +22,21 @@ class ReasonKind(StrEnum):
     MEMORY = "memory"
     """The row took too much memory."""
     FILE = "file"
-    """The file is damaged, changed, or has other columns."""
+    """The file is damaged, was changed, or has different columns."""
 
     @property
     def is_user_code(self) -> bool:
-        """Whether a step or the model is to blame, not the data."""
+        """True if a step or the model is to blame, not the data."""
         return self not in (ReasonKind.CONTRACT, ReasonKind.FILE)
 
 
 @dataclass(frozen=True)
 class Reason:
-    """The cause of a rejected row or a quarantined file. ``str()`` is short and stable, to be counted."""
+    """The cause of a rejected row or a quarantined file. ``str()`` is short and stable, for counting."""
 
     kind: ReasonKind
     error: str
-    """Name of the broken rule, or of the error or signal."""
+    """Name of the broken rule, the error or the signal."""
     source: str = ""
     """Column of the rule, or entry point of the step."""
 

@@ -1,4 +1,4 @@
-"""Where rows come from and where they went: the vocabulary every module above shares."""
+"""Origin and outcome of rows: the types that all other packages share."""
 
 from __future__ import annotations
 
@@ -16,33 +16,34 @@ class RowGroup:
 
     rows: int
     bytes: int
-    """Uncompressed bytes of the columns the job reads."""
+    """Uncompressed bytes of the columns that the job reads."""
     compressed: int
-    """Compressed bytes of the columns the job reads."""
+    """Compressed bytes of the columns that the job reads."""
     selected: bool = True
-    """False when the statistics prove that the filter keeps no row of it; it is then never read."""
+    """False if statistics prove that the filter keeps no row of the group; the group is then not read."""
 
 
 @fast_pickle
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """One input file as it was when the plan was made."""
+    """One input file at planning time."""
 
     path: str
     """Local path or fsspec URL."""
     size: int
     """Bytes."""
     version: str
-    """What changes when the content does: ``mtime:<ns>`` on local disks, ``etag:<etag>`` on object stores."""
+    """Text that changes with the content: ``mtime:<ns>`` on local disks, ``etag:<etag>`` or ``modified:<time>`` on
+    object stores."""
     row_groups: tuple[RowGroup, ...]
     hive_keys: tuple[tuple[str, str], ...] = ()
-    """Hive partition keys of its folders, in order, percent-decoded; ``__HIVE_DEFAULT_PARTITION__`` stands for null."""
+    """Hive partition keys of the folders, in order, percent-decoded; ``__HIVE_DEFAULT_PARTITION__`` means null."""
     published_row_groups: int = 0
-    """Row groups at its start that an earlier job has published: they are no part of the input."""
+    """Row groups at the start that an earlier job has published. They are not part of the input."""
     footer_digest: str = ""
-    """Digest of what its footer says of all row groups, where a later job is to find out what was appended."""
+    """Digest of the metadata of all row groups, with which a later incremental job detects appended row groups."""
     why: str = ""
-    """Why an incremental job scores it."""
+    """Reason for which an incremental job scores the file."""
 
     @property
     def input_groups(self) -> tuple[RowGroup, ...]:
@@ -51,28 +52,28 @@ class InputFile:
 
     @property
     def rows(self) -> int:
-        """All rows of the file that are part of the input, filtered ones too."""
+        """All rows of the file that are part of the input, including filtered ones."""
         return sum(group.rows for group in self.input_groups)
 
 
 @fast_pickle
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """A contiguous range of rows of one file. Ranges are numbered from the file's first row, 0, stop excluded."""
+    """A contiguous range of rows of one file. The file's first row is number 0; ``row_stop`` is excluded."""
 
     path: str
     row_start: int
     row_stop: int
     group_start: int
-    """First row group the range touches."""
+    """First row group with rows of the range."""
     group_stop: int
-    """One past the last row group the range touches."""
+    """Number after the last row group with rows of the range."""
     bytes: int
-    """Uncompressed bytes of the columns the job reads, in proportion to the rows."""
+    """Uncompressed bytes of the columns that the job reads, in proportion to the rows."""
     hive_keys: tuple[tuple[str, str], ...] = ()
-    """As in `InputFile`."""
+    """See `InputFile.hive_keys`."""
     origin: str = ""
-    """Input file the rows are from, where ``path`` is a file of rejects in the job directory; else empty."""
+    """Input file of the rows, if ``path`` is a file of rejects in the job directory; else empty."""
 
     @property
     def rows(self) -> int:
@@ -89,11 +90,11 @@ class QuarantinedFile:
     reason: str
     """Kind of reason, such as ``file:CorruptInput``."""
     message: str
-    """What was wrong with it."""
+    """Error of the file, as text."""
     rows: int | None = None
-    """As its footer says; None when it cannot be read."""
+    """Number of rows from the footer; None if the footer cannot be read."""
     hive_keys: tuple[tuple[str, str], ...] = ()
-    """As in `InputFile`."""
+    """See `InputFile.hive_keys`."""
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Self:
@@ -102,14 +103,14 @@ class QuarantinedFile:
 
     @property
     def title(self) -> str:
-        """``a.parquet (1,000 rows)``."""
+        """Path and number of rows: ``a.parquet (1,000 rows)``."""
         return f"{self.path} ({'rows unknown' if self.rows is None else f'{self.rows:,} rows'})"
 
 
 @fast_pickle
 @dataclass(frozen=True, slots=True)
 class RowCounts:
-    """What became of rows. ``input`` counts every row of the input, also those a filter drops."""
+    """Counts of rows by outcome. ``input`` counts every row of the input, including filtered rows."""
 
     input: int = 0
     output: int = 0
@@ -118,7 +119,7 @@ class RowCounts:
 
     @property
     def is_reconciled(self) -> bool:
-        """Whether every row is in exactly one place."""
+        """True if every input row is output, rejected or filtered."""
         return self.input == self.output + self.rejected + self.filtered
 
     def __add__(self, other: RowCounts) -> RowCounts:
@@ -130,7 +131,7 @@ class RowCounts:
         )
 
     def details(self) -> dict[str, int]:
-        """As JSON output shows them."""
+        """Return the counts for JSON output."""
         return {"in": self.input, "out": self.output, "rejected": self.rejected, "filtered": self.filtered}
 
     @staticmethod
@@ -140,7 +141,7 @@ class RowCounts:
 
     @staticmethod
     def total(counts: Iterable[RowCounts]) -> RowCounts:
-        """Sum."""
+        """Return the sum of ``counts``."""
         total = RowCounts()
         for one in counts:
             total = total + one

@@ -1,14 +1,14 @@
-"""The one filter against secrets in what people read: logs, messages, events, reports, JSON output.
+"""Mask secrets in all output for people: logs, messages, events, reports, JSON. Resolve references to secrets.
 
-Three nets, one after the other. What this process knows to be secret: references that it resolved, and the values of
-environment variables and of fsspec's configuration whose names say so (``AWS_SECRET_ACCESS_KEY``, ``…_TOKEN``). What
-looks like a secret: passwords in URLs, keys of known services, bearer tokens, signed URLs, private keys. And what
-stands behind a name that says so: ``password=…``, ``"token": "…"``.
+Three kinds of text are masked:
 
-References to secrets: ``env:NAME`` and ``file:PATH`` stand where a secret itself must not be written.
+- Known secrets: resolved references, and values of environment variables and of fsspec's configuration with the name
+  of a secret (``AWS_SECRET_ACCESS_KEY``, ``…_TOKEN``).
+- Texts in the form of a secret: passwords in URLs, keys of known services, bearer tokens, signed URLs, private keys.
+- Values after the name of a secret: ``password=…``, ``"token": "…"``.
 
-They are resolved by the process that uses the secret, a worker for the most part. What they resolve to is known to
-`pipeline.common.secrets` from then on, so that it turns up in no log, message or report of that process.
+References ``env:NAME`` and ``file:PATH`` are used where a secret itself must not be written. The process that uses
+the secret, mostly a worker, resolves the reference. From then on, the value is masked in all output of that process.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pipeline.errors import PipelineError, SpecError
 
 MASK = "[secret]"
 SHORTEST = 8
-"""Characters below which a value is not masked wherever it stands: it would be found in ordinary words."""
+"""Shortest value that is masked everywhere. A shorter value would match ordinary words."""
 
 _NAME = (
     r"(?:secret|passw(?:or)?d|passphrase|token|api[_-]?key|access[_-]?key|account[_-]?key|private[_-]?key|credentials?)"
@@ -48,7 +48,7 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
         re.compile(r"([?&;](?:X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)|sig|signature)=)[^\s&'\"]+", re.I),
         rf"\1{MASK}",
     ),
-    # A quoted name with its value, as in JSON and in what Python shows of a dict; then a bare name before "=".
+    # A quoted name with its value, as in JSON and the repr of a dict; then a bare name before "=".
     (
         re.compile(rf"""(["'][\w.-]*{_NAME}[\w.-]*["']\s*[:=]\s*b?(["'])){_IS_REFERENCE}.+?(?<!\\)\2""", re.I),
         rf"\1{MASK}\2",
@@ -70,21 +70,21 @@ _HINT = re.compile(
     "|key|credential",
     re.IGNORECASE,
 )
-"""What every pattern has in some spelling: most texts have none of it, and need no further look."""
+"""Matches every text that a pattern could match. Most texts do not match, and need no further check."""
 
 _secrets: set[str] = set()
 _lock = threading.Lock()
 
 
 def remember_secret(value: str) -> None:
-    """Mask ``value`` in this process from now on, wherever it stands."""
+    """Mask ``value`` in all output of this process from now on."""
     found = {line.strip() for line in (value, *value.splitlines()) if not line.startswith("-----")}
     with _lock:
         _secrets.update(part for part in found if len(part) >= SHORTEST)
 
 
 def redact(text: str) -> str:
-    """``text`` with every secret in it masked."""
+    """Return ``text`` with every secret masked."""
     for secret in _known():
         if secret in text:
             text = text.replace(secret, MASK)
@@ -95,9 +95,9 @@ def redact(text: str) -> str:
 
 
 def redact_values(value: Any, *, name: str = "") -> Any:
-    """``value`` (what JSON can hold) with every secret in its texts masked; keys stay.
+    """Return ``value`` (of a JSON type) with every secret in its texts masked. Keys are unchanged.
 
-    :param name: key that ``value`` stands under. Where it says so, the whole text is a secret.
+    :param name: key of ``value``. If the key is the name of a secret, the whole text is masked.
     """
     if isinstance(value, str):
         is_named = bool(value) and says_secret(name) and re.match(_IS_REFERENCE, value) is not None
@@ -110,13 +110,15 @@ def redact_values(value: Any, *, name: str = "") -> Any:
 
 
 def says_secret(name: str) -> bool:
-    """Whether what is called ``name`` is a secret, such as ``aws_secret_access_key``, ``PASSWORD`` or ``sas_token``."""
+    """True if ``name`` is the name of a secret, such as ``aws_secret_access_key``, ``PASSWORD`` or ``sas_token``."""
     return _SAYS_SECRET.search(name) is not None
 
 
 def redact_error(error: BaseException) -> BaseException:
-    """``error`` with every secret masked in it, in its notes and in what it came from. It is changed in place; one
-    whose text cannot be changed is given back as another error, which says its type."""
+    """Return ``error`` with every secret masked, also in its notes, cause and context.
+
+    The error is changed in place. If its text cannot be changed, a RuntimeError with its type and text is returned.
+    """
     return _redact_error(error, seen=set())
 
 
@@ -146,7 +148,7 @@ def _redact_fields(error: BaseException) -> None:
     for field in ("filename", "filename2", "strerror", "msg", "message", "reason", "__notes__"):
         value = getattr(error, field, None)
         if isinstance(value, (str, list)):
-            # Some are computed, and cannot be set.
+            # Some attributes are computed and cannot be set.
             try:
                 setattr(error, field, redact_values(value))
             except (AttributeError, TypeError):
@@ -166,10 +168,10 @@ def _text(error: BaseException) -> str:
 
 
 def _known() -> Sequence[str]:
-    """What this process knows to be secret, the longest first."""
+    """Return the known secrets of this process, longest first."""
     with _lock:
         remembered = frozenset(_secrets)
-    # Another thread may be in the middle of importing it.
+    # Another thread may be importing the module.
     config = getattr(sys.modules.get("fsspec.config"), "conf", {})
     configured = frozenset(_secrets_in(config)) if config else frozenset()
     return _spellings(remembered | configured | _secrets_of(tuple(os.environ.items())))
@@ -182,13 +184,13 @@ def _secrets_of(variables: tuple[tuple[str, str], ...]) -> frozenset[str]:
 
 @lru_cache(maxsize=4)
 def _spellings(secrets: frozenset[str]) -> Sequence[str]:
-    """As they stand in URLs, in JSON, and in what Python shows."""
+    """Return ``secrets`` with their spellings in URLs and in Python's repr, longest first."""
     written = {quote(secret, safe="") for secret in secrets} | {repr(secret)[1:-1] for secret in secrets}
     return sorted(secrets | written, key=len, reverse=True)
 
 
 def _is_secret(value: str) -> bool:
-    """Whether the value of a variable that says so can be one: paths of files, numbers and short words are not."""
+    """True if the value of a variable with a secret's name can be a secret: not a path, a number or a short word."""
     return len(value) >= SHORTEST and not value.startswith(("/", "~", "./")) and not value.isdigit()
 
 
@@ -204,7 +206,7 @@ def _secrets_in(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 class _Records:
-    """Makes log records as ``make`` does, with secrets masked: also for handlers that somebody else set up."""
+    """Make log records like ``make``, with secrets masked, also for handlers that other code has set up."""
 
     def __init__(self, make: Any) -> None:
         self.make = make
@@ -213,20 +215,20 @@ class _Records:
         record: logging.LogRecord = self.make(*args, **kwargs)
         try:
             text = record.getMessage()
-        except Exception:  # the handler will tell whoever wrote the format
+        except Exception:  # the handler reports the wrong format
             return record
         masked = redact(text)
         if masked != text:
             record.msg, record.args = masked, None
         if record.exc_info and record.exc_info[0] is not None:
-            # What a formatter finds here it takes, instead of formatting the exception itself.
+            # A formatter uses this text instead of formatting the exception itself.
             record.exc_text = redact("".join(traceback.format_exception(*record.exc_info)).rstrip("\n"))
         return record
 
 
 @contextmanager
 def masking_logs() -> Iterator[None]:
-    """Every log record that this process makes inside the block has its secrets masked."""
+    """Mask secrets in every log record that this process makes inside the block."""
     before = logging.getLogRecordFactory()
     mask_logs()
     try:
@@ -237,14 +239,14 @@ def masking_logs() -> Iterator[None]:
 
 
 def mask_logs() -> None:
-    """As `masking_logs`, for as long as the process lives."""
+    """Mask secrets in every log record of this process from now on."""
     factory = logging.getLogRecordFactory()
     if not isinstance(factory, _Records):
         logging.setLogRecordFactory(_Records(factory))
 
 
 class _Stream:
-    """A text stream that masks what is written to it, and is the stream below in all else."""
+    """A text stream that masks secrets in the written text. All else is delegated to the underlying stream."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -262,7 +264,7 @@ class _Stream:
 
 
 def mask_streams() -> None:
-    """What this process prints has its secrets masked from now on."""
+    """Mask secrets in stdout and stderr of this process from now on."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None and not isinstance(stream, _Stream):
@@ -271,19 +273,19 @@ def mask_streams() -> None:
 
 SCHEMES = ("env:", "file:")
 _SECRET_OPTIONS = {"key", "sas", "connection_string", "auth", "authorization"}
-"""Names of options that hold a secret, or half of one, without saying so."""
+"""Names of options that hold a secret, or a part of one, and are not matched by `says_secret`."""
 
 
 def is_reference(text: str) -> bool:
-    """Whether ``text`` says where a secret is, instead of what it is."""
+    """True if ``text`` is a reference to a secret."""
     return text.startswith(SCHEMES) and not text.startswith("file://")
 
 
 def resolve_reference(text: str, *, where: str) -> str:
-    """What ``text`` refers to; a text that is no reference is given back as it is.
+    """Return the secret to which ``text`` refers; a text that is not a reference is returned unchanged.
 
-    :param where: field that holds it, for the message.
-    :raises SpecError: when the variable is not set in this process, or the file cannot be read.
+    :param where: field that holds ``text``, for the message.
+    :raises SpecError: if the variable is not set in this process, or the file is empty or cannot be read.
     """
     if not is_reference(text):
         return text
@@ -294,7 +296,7 @@ def resolve_reference(text: str, *, where: str) -> str:
 
 
 def resolve_options(options: Mapping[str, Any], *, where: str) -> dict[str, Any]:
-    """``options`` with every reference in them resolved, however deep it lies."""
+    """Return ``options`` with every reference resolved, at any depth."""
     return {str(name): _resolve(value, where=f"{where}.{name}") for name, value in options.items()}
 
 
@@ -309,7 +311,7 @@ def _resolve(value: Any, *, where: str) -> Any:
 
 
 def written_secret(options: Mapping[str, Any]) -> str:
-    """Name of the first option that holds a secret itself instead of a reference to it; empty when none does."""
+    """Return the name of the first option that holds a secret instead of a reference; empty if there is none."""
     for name, value in options.items():
         inner = written_secret(value) if isinstance(value, Mapping) else ""
         if inner:

@@ -1,4 +1,4 @@
-"""Wall time of blocks of code, added up."""
+"""Measure the total wall time of blocks of code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        """Seconds of all blocks that have ended, whether with an error or not."""
+        """Seconds of all blocks that have ended, with or without an error."""
         self._started_at = 0.0
 
     def __enter__(self) -> Stopwatch:

@@ -1,4 +1,4 @@
-"""Lines, tables and HTML that results are shown as. Pure."""
+"""Format results as lines, tables and HTML. Pure."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 LABEL = 11
-"""Columns for the word at the start of a line."""
+"""Width of the label at the start of a line, in characters."""
 
 
 def labelled(fields: Mapping[str, str]) -> list[str]:
-    """One line per field with a text: its name, then the text."""
+    """Return one line per field with a text: name, then text."""
     return [label_line(name, text) for name, text in fields.items() if text]
 
 
 def label_line(name: str, text: str) -> str:
-    """One indented line: ``name``, padded to `LABEL` columns, then ``text``."""
+    """Return one indented line: ``name``, padded to `LABEL` characters, then ``text``."""
     return f"  {name:<{LABEL}}{text}"
 
 
 def next_lines(commands: Sequence[str]) -> list[str]:
-    """The commands to type next, one a line."""
+    """Return the commands to type next, one per line."""
     return [label_line("" if index else "next", command) for index, command in enumerate(commands)]
 
 
 def table_text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table with columns as wide as their longest cell."""
+    """Return a table with columns as wide as their longest cell."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     return "\n".join(
         "  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in (header, *rows)
@@ -33,16 +33,16 @@ def table_text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def listed(names: Sequence[str], *, shown: int = 12) -> str:
-    """``a, b and 3 more``."""
+    """Return ``a, b and 3 more``."""
     return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def shortened(text: str, *, width: int = 160) -> str:
-    """``text``, cut to ``width`` characters with an ellipsis."""
+    """Return ``text``, cut to ``width`` characters with an ellipsis."""
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def html_table(title: str, fields: Iterable[tuple[str, str]]) -> str:
-    """A small HTML table with a caption and one row per field that has a text."""
+    """Return a small HTML table with a caption and one row per field with a text."""
     rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in fields if text)
     return f"<table><caption>{escape(title)}</caption><tbody>{rows}</tbody></table>"

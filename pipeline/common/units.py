@@ -1,4 +1,4 @@
-"""Sizes, times and counts as people write and read them."""
+"""Parse and format sizes, times and counts for people."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pipeline.errors import SpecError
 
 Clock = Callable[[], datetime]
-"""Where the time comes from; tests give their own."""
+"""A function that returns the current time; tests pass their own."""
 
 _SIZE = re.compile(r"\s*(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[A-Za-z]*)\s*")
 _UNITS = {
@@ -35,10 +35,10 @@ _BINARY = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def parse_bytes(text: str | int, *, where: str = "") -> int:
-    """Bytes of ``text``: ``256 MiB`` (1024 × 1024 each), ``1.5GB`` (10**9), or a plain number.
+    """Return the bytes of ``text``: ``256 MiB`` (1024 × 1024 each), ``1.5GB`` (10**9), or a plain number.
 
-    :param where: the field it comes from, for the message.
-    :raises SpecError: for anything else, and for nothing (0).
+    :param where: field that holds ``text``, for the message.
+    :raises SpecError: for any other text, and for 0.
     """
     match = _SIZE.fullmatch(str(text))
     unit = _UNITS.get(match["unit"].lower()) if match else None
@@ -51,10 +51,10 @@ def parse_bytes(text: str | int, *, where: str = "") -> int:
 
 
 def parse_seconds(text: str | float, *, where: str = "") -> float:
-    """Seconds of ``text``: ``90 s``, ``15 min``, ``2 h``, ``1 d``, or a plain number of seconds; 0 is one too.
+    """Return the seconds of ``text``: ``90 s``, ``15 min``, ``2 h``, ``1 d``, or a plain number of seconds, also 0.
 
-    :param where: the field it comes from, for the message.
-    :raises SpecError: for anything else.
+    :param where: field that holds ``text``, for the message.
+    :raises SpecError: for any other text.
     """
     match = _DURATION.fullmatch(str(text))
     unit = _DURATIONS.get(match["unit"].lower()) if match else None
@@ -66,7 +66,7 @@ def parse_seconds(text: str | float, *, where: str = "") -> float:
 
 
 def format_bytes(count: float) -> str:
-    """``1.5 GiB``: three digits at least, powers of 1024."""
+    """Return ``1.5 GiB``: powers of 1024, with one decimal below 100."""
     value, step = float(count), 0
     while abs(value) >= 1024 and step < len(_BINARY) - 1:
         value, step = value / 1024, step + 1
@@ -74,7 +74,7 @@ def format_bytes(count: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """``0.43 s``, ``12.3 s``, ``3 min 05 s``, ``2 h 07 min``."""
+    """Return ``0.43 s``, ``12.3 s``, ``3 min 05 s`` or ``2 h 07 min``."""
     if seconds < 10:
         return f"{seconds:.2f} s"
     if seconds < 59.95:
@@ -86,14 +86,14 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_count(count: float) -> str:
-    """``1,234,567``."""
+    """Return ``1,234,567``."""
     return f"{count:,.0f}"
 
 
 def plural(count: int, noun: str, nouns: str = "") -> str:
-    """``1 partition``, ``2 partitions``, ``1,000 retries``.
+    """Return ``1 partition``, ``2 partitions`` or ``1,000 retries``.
 
-    :param nouns: the plural, where it is irregular.
+    :param nouns: the plural, if irregular.
     """
     if count == 1:
         return f"1 {noun}"
@@ -102,10 +102,10 @@ def plural(count: int, noun: str, nouns: str = "") -> str:
 
 
 def utc_now() -> datetime:
-    """The time now, UTC."""
+    """Return the current time in UTC."""
     return datetime.now(UTC)
 
 
 def iso_time(moment: datetime) -> str:
-    """``2026-01-01T12:00:00.000Z``."""
+    """Return ``2026-01-01T12:00:00.000Z``."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
