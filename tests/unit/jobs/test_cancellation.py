@@ -22,6 +22,7 @@ def job(tmp_path: Path) -> JobDirectory:
 
 
 def test_a_job_without_a_driver_is_cancelled_at_once(job: JobDirectory) -> None:
+    """Without a driver, the job is CANCELLED at once, with the reason; a second request reports ENDED."""
     assert cancel_job(job, reason="wrong month") is CancelOutcome.CANCELLED
     last = job.events.read()[-1]
     assert last["after"] == "CANCELLED"
@@ -30,6 +31,7 @@ def test_a_job_without_a_driver_is_cancelled_at_once(job: JobDirectory) -> None:
 
 
 def test_one_that_ended_is_left_as_it_is(job: JobDirectory) -> None:
+    """A request for a job that has ended changes no status and leaves no file."""
     job.set_status(Status.FAILED)
     assert cancel_job(job) is CancelOutcome.ENDED
     assert job.status() is Status.FAILED
@@ -37,6 +39,7 @@ def test_one_that_ended_is_left_as_it_is(job: JobDirectory) -> None:
 
 
 def test_a_driver_is_asked(job: JobDirectory) -> None:
+    """A running driver receives the request and sets the final status itself."""
     stop = Stop()
     with hold_lease(job.store, lease_seconds=0.6) as lease, watch_for_cancel(job.store, lease.epoch, stop):
         job.set_status(Status.RUNNING)
@@ -47,6 +50,7 @@ def test_a_driver_is_asked(job: JobDirectory) -> None:
 
 
 def test_a_request_that_drains_can_be_made_one_that_does_not(job: JobDirectory) -> None:
+    """A second request with ``now`` replaces a request that drains."""
     stop = Stop()
     with watch_for_cancel(job.store, 1, stop):
         job.store.replace("cancel/1.json", CancelRequest(1, "", "me").to_json_bytes())
@@ -57,6 +61,7 @@ def test_a_request_that_drains_can_be_made_one_that_does_not(job: JobDirectory) 
 
 
 def test_a_request_is_for_one_epoch(job: JobDirectory) -> None:
+    """A request counts for one epoch only, so that a resumed job is not cancelled again."""
     acquire_lease(job.store).release()
     job.store.replace("cancel/1.json", CancelRequest(1, "", "me").to_json_bytes())
     assert find_request(job.store, 1) is not None
@@ -64,11 +69,13 @@ def test_a_request_is_for_one_epoch(job: JobDirectory) -> None:
 
 
 def test_a_damaged_request_counts(job: JobDirectory) -> None:
+    """A damaged request file still cancels."""
     job.store.replace("cancel/1.json", b"")
     assert find_request(job.store, 1) is not None
 
 
 def test_the_watch_is_over_with_its_block(job: JobDirectory) -> None:
+    """The thread that watches for requests ends with its block."""
     with watch_for_cancel(job.store, 1, Stop()):
         pass
     assert not [one for one in threading.enumerate() if one.name == "pipeline-cancel"]

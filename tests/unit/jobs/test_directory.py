@@ -41,18 +41,21 @@ def directory(tmp_path: Path, job: SmallJob) -> JobDirectory:
 
 
 def test_job_id_is_pure_and_sortable() -> None:
+    """A new id is the job's name, the UTC time and the given entropy, and nothing else."""
     assert new_job_id("churn-nightly", now=NOON, entropy="a1b2") == "churn-nightly-20260101-120000-a1b2"
     assert new_job_id("x", now=NOON.astimezone(None), entropy="0") == "x-20260101-120000-0"
 
 
 @pytest.mark.parametrize("bad", ["", "../x", "A", ".x", "a/b", "a b", "x" * 101, "a\0"])
 def test_bad_ids_are_refused(tmp_path: Path, job: SmallJob, bad: str) -> None:
+    """An invalid id is rejected before any folder is created."""
     with pytest.raises(RefusedForSafety):
         JobDirectory.create(tmp_path / "jobs", job.plan, job=bad)
     assert not (tmp_path / "jobs").exists()
 
 
 def test_create_writes_the_layout(tmp_path: Path, directory: JobDirectory, job: SmallJob) -> None:
+    """A new directory has the four files, private modes and the plan's digest."""
     root = tmp_path / "jobs" / "small-1"
     assert sorted(os.listdir(root)) == ["events.jsonl", "job.json", "plan.parquet", "spec.yaml"]
     record = json.loads((root / "job.json").read_text())
@@ -72,6 +75,7 @@ def test_open_reads_the_same_plan(directory: JobDirectory, job: SmallJob) -> Non
 
 
 def test_same_plan_resumes_and_another_is_refused(tmp_path: Path, directory: JobDirectory, job: SmallJob) -> None:
+    """The same plan under an existing id resumes the job; another plan raises `PlanMismatch`."""
     jobs = tmp_path / "jobs"
     assert JobDirectory.open_or_create(jobs, job.plan, job="small-1").record == directory.record
     assert JobDirectory.create(jobs, job.plan, job="small-1").record == directory.record
@@ -83,6 +87,7 @@ def test_same_plan_resumes_and_another_is_refused(tmp_path: Path, directory: Job
 
 
 def test_racing_creators_get_one_job(tmp_path: Path, job: SmallJob) -> None:
+    """Of creators that race, those with the stored plan get the job, and the others `PlanMismatch`."""
     plans = [job.plan, replace(job.plan, keep=())] * 3
     barrier, got, refused = threading.Barrier(len(plans)), [], []  # type: ignore[var-annotated]
 
@@ -111,6 +116,7 @@ def test_racing_creators_get_one_job(tmp_path: Path, job: SmallJob) -> None:
 def test_another_cut_of_the_same_work_resumes_the_stored_one(
     tmp_path: Path, directory: JobDirectory, job: SmallJob
 ) -> None:
+    """A plan that differs only in its partitions resumes the job with the stored partitions."""
     one = Partition("00000", tuple(part.fragments[0] for part in job.plan.partitions))
     other = replace(job.plan, partitions=(one,))
     assert other.digest != job.plan.digest
@@ -120,6 +126,7 @@ def test_another_cut_of_the_same_work_resumes_the_stored_one(
 
 
 def test_no_job_json_is_no_job(tmp_path: Path) -> None:
+    """A folder without ``job.json`` is not a job directory."""
     with pytest.raises(StateCorrupt, match="not a job directory"):
         JobDirectory.open(tmp_path)
 
@@ -127,6 +134,7 @@ def test_no_job_json_is_no_job(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"schema_version": 9}', b'{"schema_version": 1}'])
 @pytest.mark.fault(43)
 def test_damaged_job_json(directory: JobDirectory, content: bytes) -> None:
+    """A damaged ``job.json`` raises `StateCorrupt` and names the file."""
     directory.store.replace("job.json", content)
     with pytest.raises(StateCorrupt, match=r"job\.json"):
         JobDirectory.open(directory.root)
@@ -134,6 +142,7 @@ def test_damaged_job_json(directory: JobDirectory, content: bytes) -> None:
 
 @pytest.mark.fault(43)
 def test_damaged_plan(directory: JobDirectory) -> None:
+    """A truncated ``plan.parquet`` raises `StateCorrupt` and names the file."""
     data = directory.store.read("plan.parquet")
     directory.store.replace("plan.parquet", data[: len(data) // 2])
     with pytest.raises(StateCorrupt, match=r"plan\.parquet"):
@@ -142,6 +151,7 @@ def test_damaged_plan(directory: JobDirectory) -> None:
 
 @pytest.mark.fault(43)
 def test_plan_of_another_job(tmp_path: Path, directory: JobDirectory, job: SmallJob) -> None:
+    """A plan whose digest differs from ``job.json`` raises `StateCorrupt`."""
     other = JobDirectory.create(tmp_path / "jobs", replace(job.plan, keep=()), job="other")
     directory.store.replace("plan.parquet", other.store.read("plan.parquet"))
     with pytest.raises(StateCorrupt, match="not the plan"):
@@ -155,6 +165,7 @@ def test_folder_of_another_user_is_refused(directory: JobDirectory, monkeypatch:
 
 
 def test_status_follows_the_table(directory: JobDirectory) -> None:
+    """A transition outside the table raises, and the status stays."""
     event = directory.set_status(Status.RUNNING, reason="3 workers")
     assert (event.before, event.after, event.reason) == ("PLANNED", "RUNNING", "3 workers")
     with pytest.raises(StateCorrupt, match="RUNNING -> SUCCEEDED"):
@@ -163,6 +174,7 @@ def test_status_follows_the_table(directory: JobDirectory) -> None:
 
 
 def test_events_survive_a_torn_line(directory: JobDirectory) -> None:
+    """A torn last line of ``events.jsonl`` is skipped, and later events are read."""
     directory.set_status(Status.RUNNING)
     text = directory.store.read("events.jsonl")
     directory.store.replace("events.jsonl", text + b'{"time": "2026-01-01T12:00:00Z", "event": "sta')
@@ -182,6 +194,7 @@ def test_receipts_come_in_source_order(directory: JobDirectory, job: SmallJob) -
 
 
 def test_receipts_on_an_object_store(job: SmallJob) -> None:
+    """Receipts are written, read and found on an object store as on a disk."""
     directory = JobDirectory.create("memory://jobs", job.plan, job="remote-1")
     write_receipts(directory, job)
     assert [receipt.rows.output for receipt in directory.receipts.all()] == [30, 5, 40]
@@ -199,6 +212,7 @@ def test_damaged_receipt_names_the_file(directory: JobDirectory, job: SmallJob, 
 
 @pytest.mark.fault(43)
 def test_receipt_of_another_plan_or_name(directory: JobDirectory, job: SmallJob) -> None:
+    """A receipt with another plan or partition than its file name raises `StateCorrupt`."""
     receipt = write_receipt(directory, job, job.plan.partitions[0])
     place = "rounds/0/receipts/00001.json"
     for wrong in (receipt, replace(receipt, partition="00001", plan="0" * 64)):
@@ -208,6 +222,7 @@ def test_receipt_of_another_plan_or_name(directory: JobDirectory, job: SmallJob)
 
 
 def test_receipt_of_no_partition(directory: JobDirectory, job: SmallJob) -> None:
+    """A receipt of a partition that is not in the plan raises `StateCorrupt`."""
     receipt = write_receipt(directory, job, job.plan.partitions[0])
     directory.store.replace("rounds/0/receipts/00077.json", replace(receipt, partition="00077").to_json_bytes())
     with pytest.raises(StateCorrupt, match="00077"):
@@ -222,6 +237,7 @@ def _split(directory: JobDirectory, partition: Partition) -> Receipt:
 
 
 def test_splits_resolve_to_halves_of_halves(directory: JobDirectory, job: SmallJob) -> None:
+    """A split part may be split again; ids, rows and row groups follow."""
     files = {file.path: file for file in job.plan.files}
     first = job.plan.partitions[0]
     _split(directory, first)
@@ -238,11 +254,13 @@ def test_splits_resolve_to_halves_of_halves(directory: JobDirectory, job: SmallJ
 
 
 def test_a_row_cannot_be_split(job: SmallJob) -> None:
+    """A partition of one row has no halves."""
     fragment = replace(job.plan.partitions[0].fragments[0], row_start=3, row_stop=4)
     assert halves(Partition("00000", (fragment,)), {file.path: file for file in job.plan.files}) is None
 
 
 def test_manifest_is_committed_once(directory: JobDirectory, job: SmallJob) -> None:
+    """A second commit of the same output does not land, and keeps the number."""
     manifest = directory.manifests.prepare(directory.ledger(write_receipts(directory, job)))
     assert directory.manifests.last() is None
     assert directory.manifests.commit(manifest).landed
@@ -254,6 +272,7 @@ def test_manifest_is_committed_once(directory: JobDirectory, job: SmallJob) -> N
 
 
 def test_same_output_made_later_is_the_same_commit(directory: JobDirectory, job: SmallJob) -> None:
+    """The time of creation is no part of a commit: the first manifest stays."""
     manifest = directory.manifests.prepare(directory.ledger(write_receipts(directory, job)))
     directory.manifests.commit(manifest)
     later = replace(manifest, created="2030-01-01T00:00:00.000Z")
@@ -261,6 +280,7 @@ def test_same_output_made_later_is_the_same_commit(directory: JobDirectory, job:
 
 
 def test_the_order_in_which_partitions_end_does_not_count(directory: JobDirectory, job: SmallJob) -> None:
+    """The manifest lists files in source order, whatever the order of the receipts."""
     receipts = write_receipts(directory, job)
     manifest = directory.manifests.commit(directory.manifests.prepare(directory.ledger(reversed(receipts)))).manifest
     assert [file.partition for file in manifest.files] == [partition.id for partition in job.plan.partitions]
@@ -268,6 +288,7 @@ def test_the_order_in_which_partitions_end_does_not_count(directory: JobDirector
 
 
 def test_another_output_under_the_number_conflicts(directory: JobDirectory, job: SmallJob) -> None:
+    """A commit of other files under a used number raises `OutputConflict`."""
     manifest = directory.manifests.prepare(directory.ledger(write_receipts(directory, job)))
     directory.manifests.commit(manifest)
     with pytest.raises(OutputConflict, match="another driver"):
@@ -286,6 +307,7 @@ def test_a_retry_that_repairs_gets_the_next_number(directory: JobDirectory, job:
 
 @pytest.mark.fault(33)
 def test_commit_whose_reply_is_lost_has_landed(directory: JobDirectory, job: SmallJob) -> None:
+    """A commit whose reply is lost is read back and counts as landed."""
     manifest = directory.manifests.prepare(directory.ledger(write_receipts(directory, job)))
 
     def lost() -> BaseException:
@@ -296,6 +318,7 @@ def test_commit_whose_reply_is_lost_has_landed(directory: JobDirectory, job: Sma
 
 
 def test_commit_of_unknown_outcome_raises(directory: JobDirectory, job: SmallJob) -> None:
+    """If the manifest cannot be read back, the storage error is raised."""
     manifest = directory.manifests.prepare(directory.ledger(write_receipts(directory, job)))
 
     def lost() -> BaseException:
@@ -307,6 +330,7 @@ def test_commit_of_unknown_outcome_raises(directory: JobDirectory, job: SmallJob
 
 
 def test_report_is_replaced(directory: JobDirectory) -> None:
+    """A report is replaced as a whole; a damaged report reads as none."""
     assert directory.read_report() is None
     directory.write_report({"status": "SUCCEEDED"})
     assert directory.read_report() == {"status": "SUCCEEDED"}
@@ -315,6 +339,7 @@ def test_report_is_replaced(directory: JobDirectory) -> None:
 
 
 def test_storage_fault_while_creating_leaves_no_job(tmp_path: Path, job: SmallJob) -> None:
+    """A storage error during creation leaves no job in the list."""
     root = tmp_path / "jobs" / "j-1"
     store = FaultyStore(LocalStore(root, private=True), Faults(0, fault=io_error))
     with pytest.raises(OSError, match="error"):
@@ -345,6 +370,7 @@ def _jobs(tmp_path: Path, job: SmallJob) -> Path:
     ],
 )
 def test_some_jobs_are_listed(tmp_path: Path, job: SmallJob, wanted: dict[str, Any], found: list[str]) -> None:
+    """Name patterns, statuses and the limit select from the newest jobs on."""
     root = _jobs(tmp_path, job)
     JobDirectory.open(root / "alpha-1").set_status(Status.FAILED)
     (root / ".queue").mkdir()
@@ -352,6 +378,7 @@ def test_some_jobs_are_listed(tmp_path: Path, job: SmallJob, wanted: dict[str, A
 
 
 def test_jobs_are_listed_newest_first(tmp_path: Path, job: SmallJob) -> None:
+    """Jobs are listed newest first, with age and partitions; damaged jobs are skipped."""
     root = _jobs(tmp_path, job)
     assert [one.record.job for one in list_jobs(root)] == ["beta-1", "alpha-2", "alpha-1"]
     (root / "alpha-2" / "job.json").write_text("{")
@@ -363,6 +390,7 @@ def test_jobs_are_listed_newest_first(tmp_path: Path, job: SmallJob) -> None:
 
 
 def test_jobs_are_found_by_last_prefix_and_path(tmp_path: Path, job: SmallJob) -> None:
+    """A job is found by ``@last``, by a unique prefix, by its id and by its path."""
     root = _jobs(tmp_path, job)
     assert find_job(root, "@last").id == "beta-1"
     assert find_job(root, "b").id == "beta-1"
@@ -371,6 +399,7 @@ def test_jobs_are_found_by_last_prefix_and_path(tmp_path: Path, job: SmallJob) -
 
 
 def test_ambiguous_and_unknown_jobs(tmp_path: Path, job: SmallJob) -> None:
+    """An ambiguous prefix names its matches; an unknown or empty name and an empty root raise `SpecError`."""
     root = _jobs(tmp_path, job)
     with pytest.raises(SpecError, match=r"alpha-2.*alpha-1") as caught:
         find_job(root, "alpha")

@@ -72,11 +72,13 @@ def leave_behind(store: LocalStore, **changes: object) -> Holder:
     ],
 )
 def test_decisions(sight: LeaseSnapshot, waited: float, is_dead: bool, expected: Verdict) -> None:
+    """The verdict depends on holder, heartbeat, the time waited and the lease seconds alone."""
     first = LeaseSnapshot(3, HOLDER, "a 7")
     assert judge_lease(sight, first=first, waited=waited, lease_seconds=30.0, is_dead=is_dead) is expected
 
 
 def test_released_leases_are_taken_at_once_with_rising_epochs(store: LocalStore) -> None:
+    """A released lease is acquired without waiting, with the next epoch."""
     for epoch in (1, 2, 3):
         with hold_lease(store) as lease:
             assert (lease.epoch, lease.taken) == (epoch, Verdict.FREE)
@@ -85,6 +87,7 @@ def test_released_leases_are_taken_at_once_with_rising_epochs(store: LocalStore)
 
 
 def test_a_live_driver_locks_the_job_and_is_named(store: LocalStore) -> None:
+    """A heartbeat during the wait raises `JobLocked`, which names the holder's process."""
     clock = FakeClock(1000.0)
     with hold_lease(store) as lease:
         clock.during_pause[2] = lease.beat
@@ -100,6 +103,7 @@ def test_a_live_driver_locks_the_job_and_is_named(store: LocalStore) -> None:
 def test_silence_on_another_machine_is_taken_over_after_lease_seconds(
     store: LocalStore, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """A lease of another machine without heartbeat is acquired after 30 s, with one warning."""
     leave_behind(store)
     clock = FakeClock(1000.0)
     with caplog.at_level("WARNING"):
@@ -114,6 +118,7 @@ def test_silence_on_another_machine_is_taken_over_after_lease_seconds(
 
 @pytest.mark.fault(45)
 def test_a_wall_clock_that_jumps_changes_nothing(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wall clock that jumps by an hour does not change the wait: only the monotonic clock counts."""
     hour = 3600.0
     jumps = itertools.cycle((hour, -hour))
     real = time.time
@@ -135,6 +140,7 @@ def test_a_wall_clock_that_jumps_changes_nothing(store: LocalStore, monkeypatch:
 
 
 def test_of_two_that_wait_for_a_stale_lease_one_gets_it(store: LocalStore) -> None:
+    """Of two drivers that wait for a stale lease, one acquires it, and the other gets `JobLocked`."""
     leave_behind(store)
     first, second = FakeClock(1000.0), FakeClock(1000.0)
     # The first takes the job in the very moment in which the second has waited for long enough.
@@ -145,6 +151,7 @@ def test_of_two_that_wait_for_a_stale_lease_one_gets_it(store: LocalStore) -> No
 
 
 def test_losing_the_race_for_an_epoch_is_a_lock(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that loses the race for an epoch gets `JobLocked`."""
     put = store.put_if_absent
 
     def slow(name: str, data: bytes) -> bool:
@@ -160,6 +167,7 @@ def test_losing_the_race_for_an_epoch_is_a_lock(store: LocalStore, monkeypatch: 
 
 @pytest.mark.fault(12)
 def test_a_driver_that_slept_through_a_takeover_is_fenced(store: LocalStore) -> None:
+    """A paused driver whose lease was acquired by another is `Fenced`, and cannot change the new lease."""
     paused = acquire_lease(store)
     paused.check()
     clock = FakeClock(1000.0)
@@ -177,6 +185,7 @@ def test_a_driver_that_slept_through_a_takeover_is_fenced(store: LocalStore) -> 
 
 
 def test_the_heartbeat_notices_a_takeover(store: LocalStore) -> None:
+    """A heartbeat sets ``is_lost`` when a higher epoch exists."""
     lease = acquire_lease(store)
     store.put_if_absent("lease/2.json", replace(HOLDER, epoch=2).to_json_bytes())
     assert not lease.is_lost
@@ -185,6 +194,7 @@ def test_the_heartbeat_notices_a_takeover(store: LocalStore) -> None:
 
 
 def test_the_thread_beats_until_the_end(store: LocalStore) -> None:
+    """The heartbeat counts up from 1, ends with ``released``, and leaves no thread."""
     beats, enough = [], threading.Event()
     replace_verb = store.replace
 
@@ -204,6 +214,7 @@ def test_the_thread_beats_until_the_end(store: LocalStore) -> None:
 
 
 def test_a_process_that_has_ended_is_told_from_others(store: LocalStore) -> None:
+    """A holder has ended only if its process on this machine is gone, even if the number is used again."""
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     holder = leave_behind(store, pid=child.pid, process=identify(child.pid))
     assert holder.process
@@ -227,17 +238,21 @@ def test_a_process_that_has_ended_is_told_from_others(store: LocalStore) -> None
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"schema_version": 1, "epoch": 1}'])
 def test_a_damaged_record_only_costs_the_wait(store: LocalStore, content: bytes) -> None:
+    """A damaged lease record can be acquired after the full wait."""
     store.replace("lease/1.json", content)
     clock = FakeClock(1000.0)
     assert acquire_lease(store, clock=clock, pause=clock.pause).taken is Verdict.STALE
 
 
 def test_records_survive_json() -> None:
+    """A holder is read back from its JSON unchanged."""
     assert Holder.from_json(HOLDER.to_json_bytes()) == HOLDER
     assert json.loads(HOLDER.to_json_bytes())["schema_version"] == 1
 
 
 def test_a_full_disk_is_no_lease(store: LocalStore) -> None:
+    """A full disk raises `DiskFull` and acquires no lease."""
+
     class Full(LocalStore):
         def put_if_absent(self, name: str, data: bytes) -> bool:
             raise DiskFull("there is no space left on the storage")
@@ -248,6 +263,7 @@ def test_a_full_disk_is_no_lease(store: LocalStore) -> None:
 
 
 def test_a_farewell_that_cannot_be_written_hides_nothing(store: LocalStore) -> None:
+    """A release that fails does not mask the error of the block."""
     faulty = FaultyStore(store, Faults(None, fault=disk_full, is_permanent=True))
 
     def drive() -> None:

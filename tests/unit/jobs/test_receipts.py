@@ -35,6 +35,7 @@ def kind(request: pytest.FixtureRequest) -> type[Receipts]:
 
 
 def test_what_goes_in_comes_out_by_round_and_source_order(kind: type[Receipts]) -> None:
+    """Receipts are kept by round and partition, sort in source order, and know their splits."""
     some = [receipt("00010"), receipt("00002", splits=("00002.0", "00002.1")), receipt("00001", round=1)]
     some += [receipt("00002.1"), receipt("00002.0")]
     held = kind(some)
@@ -55,6 +56,7 @@ def test_what_goes_in_comes_out_by_round_and_source_order(kind: type[Receipts]) 
 
 
 def test_of_two_for_a_partition_the_last_one_is_there(kind: type[Receipts]) -> None:
+    """A second receipt of a partition replaces the first."""
     held = kind([receipt("00001", splits=("00001.0",))])
     later = receipt("00001", worker="another")
     held.add(later)
@@ -63,6 +65,7 @@ def test_of_two_for_a_partition_the_last_one_is_there(kind: type[Receipts]) -> N
 
 
 def test_a_book_that_outgrows_its_memory_goes_to_a_file_and_loses_nothing() -> None:
+    """Receipts beyond the memory limit move to a file and stay readable."""
     held, count = SpooledReceipts(), 0
     while held._end <= 1.5 * SPOOLED:
         held.add(receipt(f"{count:05d}", batch_rows=count))

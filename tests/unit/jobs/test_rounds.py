@@ -46,6 +46,7 @@ def places(directory: JobDirectory) -> list[tuple[int, str, int]]:
 
 
 def test_without_rounds_the_ledger_is_what_the_receipts_say(directory: JobDirectory, job: SmallJob) -> None:
+    """Without a retry, the ledger sums the receipts of round 0, and every reject counts."""
     receipts = write_receipts(directory, job)
     ledger = directory.ledger()
     assert tuple(ledger.done) == receipts
@@ -57,6 +58,7 @@ def test_without_rounds_the_ledger_is_what_the_receipts_say(directory: JobDirect
 
 
 def test_a_retry_repairs_all(directory: JobDirectory, job: SmallJob) -> None:
+    """A retry that recovers all rejects commits manifest 2 with files of both rounds."""
     write_receipts(directory, job)
     assert commit(directory) == 1
     opened = open_retry(directory)
@@ -84,6 +86,7 @@ def test_a_retry_repairs_all(directory: JobDirectory, job: SmallJob) -> None:
 
 
 def test_what_is_still_rejected_keeps_its_file_and_row(directory: JobDirectory, job: SmallJob) -> None:
+    """Rows that a retry rejects again keep the input file and row number of the source."""
     write_receipts(directory, job)
     open_retry(directory)
     write_receipts(directory, replace(job, bad_every=20))
@@ -106,6 +109,7 @@ def test_what_is_still_rejected_keeps_its_file_and_row(directory: JobDirectory, 
 
 
 def test_a_retry_that_is_half_done_counts_as_far_as_it_is(directory: JobDirectory, job: SmallJob) -> None:
+    """Completed parts of a retry count; a superseded part that ends late does not."""
     write_receipts(directory, job)
     first = open_retry(directory)
     ledger = directory.ledger()
@@ -130,6 +134,7 @@ def test_a_retry_that_is_half_done_counts_as_far_as_it_is(directory: JobDirector
 
 
 def test_a_worker_that_was_cut_off_brings_nothing_in(directory: JobDirectory, job: SmallJob) -> None:
+    """Receipts of superseded partitions do not count, and their files are leftovers."""
     write_receipt(directory, job, job.plan.partitions[0])
     taken = job.plan.partitions[1:]
     plan = replace(job.plan, partitions=tuple(replace(one, id=f"{n:05d}") for n, one in enumerate(taken)))
@@ -155,6 +160,7 @@ def test_a_worker_that_was_cut_off_brings_nothing_in(directory: JobDirectory, jo
 
 
 def test_a_round_that_starts_over_is_all_that_counts(directory: JobDirectory, job: SmallJob) -> None:
+    """After a round that rescores all rows, receipts of earlier rounds no longer count."""
     write_receipts(directory, job)
     open_retry(directory)
     write_receipts(directory, replace(job, bad_every=20))
@@ -175,6 +181,7 @@ def test_a_round_that_starts_over_is_all_that_counts(directory: JobDirectory, jo
 
 
 def test_files_that_are_quarantined_are_in_no_count(directory: JobDirectory, job: SmallJob) -> None:
+    """Rows of quarantined files are in no count until a retry has repaired the files."""
     write_receipts(directory, job)
     gone = QuarantinedFile(job.plan.files[1].path, "file:CorruptInput", "damaged", 5)
     plan = replace(job.plan, files=(), partitions=())
@@ -199,6 +206,7 @@ def test_files_that_are_quarantined_are_in_no_count(directory: JobDirectory, job
 
 
 def test_a_job_has_ended_when_its_last_manifest_covers_its_last_round(directory: JobDirectory, job: SmallJob) -> None:
+    """A job with a later round than its last manifest has not ended, whatever its status."""
     write_receipts(directory, job)
     assert not directory.is_ended
     directory.set_status(Status.PUBLISHING)
@@ -212,6 +220,7 @@ def test_a_job_has_ended_when_its_last_manifest_covers_its_last_round(directory:
 
 
 def test_only_one_driver_opens_a_round(directory: JobDirectory, job: SmallJob) -> None:
+    """Opening the same round twice gives one round; another epoch is `Fenced`."""
     write_receipts(directory, job)
     opened = open_retry(directory, epoch=4)
     assert opened.record is not None
@@ -221,6 +230,7 @@ def test_only_one_driver_opens_a_round(directory: JobDirectory, job: SmallJob) -
 
 
 def test_records_are_read_back_and_damage_is_refused(directory: JobDirectory, job: SmallJob) -> None:
+    """Round records are read back unchanged; a damaged or missing record raises `StateCorrupt`."""
     write_receipts(directory, job)
     opened = open_retry(directory, supersedes={0: ["00001"]}, changes=["a -> b"])
     again = JobDirectory.open(directory.root)
@@ -238,6 +248,7 @@ def test_records_are_read_back_and_damage_is_refused(directory: JobDirectory, jo
 
 
 def test_a_plan_that_was_never_put_on_record_is_a_leftover(directory: JobDirectory, job: SmallJob) -> None:
+    """A plan file without a round record is a leftover."""
     write_receipts(directory, job)
     open_retry(directory)
     directory.store.replace("rounds/2-0123456789abcdef.parquet", b"x")
@@ -246,6 +257,7 @@ def test_a_plan_that_was_never_put_on_record_is_a_leftover(directory: JobDirecto
 
 
 def test_a_receipt_of_another_round_is_refused(directory: JobDirectory, job: SmallJob) -> None:
+    """A receipt in the folder of another round raises `StateCorrupt`."""
     receipt = write_receipts(directory, job)[0]
     open_retry(directory)
     directory.store.replace("rounds/1/receipts/00000.json", receipt.to_json_bytes())
@@ -254,6 +266,7 @@ def test_a_receipt_of_another_round_is_refused(directory: JobDirectory, job: Sma
 
 
 def test_json_of_a_record(job: SmallJob) -> None:
+    """A round record is read back from its JSON; empty entries of ``supersedes`` are dropped."""
     made = make_record(
         replace(job.plan, partitions=(Partition("00000", ()),)),
         number=7,

@@ -94,6 +94,7 @@ def stored(recipe: StageRecipe, partition: str) -> Receipt:
 def test_what_was_scored_and_the_rest_are_the_whole(
     recipe: StageRecipe, lake: Lake, step: Any, model_path: Path, keep: str | None
 ) -> None:
+    """The first part and the rest of a split together equal the oracle, row for row."""
     recipe = replace(recipe, filter=keep)
     whole = make_partition(*lake.files)
     step.actions[3] = [asking(recipe, 3)]
@@ -118,6 +119,7 @@ def test_what_was_scored_and_the_rest_are_the_whole(
 
 
 def test_who_is_asked_at_the_last_batch_ends_whole(recipe: StageRecipe, lake: Lake, step: Any) -> None:
+    """A request at the last batch is ignored: the partition ends without a split."""
     whole = make_partition(lake.files[0])
     score_partition(replace(recipe, directory=f"{recipe.directory}-before"), whole)
     last = len(step.calls)
@@ -129,6 +131,7 @@ def test_who_is_asked_at_the_last_batch_ends_whole(recipe: StageRecipe, lake: La
 
 
 def test_a_cut_that_comes_too_late_leaves_no_trace(recipe: StageRecipe, lake: Lake, step: Any) -> None:
+    """A split after the receipt of a backup leaves one receipt and one data file."""
     # While the first attempt is at it, a backup does the whole partition.
     whole = make_partition(*lake.files)
     done: list[Receipt] = []
@@ -143,6 +146,7 @@ def test_a_cut_that_comes_too_late_leaves_no_trace(recipe: StageRecipe, lake: La
 def test_who_loses_the_first_part_leaves_no_file(
     recipe: StageRecipe, lake: Lake, step: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """An attempt whose first part another attempt has committed removes its files."""
     # Between the receipt that cuts and that of the first part a driver sees the cut, and has the first part done.
     from pipeline.scoring import partition as module
 
@@ -167,6 +171,7 @@ def test_who_loses_the_first_part_leaves_no_file(
 def test_who_dies_between_the_cut_and_its_first_part_has_only_lost_time(
     recipe: StageRecipe, lake: Lake, step: Any, model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """After a crash between the split and its first part, the parts are scored and equal the oracle."""
     from pipeline.scoring import partition as module
 
     commit = module._commit_receipt
@@ -190,6 +195,7 @@ def test_who_dies_between_the_cut_and_its_first_part_has_only_lost_time(
 
 
 def test_who_is_not_wanted_any_more_ends_without_a_trace(recipe: StageRecipe, lake: Lake, step: Any) -> None:
+    """A dropped attempt stops at the next batch and leaves no file."""
     step.actions[2] = [lambda: progress.request_drop(round_folder(recipe), "00000")]
     with pytest.raises(InfrastructureError, match="another attempt has finished"):
         score_partition(recipe, make_partition(*lake.files))
@@ -198,6 +204,7 @@ def test_who_is_not_wanted_any_more_ends_without_a_trace(recipe: StageRecipe, la
 
 
 def test_a_worker_tells_how_far_it_is(recipe: StageRecipe, lake: Lake, step: Any) -> None:
+    """The progress counts completed rows and batches; without an attempt there is none."""
     seen: list[progress.ProgressSnapshot | None] = []
     for call in (1, 3):
         step.actions[call] = [lambda: seen.append(progress.progress_of(round_folder(recipe), "00000"))]
@@ -209,6 +216,7 @@ def test_a_worker_tells_how_far_it_is(recipe: StageRecipe, lake: Lake, step: Any
 
 @given(st.integers(0, 50), st.integers(0, 2000), st.integers(1, 9), st.integers(1, 300))
 def test_even_cuts_are_even(start: int, rows: int, parts: int, smallest: int) -> None:
+    """Parts differ by at most one row, and none is smaller than ``smallest`` unless it is the only part."""
     cuts = even_cuts(start, start + rows, parts=parts, smallest=smallest)
     sizes = [high - low for low, high in zip((start, *cuts), (*cuts, start + rows), strict=True)]
     assert len(sizes) <= parts
@@ -219,11 +227,13 @@ def test_even_cuts_are_even(start: int, rows: int, parts: int, smallest: int) ->
 
 @pytest.mark.parametrize("cuts", [(0,), (3000,), (10, 10), (20, 10)])
 def test_a_cut_at_no_row_is_refused(lake: Lake, cuts: tuple[int, ...]) -> None:
+    """Cuts at the ends, at one row twice or in falling order raise `StateCorrupt`."""
     with pytest.raises(StateCorrupt, match="cut where it cannot be"):
         pieces(make_partition(lake.files[0]), cuts, files_by_path(lake))
 
 
 def test_partitions_are_cut_across_files(lake: Lake) -> None:
+    """A cut may fall into any file; parts keep the fragments of their files."""
     whole = make_partition(*lake.files)
     parts = pieces(whole, (2900, 3500, 3600), files_by_path(lake))
     assert [part.rows for part in parts] == [2900, 600, 100, 1140]

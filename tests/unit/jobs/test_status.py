@@ -12,6 +12,7 @@ from pipeline.jobs.status import TRANSITIONS, Status, check_transition
 
 @pytest.mark.parametrize(("before", "after"), list(itertools.product(Status, Status)))
 def test_table_decides(before: Status, after: Status) -> None:
+    """A transition in the table is allowed; any other raises `StateCorrupt`."""
     if after in TRANSITIONS[before]:
         assert check_transition(before, after) is after
     else:
@@ -24,6 +25,7 @@ def test_every_status_is_in_the_table() -> None:
 
 
 def test_success_only_comes_after_publishing_and_goes_on_only_to_mend_what_was_left_out() -> None:
+    """Only PUBLISHING leads to success, SUCCEEDED is final, and SUCCEEDED_WITH_WARNINGS needs a new run."""
     assert not TRANSITIONS[Status.SUCCEEDED]
     assert not any(after.is_success for after in TRANSITIONS[Status.SUCCEEDED_WITH_WARNINGS])
     for status in Status:
@@ -42,6 +44,7 @@ def test_only_a_probe_goes_back_to_planned() -> None:
 
 
 def test_final_means_that_nobody_works_on_it() -> None:
+    """Each status is final, active, PLANNED or QUEUED."""
     final = {status for status in Status if status.is_final}
     ends = {Status.FAILED, Status.CANCELLED, Status.INTERRUPTED, Status.SCORED}
     assert final == ends | {Status.SUCCEEDED, Status.SUCCEEDED_WITH_WARNINGS}
@@ -50,6 +53,7 @@ def test_final_means_that_nobody_works_on_it() -> None:
 
 
 def test_only_what_no_driver_works_on_can_be_queued() -> None:
+    """PLANNED, FAILED, CANCELLED and INTERRUPTED jobs can be queued, and no others."""
     assert {before for before in Status if Status.QUEUED in TRANSITIONS[before]} == {
         Status.PLANNED,
         Status.FAILED,

@@ -20,6 +20,7 @@ from pipeline.jobs.cancellation import Stop, StopReason, partitions_left, stop_c
     ],
 )
 def test_the_weightiest_reason_counts(asked: list[StopReason], counts: StopReason) -> None:
+    """A cancel outweighs a signal, and a signal outweighs an alias change, in any order."""
     stop = Stop()
     assert not stop.is_requested
     for why in asked:
@@ -30,6 +31,7 @@ def test_the_weightiest_reason_counts(asked: list[StopReason], counts: StopReaso
 
 
 def test_a_second_signal_means_at_once() -> None:
+    """The first signal drains, the second stops at once."""
     stop = Stop()
     stop.request(StopReason.SIGNAL, signal_number=2)
     assert not stop.now
@@ -38,6 +40,7 @@ def test_a_second_signal_means_at_once() -> None:
 
 
 def test_a_signal_after_another_reason_drains_still() -> None:
+    """A first signal after a cancel still drains; a cancel with ``now`` stops at once."""
     stop = Stop()
     stop.request(StopReason.CANCEL)
     stop.request(StopReason.SIGNAL, signal_number=15)
@@ -55,6 +58,7 @@ def test_a_signal_after_another_reason_drains_still() -> None:
     ],
 )
 def test_each_reason_has_its_end(why: StopReason, kind: type[PipelineError], code: int) -> None:
+    """Each reason has its error, exit code and next command."""
     stop = Stop()
     stop.request(why, signal_number=15 if why is StopReason.SIGNAL else None)
     error = stop.error("job-1", left=3)
@@ -65,6 +69,7 @@ def test_each_reason_has_its_end(why: StopReason, kind: type[PipelineError], cod
 
 
 def test_who_waits_for_workers_looks_whether_to_stop() -> None:
+    """A wait for workers checks for a stop every second."""
     stop, waits = Stop(), []
 
     def wait(seconds: float) -> None:
@@ -83,6 +88,7 @@ def test_who_waits_for_workers_looks_whether_to_stop() -> None:
 
 
 def test_a_wait_has_its_end_and_its_success() -> None:
+    """A wait in slices returns on success, and raises `TimeoutError` at exactly its timeout."""
     now = [0.0]
 
     def wait(seconds: float) -> None:

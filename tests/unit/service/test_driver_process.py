@@ -25,6 +25,7 @@ def job(tmp_path: Path) -> JobDirectory:
 
 
 def test_a_job_that_was_cancelled_while_its_driver_started_is_not_driven(job: JobDirectory) -> None:
+    """The driver of a cancelled job exits with 8 and acquires no lease."""
     job.set_status(Status.CANCELLED)
     assert drive(job.root) == 8
     assert job.status() is Status.CANCELLED
@@ -35,6 +36,7 @@ def test_a_job_that_was_cancelled_while_its_driver_started_is_not_driven(job: Jo
     ("status", "is_over"), [(Status.CANCELLED, True), (Status.FAILED, False), (Status.QUEUED, False)]
 )
 def test_the_mark_goes_when_nobody_needs_to_look_any_more(job: JobDirectory, status: Status, is_over: bool) -> None:
+    """The queue mark is removed for a cancelled job, and kept while the job may need a driver."""
     if status is not job.status():
         job.set_status(status)
     assert needs_no_driver(job) is is_over
@@ -43,6 +45,7 @@ def test_the_mark_goes_when_nobody_needs_to_look_any_more(job: JobDirectory, sta
 
 
 def test_output_is_copied_to_a_directory_that_is_no_folder(job: JobDirectory, tmp_path: Path) -> None:
+    """The driver's output is copied to the job's store at the end, and the local file is removed."""
     output = tmp_path / "driver.out"
     output.write_text("what it had to say\n")
     with copy_output(job.root, "3", str(output)):

@@ -36,6 +36,7 @@ def kinds(events: list[Event]) -> list[str]:
 
 
 def test_the_first_look_shows_how_it_stands(job: JobDirectory, small: SmallJob) -> None:
+    """The first poll reports the status, and the round with its completed rows."""
     write_receipt(job, small, small.plan.partitions[0])
     job.set_status(Status.RUNNING)
     status, round = Follower(job).poll()
@@ -46,6 +47,7 @@ def test_the_first_look_shows_how_it_stands(job: JobDirectory, small: SmallJob) 
 
 
 def test_then_each_thing_is_told_once(job: JobDirectory, small: SmallJob) -> None:
+    """Later polls report each status, receipt and event once."""
     follower = Follower(job)
     list(follower.poll())
     assert list(follower.poll()) == []
@@ -60,6 +62,7 @@ def test_then_each_thing_is_told_once(job: JobDirectory, small: SmallJob) -> Non
 
 
 def test_what_a_stage_counts_is_not_told_again(job: JobDirectory, small: SmallJob) -> None:
+    """Receipts counted in a ``RoundStarted`` event are not reported again."""
     follower = Follower(job)
     list(follower.poll())
     job.events.append("round_started", round=0, partitions=3, done=0)
@@ -72,12 +75,14 @@ def test_what_a_stage_counts_is_not_told_again(job: JobDirectory, small: SmallJo
 
 
 def test_the_end_has_the_report(job: JobDirectory, small: SmallJob) -> None:
+    """The end event has status, reason and report."""
     job.set_status(Status.FAILED, reason="bad file")
     ended = Follower(job).end(Status.FAILED)
     assert (ended.status, ended.reason, ended.report["status"]) == ("FAILED", "bad file", "FAILED")
 
 
 def test_waiting_ends_with_the_job(job: JobDirectory) -> None:
+    """Waiting returns the final status at the first poll that finds one."""
     with hold_lease(job.store):
         job.set_status(Status.RUNNING)
         looks: list[float] = []
@@ -92,6 +97,7 @@ def test_waiting_ends_with_the_job(job: JobDirectory) -> None:
 
 
 def test_waiting_has_an_end_of_its_own(job: JobDirectory) -> None:
+    """Waiting raises `TimeoutError` after its timeout, with the current status."""
     clock = iter(range(100))
     with pytest.raises(TimeoutError, match="PLANNED"):
         EndMonitor(job).wait(timeout=5, clock=lambda: float(next(clock)), pause=lambda _: None)
@@ -105,6 +111,7 @@ def dead_driver(job: JobDirectory) -> None:
 
 
 def test_nobody_waits_for_a_driver_that_has_died(job: JobDirectory) -> None:
+    """Waiting for a job whose driver has died raises `DriverLost` with the next command."""
     dead_driver(job)
     with pytest.raises(DriverLost) as caught:
         EndMonitor(job).wait()
@@ -112,6 +119,7 @@ def test_nobody_waits_for_a_driver_that_has_died(job: JobDirectory) -> None:
 
 
 def test_a_server_will_start_another_one(job: JobDirectory) -> None:
+    """If a server can restart the driver, a dead driver is not an error."""
     dead_driver(job)
     put_submission(job.store, Submission(1, "", "me", "by hand", "key"))
     root = open_store(str(Path(job.root).parent))
@@ -121,6 +129,7 @@ def test_a_server_will_start_another_one(job: JobDirectory) -> None:
 
 
 def test_one_that_drives_is_not_taken_for_dead(job: JobDirectory) -> None:
+    """A driver that holds the lease is not reported as lost."""
     acquire_lease(job.store)
     job.set_status(Status.RUNNING)
     assert EndMonitor(job).poll() is None

@@ -66,6 +66,7 @@ def litter(directory: JobDirectory, *names: str) -> None:
 
 
 def test_only_what_a_receipt_decided_against_is_lost() -> None:
+    """A file is lost if its partition is settled and no receipt names the file."""
     names = ["data/00000-a.parquet", "data/00000-b.parquet", "data/00001-a.parquet", "data/00001.0-a.parquet"]
     assert lost_attempts(names, named={names[0]}, settled={"00000"}) == [names[1]]
     assert lost_attempts(names, named={names[0]}, settled={"00000", "00001"}) == [names[1], names[2]]
@@ -74,16 +75,19 @@ def test_only_what_a_receipt_decided_against_is_lost() -> None:
 
 @pytest.mark.parametrize(("text", "hours"), [("30d", 720), ("12h", 12), (" 2 w ", 336)])
 def test_ages(text: str, hours: int) -> None:
+    """An age is a number with the unit h, d or w."""
     assert parse_age(text) == timedelta(hours=hours)
 
 
 @pytest.mark.parametrize("text", ["", "30", "d", "-1d", "1.5d", "30 days"])
 def test_what_is_no_age(text: str) -> None:
+    """Text without number or unit, and negative or fractional ages, raise `SpecError`."""
     with pytest.raises(SpecError):
         parse_age(text)
 
 
 def test_age_counts_from_the_last_event() -> None:
+    """A job is old from its last event on; without a valid time it is not old."""
     events = [{"time": "2026-01-01T12:00:00.000Z"}, {"time": "2026-01-02T12:00:00.000Z"}]
     assert not is_old(events, now=NOON + timedelta(days=30), age=MONTH)
     assert is_old(events, now=NOON + timedelta(days=31), age=MONTH)
@@ -92,6 +96,7 @@ def test_age_counts_from_the_last_event() -> None:
 
 
 def test_a_job_that_runs_keeps_what_may_still_count(directory: JobDirectory, job: SmallJob) -> None:
+    """In an unfinished job, files of partitions without a receipt stay: their attempt may still commit."""
     write_receipt(directory, job, job.plan.partitions[0])
     lost = ("rounds/0/data/00000-zombie.parquet", "rounds/0/rejects/00000-zombie.parquet")
     kept = ("rounds/0/data/00001-zombie.parquet", "rounds/0/receipts/.00001.json.x.tmp")
@@ -114,6 +119,7 @@ def test_a_job_that_runs_keeps_what_may_still_count(directory: JobDirectory, job
 def test_a_finished_job_keeps_what_counts_and_loses_the_rest(
     tmp_path: Path, directory: JobDirectory, job: SmallJob
 ) -> None:
+    """In a finished job all leftovers are removed, and nothing else; a dry run changes nothing."""
     finish(directory, job)
     clean = snapshot(tmp_path)
     litter(directory, "rounds/0/data/00001-b.parquet", "rounds/0/receipts/.00001.json.x.tmp")
@@ -127,6 +133,7 @@ def test_a_finished_job_keeps_what_counts_and_loses_the_rest(
 
 
 def test_the_file_of_who_cut_stays_until_the_first_part_has_a_receipt(directory: JobDirectory, job: SmallJob) -> None:
+    """Files of the attempt that split a partition stay until the first part has a receipt."""
     part = job.plan.partitions[0]
     cut = split_receipt(part.id, (10,), plan=directory.record.plan, model="m", attempt="cutter")
     directory.store.put_if_absent("rounds/0/receipts/00000.json", cut.to_json_bytes())
@@ -139,6 +146,7 @@ def test_the_file_of_who_cut_stays_until_the_first_part_has_a_receipt(directory:
 
 
 def test_a_split_partition_needs_none_of_its_files(directory: JobDirectory, job: SmallJob) -> None:
+    """A receipt that splits a partition settles it: files of the whole are leftovers."""
     whole = write_receipt(directory, job, job.plan.partitions[0], attempt="whole")
     directory.store.remove("rounds/0/receipts/00000.json")
     assert found(directory) == {}
@@ -152,6 +160,7 @@ def test_a_split_partition_needs_none_of_its_files(directory: JobDirectory, job:
 
 
 def test_folders_beside_the_sink(tmp_path: Path, directory: JobDirectory, job: SmallJob) -> None:
+    """Staging folders of the job beside the sink are removed, except those with foreign files."""
     receipts = write_receipts(directory, job)
     directory.manifests.commit(directory.manifests.prepare(directory.ledger(receipts)))
     half, foreign, others = (
@@ -169,6 +178,7 @@ def test_folders_beside_the_sink(tmp_path: Path, directory: JobDirectory, job: S
 
 
 def test_a_driver_at_work_is_left_alone(directory: JobDirectory, job: SmallJob) -> None:
+    """While a driver holds the lease, nothing is removed."""
     write_receipts(directory, job)
     litter(directory, "rounds/0/data/00001-b.parquet")
     with hold_lease(directory.store, lease_seconds=0.06):
@@ -179,6 +189,7 @@ def test_a_driver_at_work_is_left_alone(directory: JobDirectory, job: SmallJob) 
 
 
 def test_a_damaged_receipt_stops_the_removal(directory: JobDirectory, job: SmallJob) -> None:
+    """If a receipt is damaged, nothing of the job is removed."""
     write_receipts(directory, job)
     litter(directory, "rounds/0/data/00001-b.parquet")
     directory.store.replace("rounds/0/receipts/00001.json", b"{")
@@ -190,6 +201,7 @@ def test_a_damaged_receipt_stops_the_removal(directory: JobDirectory, job: Small
 
 
 def test_old_jobs_go_and_their_output_stays(tmp_path: Path, directory: JobDirectory, job: SmallJob) -> None:
+    """A finished job older than the age is removed; its output stays."""
     finish(directory, job)
     assert found(directory, older_than=timedelta(days=32)) == {}
     assert found(directory, older_than=MONTH) == {"jobs/small-1": "job"}
@@ -214,6 +226,7 @@ def unpublished(directory: JobDirectory, job: SmallJob) -> None:
 def test_old_jobs_whose_output_is_not_whole_stay(
     directory: JobDirectory, job: SmallJob, make: Callable[[JobDirectory, SmallJob], None]
 ) -> None:
+    """Old jobs that failed, or whose output was not published, stay."""
     make(directory, job)
     before = snapshot(Path(directory.root))
     sweep = sweep_job(directory, now=LATER, older_than=MONTH, delete=True)
@@ -225,6 +238,7 @@ def test_old_jobs_whose_output_is_not_whole_stay(
 def test_a_removal_that_was_cut_short_is_finished(
     tmp_path: Path, directory: JobDirectory, job: SmallJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A job whose removal crashed is not listed, and the next sweep of the root removes the rest."""
     finish(directory, job)
 
     def die(_: object) -> None:
@@ -244,6 +258,7 @@ def test_a_removal_that_was_cut_short_is_finished(
 
 
 def test_on_an_object_store(tmp_path: Path) -> None:
+    """Leftovers and old jobs are removed on an object store too."""
     job = small_job(tmp_path / "lake", sink="memory://gc/out")
     directory = JobDirectory.create("memory://gc/jobs", job.plan, job="small-1", options=JobOptions(now=lambda: NOON))
     finish(directory, job)
@@ -260,6 +275,7 @@ def test_on_an_object_store(tmp_path: Path) -> None:
 def test_the_command_shows_first_and_removes_when_told(
     tmp_path: Path, directory: JobDirectory, job: SmallJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """``gc`` only lists leftovers; ``gc --yes`` removes them."""
     monkeypatch.chdir(tmp_path)
     finish(directory, job)
     litter(directory, "rounds/0/data/00001-b.parquet")

@@ -72,6 +72,7 @@ class Notes(Callback):
 
 
 def test_it_shows_how_the_job_stands(job: JobDirectory, driver: Lease) -> None:
+    """A handle shows id, status, report and logs of a running job."""
     one = handle(job)
     assert (one.job, one.status, repr(one)) == (
         "small-1",
@@ -83,6 +84,7 @@ def test_it_shows_how_the_job_stands(job: JobDirectory, driver: Lease) -> None:
 
 
 def test_waiting_gives_the_report(job: JobDirectory, small: SmallJob, driver: Lease) -> None:
+    """`wait` returns the report of a job that succeeded, or raises `TimeoutError`."""
     with pytest.raises(TimeoutError):
         handle(job).wait(timeout=0)
     succeed(job, small)
@@ -90,6 +92,7 @@ def test_waiting_gives_the_report(job: JobDirectory, small: SmallJob, driver: Le
 
 
 def test_waiting_raises_what_ended_the_job(job: JobDirectory, driver: Lease) -> None:
+    """`wait` raises the error that ended the job, with all its parts."""
     fail(job, SchemaDrift("a column is gone", where="in-0.parquet", next_step="mend it"))
     with pytest.raises(SchemaDrift) as caught:
         handle(job).wait()
@@ -97,6 +100,8 @@ def test_waiting_raises_what_ended_the_job(job: JobDirectory, driver: Lease) -> 
 
 
 def test_it_can_be_awaited_beside_others(job: JobDirectory, small: SmallJob, driver: Lease) -> None:
+    """Handles can be awaited together on one event loop."""
+
     async def both() -> list[Report]:
         waiting = asyncio.gather(handle(job)._wait(), handle(job)._wait())
         await asyncio.sleep(0)
@@ -111,6 +116,7 @@ def test_it_can_be_awaited_beside_others(job: JobDirectory, small: SmallJob, dri
 
 
 def test_observers_are_told(job: JobDirectory, small: SmallJob, driver: Lease) -> None:
+    """A callback receives the events of the job up to its end; then the thread ends."""
     notes = Notes()
     thread = handle(job).observe(notes)
     succeed(job, small)
@@ -122,6 +128,7 @@ def test_observers_are_told(job: JobDirectory, small: SmallJob, driver: Lease) -
 
 
 def test_cancelling(job: JobDirectory, driver: Lease) -> None:
+    """`cancel` cancels a job without a driver at once, and `wait` raises `Cancelled`."""
     driver.release()
     assert handle(job).cancel(reason="no more") is CancelOutcome.CANCELLED
     with pytest.raises(Cancelled):
@@ -133,12 +140,14 @@ def test_cancelling(job: JobDirectory, driver: Lease) -> None:
     [TooManyRejects("too many", where="job x", found="1", expected="0"), Cancelled("stopped")],
 )
 def test_errors_come_back_from_what_a_report_says(error: PipelineError) -> None:
+    """An error is rebuilt from its dictionary with its class and all its parts."""
     again = error_from_dict(error.to_dict(), default="")
     assert type(again) is type(error)
     assert again.to_dict() == error.to_dict()
 
 
 def test_an_error_that_is_unknown_here_keeps_its_exit_code() -> None:
+    """An error of an unknown kind becomes a `PipelineError` with its exit code."""
     again = error_from_dict({"kind": "FromTheFuture", "message": "x", "exit_code": 42}, default="")
     assert (type(again), again.exit_code, again.message) == (PipelineError, 42, "x")
     assert error_from_dict({}, default="it is FAILED").message == "it is FAILED"

@@ -68,6 +68,7 @@ def view(status: Status, **fields: object) -> JobView:
     ],
 )
 def test_what_a_job_needs(seen: JobView, need: Need) -> None:
+    """The next need depends on status, starts, lease, exit code and the time since the last start."""
     assert next_need(seen, PATIENCE) is need
 
 
@@ -93,22 +94,26 @@ def look(job: JobDirectory, *, now: datetime = NOW, watch: LeaseWatch | None = N
 
 
 def test_a_queued_job(job: JobDirectory) -> None:
+    """The view of a new queued job has its priority, no start and no driver."""
     found = look(job)
     assert (found.status, found.priority, found.last_start, found.is_driven) == (Status.QUEUED, 4, 0, False)
 
 
 def test_a_job_that_nobody_submitted_is_not_looked_after(tmp_path: Path) -> None:
+    """A job without a submission has no view: servers ignore it."""
     small = small_job(tmp_path / "lake", sink=str(tmp_path / "out"))
     assert view_job(JobDirectory.create(tmp_path / "jobs", small.plan, job="x"), LeaseWatch(), now=NOW) is None
 
 
 def test_a_start_by_a_living_process_is_waited_for(job: JobDirectory) -> None:
+    """A start is claimed once, and is starting while the claiming process lives."""
     assert claim_start(job.store, number=1, submission=1, by="a")
     assert claim_start(job.store, number=1, submission=1, by="b") is None
     assert look(job).is_starting
 
 
 def test_a_start_by_a_process_that_is_gone_is_not(job: JobDirectory) -> None:
+    """A start whose process is gone is counted, but no longer starting."""
     start = claim_start(job.store, number=1, submission=1, by="a")
     assert start
     gone = replace(start, process=identify(os.getpid()).rpartition("/")[0] + "/0")
@@ -119,12 +124,14 @@ def test_a_start_by_a_process_that_is_gone_is_not(job: JobDirectory) -> None:
 
 @pytest.mark.parametrize(("age", "is_starting"), [(STARTING_SECONDS - 1, True), (STARTING_SECONDS + 1, False)])
 def test_a_start_on_another_machine_is_waited_for_in_time(job: JobDirectory, age: float, is_starting: bool) -> None:
+    """A start on another machine is starting for `STARTING_SECONDS`."""
     start = Start(1, 1, "2026-01-01T12:00:00.000Z", "a", "elsewhere", 7, "boot/pid:[1]/5")
     job.store.replace("starts/1.json", start.to_json_bytes())
     assert look(job, now=NOW + timedelta(seconds=age)).is_starting is is_starting
 
 
 def test_a_driver_of_this_machine_lives_without_a_heartbeat(job: JobDirectory) -> None:
+    """A lease is live without a heartbeat if its process runs on this machine."""
     start = claim_start(job.store, number=1, submission=1, by="a")
     assert start
     note_start(job.store, start, pid=os.getpid())
@@ -134,6 +141,7 @@ def test_a_driver_of_this_machine_lives_without_a_heartbeat(job: JobDirectory) -
 
 
 def test_a_driver_of_another_machine_is_watched(job: JobDirectory) -> None:
+    """A driver on another machine is stale after 30 s without a heartbeat."""
     holder = Holder(1, "n", "elsewhere", 7, "boot/pid:[1]/5", "", lease_seconds=30)
     job.store.replace(lease_path(1), holder.to_json_bytes())
     job.store.replace(heartbeat_path(1), b"n 1\n")
@@ -153,6 +161,7 @@ def test_a_driver_of_another_machine_is_watched(job: JobDirectory) -> None:
 
 
 def test_starts_are_counted_for_each_submission(job: JobDirectory) -> None:
+    """A new submission has zero starts; the numbers of starts continue."""
     for number in (1, 2):
         job.store.replace(f"starts/{number}.json", Start(number, 1, "", "a", "h").to_json_bytes())
     put_submission(job.store, Submission(2, "", "me", "by hand", "key"))
@@ -164,6 +173,7 @@ def test_starts_are_counted_for_each_submission(job: JobDirectory) -> None:
 
 @pytest.mark.parametrize(("error", "code"), [(NoWorkers("x"), 75), (SchemaDrift("x"), 4)])
 def test_the_exit_code_is_that_of_the_error(job: JobDirectory, error: NoWorkers | SchemaDrift, code: int) -> None:
+    """The exit code is that of the report's error, or that of the status."""
     job.write_report(make_report(job, status=Status.FAILED, error=error).to_dict())
     job.set_status(Status.FAILED)
     assert look(job).exit_code == code

@@ -92,6 +92,7 @@ def root(tmp_path: Path) -> Root:
 
 
 def test_the_most_urgent_start_first_then_the_oldest_up_to_the_limit(root: Root) -> None:
+    """Jobs start by priority, then by age, up to the limit."""
     root.add("late", created="2026-01-01T03:00:00.000Z")
     root.add("early", created="2026-01-01T01:00:00.000Z")
     root.add("urgent", created="2026-01-01T04:00:00.000Z", priority=5)
@@ -101,6 +102,7 @@ def test_the_most_urgent_start_first_then_the_oldest_up_to_the_limit(root: Root)
 
 
 def test_a_place_that_becomes_free_is_taken(root: Root) -> None:
+    """When a job ends, the next queued job starts."""
     first = root.add("a")
     root.add("b")
     server = root.server()
@@ -114,6 +116,7 @@ def test_a_place_that_becomes_free_is_taken(root: Root) -> None:
 
 
 def test_a_job_whose_driver_died_is_started_again_later_and_not_for_ever(root: Root) -> None:
+    """A dead driver is restarted after 10 s, then 20 s; after the third death the job fails."""
     job, server = root.add("a"), root.server(starts=3)
     delays = []
     for _ in range(3):
@@ -133,6 +136,7 @@ def test_a_job_whose_driver_died_is_started_again_later_and_not_for_ever(root: R
 
 
 def test_submitted_again_it_has_all_its_starts_again(root: Root) -> None:
+    """A new submission of a failed job has all its starts again."""
     job, server = root.add("a"), root.server(starts=1)
     server.serve_once()
     root.kill(job)
@@ -144,6 +148,7 @@ def test_submitted_again_it_has_all_its_starts_again(root: Root) -> None:
 
 
 def test_a_server_that_comes_back_finds_everything_on_disk(root: Root) -> None:
+    """A new server knows running and waiting jobs from disk, and starts none twice."""
     root.add("a")
     root.add("b")
     root.server().serve_once()
@@ -152,6 +157,7 @@ def test_a_server_that_comes_back_finds_everything_on_disk(root: Root) -> None:
 
 
 def test_a_cancelled_job_is_not_started(root: Root) -> None:
+    """A cancelled job is not started, and its mark is removed."""
     cancel_job(root.add("a"))
     assert root.server().serve_once().started == []
     assert queued_marks(open_store(root.settings.directory)) == []
@@ -160,6 +166,7 @@ def test_a_cancelled_job_is_not_started(root: Root) -> None:
 @pytest.mark.fault(44)
 @pytest.mark.parametrize("damage", ["deleted", "overwritten"])
 def test_marks_are_a_cache(root: Root, damage: str) -> None:
+    """Deleted or overwritten marks are rebuilt from the job directories."""
     root.add("a")
     done = root.add("done")
     cancel_job(done)
@@ -175,6 +182,7 @@ def test_marks_are_a_cache(root: Root, damage: str) -> None:
 
 
 def test_a_job_that_cannot_be_read_keeps_no_other_from_running(root: Root, caplog: pytest.LogCaptureFixture) -> None:
+    """An unreadable job is skipped with a log line, and other jobs start."""
     root.add("a").store.replace("job.json", b"{")
     root.add("b")
     assert root.server(limit=2).serve_once().started == ["b"]
@@ -182,6 +190,8 @@ def test_a_job_that_cannot_be_read_keeps_no_other_from_running(root: Root, caplo
 
 
 def test_hooks_come_first_and_one_that_fails_is_only_told(root: Root, caplog: pytest.LogCaptureFixture) -> None:
+    """Tasks run before the queue is served; a task that raises is logged."""
+
     class Broken:
         def tick(self, now: datetime) -> None:
             raise RuntimeError("this trigger is broken")
@@ -196,6 +206,7 @@ def test_hooks_come_first_and_one_that_fails_is_only_told(root: Root, caplog: py
 
 
 def test_servers_that_race_start_each_job_once_and_never_too_many(root: Root) -> None:
+    """Four servers that race start each job once, and at most two at a time."""
     for number in range(6):
         root.add(f"job-{number}")
     servers = [root.server(limit=2) for _ in range(4)]
@@ -233,6 +244,7 @@ def _is_driven(root: Root, name: str) -> bool:
 
 
 def test_signs_of_life(root: Root) -> None:
+    """A server is alive by its process on this machine, and by its beat on another machine."""
     server = root.server()
     store, now = open_store(root.settings.directory), datetime(2026, 1, 2, tzinfo=UTC)
     assert not is_served(store, now=now)
@@ -249,6 +261,7 @@ def test_signs_of_life(root: Root) -> None:
 
 
 def test_it_serves_until_it_is_over(root: Root) -> None:
+    """`serve` polls about every 10 s until told to end, then records ``stopped``."""
     root.add("a")
     rounds: list[float] = []
 
@@ -270,6 +283,7 @@ def call(*arguments: str) -> str:
 
 
 def test_the_unit_of_systemd_is_one(in_folder: Path) -> None:
+    """The printed unit is valid, and drivers outlive the server."""
     unit = configparser.ConfigParser(strict=True, interpolation=None)
     unit.optionxform = str  # type: ignore[assignment, method-assign]
     unit.read_string(call("--print", "systemd", "--jobs", "3"))
@@ -281,6 +295,7 @@ def test_the_unit_of_systemd_is_one(in_folder: Path) -> None:
 
 
 def test_the_line_of_cron_is_one(in_folder: Path) -> None:
+    """The printed crontab line runs ``serve --once`` every minute in the current folder."""
     (line,) = [one for one in call("--print", "cron").splitlines() if not one.startswith("#")]
     *fields, command = line.split(maxsplit=5)
     first = next(CronSim(" ".join(fields), datetime(2026, 1, 1, tzinfo=UTC)))
@@ -290,6 +305,7 @@ def test_the_line_of_cron_is_one(in_folder: Path) -> None:
 
 
 def test_the_manifests_of_kubernetes_are_two(in_folder: Path) -> None:
+    """The printed manifests are a valid Deployment and CronJob."""
     server, rounds = yaml.safe_load_all(call("--print", "kubernetes", "--directory", "s3://jobs/x"))
     assert (server["apiVersion"], server["kind"]) == ("apps/v1", "Deployment")
     assert server["spec"]["selector"]["matchLabels"] == server["spec"]["template"]["metadata"]["labels"]
@@ -306,6 +322,7 @@ def test_the_manifests_of_kubernetes_are_two(in_folder: Path) -> None:
 
 
 def test_servers_are_shown(in_folder: Path) -> None:
+    """``serve --status`` shows if a server is alive or has stopped."""
     settings = Settings(directory=str(in_folder / ".pipeline/jobs"))
     assert "No server was ever here" in call("--status")
     server = Server(settings)

@@ -70,6 +70,7 @@ def dead(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 
 def test_a_submitted_job_is_queued_and_has_a_driver(place: Place) -> None:
+    """A new job is QUEUED with its submission and mark, and one driver is started."""
     made = place.submit(priority=3, trigger="nightly")
     assert made.is_new
     assert made.status is Status.QUEUED
@@ -83,6 +84,7 @@ def test_a_submitted_job_is_queued_and_has_a_driver(place: Place) -> None:
 
 
 def test_settings_are_kept_with_their_rank(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flags and variables are stored as settings, ``dask.config`` as config: their rank stays the same."""
     monkeypatch.setenv("PIPELINE_DRAIN_TIMEOUT", "7")
     with dask.config.set({"pipeline.workers": 3, "pipeline.threads": 2}):
         place.settings = Settings.load(directory=place.settings.directory, threads=4, import_paths=["/x"])
@@ -99,6 +101,7 @@ def test_settings_are_kept_with_their_rank(place: Place, monkeypatch: pytest.Mon
 
 
 def test_settings_of_python_are_kept(place: Place) -> None:
+    """Settings given in Python are stored, without paths."""
     place.settings = Settings(directory=place.settings.directory, workers=3, fsync=False, import_paths=("/x",))
     submission = last_submission(place.open(place.submit().job).store)
     assert submission is not None
@@ -106,6 +109,7 @@ def test_settings_of_python_are_kept(place: Place) -> None:
 
 
 def test_only_queued_it_has_none(place: Place) -> None:
+    """With ``start=False`` no driver is started; the next submission starts one."""
     assert place.submit(start=False).status is Status.QUEUED
     assert place.launched == []
     again = place.submit(start=True)
@@ -114,6 +118,7 @@ def test_only_queued_it_has_none(place: Place) -> None:
 
 
 def test_the_same_again_is_the_same_job(place: Place) -> None:
+    """Submitting twice gives one job and one driver."""
     first, second = place.submit(), place.submit()
     assert first.job == second.job
     assert (second.is_new, second.is_resumed) == (False, False)
@@ -121,6 +126,7 @@ def test_the_same_again_is_the_same_job(place: Place) -> None:
 
 
 def test_force_makes_another_which_the_key_means_from_then_on(place: Place) -> None:
+    """``force`` makes a new job, to which the key refers from then on."""
     first, other = place.submit(), place.submit(force=True)
     assert other.is_new
     assert first.job != other.job
@@ -128,6 +134,7 @@ def test_force_makes_another_which_the_key_means_from_then_on(place: Place) -> N
 
 
 def test_a_key_outweighs_the_input(place: Place) -> None:
+    """The same key gives the same job, even if the input has changed."""
     first = place.submit(key="nightly 2026-01-01")
     place.job = small_job(place.folder / "lake2", sink=str(place.folder / "out"))
     assert place.submit(key="nightly 2026-01-01").job == first.job
@@ -135,6 +142,7 @@ def test_a_key_outweighs_the_input(place: Place) -> None:
 
 
 def test_a_success_is_given_back_as_it_is_though_its_output_is_there(place: Place) -> None:
+    """A finished job is returned as is; with ``force``, its output raises `OutputExists`."""
     first = place.submit()
     job = place.open(first.job)
     for status in (Status.RUNNING, Status.PUBLISHING, Status.SUCCEEDED):
@@ -149,6 +157,7 @@ def test_a_success_is_given_back_as_it_is_though_its_output_is_there(place: Plac
 
 @pytest.mark.parametrize("status", [Status.FAILED, Status.CANCELLED, Status.INTERRUPTED])
 def test_one_that_did_not_end_well_goes_on(place: Place, dead: Callable[[], None], status: Status) -> None:
+    """A failed, cancelled or interrupted job is resumed with a new submission and driver."""
     dead()
     first = place.submit()
     place.open(first.job).set_status(status)
@@ -162,6 +171,7 @@ def test_one_that_did_not_end_well_goes_on(place: Place, dead: Callable[[], None
 
 
 def test_one_whose_driver_was_killed_goes_on(place: Place, dead: Callable[[], None]) -> None:
+    """A RUNNING job whose driver was killed gets a new driver."""
     dead()
     first = place.submit()
     place.open(first.job).set_status(Status.RUNNING)
@@ -171,6 +181,7 @@ def test_one_whose_driver_was_killed_goes_on(place: Place, dead: Callable[[], No
 
 
 def test_one_that_is_driven_is_left_alone(place: Place, dead: Callable[[], None]) -> None:
+    """A job whose driver holds the lease gets no second driver."""
     dead()
     first = place.submit()
     job = place.open(first.job)
@@ -181,6 +192,7 @@ def test_one_that_is_driven_is_left_alone(place: Place, dead: Callable[[], None]
 
 
 def test_an_id_of_another_job_is_refused_before_the_key_means_it(place: Place) -> None:
+    """An id used by another plan raises `PlanMismatch`, and the key stays unused."""
     other = small_job(place.folder / "other", sink=str(place.folder / "out2"))
     JobDirectory.create(place.settings.directory, other.plan, job="mine")
     with pytest.raises(PlanMismatch):
@@ -189,6 +201,7 @@ def test_an_id_of_another_job_is_refused_before_the_key_means_it(place: Place) -
 
 
 def test_a_job_that_was_run_is_gone_on_with_under_its_id(place: Place) -> None:
+    """A job made by ``run`` is resumed when submitted under its id."""
     JobDirectory.create(place.settings.directory, place.job.plan, job="mine").set_status(Status.FAILED)
     made = place.submit(job_id="mine")
     assert made.job == "mine"
@@ -197,6 +210,7 @@ def test_a_job_that_was_run_is_gone_on_with_under_its_id(place: Place) -> None:
 
 @pytest.mark.fault(13)
 def test_racing_threads_give_one_job(place: Place) -> None:
+    """Eight threads that submit one key get one job and one driver."""
     made: list[SubmitResult] = []
     barrier = threading.Barrier(8)
 
@@ -220,6 +234,7 @@ def test_racing_threads_give_one_job(place: Place) -> None:
 def test_after_a_crash_anywhere_the_next_call_makes_it_one_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dead: Callable[[], None]
 ) -> None:
+    """After a crash at any system call, the next submission of the key gives exactly one job."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
     dead()
     crashes = 0
@@ -247,6 +262,7 @@ def test_after_a_crash_anywhere_the_next_call_makes_it_one_job(
 
 @pytest.mark.parametrize("status", [Status.FAILED, Status.RUNNING])
 def test_a_job_that_was_run_by_hand_goes_on_by_itself(place: Place, status: Status) -> None:
+    """`submit_again` queues a job that was run by hand and starts a driver."""
     job = JobDirectory.create(place.settings.directory, place.job.plan, job="mine")
     job.set_status(status)
     made = submit_again(job, settings=place.settings)

@@ -98,6 +98,7 @@ def watch(log: Log, **fields: object) -> Watch:
     ],
 )
 def test_instants(cron: str, zone: str, day: str, expected: list[str]) -> None:
+    """Instants follow the time zone: a skipped time fires at once, a repeated time only the first time."""
     begin = datetime.fromisoformat(day).replace(tzinfo=UTC)
     until = begin + timedelta(days=1, seconds=-1)
     found = instants(Trigger(cron=cron, time_zone=zone), after=begin - timedelta(seconds=1), until=until)
@@ -105,6 +106,7 @@ def test_instants(cron: str, zone: str, day: str, expected: list[str]) -> None:
 
 
 def test_intervals_are_multiples_since_the_epoch() -> None:
+    """Instants of ``every`` are multiples of the interval since the epoch."""
     trigger = Trigger(every="15 min")
     found = list(instants(trigger, after=NOON, until=NOON + timedelta(hours=1)))
     assert [one.minute for one in found] == [15, 30, 45, 0]
@@ -113,6 +115,7 @@ def test_intervals_are_multiples_since_the_epoch() -> None:
 
 
 def test_instants_do_not_depend_on_where_one_begins() -> None:
+    """Polling in small steps gives the same instants as one long range."""
     trigger = Trigger(cron="*/20 0-4 * * *", time_zone="America/New_York")
     begin, until = datetime(2026, 10, 30, tzinfo=UTC), datetime(2026, 11, 3, tzinfo=UTC)
     whole = list(instants(trigger, after=begin, until=until))
@@ -126,6 +129,7 @@ def test_instants_do_not_depend_on_where_one_begins() -> None:
 
 @pytest.mark.parametrize(("missed", "expected"), [("skip", ["12"]), ("once", ["12"]), ("each", ["10", "11", "12"])])
 def test_missed(log: Log, missed: str, expected: list[str]) -> None:
+    """After an outage, ``skip`` and ``once`` fire the last instant, ``each`` fires all; the rest counts as skipped."""
     one = Watch(Trigger(cron="0 * * * *", missed=missed), log)
     one.at(NOON.replace(hour=9, minute=30))
     assert one.at(NOON) == [f"20260301T{hour}0000Z" for hour in expected]
@@ -133,6 +137,7 @@ def test_missed(log: Log, missed: str, expected: list[str]) -> None:
 
 
 def test_missed_altogether(log: Log) -> None:
+    """With ``skip``, instants that are all in the past are skipped."""
     skip = Watch(Trigger(cron="0 * * * *", missed="skip"), log)
     skip.at(NOON.replace(hour=9, minute=30))
     assert skip.at(NOON.replace(minute=30)) == []
@@ -140,6 +145,7 @@ def test_missed_altogether(log: Log) -> None:
 
 
 def test_queue_runs_one_after_the_other(log: Log) -> None:
+    """With ``queue``, the next job starts after the previous job has ended."""
     one = watch(log, cron="0 * * * *")
     first, second = one.at(NOON.replace(hour=13)), one.at(NOON.replace(hour=14))
     assert first
@@ -151,6 +157,7 @@ def test_queue_runs_one_after_the_other(log: Log) -> None:
 
 
 def test_forbid_skips(log: Log) -> None:
+    """With ``forbid``, an instant during a running job is skipped for good."""
     one = watch(log, cron="0 * * * *", overlap="forbid")
     assert one.at(NOON.replace(hour=13))
     assert one.at(NOON.replace(hour=14)) == []
@@ -160,6 +167,7 @@ def test_forbid_skips(log: Log) -> None:
 
 
 def test_cancel_gives_up_the_older(log: Log) -> None:
+    """With ``cancel``, a new firing cancels the running job and replaces a waiting firing."""
     one = watch(log, cron="0 * * * *", overlap="cancel")
     (first,) = one.at(NOON.replace(hour=13))
     assert one.at(NOON.replace(hour=14))
@@ -171,6 +179,7 @@ def test_cancel_gives_up_the_older(log: Log) -> None:
 
 
 def test_a_changed_schedule_counts_from_the_change_on(log: Log) -> None:
+    """A changed schedule fires no instants from before the change."""
     one = watch(log, cron="0 * * * *", missed="each")
     one.trigger = Trigger(cron="30 * * * *", missed="each")
     assert one.at(NOON.replace(hour=15)) == []
@@ -202,6 +211,7 @@ def file(name: str, *, age: float, size: int = 10, marked: bool = True, rows: in
     ],
 )
 def test_which_files_are_due(fields: dict[str, object], files: list[ArrivedFile], expected: str) -> None:
+    """Files are due by quiet time, marker, number, rows, bytes and ``at_latest``."""
     due = decide_arrival(ArrivalTrigger(path="in/", **fields), files, seen=(), now=NOON)
     assert "".join(one.path for one in due.files) == expected
     assert due.reason
@@ -209,6 +219,7 @@ def test_which_files_are_due(fields: dict[str, object], files: list[ArrivedFile]
 
 
 def test_a_file_fires_once_and_again_when_it_changes(log: Log) -> None:
+    """A file fires once, and again only with a new version."""
     one = watch(log, arrival=ArrivalTrigger(path="in/"))
     one.files = (file("a", age=60), file("b", age=60))
     assert len(one.at(NOON)) == 1
@@ -220,6 +231,7 @@ def test_a_file_fires_once_and_again_when_it_changes(log: Log) -> None:
 
 
 def test_files_wait_for_the_end_of_the_job_under_forbid(log: Log) -> None:
+    """With ``forbid``, new files wait until the running job has ended."""
     one = watch(log, arrival=ArrivalTrigger(path="in/"), overlap="forbid")
     one.files = (file("a", age=60),)
     one.at(NOON)
@@ -232,6 +244,7 @@ def test_files_wait_for_the_end_of_the_job_under_forbid(log: Log) -> None:
 
 @pytest.mark.parametrize(("status", "expected"), [("CANCELLED", ["a", "b"]), ("SUCCEEDED", ["b"])])
 def test_a_cancelled_job_gives_its_files_to_the_next(log: Log, status: str, expected: list[str]) -> None:
+    """With ``cancel``, the next job also gets the files of a job that was cancelled."""
     one = watch(log, arrival=ArrivalTrigger(path="in/"), overlap="cancel")
     one.files = (file("a", age=60),)
     one.at(NOON)
@@ -244,6 +257,7 @@ def test_a_cancelled_job_gives_its_files_to_the_next(log: Log, status: str, expe
 
 
 def test_looking_at_real_files(tmp_path: Path) -> None:
+    """A scan finds visible Parquet files with markers and rows; a preserved modification time does not count."""
     for name in ("day=1/a.parquet", "day=1/deep/b.parquet", "day=2/c.parquet"):
         path = tmp_path / "in" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -267,6 +281,7 @@ def test_looking_at_real_files(tmp_path: Path) -> None:
 
 
 def test_a_listing_that_leaves_a_file_out_does_not_forget_it(log: Log) -> None:
+    """A file missing from a listing is remembered, and forgotten only after a month."""
     one = watch(log, arrival=ArrivalTrigger(path="in/"))
     both = (file("a", age=60), file("b", age=60))
     one.files = both
@@ -288,6 +303,7 @@ def test_a_listing_that_leaves_a_file_out_does_not_forget_it(log: Log) -> None:
 
 
 def test_after_another_job(log: Log) -> None:
+    """Each later success of the other job fires once, and so does a retry that repairs."""
     one = Watch(Trigger(after="first"), log)
     old = Success("first-1", 1, NOON - timedelta(days=1))
     one.jobs.others = (old,)
@@ -302,6 +318,7 @@ def test_after_another_job(log: Log) -> None:
 
 
 def test_a_refused_job_ends_its_firing(log: Log) -> None:
+    """An invalid job ends its firing as REFUSED, and the next instant fires."""
     one = watch(log, cron="0 * * * *")
     one.jobs.error = SpecError("no such model")
     (first,) = one.at(NOON.replace(hour=13))
@@ -312,6 +329,7 @@ def test_a_refused_job_ends_its_firing(log: Log) -> None:
 
 
 def test_what_fails_for_now_is_tried_again(log: Log) -> None:
+    """After a temporary error, the same firing is retried at the next poll."""
     one = watch(log, cron="0 * * * *")
     one.jobs.error = StorageError("not now")
     (first,) = one.at(NOON.replace(hour=13))
@@ -321,6 +339,7 @@ def test_what_fails_for_now_is_tried_again(log: Log) -> None:
 
 
 def test_explain_writes_nothing(log: Log) -> None:
+    """`explain` gives a reason and leaves the log unchanged."""
     trigger = Trigger(cron="0 * * * *")
     _, decision = explain(trigger, log, jobs=Jobs(), now=NOON)
     assert decision.reason
@@ -335,6 +354,7 @@ def fired(number: int) -> list[Entry]:
 
 
 def test_one_of_two_that_decide_on_the_same_state_wins(tmp_path: Path) -> None:
+    """Of two writers that read the same state, one appends, and the other gets False."""
     one, other = open_log(tmp_path, "t"), open_log(tmp_path, "t")
     before = one.read()
     assert other.append(fired(1), after=other.read(), now=NOON)
@@ -343,6 +363,7 @@ def test_one_of_two_that_decide_on_the_same_state_wins(tmp_path: Path) -> None:
 
 
 def test_snapshots_stand_for_what_is_removed(tmp_path: Path) -> None:
+    """Snapshots replace removed records: a new reader gets the same state."""
     one = Log(LocalStore(tmp_path, fsync=False), snapshot_every=5)
     for number in range(23):
         assert one.append(fired(number), after=one.read(), now=NOON)
@@ -353,6 +374,7 @@ def test_snapshots_stand_for_what_is_removed(tmp_path: Path) -> None:
 
 
 def test_a_writer_who_slept_for_long_writes_nothing_that_counts(tmp_path: Path) -> None:
+    """A writer whose state is older than the snapshot appends nothing."""
     sleeper = Log(LocalStore(tmp_path, fsync=False), snapshot_every=5)
     before = sleeper.read()
     one = Log(LocalStore(tmp_path, fsync=False), snapshot_every=5)
@@ -364,6 +386,7 @@ def test_a_writer_who_slept_for_long_writes_nothing_that_counts(tmp_path: Path) 
 
 
 def test_a_damaged_record_is_no_reason_to_fire(tmp_path: Path) -> None:
+    """A damaged or missing record raises `StateCorrupt`."""
     log = open_log(tmp_path, "t")
     log.append(fired(1), after=log.read(), now=NOON)
     Path(log.store.url("log/00000001.json")).write_bytes(b"{}")
@@ -396,6 +419,7 @@ def test_every_storage_operation_may_fail(tmp_path: Path, is_reply_lost: bool) -
 
 
 def test_texts_of_times_sort_as_times_do() -> None:
+    """Times as text sort in time order, are read back exactly, and give distinct firing ids."""
     times = [NOON + timedelta(microseconds=step) for step in (0, 1, 10, 500_000, 1_000_000)]
     assert sorted(map(to_text, times)) == [to_text(one) for one in times]
     assert [from_text(to_text(one)) for one in times] == times
@@ -406,6 +430,7 @@ def test_texts_of_times_sort_as_times_do() -> None:
 
 
 def test_triggers_of_a_file(tmp_path: Path) -> None:
+    """Job paths in a trigger file are relative to the file; an unknown name raises `SpecError`."""
     path = tmp_path / "triggers.yaml"
     path.write_text(
         'triggers:\n  - {name: a, job: jobs/a.yaml, cron: "0 2 * * *", params: {day: monday}}\n'
@@ -420,6 +445,7 @@ def test_triggers_of_a_file(tmp_path: Path) -> None:
 
 
 def test_triggers_of_a_job_spec(tmp_path: Path) -> None:
+    """A trigger without a name in a job spec has the job's name; two of one name raise `SpecError`."""
     path = tmp_path / "job.yaml"
     path.write_text('name: churn\nsource: {path: "${params.where}"}\nsteps: []\ntriggers:\n  - every: 5 min\n')
     (only,) = load_triggers([path])
@@ -445,6 +471,7 @@ def test_triggers_of_a_job_spec(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes(tmp_path: Path, text: str, said: str) -> None:
+    """An invalid trigger raises `SpecError` with the reason and the file."""
     path = tmp_path / "job.yaml"
     path.write_text(f"name: churn\nsource: {{path: lake/}}\ntriggers:\n  - {text}\n")
     with pytest.raises(SpecError) as caught:
@@ -454,6 +481,7 @@ def test_mistakes(tmp_path: Path, text: str, said: str) -> None:
 
 
 def test_a_view_without_anything_is_no_reason_to_fire() -> None:
+    """An empty view fires nothing."""
     trigger = Trigger(arrival=ArrivalTrigger(path="in/"))
     state = State(
         definition=decide_trigger(trigger, State(), now=NOON, view=View()).entries[0].definition, upto=to_text(NOON)

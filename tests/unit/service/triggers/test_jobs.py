@@ -77,6 +77,7 @@ def end(directory: JobDirectory, place: Path, status: Status = Status.SUCCEEDED)
 
 
 def test_a_firing_knows_its_time(place: Path) -> None:
+    """Placeholders give the date in the trigger's zone and the time in UTC; an unknown name raises `SpecError`."""
     one = watched(
         place,
         cron="30 0 * * *",
@@ -98,6 +99,7 @@ def test_a_firing_knows_its_time(place: Path) -> None:
 
 
 def test_a_job_for_files_scores_exactly_these(place: Path) -> None:
+    """The job of an arrival reads exactly the files of its firing."""
     one = watched(place, arrival=ArrivalTrigger(path="landing/day=*/"))
     files = tuple(SeenFile(f"{place}/landing/day=1/{name}.parquet", 1, "v", name) for name in "ab")
     spec, _ = spec_of(one, Firing("x", "arrival", to_text(NIGHT), files=files))
@@ -106,6 +108,7 @@ def test_a_job_for_files_scores_exactly_these(place: Path) -> None:
 
 
 def test_one_job_for_one_firing_however_it_ended(place: Path) -> None:
+    """A firing has one job: a cancelled job is not resumed by the trigger, only by a user."""
     settings = Settings(directory=str(place / "jobs"))
     jobs = TriggerJobs(watched(place, cron="0 1 * * *"), settings)
     firing = Firing("20260329T010000Z", "cron", to_text(NIGHT))
@@ -125,6 +128,7 @@ def test_one_job_for_one_firing_however_it_ended(place: Path) -> None:
 
 
 def test_successes_of_another_job(place: Path) -> None:
+    """Only successful jobs of the given name count as successes."""
     settings = Settings(directory=str(place / "jobs"))
     jobs = TriggerJobs(watched(place, after="small"), settings)
     assert jobs.successes("small") == []
@@ -138,6 +142,7 @@ def test_successes_of_another_job(place: Path) -> None:
 
 
 def test_the_server_looks_at_triggers(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server submits one job per firing; an invalid trigger or file does not stop it."""
     settings = Settings(directory=str(place / "jobs"))
     assert trigger_task(settings) is None
     (place / "triggers.yaml").write_text(
@@ -166,6 +171,7 @@ def asked(*arguments: str) -> Any:
 
 
 def test_commands(place: Path) -> None:
+    """``list``, ``next``, ``test`` and ``fire`` work by name; ``test`` writes nothing."""
     assert call("list").exit_code == SpecError.exit_code
     (place / "landing").mkdir()
     (place / "triggers.yaml").write_text(
@@ -201,6 +207,7 @@ def test_commands(place: Path) -> None:
 
 
 def test_backfill(place: Path) -> None:
+    """``backfill`` submits the instants of a range one after the other, each once."""
     (place / "triggers.yaml").write_text(
         "triggers:\n"
         '  - {name: nightly, job: job.yaml, cron: "30 2 * * *", time_zone: Europe/Berlin, params: {day: x}}\n'
@@ -233,6 +240,7 @@ def test_backfill(place: Path) -> None:
     ],
 )
 def test_what_cannot_be_filled_in(fields: dict[str, Any], first: str, said: str) -> None:
+    """``backfill`` needs a schedule, a bounded number of instants, and a range in the past."""
     day = datetime.fromisoformat(first).date()
     with pytest.raises(SpecError, match=said):
         backfill_instants(Trigger(**fields), first=day, last=day, now=NIGHT)

@@ -64,6 +64,7 @@ def test_error_mode_publishes_every_row_in_order(tmp_path: Path, way: str) -> No
 
 
 def test_every_usual_reader_reads_it(tmp_path: Path) -> None:
+    """pyarrow and pandas read the output folder as one table."""
     import pandas as pd
     import pyarrow.dataset as ds
 
@@ -74,6 +75,7 @@ def test_every_usual_reader_reads_it(tmp_path: Path) -> None:
 
 
 def test_publishing_again_changes_nothing(tmp_path: Path, way: str) -> None:
+    """A second publication of a manifest leaves every file unchanged."""
     job = small_job(tmp_path / "lake", sink=str(tmp_path / "out"))
     directory, manifest, _ = run(tmp_path, job, "a-1")
     before = listing(tmp_path / "out")
@@ -84,6 +86,7 @@ def test_publishing_again_changes_nothing(tmp_path: Path, way: str) -> None:
 
 
 def test_output_follows_the_umask(tmp_path: Path, way: str) -> None:
+    """Output folder and files have the modes of the umask."""
     before = os.umask(0o022)
     try:
         run(tmp_path, small_job(tmp_path / "lake", sink=str(tmp_path / "out")), "a-1")
@@ -94,6 +97,7 @@ def test_output_follows_the_umask(tmp_path: Path, way: str) -> None:
 
 
 def test_error_mode_with_data_there(tmp_path: Path) -> None:
+    """In mode ``error``, existing data raises `OutputExists` and stays."""
     out = tmp_path / "out"
     run(tmp_path, small_job(tmp_path / "lake", sink=str(out)), "a-1")
     before = listing(out)
@@ -106,6 +110,7 @@ def test_error_mode_with_data_there(tmp_path: Path) -> None:
 
 
 def test_overwrite_replaces_everything(tmp_path: Path, way: str) -> None:
+    """In mode ``overwrite``, only the new rows remain, and the manifest names the replaced job."""
     out = tmp_path / "out"
     run(tmp_path, small_job(tmp_path / "lake", sink=str(out), rows=(9,) * 5), "a-1")
     job = small_job(tmp_path / "lake2", sink=str(out), mode="overwrite", start=100)
@@ -148,6 +153,7 @@ def test_a_reader_in_an_overwrite_sees_old_or_new(tmp_path: Path, monkeypatch: p
 
 
 def test_resuming_a_replaced_job_does_not_bring_it_back(tmp_path: Path, way: str) -> None:
+    """A job whose output was replaced publishes nothing when resumed."""
     out = tmp_path / "out"
     old, manifest, _ = run(tmp_path, small_job(tmp_path / "lake", sink=str(out)), "a-1")
     run(tmp_path, small_job(tmp_path / "lake2", sink=str(out), mode="overwrite", start=100), "b-1")
@@ -157,6 +163,7 @@ def test_resuming_a_replaced_job_does_not_bring_it_back(tmp_path: Path, way: str
 
 
 def test_append_adds(tmp_path: Path) -> None:
+    """In mode ``append``, rows of both jobs remain, and a second publication adds nothing."""
     out = tmp_path / "out"
     one = small_job(tmp_path / "lake", sink=str(out), mode="append")
     two = small_job(tmp_path / "lake2", sink=str(out), mode="append", start=100)
@@ -171,6 +178,7 @@ def test_append_adds(tmp_path: Path) -> None:
 
 
 def test_append_counts_what_was_there_before(tmp_path: Path) -> None:
+    """In mode ``append``, files from before are part of the manifest."""
     out = tmp_path / "out"
     out.mkdir()
     pq.write_table(pa.table({"id": [1], "p": pa.array([2.0], pa.float32())}), out / "old.parquet")
@@ -207,6 +215,7 @@ def test_append_beside_folders_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("foreign", ["notes.txt", "sub/", "fake.parquet", ".hidden"])
 def test_overwrite_never_removes_what_is_no_output(tmp_path: Path, foreign: str) -> None:
+    """In mode ``overwrite``, a foreign file or folder raises `RefusedForSafety`, and nothing changes."""
     out = tmp_path / "out"
     run(tmp_path, small_job(tmp_path / "lake", sink=str(out)), "a-1")
     if foreign.endswith("/"):
@@ -221,6 +230,7 @@ def test_overwrite_never_removes_what_is_no_output(tmp_path: Path, foreign: str)
 
 
 def test_what_comes_into_the_old_folder_meanwhile_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that arrives in the old folder during the swap is kept beside the output."""
     out = tmp_path / "out"
     run(tmp_path, small_job(tmp_path / "lake", sink=str(out)), "a-1")
     exchange = swap.rename_exchange
@@ -237,6 +247,7 @@ def test_what_comes_into_the_old_folder_meanwhile_is_kept(tmp_path: Path, monkey
 
 
 def test_a_file_in_the_way(tmp_path: Path) -> None:
+    """A file at the output path raises `RefusedForSafety` in every mode."""
     (tmp_path / "out").write_text("mine")
     for mode in ("error", "overwrite", "append"):
         with pytest.raises(RefusedForSafety):
@@ -264,6 +275,7 @@ def test_empty_output_has_the_schema(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["error", "append"])
 def test_small_files_are_merged(tmp_path: Path, mode: str) -> None:
+    """Files below the target size become one file with all rows and a correct digest."""
     out = tmp_path / "out"
     if mode == "append":
         out.mkdir()
@@ -281,6 +293,7 @@ def test_small_files_are_merged(tmp_path: Path, mode: str) -> None:
 
 
 def test_merging_keeps_order_and_large_files(tmp_path: Path) -> None:
+    """Only adjacent small files are merged; row order stays."""
     rows = (10, 10, 20000, 10, 10, 10)
     job = small_job(tmp_path / "lake", sink=str(tmp_path / "out"), rows=rows, target_file_size="60 KB")
     _, _, result = run(tmp_path, job, "a-1")
@@ -289,6 +302,7 @@ def test_merging_keeps_order_and_large_files(tmp_path: Path) -> None:
 
 
 def test_merging_keeps_types_and_metadata(tmp_path: Path) -> None:
+    """Merged files keep types, metadata and values, with different dictionaries too."""
     from pipeline.jobs.manifest import ManifestFile
     from pipeline.sinks.parquet.pack import Piece, write_merged
     from pipeline.storage.local import LocalStore
@@ -317,12 +331,14 @@ def test_merging_keeps_types_and_metadata(tmp_path: Path) -> None:
 
 
 def test_bad_target_size(tmp_path: Path) -> None:
+    """An invalid target size raises `SpecError`."""
     with pytest.raises(SpecError, match=r"target_file_size"):
         check(Sink.model_construct(path=str(tmp_path / "out"), target_file_size="many"), sources=())
 
 
 @pytest.mark.parametrize("damage", ["missing", "short"])
 def test_damaged_checkpoint_is_not_published(tmp_path: Path, damage: str) -> None:
+    """A missing or truncated checkpoint raises `StateCorrupt`, and the output stays."""
     out = tmp_path / "out"
     run(tmp_path, small_job(tmp_path / "lake", sink=str(out)), "a-1")
     before = listing(out)
@@ -339,6 +355,7 @@ def test_damaged_checkpoint_is_not_published(tmp_path: Path, damage: str) -> Non
 
 
 def test_flipped_bit_is_found_when_merging(tmp_path: Path) -> None:
+    """A flipped bit in a checkpoint raises `StateCorrupt` before any output exists."""
     job = small_job(tmp_path / "lake", sink=str(tmp_path / "out"), rows=(500, 500), target_file_size="1 MiB")
     directory = JobDirectory.create(tmp_path / "jobs", job.plan, job="a-1")
     manifest = directory.manifests.prepare(directory.ledger(write_receipts(directory, job)))
@@ -354,6 +371,7 @@ def test_flipped_bit_is_found_when_merging(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["overwrite", "append"])
 @pytest.mark.fault(27)
 def test_full_disk_leaves_what_was_there(tmp_path: Path, way: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk leaves the previous output; the next publication succeeds."""
     out = tmp_path / "out"
     run(tmp_path, small_job(tmp_path / "lake", sink=str(out)), "a-1")
     before = {name: (out / name).read_bytes() for name in os.listdir(out)}
@@ -377,6 +395,7 @@ def test_full_disk_leaves_what_was_there(tmp_path: Path, way: str, mode: str, mo
 
 
 def test_two_jobs_publishing_at_once_conflict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two jobs that append at once, the slower raises `OutputConflict`, and succeeds when run again."""
     out = tmp_path / "out"
     run(tmp_path, small_job(tmp_path / "lake", sink=str(out), mode="append"), "a-1")
     late = small_job(tmp_path / "lake2", sink=str(out), mode="append", start=100)
@@ -433,6 +452,7 @@ def test_two_drivers_of_one_job_converge(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("mode", ["error", "overwrite", "append"])
 def test_object_store(tmp_path: Path, mode: str) -> None:
+    """Modes ``error``, ``overwrite`` and ``append`` work on an object store as on a disk."""
     url = f"memory://{uuid.uuid4().hex}/out"
     old = small_job(tmp_path / "lake", sink=url)
     run(tmp_path, old, "a-1")
@@ -453,6 +473,7 @@ def _check(path: Path | str, *sources: Path | str, mode: str = "error", state: t
 
 
 def test_places_that_overlap_with_the_source(in_folder: Path) -> None:
+    """An output path that overlaps with the source, directly or by a link, is rejected."""
     lake = in_folder / "lake"
     lake.mkdir()
     (in_folder / "link").symlink_to(lake)
@@ -481,6 +502,7 @@ def test_places_that_overlap_with_the_source(in_folder: Path) -> None:
     ],
 )
 def test_places_and_globs(in_folder: Path, source: str, sink: str, is_bad: bool) -> None:
+    """An output path is rejected if the source pattern could match files in it."""
     from pipeline.sinks.guards import check_place
 
     source = source if "://" in source else f"{in_folder}/{source}"
@@ -493,6 +515,7 @@ def test_places_and_globs(in_folder: Path, source: str, sink: str, is_bad: bool)
 
 
 def test_places_that_are_too_much(in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root, home, current folder, their parents and job directories are rejected as output."""
     home = in_folder / "home" / "me"
     home.mkdir(parents=True)
     monkeypatch.setenv("HOME", str(home))
@@ -507,6 +530,7 @@ def test_places_that_are_too_much(in_folder: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_check_says_before_what_publish_would(in_folder: Path) -> None:
+    """`check` raises the errors of `publish` before the job runs."""
     out = in_folder / "out"
     out.mkdir()
     _check(out)
@@ -521,6 +545,7 @@ def test_check_says_before_what_publish_would(in_folder: Path) -> None:
 
 
 def test_check_lets_a_job_go_on_with_its_own_output(tmp_path: Path) -> None:
+    """`check` accepts output published by the same job."""
     out = tmp_path / "out"
     directory, _, _ = run(tmp_path, small_job(tmp_path / "lake", sink=str(out)), "a-1")
     sink = directory.plan.spec.sink
@@ -538,6 +563,7 @@ def test_damaged_sink_manifest_is_refused(tmp_path: Path) -> None:
 
 
 def test_two_jobs_of_one_id_are_not_taken_for_each_other(tmp_path: Path) -> None:
+    """Two jobs with one id but different plans raise `OutputConflict`."""
     out = str(tmp_path / "out")
     first, second = small_job(tmp_path / "lake", sink=out), small_job(tmp_path / "other", sink=out)
     _, manifest, _ = run(tmp_path / "here", first, "a-1")
