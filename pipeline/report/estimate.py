@@ -4,8 +4,8 @@ The seconds of all partitions are estimated by the ratio of seconds to *cost* in
 half each, as `dispatch_order` weighs them. The interval uses the ratio estimator's variance for a sample without
 replacement (Cochran, Sampling Techniques, 3rd ed. 1977, section 6.4) and Student's t, because samples are small.
 
-The wall time of ``slots`` concurrent tasks is at least seconds / slots. Graham's bound for any order of the partitions
-is seconds / slots + (1 - 1 / slots) × longest (Graham, Bounds on Multiprocessing Timing Anomalies, 1969).
+The wall time of ``slots`` concurrent tasks is at least seconds / slots. For any order of the partitions, it is at most
+seconds / slots + (1 - 1 / slots) × longest (Graham, Bounds on Multiprocessing Timing Anomalies, 1969).
 
 ``probe.json`` in the job directory holds the estimate that a probe made before the whole job ran.
 """
@@ -54,7 +54,7 @@ class Estimate:
     """A probe's estimate for the whole job, stored in ``probe.json``."""
 
     sampled: int
-    """Partitions that were timed. They are completed and not scored again."""
+    """Timed partitions, which are completed and not scored again."""
     partitions: int
     workers: int
     slots: int

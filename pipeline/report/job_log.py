@@ -1,6 +1,6 @@
 """The log of a driver: ``logs/<epoch>.jsonl`` in the job directory, one JSON object per line.
 
-It keeps the driver's log messages and the outcome of each partition, wherever the driver's stderr goes. No decision
+The log holds the driver's messages and the outcome of each partition, wherever the driver's stderr goes. No decision
 depends on a log: a line may be lost at a power cut, and a failed write must not fail the job.
 """
 

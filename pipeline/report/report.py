@@ -85,7 +85,7 @@ class Report:
     name: str
     status: Status
     reason: str
-    """Why it has this status, when it did not succeed."""
+    """Reason for the status, if the job did not succeed."""
     rows: RowCounts
     model: ModelId
     output: str
@@ -103,24 +103,24 @@ class Report:
     reasons: dict[str, int]
     """Rejected rows per reason, most frequent first."""
     published: int | None = None
-    """Number of the manifest that the output is of; None when nothing was published yet."""
+    """Number of the manifest of the output; None before the first publication."""
     rounds: tuple[RoundSummary, ...] = ()
     """Each round after the first."""
     quarantined_files: tuple[QuarantinedFile, ...] = ()
-    """Input files that are quarantined as a whole; their rows are in no count."""
+    """Input files that are quarantined as a whole. No count includes their rows."""
     engines: EngineEvidence | None = None
-    """What evaluated the model; None before the first partition is done, and for a fan-out."""
+    """Engine that evaluated the model; None before the first partition is done, and for a fan-out."""
     estimate: EstimateComparison | None = None
-    """The estimate of a probe, beside the actual figures; None when there was no probe."""
+    """The estimate of a probe and the actual figures; None without a probe."""
     warnings: tuple[str, ...] = ()
     children: tuple[ChildReport, ...] = ()
-    """Of a fan-out; the figures above are of all of them together."""
+    """Children of a fan-out. The other figures are then sums over all children."""
     error: JobError | None = None
-    """What ended a job that failed."""
+    """Error that failed the job."""
     next: tuple[str, ...] = ()
     """Commands to type next."""
     input: str = ""
-    """Part of its source that an incremental job scored; empty, and left out of JSON, for others."""
+    """Part of the source that an incremental job scored. For other jobs empty, and left out of JSON."""
 
     @property
     def ok(self) -> bool:
