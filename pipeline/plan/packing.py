@@ -25,10 +25,10 @@ PARTITIONS_PER_THREAD = 4
 OVERSIZE = 1.5
 """A row group up to this many times the target stays whole."""
 _FEWEST_PIECES = 8
-"""For balance, a row group is cut into at most this many pieces, or one per thread if there are more threads: each
-piece decodes the rows before it too."""
+"""Largest number of pieces into which a row group is cut for balance, or the number of threads if larger. Each piece
+decodes the rows before it too."""
 _TOLERANCE = 0.002
-"""Relative amount by which the longest partition may exceed the optimum. It saves most of the search."""
+"""Relative amount by which the longest partition may exceed the optimum, which saves most of the search."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ def pack(
 ) -> tuple[tuple[Fragment, ...], ...]:
     """Return the fragments of each partition.
 
-    The number of partitions is the smallest that keeps them below ``target_bytes`` and gives every thread
-    `PARTITIONS_PER_THREAD` partitions, as far as each has at least `SMALLEST_ROWS` rows. No partition exceeds
-    `OVERSIZE` × ``target_bytes``, unless a single row does.
+    The number of partitions keeps each below ``target_bytes`` and gives each thread up to `PARTITIONS_PER_THREAD`
+    partitions of at least `SMALLEST_ROWS` rows. No partition exceeds `OVERSIZE` × ``target_bytes``, unless a single
+    row does.
 
     :param threads: threads of all workers together.
     """

@@ -112,7 +112,7 @@ class Plan:
     row_group_rows: int = 1 << 20
     """Rows per row group of the output."""
     workers: int = 1
-    """Number of worker processes at planning time. It changes no row, so no digest includes it."""
+    """Number of worker processes at planning time. The number changes no row, so no digest includes it."""
     can_use_tree_engine: bool = False
     """True if workers may start the tree engine; ``task_memory`` then includes it. No digest includes this field."""
     quarantined_files: tuple[QuarantinedFile, ...] = ()

@@ -1,4 +1,4 @@
-"""`StageRecipe`: all that a worker needs to score any partition of a stage. It is small and sent with every task."""
+"""`StageRecipe`: all that a worker needs to score any partition of a stage. A recipe is small: every task has one."""
 
 from __future__ import annotations
 
