@@ -39,7 +39,7 @@ class InputFile:
     hive_keys: tuple[tuple[str, str], ...] = ()
     """Hive partition keys of the folders, in order, percent-decoded; ``__HIVE_DEFAULT_PARTITION__`` means null."""
     published_row_groups: int = 0
-    """Row groups at the start that an earlier job has published. They are not part of the input."""
+    """Number of row groups at the start that an earlier job has published; these are not part of the input."""
     footer_digest: str = ""
     """Digest of the metadata of all row groups, with which a later incremental job detects appended row groups."""
     why: str = ""
