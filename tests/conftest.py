@@ -1,4 +1,4 @@
-"""Fixtures every tier uses: small real tables, a small real model, and the oracle."""
+"""Fixtures of every tier: small real tables, a small real model, and the oracle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real processes: the alias of the model moves when a third of the job is done, under each policy, and with kill -9."""
+"""The alias of the model changes when a third of the job is done: each policy, and kill -9, in real processes."""
 
 from __future__ import annotations
 

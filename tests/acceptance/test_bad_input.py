@@ -1,4 +1,4 @@
-"""Bad input, through the command line: one screen that says what is wrong, its exit code, and nothing written."""
+"""Bad input through the command line: one screen with the problem, the exit code, and nothing written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The driver is killed with SIGKILL at seeded moments; resume ends the job, and every row is there once."""
+"""The driver is killed with SIGKILL at seeded moments; resume finishes the job, and every row is there once."""
 
 from __future__ import annotations
 

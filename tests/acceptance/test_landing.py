@@ -1,4 +1,4 @@
-"""A real server, killed again and again, while a file is dropped every second: each file is scored once.
+"""A real server is killed repeatedly while a file arrives every second: each file is scored once.
 
 ``PIPELINE_LANDING_SECONDS=600 python -m pytest tests/acceptance/test_landing.py`` is the long form of it: ten minutes,
 with a kill every twenty seconds.

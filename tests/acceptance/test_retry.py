@@ -1,4 +1,4 @@
-"""The whole story at the command line: bad rows, warnings, a retry that is killed, and an output that is repaired."""
+"""Partial success at the command line: bad rows, warnings, a retry that is killed, and a repaired output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Secrets are sent through every path there is, and looked for in everything that a run leaves behind."""
+"""Secrets are sent through every path, and searched for in everything that a run leaves behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who can reach a running job, and who can read its state."""
+"""Access to a running job over the network, and to its state on disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Submit and walk away: the terminal is killed, servers come and go, and the job ends right, seen all the time."""
+"""Submitted jobs without a terminal: servers come and go, and the job ends correctly, visible all the time."""
 
 from __future__ import annotations
 

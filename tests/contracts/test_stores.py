@@ -1,4 +1,4 @@
-"""One suite for every store: what its verbs promise is what commits stand on."""
+"""One suite for every store: the guarantees of the verbs on which commits are built."""
 
 from __future__ import annotations
 

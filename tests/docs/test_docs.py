@@ -1,4 +1,4 @@
-"""The documents say what is so: commands print what is shown, tables agree with the code, links lead somewhere."""
+"""The documents are true: commands print the shown output, tables agree with the code, links lead somewhere."""
 
 from __future__ import annotations
 

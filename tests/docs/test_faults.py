@@ -1,4 +1,4 @@
-"""docs/faults.md names every fault, and for each the tests that are marked with it."""
+"""docs/faults.md names every fault, with the tests marked with each."""
 
 from __future__ import annotations
 

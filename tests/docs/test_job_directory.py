@@ -1,4 +1,4 @@
-"""docs/job-directory.md tells every field of every file of a real job, and none that is not there."""
+"""docs/job-directory.md describes every field of every file of a real job, and no other field."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""notebooks/quickstart.ipynb runs from an empty folder, and gives the output that is stored in it.
+"""notebooks/quickstart.ipynb runs from an empty folder, and gives the output stored in it.
 
 ``python tests/docs/test_notebook.py`` stores the output of today.
 """

@@ -1,4 +1,4 @@
-"""README.md does what it says: Python, make targets, the job, extras. Its commands are run by test_docs.py."""
+"""README.md is true: Python, make targets, the job, extras. Its commands are run by test_docs.py."""
 
 from __future__ import annotations
 

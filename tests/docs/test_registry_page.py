@@ -1,4 +1,4 @@
-"""docs/registry.md says what the files of the built-in registry are."""
+"""docs/registry.md describes the files of the built-in registry."""
 
 from __future__ import annotations
 

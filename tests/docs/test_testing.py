@@ -1,4 +1,4 @@
-"""docs/testing.md: its example runs and ends as it says; every action of the fault table is told; names exist."""
+"""docs/testing.md: its example runs as described; every action of the fault table is described; names exist."""
 
 from __future__ import annotations
 

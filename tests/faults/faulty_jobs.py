@@ -1,4 +1,4 @@
-"""Jobs whose step does what a fault table says, driven from a thread, with their rows looked for afterwards."""
+"""Run jobs whose step follows a fault table, driven from a thread, and check their rows afterwards."""
 
 from __future__ import annotations
 

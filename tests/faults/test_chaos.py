@@ -1,4 +1,4 @@
-"""Chaos over real processes: a job holds whatever is killed around it, and one that does not hold is told."""
+"""Chaos over real processes: a job survives the death of any process, and a job that does not is reported."""
 
 from __future__ import annotations
 

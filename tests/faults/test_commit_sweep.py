@@ -1,4 +1,4 @@
-"""A whole job (directory, lease, receipts, manifest, output, report) that fails at every storage operation in turn.
+"""A job (directory, lease, receipts, manifest, output, report) that fails at every storage operation in turn.
 
 At the k-th operation, for every k, the process dies, or the storage fails once or for good, or the operation is done
 but its reply is lost; the power is cut at every step. The next run ends with exactly the expected rows, and until then

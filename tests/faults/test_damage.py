@@ -1,4 +1,4 @@
-"""Bits that flip in checkpoints, a model and jobs that are swapped or spoilt behind a job's back, very many files."""
+"""Flipped bits in checkpoints, models and jobs swapped or damaged while a job runs, and very many files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real drivers, two of them on one job: locked out, killed, paused and taken over, under any umask and clock."""
+"""Two real drivers on one job: locked out, killed, paused and replaced, under any umask and clock."""
 
 from __future__ import annotations
 

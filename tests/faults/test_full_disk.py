@@ -1,4 +1,4 @@
-"""Disks that are really full: a file system of 8 MB, mounted for the test, under the output and under the job."""
+"""Full disks: a file system of 8 MB, mounted for the test, under the output and under the job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Incremental jobs over files that come, grow and change, killed anywhere: the output is that of a full run."""
+"""Incremental jobs over files that arrive, grow and change, killed anywhere: the output equals that of a full run."""
 
 from __future__ import annotations
 

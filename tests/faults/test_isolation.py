@@ -1,4 +1,4 @@
-"""Partitions with rows that no process survives, scored in a process of their own, without a cluster."""
+"""Partitions with rows that crash every process, scored in a separate process, without a cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A retry, dying at every storage operation in turn, then run again: the output is repaired, row for row.
+"""A retry that dies at every storage operation in turn and runs again: the output is repaired, row for row.
 
 Until then a reader finds the output as it was before the retry, or repaired, and never a mixture; and what others
 published to the same folder stays.

@@ -1,4 +1,4 @@
-"""S3 that loses replies, resets connections and says SlowDown, and what the storage verbs make of it."""
+"""Storage verbs on an S3 server that loses replies, resets connections and says SlowDown."""
 
 from __future__ import annotations
 

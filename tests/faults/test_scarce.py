@@ -1,4 +1,4 @@
-"""Memory, disks and interpreters that are not there when a worker needs them; every row is looked for afterwards."""
+"""Memory, disks and interpreters that are missing when a worker needs them; every row is checked afterwards."""
 
 from __future__ import annotations
 

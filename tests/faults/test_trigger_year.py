@@ -1,4 +1,4 @@
-"""Two hundred triggers over a simulated year, with servers that are away, killed at every step, and race each other.
+"""Two hundred triggers over a simulated year, with servers that stop, are killed at every step, and race each other.
 
 Whatever happens: each instant of a schedule has one fate, which is the one that ``missed`` and ``overlap`` promise, and
 no firing has two jobs; each file is scored once.

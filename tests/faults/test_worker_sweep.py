@@ -1,4 +1,4 @@
-"""A worker that dies at every write and every change of the file system while it does a partition, for every k."""
+"""A worker that dies at the k-th write or change of the file system of a partition, for every k."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workers, nannies and the scheduler get real signals in the midst of a job; every row is looked for afterwards."""
+"""Workers, nannies and the scheduler get real signals during a job; every row is checked afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line in a process that kills itself at a moment of a fan-out, which the variable STOP_AT names."""
+"""Run the command line in a process that kills itself at the moment of a fan-out named by the variable STOP_AT."""
 
 from __future__ import annotations
 

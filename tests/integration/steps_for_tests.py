@@ -1,4 +1,4 @@
-"""Steps that the integration tests name."""
+"""Steps for the integration tests."""
 
 from __future__ import annotations
 

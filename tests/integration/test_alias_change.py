@@ -1,4 +1,4 @@
-"""An alias that moves while a job runs, or before its resume: what is published is of one version, by the policy."""
+"""An alias that changes while a job runs, or before its resume: the output is of one version, by the policy."""
 
 from __future__ import annotations
 

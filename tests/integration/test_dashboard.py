@@ -1,4 +1,4 @@
-"""The dashboard of a local cluster, in a process of its own: whether bokeh is imported is the question."""
+"""The dashboard of a local cluster, in a separate process, since the test checks if bokeh is imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fan-outs on real Dask processes: children retried alone, published together, added up."""
+"""Fan-outs on real Dask processes: children retried alone, published together, and summed up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The process that workers are forked from, in processes of their own: it is one to a process."""
+"""The process from which workers are forked, in separate processes: each process has one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the design stands on: one fused task a partition, small tasks, and the same rows lazily."""
+"""Assumptions of the design: one fused task per partition, small tasks, and the same rows lazily."""
 
 from __future__ import annotations
 

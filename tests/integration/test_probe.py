@@ -1,4 +1,4 @@
-"""A probe scores a few partitions of a job that is kept, and says what the rest will take."""
+"""A probe scores a few partitions of a job that is kept, and estimates the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Partial success on real Dask processes: what a job left out is scored again, and the output repaired, row for row."""
+"""Partial success on real Dask processes: rejected rows are scored again, and the output repaired, row for row."""
 
 from __future__ import annotations
 

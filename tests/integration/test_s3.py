@@ -1,4 +1,4 @@
-"""A whole job on S3: source, job directory and sink are URLs, and credentials are in the environment alone."""
+"""A job on S3: source, job directory and sink are URLs, and credentials are in the environment alone."""
 
 from __future__ import annotations
 

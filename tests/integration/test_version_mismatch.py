@@ -1,4 +1,4 @@
-"""A worker that runs other versions than the driver, as a process of its own."""
+"""A worker with other versions than the driver, in a separate process."""
 
 from __future__ import annotations
 

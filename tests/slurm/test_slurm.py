@@ -1,4 +1,4 @@
-"""Jobs on a real Slurm: workers are cancelled and run into their walltime, the driver is killed, and no row is lost."""
+"""Jobs on a real Slurm: workers are cancelled and exceed their walltime, the driver is killed, and no row is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Callbacks: each event reaches its method, and one that raises disturbs nobody."""
+"""Callbacks: each event reaches its method, and an error in one callback affects no other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: what goes to stdout and stderr, and the exit codes. Jobs are fakes here."""
+"""The command line: stdout, stderr and exit codes. Jobs are fakes here."""
 
 from __future__ import annotations
 

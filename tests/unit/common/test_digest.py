@@ -1,4 +1,4 @@
-"""Digests are of the content: the same everywhere, and blind to unset fields."""
+"""Digests depend on the content only: the same everywhere, and independent of unset fields."""
 
 from __future__ import annotations
 

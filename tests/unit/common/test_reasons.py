@@ -1,4 +1,4 @@
-"""`Reason`: its text, and whether user code is to blame."""
+"""`Reason`: its text, and if user code caused it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one filter against secrets in what people read."""
+"""The one filter against secrets in text for people."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo: the same seed gives the same files, and they are what the story says."""
+"""The demo: the same seed gives the same files, and the files match the printed text."""
 
 from __future__ import annotations
 

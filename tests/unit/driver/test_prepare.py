@@ -1,4 +1,4 @@
-"""Preparing a job: the files it scores, the digest of its work, and what is refused."""
+"""Preparing a job: the files it scores, the digest of its work, and the rejected specs."""
 
 from __future__ import annotations
 

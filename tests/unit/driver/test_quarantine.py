@@ -1,4 +1,4 @@
-"""An input file turns out bad while a job runs: everything that holds rows of it is done again without it."""
+"""An input file turns out bad while a job runs: partitions with its rows are scored again without it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a retry opens: which rows, with which step, contract and model; and what it refuses."""
+"""The round of a retry: its rows, step, contract and model, and the rejected changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What workers and the scheduler load for a partition."""
+"""Modules that workers and the scheduler load for a partition."""
 
 from __future__ import annotations
 

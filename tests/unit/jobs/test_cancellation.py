@@ -1,4 +1,4 @@
-"""Cancelling: a job that nobody drives has the status at once; a driver is asked, and by its epoch alone."""
+"""Cancelling: at once without a driver; a running driver receives a request, valid for its epoch only."""
 
 from __future__ import annotations
 

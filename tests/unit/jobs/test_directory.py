@@ -1,4 +1,4 @@
-"""The job directory: created once, resumed by digest, read back whole."""
+"""The job directory: created once, resumed by digest, read back in full."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_same_plan_resumes_and_another_is_refused(tmp_path: Path, directory: Job
 
 
 def test_racing_creators_get_one_job(tmp_path: Path, job: SmallJob) -> None:
-    """Of creators that race, those with the stored plan get the job, and the others `PlanMismatch`."""
+    """Racing creators with the stored plan get the job, and all others `PlanMismatch`."""
     plans = [job.plan, replace(job.plan, keep=())] * 3
     barrier, got, refused = threading.Barrier(len(plans)), [], []  # type: ignore[var-annotated]
 

@@ -1,4 +1,4 @@
-"""The lease of a job: who may drive, decided by counters and one's own monotonic clock."""
+"""The lease of a job: the right to drive, decided by counters and the own monotonic clock."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def store(tmp_path: Path) -> LocalStore:
 
 
 def leave_behind(store: LocalStore, **changes: object) -> Holder:
-    """What a driver on another machine left when it vanished."""
+    """Write the lease of a driver that vanished on another machine."""
     holder = replace(HOLDER, **{"epoch": 1, **changes})
     store.put_if_absent(f"lease/{holder.epoch}.json", holder.to_json_bytes())
     store.replace(f"lease/{holder.epoch}.beat", f"{holder.name} 7\n".encode())
@@ -140,7 +140,7 @@ def test_a_wall_clock_that_jumps_changes_nothing(store: LocalStore, monkeypatch:
 
 
 def test_of_two_that_wait_for_a_stale_lease_one_gets_it(store: LocalStore) -> None:
-    """Of two drivers that wait for a stale lease, one acquires it, and the other gets `JobLocked`."""
+    """If two drivers wait for a stale lease, one acquires the lease, and the other gets `JobLocked`."""
     leave_behind(store)
     first, second = FakeClock(1000.0), FakeClock(1000.0)
     # The first takes the job in the very moment in which the second has waited for long enough.

@@ -1,4 +1,4 @@
-"""Receipts: what is written is what is read, and anything less than a whole one is refused."""
+"""Receipts: read back unchanged; an incomplete receipt is rejected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rounds: what counts over all of them, what is still rejected, and what a cut-off worker can no longer bring in."""
+"""Rounds: the counts over all rounds, the remaining rejects, and late receipts of workers without a connection."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pipeline.testing.jobs import REASON, SmallJob, open_retry, small_job, write
 
 @pytest.fixture
 def job(tmp_path: Path) -> SmallJob:
-    """75 rows in files of 30, 5 and 40, of which those with the ids 0, 10, … 70 are bad."""
+    """Return a job of 75 rows in files of 30, 5 and 40; the ids 0, 10, … 70 are bad."""
     return small_job(tmp_path / "lake", sink=str(tmp_path / "out"), bad_every=10, pruned=0)
 
 
@@ -40,7 +40,7 @@ def commit(directory: JobDirectory) -> int:
 
 
 def places(directory: JobDirectory) -> list[tuple[int, str, int]]:
-    """Id, file and row of all that is still rejected."""
+    """Return id, file and row number of the rows still rejected."""
     rows = pa.Table.from_batches(list(read_left(directory))).to_pylist()
     return [(row["id"], Path(row["_file"]).name, row["_row"]) for row in rows]
 

@@ -1,4 +1,4 @@
-"""An attempt is asked to stop at a batch boundary: what it has scored counts, the rest becomes other partitions."""
+"""An attempt is asked to stop at a batch boundary: its scored rows count, the rest becomes other partitions."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def lake(tmp_path: Path) -> Lake:
 
 @pytest.fixture
 def step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A map step that does what ``actions`` has for its n-th call, from 1."""
+    """Yield a map step that runs the ``actions`` for its n-th call, from 1."""
     (tmp_path / "cut_steps.py").write_text(STEP)
     monkeypatch.syspath_prepend(str(tmp_path))
     import cut_steps

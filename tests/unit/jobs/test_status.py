@@ -1,4 +1,4 @@
-"""The transition table: what a status can become, and that every job can end."""
+"""The transition table: the successors of each status, and an end for every job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests to stop: which one counts, and what a run that stopped for it ends with."""
+"""Requests to stop: the reason that counts, and the error with which a stopped run ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which engine evaluates a model, that a wrong one is found out, and that the evidence arrives in the report."""
+"""The choice of the engine of a model, the detection of a wrong engine, and the evidence in the report."""
 
 from __future__ import annotations
 

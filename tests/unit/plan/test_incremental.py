@@ -1,4 +1,4 @@
-"""Which files an incremental job scores, and why: decided from what was published of which input."""
+"""The files that an incremental job scores, and the reasons, decided from the published input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cutting and packing: every wanted row once, in source order, within bounds, evenly."""
+"""Cutting and packing: every selected row once, in source order, within bounds, evenly."""
 
 from __future__ import annotations
 

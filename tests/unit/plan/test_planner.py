@@ -1,4 +1,4 @@
-"""Planning: which columns, which partitions, what memory, and how it says that something is wrong."""
+"""Planning: columns, partitions, memory, and the messages of errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What differs between two jobs: spec, model, input, rows, rejects, times."""
+"""Differences between two jobs: spec, model, input, rows, rejects, times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a probe says of the whole job."""
+"""The estimate of a job from a probe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hooks: signed, tried again, bounded, and never in the way of the job. Real servers and real programs."""
+"""Hooks: signed, retried, bounded, and no obstacle to the job. Real servers and real programs."""
 
 from __future__ import annotations
 

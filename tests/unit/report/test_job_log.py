@@ -1,4 +1,4 @@
-"""The log of a driver: lines that a program reads on disk, and a person on the screen."""
+"""The log of a driver: lines for programs on disk, and for people on the screen."""
 
 from __future__ import annotations
 

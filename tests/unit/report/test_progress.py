@@ -1,4 +1,4 @@
-"""Progress: what is counted, and when a line is written."""
+"""Progress: the counts, and the times at which a line is written."""
 
 from __future__ import annotations
 

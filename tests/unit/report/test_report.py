@@ -1,4 +1,4 @@
-"""The report: the decision at the limit, whose fault it is, and numbers that come from the receipts alone."""
+"""The report: the decision at the limit, the cause of rejects, and numbers from the receipts alone."""
 
 from __future__ import annotations
 

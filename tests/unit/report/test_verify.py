@@ -1,4 +1,4 @@
-"""Verification: a sound job is proved, and each kind of damage is found by the check that is there for it."""
+"""Verification: a correct job passes, and each kind of damage is found by its check."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real process that is really stopped."""
+"""Stalls, measured in a real process that is stopped."""
 
 from __future__ import annotations
 

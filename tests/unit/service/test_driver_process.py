@@ -1,4 +1,4 @@
-"""A driver without a terminal: what it finds done or cancelled it leaves alone, and the mark of the job goes."""
+"""A driver without a terminal: finished and cancelled jobs stay as they are, and the mark of the job is removed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Following a job from its directory: the events its own observers get, and its end, told by nobody but its files."""
+"""Following a job from its directory: the same events as in its own callbacks, and its end."""
 
 from __future__ import annotations
 

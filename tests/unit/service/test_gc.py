@@ -1,4 +1,4 @@
-"""What may be removed, and above all what must stay."""
+"""Garbage collection: removable files, and above all files that must stay."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def finish(directory: JobDirectory, job: SmallJob) -> None:
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    """All files but those of leases, which looking after a job changes."""
+    """Return all files except those of leases, which a sweep changes."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.parent.name != "lease")
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def found(directory: JobDirectory, *, delete: bool = False, older_than: timedelta | None = None) -> dict[str, str]:
-    """Path in the folder above the job directories -> kind."""
+    """Return the kind of each leftover by its path in the folder above the job directories."""
     sweep = sweep_job(directory, now=LATER, older_than=older_than, delete=delete)
     top = Path(directory.root).parents[1]
     return {os.path.relpath(one.path, top): one.kind for one in sweep.leftovers}

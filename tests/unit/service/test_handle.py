@@ -1,4 +1,4 @@
-"""A job that goes on by itself, from Python: waited for, awaited, observed, cancelled; taken up by anybody."""
+"""A background job from Python: waited for, awaited, observed and cancelled."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def job(tmp_path: Path, small: SmallJob) -> JobDirectory:
 
 @pytest.fixture
 def driver(job: JobDirectory) -> Lease:
-    """This process drives the job."""
+    """Hold the lease of the running job in this process."""
     lease = acquire_lease(job.store)
     job.set_status(Status.RUNNING)
     return lease
@@ -55,7 +55,7 @@ def fail(job: JobDirectory, error: PipelineError, status: Status = Status.FAILED
 
 @dataclass
 class Notes(Callback):
-    """Keeps what it is told."""
+    """A callback that records events."""
 
     statuses: list[str] = field(default_factory=list)
     partitions: list[str] = field(default_factory=list)

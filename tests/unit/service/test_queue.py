@@ -1,4 +1,4 @@
-"""What a submitted job needs next: the decision over every kind of view, and what a look at a real directory shows."""
+"""The next need of a submitted job: the decision for every kind of view, and views of real directories."""
 
 from __future__ import annotations
 

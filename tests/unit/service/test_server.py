@@ -1,4 +1,4 @@
-"""The server: which jobs it starts and when, several at one root, and what it finds when it comes back."""
+"""The server: the jobs it starts and their order, several servers at one root, and a restart."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ DEAD = identify(os.getpid()).rpartition("/")[0] + "/0"
 
 
 class Root:
-    """A root of job directories, with a clock of its own, and drivers that are only noted."""
+    """A root of job directories, with its own clock; drivers are only recorded."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -51,7 +51,7 @@ class Root:
         self._lock = threading.Lock()
 
     def add(self, name: str, *, priority: int = 0, created: str = "2026-01-01T00:00:00.000Z") -> JobDirectory:
-        """A job as `submit` leaves it behind with ``start=False``."""
+        """Create a job as `submit` does with ``start=False``."""
         job = JobDirectory.create(
             self.settings.directory,
             self.small.plan,
@@ -74,13 +74,13 @@ class Root:
         )
 
     def launch(self, job: JobDirectory, start: Start) -> None:
-        """A driver that is there, as this process is, but never takes the lease."""
+        """Record a driver with the id of this process, which never acquires the lease."""
         note_start(job.store, start, pid=os.getpid())
         with self._lock:
             self.started.append(job.id)
 
     def kill(self, job: JobDirectory) -> None:
-        """Its driver is no more."""
+        """Record that the driver of ``job`` has ended."""
         last = find_starts(job.store)[-1]
         moment = (datetime(2026, 1, 2, tzinfo=UTC) + timedelta(seconds=self.seconds)).isoformat()
         job.store.replace(f"starts/{last.number}.json", replace(last, process=DEAD, time=moment).to_json_bytes())

@@ -1,4 +1,4 @@
-"""Submitting: one key is one job, whoever submits it, how often, at once, or after crashes anywhere in it."""
+"""Submitting: one key is one job, for any number of submissions, at once, or after crashes anywhere."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
 
 @pytest.fixture
 def dead(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Makes all that is written from now on look as if a process had written it that has ended."""
+    """Return a function after whose call all records name a process that has ended."""
     real = records.identify
 
     def bury() -> None:

@@ -1,4 +1,4 @@
-"""Quarantined files: how many a job allows."""
+"""The number of quarantined files that a job allows."""
 
 from __future__ import annotations
 

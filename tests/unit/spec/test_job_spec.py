@@ -1,4 +1,4 @@
-"""`JobSpec`: what it accepts, what it refuses and in which words."""
+"""`JobSpec`: accepted and rejected specs, and the messages."""
 
 from __future__ import annotations
 

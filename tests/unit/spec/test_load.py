@@ -1,4 +1,4 @@
-"""The file of a job spec: strict YAML, places of mistakes, JSON, and overrides of the command line."""
+"""The file of a job spec: strict YAML, positions of errors, JSON, and overrides of the command line."""
 
 from __future__ import annotations
 

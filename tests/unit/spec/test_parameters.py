@@ -1,4 +1,4 @@
-"""Parameters, placeholders, and which of several values counts."""
+"""Parameters, placeholders, and the precedence of values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chaos without processes: what is drawn from a seed, the sample, the row checker, the reader, the command."""
+"""Chaos without processes: scripts drawn from a seed, the sample, the row checker, the reader, the command."""
 
 from __future__ import annotations
 

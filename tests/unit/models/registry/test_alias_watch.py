@@ -1,4 +1,4 @@
-"""A moved alias: what a move is, what is said of it, and how a registry is asked."""
+"""A changed alias: detection, messages, and requests to the registry."""
 
 from __future__ import annotations
 

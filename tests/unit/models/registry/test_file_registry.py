@@ -1,4 +1,4 @@
-"""The built-in model registry: what its files say, what its verbs promise, and its commands."""
+"""The built-in model registry: its files, the guarantees of its verbs, and its commands."""
 
 from __future__ import annotations
 

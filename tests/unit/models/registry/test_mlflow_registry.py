@@ -1,4 +1,4 @@
-"""What MLflow says of a model's files, read without MLflow."""
+"""MLflow's metadata of model files, read without MLflow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TreeEngine against a plain loop over nodes, and what it accepts and refuses."""
+"""`TreeEngine` against a plain loop over nodes; accepted and rejected models."""
 
 from __future__ import annotations
 

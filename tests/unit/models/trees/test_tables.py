@@ -1,4 +1,4 @@
-"""TreeTables refuse what is inconsistent, and name what the engine cannot score."""
+"""`TreeTables` reject inconsistent models, and name the features that the engine cannot score."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When triggers are due, and the log that makes each firing one."""
+"""The instants of triggers, and the log that makes each firing unique."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 @dataclass
 class Jobs:
-    """Jobs that begin when they are submitted and end when the test says so."""
+    """Jobs that start when submitted and end when the test sets their status."""
 
     made: dict[str, Firing] = field(default_factory=dict)
     statuses: dict[str, str] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Jobs:
 
 @dataclass
 class Watch:
-    """One trigger, looked at whenever the test says."""
+    """One trigger, evaluated by the test."""
 
     trigger: Trigger
     log: Log
@@ -354,7 +354,7 @@ def fired(number: int) -> list[Entry]:
 
 
 def test_one_of_two_that_decide_on_the_same_state_wins(tmp_path: Path) -> None:
-    """Of two writers that read the same state, one appends, and the other gets False."""
+    """If two writers read the same state, one appends, and the other gets False."""
     one, other = open_log(tmp_path, "t"), open_log(tmp_path, "t")
     before = one.read()
     assert other.append(fired(1), after=other.read(), now=NOON)
@@ -401,7 +401,7 @@ def test_a_damaged_record_is_no_reason_to_fire(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("is_reply_lost", [False, True])
 def test_every_storage_operation_may_fail(tmp_path: Path, is_reply_lost: bool) -> None:
-    """Whichever fails, and whether or not it was done: the next look goes on from there, and there is one job."""
+    """After an error at any operation, done or not, the next poll continues, and there is one job."""
     for number in range(60):
         folder, faults = tmp_path / str(number), Faults(number, fault=io_error)
         one = Watch(Trigger(cron="0 * * * *"), Log(LocalStore(folder, fsync=False)))

@@ -1,4 +1,4 @@
-"""What a firing submits, and the commands that show, test and fire triggers."""
+"""The jobs that firings submit, and the commands that show, test and fire triggers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ sink: {path: "out/${params.day}/${run.date}", mode: append}
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a job spec, in which jobs are planned by hand and no driver is really started."""
+    """Return a folder with a job spec, in which jobs are planned by hand and no driver is started."""
     monkeypatch.chdir(tmp_path)
     small = small_job(tmp_path / "lake", sink=str(tmp_path / "out"))
 

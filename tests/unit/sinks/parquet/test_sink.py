@@ -1,4 +1,4 @@
-"""Publishing to Parquet: what readers find, what is refused, and that doing it again changes nothing."""
+"""Publishing to Parquet: the view of readers, rejected outputs, and repeated publication without changes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def state_of(folder: Path) -> layout.SinkState:
 
 @pytest.fixture(params=["swap", "in place"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """On a file system that can swap folders, and one that cannot."""
+    """Run on a file system that can swap folders, and on one that cannot."""
     if request.param == "in place":
         monkeypatch.setattr(swap, "rename_exchange", lambda *_: errno.EINVAL)
         monkeypatch.setattr(os.path, "ismount", lambda *_: True)
@@ -133,7 +133,7 @@ def test_overwrite_keeps_the_mode_of_the_folder(tmp_path: Path) -> None:
 
 
 def test_a_reader_in_an_overwrite_sees_old_or_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looked at before and after the one step: nothing in between exists."""
+    """A reader sees the old output before the swap, and the new output right after it."""
     out = tmp_path / "out"
     old = small_job(tmp_path / "lake", sink=str(out))
     run(tmp_path, old, "a-1")
@@ -395,7 +395,7 @@ def test_full_disk_leaves_what_was_there(tmp_path: Path, way: str, mode: str, mo
 
 
 def test_two_jobs_publishing_at_once_conflict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two jobs that append at once, the slower raises `OutputConflict`, and succeeds when run again."""
+    """If two jobs append at once, the slower raises `OutputConflict`, and succeeds when run again."""
     out = tmp_path / "out"
     run(tmp_path, small_job(tmp_path / "lake", sink=str(out), mode="append"), "a-1")
     late = small_job(tmp_path / "lake2", sink=str(out), mode="append", start=100)
@@ -421,7 +421,7 @@ def test_two_jobs_publishing_at_once_conflict(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("mode", ["error", "overwrite", "append"])
 def test_two_drivers_of_one_job_converge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, mode: str) -> None:
-    """One publishes all of it while the other has done half."""
+    """A driver publishes all of the output while another has published half; the output is complete."""
     out = tmp_path / "out"
     old = small_job(tmp_path / "lake", sink=str(out), mode="append")
     if mode != "error":

@@ -1,4 +1,4 @@
-"""Row filters: what they keep, what statistics may rule out, and what is refused."""
+"""Row filters: selected rows, row groups ruled out by statistics, and rejected filters."""
 
 from __future__ import annotations
 

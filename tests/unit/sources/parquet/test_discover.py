@@ -1,4 +1,4 @@
-"""Discovery: which files, which columns, which row groups, and how it says that something is wrong."""
+"""Discovery: files, columns, row groups, and the messages of errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading a partition: every row once, in order, with where it came from."""
+"""Reading a partition: every row once, in order, with its origin."""
 
 from __future__ import annotations
 

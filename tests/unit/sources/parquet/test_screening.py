@@ -1,4 +1,4 @@
-"""Files that are quarantined as a whole: damaged ones, those unlike the others, and looking at them again."""
+"""Quarantined files: damaged files, files unlike the others, and a second check of both."""
 
 from __future__ import annotations
 
