@@ -1,6 +1,6 @@
 """Write the reference in docs/python.md from signatures and docstrings: ``python docs/make_python.py``.
 
-The docstrings hold the examples; tests/docs/test_python.py runs them in the folder that `make_folder` makes.
+The docstrings hold the examples; tests/docs/test_python.py runs them in a folder of the demo.
 """
 
 from __future__ import annotations

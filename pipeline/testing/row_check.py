@@ -30,7 +30,7 @@ class RowDifference:
     changed: int = 0
     """Rows with another value than expected."""
     foreign: int = 0
-    """Rows beyond the expected number that equal no expected row."""
+    """Unknown rows that replace no missing row."""
 
     @property
     def is_none(self) -> bool:

@@ -85,8 +85,8 @@ def draw_script(seed: int, *, partitions: int, seconds: float, cold_seconds: flo
 
     :param partitions: partitions of the sample.
     :param seconds: duration of a driver without faults.
-    :param cold_seconds: duration of a driver on workers that have loaded nothing yet; workers live between 0.8 and 1.6
-        times as long, enough for some work.
+    :param cold_seconds: duration of a driver on workers that have loaded nothing yet. Under ``lifetime``, workers live
+        0.8 to 1.6 times as long, enough for some work.
     """
     chance = random.Random(seed)
     first = KINDS[seed % len(KINDS)]
