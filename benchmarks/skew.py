@@ -25,10 +25,10 @@ import numpy as np
 
 def step(frame):
     ids = frame["id"].to_numpy()
-    time.sleep(float(np.where(ids % {rows} < {dear}, {high}, {low}).sum()))
+    time.sleep(float(np.where(ids % {rows} < {expensive}, {high}, {low}).sum()))
     return frame
 """
-DEAR = 10
+EXPENSIVE = 10
 """One row in this many is expensive; together the expensive rows cost as much as all other rows."""
 
 
@@ -59,7 +59,7 @@ class Skewed(Bench):
     def run(self, lake: Lake, *, seconds: float, is_uneven: bool) -> Measured:
         """Run ``lake`` once, with ``seconds`` of sleep in total."""
         self.lake = lake
-        expensive = lake.rows // DEAR if is_uneven else 0
+        expensive = lake.rows // EXPENSIVE if is_uneven else 0
         high = seconds / 2 / expensive if expensive else 0.0
         low = (seconds / 2 if expensive else seconds) / (lake.rows - expensive)
         return self.measure_step(STEP.format(rows=lake.rows, expensive=expensive, high=high, low=low))

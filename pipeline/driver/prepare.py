@@ -99,7 +99,7 @@ def _refuse_quarantine(spec: JobSpec) -> None:
         raise SpecError(
             "a fan-out cannot quarantine files",
             where="errors.files",
-            found="reject, and fan_out",
+            found="quarantine, and fan_out",
             expected="fail",
             next_step="leave errors.files out, or run the job without fan_out",
         )

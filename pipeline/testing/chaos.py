@@ -229,7 +229,7 @@ class _Arena:
             "the sample does not run, even without faults",
             where=str(self.folder / name),
             found=f"exit code {attempt.exit_code}: {attempt.message}",
-            next_step="mend the job until python -m pipeline run works, then try again",
+            next_step="fix the job until python -m pipeline run works, then try again",
         )
 
     def _place(self, name: str, spec: JobSpec) -> Path:

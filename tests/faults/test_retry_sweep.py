@@ -179,7 +179,7 @@ def test_what_another_job_overwrote_is_not_brought_back(tmp_path: Path) -> None:
     world = Repairing(tmp_path, mode="overwrite")
     other = small_job(tmp_path / "other", sink=world.sink, mode="overwrite", rows=(3,), start=900)
     world.run(other, "other-1")
-    with pytest.raises(Exception, match="cannot be repaired"):
+    with pytest.raises(Exception, match="cannot repair the output"):
         world.repair()
     assert world.naive() == other.expected
 

@@ -209,7 +209,7 @@ def test_an_output_that_was_overwritten_cannot_be_repaired(
     for partition in other.partitions:
         score_partition(second.recipe, partition, other.versions, worker="w")
     publish(second.manifests.commit(second.manifests.prepare(second.ledger())).manifest, second)
-    with pytest.raises(OutputConflict, match="cannot be repaired"):
+    with pytest.raises(OutputConflict, match="cannot repair the output"):
         opened(job)
     assert len(job.rounds.all()) == 1
 
