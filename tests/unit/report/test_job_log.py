@@ -136,7 +136,7 @@ def test_what_a_driver_said_that_never_came_to_drive(job: JobDirectory) -> None:
 
     put_submission(job.store, Submission(1, "", "me", "by hand", "key"))
     gone = identify(os.getpid()).rpartition("/")[0] + "/0"
-    job.store.replace("starts/1.json", Start(1, 1, "", "submit", "h", os.getpid(), gone).to_json())
+    job.store.replace("starts/1.json", Start(1, 1, "", "submit", "h", os.getpid(), gone).to_json_bytes())
     job.store.replace("starts/1.out", b"ImportError: no module named pandas\n")
     lines = [line for line in LogReader(job, errors=True).read() if line.source == "output"]
     assert [line.message for line in lines] == ["ImportError: no module named pandas"]
