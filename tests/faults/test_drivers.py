@@ -104,7 +104,7 @@ class Place:
     def run(self, *, lease: float, jump: int = 0, umask: int = -1) -> subprocess.Popen[str]:
         """Start a driver, and wait until its partitions are at the gate."""
         process = self.start("run", "job.yaml", "--job", JOB, lease=lease, jump=jump, umask=umask)
-        self.wait(lambda: self.has_status("RUNNING"), process)
+        self.wait(lambda: bool(self.events("round_started")), process)
         return process
 
     def wait(self, condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:

@@ -162,7 +162,7 @@ def test_plan_says_why(world: World) -> None:
     told = explain(world.plan())
     assert told["counts"] == {"failed before": 1, "new": 1}
     assert told["unchanged"] == 2
-    assert {why for one in told["partitions"] for why in one["why"]} == {f"failed before ({failed.job})", "new"}
+    assert {why for one in told["partitions"] for why in one["why"]} == {f"failed before ({failed.id})", "new"}
     assert sum(one["rows"] for one in told["partitions"]) == 60
     plan = world.plan()
     assert plan_from_table(plan_to_table(plan)) == plan, "why, and what it goes on from, is kept with the plan"
