@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 
 from pipeline.storage import urls as storage
+from pipeline.testing.examples import IS_LONG
 from pipeline.testing.oracle import Lake, make_lake, train_model
 from pipeline.testing.processes import ProcessCluster
 from pipeline.testing.s3 import S3, find_seaweedfs, serve_s3, serve_seaweedfs
@@ -20,8 +21,10 @@ from pipeline.testing.s3 import S3, find_seaweedfs, serve_s3, serve_seaweedfs
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # How long one example takes says more about the machine than about the code.
+# ``HYPOTHESIS_PROFILE=long`` runs property tests and sweeps whole (`pipeline.testing.examples`).
 settings.register_profile("pipeline", deadline=None)
-settings.load_profile("pipeline")
+settings.register_profile("long", parent=settings.get_profile("pipeline"), print_blob=True)
+settings.load_profile("long" if IS_LONG else "pipeline")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
