@@ -25,7 +25,8 @@ from pipeline.scoring.bisection import NoRowWorksError, RowsError, bisect, blame
 from pipeline.scoring.contract import beyond_finite, check, check_matrix
 from pipeline.scoring.outputs import REJECT_FIELDS, check_scores, score_dtype
 from pipeline.scoring.rows import Failures, Rows
-from pipeline.scoring.steps import Step, load_steps, run_steps
+from pipeline.scoring.step_frames import run_steps
+from pipeline.scoring.steps import Step, load_steps
 from pipeline.spec.parts import MapStep
 
 if TYPE_CHECKING:
