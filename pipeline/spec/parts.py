@@ -242,11 +242,8 @@ class Score(SpecModel):
     keep: Names | None = None
     """Input columns to copy to the output. Default: all."""
     engine: Engine = "auto"
-    """Engine that evaluates the model. ``xgboost``: the library itself. ``trees``: this project's tree engine (extra
-    ``fast``), several times faster with the same bits; if it cannot score the model, the plan is refused. ``auto``:
-    each worker times both on its first rows and uses the faster one; xgboost is used for models that the tree engine
-    cannot score, and for jobs too small to pay for starting it. Results of the tree engine are compared with xgboost's
-    throughout; if they differ, xgboost's are used and the report warns."""
+    """Engine that evaluates the model: ``xgboost``, the library; ``trees``, the tree engine of this project; ``auto``,
+    the faster of the two."""
     tolerance: float = Field(default=0.0, ge=0.0, le=1.0)
     """Largest absolute difference of margins (before the objective's transformation) at which the results of two
     engines count as equal. Default 0: every bit must be equal."""
