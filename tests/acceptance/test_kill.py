@@ -19,6 +19,7 @@ import yaml
 
 from pipeline.jobs.directory import JobDirectory
 from pipeline.report.verify import verify
+from pipeline.testing.examples import choose
 from pipeline.testing.oracle import Lake, make_lake, oracle
 from pipeline.testing.processes import ProcessCluster, start_command
 
@@ -139,7 +140,7 @@ def check(folder: Path, seed: int, expected: pd.DataFrame, lake: Lake) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(16))
+@pytest.mark.parametrize("seed", range(choose(6, of=16)))
 @pytest.mark.fault(8)
 def test_a_killed_driver_loses_no_row(
     seed: int,
@@ -154,7 +155,7 @@ def test_a_killed_driver_loses_no_row(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(16, 20))
+@pytest.mark.parametrize("seed", range(16, 16 + choose(2, of=4)))
 @pytest.mark.fault(8)
 def test_a_killed_driver_with_its_own_workers_loses_no_row(
     seed: int, big_lake: Lake, model_path: Path, expected: pd.DataFrame, tmp_path: Path

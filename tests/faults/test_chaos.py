@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.testing.examples import choose
 from pipeline.testing.oracle import make_lake
 from pipeline.testing.processes import start_command
 
@@ -53,18 +54,19 @@ def unleash(folder: Path, model: Path, step: str, *flags: str) -> tuple[int, dic
 
 @pytest.mark.fault(1, 6, 8, 12, 15, 16)
 def test_a_job_holds_whatever_is_killed_around_it(model_path: Path, tmp_path: Path) -> None:
-    # A take-over and a worker; a driver; the scheduler; a worker by SIGTERM; lifetimes of a few seconds.
-    code, report, err = unleash(tmp_path, model_path, SLOW, "--seed", "0", "--seeds", "5", "--rows", "33000")
+    # A take-over and a worker; a driver. Of the rest: the scheduler; a worker by SIGTERM; lifetimes of a few seconds.
+    seeds = choose(2, of=5)
+    code, report, err = unleash(tmp_path, model_path, SLOW, "--seed", "0", "--seeds", str(seeds), "--rows", "33000")
     assert code == 0, (report, err)
     assert report["ok"]
-    assert report["tried"] == 5
+    assert report["tried"] == seeds
     assert (report["lost"], report["duplicated"]) == (0, 0)
     carried_out = [one for trial in report["trials"] for one in trial["faults"] if one["seconds"] is not None]
-    assert len(carried_out) >= 4, "chaos came too late each time"
+    assert len(carried_out) >= seeds - 1, "chaos came too late each time"
     assert all(trial["rows"]["expected"] > 25_000 for trial in report["trials"])
     assert all(trial["rejects"]["expected"] > 0 for trial in report["trials"])
     assert all(trial["reads"] > 5 for trial in report["trials"])
-    assert err.count("held") == 5
+    assert err.count("held") == seeds
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / ".pipeline").exists()
     assert list((tmp_path / "scratch").glob("pipeline-chaos-*")) == []
