@@ -16,6 +16,7 @@ from pipeline.plan.memory import projected_memory, row_memory, starting_batch_ro
 from pipeline.plan.packing import pack
 from pipeline.plan.plan import Limits, Partition, Plan
 from pipeline.sources.discovery import Discovery, resize, total_bytes
+from pipeline.sources.types import read_type
 from pipeline.spec.job_spec import JobSpec
 
 _UNKNOWN_WIDTH = 32
@@ -48,7 +49,8 @@ def make_plan(
     )
     files = resize(discovery, columns=columns.read)
     output = pa.schema([*(frame_schema.field(name) for name in columns.keep), *predictions])
-    output = pa.schema([field.remove_metadata() for field in output])
+    # A step makes dictionaries as narrow as its own batch allows; the output holds those of all batches.
+    output = pa.schema([field.with_type(read_type(field.type)).remove_metadata() for field in output])
     partitions = _partitions(files, limits=limits, target_bytes=target_bytes)
     sizes = _sizes(discovery, columns, files=files, output=output, limits=limits, maps=bool(spec.maps))
     engine = _can_use_tree_engine(spec, model, files, workers=limits.workers)

@@ -1,38 +1,109 @@
-"""Compare the column types of two Parquet files."""
+"""Column types of Parquet files: the type in which a column is read, and comparison of the types of two files."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
+
 import pyarrow as pa
+
+_CODES = pa.int32()
+"""Index type of every dictionary that is read. A narrower type could not number the values of several files."""
+_READ_AS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+_NARROW = {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}
 
 
 def same_kind(one: pa.DataType, other: pa.DataType) -> bool:
     """True if two types hold the same values.
 
-    Inner nullability, names of list items and the width of offsets depend on the writer and do not count.
+    Inner nullability, names of list items, and the width of offsets and dictionary indices depend on the writer and do
+    not count.
     """
     return bool(one.equals(other) or plain_type(one).equals(plain_type(other)))
 
 
+@lru_cache(maxsize=4096)
+def read_type(arrow_type: pa.DataType) -> pa.DataType:
+    """Return the type in which a column of a file is read: no views, and one width of indices.
+
+    Few kernels of Arrow take views. Dictionaries get int32 indices, so that values of any number of files can be
+    numbered together. Inside lists and structs they are decoded: pyarrow reads such columns of one row group only.
+    """
+    types = pa.types
+    if types.is_dictionary(arrow_type):
+        return pa.dictionary(_CODES, read_type(arrow_type.value_type), arrow_type.ordered)
+    if isinstance(arrow_type, pa.JsonType):
+        return pa.json_(read_type(arrow_type.storage_type))
+    if types.is_nested(arrow_type):
+        return _nested(arrow_type, lambda field: field.with_type(_decoded(read_type(field.type))))
+    return _READ_AS.get(arrow_type, arrow_type)
+
+
+@lru_cache(maxsize=4096)
 def plain_type(arrow_type: pa.DataType) -> pa.DataType:
     """Return the plain form of ``arrow_type``, to which every type of its kind can be cast."""
-    types = pa.types
-    if types.is_large_string(arrow_type) or types.is_string_view(arrow_type):
-        return pa.string()
-    if types.is_large_binary(arrow_type) or types.is_binary_view(arrow_type):
-        return pa.binary()
-    if types.is_dictionary(arrow_type):
-        return pa.dictionary(arrow_type.index_type, plain_type(arrow_type.value_type), arrow_type.ordered)
-    if types.is_struct(arrow_type):
-        return pa.struct([plain_field(arrow_type.field(number)) for number in range(arrow_type.num_fields)])
-    if types.is_map(arrow_type):
-        return pa.map_(plain_type(arrow_type.key_type), plain_type(arrow_type.item_type))
-    if types.is_fixed_size_list(arrow_type):
-        return pa.list_(plain_type(arrow_type.value_type), arrow_type.list_size)
-    if types.is_list(arrow_type) or types.is_large_list(arrow_type):
-        return pa.list_(plain_type(arrow_type.value_type))
-    return arrow_type
+    types, kind = pa.types, read_type(arrow_type)
+    if types.is_dictionary(kind):
+        return pa.dictionary(_CODES, plain_type(kind.value_type), kind.ordered)
+    if types.is_map(kind):
+        return pa.map_(plain_type(kind.key_type), plain_type(kind.item_type))
+    if types.is_fixed_size_list(kind):
+        return pa.list_(plain_type(kind.value_type), kind.list_size)
+    if types.is_list(kind) or types.is_large_list(kind):
+        return pa.list_(plain_type(kind.value_type))
+    if types.is_nested(kind):
+        return _nested(kind, plain_field)
+    return _NARROW.get(kind, kind)
 
 
 def plain_field(field: pa.Field) -> pa.Field:
     """Return ``field`` as nullable, without metadata, with the plain form of its type."""
     return pa.field(field.name, plain_type(field.type))
+
+
+def storage_type(arrow_type: pa.DataType) -> pa.DataType:
+    """Return the type of the values: without dictionary, and without extension such as ``arrow.uuid``."""
+    if pa.types.is_dictionary(arrow_type):
+        return storage_type(arrow_type.value_type)
+    if isinstance(arrow_type, pa.BaseExtensionType):
+        return storage_type(arrow_type.storage_type)
+    return arrow_type
+
+
+def has_inner_dictionary(arrow_type: pa.DataType) -> bool:
+    """True if a list, struct or map holds dictionaries. pyarrow reads them only one row group at a time."""
+    inside = [arrow_type.field(number).type for number in range(arrow_type.num_fields)]
+    return any(pa.types.is_dictionary(kind) or has_inner_dictionary(kind) for kind in inside)
+
+
+def as_type(array: pa.Array, arrow_type: pa.DataType) -> pa.Array:
+    """Return ``array`` as ``arrow_type``, a type of the same kind.
+
+    :raises pyarrow.ArrowException: if a value does not fit.
+    """
+    if array.type.equals(arrow_type):
+        return array
+    if isinstance(arrow_type, pa.BaseExtensionType):
+        storage = array.storage if isinstance(array.type, pa.BaseExtensionType) else array
+        return pa.ExtensionArray.from_storage(arrow_type, as_type(storage, arrow_type.storage_type))
+    return array.cast(arrow_type)
+
+
+def _decoded(arrow_type: pa.DataType) -> pa.DataType:
+    return arrow_type.value_type if pa.types.is_dictionary(arrow_type) else arrow_type
+
+
+def _nested(arrow_type: pa.DataType, inside: Callable[[pa.Field], pa.Field]) -> pa.DataType:
+    """Return a nested type with ``inside`` applied to its fields. Lists of views become lists."""
+    types = pa.types
+    if types.is_struct(arrow_type):
+        return pa.struct([inside(arrow_type.field(number)) for number in range(arrow_type.num_fields)])
+    if types.is_map(arrow_type):
+        return pa.map_(inside(arrow_type.key_field), inside(arrow_type.item_field), arrow_type.keys_sorted)
+    if types.is_fixed_size_list(arrow_type):
+        return pa.list_(inside(arrow_type.value_field), arrow_type.list_size)
+    if types.is_list(arrow_type) or types.is_list_view(arrow_type):
+        return pa.list_(inside(arrow_type.value_field))
+    if types.is_large_list(arrow_type) or types.is_large_list_view(arrow_type):
+        return pa.large_list(inside(arrow_type.value_field))
+    return arrow_type

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import OutputConflict, OutputExists, RefusedForSafety
 from pipeline.sinks import PublishedFile
 from pipeline.sinks.parquet import layout
+from pipeline.sources.parquet.opening import arrow_schema
 from pipeline.storage.store import Store
 
 _SHOWN_COLUMNS = 5
@@ -66,7 +67,7 @@ def _check_schema(store: Store, state: layout.SinkState | None, names: list[str]
     if state and state.schema:
         there, where = pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(state.schema))), layout.MANIFEST
     elif first:
-        there, where = _footer(store, first).schema.to_arrow_schema(), first
+        there, where = arrow_schema(_footer(store, first), path=store.url(first)), first
     else:
         return
     old, new = ({field.name: str(field.type) for field in one} for one in (there, schema))

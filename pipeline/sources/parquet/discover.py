@@ -20,7 +20,7 @@ from pipeline.sources.discovery import Discovery, FileSelection
 from pipeline.sources.filters.parse import Filter, parse_filter
 from pipeline.sources.locate import HIVE_NULL, SourceFile, locate, locate_planned
 from pipeline.sources.parquet.footers import Footer, Layout, SmallFiles, digest_footer, group_marks
-from pipeline.sources.parquet.opening import read_footer
+from pipeline.sources.parquet.opening import arrow_schema, read_footer
 from pipeline.sources.parquet.screening import ScreenedFiles, screen_files
 from pipeline.sources.quarantine import quarantined_file
 from pipeline.sources.types import plain_field, same_kind
@@ -265,7 +265,7 @@ class _CommonSchema:
 
 
 def _arrow_schema(file: SourceFile, metadata: pq.FileMetaData) -> pa.Schema:
-    schema = metadata.schema.to_arrow_schema()
+    schema = arrow_schema(metadata, path=file.path)
     twice = [name for name, times in Counter(schema.names).items() if times > 1]
     if twice:
         raise _drift(

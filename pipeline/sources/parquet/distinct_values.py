@@ -15,6 +15,7 @@ from pipeline.errors import SpecError
 from pipeline.sources.discovery import Discovery
 from pipeline.sources.distinct import Occurrence, Occurrences, check_count
 from pipeline.sources.parquet.opening import open_parquet
+from pipeline.sources.types import as_type, read_type
 
 THREADS = 8
 """Files that are read at the same time."""
@@ -67,7 +68,7 @@ def _group_values(parquet: pq.ParquetFile, number: int, column: str, *, rows: in
         return {only: rows}
     counts: dict[Any, int] = {}
     for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[number], columns=[column]):
-        values = batch.column(0)
+        values = as_type(batch.column(0), read_type(batch.column(0).type))
         if pa.types.is_dictionary(values.type):
             values = values.dictionary_decode()
         for item in pc.value_counts(values).to_pylist():

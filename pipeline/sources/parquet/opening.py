@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import CorruptInput, PipelineError, StorageError
+from pipeline.errors import CorruptInput, PipelineError, SchemaDrift, StorageError
+from pipeline.sources.types import read_type
 from pipeline.storage.urls import file_system, is_bare, is_local_path, is_storage_error
 
 WHOLE_FILE_BYTES = 1 << 20
@@ -23,6 +24,9 @@ BUFFERS_BYTES = 1 << 27
 """Limit for all read buffers of a file together. Wide tables get smaller buffers."""
 _SMALLEST_BUFFER = 1 << 12
 _MAGIC, _ENCRYPTED_MAGIC = b"PAR1", b"PARE"
+READ_OPTIONS: dict[str, Any] = {"coerce_int96_timestamp_unit": "us"}
+"""Options that decide types. INT96 timestamps are read in microseconds: nanoseconds end in 2262, and 9999-12-31, the
+usual "valid for ever", would become another date."""
 
 
 class LeanFile(pq.ParquetFile):  # type: ignore[misc]
@@ -62,7 +66,7 @@ def open_source(path: str) -> Any:
 
 @contextmanager
 def parquet_errors(path: str) -> Iterator[None]:
-    """Turn errors of pyarrow and storage while reading a file into `CorruptInput` or `StorageError`."""
+    """Turn errors of pyarrow and storage while reading a file into `CorruptInput`, `SchemaDrift` or `StorageError`."""
     try:
         yield
     except (PipelineError, FileNotFoundError):
@@ -75,6 +79,8 @@ def parquet_errors(path: str) -> Iterator[None]:
                 found=f"{type(error).__name__}: {error}",
                 next_step="check permissions and the storage, then run or resume",
             ) from error
+        if isinstance(error, pa.ArrowNotImplementedError):
+            raise _unsupported(path, error) from error
         if not isinstance(error, (pa.ArrowException, OSError)):
             raise
         raise _corrupt(path, error) from error
@@ -98,7 +104,9 @@ def open_parquet(path: str, *, columns: int) -> Iterator[pq.ParquetFile]:
                 BUFFER_BYTES if is_local_path(path) else REMOTE_BUFFER_BYTES,
                 max(BUFFERS_BYTES // max(columns, 1), _SMALLEST_BUFFER),
             )
-            file = LeanFile(source, buffer_size=buffer, pre_buffer=False, page_checksum_verification=True)
+            file = LeanFile(
+                source, buffer_size=buffer, pre_buffer=False, page_checksum_verification=True, **READ_OPTIONS
+            )
             yield file
         finally:
             source.close()
@@ -115,6 +123,30 @@ def read_footer(path: str) -> pq.FileMetaData:
             return LeanFile(source, pre_buffer=False).metadata
         finally:
             source.close()
+
+
+def arrow_schema(metadata: pq.FileMetaData, *, path: str) -> pa.Schema:
+    """Return the columns of a file in the types in which they are read; the same at planning, reading and checking.
+
+    A footer's own ``schema.to_arrow_schema()`` knows no extension types and other timestamps.
+
+    :param path: file of the footer, for errors.
+    :raises SchemaDrift: if Arrow has no type for a column.
+    :raises CorruptInput: if the footer holds no columns that Arrow understands.
+    """
+    with parquet_errors(path):
+        schema = LeanFile(pa.BufferReader(b""), metadata=metadata, **READ_OPTIONS).schema_arrow
+        return pa.schema([field.with_type(read_type(field.type)) for field in schema], schema.metadata)
+
+
+def _unsupported(path: str, error: Exception) -> SchemaDrift:
+    return SchemaDrift(
+        "an input file has a column of a type that cannot be read",
+        where=path,
+        found=str(error),
+        expected="columns that pyarrow reads",
+        next_step="leave the column out of source.columns, or write the file anew with another type",
+    )
 
 
 def _corrupt(path: str, error: Exception) -> CorruptInput:

@@ -19,7 +19,7 @@ from pipeline.sources.changes import input_changed, missing_is_changed, schema_c
 from pipeline.sources.filters.parse import Filter, parse_filter
 from pipeline.sources.locate import current_version, hive_value
 from pipeline.sources.parquet.opening import open_parquet, parquet_errors
-from pipeline.sources.types import same_kind
+from pipeline.sources.types import as_type, has_inner_dictionary, same_kind
 
 
 def read_batches(
@@ -180,19 +180,23 @@ def _decoded(file: pq.ParquetFile, fragment: Fragment, reading: _Reading) -> Ite
     if fragment.group_stop > metadata.num_row_groups:
         return
     position = sum(metadata.row_group(group).num_rows for group in range(fragment.group_start))
-    batches = file.iter_batches(
-        reading.batch_rows,
-        row_groups=range(fragment.group_start, fragment.group_stop),
-        columns=_known(file, reading.columns),
-        use_threads=False,
-    )
-    for batch in batches:
+    for batch in _batches(file, range(fragment.group_start, fragment.group_stop), reading):
         low, high = max(fragment.row_start - position, 0), min(fragment.row_stop - position, batch.num_rows)
         if low < high:
             yield position + low, batch if high - low == batch.num_rows else batch.slice(low, high - low)
         position += batch.num_rows
         if position >= fragment.row_stop:
             return
+
+
+def _batches(file: pq.ParquetFile, groups: range, reading: _Reading) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of ``groups``, in which no row group is held as a whole."""
+    chosen = set(reading.columns)
+    is_apart = any(has_inner_dictionary(field.type) for field in file.schema_arrow if field.name in chosen)
+    for part in ([group] for group in groups) if is_apart else [groups]:
+        yield from file.iter_batches(
+            reading.batch_rows, row_groups=part, columns=_known(file, reading.columns), use_threads=False
+        )
 
 
 def _known(file: pq.ParquetFile, columns: Sequence[str]) -> list[str] | None:
@@ -238,12 +242,8 @@ class _Aligner:
     def __call__(self, data: pa.RecordBatch) -> pa.RecordBatch:
         if self._same:
             return data
-        arrays = [_cast(data.column(field.name), field.type) for field in self._planned]
+        arrays = [as_type(data.column(field.name), field.type) for field in self._planned]
         return pa.RecordBatch.from_arrays(arrays, schema=self._planned) if arrays else data.select([])
-
-
-def _cast(array: pa.Array, arrow_type: pa.DataType) -> pa.Array:
-    return array if array.type.equals(arrow_type) else array.cast(arrow_type)
 
 
 def _check_version(path: str, versions: Mapping[str, tuple[int, str]] | None) -> None:

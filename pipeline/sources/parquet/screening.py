@@ -14,7 +14,7 @@ from pipeline.sources.changes import missing_is_changed, schema_changed
 from pipeline.sources.filters.parse import Filter
 from pipeline.sources.locate import SourceFile, current_version
 from pipeline.sources.parquet.footers import Layout, digest_footer
-from pipeline.sources.parquet.opening import parquet_errors, read_footer
+from pipeline.sources.parquet.opening import arrow_schema, parquet_errors, read_footer
 from pipeline.sources.quarantine import quarantined_file
 from pipeline.sources.types import plain_type, same_kind
 
@@ -40,7 +40,7 @@ def screen_files(located: Sequence[SourceFile], *, needed: Collection[str] | Non
     for file in located:
         try:
             with missing_is_changed(file.path):
-                schema = read_footer(file.path).schema.to_arrow_schema()
+                schema = arrow_schema(read_footer(file.path), path=file.path)
         except InputError as error:
             rejected.append(quarantined_file(file.path, error, hive_keys=file.hive_keys))
             continue
@@ -70,7 +70,7 @@ def recheck_file(
             located = SourceFile(file.path, size, version, file.hive_keys)
             metadata = read_footer(located.path)
         rows = metadata.num_rows
-        actual = metadata.schema.to_arrow_schema()
+        actual = arrow_schema(metadata, path=file.path)
         _check_columns(file.path, actual, schema=schema, columns=columns, is_all=is_all)
     except InputError as error:
         return quarantined_file(file.path, error, rows=rows, hive_keys=file.hive_keys)

@@ -1,0 +1,168 @@
+"""A published folder, opened with the readers that people use: every row is there, in types that they understand."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.sources.types import as_type, read_type
+from pipeline.spec.job_spec import JobSpec
+from pipeline.testing.arrow_types import ROWS, typed_columns
+from pipeline.testing.inline import plan_inline, publish_inline, score_inline
+from pipeline.testing.oracle import FEATURES, make_table
+
+DAYS, A_DAY = 3, 600
+MERGED: dict[bool, dict[str, str]] = {False: {}, True: {"target_file_size": "1 GiB"}}
+
+
+def same(frame: pd.DataFrame) -> pd.DataFrame:
+    """Map step that changes nothing."""
+    return frame
+
+
+def day(number: int) -> pa.Table:
+    """A table with 100 categories of its own, as pandas writes them: codes of one byte."""
+    table = make_table(A_DAY, seed=number, start=number * A_DAY).select(["id", *FEATURES])
+    values = pa.array([f"{number}-{row % 100:03d}" if row % 7 else None for row in range(A_DAY)])
+    codes = values.dictionary_encode().cast(pa.dictionary(pa.int8(), pa.string()))
+    items = pa.ListArray.from_arrays(pa.array(range(A_DAY + 1), pa.int32()), codes)
+    return table.append_column("sku", codes).append_column("skus", items).append_column("text", values)
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Path:
+    (tmp_path / "lake").mkdir()
+    for number in range(DAYS):
+        pq.write_table(day(number), tmp_path / "lake" / f"{number}.parquet", row_group_size=100)
+    return tmp_path / "lake"
+
+
+def run(source: Path, model: Path, out: Path, *, job: str, steps: bool = False, **sink: Any) -> Path:
+    keep = [name for name in pq.read_schema(next(source.glob("*.parquet"))).names if name not in FEATURES]
+    maps = [{"map": "tests.integration.test_output_readers:same"}] if steps else []
+    spec = JobSpec.build(
+        name="j",
+        source={"path": str(source)},
+        steps=[*maps, {"score": {"model": str(model), "output": "p", "keep": keep}}],
+        sink={"path": str(out), **sink},
+    )
+    directory = out.parent / "jobs"
+    publish_inline(score_inline(plan_inline(spec, directory=directory), directory=directory, job=job))
+    return out
+
+
+def by_dask(out: Path) -> pd.DataFrame:
+    import dask.dataframe as dd
+
+    with warnings.catch_warnings(action="ignore"):  # pandas deprecates what Dask calls
+        return dd.read_parquet(str(out)).compute(scheduler="synchronous")
+
+
+def by_polars_folder(out: Path) -> pd.DataFrame:
+    polars = pytest.importorskip("polars")
+    return polars.scan_parquet(out, hidden_file_prefix="_").collect().to_pandas()
+
+
+def by_polars_glob(out: Path) -> pd.DataFrame:
+    polars = pytest.importorskip("polars")
+    return polars.read_parquet(out / "*.parquet").to_pandas()
+
+
+def by_duckdb(out: Path) -> pd.DataFrame:
+    duckdb = pytest.importorskip("duckdb")
+    return duckdb.sql(f"SELECT * FROM '{out}/*.parquet'").df()
+
+
+READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
+    "pandas": pd.read_parquet,
+    "dataset": lambda out: ds.dataset(out).to_table().to_pandas(),
+    "read_table": lambda out: pq.read_table(out).to_pandas(),
+    "dask": by_dask,
+    "polars folder": by_polars_folder,
+    "polars glob": by_polars_glob,
+    "duckdb": by_duckdb,
+}
+
+
+def check(out: Path, expected: list[pa.Table]) -> None:
+    """Open ``out`` with every reader and compare all rows."""
+    whole = pa.concat_tables([table.select(["id", "sku", "text"]) for table in expected])
+    ids = np.sort(whole["id"].to_numpy())
+    texts = dict(zip(whole["id"].to_pylist(), whole["text"].to_pylist(), strict=True))
+    for name, reader in READERS.items():
+        frame = reader(out)
+        assert np.array_equal(np.sort(frame["id"].to_numpy()), ids), name
+        assert frame["p"].notna().all(), name
+        for column in ("sku", "text"):
+            values = [None if pd.isna(value) else str(value) for value in frame[column]]
+            assert values == [texts[row] for row in frame["id"]], (name, column)
+
+
+@pytest.mark.parametrize("steps", [False, True], ids=["plain", "step"])
+@pytest.mark.parametrize("merge", [False, True], ids=["as they are", "merged"])
+def test_categories_of_several_files_are_read_by_everybody(
+    lake: Path, model_path: Path, tmp_path: Path, merge: bool, steps: bool
+) -> None:
+    """Three files of 100 categories each, which no index of one byte can number together."""
+    out = run(lake, model_path, tmp_path / "out", job="a-1", steps=steps, **MERGED[merge])
+    check(out, [day(number) for number in range(DAYS)])
+    kept = ds.dataset(out).to_table().sort_by("id")
+    whole = pa.concat_tables([day(number).select(["id", "skus"]) for number in range(DAYS)])
+    assert kept["skus"].to_pylist() == whole["skus"].to_pylist()
+
+
+def test_every_publication_is_read_by_everybody(lake: Path, model_path: Path, tmp_path: Path) -> None:
+    """First publication, append, overwrite."""
+    days = [day(number) for number in range(DAYS)]
+    out = run(lake, model_path, tmp_path / "out", job="a-1")
+    (tmp_path / "more").mkdir()
+    pq.write_table(day(9), tmp_path / "more" / "9.parquet")
+    run(tmp_path / "more", model_path, out, job="a-2", mode="append")
+    check(out, [*days, day(9)])
+    run(tmp_path / "more", model_path, out, job="a-3", mode="overwrite")
+    check(out, [day(9)])
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["arrow schema", "foreign writer"])
+@pytest.mark.parametrize("steps", [False, True], ids=["plain", "step"])
+@pytest.mark.parametrize("merge", [False, True], ids=["as they are", "merged"])
+def test_columns_of_every_type_are_written_as_they_were_read(
+    model_path: Path, tmp_path: Path, merge: bool, steps: bool, stored: bool
+) -> None:
+    lake = tmp_path / "lake"
+    lake.mkdir()
+    table = make_table(ROWS, seed=1).select(["id", *FEATURES])
+    for name, array in typed_columns().items():
+        table = table.append_column(name, array)
+    for number in range(2):
+        pq.write_table(table, lake / f"{number}.parquet", store_schema=stored)
+    if steps:
+        # numpy holds no instants before the year 1677 or after 2262, and no times of a day in nanoseconds.
+        table = table.drop_columns([name for name in table.column_names if "[" in name and name[0] in "dt"])
+        for number in range(2):
+            pq.write_table(table, lake / f"{number}.parquet", store_schema=stored)
+    out = run(lake, model_path, tmp_path / "out", job="a-1", steps=steps, **MERGED[merge])
+    written, read = ds.dataset(out).to_table(), pq.read_table(lake, partitioning=None)
+    for name in table.column_names:
+        if name in FEATURES:
+            continue
+        column = read[name].combine_chunks()
+        expected = as_type(column, read_type(column.type))
+        assert written[name].type == expected.type, name
+        assert values_of(written[name].combine_chunks()) == values_of(expected), name
+
+
+def values_of(array: pa.Array) -> list[str]:
+    """Values as text, also of instants that Python cannot hold."""
+    if pa.types.is_temporal(array.type):
+        array = array.cast(pa.int32() if array.type.bit_width == 32 else pa.int64())
+    return list(map(repr, array.to_pylist()))
