@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
+from pipeline.spec.job_spec import JobSpec
 from pipeline.storage import urls as storage
 from pipeline.testing.examples import IS_LONG
 from pipeline.testing.oracle import Lake, make_lake, train_model
@@ -59,6 +61,25 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def lake(tmp_path: Path) -> Lake:
     """Four files of unequal size, two row groups each at least, with nulls and columns that pass through."""
     return make_lake(tmp_path / "lake")
+
+
+@pytest.fixture
+def make_spec(lake: Lake, model_path: Path, tmp_path: Path) -> Callable[..., JobSpec]:
+    """A job over a lake; keyword arguments override top-level fields, ``score`` the fields of the score step."""
+
+    def make(
+        *, lake: Lake = lake, score: dict[str, Any] | None = None, maps: tuple[str, ...] = (), **fields: Any
+    ) -> JobSpec:
+        steps = [*({"map": name} for name in maps), {"score": {"model": str(model_path), **(score or {})}}]
+        defaults = {
+            "name": "test",
+            "source": {"path": str(lake.path)},
+            "steps": steps,
+            "sink": {"path": str(tmp_path / "out")},
+        }
+        return JobSpec.build(**{**defaults, **fields})
+
+    return make
 
 
 @pytest.fixture(scope="session")

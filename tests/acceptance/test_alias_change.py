@@ -47,7 +47,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
+def uniform_lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
     return make_lake(tmp_path_factory.mktemp("drift") / "lake", rows=(4000,) * PARTITIONS, row_group=2000)
 
 
@@ -66,8 +66,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessCluster
 class MovingAlias:
     """A folder with a job, a registry, and gates that hold the job."""
 
-    def __init__(self, folder: Path, lake: Lake, models: list[Path], cluster: str, policy: str) -> None:
-        self.folder, self.lake, self.models = folder, lake, models
+    def __init__(self, folder: Path, uniform_lake: Lake, models: list[Path], cluster: str, policy: str) -> None:
+        self.folder, self.lake, self.models = folder, uniform_lake, models
         self.job = folder / ".pipeline/jobs/moving-1"
         self.registry = BuiltInRegistry(str(folder / ".pipeline/models"))
         for model in models:
@@ -79,7 +79,7 @@ class MovingAlias:
         (folder / f"{module}.py").write_text(step)
         spec = {
             "name": "moving",
-            "source": {"path": str(lake.path)},
+            "source": {"path": str(uniform_lake.path)},
             "steps": [{"map": f"{module}:build"}, {"score": {"model": "models:/churn@champion"}}],
             "sink": {"path": str(folder / "out")},
             "on_alias_change": policy,
@@ -137,9 +137,9 @@ class MovingAlias:
 
 @pytest.fixture
 def moving_alias(
-    tmp_path: Path, lake: Lake, models: list[Path], cluster: ProcessCluster
+    tmp_path: Path, uniform_lake: Lake, models: list[Path], cluster: ProcessCluster
 ) -> Callable[[str], MovingAlias]:
-    return lambda policy: MovingAlias(tmp_path, lake, models, cluster.address, policy)
+    return lambda policy: MovingAlias(tmp_path, uniform_lake, models, cluster.address, policy)
 
 
 def test_pin(moving_alias: Callable[[str], MovingAlias]) -> None:

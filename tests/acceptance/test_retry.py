@@ -43,19 +43,19 @@ def mended(frame):
 
 
 @pytest.fixture(scope="module")
-def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
+def uneven_lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
     return make_lake(tmp_path_factory.mktemp("repair") / "lake", rows=(4000, 700, 3000), row_group=1000)
 
 
 class Place:
     """A folder with a job spec, in which commands are run."""
 
-    def __init__(self, folder: Path, lake: Lake, model: Path, *, max_fraction: float) -> None:
+    def __init__(self, folder: Path, uneven_lake: Lake, model: Path, *, max_fraction: float) -> None:
         self.folder = folder
         (folder / "repairing.py").write_text(STEPS)
         spec = {
             "name": "repair",
-            "source": {"path": str(lake.path)},
+            "source": {"path": str(uneven_lake.path)},
             "steps": [{"map": "repairing:build"}, {"score": {"model": str(model)}}],
             "sink": {"path": "out"},
             "errors": {"max_fraction": max_fraction},
@@ -87,8 +87,8 @@ class Place:
         return frame.sort_values("id", ignore_index=True)
 
 
-def test_warnings_a_killed_retry_and_a_repaired_output(tmp_path: Path, lake: Lake, model_path: Path) -> None:
-    place, expected = Place(tmp_path, lake, model_path, max_fraction=0.02), oracle(lake.files, model_path)
+def test_warnings_a_killed_retry_and_a_repaired_output(tmp_path: Path, uneven_lake: Lake, model_path: Path) -> None:
+    place, expected = Place(tmp_path, uneven_lake, model_path, max_fraction=0.02), oracle(uneven_lake.files, model_path)
     unlucky = expected["id"] % 100 == 13
     assert place.run("run", "job.yaml", "--job", JOB, "--strict", code=3)["status"] == "SUCCEEDED_WITH_WARNINGS"
     left = place.run("rejects", JOB, "--export", "left.parquet")
@@ -119,9 +119,9 @@ def test_warnings_a_killed_retry_and_a_repaired_output(tmp_path: Path, lake: Lak
 
 
 @pytest.mark.fault(21)
-def test_poison_with_no_tolerance_is_named_and_repaired(tmp_path: Path, lake: Lake, model_path: Path) -> None:
+def test_poison_with_no_tolerance_is_named_and_repaired(tmp_path: Path, uneven_lake: Lake, model_path: Path) -> None:
     """Rows that end their process: with ``errors.max_fraction: 0`` nothing is published until a mended step repairs."""
-    place, expected = Place(tmp_path, lake, model_path, max_fraction=0.0), oracle(lake.files, model_path)
+    place, expected = Place(tmp_path, uneven_lake, model_path, max_fraction=0.0), oracle(uneven_lake.files, model_path)
     poison = (
         "\n\ndef crash(frame):\n"
         "    if (frame['id'] == 4500).any():\n"

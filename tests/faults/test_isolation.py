@@ -27,14 +27,14 @@ Score = Callable[..., tuple[Receipt, pd.DataFrame, pd.DataFrame]]
 
 
 @pytest.fixture
-def lake(tmp_path: Path) -> Lake:
+def two_file_lake(tmp_path: Path) -> Lake:
     return make_lake(tmp_path / "lake", rows=(3000, 2000), row_group=700)
 
 
 @pytest.fixture
-def score(lake: Lake, model_path: Path, tmp_path: Path) -> Score:
+def score(two_file_lake: Lake, model_path: Path, tmp_path: Path) -> Score:
     version = resolve(ModelRef(str(model_path)))
-    schema = pq.read_schema(lake.files[0]).remove_metadata()
+    schema = pq.read_schema(two_file_lake.files[0]).remove_metadata()
 
     def read(recipe: StageRecipe, name: str) -> pd.DataFrame:
         return pq.read_table(f"{recipe.directory}/rounds/0/{name}").to_pandas()
@@ -49,7 +49,7 @@ def score(lake: Lake, model_path: Path, tmp_path: Path) -> Score:
             import_paths=(str(tmp_path),),
             batch_rows=2000,
         )
-        receipt = score_partition(recipe, make_partition(*lake.files), isolation=Isolation(**limits))  # type: ignore[arg-type]
+        receipt = score_partition(recipe, make_partition(*two_file_lake.files), isolation=Isolation(**limits))  # type: ignore[arg-type]
         out = read(recipe, receipt.data.name) if receipt.data else pd.DataFrame()
         return receipt, out, read(recipe, receipt.rejects.name) if receipt.rejects else pd.DataFrame()
 
@@ -61,8 +61,8 @@ def table(*faults: str) -> str:
 
 
 @pytest.fixture
-def expected(lake: Lake, model_path: Path) -> pd.DataFrame:
-    return oracle(lake.files, model_path)
+def expected(two_file_lake: Lake, model_path: Path) -> pd.DataFrame:
+    return oracle(two_file_lake.files, model_path)
 
 
 def test_without_faults_it_equals_the_oracle(score: Score, expected: pd.DataFrame) -> None:

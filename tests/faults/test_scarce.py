@@ -29,21 +29,21 @@ MEMORY = 700 << 20
 
 
 @pytest.fixture(scope="module")
-def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
+def three_file_lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
     return make_lake(tmp_path_factory.mktemp("scarce") / "lake", rows=(9_000, 3_000, 8_000), row_group=2000)
 
 
 @pytest.fixture(scope="module")
-def expected(lake: Lake, model_path: Path) -> pd.DataFrame:
-    return oracle(lake.files, model_path)
+def expected(three_file_lake: Lake, model_path: Path) -> pd.DataFrame:
+    return oracle(three_file_lake.files, model_path)
 
 
 Make = Callable[..., Job]
 
 
 @pytest.fixture
-def make(tmp_path: Path, lake: Lake, model_path: Path) -> Make:
-    return lambda cluster, *faults, **settings: Job(tmp_path, lake, model_path, cluster, faults, **settings)
+def make(tmp_path: Path, three_file_lake: Lake, model_path: Path) -> Make:
+    return lambda cluster, *faults, **settings: Job(tmp_path, three_file_lake, model_path, cluster, faults, **settings)
 
 
 @pytest.fixture(scope="module")

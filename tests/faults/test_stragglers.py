@@ -27,13 +27,13 @@ MEMORY = 700 << 20
 
 
 @pytest.fixture(scope="module")
-def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
+def skewed_lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
     return make_lake(tmp_path_factory.mktemp("stragglers") / "lake", rows=(30_000, 12_000, 18_000), row_group=5000)
 
 
 @pytest.fixture(scope="module")
-def expected(lake: Lake, model_path: Path) -> pd.DataFrame:
-    return oracle(lake.files, model_path)
+def expected(skewed_lake: Lake, model_path: Path) -> pd.DataFrame:
+    return oracle(skewed_lake.files, model_path)
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +46,8 @@ Make = Callable[..., Job]
 
 
 @pytest.fixture
-def make(tmp_path: Path, lake: Lake, model_path: Path) -> Make:
-    return lambda cluster, *faults, **settings: Job(tmp_path, lake, model_path, cluster, faults, **settings)
+def make(tmp_path: Path, skewed_lake: Lake, model_path: Path) -> Make:
+    return lambda cluster, *faults, **settings: Job(tmp_path, skewed_lake, model_path, cluster, faults, **settings)
 
 
 def helped(job: Job) -> list[dict[str, Any]]:

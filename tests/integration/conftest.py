@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from distributed import Client
 
 from pipeline.execution.clusters.local import LocalProcesses
 from pipeline.settings import Settings
-from pipeline.spec.job_spec import JobSpec
-from pipeline.testing.oracle import Lake
 
 
 @pytest.fixture(scope="session")
@@ -29,20 +26,3 @@ def settings(client: Client, tmp_path: Path) -> Settings:
     return Settings.load(
         directory=str(tmp_path / "jobs"), cluster=client.scheduler.address, import_paths=[str(Path(__file__).parent)]
     )
-
-
-@pytest.fixture
-def make_spec(lake: Lake, model_path: Path, tmp_path: Path) -> Callable[..., JobSpec]:
-    """A job over `lake`; keyword arguments override top-level fields, ``score`` the fields of the score step."""
-
-    def make(*, score: dict[str, Any] | None = None, maps: tuple[str, ...] = (), **fields: Any) -> JobSpec:
-        steps = [*({"map": name} for name in maps), {"score": {"model": str(model_path), **(score or {})}}]
-        defaults = {
-            "name": "test",
-            "source": {"path": str(lake.path)},
-            "steps": steps,
-            "sink": {"path": str(tmp_path / "out")},
-        }
-        return JobSpec.build(**{**defaults, **fields})
-
-    return make

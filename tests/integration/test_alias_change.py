@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,14 @@ def settings(settings: Settings, registry: BuiltInRegistry) -> Settings:
 
 
 @pytest.fixture
-def lake(tmp_path: Path) -> Lake:
+def six_file_lake(tmp_path: Path) -> Lake:
     return make_lake(tmp_path / "lake", rows=(4000, 3000, 3000, 2000, 1000, 3000), row_group=500)
+
+
+@pytest.fixture
+def make_spec(make_spec: Make, six_file_lake: Lake) -> Make:
+    """A job over `six_file_lake`."""
+    return partial(make_spec, lake=six_file_lake)
 
 
 @pytest.fixture
@@ -97,13 +104,15 @@ def versions(folder: Path) -> set[str]:
     return {one["version"] for one in found}
 
 
-def assert_is_of(report: Report, job: JobDirectory, version: int, lake: Lake, model: Path, **options: Any) -> None:
+def assert_is_of(
+    report: Report, job: JobDirectory, version: int, six_file_lake: Lake, model: Path, **options: Any
+) -> None:
     out = Path(report.output)
     assert versions(out) == {str(version)}
     found = pd.concat([pq.read_table(file).to_pandas() for file in sorted(out.glob("*.parquet"))], ignore_index=True)
-    expected = oracle(lake.files, model, **options)
+    expected = oracle(six_file_lake.files, model, **options)
     pd.testing.assert_frame_equal(found.sort_values("id", ignore_index=True), expected, check_exact=True)
-    assert report.rows.details() == {"in": lake.rows, "out": lake.rows, "rejected": 0, "filtered": 0}
+    assert report.rows.details() == {"in": six_file_lake.rows, "out": six_file_lake.rows, "rejected": 0, "filtered": 0}
     assert report.model.version == str(version)
     manifest = job.manifests.last()
     assert manifest is not None
@@ -117,10 +126,14 @@ def last(settings: Settings) -> JobDirectory:
 
 
 def test_pin_goes_on_and_says_so(
-    spec: Callable[[str], JobSpec], settings: Settings, registry: BuiltInRegistry, lake: Lake, models: list[Path]
+    spec: Callable[[str], JobSpec],
+    settings: Settings,
+    registry: BuiltInRegistry,
+    six_file_lake: Lake,
+    models: list[Path],
 ) -> None:
     report = run(spec("pin"), settings=settings, callbacks=[Mover(to(registry, 2))])
-    assert_is_of(report, last(settings), 1, lake, models[0])
+    assert_is_of(report, last(settings), 1, six_file_lake, models[0])
     assert report.status == "SUCCEEDED"
     assert [text for text in report.warnings if "moved" in text] == [
         f"{CHAMPION} moved from version 1 to version 2 while the job ran: every row was scored with version 1 "
@@ -135,7 +148,7 @@ def test_fail_publishes_nothing_until_the_alias_is_back(
     spec: Callable[[str], JobSpec],
     settings: Settings,
     registry: BuiltInRegistry,
-    lake: Lake,
+    six_file_lake: Lake,
     models: list[Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -154,22 +167,26 @@ def test_fail_publishes_nothing_until_the_alias_is_back(
             resume("@last", settings=settings)
     registry.rollback("churn", "champion")
     report = resume("@last", settings=settings)
-    assert_is_of(report, job, 1, lake, models[0])
+    assert_is_of(report, job, 1, six_file_lake, models[0])
     after = {receipt.partition: receipt.attempt for receipt in job.receipts.all()}
     assert {name: after[name] for name in before} == before, "what was done is not done again"
 
 
 def test_restart_scores_everything_with_the_new_version(
-    spec: Callable[[str], JobSpec], settings: Settings, registry: BuiltInRegistry, lake: Lake, models: list[Path]
+    spec: Callable[[str], JobSpec],
+    settings: Settings,
+    registry: BuiltInRegistry,
+    six_file_lake: Lake,
+    models: list[Path],
 ) -> None:
     def move() -> None:
         registry.set_alias("churn", "champion", 2)
         # What comes in the meantime is none of this job's.
-        pq.write_table(make_table(100, seed=1, start=1_000_000), lake.path / "part-late.parquet")
+        pq.write_table(make_table(100, seed=1, start=1_000_000), six_file_lake.path / "part-late.parquet")
 
     report = run(spec("restart"), settings=settings, callbacks=[Mover(move)])
     job = last(settings)
-    assert_is_of(report, job, 2, lake, models[1])
+    assert_is_of(report, job, 2, six_file_lake, models[1])
     assert "the job started over: models:/churn@champion: version 1 -> 2 (on_alias_change: restart)" in report.warnings
     assert [one.why for one in job.rounds.all()] == ["plan", "alias change"]
     assert job.store.list("rounds/0/receipts"), "something had been scored with the old version"
@@ -177,10 +194,14 @@ def test_restart_scores_everything_with_the_new_version(
 
 
 def test_an_alias_that_comes_back(
-    spec: Callable[[str], JobSpec], settings: Settings, registry: BuiltInRegistry, lake: Lake, models: list[Path]
+    spec: Callable[[str], JobSpec],
+    settings: Settings,
+    registry: BuiltInRegistry,
+    six_file_lake: Lake,
+    models: list[Path],
 ) -> None:
     report = run(spec("restart"), settings=settings, callbacks=[Mover(to(registry, 2), to(registry, 1))])
-    assert_is_of(report, last(settings), 1, lake, models[0])
+    assert_is_of(report, last(settings), 1, six_file_lake, models[0])
     assert len(last(settings).rounds.all()) == 3
 
 
@@ -198,18 +219,23 @@ def test_an_alias_that_never_rests(
 
 
 def test_a_new_version_may_need_other_columns(
-    make_spec: Make, settings: Settings, registry: BuiltInRegistry, lake: Lake, models: list[Path]
+    make_spec: Make, settings: Settings, registry: BuiltInRegistry, six_file_lake: Lake, models: list[Path]
 ) -> None:
     spec = make_spec(on_alias_change="restart", score={"model": CHAMPION})
     report = run(spec, settings=settings, callbacks=[Mover(to(registry, 3))])
-    assert_is_of(report, last(settings), 3, lake, models[2], features=FEATURES[:2])
+    assert_is_of(report, last(settings), 3, six_file_lake, models[2], features=FEATURES[:2])
 
 
 def test_a_new_version_that_does_not_fit_the_input(
-    make_spec: Make, settings: Settings, registry: BuiltInRegistry, lake: Lake, models: list[Path], tmp_path: Path
+    make_spec: Make,
+    settings: Settings,
+    registry: BuiltInRegistry,
+    six_file_lake: Lake,
+    models: list[Path],
+    tmp_path: Path,
 ) -> None:
     spec = make_spec(
-        source={"path": str(lake.path), "columns": ["id", "age", "balance"]},
+        source={"path": str(six_file_lake.path), "columns": ["id", "age", "balance"]},
         on_alias_change="restart",
         score={"model": CHAMPION},
     )
@@ -220,7 +246,7 @@ def test_a_new_version_that_does_not_fit_the_input(
     registry.set_alias("churn", "champion", 3)
     report = resume("@last", settings=settings)
     assert versions(tmp_path / "out") == {"3"}
-    assert report.rows.output == lake.rows
+    assert report.rows.output == six_file_lake.rows
     assert len(last(settings).rounds.all()) == 1
 
 
@@ -231,7 +257,7 @@ def test_an_alias_that_moved_before_the_resume(
     spec: Callable[[str], JobSpec],
     settings: Settings,
     registry: BuiltInRegistry,
-    lake: Lake,
+    six_file_lake: Lake,
     models: list[Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -241,7 +267,7 @@ def test_an_alias_that_moved_before_the_resume(
             run(spec(policy), settings=settings, job_id="moved")
     registry.set_alias("churn", "champion", 2)
     report = run(spec(policy), settings=settings, job_id="moved")
-    assert_is_of(report, last(settings), version, lake, models[version - 1])
+    assert_is_of(report, last(settings), version, six_file_lake, models[version - 1])
     assert any("version 1 " in text and " 2" in text for text in report.warnings)
 
 
@@ -249,7 +275,7 @@ def test_a_commit_is_final(
     spec: Callable[[str], JobSpec],
     settings: Settings,
     registry: BuiltInRegistry,
-    lake: Lake,
+    six_file_lake: Lake,
     models: list[Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -258,15 +284,19 @@ def test_a_commit_is_final(
         with pytest.raises(StorageError):
             run(spec("restart"), settings=settings)
     registry.set_alias("churn", "champion", 2)
-    assert_is_of(resume("@last", settings=settings), last(settings), 1, lake, models[0])
+    assert_is_of(resume("@last", settings=settings), last(settings), 1, six_file_lake, models[0])
 
 
 def test_the_same_bytes_under_another_number_are_no_move(
-    spec: Callable[[str], JobSpec], settings: Settings, registry: BuiltInRegistry, lake: Lake, models: list[Path]
+    spec: Callable[[str], JobSpec],
+    settings: Settings,
+    registry: BuiltInRegistry,
+    six_file_lake: Lake,
+    models: list[Path],
 ) -> None:
     again = registry.register("churn", models[0].read_bytes(), Facts(), again=True).record.version
     report = run(spec("fail"), settings=settings, callbacks=[Mover(to(registry, again))])
-    assert_is_of(report, last(settings), 1, lake, models[0])
+    assert_is_of(report, last(settings), 1, six_file_lake, models[0])
 
 
 @pytest.fixture
@@ -287,14 +317,14 @@ def test_a_registry_that_is_gone_does_not_stop_what_is_pinned(
     spec: Callable[[str], JobSpec],
     settings: Settings,
     broken: Callable[[], None],
-    lake: Lake,
+    six_file_lake: Lake,
     models: list[Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     said: list[str] = []
     monkeypatch.setattr(alias_watch.logger, "warning", lambda text, *values: said.append(text % values))
     report = run(spec("pin"), settings=settings, callbacks=[Mover(broken)])
-    assert_is_of(report, last(settings), 1, lake, models[0])
+    assert_is_of(report, last(settings), 1, six_file_lake, models[0])
     assert any("cannot find out where" in text for text in said)
 
 
@@ -303,7 +333,7 @@ def test_a_registry_that_is_gone_stops_a_commit_that_depends_on_it(
     settings: Settings,
     registry: BuiltInRegistry,
     broken: Callable[[], None],
-    lake: Lake,
+    six_file_lake: Lake,
     models: list[Path],
     tmp_path: Path,
 ) -> None:
@@ -312,7 +342,7 @@ def test_a_registry_that_is_gone_stops_a_commit_that_depends_on_it(
     assert not (tmp_path / "out").exists()
     registry.set_alias("churn", "champion", 1)
     report = resume("@last", settings=settings, callbacks=[Mover(lambda: pytest.fail("scored again"), after=1)])
-    assert_is_of(report, last(settings), 1, lake, models[0])
+    assert_is_of(report, last(settings), 1, six_file_lake, models[0])
 
 
 def _raise(error: PipelineError) -> Callable[..., Any]:

@@ -22,6 +22,7 @@ from pipeline.runner import resume, run
 from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec
 from pipeline.testing.oracle import Lake, make_lake, make_table, oracle
+from pipeline.testing.rewind import rewind
 
 Make = Callable[..., JobSpec]
 
@@ -189,16 +190,7 @@ def test_resume_scores_only_what_is_left_and_does_not_open_finished_input(
     run(spec, settings=settings, job_id="first")
     job = find_job(settings.directory, "first")
     done = count_receipts(job)
-    lost = sorted(done)[-1]
-    # The state a driver leaves that was killed before the last partition: no receipt, no manifest, not published.
-    job.store.remove(f"rounds/0/receipts/{lost}.json")
-    for name in ("manifests/1.json", "report.json"):
-        job.store.remove(name)
-    events = job.store.path("events.jsonl")  # type: ignore[attr-defined]
-    lines = [line for line in events.read_text().splitlines() if '"RUNNING"' not in line.split('"before"')[0]]
-    events.write_text("\n".join(lines[:2]) + "\n")
-    for file in (tmp_path / "out").iterdir():
-        file.unlink()
+    (lost,) = rewind(job, receipts=len(done) - 1)
     needed = {fragment.path for part in job.plan.partitions if part.id == lost for fragment in part.fragments}
     hidden = [file for file in lake.files if str(file) not in needed]
     assert hidden

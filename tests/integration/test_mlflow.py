@@ -77,7 +77,7 @@ def database(tmp_path: Path, models: list[Path]) -> str:
 
 
 @pytest.fixture
-def lake(tmp_path: Path) -> Lake:
+def four_file_lake(tmp_path: Path) -> Lake:
     return make_lake(tmp_path / "lake", rows=(3000, 3000, 2000, 2000), row_group=500)
 
 
@@ -94,14 +94,14 @@ class Mover(Callback):
             open_registry(self.uri).set_alias(NAME, "champion", 2)
 
 
-def assert_published(out: Path, lake: Lake, model: Path, version: str) -> None:
+def assert_published(out: Path, four_file_lake: Lake, model: Path, version: str) -> None:
     files = sorted(out.glob("*.parquet"))
     named = [json.loads(pq.read_schema(file).metadata[b"pipeline.model"]) for file in files]
     assert {(one["name"], one["version"], one["uri"]) for one in named} == {
         (NAME, version, f"models:/{NAME}/{version}")
     }
     found = pd.concat([pq.read_table(file).to_pandas() for file in files], ignore_index=True)
-    expected = oracle(lake.files, model)
+    expected = oracle(four_file_lake.files, model)
     pd.testing.assert_frame_equal(found.sort_values("id", ignore_index=True), expected, check_exact=True)
 
 
@@ -112,13 +112,13 @@ def test_a_job_with_a_model_of_mlflow(
     make_spec: Callable[..., JobSpec],
     settings: Settings,
     database: str,
-    lake: Lake,
+    four_file_lake: Lake,
     models: list[Path],
     tmp_path: Path,
 ) -> None:
-    spec = make_spec(on_alias_change=policy, score={"model": f"models:/{NAME}@champion"})
+    spec = make_spec(lake=four_file_lake, on_alias_change=policy, score={"model": f"models:/{NAME}@champion"})
     report = run(spec, settings=replace(settings, registry=database, alias_poll=0.001), callbacks=[Mover(database)])
-    assert_published(tmp_path / "out", lake, models[version - 1], str(version))
+    assert_published(tmp_path / "out", four_file_lake, models[version - 1], str(version))
     assert any("version 1" in text for text in report.warnings)
     assert not (Path(settings.directory) / ".models").exists(), "a file that workers can read is not copied"
 
@@ -171,7 +171,7 @@ def test_a_tracking_server_that_comes_and_goes(
     make_spec: Callable[..., JobSpec],
     settings: Settings,
     server: tuple[str, subprocess.Popen[bytes]],
-    lake: Lake,
+    four_file_lake: Lake,
     models: list[Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -179,7 +179,7 @@ def test_a_tracking_server_that_comes_and_goes(
     uri, process = server
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     root = f"mlflow+{uri}"
-    spec = make_spec(on_alias_change="fail", score={"model": f"models:/{NAME}@champion"})
+    spec = make_spec(lake=four_file_lake, on_alias_change="fail", score={"model": f"models:/{NAME}@champion"})
     settings = replace(settings, registry=root, alias_poll=0.001)
     with pytest.raises(ModelChanged):
         run(spec, settings=settings, callbacks=[Mover(root)])

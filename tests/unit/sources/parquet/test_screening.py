@@ -24,60 +24,62 @@ def write(path: Path, **columns: pa.Array) -> Path:
 
 
 @pytest.fixture
-def lake(tmp_path: Path) -> Path:
+def five_file_lake(tmp_path: Path) -> Path:
     """Five files of the same kind."""
     for number in range(5):
         write(tmp_path / "lake" / f"{number}.parquet")
     return tmp_path / "lake"
 
 
-def rejected(lake: Path, **fields: object) -> dict[str, tuple[str, int | None]]:
-    found = discover(Source(path=str(lake), **fields), quarantine_files=True)  # type: ignore[arg-type]
+def rejected(five_file_lake: Path, **fields: object) -> dict[str, tuple[str, int | None]]:
+    found = discover(Source(path=str(five_file_lake), **fields), quarantine_files=True)  # type: ignore[arg-type]
     assert {file.path for file in found.files}.isdisjoint(file.path for file in found.rejected)
-    assert len(found.files) + len(found.rejected) == len(list(lake.rglob("*.parquet")))
+    assert len(found.files) + len(found.rejected) == len(list(five_file_lake.rglob("*.parquet")))
     return {Path(file.path).name: (file.reason, file.rows) for file in found.rejected}
 
 
-def test_nothing_is_set_aside_without_a_reason(lake: Path) -> None:
-    assert rejected(lake) == {}
-    assert discover(Source(path=str(lake)), quarantine_files=True) == discover(Source(path=str(lake)))
+def test_nothing_is_set_aside_without_a_reason(five_file_lake: Path) -> None:
+    assert rejected(five_file_lake) == {}
+    assert discover(Source(path=str(five_file_lake)), quarantine_files=True) == discover(
+        Source(path=str(five_file_lake))
+    )
 
 
 @pytest.mark.fault(36)
-def test_any_cut_is_set_aside_or_whole(lake: Path) -> None:
-    whole = (lake / "2.parquet").read_bytes()
+def test_any_cut_is_set_aside_or_whole(five_file_lake: Path) -> None:
+    whole = (five_file_lake / "2.parquet").read_bytes()
     for length in [*range(0, len(whole), max(1, len(whole) // 200)), len(whole) - 1]:
-        (lake / "2.parquet").write_bytes(whole[:length])
+        (five_file_lake / "2.parquet").write_bytes(whole[:length])
         with pytest.raises(CorruptInput):
-            discover(Source(path=str(lake)))
-        assert rejected(lake) == {"2.parquet": ("file:CorruptInput", None)}
+            discover(Source(path=str(five_file_lake)))
+        assert rejected(five_file_lake) == {"2.parquet": ("file:CorruptInput", None)}
 
 
 @pytest.mark.fault(39)
 @pytest.mark.parametrize("number", [0, 3])
-def test_a_file_unlike_the_others_is_set_aside_wherever_it_stands(lake: Path, number: int) -> None:
-    write(lake / f"{number}.parquet", x=pa.array(["a", "b", "c"]))
+def test_a_file_unlike_the_others_is_set_aside_wherever_it_stands(five_file_lake: Path, number: int) -> None:
+    write(five_file_lake / f"{number}.parquet", x=pa.array(["a", "b", "c"]))
     with pytest.raises(SchemaDrift):
-        discover(Source(path=str(lake)))
-    assert rejected(lake) == {f"{number}.parquet": ("file:SchemaDrift", 3)}
-    write(lake / f"{number}.parquet", extra=pa.array([1, 2, 3]))
-    assert rejected(lake) == {f"{number}.parquet": ("file:SchemaDrift", 3)}
+        discover(Source(path=str(five_file_lake)))
+    assert rejected(five_file_lake) == {f"{number}.parquet": ("file:SchemaDrift", 3)}
+    write(five_file_lake / f"{number}.parquet", extra=pa.array([1, 2, 3]))
+    assert rejected(five_file_lake) == {f"{number}.parquet": ("file:SchemaDrift", 3)}
     # A column that nobody needs makes no difference.
-    assert rejected(lake, columns=("id", "x")) == {}
+    assert rejected(five_file_lake, columns=("id", "x")) == {}
 
 
 def test_of_two_kinds_as_frequent_the_first_counts(tmp_path: Path) -> None:
-    lake = tmp_path / "lake"
-    write(lake / "0.parquet")
-    write(lake / "1.parquet", x=pa.array(["a", "b", "c"]))
-    assert rejected(lake) == {"1.parquet": ("file:SchemaDrift", 3)}
+    five_file_lake = tmp_path / "lake"
+    write(five_file_lake / "0.parquet")
+    write(five_file_lake / "1.parquet", x=pa.array(["a", "b", "c"]))
+    assert rejected(five_file_lake) == {"1.parquet": ("file:SchemaDrift", 3)}
 
 
-def test_when_no_file_can_be_read_the_first_is_named(lake: Path) -> None:
-    for path in lake.iterdir():
+def test_when_no_file_can_be_read_the_first_is_named(five_file_lake: Path) -> None:
+    for path in five_file_lake.iterdir():
         path.write_bytes(b"")
     with pytest.raises(CorruptInput) as caught:
-        discover(Source(path=str(lake)), quarantine_files=True)
+        discover(Source(path=str(five_file_lake)), quarantine_files=True)
     assert caught.value.where.endswith("0.parquet")
 
 
@@ -86,8 +88,8 @@ def again(file: QuarantinedFile, *, is_all: bool = True, filter: str | None = No
     return find_source("parquet").recheck(file, schema=SCHEMA, columns=("id", "x"), is_all=is_all, condition=condition)
 
 
-def test_a_file_that_was_mended_is_taken_up(lake: Path) -> None:
-    path = lake / "2.parquet"
+def test_a_file_that_was_mended_is_taken_up(five_file_lake: Path) -> None:
+    path = five_file_lake / "2.parquet"
     aside = QuarantinedFile(str(path), "file:CorruptInput", "damaged")
     found = again(aside)
     assert isinstance(found, InputFile)
@@ -97,8 +99,8 @@ def test_a_file_that_was_mended_is_taken_up(lake: Path) -> None:
     assert [group.selected for group in ruled_out.row_groups] == [False]
 
 
-def test_a_file_that_is_still_bad_says_why_as_it_is_now(lake: Path) -> None:
-    path = lake / "2.parquet"
+def test_a_file_that_is_still_bad_says_why_as_it_is_now(five_file_lake: Path) -> None:
+    path = five_file_lake / "2.parquet"
     aside = QuarantinedFile(str(path), "file:SchemaDrift", "old", 7, (("day", "1"),))
     path.write_bytes(b"PAR1")
     found = again(aside)
