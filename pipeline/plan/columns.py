@@ -13,9 +13,9 @@ from pipeline.errors import PipelineError, SchemaDrift, SpecError
 from pipeline.models.model import Feature, ModelVersion
 from pipeline.plan.recipe import REJECT_COLUMNS, ColumnRule
 from pipeline.sources.discovery import Discovery
-from pipeline.sources.filters.nodes import typed_scalar
+from pipeline.sources.filters.compare import compare, is_one_of
 from pipeline.sources.filters.parse import parse_filter
-from pipeline.sources.types import same_kind
+from pipeline.sources.types import is_dtype, same_kind
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.parts import ColumnContract
 
@@ -104,7 +104,7 @@ class _Lookup:
             found=f"the columns {shown or '(none)'}",
             expected=name,
             next_step=(f"did you mean {near[0]}? " if near else "")
-            + (f"mend {where}" if where else "add the column, or map it to its name in score.features"),
+            + (f"correct {where}" if where else "add the column, or map it to its name in score.features"),
         )
 
 
@@ -235,7 +235,7 @@ def _contract(
     spec: JobSpec, discovery: Discovery, frame: pa.Schema, lookup: _Lookup
 ) -> dict[str, tuple[ColumnContract, pa.Field]]:
     """Return each part of the spec's contract with its field: the source's if it has one, else the frame's."""
-    found: dict[str, tuple[ColumnContract, pa.Field]] = {}
+    parts: dict[str, tuple[ColumnContract, pa.Field]] = {}
     for name, contract in spec.contract.items():
         if name in discovery.schema.names:
             field = discovery.schema.field(name)
@@ -244,33 +244,20 @@ def _contract(
         else:
             raise lookup.missing(name, use="a column of the contract", where=f"contract.{name}", error=SpecError)
         _check_contract(name, contract, field, place=lookup.place)
-        found[name] = contract, field
-    return found
+        parts[name] = contract, field
+    return parts
 
 
 def _check_contract(name: str, contract: ColumnContract, field: pa.Field, *, place: str) -> None:
-    if contract.dtype is not None and not _is_type(field.type, contract.dtype):
+    if contract.dtype is not None and not is_dtype(field.type, contract.dtype):
         raise SchemaDrift(
             "a column has another type than the contract asks for",
             where=place,
             found=f"column {name!r} of type {field.type}",
             expected=f"{contract.dtype}, as contract.{name}.dtype says",
-            next_step=f"write the input with that type, or mend contract.{name}.dtype",
+            next_step=f"write the input with that type, or fix contract.{name}.dtype",
         )
-    limits = [("min", contract.min), ("max", contract.max)]
-    for key, value in [*limits, *(("allowed", one) for one in contract.allowed or ())]:
-        if value is None:
-            continue
-        try:
-            typed_scalar(value, field.type)
-        except SpecError as error:
-            raise SpecError(
-                "the contract compares a column with a value of another type",
-                where=f"contract.{name}.{key}",
-                found=f"{value!r} for a column of type {field.type}",
-                expected=error.expected,
-                next_step=f"mend contract.{name}.{key}",
-            ) from error
+    _check_comparisons(name, contract, field)
     types = pa.types
     if contract.finite and not (types.is_floating(field.type) or types.is_integer(field.type)):
         if types.is_decimal(field.type) or types.is_null(field.type):
@@ -284,13 +271,26 @@ def _check_contract(name: str, contract: ColumnContract, field: pa.Field, *, pla
         )
 
 
-def _is_type(arrow_type: pa.DataType, name: str) -> bool:
-    if str(arrow_type) == name:
-        return True
-    try:
-        return same_kind(arrow_type, pa.type_for_alias(name))
-    except ValueError:
-        return False
+def _check_comparisons(name: str, contract: ColumnContract, field: pa.Field) -> None:
+    """Make the comparisons of a contract on a column without rows, as workers make them on batches."""
+    empty = pa.schema([field]).empty_table().column(0)
+    for key, literals in (("min", (contract.min,)), ("max", (contract.max,)), ("allowed", contract.allowed or ())):
+        for value in literals:
+            if value is None:
+                continue
+            try:
+                compare("<", empty, value)
+                is_one_of(empty, (value,))
+            except (SpecError, pa.ArrowException) as error:
+                raise SpecError(
+                    "the contract compares a column with a value of another type",
+                    where=f"contract.{name}.{key}",
+                    found=f"{value!r} for a column of type {field.type}",
+                    expected=error.expected
+                    if isinstance(error, SpecError)
+                    else "a column of a type that can be compared",
+                    next_step=f"fix contract.{name}.{key}",
+                ) from error
 
 
 def _rules(

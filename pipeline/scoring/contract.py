@@ -7,7 +7,6 @@ rule.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,12 @@ from pipeline.common.reasons import Reason, ReasonKind
 from pipeline.errors import SpecError, StepFailed
 from pipeline.models.model import ModelVersion
 from pipeline.plan.recipe import ColumnRule
-from pipeline.scoring.arrow import CONVERSION_ERRORS, take_values
+from pipeline.scoring.arrow import take_values
 from pipeline.scoring.rows import Failures
+from pipeline.sources.filters.compare import comparable, compare, is_one_of
+from pipeline.sources.filters.literals import typed_literal
+from pipeline.sources.filters.nodes import Comparison
+from pipeline.sources.types import is_dtype
 
 SHOWN = 200
 """Maximum characters of a value in a message."""
@@ -105,22 +108,12 @@ def _tests(rule: ColumnRule, kind: pa.DataType, *, skip_finite: bool) -> list[tu
     if rule.finite and not skip_finite and pa.types.is_floating(kind):
         tests.append(("finite", _infinities))
     if rule.min is not None:
-        tests.append(("min", _compares(pc.less, rule, rule.min, kind)))
+        tests.append(("min", _compares("<", rule, rule.min, kind)))
     if rule.max is not None:
-        tests.append(("max", _compares(pc.greater, rule, rule.max, kind)))
+        tests.append(("max", _compares(">", rule, rule.max, kind)))
     if rule.allowed is not None:
         tests.append(("allowed", _not_allowed(rule, kind)))
     return tests
-
-
-def is_dtype(kind: pa.DataType, name: str) -> bool:
-    """Return True if ``kind`` is the Arrow type named ``name``, such as ``float32`` or ``timestamp[us]``."""
-    if str(kind) == name:
-        return True
-    try:
-        return bool(kind == pa.type_for_alias(name))
-    except ValueError:
-        return False
 
 
 def _nulls(column: pa.ChunkedArray) -> np.ndarray | None:
@@ -137,67 +130,36 @@ def _infinities(column: pa.ChunkedArray) -> np.ndarray | None:
     return np.concatenate(parts) if any(part.any() for part in parts) else None
 
 
-def _compares(compare: Any, rule: ColumnRule, limit: Any, kind: pa.DataType) -> Test:
-    bound = _values_of(rule, [limit], kind)[0]
-
-    def test(column: pa.ChunkedArray) -> np.ndarray | None:
-        return _mask(compare(_decoded(column), bound))
-
-    return test
+def _compares(comparison: Comparison, rule: ColumnRule, limit: Any, kind: pa.DataType) -> Test:
+    _check_literals(rule, [limit], kind)
+    return lambda column: _mask(compare(comparison, column, limit))
 
 
 def _not_allowed(rule: ColumnRule, kind: pa.DataType) -> Test:
-    known = _values_of(rule, list(rule.allowed or ()), kind)
-    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
-    common = plain if plain == known.type else _common_type(plain, known.type)
-    if pa.types.is_integer(plain):
-        # No row can have a value that its type cannot hold.
-        known, common = pa.array([value for value in rule.allowed or () if _fits(value, plain)], plain), plain
+    allowed = list(rule.allowed or ())
+    _check_literals(rule, allowed, kind)
 
     def test(column: pa.ChunkedArray) -> np.ndarray | None:
-        values = _decoded(column)
-        inside = pc.is_in(pc.cast(values, common), value_set=pc.cast(known, common))
-        missing = pc.is_null(values, nan_is_null=pa.types.is_floating(values.type))
-        return _mask(pc.invert(pc.or_(inside, missing)))
+        outside = pc.invert(is_one_of(column, allowed))
+        values = comparable(column)
+        if pa.types.is_floating(values.type):
+            outside = pc.and_not(outside, pc.is_nan(values))
+        return _mask(outside)
 
     return test
 
 
-def _fits(value: Any, kind: pa.DataType) -> bool:
+def _check_literals(rule: ColumnRule, literals: Sequence[Any], kind: pa.DataType) -> None:
     try:
-        pa.scalar(value, kind)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        return False
-    return True
-
-
-def _common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
-    fields = [pa.schema([pa.field("x", kind)]) for kind in (one, other)]
-    return pa.unify_schemas(fields, promote_options="permissive").field(0).type
-
-
-def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Decode dictionaries to plain values."""
-    return pc.cast(column, column.type.value_type) if pa.types.is_dictionary(column.type) else column
-
-
-def _values_of(rule: ColumnRule, values: list[Any], kind: pa.DataType) -> pa.Array:
-    """Convert ``values`` of a rule to Arrow values that compare with a column of type ``kind``."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    try:
-        if pa.types.is_decimal(kind) or pa.types.is_uint64(kind):
-            return pa.array([Decimal(str(value)) for value in values])
-        array = pa.array(values)
-        if pa.types.is_integer(kind) and (pa.types.is_integer(array.type) or pa.types.is_floating(array.type)):
-            return array  # as they are: 0.5, or -1 beside unsigned ones, would not survive a cast
-        return array if array.type == kind else pc.cast(array, kind)
-    except (*CONVERSION_ERRORS, InvalidOperation) as error:
+        for literal in literals:
+            typed_literal(literal, kind)
+    except SpecError as error:
         raise SpecError(
             f"the contract of the column {rule.column!r} has values that cannot be compared with it",
             where=f"contract.{rule.column}",
-            found=", ".join(map(repr, values))[:SHOWN],
-            expected=str(kind),
+            found=error.found,
+            expected=error.expected,
+            next_step=f"fix contract.{rule.column}, or the type of the column in the map steps",
         ) from error
 
 

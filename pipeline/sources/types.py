@@ -22,6 +22,16 @@ def same_kind(one: pa.DataType, other: pa.DataType) -> bool:
     return bool(one.equals(other) or plain_type(one).equals(plain_type(other)))
 
 
+def is_dtype(arrow_type: pa.DataType, name: str) -> bool:
+    """True if ``name`` names a type of the same kind, such as ``float32`` or ``timestamp[us]``."""
+    if str(arrow_type) == name:
+        return True
+    try:
+        return same_kind(arrow_type, pa.type_for_alias(name))
+    except ValueError:
+        return False
+
+
 @lru_cache(maxsize=4096)
 def read_type(arrow_type: pa.DataType) -> pa.DataType:
     """Return the type in which a column of a file is read: no views, and one width of indices.

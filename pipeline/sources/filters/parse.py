@@ -8,7 +8,8 @@ Supported: comparisons, also chained; ``and``, ``or``, ``not``; ``in [...]`` and
 ``is None``, ``is not None``, ``isnull(x)``, ``notnull(x)``, ``isnan(x)``; ``+ - * /``; numbers, text, True, False;
 ``column('odd name')`` for a name that is not an identifier.
 
-Text compared with a date, time or timestamp column is read as ISO 8601. Nulls follow SQL: a comparison with null is
+Text compared with a date, time or timestamp column is read as ISO 8601, to the nanosecond. Numbers are compared
+exactly; beside a float column a literal takes the precision of the column. Nulls follow SQL: a comparison with null is
 null, and a row is kept only if the whole filter is true.
 """
 
@@ -81,7 +82,7 @@ class Filter:
                 where="source.filter",
                 found=name,
                 expected="one of: " + ", ".join(schema.names[:20]) + (", …" if len(schema.names) > 20 else ""),
-                next_step=f"did you mean {near[0]}?" if near else "mend the name in source.filter",
+                next_step=f"did you mean {near[0]}?" if near else "correct the name in source.filter",
             )
         self.mask(schema.empty_table())
 
@@ -92,12 +93,12 @@ class Filter:
         :raises SpecError: if Arrow cannot compute the filter, because of types or an integer overflow.
         """
         try:
-            found = evaluate(self.root, table)
-            if not pa.types.is_boolean(found.type) and not pa.types.is_null(found.type):
-                raise pa.ArrowInvalid(f"the result is {found.type}, not a truth value")
-            if isinstance(found, pa.Scalar):
-                return pa.repeat(pa.scalar(found.as_py() is True), table.num_rows)
-            if pa.types.is_null(found.type):
+            result = evaluate(self.root, table)
+            if not pa.types.is_boolean(result.type) and not pa.types.is_null(result.type):
+                raise pa.ArrowInvalid(f"the result is {result.type}, not a truth value")
+            if isinstance(result, pa.Scalar):
+                return pa.repeat(pa.scalar(result.as_py() is True), table.num_rows)
+            if pa.types.is_null(result.type):
                 return pa.repeat(pa.scalar(False), table.num_rows)
         except (pa.ArrowException, ArithmeticError) as error:
             raise SpecError(
@@ -105,9 +106,9 @@ class Filter:
                 where="source.filter",
                 found=f"{self.text!r}: {error}",
                 expected="comparisons between columns and values of the same kind",
-                next_step="mend source.filter",
+                next_step="fix source.filter",
             ) from error
-        return pc.fill_null(found, False)
+        return pc.fill_null(result, False)
 
     def may_keep(self, bounds: dict[str, Bounds]) -> bool:
         """True if a row whose columns lie in ``bounds`` could be kept, or if this is unknown."""
@@ -207,20 +208,20 @@ class _Parser:
             if not isinstance(right, (ast.List, ast.Tuple, ast.Set)):
                 raise self._refuse(right, expected="a list of values, such as ['a', 'b']")
             values = tuple(self._value(element) for element in right.elts)
-            found: Node = IsIn(self.node(left), values)
-            return Not(found) if isinstance(operator, ast.NotIn) else found
+            member: Node = IsIn(self.node(left), values)
+            return Not(member) if isinstance(operator, ast.NotIn) else member
         if isinstance(operator, (ast.Is, ast.IsNot)):
             if not (isinstance(right, ast.Constant) and right.value is None):
                 raise self._refuse(right, expected="None after 'is'; '==' compares values")
-            found = IsNull(self.node(left))
-            return Not(found) if isinstance(operator, ast.IsNot) else found
+            missing: Node = IsNull(self.node(left))
+            return Not(missing) if isinstance(operator, ast.IsNot) else missing
         symbol = _COMPARISONS.get(type(operator))
         if symbol is None:
             raise self._refuse(tree)
-        one, other = self.node(left), self.node(right)
-        if isinstance(one, Constant) and not isinstance(other, Constant):
-            return Compare(FLIPPED[symbol], other, one)
-        return Compare(symbol, one, other)
+        first, second = self.node(left), self.node(right)
+        if isinstance(first, Constant) and not isinstance(second, Constant):
+            return Compare(FLIPPED[symbol], second, first)
+        return Compare(symbol, first, second)
 
     def _call(self, tree: ast.Call) -> Node:
         name = tree.func.id if isinstance(tree.func, ast.Name) else ""
@@ -246,5 +247,5 @@ def _not_understood(text: str, position: int, found: str, *, expected: str = _SY
         where=f"source.filter, character {position + 1} of {text.strip()[:200]!r}",
         found=found[:200],
         expected=expected,
-        next_step="mend source.filter",
+        next_step="fix source.filter",
     )

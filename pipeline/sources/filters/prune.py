@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import SpecError
+from pipeline.sources.filters.literals import typed_literal
 from pipeline.sources.filters.nodes import (
     NEGATED,
     Column,
@@ -25,7 +26,6 @@ from pipeline.sources.filters.nodes import (
     Not,
     Some,
     Value,
-    typed_scalar,
 )
 
 
@@ -66,8 +66,8 @@ def _may(node: Node, bounds: dict[str, Bounds], *, wanted: bool) -> bool:
         case Not(operand):
             return _may(operand, bounds, wanted=not wanted)
         case Every(parts) | Some(parts):
-            found = [_may(part, bounds, wanted=wanted) for part in parts]
-            return all(found) if isinstance(node, Every) is wanted else any(found)
+            results = [_may(part, bounds, wanted=wanted) for part in parts]
+            return all(results) if isinstance(node, Every) is wanted else any(results)
         case Constant(value):
             return value is wanted
         case Column(name):
@@ -92,10 +92,12 @@ def _may_compare(operator: Comparison, bounds: Bounds, value: Value, *, negated:
     if not bounds.is_known or (pa.types.is_floating(bounds.type) and (negated or operator == "!=")):
         return True
     try:
-        # Python compares integers with fractions exactly, like `pipeline.sources.filters.evaluate`.
-        exact = pa.types.is_integer(bounds.type) and isinstance(value, (int, float)) and not isinstance(value, bool)
-        return _overlaps(operator, bounds, value if exact else typed_scalar(value, bounds.type).as_py())
-    except (TypeError, SpecError):
+        typed = typed_literal(value, bounds.type)
+        operator, answer = typed.decide(operator)
+        if answer is not None:
+            return answer
+        return typed.scalar is None or _overlaps(operator, bounds, typed.scalar.as_py())
+    except (TypeError, ValueError, OverflowError, KeyError, SpecError):
         return True
 
 

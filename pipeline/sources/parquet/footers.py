@@ -271,7 +271,9 @@ def _bounds(group: Any, leaf: int, arrow_type: pa.DataType) -> Bounds:
         return Bounds(arrow_type)
     nulls = statistics.null_count if statistics.has_null_count else None
     low = high = None
-    if statistics.has_min_max:
+    # Python's times end at microseconds; the bounds of float16 are bytes.
+    is_cut = arrow_type == pa.time64("ns") or pa.types.is_float16(arrow_type)
+    if statistics.has_min_max and not is_cut:
         try:
             low, high = statistics.min, statistics.max
             if isinstance(low, float) and (math.isnan(low) or math.isnan(high)):

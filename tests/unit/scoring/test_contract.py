@@ -11,8 +11,9 @@ import pytest
 from pipeline.errors import SpecError, StepFailed
 from pipeline.models.model import Feature, ModelVersion
 from pipeline.plan.recipe import ColumnRule
-from pipeline.scoring.contract import beyond_finite, check, check_matrix, feature_rules, is_dtype
+from pipeline.scoring.contract import beyond_finite, check, check_matrix, feature_rules
 from pipeline.scoring.rows import Failures
+from pipeline.sources.types import is_dtype
 
 NAN, INF = float("nan"), float("inf")
 
