@@ -13,6 +13,7 @@ The tree is grouped by what a handler does next; the number is the exit code::
     │   └── TooManyRejects             4
     ├── UserCodeError                  5   fix the step or the model
     │   ├── StepFailed                 5
+    │   │   └── StepChanged            5
     │   ├── BadPrediction              5
     │   ├── OutOfMemory                5
     │   ├── PartitionFailed            5
@@ -174,6 +175,10 @@ class UserCodeError(PipelineError):
 
 class StepFailed(UserCodeError):
     """A step cannot be loaded, or broke its contract."""
+
+
+class StepChanged(StepFailed):
+    """The code of a step is not the code that the job was planned with."""
 
 
 class BadPrediction(UserCodeError, ValueError):
