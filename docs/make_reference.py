@@ -23,6 +23,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "errors": "{max_fraction: 0.001}",
         "contract": "{age: {min: 18, max: 110}}",
         "on_alias_change": "restart",
+        "step_change": "pin",
         "cluster": "tls://10.0.0.1:8786",
         "storage": "{'s3://lake': {key: env:LAKE_KEY, secret: env:LAKE_SECRET}}",
         "params": '{day: "2026-01-01", threshold: 0.5}',

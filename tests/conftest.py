@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from pipeline.scoring import step_modules
 from pipeline.spec.job_spec import JobSpec
 from pipeline.storage import urls as storage
 from pipeline.testing.examples import IS_LONG
@@ -151,6 +152,16 @@ def own_storage_options() -> Iterator[None]:
     yield
     storage._options.clear()
     storage._options.update(before)
+
+
+@pytest.fixture(autouse=True)
+def own_step_modules() -> Iterator[None]:
+    """Modules of steps that a test imports are gone after it."""
+    yield
+    with step_modules._lock:
+        step_modules._switch(None)
+        step_modules._cache.clear()
+        step_modules._installed.clear()
 
 
 @pytest.fixture

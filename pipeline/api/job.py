@@ -33,6 +33,7 @@ from pipeline.spec.parts import (
     ScoreStep,
     Sink,
     Source,
+    StepChange,
 )
 from pipeline.spec.triggers import Trigger
 
@@ -65,6 +66,8 @@ class Job:
         Conditions per column, beside those of the model's features.
     on_alias_change : {"pin", "fail", "restart"}, default "pin"
         Action when the model's alias moves while the job runs.
+    step_change : {"fail", "pin", "restart"}, default "fail"
+        Action when the code of a step changes before the job has ended.
     cluster : str, optional
         A name in ``cluster_configs/``, a file, or a scheduler address.
     storage : dict, optional
@@ -116,6 +119,7 @@ class Job:
         errors: Errors | Fields | None = None,
         contract: Mapping[str, ColumnContract | Fields] | None = None,
         on_alias_change: OnAliasChange = "pin",
+        step_change: StepChange = "fail",
         cluster: str | None = None,
         storage: Mapping[str, Fields] | None = None,
         params: Fields | None = None,

@@ -118,7 +118,7 @@ def _checks(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]
     """Yield the checks that need no data; each raises its error."""
     from pipeline.driver.prepare import resolve_model
     from pipeline.execution.clusters import cluster_of
-    from pipeline.scoring.steps import load_function, prepended_sys_path
+    from pipeline.scoring.steps import check_step
     from pipeline.sinks import find_sink
     from pipeline.sources import find_source
     from pipeline.sources.filters.parse import parse_filter
@@ -128,15 +128,11 @@ def _checks(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]
         yield from _checks_of_children(spec, settings)
         return
 
-    def load_step(entrypoint: str) -> object:
-        with prepended_sys_path(settings.import_paths):
-            return load_function(entrypoint)
-
     if spec.source.filter is not None and PLACEHOLDER not in spec.source.filter:
         yield partial(parse_filter, spec.source.filter)
     for step in spec.maps:
         if PLACEHOLDER not in step.map:
-            yield partial(load_step, step.map)
+            yield partial(check_step, step.map, import_paths=settings.import_paths)
     if PLACEHOLDER not in spec.score.model:
         yield lambda: resolve_model(spec.score.model, settings=settings)
     yield lambda: find_source(spec.source.format)

@@ -91,6 +91,10 @@ errors:
 # or restart (score every row again with the new version).
 # on_alias_change: pin
 
+# When the code of a step changes before the job has ended: fail, pin (go on with the code it was planned with), or
+# restart (score every row again with the new code).
+# step_change: fail
+
 # Who is told when the job begins or ends: a program (a list, no shell), or a web server (JSON, signed by the secret).
 # when: start, success, warnings, failure, cancelled, interrupted. Default: every end.
 # hooks:

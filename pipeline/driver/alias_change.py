@@ -6,18 +6,19 @@ import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from pipeline.common.units import iso_time, utc_now
-from pipeline.driver.prepare import check_output, draft, resolve_model
+from pipeline.driver.prepare import resolve_model
+from pipeline.driver.restart import open_restart_round, replan
 from pipeline.jobs import layout
 from pipeline.jobs.cancellation import Stop, StopReason
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import Lease
 from pipeline.jobs.ledger import Ledger
 from pipeline.jobs.record import check_job_id
-from pipeline.jobs.rounds import ALIAS_CHANGE, Round, make_record
+from pipeline.jobs.rounds import ALIAS_CHANGE, Round
 from pipeline.models.model import ModelVersion
 from pipeline.models.registry.alias_watch import EVENT, MAX_RESTARTS, AliasChange, AliasWatch, unstable_alias_error
 from pipeline.plan.plan import Plan
+from pipeline.plan.step_code import code_difference
 from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.model_ref import ModelRef
@@ -107,32 +108,17 @@ class AliasMonitor:
         if sum(round_.why == ALIAS_CHANGE for round_ in rounds) >= MAX_RESTARTS:
             raise unstable_alias_error(change)
         plan = self._replan(ledger)
-        record = make_record(
-            plan,
-            number=rounds[-1].number + 1,
-            why=ALIAS_CHANGE,
-            epoch=self.lease.epoch,
-            created=iso_time(utc_now()),
-            supersedes={},
-            changes=(f"{change.reference}: version {change.pinned} -> {plan.model.version}",),
-            rescore_all=True,
-        )
-        self.lease.check()
-        self.job.rounds.open(record, plan)
+        code = code_difference(ledger.last.plan.code, plan.code)
+        changes = (f"{change.reference}: version {change.pinned} -> {plan.model.version}", *code)
+        open_restart_round(self.job, self.lease, plan, why=ALIAS_CHANGE, changes=changes)
         logger.warning("%s: rescoring all rows with version %s", change.said, plan.model.version)
 
     def _replan(self, ledger: Ledger) -> Plan:
         """Return the plan of all rows of the files that count, with the version that the alias names now."""
         last = ledger.last.plan
-        settings = replace(
-            self.settings,
-            registry=last.model.registry,
-            import_paths=self.job.record.import_paths or self.settings.import_paths,
-        )
+        settings = replace(self.settings, registry=last.model.registry)
         version = resolve_model(last.spec.score.model, settings=settings)
-        drafted = draft(last.spec, settings=settings, version=version, planned=tuple(ledger.files.values()))
-        check_output(drafted.plan, settings=settings, job=self.job.id)
-        return replace(drafted.plan, quarantined_files=ledger.quarantined_files)
+        return replan(self.job, ledger, version=version, settings=settings)
 
     def _record(self, change: AliasChange) -> None:
         """Record a change that the job ignores, as one event."""

@@ -16,7 +16,8 @@ from pipeline.common.secrets import redact
 from pipeline.driver.alias_change import AliasMonitor
 from pipeline.driver.job_run import JobRun, ParentContext
 from pipeline.driver.quarantine import open_quarantine_round
-from pipeline.errors import InputError, PipelineError
+from pipeline.driver.step_change import StepMonitor
+from pipeline.errors import InputError, PipelineError, StepChanged
 from pipeline.events import AttemptOutcome, Callback, PartitionEnded, RoundStarted, notify
 from pipeline.execution.clusters import cluster_of, open_cluster
 from pipeline.execution.clusters.client import shake_hands
@@ -54,6 +55,11 @@ class Driver(JobRun):
         """Monitor of the alias that the model reference names."""
         return AliasMonitor(self.job, self.lease, self.settings, self.stop)
 
+    @cached_property
+    def step_monitor(self) -> StepMonitor:
+        """Monitor of the code of the steps."""
+        return StepMonitor(self.job, self.lease, self.settings)
+
     @property
     def stop(self) -> Stop:
         """The request to stop this run."""
@@ -68,6 +74,7 @@ class Driver(JobRun):
         """Score the remaining partitions, decide on the rejects, commit, publish."""
         self._read_receipts()
         self.alias_monitor.apply_policy(self.ledger)
+        self.step_monitor.apply_policy(self.ledger)
         while pending := self._pending():
             self.score_partitions(pending)
             self.alias_monitor.apply_policy(self.ledger)
@@ -137,7 +144,7 @@ class Driver(JobRun):
     def dispatch(self, client: Any, pending: Sequence[Partition]) -> Sequence[Partition]:
         """Run ``pending`` on the cluster and collect the receipts.
 
-        :returns: the partitions that remain after a bad input file was quarantined; else none.
+        :returns: the partitions that remain after a bad input file was quarantined, or the job started over; else none.
         """
         self.task_set = TaskSet(self.job, self.ledger.last, self.settings.partition_timeout)
         notify_round_started(self.job, self.ledger, pending, callbacks=self.callbacks)
@@ -147,6 +154,10 @@ class Driver(JobRun):
                     self.receipts.add(receipt)
                     if self.lease.is_lost:
                         self.lease.check()
+        except StepChanged as error:
+            if self.alias_monitor.is_paused or not self.step_monitor.after_failure(error, self.ledger):
+                raise
+            return self._pending()
         except InputError as error:
             self.lease.check()
             # A probe opens no rounds.

@@ -27,6 +27,8 @@ from pipeline.plan.fan_out import Planner, plan_fan_out
 from pipeline.plan.incremental import FULL_INPUT, IncrementalState, ListedFile, select_files
 from pipeline.plan.plan import Limits, Plan
 from pipeline.plan.planner import make_plan
+from pipeline.plan.step_code import FoundCode, StepCode, digests_of
+from pipeline.scoring.code_search import find_code
 from pipeline.scoring.outputs import prediction_schema
 from pipeline.scoring.scorer import frame_schema
 from pipeline.settings import Settings
@@ -84,7 +86,9 @@ def draft(
         plan = plan_fan_out(absolute(spec), Planner(drafting.discover, drafting.plan))
     else:
         spec = absolute(spec)
-        discovery, progress = select_input(spec, drafting.model(spec), settings=settings, planned=planned)
+        discovery, progress = select_input(
+            spec, drafting.model(spec), settings=settings, planned=planned, code=drafting.code(spec).steps
+        )
         check_file_count(discovery.rejected, limit=spec.errors.max_files)
         plan = drafting.plan(spec, discovery, progress=progress)
     return Prepared(plan, drafting.limits, cluster)
@@ -116,6 +120,8 @@ class _Drafting:
     models: dict[str, ModelVersion] = field(default_factory=dict)
     schemas: dict[tuple[Any, bytes], pa.Schema] = field(default_factory=dict)
     """Schemas after the ``map`` steps, by steps and input schema."""
+    codes: dict[tuple[str, ...], FoundCode] = field(default_factory=dict)
+    """Code of the ``map`` steps, by their names."""
 
     def discover(self, spec: JobSpec) -> Discovery:
         """Return the files of the source of ``spec``."""
@@ -140,12 +146,20 @@ class _Drafting:
             progress=progress,
         )
         plan.validate(self.limits)
-        return plan
+        code = self.code(spec)
+        return replace(plan, code=code.steps, sources=code.sources)
+
+    def code(self, spec: JobSpec) -> FoundCode:
+        """Return the code of the steps of ``spec``. It is read once, so that the sample runs what the plan names."""
+        entrypoints = tuple(step.map for step in spec.maps)
+        if entrypoints not in self.codes:
+            self.codes[entrypoints] = find_code(entrypoints, import_paths=self.settings.import_paths)
+        return self.codes[entrypoints]
 
     def _frame_schema(self, spec: JobSpec, discovery: Discovery) -> pa.Schema:
         key = spec.maps, discovery.schema.serialize().to_pybytes()
         if key not in self.schemas:
-            self.schemas[key] = _frame_schema(spec, discovery=discovery, settings=self.settings)
+            self.schemas[key] = _frame_schema(spec, discovery=discovery, settings=self.settings, code=self.code(spec))
         return self.schemas[key]
 
     def model(self, spec: JobSpec) -> ModelVersion:
@@ -192,7 +206,7 @@ def first_sink(plan: Plan) -> Sink:
     return (first or plan).spec.sink
 
 
-def _frame_schema(spec: JobSpec, *, discovery: Discovery, settings: Settings) -> pa.Schema:
+def _frame_schema(spec: JobSpec, *, discovery: Discovery, settings: Settings, code: FoundCode) -> pa.Schema:
     """Return the schema after the ``map`` steps, which run on the first rows; without steps, the source's schema."""
     schema = discovery.schema
     if not spec.maps:
@@ -202,16 +216,22 @@ def _frame_schema(spec: JobSpec, *, discovery: Discovery, settings: Settings) ->
     batch = sample_batch(discovery, columns=columns, schema=schema, skip_unreadable=is_lenient)
     # The text that a step prints must not mix with the result of a command.
     with redirect_stdout(sys.stderr):
-        return frame_schema(spec.maps, batch, schema=schema, import_paths=settings.import_paths)
+        return frame_schema(spec.maps, batch, schema=schema, import_paths=settings.import_paths, code=code)
 
 
 def select_input(
-    spec: JobSpec, model: ModelVersion, *, settings: Settings, planned: Collection[InputFile] | None = None
+    spec: JobSpec,
+    model: ModelVersion,
+    *,
+    settings: Settings,
+    planned: Collection[InputFile] | None = None,
+    code: Sequence[StepCode] = (),
 ) -> tuple[Discovery, IncrementalState]:
     """Return the files to score, and the state that an incremental job continues from.
 
     :param spec: Job spec with absolute paths.
     :param planned: The only files, if they were planned before.
+    :param code: Code of the ``map`` steps.
     :raises SpecError: for an incremental job that does not append.
     :raises PipelineError: for an unusable input, or an unreadable history in the sink.
     """
@@ -221,7 +241,7 @@ def select_input(
     if planned is not None:
         selection = {file.path: FileSelection(file.why, file.published_row_groups) for file in planned}
         found = discover(spec.source, planned=planned, selection=selection)
-        return found, IncrementalState(work=work_digest(spec, model))
+        return found, IncrementalState(work=work_digest(spec, model, code))
     if spec.sink.mode != "append":
         raise SpecError(
             "an incremental job adds to its sink",
@@ -236,7 +256,7 @@ def select_input(
         [ListedFile(file.path, file.size, file.version) for file in located.values()],
         before.work,
         kept=before.files,
-        work=work_digest(spec, model),
+        work=work_digest(spec, model, code),
         on_model_change=policy.on_model_change if isinstance(policy, Incremental) else "new",
         marks=lambda path: find_source(spec.source.format).identify(located[path]),
         failed=_failed_before(spec.name, settings),
@@ -263,13 +283,14 @@ def refuse_incremental(spec: JobSpec) -> None:
         )
 
 
-def work_digest(spec: JobSpec, model: ModelVersion) -> str:
-    """Return the SHA-256 of everything that is done with a row: model, steps, filter, contract."""
+def work_digest(spec: JobSpec, model: ModelVersion, code: Sequence[StepCode] = ()) -> str:
+    """Return the SHA-256 of everything that is done with a row: model, steps and their code, filter, contract."""
     score = spec.score.model_dump(mode="json", exclude={"model", "engine", "tolerance"})
     return digest_json(
         {
             "model": [model.digest, model.flavor],
             "maps": [step.model_dump(mode="json") for step in spec.maps],
+            "code": digests_of(code),
             "score": score,
             "filter": spec.source.filter,
             "contract": {name: one.model_dump(mode="json") for name, one in spec.contract.items()},

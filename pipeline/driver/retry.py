@@ -31,6 +31,8 @@ from pipeline.plan.memory import shared_memory
 from pipeline.plan.packing import pack
 from pipeline.plan.plan import Limits, Partition, Plan
 from pipeline.plan.recipe import REJECT_FILE
+from pipeline.plan.step_code import FoundCode, code_difference
+from pipeline.scoring.code_search import find_code
 from pipeline.scoring.outputs import prediction_schema
 from pipeline.scoring.scorer import frame_schema
 from pipeline.scoring.steps import prepended_sys_path
@@ -76,10 +78,13 @@ def open_retry(job: JobDirectory, request: RetryRequest, *, epoch: int, settings
     _check_output(job)
     ledger = job.ledger()
     spec = _changed_spec(ledger.last.plan.spec, request)
-    if request.is_empty and ledger.last.number and ledger.todo:
+    code = find_code([step.map for step in spec.maps], import_paths=job.record.import_paths)
+    is_same_code = not code_difference(ledger.last.plan.code, code.steps)
+    if request.is_empty and ledger.last.number and ledger.todo and is_same_code:
         return None
     with prepended_sys_path(job.record.import_paths):
-        plan = _replan(ledger, spec, request, settings=settings)
+        plan = _replan(ledger, spec, request, settings=settings, code=code, import_paths=job.record.import_paths)
+    plan = replace(plan, code=code.steps, sources=code.sources)
     limits = cluster_of(spec, settings=settings).limits()
     work = _find_work(job, ledger, limits=limits)
     if not work.partitions and not work.repaired:
@@ -156,18 +161,28 @@ def _changed_spec(spec: JobSpec, request: RetryRequest) -> JobSpec:
     return changed
 
 
-def _replan(ledger: Ledger, spec: JobSpec, request: RetryRequest, *, settings: Settings) -> Plan:
-    """Return the plan of the last round, with the changes of ``spec`` and of a requested model."""
+def _replan(
+    ledger: Ledger,
+    spec: JobSpec,
+    request: RetryRequest,
+    *,
+    settings: Settings,
+    code: FoundCode,
+    import_paths: Sequence[str],
+) -> Plan:
+    """Return the plan of the last round, with the changes of ``spec``, of its steps' code and of a requested model."""
     last = ledger.last.plan
-    if request.is_empty:
+    is_same_code = not code_difference(last.code, code.steps)
+    if request.is_empty and is_same_code:
         return last
     is_named = request.model is not None or spec.score.model != last.spec.score.model
     model = resolve_model(spec.score.model, settings=settings) if is_named else last.model
     check_engine(spec.score.engine, model, kind=spec.score.output_spec.kind)
-    if spec.steps == last.spec.steps and spec.contract == last.spec.contract and model == last.model:
+    is_same_spec = spec.steps == last.spec.steps and spec.contract == last.spec.contract
+    if is_same_spec and is_same_code and model == last.model:
         return replace(last, spec=spec)
     predictions = prediction_schema(model, spec.score.output_spec)
-    columns = _columns(ledger, spec, model, predictions)
+    columns = _columns(ledger, spec, model, predictions, code=code, import_paths=import_paths)
     _check_same_output(ledger.base.plan, columns.keep, predictions)
     added_memory = shared_memory(model.nbytes, engine=last.can_use_tree_engine) - shared_memory(
         last.model.nbytes, engine=last.can_use_tree_engine
@@ -183,7 +198,15 @@ def _replan(ledger: Ledger, spec: JobSpec, request: RetryRequest, *, settings: S
     )
 
 
-def _columns(ledger: Ledger, spec: JobSpec, model: ModelVersion, predictions: pa.Schema) -> Columns:
+def _columns(
+    ledger: Ledger,
+    spec: JobSpec,
+    model: ModelVersion,
+    predictions: pa.Schema,
+    *,
+    code: FoundCode,
+    import_paths: Sequence[str],
+) -> Columns:
     base = ledger.base.plan
     schema = pa.ipc.read_schema(pa.py_buffer(base.source_schema))
     keys = tuple(name for name in schema.names if name not in base.source_columns)
@@ -195,7 +218,11 @@ def _columns(ledger: Ledger, spec: JobSpec, model: ModelVersion, predictions: pa
         filter=spec.source.filter,
         format=spec.source.format,
     )
-    frame = _frame_schema(spec, discovery, columns=base.source_columns) if spec.maps else schema
+    frame = schema
+    if spec.maps:
+        # The steps run on rows of an input file that has not changed.
+        sample = _sample(discovery, columns=base.source_columns)
+        frame = frame_schema(spec.maps, sample, schema=schema, import_paths=import_paths, code=code)
     try:
         return resolve_columns(spec, model=model, discovery=discovery, frame=frame, outputs=tuple(predictions.names))
     except (SpecError, SchemaDrift) as error:
@@ -204,12 +231,6 @@ def _columns(ledger: Ledger, spec: JobSpec, model: ModelVersion, predictions: pa
             "for others, run the job spec again as a new job"
         ).removeprefix("; ")
         raise
-
-
-def _frame_schema(spec: JobSpec, discovery: Discovery, *, columns: Sequence[str]) -> pa.Schema:
-    """Return the schema after the ``map`` steps, which run on rows of an input file that has not changed."""
-    sample = _sample(discovery, columns=columns)
-    return frame_schema(spec.maps, sample, schema=discovery.schema, reload_changed=True)
 
 
 def _sample(discovery: Discovery, *, columns: Sequence[str]) -> SourceBatch | None:
@@ -294,6 +315,7 @@ def _recheck_quarantined(ledger: Ledger) -> tuple[tuple[InputFile, ...], tuple[Q
 
 def _changes(before: Plan, after: Plan) -> tuple[str, ...]:
     changes = spec_difference(before.spec.to_dict(exclude=NOT_THE_WORK), after.spec.to_dict(exclude=NOT_THE_WORK))
+    changes += code_difference(before.code, after.code)
     if before.model.digest != after.model.digest:
         changes.append(f"model {after.model.name}: sha256 {before.model.digest[:12]} -> {after.model.digest[:12]}")
     return tuple(changes)

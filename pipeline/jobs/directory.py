@@ -18,6 +18,7 @@ from pipeline.common.units import Clock, iso_time, utc_now
 from pipeline.errors import StateCorrupt
 from pipeline.events import StatusChanged
 from pipeline.jobs import layout
+from pipeline.jobs.code_archive import put_sources
 from pipeline.jobs.event_log import EventLog
 from pipeline.jobs.ledger import Ledger
 from pipeline.jobs.manifest_log import ManifestLog
@@ -103,6 +104,7 @@ class JobDirectory:
         check_owner(store)
         store.check_conditional_writes()
         store.put_if_absent(PLAN_FILE, plan_bytes(plan))
+        put_sources(store, plan)
         children, plan = plan.children, same_work(read_plan(store), plan, store=store)
         store.put_if_absent(layout.SPEC_FILE, plan.spec.to_yaml().encode())
         record = record_of(

@@ -26,6 +26,8 @@ CHILDREN = "children"
 COMMITS = "commits"
 """Holds the commits of a fan-out."""
 CERTIFICATES = "tls"
+CODE = "code"
+"""Holds the sources of the steps."""
 
 DATA = "data"
 REJECTS = "rejects"
@@ -151,6 +153,17 @@ def start_output_path(number: int) -> str:
 def child_folder(slug: str) -> str:
     """Job directory of a child of a fan-out."""
     return f"{CHILDREN}/{slug}"
+
+
+def family_folder(directory: str) -> str:
+    """Return the job directory of the fan-out whose child lies in ``directory``; of any other job, ``directory``."""
+    parent, _, slug = directory.rpartition(f"/{CHILDREN}/")
+    return parent if parent and "/" not in slug else directory
+
+
+def code_path(digest: str) -> str:
+    """Path of the sources of a plan's steps."""
+    return f"{CODE}/{digest}.zip"
 
 
 def commit_path(number: int) -> str:

@@ -15,12 +15,17 @@ from functools import cached_property
 from pipeline.common.rows import QuarantinedFile
 from pipeline.errors import Fenced, StateCorrupt
 from pipeline.jobs import layout
+from pipeline.jobs.code_archive import put_sources
 from pipeline.plan.plan import Plan
+from pipeline.plan.step_code import digests_of
 from pipeline.plan.table import plan_bytes, read_plan
 from pipeline.storage.store import Store
 
 RETRY = "retry"
 ALIAS_CHANGE = "alias change"
+STEP_CHANGE = "step change"
+STEP_EVENT = "step_change"
+"""Name of the event about changed code that a job ignores."""
 FILES_QUARANTINED = "files quarantined"
 SCHEMA_VERSION = 1
 
@@ -32,7 +37,7 @@ class RoundRecord:
     round: int
     """Number of the round, as in the name of the file; from 1."""
     why: str
-    """``retry``, ``alias change`` or ``files quarantined``."""
+    """``retry``, ``alias change``, ``step change`` or ``files quarantined``."""
     plan: str
     """Digest of the round's plan."""
     model: dict[str, str]
@@ -58,6 +63,8 @@ class RoundRecord:
     """Epoch of the driver that opened the round."""
     created: str
     """UTC, ISO 8601."""
+    step_code: dict[str, str] = field(default_factory=dict)
+    """Digest of the code of each step module of the round."""
 
     def to_json_bytes(self) -> bytes:
         """The record as stored, with a schema version."""
@@ -155,6 +162,7 @@ def make_record(
         repaired_files=tuple(repaired_files),
         epoch=epoch,
         created=created,
+        step_code=digests_of(plan.code),
     )
 
 
@@ -163,6 +171,7 @@ def put_round(store: Store, record: RoundRecord, plan: Plan) -> Round:
 
     :raises Fenced: when another driver has opened a round of that number.
     """
+    put_sources(store, plan)
     store.put_if_absent(plan_path(record), plan_bytes(plan))
     place = layout.round_record_path(record.round)
     data = record.to_json_bytes()

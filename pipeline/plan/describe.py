@@ -12,6 +12,7 @@ from pipeline.common.text import html_table, labelled, listed, shortened
 from pipeline.common.units import format_bytes, format_count, plural
 from pipeline.models.engines import EngineOptions, engine_options
 from pipeline.plan.plan import Limits, Plan
+from pipeline.plan.step_code import StepCode, code_difference, digests_of
 from pipeline.spec.job_spec import NOT_THE_WORK
 
 EVERYTHING = "the job is not incremental: all of its input is scored"
@@ -112,6 +113,12 @@ class PlanSummary:
         )
 
     @property
+    def code(self) -> tuple[StepCode, ...]:
+        """Code of the steps; for a fan-out, of all children."""
+        parts = [child.planned for child in self.plan.children] or [self.plan]
+        return tuple({step.module: step for part in parts for step in part.code}.values())
+
+    @property
     def columns(self) -> list[str]:
         """Columns of the output."""
         return [*self.plan.keep, *self.plan.outputs]
@@ -166,6 +173,7 @@ class PlanSummary:
                 "trees": model.trees,
                 "features": list(self.plan.features),
             },
+            "step_code": digests_of(self.code),
             "engine": {
                 "requested": engine.requested,
                 "possible": list(engine.possible),
@@ -226,12 +234,18 @@ def _fields(summary: PlanSummary) -> dict[str, str]:
         "memory": f"{format_bytes(summary.task_memory)} a task projected, {format_bytes(limits.memory)} a worker",
         "cluster": f"{plural(limits.workers, 'worker')}, {threads}",
         "model": f"{plan.model.name} version {plan.model.version} (sha256 {plan.model.digest[:16]})",
+        "code": "; ".join(map(code_text, summary.code)),
         "engine": _engine(summary.engine),
         "features": f"{len(plan.features)}: {listed(plan.features)}",
         "output": f"{sink.path}, mode {sink.mode}{size}",
         "columns": listed(summary.columns),
         "children": f"{len(children):,}: {listed(children)}" if children else "",
     }
+
+
+def code_text(step: StepCode) -> str:
+    """Describe the code of a step in a few words."""
+    return f"{step.module}, {plural(len(step.files), 'file')} (sha256 {step.digest[:16]})"
 
 
 def _engine(engine: EngineOptions) -> str:
@@ -262,6 +276,7 @@ def difference(one: Plan, other: Plan) -> list[str]:
     found = spec_difference(one.spec.to_dict(exclude=NOT_THE_WORK), other.spec.to_dict(exclude=NOT_THE_WORK))
     if one.model.digest != other.model.digest:
         found.append(f"model {one.model.name}: sha256 {one.model.digest[:12]} -> {other.model.digest[:12]}")
+    found += code_difference(one.code, other.code)
     found += _file_difference({file.path: file for file in one.files}, {file.path: file for file in other.files})
     if one.source_schema != other.source_schema:
         found.append("columns that are read, or their types")

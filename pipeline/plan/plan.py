@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,7 @@ from pipeline.models.model import ModelVersion
 from pipeline.plan.incremental import FULL_INPUT, IncrementalState
 from pipeline.plan.memory import MIN_BATCH_ROWS, USABLE, shared_memory
 from pipeline.plan.recipe import ColumnRule, MapRecipe, ScoreRecipe, StageRecipe
+from pipeline.plan.step_code import StepCode, digests_of
 from pipeline.spec.job_spec import JobSpec
 
 
@@ -121,6 +122,10 @@ class Plan:
     """Children of a fan-out; its own plan has no files and no partitions."""
     progress: IncrementalState = FULL_INPUT
     """Published state that an incremental plan continues from."""
+    code: tuple[StepCode, ...] = ()
+    """Code of the modules of the ``map`` steps; empty without such steps, and for a fan-out."""
+    sources: Mapping[str, bytes] = field(default_factory=dict, repr=False, compare=False)
+    """Python sources of ``code`` by SHA-256, until the plan is stored; a stored plan has none."""
 
     @property
     def rows(self) -> int:
@@ -141,7 +146,8 @@ class Plan:
     def work_digest(self) -> str:
         """SHA-256 over the work, without partitions: spec, model, files, columns and rules.
 
-        Plans for clusters of different sizes have the same work digest, but different values of `digest`.
+        Plans for clusters of different sizes have the same work digest, but different values of `digest`. The code of
+        the steps is not part of it: ``step_change`` decides about a job whose code changed.
         """
         seen = hashlib.sha256()
         for file in self.files:
@@ -163,10 +169,23 @@ class Plan:
             }
         )
 
+    @property
+    def submission_digest(self) -> str:
+        """SHA-256 over `work_digest` and the code of the steps: submissions with equal digests are one job."""
+        code = digests_of(
+            step for plan in [self, *(one.plan for one in self.children if one.plan)] for step in plan.code
+        )
+        return digest_json({"work": self.work_digest, "code": code}) if code else self.work_digest
+
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over `work_digest` and the partitions. Batch sizes are excluded: they change no row."""
+        """SHA-256 over `work_digest`, the code of the steps and the partitions.
+
+        Batch sizes are excluded: they change no row.
+        """
         seen = hashlib.sha256(self.work_digest.encode())
+        for step in self.code:
+            seen.update(json.dumps([step.module, step.digest]).encode() + b"\n")
         for partition in self.partitions:
             ranges = [(part.path, part.row_start, part.row_stop) for part in partition.fragments]
             seen.update(json.dumps([partition.id, ranges]).encode() + b"\n")
@@ -212,6 +231,8 @@ class Plan:
             row_group_rows=self.row_group_rows,
             fsync=fsync,
             import_paths=tuple(import_paths),
+            code=self.code,
+            pin_code=spec.step_change == "pin",
             storage=spec.storage,
         )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.common.digest import digest_json
 from pipeline.models.model import ModelVersion
+from pipeline.plan.step_code import StepCode
 from pipeline.spec.model_ref import Engine, OutputKind
 
 REJECT_FILE = "_file"
@@ -91,6 +92,10 @@ class StageRecipe:
     fsync: bool = True
     import_paths: tuple[str, ...] = field(default=())
     """Folders added to ``sys.path`` on workers, from which the modules of the steps are imported."""
+    code: tuple[StepCode, ...] = ()
+    """Code of the modules of the steps, as planned."""
+    pin_code: bool = False
+    """True: a worker whose files differ from ``code`` takes the sources that the job directory keeps."""
     storage: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Options of file systems per URL prefix, with references for secrets; see `pipeline.storage.urls`."""
 

@@ -18,6 +18,7 @@ from pipeline.models.model import Feature, ModelVersion
 from pipeline.plan.incremental import IncrementalState
 from pipeline.plan.plan import ChildPlan, Partition, Plan
 from pipeline.plan.recipe import ColumnRule
+from pipeline.plan.step_code import StepCode
 from pipeline.spec.job_spec import JobSpec
 from pipeline.storage.store import Store
 
@@ -108,6 +109,7 @@ def plan_from_table(table: pa.Table) -> Plan:
             quarantined_files=tuple(QuarantinedFile.from_dict(one) for one in record.get("quarantined_files", ())),
             children=tuple(ChildPlan(**child) for child in record.get("children", ())),
             progress=IncrementalState.from_record(record.get("progress") or {}),
+            code=tuple(StepCode.from_record(step) for step in record.get("code", ())),
             **{name: _as_tuple(record[name]) for name in _PLAIN},
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
@@ -134,6 +136,7 @@ def _record(plan: Plan) -> dict[str, Any]:
         "quarantined_files": [asdict(file) for file in plan.quarantined_files],
         **({"children": [child.details() for child in plan.children]} if plan.children else {}),
         "progress": asdict(plan.progress) if plan.progress.work else None,
+        "code": [step.to_record() for step in plan.code],
         **{name: getattr(plan, name) for name in _PLAIN},
     }
 

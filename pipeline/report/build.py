@@ -19,12 +19,13 @@ from pipeline.events import AttemptOutcome, MitigationAction, SplitReason
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import Ledger
 from pipeline.jobs.receipts import Timings
-from pipeline.jobs.rounds import ALIAS_CHANGE, Round
+from pipeline.jobs.rounds import ALIAS_CHANGE, STEP_CHANGE, STEP_EVENT, Round
 from pipeline.jobs.status import Status
 from pipeline.models.engines import EngineUse
 from pipeline.models.registry.alias_watch import alias_change_warnings
 from pipeline.plan.describe import input_text, skew
 from pipeline.plan.plan import Plan
+from pipeline.plan.step_code import digests_of
 from pipeline.report.estimate import compare_with_actual
 from pipeline.report.figures import (
     BatchRows,
@@ -131,6 +132,7 @@ def make_report(
         **_common(job, plan, events, status=status, error=error),
         rows=rows,
         input=input_text(plan),
+        step_code=digests_of(plan.code),
         seconds=job_timings(totals.seconds, total=total, provision=provision),
         partitions=PartitionCounts(done=len(ledger.done), planned=ledger.planned),
         skew=_spread(plan, totals.durations),
@@ -148,6 +150,7 @@ def make_report(
             *_file_warning(ledger.quarantined_files),
             *_restart_warnings(job.rounds.all()),
             *alias_change_warnings(events),
+            *_step_warnings(events),
             *engine_warnings(totals.engine),
         ),
         next=_next(status, job.id, has_rejects=rows.rejected > 0 or bool(ledger.quarantined_files)),
@@ -172,8 +175,19 @@ def _common(
 
 
 def _restart_warnings(rounds: Iterable[Round]) -> tuple[str, ...]:
-    moved = [one.record for one in rounds if one.record and one.why == ALIAS_CHANGE]
-    return tuple(f"the job started over: {', '.join(record.changes)} (on_alias_change: restart)" for record in moved)
+    policies = {ALIAS_CHANGE: "on_alias_change", STEP_CHANGE: "step_change"}
+    restarts = [(round_.record, policies[round_.why]) for round_ in rounds if round_.record and round_.why in policies]
+    return tuple(f"the job started over: {', '.join(record.changes)} ({name}: restart)" for record, name in restarts)
+
+
+def _step_warnings(events: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return the warnings about changed code that the job ignored."""
+    steps = dict.fromkeys(str(event.get("step")) for event in events if event.get("event") == STEP_EVENT)
+    return tuple(
+        f"the code of step {step} changed before the job ended: every row was scored with the planned code "
+        "(step_change: pin)"
+        for step in steps
+    )
 
 
 def _sum_children(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Self
 
 from pipeline.common.rows import QuarantinedFile, RowCounts
@@ -121,6 +121,8 @@ class Report:
     """Commands to type next."""
     input: str = ""
     """Part of the source that an incremental job scored. For other jobs empty, and left out of JSON."""
+    step_code: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the code of each step module. Without steps empty, and left out of JSON."""
 
     @property
     def ok(self) -> bool:
@@ -134,7 +136,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Its form in ``report.json`` and with ``--json``. Secrets are masked."""
-        record = {name: value for name, value in asdict(self).items() if name != "input" or value}
+        record = {name: value for name, value in asdict(self).items() if name not in ("input", "step_code") or value}
         record |= {
             "status": str(self.status),
             "rows": self.rows.details(),

@@ -32,8 +32,9 @@ from pipeline.jobs.splits import sub_fragment
 from pipeline.models.cache import get_predictor
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import StageRecipe
+from pipeline.scoring.code_search import find_code
 from pipeline.scoring.partition import read_partition
-from pipeline.scoring.scorer import Scorer
+from pipeline.scoring.scorer import Scorer, recipe_steps
 from pipeline.sinks import read_published
 from pipeline.sources import find_source
 from pipeline.sources.locate import current_version
@@ -317,7 +318,19 @@ def _sample(job: JobDirectory, ledger: Ledger, *, rows: int, seed: int | None) -
     again = (
         f"{result.rows_in:,} rows scored again with {model.name} {model.version} give the same {result.rows_out:,} rows"
     )
+    again += "".join(f"; {text}" for text in changed_steps(job, ledger))
     return again + (f"; {result.skipped:,} ranges were of changed input files" if result.skipped else "")
+
+
+def changed_steps(job: JobDirectory, ledger: Ledger) -> list[str]:
+    """Return a text for each step whose code changed since the last round was planned."""
+    planned = ledger.last.plan.code
+    found = find_code([step.module for step in planned], import_paths=job.record.import_paths).steps
+    return [
+        f"the code of step {before.module} changed since; the planned code was used"
+        for before, after in zip(planned, found, strict=True)
+        if before.digest != after.digest
+    ]
 
 
 def _check_file(store: Store, name: str, *, rows: int, size: int, sha256: str) -> None:
@@ -461,7 +474,7 @@ def _score_again(recipe: StageRecipe, file: InputFile, chosen: _Range) -> pa.Tab
     origin = file.path if chosen.receipt.before else ""
     whole = Fragment(file.path, 0, file.rows, 0, len(file.row_groups), 0, file.hive_keys, origin)
     fragment = sub_fragment(whole, file, row_start=chosen.start, row_stop=chosen.stop)
-    scorer = Scorer(recipe, get_predictor(recipe.score.model)[0])
+    scorer = Scorer(recipe, get_predictor(recipe.score.model)[0], steps=recipe_steps(recipe, pin_code=True))
     versions = {file.path: (file.size, file.version)}
     batches = read_partition(recipe, Partition("", (fragment,)), versions=versions)
     schema = pa.ipc.read_schema(pa.py_buffer(recipe.output_schema))

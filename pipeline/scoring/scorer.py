@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,16 +18,21 @@ import pyarrow.compute as pc
 
 from pipeline.common.stopwatch import Stopwatch
 from pipeline.errors import ModelError, OutOfMemory, ReconciliationFailed, StepFailed
+from pipeline.jobs.code_archive import read_archived
+from pipeline.jobs.layout import family_folder
 from pipeline.models.model import Predictor
 from pipeline.plan.memory import next_batch_rows
 from pipeline.plan.recipe import MapRecipe, StageRecipe
+from pipeline.plan.step_code import FoundCode
 from pipeline.scoring.arrow import CONVERSION_ERRORS, take_rows
 from pipeline.scoring.bisection import NoRowWorksError, RowsError, bisect, blame_rows
+from pipeline.scoring.code_search import find_code
 from pipeline.scoring.contract import beyond_finite, check, check_matrix
 from pipeline.scoring.outputs import REJECT_FIELDS, check_scores, score_dtype
 from pipeline.scoring.rows import Failures, Rows
 from pipeline.scoring.step_frames import run_steps
-from pipeline.scoring.steps import Step, load_steps
+from pipeline.scoring.step_modules import StepModules
+from pipeline.scoring.steps import Step, import_steps, load_steps
 from pipeline.spec.parts import MapStep
 
 if TYPE_CHECKING:
@@ -98,9 +104,7 @@ class Scorer:
     def __post_init__(self) -> None:
         self.batch_rows = self.batch_rows or self.recipe.batch_rows
         if self.steps is None:
-            self.steps = load_steps(
-                self.recipe.maps, import_paths=self.recipe.import_paths, reload_changed=self.recipe.round > 0
-            )
+            self.steps = recipe_steps(self.recipe)
         self._too_large: tuple[type[BaseException], ...] = (MemoryError, *self.predictor.out_of_memory_errors())
         self._schema = pa.ipc.read_schema(pa.py_buffer(self.recipe.output_schema))
         rules = (*(() if self.recipe.maps else self.recipe.source_rules), *self.recipe.score_rules)
@@ -239,28 +243,48 @@ class Scorer:
         )
 
 
+def recipe_steps(recipe: StageRecipe, *, pin_code: bool | None = None) -> tuple[Step, ...]:
+    """Import the steps of a recipe; partitions of one job and round share their modules.
+
+    :param pin_code: True: take sources that the job keeps, where a file is not as planned. Default: as the recipe says.
+    """
+    is_pinned = recipe.pin_code if pin_code is None else pin_code
+    return load_steps(
+        recipe.maps,
+        code=recipe.code,
+        import_paths=recipe.import_paths,
+        scope=family_folder(recipe.directory) or recipe.job,
+        archived=partial(read_archived, recipe.directory, recipe.code) if is_pinned and recipe.directory else None,
+    )
+
+
 def frame_schema(
     maps: Sequence[MapStep | MapRecipe],
     sample: SourceBatch | None,
     *,
     schema: pa.Schema | None = None,
     import_paths: Sequence[str] = (),
-    reload_changed: bool = False,
+    code: FoundCode | None = None,
 ) -> pa.Schema:
     """Find the columns that rows have after the map steps, by running the steps on a sample.
 
+    Their modules are imported anew, and nothing of them stays in this process.
+
     :param sample: some rows of the source; None if the source has no rows.
     :param schema: schema of the source; required without a sample.
-    :param reload_changed: see `load_steps`.
+    :param code: code of the steps. Default: found now.
     :raises StepFailed: when a step cannot be loaded, breaks its contract, or works on no row of the sample.
     """
     if sample is None and schema is None:
         raise ValueError("frame_schema needs a sample or a schema")
     table = schema.empty_table() if sample is None and schema is not None else sample.table  # type: ignore[union-attr]
-    steps = load_steps([_map_recipe(step) for step in maps], import_paths=import_paths, reload_changed=reload_changed)
-    if not steps:
+    if not maps:
         return table.schema
-    mapped, failed = map_rows(steps, Rows.from_table(table), any_worked=False)
+    recipes = [_map_recipe(step) for step in maps]
+    code = code or find_code([step.entrypoint for step in recipes], import_paths=import_paths)
+    modules = StepModules(code.steps, import_paths=import_paths, sources=code.sources)
+    with modules.in_use():
+        mapped, failed = map_rows(import_steps(recipes, modules), Rows.from_table(table), any_worked=False)
     if not mapped:
         raise StepFailed(
             "the steps fail on every row of a sample",

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
-import os
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import reduce
-from importlib import import_module, invalidate_caches, reload
-from typing import cast
 
-import pandas as pd
-
-from pipeline.errors import StepFailed
 from pipeline.plan.recipe import MapRecipe
-
-_IMPORTED: dict[str, tuple[int, int]] = {}
-"""Modification time and size of each step module's file at its import in this process."""
-_RELOADING = threading.Lock()
-
-Function = Callable[[pd.DataFrame], pd.DataFrame]
+from pipeline.plan.step_code import StepCode
+from pipeline.scoring.code_search import find_code
+from pipeline.scoring.step_modules import Function, ReadArchived, StepModules, modules_of
 
 
 @dataclass(frozen=True)
@@ -35,81 +23,42 @@ class Step:
 
 
 def load_steps(
-    maps: Sequence[MapRecipe], *, import_paths: Sequence[str] = (), reload_changed: bool = False
+    maps: Sequence[MapRecipe],
+    *,
+    code: Sequence[StepCode] = (),
+    import_paths: Sequence[str] = (),
+    scope: str = "",
+    archived: ReadArchived | None = None,
 ) -> tuple[Step, ...]:
-    """Import the steps of a recipe.
+    """Import the steps of a recipe, with exactly the planned code. Their modules stay active in this process.
 
-    :param reload_changed: reload modules whose files changed since this process imported them.
+    :param code: planned code. Default: the code on this machine now.
+    :param scope: see `modules_of`.
+    :param archived: returns sources that the job keeps, if the job may go on with them.
+    :raises StepFailed: for a step that cannot be imported.
+    :raises StepChanged: for code that is not the planned one.
     """
-    if reload_changed:
-        for name in dict.fromkeys(step.entrypoint.partition(":")[0] for step in maps):
-            _reload_if_changed(name)
-    return tuple(
-        Step(step.entrypoint, load_function(step.entrypoint, import_paths=import_paths), step.dtype_backend)
-        for step in maps
-    )
+    if not maps:
+        return ()
+    code = code or find_code([step.entrypoint for step in maps], import_paths=import_paths).steps
+    modules = modules_of(code, import_paths=import_paths, scope=scope, archived=archived)
+    steps = import_steps(maps, modules)
+    modules.activate()
+    return steps
 
 
-def _reload_if_changed(name: str) -> None:
-    """Reload a module whose file changed since its import, or that other code imported."""
-    with _RELOADING:
-        module = sys.modules.get(name)
-        file = getattr(module, "__file__", None)
-        if module is None or file is None or not os.path.exists(file) or _IMPORTED.get(name) == _file_version(file):
-            return
-        try:
-            invalidate_caches()
-            reload(module)
-        except Exception as error:
-            raise StepFailed(
-                "the module of a step cannot be imported",
-                where=name,
-                found=f"{type(error).__name__}: {error}",
-                next_step="fix the module",
-            ) from error
-        _IMPORTED[name] = _file_version(file)
+def import_steps(maps: Sequence[MapRecipe], modules: StepModules) -> tuple[Step, ...]:
+    """Return the steps of a recipe from ``modules``."""
+    return tuple(Step(step.entrypoint, modules.function(step.entrypoint), step.dtype_backend) for step in maps)
 
 
-def _file_version(file: str) -> tuple[int, int]:
-    status = os.stat(file)
-    return status.st_mtime_ns, status.st_size
+def check_step(entrypoint: str, *, import_paths: Sequence[str] = ()) -> None:
+    """Import a step and forget it.
 
-
-def load_function(entrypoint: str, *, import_paths: Sequence[str] = ()) -> Function:
-    """Import the function named ``module:function``; the attribute may be dotted.
-
-    :param import_paths: folders to add to ``sys.path`` for good, since the module may import others later.
-    :raises StepFailed: if the module or the function does not exist.
+    :raises StepFailed: if the module or the function does not exist, or the module raises when it is imported.
     """
-    for path in reversed(import_paths):
-        if path not in sys.path:
-            sys.path.insert(0, path)
-    name, _, attribute = entrypoint.partition(":")
-    try:
-        is_new = name not in sys.modules
-        module = import_module(name)
-        if is_new and (file := getattr(module, "__file__", None)):
-            _IMPORTED[name] = _file_version(file)
-    except Exception as error:
-        raise StepFailed(
-            "the module of a step cannot be imported",
-            where=entrypoint,
-            found=f"{type(error).__name__}: {error}",
-            next_step="run from the folder the module is in, or fix the import",
-        ) from error
-    try:
-        function = reduce(getattr, attribute.split("."), module)
-    except AttributeError as error:
-        near = difflib.get_close_matches(attribute, dir(module), n=1)
-        raise StepFailed(
-            f"the module {name} has no function {attribute!r}",
-            where=entrypoint,
-            found=getattr(module, "__file__", None) or "",
-            next_step=f"did you mean {name}:{near[0]}?" if near else "fix the name",
-        ) from error
-    if not callable(function):
-        raise StepFailed("a step is not a function", where=entrypoint, found=type(function).__name__)
-    return cast(Function, function)
+    found = find_code([entrypoint], import_paths=import_paths)
+    StepModules(found.steps, import_paths=import_paths, sources=found.sources).function(entrypoint)
 
 
 @contextmanager

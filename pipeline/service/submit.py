@@ -76,7 +76,7 @@ def submit(
     Any number of calls with one ``key``, concurrent or after a crash, give one job. A successful job is left alone;
     an unsuccessful job is resumed.
 
-    :param key: Key of the job. Default: the digest of its work (spec, input and model).
+    :param key: Key of the job. Default: the digest of its work (spec, input, model and code of the steps).
     :param force: Create a new job and assign ``key`` to it.
     :param job_id: Id of a new job.
     :param trigger: Origin of the submission.
@@ -93,7 +93,7 @@ def submit(
     if known is None or not _exists(root, known.job):
         with prepended_sys_path(settings.import_paths):
             plan = draft(spec, settings=settings).plan
-        request = replace(request, key=key or plan.work_digest)
+        request = replace(request, key=key or plan.submission_digest)
         known = None if force else find_key(root, request.key)
         if known is None or not _exists(root, known.job):
             return _submit_new(request, plan, known, job_id=job_id, force=force, start=start)

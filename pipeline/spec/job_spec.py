@@ -34,6 +34,7 @@ from pipeline.spec.parts import (
     Sink,
     Source,
     SpecModel,
+    StepChange,
     StorageOptions,
     UrlPrefix,
 )
@@ -132,6 +133,9 @@ class JobSpec(SpecModel):
     """Action when the model's alias moves to another version before the job has ended. ``pin``: keep the version that
     the job started with, and warn in the report. ``fail``: publish nothing. ``restart``: score every row again with the
     new version; the output never mixes two versions."""
+    step_change: StepChange = "fail"
+    """Action when the code of a step changed before the job has ended. ``fail``: publish nothing. ``pin``: go on with
+    the code that the job was planned with. ``restart``: score every row again with the new code."""
     cluster: Name | None = None
     """A name in ``cluster_configs/``, a file, or the address of a scheduler. Default: ``pipeline.cluster`` of
     ``dask.config``, else ``local``."""

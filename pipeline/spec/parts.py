@@ -19,6 +19,7 @@ from pipeline.spec.model_ref import Engine, ModelRef, OutputKind
 from pipeline.spec.parameters import FAN_OUT_VALUE, PARAM_PATTERN
 
 OnAliasChange = Literal["pin", "fail", "restart"]
+StepChange = Literal["fail", "pin", "restart"]
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 DATE_PATTERN = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"
 _ENTRYPOINT = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$"

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipeline.driver.retry import RetryRequest, open_retry
-from pipeline.errors import OutputConflict, PipelineError, SpecError, StepFailed
+from pipeline.errors import OutputConflict, PipelineError, SpecError
 from pipeline.jobs.directory import JobDirectory, JobOptions
 from pipeline.jobs.rounds import Round
 from pipeline.jobs.status import Status
 from pipeline.models.registry import resolve
 from pipeline.plan.plan import Limits
 from pipeline.plan.planner import make_plan
-from pipeline.plan.recipe import MapRecipe
 from pipeline.scoring.outputs import prediction_schema
 from pipeline.scoring.partition import score_partition
 from pipeline.scoring.scorer import frame_schema
-from pipeline.scoring.steps import load_steps
 from pipeline.settings import Settings
 from pipeline.sinks import publish
 from pipeline.sources import discover, sample_batch
@@ -217,23 +214,6 @@ def test_an_output_that_was_overwritten_cannot_be_repaired(
 def test_nothing_to_do(job: JobDirectory) -> None:
     run(job, opened(job, "steps.0.map=mending:mended", "contract.age.max=200"))
     assert open_retry(job, RetryRequest(None, ("contract.age.max=300",)), epoch=9, settings=SETTINGS) is None
-
-
-def test_a_module_is_imported_anew_only_when_it_changed(in_folder: Path) -> None:
-    module = in_folder / "changing.py"
-    module.write_text("def build(frame):\n    return 'old'\n")
-    maps = [MapRecipe("changing:build")]
-    (step,) = load_steps(maps)
-    sys.modules["changing"].marked = True  # type: ignore[attr-defined]
-    (same,) = load_steps(maps, reload_changed=True)
-    assert same.function is step.function
-    module.write_text("def build(frame):\n    return 'new, and longer'\n")
-    assert load_steps(maps)[0].function is step.function
-    (mended,) = load_steps(maps, reload_changed=True)
-    assert mended.function(None) == "new, and longer"  # type: ignore[arg-type, comparison-overlap]
-    module.write_text("def build(frame):\n    return 'broken'  )\n")
-    with pytest.raises(StepFailed, match="cannot be imported"):
-        load_steps(maps, reload_changed=True)
 
 
 def test_the_columns_that_there_are_are_named(job: JobDirectory) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.errors import StepFailed
 from pipeline.plan.recipe import MapRecipe
-from pipeline.scoring.steps import load_function, load_steps
+from pipeline.scoring.steps import check_step, load_steps
 
 
 def test_functions_are_found_by_name(in_folder: Path) -> None:
@@ -15,14 +15,14 @@ def test_functions_are_found_by_name(in_folder: Path) -> None:
         "class Builder:\n    @staticmethod\n    def build(frame):\n        return frame\n"
         "def plain(frame): return frame\nNUMBER = 3\n"
     )
-    assert load_function("my_features:Builder.build").__name__ == "build"
+    check_step("my_features:Builder.build")
     with pytest.raises(StepFailed, match="has no function 'plane'") as caught:
-        load_function("my_features:plane")
+        check_step("my_features:plane")
     assert caught.value.next_step == "did you mean my_features:plain?"
     with pytest.raises(StepFailed, match="not a function"):
-        load_function("my_features:NUMBER")
+        check_step("my_features:NUMBER")
     with pytest.raises(StepFailed, match="cannot be imported") as caught:
-        load_function("my_featurez:plain")
+        check_step("my_featurez:plain")
     assert "ModuleNotFoundError" in caught.value.found
 
 
@@ -32,11 +32,10 @@ def test_import_paths_are_searched_first(tmp_path: Path, monkeypatch: pytest.Mon
     (step,) = load_steps([MapRecipe("far_features:build", "pyarrow")], import_paths=(str(tmp_path),))
     assert step.dtype_backend == "pyarrow"
     assert sys.path[0] == str(tmp_path)
-    del sys.modules["far_features"]
 
 
 def test_a_module_that_fails_to_import_says_why(in_folder: Path) -> None:
     (in_folder / "sad_features.py").write_text("raise RuntimeError('no licence')")
     with pytest.raises(StepFailed, match="cannot be imported") as caught:
-        load_function("sad_features:build")
+        check_step("sad_features:build")
     assert caught.value.found == "RuntimeError: no licence"

@@ -1,0 +1,45 @@
+"""Start a job over: a round that scores every row again, after its model or the code of a step changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pipeline.common.units import iso_time, utc_now
+from pipeline.driver.prepare import check_output, draft
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.lease import Lease
+from pipeline.jobs.ledger import Ledger
+from pipeline.jobs.rounds import make_record
+from pipeline.models.model import ModelVersion
+from pipeline.plan.plan import Plan
+from pipeline.settings import Settings
+
+
+def replan(job: JobDirectory, ledger: Ledger, *, version: ModelVersion, settings: Settings) -> Plan:
+    """Return the plan of all rows of the files that count, with ``version`` and the code of the steps as it is now."""
+    settings = replace(settings, import_paths=job.record.import_paths or settings.import_paths)
+    spec, files = ledger.last.plan.spec, tuple(ledger.files.values())
+    drafted = draft(spec, settings=settings, version=version, planned=files)
+    check_output(drafted.plan, settings=settings, job=job.id)
+    return replace(drafted.plan, quarantined_files=ledger.quarantined_files)
+
+
+def open_restart_round(job: JobDirectory, lease: Lease, plan: Plan, *, why: str, changes: Sequence[str]) -> None:
+    """Open the round of ``plan``, which scores every row again. No earlier round counts.
+
+    :param why: reason of the round, such as `pipeline.jobs.rounds.ALIAS_CHANGE`.
+    :raises Fenced: when another driver has taken the job over.
+    """
+    record = make_record(
+        plan,
+        number=job.rounds.all()[-1].number + 1,
+        why=why,
+        epoch=lease.epoch,
+        created=iso_time(utc_now()),
+        supersedes={},
+        changes=changes,
+        rescore_all=True,
+    )
+    lease.check()
+    job.rounds.open(record, plan)

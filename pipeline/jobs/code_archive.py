@@ -1,0 +1,32 @@
+"""Keep the sources of a job's steps in its directory, so that the job can go on with the code it was planned with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline.jobs import layout
+from pipeline.plan.plan import Plan
+from pipeline.plan.step_code import CodeFile, StepCode, code_digest, pack_sources, unpack_source
+from pipeline.storage.store import Store, open_store
+
+
+def put_sources(store: Store, plan: Plan) -> None:
+    """Store the sources of a plan's steps. Native code and sources of unusual size are not stored."""
+    archive = pack_sources(plan.code, plan.sources)
+    if archive:
+        store.put_if_absent(layout.code_path(code_digest(plan.code)), archive)
+
+
+def read_archived(directory: str, code: Sequence[StepCode], file: CodeFile) -> bytes | None:
+    """Return the source of a file from the directory of its job; None if the directory has none.
+
+    :raises StateCorrupt: if the archive is damaged.
+    """
+    if not file.is_source:
+        return None
+    store, name = open_store(directory, private=True), layout.code_path(code_digest(code))
+    try:
+        archive = store.read(name)
+    except FileNotFoundError:
+        return None
+    return unpack_source(archive, file, where=store.url(name))

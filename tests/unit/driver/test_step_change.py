@@ -1,0 +1,197 @@
+"""The policy ``step_change``: a job whose code was edited between its start and its resume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.driver.prepare import prepare
+from pipeline.driver.retry import RetryRequest, open_retry
+from pipeline.driver.step_change import MAX_RESTARTS, StepMonitor
+from pipeline.errors import StepChanged
+from pipeline.jobs.directory import JobDirectory, JobOptions
+from pipeline.jobs.lease import hold_lease
+from pipeline.jobs.rounds import RETRY, STEP_CHANGE
+from pipeline.report.verify import verify
+from pipeline.scoring import step_modules
+from pipeline.scoring.partition import score_partition
+from pipeline.settings import Settings
+from pipeline.spec.job_spec import JobSpec
+from pipeline.testing.inline import publish_inline
+from pipeline.testing.oracle import Lake
+
+BUILD = "import tools\n\ndef build(frame):\n    return frame.assign(flag=tools.FLAG)\n"
+StartJob = Callable[..., JobDirectory]
+
+
+def edit(folder: Path, flag: str) -> None:
+    (folder / "tools.py").write_text(f"FLAG = {flag!r}\n")
+
+
+def start(folder: Path, lake: Lake, model: Path, **fields: Any) -> JobDirectory:
+    """A job whose first partition is done with the flag ``old``; then its helper module is edited to ``new``."""
+    (folder / "feat.py").write_text(BUILD)
+    edit(folder, "old")
+    spec = JobSpec.build(
+        name="j",
+        source={"path": str(lake.path)},
+        steps=[{"map": "feat:build"}, {"score": {"model": str(model), "keep": ["id", "flag"]}}],
+        sink={"path": str(folder / "out")},
+        **fields,
+    )
+    settings = settings_of(folder)
+    plan = prepare(spec, settings=settings).plan
+    options = JobOptions(import_paths=settings.import_paths, fsync=False)
+    job = JobDirectory.create(settings.directory, plan, job="j-1", options=options)
+    score_partition(job.recipe, plan.partitions[0], plan.versions)
+    edit(folder, "new")
+    return JobDirectory.open(job.root, fsync=False)
+
+
+def settings_of(folder: Path) -> Settings:
+    return Settings(
+        directory=str(folder / "jobs"), workers=2, threads=2, memory_limit="4 GiB", import_paths=(str(folder),)
+    )
+
+
+def apply_policy(job: JobDirectory, folder: Path) -> None:
+    with hold_lease(job.store, lease_seconds=30) as lease:
+        StepMonitor(job, lease, settings_of(folder)).apply_policy(job.ledger())
+
+
+def score_rest(job: JobDirectory) -> None:
+    ledger = job.ledger()
+    for partition in ledger.todo:
+        score_partition(job.recipe_of(ledger.last), partition, ledger.last.plan.versions)
+
+
+def forget_modules() -> None:
+    """As a worker process that was just started."""
+    with step_modules._lock:
+        step_modules._switch(None)
+        step_modules._cache.clear()
+
+
+def flags(job: JobDirectory) -> set[str]:
+    import pyarrow.dataset as ds
+
+    published = publish_inline(job)
+    files = [f"{published.path}/{file.name}" for file in published.files]
+    return set(ds.dataset(files).to_table(columns=["flag"]).column(0).to_pylist())
+
+
+def test_fail_names_the_file_and_publishes_nothing(tmp_path: Path, lake: Lake, model_path: Path) -> None:
+    job = start(tmp_path, lake, model_path)
+    with pytest.raises(StepChanged, match="the code of step feat changed since the job was planned") as caught:
+        apply_policy(job, tmp_path)
+    assert str(tmp_path / "tools.py") in caught.value.found
+    assert "step_change: fail" in caught.value.expected
+    assert f"resume {job.id}" in caught.value.next_step
+    forget_modules()
+    with pytest.raises(StepChanged):
+        score_rest(job)
+    edit(tmp_path, "old")
+    apply_policy(job, tmp_path)
+    forget_modules()
+    score_rest(job)
+    assert flags(job) == {"old"}
+
+
+def test_fail_does_not_stop_a_job_whose_rows_are_all_scored(tmp_path: Path, lake: Lake, model_path: Path) -> None:
+    job = start(tmp_path, lake, model_path)
+    edit(tmp_path, "old")
+    score_rest(job)
+    edit(tmp_path, "new")
+    apply_policy(job, tmp_path)
+    assert flags(job) == {"old"}
+
+
+def test_pin_goes_on_with_the_planned_code(tmp_path: Path, lake: Lake, model_path: Path) -> None:
+    job = start(tmp_path, lake, model_path, step_change="pin")
+    apply_policy(job, tmp_path)
+    forget_modules()
+    score_rest(job)
+    assert flags(job) == {"old"}
+    assert [event["step"] for event in job.events.read() if event["event"] == "step_change"] == ["feat"]
+
+
+def test_pin_works_without_the_folder(tmp_path: Path, lake: Lake, model_path: Path) -> None:
+    job = start(tmp_path, lake, model_path, step_change="pin")
+    (tmp_path / "feat.py").unlink()
+    (tmp_path / "tools.py").unlink()
+    apply_policy(job, tmp_path)
+    forget_modules()
+    score_rest(job)
+    assert flags(job) == {"old"}
+
+
+def test_restart_scores_every_row_with_the_new_code(tmp_path: Path, lake: Lake, model_path: Path) -> None:
+    job = start(tmp_path, lake, model_path, step_change="restart")
+    apply_policy(job, tmp_path)
+    last = job.rounds.all()[-1]
+    assert (last.why, last.rescore_all) == (STEP_CHANGE, True)
+    assert last.record is not None
+    assert last.record.step_code == {step.module: step.digest for step in last.plan.code}
+    assert last.record.step_code != {step.module: step.digest for step in job.plan.code}
+    assert "tools.py changed" in last.record.changes[0]
+    apply_policy(job, tmp_path)
+    assert len(job.rounds.all()) == 2
+    score_rest(job)
+    assert flags(job) == {"new"}
+
+
+def test_restarts_end(tmp_path: Path, lake: Lake, model_path: Path) -> None:
+    job = start(tmp_path, lake, model_path, step_change="restart")
+    for number in range(MAX_RESTARTS):
+        edit(tmp_path, f"new {number}")
+        apply_policy(job, tmp_path)
+    edit(tmp_path, "once more")
+    with pytest.raises(StepChanged) as caught:
+        apply_policy(job, tmp_path)
+    assert f"after {MAX_RESTARTS} restarts" in caught.value.expected
+
+
+def test_retry_takes_the_new_code_and_records_it(tmp_path: Path, lake: Lake, model_path: Path) -> None:
+    job = start(tmp_path, lake, model_path)
+    done = job.ledger().rows.output
+    opened = open_retry(job, RetryRequest(), epoch=2, settings=settings_of(tmp_path))
+    assert opened is not None
+    assert opened.why == RETRY
+    assert opened.record is not None
+    assert "tools.py changed" in opened.record.changes[0]
+    apply_policy(job, tmp_path)
+    score_rest(job)
+    assert job.ledger().rows.output > done
+    assert flags(job) == {"old", "new"}
+
+
+def test_round_trip_keeps_the_code(tmp_path: Path, lake: Lake, model_path: Path) -> None:
+    job = start(tmp_path, lake, model_path)
+    planned = job.plan.code
+    assert [[file.module for file in step.files] for step in planned] == [["feat", "tools"]]
+    assert JobDirectory.open(job.root).plan.code == planned
+    assert job.recipe.code == planned
+
+
+def test_verify_scores_with_the_planned_code_and_says_that_it_changed(
+    tmp_path: Path, lake: Lake, model_path: Path
+) -> None:
+    job = start(tmp_path, lake, model_path)
+    edit(tmp_path, "old")
+    score_rest(job)
+    publish_inline(job)
+    edit(tmp_path, "new")
+    checked = verify(job, sample=50, seed=1)
+    (sample,) = [check for check in checked.checks if check.name == "sample"]
+    assert sample.ok, sample.detail
+    assert "the code of step feat changed since" in sample.detail
+    for archive in (Path(job.root) / "code").iterdir():
+        archive.unlink()
+    forget_modules()
+    (sample,) = [check for check in verify(job, sample=50, seed=1).checks if check.name == "sample"]
+    assert not sample.ok
+    assert "the code of step feat changed since" in sample.detail
+    assert "ranges differ" not in sample.detail
