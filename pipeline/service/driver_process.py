@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -40,7 +41,9 @@ def launch(job: JobDirectory, start: Start) -> Start:
     that is not a local folder, the driver writes to a temporary file and copies that file to the job directory.
 
     :returns: ``start``, with the process of the driver.
-    :raises StorageError: when the output file cannot be opened.
+    :raises StorageError: when the output file cannot be opened, or the driver's process cannot be recorded; the driver
+        is killed then.
+    :raises OSError: when no process can be started.
     """
     output, where = _open_output(job, start)
     folder = job.record.working_directory
@@ -54,9 +57,19 @@ def launch(job: JobDirectory, start: Start) -> Start:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    # A parent that lives long, such as a server or a notebook, must not keep a dead driver as a zombie.
-    threading.Thread(target=process.wait, name="pipeline-reaper", daemon=True).start()
-    return note_start(job.store, start, pid=process.pid, output=where)
+    try:
+        known = note_start(job.store, start, pid=process.pid, output=where)
+    except BaseException:
+        # The caller withdraws the start, and the next start has the same number.
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    # A parent that lives long, such as a server or a notebook, must not keep a dead driver as a zombie. Where no thread
+    # can be started, the next call of Popen collects it.
+    with suppress(RuntimeError):
+        threading.Thread(target=process.wait, name="pipeline-reaper", daemon=True).start()
+    return known
 
 
 def _open_output(job: JobDirectory, start: Start) -> tuple[IO[bytes], str]:

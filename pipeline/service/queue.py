@@ -19,7 +19,8 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
@@ -27,7 +28,7 @@ from typing import Any, Self
 
 from pipeline.common.digest import digest_json
 from pipeline.common.units import iso_time, utc_now
-from pipeline.errors import InfrastructureError, StateCorrupt
+from pipeline.errors import InfrastructureError, PipelineError, StateCorrupt
 from pipeline.jobs import layout, lease
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import LEASE_SECONDS, LeaseSnapshot, Verdict, has_ended, identify, is_running
@@ -116,6 +117,8 @@ class Start(_Numbered):
     """Boot, name space and start time of that process."""
     output: str = ""
     """File on ``host`` for stdout and stderr, if not ``starts/<n>.out``."""
+    is_claim: bool = False
+    """True until the driver's process is known: ``pid`` and ``process`` are those of its starter."""
 
 
 # Keys
@@ -202,23 +205,29 @@ def find_starts(store: Store) -> tuple[Start, ...]:
     return tuple(found)
 
 
-def claim_start(store: Store, *, number: int, submission: int, by: str) -> Start | None:
-    """Claim the right to start driver ``number``. Return None if another process has that right."""
+def claim_start(
+    store: Store, *, number: int, submission: int, by: str, now: Callable[[], datetime] = utc_now
+) -> Start | None:
+    """Claim the right to start driver ``number``. Return None if another process has that right.
+
+    The claim ends with `note_start` or `withdraw_start`, or by itself after `STARTING_SECONDS`.
+    """
     start = Start(
         number=number,
         submission=submission,
-        time=iso_time(utc_now()),
+        time=iso_time(now()),
         by=by,
         host=socket.gethostname(),
         pid=os.getpid(),
         process=identify(os.getpid()),
+        is_claim=True,
     )
     return start if store.put_if_absent(layout.start_path(number), start.to_json_bytes()) else None
 
 
 def note_start(store: Store, start: Start, *, pid: int, output: str = "") -> Start:
     """Record the process of a started driver."""
-    known = replace(start, pid=pid, process=identify(pid), output=output)
+    known = replace(start, pid=pid, process=identify(pid), output=output, is_claim=False)
     store.replace(layout.start_path(start.number), known.to_json_bytes())
     return known
 
@@ -228,12 +237,27 @@ def withdraw_start(store: Store, start: Start) -> None:
     store.remove(layout.start_path(start.number))
 
 
+@contextmanager
+def withdrawn_on_error(store: Store, start: Start) -> Iterator[None]:
+    """Withdraw the claim ``start`` if the block, which starts its driver, raises.
+
+    Where the storage fails too, the claim ends after `STARTING_SECONDS`.
+    """
+    try:
+        yield
+    except BaseException:
+        with suppress(PipelineError, OSError):
+            withdraw_start(store, start)
+        raise
+
+
 def _highest(store: Store, folder: str) -> int:
     return max(layout.numbers_of(store.list(folder)), default=0)
 
 
 STARTING_SECONDS = 180.0
-"""Seconds after which a driver on another machine that never acquired the lease counts as dead."""
+"""Seconds after which a claim ends, and after which a driver on another machine that never acquired the lease counts as
+dead."""
 
 
 @dataclass(frozen=True)
@@ -268,7 +292,7 @@ class JobView:
     starts: int = 0
     """Number of drivers started for the last submission."""
     since_start: float = 0.0
-    """Seconds since the last start, by the clocks of two machines. Used for back-off only."""
+    """Seconds since the last start; see `LeaseWatch.age_of`. Used for back-off only."""
     is_starting: bool = False
     """True if a started driver may still acquire the lease."""
     lease: Verdict = Verdict.FREE
@@ -315,6 +339,8 @@ class LeaseWatch:
     lease_seconds: float = LEASE_SECONDS
     clock: Callable[[], float] = time.monotonic
     _first: dict[str, tuple[LeaseSnapshot, float]] = field(default_factory=dict)
+    _starts: dict[str, tuple[Start, float, float]] = field(default_factory=dict)
+    """Job -> its last start, the time of the first sight by ``clock``, and the age of the start at that time."""
 
     def judge(self, job: JobDirectory) -> tuple[LeaseSnapshot, Verdict]:
         """Read the lease of ``job``. Return its state, and the verdict on its driver."""
@@ -334,9 +360,22 @@ class LeaseWatch:
         self._first[job.root] = (sight, now) if verdict is Verdict.LIVE else (first, since)
         return sight, verdict
 
+    def age_of(self, start: Start, *, job: JobDirectory, now: datetime) -> float:
+        """Return the seconds since ``start`` of ``job``.
+
+        The wall clock counts at first sight only, and ``clock`` from then on: a wall clock that is set later changes
+        nothing.
+        """
+        known = self._starts.get(job.root)
+        if known is None or (known[0].number, known[0].time) != (start.number, start.time):
+            known = self._starts[job.root] = start, self.clock(), _age(start.time, now)
+        _, first_seen, age = known
+        return age + self.clock() - first_seen
+
     def forget(self, job: JobDirectory) -> None:
         """Drop the history of a job that has ended."""
         self._first.pop(job.root, None)
+        self._starts.pop(job.root, None)
 
 
 def view_job(job: JobDirectory, watch: LeaseWatch, *, now: datetime) -> JobView | None:
@@ -351,6 +390,7 @@ def view_job(job: JobDirectory, watch: LeaseWatch, *, now: datetime) -> JobView 
     starts = find_starts(job.store)
     current = [start for start in starts if start.submission == submission.number]
     last = starts[-1] if starts else None
+    age = watch.age_of(last, job=job, now=now) if last else 0.0
     status = job.status()
     return JobView(
         job=job.id,
@@ -360,8 +400,8 @@ def view_job(job: JobDirectory, watch: LeaseWatch, *, now: datetime) -> JobView 
         submission=submission.number,
         last_start=last.number if last else 0,
         starts=len(current),
-        since_start=_age(last.time, now) if last else 0.0,
-        is_starting=last is not None and _is_starting(last, sight, now=now),
+        since_start=age,
+        is_starting=last is not None and _is_starting(last, sight, age=age),
         lease=verdict,
         exit_code=exit_code(job, status) if status is Status.FAILED else 0,
     )
@@ -379,18 +419,22 @@ def exit_code(job: JobDirectory, status: Status) -> int:
     return {Status.CANCELLED: 8, Status.INTERRUPTED: 130}.get(status, 1)
 
 
-def _is_starting(start: Start, sight: LeaseSnapshot, *, now: datetime) -> bool:
+def _is_starting(start: Start, sight: LeaseSnapshot, *, age: float) -> bool:
     holder = sight.holder
     if holder is not None and start.process and holder.process == start.process:
         # The driver acquired the lease, which shows whether the driver lives.
         return False
+    is_running = lease.is_process(start.process, start.pid)
+    if start.is_claim:
+        # The process is the starter's. A server lives long, also when the start failed and the claim is still there.
+        return is_running is not False and age < STARTING_SECONDS
     # For another machine, or a process without identity, only time can tell.
-    is_there = lease.is_process(start.process, start.pid)
-    return _age(start.time, now) < STARTING_SECONDS if is_there is None else is_there
+    return age < STARTING_SECONDS if is_running is None else is_running
 
 
 def _age(moment: str, now: datetime) -> float:
+    """Return the seconds between two times. A time in the future is of a clock that was set back, and as old."""
     try:
-        return max(0.0, (now - datetime.fromisoformat(moment)).total_seconds())
+        return abs((now - datetime.fromisoformat(moment)).total_seconds())
     except (ValueError, TypeError):
         return float("inf")

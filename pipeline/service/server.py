@@ -40,6 +40,7 @@ from pipeline.service.queue import (
     unmark_queued,
     view_job,
     withdraw_start,
+    withdrawn_on_error,
 )
 from pipeline.service.servers import BEAT_SECONDS, ServerRecord, find_servers, put_server, remove_server
 from pipeline.settings import Settings
@@ -88,6 +89,15 @@ class PollResult:
     """Jobs that failed because their drivers died too often."""
 
 
+@dataclass(frozen=True)
+class LaunchFailures:
+    """Launches of a job's driver that failed one after the other."""
+
+    count: int = 0
+    retry_at: float = float("-inf")
+    """Earliest time of the next launch, by the server's monotonic clock."""
+
+
 @dataclass
 class Server:
     """Server of the jobs below one root; see the docstring of the module."""
@@ -108,6 +118,7 @@ class Server:
         self._last_scan = float("-inf")
         self._last_beat = float("-inf")
         self._started = iso_time(self.now())
+        self._launch_failures: dict[str, LaunchFailures] = {}
 
     # One round
 
@@ -152,7 +163,7 @@ class Server:
     def _try_view(self, name: str, served: PollResult) -> tuple[JobView, JobDirectory] | None:
         try:
             return self._view(name, served)
-        except (PipelineError, FileNotFoundError) as error:
+        except (PipelineError, OSError) as error:
             logger.warning("job %s is skipped in this round: %s", name, error)
             return None
 
@@ -178,6 +189,7 @@ class Server:
         """Remove the mark of a job. A job that was submitted again meanwhile is marked again."""
         unmark_queued(self.root, job.id)
         self._watch.forget(job)
+        self._launch_failures.pop(job.id, None)
         if not job.status().is_final and last_submission(job.store) is not None:
             mark_queued(self.root, job.id)
 
@@ -199,20 +211,34 @@ class Server:
 
     def _start(self, view: JobView, job: JobDirectory) -> bool:
         """Start a driver. Return False if another server starts the driver, or the limit is reached meanwhile."""
-        start = claim_start(job.store, number=view.last_start + 1, submission=view.submission, by=self.name)
-        if start is None:
-            return False
-        if self._has_others() and self._count_driven() > self.limit:
-            # Both servers may withdraw; their next rounds come at different moments.
-            withdraw_start(job.store, start)
+        if self.clock() < self._launch_failures.get(job.id, LaunchFailures()).retry_at:
             return False
         try:
-            self.start(job, start)
-        except (PipelineError, OSError):
-            logger.exception("no driver could be started for job %s", job.id)
+            is_started = self._launch(view, job)
+        except Exception:
+            # No process, memory or disk space was left, or the storage failed: other jobs may still start.
+            failures = self._launch_failures.get(job.id, LaunchFailures()).count + 1
+            delay = self.restart_policy.delay_after(failures)
+            self._launch_failures[job.id] = LaunchFailures(failures, self.clock() + delay)
+            logger.exception("no driver could be started for job %s; the next attempt is in %.0f s", job.id, delay)
             return False
-        count = f", start {view.starts + 1} of {self.restart_policy.starts}" if view.starts else ""
-        logger.info("job %s: a driver was started%s", job.id, count)
+        self._launch_failures.pop(job.id, None)
+        if is_started:
+            count = f", start {view.starts + 1} of {self.restart_policy.starts}" if view.starts else ""
+            logger.info("job %s: a driver was started%s", job.id, count)
+        return is_started
+
+    def _launch(self, view: JobView, job: JobDirectory) -> bool:
+        number = view.last_start + 1
+        start = claim_start(job.store, number=number, submission=view.submission, by=self.name, now=self.now)
+        if start is None:
+            return False
+        with withdrawn_on_error(job.store, start):
+            if self._has_others() and self._count_driven() > self.limit:
+                # Both servers may withdraw; their next rounds come at different moments.
+                withdraw_start(job.store, start)
+                return False
+            self.start(job, start)
         return True
 
     def _has_others(self) -> bool:
@@ -225,7 +251,7 @@ class Server:
         for name in queued_marks(self.root):
             try:
                 view = view_job(JobDirectory.open(f"{self.root.root}/{name}"), self._watch, now=self.now())
-            except (PipelineError, FileNotFoundError):
+            except (PipelineError, OSError):
                 continue
             count += view is not None and view.is_driven
         return count
@@ -241,7 +267,7 @@ class Server:
             try:
                 job = JobDirectory.open(f"{self.root.root}/{name}")
                 view = view_job(job, self._watch, now=self.now())
-            except (PipelineError, FileNotFoundError) as error:
+            except (PipelineError, OSError) as error:
                 logger.warning("job %s is skipped in this round: %s", name, error)
                 continue
             if view is not None and next_need(view, self.restart_policy) is not Need.NOTHING:

@@ -34,6 +34,7 @@ from pipeline.service.queue import (
     next_need,
     put_submission,
     view_job,
+    withdrawn_on_error,
 )
 from pipeline.settings import Settings, setting_names
 from pipeline.sinks import check_conditional_writes
@@ -268,5 +269,6 @@ def start_driver(job: JobDirectory, *, by: str, settings: Settings) -> bool:
     start = claim_start(job.store, number=view.last_start + 1, submission=view.submission, by=by)
     if start is None:
         return False
-    launch(job, start)
+    with withdrawn_on_error(job.store, start):
+        launch(job, start)
     return True

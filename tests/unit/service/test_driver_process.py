@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 
+from pipeline.errors import StorageError
 from pipeline.jobs.directory import JobDirectory, JobOptions
+from pipeline.jobs.lease import identify
 from pipeline.jobs.status import Status
+from pipeline.service import driver_process, submit
 from pipeline.service.driver_process import copy_output, drive, needs_no_driver, unmark_if_done
-from pipeline.service.queue import mark_queued, queued_marks
-from pipeline.storage.store import open_store
+from pipeline.service.queue import Start, Submission, find_starts, mark_queued, put_submission, queued_marks
+from pipeline.settings import Settings
+from pipeline.storage.store import Store, open_store
 from pipeline.testing.jobs import small_job
 
 
@@ -30,6 +35,43 @@ def test_a_job_that_was_cancelled_while_its_driver_started_is_not_driven(job: Jo
     assert drive(job.root) == 8
     assert job.status() is Status.CANCELLED
     assert job.store.list("lease") == []
+
+
+def submitted(job: JobDirectory) -> JobDirectory:
+    put_submission(job.store, Submission(1, "", "me", "by hand", "key"))
+    return job
+
+
+def test_failed_launch_from_a_notebook_can_be_repeated(job: JobDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The claim of a launch that failed is withdrawn: the next submission starts a driver."""
+    started: list[Start] = []
+    failures = [OSError(errno.EAGAIN, "fork")]
+
+    def launch(job: JobDirectory, start: Start) -> None:
+        if failures:
+            raise failures.pop()
+        started.append(start)
+
+    monkeypatch.setattr(submit, "launch", launch)
+    with pytest.raises(OSError, match="fork"):
+        submit.start_driver(submitted(job), by="submit", settings=Settings())
+    assert submit.start_driver(job, by="submit", settings=Settings())
+    assert [start.number for start in started] == [1]
+
+
+def test_driver_that_cannot_be_recorded_is_killed(job: JobDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the process of a started driver cannot be stored, the driver is killed, and its claim withdrawn."""
+    pids = []
+
+    def fail(store: Store, start: Start, *, pid: int, output: str) -> Start:
+        pids.append(pid)
+        raise StorageError("the disk is gone")
+
+    monkeypatch.setattr(driver_process, "note_start", fail)
+    with pytest.raises(StorageError):
+        submit.start_driver(submitted(job), by="submit", settings=Settings())
+    assert identify(pids[0]) == ""
+    assert find_starts(job.store) == ()
 
 
 @pytest.mark.parametrize(

@@ -106,10 +106,31 @@ def test_a_job_that_nobody_submitted_is_not_looked_after(tmp_path: Path) -> None
 
 
 def test_a_start_by_a_living_process_is_waited_for(job: JobDirectory) -> None:
-    """A start is claimed once, and is starting while the claiming process lives."""
-    assert claim_start(job.store, number=1, submission=1, by="a")
-    assert claim_start(job.store, number=1, submission=1, by="b") is None
+    """A start is claimed once, and is starting while the claiming process lives, for `STARTING_SECONDS` at most."""
+    assert claim_start(job.store, number=1, submission=1, by="a", now=lambda: NOW)
+    assert claim_start(job.store, number=1, submission=1, by="b", now=lambda: NOW) is None
     assert look(job).is_starting
+    assert not look(job, now=NOW + timedelta(seconds=STARTING_SECONDS)).is_starting
+
+
+def test_a_started_driver_is_starting_as_long_as_it_lives(job: JobDirectory) -> None:
+    """A driver of this machine that waits for storage has no time limit."""
+    start = claim_start(job.store, number=1, submission=1, by="a", now=lambda: NOW)
+    assert start
+    note_start(job.store, start, pid=os.getpid())
+    assert look(job, now=NOW + timedelta(days=1)).is_starting
+
+
+@pytest.mark.parametrize("set_by", [timedelta(days=-1), timedelta(days=1)])
+def test_a_clock_that_is_set_changes_no_back_off(job: JobDirectory, set_by: timedelta) -> None:
+    """The age of a start that was seen before follows the monotonic clock."""
+    start = Start(1, 1, "2026-01-01T12:00:00.000Z", "a", "elsewhere", 7, "boot/pid:[1]/5")
+    job.store.replace("starts/1.json", start.to_json_bytes())
+    seconds = [0.0]
+    watch = LeaseWatch(clock=lambda: seconds[0])
+    assert look(job, watch=watch).since_start == 0
+    seconds[0] = 20.0
+    assert look(job, watch=watch, now=NOW + set_by).since_start == 20.0
 
 
 def test_a_start_by_a_process_that_is_gone_is_not(job: JobDirectory) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import errno
 import os
 import threading
 from dataclasses import replace
@@ -15,12 +16,15 @@ from click.testing import CliRunner
 from cronsim import CronSim
 
 from pipeline.cli import main
+from pipeline.errors import DiskFull, StorageError
 from pipeline.jobs.cancellation import cancel_job
 from pipeline.jobs.directory import JobDirectory, JobOptions
 from pipeline.jobs.lease import identify
 from pipeline.jobs.status import Status
+from pipeline.service import queue
 from pipeline.service.queue import (
     QUEUE,
+    STARTING_SECONDS,
     RestartPolicy,
     Start,
     Submission,
@@ -33,7 +37,7 @@ from pipeline.service.queue import (
 from pipeline.service.server import Server, serve
 from pipeline.service.servers import BEAT_SECONDS, ServerRecord, find_servers, is_served
 from pipeline.settings import Settings
-from pipeline.storage.store import open_store
+from pipeline.storage.store import Store, open_store
 from pipeline.testing.jobs import small_job
 
 DEAD = identify(os.getpid()).rpartition("/")[0] + "/0"
@@ -48,6 +52,7 @@ class Root:
         self.settings = Settings(directory=str(folder / "jobs"))
         self.seconds = 0.0
         self.started: list[str] = []
+        self.launch_errors: list[Exception] = []
         self._lock = threading.Lock()
 
     def add(self, name: str, *, priority: int = 0, created: str = "2026-01-01T00:00:00.000Z") -> JobDirectory:
@@ -74,7 +79,9 @@ class Root:
         )
 
     def launch(self, job: JobDirectory, start: Start) -> None:
-        """Record a driver with the id of this process, which never acquires the lease."""
+        """Record a driver with the id of this process, which never acquires the lease; or raise the next error."""
+        if self.launch_errors:
+            raise self.launch_errors.pop()
         note_start(job.store, start, pid=os.getpid())
         with self._lock:
             self.started.append(job.id)
@@ -133,6 +140,56 @@ def test_a_job_whose_driver_died_is_started_again_later_and_not_for_ever(root: R
     assert "its driver died 3 times" in last["reason"]
     assert root.started == ["a"] * 3
     assert queued_marks(open_store(root.settings.directory)) == []
+
+
+class TestFailedLaunch:
+    """A launch that fails once blocks neither its job nor the queue."""
+
+    @pytest.mark.parametrize("error", [OSError(errno.EAGAIN, "fork"), DiskFull("no space"), MemoryError()])
+    def test_job_starts_later_and_other_jobs_at_once(self, root: Root, error: Exception) -> None:
+        """A day of rounds after one failed launch: job a starts 10 s later, job b is not held up."""
+        first, server = root.add("a"), root.server()
+        root.launch_errors = [error]
+        assert server.serve_once().waiting == ["a"]
+        assert find_starts(first.store) == ()
+        second = root.add("b", created="2026-01-01T00:00:01.000Z")
+        assert server.serve_once().started == ["b"]
+        root.kill(second)
+        second.set_status(Status.CANCELLED)
+        started_at = {}
+        for seconds in range(0, 24 * 3600, 5):
+            root.seconds = float(seconds)
+            started_at |= dict.fromkeys(server.serve_once().started, seconds)
+        assert started_at == {"a": 10}
+
+    def test_attempts_back_off(self, root: Root) -> None:
+        """Launches that keep failing are repeated after 10 s, 20 s, 40 s, and count as no start of the job."""
+        job, server = root.add("a"), root.server(starts=2)
+        root.launch_errors = [OSError(errno.EAGAIN, "fork") for _ in range(4)]
+        attempts = []
+        while not root.started:
+            before = len(root.launch_errors)
+            server.serve_once()
+            attempts += [root.seconds] * (len(root.launch_errors) < before)
+            root.seconds += 1
+        assert attempts == [0, 10, 30, 70]
+        assert [start.number for start in find_starts(job.store)] == [1]
+
+    def test_record_that_stays_is_ignored_later(self, root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+        """If the storage also refuses to remove the claim, the job starts after `STARTING_SECONDS`."""
+
+        def refuse(store: Store, start: Start) -> None:
+            raise StorageError("read-only file system")
+
+        monkeypatch.setattr(queue, "withdraw_start", refuse)
+        root.add("a")
+        server = root.server()
+        root.launch_errors = [OSError(errno.EAGAIN, "fork")]
+        server.serve_once()
+        root.seconds = STARTING_SECONDS - 1
+        assert server.serve_once().started == []
+        root.seconds = STARTING_SECONDS
+        assert server.serve_once().started == ["a"]
 
 
 def test_submitted_again_it_has_all_its_starts_again(root: Root) -> None:
