@@ -118,7 +118,7 @@ def test(name: str | None, files: Sequence[str], directory: str | None) -> None:
 def fire(name: str, key: str | None, files: Sequence[str], directory: str | None) -> None:
     """Fire a trigger now, and print the id of its job. An arrival trigger scores all files that have not fired yet."""
     from pipeline.service.triggers import backfill as by_hand
-    from pipeline.service.triggers.arrivals import scan_arrivals
+    from pipeline.service.triggers.evaluate import scan_in_process
     from pipeline.service.triggers.log import open_log
     from pipeline.service.triggers.schedule import firing_id
 
@@ -129,7 +129,7 @@ def fire(name: str, key: str | None, files: Sequence[str], directory: str | None
     found: tuple[ArrivedFile, ...] = ()
     if arrival is not None:
         state = log.read()
-        found = by_hand.unseen_files(scan_arrivals(arrival, seen=state.seen), state)
+        found = by_hand.unseen_files(scan_in_process(arrival, seen=state.seen), state)
         if not found:
             raise SpecError("no file is waiting to fire", where=f"trigger {name}", found=arrival.path)
     watch = _watch(settings)

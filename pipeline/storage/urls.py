@@ -35,7 +35,24 @@ def local_path(path: str) -> Path:
     """Return the absolute local path of a path or ``file://`` URL. Links are not followed."""
     for scheme in _LOCAL_SCHEMES:
         path = path.removeprefix(scheme)
-    return Path(os.path.abspath(Path(path).expanduser()))
+    return Path(os.path.abspath(expand_user(path)))
+
+
+def expand_user(path: str) -> Path:
+    """Return ``path`` with ``~`` and ``~user`` replaced by a home folder.
+
+    :raises SpecError: for an unknown user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise SpecError(
+            "a path names an unknown user",
+            where=path,
+            found=Path(path).parts[0],
+            expected="~ or ~user for a user of this machine",
+            next_step="write the path out, or ./~… for a name that begins with a tilde",
+        ) from error
 
 
 def unique_name() -> str:

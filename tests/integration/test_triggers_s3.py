@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.service.triggers.arrivals import decide_arrival, scan_arrivals
-from pipeline.service.triggers.evaluate import evaluate_trigger
+from pipeline.service.triggers.arrivals import decide_arrival
+from pipeline.service.triggers.evaluate import evaluate_trigger, scan_in_process
 from pipeline.service.triggers.log import Firing, open_log
 from pipeline.spec.triggers import ArrivalTrigger, Trigger
 from pipeline.testing.s3 import S3
@@ -48,7 +48,7 @@ def test_objects_that_arrive(s3: S3) -> None:
     put(s3, "landing/day=2/b.parquet")
     s3.client().put_object(Bucket=s3.bucket, Key="landing/day=1/_SUCCESS", Body=b"")
     arrival = ArrivalTrigger(path=s3.url("landing/"), marker="_SUCCESS", rows=3)
-    found = scan_arrivals(arrival, seen=())
+    found = scan_in_process(arrival, seen=())
     assert [(one.path.rpartition("/")[2], one.is_marked, one.rows) for one in found] == [
         ("a.parquet", True, 3),
         ("b.parquet", False, 3),

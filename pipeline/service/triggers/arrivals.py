@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import PurePosixPath
 
 from pipeline.common.digest import digest_bytes, digest_json
 from pipeline.common.units import format_seconds, parse_bytes, parse_seconds
-from pipeline.errors import MissingInput
-from pipeline.sources import find_source
-from pipeline.sources.locate import SourceFile, fixed_part, locate
+from pipeline.errors import MissingInput, PipelineError
+from pipeline.sources.locate import fixed_part, locate
 from pipeline.spec.triggers import ArrivalTrigger
 from pipeline.storage.urls import file_system, is_local_path, local_path, storage_errors
 
@@ -50,12 +49,12 @@ class Due:
 
 
 def scan_arrivals(
-    arrival: ArrivalTrigger, *, seen: Collection[str], count_rows: Callable[[SourceFile], int] | None = None
+    arrival: ArrivalTrigger, *, seen: Collection[str], count_rows: Callable[[Sequence[ArrivedFile]], Sequence[int]]
 ) -> tuple[ArrivedFile, ...]:
     """List the files that exist now, sorted by path. Rows of new files are counted if the trigger needs them.
 
     :param seen: Keys of files that fired before.
-    :param count_rows: Default: read the footer. A file without a footer counts as 0 rows.
+    :param count_rows: Function that counts the rows of files, such as a `RowCounter`.
     """
     try:
         located = locate(arrival.path)
@@ -66,12 +65,29 @@ def scan_arrivals(
         marked = _marked_folders(arrival, [one.path for one in files if one.key not in seen])
         files = [replace(one, is_marked=_folder(one.path) in marked) for one in files]
     if arrival.rows is not None:
-        count = count_rows or _count_rows
-        files = [
-            one if one.key in seen else replace(one, rows=count(found))
-            for one, found in zip(files, located, strict=True)
-        ]
+        new = [file for file in files if file.key not in seen]
+        counts = dict(zip((file.key for file in new), count_rows(new), strict=True))
+        files = [replace(file, rows=counts.get(file.key)) for file in files]
     return tuple(files)
+
+
+@dataclass
+class RowCounter:
+    """Counter of the rows of files, which reads each footer once. A file without a footer counts as 0 rows."""
+
+    count: Callable[[Iterable[str]], Mapping[str, int | PipelineError]]
+    """Returns the rows, or an error, by path."""
+    _known: dict[str, int] = field(default_factory=dict)
+    """Key of a file -> its rows."""
+
+    def __call__(self, files: Sequence[ArrivedFile]) -> list[int]:
+        """Return the rows of ``files``, and forget all other files."""
+        new = {file.path: file.key for file in files if file.key not in self._known}
+        for path, rows in self.count(new).items() if new else ():
+            # Incomplete, removed again, or not Parquet: the job that scores the file reports it.
+            self._known[new[path]] = rows if isinstance(rows, int) else 0
+        self._known = {file.key: self._known.get(file.key, 0) for file in files}
+        return list(self._known.values())
 
 
 def decide_arrival(
@@ -129,14 +145,6 @@ def _taken(settled: Sequence[ArrivedFile], new: Sequence[ArrivedFile], reason: s
 
 def _count(files: int) -> str:
     return "1 file" if files == 1 else f"{files:,} files"
-
-
-def _count_rows(file: SourceFile) -> int:
-    try:
-        return find_source("parquet").count_rows(file.path)
-    except Exception:
-        # Incomplete, removed again, or not Parquet: the job that scores the file reports it.
-        return 0
 
 
 def _folder(path: str) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import Any
 
 from pipeline.common.digest import digest_json
 from pipeline.service.triggers.arrivals import ArrivedFile, decide_arrival, fired_id
-from pipeline.service.triggers.log import Entry, Firing, Open, SeenFile, State, from_text, to_text
-from pipeline.service.triggers.schedule import firing_id, instants
+from pipeline.service.triggers.log import Entry, Firing, Open, SeenFile, State, apply, from_text, to_text
+from pipeline.service.triggers.schedule import InstantRange, firing_id
 from pipeline.spec.triggers import Trigger
 
 SUCCEEDED = ("SUCCEEDED", "SUCCEEDED_WITH_WARNINGS")
@@ -19,6 +20,12 @@ REFUSED = "REFUSED"
 """End of a firing whose job was never created, because its spec, model or input is invalid."""
 MOST_AT_ONCE = 500
 """Maximum number of firings in one record of the log. Further firings follow in the next record."""
+MOST_OPEN = 5_000
+"""Maximum number of open firings of a schedule. Further instants fire, or are missed, when firings have ended."""
+NOT_OF_DEFINITION = {"name", "job", "params"}
+"""Fields of a trigger that do not decide when it fires."""
+FLIP = timedelta(hours=1)
+"""Time within which a definition that changes back is a sign of two servers with different definitions."""
 FORGET_AFTER = timedelta(days=30)
 """Minimum time that a key is remembered after its firing, and again after its file or job is gone."""
 
@@ -55,11 +62,18 @@ class Decision:
     entries: tuple[Entry, ...]
     reason: str
     """Reason why the trigger fires, or why not."""
+    warning: str = ""
+    """Message for a person; empty in general."""
 
 
 def definition_digest(trigger: Trigger) -> str:
     """Return the SHA-256 of the fields that decide when the trigger fires: all but name, job and parameters."""
-    return digest_json(trigger.model_dump(mode="json", exclude={"name", "job", "params"}))
+    return digest_json(definition_of(trigger))
+
+
+def definition_of(trigger: Trigger) -> dict[str, Any]:
+    """Return the fields that decide when the trigger fires."""
+    return trigger.model_dump(mode="json", exclude=NOT_OF_DEFINITION)
 
 
 def decide_trigger(trigger: Trigger, state: State, *, now: datetime, view: View) -> Decision:
@@ -91,10 +105,47 @@ def may_submit(state: State) -> tuple[Open, ...]:
 
 
 def _start(trigger: Trigger, state: State, *, now: datetime, view: View) -> Decision:
+    """Start to watch a new or changed definition, after the instants that are due by the definition before."""
     # Successes from before the trigger was first watched do not fire it; existing files do.
     known = () if state.definition else tuple(one.key for one in view.successes)
-    entry = Entry("started", definition=definition_digest(trigger), upto=to_text(now), keys=known)
-    return Decision((entry,), "the trigger is watched from now on")
+    digest = definition_digest(trigger)
+    before = _due_before(state, now=now)
+    if not before.is_complete:
+        # One record does not hold them all: the change follows in a later record.
+        return Decision(before.entries, before.reason)
+    started = Entry("started", definition=digest, trigger=definition_of(trigger), upto=to_text(now), keys=known)
+    warning = ""
+    if state.previous == digest and now - from_text(state.changed) < FLIP:
+        warning = "its definition changed back: do two servers read different versions of it?"
+    return Decision((*before.entries, started), before.reason or "the trigger is watched from now on", warning)
+
+
+@dataclass(frozen=True)
+class _DueBefore:
+    """Entries for the instants that are due by the definition before a change."""
+
+    entries: tuple[Entry, ...] = ()
+    reason: str = ""
+    is_complete: bool = True
+    """False if further instants are due."""
+
+
+def _due_before(state: State, *, now: datetime) -> _DueBefore:
+    try:
+        before = Trigger.model_validate(state.trigger)
+    except ValueError:
+        # A definition of another version of this package.
+        return _DueBefore()
+    if before.kind not in ("cron", "every"):
+        return _DueBefore()
+    decision = _due_instants(before, state, state.open, now=now)
+    after = apply(state, decision.entries, number=state.number + 1, time=to_text(now))
+    excluded = frozenset(from_text(moment) for moment in after.ahead)
+    rest = _skipped(InstantRange(before, from_text(after.upto), now, excluded))
+    if decision.entries:
+        return _DueBefore(decision.entries, f"{decision.reason}, by the definition before", is_complete=rest is None)
+    # Instants without room for their firings would never get it: the definition is gone.
+    return _DueBefore((_skip(rest, "changed", upto=to_text(rest.last)),) if rest is not None else ())
 
 
 def _end(trigger: Trigger, one: Open, view: View) -> Entry | None:
@@ -117,14 +168,75 @@ class _Occurrence:
     key: str = ""
 
 
+@dataclass(frozen=True)
+class _Skipped:
+    """Occurrences that get no job."""
+
+    first: datetime
+    last: datetime
+    count: int
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Fates:
+    """Fates of the occurrences that are dealt with now."""
+
+    fired: Sequence[_Occurrence] = ()
+    missed: _Skipped | None = None
+    overlapping: _Skipped | None = None
+
+
 def _due_instants(trigger: Trigger, state: State, still: Sequence[Open], *, now: datetime) -> Decision:
-    upto = from_text(state.upto)
-    found = instants(trigger, after=upto, until=now)
-    due = [_Occurrence(firing_id(one), one, trigger.kind) for one in found if to_text(one) not in state.ahead]
-    if not due:
+    excluded = frozenset(from_text(moment) for moment in state.ahead)
+    due = InstantRange(trigger, from_text(state.upto), now, excluded)
+    if due.first() is None:
         is_schedule = trigger.kind in ("cron", "every")
         return Decision((), f"no instant since {state.upto}" if is_schedule else "it fires by hand only")
-    return _resolve(trigger, due, still, now=now, is_schedule=True)
+    fates = _fates_of_instants(trigger, due, still)
+    return _record(trigger, fates, still, upto=_last_time(fates))
+
+
+def _fates_of_instants(trigger: Trigger, due: InstantRange, still: Sequence[Open]) -> _Fates:
+    """Decide by ``missed``, then by ``overlap``. Nothing is listed but the instants that fire."""
+    chosen, missed = due, None
+    late_until = due.until - timedelta(seconds=trigger.grace_seconds) - timedelta(microseconds=1)
+    late = replace(due, until=late_until) if late_until > due.after else None
+    if trigger.missed != "each" and late is not None and late.first() is not None:
+        after = late_until if trigger.missed == "skip" else (due.last() or due.until) - timedelta(microseconds=1)
+        chosen, missed = replace(due, after=after), replace(due, until=after)
+    if trigger.overlap == "queue":
+        waiting = sum(not one.firing.max_parallel for one in still)
+        fired = chosen.head(min(MOST_AT_ONCE, max(0, MOST_OPEN - waiting)))
+        if not fired and trigger.missed == "once":
+            missed = None  # The last instant stands for the missed ones: they wait for room together.
+        return _Fates(_instants(trigger, fired), _skipped(missed))
+    last = chosen.last()
+    if last is None or (trigger.overlap == "forbid" and _is_busy(still)):
+        return _Fates((), _skipped(missed), _skipped(chosen))
+    earlier = replace(chosen, until=last - timedelta(microseconds=1))
+    return _Fates(_instants(trigger, [last]), _skipped(missed), _skipped(earlier))
+
+
+def _instants(trigger: Trigger, times: Sequence[datetime]) -> list[_Occurrence]:
+    return [_Occurrence(firing_id(moment), moment, trigger.kind) for moment in times]
+
+
+def _skipped(those: InstantRange | None) -> _Skipped | None:
+    first, last = (those.first(), those.last()) if those is not None else (None, None)
+    if those is None or first is None or last is None:
+        return None
+    return _Skipped(first, last, those.count())
+
+
+def _last_time(fates: _Fates) -> str:
+    times = [one.time for one in fates.fired]
+    times += [group.last for group in (fates.missed, fates.overlapping) if group is not None]
+    return to_text(max(times)) if times else ""
+
+
+def _is_busy(still: Sequence[Open]) -> bool:
+    return any(not one.firing.max_parallel for one in still)
 
 
 def _due_successes(trigger: Trigger, state: State, still: Sequence[Open], *, now: datetime, view: View) -> Decision:
@@ -135,48 +247,15 @@ def _due_successes(trigger: Trigger, state: State, still: Sequence[Open], *, now
     ]
     if not due:
         return Decision((), f"no success of {trigger.after} that was not seen before")
-    return _resolve(trigger, due, still, now=now, is_schedule=False)
-
-
-def _resolve(
-    trigger: Trigger, due: Sequence[_Occurrence], still: Sequence[Open], *, now: datetime, is_schedule: bool
-) -> Decision:
-    """Fire or skip the due occurrences, by ``missed``, then by ``overlap``."""
     chosen, missed = _choose(trigger, due, now=now)
-    busy = tuple(one for one in still if not one.firing.max_parallel)
     overlapping: list[_Occurrence] = []
     if trigger.overlap != "queue" and len(chosen) > 1:
         # The occurrences would overlap each other: only the last occurrence fires.
         overlapping, chosen = chosen[:-1], chosen[-1:]
-    if trigger.overlap == "forbid" and busy and chosen:
+    if trigger.overlap == "forbid" and _is_busy(still) and chosen:
         overlapping, chosen = [*overlapping, *chosen], []
-    cut = chosen[MOST_AT_ONCE:]
-    chosen = chosen[:MOST_AT_ONCE]
-    # Occurrences left for the next record are not dealt with yet.
-    last = due[due.index(cut[0]) - 1] if cut else due[-1]
-    upto = to_text(last.time) if is_schedule else ""
-    dropped = [*_make_way(trigger, busy)] if chosen else []
-    entries = [
-        *_skip(missed, "missed", upto=upto),
-        *_skip(overlapping, "overlap", upto=upto),
-        *dropped,
-        *(
-            Entry(
-                "fired", firing=Firing(one.id, trigger.kind, to_text(one.time), one.reason), upto=upto, keys=_keys(one)
-            )
-            for one in chosen
-        ),
-    ]
-    words = [
-        f"{len(those):,} {text}"
-        for those, text in (
-            (chosen, "due"),
-            (missed, "missed"),
-            (overlapping, f"skipped by overlap: {trigger.overlap}"),
-        )
-        if those
-    ]
-    return Decision(tuple(entries), ", ".join(words))
+    fates = _Fates(chosen[:MOST_AT_ONCE], _group(missed), _group(overlapping))
+    return _record(trigger, fates, still, upto="")
 
 
 def _choose(
@@ -191,21 +270,40 @@ def _choose(
     return list(due[-1:]), list(due[:-1])
 
 
-def _keys(one: _Occurrence) -> tuple[str, ...]:
-    return (one.key,) if one.key else ()
+def _group(those: Sequence[_Occurrence]) -> _Skipped | None:
+    if not those:
+        return None
+    return _Skipped(those[0].time, those[-1].time, len(those), tuple(one.key for one in those))
 
 
-def _skip(those: Sequence[_Occurrence], reason: str, *, upto: str) -> Iterator[Entry]:
-    if those:
-        yield Entry(
-            "skipped",
-            reason=reason,
-            first=to_text(those[0].time),
-            last=to_text(those[-1].time),
-            count=len(those),
-            upto=upto,
-            keys=tuple(key for one in those for key in _keys(one)),
-        )
+def _record(trigger: Trigger, fates: _Fates, still: Sequence[Open], *, upto: str) -> Decision:
+    """Return the entries for ``fates``.
+
+    :param upto: last instant that is dealt with; empty for successes.
+    """
+    busy = tuple(one for one in still if not one.firing.max_parallel)
+    skipped = {"missed": fates.missed, "overlap": fates.overlapping}
+    entries = [_skip(group, reason, upto=upto) for reason, group in skipped.items() if group is not None]
+    entries += [*_make_way(trigger, busy)] if fates.fired else []
+    for one in fates.fired:
+        firing = Firing(one.id, trigger.kind, to_text(one.time), one.reason)
+        entries.append(Entry("fired", firing=firing, upto=upto, keys=(one.key,) if one.key else ()))
+    words = [f"{len(fates.fired):,} due"] if fates.fired else []
+    words += [f"{fates.missed.count:,} missed"] if fates.missed else []
+    words += [f"{fates.overlapping.count:,} skipped by overlap: {trigger.overlap}"] if fates.overlapping else []
+    return Decision(tuple(entries), ", ".join(words) or f"{len(still):,} firings wait for their job")
+
+
+def _skip(those: _Skipped, reason: str, *, upto: str) -> Entry:
+    return Entry(
+        "skipped",
+        reason=reason,
+        first=to_text(those.first),
+        last=to_text(those.last),
+        count=those.count,
+        upto=upto,
+        keys=those.keys,
+    )
 
 
 def _make_way(trigger: Trigger, busy: Sequence[Open]) -> Iterator[Entry]:

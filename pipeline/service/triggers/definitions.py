@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
@@ -15,6 +14,7 @@ from pipeline.spec.diagnostics import Document, SpecIssue, SpecIssues, did_you_m
 from pipeline.spec.document import read_document
 from pipeline.spec.parts import SpecModel
 from pipeline.spec.triggers import JobTrigger, Trigger, TriggerList
+from pipeline.storage.urls import expand_user
 
 DEFAULT_FILE = "triggers.yaml"
 
@@ -78,7 +78,7 @@ def find_trigger(watched: Sequence[WatchedTrigger], name: str) -> WatchedTrigger
 def _load(file: str) -> list[WatchedTrigger]:
     document = read_document(file)
     data = document.data if isinstance(document.data, dict) else {}
-    where = file if "://" in file else str(Path(file).expanduser().absolute())
+    where = file if "://" in file else str(expand_user(file).absolute())
     if "steps" not in data and "source" not in data:
         listed = _validated(TriggerList, document)
         return [

@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Protocol
 
 from pipeline.common.secrets import redact
 from pipeline.errors import InfrastructureError, PipelineError, StorageError
-from pipeline.service.triggers import arrivals
-from pipeline.service.triggers.arrivals import ArrivedFile
+from pipeline.service.triggers.arrivals import ArrivedFile, RowCounter, scan_arrivals
+from pipeline.service.triggers.child import count_rows
 from pipeline.service.triggers.decide import REFUSED, Decision, Success, View, decide_trigger, may_submit
-from pipeline.service.triggers.log import Entry, Firing, Log, State, apply, to_text
+from pipeline.service.triggers.log import Entry, Firing, Log, SeenFile, State, apply, to_text
 from pipeline.spec.triggers import Trigger
 
 logger = logging.getLogger(__name__)
 _ROUNDS = 1000
 """Limit of rounds, against a bug here or a clock that jumps."""
+
+
+ScanArrivals = Callable[..., tuple[ArrivedFile, ...]]
+"""`pipeline.service.triggers.arrivals.scan_arrivals`, with its ``count_rows``."""
+
+
+class BadFiles(PipelineError):
+    """The job of a firing cannot be created because of some of its files."""
+
+    def __init__(self, error: PipelineError, files: Mapping[SeenFile, str]) -> None:
+        super().__init__(
+            error.message, where=error.where, found=error.found, expected=error.expected, next_step=error.next_step
+        )
+        self.files = files
+        """The bad files, with the reason of each."""
 
 
 class Jobs(Protocol):
@@ -28,6 +44,7 @@ class Jobs(Protocol):
         """Submit the job of ``firing`` unless the job exists. Return the id, which is always the same for one firing.
 
         :raises StorageError: or InfrastructureError, when a retry may succeed.
+        :raises BadFiles: when some files prevent the job.
         :raises PipelineError: when the job can never be created.
         """
 
@@ -51,6 +68,11 @@ class Seen:
     reason: str
     """Reason why the trigger fired, or why not."""
     state: State
+    warning: str = ""
+    """Message for a person; empty in general."""
+
+
+scan_in_process = partial(scan_arrivals, count_rows=RowCounter(count_rows))
 
 
 def evaluate_trigger(
@@ -59,7 +81,7 @@ def evaluate_trigger(
     *,
     jobs: Jobs,
     clock: Callable[[], datetime],
-    look: Callable[..., tuple[ArrivedFile, ...]] = arrivals.scan_arrivals,
+    look: ScanArrivals = scan_in_process,
 ) -> Seen:
     """Do whatever ``trigger`` requires now.
 
@@ -67,11 +89,11 @@ def evaluate_trigger(
     """
     fired: list[Firing] = []
     submitted: list[tuple[str, str]] = []
-    reason = ""
+    reason = warning = ""
     for _ in range(_ROUNDS):
         state, now = log.read(), clock()
         decision = decide_trigger(trigger, state, now=now, view=view_for(trigger, state, jobs=jobs, look=look))
-        reason = reason or decision.reason
+        reason, warning = reason or decision.reason, warning or decision.warning
         if decision.entries:
             if not log.append(decision.entries, after=state, now=now):
                 continue
@@ -82,8 +104,8 @@ def evaluate_trigger(
         if done:
             record(log, done, clock=clock)
         elif not decision.entries:
-            return Seen(tuple(fired), tuple(submitted), reason, state)
-    return Seen(tuple(fired), tuple(submitted), reason, log.read())
+            return Seen(tuple(fired), tuple(submitted), reason, state, warning)
+    return Seen(tuple(fired), tuple(submitted), reason, log.read(), warning)
 
 
 def explain(
@@ -92,7 +114,7 @@ def explain(
     *,
     jobs: Jobs,
     now: datetime,
-    look: Callable[..., tuple[ArrivedFile, ...]] = arrivals.scan_arrivals,
+    look: ScanArrivals = scan_in_process,
 ) -> tuple[State, Decision]:
     """Return the state, and the decision that `evaluate_trigger` would make now. Write nothing."""
     state = log.read()
@@ -105,9 +127,7 @@ def explain(
     return state, decision
 
 
-def view_for(
-    trigger: Trigger, state: State, *, jobs: Jobs, look: Callable[..., tuple[ArrivedFile, ...]] = arrivals.scan_arrivals
-) -> View:
+def view_for(trigger: Trigger, state: State, *, jobs: Jobs, look: ScanArrivals = scan_in_process) -> View:
     """Return the view that `decide_trigger` needs. Read the state first, so that the view is no older."""
     ended = {one.job: status for one in state.open if one.job and (status := jobs.ended(one.job))}
     files = look(trigger.arrival, seen=state.seen) if trigger.arrival is not None else ()
@@ -138,10 +158,21 @@ def _act(state: State, jobs: Jobs) -> list[Entry]:
             done.append(Entry("submitted", id=one.firing.id, job=jobs.submit(one.firing)))
         except (StorageError, InfrastructureError) as error:
             logger.warning("the job of %s could not be submitted yet: %s", one.firing.id, error)
+        except BadFiles as error:
+            done.append(_without_bad_files(one.firing, error))
         except PipelineError as error:
             logger.warning("the job of %s was refused: %s", one.firing.id, error)
             done.append(Entry("ended", id=one.firing.id, status=REFUSED, reason=" ".join(redact(str(error)).split())))
     return done
+
+
+def _without_bad_files(firing: Firing, error: BadFiles) -> Entry:
+    """End a firing, and release its good files: they are due again. A bad file is due when it changes."""
+    good = tuple(file.key for file in firing.files if file not in error.files)
+    reasons = "; ".join(f"{file.path}: {reason}" for file, reason in error.files.items())
+    reason = " ".join(redact(f"bad files, which fire again when they change: {reasons}").split())
+    logger.warning("%s: %s; the other files (%d) fire again", firing.id, reason, len(good))
+    return Entry("ended", id=firing.id, status=REFUSED, reason=reason, keys=good)
 
 
 def _is_news(entry: Entry, state: State) -> bool:

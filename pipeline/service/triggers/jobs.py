@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 from zoneinfo import ZoneInfo
 
 from pipeline.common.units import utc_now
-from pipeline.errors import PipelineError, SpecError
+from pipeline.errors import InputError, PipelineError, SpecError
 from pipeline.jobs import layout
 from pipeline.jobs.cancellation import cancel_job
 from pipeline.jobs.directory import JobDirectory
@@ -20,10 +22,12 @@ from pipeline.jobs.status import Status
 from pipeline.service.queue import LeaseWatch, Need, RestartPolicy, find_key, next_need, view_job
 from pipeline.service.servers import is_served
 from pipeline.service.submit import start_driver, submit
+from pipeline.service.triggers.arrivals import RowCounter, scan_arrivals
+from pipeline.service.triggers.child import ChildDied, count_rows, count_rows_in_child, run_in_child
 from pipeline.service.triggers.decide import GONE, Success
 from pipeline.service.triggers.definitions import DEFAULT_FILE, WatchedTrigger, load_triggers
-from pipeline.service.triggers.evaluate import Seen, evaluate_trigger
-from pipeline.service.triggers.log import Firing, Log, from_text, open_log
+from pipeline.service.triggers.evaluate import BadFiles, ScanArrivals, Seen, evaluate_trigger
+from pipeline.service.triggers.log import Firing, Log, SeenFile, from_text, open_log
 from pipeline.settings import Settings
 from pipeline.sources.locate import fixed_part
 from pipeline.spec.job_spec import JobSpec
@@ -33,6 +37,8 @@ from pipeline.storage.store import open_store
 from pipeline.storage.urls import is_local_path, local_path
 
 logger = logging.getLogger(__name__)
+WARN_SECONDS = 600.0
+"""Seconds between two equal warnings about a trigger."""
 _PLACEHOLDER = re.compile(r"\$\{trigger\.([^{}]*)\}")
 
 
@@ -115,12 +121,26 @@ class TriggerJobs:
     settings: Settings
     start: bool = False
     """Start jobs at once. False: a server starts them."""
+    is_isolated: bool = False
+    """Whether jobs are planned in a process of its own: a damaged file, or a step, may end it."""
     _names: dict[str, str] = field(default_factory=dict)
     """Folder below the root -> name of its job."""
     _leases: LeaseWatch = field(default_factory=LeaseWatch)
 
     def submit(self, firing: Firing) -> str:
         """Submit the job; see `pipeline.service.triggers.evaluate.Jobs`. A job that has ended is not resumed."""
+        try:
+            if self.is_isolated:
+                job: str = run_in_child(f"{__name__}:submit_firing", self.watched, self.settings, firing, self.start)
+                return job
+            return self._submit(firing)
+        except (InputError, ChildDied) as error:
+            files = bad_files(firing, error)
+            if files:
+                raise BadFiles(error, files) from error
+            raise
+
+    def _submit(self, firing: Firing) -> str:
         root = open_store(self.settings.directory, private=True, fsync=self.settings.fsync)
         key = submission_key(self.watched.name, firing.id)
         known = find_key(root, key)
@@ -183,6 +203,28 @@ class TriggerJobs:
         return sorted(successes, key=lambda success: (success.time, success.job))
 
 
+def submit_firing(watched: WatchedTrigger, settings: Settings, firing: Firing, start: bool) -> str:
+    """Submit the job of a firing from this process; see `TriggerJobs.submit`."""
+    return TriggerJobs(watched, settings, start=start)._submit(firing)
+
+
+def bad_files(firing: Firing, error: PipelineError) -> dict[SeenFile, str]:
+    """Return the files of ``firing`` because of which its job cannot be created, with the reason.
+
+    ``error`` names the file; else the footers of all files are read, in a process of their own.
+    """
+    named = [file for file in firing.files if file.path in error.where]
+    if named:
+        return {max(named, key=lambda file: len(file.path)): f"{error.message}: {error.found}"}
+    counts = count_rows_in_child(file.path for file in firing.files)
+    reasons = {file: counts.get(file.path) for file in firing.files}
+    return {
+        file: f"{reason.message}: {reason.found}"
+        for file, reason in reasons.items()
+        if isinstance(reason, PipelineError)
+    }
+
+
 def _ended_at(directory: JobDirectory) -> datetime:
     times = [str(event["time"]) for event in directory.events.read() if event["event"] == "status"]
     return datetime.fromisoformat(times[-1]) if times else datetime.fromisoformat(directory.record.created)
@@ -196,30 +238,52 @@ class TriggerWatch:
     files: tuple[str, ...]
     start: bool = False
     """Start jobs at once. False: a server starts them."""
-    _open: dict[str, tuple[WatchedTrigger, Log, TriggerJobs]] = field(default_factory=dict)
+    is_isolated: bool = False
+    """Whether jobs are planned, and unknown files read, in processes of their own."""
+    clock: Callable[[], float] = time.monotonic
+    _warned: dict[str, float] = field(default_factory=dict)
+    """Trigger -> time of its last warning, by ``clock``."""
+    _open: dict[str, tuple[WatchedTrigger, Log, TriggerJobs, ScanArrivals]] = field(default_factory=dict)
 
     def tick(self, now: datetime) -> None:
         """Do what is due. A failing trigger or file is logged and does not stop the others."""
-        try:
-            watched = load_triggers(self.files)
-        except PipelineError as error:
-            logger.error("the triggers cannot be read, and none is evaluated: %s", error)
-            return
-        for trigger in watched:
+        for trigger in self._load():
             try:
                 self.evaluate(trigger)
+            except Exception as error:
+                # Whatever one trigger meets ends this look at this trigger only; the next look tries again.
+                is_known = isinstance(error, (PipelineError, OSError))
+                logger.error("trigger %s: %s", trigger.name, error, exc_info=None if is_known else error)
+
+    def _load(self) -> list[WatchedTrigger]:
+        """Return the triggers of all files that can be read. Of two triggers with one name, the first counts."""
+        triggers: dict[str, WatchedTrigger] = {}
+        for file in self.files:
+            try:
+                loaded = load_triggers([file])
             except (PipelineError, OSError) as error:
-                logger.error("trigger %s: %s", trigger.name, error)
+                logger.error("the triggers of %s cannot be read, and are not evaluated: %s", file, error)
+                continue
+            for trigger in loaded:
+                first = triggers.setdefault(trigger.name, trigger)
+                if first is not trigger:
+                    logger.error("trigger %s of %s has the name of one of %s", trigger.name, file, first.file)
+        return list(triggers.values())
 
     def evaluate(self, watched: WatchedTrigger) -> Seen:
         """Do what is due for one trigger."""
         known = self._open.get(watched.name)
         if known is None or known[0] != watched:
             log = open_log(self.settings.directory, watched.name, fsync=self.settings.fsync)
-            known = watched, log, TriggerJobs(watched, self.settings, start=self.start)
+            jobs = TriggerJobs(watched, self.settings, start=self.start, is_isolated=self.is_isolated)
+            counter = RowCounter(count_rows_in_child if self.is_isolated else count_rows)
+            known = watched, log, jobs, partial(scan_arrivals, count_rows=counter)
             self._open[watched.name] = known
-        _, log, jobs = known
-        seen = evaluate_trigger(watched.trigger, log, jobs=jobs, clock=utc_now)
+        _, log, jobs, scan = known
+        seen = evaluate_trigger(watched.trigger, log, jobs=jobs, clock=utc_now, look=scan)
+        if seen.warning and self.clock() - self._warned.get(watched.name, float("-inf")) >= WARN_SECONDS:
+            self._warned[watched.name] = self.clock()
+            logger.warning("trigger %s: %s", watched.name, seen.warning)
         for firing in seen.fired:
             logger.info("trigger %s fired: %s (%s)", watched.name, firing.id, firing.reason)
         for firing_id, job in seen.submitted:
@@ -230,4 +294,4 @@ class TriggerWatch:
 def trigger_task(settings: Settings) -> TriggerWatch | None:
     """Return the task of a server that evaluates triggers; None without a file with triggers."""
     files = trigger_files(settings)
-    return TriggerWatch(settings, files) if files else None
+    return TriggerWatch(settings, files, is_isolated=True) if files else None

@@ -90,6 +90,8 @@ class Entry:
     reason: str = ""
     definition: str = ""
     """Digest of the trigger's definition."""
+    trigger: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the definition."""
     upto: str = ""
     """Last instant that is dealt with, like all before it."""
     first: str = ""
@@ -101,7 +103,7 @@ class Entry:
 
     def to_record(self) -> dict[str, Any]:
         """The entry as JSON holds it; empty fields are left out."""
-        record = {name: value for name, value in asdict(self).items() if value not in ("", 0, (), None)}
+        record = {name: value for name, value in asdict(self).items() if value not in ("", 0, (), None, {})}
         if self.firing is not None:
             record["firing"] = {name: value for name, value in asdict(self.firing).items() if value not in ("", 0, ())}
         return record
@@ -150,6 +152,12 @@ class State:
     number: int = 0
     definition: str = ""
     """Empty before the trigger was watched for the first time."""
+    trigger: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of that definition: after a change, instants that are due by them fire first."""
+    previous: str = ""
+    """Definition before the last change."""
+    changed: str = ""
+    """Time of the last change; empty if there was none."""
     since: str = ""
     upto: str = ""
     """Last instant that is dealt with, like all before it."""
@@ -215,7 +223,16 @@ def apply(state: State, entries: Iterable[Entry], *, number: int, time: str) -> 
 def _started(state: State, entry: Entry, time: str) -> State:
     # A changed schedule counts from the change on; earlier firings stay as they are.
     seen = {**state.seen, **dict.fromkeys(entry.keys, time)}
-    return replace(state, definition=entry.definition, since=state.since or time, upto=entry.upto, seen=seen)
+    return replace(
+        state,
+        definition=entry.definition,
+        trigger=entry.trigger,
+        previous=state.definition,
+        changed=time if state.definition else "",
+        since=state.since or time,
+        upto=max(entry.upto, state.upto),
+        seen=seen,
+    )
 
 
 def _fired(state: State, entry: Entry, time: str) -> State:

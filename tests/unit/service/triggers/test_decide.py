@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -11,14 +12,17 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pipeline.errors import SpecError, StateCorrupt, StorageError
-from pipeline.service.triggers.arrivals import ArrivedFile, decide_arrival, scan_arrivals
+from pipeline.errors import CorruptInput, SpecError, StateCorrupt, StorageError
+from pipeline.service.triggers import decide
+from pipeline.service.triggers.arrivals import ArrivedFile, decide_arrival
 from pipeline.service.triggers.decide import REFUSED, Success, View, decide_trigger
 from pipeline.service.triggers.definitions import find_trigger, load_triggers
-from pipeline.service.triggers.evaluate import evaluate_trigger, explain
+from pipeline.service.triggers.evaluate import BadFiles, evaluate_trigger, explain, scan_in_process
 from pipeline.service.triggers.log import Entry, Firing, Log, State, from_text, open_log, to_text
-from pipeline.service.triggers.schedule import firing_id, instants, next_instant
+from pipeline.service.triggers.schedule import InstantRange, firing_id, instants, next_instant
 from pipeline.spec.triggers import ArrivalTrigger, Trigger
 from pipeline.storage.local import LocalStore
 from pipeline.testing.stores import Faults, FaultyStore, io_error
@@ -35,10 +39,15 @@ class Jobs:
     cancelled: list[str] = field(default_factory=list)
     others: tuple[Success, ...] = ()
     error: Exception | None = None
+    bad: set[str] = field(default_factory=set)
+    """Paths of files for which no job can be created."""
 
     def submit(self, firing: Firing) -> str:
         if self.error is not None:
             raise self.error
+        bad = {seen: "a damaged file" for seen in firing.files if seen.path in self.bad}
+        if bad:
+            raise BadFiles(CorruptInput("a damaged file"), bad)
         self.made.setdefault(firing.id, firing)
         return f"job-{firing.id}"
 
@@ -178,12 +187,106 @@ def test_cancel_gives_up_the_older(log: Log) -> None:
     assert list(one.jobs.made) == [first, third], "the one in between never began"
 
 
-def test_a_changed_schedule_counts_from_the_change_on(log: Log) -> None:
-    """A changed schedule fires no instants from before the change."""
-    one = watch(log, cron="0 * * * *", missed="each")
-    one.trigger = Trigger(cron="30 * * * *", missed="each")
-    assert one.at(NOON.replace(hour=15)) == []
-    assert one.at(NOON.replace(hour=16)) == ["20260301T153000Z"]
+class TestChangedDefinition:
+    def test_due_instants_fire_by_the_definition_before(self, log: Log) -> None:
+        """Instants before the change follow the old schedule, instants after the change the new one."""
+        one = watch(log, cron="0 * * * *", missed="each")
+        one.trigger = Trigger(cron="30 * * * *", missed="each")
+        assert one.at(NOON.replace(hour=15)) == [f"20260301T{hour}0000Z" for hour in (13, 14, 15)]
+        assert one.at(NOON.replace(hour=16)) == ["20260301T153000Z"]
+
+    def test_two_servers_with_two_definitions_erase_no_instant(self, log: Log) -> None:
+        """Servers that read two versions of a trigger in turn fire every instant that both have, once, and warn."""
+        one = watch(log, cron="*/5 * * * *")
+        versions = (one.trigger, Trigger(cron="*/5 * * * *", grace="6 min"))
+        fired: list[str] = []
+        warnings = 0
+        for second in range(2, 3600, 2):
+            now = NOON + timedelta(seconds=second)
+            trigger = versions[second // 2 % 2]
+            result = evaluate_trigger(trigger, log, jobs=one.jobs, clock=lambda now=now: now)  # type: ignore[misc]
+            fired += [firing.id for firing in result.fired]
+            warnings += bool(result.warning)
+        assert fired == [firing_id(NOON + timedelta(minutes=minute)) for minute in range(5, 60, 5)]
+        assert warnings > 1000
+
+    def test_instants_without_room_are_skipped_and_counted(self, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A change never waits for more firings than may be open."""
+        monkeypatch.setattr(decide, "MOST_OPEN", 2)
+        one = watch(log, cron="0 * * * *", missed="each")
+        one.trigger = Trigger(cron="30 * * * *", missed="each")
+        assert one.at(NOON.replace(hour=17)) == ["20260301T130000Z", "20260301T140000Z"]
+        state = one.log.read()
+        assert (state.skipped, state.upto) == (3, to_text(NOON.replace(hour=17)))
+
+
+class TestLongDowntime:
+    """Memory and time of a look do not grow with the time that no server ran."""
+
+    @pytest.mark.parametrize("schedule", [{"every": "1 s"}, {"cron": "* * * * *", "time_zone": "Europe/Berlin"}])
+    @pytest.mark.parametrize("missed", ["once", "skip", "each"])
+    def test_look_after_a_year(self, log: Log, schedule: dict[str, str], missed: str) -> None:
+        """After a year without a server, one look takes less than 20 MiB and fires no more than it may."""
+        one = watch(log, missed=missed, grace="30 s", **schedule)
+        end = NOON + timedelta(days=365, seconds=10)
+        step = 1 if "every" in schedule else 60
+        tracemalloc.start()
+        try:
+            decision = decide_trigger(one.trigger, log.read(), now=end, view=View())
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < 20 << 20
+        fired = [entry.firing.time for entry in decision.entries if entry.firing is not None]
+        skipped = sum(entry.count for entry in decision.entries)
+        instants_of_a_year = (365 * 86400 + 10) // step
+        if missed == "each":
+            assert (len(fired), skipped) == (decide.MOST_AT_ONCE, 0)
+        else:
+            late = instants_of_a_year - (31 if step == 1 else 1)
+            assert skipped == (late if missed == "skip" else instants_of_a_year - 1)
+            assert len(fired) == (instants_of_a_year - skipped)
+            assert fired[-1] == to_text(end if step == 1 else end.replace(second=0))
+
+    def test_each_fires_no_more_than_may_be_open(self, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+        """With ``each``, instants wait in the schedule, not in the log, until firings have ended."""
+        monkeypatch.setattr(decide, "MOST_OPEN", 3)
+        one = watch(log, every="1 min", missed="each")
+        fired = one.at(NOON + timedelta(minutes=10))
+        assert len(fired) == 3
+        while len(fired) < 10:
+            one.end()
+            fired += one.at(NOON + timedelta(minutes=10, seconds=30))
+        assert fired == [firing_id(NOON + timedelta(minutes=minute)) for minute in range(1, 11)]
+        assert one.log.read().skipped == 0
+
+
+SCHEDULES = st.one_of(
+    st.sampled_from(["7 s", "1 min", "90 min", "1 d"]).map(lambda every: {"every": every}),
+    st.tuples(
+        st.sampled_from(["*", "0", "*/20", "5,35"]),
+        st.sampled_from(["*", "2", "1-3", "*/2", "0,12", "23"]),
+        st.sampled_from(["*", "1", "25-31", "L"]),
+        st.sampled_from(["Europe/Berlin", "Australia/Lord_Howe", "Africa/Cairo", "Pacific/Apia", "UTC"]),
+    ).map(lambda of: {"cron": f"{of[0]} {of[1]} {of[2]} * *", "time_zone": of[3]}),
+)
+
+
+@given(
+    schedule=SCHEDULES,
+    begin=st.datetimes(datetime(2026, 1, 1), datetime(2026, 12, 31)),
+    length=st.sampled_from([1, 100, 5_000, 90_000, 700_000, 5_000_000]),
+    left_out=st.integers(0, 5),
+)
+def test_range_counts_what_it_would_list(schedule: dict[str, str], begin: datetime, length: int, left_out: int) -> None:
+    """First, last and number of the instants of a range equal those of their list, in odd zones too."""
+    trigger, after = Trigger(**schedule), begin.replace(tzinfo=UTC)
+    until = after + timedelta(seconds=length if "cron" in schedule else min(length, 90_000))
+    every = list(instants(trigger, after=after, until=until))
+    those = InstantRange(trigger, after, until, frozenset(every[-left_out:] if left_out else ()))
+    expected = every[: max(0, len(every) - left_out)]
+    assert those.count() == len(expected)
+    assert (those.first(), those.last()) == ((expected[0], expected[-1]) if expected else (None, None))
 
 
 # Files
@@ -265,19 +368,19 @@ def test_looking_at_real_files(tmp_path: Path) -> None:
         os.utime(path, (1, 1))
     (tmp_path / "in/day=1/_SUCCESS").touch()
     (tmp_path / "in/.hidden").touch()
-    found = scan_arrivals(ArrivalTrigger(path=str(tmp_path / "in"), marker="_SUCCESS", rows=1), seen=())
+    found = scan_in_process(ArrivalTrigger(path=str(tmp_path / "in"), marker="_SUCCESS", rows=1), seen=())
     assert [Path(one.path).name for one in found] == ["a.parquet", "b.parquet", "c.parquet"]
     assert [one.is_marked for one in found] == [True, True, False]
     assert [one.rows for one in found] == [3, 3, 3]
     assert all(one.modified > NOON.timestamp() - 1e7 for one in found), "a copy that keeps its times has come now"
     (tmp_path / "in/_SUCCESS").touch()
     assert all(
-        one.is_marked for one in scan_arrivals(ArrivalTrigger(path=str(tmp_path / "in"), marker="_SUCCESS"), seen=())
+        one.is_marked for one in scan_in_process(ArrivalTrigger(path=str(tmp_path / "in"), marker="_SUCCESS"), seen=())
     )
     seen = [found[0].key]
-    rest = scan_arrivals(ArrivalTrigger(path=str(tmp_path / "in/*/*.parquet"), rows=1), seen=seen)
+    rest = scan_in_process(ArrivalTrigger(path=str(tmp_path / "in/*/*.parquet"), rows=1), seen=seen)
     assert [(Path(one.path).name, one.rows) for one in rest] == [("a.parquet", None), ("c.parquet", 3)]
-    assert scan_arrivals(ArrivalTrigger(path=str(tmp_path / "nothing/*.parquet")), seen=()) == ()
+    assert scan_in_process(ArrivalTrigger(path=str(tmp_path / "nothing/*.parquet")), seen=()) == ()
 
 
 def test_a_listing_that_leaves_a_file_out_does_not_forget_it(log: Log) -> None:
@@ -326,6 +429,25 @@ def test_a_refused_job_ends_its_firing(log: Log) -> None:
     (second,) = one.at(NOON.replace(hour=14))
     assert [(past.id, past.status) for past in one.log.read().recent] == [(first, REFUSED)]
     assert list(one.jobs.made) == [second]
+
+
+def test_bad_file_does_not_take_good_files_with_it(log: Log) -> None:
+    """The good files of a refused firing fire again at once; a bad file fires again when it changes."""
+    one = watch(log, arrival=ArrivalTrigger(path="in/"))
+    one.files = (file("good", age=60), file("half", age=60), file("other", age=60))
+    one.jobs.bad = {"half"}
+    first, second = one.at(NOON)
+    assert [seen.path for seen in one.jobs.made[second].files] == ["good", "other"]
+    assert first not in one.jobs.made
+    (past,) = one.log.read().recent
+    assert (past.id, past.status) == (first, REFUSED)
+    assert "half: a damaged file" in past.reason
+    one.end()
+    assert one.at(NOON) == []
+    one.jobs.bad = set()
+    one.files = (*one.files[::2], replace(file("half", age=20), version="v2"))
+    (third,) = one.at(NOON)
+    assert [seen.path for seen in one.jobs.made[third].files] == ["half"]
 
 
 def test_what_fails_for_now_is_tried_again(log: Log) -> None:

@@ -151,6 +151,8 @@ def test_the_server_looks_at_triggers(place: Path, monkeypatch: pytest.MonkeyPat
     )
     hook = trigger_task(settings)
     assert isinstance(hook, TriggerWatch)
+    assert hook.is_isolated
+    hook.is_isolated = False
     for moment in (NIGHT - timedelta(hours=2), NIGHT, NIGHT):
         monkeypatch.setattr(firing_module, "utc_now", lambda moment=moment: moment)
         hook.tick(moment)
