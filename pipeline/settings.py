@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -22,7 +22,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import dask.config
 from dask.utils import parse_timedelta
 
-from pipeline.common.units import parse_bytes, parse_seconds
+from pipeline.common.units import MAX_SECONDS, parse_bytes, parse_seconds
 from pipeline.errors import SpecError
 from pipeline.spec.parts import Hook
 from pipeline.spec.precedence import (
@@ -35,6 +35,8 @@ from pipeline.spec.precedence import (
 )
 
 logger = logging.getLogger(__name__)
+MAX_COUNT = 1_000_000
+"""Largest number of workers, threads and attempts."""
 _SWITCH = {"true": True, "on": True, "false": False, "off": False}
 
 
@@ -50,9 +52,19 @@ class Converter:
 
 def _to_seconds(value: Any) -> float:
     try:
-        return float(parse_timedelta(value, default="s"))
-    except KeyError:
-        return parse_seconds(value)  # units that job specs have, such as min
+        seconds = float(parse_timedelta(value, default="s"))
+    except (KeyError, ValueError, OverflowError):
+        seconds = parse_seconds(value)  # units that job specs have, such as min
+    if not 0 <= seconds <= MAX_SECONDS:
+        raise ValueError("a duration from 0 to 100 years, such as 90 s or 15 min")
+    return seconds
+
+
+def _to_positive_seconds(value: Any) -> float:
+    seconds = _to_seconds(value)
+    if seconds == 0:
+        raise ValueError("more than 0 seconds")
+    return seconds
 
 
 def _to_bytes(value: Any) -> str:
@@ -64,8 +76,8 @@ def _to_bytes(value: Any) -> str:
 
 def _to_count(value: Any) -> int:
     number = int(value)
-    if number < 1:
-        raise ValueError("a positive number")
+    if not 1 <= number <= MAX_COUNT:
+        raise ValueError(f"a number from 1 to {MAX_COUNT:,}")
     return number
 
 
@@ -84,7 +96,16 @@ def _read_paths(text: str) -> tuple[str, ...]:
     return tuple(part for part in text.split(os.pathsep) if part)
 
 
+def _read_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError("JSON: a list of hooks, as in a job spec") from error
+
+
 def _to_hooks(value: Any) -> tuple[dict[str, Any], ...]:
+    if isinstance(value, (str, Mapping)) or not isinstance(value, Iterable):
+        raise ValueError("a list of hooks, as in a job spec")
     return tuple(Hook.model_validate(hook).model_dump(mode="json", exclude_defaults=True) for hook in value)
 
 
@@ -94,6 +115,8 @@ def _to_files(value: Any) -> tuple[str, ...]:
 
 Seconds = Annotated[float, Converter(_to_seconds)]
 """Seconds, or a text with a unit such as ``2 min``."""
+PositiveSeconds = Annotated[float, Converter(_to_positive_seconds)]
+"""Seconds, more than 0."""
 Bytes = Annotated[str, Converter(_to_bytes)]
 """A size such as ``4 GiB``, kept as text."""
 Count = Annotated[int, Converter(_to_count)]
@@ -108,7 +131,7 @@ Folders = Annotated[
 """Folders of this machine, made absolute; in a variable separated like ``PATH``."""
 Files = Annotated[tuple[str, ...], Converter(_to_files, _read_paths)]
 """One or more files."""
-Hooks = Annotated[tuple[Any, ...], Converter(_to_hooks, json.loads)]
+Hooks = Annotated[tuple[Any, ...], Converter(_to_hooks, _read_json)]
 """Hooks as in a job spec; in a variable as JSON."""
 
 
@@ -145,15 +168,15 @@ class Settings:
     """Attempts per partition when storage or the cluster fails."""
     no_workers_timeout: Seconds = 300.0
     """Seconds without any worker after which a run fails."""
-    scheduler_timeout: Seconds = 30.0
+    scheduler_timeout: PositiveSeconds = 30.0
     """Seconds without an answer from the scheduler after which a run fails."""
-    partition_timeout: Seconds | None = None
+    partition_timeout: PositiveSeconds | None = None
     """Seconds that one attempt at a partition may take. Default: no limit."""
     stragglers: Switch = True
     """Whether idle workers help partitions that run far beyond their expected time."""
     drain_timeout: Seconds = 60.0
     """Seconds to wait for running partitions after a signal or a failure."""
-    lease_seconds: Seconds = 30.0
+    lease_seconds: PositiveSeconds = 30.0
     """Seconds of silence after which another driver may take over a job whose driver cannot be reached."""
     dashboard: str = "127.0.0.1:0"
     """Address of the dashboard of a local cluster; port 0: any free port."""
@@ -295,8 +318,16 @@ def _site_sources() -> Sources:
     for name, meant in misspelt(os.environ, known=known).items():
         logger.warning("unknown setting %s in the environment; did you mean %s?", name, meant)
     sources: Sources = {}
-    for key, value in (dask.config.get("pipeline", None) or {}).items():
-        _add(sources, key, value, rank=Precedence.DASK_CONFIG, origin=f"pipeline.{key}")
+    site = dask.config.get("pipeline", None) or {}
+    if not isinstance(site, Mapping):
+        raise SpecError(
+            "invalid settings in the configuration of Dask",
+            where="pipeline",
+            found=repr(site)[:80],
+            expected="a mapping of settings to values, such as pipeline: {workers: 4}",
+        )
+    for key, value in site.items():
+        _add(sources, str(key), value, rank=Precedence.DASK_CONFIG, origin=f"pipeline.{key}")
     for variable in setting_variables(os.environ, known=(*known, *RENAMED_SETTINGS)):
         (name,) = variable.path
         _check_known(name, where=variable.name)
@@ -375,10 +406,10 @@ def _convert(name: str, value: Any, *, where: str, is_text: bool = False) -> Any
     converter = _converters()[name]
     try:
         return converter.convert(converter.read_text(value) if is_text else value)
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, OverflowError, AttributeError, RecursionError) as error:
         raise SpecError(
             "invalid value of a setting",
             where=where,
-            found=repr(value),
+            found=repr(value)[:200],
             expected=error.expected if isinstance(error, SpecError) else str(error),
         ) from error

@@ -17,7 +17,8 @@ from pipeline import __version__
 from pipeline.cli import chaos, gc, inspect, models, plan, run, serve, submit, triggers, watch
 from pipeline.cli.options import JSON, VERBOSITY, json_text, tell
 from pipeline.common.secrets import mask_streams, redact
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, SpecError, StepFailed
+from pipeline.storage.urls import as_storage_error
 
 BROKEN_PIPE = 141
 """128 + SIGPIPE: whoever read stdout has gone."""
@@ -52,7 +53,10 @@ class Commands(click.Group):
         """Run the command that was asked for."""
         mask_streams()
         try:
-            return super().invoke(ctx)
+            _check_working_directory()
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
         except (click.exceptions.Exit, click.Abort):
             raise
         except click.ClickException as error:
@@ -63,19 +67,69 @@ class Commands(click.Group):
         except BrokenPipeError:
             _close_stdout()
             ctx.exit(BROKEN_PIPE)
-        except PipelineError as error:
-            tell(error, text=str(error), details=error.to_dict())
-            ctx.exit(error.exit_code)
         except KeyboardInterrupt as error:
             details = {"kind": "Interrupted", "message": "interrupted", "exit_code": INTERRUPTED}
             tell(error, text="interrupted", details=details)
             ctx.exit(INTERRUPTED)
+        except SystemExit as error:
+            # Only code of a job raises it here: click's own way out is Exit.
+            ctx.exit(_tell_error(StepFailed("code of the job ended the process", found=f"sys.exit({error.code!r})")))
         except Exception as error:
-            text = f"bug in the pipeline package: {type(error).__name__}: {error}"
-            details = {"kind": type(error).__name__, "message": str(error), "exit_code": PipelineError.exit_code}
-            advice = "" if ctx.meta.get(VERBOSITY, 0) > 0 else "\n  next:     run it again with -v for the traceback"
-            tell(error, text=text + advice, details=details)
-            ctx.exit(PipelineError.exit_code)
+            ctx.exit(_tell_error(error))
+
+
+def _tell_error(error: Exception) -> int:
+    """Print an error; return the exit status."""
+    known = _as_known(error)
+    if known is None:
+        text = f"bug in the pipeline package: {type(error).__name__}: {error}"
+        details = {"kind": type(error).__name__, "message": str(error), "exit_code": PipelineError.exit_code}
+        is_verbose = click.get_current_context().meta.get(VERBOSITY, 0) > 0
+        text += "" if is_verbose else "\n  next:     run it again with -v for the traceback"
+        tell(error, text=text, details=details)
+        return PipelineError.exit_code
+    try:
+        sys.stdout.flush()
+        tell(known, text=str(known), details=known.to_dict())
+    except OSError:
+        # stdout itself cannot be written.
+        _close_stdout()
+        tell(known, text=str(known), details=known.to_dict())
+    return known.exit_code
+
+
+def _as_known(error: Exception) -> PipelineError | None:
+    """Return ``error`` as an error of this package; None for a bug."""
+    if isinstance(error, PipelineError):
+        return error
+    if isinstance(error, OSError):
+        return as_storage_error(error, place=str(error.filename or "stdout or stderr"))
+    return _dask_config_error(error)
+
+
+def _check_working_directory() -> None:
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise SpecError(
+            "the working directory does not exist any more",
+            found=error.strerror or str(error),
+            expected="a folder: relative paths start from it",
+            next_step="cd to an existing folder",
+        ) from error
+
+
+def _dask_config_error(error: Exception) -> SpecError | None:
+    """Return the error for a malformed file of Dask's configuration, which Dask reads when it is imported."""
+    text = " ".join(str(error).split())
+    if not (isinstance(error, ValueError) and text.startswith("A dask config file at")):
+        return None
+    return SpecError(
+        "a file of Dask's configuration cannot be read",
+        found=text[:400],
+        expected="YAML",
+        next_step="fix or remove the file (~/.config/dask/, /etc/dask/, or DASK_CONFIG)",
+    )
 
 
 def _details(error: click.ClickException) -> dict[str, Any]:

@@ -7,11 +7,14 @@ import logging
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from pipeline.common.secrets import mask_logs, redact, redact_values
+from pipeline.errors import OutputExists
+from pipeline.storage.urls import as_storage_error
 
 if TYPE_CHECKING:
     from pipeline.settings import Settings
@@ -64,19 +67,43 @@ def override_option(command: Command) -> Command:
 
 def retry_set_option(command: Command) -> Command:
     """``--set``, for the fields that a retry may change."""
-    text = "Change a step, the contract or errors, such as steps.0.map=features:mended; may be repeated."
+    text = "Change a step, the contract or errors, such as steps.0.map=features:fixed; may be repeated."
     return click.option("--set", "overrides", metavar="FIELD=VALUE", multiple=True, help=text)(command)
 
 
-def load(target: str, *, overrides: Sequence[str], params: Sequence[str]) -> LoadedSpec:
+def make_folder(folder: Path) -> None:
+    """Create a folder that a person named, with its parents.
+
+    :raises OutputExists: when a file has that name.
+    :raises StorageError: when the folder cannot be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise OutputExists(
+            "a file has the name of the folder", where=str(folder), next_step="choose another folder"
+        ) from error
+    except OSError as error:
+        raise as_storage_error(error, place=str(folder)) from error
+
+
+def not_empty(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Refuse an empty text, as of a variable that is not set; callback of an option."""
+    if value is not None and not value.strip():
+        raise click.BadParameter("an empty text; give a value, or leave the option out", context, parameter)
+    return value
+
+
+def load(target: str, *, overrides: Sequence[str], params: Sequence[str], text: str | None = None) -> LoadedSpec:
     """Load the job spec in ``target`` with the values of ``--set`` and ``-p``.
 
+    :param text: text of the file, where it was read already.
     :raises SpecError: with every mistake that was found.
     """
     from pipeline.spec.load import load_spec
     from pipeline.spec.parameters import given_on_command_line
 
-    return load_spec(target, overrides=overrides, params=given_on_command_line(params))
+    return load_spec(target, overrides=overrides, params=given_on_command_line(params), text=text)
 
 
 def cluster_options(command: Command) -> Command:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -16,11 +15,13 @@ from pipeline.cli.options import (
     emit,
     is_quiet,
     load,
+    make_folder,
     output_options,
     override_option,
     settings_for,
 )
 from pipeline.errors import OutputExists, PipelineError
+from pipeline.storage.urls import expand_user, storage_errors
 
 if TYPE_CHECKING:
     from pipeline.driver.prepare import Prepared
@@ -40,10 +41,10 @@ def init(folder: str) -> None:
     """Write a job.yaml to start from, with every field explained."""
     from pipeline.cli.templates import JOB_TEMPLATE
 
-    path = Path(folder) / "job.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = expand_user(folder) / "job.yaml"
+    make_folder(path.parent)
     try:
-        with path.open("x", encoding="utf-8") as file:
+        with storage_errors(str(path)), path.open("x", encoding="utf-8") as file:
             file.write(JOB_TEMPLATE)
     except FileExistsError as error:
         raise OutputExists(

@@ -16,6 +16,7 @@ from pipeline.cli.options import (
     emit,
     is_quiet,
     load,
+    not_empty,
     output_options,
     override_option,
     retry_set_option,
@@ -26,6 +27,8 @@ from pipeline.cli.options import (
 from pipeline.common.imports import frozen_imports
 from pipeline.errors import PipelineError, SpecError
 from pipeline.jobs import layout
+from pipeline.spec.file import read_text
+from pipeline.storage.urls import expand_user
 
 if TYPE_CHECKING:
     from pipeline.events import Callback
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 
 WARNED = 3
 """Exit status of a job that succeeded with warnings, under ``--strict``."""
+MAX_DEMO_ROWS = 50_000_000
+"""Rows of the largest table of ``demo``: about 10 GiB of memory."""
 Flags = Mapping[str, str | int | None]
 
 strict_option = click.option("--strict", is_flag=True, help="Exit with 3 when the job succeeded with warnings.")
@@ -41,7 +46,13 @@ strict_option = click.option("--strict", is_flag=True, help="Exit with 3 when th
 
 @click.command(short_help="Run a job.")
 @click.argument("target", metavar="JOB.YAML|DIR")
-@click.option("--job", "job_id", metavar="ID", help="Job id. Resumes that job if it exists with the same plan.")
+@click.option(
+    "--job",
+    "job_id",
+    metavar="ID",
+    callback=not_empty,
+    help="Job id. Resumes that job if it exists with the same plan.",
+)
 @strict_option
 @override_option
 @cluster_options
@@ -118,7 +129,13 @@ def retry(job: str, model: str | None, strict: bool, overrides: tuple[str, ...],
 
 @click.command(short_help="Create a table and a model, and run a job on them.")
 @click.argument("folder", metavar="[DIR]", default="pipeline-demo")
-@click.option("--rows", type=click.IntRange(min=1000), default=300_000, show_default=True, help="Rows of the table.")
+@click.option(
+    "--rows",
+    type=click.IntRange(min=1000, max=MAX_DEMO_ROWS),
+    default=300_000,
+    show_default=True,
+    help="Rows of the table.",
+)
 @output_options
 def demo(folder: str, rows: int) -> None:
     """Create a table and a model, and run a job on them: offline, in under a minute."""
@@ -136,8 +153,9 @@ def _is_job_directory(target: str) -> bool:
 
     :raises SpecError: for a folder that holds no job.
     """
-    path = Path(target).expanduser()
-    if "://" in target or not path.is_dir():
+    path = expand_user(target)
+    # os.path.isdir is False for a path that is too long, too.
+    if "://" in target or not os.path.isdir(path):
         return False
     if (path / layout.JOB_FILE).is_file():
         return True
@@ -160,9 +178,11 @@ def _run(
     params: Sequence[str] = (),
     text: Callable[[Report], str] | None = None,
 ) -> None:
-    if not _names_cluster(target, overrides, flags):
+    # A pipe can be read once only.
+    spec_text = read_text(target)
+    if not _names_cluster(spec_text, overrides, flags):
         _begin_workers(flags)
-    loaded = load(target, overrides=overrides, params=params)
+    loaded = load(target, overrides=overrides, params=params, text=spec_text)
     settings = settings_for(loaded, **flags)
 
     def go(callbacks: Sequence[Callback]) -> Report:
@@ -183,13 +203,10 @@ def _begin_workers(flags: Flags) -> None:
     forks.start(forks.likely_environment(int(workers) if workers else None, int(threads) if threads else None))
 
 
-def _names_cluster(target: str, overrides: Sequence[str], flags: Flags) -> bool:
-    """Whether the job probably uses another cluster than this machine, by a cheap check of flags and file."""
+def _names_cluster(spec_text: str, overrides: Sequence[str], flags: Flags) -> bool:
+    """Whether the job probably uses another cluster than this machine, by a cheap check of flags and spec."""
     named = flags.get("cluster") or os.environ.get("PIPELINE_CLUSTER") or "local"
-    with suppress(OSError, ValueError):
-        lines = Path(target).read_text(encoding="utf-8").splitlines()
-        return named != "local" or any(line.startswith("cluster") for line in (*lines, *overrides))
-    return True
+    return named != "local" or any(line.startswith("cluster") for line in (*spec_text.splitlines(), *overrides))
 
 
 def _resume(job: str, *, strict: bool, flags: Flags) -> None:

@@ -12,6 +12,7 @@ from pipeline.cli.options import (
     emit,
     is_quiet,
     load,
+    not_empty,
     output_options,
     override_option,
     settings_for,
@@ -23,9 +24,14 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Run a job in the background.")
 @click.argument("job_file", metavar="JOB.YAML")
-@click.option("--job", "job_id", metavar="ID", help="Id of the job, if it is new.")
+@click.option("--job", "job_id", metavar="ID", callback=not_empty, help="Id of the job, if it is new.")
 @click.option("--force", is_flag=True, help="Start a new job even if one exists for the same spec, input and model.")
-@click.option("--key", metavar="TEXT", help="Deduplication key of the submission. Default: spec, input and model.")
+@click.option(
+    "--key",
+    metavar="TEXT",
+    callback=not_empty,
+    help="Deduplication key of the submission. Default: spec, input and model.",
+)
 @click.option(
     "--priority", type=int, default=0, show_default=True, help="Priority in the queue of serve; higher starts first."
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -31,6 +32,11 @@ _DURATIONS = {
     **dict.fromkeys(("h", "hour", "hours"), 3600),
     **dict.fromkeys(("d", "day", "days"), 86400),
 }
+MAX_SIZE = 1 << 63
+"""Size that no file or memory has, in bytes."""
+MAX_SECONDS = 100 * 366 * 86400.0
+"""Longest duration, in seconds: calendars end soon after."""
+_LONGEST_SHOWN = 80
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -38,31 +44,48 @@ def parse_bytes(text: str | int, *, where: str = "") -> int:
     """Return the bytes of ``text``: ``256 MiB`` (1024 × 1024 each), ``1.5GB`` (10**9), or a plain number.
 
     :param where: field that holds ``text``, for the message.
-    :raises SpecError: for any other text, and for 0.
+    :raises SpecError: for any other text, for 0, and for 8 EiB and more.
     """
-    match = _SIZE.fullmatch(str(text))
+    match = _SIZE.fullmatch(_text(text))
     unit = _UNITS.get(match["unit"].lower()) if match else None
-    value = int(float(match["number"]) * unit) if match and unit else 0
-    if value <= 0 or isinstance(text, bool):
+    value = float(match["number"]) * unit if match and unit else 0.0
+    if not 1 <= value < MAX_SIZE or isinstance(text, bool):
         raise SpecError(
-            "not a valid size", where=where, found=repr(text), expected="such as 256 MiB, 1.5 GB or 1000000"
+            "not a valid size", where=where, found=_shown(text), expected="such as 256 MiB, 1.5 GB or 1000000"
         )
-    return value
+    return int(value)
 
 
 def parse_seconds(text: str | float, *, where: str = "") -> float:
     """Return the seconds of ``text``: ``90 s``, ``15 min``, ``2 h``, ``1 d``, or a plain number of seconds, also 0.
 
     :param where: field that holds ``text``, for the message.
-    :raises SpecError: for any other text.
+    :raises SpecError: for any other text, and for more than 100 years.
     """
-    match = _DURATION.fullmatch(str(text))
+    match = _DURATION.fullmatch(_text(text))
     unit = _DURATIONS.get(match["unit"].lower()) if match else None
-    if match is None or unit is None or isinstance(text, bool):
+    value = float(match["number"]) * unit if match and unit else math.inf
+    if value > MAX_SECONDS or isinstance(text, bool):
         raise SpecError(
-            "not a valid duration", where=where, found=repr(text), expected="such as 90 s, 15 min, 2 h or 1 d"
+            "not a valid duration",
+            where=where,
+            found=_shown(text),
+            expected="such as 90 s, 15 min, 2 h or 1 d; at most 100 years",
         )
-    return float(match["number"]) * unit
+    return value
+
+
+def _text(value: object) -> str:
+    """Return ``str(value)``; empty for an integer of too many digits."""
+    try:
+        return str(value)
+    except ValueError:
+        return ""
+
+
+def _shown(value: object) -> str:
+    text = repr(value) if isinstance(value, str) else _text(value) or "a number of many digits"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
 
 
 def format_bytes(count: float) -> str:

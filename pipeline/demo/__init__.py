@@ -15,6 +15,7 @@ from pipeline.demo import features as demo_features
 from pipeline.demo.features import NOW
 from pipeline.errors import EnvMismatch, OutputExists, RefusedForSafety
 from pipeline.report.report import Report
+from pipeline.storage.urls import as_storage_error
 
 SEED = 20240229
 COUNTRIES = {"DE": 0.52, "FR": 0.14, "IT": 0.11, "NL": 0.08, "PL": 0.07, "SE": 0.05, "AT": 0.03}
@@ -104,6 +105,7 @@ def make_demo(folder: Path, *, rows: int, seed: int = SEED) -> Demo:
     """Create the demo in ``folder``, or reuse an existing one; the same seed gives the same files.
 
     :raises OutputExists: when the folder holds something else.
+    :raises StorageError: when the folder cannot be created or written.
     :raises EnvMismatch: when xgboost is not installed.
     """
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
@@ -111,10 +113,20 @@ def make_demo(folder: Path, *, rows: int, seed: int = SEED) -> Demo:
     table = folder / "lake" / "customers"
     if folder.is_dir() and any(folder.iterdir()):
         return _found(folder, table)
-    customers = make_customers(rows, seed=seed)
-    place = folder.absolute()
-    unfinished = place.with_name(f".{place.name}.unfinished")
+    unfinished = folder.absolute().with_name(f".{folder.absolute().name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        _make(folder, unfinished=unfinished, rows=rows, seed=seed)
+    except OSError as error:
+        # Also for a folder that cannot exist, such as one below /proc.
+        raise as_storage_error(error, place=str(folder)) from error
+    return Demo(folder, rows, is_new=True)
+
+
+def _make(folder: Path, *, unfinished: Path, rows: int, seed: int) -> None:
+    # A folder that cannot be created is noticed before minutes of work.
+    unfinished.mkdir(parents=True)
+    customers = make_customers(rows, seed=seed)
     train_model(customers, path=unfinished / "churn.ubj", seed=seed)
     write_table(spoil(customers, seed=seed), unfinished / "lake" / "customers")
     shutil.copyfile(demo_features.__file__, unfinished / "features.py")
@@ -126,7 +138,6 @@ def make_demo(folder: Path, *, rows: int, seed: int = SEED) -> Demo:
     for name in ("lake", "churn.ubj", "features.py", "README.md", "job.yaml"):
         (unfinished / name).replace(folder / name)
     unfinished.rmdir()
-    return Demo(folder, rows, is_new=True)
 
 
 def _found(folder: Path, table: Path) -> Demo:

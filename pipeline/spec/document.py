@@ -10,24 +10,28 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
 from pipeline.errors import SpecError
 from pipeline.spec.diagnostics import IN_PYTHON, Document, FieldPath, Place, SpecIssue, dotted
+from pipeline.spec.file import read_text
 from pipeline.spec.precedence import Precedence, SettingSource, Variable, spec_variables
-from pipeline.spec.yaml import MAX_BYTES, parse_text
-from pipeline.storage.urls import file_system, storage_errors
+from pipeline.spec.yaml import MAX_DEPTH, parse_text
 
 
 def read_document(
-    source: str | os.PathLike[str], *, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None
+    source: str | os.PathLike[str],
+    *,
+    overrides: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+    text: str | None = None,
 ) -> Document:
     """Read a YAML or JSON file, or a text with more than one line, and apply ``field=value`` overrides to it.
 
     :param environ: variables, of which those named ``PIPELINE_SPEC__…`` are overrides too, of a lower rank.
+    :param text: text of the file, where it was read already: a pipe can be read once only.
 
     :raises SpecError: when the file cannot be read, is no YAML (or JSON), or an override fits nowhere.
     :raises RefusedForSafety: for anchors, aliases, Python tags and very deep nesting.
@@ -36,7 +40,8 @@ def read_document(
     if isinstance(source, str) and "\n" in source:
         document = parse_text(source, name=IN_PYTHON, is_json=source.lstrip().startswith("{"))
     else:
-        document = parse_text(read_text(name), name=name, is_json=name.endswith(".json"))
+        text = read_text(name) if text is None else text
+        document = parse_text(text, name=name, is_json=name.endswith(".json"))
     for variable in spec_variables(environ or {}):
         path = _path_of(variable, document.data)
         apply_override(document, f"{path}={variable.text}", flag=variable.name, rank=Precedence.ENVIRONMENT)
@@ -53,7 +58,8 @@ def _path_of(variable: Variable, data: Any) -> str:
         key = known.get(part, part)
         path.append(key)
         if isinstance(data, list):
-            data = data[int(key)] if key.isdigit() and int(key) < len(data) else None
+            position = _position(key)
+            data = data[position] if position is not None and position < len(data) else None
         else:
             data = data.get(key) if isinstance(data, dict) else None
     return dotted(path)
@@ -77,55 +83,6 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 
 _SPECIAL = re.compile(r"yes|no|on|off|y|n|true|false|null", re.IGNORECASE)
 _Dumper.add_representer(str, _represent_text)
-
-
-def read_text(name: str) -> str:
-    """Read the text of a job spec file: a local path or any fsspec URL.
-
-    :raises SpecError: when there is none, or it is over 1 MiB, or not UTF-8.
-    """
-    try:
-        if "://" in name:
-            system, path = file_system(name)
-            with storage_errors(name), system.open(path, "rb") as file:
-                data: bytes = file.read(MAX_BYTES + 1)
-        else:
-            with Path(name).expanduser().open("rb") as file:
-                data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        _cannot_open(name, error)
-    return _decode(data, name)
-
-
-def _cannot_open(name: str, error: OSError) -> NoReturn:
-    if isinstance(error, FileNotFoundError):
-        raise SpecError(
-            "no job spec at that path",
-            where=name,
-            next_step="fix the path, or write a new spec with: python -m pipeline init",
-        ) from error
-    raise SpecError("the job spec cannot be read", where=name, found=error.strerror or str(error)) from error
-
-
-def _decode(data: bytes, name: str) -> str:
-    if len(data) > MAX_BYTES:
-        raise SpecError(
-            "the job spec is too large",
-            where=name,
-            found=f"over {MAX_BYTES:,} bytes",
-            expected="at most 1 MiB",
-            next_step="give the path of a job spec, not of data",
-        )
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise SpecError(
-            "the job spec is not UTF-8 text",
-            where=f"{name}:{line}",
-            found=f"the byte 0x{data[error.start]:02x}",
-            next_step="save it as UTF-8",
-        ) from error
 
 
 _SEGMENT = re.compile(r'"(?P<quoted>[^"]*)"|(?P<name>[^."\[\]=\s]+)|\[(?P<index>[0-9]+)\]')
@@ -177,7 +134,12 @@ def _split_override(text: str, flag_name: str) -> tuple[FieldPath, str]:
     position = 0
     while match := _SEGMENT.match(text, position):
         quoted, name, index = match.group("quoted", "name", "index")
-        path.append(int(index) if index is not None else quoted if quoted is not None else name)
+        if index is not None:
+            # An index of too many digits names no position, and stays a text.
+            number = _position(index)
+            path.append(index if number is None else number)
+        else:
+            path.append(quoted if quoted is not None else name)
         position = match.end()
         if text.startswith(".", position):
             position += 1
@@ -188,6 +150,13 @@ def _split_override(text: str, flag_name: str) -> tuple[FieldPath, str]:
             "an override is not of the form field=value",
             where=flag_name,
             expected="such as sink.path=out/ or steps.0.score.model=model.json",
+        )
+    if len(path) > MAX_DEPTH:
+        raise SpecError(
+            "an override is nested too deep",
+            where=flag_name[:200],
+            found=f"{len(path):,} levels",
+            expected=f"at most {MAX_DEPTH}",
         )
     return tuple(path), text[position + 1 :]
 
@@ -224,10 +193,16 @@ def _key(here: Any, part: str | int, resolved: list[str | int], flag_name: str) 
     )
 
 
+def _position(text: str) -> int | None:
+    """Return the position in a list that ``text`` names; None for any other text."""
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else None
+
+
 def _index(here: list[Any], part: str | int, resolved: list[str | int], flag_name: str) -> int:
     text = str(part)
-    if text.isdigit() and int(text) < len(here):
-        return int(text)
+    position = _position(text)
+    if position is not None and position < len(here):
+        return position
     raise SpecError(
         "an override names a position outside of the list",
         where=flag_name,

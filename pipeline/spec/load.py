@@ -21,7 +21,7 @@ from pipeline.spec.parameters import (
     render_spec,
 )
 from pipeline.spec.precedence import Precedence, ResolvedSetting, SettingSource, param_variables
-from pipeline.storage.urls import is_local_path, local_path
+from pipeline.storage.urls import expand_user, is_local_path, local_path
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class LoadedSpec:
 
     spec: JobSpec
     path: str | None
-    """Absolute path or URL of the file; None for a text."""
+    """Absolute path or URL of the file; None for a text or a pipe."""
     origins: Mapping[str, ResolvedSetting] = field(default_factory=dict)
     """Origin of the value of each field, by its name in ``--set``."""
 
@@ -49,6 +49,7 @@ def load_spec(
     params: Mapping[str, Any] | Sequence[GivenValues] = (),
     run_date: str | None = None,
     environ: Mapping[str, str] | None = None,
+    text: str | None = None,
 ) -> LoadedSpec:
     """Load a job spec from a YAML or JSON file (path or URL), or from a text with more than one line.
 
@@ -56,10 +57,11 @@ def load_spec(
     :param params: values for its parameters: by name, or as `pipeline.spec.parameters` reads them from ``-p``.
     :param run_date: value of ``${run.date}``, as ``2026-01-01``. Default: today, UTC.
     :param environ: default: the environment of this process.
+    :param text: text of the file, where it was read already.
     :raises SpecError: with every issue; see `JobSpec.load`.
     """
     environ = os.environ if environ is None else environ
-    document = read_document(source, overrides=overrides, environ=environ)
+    document = read_document(source, overrides=overrides, environ=environ, text=text)
     given = given_in_python(params) if isinstance(params, Mapping) else tuple(params)
     by_environment = given_by_environment(param_variables(environ), _declared(document))
     filled = render_spec(document, given=(*by_environment, *given), run_date=run_date, environ=environ)
@@ -67,8 +69,13 @@ def load_spec(
     name = os.fspath(source)
     path = None
     if not (isinstance(source, str) and "\n" in source):
-        path = name if "://" in name else str(Path(name).expanduser().absolute())
+        path = name if "://" in name else _file(name)
     return LoadedSpec(spec, path, spec_origins(document, spec.model_dump(mode="json"), filled))
+
+
+def _file(name: str) -> str | None:
+    path = expand_user(name).absolute()
+    return None if path.is_fifo() else str(path)
 
 
 def _declared(document: Document) -> Mapping[str, Any]:

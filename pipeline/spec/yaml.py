@@ -16,8 +16,8 @@ import yaml
 
 from pipeline.errors import RefusedForSafety, SpecError
 from pipeline.spec.diagnostics import Document, FieldPath, Place, SpecIssue, SpecIssues
+from pipeline.spec.file import MAX_BYTES
 
-MAX_BYTES = 1 << 20
 MAX_DEPTH = 40
 
 _NULL = re.compile(r"~|null|Null|NULL|")

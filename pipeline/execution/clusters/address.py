@@ -66,6 +66,14 @@ class ExistingScheduler:
             client = Client(
                 self.address, set_as_default=False, security=security, timeout=self.settings.scheduler_timeout
             )
+        except (ValueError, TypeError) as error:
+            raise SpecError(
+                "invalid address of a scheduler",
+                where=self.address,
+                found=str(error),
+                expected="such as tcp://host:8786 or tls://host:8786",
+                next_step="fix cluster, or --cluster",
+            ) from error
         except (OSError, TimeoutError) as error:
             # A scheduler gives no reason for rejecting a certificate.
             tls = ", or give the certificates it accepts" if security is not None else ""

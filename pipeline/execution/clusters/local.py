@@ -11,12 +11,12 @@ from typing import Any
 import dask
 import dask.config
 from dask.system import CPU_COUNT
-from dask.utils import parse_bytes
 from distributed import Client, LocalCluster
 from distributed.system import MEMORY_LIMIT
 
 from pipeline.common import forkserver as forks
 from pipeline.common.forkserver import chosen_shape, thread_environment
+from pipeline.common.units import parse_bytes
 from pipeline.errors import NoWorkers, SpecError
 from pipeline.execution.clusters import DASK_CONFIG
 from pipeline.execution.clusters.lazy_dashboard import add_dashboard
@@ -47,9 +47,14 @@ class LocalProcesses:
         workers, threads = self._shape()
         limit = self.settings.memory_limit or self.memory_limit
         try:
-            memory = int(MEMORY_LIMIT * 0.9) // workers if limit == "auto" else int(parse_bytes(limit))
-        except ValueError as error:
-            raise SpecError("invalid memory limit", found=repr(limit), expected="a size such as 4 GiB") from error
+            memory = int(MEMORY_LIMIT * 0.9) // workers if limit == "auto" else parse_bytes(limit)
+        except SpecError as error:
+            raise SpecError(
+                "invalid memory limit",
+                where="memory_limit",
+                found=error.found,
+                expected="a size such as 4 GiB, or auto",
+            ) from error
         return Limits(workers=workers, threads=threads, memory=memory)
 
     def _shape(self) -> tuple[int, int]:
