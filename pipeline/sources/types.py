@@ -86,6 +86,13 @@ def has_inner_dictionary(arrow_type: pa.DataType) -> bool:
     return any(pa.types.is_dictionary(kind) or has_inner_dictionary(kind) for kind in inside)
 
 
+def has_empty_struct(arrow_type: pa.DataType) -> bool:
+    """True if a struct without fields is in ``arrow_type``. Parquet stores nothing of it, and pyarrow leaves it out."""
+    if pa.types.is_struct(arrow_type) and not arrow_type.num_fields:
+        return True
+    return any(has_empty_struct(arrow_type.field(number).type) for number in range(arrow_type.num_fields))
+
+
 def as_type(array: pa.Array, arrow_type: pa.DataType) -> pa.Array:
     """Return ``array`` as ``arrow_type``, a type of the same kind.
 

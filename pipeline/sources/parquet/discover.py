@@ -23,7 +23,7 @@ from pipeline.sources.parquet.footers import Footer, Layout, SmallFiles, digest_
 from pipeline.sources.parquet.opening import arrow_schema, read_footer
 from pipeline.sources.parquet.screening import ScreenedFiles, screen_files
 from pipeline.sources.quarantine import quarantined_file
-from pipeline.sources.types import plain_field, same_kind
+from pipeline.sources.types import has_empty_struct, plain_field, same_kind
 from pipeline.spec.parts import Source
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
@@ -54,6 +54,7 @@ def discover(
     first = read_footer(screened.usual.path)
     common = _CommonSchema(screened.usual, first, keys=keys, needed=needed)
     common.check_requested(source.columns)
+    common.check_types()
     if condition is not None:
         condition.check(_with_keys(common.all_fields(), keys))
     reader = _FooterReader(
@@ -223,6 +224,19 @@ class _CommonSchema:
                     expected="one of: " + ", ".join(names[:20]) + (", …" if len(names) > 20 else ""),
                     next_step=f"did you mean {near[0]}?" if near else "correct source.columns",
                 )
+
+    def check_types(self) -> None:
+        """Check that the needed columns can be read.
+
+        :raises SchemaDrift: for the first column that cannot.
+        """
+        for field in self.fields():
+            if has_empty_struct(field.type):
+                raise _drift(
+                    "an input file has a column of a type that cannot be read", self.file,
+                    f"column {field.name!r} of type {field.type}", "structs with fields",
+                    "leave the column out of source.columns, or write the file anew without it",
+                )  # fmt: skip
 
     def check(self, file: SourceFile, metadata: pq.FileMetaData) -> Layout:
         """Return the layout of ``file``.

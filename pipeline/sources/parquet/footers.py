@@ -222,7 +222,8 @@ def _leaves(arrow_type: pa.DataType) -> int:
         return _leaves(arrow_type.storage_type)
     if pa.types.is_dictionary(arrow_type):
         return _leaves(arrow_type.value_type)
-    return sum(_leaves(arrow_type.field(child).type) for child in range(arrow_type.num_fields)) or 1
+    leaves = sum(_leaves(arrow_type.field(child).type) for child in range(arrow_type.num_fields))
+    return leaves if pa.types.is_nested(arrow_type) else 1
 
 
 def _width(arrow_type: pa.DataType) -> float:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import io
+import struct
 import uuid
 from pathlib import Path
 
@@ -153,3 +155,28 @@ def test_dictionaries_inside_lists_are_read_from_every_row_group(tmp_path: Path)
     found = planned(tmp_path / "a.parquet")
     assert pa.types.is_string(found.schema.field("x").type.value_type)
     assert read(found, batch_rows=64)["x"].to_pylist() == values
+
+
+def write_empty_struct(path: Path) -> None:
+    """Write columns ``e`` (a group without fields, as parquet-mr writes it) and ``a``, which pyarrow cannot write."""
+    file = io.BytesIO()
+    pq.write_table(pa.table({"a": [1, 2]}), file, store_schema=False)
+    data = file.getvalue()
+    size = struct.unpack("<I", data[-8:-4])[0]
+    pages, footer = data[: -8 - size], data[-8 - size : -8]
+    root = b"\x18\x06schema\x15\x02\x00"
+    at = footer.index(root)
+    count = footer.rindex(b"\x2c", 0, at)
+    two_children, group = b"\x18\x06schema\x15\x04\x00", b"\x35\x02\x18\x01e\x15\x00\x00"
+    footer = footer[:count] + b"\x3c" + footer[count + 1 : at] + two_children + group + footer[at + len(root) :]
+    path.write_bytes(pages + footer + struct.pack("<I", len(footer)) + b"PAR1")
+
+
+def test_a_struct_without_fields_is_refused_when_planning_unless_it_is_left_out(tmp_path: Path) -> None:
+    """Parquet stores nothing of it: reading would give other columns than the plan."""
+    write_empty_struct(tmp_path / "a.parquet")
+    with pytest.raises(SchemaDrift, match="cannot be read") as caught:
+        planned(tmp_path / "a.parquet")
+    assert "struct<>" in caught.value.found
+    found = discover(Source(path=str(tmp_path / "a.parquet"), columns=("a",)))
+    assert read(found)["a"].to_pylist() == [1, 2]
