@@ -29,6 +29,7 @@ from pipeline.plan.plan import Limits, Plan
 from pipeline.plan.planner import make_plan
 from pipeline.plan.step_code import FoundCode, StepCode, digests_of
 from pipeline.scoring.code_search import find_code
+from pipeline.scoring.contract import check_rules
 from pipeline.scoring.outputs import prediction_schema
 from pipeline.scoring.scorer import frame_schema
 from pipeline.settings import Settings
@@ -136,15 +137,18 @@ class _Drafting:
         spec = absolute(spec)
         version = self.model(spec)
         check_engine(spec.score.engine, version, kind=spec.score.output_spec.kind)
+        frame = self._frame_schema(spec, discovery)
         plan = make_plan(
             spec,
             model=version,
             discovery=discovery,
-            frame_schema=self._frame_schema(spec, discovery),
+            frame_schema=frame,
             predictions=prediction_schema(version, spec.score.output_spec),
             limits=self.limits,
             progress=progress,
         )
+        check_rules(discovery.schema, plan.source_rules)
+        check_rules(frame, plan.score_rules)
         plan.validate(self.limits)
         code = self.code(spec)
         return replace(plan, code=code.steps, sources=code.sources)

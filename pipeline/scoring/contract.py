@@ -81,6 +81,14 @@ def check(table: pa.Table, rules: Sequence[ColumnRule], *, skip_finite: Collecti
     return _explain(table, rows, [broken[index] for index in first[rows]])
 
 
+def check_rules(schema: pa.Schema, rules: Sequence[ColumnRule]) -> None:
+    """Make every check of ``rules`` on a table without rows, so that none fails for its types on a worker.
+
+    :raises SpecError: for values that cannot be compared with their column.
+    """
+    check(schema.empty_table(), rules)
+
+
 def check_matrix(matrix: np.ndarray, table: pa.Table, columns: Sequence[str], finite: Collection[str]) -> Failures:
     """Find the rows in which a column of ``finite`` is infinite in float32, in the input or by overflow.
 

@@ -6,14 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
-from pipeline.driver.prepare import first_sink, refuse_incremental, select_input, work_digest
+from pipeline.driver.prepare import first_sink, prepare, refuse_incremental, select_input, work_digest
 from pipeline.errors import SpecError
 from pipeline.plan.incremental import FULL_INPUT
 from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec
 from pipeline.testing.jobs import SmallJob, small_job
+from pipeline.testing.oracle import make_lake
 
 
 @pytest.fixture
@@ -41,6 +43,33 @@ class TestSelectInput:
         with pytest.raises(SpecError) as caught:
             select_input(spec, small.plan.model, settings=settings)
         assert (caught.value.where, caught.value.expected) == ("sink.mode", "append")
+
+
+def is_old(frame: pd.DataFrame) -> pd.DataFrame:
+    """Map step that makes a truth value of a number."""
+    return frame.assign(age=frame["age"] > 30)
+
+
+class TestContract:
+    """Contracts that only workers could find wrong."""
+
+    def test_contract_that_a_step_makes_incomparable_is_refused(self, model_path: Path, tmp_path: Path) -> None:
+        """The contract fits the source; after the step, the allowed numbers stand beside truth values."""
+        lake = make_lake(tmp_path / "lake", rows=(50,))
+        steps = [
+            {"map": "tests.unit.driver.test_prepare:is_old"},
+            {"score": {"model": str(model_path), "output": "p"}},
+        ]
+        spec = JobSpec.build(
+            name="j",
+            source={"path": str(lake.path)},
+            steps=steps,
+            sink={"path": str(tmp_path / "out")},
+            contract={"age": {"allowed": list(range(100))}},
+        )
+        with pytest.raises(SpecError, match="cannot be compared") as caught:
+            prepare(spec, settings=Settings(directory=str(tmp_path / "jobs"), workers=1, threads=1))
+        assert caught.value.where == "contract.age"
 
 
 class TestWorkDigest:
