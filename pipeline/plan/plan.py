@@ -165,7 +165,9 @@ class Plan:
                 "rules": [self.source_rules, self.score_rules],
                 "scored": [self.features, self.keep, self.outputs],
                 "children": [[child.slug, child.value, child.work] for child in self.children],
-                "goes on from": [self.progress.baseline, self.progress.replaces] if self.progress.baseline else None,
+                "incremental baseline": [self.progress.baseline, self.progress.replaces]
+                if self.progress.baseline
+                else None,
             }
         )
 

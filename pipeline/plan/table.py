@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.common.rows import Fragment, InputFile, QuarantinedFile, RowGroup
-from pipeline.errors import StateCorrupt
+from pipeline.errors import PipelineError, StateCorrupt
 from pipeline.models.model import Feature, ModelVersion
 from pipeline.plan.incremental import IncrementalState
 from pipeline.plan.plan import ChildPlan, Partition, Plan
@@ -22,19 +22,20 @@ from pipeline.plan.step_code import StepCode
 from pipeline.spec.job_spec import JobSpec
 from pipeline.storage.store import Store
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _METADATA = b"pipeline.plan"
 _KEYS = pa.list_(pa.struct([("name", pa.string()), ("value", pa.string())]))
 _GROUP = pa.struct([("rows", pa.int64()), ("bytes", pa.int64()), ("compressed", pa.int64()), ("selected", pa.bool_())])
 _RANGE = pa.struct(
     [
+        ("ordinal", pa.int64()),
         ("partition", pa.string()),
         ("row_start", pa.int64()),
         ("row_stop", pa.int64()),
         ("group_start", pa.int64()),
         ("group_stop", pa.int64()),
         ("bytes", pa.int64()),
-        ("origin", pa.string()),
+        ("rejected_from", pa.string()),
     ]
 )
 _PLAIN = (
@@ -50,16 +51,20 @@ _PLAIN = (
 )
 
 
+_PlacedRange = tuple[int, str, Fragment]
+"""Ordinal, id of the partition, and rows."""
+
+
 def plan_to_table(plan: Plan) -> pa.Table:
     """Return all of ``plan`` as a table.
 
-    Files have the columns path, size, version, hive_keys, row_groups and ranges. The rest is JSON in the schema's
-    metadata.
+    Files have the columns path, size, version, hive_keys, row_groups and ranges. The ordinal of a range is its place
+    among the ranges of all partitions, in the order of the plan. The rest is JSON in the schema's metadata.
     """
-    ranges: dict[str, list[tuple[str, Fragment]]] = {file.path: [] for file in plan.files}
-    for partition in plan.partitions:
-        for fragment in partition.fragments:
-            ranges[fragment.path].append((partition.id, fragment))
+    ranges: dict[str, list[_PlacedRange]] = {file.path: [] for file in plan.files}
+    placed = ((partition.id, fragment) for partition in plan.partitions for fragment in partition.fragments)
+    for ordinal, (partition, fragment) in enumerate(placed):
+        ranges[fragment.path].append((ordinal, partition, fragment))
     files = plan.files
     table = pa.table(
         {
@@ -81,7 +86,7 @@ def _incremental_columns(plan: Plan) -> dict[str, pa.Array]:
     return {
         "published_row_groups": pa.array([file.published_row_groups for file in plan.files], pa.int64()),
         "footer_digest": pa.array([file.footer_digest for file in plan.files], pa.string()),
-        "why": pa.array([file.why for file in plan.files], pa.string()),
+        "reason": pa.array([file.why for file in plan.files], pa.string()),
     }
 
 
@@ -171,16 +176,18 @@ def _groups_array(files: Sequence[InputFile]) -> pa.ListArray:
     return _lists([len(file.row_groups) for file in files], pa.StructArray.from_arrays(columns, fields=list(_GROUP)))
 
 
-def _ranges_array(ranges: Sequence[Sequence[tuple[str, Fragment]]]) -> pa.ListArray:
-    flat = [pair for of_file in ranges for pair in of_file]
+def _ranges_array(ranges: Sequence[Sequence[_PlacedRange]]) -> pa.ListArray:
+    flat = [placed for of_file in ranges for placed in of_file]
+    fragments = [fragment for _, _, fragment in flat]
     columns = [
-        pa.array([partition for partition, _ in flat], pa.string()),
-        pa.array([fragment.row_start for _, fragment in flat], pa.int64()),
-        pa.array([fragment.row_stop for _, fragment in flat], pa.int64()),
-        pa.array([fragment.group_start for _, fragment in flat], pa.int64()),
-        pa.array([fragment.group_stop for _, fragment in flat], pa.int64()),
-        pa.array([fragment.bytes for _, fragment in flat], pa.int64()),
-        pa.array([fragment.origin for _, fragment in flat], pa.string()),
+        pa.array([ordinal for ordinal, _, _ in flat], pa.int64()),
+        pa.array([partition for _, partition, _ in flat], pa.string()),
+        pa.array([fragment.row_start for fragment in fragments], pa.int64()),
+        pa.array([fragment.row_stop for fragment in fragments], pa.int64()),
+        pa.array([fragment.group_start for fragment in fragments], pa.int64()),
+        pa.array([fragment.group_stop for fragment in fragments], pa.int64()),
+        pa.array([fragment.bytes for fragment in fragments], pa.int64()),
+        pa.array([fragment.origin for fragment in fragments], pa.string()),
     ]
     return _lists([len(of_file) for of_file in ranges], pa.StructArray.from_arrays(columns, fields=list(_RANGE)))
 
@@ -204,7 +211,7 @@ def _files(table: pa.Table) -> tuple[InputFile, ...]:
     if "footer_digest" not in table.column_names:
         return files
     more = zip(
-        *(table.column(name).to_pylist() for name in ("published_row_groups", "footer_digest", "why")), strict=True
+        *(table.column(name).to_pylist() for name in ("published_row_groups", "footer_digest", "reason")), strict=True
     )
     return tuple(
         replace(file, published_row_groups=done, footer_digest=digest, why=why)
@@ -213,28 +220,49 @@ def _files(table: pa.Table) -> tuple[InputFile, ...]:
 
 
 def _partitions(table: pa.Table) -> tuple[Partition, ...]:
-    lengths, (ids, *fields) = _columns(table, "ranges")
+    lengths, (ordinals, ids, *fields) = _columns(table, "ranges")
+    if sorted(ordinals) != list(range(len(ordinals))):
+        raise ValueError("the ordinals of the ranges are not 0, 1, 2, …")
     keys = [tuple((key["name"], key["value"]) for key in of_file) for of_file in table.column("hive_keys").to_pylist()]
     owners = ((path, key) for path, key, length in zip(
         table.column("path").to_pylist(), keys, lengths, strict=True) for _ in range(length))  # fmt: skip
-    found: dict[str, list[Fragment]] = {}
-    # Plans of older versions have no origins.
-    origins = fields.pop() if len(fields) > _RANGE.num_fields - 2 else [""] * len(ids)
-    for partition, (path, key), start, stop, first, last, size, origin in zip(
-        ids, owners, *fields, origins, strict=True
+    in_order: list[tuple[str, Fragment] | None] = [None] * len(ordinals)
+    for ordinal, partition, (path, key), start, stop, first, last, size, origin in zip(
+        ordinals, ids, owners, *fields, strict=True
     ):
-        found.setdefault(partition, []).append(Fragment(path, start, stop, first, last, size, key, origin))
-    return tuple(Partition(partition, tuple(fragments)) for partition, fragments in found.items())
+        in_order[ordinal] = partition, Fragment(path, start, stop, first, last, size, key, origin)
+    by_partition: dict[str, list[Fragment]] = {}
+    for partition, fragment in filter(None, in_order):
+        by_partition.setdefault(partition, []).append(fragment)
+    return tuple(Partition(partition, tuple(fragments)) for partition, fragments in by_partition.items())
 
 
 PLAN_FILE = "plan.parquet"
 
 
 def plan_bytes(plan: Plan) -> bytes:
-    """Return the content of ``plan.parquet``."""
+    """Return the content of ``plan.parquet``, which `read_plan` reads back to the same plan.
+
+    :raises PipelineError: for a plan that would be read back as another one. Such a plan must not be stored.
+    """
     sink = io.BytesIO()
     pq.write_table(plan_to_table(plan), sink, compression="zstd", write_page_checksum=True)
-    return sink.getvalue()
+    data = sink.getvalue()
+    restored = plan_from_table(_read_table(data))
+    if restored.digest != plan.digest:
+        raise PipelineError(
+            "a plan cannot be stored: it would be read back as another plan",
+            found=restored.digest,
+            expected=plan.digest,
+            next_step="this is a defect of this package, not of your data: report it with the job spec",
+        )
+    return data
+
+
+def _read_table(data: bytes) -> pa.Table:
+    # Without Arrow's threads: they must not call Python while it shuts down (apache/arrow#50482), which would
+    # abort a command that has finished its work.
+    return pq.read_table(pa.BufferReader(data), page_checksum_verification=True, use_threads=False)
 
 
 def read_plan(store: Store, *, place: str = PLAN_FILE) -> Plan:
@@ -243,11 +271,7 @@ def read_plan(store: Store, *, place: str = PLAN_FILE) -> Plan:
     :raises StateCorrupt: if the plan cannot be read.
     """
     try:
-        # Without Arrow's threads: they must not call Python while it shuts down (apache/arrow#50482), which would
-        # abort a command that has finished its work.
-        source = pa.BufferReader(store.read(place))
-        table = pq.read_table(source, page_checksum_verification=True, use_threads=False)
-        return plan_from_table(table)
+        return plan_from_table(_read_table(store.read(place)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StateCorrupt(
             "the stored plan cannot be read",
