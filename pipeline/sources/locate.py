@@ -18,7 +18,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from pipeline.common.rows import InputFile
-from pipeline.errors import MissingInput
+from pipeline.errors import InputError, MissingInput
 from pipeline.sources.changes import input_changed, version_text
 from pipeline.storage.urls import file_system, is_local_path, local_path, storage_errors
 
@@ -163,6 +163,7 @@ def _is_inside(folder: str, other: str) -> bool:
 
 
 def _local_file(path: str, *, base: str) -> SourceFile:
+    _check_utf8(path)
     with storage_errors(path):
         status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
@@ -172,6 +173,24 @@ def _local_file(path: str, *, base: str) -> SourceFile:
     size, version = stat_version(status)
     keys = _hive_keys(path[len(base) :]) if base else ()
     return SourceFile(path, size, version, keys, max(status.st_mtime, status.st_ctime))
+
+
+def _check_utf8(path: str) -> None:
+    """Refuse a name that no plan, report or reject can hold as text.
+
+    :raises InputError: for a name that is not UTF-8.
+    """
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode(errors="backslashreplace")
+        raise InputError(
+            "the name of an input file is not UTF-8",
+            where=shown,
+            found=repr(os.fsencode(os.path.basename(path))),
+            expected="a path in UTF-8",
+            next_step="rename the file, or its folder",
+        ) from None
 
 
 def _if_above(path: str, folder: str) -> str:

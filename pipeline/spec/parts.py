@@ -168,7 +168,9 @@ DateText = Annotated[str, AfterValidator(_check_date), Field(json_schema_extra={
 class SpecModel(BaseModel):
     """Base of all parts of a spec: frozen; unknown fields are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
+    )
 
 
 class Incremental(SpecModel):
