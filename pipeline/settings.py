@@ -174,6 +174,9 @@ class Settings:
     """Seconds that one attempt at a partition may take. Default: no limit."""
     stragglers: Switch = True
     """Whether idle workers help partitions that run far beyond their expected time."""
+    restart_workers: Switch | None = None
+    """Whether workers that are paused, stuck or overdue are restarted. Default: ``true`` for a cluster that the job
+    starts, ``false`` for a scheduler that is given by its address: others may use its workers."""
     drain_timeout: Seconds = 60.0
     """Seconds to wait for running partitions after a signal or a failure."""
     lease_seconds: PositiveSeconds = 30.0
@@ -221,6 +224,7 @@ class Settings:
         scheduler_timeout: float | str | None = None,
         partition_timeout: float | str | None = None,
         stragglers: bool | str | None = None,
+        restart_workers: bool | str | None = None,
         drain_timeout: float | str | None = None,
         lease_seconds: float | str | None = None,
         dashboard: str | None = None,

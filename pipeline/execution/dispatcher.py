@@ -87,6 +87,8 @@ class Dispatcher:
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._ready: deque[Receipt] = deque()
         self._failure: PipelineError | None = None
+        self._kept: set[str] = set()
+        """Workers that are not restarted, because they may be used by others; each is logged once."""
         self._events: ClusterEventListener | None = None
         self._tracker = ExecutionTracker()
         self._flight = InFlight(self.client, self._tracker, self._inbox.put, self.clock)
@@ -223,7 +225,7 @@ class Dispatcher:
             return
         finally:
             future.release()
-        self._health.record_progress()
+        self._health.record_result()
         if receipt.splits:
             # The driver asked the attempt to stop, or an earlier driver has split the partition.
             self._on_split(attempt, receipt, requested)
@@ -398,6 +400,14 @@ class Dispatcher:
         return self._flight.attempts[self._flight.of_key(key)].is_isolated
 
     def _restart(self, workers: set[str]) -> None:
+        if not self.policy.may_restart:
+            if new := workers - self._kept:
+                self._kept |= new
+                logger.warning(
+                    "%s would be restarted, but may be used by others: restart them, or set restart-workers: true",
+                    ", ".join(sorted(new)),
+                )
+            return
         if not workers:
             return
         for worker in workers:

@@ -41,6 +41,8 @@ class DispatchPolicy:
     """Seconds a worker may be paused for its memory with no task executing, until the worker is restarted."""
     stall_timeout: float = 120.0
     """Seconds in which nothing executes although partitions are in flight, until the workers are restarted."""
+    may_restart: bool = True
+    """True if workers may be restarted. False: the workers are not those of this job alone."""
 
 
 def _silent(workers: Mapping[str, Mapping[str, Any]]) -> set[str]:
@@ -62,6 +64,8 @@ class ClusterHealth:
         self._clock = clock
         self._answered = self._had_workers = self._progressed = clock()
         self._pinged = float("-inf")
+        self._heard = clock()
+        """Time of the last result of a task."""
         self._paused: dict[str, float] = {}
         self._known: tuple[str, ...] = ()
         self._stalls = 0
@@ -100,6 +104,11 @@ class ClusterHealth:
         """Record that a task executes or ended, or that nothing is in flight."""
         self._progressed = self._clock()
 
+    def record_result(self) -> None:
+        """Record that the result of a task arrived: the scheduler works, even if it is too busy to answer a ping."""
+        self.record_progress()
+        self._heard = self._progressed
+
     def paused(self, *, busy: Iterable[str]) -> tuple[str, ...]:
         """Return the workers paused for too long with no task executing: such workers would stay paused.
 
@@ -119,12 +128,14 @@ class ClusterHealth:
         if idle <= self._policy.stall_timeout or self._had_workers < self._answered or not self._known:
             return ()
         self._stalls += 1
-        if self._stalls >= self._policy.attempts:
+        if self._stalls >= self._policy.attempts or not self._policy.may_restart:
+            tried = f", after {self._stalls - 1} restarts of all workers" if self._policy.may_restart else ""
+            allow = "" if self._policy.may_restart else ", or allow it with the setting restart-workers: true"
             raise InfrastructureError(
                 "workers are connected, but nothing executes",
-                found=f"nothing for {idle:.0f} s, after {self._stalls - 1} restarts of all workers",
+                found=f"nothing for {idle:.0f} s{tried}",
                 expected="free memory, and free disk space for the workers' own files",
-                next_step="check the workers' logs and disks, then resume the job",
+                next_step=f"check the workers' logs and disks, restart them{allow}, then resume the job",
             )
         self.record_progress()
         return tuple(self._known)
@@ -170,11 +181,12 @@ class ClusterHealth:
 
     def _check_limits(self) -> None:
         now = self._clock()
-        if now - self._answered > self._policy.scheduler_timeout:
+        heard = max(self._answered, self._heard)
+        if now - heard > self._policy.scheduler_timeout:
             raise SchedulerUnresponsive(
                 "the scheduler does not answer",
-                found=f"no answer for {now - self._answered:.0f} s",
-                expected=f"an answer within {self._policy.scheduler_timeout:.0f} s",
+                found=f"no answer and no result of a task for {now - heard:.0f} s",
+                expected=f"one within {self._policy.scheduler_timeout:.0f} s",
                 next_step="check its machine, then resume the job",
             )
         if self._answered - self._had_workers > self._policy.no_workers_timeout:

@@ -134,8 +134,10 @@ class Trial:
     def _start(self, command: str, cluster: ProcessCluster) -> subprocess.Popen[str]:
         target = (self.id,) if command == "resume" else ("job.yaml", "--job", self.id)
         flags = ("--directory", str(self.folder / "jobs"), "--cluster", cluster.address, "--json", "-q")
+        # The cluster is the trial's own.
+        environment = {"PIPELINE_RESTART_WORKERS": "on", **self.environment}
         return start_command(
-            self.folder, command, *target, *flags, environment=self.environment, import_paths=self.import_paths
+            self.folder, command, *target, *flags, environment=environment, import_paths=self.import_paths
         )
 
     def _tick(self, driver: subprocess.Popen[str], begin: float, cluster: ProcessCluster) -> subprocess.Popen[str]:

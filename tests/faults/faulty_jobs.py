@@ -94,7 +94,13 @@ class Job:
             cluster=cluster.address,
             import_paths=[str(folder)],
             fsync=False,
-            **{"no_workers_timeout": 60, "scheduler_timeout": 30, "drain_timeout": 5, **settings},
+            **{
+                "no_workers_timeout": 60,
+                "scheduler_timeout": 30,
+                "drain_timeout": 5,
+                "restart_workers": True,
+                **settings,
+            },
         )
         self.spec = JobSpec.build(
             name="faulty",

@@ -6,9 +6,10 @@ adapter), the fields of the adapter, and settings for jobs on this cluster (`pip
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.precedence import Precedence, ResolvedSetting, SettingSource, resolve_setting
 from pipeline.spec.yaml import parse_text
 
+logger = logging.getLogger(__name__)
 BUILT_IN = {
     "local": "pipeline.execution.clusters.local:LocalProcesses",
     "address": "pipeline.execution.clusters.address:ExistingScheduler",
@@ -48,6 +50,10 @@ DASK_CONFIG: dict[str, Any] = {
 
 class ClusterAdapter(Protocol):
     """Operations of one type of cluster."""
+
+    @property
+    def owns_workers(self) -> bool:
+        """True if the cluster is started for the job, so that its workers may be restarted without asking."""
 
     def limits(self) -> Limits:
         """Return the workers, threads and memory of the cluster, without starting the cluster."""
@@ -95,10 +101,31 @@ def _settings_in(config: Mapping[str, Any]) -> dict[str, Any]:
 def open_cluster(adapter: ClusterAdapter, *, directory: str = "") -> Iterator[Any]:
     """Yield a client of the running cluster. The cluster is released on leaving, also after an error.
 
+    A cluster that closes slowly, or with an error, does not change the outcome of the block.
+
     :param directory: the job directory.
     """
-    with adapter.open(directory=directory) as client:
+    cluster = adapter.open(directory=directory)
+    client = cluster.__enter__()
+    try:
         yield client
+    except BaseException as error:
+        _close(cluster, error)
+        raise
+    _close(cluster, None)
+
+
+def _close(cluster: AbstractContextManager[Any], outcome: BaseException | None) -> None:
+    """Release a cluster. An error of that is logged: the outcome of the run counts, whatever it is.
+
+    :param outcome: Error of the run.
+    """
+    try:
+        cluster.__exit__(type(outcome) if outcome else None, outcome, outcome.__traceback__ if outcome else None)
+    except Exception as error:
+        if error is not outcome:
+            text = str(error) or "no answer in time"
+            logger.warning("the cluster did not close cleanly: %s: %s", type(error).__name__, text)
 
 
 def _config(name: str, folders: tuple[str, ...]) -> tuple[dict[str, Any], str]:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import dask.config
 from distributed import Client
@@ -25,6 +25,7 @@ _UNKNOWN = {"memory_limit": 0, "nthreads": 1}
 class ExistingScheduler:
     """``type: address``."""
 
+    owns_workers: ClassVar[bool] = False
     settings: Settings
     address: str
     """Address of the scheduler, such as ``tls://10.0.0.1:8786``."""

@@ -45,6 +45,7 @@ _OURS = frozenset(
 class BatchSystem:
     """Base of the adapters: the fields of a cluster file."""
 
+    owns_workers: ClassVar[bool] = True
     name: ClassVar[str]
     """Name of dask-jobqueue's class, without ``Cluster``."""
     commands: ClassVar[tuple[str, ...]]

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import dask
 import dask.config
@@ -34,6 +34,7 @@ ALL_WORKERS_SECONDS = 60.0
 class LocalProcesses:
     """``type: local``."""
 
+    owns_workers: ClassVar[bool] = True
     settings: Settings
     workers: int | str = "auto"
     threads: int | str = "auto"

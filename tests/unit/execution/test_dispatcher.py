@@ -104,6 +104,41 @@ class TestClusterHealth:
         with pytest.raises(SchedulerUnresponsive):
             run.step(seconds=1.0)
 
+    def test_scheduler_that_is_too_busy_to_answer_is_alive_while_tasks_end(self) -> None:
+        """Results come through the scheduler: they prove that it works."""
+        cluster = FakeCluster("w", default=NEVER)
+        run = run_of(cluster, 6, policy=DispatchPolicy(scheduler_timeout=30, stall_timeout=HUGE))
+        run.start()
+        run.step()
+        cluster.answers = False
+        for number in range(5):
+            run.step(20, seconds=1.0)
+            cluster.finish(f"{number:05d}")
+        run.step(30, seconds=1.0)
+        with pytest.raises(SchedulerUnresponsive, match="does not answer"):
+            run.step(3, seconds=1.0)
+        assert len(run.done) == 5
+
+    def test_workers_of_a_shared_cluster_are_not_restarted(self, caplog: pytest.LogCaptureFixture) -> None:
+        """The log says once which worker is paused, and how to allow a restart."""
+        cluster = FakeCluster("w", default=NEVER)
+        cluster.workers["w"] = "paused"
+        policy = DispatchPolicy(stall_timeout=HUGE, no_workers_timeout=HUGE, may_restart=False)
+        run = run_of(cluster, 1, policy=policy)
+        run.start()
+        run.step(40, seconds=1.0)
+        assert cluster.restarted == []
+        assert caplog.text.count("restart-workers: true") == 1
+
+    def test_stall_of_a_shared_cluster_ends_the_run_without_a_restart(self) -> None:
+        """Nothing executes, and nothing may be restarted: waiting longer is of no use."""
+        cluster = FakeCluster("w", default=NEVER)
+        run = run_of(cluster, 1, policy=DispatchPolicy(stall_timeout=50, may_restart=False))
+        run.start()
+        with pytest.raises(InfrastructureError, match="nothing executes"):
+            run.step(60, seconds=1.0)
+        assert cluster.restarted == []
+
     def test_missing_workers_end_the_run_after_the_limit(self) -> None:
         """``no_workers_timeout`` counts from the last answer with a worker."""
         cluster = FakeCluster("w", default=NEVER)
