@@ -13,13 +13,14 @@ from typing import Any
 
 from pipeline.common.reasons import Reason
 from pipeline.common.rows import QuarantinedFile, RowCounts
-from pipeline.common.units import format_count, plural
+from pipeline.common.units import format_count, plural, utc_now
 from pipeline.errors import PipelineError, StepFailed, TooManyRejects
 from pipeline.events import AttemptOutcome, MitigationAction, SplitReason
 from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.lease import has_ended, read_lease
 from pipeline.jobs.ledger import Ledger
-from pipeline.jobs.receipts import Timings
-from pipeline.jobs.rounds import ALIAS_CHANGE, STEP_CHANGE, STEP_EVENT, Round
+from pipeline.jobs.receipts import Timings, Totals
+from pipeline.jobs.rounds import STEP_EVENT, Round, RoundReason
 from pipeline.jobs.status import Status
 from pipeline.models.engines import EngineUse
 from pipeline.models.registry.alias_watch import alias_change_warnings
@@ -126,7 +127,10 @@ def make_report(
     ledger, events = ledger or job.ledger(), job.events.read()
     plan, totals, rows = ledger.base.plan, ledger.totals, ledger.rows
     status = status or job.status()
-    total = active_seconds(events) if seconds is None else active_seconds(before_this(events)) + seconds
+    if seconds is None:
+        total = _active_seconds(job, events, status, totals)
+    else:
+        total = active_seconds(before_this(events)) + seconds
     provision, starts = provision_seconds(events), sum(event["event"] == "driver" for event in events)
     return Report(
         **_common(job, plan, events, status=status, error=error),
@@ -175,8 +179,8 @@ def _common(
 
 
 def _restart_warnings(rounds: Iterable[Round]) -> tuple[str, ...]:
-    policies = {ALIAS_CHANGE: "on_alias_change", STEP_CHANGE: "step_change"}
-    restarts = [(round_.record, policies[round_.why]) for round_ in rounds if round_.record and round_.why in policies]
+    policies = {RoundReason.ALIAS_CHANGE: "on_alias_change", RoundReason.STEP_CHANGE: "step_change"}
+    restarts = [(one.record, policies[one.reason]) for one in rounds if one.record and one.reason in policies]
     return tuple(f"the job started over: {', '.join(record.changes)} ({name}: restart)" for record, name in restarts)
 
 
@@ -318,8 +322,24 @@ _FINAL = {str(status) for status in Status if status.is_final or status is Statu
 _ACTIVE = {str(Status.PROVISIONING), str(Status.RUNNING), str(Status.PUBLISHING)}
 
 
-def active_seconds(events: Sequence[Mapping[str, Any]]) -> float:
-    """Return the seconds during which a driver ran. The time of a killed driver ends at its last event."""
+def _active_seconds(job: JobDirectory, events: Sequence[Mapping[str, Any]], status: Status, totals: Totals) -> float:
+    """Return the seconds during which drivers ran, up to now if a driver runs.
+
+    Completed partitions are no events. Without this, the time of a running job would end before most of its work.
+    """
+    if not status.is_active:
+        return active_seconds(events)
+    lease = read_lease(job.store)
+    is_driven = lease.epoch > 0 and not lease.is_released and not has_ended(lease.holder)
+    seconds = active_seconds(events, until=utc_now() if is_driven else None)
+    return max(seconds, max(totals.durations, default=0.0))
+
+
+def active_seconds(events: Sequence[Mapping[str, Any]], *, until: datetime | None = None) -> float:
+    """Return the seconds during which a driver ran. The time of a killed driver ends at its last event.
+
+    :param until: End of the time of a driver that runs now.
+    """
     total, since, last = 0.0, None, None
     for event in events:
         try:
@@ -335,7 +355,7 @@ def active_seconds(events: Sequence[Mapping[str, Any]]) -> float:
             since = now
         last = now
     if since is not None and last is not None:
-        total += (last - since).total_seconds()
+        total += ((until or last) - since).total_seconds()
     return max(0.0, total)
 
 

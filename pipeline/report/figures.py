@@ -152,7 +152,8 @@ class JobError:
 def rounds_text(rounds: tuple[RoundSummary, ...]) -> str:
     """Return the results of the last `SHOWN_ROUNDS` retries."""
     texts = [
-        f"round {summary.round} ({summary.why}): {summary.recovered:,} of {summary.retried:,} rejected rows recovered"
+        f"round {summary.round} ({summary.reason}): "
+        f"{summary.recovered:,} of {summary.retried:,} rejected rows recovered"
         for summary in rounds
         if summary.retried
     ]

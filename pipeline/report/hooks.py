@@ -12,11 +12,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from pipeline.common.secrets import redact_values
 from pipeline.common.units import iso_time, utc_now
+from pipeline.errors import Fenced
 from pipeline.events import Callback, JobEnded, StatusChanged
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.status import Status
@@ -111,14 +112,16 @@ class Hooks(Callback):
             for delivery in worker.close(until):
                 if not delivery.ok:
                     logger.warning("the hook %s failed: %s", delivery.hook, delivery.reason)
-                self._job.events.append(
-                    "hook",
-                    hook=delivery.hook,
-                    on=delivery.event,
-                    outcome="told" if delivery.ok else "failed",
-                    attempts=delivery.attempts,
-                    reason=delivery.reason,
-                )
+                # The lease is released by now: another driver may have acquired it.
+                with suppress(Fenced):
+                    self._job.events.append(
+                        "hook",
+                        hook=delivery.hook,
+                        on=delivery.event,
+                        outcome="told" if delivery.ok else "failed",
+                        attempts=delivery.attempts,
+                        reason=delivery.reason,
+                    )
         if self._lineage is not None:
             self._lineage.close(max(0.0, until - time.monotonic()))
 

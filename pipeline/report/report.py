@@ -270,7 +270,7 @@ class Report:
     def _repr_html_(self) -> str:
         fields = [*_fields(self).items(), *(("warning", text) for text in self.warnings)]
         fields += [("children", _child_counts(self))] if self.children else []
-        return html_table(f"{self.status}  {self.job}", [*fields, *(("next", command) for command in self.next)])
+        return html_table(f"{self.status}  {self.job}", [*fields, *(("next", step) for step in _next_steps(self))])
 
 
 def _round_summary(record: Mapping[str, Any]) -> RoundSummary:
@@ -288,14 +288,22 @@ def summary_text(report: Report) -> str:
     """Return at most one screen of text about a finished or unfinished job."""
     lines = [f"{report.status}  {report.job}", *labelled(_fields(report)), *_child_lines(report)]
     lines += [label_line("warning", text) for text in report.warnings]
-    return "\n".join([*lines, *next_lines(report.next)])
+    return "\n".join([*lines, *next_lines(_next_steps(report))])
+
+
+def _next_steps(report: Report) -> tuple[str, ...]:
+    """Return the next step of the error, then the commands."""
+    step = report.error.next if report.error else ""
+    return (step, *report.next) if step and step not in report.next else report.next
 
 
 def _fields(report: Report) -> dict[str, str]:
     """Return the lines of a summary by label. Empty lines are not shown."""
     return {
         "error": report.error.message if report.error else "",
+        "where": report.error.where if report.error else "",
         "found": report.error.found if report.error else "",
+        "expected": report.error.expected if report.error else "",
         "rows": reconciliation(report.rows),
         "input": report.input,
         "done": _done(report),

@@ -134,6 +134,21 @@ def test_error_is_told(directory: JobDirectory) -> None:
     assert report.to_dict()["error"]["found"] == "9 of 10"
 
 
+def test_time_of_a_running_job_goes_on_until_now(tmp_path: Path, job: SmallJob) -> None:
+    """Completed partitions are no events: the last event is ten minutes old, and the rate is that of ten minutes."""
+    options = JobOptions(now=lambda: datetime.now(UTC) - timedelta(minutes=10))
+    directory = JobDirectory.create(tmp_path / "jobs", job.plan, job="long-1", options=options)
+    with directory.hold():
+        directory.set_status(Status.PROVISIONING)
+        directory.set_status(Status.RUNNING)
+        write_receipts(directory, job)
+        report = make_report(directory)
+    assert 600 <= report.seconds.total < 1200
+    assert 0 < report.rows_per_second < 1
+    # Nobody knows when a driver died; its time is no shorter than that of its slowest partition.
+    assert make_report(directory).seconds.total >= report.skew.slowest_seconds > 0
+
+
 def test_time_is_what_drivers_spent(tmp_path: Path, job: SmallJob) -> None:
     """A driver that was killed and resumed a day later did not work for a day."""
     clock = [datetime(2026, 1, 1, tzinfo=UTC)]

@@ -21,7 +21,14 @@ from pipeline.report.verify import Check, Verification, verification_text
 from pipeline.testing.jobs import small_job
 from pipeline.testing.reports import sample_report
 
-FAILED = JobError("TooManyRejects", "too many rows were rejected", found="10 of 1,000 rows")
+FAILED = JobError(
+    "TooManyRejects",
+    "too many rows were rejected",
+    where="job churn-1",
+    found="10 of 1,000 rows",
+    expected="at most 0%",
+    next="python -m pipeline rejects churn-1",
+)
 
 
 class TestSummaryText:
@@ -45,7 +52,14 @@ class TestSummaryText:
 
     def test_of_a_failed_job_has_the_error_and_no_output(self) -> None:
         text = summary_text(sample_report(status=Status.FAILED, error=FAILED))
-        assert "  error      too many rows were rejected\n  found      10 of 1,000 rows\n" in text
+        assert (
+            "  error      too many rows were rejected\n"
+            "  where      job churn-1\n"
+            "  found      10 of 1,000 rows\n"
+            "  expected   at most 0%\n"
+        ) in text
+        # The error's next step comes first, and once.
+        assert text.count("python -m pipeline rejects churn-1") == 1
         assert "/out (nothing published by this job)" in text
 
     def test_of_a_running_job_has_its_progress(self) -> None:

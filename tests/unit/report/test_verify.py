@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.jobs.directory import JobDirectory, JobOptions
 from pipeline.jobs.receipts import Receipt
-from pipeline.jobs.rounds import make_record
+from pipeline.jobs.rounds import RoundReason, make_record
 from pipeline.jobs.status import Status
 from pipeline.models.registry import resolve
 from pipeline.plan.plan import Limits
@@ -213,7 +213,7 @@ def retry_without_contract(job: JobDirectory) -> None:
     opened = open_retry(job)
     plan = replace(opened.plan, score_rules=())
     supersedes = {1: [partition.id for partition in opened.plan.partitions]}
-    made = make_record(plan, number=2, why="retry", epoch=1, created="", supersedes=supersedes)
+    made = make_record(plan, number=2, reason=RoundReason.RETRY, epoch=1, created="", supersedes=supersedes)
     recipe = job.recipe_of(job.rounds.open(made, plan))
     for partition in plan.partitions:
         score_partition(recipe, partition, plan.versions, worker="w")
