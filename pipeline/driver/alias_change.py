@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -14,9 +15,10 @@ from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import Lease
 from pipeline.jobs.ledger import Ledger
 from pipeline.jobs.record import check_job_id
-from pipeline.jobs.rounds import ALIAS_CHANGE, Round
+from pipeline.jobs.rounds import Round, RoundReason
 from pipeline.models.model import ModelVersion
 from pipeline.models.registry.alias_watch import EVENT, MAX_RESTARTS, AliasChange, AliasWatch, unstable_alias_error
+from pipeline.models.registry.records import VersionRecord
 from pipeline.plan.plan import Plan
 from pipeline.plan.step_code import code_difference
 from pipeline.settings import Settings
@@ -105,12 +107,12 @@ class AliasMonitor:
 
     def _open_restart_round(self, ledger: Ledger, change: AliasChange) -> None:
         rounds = self.job.rounds.all()
-        if sum(round_.why == ALIAS_CHANGE for round_ in rounds) >= MAX_RESTARTS:
+        if sum(round_.reason is RoundReason.ALIAS_CHANGE for round_ in rounds) >= MAX_RESTARTS:
             raise unstable_alias_error(change)
         plan = self._replan(ledger)
         code = code_difference(ledger.last.plan.code, plan.code)
         changes = (f"{change.reference}: version {change.pinned} -> {plan.model.version}", *code)
-        open_restart_round(self.job, self.lease, plan, why=ALIAS_CHANGE, changes=changes)
+        open_restart_round(self.job, self.lease, plan, reason=RoundReason.ALIAS_CHANGE, changes=changes)
         logger.warning("%s: rescoring all rows with version %s", change.said, plan.model.version)
 
     def _replan(self, ledger: Ledger) -> Plan:
@@ -126,6 +128,28 @@ class AliasMonitor:
             self._recorded.add((change.pinned, change.found))
             self.job.events.append(EVENT, reference=change.reference, pinned=change.pinned, found=change.found)
             logger.warning("%s; the job keeps version %s", change.said, change.pinned)
+
+
+def find_outdated(jobs: Sequence[JobDirectory], *, settings: Settings) -> list[JobDirectory]:
+    """Return the jobs whose alias moved, and whose policy is not to keep their version. Resolve each alias once.
+
+    :raises PipelineError: when a registry fails.
+    """
+    watches: dict[tuple[str, str], AliasWatch] = {}
+    resolved: dict[tuple[str, str], VersionRecord] = {}
+    outdated = []
+    for job in jobs:
+        plan, policy = job.rounds.all()[-1].plan, job.plan.spec.on_alias_change
+        reference, registry = plan.spec.score.model, plan.model.registry
+        if policy == "pin" or not registry or not ModelRef(reference).alias:
+            continue
+        key = reference, registry
+        watch = watches.setdefault(key, AliasWatch(reference, seconds=0.0, cache=settings.directory))
+        if key not in resolved:
+            resolved[key] = watch.resolve(plan.model)
+        if watch.compare(plan.model, resolved[key]) is not None:
+            outdated.append(job)
+    return outdated
 
 
 def pinned_version(spec: JobSpec, *, job: str | None, settings: Settings) -> ModelVersion | None:

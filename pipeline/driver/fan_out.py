@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from pipeline.driver.alias_change import find_outdated
 from pipeline.driver.job_run import JobRun, ParentContext
 from pipeline.errors import ChildrenFailed, InfrastructureError, PipelineError
 from pipeline.events import Callback, Event, PartitionEnded, RoundStarted, notify
@@ -83,23 +84,46 @@ class FanOutDriver(JobRun):
         :raises ChildrenFailed: when some children failed. The other children stay done.
         """
         children = self.job.children()
-        failures = self._score_children([child for child in children if not is_ready(child)])
-        remaining = [child for child in children if not is_ready(child)]
-        if self.stop.is_cancel or (self.stop.is_requested and remaining):
-            raise self.stop.error(self.job.id, left=sum(len(child.ledger().todo) for child in remaining))
-        if remaining:
-            raise _children_failed(self.job, remaining, failures)
+        pending = [child for child in children if not is_ready(child)]
+        while True:
+            failures = self._score_children(pending)
+            remaining = [child for child in children if child.id in failures or not is_ready(child)]
+            if self.stop.is_cancel or (self.stop.is_requested and remaining):
+                raise self.stop.error(self.job.id, left=sum(len(child.ledger().todo) for child in remaining))
+            if remaining:
+                raise _children_failed(self.job, remaining, failures)
+            if not (pending := self._find_outdated(children)):
+                break
+            if self.stop.is_requested:
+                raise self.stop.error(self.job.id, left=sum(child.record.partitions for child in pending))
         self.set_status(Status.PUBLISHING)
         self.lease.check()
         failures = self._publish([child for child in children if not child.is_ended])
         remaining = [child for child in children if not child.is_ended]
         if remaining:
             raise _children_failed(self.job, remaining, failures)
+        return self.commit(children)
+
+    def commit(self, children: Sequence[JobDirectory]) -> Report:
+        """Commit the published manifests of all children, and record the end of the fan-out."""
+        if self.job.status() is not Status.PUBLISHING:
+            self.set_status(Status.PUBLISHING, reason="the output of a child changed")
+        self.lease.check()
         commit = commit_fan_out(self.job, children)
         self.job.events.append("published", manifest=commit.number, rows=commit.rows.output)
         has_warnings = any(child.status() is Status.SUCCEEDED_WITH_WARNINGS for child in children)
         status = Status.SUCCEEDED_WITH_WARNINGS if has_warnings else Status.SUCCEEDED
         return self.finish(self.make_report(status))
+
+    def _find_outdated(self, children: Sequence[JobDirectory]) -> list[JobDirectory]:
+        """Return scored children whose model reference resolves to another version now. They apply their own policy.
+
+        Each reference is resolved once, so that all children see the same version. Nothing is checked once a child
+        has committed: from then on, the family keeps the versions that it was scored with.
+        """
+        if not self.job.record.publishes_children_together or any(child.manifests.numbers() for child in children):
+            return []
+        return find_outdated(children, settings=self.settings)
 
     def _score_children(self, pending: Sequence[JobDirectory]) -> dict[str, BaseException]:
         """Score ``pending``, at most ``fan_out.max_parallel`` at a time. Return the errors by job id."""
@@ -166,7 +190,10 @@ class _ChildPool:
         if driver.stop.is_requested or is_hopeless:
             return
         parent = ParentContext(
-            driver.stop.child_stop(), self._cluster, self._publishes or child.record.publishes_itself
+            driver.stop.child_stop(),
+            self._cluster,
+            publishes=self._publishes or child.record.publishes_itself,
+            is_scored=self._publishes,
         )
         try:
             driver.run_child(child, settings=driver.settings, callbacks=(self._events,), parent=parent)

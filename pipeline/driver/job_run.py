@@ -40,6 +40,15 @@ class JobDriver(Protocol):
     def drive(self) -> Report:
         """Drive the job to its end."""
 
+    def _write_report(self, report: Report) -> None:
+        """Store ``report``. After a success, an error is only logged: the output is published, with or without it."""
+        try:
+            self.job.write_report(report.to_dict())
+        except (PipelineError, OSError) as error:
+            if not Status(report.status).is_success:
+                raise
+            logger.warning("job %s has succeeded, but its report could not be stored: %s", self.job.id, error)
+
     def record_failure(self, error: BaseException) -> None:
         """Record why the run failed."""
 
@@ -53,6 +62,8 @@ class ParentContext:
     """Cluster of the fan-out. None: the driver opens a cluster if partitions are pending."""
     publishes: bool = True
     """True: publish. False: the job ends as SCORED."""
+    is_scored: bool = False
+    """True: the fan-out has checked that every row is scored, and with which model version. Only publish."""
 
 
 @dataclass
@@ -89,13 +100,22 @@ class JobRun:
         """
         message = error.message if error else ""
         self.lease.check()
-        self.job.write_report(report.to_dict())
+        self._write_report(report)
         self.set_status(Status(report.status), reason=message or reason)
         ended = JobEnded(
             report.job, report.status, report.rows, report.output, report.directory, message, report.to_dict()
         )
         notify(self.callbacks, ended)
         return report
+
+    def _write_report(self, report: Report) -> None:
+        """Store ``report``. After a success, an error is only logged: the output is published, with or without it."""
+        try:
+            self.job.write_report(report.to_dict())
+        except (PipelineError, OSError) as error:
+            if not Status(report.status).is_success:
+                raise
+            logger.warning("job %s has succeeded, but its report could not be stored: %s", self.job.id, error)
 
     def record_failure(self, error: BaseException) -> None:
         """Record why the run failed. Errors raised here are logged, not raised: they must not mask ``error``."""

@@ -13,8 +13,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.driver import driver
-from pipeline.errors import ModelChanged, ModelError, PipelineError, SpecError, StorageError
+from pipeline.driver import driver, fan_out
+from pipeline.errors import ChildrenFailed, ModelChanged, ModelError, PipelineError, SpecError, StorageError
 from pipeline.events import Callback, PartitionEnded
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.listing import find_job
@@ -188,7 +188,7 @@ def test_restart_scores_everything_with_the_new_version(
     job = last(settings)
     assert_is_of(report, job, 2, six_file_lake, models[1])
     assert "the job started over: models:/churn@champion: version 1 -> 2 (on_alias_change: restart)" in report.warnings
-    assert [one.why for one in job.rounds.all()] == ["plan", "alias change"]
+    assert [one.reason for one in job.rounds.all()] == ["plan", "alias change"]
     assert job.store.list("rounds/0/receipts"), "something had been scored with the old version"
     assert {receipt.model for receipt in job.receipts.all(round=1)} == {job.rounds.all()[1].plan.model.digest}
 
@@ -350,3 +350,77 @@ def _raise(error: PipelineError) -> Callable[..., Any]:
         raise error
 
     return call
+
+
+class TestFanOut:
+    """A fan-out that publishes together: one version for all children, decided before the first publication."""
+
+    @pytest.fixture
+    def family(self, make_spec: Make, tmp_path: Path) -> Callable[[str], JobSpec]:
+        for number, key in enumerate("ab"):
+            folder = tmp_path / "hive" / f"key={key}"
+            folder.mkdir(parents=True)
+            pq.write_table(make_table(60, seed=number, start=60 * number), folder / "x.parquet")
+        return lambda policy: make_spec(
+            source={"path": str(tmp_path / "hive")},
+            score={"model": CHAMPION},
+            fan_out={"by": "key"},
+            on_alias_change=policy,
+        )
+
+    @staticmethod
+    def versions(folder: Path) -> list[set[str]]:
+        return [versions(place) for place in sorted(folder.glob("key=*"))]
+
+    @pytest.mark.parametrize("policy", ["restart", "fail", "pin"])
+    def test_alias_that_moves_between_two_publications_changes_nothing(
+        self,
+        policy: str,
+        family: Callable[[str], JobSpec],
+        settings: Settings,
+        registry: BuiltInRegistry,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Children that are only published do not check the alias: all are of one version, and none is left out."""
+        publish = driver.publish
+
+        def move_after(*arguments: Any, **options: Any) -> Any:
+            published = publish(*arguments, **options)
+            registry.set_alias("churn", "champion", 2)
+            return published
+
+        monkeypatch.setattr(driver, "publish", move_after)
+        report = run(family(policy), settings=replace(settings, alias_poll=0.0))
+        assert report.status == "SUCCEEDED"
+        assert self.versions(tmp_path / "out") == [{"1"}, {"1"}]
+
+    @pytest.mark.parametrize("policy", ["restart", "fail"])
+    def test_alias_that_moves_before_the_first_publication_concerns_all_children(
+        self,
+        policy: str,
+        family: Callable[[str], JobSpec],
+        settings: Settings,
+        registry: BuiltInRegistry,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """``restart`` scores all children again; ``fail`` publishes none of them."""
+        find_outdated = fan_out.find_outdated
+
+        def move_before(jobs: Any, **options: Any) -> Any:
+            registry.set_alias("churn", "champion", 2)
+            return find_outdated(jobs, **options)
+
+        monkeypatch.setattr(fan_out, "find_outdated", move_before)
+        if policy == "restart":
+            assert run(family(policy), settings=replace(settings, alias_poll=0.0)).status == "SUCCEEDED"
+            assert self.versions(tmp_path / "out") == [{"2"}, {"2"}]
+            return
+        with pytest.raises(ChildrenFailed, match="nothing was published"):
+            run(family(policy), settings=replace(settings, alias_poll=0.0))
+        assert not (tmp_path / "out").exists()
+        registry.set_alias("churn", "champion", 1)
+        monkeypatch.undo()
+        assert resume("@last", settings=settings).status == "SUCCEEDED"
+        assert self.versions(tmp_path / "out") == [{"1"}, {"1"}]

@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.driver.fan_out import FanOutStop
+from pipeline.driver.outcome import cancel_job
 from pipeline.errors import Cancelled, ChildrenFailed
 from pipeline.events import Callback, StatusChanged
-from pipeline.jobs.cancellation import cancel_job
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.fan_out import last_commit
 from pipeline.jobs.listing import find_job
@@ -28,7 +28,7 @@ from pipeline.jobs.status import Status
 from pipeline.report.build import make_report
 from pipeline.report.rejects import summarise
 from pipeline.report.verify import verify
-from pipeline.runner import resume, run
+from pipeline.runner import resume, retry, run
 from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec
 from pipeline.testing.oracle import make_table, oracle, train_model
@@ -222,6 +222,31 @@ def test_a_model_and_a_limit_for_each_child(make_spec: Make, settings: Settings,
         expected = oracle([files[key]], models[key])
         expected = expected[expected["id"] % 100 != 13].reset_index(drop=True)
         pd.testing.assert_frame_equal(published(tmp_path / f"out/value={key}"), expected)
+
+
+def test_a_retry_of_one_child_makes_another_commit(
+    make_spec: Make, settings: Settings, model_path: Path, tmp_path: Path
+) -> None:
+    """The commit of the fan-out names the manifests that its children published last."""
+    make_hive(tmp_path / "hive", ["a", "b"])
+    spec = make_spec(
+        source={"path": str(tmp_path / "hive")},
+        maps=("steps_for_tests:fail_on_thirteens",),
+        errors={"max_fraction": 0.5},
+        fan_out={"by": "key", "publish": "each"},
+    )
+    assert run(spec, settings=settings).status == "SUCCEEDED_WITH_WARNINGS"
+    job = find_job(settings.directory, "@last")
+    child = job.children()[0]
+    overrides = ("steps=" + json.dumps([{"score": {"model": str(model_path)}}]),)
+    assert retry(child.id, overrides=overrides, settings=settings).status == "SUCCEEDED"
+    commit = last_commit(job)
+    assert commit is not None
+    assert (commit.number, [part.manifest for part in commit.children]) == (2, [2, 1])
+    assert commit.rows.details() == {"in": 2 * ROWS, "out": 2 * ROWS - 1, "rejected": 1, "filtered": 0}
+    report = job.read_report()
+    assert report is not None
+    assert (report["status"], report["rows"]["out"]) == ("SUCCEEDED_WITH_WARNINGS", 2 * ROWS - 1)
 
 
 def test_a_fan_out_that_is_cancelled_cancels_its_children(

@@ -134,14 +134,27 @@ class AliasWatch:
 
         :raises PipelineError: when the registry does not answer.
         """
+        return self.compare(pinned, self.resolve(pinned))
+
+    def resolve(self, pinned: ModelVersion) -> VersionRecord:
+        """Return the version that the alias names now, in the registry of ``pinned``.
+
+        :raises PipelineError: when the registry does not answer.
+        """
         self._checked_at = self._clock()
+        return self._registry(pinned).lookup(self._ref)
+
+    def compare(self, pinned: ModelVersion, current: VersionRecord) -> AliasChange | None:
+        """Return the change from ``pinned`` to the resolved version ``current``, or None."""
+        if not current.digest and str(current.version) != pinned.version:
+            current = replace(current, digest=self._digest(self._registry(pinned), current))
+        return alias_change_of(pinned, current, reference=self.reference)
+
+    def _registry(self, pinned: ModelVersion) -> ModelRegistry:
         registry = self._registries.get(pinned.registry)
         if registry is None:
             registry = self._registries[pinned.registry] = self._open(pinned.registry, cache=self._cache)
-        found = registry.lookup(self._ref)
-        if not found.digest and str(found.version) != pinned.version:
-            found = replace(found, digest=self._digest(registry, found))
-        return alias_change_of(pinned, found, reference=self.reference)
+        return registry
 
     def _digest(self, registry: ModelRegistry, found: VersionRecord) -> str:
         """Return the digest of a version. If the registry has no digest, fetch the file once to compute it."""
