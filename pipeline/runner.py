@@ -24,7 +24,7 @@ from pipeline.events import Callback
 from pipeline.execution.clusters import settings_of
 from pipeline.jobs.cancellation import on_signals, watch_for_cancel
 from pipeline.jobs.directory import JobDirectory, JobOptions
-from pipeline.jobs.lease import Lease, hold_lease
+from pipeline.jobs.lease import Lease
 from pipeline.jobs.listing import find_job, parent_of
 from pipeline.jobs.record import new_job_id
 from pipeline.jobs.status import Status
@@ -144,7 +144,7 @@ def _only_driver(
     hooks = hooks_of(job.plan.spec, settings) if parent is None else ()
     with (
         run_hooks(job, hooks, grace=settings.hook_timeout) as hook_callbacks,
-        hold_lease(job.store, lease_seconds=settings.lease_seconds) as lease,
+        job.hold(lease_seconds=settings.lease_seconds) as lease,
     ):
         yield lease, hook_callbacks
 
@@ -180,7 +180,9 @@ def drive_job(
 def _supervise(driver: JobDriver) -> Iterator[None]:
     """Record the driver as an event, forward signals and cancel requests to it, and record how it fails."""
     job, lease = driver.job, driver.lease
-    job.events.append("driver", epoch=lease.epoch, taken=str(lease.taken), host=lease.holder.host, pid=lease.holder.pid)
+    job.events.append(
+        "driver", epoch=lease.epoch, acquired=str(lease.acquired), host=lease.holder.host, pid=lease.holder.pid
+    )
     try:
         with (
             masking_logs(),
@@ -208,11 +210,16 @@ def _update_fan_out(job: JobDirectory, report: Report, *, settings: Settings) ->
         return report
     parent = parent_of(job)
     try:
-        if all(is_ready(child) for child in parent.children()):
+        children = parent.children()
+        if all(is_ready(child) for child in children) and not parent.is_ended:
             run_job(parent, settings=settings)
             return make_report(job)
-        with hold_lease(parent.store, lease_seconds=settings.lease_seconds):
-            parent.write_report(make_report(parent).to_dict())
+        with parent.hold(lease_seconds=settings.lease_seconds) as lease:
+            if all(child.is_ended for child in children):
+                # A retry of one child gave it another manifest, which the next commit of the fan-out names.
+                FanOutDriver(parent, lease, settings, (), run_child=run_job).commit(children)
+            else:
+                parent.write_report(make_report(parent).to_dict())
     except JobLocked:
         logger.info("the driver of %s will update its report", parent.id)
     return report
@@ -261,7 +268,7 @@ def probe_job(
 
     :raises JobLocked: when another driver holds the job.
     """
-    with hold_lease(job.store, lease_seconds=settings.lease_seconds) as lease:
+    with job.hold(lease_seconds=settings.lease_seconds) as lease:
         driver = Driver(job, lease, settings, tuple(callbacks), ParentContext(publishes=False))
         with _supervise(driver):
             driver.probe(partitions)

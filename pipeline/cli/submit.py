@@ -103,7 +103,8 @@ def _told(made: SubmitResult, *, is_queued: bool) -> str:
 @output_options
 def cancel(job: str, now: bool, reason: str, directory: str | None) -> None:
     """Cancel a job: its driver starts no more partitions and publishes nothing. resume can still continue it."""
-    from pipeline.jobs.cancellation import CancelOutcome, cancel_job
+    from pipeline.driver.outcome import cancel_job
+    from pipeline.jobs.cancellation import CancelOutcome
     from pipeline.jobs.listing import find_job
 
     settings = settings_for(directory=directory)
@@ -115,5 +116,8 @@ def cancel(job: str, now: bool, reason: str, directory: str | None) -> None:
         CancelOutcome.ASKED: f"the driver of {found.id} was asked to stop"
         f"\n  next:     python -m pipeline wait {found.id}",
         CancelOutcome.ENDED: f"{found.id} had ended already: {status}",
+        CancelOutcome.PUBLISHED: f"{found.id} had published its output already: {status}",
+        CancelOutcome.COMMITTED: f"{found.id} has committed its output and cannot be cancelled"
+        f"\n  next:     python -m pipeline resume {found.id}",
     }
     emit({"job": found.id, "outcome": str(outcome), "status": status}, lambda: texts[outcome])

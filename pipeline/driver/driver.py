@@ -5,6 +5,7 @@ The chain: `Driver.drive`, `Driver.score_partitions`, `Driver.dispatch`, `pipeli
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -15,6 +16,7 @@ from pipeline.common.rows import RowCounts
 from pipeline.common.secrets import redact
 from pipeline.driver.alias_change import AliasMonitor
 from pipeline.driver.job_run import JobRun, ParentContext
+from pipeline.driver.outcome import Outcome, outcome
 from pipeline.driver.quarantine import open_quarantine_round
 from pipeline.driver.step_change import StepMonitor
 from pipeline.errors import InputError, PipelineError, StepChanged
@@ -38,6 +40,8 @@ from pipeline.report.build import decide_status
 from pipeline.report.rejects import first_examples, summarise
 from pipeline.report.report import Report
 from pipeline.sinks import publish
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -73,8 +77,9 @@ class Driver(JobRun):
     def drive(self) -> Report:
         """Score the remaining partitions, decide on the rejects, commit, publish."""
         self._read_receipts()
-        self.alias_monitor.apply_policy(self.ledger)
-        self.step_monitor.apply_policy(self.ledger)
+        if not self.parent.is_scored:
+            self.alias_monitor.apply_policy(self.ledger)
+            self.step_monitor.apply_policy(self.ledger)
         while pending := self._pending():
             self.score_partitions(pending)
             self.alias_monitor.apply_policy(self.ledger)
@@ -96,6 +101,20 @@ class Driver(JobRun):
         self.lease.check()
         publish(committed.manifest, self.job)
         self.job.events.append("published", manifest=manifest.number, rows=manifest.rows.output)
+
+    def record_failure(self, error: BaseException) -> None:
+        """Record why the run failed, unless the output is published: a resume then records the success."""
+        if self._is_published():
+            logger.error("job %s has published its output, but its end could not be recorded: resume it", self.job.id)
+            return
+        super().record_failure(error)
+
+    def _is_published(self) -> bool:
+        try:
+            return self.job.status() is Status.PUBLISHING and outcome(self.job) is Outcome.PUBLISHED
+        except (PipelineError, OSError):
+            logger.exception("whether job %s has published cannot be told", self.job.id)
+            return False
 
     def _finish(self, status: Status, ledger: Ledger) -> Report:
         report = self.make_report(status, ledger=ledger)
@@ -191,11 +210,18 @@ class Driver(JobRun):
                 scheduler_timeout=settings.scheduler_timeout,
                 grace=settings.drain_timeout,
                 partition_timeout=settings.partition_timeout,
+                may_restart=self._may_restart_workers(),
             ),
             stragglers=self._straggler_policy(),
             stop=self.stop,
             shared_state=self.parent.cluster.shared_state if self.parent.cluster else SharedClusterState(),
         )
+
+    def _may_restart_workers(self) -> bool:
+        allowed = self.settings.restart_workers
+        if allowed is None:
+            return cluster_of(self.job.plan.spec, settings=self.settings).owns_workers
+        return allowed
 
     def _straggler_policy(self) -> StragglerPolicy | None:
         # On a cluster shared with other children, their idle workers look the same as those of this child.

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from pipeline.driver.alias_change import find_outdated
 from pipeline.driver.job_run import JobRun, ParentContext
+from pipeline.driver.step_change import StepMonitor
 from pipeline.errors import ChildrenFailed, InfrastructureError, PipelineError
 from pipeline.events import Callback, Event, PartitionEnded, RoundStarted, notify
 from pipeline.execution.clusters import cluster_of, open_cluster
@@ -116,14 +117,16 @@ class FanOutDriver(JobRun):
         return self.finish(self.make_report(status))
 
     def _find_outdated(self, children: Sequence[JobDirectory]) -> list[JobDirectory]:
-        """Return scored children whose model reference resolves to another version now. They apply their own policy.
+        """Return scored children whose model or step code is another one now. They apply their own policy.
 
-        Each reference is resolved once, so that all children see the same version. Nothing is checked once a child
-        has committed: from then on, the family keeps the versions that it was scored with.
+        Each model reference is resolved once, so that all children see the same version. Nothing is checked once a
+        child has committed: from then on, the family keeps what it was scored with.
         """
         if not self.job.record.publishes_children_together or any(child.manifests.numbers() for child in children):
             return []
-        return find_outdated(children, settings=self.settings)
+        outdated = find_outdated(children, settings=self.settings)
+        monitors = {child.id: StepMonitor(child, self.lease, self.settings) for child in children}
+        return [child for child in children if child in outdated or monitors[child.id].is_outdated(child.ledger())]
 
     def _score_children(self, pending: Sequence[JobDirectory]) -> dict[str, BaseException]:
         """Score ``pending``, at most ``fan_out.max_parallel`` at a time. Return the errors by job id."""

@@ -10,7 +10,7 @@ from pipeline.driver.retry import number_partitions
 from pipeline.errors import CorruptInput, InputChanged, PipelineError, SchemaDrift
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import Ledger, rejects_path
-from pipeline.jobs.rounds import FILES_QUARANTINED, Round, make_record
+from pipeline.jobs.rounds import Round, RoundReason, make_record
 from pipeline.sources.changes import input_changed, version_text
 from pipeline.sources.locate import current_version
 from pipeline.sources.quarantine import check_file_count, quarantined_file
@@ -43,8 +43,8 @@ def open_quarantine_round(job: JobDirectory, ledger: Ledger, error: PipelineErro
     )
     record = make_record(
         plan,
-        number=ledger.last.number + 1,
-        why=FILES_QUARANTINED,
+        number=job.rounds.next_number(),
+        reason=RoundReason.FILES_QUARANTINED,
         epoch=epoch,
         created=iso_time(utc_now()),
         supersedes=supersedes,

@@ -10,7 +10,7 @@ from pipeline.driver.prepare import check_output, draft
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import Lease
 from pipeline.jobs.ledger import Ledger
-from pipeline.jobs.rounds import make_record
+from pipeline.jobs.rounds import RoundReason, make_record
 from pipeline.models.model import ModelVersion
 from pipeline.plan.plan import Plan
 from pipeline.settings import Settings
@@ -25,21 +25,21 @@ def replan(job: JobDirectory, ledger: Ledger, *, version: ModelVersion, settings
     return replace(drafted.plan, quarantined_files=ledger.quarantined_files)
 
 
-def open_restart_round(job: JobDirectory, lease: Lease, plan: Plan, *, why: str, changes: Sequence[str]) -> None:
+def open_restart_round(
+    job: JobDirectory, lease: Lease, plan: Plan, *, reason: RoundReason, changes: Sequence[str]
+) -> None:
     """Open the round of ``plan``, which scores every row again. No earlier round counts.
 
-    :param why: reason of the round, such as `pipeline.jobs.rounds.ALIAS_CHANGE`.
-    :raises Fenced: when another driver has taken the job over.
+    :raises Fenced: when another driver has taken over the job.
     """
     record = make_record(
         plan,
-        number=job.rounds.all()[-1].number + 1,
-        why=why,
+        number=job.rounds.next_number(),
+        reason=reason,
         epoch=lease.epoch,
         created=iso_time(utc_now()),
         supersedes={},
         changes=changes,
         rescore_all=True,
     )
-    lease.check()
     job.rounds.open(record, plan)

@@ -21,7 +21,7 @@ from pipeline.execution.clusters import cluster_of
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import Ledger, rejects_path
 from pipeline.jobs.receipts import Receipt
-from pipeline.jobs.rounds import RETRY, Round, make_record
+from pipeline.jobs.rounds import Round, RoundReason, make_record
 from pipeline.jobs.splits import sub_fragment
 from pipeline.models.engines import check_engine
 from pipeline.models.model import ModelVersion
@@ -94,8 +94,8 @@ def open_retry(job: JobDirectory, request: RetryRequest, *, epoch: int, settings
         plan.validate(limits)
     record = make_record(
         plan,
-        number=ledger.last.number + 1,
-        why=RETRY,
+        number=job.rounds.next_number(),
+        reason=RoundReason.RETRY,
         epoch=epoch,
         created=iso_time(utc_now()),
         supersedes=ledger.undone,

@@ -10,7 +10,7 @@ from pipeline.errors import StepChanged
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import Lease
 from pipeline.jobs.ledger import Ledger
-from pipeline.jobs.rounds import STEP_CHANGE, STEP_EVENT, Round
+from pipeline.jobs.rounds import STEP_EVENT, Round, RoundReason
 from pipeline.plan.step_code import StepCode, changed_modules, code_difference, step_changed
 from pipeline.scoring.code_search import find_code
 from pipeline.settings import Settings
@@ -60,6 +60,10 @@ class StepMonitor:
         self._restart(ledger, changed)
         return True
 
+    def is_outdated(self, ledger: Ledger) -> bool:
+        """Return True if the job would start over with other code, once a driver runs it."""
+        return self._policy(ledger.last) == "restart" and bool(self._changed(ledger.last))
+
     def _policy(self, round_: Round) -> str:
         # Rows of a retry belong to an output of other rounds: they cannot start over alone.
         policy = self.job.plan.spec.step_change
@@ -83,11 +87,11 @@ class StepMonitor:
         return step_changed(changed_modules(planned, found), step=planned.module, job=self.job.id, expected=expected)
 
     def _restart(self, ledger: Ledger, changed: list[tuple[StepCode, StepCode]]) -> None:
-        if sum(round_.why == STEP_CHANGE for round_ in self.job.rounds.all()) >= MAX_RESTARTS:
+        if sum(round_.reason is RoundReason.STEP_CHANGE for round_ in self.job.rounds.all()) >= MAX_RESTARTS:
             raise self._error(changed, expected=f"code that stays as it is, after {MAX_RESTARTS} restarts")
         plan = replan(self.job, ledger, version=ledger.last.plan.model, settings=self.settings)
         changes = code_difference(ledger.last.plan.code, plan.code)
-        open_restart_round(self.job, self.lease, plan, why=STEP_CHANGE, changes=changes)
+        open_restart_round(self.job, self.lease, plan, reason=RoundReason.STEP_CHANGE, changes=changes)
         logger.warning("%s: rescoring all rows with the new code", "; ".join(changes))
 
     def _record(self, changed: list[tuple[StepCode, StepCode]]) -> None:

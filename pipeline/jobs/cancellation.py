@@ -1,4 +1,4 @@
-"""Cancel a job: ask its driver to stop or, without a driver, set the status.
+"""Requests to cancel a job, and requests to stop a run. `pipeline.driver.outcome` makes the former.
 
 ::
 
@@ -25,12 +25,9 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from types import FrameType
 
-from pipeline.common.units import iso_time, plural, utc_now
-from pipeline.errors import Cancelled, Interrupted, JobLocked, ModelChanged, PipelineError
+from pipeline.common.units import plural
+from pipeline.errors import Cancelled, Interrupted, ModelChanged, PipelineError
 from pipeline.jobs import layout
-from pipeline.jobs.directory import JobDirectory
-from pipeline.jobs.lease import LEASE_SECONDS, highest_epoch, hold_lease
-from pipeline.jobs.status import Status
 from pipeline.storage.store import Store
 
 logger = logging.getLogger(__name__)
@@ -83,6 +80,10 @@ class CancelOutcome(StrEnum):
     """The job has a driver, which was asked to stop."""
     ENDED = "ended"
     """The job had ended already; nothing was changed."""
+    PUBLISHED = "published"
+    """The job had published its output, and its driver died before it recorded that. The job has succeeded now."""
+    COMMITTED = "committed"
+    """The job has committed its output and has no driver. It cannot be cancelled: a resume publishes it."""
 
 
 def who() -> str:
@@ -91,38 +92,6 @@ def who() -> str:
     with suppress(KeyError, OSError):
         user = getpass.getuser()
     return f"{user}@{socket.gethostname()}"
-
-
-def cancel_job(
-    job: JobDirectory, *, now: bool = False, reason: str = "", lease_seconds: float = LEASE_SECONDS
-) -> CancelOutcome:
-    """Ask the driver of ``job`` to stop. Without a driver, set the status CANCELLED.
-
-    If the driver may be dead on another machine, wait for a heartbeat: at most ``lease_seconds``, or the driver's own
-    if that is longer.
-    """
-    if job.status().is_final:
-        return CancelOutcome.ENDED
-    request = CancelRequest(highest_epoch(job.store), iso_time(utc_now()), who(), now, reason)
-    # Stored before the lease is read, so that a running driver finds the request in any case.
-    job.store.replace(layout.cancel_path(request.epoch), request.to_json_bytes())
-    try:
-        with hold_lease(job.store, lease_seconds=lease_seconds):
-            status = job.status()
-            if status.is_final:
-                # The driver may have cancelled the job meanwhile, as requested.
-                return CancelOutcome.CANCELLED if status is Status.CANCELLED else CancelOutcome.ENDED
-            job.set_status(Status.CANCELLED, reason=request.said)
-            for child in job.children():
-                cancel_job(child, now=now, reason=reason, lease_seconds=lease_seconds)
-            return CancelOutcome.CANCELLED
-    except JobLocked:
-        # A driver that acquired the lease in between holds a higher epoch than the request names.
-        epoch = highest_epoch(job.store)
-        if epoch != request.epoch:
-            moved = CancelRequest(epoch, request.time, request.by, now, reason)
-            job.store.replace(layout.cancel_path(epoch), moved.to_json_bytes())
-        return CancelOutcome.ASKED
 
 
 def find_request(store: Store, epoch: int) -> CancelRequest | None:

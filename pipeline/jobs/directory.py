@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -19,7 +20,8 @@ from pipeline.errors import StateCorrupt
 from pipeline.events import StatusChanged
 from pipeline.jobs import layout
 from pipeline.jobs.code_archive import put_sources
-from pipeline.jobs.event_log import EventLog
+from pipeline.jobs.event_log import EventLog, last_status
+from pipeline.jobs.lease import LEASE_SECONDS, Lease, hold_lease
 from pipeline.jobs.ledger import Ledger
 from pipeline.jobs.manifest_log import ManifestLog
 from pipeline.jobs.receipt_folder import ReceiptFolder
@@ -244,21 +246,33 @@ class JobDirectory:
             return path
         return str(local_path(os.path.join(self.record.working_directory, os.path.expanduser(path))))
 
+    @contextmanager
+    def hold(self, *, lease_seconds: float = LEASE_SECONDS) -> Iterator[Lease]:
+        """Hold the lease of the job inside the block. Events that this object writes carry the epoch of the lease.
+
+        :raises JobLocked: when another driver holds the lease.
+        """
+        with hold_lease(self.store, lease_seconds=lease_seconds) as lease:
+            self.events.acquired(lease)
+            yield lease
+
     def status(self) -> Status:
-        """Return the status of the job, from the last status event."""
-        for event in reversed(self.events.read()):
-            if event["event"] == "status" and event.get("after") in Status.__members__:
-                return Status(event["after"])
+        """Return the status of the job, from the last status event that counts."""
+        if (event := last_status(self.events.read())) is not None:
+            return Status(event["after"])
         # A crash may have come between the creation of the job and its first event.
         return Status.QUEUED if self.store.list(layout.SUBMISSIONS) else Status.PLANNED
 
     def set_status(self, after: Status, *, reason: str = "") -> StatusChanged:
         """Write the next status.
 
+        A job that succeeded continues only where a round was opened since.
+
         :raises StateCorrupt: when ``after`` cannot follow the present status.
+        :raises Fenced: when another driver has taken over the job.
         """
         before = self.status()
-        check_transition(before, after)
+        check_transition(before, after, is_open=before is Status.SUCCEEDED and not self.is_ended)
         self.events.append("status", before=str(before), after=str(after), reason=reason)
         return StatusChanged(self.id, str(before), str(after), reason)
 

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 JOB_FILE = "job.json"
 SPEC_FILE = "spec.yaml"
 EVENTS_FILE = "events.jsonl"
+EVENTS = "events"
+"""Holds the events on an object store, an object for each epoch."""
 REPORT_FILE = "report.json"
 PROBE_FILE = "probe.json"
 
@@ -123,6 +125,11 @@ def lease_path(epoch: int) -> str:
 def heartbeat_path(epoch: int) -> str:
     """Path of the heartbeat counter of the driver that acquired an epoch."""
     return f"{LEASES}/{epoch}.beat"
+
+
+def events_path(epoch: int) -> str:
+    """Path of the events of one driver, on an object store; epoch 0 for those from before the first lease."""
+    return f"{EVENTS}/{epoch}.jsonl"
 
 
 def cancel_path(epoch: int) -> str:

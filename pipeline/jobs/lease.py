@@ -54,6 +54,8 @@ class Holder:
     """UTC, ISO 8601. For people only: no decision uses this time."""
     lease_seconds: float
     """Seconds of silence after which another driver may take over."""
+    rounds: int = 0
+    """Highest number of a round that was opened when the epoch was acquired. Higher ones of older epochs are void."""
 
     def to_json_bytes(self) -> bytes:
         """The record as stored."""
@@ -137,6 +139,13 @@ def highest_epoch(store: Store) -> int:
     return max(layout.numbers_of(store.list(layout.LEASES)), default=0)
 
 
+def rounds_seen_after(store: Store, epoch: int) -> list[int]:
+    """Return `Holder.rounds` of all epochs above ``epoch``. Damaged records are left out."""
+    epochs = [number for number in layout.numbers_of(store.list(layout.LEASES)) if number > epoch]
+    holders = (Holder.from_json(_read(store, layout.lease_path(number))) for number in epochs)
+    return [holder.rounds for holder in holders if holder is not None]
+
+
 def has_ended(holder: Holder | None) -> bool:
     """True if ``holder`` was a process of this machine that has ended. False if unknown."""
     return holder is not None and is_process(holder.process, holder.pid) is False
@@ -182,7 +191,7 @@ class Lease:
 
     store: Store
     holder: Holder
-    taken: Verdict
+    acquired: Verdict
     """Verdict that allowed the acquisition."""
     is_lost: bool = False
     """True if a higher epoch has been seen."""
@@ -215,11 +224,11 @@ class Lease:
         self.is_lost = True
         other = Holder.from_json(_read(self.store, layout.lease_path(there)))
         return Fenced(
-            "another driver has taken this job over; nothing more was written",
+            "another driver has taken over this job; this driver wrote nothing more",
             where=self.store.url(layout.lease_path(there)),
             found=f"epoch {there}, {other or 'by an unknown process'}",
-            expected=f"epoch {self.epoch}, which this driver took; it was silent for {self.holder.lease_seconds:g} s",
-            next_step=f"nothing: the other driver goes on; python -m pipeline status {_job(self.store)}",
+            expected=f"epoch {self.epoch} of this driver, with a heartbeat within {self.holder.lease_seconds:g} s",
+            next_step=f"none: the other driver continues the job; python -m pipeline status {_job(self.store)}",
         )
 
     def check(self) -> None:
@@ -279,7 +288,7 @@ def wait_until_free(
         if not is_told:
             is_told = True
             logger.warning(
-                "%s may be at work on this job; it is taken over when nothing is heard of it for %g s",
+                "%s may be running this job; this driver takes over after %g s without a heartbeat",
                 sight.holder or "an unknown process",
                 max(lease_seconds, sight.holder.lease_seconds if sight.holder else 0.0),
             )
@@ -307,6 +316,7 @@ def acquire_lease(
         process=identify(os.getpid()),
         started=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         lease_seconds=lease_seconds,
+        rounds=max(layout.numbers_of(store.list(layout.ROUNDS)), default=0),
     )
     lease = Lease(store, holder, verdict)
     if not store.put_if_absent(layout.lease_path(holder.epoch), holder.to_json_bytes()) or lease.fenced():
@@ -346,7 +356,7 @@ def _locked(store: Store, sight: LeaseSnapshot) -> JobLocked:
     job, holder = _job(store), sight.holder
     stop = f", or end it there (kill {holder.pid})," if holder else ""
     return JobLocked(
-        "another driver is at work on this job",
+        "another driver runs this job",
         where=store.url(layout.lease_path(sight.epoch)),
         found=str(holder or "an unknown process"),
         expected="no other driver",

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.common.rows import InputFile, QuarantinedFile, RowCounts
 from pipeline.jobs import layout
 from pipeline.jobs.receipts import Receipt, Receipts, ReceiptView, Totals
-from pipeline.jobs.rounds import Round, model_details
+from pipeline.jobs.rounds import Round, RoundReason, model_details
 from pipeline.jobs.splits import current_partitions, partition_key
 from pipeline.plan.plan import Partition
 
@@ -20,7 +20,7 @@ class RoundSummary:
     """Result of one round."""
 
     round: int
-    why: str
+    reason: RoundReason
     model: dict[str, str]
     changes: tuple[str, ...]
     rows: RowCounts
@@ -40,7 +40,7 @@ class Ledger:
     def __init__(self, rounds: Sequence[Round], receipts: Iterable[Receipt]) -> None:
         """:param receipts: Receipts of all rounds, in any order."""
         first = max(one.number for one in rounds if one.rescore_all)
-        self.rounds = tuple(rounds[first:])
+        self.rounds = tuple(one for one in rounds if one.number >= first)
         """Rounds that count: the last round that did all the work, and all later rounds."""
         self._receipts = receipts if isinstance(receipts, Receipts) else Receipts(receipts)
         self._sorted = self._receipts.sorted(partition_key).names
@@ -215,7 +215,7 @@ class Ledger:
         again = [receipt for receipt in receipts if receipt.before]
         return RoundSummary(
             round=one.number,
-            why=one.why,
+            reason=one.reason,
             model=model_details(one.plan),
             changes=one.record.changes if one.record else (),
             rows=RowCounts.total(receipt.rows for receipt in receipts),

@@ -8,26 +8,41 @@ lie in ``rounds/<n>``. `pipeline.jobs.ledger` decides what counts over all round
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from functools import cached_property
 
 from pipeline.common.rows import QuarantinedFile
 from pipeline.errors import Fenced, StateCorrupt
 from pipeline.jobs import layout
 from pipeline.jobs.code_archive import put_sources
+from pipeline.jobs.lease import rounds_seen_after
 from pipeline.plan.plan import Plan
 from pipeline.plan.step_code import digests_of
 from pipeline.plan.table import plan_bytes, read_plan
 from pipeline.storage.store import Store
 
-RETRY = "retry"
-ALIAS_CHANGE = "alias change"
-STEP_CHANGE = "step change"
+logger = logging.getLogger(__name__)
+SCHEMA_VERSION = 2
 STEP_EVENT = "step_change"
 """Name of the event about changed code that a job ignores."""
-FILES_QUARANTINED = "files quarantined"
-SCHEMA_VERSION = 1
+
+
+class RoundReason(StrEnum):
+    """Reason of a round."""
+
+    PLAN = "plan"
+    """Round 0: the plan of the job."""
+    RETRY = "retry"
+    """Rejected rows, pending partitions and repaired files are scored again."""
+    ALIAS_CHANGE = "alias change"
+    """The model reference resolves to another version: all rows are scored again."""
+    STEP_CHANGE = "step change"
+    """The code of a step changed: all rows are scored again."""
+    FILES_QUARANTINED = "files quarantined"
+    """Input files turned out bad while they were read. The other rows are scored without them."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +51,7 @@ class RoundRecord:
 
     round: int
     """Number of the round, as in the name of the file; from 1."""
-    why: str
-    """``retry``, ``alias change``, ``step change`` or ``files quarantined``."""
+    reason: RoundReason
     plan: str
     """Digest of the round's plan."""
     model: dict[str, str]
@@ -80,6 +94,7 @@ class RoundRecord:
             record = json.loads(data)
             if record.pop("schema_version") != SCHEMA_VERSION:
                 raise ValueError("unknown schema_version")
+            record["reason"] = RoundReason(record["reason"])
             for name in ("maps", "changes", "repaired_files"):
                 record[name] = tuple(record[name])
             record["supersedes"] = {int(number): tuple(ids) for number, ids in record["supersedes"].items()}
@@ -112,9 +127,9 @@ class Round:
         return self.load()
 
     @property
-    def why(self) -> str:
-        """Reason of the round; ``plan`` for round 0."""
-        return self.record.why if self.record else "plan"
+    def reason(self) -> RoundReason:
+        """Reason of the round."""
+        return self.record.reason if self.record else RoundReason.PLAN
 
     @property
     def rescore_all(self) -> bool:
@@ -135,7 +150,7 @@ def make_record(
     plan: Plan,
     *,
     number: int,
-    why: str,
+    reason: RoundReason,
     epoch: int,
     created: str,
     supersedes: Mapping[int, Sequence[str]],
@@ -148,7 +163,7 @@ def make_record(
     fragments = [fragment for partition in plan.partitions for fragment in partition.fragments]
     return RoundRecord(
         round=number,
-        why=why,
+        reason=reason,
         plan=plan.digest,
         model=model_details(plan),
         maps=tuple(step.map for step in plan.spec.maps),
@@ -166,26 +181,31 @@ def make_record(
     )
 
 
-def put_round(store: Store, record: RoundRecord, plan: Plan) -> Round:
+def put_round(store: Store, record: RoundRecord, plan: Plan, *, check_lease: Callable[[], None]) -> Round:
     """Store a round: its plan under a name that no other plan has, then its record. The round exists from then on.
 
-    :raises Fenced: when another driver has opened a round of that number.
+    :param check_lease: Called right before the record is stored; raises `Fenced`.
+    :raises Fenced: when another driver has taken over the job, or has opened a round of that number.
     """
     put_sources(store, plan)
     store.put_if_absent(plan_path(record), plan_bytes(plan))
-    place = layout.round_record_path(record.round)
+    path = layout.round_record_path(record.round)
     data = record.to_json_bytes()
-    if not store.put_if_absent(place, data) and store.read(place) != data:
+    check_lease()
+    if not store.put_if_absent(path, data) and store.read(path) != data:
         raise Fenced(
             "another driver has opened a round of this job",
-            where=store.url(place),
+            where=store.url(path),
             next_step="python -m pipeline status",
         )
     return Round(record.round, record.plan, lambda: plan, record)
 
 
-def read_rounds(store: Store, first: Round, *, known: Mapping[int, Round]) -> tuple[Round, ...]:
-    """Read all rounds of a job, by number.
+def read_rounds(store: Store, first: Round, *, known: Mapping[int, Round | None]) -> dict[int, Round | None]:
+    """Read all rounds of a job, by number; None for a void round.
+
+    A round is void if an older driver opened it after a newer one had acquired the lease: the lease record of the newer
+    driver says how many rounds there were. Only a driver that was paused between two requests opens such a round.
 
     :param first: Round 0.
     :param known: Rounds that were read before.
@@ -200,12 +220,18 @@ def read_rounds(store: Store, first: Round, *, known: Mapping[int, Round]) -> tu
             expected=", ".join(map(str, range(1, max(numbers) + 1))),
             next_step="restore the file",
         )
-    return (first, *(known[number] if number in known else _read_round(store, number) for number in numbers))
+    rounds: dict[int, Round | None] = {0: first}
+    for number in numbers:
+        rounds[number] = known[number] if number in known else _read_round(store, number)
+    return rounds
 
 
-def _read_round(store: Store, number: int) -> Round:
-    place = layout.round_record_path(number)
-    record = RoundRecord.from_json(store.read(place), where=store.url(place))
+def _read_round(store: Store, number: int) -> Round | None:
+    path = layout.round_record_path(number)
+    record = RoundRecord.from_json(store.read(path), where=store.url(path))
+    if any(seen < number for seen in rounds_seen_after(store, record.epoch)):
+        logger.warning("round %d of %s is void: a driver opened it after another driver took over", number, store.root)
+        return None
 
     def load() -> Plan:
         plan = read_plan(store, place=plan_path(record))

@@ -71,16 +71,19 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
 }
 
 
-def check_transition(before: Status, after: Status) -> Status:
+def check_transition(before: Status, after: Status, *, is_open: bool = False) -> Status:
     """Return ``after`` if the table allows it after ``before``.
+
+    :param is_open: True for a job that succeeded and has a round, or a child, that has not ended since.
 
     :raises StateCorrupt: when it does not.
     """
-    if after not in TRANSITIONS[before]:
+    allowed = _GOES_ON if is_open else TRANSITIONS[before]
+    if after not in allowed:
         raise StateCorrupt(
             "invalid status transition",
             found=f"{before} -> {after}",
-            expected=" or ".join(sorted(TRANSITIONS[before])) or "no further change",
+            expected=" or ".join(sorted(allowed)) or "no further change",
         )
     return after
 

@@ -10,9 +10,10 @@ from collections.abc import Generator, Sequence
 from typing import Any, Self
 
 from pipeline.common.text import html_table
+from pipeline.driver.outcome import cancel_job
 from pipeline.errors import DriverLost, PipelineError, error_from_dict
 from pipeline.events import Callback, notify
-from pipeline.jobs.cancellation import CancelOutcome, cancel_job
+from pipeline.jobs.cancellation import CancelOutcome
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import LEASE_SECONDS
 from pipeline.jobs.status import Status

@@ -16,7 +16,7 @@ from pipeline.report.job_log import rows_text
 from pipeline.service.queue import find_starts
 
 ERROR_LEVELS = ("WARNING", "ERROR", "CRITICAL")
-_KNOWN = {"time", "event"}
+_KNOWN = {"time", "event", "epoch"}
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ from typing import Protocol
 
 from pipeline.common.plugins import find_adapter
 from pipeline.common.units import iso_time, utc_now
+from pipeline.driver.outcome import give_up
 from pipeline.errors import JobLocked, PipelineError
 from pipeline.jobs import layout
 from pipeline.jobs.directory import JobDirectory
-from pipeline.jobs.lease import hold_lease, identify
-from pipeline.jobs.status import Status
+from pipeline.jobs.lease import identify
 from pipeline.service.driver_process import launch
 from pipeline.service.queue import (
     JobView,
@@ -196,14 +196,17 @@ class Server:
     def _fail(self, job: JobDirectory, view: JobView) -> bool:
         """Set the status FAILED of a job whose drivers all died. Return False if the status changed meanwhile."""
         try:
-            with hold_lease(job.store, lease_seconds=self.settings.lease_seconds):
+            with job.hold(lease_seconds=self.settings.lease_seconds):
                 if job.status() is not view.status:
                     return False
                 reason = f"its driver died {view.starts} times; see python -m pipeline logs {job.id} --errors"
-                job.set_status(Status.FAILED, reason=reason)
+                status = give_up(job, reason=reason)
         except JobLocked:
             return False
-        logger.error("job %s failed: %s", job.id, reason)
+        if status.is_success:
+            logger.warning("job %s had published its output before its driver died: %s", job.id, status)
+        else:
+            logger.error("job %s failed: %s", job.id, reason)
         self._unmark(job)
         return True
 

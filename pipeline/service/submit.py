@@ -13,7 +13,7 @@ from pipeline.execution.clusters import settings_of
 from pipeline.jobs import layout
 from pipeline.jobs.cancellation import who
 from pipeline.jobs.directory import JobDirectory, JobOptions
-from pipeline.jobs.lease import Verdict, hold_lease
+from pipeline.jobs.lease import Verdict
 from pipeline.jobs.record import check_job_id, check_owner, new_job_id
 from pipeline.jobs.status import Status
 from pipeline.plan.plan import Plan
@@ -238,7 +238,7 @@ def requeue(job: JobDirectory, *, root: Store, submission: Submission, reason: s
     if not _can_be_queued(job):
         return False
     try:
-        with hold_lease(job.store):
+        with job.hold():
             if not _can_be_queued(job):
                 return False
             before = last_submission(job.store)

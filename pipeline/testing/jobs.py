@@ -23,7 +23,7 @@ from pipeline.jobs import layout
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import acquire_lease
 from pipeline.jobs.receipts import DataFile, FragmentCounts, Receipt, Timings
-from pipeline.jobs.rounds import RETRY, Round, make_record
+from pipeline.jobs.rounds import Round, RoundReason, make_record
 from pipeline.jobs.status import Status
 from pipeline.models.model import Feature, ModelVersion
 from pipeline.plan.plan import Partition, Plan
@@ -110,8 +110,8 @@ def open_retry(directory: JobDirectory, *, epoch: int = 1, **options: Any) -> Ro
     found = find_rejected(directory.store, ledger, threads=1)
     partitions = tuple(Partition(f"{number:05d}", fragments) for number, fragments in enumerate(found.partitions))
     plan = replace(ledger.last.plan, files=found.files, partitions=partitions, pruned_rows=0)
-    options = {"supersedes": {}, "created": "2026-01-01T12:00:00.000Z", "why": RETRY, **options}
-    return directory.rounds.open(make_record(plan, number=ledger.last.number + 1, epoch=epoch, **options), plan)
+    options = {"supersedes": {}, "created": "2026-01-01T12:00:00.000Z", "reason": RoundReason.RETRY, **options}
+    return directory.rounds.open(make_record(plan, number=directory.rounds.next_number(), epoch=epoch, **options), plan)
 
 
 def write_receipt(

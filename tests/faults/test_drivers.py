@@ -169,7 +169,7 @@ def test_a_second_driver_is_locked_out_while_clocks_jump(place: Place, expected:
     second = place.start("resume", JOB, lease=10, jump=-1)
     code, err = ended(second)
     assert code == 6, err
-    assert "another driver is at work on this job" in err
+    assert "another driver runs this job" in err
     assert f"process {first.pid} on " in err
     (place.folder / "jump").unlink()
     place.open_gate()
@@ -193,7 +193,7 @@ def test_drivers_that_resume_a_killed_one_at_once_converge(place: Place, expecte
     assert codes in ([0, 6], [0, 0])
     assert time.monotonic() - begin < 250, "a dead driver of this machine is not waited for"
     place.check(expected)
-    assert [event["taken"] for event in place.events("driver")] == ["free", "dead"]
+    assert [event["acquired"] for event in place.events("driver")] == ["free", "dead"]
     # Both ran under umask 000, and so did the workers.
     for path in [place.job, *place.job.rglob("*")]:
         status = path.lstat()
@@ -210,13 +210,13 @@ def test_a_paused_driver_that_wakes_after_a_takeover_is_fenced(place: Place, exp
     place.open_gate()
     code, err = ended(second)
     assert code == 0, err
-    assert "it is taken over when nothing is heard of it for 1.5 s" in err
+    assert "this driver takes over after 1.5 s without a heartbeat" in err
     place.check(expected)
     before = place.snapshot()
     os.kill(paused.pid, signal.SIGCONT)
     code, err = ended(paused)
     assert code == 6, err
-    assert "another driver has taken this job over" in err
+    assert "another driver has taken over this job" in err
     assert f"epoch 2, process {second.pid}" in err
     assert place.snapshot() == before
-    assert [event["taken"] for event in place.events("driver")] == ["free", "stale"]
+    assert [event["acquired"] for event in place.events("driver")] == ["free", "stale"]

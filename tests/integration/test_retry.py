@@ -179,7 +179,7 @@ def test_a_file_that_turns_out_bad_while_it_is_read_is_out_as_a_whole(
     assert [(file.path, file.reason, file.rows) for file in report.quarantined_files] == [
         (str(large), "file:CorruptInput", 12_000)
     ]
-    assert [one.why for one in report.rounds] == ["files quarantined"]
+    assert [one.reason for one in report.rounds] == ["files quarantined"]
     assert_output(tmp_path / "out", oracle(lake.files[1:], model_path))
     assert_verified(report)
     large.write_bytes(whole)

@@ -16,6 +16,8 @@ from pipeline.spec.triggers import Trigger
 SUCCEEDED = ("SUCCEEDED", "SUCCEEDED_WITH_WARNINGS")
 GONE = "GONE"
 """End of a job whose directory was removed."""
+COMMITTED = "COMMITTED"
+"""End of a job without success that has committed output: a resume publishes it. Its files never fire again."""
 REFUSED = "REFUSED"
 """End of a firing whose job was never created, because its spec, model or input is invalid."""
 MOST_AT_ONCE = 500
@@ -153,7 +155,7 @@ def _end(trigger: Trigger, one: Open, view: View) -> Entry | None:
     if status is None:
         return None
     # Cancelled for a newer firing, which scores these files, unless the job was faster and scored them.
-    is_released = one.is_cancelling and trigger.kind == "arrival" and status not in SUCCEEDED
+    is_released = one.is_cancelling and trigger.kind == "arrival" and status not in (*SUCCEEDED, COMMITTED)
     keys = tuple(file.key for file in one.firing.files) if is_released else ()
     return Entry("ended", id=one.firing.id, status=status, keys=keys)
 

@@ -14,9 +14,9 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from pipeline.common.units import utc_now
+from pipeline.driver.outcome import cancel_job, has_output
 from pipeline.errors import InputError, PipelineError, SpecError
 from pipeline.jobs import layout
-from pipeline.jobs.cancellation import cancel_job
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.status import Status
 from pipeline.service.queue import LeaseWatch, Need, RestartPolicy, find_key, next_need, view_job
@@ -24,7 +24,7 @@ from pipeline.service.servers import is_served
 from pipeline.service.submit import start_driver, submit
 from pipeline.service.triggers.arrivals import RowCounter, scan_arrivals
 from pipeline.service.triggers.child import ChildDied, count_rows, count_rows_in_child, run_in_child
-from pipeline.service.triggers.decide import GONE, Success
+from pipeline.service.triggers.decide import COMMITTED, GONE, Success
 from pipeline.service.triggers.definitions import DEFAULT_FILE, WatchedTrigger, load_triggers
 from pipeline.service.triggers.evaluate import BadFiles, ScanArrivals, Seen, evaluate_trigger
 from pipeline.service.triggers.log import Firing, Log, SeenFile, from_text, open_log
@@ -180,7 +180,7 @@ class TriggerJobs:
             view = view_job(directory, self._leases, now=utc_now())
             if view is not None and next_need(view, RestartPolicy()) in (Need.DRIVER, Need.TIME):
                 return ""
-        return str(status)
+        return COMMITTED if not status.is_success and has_output(directory) else str(status)
 
     def cancel(self, job: str) -> None:
         """Cancel the job; see `pipeline.service.triggers.evaluate.Jobs`."""

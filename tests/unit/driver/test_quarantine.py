@@ -85,11 +85,11 @@ def test_rejects_that_were_tried_again_go_with_the_file_they_came_from(tmp_path:
     rejects = open_retry(directory)
     both = (*rejects.plan.partitions, Partition("00001", job.plan.partitions[1].fragments))
     plan = replace(rejects.plan, partitions=both, files=(*rejects.plan.files, *job.plan.files))
-    from pipeline.jobs.rounds import make_record
+    from pipeline.jobs.rounds import RoundReason, make_record
 
     supersedes = {0: ["00001"], 1: ["00000"]}
     second = directory.rounds.open(
-        make_record(plan, number=2, why="retry", epoch=1, created="", supersedes=supersedes), plan
+        make_record(plan, number=2, reason=RoundReason.RETRY, epoch=1, created="", supersedes=supersedes), plan
     )
     write_receipt(directory, replace(job, bad_every=0), both[0], of=second)
     assert directory.ledger().rows == RowCounts(20, 20, 0, 0)

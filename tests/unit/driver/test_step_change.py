@@ -14,7 +14,7 @@ from pipeline.driver.step_change import MAX_RESTARTS, StepMonitor
 from pipeline.errors import StepChanged
 from pipeline.jobs.directory import JobDirectory, JobOptions
 from pipeline.jobs.lease import hold_lease
-from pipeline.jobs.rounds import RETRY, STEP_CHANGE
+from pipeline.jobs.rounds import RoundReason
 from pipeline.report.verify import verify
 from pipeline.scoring import step_modules
 from pipeline.scoring.partition import score_partition
@@ -132,7 +132,7 @@ def test_restart_scores_every_row_with_the_new_code(tmp_path: Path, lake: Lake, 
     job = start(tmp_path, lake, model_path, step_change="restart")
     apply_policy(job, tmp_path)
     last = job.rounds.all()[-1]
-    assert (last.why, last.rescore_all) == (STEP_CHANGE, True)
+    assert (last.reason, last.rescore_all) == (RoundReason.STEP_CHANGE, True)
     assert last.record is not None
     assert last.record.step_code == {step.module: step.digest for step in last.plan.code}
     assert last.record.step_code != {step.module: step.digest for step in job.plan.code}
@@ -159,7 +159,7 @@ def test_retry_takes_the_new_code_and_records_it(tmp_path: Path, lake: Lake, mod
     done = job.ledger().rows.output
     opened = open_retry(job, RetryRequest(), epoch=2, settings=settings_of(tmp_path))
     assert opened is not None
-    assert opened.why == RETRY
+    assert opened.reason is RoundReason.RETRY
     assert opened.record is not None
     assert "tools.py changed" in opened.record.changes[0]
     apply_policy(job, tmp_path)

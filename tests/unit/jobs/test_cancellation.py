@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.jobs.cancellation import CancelOutcome, CancelRequest, Stop, cancel_job, find_request, watch_for_cancel
+from pipeline.driver.outcome import cancel_job
+from pipeline.jobs.cancellation import CancelOutcome, CancelRequest, Stop, find_request, watch_for_cancel
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import acquire_lease, hold_lease
 from pipeline.jobs.status import Status

@@ -81,7 +81,7 @@ def test_released_leases_are_taken_at_once_with_rising_epochs(store: LocalStore)
     """A released lease is acquired without waiting, with the next epoch."""
     for epoch in (1, 2, 3):
         with hold_lease(store) as lease:
-            assert (lease.epoch, lease.taken) == (epoch, Verdict.FREE)
+            assert (lease.epoch, lease.acquired) == (epoch, Verdict.FREE)
             lease.check()
     assert read_lease(store).is_released
 
@@ -108,11 +108,11 @@ def test_silence_on_another_machine_is_taken_over_after_lease_seconds(
     clock = FakeClock(1000.0)
     with caplog.at_level("WARNING"):
         lease = acquire_lease(store, lease_seconds=30.0, clock=clock, pause=clock.pause)
-    assert (lease.epoch, lease.taken) == (2, Verdict.STALE)
+    assert (lease.epoch, lease.acquired) == (2, Verdict.STALE)
     assert 30.0 <= clock.now - 1000.0 < 31.0
     assert [record.message for record in caplog.records] == [
-        "process 4711 on node7, started 2026-01-01T12:00:00Z may be at work on this job; "
-        "it is taken over when nothing is heard of it for 30 s"
+        "process 4711 on node7, started 2026-01-01T12:00:00Z may be running this job; "
+        "this driver takes over after 30 s without a heartbeat"
     ]
 
 
@@ -233,7 +233,7 @@ def test_a_process_that_has_ended_is_told_from_others(store: LocalStore) -> None
     assert has_ended(holder)
     clock = FakeClock(1000.0)
     lease = acquire_lease(store, clock=clock, pause=clock.pause)
-    assert (lease.epoch, lease.taken, clock.pauses) == (2, Verdict.DEAD, 0)
+    assert (lease.epoch, lease.acquired, clock.pauses) == (2, Verdict.DEAD, 0)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"schema_version": 1, "epoch": 1}'])
@@ -241,7 +241,7 @@ def test_a_damaged_record_only_costs_the_wait(store: LocalStore, content: bytes)
     """A damaged lease record can be acquired after the full wait."""
     store.replace("lease/1.json", content)
     clock = FakeClock(1000.0)
-    assert acquire_lease(store, clock=clock, pause=clock.pause).taken is Verdict.STALE
+    assert acquire_lease(store, clock=clock, pause=clock.pause).acquired is Verdict.STALE
 
 
 def test_records_survive_json() -> None:

@@ -14,7 +14,9 @@ from pipeline.common.rows import QuarantinedFile, RowCounts
 from pipeline.common.units import utc_now
 from pipeline.errors import Fenced, StateCorrupt
 from pipeline.jobs.directory import JobDirectory
-from pipeline.jobs.rounds import ALIAS_CHANGE, FILES_QUARANTINED, RoundRecord, make_record
+from pipeline.jobs.event_log import EventLog
+from pipeline.jobs.round_log import RoundLog
+from pipeline.jobs.rounds import RoundReason, RoundRecord, make_record
 from pipeline.jobs.splits import halves, split_receipt
 from pipeline.jobs.status import Status
 from pipeline.plan.plan import Partition
@@ -74,7 +76,7 @@ def test_a_retry_repairs_all(directory: JobDirectory, job: SmallJob) -> None:
     ledger = directory.ledger()
     assert ledger.rows == RowCounts(75, 75, 0, 0)
     assert ledger.reasons == {}
-    assert [(one.round, one.why, one.retried, one.recovered) for one in ledger.summaries()] == [(1, "retry", 8, 8)]
+    assert [(one.round, one.reason, one.retried, one.recovered) for one in ledger.summaries()] == [(1, "retry", 8, 8)]
     manifest = directory.manifests.prepare(directory.ledger())
     assert commit(directory) == manifest.number == 2
     assert manifest.round == 1
@@ -139,7 +141,7 @@ def test_a_worker_that_was_cut_off_brings_nothing_in(directory: JobDirectory, jo
     taken = job.plan.partitions[1:]
     plan = replace(job.plan, partitions=tuple(replace(one, id=f"{n:05d}") for n, one in enumerate(taken)))
     supersedes = {0: [partition.id for partition in taken]}
-    made = make_record(plan, number=1, why="retry", epoch=2, created="", supersedes=supersedes)
+    made = make_record(plan, number=1, reason=RoundReason.RETRY, epoch=2, created="", supersedes=supersedes)
     opened = directory.rounds.open(made, plan)
     assert [partition.id for partition in directory.ledger().todo] == ["00000", "00001"]
     pair = halves(taken[1], {file.path: file for file in job.plan.files})
@@ -166,7 +168,9 @@ def test_a_round_that_starts_over_is_all_that_counts(directory: JobDirectory, jo
     write_receipts(directory, replace(job, bad_every=20))
     model = replace(job.plan.model, digest="0" * 64, version="2")
     plan = replace(job.plan, model=model)
-    made = make_record(plan, number=2, why=ALIAS_CHANGE, epoch=3, created="", supersedes={}, rescore_all=True)
+    made = make_record(
+        plan, number=2, reason=RoundReason.ALIAS_CHANGE, epoch=3, created="", supersedes={}, rescore_all=True
+    )
     directory.rounds.open(made, plan)
     ledger = directory.ledger()
     assert (ledger.base.number, ledger.last.number) == (2, 2)
@@ -186,7 +190,13 @@ def test_files_that_are_quarantined_are_in_no_count(directory: JobDirectory, job
     gone = QuarantinedFile(job.plan.files[1].path, "file:CorruptInput", "damaged", 5)
     plan = replace(job.plan, files=(), partitions=())
     made = make_record(
-        plan, number=1, why=FILES_QUARANTINED, epoch=2, created="", supersedes={0: ["00001"]}, quarantined_files=[gone]
+        plan,
+        number=1,
+        reason=RoundReason.FILES_QUARANTINED,
+        epoch=2,
+        created="",
+        supersedes={0: ["00001"]},
+        quarantined_files=[gone],
     )
     directory.rounds.open(made, plan)
     ledger = directory.ledger()
@@ -197,7 +207,9 @@ def test_files_that_are_quarantined_are_in_no_count(directory: JobDirectory, job
     warnings = make_report(directory).warnings
     assert f"1 input file was quarantined, such as {gone.path} (5 rows): damaged" in warnings
     mended = replace(job.plan, files=(job.plan.files[1],), partitions=(replace(job.plan.partitions[1], id="00000"),))
-    again = make_record(mended, number=2, why="retry", epoch=3, created="", supersedes={}, repaired_files=[gone.path])
+    again = make_record(
+        mended, number=2, reason=RoundReason.RETRY, epoch=3, created="", supersedes={}, repaired_files=[gone.path]
+    )
     directory.rounds.open(again, mended)
     assert directory.ledger().quarantined_files == ()
     assert directory.ledger().planned_rows == 75
@@ -227,6 +239,61 @@ def test_only_one_driver_opens_a_round(directory: JobDirectory, job: SmallJob) -
     assert directory.rounds.open(opened.record, opened.plan).number == 1
     with pytest.raises(Fenced):
         directory.rounds.open(replace(opened.record, epoch=5), opened.plan)
+
+
+class TestFencing:
+    """Rounds of a driver that was paused, and replaced meanwhile."""
+
+    def test_a_fenced_driver_opens_no_round(self, directory: JobDirectory, job: SmallJob) -> None:
+        """The lease is checked right before the record is stored."""
+        write_receipts(directory, job)
+        with directory.hold() as lease:
+            directory.store.put_if_absent("lease/2.json", b"{}")
+            with pytest.raises(Fenced):
+                open_retry(directory, epoch=lease.epoch)
+        assert len(JobDirectory.open(directory.root).rounds.all()) == 1
+
+    def test_a_round_opened_too_late_is_void(self, directory: JobDirectory, job: SmallJob) -> None:
+        """The driver was paused between its check and the record; the job has succeeded meanwhile."""
+        write_receipts(directory, job)
+        with directory.hold() as late:
+            assert late.epoch == 1
+        successor = JobDirectory.open(directory.root)
+        with successor.hold():
+            successor.set_status(Status.PUBLISHING)
+            commit(successor)
+            successor.set_status(Status.SUCCEEDED)
+        directory.events = EventLog(directory.store)
+        directory.rounds = RoundLog(directory.store, directory.rounds.first, events=directory.events)
+        open_retry(directory, epoch=late.epoch)
+        again = JobDirectory.open(directory.root)
+        assert [one.number for one in again.rounds.all()] == [0]
+        assert again.is_ended
+        assert again.ledger().rows == RowCounts(75, 67, 8, 0)
+        # The next round has a number of its own.
+        with again.hold() as lease:
+            assert open_retry(again, epoch=lease.epoch).number == 2
+        assert [one.number for one in JobDirectory.open(directory.root).ledger().rounds] == [0, 2]
+
+    def test_a_round_that_the_next_driver_saw_counts(self, directory: JobDirectory, job: SmallJob) -> None:
+        """A driver that died after it had opened a round; its successor scores the round."""
+        write_receipts(directory, job)
+        with directory.hold() as lease:
+            open_retry(directory, epoch=lease.epoch)
+        with JobDirectory.open(directory.root).hold() as lease:
+            assert (lease.epoch, lease.holder.rounds) == (2, 1)
+        assert len(JobDirectory.open(directory.root).rounds.all()) == 2
+
+    def test_a_job_that_succeeded_continues_with_an_open_round(self, directory: JobDirectory, job: SmallJob) -> None:
+        """Nothing is beyond repair: not even a round on a job that says SUCCEEDED."""
+        write_receipts(directory, job)
+        directory.set_status(Status.PUBLISHING)
+        commit(directory)
+        directory.set_status(Status.SUCCEEDED)
+        with pytest.raises(StateCorrupt, match="invalid status transition"):
+            directory.set_status(Status.PROVISIONING)
+        open_retry(directory)
+        directory.set_status(Status.PROVISIONING)
 
 
 def test_records_are_read_back_and_damage_is_refused(directory: JobDirectory, job: SmallJob) -> None:
@@ -270,7 +337,7 @@ def test_json_of_a_record(job: SmallJob) -> None:
     made = make_record(
         replace(job.plan, partitions=(Partition("00000", ()),)),
         number=7,
-        why="retry",
+        reason=RoundReason.RETRY,
         epoch=1,
         created="",
         supersedes={0: ["00001"], 3: []},

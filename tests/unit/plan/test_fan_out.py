@@ -337,7 +337,8 @@ def test_names_that_mean_no_child_or_several_are_refused(lake: Path) -> None:
 
 
 def test_cancelling_a_fan_out_that_nobody_drives_cancels_its_children(lake: Path) -> None:
-    from pipeline.jobs.cancellation import CancelOutcome, cancel_job
+    from pipeline.driver.outcome import cancel_job
+    from pipeline.jobs.cancellation import CancelOutcome
 
     job = JobDirectory.create(lake / "jobs", plan_of(spec()).plan, job="churn-1")
     assert cancel_job(job) is CancelOutcome.CANCELLED

@@ -184,7 +184,7 @@ def test_a_driver_at_work_is_left_alone(directory: JobDirectory, job: SmallJob) 
     with hold_lease(directory.store, lease_seconds=0.06):
         sweep = sweep_job(directory, now=LATER, lease_seconds=30, delete=True)
     assert sweep.leftovers == ()
-    assert sweep.kept.startswith("another driver is at work on this job: process ")
+    assert sweep.kept.startswith("another driver runs this job: process ")
     assert len(found(directory)) == 1
 
 

@@ -16,8 +16,8 @@ from click.testing import CliRunner
 from cronsim import CronSim
 
 from pipeline.cli import main
+from pipeline.driver.outcome import cancel_job
 from pipeline.errors import DiskFull, StorageError
-from pipeline.jobs.cancellation import cancel_job
 from pipeline.jobs.directory import JobDirectory, JobOptions
 from pipeline.jobs.lease import identify
 from pipeline.jobs.status import Status
