@@ -46,7 +46,7 @@ def chaos(target: str, overrides: tuple[str, ...], params: tuple[str, ...], **as
     loaded = load(target, overrides=overrides, params=params)
     say = _ignore if is_quiet() else _say
     report = unleash(loaded.spec, import_paths=loaded.folders, on_trial=say, **asked)
-    details = report.details()
+    details = report.to_dict()
     emit(details, lambda: report_text(details))
     raise click.exceptions.Exit(report.exit_code)
 
@@ -56,7 +56,7 @@ def _ignore(trial: TrialResult) -> None:
 
 
 def _say(trial: TrialResult) -> None:
-    click.echo(trial_text(trial.details()), err=True)
+    click.echo(trial_text(trial.to_dict()), err=True)
 
 
 def report_text(details: Mapping[str, Any]) -> str:

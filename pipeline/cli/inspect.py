@@ -42,7 +42,7 @@ def list_command(*, statuses: tuple[str, ...], name: str, limit: int | None, dir
     settings = settings_for(directory=directory)
     wanted = frozenset(known[status.lower()] for status in statuses)
     found = list_jobs(settings.directory, name=name, statuses=wanted, limit=limit)
-    jobs = [summary.details(now=utc_now()) for summary in found]
+    jobs = [summary.to_dict(now=utc_now()) for summary in found]
     root = str(local_path(settings.directory)) if is_local_path(settings.directory) else settings.directory
     emit({"directory": root, "jobs": jobs}, lambda: _list_text(jobs, settings.directory, is_all=not (wanted or name)))
 
@@ -136,7 +136,7 @@ def diff(before: str, after: str, directory: str | None) -> None:
     from pipeline.report.compare import compare, comparison_text
 
     found = compare(_find(before, directory), _find(after, directory))
-    emit(found.details(), lambda: comparison_text(found))
+    emit(found.to_dict(), lambda: comparison_text(found))
 
 
 def _find(job: str, directory: str | None) -> JobDirectory:

@@ -235,6 +235,6 @@ def _probe(prepared: Prepared, summary: PlanSummary, *, count: int, settings: Se
 
     with show_progress(quiet=is_quiet()) as callbacks:
         job, estimate = probe_plan(prepared, settings=settings, count=count, callbacks=callbacks)
-    details = summary.to_dict() | {"job": job, "estimate": estimate.details()}
+    details = summary.to_dict() | {"job": job, "estimate": estimate.to_dict()}
     lines = [*estimate_lines(estimate), *next_lines([f"python -m pipeline resume {job}"])]
     emit(details, lambda: "\n".join([plan_text(summary, probe_job=job), *lines]))

@@ -130,14 +130,14 @@ class RowCounts:
             self.filtered + other.filtered,
         )
 
-    def details(self) -> dict[str, int]:
+    def to_dict(self) -> dict[str, int]:
         """Return the counts for JSON output."""
         return {"in": self.input, "out": self.output, "rejected": self.rejected, "filtered": self.filtered}
 
     @staticmethod
-    def from_details(details: dict[str, int]) -> RowCounts:
-        """Inverse of `details`."""
-        return RowCounts(details["in"], details["out"], details["rejected"], details["filtered"])
+    def from_dict(record: Mapping[str, int]) -> RowCounts:
+        """Inverse of `to_dict`."""
+        return RowCounts(record["in"], record["out"], record["rejected"], record["filtered"])
 
     @staticmethod
     def total(counts: Iterable[RowCounts]) -> RowCounts:

@@ -38,7 +38,7 @@ class FanOutCommit:
 
     def to_json_bytes(self) -> bytes:
         """The commit as stored."""
-        record: dict[str, Any] = {"schema_version": 1, **asdict(self), "rows": self.rows.details()}
+        record: dict[str, Any] = {"schema_version": 1, **asdict(self), "rows": self.rows.to_dict()}
         return json.dumps(record, indent=1).encode() + b"\n"
 
     @staticmethod
@@ -52,7 +52,7 @@ class FanOutCommit:
             if record.pop("schema_version") != 1:
                 raise ValueError("unknown schema_version")
             children = tuple(ChildCommit(**child) for child in record.pop("children"))
-            return FanOutCommit(**{**record, "rows": RowCounts.from_details(record["rows"])}, children=children)
+            return FanOutCommit(**{**record, "rows": RowCounts.from_dict(record["rows"])}, children=children)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StateCorrupt(
                 "a commit of a fan-out is damaged",
@@ -83,8 +83,8 @@ def commit_fan_out(job: JobDirectory, children: Sequence[JobDirectory]) -> FanOu
             raise StateCorrupt(
                 "a child has no manifest", where=child.root, next_step=f"python -m pipeline resume {child.id}"
             )
-        parts.append(ChildCommit(child.id, manifest.number, manifest.rows.details()))
-    rows = RowCounts.total(RowCounts.from_details(part.rows) for part in parts)
+        parts.append(ChildCommit(child.id, manifest.number, manifest.rows.to_dict()))
+    rows = RowCounts.total(RowCounts.from_dict(part.rows) for part in parts)
     if not rows.is_reconciled:
         raise ReconciliationFailed(
             "the rows of the children do not add up",

@@ -29,9 +29,9 @@ class RoundSummary:
     recovered: int
     """Retried rows that were output."""
 
-    def details(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The summary as JSON output shows it."""
-        return {**asdict(self), "changes": list(self.changes), "rows": self.rows.details()}
+        return {**asdict(self), "changes": list(self.changes), "rows": self.rows.to_dict()}
 
 
 class Ledger:

@@ -39,7 +39,7 @@ class JobSummary:
     done: int = 0
     """Number of partitions that have a receipt; for a successful job, all."""
 
-    def details(self, *, now: datetime) -> dict[str, Any]:
+    def to_dict(self, *, now: datetime) -> dict[str, Any]:
         """The summary as JSON output shows it.
 
         :param now: UTC.
@@ -56,7 +56,7 @@ class JobSummary:
             "rows": record.rows,
             "output": record.sink,
             "directory": self.directory,
-            "children": [child.details(now=now) for child in self.children],
+            "children": [child.to_dict(now=now) for child in self.children],
         }
 
     def age(self, now: datetime) -> float:

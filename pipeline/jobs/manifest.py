@@ -77,7 +77,7 @@ class Manifest:
 
     def to_json_bytes(self) -> bytes:
         """The manifest as stored: one JSON object with a schema version, a line per field and per file."""
-        record = {one.name: getattr(self, one.name) for one in fields(self)} | {"rows": self.rows.details()}
+        record = {one.name: getattr(self, one.name) for one in fields(self)} | {"rows": self.rows.to_dict()}
         text = io.BytesIO()
         text.write(f'{{\n "schema_version": {SCHEMA_VERSION}'.encode())
         for name, value in record.items():
@@ -99,7 +99,7 @@ class Manifest:
             record: dict[str, Any] = json.loads(data)
             if record.pop("schema_version") != SCHEMA_VERSION:
                 raise ValueError("unknown schema_version")
-            record["rows"] = RowCounts.from_details(record["rows"])
+            record["rows"] = RowCounts.from_dict(record["rows"])
             record["model"] = ManifestModel(**record["model"])
             record["models"] = {int(n): ManifestModel(**model) for n, model in record.get("models", {}).items()}
             record["quarantined_files"] = tuple(record.get("quarantined_files", ()))

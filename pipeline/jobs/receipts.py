@@ -113,8 +113,8 @@ class Receipt:
         """The receipt as stored: one line of JSON, with a schema version."""
         # The file ranges, of which there may be thousands, are left out here and added below in a short form.
         record = asdict(replace(self, files=()))
-        record["rows"] = self.rows.details()
-        record["files"] = [[f.path, f.row_start, f.row_stop, f.rows.details()] for f in self.files]
+        record["rows"] = self.rows.to_dict()
+        record["files"] = [[f.path, f.row_start, f.row_stop, f.rows.to_dict()] for f in self.files]
         return json.dumps({"schema_version": 1, **record}, sort_keys=True).encode()
 
     @staticmethod
@@ -127,11 +127,9 @@ class Receipt:
             record: dict[str, Any] = json.loads(data)
             if record.pop("schema_version") != 1:
                 raise ValueError("unknown schema_version")
-            record["rows"] = RowCounts.from_details(record["rows"])
+            record["rows"] = RowCounts.from_dict(record["rows"])
             files = record["files"]
-            record["files"] = tuple(
-                FragmentCounts(sys.intern(p), a, b, RowCounts.from_details(r)) for p, a, b, r in files
-            )
+            record["files"] = tuple(FragmentCounts(sys.intern(p), a, b, RowCounts.from_dict(r)) for p, a, b, r in files)
             # A driver holds the receipts of all partitions: equal texts are held once.
             for key in {"plan", "model", "worker"} & record.keys():
                 record[key] = sys.intern(record[key])

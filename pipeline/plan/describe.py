@@ -154,7 +154,7 @@ class PlanSummary:
             "batch_rows": self.batch_rows,
             "memory": {"task": self.task_memory, "worker": self.worker_memory, "limit": self.limits.memory},
             "children": [
-                {**child.details(), "output": child.planned.spec.sink.path, "model": child.planned.model.name}
+                {**child.to_dict(), "output": child.planned.spec.sink.path, "model": child.planned.model.name}
                 for child in self.plan.children
             ],
             "cluster": {"workers": self.limits.workers, "threads": self.limits.threads},

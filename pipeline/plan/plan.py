@@ -77,7 +77,7 @@ class ChildPlan:
             raise ValueError(f"the plan of child {self.slug} is in its own directory")
         return self.plan
 
-    def details(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the fields for storage and JSON output, without the plan."""
         return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "plan"}
 

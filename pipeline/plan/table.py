@@ -139,7 +139,7 @@ def _record(plan: Plan) -> dict[str, Any]:
         "workers": plan.workers,
         "can_use_tree_engine": plan.can_use_tree_engine,
         "quarantined_files": [asdict(file) for file in plan.quarantined_files],
-        **({"children": [child.details() for child in plan.children]} if plan.children else {}),
+        **({"children": [child.to_dict() for child in plan.children]} if plan.children else {}),
         "progress": asdict(plan.progress) if plan.progress.work else None,
         "code": [step.to_record() for step in plan.code],
         **{name: getattr(plan, name) for name in _PLAIN},

@@ -23,7 +23,7 @@ class Changed:
     before: Any
     after: Any
 
-    def details(self) -> list[Any]:
+    def to_dict(self) -> list[Any]:
         """Return the two values for JSON output."""
         return [self.before, self.after]
 
@@ -38,7 +38,7 @@ class FileChanges:
     changed: tuple[str, ...]
     """Same path, different size or version."""
 
-    def details(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the changes for JSON output."""
         return {
             "same": self.same,
@@ -76,15 +76,15 @@ class Comparison:
         """True if spec, model and input are the same."""
         return not self.spec and not self.model and self.files.is_same
 
-    def details(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the comparison for JSON output."""
         return {
             "jobs": list(self.jobs),
             "status": list(self.status),
             "same_work": self.is_same_work,
-            "spec": {name: change.details() for name, change in self.spec.items()},
-            "model": {name: change.details() for name, change in self.model.items()},
-            "files": self.files.details(),
+            "spec": {name: change.to_dict() for name, change in self.spec.items()},
+            "model": {name: change.to_dict() for name, change in self.model.items()},
+            "files": self.files.to_dict(),
             "rows": {name: list(pair) for name, pair in self.rows.items()},
             "reasons": {name: list(pair) for name, pair in self.reasons.items()},
             "seconds": {name: [round(one, 3) for one in pair] for name, pair in self.seconds.items()},
@@ -101,7 +101,7 @@ def compare(one: JobDirectory, other: JobDirectory) -> Comparison:
         spec=changes(flatten(one.plan.spec.to_dict()), flatten(other.plan.spec.to_dict())),
         model=changes(one.record.model, other.record.model),
         files=file_changes(one.plan.files, other.plan.files),
-        rows=_pairs(*(report.rows.details() for report in reports)),
+        rows=_pairs(*(report.rows.to_dict() for report in reports)),
         reasons=_pairs(*(report.reasons for report in reports)),
         seconds=_times(*reports),
         partitions=(reports[0].partitions.done, reports[1].partitions.done),

@@ -73,13 +73,13 @@ class Estimate:
     start_seconds: float
     """Part of ``seconds`` that does not grow with the rows: start of the workers, load of the model."""
 
-    def details(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the estimate for JSON output and ``probe.json``."""
         return {"schema_version": 1, **_rounded(asdict(self))}
 
     @classmethod
-    def from_details(cls, details: Mapping[str, Any]) -> Self:
-        """Inverse of `details`."""
+    def from_dict(cls, details: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`."""
         fields: dict[str, Any] = {name: value for name, value in details.items() if name != "schema_version"}
         made: dict[str, Any] = {
             name: Interval(**value) if isinstance(value, dict) else value for name, value in fields.items()
@@ -112,12 +112,12 @@ class EstimateComparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison for ``report.json``."""
-        return {"estimated": self.estimated.details(), "actual": asdict(self.actual), "held": self.held}
+        return {"estimated": self.estimated.to_dict(), "actual": asdict(self.actual), "held": self.held}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Self:
         """Inverse of `to_dict`."""
-        return cls(Estimate.from_details(record["estimated"]), Actual(**record["actual"]))
+        return cls(Estimate.from_dict(record["estimated"]), Actual(**record["actual"]))
 
     def __str__(self) -> str:
         seconds = self.estimated.seconds
@@ -180,7 +180,7 @@ def compare_estimate(
     :param task_seconds: sum over all partitions, without loading the model.
     """
     actual = {"seconds": seconds, "task_seconds": task_seconds, "output_bytes": float(output_bytes)}
-    return EstimateComparison(Estimate.from_details(estimate.details()), Actual(**_rounded(actual)))
+    return EstimateComparison(Estimate.from_dict(estimate.to_dict()), Actual(**_rounded(actual)))
 
 
 def _costs(partitions: Sequence[Partition]) -> dict[str, float]:
@@ -220,13 +220,13 @@ def _rounded(value: Any) -> Any:
 
 def write_estimate(job: JobDirectory, estimate: Estimate) -> None:
     """Write ``probe.json``."""
-    job.store.replace(layout.PROBE_FILE, json.dumps(estimate.details(), indent=1).encode() + b"\n")
+    job.store.replace(layout.PROBE_FILE, json.dumps(estimate.to_dict(), indent=1).encode() + b"\n")
 
 
 def read_estimate(job: JobDirectory) -> Estimate | None:
     """Return the estimate of the last probe; None if there is none or it cannot be read. No decision needs it."""
     try:
-        return Estimate.from_details(json.loads(job.store.read(layout.PROBE_FILE)))
+        return Estimate.from_dict(json.loads(job.store.read(layout.PROBE_FILE)))
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
 

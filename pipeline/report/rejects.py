@@ -91,7 +91,7 @@ class RejectSummary:
             ],
             "files": list(self.files),
             "quarantined_files": [asdict(file) for file in self.quarantined_files],
-            "rounds": [one.details() for one in self.rounds],
+            "rounds": [one.to_dict() for one in self.rounds],
         }
         return record | ({"exported": asdict(self.exported)} if self.exported else {})
 

@@ -62,7 +62,7 @@ class ChildReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result for JSON output."""
-        return {**asdict(self), "status": str(self.status), "rows": self.rows.details()}
+        return {**asdict(self), "status": str(self.status), "rows": self.rows.to_dict()}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Self:
@@ -71,7 +71,7 @@ class ChildReport:
             **{
                 **record,
                 "status": Status(record["status"]),
-                "rows": RowCounts.from_details(record["rows"]),
+                "rows": RowCounts.from_dict(record["rows"]),
                 "partitions": PartitionCounts(**record["partitions"]),
             }
         )
@@ -139,10 +139,10 @@ class Report:
         record = {name: value for name, value in asdict(self).items() if name not in ("input", "step_code") or value}
         record |= {
             "status": str(self.status),
-            "rows": self.rows.details(),
+            "rows": self.rows.to_dict(),
             "batch": asdict(self.batch) if self.batch else {},
             "stragglers": asdict(self.stragglers) if self.stragglers else {},
-            "rounds": [summary.details() for summary in self.rounds],
+            "rounds": [summary.to_dict() for summary in self.rounds],
             "quarantined_files": [asdict(file) for file in self.quarantined_files],
             "engines": self.engines.to_dict() if self.engines else {},
             "estimate": self.estimate.to_dict() if self.estimate else {},
@@ -165,7 +165,7 @@ class Report:
             **{
                 **plain,
                 "status": Status(record["status"]),
-                "rows": RowCounts.from_details(record["rows"]),
+                "rows": RowCounts.from_dict(record["rows"]),
                 "model": ModelId(**record["model"]),
                 "seconds": JobTimings(**record["seconds"]),
                 "partitions": PartitionCounts(**record["partitions"]),
@@ -274,7 +274,7 @@ class Report:
 
 
 def _round_summary(record: Mapping[str, Any]) -> RoundSummary:
-    changes, rows = tuple(record["changes"]), RowCounts.from_details(record["rows"])
+    changes, rows = tuple(record["changes"]), RowCounts.from_dict(record["rows"])
     return RoundSummary(**{**record, "changes": changes, "rows": rows})
 
 

@@ -228,12 +228,12 @@ class _Facts:
         for receipt in self.done:
             parts = RowCounts.total(part.rows for part in receipt.files)
             if parts != receipt.rows or not all(part.rows.is_reconciled for part in receipt.files):
-                raise _Wrong(f"partition {receipt.partition}: {receipt.rows.details()}, its files {parts.details()}")
+                raise _Wrong(f"partition {receipt.partition}: {receipt.rows.to_dict()}, its files {parts.to_dict()}")
             if any(part.rows.input != part.row_stop - part.row_start for part in receipt.files):
                 raise _Wrong(f"partition {receipt.partition}: other rows in than its ranges have")
         rows, planned = self.ledger.rows, self.ledger.planned_rows
         if rows.input != planned or not rows.is_reconciled:
-            raise _Wrong(f"{rows.details()}, and the input files have {planned:,} rows")
+            raise _Wrong(f"{rows.to_dict()}, and the input files have {planned:,} rows")
         return f"{rows.input:,} in = {rows.output:,} out + {rows.rejected:,} rejected + {rows.filtered:,} filtered"
 
     def input_footers(self) -> str:

@@ -44,7 +44,7 @@ def score_to_frame(recipe: StageRecipe, partition: Partition, versions: Versions
         counter.add(scored)
         tables.append(scored.table)
     frame: pd.DataFrame = pa.concat_tables(tables).to_pandas(ignore_metadata=True)
-    frame.attrs["rows"] = RowCounts.total(file.rows for file in counter.file_counts()).details()
+    frame.attrs["rows"] = RowCounts.total(file.rows for file in counter.file_counts()).to_dict()
     frame.attrs["reasons"] = dict(counter.reasons)
     return frame
 

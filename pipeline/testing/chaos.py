@@ -71,17 +71,17 @@ class TrialResult:
     """Seconds the workers had to live."""
     seconds: float = 0.0
 
-    def details(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON output shows it."""
         return {
             "seed": self.seed,
             "ok": self.ok,
             "detail": self.detail,
-            "faults": [one.details() for one in self.faults],
+            "faults": [one.to_dict() for one in self.faults],
             "worker_lifetime": self.lifetime,
             "attempts": [one.__dict__ for one in self.attempts],
-            "rows": self.rows.details(),
-            "rejects": self.rejects.details(),
+            "rows": self.rows.to_dict(),
+            "rejects": self.rejects.to_dict(),
             "reads": self.reads,
             "seconds": self.seconds,
         }
@@ -112,7 +112,7 @@ class ChaosReport:
         """0, or the exit code of the first trial that failed."""
         return next((trial.exit_code for trial in self.trials if not trial.ok), 0)
 
-    def details(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON output shows it."""
         return {
             "ok": self.ok,
@@ -123,7 +123,7 @@ class ChaosReport:
             "tried": len(self.trials),
             "lost": sum(trial.rows.lost + trial.rejects.lost for trial in self.trials),
             "duplicated": sum(trial.rows.duplicated + trial.rejects.duplicated for trial in self.trials),
-            "trials": [trial.details() for trial in self.trials],
+            "trials": [trial.to_dict() for trial in self.trials],
             "folder": self.folder,
             "seconds": self.seconds,
         }
@@ -341,7 +341,7 @@ def _problems(rows: RowDifference, rejects: RowDifference, directory: JobDirecto
     found = []
     for what, difference in (("rows", rows), ("rejects", rejects)):
         if not difference.is_none:
-            counts = ", ".join(f"{count:,} {name}" for name, count in difference.details().items() if count)
+            counts = ", ".join(f"{count:,} {name}" for name, count in difference.to_dict().items() if count)
             found.append(f"{what}: {counts}")
     found += [f"verify: {check.name}: {check.detail}" for check in verify(directory, sample=0).checks if not check.ok]
     return found

@@ -37,7 +37,7 @@ class RowDifference:
         """True if every expected row is there once, unchanged, and no other row."""
         return not (self.lost or self.duplicated or self.changed or self.foreign)
 
-    def details(self) -> dict[str, int]:
+    def to_dict(self) -> dict[str, int]:
         """Return the difference as JSON output shows it."""
         return asdict(self)
 

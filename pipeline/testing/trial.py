@@ -49,7 +49,7 @@ class Struck:
     seconds: float | None
     """Seconds after the start of the trial; None if the job ended before the moment of the strike."""
 
-    def details(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the strike as JSON output shows it."""
         return {"kind": self.strike.kind, "moment": str(self.strike.moment), "seconds": self.seconds}
 

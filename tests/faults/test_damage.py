@@ -142,7 +142,7 @@ def test_ten_thousand_tiny_files_are_counted_exactly(tmp_path: Path, settings: S
         os.link(few.files[number % 20], folder / f"part-{number:05d}.parquet")
     lake = Lake(folder, tuple(sorted(folder.iterdir())))
     report = run(spec_of(lake, model_path, tmp_path / "out"), settings=settings)
-    assert report.rows.details() == {"in": 30_000, "out": 30_000, "rejected": 0, "filtered": 0}
+    assert report.rows.to_dict() == {"in": 30_000, "out": 30_000, "rejected": 0, "filtered": 0}
     scored = read_folder(tmp_path / "out").to_pandas()
     one_of_each = oracle(few.files, model_path)
     pd.testing.assert_frame_equal(scored, pd.concat([one_of_each] * 500, ignore_index=True), check_exact=True)

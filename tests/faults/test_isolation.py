@@ -68,7 +68,7 @@ def expected(two_file_lake: Lake, model_path: Path) -> pd.DataFrame:
 def test_without_faults_it_equals_the_oracle(score: Score, expected: pd.DataFrame) -> None:
     receipt, out, _ = score(table())
     pd.testing.assert_frame_equal(out, expected, check_exact=True)
-    assert receipt.rows.details() == {"in": 5000, "out": 5000, "rejected": 0, "filtered": 0}
+    assert receipt.rows.to_dict() == {"in": 5000, "out": 5000, "rejected": 0, "filtered": 0}
 
 
 @pytest.mark.fault(21)

@@ -112,7 +112,7 @@ def assert_is_of(
     found = pd.concat([pq.read_table(file).to_pandas() for file in sorted(out.glob("*.parquet"))], ignore_index=True)
     expected = oracle(six_file_lake.files, model, **options)
     pd.testing.assert_frame_equal(found.sort_values("id", ignore_index=True), expected, check_exact=True)
-    assert report.rows.details() == {"in": six_file_lake.rows, "out": six_file_lake.rows, "rejected": 0, "filtered": 0}
+    assert report.rows.to_dict() == {"in": six_file_lake.rows, "out": six_file_lake.rows, "rejected": 0, "filtered": 0}
     assert report.model.version == str(version)
     manifest = job.manifests.last()
     assert manifest is not None

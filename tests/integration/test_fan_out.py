@@ -113,7 +113,7 @@ def test_of_fifty_children_two_fail_and_only_these_are_retried(
     hide.bring_back()
     report = resume("@last", settings=settings)
     assert report.status == "SUCCEEDED"
-    assert report.rows.details() == {"in": 50 * ROWS, "out": 50 * ROWS, "rejected": 0, "filtered": 0}
+    assert report.rows.to_dict() == {"in": 50 * ROWS, "out": 50 * ROWS, "rejected": 0, "filtered": 0}
     assert [child.status for child in report.children] == ["SUCCEEDED"] * 50
     for child in job.children():
         key = child.id.rpartition(".")[2]
@@ -213,7 +213,7 @@ def test_a_model_and_a_limit_for_each_child(make_spec: Make, settings: Settings,
     report = run(spec, settings=settings)
     # Of 120 rows, ids 13 and 113: one in each child.
     assert report.status == "SUCCEEDED_WITH_WARNINGS"
-    assert report.rows.details() == {"in": 2 * ROWS, "out": 2 * ROWS - 2, "rejected": 2, "filtered": 0}
+    assert report.rows.to_dict() == {"in": 2 * ROWS, "out": 2 * ROWS - 2, "rejected": 2, "filtered": 0}
     assert [child.rows.rejected for child in report.children] == [1, 1]
     job = find_job(settings.directory, "@last")
     summary = summarise(job)
@@ -243,7 +243,7 @@ def test_a_retry_of_one_child_makes_another_commit(
     commit = last_commit(job)
     assert commit is not None
     assert (commit.number, [part.manifest for part in commit.children]) == (2, [2, 1])
-    assert commit.rows.details() == {"in": 2 * ROWS, "out": 2 * ROWS - 1, "rejected": 1, "filtered": 0}
+    assert commit.rows.to_dict() == {"in": 2 * ROWS, "out": 2 * ROWS - 1, "rejected": 1, "filtered": 0}
     report = job.read_report()
     assert report is not None
     assert (report["status"], report["rows"]["out"]) == ("SUCCEEDED_WITH_WARNINGS", 2 * ROWS - 1)

@@ -42,7 +42,7 @@ def test_every_row_is_scored_once_and_equals_the_oracle(
 ) -> None:
     report = run(make_spec(), settings=settings)
     assert report.status == "SUCCEEDED"
-    assert report.rows.details() == {"in": lake.rows, "out": lake.rows, "rejected": 0, "filtered": 0}
+    assert report.rows.to_dict() == {"in": lake.rows, "out": lake.rows, "rejected": 0, "filtered": 0}
     out = published(tmp_path / "out")
     assert_equals_oracle(out, oracle(lake.files, model_path))
     source = pa.concat_tables([pq.read_table(file) for file in lake.files])
@@ -247,7 +247,7 @@ def test_zero_rows_give_an_output_with_the_schema(settings: Settings, model_path
     )
     report = run(spec, settings=settings)
     assert report.status == "SUCCEEDED"
-    assert report.rows.details() == {"in": 0, "out": 0, "rejected": 0, "filtered": 0}
+    assert report.rows.to_dict() == {"in": 0, "out": 0, "rejected": 0, "filtered": 0}
     out = published(tmp_path / "out")
     assert out.num_rows == 0
     assert out.schema.field("prediction").type == pa.float32()
@@ -282,7 +282,7 @@ def test_hive_keys_are_columns(settings: Settings, model_path: Path, tmp_path: P
     )
     report = run(spec, settings=settings)
     out = published(tmp_path / "out").to_pandas()
-    assert report.rows.details() == {"in": 300, "out": 200, "rejected": 0, "filtered": 100}
+    assert report.rows.to_dict() == {"in": 300, "out": 200, "rejected": 0, "filtered": 100}
     assert set(zip(out["country"], out["day"], strict=True)) == {("DE", 0), ("A/B", 2)}
 
 

@@ -133,7 +133,7 @@ def test_a_job_on_s3_equals_the_oracle_and_keeps_its_secrets(
     events: list[Any] = []
     report = run(s3_spec(), settings=s3_settings, callbacks=[events.append])
     assert report.status == "SUCCEEDED"
-    assert report.rows.details() == {"in": lake.rows, "out": lake.rows, "rejected": 0, "filtered": 0}
+    assert report.rows.to_dict() == {"in": lake.rows, "out": lake.rows, "rejected": 0, "filtered": 0}
     pd.testing.assert_frame_equal(published(on_s3), expected(lake, model_path), check_exact=True)
     assert on_s3.pending_uploads() == []
     job = find_job(s3_settings.directory, "@last")

@@ -382,7 +382,7 @@ def test_jobs_are_listed_newest_first(tmp_path: Path, job: SmallJob) -> None:
     root = _jobs(tmp_path, job)
     assert [one.record.job for one in list_jobs(root)] == ["beta-1", "alpha-2", "alpha-1"]
     (root / "alpha-2" / "job.json").write_text("{")
-    shown = [one.details(now=NOON + timedelta(hours=3)) for one in list_jobs(root)]
+    shown = [one.to_dict(now=NOON + timedelta(hours=3)) for one in list_jobs(root)]
     assert [one["job"] for one in shown] == ["beta-1", "alpha-1"]
     assert [one["age"] for one in shown] == [3600.0, 3 * 3600.0]
     assert shown[0]["partitions"] == {"done": 0, "planned": 3}

@@ -38,7 +38,7 @@ def test_what_differs_is_told(tmp_path: Path) -> None:
     text = comparison_text(found)
     assert "rejected: 0 -> 8 (+8)" in text
     assert "sink.path" in text
-    assert found.details()["rows"]["out"] == [75, 67]
+    assert found.to_dict()["rows"]["out"] == [75, 67]
 
 
 def test_files_that_came_and_went(tmp_path: Path) -> None:

@@ -84,9 +84,7 @@ def test_nothing_done_is_no_estimate(plan: Plan) -> None:
 
 def test_it_reads_back_what_it_writes(plan: Plan) -> None:
     made = estimate(plan, {0: 1.25, 1: 2.5}, [100] * 8)
-    assert Estimate.from_details(made.details()) == Estimate.from_details(
-        Estimate.from_details(made.details()).details()
-    )
+    assert Estimate.from_dict(made.to_dict()) == Estimate.from_dict(Estimate.from_dict(made.to_dict()).to_dict())
 
 
 def test_comparison_says_what_held(plan: Plan) -> None:
