@@ -17,6 +17,7 @@ from pipeline.driver.alias_change import pinned_version
 from pipeline.driver.driver import Driver
 from pipeline.driver.fan_out import FanOutDriver, is_ready
 from pipeline.driver.job_run import JobDriver, ParentContext
+from pipeline.driver.outcome import check_superseded
 from pipeline.driver.prepare import Prepared, first_sink, prepare
 from pipeline.driver.retry import RetryRequest, open_retry
 from pipeline.errors import InputError, JobLocked
@@ -146,6 +147,7 @@ def _only_driver(
         run_hooks(job, hooks, grace=settings.hook_timeout) as hook_callbacks,
         job.hold(lease_seconds=settings.lease_seconds) as lease,
     ):
+        check_superseded(job)
         yield lease, hook_callbacks
 
 

@@ -5,10 +5,11 @@ The last status event is not the truth about the output: a driver may die after 
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
 
 from pipeline.common.units import iso_time, utc_now
-from pipeline.errors import JobLocked
+from pipeline.errors import ConflictError, JobLocked
 from pipeline.jobs import layout
 from pipeline.jobs.cancellation import CancelOutcome, CancelRequest, who
 from pipeline.jobs.directory import JobDirectory
@@ -72,13 +73,24 @@ def record_success(job: JobDirectory) -> Status:
 
 
 def cancel_job(
-    job: JobDirectory, *, now: bool = False, reason: str = "", lease_seconds: float = LEASE_SECONDS
+    job: JobDirectory,
+    *,
+    now: bool = False,
+    reason: str = "",
+    superseded_by: str = "",
+    lease_seconds: float = LEASE_SECONDS,
 ) -> CancelOutcome:
     """Ask the driver of ``job`` to stop. Without a driver, set the status CANCELLED, unless the job has committed.
 
     If the driver may be dead on another machine, wait for a heartbeat: at most ``lease_seconds``, or the driver's own
     if that is longer.
+
+    :param superseded_by: Owner of the job's input from now on. The job is then cancelled for good: no resume may score
+        the same rows a second time, unless the job has committed.
     """
+    if superseded_by and not job.status().is_success:
+        record = {"schema_version": 1, "by": superseded_by, "time": iso_time(utc_now())}
+        job.store.put_if_absent(layout.SUPERSEDED_FILE, json.dumps(record, indent=1).encode() + b"\n")
     if job.status().is_final and _is_settled(job):
         return CancelOutcome.ENDED
     request = CancelRequest(highest_epoch(job.store), iso_time(utc_now()), who(), now, reason)
@@ -116,6 +128,26 @@ def _cancel_held(job: JobDirectory, request: CancelRequest, *, lease_seconds: fl
 def _is_settled(job: JobDirectory) -> bool:
     """Return True if the final status of ``job`` agrees with its output."""
     return job.status().is_success or job.status() is Status.SCORED or outcome(job) is Outcome.OPEN
+
+
+def is_superseded(job: JobDirectory) -> bool:
+    """Return True if another job scores the input of ``job``, so that ``job`` must not run any more."""
+    return job.store.exists(layout.SUPERSEDED_FILE) and not has_output(job)
+
+
+def check_superseded(job: JobDirectory) -> None:
+    """Refuse to run a job whose input belongs to another job.
+
+    :raises ConflictError: see `is_superseded`.
+    """
+    if is_superseded(job):
+        raise ConflictError(
+            "another job scores the input of this job",
+            where=f"job {job.id}",
+            found=f"{layout.SUPERSEDED_FILE}: it was cancelled for a newer job",
+            expected="a job that was cancelled by hand, or not at all",
+            next_step="look at the newer job (python -m pipeline list), or run the job spec as a new job",
+        )
 
 
 def give_up(job: JobDirectory, *, reason: str) -> Status:

@@ -14,6 +14,8 @@ EVENTS = "events"
 """Holds the events on an object store, an object for each epoch."""
 REPORT_FILE = "report.json"
 PROBE_FILE = "probe.json"
+SUPERSEDED_FILE = "superseded.json"
+"""Mark of a job whose input belongs to another job from now on."""
 
 ROUNDS = "rounds"
 MANIFESTS = "manifests"

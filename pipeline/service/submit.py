@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.common.units import iso_time, utc_now
+from pipeline.driver.outcome import is_superseded
 from pipeline.driver.prepare import check_output, draft, first_sink
 from pipeline.errors import JobLocked, OutputExists
 from pipeline.execution.clusters import settings_of
@@ -255,7 +256,7 @@ def _can_be_queued(job: JobDirectory) -> bool:
     if status is Status.PLANNED:
         # With a submission, the process that created the job is about to set QUEUED.
         return last_submission(job.store) is None
-    return status.is_final and not status.is_success
+    return status.is_final and not status.is_success and not is_superseded(job)
 
 
 def start_driver(job: JobDirectory, *, by: str, settings: Settings) -> bool:

@@ -185,7 +185,10 @@ class TriggerJobs:
     def cancel(self, job: str) -> None:
         """Cancel the job; see `pipeline.service.triggers.evaluate.Jobs`."""
         directory = JobDirectory.open(f"{self.settings.directory.rstrip('/')}/{job}")
-        cancel_job(directory, reason=f"a newer firing of trigger {self.watched.name}")
+        trigger = f"trigger {self.watched.name}"
+        # The files of an arrival join the newer firing. Firings by time have no files of their own.
+        owner = trigger if self.watched.trigger.kind == "arrival" else ""
+        cancel_job(directory, reason=f"a newer firing of {trigger}", superseded_by=owner)
 
     def successes(self, name: str) -> list[Success]:
         """Return all successes; see `pipeline.service.triggers.evaluate.Jobs`."""

@@ -12,12 +12,13 @@ import pytest
 from pipeline.driver.driver import Driver
 from pipeline.driver.job_run import ParentContext
 from pipeline.driver.outcome import Outcome, cancel_job, give_up, has_output, outcome
-from pipeline.errors import DiskFull
+from pipeline.errors import ConflictError, DiskFull
 from pipeline.jobs import layout
 from pipeline.jobs.cancellation import CancelOutcome
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import highest_epoch
 from pipeline.jobs.status import Status
+from pipeline.runner import run_job
 from pipeline.service.triggers.decide import COMMITTED, SUCCEEDED
 from pipeline.settings import Settings
 from pipeline.sinks.parquet.sink import ParquetSink
@@ -90,6 +91,25 @@ class TestCancel:
         open_retry(job)
         assert outcome(job) is Outcome.OPEN
         assert has_output(job)
+
+
+class TestSuperseded:
+    """A job that a trigger cancelled, and whose files a newer job scores."""
+
+    def test_it_is_not_resumed(self, job: JobDirectory) -> None:
+        """Its rows would be appended twice."""
+        assert cancel_job(job, superseded_by="trigger land") is CancelOutcome.CANCELLED
+        with pytest.raises(ConflictError, match="another job scores the input"):
+            run_job(job, settings=Settings.load(directory=str(Path(job.root).parent)))
+        assert job.status() is Status.CANCELLED
+        assert not Path(job.plan.spec.sink.path).exists()
+
+    def test_a_committed_job_is_resumed(self, job: JobDirectory) -> None:
+        """Its files are never given back, so that only it can publish their rows."""
+        commit(job)
+        assert cancel_job(job, superseded_by="trigger land") is CancelOutcome.COMMITTED
+        report = run_job(job, settings=Settings.load(directory=str(Path(job.root).parent)))
+        assert (report.status, report.rows.output) == ("SUCCEEDED", 75)
 
 
 class TestGiveUp:
