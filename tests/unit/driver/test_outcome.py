@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from pipeline.jobs.lease import highest_epoch
 from pipeline.jobs.status import Status
 from pipeline.runner import run_job
 from pipeline.service.triggers.decide import COMMITTED, SUCCEEDED
+from pipeline.service.triggers.jobs import TriggerJobs
 from pipeline.settings import Settings
 from pipeline.sinks.parquet.sink import ParquetSink
 from pipeline.storage.store import open_store
@@ -159,17 +161,19 @@ OLD, NEWER = 4, 5
 
 
 def _end(directory: JobDirectory, by: str) -> str:
-    """End a job whose driver died. Return the status that a trigger records, as `TriggerJobs.ended` makes it."""
-    if by == "give up":
-        with directory.hold(lease_seconds=0.05):
+    """End a job whose driver died. Return the status that a trigger records; empty while the job has not ended."""
+    settings = Settings.load(directory=str(Path(directory.root).parent))
+    watched: Any = SimpleNamespace(name="land", trigger=SimpleNamespace(kind="arrival"))
+    jobs = TriggerJobs(watched, settings)
+    if by == "trigger":
+        jobs.cancel(directory.id)
+    elif by == "cancel":
+        cancel_job(directory)
+    else:
+        with directory.hold():
             if not directory.status().is_final:
                 give_up(directory, reason="its driver died 5 times")
-    else:
-        cancel_job(directory, lease_seconds=0.05)
-    status = directory.status()
-    if not status.is_final:
-        return ""
-    return COMMITTED if not status.is_success and has_output(directory) else str(status)
+    return jobs.ended(directory.id)
 
 
 class Sweep:
