@@ -33,7 +33,7 @@ from pipeline.storage.urls import unique_name
 
 logger = logging.getLogger(__name__)
 LEASE_SECONDS = 30.0
-BEATS = 6
+HEARTBEATS = 6
 """Heartbeats within the seconds of silence after which a lease is stale."""
 _LOOK = 0.2
 """Maximum seconds between two reads of a lease that may be stale."""
@@ -82,12 +82,12 @@ class LeaseSnapshot:
     epoch: int
     """Highest epoch; 0 if no driver ever acquired the lease."""
     holder: Holder | None = None
-    beat: str = ""
+    heartbeat: str = ""
 
     @property
     def is_released(self) -> bool:
         """True if the holder has released the lease."""
-        return self.beat.endswith(" released")
+        return self.heartbeat.endswith(" released")
 
 
 class Verdict(StrEnum):
@@ -119,7 +119,7 @@ def judge_lease(
         return Verdict.FREE
     if is_dead:
         return Verdict.DEAD
-    if (sight.epoch, sight.beat) != (first.epoch, first.beat):
+    if (sight.epoch, sight.heartbeat) != (first.epoch, first.heartbeat):
         return Verdict.LIVE
     patience = max(lease_seconds, sight.holder.lease_seconds if sight.holder else 0.0)
     return Verdict.STALE if waited >= patience else Verdict.WAIT
@@ -130,8 +130,8 @@ def read_lease(store: Store) -> LeaseSnapshot:
     epoch = highest_epoch(store)
     if epoch == 0:
         return LeaseSnapshot(0)
-    holder, beat = _read(store, layout.lease_path(epoch)), _read(store, layout.heartbeat_path(epoch))
-    return LeaseSnapshot(epoch, Holder.from_json(holder), beat.decode(errors="replace").strip())
+    holder, heartbeat = _read(store, layout.lease_path(epoch)), _read(store, layout.heartbeat_path(epoch))
+    return LeaseSnapshot(epoch, Holder.from_json(holder), heartbeat.decode(errors="replace").strip())
 
 
 def highest_epoch(store: Store) -> int:
@@ -214,19 +214,19 @@ class Lease:
             return None
 
     def fenced(self) -> Fenced | None:
-        """Return the error to raise if another driver has taken the job over; None if this driver holds the job.
+        """Return the error to raise if another driver has taken over the job; None if this driver holds the job.
 
         :raises StorageError: when the epoch cannot be read.
         """
-        there = highest_epoch(self.store)
-        if there <= self.epoch:
+        highest = highest_epoch(self.store)
+        if highest <= self.epoch:
             return None
         self.is_lost = True
-        other = Holder.from_json(_read(self.store, layout.lease_path(there)))
+        other = Holder.from_json(_read(self.store, layout.lease_path(highest)))
         return Fenced(
             "another driver has taken over this job; this driver wrote nothing more",
-            where=self.store.url(layout.lease_path(there)),
-            found=f"epoch {there}, {other or 'by an unknown process'}",
+            where=self.store.url(layout.lease_path(highest)),
+            found=f"epoch {highest}, {other or 'by an unknown process'}",
             expected=f"epoch {self.epoch} of this driver, with a heartbeat within {self.holder.lease_seconds:g} s",
             next_step=f"none: the other driver continues the job; python -m pipeline status {_job(self.store)}",
         )
@@ -234,14 +234,14 @@ class Lease:
     def check(self) -> None:
         """Check that this driver still holds the job.
 
-        :raises Fenced: when another driver has taken the job over.
+        :raises Fenced: when another driver has taken over the job.
         """
         fenced = self.fenced()
         if fenced is not None:
             raise fenced
 
-    def beat(self) -> None:
-        """Write a heartbeat, unless another driver has taken the job over."""
+    def write_heartbeat(self) -> None:
+        """Write a heartbeat, unless another driver has taken over the job."""
         if self.is_lost or highest_epoch(self.store) > self.epoch:
             self.is_lost = True
             return
@@ -292,7 +292,7 @@ def wait_until_free(
                 sight.holder or "an unknown process",
                 max(lease_seconds, sight.holder.lease_seconds if sight.holder else 0.0),
             )
-        pause(min(_LOOK, lease_seconds / BEATS))
+        pause(min(_LOOK, lease_seconds / HEARTBEATS))
         sight = read_lease(store)
 
 
@@ -322,7 +322,7 @@ def acquire_lease(
     if not store.put_if_absent(layout.lease_path(holder.epoch), holder.to_json_bytes()) or lease.fenced():
         # Another driver was faster, and runs.
         raise _locked(store, read_lease(store))
-    lease.beat()
+    lease.write_heartbeat()
     return lease
 
 
@@ -345,9 +345,9 @@ def hold_lease(store: Store, *, lease_seconds: float = LEASE_SECONDS) -> Iterato
 
 
 def _keep(lease: Lease, is_over: threading.Event) -> None:
-    while not is_over.wait(lease.holder.lease_seconds / BEATS) and not lease.is_lost:
+    while not is_over.wait(lease.holder.lease_seconds / HEARTBEATS) and not lease.is_lost:
         try:
-            lease.beat()
+            lease.write_heartbeat()
         except (StorageError, OSError) as error:
             logger.warning("a heartbeat of the lease failed: %s", error)
 

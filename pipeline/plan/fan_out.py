@@ -115,7 +115,7 @@ def _of_column(spec: JobSpec, column: str, planner: Planner) -> list[_Branch]:
             where="fan_out.by",
             found=column,
             expected="one of: " + ", ".join(every.available[:20]) + (", …" if len(every.available) > 20 else ""),
-            next_step=did_you_mean(column, every.available) or "mend fan_out.by, or give a list of values",
+            next_step=did_you_mean(column, every.available) or "fix fan_out.by, or give a list of values",
         )
     if column not in every.schema.names:
         every = planner.discover(_without_fan_out(spec, also=column))
@@ -261,7 +261,7 @@ def child_spec(parent: JobSpec, value: ChildValue, *, column: str | None) -> Job
             "the job spec of a child is wrong",
             where=f"fan_out.by, the value {text_of(value)!r}",
             found=" ".join(str(error).split()),
-            next_step="mend the field, or leave the value out",
+            next_step="fix the field, or leave the value out",
         ) from error
 
 

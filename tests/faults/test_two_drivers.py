@@ -140,7 +140,7 @@ class TwoDrivers(RuleBasedStateMachine):
         def pause(seconds: float) -> None:
             self.now += seconds
             if other.lease is not None and other.is_awake:
-                other.lease.beat()
+                other.lease.write_heartbeat()
 
         try:
             lease = acquire_lease(self.store(), lease_seconds=LEASE_SECONDS, clock=lambda: self.now, pause=pause)

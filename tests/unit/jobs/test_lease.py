@@ -90,7 +90,7 @@ def test_a_live_driver_locks_the_job_and_is_named(store: LocalStore) -> None:
     """A heartbeat during the wait raises `JobLocked`, which names the holder's process."""
     clock = FakeClock(1000.0)
     with hold_lease(store) as lease:
-        clock.during_pause[2] = lease.beat
+        clock.during_pause[2] = lease.write_heartbeat
         with pytest.raises(JobLocked) as caught:
             acquire_lease(store, clock=clock, pause=clock.pause)
         lease.check()
@@ -134,7 +134,7 @@ def test_a_wall_clock_that_jumps_changes_nothing(store: LocalStore, monkeypatch:
     clock = FakeClock(1000.0)
     lease = acquire_lease(store, lease_seconds=30.0, clock=clock, pause=clock.pause)
     assert 30.0 <= clock.now - 1000.0 < 31.0
-    clock.during_pause[clock.pauses] = lease.beat
+    clock.during_pause[clock.pauses] = lease.write_heartbeat
     with pytest.raises(JobLocked):
         acquire_lease(store, lease_seconds=30.0, clock=clock, pause=clock.pause)
 
@@ -179,7 +179,7 @@ def test_a_driver_that_slept_through_a_takeover_is_fenced(store: LocalStore) -> 
     other.check()
     # What it does on waking touches nothing of the new holder.
     before = {name: store.read(f"lease/{name}") for name in store.list("lease")}
-    paused.beat()
+    paused.write_heartbeat()
     paused.release()
     assert {name: store.read(f"lease/{name}") for name in store.list("lease")} == before
 
@@ -189,7 +189,7 @@ def test_the_heartbeat_notices_a_takeover(store: LocalStore) -> None:
     lease = acquire_lease(store)
     store.put_if_absent("lease/2.json", replace(HOLDER, epoch=2).to_json_bytes())
     assert not lease.is_lost
-    lease.beat()
+    lease.write_heartbeat()
     assert lease.is_lost
 
 
@@ -262,7 +262,7 @@ def test_a_full_disk_is_no_lease(store: LocalStore) -> None:
     assert read_lease(store) == LeaseSnapshot(0)
 
 
-def test_a_farewell_that_cannot_be_written_hides_nothing(store: LocalStore) -> None:
+def test_a_release_that_cannot_be_written_hides_nothing(store: LocalStore) -> None:
     """A release that fails does not mask the error of the block."""
     faulty = FaultyStore(store, Faults(None, fault=disk_full, is_permanent=True))
 
