@@ -16,7 +16,6 @@ from pipeline.execution.task_set import WorkerClass, file_name, save_batch_size
 from pipeline.jobs.cancellation import CancelRequest
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.fan_out import FanOutCommit
-from pipeline.jobs.lease import hold_lease
 from pipeline.jobs.status import TRANSITIONS, Status
 from pipeline.plan.recipe import REJECT_COLUMNS
 from pipeline.report.build import make_report
@@ -41,7 +40,7 @@ def documented(heading: str) -> set[str]:
 def directory(tmp_path: Path) -> JobDirectory:
     job = small_job(tmp_path / "lake", sink=str(tmp_path / "out"), bad_every=10)
     directory = JobDirectory.create(tmp_path / "jobs", job.plan, job="small-1")
-    with hold_lease(directory.store):
+    with directory.hold():
         directory.set_status(Status.RUNNING)
         receipts = write_receipts(directory, job)
         directory.set_status(Status.PUBLISHING)
