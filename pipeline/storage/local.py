@@ -73,6 +73,27 @@ class LocalStore:
     def check_conditional_writes(self) -> None:
         """Do nothing: without hard links, every `put_if_absent` raises `UnsafeStore`."""
 
+    def check_conditional_replace(self) -> None:
+        """Do nothing: see `Store.replace_if_unchanged`."""
+
+    def version(self, name: str) -> str:
+        try:
+            return hashlib.sha256(self.read(name)).hexdigest()
+        except FileNotFoundError:
+            return ""
+
+    def replace_if_unchanged(self, name: str, data: bytes, *, version: str) -> bool:
+        if not version:
+            return self.put_if_absent(name, data)
+        if self.version(name) != version:
+            return False
+        self.replace(name, data)
+        return True
+
+    def modified(self, name: str) -> float:
+        with storage_errors(self.url(name)):
+            return self.path(name).stat().st_mtime
+
     def replace(self, name: str, data: bytes) -> None:
         target = self.path(name)
         with storage_errors(str(target)):

@@ -34,8 +34,32 @@ class Store(Protocol):
         :raises UnsafeStore: if `put_if_absent` is not exclusive.
         """
 
+    def check_conditional_replace(self) -> None:
+        """Check that `replace_if_unchanged` is conditional, if this depends on a service. Nothing is left behind.
+
+        :raises UnsafeStore: if `replace_if_unchanged` replaces what another writer has changed.
+        """
+
     def replace(self, name: str, data: bytes) -> None:
         """Set ``name`` to ``data``. A reader sees either the old or the new bytes."""
+
+    def version(self, name: str) -> str:
+        """Return a text that differs after every change of ``name``; empty if ``name`` does not exist.
+
+        Read the version before the content: a change in between then makes `replace_if_unchanged` return False.
+        """
+
+    def replace_if_unchanged(self, name: str, data: bytes, *, version: str) -> bool:
+        """Set ``name`` to ``data`` if its `version` is still ``version``; with an empty version, create it.
+
+        Return False, and change nothing, if another writer was faster. On a POSIX file system the caller must hold a
+        lock that all writers hold: comparing and renaming are two steps there.
+
+        :raises StorageError: if the outcome is unknown; read ``name`` to find out.
+        """
+
+    def modified(self, name: str) -> float:
+        """Return the time of the last change in seconds, by the clock of the storage: compare it within one store."""
 
     def append(self, name: str, line: str) -> None:
         """Add one line of text to ``name``. A line that a crash cut short is ended first."""

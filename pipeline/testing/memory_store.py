@@ -8,6 +8,7 @@ if its folder was synced. The test decides which names that were not synced surv
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -124,6 +125,27 @@ class MemoryStore:
 
     def check_conditional_writes(self) -> None:
         """Do nothing: writes are conditional."""
+
+    def check_conditional_replace(self) -> None:
+        """Do nothing: replacements are conditional."""
+
+    def version(self, name: str) -> str:
+        self.disk.step()
+        file = self.disk.files.get(self._key(name))
+        return "" if file is None else hashlib.sha256(file.content).hexdigest()
+
+    def replace_if_unchanged(self, name: str, data: bytes, *, version: str) -> bool:
+        if not version:
+            return self.put_if_absent(name, data)
+        if self.version(name) != version:
+            return False
+        self.replace(name, data)
+        return True
+
+    def modified(self, name: str) -> float:
+        """Return 0: this disk has no clock."""
+        self.read(name)
+        return 0.0
 
     def replace(self, name: str, data: bytes) -> None:
         key = self._key(name)

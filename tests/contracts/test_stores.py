@@ -78,6 +78,65 @@ def test_the_exclusive_create_is_proved_and_nothing_is_left(store: Store) -> Non
     assert store.list_folders() == []
 
 
+def test_an_unchanged_name_is_replaced_and_a_changed_one_keeps_its_bytes(store: Store) -> None:
+    store.check_conditional_replace()
+    store.check_conditional_replace()
+    assert store.list() == []
+    assert store.version("d/name") == ""
+    assert store.replace_if_unchanged("d/name", b"one", version="")
+    assert not store.replace_if_unchanged("d/name", b"two", version="")
+    first = store.version("d/name")
+    assert store.replace_if_unchanged("d/name", b"three", version=first)
+    assert store.version("d/name") != first
+    assert not store.replace_if_unchanged("d/name", b"four", version=first)
+    assert store.read("d/name") == b"three"
+    third = store.version("d/name")
+    store.remove("d/name")
+    assert not store.replace_if_unchanged("d/name", b"five", version=third)
+    assert not store.exists("d/name")
+
+
+def test_of_many_that_replace_one_version_one_wins(any_s3: S3) -> None:
+    store = open_store(any_s3.url(uuid.uuid4().hex))
+    store.replace("d/name", b"before")
+    version, barrier, won = store.version("d/name"), threading.Barrier(RACERS), []
+
+    def put(number: int) -> None:
+        barrier.wait()
+        if store.replace_if_unchanged("d/name", str(number).encode(), version=version):
+            won.append(number)
+
+    threads = [threading.Thread(target=put, args=(number,)) for number in range(RACERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert store.read("d/name") == str(won[0]).encode()
+
+
+def test_a_large_object_is_created_and_replaced_on_condition_in_one_request(any_s3: S3) -> None:
+    """A condition on a multipart upload would be proven by no check, and s3fs has none for a replacement."""
+    store = ObjectStore(any_s3.url(uuid.uuid4().hex))
+    large = bytes(2 * PART_BYTES + 1)
+    assert store.put_if_absent("large", large)
+    assert not store.put_if_absent("large", large[1:])
+    version = store.version("large")
+    assert "-" not in version, "the ETag of a multipart upload"
+    assert store.replace_if_unchanged("large", large[1:], version=version)
+    assert not store.replace_if_unchanged("large", large, version=version)
+    assert store.size("large") == 2 * PART_BYTES
+    assert any_s3.pending_uploads() == []
+
+
+def test_times_of_one_store_can_be_compared(store: Store) -> None:
+    store.replace("one", b"1")
+    store.replace("two", b"2")
+    assert abs(store.modified("two") - store.modified("one")) < 60
+    with pytest.raises(FileNotFoundError):
+        store.modified("three")
+
+
 def test_replace_makes_and_changes(store: Store) -> None:
     for data in (b"", b"a", b"bb" * 1000):
         store.replace("d/e/name", data)
@@ -246,6 +305,21 @@ def test_an_s3_that_ignores_the_condition_is_refused(s3: S3) -> None:
     assert caught.value.where == store.root
     assert s3.names(store.root.rpartition("/")[2]) == []
     store.check_conditional_writes()
+
+
+@pytest.mark.fault(34)
+def test_a_store_that_ignores_the_condition_of_a_replacement_is_refused(s3: S3) -> None:
+    store = ObjectStore(s3.url(uuid.uuid4().hex))
+    assert s3.ignored is not None
+    s3.ignored.add("HTTP_IF_MATCH")
+    try:
+        with pytest.raises(UnsafeStore, match="replace a key only if it is unchanged") as caught:
+            store.check_conditional_replace()
+    finally:
+        s3.ignored.clear()
+    assert caught.value.exit_code == 6
+    assert s3.names(store.root.rpartition("/")[2]) == []
+    store.check_conditional_replace()
 
 
 def test_seaweedfs_says_invalid_argument_for_what_exists_and_that_is_understood(seaweedfs: S3) -> None:
