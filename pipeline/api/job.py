@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.api.display import html_table, show_observers
-from pipeline.driver.prepare import Prepared, prepare
+from pipeline.driver.prepare import draft, prepare
 from pipeline.errors import SpecError
 from pipeline.events import Callback
 from pipeline.jobs.directory import JobDirectory
@@ -198,7 +198,8 @@ class Job:
         PipelineError
             If the job cannot run, such as MissingInput, SchemaDrift, ModelError or InsufficientMemory.
         """
-        prepared = self._prepare()
+        with prepended_sys_path(self.settings.import_paths):
+            prepared = prepare(self.spec, settings=self.settings)
         return plan_summary(prepared.plan, prepared.limits)
 
     def run(self, *, job_id: str | None = None, callbacks: Sequence[Callback] | None = None) -> Report:
@@ -306,13 +307,11 @@ class Job:
                 expected="a job over one of its values",
                 next_step="remove fan_out, and filter for the value",
             )
-        plan = self._prepare().plan
+        # The sink is not checked: nothing is written to it.
+        with prepended_sys_path(self.settings.import_paths):
+            plan = draft(self.spec, settings=self.settings).plan
         recipe = plan.recipe(job=self.spec.name, directory="", import_paths=self.settings.import_paths)
         return graph.scored(recipe, plan.partitions, plan.versions, meta=scored_meta(recipe))
-
-    def _prepare(self) -> Prepared:
-        with prepended_sys_path(self.settings.import_paths):
-            return prepare(self.spec, settings=self.settings)
 
     def __repr__(self) -> str:
         return f"<Job {self.spec.name}: {', '.join(source_paths(self.spec))} → {self.spec.sink.path}>"

@@ -14,7 +14,7 @@ from distributed import Client
 
 import pipeline
 from pipeline.driver.prepare import prepare
-from pipeline.errors import OutputConflict
+from pipeline.errors import OutputConflict, OutputExists
 from pipeline.execution import graph
 from pipeline.execution.tasks import make_tasks
 from pipeline.scoring.frames import scored_meta
@@ -60,6 +60,18 @@ def test_to_dask_is_lazy_and_equals_the_oracle(
     pd.testing.assert_frame_equal(computed, expected, check_exact=True)
     mean = float(frame["prediction"].astype("float64").mean().compute(scheduler=client.get))
     assert mean == pytest.approx(float(expected["prediction"].astype("float64").mean()))
+
+
+def test_to_dask_does_not_look_at_the_sink(make_spec: Make, settings: Settings, tmp_path: Path) -> None:
+    """The rows of a job can be read after it has published: nothing is written."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "part.parquet").write_bytes(b"PAR1")
+    spec = make_spec()
+    job = pipeline.Job(settings=settings, **{**spec.to_dict(), "sink": {"path": str(out)}})
+    assert len(job.to_dask().compute(scheduler="sync")) > 0
+    with pytest.raises(OutputExists):
+        job.plan()
 
 
 def test_score_adds_a_column_to_any_dask_dataframe(client: Client, lake: Lake, model_path: Path) -> None:
