@@ -99,7 +99,7 @@ class Driver(JobRun):
         self.lease.check()
         committed = self.job.manifests.commit(manifest)
         self.lease.check()
-        publish(committed.manifest, self.job)
+        publish(committed.manifest, self.job, check_lease=self.lease.check)
         self.job.events.append("published", manifest=manifest.number, rows=manifest.rows.output)
 
     def record_failure(self, error: BaseException) -> None:

@@ -33,7 +33,7 @@ from pipeline.scoring.contract import check_rules
 from pipeline.scoring.outputs import prediction_schema
 from pipeline.scoring.scorer import frame_schema
 from pipeline.settings import Settings
-from pipeline.sinks import check, read_published_inputs
+from pipeline.sinks import SinkRequest, check, read_published_inputs
 from pipeline.sources import Discovery, FileSelection, discover, find_source, sample_batch
 from pipeline.sources.locate import SourceFile, locate
 from pipeline.sources.quarantine import check_file_count
@@ -186,14 +186,14 @@ def check_output(plan: Plan, *, settings: Settings, job: str = "") -> None:
             check_output(child.plan, settings=settings, job=child_id(job, child.slug) if job else "")
     if plan.children:
         return
-    check(
-        plan.spec.sink,
+    request = SinkRequest(
         sources=source_paths(plan.spec),
         job=job,
         schema=plan.output_schema,
         plan=plan.digest,
         state=(str(local_path(settings.directory)),) if is_local_path(settings.directory) else (),
     )
+    check(plan.spec.sink, request)
 
 
 def resolve_model(text: str, *, settings: Settings) -> ModelVersion:

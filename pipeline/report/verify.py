@@ -35,7 +35,7 @@ from pipeline.plan.recipe import StageRecipe
 from pipeline.scoring.code_search import find_code
 from pipeline.scoring.partition import read_partition
 from pipeline.scoring.scorer import Scorer, recipe_steps
-from pipeline.sinks import read_published
+from pipeline.sinks import find_strays, read_published
 from pipeline.sources import find_source
 from pipeline.sources.locate import current_version
 from pipeline.storage.local import file_sha256
@@ -289,22 +289,29 @@ class _Facts:
         return f"manifest {self.manifest.number} names the {plural(len(listed), 'file')} of the receipts"
 
     def output_holds(self) -> str:
-        """Check that the files that the sink lists for this job are unchanged and have all rows of the manifest."""
+        """Check that the sink lists this job's files, that they are unchanged, and that readers find no other rows."""
         if self.manifest is None:
             raise _Wrong("nothing was committed")
-        there = read_published(self.manifest, self.job)
-        if there is None:
+        published = read_published(self.manifest, self.job)
+        if published is None:
             if self.job.status().is_success:
                 raise _Wrong(f"{self.job.resolve(self.job.plan.spec.sink.path)} does not list this job")
             return "not published, as the job did not succeed"
-        if there.is_replaced:
-            return f"another job has overwritten {there.path} since"
-        store = open_store(there.path)
-        for file in there.files:
+        if published.is_replaced and not published.files:
+            return f"another job has overwritten {published.path} since"
+        store = open_store(published.path)
+        for file in published.files:
             _check_file(store, file.name, rows=file.rows, size=file.bytes, sha256=file.sha256)
-        if there.rows != self.manifest.rows.output:
-            raise _Wrong(f"{there.path} has {there.rows:,} rows of this job, scored were {self.manifest.rows.output:,}")
-        return f"{plural(len(there.files), 'file')} with {plural(there.rows, 'row')} in {there.path}"
+        strays = find_strays(self.manifest, self.job)
+        if strays:
+            raise _Wrong(f"{published.path}: {'; '.join(strays)}")
+        if published.is_replaced:
+            return f"later jobs have replaced files of this job in {published.path}"
+        if published.rows != self.manifest.rows.output:
+            raise _Wrong(
+                f"{published.path} has {published.rows:,} rows of this job, scored were {self.manifest.rows.output:,}"
+            )
+        return f"{plural(len(published.files), 'file')} with {plural(published.rows, 'row')} in {published.path}"
 
 
 def _sample(job: JobDirectory, ledger: Ledger, *, rows: int, seed: int | None) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from pipeline.common.units import plural
@@ -23,12 +24,14 @@ from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import LEASE_SECONDS, acquire_lease, hold_lease, wait_until_free
 from pipeline.jobs.rounds import plan_path
 from pipeline.jobs.splits import files_of_cutters
-from pipeline.sinks import leftovers, read_published, remove_leftover
+from pipeline.sinks import SinkLeftover, SinkLeftoverKind, leftovers, read_published, remove_leftover
 from pipeline.storage.local import LocalStore
 from pipeline.storage.store import Store, open_store
 from pipeline.storage.urls import is_unfinished, storage_errors, unique_name
 
 _AGE = re.compile(r"(\d+)\s*([hdw])")
+UNFINISHED_AGE = timedelta(hours=1)
+"""Age from which an unfinished file has no writer any more: one is written in less than a second."""
 _HOURS = {"h": 1, "d": 24, "w": 24 * 7}
 
 
@@ -40,7 +43,8 @@ class Leftover:
     """Kind of the leftover.
 
     ``attempt`` (data that no receipt names), ``unfinished`` (an incomplete file), ``merged`` (files made to be
-    published), ``aside`` (a folder beside the sink), ``job`` (a whole directory).
+    published), ``staging`` (a folder beside the sink), ``unlisted`` (a file in the sink that no publication lists),
+    ``job`` (a whole directory).
     """
     path: str
     """Path or URL."""
@@ -179,8 +183,8 @@ def _find(job: JobDirectory, *, now: datetime, older_than: timedelta | None) -> 
     status = job.status()
     is_finished = job.is_ended
     attempts, unsettled = _attempts(job, is_finished=is_finished)
-    found = [*attempts, *_unfinished(job, is_finished=is_finished), *_merged(job), *_unopened(job)]
-    asides = [Leftover("aside", path, _folder_bytes(open_store(path))) for path in leftovers(job)]
+    found = [*attempts, *_unfinished(job, is_finished=is_finished, now=now), *_merged(job), *_unopened(job)]
+    in_sink = [_of_sink(leftover) for leftover in leftovers(job)]
     kept = ""
     if unsettled:
         kept = f"{plural(unsettled, 'file')} of partitions without a receipt: resume the job, then gc again"
@@ -188,7 +192,14 @@ def _find(job: JobDirectory, *, now: datetime, older_than: timedelta | None) -> 
         kept = _why_whole_job_stays(job) or ""
         if not kept:
             found = [Leftover("job", job.root, _folder_bytes(job.store))]
-    return Sweep(job.id, job.root, str(status), (*asides, *found), kept)
+    return Sweep(job.id, job.root, str(status), (*in_sink, *found), kept)
+
+
+def _of_sink(leftover: SinkLeftover) -> Leftover:
+    if leftover.kind is SinkLeftoverKind.STAGING:
+        return Leftover(leftover.kind, leftover.path, _folder_bytes(open_store(leftover.path)))
+    folder, _, name = leftover.path.rpartition("/")
+    return Leftover(leftover.kind, leftover.path, _file_bytes(open_store(folder), name))
 
 
 def _why_whole_job_stays(job: JobDirectory) -> str:
@@ -236,8 +247,12 @@ _OF_A_WORKER = re.compile(rf"{layout.ROUNDS}/[0-9]+/")
 """Folders in which workers write."""
 
 
-def _unfinished(job: JobDirectory, *, is_finished: bool) -> Iterator[Leftover]:
-    """Interrupted files. In ``rounds`` of an unfinished job they stay: a worker may still write them."""
+def _unfinished(job: JobDirectory, *, is_finished: bool, now: datetime) -> Iterator[Leftover]:
+    """Interrupted files.
+
+    In ``rounds`` of an unfinished job they stay: a worker may still write them. Elsewhere young ones stay: commands and
+    servers write submissions, cancellations and starts without the lease.
+    """
     if not isinstance(job.store, LocalStore):
         return
     for path in sorted(Path(job.root).rglob(".*.tmp")):
@@ -245,8 +260,20 @@ def _unfinished(job: JobDirectory, *, is_finished: bool) -> Iterator[Leftover]:
         # Children are swept one by one: a driver may run a child.
         if name.startswith(f"{layout.CHILDREN}/"):
             continue
-        if path.is_file() and is_unfinished(path.name) and (is_finished or not _OF_A_WORKER.match(name)):
+        is_of_worker = _OF_A_WORKER.match(name) is not None
+        if not is_unfinished(path.name) or (is_of_worker and not is_finished):
+            continue
+        if _is_file_since(path, now - UNFINISHED_AGE):
             yield Leftover("unfinished", str(path), _file_bytes(job.store, name), name)
+
+
+def _is_file_since(path: Path, moment: datetime) -> bool:
+    """True if ``path`` is a file that has not changed since ``moment``."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return False
+    return S_ISREG(status.st_mode) and status.st_mtime <= moment.timestamp()
 
 
 def _unopened(job: JobDirectory) -> Iterator[Leftover]:
@@ -269,7 +296,7 @@ def _merged(job: JobDirectory) -> Iterator[Leftover]:
 
 
 def _remove(job: JobDirectory, leftover: Leftover) -> None:
-    if leftover.kind == "aside":
+    if leftover.kind in tuple(SinkLeftoverKind):
         remove_leftover(job, leftover.path)
     elif leftover.kind == "merged":
         job.store.remove_folder(leftover.name)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 from pipeline.common.plugins import find_adapter
@@ -48,23 +49,51 @@ class SinkContents:
     """True if another job has replaced files of this job since. The sink is not changed."""
 
 
+class SinkLeftoverKind(StrEnum):
+    """Kind of what interrupted publishing leaves behind."""
+
+    STAGING = "staging"
+    """A folder beside the sink: a part of new output, or output that was replaced."""
+    UNLISTED = "unlisted"
+    """A file in the sink that no publication lists."""
+
+
+@dataclass(frozen=True)
+class SinkLeftover:
+    """What interrupted publishing of a job left behind outside the job directory."""
+
+    kind: SinkLeftoverKind
+    path: str
+    """Local path or URL."""
+
+
+@dataclass(frozen=True)
+class SinkRequest:
+    """What is known about a job when its sink is checked."""
+
+    sources: Sequence[str] = ()
+    """Paths of the job's source: directories, files, globs."""
+    path: str = ""
+    """The sink's path made absolute; default ``sink.path``."""
+    job: str = ""
+    """Id of the job, when the job may have begun to publish already."""
+    schema: bytes | None = None
+    """Arrow schema (IPC) of the output, when known: with ``append``, the existing output must have this schema."""
+    state: Sequence[str] = ()
+    """Folders of job directories; a sink must not overlap with these."""
+    plan: str = ""
+    """Digest of the job's plan, when the job may have begun to publish already."""
+
+
 class SinkAdapter(Protocol):
     """Operations of one sink format."""
 
-    def check(
-        self,
-        sink: Sink,
-        *,
-        sources: Sequence[str] = (),
-        path: str = "",
-        job: str = "",
-        schema: bytes | None = None,
-        state: Sequence[str] = (),
-        plan: str = "",
-    ) -> None:
+    def check(self, sink: Sink, request: SinkRequest) -> None:
         """See `check`."""
 
-    def publish(self, manifest: Manifest, directory: JobDirectory) -> SinkContents:
+    def publish(
+        self, manifest: Manifest, directory: JobDirectory, *, check_lease: Callable[[], object] = lambda: None
+    ) -> SinkContents:
         """See `publish`."""
 
     def read_published(self, manifest: Manifest, directory: JobDirectory) -> SinkContents | None:
@@ -77,10 +106,13 @@ class SinkAdapter(Protocol):
         :raises FileNotFoundError: if the file is gone.
         """
 
-    def leftovers(self, directory: JobDirectory) -> tuple[str, ...]:
+    def find_strays(self, manifest: Manifest, directory: JobDirectory) -> tuple[str, ...]:
+        """See `find_strays`."""
+
+    def leftovers(self, directory: JobDirectory) -> tuple[SinkLeftover, ...]:
         """See `leftovers`."""
 
-    def remove_leftover(self, path: str) -> None:
+    def remove_leftover(self, directory: JobDirectory, path: str) -> None:
         """Remove one of `leftovers`."""
 
 
@@ -110,32 +142,16 @@ def find_sink(format_name: str) -> SinkAdapter:
     return cast(SinkAdapter, find_adapter(format_name, kind="sink", built_in=BUILT_IN)())
 
 
-def check(
-    sink: Sink,
-    *,
-    sources: Sequence[str],
-    path: str = "",
-    job: str = "",
-    schema: bytes | None = None,
-    state: Sequence[str] = (),
-    plan: str = "",
-) -> None:
+def check(sink: Sink, request: SinkRequest) -> None:
     """Refuse a sink that cannot or must not be written, before anything runs. Change nothing.
 
-    :param sources: paths of the job's source: directories, files, globs.
-    :param path: the sink's path made absolute; default ``sink.path``.
-    :param job: id of the job, when the job may have begun to publish already.
-    :param schema: Arrow schema (IPC) of the output, when known: with ``append``, the existing output must have this
-        schema.
-    :param state: folders of job directories; a sink must not overlap with these.
-    :param plan: digest of the job's plan, when the job may have begun to publish already.
     :raises OutputExists: the sink contains data and the mode is ``error``.
     :raises OutputConflict: with ``append``, the existing output has another schema or layout; or another job with the
         same id has published to the sink.
     :raises RefusedForSafety: the sink and the source overlap, the path is a folder that must not be replaced, or
         overwriting would remove files that are not output of a job.
     """
-    find_sink(sink.format).check(sink, sources=sources, path=path, job=job, schema=schema, state=state, plan=plan)
+    find_sink(sink.format).check(sink, request)
 
 
 def read_published_inputs(sink: Sink, *, name: str) -> PublishHistory:
@@ -147,7 +163,7 @@ def read_published_inputs(sink: Sink, *, name: str) -> PublishHistory:
     adapter = find_sink(sink.format)
     if not isinstance(adapter, IncrementalSink):
         raise SpecError(
-            "that format of sinks does not say what its rows were made of, which an incremental job needs",
+            "sinks of this format do not record the input of their rows, which an incremental job needs",
             where="sink.format",
             found=sink.format,
             expected="parquet",
@@ -158,26 +174,33 @@ def read_published_inputs(sink: Sink, *, name: str) -> PublishHistory:
 def check_conditional_writes(sink: Sink) -> None:
     """Check that the storage of ``sink`` supports conditional writes, which a commit needs.
 
-    On an object store, a small object is written and removed.
+    On an object store, small objects are written and removed.
 
     :raises UnsafeStore: when the storage does not support conditional writes.
     :raises StorageError: when the storage cannot be written.
     """
-    open_store(sink.path).check_conditional_writes()
+    store = open_store(sink.path)
+    store.check_conditional_writes()
+    store.check_conditional_replace()
 
 
-def publish(manifest: Manifest, directory: JobDirectory) -> SinkContents:
+def publish(
+    manifest: Manifest, directory: JobDirectory, *, check_lease: Callable[[], object] = lambda: None
+) -> SinkContents:
     """Publish the output of a committed manifest to the job's sink, once.
 
     A second call for the same job and manifest number changes nothing. After a crash, it completes the publication.
+    Publishers of one sink take turns: this call waits for the others.
 
+    :param check_lease: raises `Fenced` if another driver has taken the job over; called right before each step that
+        readers can see.
     :raises OutputExists: see `check`.
-    :raises OutputConflict: see `check`; also when another job published to the sink during this call.
+    :raises OutputConflict: see `check`; also when another process publishes to the sink for too long.
     :raises RefusedForSafety: see `check`.
     :raises StateCorrupt: a checkpoint file is missing or has another size.
     :raises StorageError: the storage failed; resuming the job retries.
     """
-    return find_sink(directory.plan.spec.sink.format).publish(manifest, directory)
+    return find_sink(directory.plan.spec.sink.format).publish(manifest, directory, check_lease=check_lease)
 
 
 def read_published(manifest: Manifest, directory: JobDirectory) -> SinkContents | None:
@@ -185,14 +208,22 @@ def read_published(manifest: Manifest, directory: JobDirectory) -> SinkContents 
     return find_sink(directory.plan.spec.sink.format).read_published(manifest, directory)
 
 
-def leftovers(directory: JobDirectory) -> tuple[str, ...]:
-    """List the folders outside the job directory that interrupted publishing of the job left behind.
+def find_strays(manifest: Manifest, directory: JobDirectory) -> tuple[str, ...]:
+    """Return what a reader of the sink would count wrongly beside the publication of ``manifest``, one text each.
 
-    :returns: local paths or URLs of folders that contain only output. Readers ignore these folders.
+    Examples are files that no publication lists, and a mark of success that is missing or of another state.
+    """
+    return find_sink(directory.plan.spec.sink.format).find_strays(manifest, directory)
+
+
+def leftovers(directory: JobDirectory) -> tuple[SinkLeftover, ...]:
+    """List what interrupted publishing of the job left behind outside the job directory.
+
+    Folders beside the sink are listed only if they contain nothing except output.
     """
     return find_sink(directory.plan.spec.sink.format).leftovers(directory)
 
 
 def remove_leftover(directory: JobDirectory, path: str) -> None:
-    """Remove one of the `leftovers` of a job."""
-    find_sink(directory.plan.spec.sink.format).remove_leftover(path)
+    """Remove one of the `leftovers` of a job. The caller holds the job's lease: no driver publishes meanwhile."""
+    find_sink(directory.plan.spec.sink.format).remove_leftover(directory, path)

@@ -142,7 +142,7 @@ def _try_lock(descriptor: int, path: Path) -> bool:
 
 
 def _release(descriptor: int, path: Path) -> None:
-    """Remove the lock file while it is still locked, then unlock it. A copy of the descriptor in a child is harmless."""
+    """Remove the lock file while it is locked, then unlock it: a child may have a copy of the descriptor."""
     try:
         with suppress(OSError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):

@@ -197,7 +197,7 @@ class ObjectStore:
             "the storage cannot replace a key only if it is unchanged, which publishing to a shared sink needs",
             where=self.root,
             found=found,
-            expected="an object store that honours If-Match on PUT (S3, SeaweedFS and most others do), or a file system",
+            expected="an object store that honours If-Match on PUT (S3 and most others do), or a file system",
             next_step="use another store for the sink, or update this one",
         )
 

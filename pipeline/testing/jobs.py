@@ -185,7 +185,7 @@ def drive(job: SmallJob, directory: JobDirectory, *, sink: ParquetSink) -> None:
     ledger = directory.ledger(receipts)
     manifest = directory.manifests.prepare(ledger)
     lease.check()
-    sink.publish(directory.manifests.commit(manifest).manifest, directory)
+    sink.publish(directory.manifests.commit(manifest).manifest, directory, check_lease=lease.check)
     status = Status.SUCCEEDED_WITH_WARNINGS if job.bad_every else Status.SUCCEEDED
     directory.write_report(make_report(directory, ledger=ledger, status=status).to_dict())
     directory.set_status(status)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.common.units import plural
 from pipeline.errors import OutputConflict, OutputExists, RefusedForSafety
 from pipeline.sinks import PublishedFile
 from pipeline.sinks.parquet import layout
 from pipeline.sources.parquet.opening import arrow_schema
 from pipeline.storage.store import Store
 
+logger = logging.getLogger(__name__)
 _SHOWN_COLUMNS = 5
 
 
@@ -63,7 +66,7 @@ def check_is_same(there: layout.Publication, *, plan: str, place: str) -> None:
 
 
 def _check_schema(store: Store, state: layout.SinkState | None, names: list[str], schema: pa.Schema) -> None:
-    first = next((name for name in names if name.endswith(layout.SUFFIX)), None)
+    first = next((name for name in layout.uncounted(names, None) if not layout.tag_of(name)), None)
     if state and state.schema:
         there, where = pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(state.schema))), layout.MANIFEST
     elif first:
@@ -89,12 +92,22 @@ def _check_schema(store: Store, state: layout.SinkState | None, names: list[str]
     )
 
 
-def adopted(store: Store, *, job: str) -> layout.SinkState | None:
+def adopted(store: Store) -> layout.SinkState | None:
     """Return a state that lists the Parquet files from before any job published; None if the sink has none.
 
-    Without this state, appending would hide these files from readers of the manifest.
+    Without this state, appending would hide these files from readers of the manifest. Files that a job wrote are left
+    out: without a manifest they were never published, and resuming their job publishes their rows.
     """
-    names = [name for name in store.list() if name.endswith(layout.SUFFIX) and not layout.is_file_of(name, job)]
+    parquet = layout.uncounted(store.list(), None)
+    unpublished = [name for name in parquet if layout.tag_of(name)]
+    if unpublished:
+        logger.warning(
+            "%s contains %s of jobs that have not published, such as %s: not part of the output",
+            store.root,
+            plural(len(unpublished), "file"),
+            unpublished[0],
+        )
+    names = [name for name in parquet if not layout.tag_of(name)]
     if not names:
         return None
     files = tuple(PublishedFile(name, _footer(store, name).num_rows, store.size(name), "") for name in names)

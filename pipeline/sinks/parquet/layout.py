@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -22,10 +22,11 @@ from pipeline.storage.store import Store
 
 MANIFEST = "_manifest.json"
 SUCCESS = "_SUCCESS"
+OWN = frozenset({MANIFEST, SUCCESS})
 SUFFIX = ".parquet"
 _OF_PARQUET = ("_metadata", "_common_metadata")
 _REPLACED_KEPT = 1000
-_PART = re.compile(r"part-[0-9r.]+-([0-9a-f]{8})-[0-9]+(?:-[0-9a-f]{8})?\.parquet")
+_PART = re.compile(r"part-[0-9r.]+-([0-9a-f]{8})-([0-9]+)(?:-[0-9a-f]{8})?\.parquet")
 
 
 @dataclass(frozen=True)
@@ -209,9 +210,24 @@ def tag_of(name: str) -> str:
     return found[1] if found else ""
 
 
+def number_of(name: str) -> int:
+    """Return the manifest number in a name made by `file_name`; 0 for any other name."""
+    found = _PART.fullmatch(name)
+    return int(found[2]) if found else 0
+
+
 def is_file_of(name: str, job: str) -> bool:
     """True if ``job`` wrote the file, complete or not."""
-    return bool(job) and name.startswith("part-") and f"-{job_tag(job)}-" in name and name.endswith(SUFFIX)
+    return bool(job) and tag_of(name) == job_tag(job)
+
+
+def uncounted(names: Iterable[str], state: SinkState | None) -> list[str]:
+    """Return the Parquet files among ``names`` that no publication lists.
+
+    A decision to remove a file needs a ``state`` that was read after ``names`` was listed.
+    """
+    counted = {file.name for file in state.files} if state else set()
+    return [name for name in names if name.endswith(SUFFIX) and name not in counted]
 
 
 def data_names(store: Store, *, job: str = "") -> list[str]:
@@ -253,5 +269,9 @@ def check_flat(store: Store) -> None:
 
 
 def _is_parquet(store: Store, name: str) -> bool:
-    with store.open_input(name) as file:
-        return file.read(4) == b"PAR1"
+    try:
+        with store.open_input(name) as file:
+            return file.read(4) == b"PAR1"
+    except FileNotFoundError:
+        # Another publisher has removed it since the folder was listed.
+        return True

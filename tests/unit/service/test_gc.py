@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,7 +22,9 @@ from pipeline.jobs.splits import split_receipt
 from pipeline.jobs.status import Status
 from pipeline.report.verify import verify
 from pipeline.service.gc import is_old, lost_attempts, parse_age, sweep_job, sweep_root
+from pipeline.service.queue import Submission, put_submission
 from pipeline.sinks import publish
+from pipeline.storage import local
 from pipeline.testing.jobs import SmallJob, read_output, small_job, write_receipt, write_receipts
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -63,6 +67,7 @@ def litter(directory: JobDirectory, *names: str) -> None:
         path = Path(directory.root, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"12345")
+        os.utime(path, (NOON.timestamp(), NOON.timestamp()))
 
 
 def test_only_what_a_receipt_decided_against_is_lost() -> None:
@@ -164,17 +169,46 @@ def test_folders_beside_the_sink(tmp_path: Path, directory: JobDirectory, job: S
     receipts = write_receipts(directory, job)
     directory.manifests.commit(directory.manifests.prepare(directory.ledger(receipts)))
     half, foreign, others = (
-        tmp_path / ".out.small-1-1.aa",
-        tmp_path / ".out.small-1-1.bb",
-        tmp_path / ".out.small-2-1.aa",
+        tmp_path / ".out~small-1~1~aaaaaaaa",
+        tmp_path / ".out~small-1~1~bbbbbbbb",
+        tmp_path / ".out~small-2~1~aaaaaaaa",
     )
     for folder in (half, foreign, others):
         folder.mkdir()
     (foreign / "thesis.tex").write_text("x")
-    assert found(directory, delete=True) == {".out.small-1-1.aa": "aside"}
+    assert found(directory, delete=True) == {".out~small-1~1~aaaaaaaa": "staging"}
     assert not half.exists()
     assert foreign.exists()
     assert others.exists()
+
+
+def test_files_in_the_sink_that_no_publication_lists(tmp_path: Path, directory: JobDirectory, job: SmallJob) -> None:
+    """Files that the job left in its sink before it was to commit are removed; files of others and listed ones stay."""
+    finish(directory, job)
+    out = tmp_path / "out"
+    before = sorted(os.listdir(out))
+    part = next(out.glob("*.parquet"))
+    own = part.name.replace("-1.parquet", "-1-aaaaaaaa.parquet")
+    other = re.sub("-[0-9a-f]{8}-1.parquet", "-00000000-1-aaaaaaaa.parquet", part.name)
+    for name in (own, other, "mine.parquet"):
+        shutil.copy(part, out / name)
+    assert found(directory) == {f"out/{own}": "unlisted"}
+    assert found(directory, delete=True) == {f"out/{own}": "unlisted"}
+    assert sorted(os.listdir(out)) == sorted([*before, other, "mine.parquet"])
+
+
+def test_a_file_that_another_process_is_writing_stays(directory: JobDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that submits while the job is swept finds its unfinished file."""
+    link, sweeps = local._link, []
+
+    def slow(unfinished: Path, target: Path) -> bool:
+        if "submissions" in str(target):
+            sweeps.append(sweep_job(JobDirectory.open(directory.root), now=datetime.now(UTC), delete=True))
+        return link(unfinished, target)
+
+    monkeypatch.setattr(local, "_link", slow)
+    put_submission(directory.store, Submission(1, "2026-01-01T00:00:00Z", "me", "by hand", "k"))
+    assert [sweep.leftovers for sweep in sweeps] == [()]
 
 
 def test_a_driver_at_work_is_left_alone(directory: JobDirectory, job: SmallJob) -> None:

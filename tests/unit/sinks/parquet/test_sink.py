@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import stat
+import threading
 import uuid
 from pathlib import Path
 
@@ -17,8 +18,8 @@ from pipeline.common.digest import digest_bytes
 from pipeline.errors import DiskFull, OutputConflict, OutputExists, RefusedForSafety, SpecError, StateCorrupt
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.manifest import Manifest
-from pipeline.sinks import SinkContents, check, publish, read_published
-from pipeline.sinks.parquet import layout, swap
+from pipeline.sinks import SinkContents, SinkRequest, check, publish, read_published
+from pipeline.sinks.parquet import layout, publication, swap
 from pipeline.sinks.parquet.sink import ParquetSink
 from pipeline.spec.parts import Sink
 from pipeline.testing.jobs import SmallJob, read_output, small_job, write_receipts
@@ -34,6 +35,12 @@ def run(tmp_path: Path, job: SmallJob, name: str) -> tuple[JobDirectory, Manifes
 
 def listing(folder: Path) -> dict[str, tuple[int, int]]:
     return {name: ((folder / name).stat().st_ino, (folder / name).stat().st_mtime_ns) for name in os.listdir(folder)}
+
+
+def is_success(folder: Path) -> bool:
+    """True if ``_SUCCESS`` is of the state of ``_manifest.json``."""
+    text = json.loads((folder / "_SUCCESS").read_text())
+    return bool(text["manifest_sha256"] == digest_bytes((folder / "_manifest.json").read_bytes()))
 
 
 def state_of(folder: Path) -> layout.SinkState:
@@ -243,7 +250,7 @@ def test_what_comes_into_the_old_folder_meanwhile_is_kept(tmp_path: Path, monkey
     job = small_job(tmp_path / "lake2", sink=str(out), mode="overwrite", start=100)
     run(tmp_path, job, "b-1")
     assert read_output(out).equals(job.expected)
-    assert [path.read_text() for path in tmp_path.glob(".out.*/notes.txt")] == ["mine"]
+    assert [path.read_text() for path in tmp_path.glob(".out~*/notes.txt")] == ["mine"]
 
 
 def test_a_file_in_the_way(tmp_path: Path) -> None:
@@ -333,7 +340,7 @@ def test_merging_keeps_types_and_metadata(tmp_path: Path) -> None:
 def test_bad_target_size(tmp_path: Path) -> None:
     """An invalid target size raises `SpecError`."""
     with pytest.raises(SpecError, match=r"target_file_size"):
-        check(Sink.model_construct(path=str(tmp_path / "out"), target_file_size="many"), sources=())
+        check(Sink.model_construct(path=str(tmp_path / "out"), target_file_size="many"), SinkRequest())
 
 
 @pytest.mark.parametrize("damage", ["missing", "short"])
@@ -394,34 +401,31 @@ def test_full_disk_leaves_what_was_there(tmp_path: Path, way: str, mode: str, mo
     assert read_published(manifest, directory) is not None
 
 
-def test_two_jobs_publishing_at_once_conflict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If two jobs append at once, the slower raises `OutputConflict`, and succeeds when run again."""
+def test_two_jobs_that_append_at_once_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows of both are there, and ``_SUCCESS`` is of the last state."""
     out = tmp_path / "out"
-    run(tmp_path, small_job(tmp_path / "lake", sink=str(out), mode="append"), "a-1")
-    late = small_job(tmp_path / "lake2", sink=str(out), mode="append", start=100)
-    done: list[int] = []
-    from pipeline.sinks.parquet import sink as parquet
+    jobs = [small_job(tmp_path / f"lake{start}", sink=str(out), mode="append", start=start) for start in (0, 100, 200)]
+    run(tmp_path, jobs[0], "a-1")
+    other = threading.Thread(target=run, args=(tmp_path, jobs[2], "c-1"))
+    add = publication.Publisher._add_in_place
 
-    build = parquet._Publication._add_in_place
+    def slow(self: publication.Publisher, piece: object) -> object:
+        if self.manifest.job == "b-1" and other.ident is None:
+            other.start()
+        return add(self, piece)  # type: ignore[arg-type]
 
-    def slow(self: parquet._Publication, piece: object) -> object:
-        if self.manifest.job == "b-1" and not done:
-            done.append(1)
-            run(tmp_path, small_job(tmp_path / "lake3", sink=str(out), mode="append", start=200), "c-1")
-        return build(self, piece)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(parquet._Publication, "_add_in_place", slow)
-    with pytest.raises(OutputConflict, match="c-1"):
-        run(tmp_path, late, "b-1")
-    assert [one.job for one in state_of(out).publications] == ["a-1", "c-1"]
-    assert len([name for name in os.listdir(out) if name.endswith(".parquet")]) == 6
-    run(tmp_path, late, "b-1")
-    assert [one.job for one in state_of(out).publications] == ["a-1", "c-1", "b-1"]
+    monkeypatch.setattr(publication.Publisher, "_add_in_place", slow)
+    run(tmp_path, jobs[1], "b-1")
+    other.join(60)
+    assert [one.job for one in state_of(out).publications] == ["a-1", "b-1", "c-1"]
+    assert read_output(out).num_rows == 3 * 75
+    assert is_success(out)
+    assert [name for name in os.listdir(tmp_path) if name.startswith(".")] == []
 
 
 @pytest.mark.parametrize("mode", ["error", "overwrite", "append"])
 def test_two_drivers_of_one_job_converge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, mode: str) -> None:
-    """A driver publishes all of the output while another has published half; the output is complete."""
+    """A second driver waits while the first publishes; the output is complete, once."""
     out = tmp_path / "out"
     old = small_job(tmp_path / "lake", sink=str(out), mode="append")
     if mode != "error":
@@ -429,24 +433,23 @@ def test_two_drivers_of_one_job_converge(tmp_path: Path, monkeypatch: pytest.Mon
     job = small_job(tmp_path / "lake2", sink=str(out), mode=mode, start=100)
     directory = JobDirectory.create(tmp_path / "jobs", job.plan, job="b-1")
     manifest = directory.manifests.prepare(directory.ledger(write_receipts(directory, job)))
-    from pipeline.sinks.parquet import sink as parquet
+    second: list[SinkContents] = []
+    other = threading.Thread(target=lambda: second.append(publish(manifest, JobDirectory.open(directory.root))))
+    add = publication.Publisher._add
 
-    add, calls = parquet._Publication._add, []
-
-    def slow(self: parquet._Publication, *args: object) -> object:
-        calls.append(1)
-        if len(calls) == 2:
-            publish(manifest, directory)
+    def slow(self: publication.Publisher, *args: object) -> object:
+        if other.ident is None:
+            other.start()
         return add(self, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(parquet._Publication, "_add", slow)
-    publish(manifest, directory)
+    monkeypatch.setattr(publication.Publisher, "_add", slow)
+    assert publish(manifest, directory).is_new
+    other.join(60)
+    assert [one.is_new for one in second] == [False]
     expected = [job.expected] if mode != "append" else [old.expected, job.expected]
     assert read_output(out).sort_by("id").equals(pa.concat_tables(expected).combine_chunks())
     assert {file.name for file in state_of(out).files} == {n for n in os.listdir(out) if n.endswith(".parquet")}
-    assert json.loads((out / "_SUCCESS").read_text())["manifest_sha256"] == digest_bytes(
-        (out / "_manifest.json").read_bytes()
-    )
+    assert is_success(out)
     assert [name for name in os.listdir(tmp_path) if name.startswith(".")] == []
 
 
@@ -469,7 +472,8 @@ def test_object_store(tmp_path: Path, mode: str) -> None:
 
 
 def _check(path: Path | str, *sources: Path | str, mode: str = "error", state: tuple[str, ...] = ()) -> None:
-    check(Sink.model_validate({"path": str(path), "mode": mode}), sources=[str(s) for s in sources], state=state)
+    request = SinkRequest(sources=[str(source) for source in sources], state=state)
+    check(Sink.model_validate({"path": str(path), "mode": mode}), request)
 
 
 def test_places_that_overlap_with_the_source(in_folder: Path) -> None:
@@ -541,7 +545,7 @@ def test_check_says_before_what_publish_would(in_folder: Path) -> None:
         _check(out, mode="overwrite")
     _check(out, mode="append")
     with pytest.raises(SpecError, match="no sink"):
-        check(Sink(path=str(out), format="nonsense"), sources=())
+        check(Sink(path=str(out), format="nonsense"), SinkRequest())
 
 
 def test_check_lets_a_job_go_on_with_its_own_output(tmp_path: Path) -> None:
@@ -549,9 +553,9 @@ def test_check_lets_a_job_go_on_with_its_own_output(tmp_path: Path) -> None:
     out = tmp_path / "out"
     directory, _, _ = run(tmp_path, small_job(tmp_path / "lake", sink=str(out)), "a-1")
     sink = directory.plan.spec.sink
-    ParquetSink().check(sink, job="a-1")
+    ParquetSink().check(sink, SinkRequest(job="a-1"))
     with pytest.raises(OutputExists):
-        ParquetSink().check(sink, job="b-1")
+        ParquetSink().check(sink, SinkRequest(job="b-1"))
 
 
 def test_damaged_sink_manifest_is_refused(tmp_path: Path) -> None:
@@ -573,6 +577,6 @@ def test_two_jobs_of_one_id_are_not_taken_for_each_other(tmp_path: Path) -> None
         run(tmp_path / "there", second, "a-1")
     sink = second.plan.spec.sink
     with pytest.raises(OutputConflict, match="another job with the same id"):
-        check(sink, sources=(), job="a-1", plan=second.plan.digest)
-    check(sink, sources=(), job="a-1", plan=first.plan.digest)
+        check(sink, SinkRequest(job="a-1", plan=second.plan.digest))
+    check(sink, SinkRequest(job="a-1", plan=first.plan.digest))
     assert listing(tmp_path / "out") == before
