@@ -246,7 +246,7 @@ class OutputExists(ConflictError, FileExistsError):
 
 
 class OutputConflict(ConflictError):
-    """Another job published to the same sink in the meantime."""
+    """Another job has published to the same sink in the meantime, or is publishing to it."""
 
 
 class StateCorrupt(ConflictError):

@@ -40,7 +40,6 @@ from pipeline.testing.examples import IS_LONG
 from pipeline.testing.jobs import SmallJob, open_retry, small_job, write_receipts
 from pipeline.testing.stores import Faults, FaultyStore
 
-
 KINDS = ("error", "overwrite", "append", "repair", "incremental")
 SAMPLE = 3
 """Interleavings of a pair, unless all of them run."""
@@ -438,9 +437,8 @@ def test_the_switch_finds_a_sink_without_turns(world: World, monkeypatch: pytest
     def no_lock(*_: object, **__: object) -> Iterator[bool]:
         yield True
 
-    for kind in (type(world.store),):
-        monkeypatch.setattr(kind, "replace_if_unchanged", replace_anyway)
-    monkeypatch.setattr("test_two_publishers.sink_lock", no_lock)
+    monkeypatch.setattr(type(world.store), "replace_if_unchanged", replace_anyway)
+    monkeypatch.setitem(globals(), "sink_lock", no_lock)
     pair = make_pair(world, "append", "append", has_old=True)
     found = 0
     for number in itertools.count():

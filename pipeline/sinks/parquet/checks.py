@@ -92,14 +92,14 @@ def _check_schema(store: Store, state: layout.SinkState | None, names: list[str]
     )
 
 
-def adopted(store: Store) -> layout.SinkState | None:
+def adopted(store: Store, *, job: str) -> layout.SinkState | None:
     """Return a state that lists the Parquet files from before any job published; None if the sink has none.
 
     Without this state, appending would hide these files from readers of the manifest. Files that a job wrote are left
     out: without a manifest they were never published, and resuming their job publishes their rows.
     """
     parquet = layout.uncounted(store.list(), None)
-    unpublished = [name for name in parquet if layout.tag_of(name)]
+    unpublished = [name for name in parquet if layout.tag_of(name) and not layout.is_file_of(name, job)]
     if unpublished:
         logger.warning(
             "%s contains %s of jobs that have not published, such as %s: not part of the output",

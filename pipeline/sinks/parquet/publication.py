@@ -145,7 +145,7 @@ class Publisher:
         """Return the state after ``files`` are added; ``pieces`` names their sources."""
         before = self.state
         if before is None and self.sink.mode == "append" and not self.directory.plan.progress.baseline:
-            before = checks.adopted(self.store)
+            before = checks.adopted(self.store, job=self.manifest.job)
         publication = layout.Publication(
             self.manifest.job,
             self.manifest.number,
