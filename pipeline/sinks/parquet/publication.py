@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.common.units import parse_bytes
-from pipeline.errors import Fenced, OutputExists, StorageError
+from pipeline.errors import ConflictError, Fenced, OutputExists, StorageError
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.layout import merged_folder
 from pipeline.jobs.manifest import Manifest
@@ -100,10 +100,18 @@ class Publisher:
         """Refuse to publish if the sink does not allow it.
 
         :raises ConflictError: see `pipeline.sinks.publish`.
+        :raises Overtaken: when the refusal is about something that was published since the sink was read.
         """
-        check_baseline(self.state, self.directory, place=self.store.root)
-        if self.earlier is None:
-            checks.check_content(self.store, self.state, mode=self.sink.mode, job=self.manifest.job, schema=self.schema)
+        try:
+            check_baseline(self.state, self.directory, place=self.store.root)
+            if self.earlier is None:
+                checks.check_content(
+                    self.store, self.state, mode=self.sink.mode, job=self.manifest.job, schema=self.schema
+                )
+        except ConflictError as error:
+            if self.store.version(layout.MANIFEST) != self.before.version:
+                raise Overtaken from error
+            raise
 
     def publish(self) -> None:
         """Publish by a swap of the folder if possible, else in place.
