@@ -145,6 +145,14 @@ class InputError(PipelineError):
     """The input data is not what the job needs."""
 
     exit_code = 4
+    place = ""
+    """The file, for code: never masked, and never shown. ``where`` is for people."""
+
+    def __init__(
+        self, message: str, *, where: str = "", found: str = "", expected: str = "", next_step: str = ""
+    ) -> None:
+        super().__init__(message, where=where, found=found, expected=expected, next_step=next_step)
+        self.place = where
 
 
 class MissingInput(InputError, FileNotFoundError):

@@ -117,7 +117,8 @@ def says_secret(name: str) -> bool:
 def redact_error(error: BaseException) -> BaseException:
     """Return ``error`` with every secret masked, also in its notes, cause and context.
 
-    The error is changed in place. If its text cannot be changed, a RuntimeError with its type and text is returned.
+    The error is changed in place. `InputError.place`, which only code reads, stays. If the text of the error cannot be
+    changed, a RuntimeError with its type and text is returned.
     """
     return _redact_error(error, seen=set())
 

@@ -25,11 +25,11 @@ def open_quarantine_round(job: JobDirectory, ledger: Ledger, error: PipelineErro
     :raises TooManyRejects: when more files would be quarantined than ``errors.max_files`` allows.
     """
     errors = ledger.last.plan.spec.errors
-    is_bad_file = isinstance(error, (CorruptInput, InputChanged, SchemaDrift)) and error.where in ledger.files
+    is_bad_file = isinstance(error, (CorruptInput, InputChanged, SchemaDrift)) and error.place in ledger.files
     if errors.files != "quarantine" or not is_bad_file:
         return None
     assert isinstance(error, (CorruptInput, InputChanged, SchemaDrift))
-    bad = {**_changed_files(ledger), error.where: _reject(ledger.files[error.where], error)}
+    bad = {**_changed_files(ledger), error.place: _reject(ledger.files[error.place], error)}
     check_file_count([*ledger.quarantined_files, *bad.values()], limit=errors.max_files, job=job.id)
     supersedes, packed = _without_files(ledger, set(bad))
     known = {**{file.path: file for round_ in ledger.rounds for file in round_.plan.files}, **ledger.files}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipeline.common.rows import RowCounts
+from pipeline.common.secrets import redact_error
 from pipeline.driver.quarantine import open_quarantine_round
 from pipeline.errors import CorruptInput, InputChanged, StepFailed, TooManyRejects
 from pipeline.jobs.directory import JobDirectory
@@ -51,6 +53,24 @@ def test_a_partition_that_is_done_is_done_again_without_the_file(tmp_path: Path)
     ]
     assert ledger.quarantined_files[0].message == "an input file is damaged: garbage"
     directory.manifests.prepare(directory.ledger())
+
+
+def test_masked_path_is_still_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders such as ``token=…``, or a weak password that is a word of the path: the worker masks the message."""
+    for name, secret in (("token=abcd1234", ""), ("plain", "customers")):
+        monkeypatch.setenv("PGPASSWORD", secret)
+        folder = tmp_path / f"{name}-customers"
+        folder.mkdir()
+        directory, job = make(folder)
+        error = redact_error(error_about(job, 0))
+        assert isinstance(error, CorruptInput)
+        sent = pickle.loads(pickle.dumps(error))
+        assert "[secret]" in sent.where
+        assert "[secret]" in str(sent)
+        assert job.plan.files[0].path not in str(sent)
+        opened = open_quarantine_round(directory, directory.ledger(), sent, epoch=1)
+        assert opened is not None
+        assert [file.path for file in directory.ledger().quarantined_files] == [job.plan.files[0].path]
 
 
 def test_what_is_done_and_has_nothing_to_do_with_it_stays(tmp_path: Path) -> None:
