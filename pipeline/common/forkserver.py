@@ -32,9 +32,14 @@ _IS_SAFE = sys.platform.startswith("linux") and sys.version_info >= (3, 11, 1)
 
 _lock = threading.Lock()
 _started: dict[str, str] = {}
-"""The environment of the server that this process started; empty without a server."""
+"""Variables given to the server that this process started; empty without a server."""
+_inherited: set[str] = set()
+"""Names of all variables that the server has."""
 _users: list[object] = []
 """One object per cluster whose workers are forked from the server."""
+_borrowers: list[object] = []
+_originals: dict[str, str | None] = {}
+"""Values of variables before the first of the `restored` blocks that are active; None: not set."""
 
 
 SMALLEST_WORKER = 1 << 30
@@ -81,7 +86,8 @@ def start(environment: Mapping[str, str]) -> bool:
 
     :param environment: variables for the server, from `thread_environment`.
     :returns: True if workers with ``environment`` can be forked. False if the platform has no safe fork server, if
-        another part of this process started one, or if ours is in use with a different environment.
+        another part of this process started one, or if ours is in use with a different environment. A server with a
+        variable that this process has no more is replaced; `handed_over` has all others.
     """
     with _lock:
         return _begin(environment)
@@ -102,7 +108,7 @@ def in_use(environment: Mapping[str, str]) -> Iterator[bool]:
 
 
 def _begin(environment: Mapping[str, str]) -> bool:
-    if _started == dict(environment):
+    if _started == dict(environment) and _inherited <= {*os.environ, *environment}:
         return True
     if not _IS_SAFE or (_started and _users) or (not _started and _server_pid() is not None):
         return False
@@ -118,7 +124,38 @@ def _begin(environment: Mapping[str, str]) -> bool:
         atexit.register(_end, os.getpid())
     _started.clear()
     _started.update(environment)
+    _inherited.clear()
+    _inherited.update(os.environ, environment)
     return True
+
+
+def handed_over(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that a worker gets at its start: this process has them now, its fork server may not.
+
+    :param environment: variables that the worker has already, from `thread_environment`.
+    """
+    return {name: value for name, value in os.environ.items() if name not in environment}
+
+
+@contextmanager
+def restored(environment: Mapping[str, str]) -> Iterator[None]:
+    """Restore the variables named in ``environment`` after the block: Dask's nannies set them in this process.
+
+    With overlapping blocks, the last one to end restores what was before the first.
+    """
+    user = object()
+    with _lock:
+        for name in environment:
+            _originals.setdefault(name, os.environ.get(name))
+        _borrowers.append(user)
+    try:
+        yield
+    finally:
+        with _lock:
+            _borrowers.remove(user)
+            if not _borrowers:
+                _set_variables(_originals)
+                _originals.clear()
 
 
 def is_running() -> bool:
@@ -150,8 +187,12 @@ def _variables(wanted: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        _set_variables(before)
+
+
+def _set_variables(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

@@ -67,6 +67,35 @@ with LocalProcesses(Settings(workers=1, threads=1, memory_limit="1 GiB")).open()
     assert [found["forked"] for found in other] == ([False] * 2 if (os.cpu_count() or 1) > 1 else [True] * 2)
 
 
+ENVIRONMENT = """
+def variables():
+    return [os.environ.get(name) for name in ("LAKE_KEY", "GONE", "NEW")] + [seen()["forked"]]
+
+def ask():
+    with LocalProcesses(Settings(workers=1, threads=1, memory_limit="1 GiB")).open() as client:
+        return list(client.run(variables).values())[0]
+
+names = list(forks.likely_environment(1, 1))
+before = [os.environ.get(name) for name in names]
+os.environ.update(LAKE_KEY="first", GONE="x")
+first = ask()
+os.environ.update(LAKE_KEY="second", NEW="y")
+second = ask()
+del os.environ["GONE"]
+third = ask()
+print(json.dumps([first, second, third, before == [os.environ.get(name) for name in names]]))
+"""
+
+
+def test_workers_have_the_environment_of_now(tmp_path: Path) -> None:
+    """Credentials that a notebook sets, rotates or removes after its first job; the notebook's own are untouched."""
+    first, second, third, is_untouched = run(tmp_path, ENVIRONMENT)
+    assert first == ["first", "x", None, True]
+    assert second == ["second", "x", "y", True]
+    assert third == ["second", None, "y", True]
+    assert is_untouched
+
+
 def test_a_fork_server_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     code = """
 import multiprocessing

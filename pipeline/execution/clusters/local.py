@@ -88,7 +88,7 @@ class LocalProcesses:
     def _start(self, certificates: Certificates | None) -> Iterator[Client]:
         limits = self.limits()
         environment = thread_environment(CPU_COUNT, limits.workers * limits.threads)
-        with forks.in_use(environment) as is_forked:
+        with forks.restored(environment), forks.in_use(environment) as is_forked:
             method = "forkserver" if is_forked else "spawn"
             with self._workers(certificates, environment, method=method) as client:
                 yield client
@@ -120,6 +120,7 @@ class LocalProcesses:
                 worker_dashboard_address=None if is_loopback(self.host) else f"{LOOPBACK}:0",
                 security=certificates.security() if certificates else None,
                 silence_logs=logging.ERROR,
+                env=forks.handed_over(environment),
             )
             try:
                 add_dashboard(cluster.scheduler)
