@@ -24,7 +24,7 @@ def find_adapter(name: str, *, kind: str, built_in: Mapping[str, str]) -> Any:
         names = sorted({*built_in, *_offered(kind)})
         near = difflib.get_close_matches(name, names, n=1)
         raise SpecError(
-            f"there is no {kind} called {name!r}",
+            f"no {kind} named {name!r}",
             found=name,
             expected=", ".join(names) + ", or module:attribute",
             next_step=f"did you mean {near[0]}?" if near else "",
@@ -32,12 +32,14 @@ def find_adapter(name: str, *, kind: str, built_in: Mapping[str, str]) -> Any:
     module, _, attribute = target.partition(":")
     try:
         return getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # also sys.exit in a module
         raise SpecError(
             f"the {kind} {name!r} cannot be imported",
             where=target,
             found=f"{type(error).__name__}: {error}",
-            next_step="install what it needs, or mend the name",
+            next_step="install what it needs, or fix the name",
         ) from error
 
 

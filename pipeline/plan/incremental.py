@@ -210,7 +210,7 @@ def _refuse(path: str, *, because: str) -> None:
 def unknown_publication(place: str) -> OutputConflict:
     """Build the error for a sink whose rows no incremental job published."""
     return OutputConflict(
-        "the sink holds rows of which nobody knows what they were made of",
+        "the sink holds rows of unknown input",
         where=f"sink.path: {place}",
         found="files that no incremental job published",
         expected="an empty sink, or one that incremental jobs have published to all along",

@@ -30,7 +30,7 @@ _ABOUT_A_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, Permi
 class RowsError(Exception):
     """User code or the model raised an error that its rows may have caused."""
 
-    def __init__(self, source: str, error: Exception) -> None:
+    def __init__(self, source: str, error: BaseException) -> None:
         super().__init__(f"{source}: {type(error).__name__}")
         self.source = source
         """Source of the error: ``step:<entrypoint>`` or ``score``."""
@@ -71,15 +71,16 @@ class NoRowWorksError(Exception):
 def blame_rows(source: str, *, never: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
     """Turn an exception that rows may have caused into `RowsError`, and let any other exception pass.
 
-    Rows never cause errors of memory, storage and network, and the errors of this package.
+    Rows never cause errors of memory, storage and network, and the errors of this package. A step that calls
+    ``sys.exit``, or raises another BaseException, raises like any other: the process must not end with a success.
 
     :param never: further types that rows never cause.
     """
     try:
         yield
-    except (MemoryError, PipelineError, RowsError):
+    except (MemoryError, PipelineError, RowsError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:
         if isinstance(error, never):
             raise
         if isinstance(error, OSError) and not isinstance(error, _ABOUT_A_FILE):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -15,6 +16,17 @@ with suppress(OSError):
     os.dup2(2, 1)
 mask_logs()
 mask_streams()
+
+
+def _is_shown(record: logging.LogRecord) -> bool:
+    """Demote Dask's record of a failed task, a traceback on one line: the driver reports the error itself."""
+    if record.levelno == logging.ERROR and str(record.msg).startswith("Compute Failed"):
+        record.levelno, record.levelname = logging.DEBUG, "DEBUG"
+        return logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
+    return True
+
+
+logging.getLogger("distributed.worker").addFilter(_is_shown)
 
 # Ctrl-C reaches the whole process group of the terminal. The driver drains; workers must keep running.
 if threading.current_thread() is threading.main_thread():

@@ -111,3 +111,12 @@ def test_what_is_not_about_rows_passes(error: BaseException) -> None:
 def test_a_missing_file_may_be_about_rows() -> None:
     with pytest.raises(RowsError, match="FileNotFoundError"), blame_rows("step:f:g"):
         Path("/does/not/exist").read_bytes()
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), GeneratorExit(), BaseException("b")])
+def test_what_ends_a_process_is_blamed_on_rows_like_any_error(error: BaseException) -> None:
+    with pytest.raises(RowsError) as caught, blame_rows("step:f:g"):
+        raise error
+    assert caught.value.reason == f"step:f:g:{type(error).__name__}"
+    with pytest.raises(KeyboardInterrupt), blame_rows("step:f:g"):
+        raise KeyboardInterrupt
