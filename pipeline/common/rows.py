@@ -33,8 +33,8 @@ class InputFile:
     size: int
     """Bytes."""
     version: str
-    """Text that changes with the content: ``mtime:<ns>`` on local disks, ``etag:<etag>`` or ``modified:<time>`` on
-    object stores."""
+    """Text that changes with the content, such as ``mtime:<ns> inode:<number> tail:<digest>`` on local disks and
+    ``etag:<etag>`` on object stores; see `pipeline.sources.versions`."""
     row_groups: tuple[RowGroup, ...]
     hive_keys: tuple[tuple[str, str], ...] = ()
     """Hive partition keys of the folders, in order, percent-decoded; ``__HIVE_DEFAULT_PARTITION__`` means null."""

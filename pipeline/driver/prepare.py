@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from pipeline.common.digest import digest_json
 from pipeline.common.rows import InputFile
-from pipeline.errors import InputChanged, PipelineError, SpecError
+from pipeline.errors import InputChanged, MissingInput, PipelineError, SpecError
 from pipeline.execution.clusters import ClusterAdapter, cluster_of
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.listing import list_jobs
@@ -35,8 +35,10 @@ from pipeline.scoring.scorer import frame_schema
 from pipeline.settings import Settings
 from pipeline.sinks import SinkRequest, check, read_published_inputs
 from pipeline.sources import Discovery, FileSelection, discover, find_source, sample_batch
+from pipeline.sources.changes import version_text
 from pipeline.sources.locate import SourceFile, locate
 from pipeline.sources.quarantine import check_file_count
+from pipeline.sources.versions import is_same_version
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.load import absolute, source_paths
 from pipeline.spec.model_ref import ModelRef
@@ -254,10 +256,11 @@ def select_input(
             expected="append",
             next_step="--set sink.mode=append; to publish everything again, choose an empty sink.path",
         )
-    located = {file.path: file for file in locate(spec.source.path, base=spec.source.base)}
+    unusable: list[MissingInput] | None = [] if is_lenient else None
+    located = {file.path: file for file in locate(spec.source.path, base=spec.source.base, unusable=unusable)}
     before = read_published_inputs(spec.sink, name=spec.name)
     increment = select_files(
-        [ListedFile(file.path, file.size, file.version) for file in located.values()],
+        [ListedFile(file.path, file.size, file.identity) for file in located.values()],
         before.work,
         kept=before.files,
         work=work_digest(spec, model, code),
@@ -305,12 +308,12 @@ def work_digest(spec: JobSpec, model: ModelVersion, code: Sequence[StepCode] = (
 def _check_unchanged(discovery: Discovery, located: dict[str, SourceFile]) -> None:
     for file in discovery.files:
         before = located[file.path]
-        if (file.size, file.version) != (before.size, before.version):
+        if not is_same_version(file.path, (file.size, file.version), (before.size, before.identity)):
             raise InputChanged(
                 "an input file changed while the job was planned",
                 where=file.path,
-                found=f"{file.size:,} bytes, {file.version}",
-                expected=f"{before.size:,} bytes, {before.version}",
+                found=version_text(file.size, file.version),
+                expected=version_text(before.size, before.identity),
                 next_step="run it again once the file is complete",
             )
 

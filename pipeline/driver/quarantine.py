@@ -14,6 +14,7 @@ from pipeline.jobs.rounds import Round, RoundReason, make_record
 from pipeline.sources.changes import input_changed, version_text
 from pipeline.sources.locate import current_version
 from pipeline.sources.quarantine import check_file_count, quarantined_file
+from pipeline.sources.versions import is_same_version
 
 
 def open_quarantine_round(job: JobDirectory, ledger: Ledger, error: PipelineError, *, epoch: int) -> Round | None:
@@ -65,10 +66,13 @@ def _changed_files(ledger: Ledger) -> dict[str, QuarantinedFile]:
         file = ledger.files[path]
         try:
             size, version = current_version(path)
-            current = version_text(size, version)
+            is_same, current = (
+                is_same_version(path, (file.size, file.version), (size, version)),
+                version_text(size, version),
+            )
         except FileNotFoundError:
-            size, version, current = -1, "", "no such file"
-        if (size, version) != (file.size, file.version):
+            is_same, current = False, "no such file"
+        if not is_same:
             changed[path] = _reject(file, input_changed(path, found=current))
     return changed
 

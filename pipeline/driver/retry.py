@@ -39,7 +39,7 @@ from pipeline.scoring.steps import prepended_sys_path
 from pipeline.settings import Settings
 from pipeline.sinks import read_published
 from pipeline.sources import Discovery, SourceBatch, find_source, parse_filter, sample_batch
-from pipeline.sources.locate import current_version
+from pipeline.sources.locate import has_version
 from pipeline.spec.job_spec import NOT_THE_WORK, JobSpec
 from pipeline.spec.load import absolute
 from pipeline.storage.store import Store
@@ -238,7 +238,7 @@ def _sample(discovery: Discovery, *, columns: Sequence[str]) -> SourceBatch | No
     tried = 0
     for file in discovery.files:
         try:
-            if tried == _SAMPLED_FILES or current_version(file.path) != (file.size, file.version):
+            if tried == _SAMPLED_FILES or not has_version(file.path, file.size, file.version):
                 continue
             tried += 1
             batch = sample_batch(replace(discovery, files=(file,)), columns=columns, schema=discovery.schema)

@@ -13,6 +13,7 @@ from pipeline.common.units import format_bytes, format_count, plural
 from pipeline.models.engines import EngineOptions, engine_options
 from pipeline.plan.plan import Limits, Plan
 from pipeline.plan.step_code import StepCode, code_difference, digests_of
+from pipeline.sources.versions import content_version
 from pipeline.spec.job_spec import NOT_THE_WORK
 
 EVERYTHING = "the job is not incremental: all of its input is scored"
@@ -318,4 +319,4 @@ def _file_difference(one: dict[str, InputFile], other: dict[str, InputFile]) -> 
 
 
 def _identity(file: InputFile) -> tuple[Any, ...]:
-    return file.size, file.version, [(group.rows, group.selected) for group in file.row_groups]
+    return file.size, content_version(file.version), [(group.rows, group.selected) for group in file.row_groups]

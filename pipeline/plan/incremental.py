@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.common.digest import digest_json
 from pipeline.errors import InputChanged, OutputConflict
 from pipeline.sources.discovery import FileSelection
+from pipeline.sources.versions import is_same_version
 
 NEW = "new"
 CHANGED = "changed"
@@ -131,7 +132,7 @@ def select_files(
             files[path] = FileSelection(_new(path, failed or {}))
         elif is_other:
             files[path] = FileSelection(MODEL_CHANGED)
-        elif (one.size, one.version) != (before.last.size, before.last.version):
+        elif not is_same_version(path, (before.last.size, before.last.version), (one.size, one.version)):
             files[path] = _changed(before.last, marks(path))
     if is_other:
         _refuse_gone(known, there, because="the model or a step has changed")

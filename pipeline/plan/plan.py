@@ -18,6 +18,7 @@ from pipeline.plan.incremental import FULL_INPUT, IncrementalState
 from pipeline.plan.memory import MIN_BATCH_ROWS, USABLE, shared_memory
 from pipeline.plan.recipe import ColumnRule, MapRecipe, ScoreRecipe, StageRecipe
 from pipeline.plan.step_code import StepCode, digests_of
+from pipeline.sources.versions import content_version
 from pipeline.spec.job_spec import JobSpec
 
 
@@ -152,7 +153,10 @@ class Plan:
         seen = hashlib.sha256()
         for file in self.files:
             groups = [(group.rows, group.selected) for group in file.row_groups]
-            seen.update(json.dumps([file.path, file.size, file.version, file.hive_keys, groups]).encode() + b"\n")
+            seen.update(
+                json.dumps([file.path, file.size, content_version(file.version), file.hive_keys, groups]).encode()
+                + b"\n"
+            )
         for quarantined in self.quarantined_files:
             seen.update(json.dumps([quarantined.path, quarantined.reason]).encode() + b"\n")
         return digest_json(

@@ -11,6 +11,7 @@ from pipeline.common.units import plural
 from pipeline.jobs.directory import JobDirectory
 from pipeline.report.build import make_report
 from pipeline.report.report import Report
+from pipeline.sources.versions import content_version
 
 _SHOWN = 20
 """Files of each kind that are named."""
@@ -130,7 +131,7 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Ch
 
 def file_changes(before: tuple[InputFile, ...], after: tuple[InputFile, ...]) -> FileChanges:
     """Return the differences between two lists of input files."""
-    old, new = ({file.path: (file.size, file.version) for file in files} for files in (before, after))
+    old, new = ({file.path: (file.size, content_version(file.version)) for file in files} for files in (before, after))
     both = [path for path in old if path in new]
     changed = tuple(path for path in both if old[path] != new[path])
     return FileChanges(

@@ -37,7 +37,7 @@ from pipeline.scoring.partition import read_partition
 from pipeline.scoring.scorer import Scorer, recipe_steps
 from pipeline.sinks import find_strays, read_published
 from pipeline.sources import find_source
-from pipeline.sources.locate import current_version
+from pipeline.sources.locate import has_version
 from pipeline.storage.local import file_sha256
 from pipeline.storage.store import Store, open_store
 
@@ -358,7 +358,7 @@ def _check_file(store: Store, name: str, *, rows: int, size: int, sha256: str) -
 
 def _is_unchanged(path: str, size: int, version: str) -> bool:
     try:
-        return current_version(path) == (size, version)
+        return has_version(path, size, version)
     except (OSError, PipelineError):
         return False
 
@@ -547,6 +547,6 @@ def same_values(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
 
 def _is_there(file: InputFile) -> bool:
     try:
-        return current_version(file.path) == (file.size, file.version)
+        return has_version(file.path, file.size, file.version)
     except OSError:
         return False

@@ -42,3 +42,18 @@ def missing_is_changed(path: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise input_changed(path, found="no such file") from error
+
+
+@contextmanager
+def missing_is_removed(path: str) -> Iterator[None]:
+    """Raise `InputChanged` in place of `FileNotFoundError` while a job is planned."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise InputChanged(
+            "an input file was removed while the job was planned",
+            where=path,
+            found="no such file",
+            expected="the file that was listed a moment before",
+            next_step="run again, or skip such files with errors.files: quarantine",
+        ) from error

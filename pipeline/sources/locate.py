@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import glob
 import os
 import re
@@ -20,10 +21,17 @@ import pyarrow as pa
 from pipeline.common.rows import InputFile
 from pipeline.errors import InputError, MissingInput
 from pipeline.sources.changes import input_changed, version_text
+from pipeline.sources.versions import is_same_version, stat_version
 from pipeline.storage.urls import file_system, is_local_path, local_path, storage_errors
 
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 """Null in the name of a hive partition folder."""
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+}
 _WILDCARD = re.compile(r"[*?\[]")
 _TIME_KEYS = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")
 _VERSION_KEYS = ("etag", "ETag", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "modified", "created")
@@ -44,26 +52,42 @@ class SourceFile:
     modified: float = field(default=0.0, compare=False)
     """Time of creation or last change, in seconds since the epoch by the storage's clock; 0.0 if unknown. On local
     disks the inode's change time counts too: a copy that keeps its modification time is new."""
+    inode: int = field(default=0, compare=False)
+    """Number of the inode on a local disk, else 0."""
+
+    @property
+    def identity(self) -> str:
+        """``version`` with the inode; see `pipeline.sources.versions`."""
+        return f"{self.version} inode:{self.inode}" if self.inode else self.version
 
 
-def locate(path: str | Iterable[str], *, base: str | None = None) -> tuple[SourceFile, ...]:
+def locate(
+    path: str | Iterable[str], *, base: str | None = None, unusable: list[MissingInput] | None = None
+) -> tuple[SourceFile, ...]:
     """Return the files of ``path``, each once, sorted by path.
 
     In directories, names that begin with ``.`` or ``_`` are skipped (except ``_key=value``), like in Spark and pyarrow.
     Hive keys are the ``key=value`` folders below a directory, or from the first wildcard of a glob on. For the path of
-    a single file, hive keys are the folders below ``base``.
+    a single file, hive keys are the folders below ``base``. A file that is removed meanwhile is not in the result.
 
+    :param unusable: receives the error of each entry that is no file: links that lead nowhere, pipes, devices.
+        Default: the first such error is raised.
     :raises MissingInput: if there is no file.
     :raises SpecError: if the URL's file system is unknown or its package is not installed.
     """
-    found: dict[str, SourceFile] = {}
-    for one in (path,) if isinstance(path, str) else path:
-        files = list(_locate_local(one, base) if is_local_path(one) else _locate_remote(one, base))
+    located: dict[str, SourceFile] = {}
+    for text in (path,) if isinstance(path, str) else path:
+        errors: list[MissingInput] = []
+        files = list(_locate_local(text, base, errors) if is_local_path(text) else _locate_remote(text, base))
+        if errors and (unusable is None or not files):
+            raise errors[0]
         if not files:
-            raise _empty(one)
+            raise _empty(text)
+        if unusable is not None:
+            unusable += errors
         for file in files:
-            found.setdefault(file.path, file)
-    return tuple(found[name] for name in sorted(found))
+            located.setdefault(file.path, file)
+    return tuple(located[name] for name in sorted(located))
 
 
 def locate_planned(
@@ -77,10 +101,10 @@ def locate_planned(
     current = {file.path: file for file in locate(path, base=base)}
     for file in planned:
         now = current.get(file.path)
-        if now is None or (now.size, now.version) != (file.size, file.version):
+        if now is None or not is_same_version(file.path, (file.size, file.version), (now.size, now.identity)):
             raise input_changed(
                 file.path,
-                found="no such file" if now is None else version_text(now.size, now.version),
+                found="no such file" if now is None else version_text(now.size, now.identity),
                 expected=version_text(file.size, file.version),
             )
     return tuple(current[name] for name in sorted(file.path for file in planned))
@@ -99,9 +123,12 @@ def current_version(path: str) -> tuple[int, str]:
     return int(info["size"]), _version(info)
 
 
-def stat_version(status: os.stat_result) -> tuple[int, str]:
-    """Return the size in bytes and the version of a local file."""
-    return status.st_size, f"mtime:{status.st_mtime_ns}"
+def has_version(path: str, size: int, version: str) -> bool:
+    """True if the current version of a file is ``version``.
+
+    :raises FileNotFoundError: if the file does not exist.
+    """
+    return is_same_version(path, (size, version), current_version(path))
 
 
 def _version(info: Mapping[str, Any]) -> str:
@@ -127,12 +154,13 @@ def _modified(info: Mapping[str, Any]) -> float:
     return 0.0
 
 
-def _locate_local(text: str, keys_from: str | None) -> Iterator[SourceFile]:
+def _locate_local(text: str, keys_from: str | None, errors: list[MissingInput]) -> Iterator[SourceFile]:
     path = str(local_path(text))
     if os.path.isdir(path):
-        yield from _walk(path, base=path)
+        yield from _walk(path, base=path, errors=errors)
     elif os.path.exists(path):
-        yield _local_file(path, base=_if_above(path, str(local_path(keys_from)) if keys_from else ""))
+        base = _if_above(path, str(local_path(keys_from)) if keys_from else "")
+        yield from _local_file(path, base=base, errors=errors)
     elif not _WILDCARD.search(path):
         raise _missing(text, _local_neighbours(Path(path)))
     else:
@@ -140,39 +168,81 @@ def _locate_local(text: str, keys_from: str | None) -> Iterator[SourceFile]:
         for match in glob.iglob(path, recursive=True):
             if _is_hidden(match[len(base) :], path[len(base) :]):
                 continue
-            yield from _walk(match, base=base) if os.path.isdir(match) else [_local_file(match, base=base)]
+            walk = _walk if os.path.isdir(match) else _local_file
+            yield from walk(match, base=base, errors=errors)
 
 
-def _walk(folder: str, *, base: str) -> Iterator[SourceFile]:
-    with storage_errors(folder), os.scandir(folder) as entries:
-        children = sorted(entries, key=lambda entry: entry.name)
+def _walk(
+    folder: str, *, base: str, errors: list[MissingInput], above: tuple[tuple[int, int], ...] = ()
+) -> Iterator[SourceFile]:
+    """Yield the files below ``folder``.
+
+    :param errors: receives the error of each entry that is no file.
+    :param above: device and inode of each folder on the way: a link to one of them would cause an endless walk.
+    """
+    try:
+        with storage_errors(folder):
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in above:
+                return
+            with os.scandir(folder) as entries:
+                children = sorted(entries, key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return
+    above = (*above, (status.st_dev, status.st_ino))
     for entry in children:
         if _is_hidden_name(entry.name):
             continue
-        if entry.is_dir():
-            # A link back to a folder above would cause an endless walk.
-            if not (entry.is_symlink() and _is_inside(folder, entry.path)):
-                yield from _walk(entry.path, base=base)
+        if _is_folder(entry):
+            yield from _walk(entry.path, base=base, errors=errors, above=above)
         else:
-            yield _local_file(entry.path, base=base)
+            yield from _local_file(entry.path, base=base, errors=errors)
 
 
-def _is_inside(folder: str, other: str) -> bool:
-    outer = os.path.realpath(other).rstrip(os.sep)
-    return (os.path.realpath(folder) + os.sep).startswith(outer + os.sep)
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        # A link that leads back to itself: `_local_file` makes the error.
+        return False
 
 
-def _local_file(path: str, *, base: str) -> SourceFile:
+def _local_file(path: str, *, base: str, errors: list[MissingInput]) -> Iterator[SourceFile]:
+    """Yield the file at ``path``, or nothing if the entry is no file or was removed."""
     _check_utf8(path)
-    with storage_errors(path):
-        status = os.stat(path)
+    try:
+        with storage_errors(path):
+            status = _stat(path)
+    except FileNotFoundError:
+        if os.path.islink(path):
+            target = os.readlink(path)
+            errors.append(_no_file(path, f"a link to {target}, which does not exist or leads back to the link"))
+        return
     if not stat.S_ISREG(status.st_mode):
-        raise MissingInput(
-            "an input is no regular file", where=path, expected="a Parquet file", next_step="remove it from the source"
-        )
-    size, version = stat_version(status)
+        errors.append(_no_file(path, _KINDS.get(stat.S_IFMT(status.st_mode), "no regular file")))
+        return
     keys = _hive_keys(path[len(base) :]) if base else ()
-    return SourceFile(path, size, version, keys, max(status.st_mtime, status.st_ctime))
+    modified = max(status.st_mtime, status.st_ctime)
+    yield SourceFile(path, status.st_size, f"mtime:{status.st_mtime_ns}", keys, modified, status.st_ino)
+
+
+def _stat(path: str) -> os.stat_result:
+    try:
+        return os.stat(path)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise FileNotFoundError(error.errno, error.strerror, path) from error
+        raise
+
+
+def _no_file(path: str, found: str) -> MissingInput:
+    return MissingInput(
+        "an input is no regular file",
+        where=path,
+        found=found,
+        expected="a Parquet file",
+        next_step="remove it from the source, or skip such entries with errors.files: quarantine",
+    )
 
 
 def _check_utf8(path: str) -> None:

@@ -57,7 +57,7 @@ def scan_arrivals(
     :param count_rows: Function that counts the rows of files, such as a `RowCounter`.
     """
     try:
-        located = locate(arrival.path)
+        located = locate(arrival.path, unusable=[])
     except MissingInput:
         return ()
     files = [ArrivedFile(one.path, one.size, one.version, one.modified) for one in located]

@@ -20,6 +20,7 @@ from pipeline.sources.filters.parse import Filter, parse_filter
 from pipeline.sources.locate import current_version, hive_value
 from pipeline.sources.parquet.opening import open_parquet, parquet_errors
 from pipeline.sources.types import as_type, has_inner_dictionary, same_kind
+from pipeline.sources.versions import is_same_version
 
 
 def read_batches(
@@ -252,5 +253,6 @@ def _check_version(path: str, versions: Mapping[str, tuple[int, str]] | None) ->
     planned = versions[path]
     with missing_is_changed(path), parquet_errors(path):
         current = current_version(path)
-    if current != planned:
+        is_same = is_same_version(path, planned, current)
+    if not is_same:
         raise input_changed(path, found=version_text(*current), expected=version_text(*planned))
