@@ -15,15 +15,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.common.rows import InputFile, QuarantinedFile
-from pipeline.errors import SchemaDrift, SpecError
+from pipeline.errors import InputError, MissingInput, SchemaDrift, SpecError
+from pipeline.sources.changes import missing_is_removed
 from pipeline.sources.discovery import Discovery, FileSelection
 from pipeline.sources.filters.parse import Filter, parse_filter
 from pipeline.sources.locate import HIVE_NULL, SourceFile, locate, locate_planned
+from pipeline.sources.parquet.footer_guard import FooterGuard, read_unknown_footer
 from pipeline.sources.parquet.footers import Footer, Layout, SmallFiles, digest_footer, group_marks
-from pipeline.sources.parquet.opening import arrow_schema, read_footer
+from pipeline.sources.parquet.opening import arrow_schema, footer_bytes, footer_errors, parse_footer
 from pipeline.sources.parquet.screening import ScreenedFiles, screen_files
+from pipeline.sources.parquet.widths import with_decoded_widths
 from pipeline.sources.quarantine import quarantined_file
 from pipeline.sources.types import has_empty_struct, plain_field, same_kind
+from pipeline.sources.versions import with_tail
 from pipeline.spec.parts import Source
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
@@ -45,25 +49,34 @@ def discover(
 ) -> Discovery:
     """Find the files of ``source`` and read their footers; see `pipeline.sources.discover`."""
     condition = parse_filter(source.filter) if source.filter is not None else None
-    files = _source_files(source, planned)
+    unusable: list[MissingInput] | None = [] if quarantine_files else None
+    files = _source_files(source, planned, unusable)
     keys = _key_schema(files)
     if selection is not None:
         files = tuple(file for file in files if file.path in selection) or files[:1]
     needed = _needed(source, columns, condition)
-    screened = screen_files(files, needed=needed) if quarantine_files else ScreenedFiles(files, files[0], ())
-    first = read_footer(screened.usual.path)
+    guard = FooterGuard(tuple(condition.columns) if condition else (), is_digested=bool(selection))
+    screened = (
+        screen_files(files, needed=needed, guard=guard) if quarantine_files else ScreenedFiles(files, files[0], ())
+    )
+    first = _first_footer(screened.usual, guard)
     common = _CommonSchema(screened.usual, first, keys=keys, needed=needed)
     common.check_requested(source.columns)
     common.check_types()
     if condition is not None:
         condition.check(_with_keys(common.all_fields(), keys))
-    reader = _FooterReader(
-        common, first, SmallFiles(screened.files, columns=len(common.own)), keys, condition, selection, quarantine_files
-    )
+    small = SmallFiles(screened.files, columns=len(common.own))
+    reader = _FooterReader(common, first, small, keys, condition, selection, quarantine_files, guard)
     results = tuple(_in_parallel(reader.read, screened.files, threads=threads))
-    quarantined = [*screened.rejected, *(result for result in results if isinstance(result, QuarantinedFile))]
+    no_files = [quarantined_file(error.where, error) for error in unusable or ()]
+    quarantined = [
+        *no_files,
+        *screened.rejected,
+        *(result for result in results if isinstance(result, QuarantinedFile)),
+    ]
     footers = tuple(result for result in results if isinstance(result, Footer))
     schema = _with_keys(common.fields(), keys)
+    footers = with_decoded_widths(footers, columns=schema.names)
     own_keys = tuple(name for name in keys.names if name not in common.own.names)
     return Discovery(
         files=tuple(footer.input_file(schema.names) for footer in footers),
@@ -76,9 +89,16 @@ def discover(
     )
 
 
-def _source_files(source: Source, planned: Collection[InputFile] | None) -> tuple[SourceFile, ...]:
+def _first_footer(file: SourceFile, guard: FooterGuard) -> pq.FileMetaData:
+    with missing_is_removed(file.path):
+        return read_unknown_footer(file.path, guard)
+
+
+def _source_files(
+    source: Source, planned: Collection[InputFile] | None, unusable: list[MissingInput] | None
+) -> tuple[SourceFile, ...]:
     if planned is None:
-        return locate(source.path, base=source.base)
+        return locate(source.path, base=source.base, unusable=unusable)
     return locate_planned(source.path, planned, base=source.base)
 
 
@@ -94,19 +114,41 @@ class _FooterReader:
     condition: Filter | None
     selection: Mapping[str, FileSelection] | None
     quarantine_files: bool
+    guard: FooterGuard
 
     def read(self, file: SourceFile) -> Footer | QuarantinedFile:
         """Return the footer of ``file``, or the quarantined file.
 
-        :raises SchemaDrift: if the file has different columns and files are not quarantined.
+        :raises InputError: if the file is damaged, was removed, or has different columns, and files are not
+            quarantined.
         """
-        metadata = self.first if file is self.common.file else read_footer(file.path)
+        rows = None
         try:
-            layout = self.common.check(file, metadata)
-        except SchemaDrift as error:
+            with missing_is_removed(file.path):
+                footer = footer_bytes(file.path)
+                metadata = self.first if file is self.common.file else self._metadata(file, footer)
+            rows = metadata.num_rows
+            file = replace(file, version=with_tail(file.identity, footer))
+            with footer_errors(file.path):
+                return self._digest(file, metadata)
+        except InputError as error:
             if not self.quarantine_files:
                 raise
-            return quarantined_file(file.path, error, rows=metadata.num_rows, hive_keys=file.hive_keys)
+            return quarantined_file(file.path, error, rows=rows, hive_keys=file.hive_keys)
+
+    def _metadata(self, file: SourceFile, footer: bytes) -> pq.FileMetaData:
+        """Return the footer of ``file``, tried by the guard before it is read in detail.
+
+        No detail is read of most small files, and files that were screened have been tried.
+        """
+        metadata = parse_footer(file.path, footer)
+        is_detailed = self.condition is not None or self.selection is not None or self.small.is_measured(file)
+        if not self.quarantine_files and (is_detailed or not self.common.has_schema(metadata)):
+            self.guard.check(file.path, footer)
+        return metadata
+
+    def _digest(self, file: SourceFile, metadata: pq.FileMetaData) -> Footer:
+        layout = self.common.check(file, metadata)
         small = self.small if layout is self.common.layout else None
         footer = digest_footer(file, metadata, layout=layout, keys=self.keys, condition=self.condition, small=small)
         return _select(footer, metadata, self.selection[file.path]) if self.selection else footer
@@ -243,7 +285,7 @@ class _CommonSchema:
 
         :raises SchemaDrift: if the file has different columns.
         """
-        if metadata.schema.equals(self._footer) and metadata.metadata == self._extra:
+        if self.has_schema(metadata):
             return self.layout
         schema = _arrow_schema(file, metadata)
         for field in self.own:
@@ -258,6 +300,10 @@ class _CommonSchema:
                     "name the columns to read in source.columns, or rewrite the files with one schema",
                 )  # fmt: skip
         return Layout(schema)
+
+    def has_schema(self, metadata: pq.FileMetaData) -> bool:
+        """True if a file has exactly the schema of the first file."""
+        return bool(metadata.schema.equals(self._footer) and metadata.metadata == self._extra)
 
     def _check_field(self, field: pa.Field, schema: pa.Schema, file: SourceFile) -> None:
         expected = f"column {field.name!r} of type {field.type}, as in {self.file.path}"
@@ -279,7 +325,8 @@ class _CommonSchema:
 
 
 def _arrow_schema(file: SourceFile, metadata: pq.FileMetaData) -> pa.Schema:
-    schema = arrow_schema(metadata, path=file.path)
+    with footer_errors(file.path):
+        schema = arrow_schema(metadata, path=file.path)
     twice = [name for name, times in Counter(schema.names).items() if times > 1]
     if twice:
         raise _drift(

@@ -73,6 +73,10 @@ class SmallFiles:
         self._small = frozenset(small) if step > 1 else frozenset()
         self._measured = frozenset(small[::step] if step > 1 else ())
 
+    def is_measured(self, file: SourceFile) -> bool:
+        """True if the columns of ``file`` are measured: it is large, or in the sample."""
+        return file.path not in self._small or file.path in self._measured
+
     def shares(self, file: SourceFile, groups: list[Any], layout: Layout) -> Shares | None:
         """Return the shares of all small files, after measuring ``file`` if it is in the sample.
 

@@ -23,7 +23,14 @@ REMOTE_BUFFER_BYTES = 1 << 22
 BUFFERS_BYTES = 1 << 27
 """Limit for all read buffers of a file together. Wide tables get smaller buffers."""
 _SMALLEST_BUFFER = 1 << 12
-_MAGIC, _ENCRYPTED_MAGIC = b"PAR1", b"PARE"
+MAGIC, _ENCRYPTED_MAGIC = b"PAR1", b"PARE"
+TAIL_BYTES = 1 << 16
+"""Bytes at the end of a file that are read first. Most footers are shorter, so that one read is enough."""
+_SMALLEST_FILE = 12
+"""Bytes of the magic twice, and of the footer's length."""
+_SIGNATURE_BYTES = 28
+"""Nonce and tag after a plaintext footer that is signed: the file has encrypted columns, whose metadata ends the
+process of the reader (seen in pyarrow 26)."""
 READ_OPTIONS: dict[str, Any] = {"coerce_int96_timestamp_unit": "us"}
 """Options that decide types. INT96 timestamps are read in microseconds: nanoseconds end in 2262, and 9999-12-31, the
 usual "valid for ever", would become another date."""
@@ -113,16 +120,110 @@ def open_parquet(path: str, *, columns: int) -> Iterator[pq.ParquetFile]:
 
 
 def read_footer(path: str) -> pq.FileMetaData:
-    """Return the footer of one file.
+    """Return the footer of one file; see `footer_bytes` and `parse_footer` for errors.
 
-    :raises CorruptInput: if the file is not a Parquet file, truncated, or encrypted.
+    The result must not be used further before `FooterGuard.check`, if the file is unknown.
+    """
+    return parse_footer(path, footer_bytes(path))
+
+
+def footer_bytes(path: str) -> bytes:
+    """Return the bytes from the first of the footer to the end of the file.
+
+    :raises CorruptInput: if the file is not a Parquet file, truncated, or its footer is encrypted.
+    :raises FileNotFoundError: if the file does not exist.
     """
     with parquet_errors(path):
-        source = pa.OSFile(path.removeprefix("file://")) if is_local_path(path) else open_source(path)
-        try:
-            return LeanFile(source, pre_buffer=False).metadata
-        finally:
-            source.close()
+        if is_local_path(path):
+            with open(path.removeprefix("file://"), "rb", buffering=0) as file:
+                return _read_footer_bytes(path, file)
+        with open_source(path) as source:
+            return _read_footer_bytes(path, source)
+
+
+def _read_footer_bytes(path: str, file: Any) -> bytes:
+    file.seek(0, os.SEEK_END)
+    size = file.tell()
+    file.seek(max(size - TAIL_BYTES, 0))
+    tail = bytes(file.read(TAIL_BYTES))
+    if size < _SMALLEST_FILE or tail[-4:] != MAGIC:
+        raise _corrupt(path, ValueError("no footer at the end of the file"))
+    length = int.from_bytes(tail[-8:-4], "little") + 8
+    if length > size - len(MAGIC):
+        raise _corrupt(path, ValueError(f"a footer of {length:,} bytes in a file of {size:,} bytes"))
+    if length > len(tail):
+        file.seek(size - length)
+        tail = bytes(file.read(length - len(tail))) + tail
+    if len(tail) < min(length, size):
+        raise _corrupt(path, ValueError(f"{len(tail):,} bytes where the footer should have {length:,}"))
+    return tail[-length:]
+
+
+def parse_footer(path: str, footer: bytes) -> pq.FileMetaData:
+    """Parse the result of `footer_bytes`, and check that it does not contradict itself.
+
+    :raises CorruptInput: if the footer is damaged, or columns are encrypted.
+    """
+    try:
+        metadata = LeanFile(pa.BufferReader(MAGIC + footer), pre_buffer=False).metadata
+    except Exception as error:
+        raise _corrupt(path, error) from error
+    signature = len(footer) - 8 - metadata.serialized_size
+    if signature == _SIGNATURE_BYTES:
+        raise _encrypted(path, "a signed footer: columns are encrypted")
+    contradiction = _contradiction(metadata)
+    if contradiction:
+        raise damaged_footer(path, contradiction)
+    return metadata
+
+
+def _contradiction(metadata: pq.FileMetaData) -> str:
+    """Return the first contradiction between a footer's figures; empty if there is none."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    columns = len(metadata.schema)
+    rows = 0
+    for number, group in enumerate(groups):
+        if group.num_rows < 0 or group.total_byte_size < 0:
+            return f"row group {number} has {group.num_rows:,} rows, {group.total_byte_size:,} bytes"
+        if group.num_columns != columns:
+            return f"row group {number} has {group.num_columns:,} columns, the schema has {columns:,}"
+        rows += group.num_rows
+    # Some writers leave the number of the file at 0; readers go by the row groups.
+    if metadata.num_rows not in (0, rows):
+        return f"{metadata.num_rows:,} rows in all, {rows:,} in its row groups"
+    return ""
+
+
+def _encrypted(path: str, found: str) -> CorruptInput:
+    return CorruptInput(
+        "an input file is encrypted",
+        where=path,
+        found=found,
+        expected="a Parquet file without encryption",
+        next_step="decrypt it first, or remove it from the source",
+    )
+
+
+def damaged_footer(path: str, found: str) -> CorruptInput:
+    """Build the error for a file whose footer cannot be used."""
+    return CorruptInput(
+        "an input file is damaged",
+        where=path,
+        found=f"in its footer: {found}",
+        expected="a whole Parquet file",
+        next_step="replace or remove the file",
+    )
+
+
+@contextmanager
+def footer_errors(path: str) -> Iterator[None]:
+    """Turn every error of code that reads figures of a footer into `CorruptInput`."""
+    try:
+        yield
+    except (PipelineError, FileNotFoundError):
+        raise
+    except Exception as error:
+        raise damaged_footer(path, f"{type(error).__name__}: {error}") from error
 
 
 def arrow_schema(metadata: pq.FileMetaData, *, path: str) -> pa.Schema:
@@ -153,18 +254,12 @@ def _corrupt(path: str, error: Exception) -> CorruptInput:
     head, tail, size = _ends(path)
     expected, step = "a whole Parquet file, which begins and ends with the bytes PAR1", "replace or remove the file"
     if tail == _ENCRYPTED_MAGIC or "encrypted" in str(error).lower() or "decrypt" in str(error).lower():
-        return CorruptInput(
-            "an input file is encrypted",
-            where=path,
-            found=str(error),
-            expected="a Parquet file without encryption",
-            next_step="decrypt it first",
-        )
+        return _encrypted(path, str(error))
     if size == 0:
         message, found = "an input file is empty", "0 bytes"
-    elif head == _MAGIC and tail != _MAGIC:
+    elif head == MAGIC and tail != MAGIC:
         message, found = "an input file is truncated", f"{size:,} bytes that begin as Parquet but do not end so"
-    elif head != _MAGIC:
+    elif head != MAGIC:
         message, found = "an input file is not a Parquet file", f"{size:,} bytes that begin with {head!r}"
         step = "remove it from the source (names that begin with . or _ are passed over), or convert it"
     else:

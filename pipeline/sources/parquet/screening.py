@@ -10,13 +10,15 @@ import pyarrow as pa
 
 from pipeline.common.rows import InputFile, QuarantinedFile
 from pipeline.errors import InputError
-from pipeline.sources.changes import missing_is_changed, schema_changed
+from pipeline.sources.changes import missing_is_changed, missing_is_removed, schema_changed
 from pipeline.sources.filters.parse import Filter
 from pipeline.sources.locate import SourceFile, current_version
+from pipeline.sources.parquet.footer_guard import FooterGuard, read_unknown_footer
 from pipeline.sources.parquet.footers import Layout, digest_footer
-from pipeline.sources.parquet.opening import arrow_schema, parquet_errors, read_footer
+from pipeline.sources.parquet.opening import arrow_schema, footer_bytes, footer_errors, parquet_errors
 from pipeline.sources.quarantine import quarantined_file
 from pipeline.sources.types import plain_type, same_kind
+from pipeline.sources.versions import with_tail
 
 
 @dataclass(frozen=True)
@@ -29,18 +31,19 @@ class ScreenedFiles:
     rejected: tuple[QuarantinedFile, ...]
 
 
-def screen_files(located: Sequence[SourceFile], *, needed: Collection[str] | None) -> ScreenedFiles:
+def screen_files(located: Sequence[SourceFile], *, needed: Collection[str] | None, guard: FooterGuard) -> ScreenedFiles:
     """Quarantine the files whose footers cannot be read, and find a file with the most common columns.
 
     :param needed: columns to compare; None: all.
+    :param guard: a child process that tries each footer first.
     :raises CorruptInput: for the first file, if no footer can be read.
     """
     kinds: dict[str, tuple[tuple[str, str], ...]] = {}
     rejected = []
     for file in located:
         try:
-            with missing_is_changed(file.path):
-                schema = arrow_schema(read_footer(file.path), path=file.path)
+            with missing_is_removed(file.path), footer_errors(file.path):
+                schema = arrow_schema(read_unknown_footer(file.path, guard), path=file.path)
         except InputError as error:
             rejected.append(quarantined_file(file.path, error, hive_keys=file.hive_keys))
             continue
@@ -48,7 +51,8 @@ def screen_files(located: Sequence[SourceFile], *, needed: Collection[str] | Non
         columns = [(field.name, str(plain_type(field.type))) for field in fields]
         kinds[file.path] = tuple(sorted(columns))
     if not kinds:
-        read_footer(located[0].path)
+        with missing_is_removed(located[0].path), footer_errors(located[0].path):
+            arrow_schema(read_unknown_footer(located[0].path, guard), path=located[0].path)
     most = Counter(kinds.values()).most_common(1)[0][0]
     files = tuple(file for file in located if file.path in kinds)
     return ScreenedFiles(files, next(file for file in files if kinds[file.path] == most), tuple(rejected))
@@ -67,15 +71,19 @@ def recheck_file(
     try:
         with missing_is_changed(file.path), parquet_errors(file.path):
             size, version = current_version(file.path)
-            located = SourceFile(file.path, size, version, file.hive_keys)
-            metadata = read_footer(located.path)
+            guard = FooterGuard(tuple(condition.columns) if condition else ())
+            metadata = read_unknown_footer(file.path, guard)
+            tail = footer_bytes(file.path)
+        located = SourceFile(file.path, size, with_tail(version, tail), file.hive_keys)
         rows = metadata.num_rows
-        actual = arrow_schema(metadata, path=file.path)
-        _check_columns(file.path, actual, schema=schema, columns=columns, is_all=is_all)
+        keys = pa.schema([field for field in schema if field.name not in columns])
+        with footer_errors(file.path):
+            actual = arrow_schema(metadata, path=file.path)
+            _check_columns(file.path, actual, schema=schema, columns=columns, is_all=is_all)
+            footer = digest_footer(located, metadata, layout=Layout(actual), keys=keys, condition=condition)
+            return footer.input_file(columns)
     except InputError as error:
         return quarantined_file(file.path, error, rows=rows, hive_keys=file.hive_keys)
-    keys = pa.schema([field for field in schema if field.name not in columns])
-    return digest_footer(located, metadata, layout=Layout(actual), keys=keys, condition=condition).input_file(columns)
 
 
 def _check_columns(path: str, actual: pa.Schema, *, schema: pa.Schema, columns: Sequence[str], is_all: bool) -> None:

@@ -8,14 +8,16 @@ import pyarrow as pa
 
 from pipeline.common.rows import Fragment, InputFile, QuarantinedFile
 from pipeline.sources.batch import HasFragments, SourceBatch
+from pipeline.sources.changes import missing_is_removed
 from pipeline.sources.discovery import Discovery, FileSelection
 from pipeline.sources.distinct import Occurrences
 from pipeline.sources.filters.parse import Filter
 from pipeline.sources.locate import SourceFile
 from pipeline.sources.parquet.discover import discover
 from pipeline.sources.parquet.distinct_values import column_values
+from pipeline.sources.parquet.footer_guard import FooterGuard, read_unknown_footer
 from pipeline.sources.parquet.footers import group_marks
-from pipeline.sources.parquet.opening import read_footer
+from pipeline.sources.parquet.opening import footer_errors, read_footer
 from pipeline.sources.parquet.reader import read_batches
 from pipeline.sources.parquet.screening import recheck_file
 from pipeline.spec.parts import Source
@@ -61,7 +63,8 @@ class ParquetSource:
 
     def identify(self, file: SourceFile) -> tuple[str, ...]:
         """Return the digests of the footer's row groups."""
-        return group_marks(read_footer(file.path))
+        with missing_is_removed(file.path), footer_errors(file.path):
+            return group_marks(read_unknown_footer(file.path, FooterGuard(is_digested=True)))
 
     def recheck(
         self,
