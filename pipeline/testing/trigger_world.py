@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from pipeline.errors import SpecError, StorageError
+from pipeline.errors import CorruptInput, SpecError, StorageError
 from pipeline.service.triggers.arrivals import ArrivedFile
 from pipeline.service.triggers.decide import Success
-from pipeline.service.triggers.evaluate import evaluate_trigger
+from pipeline.service.triggers.evaluate import BadFiles, evaluate_trigger
 from pipeline.service.triggers.log import Firing, Log
 from pipeline.spec.triggers import ArrivalTrigger, Trigger
 from pipeline.testing.memory_store import MemoryDisk, MemoryStore
@@ -53,6 +53,8 @@ class World:
     """Jobs by key."""
     files: dict[str, ArrivedFile] = field(default_factory=dict)
     """Files by path."""
+    bad: set[str] = field(default_factory=set)
+    """Paths of files for which no job can be created."""
     archive: dict[str, bytes] = field(default_factory=dict)
     """Records removed from the log."""
     looks: list[datetime] = field(default_factory=list)
@@ -93,6 +95,9 @@ class World:
         self.disk.step()
         if self.random.random() < 0.02:
             raise StorageError("the storage failed")
+        bad = {file: "a damaged file" for file in firing.files if file.path in self.bad}
+        if bad:
+            raise BadFiles(CorruptInput("a damaged file"), bad)
         if firing.id.endswith("7") and len(firing.id) == 24:
             raise SpecError("such a job cannot be")
         if firing.id not in self.jobs:
