@@ -177,7 +177,7 @@ class _TextReader:
         if not isinstance(node, yaml.ScalarNode):
             self._mistake(node, path=path, message="a key is not a name", found="a list or a mapping")
             return None
-        text = str(node.value)
+        text = _joined(str(node.value))
         if node.style is None and text == "<<":
             _refuse("merge keys are not allowed in a job spec", str(self._place(node)), "<<", "write the values out")
         if not isinstance(self._scalar(node, (*path, text)), str):
