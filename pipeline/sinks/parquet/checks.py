@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +14,6 @@ from pipeline.common.units import plural
 from pipeline.errors import OutputConflict, OutputExists, RefusedForSafety
 from pipeline.sinks import PublishedFile
 from pipeline.sinks.parquet import layout
-from pipeline.sources.parquet.opening import arrow_schema
 from pipeline.storage.store import Store
 
 logger = logging.getLogger(__name__)
@@ -70,10 +71,10 @@ def _check_schema(store: Store, state: layout.SinkState | None, names: list[str]
     if state and state.schema:
         there, where = pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(state.schema))), layout.MANIFEST
     elif first:
-        there, where = arrow_schema(_footer(store, first), path=store.url(first)), first
+        there, where = _columns(store, first), first
     else:
         return
-    old, new = ({field.name: str(field.type) for field in one} for one in (there, schema))
+    old, new = ({field.name: str(field.type) for field in columns} for columns in (there, schema))
     changed = [
         f"{name}: {old.get(name, 'not there')} -> {new.get(name, 'not there')}"
         for name in dict.fromkeys((*old, *new))
@@ -88,7 +89,7 @@ def _check_schema(store: Store, state: layout.SinkState | None, names: list[str]
         where=f"sink.path: {store.url(where)}",
         found="; ".join(changed[:_SHOWN_COLUMNS]) + more,
         expected="the same columns with the same types in the same order",
-        next_step="choose another sink.path, or sink.mode overwrite, or mend score.keep and score.output",
+        next_step="choose another sink.path, or sink.mode overwrite, or change score.keep and score.output",
     )
 
 
@@ -114,10 +115,15 @@ def adopted(store: Store, *, job: str) -> layout.SinkState | None:
     return layout.SinkState((layout.Publication("", 0, "", files),))
 
 
-def _footer(store: Store, name: str) -> pq.FileMetaData:
+def _columns(store: Store, name: str) -> pa.Schema:
+    """Return the columns of a file as readers of the folder get them: narrow indices and 12-byte timestamps count."""
+    return _footer(store, name, read=pq.read_schema)
+
+
+def _footer(store: Store, name: str, *, read: Callable[[Any], Any] = pq.read_metadata) -> Any:
     try:
         with store.open_input(name) as file:
-            return pq.read_metadata(file)
+            return read(file)
     except pa.ArrowInvalid as error:
         raise OutputConflict(
             "a file in the sink cannot be read as Parquet",
