@@ -78,7 +78,7 @@ class _Lookup:
         self.frame = frame
         self.names = set(frame.names)
         self.has_steps = bool(spec.maps)
-        self.place = discovery.files[0].path if discovery.files else ""
+        self.path = discovery.files[0].path if discovery.files else ""
         self._left_out = set(discovery.available) - set(discovery.schema.names)
 
     def missing(self, name: str, *, use: str, where: str, error: type[PipelineError]) -> PipelineError:
@@ -100,7 +100,7 @@ class _Lookup:
         columns = "what the map steps return" if self.has_steps else "the input"
         return error(
             f"{columns} has no column {name!r}, which is needed as {use}",
-            where="; ".join(filter(None, (where, self.place))),
+            where="; ".join(filter(None, (where, self.path))),
             found=f"the columns {shown or '(none)'}",
             expected=name,
             next_step=(f"did you mean {near[0]}? " if near else "")
@@ -135,23 +135,23 @@ def _features(spec: JobSpec, model: ModelVersion, lookup: _Lookup) -> tuple[str,
             where = "score.features" if given is not None else ""
             raise lookup.missing(name, use="a feature of the model", where=where, error=SchemaDrift)
         feature = model.features[position] if model.features else Feature(name)
-        _check_feature(feature, lookup.frame.field(name), place=lookup.place)
+        _check_feature(feature, lookup.frame.field(name), path=lookup.path)
     return features
 
 
 def _check_given(given: Sequence[str], model: ModelVersion) -> None:
     names = model.feature_names
-    problem = found = ""
+    problem = actual = ""
     if names and len(given) != len(names):
-        problem, found = "score.features has another number of columns than the model", f"{len(given)} columns"
+        problem, actual = "score.features has another number of columns than the model", f"{len(given)} columns"
     elif set(given) == set(names) and tuple(given) != names:
         problem = "score.features has the model's columns in another order than it was trained with"
-        found = ", ".join(given)
+        actual = ", ".join(given)
     if problem:
         raise SpecError(
             problem,
             where="score.features",
-            found=found,
+            found=actual,
             expected=f"{len(names)} columns in the model's order: " + ", ".join(names[:20]),
             next_step="remove score.features, or list the columns in the model's order",
         )
@@ -162,7 +162,7 @@ def _twice(names: Iterable[str]) -> str:
     return next((name for name in names if name in seen or seen.add(name)), "")  # type: ignore[func-returns-value]
 
 
-def _check_feature(feature: Feature, field: pa.Field, *, place: str) -> None:
+def _check_feature(feature: Feature, field: pa.Field, *, path: str) -> None:
     kind, types = field.type, pa.types
     number = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_decimal(kind)
     if types.is_null(kind) or (number and feature.kind != "category"):
@@ -183,7 +183,7 @@ def _check_feature(feature: Feature, field: pa.Field, *, place: str) -> None:
             return
     raise SchemaDrift(
         "a column has a type that the model cannot take",
-        where=place,
+        where=path,
         found=f"column {field.name!r} of type {kind}",
         expected=f"{expected}, for the feature {feature.name!r}",
         next_step="convert the column in a map step, or write the input with the type the model was trained with",
@@ -243,16 +243,16 @@ def _contract(
             field = frame.field(name)
         else:
             raise lookup.missing(name, use="a column of the contract", where=f"contract.{name}", error=SpecError)
-        _check_contract(name, contract, field, place=lookup.place)
+        _check_contract(name, contract, field, path=lookup.path)
         parts[name] = contract, field
     return parts
 
 
-def _check_contract(name: str, contract: ColumnContract, field: pa.Field, *, place: str) -> None:
+def _check_contract(name: str, contract: ColumnContract, field: pa.Field, *, path: str) -> None:
     if contract.dtype is not None and not is_dtype(field.type, contract.dtype):
         raise SchemaDrift(
             "a column has another type than the contract asks for",
-            where=place,
+            where=path,
             found=f"column {name!r} of type {field.type}",
             expected=f"{contract.dtype}, as contract.{name}.dtype says",
             next_step=f"write the input with that type, or fix contract.{name}.dtype",

@@ -42,9 +42,10 @@ def is_one_of(values: Any, literals: Sequence[Value]) -> Any:
     :returns: bool of the same shape, null for null.
     :raises SpecError: if a literal cannot be compared with the values.
     """
-    typed = [typed_literal(literal, values.type) for literal in literals]
+    typed = [typed_literal(value, values.type) for value in literals]
     values = comparable(values)
-    known = [one.scalar for one in typed if one.scalar is not None and one.is_exact and one.scalar.type == values.type]
+    scalars = [literal.scalar for literal in typed if literal.scalar is not None and literal.is_exact]
+    known = [scalar for scalar in scalars if scalar.type == values.type]
     if not known:
         return constant_where_valid(values, False)
     if pa.types.is_floating(values.type):

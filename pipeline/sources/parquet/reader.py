@@ -212,12 +212,12 @@ def _filtered(data: pa.RecordBatch, number: int, start: int, reading: _Reading) 
     plain = pa.Table.from_batches([data]) if data.num_columns else pa.table({"": pa.nulls(data.num_rows)})
     table = reading.with_keys(plain, np.full(data.num_rows, number, np.int32))
     keep = reading.condition.mask(table)
-    kept = int(pc.sum(keep, min_count=0).as_py() or 0)
-    if kept == data.num_rows:
+    count = int(pc.sum(keep, min_count=0).as_py() or 0)
+    if count == data.num_rows:
         return _Piece(data, number, row, 0)
     flags = np.asarray(keep)
     chosen = pa.array(flags)
-    return _Piece(data.filter(chosen), number, row[flags], data.num_rows - kept)
+    return _Piece(data.filter(chosen), number, row[flags], data.num_rows - count)
 
 
 class _Aligner:
