@@ -154,6 +154,8 @@ class Settings:
     alias_poll: Seconds = 30.0
     """Seconds between two reads of the model's alias while a job runs; 0: read it only at the start and before the
     commit."""
+    max_model_size: Bytes = "8 GiB"
+    """Largest size of a model file; a larger one is refused before it is read."""
     cluster: str | None = None
     """Overrides the ``cluster`` of the job spec."""
     workers: Count | None = None
@@ -214,6 +216,7 @@ class Settings:
         directory: str | os.PathLike[str] | None = None,
         registry: str | os.PathLike[str] | None = None,
         alias_poll: float | str | None = None,
+        max_model_size: int | str | None = None,
         cluster: str | None = None,
         workers: int | None = None,
         threads: int | None = None,

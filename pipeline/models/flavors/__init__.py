@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from pipeline.common.plugins import find_adapter
-from pipeline.models.flavors.detect import detect, detect_bytes, read_model
+from pipeline.models.flavors.detect import MAX_BYTES, detect, detect_bytes, read_model
 from pipeline.models.model import ModelVersion, Predict, Predictor
 from pipeline.spec.model_ref import OutputKind
 
-__all__ = ["BUILT_IN", "Flavor", "detect", "detect_bytes", "find_flavor", "read_model"]
+__all__ = ["BUILT_IN", "MAX_BYTES", "Flavor", "detect", "detect_bytes", "find_flavor", "read_model"]
 
 BUILT_IN = {"xgboost": "pipeline.models.flavors.xgboost:FLAVOR"}
 """``module:attribute`` of the `Flavor` per name."""

@@ -6,22 +6,30 @@ import bz2
 import difflib
 import json
 import lzma
+import os
 import pickletools
+import stat
 import struct
 import zlib
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import cast
+from typing import Any
 
-from pipeline.errors import ModelError, PipelineError, RefusedForSafety
+from pipeline.common.units import format_bytes
+from pipeline.errors import ModelError, RefusedForSafety
 from pipeline.storage.urls import file_system, is_local_path, local_path, storage_errors
 
 HEAD_BYTES = 1 << 16
 """Bytes at the start of a file that are examined."""
 _EXPECTED = "an xgboost model file (JSON or UBJ)"
 _SAVE_AGAIN = "save the model again with booster.save_model('model.ubj')"
-_MAX_JSON = 1 << 26
+_MAX_JSON = 1 << 20
+"""Bytes of a JSON file that are parsed to name its keys in a message."""
+_MAX_DICTIONARY = 1 << 26
+"""Bytes of memory that a compressed file may request before it is called unknown."""
+MAX_BYTES = 8 << 30
+"""Default limit for the size of a model file."""
 _OPCODES = 200
 """Opcodes of a pickle that are examined."""
 
@@ -54,18 +62,19 @@ def detect_bytes(data: bytes, *, where: str = "") -> str:
     raise _not_a_model(_describe(head), where=where)
 
 
-def read_model(uri: str) -> bytes:
+def read_model(uri: str, *, limit: int = MAX_BYTES) -> bytes:
     """Read the model file at ``uri``.
 
-    :raises ModelError: when the file does not exist.
+    :param limit: largest size in bytes.
+    :raises ModelError: when the file does not exist, is not a regular file, or is larger than ``limit``.
     """
     try:
         with storage_errors(uri):
             if is_local_path(uri):
-                return local_path(uri).read_bytes()
+                return _read_local(local_path(uri), uri=uri, limit=limit)
             system, name = file_system(uri)
             with system.open(name, "rb") as file:
-                return cast(bytes, file.read())
+                return _read_at_most(file, int(getattr(file, "size", None) or limit), uri=uri, limit=limit)
     except FileNotFoundError as error:
         near = _near_files(uri)
         raise ModelError(
@@ -75,12 +84,52 @@ def read_model(uri: str) -> bytes:
             expected=_EXPECTED,
             next_step=f"did you mean {near}?" if near else "give the path of the file",
         ) from error
-    except PipelineError as error:
-        if is_local_path(uri) and local_path(uri).is_dir():
-            raise ModelError(
-                "the model is a folder", where=uri, expected=_EXPECTED, next_step="give the path of the file in it"
-            ) from error
-        raise
+
+
+def _read_local(path: Path, *, uri: str, limit: int) -> bytes:
+    # Opening a FIFO waits for a writer, and opening a device can change its state: look first.
+    _check_regular(os.stat(path), uri=uri)
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        status = os.fstat(file.fileno())
+        _check_regular(status, uri=uri)
+        return _read_at_most(file, status.st_size, uri=uri, limit=limit)
+
+
+_FILE_TYPES = {
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def _check_regular(status: os.stat_result, *, uri: str) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise ModelError(
+            "the model is a folder", where=uri, expected=_EXPECTED, next_step="give the path of the file in it"
+        )
+    if not stat.S_ISREG(status.st_mode):
+        raise ModelError(
+            "the model is not a regular file",
+            where=uri,
+            found=_FILE_TYPES.get(stat.S_IFMT(status.st_mode), "a special file"),
+            expected=_EXPECTED,
+            next_step="write the model to a regular file, and give the path of that file",
+        )
+
+
+def _read_at_most(file: Any, size: int, *, uri: str, limit: int) -> bytes:
+    """Read ``file``, which had ``size`` bytes; no more than ``limit`` bytes even if the file grows."""
+    data = b"" if size > limit else bytes(file.read(size + 1))
+    if size > limit or len(data) > limit:
+        raise ModelError(
+            "the model file is too large",
+            where=uri,
+            found=format_bytes(max(size, len(data))),
+            expected=f"at most {format_bytes(limit)}",
+            next_step="give the path of the model file, or raise the setting max_model_size",
+        )
+    return data
 
 
 def _near_files(uri: str) -> str:
@@ -147,7 +196,7 @@ def _decompressed(head: bytes) -> bytes:
         if head[:3] == b"BZh":
             return bz2.BZ2Decompressor().decompress(head, 64)
         if head[:6] == b"\xfd7zXZ\x00" or head[:3] == b"\x5d\x00\x00":
-            return lzma.LZMADecompressor().decompress(head, 64)
+            return lzma.LZMADecompressor(memlimit=_MAX_DICTIONARY).decompress(head, 64)
     return b""
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from pipeline.models.flavors import detect_bytes, find_flavor, read_model
+from pipeline.models.flavors import MAX_BYTES, detect_bytes, find_flavor, read_model
 from pipeline.models.model import ModelVersion
 from pipeline.models.registry.records import AliasRecord, ModelSummary, VersionRecord
 from pipeline.spec.model_ref import ModelRef
@@ -88,14 +88,15 @@ def is_mlflow(root: str) -> bool:
     return root in ("mlflow", "databricks") or root.startswith(("mlflow+", *_DATABASES))
 
 
-def resolve(ref: ModelRef, *, registry: str = DEFAULT_ROOT, cache: str = "") -> ModelVersion:
+def resolve(ref: ModelRef, *, registry: str = DEFAULT_ROOT, cache: str = "", limit: int = MAX_BYTES) -> ModelVersion:
     """Resolve ``ref`` to its current, immutable version.
 
     :param registry: see `open_registry`.
+    :param limit: largest size of a model file in bytes; a version in a registry has passed it.
     :raises ModelError: when the model, version or alias is unknown, or the file is not a model.
     :raises RefusedForSafety: for a pickle.
     """
     if not ref.is_file:
         return open_registry(registry, cache=cache).resolve(ref)
-    data = read_model(ref.text)
+    data = read_model(ref.text, limit=limit)
     return find_flavor(detect_bytes(data, where=ref.text)).inspect(ref.text, data)

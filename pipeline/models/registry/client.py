@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pandas as pd
 
+from pipeline.common.units import parse_bytes
 from pipeline.errors import SpecError
 from pipeline.models.flavors import read_model
 from pipeline.models.model import ModelVersion
@@ -181,7 +182,7 @@ def model_bytes(model: Model) -> tuple[bytes, str]:
         return bytes(model), ""
     if isinstance(model, (str, os.PathLike)):
         path = absolute_path(os.fspath(model))
-        return read_model(path), path
+        return read_model(path, limit=parse_bytes(Settings.load().max_model_size)), path
     booster = model.get_booster() if hasattr(model, "get_booster") else model
     if not hasattr(booster, "save_raw"):
         raise SpecError(
