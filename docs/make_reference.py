@@ -71,6 +71,8 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "keep": "[customer_id, country]",
         "engine": "xgboost",
         "tolerance": "1e-6",
+        "iteration_range": "best",
+        "categories": "{city: [Berlin, München, Köln]}",
     },
     "Output": {"column": "churn", "kind": "contributions"},
     "Sink": {

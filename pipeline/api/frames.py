@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, overload
 import pandas as pd
 
 from pipeline.common.digest import digest_bytes
-from pipeline.driver.prepare import resolve_model
+from pipeline.driver.prepare import resolve_model, scored_version
 from pipeline.models.model import ModelVersion
 from pipeline.models.registry.client import Model, model_bytes
 from pipeline.scoring.frames import score_pandas
 from pipeline.scoring.outputs import prediction_schema
 from pipeline.settings import Settings
 from pipeline.spec.load import absolute_path
-from pipeline.spec.model_ref import ModelRef
-from pipeline.spec.parts import Output
+from pipeline.spec.model_ref import IterationRange, ModelRef
+from pipeline.spec.parts import Output, Score
 from pipeline.storage.store import open_store
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ def score(
     *,
     features: Sequence[str] | None = None,
     output: str | Output | Mapping[str, Any] = "prediction",
+    iteration_range: IterationRange | None = None,
+    categories: Mapping[str, Sequence[str] | Sequence[int]] | None = None,
 ) -> pd.DataFrame: ...
 
 
@@ -41,6 +43,8 @@ def score(
     *,
     features: Sequence[str] | None = None,
     output: str | Output | Mapping[str, Any] = "prediction",
+    iteration_range: IterationRange | None = None,
+    categories: Mapping[str, Sequence[str] | Sequence[int]] | None = None,
 ) -> DaskFrame: ...
 
 
@@ -50,6 +54,8 @@ def score(
     *,
     features: Sequence[str] | None = None,
     output: str | Output | Mapping[str, Any] = "prediction",
+    iteration_range: IterationRange | None = None,
+    categories: Mapping[str, Sequence[str] | Sequence[int]] | None = None,
 ) -> pd.DataFrame | DaskFrame:
     """Predict: add the predictions of a model to a DataFrame, one column per output.
 
@@ -68,6 +74,10 @@ def score(
         Column for each feature, in training order. Default: the model's own feature names.
     output : str, Output or dict, default "prediction"
         Name of the new column; or ``{"column": ..., "kind": "margin" | "label" | "leaf" | "contributions"}``.
+    iteration_range : tuple of int or "best", optional
+        Boosting rounds ``(begin, end)`` to score with; ``"best"``: up to the best iteration. Default: all rounds.
+    categories : mapping, optional
+        Categories per feature in training order, where the model file has lost them.
 
     Returns
     -------
@@ -90,8 +100,11 @@ def score(
     --------
     Job.to_dask : The same for the source and steps of a job.
     """
-    version = _model_version(model)
     result = Output(column=output) if isinstance(output, str) else Output.model_validate(output)
+    options = Score.model_validate(
+        {"model": "model", "output": result, "iteration_range": iteration_range, "categories": categories}
+    )
+    version = scored_version(_model_version(model), options)
     columns = tuple(features) if features is not None else None
     if isinstance(frame, pd.DataFrame):
         return score_pandas(frame, version, features=columns, output=result)

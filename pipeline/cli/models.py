@@ -259,6 +259,7 @@ def _version_text(details: dict[str, Any]) -> str:
         "file": details["file"],
         "sha256": details["digest"],
         "model": f"{details['flavor']}, {details['objective'] or details['task']}, {details['trees']:,} trees",
+        "rounds": _rounds(details),
         "features": ", ".join(feature["name"] for feature in details["features"]),
         "metrics": _metrics_text(details["metrics"]),
         "tags": ", ".join(f"{key}={value}" for key, value in details["tags"].items()),
@@ -268,6 +269,15 @@ def _version_text(details: dict[str, Any]) -> str:
         "created": f"{details['created']} by {details['user']} on {details['host']}".removesuffix(" on "),
     }
     return "\n".join([*lines, *(f"  {name:<10} {value}" for name, value in shown.items() if value)])
+
+
+def _rounds(details: dict[str, Any]) -> str:
+    if not details["rounds"] or details["best_iteration"] is None:
+        return ""
+    return (
+        f"{details['rounds']:,}, best iteration {details['best_iteration']:,}; "
+        "a job scores with all, unless score.iteration_range says otherwise"
+    )
 
 
 def _model_text(summary: dict[str, Any], moves: list[dict[str, Any]]) -> str:

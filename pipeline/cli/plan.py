@@ -117,7 +117,7 @@ def _examine(
 
 def _checks(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]:
     """Yield the checks that need no data; each raises its error."""
-    from pipeline.driver.prepare import resolve_model
+    from pipeline.driver.prepare import resolve_model, scored_version
     from pipeline.execution.clusters import cluster_of
     from pipeline.scoring.steps import check_step
     from pipeline.sinks import find_sink
@@ -135,7 +135,7 @@ def _checks(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]
         if PLACEHOLDER not in step.map:
             yield partial(check_step, step.map, import_paths=settings.import_paths)
     if PLACEHOLDER not in spec.score.model:
-        yield lambda: resolve_model(spec.score.model, settings=settings)
+        yield lambda: scored_version(resolve_model(spec.score.model, settings=settings), spec.score)
     yield lambda: find_source(spec.source.format)
     yield lambda: find_sink(spec.sink.format)
     yield lambda: cluster_of(spec, settings=settings)

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from pipeline.common.digest import digest_json
 from pipeline.common.rows import InputFile
+from pipeline.common.units import parse_bytes
 from pipeline.errors import InputChanged, MissingInput, PipelineError, SpecError
 from pipeline.execution.clusters import ClusterAdapter, cluster_of
 from pipeline.jobs.directory import JobDirectory
@@ -22,6 +23,7 @@ from pipeline.jobs.listing import list_jobs
 from pipeline.jobs.record import child_id
 from pipeline.models.engines import check_engine
 from pipeline.models.model import ModelVersion
+from pipeline.models.options import apply_options
 from pipeline.models.registry import resolve
 from pipeline.plan.fan_out import Planner, plan_fan_out
 from pipeline.plan.incremental import FULL_INPUT, IncrementalState, ListedFile, select_files
@@ -42,7 +44,7 @@ from pipeline.sources.versions import is_same_version
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.load import absolute, source_paths
 from pipeline.spec.model_ref import ModelRef
-from pipeline.spec.parts import Incremental, Sink
+from pipeline.spec.parts import Incremental, Score, Sink
 from pipeline.storage.urls import is_local_path, local_path, use_storage_options
 
 
@@ -171,11 +173,11 @@ class _Drafting:
     def model(self, spec: JobSpec) -> ModelVersion:
         """Return the model version that scores ``spec``."""
         if self.version is not None:
-            return self.version
+            return scored_version(self.version, spec.score)
         text = spec.score.model
         if text not in self.models:
             self.models[text] = resolve_model(text, settings=self.settings)
-        return self.models[text]
+        return scored_version(self.models[text], spec.score)
 
 
 def check_output(plan: Plan, *, settings: Settings, job: str = "") -> None:
@@ -203,7 +205,23 @@ def resolve_model(text: str, *, settings: Settings) -> ModelVersion:
 
     :raises ModelError: if the reference names no version.
     """
-    return resolve(ModelRef.parse(text), registry=settings.registry, cache=settings.directory)
+    return resolve(
+        ModelRef.parse(text),
+        registry=settings.registry,
+        cache=settings.directory,
+        limit=parse_bytes(settings.max_model_size),
+    )
+
+
+def scored_version(version: ModelVersion, score: Score) -> ModelVersion:
+    """Return ``version`` as ``score`` uses it: the boosting rounds, and the names of categories.
+
+    :raises SpecError: for options that the model does not allow.
+    :raises ModelError: for a file that may have lost names of categories.
+    """
+    return apply_options(
+        version, iteration_range=score.rounds, categories=score.categories, kind=score.output_spec.kind
+    )
 
 
 def first_sink(plan: Plan) -> Sink:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.common.rows import Fragment, InputFile, QuarantinedFile, RowGroup
 from pipeline.common.units import iso_time, utc_now
-from pipeline.driver.prepare import resolve_model
+from pipeline.driver.prepare import resolve_model, scored_version
 from pipeline.errors import InputError, OutputConflict, SchemaDrift, SpecError, StateCorrupt
 from pipeline.execution.clusters import cluster_of
 from pipeline.jobs.directory import JobDirectory
@@ -176,7 +176,7 @@ def _replan(
     if request.is_empty and is_same_code:
         return last
     is_named = request.model is not None or spec.score.model != last.spec.score.model
-    model = resolve_model(spec.score.model, settings=settings) if is_named else last.model
+    model = scored_version(resolve_model(spec.score.model, settings=settings) if is_named else last.model, spec.score)
     check_engine(spec.score.engine, model, kind=spec.score.output_spec.kind)
     is_same_spec = spec.steps == last.spec.steps and spec.contract == last.spec.contract
     if is_same_spec and is_same_code and model == last.model:

@@ -430,7 +430,7 @@ def get_evaluator(score: Evaluation) -> tuple[Evaluator, float]:
 def _engine_selection(score: Evaluation, predictor: Predictor, *, reasons: tuple[str, ...]) -> EngineSelection:
     """Return the selection of this process for the model, output and engine of ``score``."""
     digest = score.model.digest
-    key = (digest, score.kind, score.engine, score.tolerance, reasons)
+    key = (score.model.key, score.kind, score.engine, score.tolerance, reasons)
     with _lock:
         if key not in _selections:
             is_disabled = digest in _mismatched and not reasons

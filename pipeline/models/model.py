@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,10 @@ class Feature:
     kind: FeatureKind = "number"
     categories: tuple[str, ...] | tuple[int, ...] | None = None
     """Values of a category in the order of their codes. None: the model stores no values, and rows contain codes."""
+    category_bytes: str | None = None
+    """UTF-8 bytes of all names, as hexadecimal digits, where the file may have lost a part; ``categories`` is None."""
+    category_offsets: tuple[int, ...] = ()
+    """Offsets of these names; see `pipeline.models.category_names`."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,19 @@ class ModelVersion:
     """Reasons, by name, why the tree engine (`pipeline.models.trees`) cannot score the model."""
     registry: str = ""
     """Path or URL of the registry that resolved the version. Empty for a bare file."""
+    rounds: int = 0
+    """Boosting rounds in the file; 0 for a model without trees."""
+    trees_per_round: int = 0
+    """Trees of each round; 0 if rounds differ."""
+    best_iteration: int | None = None
+    """Round at which early stopping found the best score, from 0; None if the file names no such round."""
+    iteration_range: tuple[int, int] | None = None
+    """Boosting rounds [begin, end) that are evaluated; None: all."""
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Everything that decides the scores of a row: versions with equal keys may share a `Predictor`."""
+        return self.digest, self.iteration_range, self.features
 
     @property
     def reference(self) -> str:
@@ -65,10 +82,14 @@ class ModelVersion:
         return tuple(feature.name for feature in self.features)
 
 
+Matrix = np.ndarray[tuple[int, int], Any]
+"""[rows, features], in the dtype of the flavor: float32 for xgboost."""
+
+
 class Predict(Protocol):
     """Type of `Predictor.predict` as a function."""
 
-    def __call__(self, matrix: np.ndarray, *, kind: OutputKind) -> np.ndarray:
+    def __call__(self, matrix: Matrix, *, kind: OutputKind) -> np.ndarray:
         """See `Predictor.predict`."""
 
 
@@ -77,15 +98,15 @@ class Predictor(Protocol):
 
     version: ModelVersion
 
-    def encode(self, table: pa.Table, *, order: Literal["C", "F"] = "C") -> np.ndarray:
+    def encode(self, table: pa.Table, *, order: Literal["C", "F"] = "C") -> Matrix:
         """Make the matrix for `predict` from a table of exactly the model's feature columns, in its order.
 
         :param order: memory order of the matrix. `predict` accepts both; xgboost is faster with C.
-        :returns: float32 [rows, features]; missing values are NaN, categories their codes.
+        :returns: [rows, features] in the flavor's dtype; missing values are NaN, categories their codes.
         """
 
-    def predict(self, matrix: np.ndarray, *, kind: OutputKind) -> np.ndarray:
-        """Score ``matrix`` (float32 [rows, features]).
+    def predict(self, matrix: Matrix, *, kind: OutputKind) -> np.ndarray:
+        """Score ``matrix``, which `encode` made.
 
         :returns: [rows] or [rows, k]: float32 for ``prediction``, ``margin`` and ``contributions``, int32 for ``leaf``
             (k = trees) and ``label``. For ``contributions``, k = features + 1 with the bias last; for multi-class,

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.common.rows import InputFile, QuarantinedFile
-from pipeline.common.text import html_table, labelled, listed, shortened
+from pipeline.common.text import html_table, label_line, labelled, listed, shortened
 from pipeline.common.units import format_bytes, format_count, plural
 from pipeline.models.engines import EngineOptions, engine_options
+from pipeline.models.options import rounds_text, unused_rounds_warning
 from pipeline.plan.plan import Limits, Plan
 from pipeline.plan.step_code import StepCode, code_difference, digests_of
 from pipeline.sources.versions import content_version
@@ -124,6 +125,16 @@ class PlanSummary:
         """Columns of the output."""
         return [*self.plan.keep, *self.plan.outputs]
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the job will do that its author may not expect."""
+        models = {plan.model.key: plan.model for plan in self._plans}
+        return tuple(dict.fromkeys(filter(None, map(unused_rounds_warning, models.values()))))
+
+    @property
+    def _plans(self) -> list[Plan]:
+        return [child.planned for child in self.plan.children] or [self.plan]
+
     def text(self) -> str:
         """Return the text that ``python -m pipeline plan`` prints."""
         return plan_text(self)
@@ -172,6 +183,9 @@ class PlanSummary:
                 "flavor": model.flavor,
                 "task": model.task,
                 "trees": model.trees,
+                "rounds": model.rounds,
+                "iteration_range": list(model.iteration_range or (0, model.rounds)),
+                "best_iteration": model.best_iteration,
                 "features": list(self.plan.features),
             },
             "step_code": digests_of(self.code),
@@ -180,6 +194,7 @@ class PlanSummary:
                 "possible": list(engine.possible),
                 "reasons": list(engine.reasons),
             },
+            "warnings": list(self.warnings),
         }
 
 
@@ -212,7 +227,8 @@ def plan_text(summary: PlanSummary, *, probe_job: str = "") -> str:
     title = "The plan fits. Nothing was written, nothing runs yet."
     if probe_job:
         title = f"The plan fits. A sample of it was scored as a part of the job {probe_job}."
-    return "\n".join([title, *labelled(_fields(summary))])
+    warnings = [label_line("warning", text) for text in summary.warnings]
+    return "\n".join([title, *labelled(_fields(summary)), *warnings])
 
 
 def _fields(summary: PlanSummary) -> dict[str, str]:
@@ -236,6 +252,7 @@ def _fields(summary: PlanSummary) -> dict[str, str]:
         "cluster": f"{plural(limits.workers, 'worker')}, {threads}",
         "model": f"{plan.model.name} version {plan.model.version} (sha256 {plan.model.digest[:16]})",
         "code": "; ".join(map(code_text, summary.code)),
+        "rounds": rounds_text(plan.model),
         "engine": _engine(summary.engine),
         "features": f"{len(plan.features)}: {listed(plan.features)}",
         "output": f"{sink.path}, mode {sink.mode}{size}",

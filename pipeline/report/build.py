@@ -23,6 +23,7 @@ from pipeline.jobs.receipts import Timings, Totals
 from pipeline.jobs.rounds import STEP_EVENT, Round, RoundReason
 from pipeline.jobs.status import Status
 from pipeline.models.engines import EngineUse
+from pipeline.models.options import rounds_text, unused_rounds_warning
 from pipeline.models.registry.alias_watch import alias_change_warnings
 from pipeline.plan.describe import input_text, skew
 from pipeline.plan.plan import Plan
@@ -155,6 +156,7 @@ def make_report(
             *_restart_warnings(job.rounds.all()),
             *alias_change_warnings(events),
             *_step_warnings(events),
+            *filter(None, [unused_rounds_warning(plan.model)]),
             *engine_warnings(totals.engine),
         ),
         next=_next(status, job.id, has_rejects=rows.rejected > 0 or bool(ledger.quarantined_files)),
@@ -170,7 +172,7 @@ def _common(
         "name": plan.spec.name,
         "status": status,
         "reason": error.message if error else last_reason(events, status),
-        "model": ModelId(plan.model.name, plan.model.version, plan.model.digest),
+        "model": ModelId(plan.model.name, plan.model.version, plan.model.digest, rounds_text(plan.model)),
         "output": job.resolve(plan.spec.sink.path),
         "directory": job.root,
         "published": _published(job, events),

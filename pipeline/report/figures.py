@@ -22,6 +22,12 @@ class ModelId:
     version: str
     digest: str
     """SHA-256 of the file."""
+    rounds: str = ""
+    """Boosting rounds that were scored, where some were selected or early stopping named a best one."""
+
+    def to_dict(self) -> dict[str, str]:
+        """Return the fields for JSON; ``rounds`` only where it says something."""
+        return {name: value for name, value in asdict(self).items() if name != "rounds" or value}
 
     def __str__(self) -> str:
         parts = [self.name, f"version {self.version}" if self.version else ""]

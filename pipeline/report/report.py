@@ -139,6 +139,7 @@ class Report:
         record = {name: value for name, value in asdict(self).items() if name not in ("input", "step_code") or value}
         record |= {
             "status": str(self.status),
+            "model": self.model.to_dict(),
             "rows": self.rows.to_dict(),
             "batch": asdict(self.batch) if self.batch else {},
             "stragglers": asdict(self.stragglers) if self.stragglers else {},
@@ -314,6 +315,7 @@ def _fields(report: Report) -> dict[str, str]:
         "balance": _balance(report),
         "batch": _batch(report.batch) if report.batch else "",
         "model": str(report.model),
+        "rounds": report.model.rounds,
         "engine": _engine(report.engines) if report.engines else "",
         "estimate": str(report.estimate) if report.estimate else "",
         "output": _published(report),

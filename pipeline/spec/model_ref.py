@@ -10,6 +10,8 @@ from pipeline.errors import SpecError
 
 OutputKind = Literal["prediction", "label", "margin", "leaf", "contributions"]
 Engine = Literal["auto", "xgboost", "trees"]
+IterationRange = Literal["best"] | tuple[int, int]
+"""Boosting rounds: ``best``, or (begin, end) with an exclusive end."""
 
 _REGISTRY = re.compile(
     r"models:/(?P<name>[A-Za-z0-9_][A-Za-z0-9._ -]{0,127})"

@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from pipeline.common.secrets import is_reference, written_secret
 from pipeline.common.units import parse_bytes
 from pipeline.errors import SpecError
-from pipeline.spec.model_ref import Engine, ModelRef, OutputKind
+from pipeline.spec.model_ref import Engine, IterationRange, ModelRef, OutputKind
 from pipeline.spec.parameters import FAN_OUT_VALUE, PARAM_PATTERN
 
 OnAliasChange = Literal["pin", "fail", "restart"]
@@ -148,6 +148,21 @@ def _check_values(values: str | tuple[Value, ...]) -> str | tuple[Value, ...]:
     return values
 
 
+def _check_rounds(rounds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(rounds) != 2 or not 0 <= rounds[0] < rounds[1]:
+        raise spec_error("is not a range of rounds", expected="best, or [begin, end] with 0 <= begin < end")
+    return rounds
+
+
+def _check_categories(names: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    if len({type(name) for name in names}) > 1:
+        raise spec_error("has categories of two types", expected="texts only, or integers only")
+    twice = sorted({str(name) for name in names if names.count(name) > 1})
+    if twice:
+        raise spec_error(f"names a category twice: {', '.join(twice)}", expected="every category once")
+    return names
+
+
 JobName = Annotated[str, AfterValidator(_check_name), Field(json_schema_extra={"pattern": NAME_PATTERN})]
 Entrypoint = Annotated[str, AfterValidator(_check_entrypoint), Field(json_schema_extra={"pattern": _ENTRYPOINT})]
 PathText = Annotated[
@@ -161,6 +176,8 @@ StorageOptions = Annotated[dict[str, Any], AfterValidator(_check_options)]
 Value = bool | int | float | str
 ParamName = Annotated[str, AfterValidator(_check_param), Field(min_length=1, max_length=64)]
 ParamValue = Value | Annotated[tuple[Value, ...], Field(strict=False)] | None
+Rounds = Annotated[tuple[int, ...], Field(strict=False), AfterValidator(_check_rounds)]
+Categories = Annotated[tuple[str | int, ...], Field(min_length=1, strict=False), AfterValidator(_check_categories)]
 AnyPath = str | os.PathLike[str]
 DateText = Annotated[str, AfterValidator(_check_date), Field(json_schema_extra={"pattern": DATE_PATTERN})]
 
@@ -250,6 +267,13 @@ class Score(SpecModel):
     tolerance: float = Field(default=0.0, ge=0.0, le=1.0)
     """Largest absolute difference of margins (before the objective's transformation) at which the results of two
     engines count as equal. Default 0: every bit must be equal."""
+    iteration_range: Literal["best"] | Rounds | None = None
+    """Boosting rounds to score with: ``[begin, end]``, the end exclusive, as in ``Booster.predict``; or ``best``: up to
+    the best iteration of early stopping, as xgboost's scikit-learn wrapper does. Default: all rounds of the file."""
+    categories: dict[Name, Categories] | None = None
+    """Categories of the training data per feature, in the order of their codes, where the model file has lost them:
+    xgboost 3.1 to 3.3 cuts names of pandas categories that are not ASCII, and slices lose all. The list must agree with
+    whatever the file tells. Default: the categories of the file."""
 
     if TYPE_CHECKING:
 
@@ -262,7 +286,15 @@ class Score(SpecModel):
             keep: Sequence[str] | None = None,
             engine: Engine = "auto",
             tolerance: float = 0.0,
+            iteration_range: IterationRange | None = None,
+            categories: Mapping[str, Sequence[str] | Sequence[int]] | None = None,
         ) -> None: ...
+
+    @property
+    def rounds(self) -> IterationRange | None:
+        """``iteration_range`` as a type with two bounds."""
+        value = self.iteration_range
+        return value if value is None or isinstance(value, str) else (value[0], value[1])
 
     @property
     def output_spec(self) -> Output:

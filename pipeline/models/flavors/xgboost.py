@@ -1,13 +1,15 @@
 """The xgboost flavor: JSON and UBJ model files, scored by xgboost.
 
-All trees of the file are used, as in ``Booster.predict`` and ``inplace_predict``. Only xgboost's scikit-learn wrapper
-stops at ``best_iteration``. To score with the trees up to there, save ``booster[: booster.best_iteration + 1]``.
+Scores are those of ``Booster.predict``, bit for bit. By default all trees of the file are used, as there. Only the
+scikit-learn wrapper of xgboost stops at ``best_iteration``; ``score.iteration_range: best`` does the same.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import threading
+from collections import Counter
 from contextlib import nullcontext
 from typing import Any, Literal, cast
 
@@ -17,7 +19,7 @@ import pyarrow as pa
 from pipeline.common.digest import digest_bytes
 from pipeline.errors import ModelDigestMismatch, ModelError
 from pipeline.models.flavors import Flavor, matrix
-from pipeline.models.flavors.xgboost_probe import NO_PACKAGE, first_line, probe
+from pipeline.models.flavors.xgboost_probe import NO_PACKAGE, first_line, is_out_of_memory, probe
 from pipeline.models.model import Feature, FeatureKind, ModelVersion, Predict, Task
 from pipeline.models.trees import TreeEngine, read_xgboost
 from pipeline.models.trees.xgboost import read_ubj, transform_name, unsupported_transform
@@ -62,18 +64,40 @@ def inspect(uri: str, data: bytes, *, name: str | None = None) -> ModelVersion:
         trees=facts["leaf"],
         margins=facts["margin"],
         tree_engine_blockers=tuple(facts["tree_engine_blockers"]),
+        rounds=facts["rounds"],
+        trees_per_round=facts["trees_per_round"],
+        best_iteration=facts["best_iteration"],
     )
 
 
 def _features(facts: dict[str, Any], *, where: str) -> tuple[Feature, ...]:
     names = facts["names"]
     if not names:
-        raise ModelError("the model has no features", where=where, next_step="train it, then save it again")
+        raise ModelError(
+            "the model has no features",
+            where=where,
+            expected="a trained model",
+            next_step="train the model, then save it again",
+        )
     if len(set(names)) != len(names):
-        raise ModelError("the model has two features of one name", where=where, next_step="train it with unique names")
+        repeated = next(name for name, count in Counter(names).items() if count > 1)
+        raise ModelError(
+            "the model has two features of one name",
+            where=where,
+            found=f"{repeated!r}, {names.count(repeated)} times among {len(names)} features",
+            expected="a name of its own for each feature, because columns are found by name",
+            next_step="set booster.feature_names to unique names, then booster.save_model('model.ubj')",
+        )
     return tuple(
-        Feature(feature, _KINDS.get(kind, "number"), None if values is None else tuple(values))
-        for feature, kind, values in zip(names, facts["types"], facts["categories"], strict=True)
+        Feature(name, _KINDS.get(kind, "number"), None if values is None else tuple(values), stored, tuple(offsets))
+        for name, kind, values, stored, offsets in zip(
+            names,
+            facts["types"],
+            facts["categories"],
+            facts["category_bytes"],
+            facts["category_offsets"],
+            strict=True,
+        )
     )
 
 
@@ -129,6 +153,9 @@ class XGBoostPredictor:
         self.threads = threads
         """Threads of one predict call, with either engine."""
         self._library = xgboost
+        self._range = version.iteration_range or (0, 0)
+        # inplace_predict rounds DART's scores otherwise than predict, up to xgboost 3.2.
+        self._is_inplace = version.trees > 0 and _booster_name(booster) != "dart"
         # Only tree models predict thread-safely (xgboost, "Prediction", on thread safety).
         self._guard: Any = nullcontext() if version.trees else threading.Lock()
 
@@ -137,7 +164,7 @@ class XGBoostPredictor:
         return matrix.encode(table, self.version.features, order=order)
 
     def predict(self, matrix: np.ndarray, *, kind: OutputKind) -> np.ndarray:
-        """See `Predictor.predict`. The results equal ``Booster.inplace_predict`` and ``predict`` bit for bit."""
+        """See `Predictor.predict`. The results equal those of ``Booster.predict`` bit for bit."""
         is_margin = kind == "margin"
         try:
             with self._guard:
@@ -147,26 +174,37 @@ class XGBoostPredictor:
                     return self._predict_dmatrix(matrix, pred_leaf=True).reshape(len(matrix), -1).astype(np.int32)
                 if kind == "contributions":
                     return self._predict_dmatrix(matrix, pred_contribs=True).reshape(len(matrix), -1)
-                if self.version.trees:
+                if self._is_inplace:
+                    # As predict, without a copy of the data.
                     scores = self.booster.inplace_predict(
-                        matrix, validate_features=False, predict_type="margin" if is_margin else "value", missing=np.nan
+                        matrix,
+                        iteration_range=self._range,
+                        validate_features=False,
+                        predict_type="margin" if is_margin else "value",
+                        missing=np.nan,
                     )
                 else:
                     scores = self._predict_dmatrix(matrix, output_margin=is_margin)
         except self._library.core.XGBoostError as error:
             text = first_line(error)
-            if "bad_alloc" in text or "out of memory" in text.lower() or "Failed to allocate" in text:
+            if is_out_of_memory(text):
                 raise MemoryError(text) from error
             raise
         return labels(self.version, scores) if kind == "label" else cast(np.ndarray, scores)
 
     def _predict_dmatrix(self, matrix: np.ndarray, **options: bool) -> np.ndarray:
         data = self._library.DMatrix(matrix, missing=np.nan, nthread=self.threads)
-        return cast(np.ndarray, self.booster.predict(data, validate_features=False, **options))
+        scores = self.booster.predict(data, iteration_range=self._range, validate_features=False, **options)
+        return cast(np.ndarray, scores)
 
     def out_of_memory_errors(self) -> tuple[type[BaseException], ...]:
         """See `pipeline.models.model.Predictor.out_of_memory_errors`."""
         return (MemoryError,)
+
+
+def _booster_name(booster: Any) -> str:
+    """Return gbtree, dart or gblinear."""
+    return str(json.loads(booster.save_config())["learner"]["gradient_booster"]["name"])
 
 
 def labels(version: ModelVersion, scores: np.ndarray) -> np.ndarray:
@@ -196,7 +234,9 @@ def tree_predict(predictor: XGBoostPredictor, kind: OutputKind) -> Predict:
     """
     version, threads = predictor.version, predictor.threads
     transform = "identity" if kind == "margin" else transform_name(version.objective)
-    engine = TreeEngine(read_xgboost(read_ubj(predictor.booster.save_raw("ubj"))), transform=transform)
+    model = read_ubj(predictor.booster.save_raw("ubj"))
+    tables = read_xgboost(model, iteration_range=version.iteration_range or (0, 0))
+    engine = TreeEngine(tables, transform=transform)
 
     def predict(matrix: np.ndarray, *, kind: OutputKind) -> np.ndarray:
         if kind == "margin":

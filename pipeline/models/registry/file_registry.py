@@ -191,6 +191,8 @@ class BuiltInRegistry(StoredModels):
             objective=found.objective,
             outputs=found.outputs,
             trees=found.trees,
+            rounds=found.rounds,
+            best_iteration=found.best_iteration,
             features=found.features,
             metrics={key: float(value) for key, value in facts.metrics.items()},
             tags={key: str(value) for key, value in facts.tags.items()},
@@ -237,7 +239,7 @@ class BuiltInRegistry(StoredModels):
                 "an alias points to the version",
                 where=record.uri,
                 found=", ".join(pointing),
-                expected="no alias, or --force, which takes them away",
+                expected="no alias, or --force, which removes the aliases too",
                 next_step=f"python -m pipeline models alias {record.name} {pointing[0]} ANOTHER-VERSION",
             )
         for alias in pointing:

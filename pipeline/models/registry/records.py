@@ -55,6 +55,10 @@ class VersionRecord:
     host: str = ""
     id: str = ""
     """Unique name of the registration."""
+    rounds: int = 0
+    """Boosting rounds in the file."""
+    best_iteration: int | None = None
+    """Round at which early stopping found the best score, from 0; None if the file names no such round."""
 
     @property
     def uri(self) -> str:
@@ -258,10 +262,15 @@ def check_tags(values: Mapping[str, Any], *, what: str) -> None:
 def _plain(record: Any) -> dict[str, Any]:
     plain = asdict(record)
     if "features" in plain:
-        plain["features"] = [
-            {**feature, "categories": list(feature["categories"]) if feature["categories"] is not None else None}
-            for feature in plain["features"]
-        ]
+        plain["features"] = [_plain_feature(feature) for feature in plain["features"]]
+    return plain
+
+
+def _plain_feature(feature: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a feature; ``category_bytes`` and ``category_offsets`` only where they say something."""
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in feature.items()}
+    if plain["category_bytes"] is None:
+        del plain["category_bytes"], plain["category_offsets"]
     return plain
 
 
@@ -287,7 +296,7 @@ def _from_json(make: Callable[[dict[str, Any]], R], data: bytes, *, where: str) 
 
 def _version(record: dict[str, Any]) -> VersionRecord:
     features = tuple(
-        Feature(one["name"], one["kind"], None if one["categories"] is None else tuple(one["categories"]))
-        for one in record["features"]
+        Feature(**{name: tuple(value) if isinstance(value, list) else value for name, value in feature.items()})
+        for feature in record["features"]
     )
     return VersionRecord(**{**record, "features": features})

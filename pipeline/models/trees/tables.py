@@ -156,6 +156,15 @@ def _bad_links(tables: TreeTables) -> list[str]:
     return []
 
 
+def _is_finite(tables: TreeTables) -> bool:
+    """Return True if no row can have a margin that is infinite or NaN, whichever leaves the row reaches."""
+    values = np.where((tables.left >= 0)[:, None], 0, np.abs(tables.leaf.astype(np.float64)))
+    largest = np.maximum.reduceat(values, tables.start[:-1]) if tables.trees else np.zeros((0, 1))
+    # Sums of float32 are rounded: stay far below its largest number.
+    total = np.abs(tables.base.astype(np.float64)).max() + largest.max(axis=1, initial=0.0).sum()
+    return bool(total < np.finfo(np.float32).max / 2)
+
+
 def unsupported(tables: TreeTables) -> tuple[str, ...]:
     """Return the reasons why ``TreeEngine`` cannot score these tables; empty if it can."""
     reasons = []
@@ -163,6 +172,8 @@ def unsupported(tables: TreeTables) -> tuple[str, ...]:
     numeric = split & ~tables.is_category
     if np.isnan(tables.threshold[numeric]).any():
         reasons.append("a threshold that is not a number")
+    if not _is_finite(tables):
+        reasons.append("leaves that are not finite, or whose sum may not be finite")
     leaves = np.add.reduceat(~split, tables.start[:-1], dtype=np.int64) if tables.trees else np.zeros(1, np.int64)
     if leaves.max() > MAX_LEAVES:
         reasons.append(f"a tree of {leaves.max()} leaves, more than {MAX_LEAVES}")

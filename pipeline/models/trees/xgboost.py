@@ -147,8 +147,7 @@ def _assemble(
         raise _refusal(["a right child that is not next to the left one"])
     category_start, categories = _category_sets(trees)
     leaves = [
-        _leaves(tree, base=base, group=int(groups[i]), weight=None if weights is None else weights[i])
-        for i, tree in enumerate(trees)
+        _leaves(tree, outputs=len(base), weight=None if weights is None else weights[i]) for i, tree in enumerate(trees)
     ]
     return TreeTables(
         start=np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]),
@@ -171,23 +170,22 @@ def _join(trees: Iterable[Model], name: str, dtype: npt.DTypeLike) -> npt.NDArra
     return np.concatenate([np.zeros(0, dtype), *(np.asarray(tree[name], dtype=dtype) for tree in trees)])
 
 
-def _leaves(
-    tree: Model, *, base: npt.NDArray[np.float32], group: int, weight: np.float32 | None
-) -> npt.NDArray[np.float32]:
+def _leaves(tree: Model, *, outputs: int, weight: np.float32 | None) -> npt.NDArray[np.float32]:
     """Return the leaf values: [nodes, 1 or outputs]."""
     if int(tree["tree_param"]["size_leaf_vector"]) > 1:
-        values = np.asarray(tree["leaf_weights"], dtype=np.float32).reshape(-1, len(base))
+        values = np.asarray(tree["leaf_weights"], dtype=np.float32).reshape(-1, outputs)
         is_leaf = np.asarray(tree["left_children"]) < 0
-        found = np.zeros((len(is_leaf), len(base)), np.float32)
+        leaves = np.zeros((len(is_leaf), outputs), np.float32)
         # For leaves, `right_children` holds the row of the leaf's values (MultiTargetTree::LeafIdx).
-        found[is_leaf] = values[np.asarray(tree["right_children"])[is_leaf]]
-        return found
-    leaf = np.asarray(tree["split_conditions"], dtype=np.float32)[:, None]
+        leaves[is_leaf] = values[np.asarray(tree["right_children"])[is_leaf]]
+    else:
+        leaves = np.asarray(tree["split_conditions"], dtype=np.float32)[:, None]
     if weight is None:
-        return leaf
-    # Dart::InplacePredict scores one tree with the base score, subtracts the base score and applies the weight. Each
-    # step is rounded to float32. Repeat these steps: `leaf * weight` would give other bits.
-    weighted: npt.NDArray[np.float32] = ((base[group] + leaf) - base[group]) * weight
+        return leaves
+    # Booster.predict adds `leaf * weight`, rounded to float32, in every version. inplace_predict did so only from 3.3
+    # on; before, it also added and subtracted the base score.
+    with np.errstate(over="ignore", invalid="ignore"):
+        weighted: npt.NDArray[np.float32] = leaves * weight
     return weighted
 
 

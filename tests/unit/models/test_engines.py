@@ -73,7 +73,7 @@ def models(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     xgboost.train({"booster": "gblinear", "nthread": 1}, data, 2).save_model(paths["linear"])
 
     def probe(data: bytes, *, where: str) -> dict[str, Any]:
-        return xgboost_probe.facts(xgboost.Booster(model_file=bytearray(data)))
+        return xgboost_probe.facts(xgboost.Booster(model_file=bytearray(data)), data)
 
     with pytest.MonkeyPatch.context() as patch:
         # A child process takes a second.
