@@ -32,7 +32,7 @@ def score(
     features: Sequence[str] | None = None,
     output: str | Output | Mapping[str, Any] = "prediction",
     iteration_range: IterationRange | None = None,
-    categories: Mapping[str, Sequence[str] | Sequence[int]] | None = None,
+    categories: Mapping[str, Sequence[str | int]] | None = None,
 ) -> pd.DataFrame: ...
 
 
@@ -44,7 +44,7 @@ def score(
     features: Sequence[str] | None = None,
     output: str | Output | Mapping[str, Any] = "prediction",
     iteration_range: IterationRange | None = None,
-    categories: Mapping[str, Sequence[str] | Sequence[int]] | None = None,
+    categories: Mapping[str, Sequence[str | int]] | None = None,
 ) -> DaskFrame: ...
 
 
@@ -55,7 +55,7 @@ def score(
     features: Sequence[str] | None = None,
     output: str | Output | Mapping[str, Any] = "prediction",
     iteration_range: IterationRange | None = None,
-    categories: Mapping[str, Sequence[str] | Sequence[int]] | None = None,
+    categories: Mapping[str, Sequence[str | int]] | None = None,
 ) -> pd.DataFrame | DaskFrame:
     """Predict: add the predictions of a model to a DataFrame, one column per output.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import cast
 
 from pipeline.errors import ModelError, SpecError
 from pipeline.models.category_names import are_stored, likely_names
@@ -19,7 +20,7 @@ def apply_options(
     version: ModelVersion,
     *,
     iteration_range: IterationRange | None = None,
-    categories: Mapping[str, Sequence[str] | Sequence[int]] | None = None,
+    categories: Mapping[str, Sequence[str | int]] | None = None,
     kind: OutputKind = "prediction",
 ) -> ModelVersion:
     """Return ``version`` as it is scored with the options of a score step. The function may be applied again.
@@ -82,7 +83,7 @@ def _select_rounds(version: ModelVersion, requested: IterationRange | None, *, k
     return replace(version, iteration_range=(begin, end), trees=(end - begin) * version.trees_per_round)
 
 
-def _name_categories(version: ModelVersion, given: Mapping[str, Sequence[str] | Sequence[int]]) -> tuple[Feature, ...]:
+def _name_categories(version: ModelVersion, given: Mapping[str, Sequence[str | int]]) -> tuple[Feature, ...]:
     """Return the features with the categories that a spec lists.
 
     :raises SpecError: for categories of no such feature, or categories that cannot be the model's.
@@ -100,7 +101,7 @@ def _name_categories(version: ModelVersion, given: Mapping[str, Sequence[str] | 
     return tuple(_with_categories(feature, given.get(feature.name), version) for feature in version.features)
 
 
-def _with_categories(feature: Feature, given: Sequence[str] | Sequence[int] | None, version: ModelVersion) -> Feature:
+def _with_categories(feature: Feature, given: Sequence[str | int] | None, version: ModelVersion) -> Feature:
     if given is None:
         if feature.category_bytes is not None:
             raise _lost_names_error(feature, version)
@@ -131,7 +132,8 @@ def _with_categories(feature: Feature, given: Sequence[str] | Sequence[int] | No
             expected=expected,
             next_step="list the categories of the training data in the order of their codes",
         )
-    return replace(feature, categories=tuple(given), category_bytes=None, category_offsets=())
+    categories = cast(tuple[str, ...] | tuple[int, ...], tuple(given))
+    return replace(feature, categories=categories, category_bytes=None, category_offsets=())
 
 
 def _lost_names_error(feature: Feature, version: ModelVersion) -> ModelError:
@@ -147,7 +149,7 @@ def _lost_names_error(feature: Feature, version: ModelVersion) -> ModelError:
     )
 
 
-def _quoted(names: Sequence[str] | Sequence[int]) -> str:
+def _quoted(names: Sequence[str | int]) -> str:
     return ", ".join(map(repr, names[:_SHOWN])) + (", …" if len(names) > _SHOWN else "")
 
 

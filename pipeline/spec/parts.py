@@ -287,7 +287,7 @@ class Score(SpecModel):
             engine: Engine = "auto",
             tolerance: float = 0.0,
             iteration_range: IterationRange | None = None,
-            categories: Mapping[str, Sequence[str] | Sequence[int]] | None = None,
+            categories: Mapping[str, Sequence[str | int]] | None = None,
         ) -> None: ...
 
     @property

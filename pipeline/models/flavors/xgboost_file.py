@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +50,7 @@ class Document:
     @property
     def trees(self) -> Sequence[Mapping[str, Any]]:
         """Trees, in the order of their rounds; none for a linear model."""
-        return self._trees.get("trees", ())
+        return cast(Sequence[Mapping[str, Any]], self._trees.get("trees", ()))
 
     @property
     def groups(self) -> npt.NDArray[np.int64]:
@@ -77,7 +77,7 @@ class Document:
     @property
     def categories(self) -> Sequence[Mapping[str, Any]]:
         """Stored categories of each feature; empty if the file has none."""
-        return self._trees.get("cats", {}).get("enc", ())
+        return cast(Sequence[Mapping[str, Any]], self._trees.get("cats", {}).get("enc", ()))
 
 
 def tree_problem(document: Document) -> str:

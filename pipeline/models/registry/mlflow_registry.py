@@ -180,7 +180,7 @@ class MLflowRegistry:
             "MLflow cannot be asked",
             where=f"{where} in {self.root}",
             found=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}",
-            next_step="start it or mend pipeline.registry, then try again",
+            next_step="start the server or correct pipeline.registry, then try again",
         )
 
 

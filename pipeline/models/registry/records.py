@@ -294,9 +294,13 @@ def _from_json(make: Callable[[dict[str, Any]], R], data: bytes, *, where: str) 
         ) from error
 
 
+def _feature(record: dict[str, Any]) -> Feature:
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in record.items()
+    }
+    return Feature(**fields)
+
+
 def _version(record: dict[str, Any]) -> VersionRecord:
-    features = tuple(
-        Feature(**{name: tuple(value) if isinstance(value, list) else value for name, value in feature.items()})
-        for feature in record["features"]
-    )
+    features = tuple(_feature(feature) for feature in record["features"])
     return VersionRecord(**{**record, "features": features})

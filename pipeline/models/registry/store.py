@@ -264,4 +264,4 @@ def _check_alias(stored: StoredModels, name: str, alias: str, *, live: set[int])
     if version is not None and version not in live:
         return Checked(what, False, f"it points to version {version}, which was removed or is missing")
     times = f"moved {len(history):,} times"
-    return Checked(what, True, f"version {version}, {times}" if version is not None else f"taken away, {times}")
+    return Checked(what, True, f"version {version}, {times}" if version is not None else f"removed, {times}")
