@@ -12,6 +12,7 @@ from typing import Protocol
 
 from pipeline.driver.alias_change import find_outdated
 from pipeline.driver.job_run import JobRun, ParentContext
+from pipeline.driver.outcome import has_output
 from pipeline.driver.step_change import StepMonitor
 from pipeline.errors import ChildrenFailed, InfrastructureError, PipelineError
 from pipeline.events import Callback, Event, PartitionEnded, RoundStarted, notify
@@ -234,7 +235,7 @@ def _children_failed(
     ]
     more = f"; and {len(unfinished) - _SHOWN:,} more" if len(unfinished) > _SHOWN else ""
     publishes_each = job.plan.spec.fan_out is not None and job.plan.spec.fan_out.publish == "each"
-    is_unpublished = not publishes_each and not any(child.status().is_success for child in job.children())
+    is_unpublished = not publishes_each and not has_output(job)
     noun = "child" if job.record.children == 1 else "children"
     error = ChildrenFailed(
         f"{len(unfinished):,} of {job.record.children:,} {noun} failed"
