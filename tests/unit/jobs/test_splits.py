@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pandas as pd
@@ -28,14 +29,15 @@ from pipeline.testing.oracle import Lake, make_lake, oracle
 from pipeline.testing.recipes import make_partition, make_recipe
 
 STEP = """
+import sys
 import pandas as pd
-calls = []
+
 def step(frame: pd.DataFrame) -> pd.DataFrame:
-    calls.append(len(frame))
-    for act in actions.pop(len(calls), ()):
+    state = sys.modules["cut_state"]
+    state.calls.append(len(frame))
+    for act in state.actions.pop(len(state.calls), ()):
         act()
     return frame
-actions = {}
 """
 
 
@@ -45,14 +47,17 @@ def lake(tmp_path: Path) -> Lake:
 
 
 @pytest.fixture
-def step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Yield a map step that runs the ``actions`` for its n-th call, from 1."""
+def step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Yield the state of a map step: the ``actions`` of its n-th call, from 1, and the rows of its ``calls``.
+
+    Workers import the step under a name of its code, so that its state has to live in another module.
+    """
     (tmp_path / "cut_steps.py").write_text(STEP)
     monkeypatch.syspath_prepend(str(tmp_path))
-    import cut_steps
-
-    yield cut_steps
-    del sys.modules["cut_steps"]
+    state: Any = ModuleType("cut_state")
+    state.calls, state.actions = [], {}
+    monkeypatch.setitem(sys.modules, "cut_state", state)
+    return state
 
 
 @pytest.fixture
