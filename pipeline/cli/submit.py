@@ -85,13 +85,13 @@ def tell_submitted(made: SubmitResult, *, is_queued: bool = False) -> None:
 def _told(made: SubmitResult, *, is_queued: bool) -> str:
     """The details of a submission, without the id."""
     if made.status.is_success:
-        said = f"that job is there already and ended as {made.status}; --force makes a new one"
+        said = f"that job exists already and ended as {made.status}; --force makes a new one"
     elif made.is_new:
         said = "submitted" + (", for a server to take" if is_queued else "")
     elif made.is_resumed:
-        said = "that job was there and had not ended well; it goes on"
+        said = "that job exists and had not succeeded; it is resumed"
     else:
-        said = f"that job is there already and is {made.status}"
+        said = f"that job exists already and is {made.status}"
     return f"{said}\n  next:     python -m pipeline watch {made.job}"
 
 

@@ -138,7 +138,7 @@ def file_system(url: str, **options: Any) -> tuple[Any, str]:
             where=url,
             found=str(error),
             expected="a local path, or the URL of a file system fsspec knows and whose package is installed",
-            next_step="install the package (s3fs for s3://), or mend the path",
+            next_step="install the package (s3fs for s3://), or fix the path",
         ) from error
     return system, str(path)
 
@@ -178,6 +178,6 @@ def as_storage_error(error: Exception, *, place: str) -> StorageError:
         "the storage refused access" if is_refused else "the storage failed",
         where=place,
         found=f"{type(error).__name__}: {error}",
-        next_step=("give access (docs/storage.md)" if is_refused else "mend the storage")
+        next_step=("give access (docs/storage.md)" if is_refused else "fix the storage")
         + ", then run or resume the job; nothing that is done is lost",
     )

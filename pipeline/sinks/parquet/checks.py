@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.common.units import plural
-from pipeline.errors import OutputConflict, OutputExists, RefusedForSafety
+from pipeline.errors import OutputConflict, OutputExists, RefusedForSafety, StateCorrupt
 from pipeline.sinks import PublishedFile
 from pipeline.sinks.parquet import layout
 from pipeline.storage.store import Store
@@ -66,10 +66,27 @@ def check_is_same(there: layout.Publication, *, plan: str, place: str) -> None:
         )
 
 
+def _schema_of(state: layout.SinkState, *, place: str) -> pa.Schema:
+    """Return the schema of a sink's manifest.
+
+    :raises StateCorrupt: when it is no schema.
+    """
+    try:
+        return pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(state.schema)))
+    except (ValueError, TypeError, OSError, pa.ArrowException) as error:
+        raise StateCorrupt(
+            "the output's manifest is damaged",
+            where=place,
+            found=f"schema: {type(error).__name__}: {error}",
+            expected="the schema that a job published",
+            next_step="restore it, or publish to another sink.path",
+        ) from error
+
+
 def _check_schema(store: Store, state: layout.SinkState | None, names: list[str], schema: pa.Schema) -> None:
     first = next((name for name in layout.uncounted(names, None) if not layout.tag_of(name)), None)
     if state and state.schema:
-        there, where = pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(state.schema))), layout.MANIFEST
+        there, where = _schema_of(state, place=store.url(layout.MANIFEST)), layout.MANIFEST
     elif first:
         there, where = _columns(store, first), first
     else:

@@ -140,7 +140,7 @@ class SinkState:
                 raise ValueError("unknown schema_version")
             publications = tuple(Publication.from_record(one) for one in record["publications"])
             return SinkState(publications, record["schema"], tuple((job, n) for job, n in record["replaced"]))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StateCorrupt(
                 "the output's manifest is damaged",
                 where=where,
