@@ -167,11 +167,12 @@ def _check_feature(feature: Feature, field: pa.Field, *, path: str) -> None:
     number = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_decimal(kind)
     if types.is_null(kind) or (number and feature.kind != "category"):
         return
-    expected = "numbers or booleans"
+    expected, advice = "numbers or booleans", ""
     if feature.kind == "category":
         plain = kind.value_type if types.is_dictionary(kind) else kind
         if feature.categories is None:
-            expected = "integer codes, because the model does not tell its categories"
+            expected = "integer codes, because the model file holds no names of categories (slices lose them)"
+            advice = f"list the names in training order under score.categories: {{{feature.name}: […]}}; or "
             fits = types.is_integer(kind)
         elif all(isinstance(category, str) for category in feature.categories):
             expected = "text, which is one of the model's categories"
@@ -186,7 +187,7 @@ def _check_feature(feature: Feature, field: pa.Field, *, path: str) -> None:
         where=path,
         found=f"column {field.name!r} of type {kind}",
         expected=f"{expected}, for the feature {feature.name!r}",
-        next_step="convert the column in a map step, or write the input with the type the model was trained with",
+        next_step=advice + "convert the column in a map step, or write the input with the type of the training data",
     )
 
 
