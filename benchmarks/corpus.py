@@ -1,6 +1,6 @@
 """Run every file of folders through planning, a worker's scoring and the sink, and compare with pyarrow's own reading.
 
-    python benchmarks/corpus.py FOLDER... [--step]
+    python -m benchmarks.corpus FOLDER... [--step]
 
 For the corpora of apache/parquet-testing and apache/arrow-testing. Each file is a source of its own. A child process
 takes one after the other; a new one goes on after a file that ended it. A file is right if all its columns are

@@ -359,7 +359,7 @@ def _missing(path: str, neighbours: tuple[str, str, list[str]]) -> MissingInput:
         where=path,
         found=f"in {folder or '/'}: {shown}",
         expected=f"a Parquet file, or a directory of them, called {name}",
-        next_step=f"did you mean {near[0]}? mend source.path" if near else "mend source.path",
+        next_step=f"did you mean {near[0]}? fix source.path" if near else "fix source.path",
     )
 
 
@@ -370,5 +370,5 @@ def _empty(path: str) -> MissingInput:
         where=path,
         found="no file (names that begin with . or _ are passed over)",
         expected="at least one Parquet file",
-        next_step="mend source.path, or put the files there",
+        next_step="fix source.path, or put the files there",
     )

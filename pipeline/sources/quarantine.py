@@ -33,5 +33,5 @@ def check_file_count(files: Sequence[QuarantinedFile], *, limit: int | None, job
         where=f"job {job}" if job else "source.path",
         found=f"{len(files):,} files: {examples}" + ("; …" if len(files) > 2 else ""),
         expected=f"at most {limit:,} (errors.max_files)",
-        next_step="mend the files, or raise errors.max_files",
+        next_step="fix the files, or raise errors.max_files",
     )
