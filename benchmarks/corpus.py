@@ -110,7 +110,9 @@ def _outcome(path: Path, folder: Path, model: Path, *, has_step: bool) -> str:
 
 def _read(path: Path) -> pa.Table | Exception:
     try:
-        return pq.ParquetFile(path, page_checksum_verification=True).read(use_threads=False)
+        # Timestamps in INT96 in microseconds, as documented.
+        file = pq.ParquetFile(path, page_checksum_verification=True, coerce_int96_timestamp_unit="us")
+        return file.read(use_threads=False)
     except Exception as error:
         return error
 
