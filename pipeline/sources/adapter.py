@@ -24,6 +24,8 @@ SAMPLED_FILES = 8
 """Files that `sample_batch` opens before it gives up."""
 SAMPLED_ROWS = 200_000
 """Largest number of rows of a file that `sample_batch` filters."""
+SAMPLED_BYTES = 1 << 28
+"""Decoded bytes of a file that `sample_batch` reads at most, but at least one row."""
 
 
 class SourceAdapter(Protocol):
@@ -175,7 +177,7 @@ def sample_batch(
     Planning runs the steps on these rows to learn the columns that the steps return.
 
     :param skip_unreadable: skip a file that is damaged or was changed, instead of raising.
-    :returns: at most ``rows`` rows; None if the first files hold no such row.
+    :returns: at most ``rows`` rows of at most `SAMPLED_BYTES`; None if the first files hold no such row.
     """
     opened = 0
     for file in discovery.files:
@@ -183,12 +185,13 @@ def sample_batch(
         if not fragments or opened == SAMPLED_FILES:
             continue
         opened += 1
+        fitting = SAMPLED_BYTES * fragments[0].rows // max(fragments[0].bytes, 1)
         batches = read_batches(
             fragments,
             columns=columns,
             schema=schema,
             filter=discovery.filter,
-            batch_rows=rows,
+            batch_rows=max(1, min(rows, fitting)),
             versions=discovery.versions,
             format=discovery.format,
         )
@@ -205,4 +208,6 @@ def sample_batch(
 
 
 def _head(fragment: Fragment) -> Fragment:
-    return replace(fragment, row_stop=min(fragment.row_stop, fragment.row_start + SAMPLED_ROWS))
+    stop = min(fragment.row_stop, fragment.row_start + SAMPLED_ROWS)
+    size = fragment.bytes * (stop - fragment.row_start) // max(fragment.rows, 1)
+    return replace(fragment, row_stop=stop, bytes=size)

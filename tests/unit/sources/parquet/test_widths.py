@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.sources import discover, read_batches, selected_fragments
+from pipeline.sources import adapter, discover, read_batches, sample_batch, selected_fragments
 from pipeline.sources.parquet import widths
 from pipeline.spec.parts import Source
 
@@ -69,3 +69,17 @@ def test_rows_of_many_bytes_are_not_decoded(tmp_path: Path, monkeypatch: pytest.
     pq.write_table(pa.table({"s": ["x" * 2000, "y" * 2000]}), tmp_path / "a.parquet")
     (file,) = discover(Source(path=str(tmp_path))).files
     assert file.row_groups[0].bytes >= 4000
+
+
+def test_the_sample_for_steps_is_limited_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan with a step took 4.4 GB for 1,000 rows of long texts."""
+    monkeypatch.setattr(adapter, "SAMPLED_BYTES", 100_000)
+    pq.write_table(pa.table({"s": ["x" * 5000] * 500}), tmp_path / "a.parquet")
+    discovery = discover(Source(path=str(tmp_path)))
+    batch = sample_batch(discovery, columns=["s"], schema=discovery.schema)
+    assert batch is not None
+    assert 10 <= batch.table.num_rows <= 20
+    monkeypatch.setattr(adapter, "SAMPLED_BYTES", 1)
+    batch = sample_batch(discovery, columns=["s"], schema=discovery.schema)
+    assert batch is not None
+    assert batch.table.num_rows == 1
