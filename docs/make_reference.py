@@ -62,7 +62,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "bytes": "1 GiB",
         "at_latest": "1 h",
     },
-    "MapStep": {"map": "features:build", "dtype_backend": "pyarrow"},
+    "MapStep": {"map": "features:build", "dtype_backend": "pyarrow", "row_wise": "unchecked"},
     "ScoreStep": {"score": "{model: churn.ubj}"},
     "Score": {
         "model": "models/churn.ubj",

@@ -39,8 +39,10 @@ source:
 steps:
   # A function of yours, pandas DataFrame -> pandas DataFrame, row by row in effect: def build(frame): ... in
   # features.py beside this file. It may drop rows. dtype_backend is numpy (pandas' defaults) or pyarrow.
+  # Planning checks on a sample that it is row by row, unless row_wise is unchecked.
   # - map: features:build
   #   dtype_backend: numpy
+  #   row_wise: checked
 
   - score:
       # A model file: xgboost, JSON or UBJ. Or a reference to the model registry: models:/churn@champion

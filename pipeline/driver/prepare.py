@@ -28,12 +28,12 @@ from pipeline.models.registry import resolve
 from pipeline.plan.fan_out import Planner, plan_fan_out
 from pipeline.plan.incremental import FULL_INPUT, IncrementalState, ListedFile, select_files
 from pipeline.plan.plan import Limits, Plan
-from pipeline.plan.planner import make_plan
+from pipeline.plan.planner import last_schema, make_plan
 from pipeline.plan.step_code import FoundCode, StepCode, digests_of
 from pipeline.scoring.code_search import find_code
 from pipeline.scoring.contract import check_rules
 from pipeline.scoring.outputs import prediction_schema
-from pipeline.scoring.scorer import frame_schema
+from pipeline.scoring.step_plan import plan_frames
 from pipeline.settings import Settings
 from pipeline.sinks import SinkRequest, check, read_published_inputs
 from pipeline.sources import Discovery, FileSelection, discover, find_source, sample_batch
@@ -123,14 +123,14 @@ class _Drafting:
     version: ModelVersion | None = None
     planned: Collection[InputFile] | None = None
     models: dict[str, ModelVersion] = field(default_factory=dict)
-    schemas: dict[tuple[Any, bytes], pa.Schema] = field(default_factory=dict)
-    """Schemas after the ``map`` steps, by steps and input schema."""
+    schemas: dict[tuple[Any, ...], tuple[pa.Schema, ...]] = field(default_factory=dict)
+    """Schema after each ``map`` step, by steps, input schema and columns without nulls."""
     codes: dict[tuple[str, ...], FoundCode] = field(default_factory=dict)
     """Code of the ``map`` steps, by their names."""
 
     def discover(self, spec: JobSpec) -> Discovery:
         """Return the files of the source of ``spec``."""
-        return discover(absolute(spec).source, planned=self.planned)
+        return discover(absolute(spec).source, planned=self.planned, count_nulls=bool(spec.maps))
 
     def plan(self, spec: JobSpec, discovery: Discovery, *, progress: IncrementalState = FULL_INPUT) -> Plan:
         """Return the plan of one job over the discovered files.
@@ -141,18 +141,18 @@ class _Drafting:
         spec = absolute(spec)
         version = self.model(spec)
         check_engine(spec.score.engine, version, kind=spec.score.output_spec.kind)
-        frame = self._frame_schema(spec, discovery)
+        frames = self._frame_schemas(spec, discovery)
         plan = make_plan(
             spec,
             model=version,
             discovery=discovery,
-            frame_schema=frame,
+            frame_schemas=frames,
             predictions=prediction_schema(version, spec.score.output_spec),
             limits=self.limits,
             progress=progress,
         )
         check_rules(discovery.schema, plan.source_rules)
-        check_rules(frame, plan.score_rules)
+        check_rules(last_schema(frames, discovery.schema), plan.score_rules)
         plan.validate(self.limits)
         code = self.code(spec)
         return replace(plan, code=code.steps, sources=code.sources)
@@ -164,10 +164,10 @@ class _Drafting:
             self.codes[entrypoints] = find_code(entrypoints, import_paths=self.settings.import_paths)
         return self.codes[entrypoints]
 
-    def _frame_schema(self, spec: JobSpec, discovery: Discovery) -> pa.Schema:
-        key = spec.maps, discovery.schema.serialize().to_pybytes()
+    def _frame_schemas(self, spec: JobSpec, discovery: Discovery) -> tuple[pa.Schema, ...]:
+        key = spec.maps, discovery.schema.serialize().to_pybytes(), discovery.never_null
         if key not in self.schemas:
-            self.schemas[key] = _frame_schema(spec, discovery=discovery, settings=self.settings, code=self.code(spec))
+            self.schemas[key] = _frame_schemas(spec, discovery=discovery, settings=self.settings, code=self.code(spec))
         return self.schemas[key]
 
     def model(self, spec: JobSpec) -> ModelVersion:
@@ -230,17 +230,22 @@ def first_sink(plan: Plan) -> Sink:
     return (first or plan).spec.sink
 
 
-def _frame_schema(spec: JobSpec, *, discovery: Discovery, settings: Settings, code: FoundCode) -> pa.Schema:
-    """Return the schema after the ``map`` steps, which run on the first rows; without steps, the source's schema."""
+def _frame_schemas(
+    spec: JobSpec, *, discovery: Discovery, settings: Settings, code: FoundCode
+) -> tuple[pa.Schema, ...]:
+    """Return the schema after each ``map`` step; the steps run on the first rows."""
     schema = discovery.schema
     if not spec.maps:
-        return schema
+        return ()
     columns = [name for name in schema.names if name not in discovery.key_names]
     is_lenient = spec.errors.files == "quarantine"
     batch = sample_batch(discovery, columns=columns, schema=schema, skip_unreadable=is_lenient)
+    sample = schema.empty_table() if batch is None else batch.table
     # The text that a step prints must not mix with the result of a command.
     with redirect_stdout(sys.stderr):
-        return frame_schema(spec.maps, batch, schema=schema, import_paths=settings.import_paths, code=code)
+        return plan_frames(
+            spec.maps, sample, never_null=discovery.never_null, import_paths=settings.import_paths, code=code
+        )
 
 
 def select_input(
@@ -261,10 +266,12 @@ def select_input(
     """
     policy, is_lenient = spec.source.incremental, spec.errors.files == "quarantine"
     if policy is False:
-        return discover(spec.source, planned=planned, quarantine_files=is_lenient), FULL_INPUT
+        return discover(
+            spec.source, planned=planned, quarantine_files=is_lenient, count_nulls=bool(spec.maps)
+        ), FULL_INPUT
     if planned is not None:
         selection = {file.path: FileSelection(file.why, file.published_row_groups) for file in planned}
-        found = discover(spec.source, planned=planned, selection=selection)
+        found = discover(spec.source, planned=planned, selection=selection, count_nulls=bool(spec.maps))
         return found, IncrementalState(work=work_digest(spec, model, code))
     if spec.sink.mode != "append":
         raise SpecError(
@@ -286,7 +293,9 @@ def select_input(
         marks=lambda path: find_source(spec.source.format).identify(located[path]),
         failed=_failed_before(spec.name, settings),
     )
-    discovery = discover(spec.source, selection=increment.files, quarantine_files=is_lenient)
+    discovery = discover(
+        spec.source, selection=increment.files, quarantine_files=is_lenient, count_nulls=bool(spec.maps)
+    )
     if not increment.files:
         return replace(discovery, files=(), rejected=(), measured=()), increment.progress
     _check_unchanged(discovery, located)

@@ -30,11 +30,12 @@ from pipeline.plan.describe import spec_difference
 from pipeline.plan.memory import shared_memory
 from pipeline.plan.packing import pack
 from pipeline.plan.plan import Limits, Partition, Plan
+from pipeline.plan.planner import last_schema
 from pipeline.plan.recipe import REJECT_FILE
 from pipeline.plan.step_code import FoundCode, code_difference
 from pipeline.scoring.code_search import find_code
 from pipeline.scoring.outputs import prediction_schema
-from pipeline.scoring.scorer import frame_schema
+from pipeline.scoring.step_plan import plan_frames
 from pipeline.scoring.steps import prepended_sys_path
 from pipeline.settings import Settings
 from pipeline.sinks import read_published
@@ -182,7 +183,10 @@ def _replan(
     if is_same_spec and is_same_code and model == last.model:
         return replace(last, spec=spec)
     predictions = prediction_schema(model, spec.score.output_spec)
-    columns = _columns(ledger, spec, model, predictions, code=code, import_paths=import_paths)
+    discovery = _discovery(ledger, spec)
+    is_same_frame = spec.maps == last.spec.maps and is_same_code
+    frames = last.frames if is_same_frame else _frame_schemas(ledger, spec, discovery, code, import_paths)
+    columns = _columns(spec, model, discovery, frames, outputs=tuple(predictions.names))
     _check_same_output(ledger.base.plan, columns.keep, predictions)
     added_memory = shared_memory(model.nbytes, engine=last.can_use_tree_engine) - shared_memory(
         last.model.nbytes, engine=last.can_use_tree_engine
@@ -195,42 +199,55 @@ def _replan(
         score_rules=columns.score_rules,
         features=columns.features,
         task_memory=last.task_memory + max(0, added_memory),
+        never_null=tuple(sorted(discovery.never_null)) if spec.maps else (),
+        frame_schemas=tuple(schema.serialize().to_pybytes() for schema in frames),
+    )
+
+
+def _discovery(ledger: Ledger, spec: JobSpec) -> Discovery:
+    """Return the files and columns of the job as they were planned."""
+    base = ledger.base.plan
+    schema = pa.ipc.read_schema(pa.py_buffer(base.source_schema))
+    return Discovery(
+        files=tuple(ledger.files.values()),
+        schema=schema,
+        key_names=tuple(name for name in schema.names if name not in base.source_columns),
+        available=tuple(schema.names),
+        filter=spec.source.filter,
+        format=spec.source.format,
+        never_null=frozenset(base.never_null),
     )
 
 
 def _columns(
-    ledger: Ledger,
     spec: JobSpec,
     model: ModelVersion,
-    predictions: pa.Schema,
+    discovery: Discovery,
+    frames: Sequence[pa.Schema],
     *,
-    code: FoundCode,
-    import_paths: Sequence[str],
+    outputs: tuple[str, ...],
 ) -> Columns:
-    base = ledger.base.plan
-    schema = pa.ipc.read_schema(pa.py_buffer(base.source_schema))
-    keys = tuple(name for name in schema.names if name not in base.source_columns)
-    discovery = Discovery(
-        files=tuple(ledger.files.values()),
-        schema=schema,
-        key_names=keys,
-        available=tuple(schema.names),
-        filter=spec.source.filter,
-        format=spec.source.format,
-    )
-    frame = schema
-    if spec.maps:
-        # The steps run on rows of an input file that has not changed.
-        sample = _sample(discovery, columns=base.source_columns)
-        frame = frame_schema(spec.maps, sample, schema=schema, import_paths=import_paths, code=code)
+    schema = discovery.schema
     try:
-        return resolve_columns(spec, model=model, discovery=discovery, frame=frame, outputs=tuple(predictions.names))
+        frame = last_schema(frames, schema)
+        return resolve_columns(spec, model=model, discovery=discovery, frame=frame, outputs=outputs)
     except (SpecError, SchemaDrift) as error:
         error.next_step = (
             f"{error.next_step}; a retry has only the columns that the job read ({', '.join(schema.names)}): "
             "for others, run the job spec again as a new job"
         ).removeprefix("; ")
         raise
+
+
+def _frame_schemas(
+    ledger: Ledger, spec: JobSpec, discovery: Discovery, code: FoundCode, import_paths: Sequence[str]
+) -> tuple[pa.Schema, ...]:
+    """Return the schema after each ``map`` step; the steps run on rows of an input file that has not changed."""
+    if not spec.maps:
+        return ()
+    batch = _sample(discovery, columns=ledger.base.plan.source_columns)
+    sample = discovery.schema.empty_table() if batch is None else batch.table
+    return plan_frames(spec.maps, sample, never_null=discovery.never_null, import_paths=import_paths, code=code)
 
 
 def _sample(discovery: Discovery, *, columns: Sequence[str]) -> SourceBatch | None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline.common.digest import digest_json
 from pipeline.common.rows import Fragment, InputFile, QuarantinedFile
 from pipeline.common.units import format_bytes, plural
@@ -127,6 +129,10 @@ class Plan:
     """Code of the modules of the ``map`` steps; empty without such steps, and for a fan-out."""
     sources: Mapping[str, bytes] = field(default_factory=dict, repr=False, compare=False)
     """Python sources of ``code`` by SHA-256, until the plan is stored; a stored plan has none."""
+    never_null: tuple[str, ...] = ()
+    """Columns of the source without nulls in all planned row groups, as their statistics say; only with map steps."""
+    frame_schemas: tuple[bytes, ...] = ()
+    """Arrow schema (IPC) after each map step, equal for all batches."""
 
     @property
     def rows(self) -> int:
@@ -137,6 +143,11 @@ class Plan:
     def rows_per_worker(self) -> int:
         """Rows that each worker process reads, if all read the same number."""
         return (self.rows - self.pruned_rows) // max(1, self.workers)
+
+    @property
+    def frames(self) -> tuple[pa.Schema, ...]:
+        """Schema after each map step."""
+        return tuple(pa.ipc.read_schema(pa.py_buffer(schema)) for schema in self.frame_schemas)
 
     @cached_property
     def versions(self) -> dict[str, tuple[int, str]]:
@@ -167,6 +178,9 @@ class Plan:
                 "columns": self.source_columns,
                 "schemas": [self.source_schema.hex(), self.output_schema.hex()],
                 "rules": [self.source_rules, self.score_rules],
+                "frames": [self.never_null, *(schema.hex() for schema in self.frame_schemas)]
+                if self.spec.maps
+                else None,
                 "scored": [self.features, self.keep, self.outputs],
                 "children": [[child.slug, child.value, child.work] for child in self.children],
                 "incremental baseline": [self.progress.baseline, self.progress.replaces]
@@ -217,7 +231,7 @@ class Plan:
             columns=self.source_columns,
             filter=spec.source.filter,
             schema=self.source_schema,
-            maps=tuple(MapRecipe(step.map, step.dtype_backend) for step in spec.maps),
+            maps=tuple(MapRecipe(step.map, step.dtype_backend, step.row_wise) for step in spec.maps),
             score=ScoreRecipe(
                 model=self.model,
                 features=self.features,
@@ -240,6 +254,8 @@ class Plan:
             code=self.code,
             pin_code=spec.step_change == "pin",
             storage=spec.storage,
+            never_null=self.never_null,
+            frame_schemas=self.frame_schemas,
         )
 
     def worker_memory(self, limits: Limits) -> int:

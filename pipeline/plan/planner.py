@@ -28,7 +28,7 @@ def make_plan(
     *,
     model: ModelVersion,
     discovery: Discovery,
-    frame_schema: pa.Schema,
+    frame_schemas: Sequence[pa.Schema] = (),
     predictions: pa.Schema,
     limits: Limits,
     target_bytes: int | None = None,
@@ -36,7 +36,7 @@ def make_plan(
 ) -> Plan:
     """Make the plan of a job: columns, partitions, memory and batch sizes.
 
-    :param frame_schema: schema after the map steps; without map steps, the schema of ``discovery``.
+    :param frame_schemas: schema after each map step.
     :param predictions: columns that receive the scores.
     :param limits: limits of the cluster; they decide the number of partitions and the batch size.
     :param progress: published state that an incremental plan continues from.
@@ -44,12 +44,10 @@ def make_plan(
     :raises SpecError: for unknown or clashing names in the spec.
     :raises SchemaDrift: for a feature that is missing or has a type that the model cannot use.
     """
-    columns = resolve_columns(
-        spec, model=model, discovery=discovery, frame=frame_schema, outputs=tuple(predictions.names)
-    )
+    frame = last_schema(frame_schemas, discovery.schema)
+    columns = resolve_columns(spec, model=model, discovery=discovery, frame=frame, outputs=tuple(predictions.names))
     files = resize(discovery, columns=columns.read)
-    output = pa.schema([*(frame_schema.field(name) for name in columns.keep), *predictions])
-    # A step makes dictionaries as narrow as its own batch allows; the output holds those of all batches.
+    output = pa.schema([*(frame.field(name) for name in columns.keep), *predictions])
     output = pa.schema([field.with_type(read_type(field.type)).remove_metadata() for field in output])
     partitions = _partitions(files, limits=limits, target_bytes=target_bytes)
     sizes = _sizes(discovery, columns, files=files, output=output, limits=limits, maps=bool(spec.maps))
@@ -76,7 +74,16 @@ def make_plan(
         can_use_tree_engine=engine,
         progress=progress,
         quarantined_files=discovery.rejected,
+        never_null=tuple(sorted(discovery.never_null)) if spec.maps else (),
+        frame_schemas=tuple(schema.serialize().to_pybytes() for schema in frame_schemas),
     )
+
+
+def last_schema(frame_schemas: Sequence[pa.Schema], source: pa.Schema) -> pa.Schema:
+    """Return the schema after the last map step, all columns nullable; without map steps, ``source``."""
+    if not frame_schemas:
+        return source
+    return pa.schema([field.with_nullable(True) for field in frame_schemas[-1]])
 
 
 def _partitions(files: tuple[InputFile, ...], *, limits: Limits, target_bytes: int | None) -> tuple[Partition, ...]:

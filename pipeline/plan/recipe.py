@@ -38,6 +38,7 @@ class MapRecipe:
 
     entrypoint: str
     dtype_backend: str = "numpy"
+    row_wise: str = "checked"
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,10 @@ class StageRecipe:
     """Code of the modules of the steps, as planned."""
     pin_code: bool = False
     """True: a worker whose files differ from ``code`` takes the sources that the job directory keeps."""
+    never_null: tuple[str, ...] = ()
+    """Columns of the source without nulls; see `pipeline.plan.plan.Plan`."""
+    frame_schemas: tuple[bytes, ...] = ()
+    """Arrow schema (IPC) after each of ``maps``; see `pipeline.plan.plan.Plan`."""
     storage: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Options of file systems per URL prefix, with references for secrets; see `pipeline.storage.urls`."""
 
@@ -107,6 +112,7 @@ class StageRecipe:
                 **{k: v for k, v in self.__dict__.items()},
                 "schema": self.schema.hex(),
                 "output_schema": self.output_schema.hex(),
+                "frame_schemas": [schema.hex() for schema in self.frame_schemas],
             }
         )
 

@@ -115,6 +115,8 @@ def plan_from_table(table: pa.Table) -> Plan:
             children=tuple(ChildPlan(**child) for child in record.get("children", ())),
             progress=IncrementalState.from_record(record.get("progress") or {}),
             code=tuple(StepCode.from_record(step) for step in record.get("code", ())),
+            never_null=tuple(record.get("never_null", ())),
+            frame_schemas=tuple(bytes.fromhex(schema) for schema in record.get("frame_schemas", ())),
             **{name: _as_tuple(record[name]) for name in _PLAIN},
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
@@ -142,6 +144,8 @@ def _record(plan: Plan) -> dict[str, Any]:
         **({"children": [child.to_dict() for child in plan.children]} if plan.children else {}),
         "progress": asdict(plan.progress) if plan.progress.work else None,
         "code": [step.to_record() for step in plan.code],
+        "never_null": plan.never_null,
+        "frame_schemas": [schema.hex() for schema in plan.frame_schemas],
         **{name: getattr(plan, name) for name in _PLAIN},
     }
 

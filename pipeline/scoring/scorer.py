@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.common.stopwatch import Stopwatch
 from pipeline.errors import ModelError, OutOfMemory, ReconciliationFailed, StepFailed
@@ -22,18 +21,14 @@ from pipeline.jobs.code_archive import read_archived
 from pipeline.jobs.layout import family_folder
 from pipeline.models.model import Predictor
 from pipeline.plan.memory import next_batch_rows
-from pipeline.plan.recipe import MapRecipe, StageRecipe
-from pipeline.plan.step_code import FoundCode
-from pipeline.scoring.arrow import CONVERSION_ERRORS, take_rows
-from pipeline.scoring.bisection import NoRowWorksError, RowsError, bisect, blame_rows
-from pipeline.scoring.code_search import find_code
+from pipeline.plan.recipe import StageRecipe
+from pipeline.scoring.arrow import LossyCastError, cast_exactly, one_array, take_rows
+from pipeline.scoring.bisection import NoRowWorksError, bisect, blame_rows
 from pipeline.scoring.contract import beyond_finite, check, check_matrix
 from pipeline.scoring.outputs import REJECT_FIELDS, check_scores, score_dtype
 from pipeline.scoring.rows import Failures, Rows
-from pipeline.scoring.step_frames import run_steps
-from pipeline.scoring.step_modules import StepModules
-from pipeline.scoring.steps import Step, import_steps, load_steps
-from pipeline.spec.parts import MapStep
+from pipeline.scoring.step_frames import FrameSchemas, map_rows
+from pipeline.scoring.steps import Step, load_steps
 
 if TYPE_CHECKING:
     from pipeline.sources import SourceBatch
@@ -107,6 +102,10 @@ class Scorer:
             self.steps = recipe_steps(self.recipe)
         self._too_large: tuple[type[BaseException], ...] = (MemoryError, *self.predictor.out_of_memory_errors())
         self._schema = pa.ipc.read_schema(pa.py_buffer(self.recipe.output_schema))
+        self._frames = FrameSchemas(
+            frozenset(self.recipe.never_null),
+            tuple(pa.ipc.read_schema(pa.py_buffer(schema)) for schema in self.recipe.frame_schemas),
+        )
         rules = (*(() if self.recipe.maps else self.recipe.source_rules), *self.recipe.score_rules)
         # Check for infinities in the float32 matrix: it is almost free there, and catches values that overflow float32.
         self._finite = frozenset(rule.column for rule in rules if rule.finite) & set(self.recipe.score.features)
@@ -167,7 +166,7 @@ class Scorer:
             scored = self._predict_rows(rows)
             return replace(scored, failures=Failures.merged([rejected, scored.failures]))
         with self._steps_watch:
-            mapped, failed = map_rows(self.steps, rows, any_worked=self._steps_worked)
+            mapped, failed = map_rows(self.steps, rows, schemas=self._frames, any_worked=self._steps_worked)
         count = sum(map(len, mapped))
         self._steps_worked = self._steps_worked or count > 0
         scored = _ScoredRows.concat([self._predict_rows(part) for part in mapped], self._schema)
@@ -258,68 +257,6 @@ def recipe_steps(recipe: StageRecipe, *, pin_code: bool | None = None) -> tuple[
     )
 
 
-def frame_schema(
-    maps: Sequence[MapStep | MapRecipe],
-    sample: SourceBatch | None,
-    *,
-    schema: pa.Schema | None = None,
-    import_paths: Sequence[str] = (),
-    code: FoundCode | None = None,
-) -> pa.Schema:
-    """Find the columns that rows have after the map steps, by running the steps on a sample.
-
-    Their modules are imported anew, and nothing of them stays in this process.
-
-    :param sample: some rows of the source; None if the source has no rows.
-    :param schema: schema of the source; required without a sample.
-    :param code: code of the steps. Default: found now.
-    :raises StepFailed: when a step cannot be loaded, breaks its contract, or works on no row of the sample.
-    """
-    if sample is None and schema is None:
-        raise ValueError("frame_schema needs a sample or a schema")
-    table = schema.empty_table() if sample is None and schema is not None else sample.table  # type: ignore[union-attr]
-    if not maps:
-        return table.schema
-    recipes = [_map_recipe(step) for step in maps]
-    code = code or find_code([step.entrypoint for step in recipes], import_paths=import_paths)
-    modules = StepModules(code.steps, import_paths=import_paths, sources=code.sources)
-    with modules.in_use():
-        mapped, failed = map_rows(import_steps(recipes, modules), Rows.from_table(table), any_worked=False)
-    if not mapped:
-        raise StepFailed(
-            "the steps fail on every row of a sample",
-            found=f"{failed.messages[0]}\non each of {len(failed)} rows that were tried",
-            next_step="fix the step, then run it on a few rows of the source",
-        )
-    return pa.unify_schemas([rows.table.schema for rows in mapped], promote_options="permissive").remove_metadata()
-
-
-def _map_recipe(step: MapStep | MapRecipe) -> MapRecipe:
-    return step if isinstance(step, MapRecipe) else MapRecipe(step.map, step.dtype_backend)
-
-
-def map_rows(steps: Sequence[Step], rows: Rows, *, any_worked: bool) -> tuple[list[Rows], Failures]:
-    """Run ``steps``, on fewer rows at a time if they raise. Return the results in order, and the rows that fail."""
-
-    def run(start: int, stop: int) -> Rows:
-        return run_steps(steps, rows.slice(start, stop))
-
-    try:
-        if not len(rows):
-            return [run(0, 0)], Failures()
-        outcome = bisect(run, 0, len(rows), any_worked=any_worked)
-    except RowsError as error:  # on no row at all: nothing to bisect
-        raise StepFailed("a step fails on a frame without rows", where=error.source, found=error.message()) from error
-    except NoRowWorksError as error:
-        raise StepFailed(
-            "a step fails on every row",
-            where=error.example.source.removeprefix("step:"),
-            found=f"{error.example.message(lines=6)}\non each of {error.tried} rows that were tried",
-            next_step="fix the step; if only these rows are bad, drop them in the step",
-        ) from error
-    return [part.result for part in outcome.parts], rows.number(outcome.to_failures())
-
-
 def _expect_columns(table: pa.Table, names: Sequence[str]) -> None:
     missing = sorted(set(names) - set(table.column_names))
     if missing:
@@ -332,20 +269,19 @@ def _expect_columns(table: pa.Table, names: Sequence[str]) -> None:
         )
 
 
-def _cast(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
-    """Cast ``column`` to the type of ``field``, if no value changes."""
+def _cast(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray | pa.Array:
+    """Cast ``column`` to the type of ``field``.
+
+    :raises StepFailed: if a value would change.
+    """
     if column.type == field.type:
         return column
     try:
-        if pa.types.is_dictionary(column.type):
-            column = pc.cast(column, column.type.value_type)
-        if pa.types.is_dictionary(field.type):
-            column = pc.cast(column, field.type.value_type).dictionary_encode()
-        return pc.cast(column, field.type)
-    except CONVERSION_ERRORS as error:
+        return cast_exactly(one_array(column), field.type)
+    except LossyCastError as error:
         raise StepFailed(
-            f"the column {field.name!r} that a step made has another type than in the sample",
-            found=f"{column.type}: {error}"[:300],
+            f"the column {field.name!r} cannot be written in its planned type",
+            found=f"{error.value}, type {column.type}",
             expected=f"{field.type}, or values that convert to it without loss",
             next_step="set the dtype of the column in the step, so that it does not depend on the rows",
         ) from error

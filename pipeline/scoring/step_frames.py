@@ -1,74 +1,139 @@
-"""Call map steps with pandas frames, and convert the results to Arrow without loss.
+"""Call map steps with pandas frames. The frame's index says which rows a step returned: it is the identity of a row.
 
-pandas cannot hold all that Arrow can (a null in an integer column, a decimal's scale, a nested type). Columns that a
-step did not change are therefore not converted back: their Arrow originals are used.
+The number of rows says nothing of which they are, so a result without the index is refused.
 """
 
 from __future__ import annotations
 
-import operator
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from pipeline.errors import StepFailed
-from pipeline.scoring.arrow import CONVERSION_ERRORS, take_values
-from pipeline.scoring.bisection import blame_rows
-from pipeline.scoring.rows import Rows
+from pipeline.errors import SpecError, StepFailed
+from pipeline.scoring.arrow import take_rows
+from pipeline.scoring.bisection import NoRowWorksError, RowsError, bisect, blame_rows
+from pipeline.scoring.frame_conversion import to_frame, to_table
+from pipeline.scoring.rows import Failures, Rows
 from pipeline.scoring.steps import Step
 
-ROW_INDEX = "row"
+ROW_INDEX = "__row__"
 """Name of the index of a step's frame: position in the batch, int64, from 0. It identifies the remaining rows."""
+MIN_ROWS = 2
+"""Rows of the smallest frame, but for empty ones. A row alone is doubled: the bits of sums over columns differ in NumPy
+for a single row."""
 
 
-def run_steps(steps: Sequence[Step], rows: Rows) -> Rows:
+@dataclass(frozen=True)
+class FrameSchemas:
+    """The schemas of the frames of a job's steps, equal for all its batches."""
+
+    never_null: frozenset[str] = frozenset()
+    """Columns of the source that have no nulls in the planned files."""
+    after: tuple[pa.Schema, ...] = ()
+    """Columns after each step; empty while they are being planned. Columns that are not nullable have NumPy's dtype of
+    integers or booleans in the next frame."""
+
+    def before_step(self, number: int) -> frozenset[str]:
+        """Return the columns without nulls in the frame of step ``number``, from 0."""
+        if number == 0 or not self.after:
+            return self.never_null
+        return never_null_columns(self.after[number - 1])
+
+    def after_step(self, number: int) -> pa.Schema | None:
+        """Return the columns after step ``number``; None if they are not planned."""
+        return self.after[number] if self.after else None
+
+
+def never_null_columns(schema: pa.Schema) -> frozenset[str]:
+    """Return the columns of ``schema`` that are not nullable."""
+    return frozenset(field.name for field in schema if not field.nullable)
+
+
+def check_source_columns(schema: pa.Schema) -> None:
+    """Check that no column of a source has the name of the index of frames.
+
+    :raises SpecError: if one has.
+    """
+    if ROW_INDEX in schema.names:
+        raise SpecError(
+            f"a source for map steps has a column {ROW_INDEX!r}, the name of the index of their frames",
+            where="source.columns",
+            found=ROW_INDEX,
+            expected="columns of other names",
+            next_step="leave the column out of source.columns, or rename it in the files",
+        )
+
+
+def map_rows(
+    steps: Sequence[Step], rows: Rows, *, schemas: FrameSchemas = FrameSchemas(), any_worked: bool = False
+) -> tuple[list[Rows], Failures]:
+    """Run ``steps``, on fewer rows at a time if they raise. Return the results in order, and the rows that fail.
+
+    :param any_worked: True if the steps are known to work on some row.
+    :raises StepFailed: when a step breaks its contract, or fails on every row.
+    """
+
+    def run(start: int, stop: int) -> Rows:
+        return run_steps(steps, rows.slice(start, stop), schemas=schemas)
+
+    try:
+        if not len(rows):
+            return [run(0, 0)], Failures()
+        outcome = bisect(run, 0, len(rows), any_worked=any_worked)
+    except RowsError as error:  # on no row at all: nothing to bisect
+        raise StepFailed("a step fails on a frame without rows", where=error.source, found=error.message()) from error
+    except NoRowWorksError as error:
+        raise StepFailed(
+            "a step fails on every row",
+            where=error.example.source.removeprefix("step:"),
+            found=f"{error.example.message(lines=6)}\non each of {error.tried} rows that were tried",
+            next_step="fix the step; if only these rows are bad, drop them in the step",
+        ) from error
+    return [part.result for part in outcome.parts], rows.number(outcome.to_failures())
+
+
+def run_steps(steps: Sequence[Step], rows: Rows, *, schemas: FrameSchemas = FrameSchemas()) -> Rows:
     """Run ``steps`` one after the other. Return the rows that they keep, in input order.
 
-    :raises RowsError: when a step raises an exception that rows may have caused.
+    :param schemas: planned schemas of the frames. Default: found from ``rows``.
+    :raises RowsError: when a step raises an exception that rows may have caused, or pandas cannot hold a value.
     :raises StepFailed: when the result of a step is not a frame of these rows.
     """
     table, position = rows.table, rows.position
-    for backend, group in _by_backend(steps):
-        before = _to_pandas(table, backend)
-        # Writing into a shallow copy copies first (pandas' copy-on-write), so that `before` stays as it is.
-        after = before.copy(deep=False)
-        kept = np.arange(table.num_rows, dtype=np.int64)
-        for step in group:
-            index = pd.Index(np.arange(len(after), dtype=np.int64), name=ROW_INDEX)
-            after, remaining = _call_step(step, after.set_axis(index, axis=0))
-            kept = kept[remaining]
-        table, position = _to_arrow(after, table, before, kept, where=group[-1].entrypoint), position[kept]
+    never_null = schemas.before_step(0)
+    for number, step in enumerate(steps):
+        planned = schemas.after_step(number)
+        table, kept = run_step(step, table, never_null=never_null, planned=planned)
+        position = position[kept]
+        never_null = never_null_columns(table.schema if planned is None else planned)
     return Rows(table, position)
 
 
-def _by_backend(steps: Sequence[Step]) -> list[tuple[str, list[Step]]]:
-    """Group consecutive steps of one backend, which pass the frame on without conversion."""
-    groups: list[tuple[str, list[Step]]] = []
-    for step in steps:
-        if groups and groups[-1][0] == step.dtype_backend:
-            groups[-1][1].append(step)
-        else:
-            groups.append((step.dtype_backend, [step]))
-    return groups
+def run_step(
+    step: Step, table: pa.Table, *, never_null: Collection[str] = (), planned: pa.Schema | None = None
+) -> tuple[pa.Table, np.ndarray]:
+    """Run one step. Return its rows in the order of ``table``, and int64 [rows], the position of each in ``table``.
 
-
-def _to_pandas(table: pa.Table, backend: str) -> pd.DataFrame:
-    frame: pd.DataFrame = table.to_pandas(
-        types_mapper=_arrow_dtype if backend == "pyarrow" else None, ignore_metadata=True
-    )
-    return frame
-
-
-def _arrow_dtype(kind: pa.DataType) -> pd.ArrowDtype:
-    # Arrow cannot select rows of view types, which would make a step fail at its first filter.
-    views = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
-    return pd.ArrowDtype(views.get(kind, kind))
+    :param never_null: columns of ``table`` planned without nulls.
+    :param planned: planned columns of the result. Default: found from the result, with the nullability of each.
+    """
+    is_doubled = 0 < table.num_rows < MIN_ROWS
+    given = pa.concat_tables([table] * MIN_ROWS) if is_doubled else table
+    before = to_frame(given, backend=step.dtype_backend, never_null=never_null)
+    # Writing into a shallow copy copies first (pandas' copy-on-write), so that `before` stays as it is.
+    index = pd.Index(np.arange(given.num_rows, dtype=np.int64), name=ROW_INDEX)
+    after, rows = _call_step(step, before.copy(deep=False).set_axis(index, axis=0))
+    result = to_table(after, table=given, before=before, rows=rows, planned=planned, where=step.entrypoint)
+    if not is_doubled:
+        return result, rows
+    first = np.flatnonzero(rows < table.num_rows)
+    return take_rows(result, first), rows[first]
 
 
 def _call_step(step: Step, frame: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
@@ -96,15 +161,7 @@ def _show_warnings() -> AbstractContextManager[Any]:
 def _remaining_rows(step: Step, result: pd.DataFrame, count: int) -> tuple[pd.DataFrame, np.ndarray]:
     index = result.index
     if index.name != ROW_INDEX or index.nlevels != 1:
-        if len(result) == count:
-            return result, np.arange(count, dtype=np.int64)
-        raise _broken(
-            step,
-            f"a step lost the index {ROW_INDEX!r} and returned another number of rows: which ones is unknown",
-            found=f"{len(result)} of {count} rows, index {index.name!r}",
-            expected=f"the index {ROW_INDEX!r} it was given, less the rows it drops",
-            next_step="do not reset the index, or set it again with frame.set_index('row')",
-        )
+        return result, _rows_without_index(step, result, count)
     if not pd.api.types.is_integer_dtype(index.dtype):
         raise _broken(step, f"a step changed the index {ROW_INDEX!r}", found=str(index.dtype), expected="int64")
     rows = index.to_numpy(dtype=np.int64)
@@ -114,6 +171,7 @@ def _remaining_rows(step: Step, result: pd.DataFrame, count: int) -> tuple[pd.Da
             "a step added rows: it may change and drop them only",
             found=f"{len(rows)} rows from {count}, {len(rows) - index.nunique()} of them twice",
             expected=f"each value of the index {ROW_INDEX!r} at most once",
+            next_step="remove rows with the same key from a table before it is joined",
         )
     if not index.is_monotonic_increasing:
         order = np.argsort(rows, kind="stable")
@@ -121,75 +179,22 @@ def _remaining_rows(step: Step, result: pd.DataFrame, count: int) -> tuple[pd.Da
     return result, rows
 
 
+def _rows_without_index(step: Step, result: pd.DataFrame, count: int) -> np.ndarray:
+    """Return the position of each row of a frame that lost the index: by order, if the spec says so."""
+    index = result.index
+    is_new = isinstance(index, pd.RangeIndex) and (index.start, index.step) == (0, 1)
+    if step.row_wise == "unchecked" and is_new and len(result) == count:
+        return np.arange(count, dtype=np.int64)
+    raise _broken(
+        step,
+        f"a step lost the index {ROW_INDEX!r}: which of its rows is which is unknown",
+        found=f"{len(result)} rows from {count}, index {index.name or type(index).__name__!r}",
+        expected=f"the index {ROW_INDEX!r} it was given, less the rows it drops",
+        next_step='join a table with frame.join(table.set_index("key"), on="key"), which keeps the index; leave out '
+        "ignore_index and reset_index; if the step keeps number and order of the rows, end it with "
+        ".set_index(frame.index)",
+    )
+
+
 def _broken(step: Step, message: str, **details: str) -> StepFailed:
     return StepFailed(message, where=step.entrypoint, **details)
-
-
-def _to_arrow(after: pd.DataFrame, table: pa.Table, before: pd.DataFrame, rows: np.ndarray, *, where: str) -> pa.Table:
-    """Convert ``after`` to Arrow. For a column equal to ``before`` at ``rows``, use the original one of ``table``."""
-    is_complete = len(rows) == table.num_rows
-    columns = []
-    for position, name in enumerate(after.columns):
-        series = after.iloc[:, position]
-        column = None
-        if name in before.columns and _is_unchanged(series, before[name], None if is_complete else rows):
-            column = table.column(name) if is_complete else take_values(table.column(name), rows)
-            if pa.types.is_nested(column.type) and not _has_same_cells(column, series):
-                column = None
-        columns.append(_convert(series, name, where=where) if column is None else column)
-    if not columns:
-        raise StepFailed("a step returned no columns", where=where)
-    return pa.table(columns, names=list(after.columns))
-
-
-def _is_unchanged(after: pd.Series[Any], before: pd.Series[Any], rows: np.ndarray | None) -> bool:
-    if after.dtype != before.dtype:
-        return False
-    values, originals = after.array, before.array
-    if not isinstance(values, pd.arrays.NumpyExtensionArray):
-        originals = originals if rows is None else originals.take(rows)
-        return bool(values.equals(originals))
-    new, old = values.to_numpy(), originals.to_numpy()
-    if rows is None and new.ctypes.data == old.ctypes.data and new.strides == old.strides:
-        return True
-    old = old if rows is None else old[rows]
-    if new.dtype == object:
-        return all(map(operator.is_, new, old))
-    # Bits, not values: 0.0 in place of -0.0 is a change, and a NaN that stayed is none.
-    bits = f"u{new.dtype.itemsize}"
-    return bool(np.array_equal(np.ascontiguousarray(new).view(bits), np.ascontiguousarray(old).view(bits)))
-
-
-def _has_same_cells(column: pa.ChunkedArray, series: pd.Series[Any]) -> bool:
-    """Return False if a step changed lists or dicts of ``series`` in place; ``column`` has the original ones."""
-    if series.dtype != object:
-        return True
-    try:
-        cells = [pa.array(cells, type=column.type, from_pandas=True) for cells in (series, column.to_pandas())]
-    except CONVERSION_ERRORS:
-        return False
-    return bool(cells[0].equals(cells[1]))
-
-
-def _convert(series: pd.Series[Any], name: str, *, where: str) -> pa.Array:
-    try:
-        column = pa.array(series, from_pandas=True)
-    except CONVERSION_ERRORS as error:
-        raise StepFailed(
-            f"the column {name!r} that a step made cannot be written",
-            where=where,
-            found=f"dtype {series.dtype}: {error}"[:300],
-            expected="values of one type",
-        ) from error
-    # pandas makes large strings and dictionaries of any width: use one type for all batches.
-    kind = plain_type(column.type)
-    return column if kind == column.type else pc.cast(column, kind)
-
-
-def plain_type(kind: pa.DataType) -> pa.DataType:
-    """Return the type in which a column of pandas is written."""
-    if pa.types.is_large_string(kind):
-        return pa.string()
-    if pa.types.is_dictionary(kind):
-        return pa.dictionary(pa.int32(), plain_type(kind.value_type), ordered=kind.ordered)
-    return kind

@@ -20,6 +20,7 @@ class Step:
     entrypoint: str
     function: Function
     dtype_backend: str = "numpy"
+    row_wise: str = "checked"
 
 
 def load_steps(
@@ -49,7 +50,9 @@ def load_steps(
 
 def import_steps(maps: Sequence[MapRecipe], modules: StepModules) -> tuple[Step, ...]:
     """Return the steps of a recipe from ``modules``."""
-    return tuple(Step(step.entrypoint, modules.function(step.entrypoint), step.dtype_backend) for step in maps)
+    return tuple(
+        Step(step.entrypoint, modules.function(step.entrypoint), step.dtype_backend, step.row_wise) for step in maps
+    )
 
 
 def check_step(entrypoint: str, *, import_paths: Sequence[str] = ()) -> None:

@@ -39,6 +39,7 @@ class SourceAdapter(Protocol):
         planned: Collection[InputFile] | None = None,
         selection: Mapping[str, FileSelection] | None = None,
         quarantine_files: bool = False,
+        count_nulls: bool = False,
         threads: int = 16,
     ) -> Discovery:
         """See `discover`."""
@@ -109,6 +110,7 @@ def discover(
     planned: Collection[InputFile] | None = None,
     selection: Mapping[str, FileSelection] | None = None,
     quarantine_files: bool = False,
+    count_nulls: bool = False,
     threads: int = 16,
 ) -> Discovery:
     """Find the files of ``source`` and read their metadata.
@@ -118,6 +120,7 @@ def discover(
     :param planned: the only files to use, in their planned versions; newer files are ignored.
     :param selection: the only files to score, by path. If empty, the result has the schema alone.
     :param quarantine_files: quarantine files that are damaged, or whose columns differ from most, instead of raising.
+    :param count_nulls: find out which columns have no nulls (`Discovery.never_null`).
     :param threads: files whose metadata is read at the same time.
     :raises MissingInput: if there is no file.
     :raises InputChanged: if a file of ``planned`` was changed or removed.
@@ -131,6 +134,7 @@ def discover(
         planned=planned,
         selection=selection,
         quarantine_files=quarantine_files,
+        count_nulls=count_nulls,
         threads=threads,
     )
     return replace(discovery, format=source.format)

@@ -50,6 +50,8 @@ class Discovery:
     """Figures per column of each of ``files``."""
     format: str = "parquet"
     """Name of the adapter that reads the files."""
+    never_null: frozenset[str] = frozenset()
+    """Columns of integers and booleans without nulls in all selected row groups; any other column may have nulls."""
 
     @property
     def physical(self) -> tuple[str, ...]:

@@ -237,7 +237,12 @@ class MapStep(SpecModel):
     """``module:function``, pandas DataFrame -> pandas DataFrame. Its result for a row must not depend on the other rows
     of the batch. It may drop rows; the index tells which rows remain."""
     dtype_backend: Literal["numpy", "pyarrow"] = "numpy"
-    """Dtypes of the DataFrame: pandas' defaults, or `pandas.ArrowDtype` for every column."""
+    """Dtypes of the DataFrame, the same for all batches of a job. ``numpy``: pandas' defaults; integers and booleans
+    are nullable (``Int64``, ``boolean``) unless statistics of all files prove that there are no nulls. ``pyarrow``:
+    `pandas.ArrowDtype` for every column. Both decode dictionaries."""
+    row_wise: Literal["checked", "unchecked"] = "checked"
+    """``checked``: planning runs the step on a sample in seven ways, and refuses it if the result for a row differs.
+    ``unchecked``: no check; a result with a fresh index and as many rows as before is taken to be in their order."""
 
 
 class Output(SpecModel):

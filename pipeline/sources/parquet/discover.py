@@ -22,6 +22,7 @@ from pipeline.sources.filters.parse import Filter, parse_filter
 from pipeline.sources.locate import HIVE_NULL, SourceFile, locate, locate_planned
 from pipeline.sources.parquet.footer_guard import FooterGuard, read_unknown_footer
 from pipeline.sources.parquet.footers import Footer, Layout, SmallFiles, digest_footer, group_marks
+from pipeline.sources.parquet.null_counts import NullCounts
 from pipeline.sources.parquet.opening import arrow_schema, footer_bytes, footer_errors, parse_footer
 from pipeline.sources.parquet.screening import ScreenedFiles, screen_files
 from pipeline.sources.parquet.widths import with_decoded_widths
@@ -45,6 +46,7 @@ def discover(
     planned: Collection[InputFile] | None = None,
     selection: Mapping[str, FileSelection] | None = None,
     quarantine_files: bool = False,
+    count_nulls: bool = False,
     threads: int = 16,
 ) -> Discovery:
     """Find the files of ``source`` and read their footers; see `pipeline.sources.discover`."""
@@ -66,7 +68,8 @@ def discover(
     if condition is not None:
         condition.check(_with_keys(common.all_fields(), keys))
     small = SmallFiles(screened.files, columns=len(common.own))
-    reader = _FooterReader(common, first, small, keys, condition, selection, quarantine_files, guard)
+    nulls = NullCounts(_with_keys(common.fields(), keys)) if count_nulls else None
+    reader = _FooterReader(common, first, small, keys, condition, selection, quarantine_files, guard, nulls)
     results = tuple(_in_parallel(reader.read, screened.files, threads=threads))
     no_files = [quarantined_file(error.where, error) for error in unusable or ()]
     quarantined = [
@@ -86,6 +89,8 @@ def discover(
         filter=source.filter,
         rejected=tuple(sorted(quarantined, key=lambda file: file.path)),
         measured=footers,
+        # A quarantined file may be repaired later, and then it may hold nulls.
+        never_null=reader.nulls.never_null if reader.nulls and not quarantined else frozenset(),
     )
 
 
@@ -115,6 +120,7 @@ class _FooterReader:
     selection: Mapping[str, FileSelection] | None
     quarantine_files: bool
     guard: FooterGuard
+    nulls: NullCounts | None
 
     def read(self, file: SourceFile) -> Footer | QuarantinedFile:
         """Return the footer of ``file``, or the quarantined file.
@@ -142,7 +148,8 @@ class _FooterReader:
         No detail is read of most small files, and files that were screened have been tried.
         """
         metadata = parse_footer(file.path, footer)
-        is_detailed = self.condition is not None or self.selection is not None or self.small.is_measured(file)
+        needs_statistics = self.condition is not None or self.selection is not None or self.nulls is not None
+        is_detailed = needs_statistics or self.small.is_measured(file)
         if not self.quarantine_files and (is_detailed or not self.common.has_schema(metadata)):
             self.guard.check(file.path, footer)
         return metadata
@@ -151,7 +158,10 @@ class _FooterReader:
         layout = self.common.check(file, metadata)
         small = self.small if layout is self.common.layout else None
         footer = digest_footer(file, metadata, layout=layout, keys=self.keys, condition=self.condition, small=small)
-        return _select(footer, metadata, self.selection[file.path]) if self.selection else footer
+        footer = _select(footer, metadata, self.selection[file.path]) if self.selection else footer
+        if self.nulls is not None:
+            self.nulls.add(file, metadata, layout=layout, selected=footer.selected)
+        return footer
 
 
 def _select(footer: Footer, metadata: pq.FileMetaData, selection: FileSelection) -> Footer:

@@ -34,6 +34,7 @@ class ParquetSource:
         planned: Collection[InputFile] | None = None,
         selection: Mapping[str, FileSelection] | None = None,
         quarantine_files: bool = False,
+        count_nulls: bool = False,
         threads: int = 16,
     ) -> Discovery:
         """Find the files and read their footers."""
@@ -43,6 +44,7 @@ class ParquetSource:
             planned=planned,
             selection=selection,
             quarantine_files=quarantine_files,
+            count_nulls=count_nulls,
             threads=threads,
         )
 

@@ -441,6 +441,7 @@ def test_the_template_is_valid_with_every_comment_taken_away() -> None:
     others = (
         "- map:",
         "  dtype_backend:",
+        "  row_wise:",
         "  age:",
         "  plan:",
         "  s3:",

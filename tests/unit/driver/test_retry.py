@@ -17,7 +17,7 @@ from pipeline.plan.plan import Limits
 from pipeline.plan.planner import make_plan
 from pipeline.scoring.outputs import prediction_schema
 from pipeline.scoring.partition import score_partition
-from pipeline.scoring.scorer import frame_schema
+from pipeline.scoring.step_plan import plan_frames
 from pipeline.settings import Settings
 from pipeline.sinks import publish
 from pipeline.sources import discover, sample_batch
@@ -68,7 +68,7 @@ def make_job(folder: Path, lake: Lake, model: Path, *, done: int | None = None) 
         spec,
         model=version,
         discovery=found,
-        frame_schema=frame_schema(spec.maps, batch, import_paths=(str(folder),)),
+        frame_schemas=plan_frames(spec.maps, batch.table, import_paths=(str(folder),)),
         predictions=prediction_schema(version, output=spec.score.output_spec),
         limits=Limits(workers=2, threads=2, memory=4 << 30),
     )

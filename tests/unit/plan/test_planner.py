@@ -69,7 +69,7 @@ def plan(job=None, *, version=None, found=None, frame=None, predictions=PREDICTI
         job or spec(),
         model=version or model("x", "y"),
         discovery=found,
-        frame_schema=found.schema if frame is None else frame,
+        frame_schemas=() if frame is None else (frame,),
         predictions=predictions,
         limits=limits,
         **options,

@@ -49,7 +49,6 @@ def make_job(tmp_path: Path, lake: Lake, model_path: Path, **fields: object) -> 
         spec,
         model=version,
         discovery=found,
-        frame_schema=found.schema,
         predictions=prediction_schema(version, output=spec.score.output_spec),
         limits=Limits(workers=2, threads=2, memory=4 << 30),
     )

@@ -15,7 +15,8 @@ from pipeline.models.model import Feature, ModelVersion
 from pipeline.plan.recipe import REJECT_COLUMNS, ColumnRule, MapRecipe
 from pipeline.scoring.outputs import prediction_schema, reject_schema
 from pipeline.scoring.rows import Rows
-from pipeline.scoring.scorer import MIN_HALVED_ROWS, ScoredBatch, Scorer, frame_schema
+from pipeline.scoring.scorer import MIN_HALVED_ROWS, ScoredBatch, Scorer
+from pipeline.scoring.step_plan import plan_frames
 from pipeline.scoring.steps import Step
 from pipeline.sources import SourceBatch
 from pipeline.spec.parts import Output
@@ -313,7 +314,7 @@ def test_a_column_that_a_step_lost_is_named() -> None:
     assert (caught.value.expected, caught.value.next_step) == ("name", "did you mean nam?")
 
 
-def test_frame_schema_is_what_the_steps_make_of_a_sample(in_folder: Path) -> None:
+def test_planned_columns_are_what_the_steps_make_of_a_sample(in_folder: Path) -> None:
     (in_folder / "schema_features.py").write_text(
         "def build(frame):\n"
         "    if (frame['id'] == 2).any():\n"
@@ -323,13 +324,13 @@ def test_frame_schema_is_what_the_steps_make_of_a_sample(in_folder: Path) -> Non
         "    return frame['nothing']\n"
     )
     table = table_of(9)
-    assert frame_schema([], make_batch(table)).equals(table.schema)
+    assert plan_frames([], table) == ()
     wanted = [("id", pa.int64()), ("a", pa.float64()), ("name", pa.string()), ("w", pa.string()), ("n", pa.bool_())]
     maps = [MapRecipe("schema_features:build")]
-    assert frame_schema(maps, make_batch(table)).equals(pa.schema(wanted))
-    assert frame_schema(maps, None, schema=table.schema).names == ["id", "a", "name", "w", "n"]
+    assert plan_frames(maps, table) == (pa.schema(wanted),)
+    assert plan_frames(maps, table.slice(0, 0))[0].names == ["id", "a", "name", "w", "n"]
     with pytest.raises(StepFailed, match="every row of a sample") as caught:
-        frame_schema([MapRecipe("schema_features:broken")], make_batch(table))
+        plan_frames([MapRecipe("schema_features:broken")], table)
     assert "KeyError: 'nothing'" in caught.value.found
 
 
