@@ -185,7 +185,9 @@ def _replan(
     predictions = prediction_schema(model, spec.score.output_spec)
     discovery = _discovery(ledger, spec)
     is_same_frame = spec.maps == last.spec.maps and is_same_code
-    frames = last.frames if is_same_frame else _frame_schemas(ledger, spec, discovery, code, import_paths)
+    frames = (
+        last.frames if is_same_frame and last.frames else _frame_schemas(ledger, spec, discovery, code, import_paths)
+    )
     columns = _columns(spec, model, discovery, frames, outputs=tuple(predictions.names))
     _check_same_output(ledger.base.plan, columns.keep, predictions)
     added_memory = shared_memory(model.nbytes, engine=last.can_use_tree_engine) - shared_memory(

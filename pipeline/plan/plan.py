@@ -179,7 +179,7 @@ class Plan:
                 "schemas": [self.source_schema.hex(), self.output_schema.hex()],
                 "rules": [self.source_rules, self.score_rules],
                 "frames": [self.never_null, *(schema.hex() for schema in self.frame_schemas)]
-                if self.spec.maps
+                if self.frame_schemas
                 else None,
                 "scored": [self.features, self.keep, self.outputs],
                 "children": [[child.slug, child.value, child.work] for child in self.children],
