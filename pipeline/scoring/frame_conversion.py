@@ -296,7 +296,8 @@ def _is_nan(column: pa.ChunkedArray, rows: np.ndarray) -> np.ndarray:
     array = decoded(one_array(column))
     values: np.ndarray = np.isnan(array.to_numpy(zero_copy_only=False))
     values &= array.is_valid().to_numpy(zero_copy_only=False)
-    return values[rows]
+    chosen: np.ndarray = values[rows]
+    return chosen
 
 
 def _unchanged_cells(cells: np.ndarray, source: pa.ChunkedArray) -> np.ndarray:
