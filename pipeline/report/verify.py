@@ -241,7 +241,7 @@ class _Facts:
         same = 0
         source = find_source(self.ledger.base.plan.spec.source.format)
         for file in self.ledger.files.values():
-            if not _is_unchanged(file.path, file.size, file.version):
+            if not _is_unchanged(file):
                 continue
             rows = source.count_rows(file.path)
             planned = sum(group.rows for group in file.row_groups)
@@ -356,9 +356,10 @@ def _check_file(store: Store, name: str, *, rows: int, size: int, sha256: str) -
         )
 
 
-def _is_unchanged(path: str, size: int, version: str) -> bool:
+def _is_unchanged(file: InputFile) -> bool:
+    """True if an input file exists as it was planned."""
     try:
-        return has_version(path, size, version)
+        return has_version(file.path, file.size, file.version)
     except (OSError, PipelineError):
         return False
 
@@ -444,7 +445,7 @@ def rescore_sample(job: JobDirectory, ledger: Ledger, *, rows: int, random: Rand
     for chosen in _choose(ledger.done, rows=rows, random=random):
         round = chosen.receipt.round
         file = files[round][chosen.part.path]
-        if not (chosen.receipt.before or _is_there(file)):
+        if not (chosen.receipt.before or _is_unchanged(file)):
             result.skipped += 1
             continue
         again = _score_again(job.recipe_of(ledger.round(round)), file, chosen)
@@ -543,10 +544,3 @@ def same_values(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
         return True
     # For containers with NaN, and for dictionaries that number the same values differently.
     return repr(one.to_pylist()) == repr(other.to_pylist())
-
-
-def _is_there(file: InputFile) -> bool:
-    try:
-        return has_version(file.path, file.size, file.version)
-    except OSError:
-        return False

@@ -23,20 +23,20 @@ def check_place(path: str, *, sources: Sequence[str], state: Sequence[str] = ())
     :raises RefusedForSafety: when ``path`` overlaps with ``sources`` or ``state``, or is ``/``, the user's home, the
         working directory, or a folder above one of these.
     """
-    place = real_place(path)
+    sink = real_place(path)
     if is_local_path(path):
         for folder, name in ((Path.home(), "your home"), (Path.cwd(), "the working directory")):
-            if _is_within(_parts(os.path.realpath(folder)), _parts(place)):
-                raise _refused(path, f"{place} is {name} or a folder above it")
-    if len(_parts(place)) <= 1:
-        raise _refused(path, f"{place} is everything there is")
+            if _is_within(_parts(os.path.realpath(folder)), _parts(sink)):
+                raise _refused(path, f"{sink} is {name} or a folder above it")
+    if len(_parts(sink)) <= 1:
+        raise _refused(path, f"{sink} is the root of the storage")
     for source in sources:
-        if _overlaps(place, source):
-            raise _refused(path, f"it overlaps with the source {source}")
+        if _overlaps(sink, source):
+            raise _refused(path, f"{sink} overlaps with the source {source}")
     for folder_of_jobs in state:
-        kept = _parts(real_place(folder_of_jobs))
-        if _is_within(kept, _parts(place)) or _is_within(_parts(place), kept):
-            raise _refused(path, f"it overlaps with the job directories in {folder_of_jobs}")
+        jobs = _parts(real_place(folder_of_jobs))
+        if _is_within(jobs, _parts(sink)) or _is_within(_parts(sink), jobs):
+            raise _refused(path, f"{sink} overlaps with the job directories in {folder_of_jobs}")
 
 
 def real_place(path: str) -> str:
@@ -47,18 +47,18 @@ def real_place(path: str) -> str:
     return f"{scheme}{separator}{rest.rstrip('/')}"
 
 
-def _overlaps(place: str, source: str) -> bool:
+def _overlaps(sink: str, source: str) -> bool:
     magic = _MAGIC.search(source)
     if magic is None:
-        there = _parts(real_place(source))
-        return _is_within(_parts(place), there) or _is_within(there, _parts(place))
+        folder = _parts(real_place(source))
+        return _is_within(_parts(sink), folder) or _is_within(folder, _parts(sink))
     slash = source.rfind("/", 0, magic.start())
     base = _parts(real_place(source[: max(slash, 1)] if slash >= 0 else "."))
-    if _is_within(base, _parts(place)):
+    if _is_within(base, _parts(sink)):
         return True
-    if not _is_within(_parts(place), base):
+    if not _is_within(_parts(sink), base):
         return False
-    below = _parts(place)[len(base) :]
+    below = _parts(sink)[len(base) :]
     patterns = PurePosixPath(source[slash + 1 :]).parts
     # If a glob matches the sink's folders or part of their path, the next run would read this run's output.
     for part, pattern in zip(below, patterns, strict=False):
@@ -73,8 +73,8 @@ def _is_within(parts: tuple[str, ...], folder: tuple[str, ...]) -> bool:
     return parts[: len(folder)] == folder
 
 
-def _parts(place: str) -> tuple[str, ...]:
-    scheme, separator, rest = place.rpartition("://")
+def _parts(path: str) -> tuple[str, ...]:
+    scheme, separator, rest = path.rpartition("://")
     return (scheme + separator or "/", *(part for part in rest.split("/") if part))
 
 

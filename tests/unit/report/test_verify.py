@@ -97,6 +97,27 @@ def _edit(job: JobDirectory, change: Callable[[Receipt], Receipt], number: int =
     job.store.replace(f"rounds/0/receipts/{receipt.partition}.json", change(receipt).to_json_bytes())
 
 
+@pytest.mark.parametrize(
+    ("spoil", "detail"),
+    [
+        (
+            lambda out: (out / "part-99999-deadbeef-1.parquet").write_bytes(b"PAR1"),
+            "1 Parquet file that no publication",
+        ),
+        (lambda out: (out / "_SUCCESS").unlink(), "no _SUCCESS"),
+        (lambda out: (out / "_SUCCESS").write_text("{}"), "_SUCCESS is of another state"),
+    ],
+)
+def test_what_a_reader_of_the_folder_would_count_wrongly(
+    tmp_path: Path, job: JobDirectory, spoil: Callable[[Path], object], detail: str
+) -> None:
+    """A stray file, and a mark of success that is missing or of another state, fail the check of the output."""
+    spoil(tmp_path / "out")
+    wrong = failed(verify(job, sample=10, seed=1))
+    assert wrong.keys() == {"output"}
+    assert detail in wrong["output"]
+
+
 def test_missing_receipt(job: JobDirectory) -> None:
     job.store.remove(f"rounds/0/receipts/{job.receipts.all()[0].partition}.json")
     assert {"partitions", "rows", "manifest"} <= set(failed(verify(job, sample=10, seed=1)))
