@@ -39,10 +39,12 @@ from pipeline.scoring.steps import prepended_sys_path
 from pipeline.settings import Settings
 from pipeline.sinks import check_conditional_writes
 from pipeline.spec.job_spec import JobSpec
+from pipeline.storage.urls import own_storage_options
 
 logger = logging.getLogger(__name__)
 
 
+@own_storage_options()
 def run(
     spec: JobSpec,
     *,
@@ -68,6 +70,7 @@ def run(
     return run_job(job, settings=settings, callbacks=callbacks)
 
 
+@own_storage_options()
 def resume(job: str, *, settings: Settings | None = None, callbacks: Sequence[Callback] = ()) -> Report:
     """Resume an unfinished job. Completed partitions are not scored again. For a finished job, return its report.
 
@@ -79,6 +82,7 @@ def resume(job: str, *, settings: Settings | None = None, callbacks: Sequence[Ca
     return run_job(directory, settings=settings, callbacks=callbacks)
 
 
+@own_storage_options()
 def retry(
     job: str,
     *,
@@ -107,6 +111,7 @@ def retry(
     return _update_fan_out(directory, report, settings=cluster_settings)
 
 
+@own_storage_options()
 def run_job(
     job: JobDirectory,
     *,
@@ -227,6 +232,7 @@ def _update_fan_out(job: JobDirectory, report: Report, *, settings: Settings) ->
     return report
 
 
+@own_storage_options()
 def probe_plan(
     prepared: Prepared, *, settings: Settings, count: int, callbacks: Sequence[Callback] = ()
 ) -> tuple[str, Estimate]:

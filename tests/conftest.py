@@ -148,10 +148,9 @@ def reached(server: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def own_storage_options() -> Iterator[None]:
     """What a test's job says of file systems counts for that test only, as for a process of its own."""
-    before = dict(storage._options)
-    yield
-    storage._options.clear()
-    storage._options.update(before)
+    with storage.own_storage_options():
+        storage.use_storage_options({})
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -36,6 +36,7 @@ from pipeline.spec.parts import (
     StepChange,
 )
 from pipeline.spec.triggers import Trigger
+from pipeline.storage.urls import own_storage_options
 
 if TYPE_CHECKING:
     from pipeline.execution.graph import DaskFrame
@@ -198,7 +199,7 @@ class Job:
         PipelineError
             If the job cannot run, such as MissingInput, SchemaDrift, ModelError or InsufficientMemory.
         """
-        with prepended_sys_path(self.settings.import_paths):
+        with own_storage_options(), prepended_sys_path(self.settings.import_paths):
             prepared = prepare(self.spec, settings=self.settings)
         return plan_summary(prepared.plan, prepared.limits)
 
@@ -308,7 +309,7 @@ class Job:
                 next_step="remove fan_out, and filter for the value",
             )
         # The sink is not checked: nothing is written to it.
-        with prepended_sys_path(self.settings.import_paths):
+        with own_storage_options(), prepended_sys_path(self.settings.import_paths):
             plan = draft(self.spec, settings=self.settings).plan
         recipe = plan.recipe(job=self.spec.name, directory="", import_paths=self.settings.import_paths)
         return graph.scored(recipe, plan.partitions, plan.versions, meta=scored_meta(recipe))

@@ -24,6 +24,7 @@ from pipeline.jobs.fan_out import commit_fan_out
 from pipeline.jobs.status import Status
 from pipeline.report.report import Report
 from pipeline.settings import Settings
+from pipeline.storage.urls import with_storage_options
 
 logger = logging.getLogger(__name__)
 LEASE_CHECK_SECONDS = 0.5
@@ -177,7 +178,8 @@ class _ChildPool:
         :raises Fenced: when another driver has taken over the fan-out.
         """
         with ThreadPoolExecutor(width, thread_name_prefix="child") as pool:
-            running: set[Future[None]] = {pool.submit(self._run_child, child) for child in children}
+            run_child = with_storage_options(self._run_child)
+            running: set[Future[None]] = {pool.submit(run_child, child) for child in children}
             try:
                 while running:
                     _, running = wait(running, timeout=LEASE_CHECK_SECONDS, return_when=FIRST_COMPLETED)

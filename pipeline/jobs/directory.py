@@ -178,7 +178,7 @@ class JobDirectory:
 
     @property
     def plan(self) -> Plan:
-        """The stored plan, read when it is first needed.
+        """The stored plan, read when it is first needed. This thread works for the job from then on.
 
         :raises StateCorrupt: when the digest of the stored plan is not the one in ``job.json``.
         """
@@ -193,7 +193,7 @@ class JobDirectory:
                     next_step="restore the file, or run the job spec again as a new job",
                 )
             self._plan = plan
-            use_storage_options(plan.spec.storage)
+        use_storage_options(self._plan.spec.storage)
         return self._plan
 
     @cached_property

@@ -17,7 +17,7 @@ from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.record import JobRecord
 from pipeline.jobs.status import Status
 from pipeline.storage.store import open_store
-from pipeline.storage.urls import is_local_path
+from pipeline.storage.urls import is_local_path, with_storage_options
 
 logger = logging.getLogger(__name__)
 LAST = "@last"
@@ -116,7 +116,7 @@ def _each(root: str | os.PathLike[str], call: Callable[[A], B], items: Sequence[
     if is_local_path(os.fspath(root)):
         return [call(item) for item in items]
     with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(call, items))
+        return list(pool.map(with_storage_options(call), items))
 
 
 def _folders(root: str | os.PathLike[str]) -> list[str]:

@@ -13,12 +13,13 @@ from pipeline.errors import OutputConflict, SpecError
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.manifest import Manifest
 from pipeline.sinks import find_sink, read_published
-from pipeline.storage.urls import use_storage_options
+from pipeline.storage.urls import own_storage_options, use_storage_options
 
 if TYPE_CHECKING:
     from pipeline.execution.graph import DaskFrame
 
 
+@own_storage_options()
 def output_frame(job: JobDirectory) -> pd.DataFrame:
     """Return the published rows of a job as a pandas DataFrame, in source order."""
     files, meta, read = _published(job)
@@ -26,6 +27,7 @@ def output_frame(job: JobDirectory) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True) if frames else meta
 
 
+@own_storage_options()
 def output_dask(job: JobDirectory) -> DaskFrame:
     """Return the published rows of a job as a lazy Dask DataFrame, one Dask partition per file."""
     from pipeline.execution.graph import from_files
@@ -34,6 +36,7 @@ def output_dask(job: JobDirectory) -> DaskFrame:
     return from_files(read, files, meta=meta)
 
 
+@own_storage_options()
 def read_file(path: str, *, format: str, storage: Mapping[str, Any]) -> pd.DataFrame:
     """Return the rows of one published file.
 

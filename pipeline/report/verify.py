@@ -40,6 +40,7 @@ from pipeline.sources import find_source
 from pipeline.sources.locate import has_version
 from pipeline.storage.local import file_sha256
 from pipeline.storage.store import Store, open_store
+from pipeline.storage.urls import own_storage_options
 
 _SHOWN = 3
 
@@ -109,6 +110,7 @@ class _Wrong(Exception):
     """A check failed; the text is its detail."""
 
 
+@own_storage_options()
 def verify(job: JobDirectory, *, sample: int = 1000, seed: int | None = None) -> Verification:
     """Check a job's receipts against its plan, its files, the input's footers, the manifest and the output.
 

@@ -22,12 +22,13 @@ from pipeline.scoring.partition import RowCounter, Versions, read_partition
 from pipeline.scoring.scorer import Scorer
 from pipeline.sources import read_ahead
 from pipeline.spec.parts import Output
-from pipeline.storage.urls import use_storage_options
+from pipeline.storage.urls import own_storage_options, use_storage_options
 
 FRAME_BATCH_ROWS = 1 << 16
 """Rows of a pandas frame per batch."""
 
 
+@own_storage_options()
 def score_to_frame(recipe: StageRecipe, partition: Partition, versions: Versions | None = None) -> pd.DataFrame:
     """Score ``partition`` to a frame, without files. Rejected rows are left out.
 

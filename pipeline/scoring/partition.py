@@ -37,9 +37,10 @@ from pipeline.scoring.progress import MIN_REST_ROWS, AttemptProgress, track_atte
 from pipeline.scoring.scorer import ScoredBatch, Scorer
 from pipeline.sources import SourceBatch, read_ahead, read_batches
 from pipeline.storage.store import Store, open_store
-from pipeline.storage.urls import unique_name, use_storage_options
+from pipeline.storage.urls import own_storage_options, unique_name, use_storage_options
 
 
+@own_storage_options()
 def score_partition(
     recipe: StageRecipe,
     partition: Partition,

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Protocol
 
 from pipeline.common.plugins import find_adapter
@@ -45,7 +46,7 @@ from pipeline.service.queue import (
 from pipeline.service.servers import BEAT_SECONDS, ServerRecord, find_servers, put_server, remove_server
 from pipeline.settings import Settings
 from pipeline.storage.store import Store, open_store
-from pipeline.storage.urls import unique_name
+from pipeline.storage.urls import unique_name, with_storage_options
 
 logger = logging.getLogger(__name__)
 SCAN_SECONDS = 600.0
@@ -157,7 +158,8 @@ class Server:
         else:
             # Each view takes several requests.
             with ThreadPoolExecutor(_READERS) as pool:
-                views = list(pool.map(lambda name: self._try_view(name, served), names))
+                view = with_storage_options(partial(self._try_view, served=served))
+                views = list(pool.map(view, names))
         return [pair for pair in views if pair is not None]
 
     def _try_view(self, name: str, served: PollResult) -> tuple[JobView, JobDirectory] | None:

@@ -42,6 +42,7 @@ from pipeline.sinks import check_conditional_writes
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.precedence import Precedence
 from pipeline.storage.store import Store, open_store
+from pipeline.storage.urls import own_storage_options
 
 BY_HAND = "by hand"
 AT_ONCE = RestartPolicy(starts=1_000_000, delay=0.0)
@@ -61,6 +62,7 @@ class SubmitResult:
     """True if an existing unsuccessful job is resumed now."""
 
 
+@own_storage_options()
 def submit(
     spec: JobSpec,
     *,
@@ -103,6 +105,7 @@ def submit(
     return _resume_existing(request, job, start=start)
 
 
+@own_storage_options()
 def submit_again(
     job: JobDirectory, *, settings: Settings, trigger: str = BY_HAND, priority: int = 0, start: bool = True
 ) -> SubmitResult:

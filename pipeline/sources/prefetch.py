@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Generator, Iterable
 from typing import Generic, TypeVar
 
+from pipeline.storage.urls import with_storage_options
+
 T = TypeVar("T")
 
 
@@ -20,7 +22,9 @@ def read_ahead(iterable: Iterable[T], *, depth: int = 1) -> Generator[T, None, N
     if depth < 1:
         raise ValueError("depth must be at least 1")
     channel: _Channel[T] = _Channel(depth)
-    thread = threading.Thread(target=_produce, args=(iterable, channel), name="read-ahead", daemon=True)
+    thread = threading.Thread(
+        target=with_storage_options(_produce), args=(iterable, channel), name="read-ahead", daemon=True
+    )
     thread.start()
     try:
         yield from channel

@@ -5,13 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from pipeline.common.secrets import resolve_options
 from pipeline.errors import DiskFull, PipelineError, RefusedForSafety, SpecError, StorageError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 Names = list[str]
 """Names in a folder. (Stores have a method ``list``, which hides the type.)"""
@@ -23,7 +28,9 @@ _LOCAL_SCHEMES = ("file://", "local://")
 
 Options = Mapping[str, Mapping[str, Any]]
 """URL prefix -> options of the file system, with references for secrets."""
-_options: dict[str, Mapping[str, Any]] = {}
+_NO_OPTIONS: Options = {}
+_options: ContextVar[Options] = ContextVar("storage_options", default=_NO_OPTIONS)
+"""Options of the job that this thread works for. A new thread has none; see `with_storage_options`."""
 
 
 def is_local_path(path: str) -> bool:
@@ -101,12 +108,34 @@ def check_url(url: str) -> str:
 
 
 def use_storage_options(options: Options) -> None:
-    """Use these options for URLs with these prefixes from now on, in every thread of this process.
+    """Use exactly these options from now on in this thread, which works for one job; those of a former job are gone.
 
-    References are resolved when a URL is opened. If two jobs in one process have different options for a prefix, the
-    later call wins.
+    References are resolved when a URL is opened. Other threads have options of their own.
     """
-    _options.update(options)
+    _options.set(dict(options))
+
+
+@contextmanager
+def own_storage_options() -> Iterator[None]:
+    """Restore the options of this thread after the block, or the call of a decorated function."""
+    token = _options.set(_options.get())
+    try:
+        yield
+    finally:
+        _options.reset(token)
+
+
+def with_storage_options(function: Callable[P, R]) -> Callable[P, R]:
+    """Return ``function`` for another thread, where it has the options that this thread has now."""
+    options = _options.get()
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with own_storage_options():
+            use_storage_options(options)
+            return function(*args, **kwargs)
+
+    return call
 
 
 def options_for(url: str) -> dict[str, Any]:
@@ -114,9 +143,10 @@ def options_for(url: str) -> dict[str, Any]:
 
     :raises SpecError: if a reference cannot be resolved in this process.
     """
-    fitting = [begin for begin in _options if f"{url.rstrip('/')}/".startswith(f"{begin.rstrip('/')}/")]
+    options = _options.get()
+    fitting = [begin for begin in options if f"{url.rstrip('/')}/".startswith(f"{begin.rstrip('/')}/")]
     begin = max(fitting, key=len, default=None)
-    return {} if begin is None else resolve_options(_options[begin], where=f"storage: {begin}")
+    return {} if begin is None else resolve_options(options[begin], where=f"storage: {begin}")
 
 
 def file_system(url: str, **options: Any) -> tuple[Any, str]:

@@ -30,6 +30,7 @@ from pipeline.sources.quarantine import quarantined_file
 from pipeline.sources.types import has_empty_struct, plain_field, same_kind
 from pipeline.sources.versions import with_tail
 from pipeline.spec.parts import Source
+from pipeline.storage.urls import with_storage_options
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _TIMED_FOOTERS = 16
@@ -233,7 +234,7 @@ def _in_parallel(work: Callable[[SourceFile], R], files: Sequence[SourceFile], *
         return
     with ThreadPoolExecutor(threads, thread_name_prefix="footers") as pool:
         try:
-            yield from pool.map(work, rest)
+            yield from pool.map(with_storage_options(work), rest)
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ from pipeline.sources.discovery import Discovery
 from pipeline.sources.distinct import Occurrence, Occurrences, check_count
 from pipeline.sources.parquet.opening import open_parquet
 from pipeline.sources.types import as_type, read_type
+from pipeline.storage.urls import with_storage_options
 
 THREADS = 8
 """Files that are read at the same time."""
@@ -36,7 +38,8 @@ def column_values(discovery: Discovery, column: str, *, limit: int) -> Occurrenc
         )
     occurrences: Occurrences = {}
     with ThreadPoolExecutor(THREADS, thread_name_prefix="fan-out") as pool:
-        for path, counts in pool.map(lambda file: _file_values(file, column, limit=limit), discovery.files):
+        read = with_storage_options(partial(_file_values, column=column, limit=limit))
+        for path, counts in pool.map(read, discovery.files):
             for value, (rows, groups) in counts.items():
                 occurrence = occurrences.setdefault(value, Occurrence())
                 occurrence.rows += rows

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,9 @@ from pipeline.common import secrets as redaction
 from pipeline.common.secrets import resolve_options, resolve_reference, written_secret
 from pipeline.errors import SpecError
 from pipeline.execution.clusters.security import certificates_from
+from pipeline.sources import read_ahead
 from pipeline.spec.job_spec import JobSpec
-from pipeline.storage import urls as storage
-from pipeline.storage.urls import options_for, use_storage_options
+from pipeline.storage.urls import options_for, own_storage_options, use_storage_options, with_storage_options
 
 SECRET = "correct-horse-battery"
 
@@ -21,7 +23,6 @@ SECRET = "correct-horse-battery"
 @pytest.fixture(autouse=True)
 def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redaction, "_secrets", set())
-    monkeypatch.setattr(storage, "_options", {})
 
 
 def test_a_variable_and_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,6 +79,37 @@ def test_the_longest_beginning_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert options_for("s3://lake/x") == options_for("s3://lake") == {"secret": SECRET}
     assert options_for("s3://lake-house/x") == {"anon": True}
     assert options_for("gs://lake/x") == {}
+    use_storage_options({})
+    assert options_for("s3://lake/x") == {}, "the next job has no options of the one before"
+
+
+def test_two_jobs_side_by_side_have_their_own_options() -> None:
+    seen: dict[str, list[Any]] = {"a": [], "b": []}
+    barrier = threading.Barrier(2)
+
+    def work(job: str) -> None:
+        with own_storage_options():
+            use_storage_options({"s3://lake": {"endpoint_url": job}})
+            with ThreadPoolExecutor(1) as pool:
+                for _ in range(20):
+                    barrier.wait()
+                    seen[job].append(options_for("s3://lake/x"))
+                    seen[job].append(pool.submit(with_storage_options(options_for), "s3://lake/x").result())
+        seen[job].append(options_for("s3://lake/x"))
+
+    threads = [threading.Thread(target=work, args=(job,)) for job in seen]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for job, options in seen.items():
+        assert options == [{"endpoint_url": job}] * 40 + [{}]
+    assert options_for("s3://lake/x") == {}
+
+
+def test_reading_ahead_has_the_options_of_its_job() -> None:
+    use_storage_options({"s3://lake": {"anon": True}})
+    assert list(read_ahead(options_for(url) for url in ["s3://lake/x", "gs://x"])) == [{"anon": True}, {}]
 
 
 def spec(**fields: Any) -> JobSpec:
