@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.driver.prepare import prepare
+from pipeline.driver.prepare import prepare, work_digest
 from pipeline.driver.retry import RetryRequest, open_retry
 from pipeline.driver.step_change import MAX_RESTARTS, StepMonitor
 from pipeline.errors import StepChanged
 from pipeline.jobs.directory import JobDirectory, JobOptions
 from pipeline.jobs.lease import hold_lease
 from pipeline.jobs.rounds import RoundReason
+from pipeline.plan.describe import plan_summary
+from pipeline.report.build import make_report
 from pipeline.report.verify import verify
 from pipeline.scoring import step_modules
 from pipeline.scoring.partition import score_partition
@@ -195,3 +198,27 @@ def test_verify_scores_with_the_planned_code_and_says_that_it_changed(
     assert not sample.ok
     assert "the code of step feat changed since" in sample.detail
     assert "ranges differ" not in sample.detail
+
+
+class TestDigests:
+    def test_edited_step_is_other_work_for_incremental_jobs_and_another_submission(
+        self, tmp_path: Path, lake: Lake, model_path: Path
+    ) -> None:
+        job = start(tmp_path, lake, model_path)
+        edit(tmp_path, "old")
+        same = prepare(job.plan.spec, settings=settings_of(tmp_path)).plan
+        edit(tmp_path, "new")
+        other = prepare(job.plan.spec, settings=settings_of(tmp_path)).plan
+        before, after = (work_digest(plan.spec, plan.model, plan.code) for plan in (job.plan, other))
+        assert before != after
+        assert job.plan.submission_digest == same.submission_digest != other.submission_digest
+        assert job.plan.digest == same.digest != other.digest
+        assert job.plan.work_digest == other.work_digest, "step_change decides about a job that exists"
+
+    def test_plan_and_report_show_the_digest(self, tmp_path: Path, lake: Lake, model_path: Path) -> None:
+        job = start(tmp_path, lake, model_path)
+        (code,) = job.plan.code
+        prepared = prepare(job.plan.spec, settings=settings_of(tmp_path))
+        summary = plan_summary(replace(prepared.plan, code=job.plan.code), prepared.limits)
+        assert f"feat, 2 files (sha256 {code.digest[:16]})" in summary.text()
+        assert make_report(job).to_dict()["step_code"] == summary.to_dict()["step_code"] == {"feat": code.digest}
