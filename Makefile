@@ -3,6 +3,8 @@
 #   make test   sets up .venv and passes the tests
 PYTHON ?= python3
 VENV ?= .venv
+# Test processes that run side by side, each a file of tests at a time.
+TEST_PROCESSES ?= 2
 PY := $(VENV)/bin/python
 
 .PHONY: demo test lint bench clean
@@ -11,7 +13,7 @@ demo: $(VENV)/.ready
 	$(PY) -m pipeline demo
 
 test: $(VENV)/.ready-dev
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 lint: $(VENV)/.ready-dev
 	$(VENV)/bin/ruff format --check .
