@@ -98,7 +98,7 @@ def load(target: str, *, overrides: Sequence[str], params: Sequence[str], text: 
     """Load the job spec in ``target`` with the values of ``--set`` and ``-p``.
 
     :param text: text of the file, where it was read already.
-    :raises SpecError: with every mistake that was found.
+    :raises SpecError: with every issue that was found.
     """
     from pipeline.spec.load import load_spec
     from pipeline.spec.parameters import given_on_command_line

@@ -88,7 +88,7 @@ class Document:
     data: Any = None
     values: dict[FieldPath, Place] = field(default_factory=dict)
     keys: dict[FieldPath, Place] = field(default_factory=dict)
-    mistakes: list[SpecIssue] = field(default_factory=list)
+    issues: list[SpecIssue] = field(default_factory=list)
     """Issues with single values; their fields hold the text as written."""
     ranks: dict[FieldPath, Precedence] = field(default_factory=dict)
     """Source of each value that is not from the file."""
@@ -112,14 +112,14 @@ class Document:
 class SpecIssues(SpecError):
     """All issues of one job spec, in the order of its lines."""
 
-    def __init__(self, mistakes: Sequence[SpecIssue], *, name: str) -> None:
-        self.mistakes = tuple(sorted(mistakes, key=lambda mistake: mistake.place))
-        if len(self.mistakes) == 1:
-            only = self.mistakes[0]
+    def __init__(self, issues: Sequence[SpecIssue], *, name: str) -> None:
+        self.issues = tuple(sorted(issues, key=lambda issue: issue.place))
+        if len(self.issues) == 1:
+            only = self.issues[0]
             message, where = only.message, str(only.place)
             super().__init__(message, where=where, found=only.found, expected=only.expected, next_step=only.next_step)
         else:
-            super().__init__(f"{name} has {len(self.mistakes)} issues", where=name)
+            super().__init__(f"{name} has {len(self.issues)} issues", where=name)
 
     @property
     def kind(self) -> str:
@@ -127,13 +127,13 @@ class SpecIssues(SpecError):
         return "SpecError"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the error as JSON output shows it, with ``mistakes``."""
-        return {**super().to_dict(), "mistakes": [mistake.to_dict() for mistake in self.mistakes]}
+        """Return the error as JSON output shows it, with ``issues``."""
+        return {**super().to_dict(), "issues": [issue.to_dict() for issue in self.issues]}
 
     def __str__(self) -> str:
-        if len(self.mistakes) == 1:
+        if len(self.issues) == 1:
             return super().__str__()
-        return "\n\n".join([self.message, *(str(mistake.as_error()) for mistake in self.mistakes)])
+        return "\n\n".join([self.message, *(str(issue.as_error()) for issue in self.issues)])
 
 
 def dotted(path: Iterable[str | int]) -> str:
@@ -191,7 +191,7 @@ def issues_of(
     Alternatives of a union that did not match become one issue. They are left out if one alternative matched and has an
     issue inside. Fields with a known issue are left out, too.
     """
-    flawed = {mistake.path for mistake in document.mistakes}
+    flawed = {issue.path for issue in document.issues}
     found: dict[FieldPath, list[dict[str, Any]]] = {}
     for item in error.errors(include_url=False):
         path = _locate(item["loc"], document.data, is_name=item["type"] in ("missing", "extra_forbidden"))
@@ -201,7 +201,7 @@ def issues_of(
             found.setdefault(path, []).append(dict(item))
     inner = {path[:stop] for path in found for stop in range(len(path))}
     return [
-        _mistake(path, items, model=model, document=document, words=words or {})
+        _issue(path, items, model=model, document=document, words=words or {})
         for path, items in found.items()
         if path not in inner or not all(item["type"] in _KINDS for item in items)
     ]
@@ -220,7 +220,7 @@ def _locate(loc: tuple[str | int, ...], data: Any, *, is_name: bool) -> FieldPat
     return tuple(path)
 
 
-def _mistake(
+def _issue(
     path: FieldPath, items: list[dict[str, Any]], *, model: type[BaseModel], document: Document, words: Words
 ) -> SpecIssue:
     first = items[0]

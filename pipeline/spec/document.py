@@ -100,10 +100,8 @@ def apply_override(document: Document, text: str, *, flag: str = "--set", rank: 
     path, value_text = _split_override(text, flag_name)
     value_document = parse_text(value_text, name=flag_name) if value_text.strip() else Document(flag_name)
     place = Place(name=flag_name)
-    for mistake in value_document.mistakes:
-        document.mistakes.append(
-            SpecIssue(mistake.message, place, path, mistake.found, mistake.expected, mistake.next_step)
-        )
+    for issue in value_document.issues:
+        document.issues.append(SpecIssue(issue.message, place, path, issue.found, issue.expected, issue.next_step))
     before = deepcopy(document.data)
     resolved = _put(document, path, value_document.data, flag_name)
     _note_origin(document, resolved, rank, before=before)
@@ -111,8 +109,8 @@ def apply_override(document: Document, text: str, *, flag: str = "--set", rank: 
         for known in [known for known in places if known[: len(resolved)] == resolved]:
             del places[known]
     # What was wrong with the value that is replaced is of no interest any more.
-    document.mistakes[:] = [
-        m for m in document.mistakes if m.place.name == flag_name or m.path[: len(resolved)] != resolved
+    document.issues[:] = [
+        m for m in document.issues if m.place.name == flag_name or m.path[: len(resolved)] != resolved
     ]
     document.values[resolved] = document.keys[resolved] = place
 

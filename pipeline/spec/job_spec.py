@@ -76,7 +76,7 @@ def _step_tag(step: Any) -> str | None:
     return f"{kind} step" if kind else None
 
 
-def _step_mistake(step: Any) -> tuple[str, str]:
+def _step_issue(step: Any) -> tuple[str, str]:
     """Return message and next step for an invalid step."""
     if isinstance(step, str):
         guess = "map" if ":" in step else "score"
@@ -92,7 +92,7 @@ def _step_mistake(step: Any) -> tuple[str, str]:
     return "unknown kind of step", next((hint for hint in hints if hint), "")
 
 
-def _order_mistake(kinds: Sequence[str | None]) -> tuple[str, str] | None:
+def _order_issue(kinds: Sequence[str | None]) -> tuple[str, str] | None:
     """Return message and expected order for steps in an invalid order, or None."""
     count = kinds.count("score")
     if count > 1:
@@ -105,9 +105,9 @@ def _order_mistake(kinds: Sequence[str | None]) -> tuple[str, str] | None:
 
 
 def _check_order(steps: tuple[MapStep | ScoreStep, ...]) -> tuple[MapStep | ScoreStep, ...]:
-    mistake = _order_mistake([_step_kind(step) for step in steps])
-    if mistake is not None:
-        raise PydanticCustomError(_ORDER, "{said}", {"said": mistake[0], "expected": mistake[1]})
+    issue = _order_issue([_step_kind(step) for step in steps])
+    if issue is not None:
+        raise PydanticCustomError(_ORDER, "{said}", {"said": issue[0], "expected": issue[1]})
     return steps
 
 
@@ -198,15 +198,15 @@ class JobSpec(SpecModel):
 
         :raises SpecError: with every issue.
         """
-        mistakes = list(document.mistakes)
+        issues = list(document.issues)
         spec = None
         try:
             spec = cls.model_validate(document.data)
         except ValidationError as error:
-            mistakes += issues_of(error, model=cls, document=document, words={_KIND: _step_mistake})
-            mistakes += _order_mistakes(document, error)
-        if mistakes or spec is None:
-            raise SpecIssues(mistakes, name=document.name)
+            issues += issues_of(error, model=cls, document=document, words={_KIND: _step_issue})
+            issues += _order_issues(document, error)
+        if issues or spec is None:
+            raise SpecIssues(issues, name=document.name)
         return spec
 
     @property
@@ -259,14 +259,14 @@ def _escaped(value: Any) -> Any:
     return escape(value) if isinstance(value, str) else value
 
 
-def _order_mistakes(document: Document, error: ValidationError) -> list[SpecIssue]:
+def _order_issues(document: Document, error: ValidationError) -> list[SpecIssue]:
     """Return issues with the order of steps, in case pydantic stopped before that check."""
     steps = document.data.get("steps") if isinstance(document.data, dict) else None
     found = any(item["type"] == _ORDER for item in error.errors())
-    mistake = None if found or not isinstance(steps, (list, tuple)) else _order_mistake([_step_kind(s) for s in steps])
-    if mistake is None:
+    issue = None if found or not isinstance(steps, (list, tuple)) else _order_issue([_step_kind(s) for s in steps])
+    if issue is None:
         return []
-    return [SpecIssue(mistake[0], document.place_of(("steps",), key=True), ("steps",), expected=mistake[1])]
+    return [SpecIssue(issue[0], document.place_of(("steps",), key=True), ("steps",), expected=issue[1])]
 
 
 def json_schema() -> dict[str, Any]:

@@ -222,7 +222,7 @@ class Renderer:
             refused.where = f"{self.document.place_of(path)}, {dotted(path)}"
             raise
         except SpecError as error:
-            self.document.mistakes.append(
+            self.document.issues.append(
                 SpecIssue(
                     error.message,
                     self.document.place_of(path),
@@ -358,8 +358,8 @@ def _read(given: GivenValues, default: Any) -> Any:
     if not text or (default is None and _DATE.fullmatch(text)):
         return given.value
     document = parse_text(text, name=given.origin)
-    for mistake in document.mistakes:
-        raise mistake.as_error()
+    for issue in document.issues:
+        raise issue.as_error()
     return document.data
 
 
@@ -385,11 +385,11 @@ def _missing(name: str, document: Document) -> SpecError:
 
 def _note(document: Document, error: SpecError) -> None:
     if isinstance(error, SpecIssues):
-        document.mistakes.extend(error.mistakes)
+        document.issues.extend(error.issues)
         return
     path = ("params",)
     place = Place(name=error.where)
-    document.mistakes.append(SpecIssue(error.message, place, path, error.found, error.expected, error.next_step))
+    document.issues.append(SpecIssue(error.message, place, path, error.found, error.expected, error.next_step))
 
 
 PLACEHOLDER = f"${{{FAN_OUT_VALUE}}}"

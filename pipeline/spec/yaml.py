@@ -1,7 +1,7 @@
 """Read YAML and JSON into plain data with the position of every value; ambiguous YAML is refused.
 
 The reader is YAML 1.2's core schema, less everything a person would be surprised by. What YAML 1.1 and 1.2 read
-differently (``no``, ``010``, ``1:30``, ``2024-01-01``) is a mistake and not a guess. Anchors, aliases and tags are
+differently (``no``, ``010``, ``1:30``, ``2024-01-01``) is an error and not a guess. Anchors, aliases and tags are
 refused: a job spec needs none, and they are how a small file becomes a large one or runs code.
 """
 
@@ -57,15 +57,15 @@ def parse_text(text: str, *, name: str, is_json: bool = False) -> Document:
     try:
         node = _Composer(text, name).get_single_node()
     except yaml.MarkedYAMLError as error:
-        raise SpecIssues([_syntax_mistake(error, name)], name=name) from error
+        raise SpecIssues([_syntax_issue(error, name)], name=name) from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        mistake = SpecIssue(
+        issue = SpecIssue(
             "a character that YAML does not allow",
             Place(line, 1, name),
             found=f"U+{ord(text[error.position]):04X}",
         )
-        raise SpecIssues([mistake], name=name) from error
+        raise SpecIssues([issue], name=name) from error
     if node is None:
         raise SpecIssues([SpecIssue("the job spec is empty", Place(1, 1, name))], name=name)
     document.data = _TextReader(document).value(node, ())
@@ -82,8 +82,8 @@ def _check_json(text: str, name: str) -> None:
         place = Place(error.lineno, error.colno, name)
         raise SpecIssues([SpecIssue("the file is not JSON", place, found=error.msg)], name=name) from error
     except (ValueError, RecursionError) as error:
-        mistake = SpecIssue("the file is not JSON", Place(1, 1, name), found=str(error) or "too deep nesting")
-        raise SpecIssues([mistake], name=name) from error
+        issue = SpecIssue("the file is not JSON", Place(1, 1, name), found=str(error) or "too deep nesting")
+        raise SpecIssues([issue], name=name) from error
 
 
 _HINTS = (
@@ -99,7 +99,7 @@ _HINTS = (
 )
 
 
-def _syntax_mistake(error: yaml.MarkedYAMLError, name: str) -> SpecIssue:
+def _syntax_issue(error: yaml.MarkedYAMLError, name: str) -> SpecIssue:
     mark = error.problem_mark or error.context_mark
     place = Place(mark.line + 1, mark.column + 1, name) if mark else Place(1, 1, name)
     found = " ".join(part for part in (error.context, error.problem) if part)
@@ -167,7 +167,9 @@ class _TextReader:
             here = (*path, key)
             if key in data:
                 found = f"{key}, first in line {self.document.keys[here].line}"
-                self._mistake(key_node, path=here, message="a key is there twice", found=found, step="keep one of them")
+                self._add_issue(
+                    key_node, path=here, message="a key is there twice", found=found, step="keep one of them"
+                )
                 continue
             self.document.keys[here] = self._place(key_node)
             data[key] = self.value(value_node, here)
@@ -175,14 +177,14 @@ class _TextReader:
 
     def _key(self, node: yaml.Node, path: FieldPath) -> str | None:
         if not isinstance(node, yaml.ScalarNode):
-            self._mistake(node, path=path, message="a key is not a name", found="a list or a mapping")
+            self._add_issue(node, path=path, message="a key is not a name", found="a list or a mapping")
             return None
         text = _joined(str(node.value))
         if node.style is None and text == "<<":
             _refuse("merge keys are not allowed in a job spec", str(self._place(node)), "<<", "write the values out")
         if not isinstance(self._scalar(node, (*path, text)), str):
             step = f'put it in quotes: "{text}"'
-            self._mistake(node, path=(*path, text), message="a key is not a name", found=text or "nothing", step=step)
+            self._add_issue(node, path=(*path, text), message="a key is not a name", found=text or "nothing", step=step)
         return text
 
     def _scalar(self, node: Any, path: FieldPath) -> Any:
@@ -192,7 +194,7 @@ class _TextReader:
         trap = _trap(text)
         if trap is not None:
             meaning, instead = trap
-            self._mistake(node, path=path, message=f"a value has two meanings: {meaning}", found=text, step=instead)
+            self._add_issue(node, path=path, message=f"a value has two meanings: {meaning}", found=text, step=instead)
             return text
         if _NULL.fullmatch(text):
             return None
@@ -207,15 +209,15 @@ class _TextReader:
     def _float(self, node: yaml.Node, path: FieldPath) -> float:
         number = float(node.value)
         if math.isinf(number):
-            self._mistake(node, path=path, message="a number is too large", found=str(node.value))
+            self._add_issue(node, path=path, message="a number is too large", found=str(node.value))
         return number
 
     def _place(self, node: yaml.Node) -> Place:
         mark = node.start_mark
         return Place(mark.line + 1, mark.column + 1, self.document.name)
 
-    def _mistake(self, node: yaml.Node, *, path: FieldPath, message: str, found: str, step: str = "") -> None:
-        self.document.mistakes.append(SpecIssue(message, self._place(node), path, found, "", step))
+    def _add_issue(self, node: yaml.Node, *, path: FieldPath, message: str, found: str, step: str = "") -> None:
+        self.document.issues.append(SpecIssue(message, self._place(node), path, found, "", step))
 
 
 def _joined(text: str) -> str:

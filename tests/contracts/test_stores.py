@@ -375,7 +375,7 @@ def test_a_password_in_a_url_is_refused_and_not_repeated(url: str) -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_a_file_system_nobody_knows_is_a_mistake_in_a_path() -> None:
+def test_a_file_system_nobody_knows_is_an_error_in_a_path() -> None:
     with pytest.raises(SpecError, match="cannot be used"):
         open_store("nonsense://bucket/x")
 

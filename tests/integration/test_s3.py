@@ -286,7 +286,7 @@ def test_a_store_that_ignores_the_condition_is_refused_before_anything_is_scored
         ({"sink": {"path": f"s3://me:{SECRET}@test-bucket/out"}}, "RefusedForSafety", "password"),
     ],
 )
-def test_mistakes_are_told_and_nothing_is_written(
+def test_issues_are_told_and_nothing_is_written(
     s3_spec: Make, s3_settings: Settings, on_s3: S3, fields: dict[str, Any], kind: str, says: str
 ) -> None:
     before = on_s3.names()

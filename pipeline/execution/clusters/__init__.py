@@ -159,8 +159,8 @@ def _candidates(name: str, folders: tuple[str, ...]) -> list[Path]:
 
 def _read(path: Path) -> dict[str, Any]:
     document = parse_text(path.read_text(encoding="utf-8"), name=str(path))
-    if document.mistakes:
-        raise SpecIssues(list(document.mistakes), name=str(path))
+    if document.issues:
+        raise SpecIssues(list(document.issues), name=str(path))
     config = document.data
     if not isinstance(config, Mapping):
         raise SpecError("a cluster file is not a mapping", where=str(path), found=type(config).__name__)

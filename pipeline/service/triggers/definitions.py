@@ -100,18 +100,18 @@ def _load(file: str) -> list[WatchedTrigger]:
 
 
 def _own(document: Document) -> list[SpecIssue]:
-    return [one for one in document.mistakes if one.path[:1] in ((), ("triggers",))]
+    return [one for one in document.issues if one.path[:1] in ((), ("triggers",))]
 
 
 def _validated(model: Any, document: Document) -> Any:
-    mistakes = list(document.mistakes)
+    issues = list(document.issues)
     try:
         made = model.model_validate(document.data)
     except ValidationError as error:
         made = None
-        mistakes += issues_of(error, model=model, document=document)
-    if mistakes or made is None:
-        raise SpecIssues(mistakes, name=document.name)
+        issues += issues_of(error, model=model, document=document)
+    if issues or made is None:
+        raise SpecIssues(issues, name=document.name)
     return made
 
 

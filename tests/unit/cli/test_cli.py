@@ -391,7 +391,7 @@ def test_a_python_tag_exits_with_7(folder: Path) -> None:
     assert call("validate", "job.yaml").exit_code == 7
 
 
-def test_validate_shows_every_mistake(folder: Path) -> None:
+def test_validate_shows_every_issue(folder: Path) -> None:
     (folder / "job.yaml").write_text(JOB + "eror: 1\ncluster: no\n")
     result = call("validate", "job.yaml")
     assert result.exit_code == 2
@@ -399,7 +399,7 @@ def test_validate_shows_every_mistake(folder: Path) -> None:
     assert "job.yaml:7:10" in result.stdout
     told = json.loads(call("validate", "job.yaml", "--json").stdout)
     assert told["ok"] is False
-    assert [mistake["where"] for mistake in told["problems"][0]["mistakes"]] == ["job.yaml:6:1", "job.yaml:7:10"]
+    assert [issue["where"] for issue in told["problems"][0]["issues"]] == ["job.yaml:6:1", "job.yaml:7:10"]
 
 
 def test_validate_looks_at_steps_and_model_too(folder: Path) -> None:
@@ -436,7 +436,7 @@ def test_the_template_explains_every_field(part: Any) -> None:
 
 
 def test_the_template_is_valid_with_every_comment_taken_away() -> None:
-    """A person who uncomments an example must not meet a mistake."""
+    """A person who uncomments an example must not meet an error."""
     fields = [name for part in (JobSpec, Source, Score, Sink, Errors) for name in part.model_fields]
     others = (
         "- map:",

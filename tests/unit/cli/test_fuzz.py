@@ -31,7 +31,7 @@ DOCUMENTED = {0, 2, 3, 4, 5, 6, 7, 8, 74, 75}
 """Exit codes of docs/errors.md without 1, a bug, and without signals."""
 LONGEST = timedelta(seconds=60)
 MEMORY = 1 << 30
-"""Growth of this process that no mistake may cause, in bytes."""
+"""Growth of this process that no invalid input may cause, in bytes."""
 
 TEXTS = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30),

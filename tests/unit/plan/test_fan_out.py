@@ -42,7 +42,7 @@ def spec(**fields: Any) -> JobSpec:
     return JobSpec.build(**{**base, **fields})
 
 
-def mistake(**fields: Any) -> SpecIssues:
+def issue(**fields: Any) -> SpecIssues:
     with pytest.raises(SpecIssues) as caught:
         spec(**fields)
     return caught.value
@@ -125,12 +125,12 @@ def test_escaped_text_stays_text_in_children() -> None:
     assert JobSpec.load(parent.to_yaml()) == parent
 
 
-def test_mistakes_in_a_fan_out() -> None:
-    assert "remove it" in mistake(name="churn-${fan_out.value}").mistakes[0].next_step
-    assert mistake(fan_out={"by": []}).mistakes[0].path == ("fan_out", "by")
-    assert "twice: a" in mistake(fan_out={"by": ["a", "a"]}).mistakes[0].message
-    assert mistake(fan_out={"by": "c", "publish": "some"}).mistakes[0].path == ("fan_out", "publish")
-    assert mistake(fan_out={"by": "c", "max_parallel": 0}).mistakes[0].path == ("fan_out", "max_parallel")
+def test_issues_in_a_fan_out() -> None:
+    assert "remove it" in issue(name="churn-${fan_out.value}").issues[0].next_step
+    assert issue(fan_out={"by": []}).issues[0].path == ("fan_out", "by")
+    assert "twice: a" in issue(fan_out={"by": ["a", "a"]}).issues[0].message
+    assert issue(fan_out={"by": "c", "publish": "some"}).issues[0].path == ("fan_out", "publish")
+    assert issue(fan_out={"by": "c", "max_parallel": 0}).issues[0].path == ("fan_out", "max_parallel")
     with pytest.raises(SpecError, match="unknown placeholder"):
         spec(sink={"path": "out/${fan_out.value}/"}, fan_out=None)
 

@@ -290,7 +290,7 @@ def test_which_answers_are_final() -> None:
         ({"command": ["x"], "secret": "env:A"}, "no url"),
     ],
 )
-def test_mistakes_in_hooks(fields: dict[str, Any], said: str) -> None:
+def test_issues_in_hooks(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(SpecIssues) as caught:
         JobSpec.build(
             name="c",

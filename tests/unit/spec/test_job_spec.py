@@ -52,14 +52,14 @@ def fields(**changes: Any) -> dict[str, Any]:
     return {**base, **changes}
 
 
-def mistakes(**changes: Any) -> list[dict[str, Any]]:
+def issues(**changes: Any) -> list[dict[str, Any]]:
     with pytest.raises(SpecIssues) as caught:
         JobSpec.build(**fields(**changes))
-    return [mistake.to_dict() for mistake in caught.value.mistakes]
+    return [issue.to_dict() for issue in caught.value.issues]
 
 
-def only_mistake(**changes: Any) -> dict[str, Any]:
-    found = mistakes(**changes)
+def only_issue(**changes: Any) -> dict[str, Any]:
+    found = issues(**changes)
     assert len(found) == 1, found
     return found[0]
 
@@ -100,8 +100,8 @@ def test_a_spec_is_frozen() -> None:
         spec.name = "other"
 
 
-def test_every_mistake_is_reported_at_once() -> None:
-    found = mistakes(
+def test_every_issue_is_reported_at_once() -> None:
+    found = issues(
         name="Churn Nightly",
         sink={"path": "out/", "mode": "overwite"},
         errors={"max_fraction": 2},
@@ -111,32 +111,32 @@ def test_every_mistake_is_reported_at_once() -> None:
 
 
 def test_an_unknown_field_is_answered_with_the_nearest() -> None:
-    found = only_mistake(source={"path": "lake/", "colums": ["a"]})
+    found = only_issue(source={"path": "lake/", "colums": ["a"]})
     assert found["field"] == "source.colums"
     assert found["expected"].startswith("path, format, columns, filter")
     assert found["next"] == "did you mean columns?"
 
 
 def test_a_field_in_the_wrong_place_is_sent_home() -> None:
-    found = only_mistake(max_fraction=0.1)
+    found = only_issue(max_fraction=0.1)
     assert found["next"] == "it belongs under errors: indent it below"
 
 
 def test_an_unknown_value_is_answered_with_the_nearest() -> None:
-    found = only_mistake(sink={"path": "out/", "mode": "overwite"})
+    found = only_issue(sink={"path": "out/", "mode": "overwite"})
     assert found["found"] == "overwite"
     assert found["expected"] == "error, overwrite, append"
     assert found["next"] == "did you mean overwrite?"
 
 
 def test_a_missing_field_is_described() -> None:
-    found = only_mistake(steps=[{"score": {}}])
+    found = only_issue(steps=[{"score": {}}])
     assert found["field"] == "steps.0.score.model"
     assert "model file" in found["expected"]
 
 
 def test_a_kind_of_step_that_is_not_there_is_answered_with_the_nearest() -> None:
-    found = only_mistake(steps=[{"mpa": "features:build"}, {"score": {"model": "m.json"}}])
+    found = only_issue(steps=[{"mpa": "features:build"}, {"score": {"model": "m.json"}}])
     assert found["message"] == "unknown kind of step"
     assert found["next"] == "did you mean map?"
 
@@ -155,7 +155,7 @@ def test_a_kind_of_step_that_is_not_there_is_answered_with_the_nearest() -> None
     ],
 )
 def test_what_is_no_step_is_told_in_words(step: Any, message: str, step_next: str) -> None:
-    found = mistakes(steps=[step, {"score": {"model": "m.json"}}])
+    found = issues(steps=[step, {"score": {"model": "m.json"}}])
     assert [(item["message"], item.get("next", "")) for item in found] == [(message, step_next)]
 
 
@@ -169,11 +169,11 @@ def test_what_is_no_step_is_told_in_words(step: Any, message: str, step_next: st
     ],
 )
 def test_exactly_one_step_scores_and_it_is_the_last(steps: list[Any], message: str) -> None:
-    assert only_mistake(steps=steps)["message"] == message
+    assert only_issue(steps=steps)["message"] == message
 
 
-def test_the_order_of_steps_is_told_beside_other_mistakes() -> None:
-    found = mistakes(steps=[{"score": {"modle": "m"}}, {"map": "a:b"}])
+def test_the_order_of_steps_is_told_beside_other_issues() -> None:
+    found = issues(steps=[{"score": {"modle": "m"}}, {"map": "a:b"}])
     assert {item["message"] for item in found} == {
         "steps.0.score.model is missing",
         "steps.0.score.modle is not a field of a job spec",
@@ -182,10 +182,10 @@ def test_the_order_of_steps_is_told_beside_other_mistakes() -> None:
 
 
 def test_no_alternative_of_a_union_makes_noise() -> None:
-    found = only_mistake(steps=[{"score": {"model": "m", "output": {"column": "x", "kind": "lable"}}}])
+    found = only_issue(steps=[{"score": {"model": "m", "output": {"column": "x", "kind": "lable"}}}])
     assert found["field"] == "steps.0.score.output.kind"
     assert found["next"] == "did you mean label?"
-    both = only_mistake(source={"path": 3})
+    both = only_issue(source={"path": 3})
     assert both["expected"] == "text or a list"
 
 
@@ -201,34 +201,34 @@ def test_no_alternative_of_a_union_makes_noise() -> None:
     ],
 )
 def test_an_entrypoint_is_module_and_function(entry: str, advice: str) -> None:
-    found = only_mistake(steps=[{"map": entry}, {"score": {"model": "m"}}])
+    found = only_issue(steps=[{"map": entry}, {"score": {"model": "m"}}])
     assert found["expected"] == "module:function, such as features:build"
     assert found.get("next", "") == advice
 
 
 @pytest.mark.parametrize("name", ["../x", "/abs", "", "A", "x" * 65, "a/b", "a\0b", "%2e", ".hidden"])
 def test_a_name_cannot_lead_anywhere(name: str) -> None:
-    assert only_mistake(name=name)["field"] == "name"
+    assert only_issue(name=name)["field"] == "name"
 
 
 def test_a_malformed_model_reference_shows_the_grammar() -> None:
-    found = only_mistake(steps=[{"score": {"model": "models:/churn"}}])
+    found = only_issue(steps=[{"score": {"model": "models:/churn"}}])
     assert "models:/name@alias" in found["expected"]
 
 
 @pytest.mark.parametrize("value", ["3 florins", "0 MiB", 0, -5, "-1"])
 def test_a_size_must_be_one(value: Any) -> None:
-    assert only_mistake(sink={"path": "o", "target_file_size": value})["field"] == "sink.target_file_size"
+    assert only_issue(sink={"path": "o", "target_file_size": value})["field"] == "sink.target_file_size"
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.5, "0.1", True])
 def test_max_fraction_is_a_fraction(value: Any) -> None:
-    assert only_mistake(errors={"max_fraction": value})["field"] == "errors.max_fraction"
+    assert only_issue(errors={"max_fraction": value})["field"] == "errors.max_fraction"
 
 
 @pytest.mark.parametrize("contract", [{"min": 3, "max": 2}, {"min": "a", "max": 3}, {"allowed": []}, {"mni": 3}])
 def test_a_contract_must_make_sense(contract: dict[str, Any]) -> None:
-    assert only_mistake(contract={"age": contract})["field"].startswith("contract.age")
+    assert only_issue(contract={"age": contract})["field"].startswith("contract.age")
 
 
 def test_a_contract_keeps_the_kind_of_its_values() -> None:
@@ -239,15 +239,15 @@ def test_a_contract_keeps_the_kind_of_its_values() -> None:
 
 @pytest.mark.parametrize("path", ["", "  ", "a\0b", []])
 def test_a_path_must_be_one(path: Any) -> None:
-    assert only_mistake(source={"path": path})["field"].startswith("source.path")
+    assert only_issue(source={"path": path})["field"].startswith("source.path")
 
 
 def test_columns_are_named_once() -> None:
-    assert only_mistake(source={"path": "a", "columns": ["x", "y", "x"]})["message"].endswith("names a column twice: x")
+    assert only_issue(source={"path": "a", "columns": ["x", "y", "x"]})["message"].endswith("names a column twice: x")
 
 
 def test_a_number_where_text_must_be_is_to_be_quoted() -> None:
-    assert only_mistake(cluster=12)["next"] == 'put it in quotes: "12"'
+    assert only_issue(cluster=12)["next"] == 'put it in quotes: "12"'
 
 
 def test_the_error_survives_pickling_and_tells_all() -> None:
@@ -257,7 +257,7 @@ def test_the_error_survives_pickling_and_tells_all() -> None:
     assert str(error) == str(caught.value)
     assert error.exit_code == 2
     assert error.to_dict()["kind"] == "SpecError"
-    assert {item["field"] for item in error.to_dict()["mistakes"]} == {"eror", "name"}
+    assert {item["field"] for item in error.to_dict()["issues"]} == {"eror", "name"}
 
 
 def test_a_document_that_is_no_mapping_is_refused() -> None:
@@ -334,15 +334,15 @@ def test_the_json_schema_explains_every_field() -> None:
 
 class TestRenamedFields:
     def test_model_drift(self) -> None:
-        mistake = only_mistake(model_drift="fail")
-        assert mistake["message"] == "model_drift is now named on_alias_change"
-        assert mistake["next"] == "rename it to on_alias_change"
+        issue = only_issue(model_drift="fail")
+        assert issue["message"] == "model_drift is now named on_alias_change"
+        assert issue["next"] == "rename it to on_alias_change"
 
     def test_model_drift_in_an_override(self) -> None:
         with pytest.raises(SpecError, match="model_drift is now named on_alias_change"):
             JobSpec.load(README_EXAMPLE, overrides=["model_drift=fail"])
 
     def test_files_reject(self) -> None:
-        mistake = only_mistake(errors={"files": "reject"})
-        assert mistake["message"] == "the value reject of errors.files is now named quarantine"
-        assert mistake["next"] == "write files: quarantine"
+        issue = only_issue(errors={"files": "reject"})
+        assert issue["message"] == "the value reject of errors.files is now named quarantine"
+        assert issue["next"] == "write files: quarantine"

@@ -31,12 +31,12 @@ sink:
 
 def read(text: str) -> Any:
     document = read_document(text if "\n" in text else text + "\n")
-    assert document.mistakes == []
+    assert document.issues == []
     return document.data
 
 
-def mistakes_in(text: str) -> list[dict[str, Any]]:
-    return [mistake.to_dict() for mistake in read_document(text + "\n").mistakes]
+def issues_in(text: str) -> list[dict[str, Any]]:
+    return [issue.to_dict() for issue in read_document(text + "\n").issues]
 
 
 @pytest.mark.parametrize(
@@ -93,31 +93,31 @@ def test_a_value_means_one_thing(text: str, value: Any) -> None:
     ],
 )
 def test_a_trap_is_refused_with_what_to_write(value: str, instead: str) -> None:
-    (found,) = mistakes_in(f"first: 1\nkey: {value}")
+    (found,) = issues_in(f"first: 1\nkey: {value}")
     assert found["where"] == "the job spec:2:6"
     assert found["found"] == value
     assert found["next"] == instead
 
 
 def test_a_trap_as_a_key_is_refused() -> None:
-    (found,) = mistakes_in("contract:\n  on: {min: 1}")
+    (found,) = issues_in("contract:\n  on: {min: 1}")
     assert found["where"] == "the job spec:2:3"
     assert found["next"] == 'write "on" for the text, or true'
 
 
 @pytest.mark.parametrize("key", ["1", "true", "~", "1.5"])
 def test_a_key_is_a_name(key: str) -> None:
-    (found,) = mistakes_in(f"{key}: x")
+    (found,) = issues_in(f"{key}: x")
     assert found["message"] == "a key is not a name"
 
 
 def test_a_number_that_is_not_finite_is_refused() -> None:
-    (found,) = mistakes_in("a: 1e999")
+    (found,) = issues_in("a: 1e999")
     assert found["message"] == "a number is too large"
 
 
 def test_a_key_that_is_there_twice_is_refused_with_both_lines() -> None:
-    (found,) = mistakes_in("a: 1\nb: 2\na: 3")
+    (found,) = issues_in("a: 1\nb: 2\na: 3")
     assert found["where"] == "the job spec:3:1"
     assert found["found"] == "a, first in line 1"
 
@@ -146,7 +146,7 @@ def test_an_alias_bomb_is_refused_before_it_grows() -> None:
 
 
 @pytest.mark.parametrize("text", ["a: !!int '3'\n", "a: !custom x\n", "a: ! x\n"])
-def test_other_tags_are_mistakes(text: str) -> None:
+def test_other_tags_are_issues(text: str) -> None:
     with pytest.raises(SpecError, match="tags are not allowed") as caught:
         read_document(text)
     assert caught.value.exit_code == 2
@@ -213,7 +213,7 @@ def test_bytes_that_are_no_utf8_are_refused_with_their_line(tmp_path: Path) -> N
     assert caught.value.where == f"{path}:2"
 
 
-def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_no_issue(tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
     path.write_bytes(b"\xef\xbb\xbf" + JOB.encode())
     assert JobSpec.load(path).name == "churn"
@@ -234,28 +234,26 @@ def test_a_url_is_read_through_fsspec() -> None:
     assert JobSpec.load("memory://specs/job.yaml").name == "churn"
 
 
-def test_mistakes_of_reading_and_of_meaning_come_together_in_order_of_lines(tmp_path: Path) -> None:
+def test_issues_of_reading_and_of_meaning_come_together_in_order_of_lines(tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
     path.write_text(JOB + "  mode: overwite\ncluster: no\nname: again\n")
     with pytest.raises(SpecIssues) as caught:
         JobSpec.load(path)
-    assert [str(mistake.place) for mistake in caught.value.mistakes] == [
-        f"{path}:{at}" for at in ("8:9", "9:10", "10:1")
-    ]
+    assert [str(issue.place) for issue in caught.value.issues] == [f"{path}:{at}" for at in ("8:9", "9:10", "10:1")]
     assert str(caught.value).startswith(f"{path} has 3 issues")
 
 
 def test_a_value_with_two_meanings_is_told_once() -> None:
     with pytest.raises(SpecIssues) as caught:
         JobSpec.load(JOB + "errors: {max_fraction: 1:30}\n")
-    assert len(caught.value.mistakes) == 1
+    assert len(caught.value.issues) == 1
 
 
 def test_an_unindented_field_is_sent_home() -> None:
     text = JOB.replace("  - score: {model: model.json}\n", "  - score:\n    model: model.json\n")
     with pytest.raises(SpecIssues) as caught:
         JobSpec.load(text)
-    steps = {mistake.next_step for mistake in caught.value.mistakes}
+    steps = {issue.next_step for issue in caught.value.issues}
     assert "it belongs under steps.score: indent it below" in steps
 
 
@@ -307,7 +305,7 @@ def test_an_override_sets_any_field(override: str, path: tuple[Any, ...], value:
     JobSpec.load(JOB, overrides=[override])
 
 
-def test_an_override_wins_over_a_mistake_in_the_file() -> None:
+def test_an_override_wins_over_an_issue_in_the_file() -> None:
     text = JOB + "cluster: no\n"
     with pytest.raises(SpecIssues):
         JobSpec.load(text)
@@ -355,7 +353,7 @@ TEXT = st.text(st.characters(exclude_categories=("Cs",)))
 )
 def test_what_is_written_is_read_back(data: dict[str, Any]) -> None:
     document = read_document(dump_text(data) + "\n")
-    assert document.mistakes == []
+    assert document.issues == []
     assert document.data == data
 
 

@@ -51,7 +51,7 @@ def load(text: str = JOB, *flags: str, environ: dict[str, str] | None = None, **
     return load_spec(text, environ=environ or {}, **options)
 
 
-def mistake(text: str, *flags: str, **options: Any) -> SpecError:
+def issue(text: str, *flags: str, **options: Any) -> SpecError:
     with pytest.raises(SpecError) as caught:
         load(text, *flags, **options)
     return caught.value
@@ -140,24 +140,24 @@ def test_a_text_of_another_type_is_refused(default: Any, text: str) -> None:
 
 
 def test_what_is_unknown_or_missing_is_told_with_its_place() -> None:
-    unknown = mistake(JOB, "day=x", "cuontry=se")
+    unknown = issue(JOB, "day=x", "cuontry=se")
     assert (unknown.where, unknown.next_step) == ("-p cuontry=se", "did you mean country?")
-    missing = mistake(JOB)
+    missing = issue(JOB)
     assert missing.message == "the parameter day has no value"
     assert missing.next_step.startswith("-p day=VALUE")
     assert missing.where.endswith(":13:3")
-    undeclared = mistake(JOB.replace("${params.step}", "${params.stepp}"), "day=x")
+    undeclared = issue(JOB.replace("${params.step}", "${params.stepp}"), "day=x")
     assert (undeclared.found, undeclared.next_step) == ("${params.stepp}", "did you mean step?")
     assert undeclared.where.endswith(":6:10")
-    nothing = mistake("name: c\nsource: {path: '${params.x}'}\nsteps: [{score: {model: m}}]\nsink: {path: o}\n")
+    nothing = issue("name: c\nsource: {path: '${params.x}'}\nsteps: [{score: {model: m}}]\nsink: {path: o}\n")
     assert nothing.next_step == "declare it: params: {x: …}"
-    assert mistake(JOB, "day").where == "-p day"
+    assert issue(JOB, "day").where == "-p day"
 
 
-def test_all_mistakes_are_told_at_once() -> None:
-    found = mistake(JOB.replace("mode: overwrite", "mode: replace"), "age=old", "cuontry=se")
+def test_all_issues_are_told_at_once() -> None:
+    found = issue(JOB.replace("mode: overwrite", "mode: replace"), "age=old", "cuontry=se")
     assert isinstance(found, SpecIssues)
-    messages = " ".join(str(one.as_error()) for one in found.mistakes)
+    messages = " ".join(str(one.as_error()) for one in found.issues)
     for part in (
         "-p age=old",
         "-p cuontry=se",
@@ -181,7 +181,7 @@ def test_a_default_may_name_date_and_environment_but_no_parameter() -> None:
     assert (spec.source.path, spec.run.date) == ("lake/day=2026-03-04/", "2026-03-04")
     text = JOB.replace("day:\n", 'day: "${env:DAY}"\n')
     assert load(text, environ={"DAY": "x"}).spec.source.path == "lake/day=x/"
-    assert mistake(JOB.replace("day:\n", 'day: "${params.country}"\n')).message.startswith("the default of a parameter")
+    assert issue(JOB.replace("day:\n", 'day: "${params.country}"\n')).message.startswith("the default of a parameter")
 
 
 def test_the_date_is_fixed_by_the_spec_when_it_says_so() -> None:
@@ -190,7 +190,7 @@ def test_the_date_is_fixed_by_the_spec_when_it_says_so() -> None:
     assert load(JOB, "day=a").spec.run.date == load(JOB, "day=a").spec.sink.path.split("/")[1]
     plain = JOB.replace("${run.date}", "x")
     assert load(plain, "day=a").spec.run.date is None
-    assert mistake(JOB + "run: {date: today}\n", "day=a").message == "run.date is not a valid date"
+    assert issue(JOB + "run: {date: today}\n", "day=a").message == "run.date is not a valid date"
 
 
 @pytest.mark.parametrize(
@@ -221,8 +221,8 @@ def test_other_variables_are_put_in(name: str) -> None:
     assert spec.source.path == "s3://b/day=a/"
 
 
-def test_a_variable_that_is_not_set_is_a_mistake() -> None:
-    found = mistake(JOB.replace("lake/", "${env:REGION}/"), "day=a")
+def test_a_variable_that_is_not_set_is_an_issue() -> None:
+    found = issue(JOB.replace("lake/", "${env:REGION}/"), "day=a")
     assert found.found == "${env:REGION}"
 
 
@@ -353,7 +353,7 @@ def test_variables_of_the_environment_find_names_whatever_their_case() -> None:
     assert spec.params["Country"] == "se"
     assert spec.score.model == "m.ubj"
     assert spec.sink.mode == "overwrite"
-    wrong = mistake(JOB, "day=a", environ={"PIPELINE_SPEC__SINK__MODUS": "x"})
+    wrong = issue(JOB, "day=a", environ={"PIPELINE_SPEC__SINK__MODUS": "x"})
     assert wrong.where == "PIPELINE_SPEC__SINK__MODUS"
-    unknown = mistake(JOB, "day=a", environ={"PIPELINE_PARAMS__DAYS": "x"})
+    unknown = issue(JOB, "day=a", environ={"PIPELINE_PARAMS__DAYS": "x"})
     assert unknown.where == "PIPELINE_PARAMS__DAYS"

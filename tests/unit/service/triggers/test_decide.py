@@ -592,7 +592,7 @@ def test_triggers_of_a_job_spec(tmp_path: Path) -> None:
         ("{evry: 5 min}", "every"),
     ],
 )
-def test_mistakes(tmp_path: Path, text: str, said: str) -> None:
+def test_issues(tmp_path: Path, text: str, said: str) -> None:
     """An invalid trigger raises `SpecError` with the reason and the file."""
     path = tmp_path / "job.yaml"
     path.write_text(f"name: churn\nsource: {{path: lake/}}\ntriggers:\n  - {text}\n")
