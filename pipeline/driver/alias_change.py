@@ -54,7 +54,7 @@ class AliasMonitor:
     def _recorded(self) -> set[tuple[str, str]]:
         """Changes that are recorded as events: pinned and found version."""
         events = (event for event in self.job.events.read() if event["event"] == EVENT)
-        return {(str(event.get("pinned")), str(event.get("found"))) for event in events}
+        return {(str(event.get("pinned")), str(event.get("current"))) for event in events}
 
     def poll(self, round_: Round) -> None:
         """Check the alias, at most every ``alias_poll`` seconds. Request a stop unless the policy is ``pin``."""
@@ -68,8 +68,8 @@ class AliasMonitor:
             self._record(change)
         else:
             # A job that rescores all rows has no use for the running partitions.
-            self.stop.request(StopReason.ALIAS_CHANGE, reason=change.said, now=policy == "restart")
-            logger.warning("%s: no more partitions are started", change.said)
+            self.stop.request(StopReason.ALIAS_CHANGE, reason=change.description, now=policy == "restart")
+            logger.warning("%s: no more partitions are started", change.description)
 
     def apply_policy(self, ledger: Ledger) -> None:
         """Check the alias now: before anything runs, after a stop, and right before the commit.
@@ -113,7 +113,7 @@ class AliasMonitor:
         code = code_difference(ledger.last.plan.code, plan.code)
         changes = (f"{change.reference}: version {change.pinned} -> {plan.model.version}", *code)
         open_restart_round(self.job, self.lease, plan, reason=RoundReason.ALIAS_CHANGE, changes=changes)
-        logger.warning("%s: rescoring all rows with version %s", change.said, plan.model.version)
+        logger.warning("%s: rescoring all rows with version %s", change.description, plan.model.version)
 
     def _replan(self, ledger: Ledger) -> Plan:
         """Return the plan of all rows of the files that count, with the version that the alias names now."""
@@ -124,10 +124,10 @@ class AliasMonitor:
 
     def _record(self, change: AliasChange) -> None:
         """Record a change that the job ignores, as one event."""
-        if (change.pinned, change.found) not in self._recorded:
-            self._recorded.add((change.pinned, change.found))
-            self.job.events.append(EVENT, reference=change.reference, pinned=change.pinned, found=change.found)
-            logger.warning("%s; the job keeps version %s", change.said, change.pinned)
+        if (change.pinned, change.current) not in self._recorded:
+            self._recorded.add((change.pinned, change.current))
+            self.job.events.append(EVENT, reference=change.reference, pinned=change.pinned, current=change.current)
+            logger.warning("%s; the job keeps version %s", change.description, change.pinned)
 
 
 def find_outdated(jobs: Sequence[JobDirectory], *, settings: Settings) -> list[JobDirectory]:

@@ -119,7 +119,7 @@ def _cancel_held(job: JobDirectory, request: CancelRequest, *, lease_seconds: fl
             return CancelOutcome.PUBLISHED
         case Outcome.COMMITTED:
             return CancelOutcome.COMMITTED
-    job.set_status(Status.CANCELLED, reason=request.said)
+    job.set_status(Status.CANCELLED, reason=request.description)
     for child in job.children():
         cancel_job(child, now=request.now, reason=request.reason, lease_seconds=lease_seconds)
     return CancelOutcome.CANCELLED

@@ -66,7 +66,7 @@ class CancelRequest:
             return CancelRequest(epoch, "", "somebody")
 
     @property
-    def said(self) -> str:
+    def description(self) -> str:
         """User and reason, for a status event."""
         return f"by {self.by}" + (f": {self.reason}" if self.reason else "")
 
@@ -123,11 +123,11 @@ def _watch(store: Store, epoch: int, stop: Stop, seconds: float, is_over: thread
         try:
             request = find_request(store, epoch)
         except (PipelineError, OSError) as error:
-            logger.warning("whether job %s was cancelled cannot be told: %s", store.root, error)
+            logger.warning("cannot find out whether job %s was cancelled: %s", store.root, error)
             continue
         if request is not None and not (stop.is_cancel and stop.now == request.now):
-            stop.request(StopReason.CANCEL, reason=request.said, now=request.now)
-            logger.warning("cancelled %s: no more partitions are started", request.said)
+            stop.request(StopReason.CANCEL, reason=request.description, now=request.now)
+            logger.warning("cancelled %s: no more partitions are started", request.description)
 
 
 SLICE_SECONDS = 1.0
@@ -225,8 +225,8 @@ class Stop:
         """
         resume = f"python -m pipeline resume {job}"
         if self.why is StopReason.CANCEL:
-            said = f" ({self.reason})" if self.reason else ""
-            return Cancelled(f"the job was cancelled{said}; {partitions_left(left)}", next_step=resume)
+            reason = f" ({self.reason})" if self.reason else ""
+            return Cancelled(f"the job was cancelled{reason}; {partitions_left(left)}", next_step=resume)
         if self.why is StopReason.ALIAS_CHANGE:
             return ModelChanged(
                 self.reason or "the model reference means another version now",

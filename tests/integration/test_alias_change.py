@@ -140,7 +140,7 @@ def test_pin_goes_on_and_says_so(
         "(on_alias_change: pin)"
     ]
     (event,) = [one for one in last(settings).events.read() if one["event"] == "alias_change"]
-    assert (event["reference"], event["pinned"], event["found"]) == (CHAMPION, "1", "2")
+    assert (event["reference"], event["pinned"], event["current"]) == (CHAMPION, "1", "2")
     assert len(last(settings).rounds.all()) == 1
 
 

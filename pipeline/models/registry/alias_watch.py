@@ -34,13 +34,13 @@ class AliasChange:
     """Reference with the alias, such as ``models:/churn@champion``."""
     pinned: str
     """Number of the version that the job has."""
-    found: str
+    current: str
     """Number of the version that the alias points to now."""
 
     @property
-    def said(self) -> str:
+    def description(self) -> str:
         """Description of the change in one line."""
-        return f"{self.reference} moved from version {self.pinned} to version {self.found}"
+        return f"{self.reference} moved from version {self.pinned} to version {self.current}"
 
     def error(self) -> ModelChanged:
         """Make the error of a job with ``on_alias_change: fail``."""
@@ -48,7 +48,7 @@ class AliasChange:
         return ModelChanged(
             "the model's alias moved while the job ran; nothing was published",
             where=self.reference,
-            found=f"version {self.found}",
+            found=f"version {self.current}",
             expected=f"version {self.pinned}, as when the job was planned (on_alias_change: fail)",
             next_step=f"point it back (python -m pipeline models alias {name} {alias} {self.pinned}) and resume, "
             "or run the job spec as a new job",
@@ -61,12 +61,12 @@ def alias_change_of(pinned: ModelVersion, found: VersionRecord, *, reference: st
     return None if is_same else AliasChange(reference, pinned.version, str(found.version))
 
 
-def unstable_alias_error(move: AliasChange) -> ModelChanged:
+def unstable_alias_error(change: AliasChange) -> ModelChanged:
     """Make the error of a job that restarted too often."""
     return ModelChanged(
         "the model's alias moved too often while the job ran; nothing was published",
-        where=move.reference,
-        found=f"{move.said}, after {MAX_RESTARTS} restarts",
+        where=change.reference,
+        found=f"{change.description}, after {MAX_RESTARTS} restarts",
         expected="an alias that stays where it is for as long as the job takes",
         next_step="leave the alias alone and resume, or run the job spec with on_alias_change: pin",
     )
@@ -74,15 +74,16 @@ def unstable_alias_error(move: AliasChange) -> ModelChanged:
 
 def alias_change_warnings(events: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
     """Return the report's warnings about changes that the job ignored, from its events."""
-    moves = (
-        AliasChange(str(event.get("reference")), str(event.get("pinned")), str(event.get("found")))
+    changes = (
+        AliasChange(str(event.get("reference")), str(event.get("pinned")), str(event.get("current")))
         for event in events
         if event.get("event") == EVENT
     )
     return tuple(
         dict.fromkeys(
-            f"{move.said} while the job ran: every row was scored with version {move.pinned} (on_alias_change: pin)"
-            for move in moves
+            f"{change.description} while the job ran: every row was scored with version {change.pinned} "
+            "(on_alias_change: pin)"
+            for change in changes
         )
     )
 
@@ -171,7 +172,7 @@ class AliasWatch:
     def try_check(self, pinned: ModelVersion) -> AliasChange | None:
         """Call `check`; for a registry that does not answer, log a warning and wait longer."""
         try:
-            move = self.check(pinned)
+            change = self.check(pinned)
         except (PipelineError, OSError) as error:
             self._wait = min(max(self._wait, 1.0) * 2, LONGEST_WAIT)
             message = error.message if isinstance(error, PipelineError) else str(error)
@@ -179,4 +180,4 @@ class AliasWatch:
             self._checked_at = self._clock()
             return None
         self._wait = self._seconds
-        return move
+        return change

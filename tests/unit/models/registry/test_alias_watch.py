@@ -74,11 +74,11 @@ def watch(registry: Registry, clock: FakeClock, *, seconds: float = 30.0) -> Ali
     ],
 )
 def test_a_move_is_to_another_version_with_other_bytes(found: VersionRecord, moved: bool) -> None:
-    move = alias_change_of(pinned(), found, reference=CHAMPION)
-    assert (move is not None) == moved
-    if move is not None:
-        assert move == AliasChange(CHAMPION, "3", str(found.version))
-        assert move.said == f"{CHAMPION} moved from version 3 to version {found.version}"
+    change = alias_change_of(pinned(), found, reference=CHAMPION)
+    assert (change is not None) == moved
+    if change is not None:
+        assert change == AliasChange(CHAMPION, "3", str(found.version))
+        assert change.description == f"{CHAMPION} moved from version 3 to version {found.version}"
 
 
 def test_the_registry_is_asked_when_it_is_time_to() -> None:
@@ -129,7 +129,7 @@ def test_a_registry_that_is_down_is_asked_less_and_less_often(monkeypatch: pytes
 
 
 def test_the_report_says_what_was_gone_on_in_spite_of() -> None:
-    event = {"event": "alias_change", "reference": CHAMPION, "pinned": "3", "found": "4"}
+    event = {"event": "alias_change", "reference": CHAMPION, "pinned": "3", "current": "4"}
     assert alias_change_warnings([{"event": "status"}, event, event]) == (
         f"{CHAMPION} moved from version 3 to version 4 while the job ran: every row was scored with version 3 "
         "(on_alias_change: pin)",
