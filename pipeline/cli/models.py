@@ -288,15 +288,15 @@ def _model_text(summary: dict[str, Any], moves: list[dict[str, Any]]) -> str:
         *(f"  alias      {alias} = {number}" for alias, number in sorted(summary["aliases"].items())),
     ]
     for move in moves:
-        where = "taken away" if move["version"] is None else f"version {move['version']}"
-        why = "" if move["why"] in ("set", "unset") else f" ({move['why']})"
+        where = "removed" if move["version"] is None else f"version {move['version']}"
+        action = "" if move["action"] in ("set", "unset") else f" ({move['action']})"
         reason = f": {move['reason']}" if move["reason"] else ""
-        lines.append(f"  {move['created']}  {move['alias']} -> {where}{why} by {move['user']}{reason}")
+        lines.append(f"  {move['created']}  {move['alias']} -> {where}{action} by {move['user']}{reason}")
     return "\n".join(lines)
 
 
 def _move_text(move: Any) -> str:
-    where = "is taken away" if move.version is None else f"-> version {move.version}"
+    where = "is removed" if move.version is None else f"-> version {move.version}"
     return f"models:/{move.name}@{move.alias} {where}"
 
 

@@ -23,7 +23,7 @@ from pipeline.models.registry.records import (
     Registered,
     RemovalRecord,
     VersionRecord,
-    Why,
+    AliasAction,
     check_alias,
     check_model_name,
     check_tags,
@@ -118,8 +118,8 @@ class BuiltInRegistry(StoredModels):
                 raise self.no_alias(name, alias)
             if present is not None and present.version == number:
                 return present
-            why: Why = "unset" if number is None else "set"
-            move = self._append(present, name, alias, number, why=why, reason=reason)
+            action: AliasAction = "unset" if number is None else "set"
+            move = self._append(present, name, alias, number, action=action, reason=reason)
             if move is not None:
                 return self._still_there(move, present)
 
@@ -138,7 +138,7 @@ class BuiltInRegistry(StoredModels):
                 expected="an earlier version that was not removed",
                 next_step=f"python -m pipeline models alias {name} {alias} VERSION",
             )
-        move = self._append(history[-1], name, alias, number, why="rollback", reason=reason)
+        move = self._append(history[-1], name, alias, number, action="rollback", reason=reason)
         if move is None:
             # Do not retry: if two users roll back at the same time, a retry would go one version too far.
             raise ConflictError(
@@ -253,7 +253,7 @@ class BuiltInRegistry(StoredModels):
         if move.version is None or self.removal(move.name, move.version) is None:
             return move
         number = before.version if before else None
-        self._append(move, move.name, move.alias, number, why="withdrawn", reason="the version was removed")
+        self._append(move, move.name, move.alias, number, action="withdrawn", reason="the version was removed")
         raise ConflictError(
             "the version was removed at the same moment; the alias stays where it was",
             where=f"models:/{move.name}@{move.alias}",
@@ -262,11 +262,18 @@ class BuiltInRegistry(StoredModels):
         )
 
     def _append(
-        self, present: AliasRecord | None, name: str, alias: str, number: int | None, *, why: Why, reason: str
+        self,
+        present: AliasRecord | None,
+        name: str,
+        alias: str,
+        number: int | None,
+        *,
+        action: AliasAction,
+        reason: str,
     ) -> AliasRecord | None:
         """Append a move of an alias after ``present``; return None if another process has appended one meanwhile."""
         place = present.number + 1 if present else 1
-        move = AliasRecord(name, alias, place, number, why, reason, *self._signature())
+        move = AliasRecord(name, alias, place, number, action, reason, *self._signature())
         return move if self.store.put_if_absent(move_path(name, alias, place), move.to_json_bytes()) else None
 
     def _signature(self) -> tuple[str, str, str, str]:

@@ -16,7 +16,7 @@ SCHEMA_VERSION = 1
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _NOT_ALIASES = re.compile(r"v?[0-9]+|latest")
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./ -]{0,127}")
-Why = Literal["set", "rollback", "unset", "withdrawn"]
+AliasAction = Literal["set", "rollback", "unset", "withdrawn"]
 """Reason of a move. ``unset``: the alias was removed. ``withdrawn``: the version was removed at the same time."""
 R = TypeVar("R")
 
@@ -113,7 +113,7 @@ class AliasRecord(_Stored):
     """Number of the move, from 1."""
     version: int | None
     """Version that the alias points to. None: the alias was removed."""
-    why: Why = "set"
+    action: AliasAction = "set"
     reason: str = ""
     """Reason in the user's words."""
     created: str = ""
@@ -195,10 +195,10 @@ def targets(history: Iterable[AliasRecord]) -> tuple[int, ...]:
     """
     stack: list[int] = []
     for record in history:
-        if record.why == "set" and record.version is not None:
+        if record.action == "set" and record.version is not None:
             if stack[-1:] != [record.version]:
                 stack.append(record.version)
-        elif record.why == "unset":
+        elif record.action == "unset":
             stack.append(0)
         else:
             while stack and stack[-1] != (record.version or 0):

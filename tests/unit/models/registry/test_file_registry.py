@@ -109,7 +109,7 @@ def test_an_alias_keeps_its_history(filled: BuiltInRegistry) -> None:
     with pytest.raises(ConflictError, match="no version to roll back to"):
         filled.rollback("churn", "champion")
     history = filled.history("churn", "champion")
-    assert [(move.version, move.why) for move in history] == [
+    assert [(move.version, move.action) for move in history] == [
         (1, "set"),
         (2, "set"),
         (3, "set"),
