@@ -62,7 +62,7 @@ def register(
     The same file again gives the version it has already.
     """
     from pipeline.models.registry.client import model_bytes
-    from pipeline.models.registry.file_registry import Facts
+    from pipeline.models.registry.file_registry import VersionMetadata
     from pipeline.models.registry.records import check_alias, check_model_name
 
     kept = _built_in(registry)
@@ -71,8 +71,8 @@ def register(
         check_alias(alias)
     measured = {key: _number(key, text) for key, text in _pairs(metrics, flag="--metric").items()}
     data, source = model_bytes(file)
-    facts = Facts(measured, _pairs(tags, flag="--tag"), description, parent, source)
-    made = kept.register(name, data, facts, again=again)
+    metadata = VersionMetadata(measured, _pairs(tags, flag="--tag"), description, parent, source)
+    made = kept.register(name, data, metadata, again=again)
     for alias in aliases:
         kept.set_alias(name, alias, made.record.version)
     record = made.record

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from pipeline.jobs.directory import JobDirectory
-from pipeline.models.registry.file_registry import BuiltInRegistry, Facts
+from pipeline.models.registry.file_registry import BuiltInRegistry, VersionMetadata
 from pipeline.report.verify import verify
 from pipeline.testing.oracle import Lake, make_lake, oracle, train_model
 from pipeline.testing.processes import ProcessCluster, start_command, wait_until
@@ -71,7 +71,7 @@ class MovingAlias:
         self.job = folder / ".pipeline/jobs/moving-1"
         self.registry = BuiltInRegistry(str(folder / ".pipeline/models"))
         for model in models:
-            self.registry.register("churn", model.read_bytes(), Facts())
+            self.registry.register("churn", model.read_bytes(), VersionMetadata())
         self.registry.set_alias("churn", "champion", 1)
         # Workers outlive a test, and keep a module by its name.
         module = f"held_{folder.name}".replace("-", "_")

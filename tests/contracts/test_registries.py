@@ -14,7 +14,7 @@ from pipeline.errors import ModelError, RefusedForSafety, SpecError
 from pipeline.models.flavors import read_model
 from pipeline.models.registry import ModelRegistry, open_registry
 from pipeline.models.registry.client import Registry
-from pipeline.models.registry.file_registry import BuiltInRegistry, Facts
+from pipeline.models.registry.file_registry import BuiltInRegistry, VersionMetadata
 from pipeline.spec.model_ref import ModelRef
 from pipeline.testing.oracle import FEATURES, train_model
 from pipeline.testing.s3 import S3
@@ -52,7 +52,7 @@ def keep(root: str, files: list[Path], cache: Path) -> Kept:
     registry = open_registry(root, cache=str(cache))
     assert isinstance(registry, BuiltInRegistry)
     for file in files:
-        registry.register("churn", file.read_bytes(), Facts(source=str(file)))
+        registry.register("churn", file.read_bytes(), VersionMetadata(source=str(file)))
     return Kept(registry, "churn", [digest_bytes(file.read_bytes()) for file in files])
 
 

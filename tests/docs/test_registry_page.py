@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.models.registry.file_registry import BuiltInRegistry, Facts
+from pipeline.models.registry.file_registry import BuiltInRegistry, VersionMetadata
 
 PAGE = Path(__file__).parents[2] / "docs" / "registry.md"
 
@@ -16,9 +16,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "registry.md"
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> BuiltInRegistry:
     registry = BuiltInRegistry(str(tmp_path_factory.mktemp("registry") / "models"))
-    registry.register("churn", model_path.read_bytes(), Facts())
+    registry.register("churn", model_path.read_bytes(), VersionMetadata())
     registry.set_alias("churn", "champion", 1)
-    registry.register("churn", model_path.read_bytes(), Facts(), again=True)
+    registry.register("churn", model_path.read_bytes(), VersionMetadata(), again=True)
     registry.set_alias("churn", "champion", 2)
     registry.remove("churn", 1)
     return registry

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.errors import PipelineError
 from pipeline.models.flavors import xgboost as flavor
-from pipeline.models.registry.file_registry import BuiltInRegistry, Facts
+from pipeline.models.registry.file_registry import BuiltInRegistry, VersionMetadata
 from pipeline.spec.model_ref import ModelRef
 from pipeline.testing.memory_store import MemoryDisk, MemoryStore
 from pipeline.testing.oracle import train_model
@@ -34,7 +34,7 @@ Verb = Callable[[BuiltInRegistry, list[bytes]], object]
 
 
 def register(registry: BuiltInRegistry, models: list[bytes]) -> None:
-    made = registry.register("churn", models[1], Facts({"auc": 0.9}))
+    made = registry.register("churn", models[1], VersionMetadata({"auc": 0.9}))
     registry.set_alias("churn", "champion", made.record.version)
 
 
@@ -44,12 +44,12 @@ def set_alias(registry: BuiltInRegistry, models: list[bytes]) -> None:
 
 
 def remove(registry: BuiltInRegistry, models: list[bytes]) -> None:
-    number = registry.register("churn", models[1], Facts()).record.version
+    number = registry.register("churn", models[1], VersionMetadata()).record.version
     registry.remove("churn", number)
 
 
 def begin(registry: BuiltInRegistry, models: list[bytes]) -> None:
-    registry.register("churn", models[0], Facts())
+    registry.register("churn", models[0], VersionMetadata())
     registry.set_alias("churn", "champion", 1)
 
 
@@ -129,7 +129,7 @@ def test_an_alias_set_while_its_version_is_removed(models: list[bytes]) -> None:
         disk = MemoryDisk()
         registry = BuiltInRegistry("", store=MemoryStore(disk, "models"))
         begin(registry, models)
-        registry.register("churn", models[1], Facts())
+        registry.register("churn", models[1], VersionMetadata())
         ended = False
 
         def meanwhile(registry: BuiltInRegistry = registry) -> None:
@@ -179,7 +179,7 @@ class _Racing:
 WRITER = """
 import json, sys
 from pipeline.models.flavors import xgboost as flavor
-from pipeline.models.registry.file_registry import BuiltInRegistry, Facts
+from pipeline.models.registry.file_registry import BuiltInRegistry, VersionMetadata
 
 root, me, rounds, facts, model = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4]), sys.argv[5]
 data = open(model, "rb").read()
@@ -189,8 +189,8 @@ registry = BuiltInRegistry(root)
 print("ready", flush=True)
 sys.stdin.readline()
 for number in range(rounds):
-    own = registry.register("churn", data + b" " * (1 + me * rounds + number), Facts({"writer": me})).record
-    shared = registry.register("churn", data + b" " * (10_000 + number), Facts()).record
+    own = registry.register("churn", data + b" " * (1 + me * rounds + number), VersionMetadata({"writer": me})).record
+    shared = registry.register("churn", data + b" " * (10_000 + number), VersionMetadata()).record
     registry.set_alias("churn", "champion", own.version, reason=f"{me}-{number}")
     print(json.dumps([own.version, shared.version]), flush=True)
 """

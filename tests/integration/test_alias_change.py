@@ -20,7 +20,7 @@ from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.listing import find_job
 from pipeline.models.registry import alias_watch
 from pipeline.models.registry.alias_watch import MAX_RESTARTS
-from pipeline.models.registry.file_registry import BuiltInRegistry, Facts
+from pipeline.models.registry.file_registry import BuiltInRegistry, VersionMetadata
 from pipeline.report.report import Report
 from pipeline.report.verify import verify
 from pipeline.runner import resume, run
@@ -52,7 +52,7 @@ def registry(tmp_path: Path, models: list[Path]) -> BuiltInRegistry:
     """``churn`` in three versions; ``champion`` is the first."""
     registry = BuiltInRegistry(str(tmp_path / "models"))
     for model in models:
-        registry.register("churn", model.read_bytes(), Facts())
+        registry.register("churn", model.read_bytes(), VersionMetadata())
     registry.set_alias("churn", "champion", 1)
     return registry
 
@@ -294,7 +294,7 @@ def test_the_same_bytes_under_another_number_are_no_move(
     six_file_lake: Lake,
     models: list[Path],
 ) -> None:
-    again = registry.register("churn", models[0].read_bytes(), Facts(), again=True).record.version
+    again = registry.register("churn", models[0].read_bytes(), VersionMetadata(), again=True).record.version
     report = run(spec("fail"), settings=settings, callbacks=[Mover(to(registry, again))])
     assert_is_of(report, last(settings), 1, six_file_lake, models[0])
 

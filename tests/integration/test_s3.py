@@ -25,7 +25,7 @@ from pipeline.execution.tasks import make_tasks
 from pipeline.jobs.cancellation import CancelOutcome
 from pipeline.jobs.listing import find_job, list_jobs
 from pipeline.jobs.status import Status
-from pipeline.models.registry.file_registry import BuiltInRegistry, Facts
+from pipeline.models.registry.file_registry import BuiltInRegistry, VersionMetadata
 from pipeline.report.verify import verify
 from pipeline.runner import resume, retry, run
 from pipeline.service.queue import queued_marks
@@ -161,7 +161,7 @@ def test_a_registry_on_s3_whose_alias_moves(
     registry = BuiltInRegistry(on_s3.url("models"))
     other = train_model(tmp_path / "other.ubj", rounds=5)
     for path in (model_path, other):
-        registry.register("churn", path.read_bytes(), Facts())
+        registry.register("churn", path.read_bytes(), VersionMetadata())
     registry.set_alias("churn", "champion", 1)
 
     class Mover(Callback):

@@ -14,7 +14,7 @@ from pipeline.errors import SpecError
 from pipeline.models.flavors import read_model
 from pipeline.models.model import ModelVersion
 from pipeline.models.registry import DEFAULT_ROOT, ModelRegistry, open_registry
-from pipeline.models.registry.file_registry import BuiltInRegistry, Facts
+from pipeline.models.registry.file_registry import BuiltInRegistry, VersionMetadata
 from pipeline.models.registry.records import AliasRecord, Checked, RemovalRecord, VersionRecord
 from pipeline.settings import Settings
 from pipeline.spec.load import absolute_path
@@ -93,8 +93,8 @@ class Registry:
             If the object is not a model, or the registry is MLflow.
         """
         data, source = model_bytes(model)
-        facts = Facts(dict(metrics or {}), dict(tags or {}), description, parent, source)
-        record = built_in(self._registry).register(name, data, facts, again=again).record
+        metadata = VersionMetadata(dict(metrics or {}), dict(tags or {}), description, parent, source)
+        record = built_in(self._registry).register(name, data, metadata, again=again).record
         if alias is not None:
             self.set_alias(name, alias, record.version)
         return record

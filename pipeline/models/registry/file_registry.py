@@ -18,12 +18,12 @@ from pipeline.errors import ConflictError
 from pipeline.models.flavors import detect_bytes, find_flavor
 from pipeline.models.model import ModelVersion
 from pipeline.models.registry.records import (
+    AliasAction,
     AliasRecord,
     Checked,
     Registered,
     RemovalRecord,
     VersionRecord,
-    AliasAction,
     check_alias,
     check_model_name,
     check_tags,
@@ -38,7 +38,7 @@ from pipeline.storage.urls import unique_name
 
 
 @dataclass(frozen=True)
-class Facts:
+class VersionMetadata:
     """Information that a user gives when registering a version."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -69,24 +69,24 @@ class BuiltInRegistry(StoredModels):
         found = find_flavor(record.flavor).inspect(self.store.url(record.file), data, name=record.name)
         return describe(record, found, registry=self.root)
 
-    def register(self, name: str, data: bytes, facts: Facts, *, again: bool = False) -> Registered:
+    def register(self, name: str, data: bytes, metadata: VersionMetadata, *, again: bool = False) -> Registered:
         """Register ``data``, the bytes of a model file, as the next version of ``name``.
 
         If a version has the same bytes, return that version: a registration may be repeated.
 
         :param again: register a new version even if a version has the same bytes.
-        :raises ConflictError: when the version with the same bytes has other facts.
+        :raises ConflictError: when the version with the same bytes has other metadata.
         :raises ModelError: when the bytes are not a model, or the parent is unknown.
         """
-        check_tags(facts.metrics, what="metric")
-        check_tags(facts.tags, what="tag")
-        if facts.parent is not None:
-            self.version(name, facts.parent)
-        flavor = find_flavor(detect_bytes(data, where=facts.source))
-        found = flavor.inspect(facts.source or name, data, name=check_model_name(name))
+        check_tags(metadata.metrics, what="metric")
+        check_tags(metadata.tags, what="tag")
+        if metadata.parent is not None:
+            self.version(name, metadata.parent)
+        flavor = find_flavor(detect_bytes(data, where=metadata.source))
+        found = flavor.inspect(metadata.source or name, data, name=check_model_name(name))
         self.store.check_conditional_writes()
         known = self.numbers(name)[-1:] or [0]
-        made = self._record(name, found, data, facts)
+        made = self._record(name, found, data, metadata)
         # If the file did not exist, no version registered before can have its bytes.
         looked = 0 if again or self.store.exists(made.file) else known[0]
         self.store.put_if_absent(made.file, data)
@@ -94,7 +94,7 @@ class BuiltInRegistry(StoredModels):
             last = (self.numbers(name)[-1:] or [0])[0]
             if not again and (same := self._same_bytes(name, range(looked + 1, last + 1), made.digest)) is not None:
                 self._restore(same, data)
-                return Registered(_same_facts(same, facts), is_new=False)
+                return Registered(_check_metadata(same, metadata), is_new=False)
             looked = last
             record = replace(made, version=last + 1)
             if self.store.put_if_absent(version_path(name, record.version), record.to_json_bytes()):
@@ -178,7 +178,7 @@ class BuiltInRegistry(StoredModels):
         names = self.names() if name is None else [self.summary(name).name]
         return tuple(checked for one in names for checked in audit(self, one))
 
-    def _record(self, name: str, found: ModelVersion, data: bytes, facts: Facts) -> VersionRecord:
+    def _record(self, name: str, found: ModelVersion, data: bytes, metadata: VersionMetadata) -> VersionRecord:
         created, user, host, unique = self._signature()
         return VersionRecord(
             name=name,
@@ -194,11 +194,11 @@ class BuiltInRegistry(StoredModels):
             rounds=found.rounds,
             best_iteration=found.best_iteration,
             features=found.features,
-            metrics={key: float(value) for key, value in facts.metrics.items()},
-            tags={key: str(value) for key, value in facts.tags.items()},
-            description=facts.description,
-            parent=facts.parent,
-            source=facts.source,
+            metrics={key: float(value) for key, value in metadata.metrics.items()},
+            tags={key: str(value) for key, value in metadata.tags.items()},
+            description=metadata.description,
+            parent=metadata.parent,
+            source=metadata.source,
             created=created,
             user=user,
             host=host,
@@ -281,25 +281,25 @@ class BuiltInRegistry(StoredModels):
         return iso_time(self._now()), _user(), socket.gethostname(), unique_name()
 
 
-def _same_facts(same: VersionRecord, facts: Facts) -> VersionRecord:
-    """Return ``same`` if it has the given ``facts``; empty facts are not compared.
+def _check_metadata(registered: VersionRecord, metadata: VersionMetadata) -> VersionRecord:
+    """Return ``registered`` if it has the given ``metadata``; empty values are not compared.
 
-    :raises ConflictError: when a fact differs.
+    :raises ConflictError: when a given value differs.
     """
-    said = {"metrics": dict(facts.metrics), "tags": dict(facts.tags)} | {
-        "description": facts.description,
-        "parent": facts.parent,
+    given = {"metrics": dict(metadata.metrics), "tags": dict(metadata.tags)} | {
+        "description": metadata.description,
+        "parent": metadata.parent,
     }
-    other = [name for name, value in said.items() if value and value != getattr(same, name)]
+    other = [name for name, value in given.items() if value and value != getattr(registered, name)]
     if other:
         raise ConflictError(
             "the model has this very file as a version already, and versions never change",
-            where=same.uri,
-            found=f"other {' and '.join(other)}: {', '.join(str(getattr(same, name)) for name in other)}",
+            where=registered.uri,
+            found=f"other {' and '.join(other)}: {', '.join(str(getattr(registered, name)) for name in other)}",
             expected="the same, or none",
             next_step="leave it as it is, or register the file once more with --again",
         )
-    return same
+    return registered
 
 
 def _ending(data: bytes) -> str:

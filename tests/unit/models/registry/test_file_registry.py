@@ -14,7 +14,7 @@ from pipeline.cli import main
 from pipeline.common.digest import digest_bytes
 from pipeline.errors import ConflictError, ModelDigestMismatch, ModelError, RefusedForSafety, SpecError, StateCorrupt
 from pipeline.models.registry.client import Registry
-from pipeline.models.registry.file_registry import BuiltInRegistry, Facts
+from pipeline.models.registry.file_registry import BuiltInRegistry, VersionMetadata
 from pipeline.models.registry.records import AliasRecord, VersionRecord, previous_target, targets
 from pipeline.spec.model_ref import ModelRef
 from pipeline.testing.oracle import train_model
@@ -36,7 +36,7 @@ def registry(tmp_path: Path) -> BuiltInRegistry:
 def filled(registry: BuiltInRegistry, models: list[bytes]) -> BuiltInRegistry:
     """``churn`` with three versions; ``champion`` was set to each in turn."""
     for number, data in enumerate(models, 1):
-        registry.register("churn", data, Facts())
+        registry.register("churn", data, VersionMetadata())
         registry.set_alias("churn", "champion", number)
     return registry
 
@@ -76,9 +76,9 @@ def test_rolling_back_is_undone_by_setting_again() -> None:
 
 
 def test_versions_are_dense_and_hold_what_was_said(registry: BuiltInRegistry, models: list[bytes]) -> None:
-    said = Facts({"auc": 0.9}, {"data": "2026-01"}, "first", None, "m.ubj")
+    said = VersionMetadata({"auc": 0.9}, {"data": "2026-01"}, "first", None, "m.ubj")
     first = registry.register("churn", models[0], said).record
-    second = registry.register("churn", models[1], Facts(parent=1)).record
+    second = registry.register("churn", models[1], VersionMetadata(parent=1)).record
     assert (first.version, second.version, second.parent) == (1, 2, 1)
     assert registry.version("churn", 1) == first
     assert (first.metrics, first.tags, first.description, first.source) == (
@@ -93,14 +93,14 @@ def test_versions_are_dense_and_hold_what_was_said(registry: BuiltInRegistry, mo
 
 
 def test_the_same_file_again_is_the_same_version(filled: BuiltInRegistry, models: list[bytes]) -> None:
-    again = filled.register("churn", models[1], Facts())
+    again = filled.register("churn", models[1], VersionMetadata())
     assert (again.is_new, again.record.version) == (False, 2)
     with pytest.raises(ConflictError, match="versions never change") as caught:
-        filled.register("churn", models[1], Facts(metrics={"auc": 0.8}))
+        filled.register("churn", models[1], VersionMetadata(metrics={"auc": 0.8}))
     assert "--again" in caught.value.next_step
-    new = filled.register("churn", models[1], Facts(metrics={"auc": 0.8}), again=True)
+    new = filled.register("churn", models[1], VersionMetadata(metrics={"auc": 0.8}), again=True)
     assert (new.is_new, new.record.version, new.record.digest) == (True, 4, again.record.digest)
-    assert filled.register("other", models[1], Facts()).record.version == 1
+    assert filled.register("other", models[1], VersionMetadata()).record.version == 1
 
 
 def test_an_alias_keeps_its_history(filled: BuiltInRegistry) -> None:
@@ -138,14 +138,14 @@ def test_a_number_is_never_used_again(filled: BuiltInRegistry, models: list[byte
         filled.resolve(ModelRef("models:/churn/3"))
     with pytest.raises(ModelError, match="was removed"):
         filled.set_alias("churn", "champion", 3)
-    assert filled.register("churn", models[2], Facts()).record.version == 4
+    assert filled.register("churn", models[2], VersionMetadata()).record.version == 4
     assert filled.store.exists(file)
     assert filled.summary("churn").removed == (3,)
     assert all(checked.ok for checked in filled.verify())
 
 
 def test_bytes_that_another_version_has_stay(filled: BuiltInRegistry, models: list[bytes]) -> None:
-    filled.register("churn", models[0], Facts(), again=True)
+    filled.register("churn", models[0], VersionMetadata(), again=True)
     filled.remove("churn", 1)
     assert filled.resolve(ModelRef("models:/churn/4")).digest == digest_bytes(models[0])
 
@@ -161,7 +161,7 @@ def test_verify_finds_what_was_changed(filled: BuiltInRegistry, models: list[byt
     with pytest.raises(ModelDigestMismatch, match="not the one that was registered"):
         filled.resolve(ModelRef("models:/churn/1"))
     for data in models[:2]:
-        filled.register("churn", data, Facts())
+        filled.register("churn", data, VersionMetadata())
     assert {checked.what for checked in filled.verify() if not checked.ok} == {"models:/churn@champion"}
 
 
@@ -176,16 +176,16 @@ def test_a_damaged_record_is_said(filled: BuiltInRegistry) -> None:
 
 def test_what_is_no_model_is_not_registered(registry: BuiltInRegistry) -> None:
     with pytest.raises(ModelError):
-        registry.register("churn", b"nothing", Facts())
+        registry.register("churn", b"nothing", VersionMetadata())
     with pytest.raises(RefusedForSafety):
-        registry.register("churn", b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00cos\nsystem\n.", Facts())
+        registry.register("churn", b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00cos\nsystem\n.", VersionMetadata())
     assert registry.names() == []
 
 
 @pytest.mark.parametrize("name", ["Churn", "../x", "a/b", "", "x" * 65, ".hidden", "a b"])
 def test_a_name_cannot_lead_anywhere(name: str, registry: BuiltInRegistry, models: list[bytes]) -> None:
     with pytest.raises(SpecError, match="invalid model name"):
-        registry.register(name, models[0], Facts())
+        registry.register(name, models[0], VersionMetadata())
     assert registry.store.list_folders() == []
 
 
@@ -195,15 +195,18 @@ def test_an_alias_is_a_word(alias: str, filled: BuiltInRegistry) -> None:
         filled.set_alias("churn", alias, 1)
 
 
-@pytest.mark.parametrize("facts", [Facts({"a\nb": 1.0}), Facts({"auc": float("nan")}), Facts(tags={"": "x"})])
-def test_facts_are_checked(facts: Facts, registry: BuiltInRegistry, models: list[bytes]) -> None:
+@pytest.mark.parametrize(
+    "metadata",
+    [VersionMetadata({"a\nb": 1.0}), VersionMetadata({"auc": float("nan")}), VersionMetadata(tags={"": "x"})],
+)
+def test_metadata_is_checked(metadata: VersionMetadata, registry: BuiltInRegistry, models: list[bytes]) -> None:
     with pytest.raises(SpecError):
-        registry.register("churn", models[0], facts)
+        registry.register("churn", models[0], metadata)
 
 
 def test_a_parent_must_be_there(registry: BuiltInRegistry, models: list[bytes]) -> None:
     with pytest.raises(ModelError):
-        registry.register("churn", models[0], Facts(parent=7))
+        registry.register("churn", models[0], VersionMetadata(parent=7))
 
 
 def test_records_are_read_back(filled: BuiltInRegistry) -> None:
