@@ -347,7 +347,7 @@ def is_worker_slow(
     attempt: RunningAttempt, snapshot: ProgressSnapshot, history: PaceHistory, policy: StragglerPolicy
 ) -> bool:
     """True if the worker is slow, rather than the rows expensive."""
-    stalled = snapshot.starved / max(snapshot.seconds, 1e-9)
+    stalled = snapshot.stalled_seconds / max(snapshot.seconds, 1e-9)
     if stalled > 2 * policy.stalled:
         return True
     seconds = _attempt_seconds(attempt, snapshot) if snapshot.rows_done > 0 else 0.0

@@ -71,7 +71,7 @@ class ProgressSnapshot:
     """Seconds since the attempt started, by the worker's clock."""
     since: float = 0.0
     """Seconds since the last batch ended, part of ``seconds``."""
-    starved: float = 0.0
+    stalled_seconds: float = 0.0
     """Seconds for which its process did not run (stopped, or other processes had the cores), part of ``seconds``."""
 
 
@@ -90,11 +90,11 @@ class AttemptProgress:
     started: float = field(init=False)
     advanced: float = field(init=False)
     """Time at which the last batch ended."""
-    starved_before: float = field(init=False)
+    stalled_before: float = field(init=False)
 
     def __post_init__(self) -> None:
         self.started = self.advanced = self.clock()
-        self.starved_before = _stalls.missed
+        self.stalled_before = _stalls.missed
 
     def advance(self, rows_done: int) -> bool:
         """Record that a batch is done. Return True if the attempt must stop here, and split off the rest.
@@ -117,8 +117,8 @@ class AttemptProgress:
     @property
     def snapshot(self) -> ProgressSnapshot:
         """Progress at this moment."""
-        now, starved = self.clock(), _stalls.missed - self.starved_before
-        return ProgressSnapshot(self.rows_done, self.batches, now - self.started, now - self.advanced, starved)
+        now, stalled = self.clock(), _stalls.missed - self.stalled_before
+        return ProgressSnapshot(self.rows_done, self.batches, now - self.started, now - self.advanced, stalled)
 
 
 _lock = threading.Lock()

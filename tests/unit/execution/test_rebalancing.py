@@ -183,7 +183,7 @@ class TestSplit:
     def test_slow_worker_leaves_the_rest_to_idle_workers(self) -> None:
         """The attempt is asked to stop, and its first part is done when it does."""
         run = Stragglers(split=split)
-        run.cluster.progress = {"a": ProgressSnapshot(2000, 99, 99.0, starved=60.0)}
+        run.cluster.progress = {"a": ProgressSnapshot(2000, 99, 99.0, stalled_seconds=60.0)}
         run.start_slow()
         assert run.cluster.calls_of("request_split") == [(("p4", 2), "a")]
         run.cluster.finish("p4", FakeReceipt("p4", ("p4.0", "p4.1", "p4.2")))

@@ -65,7 +65,7 @@ class Attempt:
     snapshot: tuple[ProgressSnapshot, float] | None = None
     asked: float | None = None
     cut: float | None = None
-    starved: float = 0.0
+    stalled_seconds: float = 0.0
     advanced: float | None = None
 
     @property
@@ -132,7 +132,7 @@ class Simulation:
         if attempt is None:
             return
         if speed <= 0:
-            attempt.starved += STEP
+            attempt.stalled_seconds += STEP
             return
         if attempt.asked is not None and self.now - attempt.asked >= ANSWER:
             rows = attempt.job.rows * attempt.ended // attempt.batches
@@ -142,7 +142,7 @@ class Simulation:
                     attempt.ended,
                     self.now - attempt.began,
                     self.now - (attempt.advanced or attempt.began),
-                    attempt.starved,
+                    attempt.stalled_seconds,
                 ),
                 self.now,
             )

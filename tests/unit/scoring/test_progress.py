@@ -17,7 +17,7 @@ with track_attempt("round", "00000", rows=10):
     print("started", flush=True)
     for line in sys.stdin:
         snapshot = progress_of("round", "00000")
-        print(snapshot.seconds, snapshot.starved, flush=True)
+        print(snapshot.seconds, snapshot.stalled_seconds, flush=True)
 """
 
 
@@ -31,8 +31,8 @@ def test_a_process_that_was_stopped_says_for_how_long() -> None:
     def ask() -> tuple[float, float]:
         process.stdin.write("\n")  # type: ignore[union-attr]
         process.stdin.flush()  # type: ignore[union-attr]
-        seconds, starved = process.stdout.readline().split()  # type: ignore[union-attr]
-        return float(seconds), float(starved)
+        seconds, stalled = process.stdout.readline().split()  # type: ignore[union-attr]
+        return float(seconds), float(stalled)
 
     try:
         assert process.stdout.readline() == "started\n"
@@ -42,8 +42,8 @@ def test_a_process_that_was_stopped_says_for_how_long() -> None:
         wait_until(lambda: time.monotonic() - stopped > 1.0)
         os.kill(process.pid, signal.SIGCONT)
         wait_until(lambda: ask()[1] - before > 0.8)
-        seconds, starved = ask()
-        assert starved <= seconds
+        seconds, stalled = ask()
+        assert stalled <= seconds
     finally:
         process.kill()
         process.communicate()
