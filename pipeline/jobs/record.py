@@ -40,7 +40,7 @@ def check_job_id(job: str) -> str:
     return job
 
 
-_OF_FAMILIES = ("children", "parent", "publishes_itself", "publishes_children_together")
+_FAN_OUT_FIELDS = ("children", "parent", "publishes_itself", "publishes_children_together")
 
 
 def child_id(parent: str, slug: str) -> str:
@@ -83,7 +83,7 @@ class JobRecord:
         """The record as stored, with a schema version. Fields of fan-outs are left out of other jobs."""
         record = asdict(self)
         if not self.children and not self.parent:
-            record = {name: value for name, value in record.items() if name not in _OF_FAMILIES}
+            record = {name: value for name, value in record.items() if name not in _FAN_OUT_FIELDS}
         return json.dumps({"schema_version": 1, **record}, indent=1).encode() + b"\n"
 
     @staticmethod

@@ -132,15 +132,15 @@ def parts_of(partition: Partition, receipt: Receipt, files: Mapping[str, InputFi
     raise StateCorrupt("a partition was split in a way it cannot be", found=f"{partition.id} {receipt.splits}")
 
 
-def files_of_cutters(receipts: Iterable[Receipt]) -> set[str]:
+def files_of_split_attempts(receipts: Iterable[Receipt]) -> set[str]:
     """Return names of files that garbage collection must keep, relative to the round's folder.
 
     The attempt that split a partition may still commit part 0, in files named for the whole partition.
     """
     by_id = {receipt.partition: receipt for receipt in receipts}
-    open_cuts = [receipt for receipt in by_id.values() if receipt.splits and receipt.splits[0] not in by_id]
+    open_splits = [receipt for receipt in by_id.values() if receipt.splits and receipt.splits[0] not in by_id]
     names = (layout.data_name, layout.rejects_name)
-    return {name(receipt.partition, receipt.attempt) for receipt in open_cuts for name in names}
+    return {name(receipt.partition, receipt.attempt) for receipt in open_splits for name in names}
 
 
 def effective_partitions(plan: Plan, receipts: Iterable[Receipt]) -> tuple[Partition, ...]:

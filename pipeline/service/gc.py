@@ -23,7 +23,7 @@ from pipeline.jobs import layout
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import LEASE_SECONDS, acquire_lease, hold_lease, wait_until_free
 from pipeline.jobs.rounds import plan_path
-from pipeline.jobs.splits import files_of_cutters
+from pipeline.jobs.splits import files_of_split_attempts
 from pipeline.sinks import SinkLeftover, SinkLeftoverKind, leftovers, read_published, remove_leftover
 from pipeline.storage.local import LocalStore
 from pipeline.storage.store import Store, open_store
@@ -229,8 +229,8 @@ def _attempts(job: JobDirectory, *, is_finished: bool) -> tuple[list[Leftover], 
     lost: list[str] = []
     for round in _round_numbers(job):
         settled = None if is_finished else ledger.settled(round)
-        cutters = files_of_cutters(ledger.receipts(round))
-        waiting = set() if is_finished else {layout.round_file(round, name) for name in cutters}
+        split_files = files_of_split_attempts(ledger.receipts(round))
+        waiting = set() if is_finished else {layout.round_file(round, name) for name in split_files}
         here = [n for n in names if layout.round_of(n) == round and n not in waiting]
         lost += lost_attempts(here, named=named, settled=settled)
     found = [Leftover("attempt", store.url(name), _file_bytes(store, name), name) for name in lost]
