@@ -1,7 +1,7 @@
 """Simulate a world for one trigger: clock, disk with power cuts, servers that are killed, jobs that take time.
 
-Several servers look at the same trigger, also in the middle of each other's looks. The world keeps every record that
-the trigger's log ever had, so that a test can check each record afterwards.
+Several servers evaluate the same trigger, also in the middle of each other's evaluations. The world keeps every record
+that the trigger's log ever had, so that a test can check each record afterwards.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ class World:
     """Paths of files for which no job can be created."""
     archive: dict[str, bytes] = field(default_factory=dict)
     """Records removed from the log."""
-    looks: list[datetime] = field(default_factory=list)
-    """Start times of the completed looks."""
+    evaluations: list[datetime] = field(default_factory=list)
+    """Start times of the completed evaluations of the trigger."""
     crashes: int = 0
 
     def server(self) -> SimulatedServer:
-        """Return a new process that looks at the trigger."""
+        """Return a new process that evaluates the trigger."""
         return SimulatedServer(self)
 
     def tick(self) -> datetime:
@@ -129,7 +129,7 @@ class World:
 
 
 class SimulatedServer:
-    """A process that looks at the trigger, and forgets everything when killed."""
+    """A process that evaluates the trigger, and forgets everything when killed."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -138,18 +138,18 @@ class SimulatedServer:
     def _open(self) -> Log:
         return Log(_ArchivingStore(self.world), snapshot_every=20)
 
-    def look(self) -> bool:
-        """Look once; return False if the server was killed meanwhile."""
+    def evaluate(self) -> bool:
+        """Evaluate the trigger once; return False if the server was killed meanwhile."""
         begin = self.world.now
         try:
             evaluate_trigger(
-                self.world.trigger, self._log, jobs=self.world, clock=self.world.tick, look=self.world.list_files
+                self.world.trigger, self._log, jobs=self.world, clock=self.world.tick, scan=self.world.list_files
             )
         except Crash:
             self._log = self._open()
             self.world.crashes += 1
             return False
-        self.world.looks.append(begin)
+        self.world.evaluations.append(begin)
         return True
 
 

@@ -89,7 +89,7 @@ def test_the_year_has_the_changes_it_is_about(expected: dict[tuple[str, str], li
 
 
 def live_through(world: World, watched: Iterator[datetime]) -> None:
-    """Servers look at each of the times, until they are killed; then nobody does until the next."""
+    """Let servers evaluate the trigger at each of the times, until they are killed; then nobody does until the next."""
     servers = [world.server(), world.server()]
     chance = world.random
     for moment in watched:
@@ -101,8 +101,8 @@ def live_through(world: World, watched: Iterator[datetime]) -> None:
         if chance.random() < 0.3:
             other = chance.choice(servers)
             steps = chance.randrange(25)
-            disk.before_step = _after(steps, lambda other=other: other.look(), disk)
-        chance.choice(servers).look()
+            disk.before_step = _after(steps, lambda other=other: other.evaluate(), disk)
+        chance.choice(servers).evaluate()
         disk.before_step = None
         if disk.is_dark:
             # A killed process loses nothing that it did, a power cut whatever was not made durable.
@@ -135,7 +135,7 @@ def settle(world: World) -> None:
     world.job_seconds = 60.0
     for _ in range(2000):
         world.now += timedelta(minutes=20)
-        server.look()
+        server.evaluate()
         if not server._log.read().open:
             return
     raise AssertionError("it never comes to rest")
@@ -227,7 +227,7 @@ def check_fates(
         fates.update([*fired, *missed, *overlapped])
         if fired or missed or overlapped:
             dealt.append((from_text(record["time"]), fired, missed, overlapped))
-    past = [one for one in known if since < one <= world.looks[-1] and one <= END]
+    past = [one for one in known if since < one <= world.evaluations[-1] and one <= END]
     assert [one for one in past if fates[one] != 1] == []
     assert set(fates) <= {one for one in known if one > since} | {one for one in fates if one > END}
     return dealt
@@ -237,8 +237,10 @@ def check_missed(world: World, dealt: list[tuple[datetime, list[datetime], list[
     trigger, grace = world.trigger, timedelta(seconds=world.trigger.grace_seconds)
     for time, fired, missed, overlapped in dealt:
         late = [one for one in (*fired, *missed, *overlapped) if time - one > grace]
-        # It was late because nobody looked, not because somebody looked and left it.
-        assert not [one for one in late if any(one < look < time - timedelta(minutes=1) for look in world.looks)]
+        # It was late because no server evaluated it, not because one did and left it.
+        assert not [
+            one for one in late if any(one < start < time - timedelta(minutes=1) for start in world.evaluations)
+        ]
         if trigger.missed == "each":
             assert not missed
         elif trigger.missed == "skip":

@@ -81,7 +81,7 @@ def evaluate_trigger(
     *,
     jobs: Jobs,
     clock: Callable[[], datetime],
-    look: ScanArrivals = scan_in_process,
+    scan: ScanArrivals = scan_in_process,
 ) -> Seen:
     """Do whatever ``trigger`` requires now.
 
@@ -92,7 +92,7 @@ def evaluate_trigger(
     reason = warning = ""
     for _ in range(_ROUNDS):
         state, now = log.read(), clock()
-        decision = decide_trigger(trigger, state, now=now, view=view_for(trigger, state, jobs=jobs, look=look))
+        decision = decide_trigger(trigger, state, now=now, view=view_for(trigger, state, jobs=jobs, scan=scan))
         reason, warning = reason or decision.reason, warning or decision.warning
         if decision.entries:
             if not log.append(decision.entries, after=state, now=now):
@@ -114,11 +114,11 @@ def explain(
     *,
     jobs: Jobs,
     now: datetime,
-    look: ScanArrivals = scan_in_process,
+    scan: ScanArrivals = scan_in_process,
 ) -> tuple[State, Decision]:
     """Return the state, and the decision that `evaluate_trigger` would make now. Write nothing."""
     state = log.read()
-    view = view_for(trigger, state, jobs=jobs, look=look)
+    view = view_for(trigger, state, jobs=jobs, scan=scan)
     decision = decide_trigger(trigger, state, now=now, view=view)
     if any(entry.what == "started" for entry in decision.entries):
         # A trigger is first marked as watched. Show the decision after that.
@@ -127,10 +127,10 @@ def explain(
     return state, decision
 
 
-def view_for(trigger: Trigger, state: State, *, jobs: Jobs, look: ScanArrivals = scan_in_process) -> View:
+def view_for(trigger: Trigger, state: State, *, jobs: Jobs, scan: ScanArrivals = scan_in_process) -> View:
     """Return the view that `decide_trigger` needs. Read the state first, so that the view is no older."""
     ended = {one.job: status for one in state.open if one.job and (status := jobs.ended(one.job))}
-    files = look(trigger.arrival, seen=state.seen) if trigger.arrival is not None else ()
+    files = scan(trigger.arrival, seen=state.seen) if trigger.arrival is not None else ()
     successes = tuple(jobs.successes(trigger.after)) if trigger.after is not None else ()
     return View(files, successes, ended)
 

@@ -254,7 +254,7 @@ class TriggerWatch:
             try:
                 self.evaluate(trigger)
             except Exception as error:
-                # Whatever one trigger meets ends this look at this trigger only; the next look tries again.
+                # An error of one trigger ends this evaluation of this trigger only; the next one tries again.
                 is_known = isinstance(error, (PipelineError, OSError))
                 logger.error("trigger %s: %s", trigger.name, error, exc_info=None if is_known else error)
 
@@ -283,7 +283,7 @@ class TriggerWatch:
             known = watched, log, jobs, partial(scan_arrivals, count_rows=counter)
             self._open[watched.name] = known
         _, log, jobs, scan = known
-        seen = evaluate_trigger(watched.trigger, log, jobs=jobs, clock=utc_now, look=scan)
+        seen = evaluate_trigger(watched.trigger, log, jobs=jobs, clock=utc_now, scan=scan)
         if seen.warning and self.clock() - self._warned.get(watched.name, float("-inf")) >= WARN_SECONDS:
             self._warned[watched.name] = self.clock()
             logger.warning("trigger %s: %s", watched.name, seen.warning)

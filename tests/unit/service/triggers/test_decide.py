@@ -72,7 +72,7 @@ class Watch:
 
     def at(self, moment: datetime) -> list[str]:
         seen = evaluate_trigger(
-            self.trigger, self.log, jobs=self.jobs, clock=lambda: moment, look=lambda arrival, seen: self.files
+            self.trigger, self.log, jobs=self.jobs, clock=lambda: moment, scan=lambda arrival, seen: self.files
         )
         return [firing.id for firing in seen.fired]
 

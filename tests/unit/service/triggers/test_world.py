@@ -20,9 +20,9 @@ from pipeline.testing.trigger_world import World
 BEGIN = datetime(2026, 3, 27, 0, 0, 30, tzinfo=UTC)
 """Two days before the clocks change in Europe."""
 DOWNTIMES = st.sampled_from([1.0, 2.0, 30.0, 400.0, 4_000.0, 40_000.0, 700_000.0])
-"""Seconds between two looks."""
-LOOKS = st.lists(st.tuples(DOWNTIMES, st.integers(0, 1), st.integers(0, 2)), min_size=5, max_size=25)
-"""Downtime, server and version of the definition of each look."""
+"""Seconds between two evaluations."""
+EVALUATIONS = st.lists(st.tuples(DOWNTIMES, st.integers(0, 1), st.integers(0, 2)), min_size=5, max_size=25)
+"""Downtime, server and version of the definition of each evaluation."""
 SCHEDULES = st.sampled_from(
     [
         {"cron": "*/5 * * * *", "time_zone": "Europe/Berlin"},
@@ -56,52 +56,52 @@ def fates_of(world: World) -> tuple[Counter[str], int]:
 
 
 @settings(max_examples=choose(8, of=500), deadline=None)
-@given(schedule=SCHEDULES, versions=VERSIONS, looks=LOOKS, seed=st.integers(0, 10**6))
+@given(schedule=SCHEDULES, versions=VERSIONS, evaluations=EVALUATIONS, seed=st.integers(0, 10**6))
 def test_each_instant_has_one_fate(
-    schedule: dict[str, str], versions: list[dict[str, str]], looks: list[tuple[float, int, int]], seed: int
+    schedule: dict[str, str], versions: list[dict[str, str]], evaluations: list[tuple[float, int, int]], seed: int
 ) -> None:
     """Whatever versions of a definition the servers read, an instant of all of them fires or is skipped once."""
     if schedule.get("every") == "2 s":
         # With ``each``, thousands of firings fit in no test.
         versions = [{**version, "missed": "once"} if version["missed"] == "each" else version for version in versions]
-        looks = [(min(downtime, 4_000.0), server, version) for downtime, server, version in looks]
+        evaluations = [(min(downtime, 4_000.0), server, version) for downtime, server, version in evaluations]
     world = World(Trigger(**schedule, **versions[0]), BEGIN, random.Random(seed), job_seconds=1.0)
     servers = [world.server(), world.server()]
-    for downtime, server, version in looks:
+    for downtime, server, version in evaluations:
         world.now += timedelta(seconds=downtime)
         world.trigger = Trigger(**schedule, **versions[version])
-        servers[server].look()
+        servers[server].evaluate()
     state = servers[0]._log.read()
     fired, dealt_with = fates_of(world)
     due = list(instants(world.trigger, after=from_text(state.since), until=from_text(state.upto)))
     assert [time for time, times in fired.items() if times > 1] == []
     assert {from_text(time) for time in fired} <= set(due)
     assert dealt_with == len(due)
-    late = list(instants(world.trigger, after=from_text(state.upto), until=world.looks[-1]))
+    late = list(instants(world.trigger, after=from_text(state.upto), until=world.evaluations[-1]))
     assert not late or len(state.open) >= MOST_OPEN
 
 
 @settings(max_examples=choose(25, of=2000), deadline=None)
 @given(
-    looks=st.lists(st.tuples(DOWNTIMES, st.integers(0, 1), st.integers(0, 3)), min_size=3, max_size=20),
+    evaluations=st.lists(st.tuples(DOWNTIMES, st.integers(0, 1), st.integers(0, 3)), min_size=3, max_size=20),
     bad=st.sets(st.integers(0, 59)),
     seed=st.integers(0, 10**6),
 )
-def test_each_good_file_is_scored_once(looks: list[tuple[float, int, int]], bad: set[int], seed: int) -> None:
+def test_each_good_file_is_scored_once(evaluations: list[tuple[float, int, int]], bad: set[int], seed: int) -> None:
     """Bad files among good ones keep no good file from its job, and none is scored twice."""
     world = World(Trigger(arrival=ArrivalTrigger(path="/landing/")), BEGIN, random.Random(seed), job_seconds=1.0)
     servers = [world.server(), world.server()]
     names = [f"/landing/{number:02d}" for number in range(60)]
     world.bad = {names[number] for number in bad}
-    for downtime, server, arriving in looks:
+    for downtime, server, arriving in evaluations:
         for _ in range(arriving):
             path = names[len(world.files)]
             world.files[path] = ArrivedFile(path, 10, "v1", world.now.timestamp())
         world.now += timedelta(seconds=downtime)
-        servers[server].look()
+        servers[server].evaluate()
     for _ in range(50):
         world.now += timedelta(minutes=20)
-        servers[0].look()
+        servers[0].evaluate()
     tried = Counter(file.path for job in world.jobs.values() for file in job.firing.files)
     scored = {path for path, times in tried.items() if times == 1}
     refused = {
