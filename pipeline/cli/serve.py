@@ -58,8 +58,8 @@ def _server(settings: Settings, options: dict[str, Any]) -> Server:
     from pipeline.service.queue import RestartPolicy
     from pipeline.service.server import Server, load_server_tasks
 
-    patience = RestartPolicy(starts=options["starts"])
-    return Server(settings, limit=options["jobs"], restart_policy=patience, tasks=load_server_tasks(settings))
+    policy = RestartPolicy(starts=options["starts"])
+    return Server(settings, limit=options["jobs"], restart_policy=policy, tasks=load_server_tasks(settings))
 
 
 def _serve(server: Server, *, seconds: float) -> None:

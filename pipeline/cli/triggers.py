@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline.settings import Settings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-_LOOK_SECONDS = 1.0
+_POLL_SECONDS = 1.0
 """Seconds between two polls while a backfill runs."""
 
 
@@ -35,7 +35,7 @@ def file_option(command: Command) -> Command:
 def triggers() -> None:
     """Inspect triggers (schedules, new files, after other jobs), and fire them manually.
 
-    python -m pipeline serve is what looks at them.
+    python -m pipeline serve evaluates them.
     """
 
 
@@ -189,7 +189,7 @@ def backfill(
                 ends[past.id] = {"firing": past.id, "time": past.time, "job": past.job, "status": past.status}
         if no_wait or not any(one.firing.id in wanted for one in state.open):
             break
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_POLL_SECONDS)
     shown = [ends[one] for one in sorted(ends)]
     left = len(wanted) - len(ends)
     emit(

@@ -121,8 +121,8 @@ def judge_lease(
         return Verdict.DEAD
     if (sight.epoch, sight.heartbeat) != (first.epoch, first.heartbeat):
         return Verdict.LIVE
-    patience = max(lease_seconds, sight.holder.lease_seconds if sight.holder else 0.0)
-    return Verdict.STALE if waited >= patience else Verdict.WAIT
+    longest = max(lease_seconds, sight.holder.lease_seconds if sight.holder else 0.0)
+    return Verdict.STALE if waited >= longest else Verdict.WAIT
 
 
 def read_lease(store: Store) -> LeaseSnapshot:

@@ -28,7 +28,7 @@ from pipeline.testing.processes import ProcessCluster
 from pipeline.testing.row_check import Reader, RowDifference, check_rows, read_folder
 from pipeline.testing.sample import sample_job
 from pipeline.testing.strikes import draw_script
-from pipeline.testing.trial import FINISHED, PATIENCE, Struck, Trial, TrialAttempt, run_plainly, settle
+from pipeline.testing.trial import DRIVER_TIMEOUT, FINISHED, Struck, Trial, TrialAttempt, run_plainly, settle
 
 ROWS = 40_000
 """Rows of the sample; with two workers, eight partitions."""
@@ -290,8 +290,8 @@ class _Arena:
                 self.cluster,
                 self.environment,
                 self.import_paths,
-                patience=max(PATIENCE, 20 * self.cold_seconds),
-                on_end=reader.look,
+                driver_timeout=max(DRIVER_TIMEOUT, 20 * self.cold_seconds),
+                on_end=reader.poll,
             )
             problem = trial.drive()
             settle(self.cluster())
@@ -327,7 +327,7 @@ class _Arena:
             attempts=tuple(trial.attempts),
             rows=rows,
             rejects=rejects,
-            reads=reader.looks,
+            reads=reader.reads,
             lifetime=trial.script.lifetime,
         )
 

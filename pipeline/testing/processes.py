@@ -159,7 +159,7 @@ class ProcessCluster:
         preload = ("--preload", "pipeline.execution.clusters.worker_setup", "--local-directory", str(self.folder))
         return self._spawn("worker", *fixed, *preload, *self._options)
 
-    def mend(self) -> None:
+    def replace_workers(self) -> None:
         """Start a worker for every nanny that has exited, as a batch system does."""
         self.nannies = [nanny if nanny.poll() is None else self.add_worker() for nanny in self.nannies]
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.sinks.parquet.layout import SUCCESS
 
-_LOOK_SECONDS = 0.03
+_POLL_SECONDS = 0.03
 _TRIES = 50
 
 
@@ -93,7 +93,7 @@ class Reader:
     path: Path
     allowed: Mapping[str, pa.Table]
     """Allowed content by word; once the content of the second word was seen, that of the first must not reappear."""
-    looks: int = 0
+    reads: int = 0
     """Number of reads that gave a consistent state of the output."""
     wrong: list[str] = field(default_factory=list)
     seen: str = ""
@@ -112,9 +112,9 @@ class Reader:
     def __exit__(self, *_: object) -> None:
         self._end.set()
         self._thread.join()
-        self.look()
+        self.poll()
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Read everything once; a read during which the folder is exchanged or changed in place does not count."""
         problem = ""
         for _ in range(_TRIES):
@@ -123,11 +123,11 @@ class Reader:
                 if before is None:
                     return
                 if before == self._last:
-                    self.looks += 1
+                    self.reads += 1
                     return
                 keys = row_keys(read_folder(self.path))
                 if before == self._identity():
-                    self.looks += 1
+                    self.reads += 1
                     self._last = before
                     self._judge(keys)
                     return
@@ -153,5 +153,5 @@ class Reader:
         return (self.path.stat().st_ino, entries) if (self.path / SUCCESS).exists() else None
 
     def _run(self) -> None:
-        while not self._end.wait(_LOOK_SECONDS):
-            self.look()
+        while not self._end.wait(_POLL_SECONDS):
+            self.poll()

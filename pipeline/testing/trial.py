@@ -18,10 +18,10 @@ from pipeline.testing.processes import ProcessCluster, send, start_command, wait
 from pipeline.testing.strikes import FOREVER, Moment, Script, Strike
 
 FINISHED = frozenset({0, 3})
-GOES_ON = frozenset({74, 75, 130, 143, -signal.SIGTERM, -signal.SIGINT})
+RESUMABLE = frozenset({74, 75, 130, 143, -signal.SIGTERM, -signal.SIGINT})
 """Exit codes after which the job is resumed, as its message says."""
 _TICK = 0.005
-PATIENCE = 300.0
+DRIVER_TIMEOUT = 300.0
 """Minimum seconds after which a driver counts as hanging."""
 _LEFT_ALONE = 3
 """Number of drivers after the last strike, of which one must finish."""
@@ -64,7 +64,7 @@ class Trial:
     """Returns the cluster to use next: the current one while it is healthy, else a new one."""
     environment: Mapping[str, str] = field(default_factory=dict)
     import_paths: Sequence[str] = ()
-    patience: float = PATIENCE
+    driver_timeout: float = DRIVER_TIMEOUT
     """Seconds a driver may take."""
     on_end: Callable[[], None] = lambda: None
     """Called after each driver; the published output must be correct then."""
@@ -97,7 +97,7 @@ class Trial:
                 code = self._attempt()
                 if code in FINISHED:
                     return self._wake_all()
-                if code not in GOES_ON and not self._expected_end:
+                if code not in RESUMABLE and not self._expected_end:
                     return f"a driver ended with exit code {code}: {self.attempts[-1].message}"
                 alone = alone + 1 if not self._waiting else 0
                 if alone > _LEFT_ALONE:
@@ -113,7 +113,7 @@ class Trial:
 
     def _attempt(self) -> int:
         cluster = self.cluster()
-        cluster.mend()
+        cluster.replace_workers()
         command = "resume" if (self.job / layout.JOB_FILE).exists() else "run"
         driver = self._start(command, cluster)
         begin, self._expected_end, has_hung = time.monotonic(), False, False
@@ -122,7 +122,7 @@ class Trial:
                 output, errors = driver.communicate(timeout=_TICK)
                 break
             driver = self._tick(driver, begin, cluster)
-            if not has_hung and time.monotonic() - begin > self.patience:
+            if not has_hung and time.monotonic() - begin > self.driver_timeout:
                 has_hung, self._expected_end = True, False
                 driver.kill()
         code = driver.returncode
@@ -186,7 +186,7 @@ class Trial:
         elif kind == "kill nanny" and nanny is not None:
             nanny.kill()
             nanny.wait(20)
-            cluster.mend()
+            cluster.replace_workers()
         elif kind == "end worker" and nanny is not None:
             self._end_worker(nanny, worker, cluster)
         elif kind == "freeze scheduler":
@@ -209,7 +209,7 @@ class Trial:
             if nanny.poll() is None:
                 send(signal.SIGKILL, cluster.worker_pid(nanny), nanny.pid)
                 nanny.wait(20)
-            cluster.mend()
+            cluster.replace_workers()
 
         self._due.append((time.monotonic() + _TERM_SECONDS, kill))
 
@@ -234,11 +234,11 @@ class Trial:
         driver, self._paused = self._paused, None
         send(signal.SIGCONT, driver.pid)
         try:
-            output, errors = driver.communicate(timeout=self.patience)
+            output, errors = driver.communicate(timeout=self.driver_timeout)
         except subprocess.TimeoutExpired:
             _end(driver)
             return "a driver that was taken over from did not end after it woke"
-        if driver.returncode in {6, *FINISHED, *GOES_ON}:
+        if driver.returncode in {6, *FINISHED, *RESUMABLE}:
             return ""
         return f"a driver that woke ended with exit code {driver.returncode}: {_message(output, errors)}"
 

@@ -47,7 +47,7 @@ from pipeline.spec.parts import Sink
 from pipeline.storage.local import LocalStore
 from pipeline.storage.store import Store, open_store
 
-_LOOKS = 20
+_MAX_ATTEMPTS = 20
 """Number of times to start over because another publisher was faster."""
 
 
@@ -155,7 +155,7 @@ class ParquetSink:
         store.check_conditional_writes()
         store.check_conditional_replace()
         with self._locked(store, job=directory.id, check_lease=check_lease) as is_locked:
-            for _ in range(_LOOKS):
+            for _ in range(_MAX_ATTEMPTS):
                 try:
                     return self._publish(manifest, directory, store=store, is_locked=is_locked, check_lease=check_lease)
                 except Overtaken:
@@ -163,7 +163,7 @@ class ParquetSink:
         raise OutputConflict(
             "other jobs publish to the same sink all the time",
             where=f"sink.path: {path}",
-            found=f"a change of the sink in each of {_LOOKS} attempts",
+            found=f"a change of the sink in each of {_MAX_ATTEMPTS} attempts",
             next_step=f"when the others are done: python -m pipeline resume {directory.id}",
         )
 

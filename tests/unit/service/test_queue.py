@@ -33,7 +33,7 @@ from pipeline.service.queue import (
 )
 from pipeline.testing.jobs import small_job
 
-PATIENCE = RestartPolicy(starts=3, delay=10.0, longest=15.0)
+POLICY = RestartPolicy(starts=3, delay=10.0, longest=15.0)
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
@@ -69,12 +69,12 @@ def view(status: Status, **fields: object) -> JobView:
 )
 def test_what_a_job_needs(seen: JobView, need: Need) -> None:
     """The next need depends on status, starts, lease, exit code and the time since the last start."""
-    assert next_need(seen, PATIENCE) is need
+    assert next_need(seen, POLICY) is need
 
 
 def test_back_off_doubles_up_to_a_limit() -> None:
-    patience = RestartPolicy(delay=10, longest=60)
-    assert [patience.delay_after(starts) for starts in range(6)] == [0, 10, 20, 40, 60, 60]
+    policy = RestartPolicy(delay=10, longest=60)
+    assert [policy.delay_after(starts) for starts in range(6)] == [0, 10, 20, 40, 60, 60]
 
 
 @pytest.fixture

@@ -194,7 +194,7 @@ class Output:
         os.rename(aside, self.path)
 
     def look(self) -> list[str]:
-        self.reader.look()
+        self.reader.poll()
         return self.reader.wrong
 
 
@@ -207,7 +207,7 @@ def test_a_reader_is_content_with_old_and_then_new(output: Output) -> None:
     assert output.look() == []
     output.put(output.new.slice(0, 2), output.new.slice(2))
     assert output.look() == []
-    assert (output.reader.looks, output.reader.seen) == (2, "new")
+    assert (output.reader.reads, output.reader.seen) == (2, "new")
 
 
 def test_a_reader_notices_half_an_output(output: Output) -> None:
@@ -236,7 +236,7 @@ def test_a_reader_does_not_judge_what_is_changed_in_place(output: Output) -> Non
 def test_a_reader_reads_in_the_background(output: Output) -> None:
     with output.reader:
         pass
-    assert output.reader.looks >= 1
+    assert output.reader.reads >= 1
     assert read_folder(output.path).num_rows == 1
 
 
