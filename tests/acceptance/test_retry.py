@@ -34,7 +34,7 @@ def build(frame):
     return frame
 
 
-def mended(frame):
+def repaired(frame):
     while "pipeline.execution.clusters.worker_setup" in sys.modules and GATE.exists():
         Path(__file__).with_name("waiting").touch()
         time.sleep(0.02)
@@ -97,7 +97,7 @@ def test_warnings_a_killed_retry_and_a_repaired_output(tmp_path: Path, uneven_la
     pd.testing.assert_frame_equal(before, expected[~unlucky].reset_index(drop=True))
 
     (tmp_path / "gate").touch()
-    process = place.start("retry", JOB, "--set", "steps.0.map=repairing:mended")
+    process = place.start("retry", JOB, "--set", "steps.0.map=repairing:repaired")
     while not (tmp_path / "waiting").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
@@ -120,7 +120,7 @@ def test_warnings_a_killed_retry_and_a_repaired_output(tmp_path: Path, uneven_la
 
 @pytest.mark.fault(21)
 def test_poison_with_no_tolerance_is_named_and_repaired(tmp_path: Path, uneven_lake: Lake, model_path: Path) -> None:
-    """Rows that end their process: with ``errors.max_fraction: 0`` nothing is published until a mended step repairs."""
+    """Rows that end their process: with ``errors.max_fraction: 0`` nothing is published before a repaired step."""
     place, expected = Place(tmp_path, uneven_lake, model_path, max_fraction=0.0), oracle(uneven_lake.files, model_path)
     poison = (
         "\n\ndef crash(frame):\n"
@@ -136,7 +136,7 @@ def test_poison_with_no_tolerance_is_named_and_repaired(tmp_path: Path, uneven_l
     (group,) = place.run("rejects", JOB)["groups"]
     (example,) = group["examples"]
     assert (example["values"]["id"], example["row"], Path(example["file"]).name) == (4500, 500, "part-001.parquet")
-    repaired = place.run("retry", JOB, "--set", "steps.0.map=repairing:mended")
+    repaired = place.run("retry", JOB, "--set", "steps.0.map=repairing:repaired")
     assert (repaired["status"], repaired["published"]) == ("SUCCEEDED", 1)
     pd.testing.assert_frame_equal(place.output(), expected)
     assert place.run("verify", JOB)["ok"]

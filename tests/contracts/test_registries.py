@@ -19,7 +19,7 @@ from pipeline.spec.model_ref import ModelRef
 from pipeline.testing.oracle import FEATURES, train_model
 from pipeline.testing.s3 import S3
 
-# What MLflow and SQLAlchemy warn of is theirs to mend.
+# What MLflow and SQLAlchemy warn of is theirs to fix.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),

@@ -37,7 +37,7 @@ def only_first_rows_work(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def as_it_is(frame: pd.DataFrame) -> pd.DataFrame:
-    """A step that changes nothing: what a mended one may look like."""
+    """A step that changes nothing: what a repaired one may look like."""
     return frame
 
 

@@ -29,7 +29,7 @@ from pipeline.spec.model_ref import ModelRef
 from pipeline.testing.oracle import Lake, make_lake, oracle, train_model
 from pipeline.testing.processes import wait_until
 
-# What MLflow and what it stands on warn of is theirs to mend.
+# What MLflow and what it stands on warn of is theirs to fix.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),

@@ -24,7 +24,7 @@ from pipeline.testing.jobs import read_output
 from pipeline.testing.oracle import Lake, make_table, oracle, train_model
 
 Make = Callable[..., JobSpec]
-BROKEN, MENDED = "steps_for_tests:fail_on_thirteens", "steps.0.map=steps_for_tests:as_it_is"
+BROKEN, REPAIRED = "steps_for_tests:fail_on_thirteens", "steps.0.map=steps_for_tests:as_it_is"
 
 
 @pytest.fixture
@@ -54,12 +54,12 @@ def test_a_mended_step_repairs_the_output(
     assert first.status == "SUCCEEDED_WITH_WARNINGS"
     bad = int(unlucky(expected).sum())
     assert first.rows.rejected == bad
-    # Nothing is mended: nothing is lost either.
+    # Nothing is repaired: nothing is lost either.
     again = retry("@last", settings=settings)
     assert again.status == "SUCCEEDED_WITH_WARNINGS"
     assert again.rows == first.rows
     assert_output(tmp_path / "out", expected[~unlucky(expected)])
-    repaired = retry("@last", overrides=[MENDED], settings=settings)
+    repaired = retry("@last", overrides=[REPAIRED], settings=settings)
     assert repaired.status == "SUCCEEDED"
     assert (repaired.rows.output, repaired.rows.rejected, repaired.published) == (len(expected), 0, 3)
     assert [(one.retried, one.recovered) for one in repaired.rounds] == [(bad, 0), (bad, bad)]
@@ -81,7 +81,7 @@ def test_a_job_that_failed_closed_is_repaired_before_anything_was_published(
     with pytest.raises(PipelineError, match="too many rows were rejected"):
         retry("@last", settings=settings)
     assert not (tmp_path / "out").exists()
-    repaired = retry("@last", overrides=[MENDED], settings=settings)
+    repaired = retry("@last", overrides=[REPAIRED], settings=settings)
     assert (repaired.status, repaired.published) == ("SUCCEEDED", 1)
     assert_output(tmp_path / "out", expected)
     assert_verified(repaired)
@@ -103,7 +103,7 @@ def test_a_retry_that_fails_leaves_the_output_as_it_was(
         with pytest.raises((SpecError, StepFailed)):
             retry("@last", overrides=[wrong], settings=settings)
     assert len(job.rounds.all()) == 2
-    repaired = retry("@last", overrides=[MENDED], settings=settings)
+    repaired = retry("@last", overrides=[REPAIRED], settings=settings)
     assert repaired.status == "SUCCEEDED"
     assert_output(tmp_path / "out", expected)
     assert_verified(repaired)
@@ -225,7 +225,7 @@ def test_other_modes_are_repaired_too(
     run(make_spec(maps=("steps_for_tests:as_it_is",)), settings=settings)
     spec = make_spec(maps=(BROKEN,), errors={"max_fraction": 0.02}, sink={"path": str(out), "mode": mode})
     run(spec, settings=settings)
-    repaired = retry("@last", overrides=[MENDED], settings=settings)
+    repaired = retry("@last", overrides=[REPAIRED], settings=settings)
     assert repaired.status == "SUCCEEDED"
     everything = pd.concat([expected, expected]) if mode == "append" else expected
     found = read_output(out).to_pandas(ignore_metadata=True).sort_values("id", ignore_index=True)
@@ -244,7 +244,7 @@ def test_a_mended_module_is_picked_up_by_workers_that_live_on(
     )
     own_module.write_text(broken)
     run(make_spec(maps=(name,), errors={"max_fraction": 0.02}), settings=settings)
-    own_module.write_text("def build(frame):\n    return frame  # mended\n")
+    own_module.write_text("def build(frame):\n    return frame  # repaired\n")
     repaired = retry("@last", settings=settings)
     assert repaired.status == "SUCCEEDED"
     assert_output(tmp_path / "out", expected)
@@ -331,10 +331,10 @@ def test_children_of_a_fan_out_are_retried_one_by_one(make_spec: Make, settings:
     with pytest.raises(PipelineError, match="2 of 3 children"):
         run(spec, settings=settings)
     with pytest.raises(SpecError, match="child by child"):
-        retry("@last", overrides=[MENDED], settings=settings)
-    assert retry("@last.a", overrides=[MENDED], settings=settings).status == "SCORED"
+        retry("@last", overrides=[REPAIRED], settings=settings)
+    assert retry("@last.a", overrides=[REPAIRED], settings=settings).status == "SCORED"
     assert not (tmp_path / "out").exists()
-    assert retry("@last.b", overrides=[MENDED], settings=settings).status == "SUCCEEDED"
+    assert retry("@last.b", overrides=[REPAIRED], settings=settings).status == "SUCCEEDED"
     assert sum(len(pd.read_parquet(file)) for file in (tmp_path / "out").rglob("*.parquet")) == 180
     fields: dict[str, Any] = {"source": {"path": str(tmp_path / "hive")}, "sink": {"path": str(tmp_path / "other")}}
     lenient = make_spec(**fields, fan_out={"by": "key"}, errors={"files": "quarantine"})

@@ -33,7 +33,7 @@ def build(frame):
     return frame.assign(double=frame["age"] * 2)
 
 
-def mended(frame):
+def repaired(frame):
     return frame.assign(double=frame["age"] * 2)
 
 
@@ -51,12 +51,12 @@ def make_job(folder: Path, lake: Lake, model: Path, *, done: int | None = None) 
 
     :param done: how many partitions are done; None: all, and they are published.
     """
-    (folder / "mending.py").write_text(STEPS)
+    (folder / "repairs.py").write_text(STEPS)
     spec = JobSpec.model_validate(
         {
             "name": "churn",
             "source": {"path": str(lake.path)},
-            "steps": [{"map": "mending:build"}, {"score": {"model": str(model), "keep": ["id", "double"]}}],
+            "steps": [{"map": "repairs:build"}, {"score": {"model": str(model), "keep": ["id", "double"]}}],
             "sink": {"path": str(folder / "out")},
             "errors": {"max_fraction": 1.0},
             "contract": {"age": {"max": 60}},
@@ -121,13 +121,13 @@ def test_without_anything_named_all_is_as_it_was(job: JobDirectory) -> None:
 
 def test_a_step_and_a_contract_that_are_named(job: JobDirectory) -> None:
     before = job.ledger()
-    unlucky = before.reasons["step:mending:build:ValueError"]
-    found = opened(job, "steps.0.map=mending:mended")
+    unlucky = before.reasons["step:repairs:build:ValueError"]
+    found = opened(job, "steps.0.map=repairs:repaired")
     run(job, found)
     assert job.ledger().rows.output == before.rows.output + unlucky
-    # The step stays mended in the next retry.
+    # The step stays repaired in the next retry.
     last = opened(job, "contract.age.max=200")
-    assert [step.map for step in last.plan.spec.maps] == ["mending:mended"]
+    assert [step.map for step in last.plan.spec.maps] == ["repairs:repaired"]
     assert last.record is not None
     assert last.record.changes == ("contract.age.max: 60 -> 200",)
     run(job, last)
@@ -140,16 +140,16 @@ def test_a_model_that_is_named(job: JobDirectory, tmp_path: Path) -> None:
     assert found.plan.model.digest != job.plan.model.digest
     assert found.record is not None
     assert [text.split(":")[0] for text in found.record.changes] == ["steps[1].score.model", "model other"]
-    assert found.record.maps == ("mending:build",)
+    assert found.record.maps == ("repairs:build",)
 
 
 def test_another_retry_takes_over_what_one_left(job: JobDirectory) -> None:
     first = opened(job)
-    second = opened(job, "steps.0.map=mending:mended")
+    second = opened(job, "steps.0.map=repairs:repaired")
     assert second.record is not None
     assert second.record.supersedes == {1: tuple(partition.id for partition in first.plan.partitions)}
     run(job, second)
-    assert "step:mending:build:ValueError" not in job.ledger().reasons
+    assert "step:repairs:build:ValueError" not in job.ledger().reasons
 
 
 def test_partitions_that_were_not_done_are_done_with_what_is_named(
@@ -158,7 +158,7 @@ def test_partitions_that_were_not_done_are_done_with_what_is_named(
     job = make_job(in_folder, lake, model_path, done=1)
     waiting = [partition.id for partition in job.plan.partitions[1:]]
     assert waiting
-    found = opened(job, "steps.0.map=mending:mended", "contract.age.max=200")
+    found = opened(job, "steps.0.map=repairs:repaired", "contract.age.max=200")
     assert found.record is not None
     assert found.record.supersedes == {0: tuple(waiting)}
     assert found.record.rows > found.record.rejected_rows > 0
@@ -176,9 +176,9 @@ def test_partitions_that_were_not_done_are_done_with_what_is_named(
         ("steps.1.score.output=other", "a retry must give the columns that the output has"),
         ("steps.1.score.keep=[id]", "a retry must give the columns that the output has"),
         ("contract.nope.max=3", "nope"),
-        ("steps.0.map=mending:without", "'double'"),
-        ("steps.0.map=mending:needs_more", "fails on every row"),
-        ("steps.0.map=mending:gone", "no function 'gone'"),
+        ("steps.0.map=repairs:without", "'double'"),
+        ("steps.0.map=repairs:needs_more", "fails on every row"),
+        ("steps.0.map=repairs:gone", "no function 'gone'"),
         ("errors.max_fraction=2", "max_fraction"),
         ("steps.1.score.model=gone.ubj", "gone.ubj"),
     ],
@@ -212,7 +212,7 @@ def test_an_output_that_was_overwritten_cannot_be_repaired(
 
 
 def test_nothing_to_do(job: JobDirectory) -> None:
-    run(job, opened(job, "steps.0.map=mending:mended", "contract.age.max=200"))
+    run(job, opened(job, "steps.0.map=repairs:repaired", "contract.age.max=200"))
     assert open_retry(job, RetryRequest(None, ("contract.age.max=300",)), epoch=9, settings=SETTINGS) is None
 
 

@@ -125,7 +125,7 @@ def test_a_retry_that_is_half_done_counts_as_far_as_it_is(directory: JobDirector
     assert ledger.rows == RowCounts(75, 71, 4, 0)
     assert [row for row, *_ in places(directory)] == [40, 50, 60, 70]
     assert summarise(directory).total == 4
-    # Another one, with something mended, takes over what this one left, and a worker of this one comes too late.
+    # Another one, with something repaired, takes over what this one left, and a worker of this one comes too late.
     second = open_retry(directory, supersedes={1: ["00000.1"]})
     assert [partition.rows for partition in second.plan.partitions] == [4]
     write_receipt(directory, replace(job, bad_every=0), pair[1], of=first)
@@ -206,11 +206,11 @@ def test_files_that_are_quarantined_are_in_no_count(directory: JobDirectory, job
     assert directory.manifests.prepare(directory.ledger()).quarantined_files == (gone.path,)
     warnings = make_report(directory).warnings
     assert f"1 input file was quarantined, such as {gone.path} (5 rows): damaged" in warnings
-    mended = replace(job.plan, files=(job.plan.files[1],), partitions=(replace(job.plan.partitions[1], id="00000"),))
+    repaired = replace(job.plan, files=(job.plan.files[1],), partitions=(replace(job.plan.partitions[1], id="00000"),))
     again = make_record(
-        mended, number=2, reason=RoundReason.RETRY, epoch=3, created="", supersedes={}, repaired_files=[gone.path]
+        repaired, number=2, reason=RoundReason.RETRY, epoch=3, created="", supersedes={}, repaired_files=[gone.path]
     )
-    directory.rounds.open(again, mended)
+    directory.rounds.open(again, repaired)
     assert directory.ledger().quarantined_files == ()
     assert directory.ledger().planned_rows == 75
     write_receipts(directory, job)

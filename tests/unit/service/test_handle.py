@@ -93,10 +93,10 @@ def test_waiting_gives_the_report(job: JobDirectory, small: SmallJob, driver: Le
 
 def test_waiting_raises_what_ended_the_job(job: JobDirectory, driver: Lease) -> None:
     """`wait` raises the error that ended the job, with all its parts."""
-    fail(job, SchemaDrift("a column is gone", where="in-0.parquet", next_step="mend it"))
+    fail(job, SchemaDrift("a column is gone", where="in-0.parquet", next_step="repair it"))
     with pytest.raises(SchemaDrift) as caught:
         handle(job).wait()
-    assert (caught.value.where, caught.value.next_step, caught.value.exit_code) == ("in-0.parquet", "mend it", 4)
+    assert (caught.value.where, caught.value.next_step, caught.value.exit_code) == ("in-0.parquet", "repair it", 4)
 
 
 def test_it_can_be_awaited_beside_others(job: JobDirectory, small: SmallJob, driver: Lease) -> None:
