@@ -140,4 +140,4 @@ def notify(callbacks: Sequence[Callback], event: Event) -> None:
         try:
             getattr(callback, method)(event)
         except Exception:
-            logger.exception("callback %s failed at %s; the job goes on", type(callback).__name__, method)
+            logger.exception("callback %s failed at %s; the job continues", type(callback).__name__, method)

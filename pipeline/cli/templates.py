@@ -168,7 +168,7 @@ def cron_table(*, python: str, arguments: tuple[str, ...], folder: str) -> str:
 def kubernetes_manifests(*, python: str, arguments: tuple[str, ...], folder: str) -> str:
     """A Deployment of one server, and, as an alternative, a CronJob that runs ``serve --once`` every minute.
 
-    In a container a driver lives no longer than its pod: the next pod goes on with what was killed, from its
+    In a container a driver lives no longer than its pod: the next pod resumes what was killed, from its
     checkpoints. The pod of the CronJob stays until the jobs that it started have ended.
     """
     serve = [python, "-m", "pipeline", "serve", *arguments]

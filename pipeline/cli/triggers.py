@@ -169,7 +169,7 @@ def backfill(
 ) -> None:
     """Run a schedule for past days: each time once, as the schedule would have, even if it ran already.
 
-    Ended in between it goes on where it was when it is called again, or under serve.
+    If interrupted, it continues where it stopped when it is called again, or under serve.
     """
     from pipeline.service.triggers import backfill as by_hand
     from pipeline.service.triggers.log import open_log

@@ -84,7 +84,7 @@ class Fragment:
 @fast_pickle
 @dataclass(frozen=True, slots=True)
 class QuarantinedFile:
-    """An input file that was quarantined as a whole."""
+    """An input file that was quarantined."""
 
     path: str
     reason: str

@@ -50,7 +50,7 @@ class StepMonitor:
             raise self._error(changed)
 
     def after_failure(self, error: StepChanged, ledger: Ledger) -> bool:
-        """Return True if the job goes on after a worker found other code: a new round scores all rows again.
+        """Return True if the job continues after a worker found other code: a new round scores all rows again.
 
         :raises StepChanged: when a job restarted too often.
         """

@@ -73,7 +73,7 @@ class Manifest:
     models: dict[int, ManifestModel] = field(default_factory=dict)
     """Model version of each round that has output files."""
     quarantined_files: tuple[str, ...] = ()
-    """Input files that were quarantined as a whole. No count includes their rows."""
+    """Input files that were quarantined. No count includes their rows."""
 
     def to_json_bytes(self) -> bytes:
         """The manifest as stored: one JSON object with a schema version, a line per field and per file."""

@@ -225,6 +225,6 @@ def other_baseline(place: str, *, job: str) -> OutputConflict:
         "another job has published to the sink since this one was planned",
         where=f"sink.path: {place}",
         found="what is new now is not what was new then",
-        expected="the publications that the plan goes on from",
+        expected="the publications that the plan is based on",
         next_step=f"run the job spec again as a new job; {job} cannot be published any more",
     )

@@ -74,7 +74,7 @@ class _Worker:
             delivery = deliver(self.hook, message, is_over=self._is_over, send=self._send)
             self.deliveries.append(delivery)
             if not delivery.ok:
-                logger.warning("the hook %s was not told of %s: %s", delivery.hook, delivery.event, delivery.reason)
+                logger.warning("the hook %s did not receive %s: %s", delivery.hook, delivery.event, delivery.reason)
 
 
 class Hooks(Callback):

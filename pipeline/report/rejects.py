@@ -74,7 +74,7 @@ class RejectSummary:
     """Paths or URLs of the Parquet files that hold the rejected rows."""
     total: int
     quarantined_files: tuple[QuarantinedFile, ...] = ()
-    """Input files that are quarantined as a whole."""
+    """Input files that are quarantined."""
     rounds: tuple[RoundSummary, ...] = ()
     """Rounds of retries and their results."""
     exported: Export | None = None
@@ -108,7 +108,7 @@ def rejects_text(summary: RejectSummary) -> str:
     for group in summary.groups:
         lines += ["", f"{group.count:,} × {group.reason}", *_example_lines(group)]
     if summary.quarantined_files:
-        lines += ["", f"{plural(len(summary.quarantined_files), 'input file')} quarantined as a whole:"]
+        lines += ["", f"{plural(len(summary.quarantined_files), 'input file')} quarantined:"]
         for file in summary.quarantined_files:
             lines += [f"  {file.title}", f"    {file.reason}: {shortened(file.message)}"]
     if summary.exported:

@@ -107,7 +107,7 @@ class Report:
     rounds: tuple[RoundSummary, ...] = ()
     """Each round after the first."""
     quarantined_files: tuple[QuarantinedFile, ...] = ()
-    """Input files that are quarantined as a whole. No count includes their rows."""
+    """Input files that are quarantined. No count includes their rows."""
     engines: EngineEvidence | None = None
     """Engine that evaluated the model; None before the first partition is done, and for a fan-out."""
     estimate: EstimateComparison | None = None

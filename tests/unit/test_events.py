@@ -53,7 +53,7 @@ def test_a_broken_callback_is_logged_and_passed_over(caplog: pytest.LogCaptureFi
             notify([Broken(), seen], event)
     assert len(seen.events) == 4
     assert [record.getMessage() for record in caplog.records] == [
-        "callback Broken failed at on_partition; the job goes on"
+        "callback Broken failed at on_partition; the job continues"
     ]
 
 

@@ -39,7 +39,7 @@ def removable(
 
     :param names: names in the sink, listed before ``state`` was read.
     :param own: publication that completes, one of ``state``.
-    :param is_locked: True if no other publisher can be at work.
+    :param is_locked: True if no other publisher can be active.
     :param is_abandoned: True for an old file; asked about files of other jobs only.
     """
     alive = {layout.job_tag(publication.job) for publication in state.publications}

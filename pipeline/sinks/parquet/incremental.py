@@ -94,7 +94,7 @@ def clear_abandoned(
     Such a job was planned on another baseline, so it can no longer publish. Files of other jobs stay: they may be about
     to commit them.
 
-    :param is_locked: True if no other publisher can be at work: the baseline is not compared then.
+    :param is_locked: True if no other publisher can be active: the baseline is not compared then.
     """
     if not directory.plan.progress.baseline:
         return

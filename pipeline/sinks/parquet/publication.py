@@ -60,7 +60,7 @@ class Publisher:
     before: Snapshot
     schema: pa.Schema
     is_locked: bool
-    """True if no other publisher can be at work."""
+    """True if no other publisher can be active."""
     check_lease: Callable[[], object]
     """Raises `Fenced` if another driver has taken the job over; called before each step that readers see."""
     open_place: Callable[[str], Store]

@@ -114,7 +114,7 @@ def test_without_anything_named_all_is_as_it_was(job: JobDirectory) -> None:
     assert found.record.changes == ()
     run(job, found)
     assert job.ledger().rows == before
-    # What is unfinished goes on; what is finished is tried again.
+    # What is unfinished continues; what is finished is tried again.
     assert opened(job).number == 2
     assert open_retry(job, RetryRequest(), epoch=8, settings=SETTINGS) is None
 
