@@ -82,7 +82,7 @@ def report_text(details: Mapping[str, Any]) -> str:
 
 def trial_text(trial: Mapping[str, Any]) -> str:
     """One trial in a line, with its failures."""
-    faults = [f"{one['kind']} {one['moment']}" for one in trial["faults"] if one["seconds"] is not None]
+    faults = [f"{fault['kind']} {fault['moment']}" for fault in trial["faults"] if fault["seconds"] is not None]
     if trial["worker_lifetime"]:
         faults.append(f"workers live {trial['worker_lifetime']:.0f} s")
     drivers = len(trial["attempts"])
@@ -94,7 +94,7 @@ def trial_text(trial: Mapping[str, Any]) -> str:
 def _faults(trials: list[dict[str, Any]]) -> str:
     counts: dict[str, int] = {}
     for trial in trials:
-        kinds = [one["kind"] for one in trial["faults"] if one["seconds"] is not None]
+        kinds = [fault["kind"] for fault in trial["faults"] if fault["seconds"] is not None]
         for kind in [*kinds, *(["lifetime"] if trial["worker_lifetime"] else [])]:
             counts[kind] = counts.get(kind, 0) + 1
-    return ", ".join(f"{count} × {kind}" for kind, count in sorted(counts.items(), key=lambda one: -one[1])) or "none"
+    return ", ".join(f"{count} × {kind}" for kind, count in sorted(counts.items(), key=lambda item: -item[1])) or "none"

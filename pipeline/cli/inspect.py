@@ -41,8 +41,8 @@ def list_command(*, statuses: tuple[str, ...], name: str, limit: int | None, dir
         )
     settings = settings_for(directory=directory)
     wanted = frozenset(known[status.lower()] for status in statuses)
-    found = list_jobs(settings.directory, name=name, statuses=wanted, limit=limit)
-    jobs = [summary.to_dict(now=utc_now()) for summary in found]
+    summaries = list_jobs(settings.directory, name=name, statuses=wanted, limit=limit)
+    jobs = [summary.to_dict(now=utc_now()) for summary in summaries]
     root = str(local_path(settings.directory)) if is_local_path(settings.directory) else settings.directory
     emit({"directory": root, "jobs": jobs}, lambda: _list_text(jobs, settings.directory, is_all=not (wanted or name)))
 
@@ -58,7 +58,9 @@ def _list_text(jobs: list[dict[str, Any]], directory: str, *, is_all: bool) -> s
     rows = []
     for job in jobs:
         rows.append(_list_row(job, job["job"], format_seconds(job["age"])))
-        rows += [_list_row(one, f"  {one['job'].removeprefix(job['job'])}", "") for one in job.get("children", ())]
+        rows += [
+            _list_row(child, f"  {child['job'].removeprefix(job['job'])}", "") for child in job.get("children", ())
+        ]
     return table_text(["JOB", "STATUS", "AGE", "DONE", "ROWS", "OUTPUT"], rows)
 
 
@@ -135,8 +137,8 @@ def diff(before: str, after: str, directory: str | None) -> None:
     """Compare two jobs: spec, model, input files, rows, rejects by reason, times."""
     from pipeline.report.compare import compare, comparison_text
 
-    found = compare(_find(before, directory), _find(after, directory))
-    emit(found.to_dict(), lambda: comparison_text(found))
+    differences = compare(_find(before, directory), _find(after, directory))
+    emit(differences.to_dict(), lambda: comparison_text(differences))
 
 
 def _find(job: str, directory: str | None) -> JobDirectory:

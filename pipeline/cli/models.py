@@ -65,16 +65,16 @@ def register(
     from pipeline.models.registry.file_registry import VersionMetadata
     from pipeline.models.registry.records import check_alias, check_model_name
 
-    kept = _built_in(registry)
+    store = _built_in(registry)
     name = check_model_name(name or file.rstrip("/").rsplit("/", 1)[-1].rsplit(".", 1)[0])
     for alias in aliases:
         check_alias(alias)
     measured = {key: _number(key, text) for key, text in _pairs(metrics, flag="--metric").items()}
     data, source = model_bytes(file)
     metadata = VersionMetadata(measured, _pairs(tags, flag="--tag"), description, parent, source)
-    made = kept.register(name, data, metadata, again=again)
+    made = store.register(name, data, metadata, again=again)
     for alias in aliases:
-        kept.set_alias(name, alias, made.record.version)
+        store.set_alias(name, alias, made.record.version)
     record = made.record
     emit(
         {"is_new": made.is_new, "aliases": list(aliases), **record.to_dict()},
@@ -96,14 +96,14 @@ def list_command(name: str | None, registry: str | None) -> None:
     """List the models, or the versions of one, newest first."""
     from pipeline.models.registry.client import version_row, versions_of
 
-    kept = _open(registry)
+    store = _open(registry)
     if name is None:
-        found = [kept.summary(one).to_dict() for one in kept.names()]
-        emit({"registry": kept.root, "models": found}, lambda: _models_text(found, kept.root))
+        summaries = [store.summary(model).to_dict() for model in store.names()]
+        emit({"registry": store.root, "models": summaries}, lambda: _models_text(summaries, store.root))
         return
-    rows = [version_row(record, aliases) for record, aliases in versions_of(kept, name)]
-    details = kept.summary(name).to_dict()
-    emit({"registry": kept.root, **details, "versions": rows}, lambda: _versions_text(rows))
+    rows = [version_row(record, aliases) for record, aliases in versions_of(store, name)]
+    details = store.summary(name).to_dict()
+    emit({"registry": store.root, **details, "versions": rows}, lambda: _versions_text(rows))
 
 
 @models.command(short_help="Show a version, or a model with the history of its aliases.")
@@ -114,13 +114,13 @@ def show(reference: str, registry: str | None) -> None:
     """Show a version in full, or a model with its versions and the history of its aliases."""
     from pipeline.spec.model_ref import ModelRef
 
-    kept = _open(registry)
+    store = _open(registry)
     if reference.startswith("models:"):
-        details = kept.lookup(ModelRef.parse(reference)).to_dict()
+        details = store.lookup(ModelRef.parse(reference)).to_dict()
         emit(details, lambda: _version_text(details))
         return
-    summary = kept.summary(reference).to_dict()
-    files = _built_in(registry) if kept.kind == "built-in" else None
+    summary = store.summary(reference).to_dict()
+    files = _built_in(registry) if store.kind == "built-in" else None
     histories = [files.history(reference, alias) for alias in files.aliases(reference)] if files else []
     moves = sorted((move.to_dict() for history in histories for move in history), key=lambda move: move["created"])
     emit({**summary, "history": moves}, lambda: _model_text(summary, moves))
@@ -215,14 +215,14 @@ def _next(command: str) -> list[str]:
     return [f"  next       {command}"]
 
 
-def _models_text(found: list[dict[str, Any]], root: str) -> str:
+def _models_text(summaries: list[dict[str, Any]], root: str) -> str:
     from pipeline.common.text import table_text
 
-    if not found:
+    if not summaries:
         return f"no models in {root}\n  next:     python -m pipeline models register FILE"
     rows = [
-        [one["name"], str(one["latest"] or ""), str(len(one["versions"])), _aliases_text(one["aliases"])]
-        for one in found
+        [model["name"], str(model["latest"] or ""), str(len(model["versions"])), _aliases_text(model["aliases"])]
+        for model in summaries
     ]
     return table_text(["MODEL", "LATEST", "VERSIONS", "ALIASES"], rows)
 
@@ -301,5 +301,5 @@ def _move_text(move: Any) -> str:
 
 
 def _checks_text(checks: list[dict[str, Any]], *, ok: bool) -> str:
-    lines = [f"  {'ok' if one['ok'] else 'WRONG':<6} {one['what']}  {one['detail']}" for one in checks]
+    lines = [f"  {'ok' if check['ok'] else 'WRONG':<6} {check['what']}  {check['detail']}" for check in checks]
     return "\n".join(["VERIFIED" if ok else "NOT AS REGISTERED", *lines])

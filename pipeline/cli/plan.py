@@ -106,13 +106,13 @@ def _examine(
         return [error], []
     settings = settings_for(loaded)
     warning = hard_coded(loaded.spec.score.model, has_registry=has_registry(settings))
-    found = []
+    errors = []
     for check in _checks(loaded.spec, settings):
         try:
             check()
         except PipelineError as error:
-            found.append(error)
-    return found, [warning] if warning else []
+            errors.append(error)
+    return errors, [warning] if warning else []
 
 
 def _checks(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]:
@@ -153,9 +153,9 @@ def _checks_of_children(spec: JobSpec, settings: Settings) -> Iterator[Callable[
     seen = set()
     for value in by:
         child = child_spec(spec, value, column=None)
-        told = (child.source.filter, child.maps, child.score.model)
-        if told not in seen:
-            seen.add(told)
+        checked = (child.source.filter, child.maps, child.score.model)
+        if checked not in seen:
+            seen.add(checked)
             yield from _checks(child, settings)
 
 

@@ -132,9 +132,9 @@ def _show_servers(settings: Settings) -> None:
     from pipeline.storage.store import open_store
 
     root, now = open_store(settings.directory), utc_now()
-    servers = [one.to_dict(now=now) for one in find_servers(root)]
+    servers = [server.to_dict(now=now) for server in find_servers(root)]
     marks = queued_marks(root)
-    rows = [_row(one) for one in servers]
+    rows = [_row(server) for server in servers]
     header = ["SERVER", "STATE", "SEEN", "RUNNING", "WAITING"]
     emit(
         {"servers": servers, "marked": marks},

@@ -21,13 +21,13 @@ def config_details(spec: Mapping[str, ResolvedSetting], settings: Mapping[str, R
 def config_text(details: Mapping[str, Any]) -> str:
     """Format both tables as text."""
     return "\n\n".join(
-        table_text([title, "VALUE", "FROM", "WHERE"], [_row(name, one) for name, one in details[key].items()])
+        table_text([title, "VALUE", "FROM", "WHERE"], [_row(name, field) for name, field in details[key].items()])
         for title, key in (("JOB SPEC", "spec"), ("SETTING", "settings"))
     )
 
 
-def _row(name: str, one: Mapping[str, Any]) -> list[str]:
-    where = "" if one["origin"] == one["from"] else str(one["origin"])
-    over = [f"{shown(other['value'])} ({other['origin']})" for other in one["over"] if other["from"] != "built-in"]
+def _row(name: str, field: Mapping[str, Any]) -> list[str]:
+    where = "" if field["origin"] == field["from"] else str(field["origin"])
+    over = [f"{shown(other['value'])} ({other['origin']})" for other in field["over"] if other["from"] != "built-in"]
     where += f"; wins over {', '.join(over)}" if over else ""
-    return [name, "" if one["value"] is None else shown(one["value"]), str(one["from"]), where.removeprefix("; ")]
+    return [name, "" if field["value"] is None else shown(field["value"]), str(field["from"]), where.removeprefix("; ")]

@@ -78,21 +78,21 @@ def tell_submitted(made: SubmitResult, *, is_queued: bool = False) -> None:
         "directory": made.directory,
     }
     if not is_quiet():
-        click.echo(_told(made, is_queued=is_queued), err=True)
+        click.echo(_submit_text(made, is_queued=is_queued), err=True)
     emit(details, lambda: made.job)
 
 
-def _told(made: SubmitResult, *, is_queued: bool) -> str:
+def _submit_text(made: SubmitResult, *, is_queued: bool) -> str:
     """The details of a submission, without the id."""
     if made.status.is_success:
-        said = f"that job exists already and ended as {made.status}; --force makes a new one"
+        message = f"that job exists already and ended as {made.status}; --force makes a new one"
     elif made.is_new:
-        said = "submitted" + (", for a server to take" if is_queued else "")
+        message = "submitted" + (", for a server to take" if is_queued else "")
     elif made.is_resumed:
-        said = "that job exists and had not succeeded; it is resumed"
+        message = "that job exists and had not succeeded; it is resumed"
     else:
-        said = f"that job exists already and is {made.status}"
-    return f"{said}\n  next:     python -m pipeline watch {made.job}"
+        message = f"that job exists already and is {made.status}"
+    return f"{message}\n  next:     python -m pipeline watch {made.job}"
 
 
 @click.command(short_help="Cancel a job; servers will not restart it.")
@@ -108,16 +108,16 @@ def cancel(job: str, now: bool, reason: str, directory: str | None) -> None:
     from pipeline.jobs.listing import find_job
 
     settings = settings_for(directory=directory)
-    found = find_job(settings.directory, job)
-    outcome = cancel_job(found, now=now, reason=reason, lease_seconds=settings.lease_seconds)
-    status = str(found.status())
+    target = find_job(settings.directory, job)
+    outcome = cancel_job(target, now=now, reason=reason, lease_seconds=settings.lease_seconds)
+    status = str(target.status())
     texts = {
-        CancelOutcome.CANCELLED: f"{found.id} is cancelled",
-        CancelOutcome.ASKED: f"the driver of {found.id} was asked to stop"
-        f"\n  next:     python -m pipeline wait {found.id}",
-        CancelOutcome.ENDED: f"{found.id} had ended already: {status}",
-        CancelOutcome.PUBLISHED: f"{found.id} had published its output already: {status}",
-        CancelOutcome.COMMITTED: f"{found.id} has committed its output and cannot be cancelled"
-        f"\n  next:     python -m pipeline resume {found.id}",
+        CancelOutcome.CANCELLED: f"{target.id} is cancelled",
+        CancelOutcome.ASKED: f"the driver of {target.id} was asked to stop"
+        f"\n  next:     python -m pipeline wait {target.id}",
+        CancelOutcome.ENDED: f"{target.id} had ended already: {status}",
+        CancelOutcome.PUBLISHED: f"{target.id} had published its output already: {status}",
+        CancelOutcome.COMMITTED: f"{target.id} has committed its output and cannot be cancelled"
+        f"\n  next:     python -m pipeline resume {target.id}",
     }
-    emit({"job": found.id, "outcome": str(outcome), "status": status}, lambda: texts[outcome])
+    emit({"job": target.id, "outcome": str(outcome), "status": status}, lambda: texts[outcome])

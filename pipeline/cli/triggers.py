@@ -49,9 +49,9 @@ def list_triggers(files: Sequence[str], directory: str | None) -> None:
 
     settings, watched = _load(files, directory)
     now = _now()
-    shown = [_details(one, settings=settings, now=now) for one in watched]
+    shown = [_details(trigger, settings=settings, now=now) for trigger in watched]
     header = ["TRIGGER", "KIND", "WHEN", "NEXT", "FIRED", "RUNS", "LAST"]
-    emit({"triggers": shown}, lambda: table_text(header, [_row(one) for one in shown]))
+    emit({"triggers": shown}, lambda: table_text(header, [_row(trigger) for trigger in shown]))
 
 
 @triggers.command("next", short_help="Show the next times of schedules.")
@@ -69,22 +69,22 @@ def next_times(name: str | None, count: int, files: Sequence[str], directory: st
     from pipeline.service.triggers.schedule import firing_id, instants
 
     _, watched = _load(files, directory, name=name)
-    now, found = _now(), []
-    for one in watched:
-        times = instants(one.trigger, after=now, until=now + timedelta(days=366 * 40))
-        zone = ZoneInfo(one.trigger.time_zone)
-        found += [
+    now, upcoming = _now(), []
+    for entry in watched:
+        times = instants(entry.trigger, after=now, until=now + timedelta(days=366 * 40))
+        zone = ZoneInfo(entry.trigger.time_zone)
+        upcoming += [
             {
-                "trigger": one.name,
+                "trigger": entry.name,
                 "time": moment.isoformat(timespec="seconds").replace("+00:00", "Z"),
                 "local": f"{moment.astimezone(zone):%Y-%m-%d %H:%M:%S %Z}",
                 "firing": firing_id(moment),
             }
             for moment in islice(times, count)
         ]
-    rows = [[one["trigger"], one["local"], one["time"]] for one in found]
+    rows = [[row["trigger"], row["local"], row["time"]] for row in upcoming]
     emit(
-        {"times": found},
+        {"times": upcoming},
         lambda: table_text(["TRIGGER", "LOCAL", "UTC"], rows) if rows else "No trigger has a schedule.",
     )
 
@@ -99,13 +99,15 @@ def test(name: str | None, files: Sequence[str], directory: str | None) -> None:
     from pipeline.common.text import next_lines
 
     settings, watched = _load(files, directory, name=name)
-    shown = [_tested(one, settings) for one in watched]
+    shown = [_tested(trigger, settings) for trigger in watched]
     lines = []
-    for one in shown:
-        lines.append(f"{one['trigger']}: {'would fire' if one['fires'] else 'would not fire'}: {one['reason']}")
-        lines += [f"  file       {path}" for path in one["files"][:10]]
-        lines += [f"  … and {len(one['files']) - 10:,} more"] if len(one["files"]) > 10 else []
-        lines += [f"  problem    {' '.join(one['problem'].split())}"] if one["problem"] else []
+    for trigger in shown:
+        lines.append(
+            f"{trigger['trigger']}: {'would fire' if trigger['fires'] else 'would not fire'}: {trigger['reason']}"
+        )
+        lines += [f"  file       {path}" for path in trigger["files"][:10]]
+        lines += [f"  … and {len(trigger['files']) - 10:,} more"] if len(trigger["files"]) > 10 else []
+        lines += [f"  problem    {' '.join(trigger['problem'].split())}"] if trigger["problem"] else []
     emit({"triggers": shown}, lambda: "\n".join([*lines, *next_lines(["python -m pipeline serve"])]))
 
 
@@ -126,26 +128,26 @@ def fire(name: str, key: str | None, files: Sequence[str], directory: str | None
     now = _now()
     log = open_log(settings.directory, watched.name, fsync=settings.fsync)
     arrival = watched.trigger.arrival
-    found: tuple[ArrivedFile, ...] = ()
+    arrived: tuple[ArrivedFile, ...] = ()
     if arrival is not None:
         state = log.read()
-        found = by_hand.unseen_files(scan_in_process(arrival, seen=state.seen), state)
-        if not found:
+        arrived = by_hand.unseen_files(scan_in_process(arrival, seen=state.seen), state)
+        if not arrived:
             raise SpecError("no file is waiting to fire", where=f"trigger {name}", found=arrival.path)
     watch = _watch(settings)
     watch.evaluate(watched)
-    firing = by_hand.fire(log, key=_checked_key(key) or firing_id(now), now=now, files=found)
+    firing = by_hand.fire(log, key=_checked_key(key) or firing_id(now), now=now, files=arrived)
     watch.evaluate(watched)
     state = log.read()
-    one = state.find(firing.id)
+    submission = state.find(firing.id)
     past = next((past for past in reversed(state.recent) if past.id == firing.id), None)
-    job = one.job if one else past.job if past else ""
+    job = submission.job if submission else past.job if past else ""
     if past is not None and not past.job:
         raise SpecError("the job was refused", where=f"trigger {name}", found=past.reason)
     if not is_quiet():
-        said = "submitted" if job else "it waits for the end of the trigger's last job"
-        click.echo(f"{said}\n  next:     python -m pipeline {f'watch {job}' if job else 'serve'}", err=True)
-    emit({"trigger": name, "firing": firing.id, "job": job, "files": [one.path for one in found]}, lambda: job)
+        message = "submitted" if job else "it waits for the end of the trigger's last job"
+        click.echo(f"{message}\n  next:     python -m pipeline {f'watch {job}' if job else 'serve'}", err=True)
+    emit({"trigger": name, "firing": firing.id, "job": job, "files": [file.path for file in arrived]}, lambda: job)
 
 
 @triggers.command(short_help="Run a schedule for past days.")
@@ -187,16 +189,16 @@ def backfill(
         for past in state.recent:
             if past.id in wanted:
                 ends[past.id] = {"firing": past.id, "time": past.time, "job": past.job, "status": past.status}
-        if no_wait or not any(one.firing.id in wanted for one in state.open):
+        if no_wait or not any(submission.firing.id in wanted for submission in state.open):
             break
         time.sleep(_POLL_SECONDS)
-    shown = [ends[one] for one in sorted(ends)]
-    left = len(wanted) - len(ends)
+    shown = [ends[firing] for firing in sorted(ends)]
+    remaining = len(wanted) - len(ends)
     emit(
-        {"trigger": name, "times": len(wanted), "ended": shown, "left": left},
+        {"trigger": name, "times": len(wanted), "ended": shown, "left": remaining},
         lambda: (
-            "\n".join([f"{one['time'][:19]}Z  {one['status']}  {one['job']}" for one in shown])
-            or f"{left:,} times are left to serve"
+            "\n".join([f"{end['time'][:19]}Z  {end['status']}  {end['job']}" for end in shown])
+            or f"{remaining:,} times are left to serve"
         ),
     )
 
@@ -269,8 +271,8 @@ def _details(watched: WatchedTrigger, *, settings: Settings, now: datetime) -> d
         "skipped": state.skipped,
         "open": _open(state),
         "recent": [
-            {"firing": one.id, "time": one.time, "job": one.job, "status": one.status, "reason": one.reason}
-            for one in state.recent
+            {"firing": past.id, "time": past.time, "job": past.job, "status": past.status, "reason": past.reason}
+            for past in state.recent
         ],
     }
 
@@ -278,13 +280,13 @@ def _details(watched: WatchedTrigger, *, settings: Settings, now: datetime) -> d
 def _open(state: State) -> list[dict[str, Any]]:
     return [
         {
-            "firing": one.firing.id,
-            "time": one.firing.time,
-            "job": one.job,
-            "files": len(one.firing.files),
-            "cancelling": one.is_cancelling,
+            "firing": submission.firing.id,
+            "time": submission.firing.time,
+            "job": submission.job,
+            "files": len(submission.firing.files),
+            "cancelling": submission.is_cancelling,
         }
-        for one in state.open
+        for submission in state.open
     ]
 
 
@@ -297,18 +299,18 @@ def _when(watched: WatchedTrigger) -> str:
     return str(trigger.every or trigger.after or "")
 
 
-def _row(one: dict[str, Any]) -> list[str]:
-    running = [item["job"] or "waiting" for item in one["open"]]
-    last = one["recent"][-1] if one["recent"] else None
-    said = f"{last['status']} {last['job']}".strip() if last else ""
+def _row(trigger: dict[str, Any]) -> list[str]:
+    running = [item["job"] or "waiting" for item in trigger["open"]]
+    last = trigger["recent"][-1] if trigger["recent"] else None
+    last_result = f"{last['status']} {last['job']}".strip() if last else ""
     return [
-        one["trigger"],
-        one["kind"],
-        one["when"],
-        one["next"],
-        f"{one['fired']:,}",
+        trigger["trigger"],
+        trigger["kind"],
+        trigger["when"],
+        trigger["next"],
+        f"{trigger['fired']:,}",
         running[0] + (f" +{len(running) - 1}" if len(running) > 1 else "") if running else "",
-        said,
+        last_result,
     ]
 
 
@@ -329,8 +331,8 @@ def _tested(watched: WatchedTrigger, settings: Settings) -> dict[str, Any]:
     return {
         "trigger": watched.name,
         "fires": bool(fired),
-        "firings": [one.id for one in fired],
-        "files": [file.path for one in fired for file in one.files],
+        "firings": [firing.id for firing in fired],
+        "files": [file.path for firing in fired for file in firing.files],
         "reason": decision.reason,
         "problem": problem,
     }

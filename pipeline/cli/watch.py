@@ -31,10 +31,10 @@ def watch(job: str, strict: bool, directory: str | None) -> None:
     from pipeline.report.progress import show_progress
     from pipeline.service.follow import EndMonitor, Follower, pause_for
 
-    found, lease_seconds = _find(job, directory)
-    follower, ending = Follower(found), EndMonitor(found, lease_seconds)
+    job_directory, lease_seconds = _find(job, directory)
+    follower, ending = Follower(job_directory), EndMonitor(job_directory, lease_seconds)
     with show_progress(quiet=is_quiet()) as callbacks:
-        _say_if_nobody_serves(found)
+        _say_if_nobody_serves(job_directory)
         while True:
             # First the status: what has come before it is told before the end.
             status = ending.poll()
@@ -42,8 +42,8 @@ def watch(job: str, strict: bool, directory: str | None) -> None:
                 notify(callbacks, event)
             if status is not None:
                 break
-            time.sleep(pause_for(found))
-    _end(found, status, strict=strict)
+            time.sleep(pause_for(job_directory))
+    _end(job_directory, status, strict=strict)
 
 
 @click.command(short_help="Wait until a job ends.")
@@ -59,15 +59,15 @@ def wait(context: click.Context, job: str, timeout: float | None, strict: bool, 
     """Wait until a job ends, and print its report; exit with its exit code, or 124 after --timeout."""
     from pipeline.service.follow import EndMonitor
 
-    found, lease_seconds = _find(job, directory)
-    _say_if_nobody_serves(found)
+    job_directory, lease_seconds = _find(job, directory)
+    _say_if_nobody_serves(job_directory)
     try:
-        status = EndMonitor(found, lease_seconds).wait(timeout=timeout)
+        status = EndMonitor(job_directory, lease_seconds).wait(timeout=timeout)
     except TimeoutError as error:
-        told = str(error)
-        emit({"job": found.id, "status": str(found.status()), "timed_out": True}, lambda: told)
+        message = str(error)
+        emit({"job": job_directory.id, "status": str(job_directory.status()), "timed_out": True}, lambda: message)
         context.exit(TIMED_OUT)
-    _end(found, status, strict=strict)
+    _end(job_directory, status, strict=strict)
 
 
 @click.command(short_help="Show the events and log of a job.")
@@ -82,19 +82,22 @@ def logs(job: str, follow: bool, partition: str, errors: bool, directory: str | 
     from pipeline.service.follow import EndMonitor, pause_for
     from pipeline.service.logs import LogReader
 
-    found, lease_seconds = _find(job, directory)
-    reader = LogReader(found, partition=partition, errors=errors)
+    job_directory, lease_seconds = _find(job, directory)
+    reader = LogReader(job_directory, partition=partition, errors=errors)
     if not follow:
         lines = [*reader.read(), *reader.receipts()]
-        emit({"job": found.id, "lines": [line.to_dict() for line in lines]}, lambda: _text(lines, found.id))
+        emit(
+            {"job": job_directory.id, "lines": [line.to_dict() for line in lines]},
+            lambda: _text(lines, job_directory.id),
+        )
         return
-    ending = EndMonitor(found, lease_seconds)
+    ending = EndMonitor(job_directory, lease_seconds)
     while True:
         status = ending.poll()
         _print_lines(reader.read())
         if status is not None:
             return
-        time.sleep(pause_for(found))
+        time.sleep(pause_for(job_directory))
 
 
 def _find(job: str, directory: str | None) -> tuple[JobDirectory, float]:
