@@ -89,7 +89,7 @@ def _serve_once(server: Server, *, wait: bool) -> None:
     details = {name: list(getattr(served, name)) for name in ("started", "running", "waiting", "failed")}
     if wait:
         details["ended"] = _ends(server, served)
-    emit(details, lambda: _told(details))
+    emit(details, lambda: _summary_text(details))
 
 
 def _ends(server: Server, served: PollResult) -> list[Any]:
@@ -108,7 +108,7 @@ def _ends(server: Server, served: PollResult) -> list[Any]:
     return ends
 
 
-def _told(details: dict[str, list[Any]]) -> str:
+def _summary_text(details: dict[str, list[Any]]) -> str:
     lines = [f"{word:<10}{job}" for word in ("started", "failed", "waiting") for job in details[word]]
     lines += [f"{'ended':<10}{job} {status}" for job, status in details.get("ended", [])]
     return "\n".join(lines) or "Nothing was to be started."

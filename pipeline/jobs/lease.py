@@ -271,7 +271,7 @@ def wait_until_free(
 
     :raises JobLocked: as soon as a heartbeat shows that the holder runs.
     """
-    first, begin, is_told = read_lease(store), clock(), False
+    first, begin, is_logged = read_lease(store), clock(), False
     sight = first
     while True:
         verdict = judge_lease(
@@ -285,8 +285,8 @@ def wait_until_free(
             raise _locked(store, sight)
         if verdict is not Verdict.WAIT:
             return sight, verdict
-        if not is_told:
-            is_told = True
+        if not is_logged:
+            is_logged = True
             logger.warning(
                 "%s may be running this job; this driver takes over after %g s without a heartbeat",
                 sight.holder or "an unknown process",

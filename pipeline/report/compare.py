@@ -153,13 +153,13 @@ def comparison_text(found: Comparison) -> str:
         lines += [f"  file       {sign} and {len(paths) - _SHOWN:,} more"] if len(paths) > _SHOWN else []
     if found.is_same_work:
         lines += [f"  work       the same spec and model over the same {plural(found.files.same, 'file')}"]
-    lines += [f"  rows       {_told(name, pair)}" for name, pair in found.rows.items()]
-    lines += [f"  rejects    {_told(name, pair)}" for name, pair in found.reasons.items()]
+    lines += [f"  rows       {_change_text(name, pair)}" for name, pair in found.rows.items()]
+    lines += [f"  rejects    {_change_text(name, pair)}" for name, pair in found.reasons.items()]
     lines += [f"  seconds    {name}: {pair[0]:.2f} -> {pair[1]:.2f}" for name, pair in found.seconds.items()]
     return "\n".join(lines)
 
 
-def _told(name: str, pair: tuple[int, int]) -> str:
+def _change_text(name: str, pair: tuple[int, int]) -> str:
     difference = pair[1] - pair[0]
     return f"{name}: {pair[0]:,} -> {pair[1]:,}" + (f" ({difference:+,})" if difference else "")
 

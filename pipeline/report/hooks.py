@@ -48,14 +48,14 @@ class _Worker:
         self._send = send
         self.deliveries: list[Delivery] = []
         self._messages: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
-        self._told: list[Message] = []
+        self._queued: list[Message] = []
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._work, name="pipeline-hook", daemon=True)
         self._thread.start()
 
     def tell(self, message: Message) -> None:
         """Queue the message for delivery. Returns at once."""
-        self._told.append(message)
+        self._queued.append(message)
         self._messages.put(message)
 
     def close(self, until: float) -> tuple[Delivery, ...]:
@@ -67,7 +67,10 @@ class _Worker:
         self._thread.join(0.2)
         done = tuple(self.deliveries)
         late = "given up at the end of the run: it took too long"
-        return (*done, *(Delivery(self.hook.name, one.event, False, 0, late) for one in self._told[len(done) :]))
+        return (
+            *done,
+            *(Delivery(self.hook.name, message.event, False, 0, late) for message in self._queued[len(done) :]),
+        )
 
     def _work(self) -> None:
         while (message := self._messages.get()) is not None:

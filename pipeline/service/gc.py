@@ -149,14 +149,14 @@ def sweep_job(
 def sweep_root(root: str | os.PathLike[str], *, delete: bool = False) -> Sweep:
     """Find job directories in ``root`` whose removal was interrupted, and remove them if ``delete``."""
     store = open_store(root, private=True)
-    found = []
+    interrupted = []
     for folder in store.list_folders():
         if is_unfinished(folder):
             inside = open_store(f"{store.root}/{folder}", private=True)
-            found.append(Leftover("job", inside.root, _folder_bytes(inside), folder))
+            interrupted.append(Leftover("job", inside.root, _folder_bytes(inside), folder))
             if delete:
                 _remove_all(inside)
-    return Sweep("", store.root, leftovers=tuple(found))
+    return Sweep("", store.root, leftovers=tuple(interrupted))
 
 
 def remove_job(store: Store) -> None:
@@ -183,16 +183,16 @@ def _find(job: JobDirectory, *, now: datetime, older_than: timedelta | None) -> 
     status = job.status()
     is_finished = job.is_ended
     attempts, unsettled = _attempts(job, is_finished=is_finished)
-    found = [*attempts, *_unfinished(job, is_finished=is_finished, now=now), *_merged(job), *_unopened(job)]
+    in_job = [*attempts, *_unfinished(job, is_finished=is_finished, now=now), *_merged(job), *_unopened(job)]
     in_sink = [_of_sink(leftover) for leftover in leftovers(job)]
-    kept = ""
+    reason = ""
     if unsettled:
-        kept = f"{plural(unsettled, 'file')} of partitions without a receipt: resume the job, then gc again"
+        reason = f"{plural(unsettled, 'file')} of partitions without a receipt: resume the job, then gc again"
     if older_than is not None and is_old(job.events.read(), now=now, age=older_than):
-        kept = _why_whole_job_stays(job) or ""
-        if not kept:
-            found = [Leftover("job", job.root, _folder_bytes(job.store))]
-    return Sweep(job.id, job.root, str(status), (*in_sink, *found), kept)
+        reason = _why_whole_job_stays(job) or ""
+        if not reason:
+            in_job = [Leftover("job", job.root, _folder_bytes(job.store))]
+    return Sweep(job.id, job.root, str(status), (*in_sink, *in_job), reason)
 
 
 def _of_sink(leftover: SinkLeftover) -> Leftover:
@@ -224,7 +224,10 @@ def _attempts(job: JobDirectory, *, is_finished: bool) -> tuple[list[Leftover], 
     named = {file.name for number in job.manifests.numbers() for file in _files_of(job, number)}
     ledger = job.ledger()
     named |= {
-        layout.round_file(one.round, file.name) for one in ledger.done for file in (one.data, one.rejects) if file
+        layout.round_file(receipt.round, file.name)
+        for receipt in ledger.done
+        for file in (receipt.data, receipt.rejects)
+        if file
     }
     lost: list[str] = []
     for round in _round_numbers(job):
@@ -233,8 +236,8 @@ def _attempts(job: JobDirectory, *, is_finished: bool) -> tuple[list[Leftover], 
         waiting = set() if is_finished else {layout.round_file(round, name) for name in split_files}
         here = [n for n in names if layout.round_of(n) == round and n not in waiting]
         lost += lost_attempts(here, named=named, settled=settled)
-    found = [Leftover("attempt", store.url(name), _file_bytes(store, name), name) for name in lost]
-    return found, len(set(names) - named - set(lost))
+    attempts = [Leftover("attempt", store.url(name), _file_bytes(store, name), name) for name in lost]
+    return attempts, len(set(names) - named - set(lost))
 
 
 def _files_of(job: JobDirectory, number: int) -> Iterator[Any]:
@@ -278,7 +281,7 @@ def _is_file_since(path: Path, moment: datetime) -> bool:
 
 def _unopened(job: JobDirectory) -> Iterator[Leftover]:
     """Plans of rounds that were never opened."""
-    known = {plan_path(one.record) for one in job.rounds.all() if one.record}
+    known = {plan_path(round_.record) for round_ in job.rounds.all() if round_.record}
     for name in (f"{layout.ROUNDS}/{name}" for name in job.store.list(layout.ROUNDS) if name.endswith(".parquet")):
         if name not in known:
             yield Leftover("unfinished", job.store.url(name), _file_bytes(job.store, name), name)

@@ -130,7 +130,7 @@ def _holder(job: JobDirectory, name: str) -> str:
 
 
 def _read_lines(data: bytes) -> list[dict[str, Any]]:
-    found = []
+    records = []
     for line in data.decode(errors="replace").split("\n"):
         try:
             record = json.loads(line)
@@ -138,8 +138,8 @@ def _read_lines(data: bytes) -> list[dict[str, Any]]:
             continue
         # The first line holds only the schema version.
         if isinstance(record, dict) and "schema_version" not in record:
-            found.append(record)
-    return found
+            records.append(record)
+    return records
 
 
 def _from_log(record: Mapping[str, Any]) -> LogLine:

@@ -195,14 +195,14 @@ def queued_marks(root: Store) -> list[str]:
 
 def find_starts(store: Store) -> tuple[Start, ...]:
     """Return all starts of a job, oldest first. An unreadable start counts, with empty fields."""
-    found = []
+    starts = []
     for number in layout.numbers_of(store.list(layout.STARTS)):
         name = layout.start_path(number)
         try:
-            found.append(Start.from_json(store.read(name), where=store.url(name)))
+            starts.append(Start.from_json(store.read(name), where=store.url(name)))
         except (StateCorrupt, FileNotFoundError):
-            found.append(Start(number, 0, "", "", ""))
-    return tuple(found)
+            starts.append(Start(number, 0, "", "", ""))
+    return tuple(starts)
 
 
 def claim_start(

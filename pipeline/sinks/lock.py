@@ -78,7 +78,7 @@ def _acquire(
     clock: Callable[[], float],
     pause: Callable[[float], object],
 ) -> int | None:
-    begin, seconds, is_told = clock(), _FIRST_PAUSE, False
+    begin, seconds, is_logged = clock(), _FIRST_PAUSE, False
     while True:
         descriptor, path = _open(folder)
         if descriptor is None:
@@ -98,8 +98,8 @@ def _acquire(
         os.close(descriptor)
         if clock() - begin >= timeout:
             raise _locked(folder, job=job, holder=holder, timeout=timeout)
-        if not is_told:
-            is_told = True
+        if not is_logged:
+            is_logged = True
             logger.info("waiting up to %g s for the sink %s: %s publishes to it", timeout, folder, holder)
         check_lease()
         pause(seconds)

@@ -60,10 +60,10 @@ def scan_arrivals(
         located = locate(arrival.path, unusable=[])
     except MissingInput:
         return ()
-    files = [ArrivedFile(one.path, one.size, one.version, one.modified) for one in located]
+    files = [ArrivedFile(file.path, file.size, file.version, file.modified) for file in located]
     if arrival.marker is not None:
-        marked = _marked_folders(arrival, [one.path for one in files if one.key not in seen])
-        files = [replace(one, is_marked=_folder(one.path) in marked) for one in files]
+        marked = _marked_folders(arrival, [file.path for file in files if file.key not in seen])
+        files = [replace(file, is_marked=_folder(file.path) in marked) for file in files]
     if arrival.rows is not None:
         new = [file for file in files if file.key not in seen]
         counts = dict(zip((file.key for file in new), count_rows(new), strict=True))
@@ -102,16 +102,16 @@ def decide_arrival(
     - in any case, when the first file is older than ``at_latest``.
     """
     time, quiet = now.timestamp(), arrival.quiet_seconds
-    new = sorted((one for one in files if one.key not in seen), key=lambda one: one.path)
+    new = sorted((file for file in files if file.key not in seen), key=lambda file: file.path)
     if not new:
         return Due((), 0, "no file that was not seen before")
-    marked = [one for one in new if one.is_marked]
+    marked = [file for file in new if file.is_marked]
     if not marked:
         return Due((), len(new), f"{_count(len(new))} without {arrival.marker}")
-    settled = [one for one in marked if time - one.modified >= quiet]
+    settled = [file for file in marked if time - file.modified >= quiet]
     if not settled:
         return Due((), len(new), f"{_count(len(marked))} that changed in the last {format_seconds(quiet)}")
-    age = time - min(one.modified for one in settled)
+    age = time - min(file.modified for file in settled)
     if arrival.at_latest is not None and age >= parse_seconds(arrival.at_latest):
         return _taken(settled, new, f"the first came {format_seconds(age)} ago")
     if arrival.has_threshold:
@@ -123,16 +123,16 @@ def decide_arrival(
 
 def fired_id(files: Iterable[ArrivedFile]) -> str:
     """Return the id of the firing for exactly these files."""
-    return digest_json([[one.path, one.size, one.version] for one in files])[:24]
+    return digest_json([[file.path, file.size, file.version] for file in files])[:24]
 
 
 def _at_threshold(arrival: ArrivalTrigger, settled: Sequence[ArrivedFile], new: Sequence[ArrivedFile]) -> Due:
-    found = {
+    amounts = {
         "files": (len(settled), arrival.files),
-        "rows": (sum(one.rows or 0 for one in settled), arrival.rows),
-        "bytes": (sum(one.size for one in settled), None if arrival.bytes is None else parse_bytes(arrival.bytes)),
+        "rows": (sum(file.rows or 0 for file in settled), arrival.rows),
+        "bytes": (sum(file.size for file in settled), None if arrival.bytes is None else parse_bytes(arrival.bytes)),
     }
-    asked = [(name, have, need) for name, (have, need) in found.items() if need is not None]
+    asked = [(name, have, need) for name, (have, need) in amounts.items() if need is not None]
     reached = [f"{have:,} {name} reach the {need:,} asked for" for name, have, need in asked if have >= need]
     if reached:
         return _taken(settled, new, "; ".join(reached))
@@ -160,10 +160,10 @@ def _marked_folders(arrival: ArrivalTrigger, paths: Iterable[str]) -> set[str]:
         above = [folder]
         while above[-1] != base and above[-1].startswith(base) and above[-1].count("/") > base.count("/"):
             above.append(_folder(above[-1]))
-        for one in above:
-            if one not in is_there:
-                is_there[one] = _exists(f"{one}/{arrival.marker}")
-            if is_there[one]:
+        for parent in above:
+            if parent not in is_there:
+                is_there[parent] = _exists(f"{parent}/{arrival.marker}")
+            if is_there[parent]:
                 marked.add(folder)
                 break
     return marked

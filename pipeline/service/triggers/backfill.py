@@ -22,15 +22,15 @@ def fire(log: Log, *, key: str, now: datetime, files: Sequence[ArrivedFile] = ()
 
     :param files: Files to score, for a trigger on files.
     """
-    seen = tuple(SeenFile(one.path, one.size, one.version, one.key) for one in files)
+    seen = tuple(SeenFile(file.path, file.size, file.version, file.key) for file in files)
     firing = Firing(f"by-hand-{key}", "by hand", to_text(now), reason or "by hand", seen)
-    record(log, [Entry("fired", firing=firing, keys=tuple(one.key for one in seen))], clock=lambda: now)
+    record(log, [Entry("fired", firing=firing, keys=tuple(file.key for file in seen))], clock=lambda: now)
     return firing
 
 
 def unseen_files(files: Sequence[ArrivedFile], state: State) -> tuple[ArrivedFile, ...]:
     """Return files that a firing by hand scores: all files that have their marker and never fired."""
-    return tuple(one for one in files if one.is_marked and one.key not in state.seen)
+    return tuple(file for file in files if file.is_marked and file.key not in state.seen)
 
 
 def backfill_instants(trigger: Trigger, *, first: date, last: date, now: datetime) -> tuple[datetime, ...]:
@@ -48,24 +48,24 @@ def backfill_instants(trigger: Trigger, *, first: date, last: date, now: datetim
     zone = ZoneInfo(trigger.time_zone)
     begin = datetime.combine(first, time(), tzinfo=zone)
     end = min(datetime.combine(last + timedelta(days=1), time(), tzinfo=zone), now)
-    found = []
+    past = []
     for instant in instants(trigger, after=begin - timedelta(seconds=1), until=end):
         if instant >= end and instant != now:
             break
-        found.append(instant)
-        if len(found) > MOST:
+        past.append(instant)
+        if len(past) > MOST:
             raise SpecError(
                 "too many instants for one backfill",
                 found=f"more than {MOST:,} from {first} to {last}",
                 next_step="backfill fewer days at once",
             )
-    if not found:
+    if not past:
         raise SpecError(
             "the schedule has no past instant on these days",
             found=f"{first} to {last}",
             next_step="python -m pipeline triggers next",
         )
-    return tuple(found)
+    return tuple(past)
 
 
 def backfill(log: Log, times: Sequence[datetime], *, max_parallel: int, clock: Callable[[], datetime]) -> list[str]:
@@ -73,9 +73,11 @@ def backfill(log: Log, times: Sequence[datetime], *, max_parallel: int, clock: C
     entries = [
         Entry(
             "fired",
-            firing=Firing(firing_id(one), "backfill", to_text(one), "backfill", max_parallel=max(1, max_parallel)),
+            firing=Firing(
+                firing_id(instant), "backfill", to_text(instant), "backfill", max_parallel=max(1, max_parallel)
+            ),
         )
-        for one in times
+        for instant in times
     ]
     record(log, entries, clock=clock)
-    return [firing_id(one) for one in times]
+    return [firing_id(instant) for instant in times]

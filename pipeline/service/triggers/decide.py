@@ -86,9 +86,9 @@ def decide_trigger(trigger: Trigger, state: State, *, now: datetime, view: View)
     """
     if state.definition != definition_digest(trigger):
         return _start(trigger, state, now=now, view=view)
-    ended = [entry for one in state.open if (entry := _end(trigger, one, view)) is not None]
+    ended = [entry for open_firing in state.open if (entry := _end(trigger, open_firing, view)) is not None]
     closed = {entry.id for entry in ended}
-    still = tuple(one for one in state.open if one.firing.id not in closed)
+    still = tuple(open_firing for open_firing in state.open if open_firing.firing.id not in closed)
     if trigger.kind == "arrival":
         released = {key for entry in ended for key in entry.keys}
         due = _due_files(trigger, state, still, released=released, now=now, view=view)
@@ -103,13 +103,13 @@ def decide_trigger(trigger: Trigger, state: State, *, now: datetime, view: View)
 
 def may_submit(state: State) -> tuple[Open, ...]:
     """Return firings that are being submitted and have no job yet."""
-    return tuple(one for one in state.open if one.is_submitting and not one.job)
+    return tuple(open_firing for open_firing in state.open if open_firing.is_submitting and not open_firing.job)
 
 
 def _start(trigger: Trigger, state: State, *, now: datetime, view: View) -> Decision:
     """Start to watch a new or changed definition, after the instants that are due by the definition before."""
     # Successes from before the trigger was first watched do not fire it; existing files do.
-    known = () if state.definition else tuple(one.key for one in view.successes)
+    known = () if state.definition else tuple(success.key for success in view.successes)
     digest = definition_digest(trigger)
     before = _due_before(state, now=now)
     if not before.is_complete:
@@ -150,14 +150,14 @@ def _due_before(state: State, *, now: datetime) -> _DueBefore:
     return _DueBefore((_skip(rest, "changed", upto=to_text(rest.last)),) if rest is not None else ())
 
 
-def _end(trigger: Trigger, one: Open, view: View) -> Entry | None:
-    status = view.ended.get(one.job) if one.job else None
+def _end(trigger: Trigger, open_firing: Open, view: View) -> Entry | None:
+    status = view.ended.get(open_firing.job) if open_firing.job else None
     if status is None:
         return None
     # Cancelled for a newer firing, which scores these files, unless the job was faster and scored them.
-    is_released = one.is_cancelling and trigger.kind == "arrival" and status not in (*SUCCEEDED, COMMITTED)
-    keys = tuple(file.key for file in one.firing.files) if is_released else ()
-    return Entry("ended", id=one.firing.id, status=status, keys=keys)
+    is_released = open_firing.is_cancelling and trigger.kind == "arrival" and status not in (*SUCCEEDED, COMMITTED)
+    keys = tuple(file.key for file in open_firing.firing.files) if is_released else ()
+    return Entry("ended", id=open_firing.firing.id, status=status, keys=keys)
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def _fates_of_instants(trigger: Trigger, due: InstantRange, still: Sequence[Open
         after = late_until if trigger.missed == "skip" else (due.last() or due.until) - timedelta(microseconds=1)
         chosen, missed = replace(due, after=after), replace(due, until=after)
     if trigger.overlap == "queue":
-        waiting = sum(not one.firing.max_parallel for one in still)
+        waiting = sum(not open_firing.firing.max_parallel for open_firing in still)
         fired = chosen.head(min(MOST_AT_ONCE, max(0, MOST_OPEN - waiting)))
         if not fired and trigger.missed == "once":
             missed = None  # The last instant stands for the missed ones: they wait for room together.
@@ -232,20 +232,20 @@ def _skipped(those: InstantRange | None) -> _Skipped | None:
 
 
 def _last_time(fates: _Fates) -> str:
-    times = [one.time for one in fates.fired]
+    times = [occurrence.time for occurrence in fates.fired]
     times += [group.last for group in (fates.missed, fates.overlapping) if group is not None]
     return to_text(max(times)) if times else ""
 
 
 def _is_busy(still: Sequence[Open]) -> bool:
-    return any(not one.firing.max_parallel for one in still)
+    return any(not open_firing.firing.max_parallel for open_firing in still)
 
 
 def _due_successes(trigger: Trigger, state: State, still: Sequence[Open], *, now: datetime, view: View) -> Decision:
     due = [
-        _Occurrence(one.key, one.time, f"{one.job} succeeded (manifest {one.manifest})", one.key)
-        for one in view.successes
-        if one.key not in state.seen
+        _Occurrence(success.key, success.time, f"{success.job} succeeded (manifest {success.manifest})", success.key)
+        for success in view.successes
+        if success.key not in state.seen
     ]
     if not due:
         return Decision((), f"no success of {trigger.after} that was not seen before")
@@ -264,7 +264,7 @@ def _choose(
     trigger: Trigger, due: Sequence[_Occurrence], *, now: datetime
 ) -> tuple[list[_Occurrence], list[_Occurrence]]:
     """Return the occurrences that get a job, and the occurrences that are skipped as missed."""
-    late = [one for one in due if (now - one.time).total_seconds() > trigger.grace_seconds]
+    late = [occurrence for occurrence in due if (now - occurrence.time).total_seconds() > trigger.grace_seconds]
     if not late or trigger.missed == "each":
         return list(due), []
     if trigger.missed == "skip":
@@ -275,7 +275,7 @@ def _choose(
 def _group(those: Sequence[_Occurrence]) -> _Skipped | None:
     if not those:
         return None
-    return _Skipped(those[0].time, those[-1].time, len(those), tuple(one.key for one in those))
+    return _Skipped(those[0].time, those[-1].time, len(those), tuple(occurrence.key for occurrence in those))
 
 
 def _record(trigger: Trigger, fates: _Fates, still: Sequence[Open], *, upto: str) -> Decision:
@@ -283,13 +283,13 @@ def _record(trigger: Trigger, fates: _Fates, still: Sequence[Open], *, upto: str
 
     :param upto: last instant that is dealt with; empty for successes.
     """
-    busy = tuple(one for one in still if not one.firing.max_parallel)
+    busy = tuple(open_firing for open_firing in still if not open_firing.firing.max_parallel)
     skipped = {"missed": fates.missed, "overlap": fates.overlapping}
     entries = [_skip(group, reason, upto=upto) for reason, group in skipped.items() if group is not None]
     entries += [*_make_way(trigger, busy)] if fates.fired else []
-    for one in fates.fired:
-        firing = Firing(one.id, trigger.kind, to_text(one.time), one.reason)
-        entries.append(Entry("fired", firing=firing, upto=upto, keys=(one.key,) if one.key else ()))
+    for occurrence in fates.fired:
+        firing = Firing(occurrence.id, trigger.kind, to_text(occurrence.time), occurrence.reason)
+        entries.append(Entry("fired", firing=firing, upto=upto, keys=(occurrence.key,) if occurrence.key else ()))
     words = [f"{len(fates.fired):,} due"] if fates.fired else []
     words += [f"{fates.missed.count:,} missed"] if fates.missed else []
     words += [f"{fates.overlapping.count:,} skipped by overlap: {trigger.overlap}"] if fates.overlapping else []
@@ -312,12 +312,14 @@ def _make_way(trigger: Trigger, busy: Sequence[Open]) -> Iterator[Entry]:
     """Drop waiting firings and cancel running firings, for ``overlap: cancel``. Files of dropped firings fire again."""
     if trigger.overlap != "cancel":
         return
-    for one in busy:
-        if not one.is_submitting:
-            keys = tuple(file.key for file in one.firing.files)
-            yield Entry("dropped", id=one.firing.id, status="DROPPED", reason="a newer firing is due", keys=keys)
-        elif not one.is_cancelling:
-            yield Entry("cancelling", id=one.firing.id)
+    for open_firing in busy:
+        if not open_firing.is_submitting:
+            keys = tuple(file.key for file in open_firing.firing.files)
+            yield Entry(
+                "dropped", id=open_firing.firing.id, status="DROPPED", reason="a newer firing is due", keys=keys
+            )
+        elif not open_firing.is_cancelling:
+            yield Entry("cancelling", id=open_firing.firing.id)
 
 
 def _due_files(
@@ -328,33 +330,33 @@ def _due_files(
     due = decide_arrival(arrival, view.files, seen=state.seen.keys() - released, now=now)
     if not due.files:
         return Decision((), due.reason)
-    busy = tuple(one for one in still if not one.firing.max_parallel)
+    busy = tuple(open_firing for open_firing in still if not open_firing.firing.max_parallel)
     if busy and trigger.overlap == "forbid":
         return Decision((), f"{due.reason}; they wait for the end of {busy[0].job or busy[0].firing.id}")
     if busy and trigger.overlap == "cancel":
         # The files of the cancelled job join the new firing, once these files are known not to be scored.
         return Decision(tuple(_make_way(trigger, busy)), f"{due.reason}; the older job is cancelled first")
-    files = tuple(SeenFile(one.path, one.size, one.version, one.key) for one in due.files)
+    files = tuple(SeenFile(file.path, file.size, file.version, file.key) for file in due.files)
     firing = Firing(fired_id(due.files), "arrival", to_text(now), due.reason, files)
-    return Decision((Entry("fired", firing=firing, keys=tuple(one.key for one in files)),), due.reason)
+    return Decision((Entry("fired", firing=firing, keys=tuple(file.key for file in files)),), due.reason)
 
 
 def _next_submissions(still: Sequence[Open], entries: Sequence[Entry]) -> Iterator[Entry]:
     """Mark waiting firings to submit: the oldest if no other runs, and backfills up to ``max_parallel``."""
     dropped = {entry.id for entry in entries if entry.what == "dropped"}
-    known = {one.firing.id for one in still}
-    waiting = [one for one in still if one.firing.id not in dropped]
+    known = {open_firing.firing.id for open_firing in still}
+    waiting = [open_firing for open_firing in still if open_firing.firing.id not in dropped]
     new = (entry.firing for entry in entries if entry.what == "fired" and entry.firing is not None)
     waiting += [Open(firing) for firing in new if firing.id not in known]
-    lane = [one for one in waiting if not one.firing.max_parallel]
-    if lane and not any(one.is_submitting for one in lane):
+    lane = [open_firing for open_firing in waiting if not open_firing.firing.max_parallel]
+    if lane and not any(open_firing.is_submitting for open_firing in lane):
         yield Entry("submitting", id=lane[0].firing.id)
-    backfill = [one for one in waiting if one.firing.max_parallel]
-    running = sum(one.is_submitting for one in backfill)
-    for one in backfill:
-        if not one.is_submitting and running < one.firing.max_parallel:
+    backfill = [open_firing for open_firing in waiting if open_firing.firing.max_parallel]
+    running = sum(open_firing.is_submitting for open_firing in backfill)
+    for open_firing in backfill:
+        if not open_firing.is_submitting and running < open_firing.firing.max_parallel:
             running += 1
-            yield Entry("submitting", id=one.firing.id)
+            yield Entry("submitting", id=open_firing.firing.id)
 
 
 def _forget(state: State, *, now: datetime, view: View) -> Iterator[Entry]:
@@ -362,11 +364,11 @@ def _forget(state: State, *, now: datetime, view: View) -> Iterator[Entry]:
     limit = to_text(now - FORGET_AFTER)
     if not state.seen or min(state.seen.values()) >= limit:
         return
-    there = {one.key for one in view.files} | {one.key for one in view.successes}
-    known = there | state.missing.keys()
+    current = {entry.key for entry in view.files} | {entry.key for entry in view.successes}
+    known = current | state.missing.keys()
     groups = {
         "missing": [key for key, when in state.seen.items() if when < limit and key not in known],
-        "found": [key for key in state.missing if key in there],
-        "forgotten": [key for key, when in state.missing.items() if when < limit and key not in there],
+        "found": [key for key in state.missing if key in current],
+        "forgotten": [key for key, when in state.missing.items() if when < limit and key not in current],
     }
     yield from (Entry(what, keys=tuple(sorted(keys))) for what, keys in groups.items() if keys)

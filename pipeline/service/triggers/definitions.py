@@ -42,20 +42,20 @@ def load_triggers(files: Iterable[str | os.PathLike[str]]) -> tuple[WatchedTrigg
 
     :raises SpecError: with every issue of the first invalid file, or for two triggers with the same name.
     """
-    found: list[WatchedTrigger] = []
+    watched: list[WatchedTrigger] = []
     for file in files:
-        found += _load(os.fspath(file))
-    for number, one in enumerate(found):
-        other = next((other for other in found[:number] if other.name == one.name), None)
+        watched += _load(os.fspath(file))
+    for number, trigger in enumerate(watched):
+        other = next((other for other in watched[:number] if other.name == trigger.name), None)
         if other is not None:
             raise SpecError(
                 "two triggers have the same name",
-                where=one.file,
-                found=f"{one.name}, which {other.file} has too",
+                where=trigger.file,
+                found=f"{trigger.name}, which {other.file} has too",
                 expected="a unique name for each trigger: its log is stored under it",
                 next_step="change name: of one of them",
             )
-    return tuple(found)
+    return tuple(watched)
 
 
 def find_trigger(watched: Sequence[WatchedTrigger], name: str) -> WatchedTrigger:
@@ -63,16 +63,16 @@ def find_trigger(watched: Sequence[WatchedTrigger], name: str) -> WatchedTrigger
 
     :raises SpecError: when no trigger has that name.
     """
-    found = next((one for one in watched if one.name == name), None)
-    if found is None:
-        names = [one.name for one in watched]
+    named = next((trigger for trigger in watched if trigger.name == name), None)
+    if named is None:
+        names = [trigger.name for trigger in watched]
         raise SpecError(
             "unknown trigger",
             found=name,
             expected="one of " + ", ".join(names) if names else "",
             next_step=did_you_mean(name, names) or "python -m pipeline triggers list",
         )
-    return found
+    return named
 
 
 def _load(file: str) -> list[WatchedTrigger]:
@@ -82,9 +82,9 @@ def _load(file: str) -> list[WatchedTrigger]:
     if "steps" not in data and "source" not in data:
         listed = _validated(TriggerList, document)
         return [
-            WatchedTrigger(_name(one, number, document), one, _beside(where, one.job), where)
-            for number, one in enumerate(listed.triggers)
-            if isinstance(one, JobTrigger)
+            WatchedTrigger(_name(trigger, number, document), trigger, _beside(where, trigger.job), where)
+            for number, trigger in enumerate(listed.triggers)
+            if isinstance(trigger, JobTrigger)
         ]
     if not data.get("triggers"):
         raise SpecError(
@@ -96,11 +96,13 @@ def _load(file: str) -> list[WatchedTrigger]:
     triggers = _validated(_OwnTriggers, own).triggers
     if len(triggers) == 1:
         return [WatchedTrigger(triggers[0].name or str(data.get("name", "")), triggers[0], where, where)]
-    return [WatchedTrigger(_name(one, number, own), one, where, where) for number, one in enumerate(triggers)]
+    return [
+        WatchedTrigger(_name(trigger, number, own), trigger, where, where) for number, trigger in enumerate(triggers)
+    ]
 
 
 def _own(document: Document) -> list[SpecIssue]:
-    return [one for one in document.issues if one.path[:1] in ((), ("triggers",))]
+    return [issue for issue in document.issues if issue.path[:1] in ((), ("triggers",))]
 
 
 def _validated(model: Any, document: Document) -> Any:

@@ -129,7 +129,11 @@ def explain(
 
 def view_for(trigger: Trigger, state: State, *, jobs: Jobs, scan: ScanArrivals = scan_in_process) -> View:
     """Return the view that `decide_trigger` needs. Read the state first, so that the view is no older."""
-    ended = {one.job: status for one in state.open if one.job and (status := jobs.ended(one.job))}
+    ended = {
+        open_firing.job: status
+        for open_firing in state.open
+        if open_firing.job and (status := jobs.ended(open_firing.job))
+    }
     files = scan(trigger.arrival, seen=state.seen) if trigger.arrival is not None else ()
     successes = tuple(jobs.successes(trigger.after)) if trigger.after is not None else ()
     return View(files, successes, ended)
@@ -140,29 +144,31 @@ def record(log: Log, entries: Iterable[Entry], *, clock: Callable[[], datetime])
     wanted = tuple(entries)
     while True:
         state = log.read()
-        left = tuple(entry for entry in wanted if _is_news(entry, state))
-        if not left:
+        new = tuple(entry for entry in wanted if _is_news(entry, state))
+        if not new:
             return False
-        if log.append(left, after=state, now=clock()):
+        if log.append(new, after=state, now=clock()):
             return True
 
 
 def _act(state: State, jobs: Jobs) -> list[Entry]:
     """Submit and cancel the jobs that the log requires. Temporary failures are retried in the next evaluation."""
     done: list[Entry] = []
-    for one in state.open:
-        if one.job and one.is_cancelling:
-            jobs.cancel(one.job)
-    for one in may_submit(state):
+    for open_firing in state.open:
+        if open_firing.job and open_firing.is_cancelling:
+            jobs.cancel(open_firing.job)
+    for open_firing in may_submit(state):
         try:
-            done.append(Entry("submitted", id=one.firing.id, job=jobs.submit(one.firing)))
+            done.append(Entry("submitted", id=open_firing.firing.id, job=jobs.submit(open_firing.firing)))
         except (StorageError, InfrastructureError) as error:
-            logger.warning("the job of %s could not be submitted yet: %s", one.firing.id, error)
+            logger.warning("the job of %s could not be submitted yet: %s", open_firing.firing.id, error)
         except BadFiles as error:
-            done.append(_without_bad_files(one.firing, error))
+            done.append(_without_bad_files(open_firing.firing, error))
         except PipelineError as error:
-            logger.warning("the job of %s was refused: %s", one.firing.id, error)
-            done.append(Entry("ended", id=one.firing.id, status=REFUSED, reason=" ".join(redact(str(error)).split())))
+            logger.warning("the job of %s was refused: %s", open_firing.firing.id, error)
+            done.append(
+                Entry("ended", id=open_firing.firing.id, status=REFUSED, reason=" ".join(redact(str(error)).split()))
+            )
     return done
 
 
@@ -178,5 +184,5 @@ def _without_bad_files(firing: Firing, error: BadFiles) -> Entry:
 def _is_news(entry: Entry, state: State) -> bool:
     if entry.what == "fired":
         return entry.firing is not None and state.find(entry.firing.id) is None
-    one = state.find(entry.id)
-    return one is not None and not (entry.what == "submitted" and one.job)
+    open_firing = state.find(entry.id)
+    return open_firing is not None and not (entry.what == "submitted" and open_firing.job)

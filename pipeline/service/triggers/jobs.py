@@ -109,8 +109,8 @@ def spec_of(watched: WatchedTrigger, firing: Firing) -> tuple[JobSpec, tuple[str
 
 
 def _base(path: str) -> str:
-    place = str(local_path(path)) if is_local_path(path) else path
-    return fixed_part(place)
+    location = str(local_path(path)) if is_local_path(path) else path
+    return fixed_part(location)
 
 
 @dataclass

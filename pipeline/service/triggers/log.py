@@ -178,12 +178,12 @@ class State:
 
     def find(self, firing: str) -> Open | None:
         """Return the open firing with that id; None if there is none."""
-        return next((one for one in self.open if one.firing.id == firing), None)
+        return next((open_firing for open_firing in self.open if open_firing.firing.id == firing), None)
 
     @property
     def lane(self) -> tuple[Open, ...]:
         """Open firings that run one at a time: all except firings of a backfill."""
-        return tuple(one for one in self.open if not one.firing.max_parallel)
+        return tuple(open_firing for open_firing in self.open if not open_firing.firing.max_parallel)
 
     def to_record(self) -> dict[str, Any]:
         """The state as JSON holds it."""
@@ -200,8 +200,8 @@ class State:
                 **{
                     **record,
                     "ahead": frozenset(record["ahead"]),
-                    "open": tuple(Open(**{**one, "firing": _firing(one["firing"])}) for one in record["open"]),
-                    "recent": tuple(Past(**one) for one in record["recent"]),
+                    "open": tuple(Open(**{**item, "firing": _firing(item["firing"])}) for item in record["open"]),
+                    "recent": tuple(Past(**item) for item in record["recent"]),
                 }
             )
         except (KeyError, TypeError, AttributeError) as error:
@@ -255,7 +255,7 @@ def _dealt(state: State, entry: Entry) -> State:
     """Advance ``upto``, and forget the backfilled instants up to ``upto``."""
     if entry.upto <= state.upto:
         return state
-    return replace(state, upto=entry.upto, ahead=frozenset(one for one in state.ahead if one > entry.upto))
+    return replace(state, upto=entry.upto, ahead=frozenset(instant for instant in state.ahead if instant > entry.upto))
 
 
 def _submitting(state: State, entry: Entry, time: str) -> State:
@@ -271,14 +271,21 @@ def _cancelling(state: State, entry: Entry, time: str) -> State:
 
 
 def _ended(state: State, entry: Entry, time: str) -> State:
-    one = state.find(entry.id)
-    if one is None:
+    open_firing = state.find(entry.id)
+    if open_firing is None:
         return state
-    past = Past(one.firing.id, one.firing.kind, one.firing.time, one.job or entry.job, entry.status, entry.reason)
+    past = Past(
+        open_firing.firing.id,
+        open_firing.firing.kind,
+        open_firing.firing.time,
+        open_firing.job or entry.job,
+        entry.status,
+        entry.reason,
+    )
     # Files of a firing that was cancelled for a newer one were not scored: they may fire again.
     return replace(
         state,
-        open=tuple(other for other in state.open if other is not one),
+        open=tuple(other for other in state.open if other is not open_firing),
         recent=(*state.recent, past)[-RECENT:],
         seen=_without(state.seen, entry.keys) if entry.keys else state.seen,
         missing=_without(state.missing, entry.keys) if entry.keys else state.missing,
@@ -303,7 +310,13 @@ def _without(times: Times, keys: Iterable[str]) -> Times:
 
 
 def _change(state: State, firing: str, **changes: Any) -> State:
-    return replace(state, open=tuple(replace(one, **changes) if one.firing.id == firing else one for one in state.open))
+    return replace(
+        state,
+        open=tuple(
+            replace(open_firing, **changes) if open_firing.firing.id == firing else open_firing
+            for open_firing in state.open
+        ),
+    )
 
 
 _CHANGES = {
@@ -407,7 +420,7 @@ class Log:
             record = json.loads(data)
             if record["schema_version"] != SCHEMA_VERSION or record["number"] != number:
                 raise ValueError("unknown schema_version, or the number of another record")
-            entries = [Entry.from_record(one) for one in record["entries"]]
+            entries = [Entry.from_record(item) for item in record["entries"]]
             self._state = apply(self._state, entries, number=number, time=record["time"])
         except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
             raise StateCorrupt(
