@@ -45,6 +45,7 @@ def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.fault(78)
 @pytest.mark.parametrize("name", ["validate", "plan", "run", "submit"])
 def test_exit_at_import_is_an_error(folder: Path, name: str) -> None:
     """A feature script with an unguarded main part: a scheduler must not take the job for a success."""
@@ -55,6 +56,7 @@ def test_exit_at_import_is_an_error(folder: Path, name: str) -> None:
     assert not (folder / "out").exists()
 
 
+@pytest.mark.fault(78)
 def test_exit_in_the_step_is_an_error(folder: Path) -> None:
     (folder / "features.py").write_text("import sys\ndef build(frame): sys.exit(0)\n")
     done = command(folder, "plan", "job.yaml")

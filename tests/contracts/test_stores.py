@@ -96,6 +96,7 @@ def test_an_unchanged_name_is_replaced_and_a_changed_one_keeps_its_bytes(store: 
     assert not store.exists("d/name")
 
 
+@pytest.mark.fault(66)
 def test_of_many_that_replace_one_version_one_wins(any_s3: S3) -> None:
     store = open_store(any_s3.url(uuid.uuid4().hex))
     store.replace("d/name", b"before")
@@ -307,7 +308,7 @@ def test_an_s3_that_ignores_the_condition_is_refused(s3: S3) -> None:
     store.check_conditional_writes()
 
 
-@pytest.mark.fault(34)
+@pytest.mark.fault(69)
 def test_a_store_that_ignores_the_condition_of_a_replacement_is_refused(s3: S3) -> None:
     store = ObjectStore(s3.url(uuid.uuid4().hex))
     assert s3.ignored is not None

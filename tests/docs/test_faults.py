@@ -11,7 +11,7 @@ import pytest
 
 from docs import make_faults
 
-NUMBERS = range(1, 55)
+NUMBERS = range(1, 114)
 
 
 def test_every_fault_has_a_test_or_says_why_not() -> None:
@@ -23,6 +23,11 @@ def test_every_fault_has_a_test_or_says_why_not() -> None:
     assert without == [], "faults without a test, and without a reason"
     needless = [fault.number for fault in faults if tests.get(fault.number) and fault.why]
     assert needless == [], "faults that have both a test and a reason for none"
+
+
+def test_the_readme_counts_the_faults() -> None:
+    readme = make_faults.DOCS.parent.joinpath("README.md").read_text()
+    assert f"[{len(make_faults.read_faults())} faults](docs/faults.md)" in readme
 
 
 def test_the_page_names_the_tests_there_are() -> None:

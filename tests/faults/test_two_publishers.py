@@ -371,7 +371,7 @@ def interleavings(pair: Pair, *, seed: str) -> Iterator[dict[str, set[int]]]:
 
 @pytest.mark.parametrize("has_old", [False, True], ids=["empty", "with output"])
 @pytest.mark.parametrize("first", KINDS)
-@pytest.mark.fault(12)
+@pytest.mark.fault(66)
 def test_two_publishers_in_any_order(world: World, first: str, has_old: bool) -> None:
     for second in KINDS:
         pair = make_pair(world, first, second, has_old=has_old)
@@ -384,7 +384,7 @@ def test_two_publishers_in_any_order(world: World, first: str, has_old: bool) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.fault(12)
+@pytest.mark.fault(67)
 def test_two_drivers_of_one_job_in_any_order(world: World, kind: str) -> None:
     """The first driver sleeps, the second publishes the same manifest, the first goes on: once is once."""
     for has_old in (False, True):
@@ -400,7 +400,7 @@ def test_two_drivers_of_one_job_in_any_order(world: World, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.fault(12)
+@pytest.mark.fault(67)
 def test_a_driver_that_was_taken_over_from_changes_nothing(world: World, kind: str) -> None:
     """At any verb: the lease is lost, the other driver publishes, and then readers see no further change."""
     actor = world.actors[kind, "A"]

@@ -352,6 +352,7 @@ def _raise(error: PipelineError) -> Callable[..., Any]:
     return call
 
 
+@pytest.mark.fault(74)
 class TestFanOut:
     """A fan-out that publishes together: one version for all children, decided before the first publication."""
 

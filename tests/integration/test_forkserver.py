@@ -87,6 +87,7 @@ print(json.dumps([first, second, third, before == [os.environ.get(name) for name
 """
 
 
+@pytest.mark.fault(84)
 def test_workers_have_the_environment_of_now(tmp_path: Path) -> None:
     """Credentials that a notebook sets, rotates or removes after its first job; the notebook's own are untouched."""
     first, second, third, is_untouched = run(tmp_path, ENVIRONMENT)

@@ -124,6 +124,7 @@ class TestEarlyStopping:
 
 
 class TestCategoriesThatAreNotASCII:
+    @pytest.mark.fault(103)
     def test_job_has_the_scores_of_predict_or_is_refused(self, tmp_path: Path, frame: pd.DataFrame) -> None:
         booster = train(frame, ["city", "a"], tmp_path / "m.ubj")
         wanted = booster.predict(xgboost.DMatrix(frame[["city", "a"]], enable_categorical=True))

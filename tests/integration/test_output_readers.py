@@ -111,6 +111,7 @@ def check(out: Path, expected: list[pa.Table]) -> None:
             assert values == [texts[row] for row in frame["id"]], (name, column)
 
 
+@pytest.mark.fault(86)
 @pytest.mark.parametrize("steps", [False, True], ids=["plain", "step"])
 @pytest.mark.parametrize("merge", [False, True], ids=["as they are", "merged"])
 def test_categories_of_several_files_are_read_by_everybody(
@@ -136,6 +137,7 @@ def test_every_publication_is_read_by_everybody(lake: Path, model_path: Path, tm
     check(out, [day(9)])
 
 
+@pytest.mark.fault(91)
 def test_nothing_is_appended_to_codes_that_are_too_narrow(lake: Path, model_path: Path, tmp_path: Path) -> None:
     """Readers take the types of the first file: codes of one byte cannot number the values of all."""
     out = tmp_path / "out"

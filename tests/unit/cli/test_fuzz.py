@@ -136,6 +136,7 @@ fuzz = settings(
 )
 
 
+@pytest.mark.fault(113)
 class TestSpec:
     @fuzz
     @given(spec=specs(), is_json=st.booleans(), command=st.sampled_from(["validate", "validate", "plan", "config"]))
@@ -210,6 +211,7 @@ def command_lines(draw: st.DrawFn) -> list[str]:
     return line
 
 
+@pytest.mark.fault(113)
 @settings(fuzz, max_examples=choose(60, of=4000))
 @given(line=command_lines())
 def test_random_command_lines(folder: Path, line: list[str]) -> None:
@@ -217,6 +219,7 @@ def test_random_command_lines(folder: Path, line: list[str]) -> None:
     check(*line)
 
 
+@pytest.mark.fault(113)
 @pytest.mark.parametrize(
     "line", [["plan", "\udcff"], ["validate", "fuzz\udcff.yaml", "--json"], ["list", "--name", "\udcff"]]
 )

@@ -73,6 +73,7 @@ def check_process(done: subprocess.CompletedProcess[str], *, code: int, message:
     assert "bug in the pipeline package" not in done.stderr
 
 
+@pytest.mark.fault(113)
 class TestSpec:
     @pytest.mark.parametrize(
         ("field", "value"),
@@ -124,6 +125,7 @@ class TestSpec:
         assert "at most 100 years" in str(error)
 
 
+@pytest.mark.fault(113)
 class TestSettings:
     @pytest.mark.parametrize("value", ["-1GiB", "0", f"{NINES}GiB", "-1", "", "many", "1e400"])
     def test_memory_limit(self, spec: dict[str, Any], value: str) -> None:
@@ -176,6 +178,7 @@ class TestSettings:
 
 
 class TestTargets:
+    @pytest.mark.fault(113)
     @pytest.mark.parametrize(
         ("arguments", "code"),
         [
@@ -214,6 +217,7 @@ class TestTargets:
         Path("file").touch()
         assert call("run", write(spec), "--directory", folder)[0] == 74
 
+    @pytest.mark.fault(112)
     def test_working_directory_that_was_removed(self, in_folder: Path) -> None:
         """The message says so, whatever the command is."""
         gone = in_folder / "gone"
@@ -230,6 +234,7 @@ class TestTargets:
         check_process(done, code=2, message="the working directory does not exist any more")
 
 
+@pytest.mark.fault(111)
 class TestStandardOutput:
     @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full is missing")
     @pytest.mark.parametrize("arguments", [["plan", "job.yaml"], ["validate", "job.yaml", "--json"], ["list"]])
@@ -250,6 +255,7 @@ class TestStandardOutput:
         assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.fault(110)
 class TestSpecFromAPipe:
     @pytest.mark.parametrize("command", [["plan"], ["validate"], ["run", "--workers", "1", "--job", "piped"]])
     def test_spec_on_stdin(self, spec: dict[str, Any], command: list[str]) -> None:

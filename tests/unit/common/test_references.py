@@ -83,6 +83,7 @@ def test_the_longest_beginning_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert options_for("s3://lake/x") == {}, "the next job has no options of the one before"
 
 
+@pytest.mark.fault(85)
 def test_two_jobs_side_by_side_have_their_own_options() -> None:
     seen: dict[str, list[Any]] = {"a": [], "b": []}
     barrier = threading.Barrier(2)
@@ -107,6 +108,7 @@ def test_two_jobs_side_by_side_have_their_own_options() -> None:
     assert options_for("s3://lake/x") == {}
 
 
+@pytest.mark.fault(85)
 def test_reading_ahead_has_the_options_of_its_job() -> None:
     use_storage_options({"s3://lake": {"anon": True}})
     assert list(read_ahead(options_for(url) for url in ["s3://lake/x", "gs://x"])) == [{"anon": True}, {}]

@@ -50,6 +50,7 @@ def plan_of(folder: Path, memory: str) -> Plan:
     return prepare(spec, settings=settings).plan
 
 
+@pytest.mark.fault(98)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_repeating_texts_are_projected_as_they_are_decoded(tmp_path: Path) -> None:
     """The plan projected 334 MiB, and workers of 1 GiB were killed."""
@@ -61,6 +62,7 @@ def test_repeating_texts_are_projected_as_they_are_decoded(tmp_path: Path) -> No
     assert measured <= plan.task_memory <= 2 * measured, (measured >> 20, plan.task_memory >> 20)
 
 
+@pytest.mark.fault(98)
 def test_a_plan_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InsufficientMemory):
         plan_of(tmp_path, "512 MiB")

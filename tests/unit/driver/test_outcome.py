@@ -57,6 +57,7 @@ def publish(job: JobDirectory) -> None:
     ParquetSink().publish(manifest, job)
 
 
+@pytest.mark.fault(58)
 class TestCancel:
     """`cancel_job` of a job without a driver."""
 
@@ -95,6 +96,7 @@ class TestCancel:
         assert has_output(job)
 
 
+@pytest.mark.fault(60)
 class TestSuperseded:
     """A job that a trigger cancelled, and whose files a newer job scores."""
 
@@ -114,6 +116,7 @@ class TestSuperseded:
         assert (report.status, report.rows.output) == ("SUCCEEDED", 75)
 
 
+@pytest.mark.fault(58)
 class TestGiveUp:
     """`give_up`, after the drivers of a job died too often."""
 
@@ -129,6 +132,7 @@ class TestGiveUp:
         assert read_output(job.plan.spec.sink.path).num_rows == 75
 
 
+@pytest.mark.fault(59)
 class TestFailureAfterPublishing:
     """A driver that fails between the publication and the last status."""
 
@@ -211,6 +215,7 @@ class Sweep:
         return JobDirectory.open(store.root, store=store)
 
 
+@pytest.mark.fault(58)
 @pytest.mark.parametrize("by", ["cancel", "give up", "trigger"])
 def test_no_row_is_lost_or_doubled_whoever_ends_a_job_that_died(
     by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -55,6 +55,7 @@ def test_a_partition_that_is_done_is_done_again_without_the_file(tmp_path: Path)
     directory.manifests.prepare(directory.ledger())
 
 
+@pytest.mark.fault(99)
 def test_masked_path_is_still_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Folders such as ``token=…``, or a weak password that is a word of the path: the worker masks the message."""
     for name, secret in (("token=abcd1234", ""), ("plain", "customers")):

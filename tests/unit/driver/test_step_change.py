@@ -86,6 +86,7 @@ def flags(job: JobDirectory) -> set[str]:
     return set(ds.dataset(files).to_table(columns=["flag"]).column(0).to_pylist())
 
 
+@pytest.mark.fault(76)
 def test_fail_names_the_file_and_publishes_nothing(tmp_path: Path, lake: Lake, model_path: Path) -> None:
     job = start(tmp_path, lake, model_path)
     with pytest.raises(StepChanged, match="the code of step feat changed since the job was planned") as caught:
@@ -112,6 +113,7 @@ def test_fail_does_not_stop_a_job_whose_rows_are_all_scored(tmp_path: Path, lake
     assert flags(job) == {"old"}
 
 
+@pytest.mark.fault(76)
 def test_pin_goes_on_with_the_planned_code(tmp_path: Path, lake: Lake, model_path: Path) -> None:
     job = start(tmp_path, lake, model_path, step_change="pin")
     apply_policy(job, tmp_path)
@@ -131,6 +133,7 @@ def test_pin_works_without_the_folder(tmp_path: Path, lake: Lake, model_path: Pa
     assert flags(job) == {"old"}
 
 
+@pytest.mark.fault(76)
 def test_restart_scores_every_row_with_the_new_code(tmp_path: Path, lake: Lake, model_path: Path) -> None:
     job = start(tmp_path, lake, model_path, step_change="restart")
     apply_policy(job, tmp_path)
@@ -179,6 +182,7 @@ def test_round_trip_keeps_the_code(tmp_path: Path, lake: Lake, model_path: Path)
     assert job.recipe.code == planned
 
 
+@pytest.mark.fault(76)
 def test_verify_scores_with_the_planned_code_and_says_that_it_changed(
     tmp_path: Path, lake: Lake, model_path: Path
 ) -> None:

@@ -104,6 +104,7 @@ class TestClusterHealth:
         with pytest.raises(SchedulerUnresponsive):
             run.step(seconds=1.0)
 
+    @pytest.mark.fault(64)
     def test_scheduler_that_is_too_busy_to_answer_is_alive_while_tasks_end(self) -> None:
         """Results come through the scheduler: they prove that it works."""
         cluster = FakeCluster("w", default=NEVER)
@@ -119,6 +120,7 @@ class TestClusterHealth:
             run.step(3, seconds=1.0)
         assert len(run.done) == 5
 
+    @pytest.mark.fault(65)
     def test_workers_of_a_shared_cluster_are_not_restarted(self, caplog: pytest.LogCaptureFixture) -> None:
         """The log says once which worker is paused, and how to allow a restart."""
         cluster = FakeCluster("w", default=NEVER)
@@ -130,6 +132,7 @@ class TestClusterHealth:
         assert cluster.restarted == []
         assert caplog.text.count("restart-workers: true") == 1
 
+    @pytest.mark.fault(65)
     def test_stall_of_a_shared_cluster_ends_the_run_without_a_restart(self) -> None:
         """Nothing executes, and nothing may be restarted: waiting longer is of no use."""
         cluster = FakeCluster("w", default=NEVER)

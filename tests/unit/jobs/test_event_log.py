@@ -23,6 +23,7 @@ def status(after: str, **fields: object) -> dict[str, object]:
     return {"event": "status", "after": after, **fields}
 
 
+@pytest.mark.fault(62)
 class TestEventLog:
     def test_two_drivers_lose_nothing(self, store: Store) -> None:
         """The older driver writes between two events of the newer one; an object store replaces whole objects."""
@@ -52,6 +53,7 @@ class TestEventLog:
         assert log.read() == []
 
 
+@pytest.mark.fault(62)
 @pytest.mark.parametrize(
     ("events", "expected"),
     [

@@ -179,6 +179,7 @@ def _output_ids(directory: JobDirectory, ledger: Ledger) -> Iterator[int]:
             yield from pq.read_table(f"{directory.root}/{path}", columns=["id"]).column("id").to_pylist()
 
 
+@pytest.mark.fault(55)
 @settings(max_examples=choose(12, of=600), suppress_health_check=list(HealthCheck), phases=NO_SHRINKING)
 @given(steps=st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 9), st.integers(0, 9)), max_size=14))
 def test_every_row_is_counted_once_whatever_happens(lake: SmallJob, steps: list[Step]) -> None:
@@ -193,6 +194,7 @@ def test_every_row_is_counted_once_whatever_happens(lake: SmallJob, steps: list[
         shutil.rmtree(folder)
 
 
+@pytest.mark.fault(55)
 def test_a_retry_whose_input_file_turns_bad(lake: SmallJob, tmp_path: Path) -> None:
     """The plan of the third round lists rejected rows first, and its files in another order."""
     made = JobDirectory.create(tmp_path, lake.plan, job="small-1", options=JobOptions(fsync=False))
@@ -204,6 +206,7 @@ def test_a_retry_whose_input_file_turns_bad(lake: SmallJob, tmp_path: Path) -> N
     history.finish()
 
 
+@pytest.mark.fault(55)
 def test_two_files_that_turn_bad_one_after_the_other(lake: SmallJob, tmp_path: Path) -> None:
     """No retry is needed for such a plan."""
     made = JobDirectory.create(tmp_path, lake.plan, job="small-1", options=JobOptions(fsync=False))

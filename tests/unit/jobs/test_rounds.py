@@ -241,6 +241,7 @@ def test_only_one_driver_opens_a_round(directory: JobDirectory, job: SmallJob) -
         directory.rounds.open(replace(opened.record, epoch=5), opened.plan)
 
 
+@pytest.mark.fault(61)
 class TestFencing:
     """Rounds of a driver that was paused, and replaced meanwhile."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,6 +32,7 @@ def tuples(of: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.lists(of, max_size=3).map(tuple)
 
 
+@pytest.mark.fault(56)
 @given(
     st.builds(
         RoundRecord,
@@ -55,6 +57,7 @@ def test_round_records(record: RoundRecord) -> None:
     assert RoundRecord.from_json(record.to_json_bytes(), where="") == record
 
 
+@pytest.mark.fault(56)
 @given(
     st.builds(
         Manifest,
@@ -79,6 +82,7 @@ def test_manifests(manifest: Manifest) -> None:
     assert again.is_same_output(manifest)
 
 
+@pytest.mark.fault(56)
 @given(
     st.builds(
         JobRecord,
@@ -101,6 +105,7 @@ def test_job_records(record: JobRecord) -> None:
     assert JobRecord.from_json(record.to_json_bytes(), where="") == record
 
 
+@pytest.mark.fault(56)
 @given(
     st.builds(
         FanOutCommit,
@@ -115,6 +120,7 @@ def test_commits_of_fan_outs(commit: FanOutCommit) -> None:
     assert FanOutCommit.from_json(commit.to_json_bytes(), where="") == commit
 
 
+@pytest.mark.fault(56)
 @given(
     st.builds(
         Holder,
@@ -132,6 +138,7 @@ def test_lease_records(holder: Holder) -> None:
     assert Holder.from_json(holder.to_json_bytes()) == holder
 
 
+@pytest.mark.fault(56)
 @given(st.builds(CancelRequest, st.integers(1, 99), TEXTS, TEXTS, st.booleans(), TEXTS))
 def test_requests_to_cancel(request: CancelRequest) -> None:
     assert CancelRequest.from_json(request.to_json_bytes(), epoch=request.epoch) == request

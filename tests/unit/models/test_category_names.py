@@ -82,6 +82,7 @@ def cuts() -> bool:
     return tuple(int(part) for part in xgboost.__version__.split(".")[:2]) < (3, 4)
 
 
+@pytest.mark.fault(103)
 @pytest.mark.parametrize("kind", LISTS)
 class TestTrainedHere:
     def test_names_that_may_be_cut_are_refused_by_name(self, kind: str, tmp_path: Path, cuts: bool) -> None:
@@ -180,6 +181,7 @@ def test_the_version_of_a_file_is_read_in_both_formats(tmp_path: Path) -> None:
 NAMES = st.lists(st.text(st.characters(codec="utf-8"), max_size=6), min_size=1, max_size=8, unique=True)
 
 
+@pytest.mark.fault(103)
 @given(NAMES)
 def test_cut_names_are_never_taken_for_others(names: list[str]) -> None:
     """As xgboost 3.1 to 3.3 stores them: either told as they are, or as names that may be cut."""

@@ -34,6 +34,7 @@ def rejected(column: pa.Array, **rule: Any) -> list[int]:
     return check(pa.table({"x": column}), [ColumnRule("x", **rule)]).rows.tolist()
 
 
+@pytest.mark.fault(89)
 @pytest.mark.parametrize(
     ("kind", "values", "contract", "rows"),
     [
@@ -98,6 +99,7 @@ def test_a_contract_that_the_plan_accepts_rejects_the_same_rows_on_a_worker(
     assert rejected(pa.array([], kind), **contract) == []
 
 
+@pytest.mark.fault(89)
 @pytest.mark.parametrize("name", COLUMNS)
 def test_no_contract_fails_on_a_worker_after_the_plan_accepted_it(name: str) -> None:
     """Every type beside every kind of literal: the plan refuses it, or workers check it."""

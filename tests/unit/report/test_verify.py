@@ -97,6 +97,7 @@ def _edit(job: JobDirectory, change: Callable[[Receipt], Receipt], number: int =
     job.store.replace(f"rounds/0/receipts/{receipt.partition}.json", change(receipt).to_json_bytes())
 
 
+@pytest.mark.fault(72)
 @pytest.mark.parametrize(
     ("spoil", "detail"),
     [

@@ -41,6 +41,7 @@ def test_a_cast_without_loss_keeps_every_value(values: list[Any], kind: pa.DataT
     ]
 
 
+@pytest.mark.fault(83)
 @pytest.mark.parametrize(
     ("values", "kind", "target", "row"),
     [

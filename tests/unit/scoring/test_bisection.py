@@ -113,6 +113,7 @@ def test_a_missing_file_may_be_about_rows() -> None:
         Path("/does/not/exist").read_bytes()
 
 
+@pytest.mark.fault(78)
 @pytest.mark.parametrize("error", [SystemExit(0), GeneratorExit(), BaseException("b")])
 def test_what_ends_a_process_is_blamed_on_rows_like_any_error(error: BaseException) -> None:
     with pytest.raises(RowsError) as caught, blame_rows("step:f:g"):

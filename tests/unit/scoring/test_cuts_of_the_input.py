@@ -193,6 +193,7 @@ def version(tmp_path_factory: pytest.TempPathFactory) -> ModelVersion:
     return replace(model, features=(Feature("n", "number"),))
 
 
+@pytest.mark.fault(81)
 @pytest.mark.filterwarnings("ignore")
 @settings(max_examples=choose(15, of=2500))
 @given(st.data())

@@ -43,6 +43,7 @@ def mapped(
     return pa.concat_tables([part.table for part in parts])
 
 
+@pytest.mark.fault(81)
 @pytest.mark.parametrize("backend", ["numpy", "pyarrow"])
 def test_dtypes_do_not_depend_on_the_rows(backend: str) -> None:
     frames = [to_frame(table().slice(row, count), backend=backend, never_null={"n"}) for row, count in
@@ -113,6 +114,7 @@ def test_categories_keep_their_order_and_new_ones_follow() -> None:
     assert column.to_pylist() == ["high", "none", None]
 
 
+@pytest.mark.fault(82)
 @pytest.mark.parametrize(
     ("column", "hint"),
     [
@@ -140,6 +142,7 @@ def test_a_null_that_was_not_planned_rejects_its_row() -> None:
     assert "statistics of the planned files" in failures.messages[0]
 
 
+@pytest.mark.fault(83)
 @pytest.mark.parametrize(
     ("planned", "made", "value"),
     [

@@ -149,6 +149,7 @@ WEIGHTS = pd.DataFrame({"full": [1, 1, 3, 4], "weight": [0.1, 0.2, 0.3, 0.4]}).a
 """A key twice and another one missing: an inner join has as many rows as before."""
 
 
+@pytest.mark.fault(79)
 @pytest.mark.parametrize(
     "step",
     [

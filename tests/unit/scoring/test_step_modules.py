@@ -37,6 +37,7 @@ def load(folder: Path, found: FoundCode | None = None, **options: Any) -> Callab
     return step.function
 
 
+@pytest.mark.fault(77)
 class TestSideBySide:
     def test_each_job_has_its_own_module_of_one_name(self, tmp_path: Path) -> None:
         functions = {}
@@ -95,6 +96,7 @@ class TestSideBySide:
         assert one.function(None) is two.function(None)  # type: ignore[arg-type]
 
 
+@pytest.mark.fault(77)
 class TestVersions:
     def test_edited_module_is_imported_anew(self, tmp_path: Path) -> None:
         write(tmp_path, featmod="import helper\ndef build(frame): return helper.NAME", helper="NAME = 'old'")
@@ -204,6 +206,7 @@ ENDS = {
 }
 
 
+@pytest.mark.fault(78)
 class TestProcessEnds:
     @pytest.mark.parametrize("end", ENDS)
     def test_module_that_ends_the_process_is_a_failed_step(self, tmp_path: Path, end: str) -> None:

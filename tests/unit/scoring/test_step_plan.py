@@ -94,6 +94,7 @@ def test_an_honest_step_passes(name: str, backend: str) -> None:
     plan(HONEST[name], dtype_backend=backend)
 
 
+@pytest.mark.fault(80)
 @pytest.mark.parametrize("backend", ["numpy", "pyarrow"])
 @pytest.mark.parametrize("name", DEPENDENT)
 def test_a_step_that_looks_at_other_rows_is_refused(name: str, backend: str) -> None:
@@ -105,6 +106,7 @@ def test_a_step_that_looks_at_other_rows_is_refused(name: str, backend: str) -> 
     plan(DEPENDENT[name], dtype_backend=backend, row_wise="unchecked")
 
 
+@pytest.mark.fault(79)
 @pytest.mark.parametrize("name", LOSES_THE_INDEX)
 def test_a_step_that_loses_the_index_is_refused(name: str) -> None:
     with pytest.raises(StepFailed, match="lost the index"):

@@ -42,6 +42,7 @@ def submitted(job: JobDirectory) -> JobDirectory:
     return job
 
 
+@pytest.mark.fault(104)
 def test_failed_launch_from_a_notebook_can_be_repeated(job: JobDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     """The claim of a launch that failed is withdrawn: the next submission starts a driver."""
     started: list[Start] = []
@@ -59,6 +60,7 @@ def test_failed_launch_from_a_notebook_can_be_repeated(job: JobDirectory, monkey
     assert [start.number for start in started] == [1]
 
 
+@pytest.mark.fault(104)
 def test_driver_that_cannot_be_recorded_is_killed(job: JobDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the process of a started driver cannot be stored, the driver is killed, and its claim withdrawn."""
     pids = []

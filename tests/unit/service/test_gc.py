@@ -197,6 +197,7 @@ def test_files_in_the_sink_that_no_publication_lists(tmp_path: Path, directory: 
     assert sorted(os.listdir(out)) == sorted([*before, other, "mine.parquet"])
 
 
+@pytest.mark.fault(75)
 def test_a_file_that_another_process_is_writing_stays(directory: JobDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     """A command that submits while the job is swept finds its unfinished file."""
     link, sweeps = local._link, []

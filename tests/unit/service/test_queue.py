@@ -121,6 +121,7 @@ def test_a_started_driver_is_starting_as_long_as_it_lives(job: JobDirectory) -> 
     assert look(job, now=NOW + timedelta(days=1)).is_starting
 
 
+@pytest.mark.fault(105)
 @pytest.mark.parametrize("set_by", [timedelta(days=-1), timedelta(days=1)])
 def test_a_clock_that_is_set_changes_no_back_off(job: JobDirectory, set_by: timedelta) -> None:
     """The age of a start that was seen before follows the monotonic clock."""

@@ -142,6 +142,7 @@ def test_a_job_whose_driver_died_is_started_again_later_and_not_for_ever(root: R
     assert queued_marks(open_store(root.settings.directory)) == []
 
 
+@pytest.mark.fault(104)
 class TestFailedLaunch:
     """A launch that fails once blocks neither its job nor the queue."""
 

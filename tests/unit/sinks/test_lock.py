@@ -47,6 +47,7 @@ def test_one_holder_at_a_time(tmp_path: Path) -> None:
     assert max(most) == 1
 
 
+@pytest.mark.fault(68)
 def test_the_error_names_the_holder(tmp_path: Path) -> None:
     ticks = iter(range(100))
     with sink_lock(tmp_path / "out", job="a-1"), pytest.raises(OutputConflict) as caught:  # noqa: SIM117
@@ -57,6 +58,7 @@ def test_the_error_names_the_holder(tmp_path: Path) -> None:
     assert "resume b-1" in caught.value.next_step
 
 
+@pytest.mark.fault(68)
 def test_a_driver_that_waits_gives_up_after_a_takeover(tmp_path: Path) -> None:
     def fenced() -> None:
         raise Fenced("another driver has taken this job over")
@@ -76,6 +78,7 @@ with sink_lock(Path(sys.argv[1]), job="dead-1"):
 """
 
 
+@pytest.mark.fault(68)
 def test_a_process_that_dies_frees_its_lock(tmp_path: Path) -> None:
     """Killed, it leaves the file, which the next holder takes and removes."""
     sink = tmp_path / "out"
@@ -95,6 +98,7 @@ def test_a_process_that_dies_frees_its_lock(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.fault(68)
 def test_a_file_system_without_locks_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

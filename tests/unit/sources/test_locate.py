@@ -48,6 +48,7 @@ def device(path: Path) -> None:
     path.symlink_to("/dev/zero")
 
 
+@pytest.mark.fault(95)
 class TestUnusableEntry:
     @pytest.mark.parametrize("make", [dangling, to_itself, pipe, a_socket, device], ids=lambda make: make.__name__)
     @pytest.mark.parametrize("pattern", ["", "/*.parquet"])
@@ -81,6 +82,7 @@ class TestUnusableEntry:
             locate(str(tmp_path), unusable=[])
 
 
+@pytest.mark.fault(95)
 class TestLinks:
     def test_folders_that_link_to_each_other_are_walked_once_around(self, tmp_path: Path) -> None:
         for name, other in (("one", "two"), ("two", "one")):
@@ -95,6 +97,7 @@ class TestLinks:
         assert len(locate(str(lake))) == 2
 
 
+@pytest.mark.fault(96)
 class TestVanishedFile:
     def test_removed_while_listed_is_not_there(self, lake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         stat = os.stat
@@ -123,6 +126,7 @@ class TestVanishedFile:
         assert [file.path for file in discovery.rejected] == [str(lake / name)]
 
 
+@pytest.mark.fault(57)
 def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     """No plan or report could hold it; the error shows its bytes."""
     path = os.path.join(os.fsencode(tmp_path), b"caf\xe9.parquet")

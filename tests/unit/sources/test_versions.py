@@ -25,6 +25,7 @@ def keep_times(path: Path, of: os.stat_result) -> None:
     os.utime(path, ns=(of.st_atime_ns, of.st_mtime_ns))
 
 
+@pytest.mark.fault(97)
 class TestReplacedFile:
     def test_same_size_and_time_is_noticed(self, tmp_path: Path) -> None:
         """``cp -p`` and ``rsync -t`` put another file of the same size and time in place."""

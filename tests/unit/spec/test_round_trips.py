@@ -28,6 +28,7 @@ def build(**fields: Any) -> JobSpec:
     return JobSpec.build(**given_fields)
 
 
+@pytest.mark.fault(56)
 @given(limit=NUMBERS, name=TEXTS, value=NUMBERS | TEXTS | st.booleans())
 def test_specs_are_read_back(limit: float, name: str, value: Any) -> None:
     """From YAML and from the JSON of a plan: equal, with an equal digest, -0.0 and 5e-324 included."""
@@ -43,6 +44,7 @@ def test_specs_are_read_back(limit: float, name: str, value: Any) -> None:
         assert math.copysign(1, float(str(found))) == math.copysign(1, limit)
 
 
+@pytest.mark.fault(57)
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
 @pytest.mark.parametrize(
     "fields",
@@ -61,6 +63,7 @@ def test_numbers_that_are_not_finite_are_refused(value: float, fields: Any) -> N
         build(**fields(value))
 
 
+@pytest.mark.fault(57)
 def test_text_that_is_not_utf8_is_refused() -> None:
     """Such as a path from a command line that was not UTF-8."""
     with pytest.raises(SpecError):

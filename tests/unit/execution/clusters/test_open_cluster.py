@@ -28,12 +28,14 @@ class SlowToClose:
             raise TimeoutError
 
 
+@pytest.mark.fault(63)
 def test_success_stays_a_success(caplog: pytest.LogCaptureFixture) -> None:
     with open_cluster(SlowToClose()) as client:
         assert client == "client"
     assert "did not close cleanly: TimeoutError" in caplog.text
 
 
+@pytest.mark.fault(63)
 def test_interruption_stays_an_interruption(caplog: pytest.LogCaptureFixture) -> None:
     """Exit code 143 of SIGTERM, not 1 of a TimeoutError."""
     with pytest.raises(Interrupted) as caught, open_cluster(SlowToClose()):

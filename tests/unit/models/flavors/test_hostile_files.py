@@ -60,6 +60,7 @@ def refusal(path: Path | str) -> ModelError:
     return error
 
 
+@pytest.mark.fault(100)
 class TestSpecialFiles:
     def test_fifo_is_refused_without_waiting_for_a_writer(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "m.ubj")
@@ -132,6 +133,7 @@ def distant_sibling(learner: dict[str, Any]) -> None:
     trees_of(learner)[0]["right_children"][0] += 2
 
 
+@pytest.mark.fault(102)
 @pytest.mark.parametrize(
     ("change", "found"),
     [
@@ -181,6 +183,7 @@ BOMBS: dict[str, Callable[[Path], bytes]] = {
 }
 
 
+@pytest.mark.fault(101)
 @pytest.mark.parametrize("name", BOMBS)
 def test_bomb_is_refused_within_a_gibibyte(name: str, trained: Path, tmp_path: Path, alone: None) -> None:
     (tmp_path / name).write_bytes(BOMBS[name](trained))
@@ -188,6 +191,7 @@ def test_bomb_is_refused_within_a_gibibyte(name: str, trained: Path, tmp_path: P
     assert largest_child() < MEMORY
 
 
+@pytest.mark.fault(101)
 def test_bomb_is_refused_in_a_fork(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forks, "is_running", lambda: True)
     (tmp_path / "m.json").write_bytes(change_tree(trained, many_features))
@@ -199,6 +203,7 @@ def spin(_: object) -> None:
         pass
 
 
+@pytest.mark.fault(102)
 def test_child_that_never_ends_is_stopped(monkeypatch: pytest.MonkeyPatch, trained: Path) -> None:
     monkeypatch.setattr(forks, "is_running", lambda: True)
     monkeypatch.setattr(xgboost_probe, "_answer", spin)
@@ -220,6 +225,7 @@ def test_large_model_is_within_its_limits(tmp_path: Path, alone: None) -> None:
     assert resolve(ModelRef(str(tmp_path / "m.json"))).trees == 20
 
 
+@pytest.mark.fault(42)
 def test_flipped_bits_crash_nothing(trained: Path, tmp_path: Path, alone: None) -> None:
     """Whatever bit of a file is flipped: a version or a refusal, in seconds and a gibibyte, in a process of its own."""
     data = (trained / "m.ubj").read_bytes()

@@ -35,6 +35,7 @@ class TestRunInChild:
         with pytest.raises(PipelineError, match="ZeroDivisionError"):
             run_in_child("operator:truediv", 1, 0)
 
+    @pytest.mark.fault(109)
     @pytest.mark.parametrize(
         ("target", "arguments", "ending"),
         [("os:abort", (), "SIGABRT"), ("os:_exit", (0,), "exit status 0"), ("sys:exit", (3,), "exit status 3")],
@@ -45,6 +46,7 @@ class TestRunInChild:
             run_in_child(target, *arguments)
         assert caught.value.found == ending
 
+    @pytest.mark.fault(109)
     def test_child_that_hangs_is_killed(self) -> None:
         """A child that does not end in time is killed, and the work may be tried again."""
         with pytest.raises(InfrastructureError, match="did not end in time"):
@@ -75,6 +77,7 @@ sink: {{path: out/{name}, mode: append}}
 """
 
 
+@pytest.mark.fault(109)
 def test_server_outlives_abort_and_bad_file(
     in_folder: Path, lake: Lake, model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -187,6 +187,7 @@ def test_cancel_gives_up_the_older(log: Log) -> None:
     assert list(one.jobs.made) == [first, third], "the one in between never began"
 
 
+@pytest.mark.fault(107)
 class TestChangedDefinition:
     def test_due_instants_fire_by_the_definition_before(self, log: Log) -> None:
         """Instants before the change follow the old schedule, instants after the change the new one."""
@@ -220,6 +221,7 @@ class TestChangedDefinition:
         assert (state.skipped, state.upto) == (3, to_text(NOON.replace(hour=17)))
 
 
+@pytest.mark.fault(106)
 class TestLongDowntime:
     """Memory and time of a look do not grow with the time that no server ran."""
 
@@ -272,6 +274,7 @@ SCHEDULES = st.one_of(
 )
 
 
+@pytest.mark.fault(106)
 @given(
     schedule=SCHEDULES,
     begin=st.datetimes(datetime(2026, 1, 1), datetime(2026, 12, 31)),
@@ -431,6 +434,7 @@ def test_a_refused_job_ends_its_firing(log: Log) -> None:
     assert list(one.jobs.made) == [second]
 
 
+@pytest.mark.fault(108)
 def test_bad_file_does_not_take_good_files_with_it(log: Log) -> None:
     """The good files of a refused firing fire again at once; a bad file fires again when it changes."""
     one = watch(log, arrival=ArrivalTrigger(path="in/"))

@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -55,6 +56,7 @@ def fates_of(world: World) -> tuple[Counter[str], int]:
     return fired, skipped + fired.total()
 
 
+@pytest.mark.fault(107)
 @settings(max_examples=choose(8, of=500), deadline=None)
 @given(schedule=SCHEDULES, versions=VERSIONS, evaluations=EVALUATIONS, seed=st.integers(0, 10**6))
 def test_each_instant_has_one_fate(
@@ -81,6 +83,7 @@ def test_each_instant_has_one_fate(
     assert not late or len(state.open) >= MOST_OPEN
 
 
+@pytest.mark.fault(108)
 @settings(max_examples=choose(25, of=2000), deadline=None)
 @given(
     evaluations=st.lists(st.tuples(DOWNTIMES, st.integers(0, 1), st.integers(0, 3)), min_size=3, max_size=20),

@@ -132,6 +132,7 @@ def test_files_that_can_never_count_again(
     assert {texts[name] for name in found} == expected
 
 
+@pytest.mark.fault(71)
 def test_success_is_of_the_state_that_is_there(tmp_path: Path) -> None:
     """A missing and a wrong ``_SUCCESS`` are written, and a right one stays as it is."""
     out = tmp_path / "out"
@@ -146,6 +147,7 @@ def test_success_is_of_the_state_that_is_there(tmp_path: Path) -> None:
         assert is_success(out)
 
 
+@pytest.mark.fault(71)
 def test_a_publisher_that_fails_leaves_the_mark_of_the_state_that_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +173,7 @@ def test_a_publisher_that_fails_leaves_the_mark_of_the_state_that_is_there(
     assert layout.uncounted(store.list(), state) == []
 
 
+@pytest.mark.fault(70)
 def test_files_of_a_job_that_never_published_are_not_adopted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -198,6 +201,7 @@ def test_files_of_a_job_that_never_published_are_not_adopted(
     assert read_output(out).num_rows == 1 + 35 + 7
 
 
+@pytest.mark.fault(66)
 @pytest.mark.parametrize("mode", ["error", "append"])
 def test_what_comes_into_an_empty_sink_meanwhile_is_not_exchanged_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
@@ -224,6 +228,7 @@ def test_what_comes_into_an_empty_sink_meanwhile_is_not_exchanged_away(
     assert [name for name in os.listdir(tmp_path) if name.startswith(".")] == []
 
 
+@pytest.mark.fault(67)
 def test_a_fenced_driver_makes_no_visible_step(tmp_path: Path) -> None:
     """Fenced at its first, second, third look: the sink is as the last allowed step left it, and its files are gone."""
     out = tmp_path / "out"
@@ -276,6 +281,7 @@ def test_new_parents_of_an_output_are_durable(tmp_path: Path, monkeypatch: pytes
     assert {str(tmp_path), str(tmp_path / "new"), str(tmp_path / "new" / "deep")} <= synced
 
 
+@pytest.mark.fault(72)
 def test_strays_of_a_sink(tmp_path: Path) -> None:
     """Each kind of stray is named; an append looks at its own files only."""
     out = tmp_path / "out"
@@ -297,6 +303,7 @@ def test_strays_of_a_sink(tmp_path: Path) -> None:
     assert find_strays(appended, later) == (f"1 Parquet file that no publication lists, such as {own}",)
 
 
+@pytest.mark.fault(72)
 def test_an_older_publication_in_a_sink_that_a_job_overwrote_is_a_stray(tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(tmp_path, small_job(tmp_path / "l1", sink=str(out), mode="append"), "a-1")

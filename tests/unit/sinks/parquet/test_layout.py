@@ -13,6 +13,7 @@ from pipeline.sinks.parquet.layout import SinkState
 from pipeline.storage.store import open_store
 
 
+@pytest.mark.fault(73)
 @pytest.mark.parametrize(
     "data", [b"[" * 100_000, b'{"a":' * 50_000, b"{}", b"null", b"\xff", b'{"schema_version": 1, "publications": 5}']
 )
@@ -22,6 +23,7 @@ def test_damaged_manifest(data: bytes) -> None:
         SinkState.from_json(data, where="out/_manifest.json")
 
 
+@pytest.mark.fault(73)
 @pytest.mark.parametrize("schema", ["zz", "00", "ff" * 40, "é"])
 def test_damaged_schema(tmp_path: Path, schema: str) -> None:
     """A schema that cannot be read makes the manifest damaged."""

@@ -401,6 +401,7 @@ def test_full_disk_leaves_what_was_there(tmp_path: Path, way: str, mode: str, mo
     assert read_published(manifest, directory) is not None
 
 
+@pytest.mark.fault(66)
 def test_two_jobs_that_append_at_once_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rows of both are there, and ``_SUCCESS`` is of the last state."""
     out = tmp_path / "out"

@@ -132,6 +132,7 @@ def test_a_float_literal_has_the_precision_of_the_column() -> None:
     assert is_one_of(huge, [1e300]).to_pylist() == [False, False]
 
 
+@pytest.mark.fault(90)
 @pytest.mark.parametrize("name", COLUMNS)
 def test_a_list_equals_its_comparisons_joined_by_or(name: str) -> None:
     """Lists of 1, 3 and all literals; NaN is in none, -0.0 is 0.0."""
@@ -233,6 +234,7 @@ def cases(draw: st.DrawFn) -> tuple[pa.Array, str]:
     return picked, draw(negated | joined)
 
 
+@pytest.mark.fault(90)
 @settings(max_examples=choose(100, of=10_000), deadline=None)
 @given(case=cases(), group=st.integers(1, 4))
 def test_a_wanted_row_of_any_type_is_never_pruned(

@@ -74,17 +74,20 @@ class TestEncryptedColumns:
         ended = subprocess.run([sys.executable, "-c", code, str(lake / "c.parquet")], capture_output=True, check=False)
         assert ended.returncode in (-signal.SIGABRT, 1)
 
+    @pytest.mark.fault(92)
     @pytest.mark.parametrize("columns", [None, ("id",)])
     def test_they_are_refused(self, lake: Path, columns: tuple[str, ...] | None) -> None:
         with pytest.raises(CorruptInput, match="encrypted") as caught:
             discover(Source(path=str(lake / "c.parquet"), columns=columns))
         assert caught.value.where == str(lake / "c.parquet")
 
+    @pytest.mark.fault(92)
     def test_they_are_quarantined(self, lake: Path) -> None:
         discovery = discover(Source(path=str(lake)), quarantine_files=True)
         assert [Path(file.path).name for file in discovery.rejected] == ["c.parquet"]
         assert "encrypted" in discovery.rejected[0].message
 
+    @pytest.mark.fault(93)
     def test_the_guard_survives_them_without_the_check(self, lake: Path) -> None:
         """Without a look at the signature, the child ends; the file is blamed, and the next file is read."""
         footer = footer_bytes(str(lake / "c.parquet"))
@@ -94,6 +97,7 @@ class TestEncryptedColumns:
         FooterGuard().check("a.parquet", footer_bytes(str(lake / "a.parquet")))
 
 
+@pytest.mark.fault(93)
 class TestGuard:
     def test_a_killed_child_is_not_the_fault_of_the_footer(self, tmp_path: Path) -> None:
         footer = footer_bytes(str(write(tmp_path / "a.parquet")))
@@ -114,6 +118,7 @@ class TestGuard:
 
 
 class TestContradiction:
+    @pytest.mark.fault(94)
     def test_other_number_of_rows(self, tmp_path: Path) -> None:
         """A footer of 1 row whose row groups have none was scored as an empty file."""
         path = write(tmp_path / "a.parquet")
@@ -163,6 +168,7 @@ def mutant(whole: bytes, chance: random.Random) -> bytes:
 class TestMutants:
     """Mutants are read or refused, each with its path; none is a defect, and none ends this process."""
 
+    @pytest.mark.fault(94)
     @pytest.mark.parametrize("version", ["1.0", "2.0"])
     def test_mutants_are_read_or_refused(self, tmp_path: Path, version: str) -> None:
         whole = write(tmp_path / "whole.parquet", data_page_version=version, compression="snappy").read_bytes()

@@ -53,6 +53,7 @@ def plain_values(array: pa.Array | pa.ChunkedArray) -> list[str]:
     return list(map(repr, array.to_pylist()))
 
 
+@pytest.mark.fault(87)
 @NAMES
 @pytest.mark.parametrize("stored", [True, False], ids=["arrow schema", "foreign writer"])
 def test_a_column_is_read_in_the_type_in_which_it_was_planned(tmp_path: Path, name: str, stored: bool) -> None:
@@ -79,6 +80,7 @@ def test_two_writers_of_one_column_agree(tmp_path: Path, name: str) -> None:
     assert len(read(planned(tmp_path))) == 2 * ROWS
 
 
+@pytest.mark.fault(87)
 def test_ids_and_documents_of_other_writers_have_their_extension_types(tmp_path: Path) -> None:
     """UUID and JSON columns without an Arrow schema, as DuckDB and Spark write them."""
     ids = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([uuid.UUID(int=5).bytes], pa.binary(16)))
@@ -92,6 +94,7 @@ def test_ids_and_documents_of_other_writers_have_their_extension_types(tmp_path:
     assert read(found).to_pylist() == table.to_pylist()
 
 
+@pytest.mark.fault(87)
 def test_timestamps_of_12_bytes_keep_dates_that_nanoseconds_cannot_hold(tmp_path: Path) -> None:
     moments = pa.array([dt.datetime(9999, 12, 31), dt.datetime(1, 1, 1), dt.datetime(2024, 1, 1, 1, 2, 3, 4)])
     path = tmp_path / "a.parquet"
@@ -121,6 +124,7 @@ def test_texts_of_every_kind_fan_out(tmp_path: Path, kind: pa.DataType) -> None:
     assert {value: occurrence.rows for value, occurrence in values.items()} == {"a": 2, "b": 1, None: 1}
 
 
+@pytest.mark.fault(88)
 def test_a_type_that_cannot_be_read_is_no_damage() -> None:
     with pytest.raises(SchemaDrift, match="cannot be read") as caught, parquet_errors("a.parquet"):
         raise pa.ArrowNotImplementedError("Nested data conversions not implemented for chunked array outputs")
@@ -172,6 +176,7 @@ def write_empty_struct(path: Path) -> None:
     path.write_bytes(pages + footer + struct.pack("<I", len(footer)) + b"PAR1")
 
 
+@pytest.mark.fault(88)
 def test_a_struct_without_fields_is_refused_when_planning_unless_it_is_left_out(tmp_path: Path) -> None:
     """Parquet stores nothing of it: reading would give other columns than the plan."""
     write_empty_struct(tmp_path / "a.parquet")

@@ -30,6 +30,7 @@ COLUMNS: dict[str, Any] = {
 }
 
 
+@pytest.mark.fault(98)
 @pytest.mark.parametrize("kind", COLUMNS)
 @pytest.mark.parametrize("options", [{}, {"use_dictionary": False}], ids=["dictionary", "plain"])
 def test_planned_bytes_are_those_of_a_batch(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
@@ -62,6 +63,7 @@ def test_damaged_rows_are_left_to_the_job(tmp_path: Path) -> None:
     assert discover(Source(path=str(path))).files[0].rows == 5000
 
 
+@pytest.mark.fault(98)
 def test_rows_of_many_bytes_are_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan must not need more memory than its sample."""
     monkeypatch.setattr(widths, "MOST_BYTES", 1000)
@@ -71,6 +73,7 @@ def test_rows_of_many_bytes_are_not_decoded(tmp_path: Path, monkeypatch: pytest.
     assert file.row_groups[0].bytes >= 4000
 
 
+@pytest.mark.fault(98)
 def test_the_sample_for_steps_is_limited_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan with a step took 4.4 GB for 1,000 rows of long texts."""
     monkeypatch.setattr(adapter, "SAMPLED_BYTES", 100_000)
