@@ -80,7 +80,9 @@ STEPS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "text": lambda frame: frame.assign(text=frame["text"].str.upper(), pair=frame["text"] + frame["code"]),
     "decimals": lambda frame: frame.assign(amount=frame["amount"].map(lambda v: v * 2, na_action="ignore")),
     "days": lambda frame: frame.assign(day=frame["day"].where(frame["n"] > 3, dt.date(2020, 1, 1))),
-    "hours": lambda frame: frame.assign(at=frame["at"] + pd.Timedelta("1h"), hour=frame["at"].dt.hour.astype("float32")),
+    "hours": lambda frame: frame.assign(
+        at=frame["at"] + pd.Timedelta("1h"), hour=frame["at"].dt.hour.astype("float32")
+    ),
     "one code": lambda frame: frame.assign(code=frame["code"].replace({"a": "z"})),
     "sums over columns": lambda frame: frame.assign(y=frame[["x", "f", "n", "x", "f", "n", "x", "f", "n"]].sum(axis=1)),
 }
