@@ -103,7 +103,7 @@ def _as_known(error: Exception) -> PipelineError | None:
     if isinstance(error, PipelineError):
         return error
     if isinstance(error, OSError):
-        return as_storage_error(error, place=str(error.filename or "stdout or stderr"))
+        return as_storage_error(error, where=str(error.filename or "stdout or stderr"))
     return _dask_config_error(error)
 
 

@@ -84,7 +84,7 @@ def make_folder(folder: Path) -> None:
             "a file has the name of the folder", where=str(folder), next_step="choose another folder"
         ) from error
     except OSError as error:
-        raise as_storage_error(error, place=str(folder)) from error
+        raise as_storage_error(error, where=str(folder)) from error
 
 
 def not_empty(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:

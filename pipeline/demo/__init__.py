@@ -119,7 +119,7 @@ def make_demo(folder: Path, *, rows: int, seed: int = SEED) -> Demo:
         _make(folder, unfinished=unfinished, rows=rows, seed=seed)
     except OSError as error:
         # Also for a folder that cannot exist, such as one below /proc.
-        raise as_storage_error(error, place=str(folder)) from error
+        raise as_storage_error(error, where=str(folder)) from error
     return Demo(folder, rows, is_new=True)
 
 

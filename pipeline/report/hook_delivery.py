@@ -177,5 +177,5 @@ def run_command(hook: Hook, message: Message) -> DeliveryAttempt:
                     pipe.close()
     if process.returncode == 0:
         return DeliveryAttempt(True)
-    said = " ".join(errors.decode(errors="replace").split())
-    return DeliveryAttempt(False, f"{words[0]} ended with {process.returncode}" + (f": {said}" if said else ""))
+    output = " ".join(errors.decode(errors="replace").split())
+    return DeliveryAttempt(False, f"{words[0]} ended with {process.returncode}" + (f": {output}" if output else ""))

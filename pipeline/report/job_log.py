@@ -156,9 +156,13 @@ class _Progress(Callback):
     def on_end(self, event: JobEnded) -> None:
         """Write the error of a failed job, with its details."""
         error = event.report.get("error") or {}
-        said = "; ".join(f"{name}: {error[name]}" for name in ("where", "found", "expected", "next") if error.get(name))
+        details = "; ".join(
+            f"{name}: {error[name]}" for name in ("where", "found", "expected", "next") if error.get(name)
+        )
         if error:
-            self._say(f"{error.get('kind')}: {error.get('message')}" + (f" ({said})" if said else ""), level="ERROR")
+            self._say(
+                f"{error.get('kind')}: {error.get('message')}" + (f" ({details})" if details else ""), level="ERROR"
+            )
 
     def _say(self, message: str, *, level: str = "INFO", **fields: str) -> None:
         now = iso_time(datetime.now(UTC))

@@ -192,17 +192,17 @@ def issues_of(
     issue inside. Fields with a known issue are left out, too.
     """
     flawed = {issue.path for issue in document.issues}
-    found: dict[FieldPath, list[dict[str, Any]]] = {}
+    by_path: dict[FieldPath, list[dict[str, Any]]] = {}
     for item in error.errors(include_url=False):
         path = _locate(item["loc"], document.data, is_name=item["type"] in ("missing", "extra_forbidden"))
         is_known = any(path[:stop] in flawed for stop in range(1, len(path) + 1))
         is_known |= item["type"] == "spec" and any(known[: len(path)] == path for known in flawed)
         if not is_known:
-            found.setdefault(path, []).append(dict(item))
-    inner = {path[:stop] for path in found for stop in range(len(path))}
+            by_path.setdefault(path, []).append(dict(item))
+    inner = {path[:stop] for path in by_path for stop in range(len(path))}
     return [
         _issue(path, items, model=model, document=document, words=words or {})
-        for path, items in found.items()
+        for path, items in by_path.items()
         if path not in inner or not all(item["type"] in _KINDS for item in items)
     ]
 
@@ -241,8 +241,8 @@ def _issue(
             return SpecIssue(message, place, path, shown(value), ", ".join(known), step)
         step = did_you_mean(str(value), known)
         return SpecIssue(f"{name} is not one of the allowed values", place, path, shown(value), ", ".join(known), step)
-    if "said" in context:
-        message = context["said"] if kind == "order" else f"{name} {context['said']}"
+    if "message" in context:
+        message = context["message"] if kind == "order" else f"{name} {context['message']}"
         found = "" if kind == "order" or context.get("hides") else shown(value)
         return SpecIssue(message, place, path, found, context["expected"], context.get("next", ""))
     expected = " or ".join(dict.fromkeys(_expected(item) for item in items))

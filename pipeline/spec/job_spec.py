@@ -107,7 +107,7 @@ def _order_issue(kinds: Sequence[str | None]) -> tuple[str, str] | None:
 def _check_order(steps: tuple[MapStep | ScoreStep, ...]) -> tuple[MapStep | ScoreStep, ...]:
     issue = _order_issue([_step_kind(step) for step in steps])
     if issue is not None:
-        raise PydanticCustomError(_ORDER, "{said}", {"said": issue[0], "expected": issue[1]})
+        raise PydanticCustomError(_ORDER, "{message}", {"message": issue[0], "expected": issue[1]})
     return steps
 
 
@@ -262,8 +262,10 @@ def _escaped(value: Any) -> Any:
 def _order_issues(document: Document, error: ValidationError) -> list[SpecIssue]:
     """Return issues with the order of steps, in case pydantic stopped before that check."""
     steps = document.data.get("steps") if isinstance(document.data, dict) else None
-    found = any(item["type"] == _ORDER for item in error.errors())
-    issue = None if found or not isinstance(steps, (list, tuple)) else _order_issue([_step_kind(s) for s in steps])
+    is_reported = any(item["type"] == _ORDER for item in error.errors())
+    issue = (
+        None if is_reported or not isinstance(steps, (list, tuple)) else _order_issue([_step_kind(s) for s in steps])
+    )
     if issue is None:
         return []
     return [SpecIssue(issue[0], document.place_of(("steps",), key=True), ("steps",), expected=issue[1])]
@@ -283,11 +285,11 @@ def _plain(part: Any, *, is_names: bool = False) -> Any:
         return [_plain(item) for item in part]
     if not isinstance(part, dict):
         return part
-    kept = {
+    schema = {
         key: _plain(value, is_names=key in ("properties", "$defs") and not is_names)
         for key, value in part.items()
         if is_names or key != "title"
     }
-    if not is_names and isinstance(kept.get("description"), str):
-        kept["description"] = " ".join(kept["description"].replace("``", "`").split())
-    return kept
+    if not is_names and isinstance(schema.get("description"), str):
+        schema["description"] = " ".join(schema["description"].replace("``", "`").split())
+    return schema

@@ -87,7 +87,7 @@ def absolute(spec: JobSpec) -> JobSpec:
     """Return ``spec`` with absolute local paths, so that the job does not depend on the working directory."""
     record = spec.to_dict()
     path = spec.source.path
-    record["source"]["path"] = absolute_path(path) if isinstance(path, str) else [absolute_path(one) for one in path]
+    record["source"]["path"] = absolute_path(path) if isinstance(path, str) else [absolute_path(part) for part in path]
     if spec.source.base is not None:
         record["source"]["base"] = absolute_path(spec.source.base)
     record["sink"]["path"] = absolute_path(spec.sink.path)
@@ -113,13 +113,13 @@ def spec_origins(document: Document, record: Mapping[str, Any], filled: Rendered
     :param document: as the spec was read.
     :param record: the spec with its defaults, as JSON holds it.
     """
-    found = {}
+    origins = {}
     for path, value in _leaves(record, ()):
         if path[0] == "params":
             continue
-        found[dotted(path)] = _origin(document, path, value, filled)
-    found |= {f"params.{name}": choice for name, choice in filled.params.items()}
-    return found
+        origins[dotted(path)] = _origin(document, path, value, filled)
+    origins |= {f"params.{name}": choice for name, choice in filled.params.items()}
+    return origins
 
 
 def _origin(document: Document, path: FieldPath, value: Any, filled: RenderedSpec) -> ResolvedSetting:

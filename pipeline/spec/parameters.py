@@ -108,7 +108,7 @@ class Values:
         return value
 
     def _unknown(self, name: str) -> SpecError:
-        known = [RUN_DATE, "env:NAME", *(f"params.{one}" for one in sorted(self.params or ()))]
+        known = [RUN_DATE, "env:NAME", *(f"params.{param}" for param in sorted(self.params or ()))]
         hint = did_you_mean(name, known)
         if name == FAN_OUT_VALUE:
             hint = "add fan_out: {by: …} to the job spec"
@@ -122,7 +122,7 @@ class Values:
 
 def escape(text: str) -> str:
     """Escape ``text``, so that rendering it gives ``text`` back."""
-    return _OPENING.sub(lambda found: f"${found[0]}", text)
+    return _OPENING.sub(lambda match: f"${match[0]}", text)
 
 
 def names_in(text: str) -> tuple[str, ...]:
@@ -139,8 +139,8 @@ def render_text(text: str, values: Values) -> Any:
     if "${" not in text:
         return text
     parts = _parts(text)
-    kept = [part for part, is_name in parts if is_name and part == FAN_OUT_VALUE and values.keeps_fan_out]
-    if len(parts) == 1 and parts[0][1] and not kept:
+    unrendered = [part for part, is_name in parts if is_name and part == FAN_OUT_VALUE and values.keeps_fan_out]
+    if len(parts) == 1 and parts[0][1] and not unrendered:
         value = values.get(parts[0][0])
         return escape(value) if values.keeps_fan_out and isinstance(value, str) else value
     return "".join(_written(part, is_name, values) for part, is_name in parts)
@@ -170,17 +170,17 @@ def _parts(text: str) -> list[tuple[str, bool]]:
     """Yield the pieces of ``text``: literal text (False), and names of placeholders (True)."""
     parts: list[tuple[str, bool]] = []
     literal, position = "", 0
-    while found := _OPENING.search(text, position):
-        literal += text[position : found.start()]
-        position = found.end()
-        if len(found[1]) > 1:
-            literal += found[1][1:] + "{"
+    while match := _OPENING.search(text, position):
+        literal += text[position : match.start()]
+        position = match.end()
+        if len(match[1]) > 1:
+            literal += match[1][1:] + "{"
             continue
         name = _NAME.match(text, position)
         if name is None:
             raise SpecError(
                 "a placeholder is not closed",
-                found=text[found.start() : found.start() + 40],
+                found=text[match.start() : match.start() + 40],
                 expected="${name}",
                 next_step="close the brace, or write $${ for the text ${ itself",
             )
@@ -258,7 +258,7 @@ def given_on_command_line(texts: Sequence[str]) -> tuple[GivenValues, ...]:
 
     :raises SpecError: for a text of another form.
     """
-    found = []
+    values = []
     for text in texts:
         name, sign, value = text.partition("=")
         if not sign or not re.fullmatch(PARAM_PATTERN[1:-1], name.strip()):
@@ -267,8 +267,8 @@ def given_on_command_line(texts: Sequence[str]) -> tuple[GivenValues, ...]:
                 where=f"-p {text}",
                 expected="such as -p day=2026-01-01",
             )
-        found.append(GivenValues(name.strip(), value, f"-p {text}", Precedence.SET, is_text=True))
-    return tuple(found)
+        values.append(GivenValues(name.strip(), value, f"-p {text}", Precedence.SET, is_text=True))
+    return tuple(values)
 
 
 def given_in_python(params: Mapping[str, Any]) -> tuple[GivenValues, ...]:
@@ -281,13 +281,13 @@ def given_by_environment(variables: Sequence[Variable], declared: Mapping[str, A
     folded = {name.lower(): name for name in declared}
     return tuple(
         GivenValues(
-            folded.get("__".join(one.path), "__".join(one.path)),
-            one.text,
-            one.name,
+            folded.get("__".join(variable.path), "__".join(variable.path)),
+            variable.text,
+            variable.name,
             Precedence.ENVIRONMENT,
             is_text=True,
         )
-        for one in variables
+        for variable in variables
     )
 
 
@@ -296,13 +296,13 @@ def resolve_parameters(document: Document, given: Sequence[GivenValues]) -> dict
     data = document.data if isinstance(document.data, dict) else {}
     declared = data.get("params")
     declared = declared if isinstance(declared, dict) else {}
-    for one in given:
-        if one.name not in declared:
-            _note(document, _unknown(one, declared))
+    for item in given:
+        if item.name not in declared:
+            _note(document, _unknown(item, declared))
     return {
         name: choice
         for name, default in declared.items()
-        if (choice := _settle_one(document, name, default, [one for one in given if one.name == name])) is not None
+        if (choice := _settle_one(document, name, default, [item for item in given if item.name == name])) is not None
     }
 
 
@@ -312,9 +312,9 @@ def _settle_one(document: Document, name: str, default: Any, given: Sequence[Giv
     if default is not None:
         place = document.place_of(path)
         candidates.append(SettingSource(default, document.ranks.get(path, Precedence.JOB_FILE), str(place)))
-    for one in given:
+    for item in given:
         try:
-            candidates.append(SettingSource(convert(one, default), one.rank, one.origin))
+            candidates.append(SettingSource(convert(item, default), item.rank, item.origin))
         except SpecError as error:
             _note(document, error)
             return None

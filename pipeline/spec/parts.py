@@ -30,8 +30,8 @@ def spec_error(predicate: str, *, expected: str = "", next_step: str = "", hides
 
     :param hides: whether the value must not be shown, because it is a secret.
     """
-    context = {"said": predicate, "expected": expected, "next": next_step, "hides": hides}
-    return PydanticCustomError("spec", "{said}", context)
+    context = {"message": predicate, "expected": expected, "next": next_step, "hides": hides}
+    return PydanticCustomError("spec", "{message}", context)
 
 
 def _check_name(text: str) -> str:

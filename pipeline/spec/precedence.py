@@ -79,7 +79,7 @@ class ResolvedSetting:
             "value": self.value,
             "from": self.rank.words,
             "origin": self.origin,
-            "over": [{"value": one.value, "from": one.rank.words, "origin": str(one)} for one in self.over],
+            "over": [{"value": source.value, "from": source.rank.words, "origin": str(source)} for source in self.over],
         }
 
 
@@ -127,12 +127,12 @@ def setting_variables(environ: Mapping[str, str], *, known: Collection[str]) -> 
 
     :param known: names of settings, with underscores. Other names are ignored: they may belong to other programs.
     """
-    found = []
+    variables = []
     for name in sorted(environ):
         setting = name.removeprefix(PREFIX).lower()
         if name.startswith(PREFIX) and setting in known and environ[name]:
-            found.append(Variable(name, (setting,), environ[name]))
-    return tuple(found)
+            variables.append(Variable(name, (setting,), environ[name]))
+    return tuple(variables)
 
 
 def misspelt(environ: Mapping[str, str], *, known: Collection[str]) -> dict[str, str]:
@@ -141,8 +141,8 @@ def misspelt(environ: Mapping[str, str], *, known: Collection[str]) -> dict[str,
     near = {}
     for name in sorted(environ):
         if name.startswith(PREFIX) and name not in names and not name.startswith((PARAMS_PREFIX, SPEC_PREFIX)):
-            for one in difflib.get_close_matches(name.replace("__", "_"), names, n=1, cutoff=_NEAR):
-                near[name] = one
+            for match in difflib.get_close_matches(name.replace("__", "_"), names, n=1, cutoff=_NEAR):
+                near[name] = match
     return near
 
 

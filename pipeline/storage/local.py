@@ -123,8 +123,8 @@ class LocalStore:
                 self._sync_folder(target.parent)
 
     def read(self, name: str) -> bytes:
-        place = self.url(name)
-        with storage_errors(place), open(place, "rb") as file:
+        path = self.url(name)
+        with storage_errors(path), open(path, "rb") as file:
             return file.read()
 
     def exists(self, name: str) -> bool:
@@ -306,9 +306,9 @@ def _write_all(descriptor: int, data: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def _is_same_file(one: Path, other: Path) -> bool:
+def _is_same_file(first: Path, other: Path) -> bool:
     try:
-        return os.path.samefile(one, other)
+        return os.path.samefile(first, other)
     except FileNotFoundError:
         return False
 
@@ -330,8 +330,8 @@ def starter() -> Callable[[int, int, int], int] | None:
 
     def start(descriptor: int, offset: int, count: int) -> int:
         # Only a hint: if the call fails, fsync still writes the range.
-        found: int = call(descriptor, offset, count, _WRITE)
-        return found
+        result: int = call(descriptor, offset, count, _WRITE)
+        return result
 
     return start
 

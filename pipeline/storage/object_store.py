@@ -72,7 +72,7 @@ class ObjectStore:
         try:
             return self.read(name) == data
         except FileNotFoundError:
-            raise as_storage_error(error, place=self.url(name)) from error
+            raise as_storage_error(error, where=self.url(name)) from error
 
     def _one_request(self, data: bytes) -> dict[str, Any]:
         """Return the options with which a client library uploads ``data`` in one request."""
@@ -123,7 +123,7 @@ class ObjectStore:
             return False
         if self.version(name) != version:
             return False
-        raise as_storage_error(error, place=self.url(name)) from error
+        raise as_storage_error(error, where=self.url(name)) from error
 
     def modified(self, name: str) -> float:
         with storage_errors(self.url(name)):
@@ -245,11 +245,11 @@ class ObjectStore:
         try:
             with storage_errors(self.url(folder)):
                 self.fs.invalidate_cache()
-                found = self.fs.ls(key, detail=True)
+                entries = self.fs.ls(key, detail=True)
         except FileNotFoundError:
             return ()
         # Some stores return the key itself, or a marker object for the folder: neither is inside the folder.
-        inside = (item for item in found if str(item["name"]).rstrip("/").rpartition("/")[0].endswith(key.strip("/")))
+        inside = (item for item in entries if str(item["name"]).rstrip("/").rpartition("/")[0].endswith(key.strip("/")))
         return tuple((str(item["name"]).rstrip("/").rpartition("/")[2], str(item["type"])) for item in inside)
 
     @contextmanager
@@ -273,7 +273,7 @@ class ObjectStore:
                 return
             self._discard(file, name)
             if isinstance(error, Exception):
-                raise as_storage_error(error, place=self.url(name)) from error
+                raise as_storage_error(error, where=self.url(name)) from error
             raise
 
     def _has_landed(self, name: str, size: int) -> bool:

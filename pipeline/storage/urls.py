@@ -174,8 +174,8 @@ def file_system(url: str, **options: Any) -> tuple[Any, str]:
 
 
 @contextmanager
-def storage_errors(place: str) -> Iterator[None]:
-    """Turn errors of storage into `DiskFull` or `StorageError` with the place.
+def storage_errors(where: str) -> Iterator[None]:
+    """Turn errors of storage into `DiskFull` or `StorageError` with its place.
 
     `FileNotFoundError` and `FileExistsError` pass unchanged.
     """
@@ -186,7 +186,7 @@ def storage_errors(place: str) -> Iterator[None]:
     except Exception as error:
         if not is_storage_error(error):
             raise
-        raise as_storage_error(error, place=place) from error
+        raise as_storage_error(error, where=where) from error
 
 
 def is_storage_error(error: Exception) -> bool:
@@ -194,19 +194,19 @@ def is_storage_error(error: Exception) -> bool:
     return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _CLIENTS
 
 
-def as_storage_error(error: Exception, *, place: str) -> StorageError:
-    """Build the `StorageError` or `DiskFull` for an error of the storage at ``place``."""
+def as_storage_error(error: Exception, *, where: str) -> StorageError:
+    """Build the `StorageError` or `DiskFull` for an error of the storage at ``where``."""
     if isinstance(error, OSError) and error.errno in _FULL:
         return DiskFull(
             "there is no space left on the storage",
-            where=place,
+            where=where,
             found=str(error),
             next_step="make room there, then resume the job; nothing that is done is lost",
         )
     is_refused = isinstance(error, PermissionError) or "Credentials" in type(error).__name__
     return StorageError(
         "the storage refused access" if is_refused else "the storage failed",
-        where=place,
+        where=where,
         found=f"{type(error).__name__}: {error}",
         next_step=("give access (docs/storage.md)" if is_refused else "fix the storage")
         + ", then run or resume the job; nothing that is done is lost",

@@ -131,7 +131,7 @@ def _row_groups(file: ManifestFile, *, store: Store) -> Iterator[pa.Table]:
                 yield parquet.read_row_group(group)
     except (OSError, pa.ArrowException) as error:
         if isinstance(error, OSError) and not is_bare(error):
-            raise as_storage_error(error, place=store.url(file.name)) from error
+            raise as_storage_error(error, where=store.url(file.name)) from error
         raise StateCorrupt(
             "a checkpoint file is damaged",
             where=store.url(file.name),
