@@ -13,6 +13,7 @@ from pipeline.errors import ConflictError, SpecError
 if TYPE_CHECKING:
     from pipeline.models.registry import ModelRegistry
     from pipeline.models.registry.file_registry import BuiltInRegistry
+    from pipeline.models.registry.records import Registered
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -75,16 +76,20 @@ def register(
     made = store.register(name, data, metadata, again=again)
     for alias in aliases:
         store.set_alias(name, alias, made.record.version)
-    record = made.record
     emit(
-        {"is_new": made.is_new, "aliases": list(aliases), **record.to_dict()},
-        lambda: "\n".join(
-            [
-                f"{'Registered' if made.is_new else 'Was there already:'} {record.uri}  (sha256 {record.digest[:12]})",
-                *(f"  alias      models:/{name}@{alias}" for alias in aliases),
-                *([] if aliases else _next(f"python -m pipeline models alias {name} champion {record.version}")),
-            ]
-        ),
+        {"is_new": made.is_new, "aliases": list(aliases), **made.record.to_dict()},
+        lambda: _registered_text(made, aliases),
+    )
+
+
+def _registered_text(made: Registered, aliases: Sequence[str]) -> str:
+    record = made.record
+    return "\n".join(
+        [
+            f"{'Registered' if made.is_new else 'Was there already:'} {record.uri}  (sha256 {record.digest[:12]})",
+            *(f"  alias      models:/{record.name}@{alias}" for alias in aliases),
+            *([] if aliases else _next(f"python -m pipeline models alias {record.name} champion {record.version}")),
+        ]
     )
 
 

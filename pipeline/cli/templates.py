@@ -172,7 +172,12 @@ def kubernetes_manifests(*, python: str, arguments: tuple[str, ...], folder: str
     checkpoints. The pod of the CronJob stays until the jobs that it started have ended.
     """
     serve = [python, "-m", "pipeline", "serve", *arguments]
-    server = {
+    head = "# Put in your image and the claim that holds the job directories, and keep one of the two.\n"
+    return head + yaml.safe_dump_all([_deployment(serve, folder), _cron_job(serve, folder)], sort_keys=False)
+
+
+def _deployment(serve: list[str], folder: str) -> dict[str, object]:
+    return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": {"name": NAME},
@@ -188,7 +193,10 @@ def kubernetes_manifests(*, python: str, arguments: tuple[str, ...], folder: str
             },
         },
     }
-    rounds = {
+
+
+def _cron_job(serve: list[str], folder: str) -> dict[str, object]:
+    return {
         "apiVersion": "batch/v1",
         "kind": "CronJob",
         "metadata": {"name": f"{NAME}-once"},
@@ -209,8 +217,6 @@ def kubernetes_manifests(*, python: str, arguments: tuple[str, ...], folder: str
             },
         },
     }
-    head = "# Put in your image and the claim that holds the job directories, and keep one of the two.\n"
-    return head + yaml.safe_dump_all([server, rounds], sort_keys=False)
 
 
 def _container(command: list[str], folder: str) -> dict[str, object]:

@@ -183,15 +183,7 @@ def backfill(
     watch = _watch(settings)
     watch.evaluate(watched)
     wanted = set(by_hand.backfill(log, times, max_parallel=max_parallel, clock=_now))
-    ends: dict[str, dict[str, str]] = {}
-    while True:
-        state = watch.evaluate(watched).state
-        for past in state.recent:
-            if past.id in wanted:
-                ends[past.id] = {"firing": past.id, "time": past.time, "job": past.job, "status": past.status}
-        if no_wait or not any(submission.firing.id in wanted for submission in state.open):
-            break
-        time.sleep(_POLL_SECONDS)
+    ends = _follow(watch, watched, wanted, no_wait=no_wait)
     shown = [ends[firing] for firing in sorted(ends)]
     remaining = len(wanted) - len(ends)
     emit(
@@ -201,6 +193,19 @@ def backfill(
             or f"{remaining:,} times are left to serve"
         ),
     )
+
+
+def _follow(watch: Any, watched: WatchedTrigger, wanted: set[str], *, no_wait: bool) -> dict[str, dict[str, str]]:
+    """Evaluate the trigger until no firing of ``wanted`` is open. Return the ends by firing."""
+    ends: dict[str, dict[str, str]] = {}
+    while True:
+        state = watch.evaluate(watched).state
+        for past in state.recent:
+            if past.id in wanted:
+                ends[past.id] = {"firing": past.id, "time": past.time, "job": past.job, "status": past.status}
+        if no_wait or not any(submission.firing.id in wanted for submission in state.open):
+            return ends
+        time.sleep(_POLL_SECONDS)
 
 
 def _load(

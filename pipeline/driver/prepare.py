@@ -271,8 +271,16 @@ def select_input(
         ), FULL_INPUT
     if planned is not None:
         selection = {file.path: FileSelection(file.why, file.published_row_groups) for file in planned}
-        found = discover(spec.source, planned=planned, selection=selection, count_nulls=bool(spec.maps))
-        return found, IncrementalState(work=work_digest(spec, model, code))
+        discovery = discover(spec.source, planned=planned, selection=selection, count_nulls=bool(spec.maps))
+        return discovery, IncrementalState(work=work_digest(spec, model, code))
+    return _select_increment(spec, policy, work=work_digest(spec, model, code), settings=settings)
+
+
+def _select_increment(
+    spec: JobSpec, policy: bool | Incremental, *, work: str, settings: Settings
+) -> tuple[Discovery, IncrementalState]:
+    """Return the files that are new since the last publication, and the state that the job continues from."""
+    is_lenient = spec.errors.files == "quarantine"
     if spec.sink.mode != "append":
         raise SpecError(
             "an incremental job adds to its sink",
@@ -288,7 +296,7 @@ def select_input(
         [ListedFile(file.path, file.size, file.identity) for file in located.values()],
         before.work,
         kept=before.files,
-        work=work_digest(spec, model, code),
+        work=work,
         on_model_change=policy.on_model_change if isinstance(policy, Incremental) else "new",
         marks=lambda path: find_source(spec.source.format).identify(located[path]),
         failed=_failed_before(spec.name, settings),

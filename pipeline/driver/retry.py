@@ -190,9 +190,6 @@ def _replan(
     )
     columns = _columns(spec, model, discovery, frames, outputs=tuple(predictions.names))
     _check_same_output(ledger.base.plan, columns.keep, predictions)
-    added_memory = shared_memory(model.nbytes, engine=last.can_use_tree_engine) - shared_memory(
-        last.model.nbytes, engine=last.can_use_tree_engine
-    )
     return replace(
         last,
         spec=spec,
@@ -200,10 +197,16 @@ def _replan(
         source_rules=columns.source_rules,
         score_rules=columns.score_rules,
         features=columns.features,
-        task_memory=last.task_memory + max(0, added_memory),
+        task_memory=last.task_memory + _added_memory(last, model),
         never_null=tuple(sorted(discovery.never_null)) if spec.maps else (),
         frame_schemas=tuple(schema.serialize().to_pybytes() for schema in frames),
     )
+
+
+def _added_memory(last: Plan, model: ModelVersion) -> int:
+    """Return the bytes by which ``model`` needs more memory than the model of the plan; 0 if it needs less."""
+    engine = last.can_use_tree_engine
+    return max(0, shared_memory(model.nbytes, engine=engine) - shared_memory(last.model.nbytes, engine=engine))
 
 
 def _discovery(ledger: Ledger, spec: JobSpec) -> Discovery:

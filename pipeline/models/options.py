@@ -12,6 +12,7 @@ from pipeline.models.category_names import are_stored, likely_names
 from pipeline.models.model import Feature, ModelVersion
 from pipeline.spec.model_ref import IterationRange, OutputKind
 
+_RANGE = "score.iteration_range"
 _SHOWN = 20
 """Categories shown in a message."""
 
@@ -38,28 +39,37 @@ def _select_rounds(version: ModelVersion, requested: IterationRange | None, *, k
         if version.iteration_range is None:
             return version
         return replace(version, iteration_range=None, trees=version.rounds * version.trees_per_round)
-    where = "score.iteration_range"
+    begin, end = _requested_rounds(version, requested)
+    _check_rounds(version, begin, end, kind=kind)
+    return replace(version, iteration_range=(begin, end), trees=(end - begin) * version.trees_per_round)
+
+
+def _requested_rounds(version: ModelVersion, requested: IterationRange) -> tuple[int, int]:
+    """Return the requested rounds as numbers; ``best`` ends after the best iteration."""
     if not version.rounds:
         raise SpecError(
             "the model has no boosting rounds to select",
-            where=where,
+            where=_RANGE,
             found=f"{version.name}, {version.objective or version.task}, without trees",
             expected="a model of trees",
-            next_step=f"remove {where}",
+            next_step=f"remove {_RANGE}",
         )
     if requested == "best" and version.best_iteration is None:
         raise SpecError(
             "the model names no best iteration",
-            where=where,
+            where=_RANGE,
             found=f"best, and a model of {version.rounds:,} rounds that was saved without early stopping",
             expected="a model trained with early_stopping_rounds",
-            next_step=f"write {where}: [0, {version.rounds}], or remove it to use all rounds",
+            next_step=f"write {_RANGE}: [0, {version.rounds}], or remove it to use all rounds",
         )
-    begin, end = (0, (version.best_iteration or 0) + 1) if requested == "best" else requested
+    return (0, (version.best_iteration or 0) + 1) if requested == "best" else requested
+
+
+def _check_rounds(version: ModelVersion, begin: int, end: int, *, kind: OutputKind) -> None:
     if end > version.rounds:
         raise SpecError(
             "score.iteration_range ends after the last round of the model",
-            where=where,
+            where=_RANGE,
             found=f"[{begin}, {end}]",
             expected=f"rounds from 0 to {version.rounds}",
             next_step=f"write an end of {version.rounds} at most",
@@ -67,7 +77,7 @@ def _select_rounds(version: ModelVersion, requested: IterationRange | None, *, k
     if begin and kind in ("leaf", "contributions"):
         raise SpecError(
             f"xgboost computes the output {kind} only from the first round on",
-            where=where,
+            where=_RANGE,
             found=f"[{begin}, {end}]",
             expected=f"[0, {end}]",
             next_step="begin at 0, or choose another output kind",
@@ -75,12 +85,11 @@ def _select_rounds(version: ModelVersion, requested: IterationRange | None, *, k
     if not version.trees_per_round:
         raise SpecError(
             "the rounds of the model have different numbers of trees",
-            where=where,
+            where=_RANGE,
             found=f"{version.trees:,} trees in {version.rounds:,} rounds",
             expected="the same number in every round",
-            next_step=f"save booster[{begin}:{end}] as a model of its own, and remove {where}",
+            next_step=f"save booster[{begin}:{end}] as a model of its own, and remove {_RANGE}",
         )
-    return replace(version, iteration_range=(begin, end), trees=(end - begin) * version.trees_per_round)
 
 
 def _name_categories(version: ModelVersion, given: Mapping[str, Sequence[str | int]]) -> tuple[Feature, ...]:

@@ -152,7 +152,7 @@ class PlanSummary:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary for ``--json``."""
-        model, sink, engine = self.plan.model, self.plan.spec.sink, self.engine
+        sink, engine = self.plan.spec.sink, self.engine
         return {
             "name": self.plan.spec.name,
             "plan": self.plan.digest,
@@ -176,18 +176,7 @@ class PlanSummary:
                 "bytes": self.output_bytes,
                 "columns": self.columns,
             },
-            "model": {
-                "name": model.name,
-                "version": model.version,
-                "digest": model.digest,
-                "flavor": model.flavor,
-                "task": model.task,
-                "trees": model.trees,
-                "rounds": model.rounds,
-                "iteration_range": list(model.iteration_range or (0, model.rounds)),
-                "best_iteration": model.best_iteration,
-                "features": list(self.plan.features),
-            },
+            "model": _model_record(self.plan),
             "step_code": digests_of(self.code),
             "engine": {
                 "requested": engine.requested,
@@ -196,6 +185,22 @@ class PlanSummary:
             },
             "warnings": list(self.warnings),
         }
+
+
+def _model_record(plan: Plan) -> dict[str, Any]:
+    model = plan.model
+    return {
+        "name": model.name,
+        "version": model.version,
+        "digest": model.digest,
+        "flavor": model.flavor,
+        "task": model.task,
+        "trees": model.trees,
+        "rounds": model.rounds,
+        "iteration_range": list(model.iteration_range or (0, model.rounds)),
+        "best_iteration": model.best_iteration,
+        "features": list(plan.features),
+    }
 
 
 def plan_summary(plan: Plan, limits: Limits) -> PlanSummary:

@@ -232,16 +232,7 @@ class Plan:
             filter=spec.source.filter,
             schema=self.source_schema,
             maps=tuple(MapRecipe(step.map, step.dtype_backend, step.row_wise) for step in spec.maps),
-            score=ScoreRecipe(
-                model=self.model,
-                features=self.features,
-                kind=spec.score.output_spec.kind,
-                outputs=self.outputs,
-                keep=self.keep,
-                engine=spec.score.engine,
-                tolerance=spec.score.tolerance,
-                rows_per_worker=self.rows_per_worker,
-            ),
+            score=self._score_recipe(),
             source_rules=self.source_rules,
             score_rules=self.score_rules,
             output_schema=self.output_schema,
@@ -256,6 +247,19 @@ class Plan:
             storage=spec.storage,
             never_null=self.never_null,
             frame_schemas=self.frame_schemas,
+        )
+
+    def _score_recipe(self) -> ScoreRecipe:
+        score = self.spec.score
+        return ScoreRecipe(
+            model=self.model,
+            features=self.features,
+            kind=score.output_spec.kind,
+            outputs=self.outputs,
+            keep=self.keep,
+            engine=score.engine,
+            tolerance=score.tolerance,
+            rows_per_worker=self.rows_per_worker,
         )
 
     def worker_memory(self, limits: Limits) -> int:

@@ -149,16 +149,7 @@ def make_report(
         quarantined_files=ledger.quarantined_files,
         engines=engine_evidence(totals.engine, tolerance=plan.spec.score.tolerance),
         estimate=compare_with_actual(job, plan, totals, seconds=total, provision=provision, starts=starts),
-        warnings=(
-            *warnings,
-            *_reject_warning(rows),
-            *_file_warning(ledger.quarantined_files),
-            *_restart_warnings(job.rounds.all()),
-            *alias_change_warnings(events),
-            *_step_warnings(events),
-            *filter(None, [unused_rounds_warning(plan.model)]),
-            *engine_warnings(totals.engine),
-        ),
+        warnings=(*warnings, *_warnings(job, ledger, events)),
         next=_next(status, job.id, has_rejects=rows.rejected > 0 or bool(ledger.quarantined_files)),
     )
 
@@ -178,6 +169,19 @@ def _common(
         "published": _published(job, events),
         "error": JobError.from_error(error) if error else None,
     }
+
+
+def _warnings(job: JobDirectory, ledger: Ledger, events: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return the warnings that receipts, rounds and events give rise to."""
+    return (
+        *_reject_warning(ledger.rows),
+        *_file_warning(ledger.quarantined_files),
+        *_restart_warnings(job.rounds.all()),
+        *alias_change_warnings(events),
+        *_step_warnings(events),
+        *filter(None, [unused_rounds_warning(ledger.base.plan.model)]),
+        *engine_warnings(ledger.totals.engine),
+    )
 
 
 def _restart_warnings(rounds: Iterable[Round]) -> tuple[str, ...]:

@@ -72,6 +72,11 @@ def score_partition(
         except BaseException:
             attempt.abandon()
             raise
+    return _commit(attempt, receipt, store, recipe)
+
+
+def _commit(attempt: _Attempt, receipt: Receipt, store: Store, recipe: StageRecipe) -> Receipt:
+    """Commit ``receipt``, after that of a split if there is one. Return the receipt of the attempt that won."""
     # From here on, an error may hide a receipt that was written: never delete the files then.
     split = attempt.split
     winner = _commit_receipt(store, split or receipt, recipe)

@@ -205,10 +205,7 @@ def facts(booster: Any, data: bytes) -> dict[str, Any]:
     if document is not None and (problem := tree_problem(document)):
         raise DamagedTrees(problem)
     count = booster.num_features()
-    names = booster.feature_names or [f"f{index}" for index in range(count)]
-    types = booster.feature_types or ["float"] * count
-    if not len(names) == len(types) == count:
-        raise ValueError(f"{len(names)} feature names and {len(types)} feature types for {count} features")
+    names, types = _names_and_types(booster, count)
     row = xgboost.DMatrix(np.zeros((1, count), dtype=np.float32))
     try:
         leaves = _width(booster.predict(row, pred_leaf=True, validate_features=False))
@@ -216,8 +213,8 @@ def facts(booster: Any, data: bytes) -> dict[str, Any]:
         leaves = 0
     rounds = booster.num_boosted_rounds() if leaves else 0
     return {
-        "names": list(names),
-        "types": list(types),
+        "names": names,
+        "types": types,
         **read_categories(document, types, version=saved_version(data)),
         "objective": json.loads(booster.save_config())["learner"]["objective"]["name"],
         "booster": "gblinear" if document is None else document.booster,
@@ -229,6 +226,18 @@ def facts(booster: Any, data: bytes) -> dict[str, Any]:
         "best_iteration": _best_iteration(booster, rounds),
         "tree_engine_blockers": _tree_engine_blockers(document),
     }
+
+
+def _names_and_types(booster: Any, count: int) -> tuple[list[str], list[str]]:
+    """Return name and type of each of ``count`` features.
+
+    :raises ValueError: for another number of names or types.
+    """
+    names = booster.feature_names or [f"f{index}" for index in range(count)]
+    types = booster.feature_types or ["float"] * count
+    if not len(names) == len(types) == count:
+        raise ValueError(f"{len(names)} feature names and {len(types)} feature types for {count} features")
+    return list(names), list(types)
 
 
 def _best_iteration(booster: Any, rounds: int) -> int | None:
