@@ -147,7 +147,7 @@ def reached(server: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def own_storage_options() -> Iterator[None]:
-    """What a test's job says of file systems counts for that test only, as for a process of its own."""
+    """Limit a job's options of file systems to its test, as if the test were a process of its own."""
     with storage.own_storage_options():
         storage.use_storage_options({})
         yield

@@ -109,7 +109,7 @@ def calls(folder: Path) -> list[int]:
 
 
 def is_done(identity: int, before: dict[str, dict[str, Any]], lake: Lake) -> bool:
-    """Whether the row with that id belongs to a partition that had its receipt."""
+    """Return True if the row with that id belongs to a partition that had its receipt."""
     sizes = [pq.read_metadata(file).num_rows for file in lake.files]
     offsets = {str(file): sum(sizes[:number]) for number, file in enumerate(lake.files)}
     ranges = [(offsets[path], start, stop) for one in before.values() for path, start, stop, _ in one["files"]]

@@ -57,7 +57,7 @@ class Server:
             )
 
     def kill(self) -> None:
-        """As a power switch would, and start it again."""
+        """End it like a power switch would, and start it again."""
         assert self.process.poll() is None, (self.folder / "serve.log").read_text()[-2000:]
         self.end(signal.SIGKILL)
         self.kills += 1

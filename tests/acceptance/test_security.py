@@ -73,7 +73,7 @@ def test_a_cluster_on_the_network_speaks_tls_only_and_only_with_those_who_hold_i
 
 
 def check_clients(address: str, parts: dict[str, Path], forged: Certificates) -> None:
-    """What Dask's own client and a cluster file can do with and without the key."""
+    """Check that Dask's own client and a cluster file connect with the key only."""
     settings = Settings.load(scheduler_timeout=5)
     ca, cert, key = (str(parts[name]) for name in ("ca.pem", "cert.pem", "key.pem"))
     for security in (None, make_certificates(now=datetime.now(UTC)).security(), forged.security()):
@@ -116,7 +116,7 @@ def network_address() -> str:
 
 
 def lets_in(host: str, port: int, certificates: Certificates | None) -> bool:
-    """Whether a TLS server goes on to talk after the handshake."""
+    """Return True if a TLS server continues after the handshake."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     if certificates is not None:

@@ -140,7 +140,7 @@ class Place:
         return [start.pid for start in starts if start.process and is_process(start.process, start.pid)]
 
     def is_served(self, pid: int) -> bool:
-        """Whether the server with that process number has given a sign of life."""
+        """Return True if the server with that process number has given a sign of life."""
         servers = json.loads(self.call("serve", "--status", "--json"))["servers"]
         return any(one["alive"] and one["pid"] == pid for one in servers)
 

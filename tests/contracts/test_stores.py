@@ -324,7 +324,7 @@ def test_a_store_that_ignores_the_condition_of_a_replacement_is_refused(s3: S3) 
 
 
 def test_seaweedfs_says_invalid_argument_for_what_exists_and_that_is_understood(seaweedfs: S3) -> None:
-    """Where other stores say `FileExistsError`, s3fs makes errno 22 of its answer."""
+    """The answer of SeaweedFS becomes errno 22 in s3fs; other stores raise `FileExistsError`."""
     store = ObjectStore(seaweedfs.url(uuid.uuid4().hex))
     assert store.put_if_absent("name", b"one")
     with pytest.raises(OSError, match="pre-conditions") as caught:

@@ -22,7 +22,7 @@ from pipeline.settings import Settings
 from pipeline.spec.load import load_spec
 
 ROOT = Path("/tmp/pipeline-stored-job")
-"""Where the jobs are made, and where tests put them."""
+"""Folder in which the jobs are made, and into which tests copy them."""
 STORED = Path(__file__).parent / "stored_job"
 ROWS = 13_000
 

@@ -45,7 +45,7 @@ def read(name: str) -> str:
 
 
 def section(text: str, heading: str) -> str:
-    """What is below a heading, up to the next one."""
+    """Return the text below a heading, up to the next one."""
     _, found, rest = text.partition(f"\n{heading}\n")
     assert found, f"there is no heading {heading!r}"
     return re.split(r"^#+ ", rest, maxsplit=1, flags=re.MULTILINE)[0]
@@ -260,7 +260,7 @@ def test_links() -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """What the headings of a page are linked by."""
+    """Return the anchors of the headings of a page."""
     titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 

@@ -28,7 +28,7 @@ SLOW = 'Fault("sleep", ids=range(0), seconds=0.15)'
 
 
 class Seen(Callback):
-    """What the driver told."""
+    """Events that the driver emitted."""
 
     def __init__(self) -> None:
         self.partitions: list[PartitionEnded] = []

@@ -46,7 +46,7 @@ def quick_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def survived() -> suppress:
-    """What ends a process that meets a fault."""
+    """Suppress the errors that end a process at a fault."""
     return suppress(Crash, PipelineError, OSError)
 
 
@@ -99,13 +99,13 @@ class World:
         return pa.concat_tables([self.old.expected, self.new.expected]).combine_chunks()
 
     def naive(self) -> pa.Table | None:
-        """What a reader of the folder finds; None when there is nothing."""
+        """Return the rows that a reader of the folder finds; None when there is nothing."""
         if not os.path.isdir(self.sink) or not os.listdir(self.sink):
             return None
         return read_output(self.sink).sort_by("id")
 
     def by_manifest(self) -> pa.Table | None:
-        """What a reader finds who goes through the manifest; its checksums must hold."""
+        """Return the rows that the manifest leads to; its checksums must hold."""
         place = Path(self.sink) / layout.MANIFEST
         if not place.exists():
             return None
@@ -116,7 +116,7 @@ class World:
         return pa.concat_tables(tables).combine_chunks().sort_by("id")
 
     def is_success(self) -> bool:
-        """Whether there is a ``_SUCCESS`` that is of the manifest."""
+        """Return True if there is a ``_SUCCESS`` of the manifest."""
         place = Path(self.sink)
         if not (place / layout.SUCCESS).exists():
             return False
@@ -231,7 +231,7 @@ def strike_os(world: World, faults: Faults) -> None:
 
 
 FAULTS = {"crash": (Crash, False), "once": (io_error, False), "for good": (disk_full, True)}
-"""What happens at an operation: the process dies, it fails, it and all that follow fail."""
+"""Fault at an operation: the process dies, it fails, it and all that follow fail."""
 VERB_FAULTS = {
     **{name: (strike_store, *fault) for name, fault in FAULTS.items()},
     "reply lost": (lose_reply, io_error, False),
@@ -328,7 +328,7 @@ def run_on(disk: MemoryDisk, job: SmallJob, name: str) -> None:
 
 
 def rows_on(disk: MemoryDisk) -> pa.Table | None:
-    """What a reader of the manifest finds."""
+    """Return the rows that a reader of the manifest finds."""
     store = MemoryStore(disk, "out")
     if not store.exists(layout.MANIFEST):
         return None

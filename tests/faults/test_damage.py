@@ -60,7 +60,7 @@ def test_every_flipped_bit_in_a_checkpoint_is_found(tmp_path: Path) -> None:
 
 
 def is_read_as(content: bytes, expected: pa.Table) -> bool:
-    """Whether a reader with checksums finds nothing; what it reads is right then."""
+    """Return True if a reader with checksums finds no damage; the rows it reads are right then."""
     try:
         found = pq.read_table(io.BytesIO(content), page_checksum_verification=True)
     except (pa.ArrowException, OSError, ValueError):

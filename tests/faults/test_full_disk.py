@@ -41,7 +41,7 @@ class Disk:
         (self.path / "ballast").unlink()
 
     def left(self) -> list[str]:
-        """What is on it, beside the ballast."""
+        """Return the files on it, except the ballast."""
         return sorted(str(one.relative_to(self.path)) for one in self.path.rglob("*") if one.name != "ballast")
 
 
@@ -61,7 +61,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 @pytest.fixture(scope="module")
 def big_lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
-    """Of which the output takes some two megabytes."""
+    """Make a lake whose output takes some two megabytes."""
     return make_lake(tmp_path_factory.mktemp("disk") / "lake", rows=(20_000, 15_000), row_group=5000)
 
 

@@ -87,7 +87,7 @@ class World:
         return {Path(file.path).name: file.why.partition(" /")[0] for file in self.plan().files}
 
     def check(self) -> None:
-        """What a reader finds is what one plain loop over all files that are there gives."""
+        """Check that a reader finds what one plain loop over all current files gives."""
         state = json.loads((self.out / "_manifest.json").read_text())
         names = [file["name"] for one in state["publications"] for file in one["files"]]
         assert sorted(names) == sorted(path.name for path in self.out.glob("*.parquet"))

@@ -129,7 +129,7 @@ def test_what_a_step_prints_does_no_harm(score: Score) -> None:
 
 
 def ends_of(bad: set[int], rows: int) -> tuple[int, set[int]]:
-    """How often a process ends, and which rows are rejected, by the search that `IsolatedScorer.score` makes."""
+    """Return the number of processes that end, and the rejected rows, of the search in `IsolatedScorer.score`."""
     waiting, streak, ends, rejected = [(0, rows)], Streak(), 0, set[int]()
     while waiting:
         start, stop = streak.next_range(waiting)

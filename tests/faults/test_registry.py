@@ -54,7 +54,7 @@ def begin(registry: BuiltInRegistry, models: list[bytes]) -> None:
 
 
 def assert_readable(registry: BuiltInRegistry) -> None:
-    """What was there before is there, and nothing that can be seen is half."""
+    """Check that earlier versions still exist, and that no visible version is incomplete."""
     assert registry.names() == ["churn"]
     summary = registry.summary("churn")
     assert [*summary.versions, *summary.removed] == list(range(1, len(summary.versions) + len(summary.removed) + 1))

@@ -69,7 +69,7 @@ class Repairing(World):
         return pa.concat_tables(tables).combine_chunks().sort_by("id")
 
     def repair(self, *, faults: Faults | None = None, is_reply_lost: bool = False) -> None:
-        """What a driver of ``retry`` does, from where the job is to the end."""
+        """Run a driver of ``retry`` from the job's present state to its end."""
 
         def opened(path: str, *, private: bool = False) -> FaultyStore:
             return FaultyStore(open_store(path, private=private), faults or Faults(), is_reply_lost=is_reply_lost)
@@ -163,7 +163,7 @@ def test_every_verb_on_an_object_store(tmp_path: Path, mode: str, is_reply_lost:
 
 
 def world_by_manifest(url: str) -> pa.Table:
-    """What a reader finds who goes through the manifest."""
+    """Return the rows that the manifest leads to."""
     import io
 
     import pyarrow.parquet as pq

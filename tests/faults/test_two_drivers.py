@@ -49,7 +49,7 @@ drivers = st.sampled_from(DRIVERS)
 
 @dataclass
 class Driver:
-    """What one driver knows. It is gone, asleep, or awake."""
+    """State of one driver, which is gone, asleep, or awake."""
 
     lease: Lease | None = None
     is_awake: bool = True
@@ -107,7 +107,7 @@ class TwoDrivers(RuleBasedStateMachine):
         self.count = 0
         self.now = 1000.0
         self.promised: dict[str, bytes] = {}
-        """What was acknowledged -> its content."""
+        """Acknowledged file -> its content."""
         self.epoch = 0
         """The highest that a driver got."""
         self.chance = 0

@@ -141,7 +141,7 @@ class Actor:
     directory: JobDirectory
     manifest: Manifest
     earlier: Manifest | None = None
-    """What it has published before, if it repairs that."""
+    """Output that it has published before, if it repairs that."""
 
 
 class World:
@@ -217,7 +217,7 @@ class World:
         return self.rows_of(names)
 
     def is_success(self) -> bool | None:
-        """Whether ``_SUCCESS`` is of the manifest; None if it is not there."""
+        """Return True if ``_SUCCESS`` is of the manifest; None if it does not exist."""
         if not self.store.exists(layout.SUCCESS):
             return None
         text = self.store.read(layout.SUCCESS).decode()
@@ -301,7 +301,7 @@ class Pair:
         self.states = {self.before, world.alone(self.a), world.alone(self.b), ab[2], ba[2]}
 
     def look(self) -> None:
-        """What readers find between two steps."""
+        """Check the output that readers find between two steps."""
         world = self.world
         key = (tuple(world.store.list()), world.store.version(layout.MANIFEST), world.store.version(layout.SUCCESS))
         if key in world.seen:
@@ -451,7 +451,7 @@ def test_the_switch_finds_a_sink_without_turns(world: World, monkeypatch: pytest
 
 
 def test_a_folder_that_cannot_be_swapped_is_locked_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `test_two_publishers_in_any_order`, on a file system without an exchange."""
+    """Same as `test_two_publishers_in_any_order`, on a file system without an exchange."""
     monkeypatch.setattr(swap, "rename_exchange", lambda *_: errno.EINVAL)
     monkeypatch.setattr(os.path, "ismount", lambda *_: True)
     world = World(tmp_path, is_object=False)

@@ -76,7 +76,7 @@ def test_wherever_a_worker_dies_the_partition_is_done_once(
 
 
 def check(root: Path, receipt: Receipt, kept: object) -> None:
-    """What a receipt names is whole."""
+    """Check that the files which a receipt names are complete."""
     assert receipt.rows.is_reconciled
     for file in (receipt.data, receipt.rejects):
         assert file is not None

@@ -71,7 +71,7 @@ class Hide(Callback):
 
 
 def drivers(job: JobDirectory) -> int:
-    """How many drivers have worked on it."""
+    """Return the number of drivers that have worked on it."""
     return sum(event["event"] == "driver" for event in job.events.read())
 
 

@@ -1,3 +1,5 @@
+"""Handshake with workers: imports and versions are compared before a job runs."""
+
 from __future__ import annotations
 
 import pytest

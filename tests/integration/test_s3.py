@@ -71,7 +71,7 @@ def s3_settings(settings: Settings, on_s3: S3) -> Settings:
 
 @pytest.fixture
 def s3_spec(on_s3: S3, make_spec: Make, lake: Lake, model_path: Path) -> Make:
-    """As `make_spec`, with everything on S3."""
+    """Make a spec like `make_spec` does, with everything on S3."""
     for file in lake.files:
         on_s3.client().upload_file(str(file), on_s3.bucket, f"lake/day=1/{file.name}")
     on_s3.client().upload_file(str(model_path), on_s3.bucket, "models/churn.ubj")

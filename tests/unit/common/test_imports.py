@@ -1,3 +1,5 @@
+"""Imports without garbage collection."""
+
 from __future__ import annotations
 
 import gc

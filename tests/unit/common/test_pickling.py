@@ -1,3 +1,5 @@
+"""Fast pickling of dataclasses with slots."""
+
 from __future__ import annotations
 
 import copy

@@ -72,7 +72,7 @@ def score_rest(job: JobDirectory) -> None:
 
 
 def forget_modules() -> None:
-    """As a worker process that was just started."""
+    """Remove imported modules, so that this process is like a worker that was just started."""
     with step_modules._lock:
         step_modules._switch(None)
         step_modules._cache.clear()

@@ -78,7 +78,7 @@ def scores(version: ModelVersion, frame: pd.DataFrame) -> np.ndarray:
 
 @pytest.fixture
 def cuts() -> bool:
-    """Whether the installed xgboost cuts names that are not ASCII."""
+    """Return True if the installed xgboost cuts names that are not ASCII."""
     return tuple(int(part) for part in xgboost.__version__.split(".")[:2]) < (3, 4)
 
 
@@ -184,7 +184,7 @@ NAMES = st.lists(st.text(st.characters(codec="utf-8"), max_size=6), min_size=1, 
 @pytest.mark.fault(103)
 @given(NAMES)
 def test_cut_names_are_never_taken_for_others(names: list[str]) -> None:
-    """As xgboost 3.1 to 3.3 stores them: either told as they are, or as names that may be cut."""
+    """Names stored by xgboost 3.1 to 3.3 are either told as they are, or as names that may be cut."""
     joined = "".join(names).encode()
     offsets = [0, *accumulate(map(len, names))]
     values = joined[: offsets[-1]]

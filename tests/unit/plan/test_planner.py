@@ -237,7 +237,7 @@ def rules(made: Plan) -> tuple[dict, dict]:
 
 
 def shown(of) -> dict:
-    """What each rule checks, and that it is nullable."""
+    """Return the checks of each rule, and whether it is nullable."""
     values = {rule.column: dataclasses.asdict(rule) for rule in of}
     return {
         column: {k: v for k, v in rule.items() if k != "column" and v is not None and v is not False}

@@ -34,7 +34,7 @@ def done(partition: str) -> PartitionEnded:
 
 
 def drive(job: JobDirectory, *, epoch: int = 1) -> None:
-    """What a driver leaves behind."""
+    """Emit the events of a driver."""
     with suppress(SchemaDrift), record_log(job.store, epoch=epoch) as log:
         notify((log,), done("00000"))
         job.events.append("partition", partition="00001", outcome="retry", attempt=1, reason="disk")

@@ -1,3 +1,5 @@
+"""Arrow casts without loss, and comparison of columns bit by bit."""
+
 from __future__ import annotations
 
 import datetime as dt

@@ -1,3 +1,5 @@
+"""Batches: row ranges, boundaries, and sizes that follow the measured time."""
+
 from __future__ import annotations
 
 import itertools
@@ -20,7 +22,7 @@ SIZES = (70, 0, 13, 1, 40)
 
 @pytest.fixture(scope="module")
 def fragments(tmp_path_factory: pytest.TempPathFactory) -> tuple[Fragment, ...]:
-    """Of files of these sizes; the first one begins and ends inside its file."""
+    """Make fragments of files of these sizes; the first fragment begins and ends inside its file."""
     folder, paths, start = tmp_path_factory.mktemp("batches"), [], 0
     for number, rows in enumerate(SIZES):
         paths.append(folder / f"{number}.parquet")

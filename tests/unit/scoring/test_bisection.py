@@ -1,3 +1,5 @@
+"""Bisection of a batch down to the rows that fail."""
+
 from __future__ import annotations
 
 import math

@@ -1,3 +1,5 @@
+"""Checks of the contract on batches."""
+
 from __future__ import annotations
 
 import datetime as dt

@@ -1,3 +1,5 @@
+"""Conversion between Arrow tables and pandas frames for map steps."""
+
 from __future__ import annotations
 
 import datetime as dt

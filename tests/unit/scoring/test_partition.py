@@ -1,3 +1,5 @@
+"""Score a partition: files, receipt, rejects, and several attempts."""
+
 from __future__ import annotations
 
 import hashlib
@@ -51,7 +53,7 @@ def version(model_path: Path) -> ModelVersion:
 
 @pytest.fixture
 def lake(tmp_path: Path) -> Lake:
-    """Of sizes that the tests below count on."""
+    """Make a lake of the sizes that the tests below count on."""
     return make_lake(tmp_path / "lake", rows=(3000, 500, 1200, 40), row_group=700)
 
 

@@ -1,3 +1,5 @@
+"""Score batches: predictions, rejects, counts, and engines."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -261,7 +263,7 @@ def test_when_the_floor_does_not_fit_it_is_out_of_memory() -> None:
 
 
 class DeviceFullError(Exception):
-    """What the library of some flavor raises."""
+    """Error that the library of some flavor raises."""
 
 
 def test_the_flavors_own_out_of_memory_error_halves_the_batch_and_blames_no_row() -> None:

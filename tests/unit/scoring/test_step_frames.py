@@ -1,3 +1,5 @@
+"""Frames before and after map steps: values, nulls, index, and dropped rows."""
+
 from __future__ import annotations
 
 import datetime as dt
@@ -58,7 +60,7 @@ def run(function: Callable[..., Any], table: pa.Table, backend: str = "numpy") -
 
 
 def returned(table: pa.Table) -> pa.Table:
-    """What an honest step makes of ``table``: dictionaries have indices of one width in all batches."""
+    """Return ``table`` after an honest step: dictionaries have indices of one width in all batches."""
     index = table.column_names.index("dictionary")
     plain = table.column("dictionary").cast(pa.string()).combine_chunks().dictionary_encode()
     return table.set_column(index, "dictionary", plain)

@@ -1,3 +1,5 @@
+"""Checks of map steps on a sample at planning."""
+
 from __future__ import annotations
 
 import time

@@ -1,3 +1,5 @@
+"""Import and call of map steps, and their errors."""
+
 from __future__ import annotations
 
 import sys

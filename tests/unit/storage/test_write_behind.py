@@ -1,3 +1,5 @@
+"""Early write-out of large files to disk."""
+
 from __future__ import annotations
 
 import itertools

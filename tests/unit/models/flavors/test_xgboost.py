@@ -1,3 +1,5 @@
+"""The xgboost flavor: detection, inspection, refusals, and predictions with the bits of xgboost."""
+
 from __future__ import annotations
 
 import decimal

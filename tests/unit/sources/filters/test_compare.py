@@ -121,7 +121,7 @@ def test_times_of_a_day_compare_to_the_nanosecond() -> None:
 
 
 def test_a_float_literal_has_the_precision_of_the_column() -> None:
-    """As in NumPy, pandas and Polars: 0.1 is a float32 0.1 beside float32 values."""
+    """Beside float32 values 0.1 is a float32 0.1, like in NumPy, pandas and Polars."""
     for kind in (pa.float16(), pa.float32(), pa.float64()):
         column = pa.array([np.dtype(kind.to_pandas_dtype()).type(0.1), None], kind)
         assert compare("==", column, 0.1).to_pylist() == [True, None]
@@ -149,7 +149,7 @@ def test_a_list_equals_its_comparisons_joined_by_or(name: str) -> None:
 
 @pytest.mark.parametrize("name", COLUMNS)
 def test_a_literal_that_is_accepted_never_fails_later(name: str) -> None:
-    """What the plan accepts on no rows, it accepts on any: also on scalars and on chunks."""
+    """A filter that the plan accepts on no rows is accepted on any rows, also on scalars and on chunks."""
     column = pa.chunked_array([COLUMNS[name][:5], COLUMNS[name][5:]], COLUMNS[name].type)
     for literal in accepted(column.type):
         for symbol in OPERATORS:

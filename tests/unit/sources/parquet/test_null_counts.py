@@ -1,3 +1,5 @@
+"""Columns without nulls, by the statistics in footers."""
+
 from __future__ import annotations
 
 from pathlib import Path
