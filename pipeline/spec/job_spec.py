@@ -6,14 +6,23 @@ Limits and folders of a site are in `pipeline.settings`.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError
 from pydantic_core import PydanticCustomError
 
 from pipeline.common.digest import digest_json
-from pipeline.spec.diagnostics import IN_PYTHON, Document, SpecIssue, SpecIssues, did_you_mean, issues_of
+from pipeline.spec.diagnostics import (
+    IN_PYTHON,
+    Document,
+    FieldPath,
+    SpecIssue,
+    SpecIssues,
+    did_you_mean,
+    dotted,
+    issues_of,
+)
 from pipeline.spec.document import dump_text, read_document
 from pipeline.spec.parameters import OWN_SECTIONS, PARAM_PATTERN, GivenValues, escape, given_in_python, render_spec
 from pipeline.spec.parts import (
@@ -198,7 +207,7 @@ class JobSpec(SpecModel):
 
         :raises SpecError: with every issue.
         """
-        issues = list(document.issues)
+        issues = [*document.issues, *_text_issues(document, document.data, ())]
         spec = None
         try:
             spec = cls.model_validate(document.data)
@@ -257,6 +266,27 @@ def _escaped(value: Any) -> Any:
     if isinstance(value, list):
         return [_escaped(item) for item in value]
     return escape(value) if isinstance(value, str) else value
+
+
+def _text_issues(document: Document, value: Any, path: FieldPath) -> Iterator[SpecIssue]:
+    """Yield an issue for each text that no file in UTF-8 can hold. Some versions of pydantic accept such text."""
+    if isinstance(value, str) and not _is_utf8(value):
+        message = f"{dotted(path)} is not UTF-8"
+        yield SpecIssue(message, document.place_of(path), path, ascii(value), "text in UTF-8", "rename it")
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _text_issues(document, item, (*path, key))
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _text_issues(document, item, (*path, index))
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _order_issues(document: Document, error: ValidationError) -> list[SpecIssue]:

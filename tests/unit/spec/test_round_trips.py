@@ -64,7 +64,18 @@ def test_numbers_that_are_not_finite_are_refused(value: float, fields: Any) -> N
 
 
 @pytest.mark.fault(57)
-def test_text_that_is_not_utf8_is_refused() -> None:
-    """Such as a path from a command line that was not UTF-8."""
-    with pytest.raises(SpecError):
-        build(source={"path": "lake/\udcff"})
+@pytest.mark.parametrize(
+    ("fields", "where"),
+    [
+        ({"source": {"path": "lake/\udcff"}}, "source.path"),
+        ({"source": {"path": ["lake/", "lake/\udcff"]}}, "source.path.1"),
+        ({"sink": {"path": "out/\udcff"}}, "sink.path"),
+    ],
+)
+def test_text_that_is_not_utf8_is_refused(fields: dict[str, Any], where: str) -> None:
+    """A path from a command line that was not UTF-8 is refused with its field, and shown with escapes."""
+    with pytest.raises(SpecError) as caught:
+        build(**fields)
+    assert where in caught.value.message
+    assert "\\udcff" in caught.value.found
+    str(caught.value).encode()
