@@ -58,6 +58,10 @@ steps:
       # xgboost, or trees. Results are compared; they count as equal when margins differ by no more than the tolerance.
       # engine: auto
       # tolerance: 0.0
+      # Boosting rounds to score with: [0, 100], or best. Default: all rounds.
+      # iteration_range: best
+      # Categories per feature in training order, where the model file has lost them.
+      # categories: {plan: [basic, family, premium]}
 
 sink:
   # Directory or URL for the scored rows.

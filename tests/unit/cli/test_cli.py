@@ -494,7 +494,7 @@ def test_list_shows_jobs_as_a_table_or_json(folder: Path, replace_module: Callab
         "rows": 12345,
         "output": "out",
     }
-    jobs.append(SimpleNamespace(details=lambda now: one))
+    jobs.append(SimpleNamespace(to_dict=lambda now: one))
     lines = call("list").stdout.splitlines()
     assert lines[0].split() == ["JOB", "STATUS", "AGE", "DONE", "ROWS", "OUTPUT"]
     assert lines[1].split() == ["churn-1", "RUNNING", "1", "min", "15", "s", "3/40", "12,345", "out"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -295,6 +297,8 @@ def test_children_are_cleaned_with_their_parent(lake: Path) -> None:
     job = JobDirectory.create(lake / "jobs", plan_of(spec()).plan, job="churn-1")
     lost = Path(job.root) / "children/de/.job.json-lost.tmp"
     lost.write_bytes(b"x" * 1000)
+    week_ago = time.time() - 7 * 86_400
+    os.utime(lost, (week_ago, week_ago))
     shown = json.loads(CliRunner().invoke(main, ["gc", "churn-1", "--directory", "jobs", "--json"]).stdout)
     assert [one["path"] for sweep in shown["jobs"] for one in sweep["leftovers"]] == [str(lost)]
     CliRunner().invoke(main, ["gc", "churn-1", "--directory", "jobs", "--yes"])
