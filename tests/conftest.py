@@ -43,7 +43,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect the tests of other faults than those of ``--fault``."""
+    """Deselect the tests of other faults than those of ``--fault``. Give tests of the long profile all the time."""
+    if IS_LONG:
+        for item in items:
+            item.add_marker(pytest.mark.timeout(0), append=False)
     numbers = set(config.getoption("--fault"))
     if not numbers:
         return
