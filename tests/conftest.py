@@ -28,6 +28,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("pipeline", deadline=None)
 settings.register_profile("long", parent=settings.get_profile("pipeline"), print_blob=True)
 settings.load_profile("long" if IS_LONG else "pipeline")
+# A whole sweep outlives the limit of pyproject.toml, and hypothesis calls a test that is timed out flaky.
+if IS_LONG:
+    os.environ.setdefault("PYTEST_TIMEOUT", "14400")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
