@@ -40,6 +40,7 @@ from pipeline.sources import Discovery, FileSelection, discover, find_source, sa
 from pipeline.sources.changes import version_text
 from pipeline.sources.locate import SourceFile, locate
 from pipeline.sources.quarantine import check_file_count
+from pipeline.sources.types import empty_table
 from pipeline.sources.versions import is_same_version
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.load import absolute, source_paths
@@ -240,7 +241,7 @@ def _frame_schemas(
     columns = [name for name in schema.names if name not in discovery.key_names]
     is_lenient = spec.errors.files == "quarantine"
     batch = sample_batch(discovery, columns=columns, schema=schema, skip_unreadable=is_lenient)
-    sample = schema.empty_table() if batch is None else batch.table
+    sample = empty_table(schema) if batch is None else batch.table
     # The text that a step prints must not mix with the result of a command.
     with redirect_stdout(sys.stderr):
         return plan_frames(

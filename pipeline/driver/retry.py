@@ -41,6 +41,7 @@ from pipeline.settings import Settings
 from pipeline.sinks import read_published
 from pipeline.sources import Discovery, SourceBatch, find_source, parse_filter, sample_batch
 from pipeline.sources.locate import has_version
+from pipeline.sources.types import empty_table
 from pipeline.spec.job_spec import NOT_THE_WORK, JobSpec
 from pipeline.spec.load import absolute
 from pipeline.storage.store import Store
@@ -251,7 +252,7 @@ def _frame_schemas(
     if not spec.maps:
         return ()
     batch = _sample(discovery, columns=ledger.base.plan.source_columns)
-    sample = discovery.schema.empty_table() if batch is None else batch.table
+    sample = empty_table(discovery.schema) if batch is None else batch.table
     return plan_frames(spec.maps, sample, never_null=discovery.never_null, import_paths=import_paths, code=code)
 
 

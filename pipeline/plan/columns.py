@@ -15,7 +15,7 @@ from pipeline.plan.recipe import REJECT_COLUMNS, ColumnRule
 from pipeline.sources.discovery import Discovery
 from pipeline.sources.filters.compare import compare, is_one_of
 from pipeline.sources.filters.parse import parse_filter
-from pipeline.sources.types import is_dtype, same_kind
+from pipeline.sources.types import empty_table, is_dtype, same_kind
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.parts import ColumnContract
 
@@ -274,7 +274,7 @@ def _check_contract(name: str, contract: ColumnContract, field: pa.Field, *, pat
 
 def _check_comparisons(name: str, contract: ColumnContract, field: pa.Field) -> None:
     """Make the comparisons of a contract on a column without rows, as workers make them on batches."""
-    empty = pa.schema([field]).empty_table().column(0)
+    empty = empty_table(pa.schema([field])).column(0)
     for key, literals in (("min", (contract.min,)), ("max", (contract.max,)), ("allowed", contract.allowed or ())):
         for value in literals:
             if value is None:

@@ -13,6 +13,7 @@ from pipeline.errors import OutputConflict, SpecError
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.manifest import Manifest
 from pipeline.sinks import find_sink, read_published
+from pipeline.sources.types import empty_table
 from pipeline.storage.urls import own_storage_options, use_storage_options
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def _published(job: JobDirectory) -> tuple[list[str], pd.DataFrame, Callable[[st
         )
     files = [path for leaf, manifest in committed for path in _files(leaf, manifest)]
     schema = pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(committed[0][1].schema)))
-    meta: pd.DataFrame = schema.empty_table().to_pandas(ignore_metadata=True)
+    meta: pd.DataFrame = empty_table(schema).to_pandas(ignore_metadata=True)
     spec = committed[0][0].plan.spec
     return files, meta, partial(read_file, format=spec.sink.format, storage=spec.storage)
 

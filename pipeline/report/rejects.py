@@ -24,6 +24,7 @@ from pipeline.jobs.receipts import Receipt
 from pipeline.plan.recipe import REJECT_COLUMNS, REJECT_FILE, REJECT_MESSAGE, REJECT_REASON, REJECT_ROW
 from pipeline.report.figures import rounds_text
 from pipeline.scoring.outputs import reject_schema
+from pipeline.sources.types import empty_table
 from pipeline.storage.store import open_store
 
 if TYPE_CHECKING:
@@ -221,7 +222,7 @@ def export(job: JobDirectory, path: str, *, reason: str = "*") -> Export:
         )
     schema = reject_schema(pa.ipc.read_schema(pa.py_buffer(job.plan.source_schema)))
     is_csv, rows = name.endswith(".csv"), 0
-    schema = _flat(schema.empty_table()).schema if is_csv else schema
+    schema = _flat(empty_table(schema)).schema if is_csv else schema
     try:
         with (
             open_store(folder or ("/" if path.startswith("/") else ".")).open_output(name) as output,

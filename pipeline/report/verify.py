@@ -38,6 +38,7 @@ from pipeline.scoring.scorer import Scorer, recipe_steps
 from pipeline.sinks import find_strays, read_published
 from pipeline.sources import find_source
 from pipeline.sources.locate import has_version
+from pipeline.sources.types import empty_table
 from pipeline.storage.local import file_sha256
 from pipeline.storage.store import Store, open_store
 from pipeline.storage.urls import own_storage_options
@@ -489,13 +490,13 @@ def _score_again(recipe: StageRecipe, file: InputFile, chosen: _Range) -> pa.Tab
     batches = read_partition(recipe, Partition("", (fragment,)), versions=versions)
     schema = pa.ipc.read_schema(pa.py_buffer(recipe.output_schema))
     tables = [scorer.score_batch(batch, paths=(file.path,)).table for batch in batches]
-    return pa.concat_tables(tables) if tables else schema.empty_table()
+    return pa.concat_tables(tables) if tables else empty_table(schema)
 
 
 def _written(job: JobDirectory, receipt: Receipt, *, start: int, rows: int) -> pa.Table:
     """Return rows ``start`` to ``start + rows`` of a checkpoint file. Only the row groups with these rows are read."""
     if receipt.data is None or rows == 0:
-        return pa.ipc.read_schema(pa.py_buffer(job.plan.output_schema)).empty_table()
+        return empty_table(pa.ipc.read_schema(pa.py_buffer(job.plan.output_schema)))
     with (
         job.store.open_input(layout.round_file(receipt.round, receipt.data.name)) as opened,
         pq.ParquetFile(opened, page_checksum_verification=True) as file,

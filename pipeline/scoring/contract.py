@@ -22,7 +22,7 @@ from pipeline.scoring.rows import Failures
 from pipeline.sources.filters.compare import comparable, compare, is_one_of
 from pipeline.sources.filters.literals import typed_literal
 from pipeline.sources.filters.nodes import Comparison
-from pipeline.sources.types import is_dtype
+from pipeline.sources.types import empty_table, is_dtype
 
 SHOWN = 200
 """Maximum characters of a value in a message."""
@@ -86,7 +86,7 @@ def check_rules(schema: pa.Schema, rules: Sequence[ColumnRule]) -> None:
 
     :raises SpecError: for values that cannot be compared with their column.
     """
-    check(schema.empty_table(), rules)
+    check(empty_table(schema), rules)
 
 
 def check_matrix(matrix: np.ndarray, table: pa.Table, columns: Sequence[str], finite: Collection[str]) -> Failures:

@@ -55,7 +55,7 @@ def to_frame(table: pa.Table, *, backend: str, never_null: Collection[str] = ())
     :param never_null: columns planned without nulls; with ``numpy`` their integers have NumPy's dtypes.
     :raises RowsError: for values that the frame cannot hold.
     """
-    columns = {name: decoded(one_array(table.column(name))) for name in table.column_names}
+    columns = {name: _array_of(table, name) for name in table.column_names}
     try:
         return _to_frame(columns, backend, never_null)
     except Exception:
@@ -65,6 +65,15 @@ def to_frame(table: pa.Table, *, backend: str, never_null: Collection[str] = ())
             except Exception as error:
                 raise RowsError(f"frame:{name}", _unfit(name, column, error)) from error
         raise
+
+
+def _array_of(table: pa.Table, name: str) -> pa.Array:
+    column = table.column(name)
+    try:
+        return decoded(one_array(column))
+    except pa.ArrowInvalid as error:  # the offsets of texts, lists and maps have 32 bits
+        unfit = ValueError(f"a frame cannot hold 2 GiB of the column {name!r} ({column.type}): {error}")
+        raise RowsError(f"frame:{name}", unfit) from error
 
 
 def _unfit(name: str, column: pa.Array, error: Exception) -> ValueError:

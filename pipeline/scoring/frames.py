@@ -21,6 +21,7 @@ from pipeline.scoring.outputs import check_scores, prediction_schema, score_dtyp
 from pipeline.scoring.partition import RowCounter, Versions, read_partition
 from pipeline.scoring.scorer import Scorer
 from pipeline.sources import read_ahead
+from pipeline.sources.types import empty_table
 from pipeline.spec.parts import Output
 from pipeline.storage.urls import own_storage_options, use_storage_options
 
@@ -39,7 +40,7 @@ def score_to_frame(recipe: StageRecipe, partition: Partition, versions: Versions
     evaluator, _ = get_evaluator(recipe.score)
     scorer = Scorer(recipe, evaluator)
     counter = RowCounter(partition)
-    tables = [pa.ipc.read_schema(pa.py_buffer(recipe.output_schema)).empty_table()]
+    tables = [empty_table(pa.ipc.read_schema(pa.py_buffer(recipe.output_schema)))]
     for batch in read_ahead(read_partition(recipe, partition, versions=versions)):
         scored = scorer.score_batch(batch, paths=counter.paths)
         counter.add(scored)
@@ -53,7 +54,7 @@ def score_to_frame(recipe: StageRecipe, partition: Partition, versions: Versions
 def scored_meta(recipe: StageRecipe) -> pd.DataFrame:
     """Return an empty frame with the columns and dtypes of `score_to_frame`."""
     schema = pa.ipc.read_schema(pa.py_buffer(recipe.output_schema))
-    frame: pd.DataFrame = schema.empty_table().to_pandas(ignore_metadata=True)
+    frame: pd.DataFrame = empty_table(schema).to_pandas(ignore_metadata=True)
     return frame
 
 

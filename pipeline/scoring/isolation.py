@@ -30,6 +30,7 @@ from pipeline.plan.recipe import StageRecipe
 from pipeline.scoring.rows import Failures
 from pipeline.scoring.scorer import ScoredBatch, reject_table
 from pipeline.sources import SourceBatch
+from pipeline.sources.types import empty_table
 
 PIECES = 16
 """Pieces into which a range of rows that crashed its process is cut."""
@@ -337,7 +338,7 @@ def _reject_part(part: SourceBatch, crash: CrashError, paths: Sequence[str], *, 
     failures = Failures(np.arange(count, dtype=np.int64), (crash.reason,) * count, (str(crash),) * count)
     rejected = np.bincount(part.fragment, minlength=len(part.filtered)).astype(np.int64)
     return ScoredBatch(
-        table=pa.ipc.read_schema(pa.py_buffer(schema)).empty_table(),
+        table=empty_table(pa.ipc.read_schema(pa.py_buffer(schema))),
         fragment=np.empty(0, dtype=part.fragment.dtype),
         rejects=reject_table(part, failures, paths),
         rejected=rejected,

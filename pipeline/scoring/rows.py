@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.scoring.arrow import take_rows
+from pipeline.sources.types import empty_table
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Rows:
         if len(parts) == 1:
             return parts[0]
         if not parts:
-            return Rows.from_table(schema.empty_table())
+            return Rows.from_table(empty_table(schema))
         return Rows(pa.concat_tables([part.table for part in parts]), np.concatenate([part.position for part in parts]))
 
     def __len__(self) -> int:

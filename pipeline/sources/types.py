@@ -71,6 +71,11 @@ def plain_field(field: pa.Field) -> pa.Field:
     return pa.field(field.name, plain_type(field.type))
 
 
+def empty_table(schema: pa.Schema) -> pa.Table:
+    """Return a table without rows, of every type. `pyarrow.Schema.empty_table` fails for nested extension types."""
+    return pa.table([pa.nulls(0, field.type) for field in schema], schema=schema)
+
+
 def storage_type(arrow_type: pa.DataType) -> pa.DataType:
     """Return the type of the values: without dictionary, and without extension such as ``arrow.uuid``."""
     if pa.types.is_dictionary(arrow_type):

@@ -23,6 +23,7 @@ from pipeline.errors import InfrastructureError, PipelineError, StateCorrupt
 from pipeline.jobs import layout
 from pipeline.jobs.directory import JobDirectory
 from pipeline.report.verify import verify
+from pipeline.sources.types import empty_table
 from pipeline.spec.job_spec import JobSpec
 from pipeline.testing.processes import ProcessCluster
 from pipeline.testing.row_check import Reader, RowDifference, check_rows, read_folder
@@ -355,7 +356,7 @@ def _code_of(trial: Trial) -> int:
 def _rejects(directory: JobDirectory) -> pa.Table:
     """Return the rejected rows and their reasons, without messages: tracebacks name paths that may differ."""
     schema = pa.schema([("_file", pa.string()), ("_row", pa.int64()), ("_reason", pa.string())])
-    tables = [schema.empty_table()]
+    tables = [empty_table(schema)]
     for receipt in directory.receipts.all():
         if receipt.rejects is not None and not receipt.splits:
             with directory.store.open_input(layout.round_file(0, receipt.rejects.name)) as file:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from pipeline.common.rows import Fragment, InputFile
 from pipeline.sources import discover, read_batches, selected_fragments
+from pipeline.sources.types import empty_table
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.load import absolute
 
@@ -69,7 +70,7 @@ def copy_rows(spec: JobSpec, folder: Path, *, rows: int, seed: int) -> int:
         count += fragment.rows
     if not count:
         folder.mkdir(parents=True, exist_ok=True)
-        pq.write_table(schema.empty_table(), folder / "piece-000.parquet")
+        pq.write_table(empty_table(schema), folder / "piece-000.parquet")
     return count
 
 

@@ -46,6 +46,7 @@ from pipeline.sources.filters.nodes import (
     column_names,
 )
 from pipeline.sources.filters.prune import Bounds, may_be_true
+from pipeline.sources.types import empty_table
 
 MAX_CHARACTERS = 10_000
 """Longest filter that is parsed. Python's parser needs stack in proportion to the length."""
@@ -84,7 +85,7 @@ class Filter:
                 expected="one of: " + ", ".join(schema.names[:20]) + (", …" if len(schema.names) > 20 else ""),
                 next_step=f"did you mean {near[0]}?" if near else "correct the name in source.filter",
             )
-        self.mask(schema.empty_table())
+        self.mask(empty_table(schema))
 
     def mask(self, table: pa.Table) -> pa.ChunkedArray | pa.Array:
         """Return a mask of the rows of ``table`` to keep.

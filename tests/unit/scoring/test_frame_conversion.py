@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import StepFailed
+from pipeline.scoring.bisection import RowsError
 from pipeline.scoring.frame_conversion import to_frame
 from pipeline.scoring.rows import Rows
 from pipeline.scoring.step_frames import FrameSchemas, map_rows
@@ -214,3 +215,15 @@ def test_the_next_step_gets_the_planned_dtypes() -> None:
     first_schema, second_schema = plan(table(), first, second)
     assert (first_schema.field("y").type, second_schema.field("z").type) == (pa.float64(), pa.string())
     assert seen[1] == {"float64"}
+
+
+@pytest.mark.parametrize("backend", ["numpy", "pyarrow"])
+def test_texts_of_more_than_two_gib_are_an_error_of_their_rows(backend: str) -> None:
+    """A step gets a single row twice, and the offsets of a text have 32 bits. The zeros take no memory."""
+    size = 2**30 + 1
+    offsets = pa.py_buffer(np.array([0, size], np.int32))
+    text = pa.StringArray.from_buffers(1, offsets, pa.py_buffer(np.zeros(size, np.uint8)))
+    rows = pa.table({"n": [1], "text": text})
+    with pytest.raises(RowsError, match="frame:text") as caught:
+        to_frame(pa.concat_tables([rows, rows]), backend=backend)
+    assert "cannot hold 2 GiB of the column 'text'" in caught.value.message()
