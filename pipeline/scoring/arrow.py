@@ -7,6 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 
+from pipeline.sources.types import without_extensions
+
 CONVERSION_ERRORS = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError)
 """Errors that pyarrow raises for values that do not fit a type."""
 EXACT_FLOAT = 2**53
@@ -75,7 +77,7 @@ def decoded_type(kind: pa.DataType) -> pa.DataType:
         return decoded_type(kind.value_type)
     if pa.types.is_string_view(kind):
         return pa.large_string()
-    return pa.large_binary() if pa.types.is_binary_view(kind) else kind
+    return pa.large_binary() if pa.types.is_binary_view(kind) else without_extensions(kind)
 
 
 def cast_exactly(array: pa.Array, target: pa.DataType) -> pa.Array:
@@ -159,6 +161,7 @@ _KINDS: tuple[Callable[[pa.DataType], bool], ...] = (
 
 
 def _is_same_kind(kind: pa.DataType, target: pa.DataType) -> bool:
+    kind, target = without_extensions(kind), without_extensions(target)
     if not any(holds(kind) and holds(target) for holds in _KINDS):
         return False
     if pa.types.is_struct(kind):

@@ -85,6 +85,21 @@ def storage_type(arrow_type: pa.DataType) -> pa.DataType:
     return arrow_type
 
 
+def without_extensions(arrow_type: pa.DataType) -> pa.DataType:
+    """Return the type with the types of storage, such as binary for ``arrow.uuid``, at every depth."""
+    if isinstance(arrow_type, pa.BaseExtensionType):
+        return without_extensions(arrow_type.storage_type)
+    if not has_inner_extension(arrow_type):
+        return arrow_type
+    return _nested(arrow_type, lambda field: field.with_type(without_extensions(field.type)))
+
+
+def has_inner_extension(arrow_type: pa.DataType) -> bool:
+    """True if a list, struct or map holds extension types, of which pandas makes no lists."""
+    inside = [arrow_type.field(number).type for number in range(arrow_type.num_fields)]
+    return any(isinstance(kind, pa.BaseExtensionType) or has_inner_extension(kind) for kind in inside)
+
+
 def has_inner_dictionary(arrow_type: pa.DataType) -> bool:
     """True if a list, struct or map holds dictionaries. pyarrow reads them only one row group at a time."""
     inside = [arrow_type.field(number).type for number in range(arrow_type.num_fields)]

@@ -227,3 +227,32 @@ def test_texts_of_more_than_two_gib_are_an_error_of_their_rows(backend: str) -> 
     with pytest.raises(RowsError, match="frame:text") as caught:
         to_frame(pa.concat_tables([rows, rows]), backend=backend)
     assert "cannot hold 2 GiB of the column 'text'" in caught.value.message()
+
+
+UUIDS = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"a" * 16, b"b" * 16, b"c" * 16], pa.binary(16)))
+NESTED = (
+    pa.StructArray.from_arrays([UUIDS], ["id"]),
+    pa.ListArray.from_arrays(pa.array([0, 1, 1, 3], pa.int32()), UUIDS),
+    pa.MapArray.from_arrays(pa.array([0, 1, 1, 3], pa.int32()), pa.array(["a", "b", "c"]), UUIDS),
+)
+
+
+@pytest.mark.parametrize(
+    ("column", "backend"),
+    [
+        *((column, "pyarrow") for column in NESTED),
+        # pyarrow makes no lists of binaries of fixed size for pandas: such a step is refused, and told of pyarrow.
+        *((column, "numpy") for column in NESTED if not pa.types.is_list(column.type)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else str(value.type),
+)
+def test_uuids_in_structs_and_lists_keep_their_type(column: pa.Array, backend: str) -> None:
+    rows = pa.table({"n": [1, 2, 3], "nested": column})
+
+    def step(frame: pd.DataFrame) -> pd.DataFrame:
+        return frame[frame["n"] != 2]
+
+    (schema,) = plan_steps((Step("f:step", step, backend),), rows, never_null=())
+    assert schema.field("nested").type == column.type
+    result = mapped(step, rows, planned=schema, backend=backend)
+    assert result["nested"].combine_chunks().equals(column.take(pa.array([0, 2])))
