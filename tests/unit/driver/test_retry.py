@@ -28,7 +28,7 @@ from pipeline.testing.oracle import Lake, train_model
 SETTINGS = Settings.load(workers=2, threads=1, memory_limit="4 GiB")
 STEPS = """
 def build(frame):
-    if (frame["id"] % 100 == 13).any():
+    if (frame["id"] % 1000 == 13).any():
         raise ValueError("unlucky row")
     return frame.assign(double=frame["age"] * 2)
 
@@ -47,7 +47,7 @@ def needs_more(frame):
 
 
 def make_job(folder: Path, lake: Lake, model: Path, *, done: int | None = None) -> JobDirectory:
-    """A job whose step fails on every id that ends in 13, run by hand and published.
+    """A job whose step fails on every id that ends in 013, run by hand and published.
 
     :param done: how many partitions are done; None: all, and they are published.
     """
