@@ -181,7 +181,7 @@ def test_a_registry_on_s3_whose_alias_moves(
 def test_an_interrupted_job_on_s3_is_gone_on_with(
     s3_spec: Make, s3_settings: Settings, on_s3: S3, lake: Lake, model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def die(*_: object) -> None:
+    def die(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pipeline.driver.driver.publish", die)
@@ -219,7 +219,7 @@ def test_a_job_gets_over_an_s3_that_is_not_well(
             proxy.add("lose reply", "PUT", "/out/", times=2),
             proxy.add("slow down", "GET", "/lake/", times=2),
             proxy.add("reset", "GET", "/lake/day", times=2),
-            proxy.add("slow down", "PUT", "events.jsonl", times=2),
+            proxy.add("slow down", "PUT", "/events/", times=2),
         ]
         report = run(spec, settings=s3_settings)
         assert verify(find_job(s3_settings.directory, "@last")).ok
