@@ -198,7 +198,7 @@ def test_what_cannot_be_told_is_refused(world: World, tmp_path: Path) -> None:
         world.plan(sink={"path": str(world.out), "mode": "overwrite"})
     world.out.mkdir()
     pq.write_table(make_table(3, seed=1), world.out / "foreign.parquet")
-    with pytest.raises(OutputConflict, match="nobody knows"):
+    with pytest.raises(OutputConflict, match="rows of unknown input"):
         world.plan()
 
 
