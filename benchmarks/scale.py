@@ -55,7 +55,6 @@ def plan(found: Discovery, *, target_bytes: int) -> Plan:
         spec,
         model=model,
         discovery=found,
-        frame_schema=SCHEMA,
         predictions=pa.schema([("prediction", pa.float32())]),
         limits=Limits(1000, 1, 4 << 30),
         target_bytes=target_bytes,
