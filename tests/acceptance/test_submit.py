@@ -253,7 +253,7 @@ def test_the_terminal_is_killed_and_the_server_is_rebooted_twice(place: Place, e
     after = {receipt.partition: receipt.attempt for receipt in job.receipts.all()}
     assert before.items() <= after.items(), "what was done was done again"
     assert watchers.failures == []
-    assert len(watchers.statuses) >= 2
+    assert watchers.statuses, "status gave no answer"
     assert set(watchers.statuses) <= {"QUEUED", "PROVISIONING", "RUNNING", "PUBLISHING", "SUCCEEDED"}
     assert watchers.longest_log >= 3
     assert next(start.by for start in find_starts(job.store)) == "submit"
