@@ -40,15 +40,6 @@ class JobDriver(Protocol):
     def drive(self) -> Report:
         """Drive the job to its end."""
 
-    def _write_report(self, report: Report) -> None:
-        """Store ``report``. After a success, an error is only logged: the output is published, with or without it."""
-        try:
-            self.job.write_report(report.to_dict())
-        except (PipelineError, OSError) as error:
-            if not Status(report.status).is_success:
-                raise
-            logger.warning("job %s has succeeded, but its report could not be stored: %s", self.job.id, error)
-
     def record_failure(self, error: BaseException) -> None:
         """Record why the run failed."""
 
