@@ -204,7 +204,7 @@ def _begin_workers(flags: Flags) -> None:
 
 
 def _names_cluster(spec_text: str, overrides: Sequence[str], flags: Flags) -> bool:
-    """Whether the job probably uses another cluster than this machine, by a cheap check of flags and spec."""
+    """Return True if flags and spec probably name another cluster than this machine; a cheap check."""
     named = flags.get("cluster") or os.environ.get("PIPELINE_CLUSTER") or "local"
     return named != "local" or any(line.startswith("cluster") for line in (*spec_text.splitlines(), *overrides))
 

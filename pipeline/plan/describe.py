@@ -127,7 +127,7 @@ class PlanSummary:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the job will do that its author may not expect."""
+        """Warnings of what the author of the job may not expect."""
         models = {plan.model.key: plan.model for plan in self._plans}
         return tuple(dict.fromkeys(filter(None, map(unused_rounds_warning, models.values()))))
 

@@ -60,7 +60,7 @@ class SinkLeftoverKind(StrEnum):
 
 @dataclass(frozen=True)
 class SinkLeftover:
-    """What interrupted publishing of a job left behind outside the job directory."""
+    """Files or folders that interrupted publishing of a job left outside the job directory."""
 
     kind: SinkLeftoverKind
     path: str
