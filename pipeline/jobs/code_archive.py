@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipeline.common.secrets import redact
 from pipeline.jobs import layout
 from pipeline.plan.plan import Plan
 from pipeline.plan.step_code import CodeFile, StepCode, code_digest, pack_sources, unpack_source
@@ -11,14 +12,21 @@ from pipeline.storage.store import Store, open_store
 
 
 def put_sources(store: Store, plan: Plan) -> None:
-    """Store the sources of a plan's steps. Native code and sources of unusual size are not stored."""
-    archive = pack_sources(plan.code, plan.sources)
+    """Store the sources of a plan's steps. Not stored: native code, sources of unusual size, files with a secret."""
+    archive = pack_sources(plan.code, {digest: source for digest, source in plan.sources.items() if _is_open(source)})
     if archive:
         store.put_if_absent(layout.code_path(code_digest(plan.code)), archive)
 
 
+def _is_open(source: bytes) -> bool:
+    """Return True for a source without anything that messages and logs mask."""
+    text = source.decode(errors="replace")
+    return redact(text) == text
+
+
 def read_archived(directory: str, code: Sequence[StepCode], file: CodeFile) -> bytes | None:
-    """Return the source of a file from the directory of its job; None if the directory has none.
+    """Return the source of a file from the directory of its job; None if the directory has none,
+    or not this one.
 
     :raises StateCorrupt: if the archive is damaged.
     """

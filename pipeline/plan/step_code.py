@@ -101,18 +101,20 @@ def pack_sources(steps: Sequence[StepCode], sources: Mapping[str, bytes]) -> byt
     return packed.getvalue()
 
 
-def unpack_source(archive: bytes, file: CodeFile, *, where: str) -> bytes:
-    """Return the source of ``file`` from an archive of `pack_sources`.
+def unpack_source(archive: bytes, file: CodeFile, *, where: str) -> bytes | None:
+    """Return the source of ``file`` from an archive of `pack_sources`; None if the archive has been made without it.
 
     :param where: path of the archive, for the message.
     :raises StateCorrupt: if the archive is damaged.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(archive)) as opened:
+            if _archived_name(file) not in opened.namelist():
+                return None
             source = opened.read(_archived_name(file))
         if digest_bytes(source) != file.sha256:
             raise ValueError(f"{file.module} has SHA-256 {digest_bytes(source)[:12]}, not {file.sha256[:12]}")
-    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError) as error:
         raise StateCorrupt(
             "the archive of a job's step code is damaged",
             where=where,

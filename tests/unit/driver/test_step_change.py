@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,14 +31,17 @@ BUILD = "import tools\n\ndef build(frame):\n    return frame.assign(flag=tools.F
 StartJob = Callable[..., JobDirectory]
 
 
-def edit(folder: Path, flag: str) -> None:
-    (folder / "tools.py").write_text(f"FLAG = {flag!r}\n")
+def edit(folder: Path, flag: str, *, more: str = "") -> None:
+    (folder / "tools.py").write_text(f"FLAG = {flag!r}\n{more}")
 
 
-def start(folder: Path, lake: Lake, model: Path, **fields: Any) -> JobDirectory:
-    """A job whose first partition is done with the flag ``old``; then its helper module is edited to ``new``."""
+def start(folder: Path, lake: Lake, model: Path, *, helper: str = "", **fields: Any) -> JobDirectory:
+    """A job whose first partition is done with the flag ``old``; then its helper module is edited to ``new``.
+
+    :param helper: more code of the helper module.
+    """
     (folder / "feat.py").write_text(BUILD)
-    edit(folder, "old")
+    edit(folder, "old", more=helper)
     spec = JobSpec.build(
         name="j",
         source={"path": str(lake.path)},
@@ -131,6 +135,22 @@ def test_pin_works_without_the_folder(tmp_path: Path, lake: Lake, model_path: Pa
     forget_modules()
     score_rest(job)
     assert flags(job) == {"old"}
+
+
+@pytest.mark.fault(49)
+def test_a_source_with_a_secret_is_not_kept(tmp_path: Path, lake: Lake, model_path: Path) -> None:
+    helper = 'URL = "postgresql://me:hidden-in-code-4711@db/x"\n'
+    job = start(tmp_path, lake, model_path, step_change="pin", helper=helper)
+    assert b"hidden-in-code" not in b"".join(
+        zipfile.ZipFile(path).read(name)
+        for path in Path(job.root, "code").glob("*.zip")
+        for name in zipfile.ZipFile(path).namelist()
+    )
+    apply_policy(job, tmp_path)
+    forget_modules()
+    with pytest.raises(StepChanged, match="the code of step feat changed") as caught:
+        score_rest(job)
+    assert "the job keeps no copy of it" in str(caught.value.found)
 
 
 @pytest.mark.fault(76)
