@@ -22,7 +22,7 @@ from pipeline.driver.prepare import Prepared, first_sink, prepare
 from pipeline.driver.retry import RetryRequest, open_retry
 from pipeline.errors import InputError, JobLocked
 from pipeline.events import Callback
-from pipeline.execution.clusters import settings_of
+from pipeline.execution.clusters import cluster_of, settings_of
 from pipeline.jobs.cancellation import on_signals, watch_for_cancel
 from pipeline.jobs.directory import JobDirectory, JobOptions
 from pipeline.jobs.lease import Lease
@@ -58,6 +58,7 @@ def run(
     :raises PipelineError: when the job failed or was interrupted. Its directory records why; `resume` continues it.
     """
     settings = settings or Settings.load()
+    cluster_of(spec, settings=settings).preload()
     pinned = pinned_version(spec, job=job_id, settings=settings) if spec.fan_out is None else None
     prepared = prepare(spec, settings=settings, job=job_id or "", version=pinned)
     check_conditional_writes(first_sink(prepared.plan))

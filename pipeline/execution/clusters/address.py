@@ -47,6 +47,9 @@ class ExistingScheduler:
         threads = [int(worker["nthreads"]) for worker in workers]
         return Limits(workers=len(workers), threads=max(1, sum(threads) // len(threads)), memory=min(limits))
 
+    def preload(self) -> None:
+        """Do nothing: the workers are running."""
+
     @contextmanager
     def open(self, *, directory: str = "") -> Iterator[Client]:
         """Yield a client, and close it on leaving."""

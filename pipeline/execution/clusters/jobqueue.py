@@ -103,6 +103,9 @@ class BatchSystem:
         jobs = self._jobs()
         return Limits(workers=jobs * self.processes, threads=self._threads(), memory=self._bytes() // self.processes)
 
+    def preload(self) -> None:
+        """Do nothing: a batch job for a plan that fails would wait and run for nothing."""
+
     def _jobs(self) -> int:
         return -(-self.settings.workers // self.processes) if self.settings.workers else int(self.jobs)
 

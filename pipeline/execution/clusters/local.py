@@ -58,6 +58,15 @@ class LocalProcesses:
             ) from error
         return Limits(workers=workers, threads=threads, memory=memory)
 
+    def preload(self) -> None:
+        """Start the process from which workers are forked, so that its imports run while the job is planned."""
+        forks.start(self._environment())
+
+    def _environment(self) -> dict[str, str]:
+        """Return the variables that a worker needs before its start."""
+        limits = self.limits()
+        return thread_environment(CPU_COUNT, limits.workers * limits.threads)
+
     def _shape(self) -> tuple[int, int]:
         workers, threads = (None if value == "auto" else int(value) for value in (self.workers, self.threads))
         return chosen_shape(
@@ -86,8 +95,7 @@ class LocalProcesses:
 
     @contextmanager
     def _start(self, certificates: Certificates | None) -> Iterator[Client]:
-        limits = self.limits()
-        environment = thread_environment(CPU_COUNT, limits.workers * limits.threads)
+        environment = self._environment()
         with forks.restored(environment), forks.in_use(environment) as is_forked:
             method = "forkserver" if is_forked else "spawn"
             with self._workers(certificates, environment, method=method) as client:

@@ -20,6 +20,9 @@ class SlowToClose:
     def limits(self) -> Limits:
         return Limits(1, 1, 0)
 
+    def preload(self) -> None:
+        pass
+
     @contextmanager
     def open(self, *, directory: str = "") -> Iterator[str]:
         try:
