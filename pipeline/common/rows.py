@@ -72,7 +72,7 @@ class Fragment:
     """Uncompressed bytes of the columns that the job reads, in proportion to the rows."""
     hive_keys: tuple[tuple[str, str], ...] = ()
     """See `InputFile.hive_keys`."""
-    origin: str = ""
+    rejected_from: str = ""
     """Input file of the rows, if ``path`` is a file of rejects in the job directory; else empty."""
 
     @property

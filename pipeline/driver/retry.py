@@ -299,7 +299,7 @@ def _find_work(job: JobDirectory, ledger: Ledger, *, limits: Limits) -> _RetryWo
     """Find rejected rows, pending partitions, and quarantined files that were repaired."""
     threads = max(1, limits.workers * limits.threads)
     rejected = find_rejected(job.store, ledger, threads=threads)
-    pending = [partition.fragments for partition in ledger.todo if not partition.fragments[0].origin]
+    pending = [partition.fragments for partition in ledger.todo if not partition.fragments[0].rejected_from]
     repaired, still_rejected = _recheck_quarantined(ledger)
     packed = [*rejected.partitions, *pending, *pack(repaired, threads=threads)]
     known = {**{file.path: file for file in ledger.last.plan.files}, **ledger.files}
@@ -371,7 +371,7 @@ def find_rejected(store: Store, ledger: Ledger, *, threads: int) -> RejectedRows
     """
     receipts = {rejects_path(receipt): receipt for receipt in ledger.done if ledger.left(receipt)}
     files = {path: _read_file(store, path, receipt) for path, receipt in receipts.items()}
-    packed = pack([file.groups for file in files.values()], threads=threads)
+    packed = pack([rejects.file for rejects in files.values()], threads=threads)
     partitions = []
     for fragments in packed:
         rejected = [
@@ -381,13 +381,13 @@ def find_rejected(store: Store, ledger: Ledger, *, threads: int) -> RejectedRows
         ]
         if rejected:
             partitions.append(tuple(rejected))
-    return RejectedRows(tuple(file.groups for file in files.values()), tuple(partitions))
+    return RejectedRows(tuple(rejects.file for rejects in files.values()), tuple(partitions))
 
 
 @dataclass(frozen=True)
 class _RejectFile:
-    groups: InputFile
-    origins: tuple[tuple[int, int, str], ...]
+    file: InputFile
+    runs: tuple[tuple[int, int, str], ...]
     """First row, row after the last, and input file of each run of rows from one input file."""
 
 
@@ -397,7 +397,7 @@ def _read_file(store: Store, path: str, receipt: Receipt) -> _RejectFile:
         with store.open_input(path) as opened, pq.ParquetFile(opened, page_checksum_verification=True) as file:
             metadata = file.metadata
             groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-            origins = tuple(_runs(file))
+            runs = tuple(_runs(file))
     except (OSError, pa.ArrowException) as error:
         raise StateCorrupt(
             "a reject file cannot be read",
@@ -408,7 +408,7 @@ def _read_file(store: Store, path: str, receipt: Receipt) -> _RejectFile:
         ) from error
     sizes = tuple(RowGroup(group.num_rows, group.total_byte_size, group.total_byte_size) for group in groups)
     version = f"sha256:{receipt.rejects.sha256}"
-    return _RejectFile(InputFile(path, receipt.rejects.bytes, version, sizes), origins)
+    return _RejectFile(InputFile(path, receipt.rejects.bytes, version, sizes), runs)
 
 
 def _runs(file: pq.ParquetFile) -> Iterator[tuple[int, int, str]]:
@@ -427,13 +427,11 @@ def _runs(file: pq.ParquetFile) -> Iterator[tuple[int, int, str]]:
         yield start, stop, current
 
 
-def _split_fragment(fragment: Fragment, file: _RejectFile, *, ranges: Sequence[tuple[int, int]]) -> Iterator[Fragment]:
+def _split_fragment(fragment: Fragment, rejects: _RejectFile, *, ranges: Sequence[tuple[int, int]]) -> Iterator[Fragment]:
     """Yield the parts of ``fragment`` in the row ``ranges``, each from one input file."""
     for low, high in ranges:
-        for start, stop, origin in file.origins:
+        for start, stop, rejected_from in rejects.runs:
             first, last = max(fragment.row_start, low, start), min(fragment.row_stop, high, stop)
             if first < last:
-                part = sub_fragment(fragment, file.groups, row_start=first, row_stop=last)
-                yield Fragment(
-                    part.path, first, last, part.group_start, part.group_stop, part.bytes, part.hive_keys, origin
-                )
+                part = sub_fragment(fragment, rejects.file, row_start=first, row_stop=last)
+                yield replace(part, rejected_from=rejected_from)

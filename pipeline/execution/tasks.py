@@ -44,7 +44,7 @@ FRAGMENTS_META = pd.DataFrame(
         "group_stop": pd.Series([], dtype="int64"),
         "bytes": pd.Series([], dtype="int64"),
         "hive_keys": pd.Series([], dtype="object"),
-        "origin": pd.Series([], dtype="str"),
+        "rejected_from": pd.Series([], dtype="str"),
     }
 )
 
@@ -95,7 +95,7 @@ def fragment_frame(partition: Partition, versions: Versions) -> pd.DataFrame:
     rows = [
         (
             *(partition.id, f.path, *versions[f.path]),
-            *(f.row_start, f.row_stop, f.group_start, f.group_stop, f.bytes, f.hive_keys, f.origin),
+            *(f.row_start, f.row_stop, f.group_start, f.group_stop, f.bytes, f.hive_keys, f.rejected_from),
         )
         for f in partition.fragments
     ]

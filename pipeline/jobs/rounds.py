@@ -170,7 +170,7 @@ def make_record(
         changes=tuple(changes),
         partitions=len(plan.partitions),
         rows=sum(fragment.rows for fragment in fragments),
-        rejected_rows=sum(fragment.rows for fragment in fragments if fragment.origin),
+        rejected_rows=sum(fragment.rows for fragment in fragments if fragment.rejected_from),
         supersedes={number: tuple(ids) for number, ids in supersedes.items() if ids},
         rescore_all=rescore_all,
         quarantined_files=tuple(quarantined_files),

@@ -191,7 +191,7 @@ def _ranges_array(ranges: Sequence[Sequence[_PlacedRange]]) -> pa.ListArray:
         pa.array([fragment.group_start for fragment in fragments], pa.int64()),
         pa.array([fragment.group_stop for fragment in fragments], pa.int64()),
         pa.array([fragment.bytes for fragment in fragments], pa.int64()),
-        pa.array([fragment.origin for fragment in fragments], pa.string()),
+        pa.array([fragment.rejected_from for fragment in fragments], pa.string()),
     ]
     return _lists([len(of_file) for of_file in ranges], pa.StructArray.from_arrays(columns, fields=list(_RANGE)))
 
@@ -231,10 +231,10 @@ def _partitions(table: pa.Table) -> tuple[Partition, ...]:
     owners = ((path, key) for path, key, length in zip(
         table.column("path").to_pylist(), keys, lengths, strict=True) for _ in range(length))  # fmt: skip
     in_order: list[tuple[str, Fragment] | None] = [None] * len(ordinals)
-    for ordinal, partition, (path, key), start, stop, first, last, size, origin in zip(
+    for ordinal, partition, (path, key), start, stop, first, last, size, rejected_from in zip(
         ordinals, ids, owners, *fields, strict=True
     ):
-        in_order[ordinal] = partition, Fragment(path, start, stop, first, last, size, key, origin)
+        in_order[ordinal] = partition, Fragment(path, start, stop, first, last, size, key, rejected_from)
     by_partition: dict[str, list[Fragment]] = {}
     for partition, fragment in filter(None, in_order):
         by_partition.setdefault(partition, []).append(fragment)

@@ -482,8 +482,8 @@ def _choose(receipts: Iterable[Receipt], *, rows: int, random: Random) -> Iterat
 
 
 def _score_again(recipe: StageRecipe, file: InputFile, chosen: _Range) -> pa.Table:
-    origin = file.path if chosen.receipt.before else ""
-    whole = Fragment(file.path, 0, file.rows, 0, len(file.row_groups), 0, file.hive_keys, origin)
+    rejected_from = file.path if chosen.receipt.before else ""
+    whole = Fragment(file.path, 0, file.rows, 0, len(file.row_groups), 0, file.hive_keys, rejected_from)
     fragment = sub_fragment(whole, file, row_start=chosen.start, row_stop=chosen.stop)
     scorer = Scorer(recipe, get_predictor(recipe.score.model)[0], steps=recipe_steps(recipe, pin_code=True))
     versions = {file.path: (file.size, file.version)}

@@ -303,7 +303,7 @@ def read_partition(
 
     :param versions: planned versions of the input files; None: not checked.
     """
-    if partition.fragments and partition.fragments[0].origin:
+    if partition.fragments and partition.fragments[0].rejected_from:
         return read_rejects(recipe, partition)
     return read_batches(
         partition,
@@ -345,7 +345,7 @@ class RowCounter:
 
     def __init__(self, partition: Partition) -> None:
         self.partition = partition
-        self.paths = tuple(fragment.origin or fragment.path for fragment in partition.fragments)
+        self.paths = tuple(fragment.rejected_from or fragment.path for fragment in partition.fragments)
         self.reasons: Counter[str] = Counter()
         self.previous_reasons: Counter[str] = Counter()
         """Reasons for which an earlier round rejected the rows."""

@@ -138,7 +138,7 @@ def write_receipt(
     data = _write(store, f"data/{name}", _output(ids[~bad]), round) if (~bad).any() else None
     rejected = _rejected(job, [row for part in parts for row in part if job.is_bad(row)])
     rejects = _write(store, f"rejects/{name}", rejected, round) if bad.any() else None
-    is_again = bool(partition.fragments[0].origin)
+    is_again = bool(partition.fragments[0].rejected_from)
     receipt = Receipt(
         partition=partition.id,
         plan=of.digest if of else directory.record.plan,
@@ -255,7 +255,7 @@ def _ids(file: InputFile) -> list[int]:
 
 
 def _read(fragment: Fragment, store: Store | None = None) -> list[int]:
-    data = store.read(fragment.path) if store and fragment.origin else Path(fragment.path).read_bytes()
+    data = store.read(fragment.path) if store and fragment.rejected_from else Path(fragment.path).read_bytes()
     table = pq.read_table(io.BytesIO(data), columns=["id"])
     ids: list[int] = table.column("id")[fragment.row_start : fragment.row_stop].to_pylist()
     return ids

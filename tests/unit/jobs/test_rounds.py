@@ -65,7 +65,7 @@ def test_a_retry_repairs_all(directory: JobDirectory, job: SmallJob) -> None:
     assert commit(directory) == 1
     opened = open_retry(directory)
     assert [partition.rows for partition in opened.plan.partitions] == [8]
-    assert [Path(part.origin).name for part in opened.plan.partitions[0].fragments] == [
+    assert [Path(part.rejected_from).name for part in opened.plan.partitions[0].fragments] == [
         "in-0.parquet",
         "in-1.parquet",
         "in-2.parquet",
