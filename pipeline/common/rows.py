@@ -42,7 +42,7 @@ class InputFile:
     """Number of row groups at the start that an earlier job has published; these are not part of the input."""
     footer_digest: str = ""
     """Digest of the metadata of all row groups, with which a later incremental job detects appended row groups."""
-    why: str = ""
+    reason: str = ""
     """Reason for which an incremental job scores the file."""
 
     @property

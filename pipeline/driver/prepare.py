@@ -271,7 +271,7 @@ def select_input(
             spec.source, planned=planned, quarantine_files=is_lenient, count_nulls=bool(spec.maps)
         ), FULL_INPUT
     if planned is not None:
-        selection = {file.path: FileSelection(file.why, file.published_row_groups) for file in planned}
+        selection = {file.path: FileSelection(file.reason, file.published_row_groups) for file in planned}
         discovery = discover(spec.source, planned=planned, selection=selection, count_nulls=bool(spec.maps))
         return discovery, IncrementalState(work=work_digest(spec, model, code))
     return _select_increment(spec, policy, work=work_digest(spec, model, code), settings=settings)

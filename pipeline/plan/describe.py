@@ -26,21 +26,21 @@ def explain(plan: Plan) -> dict[str, Any]:
     Keys: ``counts`` of files per reason, number of ``unchanged`` files, published files that the job ``replaces``,
     ``files`` and ``partitions``. Each file has one reason, each partition a list of reasons.
     """
-    reasons = {file.path: file.why or EVERYTHING for file in plan.files}
+    reasons = {file.path: file.reason or EVERYTHING for file in plan.files}
     done = {file.path: sum(group.rows for group in file.row_groups[: file.published_row_groups]) for file in plan.files}
     return {
         "counts": dict(Counter(_kind(reason) for reason in reasons.values())),
         "unchanged": plan.progress.unchanged,
         "replaces": list(plan.progress.replaces),
         "files": [
-            {"path": file.path, "why": reasons[file.path], "rows": file.rows, "done_rows": done[file.path]}
+            {"path": file.path, "reason": reasons[file.path], "rows": file.rows, "done_rows": done[file.path]}
             for file in plan.files
         ],
         "partitions": [
             {
                 "partition": partition.id,
                 "rows": partition.rows,
-                "why": list(dict.fromkeys(reasons[part.path] for part in partition.fragments)),
+                "reasons": list(dict.fromkeys(reasons[part.path] for part in partition.fragments)),
             }
             for partition in plan.partitions
         ],
@@ -51,7 +51,7 @@ def input_text(plan: Plan) -> str:
     """Describe the part of the source that an incremental job scores; empty for other jobs."""
     if not plan.progress.baseline:
         return ""
-    counts = Counter(_kind(file.why) for file in plan.files)
+    counts = Counter(_kind(file.reason) for file in plan.files)
     unchanged = f"{plan.progress.unchanged:,} unchanged"
     if not counts:
         return f"nothing new; {unchanged} files"
@@ -71,7 +71,7 @@ def why_text(details: dict[str, Any], *, shown: int = 20) -> str:
     partitions, unchanged, replaced = details["partitions"], details["unchanged"], len(details["replaces"])
     lines = ["", "why each partition is to be done"]
     for partition in partitions[:shown]:
-        lines.append(f"  {partition['partition']:<9}{partition['rows']:>12,} rows  {'; '.join(partition['why'])}")
+        lines.append(f"  {partition['partition']:<9}{partition['rows']:>12,} rows  {'; '.join(partition['reasons'])}")
     more = len(partitions) - shown
     lines += [f"  … and {more:,} more (--json shows all)"] if more > 0 else []
     lines += ["  nothing is to be done"] if not partitions else []

@@ -176,13 +176,13 @@ def _take_back(
         for name in mine.outputs:
             sharing.setdefault(name, []).append(path)
     replaces: set[str] = set()
-    waiting = [path for path, how in files.items() if path in known and how.why != APPENDED]
+    waiting = [path for path, how in files.items() if path in known and how.reason != APPENDED]
     while waiting:
         cause = waiting.pop()
         for name in known[cause].outputs - replaces:
             replaces.add(name)
             for path in sharing[name]:
-                is_whole = path in files and files[path].why != APPENDED
+                is_whole = path in files and files[path].reason != APPENDED
                 if is_whole:
                     continue
                 if path not in there:

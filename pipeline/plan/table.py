@@ -86,7 +86,7 @@ def _incremental_columns(plan: Plan) -> dict[str, pa.Array]:
     return {
         "published_row_groups": pa.array([file.published_row_groups for file in plan.files], pa.int64()),
         "footer_digest": pa.array([file.footer_digest for file in plan.files], pa.string()),
-        "reason": pa.array([file.why for file in plan.files], pa.string()),
+        "reason": pa.array([file.reason for file in plan.files], pa.string()),
     }
 
 
@@ -218,8 +218,8 @@ def _files(table: pa.Table) -> tuple[InputFile, ...]:
         *(table.column(name).to_pylist() for name in ("published_row_groups", "footer_digest", "reason")), strict=True
     )
     return tuple(
-        replace(file, published_row_groups=done, footer_digest=digest, why=why)
-        for file, (done, digest, why) in zip(files, more, strict=True)
+        replace(file, published_row_groups=done, footer_digest=digest, reason=reason)
+        for file, (done, digest, reason) in zip(files, more, strict=True)
     )
 
 

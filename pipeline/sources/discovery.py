@@ -68,7 +68,8 @@ class Discovery:
 class FileSelection:
     """The part of a file that an incremental job scores."""
 
-    why: str
+    reason: str
+    """Reason for which the file is scored."""
     published_row_groups: int = 0
     """Row groups at the start of the file that an earlier job has published."""
 

@@ -84,7 +84,7 @@ class World:
         return score_inline(self.plan(**fields), directory=self.jobs, job=f"inc-{self.number:03d}")
 
     def reasons(self) -> dict[str, str]:
-        return {Path(file.path).name: file.why.partition(" /")[0] for file in self.plan().files}
+        return {Path(file.path).name: file.reason.partition(" /")[0] for file in self.plan().files}
 
     def check(self) -> None:
         """Check that a reader finds what one plain loop over all current files gives."""
@@ -162,7 +162,7 @@ def test_plan_says_why(world: World) -> None:
     told = explain(world.plan())
     assert told["counts"] == {"failed before": 1, "new": 1}
     assert told["unchanged"] == 2
-    assert {why for one in told["partitions"] for why in one["why"]} == {f"failed before ({failed.id})", "new"}
+    assert {reason for partition in told["partitions"] for reason in partition["reasons"]} == {f"failed before ({failed.id})", "new"}
     assert sum(one["rows"] for one in told["partitions"]) == 60
     plan = world.plan()
     assert plan_from_table(plan_to_table(plan)) == plan, "why, and what it goes on from, is kept with the plan"

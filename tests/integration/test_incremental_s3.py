@@ -28,7 +28,7 @@ def test_new_and_changed_files(s3: S3, tmp_path: Path, model_path: Path) -> None
     def run(number: int) -> list[str]:
         plan = plan_inline(spec, directory=jobs)
         publish_inline(score_inline(plan, directory=jobs, job=f"inc-{number}"))
-        return [file.why.partition(" /")[0] for file in plan.files]
+        return [file.reason.partition(" /")[0] for file in plan.files]
 
     def published() -> pa.Table:
         def get(name: str) -> bytes:

@@ -174,7 +174,7 @@ def _select(footer: Footer, metadata: pq.FileMetaData, selection: FileSelection)
         selected=selected,
         published_row_groups=done,
         footer_digest=marks[-1] if marks else "",
-        why=selection.why,
+        reason=selection.reason,
     )
 
 

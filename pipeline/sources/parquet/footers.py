@@ -110,8 +110,8 @@ class Footer:
     """See `pipeline.common.rows.InputFile.footer_digest`."""
     published_row_groups: int = 0
     """See `pipeline.common.rows.InputFile.published_row_groups`."""
-    why: str = ""
-    """See `pipeline.common.rows.InputFile.why`."""
+    reason: str = ""
+    """See `pipeline.common.rows.InputFile.reason`."""
 
     def group_bytes(self, columns: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return the uncompressed and compressed bytes of ``columns``, int64 [groups] each.
@@ -140,7 +140,7 @@ class Footer:
             file.hive_keys,
             published_row_groups=self.published_row_groups,
             footer_digest=self.footer_digest,
-            why=self.why,
+            reason=self.reason,
         )
 
     def narrow(self, groups: Collection[int]) -> Footer:

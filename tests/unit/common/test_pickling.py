@@ -16,7 +16,7 @@ from pipeline.models.engines import EngineUse
 
 EXAMPLES = [
     RowGroup(5, 80, 40, selected=False),
-    InputFile("a", 9, "mtime:1", (RowGroup(5, 80, 40),), (("day", "1"),), 1, "mark", "why"),
+    InputFile("a", 9, "mtime:1", (RowGroup(5, 80, 40),), (("day", "1"),), 1, "mark", "new"),
     Fragment("a", 0, 5, 0, 1, 80, (("day", "1"),), "b"),
     QuarantinedFile("a", "file:CorruptInput", "cut", 4),
     RowCounts(5, 3, 1, 1),

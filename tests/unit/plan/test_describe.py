@@ -24,7 +24,7 @@ def test_every_file_and_partition_has_its_reason(small: SmallJob) -> None:
     details = explain(small.plan)
     assert details["counts"] == {EVERYTHING: 3}
     assert [partition["rows"] for partition in details["partitions"]] == [30, 5, 40]
-    assert all(partition["why"] == [EVERYTHING] for partition in details["partitions"])
+    assert all(partition["reasons"] == [EVERYTHING] for partition in details["partitions"])
     assert "1 more" in why_text(details, shown=2)
 
 

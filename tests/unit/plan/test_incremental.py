@@ -47,25 +47,25 @@ def decide(
     )
 
 
-def why(increment: Increment) -> dict[str, str]:
-    return {path: how.why for path, how in increment.files.items()}
+def reasons(increment: Increment) -> dict[str, str]:
+    return {path: how.reason for path, how in increment.files.items()}
 
 
 def test_everything_is_new_at_first() -> None:
     made = decide(found("a", "b"))
-    assert why(made) == {"a": NEW, "b": NEW}
+    assert reasons(made) == {"a": NEW, "b": NEW}
     assert made.progress.replaces == ()
     assert made.progress.baseline
 
 
 def test_only_what_is_new() -> None:
     made = decide(found("a", "b"), work(1, published("a", "x")))
-    assert why(made) == {"b": NEW}
+    assert reasons(made) == {"b": NEW}
     assert made.progress.unchanged == 1
 
 
 def test_what_failed_before_is_told() -> None:
-    assert why(decide(found("a"), failed={"a": "job-7"})) == {"a": "failed before (job-7)"}
+    assert reasons(decide(found("a"), failed={"a": "job-7"})) == {"a": "failed before (job-7)"}
 
 
 @pytest.mark.parametrize(
@@ -80,14 +80,14 @@ def test_what_failed_before_is_told() -> None:
 )
 def test_appended_or_changed(marks: list[str], expected: str, done: int) -> None:
     made = decide(found("a", a="v2"), work(1, published("a", "x", groups=2)), marks=marks)
-    assert (made.files["a"].why, made.files["a"].published_row_groups) == (expected, done)
+    assert (made.files["a"].reason, made.files["a"].published_row_groups) == (expected, done)
     assert made.progress.replaces == (("x",) if expected == CHANGED else ())
 
 
 def test_files_that_share_an_output_file_with_a_changed_one_are_scored_again() -> None:
     one = work(1, published("a", "x"), published("b", "x", "y"), published("c", "y"), published("d", "z"))
     made = decide(found("a", "b", "c", "d", a="v2"), one)
-    assert made.files["a"].why == CHANGED
+    assert made.files["a"].reason == CHANGED
     assert set(made.files) == {"a", "b", "c"}
     assert made.progress.replaces == ("x", "y")
     assert made.progress.unchanged == 1
@@ -113,7 +113,7 @@ def test_appended_rows_leave_what_is_there_unless_it_has_to_go() -> None:
         on_model_change="new",
         marks=lambda path: ["m0", "m1"] if path == "a" else [],
     )
-    assert made.files["b"].why == CHANGED
+    assert made.files["b"].reason == CHANGED
     assert made.files["a"].published_row_groups == 0, "its rows are in a file that goes: all of it is scored"
 
 
@@ -131,7 +131,7 @@ def test_a_file_that_is_gone_and_would_be_needed_again_is_named() -> None:
 @pytest.mark.parametrize(("policy", "expected"), [("new", {"c": NEW}), ("all", {"a": MODEL_CHANGED, "c": NEW})])
 def test_another_model(policy: str, expected: dict[str, str]) -> None:
     made = decide(found("a", "c"), work(1, published("a", "x")), model="other", policy=policy)
-    assert why(made) == expected
+    assert reasons(made) == expected
     assert made.progress.replaces == (("x",) if policy == "all" else ())
 
 
