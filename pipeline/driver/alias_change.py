@@ -68,7 +68,7 @@ class AliasMonitor:
             self._record(change)
         else:
             # A job that rescores all rows has no use for the running partitions.
-            self.stop.request(StopReason.ALIAS_CHANGE, reason=change.description, now=policy == "restart")
+            self.stop.request(StopReason.ALIAS_CHANGE, message=change.description, now=policy == "restart")
             logger.warning("%s: no more partitions are started", change.description)
 
     def apply_policy(self, ledger: Ledger) -> None:

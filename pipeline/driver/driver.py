@@ -156,7 +156,7 @@ class Driver(JobRun):
     def _check_stop(self) -> None:
         """Raise if a stop was requested and partitions remain."""
         # A changed alias is handled by the alias monitor.
-        is_alias_change = self.stop.why is StopReason.ALIAS_CHANGE
+        is_alias_change = self.stop.reason is StopReason.ALIAS_CHANGE
         if self.stop.is_requested and not is_alias_change and (pending := self._pending()):
             raise self.stop.error(self.job.id, left=len(pending))
 

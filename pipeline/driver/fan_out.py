@@ -44,18 +44,18 @@ class FanOutStop(Stop):
         stop = Stop()
         with self._lock:
             self._child_stops.append(stop)
-            if self.why is not None:
-                stop.request(self.why, reason=self.reason, signal_number=self.signal_number, now=self.now)
+            if self.reason is not None:
+                stop.request(self.reason, message=self.message, signal_number=self.signal_number, now=self.now)
         return stop
 
     def request(
-        self, why: StopReason, *, reason: str = "", signal_number: int | None = None, now: bool = False
+        self, reason: StopReason, *, message: str = "", signal_number: int | None = None, now: bool = False
     ) -> None:
         """Request a stop of the fan-out and of all its children."""
         with self._lock:
-            super().request(why, reason=reason, signal_number=signal_number, now=now)
+            super().request(reason, message=message, signal_number=signal_number, now=now)
             for stop in self._child_stops:
-                stop.request(why, reason=reason, signal_number=signal_number, now=self.now)
+                stop.request(reason, message=message, signal_number=signal_number, now=self.now)
 
 
 class RunChild(Protocol):
@@ -186,7 +186,7 @@ class _ChildPool:
                     if self._driver.lease.is_lost:
                         self._driver.lease.check()
             except BaseException:
-                self._driver.stop.request(StopReason.SIGNAL, reason="the driver of the fan-out ended", now=True)
+                self._driver.stop.request(StopReason.SIGNAL, message="the driver of the fan-out ended", now=True)
                 raise
         return self._failures
 

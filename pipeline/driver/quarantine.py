@@ -60,7 +60,9 @@ def _reject(file: InputFile, error: CorruptInput | InputChanged | SchemaDrift) -
 
 def _changed_files(ledger: Ledger) -> dict[str, QuarantinedFile]:
     """Return the files with unread rows that changed since the job was planned. One round quarantines all of them."""
-    waiting = {fragment.path for partition in ledger.todo for fragment in partition.fragments if not fragment.rejected_from}
+    waiting = {
+        fragment.path for partition in ledger.todo for fragment in partition.fragments if not fragment.rejected_from
+    }
     changed = {}
     for path in sorted(waiting & set(ledger.files)):
         file = ledger.files[path]

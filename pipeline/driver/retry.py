@@ -427,7 +427,9 @@ def _runs(file: pq.ParquetFile) -> Iterator[tuple[int, int, str]]:
         yield start, stop, current
 
 
-def _split_fragment(fragment: Fragment, rejects: _RejectFile, *, ranges: Sequence[tuple[int, int]]) -> Iterator[Fragment]:
+def _split_fragment(
+    fragment: Fragment, rejects: _RejectFile, *, ranges: Sequence[tuple[int, int]]
+) -> Iterator[Fragment]:
     """Yield the parts of ``fragment`` in the row ``ranges``, each from one input file."""
     for low, high in ranges:
         for start, stop, rejected_from in rejects.runs:

@@ -126,7 +126,7 @@ def _watch(store: Store, epoch: int, stop: Stop, seconds: float, is_over: thread
             logger.warning("cannot find out whether job %s was cancelled: %s", store.root, error)
             continue
         if request is not None and not (stop.is_cancel and stop.now == request.now):
-            stop.request(StopReason.CANCEL, reason=request.description, now=request.now)
+            stop.request(StopReason.CANCEL, message=request.description, now=request.now)
             logger.warning("cancelled %s: no more partitions are started", request.description)
 
 
@@ -175,16 +175,16 @@ class StopReason(StrEnum):
     """A user cancelled the job."""
 
 
-_RANK = {why: rank for rank, why in enumerate(StopReason)}
+_RANK = {reason: rank for rank, reason in enumerate(StopReason)}
 
 
 class Stop:
     """A request to start no more partitions, and its reason. Any thread or signal handler may make the request."""
 
     def __init__(self) -> None:
-        self.why: StopReason | None = None
-        self.reason = ""
-        """Reason in words, for the status event."""
+        self.reason: StopReason | None = None
+        self.message = ""
+        """The reason in words, for the status event."""
         self.signal_number: int | None = None
         self.now = False
         """True: do not wait for running partitions either."""
@@ -192,31 +192,31 @@ class Stop:
         self._lock = threading.RLock()
 
     def request(
-        self, why: StopReason, *, reason: str = "", signal_number: int | None = None, now: bool = False
+        self, reason: StopReason, *, message: str = "", signal_number: int | None = None, now: bool = False
     ) -> None:
         """Request a stop. A second signal means to stop now. The highest-ranking reason is kept."""
         with self._lock:
-            is_second = why is StopReason.SIGNAL and self.signal_number is not None
+            is_second = reason is StopReason.SIGNAL and self.signal_number is not None
             self.now = self.now or now or is_second
             self.signal_number = signal_number if signal_number is not None else self.signal_number
-            if self.why is None or _RANK[why] > _RANK[self.why]:
-                self.why, self.reason = why, reason
+            if self.reason is None or _RANK[reason] > _RANK[self.reason]:
+                self.reason, self.message = reason, message
 
-    def settle(self, why: StopReason) -> None:
+    def settle(self, reason: StopReason) -> None:
         """Withdraw the request once its reason was dealt with. A request for any other reason stays."""
         with self._lock:
-            if self.why is why:
-                self.why, self.reason, self.now = None, "", False
+            if self.reason is reason:
+                self.reason, self.message, self.now = None, "", False
 
     @property
     def is_requested(self) -> bool:
         """True if a stop was requested."""
-        return self.why is not None
+        return self.reason is not None
 
     @property
     def is_cancel(self) -> bool:
         """True if the job was cancelled: it must not succeed any more, even if no partition is left."""
-        return self.why is StopReason.CANCEL
+        return self.reason is StopReason.CANCEL
 
     def error(self, job: str, *, left: int) -> PipelineError:
         """Return the error of a run of ``job`` that this request stopped.
@@ -224,12 +224,12 @@ class Stop:
         :param left: Number of partitions without a receipt.
         """
         resume = f"python -m pipeline resume {job}"
-        if self.why is StopReason.CANCEL:
-            reason = f" ({self.reason})" if self.reason else ""
-            return Cancelled(f"the job was cancelled{reason}; {partitions_left(left)}", next_step=resume)
-        if self.why is StopReason.ALIAS_CHANGE:
+        if self.reason is StopReason.CANCEL:
+            message = f" ({self.message})" if self.message else ""
+            return Cancelled(f"the job was cancelled{message}; {partitions_left(left)}", next_step=resume)
+        if self.reason is StopReason.ALIAS_CHANGE:
             return ModelChanged(
-                self.reason or "the model reference means another version now",
+                self.message or "the model reference means another version now",
                 found=partitions_left(left),
                 next_step=resume,
             )

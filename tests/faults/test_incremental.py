@@ -162,7 +162,10 @@ def test_plan_says_why(world: World) -> None:
     told = explain(world.plan())
     assert told["counts"] == {"failed before": 1, "new": 1}
     assert told["unchanged"] == 2
-    assert {reason for partition in told["partitions"] for reason in partition["reasons"]} == {f"failed before ({failed.id})", "new"}
+    assert {reason for partition in told["partitions"] for reason in partition["reasons"]} == {
+        f"failed before ({failed.id})",
+        "new",
+    }
     assert sum(one["rows"] for one in told["partitions"]) == 60
     plan = world.plan()
     assert plan_from_table(plan_to_table(plan)) == plan, "why, and what it goes on from, is kept with the plan"

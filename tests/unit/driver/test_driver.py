@@ -85,7 +85,7 @@ class TestDrive:
         assert job.manifests.last() is None
 
     def test_cancelled_job_publishes_nothing(self, driver: Driver, job: JobDirectory) -> None:
-        driver.stop.request(StopReason.CANCEL, reason="by a test")
+        driver.stop.request(StopReason.CANCEL, message="by a test")
         with pytest.raises(Cancelled):
             driver.drive()
         assert job.manifests.last() is None

@@ -43,7 +43,7 @@ class TestFanOutStop:
         later = stop.child_stop()
         for of_child in (first, later):
             assert of_child.is_requested
-            assert (of_child.why, of_child.signal_number, of_child.now) == (StopReason.SIGNAL, 15, False)
+            assert (of_child.reason, of_child.signal_number, of_child.now) == (StopReason.SIGNAL, 15, False)
         stop.request(StopReason.SIGNAL, signal_number=15)
         assert first.now
         assert later.now

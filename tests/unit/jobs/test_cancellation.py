@@ -108,10 +108,10 @@ def test_the_weightiest_reason_counts(asked: list[StopReason], counts: StopReaso
     """A cancel outweighs a signal, and a signal outweighs an alias change, in any order."""
     stop = Stop()
     assert not stop.is_requested
-    for why in asked:
-        stop.request(why, reason=str(why))
+    for reason in asked:
+        stop.request(reason, message=str(reason))
     assert stop.is_requested
-    assert (stop.why, stop.reason) == (counts, str(counts))
+    assert (stop.reason, stop.message) == (counts, str(counts))
     assert stop.is_cancel is (counts is StopReason.CANCEL)
 
 
@@ -135,17 +135,17 @@ def test_a_signal_after_another_reason_drains_still() -> None:
 
 
 @pytest.mark.parametrize(
-    ("why", "kind", "code"),
+    ("reason", "kind", "code"),
     [
         (StopReason.SIGNAL, Interrupted, 143),
         (StopReason.CANCEL, Cancelled, 8),
         (StopReason.ALIAS_CHANGE, ModelChanged, 5),
     ],
 )
-def test_each_reason_has_its_end(why: StopReason, kind: type[PipelineError], code: int) -> None:
+def test_each_reason_has_its_end(reason: StopReason, kind: type[PipelineError], code: int) -> None:
     """Each reason has its error, exit code and next command."""
     stop = Stop()
-    stop.request(why, signal_number=15 if why is StopReason.SIGNAL else None)
+    stop.request(reason, signal_number=15 if reason is StopReason.SIGNAL else None)
     error = stop.error("job-1", left=3)
     assert type(error) is kind
     assert error.exit_code == code

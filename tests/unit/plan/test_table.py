@@ -59,7 +59,9 @@ def plans(draw: st.DrawFn, base: Plan) -> Plan:
         for low, high in pairwise(cuts):
             rejected_from = draw(NAMES) if file.path.startswith("rounds/") else ""
             size = draw(st.integers(0, 1 << 40))
-            fragments.append(Fragment(file.path, low, high, 0, len(file.row_groups), size, file.hive_keys, rejected_from))
+            fragments.append(
+                Fragment(file.path, low, high, 0, len(file.row_groups), size, file.hive_keys, rejected_from)
+            )
     shuffled = draw(st.permutations(fragments))
     edges = sorted({0, len(shuffled), *draw(st.sets(st.integers(0, len(shuffled)), max_size=5))})
     partitions = [tuple(shuffled[low:high]) for low, high in pairwise(edges)]

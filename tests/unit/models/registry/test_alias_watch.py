@@ -176,11 +176,11 @@ def test_a_hard_coded_version_is_worth_a_warning(reference: str, has_registry: b
 
 def test_a_request_to_stop_is_taken_back_unless_it_was_outranked() -> None:
     stop = Stop()
-    stop.request(StopReason.ALIAS_CHANGE, reason="moved", now=True)
+    stop.request(StopReason.ALIAS_CHANGE, message="moved", now=True)
     stop.settle(StopReason.ALIAS_CHANGE)
     assert not stop.is_requested
     assert not stop.now
     stop.request(StopReason.ALIAS_CHANGE)
     stop.request(StopReason.SIGNAL, signal_number=15)
     stop.settle(StopReason.ALIAS_CHANGE)
-    assert stop.why is StopReason.SIGNAL
+    assert stop.reason is StopReason.SIGNAL
