@@ -21,7 +21,7 @@ from pipeline.execution.tasks import decode_receipt, make_tasks
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.receipts import Receipt
 from pipeline.jobs.rounds import Round
-from pipeline.jobs.splits import MIN_SPLIT_ROWS, even_cuts, parts_of, split_receipt
+from pipeline.jobs.splits import MIN_SPLIT_ROWS, even_split_points, parts_of, split_receipt
 from pipeline.models.model import ModelVersion
 from pipeline.plan.memory import MemoryBatchLimit
 from pipeline.plan.plan import Partition
@@ -95,10 +95,10 @@ class TaskSet:
         :param receipt: receipt of a split that another driver or the attempt has recorded; None: record a new split.
         :returns: None if the partition has too few rows.
         """
-        cuts = even_cuts(0, partition.rows, parts=parts, smallest=max(1, MIN_SPLIT_ROWS // 2))
-        if receipt is None and (partition.rows <= MIN_SPLIT_ROWS or not cuts):
+        split_points = even_split_points(0, partition.rows, parts=parts, smallest=max(1, MIN_SPLIT_ROWS // 2))
+        if receipt is None and (partition.rows <= MIN_SPLIT_ROWS or not split_points):
             return None
-        receipt = receipt or put_split(self.job, self.round, partition, cuts)
+        receipt = receipt or put_split(self.job, self.round, partition, split_points)
         if not receipt.splits:
             return SplitResult(receipt)
         split_parts = parts_of(partition, receipt, {file.path: file for file in self.round.plan.files})
@@ -114,11 +114,11 @@ class TaskSet:
             self.batch = self.batch.after_partition(result.receipt.batch_rows)
 
 
-def put_split(job: JobDirectory, round_: Round, partition: Partition, cuts: Sequence[int]) -> Receipt:
-    """Record a split before the rows ``cuts``, unless the partition has a receipt. Return the receipt that counts."""
+def put_split(job: JobDirectory, round_: Round, partition: Partition, split_points: Sequence[int]) -> Receipt:
+    """Record a split before the rows ``split_points``. Return the receipt that counts: an earlier one, if any."""
     receipt = split_receipt(
         partition.id,
-        cuts,
+        split_points,
         plan=round_.digest,
         model=round_.plan.model.digest,
         attempt=unique_name(),

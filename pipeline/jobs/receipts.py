@@ -24,6 +24,9 @@ from pipeline.common.rows import RowCounts
 from pipeline.errors import StateCorrupt
 from pipeline.models.engines import EngineUse
 
+SCHEMA_VERSION = 2
+"""Version of the stored form of a receipt."""
+
 
 @fast_pickle
 @dataclass(frozen=True, slots=True)
@@ -100,10 +103,10 @@ class Receipt:
     """Rejected rows per reason."""
     splits: tuple[str, ...] = ()
     """Ids of the parts that replace this partition. The receipt of a split partition has no rows."""
-    cuts: tuple[int, ...] = ()
-    """First row of every part but the first, counted over the partition's fragments; empty: halves."""
+    split_points: tuple[int, ...] = ()
+    """First row of every part but the first, counted over the partition's fragments; empty unless it was split."""
     engine: EngineUse | None = None
-    """Engine that evaluated the model; None in receipts of older versions."""
+    """Engine that evaluated the model; None if the partition was split."""
     round: int = 0
     """Number of the round; its files lie in ``rounds/<round>``."""
     before: dict[str, int] = field(default_factory=dict)
@@ -115,7 +118,7 @@ class Receipt:
         record = asdict(replace(self, files=()))
         record["rows"] = self.rows.to_dict()
         record["files"] = [[f.path, f.row_start, f.row_stop, f.rows.to_dict()] for f in self.files]
-        return json.dumps({"schema_version": 1, **record}, sort_keys=True).encode()
+        return json.dumps({"schema_version": SCHEMA_VERSION, **record}, sort_keys=True).encode()
 
     @staticmethod
     def from_json(data: bytes, *, where: str = "") -> Receipt:
@@ -125,8 +128,8 @@ class Receipt:
         """
         try:
             record: dict[str, Any] = json.loads(data)
-            if record.pop("schema_version") != 1:
-                raise ValueError("unknown schema_version")
+            if (version := record.pop("schema_version")) != SCHEMA_VERSION:
+                raise ValueError(f"schema_version {version}")
             record["rows"] = RowCounts.from_dict(record["rows"])
             files = record["files"]
             record["files"] = tuple(FragmentCounts(sys.intern(p), a, b, RowCounts.from_dict(r)) for p, a, b, r in files)
@@ -135,7 +138,7 @@ class Receipt:
                 record[key] = sys.intern(record[key])
             record["seconds"] = Timings(**record["seconds"])
             record["splits"] = tuple(record["splits"])
-            record["cuts"] = tuple(record.get("cuts", ()))
+            record["split_points"] = tuple(record["split_points"])
             if record.get("engine") is not None:
                 record["engine"] = EngineUse.from_dict(record["engine"])
             for key in ("data", "rejects"):
@@ -146,7 +149,7 @@ class Receipt:
                 "a receipt is damaged",
                 where=where,
                 found=f"{type(error).__name__}: {error}",
-                expected="the JSON a worker wrote",
+                expected=f"the JSON that a worker wrote, schema_version {SCHEMA_VERSION}",
                 next_step="remove the file and resume: its partition is scored again",
             ) from error
 

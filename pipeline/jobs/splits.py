@@ -1,7 +1,7 @@
 """Partitions of a round after splits of partitions that were too large for a worker, or too slow on one. Pure.
 
 The receipt of a split partition names the parts. Each part has its own receipt, or is split in turn. The receipt and
-the partition alone determine the cuts, so every driver cuts at the same rows.
+the partition alone determine the split points, so every driver splits at the same rows.
 """
 
 from __future__ import annotations
@@ -58,16 +58,21 @@ def halves(partition: Partition, files: Mapping[str, InputFile]) -> tuple[Partit
     return left, right
 
 
-def pieces(partition: Partition, cuts: Sequence[int], files: Mapping[str, InputFile]) -> tuple[Partition, ...]:
-    """Return the parts that replace ``partition`` when it is cut before the rows ``cuts``.
+def pieces(partition: Partition, split_points: Sequence[int], files: Mapping[str, InputFile]) -> tuple[Partition, ...]:
+    """Return the parts that replace ``partition`` when it is split before the rows ``split_points``.
 
-    :param cuts: Row numbers, counted over all fragments; ascending, and none at either end.
+    :param split_points: Row numbers, counted over all fragments; ascending, and none at either end.
     :param files: Input files of the plan by path.
-    :raises StateCorrupt: when the partition cannot be cut there.
+    :raises StateCorrupt: when the partition cannot be split there.
     """
-    edges = (0, *cuts, partition.rows)
+    edges = (0, *split_points, partition.rows)
     if any(low >= high for low, high in pairwise(edges)):
-        raise StateCorrupt("a partition was cut where it cannot be", found=f"{partition.id} at {tuple(cuts)}")
+        raise StateCorrupt(
+            "a partition was split at rows where it cannot be",
+            found=f"{partition.id} at {tuple(split_points)}",
+            expected=f"ascending row numbers between 1 and {partition.rows - 1}",
+            next_step="remove its receipt and resume: the partition is scored again",
+        )
     return tuple(
         Partition(f"{partition.id}.{number}", tuple(_between(partition, files, start=low, stop=high)))
         for number, (low, high) in enumerate(pairwise(edges))
@@ -84,19 +89,19 @@ def _between(partition: Partition, files: Mapping[str, InputFile], *, start: int
         begin += fragment.rows
 
 
-def even_cuts(start: int, stop: int, *, parts: int, smallest: int = 1) -> tuple[int, ...]:
-    """Return the cuts that divide the rows ``start`` to ``stop`` into ``parts`` nearly equal parts.
+def even_split_points(start: int, stop: int, *, parts: int, smallest: int = 1) -> tuple[int, ...]:
+    """Return the split points that divide the rows ``start`` to ``stop`` into ``parts`` nearly equal parts.
 
-    Neither end is a cut. There are fewer parts if one would have fewer than ``smallest`` rows.
+    Neither end is a split point. There are fewer parts if one would have fewer than ``smallest`` rows.
     """
     count = max(1, min(parts, (stop - start) // max(1, smallest)))
     return tuple(start + (stop - start) * number // count for number in range(1, count))
 
 
 def split_receipt(
-    partition: str, cuts: Sequence[int], *, plan: str, model: str, attempt: str, round: int = 0
+    partition: str, split_points: Sequence[int], *, plan: str, model: str, attempt: str, round: int = 0
 ) -> Receipt:
-    """Make the receipt of a partition that is split before the rows ``cuts``. The receipt has no rows and no files.
+    """Make the receipt of a partition that is split before the rows ``split_points``, with no rows and no files.
 
     :param partition: Id of the partition.
     :param plan: Digest of the plan.
@@ -113,8 +118,8 @@ def split_receipt(
         rejects=None,
         rows=RowCounts(),
         files=(),
-        splits=tuple(f"{partition}.{number}" for number in range(len(cuts) + 1)),
-        cuts=tuple(cuts),
+        splits=tuple(f"{partition}.{number}" for number in range(len(split_points) + 1)),
+        split_points=tuple(split_points),
         round=round,
     )
 
@@ -124,12 +129,16 @@ def parts_of(partition: Partition, receipt: Receipt, files: Mapping[str, InputFi
 
     :raises StateCorrupt: when the partition cannot be split like that.
     """
-    cuts = receipt.cuts or (partition.rows // 2,)
-    if len(cuts) + 1 == len(receipt.splits):
-        found = pieces(partition, cuts, files)
-        if tuple(part.id for part in found) == receipt.splits:
-            return found
-    raise StateCorrupt("a partition was split in a way it cannot be", found=f"{partition.id} {receipt.splits}")
+    if len(receipt.split_points) + 1 == len(receipt.splits):
+        parts = pieces(partition, receipt.split_points, files)
+        if tuple(part.id for part in parts) == receipt.splits:
+            return parts
+    raise StateCorrupt(
+        "the receipt of a split partition names other parts than its split points make",
+        found=f"{partition.id}: parts {receipt.splits} at {receipt.split_points}",
+        expected=f"{partition.id}.0, {partition.id}.1, …, one more than split points",
+        next_step="remove the receipt and resume: the partition is scored again",
+    )
 
 
 def files_of_split_attempts(receipts: Iterable[Receipt]) -> set[str]:

@@ -25,7 +25,7 @@ from pipeline.common.stopwatch import Stopwatch
 from pipeline.errors import PlanMismatch, ReconciliationFailed
 from pipeline.jobs import layout
 from pipeline.jobs.receipts import DataFile, FragmentCounts, Receipt, Timings
-from pipeline.jobs.splits import even_cuts, split_receipt
+from pipeline.jobs.splits import even_split_points, split_receipt
 from pipeline.models.engines import EngineUse, get_evaluator
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import REJECT_REASON, REJECT_ROW, StageRecipe
@@ -187,7 +187,7 @@ class _Attempt:
 
     def _split_at(self, row: int) -> Receipt:
         """Make the receipt of a split: the rows before ``row`` are the first part, the rest is divided evenly."""
-        rest = even_cuts(row, self.partition.rows, parts=self.progress.parts, smallest=MIN_REST_ROWS)
+        rest = even_split_points(row, self.partition.rows, parts=self.progress.parts, smallest=MIN_REST_ROWS)
         return split_receipt(
             self.partition.id,
             (row, *rest),

@@ -136,7 +136,7 @@ def test_a_slow_worker_is_cut_and_others_do_the_rest(
     assert report.status == "SUCCEEDED"
     assert report.batch.remembered == 200
     assert report.stragglers.split_slow >= 1
-    cut = [receipt for receipt in job.directory().receipts.all() if receipt.cuts]
+    cut = [receipt for receipt in job.directory().receipts.all() if receipt.split_points]
     assert cut
     assert driver.seen.splits("slow", "idle_workers")
     wait_until_at_rest(cluster)

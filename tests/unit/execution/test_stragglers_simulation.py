@@ -27,7 +27,7 @@ from pipeline.execution.stragglers import (
     StragglerPolicy,
     choose_actions,
 )
-from pipeline.jobs.splits import even_cuts
+from pipeline.jobs.splits import even_split_points
 from pipeline.scoring.progress import ProgressSnapshot
 
 STEP = 0.1
@@ -179,12 +179,12 @@ class Simulation:
         self.running[worker] = None
         job = attempt.job
         done = job.rows * attempt.ended // attempt.batches
-        cuts = even_cuts(done, job.rows, parts=len(attempt.helpers), smallest=64)
-        self._put_parts(job, (done, *cuts), attempt.helpers, skip=1)
+        split_points = even_split_points(done, job.rows, parts=len(attempt.helpers), smallest=64)
+        self._put_parts(job, (done, *split_points), attempt.helpers, skip=1)
 
-    def _put_parts(self, job: Job, cuts: Sequence[int], workers: tuple[str, ...], *, skip: int) -> None:
+    def _put_parts(self, job: Job, split_points: Sequence[int], workers: tuple[str, ...], *, skip: int) -> None:
         self.divided.add(job.name)
-        edges = (0, *cuts, job.rows)
+        edges = (0, *split_points, job.rows)
         for number, (low, high) in enumerate(pairwise(edges)):
             rows = high - low
             share = rows / job.rows
@@ -212,8 +212,8 @@ class Simulation:
                         attempt.job.name, worker=action.key, pace=action.expensive_pace
                     )
             elif isinstance(action, SplitAmong):
-                cuts = even_cuts(0, attempt.job.rows, parts=len(action.workers), smallest=512)
-                self._put_parts(attempt.job, cuts, action.workers, skip=0)
+                split_points = even_split_points(0, attempt.job.rows, parts=len(action.workers), smallest=512)
+                self._put_parts(attempt.job, split_points, action.workers, skip=0)
             elif isinstance(action, Backup):
                 (helper,) = action.workers
                 assert self.running[helper] is None

@@ -13,14 +13,13 @@ from typing import Any
 
 import pytest
 
-from pipeline.common.rows import RowCounts
 from pipeline.errors import OutputConflict, PlanMismatch, RefusedForSafety, SpecError, StateCorrupt, StorageError
 from pipeline.jobs.directory import JobDirectory, JobOptions
 from pipeline.jobs.listing import find_job, list_jobs
 from pipeline.jobs.manifest_log import ManifestLog
 from pipeline.jobs.receipts import Receipt
 from pipeline.jobs.record import new_job_id
-from pipeline.jobs.splits import done_partitions, effective_partitions, halves
+from pipeline.jobs.splits import done_partitions, effective_partitions, halves, split_receipt
 from pipeline.jobs.status import Status
 from pipeline.plan.plan import Partition
 from pipeline.storage.local import LocalStore
@@ -230,8 +229,7 @@ def test_receipt_of_no_partition(directory: JobDirectory, job: SmallJob) -> None
 
 
 def _split(directory: JobDirectory, partition: Partition) -> Receipt:
-    ids = (f"{partition.id}.0", f"{partition.id}.1")
-    receipt = Receipt(partition.id, directory.record.plan, "", "split", None, None, RowCounts(), (), splits=ids)
+    receipt = split_receipt(partition.id, (partition.rows // 2,), plan=directory.record.plan, model="", attempt="split")
     assert directory.store.put_if_absent(f"rounds/0/receipts/{partition.id}.json", receipt.to_json_bytes())
     return receipt
 

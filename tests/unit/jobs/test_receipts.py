@@ -38,7 +38,7 @@ COUNTS = st.builds(RowCounts, *[st.integers(0, 1 << 40)] * 4)
 def test_round_trip() -> None:
     """A receipt, with or without splits, is read back from its JSON unchanged."""
     assert Receipt.from_json(WHOLE.to_json_bytes()) == WHOLE
-    split = Receipt("1", "p", "m", "a", None, None, RowCounts(), (), splits=("1.0", "1.1"))
+    split = Receipt("1", "p", "m", "a", None, None, RowCounts(), (), splits=("1.0", "1.1"), split_points=(5,))
     assert Receipt.from_json(split.to_json_bytes()) == split
 
 
@@ -67,7 +67,7 @@ def test_a_missing_field_is_refused(name: str) -> None:
     """A missing field raises `StateCorrupt` with the file, unless the field is optional."""
     record = json.loads(WHOLE.to_json_bytes())
     del record[name]
-    optional = {"worker", "batch_rows", "reasons", "engine", "cuts", "round", "before", "peak_memory"}
+    optional = {"worker", "batch_rows", "reasons", "engine", "round", "before", "peak_memory"}
     if name in optional:
         Receipt.from_json(json.dumps(record).encode())
     else:
@@ -76,11 +76,20 @@ def test_a_missing_field_is_refused(name: str) -> None:
         assert caught.value.where == "00042.json"
 
 
-@pytest.mark.parametrize("text", [b"null", b"[]", b"3", b"\xff", b'{"schema_version": 2}'])
+@pytest.mark.parametrize("text", [b"null", b"[]", b"3", b"\xff", b'{"schema_version": 9}'])
 def test_something_else_is_refused(text: bytes) -> None:
     """JSON that is not a receipt of this version raises `StateCorrupt`."""
     with pytest.raises(StateCorrupt):
         Receipt.from_json(text)
+
+
+def test_receipt_of_an_older_version_is_refused_by_its_version() -> None:
+    """The error names both versions, so that nobody looks for damage."""
+    old = {**json.loads(WHOLE.to_json_bytes()), "schema_version": 1}
+    with pytest.raises(StateCorrupt) as caught:
+        Receipt.from_json(json.dumps(old).encode())
+    assert "schema_version 1" in str(caught.value.found)
+    assert "schema_version 2" in str(caught.value.expected)
 
 
 def test_seconds_add_up() -> None:

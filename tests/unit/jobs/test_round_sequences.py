@@ -26,7 +26,7 @@ from pipeline.jobs import layout
 from pipeline.jobs.directory import JobDirectory, JobOptions
 from pipeline.jobs.ledger import Ledger
 from pipeline.jobs.rounds import Round, RoundReason, make_record
-from pipeline.jobs.splits import even_cuts, split_receipt
+from pipeline.jobs.splits import even_split_points, split_receipt
 from pipeline.plan.packing import pack
 from pipeline.plan.plan import Limits, Partition
 from pipeline.report.rejects import read_left
@@ -86,10 +86,12 @@ class History:
         large = [partition for partition in ledger.todo if partition.rows >= 2]
         if large:
             partition = large[first % len(large)]
-            cuts = even_cuts(0, partition.rows, parts=2 + second % 3)
+            split_points = even_split_points(0, partition.rows, parts=2 + second % 3)
             number = ledger.last.number
             model = ledger.last.plan.model.digest
-            made = split_receipt(partition.id, cuts, plan=ledger.last.digest, model=model, attempt="s", round=number)
+            made = split_receipt(
+                partition.id, split_points, plan=ledger.last.digest, model=model, attempt="s", round=number
+            )
             directory.receipts.put(made)
 
     def _late(self, directory: JobDirectory, ledger: Ledger, first: int, second: int) -> None:

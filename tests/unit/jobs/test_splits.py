@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pipeline.common.rows import InputFile, RowCounts, RowGroup
 from pipeline.errors import InfrastructureError, StateCorrupt
 from pipeline.jobs.receipts import Receipt
-from pipeline.jobs.splits import even_cuts, parts_of, pieces
+from pipeline.jobs.splits import even_split_points, parts_of, pieces
 from pipeline.models.registry import resolve
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import MapRecipe, StageRecipe
@@ -109,7 +109,7 @@ def test_what_was_scored_and_the_rest_are_the_whole(
     assert cut.rows == RowCounts()
     parts = parts_of(whole, cut, files_by_path(lake))
     first = stored(recipe, "00000.0")
-    assert 0 < first.rows.input == parts[0].rows == cut.cuts[0] < lake.rows
+    assert 0 < first.rows.input == parts[0].rows == cut.split_points[0] < lake.rows
     assert [(f.path, f.row_start, f.row_stop) for f in first.files] == [
         (f.path, f.row_start, f.row_stop) for f in parts[0].fragments
     ]
@@ -220,25 +220,25 @@ def test_a_worker_tells_how_far_it_is(recipe: StageRecipe, lake: Lake, step: Any
 
 
 @given(st.integers(0, 50), st.integers(0, 2000), st.integers(1, 9), st.integers(1, 300))
-def test_even_cuts_are_even(start: int, rows: int, parts: int, smallest: int) -> None:
+def test_even_split_points_are_even(start: int, rows: int, parts: int, smallest: int) -> None:
     """Parts differ by at most one row, and none is smaller than ``smallest`` unless it is the only part."""
-    cuts = even_cuts(start, start + rows, parts=parts, smallest=smallest)
-    sizes = [high - low for low, high in zip((start, *cuts), (*cuts, start + rows), strict=True)]
+    points = even_split_points(start, start + rows, parts=parts, smallest=smallest)
+    sizes = [high - low for low, high in zip((start, *points), (*points, start + rows), strict=True)]
     assert len(sizes) <= parts
     assert max(sizes) - min(sizes) <= 1
     assert len(sizes) == 1 or min(sizes) >= smallest
     assert len(sizes) == min(parts, max(1, rows // smallest))
 
 
-@pytest.mark.parametrize("cuts", [(0,), (3000,), (10, 10), (20, 10)])
-def test_a_cut_at_no_row_is_refused(lake: Lake, cuts: tuple[int, ...]) -> None:
-    """Cuts at the ends, at one row twice or in falling order raise `StateCorrupt`."""
-    with pytest.raises(StateCorrupt, match="cut where it cannot be"):
-        pieces(make_partition(lake.files[0]), cuts, files_by_path(lake))
+@pytest.mark.parametrize("points", [(0,), (3000,), (10, 10), (20, 10)])
+def test_split_at_no_row_is_refused(lake: Lake, points: tuple[int, ...]) -> None:
+    """Split points at the ends, at one row twice or in falling order raise `StateCorrupt`."""
+    with pytest.raises(StateCorrupt, match="split at rows where it cannot be"):
+        pieces(make_partition(lake.files[0]), points, files_by_path(lake))
 
 
 def test_partitions_are_cut_across_files(lake: Lake) -> None:
-    """A cut may fall into any file; parts keep the fragments of their files."""
+    """A split point may fall into any file; parts keep the fragments of their files."""
     whole = make_partition(*lake.files)
     parts = pieces(whole, (2900, 3500, 3600), files_by_path(lake))
     assert [part.rows for part in parts] == [2900, 600, 100, 1140]
