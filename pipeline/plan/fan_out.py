@@ -65,8 +65,8 @@ def plan_fan_out(spec: JobSpec, planner: Planner) -> Plan:
                 matching=branch.rows,
                 rows=plan.rows,
                 partitions=len(plan.partitions),
-                work=plan.work_digest,
-                cut=plan.digest,
+                work_digest=plan.work_digest,
+                plan_digest=plan.digest,
                 plan=plan,
             )
         )

@@ -66,9 +66,9 @@ class ChildPlan:
     rows: int
     """Rows of the child's input files."""
     partitions: int
-    work: str
+    work_digest: str
     """`Plan.work_digest` of the child's plan."""
-    cut: str
+    plan_digest: str
     """`Plan.digest` of the child's plan."""
     plan: Plan | None = field(default=None, repr=False, compare=False)
     """The child's plan while the fan-out is planned; later it is read from the child's own directory."""
@@ -182,7 +182,7 @@ class Plan:
                 if self.frame_schemas
                 else None,
                 "scored": [self.features, self.keep, self.outputs],
-                "children": [[child.slug, child.value, child.work] for child in self.children],
+                "children": [[child.slug, child.value, child.work_digest] for child in self.children],
                 "incremental baseline": [self.progress.baseline, self.progress.replaces]
                 if self.progress.baseline
                 else None,
@@ -210,7 +210,7 @@ class Plan:
             ranges = [(part.path, part.row_start, part.row_stop) for part in partition.fragments]
             seen.update(json.dumps([partition.id, ranges]).encode() + b"\n")
         for child in self.children:
-            seen.update(json.dumps([child.slug, child.cut]).encode() + b"\n")
+            seen.update(json.dumps([child.slug, child.plan_digest]).encode() + b"\n")
         return seen.hexdigest()
 
     def recipe(

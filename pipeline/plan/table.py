@@ -22,7 +22,7 @@ from pipeline.plan.step_code import StepCode
 from pipeline.spec.job_spec import JobSpec
 from pipeline.storage.store import Store
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _METADATA = b"pipeline.plan"
 _KEYS = pa.list_(pa.struct([("name", pa.string()), ("value", pa.string())]))
 _GROUP = pa.struct([("rows", pa.int64()), ("bytes", pa.int64()), ("compressed", pa.int64()), ("selected", pa.bool_())])

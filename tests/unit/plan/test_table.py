@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -114,3 +115,12 @@ class TestRefusal:
         table = plan_to_table(base)
         with pytest.raises(PipelineError, match="damaged"):
             plan_from_table(table.slice(1))
+
+    def test_plan_of_an_older_version_is_refused_by_its_version(self, base: Plan) -> None:
+        """The error names both versions, so that nobody looks for damage."""
+        table = plan_to_table(base)
+        record = {**json.loads(table.schema.metadata[plan_table._METADATA]), "schema_version": 2}
+        with pytest.raises(PipelineError) as caught:
+            plan_from_table(table.replace_schema_metadata({plan_table._METADATA: json.dumps(record).encode()}))
+        assert "schema_version 2" in str(caught.value.found)
+        assert "schema_version 3" in str(caught.value.expected)
