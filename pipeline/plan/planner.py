@@ -47,8 +47,7 @@ def make_plan(
     frame = last_schema(frame_schemas, discovery.schema)
     columns = resolve_columns(spec, model=model, discovery=discovery, frame=frame, outputs=tuple(predictions.names))
     files = resize(discovery, columns=columns.read)
-    output = pa.schema([*(frame.field(name) for name in columns.keep), *predictions])
-    output = pa.schema([field.with_type(read_type(field.type)).remove_metadata() for field in output])
+    output = _output_schema(frame, columns, predictions)
     partitions = _partitions(files, limits=limits, target_bytes=target_bytes)
     sizes = _sizes(discovery, columns, files=files, output=output, limits=limits, maps=bool(spec.maps))
     engine = _can_use_tree_engine(spec, model, files, workers=limits.workers)
@@ -58,8 +57,8 @@ def make_plan(
         files=files,
         partitions=partitions,
         source_columns=columns.read,
-        source_schema=columns.source.serialize().to_pybytes(),
-        output_schema=output.serialize().to_pybytes(),
+        source_schema=_ipc_bytes(columns.source),
+        output_schema=_ipc_bytes(output),
         source_rules=columns.source_rules,
         score_rules=columns.score_rules,
         features=columns.features,
@@ -75,7 +74,7 @@ def make_plan(
         progress=progress,
         quarantined_files=discovery.rejected,
         never_null=tuple(sorted(discovery.never_null)) if spec.maps else (),
-        frame_schemas=tuple(schema.serialize().to_pybytes() for schema in frame_schemas),
+        frame_schemas=tuple(map(_ipc_bytes, frame_schemas)),
     )
 
 
@@ -84,6 +83,15 @@ def last_schema(frame_schemas: Sequence[pa.Schema], source: pa.Schema) -> pa.Sch
     if not frame_schemas:
         return source
     return pa.schema([field.with_nullable(True) for field in frame_schemas[-1]])
+
+
+def _output_schema(frame: pa.Schema, columns: Columns, predictions: pa.Schema) -> pa.Schema:
+    fields = [*(frame.field(name) for name in columns.keep), *predictions]
+    return pa.schema([field.with_type(read_type(field.type)).remove_metadata() for field in fields])
+
+
+def _ipc_bytes(schema: pa.Schema) -> bytes:
+    return bytes(schema.serialize().to_pybytes())
 
 
 def _partitions(files: tuple[InputFile, ...], *, limits: Limits, target_bytes: int | None) -> tuple[Partition, ...]:

@@ -87,15 +87,7 @@ def held_job(
     (folder / "job.yaml").write_text(yaml.safe_dump({**default, **(spec or {})}))
     with open(os.open(reached, os.O_RDWR), "rb", buffering=0) as pipe, lock.open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline", "run", "job.yaml", "--job", "held-1", *options],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            umask=0,
-        )
+        process = _start(folder, options, environment or {})
         job = HeldJob(process, folder, "held-1")
         try:
             # True if a partition has started, or none ever will.
@@ -111,3 +103,15 @@ def held_job(
         finally:
             process.kill()
             process.communicate()
+
+
+def _start(folder: Path, options: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "run", "job.yaml", "--job", "held-1", *options],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        umask=0,
+    )

@@ -63,41 +63,62 @@ def discover(
         screen_files(files, needed=needed, guard=guard) if quarantine_files else ScreenedFiles(files, files[0], ())
     )
     first = _first_footer(screened.usual, guard)
-    common = _CommonSchema(screened.usual, first, keys=keys, needed=needed)
-    common.check_requested(source.columns)
-    common.check_types()
-    if condition is not None:
-        condition.check(_with_keys(common.all_fields(), keys))
+    common = _checked_schema(source, screened.usual, first, keys=keys, needed=needed, condition=condition)
     small = SmallFiles(screened.files, columns=len(common.own))
     nulls = NullCounts(_with_keys(common.fields(), keys)) if count_nulls else None
     reader = _FooterReader(common, first, small, keys, condition, selection, quarantine_files, guard, nulls)
     results = tuple(_in_parallel(reader.read, screened.files, threads=threads))
-    no_files = [quarantined_file(error.where, error) for error in unusable or ()]
     quarantined = [
-        *no_files,
+        *(quarantined_file(error.where, error) for error in unusable or ()),
         *screened.rejected,
         *(result for result in results if isinstance(result, QuarantinedFile)),
     ]
-    footers = tuple(result for result in results if isinstance(result, Footer))
-    schema = _with_keys(common.fields(), keys)
-    footers = with_decoded_widths(footers, columns=schema.names)
-    own_keys = tuple(name for name in keys.names if name not in common.own.names)
-    return Discovery(
-        files=tuple(footer.input_file(schema.names) for footer in footers),
-        schema=schema,
-        key_names=own_keys,
-        available=(*common.own.names, *own_keys),
-        filter=source.filter,
-        rejected=tuple(sorted(quarantined, key=lambda file: file.path)),
-        measured=footers,
-        # A quarantined file may be repaired later, and then it may hold nulls.
-        never_null=reader.nulls.never_null if reader.nulls and not quarantined else frozenset(),
-    )
+    footers = [result for result in results if isinstance(result, Footer)]
+    return _discovery(source, reader, footers=footers, quarantined=quarantined)
 
 
 def _first_footer(file: SourceFile, guard: FooterGuard) -> pq.FileMetaData:
     with missing_is_removed(file.path):
         return read_unknown_footer(file.path, guard)
+
+
+def _checked_schema(
+    source: Source,
+    file: SourceFile,
+    footer: pq.FileMetaData,
+    *,
+    keys: pa.Schema,
+    needed: frozenset[str] | None,
+    condition: Filter | None,
+) -> _CommonSchema:
+    """Return the schema that starts with ``file``; its columns can be read, requested and filtered."""
+    common = _CommonSchema(file, footer, keys=keys, needed=needed)
+    common.check_requested(source.columns)
+    common.check_types()
+    if condition is not None:
+        condition.check(_with_keys(common.all_fields(), keys))
+    return common
+
+
+def _discovery(
+    source: Source, reader: _FooterReader, *, footers: Sequence[Footer], quarantined: Sequence[QuarantinedFile]
+) -> Discovery:
+    """Return the discovery after all footers have been read."""
+    common, keys = reader.common, reader.keys
+    schema = _with_keys(common.fields(), keys)
+    measured = with_decoded_widths(tuple(footers), columns=schema.names)
+    own_keys = tuple(name for name in keys.names if name not in common.own.names)
+    return Discovery(
+        files=tuple(footer.input_file(schema.names) for footer in measured),
+        schema=schema,
+        key_names=own_keys,
+        available=(*common.own.names, *own_keys),
+        filter=source.filter,
+        rejected=tuple(sorted(quarantined, key=lambda file: file.path)),
+        measured=measured,
+        # A quarantined file may be repaired later, and then it may hold nulls.
+        never_null=reader.nulls.never_null if reader.nulls and not quarantined else frozenset(),
+    )
 
 
 def _source_files(
