@@ -181,7 +181,7 @@ def _run(
     # A pipe can be read once only.
     spec_text = read_text(target)
     if not _names_cluster(spec_text, overrides, flags):
-        _begin_workers(flags)
+        _begin_workers(flags, has_steps=any("map" in text for text in (spec_text, *overrides)))
     loaded = load(target, overrides=overrides, params=params, text=spec_text)
     settings = settings_for(loaded, **flags)
 
@@ -194,13 +194,14 @@ def _run(
     _finish(go, settings=settings, strict=strict, text=text)
 
 
-def _begin_workers(flags: Flags) -> None:
+def _begin_workers(flags: Flags, *, has_steps: bool) -> None:
     """Start importing the modules of local workers in the background."""
     from pipeline.common import forkserver as forks
 
     # Settings and the cluster's file are not read yet; an unneeded fork server ends with this process.
     workers, threads = (flags.get(name) for name in ("workers", "threads"))
-    forks.start(forks.likely_environment(int(workers) if workers else None, int(threads) if threads else None))
+    environment = forks.likely_environment(int(workers) if workers else None, int(threads) if threads else None)
+    forks.start(environment, has_steps=has_steps)
 
 
 def _names_cluster(spec_text: str, overrides: Sequence[str], flags: Flags) -> bool:

@@ -33,7 +33,6 @@ from pipeline.plan.step_code import FoundCode, StepCode, digests_of
 from pipeline.scoring.code_search import find_code
 from pipeline.scoring.contract import check_rules
 from pipeline.scoring.outputs import prediction_schema
-from pipeline.scoring.step_plan import plan_frames
 from pipeline.settings import Settings
 from pipeline.sinks import SinkRequest, check, read_published_inputs
 from pipeline.sources import Discovery, FileSelection, discover, find_source, sample_batch
@@ -238,6 +237,8 @@ def _frame_schemas(
     schema = discovery.schema
     if not spec.maps:
         return ()
+    from pipeline.scoring.step_plan import plan_frames  # imports pandas, which only steps need
+
     columns = [name for name in schema.names if name not in discovery.key_names]
     is_lenient = spec.errors.files == "quarantine"
     batch = sample_batch(discovery, columns=columns, schema=schema, skip_unreadable=is_lenient)

@@ -35,7 +35,6 @@ from pipeline.plan.recipe import REJECT_FILE
 from pipeline.plan.step_code import FoundCode, code_difference
 from pipeline.scoring.code_search import find_code
 from pipeline.scoring.outputs import prediction_schema
-from pipeline.scoring.step_plan import plan_frames
 from pipeline.scoring.steps import prepended_sys_path
 from pipeline.settings import Settings
 from pipeline.sinks import read_published
@@ -251,6 +250,8 @@ def _frame_schemas(
     """Return the schema after each ``map`` step; the steps run on rows of an input file that has not changed."""
     if not spec.maps:
         return ()
+    from pipeline.scoring.step_plan import plan_frames  # imports pandas, which only steps need
+
     batch = _sample(discovery, columns=ledger.base.plan.source_columns)
     sample = empty_table(discovery.schema) if batch is None else batch.table
     return plan_frames(spec.maps, sample, never_null=discovery.never_null, import_paths=import_paths, code=code)

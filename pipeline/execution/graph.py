@@ -14,7 +14,8 @@ import dask
 import dask.dataframe
 import pandas as pd
 
-from pipeline.execution.tasks import FRAGMENTS_META, Versions, fragment_frame, score_frame
+from pipeline.execution.fragment_frames import FRAGMENTS_META, fragment_frame, score_frame
+from pipeline.execution.tasks import Versions
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import StageRecipe
 

@@ -1,27 +1,23 @@
 """The tasks of a job, and the functions that a worker runs for a partition.
 
-`pipeline.execution.graph` is a module of its own so that workers, scheduler and driver do not import
-``dask.dataframe``, which takes longer than all their other imports together.
+`pipeline.execution.graph` and `pipeline.execution.fragment_frames` are modules of their own so that workers, scheduler
+and driver import ``dask.dataframe`` and pandas only for what needs them: they take longer than all other imports.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import replace
 
-import pandas as pd
 from dask._task_spec import Task
 from dask.delayed import Delayed
 
-from pipeline.common.rows import Fragment
 from pipeline.common.secrets import redact_error
 from pipeline.errors import PipelineError
 from pipeline.execution.worker_events import announce_start, memory_limit
 from pipeline.jobs.receipts import Receipt
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import StageRecipe
-from pipeline.scoring.frames import score_to_frame
 from pipeline.scoring.isolation import Isolation
 from pipeline.scoring.partition import score_partition
 from pipeline.storage.urls import unique_name
@@ -31,24 +27,6 @@ Versions = dict[str, tuple[int, str]]
 
 ISOLATED_SHARE = 0.8
 """Share of the worker's memory limit for the process of an isolated partition, which is alone on its worker."""
-
-FRAGMENTS_META = pd.DataFrame(
-    {
-        "partition": pd.Series([], dtype="str"),
-        "path": pd.Series([], dtype="str"),
-        "size": pd.Series([], dtype="int64"),
-        "version": pd.Series([], dtype="str"),
-        "row_start": pd.Series([], dtype="int64"),
-        "row_stop": pd.Series([], dtype="int64"),
-        "group_start": pd.Series([], dtype="int64"),
-        "group_stop": pd.Series([], dtype="int64"),
-        "bytes": pd.Series([], dtype="int64"),
-        "hive_keys": pd.Series([], dtype="object"),
-        "rejected_from": pd.Series([], dtype="str"),
-    }
-)
-
-_FRAGMENT_FIELDS = tuple(field.name for field in fields(Fragment))
 
 
 def make_tasks(
@@ -82,7 +60,7 @@ def partition_receipt(
     try:
         return score_partition(recipe, partition, versions=versions, isolation=isolation).to_json_bytes().decode()
     except Exception as error:
-        raise _without_secrets(error) from None
+        raise without_secrets(error) from None
 
 
 def decode_receipt(result: str) -> Receipt:
@@ -90,34 +68,7 @@ def decode_receipt(result: str) -> Receipt:
     return Receipt.from_json(result.encode(), where="the result of a task")
 
 
-def fragment_frame(partition: Partition, versions: Versions) -> pd.DataFrame:
-    """Return the fragments of a partition, with the planned sizes and versions of their files."""
-    rows = [
-        (
-            *(partition.id, f.path, *versions[f.path]),
-            *(f.row_start, f.row_stop, f.group_start, f.group_stop, f.bytes, f.hive_keys, f.rejected_from),
-        )
-        for f in partition.fragments
-    ]
-    return pd.DataFrame(rows, columns=list(FRAGMENTS_META.columns))
-
-
-def _read_fragments(frame: pd.DataFrame) -> tuple[Partition, Versions]:
-    rows: Any = frame.to_dict("records")
-    fragments = tuple(Fragment(**{name: row[name] for name in _FRAGMENT_FIELDS}) for row in rows)
-    return Partition(rows[0]["partition"], fragments), {row["path"]: (row["size"], row["version"]) for row in rows}
-
-
-def score_frame(frame: pd.DataFrame, recipe: StageRecipe) -> pd.DataFrame:
-    """Score the partition of these fragments."""
-    partition, versions = _read_fragments(frame)
-    try:
-        return score_to_frame(recipe, partition, versions=versions)
-    except Exception as error:
-        raise _without_secrets(error) from None
-
-
-def _without_secrets(error: Exception) -> BaseException:
+def without_secrets(error: Exception) -> BaseException:
     """Return ``error`` without secrets, because Dask logs the error and sends it to the driver."""
     masked = redact_error(error)
     if isinstance(masked, PipelineError):

@@ -25,9 +25,9 @@ from pipeline.plan.recipe import StageRecipe
 from pipeline.scoring.arrow import LossyCastError, cast_exactly, one_array, take_rows
 from pipeline.scoring.bisection import NoRowWorksError, bisect, blame_rows
 from pipeline.scoring.contract import beyond_finite, check, check_matrix
+from pipeline.scoring.frame_schemas import FrameSchemas
 from pipeline.scoring.outputs import REJECT_FIELDS, check_scores, score_dtype
 from pipeline.scoring.rows import Failures, Rows
-from pipeline.scoring.step_frames import FrameSchemas, map_rows
 from pipeline.scoring.steps import Step, load_steps
 
 if TYPE_CHECKING:
@@ -165,6 +165,8 @@ class Scorer:
         if not self.steps:
             scored = self._predict_rows(rows)
             return replace(scored, failures=Failures.merged([rejected, scored.failures]))
+        from pipeline.scoring.step_frames import map_rows  # pandas: a third of a worker's imports, for steps only
+
         with self._steps_watch:
             mapped, failed = map_rows(self.steps, rows, schemas=self._frames, any_worked=self._steps_worked)
         count = sum(map(len, mapped))

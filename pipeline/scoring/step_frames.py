@@ -8,7 +8,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from pipeline.errors import SpecError, StepFailed
 from pipeline.scoring.arrow import take_rows
 from pipeline.scoring.bisection import NoRowWorksError, RowsError, bisect, blame_rows
 from pipeline.scoring.frame_conversion import to_frame, to_table
+from pipeline.scoring.frame_schemas import UNPLANNED, FrameSchemas, never_null_columns
 from pipeline.scoring.rows import Failures, Rows
 from pipeline.scoring.steps import Step
 
@@ -27,32 +27,6 @@ ROW_INDEX = "__row__"
 MIN_ROWS = 2
 """Rows of the smallest frame, but for empty ones. A row alone is doubled: the bits of sums over columns differ in NumPy
 for a single row."""
-
-
-@dataclass(frozen=True)
-class FrameSchemas:
-    """The schemas of the frames of a job's steps, equal for all its batches."""
-
-    never_null: frozenset[str] = frozenset()
-    """Columns of the source that have no nulls in the planned files."""
-    after: tuple[pa.Schema, ...] = ()
-    """Columns after each step; empty while they are being planned. Columns that are not nullable have NumPy's dtype of
-    integers or booleans in the next frame."""
-
-    def before_step(self, number: int) -> frozenset[str]:
-        """Return the columns without nulls in the frame of step ``number``, from 0."""
-        if number == 0 or not self.after:
-            return self.never_null
-        return never_null_columns(self.after[number - 1])
-
-    def after_step(self, number: int) -> pa.Schema | None:
-        """Return the columns after step ``number``; None if they are not planned."""
-        return self.after[number] if self.after else None
-
-
-def never_null_columns(schema: pa.Schema) -> frozenset[str]:
-    """Return the columns of ``schema`` that are not nullable."""
-    return frozenset(field.name for field in schema if not field.nullable)
 
 
 def check_source_columns(schema: pa.Schema) -> None:
@@ -71,7 +45,7 @@ def check_source_columns(schema: pa.Schema) -> None:
 
 
 def map_rows(
-    steps: Sequence[Step], rows: Rows, *, schemas: FrameSchemas = FrameSchemas(), any_worked: bool = False
+    steps: Sequence[Step], rows: Rows, *, schemas: FrameSchemas = UNPLANNED, any_worked: bool = False
 ) -> tuple[list[Rows], Failures]:
     """Run ``steps``, on fewer rows at a time if they raise. Return the results in order, and the rows that fail.
 
@@ -98,7 +72,7 @@ def map_rows(
     return [part.result for part in outcome.parts], rows.number(outcome.to_failures())
 
 
-def run_steps(steps: Sequence[Step], rows: Rows, *, schemas: FrameSchemas = FrameSchemas()) -> Rows:
+def run_steps(steps: Sequence[Step], rows: Rows, *, schemas: FrameSchemas = UNPLANNED) -> Rows:
     """Run ``steps`` one after the other. Return the rows that they keep, in input order.
 
     :param schemas: planned schemas of the frames. Default: found from ``rows``.

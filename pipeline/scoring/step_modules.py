@@ -25,16 +25,17 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import decode_source, resolve_name, spec_from_file_location
 from types import CodeType, ModuleType
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from pipeline.common.digest import digest_bytes
 from pipeline.errors import PipelineError, StepChanged, StepFailed
 from pipeline.plan.step_code import CodeFile, StepCode, code_digest, unique_files
 from pipeline.scoring.code_search import OWN, find_module, is_pinned
 
-Function = Callable[[pd.DataFrame], pd.DataFrame]
+if TYPE_CHECKING:
+    import pandas as pd
+
+Function = Callable[["pd.DataFrame"], "pd.DataFrame"]
 ReadArchived = Callable[[CodeFile], bytes | None]
 """Returns the source that the job keeps of a file, or None if it keeps none."""
 

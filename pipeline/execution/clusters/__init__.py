@@ -58,8 +58,11 @@ class ClusterAdapter(Protocol):
     def limits(self) -> Limits:
         """Return the workers, threads and memory of the cluster, without starting the cluster."""
 
-    def preload(self) -> None:
-        """Begin what can be done in the background for `open` before the job is planned; return at once."""
+    def preload(self, *, has_steps: bool) -> None:
+        """Begin what can be done in the background for `open` before the job is planned; return at once.
+
+        :param has_steps: True if the job has map steps.
+        """
 
     def open(self, *, directory: str = "") -> Any:
         """Return a context manager that starts or connects, yields a `distributed.Client`, and finally releases all.

@@ -47,7 +47,7 @@ class ExistingScheduler:
         threads = [int(worker["nthreads"]) for worker in workers]
         return Limits(workers=len(workers), threads=max(1, sum(threads) // len(threads)), memory=min(limits))
 
-    def preload(self) -> None:
+    def preload(self, *, has_steps: bool) -> None:
         """Do nothing: the workers are running."""
 
     @contextmanager

@@ -103,7 +103,7 @@ class BatchSystem:
         jobs = self._jobs()
         return Limits(workers=jobs * self.processes, threads=self._threads(), memory=self._bytes() // self.processes)
 
-    def preload(self) -> None:
+    def preload(self, *, has_steps: bool) -> None:
         """Do nothing: a batch job for a plan that fails would wait and run for nothing."""
 
     def _jobs(self) -> int:

@@ -58,9 +58,9 @@ class LocalProcesses:
             ) from error
         return Limits(workers=workers, threads=threads, memory=memory)
 
-    def preload(self) -> None:
+    def preload(self, *, has_steps: bool) -> None:
         """Start the process from which workers are forked, so that its imports run while the job is planned."""
-        forks.start(self._environment())
+        forks.start(self._environment(), has_steps=has_steps)
 
     def _environment(self) -> dict[str, str]:
         """Return the variables that a worker needs before its start."""

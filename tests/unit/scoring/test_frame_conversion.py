@@ -14,8 +14,9 @@ import pytest
 from pipeline.errors import StepFailed
 from pipeline.scoring.bisection import RowsError
 from pipeline.scoring.frame_conversion import to_frame
+from pipeline.scoring.frame_schemas import FrameSchemas
 from pipeline.scoring.rows import Rows
-from pipeline.scoring.step_frames import FrameSchemas, map_rows
+from pipeline.scoring.step_frames import map_rows
 from pipeline.scoring.step_plan import plan_steps
 from pipeline.scoring.steps import Step
 

@@ -20,7 +20,7 @@ class SlowToClose:
     def limits(self) -> Limits:
         return Limits(1, 1, 0)
 
-    def preload(self) -> None:
+    def preload(self, *, has_steps: bool) -> None:
         pass
 
     @contextmanager
