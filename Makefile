@@ -6,6 +6,8 @@ VENV ?= .venv
 # Test processes that run side by side, each a file of tests at a time.
 TEST_PROCESSES ?= 2
 PY := $(VENV)/bin/python
+# Tests start many processes of this project: with its bytecode on disk each starts in half the time.
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: demo test lint bench clean
 
