@@ -69,7 +69,8 @@ class TaskSet:
     @property
     def recipe(self) -> StageRecipe:
         """Recipe for the next partitions, with the current batch size."""
-        return replace(self._recipe, batch_rows=self.batch.rows)
+        most_bytes = self._recipe.batch_bytes * self.batch.rows // self.batch.planned
+        return replace(self._recipe, batch_rows=self.batch.rows, batch_bytes=most_bytes)
 
     @property
     def round_folder(self) -> str:

@@ -9,7 +9,8 @@ The projection is an upper bound for planning, based on measurements on Linux wi
     pages   = min(columns × PAGE_BYTES, 2 × largest row group)
     written = min(rows per written row group, rows of the partition) × row out
 
-``row in`` and ``row out`` are bytes of an uncompressed row. The factors:
+``row in`` and ``row out`` are bytes of an uncompressed row. Rows may be wider than the sample of the plan: then a batch
+has fewer rows, so that it stays within `batch_bytes`. The factors:
 
 - 3 × row in: at most two batches are read at a time (the one being scored and the next), and joining small pieces
   copies one of them.
@@ -43,6 +44,10 @@ MIN_BATCH_ROWS = 4096
 CEILING_ROWS = 65_536
 """Largest number of rows of a planned batch. Larger batches were 10 % slower, because they do not stay in the CPU
 caches (measured, 28 float32 columns)."""
+MOST_BATCH_BYTES = 1 << 28
+"""Largest limit for the decoded bytes of a batch whose rows are wider than planned."""
+_SPREAD = 1.25
+"""Decoded bytes of a batch / its planned bytes, up to which rows count as being as wide as planned."""
 GROW_AFTER = 8
 """Batches in a row that must fit before the next one is made larger."""
 _WRITTEN_GROUP_BYTES = 128 << 20
@@ -105,6 +110,22 @@ def starting_batch_rows(
         return max(floor, ceiling)
     fitting = int(BATCH_SHARE * memory / max(threads, 1) / max(row_memory, 1))
     return max(floor, min(ceiling, 1 << max(fitting.bit_length() - 1, 0)))
+
+
+def batch_bytes(*, batch_rows: int, row_bytes_in: int, row_memory: int, memory: int, threads: int) -> int:
+    """Return the limit for the decoded bytes of a batch. It counts where rows are wider than planned.
+
+    A batch may fill `BATCH_SHARE` of a thread's memory, also where fewer rows are planned.
+
+    :param row_bytes_in: planned bytes of an uncompressed row of the columns that are read.
+    :param row_memory: result of `row_memory`.
+    :param memory: memory limit of a worker in bytes; 0 means no limit.
+    :param threads: threads per worker.
+    """
+    room = MOST_BATCH_BYTES
+    if memory > 0:
+        room = min(room, int(BATCH_SHARE * memory / max(threads, 1) * row_bytes_in / max(row_memory, 1)))
+    return max(1, room, int(_SPREAD * batch_rows * row_bytes_in))
 
 
 def written_group_rows(*, row_bytes_out: int, batch_rows: int, memory: int, threads: int) -> int:

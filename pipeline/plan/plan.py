@@ -111,6 +111,8 @@ class Plan:
     """Rows of row groups that the filter drops, as statistics prove; they count as filtered."""
     task_memory: int
     """Projected peak bytes of one task, process and model included."""
+    batch_bytes: int = 0
+    """Limit for the decoded bytes of a batch, however many rows it has; 0: no limit."""
     row_bytes_out: int = 0
     """Estimated bytes of an uncompressed row of the output."""
     row_group_rows: int = 1 << 20
@@ -237,6 +239,7 @@ class Plan:
             score_rules=self.score_rules,
             output_schema=self.output_schema,
             batch_rows=self.batch_rows,
+            batch_bytes=self.batch_bytes,
             source_format=spec.source.format,
             compression=spec.sink.compression,
             row_group_rows=self.row_group_rows,

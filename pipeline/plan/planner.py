@@ -12,7 +12,14 @@ from pipeline.models.engines import engine_options
 from pipeline.models.model import ModelVersion
 from pipeline.plan.columns import Columns, resolve_columns
 from pipeline.plan.incremental import FULL_INPUT, IncrementalState
-from pipeline.plan.memory import projected_memory, row_memory, starting_batch_rows, task_memory, written_group_rows
+from pipeline.plan.memory import (
+    batch_bytes,
+    projected_memory,
+    row_memory,
+    starting_batch_rows,
+    task_memory,
+    written_group_rows,
+)
 from pipeline.plan.packing import pack
 from pipeline.plan.plan import Limits, Partition, Plan
 from pipeline.sources.discovery import Discovery, resize, total_bytes
@@ -65,6 +72,7 @@ def make_plan(
         keep=columns.keep,
         outputs=tuple(predictions.names),
         batch_rows=sizes.batch_rows,
+        batch_bytes=sizes.batch_bytes,
         pruned_rows=sum(group.rows for file in files for group in file.input_groups if not group.selected),
         task_memory=_projected(sizes, model, files, partitions, columns=len(columns.read), engine=engine),
         row_bytes_out=sizes.row_bytes_out,
@@ -133,6 +141,7 @@ class _Sizes:
     row_memory: int
     row_bytes_out: int
     batch_rows: int
+    batch_bytes: int
     row_group_rows: int
 
 
@@ -154,7 +163,10 @@ def _sizes(
     memory = row_memory(row_bytes_in=row_in, row_bytes_out=row_out, features=len(columns.features), maps=maps)
     batch = starting_batch_rows(row_memory=memory, memory=limits.memory, threads=limits.threads)
     group = written_group_rows(row_bytes_out=row_out, batch_rows=batch, memory=limits.memory, threads=limits.threads)
-    return _Sizes(memory, row_out, batch, group)
+    most_bytes = batch_bytes(
+        batch_rows=batch, row_bytes_in=row_in, row_memory=memory, memory=limits.memory, threads=limits.threads
+    )
+    return _Sizes(memory, row_out, batch, most_bytes, group)
 
 
 def _width(field: pa.Field) -> int:

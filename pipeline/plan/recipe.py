@@ -85,6 +85,8 @@ class StageRecipe:
     """Arrow schema (IPC) of the output: ``keep`` then ``outputs``."""
     batch_rows: int
     """Rows of the first batch."""
+    batch_bytes: int = 0
+    """Limit for the decoded bytes that are read for a batch; 0: no limit."""
     source_format: str = "parquet"
     """Name of the `pipeline.sources` adapter."""
     compression: str = "snappy"

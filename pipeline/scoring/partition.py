@@ -311,6 +311,7 @@ def read_partition(
         schema=pa.ipc.read_schema(pa.py_buffer(recipe.schema)),
         filter=recipe.filter,
         batch_rows=recipe.batch_rows,
+        batch_bytes=recipe.batch_bytes,
         versions=versions,
         format=recipe.source_format,
     )
@@ -333,6 +334,7 @@ def read_rejects(recipe: StageRecipe, partition: Partition) -> Generator[SourceB
         columns=(*schema.names, *(field.name for field in _ADDED)),
         schema=pa.schema([*schema, *_ADDED]),
         batch_rows=recipe.batch_rows,
+        batch_bytes=recipe.batch_bytes,
     )
     for batch in batches:
         row = np.asarray(batch.table.column(REJECT_ROW).to_numpy(), dtype=np.int64)

@@ -52,6 +52,7 @@ class SourceAdapter(Protocol):
         schema: pa.Schema,
         filter: str | None = None,
         batch_rows: int,
+        batch_bytes: int = 0,
         versions: Mapping[str, tuple[int, str]] | None = None,
     ) -> Generator[SourceBatch, None, None]:
         """See `read_batches`."""
@@ -147,6 +148,7 @@ def read_batches(
     schema: pa.Schema,
     filter: str | None = None,
     batch_rows: int,
+    batch_bytes: int = 0,
     versions: Mapping[str, tuple[int, str]] | None = None,
     format: str = "parquet",
 ) -> Generator[SourceBatch, None, None]:
@@ -156,6 +158,7 @@ def read_batches(
 
     :param columns: physical columns to read; matched by name.
     :param schema: schema of the tables: ``columns`` and the requested hive keys, in this order.
+    :param batch_bytes: limit for the decoded bytes of a batch of more than one row; 0: no limit.
     :param versions: planned size and version per path. None: not checked.
     :param format: name of the adapter.
     :raises InputChanged: if a file has changed since planning.
@@ -164,7 +167,13 @@ def read_batches(
     :raises StorageError: if storage fails.
     """
     return find_source(format).read(
-        partition, columns=columns, schema=schema, filter=filter, batch_rows=batch_rows, versions=versions
+        partition,
+        columns=columns,
+        schema=schema,
+        filter=filter,
+        batch_rows=batch_rows,
+        batch_bytes=batch_bytes,
+        versions=versions,
     )
 
 
@@ -196,6 +205,7 @@ def sample_batch(
             schema=schema,
             filter=discovery.filter,
             batch_rows=max(1, min(rows, fitting)),
+            batch_bytes=SAMPLED_BYTES,
             versions=discovery.versions,
             format=discovery.format,
         )

@@ -18,6 +18,13 @@ from pipeline.sources.batch import HasFragments, SourceBatch
 from pipeline.sources.changes import input_changed, missing_is_changed, schema_changed, version_text
 from pipeline.sources.filters.parse import Filter, parse_filter
 from pipeline.sources.locate import current_version, hive_value
+from pipeline.sources.parquet.decoding import (
+    DecodingSize,
+    decode_limited,
+    decoded_bytes,
+    has_fixed_width,
+    split_by_bytes,
+)
 from pipeline.sources.parquet.opening import open_parquet, parquet_errors
 from pipeline.sources.types import as_type, has_inner_dictionary, same_kind
 from pipeline.sources.versions import is_same_version
@@ -30,14 +37,16 @@ def read_batches(
     schema: pa.Schema,
     filter: str | None = None,
     batch_rows: int,
+    batch_bytes: int = 0,
     versions: Mapping[str, tuple[int, str]] | None = None,
 ) -> Generator[SourceBatch, None, None]:
     """Yield the rows of ``partition`` that ``filter`` keeps; see `pipeline.sources.read_batches`."""
     fragments = tuple(partition if isinstance(partition, Sequence) else partition.fragments)
-    reading = _Reading(fragments, columns, schema, parse_filter(filter) if filter is not None else None, batch_rows)
+    condition = parse_filter(filter) if filter is not None else None
+    reading = _Reading(fragments, columns, schema, condition, batch_rows, batch_bytes)
     pending = _Pending(reading)
     for piece in _pieces(reading, versions):
-        if pending.rows and pending.rows + piece.data.num_rows > batch_rows:
+        if pending.rows and not pending.has_room(piece):
             yield pending.take()
         pending.add(piece)
     if pending.rows or pending.filtered.any():
@@ -53,6 +62,19 @@ class _Reading:
     schema: pa.Schema
     condition: Filter | None
     batch_rows: int
+    batch_bytes: int
+    """Limit for the decoded bytes of a batch; 0: no limit."""
+
+    @cached_property
+    def is_measured(self) -> bool:
+        """True if the decoded bytes of rows are measured: their number limits a batch, and is not known before."""
+        return self.batch_bytes > 0 and not has_fixed_width(self.physical)
+
+    @cached_property
+    def width(self) -> float:
+        """Planned bytes of a decoded row."""
+        rows = sum(fragment.rows for fragment in self.fragments)
+        return sum(fragment.bytes for fragment in self.fragments) / max(rows, 1)
 
     @cached_property
     def physical(self) -> pa.Schema:
@@ -90,6 +112,8 @@ class _Piece:
     row: np.ndarray
     """int64 [rows]: each row's number in its file, from 0."""
     filtered: int
+    bytes: int
+    """Decoded bytes of ``data``; 0 if they are not measured."""
 
 
 class _Pending:
@@ -99,19 +123,25 @@ class _Pending:
         self._reading = reading
         self._physical = reading.physical
         self._pieces: list[_Piece] = []
-        self.rows = 0
+        self.rows = self._bytes = 0
         self.filtered = np.zeros(len(reading.fragments), np.int64)
+
+    def has_room(self, piece: _Piece) -> bool:
+        """True if ``piece`` fits in the same batch."""
+        rows, size = self.rows + piece.data.num_rows, self._bytes + piece.bytes
+        return rows <= self._reading.batch_rows and (not self._reading.batch_bytes or size <= self._reading.batch_bytes)
 
     def add(self, piece: _Piece) -> None:
         self.filtered[piece.number] += piece.filtered
         if piece.data.num_rows:
             self._pieces.append(piece)
             self.rows += piece.data.num_rows
+            self._bytes += piece.bytes
 
     def take(self) -> SourceBatch:
         """Return all pending pieces as one batch, each column in one chunk if its type allows."""
         pieces, filtered = self._pieces, self.filtered
-        self._pieces, self.rows, self.filtered = [], 0, np.zeros_like(filtered)
+        self._pieces, self.rows, self._bytes, self.filtered = [], 0, 0, np.zeros_like(filtered)
         fragment = np.repeat(
             np.array([piece.number for piece in pieces], np.int32), [piece.data.num_rows for piece in pieces]
         )
@@ -137,10 +167,11 @@ def _concatenate(pieces: list[pa.RecordBatch], schema: pa.Schema) -> pa.Table:
 
 def _pieces(reading: _Reading, versions: Mapping[str, tuple[int, str]] | None) -> Iterator[_Piece]:
     fragments = reading.fragments
+    size = DecodingSize(rows=reading.batch_rows, most_bytes=reading.batch_bytes, width=reading.width)
     for path, numbers in groupby(range(len(fragments)), key=lambda number: fragments[number].path):
         _check_version(path, versions)
         try:
-            yield from _file_pieces(path, numbers, reading)
+            yield from _file_pieces(path, numbers, reading, size)
         except (InputError, StorageError):
             # A file that changes during reading causes many kinds of errors: report the change, not its effect.
             _check_version(path, versions)
@@ -150,19 +181,19 @@ def _pieces(reading: _Reading, versions: Mapping[str, tuple[int, str]] | None) -
         _check_version(path, versions)
 
 
-def _file_pieces(path: str, numbers: Iterator[int], reading: _Reading) -> Iterator[_Piece]:
+def _file_pieces(path: str, numbers: Iterator[int], reading: _Reading, size: DecodingSize) -> Iterator[_Piece]:
     numbers = iter(list(numbers))
     with missing_is_changed(path), open_parquet(path, columns=len(reading.columns)) as file:
         align: _Aligner | None = None
         for number in numbers:
             fragment = reading.fragments[number]
             done = fragment.row_start
-            for start, data in _decoded(file, fragment, reading):
+            for start, data in _decoded(file, fragment, reading, size):
                 align = align or _Aligner(data.schema, reading.physical, path)
                 if start != done:
                     break
                 done += data.num_rows
-                yield _filtered(align(data), number, start, reading)
+                yield from _filtered(align(data), number, start, reading)
             if done != fragment.row_stop:
                 raise CorruptInput(
                     "an input file holds other rows than its footer says",
@@ -173,7 +204,9 @@ def _file_pieces(path: str, numbers: Iterator[int], reading: _Reading) -> Iterat
                 )
 
 
-def _decoded(file: pq.ParquetFile, fragment: Fragment, reading: _Reading) -> Iterator[tuple[int, pa.RecordBatch]]:
+def _decoded(
+    file: pq.ParquetFile, fragment: Fragment, reading: _Reading, size: DecodingSize
+) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Yield the number of the first row, and the rows, of each batch of ``fragment``."""
     if fragment.rows == 0:
         return
@@ -181,7 +214,7 @@ def _decoded(file: pq.ParquetFile, fragment: Fragment, reading: _Reading) -> Ite
     if fragment.group_stop > metadata.num_row_groups:
         return
     position = sum(metadata.row_group(group).num_rows for group in range(fragment.group_start))
-    for batch in _batches(file, range(fragment.group_start, fragment.group_stop), reading):
+    for batch in _batches(file, range(fragment.group_start, fragment.group_stop), reading, size):
         low, high = max(fragment.row_start - position, 0), min(fragment.row_stop - position, batch.num_rows)
         if low < high:
             yield position + low, batch if high - low == batch.num_rows else batch.slice(low, high - low)
@@ -190,14 +223,16 @@ def _decoded(file: pq.ParquetFile, fragment: Fragment, reading: _Reading) -> Ite
             return
 
 
-def _batches(file: pq.ParquetFile, groups: range, reading: _Reading) -> Iterator[pa.RecordBatch]:
+def _batches(file: pq.ParquetFile, groups: range, reading: _Reading, size: DecodingSize) -> Iterator[pa.RecordBatch]:
     """Yield the batches of ``groups``, in which no row group is held as a whole."""
     chosen = set(reading.columns)
     is_apart = any(has_inner_dictionary(field.type) for field in file.schema_arrow if field.name in chosen)
-    for part in ([group] for group in groups) if is_apart else [groups]:
-        yield from file.iter_batches(
-            reading.batch_rows, row_groups=part, columns=_known(file, reading.columns), use_threads=False
-        )
+    columns = _known(file, reading.columns)
+    for part in (range(group, group + 1) for group in groups) if is_apart else [groups]:
+        if reading.is_measured:
+            yield from decode_limited(file, part, columns=columns, size=size)
+        else:
+            yield from file.iter_batches(reading.batch_rows, row_groups=part, columns=columns, use_threads=False)
 
 
 def _known(file: pq.ParquetFile, columns: Sequence[str]) -> list[str] | None:
@@ -205,19 +240,23 @@ def _known(file: pq.ParquetFile, columns: Sequence[str]) -> list[str] | None:
     return None if len(columns) == len(file.metadata.schema) else list(columns)
 
 
-def _filtered(data: pa.RecordBatch, number: int, start: int, reading: _Reading) -> _Piece:
-    row = np.arange(start, start + data.num_rows, dtype=np.int64)
-    if reading.condition is None:
-        return _Piece(data, number, row, 0)
-    plain = pa.Table.from_batches([data]) if data.num_columns else pa.table({"": pa.nulls(data.num_rows)})
-    table = reading.with_keys(plain, np.full(data.num_rows, number, np.int32))
-    keep = reading.condition.mask(table)
-    count = int(pc.sum(keep, min_count=0).as_py() or 0)
-    if count == data.num_rows:
-        return _Piece(data, number, row, 0)
-    flags = np.asarray(keep)
-    chosen = pa.array(flags)
-    return _Piece(data.filter(chosen), number, row[flags], data.num_rows - count)
+def _filtered(data: pa.RecordBatch, number: int, start: int, reading: _Reading) -> Iterator[_Piece]:
+    """Yield the rows of ``data`` that the filter keeps, as pieces that fit in a batch."""
+    row, filtered = np.arange(start, start + data.num_rows, dtype=np.int64), 0
+    if reading.condition is not None:
+        plain = pa.Table.from_batches([data]) if data.num_columns else pa.table({"": pa.nulls(data.num_rows)})
+        table = reading.with_keys(plain, np.full(data.num_rows, number, np.int32))
+        keep = reading.condition.mask(table)
+        filtered = data.num_rows - int(pc.sum(keep, min_count=0).as_py() or 0)
+        if filtered:
+            flags = np.asarray(keep)
+            data, row = data.filter(pa.array(flags)), row[flags]
+    if not reading.is_measured:
+        yield _Piece(data, number, row, filtered, 0)
+        return
+    for part in split_by_bytes(data, reading.batch_bytes):
+        yield _Piece(part, number, row[: part.num_rows], filtered, decoded_bytes(part))
+        row, filtered = row[part.num_rows :], 0
 
 
 class _Aligner:

@@ -56,11 +56,18 @@ class ParquetSource:
         schema: pa.Schema,
         filter: str | None = None,
         batch_rows: int,
+        batch_bytes: int = 0,
         versions: Mapping[str, tuple[int, str]] | None = None,
     ) -> Generator[SourceBatch, None, None]:
         """Yield rows. Memory depends on the batch size only."""
         return read_batches(
-            partition, columns=columns, schema=schema, filter=filter, batch_rows=batch_rows, versions=versions
+            partition,
+            columns=columns,
+            schema=schema,
+            filter=filter,
+            batch_rows=batch_rows,
+            batch_bytes=batch_bytes,
+            versions=versions,
         )
 
     def identify(self, file: SourceFile) -> tuple[str, ...]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pipeline.execution.task_set import WorkerClass, file_name, load_batch_size, save_batch_size
+from pipeline.execution.task_set import TaskSet, WorkerClass, file_name, load_batch_size, save_batch_size
+from pipeline.jobs.directory import JobDirectory
 from pipeline.models.model import ModelVersion
 from pipeline.storage.local import LocalStore
 from pipeline.testing.jobs import small_job
@@ -54,6 +56,18 @@ class TestSavedBatchSize:
         (tmp_path / "jobs").write_text("no folder")
         save_batch_size(LocalStore(tmp_path / "jobs"), model, SMALL, rows=4096, job="one")
         assert load_batch_size(LocalStore(tmp_path / "jobs"), model, SMALL) is None
+
+
+class TestBatchOfTheNextPartitions:
+    def test_bytes_shrink_with_the_rows(self, tmp_path: Path) -> None:
+        """Rows that are wider than planned are limited by bytes: fewer rows alone would change nothing."""
+        plan = small_job(tmp_path / "lake", sink=str(tmp_path / "out")).plan
+        plan = replace(plan, batch_rows=8192, batch_bytes=1 << 20)
+        job = JobDirectory.create(tmp_path / "jobs", plan, job="j")
+        tasks = TaskSet(job, job.ledger().rounds[-1])
+        assert (tasks.recipe.batch_rows, tasks.recipe.batch_bytes) == (8192, 1 << 20)
+        tasks.batch = tasks.batch.after_split()
+        assert (tasks.recipe.batch_rows, tasks.recipe.batch_bytes) == (4096, 1 << 19)
 
 
 class TestWorkerClass:

@@ -13,8 +13,10 @@ from pipeline.plan.memory import (
     GROW_AFTER,
     MIN_BATCH_ROWS,
     MODEL_FACTOR,
+    MOST_BATCH_BYTES,
     PAGE_BYTES,
     PROCESS_BYTES,
+    batch_bytes,
     next_batch_rows,
     projected_memory,
     row_memory,
@@ -63,7 +65,24 @@ def test_wide_tables_get_smaller_batches():
     assert starting_batch_rows(row_memory=wide, memory=16 * GIB, threads=1) == 4 * MIN_BATCH_ROWS
 
 
+@given(
+    row_in=st.integers(0, 10**6),
+    row_out=st.integers(0, 10**6),
+    memory=st.integers(1, 64 * GIB),
+    threads=st.integers(1, 64),
+)
+def test_bytes_of_a_batch_are_a_modest_part_of_memory_or_those_planned(row_in, row_out, memory, threads):
+    per_row = row_memory(row_bytes_in=row_in, row_bytes_out=row_out, features=1)
+    rows = starting_batch_rows(row_memory=per_row, memory=memory, threads=threads)
+    most = batch_bytes(batch_rows=rows, row_bytes_in=row_in, row_memory=per_row, memory=memory, threads=threads)
+    planned = rows * row_in
+    assert most >= planned
+    assert most <= max(1, 1.25 * planned) or most / row_in * per_row <= BATCH_SHARE * memory / threads
+    assert most <= max(MOST_BATCH_BYTES, 1.25 * planned)
+
+
 def test_without_a_limit_there_is_a_default():
+    assert batch_bytes(batch_rows=10, row_bytes_in=1, row_memory=3, memory=0, threads=1) == MOST_BATCH_BYTES
     assert starting_batch_rows(row_memory=10**9, memory=0, threads=1) == 65_536
     assert starting_batch_rows(row_memory=1, memory=0, threads=1, ceiling=8192) == 8192
 

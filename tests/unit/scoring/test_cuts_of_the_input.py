@@ -131,6 +131,8 @@ class Cut:
     """Rows that are read at a time."""
     batch: int
     """Rows of a batch."""
+    bytes: int = 0
+    """Decoded bytes that are read at a time; 0: no limit."""
 
 
 WHOLE = Cut((), 1000, (), 1000, 1000)
@@ -140,7 +142,8 @@ WHOLE = Cut((), 1000, (), 1000, 1000)
 def cuts(draw: st.DrawFn, rows: int) -> Cut:
     edges = st.lists(st.integers(1, max(1, rows - 1)), max_size=4, unique=True).map(lambda found: tuple(sorted(found)))
     size = st.integers(1, rows)
-    return Cut(draw(edges), draw(size), draw(edges), draw(size), draw(size))
+    limit = st.one_of(st.just(0), st.integers(1, 4000))
+    return Cut(draw(edges), draw(size), draw(edges), draw(size), draw(size), draw(limit))
 
 
 def spans(edges: Sequence[int], rows: int) -> list[tuple[int, int]]:
@@ -179,7 +182,9 @@ def run(table: pa.Table, cut: Cut, steps: tuple[Step, ...], version: ModelVersio
     for start, stop in spans(cut.partitions, table.num_rows):
         partition = Partition("0", tuple(fragments_of(paths, files, start, stop, cut.groups)))
         scorer = Scorer(recipe, Predictor(), steps)
-        batches = read_batches(partition, columns=recipe.columns, schema=found.schema, batch_rows=cut.read)
+        batches = read_batches(
+            partition, columns=recipe.columns, schema=found.schema, batch_rows=cut.read, batch_bytes=cut.bytes
+        )
         for batch in rebatch(batches, partition.fragments, lambda: cut.batch):
             scored = scorer.score_batch(batch)
             tables.append(scored.table)
