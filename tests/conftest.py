@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -167,6 +168,18 @@ def own_step_modules() -> Iterator[None]:
         step_modules._switch(None)
         step_modules._cache.clear()
         step_modules._installed.clear()
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """Limit levels and handlers of loggers to the test that sets them: ``-q`` of a command silences the package."""
+    loggers = [logging.getLogger(), logging.getLogger("pipeline"), logging.getLogger("distributed")]
+    before = [(one.level, one.propagate, one.disabled, list(one.handlers)) for one in loggers]
+    yield
+    for logger, (level, propagate, disabled, handlers) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.propagate, logger.disabled = propagate, disabled
+        logger.handlers[:] = handlers
 
 
 @pytest.fixture
