@@ -8,6 +8,7 @@ import socket
 import ssl
 import stat
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,8 +24,9 @@ from pipeline.execution.clusters.address import ExistingScheduler
 from pipeline.execution.clusters.local import LocalProcesses
 from pipeline.execution.clusters.security import Certificates, certificates_in, make_certificates
 from pipeline.settings import Settings
-from pipeline.testing.held import held_job
+from pipeline.testing.held import HeldJob, held_job
 from pipeline.testing.oracle import Lake
+from pipeline.testing.processes import wait_until
 from pipeline.testing.sockets import listening_sockets, process_tree, speaks_plainly
 
 
@@ -33,9 +35,8 @@ def test_a_running_job_listens_on_loopback_only_and_keeps_its_state_private(
     tmp_path: Path, lake: Lake, model_path: Path
 ) -> None:
     with held_job(tmp_path, source=lake.path, model=model_path) as job:
-        sockets = listening_sockets(process_tree(job.process.pid))
+        sockets = wait_for_sockets(job, count=4, what="scheduler, dashboard and two workers")
         check_private(tmp_path / ".pipeline")
-    assert len(sockets) >= 4, "scheduler, dashboard and two workers at least: otherwise this looks at the wrong moment"
     for host, port in sockets:
         assert ipaddress.ip_address(host).is_loopback, (host, port)
 
@@ -50,7 +51,8 @@ def test_a_cluster_on_the_network_speaks_tls_only_and_only_with_those_who_hold_i
     (tmp_path / "cluster_configs" / "network.yaml").write_text(yaml.safe_dump({"type": "local", "host": host}))
     options = ("--workers", "2", "--cluster", "network")
     with held_job(tmp_path, source=lake.path, model=model_path, options=options) as job:
-        sockets = listening_sockets(process_tree(job.process.pid))
+        # One worker is in its step by now; the other may still be starting.
+        on_network = wait_for_sockets(job, count=5, what="scheduler, two nannies, two workers", is_loopback=False)
         check_private(tmp_path / ".pipeline")
         parts = {path.name: path for path in job.directory.glob("tls/*/*.pem")}
         assert set(parts) == {"ca.pem", "cert.pem", "key.pem"}
@@ -58,8 +60,6 @@ def test_a_cluster_on_the_network_speaks_tls_only_and_only_with_those_who_hold_i
         others = make_certificates(now=datetime.now(UTC))
         # Trusts the scheduler, and shows a certificate that is not of its authority.
         forged = Certificates(right.ca, others.cert, others.key)
-        on_network = [(ip, port) for ip, port in sockets if not ipaddress.ip_address(ip).is_loopback]
-        assert len(on_network) >= 5, "scheduler, two nannies, two workers"
         for ip, port in on_network:
             assert not speaks_plainly(ip, port), f"{ip}:{port} speaks to anybody"
             assert not lets_in(ip, port, None), f"{ip}:{port} lets in who shows no certificate"
@@ -74,14 +74,16 @@ def test_a_cluster_on_the_network_speaks_tls_only_and_only_with_those_who_hold_i
 
 def check_clients(address: str, parts: dict[str, Path], forged: Certificates) -> None:
     """Check that Dask's own client and a cluster file connect with the key only."""
-    settings = Settings.load(scheduler_timeout=5)
+    # The time that those without a key are given up in; a busy machine needs more for those who have it.
+    settings, patient = Settings.load(scheduler_timeout=5), Settings.load(scheduler_timeout=120)
     ca, cert, key = (str(parts[name]) for name in ("ca.pem", "cert.pem", "key.pem"))
     for security in (None, make_certificates(now=datetime.now(UTC)).security(), forged.security()):
         with pytest.raises((OSError, TypeError, RuntimeError)):
             Client(address, security=security, timeout=5, set_as_default=False)
     with pytest.raises(OSError):  # noqa: PT011 - says one thing or another
         Client(address.replace("tls://", "tcp://"), timeout=5, set_as_default=False)
-    with ExistingScheduler(settings, address, ca=ca, cert=f"file:{cert}", key=f"file:{key}").open() as client:
+    with ExistingScheduler(patient, address, ca=ca, cert=f"file:{cert}", key=f"file:{key}").open() as client:
+        client.wait_for_workers(2, timeout=120)
         assert len(client.scheduler_info(n_workers=-1)["workers"]) == 2
     with pytest.raises(SpecError, match="needs certificates"), ExistingScheduler(settings, address).open():
         pass
@@ -96,10 +98,26 @@ def check_clients(address: str, parts: dict[str, Path], forged: Certificates) ->
     assert "certificates" in caught.value.next_step
 
 
+def wait_for_sockets(job: HeldJob, *, count: int, what: str, is_loopback: bool | None = None) -> list[tuple[str, int]]:
+    """Wait until the job's processes listen on ``count`` sockets, of loopback or not, and return the sockets."""
+
+    def listening() -> list[tuple[str, int]]:
+        # A process that ends at this moment has no sockets any more: look once more.
+        with suppress(FileNotFoundError, psutil.NoSuchProcess):
+            sockets = listening_sockets(process_tree(job.process.pid))
+            found = [one for one in sockets if is_loopback in (None, ipaddress.ip_address(one[0]).is_loopback)]
+            return found if len(found) >= count else []
+        return []
+
+    return wait_until(listening, seconds=180, what=f"fewer sockets than those of {what}")
+
+
 def check_private(folder: Path) -> None:
+    """Check what is in the folder, except a file that is renamed or removed at this moment."""
     for path in (folder, *folder.rglob("*")):
-        mode = stat.S_IMODE(path.lstat().st_mode)
-        assert mode == (0o700 if path.is_dir() else 0o600), f"{path} {mode:o}"
+        with suppress(FileNotFoundError):
+            mode = stat.S_IMODE((found := path.lstat()).st_mode)
+            assert mode == (0o700 if stat.S_ISDIR(found.st_mode) else 0o600), f"{path} {mode:o}"
 
 
 def network_address() -> str:
@@ -116,14 +134,14 @@ def network_address() -> str:
 
 
 def lets_in(host: str, port: int, certificates: Certificates | None) -> bool:
-    """Return True if a TLS server continues after the handshake."""
+    """Return True if a TLS server continues after the handshake. It has two minutes: silence is no refusal."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     if certificates is not None:
         security = certificates.security().get_connection_args("client")
         context = security["ssl_context"]
     try:
-        with socket.create_connection((host, port), timeout=30) as plain, context.wrap_socket(plain) as connection:
+        with socket.create_connection((host, port), timeout=120) as plain, context.wrap_socket(plain) as connection:
             # Dask's servers speak first: their handshake.
             return bool(connection.recv(1))
     except (ssl.SSLError, ConnectionError):
