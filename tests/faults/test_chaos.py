@@ -35,13 +35,15 @@ def build(frame):
 """
 
 
-def unleash(folder: Path, model: Path, step: str, *flags: str) -> tuple[int, dict[str, Any], str]:
+def unleash(
+    folder: Path, model: Path, step: str, *flags: str, row_wise: str = "checked"
+) -> tuple[int, dict[str, Any], str]:
     make_lake(folder / "lake", rows=(30_000, 4_000, 12_000), row_group=5000)
     (folder / "my_step.py").write_text(step)
     spec = {
         "name": "mine",
         "source": {"path": "lake"},
-        "steps": [{"map": "my_step:build"}, {"score": {"model": str(model)}}],
+        "steps": [{"map": "my_step:build", "row_wise": row_wise}, {"score": {"model": str(model)}}],
         "sink": {"path": "out"},
     }
     (folder / "job.yaml").write_text(yaml.safe_dump(spec))
@@ -73,7 +75,9 @@ def test_a_job_holds_whatever_is_killed_around_it(model_path: Path, tmp_path: Pa
 
 
 def test_a_step_that_gives_other_values_each_time_does_not_hold(model_path: Path, tmp_path: Path) -> None:
-    code, report, err = unleash(tmp_path, model_path, RANDOM, "--seeds", "1", "--rows", "8000")
+    """Planning would refuse the step, so that the job says not to check it."""
+    flags = ("--seeds", "1", "--rows", "8000")
+    code, report, err = unleash(tmp_path, model_path, RANDOM, *flags, row_wise="unchecked")
     assert code == 6, (report, err)
     (trial,) = report["trials"]
     assert not trial["ok"]
