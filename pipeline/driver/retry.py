@@ -99,7 +99,7 @@ def open_retry(job: JobDirectory, request: RetryRequest, *, epoch: int, settings
         reason=RoundReason.RETRY,
         epoch=epoch,
         created=iso_time(utc_now()),
-        supersedes=ledger.undone,
+        supersedes=ledger.pending,
         changes=_changes(ledger.last.plan, plan),
         quarantined_files=work.still_rejected,
         repaired_files=[file.path for file in work.repaired],
@@ -370,7 +370,7 @@ def find_rejected(store: Store, ledger: Ledger, *, threads: int) -> RejectedRows
     :param threads: Threads of all workers together.
     :raises StateCorrupt: when a reject file is missing or damaged.
     """
-    receipts = {rejects_path(receipt): receipt for receipt in ledger.done if ledger.left(receipt)}
+    receipts = {rejects_path(receipt): receipt for receipt in ledger.done if ledger.still_rejected_ranges(receipt)}
     files = {path: _read_file(store, path, receipt) for path, receipt in receipts.items()}
     packed = pack([rejects.file for rejects in files.values()], threads=threads)
     partitions = []
@@ -378,7 +378,9 @@ def find_rejected(store: Store, ledger: Ledger, *, threads: int) -> RejectedRows
         rejected = [
             part
             for fragment in fragments
-            for part in _split_fragment(fragment, files[fragment.path], ranges=ledger.left(receipts[fragment.path]))
+            for part in _split_fragment(
+                fragment, files[fragment.path], ranges=ledger.still_rejected_ranges(receipts[fragment.path])
+            )
         ]
         if rejected:
             partitions.append(tuple(rejected))

@@ -79,12 +79,12 @@ class StepMonitor:
         if not planned:
             return []
         paths = self.job.record.import_paths or self.settings.import_paths
-        found = {step.module: step for step in find_code([step.module for step in planned], import_paths=paths).steps}
-        return [(step, found[step.module]) for step in planned if step.digest != found[step.module].digest]
+        actual = {step.module: step for step in find_code([step.module for step in planned], import_paths=paths).steps}
+        return [(step, actual[step.module]) for step in planned if step.digest != actual[step.module].digest]
 
     def _error(self, changed: list[tuple[StepCode, StepCode]], *, expected: str = "") -> StepChanged:
-        planned, found = changed[0]
-        return step_changed(changed_modules(planned, found), step=planned.module, job=self.job.id, expected=expected)
+        planned, actual = changed[0]
+        return step_changed(changed_modules(planned, actual), step=planned.module, job=self.job.id, expected=expected)
 
     def _restart(self, ledger: Ledger, changed: list[tuple[StepCode, StepCode]]) -> None:
         if sum(round_.reason is RoundReason.STEP_CHANGE for round_ in self.job.rounds.all()) >= MAX_RESTARTS:
@@ -96,6 +96,6 @@ class StepMonitor:
 
     def _record(self, changed: list[tuple[StepCode, StepCode]]) -> None:
         """Record a change that the job ignores, as an event."""
-        for planned, found in changed:
-            self.job.events.append(STEP_EVENT, step=planned.module, planned=planned.digest, found=found.digest)
+        for planned, actual in changed:
+            self.job.events.append(STEP_EVENT, step=planned.module, planned=planned.digest, found=actual.digest)
             logger.warning("the code of step %s changed; the job keeps the code it was planned with", planned.module)

@@ -313,16 +313,16 @@ def _soonest(
     options: list[tuple[float, Backup | SplitAmong]] = []
     first = helpers[:1]
     options.append((_seconds(attempt.work, first, history, policy), Backup(key, tuple(first), remaining)))
-    some = helpers[: rows // SMALLEST_PART]
-    if len(some) > 1:
-        split = SplitAmong(key, tuple(some), remaining, SplitReason.FROZEN)
-        options.append((_seconds(attempt.work, some, history, policy), split))
+    takers = helpers[: rows // SMALLEST_PART]
+    if len(takers) > 1:
+        split = SplitAmong(key, tuple(takers), remaining, SplitReason.FROZEN)
+        options.append((_seconds(attempt.work, takers, history, policy), split))
     rest = rows - snapshot.rows_done if snapshot else 0
-    some = helpers[: max(1, rest // SMALLEST_PART)]
+    takers = helpers[: max(1, rest // SMALLEST_PART)]
     if done and rest >= MIN_REST_ROWS and may_request:
         # Until the attempt stops, its helpers are idle.
-        seconds = attempt.batch_seconds / 2 + _seconds(attempt.work * rest / rows, some, history, policy)
-        options.append((seconds, SplitAmong(key, tuple(some), remaining, SplitReason.SLOW)))
+        seconds = attempt.batch_seconds / 2 + _seconds(attempt.work * rest / rows, takers, history, policy)
+        options.append((seconds, SplitAmong(key, tuple(takers), remaining, SplitReason.SLOW)))
     seconds, action = min(options, key=lambda option: _cost(option[0], option[1], policy))
     return action if remaining - seconds >= max(policy.min_gain, policy.gain * remaining) else None
 

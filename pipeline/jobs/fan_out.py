@@ -96,8 +96,8 @@ def commit_fan_out(job: JobDirectory, children: Sequence[JobDirectory]) -> FanOu
     last = last_commit(job)
     if last is not None and last.children == tuple(parts):
         return last
-    made = FanOutCommit(last.number + 1 if last else 1, job.id, rows, tuple(parts), iso_time(utc_now()))
-    name = layout.commit_path(made.number)
-    if job.store.put_if_absent(name, made.to_json_bytes()):
-        return made
+    commit = FanOutCommit(last.number + 1 if last else 1, job.id, rows, tuple(parts), iso_time(utc_now()))
+    name = layout.commit_path(commit.number)
+    if job.store.put_if_absent(name, commit.to_json_bytes()):
+        return commit
     return FanOutCommit.from_json(job.store.read(name), where=job.store.url(name))

@@ -158,22 +158,22 @@ def is_running(holder: Holder | None) -> bool:
 
 def is_process(process: str, pid: int) -> bool | None:
     """True if the process whose `identify` was ``process`` runs; None if unknown, as for another machine."""
-    place, _, _ = process.rpartition("/")
-    if not place or place != _place():
+    machine, _, _ = process.rpartition("/")
+    if not machine or machine != _place():
         return None
     return identify(pid) == process
 
 
 def identify(pid: int) -> str:
     """Return an id that no other process has had since this machine started. Empty for an ended or unknown process."""
-    place = _place()
+    machine = _place()
     try:
         # The name of the program may contain any character, but comes first, in brackets (proc(5)).
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return ""
     is_gone = fields[0] in ("Z", "X", "x")
-    return f"{place}/{fields[19]}" if place and not is_gone else ""
+    return f"{machine}/{fields[19]}" if machine and not is_gone else ""
 
 
 def _place() -> str:

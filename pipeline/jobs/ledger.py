@@ -39,16 +39,19 @@ class Ledger:
 
     def __init__(self, rounds: Sequence[Round], receipts: Iterable[Receipt]) -> None:
         """:param receipts: Receipts of all rounds, in any order."""
-        first = max(one.number for one in rounds if one.rescore_all)
-        self.rounds = tuple(one for one in rounds if one.number >= first)
+        first = max(round_.number for round_ in rounds if round_.rescore_all)
+        self.rounds = tuple(round_ for round_ in rounds if round_.number >= first)
         """Rounds that count: the last round that did all the work, and all later rounds."""
         self._receipts = receipts if isinstance(receipts, Receipts) else Receipts(receipts)
         self._sorted = self._receipts.sorted(partition_key).names
-        self._taken = {
-            one.number: {
-                name for later in self.rounds if later.number > one.number for name in later.supersedes(one.number)
+        self._superseded = {
+            round_.number: {
+                name
+                for later in self.rounds
+                if later.number > round_.number
+                for name in later.supersedes(round_.number)
             }
-            for one in self.rounds
+            for round_ in self.rounds
         }
 
     @property
@@ -58,53 +61,53 @@ class Ledger:
 
     @property
     def last(self) -> Round:
-        """The last round. No other round has partitions left: the last supersedes those left undone before."""
+        """The last round. No other round has partitions left: the last supersedes those pending before."""
         return self.rounds[-1]
 
-    def partitions(self, of: Round) -> tuple[Partition, ...]:
+    def partitions(self, round_: Round) -> tuple[Partition, ...]:
         """Return the partitions of a round that no later round superseded. Parts replace split partitions."""
-        have, splits = self._receipts.partitions(of.number), self._receipts.splits(of.number)
-        found = current_partitions(of.plan, have, splits=splits)
-        return tuple(partition for partition in found if not self._is_taken(partition.id, of.number))
+        have, splits = self._receipts.partitions(round_.number), self._receipts.splits(round_.number)
+        partitions = current_partitions(round_.plan, have, splits=splits)
+        return tuple(partition for partition in partitions if not self._is_superseded(partition.id, round_.number))
 
-    def _is_taken(self, partition: str, round: int) -> bool:
+    def _is_superseded(self, partition: str, round: int) -> bool:
         """True if a later round superseded this partition, or one that it was split from.
 
         A worker that lost its connection may still split a superseded partition.
         """
-        taken, parts = self._taken[round], partition.split(".")
-        return bool(taken) and any(".".join(parts[: count + 1]) in taken for count in range(len(parts)))
+        superseded, parts = self._superseded[round], partition.split(".")
+        return bool(superseded) and any(".".join(parts[: count + 1]) in superseded for count in range(len(parts)))
 
     @cached_property
     def done(self) -> ReceiptView:
         """Receipts that count, by round and source order. Receipts of split partitions are left out."""
-        return ReceiptView(self._receipts, {one.number: tuple(self._done(one.number)) for one in self.rounds})
+        return ReceiptView(self._receipts, {round_.number: tuple(self._done(round_.number)) for round_ in self.rounds})
 
     def _done(self, round: int) -> Iterator[str]:
         for partition in self._sorted.get(round, ()):
-            if not self._receipts.is_split(round, partition) and not self._is_taken(partition, round):
+            if not self._receipts.is_split(round, partition) and not self._is_superseded(partition, round):
                 yield partition
 
     @cached_property
     def todo(self) -> tuple[Partition, ...]:
         """Partitions that have no receipt yet."""
-        return tuple(partition for one in self.rounds for partition in self._left(one))
+        return tuple(partition for round_ in self.rounds for partition in self._pending(round_))
 
     @property
-    def undone(self) -> dict[int, tuple[str, ...]]:
+    def pending(self) -> dict[int, tuple[str, ...]]:
         """Ids of partitions that have no receipt yet, per round."""
-        return {one.number: tuple(partition.id for partition in self._left(one)) for one in self.rounds}
+        return {round_.number: tuple(partition.id for partition in self._pending(round_)) for round_ in self.rounds}
 
-    def _left(self, of: Round) -> Iterator[Partition]:
-        have = self._receipts.partitions(of.number)
-        return (partition for partition in self.partitions(of) if partition.id not in have)
+    def _pending(self, round_: Round) -> Iterator[Partition]:
+        have = self._receipts.partitions(round_.number)
+        return (partition for partition in self.partitions(round_) if partition.id not in have)
 
     def receipts(self, round: int) -> ReceiptView:
         """Return all receipts of a round in source order, of superseded and split partitions, too.
 
         Empty for a round that does not count.
         """
-        names = self._sorted.get(round, ()) if round in self._taken else ()
+        names = self._sorted.get(round, ()) if round in self._superseded else ()
         return ReceiptView(self._receipts, {round: names})
 
     def settled(self, round: int) -> set[str] | None:
@@ -112,9 +115,9 @@ class Ledger:
 
         Of the files of such a partition, only those that its receipt names count.
         """
-        if round not in self._taken:
+        if round not in self._superseded:
             return None
-        return {*self._receipts.partitions(round), *self._taken[round]}
+        return {*self._receipts.partitions(round), *self._superseded[round]}
 
     @property
     def planned(self) -> int:
@@ -124,26 +127,26 @@ class Ledger:
     @cached_property
     def files(self) -> dict[str, InputFile]:
         """Input files whose rows count, by path, as described by the last plan that reads them."""
-        found: dict[str, InputFile] = {}
-        for one in self.rounds:
-            for file in one.record.quarantined_files if one.record else ():
-                found.pop(file.path, None)
-            found |= {file.path: file for file in one.plan.files if not is_rejects(file.path)}
-        return found
+        files: dict[str, InputFile] = {}
+        for round_ in self.rounds:
+            for file in round_.record.quarantined_files if round_.record else ():
+                files.pop(file.path, None)
+            files |= {file.path: file for file in round_.plan.files if not is_rejects(file.path)}
+        return files
 
     @cached_property
     def quarantined_files(self) -> tuple[QuarantinedFile, ...]:
         """Quarantined input files, sorted by path."""
-        found: dict[str, QuarantinedFile] = {}
-        for one in self.rounds:
-            for path in one.record.repaired_files if one.record else ():
-                found.pop(path, None)
+        files: dict[str, QuarantinedFile] = {}
+        for round_ in self.rounds:
+            for path in round_.record.repaired_files if round_.record else ():
+                files.pop(path, None)
             added = (
-                *(one.plan.quarantined_files if one.rescore_all else ()),
-                *(one.record.quarantined_files if one.record else ()),
+                *(round_.plan.quarantined_files if round_.rescore_all else ()),
+                *(round_.record.quarantined_files if round_.record else ()),
             )
-            found |= {file.path: file for file in added}
-        return tuple(found[path] for path in sorted(found))
+            files |= {file.path: file for file in added}
+        return tuple(files[path] for path in sorted(files))
 
     @property
     def planned_rows(self) -> int:
@@ -172,31 +175,31 @@ class Ledger:
     @cached_property
     def reasons(self) -> dict[str, int]:
         """Number of rows that are still rejected, per reason, most frequent first."""
-        found = sorted(self.totals.reasons.items(), key=lambda pair: (-pair[1], pair[0]))
-        return {reason: count for reason, count in found if count}
+        counts = sorted(self.totals.reasons.items(), key=lambda pair: (-pair[1], pair[0]))
+        return {reason: count for reason, count in counts if count}
 
     @cached_property
-    def _tried_again(self) -> dict[str, list[tuple[int, int]]]:
+    def _retried_ranges(self) -> dict[str, list[tuple[int, int]]]:
         """Retried row ranges of each file of rejects, by its path in the job directory."""
-        found: dict[str, list[tuple[int, int]]] = {}
+        ranges: dict[str, list[tuple[int, int]]] = {}
         for receipt in self.done if self.totals.retried_rows else ():
             for part in receipt.files if receipt.before else ():
-                found.setdefault(part.path, []).append((part.row_start, part.row_stop))
-        return found
+                ranges.setdefault(part.path, []).append((part.row_start, part.row_stop))
+        return ranges
 
-    def tried_again(self, receipt: Receipt) -> list[tuple[int, int]]:
+    def retried_ranges(self, receipt: Receipt) -> list[tuple[int, int]]:
         """Return the row ranges of the receipt's file of rejects that a later round scored again, sorted."""
-        return sorted(self._tried_again.get(rejects_path(receipt), ()))
+        return sorted(self._retried_ranges.get(rejects_path(receipt), ()))
 
-    def left(self, receipt: Receipt) -> list[tuple[int, int]]:
+    def still_rejected_ranges(self, receipt: Receipt) -> list[tuple[int, int]]:
         """Return the row ranges of the receipt's file of rejects that no later round scored again."""
-        found, start = [], 0
+        ranges, start = [], 0
         rows = receipt.rejects.rows if receipt.rejects else 0
-        for begin, end in (*self.tried_again(receipt), (rows, rows)):
+        for begin, end in (*self.retried_ranges(receipt), (rows, rows)):
             if begin > start:
-                found.append((start, begin))
+                ranges.append((start, begin))
             start = end
-        return found
+        return ranges
 
     def model_of(self, receipt: Receipt) -> dict[str, str]:
         """Return name, version and digest of the model version that scored the receipt's partition."""
@@ -204,20 +207,20 @@ class Ledger:
 
     def round(self, number: int) -> Round:
         """Return the round with that number."""
-        return next(one for one in self.rounds if one.number == number)
+        return next(round_ for round_ in self.rounds if round_.number == number)
 
     def summaries(self) -> tuple[RoundSummary, ...]:
         """Return the result of each round that counts, except the first."""
-        return tuple(self._summary(one) for one in self.rounds[1:])
+        return tuple(self._summary(round_) for round_ in self.rounds[1:])
 
-    def _summary(self, one: Round) -> RoundSummary:
-        receipts = tuple(ReceiptView(self._receipts, {one.number: self.done.names[one.number]}))
+    def _summary(self, round_: Round) -> RoundSummary:
+        receipts = tuple(ReceiptView(self._receipts, {round_.number: self.done.names[round_.number]}))
         again = [receipt for receipt in receipts if receipt.before]
         return RoundSummary(
-            round=one.number,
-            reason=one.reason,
-            model=model_details(one.plan),
-            changes=one.record.changes if one.record else (),
+            round=round_.number,
+            reason=round_.reason,
+            model=model_details(round_.plan),
+            changes=round_.record.changes if round_.record else (),
             rows=RowCounts.total(receipt.rows for receipt in receipts),
             retried=sum(receipt.rows.input for receipt in again),
             recovered=sum(receipt.rows.output for receipt in again),

@@ -83,14 +83,14 @@ def list_jobs(
     :param statuses: Statuses to select. Empty: all.
     :param limit: Maximum number of jobs.
     """
-    found = [one for one in _directories(root, _folders(root)) if not name or _has_name(one.record, name)]
-    found.sort(key=lambda one: (one.record.created, one.record.job), reverse=True)
+    jobs = [job for job in _directories(root, _folders(root)) if not name or _has_name(job.record, name)]
+    jobs.sort(key=lambda job: (job.record.created, job.record.job), reverse=True)
     summaries: list[JobSummary] = []
     # Read in pieces: with a limit alone, no more of thousands of jobs than will be shown.
-    size = len(found) if limit is None or statuses else max(1, limit)
-    for start in range(0, len(found), max(1, size)):
-        made = _each(root, _summary, found[start : start + size])
-        summaries += [one for one in made if not statuses or one.status in statuses]
+    size = len(jobs) if limit is None or statuses else max(1, limit)
+    for start in range(0, len(jobs), max(1, size)):
+        batch = _each(root, _summary, jobs[start : start + size])
+        summaries += [job for job in batch if not statuses or job.status in statuses]
         if limit is not None and len(summaries) >= limit:
             break
     return tuple(summaries[:limit])
@@ -137,21 +137,21 @@ def find_job(root: str | os.PathLike[str], name: str) -> JobDirectory:
     folders = _folders(root)
     if name in folders:
         return JobDirectory.open(f"{os.fspath(root)}/{name}")
-    found = _directories(root, [folder for folder in folders if name == LAST or folder.startswith(name)])
-    found.sort(key=lambda one: (one.record.created, one.id), reverse=True)
-    if name == LAST and found:
-        return found[0]
-    if len(found) == 1 and name:
-        return found[0]
-    if not found and (child := _find_child(root, name, folders)) is not None:
+    jobs = _directories(root, [folder for folder in folders if name == LAST or folder.startswith(name)])
+    jobs.sort(key=lambda job: (job.record.created, job.id), reverse=True)
+    if name == LAST and jobs:
+        return jobs[0]
+    if len(jobs) == 1 and name:
+        return jobs[0]
+    if not jobs and (child := _find_child(root, name, folders)) is not None:
         return child
-    raise _no_such_job(root, name, found, folders)
+    raise _no_such_job(root, name, jobs, folders)
 
 
 def parent_of(job: JobDirectory) -> JobDirectory:
     """Return the fan-out whose child ``job`` is."""
-    place = job.root.rstrip("/").rpartition("/")[0].rpartition("/")[0]
-    return JobDirectory.open(place, fsync=job.fsync)
+    root = job.root.rstrip("/").rpartition("/")[0].rpartition("/")[0]
+    return JobDirectory.open(root, fsync=job.fsync)
 
 
 def _find_child(root: str | os.PathLike[str], name: str, folders: Sequence[str]) -> JobDirectory | None:
@@ -159,18 +159,18 @@ def _find_child(root: str | os.PathLike[str], name: str, folders: Sequence[str])
 
     :raises SpecError: when ``name`` begins the ids of several children.
     """
-    for position in [place for place, character in enumerate(name) if character == "."]:
+    for position in [index for index, character in enumerate(name) if character == "."]:
         before, part = name[:position], name[position + 1 :]
-        parents = [one for one in folders if before == LAST or one.startswith(before)]
+        parents = [folder for folder in folders if before == LAST or folder.startswith(before)]
         if before in folders:
             parents = [before]
-        found = [one for one in _directories(root, parents) if one.record.children]
-        found.sort(key=lambda one: (one.record.created, one.id), reverse=True)
-        if not found or (len(found) > 1 and before != LAST):
+        fan_outs = [folder for folder in _directories(root, parents) if folder.record.children]
+        fan_outs.sort(key=lambda folder: (folder.record.created, folder.id), reverse=True)
+        if not fan_outs or (len(fan_outs) > 1 and before != LAST):
             continue
-        children = found[0].children()
-        exact = [child for child in children if child.id == f"{found[0].id}.{part}"]
-        near = exact or [child for child in children if child.id.startswith(f"{found[0].id}.{part}")]
+        children = fan_outs[0].children()
+        exact = [child for child in children if child.id == f"{fan_outs[0].id}.{part}"]
+        near = exact or [child for child in children if child.id.startswith(f"{fan_outs[0].id}.{part}")]
         if len(near) == 1:
             return near[0]
         if near:
@@ -179,12 +179,12 @@ def _find_child(root: str | os.PathLike[str], name: str, folders: Sequence[str])
 
 
 def _directories(root: str | os.PathLike[str], folders: Sequence[str]) -> list[JobDirectory]:
-    places = [f"{os.fspath(root)}/{folder}" for folder in folders]
-    return [one for one in _each(root, _open, places) if one is not None]
+    roots = [f"{os.fspath(root)}/{folder}" for folder in folders]
+    return [job for job in _each(root, _open, roots) if job is not None]
 
 
-def _open(place: str) -> JobDirectory | None:
-    store = open_store(place, private=True)
+def _open(root: str) -> JobDirectory | None:
+    store = open_store(root, private=True)
     try:
         return JobDirectory.open(store.root, store=store) if store.exists(layout.JOB_FILE) else None
     except PipelineError as error:
@@ -193,11 +193,11 @@ def _open(place: str) -> JobDirectory | None:
 
 
 def _no_such_job(
-    root: str | os.PathLike[str], name: str, found: Sequence[JobDirectory], folders: Sequence[str]
+    root: str | os.PathLike[str], name: str, jobs: Sequence[JobDirectory], folders: Sequence[str]
 ) -> SpecError:
     where = open_store(root).root
-    if found and name:
-        ids = [one.id for one in found]
+    if jobs and name:
+        ids = [job.id for job in jobs]
         return SpecError(
             "more than one job has an id that begins like that",
             where=where,
@@ -205,7 +205,7 @@ def _no_such_job(
             expected="one of " + ", ".join(ids[:_SHOWN]) + (" …" if len(ids) > _SHOWN else ""),
             next_step="type more of the id",
         )
-    recent = [one.id for one in sorted(_directories(root, folders), key=lambda one: one.record.created, reverse=True)]
+    recent = [job.id for job in sorted(_directories(root, folders), key=lambda job: job.record.created, reverse=True)]
     return SpecError(
         "there is no such job" if recent else "there are no jobs yet",
         where=where,

@@ -77,7 +77,7 @@ class Manifest:
 
     def to_json_bytes(self) -> bytes:
         """The manifest as stored: one JSON object with a schema version, a line per field and per file."""
-        record = {one.name: getattr(self, one.name) for one in fields(self)} | {"rows": self.rows.to_dict()}
+        record = {field.name: getattr(self, field.name) for field in fields(self)} | {"rows": self.rows.to_dict()}
         text = io.BytesIO()
         text.write(f'{{\n "schema_version": {SCHEMA_VERSION}'.encode())
         for name, value in record.items():
@@ -117,13 +117,13 @@ class Manifest:
 
     def is_same_output(self, other: Manifest) -> bool:
         """True if both manifests name the same rows. ``created``, ``round`` and ``models`` are not compared."""
-        names = {one.name for one in fields(self)} - {"created", "round", "models"}
+        names = {field.name for field in fields(self)} - {"created", "round", "models"}
         return all(getattr(self, name) == getattr(other, name) for name in names)
 
 
 def _write_files(text: io.BytesIO, files: Iterable[ManifestFile]) -> None:
     """Write the files one by one: there may be very many."""
-    names = [one.name for one in fields(ManifestFile)]
+    names = [field.name for field in fields(ManifestFile)]
     separator = "\n  "
     text.write(b"[")
     for file in files:
@@ -143,7 +143,7 @@ def make_manifest(ledger: Ledger, *, number: int, job: str, plan: str, created: 
     for receipt in ledger.done:
         if receipt.data:
             files.append(_file(receipt, receipt.data))
-        if receipt.rejects and ledger.left(receipt):
+        if receipt.rejects and ledger.still_rejected_ranges(receipt):
             rejects.append(_file(receipt, receipt.rejects))
     reconcile(ledger.rows, files=files, rejects=rejects)
     base = ledger.base.plan

@@ -194,11 +194,11 @@ class Receipts:
 
     def sorted(self, key: Callable[[str], Any]) -> ReceiptView:
         """Return all receipts by round, then by ``key`` of the partition's id."""
-        return ReceiptView(self, {round: tuple(sorted(kept, key=key)) for round, kept in sorted(self._kept.items())})
+        return ReceiptView(self, {round: tuple(sorted(held, key=key)) for round, held in sorted(self._kept.items())})
 
     def __iter__(self) -> Iterator[Receipt]:
-        for kept in self._kept.values():
-            yield from map(self._give, kept.values())
+        for held in self._kept.values():
+            yield from map(self._give, held.values())
 
     def __len__(self) -> int:
         return sum(map(len, self._kept.values()))
@@ -206,9 +206,9 @@ class Receipts:
     def _keep(self, receipt: Receipt) -> Any:
         return receipt
 
-    def _give(self, kept: Any) -> Receipt:
-        found: Receipt = kept
-        return found
+    def _give(self, held: Any) -> Receipt:
+        receipt: Receipt = held
+        return receipt
 
 
 class SpooledReceipts(Receipts):
@@ -226,18 +226,18 @@ class SpooledReceipts(Receipts):
         super().__init__(receipts)
 
     def _keep(self, receipt: Receipt) -> int:
-        data, place = pickle.dumps(receipt, pickle.HIGHEST_PROTOCOL), self._end
-        self._file.seek(place)
+        data, offset = pickle.dumps(receipt, pickle.HIGHEST_PROTOCOL), self._end
+        self._file.seek(offset)
         self._file.write(_LENGTH.pack(len(data)))
         self._file.write(data)
         self._end += _LENGTH.size + len(data)
-        return place
+        return offset
 
-    def _give(self, kept: Any) -> Receipt:
-        self._file.seek(kept)
+    def _give(self, offset: Any) -> Receipt:
+        self._file.seek(offset)
         (length,) = _LENGTH.unpack(self._file.read(_LENGTH.size))
-        found: Receipt = pickle.loads(self._file.read(length))
-        return found
+        receipt: Receipt = pickle.loads(self._file.read(length))
+        return receipt
 
 
 class ReceiptView(Collection[Receipt]):
@@ -299,5 +299,5 @@ class Totals:
             if receipt.engine is not None:
                 engine = receipt.engine if engine is None else engine + receipt.engine
             output_bytes += receipt.data.bytes if receipt.data else 0
-        whole = RowCounts(rows_in, out, rejected, filtered)
-        return Totals(whole, retried, reasons, seconds, durations, smallest, engine, output_bytes)
+        total = RowCounts(rows_in, out, rejected, filtered)
+        return Totals(total, retried, reasons, seconds, durations, smallest, engine, output_bytes)

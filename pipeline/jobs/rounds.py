@@ -234,7 +234,7 @@ def _read_round(store: Store, number: int) -> Round | None:
         return None
 
     def load() -> Plan:
-        plan = read_plan(store, place=plan_path(record))
+        plan = read_plan(store, name=plan_path(record))
         if plan.digest != record.plan:
             raise StateCorrupt(
                 "a round's plan is not the one its record names",

@@ -54,8 +54,8 @@ def halves(partition: Partition, files: Mapping[str, InputFile]) -> tuple[Partit
     """
     if partition.rows < 2:
         return None
-    left, right = pieces(partition, (partition.rows // 2,), files)
-    return left, right
+    head, tail = pieces(partition, (partition.rows // 2,), files)
+    return head, tail
 
 
 def pieces(partition: Partition, split_points: Sequence[int], files: Mapping[str, InputFile]) -> tuple[Partition, ...]:
@@ -168,7 +168,7 @@ def current_partitions(plan: Plan, have: Collection[str], *, splits: Mapping[str
     :param splits: Receipts of split partitions, by id of the partition.
     """
     files: dict[str, InputFile] = {}
-    found: list[Partition] = []
+    partitions: list[Partition] = []
     waiting = list(reversed(plan.partitions))
     known: set[str] = set()
     while waiting:
@@ -176,7 +176,7 @@ def current_partitions(plan: Plan, have: Collection[str], *, splits: Mapping[str
         known.add(partition.id)
         receipt = splits.get(partition.id)
         if receipt is None:
-            found.append(partition)
+            partitions.append(partition)
             continue
         files = files or {file.path: file for file in plan.files}
         waiting.extend(reversed(parts_of(partition, receipt, files)))
@@ -187,7 +187,7 @@ def current_partitions(plan: Plan, have: Collection[str], *, splits: Mapping[str
             expected=f"{len(plan.partitions):,} partitions, or halves of those that were split",
             next_step="remove these receipts and resume",
         )
-    return tuple(found)
+    return tuple(partitions)
 
 
 def done_partitions(plan: Plan, receipts: Iterable[Receipt]) -> set[str]:

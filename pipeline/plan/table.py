@@ -271,17 +271,17 @@ def _read_table(data: bytes) -> pa.Table:
     return pq.read_table(pa.BufferReader(data), page_checksum_verification=True, use_threads=False)
 
 
-def read_plan(store: Store, *, place: str = PLAN_FILE) -> Plan:
+def read_plan(store: Store, *, name: str = PLAN_FILE) -> Plan:
     """Read a stored plan.
 
     :raises StateCorrupt: if the plan cannot be read.
     """
     try:
-        return plan_from_table(_read_table(store.read(place)))
+        return plan_from_table(_read_table(store.read(name)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StateCorrupt(
             "the stored plan cannot be read",
-            where=store.url(place),
+            where=store.url(name),
             found=f"{type(error).__name__}: {error}",
             expected="the plan that was stored when the job was made",
             next_step="restore the file, or run the job spec again as a new job",

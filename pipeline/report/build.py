@@ -186,7 +186,9 @@ def _warnings(job: JobDirectory, ledger: Ledger, events: Sequence[Mapping[str, A
 
 def _restart_warnings(rounds: Iterable[Round]) -> tuple[str, ...]:
     policies = {RoundReason.ALIAS_CHANGE: "on_alias_change", RoundReason.STEP_CHANGE: "step_change"}
-    restarts = [(one.record, policies[one.reason]) for one in rounds if one.record and one.reason in policies]
+    restarts = [
+        (round_.record, policies[round_.reason]) for round_ in rounds if round_.record and round_.reason in policies
+    ]
     return tuple(f"the job started over: {', '.join(record.changes)} ({name}: restart)" for record, name in restarts)
 
 
@@ -270,15 +272,15 @@ def _published(job: JobDirectory, events: Sequence[Mapping[str, Any]]) -> int | 
 
     Events of older versions do not contain it; for a successful job it is then the last manifest.
     """
-    told = [event["manifest"] for event in events if event["event"] == "published" and "manifest" in event]
-    if told:
-        return int(told[-1])
+    numbers = [event["manifest"] for event in events if event["event"] == "published" and "manifest" in event]
+    if numbers:
+        return int(numbers[-1])
     ended_well = any(str(event.get("after", "")).startswith("SUCCEEDED") for event in events)
     return next(reversed(job.manifests.numbers()), None) if ended_well else None
 
 
-def _percent(part: int, whole: int) -> str:
-    return f"{part / whole:.4%}" if whole else "0%"
+def _percent(part: int, total: int) -> str:
+    return f"{part / total:.4%}" if total else "0%"
 
 
 def _next(status: Status, job: str, *, has_rejects: bool) -> tuple[str, ...]:
@@ -402,15 +404,15 @@ def engine_evidence(use: EngineUse | None, *, tolerance: float) -> EngineEvidenc
     return EngineEvidence(replace(use, seconds=seconds, seconds_start=round(use.seconds_start, 3)), tolerance)
 
 
-def engine_warnings(whole: EngineUse | None) -> tuple[str, ...]:
+def engine_warnings(use: EngineUse | None) -> tuple[str, ...]:
     """Return the warnings about the engines of all partitions."""
-    if whole is None:
+    if use is None:
         return ()
-    found = [f"the tree engine was disabled: {reason}" for reason in whole.disabled]
-    if whole.mismatches:
-        found.append(
-            f"{whole.mismatches:,} of {whole.compared_rows:,} compared rows came out otherwise than from xgboost, "
-            f"whose results were taken there; {whole.rows.get('trees', 0):,} rows have the tree engine's: "
+    warnings = [f"the tree engine was disabled: {reason}" for reason in use.disabled]
+    if use.mismatches:
+        warnings.append(
+            f"{use.mismatches:,} of {use.compared_rows:,} compared rows came out otherwise than from xgboost, "
+            f"whose results were taken there; {use.rows.get('trees', 0):,} rows have the tree engine's: "
             "score again with engine: xgboost"
         )
-    return tuple(found)
+    return tuple(warnings)

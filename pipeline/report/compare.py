@@ -117,10 +117,10 @@ def flatten(value: Any, name: str = "") -> dict[str, Any]:
         items = [(str(number), inner) for number, inner in enumerate(value)]
     else:
         return {name: value}
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, inner in items:
-        found |= flatten(inner, f"{name}.{key}" if name else key)
-    return found
+        flat |= flatten(inner, f"{name}.{key}" if name else key)
+    return flat
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Changed]:
@@ -142,20 +142,24 @@ def file_changes(before: tuple[InputFile, ...], after: tuple[InputFile, ...]) ->
     )
 
 
-def comparison_text(found: Comparison) -> str:
+def comparison_text(comparison: Comparison) -> str:
     """Return at most a few screens of text: the differences, and the counts of both jobs."""
-    lines = [f"{found.jobs[0]} -> {found.jobs[1]}"]
-    lines += [f"  status     {found.status[0]} -> {found.status[1]}"]
-    for title, part in (("spec", found.spec), ("model", found.model)):
-        lines += [f"  {title:<10} {name}: {one.before} -> {one.after}" for name, one in part.items()]
-    for sign, paths in (("+", found.files.added), ("-", found.files.removed), ("~", found.files.changed)):
+    lines = [f"{comparison.jobs[0]} -> {comparison.jobs[1]}"]
+    lines += [f"  status     {comparison.status[0]} -> {comparison.status[1]}"]
+    for title, part in (("spec", comparison.spec), ("model", comparison.model)):
+        lines += [f"  {title:<10} {name}: {change.before} -> {change.after}" for name, change in part.items()]
+    for sign, paths in (
+        ("+", comparison.files.added),
+        ("-", comparison.files.removed),
+        ("~", comparison.files.changed),
+    ):
         lines += [f"  file       {sign} {path}" for path in paths[:_SHOWN]]
         lines += [f"  file       {sign} and {len(paths) - _SHOWN:,} more"] if len(paths) > _SHOWN else []
-    if found.is_same_work:
-        lines += [f"  work       the same spec and model over the same {plural(found.files.same, 'file')}"]
-    lines += [f"  rows       {_change_text(name, pair)}" for name, pair in found.rows.items()]
-    lines += [f"  rejects    {_change_text(name, pair)}" for name, pair in found.reasons.items()]
-    lines += [f"  seconds    {name}: {pair[0]:.2f} -> {pair[1]:.2f}" for name, pair in found.seconds.items()]
+    if comparison.is_same_work:
+        lines += [f"  work       the same spec and model over the same {plural(comparison.files.same, 'file')}"]
+    lines += [f"  rows       {_change_text(name, pair)}" for name, pair in comparison.rows.items()]
+    lines += [f"  rejects    {_change_text(name, pair)}" for name, pair in comparison.reasons.items()]
+    lines += [f"  seconds    {name}: {pair[0]:.2f} -> {pair[1]:.2f}" for name, pair in comparison.seconds.items()]
     return "\n".join(lines)
 
 

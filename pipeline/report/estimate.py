@@ -81,10 +81,10 @@ class Estimate:
     def from_dict(cls, details: Mapping[str, Any]) -> Self:
         """Inverse of `to_dict`."""
         fields: dict[str, Any] = {name: value for name, value in details.items() if name != "schema_version"}
-        made: dict[str, Any] = {
+        record: dict[str, Any] = {
             name: Interval(**value) if isinstance(value, dict) else value for name, value in fields.items()
         }
-        return cls(**made)
+        return cls(**record)
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class EstimateComparison:
 
 def choose_sample(partitions: Sequence[Partition], *, count: int) -> tuple[Partition, ...]:
     """Return ``count`` of ``partitions``, evenly spaced from the smallest to the largest."""
-    ordered = sorted(partitions, key=lambda one: (one.rows, one.bytes, one.id))
+    ordered = sorted(partitions, key=lambda partition: (partition.rows, partition.bytes, partition.id))
     count = min(count, len(ordered))
     return tuple(ordered[(2 * number + 1) * len(ordered) // (2 * count)] for number in range(count))
 
@@ -144,18 +144,19 @@ def make_estimate(
     :param projected: bytes of memory that the plan projects for a worker.
     :raises ValueError: if no partition of the plan has a receipt.
     """
-    sample = [one for one in plan.partitions if one.id in receipts and not receipts[one.id].splits]
+    done_ids = {name for name, receipt in receipts.items() if not receipt.splits}
+    sample = [partition for partition in plan.partitions if partition.id in done_ids]
     if not sample:
         raise ValueError("an estimate needs a partition that is done")
-    done = [receipts[one.id] for one in sample]
+    done = [receipts[partition.id] for partition in sample]
     costs = _costs(plan.partitions)
-    sampled = [costs[one.id] for one in sample]
+    sampled = [costs[partition.id] for partition in sample]
     total, count = sum(costs.values()), len(plan.partitions)
-    seconds = [one.seconds.total - one.seconds.model_load for one in done]
+    seconds = [receipt.seconds.total - receipt.seconds.model_load for receipt in done]
     tasks = _ratio(seconds, sampled, total=total, count=count)
-    start = start_seconds + max(one.seconds.model_load for one in done)
+    start = start_seconds + max(receipt.seconds.model_load for receipt in done)
     wall = _wall(tasks, longest=max(costs.values()) / total * tasks.high, slots=workers * threads, start=start)
-    sizes = [float(one.data.bytes if one.data else 0) for one in done]
+    sizes = [float(receipt.data.bytes if receipt.data else 0) for receipt in done]
     return Estimate(
         sampled=len(sample),
         partitions=count,
@@ -165,7 +166,7 @@ def make_estimate(
         seconds=wall,
         worker_hours=wall.times(workers / 3600),
         output_bytes=_ratio(sizes, sampled, total=total, count=count),
-        peak_memory=max(one.peak_memory for one in done),
+        peak_memory=max(receipt.peak_memory for receipt in done),
         projected_memory=projected,
         start_seconds=start,
     )
@@ -184,9 +185,9 @@ def compare_estimate(
 
 
 def _costs(partitions: Sequence[Partition]) -> dict[str, float]:
-    rows = max(1, sum(one.rows for one in partitions))
-    size = max(1, sum(one.bytes for one in partitions))
-    return {one.id: one.rows / rows + one.bytes / size for one in partitions}
+    rows = max(1, sum(partition.rows for partition in partitions))
+    size = max(1, sum(partition.bytes for partition in partitions))
+    return {partition.id: partition.rows / rows + partition.bytes / size for partition in partitions}
 
 
 def _ratio(values: Sequence[float], costs: Sequence[float], *, total: float, count: int) -> Interval:
@@ -214,7 +215,7 @@ def _wall(tasks: Interval, *, longest: float, slots: int, start: float) -> Inter
 
 def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _rounded(one) for name, one in value.items()}
+        return {name: _rounded(item) for name, item in value.items()}
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 

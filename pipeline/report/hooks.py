@@ -166,7 +166,7 @@ _AS_VARIABLES = ("id", "event", "time", "job", "name", "status", "reason", "outp
 
 def hooks_of(spec: JobSpec, settings: Settings) -> tuple[Hook, ...]:
     """Return all hooks of a job: those of its spec, and those that the settings name for every job."""
-    return (*spec.hooks, *(Hook.model_validate(one) for one in settings.hooks))
+    return (*spec.hooks, *(Hook.model_validate(hook) for hook in settings.hooks))
 
 
 @contextmanager
@@ -175,12 +175,12 @@ def run_hooks(job: JobDirectory, hooks: Sequence[Hook], *, grace: float) -> Iter
     if not hooks:
         yield ()
         return
-    told = Hooks(job, hooks)
+    notifier = Hooks(job, hooks)
     try:
-        yield (told,)
+        yield (notifier,)
     finally:
         try:
-            told.close(grace)
+            notifier.close(grace)
         except Exception:
             # An error of a hook must not change the outcome of the job.
             logger.exception("what became of the hooks of %s could not be recorded", job.id)

@@ -177,8 +177,8 @@ def record_log(store: Store, *, epoch: int) -> Iterator[Callback]:
     loggers = [logging.getLogger(name) for name in ("pipeline", *LIBRARIES)]
     first = {"schema_version": 1, "time": iso_time(datetime.now(UTC)), "level": "INFO", "logger": "pipeline"}
     file.write({**first, "message": f"the log of driver {epoch}"})
-    for one in loggers:
-        one.addHandler(handler)
+    for package_logger in loggers:
+        package_logger.addHandler(handler)
     try:
         yield progress
     except BaseException as error:
@@ -193,6 +193,6 @@ def record_log(store: Store, *, epoch: int) -> Iterator[Callback]:
         )
         raise
     finally:
-        for one in loggers:
-            one.removeHandler(handler)
+        for package_logger in loggers:
+            package_logger.removeHandler(handler)
         file.close()

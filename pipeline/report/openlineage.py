@@ -137,7 +137,7 @@ def _schema_facet(schema: bytes) -> Any:
 
     fields = pa.ipc.read_schema(pa.py_buffer(schema))
     return schema_dataset.SchemaDatasetFacet(
-        fields=[schema_dataset.SchemaDatasetFacetFields(name=one.name, type=str(one.type)) for one in fields]
+        fields=[schema_dataset.SchemaDatasetFacetFields(name=field.name, type=str(field.type)) for field in fields]
     )
 
 

@@ -146,13 +146,28 @@ def summarise(
         return _together(job.id, parts, examples=examples)
     ledger = ledger or job.ledger()
     counts = {name: count for name, count in ledger.reasons.items() if fnmatchcase(name, reason)}
-    receipts = [one for one in ledger.done if ledger.left(one) and not counts.keys().isdisjoint(one.reasons)]
-    found: dict[str, list[RejectExample]] = {name: [] for name in counts}
+    receipts = [
+        receipt
+        for receipt in ledger.done
+        if ledger.still_rejected_ranges(receipt) and not counts.keys().isdisjoint(receipt.reasons)
+    ]
+    examples_by_reason: dict[str, list[RejectExample]] = {name: [] for name in counts}
     for receipt in receipts:
-        missing = {name for name in receipt.reasons if name in found and len(found[name]) < min(examples, counts[name])}
+        missing = {
+            name
+            for name in receipt.reasons
+            if name in examples_by_reason and len(examples_by_reason[name]) < min(examples, counts[name])
+        }
         if missing:
-            _collect(job, receipt, found, missing, examples=examples, left=ledger.left(receipt))
-    groups = tuple(RejectGroup(name, count, tuple(found[name])) for name, count in counts.items())
+            _collect(
+                job,
+                receipt,
+                examples_by_reason,
+                missing,
+                examples=examples,
+                ranges=ledger.still_rejected_ranges(receipt),
+            )
+    groups = tuple(RejectGroup(name, count, tuple(examples_by_reason[name])) for name, count in counts.items())
     return RejectSummary(
         job=job.id,
         groups=groups,
@@ -166,14 +181,14 @@ def summarise(
 def _together(job: str, parts: Sequence[RejectSummary], *, examples: int) -> RejectSummary:
     """Merge the summaries of all children of a fan-out."""
     counts: Counter[str] = Counter()
-    found: dict[str, list[RejectExample]] = {}
+    examples_by_reason: dict[str, list[RejectExample]] = {}
     for group in (group for part in parts for group in part.groups):
         counts[group.reason] += group.count
-        found.setdefault(group.reason, []).extend(group.examples)
+        examples_by_reason.setdefault(group.reason, []).extend(group.examples)
     return RejectSummary(
         job=job,
         groups=tuple(
-            RejectGroup(reason, count, tuple(found[reason][:examples]))
+            RejectGroup(reason, count, tuple(examples_by_reason[reason][:examples]))
             for reason, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
         ),
         files=tuple(file for part in parts for file in part.files),
@@ -182,19 +197,19 @@ def _together(job: str, parts: Sequence[RejectSummary], *, examples: int) -> Rej
     )
 
 
-def read_left(job: JobDirectory, *, reason: str = "*") -> Iterator[pa.RecordBatch]:
+def read_rejected(job: JobDirectory, *, reason: str = "*") -> Iterator[pa.RecordBatch]:
     """Yield the rows that are still rejected: the source's columns, then file, row, reason and message.
 
     :raises StateCorrupt: if a file that a receipt names is missing or damaged.
     """
     for child in job.children():
-        yield from read_left(child, reason=reason)
+        yield from read_rejected(child, reason=reason)
     ledger = job.ledger()
     for receipt in ledger.done:
         wanted = [name for name in receipt.reasons if fnmatchcase(name, reason)]
-        if not wanted or not ledger.left(receipt):
+        if not wanted or not ledger.still_rejected_ranges(receipt):
             continue
-        for batch in _batches(job, receipt, left=ledger.left(receipt)):
+        for batch in _batches(job, receipt, ranges=ledger.still_rejected_ranges(receipt)):
             yield batch.filter(pc.is_in(batch.column(REJECT_REASON), pa.array(wanted, pa.string())))
 
 
@@ -202,7 +217,7 @@ def rejects_frame(job: JobDirectory) -> pd.DataFrame:
     """Return the rows that are still rejected as one pandas DataFrame."""
     import pandas as pd
 
-    batches = list(read_left(job))
+    batches = list(read_rejected(job))
     if not batches:
         return pd.DataFrame(columns=list(REJECT_COLUMNS))
     frame: pd.DataFrame = pa.Table.from_batches(batches).to_pandas()
@@ -228,7 +243,7 @@ def export(job: JobDirectory, path: str, *, reason: str = "*") -> Export:
             open_store(folder or ("/" if path.startswith("/") else ".")).open_output(name) as output,
             csv.CSVWriter(output, schema) if is_csv else pq.ParquetWriter(output, schema) as writer,
         ):
-            for batch in read_left(job, reason=reason):
+            for batch in read_rejected(job, reason=reason):
                 table = pa.Table.from_batches([batch]).replace_schema_metadata(None)
                 writer.write_table(_flat(table) if is_csv else table)
                 rows += table.num_rows
@@ -251,43 +266,43 @@ def _flat(table: pa.Table) -> pa.Table:
 def first_examples(summary: RejectSummary) -> dict[str, str]:
     """Return one line per reason: file, row and message of the first rejected row."""
     firsts = {group.reason: group.examples[0] for group in summary.groups if group.examples}
-    return {reason: f"{one.file} row {one.row}: {one.message}" for reason, one in firsts.items()}
+    return {reason: f"{example.file} row {example.row}: {example.message}" for reason, example in firsts.items()}
 
 
 def _collect(
     job: JobDirectory,
     receipt: Receipt,
-    found: dict[str, list[RejectExample]],
+    examples_by_reason: dict[str, list[RejectExample]],
     missing: set[str],
     *,
     examples: int,
-    left: list[tuple[int, int]],
+    ranges: list[tuple[int, int]],
 ) -> None:
-    for batch in _batches(job, receipt, left=left):
+    for batch in _batches(job, receipt, ranges=ranges):
         for position, reason in enumerate(batch.column(REJECT_REASON).to_pylist()):
             if reason in missing:
-                found[reason].append(_example(batch.slice(position, 1)))
-                if len(found[reason]) >= examples:
+                examples_by_reason[reason].append(_example(batch.slice(position, 1)))
+                if len(examples_by_reason[reason]) >= examples:
                     missing.discard(reason)
         if not missing:
             return
 
 
-def _batches(job: JobDirectory, receipt: Receipt, *, left: list[tuple[int, int]]) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a receipt's file of rejects that are in the ranges ``left``."""
-    place, start = rejects_path(receipt), 0
+def _batches(job: JobDirectory, receipt: Receipt, *, ranges: list[tuple[int, int]]) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a receipt's file of rejects that are in ``ranges``."""
+    path, start = rejects_path(receipt), 0
     try:
-        with job.store.open_input(place) as opened, pq.ParquetFile(opened, page_checksum_verification=True) as file:
+        with job.store.open_input(path) as opened, pq.ParquetFile(opened, page_checksum_verification=True) as file:
             for batch in file.iter_batches(_BATCH_ROWS):
                 stop = start + batch.num_rows
-                for low, high in left:
+                for low, high in ranges:
                     if max(low, start) < min(high, stop):
                         yield batch.slice(max(low, start) - start, min(high, stop) - max(low, start))
                 start = stop
     except (OSError, pa.ArrowException, KeyError) as error:
         raise StateCorrupt(
             "a file of rejects cannot be read",
-            where=job.store.url(place),
+            where=job.store.url(path),
             found=f"{type(error).__name__}: {error}",
             expected="the file that its receipt names",
             next_step=f"remove the receipt of partition {receipt.partition} and resume: it is scored again",

@@ -139,11 +139,11 @@ def _verify_children(job: JobDirectory, *, sample: int, seed: int | None) -> Ver
     """Check all children of a fan-out. The rows of the sample are divided among the children."""
     children = job.children()
     share = -(-sample // len(children))
-    found: dict[str, list[tuple[JobDirectory, Check]]] = {}
+    by_name: dict[str, list[tuple[JobDirectory, Check]]] = {}
     for child in children:
         for check in verify(child, sample=share, seed=seed).checks:
-            found.setdefault(check.name, []).append((child, check))
-    return Verification(job.id, tuple(_all_of(name, checks) for name, checks in found.items()))
+            by_name.setdefault(check.name, []).append((child, check))
+    return Verification(job.id, tuple(_all_of(name, checks) for name, checks in by_name.items()))
 
 
 def _all_of(name: str, checks: Sequence[tuple[JobDirectory, Check]]) -> Check:
@@ -184,20 +184,24 @@ class _Facts:
 
     def partitions_covered(self) -> str:
         """Check that each partition has one receipt, for exactly its rows, and each wanted row is in one partition."""
-        planned = {(one.number, part.id): part for one in self.ledger.rounds for part in self.ledger.partitions(one)}
+        planned = {
+            (round_.number, part.id): part for round_ in self.ledger.rounds for part in self.ledger.partitions(round_)
+        }
         counted = Counter((receipt.round, receipt.partition) for receipt in self.done)
         _expect_none("done twice", [key[1] for key, times in counted.items() if times > 1])
         _expect_none(f"of {len(planned):,} not done", [key[1] for key in planned if key not in counted])
-        others = [one.partition for one in self.done if not _covers(one, planned[one.round, one.partition])]
+        others = [
+            round_.partition for round_ in self.done if not _covers(round_, planned[round_.round, round_.partition])
+        ]
         _expect_none("with a receipt for other rows", others)
-        models = {one.number: one.plan.model.digest for one in self.ledger.rounds}
+        models = {round_.number: round_.plan.model.digest for round_ in self.ledger.rounds}
         _expect_none("scored by another model", [r.partition for r in self.done if r.model != models[r.round]])
         self._check_ranges()
-        again, quarantined = self._check_tried_again(), len(self.ledger.quarantined_files)
+        retried, quarantined = self._check_retried(), len(self.ledger.quarantined_files)
         return (
             f"{plural(len(planned), 'partition')}, each done once, cover every wanted row "
             f"of {plural(len(self.ledger.files), 'file')}"
-            + (f"; {again:,} rows that were rejected were tried again" if again else "")
+            + (f"; {retried:,} rejected rows were retried" if retried else "")
             + (f"; {quarantined:,} files are quarantined" if quarantined else "")
         )
 
@@ -206,25 +210,29 @@ class _Facts:
         for receipt in self.done:
             for part in receipt.files if not receipt.before else ():
                 ranges.setdefault(part.path, []).append((part.row_start, part.row_stop))
-        for path, found in ranges.items():
+        for path, receipt_ranges in ranges.items():
             if path not in self.ledger.files:
-                raise _Wrong(f"{path} is quarantined, and there are receipts of rows {_show(_merged(found))} of it")
+                raise _Wrong(
+                    f"{path} is quarantined, and there are receipts of rows {_show(_merged(receipt_ranges))} of it"
+                )
         for file in self.ledger.files.values():
-            found, wanted = _merged(ranges[file.path]), _merged(_wanted_ranges(file.row_groups))
-            if found != wanted:
-                raise _Wrong(f"{file.path}: the receipts are of rows {_show(found)}, wanted were {_show(wanted)}")
+            receipt_ranges, wanted = _merged(ranges[file.path]), _merged(_wanted_ranges(file.row_groups))
+            if receipt_ranges != wanted:
+                raise _Wrong(
+                    f"{file.path}: the receipts are of rows {_show(receipt_ranges)}, wanted were {_show(wanted)}"
+                )
 
-    def _check_tried_again(self) -> int:
+    def _check_retried(self) -> int:
         """Check that each retried row had been rejected and was retried by one later round. Return their number."""
-        rejects = {rejects_path(one): one for one in self.done if one.rejects}
-        taken = {part.path for one in self.done if one.before for part in one.files}
+        rejects = {rejects_path(receipt): receipt for receipt in self.done if receipt.rejects}
+        taken = {part.path for receipt in self.done if receipt.before for part in receipt.files}
         _expect_none("made of rejects that do not count", sorted(taken - set(rejects)))
-        for place in sorted(taken):
-            ranges, rows = self.ledger.tried_again(rejects[place]), rejects[place].rows.rejected
-            is_twice = any(one[1] > other[0] for one, other in pairwise(ranges))
+        for path in sorted(taken):
+            ranges, rows = self.ledger.retried_ranges(rejects[path]), rejects[path].rows.rejected
+            is_twice = any(receipt[1] > other[0] for receipt, other in pairwise(ranges))
             if is_twice or any(stop > rows for _, stop in ranges):
-                raise _Wrong(f"{place}: rows {_show(ranges)} were tried again, each once, of {rows:,}")
-        return sum(one.retried for one in self.ledger.summaries())
+                raise _Wrong(f"{path}: rows {_show(ranges)} were retried, each once, of {rows:,}")
+        return sum(receipt.retried for receipt in self.ledger.summaries())
 
     def rows_reconciled(self) -> str:
         """Check in = out + rejected + filtered per receipt, per range of a file, and in total."""
@@ -257,19 +265,21 @@ class _Facts:
 
     def data_files(self) -> str:
         """Check that every checkpoint file exists, unchanged, with the rows that its receipt states."""
-        found = [(receipt, receipt.data) for receipt in self.done]
-        return self._check_files(found, lambda receipt: receipt.rows.output)
+        files = [(receipt, receipt.data) for receipt in self.done]
+        return self._check_files(files, lambda receipt: receipt.rows.output)
 
     def reject_files(self) -> str:
         """Check the files of rejects like `data_files`, and that the counts per reason add up."""
         for receipt in self.done:
             if sum(receipt.reasons.values()) != receipt.rows.rejected:
                 raise _Wrong(f"partition {receipt.partition}: {receipt.reasons} for {receipt.rows.rejected:,} rejects")
-        return self._check_files([(one, one.rejects) for one in self.done], lambda receipt: receipt.rows.rejected)
+        return self._check_files(
+            [(receipt, receipt.rejects) for receipt in self.done], lambda receipt: receipt.rows.rejected
+        )
 
-    def _check_files(self, found: list[tuple[Receipt, DataFile | None]], rows: Callable[[Receipt], int]) -> str:
+    def _check_files(self, files: list[tuple[Receipt, DataFile | None]], rows: Callable[[Receipt], int]) -> str:
         count = total = 0
-        for receipt, file in found:
+        for receipt, file in files:
             if (file.rows if file else 0) != rows(receipt):
                 raise _Wrong(f"partition {receipt.partition}: its file is said to have other rows than it counts")
             if file is not None:
@@ -282,7 +292,7 @@ class _Facts:
         """Check that the last manifest names exactly the files of the receipts."""
         if self.manifest is None:
             raise _Wrong("the job has no manifest: its output was not committed")
-        files = [(one, one.data) for one in self.done if one.data]
+        files = [(receipt, receipt.data) for receipt in self.done if receipt.data]
         receipts = {(r.partition, layout.round_file(r.round, data.name), data.rows, data.sha256) for r, data in files}
         listed = [(file.partition, file.name, file.rows, file.sha256) for file in self.manifest.files]
         if len(listed) != len(set(listed)) or set(listed) != receipts:
@@ -335,10 +345,10 @@ def _sample(job: JobDirectory, ledger: Ledger, *, rows: int, seed: int | None) -
 def changed_steps(job: JobDirectory, ledger: Ledger) -> list[str]:
     """Return a text for each step whose code changed since the last round was planned."""
     planned = ledger.last.plan.code
-    found = find_code([step.module for step in planned], import_paths=job.record.import_paths).steps
+    current = find_code([step.module for step in planned], import_paths=job.record.import_paths).steps
     return [
         f"the code of step {before.module} changed since; the planned code was used"
-        for before, after in zip(planned, found, strict=True)
+        for before, after in zip(planned, current, strict=True)
         if before.digest != after.digest
     ]
 
@@ -346,16 +356,16 @@ def changed_steps(job: JobDirectory, ledger: Ledger) -> list[str]:
 def _check_file(store: Store, name: str, *, rows: int, size: int, sha256: str) -> None:
     try:
         with store.open_input(name) as file:
-            found = file_sha256(file)
+            digest = file_sha256(file)
             file.seek(0)
-            found_rows = pq.read_metadata(file).num_rows if found == sha256 else -1
+            actual_rows = pq.read_metadata(file).num_rows if digest == sha256 else -1
     except FileNotFoundError:
         raise _Wrong(f"{store.url(name)} is missing") from None
-    if found != sha256:
-        raise _Wrong(f"{store.url(name)}: SHA-256 {found[:12]}…, expected {sha256[:12]}…")
-    if found_rows != rows or store.size(name) != size:
+    if digest != sha256:
+        raise _Wrong(f"{store.url(name)}: SHA-256 {digest[:12]}…, expected {sha256[:12]}…")
+    if actual_rows != rows or store.size(name) != size:
         raise _Wrong(
-            f"{store.url(name)}: {found_rows:,} rows in {store.size(name):,} bytes, expected {rows:,} in {size:,}"
+            f"{store.url(name)}: {actual_rows:,} rows in {store.size(name):,} bytes, expected {rows:,} in {size:,}"
         )
 
 
@@ -383,7 +393,7 @@ def _wanted_ranges(row_groups: Any) -> Iterator[tuple[int, int]]:
 def _merged(ranges: Any) -> list[tuple[int, int]]:
     """Join adjacent ranges. Overlapping ranges stay separate, so that overlaps remain visible."""
     merged: list[tuple[int, int]] = []
-    for start, stop in sorted(one for one in ranges if one[0] < one[1]):
+    for start, stop in sorted(rows for rows in ranges if rows[0] < rows[1]):
         if merged and merged[-1][1] == start:
             merged[-1] = (merged[-1][0], stop)
         else:
@@ -444,7 +454,7 @@ def rescore_sample(job: JobDirectory, ledger: Ledger, *, rows: int, random: Rand
     :raises ModelDigestMismatch: if the model is no longer the pinned one.
     """
     result = RescoredSample()
-    files = {one.number: {file.path: file for file in one.plan.files} for one in ledger.rounds}
+    files = {round_.number: {file.path: file for file in round_.plan.files} for round_ in ledger.rounds}
     for chosen in _choose(ledger.done, rows=rows, random=random):
         round = chosen.receipt.round
         file = files[round][chosen.part.path]
@@ -463,12 +473,12 @@ def rescore_sample(job: JobDirectory, ledger: Ledger, *, rows: int, random: Rand
 
 
 def _choose(receipts: Iterable[Receipt], *, rows: int, random: Random) -> Iterator[_Range]:
-    places = [(receipt, number) for receipt in receipts for number, part in enumerate(receipt.files) if part.rows.input]
-    if not places or rows <= 0:
+    ranges = [(receipt, number) for receipt in receipts for number, part in enumerate(receipt.files) if part.rows.input]
+    if not ranges or rows <= 0:
         return
-    sizes = [receipt.files[number].rows.input for receipt, number in places]
-    count = min(PLACES, rows, len(places) * PLACES)
-    for receipt, number in random.choices(places, weights=sizes, k=count):
+    sizes = [receipt.files[number].rows.input for receipt, number in ranges]
+    count = min(PLACES, rows, len(ranges) * PLACES)
+    for receipt, number in random.choices(ranges, weights=sizes, k=count):
         part = receipt.files[number]
         before = sum(other.rows.output for other in receipt.files[:number])
         length = min(math.ceil(rows / count), part.rows.input)
@@ -483,8 +493,8 @@ def _choose(receipts: Iterable[Receipt], *, rows: int, random: Random) -> Iterat
 
 def _score_again(recipe: StageRecipe, file: InputFile, chosen: _Range) -> pa.Table:
     rejected_from = file.path if chosen.receipt.before else ""
-    whole = Fragment(file.path, 0, file.rows, 0, len(file.row_groups), 0, file.hive_keys, rejected_from)
-    fragment = sub_fragment(whole, file, row_start=chosen.start, row_stop=chosen.stop)
+    file_fragment = Fragment(file.path, 0, file.rows, 0, len(file.row_groups), 0, file.hive_keys, rejected_from)
+    fragment = sub_fragment(file_fragment, file, row_start=chosen.start, row_stop=chosen.stop)
     scorer = Scorer(recipe, get_predictor(recipe.score.model)[0], steps=recipe_steps(recipe, pin_code=True))
     versions = {file.path: (file.size, file.version)}
     batches = read_partition(recipe, Partition("", (fragment,)), versions=versions)

@@ -78,7 +78,7 @@ class _Search:
 
     def closure(self, module: str) -> tuple[CodeFile, ...]:
         """Return the file of ``module`` and those of all modules that it imports, directly or not."""
-        found: dict[str, CodeFile] = {}
+        files: dict[str, CodeFile] = {}
         seen: set[str] = set()
         waiting = [*_with_packages(module)]
         while waiting:
@@ -88,9 +88,9 @@ class _Search:
             seen.add(name)
             file = self._file(name, is_step=name == module)
             if file is not None:
-                found[name] = file
+                files[name] = file
                 waiting.extend(self._imports.get(name, ()))
-        return tuple(found[name] for name in sorted(found))
+        return tuple(files[name] for name in sorted(files))
 
     def _file(self, name: str, *, is_step: bool) -> CodeFile | None:
         if name not in self._files or (is_step and self._files[name] is None):

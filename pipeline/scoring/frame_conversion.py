@@ -253,10 +253,10 @@ class _Conversion:
         if same.all():
             return source
         changed = self._convert_values(pd.Series(cells[~same], dtype=object), target)
-        place = np.empty(len(cells), np.int64)
-        place[same], place[~same] = np.arange(same.sum()), same.sum() + np.arange((~same).sum())
+        order = np.empty(len(cells), np.int64)
+        order[same], order[~same] = np.arange(same.sum()), same.sum() + np.arange((~same).sum())
         untouched = take_values(source, np.flatnonzero(same))
-        return take_values(pa.chunked_array([*untouched.chunks, changed], type=target), place)
+        return take_values(pa.chunked_array([*untouched.chunks, changed], type=target), order)
 
     def _convert_values(self, series: pd.Series[Any], target: pa.DataType) -> pa.Array:
         try:

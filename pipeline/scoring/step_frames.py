@@ -83,8 +83,8 @@ def run_steps(steps: Sequence[Step], rows: Rows, *, schemas: FrameSchemas = UNPL
     never_null = schemas.before_step(0)
     for number, step in enumerate(steps):
         planned = schemas.after_step(number)
-        table, kept = run_step(step, table, never_null=never_null, planned=planned)
-        position = position[kept]
+        table, returned = run_step(step, table, never_null=never_null, planned=planned)
+        position = position[returned]
         never_null = never_null_columns(table.schema if planned is None else planned)
     return Rows(table, position)
 

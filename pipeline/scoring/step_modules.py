@@ -225,9 +225,9 @@ class StepModules:
         for path, data in contents:
             if digest_bytes(data) == file.sha256:
                 return data, path
-        kept = self._archived(file) if self._archived is not None else None
-        if kept is not None:
-            return kept, file.path
+        archived = self._archived(file) if self._archived is not None else None
+        if archived is not None:
+            return archived, file.path
         if not contents:
             raise _missing(file)
         path, data = contents[0]

@@ -142,10 +142,10 @@ def check_row_wise(step: Step, table: pa.Table, results: Rows, failures: Failure
         except StepFailed as error:
             error.found = f"{error.found}, with {variant.name} of a sample".removeprefix(", ")
             raise
-        found = Rows.concat(mapped, results.table.schema)
-        rows = variant.rows[found.position]
+        returned = Rows.concat(mapped, results.table.schema)
+        rows = variant.rows[returned.position]
         _check_outcomes(step, variant, outcomes, _outcomes(count, rows, variant.rows[failed.rows]))
-        _check_values(step, variant, rows, take_rows(results.table, number[rows]), found.table)
+        _check_values(step, variant, rows, take_rows(results.table, number[rows]), returned.table)
 
 
 def _outcomes(count: int, returned: np.ndarray, failed: np.ndarray) -> np.ndarray:
@@ -158,16 +158,16 @@ def _check_outcomes(step: Step, variant: _Variant, expected: np.ndarray, outcome
     differing = variant.rows[expected[variant.rows] != outcomes[variant.rows]]
     if len(differing):
         row = int(differing[0])
-        one, other = _OUTCOMES[expected[row]], _OUTCOMES[outcomes[row]]
-        raise _depends(step, f"row {row} of a sample is {one} with all rows, {other} with {variant.name}")
+        with_all, with_some = _OUTCOMES[expected[row]], _OUTCOMES[outcomes[row]]
+        raise _depends(step, f"row {row} of a sample is {with_all} with all rows, {with_some} with {variant.name}")
 
 
 def _check_values(step: Step, variant: _Variant, rows: np.ndarray, expected: pa.Table, table: pa.Table) -> None:
     for name in expected.column_names:
-        one, other = (one_array(part.column(name)) for part in (expected, table))
-        index = first_difference(one, other)
+        with_all, with_some = (one_array(part.column(name)) for part in (expected, table))
+        index = first_difference(with_all, with_some)
         if index is not None:
-            values = f"{_show(one[index])} with all rows, {_show(other[index])} with {variant.name}"
+            values = f"{_show(with_all[index])} with all rows, {_show(with_some[index])} with {variant.name}"
             raise _depends(step, f"column {name!r}, row {rows[index]} of a sample: {values}")
 
 

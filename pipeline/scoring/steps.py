@@ -60,8 +60,8 @@ def check_step(entrypoint: str, *, import_paths: Sequence[str] = ()) -> None:
 
     :raises StepFailed: if the module or the function does not exist, or the module raises when it is imported.
     """
-    found = find_code([entrypoint], import_paths=import_paths)
-    StepModules(found.steps, import_paths=import_paths, sources=found.sources).function(entrypoint)
+    code = find_code([entrypoint], import_paths=import_paths)
+    StepModules(code.steps, import_paths=import_paths, sources=code.sources).function(entrypoint)
 
 
 @contextmanager

@@ -116,9 +116,9 @@ def _open(folder: Path) -> tuple[int | None, Path]:
         except (OSError, StorageError) as error:
             if _errno_of(error) not in _READ_ONLY:
                 raise
-        for place, flags in ((path, os.O_NOFOLLOW), (folder, os.O_DIRECTORY)):
+        for target, flags in ((path, os.O_NOFOLLOW), (folder, os.O_DIRECTORY)):
             with suppress(OSError):
-                return os.open(place, os.O_RDONLY | flags), place
+                return os.open(target, os.O_RDONLY | flags), target
         return None, path
 
 

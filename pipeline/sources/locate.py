@@ -344,7 +344,7 @@ def _local_neighbours(path: Path) -> tuple[str, str, list[str]]:
 def _remote_neighbours(system: Any, path: str) -> tuple[str, str, list[str]]:
     parent, _, name = path.rstrip("/").rpartition("/")
     try:
-        names = [str(one).rstrip("/").rsplit("/", 1)[-1] for one in system.ls(parent, detail=False)]
+        names = [str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in system.ls(parent, detail=False)]
     except (OSError, ValueError):
         names = []
     return name, parent, sorted(names)

@@ -52,7 +52,7 @@ def shake_hands(client: Any, *, flavor: str, timeout: float) -> int:
     :param timeout: seconds to wait for an answer; a slower worker imports with its first task.
     :raises EnvMismatch: when a worker runs other versions than this process.
     """
-    mine = versions()
+    own = versions()
     addresses = list(client.scheduler_info(n_workers=-1)["workers"])
     futures = {
         address: client.submit(
@@ -61,8 +61,8 @@ def shake_hands(client: Any, *, flavor: str, timeout: float) -> int:
         for address in addresses
     }
     answers = _gather(futures, deadline=time.monotonic() + timeout)
-    for address, theirs in answers.items():
-        _compare(mine, theirs, address)
+    for address, workers in answers.items():
+        _compare(own, workers, address)
     return len(answers)
 
 
@@ -88,14 +88,14 @@ def _gather(futures: Mapping[str, Any], *, deadline: float) -> dict[str, dict[st
     return answers
 
 
-def _compare(mine: Mapping[str, str], theirs: Mapping[str, str], address: str) -> None:
-    differing = [name for name in sorted({*mine, *theirs}) if mine.get(name) != theirs.get(name)]
+def _compare(own: Mapping[str, str], workers: Mapping[str, str], address: str) -> None:
+    differing = [name for name in sorted({*own, *workers}) if own.get(name) != workers.get(name)]
     if differing:
         raise EnvMismatch(
             "driver and workers run different versions",
             where=f"worker {address}",
-            found=", ".join(f"{name} {theirs.get(name, 'missing')}" for name in differing),
-            expected=", ".join(f"{name} {mine.get(name, 'missing')}" for name in differing),
+            found=", ".join(f"{name} {workers.get(name, 'missing')}" for name in differing),
+            expected=", ".join(f"{name} {own.get(name, 'missing')}" for name in differing),
             next_step="install the same versions for both, then resume",
         )
 

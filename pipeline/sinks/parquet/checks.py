@@ -49,24 +49,24 @@ def check_folder(store: Store) -> None:
         )
 
 
-def check_is_same(there: layout.Publication, *, plan: str, place: str) -> None:
+def check_is_same(published: layout.Publication, *, plan: str, path: str) -> None:
     """Refuse a publication of another job with the same id.
 
-    :param there: publication in the sink under this job's id.
+    :param published: publication in the sink under this job's id.
     :param plan: digest of this job's plan; empty if unknown.
     :raises OutputConflict: when the publication was made from another plan.
     """
-    if there.plan and plan and there.plan != plan:
+    if published.plan and plan and published.plan != plan:
         raise OutputConflict(
             "another job with the same id has published there",
-            where=f"sink.path: {place}",
-            found=f"job {there.job} with plan {there.plan[:12]}",
+            where=f"sink.path: {path}",
+            found=f"job {published.job} with plan {published.plan[:12]}",
             expected=f"plan {plan[:12]}, or a job with another id",
             next_step="run it under another id (--job), or choose another sink.path",
         )
 
 
-def _schema_of(state: layout.SinkState, *, place: str) -> pa.Schema:
+def _schema_of(state: layout.SinkState, *, where: str) -> pa.Schema:
     """Return the schema of a sink's manifest.
 
     :raises StateCorrupt: when it is no schema.
@@ -76,7 +76,7 @@ def _schema_of(state: layout.SinkState, *, place: str) -> pa.Schema:
     except (ValueError, TypeError, OSError, pa.ArrowException) as error:
         raise StateCorrupt(
             "the output's manifest is damaged",
-            where=place,
+            where=where,
             found=f"schema: {type(error).__name__}: {error}",
             expected="the schema that a job published",
             next_step="restore it, or publish to another sink.path",
@@ -86,12 +86,12 @@ def _schema_of(state: layout.SinkState, *, place: str) -> pa.Schema:
 def _check_schema(store: Store, state: layout.SinkState | None, names: list[str], schema: pa.Schema) -> None:
     first = next((name for name in layout.uncounted(names, None) if not layout.tag_of(name)), None)
     if state and state.schema:
-        there, where = _schema_of(state, place=store.url(layout.MANIFEST)), layout.MANIFEST
+        columns_there, where = _schema_of(state, where=store.url(layout.MANIFEST)), layout.MANIFEST
     elif first:
-        there, where = _columns(store, first), first
+        columns_there, where = _columns(store, first), first
     else:
         return
-    old, new = ({field.name: str(field.type) for field in columns} for columns in (there, schema))
+    old, new = ({field.name: str(field.type) for field in columns} for columns in (columns_there, schema))
     changed = [
         f"{name}: {old.get(name, 'not there')} -> {new.get(name, 'not there')}"
         for name in dict.fromkeys((*old, *new))
@@ -102,7 +102,7 @@ def _check_schema(store: Store, state: layout.SinkState | None, names: list[str]
     changed = changed or [f"columns in the order {', '.join(old)}"]
     more = f" and {len(changed) - _SHOWN_COLUMNS} more" if len(changed) > _SHOWN_COLUMNS else ""
     raise OutputConflict(
-        "what is there has other columns than what is to be appended",
+        "the existing output has other columns than the rows to append",
         where=f"sink.path: {store.url(where)}",
         found="; ".join(changed[:_SHOWN_COLUMNS]) + more,
         expected="the same columns with the same types in the same order",

@@ -71,10 +71,10 @@ def complete(
     own = state.find(manifest.job, manifest.number) if state else None
     if state is None or own is None:
         return
-    gone = removable(names, state, own, is_locked=is_locked, is_abandoned=lambda name: _is_abandoned(store, name))
-    if gone:
+    unneeded = removable(names, state, own, is_locked=is_locked, is_abandoned=lambda name: _is_abandoned(store, name))
+    if unneeded:
         check_lease()
-    for name in gone:
+    for name in unneeded:
         store.remove(name)
     settle_success(store, check_lease=check_lease)
 
@@ -87,9 +87,9 @@ def settle_success(store: Store, *, check_lease: Callable[[], object] = lambda: 
     """
     for _ in range(_ATTEMPTS):
         version = store.version(layout.SUCCESS)
-        found = read(store, layout.SUCCESS) if version else None
+        stored = read(store, layout.SUCCESS) if version else None
         state = layout.read_state(store)
-        if state is None or (text := layout.success_text(state)) == found:
+        if state is None or (text := layout.success_text(state)) == stored:
             return
         check_lease()
         if store.replace_if_unchanged(layout.SUCCESS, text, version=version):

@@ -21,10 +21,10 @@ def has_nothing_new(plan: Plan) -> bool:
     return bool(plan.progress.baseline) and not plan.files
 
 
-def check_baseline(state: layout.SinkState | None, directory: JobDirectory, *, place: str) -> None:
+def check_baseline(state: layout.SinkState | None, directory: JobDirectory, *, path: str) -> None:
     """Refuse to publish if the sink differs from the plan's baseline: another job may have published the same rows.
 
-    :param place: path of the sink, for the error.
+    :param path: path of the sink, for the error.
     :raises OutputConflict: when the baseline differs.
     """
     plan = directory.plan
@@ -36,10 +36,10 @@ def check_baseline(state: layout.SinkState | None, directory: JobDirectory, *, p
         is_same = baseline_of(work) == plan.progress.baseline
     else:
         # A repair of this job: no later job may have scored the same input files.
-        mine = {file.path for file in work[number].inputs}
-        is_same = not any(file.path in mine for one in work[number + 1 :] for file in one.inputs)
+        paths = {file.path for file in work[number].inputs}
+        is_same = not any(file.path in paths for later in work[number + 1 :] for file in later.inputs)
     if not is_same:
-        raise other_baseline(place, job=directory.id)
+        raise other_baseline(path, job=directory.id)
 
 
 def with_inputs(
@@ -52,11 +52,16 @@ def with_inputs(
     ledger = directory.ledger(directory.receipts.all())
     added = {piece.name for piece in pieces}
     # Files kept by a repair may contain rows of any input file of the job.
-    kept = tuple(file.name for file in publication.files if file.name not in added)
+    retained = tuple(file.name for file in publication.files if file.name not in added)
     outputs = _outputs(ledger, pieces)
     inputs = tuple(
         PublishedInput(
-            file.path, file.size, file.version, len(file.row_groups), file.footer_digest, (*outputs[file.path], *kept)
+            file.path,
+            file.size,
+            file.version,
+            len(file.row_groups),
+            file.footer_digest,
+            (*outputs[file.path], *retained),
         )
         for file in ledger.files.values()
     )
@@ -110,10 +115,10 @@ def clear_abandoned(
         for job in _jobs_of_that_name(directory)
         if job.id not in published and (is_locked or _is_outdated(job, baseline))
     }
-    gone = [name for name in tagged if layout.tag_of(name) in tags]
-    if gone:
+    abandoned = [name for name in tagged if layout.tag_of(name) in tags]
+    if abandoned:
         check_lease()
-    for name in gone:
+    for name in abandoned:
         store.remove(name)
 
 

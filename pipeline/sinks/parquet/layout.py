@@ -76,7 +76,8 @@ class Publication:
             name=record.get("name", ""),
             work=record.get("work", ""),
             inputs=tuple(
-                PublishedInput(**{**one, "outputs": tuple(one["outputs"])}) for one in record.get("inputs", ())
+                PublishedInput(**{**input_file, "outputs": tuple(input_file["outputs"])})
+                for input_file in record.get("inputs", ())
             ),
             replaces=tuple(record.get("replaces", ())),
             files_replaced=record.get("files_replaced", 0),
@@ -85,8 +86,8 @@ class Publication:
 
     def without(self, names: Collection[str]) -> Publication:
         """Return the publication without the files named in ``names``, counted as replaced."""
-        kept = tuple(file for file in self.files if file.name not in names)
-        return replace(self, files=kept, files_replaced=self.files_replaced + len(self.files) - len(kept))
+        remaining = tuple(file for file in self.files if file.name not in names)
+        return replace(self, files=remaining, files_replaced=self.files_replaced + len(self.files) - len(remaining))
 
 
 @dataclass(frozen=True)
@@ -106,19 +107,26 @@ class SinkState:
 
     def find(self, job: str, number: int) -> Publication | None:
         """Return the publication of a job's manifest; None if there is none."""
-        return next((one for one in self.publications if (one.job, one.manifest) == (job, number)), None)
+        return next(
+            (
+                publication
+                for publication in self.publications
+                if (publication.job, publication.manifest) == (job, number)
+            ),
+            None,
+        )
 
     def of_job(self, job: str) -> Publication | None:
         """Return the publication of a job, from any of its manifests; None if there is none."""
-        return next((one for one in self.publications if one.job == job), None)
+        return next((publication for publication in self.publications if publication.job == job), None)
 
     def is_gone(self, job: str) -> bool:
         """True if another job has overwritten the publication of ``job``."""
-        return self.of_job(job) is None and any(one == job for one, _ in self.replaced)
+        return self.of_job(job) is None and any(replaced_job == job for replaced_job, _ in self.replaced)
 
     def to_json_bytes(self) -> bytes:
         """Return the content of ``_manifest.json``."""
-        publications = [one.to_record() for one in self.publications]
+        publications = [publication.to_record() for publication in self.publications]
         record: dict[str, Any] = {
             "schema_version": 1,
             "rows": sum(file.rows for file in self.files),
@@ -138,7 +146,7 @@ class SinkState:
             record = json.loads(data)
             if record["schema_version"] != 1:
                 raise ValueError("unknown schema_version")
-            publications = tuple(Publication.from_record(one) for one in record["publications"])
+            publications = tuple(Publication.from_record(publication) for publication in record["publications"])
             return SinkState(publications, record["schema"], tuple((job, n) for job, n in record["replaced"]))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StateCorrupt(
@@ -163,24 +171,24 @@ def next_state(before: SinkState | None, publication: Publication, *, schema: st
     if before is None:
         return SinkState((publication,), schema)
     if before.of_job(publication.job) is not None:
-        repaired = tuple(publication if one.job == publication.job else one for one in before.publications)
+        repaired = tuple(publication if earlier.job == publication.job else earlier for earlier in before.publications)
         return SinkState(repaired, schema, before.replaced)
     if not overwrite:
-        kept = before.publications
+        remaining = before.publications
         if publication.replaces:
-            gone_names = set(publication.replaces)
-            kept = tuple(one.without(gone_names) for one in kept)
-        return SinkState((*kept, publication), schema, before.replaced)
-    gone = tuple((one.job, one.manifest) for one in before.publications if one.job)
-    return SinkState((publication,), schema, (*before.replaced, *gone)[-_REPLACED_KEPT:])
+            replaced_names = set(publication.replaces)
+            remaining = tuple(earlier.without(replaced_names) for earlier in remaining)
+        return SinkState((*remaining, publication), schema, before.replaced)
+    overwritten = tuple((earlier.job, earlier.manifest) for earlier in before.publications if earlier.job)
+    return SinkState((publication,), schema, (*before.replaced, *overwritten)[-_REPLACED_KEPT:])
 
 
 def read_published_inputs(state: SinkState | None, name: str) -> tuple[PublishedInputs, ...]:
     """Return the publications of incremental jobs named ``name``, oldest first."""
     return tuple(
-        PublishedInputs(one.job, one.manifest, one.work, one.inputs)
-        for one in (state.publications if state else ())
-        if one.name == name
+        PublishedInputs(publication.job, publication.manifest, publication.work, publication.inputs)
+        for publication in (state.publications if state else ())
+        if publication.name == name
     )
 
 
@@ -206,14 +214,14 @@ def file_name(partition: str, manifest: Manifest, *, attempt: str = "") -> str:
 
 def tag_of(name: str) -> str:
     """Return the `job_tag` in a name made by `file_name`; empty for any other name."""
-    found = _PART.fullmatch(name)
-    return found[1] if found else ""
+    match = _PART.fullmatch(name)
+    return match[1] if match else ""
 
 
 def number_of(name: str) -> int:
     """Return the manifest number in a name made by `file_name`; 0 for any other name."""
-    found = _PART.fullmatch(name)
-    return int(found[2]) if found else 0
+    match = _PART.fullmatch(name)
+    return int(match[2]) if match else 0
 
 
 def is_file_of(name: str, job: str) -> bool:

@@ -92,7 +92,7 @@ class Publisher:
         return frozenset(file.name for file in committed.files) if committed else frozenset()
 
     @property
-    def kept(self) -> tuple[PublishedFile, ...]:
+    def retained(self) -> tuple[PublishedFile, ...]:
         """Files of ``earlier`` that do not change."""
         return self.earlier.files if self.earlier and self._is_kept else ()
 
@@ -103,7 +103,7 @@ class Publisher:
         :raises Overtaken: when the refusal is about something that was published since the sink was read.
         """
         try:
-            check_baseline(self.state, self.directory, place=self.store.root)
+            check_baseline(self.state, self.directory, path=self.store.root)
             if self.earlier is None:
                 checks.check_content(
                     self.store, self.state, mode=self.sink.mode, job=self.manifest.job, schema=self.schema
@@ -140,7 +140,7 @@ class Publisher:
         """Return the files to add."""
         names = self._earlier_names if self._is_kept else frozenset()
         added = replace(self.manifest, files=tuple(file for file in self.manifest.files if file.name not in names))
-        if self.kept and not added.files:
+        if self.retained and not added.files:
             return ()
         if not self.manifest.files and self.directory.plan.progress.baseline and self.state is not None:
             # All new rows were filtered or rejected. The existing output has the schema, so add no empty file.
@@ -158,7 +158,7 @@ class Publisher:
             self.manifest.job,
             self.manifest.number,
             self.sink.mode,
-            (*self.kept, *files),
+            (*self.retained, *files),
             files_replaced=self.earlier.files_replaced if self.earlier else 0,
             plan=self.manifest.plan,
         )
@@ -203,7 +203,7 @@ class Publisher:
 
     def build(self, store: Store) -> set[str]:
         """Write the whole output into an empty folder without readers; return the file names."""
-        for file in self.kept:
+        for file in self.retained:
             store.link_or_copy(file.name, self.store, file.name)
         pieces = self.pieces()
         state = self.after(tuple(self._add(piece, store) for piece in pieces), pieces)

@@ -75,7 +75,7 @@ class ParquetSink:
         checks.check_folder(store)
         state = layout.read_state(store)
         if state and (own := state.of_job(request.job)):
-            checks.check_is_same(own, plan=request.plan, place=path)
+            checks.check_is_same(own, plan=request.plan, path=path)
             return
         schema = pa.ipc.read_schema(pa.py_buffer(request.schema)) if request.schema else None
         checks.check_content(store, state, mode=sink.mode, job=request.job, schema=schema)
@@ -216,7 +216,7 @@ def _find(
     own = state.of_job(manifest.job)
     if own is None:
         return None
-    checks.check_is_same(own, plan=manifest.plan, place=path)
+    checks.check_is_same(own, plan=manifest.plan, path=path)
     if own.manifest < manifest.number:
         return None
     rows, size = sum(file.rows for file in own.files), sum(file.bytes for file in own.files)

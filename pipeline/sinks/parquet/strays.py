@@ -38,9 +38,9 @@ def find_strays(store: Store, manifest: Manifest, *, mode: str) -> tuple[str, ..
     if mode != "append" and older:
         problems.append(f"an older publication in a sink of mode {mode}, of {older[0] or 'files without a job'}")
     if state.publications[-1] is own:
-        found = read(store, layout.SUCCESS)
-        if found is None:
+        stored = read(store, layout.SUCCESS)
+        if stored is None:
             problems.append(f"no {layout.SUCCESS}")
-        elif found != layout.success_text(state):
+        elif stored != layout.success_text(state):
             problems.append(f"{layout.SUCCESS} is of another state than {layout.MANIFEST}")
     return tuple(problems)

@@ -65,10 +65,10 @@ def remove_staging(staging: Path) -> None:
 
     The folder is renamed first: another driver still building it then fails instead of publishing part of it.
     """
-    gone = staging.with_name(f"{staging.name}.{unique_name()[:8]}")
+    trash = staging.with_name(f"{staging.name}.{unique_name()[:8]}")
     with storage_errors(str(staging)), suppress(FileNotFoundError):
-        os.rename(staging, gone)
-        shutil.rmtree(gone)
+        os.rename(staging, trash)
+        shutil.rmtree(trash)
 
 
 def start_staging(path: Path, staging: Path) -> None:
@@ -141,14 +141,16 @@ def exchange(staging: Path, path: Path) -> None:
             raise OSError(failure, os.strerror(failure), str(path))
 
 
-def rename_exchange(one: bytes, other: bytes) -> int:
+def rename_exchange(first: bytes, second: bytes) -> int:
     """Call ``renameat2(2)`` with RENAME_EXCHANGE; return 0, or the errno."""
     try:
         call = ctypes.CDLL(None, use_errno=True).renameat2
     except AttributeError:
         return errno.ENOSYS
-    done = call(_AT_FDCWD, ctypes.c_char_p(one), _AT_FDCWD, ctypes.c_char_p(other), ctypes.c_uint(_RENAME_EXCHANGE))
-    return 0 if done == 0 else ctypes.get_errno()
+    result = call(
+        _AT_FDCWD, ctypes.c_char_p(first), _AT_FDCWD, ctypes.c_char_p(second), ctypes.c_uint(_RENAME_EXCHANGE)
+    )
+    return 0 if result == 0 else ctypes.get_errno()
 
 
 def sync(folder: Path) -> None:

@@ -31,8 +31,8 @@ def with_decoded_widths(footers: tuple[Footer, ...], *, columns: Sequence[str]) 
         fixed = dict(zip(footer.names, footer.widths.tolist(), strict=True))
         names = [name for name in columns if fixed.get(name) == 0.0]
         if names and footer.totals[group] <= MOST_BYTES * footer.rows[group]:
-            found = decoded_widths(footer.file.path, group, names)
-            widths |= {name: max(width, widths.get(name, 0.0)) for name, width in zip(names, found, strict=True)}
+            measured = decoded_widths(footer.file.path, group, names)
+            widths |= {name: max(width, widths.get(name, 0.0)) for name, width in zip(names, measured, strict=True)}
     if not widths:
         return footers
     shared: dict[tuple[str, ...], np.ndarray] = {}

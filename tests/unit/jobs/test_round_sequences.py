@@ -29,7 +29,7 @@ from pipeline.jobs.rounds import Round, RoundReason, make_record
 from pipeline.jobs.splits import even_split_points, split_receipt
 from pipeline.plan.packing import pack
 from pipeline.plan.plan import Limits, Partition
-from pipeline.report.rejects import read_left
+from pipeline.report.rejects import read_rejected
 from pipeline.storage.urls import unique_name
 from pipeline.testing.examples import choose
 from pipeline.testing.jobs import SmallJob, small_job, write_receipt
@@ -116,7 +116,7 @@ class History:
             reason=RoundReason.RETRY,
             epoch=1,
             created="",
-            supersedes=ledger.undone,
+            supersedes=ledger.pending,
             quarantined_files=work.still_rejected,
             repaired_files=[file.path for file in work.repaired],
         )
@@ -156,7 +156,7 @@ class History:
         ledger = self.directory.ledger()
         directory.manifests.prepare(ledger)
         ids = Counter(_output_ids(directory, ledger))
-        ids.update(row["id"] for batch in read_left(directory) for row in batch.to_pylist())
+        ids.update(row["id"] for batch in read_rejected(directory) for row in batch.to_pylist())
         bad = {file.path for file in ledger.quarantined_files}
         expected = [row for file in self.job.plan.files if file.path not in bad for row in _ids(file)]
         assert ids == Counter(expected)

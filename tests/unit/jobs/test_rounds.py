@@ -21,7 +21,7 @@ from pipeline.jobs.splits import halves, split_receipt
 from pipeline.jobs.status import Status
 from pipeline.plan.plan import Partition
 from pipeline.report.build import make_report
-from pipeline.report.rejects import read_left, summarise
+from pipeline.report.rejects import read_rejected, summarise
 from pipeline.service.gc import sweep_job
 from pipeline.testing.jobs import REASON, SmallJob, open_retry, small_job, write_receipt, write_receipts
 
@@ -43,7 +43,7 @@ def commit(directory: JobDirectory) -> int:
 
 def places(directory: JobDirectory) -> list[tuple[int, str, int]]:
     """Return id, file and row number of the rows still rejected."""
-    rows = pa.Table.from_batches(list(read_left(directory))).to_pylist()
+    rows = pa.Table.from_batches(list(read_rejected(directory))).to_pylist()
     return [(row["id"], Path(row["_file"]).name, row["_row"]) for row in rows]
 
 
@@ -55,7 +55,7 @@ def test_without_rounds_the_ledger_is_what_the_receipts_say(directory: JobDirect
     assert ledger.todo == ()
     assert ledger.rows == RowCounts(75, 67, 8, 0)
     assert ledger.reasons == {REASON: 8}
-    assert [ledger.left(receipt) for receipt in receipts] == [[(0, 3)], [(0, 1)], [(0, 4)]]
+    assert [ledger.still_rejected_ranges(receipt) for receipt in receipts] == [[(0, 3)], [(0, 1)], [(0, 4)]]
     assert ledger.summaries() == ()
 
 

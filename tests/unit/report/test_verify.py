@@ -249,7 +249,7 @@ def test_rows_that_were_rejected_and_came_out_later(tmp_path: Path, lake: Lake, 
     assert job.ledger().rows == replace(before, output=before.output + before.rejected, rejected=0)
     result = verify(job, sample=5000, seed=1)
     assert set(failed(result)) <= {"output"}
-    assert f"{before.rejected:,} rows that were rejected were tried again" in result.checks[0].detail
+    assert f"{before.rejected:,} rejected rows were retried" in result.checks[0].detail
     manifest = job.manifests.last()
     assert manifest is not None
     found = pa.concat_tables([pq.read_table(job.store.url(file.name)) for file in manifest.files]).sort_by("id")
