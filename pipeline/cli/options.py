@@ -153,12 +153,12 @@ def _set_up_logging(verbosity: int) -> None:
 
 
 def wants_json() -> bool:
-    """Whether ``--json`` was given."""
+    """Return True if ``--json`` was given."""
     return bool(click.get_current_context().meta.get(JSON))
 
 
 def is_quiet() -> bool:
-    """Whether ``-q`` was given."""
+    """Return True if ``-q`` was given."""
     return int(click.get_current_context().meta.get(VERBOSITY, 0)) < 0
 
 

@@ -149,7 +149,7 @@ def demo(folder: str, rows: int) -> None:
 
 
 def _is_job_directory(target: str) -> bool:
-    """Whether ``target`` is a job directory; any other folder is an error.
+    """Return True if ``target`` is a job directory; any other folder is an error.
 
     :raises SpecError: for a folder that holds no job.
     """

@@ -335,7 +335,7 @@ def _variable(name: str, *, where: str) -> str:
     raise SpecError(
         "an environment variable that is to hold a secret is not set",
         where=where,
-        found=f"env:{name}, empty or not there",
+        found=f"env:{name}, empty or not set",
         expected="a value in the environment of the driver and of every worker",
         next_step=f"export {name}=…, for workers before they are started",
     )

@@ -73,7 +73,7 @@ def _changed_files(ledger: Ledger) -> dict[str, QuarantinedFile]:
                 version_text(size, version),
             )
         except FileNotFoundError:
-            is_same, current = False, "no such file"
+            is_same, current = False, "file not found"
         if not is_same:
             changed[path] = _reject(file, input_changed(path, found=current))
     return changed

@@ -207,7 +207,7 @@ def _no_such_job(
         )
     recent = [job.id for job in sorted(_directories(root, folders), key=lambda job: job.record.created, reverse=True)]
     return SpecError(
-        "there is no such job" if recent else "there are no jobs yet",
+        "unknown job" if recent else "there are no jobs yet",
         where=where,
         found=name,
         expected=f"{LAST}, a path, or one of " + ", ".join(recent[:_SHOWN]) if recent else "",

@@ -31,7 +31,7 @@ def check_job_id(job: str) -> str:
     """
     if not _JOB_ID.fullmatch(job):
         raise RefusedForSafety(
-            "that cannot be the id of a job",
+            "invalid job id",
             where="--job",
             found=repr(job),
             expected="lower-case letters, digits, ._- (100 at most)",

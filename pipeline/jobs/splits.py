@@ -28,7 +28,7 @@ def partition_key(partition: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in partition.split("."))
     except ValueError:
-        raise StateCorrupt("that is no id of a partition", found=repr(partition), expected="such as 00042") from None
+        raise StateCorrupt("invalid id of a partition", found=repr(partition), expected="such as 00042") from None
 
 
 def sub_fragment(fragment: Fragment, file: InputFile, *, row_start: int, row_stop: int) -> Fragment:

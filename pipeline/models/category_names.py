@@ -53,7 +53,7 @@ def are_stored(names: Sequence[str], offsets: Sequence[int], values: bytes) -> b
 
 
 def _readable(values: bytes) -> str | None:
-    """Return the text up to a character that is cut off at the end; None if the bytes are no UTF-8."""
+    """Return the text up to a character that is cut off at the end; None if the bytes are not UTF-8."""
     try:
         return values.decode()
     except UnicodeDecodeError as error:

@@ -101,7 +101,7 @@ def _name_categories(version: ModelVersion, given: Mapping[str, Sequence[str | i
     if unknown := sorted(set(given) - set(version.feature_names)):
         near = difflib.get_close_matches(unknown[0], version.feature_names, n=1)
         raise SpecError(
-            f"score.categories names {unknown[0]!r}, which is no feature of the model",
+            f"score.categories names {unknown[0]!r}, which is not a feature of the model",
             where="score.categories",
             found=", ".join(map(repr, unknown)),
             expected="features of the model: " + ", ".join(version.feature_names[:_SHOWN]),

@@ -126,7 +126,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether the job succeeded, with or without warnings."""
+        """True if the job succeeded, with or without warnings."""
         return self.status.is_success
 
     @property

@@ -19,7 +19,7 @@ class LossyCastError(ValueError):
     """A value cannot be cast to a type without loss."""
 
     def __init__(self, row: int, value: str, kind: pa.DataType, target: pa.DataType) -> None:
-        super().__init__(f"{value} of type {kind} in row {row} is no {target}")
+        super().__init__(f"{value} of type {kind} in row {row} is not a valid {target}")
         self.row = row
         """Position of the value in its column."""
         self.value = value

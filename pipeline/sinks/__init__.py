@@ -69,7 +69,7 @@ class SinkLeftover:
 
 @dataclass(frozen=True)
 class SinkRequest:
-    """What is known about a job when its sink is checked."""
+    """Facts about a job for the check of its sink."""
 
     sources: Sequence[str] = ()
     """Paths of the job's source: directories, files, globs."""

@@ -41,7 +41,7 @@ def missing_is_changed(path: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise input_changed(path, found="no such file") from error
+        raise input_changed(path, found="file not found") from error
 
 
 @contextmanager
@@ -53,7 +53,7 @@ def missing_is_removed(path: str) -> Iterator[None]:
         raise InputChanged(
             "an input file was removed while the job was planned",
             where=path,
-            found="no such file",
+            found="file not found",
             expected="the file that was listed a moment before",
             next_step="run again, or skip such files with errors.files: quarantine",
         ) from error

@@ -70,7 +70,7 @@ def locate(
     Hive keys are the ``key=value`` folders below a directory, or from the first wildcard of a glob on. For the path of
     a single file, hive keys are the folders below ``base``. A file that is removed meanwhile is not in the result.
 
-    :param unusable: receives the error of each entry that is no file: links that lead nowhere, pipes, devices.
+    :param unusable: receives the error of each entry that is not a file: links that lead nowhere, pipes, devices.
         Default: the first such error is raised.
     :raises MissingInput: if there is no file.
     :raises SpecError: if the URL's file system is unknown or its package is not installed.
@@ -104,7 +104,7 @@ def locate_planned(
         if now is None or not is_same_version(file.path, (file.size, file.version), (now.size, now.identity)):
             raise input_changed(
                 file.path,
-                found="no such file" if now is None else version_text(now.size, now.identity),
+                found="file not found" if now is None else version_text(now.size, now.identity),
                 expected=version_text(file.size, file.version),
             )
     return tuple(current[name] for name in sorted(file.path for file in planned))
@@ -177,7 +177,7 @@ def _walk(
 ) -> Iterator[SourceFile]:
     """Yield the files below ``folder``.
 
-    :param errors: receives the error of each entry that is no file.
+    :param errors: receives the error of each entry that is not a file.
     :param above: device and inode of each folder on the way: a link to one of them would cause an endless walk.
     """
     try:
@@ -208,7 +208,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _local_file(path: str, *, base: str, errors: list[MissingInput]) -> Iterator[SourceFile]:
-    """Yield the file at ``path``, or nothing if the entry is no file or was removed."""
+    """Yield the file at ``path``, or nothing if the entry is not a file or was removed."""
     _check_utf8(path)
     try:
         with storage_errors(path):
@@ -237,7 +237,7 @@ def _stat(path: str) -> os.stat_result:
 
 def _no_file(path: str, found: str) -> MissingInput:
     return MissingInput(
-        "an input is no regular file",
+        "an input is not a regular file",
         where=path,
         found=found,
         expected="a Parquet file",

@@ -33,7 +33,7 @@ def read_document(
     :param environ: variables, of which those named ``PIPELINE_SPEC__…`` are overrides too, of a lower rank.
     :param text: text of the file, where it was read already: a pipe can be read once only.
 
-    :raises SpecError: when the file cannot be read, is no YAML (or JSON), or an override fits nowhere.
+    :raises SpecError: when the file cannot be read, is not YAML (or JSON), or an override fits nowhere.
     :raises RefusedForSafety: for anchors, aliases, Python tags and very deep nesting.
     """
     name = os.fspath(source)
@@ -94,7 +94,7 @@ def apply_override(document: Document, text: str, *, flag: str = "--set", rank: 
     :param flag: flag or variable that says so, for messages.
     :param rank: what it is, for those who ask where a value comes from.
 
-    :raises SpecError: when there is no such place in the document, or the value is no YAML; it names the flag.
+    :raises SpecError: when there is no such place in the document, or the value is not YAML; it names the flag.
     """
     flag_name = f"{flag} {text}" if rank is Precedence.SET else flag
     path, value_text = _split_override(text, flag_name)

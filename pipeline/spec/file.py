@@ -24,8 +24,8 @@ def read_text(name: str, *, pipe_seconds: float = PIPE_SECONDS) -> str:
 
     A pipe can be read once only: keep the text.
 
-    :raises SpecError: when there is no such file, it is no file or pipe, does not end in time, is over 1 MiB, or is not
-        UTF-8.
+    :raises SpecError: when ``path`` does not exist, is neither file nor pipe, does not end in time, is over 1 MiB, or
+        is not UTF-8.
     """
     try:
         if "://" in name:

@@ -122,7 +122,7 @@ def _check_order(steps: tuple[MapStep | ScoreStep, ...]) -> tuple[MapStep | Scor
 
 Step = Annotated[
     Annotated[MapStep, Tag("map step")] | Annotated[ScoreStep, Tag("score step")],
-    Discriminator(_step_tag, custom_error_type=_KIND, custom_error_message="no such step"),
+    Discriminator(_step_tag, custom_error_type=_KIND, custom_error_message="unknown step"),
 ]
 
 

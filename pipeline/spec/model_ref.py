@@ -28,7 +28,7 @@ class ModelRef:
 
     @property
     def is_file(self) -> bool:
-        """Whether it is the path or URL of a model file."""
+        """True if the reference is the path or URL of a model file."""
         return not self.text.startswith("models:/")
 
     @property

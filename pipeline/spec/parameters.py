@@ -50,7 +50,7 @@ class Values:
     fan_out: Any = None
     """Value of a child of a fan-out; None outside of children."""
     keeps_fan_out: bool = False
-    """Whether the result is the spec of a fan-out: ``${fan_out.value}`` stays, and other text that looks like a
+    """True if the result is the spec of a fan-out: ``${fan_out.value}`` stays, and other text that looks like a
     placeholder is escaped."""
 
     def get(self, name: str) -> Any:
@@ -94,7 +94,7 @@ class Values:
             raise RefusedForSafety(
                 "a secret must not be put into a job spec: what is put in is stored in the job directory",
                 found=f"${{env:{name}}}",
-                expected="a variable that is no secret",
+                expected="a variable that is not a secret",
                 next_step=f"write the reference env:{name} where a field takes one, such as hooks; storage finds its "
                 "own credentials (docs/storage.md)",
             )
@@ -250,7 +250,7 @@ class GivenValues:
     """``-p day=2026-01-01``, a variable, or Python."""
     rank: Precedence = Precedence.SET
     is_text: bool = False
-    """Whether the value is a text to convert to the type of the parameter."""
+    """True if the value is a text to convert to the type of the parameter."""
 
 
 def given_on_command_line(texts: Sequence[str]) -> tuple[GivenValues, ...]:

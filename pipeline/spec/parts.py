@@ -353,7 +353,7 @@ class Errors(SpecModel):
     """Largest fraction of rejected rows (rejected / rows to score; filtered rows do not count) with which the job
     succeeds, with warnings. Default 0: one rejected row fails the job."""
     files: Literal["fail", "quarantine"] = "fail"
-    """What to do about an input file that is damaged, has other columns than most, or changes while the job runs.
+    """Handling of an input file that is damaged, has other columns than most, or changes while the job runs.
     ``fail``: the job is refused, or fails. ``quarantine``: the file is left out as a whole, by name; its rows are in no
     count, and the job ends with warnings."""
     max_files: int | None = Field(default=None, ge=0)

@@ -110,7 +110,7 @@ class ArrivalTrigger(SpecModel):
 
     @property
     def has_threshold(self) -> bool:
-        """Whether the trigger waits for a number of files, rows or bytes."""
+        """True if the trigger waits for a number of files, rows or bytes."""
         return self.files is not None or self.rows is not None or self.bytes is not None
 
 

@@ -74,7 +74,7 @@ def parse_text(text: str, *, name: str, is_json: bool = False) -> Document:
 
 def _check_json(text: str, name: str) -> None:
     def refuse(word: str) -> NoReturn:
-        raise ValueError(f"{word} is no JSON number")
+        raise ValueError(f"{word} is not a JSON number")
 
     try:
         json.loads(text, parse_constant=refuse)

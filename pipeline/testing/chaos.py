@@ -317,7 +317,7 @@ class _Arena:
                 rejects = check_rows(self.rejected, _rejects(directory))
                 problems += _problems(rows, rejects, directory)
             elif not directory.manifests.numbers() and reader.seen != "earlier":
-                problems.append("what had been published before is not there any more, and nothing was committed")
+                problems.append("the earlier output is missing, and nothing was committed")
         problems += reader.wrong[:1]
         return TrialResult(
             seed=trial.script.seed,

@@ -340,7 +340,7 @@ def test_a_name_that_would_lead_elsewhere(folder: Path, name: str) -> None:
 @pytest.mark.fault(46)
 def test_an_id_that_would_lead_elsewhere(folder: Path, job: str) -> None:
     message = refused(folder, spec(), code=7, args=(f"--job={job}",))
-    assert_explained(message, where="--job", says="cannot be the id of a job")
+    assert_explained(message, where="--job", says="invalid job id")
 
 
 @pytest.mark.fault(46)

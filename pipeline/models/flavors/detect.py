@@ -80,7 +80,7 @@ def read_model(uri: str, *, limit: int = MAX_BYTES) -> bytes:
         raise ModelError(
             "model file not found",
             where=uri,
-            found="no such file",
+            found="file not found",
             expected=_EXPECTED,
             next_step=f"did you mean {near}?" if near else "give the path of the file",
         ) from error

@@ -130,7 +130,7 @@ class Registry:
         Raises
         ------
         ModelError
-            If there is no such model, version or alias.
+            If the model, version or alias does not exist.
         """
         return self._registry.lookup(ModelRef.parse(reference))
 

@@ -177,7 +177,7 @@ class StoredModels:
         names = self.names()
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         return ModelError(
-            "the registry has no such model",
+            f"no model named {name!r}",
             where=f"{name} in {self.root}",
             found=shown or "no models",
             next_step=f"python -m pipeline models register FILE --name {name}, or set pipeline.registry",
@@ -187,7 +187,7 @@ class StoredModels:
         """Make the error for an alias that is not set."""
         summary = self.summary(name)
         return ModelError(
-            "the model has no such alias",
+            f"model {name!r} has no alias {alias!r}",
             where=f"models:/{name}@{alias}",
             found=", ".join(summary.aliases) or "no aliases",
             next_step=f"python -m pipeline models alias {name} {alias} {summary.latest or 'VERSION'}",
@@ -198,7 +198,7 @@ class StoredModels:
         if not numbers:
             return self.no_model(name)
         return ModelError(
-            "the model has no such version",
+            f"model {name!r} has no version {number}",
             where=f"models:/{name}/{number}",
             found=f"versions 1 to {numbers[-1]}",
             next_step=f"python -m pipeline models list {name}",

@@ -122,7 +122,7 @@ class TriggerJobs:
     start: bool = False
     """Start jobs at once. False: a server starts them."""
     is_isolated: bool = False
-    """Whether jobs are planned in a process of its own: a damaged file, or a step, may end it."""
+    """True if jobs are planned in a process of its own: a damaged file, or a step, may end it."""
     _names: dict[str, str] = field(default_factory=dict)
     """Folder below the root -> name of its job."""
     _leases: LeaseWatch = field(default_factory=LeaseWatch)
@@ -242,7 +242,7 @@ class TriggerWatch:
     start: bool = False
     """Start jobs at once. False: a server starts them."""
     is_isolated: bool = False
-    """Whether jobs are planned, and unknown files read, in processes of their own."""
+    """True if jobs are planned, and unknown files read, in processes of their own."""
     clock: Callable[[], float] = time.monotonic
     _warned: dict[str, float] = field(default_factory=dict)
     """Trigger -> time of its last warning, by ``clock``."""

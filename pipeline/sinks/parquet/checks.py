@@ -69,7 +69,7 @@ def check_is_same(published: layout.Publication, *, plan: str, path: str) -> Non
 def _schema_of(state: layout.SinkState, *, where: str) -> pa.Schema:
     """Return the schema of a sink's manifest.
 
-    :raises StateCorrupt: when it is no schema.
+    :raises StateCorrupt: when it is not a schema.
     """
     try:
         return pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(state.schema)))
@@ -93,7 +93,7 @@ def _check_schema(store: Store, state: layout.SinkState | None, names: list[str]
         return
     old, new = ({field.name: str(field.type) for field in columns} for columns in (columns_there, schema))
     changed = [
-        f"{name}: {old.get(name, 'not there')} -> {new.get(name, 'not there')}"
+        f"{name}: {old.get(name, 'missing')} -> {new.get(name, 'missing')}"
         for name in dict.fromkeys((*old, *new))
         if old.get(name) != new.get(name)
     ]

@@ -253,7 +253,7 @@ def check_replaceable(store: Store) -> None:
         if name in (MANIFEST, SUCCESS, *_OF_PARQUET) or (name.endswith(SUFFIX) and _is_parquet(store, name)):
             continue
         raise RefusedForSafety(
-            "overwriting would remove something that is no output of a job",
+            "overwriting would remove a file that is not the output of a job",
             where=f"sink.path: {store.root}",
             found=name,
             expected="a folder with Parquet files only",
@@ -268,7 +268,7 @@ def check_flat(store: Store) -> None:
     """
     if folders := store.list_folders():
         raise OutputConflict(
-            "what is there has another layout than what is to be appended",
+            "the existing output has another layout than the files to append",
             where=f"sink.path: {store.root}",
             found=f"the folder {folders[0]}/",
             expected="Parquet files directly in the folder",

@@ -406,5 +406,5 @@ def test_ambiguous_and_unknown_jobs(tmp_path: Path, job: SmallJob) -> None:
         find_job(root, "gamma")
     with pytest.raises(SpecError, match="no jobs yet"):
         find_job(tmp_path / "nowhere", "@last")
-    with pytest.raises(SpecError, match="no such job"):
+    with pytest.raises(SpecError, match="unknown job"):
         find_job(root, "")

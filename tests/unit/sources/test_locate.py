@@ -78,7 +78,7 @@ class TestUnusableEntry:
 
     def test_it_is_an_error_if_there_is_nothing_else(self, tmp_path: Path) -> None:
         dangling(tmp_path / "c.parquet")
-        with pytest.raises(MissingInput, match="no regular file"):
+        with pytest.raises(MissingInput, match="not a regular file"):
             locate(str(tmp_path), unusable=[])
 
 

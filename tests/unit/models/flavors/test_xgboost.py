@@ -390,7 +390,7 @@ def test_where_there_is_no_file_the_nearest_is_named(models: dict[str, Path]) ->
 
 
 def test_a_reference_to_a_registry_that_has_no_such_model(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no such model"):
+    with pytest.raises(ModelError, match="no model named"):
         resolve(ModelRef.parse("models:/churn@champion"), registry=str(tmp_path))
 
 

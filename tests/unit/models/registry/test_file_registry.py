@@ -125,7 +125,7 @@ def test_a_version_in_use_is_not_removed(filled: BuiltInRegistry) -> None:
         filled.remove("churn", 3)
     assert filled.lookup(ModelRef("models:/churn@champion")).version == 3
     filled.remove("churn", 3, force=True, reason="leaks")
-    with pytest.raises(ModelError, match="no such alias"):
+    with pytest.raises(ModelError, match="has no alias"):
         filled.lookup(ModelRef("models:/churn@champion"))
     assert filled.rollback("churn", "champion").version == 2
 

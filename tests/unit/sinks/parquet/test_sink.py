@@ -209,7 +209,7 @@ def test_append_of_another_schema_is_refused(tmp_path: Path, has_manifest: bool)
         columns = {"id": pa.array([1], pa.int32()), "extra": ["x"], "p": pa.array([1.0], pa.float32())}
         pq.write_table(pa.table(columns), out / "old.parquet")
     before = listing(out)
-    with pytest.raises(OutputConflict, match="id: int32 -> int64; extra: string -> not there"):
+    with pytest.raises(OutputConflict, match="id: int32 -> int64; extra: string -> missing"):
         run(tmp_path, small_job(tmp_path / "lake2", sink=str(out), mode="append"), "b-1")
     assert listing(out) == before
 

@@ -192,7 +192,7 @@ def test_a_file_that_changed_since_the_plan_is_refused(tmp_path):
     assert str(status.st_mtime_ns) in caught.value.expected
     assert read(found, versions=None)[0].table.num_rows == 100
     path.unlink()
-    with pytest.raises(InputChanged, match="no such file"):
+    with pytest.raises(InputChanged, match="file not found"):
         read(found)
 
 
