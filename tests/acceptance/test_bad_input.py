@@ -162,7 +162,7 @@ def test_a_source_that_cannot_be_scored(
 
 
 @pytest.mark.fault(25, 39)
-def test_what_is_no_drift_runs(folder: Path) -> None:
+def test_harmless_schema_differences_run(folder: Path) -> None:
     """Another order of columns, and nullable or not, are the same table; so are no rows."""
     table = pq.read_table(folder / "lake" / "a.parquet")
     turned = table.select(table.column_names[::-1])

@@ -167,7 +167,7 @@ def test_a_killed_driver_with_its_own_workers_loses_no_row(
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.fault(10)
-def test_a_signal_drains_and_says_how_to_go_on(
+def test_signal_drains_and_shows_how_to_resume(
     number: signal.Signals, code: int, big_lake: Lake, model_path: Path, expected: pd.DataFrame, tmp_path: Path
 ) -> None:
     write_job(tmp_path, big_lake, model_path, "local")

@@ -279,7 +279,7 @@ def test_eight_that_submit_the_same_at_once_get_one_job(place: Place, expected: 
 
 
 @pytest.mark.parametrize("options", [[], ["--now"]])
-def test_a_cancelled_job_publishes_nothing_and_goes_on_when_it_is_resumed(
+def test_cancelled_job_publishes_nothing_until_resumed(
     place: Place, expected: pd.DataFrame, options: list[str]
 ) -> None:
     job_id = place.call("submit", "job.yaml").strip()
@@ -300,7 +300,7 @@ def test_a_cancelled_job_publishes_nothing_and_goes_on_when_it_is_resumed(
     place.assert_whole(expected)
 
 
-def test_what_run_refuses_submit_refuses_alike(place: Place) -> None:
+def test_submit_refuses_like_run(place: Place) -> None:
     bad = ["--set", "source.path=nowhere/"]
     ran, submitted = (place.start(command, "job.yaml", *bad) for command in ("run", "submit"))
     said = [process.communicate(timeout=120) for process in (ran, submitted)]

@@ -143,7 +143,7 @@ def test_models_and_versions_are_listed(kept: Kept) -> None:
 
 
 @pytest.mark.parametrize("rest", ["/3", "@nobody"])
-def test_what_is_not_there_is_said(kept: Kept, rest: str) -> None:
+def test_unknown_names_are_errors(kept: Kept, rest: str) -> None:
     with pytest.raises(ModelError) as caught:
         kept.registry.lookup(kept.ref(rest))
     assert caught.value.next_step

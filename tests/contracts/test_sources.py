@@ -89,7 +89,7 @@ def test_hive_keys_and_filters(place: Place) -> None:
     assert read(found) == list(range(6500, 9000))
 
 
-def test_what_is_missing_names_what_is_near(place: Place) -> None:
+def test_missing_input_names_the_nearest(place: Place) -> None:
     with pytest.raises(MissingInput, match="did you mean day=1"):
         place.discover("dya=1")
     with pytest.raises(MissingInput):

@@ -178,7 +178,7 @@ def test_more_names_than_a_page_of_a_listing_holds(durable: Store) -> None:
     assert durable.list("many") == names
 
 
-def test_what_is_missing_is_missing(store: Store) -> None:
+def test_missing_names_are_missing(store: Store) -> None:
     assert store.list("nowhere") == []
     assert store.list_folders("nowhere") == []
     assert not store.exists("nowhere")
@@ -323,7 +323,7 @@ def test_a_store_that_ignores_the_condition_of_a_replacement_is_refused(s3: S3) 
     store.check_conditional_replace()
 
 
-def test_seaweedfs_says_invalid_argument_for_what_exists_and_that_is_understood(seaweedfs: S3) -> None:
+def test_seaweedfs_invalid_argument_means_that_the_name_exists(seaweedfs: S3) -> None:
     """The answer of SeaweedFS becomes errno 22 in s3fs; other stores raise `FileExistsError`."""
     store = ObjectStore(seaweedfs.url(uuid.uuid4().hex))
     assert store.put_if_absent("name", b"one")
@@ -352,7 +352,7 @@ def test_a_bucket_that_is_not_there_is_no_unsafe_store(s3: S3) -> None:
         open_store("s3://no-such-bucket-here/x").check_conditional_writes()
 
 
-def test_nobody_there_is_a_storage_error(s3: S3, tmp_path: Path) -> None:
+def test_unreachable_service_is_a_storage_error(s3: S3, tmp_path: Path) -> None:
     """The client library has errors of its own for that; none of them may look like a defect."""
     options = {"retries": {"max_attempts": 0}, "connect_timeout": 1}
     store = ObjectStore("s3://bucket/x", endpoint_url="http://127.0.0.1:9", config_kwargs=options)
@@ -376,7 +376,7 @@ def test_a_password_in_a_url_is_refused_and_not_repeated(url: str) -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_a_file_system_nobody_knows_is_an_error_in_a_path() -> None:
+def test_unknown_file_system_is_an_error_in_a_path() -> None:
     with pytest.raises(SpecError, match="cannot be used"):
         open_store("nonsense://bucket/x")
 
@@ -390,7 +390,7 @@ def test_a_job_spec_and_a_model_on_a_store_that_is_away(s3: S3, monkeypatch: pyt
             read("s3://bucket/thing")
 
 
-def test_access_that_is_refused_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_access_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     store = ObjectStore(f"memory://{uuid.uuid4().hex}")
 
     def refuse(*_: object) -> None:
@@ -402,7 +402,7 @@ def test_access_that_is_refused_says_so(monkeypatch: pytest.MonkeyPatch) -> None
     assert "storage.md" in caught.value.next_step
 
 
-def test_unfinished_names_are_told_by_their_form() -> None:
+def test_unfinished_names_are_recognised_by_their_form() -> None:
     assert is_unfinished(".x.tmp")
     assert not is_unfinished("x.tmp")
     assert not is_unfinished(".x")

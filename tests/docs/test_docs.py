@@ -219,12 +219,12 @@ def kinds(kind: type[PipelineError]) -> Iterator[type[PipelineError]]:
             yield from kinds(child)
 
 
-def test_every_exit_code_is_told() -> None:
+def test_every_exit_code_is_documented() -> None:
     codes = {code for _, code, _ in tree(PipelineError)}
     assert codes <= set(re.findall(r"^\| (128 \+ n|\d+) \|", section(read("docs/errors.md"), "## Exit codes"), re.M))
 
 
-def test_every_command_and_check_is_told() -> None:
+def test_every_command_and_check_is_documented() -> None:
     text = read("docs/command-line.md")
     assert set(re.findall(r"^## (\w+)", text, re.MULTILINE)) == set(main.commands)
     source = read("pipeline/report/verify.py")

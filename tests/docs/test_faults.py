@@ -14,7 +14,7 @@ from docs import make_faults
 NUMBERS = range(1, 114)
 
 
-def test_every_fault_has_a_test_or_says_why_not() -> None:
+def test_every_fault_has_a_test_or_a_reason() -> None:
     faults = make_faults.read_faults()
     assert [fault.number for fault in faults] == list(NUMBERS)
     tests = make_faults.marked_tests()
@@ -89,7 +89,7 @@ def test_the_mark_is_known(request: pytest.FixtureRequest) -> None:
     assert any(line.startswith("fault(") for line in request.config.getini("markers"))
 
 
-def test_one_fault_can_be_chosen() -> None:
+def test_tests_of_one_fault_are_selected() -> None:
     number, path = 12, "tests/faults/test_drivers.py"
     done = subprocess.run(
         [

@@ -66,7 +66,7 @@ def normalised(outputs: list[list[str]], folder: str) -> list[list[list[str]]]:
     return [[normalise(text.replace(folder, HOME).splitlines()) for text in texts] for texts in outputs]
 
 
-def test_it_is_stored_with_its_output_and_without_the_machine() -> None:
+def test_notebook_is_stored_with_output_and_without_machine_paths() -> None:
     text = NOTEBOOK.read_text(encoding="utf-8")
     notebook = nbformat.reads(text, as_version=4)
     nbformat.validate(notebook)
@@ -76,7 +76,7 @@ def test_it_is_stored_with_its_output_and_without_the_machine() -> None:
 
 
 @pytest.mark.slow
-def test_it_gives_the_output_that_is_stored(tmp_path: Path) -> None:
+def test_notebook_gives_its_stored_output(tmp_path: Path) -> None:
     stored = shown(nbformat.read(NOTEBOOK, as_version=4))
     real = shown(execute(tmp_path))
     pairs = zip(normalised(real, str(tmp_path.resolve())), normalised(stored, HOME), strict=True)

@@ -42,12 +42,12 @@ def test_the_example_runs(tmp_path: Path) -> None:
     assert out.splitlines()[-1].startswith("6,999 rows equal the oracle; row 5000 took ")
 
 
-def test_every_action_is_told() -> None:
+def test_every_action_is_documented() -> None:
     told = re.findall(r"^\| `(\w+)` \|", TEXT, re.MULTILINE)
     assert sorted(told) == sorted(typing.get_args(faults.Action))
 
 
-def test_what_is_named_is_there() -> None:
+def test_documented_names_exist() -> None:
     places = [vars(importlib.import_module(f"pipeline.testing.{name}")) for name in MODULES]
     called = set(re.findall(r"\b([A-Z]\w+|[a-z]+_\w+)\(", re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL)))
     words = called - {"sort_by"}

@@ -87,7 +87,7 @@ def test_a_step_that_gives_other_values_each_time_does_not_hold(model_path: Path
     assert (folder / "seed-0/job.yaml").exists(), "what broke is kept"
 
 
-def test_a_job_that_does_not_run_in_peace_is_told_at_once(model_path: Path, tmp_path: Path) -> None:
+def test_job_that_fails_without_faults_is_reported_at_once(model_path: Path, tmp_path: Path) -> None:
     code, report, _ = unleash(tmp_path, model_path, "def build(frame):\n    raise ValueError('never')\n")
     assert code == 5
     assert "the sample does not run" in report["error"]["message"]

@@ -115,7 +115,7 @@ def half(job: Path) -> None:
 
 @pytest.mark.parametrize("damage", [garbage, half, lambda job: (job / "job.json").unlink()])
 @pytest.mark.fault(44)
-def test_what_is_listed_comes_from_the_jobs_alone(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+def test_listing_needs_job_directories_only(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     """There is no index that could be locked or corrupt; one spoilt job hides no other."""
     job = small_job(tmp_path / "lake", sink=str(tmp_path / "out"))
     for number in range(3):

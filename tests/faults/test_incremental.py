@@ -130,7 +130,7 @@ def test_a_life(world: World) -> None:
     world.check()
 
 
-def test_nothing_new_is_a_success_without_a_publication(world: World) -> None:
+def test_job_without_new_input_succeeds_without_publication(world: World) -> None:
     world.run()
     before = (world.out / "_manifest.json").read_bytes()
     job = world.run()
@@ -152,7 +152,7 @@ def test_rows_that_were_rejected_or_filtered_are_done(tmp_path: Path, model_path
     assert [len(one["files"]) for one in state["publications"]] == [1, 0], "an empty file tells the columns, once"
 
 
-def test_plan_says_why(world: World) -> None:
+def test_plan_lists_reasons(world: World) -> None:
     world.run()
     world.write("c.parquet")
     failed = world.score()
@@ -196,7 +196,7 @@ def test_two_that_were_planned_on_the_same_output(world: World) -> None:
     world.check()
 
 
-def test_what_cannot_be_told_is_refused(world: World, tmp_path: Path) -> None:
+def test_sink_of_unknown_input_is_refused(world: World, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="adds to its sink"):
         world.plan(sink={"path": str(world.out), "mode": "overwrite"})
     world.out.mkdir()

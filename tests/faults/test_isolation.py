@@ -118,12 +118,12 @@ def test_errors_of_a_step_arrive(score: Score) -> None:
         score("import pandas as pd\n\n\ndef step(frame):\n    return pd.concat([frame, frame])\n")
 
 
-def test_a_module_that_ends_the_process_is_told(score: Score) -> None:
+def test_module_that_ends_the_process_is_reported(score: Score) -> None:
     with pytest.raises(PartitionStuck, match="cannot be loaded"):
         score("import os\nos._exit(7)\n")
 
 
-def test_what_a_step_prints_does_no_harm(score: Score) -> None:
+def test_output_of_a_step_does_no_harm(score: Score) -> None:
     receipt, _, _ = score("def step(frame):\n    print('x' * 100_000)\n    return frame\n")
     assert receipt.rows.output == 5000
 

@@ -175,7 +175,7 @@ def world_by_manifest(url: str) -> pa.Table:
     return pa.concat_tables(tables).replace_schema_metadata(None).combine_chunks().sort_by("id")
 
 
-def test_what_another_job_overwrote_is_not_brought_back(tmp_path: Path) -> None:
+def test_overwritten_output_is_not_restored(tmp_path: Path) -> None:
     world = Repairing(tmp_path, mode="overwrite")
     other = small_job(tmp_path / "other", sink=world.sink, mode="overwrite", rows=(3,), start=900)
     world.run(other, "other-1")
@@ -184,7 +184,7 @@ def test_what_another_job_overwrote_is_not_brought_back(tmp_path: Path) -> None:
     assert world.naive() == other.expected
 
 
-def test_what_others_appended_since_stays(tmp_path: Path) -> None:
+def test_later_appends_stay(tmp_path: Path) -> None:
     world = Repairing(tmp_path, mode="error")
     other = small_job(tmp_path / "other", sink=world.sink, mode="append", rows=(3,), start=900)
     world.run(other, "other-1")

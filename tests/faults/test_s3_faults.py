@@ -70,9 +70,7 @@ def test_a_create_that_came_second_stays_second_when_its_reply_is_lost(
     assert direct.read("receipt") == b"other"
 
 
-def test_a_create_that_never_arrives_is_an_error_that_says_so(
-    store: ObjectStore, direct: ObjectStore, proxy: Proxy
-) -> None:
+def test_create_that_never_arrives_is_an_error(store: ObjectStore, direct: ObjectStore, proxy: Proxy) -> None:
     proxy.add("reset", "PUT", "/receipt", times=FOR_EVER)
     with pytest.raises(StorageError) as caught:
         store.put_if_absent("receipt", b"mine")

@@ -65,7 +65,7 @@ def test_rows_that_need_ten_times_the_memory_cost_two_workers_and_are_named(
 
 
 @pytest.mark.fault(19)
-def test_what_needs_too_much_only_as_a_whole_is_scored_and_the_next_job_begins_with_what_fitted(
+def test_batch_size_that_fitted_is_reused_by_the_next_job(
     make: Make, cluster: ProcessCluster, expected: pd.DataFrame, model_path: Path
 ) -> None:
     # Batches of more than 1,100 rows of one partition raise as a flavor or a step does for which memory runs short.

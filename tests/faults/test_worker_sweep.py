@@ -29,7 +29,7 @@ def receipts(root: Path) -> list[Receipt]:
 
 
 @pytest.mark.fault(2, 3)
-def test_wherever_a_worker_dies_the_partition_is_done_once(
+def test_worker_death_at_any_operation_scores_the_partition_once(
     tmp_path: Path, model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lake = make_lake(tmp_path / "lake", rows=(1500, 300), row_group=400)

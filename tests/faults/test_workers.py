@@ -91,9 +91,7 @@ def test_sigterm_and_then_sigkill_lose_no_row(make: Make, cluster: ProcessCluste
 
 
 @pytest.mark.fault(21)
-def test_one_segfaulting_row_is_found_and_all_others_are_scored(
-    make: Make, cluster: ProcessCluster, expected: pd.DataFrame
-) -> None:
+def test_segfaulting_row_is_rejected_alone(make: Make, cluster: ProcessCluster, expected: pd.DataFrame) -> None:
     job = make(cluster, 'Fault("segfault", ids=range(11000, 11001))')
     driver = job.start()
     assert driver.end(120).status == "SUCCEEDED_WITH_WARNINGS"
@@ -126,7 +124,7 @@ def test_a_memory_hog_is_split_and_its_rows_are_rejected(
 
 
 @pytest.mark.fault(19)
-def test_what_fits_once_it_is_small_is_scored_whole(
+def test_split_partition_that_fits_is_scored_completely(
     make: Make, cluster: ProcessCluster, expected: pd.DataFrame
 ) -> None:
     # It takes the memory only for batches of more rows than a half has.
@@ -138,7 +136,7 @@ def test_what_fits_once_it_is_small_is_scored_whole(
 
 
 @pytest.mark.fault(23)
-def test_what_raises_now_and_then_is_tried_again(make: Make, cluster: ProcessCluster, expected: pd.DataFrame) -> None:
+def test_step_that_raises_now_and_then_is_retried(make: Make, cluster: ProcessCluster, expected: pd.DataFrame) -> None:
     job = make(cluster, 'Fault("raise", ids=range(11000, 11001), times=2)')
     driver = job.start()
     assert driver.end().status == "SUCCEEDED"

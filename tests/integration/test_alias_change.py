@@ -125,7 +125,7 @@ def last(settings: Settings) -> JobDirectory:
     return find_job(settings.directory, "@last")
 
 
-def test_pin_goes_on_and_says_so(
+def test_pin_continues_with_a_warning(
     spec: Callable[[str], JobSpec],
     settings: Settings,
     registry: BuiltInRegistry,

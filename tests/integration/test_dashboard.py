@@ -50,7 +50,7 @@ def test_the_dashboard_is_imported_by_its_first_visitors(tmp_path: Path) -> None
     assert all("bokeh" in page[2] for page in (*first, later))
 
 
-def test_without_bokeh_the_page_says_so_and_the_cluster_works(tmp_path: Path) -> None:
+def test_cluster_works_without_bokeh(tmp_path: Path) -> None:
     began, alive, first, _, _ = visit(tmp_path, before="sys.modules['distributed.dashboard.scheduler'] = None")
     assert (began, alive) == (False, 200)
     assert [page[0] for page in first] == [503] * 4

@@ -37,7 +37,7 @@ def test_a_job_of_the_tree_engine_equals_the_oracle(
     assert verify(find_job(settings.directory, "@last")).ok
 
 
-def test_what_it_cannot_do_is_refused_before_anything_runs(
+def test_unsupported_engine_is_refused_before_anything_runs(
     make_spec: Callable[..., JobSpec], settings: Settings, tmp_path: Path
 ) -> None:
     spec = make_spec(score={"engine": "trees", "output": {"column": "p", "kind": "leaf"}})

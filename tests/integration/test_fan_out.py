@@ -160,7 +160,7 @@ def test_a_child_that_is_resumed_alone_lets_its_parent_add_up(
     assert resume("@last.a", settings=settings).status == "SUCCEEDED"
 
 
-def test_each_child_is_published_by_itself_where_the_spec_says_so(
+def test_children_publish_themselves_if_the_spec_asks_for_it(
     make_spec: Make, settings: Settings, tmp_path: Path
 ) -> None:
     files = make_hive(tmp_path / "hive", ["a", "b", "c"])

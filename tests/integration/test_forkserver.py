@@ -97,7 +97,7 @@ def test_workers_have_the_environment_of_now(tmp_path: Path) -> None:
     assert is_untouched
 
 
-def test_a_fork_server_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+def test_unknown_fork_server_is_left_alone(tmp_path: Path) -> None:
     code = """
 import multiprocessing
 multiprocessing.get_context("forkserver").Process(target=seen).start()
@@ -107,7 +107,7 @@ print(json.dumps([forks.start(forks.likely_environment(1, 1)), forks.is_running(
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_nothing_is_left_of_it_when_its_process_ends(tmp_path: Path, number: signal.Signals) -> None:
+def test_fork_server_leaves_nothing_when_its_process_ends(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "main.py").write_text(
         "import time\nfrom pipeline.common import forkserver as forks\nfrom multiprocessing import forkserver\n"
         "forks.start(forks.likely_environment(1, 1))\n"
@@ -130,7 +130,7 @@ def test_the_likely_environment_is_that_of_the_shape() -> None:
     assert thread_environment(2, 16)["OMP_NUM_THREADS"] == "1"
 
 
-def test_nobody_else_can_reach_it(tmp_path: Path) -> None:
+def test_other_users_cannot_reach_the_fork_server(tmp_path: Path) -> None:
     code = """
 from multiprocessing import forkserver
 forks.start(forks.likely_environment(1, 1))

@@ -164,7 +164,7 @@ def test_a_step_that_never_works_is_found_before_anything_runs(
     assert not (tmp_path / "jobs").exists()
 
 
-def test_output_that_exists_is_an_error_unless_the_mode_says_otherwise(
+def test_existing_output_is_an_error_in_mode_error_only(
     make_spec: Make, settings: Settings, lake: Lake, model_path: Path, tmp_path: Path
 ) -> None:
     out = str(tmp_path / "out")

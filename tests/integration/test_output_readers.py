@@ -138,7 +138,7 @@ def test_every_publication_is_read_by_everybody(lake: Path, model_path: Path, tm
 
 
 @pytest.mark.fault(91)
-def test_nothing_is_appended_to_codes_that_are_too_narrow(lake: Path, model_path: Path, tmp_path: Path) -> None:
+def test_append_to_too_narrow_dictionary_codes_is_refused(lake: Path, model_path: Path, tmp_path: Path) -> None:
     """Readers take the types of the first file: codes of one byte cannot number the values of all."""
     out = tmp_path / "out"
     out.mkdir()

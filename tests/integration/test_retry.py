@@ -47,7 +47,7 @@ def assert_verified(report: Report) -> None:
     assert [check for check in result.checks if not check.ok] == []
 
 
-def test_a_mended_step_repairs_the_output(
+def test_fixed_step_repairs_the_output(
     make_spec: Make, settings: Settings, tmp_path: Path, expected: pd.DataFrame
 ) -> None:
     first = run(make_spec(maps=(BROKEN,), errors={"max_fraction": 0.02}), settings=settings)
@@ -130,7 +130,7 @@ def test_rows_out_of_bounds_are_scored_by_a_model_that_is_named(
 
 @pytest.mark.fault(36)
 @pytest.mark.fault(39)
-def test_damaged_files_are_quarantined_and_taken_up_when_they_are_mended(
+def test_damaged_files_are_quarantined_until_repaired(
     make_spec: Make, settings: Settings, tmp_path: Path, lake: Lake, model_path: Path, expected: pd.DataFrame
 ) -> None:
     damaged, drifted = lake.files[1], lake.files[3]
@@ -233,7 +233,7 @@ def test_other_modes_are_repaired_too(
     assert_verified(repaired)
 
 
-def test_a_mended_module_is_picked_up_by_workers_that_live_on(
+def test_fixed_module_is_reloaded_by_running_workers(
     make_spec: Make, settings: Settings, tmp_path: Path, expected: pd.DataFrame
 ) -> None:
     settings = replace(settings, import_paths=(str(tmp_path),))
@@ -277,7 +277,7 @@ def test_rejects_tell_what_is_left(make_spec: Make, settings: Settings, tmp_path
     assert summarise(job, reason="contract:*").total == 0
 
 
-def test_a_repaired_incremental_job_goes_on_from_what_it_repaired(
+def test_incremental_job_continues_from_a_repaired_output(
     make_spec: Make, settings: Settings, tmp_path: Path, lake: Lake, model_path: Path
 ) -> None:
     def spec(limit: int) -> JobSpec:
@@ -304,7 +304,7 @@ def test_a_repaired_incremental_job_goes_on_from_what_it_repaired(
     assert_output(tmp_path / "out", oracle([*lake.files, late], model_path))
 
 
-def test_what_was_rejected_of_input_that_a_later_job_scored_again_stays_out(
+def test_rejects_of_input_that_a_later_job_rescored_stay_out(
     make_spec: Make, settings: Settings, tmp_path: Path, lake: Lake, model_path: Path
 ) -> None:
     fields: dict[str, Any] = {

@@ -104,7 +104,7 @@ def everything_stored(server: S3) -> bytes:
     )
 
 
-def test_what_was_rejected_on_s3_is_repaired_there(
+def test_rejects_on_s3_are_repaired(
     s3_spec: Make, s3_settings: Settings, on_s3: S3, lake: Lake, model_path: Path
 ) -> None:
     spec = s3_spec(maps=("steps_for_tests:fail_on_thirteens",), errors={"max_fraction": 0.02})
@@ -286,7 +286,7 @@ def test_a_store_that_ignores_the_condition_is_refused_before_anything_is_scored
         ({"sink": {"path": f"s3://me:{SECRET}@test-bucket/out"}}, "RefusedForSafety", "password"),
     ],
 )
-def test_issues_are_told_and_nothing_is_written(
+def test_spec_issues_are_reported_and_nothing_is_written(
     s3_spec: Make, s3_settings: Settings, on_s3: S3, fields: dict[str, Any], kind: str, says: str
 ) -> None:
     before = on_s3.names()
@@ -334,7 +334,7 @@ def test_a_job_on_s3_is_queued_served_and_followed(
     assert queued_marks(server.root) == []
 
 
-def test_a_job_on_s3_is_cancelled_where_nobody_drives_it(s3_spec: Make, s3_settings: Settings) -> None:
+def test_job_on_s3_without_driver_is_cancelled(s3_spec: Make, s3_settings: Settings) -> None:
     queued = submit(s3_spec(), settings=s3_settings, start=False)
     handle = pipeline.attach(queued.job, settings=s3_settings)
     assert handle.cancel(reason="no more") is CancelOutcome.CANCELLED

@@ -36,9 +36,7 @@ def spec(**fields: Any) -> JobSpec:
 @pytest.mark.parametrize(
     "sources", [one for count in range(5) for one in itertools.combinations(SOURCES, count)], ids=" ".join
 )
-def test_a_setting_is_from_the_highest_that_says_something(
-    sources: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_setting_has_the_value_of_the_highest_source(sources: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     if "environment" in sources:
         monkeypatch.setenv("PIPELINE_WORKERS", "4")
     with dask.config.set({"pipeline": {"workers": 2} if "dask.config" in sources else {}}):
@@ -152,7 +150,7 @@ def test_a_wrong_value_in_a_cluster_file_names_the_file(site: Path) -> None:
     [one for n in range(5) for one in itertools.combinations(["dask.config", "job file", "environment", "flag"], n)],
     ids=" ".join,
 )
-def test_the_cluster_is_from_the_highest_that_says_something(
+def test_cluster_is_from_the_highest_source(
     sources: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)

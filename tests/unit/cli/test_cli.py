@@ -152,13 +152,13 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     assert min(times) < 0.5
 
 
-def test_it_runs_as_a_module() -> None:
+def test_package_runs_as_a_module() -> None:
     command = [sys.executable, "-m", "pipeline", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.startswith("pipeline, version ")
 
 
-def test_it_fits_into_the_command_line_of_dask() -> None:
+def test_commands_are_available_under_dask() -> None:
     group = click.Group("dask")
     group.add_command(main)
     result = CliRunner().invoke(group, ["pipeline", "run", "nowhere.yaml", "--json"])
@@ -252,7 +252,7 @@ def test_parameters_are_given_with_p(folder: Path, runner: FakeRunner, monkeypat
     assert (missing.exit_code, "-p day=VALUE" in missing.stderr) == (2, True)
 
 
-def test_show_config_tells_where_every_value_is_from(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_show_config_shows_the_source_of_every_value(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIPELINE_ATTEMPTS", "7")
     flags = ["--workers", "3", "--set", "sink.mode=append"]
     shown = json.loads(call("plan", "job.yaml", "--show-config", "--json", *flags).stdout)
@@ -301,7 +301,7 @@ def test_strict_turns_warnings_into_exit_code_3(folder: Path, runner: FakeRunner
     assert call("resume", "--strict").exit_code == 3
 
 
-def test_run_of_a_jobs_directory_goes_on_with_it(folder: Path, runner: FakeRunner) -> None:
+def test_run_of_a_job_directory_resumes_the_job(folder: Path, runner: FakeRunner) -> None:
     job = folder / ".pipeline" / "jobs" / "churn-1"
     job.mkdir(parents=True)
     (job / "job.json").write_text("{}")
@@ -311,14 +311,14 @@ def test_run_of_a_jobs_directory_goes_on_with_it(folder: Path, runner: FakeRunne
     assert call("run", str(job), "--job", "x").exit_code == 2
 
 
-def test_run_of_another_folder_says_what_to_type(folder: Path, runner: FakeRunner) -> None:
+def test_run_of_another_folder_shows_the_command(folder: Path, runner: FakeRunner) -> None:
     result = call("run", ".")
     assert result.exit_code == 2
     assert "python -m pipeline run job.yaml" in result.stderr
     assert runner.calls == []
 
 
-def test_resume_takes_the_last_job_unless_told(folder: Path, runner: FakeRunner) -> None:
+def test_resume_defaults_to_the_last_job(folder: Path, runner: FakeRunner) -> None:
     call("resume")
     call("resume", "churn-2026")
     assert [(name, job) for name, job, _ in runner.calls] == [("resume", "@last"), ("resume", "churn-2026")]
@@ -333,7 +333,7 @@ def test_resume_takes_the_last_job_unless_told(folder: Path, runner: FakeRunner)
         (Interrupted("terminated", signal_number=15, next_step="python -m pipeline resume churn-1"), 143),
     ],
 )
-def test_an_error_is_told_with_its_exit_code(folder: Path, runner: FakeRunner, error: Exception, code: int) -> None:
+def test_error_is_printed_with_its_exit_code(folder: Path, runner: FakeRunner, error: Exception, code: int) -> None:
     runner.outcome = error
     text = call("run", "job.yaml")
     assert text.exit_code == code

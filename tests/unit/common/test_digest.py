@@ -52,7 +52,7 @@ def test_different_content_differs(one: object, other: object) -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), object(), b"x", {1, 2}])
-def test_what_json_cannot_hold_is_refused(bad: object) -> None:
+def test_value_that_json_cannot_hold_is_refused(bad: object) -> None:
     with pytest.raises((TypeError, ValueError)):
         digest_json({"x": bad})
 

@@ -9,7 +9,7 @@ import pytest
 from pipeline.common.imports import frozen_imports
 
 
-def test_what_is_made_inside_is_not_looked_at_again() -> None:
+def test_objects_made_inside_are_frozen() -> None:
     before = gc.get_freeze_count()
     try:
         with frozen_imports():

@@ -31,7 +31,7 @@ EXAMPLES = [
 
 @pytest.mark.parametrize("one", EXAMPLES, ids=lambda one: type(one).__name__)
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
-def test_what_is_pickled_comes_back(one: object, protocol: int) -> None:
+def test_pickle_round_trip(one: object, protocol: int) -> None:
     data = pickle.dumps(one, protocol)
     assert pickle.loads(data) == one
     assert "BUILD" not in {code.name for code, _, _ in pickletools.genops(data)}, "its own state is slow"
@@ -42,7 +42,7 @@ def test_a_copy_with_another_value_is_pickled_with_it() -> None:
     assert pickle.loads(pickle.dumps(replace(EXAMPLES[4], output=7))).output == 7  # type: ignore[type-var]
 
 
-def test_what_cannot_be_made_from_its_values_is_refused() -> None:
+def test_class_that_its_values_cannot_make_is_refused() -> None:
     @dataclass
     class Hidden:
         a: int = 0

@@ -36,7 +36,7 @@ def test_a_variable_and_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("text", ["env:NOT_THERE", "env:EMPTY", "env:", "file:/not/there", "file:{empty}"])
-def test_what_leads_nowhere_is_refused_with_its_field(
+def test_dangling_reference_is_refused_with_its_field(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EMPTY", "")

@@ -54,7 +54,7 @@ def secret(monkeypatch: pytest.MonkeyPatch) -> str:
         ("-----BEGIN PRIVATE KEY-----\nMIIE\nxyz\n-----END PRIVATE KEY-----\nrest", f"{MASK}\nrest"),
     ],
 )  # fmt: skip
-def test_what_looks_like_a_secret_is_masked(text: str, masked: str) -> None:
+def test_text_that_looks_like_a_secret_is_masked(text: str, masked: str) -> None:
     assert redact(text) == masked
     assert redact(masked) == masked, "masking twice changes nothing"
 
@@ -78,7 +78,7 @@ def test_ordinary_text_stays(text: str) -> None:
     assert redact(text) == text
 
 
-def test_what_a_reference_resolved_to_is_masked_however_it_is_written(secret: str) -> None:
+def test_resolved_reference_is_masked_in_any_spelling(secret: str) -> None:
     from urllib.parse import quote
 
     for written in (secret, repr(secret), json.dumps(secret), quote(secret, safe=""), f"x{secret}y"):

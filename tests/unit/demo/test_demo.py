@@ -66,7 +66,7 @@ def test_the_model_separates_those_who_left(made: Path) -> None:
     assert above / (left.sum() * (~left).sum()) > 0.6
 
 
-def test_the_job_spec_is_valid_and_says_what_it_does(made: Path) -> None:
+def test_job_spec_is_valid_and_commented(made: Path) -> None:
     spec = JobSpec.load(made / "job.yaml")
     assert spec.sink.mode == "overwrite"
     assert spec.errors.max_fraction == 0.01

@@ -100,7 +100,7 @@ class TestCancel:
 class TestSuperseded:
     """A job that a trigger cancelled, and whose files a newer job scores."""
 
-    def test_it_is_not_resumed(self, job: JobDirectory) -> None:
+    def test_superseded_job_is_not_resumed(self, job: JobDirectory) -> None:
         """Its rows would be appended twice."""
         assert cancel_job(job, superseded_by="trigger land") is CancelOutcome.CANCELLED
         with pytest.raises(ConflictError, match="another job scores the input"):
@@ -217,7 +217,7 @@ class Sweep:
 
 @pytest.mark.fault(58)
 @pytest.mark.parametrize("by", ["cancel", "give up", "trigger"])
-def test_no_row_is_lost_or_doubled_whoever_ends_a_job_that_died(
+def test_job_that_died_is_ended_without_lost_or_double_rows(
     by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At every storage operation the driver dies; then somebody ends the job, and a person resumes it.

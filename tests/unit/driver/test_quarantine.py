@@ -74,7 +74,7 @@ def test_masked_path_is_still_the_file(tmp_path: Path, monkeypatch: pytest.Monke
         assert [file.path for file in directory.ledger().quarantined_files] == [job.plan.files[0].path]
 
 
-def test_what_is_done_and_has_nothing_to_do_with_it_stays(tmp_path: Path) -> None:
+def test_completed_partitions_of_other_files_stay(tmp_path: Path) -> None:
     directory, job = make(tmp_path)
     write_receipt(directory, job, job.plan.partitions[0])
     opened = open_quarantine_round(directory, directory.ledger(), error_about(job, 2), epoch=1)
@@ -85,7 +85,7 @@ def test_what_is_done_and_has_nothing_to_do_with_it_stays(tmp_path: Path) -> Non
     assert directory.ledger().rows == RowCounts(35, 31, 4, 0)
 
 
-def test_one_round_quarantines_all_files_that_changed(tmp_path: Path) -> None:
+def test_single_round_quarantines_all_changed_files(tmp_path: Path) -> None:
     directory, job = make(tmp_path)
     Path(job.plan.files[1].path).unlink()
     Path(job.plan.files[2].path).write_bytes(b"other")

@@ -183,7 +183,7 @@ def test_partitions_that_were_not_done_are_done_with_what_is_named(
         ("steps.1.score.model=gone.ubj", "gone.ubj"),
     ],
 )
-def test_what_cannot_be_is_refused_and_nothing_is_changed(job: JobDirectory, override: str, said: str) -> None:
+def test_invalid_retry_is_refused_without_a_change(job: JobDirectory, override: str, said: str) -> None:
     before = sorted(path for path in Path(job.root).rglob("*") if path.is_file())
     with pytest.raises(PipelineError, match=said):
         opened(job, override)
@@ -211,7 +211,7 @@ def test_an_output_that_was_overwritten_cannot_be_repaired(
     assert len(job.rounds.all()) == 1
 
 
-def test_nothing_to_do(job: JobDirectory) -> None:
+def test_job_without_rejects_has_nothing_to_retry(job: JobDirectory) -> None:
     run(job, opened(job, "steps.0.map=repairs:repaired", "contract.age.max=200"))
     assert open_retry(job, RetryRequest(None, ("contract.age.max=300",)), epoch=9, settings=SETTINGS) is None
 

@@ -118,7 +118,7 @@ def test_fail_does_not_stop_a_job_whose_rows_are_all_scored(tmp_path: Path, lake
 
 
 @pytest.mark.fault(76)
-def test_pin_goes_on_with_the_planned_code(tmp_path: Path, lake: Lake, model_path: Path) -> None:
+def test_pin_continues_with_the_planned_code(tmp_path: Path, lake: Lake, model_path: Path) -> None:
     job = start(tmp_path, lake, model_path, step_change="pin")
     apply_policy(job, tmp_path)
     forget_modules()
@@ -203,7 +203,7 @@ def test_round_trip_keeps_the_code(tmp_path: Path, lake: Lake, model_path: Path)
 
 
 @pytest.mark.fault(76)
-def test_verify_scores_with_the_planned_code_and_says_that_it_changed(
+def test_verify_scores_with_the_planned_code_and_reports_the_change(
     tmp_path: Path, lake: Lake, model_path: Path
 ) -> None:
     job = start(tmp_path, lake, model_path)

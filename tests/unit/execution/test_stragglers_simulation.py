@@ -266,7 +266,7 @@ def in_bursts(share: float, *, period: float = 2.0) -> Speed:
 
 @pytest.mark.parametrize("factor", [4, 10, 30])
 @pytest.mark.parametrize("workers", [3, 8])
-def test_one_slow_worker_does_not_hold_up_the_others(factor: int, workers: int) -> None:
+def test_slow_worker_does_not_hold_up_the_others(factor: int, workers: int) -> None:
     speeds = [steady(1 / factor), *[steady(1.0)] * (workers - 1)]
     on, off = compare(Simulation(speeds, jobs(4 * workers, 10.0)))
     ideal = on.useful / (workers - 1 + 1 / factor)
@@ -297,7 +297,7 @@ def test_of_even_workers_nothing_is_done() -> None:
     assert on.makespan == off.makespan
 
 
-def test_what_the_workers_do_not_divide_is_shared() -> None:
+def test_undivided_rest_is_shared() -> None:
     on, off = compare(Simulation([steady(1.0)] * 4, jobs(18, 10.0)))
     assert {*on.actions} == {Ask, SplitReason.IDLE_WORKERS}
     assert on.makespan < 0.96 * off.makespan

@@ -42,7 +42,7 @@ def test_a_job_without_a_driver_is_cancelled_at_once(job: JobDirectory) -> None:
     assert cancel_job(job) is CancelOutcome.ENDED
 
 
-def test_one_that_ended_is_left_as_it_is(job: JobDirectory) -> None:
+def test_cancelling_an_ended_job_changes_nothing(job: JobDirectory) -> None:
     """A request for a job that has ended changes no status and leaves no file."""
     job.set_status(Status.FAILED)
     assert cancel_job(job) is CancelOutcome.ENDED
@@ -153,7 +153,7 @@ def test_each_reason_has_its_end(reason: StopReason, kind: type[PipelineError], 
     assert "resume job-1" in error.next_step
 
 
-def test_who_waits_for_workers_looks_whether_to_stop() -> None:
+def test_wait_for_workers_checks_for_a_stop() -> None:
     """A wait for workers checks for a stop every second."""
     stop, waits = Stop(), []
 

@@ -213,7 +213,7 @@ def test_the_thread_beats_until_the_end(store: LocalStore) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name == "pipeline-lease"]
 
 
-def test_a_process_that_has_ended_is_told_from_others(store: LocalStore) -> None:
+def test_ended_process_is_recognised(store: LocalStore) -> None:
     """A holder has ended only if its process on this machine is gone, even if the number is used again."""
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     holder = leave_behind(store, pid=child.pid, process=identify(child.pid))

@@ -49,7 +49,7 @@ def test_round_trip_of_counts(rows: RowCounts, files: list[FragmentCounts]) -> N
     assert Receipt.from_json(receipt.to_json_bytes()) == receipt
 
 
-def test_it_is_one_line() -> None:
+def test_receipt_is_one_line() -> None:
     """The JSON of a receipt contains no line break."""
     assert WHOLE.to_json_bytes().count(b"\n") == 0
 
@@ -120,7 +120,7 @@ def kind(request: pytest.FixtureRequest) -> type[Receipts]:
     return found
 
 
-def test_what_goes_in_comes_out_by_round_and_source_order(kind: type[Receipts]) -> None:
+def test_receipts_are_sorted_by_round_and_source_order(kind: type[Receipts]) -> None:
     """Receipts are kept by round and partition, sort in source order, and know their splits."""
     some = [receipt("00010"), receipt("00002", splits=("00002.0", "00002.1")), receipt("00001", round=1)]
     some += [receipt("00002.1"), receipt("00002.0")]

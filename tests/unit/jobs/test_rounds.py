@@ -87,7 +87,7 @@ def test_a_retry_repairs_all(directory: JobDirectory, job: SmallJob) -> None:
     assert sorted(pa.concat_tables(tables).column("id").to_pylist()) == list(range(75))
 
 
-def test_what_is_still_rejected_keeps_its_file_and_row(directory: JobDirectory, job: SmallJob) -> None:
+def test_rows_still_rejected_keep_file_and_row(directory: JobDirectory, job: SmallJob) -> None:
     """Rows that a retry rejects again keep the input file and row number of the source."""
     write_receipts(directory, job)
     open_retry(directory)

@@ -96,7 +96,7 @@ def stored(recipe: StageRecipe, partition: str) -> Receipt:
 
 
 @pytest.mark.parametrize("keep", [None, "id < 900 or id > 3100"])
-def test_what_was_scored_and_the_rest_are_the_whole(
+def test_scored_part_and_rest_equal_the_oracle(
     recipe: StageRecipe, lake: Lake, step: Any, model_path: Path, keep: str | None
 ) -> None:
     """The first part and the rest of a split together equal the oracle, row for row."""
@@ -123,7 +123,7 @@ def test_what_was_scored_and_the_rest_are_the_whole(
     assert sum(receipt.rows.input for receipt in (first, *rest)) == lake.rows
 
 
-def test_who_is_asked_at_the_last_batch_ends_whole(recipe: StageRecipe, lake: Lake, step: Any) -> None:
+def test_request_at_the_last_batch_does_not_split(recipe: StageRecipe, lake: Lake, step: Any) -> None:
     """A request at the last batch is ignored: the partition ends without a split."""
     whole = make_partition(lake.files[0])
     score_partition(replace(recipe, directory=f"{recipe.directory}-before"), whole)
@@ -148,7 +148,7 @@ def test_a_cut_that_comes_too_late_leaves_no_trace(recipe: StageRecipe, lake: La
     assert len(list((root / "data").iterdir())) == 1
 
 
-def test_who_loses_the_first_part_leaves_no_file(
+def test_attempt_that_loses_the_first_part_removes_its_files(
     recipe: StageRecipe, lake: Lake, step: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An attempt whose first part another attempt has committed removes its files."""
@@ -173,7 +173,7 @@ def test_who_loses_the_first_part_leaves_no_file(
     assert names == [f"00000.0-{others[1].attempt}.parquet"]
 
 
-def test_who_dies_between_the_cut_and_its_first_part_has_only_lost_time(
+def test_crash_between_split_and_first_part_loses_no_rows(
     recipe: StageRecipe, lake: Lake, step: Any, model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a crash between the split and its first part, the parts are scored and equal the oracle."""
@@ -199,7 +199,7 @@ def test_who_dies_between_the_cut_and_its_first_part_has_only_lost_time(
     assert done[0].attempt != cut.attempt
 
 
-def test_who_is_not_wanted_any_more_ends_without_a_trace(recipe: StageRecipe, lake: Lake, step: Any) -> None:
+def test_dropped_attempt_leaves_no_file(recipe: StageRecipe, lake: Lake, step: Any) -> None:
     """A dropped attempt stops at the next batch and leaves no file."""
     step.actions[2] = [lambda: progress.request_drop(round_folder(recipe), "00000")]
     with pytest.raises(InfrastructureError, match="another attempt has finished"):
@@ -208,7 +208,7 @@ def test_who_is_not_wanted_any_more_ends_without_a_trace(recipe: StageRecipe, la
     assert not [path for path in Path(round_folder(recipe)).rglob("*") if path.is_file()]
 
 
-def test_a_worker_tells_how_far_it_is(recipe: StageRecipe, lake: Lake, step: Any) -> None:
+def test_progress_counts_rows_and_batches(recipe: StageRecipe, lake: Lake, step: Any) -> None:
     """The progress counts completed rows and batches; without an attempt there is none."""
     seen: list[progress.ProgressSnapshot | None] = []
     for call in (1, 3):

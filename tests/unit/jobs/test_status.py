@@ -24,7 +24,7 @@ def test_every_status_is_in_the_table() -> None:
     assert set(TRANSITIONS) == set(Status)
 
 
-def test_success_only_comes_after_publishing_and_goes_on_only_to_mend_what_was_left_out() -> None:
+def test_success_follows_publishing_only_and_is_left_for_repairs_only() -> None:
     """Only PUBLISHING leads to success, SUCCEEDED is final, and SUCCEEDED_WITH_WARNINGS needs a new run."""
     assert not TRANSITIONS[Status.SUCCEEDED]
     assert not any(after.is_success for after in TRANSITIONS[Status.SUCCEEDED_WITH_WARNINGS])
@@ -43,7 +43,7 @@ def test_only_a_probe_goes_back_to_planned() -> None:
     assert [before for before, after in TRANSITIONS.items() if Status.PLANNED in after] == [Status.RUNNING]
 
 
-def test_final_means_that_nobody_works_on_it() -> None:
+def test_final_statuses_are_not_active() -> None:
     """Each status is final, active, PLANNED or QUEUED."""
     final = {status for status in Status if status.is_final}
     ends = {Status.FAILED, Status.CANCELLED, Status.INTERRUPTED, Status.SCORED}

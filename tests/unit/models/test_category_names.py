@@ -117,7 +117,7 @@ class TestTrainedHere:
             assert caught.value.where == "score.categories.city"
 
 
-def test_whole_names_of_a_newer_xgboost_are_used(tmp_path: Path) -> None:
+def test_complete_names_of_a_newer_xgboost_are_used(tmp_path: Path) -> None:
     for number, names in enumerate(LISTS.values()):
         booster, frame = train(names)
         version = saved(booster, tmp_path / f"{number}", version=[3, 4, 0], whole=names)
@@ -201,7 +201,7 @@ def test_cut_names_are_never_taken_for_others(names: list[str]) -> None:
 
 
 @given(NAMES)
-def test_whole_names_are_split_as_they_were_joined(names: list[str]) -> None:
+def test_complete_names_are_split_as_they_were_joined(names: list[str]) -> None:
     encoded = [name.encode() for name in names]
     offsets = [0, *accumulate(map(len, encoded))]
     assert split_names(offsets, b"".join(encoded)) == names

@@ -91,7 +91,7 @@ def library(path: Path, kind: str, rounds: tuple[int, int] = (0, 0)) -> np.ndarr
 
 
 class TestEarlyStopping:
-    def test_version_tells_rounds_and_best_iteration(self, stopped: Path) -> None:
+    def test_version_has_rounds_and_best_iteration(self, stopped: Path) -> None:
         booster = xgboost.Booster(model_file=stopped)
         version = version_of(stopped)
         assert version.rounds == booster.num_boosted_rounds()

@@ -107,7 +107,7 @@ def test_a_child_has_its_value_in_every_text() -> None:
     assert JobSpec.load(parent.to_yaml()) == parent
 
 
-def test_what_the_data_says_cannot_lead_a_path_or_a_filter_astray() -> None:
+def test_values_of_the_data_cannot_escape_paths_or_filters() -> None:
     evil = "../../x' or age > 0 or '"
     parent = spec(
         source={"path": "lake/", "filter": "kind == '${fan_out.value}'"},
@@ -214,7 +214,7 @@ def test_a_column_that_is_not_read_can_be_fanned_out_by(lake: Path) -> None:
     assert all("kind" not in child.planned.outputs + child.planned.keep for child in plan.children)
 
 
-def test_children_of_a_list_are_what_the_list_says(lake: Path) -> None:
+def test_children_of_a_list_follow_the_list(lake: Path) -> None:
     source = {"path": "lake/country=${fan_out.value}/"}
     plan = plan_of(spec(source=source, fan_out={"by": ["AT", "DE"]})).plan
     assert [child.planned.files[0].path.split("/")[-2] for child in plan.children] == ["country=AT", "country=DE"]
@@ -270,7 +270,7 @@ def test_the_plan_of_a_fan_out_is_stored_and_shown(lake: Path) -> None:
     assert "900" in text
 
 
-def test_what_does_not_depend_on_a_value_is_validated(lake: Path) -> None:
+def test_fields_without_the_value_are_validated(lake: Path) -> None:
     from click.testing import CliRunner
 
     from pipeline.cli import main
@@ -340,7 +340,7 @@ def test_names_that_mean_no_child_or_several_are_refused(lake: Path) -> None:
     assert find_job(lake / "jobs", "chu").id == "churn-1"
 
 
-def test_cancelling_a_fan_out_that_nobody_drives_cancels_its_children(lake: Path) -> None:
+def test_cancelling_a_fan_out_without_driver_cancels_its_children(lake: Path) -> None:
     from pipeline.driver.outcome import cancel_job
     from pipeline.jobs.cancellation import CancelOutcome
 

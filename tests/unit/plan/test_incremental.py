@@ -64,7 +64,7 @@ def test_only_what_is_new() -> None:
     assert made.progress.unchanged == 1
 
 
-def test_what_failed_before_is_told() -> None:
+def test_file_of_a_failed_job_has_that_reason() -> None:
     assert reasons(decide(found("a"), failed={"a": "job-7"})) == {"a": "failed before (job-7)"}
 
 

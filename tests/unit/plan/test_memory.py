@@ -104,5 +104,5 @@ def test_the_next_batch_is_half_after_running_out_of_memory():
     ("current", "successes", "expected"),
     [(1000, GROW_AFTER - 1, 1000), (1000, GROW_AFTER, 2000), (5000, GROW_AFTER, 8000), (8000, GROW_AFTER, 8000)],
 )
-def test_it_grows_back_only_after_several_that_fitted(current, successes, expected):
+def test_batch_grows_back_only_after_several_that_fitted(current, successes, expected):
     assert next_batch_rows(current, outcome="fitted", floor=1000, ceiling=8000, successes=successes) == expected

@@ -102,7 +102,7 @@ def test_partitions_are_balanced_however_skewed_the_files_are(sizes, threads):
     assert max(rows) * len(rows) / sum(rows) <= 1 + OVERSIZE
 
 
-def test_one_file_with_half_the_rows_is_cut_and_even_files_stay_whole():
+def test_file_with_half_the_rows_is_split_and_even_files_are_not():
     skewed = pack(files(500_000, *[50_000] * 10), threads=2)
     rows = [sum(one.rows for one in partition) for partition in skewed]
     assert (len(rows), max(rows) / (sum(rows) / len(rows))) == (8, pytest.approx(1.0, abs=0.25))

@@ -113,7 +113,7 @@ def test_keep_and_features_and_filter_and_contract_decide_what_is_read():
     assert pa.ipc.read_schema(pa.py_buffer(made.output_schema)).names == ["k", "id", "prediction"]
 
 
-def test_nothing_may_be_kept_and_a_key_may_be_a_feature():
+def test_keep_may_be_empty_and_a_key_may_be_a_feature():
     made = plan(spec(score={"keep": ()}), version=model("x", "k"))
     assert (made.source_columns, made.keep, made.features) == (("x",), (), ("x", "k"))
 
@@ -195,7 +195,7 @@ UNKNOWN = Feature("c", "category")
         (UNKNOWN, pa.dictionary(pa.int8(), pa.string()), False),
     ],
 )
-def test_which_types_a_feature_takes(feature, arrow_type, fits):
+def test_types_that_a_feature_takes(feature, arrow_type, fits):
     found = discovery(schema=pa.schema([("c", arrow_type)]), keys=())
     if fits:
         assert plan(version=model(feature), found=found).features == ("c",)
@@ -245,7 +245,7 @@ def shown(of) -> dict:
     }
 
 
-def test_what_the_model_asks_for_by_default():
+def test_contract_defaults_follow_the_model():
     schema = pa.schema([("x", pa.float32()), ("n", pa.int64()), ("c", pa.string())])
     made = plan(version=model("x", "n", CATEGORY), found=discovery(schema=schema, keys=()))
     assert rules(made) == (
@@ -301,7 +301,7 @@ def test_a_dtype_that_holds_is_checked_once(name):
 # ---- memory
 
 
-def test_what_cannot_fit_is_refused_with_both_numbers():
+def test_plan_that_does_not_fit_is_refused_with_both_numbers():
     made = plan()
     made.validate(LIMITS)
     made.validate(Limits(2, 1, 0))
@@ -415,7 +415,7 @@ def test_another_table_is_no_plan():
             plan_from_table(table)
 
 
-def test_the_recipe_is_what_the_plan_says():
+def test_recipe_follows_the_plan():
     made = plan(spec(source={"filter": "n > 1"}, maps=("m:f",), sink={"path": "/out", "compression": "zstd"}))
     recipe = made.recipe(job="j-1", directory="/jobs/j-1", fsync=False, import_paths=["/code"])
     assert (recipe.job, recipe.plan, recipe.directory, recipe.round) == ("j-1", made.digest, "/jobs/j-1", 0)
@@ -459,7 +459,7 @@ def test_largest_first_and_nothing_twice():
     assert dispatch_order(tuple(reversed(made.partitions))) == order
 
 
-def test_differences_are_told_in_words():
+def test_differences_are_described_in_words():
     base = plan()
     assert difference(base, plan()) == []
     assert difference(base, plan(spec(sink={"path": "/out", "mode": "append"}))) == ["sink.mode: default -> append"]

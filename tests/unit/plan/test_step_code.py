@@ -53,7 +53,7 @@ def test_archive_gives_each_source_back() -> None:
         assert unpack_source(archive, file, where="x") == SOURCES[file.module]
 
 
-def test_damaged_archive_is_told() -> None:
+def test_damaged_archive_is_reported() -> None:
     archive = pack_sources([make_code()], by_digest())
     (file, *_) = make_code().files
     for data in (archive[:50], pack_sources([make_code()], {**by_digest(), file.sha256: b"other"})):

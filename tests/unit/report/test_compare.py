@@ -25,7 +25,7 @@ def test_a_job_differs_in_nothing_from_itself(tmp_path: Path) -> None:
     assert "the same spec and model over the same 3 files" in comparison_text(found)
 
 
-def test_what_differs_is_told(tmp_path: Path) -> None:
+def test_differences_are_reported(tmp_path: Path) -> None:
     one = make(tmp_path, "one", lake="lake")
     other = make(tmp_path, "two", lake="lake", bad_every=10)
     found = compare(one, other)

@@ -62,7 +62,7 @@ def test_a_sample_of_everything_leaves_no_doubt(plan: Plan) -> None:
     assert made.task_seconds == Interval(10.0, 10.0, 10.0)
 
 
-def test_one_partition_says_little(plan: Plan) -> None:
+def test_estimate_of_one_partition_has_a_wide_interval(plan: Plan) -> None:
     made = estimate(plan, {0: 1.0}, [100] * 10)
     found = (made.task_seconds.low, made.task_seconds.expected, made.task_seconds.high)
     assert found == pytest.approx((5.0, 10.0, 20.0))
@@ -77,17 +77,17 @@ def test_the_load_of_the_model_is_part_of_the_start(plan: Plan) -> None:
     assert made.peak_memory == 77
 
 
-def test_nothing_done_is_no_estimate(plan: Plan) -> None:
+def test_estimate_needs_a_completed_partition(plan: Plan) -> None:
     with pytest.raises(ValueError, match="partition that is done"):
         estimate(plan, {}, [100])
 
 
-def test_it_reads_back_what_it_writes(plan: Plan) -> None:
+def test_estimate_round_trip(plan: Plan) -> None:
     made = estimate(plan, {0: 1.25, 1: 2.5}, [100] * 8)
     assert Estimate.from_dict(made.to_dict()) == Estimate.from_dict(Estimate.from_dict(made.to_dict()).to_dict())
 
 
-def test_comparison_says_what_held(plan: Plan) -> None:
+def test_comparison_marks_the_figures_that_held(plan: Plan) -> None:
     made = estimate(plan, {0: 1.0, 2: 3.0, 4: 5.0}, [100, 200, 300, 400, 500, 600])
     found = compare_estimate(made, seconds=15.0, task_seconds=40.0, output_bytes=600)
     assert found.held["seconds"] is True

@@ -116,7 +116,9 @@ def on_record(job: JobDirectory) -> list[tuple[str, str, int]]:
     return [(event["on"], event["outcome"], event["attempts"]) for event in events]
 
 
-def test_a_server_is_told_of_start_and_end(server: Server, job: JobDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_is_notified_of_start_and_end(
+    server: Server, job: JobDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOOK_SECRET", SECRET)
     go_through(job, [hook(when=["start", "success"], url=server.url, secret="env:HOOK_SECRET")])
     (start, _), (end, body) = server.requests
@@ -146,7 +148,7 @@ def test_a_server_is_told_of_start_and_end(server: Server, job: JobDirectory, mo
         ([500] * 9, "failed", 4),
     ],
 )
-def test_it_is_told_once_and_tried_again_where_that_may_help(
+def test_notification_is_sent_once_and_retried_where_that_may_help(
     answers: list[int], outcome: str, attempts: int, server: Server, job: JobDirectory
 ) -> None:
     server.answers = list(answers)
@@ -240,12 +242,12 @@ def _is_alive(pid: int) -> bool:
         (Status.INTERRUPTED, "interrupted"),
     ],
 )
-def test_only_what_is_wanted_is_told(status: Status, event: str, server: Server, job: JobDirectory) -> None:
+def test_only_selected_events_are_sent(status: Status, event: str, server: Server, job: JobDirectory) -> None:
     go_through(job, [hook(when=[event], url=server.url), hook(when=["start"], url=server.url)], end=status)
     assert sorted(headers["X-Pipeline-Event"] for headers, _ in server.requests) == sorted([event, "start"])
 
 
-def test_a_second_run_of_a_job_tells_with_other_keys(server: Server, job: JobDirectory) -> None:
+def test_second_run_of_a_job_has_other_keys(server: Server, job: JobDirectory) -> None:
     go_through(job, [hook(url=server.url)], end=Status.FAILED)
     go_through(job, [hook(url=server.url)], end=Status.SUCCEEDED)
     keys = [headers["Idempotency-Key"] for headers, _ in server.requests]
@@ -268,7 +270,7 @@ def test_pauses(attempt: DeliveryAttempt, number: int, expected: float | None) -
     assert pause(attempt, number=number, attempts=5) == expected
 
 
-def test_which_answers_are_final() -> None:
+def test_final_answers() -> None:
     assert [code for code in (301, 400, 401, 404, 408, 410, 425, 429, 500, 503) if is_final_status(code)] == [
         301,
         400,
@@ -303,7 +305,7 @@ def test_issues_in_hooks(fields: dict[str, Any], said: str) -> None:
     assert "hunter2" not in str(caught.value)
 
 
-def test_hooks_of_settings_are_told_of_every_job(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hooks_of_settings_are_notified_of_every_job(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = JobSpec.build(
         name="c",
         source={"path": "a"},
@@ -338,9 +340,7 @@ def test_datasets_are_named_as_openlineage_does(path: str, dataset: tuple[str, s
     assert dataset_of(path) == dataset
 
 
-def test_lineage_tells_what_was_read_and_written(
-    job: JobDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lineage_names_inputs_and_outputs(job: JobDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openlineage.client")
     log = tmp_path / "lineage.jsonl"
     monkeypatch.setenv("OPENLINEAGE__TRANSPORT__TYPE", "file")
@@ -360,7 +360,7 @@ def test_lineage_tells_what_was_read_and_written(
     assert sink["name"] == str(tmp_path / "out")
 
 
-def test_lineage_tells_of_failures(
+def test_lineage_reports_failures(
     job: JobDirectory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("openlineage.client")

@@ -114,7 +114,7 @@ def test_only_errors_or_only_a_partition(job: JobDirectory) -> None:
     assert LogReader(job, partition="0000").read() == []
 
 
-def test_what_was_read_is_not_read_again(job: JobDirectory) -> None:
+def test_log_is_read_incrementally(job: JobDirectory) -> None:
     reader = LogReader(job)
     assert len(reader.read()) == 1
     assert reader.read() == []
@@ -124,14 +124,14 @@ def test_what_was_read_is_not_read_again(job: JobDirectory) -> None:
     assert len(reader.read()) == 5
 
 
-def test_a_receipt_is_told_for_its_partition(job: JobDirectory, tmp_path: Path) -> None:
+def test_receipt_is_logged_for_its_partition(job: JobDirectory, tmp_path: Path) -> None:
     write_receipts(job, small_job(tmp_path / "lake", sink=str(tmp_path / "out")))
     assert LogReader(job).receipts() == []
     (line,) = LogReader(job, partition="00001").receipts()
     assert "5 in = 5 out" in line.message
 
 
-def test_what_a_driver_said_that_never_came_to_drive(job: JobDirectory) -> None:
+def test_output_of_a_driver_that_never_started_is_shown(job: JobDirectory) -> None:
     from pipeline.jobs.lease import identify
 
     put_submission(job.store, Submission(1, "", "me", "by hand", "key"))

@@ -40,7 +40,7 @@ def test_a_split_adds_a_partition_and_a_retry_is_counted() -> None:
     assert tally.line(1.0).endswith("1 retry")
 
 
-def test_nothing_done_yet_has_no_rate_and_no_end() -> None:
+def test_progress_without_rows_has_no_rate_and_no_end() -> None:
     tally = Tally()
     tally.begin(RoundStarted("j", 0, partitions=1, done=0, rows=100, rows_done=0), now=5.0)
     assert tally.remaining(5.0) is None
@@ -78,7 +78,7 @@ def test_plain_lines_come_every_ten_seconds() -> None:
     assert len(stream.getvalue().splitlines()) == 5
 
 
-def test_a_plain_line_tells_of_each_retry() -> None:
+def test_plain_line_reports_each_retry() -> None:
     progress, _, stream = plain(1000, 100_000)
     progress.on_partition(ended(0, outcome="retry", reason="the storage failed"))
     assert stream.getvalue() == "partition 00000: retry after attempt 1: the storage failed\n"
@@ -113,7 +113,7 @@ def test_a_live_display_draws_and_goes(live: tuple[LiveProgress, io.StringIO]) -
     progress.stop()
 
 
-def test_where_stderr_is_no_terminal_there_are_lines() -> None:
+def test_stderr_without_terminal_gets_lines() -> None:
     assert isinstance(make_progress(), PlainProgress)
     assert type(make_progress(quiet=True)) is Callback
     with show_progress() as callbacks:

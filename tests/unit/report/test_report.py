@@ -128,13 +128,13 @@ def test_report_of_an_unfinished_job(directory: JobDirectory, job: SmallJob) -> 
     assert "python -m pipeline resume small-1" in report.next
 
 
-def test_error_is_told(directory: JobDirectory) -> None:
+def test_report_has_the_error(directory: JobDirectory) -> None:
     report = make_report(directory, status=Status.FAILED, error=TooManyRejects("too many", found="9 of 10"))
     assert report.reason == "too many"
     assert report.to_dict()["error"]["found"] == "9 of 10"
 
 
-def test_time_of_a_running_job_goes_on_until_now(tmp_path: Path, job: SmallJob) -> None:
+def test_time_of_a_running_job_extends_until_now(tmp_path: Path, job: SmallJob) -> None:
     """Completed partitions are no events: the last event is ten minutes old, and the rate is that of ten minutes."""
     options = JobOptions(now=lambda: datetime.now(UTC) - timedelta(minutes=10))
     directory = JobDirectory.create(tmp_path / "jobs", job.plan, job="long-1", options=options)

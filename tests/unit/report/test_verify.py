@@ -109,7 +109,7 @@ def _edit(job: JobDirectory, change: Callable[[Receipt], Receipt], number: int =
         (lambda out: (out / "_SUCCESS").write_text("{}"), "_SUCCESS is of another state"),
     ],
 )
-def test_what_a_reader_of_the_folder_would_count_wrongly(
+def test_files_that_readers_would_count_wrongly_are_found(
     tmp_path: Path, job: JobDirectory, spoil: Callable[[Path], object], detail: str
 ) -> None:
     """A stray file, and a mark of success that is missing or of another state, fail the check of the output."""
@@ -257,7 +257,7 @@ def test_rows_that_were_rejected_and_came_out_later(tmp_path: Path, lake: Lake, 
     pd.testing.assert_frame_equal(found.to_pandas(ignore_metadata=True), expected)
 
 
-def test_a_row_that_was_tried_again_twice_is_found(tmp_path: Path, lake: Lake, model_path: Path) -> None:
+def test_row_retried_twice_is_found(tmp_path: Path, lake: Lake, model_path: Path) -> None:
     job = make_job(tmp_path, lake, model_path, contract={"age": {"max": 60}})
     retry_without_contract(job)
     place = job.store.list("rounds/2/receipts")[0]

@@ -87,7 +87,7 @@ def play(cost: Callable[[int, int], float], *, rows: int, ceiling: int = 65_536)
 class TestTimedBatchSizer:
     """A batch takes about half a second, and a fixed cost of each call stays a small part of it."""
 
-    def test_where_only_a_model_scores_the_first_batch_is_whole(self) -> None:
+    def test_first_batch_is_not_split_without_steps(self) -> None:
         assert TimedBatchSizer.start(65_536, is_known=True).rows == 65_536
         assert TimedBatchSizer.start(65_536, is_known=False).rows == FIRST_ROWS
         assert TimedBatchSizer.start(100, is_known=False).rows == 100
@@ -102,7 +102,7 @@ class TestTimedBatchSizer:
         assert found[0][1] == pytest.approx(1.28)
         assert all(seconds <= SECONDS for _, seconds in found[1:])
 
-    def test_rows_that_become_dear_are_seen_after_one_batch_and_those_that_become_cheap_too(self) -> None:
+    def test_change_of_cost_is_seen_after_one_batch(self) -> None:
         def cost(start: int, stop: int) -> float:
             return sum(0.005 if 20_000 <= row < 24_000 else 1e-6 for row in range(start, stop))
 
@@ -111,7 +111,7 @@ class TestTimedBatchSizer:
         assert len(late) <= 2, "the one that met them, and the next, whose size follows from it"
         assert found[-2][0] == 65_536
 
-    def test_what_is_paid_for_each_call_is_not_paid_more_often(self) -> None:
+    def test_cost_per_call_is_not_paid_more_often(self) -> None:
         found = play(lambda start, stop: 2.0 + (stop - start) * 1e-6, rows=1_000_000)
         assert len(found) <= 4 + 1_000_000 / 65_536 + 2
         assert {rows for rows, _ in found[7:-1]} == {65_536}
@@ -122,14 +122,14 @@ class TestTimedBatchSizer:
         assert 0.4 / seconds == pytest.approx(0.25, abs=0.03)
         assert rows == pytest.approx(1200, rel=0.1)
 
-    def test_a_remainder_says_little_unless_it_was_slow(self) -> None:
+    def test_remainder_counts_only_if_it_was_slow(self) -> None:
         sizer = TimedBatchSizer(65_536, 65_536).after(65_536, 0.1)
         assert sizer.after(100, 0.01).rows == 65_536
         assert sizer.after(100, 5.0).rows == MIN_ROWS
         assert sizer.after(0, 0.0) == sizer
 
     @given(st.lists(st.tuples(st.integers(1, 70_000), st.floats(0, 1000)), max_size=20), st.integers(1, 65_536))
-    def test_it_stays_within_its_bounds(self, measured: list[tuple[int, float]], ceiling: int) -> None:
+    def test_batch_size_stays_within_its_bounds(self, measured: list[tuple[int, float]], ceiling: int) -> None:
         sizer = TimedBatchSizer.start(ceiling, is_known=False)
         for rows, seconds in measured:
             before, sizer = sizer, sizer.after(min(rows, sizer.rows), seconds)

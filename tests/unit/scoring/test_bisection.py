@@ -80,11 +80,11 @@ def test_bad_rows_at_the_start_do_not_make_it_stop() -> None:
     assert sum(len(part.result) for part in found.parts) == 500
 
 
-def test_it_does_not_stop_when_the_function_has_worked_before() -> None:
+def test_no_early_stop_if_the_function_has_worked_before() -> None:
     assert len(bisect(Calls(set(range(400))), 0, 400, any_worked=True).failures) == 400
 
 
-def test_it_does_not_stop_when_rows_fail_in_different_ways() -> None:
+def test_no_early_stop_if_rows_fail_in_different_ways() -> None:
     def call(start: int, stop: int) -> None:
         with blame_rows("score"):
             raise (ValueError if start % 2 else KeyError)(start)
@@ -95,7 +95,7 @@ def test_it_does_not_stop_when_rows_fail_in_different_ways() -> None:
 @pytest.mark.parametrize(
     "error", [MemoryError(), ModelError("x"), OSError(28, "full"), ConnectionError(), KeyboardInterrupt()]
 )
-def test_what_is_not_about_rows_passes(error: BaseException) -> None:
+def test_other_errors_pass(error: BaseException) -> None:
     calls = 0
 
     def call(start: int, stop: int) -> None:
@@ -117,7 +117,7 @@ def test_a_missing_file_may_be_about_rows() -> None:
 
 @pytest.mark.fault(78)
 @pytest.mark.parametrize("error", [SystemExit(0), GeneratorExit(), BaseException("b")])
-def test_what_ends_a_process_is_blamed_on_rows_like_any_error(error: BaseException) -> None:
+def test_death_of_the_process_is_blamed_on_rows_like_any_error(error: BaseException) -> None:
     with pytest.raises(RowsError) as caught, blame_rows("step:f:g"):
         raise error
     assert caught.value.reason == f"step:f:g:{type(error).__name__}"

@@ -36,7 +36,7 @@ def test_finite_rejects_infinities_and_nothing_else(kind: pa.DataType) -> None:
     assert failing(values[3:], finite=True) == {}
 
 
-def test_finite_says_nothing_about_integers() -> None:
+def test_finite_does_not_apply_to_integers() -> None:
     assert failing(pa.array([1, 2, None]), finite=True) == {}
 
 
@@ -88,7 +88,7 @@ def test_allowed_rejects_strangers(column: pa.Array, allowed: tuple[Any, ...]) -
     assert failing(pa.chunked_array([column[:1], column[1:]]), allowed=allowed) == {1: "allowed"}
 
 
-def test_values_beyond_the_type_of_the_column_compare_all_the_same() -> None:
+def test_bounds_beyond_the_type_of_the_column_are_compared() -> None:
     small = pa.array([1, 200, None], pa.uint8())
     assert failing(small, min=-5, max=1000) == {}
     assert failing(small, min=300) == {0: "min", 1: "min"}
@@ -158,7 +158,7 @@ def test_all_is_fine_for_no_rows_and_no_rules() -> None:
     assert len(check(pa.table({"x": [INF]}), [])) == 0
 
 
-def test_what_overflows_float32_is_infinite_to_the_model() -> None:
+def test_value_that_overflows_float32_is_infinite_to_the_model() -> None:
     table = pa.table({"a": [1e300, 1.0, 2.0], "b": [INF, INF, NAN]})
     matrix = np.array([[INF, INF], [1, INF], [2, NAN]], "f4")
     failures = check_matrix(matrix, table, ("a", "b"), frozenset({"a"}))

@@ -93,7 +93,7 @@ def test_a_partition_equals_the_oracle(
     assert receipt.rows == RowCounts(lake.rows, lake.rows, 0, 0)
 
 
-def test_the_receipt_says_what_is_in_the_files(make: Callable[..., StageRecipe], lake: Lake) -> None:
+def test_receipt_agrees_with_the_files(make: Callable[..., StageRecipe], lake: Lake) -> None:
     recipe = make(source_rules=(ColumnRule("age", max=80),), filter="id != 7")
     receipt = score_partition(recipe, make_partition(*lake.files))
     ages = pa.concat_tables([pq.read_table(file) for file in lake.files])["age"].to_numpy()
@@ -215,7 +215,7 @@ class FailingStore:
 
 
 @pytest.mark.fault(30)
-def test_whichever_write_fails_nothing_is_left_and_the_next_try_works(
+def test_failed_write_leaves_nothing_and_the_next_attempt_works(
     make: Callable[..., StageRecipe], lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = make_partition(*lake.files)

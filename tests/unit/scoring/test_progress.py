@@ -21,7 +21,7 @@ with track_attempt("round", "00000", rows=10):
 """
 
 
-def test_a_process_that_was_stopped_says_for_how_long() -> None:
+def test_stopped_process_reports_its_stall() -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

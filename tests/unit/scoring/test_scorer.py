@@ -113,7 +113,7 @@ def test_several_values_a_row_become_columns() -> None:
 
 
 @pytest.mark.fault(24)
-def test_contract_rejects_before_scoring_and_says_why() -> None:
+def test_contract_rejects_before_scoring_with_a_reason() -> None:
     table = table_of(6)
     table = table.set_column(1, "a", pa.array([0.0, float("inf"), 1e300, None, 7.0, 5.0]))
     rules = (ColumnRule("a", finite=True, max=6), ColumnRule("id", max=4))
@@ -152,7 +152,7 @@ def test_rows_are_accounted_for_per_fragment() -> None:
     assert scored.rejects.select(["_file", "_row"]).to_pylist() == [{"_file": "z", "_row": 4}]
 
 
-def test_a_batch_without_rows_still_says_what_was_filtered() -> None:
+def test_batch_without_rows_counts_filtered_rows() -> None:
     batch = replace(make_batch(table_of(0)), filtered=np.array([7], np.int64))
     scored = scorer_of(table_of(0)).score_batch(batch)
     assert scored.table.num_rows == 0

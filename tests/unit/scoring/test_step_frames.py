@@ -96,7 +96,7 @@ def test_rows_may_be_dropped_and_keep_their_order(backend: str, step: Callable[.
     assert same(result.select(table.column_names), returned(table.slice(1)))
 
 
-def test_what_a_step_changed_is_what_it_says() -> None:
+def test_changed_columns_have_the_values_of_the_step() -> None:
     def step(frame: pd.DataFrame) -> pd.DataFrame:
         frame["int64"] = frame["int64"].fillna(0)
         frame.loc[frame["text"] == "a", "text"] = "b"
@@ -251,7 +251,7 @@ def test_a_broken_promise_is_named(step: Callable[..., Any], message: str) -> No
     assert caught.value.where == "features:build"
 
 
-def test_what_a_step_raises_may_be_about_rows() -> None:
+def test_exception_of_a_step_may_be_about_rows() -> None:
     with pytest.raises(RowsError) as caught:
         run(lambda frame: frame["nothing"], everything())
     assert caught.value.reason == "step:features:build:KeyError"

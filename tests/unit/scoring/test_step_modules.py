@@ -162,7 +162,7 @@ class TestVersions:
 
 
 class TestTraces:
-    def test_nothing_stays_after_a_sample(self, tmp_path: Path) -> None:
+    def test_modules_of_a_sample_are_forgotten(self, tmp_path: Path) -> None:
         write(tmp_path, featmod="import helper\ndef build(frame): return helper.NAME", helper="NAME = 'old'")
         found = plan(tmp_path)
         modules, path, finders = set(sys.modules), list(sys.path), list(sys.meta_path)

@@ -36,7 +36,7 @@ def test_import_paths_are_searched_first(tmp_path: Path, monkeypatch: pytest.Mon
     assert sys.path[0] == str(tmp_path)
 
 
-def test_a_module_that_fails_to_import_says_why(in_folder: Path) -> None:
+def test_failed_import_of_a_module_is_explained(in_folder: Path) -> None:
     (in_folder / "sad_features.py").write_text("raise RuntimeError('no licence')")
     with pytest.raises(StepFailed, match="cannot be imported") as caught:
         check_step("sad_features:build")

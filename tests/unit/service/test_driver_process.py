@@ -79,7 +79,7 @@ def test_driver_that_cannot_be_recorded_is_killed(job: JobDirectory, monkeypatch
 @pytest.mark.parametrize(
     ("status", "is_over"), [(Status.CANCELLED, True), (Status.FAILED, False), (Status.QUEUED, False)]
 )
-def test_the_mark_goes_when_nobody_needs_to_look_any_more(job: JobDirectory, status: Status, is_over: bool) -> None:
+def test_queue_mark_is_removed_once_the_job_needs_no_driver(job: JobDirectory, status: Status, is_over: bool) -> None:
     """The queue mark is removed for a cancelled job, and kept while the job may need a driver."""
     if status is not job.status():
         job.set_status(status)

@@ -46,7 +46,7 @@ def test_the_first_look_shows_how_it_stands(job: JobDirectory, small: SmallJob) 
     assert (round.partitions, round.done, round.rows, round.rows_done) == (3, 1, 75, 30)
 
 
-def test_then_each_thing_is_told_once(job: JobDirectory, small: SmallJob) -> None:
+def test_later_polls_report_each_change_once(job: JobDirectory, small: SmallJob) -> None:
     """Later polls report each status, receipt and event once."""
     follower = Follower(job)
     list(follower.poll())
@@ -61,7 +61,7 @@ def test_then_each_thing_is_told_once(job: JobDirectory, small: SmallJob) -> Non
     assert list(follower.poll()) == []
 
 
-def test_what_a_stage_counts_is_not_told_again(job: JobDirectory, small: SmallJob) -> None:
+def test_completed_partitions_are_not_reported_again(job: JobDirectory, small: SmallJob) -> None:
     """Receipts counted in a ``RoundStarted`` event are not reported again."""
     follower = Follower(job)
     list(follower.poll())
@@ -110,7 +110,7 @@ def dead_driver(job: JobDirectory) -> None:
     job.set_status(Status.RUNNING)
 
 
-def test_nobody_waits_for_a_driver_that_has_died(job: JobDirectory) -> None:
+def test_driver_that_died_is_reported_as_lost(job: JobDirectory) -> None:
     """Waiting for a job whose driver has died raises `DriverLost` with the next command."""
     dead_driver(job)
     with pytest.raises(DriverLost) as caught:
@@ -128,7 +128,7 @@ def test_a_server_will_start_another_one(job: JobDirectory) -> None:
     assert EndMonitor(job).poll() is None
 
 
-def test_one_that_drives_is_not_taken_for_dead(job: JobDirectory) -> None:
+def test_running_driver_is_not_reported_as_lost(job: JobDirectory) -> None:
     """A driver that holds the lease is not reported as lost."""
     acquire_lease(job.store)
     job.set_status(Status.RUNNING)

@@ -85,7 +85,7 @@ def test_ages(text: str, hours: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "30", "d", "-1d", "1.5d", "30 days"])
-def test_what_is_no_age(text: str) -> None:
+def test_invalid_age_is_refused(text: str) -> None:
     """Text without number or unit, and negative or fractional ages, raise `SpecError`."""
     with pytest.raises(SpecError):
         parse_age(text)
@@ -212,7 +212,7 @@ def test_a_file_that_another_process_is_writing_stays(directory: JobDirectory, m
     assert [sweep.leftovers for sweep in sweeps] == [()]
 
 
-def test_a_driver_at_work_is_left_alone(directory: JobDirectory, job: SmallJob) -> None:
+def test_job_of_a_running_driver_is_left_alone(directory: JobDirectory, job: SmallJob) -> None:
     """While a driver holds the lease, nothing is removed."""
     write_receipts(directory, job)
     litter(directory, "rounds/0/data/00001-b.parquet")
@@ -307,7 +307,7 @@ def test_on_an_object_store(tmp_path: Path) -> None:
     assert read_output("memory://gc/out").num_rows == job.expected.num_rows
 
 
-def test_the_command_shows_first_and_removes_when_told(
+def test_command_shows_first_and_removes_with_yes(
     tmp_path: Path, directory: JobDirectory, job: SmallJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``gc`` only lists leftovers; ``gc --yes`` removes them."""

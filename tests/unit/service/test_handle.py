@@ -71,7 +71,7 @@ class Notes(Callback):
         self.ends.append(event.status)
 
 
-def test_it_shows_how_the_job_stands(job: JobDirectory, driver: Lease) -> None:
+def test_repr_shows_the_status(job: JobDirectory, driver: Lease) -> None:
     """A handle shows id, status, report and logs of a running job."""
     one = handle(job)
     assert (one.job, one.status, repr(one)) == (
@@ -99,7 +99,7 @@ def test_waiting_raises_what_ended_the_job(job: JobDirectory, driver: Lease) -> 
     assert (caught.value.where, caught.value.next_step, caught.value.exit_code) == ("in-0.parquet", "repair it", 4)
 
 
-def test_it_can_be_awaited_beside_others(job: JobDirectory, small: SmallJob, driver: Lease) -> None:
+def test_handles_are_awaited_together(job: JobDirectory, small: SmallJob, driver: Lease) -> None:
     """Handles can be awaited together on one event loop."""
 
     async def both() -> list[Report]:
@@ -115,7 +115,7 @@ def test_it_can_be_awaited_beside_others(job: JobDirectory, small: SmallJob, dri
     assert asyncio.run(plainly()).status == "SUCCEEDED"
 
 
-def test_observers_are_told(job: JobDirectory, small: SmallJob, driver: Lease) -> None:
+def test_observers_are_notified(job: JobDirectory, small: SmallJob, driver: Lease) -> None:
     """A callback receives the events of the job up to its end; then the thread ends."""
     notes = Notes()
     thread = handle(job).observe(notes)
@@ -139,7 +139,7 @@ def test_cancelling(job: JobDirectory, driver: Lease) -> None:
     "error",
     [TooManyRejects("too many", where="job x", found="1", expected="0"), Cancelled("stopped")],
 )
-def test_errors_come_back_from_what_a_report_says(error: PipelineError) -> None:
+def test_error_is_rebuilt_from_a_report(error: PipelineError) -> None:
     """An error is rebuilt from its dictionary with its class and all its parts."""
     again = error_from_dict(error.to_dict(), default="")
     assert type(again) is type(error)

@@ -67,7 +67,7 @@ def view(status: Status, **fields: object) -> JobView:
         (view(Status.SUCCEEDED_WITH_WARNINGS, starts=0), Need.NOTHING),
     ],
 )
-def test_what_a_job_needs(seen: JobView, need: Need) -> None:
+def test_need_of_a_job(seen: JobView, need: Need) -> None:
     """The next need depends on status, starts, lease, exit code and the time since the last start."""
     assert next_need(seen, POLICY) is need
 
@@ -99,7 +99,7 @@ def test_a_queued_job(job: JobDirectory) -> None:
     assert (found.status, found.priority, found.last_start, found.is_driven) == (Status.QUEUED, 4, 0, False)
 
 
-def test_a_job_that_nobody_submitted_is_not_looked_after(tmp_path: Path) -> None:
+def test_job_without_submission_is_ignored(tmp_path: Path) -> None:
     """A job without a submission has no view: servers ignore it."""
     small = small_job(tmp_path / "lake", sink=str(tmp_path / "out"))
     assert view_job(JobDirectory.create(tmp_path / "jobs", small.plan, job="x"), LeaseWatch(), now=NOW) is None

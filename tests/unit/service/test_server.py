@@ -247,7 +247,7 @@ def test_a_job_that_cannot_be_read_keeps_no_other_from_running(root: Root, caplo
     assert "job a is skipped" in caplog.text
 
 
-def test_hooks_come_first_and_one_that_fails_is_only_told(root: Root, caplog: pytest.LogCaptureFixture) -> None:
+def test_server_tasks_come_first_and_a_failing_task_is_logged(root: Root, caplog: pytest.LogCaptureFixture) -> None:
     """Tasks run before the queue is served; a task that raises is logged."""
 
     class Broken:
@@ -318,7 +318,7 @@ def test_signs_of_life(root: Root) -> None:
     assert ServerRecord.from_json(b"{") is None
 
 
-def test_it_serves_until_it_is_over(root: Root) -> None:
+def test_server_polls_until_told_to_end(root: Root) -> None:
     """`serve` polls about every 10 s until told to end, then records ``stopped``."""
     root.add("a")
     rounds: list[float] = []

@@ -156,7 +156,7 @@ def test_a_success_is_given_back_as_it_is_though_its_output_is_there(place: Plac
 
 
 @pytest.mark.parametrize("status", [Status.FAILED, Status.CANCELLED, Status.INTERRUPTED])
-def test_one_that_did_not_end_well_goes_on(place: Place, dead: Callable[[], None], status: Status) -> None:
+def test_unsuccessful_job_is_resumed(place: Place, dead: Callable[[], None], status: Status) -> None:
     """A failed, cancelled or interrupted job is resumed with a new submission and driver."""
     dead()
     first = place.submit()
@@ -170,7 +170,7 @@ def test_one_that_did_not_end_well_goes_on(place: Place, dead: Callable[[], None
     assert [start.submission for start in find_starts(place.open(first.job).store)] == [1, 2]
 
 
-def test_one_whose_driver_was_killed_goes_on(place: Place, dead: Callable[[], None]) -> None:
+def test_job_with_a_killed_driver_is_resumed(place: Place, dead: Callable[[], None]) -> None:
     """A RUNNING job whose driver was killed gets a new driver."""
     dead()
     first = place.submit()
@@ -180,7 +180,7 @@ def test_one_whose_driver_was_killed_goes_on(place: Place, dead: Callable[[], No
     assert len(place.launched) == 2
 
 
-def test_one_that_is_driven_is_left_alone(place: Place, dead: Callable[[], None]) -> None:
+def test_running_job_is_left_alone(place: Place, dead: Callable[[], None]) -> None:
     """A job whose driver holds the lease gets no second driver."""
     dead()
     first = place.submit()
@@ -261,7 +261,7 @@ def test_after_a_crash_anywhere_the_next_call_makes_it_one_job(
 
 
 @pytest.mark.parametrize("status", [Status.FAILED, Status.RUNNING])
-def test_a_job_that_was_run_by_hand_goes_on_by_itself(place: Place, status: Status) -> None:
+def test_job_run_by_hand_is_resumed_in_the_background(place: Place, status: Status) -> None:
     """`submit_again` queues a job that was run by hand and starts a driver."""
     job = JobDirectory.create(place.settings.directory, place.job.plan, job="mine")
     job.set_status(status)

@@ -18,7 +18,7 @@ from pipeline.sinks import lock
 from pipeline.sinks.lock import lock_path, sink_lock
 
 
-def test_nothing_is_left_and_missing_parents_are_made(tmp_path: Path) -> None:
+def test_lock_leaves_nothing_and_makes_missing_parents(tmp_path: Path) -> None:
     sink = tmp_path / "new" / "out"
     with sink_lock(sink, job="a") as is_locked:
         assert is_locked
@@ -26,7 +26,7 @@ def test_nothing_is_left_and_missing_parents_are_made(tmp_path: Path) -> None:
     assert os.listdir(sink.parent) == []
 
 
-def test_one_holder_at_a_time(tmp_path: Path) -> None:
+def test_lock_has_one_holder_at_a_time(tmp_path: Path) -> None:
     """Eight threads that lock and remove the file again and again are never inside together."""
     inside: list[int] = []
     most: list[int] = []
@@ -99,7 +99,7 @@ def test_a_process_that_dies_frees_its_lock(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault(68)
-def test_a_file_system_without_locks_says_so(
+def test_file_system_without_locks_is_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def no_locks(*_: object) -> None:

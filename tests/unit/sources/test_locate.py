@@ -76,7 +76,7 @@ class TestUnusableEntry:
         assert len(locate(str(lake), unusable=unusable)) == 2
         assert [error.where for error in unusable] == [str(lake / "c.parquet")]
 
-    def test_it_is_an_error_if_there_is_nothing_else(self, tmp_path: Path) -> None:
+    def test_skipped_entries_alone_are_an_error(self, tmp_path: Path) -> None:
         dangling(tmp_path / "c.parquet")
         with pytest.raises(MissingInput, match="not a regular file"):
             locate(str(tmp_path), unusable=[])

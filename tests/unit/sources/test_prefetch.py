@@ -28,7 +28,7 @@ def test_items_come_in_order(depth):
 
 
 @pytest.mark.parametrize("depth", [1, 3])
-def test_it_is_never_more_than_depth_ahead(depth):
+def test_prefetch_is_never_more_than_depth_ahead(depth):
     made, ahead, taken = [], [], 0
 
     def source():
@@ -113,7 +113,7 @@ def test_a_consumer_that_raises_or_forgets_it_ends_the_thread():
     assert threads() == []
 
 
-def test_nothing_starts_before_the_first_item_is_asked_for():
+def test_prefetch_starts_with_the_first_item():
     items = read_ahead(iter(range(3)))
     assert threads() == []
     items.close()

@@ -154,7 +154,7 @@ def test_a_kind_of_step_that_is_not_there_is_answered_with_the_nearest() -> None
         (None, "unknown kind of step", ""),
     ],
 )
-def test_what_is_no_step_is_told_in_words(step: Any, message: str, step_next: str) -> None:
+def test_invalid_step_is_explained(step: Any, message: str, step_next: str) -> None:
     found = issues(steps=[step, {"score": {"model": "m.json"}}])
     assert [(item["message"], item.get("next", "")) for item in found] == [(message, step_next)]
 
@@ -172,7 +172,7 @@ def test_exactly_one_step_scores_and_it_is_the_last(steps: list[Any], message: s
     assert only_issue(steps=steps)["message"] == message
 
 
-def test_the_order_of_steps_is_told_beside_other_issues() -> None:
+def test_order_of_steps_is_reported_beside_other_issues() -> None:
     found = issues(steps=[{"score": {"modle": "m"}}, {"map": "a:b"}])
     assert {item["message"] for item in found} == {
         "steps.0.score.model is missing",
@@ -250,7 +250,7 @@ def test_a_number_where_text_must_be_is_to_be_quoted() -> None:
     assert only_issue(cluster=12)["next"] == 'put it in quotes: "12"'
 
 
-def test_the_error_survives_pickling_and_tells_all() -> None:
+def test_error_survives_pickling_with_all_issues() -> None:
     with pytest.raises(SpecError) as caught:
         JobSpec.build(**fields(eror=1, name="X"))
     error = pickle.loads(pickle.dumps(caught.value))

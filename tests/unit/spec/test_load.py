@@ -132,7 +132,7 @@ def test_a_key_that_is_there_twice_is_refused_with_both_lines() -> None:
         ("a: 1\n<<: {b: 2}\n", "2:1"),
     ],
 )
-def test_what_could_do_harm_is_refused_for_safety(text: str, where: str) -> None:
+def test_harmful_yaml_is_refused_for_safety(text: str, where: str) -> None:
     with pytest.raises(RefusedForSafety) as caught:
         read_document(text)
     assert caught.value.where == f"the job spec:{where}"
@@ -185,14 +185,14 @@ def test_an_over_large_file_is_refused(tmp_path: Path) -> None:
         ("a: 1\n---\nb: 2\n", "2:1", "one job"),
     ],
 )
-def test_what_is_no_yaml_is_told_with_place_and_advice(text: str, where: str, hint: str) -> None:
+def test_invalid_yaml_is_refused_with_place_and_advice(text: str, where: str, hint: str) -> None:
     with pytest.raises(SpecIssues) as caught:
         read_document(text)
     assert caught.value.where == f"the job spec:{where}"
     assert hint in caught.value.next_step
 
 
-def test_a_character_that_yaml_forbids_is_told() -> None:
+def test_forbidden_character_is_refused() -> None:
     with pytest.raises(SpecIssues) as caught:
         read_document("a: 1\nb: \x07\n")
     assert caught.value.found == "U+0007"
@@ -219,7 +219,7 @@ def test_a_byte_order_mark_is_no_issue(tmp_path: Path) -> None:
     assert JobSpec.load(path).name == "churn"
 
 
-def test_a_missing_file_says_how_to_get_one(tmp_path: Path) -> None:
+def test_missing_file_shows_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as caught:
         JobSpec.load(tmp_path / "job.yaml")
     assert caught.value.where == str(tmp_path / "job.yaml")
@@ -243,7 +243,7 @@ def test_issues_of_reading_and_of_meaning_come_together_in_order_of_lines(tmp_pa
     assert str(caught.value).startswith(f"{path} has 3 issues")
 
 
-def test_a_value_with_two_meanings_is_told_once() -> None:
+def test_ambiguous_value_is_reported_once() -> None:
     with pytest.raises(SpecIssues) as caught:
         JobSpec.load(JOB + "errors: {max_fraction: 1:30}\n")
     assert len(caught.value.issues) == 1
@@ -276,7 +276,7 @@ def test_json_keeps_every_character(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ['{"a": 1,}', '{"a": NaN}', "a: 1", '{"a": 01}', "[" * 20000])
-def test_what_is_no_json_is_refused(tmp_path: Path, text: str) -> None:
+def test_invalid_json_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "job.json"
     path.write_text(text)
     with pytest.raises(SpecError, match="not JSON"):
@@ -351,7 +351,7 @@ TEXT = st.text(st.characters(exclude_categories=("Cs",)))
         TEXT, st.recursive(PLAIN | TEXT, lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner), max_leaves=8)
     )
 )
-def test_what_is_written_is_read_back(data: dict[str, Any]) -> None:
+def test_spec_round_trip(data: dict[str, Any]) -> None:
     document = read_document(dump_text(data) + "\n")
     assert document.issues == []
     assert document.data == data

@@ -139,7 +139,7 @@ def test_a_text_of_another_type_is_refused(default: Any, text: str) -> None:
         convert(GivenValues("x", text, "-p x", is_text=True), default)
 
 
-def test_what_is_unknown_or_missing_is_told_with_its_place() -> None:
+def test_unknown_or_missing_parameters_are_reported_with_their_place() -> None:
     unknown = issue(JOB, "day=x", "cuontry=se")
     assert (unknown.where, unknown.next_step) == ("-p cuontry=se", "did you mean country?")
     missing = issue(JOB)
@@ -154,7 +154,7 @@ def test_what_is_unknown_or_missing_is_told_with_its_place() -> None:
     assert issue(JOB, "day").where == "-p day"
 
 
-def test_all_issues_are_told_at_once() -> None:
+def test_all_issues_are_reported_at_once() -> None:
     found = issue(JOB.replace("mode: overwrite", "mode: replace"), "age=old", "cuontry=se")
     assert isinstance(found, SpecIssues)
     messages = " ".join(str(one.as_error()) for one in found.issues)
@@ -167,7 +167,7 @@ def test_all_issues_are_told_at_once() -> None:
         assert part in messages
 
 
-def test_what_is_put_in_is_not_looked_at_again() -> None:
+def test_rendered_text_is_not_rendered_again() -> None:
     text = JOB.replace("step: build", "step: build\n  evil: x")
     spec = load(text.replace("path: lake/", 'path: "lake/${params.evil}/'). replace("day}/\n", 'day}/"\n'),
                 "day=a", "evil=${params.day}").spec  # fmt: skip
@@ -184,7 +184,7 @@ def test_a_default_may_name_date_and_environment_but_no_parameter() -> None:
     assert issue(JOB.replace("day:\n", 'day: "${params.country}"\n')).message.startswith("the default of a parameter")
 
 
-def test_the_date_is_fixed_by_the_spec_when_it_says_so() -> None:
+def test_spec_can_fix_the_date() -> None:
     text = JOB + 'run: {date: "2026-05-06"}\n'
     assert load(text, "day=a", run_date="2026-02-03").spec.sink.path == "out/2026-05-06/a/"
     assert load(JOB, "day=a").spec.run.date == load(JOB, "day=a").spec.sink.path.split("/")[1]
@@ -244,7 +244,7 @@ def test_placeholders(text: str, filled: Any) -> None:
 
 
 @pytest.mark.parametrize("text", ["${params.x", "${}", "${what}", "a${params.z}", "${params.n}!", "${fan_out.value}"])
-def test_what_stands_for_nothing_is_refused(text: str) -> None:
+def test_meaningless_placeholder_is_refused(text: str) -> None:
     with pytest.raises(SpecError):
         render_text(text, Values({"x": 1, "z": ["a"], "n": None}))
 
@@ -278,7 +278,7 @@ SOURCES = ["default", "file", "environment", "set"]
 @pytest.mark.parametrize(
     "sources", [one for count in range(5) for one in itertools.combinations(SOURCES, count)], ids=" ".join
 )
-def test_a_field_of_the_spec_is_from_the_highest_that_says_something(sources: tuple[str, ...]) -> None:
+def test_field_has_the_value_of_the_highest_source(sources: tuple[str, ...]) -> None:
     text = "name: c\nsource: {path: a}\nsteps: [{score: {model: m}}]\nsink: {path: o}\n"
     text += "errors: {max_fraction: 0.1}\n" if "file" in sources else ""
     environ = {"PIPELINE_SPEC__ERRORS__MAX_FRACTION": "0.2"} if "environment" in sources else {}
@@ -297,7 +297,7 @@ def test_a_field_of_the_spec_is_from_the_highest_that_says_something(sources: tu
 @pytest.mark.parametrize(
     "sources", [one for count in range(5) for one in itertools.combinations(SOURCES, count) if one], ids=" ".join
 )
-def test_a_parameter_is_from_the_highest_that_says_something(sources: tuple[str, ...]) -> None:
+def test_parameter_has_the_value_of_the_highest_source(sources: tuple[str, ...]) -> None:
     text = JOB.replace("lake/day=", "lake/").replace("country: de", 'country: "file"')
     environ = {"PIPELINE_PARAMS__COUNTRY": "environment"} if "environment" in sources else {}
     flags = ["country=set"] if "set" in sources else []

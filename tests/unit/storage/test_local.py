@@ -101,7 +101,7 @@ def test_replace_sets_new_bytes(store: Store) -> None:
     assert store.size("x") == 2
 
 
-def test_append_goes_on_after_a_torn_line(store: Store) -> None:
+def test_append_continues_after_a_torn_line(store: Store) -> None:
     store.append("log", "one")
     store.replace("log", store.read("log") + b'{"torn')
     store.append("log", "two")

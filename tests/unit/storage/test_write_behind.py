@@ -30,7 +30,7 @@ def write(store: LocalStore, *sizes: int) -> bytes:
     return b"".join(pieces)
 
 
-def test_every_whole_stride_is_begun_once_and_in_order(tmp_path: Path, hints: list[tuple[int, int]]) -> None:
+def test_each_complete_stride_is_started_once_in_order(tmp_path: Path, hints: list[tuple[int, int]]) -> None:
     sizes = (100, STRIDE // 2, STRIDE, 3 * STRIDE, 5, STRIDE - 1)
     wanted = write(LocalStore(tmp_path), *sizes)
     assert (tmp_path / "file").read_bytes() == wanted
@@ -41,7 +41,7 @@ def test_every_whole_stride_is_begun_once_and_in_order(tmp_path: Path, hints: li
     assert sum(count for _, count in hints) > len(wanted) - 2 * STRIDE
 
 
-def test_where_nothing_is_to_be_durable_nothing_is_begun(tmp_path: Path, hints: list[tuple[int, int]]) -> None:
+def test_no_write_behind_without_fsync(tmp_path: Path, hints: list[tuple[int, int]]) -> None:
     write(LocalStore(tmp_path, fsync=False), 3 * STRIDE)
     assert hints == []
 
@@ -51,7 +51,7 @@ def test_small_files_are_left_to_fsync(tmp_path: Path, hints: list[tuple[int, in
     assert hints == []
 
 
-def test_without_the_call_files_are_written_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_written_without_the_system_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write_behind, "starter", lambda: None)
     assert write(LocalStore(tmp_path), 2 * STRIDE) == (tmp_path / "file").read_bytes()
 

@@ -278,7 +278,7 @@ def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *trials: TrialResult, 
     return CliRunner().invoke(main, ["chaos", str(tmp_path / "job.yaml"), *flags])
 
 
-def test_the_command_says_what_happened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_command_prints_the_outcome(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     shown = call(monkeypatch, tmp_path, result(0), result(1))
     assert shown.exit_code == 0
     assert "seed 0: held, 2 drivers, 3 s: kill worker at 2 receipts, workers live 5 s" in shown.stderr
@@ -288,7 +288,7 @@ def test_the_command_says_what_happened(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert "2 × kill worker, 2 × lifetime" in shown.stdout
 
 
-def test_what_does_not_hold_is_told_with_its_exit_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_violation_is_reported_with_its_exit_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     broken = result(1, ok=False, detail="rows: 2 lost", exit_code=6, rows=RowDifference(90, lost=2))
     shown = call(monkeypatch, tmp_path, result(0), broken)
     assert shown.exit_code == 6

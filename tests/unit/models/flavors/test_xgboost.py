@@ -97,7 +97,7 @@ def table_of(columns: list[str]) -> pa.Table:
     return pa.Table.from_pandas(FRAME[columns], preserve_index=False)
 
 
-def test_inspect_reads_what_the_model_tells(versions: dict[str, ModelVersion], models: dict[str, Path]) -> None:
+def test_inspect_reads_the_facts_of_the_model(versions: dict[str, ModelVersion], models: dict[str, Path]) -> None:
     version = versions["binary"]
     assert version.features == (
         Feature("amount", "number"),
@@ -120,7 +120,7 @@ def test_inspect_reads_what_the_model_tells(versions: dict[str, ModelVersion], m
     assert shapes["linear"] == ("regression", 1, 1, 0)
 
 
-def test_json_and_ubj_are_told_by_bytes_and_give_one_model(
+def test_json_and_ubj_are_detected_by_bytes_and_give_one_model(
     models: dict[str, Path], versions: dict[str, ModelVersion], tmp_path: Path
 ) -> None:
     misnamed = tmp_path / "model.txt"
@@ -187,7 +187,7 @@ def test_several_values_a_row_are_numbered_columns(versions: dict[str, ModelVers
     assert prediction_schema(versions["binary"], Output(column="p", kind="contributions")).names[-1] == "p_5"
 
 
-def test_one_predictor_serves_many_threads(versions: dict[str, ModelVersion]) -> None:
+def test_predictor_serves_many_threads(versions: dict[str, ModelVersion]) -> None:
     predictor = loaded(versions["softprob"])
     matrix = predictor.encode(table_of(list(FRAME)))
     kinds = ["prediction", "margin", "leaf", "contributions"]
@@ -349,7 +349,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forks, "is_running", lambda: False)
 
 
-def test_a_fork_tells_the_same_as_a_new_process(
+def test_fork_and_new_process_give_the_same_facts(
     models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, alone: None
 ) -> None:
     data = models["binary.ubj"].read_bytes()
@@ -380,7 +380,7 @@ def test_a_missing_package_names_both_extras(monkeypatch: pytest.MonkeyPatch, al
     assert "or xgboost (" in caught.value.next_step
 
 
-def test_where_there_is_no_file_the_nearest_is_named(models: dict[str, Path]) -> None:
+def test_missing_model_file_names_the_nearest(models: dict[str, Path]) -> None:
     path = models["binary.ubj"]
     with pytest.raises(ModelError, match="model file not found") as caught:
         detect(str(path.with_name("binray.ubj")))
@@ -389,7 +389,7 @@ def test_where_there_is_no_file_the_nearest_is_named(models: dict[str, Path]) ->
         detect(str(path.parent))
 
 
-def test_a_reference_to_a_registry_that_has_no_such_model(tmp_path: Path) -> None:
+def test_reference_to_an_unknown_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no model named"):
         resolve(ModelRef.parse("models:/churn@champion"), registry=str(tmp_path))
 

@@ -128,7 +128,7 @@ def test_a_registry_that_is_down_is_asked_less_and_less_often(monkeypatch: pytes
     assert registry.asked == asked + 1, "as often as before, once it answers"
 
 
-def test_the_report_says_what_was_gone_on_in_spite_of() -> None:
+def test_report_warns_of_ignored_alias_changes() -> None:
     event = {"event": "alias_change", "reference": CHAMPION, "pinned": "3", "current": "4"}
     assert alias_change_warnings([{"event": "status"}, event, event]) == (
         f"{CHAMPION} moved from version 3 to version 4 while the job ran: every row was scored with version 3 "
@@ -136,7 +136,7 @@ def test_the_report_says_what_was_gone_on_in_spite_of() -> None:
     )
 
 
-def test_the_error_says_how_to_go_back() -> None:
+def test_error_shows_how_to_move_the_alias_back() -> None:
     error = AliasChange(CHAMPION, "3", "4").error()
     assert error.exit_code == 5
     assert "python -m pipeline models alias churn champion 3" in error.next_step

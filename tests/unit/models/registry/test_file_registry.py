@@ -174,7 +174,7 @@ def test_a_damaged_record_is_said(filled: BuiltInRegistry) -> None:
         filled.lookup(ModelRef("models:/churn/2"))
 
 
-def test_what_is_no_model_is_not_registered(registry: BuiltInRegistry) -> None:
+def test_file_that_is_not_a_model_is_not_registered(registry: BuiltInRegistry) -> None:
     with pytest.raises(ModelError):
         registry.register("churn", b"nothing", VersionMetadata())
     with pytest.raises(RefusedForSafety):

@@ -25,7 +25,7 @@ from pipeline.models.registry.mlflow_registry import _ON_DISK, _data_file
         ("dbfs:/a", None),
     ],
 )
-def test_what_lies_on_a_file_system_is_read_there(folder: str, path: str | None) -> None:
+def test_artifact_on_a_file_system_is_read_there(folder: str, path: str | None) -> None:
     match = _ON_DISK.fullmatch(folder)
     assert (match["path"] if match else None) == path
 
@@ -73,7 +73,7 @@ def test_the_file_cannot_lie_elsewhere() -> None:
         ("s3://bucket/models", False),
     ],
 )
-def test_which_registry_a_setting_means(root: str, expected: bool) -> None:
+def test_setting_selects_the_registry(root: str, expected: bool) -> None:
     assert is_mlflow(root) == expected
 
 

@@ -316,7 +316,7 @@ def file(name: str, *, age: float, size: int = 10, marked: bool = True, rows: in
         ({"files": 9, "at_latest": "1 h"}, [file("a", age=3601)], "a"),
     ],
 )
-def test_which_files_are_due(fields: dict[str, object], files: list[ArrivedFile], expected: str) -> None:
+def test_files_that_are_due(fields: dict[str, object], files: list[ArrivedFile], expected: str) -> None:
     """Files are due by quiet time, marker, number, rows, bytes and ``at_latest``."""
     due = decide_arrival(ArrivalTrigger(path="in/", **fields), files, seen=(), now=NOON)
     assert "".join(one.path for one in due.files) == expected
@@ -454,7 +454,7 @@ def test_bad_file_does_not_take_good_files_with_it(log: Log) -> None:
     assert [seen.path for seen in one.jobs.made[third].files] == ["half"]
 
 
-def test_what_fails_for_now_is_tried_again(log: Log) -> None:
+def test_temporary_failure_is_retried(log: Log) -> None:
     """After a temporary error, the same firing is retried at the next poll."""
     one = watch(log, cron="0 * * * *")
     one.jobs.error = StorageError("not now")
@@ -479,7 +479,7 @@ def fired(number: int) -> list[Entry]:
     return [Entry("fired", firing=Firing(firing_id(NOON + timedelta(hours=number)), "cron", to_text(NOON)))]
 
 
-def test_one_of_two_that_decide_on_the_same_state_wins(tmp_path: Path) -> None:
+def test_writers_with_the_same_state_have_one_winner(tmp_path: Path) -> None:
     """If two writers read the same state, one appends, and the other gets False."""
     one, other = open_log(tmp_path, "t"), open_log(tmp_path, "t")
     before = one.read()

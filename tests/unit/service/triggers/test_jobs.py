@@ -107,7 +107,7 @@ def test_a_job_for_files_scores_exactly_these(place: Path) -> None:
     assert spec.source.base == f"{place}/landing/"
 
 
-def test_one_job_for_one_firing_however_it_ended(place: Path) -> None:
+def test_firing_has_one_job_however_it_ended(place: Path) -> None:
     """A firing has one job: a cancelled job is not resumed by the trigger, only by a user."""
     settings = Settings(directory=str(place / "jobs"))
     jobs = TriggerJobs(watched(place, cron="0 1 * * *"), settings)
@@ -241,7 +241,7 @@ def test_backfill(place: Path) -> None:
         ({"cron": "0 1 * * *"}, "2026-04-01", "past"),
     ],
 )
-def test_what_cannot_be_filled_in(fields: dict[str, Any], first: str, said: str) -> None:
+def test_invalid_backfill_is_refused(fields: dict[str, Any], first: str, said: str) -> None:
     """``backfill`` needs a schedule, a bounded number of instants, and a range in the past."""
     day = datetime.fromisoformat(first).date()
     with pytest.raises(SpecError, match=said):

@@ -203,9 +203,7 @@ def test_files_of_a_job_that_never_published_are_not_adopted(
 
 @pytest.mark.fault(66)
 @pytest.mark.parametrize("mode", ["error", "append"])
-def test_what_comes_into_an_empty_sink_meanwhile_is_not_exchanged_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
-) -> None:
+def test_file_that_arrives_in_an_empty_sink_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
     """A tool that takes no lock writes a file right before the swap: it stays."""
     out = tmp_path / "out"
     place = swap.place

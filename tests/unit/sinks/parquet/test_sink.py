@@ -236,7 +236,7 @@ def test_overwrite_never_removes_what_is_no_output(tmp_path: Path, foreign: str)
     assert listing(out) == before
 
 
-def test_what_comes_into_the_old_folder_meanwhile_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_that_arrives_in_the_old_folder_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that arrives in the old folder during the swap is kept beside the output."""
     out = tmp_path / "out"
     run(tmp_path, small_job(tmp_path / "lake", sink=str(out)), "a-1")
@@ -534,7 +534,7 @@ def test_places_that_are_too_much(in_folder: Path, monkeypatch: pytest.MonkeyPat
     _check(home / "out")
 
 
-def test_check_says_before_what_publish_would(in_folder: Path) -> None:
+def test_check_refuses_what_publish_would(in_folder: Path) -> None:
     """`check` raises the errors of `publish` before the job runs."""
     out = in_folder / "out"
     out.mkdir()

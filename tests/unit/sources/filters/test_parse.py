@@ -89,7 +89,7 @@ TABLE = pa.table(
         ("i == 1 and s == 'nothing' or d == '2024-01-04'", [3]),
     ],
 )
-def test_what_is_kept(text, kept):
+def test_rows_that_a_filter_keeps(text, kept):
     condition = parse_filter(text)
     condition.check(TABLE.schema)
     mask = condition.mask(TABLE)
@@ -104,7 +104,7 @@ def test_a_time_without_offset_is_in_the_zone_of_the_column():
     assert parse_filter("z >= '2024-01-02T00:00:00+00:00'").mask(zoned).to_pylist() == [False]
 
 
-def test_it_tells_which_columns_it_needs():
+def test_filter_names_its_columns():
     text = "a > 1 and (b in [1] or not isnull(c)) and d + e < 3 and column('f g') is None"
     assert parse_filter(text).columns == {"a", "b", "c", "d", "e", "f g"}
 
@@ -166,7 +166,7 @@ def test_an_unknown_column_names_the_nearest():
         parse_filter("incme > 1").check(pa.schema([("income", pa.int64())]))
 
 
-def test_an_integer_overflow_is_told():
+def test_integer_overflow_is_an_error():
     table = pa.table({"i": [2**63 - 1]})
     with pytest.raises(SpecError, match="overflow"):
         parse_filter("i + 1 > 0").mask(table)
@@ -245,7 +245,7 @@ def test_a_wanted_row_is_never_pruned(tmp_path_factory, table, text, n, group):
         ("unknown > 5", True),
     ],
 )
-def test_what_bounds_rule_out(text, wanted):
+def test_row_groups_that_bounds_rule_out(text, wanted):
     bounds = {
         "i": Bounds(pa.int64(), 10, 20, nulls=False),
         "s": Bounds(pa.string(), "m", "p"),

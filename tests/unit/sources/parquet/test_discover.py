@@ -289,7 +289,7 @@ def test_files_are_read_by_column_name_whatever_their_order(tmp_path):
     assert read_all(found) == [{"x": 1, "y": "a"}, {"x": 2, "y": "b"}]
 
 
-def test_what_does_not_count_as_drift(tmp_path):
+def test_differences_that_are_not_drift(tmp_path):
     strict = pa.schema([pa.field("x", pa.int64(), nullable=False), pa.field("s", pa.string()),
                         pa.field("l", pa.list_(pa.field("element", pa.int32(), nullable=False)))])  # fmt: skip
     loose = pa.schema([("x", pa.int64()), ("s", pa.large_string()), ("l", pa.list_(pa.field("item", pa.int32())))])

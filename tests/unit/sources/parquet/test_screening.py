@@ -38,7 +38,7 @@ def rejected(five_file_lake: Path, **fields: object) -> dict[str, tuple[str, int
     return {Path(file.path).name: (file.reason, file.rows) for file in found.rejected}
 
 
-def test_nothing_is_set_aside_without_a_reason(five_file_lake: Path) -> None:
+def test_readable_files_are_not_quarantined(five_file_lake: Path) -> None:
     assert rejected(five_file_lake) == {}
     assert discover(Source(path=str(five_file_lake)), quarantine_files=True) == discover(
         Source(path=str(five_file_lake))
@@ -46,7 +46,7 @@ def test_nothing_is_set_aside_without_a_reason(five_file_lake: Path) -> None:
 
 
 @pytest.mark.fault(36)
-def test_any_cut_is_set_aside_or_whole(five_file_lake: Path) -> None:
+def test_truncated_file_is_quarantined_or_complete(five_file_lake: Path) -> None:
     whole = (five_file_lake / "2.parquet").read_bytes()
     for length in [*range(0, len(whole), max(1, len(whole) // 200)), len(whole) - 1]:
         (five_file_lake / "2.parquet").write_bytes(whole[:length])
@@ -57,7 +57,7 @@ def test_any_cut_is_set_aside_or_whole(five_file_lake: Path) -> None:
 
 @pytest.mark.fault(39)
 @pytest.mark.parametrize("number", [0, 3])
-def test_a_file_unlike_the_others_is_set_aside_wherever_it_stands(five_file_lake: Path, number: int) -> None:
+def test_file_with_other_columns_is_quarantined_at_any_position(five_file_lake: Path, number: int) -> None:
     write(five_file_lake / f"{number}.parquet", x=pa.array(["a", "b", "c"]))
     with pytest.raises(SchemaDrift):
         discover(Source(path=str(five_file_lake)))
@@ -88,7 +88,7 @@ def again(file: QuarantinedFile, *, is_all: bool = True, filter: str | None = No
     return find_source("parquet").recheck(file, schema=SCHEMA, columns=("id", "x"), is_all=is_all, condition=condition)
 
 
-def test_a_file_that_was_mended_is_taken_up(five_file_lake: Path) -> None:
+def test_repaired_file_is_read_again(five_file_lake: Path) -> None:
     path = five_file_lake / "2.parquet"
     aside = QuarantinedFile(str(path), "file:CorruptInput", "damaged")
     found = again(aside)
@@ -99,7 +99,7 @@ def test_a_file_that_was_mended_is_taken_up(five_file_lake: Path) -> None:
     assert [group.selected for group in ruled_out.row_groups] == [False]
 
 
-def test_a_file_that_is_still_bad_says_why_as_it_is_now(five_file_lake: Path) -> None:
+def test_file_that_is_still_bad_has_its_present_reason(five_file_lake: Path) -> None:
     path = five_file_lake / "2.parquet"
     aside = QuarantinedFile(str(path), "file:SchemaDrift", "old", 7, (("day", "1"),))
     path.write_bytes(b"PAR1")
