@@ -7,16 +7,14 @@ import os
 import stat
 import threading
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from pipeline.errors import OutputConflict, PlanMismatch, RefusedForSafety, SpecError, StateCorrupt, StorageError
+from pipeline.errors import PlanMismatch, RefusedForSafety, StateCorrupt
 from pipeline.jobs.directory import JobDirectory, JobOptions
 from pipeline.jobs.listing import find_job, list_jobs
-from pipeline.jobs.manifest_log import ManifestLog
 from pipeline.jobs.receipts import Receipt
 from pipeline.jobs.record import new_job_id
 from pipeline.jobs.splits import done_partitions, effective_partitions, halves, split_receipt
@@ -257,76 +255,6 @@ def test_a_row_cannot_be_split(job: SmallJob) -> None:
     assert halves(Partition("00000", (fragment,)), {file.path: file for file in job.plan.files}) is None
 
 
-def test_manifest_is_committed_once(directory: JobDirectory, job: SmallJob) -> None:
-    """A second commit of the same output does not land, and keeps the number."""
-    manifest = directory.manifests.prepare(directory.ledger(write_receipts(directory, job)))
-    assert directory.manifests.last() is None
-    assert directory.manifests.commit(manifest).landed
-    again = directory.manifests.prepare(directory.ledger())
-    assert again.number == 1
-    assert not directory.manifests.commit(again).landed
-    assert directory.manifests.last() == manifest
-    assert directory.manifests.numbers() == [1]
-
-
-def test_same_output_made_later_is_the_same_commit(directory: JobDirectory, job: SmallJob) -> None:
-    """The time of creation is no part of a commit: the first manifest stays."""
-    manifest = directory.manifests.prepare(directory.ledger(write_receipts(directory, job)))
-    directory.manifests.commit(manifest)
-    later = replace(manifest, created="2030-01-01T00:00:00.000Z")
-    assert directory.manifests.commit(later).manifest.created == manifest.created
-
-
-def test_the_order_in_which_partitions_end_does_not_count(directory: JobDirectory, job: SmallJob) -> None:
-    """The manifest lists files in source order, whatever the order of the receipts."""
-    receipts = write_receipts(directory, job)
-    manifest = directory.manifests.commit(directory.manifests.prepare(directory.ledger(reversed(receipts)))).manifest
-    assert [file.partition for file in manifest.files] == [partition.id for partition in job.plan.partitions]
-    assert directory.manifests.prepare(directory.ledger(receipts)) == manifest
-
-
-def test_another_output_under_the_number_conflicts(directory: JobDirectory, job: SmallJob) -> None:
-    """A commit of other files under a used number raises `OutputConflict`."""
-    manifest = directory.manifests.prepare(directory.ledger(write_receipts(directory, job)))
-    directory.manifests.commit(manifest)
-    with pytest.raises(OutputConflict, match="another driver"):
-        directory.manifests.commit(replace(manifest, files=manifest.files[1:]))
-
-
-def test_a_retry_that_repairs_gets_the_next_number(directory: JobDirectory, job: SmallJob) -> None:
-    receipts = write_receipts(directory, job)
-    directory.manifests.commit(directory.manifests.prepare(directory.ledger(receipts)))
-    directory.store.remove("rounds/0/receipts/00001.json")
-    repaired = directory.manifests.prepare(directory.ledger(write_receipts(directory, job, attempt="b")))
-    assert repaired.number == 2
-    directory.manifests.commit(repaired)
-    assert directory.manifests.numbers() == [1, 2]
-
-
-@pytest.mark.fault(33)
-def test_commit_whose_reply_is_lost_has_landed(directory: JobDirectory, job: SmallJob) -> None:
-    """A commit whose reply is lost is read back and counts as landed."""
-    manifest = directory.manifests.prepare(directory.ledger(write_receipts(directory, job)))
-
-    def lost() -> BaseException:
-        return StorageError("time-out")
-
-    store = FaultyStore(directory.store, Faults(0, fault=lost), is_reply_lost=True)
-    assert ManifestLog(store, directory.record).commit(manifest).landed  # type: ignore[arg-type]
-
-
-def test_commit_of_unknown_outcome_raises(directory: JobDirectory, job: SmallJob) -> None:
-    """If the manifest cannot be read back, the storage error is raised."""
-    manifest = directory.manifests.prepare(directory.ledger(write_receipts(directory, job)))
-
-    def lost() -> BaseException:
-        return StorageError("time-out")
-
-    store = FaultyStore(directory.store, Faults(0, fault=lost, is_permanent=True))
-    with pytest.raises(StorageError, match="time-out"):
-        ManifestLog(store, directory.record).commit(manifest)  # type: ignore[arg-type]
-
-
 def test_report_is_replaced(directory: JobDirectory) -> None:
     """A report is replaced as a whole; a damaged report reads as none."""
     assert directory.read_report() is None
@@ -343,68 +271,3 @@ def test_storage_fault_while_creating_leaves_no_job(tmp_path: Path, job: SmallJo
     with pytest.raises(OSError, match="error"):
         JobDirectory.create(tmp_path / "jobs", job.plan, job="j-1", store=store)  # type: ignore[arg-type]
     assert list_jobs(tmp_path / "jobs") == ()
-
-
-def _jobs(tmp_path: Path, job: SmallJob) -> Path:
-    root = tmp_path / "jobs"
-    for number, name in enumerate(("alpha-1", "alpha-2", "beta-1")):
-        JobDirectory.create(
-            root, job.plan, job=name, options=JobOptions(now=lambda n=number: NOON + timedelta(hours=n))
-        )  # type: ignore[misc]
-    (root / "no-job").mkdir()
-    return root
-
-
-@pytest.mark.parametrize(
-    ("wanted", "found"),
-    [
-        ({"limit": 2}, ["beta-1", "alpha-2"]),
-        ({"limit": 9}, ["beta-1", "alpha-2", "alpha-1"]),
-        ({"name": "alpha-*"}, ["alpha-2", "alpha-1"]),
-        ({"name": "small"}, ["beta-1", "alpha-2", "alpha-1"]),
-        ({"statuses": {Status.FAILED}}, ["alpha-1"]),
-        ({"statuses": {Status.PLANNED}, "limit": 1}, ["beta-1"]),
-        ({"statuses": {Status.RUNNING}}, []),
-    ],
-)
-def test_some_jobs_are_listed(tmp_path: Path, job: SmallJob, wanted: dict[str, Any], found: list[str]) -> None:
-    """Name patterns, statuses and the limit select from the newest jobs on."""
-    root = _jobs(tmp_path, job)
-    JobDirectory.open(root / "alpha-1").set_status(Status.FAILED)
-    (root / ".queue").mkdir()
-    assert [one.record.job for one in list_jobs(root, **wanted)] == found
-
-
-def test_jobs_are_listed_newest_first(tmp_path: Path, job: SmallJob) -> None:
-    """Jobs are listed newest first, with age and partitions; damaged jobs are skipped."""
-    root = _jobs(tmp_path, job)
-    assert [one.record.job for one in list_jobs(root)] == ["beta-1", "alpha-2", "alpha-1"]
-    (root / "alpha-2" / "job.json").write_text("{")
-    shown = [one.to_dict(now=NOON + timedelta(hours=3)) for one in list_jobs(root)]
-    assert [one["job"] for one in shown] == ["beta-1", "alpha-1"]
-    assert [one["age"] for one in shown] == [3600.0, 3 * 3600.0]
-    assert shown[0]["partitions"] == {"done": 0, "planned": 3}
-    assert list_jobs(tmp_path / "nowhere") == ()
-
-
-def test_jobs_are_found_by_last_prefix_and_path(tmp_path: Path, job: SmallJob) -> None:
-    """A job is found by ``@last``, by a unique prefix, by its id and by its path."""
-    root = _jobs(tmp_path, job)
-    assert find_job(root, "@last").id == "beta-1"
-    assert find_job(root, "b").id == "beta-1"
-    assert find_job(root, "alpha-1").id == "alpha-1"
-    assert find_job(tmp_path, str(root / "alpha-2")).id == "alpha-2"
-
-
-def test_ambiguous_and_unknown_jobs(tmp_path: Path, job: SmallJob) -> None:
-    """An ambiguous prefix names its matches; an unknown or empty name and an empty root raise `SpecError`."""
-    root = _jobs(tmp_path, job)
-    with pytest.raises(SpecError, match=r"alpha-2.*alpha-1") as caught:
-        find_job(root, "alpha")
-    assert "more than one" in caught.value.message
-    with pytest.raises(SpecError, match="beta-1"):
-        find_job(root, "gamma")
-    with pytest.raises(SpecError, match="no jobs yet"):
-        find_job(tmp_path / "nowhere", "@last")
-    with pytest.raises(SpecError, match="unknown job"):
-        find_job(root, "")
