@@ -9,6 +9,8 @@ PY := $(VENV)/bin/python
 # Tests start many processes of this project: with its bytecode on disk each starts in half the time.
 export PYTHONDONTWRITEBYTECODE =
 
+NATIVE := $(wildcard pipeline/models/trees/native/*.[ch] build_support/*.py)
+
 .PHONY: demo test lint bench clean
 
 demo: $(VENV)/.ready
@@ -26,14 +28,14 @@ lint: $(VENV)/.ready-dev
 bench: $(VENV)/.ready-dev
 	$(PY) -m benchmarks
 
-$(VENV)/.ready: pyproject.toml
+$(VENV)/.ready: pyproject.toml $(NATIVE)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[xgboost-cpu,fast]'
+	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[xgboost-cpu]'
 	touch $@
 
 $(VENV)/.ready-dev: pyproject.toml $(VENV)/.ready
-	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[xgboost-cpu,fast,dev]'
+	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[xgboost-cpu,dev]'
 	touch $@
 
 clean:

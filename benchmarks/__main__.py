@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def show(results: dict[str, dict[str, list[dict[str, Any]]]], options: argparse.Namespace) -> None:
-    names = ("dask", "distributed", "pandas", "pyarrow", "numpy", "numba", "xgboost-cpu")
+    names = ("dask", "distributed", "pandas", "pyarrow", "numpy", "xgboost-cpu")
     print(f"{options.trees} trees of depth {options.depth}; {os.cpu_count()} cores, {platform.machine()}, Python")
     print(platform.python_version() + ", " + ", ".join(f"{name} {version(name)}" for name in names))
     print()

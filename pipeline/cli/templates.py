@@ -54,7 +54,7 @@ steps:
       # output: {column: prediction, kind: prediction}
       # Columns passed through to the output. Default: every input column.
       # keep: [customer_id]
-      # auto: each worker times xgboost and the tree engine (the extra fast) on its first rows and takes the faster; or
+      # auto: each worker times xgboost and the tree engine on its first rows and takes the faster; or
       # xgboost, or trees. Results are compared; they count as equal when margins differ by no more than the tolerance.
       # engine: auto
       # tolerance: 0.0

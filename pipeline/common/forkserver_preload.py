@@ -16,7 +16,6 @@ with frozen_imports():
         "xgboost",
         "pipeline.cli",
         "pipeline.models.trees.engine",
-        "numba",
     ):
         # If an import fails, the worker that needs the module reports the error.
         with suppress(Exception):

@@ -24,16 +24,11 @@ from pipeline.errors import ModelError
 from pipeline.models.cache import MODELS, get_predictor
 from pipeline.models.flavors import find_flavor
 from pipeline.models.model import ModelVersion, Predict, Predictor
-from pipeline.models.trees import available, kernel_name
+from pipeline.models.trees import NEXT_STEP, kernel_name, unavailable
 from pipeline.spec.model_ref import Engine, OutputKind
 
 BREAK_EVEN = 50_000_000
-"""Rows of a process × trees from which the start of the tree engine pays: 170,000 rows with 300 trees of depth 6.
-
-Measured with forked workers and the kernels on disk: 60 million saved a tenth of a job's CPU, 30 million saved nothing.
-A worker that must import numba breaks even at 90 million."""
-INSTALL = "install the extra: pip install 'dask-batch-pipeline[fast]'"
-_MISSING = "numba is not installed (the extra 'fast')"
+"""Rows of a process × trees from which the start of the tree engine pays: 170,000 rows with 300 trees of depth 6."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +67,8 @@ def engine_blockers(version: ModelVersion, kind: OutputKind) -> tuple[str, ...]:
     """Return the reasons, by name, why the tree engine cannot compute ``kind`` here; empty where it can."""
     blockers = find_flavor(version.flavor).tree_engine_blockers
     reasons = (f"the flavor {version.flavor}",) if blockers is None else blockers(version, kind)
-    return reasons or (() if available() else (_MISSING,))
+    reason = unavailable()
+    return reasons or ((reason,) if reason else ())
 
 
 def is_worth_starting(rows: int, *, trees: int) -> bool:
@@ -92,8 +88,8 @@ def check_engine(engine: Engine, version: ModelVersion, *, kind: OutputKind) -> 
             where="score.engine",
             found=f"engine: trees was requested; unsupported: {'; '.join(reasons)}",
             expected="engine: auto or xgboost",
-            next_step=INSTALL
-            if reasons == (_MISSING,)
+            next_step=NEXT_STEP
+            if reasons == (unavailable(),)
             else "leave score.engine out, so that xgboost scores what it cannot",
         )
 
@@ -117,9 +113,9 @@ class EngineUse:
     mismatches: int = 0
     """Compared rows whose results differ. xgboost's results are used, and the process disabled the tree engine."""
     seconds_start: float = 0.0
-    """Seconds to start the tree engine: import, compile or load its kernels, read the trees. Once per process."""
+    """Seconds to start the tree engine: load its kernels, read and compile the trees. Once per process."""
     kernels: tuple[str, ...] = ()
-    """Kernels of the tree engine, such as ``numba 0.68 (znver4)``."""
+    """Kernels of the tree engine, such as ``x86-64-v3``."""
     reasons: tuple[str, ...] = ()
     """Reasons, by name, why the tree engine was not used."""
     disabled: tuple[str, ...] = ()
@@ -211,7 +207,7 @@ class EngineSelection:
         except Exception as error:
             reason = f"start failed: {type(error).__name__}: {error}".splitlines()[0][:200]
             if is_requested:
-                raise ModelError("the tree engine does not start here", found=reason, next_step=INSTALL) from error
+                raise ModelError("the tree engine does not start here", found=reason, next_step=NEXT_STEP) from error
             self.disable_trees(reason)
         finally:
             self._starting.release()
@@ -219,7 +215,7 @@ class EngineSelection:
 
     def _build_trees(self, build: Callable[[], Predict]) -> Predict:
         trees = build()
-        # Call the engine once, so that its kernels are compiled before it is timed.
+        # Call the engine once, so that its trees are compiled before it is timed.
         for kind in dict.fromkeys((self.kind, "margin")):
             trees(np.zeros((1, len(self.reference.version.features)), np.float32), kind=kind)
         self.kernel = kernel_name()
@@ -417,7 +413,7 @@ def get_evaluator(score: Evaluation) -> tuple[Evaluator, float]:
             "the tree engine cannot score this job here",
             where=version.uri,
             found="; ".join(options.reasons),
-            next_step=f"{INSTALL} on the workers, or leave score.engine out",
+            next_step=f"on the workers, {NEXT_STEP}; or leave score.engine out",
         )
     choice = _engine_selection(score, predictor, reasons=options.reasons)
     build = find_flavor(version.flavor).trees

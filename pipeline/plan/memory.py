@@ -28,7 +28,7 @@ PROCESS_BYTES = 320 << 20
 """A worker after its imports: 240 MiB with dask, pandas, pyarrow and xgboost (measured), plus memory that allocators
 keep."""
 ENGINE_BYTES = 128 << 20
-"""Memory that the tree engine adds to a worker: numba and the kernels, 105 MiB (measured)."""
+"""Memory that the tree engine adds to a worker: the kernels and the trees."""
 MODEL_FACTOR = 10
 """Loaded model / model file: an 8.1 MiB xgboost JSON took 80 MiB, as 4.6 MiB of UBJ 9 MiB (measured)."""
 PAGE_BYTES = 9 << 18

@@ -1,21 +1,23 @@
 """Score tree ensembles from tables, with the same bits as the library that trained them.
 
 ``read_xgboost`` converts a model's JSON to ``TreeTables``; ``TreeEngine`` scores them. The design and its measurements
-are in ``docs/design/008-tree-engine.md``. numba (the extra ``fast``) is imported on the first score.
+are in ``docs/design/008-tree-engine.md``. The compiled library is loaded on the first score.
 """
 
 from __future__ import annotations
 
-from pipeline.models.trees.engine import TreeEngine, available, kernel_name
+from pipeline.models.trees.engine import TreeEngine, kernel_name
+from pipeline.models.trees.library import NEXT_STEP, unavailable
 from pipeline.models.trees.tables import TreeTables, unsupported
 from pipeline.models.trees.xgboost import read_xgboost, unsupported_xgboost
 
 __all__ = [
+    "NEXT_STEP",
     "TreeEngine",
     "TreeTables",
-    "available",
     "kernel_name",
     "read_xgboost",
+    "unavailable",
     "unsupported",
     "unsupported_xgboost",
 ]

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
-import importlib.util
 import itertools
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,6 +12,9 @@ import numpy.typing as npt
 from numpy.lib.stride_tricks import as_strided
 
 from pipeline.errors import BadPrediction, ModelError
+from pipeline.models.trees import library
+from pipeline.models.trees.library import NEXT_STEP, ProgramStruct, unavailable
+from pipeline.models.trees.program import Program, build_program
 from pipeline.models.trees.tables import TreeTables, unsupported
 
 Float32 = npt.NDArray[np.float32]
@@ -24,21 +23,12 @@ TRANSFORMS = ("identity", "sigmoid", "exp", "exp64", "softmax", "argmax", "hinge
 """Transformations that ``TreeEngine.predict`` can apply to margins."""
 
 _BLOCK = 512
-"""Rows that the kernel scores together (``kernel.BLOCK``; importing ``kernel`` requires numba)."""
-
-
-@functools.cache
-def available() -> bool:
-    """Return True if this machine can run the engine: numba is installed and the machine is little-endian."""
-    return sys.byteorder == "little" and all(importlib.util.find_spec(name) for name in ("numba", "llvmlite"))
+"""Rows that the kernels score together (``ROWS`` of ``native/program.h``)."""
 
 
 def kernel_name() -> str:
-    """Return the name of the kernel for reports, such as ``numba 0.68 (znver4)``; empty if there is no kernel."""
-    if not available():
-        return ""
-    version = importlib.import_module("numba").__version__
-    return f"numba {version} ({importlib.import_module('llvmlite.binding').get_host_cpu_name()})"
+    """Return the name of the kernels for reports, such as ``x86-64-v3``; empty if there are none."""
+    return "" if unavailable() else library.kind()
 
 
 class TreeEngine:
@@ -57,7 +47,7 @@ class TreeEngine:
         self.tables = tables
         self.transform = transform
         self._lock = threading.Lock()
-        self._program: Any = None
+        self._program: tuple[ProgramStruct, Program] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"tables": self.tables, "transform": self.transform}
@@ -66,7 +56,7 @@ class TreeEngine:
         self.__init__(state["tables"], transform=state["transform"])  # type: ignore[misc]
 
     def prepare(self) -> None:
-        """Compile the tables and load the kernels before the first score."""
+        """Load the kernels and compile the tables before the first score."""
         self.margin(np.zeros((1, self.tables.n_features), np.float32))
 
     def margin(self, matrix: Float32, *, out: Float32 | None = None, threads: int = 1) -> Float32:
@@ -85,11 +75,11 @@ class TreeEngine:
         elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
             raise _contract("out", out, expected=f"float32 in C order of the shape {shape}")
         target = out.reshape(rows, self.tables.outputs)
-        program, score = self._ready()
+        program = self._ready()
         bounds = _cut(rows, threads=threads)
 
         def run(begin: int, end: int) -> None:
-            score(flat[begin * strides[0] :], strides, end - begin, program, target[begin:end])
+            library.score(program, flat[begin * strides[0] :], strides, target[begin:end])
 
         if len(bounds) == 1:
             run(*bounds[0])
@@ -108,28 +98,20 @@ class TreeEngine:
         if self.transform == "argmax":
             classes: Float32 = margins.reshape(len(margins), -1).argmax(axis=1).astype(np.float32)
             return classes
-        kernels = importlib.import_module("pipeline.models.trees.kernel")
-        if self.transform == "softmax":
-            kernels.softmax(margins.reshape(len(margins), -1))
-        else:
-            {"sigmoid": kernels.sigmoid, "exp": kernels.exp, "exp64": kernels.exp64}[self.transform](
-                margins.reshape(-1)
-            )
+        library.transform(self.transform, margins.reshape(len(margins), -1))
         return margins
 
-    def _ready(self) -> tuple[Any, Any]:
-        if not available():
-            raise ModelError(
-                "the tree engine is not installed",
-                found="no numba, or a big-endian machine",
-                next_step="install the extra 'fast', or score with the library that trained the model",
-            )
+    def _ready(self) -> ProgramStruct:
+        reason = unavailable()
+        if reason:
+            raise ModelError("the tree engine is not available", found=reason, next_step=NEXT_STEP)
         with self._lock:
             if self._program is None:
-                self._program = importlib.import_module("pipeline.models.trees.program").build_program(self.tables)
-            return self._program, importlib.import_module("pipeline.models.trees.kernel").score
+                program = build_program(self.tables)
+                self._program = program.to_struct(), program
+            return self._program[0]
 
-    def _lay_out(self, matrix: Float32) -> tuple[Float32, npt.NDArray[np.int64], int]:
+    def _lay_out(self, matrix: Float32) -> tuple[Float32, tuple[int, int], int]:
         """Return the matrix as a flat array, its strides in elements, and its rows."""
         if matrix.ndim != 2 or matrix.shape[1] != self.tables.n_features or matrix.dtype != np.float32:
             raise _contract("the matrix", matrix, expected=f"float32 [rows, {self.tables.n_features}]")
@@ -138,8 +120,8 @@ class TreeEngine:
         if step == 1 < lead and matrix.strides == (matrix.itemsize, lead * matrix.itemsize):
             # End at the last value, not after a whole column: the matrix may be the last rows of another matrix.
             flat = as_strided(matrix, ((columns - 1) * lead + rows,), (matrix.itemsize,))
-            return flat, np.array([1, lead], np.int64), rows
-        return np.ascontiguousarray(matrix).reshape(-1), np.array([columns, 1], np.int64), rows
+            return flat, (1, lead), rows
+        return np.ascontiguousarray(matrix).reshape(-1), (columns, 1), rows
 
 
 def _contract(name: str, array: npt.NDArray[Any], *, expected: str) -> BadPrediction:

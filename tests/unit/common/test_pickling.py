@@ -21,7 +21,7 @@ EXAMPLES = [
     QuarantinedFile("a", "file:CorruptInput", "cut", 4),
     RowCounts(5, 3, 1, 1),
     Timings(1.0, 2.0, 3.0, 4.0, 5.0, 6.0),
-    EngineUse({"trees": 3}, {"trees": 0.5}, 3, 2, 1, 0.25, ("numba",), ("few",), ("call failed",)),
+    EngineUse({"trees": 3}, {"trees": 0.5}, 3, 2, 1, 0.25, ("x86-64-v3",), ("few",), ("call failed",)),
     Receipt(
         "00001", "plan", "model", "attempt", DataFile("data/x", 3, 9, "sha"), None, RowCounts(5, 3, 1, 1),
         (FragmentCounts("a", 0, 5, RowCounts(5, 3, 1, 1)),), reasons={"step": 1}, splits=("00001.0",), round=2,

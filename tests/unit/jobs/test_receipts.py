@@ -29,7 +29,7 @@ WHOLE = Receipt(
     worker="host:1",
     batch_rows=1000,
     reasons={"contract:x:null": 2},
-    engine=EngineUse({"trees": 7}, {"trees": 0.5, "xgboost": 1.5}, 4, 5, 0, 0.25, ("numba 0.68",), ("too small",)),
+    engine=EngineUse({"trees": 7}, {"trees": 0.5, "xgboost": 1.5}, 4, 5, 0, 0.25, ("x86-64-v3",), ("too small",)),
 )
 COUNTS = st.builds(RowCounts, *[st.integers(0, 1 << 40)] * 4)
 

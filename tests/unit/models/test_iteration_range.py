@@ -19,7 +19,6 @@ from pipeline.models.flavors import xgboost as flavor
 from pipeline.models.model import ModelVersion
 from pipeline.models.options import apply_options, rounds_text, unused_rounds_warning
 from pipeline.models.registry import resolve
-from pipeline.models.trees import available
 from pipeline.scoring.outputs import prediction_schema
 from pipeline.spec.model_ref import IterationRange, ModelRef, OutputKind
 from pipeline.spec.parts import Output
@@ -147,7 +146,6 @@ class TestEarlyStopping:
         assert len(set(scores)) == 3
 
 
-@pytest.mark.skipif(not available(), reason="numba is not installed")
 class TestTreeEngine:
     @pytest.mark.parametrize("rounds", [None, "best", (0, 3), (2, 5)])
     def test_range_has_the_bits_of_the_library(self, stopped: Path, rounds: IterationRange | None) -> None:
@@ -178,8 +176,6 @@ class TestDart:
                 wanted = library(tmp_path / "m.ubj", kind, rounds or (0, 0))
                 scores = predict(version, kind)
                 assert scores.reshape(-1).tobytes() == wanted.reshape(-1).astype(scores.dtype).tobytes(), kind
-            if not available():
-                continue
             assert version.tree_engine_blockers == ()
             build = find_flavor("xgboost").trees
             assert build is not None

@@ -323,7 +323,6 @@ def test_memory_grows_with_the_batch_and_the_model_but_not_with_the_input():
 
 
 def test_memory_has_room_for_the_tree_engine_where_it_may_start():
-    pytest.importorskip("numba")
     found = discovery(files([1_000_000] * 20))
     made = [plan(found=found, version=model("x", "y", trees=300, objective=name)) for name in ("reg:linear", "none")]
     assert [one.can_use_tree_engine for one in made] == [True, False]

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from pipeline.models.trees import TreeEngine, read_xgboost, unsupported_xgboost
 from pipeline.models.trees.xgboost import transform_name
 
-pytest.importorskip("numba")
 xgboost = pytest.importorskip("xgboost")
 
 EXAMPLES = int(os.environ.get("PIPELINE_TREES_EXAMPLES", "60"))

@@ -43,7 +43,6 @@ def test_tables_are_typed_and_frozen() -> None:
 
 
 def test_stumps_are_scored() -> None:
-    pytest.importorskip("numba")
     matrix = np.array([[0.4, 1], [0.5, 2], [np.nan, np.nan], [np.inf, 4]], np.float32)
     assert TreeEngine(TreeTables(**STUMPS)).margin(matrix).tolist() == [21.5, 12.5, 21.5, 22.5]
 

@@ -24,13 +24,6 @@ xgboost = pytest.importorskip("xgboost")
 FEATURES = 6
 
 
-@pytest.fixture(autouse=True)
-def numba(request: pytest.FixtureRequest) -> None:
-    """Skip a test of the engine where numba is not installed."""
-    if request.cls is not TestReadUbj:
-        pytest.importorskip("numba")
-
-
 def make_matrix(rows: int, *, seed: int, missing: float = 0.1) -> np.ndarray:
     rng = np.random.default_rng(seed)
     matrix = rng.standard_normal((rows, FEATURES)).astype(np.float32)
@@ -324,7 +317,7 @@ def booster() -> Any:
 
 
 class TestReadUbj:
-    """The binary form of a model file reads as its JSON form. Needs no numba."""
+    """The binary form of a model file reads as its JSON form."""
 
     def test_it_is_what_the_json_says(self, booster: Any) -> None:
         found = read_ubj(booster.save_raw("ubj"))

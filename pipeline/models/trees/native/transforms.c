@@ -1,0 +1,46 @@
+/* Transformations of margins to outputs, in place: xgboost's formulas with the C library's expf and exp. */
+#include <math.h>
+#include <stdint.h>
+
+#define PUBLIC __attribute__((visibility("default")))
+
+/* xgboost's float32 sigmoid (`common::Sigmoid`). */
+PUBLIC void trees_sigmoid(float *values, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++) {
+        float x = -values[i];
+        if (x > 88.7f) /* False for a missing value. */
+            x = 88.7f;
+        values[i] = 1.0f / (expf(x) + 1.0f + 1e-16f);
+    }
+}
+
+PUBLIC void trees_exp(float *values, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++)
+        values[i] = expf(values[i]);
+}
+
+/* The double-precision exp, rounded. */
+PUBLIC void trees_exp64(float *values, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++)
+        values[i] = (float)exp((double)values[i]);
+}
+
+/* xgboost's softmax (`common::Softmax`) of each row of [rows, outputs]. */
+PUBLIC void trees_softmax(float *values, int64_t rows, int64_t outputs)
+{
+    for (float *row = values; row < values + rows * outputs; row += outputs) {
+        float top = row[0];
+        for (int64_t k = 1; k < outputs; k++)
+            top = row[k] > top ? row[k] : top;
+        double total = 0.0;
+        for (int64_t k = 0; k < outputs; k++) {
+            row[k] = expf(row[k] - top);
+            total += (double)row[k];
+        }
+        for (int64_t k = 0; k < outputs; k++)
+            row[k] /= (float)total;
+    }
+}
