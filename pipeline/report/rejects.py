@@ -24,6 +24,7 @@ from pipeline.jobs.receipts import Receipt
 from pipeline.plan.recipe import REJECT_COLUMNS, REJECT_FILE, REJECT_MESSAGE, REJECT_REASON, REJECT_ROW
 from pipeline.report.figures import rounds_text
 from pipeline.scoring.outputs import reject_schema
+from pipeline.scoring.value_text import python_value
 from pipeline.sources.types import empty_table
 from pipeline.storage.store import open_store
 
@@ -258,7 +259,8 @@ def _flat(table: pa.Table) -> pa.Table:
         if pa.types.is_dictionary(field.type):
             table = table.set_column(number, field.name, table.column(number).cast(field.type.value_type))
         elif pa.types.is_nested(field.type) or pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type):
-            texts = [None if value is None else json.dumps(_plain(value)) for value in table.column(number).to_pylist()]
+            values = (python_value(table.column(number), row) for row in range(table.num_rows))
+            texts = [None if value is None else json.dumps(_plain(value)) for value in values]
             table = table.set_column(number, field.name, pa.array(texts, pa.string()))
     return table
 
@@ -310,7 +312,7 @@ def _batches(job: JobDirectory, receipt: Receipt, *, ranges: list[tuple[int, int
 
 
 def _example(row: pa.RecordBatch) -> RejectExample:
-    values = row.to_pylist()[0]
+    values = {name: python_value(column, 0) for name, column in zip(row.schema.names, row.columns, strict=True)}
     own = {name: value for name, value in values.items() if name not in REJECT_COLUMNS}
     return RejectExample(str(values[REJECT_FILE]), int(values[REJECT_ROW]), str(values[REJECT_MESSAGE]), own)
 

@@ -32,6 +32,7 @@ from pipeline.jobs.splits import sub_fragment
 from pipeline.models.cache import get_predictor
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import StageRecipe
+from pipeline.scoring.arrow import first_difference, one_array
 from pipeline.scoring.code_search import find_code
 from pipeline.scoring.partition import read_partition
 from pipeline.scoring.scorer import Scorer, recipe_steps
@@ -556,4 +557,4 @@ def same_values(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
     if one.equals(other):
         return True
     # For containers with NaN, and for dictionaries that number the same values differently.
-    return repr(one.to_pylist()) == repr(other.to_pylist())
+    return len(one) == len(other) and first_difference(one_array(one), one_array(other)) is None

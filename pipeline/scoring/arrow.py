@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 
+from pipeline.scoring.value_text import value_text
 from pipeline.sources.types import without_extensions
 
 CONVERSION_ERRORS = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError)
@@ -105,7 +106,7 @@ def cast_exactly(array: pa.Array, target: pa.DataType) -> pa.Array:
     if result is not None:
         return result
     row = _first_failing(array, lambda part: _try_cast(part, target) is not None)
-    raise LossyCastError(row, _text(array[row]), array.type, target)
+    raise LossyCastError(row, value_text(array, row), array.type, target)
 
 
 def _encoded(values: pa.DictionaryArray, target: pa.DataType) -> pa.Array:
@@ -204,7 +205,7 @@ def first_difference(one: pa.Array, other: pa.Array) -> int | None:
     if one.equals(other):
         return None
     for row in range(len(one)):
-        if not one[row].equals(other[row]) and _text(one[row], limit=None) != _text(other[row], limit=None):
+        if not one[row].equals(other[row]) and value_text(one, row, limit=None) != value_text(other, row, limit=None):
             return row
     return None
 
@@ -213,10 +214,3 @@ def _bits(array: pa.Array) -> np.ndarray:
     values = np.array(array.to_numpy(zero_copy_only=False))
     values[np.isnan(values)] = np.nan
     return values.view(f"u{values.itemsize}")
-
-
-def _text(value: pa.Scalar, *, limit: int | None = 100) -> str:
-    try:
-        return repr(value.as_py())[:limit]
-    except (ValueError, OverflowError):  # a date or time that Python cannot hold
-        return str(value)[:limit]

@@ -19,6 +19,7 @@ from pipeline.models.model import ModelVersion
 from pipeline.plan.recipe import ColumnRule
 from pipeline.scoring.arrow import take_values
 from pipeline.scoring.rows import Failures
+from pipeline.scoring.value_text import value_text
 from pipeline.sources.filters.compare import comparable, compare, is_one_of
 from pipeline.sources.filters.literals import typed_literal
 from pipeline.sources.filters.nodes import Comparison
@@ -179,10 +180,10 @@ def _mask(fails: pa.ChunkedArray) -> np.ndarray | None:
 
 def _explain(table: pa.Table, rows: np.ndarray, broken: list[tuple[ColumnRule, str]]) -> Failures:
     names = {rule.column for rule, _ in broken}
-    values = {name: take_values(table.column(name), rows).to_pylist() for name in names}
+    values = {name: take_values(table.column(name), rows) for name in names}
     reasons = tuple(str(Reason(ReasonKind.CONTRACT, name, rule.column)) for rule, name in broken)
     messages = tuple(
-        f"{rule.column} is {repr(values[rule.column][index])[:SHOWN]}, {_words(rule, name, table)}"
+        f"{rule.column} is {value_text(values[rule.column], index, limit=SHOWN)}, {_words(rule, name, table)}"
         for index, (rule, name) in enumerate(broken)
     )
     return Failures(rows.astype(np.int64), reasons, messages)

@@ -22,9 +22,12 @@ from pipeline.scoring.rows import Failures, Rows
 from pipeline.scoring.step_frames import check_source_columns, map_rows
 from pipeline.scoring.step_modules import StepModules
 from pipeline.scoring.steps import Step, import_steps
+from pipeline.scoring.value_text import value_text
 from pipeline.spec.parts import MapStep
 
 _DROPPED, _RETURNED, _FAILED = range(3)
+_SHOWN = 80
+"""Largest number of characters of a value in a message."""
 _OUTCOMES = ("dropped", "returned", "rejected")
 
 
@@ -167,15 +170,9 @@ def _check_values(step: Step, variant: _Variant, rows: np.ndarray, expected: pa.
         with_all, with_some = (one_array(part.column(name)) for part in (expected, table))
         index = first_difference(with_all, with_some)
         if index is not None:
-            values = f"{_show(with_all[index])} with all rows, {_show(with_some[index])} with {variant.name}"
+            shown, changed = (value_text(array, index, limit=_SHOWN) for array in (with_all, with_some))
+            values = f"{shown} with all rows, {changed} with {variant.name}"
             raise _depends(step, f"column {name!r}, row {rows[index]} of a sample: {values}")
-
-
-def _show(value: pa.Scalar) -> str:
-    try:
-        return repr(value.as_py())[:80]
-    except (ValueError, OverflowError):
-        return str(value)[:80]
 
 
 def _depends(step: Step, found: str) -> StepFailed:
