@@ -31,7 +31,7 @@ from pipeline.plan.plan import Limits, Plan
 from pipeline.plan.planner import last_schema, make_plan
 from pipeline.plan.step_code import FoundCode, StepCode, digests_of
 from pipeline.scoring.code_search import find_code
-from pipeline.scoring.contract import check_rules
+from pipeline.scoring.contract import check_rules, has_values
 from pipeline.scoring.outputs import prediction_schema
 from pipeline.settings import Settings
 from pipeline.sinks import SinkRequest, check, read_published_inputs
@@ -123,8 +123,8 @@ class _Drafting:
     version: ModelVersion | None = None
     planned: Collection[InputFile] | None = None
     models: dict[str, ModelVersion] = field(default_factory=dict)
-    schemas: dict[tuple[Any, ...], tuple[pa.Schema, ...]] = field(default_factory=dict)
-    """Schema after each ``map`` step, by steps, input schema and columns without nulls."""
+    samples: dict[tuple[Any, ...], Sample] = field(default_factory=dict)
+    """Rows of the source and after the steps, by steps, input schema and columns without nulls."""
     codes: dict[tuple[str, ...], FoundCode] = field(default_factory=dict)
     """Code of the ``map`` steps, by their names."""
 
@@ -141,7 +141,7 @@ class _Drafting:
         spec = absolute(spec)
         version = self.model(spec)
         check_engine(spec.score.engine, version, kind=spec.score.output_spec.kind)
-        frames = self._frame_schemas(spec, discovery)
+        frames = self._sample(spec, discovery, discovery.schema).schemas if spec.maps else ()
         plan = make_plan(
             spec,
             model=version,
@@ -151,8 +151,7 @@ class _Drafting:
             limits=self.limits,
             progress=progress,
         )
-        check_rules(discovery.schema, plan.source_rules)
-        check_rules(last_schema(frames, discovery.schema), plan.score_rules)
+        self._check_contract(plan, discovery)
         plan.validate(self.limits)
         code = self.code(spec)
         return replace(plan, code=code.steps, sources=code.sources)
@@ -164,11 +163,19 @@ class _Drafting:
             self.codes[entrypoints] = find_code(entrypoints, import_paths=self.settings.import_paths)
         return self.codes[entrypoints]
 
-    def _frame_schemas(self, spec: JobSpec, discovery: Discovery) -> tuple[pa.Schema, ...]:
-        key = spec.maps, discovery.schema.serialize().to_pybytes(), discovery.never_null
-        if key not in self.schemas:
-            self.schemas[key] = _frame_schemas(spec, discovery=discovery, settings=self.settings, code=self.code(spec))
-        return self.schemas[key]
+    def _check_contract(self, plan: Plan, discovery: Discovery) -> None:
+        """Make every check of the contract and of the model's own rules, as workers will; see `check_rules`."""
+        sample, schema = None, pa.ipc.read_schema(pa.py_buffer(plan.source_schema))
+        if has_values((*plan.source_rules, *plan.score_rules)):
+            sample = self._sample(plan.spec, discovery, schema)
+        check_rules(schema, plan.source_rules, sample=sample and sample.source)
+        check_rules(last_schema(plan.frames, schema), plan.score_rules, sample=sample and sample.mapped)
+
+    def _sample(self, spec: JobSpec, discovery: Discovery, schema: pa.Schema) -> Sample:
+        key = spec.maps, schema.serialize().to_pybytes(), discovery.never_null
+        if key not in self.samples:
+            self.samples[key] = _read_sample(spec, discovery, schema, settings=self.settings, code=self.code(spec))
+        return self.samples[key]
 
     def model(self, spec: JobSpec) -> ModelVersion:
         """Return the model version that scores ``spec``."""
@@ -230,24 +237,39 @@ def first_sink(plan: Plan) -> Sink:
     return (first or plan).spec.sink
 
 
-def _frame_schemas(
-    spec: JobSpec, *, discovery: Discovery, settings: Settings, code: FoundCode
-) -> tuple[pa.Schema, ...]:
-    """Return the schema after each ``map`` step; the steps run on the first rows."""
-    schema = discovery.schema
-    if not spec.maps:
-        return ()
-    from pipeline.scoring.step_plan import plan_frames  # imports pandas, which only steps need
+@dataclass(frozen=True)
+class Sample:
+    """The first rows of a source, which planning reads."""
 
+    source: pa.Table
+    """Rows with the columns that the job reads; none if the first files hold no row that the filter keeps."""
+    mapped: pa.Table
+    """Those rows after the last ``map`` step."""
+    schemas: tuple[pa.Schema, ...]
+    """Schema after each ``map`` step."""
+
+
+def _read_sample(
+    spec: JobSpec, discovery: Discovery, schema: pa.Schema, *, settings: Settings, code: FoundCode
+) -> Sample:
+    """Read the first rows of the source, and run the ``map`` steps on them.
+
+    :param schema: schema of a source batch.
+    """
     columns = [name for name in schema.names if name not in discovery.key_names]
     is_lenient = spec.errors.files == "quarantine"
     batch = sample_batch(discovery, columns=columns, schema=schema, skip_unreadable=is_lenient)
-    sample = empty_table(schema) if batch is None else batch.table
+    rows = empty_table(schema) if batch is None else batch.table
+    if not spec.maps:
+        return Sample(rows, rows, ())
+    from pipeline.scoring.step_plan import plan_frames  # imports pandas, which only steps need
+
     # The text that a step prints must not mix with the result of a command.
     with redirect_stdout(sys.stderr):
-        return plan_frames(
-            spec.maps, sample, never_null=discovery.never_null, import_paths=settings.import_paths, code=code
+        frames = plan_frames(
+            spec.maps, rows, never_null=discovery.never_null, import_paths=settings.import_paths, code=code
         )
+    return Sample(rows, frames.rows, frames.schemas)
 
 
 def select_input(

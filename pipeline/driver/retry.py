@@ -34,6 +34,7 @@ from pipeline.plan.planner import last_schema
 from pipeline.plan.recipe import REJECT_FILE
 from pipeline.plan.step_code import FoundCode, code_difference
 from pipeline.scoring.code_search import find_code
+from pipeline.scoring.contract import check_rules
 from pipeline.scoring.outputs import prediction_schema
 from pipeline.scoring.steps import prepended_sys_path
 from pipeline.settings import Settings
@@ -185,10 +186,13 @@ def _replan(
     predictions = prediction_schema(model, spec.score.output_spec)
     discovery = _discovery(ledger, spec)
     is_same_frame = spec.maps == last.spec.maps and is_same_code
-    frames = (
-        last.frames if is_same_frame and last.frames else _frame_schemas(ledger, spec, discovery, code, import_paths)
-    )
+    sample = _sample_table(discovery, columns=ledger.base.plan.source_columns)
+    frames, mapped = last.frames, None if spec.maps else sample
+    if spec.maps and not (is_same_frame and last.frames):
+        frames, mapped = _run_steps(spec, discovery, sample, code, import_paths)
     columns = _columns(spec, model, discovery, frames, outputs=tuple(predictions.names))
+    check_rules(discovery.schema, columns.source_rules, sample=sample)
+    check_rules(last_schema(frames, discovery.schema), columns.score_rules, sample=mapped)
     _check_same_output(ledger.base.plan, columns.keep, predictions)
     return replace(
         last,
@@ -244,17 +248,19 @@ def _columns(
         raise
 
 
-def _frame_schemas(
-    ledger: Ledger, spec: JobSpec, discovery: Discovery, code: FoundCode, import_paths: Sequence[str]
-) -> tuple[pa.Schema, ...]:
-    """Return the schema after each ``map`` step; the steps run on rows of an input file that has not changed."""
-    if not spec.maps:
-        return ()
+def _sample_table(discovery: Discovery, *, columns: Sequence[str]) -> pa.Table:
+    batch = _sample(discovery, columns=columns)
+    return empty_table(discovery.schema) if batch is None else batch.table
+
+
+def _run_steps(
+    spec: JobSpec, discovery: Discovery, sample: pa.Table, code: FoundCode, import_paths: Sequence[str]
+) -> tuple[tuple[pa.Schema, ...], pa.Table]:
+    """Return the schema after each ``map`` step, and the rows of ``sample`` after the last one."""
     from pipeline.scoring.step_plan import plan_frames  # imports pandas, which only steps need
 
-    batch = _sample(discovery, columns=ledger.base.plan.source_columns)
-    sample = empty_table(discovery.schema) if batch is None else batch.table
-    return plan_frames(spec.maps, sample, never_null=discovery.never_null, import_paths=import_paths, code=code)
+    frames = plan_frames(spec.maps, sample, never_null=discovery.never_null, import_paths=import_paths, code=code)
+    return frames.schemas, frames.rows
 
 
 def _sample(discovery: Discovery, *, columns: Sequence[str]) -> SourceBatch | None:

@@ -6,7 +6,8 @@ rule.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.common.reasons import Reason, ReasonKind
-from pipeline.errors import SpecError, StepFailed
+from pipeline.errors import PipelineError, SpecError, StepFailed
 from pipeline.models.model import ModelVersion
 from pipeline.plan.recipe import ColumnRule
 from pipeline.scoring.arrow import take_values
@@ -82,12 +83,32 @@ def check(table: pa.Table, rules: Sequence[ColumnRule], *, skip_finite: Collecti
     return _explain(table, rows, [broken[index] for index in first[rows]])
 
 
-def check_rules(schema: pa.Schema, rules: Sequence[ColumnRule]) -> None:
-    """Make every check of ``rules`` on a table without rows, so that none fails for its types on a worker.
+def check_rules(schema: pa.Schema, rules: Sequence[ColumnRule], *, sample: pa.Table | None = None) -> None:
+    """Make every check of ``rules`` without rows and on a sample, so that none fails for its types on a worker.
+
+    Rows of the sample that break a rule are no error: workers reject them.
 
     :raises SpecError: for values that cannot be compared with their column.
     """
-    check(empty_table(schema), rules)
+    tables = [empty_table(schema), *([] if sample is None else [sample])]
+    for rule, table in product(rules, tables):
+        try:
+            check(table, [rule])
+        except PipelineError:
+            raise
+        except Exception as error:
+            raise SpecError(
+                f"the contract of the column {rule.column!r} cannot be checked",
+                where=f"contract.{rule.column}",
+                found=f"{type(error).__name__}: {error}, in {table.num_rows:,} rows of a sample",
+                expected="a rule that can be checked for every value of the column",
+                next_step=f"take the rule out of contract.{rule.column}, or change the type of the column",
+            ) from error
+
+
+def has_values(rules: Iterable[ColumnRule]) -> bool:
+    """True if a rule compares a column with values."""
+    return any(rule.min is not None or rule.max is not None or rule.allowed is not None for rule in rules)
 
 
 def check_matrix(matrix: np.ndarray, table: pa.Table, columns: Sequence[str], finite: Collection[str]) -> Failures:

@@ -31,6 +31,16 @@ _SHOWN = 80
 _OUTCOMES = ("dropped", "returned", "rejected")
 
 
+@dataclass(frozen=True)
+class PlannedFrames:
+    """The frames of a job's steps, as a sample shows them."""
+
+    schemas: tuple[pa.Schema, ...]
+    """Schema after each step; columns that are never null are not nullable."""
+    rows: pa.Table
+    """The rows of the sample after the last step."""
+
+
 def plan_frames(
     maps: Sequence[MapStep | MapRecipe],
     sample: pa.Table,
@@ -38,7 +48,7 @@ def plan_frames(
     never_null: Collection[str] = (),
     import_paths: Sequence[str] = (),
     code: FoundCode | None = None,
-) -> tuple[pa.Schema, ...]:
+) -> PlannedFrames:
     """Find the columns after each map step by running the steps on a sample, and check that they are row-wise.
 
     Their modules are imported anew, and nothing of them stays in this process.
@@ -46,11 +56,10 @@ def plan_frames(
     :param sample: some rows of the source; may be empty.
     :param never_null: columns of the source without nulls.
     :param code: code of the steps. Default: found now.
-    :returns: see `plan_steps`.
     :raises StepFailed: when a step cannot be loaded, and see `plan_steps`.
     """
     if not maps:
-        return ()
+        return PlannedFrames((), sample)
     recipes = [_map_recipe(step) for step in maps]
     code = code or find_code([step.entrypoint for step in recipes], import_paths=import_paths)
     modules = StepModules(code.steps, import_paths=import_paths, sources=code.sources)
@@ -58,12 +67,11 @@ def plan_frames(
         return plan_steps(import_steps(recipes, modules), sample, never_null=never_null)
 
 
-def plan_steps(steps: Sequence[Step], sample: pa.Table, *, never_null: Collection[str] = ()) -> tuple[pa.Schema, ...]:
+def plan_steps(steps: Sequence[Step], sample: pa.Table, *, never_null: Collection[str] = ()) -> PlannedFrames:
     """Find the columns after each step by running the steps on a sample, and check that they are row-wise.
 
     Every step is called once to find its columns, and six times to check it.
 
-    :returns: schema after each step; columns that are never null are not nullable.
     :raises SpecError: for a source column with the name of the frames' index.
     :raises StepFailed: when a step breaks its contract, is not row-wise, or works on no row.
     """
@@ -75,7 +83,7 @@ def plan_steps(steps: Sequence[Step], sample: pa.Table, *, never_null: Collectio
             check_row_wise(step, table, results, failures, FrameSchemas(known, (schema,)))
         schemas.append(schema)
         table, known = results.table, never_null_columns(schema)
-    return tuple(schemas)
+    return PlannedFrames(tuple(schemas), table)
 
 
 def _map_recipe(step: MapStep | MapRecipe) -> MapRecipe:

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from pipeline.driver.prepare import first_sink, prepare, refuse_incremental, select_input, work_digest
 from pipeline.errors import SpecError
 from pipeline.plan.incremental import FULL_INPUT
+from pipeline.plan.plan import Plan
+from pipeline.scoring import contract
 from pipeline.settings import Settings
+from pipeline.sources.filters.compare import compare
 from pipeline.spec.job_spec import JobSpec
 from pipeline.testing.jobs import SmallJob, small_job
 from pipeline.testing.oracle import make_lake
@@ -70,6 +74,48 @@ class TestContract:
         with pytest.raises(SpecError, match="cannot be compared") as caught:
             prepare(spec, settings=Settings(directory=str(tmp_path / "jobs"), workers=1, threads=1))
         assert caught.value.where == "contract.age"
+
+    @pytest.mark.parametrize("maps", [[], [{"map": "tests.unit.driver.test_prepare:is_old"}]], ids=["no step", "step"])
+    def test_check_that_fails_on_rows_is_refused(
+        self, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, maps: list[dict[str, str]]
+    ) -> None:
+        """A comparison that fails for values, not for the type: every worker would fail."""
+
+        def fail_on_rows(comparison: Any, column: pa.ChunkedArray, limit: Any) -> pa.ChunkedArray:
+            if len(column):
+                raise pa.ArrowInvalid("such values do not compare")
+            return compare(comparison, column, limit)
+
+        monkeypatch.setattr(contract, "compare", fail_on_rows)
+        lake = make_lake(tmp_path / "lake", rows=(50,))
+        with pytest.raises(SpecError, match="'balance' cannot be checked") as caught:
+            plan_of(lake.path, maps, model_path, tmp_path, contract={"balance": {"max": 5000.0}})
+        assert caught.value.where == "contract.balance"
+        assert "in 50 rows of a sample" in (caught.value.found or "")
+
+    def test_rows_of_the_sample_that_break_the_contract_are_no_error(self, model_path: Path, tmp_path: Path) -> None:
+        lake = make_lake(tmp_path / "lake", rows=(50,))
+        plan = plan_of(lake.path, [], model_path, tmp_path, contract={"balance": {"max": -1e9}})
+        assert plan.rows == 50
+
+    def test_sample_is_read_for_values_alone(
+        self, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A footer is enough for other rules: a plan of a remote source opens no more than it must."""
+        monkeypatch.setattr("pipeline.driver.prepare.sample_batch", lambda *_, **__: pytest.fail("read"))
+        lake = make_lake(tmp_path / "lake", rows=(50,))
+        assert plan_of(lake.path, [], model_path, tmp_path, contract={"balance": {"nullable": False}}).rows == 50
+
+
+def plan_of(lake: Path, maps: list[dict[str, str]], model: Path, folder: Path, *, contract: dict[str, Any]) -> Plan:
+    spec = JobSpec.build(
+        name="j",
+        source={"path": str(lake)},
+        steps=[*maps, {"score": {"model": str(model), "output": "p"}}],
+        sink={"path": str(folder / "out")},
+        contract=contract,
+    )
+    return prepare(spec, settings=Settings(directory=str(folder / "jobs"), workers=1, threads=1)).plan
 
 
 class TestWorkDigest:

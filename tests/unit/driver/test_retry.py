@@ -43,6 +43,10 @@ def without(frame):
 
 def needs_more(frame):
     return frame.assign(double=frame["not_there"])
+
+
+def of_truth(frame):
+    return frame.assign(double=frame["age"] * 2, age=frame["age"] > 30)
 """
 
 
@@ -68,7 +72,7 @@ def make_job(folder: Path, lake: Lake, model: Path, *, done: int | None = None) 
         spec,
         model=version,
         discovery=found,
-        frame_schemas=plan_frames(spec.maps, batch.table, import_paths=(str(folder),)),
+        frame_schemas=plan_frames(spec.maps, batch.table, import_paths=(str(folder),)).schemas,
         predictions=prediction_schema(version, output=spec.score.output_spec),
         limits=Limits(workers=2, threads=2, memory=4 << 30),
     )
@@ -188,6 +192,14 @@ def test_invalid_retry_is_refused_without_a_change(job: JobDirectory, override: 
     with pytest.raises(PipelineError, match=said):
         opened(job, override)
     assert sorted(path for path in Path(job.root).rglob("*") if path.is_file()) == before
+
+
+def test_a_contract_that_a_changed_step_makes_incomparable_is_refused(job: JobDirectory) -> None:
+    """The retry was opened, and every worker failed."""
+    with pytest.raises(SpecError, match="cannot be compared") as caught:
+        opened(job, "steps.0.map=repairs:of_truth", "contract.age.allowed=[20, 30]")
+    assert caught.value.where == "contract.age"
+    assert job.ledger().last.number == 0
 
 
 def test_a_limit_that_is_raised_decides_anew(job: JobDirectory) -> None:

@@ -168,7 +168,7 @@ def run(table: pa.Table, cut: Cut, steps: tuple[Step, ...], version: ModelVersio
     found = discover(Source(path=str(folder)), count_nulls=True)
     sample = sample_batch(found, columns=found.schema.names, schema=found.schema)
     assert sample is not None
-    frames = plan_steps(steps, sample.table, never_null=found.never_null)
+    frames = plan_steps(steps, sample.table, never_null=found.never_null).schemas
     recipe = make_recipe(
         version,
         found.schema,

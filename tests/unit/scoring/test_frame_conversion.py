@@ -176,7 +176,7 @@ def test_a_column_that_is_there_for_some_rows_only_is_refused() -> None:
 
 def plan(rows: pa.Table, *functions: Callable[..., Any]) -> tuple[pa.Schema, ...]:
     steps = tuple(Step(f"f:step{number}", function) for number, function in enumerate(functions))
-    return plan_steps(steps, rows, never_null={"n"})
+    return plan_steps(steps, rows, never_null={"n"}).schemas
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_uuids_in_structs_and_lists_keep_their_type(column: pa.Array, backend: s
     def step(frame: pd.DataFrame) -> pd.DataFrame:
         return frame[frame["n"] != 2]
 
-    (schema,) = plan_steps((Step("f:step", step, backend),), rows, never_null=())
+    (schema,) = plan_steps((Step("f:step", step, backend),), rows, never_null=()).schemas
     assert schema.field("nested").type == column.type
     result = mapped(step, rows, planned=schema, backend=backend)
     assert result["nested"].combine_chunks().equals(column.take(pa.array([0, 2])))

@@ -326,11 +326,11 @@ def test_planned_columns_are_what_the_steps_make_of_a_sample(in_folder: Path) ->
         "    return frame['nothing']\n"
     )
     table = table_of(9)
-    assert plan_frames([], table) == ()
+    assert plan_frames([], table).schemas == ()
     wanted = [("id", pa.int64()), ("a", pa.float64()), ("name", pa.string()), ("w", pa.string()), ("n", pa.bool_())]
     maps = [MapRecipe("schema_features:build")]
-    assert plan_frames(maps, table) == (pa.schema(wanted),)
-    assert plan_frames(maps, table.slice(0, 0))[0].names == ["id", "a", "name", "w", "n"]
+    assert plan_frames(maps, table).schemas == (pa.schema(wanted),)
+    assert plan_frames(maps, table.slice(0, 0)).schemas[0].names == ["id", "a", "name", "w", "n"]
     with pytest.raises(StepFailed, match="every row of a sample") as caught:
         plan_frames([MapRecipe("schema_features:broken")], table)
     assert "KeyError: 'nothing'" in caught.value.found

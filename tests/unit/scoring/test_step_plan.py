@@ -37,7 +37,7 @@ def sample(rows: int = 64) -> pa.Table:
 
 def plan(function: Callable[..., Any], *, rows: pa.Table | None = None, **options: Any) -> tuple[pa.Schema, ...]:
     steps = (Step("features:build", function, **options),)
-    return plan_steps(steps, sample() if rows is None else rows)
+    return plan_steps(steps, sample() if rows is None else rows).schemas
 
 
 def raising(frame: pd.DataFrame) -> pd.DataFrame:
