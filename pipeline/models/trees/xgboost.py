@@ -94,11 +94,14 @@ def _unreadable(model: Model) -> tuple[str, ...]:
 
 
 def _booster(learner: Model) -> tuple[Model, npt.NDArray[np.float32] | None]:
-    """Return the part that holds the trees and, for DART, each tree's weight."""
+    """Return the part that holds the trees and, for DART, each tree's weight.
+
+    xgboost up to 3.3 stores the weights beside the part with the trees, newer ones in it (``GBTree::LoadModel``).
+    """
     found = learner["gradient_booster"]
-    if found["name"] == "dart":
-        return found["gbtree"]["model"], np.asarray(found["weight_drop"], dtype=np.float32)
-    return found["model"], None
+    trees = found["gbtree"]["model"] if found["name"] == "dart" else found["model"]
+    weights = found.get("weight_drop", trees.get("weight_drop"))
+    return trees, None if weights is None else np.asarray(weights, dtype=np.float32)
 
 
 def _base_score(learner: Model) -> npt.NDArray[np.float32]:

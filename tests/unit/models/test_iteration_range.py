@@ -142,7 +142,7 @@ class TestEarlyStopping:
 
     def test_versions_of_one_file_do_not_share_a_predictor(self, stopped: Path) -> None:
         forget_models()
-        scores = [predict(version_of(stopped, rounds), "margin").tobytes() for rounds in (None, "best", (0, 9))]
+        scores = [predict(version_of(stopped, rounds), "margin").tobytes() for rounds in (None, "best", (1, 3))]
         assert len(set(scores)) == 3
 
 
