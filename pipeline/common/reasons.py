@@ -11,6 +11,8 @@ class ReasonKind(StrEnum):
 
     CONTRACT = "contract"
     """The row broke a rule of the contract."""
+    FRAME = "frame"
+    """The frame of a map step cannot hold a value of the row."""
     STEP = "step"
     """A map step raised."""
     SCORE = "score"
@@ -27,7 +29,7 @@ class ReasonKind(StrEnum):
     @property
     def is_user_code(self) -> bool:
         """True if a step or the model is to blame, not the data."""
-        return self not in (ReasonKind.CONTRACT, ReasonKind.FILE)
+        return self not in (ReasonKind.CONTRACT, ReasonKind.FRAME, ReasonKind.FILE)
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Reason:
     error: str
     """Name of the broken rule, the error or the signal."""
     source: str = ""
-    """Column of the rule, or entry point of the step."""
+    """Column of the rule or of the frame, or entry point of the step."""
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.source}:{self.error}" if self.source else f"{self.kind}:{self.error}"

@@ -33,7 +33,7 @@ class RowsError(Exception):
     def __init__(self, source: str, error: BaseException) -> None:
         super().__init__(f"{source}: {type(error).__name__}")
         self.source = source
-        """Source of the error: ``step:<entrypoint>`` or ``score``."""
+        """Source of the error: ``step:<entrypoint>``, ``frame:<column>`` or ``score``."""
         self.error = error
 
     @property

@@ -14,6 +14,7 @@ class TestReason:
             (Reason(ReasonKind.CONTRACT, "null", "age"), "contract:age:null"),
             (Reason(ReasonKind.CONTRACT, "max", "a:b"), "contract:a:b:max"),
             (Reason(ReasonKind.STEP, "KeyError", "features:build"), "step:features:build:KeyError"),
+            (Reason(ReasonKind.FRAME, "ValueError", "day"), "frame:day:ValueError"),
             (Reason(ReasonKind.SCORE, "ValueError"), "score:ValueError"),
             (Reason(ReasonKind.CRASH, "SIGSEGV"), "crash:SIGSEGV"),
             (Reason(ReasonKind.FILE, "CorruptInput"), "file:CorruptInput"),
@@ -30,5 +31,5 @@ class TestReason:
 
 
 @pytest.mark.parametrize("kind", list(ReasonKind))
-def test_contract_and_file_are_the_only_reasons_of_the_data(kind: ReasonKind) -> None:
-    assert kind.is_user_code is (kind not in (ReasonKind.CONTRACT, ReasonKind.FILE))
+def test_contract_frame_and_file_are_the_only_reasons_of_the_data(kind: ReasonKind) -> None:
+    assert kind.is_user_code is (kind not in (ReasonKind.CONTRACT, ReasonKind.FRAME, ReasonKind.FILE))

@@ -64,6 +64,12 @@ def test_mostly_code_is_the_codes_fault(reason: str) -> None:
     assert error.exit_code == 5
 
 
+def test_values_that_no_frame_holds_are_the_data() -> None:
+    """The unknown reason ended the driver as a defect."""
+    error = too_many_rejects(RowCounts(9, 4, 5, 0), max_fraction=0, reasons={"frame:day:ValueError": 5}, job="j")
+    assert type(error) is TooManyRejects
+
+
 @pytest.fixture
 def job(tmp_path: Path) -> SmallJob:
     return small_job(tmp_path / "lake", sink=str(tmp_path / "out"), bad_every=10, pruned=1)
