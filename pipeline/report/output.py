@@ -12,6 +12,7 @@ import pyarrow as pa
 from pipeline.errors import OutputConflict, SpecError
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.manifest import Manifest
+from pipeline.scoring.pandas_frame import default_frame
 from pipeline.sinks import find_sink, read_published
 from pipeline.sources.types import empty_table
 from pipeline.storage.urls import own_storage_options, use_storage_options
@@ -45,8 +46,9 @@ def read_file(path: str, *, format: str, storage: Mapping[str, Any]) -> pd.DataF
     :param storage: ``storage`` of the job spec.
     """
     use_storage_options(storage)
-    frame: pd.DataFrame = find_sink(format).read_file(path).to_pandas(ignore_metadata=True)
-    return frame
+    return default_frame(
+        find_sink(format).read_file(path), next_step=f"read {path} with Arrow, which holds every value"
+    )
 
 
 def _published(job: JobDirectory) -> tuple[list[str], pd.DataFrame, Callable[[str], pd.DataFrame]]:
@@ -62,7 +64,7 @@ def _published(job: JobDirectory) -> tuple[list[str], pd.DataFrame, Callable[[st
         )
     files = [path for leaf, manifest in committed for path in _files(leaf, manifest)]
     schema = pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(committed[0][1].schema)))
-    meta: pd.DataFrame = empty_table(schema).to_pandas(ignore_metadata=True)
+    meta = default_frame(empty_table(schema), next_step="read the output with Arrow, which holds every value")
     spec = committed[0][0].plan.spec
     return files, meta, partial(read_file, format=spec.sink.format, storage=spec.storage)
 

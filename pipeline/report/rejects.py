@@ -221,8 +221,11 @@ def rejects_frame(job: JobDirectory) -> pd.DataFrame:
     batches = list(read_rejected(job))
     if not batches:
         return pd.DataFrame(columns=list(REJECT_COLUMNS))
-    frame: pd.DataFrame = pa.Table.from_batches(batches).to_pandas()
-    return frame
+    from pipeline.scoring.pandas_frame import default_frame
+
+    return default_frame(
+        pa.Table.from_batches(batches), next_step=f"python -m pipeline rejects {job.id} --export rejects.parquet"
+    )
 
 
 def export(job: JobDirectory, path: str, *, reason: str = "*") -> Export:

@@ -33,6 +33,8 @@ from pipeline.scoring.arrow import (
     take_values,
 )
 from pipeline.scoring.bisection import RowsError
+from pipeline.scoring.pandas_frame import pandas_type
+from pipeline.sources.types import as_type
 
 _NULLABLE_DTYPES: dict[pa.DataType, Any] = {
     pa.int8(): pd.Int8Dtype(),
@@ -55,7 +57,7 @@ def to_frame(table: pa.Table, *, backend: str, never_null: Collection[str] = ())
     :param never_null: columns planned without nulls; with ``numpy`` their integers have NumPy's dtypes.
     :raises RowsError: for values that the frame cannot hold.
     """
-    columns = {name: _array_of(table, name) for name in table.column_names}
+    columns = {name: _array_of(table, name, backend) for name in table.column_names}
     try:
         return _to_frame(columns, backend, never_null)
     except Exception:
@@ -67,10 +69,11 @@ def to_frame(table: pa.Table, *, backend: str, never_null: Collection[str] = ())
         raise
 
 
-def _array_of(table: pa.Table, name: str) -> pa.Array:
+def _array_of(table: pa.Table, name: str, backend: str) -> pa.Array:
     column = table.column(name)
     try:
-        return decoded(one_array(column))
+        array = decoded(one_array(column))
+        return array if backend == "pyarrow" else as_type(array, pandas_type(array.type))
     except pa.ArrowInvalid as error:  # the offsets of texts, lists and maps have 32 bits
         unfit = ValueError(f"a frame cannot hold 2 GiB of the column {name!r} ({column.type}): {error}")
         raise RowsError(f"frame:{name}", unfit) from error
@@ -311,7 +314,8 @@ def _is_nan(column: pa.ChunkedArray, rows: np.ndarray) -> np.ndarray:
 
 def _unchanged_cells(cells: np.ndarray, source: pa.ChunkedArray) -> np.ndarray:
     """Return bool [cells]: False for lists and dicts that a step changed in place."""
-    originals = source.to_pandas().to_numpy()
+    array = decoded(one_array(source))
+    originals = as_type(array, pandas_type(array.type)).to_pandas().to_numpy()
     converted = [_converted(values, source.type) for values in (cells, originals)]
     if converted[0] is not None and converted[1] is not None and converted[0].equals(converted[1]):
         return np.ones(len(cells), dtype=bool)

@@ -18,6 +18,7 @@ from pipeline.plan.recipe import StageRecipe
 from pipeline.scoring.arrow import CONVERSION_ERRORS
 from pipeline.scoring.contract import check, check_matrix, feature_rules
 from pipeline.scoring.outputs import check_scores, prediction_schema, score_dtype
+from pipeline.scoring.pandas_frame import default_frame
 from pipeline.scoring.partition import RowCounter, Versions, read_partition
 from pipeline.scoring.scorer import Scorer
 from pipeline.sources import read_ahead
@@ -27,6 +28,7 @@ from pipeline.storage.urls import own_storage_options, use_storage_options
 
 FRAME_BATCH_ROWS = 1 << 16
 """Rows of a pandas frame per batch."""
+_NEXT_STEP = "leave the column out of score.keep, or run the job: its output holds every value"
 
 
 @own_storage_options()
@@ -45,7 +47,7 @@ def score_to_frame(recipe: StageRecipe, partition: Partition, versions: Versions
         scored = scorer.score_batch(batch, paths=counter.paths)
         counter.add(scored)
         tables.append(scored.table)
-    frame: pd.DataFrame = pa.concat_tables(tables).to_pandas(ignore_metadata=True)
+    frame = default_frame(pa.concat_tables(tables), next_step=_NEXT_STEP)
     frame.attrs["rows"] = RowCounts.total(file.rows for file in counter.file_counts()).to_dict()
     frame.attrs["reasons"] = dict(counter.reasons)
     return frame
@@ -54,8 +56,7 @@ def score_to_frame(recipe: StageRecipe, partition: Partition, versions: Versions
 def scored_meta(recipe: StageRecipe) -> pd.DataFrame:
     """Return an empty frame with the columns and dtypes of `score_to_frame`."""
     schema = pa.ipc.read_schema(pa.py_buffer(recipe.output_schema))
-    frame: pd.DataFrame = empty_table(schema).to_pandas(ignore_metadata=True)
-    return frame
+    return default_frame(empty_table(schema), next_step=_NEXT_STEP)
 
 
 def score_pandas(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from pipeline.common.reasons import Reason, ReasonKind
 from pipeline.errors import StepFailed
 from pipeline.plan.recipe import MapRecipe
 from pipeline.plan.step_code import FoundCode
@@ -94,11 +95,14 @@ def _run_first(step: Step, table: pa.Table, never_null: frozenset[str]) -> tuple
     """Run a step without a planned schema. Return the schema that its result has, the rows, and those that fail."""
     mapped, failed = map_rows([step], Rows.from_table(table), schemas=FrameSchemas(never_null))
     if not mapped:
+        is_frame = Reason.parse(failed.reasons[0]).kind is ReasonKind.FRAME
         raise StepFailed(
-            "the steps fail on every row of a sample",
+            "no row of a sample fits in the frame of a step" if is_frame else "the steps fail on every row of a sample",
             where=step.entrypoint,
             found=f"{failed.messages[0]}\non each of {len(failed)} rows that were tried",
-            next_step="fix the step, then run it on a few rows of the source",
+            next_step="set dtype_backend: pyarrow at the step, or leave the column out of source.columns"
+            if is_frame
+            else "fix the step, then run it on a few rows of the source",
         )
     schema = pa.unify_schemas([rows.table.schema for rows in mapped], promote_options="permissive").remove_metadata()
     parts = [Rows(_cast_table(rows.table, schema), rows.position) for rows in mapped]

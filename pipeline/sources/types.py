@@ -94,6 +94,16 @@ def without_extensions(arrow_type: pa.DataType) -> pa.DataType:
     return _nested(arrow_type, lambda field: field.with_type(without_extensions(field.type)))
 
 
+def inner_types(arrow_type: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
+    """Return the type with ``change`` applied to every type that is inside of a list, a struct or a map."""
+
+    def inside(field: pa.Field) -> pa.Field:
+        kind = inner_types(field.type, change) if pa.types.is_nested(field.type) else change(field.type)
+        return field if kind == field.type else field.with_type(kind)
+
+    return _nested(arrow_type, inside)
+
+
 def has_inner_extension(arrow_type: pa.DataType) -> bool:
     """True if a list, struct or map holds extension types, of which pandas makes no lists."""
     inside = [arrow_type.field(number).type for number in range(arrow_type.num_fields)]

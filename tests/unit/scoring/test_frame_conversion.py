@@ -231,23 +231,27 @@ def test_texts_of_more_than_two_gib_are_an_error_of_their_rows(backend: str) -> 
 
 
 UUIDS = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"a" * 16, b"b" * 16, b"c" * 16], pa.binary(16)))
+NARROW = pa.array([1, 2, 3]).cast(pa.decimal128(19)).cast(pa.decimal32(5))
+OFFSETS = pa.array([0, 1, 1, 3], pa.int32())
 NESTED = (
     pa.StructArray.from_arrays([UUIDS], ["id"]),
-    pa.ListArray.from_arrays(pa.array([0, 1, 1, 3], pa.int32()), UUIDS),
-    pa.MapArray.from_arrays(pa.array([0, 1, 1, 3], pa.int32()), pa.array(["a", "b", "c"]), UUIDS),
+    pa.ListArray.from_arrays(OFFSETS, UUIDS),
+    pa.LargeListArray.from_arrays(OFFSETS.cast(pa.int64()), UUIDS),
+    pa.FixedSizeListArray.from_arrays(UUIDS, 1),
+    pa.ListArray.from_arrays(OFFSETS, pa.StructArray.from_arrays([UUIDS], ["id"])),
+    pa.StructArray.from_arrays([pa.ListArray.from_arrays(OFFSETS, UUIDS)], ["ids"]),
+    pa.ListArray.from_arrays(OFFSETS, UUIDS.storage),
+    pa.ListArray.from_arrays(OFFSETS, NARROW),
+    pa.MapArray.from_arrays(OFFSETS, pa.array(["a", "b", "c"]), UUIDS),
+    pa.MapArray.from_arrays(OFFSETS, UUIDS, pa.array(["a", "b", "c"])),
+    pa.MapArray.from_arrays(OFFSETS, pa.array(["a", "b", "c"]), pa.ListArray.from_arrays(OFFSETS, UUIDS)),
 )
+"""Types that Arrow does not convert for pandas as they are, and their neighbours."""
 
 
-@pytest.mark.parametrize(
-    ("column", "backend"),
-    [
-        *((column, "pyarrow") for column in NESTED),
-        # pyarrow makes no lists of binaries of fixed size for pandas: such a step is refused, and told of pyarrow.
-        *((column, "numpy") for column in NESTED if not pa.types.is_list(column.type)),
-    ],
-    ids=lambda value: value if isinstance(value, str) else str(value.type),
-)
-def test_uuids_in_structs_and_lists_keep_their_type(column: pa.Array, backend: str) -> None:
+@pytest.mark.parametrize("backend", ["numpy", "pyarrow"])
+@pytest.mark.parametrize("column", NESTED, ids=lambda column: str(column.type))
+def test_uuids_and_decimals_inside_of_columns_keep_their_type(column: pa.Array, backend: str) -> None:
     rows = pa.table({"n": [1, 2, 3], "nested": column})
 
     def step(frame: pd.DataFrame) -> pd.DataFrame:
@@ -257,3 +261,28 @@ def test_uuids_in_structs_and_lists_keep_their_type(column: pa.Array, backend: s
     assert schema.field("nested").type == column.type
     result = mapped(step, rows, planned=schema, backend=backend)
     assert result["nested"].combine_chunks().equals(column.take(pa.array([0, 2])))
+
+
+def test_a_step_can_change_a_list_of_uuids() -> None:
+    column = pa.ListArray.from_arrays(OFFSETS, UUIDS)
+
+    def turned(frame: pd.DataFrame) -> pd.DataFrame:
+        assert frame["ids"][2].tolist() == [b"b" * 16, b"c" * 16]
+        return frame.assign(ids=frame["ids"].map(lambda ids: ids[::-1]))
+
+    rows = pa.table({"ids": column})
+    result = mapped(turned, rows, planned=rows.schema)
+    assert result["ids"].type == column.type
+    assert [[one.bytes for one in cell] for cell in result["ids"].to_pylist()] == [
+        [b"a" * 16],
+        [],
+        [b"c" * 16, b"b" * 16],
+    ]
+
+
+def test_a_sample_that_fits_in_no_frame_is_refused_with_the_other_backend() -> None:
+    """It was refused as a step that fails on every row, to be fixed."""
+    rows = pa.table({"when": pa.array([1001, 1002], pa.time64("ns"))})
+    with pytest.raises(StepFailed, match="fits in the frame") as caught:
+        plan_steps((Step("f:step", lambda frame: frame),), rows)
+    assert (caught.value.next_step or "").startswith("set dtype_backend: pyarrow")
