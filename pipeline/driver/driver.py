@@ -113,7 +113,7 @@ class Driver(JobRun):
         try:
             return self.job.status() is Status.PUBLISHING and outcome(self.job) is Outcome.PUBLISHED
         except (PipelineError, OSError):
-            logger.exception("whether job %s has published cannot be told", self.job.id)
+            logger.exception("whether job %s has published cannot be determined", self.job.id)
             return False
 
     def _finish(self, status: Status, ledger: Ledger) -> Report:

@@ -210,7 +210,7 @@ class Lease:
         try:
             return self.fenced()
         except (StorageError, OSError):
-            logger.exception("whether another driver has taken %s over cannot be told", self.store.root)
+            logger.exception("whether another driver has taken %s over cannot be determined", self.store.root)
             return None
 
     def fenced(self) -> Fenced | None:

@@ -121,7 +121,7 @@ class Hooks(Callback):
                         "hook",
                         hook=delivery.hook,
                         on=delivery.event,
-                        outcome="told" if delivery.ok else "failed",
+                        outcome="notified" if delivery.ok else "failed",
                         attempts=delivery.attempts,
                         reason=delivery.reason,
                     )

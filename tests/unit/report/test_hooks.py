@@ -135,14 +135,14 @@ def test_server_is_notified_of_start_and_end(
         "SUCCEEDED",
     )
     assert facts["rows"] == {"in": 75, "out": 67, "rejected": 8, "filtered": 0}
-    assert on_record(job) == [("start", "told", 1), ("success", "told", 1)]
+    assert on_record(job) == [("start", "notified", 1), ("success", "notified", 1)]
 
 
 @pytest.mark.parametrize(
     ("answers", "outcome", "attempts"),
     [
-        ([500, 503, 200], "told", 3),
-        ([429, 200], "told", 2),
+        ([500, 503, 200], "notified", 3),
+        ([429, 200], "notified", 2),
         ([404], "failed", 1),
         ([302], "failed", 1),
         ([500] * 9, "failed", 4),
@@ -163,7 +163,7 @@ def test_a_server_that_hangs_holds_up_neither_the_job_nor_other_hooks(
     server: Server, job: JobDirectory, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.answers = [0]
-    other = Path(job.root).parent / "told"
+    other = Path(job.root).parent / "notified"
     program = [sys.executable, "-c", f"import pathlib; pathlib.Path({str(other)!r}).write_text('x')"]
     with caplog.at_level(logging.WARNING, logger="pipeline"):
         took = go_through(job, [hook(url=server.url, timeout=300), hook(command=program)], grace=3.0)
@@ -347,7 +347,7 @@ def test_lineage_names_inputs_and_outputs(job: JobDirectory, tmp_path: Path, mon
     monkeypatch.setenv("OPENLINEAGE__TRANSPORT__LOG_FILE_PATH", str(log))
     monkeypatch.setenv("OPENLINEAGE__TRANSPORT__APPEND", "true")
     go_through(job, [hook(openlineage="prod")])
-    assert on_record(job) == [("start", "told", 1), ("success", "told", 1)]
+    assert on_record(job) == [("start", "notified", 1), ("success", "notified", 1)]
     start, end = [json.loads(line) for line in log.read_text().splitlines()]
     assert (start["eventType"], end["eventType"]) == ("START", "COMPLETE")
     assert start["run"]["runId"] == end["run"]["runId"]
