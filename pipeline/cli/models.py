@@ -73,20 +73,21 @@ def register(
     measured = {key: _number(key, text) for key, text in _pairs(metrics, flag="--metric").items()}
     data, source = model_bytes(file)
     metadata = VersionMetadata(measured, _pairs(tags, flag="--tag"), description, parent, source)
-    made = store.register(name, data, metadata, again=again)
+    registered = store.register(name, data, metadata, again=again)
     for alias in aliases:
-        store.set_alias(name, alias, made.record.version)
+        store.set_alias(name, alias, registered.record.version)
     emit(
-        {"is_new": made.is_new, "aliases": list(aliases), **made.record.to_dict()},
-        lambda: _registered_text(made, aliases),
+        {"is_new": registered.is_new, "aliases": list(aliases), **registered.record.to_dict()},
+        lambda: _registered_text(registered, aliases),
     )
 
 
-def _registered_text(made: Registered, aliases: Sequence[str]) -> str:
-    record = made.record
+def _registered_text(registered: Registered, aliases: Sequence[str]) -> str:
+    record = registered.record
+    title = "Registered" if registered.is_new else "Already registered:"
     return "\n".join(
         [
-            f"{'Registered' if made.is_new else 'Was there already:'} {record.uri}  (sha256 {record.digest[:12]})",
+            f"{title} {record.uri}  (sha256 {record.digest[:12]})",
             *(f"  alias      models:/{record.name}@{alias}" for alias in aliases),
             *([] if aliases else _next(f"python -m pipeline models alias {record.name} champion {record.version}")),
         ]

@@ -98,8 +98,8 @@ def _detach(job: str, *, flags: Flags) -> None:
     from pipeline.service.submit import submit_again
 
     settings = settings_for(None, **flags)
-    made = submit_again(find_job(settings.directory, job.rstrip("/") or job), settings=settings)
-    tell_submitted(made)
+    result = submit_again(find_job(settings.directory, job.rstrip("/") or job), settings=settings)
+    tell_submitted(result)
 
 
 @click.command(short_help="Retry rejected rows and unfinished partitions.")
@@ -141,11 +141,11 @@ def demo(folder: str, rows: int) -> None:
     """Create a table and a model, and run a job on them: offline, in under a minute."""
     from pipeline.demo import make_demo
 
-    made = make_demo(Path(folder), rows=rows)
+    table = make_demo(Path(folder), rows=rows)
     if not is_quiet():
-        click.echo(made.story(), err=True)
-    with chdir(made.folder):
-        _run("job.yaml", job_id=None, strict=False, overrides=(), flags={}, text=made.ending)
+        click.echo(table.story(), err=True)
+    with chdir(table.folder):
+        _run("job.yaml", job_id=None, strict=False, overrides=(), flags={}, text=table.ending)
 
 
 def _is_job_directory(target: str) -> bool:

@@ -56,7 +56,7 @@ def submit(
     from pipeline.service.submit import submit as submit_job
 
     loaded = load(job_file, overrides=overrides, params=params)
-    made = submit_job(
+    result = submit_job(
         loaded.spec,
         settings=settings_for(loaded, **flags),
         key=key,
@@ -65,34 +65,34 @@ def submit(
         priority=priority,
         start=not queue,
     )
-    tell_submitted(made, is_queued=queue)
+    tell_submitted(result, is_queued=queue)
 
 
-def tell_submitted(made: SubmitResult, *, is_queued: bool = False) -> None:
+def tell_submitted(result: SubmitResult, *, is_queued: bool = False) -> None:
     """Print the id to stdout, and the details to stderr."""
     details = {
-        "job": made.job,
-        "status": str(made.status),
-        "new": made.is_new,
-        "taken_up": made.is_resumed,
-        "directory": made.directory,
+        "job": result.job,
+        "status": str(result.status),
+        "new": result.is_new,
+        "resumed": result.is_resumed,
+        "directory": result.directory,
     }
     if not is_quiet():
-        click.echo(_submit_text(made, is_queued=is_queued), err=True)
-    emit(details, lambda: made.job)
+        click.echo(_submit_text(result, is_queued=is_queued), err=True)
+    emit(details, lambda: result.job)
 
 
-def _submit_text(made: SubmitResult, *, is_queued: bool) -> str:
+def _submit_text(result: SubmitResult, *, is_queued: bool) -> str:
     """The details of a submission, without the id."""
-    if made.status.is_success:
-        message = f"that job exists already and ended as {made.status}; --force makes a new one"
-    elif made.is_new:
+    if result.status.is_success:
+        message = f"that job exists already and ended as {result.status}; --force makes a new one"
+    elif result.is_new:
         message = "submitted" + (", for a server to take" if is_queued else "")
-    elif made.is_resumed:
+    elif result.is_resumed:
         message = "that job exists and had not succeeded; it is resumed"
     else:
-        message = f"that job exists already and is {made.status}"
-    return f"{message}\n  next:     python -m pipeline watch {made.job}"
+        message = f"that job exists already and is {result.status}"
+    return f"{message}\n  next:     python -m pipeline watch {result.job}"
 
 
 @click.command(short_help="Cancel a job; servers will not restart it.")

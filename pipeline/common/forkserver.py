@@ -107,7 +107,7 @@ def in_use(environment: Mapping[str, str]) -> Iterator[bool]:
         yield is_ours
     finally:
         with _lock:
-            _users[:] = [one for one in _users if one is not user]
+            _users[:] = [other for other in _users if other is not user]
 
 
 def _begin(environment: Mapping[str, str], *, modules: list[str]) -> bool:

@@ -18,10 +18,10 @@ def fast_pickle(cls: Class) -> Class:
 
     :raises TypeError: for a class with fewer than two fields, or with fields that are not positional arguments.
     """
-    found = fields(cls)
-    if len(found) < 2 or not all(one.init and not one.kw_only for one in found):
+    members = fields(cls)
+    if len(members) < 2 or not all(member.init and not member.kw_only for member in members):
         raise TypeError(f"{cls.__name__} needs two fields or more, all of them arguments by position")
-    values: Callable[[Any], tuple[Any, ...]] = attrgetter(*(one.name for one in found))
+    values: Callable[[Any], tuple[Any, ...]] = attrgetter(*(member.name for member in members))
 
     def reduce(self: Any) -> tuple[Any, tuple[Any, ...]]:
         return cls, values(self)

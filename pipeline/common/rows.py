@@ -143,6 +143,6 @@ class RowCounts:
     def total(counts: Iterable[RowCounts]) -> RowCounts:
         """Return the sum of ``counts``."""
         total = RowCounts()
-        for one in counts:
-            total = total + one
+        for other in counts:
+            total = total + other
         return total

@@ -78,9 +78,9 @@ _lock = threading.Lock()
 
 def remember_secret(value: str) -> None:
     """Mask ``value`` in all output of this process from now on."""
-    found = {line.strip() for line in (value, *value.splitlines()) if not line.startswith("-----")}
+    parts = {line.strip() for line in (value, *value.splitlines()) if not line.startswith("-----")}
     with _lock:
-        _secrets.update(part for part in found if len(part) >= SHORTEST)
+        _secrets.update(part for part in parts if len(part) >= SHORTEST)
 
 
 def redact(text: str) -> str:

@@ -359,7 +359,7 @@ def work_digest(spec: JobSpec, model: ModelVersion, code: Sequence[StepCode] = (
             "code": digests_of(code),
             "score": score,
             "filter": spec.source.filter,
-            "contract": {name: one.model_dump(mode="json") for name, one in spec.contract.items()},
+            "contract": {name: rule.model_dump(mode="json") for name, rule in spec.contract.items()},
         }
     )
 

@@ -102,11 +102,11 @@ class _Known:
 
 def baseline_of(publications: Iterable[PublishedInputs]) -> str:
     """Return the digest of all publications. A retry that repairs one of them changes the digest."""
-    return digest_json({"publications": [[one.job, one.manifest] for one in publications]})
+    return digest_json({"publications": [[publication.job, publication.manifest] for publication in publications]})
 
 
 def select_files(
-    found: Sequence[ListedFile],
+    listed: Sequence[ListedFile],
     publications: Sequence[PublishedInputs],
     *,
     kept: Collection[str],
@@ -115,7 +115,7 @@ def select_files(
     marks: Callable[[str], Sequence[str]],
     failed: Mapping[str, str] | None = None,
 ) -> Increment:
-    """Select the files to score among ``found``, with the reason for each.
+    """Select the files to score among ``listed``, with the reason for each.
 
     :param kept: published files that still count.
     :param marks: returns a file's digest for each number of row groups; called only for files that changed.
@@ -123,21 +123,21 @@ def select_files(
     :raises InputChanged: if a removed file would have to be scored again.
     """
     known = _fold(publications, kept)
-    there = {one.path: one for one in found}
+    by_path = {file.path: file for file in listed}
     is_other = bool(publications) and publications[-1].work != work and on_model_change == "all"
     files: dict[str, FileSelection] = {}
-    for path, one in there.items():
+    for path, file in by_path.items():
         before = known.get(path)
         if before is None:
             files[path] = FileSelection(_new(path, failed or {}))
         elif is_other:
             files[path] = FileSelection(MODEL_CHANGED)
-        elif not is_same_version(path, (before.last.size, before.last.version), (one.size, one.version)):
+        elif not is_same_version(path, (before.last.size, before.last.version), (file.size, file.version)):
             files[path] = _changed(before.last, marks(path))
     if is_other:
-        _refuse_gone(known, there, because="the model or a step has changed")
-    replaces = _take_back(files, known, there)
-    progress = IncrementalState(baseline_of(publications), work, tuple(sorted(replaces)), len(there) - len(files))
+        _refuse_gone(known, by_path, because="the model or a step has changed")
+    replaces = _take_back(files, known, by_path)
+    progress = IncrementalState(baseline_of(publications), work, tuple(sorted(replaces)), len(by_path) - len(files))
     return Increment(files, progress)
 
 
@@ -165,15 +165,15 @@ def _changed(before: PublishedInput, marks: Sequence[str]) -> FileSelection:
 
 
 def _take_back(
-    files: dict[str, FileSelection], known: Mapping[str, _Known], there: Mapping[str, ListedFile]
+    files: dict[str, FileSelection], known: Mapping[str, _Known], listed: Mapping[str, ListedFile]
 ) -> set[str]:
     """Return the published files to replace: those with rows of a file that is scored again as a whole.
 
     Other input files with rows in a replaced file are added to ``files``.
     """
     sharing: dict[str, list[str]] = {}
-    for path, mine in known.items():
-        for name in mine.outputs:
+    for path, published in known.items():
+        for name in published.outputs:
             sharing.setdefault(name, []).append(path)
     replaces: set[str] = set()
     waiting = [path for path, how in files.items() if path in known and how.reason != APPENDED]
@@ -185,16 +185,16 @@ def _take_back(
                 is_whole = path in files and files[path].reason != APPENDED
                 if is_whole:
                     continue
-                if path not in there:
+                if path not in listed:
                     _refuse(path, because=f"{cause} has changed, and an output file has rows of both")
                 files[path] = FileSelection(f"{SHARED} {cause}")
                 waiting.append(path)
     return replaces
 
 
-def _refuse_gone(known: Mapping[str, _Known], there: Mapping[str, ListedFile], *, because: str) -> None:
-    for path, mine in known.items():
-        if mine.outputs and path not in there:
+def _refuse_gone(known: Mapping[str, _Known], listed: Mapping[str, ListedFile], *, because: str) -> None:
+    for path, published in known.items():
+        if published.outputs and path not in listed:
             _refuse(path, because=because)
 
 
@@ -208,22 +208,22 @@ def _refuse(path: str, *, because: str) -> None:
     )
 
 
-def unknown_publication(place: str) -> OutputConflict:
+def unknown_publication(path: str) -> OutputConflict:
     """Build the error for a sink whose rows no incremental job published."""
     return OutputConflict(
         "the sink holds rows of unknown input",
-        where=f"sink.path: {place}",
+        where=f"sink.path: {path}",
         found="files that no incremental job published",
         expected="an empty sink, or one that incremental jobs have published to all along",
         next_step="choose another sink.path, or move what is there away",
     )
 
 
-def other_baseline(place: str, *, job: str) -> OutputConflict:
+def other_baseline(path: str, *, job: str) -> OutputConflict:
     """Build the error for a publication since planning: both jobs may have scored the same rows."""
     return OutputConflict(
         "another job has published to the sink since this one was planned",
-        where=f"sink.path: {place}",
+        where=f"sink.path: {path}",
         found="what is new now is not what was new then",
         expected="the publications that the plan is based on",
         next_step=f"run the job spec again as a new job; {job} cannot be published any more",

@@ -77,9 +77,9 @@ def _wanted_groups(files: Sequence[InputFile]) -> _Units:
     start: list[int] = []
     rows: list[int] = []
     size: list[int] = []
-    for number, one in enumerate(files):
+    for number, input_file in enumerate(files):
         position = 0
-        for index, row_group in enumerate(one.row_groups):
+        for index, row_group in enumerate(input_file.row_groups):
             if row_group.selected and row_group.rows:
                 file.append(number)
                 group.append(index)
@@ -129,9 +129,9 @@ def _boundaries(units: _Units, *, count: int, target_bytes: int) -> np.ndarray:
     low, high = max(int(units.rows.max()), -(-total // count)), total
     middle = low
     while low <= high:
-        found = _fill(rows, size, most_rows=middle, most_bytes=target_bytes)
-        if len(found) - 1 <= count:
-            best, high = found, middle - max(1, int(_TOLERANCE * middle))
+        boundaries = _fill(rows, size, most_rows=middle, most_bytes=target_bytes)
+        if len(boundaries) - 1 <= count:
+            best, high = boundaries, middle - max(1, int(_TOLERANCE * middle))
         else:
             low = middle + 1
         middle = (low + high) // 2
@@ -159,7 +159,7 @@ def _fragments(files: Sequence[InputFile], units: _Units, boundaries: np.ndarray
     first = np.flatnonzero(begins)
     last = np.append(first[1:], len(begins)) - 1
     sizes = np.add.reduceat(units.size, first)
-    made = [
+    fragments = [
         Fragment(files[file].path, start, stop, group, final + 1, size, files[file].hive_keys)
         for file, start, stop, group, final, size in zip(
             units.file[first].tolist(),
@@ -171,5 +171,5 @@ def _fragments(files: Sequence[InputFile], units: _Units, boundaries: np.ndarray
             strict=True,
         )
     ]
-    cuts = np.searchsorted(first, boundaries).tolist()
-    return tuple(tuple(made[low:high]) for low, high in pairwise(cuts))
+    edges = np.searchsorted(first, boundaries).tolist()
+    return tuple(tuple(fragments[low:high]) for low, high in pairwise(edges))

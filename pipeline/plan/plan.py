@@ -82,7 +82,7 @@ class ChildPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields for storage and JSON output, without the plan."""
-        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "plan"}
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "plan"}
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class Plan:
     def submission_digest(self) -> str:
         """SHA-256 over `work_digest` and the code of the steps: submissions with equal digests are one job."""
         code = digests_of(
-            step for plan in [self, *(one.plan for one in self.children if one.plan)] for step in plan.code
+            step for plan in [self, *(child.plan for child in self.children if child.plan)] for step in plan.code
         )
         return digest_json({"work": self.work_digest, "code": code}) if code else self.work_digest
 

@@ -185,4 +185,6 @@ def dispatch_order(partitions: Sequence[Partition], *, done: Collection[str] = (
     rows = max(1, sum(partition.rows for partition in partitions))
     size = max(1, sum(partition.bytes for partition in partitions))
     waiting = [partition for partition in partitions if partition.id not in done]
-    return tuple(sorted(waiting, key=lambda one: (-(one.rows / rows + one.bytes / size), one.id)))
+    return tuple(
+        sorted(waiting, key=lambda partition: (-(partition.rows / rows + partition.bytes / size), partition.id))
+    )

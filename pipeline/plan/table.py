@@ -112,7 +112,7 @@ def plan_from_table(table: pa.Table) -> Plan:
             batch_bytes=record.get("batch_bytes", 0),
             workers=record.get("workers", 1),
             can_use_tree_engine=record.get("can_use_tree_engine", False),
-            quarantined_files=tuple(QuarantinedFile.from_dict(one) for one in record.get("quarantined_files", ())),
+            quarantined_files=tuple(QuarantinedFile.from_dict(file) for file in record.get("quarantined_files", ())),
             children=tuple(ChildPlan(**child) for child in record.get("children", ())),
             progress=IncrementalState.from_record(record.get("progress") or {}),
             code=tuple(StepCode.from_record(step) for step in record.get("code", ())),

@@ -105,8 +105,19 @@ class Hooks(Callback):
         """Notify hooks of the end."""
         name = EVENTS.get(Status(event.status))
         if name is not None:
-            kept = ("status", "reason", "rows", "model", "output", "partitions", "seconds", "warnings", "error", "next")
-            self._tell(name, {key: event.report.get(key) for key in kept})
+            fields = (
+                "status",
+                "reason",
+                "rows",
+                "model",
+                "output",
+                "partitions",
+                "seconds",
+                "warnings",
+                "error",
+                "next",
+            )
+            self._tell(name, {key: event.report.get(key) for key in fields})
 
     def close(self, seconds: float) -> None:
         """Wait up to ``seconds`` for pending notifications, then record the outcome of each as an event."""
@@ -130,7 +141,7 @@ class Hooks(Callback):
 
     def _tell(self, name: str, facts: dict[str, Any]) -> None:
         # A lineage service cannot use the end of a run without its start: send it every event.
-        wanted = [one for one in self._workers if name in one.hook.when or one.hook.openlineage is not None]
+        wanted = [worker for worker in self._workers if name in worker.hook.when or worker.hook.openlineage is not None]
         if wanted:
             message = make_message(self._job, name, facts)
             for worker in wanted:
@@ -142,7 +153,7 @@ def make_message(job: JobDirectory, event: str, facts: dict[str, Any]) -> Messag
 
     Its key depends only on the job, the event and the number of status and driver events so far.
     """
-    number = sum(one["event"] in ("status", "driver") for one in job.events.read())
+    number = sum(past["event"] in ("status", "driver") for past in job.events.read())
     key = f"{job.id}/{event}/{number}"
     body = {
         "schema_version": SCHEMA_VERSION,

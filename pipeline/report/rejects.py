@@ -88,12 +88,16 @@ class RejectSummary:
             "job": self.job,
             "total": self.total,
             "groups": [
-                {"reason": group.reason, "count": group.count, "examples": [_details(one) for one in group.examples]}
+                {
+                    "reason": group.reason,
+                    "count": group.count,
+                    "examples": [_details(round_) for round_ in group.examples],
+                }
                 for group in self.groups
             ],
             "files": list(self.files),
             "quarantined_files": [asdict(file) for file in self.quarantined_files],
-            "rounds": [one.to_dict() for one in self.rounds],
+            "rounds": [round_.to_dict() for round_ in self.rounds],
         }
         return record | ({"exported": asdict(self.exported)} if self.exported else {})
 

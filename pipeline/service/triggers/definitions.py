@@ -108,13 +108,13 @@ def _own(document: Document) -> list[SpecIssue]:
 def _validated(model: Any, document: Document) -> Any:
     issues = list(document.issues)
     try:
-        made = model.model_validate(document.data)
+        validated = model.model_validate(document.data)
     except ValidationError as error:
-        made = None
+        validated = None
         issues += issues_of(error, model=model, document=document)
-    if issues or made is None:
+    if issues or validated is None:
         raise SpecIssues(issues, name=document.name)
-    return made
+    return validated
 
 
 def _name(trigger: Trigger, number: int, document: Document) -> str:
