@@ -18,9 +18,14 @@ mask_logs()
 mask_streams()
 
 
+_DEMOTED = ("Compute Failed", "Failed to communicate with scheduler during heartbeat")
+"""Beginnings of Dask's records, with tracebacks, about what the driver reports itself: a task that failed, and a
+scheduler that is gone. A job that ends while a worker sends a heartbeat also causes the second one."""
+
+
 def _is_shown(record: logging.LogRecord) -> bool:
-    """Demote Dask's record of a failed task, a traceback on one line: the driver reports the error itself."""
-    if record.levelno == logging.ERROR and str(record.msg).startswith("Compute Failed"):
+    """Demote records that `_DEMOTED` names to DEBUG."""
+    if record.levelno == logging.ERROR and str(record.msg).startswith(_DEMOTED):
         record.levelno, record.levelname = logging.DEBUG, "DEBUG"
         return logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
     return True
