@@ -287,7 +287,9 @@ def _next(status: Status, job: str, *, has_rejects: bool) -> tuple[str, ...]:
     rejects = (f"python -m pipeline rejects {job}", f"python -m pipeline retry {job}") if has_rejects else ()
     if status.is_success:
         return (f"python -m pipeline verify {job}", *rejects, f"python -m pipeline status {job}")
-    return (*rejects, f"python -m pipeline resume {job}", f"python -m pipeline status {job}")
+    # The status alone does not show whether the driver lives: `watch` does, and says so if it died.
+    watch = (f"python -m pipeline watch {job}",) if status.is_active or status is Status.QUEUED else ()
+    return (*watch, *rejects, f"python -m pipeline resume {job}", f"python -m pipeline status {job}")
 
 
 def job_timings(phases: Timings | Mapping[str, float], *, total: float, provision: float) -> JobTimings:

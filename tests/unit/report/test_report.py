@@ -134,6 +134,16 @@ def test_report_of_an_unfinished_job(directory: JobDirectory, job: SmallJob) -> 
     assert "python -m pipeline resume small-1" in report.next
 
 
+@pytest.mark.parametrize(
+    ("status", "first"), [(Status.QUEUED, "watch"), (Status.RUNNING, "watch"), (Status.PLANNED, "resume")]
+)
+def test_next_step_of_a_job_that_may_have_a_driver_is_to_watch_it(
+    directory: JobDirectory, status: Status, first: str
+) -> None:
+    """A job that was just submitted has a driver that starts: a second one is not the first thing to try."""
+    assert make_report(directory, status=status).next[0] == f"python -m pipeline {first} small-1"
+
+
 def test_report_has_the_error(directory: JobDirectory) -> None:
     report = make_report(directory, status=Status.FAILED, error=TooManyRejects("too many", found="9 of 10"))
     assert report.reason == "too many"
