@@ -10,6 +10,7 @@ import io
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ class SmallJob:
     bad_every: int = 0
     """Ids divisible by this number are rejected; 0: none."""
 
-    @property
+    @cached_property
     def expected(self) -> pa.Table:
         """Expected output, in source order."""
         ids = [row for file in self.plan.files for row in _ids(file) if not self.is_bad(row)]
@@ -196,7 +197,7 @@ def read_output(path: str | Path) -> pa.Table:
     """Read every Parquet file of a folder in name order, as a reader without knowledge of manifests does."""
     if is_local_path(str(path)):
         names = sorted(file for file in Path(path).iterdir() if file.suffix == ".parquet")
-        tables = [pq.read_table(file) for file in names]
+        tables = [pq.read_table(file, use_threads=False) for file in names]
     else:
         import fsspec
 
@@ -256,9 +257,14 @@ def _ids(file: InputFile) -> list[int]:
 
 def _read(fragment: Fragment, store: Store | None = None) -> list[int]:
     data = store.read(fragment.path) if store and fragment.rejected_from else Path(fragment.path).read_bytes()
-    table = pq.read_table(io.BytesIO(data), columns=["id"])
-    ids: list[int] = table.column("id")[fragment.row_start : fragment.row_stop].to_pylist()
-    return ids
+    return list(_ids_of(data)[fragment.row_start : fragment.row_stop])
+
+
+@lru_cache(maxsize=256)
+def _ids_of(data: bytes) -> tuple[int, ...]:
+    """Return the ids of a Parquet file of some rows; sweeps read the same few files thousands of times."""
+    table = pq.read_table(io.BytesIO(data), columns=["id"], use_threads=False)
+    return tuple(table.column("id").to_pylist())
 
 
 def _counts(rows: int, bad: int) -> RowCounts:

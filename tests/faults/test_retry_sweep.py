@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import pyarrow as pa
 import pytest
-from test_commit_sweep import FAULTS, JOB, SURVIVORS, World, rows_on, run_on, survived
+from test_commit_sweep import FAULTS, JOB, MODES, SURVIVORS, World, rows_on, run_on, survived, turns, turns_of
 
 from pipeline.driver.retry import RetryRequest, open_retry
 from pipeline.jobs.directory import JobDirectory
@@ -89,13 +89,18 @@ class Repairing(World):
 
 
 def sweep(
-    tmp_path: Path, strike: Callable[[Repairing, Faults], None], *, fault: str, is_atomic: bool, **world: object
+    tmp_path: Path,
+    strike: Callable[[Repairing, Faults], None],
+    *,
+    fault: str,
+    is_atomic: bool,
+    steps: Iterable[int],
+    **world: object,
 ) -> int:
-    """Fail at operation 0, 1, 2 … until a retry meets none; the number of operations."""
+    """Fail at each of the operations ``steps`` until a retry meets none; the number of operations, or some more."""
     here = Repairing(tmp_path, **world)  # type: ignore[arg-type]
     kind, is_permanent = FAULTS[fault]
-    step = 0
-    while True:
+    for step in steps:
         here.reset()
         faults = Faults(step, fault=kind, is_permanent=is_permanent)
         strike(here, faults)
@@ -104,7 +109,7 @@ def sweep(
         here.check_done()
         if not faults.has_failed:
             return step
-        step += 1
+    raise AssertionError("no retry met no fault")
 
 
 def strike_store(world: Repairing, faults: Faults) -> None:
@@ -118,32 +123,33 @@ def strike_os(world: Repairing, faults: Faults) -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("mode", ["error", "overwrite", "append"])
+@pytest.mark.parametrize("mode", MODES)
 def test_every_verb(tmp_path: Path, mode: str, fault: str) -> None:
-    assert sweep(tmp_path, strike_store, fault=fault, is_atomic=mode != "append", mode=mode) > 30
+    steps = turns_of(mode, fault)
+    assert sweep(tmp_path, strike_store, fault=fault, is_atomic=mode != "append", steps=steps, mode=mode) > 30
 
 
-@pytest.mark.parametrize("mode", ["error", "overwrite", "append"])
+@pytest.mark.parametrize("mode", MODES)
 def test_every_system_call(tmp_path: Path, mode: str) -> None:
-    assert sweep(tmp_path, strike_os, fault="crash", is_atomic=mode != "append", mode=mode) > 60
+    steps = turns(MODES.index(mode), of=2)
+    assert sweep(tmp_path, strike_os, fault="crash", is_atomic=mode != "append", steps=steps, mode=mode) > 60
 
 
 def test_every_system_call_where_folders_cannot_be_swapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(swap, "rename_exchange", lambda *_: 22)
-    assert sweep(tmp_path, strike_os, fault="crash", is_atomic=False, mode="error") > 60
+    assert sweep(tmp_path, strike_os, fault="crash", is_atomic=False, steps=turns(0, of=2), mode="error") > 60
 
 
 def test_every_system_call_of_merging(tmp_path: Path) -> None:
-    steps = sweep(tmp_path, strike_os, fault="crash", is_atomic=True, mode="overwrite", target_file_size="1 MiB")
-    assert steps > 60
+    fields = {"mode": "overwrite", "target_file_size": "1 MiB"}
+    assert sweep(tmp_path, strike_os, fault="crash", is_atomic=True, steps=turns(1, of=2), **fields) > 60
 
 
 @pytest.mark.parametrize("is_reply_lost", [False, True])
-@pytest.mark.parametrize("mode", ["error", "overwrite", "append"])
+@pytest.mark.parametrize("mode", MODES)
 def test_every_verb_on_an_object_store(tmp_path: Path, mode: str, is_reply_lost: bool) -> None:
     """Job directory on a local disk, output on a store without links and renames; replies of either may be lost."""
-    step = 0
-    while True:
+    for step in turns(MODES.index(mode) + is_reply_lost, of=2):
         url = f"memory://repair-{mode}-{is_reply_lost}-{step}/out"
         world = Repairing(tmp_path / str(step), mode=mode, sink=url)
         faults = Faults(step)
@@ -158,7 +164,6 @@ def test_every_verb_on_an_object_store(tmp_path: Path, mode: str, is_reply_lost:
         assert open_store(url).read(layout.SUCCESS) == layout.success_text(state)
         if not faults.has_failed:
             break
-        step += 1
     assert step > 30
 
 
@@ -171,7 +176,7 @@ def world_by_manifest(url: str) -> pa.Table:
     store = open_store(url)
     state = layout.read_state(store)
     assert state is not None
-    tables = [pq.read_table(io.BytesIO(store.read(file.name))) for file in state.files]
+    tables = [pq.read_table(io.BytesIO(store.read(file.name)), use_threads=False) for file in state.files]
     return pa.concat_tables(tables).replace_schema_metadata(None).combine_chunks().sort_by("id")
 
 
@@ -205,7 +210,7 @@ def test_a_stray_file_in_the_folder_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("survivors", SURVIVORS)
-@pytest.mark.parametrize("mode", ["error", "overwrite", "append"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.fault(31)
 def test_a_power_cut_at_every_step(tmp_path: Path, mode: str, survivors: str) -> None:
     """On a file system that keeps no more than was synced: the retry is done or undone, and a second one ends it."""
@@ -215,8 +220,7 @@ def test_a_power_cut_at_every_step(tmp_path: Path, mode: str, survivors: str) ->
     bad = replace(new, bad_every=4)
     others = [old.expected] if mode == "append" else []
     before, after = (pa.concat_tables([*others, one.expected]).combine_chunks() for one in (bad, new))
-    steps = 0
-    while True:
+    for steps in turns(list(SURVIVORS).index(survivors) + MODES.index(mode), of=3):
         disk = MemoryDisk()
         if mode != "error":
             run_on(disk, old, "old-1")
@@ -232,7 +236,6 @@ def test_a_power_cut_at_every_step(tmp_path: Path, mode: str, survivors: str) ->
         assert rows_on(disk) == after
         if not is_struck:
             break
-        steps += 1
     assert steps > 100
 
 
