@@ -23,7 +23,7 @@ from pipeline.sinks import publish
 from pipeline.sources import discover, sample_batch
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.model_ref import ModelRef
-from pipeline.testing.oracle import Lake, train_model
+from pipeline.testing.oracle import Lake, make_lake, train_model
 
 SETTINGS = Settings.load(workers=2, threads=1, memory_limit="4 GiB")
 STEPS = """
@@ -48,6 +48,16 @@ def needs_more(frame):
 def of_truth(frame):
     return frame.assign(double=frame["age"] * 2, age=frame["age"] > 30)
 """
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    return small_lake(tmp_path / "lake")
+
+
+def small_lake(path: Path) -> Lake:
+    """Three files, of which two have unlucky rows."""
+    return make_lake(path, rows=(2_100, 300, 1_000), row_group=1500)
 
 
 def make_job(folder: Path, lake: Lake, model: Path, *, done: int | None = None) -> JobDirectory:
@@ -92,6 +102,13 @@ def make_job(folder: Path, lake: Lake, model: Path, *, done: int | None = None) 
 @pytest.fixture
 def job(in_folder: Path, lake: Lake, model_path: Path) -> JobDirectory:
     return make_job(in_folder, lake, model_path)
+
+
+@pytest.fixture(scope="module")
+def unchanged_job(tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> JobDirectory:
+    """A job for retries that are refused; each checks that it changes nothing."""
+    folder = tmp_path_factory.mktemp("unchanged")
+    return make_job(folder, small_lake(folder / "lake"), model_path)
 
 
 def opened(job: JobDirectory, *overrides: str, model: str | None = None) -> Round:
@@ -156,9 +173,8 @@ def test_another_retry_takes_over_what_one_left(job: JobDirectory) -> None:
     assert "step:repairs:build:ValueError" not in job.ledger().reasons
 
 
-def test_partitions_that_were_not_done_are_done_with_what_is_named(
-    in_folder: Path, lake: Lake, model_path: Path
-) -> None:
+def test_partitions_that_were_not_done_are_done_with_what_is_named(in_folder: Path, model_path: Path) -> None:
+    lake = make_lake(in_folder / "lake")
     job = make_job(in_folder, lake, model_path, done=1)
     waiting = [partition.id for partition in job.plan.partitions[1:]]
     assert waiting
@@ -187,7 +203,11 @@ def test_partitions_that_were_not_done_are_done_with_what_is_named(
         ("steps.1.score.model=gone.ubj", "gone.ubj"),
     ],
 )
-def test_invalid_retry_is_refused_without_a_change(job: JobDirectory, override: str, said: str) -> None:
+def test_invalid_retry_is_refused_without_a_change(
+    unchanged_job: JobDirectory, monkeypatch: pytest.MonkeyPatch, override: str, said: str
+) -> None:
+    job = unchanged_job
+    monkeypatch.chdir(Path(job.root).parents[1])
     before = sorted(path for path in Path(job.root).rglob("*") if path.is_file())
     with pytest.raises(PipelineError, match=said):
         opened(job, override)
@@ -228,7 +248,7 @@ def test_job_without_rejects_has_nothing_to_retry(job: JobDirectory) -> None:
     assert open_retry(job, RetryRequest(None, ("contract.age.max=300",)), epoch=9, settings=SETTINGS) is None
 
 
-def test_the_columns_that_there_are_are_named(job: JobDirectory) -> None:
+def test_the_columns_that_there_are_are_named(unchanged_job: JobDirectory) -> None:
     with pytest.raises(SpecError) as caught:
-        opened(job, "contract.nope.max=3")
+        opened(unchanged_job, "contract.nope.max=3")
     assert "a retry has only the columns that the job read (id, age" in caught.value.next_step
