@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from pipeline.common import forkserver
 from pipeline.scoring import step_modules
 from pipeline.spec.job_spec import JobSpec
 from pipeline.storage import urls as storage
@@ -60,7 +61,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def fork_server() -> None:
+    """The process from which a command forks: each first look at a model takes a fork, and not a second of imports."""
+    forkserver.start(forkserver.likely_environment(1, 1))
+
+
+@pytest.fixture(scope="session")
+def model_path(tmp_path_factory: pytest.TempPathFactory, fork_server: None) -> Path:
     """A binary xgboost model over the features of `make_lake`."""
     return train_model(tmp_path_factory.mktemp("model") / "churn.ubj")
 
