@@ -36,7 +36,7 @@ MAX_BITS = 16
 OCTET = 8
 """Trees whose leaves are added in one pass over the block."""
 
-_OVERREAD = 128
+_OVERREAD = 256
 """Leaves that the kernels may read past those of a tree: they load whole registers."""
 
 Int64 = npt.NDArray[np.int64]

@@ -14,21 +14,38 @@ INLINE int add_permuted_double(double *sums, const double *const *leaves, const 
 
 #if defined(__AVX512BW__)
 
-/* Return the leaf of each of 16 rows, out of 16 * registers leaves. */
+/* Return `high` where a bit of the number is set, else `low`. */
+INLINE __m512 choose(__m512i number, int bit, __m512 low, __m512 high)
+{
+    return _mm512_mask_blend_ps(_mm512_test_epi32_mask(number, _mm512_set1_epi32(bit)), low, high);
+}
+
+/* Return the leaf of each of 16 rows, out of 32, 64 or 128 leaves. */
+INLINE __m512 look_up_32(const __m512 *leaves, __m512i number)
+{
+    return _mm512_permutex2var_ps(leaves[0], number, leaves[1]);
+}
+
+INLINE __m512 look_up_64(const __m512 *leaves, __m512i number)
+{
+    return choose(number, 32, look_up_32(leaves, number), look_up_32(leaves + 2, number));
+}
+
+INLINE __m512 look_up_128(const __m512 *leaves, __m512i number)
+{
+    return choose(number, 64, look_up_64(leaves, number), look_up_64(leaves + 4, number));
+}
+
+/* The same, out of 16 * registers leaves. */
 INLINE __m512 look_up(const __m512 *leaves, __m512i number, int registers)
 {
-    if (registers == 1)
-        return _mm512_permutexvar_ps(number, leaves[0]);
-    __m512 low = _mm512_permutex2var_ps(leaves[0], number, leaves[1]);
-    if (registers == 2)
-        return low;
-    __mmask16 upper = _mm512_test_epi32_mask(number, _mm512_set1_epi32(32));
-    low = _mm512_mask_blend_ps(upper, low, _mm512_permutex2var_ps(leaves[2], number, leaves[3]));
-    if (registers == 4)
-        return low;
-    __m512 high = _mm512_mask_blend_ps(upper, _mm512_permutex2var_ps(leaves[4], number, leaves[5]),
-                                       _mm512_permutex2var_ps(leaves[6], number, leaves[7]));
-    return _mm512_mask_blend_ps(_mm512_test_epi32_mask(number, _mm512_set1_epi32(64)), low, high);
+    switch (registers) {
+    case 1: return _mm512_permutexvar_ps(number, leaves[0]);
+    case 2: return look_up_32(leaves, number);
+    case 4: return look_up_64(leaves, number);
+    case 8: return look_up_128(leaves, number);
+    default: return choose(number, 128, look_up_128(leaves, number), look_up_128(leaves + 8, number));
+    }
 }
 
 /* Add the leaves of some trees, whose leaves fit into the registers together. */
@@ -65,7 +82,9 @@ SHARED int add_permuted_float(float *sums, const float *const *leaves, const uns
         add_all(sums, leaves, numbers, 4, 4);
     else if (bits == 7)
         add_all(sums, leaves, numbers, 2, 8);
-    return bits <= 7;
+    else if (bits == 8)
+        add_all(sums, leaves, numbers, 1, 16);
+    return bits <= 8;
 }
 
 #else

@@ -9,7 +9,9 @@
 
 /* Number of thresholds up to which comparing with each threshold is faster than ranking (measured). */
 #if defined(__AVX512BW__)
-#define FEW 48
+#define FEW 64
+#elif defined(__AVX2__)
+#define FEW 24
 #else
 #define FEW 100
 #endif

@@ -46,7 +46,9 @@ INLINE void V(finish_ranks_)(uint32_t *ranks, const VALUE *values, const VALUE *
         uint32_t node = ranks[p];
         for (int step = 0; step < steps; step++)
             node = 2 * node + (heap[node] <= values[p]);
-        ranks[p] = values[p] != values[p] ? size + 1 : node - leaf;
+        /* Without a branch, which a processor could not predict. */
+        uint32_t missing = -(uint32_t)(values[p] != values[p]);
+        ranks[p] = ((node - leaf) & ~missing) | ((size + 1) & missing);
     }
 }
 
