@@ -97,7 +97,7 @@ class Dispatcher:
             self._flight,
             self._tracker,
             self._health,
-            WorkerProbe(self.client, self.source.round_folder, self._inbox.put, self.background),
+            WorkerProbe(self.client, self._inbox.put, self.background),
             self.listener,
             self.clock,
             self.stragglers or StragglerPolicy(),
@@ -246,7 +246,7 @@ class Dispatcher:
             execution = self._tracker.executing.get(str(future.key))
             self._cancel(future)
             if execution is not None:
-                self._mitigator.abandon(partition.id, worker=execution.worker)
+                self._mitigator.abandon(str(future.key), worker=execution.worker)
 
     def _on_error(self, error: Exception, attempt: Attempt) -> None:
         decision = after_failure(

@@ -59,10 +59,6 @@ class Mitigation:
 class TaskSource(Protocol):
     """The partitions of a job as tasks."""
 
-    @property
-    def round_folder(self) -> str:
-        """Folder of the round, by which workers identify their attempts."""
-
     def submit(self, partitions: Sequence[Partition], /) -> list[Any]:
         """Return one `dask.delayed` per partition, with a new key each time."""
 

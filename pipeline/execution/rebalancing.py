@@ -54,41 +54,39 @@ class WorkerProbe:
     """
 
     client: Any
-    round_folder: str
-    """Folder of the round, by which workers identify their attempts."""
     put: Callable[[ProgressAnswer], None]
     """Receives the answers, from any thread."""
     background: Callable[[Callable[[], None]], None] = start_thread
 
-    def ask(self, key: str, partition: str, *, worker: str) -> None:
+    def ask(self, key: str, *, worker: str) -> None:
         """Ask for the progress of an attempt."""
         self._call(
             worker,
             progress.progress_of,
-            partition,
+            key,
             then=lambda snapshot: self.put(ProgressAnswer(key, snapshot or ProgressSnapshot(0, 0, 0.0))),
         )
 
-    def request_split(self, key: str, partition: str, *, worker: str, parts: int) -> None:
+    def request_split(self, key: str, *, worker: str, parts: int) -> None:
         """Ask an attempt to stop at its next batch boundary and split the rest."""
         self._call(
             worker,
             progress.request_split,
-            partition,
+            key,
             parts,
             then=lambda snapshot: self.put(ProgressAnswer(key, snapshot)) if snapshot else None,
         )
 
-    def request_drop(self, partition: str, *, worker: str) -> None:
-        """Ask a worker to drop its attempt at a partition."""
-        self._call(worker, progress.request_drop, partition)
+    def request_drop(self, key: str, *, worker: str) -> None:
+        """Ask a worker to drop an attempt."""
+        self._call(worker, progress.request_drop, key)
 
     def _call(
         self, worker: str, function: Callable[..., Any], *arguments: Any, then: Callable[[Any], None] | None = None
     ) -> None:
         def call() -> None:
             try:
-                answers = self.client.run(function, self.round_folder, *arguments, workers=[worker], on_error="ignore")
+                answers = self.client.run(function, *arguments, workers=[worker], on_error="ignore")
             except Exception:
                 # Ignore the error: `ClusterHealth` and the cluster events report a lost connection or worker.
                 logger.debug("no answer from %s", worker, exc_info=True)
@@ -273,8 +271,8 @@ class StragglerMitigator:
     def ask(self, key: str) -> None:
         """Ask the worker of an attempt for its progress."""
         self._tracked.setdefault(key, Tracked()).asked_at = self.clock()
-        attempt, worker, _ = self._locate(key)
-        self.probe.ask(key, attempt.partition.id, worker=worker)
+        _, worker, _ = self._locate(key)
+        self.probe.ask(key, worker=worker)
 
     def begin(self, action: Backup | SplitAmong) -> None:
         """Report the start of an action. If the action requires a stop, ask the attempt to stop."""
@@ -293,17 +291,17 @@ class StragglerMitigator:
             self._history = self._history.with_expensive(partition, worker=worker, pace=action.expensive_pace)
         tracked = self._tracked.setdefault(action.key, Tracked())
         tracked.split, tracked.split_at = action, now
-        self.probe.request_split(action.key, partition, worker=worker, parts=len(action.workers))
+        self.probe.request_split(action.key, worker=worker, parts=len(action.workers))
 
     def report_reassigned(self, attempt: Attempt) -> None:
         """Report that an attempt that had not started was moved to another worker."""
         seconds = self.clock() - attempt.submitted
         self.listener.mitigation(Mitigation(attempt.partition.id, MitigationAction.REASSIGN, "", seconds, 0.0))
 
-    def abandon(self, partition: str, *, worker: str) -> None:
-        """Ask a worker to drop its attempt at a partition. The worker counts as busy until it starts another task."""
+    def abandon(self, key: str, *, worker: str) -> None:
+        """Ask a worker to drop an attempt. The worker counts as busy until it starts another task."""
         self._abandoned[worker] = self.clock()
-        self.probe.request_drop(partition, worker=worker)
+        self.probe.request_drop(key, worker=worker)
 
     def requested_split(self, key: str) -> SplitAmong | None:
         """Return the split that was requested from an attempt; None if no split was requested."""

@@ -27,7 +27,6 @@ from pipeline.plan.memory import MemoryBatchLimit
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import StageRecipe
 from pipeline.scoring.isolation import Isolation
-from pipeline.scoring.partition import round_folder
 from pipeline.storage.store import Store, open_store
 from pipeline.storage.urls import unique_name
 
@@ -71,11 +70,6 @@ class TaskSet:
         """Recipe for the next partitions, with the current batch size."""
         most_bytes = self._recipe.batch_bytes * self.batch.rows // self.batch.planned
         return replace(self._recipe, batch_rows=self.batch.rows, batch_bytes=most_bytes)
-
-    @property
-    def round_folder(self) -> str:
-        """Folder of the round, by which workers identify their attempts."""
-        return round_folder(self.recipe)
 
     def submit(self, partitions: Sequence[Partition], /) -> list[Any]:
         """Return one task per partition, with a new key each time."""

@@ -44,21 +44,23 @@ def make_tasks(
 def _task(recipe: StageRecipe, partition: Partition, versions: Versions, isolation: Isolation | None) -> Delayed:
     key = f"score-{partition.id}-{unique_name()}"
     own_versions = {fragment.path: versions[fragment.path] for fragment in partition.fragments}
-    return Delayed(key, {key: Task(key, partition_receipt, partition, own_versions, recipe, isolation)})
+    return Delayed(key, {key: Task(key, partition_receipt, partition, own_versions, recipe, key, isolation)})
 
 
 def partition_receipt(
-    partition: Partition, versions: Versions, recipe: StageRecipe, isolation: Isolation | None = None
+    partition: Partition, versions: Versions, recipe: StageRecipe, key: str, isolation: Isolation | None = None
 ) -> str:
     """Read, score and write a partition; return its receipt as JSON.
 
+    :param key: key of the task, by which the driver asks for its progress.
     :param isolation: limits for scoring in a process of its own; None: score in the worker.
     """
     announce_start()
     if isolation is not None:
         isolation = replace(isolation, memory=round(ISOLATED_SHARE * memory_limit()))
     try:
-        return score_partition(recipe, partition, versions=versions, isolation=isolation).to_json_bytes().decode()
+        receipt = score_partition(recipe, partition, versions=versions, key=key, isolation=isolation)
+        return receipt.to_json_bytes().decode()
     except Exception as error:
         raise without_secrets(error) from None
 

@@ -46,6 +46,7 @@ def score_partition(
     partition: Partition,
     versions: Versions | None = None,
     *,
+    key: str = "",
     worker: str = "",
     isolation: Isolation | None = None,
 ) -> Receipt:
@@ -55,6 +56,7 @@ def score_partition(
     part of a split partition, and returns the receipt of the split.
 
     :param versions: planned versions of the input files; None: not checked.
+    :param key: name by which the driver asks for the progress of this attempt. Default: the id of the partition.
     :param worker: name for the receipt; default: host and process.
     :param isolation: limits for scoring in a separate process. Default: score in this process.
     :raises PipelineError: when the partition cannot be scored. The files of this attempt are removed then.
@@ -64,7 +66,7 @@ def score_partition(
     committed = _read_receipt(store, partition.id, recipe)
     if committed is not None:
         return committed
-    with track_attempt(round_folder(recipe), partition.id, rows=partition.rows) as progress:
+    with track_attempt(key or partition.id, rows=partition.rows) as progress:
         attempt = _Attempt(recipe, partition, store, progress)
         try:
             worker = worker or f"{socket.gethostname()}:{os.getpid()}"

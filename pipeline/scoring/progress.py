@@ -122,17 +122,17 @@ class AttemptProgress:
 
 
 _lock = threading.Lock()
-_running: dict[tuple[str, str], list[AttemptProgress]] = {}
-"""Progress of the running attempts, by the folder of the round and the id of the partition."""
+_running: dict[str, list[AttemptProgress]] = {}
+"""Progress of the running attempts, by their key."""
 
 
 @contextmanager
-def track_attempt(round_folder: str, partition: str, *, rows: int) -> Iterator[AttemptProgress]:
+def track_attempt(key: str, *, rows: int) -> Iterator[AttemptProgress]:
     """Track the attempt of this block, so that its driver can ask about it.
 
-    :param round_folder: folder of the round: path or URL.
+    :param key: the attempt's own name. A request may arrive late: it must not reach the next attempt at the partition.
     """
-    progress, key = AttemptProgress(rows), (round_folder, partition)
+    progress = AttemptProgress(rows)
     with _lock:
         _running.setdefault(key, []).append(progress)
         _stalls.start()
@@ -153,23 +153,23 @@ def running_attempts() -> int:
         return sum(map(len, _running.values()))
 
 
-def progress_of(round_folder: str, partition: str) -> ProgressSnapshot | None:
-    """Return the progress of a partition; None when this process does not run it."""
+def progress_of(key: str) -> ProgressSnapshot | None:
+    """Return the progress of an attempt; None when this process does not run it."""
     with _lock:
-        attempts = _running.get((round_folder, partition), ())
+        attempts = _running.get(key, ())
         return attempts[-1].snapshot if attempts else None
 
 
-def request_split(round_folder: str, partition: str, parts: int) -> ProgressSnapshot | None:
+def request_split(key: str, parts: int) -> ProgressSnapshot | None:
     """Ask the attempt to stop at its next batch boundary, and to split the rest into ``parts``."""
     with _lock:
-        for progress in _running.get((round_folder, partition), ()):
+        for progress in _running.get(key, ()):
             progress.parts = parts
-    return progress_of(round_folder, partition)
+    return progress_of(key)
 
 
-def request_drop(round_folder: str, partition: str) -> None:
-    """Ask the attempt to end at its next batch boundary and to remove its files: another attempt has finished."""
+def request_drop(key: str) -> None:
+    """Ask the attempt to end at its next batch boundary and to remove its files: it is needed no more."""
     with _lock:
-        for progress in _running.get((round_folder, partition), ()):
+        for progress in _running.get(key, ()):
             progress.is_dropped = True

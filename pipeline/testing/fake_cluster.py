@@ -148,9 +148,7 @@ class FakeCluster:
             }
         }
 
-    def run(
-        self, function: Callable[..., Any], round_folder: str, *arguments: Any, workers: list[str], on_error: str
-    ) -> dict[str, Any]:
+    def run(self, function: Callable[..., Any], *arguments: Any, workers: list[str], on_error: str) -> dict[str, Any]:
         """Call a function in a worker.
 
         :raises TimeoutError: for a frozen worker, for which a real client would wait forever.
@@ -206,7 +204,6 @@ class FakeTasks:
     """A `TaskSource` whose tasks are keys: ``p4``, then ``p4~2``, …; isolated: ``p4!``."""
 
     split_partition: Split = lambda partition, receipt, *, parts=2: None
-    round_folder: str = "round"
     isolated: list[str] = field(default_factory=list)
     """Partitions that were isolated."""
     _counts: dict[str, int] = field(default_factory=dict)

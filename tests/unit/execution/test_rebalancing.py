@@ -106,7 +106,7 @@ class TestBackup:
         slow.cluster.finish("p4")
         slow.end()
         assert backup.is_cancelled
-        assert slow.cluster.calls_of("request_drop") == [(("p4",), backup.workers[0])]
+        assert slow.cluster.calls_of("request_drop") == [((backup.key,), backup.workers[0])]
         assert slow.actions() == [("backup", None, False, False), ("backup", None, True, False)]
         assert len(slow.receipts) == 5
 
@@ -292,7 +292,7 @@ class TestBlockedWorkers:
             InFlight(cluster, tracker, drop, clock),
             tracker,
             ClusterHealth(cluster, DispatchPolicy(), clock),
-            WorkerProbe(cluster, "round", drop, background=drop),
+            WorkerProbe(cluster, drop, background=drop),
             FakeListener(),
             clock,
         )
@@ -336,8 +336,8 @@ class TestWorkerProbe:
         answers: list[Any] = []
         cluster = FakeCluster("a", "b")
         cluster.progress = {"b": None}
-        probe = WorkerProbe(cluster, "round", answers.append, background=lambda call: call())
-        probe.ask("k", "p0", worker="a")
+        probe = WorkerProbe(cluster, answers.append, background=lambda call: call())
+        probe.ask("k", worker="a")
         assert answers == []
-        probe.ask("k", "p0", worker="b")
+        probe.ask("k", worker="b")
         assert [(answer.key, answer.snapshot.rows_done) for answer in answers] == [("k", 0)]

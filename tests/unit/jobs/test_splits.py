@@ -81,8 +81,8 @@ def files_by_path(lake: Lake) -> dict[str, InputFile]:
     return found
 
 
-def asking(recipe: StageRecipe, parts: int, partition: str = "00000") -> Callable[[], object]:
-    return lambda: progress.request_split(round_folder(recipe), partition, parts)
+def asking(parts: int) -> Callable[[], object]:
+    return lambda: progress.request_split("00000", parts)
 
 
 def output(recipe: StageRecipe, *receipts: Receipt) -> pd.DataFrame:
@@ -102,7 +102,7 @@ def test_scored_part_and_rest_equal_the_oracle(
     """The first part and the rest of a split together equal the oracle, row for row."""
     recipe = replace(recipe, filter=keep)
     whole = make_partition(*lake.files)
-    step.actions[3] = [asking(recipe, 3)]
+    step.actions[3] = [asking(3)]
     cut = score_partition(recipe, whole)
     assert cut.splits == ("00000.0", "00000.1", "00000.2", "00000.3")
     assert cut == stored(recipe, "00000")
@@ -129,7 +129,7 @@ def test_request_at_the_last_batch_does_not_split(recipe: StageRecipe, lake: Lak
     score_partition(replace(recipe, directory=f"{recipe.directory}-before"), whole)
     last = len(step.calls)
     step.calls.clear()
-    step.actions[last] = [asking(recipe, 2)]
+    step.actions[last] = [asking(2)]
     receipt = score_partition(recipe, whole)
     assert receipt.splits == ()
     assert receipt.rows.output == 3000
@@ -140,7 +140,7 @@ def test_a_cut_that_comes_too_late_leaves_no_trace(recipe: StageRecipe, lake: La
     # While the first attempt is at it, a backup does the whole partition.
     whole = make_partition(*lake.files)
     done: list[Receipt] = []
-    step.actions[2] = [asking(recipe, 2), lambda: done.append(score_partition(recipe, whole))]
+    step.actions[2] = [asking(2), lambda: done.append(score_partition(recipe, whole))]
     found = score_partition(recipe, whole)
     assert found == done[0] == stored(recipe, "00000")
     root = Path(round_folder(recipe))
@@ -165,7 +165,7 @@ def test_attempt_that_loses_the_first_part_removes_its_files(
         return commit(store, receipt, recipe)
 
     whole = make_partition(*lake.files)
-    step.actions[2] = [asking(recipe, 1)]
+    step.actions[2] = [asking(1)]
     monkeypatch.setattr(module, "_commit_receipt", slow)
     assert score_partition(recipe, whole).splits
     assert stored(recipe, "00000.0").attempt == others[1].attempt != others[0].attempt
@@ -187,7 +187,7 @@ def test_crash_between_split_and_first_part_loses_no_rows(
         return commit(store, receipt, recipe)
 
     whole = make_partition(*lake.files)
-    step.actions[2] = [asking(recipe, 2)]
+    step.actions[2] = [asking(2)]
     monkeypatch.setattr(module, "_commit_receipt", dying)
     with pytest.raises(KeyboardInterrupt):
         score_partition(recipe, whole)
@@ -201,22 +201,32 @@ def test_crash_between_split_and_first_part_loses_no_rows(
 
 def test_dropped_attempt_leaves_no_file(recipe: StageRecipe, lake: Lake, step: Any) -> None:
     """A dropped attempt stops at the next batch and leaves no file."""
-    step.actions[2] = [lambda: progress.request_drop(round_folder(recipe), "00000")]
+    step.actions[2] = [lambda: progress.request_drop("00000")]
     with pytest.raises(InfrastructureError, match="another attempt has finished"):
         score_partition(recipe, make_partition(*lake.files))
     assert step.calls == step.calls[:2]
     assert not [path for path in Path(round_folder(recipe)).rglob("*") if path.is_file()]
 
 
+def test_late_request_does_not_reach_the_next_attempt(recipe: StageRecipe, lake: Lake, step: Any) -> None:
+    """Requests went by the partition: a late one ended the isolated attempt at it, or split it, on the same worker."""
+    step.actions[2] = [lambda: progress.request_drop("first"), lambda: progress.request_split("first", 2)]
+    step.actions[3] = [lambda: seen.append(progress.progress_of("first"))]
+    seen: list[object] = []
+    receipt = score_partition(recipe, make_partition(lake.files[0]), key="second")
+    assert seen == [None]
+    assert (receipt.splits, receipt.rows.input) == ((), sum(step.calls))
+
+
 def test_progress_counts_rows_and_batches(recipe: StageRecipe, lake: Lake, step: Any) -> None:
     """The progress counts completed rows and batches; without an attempt there is none."""
     seen: list[progress.ProgressSnapshot | None] = []
     for call in (1, 3):
-        step.actions[call] = [lambda: seen.append(progress.progress_of(round_folder(recipe), "00000"))]
+        step.actions[call] = [lambda: seen.append(progress.progress_of("00000"))]
     score_partition(recipe, make_partition(lake.files[0]))
     assert [(one.rows_done, one.batches) for one in seen if one] == [(0, 0), (sum(step.calls[:2]), 2)]
-    assert progress.progress_of(round_folder(recipe), "00000") is None
-    assert progress.request_split("elsewhere", "00000", 2) is None
+    assert progress.progress_of("00000") is None
+    assert progress.request_split("elsewhere", 2) is None
 
 
 @given(st.integers(0, 50), st.integers(0, 2000), st.integers(1, 9), st.integers(1, 300))

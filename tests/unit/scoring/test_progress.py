@@ -13,10 +13,10 @@ from pipeline.testing.processes import wait_until
 PROGRAM = """
 import sys
 from pipeline.scoring.progress import progress_of, track_attempt
-with track_attempt("round", "00000", rows=10):
+with track_attempt("score-00000-1", rows=10):
     print("started", flush=True)
     for line in sys.stdin:
-        snapshot = progress_of("round", "00000")
+        snapshot = progress_of("score-00000-1")
         print(snapshot.seconds, snapshot.stalled_seconds, flush=True)
 """
 
