@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import dask
 import dask.dataframe
 import pandas as pd
 
+from pipeline.execution.dask_config import override_config
 from pipeline.execution.fragment_frames import FRAGMENTS_META, fragment_frame, score_frame
 from pipeline.execution.tasks import Versions
 from pipeline.plan.plan import Partition
@@ -29,7 +29,7 @@ _CONFIG = {"dataframe.convert-string": False}
 
 def fragments(partitions: Sequence[Partition], versions: Versions) -> Any:
     """Return the fragments of ``partitions`` as a Dask DataFrame, one Dask partition each, in the given order."""
-    with dask.config.set(_CONFIG):
+    with override_config(_CONFIG):
         return dd.from_map(
             fragment_frame,
             list(partitions),
@@ -47,7 +47,7 @@ def scored(
 
     :param meta: empty frame with the columns and dtypes of the output.
     """
-    with dask.config.set(_CONFIG):
+    with override_config(_CONFIG):
         return fragments(partitions, versions).map_partitions(  # type: ignore[no-any-return]
             score_frame, recipe, meta=meta, enforce_metadata=False
         )
@@ -59,7 +59,7 @@ def from_files(read: Callable[[str], pd.DataFrame], files: Sequence[str], *, met
     :param read: called with the path or URL of each file, on a worker.
     :param meta: empty frame with the columns and dtypes of the files.
     """
-    with dask.config.set(_CONFIG):
+    with override_config(_CONFIG):
         frame: DaskFrame = (
             dd.from_map(read, list(files), meta=meta, enforce_metadata=False, label="published")
             if files

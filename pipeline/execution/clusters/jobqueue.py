@@ -15,8 +15,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import dask
-import dask.config
 from dask.utils import parse_bytes, parse_timedelta
 from distributed import Client
 from distributed.utils import get_ip_interface
@@ -26,6 +24,7 @@ from pipeline.errors import InfrastructureError, NoWorkers, SpecError
 from pipeline.execution.clusters import DASK_CONFIG
 from pipeline.execution.clusters.lazy_dashboard import add_dashboard
 from pipeline.execution.clusters.security import LOOPBACK, Certificates, certificates_in, check_dashboard, is_loopback
+from pipeline.execution.dask_config import override_config
 from pipeline.jobs import layout
 from pipeline.jobs.cancellation import wait_in_slices
 from pipeline.plan.plan import Limits
@@ -188,7 +187,7 @@ class BatchSystem:
                 next_step="run it on a machine that can submit jobs, such as a login node",
             )
         config = {**DASK_CONFIG, "distributed.scheduler.no-workers-timeout": self.settings.no_workers_timeout}
-        with dask.config.set(config):
+        with override_config(config):
             cluster = self.make(certificates, directory=directory)
             try:
                 jobs = self._jobs()

@@ -8,8 +8,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import dask
-import dask.config
 from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster
 from distributed.system import MEMORY_LIMIT
@@ -21,6 +19,7 @@ from pipeline.errors import NoWorkers, SpecError
 from pipeline.execution.clusters import DASK_CONFIG
 from pipeline.execution.clusters.lazy_dashboard import add_dashboard
 from pipeline.execution.clusters.security import LOOPBACK, Certificates, certificates_in, check_dashboard, is_loopback
+from pipeline.execution.dask_config import override_config
 from pipeline.jobs.cancellation import wait_in_slices
 from pipeline.plan.plan import Limits
 from pipeline.settings import Settings
@@ -115,7 +114,7 @@ class LocalProcesses:
             # After this timeout Dask closes a nanny whose worker is not back, and the worker is not restarted.
             "distributed.deploy.lost-worker-timeout": NEVER,
         }
-        with dask.config.set(config):
+        with override_config(config):
             cluster = LocalCluster(
                 n_workers=limits.workers,
                 threads_per_worker=limits.threads,
