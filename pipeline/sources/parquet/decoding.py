@@ -2,12 +2,13 @@
 
 A footer does not tell the decoded bytes of texts: a value that repeats is stored once. A plan measures the width of
 rows on a sample, and rows of other files and row groups may be wider. So each row group starts with few rows, and the
-number grows while they are as narrow as planned. Columns of fixed width have no surprises, and are not measured.
+number grows while they are as narrow as planned. Columns of fixed width have no surprises.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -21,17 +22,27 @@ _SMALL_GROUP_ROWS = 16_384
 """Row groups with fewer rows are decoded without a start of their own: their rows are few."""
 
 
-def has_fixed_width(schema: pa.Schema) -> bool:
-    """True if all columns of ``schema`` take the same bytes for every value."""
-    return all(map(_is_fixed, set(schema.types)))
+class DecodedBytes:
+    """The measure of the decoded bytes of batches with one schema.
 
-
-def decoded_bytes(data: pa.RecordBatch) -> int:
-    """Return the bytes of ``data``, with dictionary columns counted as if they were decoded.
-
-    A dictionary is that of a whole row group, whatever the rows of ``data``: its values count by their mean width.
+    Columns of fixed width count by their types: asking Arrow for the bytes of a column takes longer than decoding a
+    few thousand numbers.
     """
-    return sum(_column_bytes(column) for column in data.columns)
+
+    def __init__(self, schema: pa.Schema) -> None:
+        bits = [_bits(field.type) for field in schema]
+        self._row_bytes = sum(width + 1 for width in bits if width is not None) / 8
+        self._measured = [number for number, width in enumerate(bits) if width is None]
+
+    @property
+    def is_fixed(self) -> bool:
+        """True if every row takes the same bytes."""
+        return not self._measured
+
+    def __call__(self, data: pa.RecordBatch) -> int:
+        """Return the bytes of ``data``, with dictionary columns counted as if they were decoded."""
+        measured = sum(_column_bytes(data.column(number)) for number in self._measured)
+        return int(data.num_rows * self._row_bytes) + measured
 
 
 class DecodingSize:
@@ -71,11 +82,11 @@ def decode_limited(
     No piece holds the last rows of a row group and the first rows of a large one.
     """
     edges = _edges(file.metadata, groups)
-    done = 0
+    done, measure = 0, None
     size.start_group()
     for data in file.iter_batches(size.rows, row_groups=groups, columns=columns, use_threads=False):
-        done += data.num_rows
-        size.after(data.num_rows, decoded_bytes(data))
+        done, measure = done + data.num_rows, measure or DecodedBytes(data.schema)
+        size.after(data.num_rows, measure(data))
         yield data
         # Not kept here while the next one is decoded: it may be large.
         del data
@@ -85,14 +96,20 @@ def decode_limited(
         _set_rows(file, min(size.rows, edges[0] - done) if edges else size.rows)
 
 
-def split_by_bytes(data: pa.RecordBatch, most_bytes: int) -> Iterator[pa.RecordBatch]:
-    """Cut ``data`` into batches of at most ``most_bytes`` decoded bytes, or of one row. Nothing is copied."""
-    if data.num_rows < 2 or decoded_bytes(data) <= most_bytes:
-        yield data
+def split_by_bytes(
+    data: pa.RecordBatch, most_bytes: int, *, measure: DecodedBytes
+) -> Iterator[tuple[pa.RecordBatch, int]]:
+    """Cut ``data`` into batches of at most ``most_bytes`` decoded bytes, or of one row. Yield them with their bytes.
+
+    Nothing is copied.
+    """
+    size = measure(data)
+    if data.num_rows < 2 or size <= most_bytes:
+        yield data, size
         return
     half = data.num_rows // 2
-    yield from split_by_bytes(data.slice(0, half), most_bytes)
-    yield from split_by_bytes(data.slice(half), most_bytes)
+    yield from split_by_bytes(data.slice(0, half), most_bytes, measure=measure)
+    yield from split_by_bytes(data.slice(half), most_bytes, measure=measure)
 
 
 def _edges(metadata: pq.FileMetaData, groups: range) -> list[int]:
@@ -116,21 +133,30 @@ def _set_rows(file: Any, rows: int) -> None:
         change(rows)
 
 
-def _is_fixed(kind: pa.DataType) -> bool:
-    if isinstance(kind, pa.BaseExtensionType):
-        return _is_fixed(kind.storage_type)
-    if pa.types.is_dictionary(kind):
-        return False
-    if pa.types.is_struct(kind):
-        return all(_is_fixed(field.type) for field in kind)
-    if pa.types.is_fixed_size_list(kind):
-        return _is_fixed(kind.value_type)
+@lru_cache(maxsize=1024)
+def _bits(kind: pa.DataType) -> int | None:
+    """Return the bits of a value, without that for null; None if values differ."""
     types = pa.types
-    is_fixed = types.is_primitive(kind) or types.is_decimal(kind) or types.is_fixed_size_binary(kind)
-    return bool(is_fixed or types.is_null(kind))
+    if isinstance(kind, pa.BaseExtensionType):
+        return _bits(kind.storage_type)
+    if types.is_struct(kind):
+        inner = [_bits(field.type) for field in kind]
+        return None if None in inner else sum(bits + 1 for bits in inner if bits is not None)
+    if types.is_fixed_size_list(kind):
+        bits = _bits(kind.value_type)
+        return None if bits is None else kind.list_size * (bits + 1)
+    if types.is_null(kind):
+        return 0
+    if types.is_primitive(kind) or types.is_decimal(kind) or types.is_fixed_size_binary(kind):
+        return int(kind.bit_width)
+    return None
 
 
 def _column_bytes(column: pa.Array) -> int:
+    """Return the decoded bytes of a column.
+
+    A dictionary is that of a whole row group, whatever the rows of the column: its values count by their mean width.
+    """
     if not pa.types.is_dictionary(column.type):
         return int(column.nbytes)
     values = column.dictionary

@@ -19,10 +19,9 @@ from pipeline.sources.changes import input_changed, missing_is_changed, schema_c
 from pipeline.sources.filters.parse import Filter, parse_filter
 from pipeline.sources.locate import current_version, hive_value
 from pipeline.sources.parquet.decoding import (
+    DecodedBytes,
     DecodingSize,
     decode_limited,
-    decoded_bytes,
-    has_fixed_width,
     split_by_bytes,
 )
 from pipeline.sources.parquet.opening import open_parquet, parquet_errors
@@ -66,9 +65,14 @@ class _Reading:
     """Limit for the decoded bytes of a batch; 0: no limit."""
 
     @cached_property
+    def measure(self) -> DecodedBytes:
+        """The measure of the decoded bytes of the physical columns."""
+        return DecodedBytes(self.physical)
+
+    @property
     def is_measured(self) -> bool:
-        """True if the decoded bytes of rows are measured: their number limits a batch, and is not known before."""
-        return self.batch_bytes > 0 and not has_fixed_width(self.physical)
+        """True if the decoded bytes of rows are measured: they limit a batch, and are not known before."""
+        return self.batch_bytes > 0 and not self.measure.is_fixed
 
     @cached_property
     def width(self) -> float:
@@ -254,8 +258,8 @@ def _filtered(data: pa.RecordBatch, number: int, start: int, reading: _Reading) 
     if not reading.is_measured:
         yield _Piece(data, number, row, filtered, 0)
         return
-    for part in split_by_bytes(data, reading.batch_bytes):
-        yield _Piece(part, number, row[: part.num_rows], filtered, decoded_bytes(part))
+    for part, size in split_by_bytes(data, reading.batch_bytes, measure=reading.measure):
+        yield _Piece(part, number, row[: part.num_rows], filtered, size)
         row, filtered = row[part.num_rows :], 0
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.sources import SourceBatch, discover, read_batches, selected_fragments
 from pipeline.sources.parquet import decoding
-from pipeline.sources.parquet.decoding import DecodingSize, decode_limited, decoded_bytes, has_fixed_width
+from pipeline.sources.parquet.decoding import DecodedBytes, DecodingSize, decode_limited
 from pipeline.spec.parts import Source
 from pipeline.testing.examples import choose
 
@@ -43,7 +43,7 @@ def read(folder: Path, *, rows: int, most_bytes: int, filter: str | None = None)
 
 
 def size_of(batch: SourceBatch) -> int:
-    return sum(decoded_bytes(part) for part in batch.table.to_batches())
+    return sum(map(DecodedBytes(batch.table.schema), batch.table.to_batches()))
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,10 @@ def size_of(batch: SourceBatch) -> int:
     ids=str,
 )  # fmt: skip
 def test_types_whose_values_all_take_the_same_bytes(kind: pa.DataType, is_fixed: bool) -> None:
-    assert has_fixed_width(pa.schema({"a": pa.int64(), "b": kind})) is is_fixed
+    schema = pa.schema({"a": pa.int64(), "b": kind})
+    assert DecodedBytes(schema).is_fixed is is_fixed
+    rows = pa.record_batch([pa.array([1, None] * 400), pa.nulls(800, kind)], schema=schema)
+    assert DecodedBytes(schema)(rows) >= (rows.nbytes if is_fixed else 6400)
 
 
 def test_columns_of_fixed_width_are_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,11 +88,11 @@ def test_no_piece_of_a_wide_row_group_is_decoded_whole(tmp_path: Path) -> None:
     with pq.ParquetWriter(place, texts([1]).schema) as writer:
         for width in (4, 3000, 4):
             writer.write_table(texts([width] * 40_000))
-    most, limit = 0, 8 << 20
+    limit = 8 << 20
     with pq.ParquetFile(place) as file:
         size = DecodingSize(rows=65_536, most_bytes=limit, width=20.0)
         pieces = list(decode_limited(file, range(3), columns=None, size=size))
-    most = max(map(decoded_bytes, pieces))
+    most = max(map(DecodedBytes(pieces[0].schema), pieces))
     assert sum(piece.num_rows for piece in pieces) == 120_000
     assert most <= limit
     assert pieces[0].num_rows == decoding.FIRST_ROWS
