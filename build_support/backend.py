@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 from native import find_compiler
@@ -38,4 +40,14 @@ def get_requires_for_build_editable(config_settings: Any = None) -> list[str]:
 
 
 def _compiler() -> list[str]:
-    return [] if find_compiler() else ["ziglang"]
+    return [] if find_compiler() or not _has_ziglang() else ["ziglang"]
+
+
+def _has_ziglang() -> bool:
+    """Whether pip finds ``ziglang``: an installation must not fail where an index lacks it. True without pip."""
+    # -I: an isolated build hides the packages of the environment, and pip with them.
+    pip = [sys.executable, "-I", "-m", "pip"]
+    if subprocess.run([*pip, "--version"], capture_output=True, check=False).returncode:
+        return True
+    found = [*pip, "install", "--dry-run", "--ignore-installed", "--no-deps", "ziglang"]
+    return subprocess.run(found, capture_output=True, check=False).returncode == 0

@@ -32,7 +32,7 @@ X86_KINDS = {
     "v3": ("-mavx2", "-mbmi2"),
     "v4": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mbmi2"),
 }
-"""Flags of each kind of kernels; ``trees_can_run`` of library.c checks for exactly these instructions."""
+"""Flags of each kind of kernels; processor.h checks for exactly these instructions."""
 
 
 class CannotBuild(Exception):
@@ -79,7 +79,7 @@ def build(target: Path, *, compiler: Sequence[str] | None = None) -> None:
             _run([*compiler, *FLAGS, *flags, "-c", str(source), "-o", str(output)])
         # A library in use keeps its file: write another one and rename it.
         made = target.with_name(f"{target.name}.{os.getpid()}")
-        _run([*compiler, "-shared", "-s", "-o", str(made), *(str(output) for _, output, _ in units), "-lm"])
+        _run([*compiler, "-shared", "-s", "-o", str(made), *(str(output) for _, output, _ in units)])
         made.replace(target)
 
 

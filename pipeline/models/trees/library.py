@@ -195,4 +195,11 @@ def transform(name: str, values: npt.NDArray[np.float32]) -> None:
     """Apply ``sigmoid``, ``exp``, ``exp64`` or ``softmax`` to [rows, outputs] margins in place, in C order."""
     shape = values.shape if name == "softmax" else (values.size,)
     function = getattr(_load(), f"trees_{name}")
-    function(ctypes.c_void_p(address(values)), *map(ctypes.c_int64, shape))
+    exponential = _libm().exp if name == "exp64" else _libm().expf
+    function(exponential, ctypes.c_void_p(address(values)), *map(ctypes.c_int64, shape))
+
+
+@functools.cache
+def _libm() -> ctypes.CDLL:
+    """Load glibc's mathematics: the functions that xgboost calls."""
+    return ctypes.CDLL("libm.so.6")

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "kernels.h"
+#include "processor.h"
 
 #define PUBLIC __attribute__((visibility("default")))
 
@@ -32,15 +33,7 @@ PUBLIC const char *trees_kind(int number) { return number >= 0 && number < KINDS
 PUBLIC int trees_can_run(int number)
 {
 #if defined(__x86_64__)
-    __builtin_cpu_init();
-    switch (number) {
-    case 0: return !!__builtin_cpu_supports("sse4.2") && !!__builtin_cpu_supports("popcnt");
-    case 1: return trees_can_run(0) && !!__builtin_cpu_supports("avx2") && !!__builtin_cpu_supports("bmi2");
-    case 2:
-        return trees_can_run(1) && !!__builtin_cpu_supports("avx512f") && !!__builtin_cpu_supports("avx512bw") &&
-               !!__builtin_cpu_supports("avx512dq") && !!__builtin_cpu_supports("avx512vl");
-    default: return 0;
-    }
+    return number + 2 <= processor_level();
 #else
     return number == 0;
 #endif

@@ -1,11 +1,16 @@
-/* Transformations of margins to outputs, in place: xgboost's formulas with the C library's expf and exp. */
-#include <math.h>
+/* Transformations of margins to outputs, in place: xgboost's formulas.
+ *
+ * expf and exp are arguments: Python passes those of the C library. Linked here, they could be a compiler's own, whose
+ * last bits differ, or symbols that an older C library does not have. */
 #include <stdint.h>
 
 #define PUBLIC __attribute__((visibility("default")))
 
+typedef float (*float_function)(float);
+typedef double (*double_function)(double);
+
 /* xgboost's float32 sigmoid (`common::Sigmoid`). */
-PUBLIC void trees_sigmoid(float *values, int64_t count)
+PUBLIC void trees_sigmoid(float_function expf, float *values, int64_t count)
 {
     for (int64_t i = 0; i < count; i++) {
         float x = -values[i];
@@ -15,21 +20,21 @@ PUBLIC void trees_sigmoid(float *values, int64_t count)
     }
 }
 
-PUBLIC void trees_exp(float *values, int64_t count)
+PUBLIC void trees_exp(float_function expf, float *values, int64_t count)
 {
     for (int64_t i = 0; i < count; i++)
         values[i] = expf(values[i]);
 }
 
 /* The double-precision exp, rounded. */
-PUBLIC void trees_exp64(float *values, int64_t count)
+PUBLIC void trees_exp64(double_function exp, float *values, int64_t count)
 {
     for (int64_t i = 0; i < count; i++)
         values[i] = (float)exp((double)values[i]);
 }
 
 /* xgboost's softmax (`common::Softmax`) of each row of [rows, outputs]. */
-PUBLIC void trees_softmax(float *values, int64_t rows, int64_t outputs)
+PUBLIC void trees_softmax(float_function expf, float *values, int64_t rows, int64_t outputs)
 {
     for (float *row = values; row < values + rows * outputs; row += outputs) {
         float top = row[0];
