@@ -182,6 +182,9 @@ def own_logging() -> Iterator[None]:
     """Limit levels and handlers of loggers to the test that sets them: ``-q`` of a command silences the package."""
     loggers = [logging.getLogger(), logging.getLogger("pipeline"), logging.getLogger("distributed")]
     before = [(one.level, one.propagate, one.disabled, list(one.handlers)) for one in loggers]
+    # A cluster that was opened for the session silences the handlers of pytest, too.
+    for handler in loggers[0].handlers:
+        handler.setLevel(logging.NOTSET)
     yield
     for logger, (level, propagate, disabled, handlers) in zip(loggers, before, strict=True):
         logger.setLevel(level)
