@@ -19,6 +19,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -345,10 +346,11 @@ def test_a_power_cut_at_every_step(tmp_path: Path, mode: str, survivors: str) ->
     new = small_job(tmp_path / "lake", sink="memory://model/out", mode=mode, rows=NEW_ROWS, start=100)
     before = old.expected if mode != "error" else None
     after = pa.concat_tables([old.expected, new.expected]).combine_chunks() if mode == "append" else new.expected
+    published = MemoryDisk()
+    if mode != "error":
+        run_on(published, old, "old-1")
     for steps in turns(list(SURVIVORS).index(survivors) + MODES.index(mode), of=3):
-        disk = MemoryDisk()
-        if mode != "error":
-            run_on(disk, old, "old-1")
+        disk = deepcopy(published)
         disk.steps_left = steps
         with survived():
             run_on(disk, new, JOB)

@@ -10,10 +10,12 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import fsspec
 import pyarrow as pa
 import pytest
 from test_commit_sweep import FAULTS, JOB, MODES, SURVIVORS, World, rows_on, run_on, survived, turns, turns_of
@@ -149,9 +151,15 @@ def test_every_system_call_of_merging(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_every_verb_on_an_object_store(tmp_path: Path, mode: str, is_reply_lost: bool) -> None:
     """Job directory on a local disk, output on a store without links and renames; replies of either may be lost."""
+    url = f"memory://repair-{mode}-{is_reply_lost}/out"
+    world = Repairing(tmp_path, mode=mode, sink=url)
+    objects = fsspec.filesystem("memory")
+    published = {name: objects.cat_file(name) for name in objects.find(url)}
     for step in turns(MODES.index(mode) + is_reply_lost, of=2):
-        url = f"memory://repair-{mode}-{is_reply_lost}-{step}/out"
-        world = Repairing(tmp_path / str(step), mode=mode, sink=url)
+        world.reset()
+        objects.rm(url, recursive=True)
+        for name, content in published.items():
+            objects.pipe_file(name, content)
         faults = Faults(step)
         with survived():
             world.repair(faults=faults, is_reply_lost=is_reply_lost)
@@ -220,12 +228,13 @@ def test_a_power_cut_at_every_step(tmp_path: Path, mode: str, survivors: str) ->
     bad = replace(new, bad_every=4)
     others = [old.expected] if mode == "append" else []
     before, after = (pa.concat_tables([*others, one.expected]).combine_chunks() for one in (bad, new))
+    published = MemoryDisk()
+    if mode != "error":
+        run_on(published, old, "old-1")
+    run_on(published, bad, JOB)
+    assert rows_on(published) == before
     for steps in turns(list(SURVIVORS).index(survivors) + MODES.index(mode), of=3):
-        disk = MemoryDisk()
-        if mode != "error":
-            run_on(disk, old, "old-1")
-        run_on(disk, bad, JOB)
-        assert rows_on(disk) == before
+        disk = deepcopy(published)
         disk.steps_left = steps
         with survived():
             repair_on(disk, new)
