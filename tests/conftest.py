@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,10 +73,18 @@ def model_path(tmp_path_factory: pytest.TempPathFactory, fork_server: None) -> P
     return train_model(tmp_path_factory.mktemp("model") / "churn.ubj")
 
 
+@pytest.fixture(scope="session")
+def original_lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    """The lake of which each test gets a copy."""
+    return make_lake(tmp_path_factory.mktemp("original") / "lake")
+
+
 @pytest.fixture
-def lake(tmp_path: Path) -> Lake:
+def lake(tmp_path: Path, original_lake: Lake) -> Lake:
     """Four files of unequal size, two row groups each at least, with nulls and columns that pass through."""
-    return make_lake(tmp_path / "lake")
+    path = tmp_path / "lake"
+    shutil.copytree(original_lake.path, path, copy_function=shutil.copyfile)
+    return Lake(path, tuple(path / file.name for file in original_lake.files))
 
 
 @pytest.fixture

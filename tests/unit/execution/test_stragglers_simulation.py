@@ -29,6 +29,7 @@ from pipeline.execution.stragglers import (
 )
 from pipeline.jobs.splits import even_split_points
 from pipeline.scoring.progress import ProgressSnapshot
+from pipeline.testing.examples import choose
 
 STEP = 0.1
 POLL_EVERY = 5
@@ -354,14 +355,14 @@ def _random(seed: int) -> Simulation:
 
 def test_over_many_clusters_it_is_never_much_worse_and_often_far_better() -> None:
     ratios, wastes = [], []
-    for seed in range(150):
+    for seed in range(choose(50, of=150)):
         on, off = compare(_random(seed))
         assert on.makespan <= 1.25 * off.makespan + 10, f"seed {seed}: {on} against {off}"
         assert on.waste <= 1.0, f"seed {seed}"
         ratios.append(on.makespan / off.makespan)
         wastes.append(on.waste)
     ratios.sort()
-    assert ratios[15] < 0.8, "one in ten gains a lot"
-    assert ratios[-5] <= 1.05, "hardly one loses"
+    assert ratios[len(ratios) // 10] < 0.8, "one in ten gains a lot"
+    assert ratios[-1 - len(ratios) // 37] <= 1.05, "hardly one loses"
     assert median(wastes) < 0.02
     assert sum(wastes) / len(wastes) < 0.15

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from pipeline.models.trees import TreeEngine, read_xgboost, unsupported_xgboost
 from pipeline.models.trees.xgboost import transform_name
+from pipeline.testing.examples import choose
 
 xgboost = pytest.importorskip("xgboost")
 
-EXAMPLES = int(os.environ.get("PIPELINE_TREES_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("PIPELINE_TREES_EXAMPLES") or choose(30, of=300))
 CHOSEN = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 SPECIAL = np.array(
     [
