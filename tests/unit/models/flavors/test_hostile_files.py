@@ -23,13 +23,14 @@ from pipeline.models.flavors import read_model, xgboost_probe
 from pipeline.models.registry import resolve
 from pipeline.settings import Settings
 from pipeline.spec.model_ref import ModelRef
+from pipeline.testing.examples import choose
 
 SECONDS = 20.0
 """Limit for one refusal, on a machine that does other work, too."""
 IMPORTS = 32 << 20
 """Less than a process with numpy and xgboost takes: a smaller figure is not of the process that read the model."""
 MEMORY = 1 << 30
-MUTANTS = 300 if os.environ.get("HYPOTHESIS_PROFILE") == "long" else 6
+MUTANTS = choose(3, of=300)
 
 
 @pytest.fixture(scope="module")

@@ -202,14 +202,14 @@ class TestChangedDefinition:
         versions = (one.trigger, Trigger(cron="*/5 * * * *", grace="6 min"))
         fired: list[str] = []
         warnings = 0
-        for second in range(2, 3600, 2):
+        for second in range(5, 3600, 5):
             now = NOON + timedelta(seconds=second)
-            trigger = versions[second // 2 % 2]
+            trigger = versions[second // 5 % 2]
             result = evaluate_trigger(trigger, log, jobs=one.jobs, clock=lambda now=now: now)  # type: ignore[misc]
             fired += [firing.id for firing in result.fired]
             warnings += bool(result.warning)
         assert fired == [firing_id(NOON + timedelta(minutes=minute)) for minute in range(5, 60, 5)]
-        assert warnings > 1000
+        assert warnings > 400
 
     def test_instants_without_room_are_skipped_and_counted(self, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
         """A change never waits for more firings than may be open."""

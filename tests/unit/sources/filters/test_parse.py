@@ -16,6 +16,7 @@ from pipeline.errors import SpecError
 from pipeline.sources import discover, parse_filter
 from pipeline.sources.filters.prune import Bounds
 from pipeline.spec.parts import Source
+from pipeline.testing.examples import choose
 
 NAN = float("nan")
 TABLE = pa.table(
@@ -212,7 +213,7 @@ def tables(draw) -> pa.Table:
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=choose(60, of=2000), deadline=None)
 @given(table=tables(), text=st.sampled_from(FILTERS), n=st.integers(0, 9), group=st.integers(1, 4))
 def test_a_wanted_row_is_never_pruned(tmp_path_factory, table, text, n, group):
     text = text.format(n=n, d=max(n, 1))
