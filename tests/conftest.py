@@ -153,6 +153,13 @@ def any_s3(request: pytest.FixtureRequest) -> S3:
     return server
 
 
+@pytest.fixture(params=["s3", "seaweedfs"] if IS_LONG else ["seaweedfs" if find_seaweedfs() else "s3"])
+def job_s3(request: pytest.FixtureRequest) -> S3:
+    """The store of whole jobs: SeaweedFS, or moto's server without it. Contracts run each verb on both."""
+    server: S3 = request.getfixturevalue(request.param)
+    return server
+
+
 @contextmanager
 def reached(server: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """This process finds the server by its environment."""

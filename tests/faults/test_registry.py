@@ -16,12 +16,13 @@ from pipeline.errors import PipelineError
 from pipeline.models.flavors import xgboost as flavor
 from pipeline.models.registry.file_registry import BuiltInRegistry, VersionMetadata
 from pipeline.spec.model_ref import ModelRef
+from pipeline.testing.examples import choose
 from pipeline.testing.memory_store import MemoryDisk, MemoryStore
 from pipeline.testing.oracle import train_model
 from pipeline.testing.s3 import S3
 from pipeline.testing.stores import Crash, Faults, FaultyStore, MakeError, disk_full, io_error
 
-PROCESSES, ROUNDS = 8, 4
+PROCESSES, ROUNDS = 8, choose(2, of=4)
 
 
 @pytest.fixture(scope="module")

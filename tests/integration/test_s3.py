@@ -55,13 +55,13 @@ def reach(environment: dict[str, str | None]) -> None:
 
 
 @pytest.fixture
-def on_s3(client: Client, any_s3: S3) -> Iterator[S3]:
+def on_s3(client: Client, job_s3: S3) -> Iterator[S3]:
     """The server, reached by driver and workers, and empty."""
-    client.run(reach, any_s3.environment)
-    yield any_s3
-    client.run(reach, dict.fromkeys(any_s3.environment))
-    for key in any_s3.names():
-        any_s3.client().delete_object(Bucket=any_s3.bucket, Key=key)
+    client.run(reach, job_s3.environment)
+    yield job_s3
+    client.run(reach, dict.fromkeys(job_s3.environment))
+    for key in job_s3.names():
+        job_s3.client().delete_object(Bucket=job_s3.bucket, Key=key)
 
 
 @pytest.fixture
