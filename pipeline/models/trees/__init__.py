@@ -1,13 +1,14 @@
 """Score tree ensembles from tables, with the same bits as the library that trained them.
 
-``read_xgboost`` converts a model's JSON to ``TreeTables``; ``TreeEngine`` scores them. The design and its measurements
-are in ``docs/design/008-tree-engine.md``. The compiled library is loaded on the first score.
+``read_xgboost`` and ``read_lightgbm`` convert models to ``TreeTables``; ``TreeEngine`` scores them. The design and its
+measurements are in ``docs/design/008-tree-engine.md``. The compiled library is loaded on the first score.
 """
 
 from __future__ import annotations
 
 from pipeline.models.trees.engine import TreeEngine, kernel_name
 from pipeline.models.trees.library import NEXT_STEP, unavailable
+from pipeline.models.trees.lightgbm import lightgbm_output, read_lightgbm, unsupported_lightgbm
 from pipeline.models.trees.tables import TreeTables, unsupported
 from pipeline.models.trees.xgboost import read_xgboost, unsupported_xgboost
 
@@ -16,8 +17,11 @@ __all__ = [
     "TreeEngine",
     "TreeTables",
     "kernel_name",
+    "lightgbm_output",
+    "read_lightgbm",
     "read_xgboost",
     "unavailable",
     "unsupported",
+    "unsupported_lightgbm",
     "unsupported_xgboost",
 ]

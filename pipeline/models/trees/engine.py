@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,12 +16,13 @@ from pipeline.errors import BadPrediction, ModelError
 from pipeline.models.trees import library
 from pipeline.models.trees.library import NEXT_STEP, ProgramStruct, unavailable
 from pipeline.models.trees.program import Program, build_program
-from pipeline.models.trees.tables import TreeTables, unsupported
+from pipeline.models.trees.tables import Floats, TreeTables, unsupported
 
-Float32 = npt.NDArray[np.float32]
+Transform = Callable[[Any], Any]
+"""Function of margins, in C order, that returns outputs. It may change the margins, and can be pickled."""
 
 TRANSFORMS = ("identity", "sigmoid", "exp", "exp64", "softmax", "argmax", "hinge")
-"""Transformations that ``TreeEngine.predict`` can apply to margins."""
+"""Names of xgboost's transformations, which ``TreeEngine.predict`` applies to float32 margins."""
 
 _BLOCK = 512
 """Rows that the kernels score together (``ROWS`` of ``native/program.h``)."""
@@ -34,9 +36,9 @@ def kernel_name() -> str:
 class TreeEngine:
     """Scores rows with an ensemble of trees. Threads may share an engine. Pickling stores the tables only."""
 
-    def __init__(self, tables: TreeTables, *, transform: str = "identity") -> None:
+    def __init__(self, tables: TreeTables, *, transform: str | Transform = "identity") -> None:
         reasons = list(unsupported(tables))
-        if transform not in TRANSFORMS:
+        if isinstance(transform, str) and transform not in TRANSFORMS:
             reasons.append(f"the transformation {transform}")
         if reasons:
             raise ModelError(
@@ -57,23 +59,25 @@ class TreeEngine:
 
     def prepare(self) -> None:
         """Load the kernels and compile the tables before the first score."""
-        self.margin(np.zeros((1, self.tables.n_features), np.float32))
+        row: npt.NDArray[Any] = np.zeros((1, self.tables.n_features), self.tables.value_type)
+        self.margin(row)
 
-    def margin(self, matrix: Float32, *, out: Float32 | None = None, threads: int = 1) -> Float32:
-        """Return the margins: [rows] float32, or [rows, outputs] of a model with several outputs.
+    def margin(self, matrix: Floats, *, out: Floats | None = None, threads: int = 1) -> Floats:
+        """Return the margins: [rows], or [rows, outputs] of a model with several outputs, of the tables' ``sum_type``.
 
         Releases the GIL.
 
-        :param matrix: [rows, features] float32, missing values as NaN, category codes as numbers. C order, Fortran
-            order, or some rows of such a matrix; any other layout is copied.
+        :param matrix: [rows, features] of the tables' ``value_type``, missing values as NaN, category codes as numbers.
+            C order, Fortran order, or some rows of such a matrix; any other layout is copied.
         :param out: array for the result, in C order.
         """
         flat, strides, rows = self._lay_out(matrix)
+        dtype = np.dtype(self.tables.sum_type)
         shape = (rows,) if self.tables.outputs == 1 else (rows, self.tables.outputs)
         if out is None:
-            out = np.empty(shape, np.float32)
-        elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
-            raise _contract("out", out, expected=f"float32 in C order of the shape {shape}")
+            out = np.empty(shape, dtype)
+        elif out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
+            raise _contract("out", out, expected=f"{dtype} in C order of the shape {shape}")
         target = out.reshape(rows, self.tables.outputs)
         program = self._ready()
         bounds = _cut(rows, threads=threads)
@@ -88,15 +92,18 @@ class TreeEngine:
                 list(pool.map(run, *zip(*bounds, strict=True)))
         return out
 
-    def predict(self, matrix: Float32, *, threads: int = 1) -> Float32:
+    def predict(self, matrix: Floats, *, threads: int = 1) -> Floats:
         """Return the outputs: margins with the transformation applied; for ``argmax``, [rows] class numbers."""
         margins = self.margin(matrix, threads=threads)
+        if not isinstance(self.transform, str):
+            outputs: Floats = self.transform(margins)
+            return outputs
         if self.transform == "identity":
             return margins
         if self.transform == "hinge":
             return (margins > 0).astype(np.float32)
         if self.transform == "argmax":
-            classes: Float32 = margins.reshape(len(margins), -1).argmax(axis=1).astype(np.float32)
+            classes: Floats = margins.reshape(len(margins), -1).argmax(axis=1).astype(np.float32)
             return classes
         library.transform(self.transform, margins.reshape(len(margins), -1))
         return margins
@@ -111,10 +118,11 @@ class TreeEngine:
                 self._program = program.to_struct(), program
             return self._program[0]
 
-    def _lay_out(self, matrix: Float32) -> tuple[Float32, tuple[int, int], int]:
+    def _lay_out(self, matrix: Floats) -> tuple[npt.NDArray[Any], tuple[int, int], int]:
         """Return the matrix as a flat array, its strides in elements, and its rows."""
-        if matrix.ndim != 2 or matrix.shape[1] != self.tables.n_features or matrix.dtype != np.float32:
-            raise _contract("the matrix", matrix, expected=f"float32 [rows, {self.tables.n_features}]")
+        dtype = np.dtype(self.tables.value_type)
+        if matrix.ndim != 2 or matrix.shape[1] != self.tables.n_features or matrix.dtype != dtype:
+            raise _contract("the matrix", matrix, expected=f"{dtype} [rows, {self.tables.n_features}]")
         rows, columns = matrix.shape
         step, lead = (stride // matrix.itemsize for stride in matrix.strides)
         if step == 1 < lead and matrix.strides == (matrix.itemsize, lead * matrix.itemsize):

@@ -47,7 +47,18 @@ class ProgramStruct(ctypes.Structure):
         *(
             (name, ctypes.c_void_p)
             for name in (
-                *("column", "is_category", "look_up", "steps", "size", "first", "slot", "thresholds", "heap"),
+                *(
+                    "column",
+                    "is_category",
+                    "reading",
+                    "look_up",
+                    "steps",
+                    "size",
+                    "first",
+                    "slot",
+                    "thresholds",
+                    "heap",
+                ),
                 *("codes", "slots", "set_slots", "sets", "members", "operations", "operation_start", "planes"),
                 *("leaves", "leaf", "stride", "bits", "outputs", "base"),
             )
@@ -191,15 +202,32 @@ def score(
     )
 
 
-def transform(name: str, values: npt.NDArray[np.float32]) -> None:
-    """Apply ``sigmoid``, ``exp``, ``exp64`` or ``softmax`` to [rows, outputs] margins in place, in C order."""
-    shape = values.shape if name == "softmax" else (values.size,)
+def transform(name: str, values: npt.NDArray[Any], *, parameters: Sequence[float] = ()) -> None:
+    """Apply a function of transforms.c, such as ``sigmoid``, to [rows, outputs] margins in place, in C order."""
+    shape = values.shape if name.startswith("softmax") else (values.size,)
     function = getattr(_load(), f"trees_{name}")
-    exponential = _libm().exp if name == "exp64" else _libm().expf
-    function(exponential, ctypes.c_void_p(address(values)), *map(ctypes.c_int64, shape))
+    function(
+        *(getattr(_libm(), needed) for needed in _LIBM_FUNCTIONS[name]),
+        ctypes.c_void_p(address(values)),
+        *map(ctypes.c_int64, shape),
+        *map(ctypes.c_double, parameters),
+    )
+
+
+_LIBM_FUNCTIONS = {
+    "sigmoid": ("expf",),
+    "exp": ("expf",),
+    "exp64": ("exp",),
+    "softmax": ("expf",),
+    "logistic": ("exp",),
+    "exp_double": ("exp",),
+    "softplus": ("exp", "log1p"),
+    "softmax_double": ("exp",),
+}
+"""Functions of the C library that each function of transforms.c takes."""
 
 
 @functools.cache
 def _libm() -> ctypes.CDLL:
-    """Load glibc's mathematics: the functions that xgboost calls."""
+    """Load glibc's mathematics: the functions that xgboost and LightGBM call."""
     return ctypes.CDLL("libm.so.6")

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.models.trees.library import Forest, ProgramStruct, address, assemble, measure
-from pipeline.models.trees.tables import VECTOR_LEAVES, TreeTables
+from pipeline.models.trees.tables import AS_IT_IS, TRUNCATED, VECTOR_LEAVES, ZERO_IS_MISSING, TreeTables
 
 ZEROS, ONES, TRASH, FIRST_TEST = range(4)
 """Numbers of the rows of bits that are all 0, all 1, and for unused results; tests follow (``native/program.h``)."""
@@ -54,6 +54,8 @@ class Program(NamedTuple):
     """[E] column of the matrix."""
     is_category: npt.NDArray[np.uint8]
     """[E] 1 if ranks are category numbers."""
+    reading: npt.NDArray[np.uint8]
+    """[E] how values are read: ``AS_IT_IS``, ``ZERO_IS_MISSING`` or ``TRUNCATED``."""
     look_up: Int64
     """[E] start of the pair's thresholds in ``thresholds``, or of its category codes in ``codes``."""
     steps: Int64
@@ -128,21 +130,22 @@ def build_program(tables: TreeTables) -> Program:
     first_rank = scratch_start + trees.pop("scratch")
     pairs = tests.pairs | {"first": tests.pairs["first"] + first_rank}
     return Program(
-        **pairs, **trees, base=np.array(tables.base), rows_of_bits=first_rank + tests.ranks, first_rank=first_rank
+        **pairs, **trees, base=tables.base.copy(), rows_of_bits=first_rank + tests.ranks, first_rank=first_rank
     )
 
 
 def find_tests(tables: TreeTables) -> Tests:
-    """Number the distinct tests (feature, threshold or set, direction of missing values)."""
+    """Number the distinct tests (feature, reading, threshold or set, direction of missing values)."""
     found = _Finder(np.zeros(len(tables.feature), np.int64), dtype=tables.threshold.dtype)
     split = tables.left >= 0
     for category in (False, True):
-        nodes = np.flatnonzero(split & (tables.is_category == category))
-        nodes = nodes[np.argsort(tables.feature[nodes], kind="stable")]
-        features, starts = np.unique(tables.feature[nodes], return_index=True)
-        for feature, own in zip(features, np.split(nodes, starts[1:]), strict=False):
-            add = found.add_categories if category else found.add_numbers
-            add(tables, int(feature), own)
+        for reading in (AS_IT_IS, ZERO_IS_MISSING, TRUNCATED):
+            nodes = np.flatnonzero(split & (tables.is_category == category) & (tables.reading == reading))
+            nodes = nodes[np.argsort(tables.feature[nodes], kind="stable")]
+            features, starts = np.unique(tables.feature[nodes], return_index=True)
+            for feature, own in zip(features, np.split(nodes, starts[1:]), strict=False):
+                add = found.add_categories if category else found.add_numbers
+                add(tables, int(feature), own)
     return found.finish()
 
 
@@ -154,7 +157,7 @@ class _Finder:
         self.dtype = dtype
         self.next_test = FIRST_TEST
         self.ranks = 0
-        self.pairs: list[tuple[int, bool, int, int, int, int, int]] = []
+        self.pairs: list[tuple[int, bool, int, int, int, int, int, int]] = []
         self.thresholds: list[Values] = []
         self.heaps: list[Values] = []
         self.codes: list[UInt32] = []
@@ -171,7 +174,8 @@ class _Finder:
         padded[: len(values)] = values
         start, slot = sum(map(len, self.thresholds)), sum(map(len, self.slots))
         self.slots.append(self._number(nodes, which, tables.default_left[nodes], size=len(values)))
-        self._pair(feature, False, look_up=start, steps=steps, size=len(values), slot=slot)
+        reading = int(tables.reading[nodes[0]])
+        self._pair(feature, False, reading, look_up=start, steps=steps, size=len(values), slot=slot)
         self.thresholds.append(padded)
         self.heaps.append(padded[_heap_order(steps)])
 
@@ -187,7 +191,8 @@ class _Finder:
         start, slot = sum(map(len, self.codes)), sum(map(len, self.set_slots))
         which = np.array([order[codes] for codes in sets])
         self.set_slots.append(self._number(nodes, which, tables.default_left[nodes], size=len(order)))
-        self._pair(feature, True, look_up=start, steps=len(look_up), size=len(known), slot=slot)
+        reading = int(tables.reading[nodes[0]])
+        self._pair(feature, True, reading, look_up=start, steps=len(look_up), size=len(known), slot=slot)
         self.codes.append(look_up)
         self.set_sizes.extend(map(len, members))
         self.members.extend(np.searchsorted(known, codes) for codes in members)
@@ -200,17 +205,20 @@ class _Finder:
         self.row[nodes] = slots[which, left.astype(np.int64)]
         return slots
 
-    def _pair(self, feature: int, category: bool, *, look_up: int, steps: int, size: int, slot: int) -> None:
-        self.pairs.append((feature, category, look_up, steps, size, self.ranks, slot))
+    def _pair(
+        self, feature: int, category: bool, reading: int, *, look_up: int, steps: int, size: int, slot: int
+    ) -> None:
+        self.pairs.append((feature, category, reading, look_up, steps, size, self.ranks, slot))
         self.ranks += size + 2
 
     def finish(self) -> Tests:
         """Return the tests of all features that were added."""
-        table = np.array(self.pairs, dtype=np.int64).reshape(-1, 7).T
-        column, is_category, look_up, steps, size, first, slot = np.ascontiguousarray(table)
+        table = np.array(self.pairs, dtype=np.int64).reshape(-1, 8).T
+        column, is_category, reading, look_up, steps, size, first, slot = np.ascontiguousarray(table)
         pairs: dict[str, Any] = {
             "column": column,
             "is_category": is_category.astype(np.uint8),
+            "reading": reading.astype(np.uint8),
             "look_up": look_up,
             "steps": steps,
             "size": size,

@@ -22,6 +22,12 @@ MAX_TESTS = 1 << 20
 VECTOR_LEAVES = -1
 """``TreeTables.output`` of a tree whose leaves hold one value for every output."""
 
+AS_IT_IS, ZERO_IS_MISSING, TRUNCATED = range(3)
+"""``TreeTables.reading``: how a test reads its value (``native/program.h``)."""
+
+ZERO = np.float32(1e-35)
+"""Largest absolute value that ``ZERO_IS_MISSING`` takes for zero (LightGBM's ``kZeroThreshold``)."""
+
 _DTYPES: dict[str, type[np.generic]] = {
     "start": np.int64,
     "output": np.int32,
@@ -35,7 +41,11 @@ _DTYPES: dict[str, type[np.generic]] = {
     "categories": np.int32,
     "leaf": np.float32,
     "base": np.float32,
+    "reading": np.uint8,
 }
+"""Types of the arrays. ``TreeTables.value_type`` and ``TreeTables.sum_type`` replace float32."""
+
+Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,8 +58,8 @@ class TreeTables:
     - at a category node: if the code is *not* in the node's set (negative codes are in no set);
     - with a missing value (NaN): if ``default_left`` is true.
 
-    The margin of an output is ``base`` plus the values of the reached leaves, added in float32 in the order of the
-    trees.
+    The margin of an output is ``base`` plus the values of the reached leaves, added in ``sum_type`` in the order of
+    the trees.
     """
 
     start: npt.NDArray[np.int64]
@@ -61,8 +71,8 @@ class TreeTables:
     feature: npt.NDArray[np.int32]
     """[N] column of the matrix; not read at leaves."""
 
-    threshold: npt.NDArray[np.float32]
-    """[N] threshold of the test; not read at leaves and category nodes."""
+    threshold: Floats
+    """[N] threshold of the test, of ``value_type``; not read at leaves and category nodes."""
 
     left: npt.NDArray[np.int32]
     """[N] child for rows that go left; -1 at leaves."""
@@ -82,17 +92,30 @@ class TreeTables:
     categories: npt.NDArray[np.int32]
     """[any] category codes, node after node."""
 
-    leaf: npt.NDArray[np.float32]
+    leaf: Floats
     """[N, 1], or [N, K] with vector leaves: value of a leaf, multiplied by the weight of its tree."""
 
-    base: npt.NDArray[np.float32]
+    base: Floats
     """[K] margin before the first tree."""
 
     n_features: int
     """Columns of the matrix to be scored."""
 
+    reading: npt.NDArray[np.uint8] = dataclasses.field(default_factory=lambda: np.zeros(0, np.uint8))
+    """[N] ``AS_IT_IS``; ``ZERO_IS_MISSING``: zeros are tested as missing values; ``TRUNCATED``: the fraction is cut off
+    before the test. Default: ``AS_IT_IS`` everywhere."""
+
+    value_type: type[np.float32] | type[np.float64] = np.float32
+    """Type of the matrix to be scored and of ``threshold``."""
+
+    sum_type: type[np.float32] | type[np.float64] = np.float32
+    """Type of sums, margins, ``leaf`` and ``base``."""
+
     def __post_init__(self) -> None:
-        for name, dtype in _DTYPES.items():
+        types = _DTYPES | {"threshold": self.value_type, "leaf": self.sum_type, "base": self.sum_type}
+        if len(self.reading) == 0:
+            object.__setattr__(self, "reading", np.full(len(self.feature), AS_IT_IS))
+        for name, dtype in types.items():
             array = np.ascontiguousarray(getattr(self, name), dtype=dtype)
             array.flags.writeable = False
             object.__setattr__(self, name, array)
@@ -119,7 +142,7 @@ class TreeTables:
 def _problems(tables: TreeTables) -> list[str]:
     nodes = len(tables.feature)
     sizes = {name: len(getattr(tables, name)) for name in _DTYPES}
-    wanted = dict.fromkeys(("threshold", "left", "right", "default_left", "is_category", "leaf"), nodes)
+    wanted = dict.fromkeys(("threshold", "left", "right", "default_left", "is_category", "leaf", "reading"), nodes)
     wanted |= {"start": tables.trees + 1, "category_start": nodes + 1}
     found = [
         f"{name} has {sizes[name]} entries, expected {size}" for name, size in wanted.items() if sizes[name] != size
@@ -161,9 +184,18 @@ def _is_finite(tables: TreeTables) -> bool:
     """Return True if no row can have a margin that is infinite or NaN, whichever leaves the row reaches."""
     values = np.where((tables.left >= 0)[:, None], 0, np.abs(tables.leaf.astype(np.float64)))
     largest = np.maximum.reduceat(values, tables.start[:-1]) if tables.trees else np.zeros((0, 1))
-    # Sums of float32 are rounded: stay far below its largest number.
-    total = np.abs(tables.base.astype(np.float64)).max() + largest.max(axis=1, initial=0.0).sum()
-    return bool(total < np.finfo(np.float32).max / 2)
+    # Sums are rounded: stay far below the largest number.
+    with np.errstate(over="ignore"):
+        total = np.abs(tables.base.astype(np.float64)).max() + largest.max(axis=1, initial=0.0).sum()
+    return bool(total < np.finfo(tables.sum_type).max / 2)
+
+
+def _count_tests(tables: TreeTables) -> int:
+    """Return the number of distinct tests, at most."""
+    split = tables.left >= 0
+    kind = (tables.feature.astype(np.int64) * 4 + tables.reading) * 2 + tables.default_left
+    bits = tables.threshold.view(np.int32 if tables.value_type is np.float32 else np.int64)
+    return int(np.unique(np.stack([kind[split], bits[split]]), axis=1).shape[1])
 
 
 def unsupported(tables: TreeTables) -> tuple[str, ...]:
@@ -183,10 +215,7 @@ def unsupported(tables: TreeTables) -> tuple[str, ...]:
     if len(tables.categories) and tables.categories.min() < 0:
         reasons.append("a negative category code in a set")
     if split.sum() > MAX_TESTS:
-        keys = np.stack(
-            [tables.feature[split] * 2 + tables.default_left[split], tables.threshold[split].view(np.int32)]
-        )
-        tests = np.unique(keys, axis=1).shape[1]
+        tests = _count_tests(tables)
         if tests > MAX_TESTS:
             reasons.append(f"{tests} distinct tests, more than {MAX_TESTS}")
     return tuple(reasons)

@@ -6,6 +6,7 @@
 #ifndef TREES_BLOCK_H
 #define TREES_BLOCK_H
 
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 

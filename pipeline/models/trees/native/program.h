@@ -8,6 +8,8 @@
 
 enum { ZEROS, ONES, TRASH }; /* Rows of bits that every program has; the tests follow. */
 
+enum { AS_IT_IS, ZERO_IS_MISSING, TRUNCATED }; /* How a test reads its value (tables.py). */
+
 enum {
     OCTET = 8,     /* Trees whose leaves are added in one pass over the block. */
     MAX_BITS = 16, /* Bits of a leaf number. */
@@ -23,7 +25,7 @@ typedef struct {
 /* The field names are those of `Program` in program.py, which describes them, in the same order. */
 typedef struct {
     const int64_t *column;
-    const uint8_t *is_category;
+    const uint8_t *is_category, *reading;
     const int64_t *look_up, *steps, *size, *first, *slot;
     const void *thresholds, *heap; /* values: float or double */
     const uint32_t *codes, *slots, *set_slots;

@@ -16,6 +16,16 @@ INLINE void V(read_column_)(VALUE *values, const VALUE *column, int64_t step, in
             values[p] = column[p * step];
 }
 
+/* Change the values of a column to what its tests read. */
+SHARED void V(change_values_)(VALUE *values, int reading)
+{
+    for (int p = 0; p < ROWS; p++)
+        if (reading == ZERO_IS_MISSING)
+            values[p] = values[p] >= (VALUE)-1e-35f && values[p] <= (VALUE)1e-35f ? (VALUE)NAN : values[p];
+        else
+            values[p] = sizeof(VALUE) == 4 ? (VALUE)truncf((float)values[p]) : (VALUE)trunc((double)values[p]);
+}
+
 /* Write the test "not value < threshold", or "value >= threshold", which differ for missing values. */
 INLINE void V(compare_)(unsigned char *row, const VALUE *values, VALUE threshold, int missing_right)
 {
@@ -96,6 +106,8 @@ SHARED void V(test_block_)(row_bits bits, const program *program, const VALUE *m
     memset(values, 0, sizeof values);
     for (int64_t pair = 0; pair < program->pairs; pair++) {
         V(read_column_)(values, matrix + program->column[pair] * strides[1], strides[0], rows);
+        if (program->reading[pair] != AS_IT_IS)
+            V(change_values_)(values, program->reading[pair]);
         int64_t first = program->first[pair], size = program->size[pair], look_up = program->look_up[pair];
         if (program->is_category[pair]) {
             V(rank_categories_)(ranks, values, rows, program->codes + look_up, program->steps[pair], (uint32_t)size);

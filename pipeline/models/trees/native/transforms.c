@@ -1,7 +1,7 @@
-/* Transformations of margins to outputs, in place: xgboost's formulas.
+/* Transformations of margins to outputs, in place: xgboost's formulas, then LightGBM's in double precision.
  *
- * expf and exp are arguments: Python passes those of the C library. Linked here, they could be a compiler's own, whose
- * last bits differ, or symbols that an older C library does not have. */
+ * expf, exp and log1p are arguments: Python passes those of the C library. Linked here, they could be a compiler's own,
+ * whose last bits differ, or symbols that an older C library does not have. */
 #include <stdint.h>
 
 #define PUBLIC __attribute__((visibility("default")))
@@ -47,5 +47,41 @@ PUBLIC void trees_softmax(float_function expf, float *values, int64_t rows, int6
         }
         for (int64_t k = 0; k < outputs; k++)
             row[k] /= (float)total;
+    }
+}
+
+/* LightGBM's double-precision sigmoid (`BinaryLogloss::ConvertOutput`). */
+PUBLIC void trees_logistic(double_function exp, double *values, int64_t count, double slope)
+{
+    for (int64_t i = 0; i < count; i++)
+        values[i] = 1.0 / (1.0 + exp(-slope * values[i]));
+}
+
+PUBLIC void trees_exp_double(double_function exp, double *values, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++)
+        values[i] = exp(values[i]);
+}
+
+/* LightGBM's `CrossEntropyLambda::ConvertOutput`. */
+PUBLIC void trees_softplus(double_function exp, double_function log1p, double *values, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++)
+        values[i] = log1p(exp(values[i]));
+}
+
+/* LightGBM's softmax (`Common::Softmax`) of each row of [rows, outputs]. */
+PUBLIC void trees_softmax_double(double_function exp, double *values, int64_t rows, int64_t outputs)
+{
+    for (double *row = values; row < values + rows * outputs; row += outputs) {
+        double top = row[0], total = 0.0;
+        for (int64_t k = 1; k < outputs; k++)
+            top = row[k] > top ? row[k] : top;
+        for (int64_t k = 0; k < outputs; k++) {
+            row[k] = exp(row[k] - top);
+            total += row[k];
+        }
+        for (int64_t k = 0; k < outputs; k++)
+            row[k] /= total;
     }
 }

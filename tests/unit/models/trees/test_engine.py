@@ -13,13 +13,23 @@ import pytest
 
 from pipeline.errors import BadPrediction, ModelError
 from pipeline.models.trees import TreeEngine, TreeTables, engine, kernel_name, library, unavailable
-from pipeline.models.trees.tables import VECTOR_LEAVES
+from pipeline.models.trees.tables import AS_IT_IS, TRUNCATED, VECTOR_LEAVES, ZERO, ZERO_IS_MISSING
 
 
 def make_tables(
-    *, splits: int = 30, trees: int = 9, outputs: int = 1, vector: bool = False, seed: int = 0
+    *,
+    splits: int = 30,
+    trees: int = 9,
+    outputs: int = 1,
+    vector: bool = False,
+    seed: int = 0,
+    readings: tuple[int, ...] = (AS_IT_IS,),
+    **types: Any,
 ) -> TreeTables:
-    """Random trees on 5 features, the last one of categories."""
+    """Random trees on 5 features, the last one of categories.
+
+    :param types: `TreeTables.value_type` and `TreeTables.sum_type`.
+    """
     rng = np.random.default_rng(seed)
     left, right = [], []
     for _ in range(trees):
@@ -52,12 +62,14 @@ def make_tables(
         leaf=rng.standard_normal((nodes, outputs if vector else 1)),
         base=rng.standard_normal(outputs),
         n_features=5,
+        reading=rng.choice(readings, nodes),
+        **types,
     )
 
 
-def make_matrix(rows: int, *, seed: int = 1) -> np.ndarray:
+def make_matrix(rows: int, *, seed: int = 1, dtype: type = np.float32) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    matrix = rng.standard_normal((rows, 5)).astype(np.float32)
+    matrix = rng.standard_normal((rows, 5)).astype(dtype)
     matrix[:, 4] = rng.integers(-1, 12, rows)
     matrix[rng.random(matrix.shape) < 0.1] = np.nan
     matrix[rng.random(matrix.shape) < 0.02] = np.inf
@@ -65,7 +77,11 @@ def make_matrix(rows: int, *, seed: int = 1) -> np.ndarray:
     return matrix
 
 
-def goes_left(tables: TreeTables, node: int, value: np.float32) -> bool:
+def goes_left(tables: TreeTables, node: int, value: np.floating) -> bool:
+    if tables.reading[node] == ZERO_IS_MISSING and abs(value) <= ZERO:
+        value = np.float32(np.nan)
+    elif tables.reading[node] == TRUNCATED:
+        value = np.trunc(value)
     if np.isnan(value):
         return bool(tables.default_left[node])
     if not tables.is_category[node]:
@@ -108,6 +124,38 @@ def test_margin_is_that_of_a_plain_loop(form: dict[str, Any]) -> None:
     found = TreeEngine(tables).margin(matrix)
     assert found.dtype == np.float32
     assert found.tobytes() == plain_margin(tables, matrix).tobytes()
+
+
+@pytest.mark.parametrize("value_type", [np.float32, np.float64])
+@pytest.mark.parametrize("sum_type", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "form", [{}, {"trees": 17, "outputs": 3}, {"trees": 3, "splits": 400, "outputs": 2, "vector": True}]
+)
+def test_values_and_sums_of_each_precision(value_type: type, sum_type: type, form: dict[str, Any]) -> None:
+    tables = make_tables(value_type=value_type, sum_type=sum_type, **form)
+    matrix = make_matrix(200, dtype=value_type)
+    found = TreeEngine(tables).margin(matrix)
+    assert found.dtype == sum_type
+    assert found.tobytes() == plain_margin(tables, matrix).tobytes()
+
+
+@pytest.mark.parametrize("value_type", [np.float32, np.float64])
+def test_zeros_may_be_missing_and_fractions_cut_off(value_type: type) -> None:
+    tables = make_tables(readings=(AS_IT_IS, ZERO_IS_MISSING, TRUNCATED), value_type=value_type)
+    matrix = make_matrix(600, dtype=value_type)
+    near = np.array([ZERO, -ZERO, *np.nextafter(ZERO, np.float32([0, 1])), *np.nextafter(-ZERO, np.float32([0, -1]))])
+    matrix[:, :4] = np.random.default_rng(2).choice([0.0, -0.0, 0.7, -0.7, 1.0, np.nan, *near], (600, 4))
+    matrix[:, 4] += np.random.default_rng(3).choice([0, 0.5, -0.5], 600)
+    assert TreeEngine(tables).margin(matrix).tobytes() == plain_margin(tables, matrix).tobytes()
+
+
+def test_set_without_categories_is_never_entered() -> None:
+    names = {name: getattr(make_tables(splits=1, trees=1), name) for name in TreeTables.__dataclass_fields__}
+    none = {"is_category": [True, False, False], "category_start": [0, 0, 0, 0], "categories": [], "feature": [1, 0, 0]}
+    tables = TreeTables(**names | none | {"default_left": [False] * 3, "leaf": [[0], [1], [2]], "base": [0]})
+    matrix = np.zeros((5, 5), np.float32)
+    matrix[:, 1] = [np.inf, -np.inf, 0, 1e9, np.nan]
+    assert TreeEngine(tables).margin(matrix).tolist() == [1, 1, 1, 1, 2]
 
 
 def test_one_output_may_mix_narrow_and_wide_trees() -> None:
