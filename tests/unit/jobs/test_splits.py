@@ -208,6 +208,7 @@ def test_dropped_attempt_leaves_no_file(recipe: StageRecipe, lake: Lake, step: A
     assert not [path for path in Path(round_folder(recipe)).rglob("*") if path.is_file()]
 
 
+@pytest.mark.fault(116)
 def test_late_request_does_not_reach_the_next_attempt(recipe: StageRecipe, lake: Lake, step: Any) -> None:
     """Requests went by the partition: a late one ended the isolated attempt at it, or split it, on the same worker."""
     step.actions[2] = [lambda: progress.request_drop("first"), lambda: progress.request_split("first", 2)]

@@ -44,6 +44,7 @@ def test_lists_of_uuids_are_lists_of_bytes() -> None:
     assert frame["n"].dtype == "int64"
 
 
+@pytest.mark.fault(115)
 def test_column_that_pandas_cannot_hold_is_named() -> None:
     table = pa.table({"n": [1], "times": pa.array([[1]], pa.list_(pa.time64("ns")))})
     with pytest.raises(InputError, match="'times'") as caught:
@@ -51,6 +52,7 @@ def test_column_that_pandas_cannot_hold_is_named() -> None:
     assert caught.value.next_step == "read it with Arrow"
 
 
+@pytest.mark.fault(115)
 @pytest.mark.parametrize("column", [LISTS, pa.array([[1], [], [2]], pa.list_(pa.time64("ns")))], ids=["uuids", "times"])
 def test_to_dask_returns_or_names_the_column(tmp_path: Path, column: pa.Array) -> None:
     """Both ended with an error of pyarrow; the first before a row was read."""

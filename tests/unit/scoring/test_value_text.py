@@ -57,6 +57,7 @@ def test_other_values_are_those_of_python(value: Any) -> None:
     assert (python_value(pa.array([value]), 0), value_text(pa.array([value]), 0)) == (value, repr(value))
 
 
+@pytest.mark.fault(114)
 @pytest.mark.parametrize("array", BEYOND, ids=NAMES)
 def test_a_row_with_such_a_value_is_rejected(array: pa.Array) -> None:
     """The message of the rejected row raised on the worker, and the partition failed."""
@@ -82,6 +83,7 @@ def test_a_cast_that_loses_such_a_value_says_so() -> None:
         cast_exactly(int64(2**62, pa.timestamp("s")), pa.timestamp("ns"))
 
 
+@pytest.mark.fault(114)
 def test_rejects_show_and_export_such_values(tmp_path: Path) -> None:
     """Both were called a defect of the pipeline package."""
     far = pa.array([2**31 - 1, 0, 5], pa.int32()).view(pa.date32())
