@@ -102,7 +102,7 @@ def test_a_row_that_holds_the_interpreter_for_ever_is_named_and_all_others_are_s
 ) -> None:
     config = {"distributed.scheduler.worker-ttl": "5s"}
     with ProcessCluster(tmp_path / "cluster", config=config) as cluster:
-        job = make(cluster, 'Fault("freeze", ids=range(11000, 11001), seconds=10**5)', partition_timeout=30)
+        job = make(cluster, 'Fault("freeze", ids=range(11000, 11001), seconds=10**5)', partition_timeout=12)
         driver = job.start()
         assert driver.end(240).status == "SUCCEEDED_WITH_WARNINGS"
         job.assert_all_but_rejected(expected, ids=range(11000, 11001), reason="timeout:PartitionTimeout", at_most=1)

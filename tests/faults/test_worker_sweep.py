@@ -1,4 +1,7 @@
-"""A worker that dies at the k-th write or change of the file system of a partition, for every k."""
+"""A worker that dies at the k-th write or change of the file system of a partition, for every k.
+
+Every second k per commit, every k with ``HYPOTHESIS_PROFILE=long``.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from pipeline.plan.recipe import ColumnRule
 from pipeline.scoring import checkpoint as part_file
 from pipeline.scoring.partition import score_partition
 from pipeline.spec.model_ref import ModelRef
+from pipeline.testing.examples import choose
 from pipeline.testing.oracle import FEATURES, make_lake, oracle
 from pipeline.testing.recipes import make_partition, make_recipe
 from pipeline.testing.stores import Crash, Faults, faulty_os
@@ -70,8 +74,8 @@ def test_worker_death_at_any_operation_scores_the_partition_once(
         check(root, again, kept)
         if not is_struck:
             break
-        k += 1
-    assert before_receipt > 15
+        k += choose(2, of=1)
+    assert before_receipt > choose(7, of=15)
     assert after_receipt > 0, "it never died between its receipt and its end"
 
 
