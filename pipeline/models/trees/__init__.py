@@ -1,7 +1,8 @@
 """Score tree ensembles from tables, with the same bits as the library that trained them.
 
-``read_xgboost`` and ``read_lightgbm`` convert models to ``TreeTables``; ``TreeEngine`` scores them. The design and its
-measurements are in ``docs/design/008-tree-engine.md``. The compiled library is loaded on the first score.
+``read_xgboost``, ``read_lightgbm`` and ``read_sklearn`` convert models to ``TreeTables``; ``TreeEngine`` scores them.
+The design and its measurements are in ``docs/design/008-tree-engine.md``. The compiled library is loaded on the first
+score.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from pipeline.models.trees.engine import TreeEngine, kernel_name
 from pipeline.models.trees.library import NEXT_STEP, unavailable
 from pipeline.models.trees.lightgbm import lightgbm_output, read_lightgbm, unsupported_lightgbm
+from pipeline.models.trees.sklearn import read_sklearn, sklearn_output, sklearn_rows, unsupported_sklearn
 from pipeline.models.trees.tables import TreeTables, unsupported
 from pipeline.models.trees.xgboost import read_xgboost, unsupported_xgboost
 
@@ -19,9 +21,13 @@ __all__ = [
     "kernel_name",
     "lightgbm_output",
     "read_lightgbm",
+    "read_sklearn",
     "read_xgboost",
+    "sklearn_output",
+    "sklearn_rows",
     "unavailable",
     "unsupported",
     "unsupported_lightgbm",
+    "unsupported_sklearn",
     "unsupported_xgboost",
 ]
