@@ -227,6 +227,14 @@ def test_splits_between_missing_values_and_all_others() -> None:
         assert_same(model, matrix)
 
 
+@pytest.mark.parametrize("name", ["RandomForest", "GradientBoosting", "HistGradientBoosting"])
+def test_sums_over_many_classes_have_the_order_of_the_layout(name: str) -> None:
+    rng = np.random.default_rng(0)
+    matrix = make_data(rng, rows=900, features=5, missing=0)
+    model = getattr(ensemble, f"{name}Classifier")(**{"max_iter" if name.startswith("Hist") else "n_estimators": 3})
+    assert_same(model.fit(matrix, make_label(rng, matrix, classes=11)), matrix)
+
+
 def test_regressor_with_several_outputs(data: tuple[np.ndarray, np.ndarray]) -> None:
     matrix, label = data
     assert_same(
