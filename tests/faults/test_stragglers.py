@@ -57,7 +57,7 @@ def helped(job: Job) -> list[dict[str, Any]]:
 def wait_until_at_rest(cluster: ProcessCluster) -> None:
     """Until no worker is at any partition."""
     with Client(cluster.address, set_as_default=False) as client:
-        wait_until(lambda: not any(client.run(progress.running_attempts).values()))
+        wait_until(lambda: not any(client.run(progress.running_attempts).values()), seconds=180)
 
 
 def wait_until_it_begins(cluster: ProcessCluster, pid: int | None) -> None:
@@ -131,7 +131,10 @@ def test_a_slow_worker_is_cut_and_others_do_the_rest(
     place.write_text(f'{{"schema_version": 1, "model": {{"digest": "{version.digest}"}}, "batch_rows": 200}}')
     driver = job.start()
     driver.wait_receipts(4)
-    with bursts(cluster.worker_pid(cluster.nannies[0])):
+    slow = wait_until(lambda: cluster.worker_pid(cluster.nannies[0]), what="no worker of the first nanny")
+    # Slowed between two partitions it would get no further one, and there would be nothing to split.
+    wait_until_it_begins(cluster, slow)
+    with bursts(slow):
         report = driver.end(120)
     assert report.status == "SUCCEEDED"
     assert report.batch.remembered == 200
