@@ -1,12 +1,13 @@
 """Score tree ensembles from tables, with the same bits as the library that trained them.
 
-``read_xgboost``, ``read_lightgbm`` and ``read_sklearn`` convert models to ``TreeTables``; ``TreeEngine`` scores them.
-The design and its measurements are in ``docs/design/008-tree-engine.md``. The compiled library is loaded on the first
-score.
+``read_xgboost``, ``read_lightgbm``, ``read_sklearn`` and ``read_catboost`` convert models to ``TreeTables``;
+``TreeEngine`` scores them. The design and its measurements are in ``docs/design/008-tree-engine.md``. The compiled
+library is loaded on the first score.
 """
 
 from __future__ import annotations
 
+from pipeline.models.trees.catboost import catboost_output, read_catboost, unsupported_catboost
 from pipeline.models.trees.engine import TreeEngine, kernel_name
 from pipeline.models.trees.library import NEXT_STEP, unavailable
 from pipeline.models.trees.lightgbm import lightgbm_output, read_lightgbm, unsupported_lightgbm
@@ -18,8 +19,10 @@ __all__ = [
     "NEXT_STEP",
     "TreeEngine",
     "TreeTables",
+    "catboost_output",
     "kernel_name",
     "lightgbm_output",
+    "read_catboost",
     "read_lightgbm",
     "read_sklearn",
     "read_xgboost",
@@ -27,6 +30,7 @@ __all__ = [
     "sklearn_rows",
     "unavailable",
     "unsupported",
+    "unsupported_catboost",
     "unsupported_lightgbm",
     "unsupported_sklearn",
     "unsupported_xgboost",

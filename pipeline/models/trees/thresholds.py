@@ -18,5 +18,5 @@ def next_above(thresholds: npt.NDArray[Any], value_type: type[np.float32] | type
     """
     with np.errstate(over="ignore"):
         rounded = thresholds.astype(value_type)
-    above: Floats = np.where(rounded > thresholds, rounded, np.nextafter(rounded, value_type(np.inf)))
+        above: Floats = np.where(rounded > thresholds, rounded, np.nextafter(rounded, value_type(np.inf)))
     return above
