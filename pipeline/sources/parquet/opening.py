@@ -86,7 +86,7 @@ def parquet_errors(path: str) -> Iterator[None]:
                 found=f"{type(error).__name__}: {error}",
                 next_step="check permissions and the storage, then run or resume",
             ) from error
-        if isinstance(error, pa.ArrowNotImplementedError):
+        if isinstance(error, pa.ArrowNotImplementedError) or _FIXED_LISTS in str(error):
             raise _unsupported(path, error) from error
         if not isinstance(error, (pa.ArrowException, OSError)):
             raise
@@ -240,13 +240,18 @@ def arrow_schema(metadata: pq.FileMetaData, *, path: str) -> pa.Schema:
         return pa.schema([field.with_type(read_type(field.type)) for field in schema], schema.metadata)
 
 
+_FIXED_LISTS = "Expected all lists to be of size"
+"""pyarrow before 26 says this of a null in a column of lists of a fixed size."""
+
+
 def _unsupported(path: str, error: Exception) -> SchemaDrift:
+    upgrade = ", or upgrade pyarrow to 26" if _FIXED_LISTS in str(error) else ""
     return SchemaDrift(
         "an input file has a column of a type that cannot be read",
         where=path,
         found=str(error),
         expected="columns that pyarrow reads",
-        next_step="leave the column out of source.columns, or write the file anew with another type",
+        next_step=f"leave the column out of source.columns, or write the file anew with another type{upgrade}",
     )
 
 

@@ -158,7 +158,7 @@ def test_lists_for_other_features_are_refused(tmp_path: Path) -> None:
     booster, _ = train(["a", "b"])
     booster.save_model(tmp_path / "m.ubj")
     version = resolve(ModelRef(str(tmp_path / "m.ubj")))
-    with pytest.raises(SpecError, match="no feature of the model") as caught:
+    with pytest.raises(SpecError, match="not a feature of the model") as caught:
         apply_options(version, categories={"cty": ("a", "b")})
     assert caught.value.next_step == "did you mean city?"
     with pytest.raises(SpecError, match="has no categories"):
