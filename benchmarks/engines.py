@@ -1,6 +1,6 @@
 """Compare predictors of tree ensembles: the library that trained a model, engines that read it, and the tree engine.
 
-    python benchmarks/engines.py                        # one thread
+    python benchmarks/engines.py                        # one thread; about half an hour
     python benchmarks/engines.py --threads 2            # of each predictor
     python benchmarks/engines.py --models lightgbm --rows 1 4096 --repeats 3
 
@@ -236,46 +236,56 @@ def build(model: Model, threads: int, chosen: list[str]) -> Iterator[tuple[str, 
             yield name, score
 
 
-def seconds(score: Score, rows: np.ndarray, calls: int) -> float:
+def timed(score: Score, rows: np.ndarray, calls: int = 1) -> tuple[float, np.ndarray]:
+    """Return the seconds of one call, and its result."""
     begin = time.perf_counter()
     for _ in range(calls):
-        score(rows)
-    return (time.perf_counter() - begin) / calls
+        found = score(rows)
+    return (time.perf_counter() - begin) / calls, found
 
 
 def difference(found: np.ndarray, wanted: np.ndarray) -> str:
-    same = np.asarray(found, wanted.dtype)
-    if found.dtype == wanted.dtype and same.tobytes() == np.ascontiguousarray(wanted).tobytes():
+    if found.dtype == wanted.dtype and found.tobytes() == wanted.tobytes():
         return "equal"
     return f"{np.abs(found.astype(np.float64) - wanted.astype(np.float64)).max():.1e}"
 
 
-def compare(model: Model, scores: dict[str, Score], *, rows: int, repeats: int) -> None:
+def compare(model: Model, scores: dict[str, Score], *, rows: int, repeats: int, longest: float) -> None:
+    """Print the ratios of one batch size, and drop the contenders that take too long."""
     matrix, _ = make_data(rows, seed=1)
-    wanted = model.score(matrix)
-    all_scores = {"the library": model.score, **scores}
-    calls = {name: max(1, int(SHORTEST / seconds(score, matrix, 1))) for name, score in all_scores.items()}
-    times: dict[str, list[float]] = {name: [] for name in all_scores}
+    _, wanted = timed(model.score, matrix)
+    calls, outputs = {}, {}
+    for name, score in [("the library", model.score), *list(scores.items())]:
+        part = matrix[: max(1, rows // 20)]
+        guess = timed(score, part)[0] * rows / len(part)
+        if name in scores and guess > longest:
+            print(f"- {name}: {rows:,} rows take about {guess:.1f} s, more than --longest")
+            del scores[name]
+            continue
+        first, outputs[name] = timed(score, matrix)
+        calls[name] = max(1, int(SHORTEST / first))
+    chosen = {"the library": model.score, **scores}
+    times: dict[str, list[float]] = {name: [] for name in chosen}
     for turn in range(repeats):
-        order = list(all_scores)[turn % len(all_scores) :] + list(all_scores)[: turn % len(all_scores)]
-        for name in order:
-            times[name].append(seconds(all_scores[name], matrix, calls[name]))
-    library = times["the library"]
+        first_name = turn % len(chosen)
+        for name in [*list(chosen)[first_name:], *list(chosen)[:first_name]]:
+            times[name].append(timed(chosen[name], matrix, calls[name])[0])
     print(
         f"\n| {rows:,} rows | times the library | lowest - highest | rows/s | bits |\n| --- | --- | --- | --- | --- |"
     )
     for name, found in times.items():
-        ratios = [theirs / own for theirs, own in zip(library, found, strict=True)]
+        ratios = [theirs / own for theirs, own in zip(times["the library"], found, strict=True)]
         span = f"{min(ratios):.2f} - {max(ratios):.2f}"
         speed = f"{rows / statistics.median(found):,.0f}"
-        differs = difference(np.asarray(all_scores[name](matrix)), wanted)
-        print(f"| {name} | {statistics.median(ratios):.2f} | {span} | {speed} | {differs} |", flush=True)
+        same = difference(outputs[name], wanted)
+        print(f"| {name} | {statistics.median(ratios):.2f} | {span} | {speed} | {same} |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1, help="threads of each predictor")
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 4096, 500_000], help="rows of a batch")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 4096, 200_000], help="rows of a batch")
+    parser.add_argument("--longest", type=float, default=15.0, help="seconds that a contender may take for a batch")
     parser.add_argument("--repeats", type=int, default=5, help="rounds")
     parser.add_argument("--models", default="", help="only models with this in their name")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
@@ -290,7 +300,7 @@ def main() -> None:
             model = train(chosen.threads)
             scores = dict(build(model, chosen.threads, chosen.contenders))
             for rows in chosen.rows:
-                compare(model, scores, rows=rows, repeats=chosen.repeats)
+                compare(model, scores, rows=rows, repeats=chosen.repeats, longest=chosen.longest)
 
 
 if __name__ == "__main__":
