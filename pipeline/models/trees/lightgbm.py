@@ -106,13 +106,16 @@ def read_lightgbm(
     if reasons:
         raise _refusal(reasons)
     begin, end = _bounds(head, len(parts), iteration_range)
-    outputs = int(head["num_tree_per_iteration"])
-    tables = _assemble(
-        [_Tree(part) for part in parts[begin * outputs : end * outputs]],
-        outputs=outputs,
-        n_features=int(head["max_feature_idx"]) + 1,
-        value_type=value_type,
-    )
+    outputs = _whole_number(head, "num_tree_per_iteration")
+    try:
+        tables = _assemble(
+            [_Tree(part) for part in parts[begin * outputs : end * outputs]],
+            outputs=outputs,
+            n_features=_whole_number(head, "max_feature_idx") + 1,
+            value_type=value_type,
+        )
+    except (ValueError, IndexError, OverflowError) as error:
+        raise _refusal([f"a damaged text: {error}"]) from error
     reasons = unsupported(tables)
     if reasons:
         raise _refusal(reasons)
@@ -134,24 +137,26 @@ def lightgbm_output(text: str, *, iteration_range: tuple[int, int] = (0, 0)) -> 
     if objective in _SQUARED and "sqrt" in parameters:
         name = "square"
     slope = next((item.partition(":")[2] for item in parameters if item.startswith("sigmoid:")), "1")
+    try:
+        number = _read_number(slope) if objective in {"binary", "multiclassova"} else 1.0
+    except ValueError as error:
+        raise _refusal([f"a damaged text: {error}"]) from error
     return LightgbmOutput(
         name=name,
-        slope=_read_number(slope) if objective in {"binary", "multiclassova"} else 1.0,
+        slope=number,
         divisor=end - begin if "average_output" in head else 1,
     )
 
 
 def unsupported_lightgbm(text: str, *, iteration_range: tuple[int, int] = (0, 0)) -> tuple[str, ...]:
     """Return the reasons why the tree engine cannot score this model; empty if ``read_lightgbm`` can read it."""
-    reasons = _unreadable(*_parse(text))
-    if reasons:
-        return reasons
-    if OBJECTIVES[_objective(_parse(text)[0])[0]] != "identity" and not sys.platform.startswith("linux"):
-        return (f"the output of this objective on {sys.platform}: checked with glibc's exp and log1p only",)
     try:
+        output = lightgbm_output(text, iteration_range=iteration_range)
         read_lightgbm(text, iteration_range=iteration_range)
     except ModelError as error:
         return (error.found or error.message,)
+    if output.name in {"exp_double", "logistic", "softplus", "softmax_double"} and not sys.platform.startswith("linux"):
+        return (f"the output of this objective on {sys.platform}: checked with glibc's exp and log1p only",)
     return ()
 
 
@@ -195,7 +200,7 @@ def _unreadable(head: Fields, parts: Sequence[Fields]) -> tuple[str, ...]:
 
 
 def _bounds(head: Fields, trees: int, iteration_range: tuple[int, int]) -> tuple[int, int]:
-    last = trees // int(head["num_tree_per_iteration"])
+    last = trees // max(1, _whole_number(head, "num_tree_per_iteration"))
     begin, end = iteration_range
     end = end or last
     if not 0 <= begin <= end <= last:
@@ -206,6 +211,13 @@ def _bounds(head: Fields, trees: int, iteration_range: tuple[int, int]) -> tuple
             next_step="choose iterations that the model has",
         )
     return begin, end
+
+
+def _whole_number(fields: Fields, name: str) -> int:
+    found = fields.get(name, "")
+    if not found.isdecimal():
+        raise _refusal([f"a damaged text: {name} is {found!r}"])
+    return int(found)
 
 
 def _read_number(text: str) -> float:
@@ -227,7 +239,7 @@ class _Tree:
     """One tree: [nodes] arrays, splits first, then leaves."""
 
     def __init__(self, fields: Fields) -> None:
-        leaves = int(fields["num_leaves"])
+        leaves = _whole_number(fields, "num_leaves")
         self.splits = leaves - 1
         self.feature = _ints(fields, "split_feature", self.splits)
         self.threshold = _floats(fields, "threshold", self.splits)
@@ -237,8 +249,9 @@ class _Tree:
         # Children that are leaves are stored as ~number.
         self.left, self.right = np.where(children < 0, self.splits + ~children, children)
         self.sets: list[npt.NDArray[np.int64]] = []
-        if int(fields["num_cat"]):
-            bounds = _ints(fields, "cat_boundaries", int(fields["num_cat"]) + 1)
+        sets = _whole_number(fields, "num_cat")
+        if sets:
+            bounds = _ints(fields, "cat_boundaries", sets + 1)
             words = _ints(fields, "cat_threshold", int(bounds[-1])).astype("<u4")
             bits = np.unpackbits(words.view(np.uint8), bitorder="little")
             self.sets = [np.flatnonzero(found) for found in np.split(bits, 32 * bounds[1:-1])]

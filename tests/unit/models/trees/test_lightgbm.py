@@ -341,3 +341,26 @@ def test_every_cut_is_refused(data: np.ndarray, length: int) -> None:
     text = train(np.random.default_rng(1), data, objective="binary", kinds=NUMBERS, rounds=3).model_to_string()
     with pytest.raises(ModelError, match="cut off"):
         read_lightgbm(text[:length])
+
+
+@CHOSEN
+@given(seed=st.integers(0, 2**32 - 1), splits=st.sampled_from([1, 7]), categories=st.sampled_from([0.0, 0.5]))
+def test_damaged_texts_are_refused_or_read(seed: int, splits: int, categories: float) -> None:
+    rng = np.random.default_rng(seed)
+    kinds = (rng.random(3) < categories).astype(int)
+    lines = make_text(rng, splits=splits, kinds=kinds, trees=2).split("\n")
+    at = int(rng.integers(len(lines)))
+    name, equals, value = lines[at].partition("=")
+    damage = rng.integers(4)
+    if damage == 0:
+        del lines[at]
+    elif damage == 1:
+        lines[at] = name + equals + value[: len(value) // 2]
+    elif damage == 2:
+        lines[at] = name + equals + value.replace("0", str(rng.choice(["9", "-", "x", "nan", "1e400"])))
+    else:
+        lines.insert(at, lines[int(rng.integers(len(lines)))])
+    text = "\n".join(lines)
+    reasons = unsupported_lightgbm(text)
+    if not reasons:
+        lightgbm_output(text)(TreeEngine(read_lightgbm(text)).margin(np.zeros((2, read_lightgbm(text).n_features))))
