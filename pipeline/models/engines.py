@@ -1,8 +1,10 @@
 """Select the engine that evaluates a model: xgboost, or the tree engine where it gives the same bits faster.
 
-Plan and worker find the possible engines with the same functions. Each process times them on its first rows and
-selects the faster one. xgboost is the reference: its results are compared with the tree engine's on all timed rows and
-on a sample later. Where they differ, the process disables the tree engine for this model and uses xgboost's results.
+Plan and worker find the possible engines with the same functions. A process scores with xgboost for as long as the
+tree engine takes to start, then starts the tree engine, times both on the next rows and selects the faster one.
+
+xgboost is the reference: its results are compared with the tree engine's on all timed rows and on a sample later. Where
+they differ, the process disables the tree engine for this model and uses xgboost's results.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from statistics import median
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -26,9 +28,6 @@ from pipeline.models.flavors import find_flavor
 from pipeline.models.model import ModelVersion, Predict, Predictor
 from pipeline.models.trees import NEXT_STEP, kernel_name, unavailable
 from pipeline.spec.model_ref import Engine, OutputKind
-
-BREAK_EVEN = 50_000_000
-"""Rows of a process × trees from which the start of the tree engine pays: 170,000 rows with 300 trees of depth 6."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +47,11 @@ class EngineOptions:
         return "trees" in self.possible
 
 
-def engine_options(engine: Engine, version: ModelVersion, *, kind: OutputKind, rows: int) -> EngineOptions:
-    """Find the engines that can evaluate ``version`` in a process of this machine.
-
-    :param rows: rows planned for a worker process.
-    """
+def engine_options(engine: Engine, version: ModelVersion, *, kind: OutputKind) -> EngineOptions:
+    """Find the engines that can evaluate ``version`` in a process of this machine."""
     if engine == "xgboost":
         return EngineOptions(engine, ("xgboost",), ("xgboost was requested",))
     reasons = engine_blockers(version, kind)
-    if engine == "auto" and not reasons and not is_worth_starting(rows, trees=version.trees):
-        reasons = (f"{rows:,} rows a worker and {version.trees:,} trees are too few to earn its start",)
     if reasons:
         return EngineOptions(engine, ("xgboost",), reasons)
     return EngineOptions(engine, ("trees",) if engine == "trees" else ("xgboost", "trees"), ())
@@ -69,11 +63,6 @@ def engine_blockers(version: ModelVersion, kind: OutputKind) -> tuple[str, ...]:
     reasons = (f"the flavor {version.flavor}",) if blockers is None else blockers(version, kind)
     reason = unavailable()
     return reasons or ((reason,) if reason else ())
-
-
-def is_worth_starting(rows: int, *, trees: int) -> bool:
-    """Return True if the rows of one process save more time than the start of the tree engine takes."""
-    return rows * trees >= BREAK_EVEN
 
 
 def check_engine(engine: Engine, version: ModelVersion, *, kind: OutputKind) -> None:
@@ -157,16 +146,22 @@ def _added(first: Mapping[str, Number], second: Mapping[str, Number]) -> dict[st
     return {name: first.get(name, 0) + second.get(name, 0) for name in sorted({*first, *second})}
 
 
-SLICE_ROWS = 8192
-"""Rows of one timed slice."""
-MIN_TIMED_ROWS = 4096
-"""Minimum of rows to time: with fewer rows the fixed cost of a call would distort the comparison."""
+START_SECONDS_PER_TREE = 0.0002
+"""CPU seconds for each tree to start the tree engine (measured: 55 ms for 300 of depth 6, 185 ms for 1,000 of depth 8).
+
+A process starts the engine once xgboost has scored for as long, so that a small job loses nothing, and a large one at
+most twice that time."""
+SLICE_ROWS = 1024
+"""Maximum of rows of one timed slice. With more rows the ratio of both engines hardly changes (measured); with fewer
+rows the fixed cost of a call counts, so a selection on smaller slices holds for smaller batches only."""
 ROUNDS = 4
 """Slices that are timed before an engine is selected."""
 SAMPLE_EVERY = 64
 """Calls per comparison after an engine is selected."""
 SAMPLE_ROWS = 1024
 """Maximum of rows compared in such a call."""
+MARGIN_ROWS = 256
+"""Maximum of rows of a call whose margins are compared in addition to their outputs."""
 
 
 @dataclass
@@ -182,13 +177,20 @@ class EngineSelection:
     disabled: tuple[str, ...] = ()
     """Reasons why the tree engine was disabled although it was possible."""
     clock: Callable[[], float] = perf_counter
+    build: Callable[[], Predict] | None = None
+    """Makes the tree engine; None: the tree engine is not started later."""
+    start_seconds: float = 0.0
+    """Seconds that xgboost scores before the tree engine is started."""
     engine: str = field(default="xgboost", init=False)
     """``xgboost``, ``trees``, or ``both`` while they are timed."""
     trees: Predict | None = field(default=None, init=False)
     kernel: str = field(default="", init=False)
     _starting: threading.Lock = field(default_factory=threading.Lock, init=False)
     _guard: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _scored_seconds: float = field(default=0.0, init=False)
     _times: list[tuple[float, float]] = field(default_factory=list, init=False)
+    _most_rows: int = field(default=0, init=False)
+    """Rows of the largest timed slice."""
     _calls: count[int] = field(default_factory=count, init=False)
 
     def start(self, build: Callable[[], Predict], *, is_requested: bool) -> float:
@@ -213,6 +215,21 @@ class EngineSelection:
             self._starting.release()
         return self.clock() - started
 
+    def is_due(self) -> bool:
+        """Return True if the tree engine must be started now: xgboost has scored for as long as the start takes."""
+        is_possible = self.build is not None and self.trees is None and not (self.reasons or self.disabled)
+        return is_possible and self._scored_seconds >= self.start_seconds
+
+    def score_reference(self, matrix: np.ndarray) -> np.ndarray:
+        """Return xgboost's scores, and count their seconds until the tree engine is started."""
+        if self.trees is not None:
+            return self.reference.predict(matrix, kind=self.kind)
+        started = self.clock()
+        scores = self.reference.predict(matrix, kind=self.kind)
+        with self._guard:
+            self._scored_seconds += self.clock() - started
+        return scores
+
     def _build_trees(self, build: Callable[[], Predict]) -> Predict:
         trees = build()
         # Call the engine once, so that its trees are compiled before it is timed.
@@ -226,16 +243,26 @@ class EngineSelection:
         with self._guard:
             self.engine, self.disabled = "xgboost", (*self.disabled, reason)
 
-    def add_times(self, xgboost: float, trees: float) -> None:
-        """Add the seconds per row of both engines, and select the faster one after `ROUNDS` slices."""
+    def add_times(self, xgboost: float, trees: float, *, rows: int) -> None:
+        """Add the seconds of both engines for a slice, and select the faster one after `ROUNDS` slices."""
         with self._guard:
-            self._times.append((xgboost, trees))
+            self._times.append((xgboost / rows, trees / rows))
+            self._most_rows = max(self._most_rows, rows)
             if self.engine != "both" or len(self._times) < ROUNDS:
                 return
             xgboost, trees = (median(times) for times in zip(*self._times, strict=True))
             self.engine = "trees" if trees < xgboost else "xgboost"
             if self.engine == "xgboost":
-                self.reasons = (*self.reasons, "xgboost was faster on the timed rows")
+                self.reasons = (*self.reasons, XGBOOST_WAS_FASTER)
+
+    def is_timed(self, rows: int) -> bool:
+        """Return True if a call of ``rows`` rows must be timed: none was, or only calls that were much smaller."""
+        with self._guard:
+            is_selected = len(self._times) >= ROUNDS and self.engine != "both" and not self.disabled
+            if is_selected and self._most_rows < SLICE_ROWS <= rows:
+                self.engine, self._times = "both", []
+                self.reasons = tuple(reason for reason in self.reasons if reason != XGBOOST_WAS_FASTER)
+            return self.engine == "both" and rows > 0
 
     def is_sample(self) -> bool:
         """Count a call, and return True if it must be compared."""
@@ -269,12 +296,16 @@ class Evaluator:
         """Return the engines that evaluated the model for this partition, and the reasons against the tree engine."""
         choice = self.choice
         kernels = (choice.kernel,) if choice.kernel else ()
-        return self.use + EngineUse(kernels=kernels, reasons=choice.reasons, disabled=choice.disabled)
+        is_waiting = choice.build is not None and choice.trees is None and not (choice.reasons or choice.disabled)
+        reasons = (TOO_LITTLE_WORK,) if is_waiting else choice.reasons
+        return self.use + EngineUse(kernels=kernels, reasons=reasons, disabled=choice.disabled)
 
     def predict(self, matrix: np.ndarray, *, kind: OutputKind) -> np.ndarray:
         """See `pipeline.models.model.Predictor.predict`."""
         choice = self.choice
-        if choice.engine == "both" and len(matrix) >= MIN_TIMED_ROWS and kind == choice.kind:
+        if kind == choice.kind and choice.build is not None and choice.is_due():
+            self.use += EngineUse(seconds_start=choice.start(choice.build, is_requested=False))
+        if kind == choice.kind and choice.is_timed(len(matrix)):
             return self._predict_timed(matrix)
         scores = self._try_trees(matrix) if choice.engine == "trees" and kind == choice.kind else None
         if scores is not None and choice.is_sample():
@@ -284,7 +315,8 @@ class Evaluator:
         if scores is not None:
             self.use += EngineUse(rows={"trees": len(matrix)})
             return scores
-        scores = choice.reference.predict(matrix, kind=kind)
+        is_own = kind == choice.kind
+        scores = choice.score_reference(matrix) if is_own else choice.reference.predict(matrix, kind=kind)
         self.use += EngineUse(rows={"xgboost": len(matrix)})
         return scores
 
@@ -292,7 +324,7 @@ class Evaluator:
         """Time both engines on slices of ``matrix`` until one engine is selected; score the rest with that engine."""
         parts: list[np.ndarray] = []
         start = 0
-        while self.choice.engine == "both" and len(matrix) - start >= MIN_TIMED_ROWS:
+        while self.choice.engine == "both" and start < len(matrix):
             parts.append(self._time_engines(matrix[start : start + SLICE_ROWS]))
             start += len(parts[-1])
         if start < len(matrix):
@@ -309,7 +341,7 @@ class Evaluator:
         ours, seconds = first or self._timed_trees(matrix)
         if ours is not None and self._agrees(matrix, ours, scores):
             self.use += EngineUse(seconds={"xgboost": theirs, "trees": seconds}, timed_rows=rows)
-            choice.add_times(theirs / rows, seconds / rows)
+            choice.add_times(theirs, seconds, rows=rows)
         self.use += EngineUse(rows={"xgboost": rows})
         return scores
 
@@ -350,12 +382,14 @@ class Evaluator:
             wrong = _unequal_bits(ours, theirs)
             if wrong or kind == "margin":
                 return wrong
-            matrix = matrix[:SAMPLE_ROWS]
+            matrix = matrix[:MARGIN_ROWS]
         assert self.choice.trees is not None
         margins = self.choice.trees(matrix, kind="margin"), self.choice.reference.predict(matrix, kind="margin")
         return _rows_beyond(*margins, tolerance) if tolerance else _unequal_bits(*margins)
 
 
+TOO_LITTLE_WORK = "xgboost scored in less time than its start takes"
+XGBOOST_WAS_FASTER = "xgboost was faster on the timed rows"
 MISMATCH = "its results differ from xgboost's"
 """First words of the reason that is recorded for a mismatch."""
 
@@ -394,10 +428,6 @@ class Evaluation(Protocol):
     def tolerance(self) -> float:
         """Largest difference of margins at which two engines count as equal."""
 
-    @property
-    def rows_per_worker(self) -> int:
-        """Rows planned for each worker process."""
-
 
 def get_evaluator(score: Evaluation) -> tuple[Evaluator, float]:
     """Return an evaluator for a partition, and the seconds this call took to load the model and start the tree engine.
@@ -407,7 +437,7 @@ def get_evaluator(score: Evaluation) -> tuple[Evaluator, float]:
     """
     version = score.model
     predictor, loading = get_predictor(version)
-    options = engine_options(score.engine, version, kind=score.kind, rows=score.rows_per_worker)
+    options = engine_options(score.engine, version, kind=score.kind)
     if score.engine == "trees" and not options.has_trees:
         raise ModelError(
             "the tree engine cannot score this job here",
@@ -419,7 +449,11 @@ def get_evaluator(score: Evaluation) -> tuple[Evaluator, float]:
     build = find_flavor(version.flavor).trees
     starting = 0.0
     if build is not None and options.has_trees:
-        starting = choice.start(lambda: build(predictor, score.kind), is_requested=score.engine == "trees")
+        is_requested = score.engine == "trees"
+        choice.build = lambda: build(predictor, score.kind)
+        choice.start_seconds = START_SECONDS_PER_TREE * version.trees
+        if is_requested or choice.is_due():
+            starting = choice.start(choice.build, is_requested=is_requested)
     return Evaluator(choice, seconds_start=starting), loading + starting
 
 
@@ -431,7 +465,9 @@ def _engine_selection(score: Evaluation, predictor: Predictor, *, reasons: tuple
         if key not in _selections:
             is_disabled = digest in _mismatched and not reasons
             disabled = (f"{MISMATCH} before (model {digest[:12]})",) if is_disabled else ()
-            _selections[key] = EngineSelection(predictor, score.kind, score.tolerance, reasons, disabled)
+            # A thread's own time does not count what other processes take; of several threads it counts one only.
+            clock = thread_time if getattr(predictor, "threads", None) == 1 else perf_counter
+            _selections[key] = EngineSelection(predictor, score.kind, score.tolerance, reasons, disabled, clock)
         _selections.move_to_end(key)
         while len(_selections) > MODELS:
             _selections.popitem(last=False)

@@ -110,9 +110,7 @@ class PlanSummary:
     def engine(self) -> EngineOptions:
         """The engines that can evaluate the model."""
         score = self.plan.spec.score
-        return engine_options(
-            score.engine, self.plan.model, kind=score.output_spec.kind, rows=self.plan.rows_per_worker
-        )
+        return engine_options(score.engine, self.plan.model, kind=score.output_spec.kind)
 
     @property
     def code(self) -> tuple[StepCode, ...]:

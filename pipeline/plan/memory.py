@@ -2,7 +2,7 @@
 
 The projection is an upper bound for planning, based on measurements on Linux with 64-bit Python 3.11::
 
-    worker = process [+ ENGINE_BYTES] + model × MODEL_FACTOR + threads × task
+    worker = process + model × MODEL_FACTOR [+ ENGINE_BYTES + model × ENGINE_FACTOR] + threads × task
     task   = batches + pages + row group being written
 
     batches = rows × (3 × row in + 8 × features + 2 × row out [+ 4 × row in, with map steps])
@@ -27,8 +27,10 @@ from typing import Literal
 PROCESS_BYTES = 320 << 20
 """A worker after its imports: 240 MiB with dask, pandas, pyarrow and xgboost (measured), plus memory that allocators
 keep."""
-ENGINE_BYTES = 128 << 20
-"""Memory that the tree engine adds to a worker: the kernels and the trees."""
+ENGINE_BYTES = 8 << 20
+"""Memory of the tree engine apart from its trees: the library, and a thread's working memory (measured: 2 MiB)."""
+ENGINE_FACTOR = 6
+"""Trees of the tree engine while they are read / model file: 5.1 to 6.4 for UBJ files of 1.4 to 10 MiB (measured)."""
 MODEL_FACTOR = 10
 """Loaded model / model file: an 8.1 MiB xgboost JSON took 80 MiB, as 4.6 MiB of UBJ 9 MiB (measured)."""
 PAGE_BYTES = 9 << 18
@@ -85,7 +87,8 @@ def shared_memory(model_bytes: int, *, engine: bool = False) -> int:
     :param model_bytes: size of the model's file.
     :param engine: True if the worker may start the tree engine.
     """
-    return PROCESS_BYTES + (ENGINE_BYTES if engine else 0) + MODEL_FACTOR * model_bytes
+    trees = ENGINE_BYTES + ENGINE_FACTOR * model_bytes if engine else 0
+    return PROCESS_BYTES + trees + MODEL_FACTOR * model_bytes
 
 
 def projected_memory(*, task: int, model_bytes: int, threads: int = 1, engine: bool = False) -> int:

@@ -142,11 +142,6 @@ class Plan:
         return sum(file.rows for file in self.files) + sum(child.rows for child in self.children)
 
     @property
-    def rows_per_worker(self) -> int:
-        """Rows that each worker process reads, if all read the same number."""
-        return (self.rows - self.pruned_rows) // max(1, self.workers)
-
-    @property
     def frames(self) -> tuple[pa.Schema, ...]:
         """Schema after each map step."""
         return tuple(pa.ipc.read_schema(pa.py_buffer(schema)) for schema in self.frame_schemas)
@@ -262,7 +257,6 @@ class Plan:
             keep=self.keep,
             engine=score.engine,
             tolerance=score.tolerance,
-            rows_per_worker=self.rows_per_worker,
         )
 
     def worker_memory(self, limits: Limits) -> int:

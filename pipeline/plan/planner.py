@@ -57,7 +57,7 @@ def make_plan(
     output = _output_schema(frame, columns, predictions)
     partitions = _partitions(files, limits=limits, target_bytes=target_bytes)
     sizes = _sizes(discovery, columns, files=files, output=output, limits=limits, maps=bool(spec.maps))
-    engine = _can_use_tree_engine(spec, model, files, workers=limits.workers)
+    engine = engine_options(spec.score.engine, model, kind=spec.score.output_spec.kind).has_trees
     return Plan(
         spec=spec,
         model=model,
@@ -106,11 +106,6 @@ def _partitions(files: tuple[InputFile, ...], *, limits: Limits, target_bytes: i
     packed = pack(files, threads=max(1, limits.workers * limits.threads), target_bytes=target_bytes)
     width = max(5, len(str(len(packed) - 1)))
     return tuple(Partition(f"{number:0{width}d}", fragments) for number, fragments in enumerate(packed))
-
-
-def _can_use_tree_engine(spec: JobSpec, model: ModelVersion, files: tuple[InputFile, ...], *, workers: int) -> bool:
-    rows = sum(group.rows for file in files for group in file.row_groups if group.selected) // max(1, workers)
-    return engine_options(spec.score.engine, model, kind=spec.score.output_spec.kind, rows=rows).has_trees
 
 
 def _projected(

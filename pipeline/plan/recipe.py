@@ -56,8 +56,6 @@ class ScoreRecipe:
     engine: Engine = "auto"
     tolerance: float = 0.0
     """Largest difference of margins at which two engines count as equal; 0: all bits must be equal."""
-    rows_per_worker: int = 0
-    """Rows planned for each worker process: few rows do not pay for starting the tree engine."""
 
 
 @dataclass(frozen=True)

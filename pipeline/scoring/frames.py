@@ -10,11 +10,10 @@ import pyarrow as pa
 
 from pipeline.common.rows import RowCounts
 from pipeline.errors import InputError, SchemaDrift
-from pipeline.models.cache import get_predictor
 from pipeline.models.engines import get_evaluator
 from pipeline.models.model import ModelVersion
 from pipeline.plan.plan import Partition
-from pipeline.plan.recipe import StageRecipe
+from pipeline.plan.recipe import ScoreRecipe, StageRecipe
 from pipeline.scoring.arrow import CONVERSION_ERRORS
 from pipeline.scoring.contract import check, check_matrix, feature_rules
 from pipeline.scoring.outputs import check_scores, prediction_schema, score_dtype
@@ -76,15 +75,15 @@ def score_pandas(
             expected=", ".join(missing),
             next_step="name the columns in the order of the model's features",
         )
-    predictor, _ = get_predictor(version)
     rules = feature_rules(version, names)
     finite = frozenset(rule.column for rule in rules if rule.finite)
     schema = prediction_schema(version, output)
+    evaluator, _ = get_evaluator(ScoreRecipe(version, tuple(names), output.kind, tuple(schema.names), keep=()))
     parts = [np.empty((0, len(schema)), dtype=score_dtype(output.kind))]
     for start in range(0, len(frame), FRAME_BATCH_ROWS):
         table = _from_pandas(frame[names].iloc[start : start + FRAME_BATCH_ROWS])
         failures = check(table, rules, skip_finite=finite)
-        matrix = predictor.encode(table)
+        matrix = evaluator.encode(table)
         failures = failures if len(failures) else check_matrix(matrix, table, names, finite)
         if len(failures):
             raise InputError(
@@ -93,7 +92,7 @@ def score_pandas(
                 found=failures.messages[0],
                 next_step="drop such rows before, or run a job, which writes them to the rejects",
             )
-        scores = predictor.predict(matrix, kind=output.kind)
+        scores = evaluator.predict(matrix, kind=output.kind)
         check_scores(scores, rows=len(matrix), width=len(schema), kind=output.kind)
         parts.append(scores.reshape(len(matrix), len(schema)))
     scores = np.concatenate(parts)

@@ -41,7 +41,7 @@ from pipeline.models import engines, registry
 from pipeline.spec.model_ref import ModelRef
 assert pipeline.__file__.startswith(sys.prefix), pipeline.__file__
 model = registry.resolve(ModelRef(sys.argv[1]))
-print(engines.engine_options("auto", model, kind="prediction", rows=10**9).reasons)
+print(engines.engine_options("auto", model, kind="prediction").reasons)
 """
 
 

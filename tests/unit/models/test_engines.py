@@ -20,7 +20,6 @@ from pipeline.jobs.receipts import Receipt
 from pipeline.models import engines as module
 from pipeline.models import engines as outlook
 from pipeline.models.engines import (
-    BREAK_EVEN,
     EngineSelection,
     EngineUse,
     Evaluator,
@@ -53,8 +52,11 @@ ROWS = module.SLICE_ROWS * module.ROUNDS + 5000
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
+    """No selection of another test, and a tree engine that starts at once."""
     forget_selections()
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "START_SECONDS_PER_TREE", 0.0)
+        yield
     forget_selections()
 
 
@@ -149,18 +151,35 @@ def test_one_slow_round_does_not_decide(models: dict[str, ModelVersion]) -> None
     made.engine = "both"
     for trees in (9.0, 0.1, 0.1, 0.1):
         assert made.engine == "both"
-        made.add_times(1.0, trees)
+        made.add_times(1.0, trees, rows=1024)
     assert made.engine == "trees"
 
 
-def test_few_rows_are_not_timed(models: dict[str, ModelVersion]) -> None:
+def test_few_rows_are_timed_and_compared(models: dict[str, ModelVersion]) -> None:
     evaluator, plain = choose(models["binary"], xgboost=8e-6, trees=1e-6)
-    small = matrix_of(plain, module.MIN_TIMED_ROWS - 1)
-    for _ in range(10):
-        evaluator.predict(small, kind="prediction")
-    assert evaluator.choice.engine == "both"
-    assert evaluator.use == EngineUse(rows={"xgboost": 10 * len(small)})
+    small = matrix_of(plain, 3)
     assert evaluator.predict(small[:0], kind="prediction").shape == (0,)
+    for _ in range(module.ROUNDS):
+        assert evaluator.choice.engine == "both"
+        evaluator.predict(small, kind="prediction")
+    assert evaluator.choice.engine == "trees"
+    assert evaluator.use.timed_rows == evaluator.use.compared_rows == 3 * module.ROUNDS
+    assert evaluator.use.rows == {"xgboost": 3 * module.ROUNDS}
+
+
+@pytest.mark.parametrize(("engine", "xgb"), [("trees", 8e-6), ("xgboost", 1e-7)])
+def test_a_selection_on_few_rows_holds_for_few_rows(models: dict[str, ModelVersion], engine: str, xgb: float) -> None:
+    evaluator, plain = choose(models["binary"], xgboost=xgb, trees=1e-6)
+    small, large = matrix_of(plain, 3), matrix_of(plain, module.SLICE_ROWS)
+    for _ in range(module.ROUNDS + 5):
+        evaluator.predict(small, kind="prediction")
+    assert evaluator.choice.engine == engine
+    timed_rows = evaluator.use.timed_rows
+    for _ in range(module.ROUNDS + 5):
+        evaluator.predict(large, kind="prediction")
+    assert evaluator.choice.engine == engine
+    assert evaluator.use.timed_rows == timed_rows + module.ROUNDS * module.SLICE_ROWS
+    assert len(evaluator.engine_use().reasons) == (1 if engine == "xgboost" else 0)
 
 
 @pytest.mark.parametrize("after", [0, 2])
@@ -268,7 +287,7 @@ def test_the_matrix_lies_as_the_engine_reads_it(models: dict[str, ModelVersion])
     table = make_table(600, seed=3).select(FEATURES)
     scores = []
     for wanted, lies in (("trees", "F_CONTIGUOUS"), ("xgboost", "C_CONTIGUOUS"), ("auto", "C_CONTIGUOUS")):
-        evaluator, _ = get_evaluator(score_of(models["binary"], engine=wanted, rows_per_worker=BREAK_EVEN))
+        evaluator, _ = get_evaluator(score_of(models["binary"], engine=wanted))
         matrix = evaluator.encode(table)
         assert matrix.flags[lies]
         assert matrix.flags.c_contiguous != matrix.flags.f_contiguous
@@ -279,19 +298,33 @@ def test_the_matrix_lies_as_the_engine_reads_it(models: dict[str, ModelVersion])
     assert len(set(scores)) == 1
 
 
-def test_small_jobs_do_not_start_the_engine(models: dict[str, ModelVersion], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_engine_starts_when_xgboost_has_scored_as_long_as_the_start_takes(models: dict[str, ModelVersion]) -> None:
+    clock, predictor, plain = FakeClock(), predictor_of(models["binary"]), predictor_of(models["binary"])
+    predictor.predict = timed(clock, plain.predict, seconds=1e-5)  # type: ignore[method-assign]
+    build = timed(clock, flavor.tree_predict(plain, "prediction"), seconds=1e-6)
+    made = EngineSelection(predictor, "prediction", clock=clock, build=lambda: build, start_seconds=0.0995)
+    evaluator, matrix = Evaluator(made), matrix_of(plain, 5000)
+    for scored in (5000, 10000):
+        assert not made.is_due()
+        evaluator.predict(matrix, kind="prediction")
+        assert evaluator.engine_use() == EngineUse({"xgboost": scored}, reasons=(module.TOO_LITTLE_WORK,))
+    scores = evaluator.predict(matrix, kind="prediction")
+    assert scores.tobytes() == plain.predict(matrix, kind="prediction").tobytes()
+    use = evaluator.engine_use()
+    assert (use.rows, use.reasons) == ({"xgboost": 10000 + 4096, "trees": 904}, ())
+    assert use.timed_rows == module.SLICE_ROWS * module.ROUNDS
+
+
+def test_an_engine_without_a_price_starts_at_once(
+    models: dict[str, ModelVersion], monkeypatch: pytest.MonkeyPatch
+) -> None:
     version, built = models["binary"], []
     monkeypatch.setattr(EngineSelection, "start", lambda self, build, *, is_requested: built.append(1) or 0.25)
-    enough = -(-BREAK_EVEN // version.trees)
-    few, _ = get_evaluator(score_of(version, rows_per_worker=enough - 1))
-    assert few.engine_use().reasons == (f"{enough - 1:,} rows a worker and 12 trees are too few to earn its start",)
-    assert built == []
-    many, seconds = get_evaluator(score_of(version, rows_per_worker=enough))
-    assert (built, many.use.seconds_start) == ([1], 0.25)
+    evaluator, seconds = get_evaluator(score_of(version))
+    assert (built, evaluator.use.seconds_start) == ([1], 0.25)
     assert seconds >= 0.25
-    # Asked for, it is started however few there are.
     get_evaluator(score_of(version, engine="trees"))
-    get_evaluator(score_of(version, engine="xgboost", rows_per_worker=enough))
+    get_evaluator(score_of(version, engine="xgboost"))
     assert built == [1, 1]
 
 
@@ -347,21 +380,20 @@ def test_what_is_unsupported_is_named(models: dict[str, ModelVersion], monkeypat
         check_engine("trees", binary, kind="prediction")
     with pytest.raises(ModelError, match="no C compiler was found"):
         get_evaluator(score_of(binary, engine="trees"))
-    assert engine_options("auto", binary, kind="prediction", rows=10**9).possible == ("xgboost",)
+    assert engine_options("auto", binary, kind="prediction").possible == ("xgboost",)
 
 
 def test_the_plan_says_what_is_possible(tmp_path: Path, models: dict[str, ModelVersion]) -> None:
     plan = replace(small_job(tmp_path / "in", sink=str(tmp_path / "out")).plan, model=models["binary"])
-    few = plan_summary(plan, Limits(2, 1, 0)).to_dict()["engine"]
-    assert few["possible"] == ["xgboost"]
-    assert "too few to earn its start" in few["reasons"][0]
-    many = plan_summary(replace(plan, model=replace(models["binary"], trees=BREAK_EVEN)), Limits(2, 1, 0))
-    assert many.to_dict()["engine"] == {"requested": "auto", "possible": ["xgboost", "trees"], "reasons": []}
-    assert "engine     trees or xgboost, whichever is faster on the first rows" in many.text()
+    found = plan_summary(plan, Limits(2, 1, 0))
+    assert found.to_dict()["engine"] == {"requested": "auto", "possible": ["xgboost", "trees"], "reasons": []}
+    assert "engine     trees or xgboost, whichever is faster on the first rows" in found.text()
     linear = plan_summary(replace(plan, model=models["linear"]), Limits(2, 1, 0))
     assert "engine     xgboost; the tree engine is not used: the booster gblinear" in linear.text()
-    assert plan.recipe(job="j", directory="d").score.rows_per_worker == plan.rows
-    assert replace(plan, workers=2).recipe(job="j", directory="d").score.rows_per_worker == plan.rows // 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outlook, "unavailable", lambda: "no C compiler was found")
+        without = plan_summary(plan, Limits(2, 1, 0)).text()
+    assert "engine     xgboost; the tree engine is not used: no C compiler was found" in without
     assert replace(plan, workers=2).digest == plan.digest
 
 
@@ -382,11 +414,13 @@ def test_the_receipt_has_the_evidence(models: dict[str, ModelVersion], lake: Lak
     version = models["binary"]
     schema = pq.read_schema(lake.files[0]).remove_metadata()
     recipe = make_recipe(version, schema, directory=str(tmp_path / "job"), batch_rows=1 << 16)
-    recipe = replace(recipe, score=replace(recipe.score, rows_per_worker=BREAK_EVEN))
     receipt = score_partition(recipe, make_partition(*lake.files))
     assert receipt.engine is not None
     assert sum(receipt.engine.rows.values()) == lake.rows
-    assert receipt.engine.timed_rows == receipt.engine.compared_rows > 0
+    assert receipt.engine.timed_rows == module.SLICE_ROWS * module.ROUNDS
+    assert receipt.engine.compared_rows == receipt.engine.timed_rows + (
+        module.SAMPLE_ROWS if "trees" in receipt.engine.rows else 0
+    )
     assert set(receipt.engine.seconds) == {"trees", "xgboost"}
     assert receipt.engine.seconds_start > 0
     assert receipt.seconds.model_load >= receipt.engine.seconds_start
@@ -436,7 +470,7 @@ def test_a_model_that_differed_is_not_tried_again(
     matrix = matrix_of(predictor_of(version), 2000)
     wanted = predictor_of(version).predict(matrix, kind="prediction")
     assert evaluator.predict(matrix, kind="prediction").tobytes() == wanted.tobytes()
-    for recipe in (score_of(version, engine="trees"), score_of(version, rows_per_worker=BREAK_EVEN)):
+    for recipe in (score_of(version, engine="trees"), score_of(version)):
         again, _ = get_evaluator(recipe)
         assert again.choice.engine == "xgboost"
         assert again.engine_use().disabled[0].startswith(module.MISMATCH)

@@ -10,6 +10,7 @@ from pipeline.plan.memory import (
     BATCH_SHARE,
     CEILING_ROWS,
     ENGINE_BYTES,
+    ENGINE_FACTOR,
     GROW_AFTER,
     MIN_BATCH_ROWS,
     MODEL_FACTOR,
@@ -38,7 +39,7 @@ def test_the_formulas_are_those_that_are_documented():
     )
     assert task == 1000 * per_row + 10 * PAGE_BYTES + 5000 * 120
     assert shared_memory(10**6) == PROCESS_BYTES + MODEL_FACTOR * 10**6
-    assert shared_memory(1, engine=True) == shared_memory(1) + ENGINE_BYTES
+    assert shared_memory(1, engine=True) == shared_memory(1) + ENGINE_BYTES + ENGINE_FACTOR
     assert projected_memory(task=task, model_bytes=10**6, threads=3) == shared_memory(10**6) + 3 * task
 
 

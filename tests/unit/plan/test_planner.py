@@ -17,7 +17,7 @@ from pipeline.common.rows import InputFile, RowGroup
 from pipeline.errors import InsufficientMemory, SchemaDrift, SpecError, StateCorrupt
 from pipeline.models.model import Feature, ModelVersion
 from pipeline.plan.describe import difference, plan_summary
-from pipeline.plan.memory import ENGINE_BYTES, USABLE, shared_memory
+from pipeline.plan.memory import USABLE, shared_memory
 from pipeline.plan.plan import Limits, Plan
 from pipeline.plan.planner import dispatch_order, make_plan
 from pipeline.plan.table import plan_from_table, plan_to_table
@@ -326,9 +326,10 @@ def test_memory_has_room_for_the_tree_engine_where_it_may_start():
     found = discovery(files([1_000_000] * 20))
     made = [plan(found=found, version=model("x", "y", trees=300, objective=name)) for name in ("reg:linear", "none")]
     assert [one.can_use_tree_engine for one in made] == [True, False]
-    assert made[0].task_memory - made[1].task_memory == ENGINE_BYTES
+    engine = shared_memory(made[0].model.nbytes, engine=True) - shared_memory(made[0].model.nbytes)
+    assert made[0].task_memory - made[1].task_memory == engine
     few = Limits(workers=1, threads=3, memory=8 << 30)
-    assert made[0].worker_memory(few) - made[1].worker_memory(few) == ENGINE_BYTES
+    assert made[0].worker_memory(few) - made[1].worker_memory(few) == engine
     assert plan_from_table(plan_to_table(made[0])) == made[0]
 
 
