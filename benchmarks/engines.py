@@ -87,12 +87,13 @@ def train_lightgbm(trees: int, leaves: int, threads: int) -> Model:
     return Model("lightgbm", booster, trees * leaves, lambda rows: booster.predict(rows, num_threads=threads))
 
 
-def train_sklearn(trees: int, leaves: int, threads: int) -> Model:
+def train_sklearn(trees: int, leaves: int | None, threads: int) -> Model:
     from sklearn.ensemble import RandomForestClassifier
 
     model = RandomForestClassifier(trees, max_leaf_nodes=leaves, n_jobs=threads, random_state=0)
     model.fit(*make_data(50_000, seed=0))
-    return Model("sklearn", model, trees * leaves, lambda rows: model.predict_proba(rows)[:, 1])
+    count = sum(tree.tree_.n_leaves for tree in model.estimators_)
+    return Model("sklearn", model, count, lambda rows: model.predict_proba(rows)[:, 1])
 
 
 MODELS: dict[str, Callable[[int], Model]] = {
@@ -100,6 +101,7 @@ MODELS: dict[str, Callable[[int], Model]] = {
     "xgboost, 1000 x depth 8": lambda threads: train_xgboost(1000, 8, threads),
     "lightgbm, 300 x 100 leaves": lambda threads: train_lightgbm(300, 100, threads),
     "sklearn, forest of 200 x 200 leaves": lambda threads: train_sklearn(200, 200, threads),
+    "sklearn, forest of 100 full trees": lambda threads: train_sklearn(100, None, threads),
 }
 SMALL: dict[str, Callable[[int], Model]] = {
     "xgboost, 20 x depth 4": lambda threads: train_xgboost(20, 4, threads),
