@@ -31,15 +31,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.models.trees import (
-    TreeEngine,
-    kernel_name,
-    lightgbm_output,
-    read_lightgbm,
-    read_sklearn,
-    read_xgboost,
-    sklearn_output,
-)
+from pipeline.models.trees import TreeEngine, kernel_name, read_xgboost
+from pipeline.models.trees.lightgbm import lightgbm_output, read_lightgbm
+from pipeline.models.trees.sklearn import read_sklearn, sklearn_output
 
 FEATURES = 28
 SHORTEST = 0.02

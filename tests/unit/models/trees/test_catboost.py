@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ModelError
-from pipeline.models.trees import TreeEngine, catboost_output, read_catboost, unsupported_catboost
+from pipeline.models.trees import TreeEngine
+from pipeline.models.trees.catboost import catboost_output, read_catboost, unsupported_catboost
 
 catboost = pytest.importorskip("catboost", reason="CatBoost is not installed")
 

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ModelError
-from pipeline.models.trees import TreeEngine, lightgbm_output, read_lightgbm, unsupported_lightgbm
-from pipeline.models.trees.lightgbm import _read_number
+from pipeline.models.trees import TreeEngine
+from pipeline.models.trees.lightgbm import _read_number, lightgbm_output, read_lightgbm, unsupported_lightgbm
 
 lightgbm = pytest.importorskip("lightgbm", reason="LightGBM is not installed")
 

@@ -15,13 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ModelError
-from pipeline.models.trees import (
-    TreeEngine,
-    read_sklearn,
-    sklearn_output,
-    sklearn_rows,
-    unsupported_sklearn,
-)
+from pipeline.models.trees import TreeEngine
+from pipeline.models.trees.sklearn import read_sklearn, sklearn_output, sklearn_rows, unsupported_sklearn
 
 sklearn = pytest.importorskip("sklearn", minversion="1.3", reason="scikit-learn is not installed")
 
