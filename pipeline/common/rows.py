@@ -33,7 +33,7 @@ class InputFile:
     size: int
     """Bytes."""
     version: str
-    """Text that changes with the content, such as ``mtime:<ns> inode:<number> tail:<digest>`` on local disks and
+    """Text that changes with the content: ``mtime:<ns> inode:<number> ctime:<ns> tail:<digest>`` on local disks,
     ``etag:<etag>`` on object stores; see `pipeline.sources.versions`."""
     row_groups: tuple[RowGroup, ...]
     hive_keys: tuple[tuple[str, str], ...] = ()

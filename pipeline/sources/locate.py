@@ -54,11 +54,13 @@ class SourceFile:
     disks the inode's change time counts too: a copy that keeps its modification time is new."""
     inode: int = field(default=0, compare=False)
     """Number of the inode on a local disk, else 0."""
+    changed_ns: int = field(default=0, compare=False)
+    """Time of the last change of the inode on a local disk, in nanoseconds, else 0."""
 
     @property
     def identity(self) -> str:
-        """``version`` with the inode; see `pipeline.sources.versions`."""
-        return f"{self.version} inode:{self.inode}" if self.inode else self.version
+        """``version`` with inode and change time; see `pipeline.sources.versions`."""
+        return f"{self.version} inode:{self.inode} ctime:{self.changed_ns}" if self.inode else self.version
 
 
 def locate(
@@ -223,7 +225,8 @@ def _local_file(path: str, *, base: str, errors: list[MissingInput]) -> Iterator
         return
     keys = _hive_keys(path[len(base) :]) if base else ()
     modified = max(status.st_mtime, status.st_ctime)
-    yield SourceFile(path, status.st_size, f"mtime:{status.st_mtime_ns}", keys, modified, status.st_ino)
+    version = f"mtime:{status.st_mtime_ns}"
+    yield SourceFile(path, status.st_size, version, keys, modified, status.st_ino, status.st_ctime_ns)
 
 
 def _stat(path: str) -> os.stat_result:

@@ -1,12 +1,13 @@
 """Versions of input files: texts that change with the content, and their comparison.
 
 On object stores a version is ``etag:<etag>`` or ``modified:<time>``, and two versions are equal or not. On local disks
-it has up to three parts, ``mtime:<ns> inode:<number> tail:<bytes>-<sha256>``:
+it has up to four parts, ``mtime:<ns> inode:<number> ctime:<ns> tail:<bytes>-<sha256>``:
 
 - Another size or modification time is another version.
-- Another inode alone is not: a restored backup has other inodes, and so has a file system in user space after each
-  start. A file that ``cp -p`` or ``rsync -t`` replaced by one of the same size has another inode too. The digest of the
-  last bytes, which hold the footer, decides.
+- Another inode or change time alone is not: a restored backup has others, ``chmod`` and a hard link set the change
+  time, and a file system in user space numbers its inodes anew at each start. But ``rsync -t`` puts another inode, and
+  ``cp -p`` another change time, on a file that it replaces by one of the same size and modification time. The digest
+  of the last bytes, which hold the footer, decides.
 - A part that one side does not know is not compared.
 """
 
@@ -23,7 +24,7 @@ TAIL_BYTES = 1 << 16
 
 def stat_version(status: os.stat_result) -> tuple[int, str]:
     """Return the size in bytes and the version of a local file, without the digest of its last bytes."""
-    return status.st_size, f"mtime:{status.st_mtime_ns} inode:{status.st_ino}"
+    return status.st_size, f"mtime:{status.st_mtime_ns} inode:{status.st_ino} ctime:{status.st_ctime_ns}"
 
 
 def with_tail(version: str, tail: bytes) -> str:
@@ -35,14 +36,14 @@ def with_tail(version: str, tail: bytes) -> str:
 
 
 def content_version(version: str) -> str:
-    """Return ``version`` without the inode: equal texts before and after a file is restored to another disk."""
-    return " ".join(part for part in version.split(" ") if not part.startswith("inode:"))
+    """Return ``version`` without inode and change time: equal texts before and after a restore to another disk."""
+    return " ".join(part for part in version.split(" ") if not part.startswith(("inode:", "ctime:")))
 
 
 def is_same_version(path: str, planned: tuple[int, str], current: tuple[int, str]) -> bool:
     """True if two sizes and versions are those of the same content.
 
-    :param path: path of the current file, whose last bytes are read if only its inode differs.
+    :param path: path of the current file, whose last bytes are read if only its inode or change time differs.
     :raises OSError: if the bytes cannot be read.
     """
     if planned == current:
@@ -50,7 +51,7 @@ def is_same_version(path: str, planned: tuple[int, str], current: tuple[int, str
     before, now = _parts(planned[1]), _parts(current[1])
     if planned[0] != current[0] or not before or not now or before.get("mtime") != now.get("mtime"):
         return False
-    if "inode" not in before or "inode" not in now or before["inode"] == now["inode"]:
+    if all(name not in before or name not in now or before[name] == now[name] for name in ("inode", "ctime")):
         return True
     return "tail" in before and before["tail"] == _tail(path, before["tail"])
 

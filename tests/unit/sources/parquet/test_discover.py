@@ -116,11 +116,12 @@ def test_size_and_modification_time_are_recorded(tmp_path):
     path = write(tmp_path / "a.parquet")
     os.utime(path, ns=(1, 1_700_000_000_123_456_789))
     (file,) = discover(Source(path=str(path))).files
-    mtime, inode, tail = file.version.split()
-    assert (file.size, mtime, inode) == (
+    mtime, inode, ctime, tail = file.version.split()
+    assert (file.size, mtime, inode, ctime) == (
         path.stat().st_size,
         "mtime:1700000000123456789",
         f"inode:{path.stat().st_ino}",
+        f"ctime:{path.stat().st_ctime_ns}",
     )
     assert tail.startswith("tail:")
 
