@@ -48,13 +48,15 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
         re.compile(r"([?&;](?:X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)|sig|signature)=)[^\s&'\"]+", re.I),
         rf"\1{MASK}",
     ),
-    # A quoted name with its value, as in JSON and the repr of a dict; then a bare name before "=".
+    # A quoted name with its value, as in JSON and the repr of a dict; then a folder of a path such as ``/token=…/``,
+    # whose value ends at the next "/"; then any other bare name before "=", where "/" may be part of the secret.
     (
         re.compile(rf"""(["'][\w.-]*{_NAME}[\w.-]*["']\s*[:=]\s*b?(["'])){_IS_REFERENCE}.+?(?<!\\)\2""", re.I),
         rf"\1{MASK}\2",
     ),
+    (re.compile(rf"""((?<=/)[\w.-]*{_NAME}[\w.-]*=){_IS_REFERENCE}[^\s"',;&)}}\]/]{{4,}}""", re.I), rf"\1{MASK}"),
     (
-        re.compile(rf"""(\b[\w.-]*{_NAME}[\w.-]*\s*=\s*b?["']?){_IS_REFERENCE}[^\s"',;&)}}\]]{{4,}}""", re.I),
+        re.compile(rf"""((?<![/\w.-])[\w.-]*{_NAME}[\w.-]*\s*=\s*b?["']?){_IS_REFERENCE}[^\s"',;&)}}\]]{{4,}}""", re.I),
         rf"\1{MASK}",
     ),
     (

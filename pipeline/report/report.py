@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Self
 
 from pipeline.common.rows import QuarantinedFile, RowCounts
-from pipeline.common.secrets import redact_values
+from pipeline.common.secrets import MASK, redact_values
 from pipeline.common.text import html_table, label_line, labelled, next_lines, shortened, table_text
 from pipeline.common.units import format_count, format_seconds, plural
+from pipeline.errors import SpecError
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import RoundSummary
 from pipeline.jobs.status import Status
@@ -159,6 +160,9 @@ class Report:
     def from_dict(cls, record: Mapping[str, Any]) -> Self:
         """Inverse of `to_dict`, such as for a stored ``report.json``.
 
+        Masked secrets stay masked. If the path of the job has one, `frame` and all else that reads the job's files
+        raise `SpecError`.
+
         :raises KeyError: or TypeError or ValueError, when ``record`` is not a report.
         """
         plain = {name: value for name, value in record.items() if name not in ("schema_version", "rows_per_second")}
@@ -206,7 +210,7 @@ class Report:
         """
         from pipeline.report.output import output_frame
 
-        return output_frame(JobDirectory.open(self.directory))
+        return output_frame(self._open())
 
     def to_dask(self) -> DaskFrame:
         """Return the published rows of the job as a lazy Dask DataFrame, one Dask partition per file.
@@ -224,7 +228,7 @@ class Report:
         """
         from pipeline.report.output import output_dask
 
-        return output_dask(JobDirectory.open(self.directory))
+        return output_dask(self._open())
 
     def rejects(self) -> pd.DataFrame:
         """Return the rows that could not be scored.
@@ -242,7 +246,7 @@ class Report:
         """
         from pipeline.report.rejects import rejects_frame
 
-        return rejects_frame(JobDirectory.open(self.directory))
+        return rejects_frame(self._open())
 
     def verify(self, *, sample: int = 1000, seed: int | None = None) -> Verification:
         """Prove from the receipts and the data that every row was scored once. This report is not used.
@@ -260,7 +264,18 @@ class Report:
         """
         from pipeline.report.verify import verify
 
-        return verify(JobDirectory.open(self.directory), sample=sample, seed=seed)
+        return verify(self._open(), sample=sample, seed=seed)
+
+    def _open(self) -> JobDirectory:
+        if MASK in self.directory:
+            raise SpecError(
+                "this report was read from JSON, where a part of the path of its job is masked",
+                where="directory",
+                found=self.directory,
+                expected="the path of the job's directory",
+                next_step='pipeline.attach("<job id or directory>").report()',
+            )
+        return JobDirectory.open(self.directory)
 
     def __str__(self) -> str:
         return self.text()

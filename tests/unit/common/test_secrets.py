@@ -56,6 +56,10 @@ def secret(monkeypatch: pytest.MonkeyPatch) -> str:
         ("S3FileSystem(key=AK, secret='abcdef', token=qwerty)", f"S3FileSystem(key=AK, secret='{MASK}', token={MASK})"),
         ("Authorization: Bearer abc.def-ghi", f"Authorization: Bearer {MASK}"),
         ("password: correct-horse", f"password: {MASK}"),
+        ("/lake/token=abcdef/day=1/a.parquet", f"/lake/token={MASK}/day=1/a.parquet"),
+        ("s3://lake/my-api_key=abcdef/x/secret=ghijkl/y", f"s3://lake/my-api_key={MASK}/x/secret={MASK}/y"),
+        ("PATH=/lake SECRET_KEY=wJalrXUtnFEMI/K7MDENG/bPx x", f"PATH=/lake SECRET_KEY={MASK} x"),
+        ("--session-token=wJalr/XUtn", f"--session-token={MASK}"),
         ("https://b.s3/x?X-Amz-Credential=AK%2F1&X-Amz-Signature=ab12&y=1",
          f"https://b.s3/x?X-Amz-Credential={MASK}&X-Amz-Signature={MASK}&y=1"),
         ("https://a.blob/x?sv=1&sig=ab%3D", f"https://a.blob/x?sv=1&sig={MASK}"),
@@ -82,6 +86,7 @@ def test_text_that_looks_like_a_secret_is_masked(text: str, masked: str) -> None
         "tokens: 12 in all; password is a column",
         "file.py:12: KeyError: 'age'",
         "a https://host:8080/path and me@example.org",
+        "/lake/token=abc/my-token=5/a.parquet",
     ],
 )
 def test_ordinary_text_stays(text: str) -> None:

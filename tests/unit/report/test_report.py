@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.common.rows import RowCounts
-from pipeline.errors import ReconciliationFailed, StepFailed, TooManyRejects
+from pipeline.errors import ReconciliationFailed, SpecError, StepFailed, TooManyRejects
 from pipeline.jobs.directory import JobDirectory, JobOptions
 from pipeline.jobs.manifest import make_manifest
 from pipeline.jobs.receipts import Receipt, SpooledReceipts
@@ -123,6 +124,19 @@ def test_report_of_a_finished_job(tmp_path: Path, directory: JobDirectory, job: 
     assert details["error"] is None
     assert "python -m pipeline verify small-1" in details["next"]
     assert Report.from_dict(details) == report
+
+
+def test_report_read_back_says_when_the_path_of_its_job_is_masked(directory: JobDirectory, job: SmallJob) -> None:
+    report = make_report(
+        directory, ledger=directory.ledger(write_receipts(directory, job)), status=Status.SUCCEEDED_WITH_WARNINGS
+    )
+    stored = replace(report, directory="/lake/token=abcdef/jobs/small-1").to_dict()
+    assert stored["directory"] == "/lake/token=[secret]/jobs/small-1"
+    again = Report.from_dict(stored)
+    for read in (again.frame, again.to_dask, again.rejects, again.verify):
+        with pytest.raises(SpecError, match="part of the path of its job is masked") as caught:
+            read()
+        assert "pipeline.attach" in caught.value.next_step
 
 
 def test_report_of_an_unfinished_job(directory: JobDirectory, job: SmallJob) -> None:
