@@ -125,6 +125,8 @@ def test_categories_keep_their_order_and_new_ones_follow() -> None:
         (pa.array([1, 3_000_000, 3], pa.date32()), "date"),
         (pa.array([1, -1, 3], pa.time64("us")), "time"),
         (pa.array([1000, 1001, 3000], pa.time64("ns")), "time64[ns]"),
+        (pa.array([1, 86_400_000_001, 3], pa.time64("us")), "time"),
+        (pa.array([{"t": 1}, {"t": 2**62}, {"t": 3}], pa.struct([("t", pa.timestamp("us"))])), "timestamp"),
     ],
 )
 def test_a_value_that_pandas_cannot_hold_rejects_its_row(column: pa.Array, hint: str) -> None:
@@ -136,6 +138,27 @@ def test_a_value_that_pandas_cannot_hold_rejects_its_row(column: pa.Array, hint:
     assert hint in failures.messages[0]
     assert "dtype_backend: pyarrow" in failures.messages[0]
     assert mapped(lambda frame: frame, rows, backend="pyarrow").equals(rows)
+
+
+@pytest.mark.fault(82)
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([1, 2**62, -(2**62)], pa.timestamp("us")),
+        pa.array([[1], [None, 2**62], None], pa.list_(pa.timestamp("us"))),
+    ],
+)
+def test_a_far_instant_that_numpy_can_hold_is_kept(column: pa.Array) -> None:
+    rows = pa.table({"when": column})
+    assert mapped(lambda frame: frame, rows).equals(rows)
+
+
+@pytest.mark.fault(82)
+def test_a_zone_that_is_unknown_rejects_each_row() -> None:
+    rows = pa.table({"when": pa.array([1, None, 3], pa.timestamp("us", "Mars/Olympus")), "n": [1, 2, 3]})
+    parts, failures = map_rows([Step("f:step", lambda frame: frame)], Rows.from_table(rows))
+    assert (sum(len(part.position) for part in parts), failures.rows.tolist()) == (0, [0, 1, 2])
+    assert "Mars/Olympus" in failures.messages[0]
 
 
 def test_a_null_that_was_not_planned_rejects_its_row() -> None:

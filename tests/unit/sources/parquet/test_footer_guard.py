@@ -128,6 +128,25 @@ class TestContradiction:
         with pytest.raises(CorruptInput, match="301 rows in all, 300 in its row groups"):
             parse_footer(str(path), changed)
 
+    @pytest.mark.fault(94)
+    def test_negative_number_of_rows(self, tmp_path: Path) -> None:
+        """The row groups of a file have no negative number of rows."""
+        path = write(tmp_path / "a.parquet")
+        whole = path.read_bytes()
+        count = whole.rindex(b"\x16\xc8\x01")  # i64, zigzag varint of 100: rows of the last row group
+        path.write_bytes(whole[:count] + b"\x16\xc7\x01" + whole[count + 3 :])
+        with pytest.raises(CorruptInput, match="row group 2 has -100 rows") as caught:
+            discover(Source(path=str(path)))
+        assert caught.value.where == str(path)
+
+    @pytest.mark.fault(94)
+    def test_name_of_a_column_that_is_not_utf8(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.parquet", store_schema=False)
+        path.write_bytes(path.read_bytes().replace(b"name", b"n\xffme"))
+        with pytest.raises(CorruptInput, match="in its footer: UnicodeDecodeError") as caught:
+            discover(Source(path=str(path)))
+        assert caught.value.where == str(path)
+
 
 def outcome(path: Path) -> str:
     """Plan and read a file as a job does. Return the kind of error, or ``ok``."""
