@@ -21,12 +21,14 @@ import pytest
 
 from pipeline.scoring.isolated_process import die_with_parent
 from pipeline.service.triggers.log import open_log
+from pipeline.testing.encryption import write_encrypted_columns
 from pipeline.testing.oracle import make_table, oracle
 from pipeline.testing.processes import ProcessCluster, wait_until
 
 SECONDS = float(os.environ.get("PIPELINE_LANDING_SECONDS", "24"))
 KILL_EVERY = 20.0 if SECONDS >= 120 else 6.0
 ROWS = 40
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
 @pytest.fixture
@@ -48,7 +50,7 @@ class Server:
             return subprocess.Popen(
                 [sys.executable, "-m", "pipeline", "serve", "--every", "0.3"],
                 cwd=self.folder,
-                env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+                env=ENVIRONMENT,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -77,19 +79,24 @@ def drop(folder: Path, number: int) -> Path:
     return path
 
 
+def write_job(folder: Path, model: Path, cluster: str) -> None:
+    """Write a job spec, and a trigger that runs it on each file that arrives."""
+    (folder / "job.yaml").write_text(
+        "name: landing\nsource: {path: landing/}\n"
+        f"steps:\n  - score: {{model: {model}, output: churn}}\nsink: {{path: scored/, mode: append}}\n"
+        f"cluster: {cluster}\n"
+    )
+    (folder / "triggers.yaml").write_text(
+        "triggers:\n"
+        "  - {name: files, job: job.yaml, overlap: forbid, arrival: {path: landing/, quiet: 0.5 s, files: 1}}\n"
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(SECONDS * 2 + 1200)
 def test_each_file_is_scored_once(tmp_path: Path, model_path: Path, cluster: str) -> None:
     (tmp_path / "landing").mkdir()
-    (tmp_path / "job.yaml").write_text(
-        "name: landing\nsource: {path: landing/}\n"
-        f"steps:\n  - score: {{model: {model_path}, output: churn}}\nsink: {{path: scored/, mode: append}}\n"
-        f"cluster: {cluster}\n"
-    )
-    (tmp_path / "triggers.yaml").write_text(
-        "triggers:\n"
-        "  - {name: files, job: job.yaml, overlap: forbid, arrival: {path: landing/, quiet: 0.5 s, files: 1}}\n"
-    )
+    write_job(tmp_path, model_path, cluster)
     server, files = Server(tmp_path), []
     begin = last_kill = time.monotonic()
     while time.monotonic() - begin < SECONDS:
@@ -120,3 +127,34 @@ def test_each_file_is_scored_once(tmp_path: Path, model_path: Path, cluster: str
     assert found["id"].tolist() == expected["id"].tolist(), "a row is missing, or there twice"
     assert found["churn"].tolist() == expected["churn"].tolist()
     print(f"{len(files)} files in {len(published)} jobs, the server was killed {server.kills} times")
+
+
+@pytest.mark.fault(92)
+def test_encrypted_file_keeps_no_good_file_from_being_scored(in_folder: Path, model_path: Path, cluster: str) -> None:
+    """Reading the metadata of an encrypted column ends a process: the server names the file, and goes on."""
+    pytest.importorskip("pyarrow.parquet.encryption")
+    (in_folder / "landing").mkdir()
+    good = drop(in_folder, 0)
+    write_encrypted_columns(in_folder / "landing/encrypted.parquet")
+    write_job(in_folder, model_path, cluster)
+
+    def serve() -> None:
+        command = [sys.executable, "-m", "pipeline", "serve", "--once", "--wait"]
+        ended = subprocess.run(
+            command, cwd=in_folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+
+    log = open_log(in_folder / ".pipeline/jobs", "files")
+    for _ in range(20):  # until the files are quiet, and the jobs of the round before are recorded
+        serve()
+        if len(log.read().recent) == 2:
+            break
+    past = {one.status: one for one in log.read().recent}
+    assert set(past) == {"SUCCEEDED", "REFUSED"}
+    assert "encrypted.parquet" in past["REFUSED"].reason
+    assert "is encrypted" in past["REFUSED"].reason
+    (publication,) = json.loads((in_folder / "scored/_manifest.json").read_text())["publications"]
+    names = [file["name"] for file in publication["files"]]
+    found = pd.concat([pq.read_table(in_folder / "scored" / name).to_pandas() for name in names])
+    assert found["churn"].tolist() == oracle([good], model_path, output="churn")["churn"].tolist()

@@ -19,9 +19,10 @@ from pipeline.sources.parquet import footer_guard
 from pipeline.sources.parquet.footer_guard import FooterGuard
 from pipeline.sources.parquet.opening import footer_bytes, parse_footer, read_footer
 from pipeline.spec.parts import Source
+from pipeline.testing.encryption import write_encrypted_columns
 from pipeline.testing.examples import choose
 
-encryption = pytest.importorskip("pyarrow.parquet.encryption")
+pytest.importorskip("pyarrow.parquet.encryption")
 
 
 def write(path: Path, **options: object) -> Path:
@@ -35,28 +36,6 @@ def write(path: Path, **options: object) -> Path:
         }
     )
     pq.write_table(table, path, row_group_size=100, **options)
-    return path
-
-
-def write_encrypted_columns(path: Path) -> Path:
-    """Write a file whose footer can be read, and whose column ``x`` is encrypted."""
-
-    class Client(encryption.KmsClient):  # type: ignore[misc]
-        def wrap_key(self, key: bytes, name: str) -> bytes:
-            return key
-
-        def unwrap_key(self, key: bytes, name: str) -> bytes:
-            return key
-
-    config = encryption.EncryptionConfiguration(
-        footer_key="footer", column_keys={"column": ["x"]}, plaintext_footer=True, double_wrapping=False
-    )
-    factory = encryption.CryptoFactory(lambda connection: Client())
-    properties = factory.file_encryption_properties(encryption.KmsConnectionConfig(), config)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table = pa.table({"id": pa.array(range(10), pa.int64()), "x": pa.array(range(10), pa.float64())})
-    with pq.ParquetWriter(path, table.schema, encryption_properties=properties) as writer:
-        writer.write_table(table)
     return path
 
 
