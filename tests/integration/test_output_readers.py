@@ -16,6 +16,8 @@ import pytest
 
 from pipeline.driver.prepare import prepare
 from pipeline.errors import OutputConflict
+from pipeline.runner import retry
+from pipeline.runner import run as run_job
 from pipeline.settings import Settings
 from pipeline.sources.types import as_type, read_type
 from pipeline.spec.job_spec import JobSpec
@@ -176,6 +178,41 @@ def test_columns_of_every_type_are_written_as_they_were_read(
         expected = as_type(column, read_type(column.type))
         assert written[name].type == expected.type, name
         assert values_of(written[name].combine_chunks()) == values_of(expected), name
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["arrow schema", "foreign writer"])
+def test_rejected_rows_of_every_type_are_the_same_after_a_retry(
+    model_path: Path, tmp_path: Path, settings: Settings, stored: bool
+) -> None:
+    """Every other row is rejected by the contract, and scored by a retry with another contract."""
+    (tmp_path / "lake").mkdir()
+    table = make_table(ROWS, seed=1).select(["id", *FEATURES]).append_column("odd", pa.array(range(ROWS)))
+    for name, array in typed_columns().items():
+        table = table.append_column(name, array)
+    pq.write_table(table, tmp_path / "lake" / "a.parquet", store_schema=stored)
+    kept = [name for name in table.column_names if name not in FEATURES]
+    spec = JobSpec.build(
+        name="j",
+        source={"path": str(tmp_path / "lake")},
+        contract={"odd": {"allowed": list(range(0, ROWS, 2))}},
+        errors={"max_fraction": 0.5},
+        steps=[{"score": {"model": str(model_path), "output": "p", "keep": kept}}],
+        sink={"path": str(tmp_path / "out")},
+    )
+    first = run_job(spec, settings=settings)
+    assert (first.rows.output, first.rows.rejected) == (ROWS // 2, ROWS // 2)
+    assert first.rejects()["odd"].tolist() == list(range(1, ROWS, 2))
+    again = retry("@last", overrides=[f"contract.odd.allowed={list(range(ROWS))}"], settings=settings)
+    assert (again.rows.output, again.rows.rejected) == (ROWS, 0)
+    assert again.verify().ok
+    written, read = ds.dataset(tmp_path / "out").to_table(), pq.read_table(tmp_path / "lake", partitioning=None)
+    order = np.argsort(written["odd"].to_numpy())
+    for name in kept:
+        column = read[name].combine_chunks()
+        expected = as_type(column, read_type(column.type))
+        assert written[name].type == expected.type, name
+        values = values_of(written[name].combine_chunks())
+        assert [values[row] for row in order] == values_of(expected), name
 
 
 def values_of(array: pa.Array) -> list[str]:
