@@ -16,6 +16,8 @@ import pytest
 
 from pipeline.driver.prepare import prepare
 from pipeline.errors import OutputConflict
+from pipeline.jobs.listing import find_job
+from pipeline.report.rejects import export
 from pipeline.runner import retry
 from pipeline.runner import run as run_job
 from pipeline.settings import Settings
@@ -184,7 +186,7 @@ def test_columns_of_every_type_are_written_as_they_were_read(
 def test_rejected_rows_of_every_type_are_the_same_after_a_retry(
     model_path: Path, tmp_path: Path, settings: Settings, stored: bool
 ) -> None:
-    """Every other row is rejected by the contract, and scored by a retry with another contract."""
+    """Every other row is rejected by the contract, exported, and scored by a retry with another contract."""
     (tmp_path / "lake").mkdir()
     table = make_table(ROWS, seed=1).select(["id", *FEATURES]).append_column("odd", pa.array(range(ROWS)))
     for name, array in typed_columns().items():
@@ -201,18 +203,21 @@ def test_rejected_rows_of_every_type_are_the_same_after_a_retry(
     )
     first = run_job(spec, settings=settings)
     assert (first.rows.output, first.rows.rejected) == (ROWS // 2, ROWS // 2)
-    assert first.rejects()["odd"].tolist() == list(range(1, ROWS, 2))
+    export(find_job(settings.directory, "@last"), str(tmp_path / "rejects.parquet"))
     again = retry("@last", overrides=[f"contract.odd.allowed={list(range(ROWS))}"], settings=settings)
     assert (again.rows.output, again.rows.rejected) == (ROWS, 0)
     assert again.verify().ok
-    written, read = ds.dataset(tmp_path / "out").to_table(), pq.read_table(tmp_path / "lake", partitioning=None)
+    written, rejects = ds.dataset(tmp_path / "out").to_table(), pq.read_table(tmp_path / "rejects.parquet")
+    read = pq.read_table(tmp_path / "lake", partitioning=None)
     order = np.argsort(written["odd"].to_numpy())
+    assert rejects["odd"].to_pylist() == list(range(1, ROWS, 2))
     for name in kept:
         column = read[name].combine_chunks()
         expected = as_type(column, read_type(column.type))
-        assert written[name].type == expected.type, name
+        assert (written[name].type, rejects[name].type) == (expected.type, expected.type), name
         values = values_of(written[name].combine_chunks())
         assert [values[row] for row in order] == values_of(expected), name
+        assert values_of(rejects[name].combine_chunks()) == values_of(expected)[1::2], name
 
 
 def values_of(array: pa.Array) -> list[str]:
