@@ -23,7 +23,7 @@ from pipeline.sources.locate import HIVE_NULL, SourceFile, locate, locate_planne
 from pipeline.sources.parquet.footer_guard import FooterGuard, read_unknown_footer
 from pipeline.sources.parquet.footers import Footer, Layout, SmallFiles, digest_footer, group_marks
 from pipeline.sources.parquet.null_counts import NullCounts
-from pipeline.sources.parquet.opening import arrow_schema, footer_bytes, footer_errors, parse_footer
+from pipeline.sources.parquet.opening import arrow_schema, footer_errors, footer_of, last_bytes, parse_footer
 from pipeline.sources.parquet.screening import ScreenedFiles, screen_files
 from pipeline.sources.parquet.widths import with_decoded_widths
 from pipeline.sources.quarantine import quarantined_file
@@ -153,10 +153,10 @@ class _FooterReader:
         rows = None
         try:
             with missing_is_removed(file.path):
-                footer = footer_bytes(file.path)
-                metadata = self.first if file is self.common.file else self._metadata(file, footer)
+                last = last_bytes(file.path)
+                metadata = self.first if file is self.common.file else self._metadata(file, footer_of(last))
             rows = metadata.num_rows
-            file = replace(file, version=with_tail(file.identity, footer))
+            file = replace(file, version=with_tail(file.identity, last))
             with footer_errors(file.path):
                 return self._digest(file, metadata)
         except InputError as error:

@@ -128,7 +128,21 @@ def read_footer(path: str) -> pq.FileMetaData:
 
 
 def footer_bytes(path: str) -> bytes:
-    """Return the bytes from the first of the footer to the end of the file.
+    """Return the bytes from the first of the footer to the end of the file; see `last_bytes` for errors."""
+    return footer_of(last_bytes(path))
+
+
+def footer_of(last: bytes) -> bytes:
+    """Return the footer within the result of `last_bytes`."""
+    return last[-_footer_length(last) :]
+
+
+def _footer_length(last: bytes) -> int:
+    return int.from_bytes(last[-8:-4], "little") + 8
+
+
+def last_bytes(path: str) -> bytes:
+    """Return the last bytes of a file: `TAIL_BYTES` or the whole file, and more if the footer is longer.
 
     :raises CorruptInput: if the file is not a Parquet file, truncated, or its footer is encrypted.
     :raises FileNotFoundError: if the file does not exist.
@@ -136,19 +150,19 @@ def footer_bytes(path: str) -> bytes:
     with parquet_errors(path):
         if is_local_path(path):
             with open(path.removeprefix("file://"), "rb", buffering=0) as file:
-                return _read_footer_bytes(path, file)
+                return _read_last_bytes(path, file)
         with open_source(path) as source:
-            return _read_footer_bytes(path, source)
+            return _read_last_bytes(path, source)
 
 
-def _read_footer_bytes(path: str, file: Any) -> bytes:
+def _read_last_bytes(path: str, file: Any) -> bytes:
     file.seek(0, os.SEEK_END)
     size = file.tell()
     file.seek(max(size - TAIL_BYTES, 0))
     tail = bytes(file.read(TAIL_BYTES))
     if size < _SMALLEST_FILE or tail[-4:] != MAGIC:
         raise _corrupt(path, ValueError("no footer at the end of the file"))
-    length = int.from_bytes(tail[-8:-4], "little") + 8
+    length = _footer_length(tail)
     if length > size - len(MAGIC):
         raise _corrupt(path, ValueError(f"a footer of {length:,} bytes in a file of {size:,} bytes"))
     if length > len(tail):
@@ -156,7 +170,7 @@ def _read_footer_bytes(path: str, file: Any) -> bytes:
         tail = bytes(file.read(length - len(tail))) + tail
     if len(tail) < min(length, size):
         raise _corrupt(path, ValueError(f"{len(tail):,} bytes where the footer should have {length:,}"))
-    return tail[-length:]
+    return tail
 
 
 def parse_footer(path: str, footer: bytes) -> pq.FileMetaData:

@@ -15,7 +15,7 @@ from pipeline.sources.filters.parse import Filter
 from pipeline.sources.locate import SourceFile, current_version
 from pipeline.sources.parquet.footer_guard import FooterGuard, read_unknown_footer
 from pipeline.sources.parquet.footers import Layout, digest_footer
-from pipeline.sources.parquet.opening import arrow_schema, footer_bytes, footer_errors, parquet_errors
+from pipeline.sources.parquet.opening import arrow_schema, footer_errors, last_bytes, parquet_errors
 from pipeline.sources.quarantine import quarantined_file
 from pipeline.sources.types import plain_type, same_kind
 from pipeline.sources.versions import with_tail
@@ -73,7 +73,7 @@ def recheck_file(
             size, version = current_version(file.path)
             guard = FooterGuard(tuple(condition.columns) if condition else ())
             metadata = read_unknown_footer(file.path, guard)
-            tail = footer_bytes(file.path)
+            tail = last_bytes(file.path)
         located = SourceFile(file.path, size, with_tail(version, tail), file.hive_keys)
         rows = metadata.num_rows
         keys = pa.schema([field for field in schema if field.name not in columns])

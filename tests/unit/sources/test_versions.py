@@ -14,6 +14,7 @@ import pytest
 from pipeline.errors import InputChanged
 from pipeline.sources import discover, read_batches, selected_fragments
 from pipeline.sources.locate import current_version, has_version, locate, locate_planned
+from pipeline.sources.parquet.opening import footer_bytes
 from pipeline.sources.versions import content_version, is_same_version, with_tail
 from pipeline.spec.parts import Source
 
@@ -70,6 +71,19 @@ class TestReplacedFile:
         )
         with pytest.raises(InputChanged):
             next(batches)
+
+    def test_values_that_the_footer_does_not_tell_are_noticed(self, tmp_path: Path) -> None:
+        """Smallest and largest value, sizes and offsets are the same: only the data differs."""
+        path = tmp_path / "a.parquet"
+        pq.write_table(pa.table({"x": [1, 2, 9]}), path)
+        (planned,) = discover(Source(path=str(path))).files
+        before = path.stat()
+        other = tmp_path / "other.parquet"
+        pq.write_table(pa.table({"x": [1, 3, 9]}), other)
+        assert footer_bytes(str(other)) == footer_bytes(str(path))
+        keep_times(other, before)
+        copy_onto(other, path)
+        assert not has_version(str(path), planned.size, planned.version)
 
     def test_change_time_alone_is_no_change(self, tmp_path: Path) -> None:
         path = write(tmp_path / "a.parquet", 3)
