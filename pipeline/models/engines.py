@@ -215,10 +215,14 @@ class EngineSelection:
             self._starting.release()
         return self.clock() - started
 
+    @property
+    def is_waiting(self) -> bool:
+        """True if the tree engine is possible and has not started."""
+        return self.build is not None and self.trees is None and not (self.reasons or self.disabled)
+
     def is_due(self) -> bool:
         """Return True if the tree engine must be started now: xgboost has scored for as long as the start takes."""
-        is_possible = self.build is not None and self.trees is None and not (self.reasons or self.disabled)
-        return is_possible and self._scored_seconds >= self.start_seconds
+        return self.is_waiting and self._scored_seconds >= self.start_seconds
 
     def score_reference(self, matrix: np.ndarray) -> np.ndarray:
         """Return xgboost's scores, and count their seconds until the tree engine is started."""
@@ -296,8 +300,7 @@ class Evaluator:
         """Return the engines that evaluated the model for this partition, and the reasons against the tree engine."""
         choice = self.choice
         kernels = (choice.kernel,) if choice.kernel else ()
-        is_waiting = choice.build is not None and choice.trees is None and not (choice.reasons or choice.disabled)
-        reasons = (TOO_LITTLE_WORK,) if is_waiting else choice.reasons
+        reasons = (TOO_LITTLE_WORK,) if choice.is_waiting else choice.reasons
         return self.use + EngineUse(kernels=kernels, reasons=reasons, disabled=choice.disabled)
 
     def predict(self, matrix: np.ndarray, *, kind: OutputKind) -> np.ndarray:

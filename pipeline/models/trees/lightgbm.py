@@ -26,7 +26,16 @@ import numpy.typing as npt
 
 from pipeline.errors import ModelError
 from pipeline.models.trees import library
-from pipeline.models.trees.tables import AS_IT_IS, TRUNCATED, ZERO, ZERO_IS_MISSING, Floats, TreeTables, unsupported
+from pipeline.models.trees.tables import (
+    AS_IT_IS,
+    TRUNCATED,
+    ZERO,
+    ZERO_IS_MISSING,
+    Floats,
+    TreeTables,
+    checked_range,
+    unsupported,
+)
 from pipeline.models.trees.thresholds import next_above
 
 VERSIONS = ("v3", "v4")
@@ -201,16 +210,7 @@ def _unreadable(head: Fields, parts: Sequence[Fields]) -> tuple[str, ...]:
 
 def _bounds(head: Fields, trees: int, iteration_range: tuple[int, int]) -> tuple[int, int]:
     last = trees // max(1, _whole_number(head, "num_tree_per_iteration"))
-    begin, end = iteration_range
-    end = end or last
-    if not 0 <= begin <= end <= last:
-        raise ModelError(
-            "the iteration range is outside the model",
-            found=f"{begin} to {end}",
-            expected=f"0 to {last}",
-            next_step="choose iterations that the model has",
-        )
-    return begin, end
+    return checked_range(iteration_range, last=last, unit="iterations")
 
 
 def _whole_number(fields: Fields, name: str) -> int:

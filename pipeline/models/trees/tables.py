@@ -219,3 +219,22 @@ def unsupported(tables: TreeTables) -> tuple[str, ...]:
         if tests > MAX_TESTS:
             reasons.append(f"{tests} distinct tests, more than {MAX_TESTS}")
     return tuple(reasons)
+
+
+def checked_range(iteration_range: tuple[int, int], *, last: int, unit: str) -> tuple[int, int]:
+    """Return [begin, end) with an end of 0 replaced by ``last``.
+
+    :param last: number of rounds of the model.
+    :param unit: the library's word for rounds, for the error.
+    :raises ModelError: when the range is outside the model.
+    """
+    begin, end = iteration_range
+    end = end or last
+    if not 0 <= begin <= end <= last:
+        raise ModelError(
+            "the iteration range is outside the model",
+            found=f"{begin} to {end}",
+            expected=f"0 to {last}",
+            next_step=f"choose {unit} that the model has",
+        )
+    return begin, end

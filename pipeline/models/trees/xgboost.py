@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import ModelError
-from pipeline.models.trees.tables import VECTOR_LEAVES, TreeTables, unsupported
+from pipeline.models.trees.tables import VECTOR_LEAVES, TreeTables, checked_range, unsupported
 
 Model = Mapping[str, Any]
 """The JSON object of a model, or a part of it."""
@@ -119,16 +119,7 @@ def _tree_range(booster: Model, *, outputs: int, iteration_range: tuple[int, int
         vector = any(int(tree["tree_param"]["size_leaf_vector"]) > 1 for tree in booster["trees"])
         layer = int(booster["gbtree_model_param"]["num_parallel_tree"]) * (1 if vector else outputs)
         bounds = range(0, len(booster["trees"]) + 1, layer)
-    begin, end = iteration_range
-    last = len(bounds) - 1
-    end = end or last
-    if not 0 <= begin <= end <= last:
-        raise ModelError(
-            "the iteration range is outside the model",
-            found=f"{begin} to {end}",
-            expected=f"0 to {last}",
-            next_step="choose rounds that the model has",
-        )
+    begin, end = checked_range(iteration_range, last=len(bounds) - 1, unit="rounds")
     return int(bounds[begin]), int(bounds[end])
 
 
