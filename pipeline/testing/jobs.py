@@ -299,3 +299,8 @@ def _write(store: Store, name: str, table: pa.Table, round: int) -> DataFile:
     with store.open_output(layout.round_file(round, name)) as output:
         output.write(data)
     return DataFile(name, table.num_rows, len(data), hashlib.sha256(data).hexdigest())
+
+
+def commit(directory: JobDirectory) -> int:
+    """Commit a manifest of all receipts of a job. Return its number."""
+    return directory.manifests.commit(directory.manifests.prepare(directory.ledger())).manifest.number

@@ -21,20 +21,10 @@ from pipeline.jobs.splits import done_partitions, effective_partitions, halves, 
 from pipeline.jobs.status import Status
 from pipeline.plan.plan import Partition
 from pipeline.storage.local import LocalStore
-from pipeline.testing.jobs import SmallJob, small_job, write_receipt, write_receipts
+from pipeline.testing.jobs import SmallJob, write_receipt, write_receipts
 from pipeline.testing.stores import Faults, FaultyStore, io_error
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> SmallJob:
-    return small_job(tmp_path / "lake", sink=str(tmp_path / "out"))
-
-
-@pytest.fixture
-def directory(tmp_path: Path, job: SmallJob) -> JobDirectory:
-    return JobDirectory.create(tmp_path / "jobs", job.plan, job="small-1")
 
 
 def test_job_id_is_pure_and_sortable() -> None:

@@ -18,22 +18,13 @@ from pipeline.jobs.splits import halves, split_receipt
 from pipeline.report.build import make_report
 from pipeline.report.rejects import read_rejected, summarise
 from pipeline.service.gc import sweep_job
-from pipeline.testing.jobs import REASON, SmallJob, open_retry, small_job, write_receipt, write_receipts
+from pipeline.testing.jobs import REASON, SmallJob, commit, open_retry, small_job, write_receipt, write_receipts
 
 
 @pytest.fixture
 def job(tmp_path: Path) -> SmallJob:
     """Return a job of 75 rows in files of 30, 5 and 40; the ids 0, 10, … 70 are bad."""
     return small_job(tmp_path / "lake", sink=str(tmp_path / "out"), bad_every=10, pruned=0)
-
-
-@pytest.fixture
-def directory(tmp_path: Path, job: SmallJob) -> JobDirectory:
-    return JobDirectory.create(tmp_path / "jobs", job.plan, job="small-1")
-
-
-def commit(directory: JobDirectory) -> int:
-    return directory.manifests.commit(directory.manifests.prepare(directory.ledger())).manifest.number
 
 
 def rejected_places(directory: JobDirectory) -> list[tuple[int, str, int]]:

@@ -12,14 +12,9 @@ from pipeline.errors import SpecError
 from pipeline.jobs.directory import JobDirectory, JobOptions
 from pipeline.jobs.listing import find_job, list_jobs
 from pipeline.jobs.status import Status
-from pipeline.testing.jobs import SmallJob, small_job
+from pipeline.testing.jobs import SmallJob
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> SmallJob:
-    return small_job(tmp_path / "lake", sink=str(tmp_path / "out"))
 
 
 def make_jobs(tmp_path: Path, job: SmallJob) -> Path:

@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from pipeline.errors import OutputConflict, StorageError
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.manifest_log import ManifestLog
-from pipeline.testing.jobs import SmallJob, small_job, write_receipts
+from pipeline.testing.jobs import SmallJob, write_receipts
 from pipeline.testing.stores import Faults, FaultyStore
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> SmallJob:
-    return small_job(tmp_path / "lake", sink=str(tmp_path / "out"))
-
-
-@pytest.fixture
-def directory(tmp_path: Path, job: SmallJob) -> JobDirectory:
-    return JobDirectory.create(tmp_path / "jobs", job.plan, job="small-1")
 
 
 def test_manifest_is_committed_once(directory: JobDirectory, job: SmallJob) -> None:

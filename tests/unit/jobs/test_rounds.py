@@ -17,22 +17,13 @@ from pipeline.jobs.rounds import RoundReason, RoundRecord, make_record
 from pipeline.jobs.status import Status
 from pipeline.plan.plan import Partition
 from pipeline.service.gc import sweep_job
-from pipeline.testing.jobs import SmallJob, open_retry, small_job, write_receipts
+from pipeline.testing.jobs import SmallJob, commit, open_retry, small_job, write_receipts
 
 
 @pytest.fixture
 def job(tmp_path: Path) -> SmallJob:
     """Return a job of 75 rows in files of 30, 5 and 40; the ids 0, 10, … 70 are bad."""
     return small_job(tmp_path / "lake", sink=str(tmp_path / "out"), bad_every=10, pruned=0)
-
-
-@pytest.fixture
-def directory(tmp_path: Path, job: SmallJob) -> JobDirectory:
-    return JobDirectory.create(tmp_path / "jobs", job.plan, job="small-1")
-
-
-def commit(directory: JobDirectory) -> int:
-    return directory.manifests.commit(directory.manifests.prepare(directory.ledger())).manifest.number
 
 
 def test_a_job_has_ended_when_its_last_manifest_covers_its_last_round(directory: JobDirectory, job: SmallJob) -> None:
