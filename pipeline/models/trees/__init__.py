@@ -9,7 +9,7 @@ they would cost every worker some 10 ms.
 
 from __future__ import annotations
 
-from pipeline.models.trees.engine import TreeEngine, kernel_name
+from pipeline.models.trees.engine import TreeEngine, apply_transform, kernel_name
 from pipeline.models.trees.library import NEXT_STEP, unavailable
 from pipeline.models.trees.tables import TreeTables, unsupported
 from pipeline.models.trees.xgboost import read_xgboost, unsupported_xgboost
@@ -18,6 +18,7 @@ __all__ = [
     "NEXT_STEP",
     "TreeEngine",
     "TreeTables",
+    "apply_transform",
     "kernel_name",
     "read_xgboost",
     "unavailable",

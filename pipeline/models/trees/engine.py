@@ -33,6 +33,25 @@ def kernel_name() -> str:
     return "" if unavailable() else library.kind()
 
 
+def apply_transform(name: str, margins: Floats) -> Floats:
+    """Return xgboost's outputs for float32 margins, with the bits that xgboost computes on the CPU.
+
+    :param name: one of `TRANSFORMS`.
+    :param margins: [rows] or [rows, outputs] in C order; it may be changed.
+    :returns: the shape of ``margins``; for ``argmax``, [rows] class numbers.
+    :raises OSError: when the compiled library is missing, except for identity, hinge and argmax.
+    """
+    if name == "identity":
+        return margins
+    if name == "hinge":
+        return (margins > 0).astype(np.float32)
+    if name == "argmax":
+        classes: Floats = margins.reshape(len(margins), -1).argmax(axis=1).astype(np.float32)
+        return classes
+    library.transform(name, margins.reshape(len(margins), -1))
+    return margins
+
+
 class TreeEngine:
     """Scores rows with an ensemble of trees. Threads may share an engine. Pickling stores the tables only."""
 
@@ -98,15 +117,7 @@ class TreeEngine:
         if not isinstance(self.transform, str):
             outputs: Floats = self.transform(margins)
             return outputs
-        if self.transform == "identity":
-            return margins
-        if self.transform == "hinge":
-            return (margins > 0).astype(np.float32)
-        if self.transform == "argmax":
-            classes: Floats = margins.reshape(len(margins), -1).argmax(axis=1).astype(np.float32)
-            return classes
-        library.transform(self.transform, margins.reshape(len(margins), -1))
-        return margins
+        return apply_transform(self.transform, margins)
 
     def _ready(self) -> ProgramStruct:
         reason = unavailable()

@@ -38,13 +38,13 @@ def read_xgboost(model: Model, *, iteration_range: tuple[int, int] = (0, 0)) -> 
 
     :raises ModelError: when ``unsupported_xgboost`` returns a reason.
     """
-    reasons = _unreadable(model)
+    reasons = unreadable(model)
     if reasons:
         raise _refusal(reasons)
     learner = model["learner"]
-    booster, weights = _booster(learner)
-    base = base_margin(_base_score(learner), objective=str(learner["objective"]["name"]))
-    first, last = _tree_range(booster, outputs=len(base), iteration_range=iteration_range)
+    booster, weights = booster_part(learner)
+    base = base_margin(base_scores(learner), objective=str(learner["objective"]["name"]))
+    first, last = tree_range(booster, outputs=len(base), iteration_range=iteration_range)
     groups = np.asarray(booster["tree_info"], dtype=np.int32)[first:last]
     tables = _assemble(
         booster["trees"][first:last],
@@ -61,7 +61,7 @@ def read_xgboost(model: Model, *, iteration_range: tuple[int, int] = (0, 0)) -> 
 
 def unsupported_xgboost(model: Model, *, iteration_range: tuple[int, int] = (0, 0)) -> tuple[str, ...]:
     """Return the reasons why the tree engine cannot score this model; empty if ``read_xgboost`` can read it."""
-    reasons = _unreadable(model)
+    reasons = unreadable(model)
     if reasons:
         return reasons
     try:
@@ -77,7 +77,8 @@ def _refusal(reasons: Sequence[str]) -> ModelError:
     )
 
 
-def _unreadable(model: Model) -> tuple[str, ...]:
+def unreadable(model: Model) -> tuple[str, ...]:
+    """Return the reasons why the form, booster or objective of a model is not supported; empty if all are."""
     learner = model.get("learner")
     if not isinstance(learner, Mapping) or "gradient_booster" not in learner:
         return ("a model that is not xgboost's JSON",)
@@ -87,13 +88,13 @@ def _unreadable(model: Model) -> tuple[str, ...]:
     objective = learner.get("objective", {}).get("name")
     if objective not in OBJECTIVES:
         return (f"the objective {objective}",)
-    booster, _ = _booster(learner)
+    booster, _ = booster_part(learner)
     if any(int(tree["tree_param"]["size_leaf_vector"]) > 1 and "leaf_weights" not in tree for tree in booster["trees"]):
         return ("vector leaves in the format of xgboost before 3.2",)
     return ()
 
 
-def _booster(learner: Model) -> tuple[Model, npt.NDArray[np.float32] | None]:
+def booster_part(learner: Model) -> tuple[Model, npt.NDArray[np.float32] | None]:
     """Return the part that holds the trees and, for DART, each tree's weight.
 
     xgboost up to 3.3 stores the weights beside the part with the trees, newer ones in it (``GBTree::LoadModel``).
@@ -104,7 +105,7 @@ def _booster(learner: Model) -> tuple[Model, npt.NDArray[np.float32] | None]:
     return trees, None if weights is None else np.asarray(weights, dtype=np.float32)
 
 
-def _base_score(learner: Model) -> npt.NDArray[np.float32]:
+def base_scores(learner: Model) -> npt.NDArray[np.float32]:
     """Return base_score with one entry per output. Before 3.1, base_score was one number for all outputs."""
     parameters = learner["learner_model_param"]
     outputs = max(int(parameters.get("num_target", 1)), int(parameters.get("num_class", 0)), 1)
@@ -113,7 +114,12 @@ def _base_score(learner: Model) -> npt.NDArray[np.float32]:
     return np.broadcast_to(values, outputs) if len(values) == 1 else values
 
 
-def _tree_range(booster: Model, *, outputs: int, iteration_range: tuple[int, int]) -> tuple[int, int]:
+def tree_range(booster: Model, *, outputs: int, iteration_range: tuple[int, int]) -> tuple[int, int]:
+    """Return first and last + 1 of the trees of the boosting rounds [begin, end); an end of 0 means all.
+
+    :param booster: the part of `booster_part`.
+    :raises ModelError: when the range is outside the model.
+    """
     bounds = booster.get("iteration_indptr")
     if bounds is None:
         vector = any(int(tree["tree_param"]["size_leaf_vector"]) > 1 for tree in booster["trees"])
@@ -293,6 +299,23 @@ def read_ubj(data: bytes | bytearray) -> dict[str, Any]:
     return found
 
 
+def locate_ubj(data: bytes | bytearray, *path: str | int) -> slice:
+    """Return the place of the bytes of one value in ``data``, with its marker.
+
+    :param path: keys of objects and numbers of elements, from the outermost value inwards.
+    :raises ModelError: when ``data`` has no such value, or is truncated.
+    """
+    reader = _UbjReader(data)
+    try:
+        for step in path:
+            reader.enter(step)
+        start = reader.position
+        reader.value()
+    except (ValueError, IndexError, KeyError) as error:
+        raise _damaged(f"{type(error).__name__}: {error}") from error
+    return slice(start, reader.position)
+
+
 def _damaged(found: str) -> ModelError:
     return ModelError("the model is not complete UBJSON", found=found, next_step="score it with xgboost itself")
 
@@ -301,6 +324,30 @@ class _UbjReader:
     def __init__(self, data: bytes | bytearray) -> None:
         self._data = memoryview(data)
         self._at = 0
+
+    @property
+    def position(self) -> int:
+        """Offset of the next byte."""
+        return self._at
+
+    def enter(self, step: str | int) -> None:
+        """Go to the value of a key of the object that comes next, or to an element of the array.
+
+        :raises KeyError: when there is none.
+        """
+        if not self._peek("{" if isinstance(step, str) else "["):
+            raise KeyError(step)
+        if isinstance(step, str):
+            while not self._peek("}"):
+                if self._text() == step:
+                    return
+                self.value()
+            raise KeyError(step)
+        count = self._count() if self._peek("#") else step + 1
+        for _ in range(min(step, count)):
+            self.value()
+        if step >= count:
+            raise KeyError(step)
 
     def value(self) -> Any:
         """Read the next value, with its marker."""
