@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -228,10 +228,8 @@ class Plan:
             columns=self.source_columns,
             filter=spec.source.filter,
             schema=self.source_schema,
-            maps=tuple(MapRecipe(step.map, step.dtype_backend, step.row_wise) for step in spec.maps),
-            score=self._score_recipe(),
+            chain=(*self._map_recipes(), self._score_recipe()),
             source_rules=self.source_rules,
-            score_rules=self.score_rules,
             output_schema=self.output_schema,
             batch_rows=self.batch_rows,
             batch_bytes=self.batch_bytes,
@@ -244,8 +242,12 @@ class Plan:
             pin_code=spec.step_change == "pin",
             storage=spec.storage,
             never_null=self.never_null,
-            frame_schemas=self.frame_schemas,
         )
+
+    def _map_recipes(self) -> Iterator[MapRecipe]:
+        frames = self.frame_schemas or (b"",) * len(self.spec.maps)
+        for step, frame in zip(self.spec.maps, frames, strict=True):
+            yield MapRecipe(step.map, step.dtype_backend, step.row_wise, frame)
 
     def _score_recipe(self) -> ScoreRecipe:
         score = self.spec.score
@@ -254,7 +256,7 @@ class Plan:
             features=self.features,
             kind=score.output_spec.kind,
             outputs=self.outputs,
-            keep=self.keep,
+            rules=self.score_rules,
             engine=score.engine,
             tolerance=score.tolerance,
         )

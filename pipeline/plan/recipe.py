@@ -39,6 +39,8 @@ class MapRecipe:
     entrypoint: str
     dtype_backend: str = "numpy"
     row_wise: str = "checked"
+    frame: bytes = b""
+    """Arrow schema (IPC) of the step's result, equal for all batches; empty: not planned."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,14 @@ class ScoreRecipe:
     kind: OutputKind
     outputs: tuple[str, ...]
     """Names of the columns that receive the scores."""
-    keep: tuple[str, ...]
-    """Columns that are passed through, in order, before ``outputs``."""
+    rules: tuple[ColumnRule, ...] = ()
+    """Rules for features and for columns that steps make, checked before scoring."""
     engine: Engine = "auto"
     tolerance: float = 0.0
     """Largest difference of margins at which two engines count as equal; 0: all bits must be equal."""
+
+
+StepRecipe = MapRecipe | ScoreRecipe
 
 
 @dataclass(frozen=True)
@@ -73,14 +78,12 @@ class StageRecipe:
     filter: str | None
     schema: bytes
     """Arrow schema (IPC) of a source batch: ``columns`` and the requested hive keys."""
-    maps: tuple[MapRecipe, ...]
-    score: ScoreRecipe
+    chain: tuple[StepRecipe, ...]
+    """The steps, in order."""
     source_rules: tuple[ColumnRule, ...]
     """Rules for columns of the source, checked before the first step."""
-    score_rules: tuple[ColumnRule, ...]
-    """Rules for features and for columns that steps make, checked before scoring."""
     output_schema: bytes
-    """Arrow schema (IPC) of the output: ``keep`` then ``outputs``."""
+    """Arrow schema (IPC) of the output: columns of the rows after the last step."""
     batch_rows: int
     """Rows of the first batch."""
     batch_bytes: int = 0
@@ -99,22 +102,27 @@ class StageRecipe:
     """True: a worker whose files differ from ``code`` takes the sources that the job directory keeps."""
     never_null: tuple[str, ...] = ()
     """Columns of the source without nulls; see `pipeline.plan.plan.Plan`."""
-    frame_schemas: tuple[bytes, ...] = ()
-    """Arrow schema (IPC) after each of ``maps``; see `pipeline.plan.plan.Plan`."""
     storage: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Options of file systems per URL prefix, with references for secrets; see `pipeline.storage.urls`."""
 
     @property
+    def maps(self) -> tuple[MapRecipe, ...]:
+        """The ``map`` steps, in order."""
+        return tuple(step for step in self.chain if isinstance(step, MapRecipe))
+
+    @property
+    def score(self) -> ScoreRecipe:
+        """The ``score`` step."""
+        return next(step for step in self.chain if isinstance(step, ScoreRecipe))
+
+    @property
     def digest(self) -> str:
         """Content digest, also used as Dask's token."""
-        return digest_json(
-            {
-                **{k: v for k, v in self.__dict__.items()},
-                "schema": self.schema.hex(),
-                "output_schema": self.output_schema.hex(),
-                "frame_schemas": [schema.hex() for schema in self.frame_schemas],
-            }
-        )
+        chain = [
+            {**step.__dict__, "frame": step.frame.hex()} if isinstance(step, MapRecipe) else step for step in self.chain
+        ]
+        schemas = {"schema": self.schema.hex(), "output_schema": self.output_schema.hex()}
+        return digest_json({**self.__dict__, **schemas, "chain": chain})
 
     def __dask_tokenize__(self) -> str:
         return self.digest

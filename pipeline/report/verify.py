@@ -496,7 +496,7 @@ def _score_again(recipe: StageRecipe, file: InputFile, chosen: _Range) -> pa.Tab
     rejected_from = file.path if chosen.receipt.before else ""
     file_fragment = Fragment(file.path, 0, file.rows, 0, len(file.row_groups), 0, file.hive_keys, rejected_from)
     fragment = sub_fragment(file_fragment, file, row_start=chosen.start, row_stop=chosen.stop)
-    scorer = Scorer(recipe, get_predictor(recipe.score.model)[0], steps=recipe_steps(recipe, pin_code=True))
+    scorer = Scorer(recipe, [get_predictor(recipe.score.model)[0]], steps=recipe_steps(recipe, pin_code=True))
     versions = {file.path: (file.size, file.version)}
     batches = read_partition(recipe, Partition("", (fragment,)), versions=versions)
     schema = pa.ipc.read_schema(pa.py_buffer(recipe.output_schema))

@@ -39,7 +39,7 @@ def score_to_frame(recipe: StageRecipe, partition: Partition, versions: Versions
     """
     use_storage_options(recipe.storage)
     evaluator, _ = get_evaluator(recipe.score)
-    scorer = Scorer(recipe, evaluator)
+    scorer = Scorer(recipe, [evaluator])
     counter = RowCounter(partition)
     tables = [empty_table(pa.ipc.read_schema(pa.py_buffer(recipe.output_schema)))]
     for batch in read_ahead(read_partition(recipe, partition, versions=versions)):
@@ -78,7 +78,7 @@ def score_pandas(
     rules = feature_rules(version, names)
     finite = frozenset(rule.column for rule in rules if rule.finite)
     schema = prediction_schema(version, output)
-    evaluator, _ = get_evaluator(ScoreRecipe(version, tuple(names), output.kind, tuple(schema.names), keep=()))
+    evaluator, _ = get_evaluator(ScoreRecipe(version, tuple(names), output.kind, tuple(schema.names)))
     parts = [np.empty((0, len(schema)), dtype=score_dtype(output.kind))]
     for start in range(0, len(frame), FRAME_BATCH_ROWS):
         table = _from_pandas(frame[names].iloc[start : start + FRAME_BATCH_ROWS])

@@ -85,7 +85,7 @@ def _score_all(recipe: StageRecipe, questions: IO[bytes], answers: IO[bytes]) ->
             question = read_message(questions)
             try:
                 if scorer is None or question is None:
-                    scorer = Scorer(recipe, get_predictor(recipe.score.model)[0])
+                    scorer = Scorer(recipe, [get_predictor(recipe.score.model)[0]])
                     answer = os.getpid()
                 else:
                     answer = scorer.score_batch(question[0], paths=question[1])

@@ -221,7 +221,7 @@ def _open_scorer(recipe: StageRecipe, partition: Partition, isolation: Isolation
     """Open a scorer in this process, or in a separate process that ends with the block."""
     if isolation is None:
         evaluator, seconds = get_evaluator(recipe.score)
-        yield _OpenScorer(Scorer(recipe, evaluator), seconds, evaluator.engine_use)
+        yield _OpenScorer(Scorer(recipe, [evaluator]), seconds, evaluator.engine_use)
         return
     with closing(IsolatedScorer(recipe, isolation, rows=partition.rows)) as scorer:
         yield _OpenScorer(scorer, 0.0, scorer.engine_use)

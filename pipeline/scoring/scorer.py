@@ -1,4 +1,4 @@
-"""Score one batch, from the source's columns to the output's: contract, steps, model. No Dask, no I/O.
+"""Score one batch, from the source's columns to the output's: contract, then the steps in order. No Dask, no I/O.
 
 Every row ends in exactly one place: the output, the rejects with a reason, or the filtered rows, which a step dropped.
 When memory runs short the batch is halved, and later batches start with the size that fitted.
@@ -6,9 +6,8 @@ When memory runs short the batch is halved, and later batches start with the siz
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,17 +15,17 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.common.stopwatch import Stopwatch
-from pipeline.errors import ModelError, OutOfMemory, ReconciliationFailed, StepFailed
+from pipeline.errors import OutOfMemory, ReconciliationFailed, StepFailed
 from pipeline.jobs.code_archive import read_archived
 from pipeline.jobs.layout import family_folder
 from pipeline.models.model import Predictor
 from pipeline.plan.memory import next_batch_rows
 from pipeline.plan.recipe import StageRecipe
 from pipeline.scoring.arrow import LossyCastError, cast_exactly, one_array, take_rows
-from pipeline.scoring.bisection import NoRowWorksError, bisect, blame_rows
-from pipeline.scoring.contract import beyond_finite, check, check_matrix
-from pipeline.scoring.frame_schemas import FrameSchemas
-from pipeline.scoring.outputs import REJECT_FIELDS, check_scores, score_dtype
+from pipeline.scoring.contract import beyond_finite, check
+from pipeline.scoring.operations.chain import open_operations
+from pipeline.scoring.operations.scores import ScoreOperation, expect_columns
+from pipeline.scoring.outputs import REJECT_FIELDS
 from pipeline.scoring.rows import Failures, Rows
 from pipeline.scoring.steps import Step, load_steps
 
@@ -80,38 +79,30 @@ class _ScoredRows:
 
 @dataclass
 class Scorer:
-    """A scorer of the batches of a partition. The scorer is not thread-safe; its predictor is."""
+    """A scorer of the batches of a partition. The scorer is not thread-safe; its predictors are."""
 
     recipe: StageRecipe
-    predictor: Predictor
+    predictors: Sequence[Predictor]
+    """Loaded models of the ``score`` steps, in order."""
     steps: Sequence[Step] | None = None
     """Map steps. Default: those of the recipe, imported now."""
     batch_rows: int = 0
     """Rows per call of `_score_rows`; fewer than the recipe's after memory ran short."""
     _fitted: int = field(default=0, init=False)
-    _steps_worked: bool = field(default=False, init=False)
-    """True if the steps returned for some row; a step that fails on every row is then not at fault."""
-    _model_worked: bool = field(default=False, init=False)
-    """True if the model returned for some row."""
-    _steps_watch: Stopwatch = field(default_factory=Stopwatch, init=False)
-    _model_watch: Stopwatch = field(default_factory=Stopwatch, init=False)
+    _output_watch: Stopwatch = field(default_factory=Stopwatch, init=False)
 
     def __post_init__(self) -> None:
         self.batch_rows = self.batch_rows or self.recipe.batch_rows
         if self.steps is None:
             self.steps = recipe_steps(self.recipe)
-        self._too_large: tuple[type[BaseException], ...] = (MemoryError, *self.predictor.out_of_memory_errors())
+        self._operations = open_operations(self.recipe, steps=self.steps, predictors=self.predictors)
+        too_large = (error for operation in self._operations for error in operation.out_of_memory_errors())
+        self._too_large: tuple[type[BaseException], ...] = (MemoryError, *too_large)
         self._schema = pa.ipc.read_schema(pa.py_buffer(self.recipe.output_schema))
-        self._frames = FrameSchemas(
-            frozenset(self.recipe.never_null),
-            tuple(pa.ipc.read_schema(pa.py_buffer(schema)) for schema in self.recipe.frame_schemas),
-        )
-        rules = (*(() if self.recipe.maps else self.recipe.source_rules), *self.recipe.score_rules)
-        # Check for infinities in the float32 matrix: it is almost free there, and catches values that overflow float32.
-        self._finite = frozenset(rule.column for rule in rules if rule.finite) & set(self.recipe.score.features)
-        self._in_matrix = frozenset() if self.recipe.maps else self._finite
+        first = self._operations[0] if self._operations else None
+        self._in_matrix = first.finite if isinstance(first, ScoreOperation) else frozenset()
+        """Columns of the source in which the first operation finds infinite values."""
         self._source_rules = beyond_finite(self.recipe.source_rules, self._in_matrix)
-        self._score_rules = beyond_finite(self.recipe.score_rules, self._finite)
 
     def score_batch(self, batch: SourceBatch, *, paths: Sequence[str] = ()) -> ScoredBatch:
         """Score the rows of ``batch``, in pieces that fit in memory.
@@ -121,10 +112,11 @@ class Scorer:
         :raises StepFailed: when a step breaks its contract, or fails on every row.
         :raises BadPrediction: when the model does not give one result per row.
         """
-        self._steps_watch, self._model_watch = Stopwatch(), Stopwatch()
-        if batch.reasons:
-            # In a retry every row failed once already. If all fail again, blame the rows, not the step or the model.
-            self._steps_worked = self._model_worked = True
+        self._output_watch = Stopwatch()
+        for operation in self._operations:
+            operation.watch = Stopwatch()
+            if batch.reasons:  # in a retry every row failed once already
+                operation.blame_rows_only()
         rows, parts = Rows.from_table(batch.table), list[_ScoredRows]()
         start = 0
         while start < len(rows):
@@ -160,64 +152,28 @@ class Scorer:
             self._fitted = 0
 
     def _score_rows(self, rows: Rows) -> _ScoredRows:
-        """Check the contract of the source, run the steps, and predict for the rows of each call of the steps."""
+        """Check the contract of the source, apply the operations in order, and assemble the output columns."""
         rows, rejected = rows.reject(check(rows.table, self._source_rules, skip_finite=self._in_matrix))
-        if not self.steps:
-            scored = self._predict_rows(rows)
-            return replace(scored, failures=Failures.merged([rejected, scored.failures]))
-        from pipeline.scoring.step_frames import map_rows  # pandas: a third of a worker's imports, for steps only
+        parts, failures, dropped = [rows], [rejected], 0
+        for operation in self._operations:
+            applied = [operation.apply(part) for part in parts]
+            parts = [part for one in applied for part in one.parts]
+            failures += [one.failures for one in applied]
+            dropped += sum(one.dropped for one in applied)
+        with self._output_watch:
+            output = Rows.concat([self._to_output(part) for part in parts], self._schema)
+        return _ScoredRows(output, Failures.merged(failures), dropped)
 
-        with self._steps_watch:
-            mapped, failed = map_rows(self.steps, rows, schemas=self._frames, any_worked=self._steps_worked)
-        count = sum(map(len, mapped))
-        self._steps_worked = self._steps_worked or count > 0
-        scored = _ScoredRows.concat([self._predict_rows(part) for part in mapped], self._schema)
-        failures = Failures.merged([rejected, failed, scored.failures])
-        return replace(scored, failures=failures, dropped=len(rows) - count - len(failed))
-
-    def _predict_rows(self, rows: Rows) -> _ScoredRows:
-        """Check the contract of the model, predict, and assemble the output columns."""
-        kind, width = self.recipe.score.kind, len(self.recipe.score.outputs)
-        with self._model_watch:
-            rows, matrix, rejected = self._encode_rows(rows)
-
-            def predict(start: int, stop: int) -> np.ndarray:
-                with blame_rows("score", never=self._too_large):
-                    scores = self.predictor.predict(matrix[start:stop], kind=kind)
-                return check_scores(scores, rows=stop - start, width=width, kind=kind)
-
-            try:
-                outcome = bisect(predict, 0, len(matrix), any_worked=self._model_worked)
-            except NoRowWorksError as error:
-                raise ModelError(
-                    "the model fails on every row",
-                    where=self.recipe.score.model.uri,
-                    found=f"{error.example.message(lines=6)}\non each of {error.tried} rows that were tried",
-                ) from error
-            self._model_worked = self._model_worked or bool(outcome.parts)
-            parts = [part.result for part in outcome.parts] or [np.empty((0, width), dtype=score_dtype(kind))]
-            scores = parts[0] if len(parts) == 1 else np.concatenate(parts)
-            rows, failed = rows.reject(outcome.to_failures())
-            return _ScoredRows(self._with_scores(rows, scores), Failures.merged([rejected, failed]))
-
-    def _encode_rows(self, rows: Rows) -> tuple[Rows, np.ndarray, Failures]:
-        """Return the rows that keep the model's contract, their feature matrix, and the other rows as failures."""
-        features = self.recipe.score.features
-        _expect_columns(rows.table, (*features, *self.recipe.score.keep))
-        rows, rejected = rows.reject(check(rows.table, self._score_rules, skip_finite=self._finite))
-        matrix = self.predictor.encode(rows.table.select(list(features)))
-        infinite = check_matrix(matrix, rows.table, features, self._finite)
-        if len(infinite):
-            matrix = np.delete(matrix, infinite.rows, axis=0)
-            rows, overflowing = rows.reject(infinite)
-            rejected = Failures.merged([rejected, overflowing])
-        return rows, matrix, rejected
-
-    def _with_scores(self, rows: Rows, scores: np.ndarray) -> Rows:
-        """Return the kept columns and ``scores``, [rows] or [rows, outputs], in the output schema."""
-        columns = [_cast(rows.table.column(name), self._schema.field(name)) for name in self.recipe.score.keep]
-        columns += [pa.array(scores)] if scores.ndim == 1 else list(map(pa.array, np.ascontiguousarray(scores.T)))
+    def _to_output(self, rows: Rows) -> Rows:
+        """Return the columns of the output, in its schema."""
+        if rows.table.schema.equals(self._schema):
+            return rows
+        expect_columns(rows.table, self._schema.names)
+        columns = [_cast(rows.table.column(field.name), field) for field in self._schema]
         return Rows(pa.Table.from_arrays(columns, schema=self._schema), rows.position)
+
+    def _seconds(self, phase: str) -> float:
+        return sum(operation.watch.seconds for operation in self._operations if operation.phase == phase)
 
     def _count_rows(self, batch: SourceBatch, scored: _ScoredRows, paths: Sequence[str]) -> ScoredBatch:
         """Count the rows per fragment, and fail if a row was lost or duplicated."""
@@ -239,8 +195,8 @@ class Scorer:
             rejects=reject_table(batch, failures, paths) if len(failures) else None,
             rejected=rejected.astype(np.int64),
             filtered=(batch.filtered + dropped).astype(np.int64),
-            seconds_steps=self._steps_watch.seconds,
-            seconds_score=self._model_watch.seconds,
+            seconds_steps=self._seconds("steps"),
+            seconds_score=self._seconds("score") + self._output_watch.seconds,
         )
 
 
@@ -257,18 +213,6 @@ def recipe_steps(recipe: StageRecipe, *, pin_code: bool | None = None) -> tuple[
         scope=family_folder(recipe.directory) or recipe.job,
         archived=partial(read_archived, recipe.directory, recipe.code) if is_pinned and recipe.directory else None,
     )
-
-
-def _expect_columns(table: pa.Table, names: Sequence[str]) -> None:
-    missing = sorted(set(names) - set(table.column_names))
-    if missing:
-        near = difflib.get_close_matches(missing[0], table.column_names, n=1)
-        raise StepFailed(
-            "a column is missing after the steps",
-            found=", ".join(table.column_names),
-            expected=", ".join(missing),
-            next_step=f"did you mean {near[0]}?" if near else "return it from the step",
-        )
 
 
 def _cast(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray | pa.Array:

@@ -41,6 +41,13 @@ def make_recipe(
     features = tuple(features or version.feature_names)
     keep = tuple(frame.names if keep is None else keep)
     predictions = prediction_schema(version, output or Output(column="prediction"))
+    score = ScoreRecipe(
+        model=version,
+        features=features,
+        kind=output.kind if output else "prediction",
+        outputs=tuple(predictions.names),
+        rules=feature_rules(version, features),
+    )
     made: dict[str, Any] = {
         "job": "job-1",
         "plan": "0" * 64,
@@ -49,16 +56,8 @@ def make_recipe(
         "columns": tuple(schema.names),
         "filter": None,
         "schema": schema.serialize().to_pybytes(),
-        "maps": tuple(maps),
-        "score": ScoreRecipe(
-            model=version,
-            features=features,
-            kind=output.kind if output else "prediction",
-            outputs=tuple(predictions.names),
-            keep=keep,
-        ),
+        "chain": (*maps, score),
         "source_rules": (),
-        "score_rules": feature_rules(version, features),
         "output_schema": pa.schema([*(frame.field(name) for name in keep), *predictions]).serialize().to_pybytes(),
         "batch_rows": 8192,
         "fsync": False,

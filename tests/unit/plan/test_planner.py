@@ -421,7 +421,11 @@ def test_recipe_follows_the_plan():
     assert (recipe.job, recipe.plan, recipe.directory, recipe.round) == ("j-1", made.digest, "/jobs/j-1", 0)
     assert (recipe.columns, recipe.filter, recipe.schema) == (made.source_columns, "n > 1", made.source_schema)
     assert (recipe.maps[0].entrypoint, recipe.compression, recipe.fsync) == ("m:f", "zstd", False)
-    assert (recipe.score.features, recipe.score.keep, recipe.score.outputs) == (made.features, made.keep, made.outputs)
+    assert (recipe.score.features, recipe.score.outputs, recipe.score.rules) == (
+        made.features,
+        made.outputs,
+        made.score_rules,
+    )
     assert (recipe.batch_rows, recipe.import_paths) == (made.batch_rows, ("/code",))
     assert len(recipe.digest) == 64
 

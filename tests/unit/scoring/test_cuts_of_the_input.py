@@ -172,16 +172,18 @@ def run(table: pa.Table, cut: Cut, steps: tuple[Step, ...], version: ModelVersio
     recipe = make_recipe(
         version,
         found.schema,
-        maps=[MapRecipe(step.entrypoint) for step in steps],
+        maps=[
+            MapRecipe(step.entrypoint, frame=schema.serialize().to_pybytes())
+            for step, schema in zip(steps, frames, strict=True)
+        ],
         frame=pa.schema([field.with_nullable(True) for field in frames[-1]]),
         features=["n"],
         never_null=tuple(found.never_null),
-        frame_schemas=tuple(schema.serialize().to_pybytes() for schema in frames),
     )
     tables, rejects = [pa.ipc.read_schema(pa.py_buffer(recipe.output_schema)).empty_table()], []
     for start, stop in spans(cut.partitions, table.num_rows):
         partition = Partition("0", tuple(fragments_of(paths, files, start, stop, cut.groups)))
-        scorer = Scorer(recipe, Predictor(), steps)
+        scorer = Scorer(recipe, [Predictor()], steps)
         batches = read_batches(
             partition, columns=recipe.columns, schema=found.schema, batch_rows=cut.read, batch_bytes=cut.bytes
         )

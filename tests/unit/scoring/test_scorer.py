@@ -15,6 +15,7 @@ import pytest
 from pipeline.errors import BadPrediction, ModelError, OutOfMemory, ReconciliationFailed, SpecError, StepFailed
 from pipeline.models.model import Feature, ModelVersion
 from pipeline.plan.recipe import REJECT_COLUMNS, ColumnRule, MapRecipe
+from pipeline.scoring.operations.scores import ScoreOperation
 from pipeline.scoring.outputs import prediction_schema, reject_schema
 from pipeline.scoring.rows import Rows
 from pipeline.scoring.scorer import MIN_HALVED_ROWS, ScoredBatch, Scorer
@@ -72,7 +73,7 @@ def table_of(rows: int) -> pa.Table:
 def scorer_of(table: pa.Table, predictor: Sum | None = None, *, steps: Sequence[Step] = (), **fields: Any) -> Scorer:
     maps = [MapRecipe(step.entrypoint) for step in steps]
     recipe = make_recipe(VERSION, table.schema, maps=maps, **fields)
-    return Scorer(recipe, predictor or Sum(), steps)
+    return Scorer(recipe, [predictor or Sum()], steps)
 
 
 def score(table: pa.Table, predictor: Sum | None = None, **fields: Any) -> ScoredBatch:
@@ -107,7 +108,7 @@ def test_several_values_a_row_become_columns() -> None:
     predictor = Sum()
     predictor.answer = lambda matrix: np.arange(matrix.shape[0] * 3, dtype=np.float32).reshape(-1, 3)
     recipe = make_recipe(version, table_of(4).schema, keep=("id",), output=Output(column="p"))
-    scored = Scorer(recipe, predictor).score_batch(make_batch(table_of(4)))
+    scored = Scorer(recipe, [predictor]).score_batch(make_batch(table_of(4)))
     assert scored.table.column_names == ["id", "p_0", "p_1", "p_2"]
     assert scored.table["p_1"].to_pylist() == [1.0, 4.0, 7.0, 10.0]
 
@@ -352,13 +353,13 @@ def test_outputs_have_names_types_and_limits() -> None:
 def test_rows_that_get_lost_or_doubled_inside_are_not_passed_off_as_filtered(
     change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Scorer._predict_rows
+    real = ScoreOperation.apply
 
-    def wrong(self: Scorer, rows: Rows) -> Any:
-        scored = real(self, rows)
+    def wrong(self: ScoreOperation, rows: Rows) -> Any:
+        applied = real(self, rows)
         numbers = [0, *range(1, 9)] if change == "lost" else [0, 0, *range(1, 10)]
-        return replace(scored, rows=scored.rows.select(np.array(numbers)))
+        return replace(applied, parts=[part.select(np.array(numbers)) for part in applied.parts])
 
-    monkeypatch.setattr(Scorer, "_predict_rows", wrong)
+    monkeypatch.setattr(ScoreOperation, "apply", wrong)
     with pytest.raises(ReconciliationFailed, match="unaccounted"):
         score(table_of(10))

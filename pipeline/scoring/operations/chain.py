@@ -1,0 +1,69 @@
+"""Make the operations of a recipe: consecutive ``map`` steps are one operation, every other step is one of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+
+from pipeline.models.model import Predictor
+from pipeline.plan.recipe import MapRecipe, ScoreRecipe, StageRecipe, StepRecipe
+from pipeline.scoring.frame_schemas import FrameSchemas, never_null_columns
+from pipeline.scoring.operations.maps import MapOperation
+from pipeline.scoring.operations.operation import Operation
+from pipeline.scoring.operations.scores import ScoreOperation
+from pipeline.scoring.steps import Step
+
+
+def open_operations(
+    recipe: StageRecipe, *, steps: Sequence[Step], predictors: Sequence[Predictor]
+) -> tuple[Operation, ...]:
+    """Return the operations of a recipe, in order.
+
+    :param steps: functions of the ``map`` steps, in order.
+    :param predictors: loaded models of the ``score`` steps, in order.
+    """
+    builder = _Builder(recipe, iter(steps), iter(predictors))
+    return tuple(builder.open(number, group) for number, group in _groups(recipe.chain))
+
+
+def _groups(chain: Sequence[StepRecipe]) -> Iterator[tuple[int, list[StepRecipe]]]:
+    """Yield the steps of each operation, and the number of the first."""
+    number = 0
+    while number < len(chain):
+        stop = number + 1
+        while isinstance(chain[number], MapRecipe) and stop < len(chain) and isinstance(chain[stop], MapRecipe):
+            stop += 1
+        yield number, list(chain[number:stop])
+        number = stop
+
+
+class _Builder:
+    def __init__(self, recipe: StageRecipe, steps: Iterator[Step], predictors: Iterator[Predictor]) -> None:
+        self._recipe = recipe
+        self._steps = steps
+        self._predictors = predictors
+        self._never_null = frozenset(recipe.never_null)
+        """Columns planned without nulls before the next operation."""
+
+    def open(self, number: int, group: Sequence[StepRecipe]) -> Operation:
+        """Return the operation of some steps, of which the first is step ``number``."""
+        if isinstance(group[0], ScoreRecipe):
+            return self._score(group[0], is_first=number == 0, is_last=number == len(self._recipe.chain) - 1)
+        return self._maps([step for step in group if isinstance(step, MapRecipe)])
+
+    def _maps(self, maps: Sequence[MapRecipe]) -> MapOperation:
+        frames = tuple(pa.ipc.read_schema(pa.py_buffer(step.frame)) for step in maps if step.frame)
+        schemas = FrameSchemas(self._never_null, frames)
+        self._never_null = never_null_columns(frames[-1]) if frames else frozenset()
+        return MapOperation([next(self._steps) for _ in maps], schemas)
+
+    def _score(self, score: ScoreRecipe, *, is_first: bool, is_last: bool) -> ScoreOperation:
+        output = pa.ipc.read_schema(pa.py_buffer(self._recipe.output_schema)).names
+        rules = self._recipe.source_rules if is_first else ()
+        return ScoreOperation(
+            score,
+            next(self._predictors),
+            finite=[rule.column for rule in rules if rule.finite],
+            passed=[name for name in output if name not in score.outputs] if is_last else None,
+        )

@@ -1,0 +1,41 @@
+"""`Operation`: a step, or consecutive ``map`` steps, applied to some rows of a batch. A chain is a list of these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from pipeline.common.stopwatch import Stopwatch
+from pipeline.scoring.rows import Failures, Rows
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What an operation made of some rows: each of them is in a part, failed, or dropped."""
+
+    parts: list[Rows]
+    """Remaining rows, in order. A step that raised was called on each part alone."""
+    failures: Failures = field(default_factory=Failures)
+    """Rejected rows, by their positions in the batch."""
+    dropped: int = 0
+    """Rows that the operation filtered, counted when it returned."""
+
+
+class Operation(Protocol):
+    """A step at work. An operation is not thread-safe."""
+
+    phase: Literal["steps", "score"]
+    """Time of a receipt that ``watch`` adds to."""
+    watch: Stopwatch
+
+    def apply(self, rows: Rows) -> Applied:
+        """Apply the step to ``rows``.
+
+        :raises StepFailed: when the step breaks its contract, or fails on every row.
+        """
+
+    def blame_rows_only(self) -> None:
+        """Take for granted that the step works on some row: if every row fails, blame the rows, not the step."""
+
+    def out_of_memory_errors(self) -> tuple[type[BaseException], ...]:
+        """Return the error types, beside MemoryError, that a call with fewer rows may avoid."""

@@ -1,0 +1,120 @@
+"""A recipe's chain of steps: each operation gets the rows and the columns that the one before it left."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from pipeline.errors import StepFailed
+from pipeline.models.model import Feature, ModelVersion
+from pipeline.plan.recipe import ColumnRule, MapRecipe, ScoreRecipe, StageRecipe, StepRecipe
+from pipeline.scoring.operations.chain import open_operations
+from pipeline.scoring.operations.maps import MapOperation
+from pipeline.scoring.operations.scores import ScoreOperation
+from pipeline.scoring.rows import Rows
+from pipeline.scoring.scorer import ScoredBatch, Scorer
+from pipeline.scoring.steps import Step
+from pipeline.testing.recipes import make_batch, make_recipe
+
+VERSION = ModelVersion("m", "1", "/m.ubj", "0" * 64, "xgboost", 10, (Feature("a", "float"),), "regression", 1)
+
+
+class Plus:
+    """A predictor that adds a number to its only feature, and counts the rows it sees."""
+
+    def __init__(self, number: float, *, fails_at: float | None = None) -> None:
+        self.version = VERSION
+        self.number = number
+        self.fails_at = fails_at
+        self.rows = 0
+
+    def encode(self, table: pa.Table, *, order: str = "C") -> np.ndarray:
+        return np.column_stack([column.to_numpy().astype(np.float32) for column in table.columns])
+
+    def predict(self, matrix: np.ndarray, *, kind: str) -> np.ndarray:
+        if self.fails_at in matrix:
+            raise ValueError("cannot")
+        self.rows += len(matrix)
+        return matrix[:, 0] + np.float32(self.number)
+
+    def out_of_memory_errors(self) -> tuple[type[BaseException], ...]:
+        return ()
+
+
+def score_of(feature: str, output: str, **fields: Any) -> ScoreRecipe:
+    return ScoreRecipe(VERSION, (feature,), "prediction", (output,), **fields)
+
+
+def recipe_of(*chain: StepRecipe, table: pa.Table, output: pa.Schema) -> StageRecipe:
+    made = make_recipe(VERSION, table.schema, keep=())
+    return replace(made, chain=chain, output_schema=output.serialize().to_pybytes())
+
+
+def run(recipe: StageRecipe, table: pa.Table, *predictors: Plus, steps: tuple[Step, ...] = ()) -> ScoredBatch:
+    return Scorer(recipe, predictors, steps).score_batch(make_batch(table), paths=("part.parquet",))
+
+
+TABLE = pa.table({"id": np.arange(6), "a": np.arange(6, dtype=np.float32)})
+FLOAT = pa.float32()
+
+
+def test_a_later_score_uses_the_output_of_an_earlier_one() -> None:
+    output = pa.schema([("id", pa.int64()), ("one", FLOAT), ("two", FLOAT)])
+    recipe = recipe_of(score_of("a", "one"), score_of("one", "two"), table=TABLE, output=output)
+    scored = run(recipe, TABLE, Plus(1), Plus(10))
+    assert scored.table.schema.equals(output)
+    assert scored.table["one"].to_pylist() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    assert scored.table["two"].to_pylist() == [11.0, 12.0, 13.0, 14.0, 15.0, 16.0]
+
+
+def test_a_map_step_behind_a_score_gets_its_output() -> None:
+    def double(frame: pd.DataFrame) -> pd.DataFrame:
+        return frame.assign(one=frame["one"] * 2)[frame["id"] != 3]
+
+    output = pa.schema([("two", FLOAT), ("id", pa.int64())])
+    chain = score_of("a", "one"), MapRecipe("m:double"), score_of("one", "two")
+    scored = run(
+        recipe_of(*chain, table=TABLE, output=output), TABLE, Plus(1), Plus(0), steps=(Step("m:double", double),)
+    )
+    assert scored.table.to_pydict() == {"two": [2.0, 4.0, 6.0, 10.0, 12.0], "id": [0, 1, 2, 4, 5]}
+    assert scored.filtered.tolist() == [1]
+
+
+def test_a_rejected_row_is_rejected_once_and_not_seen_by_later_steps() -> None:
+    output = pa.schema([("id", pa.int64()), ("two", FLOAT)])
+    first, second = Plus(1, fails_at=2.0), Plus(0)
+    chain = score_of("a", "one"), score_of("one", "two", rules=(ColumnRule("one", max=5),))
+    scored = run(recipe_of(*chain, table=TABLE, output=output), TABLE, first, second)
+    assert scored.table["id"].to_pylist() == [0, 1, 3, 4]
+    assert scored.rejects is not None
+    assert scored.rejects["id"].to_pylist() == [2, 5]
+    assert scored.rejects["_reason"].to_pylist() == ["score:ValueError", "contract:one:max"]
+    assert (first.rows, second.rows) == (5, 4)
+
+
+def test_scores_replace_a_column_of_their_name() -> None:
+    output = pa.schema([("id", pa.int64()), ("a", FLOAT)])
+    recipe = recipe_of(score_of("a", "a"), score_of("a", "a"), table=TABLE, output=output)
+    scored = run(recipe, TABLE, Plus(1), Plus(10))
+    assert scored.table["a"].to_pylist() == [11.0, 12.0, 13.0, 14.0, 15.0, 16.0]
+
+
+def test_consecutive_map_steps_are_one_operation() -> None:
+    chain = MapRecipe("m:f"), MapRecipe("m:g"), score_of("a", "one"), MapRecipe("m:h")
+    steps = [Step(f"m:{name}", lambda frame: frame) for name in "fgh"]
+    recipe = recipe_of(*chain, table=TABLE, output=pa.schema([("one", FLOAT)]))
+    operations = open_operations(recipe, steps=steps, predictors=[Plus(1)])
+    assert [type(operation) for operation in operations] == [MapOperation, ScoreOperation, MapOperation]
+
+
+def test_a_column_that_no_step_makes_is_named() -> None:
+    recipe = recipe_of(score_of("one", "two"), table=TABLE, output=pa.schema([("two", FLOAT)]))
+    (operation,) = open_operations(recipe, steps=[], predictors=[Plus(1)])
+    with pytest.raises(StepFailed, match="a column is missing after the steps") as caught:
+        operation.apply(Rows.from_table(TABLE))
+    assert caught.value.expected == "one"
