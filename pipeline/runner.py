@@ -58,9 +58,10 @@ def run(
     :raises PipelineError: when the job failed or was interrupted. Its directory records why; `resume` continues it.
     """
     settings = settings or Settings.load()
-    cluster_of(spec, settings=settings).preload(has_steps=bool(spec.maps))
+    cluster = cluster_of(spec, settings=settings)
+    cluster.preload(has_steps=bool(spec.maps))
     pinned = pinned_version(spec, job=job_id, settings=settings) if spec.fan_out is None else None
-    prepared = prepare(spec, settings=settings, job=job_id or "", version=pinned)
+    prepared = prepare(spec, settings=settings, job=job_id or "", version=pinned, cluster=cluster)
     check_conditional_writes(first_sink(prepared.plan))
     job = JobDirectory.open_or_create(
         settings.directory,

@@ -13,12 +13,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from multiprocessing import forkserver
 from typing import Any
 
-from dask.system import CPU_COUNT
+from pipeline.common.cores import core_count
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,8 @@ _started: dict[str, str] = {}
 """Variables given to the server that this process started; empty without a server."""
 _inherited: set[str] = set()
 """Names of all variables that the server has."""
+_preloaded: set[str] = set()
+"""Modules that the server imported at its start."""
 _users: list[object] = []
 """One object per cluster whose workers are forked from the server."""
 _borrowers: list[object] = []
@@ -79,12 +81,14 @@ def likely_environment(workers: int | None, threads: int | None) -> dict[str, st
     :param workers: number of worker processes, if given.
     :param threads: threads per worker, if given.
     """
-    count, each = chosen_shape(CPU_COUNT, sys.maxsize, workers=workers, threads=threads)
-    return thread_environment(CPU_COUNT, count * each)
+    count, each = chosen_shape(core_count(), sys.maxsize, workers=workers, threads=threads)
+    return thread_environment(core_count(), count * each)
 
 
 def start(environment: Mapping[str, str], *, has_steps: bool = True) -> bool:
     """Start the server, unless it is running. Its imports run concurrently with this process.
+
+    A server that nobody uses, and that lacks the imports for steps, is replaced if there are steps.
 
     :param environment: variables for the server, from `thread_environment`.
     :param has_steps: False: the workers will probably run no map step, so pandas is not imported.
@@ -93,12 +97,13 @@ def start(environment: Mapping[str, str], *, has_steps: bool = True) -> bool:
         variable that this process has no more is replaced; `handed_over` has all others.
     """
     with _lock:
-        return _begin(environment, modules=[*PRELOADED, *FOR_STEPS] if has_steps else PRELOADED)
+        modules = [*PRELOADED, *FOR_STEPS] if has_steps else PRELOADED
+        return _begin(environment, modules=modules, needed=modules)
 
 
 @contextmanager
 def in_use(environment: Mapping[str, str]) -> Iterator[bool]:
-    """Keep the server unchanged inside the block. Yields the result of `start`."""
+    """Keep the server unchanged inside the block, whatever it has imported. Yields the result of `start`."""
     user = object()
     with _lock:
         is_ours = _begin(environment, modules=[*PRELOADED, *FOR_STEPS])
@@ -110,8 +115,10 @@ def in_use(environment: Mapping[str, str]) -> Iterator[bool]:
             _users[:] = [other for other in _users if other is not user]
 
 
-def _begin(environment: Mapping[str, str], *, modules: list[str]) -> bool:
-    if _started == dict(environment) and _inherited <= {*os.environ, *environment}:
+def _begin(environment: Mapping[str, str], *, modules: list[str], needed: Collection[str] = ()) -> bool:
+    """Start a server that imports ``modules``, unless the one that runs has ``environment`` and the ``needed`` ones."""
+    is_as_wanted = _started == dict(environment) and _inherited <= {*os.environ, *environment}
+    if is_as_wanted and _preloaded.issuperset(needed):
         return True
     if not _IS_SAFE or (_started and _users) or (not _started and _server_pid() is not None):
         return False
@@ -129,6 +136,8 @@ def _begin(environment: Mapping[str, str], *, modules: list[str]) -> bool:
     _started.update(environment)
     _inherited.clear()
     _inherited.update(os.environ, environment)
+    _preloaded.clear()
+    _preloaded.update(modules)
     return True
 
 

@@ -13,9 +13,11 @@ with frozen_imports():
         "pipeline.execution.clusters.client",
         "pipeline.sources.parquet.source",
         "pipeline.models.flavors.xgboost",
-        "xgboost",
-        "pipeline.cli",
         "pipeline.models.trees.engine",
+        # pyarrow imports pandas for its first array, and xgboost the sparse matrices. A worker imports xgboost itself,
+        # as far as it needs it: see `pipeline.common.imports.import_library`.
+        "pandas",
+        "scipy.sparse",
     ):
         # If an import fails, the worker that needs the module reports the error.
         with suppress(Exception):

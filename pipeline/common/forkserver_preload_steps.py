@@ -5,6 +5,9 @@ from importlib import import_module
 
 from pipeline.common.imports import frozen_imports
 
-with frozen_imports(), suppress(Exception):
-    # If the import fails, the worker that needs the module reports the error.
-    import_module("pipeline.scoring.step_frames")
+with frozen_imports():
+    # Steps may use all of xgboost.
+    for _module in ("pipeline.scoring.step_frames", "xgboost"):
+        # If the import fails, the worker that needs the module reports the error.
+        with suppress(Exception):
+            import_module(_module)

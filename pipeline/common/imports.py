@@ -1,10 +1,19 @@
-"""Exclude imports in our own processes from garbage collection: they live as long as the process."""
+"""Imports in our own processes: without garbage collection, and without parts of a library that scoring never uses."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+import sys
+import threading
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from types import ModuleType
+
+_lock = threading.RLock()
+_partial: set[str] = set()
+"""Packages that were imported without a part."""
+_may_leave_out = threading.Event()
 
 
 @contextmanager
@@ -22,3 +31,44 @@ def frozen_imports() -> Iterator[None]:
         gc.freeze()
         if was_enabled:
             gc.enable()
+
+
+def allow_partial_imports() -> None:
+    """Let `import_library` leave out parts in this process, which runs only code of this package."""
+    _may_leave_out.set()
+
+
+def import_library(name: str, *, without: Collection[str]) -> ModuleType:
+    """Import the package ``name``; after `allow_partial_imports`, as if the packages of ``without`` were not installed.
+
+    Nothing is left out if one of them, or ``name``, is imported already.
+
+    :param without: packages that ``name`` imports if they are installed; empty: the process needs all packages whole.
+    :raises ImportError: if the package cannot be imported.
+    """
+    if not without:
+        require_whole_imports()
+    with _lock:
+        if not _may_leave_out.is_set() or not {name, *without}.isdisjoint(sys.modules):
+            return import_module(name)
+        # None makes an import of that name fail.
+        sys.modules.update(dict.fromkeys(without))  # type: ignore[arg-type]
+        try:
+            module = import_module(name)
+            _partial.add(name)
+        finally:
+            for missing in without:
+                del sys.modules[missing]
+        return module
+
+
+def require_whole_imports() -> None:
+    """Leave nothing out from now on: this process is about to run code of others, such as a step or a plugin.
+
+    A package that was imported in part is imported again, whole, when it is imported next.
+    """
+    with _lock:
+        _may_leave_out.clear()
+        for name in [name for name in sys.modules if name.partition(".")[0] in _partial]:
+            del sys.modules[name]
+        _partial.clear()

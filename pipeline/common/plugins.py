@@ -8,6 +8,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
+from pipeline.common.imports import require_whole_imports
 from pipeline.errors import SpecError
 
 
@@ -29,6 +30,8 @@ def find_adapter(name: str, *, kind: str, built_in: Mapping[str, str]) -> Any:
             expected=", ".join(names) + ", or module:attribute",
             next_step=f"did you mean {near[0]}?" if near else "",
         )
+    if name not in built_in:
+        require_whole_imports()
     module, _, attribute = target.partition(":")
     try:
         return getattr(import_module(module), attribute)

@@ -194,6 +194,7 @@ class Driver(JobRun):
                 yield client
             return
         cluster = cluster_of(plan.spec, settings=self.settings)
+        cluster.preload(has_steps=bool(plan.spec.maps))
         with open_cluster(cluster, directory=self.job.root) as client:
             shake_hands(client, flavor=plan.model.flavor, timeout=self.settings.scheduler_timeout)
             yield client

@@ -57,14 +57,22 @@ class Prepared:
     cluster: ClusterAdapter
 
 
-def prepare(spec: JobSpec, *, settings: Settings, job: str = "", version: ModelVersion | None = None) -> Prepared:
+def prepare(
+    spec: JobSpec,
+    *,
+    settings: Settings,
+    job: str = "",
+    version: ModelVersion | None = None,
+    cluster: ClusterAdapter | None = None,
+) -> Prepared:
     """Resolve the model, read the footers, plan, and reject a job that cannot run.
 
     :param job: Id of the job, if it may exist already.
     :param version: Model version, if it is pinned already.
+    :param cluster: the chosen cluster, if its file was read already.
     :raises PipelineError: for anything in the spec, the input or the model that would not work.
     """
-    prepared = draft(spec, settings=settings, version=version)
+    prepared = draft(spec, settings=settings, version=version, cluster=cluster)
     check_output(prepared.plan, settings=settings, job=job)
     return prepared
 
@@ -75,15 +83,17 @@ def draft(
     settings: Settings,
     version: ModelVersion | None = None,
     planned: Collection[InputFile] | None = None,
+    cluster: ClusterAdapter | None = None,
 ) -> Prepared:
     """Prepare a job without checking its sink.
 
     :param version: Model version, if it is pinned already.
     :param planned: The only input files to plan, if they were planned before.
+    :param cluster: the chosen cluster, if its file was read already.
     :raises PipelineError: for anything in the spec, the input or the model that would not work.
     """
     use_storage_options(spec.storage)
-    cluster = cluster_of(spec, settings=settings)
+    cluster = cluster or cluster_of(spec, settings=settings)
     drafting = _Drafting(settings, cluster.limits(), version, planned)
     if spec.fan_out is not None:
         refuse_incremental(spec)

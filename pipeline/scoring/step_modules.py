@@ -28,6 +28,7 @@ from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pipeline.common.digest import digest_bytes
+from pipeline.common.imports import require_whole_imports
 from pipeline.errors import PipelineError, StepChanged, StepFailed
 from pipeline.plan.step_code import CodeFile, StepCode, code_digest, unique_files
 from pipeline.scoring.code_search import OWN, find_module, is_pinned
@@ -97,6 +98,7 @@ class StepModules:
         :raises StepChanged: if the code is not the planned one.
         """
         name, _, attribute = entrypoint.partition(":")
+        require_whole_imports()
         with self.activated():
             module = self._import_step(name, entrypoint)
             return _attribute(module, attribute, entrypoint)

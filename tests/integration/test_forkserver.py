@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.common.cores import core_count
 from pipeline.common.forkserver import likely_environment, thread_environment
 from pipeline.testing.processes import wait_until
 
@@ -50,7 +50,7 @@ def test_workers_are_forked_with_their_variables_and_imports_which_no_collection
     first, second = run(
         tmp_path, "forks.start(forks.likely_environment(2, 1))\nprint(json.dumps([look(2, 1), look(1, 1)]))"
     )
-    cores = os.cpu_count() or 1
+    cores = core_count()
     expected = {"variables": [str(max(1, cores // 2)), "65536"], "loaded": True, "kept": True, "forked": True}
     assert first == [expected, expected]
     assert second == [{**expected, "variables": [str(cores), "65536"]}], "another shape gets another server"
@@ -64,7 +64,7 @@ with LocalProcesses(Settings(workers=1, threads=1, memory_limit="1 GiB")).open()
 """
     one, other = run(tmp_path, code)
     assert [found["forked"] for found in one] == [True]
-    assert [found["forked"] for found in other] == ([False] * 2 if (os.cpu_count() or 1) > 1 else [True] * 2)
+    assert [found["forked"] for found in other] == ([False] * 2 if core_count() > 1 else [True] * 2)
 
 
 ENVIRONMENT = """
@@ -123,7 +123,7 @@ def test_fork_server_leaves_nothing_when_its_process_ends(tmp_path: Path, number
 
 
 def test_the_likely_environment_is_that_of_the_shape() -> None:
-    cores = os.cpu_count() or 1
+    cores = core_count()
     assert likely_environment(1, 1) == thread_environment(cores, 1)
     assert likely_environment(None, cores) == thread_environment(cores, cores)
     assert thread_environment(8, 2)["OMP_NUM_THREADS"] == "4"
@@ -138,3 +138,35 @@ where = forkserver._forkserver._forkserver_address
 print(json.dumps([os.stat(path).st_mode & 0o777 for path in (where, os.path.dirname(where))]))
 """
     assert run(tmp_path, code) == [0o600, 0o700]
+
+
+PARTS = """
+def scores_alone():
+    from pipeline.execution.clusters.client import warm_up
+    warm_up("xgboost")
+    return "xgboost" in sys.modules, "sklearn" in sys.modules
+
+def whole_after_a_step():
+    from pipeline.common.imports import require_whole_imports
+    require_whole_imports()
+    import xgboost
+    return type(xgboost.XGBClassifier()).__mro__[-2].__module__.partition(".")[0]
+
+def ask(steps, question):
+    place = LocalProcesses(Settings(workers=1, threads=1, memory_limit="1 GiB"))
+    place.preload(has_steps=steps)
+    with place.open() as client:
+        return list(client.run(question).values())[0]
+
+first = ask(False, scores_alone)
+print(json.dumps([first, ask(False, whole_after_a_step), ask(True, scores_alone)]))
+"""
+
+
+def test_worker_that_only_scores_imports_xgboost_without_scikit_learn(tmp_path: Path) -> None:
+    """It takes longer than all else. A process that runs a step gets all of xgboost, and a server for steps has it."""
+    pytest.importorskip("sklearn")
+    alone, base, with_steps = run(tmp_path, PARTS)
+    assert alone == [True, False]
+    assert base in ("sklearn", "xgboost")
+    assert with_steps == [True, True]

@@ -8,12 +8,12 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from distributed import Client
 
+from pipeline.common.imports import import_library
 from pipeline.common.secrets import mask_logs
 from pipeline.errors import EnvMismatch
 from pipeline.execution.worker_events import SharedClusterState
@@ -28,10 +28,11 @@ PACKAGES = ("dask-batch-pipeline", "dask", "distributed", "pyarrow", "pandas", "
 def warm_up(flavor: str) -> dict[str, str]:
     """Import the modules of a task with a model of ``flavor``, mask secrets in logs from now on; return `versions`."""
     mask_logs()
-    for library in find_flavor(flavor).libraries:
+    found = find_flavor(flavor)
+    for library in found.libraries:
         with suppress(ImportError):
             # Ignore the error: loading the model reports a missing package and how to install the package.
-            import_module(library)
+            import_library(library, without=found.unneeded)
     return versions()
 
 

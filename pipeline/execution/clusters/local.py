@@ -8,11 +8,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from dask.system import CPU_COUNT
+import distributed.utils
 from distributed import Client, LocalCluster
 from distributed.system import MEMORY_LIMIT
 
 from pipeline.common import forkserver as forks
+from pipeline.common.cores import core_count
 from pipeline.common.forkserver import chosen_shape, thread_environment
 from pipeline.common.units import parse_bytes
 from pipeline.errors import NoWorkers, SpecError
@@ -64,12 +65,12 @@ class LocalProcesses:
     def _environment(self) -> dict[str, str]:
         """Return the variables that a worker needs before its start."""
         limits = self.limits()
-        return thread_environment(CPU_COUNT, limits.workers * limits.threads)
+        return thread_environment(core_count(), limits.workers * limits.threads)
 
     def _shape(self) -> tuple[int, int]:
         workers, threads = (None if value == "auto" else int(value) for value in (self.workers, self.threads))
         return chosen_shape(
-            CPU_COUNT,
+            core_count(),
             MEMORY_LIMIT,
             workers=self.settings.workers or workers,
             threads=self.settings.threads or threads,
@@ -97,6 +98,9 @@ class LocalProcesses:
         environment = self._environment()
         with forks.restored(environment), forks.in_use(environment) as is_forked:
             method = "forkserver" if is_forked else "spawn"
+            if is_forked:
+                # Else Dask gives the server a list of imports of its own, and imports all of them here, pandas too.
+                distributed.utils._forkserver_preload_set = True
             with self._workers(certificates, environment, method=method) as client:
                 yield client
 

@@ -7,8 +7,10 @@ import os
 import signal
 import threading
 from contextlib import suppress
+from typing import Any
 
 import pipeline.execution.tasks  # noqa: F401  (while the worker starts: the first task does not wait)
+from pipeline.common.imports import allow_partial_imports
 from pipeline.common.secrets import mask_logs, mask_streams
 
 # The driver prints its result to standard output. Output of steps is sent to standard error.
@@ -32,6 +34,12 @@ def _is_shown(record: logging.LogRecord) -> bool:
 
 
 logging.getLogger("distributed.worker").addFilter(_is_shown)
+
+
+def dask_setup(worker: Any) -> None:
+    """Set up a process that is a worker, not one that only imports this module. Dask calls this."""
+    allow_partial_imports()
+
 
 # Ctrl-C reaches the whole process group of the terminal. The driver drains; workers must keep running.
 if threading.current_thread() is threading.main_thread():

@@ -32,6 +32,8 @@ class Flavor:
     """``load(version, data)``: make the predictor from the bytes of the file, after verifying their digest."""
     libraries: tuple[str, ...] = ()
     """Modules that ``load`` imports; workers import them while they start."""
+    unneeded: tuple[str, ...] = ()
+    """Packages that ``libraries`` import if they are installed, and ``load`` and its predictor do without."""
     tree_engine_blockers: Callable[[ModelVersion, OutputKind], tuple[str, ...]] | None = None
     """``tree_engine_blockers(version, kind)``: reasons why the tree engine cannot compute that output. None: the tree
     engine supports no output of this flavor."""

@@ -17,9 +17,10 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.common.digest import digest_bytes
+from pipeline.common.imports import import_library
 from pipeline.errors import ModelDigestMismatch, ModelError
 from pipeline.models.flavors import Flavor, matrix
-from pipeline.models.flavors.xgboost_probe import NO_PACKAGE, first_line, is_out_of_memory, probe
+from pipeline.models.flavors.xgboost_probe import NO_PACKAGE, UNNEEDED, first_line, is_out_of_memory, probe
 from pipeline.models.model import Feature, FeatureKind, ModelVersion, Predict, Task
 from pipeline.models.trees import TreeEngine, read_xgboost
 from pipeline.models.trees.xgboost import read_ubj, transform_name, unsupported_transform
@@ -119,7 +120,7 @@ def load(version: ModelVersion, data: bytes, *, threads: int | None = None) -> X
             next_step="put the pinned file back, or run a new job with the new model",
         )
     try:
-        import xgboost
+        xgboost: Any = import_library("xgboost", without=UNNEEDED)
     except ImportError as error:
         raise ModelError(
             "xgboost is not installed here", where=version.uri, found=str(error), next_step=NO_PACKAGE
@@ -146,13 +147,11 @@ class XGBoostPredictor:
     """A loaded booster. One object serves all threads of a process."""
 
     def __init__(self, version: ModelVersion, booster: Any, *, threads: int = 1) -> None:
-        import xgboost
-
         self.version = version
         self.booster = booster
         self.threads = threads
         """Threads of one predict call, with either engine."""
-        self._library = xgboost
+        self._library: Any = import_library("xgboost", without=UNNEEDED)
         self._range = version.iteration_range or (0, 0)
         # inplace_predict rounds DART's scores otherwise than predict, up to xgboost 3.2.
         self._is_inplace = version.trees > 0 and _booster_name(booster) != "dart"
@@ -251,5 +250,11 @@ def tree_predict(predictor: XGBoostPredictor, kind: OutputKind) -> Predict:
 
 
 FLAVOR = Flavor(
-    "xgboost", inspect, load, libraries=("xgboost",), tree_engine_blockers=tree_engine_blockers, trees=tree_predict
+    "xgboost",
+    inspect,
+    load,
+    libraries=("xgboost",),
+    unneeded=UNNEEDED,
+    tree_engine_blockers=tree_engine_blockers,
+    trees=tree_predict,
 )

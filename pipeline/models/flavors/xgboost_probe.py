@@ -21,11 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common import forkserver as forks
+from pipeline.common.imports import allow_partial_imports, import_library
 from pipeline.common.units import format_bytes
 from pipeline.errors import ModelError, PipelineError
 from pipeline.models.flavors.limits import Limits
 from pipeline.models.flavors.xgboost_file import Document, read_categories, saved_version, tree_problem
 
+UNNEEDED = ("sklearn",)
+"""Packages that xgboost imports for its classes in the style of scikit-learn, which takes longer than all the rest."""
 NO_PACKAGE = "install one of the extras: xgboost-cpu (small, no GPU) or xgboost (with CUDA), never both"
 _EXPECTED = "a model file as booster.save_model wrote it"
 _SAVE_AGAIN = "copy the file again, or save it again with booster.save_model('model.ubj')"
@@ -103,6 +106,10 @@ def _send_answer(ask: Callable[[Any], Any], question: object, sender: Connection
     # xgboost's exceptions contain all that it prints.
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
+    allow_partial_imports()
+    with suppress(ImportError):
+        # Import first, so that the limits are those of the model alone.
+        import_library("xgboost", without=UNNEEDED)
     limits.apply()
     sender.send(ask(question))
 
@@ -141,11 +148,10 @@ def _how_it_ended(code: int, stderr: bytes) -> str:
 def main() -> None:
     """Run in the child process: read bytes from standard input, write one line of JSON to standard output."""
     data = sys.stdin.buffer.read()
-    # Keep xgboost from importing scikit-learn: this takes longer than all the rest, and is not needed here.
-    sys.modules["sklearn"] = None  # type: ignore[assignment]
+    allow_partial_imports()
     with suppress(ImportError):
         # Import first, so that the limits are those of the model alone.
-        import xgboost  # noqa: F401
+        import_library("xgboost", without=UNNEEDED)
     Limits.for_file(len(data)).apply()
     sys.stdout.write("\n" + json.dumps(_answer(data)) + "\n")
     sys.stdout.flush()
