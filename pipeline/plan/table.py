@@ -6,12 +6,12 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.common.arrow_arrays import booleans, int64s, lists, strings
 from pipeline.common.rows import Fragment, InputFile, QuarantinedFile, RowGroup
 from pipeline.errors import PipelineError, StateCorrupt
 from pipeline.models.model import Feature, ModelVersion
@@ -24,7 +24,7 @@ from pipeline.storage.store import Store
 
 SCHEMA_VERSION = 3
 _METADATA = b"pipeline.plan"
-_KEYS = pa.list_(pa.struct([("name", pa.string()), ("value", pa.string())]))
+_KEY = pa.struct([("name", pa.string()), ("value", pa.string())])
 _GROUP = pa.struct([("rows", pa.int64()), ("bytes", pa.int64()), ("compressed", pa.int64()), ("selected", pa.bool_())])
 _RANGE = pa.struct(
     [
@@ -68,10 +68,10 @@ def plan_to_table(plan: Plan) -> pa.Table:
     files = plan.files
     table = pa.table(
         {
-            "path": pa.array([file.path for file in files], pa.string()),
-            "size": pa.array([file.size for file in files], pa.int64()),
-            "version": pa.array([file.version for file in files], pa.string()),
-            "hive_keys": pa.array([[{"name": k, "value": v} for k, v in file.hive_keys] for file in files], _KEYS),
+            "path": strings([file.path for file in files]),
+            "size": int64s(file.size for file in files),
+            "version": strings([file.version for file in files]),
+            "hive_keys": _keys_array(files),
             "row_groups": _groups_array(files),
             "ranges": _ranges_array([ranges[file.path] for file in files]),
             **_incremental_columns(plan),
@@ -84,9 +84,9 @@ def _incremental_columns(plan: Plan) -> dict[str, pa.Array]:
     if not plan.progress.work:
         return {}
     return {
-        "published_row_groups": pa.array([file.published_row_groups for file in plan.files], pa.int64()),
-        "footer_digest": pa.array([file.footer_digest for file in plan.files], pa.string()),
-        "reason": pa.array([file.reason for file in plan.files], pa.string()),
+        "published_row_groups": int64s(file.published_row_groups for file in plan.files),
+        "footer_digest": strings([file.footer_digest for file in plan.files]),
+        "reason": strings([file.reason for file in plan.files]),
     }
 
 
@@ -167,35 +167,37 @@ def _model(record: dict[str, Any]) -> ModelVersion:
     return ModelVersion(**{name: _as_tuple(value) for name, value in {**record, "features": features}.items()})
 
 
-def _lists(lengths: Sequence[int], values: pa.StructArray) -> pa.ListArray:
-    return pa.ListArray.from_arrays(pa.array([0, *accumulate(lengths)], pa.int32()), values)
+def _keys_array(files: Sequence[InputFile]) -> pa.ListArray:
+    keys = [key for file in files for key in file.hive_keys]
+    columns = [strings([name for name, _ in keys]), strings([value for _, value in keys])]
+    return lists([len(file.hive_keys) for file in files], pa.StructArray.from_arrays(columns, fields=list(_KEY)))
 
 
 def _groups_array(files: Sequence[InputFile]) -> pa.ListArray:
     groups = [group for file in files for group in file.row_groups]
     columns = [
-        pa.array([group.rows for group in groups], pa.int64()),
-        pa.array([group.bytes for group in groups], pa.int64()),
-        pa.array([group.compressed for group in groups], pa.int64()),
-        pa.array([group.selected for group in groups], pa.bool_()),
+        int64s(group.rows for group in groups),
+        int64s(group.bytes for group in groups),
+        int64s(group.compressed for group in groups),
+        booleans(group.selected for group in groups),
     ]
-    return _lists([len(file.row_groups) for file in files], pa.StructArray.from_arrays(columns, fields=list(_GROUP)))
+    return lists([len(file.row_groups) for file in files], pa.StructArray.from_arrays(columns, fields=list(_GROUP)))
 
 
 def _ranges_array(ranges: Sequence[Sequence[_PlacedRange]]) -> pa.ListArray:
     flat = [placed for of_file in ranges for placed in of_file]
     fragments = [fragment for _, _, fragment in flat]
     columns = [
-        pa.array([ordinal for ordinal, _, _ in flat], pa.int64()),
-        pa.array([partition for _, partition, _ in flat], pa.string()),
-        pa.array([fragment.row_start for fragment in fragments], pa.int64()),
-        pa.array([fragment.row_stop for fragment in fragments], pa.int64()),
-        pa.array([fragment.group_start for fragment in fragments], pa.int64()),
-        pa.array([fragment.group_stop for fragment in fragments], pa.int64()),
-        pa.array([fragment.bytes for fragment in fragments], pa.int64()),
-        pa.array([fragment.rejected_from for fragment in fragments], pa.string()),
+        int64s(ordinal for ordinal, _, _ in flat),
+        strings([partition for _, partition, _ in flat]),
+        int64s(fragment.row_start for fragment in fragments),
+        int64s(fragment.row_stop for fragment in fragments),
+        int64s(fragment.group_start for fragment in fragments),
+        int64s(fragment.group_stop for fragment in fragments),
+        int64s(fragment.bytes for fragment in fragments),
+        strings([fragment.rejected_from for fragment in fragments]),
     ]
-    return _lists([len(of_file) for of_file in ranges], pa.StructArray.from_arrays(columns, fields=list(_RANGE)))
+    return lists([len(of_file) for of_file in ranges], pa.StructArray.from_arrays(columns, fields=list(_RANGE)))
 
 
 def _columns(table: pa.Table, name: str) -> tuple[list[int], list[list[Any]]]:
@@ -268,7 +270,9 @@ def plan_bytes(plan: Plan) -> bytes:
 def _read_table(data: bytes) -> pa.Table:
     # Without Arrow's threads: they must not call Python while it shuts down (apache/arrow#50482), which would
     # abort a command that has finished its work.
-    return pq.read_table(pa.BufferReader(data), page_checksum_verification=True, use_threads=False)
+    # A ParquetFile, not read_table, which imports pyarrow.dataset and pandas.
+    with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+        return file.read(use_threads=False)
 
 
 def read_plan(store: Store, *, name: str = PLAN_FILE) -> Plan:

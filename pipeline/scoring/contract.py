@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.common.arrow_arrays import float_values
 from pipeline.common.reasons import Reason, ReasonKind
 from pipeline.errors import PipelineError, SpecError, StepFailed
 from pipeline.models.model import ModelVersion
@@ -156,7 +157,7 @@ def _infinities(column: pa.ChunkedArray) -> np.ndarray | None:
     if column.null_count:
         return _mask(pc.is_inf(column))
     # Several times faster than Arrow's kernel; every value of every float feature passes through this test.
-    parts = [np.isinf(chunk.to_numpy()) for chunk in column.chunks]
+    parts = [np.isinf(float_values(chunk)) for chunk in column.chunks]
     return np.concatenate(parts) if any(part.any() for part in parts) else None
 
 
