@@ -56,7 +56,7 @@ class Run:
 
 
 class NoDigest:
-    """A replacement for SHA-256 that computes nothing."""
+    """A replacement for the checksum that computes nothing."""
 
     def update(self, data: bytes) -> None:
         """Do nothing."""
@@ -65,12 +65,12 @@ class NoDigest:
         return "0" * 64
 
 
-class Undigested(part_file.DigestingFile):
-    """A file without a digest of its bytes."""
+class Unchecked(part_file.ChecksumFile):
+    """A file without a checksum of its bytes."""
 
     def __init__(self, file: IO[bytes]) -> None:
         super().__init__(file)
-        self.sha256 = NoDigest()
+        self._running = NoDigest()
 
 
 @contextmanager
@@ -82,7 +82,7 @@ def without_checksums() -> Iterator[None]:
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(part_file.pq, "ParquetWriter", plain))
-        stack.enter_context(patch.object(part_file, "DigestingFile", Undigested))
+        stack.enter_context(patch.object(part_file, "ChecksumFile", Unchecked))
         yield
 
 

@@ -6,9 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import IO, Any
-
-CHUNK_BYTES = 1 << 20
+from typing import Any
 
 
 def digest_bytes(data: bytes) -> str:
@@ -42,46 +40,3 @@ def _canonical(value: Any) -> Any:
 
 def _is_unset(value: Any) -> bool:
     return value is None or (isinstance(value, (dict, list, tuple)) and len(value) == 0)
-
-
-class DigestingFile:
-    """A binary file that digests the written bytes, so that the file is not read again for its digest."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.sha256 = hashlib.sha256()
-        self.size = 0
-        self.is_abandoned = False
-        """True: further bytes are dropped. The Parquet library writes a footer even after an error."""
-        self.closed = False
-
-    def write(self, data: bytes) -> int:
-        """Write and digest ``data``. Return the number of bytes."""
-        if not self.is_abandoned:
-            self._file.write(data)
-            self.sha256.update(data)
-        self.size += len(data)
-        return len(data)
-
-    def flush(self) -> None:
-        """Do nothing: the store flushes once, at the end."""
-
-    def tell(self) -> int:
-        """Return the number of bytes written so far."""
-        return self.size
-
-    def writable(self) -> bool:
-        """Return True."""
-        return True
-
-    def readable(self) -> bool:
-        """Return False."""
-        return False
-
-    def seekable(self) -> bool:
-        """Return False: a digest needs the bytes in order."""
-        return False
-
-    def close(self) -> None:
-        """Mark as closed. The store closes the underlying file."""
-        self.closed = True

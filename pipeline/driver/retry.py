@@ -416,8 +416,7 @@ def _read_file(store: Store, path: str, receipt: Receipt) -> _RejectFile:
             next_step="restore the file, or run the job spec again as a new job",
         ) from error
     sizes = tuple(RowGroup(group.num_rows, group.total_byte_size, group.total_byte_size) for group in groups)
-    version = f"sha256:{receipt.rejects.sha256}"
-    return _RejectFile(InputFile(path, receipt.rejects.bytes, version, sizes), runs)
+    return _RejectFile(InputFile(path, receipt.rejects.bytes, receipt.rejects.checksum, sizes), runs)
 
 
 def _runs(file: pq.ParquetFile) -> Iterator[tuple[int, int, str]]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from pipeline.common.checksum import from_stored
 from pipeline.common.rows import RowCounts
 from pipeline.errors import ReconciliationFailed, StateCorrupt
 from pipeline.jobs import layout
@@ -15,7 +16,8 @@ from pipeline.jobs.ledger import Ledger
 from pipeline.jobs.receipts import DataFile, Receipt
 from pipeline.jobs.rounds import model_details
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Manifests of version 1 had SHA-256 for a checksum; they are read."""
 _LISTS = ("files", "rejects")
 """Fields that are lists of files."""
 
@@ -29,7 +31,8 @@ class ManifestFile:
     """Relative to the job directory, such as ``rounds/0/data/00003-<unique>.parquet``."""
     rows: int
     bytes: int
-    sha256: str
+    checksum: str
+    """See `pipeline.common.checksum`."""
 
     @property
     def round(self) -> int:
@@ -97,14 +100,14 @@ class Manifest:
         """
         try:
             record: dict[str, Any] = json.loads(data)
-            if record.pop("schema_version") != SCHEMA_VERSION:
+            if record.pop("schema_version") not in (1, SCHEMA_VERSION):
                 raise ValueError("unknown schema_version")
             record["rows"] = RowCounts.from_dict(record["rows"])
             record["model"] = ManifestModel(**record["model"])
             record["models"] = {int(n): ManifestModel(**model) for n, model in record.get("models", {}).items()}
             record["quarantined_files"] = tuple(record.get("quarantined_files", ()))
             for key in _LISTS:
-                record[key] = tuple(ManifestFile(**file) for file in record[key])
+                record[key] = tuple(ManifestFile(**from_stored(file)) for file in record[key])
             return Manifest(**record)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StateCorrupt(
@@ -185,5 +188,5 @@ def reconcile(rows: RowCounts, *, files: Iterable[ManifestFile], rejects: Iterab
 
 def _file(receipt: Receipt, file: DataFile) -> ManifestFile:
     return ManifestFile(
-        receipt.partition, layout.round_file(receipt.round, file.name), file.rows, file.bytes, file.sha256
+        receipt.partition, layout.round_file(receipt.round, file.name), file.rows, file.bytes, file.checksum
     )

@@ -19,13 +19,14 @@ from dataclasses import asdict, dataclass, field, replace
 from tempfile import SpooledTemporaryFile
 from typing import Any
 
+from pipeline.common.checksum import from_stored
 from pipeline.common.pickling import fast_pickle
 from pipeline.common.rows import RowCounts
 from pipeline.errors import StateCorrupt
 from pipeline.models.engines import EngineUse
 
-SCHEMA_VERSION = 2
-"""Version of the stored form of a receipt."""
+SCHEMA_VERSION = 3
+"""Version of the stored form of a receipt. Receipts of version 2 had SHA-256 for a checksum; they are read."""
 
 
 @fast_pickle
@@ -37,7 +38,8 @@ class DataFile:
     """Relative to the round's folder, such as ``data/00003-<unique>.parquet``."""
     rows: int
     bytes: int
-    sha256: str
+    checksum: str
+    """See `pipeline.common.checksum`."""
 
 
 @fast_pickle
@@ -128,7 +130,7 @@ class Receipt:
         """
         try:
             record: dict[str, Any] = json.loads(data)
-            if (version := record.pop("schema_version")) != SCHEMA_VERSION:
+            if (version := record.pop("schema_version")) not in (2, SCHEMA_VERSION):
                 raise ValueError(f"schema_version {version}")
             record["rows"] = RowCounts.from_dict(record["rows"])
             files = record["files"]
@@ -142,7 +144,7 @@ class Receipt:
             if record.get("engine") is not None:
                 record["engine"] = EngineUse.from_dict(record["engine"])
             for key in ("data", "rejects"):
-                record[key] = DataFile(**record[key]) if record[key] is not None else None
+                record[key] = DataFile(**from_stored(record[key])) if record[key] is not None else None
             return Receipt(**record)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StateCorrupt(

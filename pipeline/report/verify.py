@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.common.checksum import checksum_file, short
 from pipeline.common.rows import Fragment, InputFile, RowCounts
 from pipeline.common.text import html_table
 from pipeline.common.units import plural
@@ -40,7 +41,6 @@ from pipeline.sinks import find_strays, read_published
 from pipeline.sources import find_source
 from pipeline.sources.locate import has_version
 from pipeline.sources.types import empty_table
-from pipeline.storage.local import file_sha256
 from pipeline.storage.store import Store, open_store
 from pipeline.storage.urls import own_storage_options
 
@@ -285,7 +285,7 @@ class _Facts:
                 raise _Wrong(f"partition {receipt.partition}: its file is said to have other rows than it counts")
             if file is not None:
                 name = layout.round_file(receipt.round, file.name)
-                _check_file(self.job.store, name, rows=file.rows, size=file.bytes, sha256=file.sha256)
+                _check_file(self.job.store, name, rows=file.rows, size=file.bytes, checksum=file.checksum)
                 count, total = count + 1, total + file.rows
         return f"{plural(count, 'file')} with {plural(total, 'row')} have the checksums of their receipts"
 
@@ -294,8 +294,8 @@ class _Facts:
         if self.manifest is None:
             raise _Wrong("the job has no manifest: its output was not committed")
         files = [(receipt, receipt.data) for receipt in self.done if receipt.data]
-        receipts = {(r.partition, layout.round_file(r.round, data.name), data.rows, data.sha256) for r, data in files}
-        listed = [(file.partition, file.name, file.rows, file.sha256) for file in self.manifest.files]
+        receipts = {(r.partition, layout.round_file(r.round, data.name), data.rows, data.checksum) for r, data in files}
+        listed = [(file.partition, file.name, file.rows, file.checksum) for file in self.manifest.files]
         if len(listed) != len(set(listed)) or set(listed) != receipts:
             _expect_none("in the manifest and not in the receipts", [name[0] for name in set(listed) - receipts])
             _expect_none("in the receipts and not in the manifest", [name[0] for name in receipts - set(listed)])
@@ -315,7 +315,7 @@ class _Facts:
             return f"another job has overwritten {published.path} since"
         store = open_store(published.path)
         for file in published.files:
-            _check_file(store, file.name, rows=file.rows, size=file.bytes, sha256=file.sha256)
+            _check_file(store, file.name, rows=file.rows, size=file.bytes, checksum=file.checksum)
         strays = find_strays(self.manifest, self.job)
         if strays:
             raise _Wrong(f"{published.path}: {'; '.join(strays)}")
@@ -354,16 +354,16 @@ def changed_steps(job: JobDirectory, ledger: Ledger) -> list[str]:
     ]
 
 
-def _check_file(store: Store, name: str, *, rows: int, size: int, sha256: str) -> None:
+def _check_file(store: Store, name: str, *, rows: int, size: int, checksum: str) -> None:
     try:
         with store.open_input(name) as file:
-            digest = file_sha256(file)
+            found = checksum_file(file, like=checksum)
             file.seek(0)
-            actual_rows = pq.read_metadata(file).num_rows if digest == sha256 else -1
+            actual_rows = pq.read_metadata(file).num_rows if found == checksum else -1
     except FileNotFoundError:
         raise _Wrong(f"{store.url(name)} is missing") from None
-    if digest != sha256:
-        raise _Wrong(f"{store.url(name)}: SHA-256 {digest[:12]}…, expected {sha256[:12]}…")
+    if found != checksum:
+        raise _Wrong(f"{store.url(name)}: checksum {short(found)}, expected {short(checksum)}")
     if actual_rows != rows or store.size(name) != size:
         raise _Wrong(
             f"{store.url(name)}: {actual_rows:,} rows in {store.size(name):,} bytes, expected {rows:,} in {size:,}"

@@ -1,4 +1,4 @@
-"""Write a checkpoint file: Parquet with row groups of a bounded size, page checksums and a digest of its bytes."""
+"""Write a checkpoint file: Parquet with row groups of a bounded size, page checksums and a checksum of its bytes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.common.digest import DigestingFile
+from pipeline.common.checksum import ChecksumFile
 from pipeline.common.stopwatch import Stopwatch
 from pipeline.errors import PipelineError
 from pipeline.jobs.receipts import DataFile
@@ -53,7 +53,7 @@ class CheckpointWriter:
         self._waiting_rows = 0
         self._waiting_bytes = 0
         self._context: AbstractContextManager[IO[bytes]] | None = None
-        self._file: DigestingFile | None = None
+        self._file: ChecksumFile | None = None
         self._writer: pq.ParquetWriter | None = None
 
     def add(self, table: pa.Table) -> None:
@@ -77,7 +77,7 @@ class CheckpointWriter:
                 self._writer.close()
             context, self._context = self._context, None
             context.__exit__(None, None, None)
-        return DataFile(self.name, self.rows, self._file.size, self._file.sha256.hexdigest())
+        return DataFile(self.name, self.rows, self._file.size, self._file.checksum)
 
     def abandon(self) -> None:
         """Remove the file, whether it is finished or not. Never raises."""
@@ -111,7 +111,7 @@ class CheckpointWriter:
 
     def _open_file(self) -> None:
         self._context = self._store.open_output(self.name)
-        self._file = DigestingFile(self._context.__enter__())
+        self._file = ChecksumFile(self._context.__enter__())
         dictionaries = dictionary_columns(self._schema)
         self._writer = pq.ParquetWriter(self._file, self._schema, use_dictionary=dictionaries, **self._options)
 

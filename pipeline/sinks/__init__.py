@@ -29,8 +29,8 @@ class PublishedFile:
     """Path relative to the sink's path."""
     rows: int
     bytes: int
-    sha256: str
-    """Empty for a file that existed before the first job published to the sink."""
+    checksum: str
+    """See `pipeline.common.checksum`. Empty for a file that existed before the first job published to the sink."""
 
 
 @dataclass(frozen=True)

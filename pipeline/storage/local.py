@@ -248,11 +248,6 @@ class LocalStore:
             os.close(descriptor)
 
 
-def file_sha256(file: IO[bytes]) -> str:
-    """Return the SHA-256 of the rest of an open file, as 64 hexadecimal digits."""
-    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-
-
 def current_umask() -> int:
     """Return the umask of this process. Setting the umask to read it affects other threads: it is the last resort."""
     with suppress(OSError, StopIteration, ValueError):

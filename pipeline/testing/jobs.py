@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.common.checksum import checksum_bytes
 from pipeline.common.rows import Fragment, InputFile, RowCounts, RowGroup
 from pipeline.driver.retry import find_rejected
 from pipeline.jobs import layout
@@ -298,7 +299,7 @@ def _write(store: Store, name: str, table: pa.Table, round: int) -> DataFile:
     store.remove(layout.round_file(round, name))
     with store.open_output(layout.round_file(round, name)) as output:
         output.write(data)
-    return DataFile(name, table.num_rows, len(data), hashlib.sha256(data).hexdigest())
+    return DataFile(name, table.num_rows, len(data), checksum_bytes(data))
 
 
 def commit(directory: JobDirectory) -> int:

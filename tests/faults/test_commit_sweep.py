@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.common.checksum import checksum_bytes
 from pipeline.common.digest import digest_bytes
 from pipeline.errors import PipelineError
 from pipeline.jobs.directory import JobDirectory
@@ -118,7 +119,7 @@ class World:
             return None
         state = layout.SinkState.from_json(place.read_bytes(), where="")
         for file in state.files:
-            assert digest_bytes((place.parent / file.name).read_bytes()) == file.sha256
+            assert checksum_bytes((place.parent / file.name).read_bytes()) == file.checksum
         tables = [pq.read_table(place.parent / file.name, use_threads=False) for file in state.files]
         return pa.concat_tables(tables).combine_chunks().sort_by("id")
 
@@ -184,7 +185,7 @@ class ObjectWorld(World):
         if state is None:
             return None
         contents = [store.read(file.name) for file in state.files]
-        assert [digest_bytes(content) for content in contents] == [file.sha256 for file in state.files]
+        assert [checksum_bytes(content) for content in contents] == [file.checksum for file in state.files]
         tables = [pq.read_table(io.BytesIO(content), use_threads=False) for content in contents]
         return pa.concat_tables(tables).replace_schema_metadata(None).combine_chunks().sort_by("id")
 

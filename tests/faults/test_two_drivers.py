@@ -29,7 +29,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from pipeline.common.digest import digest_bytes
+from pipeline.common.checksum import checksum_bytes
 from pipeline.errors import Fenced, JobLocked, PipelineError
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import Lease, acquire_lease
@@ -300,7 +300,7 @@ class TwoDrivers(RuleBasedStateMachine):
         for file in state.files:
             data = self.look(f"out/{file.name}")
             assert data is not None
-            assert digest_bytes(data) == file.sha256
+            assert checksum_bytes(data) == file.checksum
             tables.append(pq.read_table(io.BytesIO(data)))
         rows = pa.concat_tables(tables).replace_schema_metadata(None).combine_chunks()
         assert rows == self.job.expected

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.common.digest import digest_bytes
+from pipeline.common.checksum import checksum_bytes
 from pipeline.jobs.receipts import Receipt
 from pipeline.models.registry import resolve
 from pipeline.plan.recipe import ColumnRule
@@ -43,14 +43,14 @@ def test_worker_death_at_any_operation_scores_the_partition_once(
     kept = expected[expected["age"] <= 80].reset_index(drop=True)
     partition = make_partition(*lake.files)
     faults = Faults()
-    write = part_file.DigestingFile.write
+    write = part_file.ChecksumFile.write
 
-    def counted(file: part_file.DigestingFile, data: bytes) -> int:
+    def counted(file: part_file.ChecksumFile, data: bytes) -> int:
         # Buffered writes do not go through os.write.
         faults.step("write")
         return write(file, data)
 
-    monkeypatch.setattr(part_file.DigestingFile, "write", counted)
+    monkeypatch.setattr(part_file.ChecksumFile, "write", counted)
     monkeypatch.setattr(os, "fsync", lambda _: None)
     k, before_receipt, after_receipt = 0, 0, 0
     while True:
@@ -84,7 +84,7 @@ def check(root: Path, receipt: Receipt, kept: object) -> None:
     assert receipt.rows.is_reconciled
     for file in (receipt.data, receipt.rejects):
         assert file is not None
-        assert digest_bytes((root / "rounds/0" / file.name).read_bytes()) == file.sha256
+        assert checksum_bytes((root / "rounds/0" / file.name).read_bytes()) == file.checksum
     assert receipt.data is not None
     table = pq.read_table(root / "rounds/0" / receipt.data.name)
     frame = kept[["id", "prediction"]]  # type: ignore[index]

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from pipeline.common.checksum import from_stored, to_older
 from pipeline.common.digest import digest_bytes
 from pipeline.errors import OutputConflict, RefusedForSafety, StateCorrupt
 from pipeline.jobs.manifest import Manifest
@@ -22,6 +23,8 @@ from pipeline.storage.store import Store
 
 MANIFEST = "_manifest.json"
 SUCCESS = "_SUCCESS"
+SCHEMA_VERSION = 2
+"""In states of version 1, every file has ``sha256``; they are read, and stay as they are until a job publishes."""
 OWN = frozenset({MANIFEST, SUCCESS})
 SUFFIX = ".parquet"
 _OF_PARQUET = ("_metadata", "_common_metadata")
@@ -63,6 +66,7 @@ class Publication:
             del record["files_replaced"]
         if not self.plan:
             del record["plan"]
+        record["files"] = [to_older(file) for file in record["files"]]
         return {**record, "rows": sum(file.rows for file in self.files)}
 
     @staticmethod
@@ -72,7 +76,7 @@ class Publication:
             record["job"],
             record["manifest"],
             record["mode"],
-            tuple(PublishedFile(**file) for file in record["files"]),
+            tuple(PublishedFile(**from_stored(file)) for file in record["files"]),
             name=record.get("name", ""),
             work=record.get("work", ""),
             inputs=tuple(
@@ -124,11 +128,16 @@ class SinkState:
         """True if another job has overwritten the publication of ``job``."""
         return self.of_job(job) is None and any(replaced_job == job for replaced_job, _ in self.replaced)
 
+    @property
+    def _schema_version(self) -> int:
+        """1 while every file is of an older job: ``_SUCCESS`` has the digest of such a state."""
+        return SCHEMA_VERSION if any("checksum" in to_older(asdict(file)) for file in self.files) else 1
+
     def to_json_bytes(self) -> bytes:
         """Return the content of ``_manifest.json``."""
         publications = [publication.to_record() for publication in self.publications]
         record: dict[str, Any] = {
-            "schema_version": 1,
+            "schema_version": self._schema_version,
             "rows": sum(file.rows for file in self.files),
             "schema": self.schema,
             "publications": publications,
@@ -144,7 +153,7 @@ class SinkState:
         """
         try:
             record = json.loads(data)
-            if record["schema_version"] != 1:
+            if record["schema_version"] not in (1, SCHEMA_VERSION):
                 raise ValueError("unknown schema_version")
             publications = tuple(Publication.from_record(publication) for publication in record["publications"])
             return SinkState(publications, record["schema"], tuple((job, n) for job, n in record["replaced"]))

@@ -10,7 +10,7 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.common.digest import DigestingFile
+from pipeline.common.checksum import ChecksumFile, short
 from pipeline.errors import StateCorrupt
 from pipeline.jobs.manifest import Manifest, ManifestFile
 from pipeline.sinks import PublishedFile
@@ -82,7 +82,7 @@ def check_sources(manifest: Manifest, *, store: Store) -> None:
 def linked_files(piece: Piece) -> PublishedFile:
     """Return the published file of a piece with one source."""
     (file,) = piece.sources
-    return PublishedFile(piece.name, file.rows, file.bytes, file.sha256)
+    return PublishedFile(piece.name, file.rows, file.bytes, file.checksum)
 
 
 def write_merged(
@@ -95,7 +95,7 @@ def write_merged(
     if piece.sources:
         with source.open_input(piece.sources[0].name) as file:
             schema = pq.read_schema(file)
-    counted = DigestingFile(output)
+    counted = ChecksumFile(output)
     rows = 0
     with pq.ParquetWriter(
         pa.PythonFile(counted, "w"), schema, compression=compression, write_page_checksum=True
@@ -103,7 +103,7 @@ def write_merged(
         for table in _tables(piece.sources, store=source):
             writer.write_table(table.unify_dictionaries(), row_group_size=_GROUP_ROWS)
             rows += table.num_rows
-    return PublishedFile(piece.name, rows, counted.size, counted.sha256.hexdigest())
+    return PublishedFile(piece.name, rows, counted.size, counted.checksum)
 
 
 def _tables(files: Sequence[ManifestFile], *, store: Store) -> Iterator[pa.Table]:
@@ -136,6 +136,6 @@ def _row_groups(file: ManifestFile, *, store: Store) -> Iterator[pa.Table]:
             "a checkpoint file is damaged",
             where=store.url(file.name),
             found=str(error),
-            expected=f"SHA-256 {file.sha256[:12]}…",
+            expected=short(file.checksum),
             next_step=f"remove the receipt of partition {file.partition} and resume: it is scored again",
         ) from error

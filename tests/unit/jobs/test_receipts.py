@@ -21,8 +21,8 @@ WHOLE = Receipt(
     plan="p" * 64,
     model="m" * 64,
     attempt="a",
-    data=DataFile("data/00042-a.parquet", 7, 100, "d" * 64),
-    rejects=DataFile("rejects/00042-a.parquet", 2, 50, "r" * 64),
+    data=DataFile("data/00042-a.parquet", 7, 100, "sha256:" + "d" * 64),
+    rejects=DataFile("rejects/00042-a.parquet", 2, 50, "xxh3-128:" + "e" * 32),
     rows=RowCounts(10, 7, 2, 1),
     files=(FragmentCounts("lake/ü.parquet", 5, 15, RowCounts(10, 7, 2, 1)),),
     seconds=Timings(0.5, 0.0, 1.5, 0.25, 2.0, 3.0),
@@ -89,7 +89,7 @@ def test_receipt_of_an_older_version_is_refused_by_its_version() -> None:
     with pytest.raises(StateCorrupt) as caught:
         Receipt.from_json(json.dumps(old).encode())
     assert "schema_version 1" in str(caught.value.found)
-    assert "schema_version 2" in str(caught.value.expected)
+    assert "schema_version 3" in str(caught.value.expected)
 
 
 def test_seconds_add_up() -> None:

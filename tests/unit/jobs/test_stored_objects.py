@@ -24,7 +24,8 @@ QUARANTINED = st.builds(
     QuarantinedFile, TEXTS, TEXTS, TEXTS, st.none() | COUNTS, st.lists(st.tuples(TEXTS, TEXTS), max_size=2).map(tuple)
 )
 MODELS = st.builds(ManifestModel, TEXTS, TEXTS, TEXTS)
-FILES = st.builds(ManifestFile, TEXTS, TEXTS, COUNTS, COUNTS, TEXTS)
+CHECKSUMS = st.sampled_from(["xxh3-128", "sha256"]).flatmap(lambda name: TEXTS.map(lambda digits: f"{name}:{digits}"))
+FILES = st.builds(ManifestFile, TEXTS, TEXTS, COUNTS, COUNTS, CHECKSUMS)
 MODEL_DETAILS = st.fixed_dictionaries({"name": TEXTS, "version": TEXTS, "digest": TEXTS})
 
 

@@ -153,7 +153,7 @@ def test_flipped_bit_in_a_checkpoint(job: JobDirectory) -> None:
     data = bytearray(job.store.read(name))
     data[len(data) // 2] ^= 1
     job.store.replace(name, bytes(data))
-    assert "SHA-256" in failed(verify(job, sample=0))["checkpoint"]
+    assert "checksum xxh3-128:" in failed(verify(job, sample=0))["checkpoint"]
 
 
 def test_missing_checkpoint(job: JobDirectory) -> None:
@@ -169,7 +169,7 @@ def test_removed_and_damaged_output(job: JobDirectory, tmp_path: Path) -> None:
     files[0].unlink()
     assert "missing" in failed(verify(job, sample=0))["output"]
     files[0].write_bytes(data[:-9] + b"X" + data[-8:])
-    assert "SHA-256" in failed(verify(job, sample=0))["output"]
+    assert "checksum xxh3-128:" in failed(verify(job, sample=0))["output"]
     (tmp_path / "out" / "_manifest.json").unlink()
     assert "does not list" in failed(verify(job, sample=0))["output"]
 

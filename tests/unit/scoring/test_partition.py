@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.common.checksum import checksum_bytes
 from pipeline.common.rows import RowCounts
 from pipeline.errors import (
     DiskFull,
@@ -108,7 +108,7 @@ def test_receipt_agrees_with_the_files(make: Callable[..., StageRecipe], lake: L
     for file, rows in ((receipt.data, receipt.rows.output), (receipt.rejects, receipt.rows.rejected)):
         data = (root / file.name).read_bytes()
         assert file.name.endswith(f"/00000-{receipt.attempt}.parquet")
-        assert (file.rows, file.bytes, file.sha256) == (rows, len(data), hashlib.sha256(data).hexdigest())
+        assert (file.rows, file.bytes, file.checksum) == (rows, len(data), checksum_bytes(data))
     assert Receipt.from_json((root / "receipts" / "00000.json").read_bytes()) == receipt
     assert files_of(recipe) == sorted([receipt.data.name, receipt.rejects.name, "receipts/00000.json"])
     assert receipt.seconds.total > 0
@@ -194,7 +194,7 @@ class FailingStore:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
         self.left = at
-        real_write = part_file.DigestingFile.write
+        real_write = part_file.ChecksumFile.write
         real_put = LocalStore.put_if_absent
 
         def write(file: Any, data: bytes) -> int:
@@ -206,7 +206,7 @@ class FailingStore:
             self.count()
             return real_put(store, name, data)
 
-        monkeypatch.setattr(part_file.DigestingFile, "write", write)
+        monkeypatch.setattr(part_file.ChecksumFile, "write", write)
         monkeypatch.setattr(LocalStore, "put_if_absent", put)
 
     def count(self) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from pipeline.errors import DiskFull, RefusedForSafety, StorageError, UnsafeStore
 from pipeline.storage import local as write_behind
-from pipeline.storage.local import STRIDE, LocalStore, file_sha256, starter
+from pipeline.storage.local import STRIDE, LocalStore, starter
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.store import Store, open_store
 from pipeline.testing.stores import Crash, Faults, FaultyStore, disk_full, faulty_os, io_error
@@ -137,7 +137,7 @@ def test_output_and_input(store: Store) -> None:
     with store.open_output("d/out") as file:
         file.write(b"whole")
     with store.open_input("d/out") as file:
-        assert file_sha256(file).startswith("5d5766cf2d78701614200418")
+        assert file.read() == b"whole"
     assert store.list_folders() == ["d"]
     assert store.list() == []
 

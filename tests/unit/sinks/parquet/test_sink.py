@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.common.checksum import checksum_bytes
 from pipeline.common.digest import digest_bytes
 from pipeline.errors import DiskFull, OutputConflict, OutputExists, RefusedForSafety, SpecError, StateCorrupt
 from pipeline.jobs.directory import JobDirectory
@@ -64,7 +65,7 @@ def test_error_mode_publishes_every_row_in_order(tmp_path: Path, way: str) -> No
     assert (result.rows, len(result.files), result.is_new) == (75, 3, True)
     state = state_of(out)
     assert [file.name for file in state.files] == sorted(n for n in os.listdir(out) if n.endswith(".parquet"))
-    assert [file.sha256 for file in state.files] == [file.sha256 for file in manifest.files]
+    assert [file.checksum for file in state.files] == [file.checksum for file in manifest.files]
     success = json.loads((out / "_SUCCESS").read_text())
     assert success["manifest_sha256"] == digest_bytes((out / "_manifest.json").read_bytes())
     assert os.listdir(out.parent) == ["out"]
@@ -294,7 +295,7 @@ def test_small_files_are_merged(tmp_path: Path, mode: str) -> None:
     assert merged.num_row_groups == 1
     assert merged.read().replace_schema_metadata(None).equals(job.expected)
     with (out / result.files[0].name).open("rb") as file:
-        assert digest_bytes(file.read()) == result.files[0].sha256
+        assert checksum_bytes(file.read()) == result.files[0].checksum
     assert not directory.store.list_folders("rounds/0/merged")
     assert not publish(manifest, directory).is_new
 
