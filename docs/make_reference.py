@@ -25,6 +25,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "on_alias_change": "restart",
         "step_change": "pin",
         "cluster": "tls://10.0.0.1:8786",
+        "device": "cuda",
         "storage": "{'s3://lake': {key: env:LAKE_KEY, secret: env:LAKE_SECRET}}",
         "params": '{day: "2026-01-01", threshold: 0.5}',
         "run": '{date: "2026-01-01"}',

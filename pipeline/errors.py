@@ -4,7 +4,8 @@ The tree is grouped by what a handler does next; the number is the exit code::
 
     PipelineError                      1   internal: a defect of this package
     ├── SpecError                      2   fix the job spec or the command line
-    │   └── EnvMismatch                2   run the same versions on driver and workers
+    │   ├── EnvMismatch                2   run the same versions on driver and workers
+    │   └── NoDevice                   2   run it where there is a GPU, or with device: auto
     ├── InputError                     4   fix the input data
     │   ├── MissingInput               4
     │   ├── CorruptInput               4
@@ -40,7 +41,8 @@ The tree is grouped by what a handler does next; the number is the exit code::
     │   ├── NoWorkers                 75
     │   ├── SchedulerLost             75
     │   ├── SchedulerUnresponsive     75
-    │   └── DriverLost                75
+    │   ├── DriverLost                75
+    │   └── DeviceLost                75
     ├── Cancelled                      8   a user cancelled the job; resume if that was a mistake
     └── Interrupted              128 + n   a signal stopped the driver: resume
 
@@ -139,6 +141,10 @@ class SpecError(PipelineError, ValueError):
 
 class EnvMismatch(SpecError):
     """Driver and workers run different versions."""
+
+
+class NoDevice(SpecError):
+    """A GPU was requested, and there is none that can be used; no partition ran."""
 
 
 class InputError(PipelineError):
@@ -305,6 +311,10 @@ class SchedulerUnresponsive(InfrastructureError):
 
 class DriverLost(InfrastructureError):
     """The driver of a job died, and no server restarts it."""
+
+
+class DeviceLost(InfrastructureError):
+    """The GPU of a worker failed while the worker used it. The partition is retried elsewhere."""
 
 
 class Cancelled(PipelineError):

@@ -17,13 +17,14 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import dask.config
 from dask.utils import parse_timedelta
 
 from pipeline.common.units import MAX_SECONDS, parse_bytes, parse_seconds
 from pipeline.errors import SpecError
+from pipeline.spec.model_ref import Device
 from pipeline.spec.parts import Hook
 from pipeline.spec.precedence import (
     Precedence,
@@ -33,6 +34,9 @@ from pipeline.spec.precedence import (
     resolve_setting,
     setting_variables,
 )
+
+if TYPE_CHECKING:
+    from pipeline.spec.job_spec import JobSpec
 
 logger = logging.getLogger(__name__)
 MAX_COUNT = 1_000_000
@@ -109,6 +113,13 @@ def _to_hooks(value: Any) -> tuple[dict[str, Any], ...]:
     return tuple(Hook.model_validate(hook).model_dump(mode="json", exclude_defaults=True) for hook in value)
 
 
+def _to_device(value: Any) -> Device:
+    for device in get_args(Device):
+        if value == device:
+            return device  # type: ignore[no-any-return]
+    raise ValueError("auto, cpu or cuda")
+
+
 def _to_files(value: Any) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(str(path) for path in value)
 
@@ -131,6 +142,8 @@ Folders = Annotated[
 """Folders of this machine, made absolute; in a variable separated like ``PATH``."""
 Files = Annotated[tuple[str, ...], Converter(_to_files, _read_paths)]
 """One or more files."""
+DeviceName = Annotated[Device, Converter(_to_device)]
+"""``auto``, ``cpu`` or ``cuda``."""
 Hooks = Annotated[tuple[Any, ...], Converter(_to_hooks, _read_json)]
 """Hooks as in a job spec; in a variable as JSON."""
 
@@ -158,6 +171,8 @@ class Settings:
     """Largest size of a model file; a larger one is refused before it is read."""
     cluster: str | None = None
     """Overrides the ``cluster`` of the job spec."""
+    device: DeviceName | None = None
+    """Overrides the ``device`` of the job spec: ``auto``, ``cpu`` or ``cuda``."""
     workers: Count | None = None
     """Worker processes of a local cluster. Default: from the machine."""
     threads: Count | None = None
@@ -218,6 +233,7 @@ class Settings:
         alias_poll: float | str | None = None,
         max_model_size: int | str | None = None,
         cluster: str | None = None,
+        device: Device | None = None,
         workers: int | None = None,
         threads: int | None = None,
         memory_limit: int | str | None = None,
@@ -420,3 +436,33 @@ def _convert(name: str, value: Any, *, where: str, is_text: bool = False) -> Any
             found=repr(value)[:200],
             expected=error.expected if isinstance(error, SpecError) else str(error),
         ) from error
+
+
+def device_choice(spec: JobSpec, *, settings: Settings, of_spec: ResolvedSetting | None = None) -> ResolvedSetting:
+    """Return the device that a job requests, and its origin; see `overridden_choice`.
+
+    :param settings: with those of the chosen cluster's file.
+    """
+    return overridden_choice("device", spec.device, default="auto", settings=settings, of_spec=of_spec)
+
+
+def overridden_choice(
+    name: str, value: Any, *, default: Any, settings: Settings, of_spec: ResolvedSetting | None = None
+) -> ResolvedSetting:
+    """Return the value of a field of the spec that is a setting, too: a flag or a variable, else the spec, else the
+    cluster's file or ``dask.config``.
+
+    :param name: name of field and setting.
+    :param value: value of the field; None if the spec has none.
+    :param of_spec: origin of ``value``, if known.
+    """
+    candidates = [SettingSource(default, Precedence.BUILT_IN)]
+    if value is not None and of_spec is not None:
+        candidates += [*of_spec.over, SettingSource(value, of_spec.rank, of_spec.origin)]
+    elif value is not None:
+        candidates.append(SettingSource(value, Precedence.JOB_FILE, name))
+    if getattr(settings, name) is not None:
+        setting = settings.choice(name)
+        candidates.append(SettingSource(setting.value, setting.rank, setting.origin))
+        candidates += [source for source in setting.over if source.rank is not Precedence.BUILT_IN]
+    return resolve_setting(candidates)

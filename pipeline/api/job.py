@@ -21,6 +21,7 @@ from pipeline.service.submit import submit
 from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.load import load_spec, source_paths
+from pipeline.spec.model_ref import Device
 from pipeline.spec.parts import (
     ColumnContract,
     Errors,
@@ -71,6 +72,8 @@ class Job:
         Action when the code of a step changes before the job has ended.
     cluster : str, optional
         A name in ``cluster_configs/``, a file, or a scheduler address.
+    device : {"auto", "cpu", "cuda"}, optional
+        Device that evaluates the model. Default: the GPU of a worker that has one, if the bits are the same.
     storage : dict, optional
         fsspec options per URL prefix.
     params : dict, optional
@@ -122,6 +125,7 @@ class Job:
         on_alias_change: OnAliasChange = "pin",
         step_change: StepChange = "fail",
         cluster: str | None = None,
+        device: Device | None = None,
         storage: Mapping[str, Fields] | None = None,
         params: Fields | None = None,
         run: RunOptions | Fields | None = None,
@@ -201,7 +205,7 @@ class Job:
         """
         with own_storage_options(), prepended_sys_path(self.settings.import_paths):
             prepared = prepare(self.spec, settings=self.settings)
-        return plan_summary(prepared.plan, prepared.limits)
+        return plan_summary(prepared.plan, prepared.limits, device=prepared.device)
 
     def run(self, *, job_id: str | None = None, callbacks: Sequence[Callback] | None = None) -> Report:
         """Run the job to its end, with a progress display, and publish its output in one commit.

@@ -107,7 +107,7 @@ def load(target: str, *, overrides: Sequence[str], params: Sequence[str], text: 
 
 
 def cluster_options(command: Command) -> Command:
-    """``--cluster``, ``--workers``, ``--threads``, ``--memory-limit`` and ``--insecure-network``."""
+    """``--cluster``, ``--device``, ``--workers``, ``--threads``, ``--memory-limit`` and ``--insecure-network``."""
     positive = click.IntRange(min=1)
     network = "Let scheduler and workers be open to the network without TLS: whoever reaches them runs code as you."
     for option in (
@@ -115,6 +115,7 @@ def cluster_options(command: Command) -> Command:
         click.option("--memory-limit", metavar="SIZE", help="Memory of one worker, such as 4GiB."),
         click.option("--threads", type=positive, metavar="N", help="Threads of one worker."),
         click.option("--workers", type=positive, metavar="N", help="Worker processes."),
+        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Device that evaluates the model."),
         click.option("--cluster", metavar="NAME", help="A name in cluster_configs/, a file, or a scheduler's address."),
     ):
         command = option(command)
@@ -188,14 +189,21 @@ def json_text(details: Mapping[str, Any]) -> str:
 def settings_for(loaded: LoadedSpec | None = None, **flags: Any) -> Settings:
     """Load the settings with the given flags; modules of steps are found beside the job spec's file."""
     from pipeline.settings import Settings
-    from pipeline.spec.precedence import Precedence
 
     if loaded is not None:
         flags["import_paths"] = loaded.folders
     settings = Settings.load(**{name: value for name, value in flags.items() if value is not None})
-    if loaded is not None and "cluster" in loaded.origins:
-        # --set cluster=… wins over the variable PIPELINE_CLUSTER, which wins over the job spec.
-        chosen, other = loaded.origins["cluster"], settings.choice("cluster")
-        if chosen.rank is Precedence.SET and other.rank is Precedence.ENVIRONMENT:
-            return replace(settings, cluster=None)
+    # --set cluster=… wins over the variable PIPELINE_CLUSTER, which wins over the job spec.
+    if loaded is not None and _is_set_over_variable("cluster", loaded, settings):
+        settings = replace(settings, cluster=None)
+    if loaded is not None and _is_set_over_variable("device", loaded, settings):
+        settings = replace(settings, device=None)
     return settings
+
+
+def _is_set_over_variable(name: str, loaded: LoadedSpec, settings: Settings) -> bool:
+    """Return True if ``--set`` gave a field of the spec whose setting comes from a variable."""
+    from pipeline.spec.precedence import Precedence
+
+    is_set = name in loaded.origins and loaded.origins[name].rank is Precedence.SET
+    return is_set and settings.choice(name).rank is Precedence.ENVIRONMENT

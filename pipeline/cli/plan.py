@@ -199,7 +199,7 @@ def plan(
     from pipeline.plan.describe import plan_summary
 
     prepared = prepare(loaded.spec, settings=settings)
-    summary = plan_summary(prepared.plan, prepared.limits)
+    summary = plan_summary(prepared.plan, prepared.limits, device=prepared.device)
     if probe is not None and prepared.plan.children:
         raise click.UsageError("a fan-out has no partitions of its own to probe; probe a job over one of its values")
     if why:
@@ -217,12 +217,13 @@ def plan(
 def _show_config(loaded: LoadedSpec, settings: Settings) -> None:
     from pipeline.cli.show_config import config_details, config_text
     from pipeline.execution.clusters import cluster_choice, settings_of
+    from pipeline.settings import device_choice
 
     spec = dict(loaded.origins)
     chosen = settings_of(loaded.spec, settings=settings)
-    of_spec = spec.get("cluster")
-    cluster = cluster_choice(loaded.spec, settings=settings, of_spec=of_spec)
-    details = config_details(spec, {**chosen.choices(), "cluster": cluster})
+    cluster = cluster_choice(loaded.spec, settings=settings, of_spec=spec.get("cluster"))
+    device = device_choice(loaded.spec, settings=chosen, of_spec=spec.get("device"))
+    details = config_details(spec, {**chosen.choices(), "cluster": cluster, "device": device})
     emit(details, lambda: config_text(details))
 
 

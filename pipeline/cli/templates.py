@@ -115,6 +115,9 @@ errors:
 # Where it runs: local (processes of this machine), a name in cluster_configs/, a file, or the address of a scheduler.
 cluster: local
 
+# What evaluates the model: auto (the GPU of a worker that has one, with the CPU's bits), cpu, or cuda.
+# device: auto
+
 # How storage is reached: options of fsspec file systems by how URLs begin. Secrets only as env:NAME or file:PATH, which
 # driver and workers look up themselves. Default: what the client library finds (see docs/storage.md).
 # storage:

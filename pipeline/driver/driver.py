@@ -17,12 +17,14 @@ from pipeline.common.secrets import redact
 from pipeline.driver.alias_change import AliasMonitor
 from pipeline.driver.job_run import JobRun, ParentContext
 from pipeline.driver.outcome import Outcome, outcome
+from pipeline.driver.prepare import requested_device
 from pipeline.driver.quarantine import open_quarantine_round
 from pipeline.driver.step_change import StepMonitor
 from pipeline.errors import InputError, PipelineError, StepChanged
 from pipeline.events import AttemptOutcome, Callback, PartitionEnded, RoundStarted, notify
-from pipeline.execution.clusters import cluster_of, open_cluster
+from pipeline.execution.clusters import ClusterAdapter, cluster_of, open_cluster
 from pipeline.execution.clusters.client import shake_hands
+from pipeline.execution.clusters.devices import Reports, options_on, options_with
 from pipeline.execution.dispatcher import Dispatcher
 from pipeline.execution.health import DispatchPolicy
 from pipeline.execution.protocols import AttemptResult, Mitigation
@@ -34,12 +36,14 @@ from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import Ledger
 from pipeline.jobs.receipts import SpooledReceipts
 from pipeline.jobs.status import Status
+from pipeline.models.device_options import DeviceOptions
 from pipeline.plan.plan import Partition, Plan
 from pipeline.plan.planner import dispatch_order
 from pipeline.report.build import decide_status
 from pipeline.report.rejects import first_examples, summarise
 from pipeline.report.report import Report
 from pipeline.sinks import publish
+from pipeline.spec.model_ref import Device
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +57,8 @@ class Driver(JobRun):
     """Receipts of all rounds."""
     task_set: TaskSet = field(init=False)
     """The partitions of the last round."""
+    device: Device = field(default="cpu", init=False)
+    """Device that workers use; known once they are connected."""
 
     @cached_property
     def alias_monitor(self) -> AliasMonitor:
@@ -165,7 +171,7 @@ class Driver(JobRun):
 
         :returns: the partitions that remain after a bad input file was quarantined, or the job started over; else none.
         """
-        self.task_set = TaskSet(self.job, self.ledger.last, self.settings.partition_timeout)
+        self.task_set = TaskSet(self.job, self.ledger.last, self.settings.partition_timeout, self.device)
         notify_round_started(self.job, self.ledger, pending, callbacks=self.callbacks)
         try:
             with self.task_set.learned_batches(client):
@@ -189,15 +195,39 @@ class Driver(JobRun):
     @contextmanager
     def _client(self, plan: Plan) -> Iterator[Any]:
         """Yield a client of the fan-out's cluster, or else of a new cluster for this job."""
-        if self.parent.cluster is not None:
-            with self.parent.cluster.client(plan.model.flavor) as client:
+        cluster, shared = cluster_of(plan.spec, settings=self.settings), self.parent.cluster
+        flavor, options = plan.model.flavor, self._device_options(plan, cluster)
+        if shared is not None:
+            self._choose_device(options, shared.shake_hands(flavor, device=options.device))
+            with shared.client() as client:
                 yield client
             return
-        cluster = cluster_of(plan.spec, settings=self.settings)
         cluster.preload(has_steps=bool(plan.spec.maps))
         with open_cluster(cluster, directory=self.job.root) as client:
-            shake_hands(client, flavor=plan.model.flavor, timeout=self.settings.scheduler_timeout)
+            timeout = self.settings.scheduler_timeout
+            reports = shake_hands(client, flavor=flavor, timeout=timeout, device=options.device)
+            self._choose_device(options, reports)
             yield client
+
+    def _device_options(self, plan: Plan, cluster: ClusterAdapter) -> DeviceOptions:
+        """Return the devices that may evaluate the model. A probe measures the CPU.
+
+        :raises NoDevice: when a GPU is requested, and the cluster is known to have none.
+        """
+        if self.alias_monitor.is_paused:
+            return DeviceOptions("cpu", ("a probe scores on the CPU",), is_given=False)
+        return options_on(cluster, requested_device(plan.spec, plan.model, settings=self.settings))
+
+    def _choose_device(self, options: DeviceOptions, reports: Reports) -> None:
+        """Choose the device by the reports of the workers. Record it, if somebody asked or there is a GPU.
+
+        :raises NoDevice: when GPUs are requested, and a worker has none that is usable.
+        """
+        options = options_with(reports, options)
+        self.device = options.device
+        known = {address: report.to_dict() for address, report in reports.items() if report is not None}
+        if options.is_given or any(report is not None and report.gpu for report in reports.values()):
+            self.job.events.append("device", requested=options.requested, reasons=list(options.reasons), workers=known)
 
     def _dispatcher(self, client: Any) -> Dispatcher:
         settings = self.settings

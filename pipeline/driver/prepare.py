@@ -17,10 +17,12 @@ from pipeline.common.digest import digest_json
 from pipeline.common.rows import InputFile
 from pipeline.common.units import parse_bytes
 from pipeline.errors import InputChanged, MissingInput, PipelineError, SpecError
-from pipeline.execution.clusters import ClusterAdapter, cluster_of
+from pipeline.execution.clusters import ClusterAdapter, cluster_of, settings_of
+from pipeline.execution.clusters.devices import options_on
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.listing import list_jobs
 from pipeline.jobs.record import child_id
+from pipeline.models.device_options import DeviceOptions, check_device, device_options
 from pipeline.models.engines import check_engine
 from pipeline.models.model import ModelVersion
 from pipeline.models.options import apply_options
@@ -33,7 +35,7 @@ from pipeline.plan.step_code import FoundCode, StepCode, digests_of
 from pipeline.scoring.code_search import find_code
 from pipeline.scoring.contract import check_rules, has_values
 from pipeline.scoring.outputs import prediction_schema
-from pipeline.settings import Settings
+from pipeline.settings import Settings, device_choice
 from pipeline.sinks import SinkRequest, check, read_published_inputs
 from pipeline.sources import Discovery, FileSelection, discover, find_source, sample_batch
 from pipeline.sources.changes import version_text
@@ -45,6 +47,7 @@ from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.load import absolute, source_paths
 from pipeline.spec.model_ref import ModelRef
 from pipeline.spec.parts import Incremental, Score, Sink
+from pipeline.spec.precedence import Precedence
 from pipeline.storage.urls import is_local_path, local_path, use_storage_options
 
 
@@ -55,6 +58,8 @@ class Prepared:
     plan: Plan
     limits: Limits
     cluster: ClusterAdapter
+    device: DeviceOptions
+    """Devices that may evaluate the model; of a fan-out, that of its first child."""
 
 
 def prepare(
@@ -94,6 +99,7 @@ def draft(
     """
     use_storage_options(spec.storage)
     cluster = cluster or cluster_of(spec, settings=settings)
+    settings = settings_of(spec, settings=settings)
     drafting = _Drafting(settings, cluster.limits(), version, planned)
     if spec.fan_out is not None:
         refuse_incremental(spec)
@@ -106,7 +112,21 @@ def draft(
         )
         check_file_count(discovery.rejected, limit=spec.errors.max_files)
         plan = drafting.plan(spec, discovery, progress=progress)
-    return Prepared(plan, drafting.limits, cluster)
+    first = plan.children[0].planned if plan.children else plan
+    device = options_on(cluster, requested_device(first.spec, first.model, settings=drafting.settings))
+    return Prepared(plan, drafting.limits, cluster, device)
+
+
+def requested_device(spec: JobSpec, version: ModelVersion, *, settings: Settings) -> DeviceOptions:
+    """Return the devices that can evaluate the model of a job, by what was requested.
+
+    :param settings: with those of the chosen cluster's file.
+    :raises ModelError: when GPUs are requested, and they cannot compute the CPU's bits.
+    """
+    choice, kind, engine = device_choice(spec, settings=settings), spec.score.output_spec.kind, spec.score.engine
+    check_device(choice.value, version, kind=kind, engine=engine)
+    is_given = choice.rank is not Precedence.BUILT_IN
+    return device_options(choice.value, version, kind=kind, engine=engine, is_given=is_given)
 
 
 def _refuse_quarantine(spec: JobSpec) -> None:
@@ -151,6 +171,7 @@ class _Drafting:
         spec = absolute(spec)
         version = self.model(spec)
         check_engine(spec.score.engine, version, kind=spec.score.output_spec.kind)
+        requested_device(spec, version, settings=self.settings)
         frames = self._sample(spec, discovery, discovery.schema).schemas if spec.maps else ()
         plan = make_plan(
             spec,

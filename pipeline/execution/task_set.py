@@ -27,6 +27,7 @@ from pipeline.plan.memory import MemoryBatchLimit
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import StageRecipe
 from pipeline.scoring.isolation import Isolation
+from pipeline.spec.model_ref import Device
 from pipeline.storage.store import Store, open_store
 from pipeline.storage.urls import unique_name
 
@@ -44,10 +45,12 @@ class TaskSet:
     round: Round
     partition_timeout: float | None = None
     """Seconds an attempt may execute; None: no limit."""
+    device: Device = "cpu"
+    """Device that workers use for partitions that are not isolated."""
     batch: MemoryBatchLimit = field(init=False)
 
     def __post_init__(self) -> None:
-        self._recipe = self.job.recipe_of(self.round)
+        self._recipe = replace(self.job.recipe_of(self.round), device=self.device)
         self.batch = MemoryBatchLimit(self._recipe.batch_rows, self._recipe.batch_rows)
 
     @contextmanager
@@ -76,9 +79,10 @@ class TaskSet:
         return make_tasks(self.recipe, partitions, self.round.plan.versions)
 
     def submit_isolated(self, partitions: Sequence[Partition], /) -> list[Any]:
-        """Return one task per partition, which scores in a process of its own."""
+        """Return one task per partition, which scores in a process of its own, on the CPU."""
         isolation = Isolation(seconds=self.partition_timeout or ISOLATED_SECONDS)
-        return make_tasks(self.recipe, partitions, self.round.plan.versions, isolation=isolation)
+        recipe = replace(self.recipe, device="cpu")
+        return make_tasks(recipe, partitions, self.round.plan.versions, isolation=isolation)
 
     def read(self, result: Any, /) -> Receipt:
         """Return the receipt in the result of a task."""

@@ -113,11 +113,17 @@ class Receipt:
     """Number of the round; its files lie in ``rounds/<round>``."""
     before: dict[str, int] = field(default_factory=dict)
     """Input rows that an earlier round had rejected, per reason. Empty if the rows come from input files."""
+    device: str = ""
+    """UUID of the GPU that scored rows; empty if CPUs scored all of them. Left out of the stored form then."""
+    device_peak: int = 0
+    """Peak bytes of device memory of the worker process until then; left out of the stored form without a GPU."""
 
     def to_json_bytes(self) -> bytes:
         """The receipt as stored: one line of JSON, with a schema version."""
         # The file ranges, of which there may be thousands, are left out here and added below in a short form.
         record = asdict(replace(self, files=()))
+        if not self.device:
+            del record["device"], record["device_peak"]
         record["rows"] = self.rows.to_dict()
         record["files"] = [[f.path, f.row_start, f.row_stop, f.rows.to_dict()] for f in self.files]
         return json.dumps({"schema_version": SCHEMA_VERSION, **record}, sort_keys=True).encode()
@@ -136,7 +142,7 @@ class Receipt:
             files = record["files"]
             record["files"] = tuple(FragmentCounts(sys.intern(p), a, b, RowCounts.from_dict(r)) for p, a, b, r in files)
             # A driver holds the receipts of all partitions: equal texts are held once.
-            for key in {"plan", "model", "worker"} & record.keys():
+            for key in {"plan", "model", "worker", "device"} & record.keys():
                 record[key] = sys.intern(record[key])
             record["seconds"] = Timings(**record["seconds"])
             record["splits"] = tuple(record["splits"])
@@ -261,6 +267,24 @@ class ReceiptView(Collection[Receipt]):
 
 
 @dataclass(frozen=True)
+class DeviceTotals:
+    """Work of one GPU."""
+
+    rows: int = 0
+    """Rows whose result came from the GPU; repeated batches count each time."""
+    peak_bytes: int = 0
+    """Peak bytes of device memory of a process."""
+
+    @staticmethod
+    def of(receipt: Receipt) -> DeviceTotals:
+        """Return the work of the GPU of a receipt."""
+        return DeviceTotals(receipt.engine.device_rows if receipt.engine else 0, receipt.device_peak)
+
+    def __add__(self, other: DeviceTotals) -> DeviceTotals:
+        return DeviceTotals(self.rows + other.rows, max(self.peak_bytes, other.peak_bytes))
+
+
+@dataclass(frozen=True)
 class Totals:
     """Sums over receipts, from one pass: there may be very many receipts, and each is read from a file."""
 
@@ -277,6 +301,8 @@ class Totals:
     engine: EngineUse | None
     """None if no receipt has an engine."""
     output_bytes: int
+    devices: Mapping[str, DeviceTotals] = field(default_factory=dict)
+    """Work of each GPU, by its UUID."""
 
     @staticmethod
     def of(receipts: Iterable[Receipt]) -> Totals:
@@ -286,6 +312,7 @@ class Totals:
         reasons: Counter[str] = Counter()
         smallest: int | None = None
         engine: EngineUse | None = None
+        devices: dict[str, DeviceTotals] = {}
         for receipt in receipts:
             rows = receipt.rows
             rows_in, out = rows_in + rows.input, out + rows.output
@@ -301,5 +328,7 @@ class Totals:
             if receipt.engine is not None:
                 engine = receipt.engine if engine is None else engine + receipt.engine
             output_bytes += receipt.data.bytes if receipt.data else 0
+            if receipt.device:
+                devices[receipt.device] = devices.get(receipt.device, DeviceTotals()) + DeviceTotals.of(receipt)
         total = RowCounts(rows_in, out, rejected, filtered)
-        return Totals(total, retried, reasons, seconds, durations, smallest, engine, output_bytes)
+        return Totals(total, retried, reasons, seconds, durations, smallest, engine, output_bytes, devices)

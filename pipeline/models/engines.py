@@ -83,6 +83,8 @@ def check_engine(engine: Engine, version: ModelVersion, *, kind: OutputKind) -> 
         )
 
 
+DEVICE_ENGINE = "xgboost-cuda"
+"""Name of xgboost on a GPU, in receipts and reports."""
 _TEXTS = ("kernels", "reasons", "disabled")
 
 
@@ -92,7 +94,8 @@ class EngineUse:
     """Engines that evaluated the model for some rows, and the evidence for that choice."""
 
     rows: dict[str, int] = field(default_factory=dict)
-    """Rows per engine (``trees``, ``xgboost``) whose result was used; repeated batches count each time."""
+    """Rows per engine (``trees``, ``xgboost``, ``xgboost-cuda``) whose result was used; repeated batches count each
+    time."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Seconds of each engine for the ``timed_rows``."""
     timed_rows: int = 0
@@ -131,6 +134,11 @@ class EngineUse:
     def from_dict(record: Mapping[str, Any]) -> EngineUse:
         """Inverse of `to_dict`."""
         return EngineUse(**{**record, **{name: tuple(record[name]) for name in _TEXTS}})
+
+    @property
+    def device_rows(self) -> int:
+        """Rows whose result came from a GPU."""
+        return self.rows.get(DEVICE_ENGINE, 0)
 
     @property
     def speedup(self) -> float:

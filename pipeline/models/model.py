@@ -55,6 +55,8 @@ class ModelVersion:
     """Values per row of ``margin``: one per class or target, even if ``prediction`` is only the best class."""
     tree_engine_blockers: tuple[str, ...] = ()
     """Reasons, by name, why the tree engine (`pipeline.models.trees`) cannot score the model."""
+    device_blockers: tuple[str, ...] = ()
+    """Reasons, by name, why no GPU is known to compute the model's margins with the CPU's bits."""
     registry: str = ""
     """Path or URL of the registry that resolved the version. Empty for a bare file."""
     rounds: int = 0

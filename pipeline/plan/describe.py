@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.common.rows import InputFile, QuarantinedFile
 from pipeline.common.text import html_table, label_line, labelled, listed, shortened
 from pipeline.common.units import format_bytes, format_count, plural
+from pipeline.models.device_options import DeviceOptions
 from pipeline.models.engines import EngineOptions, engine_options
 from pipeline.models.options import rounds_text, unused_rounds_warning
 from pipeline.plan.plan import Limits, Plan
@@ -105,6 +106,8 @@ class PlanSummary:
     """Estimated uncompressed bytes of the output if no row is dropped."""
     plan: Plan
     limits: Limits
+    device: DeviceOptions | None = None
+    """Devices that may evaluate the model; None if that is not known."""
 
     @property
     def engine(self) -> EngineOptions:
@@ -181,6 +184,7 @@ class PlanSummary:
                 "possible": list(engine.possible),
                 "reasons": list(engine.reasons),
             },
+            "device": _device_record(self.device),
             "warnings": list(self.warnings),
         }
 
@@ -201,8 +205,15 @@ def _model_record(plan: Plan) -> dict[str, Any]:
     }
 
 
-def plan_summary(plan: Plan, limits: Limits) -> PlanSummary:
-    """Return the figures of ``plan`` and of the cluster. For a fan-out, sum the children."""
+def _device_record(device: DeviceOptions | None) -> dict[str, Any]:
+    return {"requested": device.requested, "reasons": list(device.reasons)} if device else {}
+
+
+def plan_summary(plan: Plan, limits: Limits, *, device: DeviceOptions | None = None) -> PlanSummary:
+    """Return the figures of ``plan`` and of the cluster. For a fan-out, sum the children.
+
+    :param device: devices that may evaluate the model, if known.
+    """
     parts = [child.planned for child in plan.children] or [plan]
     partitions = [partition for part in parts for partition in part.partitions]
     return PlanSummary(
@@ -219,6 +230,7 @@ def plan_summary(plan: Plan, limits: Limits) -> PlanSummary:
         output_bytes=sum(part.row_bytes_out * (part.rows - part.pruned_rows) for part in parts),
         plan=plan,
         limits=limits,
+        device=device,
     )
 
 
@@ -257,6 +269,7 @@ def _fields(summary: PlanSummary) -> dict[str, str]:
         "code": "; ".join(map(code_text, summary.code)),
         "rounds": rounds_text(plan.model),
         "engine": _engine(summary.engine),
+        "device": summary.device.text() if summary.device else "",
         "features": f"{len(plan.features)}: {listed(plan.features)}",
         "output": f"{sink.path}, mode {sink.mode}{size}",
         "columns": listed(summary.columns),

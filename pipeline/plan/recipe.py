@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.common.digest import digest_json
 from pipeline.models.model import ModelVersion
 from pipeline.plan.step_code import StepCode
-from pipeline.spec.model_ref import Engine, OutputKind
+from pipeline.spec.model_ref import Device, Engine, OutputKind
 
 REJECT_FILE = "_file"
 REJECT_ROW = "_row"
@@ -102,6 +102,9 @@ class StageRecipe:
     """True: a worker whose files differ from ``code`` takes the sources that the job directory keeps."""
     never_null: tuple[str, ...] = ()
     """Columns of the source without nulls; see `pipeline.plan.plan.Plan`."""
+    device: Device = "cpu"
+    """Device that a worker uses: ``cuda``, its GPU or an error; ``auto``, its GPU if it has one. Changes no row, so it
+    is not part of the digest."""
     storage: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Options of file systems per URL prefix, with references for secrets; see `pipeline.storage.urls`."""
 
@@ -122,7 +125,8 @@ class StageRecipe:
             {**step.__dict__, "frame": step.frame.hex()} if isinstance(step, MapRecipe) else step for step in self.chain
         ]
         schemas = {"schema": self.schema.hex(), "output_schema": self.output_schema.hex()}
-        return digest_json({**self.__dict__, **schemas, "chain": chain})
+        fields = {name: value for name, value in self.__dict__.items() if name != "device"}
+        return digest_json({**fields, **schemas, "chain": chain})
 
     def __dask_tokenize__(self) -> str:
         return self.digest

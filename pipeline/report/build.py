@@ -19,7 +19,7 @@ from pipeline.events import AttemptOutcome, MitigationAction, SplitReason
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import has_ended, read_lease
 from pipeline.jobs.ledger import Ledger
-from pipeline.jobs.receipts import Timings, Totals
+from pipeline.jobs.receipts import DeviceTotals, Timings, Totals
 from pipeline.jobs.rounds import STEP_EVENT, Round, RoundReason
 from pipeline.jobs.status import Status
 from pipeline.models.engines import EngineUse
@@ -31,6 +31,7 @@ from pipeline.plan.step_code import digests_of
 from pipeline.report.estimate import compare_with_actual
 from pipeline.report.figures import (
     BatchRows,
+    DeviceUse,
     EngineEvidence,
     JobError,
     JobTimings,
@@ -148,6 +149,8 @@ def make_report(
         rounds=ledger.summaries(),
         quarantined_files=ledger.quarantined_files,
         engines=engine_evidence(totals.engine, tolerance=plan.spec.score.tolerance),
+        device=device_text(events),
+        devices=device_uses(totals.devices, events),
         estimate=compare_with_actual(job, plan, totals, seconds=total, provision=provision, starts=starts),
         warnings=(*warnings, *_warnings(job, ledger, events)),
         next=_next(status, job.id, has_rejects=rows.rejected > 0 or bool(ledger.quarantined_files)),
@@ -233,6 +236,7 @@ def _sum_children(
         stragglers=None,
         reasons=dict(sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0]))),
         quarantined_files=tuple(file for report in reports for file in report.quarantined_files),
+        devices=_sum_devices(reports),
         warnings=(*warnings, *_reject_warning(rows)),
         children=tuple(
             ChildReport.from_report(child.value, report) for child, report in zip(plan.children, reports, strict=True)
@@ -396,6 +400,44 @@ def last_reason(events: Sequence[Mapping[str, Any]], status: Status) -> str:
         return ""
     reasons = [str(event.get("reason", "")) for event in events if event["event"] == "status"]
     return reasons[-1] if reasons else ""
+
+
+def device_text(events: Iterable[Mapping[str, Any]]) -> str:
+    """Return what was requested of the workers last, and why they use no GPU; empty if nobody asked."""
+    known = [event for event in events if event.get("event") == "device"]
+    if not known:
+        return ""
+    reasons = "; ".join(map(str, known[-1].get("reasons", ())))
+    return f"cpu: {reasons}" if reasons else str(known[-1].get("requested", ""))
+
+
+def device_uses(totals: Mapping[str, DeviceTotals], events: Iterable[Mapping[str, Any]]) -> tuple[DeviceUse, ...]:
+    """Return the work of each GPU, with the name and driver that its worker reported."""
+    reports = {
+        str(report["uuid"]): report
+        for event in events
+        if event.get("event") == "device"
+        for report in event.get("workers", {}).values()
+        if "uuid" in report
+    }
+    return tuple(
+        DeviceUse(
+            uuid,
+            str(reports.get(uuid, {}).get("name", uuid)),
+            str(reports.get(uuid, {}).get("driver", "")),
+            used.rows,
+            used.peak_bytes,
+        )
+        for uuid, used in sorted(totals.items())
+    )
+
+
+def _sum_devices(reports: Iterable[Report]) -> tuple[DeviceUse, ...]:
+    """Return the work of each GPU over the children of a fan-out."""
+    sums: dict[str, DeviceUse] = {}
+    for device in (device for report in reports for device in report.devices):
+        sums[device.uuid] = sums[device.uuid] + device if device.uuid in sums else device
+    return tuple(sums.values())
 
 
 def engine_evidence(use: EngineUse | None, *, tolerance: float) -> EngineEvidence | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from pipeline.errors import PipelineError
@@ -130,6 +130,24 @@ class EngineEvidence:
         """Inverse of `to_dict`."""
         use = {name: value for name, value in record.items() if name not in ("speedup", "tolerance")}
         return cls(EngineUse.from_dict(use), record["tolerance"])
+
+
+@dataclass(frozen=True)
+class DeviceUse:
+    """Work of one GPU."""
+
+    uuid: str
+    name: str
+    """Name of the product; the UUID if no worker reported it."""
+    driver: str
+    """Version of the driver; empty if no worker reported it."""
+    rows: int
+    """Rows whose result came from the GPU."""
+    peak_bytes: int
+    """Peak bytes of device memory of a worker process."""
+
+    def __add__(self, other: DeviceUse) -> DeviceUse:
+        return replace(self, rows=self.rows + other.rows, peak_bytes=max(self.peak_bytes, other.peak_bytes))
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,11 @@ from pipeline.errors import SpecError
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import RoundSummary
 from pipeline.jobs.status import Status
+from pipeline.models.engines import DEVICE_ENGINE
 from pipeline.report.estimate import EstimateComparison
 from pipeline.report.figures import (
     BatchRows,
+    DeviceUse,
     EngineEvidence,
     JobError,
     JobTimings,
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 SHOWN_CHILDREN = 60
 """Children of a fan-out shown in a summary."""
+_OPTIONAL = ("input", "step_code", "device", "devices")
+"""Fields that are left out of JSON while they are empty."""
 SHOWN_REASONS = 4
 """Most frequent reasons of rejected rows shown in a summary."""
 
@@ -124,6 +128,10 @@ class Report:
     """Part of the source that an incremental job scored. For other jobs empty, and left out of JSON."""
     step_code: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the code of each step module. Without steps empty, and left out of JSON."""
+    device: str = ""
+    """Device that was requested, and why no GPU is used. Empty if nobody asked, and left out of JSON."""
+    devices: tuple[DeviceUse, ...] = ()
+    """GPUs that scored rows. Without any, left out of JSON."""
 
     @property
     def ok(self) -> bool:
@@ -137,7 +145,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Its form in ``report.json`` and with ``--json``. Secrets are masked."""
-        record = {name: value for name, value in asdict(self).items() if name not in ("input", "step_code") or value}
+        record = {name: value for name, value in asdict(self).items() if name not in _OPTIONAL or value}
         record |= {
             "status": str(self.status),
             "model": self.model.to_dict(),
@@ -152,6 +160,7 @@ class Report:
             "children": [child.to_dict() for child in self.children],
             "error": self.error.to_dict() if self.error else None,
             "next": list(self.next),
+            **({"devices": [asdict(device) for device in self.devices]} if self.devices else {}),
             "rows_per_second": round(self.rows_per_second, 1),
         }
         return {"schema_version": SCHEMA_VERSION, **redact_values(record)}
@@ -185,6 +194,7 @@ class Report:
                 "children": tuple(map(ChildReport.from_dict, record["children"])),
                 "error": JobError(**record["error"]) if record["error"] else None,
                 "next": tuple(record["next"]),
+                "devices": tuple(DeviceUse(**device) for device in record.get("devices", ())),
             }
         )
 
@@ -332,6 +342,7 @@ def _fields(report: Report) -> dict[str, str]:
         "model": str(report.model),
         "rounds": report.model.rounds,
         "engine": _engine(report.engines) if report.engines else "",
+        "device": _devices(report) or report.device,
         "estimate": str(report.estimate) if report.estimate else "",
         "output": _published(report),
         "directory": report.directory,
@@ -437,10 +448,22 @@ def _engine(engines: EngineEvidence) -> str:
     if not any(use.rows.values()):
         return ""
     speed = f" {use.speedup:.1f} × xgboost's predictor on {use.timed_rows:,} timed rows" if use.timed_rows else ""
-    parts = [f"trees{speed}" if use.rows.get("trees") else f"xgboost; trees{speed}" if speed else "xgboost"]
+    library = DEVICE_ENGINE if use.device_rows else "xgboost"
+    parts = [f"trees{speed}" if use.rows.get("trees") else f"{library}; trees{speed}" if speed else library]
     if use.mismatches:
         parts += [f"different on {use.mismatches:,} of {use.compared_rows:,} compared rows"]
     elif use.compared_rows:
         near = f"within {engines.tolerance:g}" if engines.tolerance else "bit-equal"
         parts += [f"{near} on all {use.compared_rows:,} compared rows"]
     return ", ".join(parts)
+
+
+def _devices(report: Report) -> str:
+    """Return the GPUs by name, with their rows and those of CPUs; empty without GPUs."""
+    if not report.devices or report.engines is None:
+        return ""
+    names = Counter(device.name for device in report.devices)
+    rows = sum(device.rows for device in report.devices)
+    cards = ", ".join(f"{count} × {name}" for name, count in sorted(names.items()))
+    others = sum(report.engines.use.rows.values()) - rows
+    return f"{rows:,} rows on {cards}" + (f"; {others:,} rows on CPUs" if others > 0 else "")

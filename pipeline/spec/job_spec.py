@@ -24,6 +24,7 @@ from pipeline.spec.diagnostics import (
     issues_of,
 )
 from pipeline.spec.document import dump_text, read_document
+from pipeline.spec.model_ref import Device
 from pipeline.spec.parameters import OWN_SECTIONS, PARAM_PATTERN, GivenValues, escape, given_in_python, render_spec
 from pipeline.spec.parts import (
     ColumnContract,
@@ -65,7 +66,7 @@ __all__ = [
 ]
 
 STEP_KINDS = ("map", "score")
-NOT_THE_WORK = {"hooks", "cluster", "storage", "triggers"}
+NOT_THE_WORK = {"hooks", "cluster", "device", "storage", "triggers"}
 """Fields without influence on the output rows."""
 _ORDER = "order"
 _KIND = "step"
@@ -148,6 +149,10 @@ class JobSpec(SpecModel):
     cluster: Name | None = None
     """A name in ``cluster_configs/``, a file, or the address of a scheduler. Default: ``pipeline.cluster`` of
     ``dask.config``, else ``local``."""
+    device: Device | None = None
+    """Device that evaluates the model. ``auto``: the GPU of a worker that has one, if it computes the same bits, else
+    the CPU; the report says which, and why. ``cuda``: GPUs only; a job that cannot use one is refused. ``cpu``: no GPU.
+    Default: ``pipeline.device`` of ``dask.config``, else ``auto``. The output is the same in every bit."""
     storage: dict[UrlPrefix, StorageOptions] = Field(default_factory=dict)
     """fsspec options per URL prefix; the longest matching prefix wins. Secrets only as ``env:NAME`` or ``file:PATH``:
     each process that opens such a URL resolves them itself."""

@@ -10,6 +10,7 @@ from pipeline.errors import SpecError
 
 OutputKind = Literal["prediction", "label", "margin", "leaf", "contributions"]
 Engine = Literal["auto", "xgboost", "trees"]
+Device = Literal["auto", "cpu", "cuda"]
 IterationRange = Literal["best"] | tuple[int, int]
 """Boosting rounds: ``best``, or (begin, end) with an exclusive end."""
 

@@ -10,7 +10,7 @@ from pipeline.execution.clusters import client as handshake
 
 
 def test_every_worker_answers_and_has_imported_the_flavor(client: Client) -> None:
-    assert handshake.shake_hands(client, flavor="xgboost", timeout=60) == 2
+    assert len(handshake.shake_hands(client, flavor="xgboost", timeout=60)) == 2
     loaded = client.run(lambda: "xgboost" in __import__("sys").modules)
     assert set(loaded.values()) == {True}
 
@@ -41,5 +41,5 @@ class Missing:
     def __reduce__(self) -> tuple[object, ...]:
         return __import__, ("not_installed_anywhere",)
 
-    def __call__(self, flavor: str) -> dict[str, str]:
-        return {}
+    def __call__(self, flavor: str, device: str) -> None:
+        return None

@@ -14,7 +14,7 @@ import pytest
 from pipeline.errors import SpecError
 from pipeline.execution.clusters import cluster_choice, find_cluster, settings_of, site_settings
 from pipeline.execution.clusters.local import LocalProcesses
-from pipeline.settings import Settings, setting_names, with_cluster_file
+from pipeline.settings import Settings, device_choice, setting_names, with_cluster_file
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.precedence import Precedence
 
@@ -161,6 +161,44 @@ def test_cluster_is_from_the_highest_source(
     choice = cluster_choice(spec(cluster="job file" if "job file" in sources else None), settings=settings)
     assert choice.value == (["local", *sources])[-1]
     assert settings_of_names(settings, sources) == choice.value
+
+
+@pytest.mark.parametrize(
+    "sources",
+    [
+        one
+        for n in range(6)
+        for one in itertools.combinations(["dask.config", "cluster file", "job file", "environment", "flag"], n)
+    ],
+    ids=" ".join,
+)
+def test_device_is_from_the_highest_source(
+    sources: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each source in turn says another device than the source below it."""
+    devices = dict(zip(["dask.config", "cluster file", "job file", "environment", "flag"], DEVICES, strict=True))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cluster_configs").mkdir()
+    line = f"device: {devices['cluster file']}\n" if "cluster file" in sources else ""
+    (tmp_path / "cluster_configs" / "site.yaml").write_text(f"type: local\n{line}")
+    if "environment" in sources:
+        monkeypatch.setenv("PIPELINE_DEVICE", devices["environment"])
+    with dask.config.set({"pipeline": {"device": devices["dask.config"]} if "dask.config" in sources else {}}):
+        settings = Settings.load(device=devices["flag"] if "flag" in sources else None)
+    job = spec(cluster="site", device=devices["job file"] if "job file" in sources else None)
+    choice = device_choice(job, settings=settings_of(job, settings=settings))
+    assert choice.value == (["auto", *(devices[source] for source in sources)])[-1]
+    assert choice.rank.words == (["built-in", *sources])[-1]
+
+
+DEVICES = ("cpu", "cuda", "auto", "cpu", "cuda")
+
+
+def test_unknown_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIPELINE_DEVICE", "gpu")
+    with pytest.raises(SpecError, match="invalid value of a setting") as caught:
+        Settings.load()
+    assert caught.value.expected == "auto, cpu or cuda"
 
 
 def settings_of_names(settings: Settings, sources: tuple[str, ...]) -> str | None:

@@ -17,10 +17,10 @@ from typing import Any, Protocol
 from pipeline.common.plugins import find_adapter
 from pipeline.errors import SpecError
 from pipeline.plan.plan import Limits
-from pipeline.settings import RENAMED_SETTINGS, Settings, setting_names, with_cluster_file
+from pipeline.settings import RENAMED_SETTINGS, Settings, overridden_choice, setting_names, with_cluster_file
 from pipeline.spec.diagnostics import SpecIssues
 from pipeline.spec.job_spec import JobSpec
-from pipeline.spec.precedence import Precedence, ResolvedSetting, SettingSource, resolve_setting
+from pipeline.spec.precedence import ResolvedSetting
 from pipeline.spec.yaml import parse_text
 
 logger = logging.getLogger(__name__)
@@ -184,16 +184,7 @@ def cluster_choice(spec: JobSpec, *, settings: Settings, of_spec: ResolvedSettin
 
     :param of_spec: origin of the spec's ``cluster``, if known.
     """
-    candidates = [SettingSource("local", Precedence.BUILT_IN)]
-    if spec.cluster is not None and of_spec is not None:
-        candidates += [*of_spec.over, SettingSource(spec.cluster, of_spec.rank, of_spec.origin)]
-    elif spec.cluster is not None:
-        candidates.append(SettingSource(spec.cluster, Precedence.JOB_FILE, "cluster"))
-    if settings.cluster is not None:
-        setting = settings.choice("cluster")
-        candidates.append(SettingSource(setting.value, setting.rank, setting.origin))
-        candidates += [source for source in setting.over if source.rank is not Precedence.BUILT_IN]
-    return resolve_setting(candidates)
+    return overridden_choice("cluster", spec.cluster, default="local", settings=settings, of_spec=of_spec)
 
 
 def settings_of(spec: JobSpec, *, settings: Settings) -> Settings:

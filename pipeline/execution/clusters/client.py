@@ -4,36 +4,58 @@ from __future__ import annotations
 
 import logging
 import platform
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from distributed import Client
 
 from pipeline.common.imports import import_library
 from pipeline.common.secrets import mask_logs
+from pipeline.devices.report import DeviceReport
 from pipeline.errors import EnvMismatch
 from pipeline.execution.worker_events import SharedClusterState
 from pipeline.models.flavors import find_flavor
+from pipeline.spec.model_ref import Device
 from pipeline.storage.urls import unique_name
 
 logger = logging.getLogger(__name__)
-PACKAGES = ("dask-batch-pipeline", "dask", "distributed", "pyarrow", "pandas", "numpy", "xgboost", "xgboost-cpu")
+PACKAGES = ("dask-batch-pipeline", "dask", "distributed", "pyarrow", "pandas", "numpy")
 """Distributions whose versions must match on driver and workers: this package, and packages that process rows."""
+LIBRARIES = ("xgboost",)
+"""Modules whose versions must match. Several distributions hold one module: xgboost is in xgboost-cpu, too."""
 
 
-def warm_up(flavor: str) -> dict[str, str]:
-    """Import the modules of a task with a model of ``flavor``, mask secrets in logs from now on; return `versions`."""
+@dataclass(frozen=True)
+class Answer:
+    """Answer of a worker to the handshake."""
+
+    versions: dict[str, str]
+    """Versions of packages and modules that process rows, by name."""
+    device: DeviceReport | None = None
+    """Its GPU; None if no GPU was asked for."""
+
+
+def warm_up(flavor: str, device: Device = "cpu") -> Answer:
+    """Import the modules of a task with a model of ``flavor``, mask secrets in logs from now on; return the answer.
+
+    :param device: ``cpu``: the GPU of this process is not looked at, and no package for GPUs is imported.
+    """
     mask_logs()
     found = find_flavor(flavor)
     for library in found.libraries:
         with suppress(ImportError):
             # Ignore the error: loading the model reports a missing package and how to install the package.
             import_library(library, without=found.unneeded)
-    return versions()
+    is_asked = device != "cpu" and found.device_report is not None
+    return Answer(versions(), found.device_report() if is_asked and found.device_report else None)
 
 
 def versions() -> dict[str, str]:
@@ -44,31 +66,43 @@ def versions() -> dict[str, str]:
             installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return installed
+    return installed | {name: found for name in LIBRARIES if (found := module_version(name))}
 
 
-def shake_hands(client: Any, *, flavor: str, timeout: float) -> int:
-    """Let all current workers import and compare their versions. Return the number of workers that answered.
+def module_version(name: str) -> str:
+    """Return ``__version__`` of a module; read from its file VERSION, where it is not imported. Empty if not found."""
+    if name in sys.modules:
+        return str(getattr(sys.modules[name], "__version__", ""))
+    spec = find_spec(name)
+    try:
+        return Path(str(spec and spec.origin)).with_name("VERSION").read_text("utf-8").strip()
+    except OSError:
+        return ""
+
+
+def shake_hands(client: Any, *, flavor: str, timeout: float, device: Device = "cpu") -> dict[str, DeviceReport | None]:
+    """Let all current workers import and compare their versions. Return the GPU of each worker that answered.
 
     :param timeout: seconds to wait for an answer; a slower worker imports with its first task.
+    :param device: device that the job requests from its workers; ``cpu``: workers do not look for GPUs.
     :raises EnvMismatch: when a worker runs other versions than this process.
     """
     own = versions()
     addresses = list(client.scheduler_info(n_workers=-1)["workers"])
     futures = {
         address: client.submit(
-            warm_up, flavor, workers=[address], allow_other_workers=False, key=f"handshake-{unique_name()}"
+            warm_up, flavor, device, workers=[address], allow_other_workers=False, key=f"handshake-{unique_name()}"
         )
         for address in addresses
     }
     answers = _gather(futures, deadline=time.monotonic() + timeout)
-    for address, workers in answers.items():
-        _compare(own, workers, address)
-    return len(answers)
+    for address, answer in answers.items():
+        _compare(own, answer.versions, address)
+    return {address: answer.device for address, answer in answers.items()}
 
 
-def _gather(futures: Mapping[str, Any], *, deadline: float) -> dict[str, dict[str, str]]:
-    answers: dict[str, dict[str, str]] = {}
+def _gather(futures: Mapping[str, Any], *, deadline: float) -> dict[str, Answer]:
+    answers: dict[str, Answer] = {}
     for address, future in futures.items():
         try:
             answers[address] = future.result(timeout=max(0.01, deadline - time.monotonic()))
@@ -108,20 +142,25 @@ class SharedCluster:
         self.shared_state = SharedClusterState()
         self._client = client
         self._timeout = timeout
-        self._checked: set[str] = set()
+        self._reports: dict[tuple[str, Device], dict[str, DeviceReport | None]] = {}
         self._lock = threading.Lock()
 
-    @contextmanager
-    def client(self, flavor: str) -> Iterator[Any]:
-        """Yield a client of the cluster, and close it on leaving.
+    def shake_hands(self, flavor: str, *, device: Device = "cpu") -> dict[str, DeviceReport | None]:
+        """Return the result of `shake_hands`, once for each flavor and device.
 
         :param flavor: model flavor that workers must be able to import.
         :raises EnvMismatch: when workers run other versions than this process.
         """
         with self._lock:
-            if flavor not in self._checked:
-                shake_hands(self._client, flavor=flavor, timeout=self._timeout)
-                self._checked.add(flavor)
+            if (flavor, device) not in self._reports:
+                self._reports[flavor, device] = shake_hands(
+                    self._client, flavor=flavor, timeout=self._timeout, device=device
+                )
+            return self._reports[flavor, device]
+
+    @contextmanager
+    def client(self) -> Iterator[Any]:
+        """Yield a client of the cluster, and close it on leaving."""
         address, security = self._client.scheduler.address, self._client.security
         with Client(address, security=security, set_as_default=False, timeout=self._timeout) as client:
             yield client

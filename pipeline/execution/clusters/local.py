@@ -18,6 +18,7 @@ from pipeline.common.forkserver import chosen_shape, thread_environment
 from pipeline.common.units import parse_bytes
 from pipeline.errors import NoWorkers, SpecError
 from pipeline.execution.clusters import DASK_CONFIG
+from pipeline.execution.clusters.devices import check_this_machine
 from pipeline.execution.clusters.lazy_dashboard import add_dashboard
 from pipeline.execution.clusters.security import LOOPBACK, Certificates, certificates_in, check_dashboard, is_loopback
 from pipeline.execution.dask_config import override_config
@@ -35,6 +36,7 @@ class LocalProcesses:
     """``type: local``."""
 
     owns_workers: ClassVar[bool] = True
+    device_blocker: ClassVar[str] = "workers of the cluster type local use GPUs only with device: cuda"
     settings: Settings
     workers: int | str = "auto"
     threads: int | str = "auto"
@@ -57,6 +59,13 @@ class LocalProcesses:
                 expected="a size such as 4 GiB, or auto",
             ) from error
         return Limits(workers=workers, threads=threads, memory=memory)
+
+    def check_device(self) -> None:
+        """Check that this machine has a GPU; the workers share the first one that they see.
+
+        :raises NoDevice: when there is none.
+        """
+        check_this_machine()
 
     def preload(self, *, has_steps: bool) -> None:
         """Start the process from which workers are forked, so that its imports run while the job is planned."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from pipeline.common.plugins import find_adapter
+from pipeline.devices.report import DeviceReport
 from pipeline.models.flavors.detect import MAX_BYTES, detect, detect_bytes, read_model
 from pipeline.models.model import ModelVersion, Predict, Predictor
 from pipeline.spec.model_ref import OutputKind
@@ -39,6 +40,11 @@ class Flavor:
     engine supports no output of this flavor."""
     trees: Callable[[Any, OutputKind], Predict] | None = None
     """``trees(predictor, kind)``: the predictor's ``predict`` on the tree engine."""
+    device_blockers: Callable[[ModelVersion, OutputKind], tuple[str, ...]] | None = None
+    """``device_blockers(version, kind)``: reasons why a GPU cannot compute that output with the CPU's bits. None: no
+    GPU evaluates this flavor."""
+    device_report: Callable[[], DeviceReport] | None = None
+    """Reports the GPU of this process, and a problem of the flavor's libraries with it."""
 
 
 def find_flavor(name: str) -> Flavor:

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from pipeline.common.digest import digest_bytes
 from pipeline.common.imports import import_library
+from pipeline.devices.report import DeviceProblem, DeviceReport, own_gpu
 from pipeline.errors import ModelDigestMismatch, ModelError
 from pipeline.models.flavors import Flavor, matrix
 from pipeline.models.flavors.xgboost_probe import NO_PACKAGE, UNNEEDED, first_line, is_out_of_memory, probe
@@ -65,6 +66,7 @@ def inspect(uri: str, data: bytes, *, name: str | None = None) -> ModelVersion:
         trees=facts["leaf"],
         margins=facts["margin"],
         tree_engine_blockers=tuple(facts["tree_engine_blockers"]),
+        device_blockers=tuple(facts["device_blockers"]),
         rounds=facts["rounds"],
         trees_per_round=facts["trees_per_round"],
         best_iteration=facts["best_iteration"],
@@ -229,6 +231,24 @@ def tree_engine_blockers(version: ModelVersion, kind: OutputKind) -> tuple[str, 
     return unsupported_transform(version.objective)
 
 
+def device_blockers(version: ModelVersion, kind: OutputKind) -> tuple[str, ...]:
+    """Return the reasons why a GPU cannot compute ``kind`` with the CPU's bits; empty if it can."""
+    if version.device_blockers or kind == "margin":
+        return version.device_blockers
+    return unsupported_transform(version.objective)
+
+
+def device_report() -> DeviceReport:
+    """Report the GPU of this process, and whether its xgboost is built for GPUs."""
+    report = own_gpu()
+    if report.problem is not None:
+        return report
+    xgboost: Any = import_library("xgboost", without=UNNEEDED)
+    if xgboost.build_info().get("USE_CUDA"):
+        return report
+    return report.with_problem(DeviceProblem.BUILD, f"xgboost {xgboost.__version__}, built without CUDA")
+
+
 def tree_predict(predictor: XGBoostPredictor, kind: OutputKind) -> Predict:
     """Return ``predictor.predict`` for ``kind`` and for margins on the tree engine, with the same number of threads.
 
@@ -257,4 +277,6 @@ FLAVOR = Flavor(
     unneeded=UNNEEDED,
     tree_engine_blockers=tree_engine_blockers,
     trees=tree_predict,
+    device_blockers=device_blockers,
+    device_report=device_report,
 )

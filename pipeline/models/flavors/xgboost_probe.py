@@ -199,7 +199,8 @@ def facts(booster: Any, data: bytes) -> dict[str, Any]:
     - ``prediction``, ``margin`` and ``leaf``: values per row, counted by scoring one row; ``leaf`` is 0 if xgboost
       returns no leaves;
     - ``rounds``, ``trees_per_round`` (0: rounds differ), ``best_iteration`` (or null);
-    - ``tree_engine_blockers``: reasons why the tree engine cannot score the model.
+    - ``tree_engine_blockers``: reasons why the tree engine cannot score the model;
+    - ``device_blockers``: reasons why a GPU is not known to compute the CPU's margins.
 
     :raises DamagedTrees: for trees that a prediction would follow for ever, or out of their bounds.
     :raises ValueError: for names that do not fit the features.
@@ -231,6 +232,7 @@ def facts(booster: Any, data: bytes) -> dict[str, Any]:
         "trees_per_round": 0 if document is None else document.trees_per_round,
         "best_iteration": _best_iteration(booster, rounds),
         "tree_engine_blockers": _tree_engine_blockers(document),
+        "device_blockers": _device_blockers(document),
     }
 
 
@@ -262,6 +264,17 @@ def _tree_engine_blockers(document: Document | None) -> list[str]:
     except (PipelineError, LookupError, ValueError, TypeError) as error:
         # xgboost has read the model, so the model is valid: the tree engine does not support its form.
         return [f"a model in a form it does not know ({type(error).__name__}: {error})"[:200]]
+
+
+def _device_blockers(document: Document | None) -> list[str]:
+    from pipeline.models.flavors.xgboost_fold import fold_blockers
+
+    if document is None:
+        return ["a model in an unknown form"]
+    try:
+        return list(fold_blockers(document.model))
+    except (PipelineError, LookupError, ValueError, TypeError) as error:
+        return [f"a model in an unknown form ({type(error).__name__}: {error})"[:200]]
 
 
 def _width(scores: Any) -> int:

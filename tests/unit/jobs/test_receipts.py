@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 
 from pipeline.common.rows import RowCounts
 from pipeline.errors import StateCorrupt
-from pipeline.jobs.receipts import SPOOLED, DataFile, FragmentCounts, Receipt, Receipts, SpooledReceipts, Timings
+from pipeline.jobs.receipts import (
+    SPOOLED,
+    DataFile,
+    DeviceTotals,
+    FragmentCounts,
+    Receipt,
+    Receipts,
+    SpooledReceipts,
+    Timings,
+    Totals,
+)
 from pipeline.jobs.splits import partition_key
 from pipeline.models.engines import EngineUse
 
@@ -47,6 +57,24 @@ def test_round_trip_of_counts(rows: RowCounts, files: list[FragmentCounts]) -> N
     """Counts and paths of any value are read back unchanged."""
     receipt = Receipt("0", "p", "m", "a", None, None, rows, tuple(files))
     assert Receipt.from_json(receipt.to_json_bytes()) == receipt
+
+
+class TestDevice:
+    """The GPU that scored rows."""
+
+    ON_GPU = replace(WHOLE, device="GPU-1", device_peak=3 << 30, engine=EngineUse({"xgboost-cuda": 6, "xgboost": 1}))
+
+    def test_round_trip(self) -> None:
+        assert Receipt.from_json(self.ON_GPU.to_json_bytes()) == self.ON_GPU
+
+    def test_receipt_of_a_cpu_has_no_field_of_a_device(self) -> None:
+        """Versions that know no devices read it."""
+        assert not {"device", "device_peak"} & json.loads(WHOLE.to_json_bytes()).keys()
+
+    def test_totals_are_sums_of_rows_and_the_largest_peak(self) -> None:
+        other = replace(self.ON_GPU, device="GPU-2", device_peak=1)
+        totals = Totals.of([WHOLE, self.ON_GPU, replace(self.ON_GPU, device_peak=5 << 30), other])
+        assert totals.devices == {"GPU-1": DeviceTotals(12, 5 << 30), "GPU-2": DeviceTotals(6, 1)}
 
 
 def test_receipt_is_one_line() -> None:

@@ -14,10 +14,18 @@ from pipeline.common.rows import RowCounts
 from pipeline.errors import ReconciliationFailed, SpecError, StepFailed, TooManyRejects
 from pipeline.jobs.directory import JobDirectory, JobOptions
 from pipeline.jobs.manifest import make_manifest
-from pipeline.jobs.receipts import Receipt, SpooledReceipts
+from pipeline.jobs.receipts import DeviceTotals, Receipt, SpooledReceipts
 from pipeline.jobs.status import Status
-from pipeline.report.build import decide_status, make_report, status_for, straggler_counts, too_many_rejects
-from pipeline.report.figures import PartitionCounts, StragglerCounts
+from pipeline.report.build import (
+    decide_status,
+    device_text,
+    device_uses,
+    make_report,
+    status_for,
+    straggler_counts,
+    too_many_rejects,
+)
+from pipeline.report.figures import DeviceUse, PartitionCounts, StragglerCounts
 from pipeline.report.report import Report
 from pipeline.testing.jobs import REASON, SmallJob, small_job, write_receipts
 
@@ -244,3 +252,32 @@ def test_stragglers_are_counted_from_the_events() -> None:
     assert straggler_counts(events) == StragglerCounts(
         backups=1, split_slow=1, split_frozen=1, reassigned=1, won=2, seconds_won=9.5
     )
+
+
+class TestDevices:
+    """GPUs in a report, from receipts and events."""
+
+    EVENTS = (
+        {"event": "device", "requested": "cuda", "reasons": [], "workers": {"a": {"uuid": "GPU-1", "name": "old"}}},
+        {
+            "event": "device",
+            "requested": "auto",
+            "reasons": ["one", "two"],
+            "workers": {
+                "a": {"uuid": "GPU-1", "name": "NVIDIA H200", "memory": 1, "driver": "580"},
+                "b": {"driver": "", "problem": "no gpu", "found": "NVML Shared Library Not Found"},
+            },
+        },
+    )
+
+    def test_names_are_those_that_workers_reported_last(self) -> None:
+        totals = {"GPU-9": DeviceTotals(5, 6), "GPU-1": DeviceTotals(3, 4)}
+        assert device_uses(totals, self.EVENTS) == (
+            DeviceUse("GPU-1", "NVIDIA H200", "580", 3, 4),
+            DeviceUse("GPU-9", "GPU-9", "", 5, 6),
+        )
+
+    def test_reason_is_that_of_the_last_driver(self) -> None:
+        assert device_text(self.EVENTS) == "cpu: one; two"
+        assert device_text(self.EVENTS[:1]) == "cuda"
+        assert device_text([{"event": "status"}]) == ""

@@ -12,9 +12,19 @@ from pipeline.common.rows import QuarantinedFile, RowCounts
 from pipeline.common.text import table_text
 from pipeline.jobs.ledger import RoundSummary
 from pipeline.jobs.status import Status
+from pipeline.models.device_options import DeviceOptions
+from pipeline.models.engines import EngineUse
 from pipeline.plan.describe import PlanSummary, plan_summary, plan_text
 from pipeline.plan.plan import Limits
-from pipeline.report.figures import BatchRows, JobError, JobTimings, PartitionCounts, StragglerCounts
+from pipeline.report.figures import (
+    BatchRows,
+    DeviceUse,
+    EngineEvidence,
+    JobError,
+    JobTimings,
+    PartitionCounts,
+    StragglerCounts,
+)
 from pipeline.report.rejects import RejectSummary, rejects_text
 from pipeline.report.report import ChildReport, Report, reconciliation, summary_text
 from pipeline.report.verify import Check, Verification, verification_text
@@ -112,6 +122,28 @@ class TestReport:
         assert (report.to_dict()["batch"], report.to_dict()["stragglers"]) == ({}, {})
         assert Report.from_dict(report.to_dict()) == report
 
+    def test_shows_gpus_by_name_with_their_rows(self) -> None:
+        cards = (DeviceUse("GPU-1", "NVIDIA H200", "580", 600, 3), DeviceUse("GPU-2", "NVIDIA H200", "580", 300, 4))
+        use = EngineUse({"xgboost-cuda": 900, "xgboost": 100}, compared_rows=64)
+        report = sample_report(devices=cards, device="auto", engines=EngineEvidence(use, 0.0))
+        assert "  device     900 rows on 2 × NVIDIA H200; 100 rows on CPUs" in report.text()
+        assert "  engine     xgboost-cuda, bit-equal on all 64 compared rows" in report.text()
+        assert report.to_dict()["devices"][1] == {
+            "uuid": "GPU-2",
+            "name": "NVIDIA H200",
+            "driver": "580",
+            "rows": 300,
+            "peak_bytes": 4,
+        }
+        assert Report.from_dict(json.loads(json.dumps(report.to_dict()))) == report
+
+    def test_shows_why_no_gpu_was_used(self) -> None:
+        assert (
+            "  device     cpu: no worker can use a GPU" in sample_report(device="cpu: no worker can use a GPU").text()
+        )
+        assert "device" not in sample_report().to_dict()
+        assert "  device" not in sample_report().text()
+
     @pytest.mark.parametrize("status", list(Status))
     def test_is_ok_where_the_status_is_a_success(self, status: Status) -> None:
         assert sample_report(status=status).ok is status.is_success
@@ -151,6 +183,13 @@ class TestPlanText:
         assert f"{tmp_path / 'out'}, mode error, about 5.0 MiB" in text
         assert f"columns    {', '.join(summary.columns)}" in text
         assert len(text.splitlines()) < 20
+
+    def test_says_what_may_use_a_gpu(self, summary: PlanSummary) -> None:
+        assert "  device" not in plan_text(summary)
+        given = replace(summary, device=DeviceOptions("auto", ("the booster dart",)))
+        assert "  device     cpu: the booster dart" in plan_text(given)
+        assert given.to_dict()["device"] == {"requested": "auto", "reasons": ["the booster dart"]}
+        assert "  device     cuda" in plan_text(replace(summary, device=DeviceOptions("cuda")))
 
     def test_names_the_job_of_a_probe(self, summary: PlanSummary) -> None:
         assert plan_text(summary, probe_job="churn-1").splitlines()[0].endswith("a part of the job churn-1.")
