@@ -52,7 +52,12 @@ _SPREAD = 1.25
 """Decoded bytes of a batch / its planned bytes, up to which rows count as being as wide as planned."""
 GROW_AFTER = 8
 """Batches in a row that must fit before the next one is made larger."""
-_WRITTEN_GROUP_BYTES = 128 << 20
+_LEAST_GROUP_BYTES = 32 << 20
+MOST_GROUP_BYTES = 64 << 20
+"""Largest number of decoded bytes of a written row group. Larger ones would not make files smaller or faster to
+read."""
+_CHUNK_BYTES = 64 << 10
+"""Decoded bytes of a column of a written row group, up to which wide tables get larger row groups."""
 _MOST_GROUP_ROWS = 1 << 20
 
 
@@ -131,16 +136,25 @@ def batch_bytes(*, batch_rows: int, row_bytes_in: int, row_memory: int, memory: 
     return max(1, room, int(_SPREAD * batch_rows * row_bytes_in))
 
 
-def written_group_rows(*, row_bytes_out: int, batch_rows: int, memory: int, threads: int) -> int:
-    """Return the rows per row group of the output. A row group is held in memory until it is complete.
+def written_group_bytes(*, columns: int, memory: int, threads: int) -> int:
+    """Return the most decoded bytes of a row group of the output. It is held in memory until it is complete.
 
+    :param columns: number of columns that are written.
     :param memory: memory limit of a worker in bytes; 0 means no limit.
     :param threads: threads per worker.
     """
-    room = _WRITTEN_GROUP_BYTES
+    room = max(_LEAST_GROUP_BYTES, min(MOST_GROUP_BYTES, columns * _CHUNK_BYTES))
     if memory > 0:
         room = min(room, int(WRITTEN_SHARE * memory / max(threads, 1)))
-    return max(batch_rows, min(_MOST_GROUP_ROWS, room // max(row_bytes_out, 1)))
+    return max(1, room)
+
+
+def written_group_rows(*, row_bytes_out: int, batch_rows: int, group_bytes: int) -> int:
+    """Return the rows per row group of the output, a batch at least.
+
+    :param group_bytes: result of `written_group_bytes`.
+    """
+    return max(batch_rows, min(_MOST_GROUP_ROWS, group_bytes // max(row_bytes_out, 1)))
 
 
 def next_batch_rows(

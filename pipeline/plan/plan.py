@@ -17,7 +17,7 @@ from pipeline.common.units import format_bytes, plural
 from pipeline.errors import InsufficientMemory
 from pipeline.models.model import ModelVersion
 from pipeline.plan.incremental import FULL_INPUT, IncrementalState
-from pipeline.plan.memory import MIN_BATCH_ROWS, USABLE, shared_memory
+from pipeline.plan.memory import MIN_BATCH_ROWS, MOST_GROUP_BYTES, USABLE, shared_memory
 from pipeline.plan.recipe import ColumnRule, MapRecipe, ScoreRecipe, StageRecipe
 from pipeline.plan.step_code import StepCode, digests_of
 from pipeline.sources.versions import content_version
@@ -117,6 +117,8 @@ class Plan:
     """Estimated bytes of an uncompressed row of the output."""
     row_group_rows: int = 1 << 20
     """Rows per row group of the output."""
+    row_group_bytes: int = MOST_GROUP_BYTES
+    """Limit for the decoded bytes of a row group of the output, however many rows it has."""
     workers: int = 1
     """Number of worker processes at planning time. The number changes no row, so no digest includes it."""
     can_use_tree_engine: bool = False
@@ -236,6 +238,7 @@ class Plan:
             source_format=spec.source.format,
             compression=spec.sink.compression,
             row_group_rows=self.row_group_rows,
+            row_group_bytes=self.row_group_bytes,
             fsync=fsync,
             import_paths=tuple(import_paths),
             code=self.code,

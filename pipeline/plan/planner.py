@@ -18,6 +18,7 @@ from pipeline.plan.memory import (
     row_memory,
     starting_batch_rows,
     task_memory,
+    written_group_bytes,
     written_group_rows,
 )
 from pipeline.plan.packing import pack
@@ -77,6 +78,7 @@ def make_plan(
         task_memory=_projected(sizes, model, files, partitions, columns=len(columns.read), engine=engine),
         row_bytes_out=sizes.row_bytes_out,
         row_group_rows=sizes.row_group_rows,
+        row_group_bytes=sizes.row_group_bytes,
         workers=limits.workers,
         can_use_tree_engine=engine,
         progress=progress,
@@ -138,6 +140,7 @@ class _Sizes:
     batch_rows: int
     batch_bytes: int
     row_group_rows: int
+    row_group_bytes: int
 
 
 def _sizes(
@@ -157,11 +160,12 @@ def _sizes(
     row_out += sum(_width(field) for field in output if field.name not in kept)
     memory = row_memory(row_bytes_in=row_in, row_bytes_out=row_out, features=len(columns.features), maps=maps)
     batch = starting_batch_rows(row_memory=memory, memory=limits.memory, threads=limits.threads)
-    group = written_group_rows(row_bytes_out=row_out, batch_rows=batch, memory=limits.memory, threads=limits.threads)
+    group_bytes = written_group_bytes(columns=len(output), memory=limits.memory, threads=limits.threads)
+    group = written_group_rows(row_bytes_out=row_out, batch_rows=batch, group_bytes=group_bytes)
     most_bytes = batch_bytes(
         batch_rows=batch, row_bytes_in=row_in, row_memory=memory, memory=limits.memory, threads=limits.threads
     )
-    return _Sizes(memory, row_out, batch, most_bytes, group)
+    return _Sizes(memory, row_out, batch, most_bytes, group, group_bytes)
 
 
 def _width(field: pa.Field) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.common.digest import digest_json
 from pipeline.models.model import ModelVersion
+from pipeline.plan.memory import MOST_GROUP_BYTES
 from pipeline.plan.step_code import StepCode
 from pipeline.spec.model_ref import Device, Engine, OutputKind
 
@@ -93,6 +94,8 @@ class StageRecipe:
     compression: str = "snappy"
     row_group_rows: int = 1 << 20
     """Rows per row group of the written files."""
+    row_group_bytes: int = MOST_GROUP_BYTES
+    """Limit for the decoded bytes of a row group of the written files."""
     fsync: bool = True
     import_paths: tuple[str, ...] = field(default=())
     """Folders added to ``sys.path`` on workers, from which the modules of the steps are imported."""

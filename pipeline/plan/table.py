@@ -16,6 +16,7 @@ from pipeline.common.rows import Fragment, InputFile, QuarantinedFile, RowGroup
 from pipeline.errors import PipelineError, StateCorrupt
 from pipeline.models.model import Feature, ModelVersion
 from pipeline.plan.incremental import IncrementalState
+from pipeline.plan.memory import MOST_GROUP_BYTES
 from pipeline.plan.plan import ChildPlan, Partition, Plan
 from pipeline.plan.recipe import ColumnRule
 from pipeline.plan.step_code import StepCode
@@ -110,6 +111,7 @@ def plan_from_table(table: pa.Table) -> Plan:
             source_rules=tuple(_rule(rule) for rule in record["source_rules"]),
             score_rules=tuple(_rule(rule) for rule in record["score_rules"]),
             batch_bytes=record.get("batch_bytes", 0),
+            row_group_bytes=record.get("row_group_bytes", MOST_GROUP_BYTES),
             workers=record.get("workers", 1),
             can_use_tree_engine=record.get("can_use_tree_engine", False),
             quarantined_files=tuple(QuarantinedFile.from_dict(file) for file in record.get("quarantined_files", ())),
@@ -140,6 +142,7 @@ def _record(plan: Plan) -> dict[str, Any]:
         "source_rules": [asdict(rule) for rule in plan.source_rules],
         "score_rules": [asdict(rule) for rule in plan.score_rules],
         "batch_bytes": plan.batch_bytes,
+        "row_group_bytes": plan.row_group_bytes,
         "workers": plan.workers,
         "can_use_tree_engine": plan.can_use_tree_engine,
         "quarantined_files": [asdict(file) for file in plan.quarantined_files],

@@ -13,12 +13,9 @@ from pipeline.common.checksum import ChecksumFile
 from pipeline.common.stopwatch import Stopwatch
 from pipeline.errors import PipelineError
 from pipeline.jobs.receipts import DataFile
+from pipeline.plan.memory import MOST_GROUP_BYTES
 from pipeline.storage.store import Store
 from pipeline.storage.urls import storage_errors
-
-ROW_GROUP_BYTES = 64 << 20
-"""Maximum Arrow bytes of a row group. The bytes are held until the row group is written: the maximum bounds the memory
-of a writer. Larger row groups would not make files smaller or faster to read."""
 
 
 class _AbandonedError(PipelineError):
@@ -37,7 +34,12 @@ class CheckpointWriter:
         metadata: Mapping[str, str],
         compression: str = "snappy",
         row_group_rows: int = 1 << 20,
+        row_group_bytes: int = MOST_GROUP_BYTES,
     ) -> None:
+        """Prepare a file; nothing is written yet.
+
+        :param row_group_bytes: decoded bytes that are held at most, a table more or less, until a row group is written.
+        """
         self.name = name
         self.watch = Stopwatch()
         """Wall time of all calls."""
@@ -49,6 +51,7 @@ class CheckpointWriter:
             "write_page_checksum": True,
         }
         self._row_group_rows = row_group_rows
+        self._row_group_bytes = row_group_bytes
         self._waiting: list[pa.Table] = []
         self._waiting_rows = 0
         self._waiting_bytes = 0
@@ -64,7 +67,7 @@ class CheckpointWriter:
                 self._waiting_rows += table.num_rows
                 self._waiting_bytes += table.nbytes
                 self.rows += table.num_rows
-            if self._waiting_rows >= self._row_group_rows or self._waiting_bytes >= ROW_GROUP_BYTES:
+            if self._waiting_rows >= self._row_group_rows or self._waiting_bytes >= self._row_group_bytes:
                 self._write_waiting()
 
     def finish(self) -> DataFile | None:

@@ -118,9 +118,14 @@ class _Attempt:
             metadata=metadata,
             compression=recipe.compression,
             row_group_rows=recipe.row_group_rows,
+            row_group_bytes=recipe.row_group_bytes,
         )
         self.rejects = CheckpointWriter(
-            store, layout.rejects_name(partition.id, self.name), schema=rejects, metadata=metadata
+            store,
+            layout.rejects_name(partition.id, self.name),
+            schema=rejects,
+            metadata=metadata,
+            row_group_bytes=recipe.row_group_bytes,
         )
 
     def score(self, versions: Versions | None, *, worker: str, isolation: Isolation | None = None) -> Receipt:

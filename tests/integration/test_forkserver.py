@@ -24,7 +24,7 @@ from pipeline.execution.clusters.local import LocalProcesses
 from pipeline.settings import Settings
 
 def seen():
-    names = ("OMP_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_")
+    names = ("OMP_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_", "ARROW_DEFAULT_MEMORY_POOL")
     with open(f"/proc/{os.getppid()}/environ") as file:
         given = dict(line.split("=", 1) for line in file.read().split("\\0") if "=" in line)
     loaded = "pipeline.execution.tasks" in sys.modules and "xgboost" in sys.modules
@@ -51,9 +51,14 @@ def test_workers_are_forked_with_their_variables_and_imports_which_no_collection
         tmp_path, "forks.start(forks.likely_environment(2, 1))\nprint(json.dumps([look(2, 1), look(1, 1)]))"
     )
     cores = core_count()
-    expected = {"variables": [str(max(1, cores // 2)), "65536"], "loaded": True, "kept": True, "forked": True}
+    expected = {
+        "variables": [str(max(1, cores // 2)), "65536", "jemalloc"],
+        "loaded": True,
+        "kept": True,
+        "forked": True,
+    }
     assert first == [expected, expected]
-    assert second == [{**expected, "variables": [str(cores), "65536"]}], "another shape gets another server"
+    assert second == [{**expected, "variables": [str(cores), "65536", "jemalloc"]}], "another shape gets another server"
 
 
 def test_a_cluster_beside_another_one_of_another_shape_does_without(tmp_path: Path) -> None:
@@ -128,6 +133,13 @@ def test_the_likely_environment_is_that_of_the_shape() -> None:
     assert likely_environment(None, cores) == thread_environment(cores, cores)
     assert thread_environment(8, 2)["OMP_NUM_THREADS"] == "4"
     assert thread_environment(2, 16)["OMP_NUM_THREADS"] == "1"
+
+
+def test_allocator_of_arrow_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ARROW_DEFAULT_MEMORY_POOL", raising=False)
+    assert thread_environment(2, 2)["ARROW_DEFAULT_MEMORY_POOL"] == "jemalloc"
+    monkeypatch.setenv("ARROW_DEFAULT_MEMORY_POOL", "system")
+    assert thread_environment(2, 2)["ARROW_DEFAULT_MEMORY_POOL"] == "system"
 
 
 def test_other_users_cannot_reach_the_fork_server(tmp_path: Path) -> None:

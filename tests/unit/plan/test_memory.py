@@ -24,6 +24,7 @@ from pipeline.plan.memory import (
     shared_memory,
     starting_batch_rows,
     task_memory,
+    written_group_bytes,
     written_group_rows,
 )
 
@@ -89,9 +90,19 @@ def test_without_a_limit_there_is_a_default():
 
 
 def test_a_written_row_group_is_a_batch_at_least_and_a_million_rows_at_most():
-    assert written_group_rows(row_bytes_out=1, batch_rows=4096, memory=0, threads=1) == 1 << 20
-    assert written_group_rows(row_bytes_out=10**6, batch_rows=4096, memory=0, threads=1) == 4096
-    assert written_group_rows(row_bytes_out=1000, batch_rows=4096, memory=GIB, threads=2) == GIB // 20 // 1000
+    assert written_group_rows(row_bytes_out=1, batch_rows=4096, group_bytes=32 << 20) == 1 << 20
+    assert written_group_rows(row_bytes_out=10**6, batch_rows=4096, group_bytes=32 << 20) == 4096
+    assert written_group_rows(row_bytes_out=1000, batch_rows=4096, group_bytes=32 << 20) == (32 << 20) // 1000
+
+
+def test_a_written_row_group_is_larger_for_many_columns_and_smaller_for_little_memory():
+    def most(columns: int, *, memory: int = 0, threads: int = 1) -> int:
+        return written_group_bytes(columns=columns, memory=memory, threads=threads)
+
+    assert [most(columns) for columns in (1, 28, 768, 5000)] == [32 << 20, 32 << 20, 48 << 20, 64 << 20]
+    assert most(28, memory=64 * GIB) == 32 << 20
+    assert most(28, memory=GIB // 4) == GIB // 40
+    assert most(5000, memory=GIB, threads=2) == GIB // 20
 
 
 def test_the_next_batch_is_half_after_running_out_of_memory():

@@ -338,7 +338,9 @@ def test_a_wide_table_gets_smaller_batches_and_row_groups():
     wide = discovery(files([50_000], width=16_000), schema=pa.schema([(n, pa.float64()) for n in names]), keys=())
     made = plan(version=model(*names), found=wide, limits=Limits(1, 1, 16 * GIB))
     assert made.batch_rows < plan().batch_rows
-    assert made.row_group_rows * made.row_bytes_out <= 256 << 20
+    assert made.row_group_rows == made.batch_rows, "a row group is a batch at least"
+    assert made.row_group_bytes == 64 << 20
+    assert plan_from_table(plan_to_table(made)).row_group_bytes == made.row_group_bytes
     made.validate(Limits(1, 1, 16 * GIB))
 
 

@@ -93,6 +93,19 @@ def test_a_partition_equals_the_oracle(
     assert receipt.rows == RowCounts(lake.rows, lake.rows, 0, 0)
 
 
+def test_written_row_group_ends_where_its_bytes_are_reached(make: Callable[..., StageRecipe], lake: Lake) -> None:
+    """Also of rows that are wider than planned, and of the rejects, so that a worker with little memory holds few."""
+    recipe = make(source_rules=(ColumnRule("age", max=40),), batch_rows=256, row_group_bytes=20_000)
+    receipt = score_partition(recipe, make_partition(*lake.files))
+    for file in (receipt.data, receipt.rejects):
+        assert file is not None
+        footer = pq.read_metadata(Path(recipe.directory) / "rounds" / "0" / file.name)
+        sizes = [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]
+        assert sum(sizes) == file.rows
+        assert len(sizes) > 2
+        assert max(sizes) <= 1024
+
+
 def test_receipt_agrees_with_the_files(make: Callable[..., StageRecipe], lake: Lake) -> None:
     recipe = make(source_rules=(ColumnRule("age", max=80),), filter="id != 7")
     receipt = score_partition(recipe, make_partition(*lake.files))
