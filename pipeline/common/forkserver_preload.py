@@ -3,7 +3,7 @@
 from contextlib import suppress
 from importlib import import_module
 
-from pipeline.common.imports import frozen_imports
+from pipeline.common.imports import frozen_imports, import_for_forks
 
 with frozen_imports():
     for _module in (
@@ -14,11 +14,13 @@ with frozen_imports():
         "pipeline.sources.parquet.source",
         "pipeline.models.flavors.xgboost",
         "pipeline.models.trees.engine",
-        # pyarrow imports pandas for its first array, and xgboost the sparse matrices. A worker imports xgboost itself,
-        # as far as it needs it: see `pipeline.common.imports.import_library`.
+        # pyarrow imports it for its first array.
         "pandas",
-        "scipy.sparse",
     ):
         # If an import fails, the worker that needs the module reports the error.
         with suppress(Exception):
             import_module(_module)
+    with suppress(Exception):
+        _flavor = import_module("pipeline.models.flavors.xgboost").FLAVOR
+        for _library in _flavor.libraries:
+            import_for_forks(_library, without=_flavor.unneeded)

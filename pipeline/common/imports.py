@@ -14,6 +14,8 @@ _lock = threading.RLock()
 _partial: set[str] = set()
 """Packages that were imported without a part."""
 _may_leave_out = threading.Event()
+_kept: dict[str, dict[str, ModuleType]] = {}
+"""Modules of packages that were imported in part for processes forked from this one, by package."""
 
 
 @contextmanager
@@ -51,15 +53,35 @@ def import_library(name: str, *, without: Collection[str]) -> ModuleType:
     with _lock:
         if not _may_leave_out.is_set() or not {name, *without}.isdisjoint(sys.modules):
             return import_module(name)
+        _partial.add(name)
+        if name in _kept:
+            sys.modules.update(_kept.pop(name))
+            return sys.modules[name]
         # None makes an import of that name fail.
         sys.modules.update(dict.fromkeys(without))  # type: ignore[arg-type]
         try:
-            module = import_module(name)
-            _partial.add(name)
+            return import_module(name)
         finally:
             for missing in without:
                 del sys.modules[missing]
-        return module
+
+
+def import_for_forks(name: str, *, without: Collection[str]) -> None:
+    """Import the package ``name`` without the packages of ``without``, for `import_library` in processes forked later.
+
+    In this process, and in a forked one that does not call `allow_partial_imports`, the package is not imported yet.
+
+    :raises ImportError: if the package cannot be imported.
+    """
+    with _lock:
+        if not {name, *without}.isdisjoint(sys.modules):
+            return
+        allow_partial_imports()
+        try:
+            import_library(name, without=without)
+            _kept[name] = {module: sys.modules[module] for module in _modules_of({name})}
+        finally:
+            require_whole_imports()
 
 
 def require_whole_imports() -> None:
@@ -69,6 +91,10 @@ def require_whole_imports() -> None:
     """
     with _lock:
         _may_leave_out.clear()
-        for name in [name for name in sys.modules if name.partition(".")[0] in _partial]:
+        for name in _modules_of(_partial):
             del sys.modules[name]
         _partial.clear()
+
+
+def _modules_of(packages: Collection[str]) -> list[str]:
+    return [name for name in sys.modules if name.partition(".")[0] in packages]

@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.common.imports import allow_partial_imports, frozen_imports, import_library, require_whole_imports
+from pipeline.common.imports import (
+    _kept,
+    allow_partial_imports,
+    frozen_imports,
+    import_for_forks,
+    import_library,
+    require_whole_imports,
+)
 
 
 def test_objects_made_inside_are_frozen() -> None:
@@ -55,6 +62,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.syspath_prepend(str(tmp_path))
     yield "whole_package"
     require_whole_imports()
+    _kept.clear()
     for name in ("whole_package", "whole_package.inner", "optional_part"):
         sys.modules.pop(name, None)
 
@@ -89,6 +97,22 @@ class TestPartialImport:
         allow_partial_imports()
         import_library(package, without=["optional_part"])
         assert import_library(package, without=[]).HAS_PART
+
+    def test_package_kept_for_forks_is_imported_where_parts_may_be_left_out(self, package: str) -> None:
+        import_for_forks(package, without=["optional_part"])
+        assert package not in sys.modules
+        allow_partial_imports()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "path", [])
+            assert not import_library(package, without=["optional_part"]).HAS_PART
+        require_whole_imports()
+        assert import_library(package, without=["optional_part"]).HAS_PART
+
+    def test_package_kept_for_forks_is_whole_for_code_of_others(self, package: str) -> None:
+        import_for_forks(package, without=["optional_part"])
+        assert import_module(package).HAS_PART
+        allow_partial_imports()
+        assert import_library(package, without=["optional_part"]).HAS_PART, "it is imported already"
 
     def test_missing_package_is_an_import_error_and_hides_nothing(self, package: str) -> None:
         allow_partial_imports()
