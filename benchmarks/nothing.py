@@ -17,7 +17,7 @@ def do_nothing(recipe: StageRecipe, partition: Partition, versions: Any = None, 
     return Receipt(
         partition=partition.id,
         plan=recipe.plan,
-        model=recipe.score.model.digest,
+        model=recipe.model_digest,
         attempt="0" * 32,
         data=DataFile(f"data/{partition.id}-{'0' * 32}.parquet", partition.rows, 1_000_000, ""),
         rejects=None,

@@ -64,6 +64,8 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "at_latest": "1 h",
     },
     "MapStep": {"map": "features:build", "dtype_backend": "pyarrow", "row_wise": "unchecked"},
+    "FilterStep": {"filter": "country == 'DE' and total > 0"},
+    "SelectStep": {"select": "{customer: customer_id, age: age}"},
     "ScoreStep": {"score": "{model: churn.ubj}"},
     "Score": {
         "model": "models/churn.ubj",
@@ -73,6 +75,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "engine": "xgboost",
         "tolerance": "1e-6",
         "iteration_range": "best",
+        "where": "first > 0.8",
         "categories": "{city: [Berlin, München, Köln]}",
     },
     "Output": {"column": "churn", "kind": "contributions"},

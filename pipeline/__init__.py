@@ -76,6 +76,7 @@ if TYPE_CHECKING:
         ColumnContract,
         Errors,
         FanOut,
+        FilterStep,
         Hook,
         Incremental,
         MapStep,
@@ -83,6 +84,7 @@ if TYPE_CHECKING:
         RunOptions,
         Score,
         ScoreStep,
+        SelectStep,
         Sink,
         Source,
     )
@@ -105,6 +107,7 @@ __all__ = [
     "Errors",
     "FanOut",
     "Fenced",
+    "FilterStep",
     "Hook",
     "Incremental",
     "InfrastructureError",
@@ -143,6 +146,7 @@ __all__ = [
     "SchemaDrift",
     "Score",
     "ScoreStep",
+    "SelectStep",
     "Settings",
     "Sink",
     "Source",
@@ -181,7 +185,8 @@ _HOMES = {
     "pipeline.settings": "Settings",
     "pipeline.spec.job_spec": "JobSpec",
     "pipeline.spec.parts": (
-        "ColumnContract Errors FanOut Hook Incremental MapStep Output RunOptions Score ScoreStep Sink Source"
+        "ColumnContract Errors FanOut FilterStep Hook Incremental MapStep Output RunOptions Score ScoreStep "
+        "SelectStep Sink Source"
     ),
     "pipeline.spec.triggers": "ArrivalTrigger Trigger",
 }

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from pipeline.common.secrets import masking_logs, redact_error
 from pipeline.common.units import utc_now
-from pipeline.driver.alias_change import pinned_version
+from pipeline.driver.alias_change import pinned_versions
 from pipeline.driver.driver import Driver
 from pipeline.driver.fan_out import FanOutDriver, is_ready
 from pipeline.driver.job_run import JobDriver, ParentContext
@@ -60,8 +60,8 @@ def run(
     settings = settings or Settings.load()
     cluster = cluster_of(spec, settings=settings)
     cluster.preload(has_steps=bool(spec.maps))
-    pinned = pinned_version(spec, job=job_id, settings=settings) if spec.fan_out is None else None
-    prepared = prepare(spec, settings=settings, job=job_id or "", version=pinned, cluster=cluster)
+    pinned = pinned_versions(spec, job=job_id, settings=settings) if spec.fan_out is None else {}
+    prepared = prepare(spec, settings=settings, job=job_id or "", pins=pinned, cluster=cluster)
     check_conditional_writes(first_sink(prepared.plan))
     job = JobDirectory.open_or_create(
         settings.directory,

@@ -12,7 +12,7 @@ from pipeline.driver.prepare import draft, prepare
 from pipeline.errors import SpecError
 from pipeline.events import Callback
 from pipeline.jobs.directory import JobDirectory
-from pipeline.plan.describe import PlanSummary, plan_summary
+from pipeline.plan.describe import PlanSummary, plan_summary, step_text
 from pipeline.report.report import Report
 from pipeline.runner import run
 from pipeline.scoring.steps import prepended_sys_path
@@ -26,12 +26,14 @@ from pipeline.spec.parts import (
     ColumnContract,
     Errors,
     FanOut,
+    FilterStep,
     Hook,
     MapStep,
     OnAliasChange,
     RunOptions,
     Score,
     ScoreStep,
+    SelectStep,
     Sink,
     Source,
     StepChange,
@@ -58,8 +60,8 @@ class Job:
         Lower-case letters, digits, ``._-``; at most 64.
     source : Source or dict
         Input files, columns and filter.
-    steps : sequence of MapStep, Score, ScoreStep or dict
-        Any number of ``map`` steps, then one ``score`` step.
+    steps : sequence of MapStep, FilterStep, SelectStep, Score, ScoreStep or dict
+        In any number and order. A job without a ``score`` step only prepares data.
     sink : Sink or dict
         Output path and mode.
     errors : Errors or dict, optional
@@ -117,7 +119,7 @@ class Job:
         self,
         name: str,
         source: Source | Fields,
-        steps: Sequence[MapStep | Score | ScoreStep | Fields],
+        steps: Sequence[MapStep | FilterStep | SelectStep | Score | ScoreStep | Fields],
         sink: Sink | Fields,
         *,
         errors: Errors | Fields | None = None,
@@ -326,6 +328,6 @@ class Job:
 
     def _repr_html_(self) -> str:
         spec = self.spec
-        steps = [step.map for step in spec.maps] + [f"score {spec.score.model}"]
+        steps = [step_text(step) for step in spec.steps]
         rows = {"source": ", ".join(source_paths(spec)), "steps": ", ".join(steps), "sink": spec.sink.path}
         return html_table(f"Job {spec.name}", rows.items())

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pipeline.settings import Settings
     from pipeline.spec.job_spec import JobSpec
     from pipeline.spec.load import LoadedSpec
+    from pipeline.spec.parts import Score
 
 PROBED = 4
 """Partitions that ``plan --probe`` scores when no number is given."""
@@ -105,20 +106,20 @@ def _examine(
     except PipelineError as error:
         return [error], []
     settings = settings_for(loaded)
-    warning = hard_coded(loaded.spec.score.model, has_registry=has_registry(settings))
+    warnings = [hard_coded(score.model, has_registry=has_registry(settings)) for score in loaded.spec.scores]
     errors = []
     for check in _checks(loaded.spec, settings):
         try:
             check()
         except PipelineError as error:
             errors.append(error)
-    return errors, [warning] if warning else []
+    return errors, list(dict.fromkeys(filter(None, warnings)))
 
 
 def _checks(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]:
     """Yield the checks that need no data; each raises its error."""
-    from pipeline.driver.prepare import resolve_model, scored_version
     from pipeline.execution.clusters import cluster_of
+    from pipeline.plan.pushdown import condition
     from pipeline.scoring.steps import check_step
     from pipeline.sinks import find_sink
     from pipeline.sources import find_source
@@ -131,14 +132,35 @@ def _checks(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]
 
     if spec.source.filter is not None and PLACEHOLDER not in spec.source.filter:
         yield partial(parse_filter, spec.source.filter)
+    for number, text in _conditions(spec):
+        if PLACEHOLDER not in text:
+            yield partial(condition, text, where=number)
     for step in spec.maps:
         if PLACEHOLDER not in step.map:
             yield partial(check_step, step.map, import_paths=settings.import_paths)
-    if PLACEHOLDER not in spec.score.model:
-        yield lambda: scored_version(resolve_model(spec.score.model, settings=settings), spec.score)
+    for score in spec.scores:
+        if PLACEHOLDER not in score.model:
+            yield partial(_check_model, score, settings)
     yield lambda: find_source(spec.source.format)
     yield lambda: find_sink(spec.sink.format)
     yield lambda: cluster_of(spec, settings=settings)
+
+
+def _conditions(spec: JobSpec) -> Iterator[tuple[str, str]]:
+    """Yield field and text of each condition in the steps."""
+    from pipeline.spec.parts import FilterStep, ScoreStep
+
+    for number, step in enumerate(spec.steps):
+        if isinstance(step, FilterStep):
+            yield f"steps.{number}.filter", step.filter
+        elif isinstance(step, ScoreStep) and step.score.where is not None:
+            yield f"steps.{number}.score.where", step.score.where
+
+
+def _check_model(score: Score, settings: Settings) -> None:
+    from pipeline.driver.prepare import resolve_model, scored_version
+
+    scored_version(resolve_model(score.model, settings=settings), score)
 
 
 def _checks_of_children(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]:
@@ -153,7 +175,7 @@ def _checks_of_children(spec: JobSpec, settings: Settings) -> Iterator[Callable[
     seen = set()
     for value in by:
         child = child_spec(spec, value, column=None)
-        checked = (child.source.filter, child.maps, child.score.model)
+        checked = (child.source.filter, child.steps)
         if checked not in seen:
             seen.add(checked)
             yield from _checks(child, settings)

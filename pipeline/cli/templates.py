@@ -35,7 +35,7 @@ source:
   # Score only what has come since the last success; needs mode: append (see docs/incremental.md).
   # incremental: true
 
-# Any number of map steps, then one score step.
+# map, filter, select and score steps, in any number and order.
 steps:
   # A function of yours, pandas DataFrame -> pandas DataFrame, row by row in effect: def build(frame): ... in
   # features.py beside this file. It may drop rows. dtype_backend is numpy (pandas' defaults) or pyarrow.
@@ -43,6 +43,9 @@ steps:
   # - map: features:build
   #   dtype_backend: numpy
   #   row_wise: checked
+  # Drop rows, and select or rename columns; at the beginning, files are read with it.
+  # - filter: total > 0
+  # - select: {id: customer_id, age: age}
 
   - score:
       # A model file: xgboost, JSON or UBJ. Or a reference to the model registry: models:/churn@champion
@@ -52,6 +55,8 @@ steps:
       # Name of the output column. The long form also says which result: prediction, label, margin, leaf, contributions.
       output: prediction
       # output: {column: prediction, kind: prediction}
+      # Score only rows for which this holds; others get null.
+      # where: age >= 18
       # Columns passed through to the output. Default: every input column.
       # keep: [customer_id]
       # auto: each worker times xgboost and the tree engine on its first rows and takes the faster; or

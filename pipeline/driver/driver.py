@@ -196,27 +196,29 @@ class Driver(JobRun):
     def _client(self, plan: Plan) -> Iterator[Any]:
         """Yield a client of the fan-out's cluster, or else of a new cluster for this job."""
         cluster, shared = cluster_of(plan.spec, settings=self.settings), self.parent.cluster
-        flavor, options = plan.model.flavor, self._device_options(plan, cluster)
+        flavors, options = plan.flavors or ("",), self._device_options(plan, cluster)
         if shared is not None:
-            self._choose_device(options, shared.shake_hands(flavor, device=options.device))
+            for flavor in flavors:
+                self._choose_device(options, shared.shake_hands(flavor, device=options.device))
             with shared.client() as client:
                 yield client
             return
         cluster.preload(has_steps=bool(plan.spec.maps))
         with open_cluster(cluster, directory=self.job.root) as client:
             timeout = self.settings.scheduler_timeout
-            reports = shake_hands(client, flavor=flavor, timeout=timeout, device=options.device)
-            self._choose_device(options, reports)
+            for flavor in flavors:
+                reports = shake_hands(client, flavor=flavor, timeout=timeout, device=options.device)
+                self._choose_device(options, reports)
             yield client
 
     def _device_options(self, plan: Plan, cluster: ClusterAdapter) -> DeviceOptions:
-        """Return the devices that may evaluate the model. A probe measures the CPU.
+        """Return the devices that may evaluate the models. A probe measures the CPU.
 
         :raises NoDevice: when a GPU is requested, and the cluster is known to have none.
         """
         if self.alias_monitor.is_paused:
             return DeviceOptions("cpu", ("a probe scores on the CPU",), is_given=False)
-        return options_on(cluster, requested_device(plan.spec, plan.model, settings=self.settings))
+        return options_on(cluster, requested_device(plan.spec, plan.score_models, settings=self.settings))
 
     def _choose_device(self, options: DeviceOptions, reports: Reports) -> None:
         """Choose the device by the reports of the workers. Record it, if somebody asked or there is a GPU.

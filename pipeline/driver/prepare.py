@@ -6,7 +6,7 @@ A job scores all files of its source; an incremental job, the files that are new
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -27,17 +27,20 @@ from pipeline.models.engines import check_engine
 from pipeline.models.model import ModelVersion
 from pipeline.models.options import apply_options
 from pipeline.models.registry import resolve
+from pipeline.plan.chain import ResolvedChain, ScoredBy, resolve_chain
 from pipeline.plan.fan_out import Planner, plan_fan_out
 from pipeline.plan.incremental import FULL_INPUT, IncrementalState, ListedFile, select_files
 from pipeline.plan.plan import Limits, Plan
-from pipeline.plan.planner import last_schema, make_plan
+from pipeline.plan.planner import last_schema, make_chain_plan, make_plan
+from pipeline.plan.pushdown import located, pushed_filters, read_source
+from pipeline.plan.recipe import CheckRecipe, ScoreRecipe
 from pipeline.plan.step_code import FoundCode, StepCode, digests_of
 from pipeline.scoring.code_search import find_code
 from pipeline.scoring.contract import check_rules, has_values
 from pipeline.scoring.outputs import prediction_schema
 from pipeline.settings import Settings, device_choice
 from pipeline.sinks import SinkRequest, check, read_published_inputs
-from pipeline.sources import Discovery, FileSelection, discover, find_source, sample_batch
+from pipeline.sources import Discovery, FileSelection, discover, find_source, parse_filter, sample_batch
 from pipeline.sources.changes import version_text
 from pipeline.sources.locate import SourceFile, locate
 from pipeline.sources.quarantine import check_file_count
@@ -46,7 +49,7 @@ from pipeline.sources.versions import is_same_version
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.load import absolute, source_paths
 from pipeline.spec.model_ref import ModelRef
-from pipeline.spec.parts import Incremental, Score, Sink
+from pipeline.spec.parts import Incremental, Score, ScoreStep, Sink
 from pipeline.spec.precedence import Precedence
 from pipeline.storage.urls import is_local_path, local_path, use_storage_options
 
@@ -67,17 +70,17 @@ def prepare(
     *,
     settings: Settings,
     job: str = "",
-    version: ModelVersion | None = None,
+    pins: Mapping[str, ModelVersion] | None = None,
     cluster: ClusterAdapter | None = None,
 ) -> Prepared:
-    """Resolve the model, read the footers, plan, and reject a job that cannot run.
+    """Resolve the models, read the footers, plan, and reject a job that cannot run.
 
     :param job: Id of the job, if it may exist already.
-    :param version: Model version, if it is pinned already.
+    :param pins: Model version of each reference that is pinned already.
     :param cluster: the chosen cluster, if its file was read already.
     :raises PipelineError: for anything in the spec, the input or the model that would not work.
     """
-    prepared = draft(spec, settings=settings, version=version, cluster=cluster)
+    prepared = draft(spec, settings=settings, pins=pins, cluster=cluster)
     check_output(prepared.plan, settings=settings, job=job)
     return prepared
 
@@ -86,13 +89,13 @@ def draft(
     spec: JobSpec,
     *,
     settings: Settings,
-    version: ModelVersion | None = None,
+    pins: Mapping[str, ModelVersion] | None = None,
     planned: Collection[InputFile] | None = None,
     cluster: ClusterAdapter | None = None,
 ) -> Prepared:
     """Prepare a job without checking its sink.
 
-    :param version: Model version, if it is pinned already.
+    :param pins: Model version of each reference that is pinned already.
     :param planned: The only input files to plan, if they were planned before.
     :param cluster: the chosen cluster, if its file was read already.
     :raises PipelineError: for anything in the spec, the input or the model that would not work.
@@ -100,7 +103,7 @@ def draft(
     use_storage_options(spec.storage)
     cluster = cluster or cluster_of(spec, settings=settings)
     settings = settings_of(spec, settings=settings)
-    drafting = _Drafting(settings, cluster.limits(), version, planned)
+    drafting = _Drafting(settings, cluster.limits(), planned, dict(pins or {}))
     if spec.fan_out is not None:
         refuse_incremental(spec)
         _refuse_quarantine(spec)
@@ -108,25 +111,33 @@ def draft(
     else:
         spec = absolute(spec)
         discovery, progress = select_input(
-            spec, drafting.model(spec), settings=settings, planned=planned, code=drafting.code(spec).steps
+            spec, drafting.models(spec), settings=settings, planned=planned, code=drafting.code(spec).steps
         )
         check_file_count(discovery.rejected, limit=spec.errors.max_files)
         plan = drafting.plan(spec, discovery, progress=progress)
     first = plan.children[0].planned if plan.children else plan
-    device = options_on(cluster, requested_device(first.spec, first.model, settings=drafting.settings))
+    device = options_on(cluster, requested_device(first.spec, first.score_models, settings=drafting.settings))
     return Prepared(plan, drafting.limits, cluster, device)
 
 
-def requested_device(spec: JobSpec, version: ModelVersion, *, settings: Settings) -> DeviceOptions:
-    """Return the devices that can evaluate the model of a job, by what was requested.
+def requested_device(spec: JobSpec, versions: Sequence[ModelVersion], *, settings: Settings) -> DeviceOptions:
+    """Return the devices that can evaluate all models of a job, by what was requested.
 
+    :param versions: model version of each ``score`` step.
     :param settings: with those of the chosen cluster's file.
     :raises ModelError: when GPUs are requested, and they cannot compute the CPU's bits.
     """
-    choice, kind, engine = device_choice(spec, settings=settings), spec.score.output_spec.kind, spec.score.engine
-    check_device(choice.value, version, kind=kind, engine=engine)
+    choice = device_choice(spec, settings=settings)
     is_given = choice.rank is not Precedence.BUILT_IN
-    return device_options(choice.value, version, kind=kind, engine=engine, is_given=is_given)
+    if not versions:
+        return DeviceOptions("cpu", ("no step scores",), is_given)
+    found = []
+    for version, score in zip(versions, spec.scores, strict=True):
+        kind, engine = score.output_spec.kind, score.engine
+        check_device(choice.value, version, kind=kind, engine=engine)
+        found.append(device_options(choice.value, version, kind=kind, engine=engine, is_given=is_given))
+    reasons = tuple(dict.fromkeys(reason for options in found for reason in options.reasons))
+    return replace(found[0], reasons=reasons)
 
 
 def _refuse_quarantine(spec: JobSpec) -> None:
@@ -150,9 +161,9 @@ class _Drafting:
 
     settings: Settings
     limits: Limits
-    version: ModelVersion | None = None
     planned: Collection[InputFile] | None = None
-    models: dict[str, ModelVersion] = field(default_factory=dict)
+    versions: dict[str, ModelVersion] = field(default_factory=dict)
+    """Model versions by reference: the pinned ones, and those that were resolved."""
     samples: dict[tuple[Any, ...], Sample] = field(default_factory=dict)
     """Rows of the source and after the steps, by steps, input schema and columns without nulls."""
     codes: dict[tuple[str, ...], FoundCode] = field(default_factory=dict)
@@ -160,7 +171,7 @@ class _Drafting:
 
     def discover(self, spec: JobSpec) -> Discovery:
         """Return the files of the source of ``spec``."""
-        return discover(absolute(spec).source, planned=self.planned, count_nulls=bool(spec.maps))
+        return discover_input(absolute(spec), planned=self.planned)
 
     def plan(self, spec: JobSpec, discovery: Discovery, *, progress: IncrementalState = FULL_INPUT) -> Plan:
         """Return the plan of one job over the discovered files.
@@ -169,23 +180,49 @@ class _Drafting:
         :raises PipelineError: for anything that would not work.
         """
         spec = absolute(spec)
-        version = self.model(spec)
-        check_engine(spec.score.engine, version, kind=spec.score.output_spec.kind)
-        requested_device(spec, version, settings=self.settings)
+        versions = self.models(spec)
+        for score, version in zip(spec.scores, versions, strict=True):
+            check_engine(score.engine, version, kind=score.output_spec.kind)
+        requested_device(spec, versions, settings=self.settings)
+        plan = self._plan_chain if not spec.is_plain else self._plan_plain
+        made = plan(spec, versions, discovery, progress)
+        made.validate(self.limits)
+        code = self.code(spec)
+        return replace(made, code=code.steps, sources=code.sources)
+
+    def _plan_plain(
+        self, spec: JobSpec, versions: Sequence[ModelVersion], discovery: Discovery, progress: IncrementalState
+    ) -> Plan:
+        """Return the plan of ``map`` steps and one score of all rows."""
         frames = self._sample(spec, discovery, discovery.schema).schemas if spec.maps else ()
         plan = make_plan(
             spec,
-            model=version,
+            model=versions[0],
             discovery=discovery,
             frame_schemas=frames,
-            predictions=prediction_schema(version, spec.score.output_spec),
+            predictions=prediction_schema(versions[0], spec.score.output_spec),
             limits=self.limits,
             progress=progress,
         )
         self._check_contract(plan, discovery)
-        plan.validate(self.limits)
-        code = self.code(spec)
-        return replace(plan, code=code.steps, sources=code.sources)
+        return plan
+
+    def _plan_chain(
+        self, spec: JobSpec, versions: Sequence[ModelVersion], discovery: Discovery, progress: IncrementalState
+    ) -> Plan:
+        """Return the plan of steps in any number and order."""
+        sample = _source_sample(spec, discovery, discovery.schema) if spec.maps or spec.contract else None
+        frames: tuple[pa.Schema, ...] = ()
+        if sample is not None and spec.maps:
+            paths = self.settings.import_paths
+            frames = chain_frames(spec, sample, versions, discovery, import_paths=paths, code=self.code(spec))
+        scored = [
+            ScoredBy(version, prediction_schema(version, score.output_spec))
+            for version, score in zip(versions, spec.scores, strict=True)
+        ]
+        chain = resolve_chain(spec, discovery=discovery, map_schemas=frames, scored=scored)
+        check_chain_rules(chain, sample and sample.select(chain.source.names))
+        return make_chain_plan(spec, chain=chain, discovery=discovery, limits=self.limits, progress=progress)
 
     def code(self, spec: JobSpec) -> FoundCode:
         """Return the code of the steps of ``spec``. It is read once, so that the sample runs what the plan names."""
@@ -208,14 +245,14 @@ class _Drafting:
             self.samples[key] = _read_sample(spec, discovery, schema, settings=self.settings, code=self.code(spec))
         return self.samples[key]
 
-    def model(self, spec: JobSpec) -> ModelVersion:
-        """Return the model version that scores ``spec``."""
-        if self.version is not None:
-            return scored_version(self.version, spec.score)
-        text = spec.score.model
-        if text not in self.models:
-            self.models[text] = resolve_model(text, settings=self.settings)
-        return scored_version(self.models[text], spec.score)
+    def models(self, spec: JobSpec) -> tuple[ModelVersion, ...]:
+        """Return the model version of each ``score`` step of ``spec``."""
+        return tuple(self._model(score) for score in spec.scores)
+
+    def _model(self, score: Score) -> ModelVersion:
+        if score.model not in self.versions:
+            self.versions[score.model] = resolve_model(score.model, settings=self.settings)
+        return scored_version(self.versions[score.model], score)
 
 
 def check_output(plan: Plan, *, settings: Settings, job: str = "") -> None:
@@ -287,10 +324,7 @@ def _read_sample(
 
     :param schema: schema of a source batch.
     """
-    columns = [name for name in schema.names if name not in discovery.key_names]
-    is_lenient = spec.errors.files == "quarantine"
-    batch = sample_batch(discovery, columns=columns, schema=schema, skip_unreadable=is_lenient)
-    rows = empty_table(schema) if batch is None else batch.table
+    rows = _source_sample(spec, discovery, schema)
     if not spec.maps:
         return Sample(rows, rows, ())
     from pipeline.scoring.step_plan import plan_frames  # imports pandas, which only steps need
@@ -303,9 +337,68 @@ def _read_sample(
     return Sample(rows, frames.rows, frames.schemas)
 
 
+def _source_sample(spec: JobSpec, discovery: Discovery, schema: pa.Schema) -> pa.Table:
+    """Return the first rows of the source; none if the first files hold no row that the filter keeps."""
+    columns = [name for name in schema.names if name not in discovery.key_names]
+    is_lenient = spec.errors.files == "quarantine"
+    batch = sample_batch(discovery, columns=columns, schema=schema, skip_unreadable=is_lenient)
+    return empty_table(schema) if batch is None else batch.table
+
+
+def chain_frames(
+    spec: JobSpec,
+    sample: pa.Table,
+    versions: Sequence[ModelVersion],
+    discovery: Discovery,
+    *,
+    import_paths: Sequence[str],
+    code: FoundCode,
+) -> tuple[pa.Schema, ...]:
+    """Return the schema after each ``map`` step of a chain, by running the steps on rows of the source."""
+    from pipeline.scoring.chain_plan import plan_chain_frames  # imports pandas, which only steps need
+
+    with redirect_stdout(sys.stderr):
+        return plan_chain_frames(
+            spec.steps, sample, models=versions, never_null=discovery.never_null, import_paths=import_paths, code=code
+        )
+
+
+def check_chain_rules(chain: ResolvedChain, sample: pa.Table | None) -> None:
+    """Make every check of the rules of a chain, as workers will; see `check_rules`.
+
+    :param sample: rows of the source.
+    """
+    check_rules(chain.source, chain.source_rules, sample=sample)
+    for recipe, schema in zip(chain.recipes, chain.before, strict=True):
+        if isinstance(recipe, (CheckRecipe, ScoreRecipe)):
+            check_rules(schema, recipe.rules)
+
+
+def discover_input(spec: JobSpec, **options: Any) -> Discovery:
+    """Return the files of the source of ``spec``, read with its pushed ``filter`` steps; see `discover`.
+
+    :param spec: Job spec with absolute paths.
+    :raises SpecError: for a filter that the source's columns do not fit.
+    """
+    options = {"count_nulls": bool(spec.maps), **options}
+    pushed = pushed_filters(spec)
+    if not pushed:
+        return discover(spec.source, **options)
+    try:
+        return discover(read_source(spec), **options)
+    except SpecError:
+        schema = discover(spec.source, **options).schema  # raises what is wrong with the source alone
+        for number, text in pushed.items():
+            try:
+                parse_filter(text).check(schema)
+            except SpecError as error:
+                raise located(error, f"steps.{number}.filter") from None
+        raise
+
+
 def select_input(
     spec: JobSpec,
-    model: ModelVersion,
+    models: Sequence[ModelVersion],
     *,
     settings: Settings,
     planned: Collection[InputFile] | None = None,
@@ -321,14 +414,12 @@ def select_input(
     """
     policy, is_lenient = spec.source.incremental, spec.errors.files == "quarantine"
     if policy is False:
-        return discover(
-            spec.source, planned=planned, quarantine_files=is_lenient, count_nulls=bool(spec.maps)
-        ), FULL_INPUT
+        return discover_input(spec, planned=planned, quarantine_files=is_lenient), FULL_INPUT
     if planned is not None:
         selection = {file.path: FileSelection(file.reason, file.published_row_groups) for file in planned}
-        discovery = discover(spec.source, planned=planned, selection=selection, count_nulls=bool(spec.maps))
-        return discovery, IncrementalState(work=work_digest(spec, model, code))
-    return _select_increment(spec, policy, work=work_digest(spec, model, code), settings=settings)
+        discovery = discover_input(spec, planned=planned, selection=selection)
+        return discovery, IncrementalState(work=work_digest(spec, models, code))
+    return _select_increment(spec, policy, work=work_digest(spec, models, code), settings=settings)
 
 
 def _select_increment(
@@ -356,9 +447,7 @@ def _select_increment(
         marks=lambda path: find_source(spec.source.format).identify(located[path]),
         failed=_failed_before(spec.name, settings),
     )
-    discovery = discover(
-        spec.source, selection=increment.files, quarantine_files=is_lenient, count_nulls=bool(spec.maps)
-    )
+    discovery = discover_input(spec, selection=increment.files, quarantine_files=is_lenient)
     if not increment.files:
         return replace(discovery, files=(), rejected=(), measured=()), increment.progress
     _check_unchanged(discovery, located)
@@ -380,15 +469,31 @@ def refuse_incremental(spec: JobSpec) -> None:
         )
 
 
-def work_digest(spec: JobSpec, model: ModelVersion, code: Sequence[StepCode] = ()) -> str:
-    """Return the SHA-256 of everything that is done with a row: model, steps and their code, filter, contract."""
-    score = spec.score.model_dump(mode="json", exclude={"model", "engine", "tolerance"})
-    return digest_json(
-        {
+def work_digest(spec: JobSpec, models: Sequence[ModelVersion], code: Sequence[StepCode] = ()) -> str:
+    """Return the SHA-256 of everything that is done with a row: models, steps and their code, filter, contract.
+
+    :param models: model version of each ``score`` step.
+    """
+    scores = [score.model_dump(mode="json", exclude={"model", "engine", "tolerance"}) for score in spec.scores]
+    if spec.is_plain:
+        (model,) = models
+        steps = {
             "model": [model.digest, model.flavor],
             "maps": [step.model_dump(mode="json") for step in spec.maps],
+            "score": scores[0],
+        }
+    else:
+        others = [step for step in spec.steps if not isinstance(step, ScoreStep)]
+        steps = {
+            "models": [[model.digest, model.flavor] for model in models],
+            "kinds": [type(step).__name__ for step in spec.steps],
+            "steps": [step.model_dump(mode="json") for step in others],
+            "scores": scores,
+        }
+    return digest_json(
+        {
+            **steps,
             "code": digests_of(code),
-            "score": score,
             "filter": spec.source.filter,
             "contract": {name: rule.model_dump(mode="json") for name, rule in spec.contract.items()},
         }

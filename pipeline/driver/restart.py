@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from pipeline.common.units import iso_time, utc_now
@@ -16,11 +16,14 @@ from pipeline.plan.plan import Plan
 from pipeline.settings import Settings
 
 
-def replan(job: JobDirectory, ledger: Ledger, *, version: ModelVersion, settings: Settings) -> Plan:
-    """Return the plan of all rows of the files that count, with ``version`` and the code of the steps as it is now."""
+def replan(job: JobDirectory, ledger: Ledger, *, pins: Mapping[str, ModelVersion], settings: Settings) -> Plan:
+    """Return the plan of all rows of the files that count, with the code of the steps as it is now.
+
+    :param pins: model version of each reference.
+    """
     settings = replace(settings, import_paths=job.record.import_paths or settings.import_paths)
     spec, files = ledger.last.plan.spec, tuple(ledger.files.values())
-    drafted = draft(spec, settings=settings, version=version, planned=files)
+    drafted = draft(spec, settings=settings, pins=pins, planned=files)
     check_output(drafted.plan, settings=settings, job=job.id)
     return replace(drafted.plan, quarantined_files=ledger.quarantined_files)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pipeline.common.rows import Fragment, InputFile, QuarantinedFile, RowGroup
 from pipeline.common.units import iso_time, utc_now
-from pipeline.driver.prepare import resolve_model, scored_version
+from pipeline.driver.prepare import chain_frames, check_chain_rules, resolve_model, scored_version
 from pipeline.errors import InputError, OutputConflict, SchemaDrift, SpecError, StateCorrupt
 from pipeline.execution.clusters import cluster_of
 from pipeline.jobs.directory import JobDirectory
@@ -24,14 +25,16 @@ from pipeline.jobs.receipts import Receipt
 from pipeline.jobs.rounds import Round, RoundReason, make_record
 from pipeline.jobs.splits import sub_fragment
 from pipeline.models.engines import check_engine
-from pipeline.models.model import ModelVersion
+from pipeline.models.model import NO_MODEL, ModelVersion
+from pipeline.plan.chain import ScoredBy, resolve_chain
 from pipeline.plan.columns import Columns, resolve_columns
 from pipeline.plan.describe import spec_difference
 from pipeline.plan.memory import shared_memory
 from pipeline.plan.packing import pack
 from pipeline.plan.plan import Limits, Partition, Plan
 from pipeline.plan.planner import last_schema
-from pipeline.plan.recipe import REJECT_FILE
+from pipeline.plan.pushdown import pushed_filters, read_source
+from pipeline.plan.recipe import REJECT_FILE, ScoreRecipe
 from pipeline.plan.step_code import FoundCode, code_difference
 from pipeline.scoring.code_search import find_code
 from pipeline.scoring.contract import check_rules
@@ -44,6 +47,7 @@ from pipeline.sources.locate import has_version
 from pipeline.sources.types import empty_table
 from pipeline.spec.job_spec import NOT_THE_WORK, JobSpec
 from pipeline.spec.load import absolute
+from pipeline.spec.parts import ScoreStep, SelectStep
 from pipeline.storage.store import Store
 
 MAY_CHANGE = ("steps", "contract", "errors")
@@ -147,7 +151,7 @@ def _changed_spec(spec: JobSpec, request: RetryRequest) -> JobSpec:
     """
     overrides = list(request.overrides)
     if request.model is not None:
-        overrides.append(f"steps.{len(spec.steps) - 1}.score.model={json.dumps(request.model)}")
+        overrides.append(f"steps.{_scored_step(spec)}.score.model={json.dumps(request.model)}")
     if not overrides:
         return spec
     changed = absolute(JobSpec.load(spec.to_yaml(), overrides=overrides))
@@ -161,6 +165,23 @@ def _changed_spec(spec: JobSpec, request: RetryRequest) -> JobSpec:
             next_step="run the job spec again as a new job",
         )
     return changed
+
+
+def _scored_step(spec: JobSpec) -> int:
+    """Return the number of the only ``score`` step.
+
+    :raises SpecError: for a job without or with several of them.
+    """
+    numbers = [number for number, step in enumerate(spec.steps) if isinstance(step, ScoreStep)]
+    if len(numbers) != 1:
+        raise SpecError(
+            "--model does not say which score step gets the model",
+            where="--model",
+            found=f"{len(numbers)} score steps",
+            expected="one",
+            next_step=f"--set steps.{numbers[0]}.score.model=…" if numbers else "leave --model out",
+        )
+    return numbers[0]
 
 
 def _replan(
@@ -177,17 +198,18 @@ def _replan(
     is_same_code = not code_difference(last.code, code.steps)
     if request.is_empty and is_same_code:
         return last
-    is_named = request.model is not None or spec.score.model != last.spec.score.model
-    model = scored_version(resolve_model(spec.score.model, settings=settings) if is_named else last.model, spec.score)
-    check_engine(spec.score.engine, model, kind=spec.score.output_spec.kind)
+    models = _models(last, spec, request, settings=settings)
     is_same_spec = spec.steps == last.spec.steps and spec.contract == last.spec.contract
-    if is_same_spec and is_same_code and model == last.model:
+    if is_same_spec and is_same_code and models == _models(last, last.spec, RetryRequest(), settings=settings):
         return replace(last, spec=spec)
-    predictions = prediction_schema(model, spec.score.output_spec)
     discovery = _discovery(ledger, spec)
+    if not (spec.is_plain and last.spec.is_plain):
+        return _replan_chain(ledger, spec, models, discovery, code=code, import_paths=import_paths)
+    (model,) = models
+    predictions = prediction_schema(model, spec.score.output_spec)
     is_same_frame = spec.maps == last.spec.maps and is_same_code
     sample = _sample_table(discovery, columns=ledger.base.plan.source_columns)
-    frames, mapped = last.frames, None if spec.maps else sample
+    frames, mapped = (last.frames, None) if spec.maps else ((), sample)
     if spec.maps and not (is_same_frame and last.frames):
         frames, mapped = _run_steps(spec, discovery, sample, code, import_paths)
     columns = _columns(spec, model, discovery, frames, outputs=tuple(predictions.names))
@@ -201,16 +223,85 @@ def _replan(
         source_rules=columns.source_rules,
         score_rules=columns.score_rules,
         features=columns.features,
-        task_memory=last.task_memory + _added_memory(last, model),
+        task_memory=last.task_memory + _added_memory(last, models),
         never_null=tuple(sorted(discovery.never_null)) if spec.maps else (),
         frame_schemas=tuple(schema.serialize().to_pybytes() for schema in frames),
     )
 
 
-def _added_memory(last: Plan, model: ModelVersion) -> int:
-    """Return the bytes by which ``model`` needs more memory than the model of the plan; 0 if it needs less."""
+def _models(last: Plan, spec: JobSpec, request: RetryRequest, *, settings: Settings) -> tuple[ModelVersion, ...]:
+    """Return the version of each ``score`` step: that of the last plan, unless the retry names another model."""
+    pins = {} if request.model is not None else last.pins
+    models = []
+    for score in spec.scores:
+        version = pins.get(score.model) or resolve_model(score.model, settings=settings)
+        models.append(scored_version(version, score))
+        check_engine(score.engine, models[-1], kind=score.output_spec.kind)
+    return tuple(models)
+
+
+def _replan_chain(
+    ledger: Ledger,
+    spec: JobSpec,
+    models: Sequence[ModelVersion],
+    discovery: Discovery,
+    *,
+    code: FoundCode,
+    import_paths: Sequence[str],
+) -> Plan:
+    """Return the plan of the last round with the steps of ``spec``, which may be in any number and order."""
+    last = ledger.last.plan
+    if pushed_filters(spec) != pushed_filters(last.spec):
+        raise SpecError(
+            "a retry cannot change the filters with which files are read",
+            where="--set",
+            found="another filter step before the first map and score",
+            expected="the same filter steps there",
+            next_step="run the job spec again as a new job",
+        )
+    sample = _sample_table(discovery, columns=ledger.base.plan.source_columns)
+    frames = chain_frames(spec, sample, models, discovery, import_paths=import_paths, code=code) if spec.maps else ()
+    scored = [
+        ScoredBy(model, prediction_schema(model, score.output_spec))
+        for model, score in zip(models, spec.scores, strict=True)
+    ]
+    with _known_columns(discovery.schema):
+        chain = resolve_chain(spec, discovery=discovery, map_schemas=frames, scored=scored)
+    check_chain_rules(chain, sample.select(chain.source.names))
+    _check_same_schema(ledger.base.plan, chain.output)
+    scores = [step for step in chain.recipes if isinstance(step, ScoreRecipe)]
+    plan = replace(
+        last,
+        spec=spec,
+        model=scores[0].model if scores else NO_MODEL,
+        source_rules=chain.source_rules,
+        score_rules=(),
+        features=scores[0].features if scores else (),
+        never_null=tuple(sorted(discovery.never_null)) if spec.maps else (),
+        frame_schemas=(),
+        chain=chain.recipes,
+    )
+    return replace(plan, task_memory=last.task_memory + _added_memory(last, plan.models))
+
+
+def _check_same_schema(base: Plan, output: pa.Schema) -> None:
+    expected = pa.ipc.read_schema(pa.py_buffer(base.output_schema))
+    if not output.equals(expected):
+        texts = [", ".join(f"{field.name}: {field.type}" for field in schema) for schema in (output, expected)]
+        raise SpecError(
+            "a retry must give the columns that the output has",
+            where="--set, --model",
+            found=texts[0],
+            expected=texts[1],
+            next_step="keep the columns and their order, or run the job spec again as a new job",
+        )
+
+
+def _added_memory(last: Plan, models: Sequence[ModelVersion]) -> int:
+    """Return the bytes by which ``models`` need more memory than those of the plan; 0 if they need less."""
     engine = last.can_use_tree_engine
-    return max(0, shared_memory(model.nbytes, engine=engine) - shared_memory(last.model.nbytes, engine=engine))
+    needed, had = (sum(model.nbytes for model in group) for group in (models, last.models))
+    return max(0, shared_memory(needed, engine=engine) - shared_memory(had, engine=engine))
 
 
 def _discovery(ledger: Ledger, spec: JobSpec) -> Discovery:
@@ -222,7 +313,7 @@ def _discovery(ledger: Ledger, spec: JobSpec) -> Discovery:
         schema=schema,
         key_names=tuple(name for name in schema.names if name not in base.source_columns),
         available=tuple(schema.names),
-        filter=spec.source.filter,
+        filter=read_source(spec).filter,
         format=spec.source.format,
         never_null=frozenset(base.never_null),
     )
@@ -237,9 +328,16 @@ def _columns(
     outputs: tuple[str, ...],
 ) -> Columns:
     schema = discovery.schema
-    try:
+    with _known_columns(schema):
         frame = last_schema(frames, schema)
         return resolve_columns(spec, model=model, discovery=discovery, frame=frame, outputs=outputs)
+
+
+@contextmanager
+def _known_columns(schema: pa.Schema) -> Iterator[None]:
+    """Add to errors about columns that a retry has no others."""
+    try:
+        yield
     except (SpecError, SchemaDrift) as error:
         error.next_step = (
             f"{error.next_step}; a retry has only the columns that the job read ({', '.join(schema.names)}): "
@@ -321,14 +419,22 @@ def number_partitions(fragments: Sequence[Sequence[Fragment]]) -> tuple[Partitio
     return tuple(Partition(f"{number:0{width}d}", tuple(parts)) for number, parts in enumerate(fragments))
 
 
+def _reads_all(plan: Plan) -> bool:
+    """Return True if the job read all columns of its source, whichever these are."""
+    spec = plan.spec
+    if any(isinstance(step, SelectStep) for step in spec.steps):
+        return False
+    return bool(spec.maps) or not spec.scores or spec.scores[-1].keep is None
+
+
 def _recheck_quarantined(ledger: Ledger) -> tuple[tuple[InputFile, ...], tuple[QuarantinedFile, ...]]:
     """Return the quarantined files that can be read now, and those that still cannot, with the current reason."""
     plan = ledger.base.plan
-    source = plan.spec.source
+    source = read_source(plan.spec)
     adapter = find_source(source.format)
     condition = parse_filter(source.filter) if source.filter is not None else None
     # A job that reads all columns still rejects a file with an extra one, as it did when it was planned.
-    is_all = source.columns is None and (bool(plan.spec.maps) or plan.spec.score.keep is None)
+    is_all = source.columns is None and _reads_all(plan)
     rechecked = [
         adapter.recheck(
             file,

@@ -89,7 +89,7 @@ class StepMonitor:
     def _restart(self, ledger: Ledger, changed: list[tuple[StepCode, StepCode]]) -> None:
         if sum(round_.reason is RoundReason.STEP_CHANGE for round_ in self.job.rounds.all()) >= MAX_RESTARTS:
             raise self._error(changed, expected=f"code that stays as it is, after {MAX_RESTARTS} restarts")
-        plan = replan(self.job, ledger, version=ledger.last.plan.model, settings=self.settings)
+        plan = replan(self.job, ledger, pins=ledger.last.plan.pins, settings=self.settings)
         changes = code_difference(ledger.last.plan.code, plan.code)
         open_restart_round(self.job, self.lease, plan, reason=RoundReason.STEP_CHANGE, changes=changes)
         logger.warning("%s: rescoring all rows with the new code", "; ".join(changes))

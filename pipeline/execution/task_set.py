@@ -56,7 +56,11 @@ class TaskSet:
     @contextmanager
     def learned_batches(self, client: Any) -> Iterator[None]:
         """Start batches with the size saved for workers like the client's. After the block, save the last size."""
-        model, root = self.round.plan.model, open_store(self.job.root.rstrip("/").rpartition("/")[0], fsync=False)
+        models = self.round.plan.models
+        if len(models) != 1:  # sizes are remembered by model
+            yield
+            return
+        model, root = models[0], open_store(self.job.root.rstrip("/").rpartition("/")[0], fsync=False)
         workers = WorkerClass.from_scheduler(client.scheduler_info(n_workers=-1)["workers"].values())
         saved = load_batch_size(root, model, workers)
         self.batch = MemoryBatchLimit(min(self.batch.planned, saved or self.batch.planned), self.batch.planned)
@@ -119,7 +123,7 @@ def put_split(job: JobDirectory, round_: Round, partition: Partition, split_poin
         partition.id,
         split_points,
         plan=round_.digest,
-        model=round_.plan.model.digest,
+        model=round_.plan.model_digest,
         attempt=unique_name(),
         round=round_.number,
     )

@@ -126,7 +126,7 @@ def record_of(
         created=created,
         plan=plan.digest,
         spec=plan.spec.digest,
-        model={"name": plan.model.name, "version": plan.model.version, "digest": plan.model.digest},
+        model=plan.model_details,
         rows=plan.rows,
         partitions=len(plan.partitions) + sum(child.partitions for child in plan.children),
         sink=plan.spec.sink.path,

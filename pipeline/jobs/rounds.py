@@ -143,7 +143,7 @@ class Round:
 
 def model_details(plan: Plan) -> dict[str, str]:
     """Return name, version and digest of the plan's model version."""
-    return {"name": plan.model.name, "version": plan.model.version, "digest": plan.model.digest}
+    return plan.model_details
 
 
 def make_record(

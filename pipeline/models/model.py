@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.common.digest import digest_json
 from pipeline.spec.model_ref import OutputKind
 
 Task = Literal["binary", "multiclass", "regression", "ranking", "other"]
@@ -82,6 +84,18 @@ class ModelVersion:
     def feature_names(self) -> tuple[str, ...]:
         """Names of the features, in the order of the matrix's columns."""
         return tuple(feature.name for feature in self.features)
+
+
+NO_MODEL = ModelVersion(
+    name="none", version="", uri="", digest="", flavor="", nbytes=0, features=(), task="other", outputs=0
+)
+"""In place of the model of a job that only prepares data."""
+
+
+def joint_digest(versions: Sequence[ModelVersion]) -> str:
+    """Return one digest for the models of a job: that of the only one, "" without models, else one over all."""
+    digests = list(dict.fromkeys(version.digest for version in versions))
+    return digests[0] if len(digests) == 1 else digest_json(digests) if digests else ""
 
 
 Matrix = np.ndarray[tuple[int, int], Any]

@@ -47,10 +47,11 @@ def resolve_columns(
     :raises SpecError: for unknown or clashing names in the spec.
     :raises SchemaDrift: for a feature that is missing or has a type that the model cannot use.
     """
-    lookup = _Lookup(spec, discovery, frame)
-    features = _features(spec, model, lookup)
+    lookup = Lookup(discovery, frame, owner="what the map steps return" if spec.maps else "the input")
+    features = model_features(spec.score.features, model, lookup)
     keep = _keep(spec, discovery, lookup)
-    _check_clashes(keep, outputs, frame)
+    check_clashes(keep, outputs)
+    check_twice(frame)
     contract = _contract(spec, discovery, frame, lookup)
     needed = {*keep, *features, *contract}
     if spec.source.filter is not None:
@@ -59,7 +60,7 @@ def resolve_columns(
     source = discovery.schema
     if not spec.maps:
         source = pa.schema([field for field in source if field.name in needed])
-    _check_reserved(source)
+    check_reserved(source)
     source_rules, score_rules = _rules(spec, model, features, contract, source=source, frame=frame)
     return Columns(
         features=features,
@@ -71,13 +72,14 @@ def resolve_columns(
     )
 
 
-class _Lookup:
-    """Find columns after the map steps, and explain why one is missing."""
+class Lookup:
+    """Find columns before a step, and explain why one is missing."""
 
-    def __init__(self, spec: JobSpec, discovery: Discovery, frame: pa.Schema) -> None:
+    def __init__(self, discovery: Discovery, frame: pa.Schema, *, owner: str) -> None:
+        """:param owner: what has the columns, for errors: ``the input``."""
         self.frame = frame
         self.names = set(frame.names)
-        self.has_steps = bool(spec.maps)
+        self.owner = owner
         self.path = discovery.files[0].path if discovery.files else ""
         self._left_out = set(discovery.available) - set(discovery.schema.names)
 
@@ -97,9 +99,8 @@ class _Lookup:
             )
         near = difflib.get_close_matches(name, self.frame.names, n=1)
         shown = ", ".join(self.frame.names[:20]) + (", …" if len(self.frame.names) > 20 else "")
-        columns = "what the map steps return" if self.has_steps else "the input"
         return error(
-            f"{columns} has no column {name!r}, which is needed as {use}",
+            f"{self.owner} has no column {name!r}, which is needed as {use}",
             where="; ".join(filter(None, (where, self.path))),
             found=f"the columns {shown or '(none)'}",
             expected=name,
@@ -108,8 +109,14 @@ class _Lookup:
         )
 
 
-def _features(spec: JobSpec, model: ModelVersion, lookup: _Lookup) -> tuple[str, ...]:
-    given, names = spec.score.features, model.feature_names
+def model_features(given: tuple[str, ...] | None, model: ModelVersion, lookup: Lookup) -> tuple[str, ...]:
+    """Return the columns of the features of a model, in its order.
+
+    :param given: ``score.features``.
+    :raises SpecError: for features that are not the model's.
+    :raises SchemaDrift: for a feature that is missing or has a type that the model cannot use.
+    """
+    names = model.feature_names
     features = names if given is None else given
     if not features:
         raise SpecError(
@@ -191,7 +198,7 @@ def _check_feature(feature: Feature, field: pa.Field, *, path: str) -> None:
     )
 
 
-def _keep(spec: JobSpec, discovery: Discovery, lookup: _Lookup) -> tuple[str, ...]:
+def _keep(spec: JobSpec, discovery: Discovery, lookup: Lookup) -> tuple[str, ...]:
     given = spec.score.keep
     if given is None:
         offered = discovery.schema.names
@@ -203,7 +210,11 @@ def _keep(spec: JobSpec, discovery: Discovery, lookup: _Lookup) -> tuple[str, ..
     return given
 
 
-def _check_clashes(keep: Sequence[str], outputs: Sequence[str], frame: pa.Schema) -> None:
+def check_clashes(keep: Sequence[str], outputs: Sequence[str]) -> None:
+    """Check that no score takes the name of a column that is kept.
+
+    :raises SpecError: if one does.
+    """
     for name in outputs:
         if name in keep:
             raise SpecError(
@@ -213,6 +224,13 @@ def _check_clashes(keep: Sequence[str], outputs: Sequence[str], frame: pa.Schema
                 expected="a name that is not one of: " + ", ".join(keep[:20]),
                 next_step=f"give score.output another name, or list in score.keep the columns without {name}",
             )
+
+
+def check_twice(frame: pa.Schema) -> None:
+    """Check that a map step returns no two columns of one name.
+
+    :raises SpecError: if it does.
+    """
     twice = _twice(frame.names)
     if twice:
         raise SpecError(
@@ -220,7 +238,11 @@ def _check_clashes(keep: Sequence[str], outputs: Sequence[str], frame: pa.Schema
         )
 
 
-def _check_reserved(source: pa.Schema) -> None:
+def check_reserved(source: pa.Schema) -> None:
+    """Check that no column of the source has a name of the rejects.
+
+    :raises SpecError: if one has.
+    """
     for name in source.names:
         if name in REJECT_COLUMNS:
             raise SpecError(
@@ -233,7 +255,7 @@ def _check_reserved(source: pa.Schema) -> None:
 
 
 def _contract(
-    spec: JobSpec, discovery: Discovery, frame: pa.Schema, lookup: _Lookup
+    spec: JobSpec, discovery: Discovery, frame: pa.Schema, lookup: Lookup
 ) -> dict[str, tuple[ColumnContract, pa.Field]]:
     """Return each part of the spec's contract with its field: the source's if it has one, else the frame's."""
     parts: dict[str, tuple[ColumnContract, pa.Field]] = {}
@@ -244,12 +266,18 @@ def _contract(
             field = frame.field(name)
         else:
             raise lookup.missing(name, use="a column of the contract", where=f"contract.{name}", error=SpecError)
-        _check_contract(name, contract, field, path=lookup.path)
+        check_contract(name, contract, field, path=lookup.path)
         parts[name] = contract, field
     return parts
 
 
-def _check_contract(name: str, contract: ColumnContract, field: pa.Field, *, path: str) -> None:
+def check_contract(name: str, contract: ColumnContract, field: pa.Field, *, path: str) -> None:
+    """Check that the contract of a column can be checked on its type.
+
+    :param path: a file of the source, for errors.
+    :raises SchemaDrift: for a column of another type.
+    :raises SpecError: for values of another type, or finite without numbers.
+    """
     if contract.dtype is not None and not is_dtype(field.type, contract.dtype):
         raise SchemaDrift(
             "a column has another type than the contract asks for",
@@ -309,7 +337,7 @@ def _rules(
     """
     kinds = dict(zip(features, model.features, strict=False))
     before = {
-        name: _rule(name, part, field.type, None)
+        name: column_rule(name, part, field.type, None)
         for name, (part, field) in contract.items()
         if spec.maps and name in source.names
     }
@@ -322,11 +350,11 @@ def _rules(
             if name not in features:
                 continue
         kind = frame.field(name).type if name in frame.names else field.type
-        after[name] = _rule(name, part, kind, kinds.get(name), is_feature=name in features)
-    return _worthwhile(before.values()), _worthwhile(after.values())
+        after[name] = column_rule(name, part, kind, kinds.get(name), is_feature=name in features)
+    return worthwhile(before.values()), worthwhile(after.values())
 
 
-def _rule(
+def column_rule(
     name: str,
     contract: ColumnContract | None,
     kind: pa.DataType,
@@ -334,6 +362,11 @@ def _rule(
     *,
     is_feature: bool = False,
 ) -> ColumnRule:
+    """Return the rule for a column, with the defaults of features.
+
+    :param kind: type of the column.
+    :param feature: the model's feature, if the column is one.
+    """
     part = contract or ColumnContract()
     is_category = feature is not None and feature.kind == "category"
     # The model gets float32. Only floats and 256-bit decimals can be infinite or too large for it.
@@ -351,6 +384,6 @@ def _rule(
     )
 
 
-def _worthwhile(rules: Iterable[ColumnRule]) -> tuple[ColumnRule, ...]:
+def worthwhile(rules: Iterable[ColumnRule]) -> tuple[ColumnRule, ...]:
     """Return the rules that check something. A type is checked once in the plan, not again for every batch."""
     return tuple(rule for rule in rules if rule != ColumnRule(rule.column, dtype=rule.dtype))

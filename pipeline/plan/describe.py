@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline.common.rows import InputFile, QuarantinedFile
 from pipeline.common.text import html_table, label_line, labelled, listed, shortened
 from pipeline.common.units import format_bytes, format_count, plural
@@ -14,9 +16,11 @@ from pipeline.models.device_options import DeviceOptions
 from pipeline.models.engines import EngineOptions, engine_options
 from pipeline.models.options import rounds_text, unused_rounds_warning
 from pipeline.plan.plan import Limits, Plan
+from pipeline.plan.recipe import ScoreRecipe
 from pipeline.plan.step_code import StepCode, code_difference, digests_of
 from pipeline.sources.versions import content_version
-from pipeline.spec.job_spec import NOT_THE_WORK
+from pipeline.spec.job_spec import NOT_THE_WORK, AnyStep
+from pipeline.spec.parts import FilterStep, MapStep, SelectStep
 
 EVERYTHING = "the job is not incremental: all of its input is scored"
 
@@ -110,10 +114,9 @@ class PlanSummary:
     """Devices that may evaluate the model; None if that is not known."""
 
     @property
-    def engine(self) -> EngineOptions:
-        """The engines that can evaluate the model."""
-        score = self.plan.spec.score
-        return engine_options(score.engine, self.plan.model, kind=score.output_spec.kind)
+    def engines(self) -> tuple[EngineOptions, ...]:
+        """The engines that can evaluate the model of each ``score`` step."""
+        return tuple(engine_options(score.engine, score.model, kind=score.kind) for score in self.plan.scores)
 
     @property
     def code(self) -> tuple[StepCode, ...]:
@@ -124,12 +127,14 @@ class PlanSummary:
     @property
     def columns(self) -> list[str]:
         """Columns of the output."""
+        if not self.plan.spec.is_plain:
+            return list(pa.ipc.read_schema(pa.py_buffer(self.plan.output_schema)).names)
         return [*self.plan.keep, *self.plan.outputs]
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """Warnings of what the author of the job may not expect."""
-        models = {plan.model.key: plan.model for plan in self._plans}
+        models = {model.key: model for plan in self._plans for model in plan.models}
         return tuple(dict.fromkeys(filter(None, map(unused_rounds_warning, models.values()))))
 
     @property
@@ -153,7 +158,8 @@ class PlanSummary:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary for ``--json``."""
-        sink, engine = self.plan.spec.sink, self.engine
+        sink, engines = self.plan.spec.sink, [_engine_record(engine) for engine in self.engines]
+        models = [_model_record(score) for score in self.plan.scores]
         return {
             "name": self.plan.spec.name,
             "plan": self.plan.digest,
@@ -177,20 +183,26 @@ class PlanSummary:
                 "bytes": self.output_bytes,
                 "columns": self.columns,
             },
-            "model": _model_record(self.plan),
+            "model": models[0] if models else None,
+            **({"models": models} if len(models) > 1 else {}),
             "step_code": digests_of(self.code),
-            "engine": {
-                "requested": engine.requested,
-                "possible": list(engine.possible),
-                "reasons": list(engine.reasons),
-            },
+            "engine": engines[0] if engines else None,
+            **({"engines": engines} if len(engines) > 1 else {}),
             "device": _device_record(self.device),
             "warnings": list(self.warnings),
         }
 
 
-def _model_record(plan: Plan) -> dict[str, Any]:
-    model = plan.model
+def _engine_record(engine: EngineOptions) -> dict[str, Any]:
+    return {
+        "requested": engine.requested,
+        "possible": list(engine.possible),
+        "reasons": list(engine.reasons),
+    }
+
+
+def _model_record(score: ScoreRecipe) -> dict[str, Any]:
+    model = score.model
     return {
         "name": model.name,
         "version": model.version,
@@ -201,7 +213,7 @@ def _model_record(plan: Plan) -> dict[str, Any]:
         "rounds": model.rounds,
         "iteration_range": list(model.iteration_range or (0, model.rounds)),
         "best_iteration": model.best_iteration,
-        "features": list(plan.features),
+        "features": list(score.features),
     }
 
 
@@ -265,16 +277,29 @@ def _fields(summary: PlanSummary) -> dict[str, str]:
         "batch": plural(summary.batch_rows, "row") if summary.batch_rows else "",
         "memory": f"{format_bytes(summary.task_memory)} a task projected, {format_bytes(limits.memory)} a worker",
         "cluster": f"{plural(limits.workers, 'worker')}, {threads}",
-        "model": f"{plan.model.name} version {plan.model.version} (sha256 {plan.model.digest[:16]})",
+        "model": "; ".join(f"{one.name} version {one.version} (sha256 {one.digest[:16]})" for one in plan.models),
+        "steps": "" if plan.spec.is_plain else "; ".join(map(step_text, plan.spec.steps)),
         "code": "; ".join(map(code_text, summary.code)),
-        "rounds": rounds_text(plan.model),
-        "engine": _engine(summary.engine),
+        "rounds": "; ".join(filter(None, map(rounds_text, plan.models))),
+        "engine": "; ".join(dict.fromkeys(map(_engine, summary.engines))),
         "device": summary.device.text() if summary.device else "",
-        "features": f"{len(plan.features)}: {listed(plan.features)}",
+        "features": "; ".join(f"{len(score.features)}: {listed(score.features)}" for score in plan.scores),
         "output": f"{sink.path}, mode {sink.mode}{size}",
         "columns": listed(summary.columns),
         "children": f"{len(children):,}: {listed(children)}" if children else "",
     }
+
+
+def step_text(step: AnyStep) -> str:
+    """Describe a step of a spec in a few words."""
+    if isinstance(step, MapStep):
+        return step.map
+    if isinstance(step, FilterStep):
+        return f"filter {step.filter}"
+    if isinstance(step, SelectStep):
+        return f"select {listed(list(step.columns))}"
+    where = f" where {step.score.where}" if step.score.where is not None else ""
+    return f"score {step.score.model}{where}"
 
 
 def code_text(step: StepCode) -> str:
@@ -308,8 +333,9 @@ def difference(one: Plan, other: Plan) -> list[str]:
     if one.digest == other.digest:
         return []
     found = spec_difference(one.spec.to_dict(exclude=NOT_THE_WORK), other.spec.to_dict(exclude=NOT_THE_WORK))
-    if one.model.digest != other.model.digest:
-        found.append(f"model {one.model.name}: sha256 {one.model.digest[:12]} -> {other.model.digest[:12]}")
+    if one.model_digest != other.model_digest:
+        names = ", ".join(model.name for model in one.models)
+        found.append(f"model {names}: sha256 {one.model_digest[:12]} -> {other.model_digest[:12]}")
     found += code_difference(one.code, other.code)
     found += _file_difference({file.path: file for file in one.files}, {file.path: file for file in other.files})
     if one.source_schema != other.source_schema:

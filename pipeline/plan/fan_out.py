@@ -17,6 +17,7 @@ from urllib.parse import quote
 from pipeline.errors import PipelineError, SpecError
 from pipeline.models.model import ModelVersion
 from pipeline.plan.plan import ChildPlan, Plan
+from pipeline.plan.pushdown import read_source
 from pipeline.sources import Discovery, find_source
 from pipeline.sources.distinct import Occurrence, check_count, key_values, narrow
 from pipeline.spec.diagnostics import IN_PYTHON, Document, did_you_mean
@@ -76,6 +77,7 @@ def plan_fan_out(spec: JobSpec, planner: Planner) -> Plan:
         first,
         spec=spec,
         model=_common_model([child.plan.model for child in children if child.plan is not None]),
+        chain=() if spec.is_plain else first.chain,
         files=(),
         partitions=(),
         pruned_rows=0,
@@ -92,7 +94,7 @@ def _of_list(spec: JobSpec, values: Sequence[Any], planner: Planner) -> list[_Br
     for value in values:
         child = child_spec(spec, value, column=None)
         # Children with the same source share one discovery.
-        source = child.source.model_dump_json()
+        source = read_source(child).model_dump_json()
         if source not in found:
             found[source] = planner.discover(child)
         branches.append(_Branch(child, value, found[source]))
@@ -130,7 +132,7 @@ def _of_column(spec: JobSpec, column: str, planner: Planner) -> list[_Branch]:
 
 def _branch(spec: JobSpec, column: str, value: Any, occurrence: Occurrence, every: Discovery) -> _Branch:
     child = child_spec(spec, json_value(value), column=column)
-    narrowed = narrow(every, occurrence, filter=child.source.filter or "")
+    narrowed = narrow(every, occurrence, filter=read_source(child).filter or "")
     return _Branch(child, json_value(value), narrowed, occurrence.rows)
 
 
@@ -286,7 +288,8 @@ def _written(value: ChildValue, place: tuple[str | int, ...], *, is_from_data: b
         return folder_of(value)
     if value is None:
         return HIVE_NULL
-    if place == ("source", "filter") and isinstance(value, str):
+    is_condition = place == ("source", "filter") or (place[0] == "steps" and place[-1] in ("filter", "where"))
+    if is_condition and isinstance(value, str):
         # A filter holds texts in quotes: escape the characters that could end them.
         return value.replace("\\", "\\\\").replace("'", "\\'").replace('"', '\\"')
     return value

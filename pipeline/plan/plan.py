@@ -15,11 +15,13 @@ from pipeline.common.digest import digest_json
 from pipeline.common.rows import Fragment, InputFile, QuarantinedFile
 from pipeline.common.units import format_bytes, plural
 from pipeline.errors import InsufficientMemory
-from pipeline.models.model import ModelVersion
+from pipeline.models.model import ModelVersion, joint_digest
 from pipeline.plan.incremental import FULL_INPUT, IncrementalState
 from pipeline.plan.memory import MIN_BATCH_ROWS, MOST_GROUP_BYTES, USABLE, shared_memory
-from pipeline.plan.recipe import ColumnRule, MapRecipe, ScoreRecipe, StageRecipe
+from pipeline.plan.pushdown import read_source
+from pipeline.plan.recipe import ColumnRule, MapRecipe, ScoreRecipe, StageRecipe, StepRecipe
 from pipeline.plan.step_code import StepCode, digests_of
+from pipeline.plan.step_record import step_identity
 from pipeline.sources.versions import content_version
 from pipeline.spec.job_spec import JobSpec
 
@@ -91,6 +93,7 @@ class Plan:
 
     spec: JobSpec
     model: ModelVersion
+    """Model of the first ``score`` step; `NO_MODEL` for a job that only prepares data."""
     files: tuple[InputFile, ...]
     partitions: tuple[Partition, ...]
     """Partitions in source order. Every wanted row of every file is in exactly one of them."""
@@ -137,11 +140,57 @@ class Plan:
     """Columns of the source without nulls in all planned row groups, as their statistics say; only with map steps."""
     frame_schemas: tuple[bytes, ...] = ()
     """Arrow schema (IPC) after each map step, equal for all batches."""
+    chain: tuple[StepRecipe, ...] = ()
+    """Resolved steps of a spec that is not plain (`JobSpec.is_plain`); then ``model`` and ``features`` are those of the
+    first score, and ``score_rules`` and ``frame_schemas`` are empty. Empty for a plain spec."""
 
     @property
     def rows(self) -> int:
         """All rows of the input, including filtered ones."""
         return sum(file.rows for file in self.files) + sum(child.rows for child in self.children)
+
+    @property
+    def scores(self) -> tuple[ScoreRecipe, ...]:
+        """The resolved ``score`` steps, in order."""
+        if self.spec.is_plain:
+            return (self._score_recipe(),)
+        return tuple(step for step in self.chain if isinstance(step, ScoreRecipe))
+
+    @property
+    def score_models(self) -> tuple[ModelVersion, ...]:
+        """Model version of each ``score`` step, in order."""
+        return (self.model,) if self.spec.is_plain else tuple(score.model for score in self.scores)
+
+    @property
+    def models(self) -> tuple[ModelVersion, ...]:
+        """Distinct model versions of the ``score`` steps, in order."""
+        return tuple(dict.fromkeys(self.score_models))
+
+    @property
+    def pins(self) -> dict[str, ModelVersion]:
+        """Pinned version of each model reference in the spec."""
+        return {score.model: version for score, version in zip(self.spec.scores, self.score_models, strict=True)}
+
+    @property
+    def flavors(self) -> tuple[str, ...]:
+        """Distinct flavors of the models."""
+        return tuple(dict.fromkeys(version.flavor for version in self.models))
+
+    @property
+    def model_digest(self) -> str:
+        """Digest of the models; see `pipeline.models.model.joint_digest`."""
+        return joint_digest(self.models)
+
+    @property
+    def model_details(self) -> dict[str, str]:
+        """Name, version and digest of the model version; of several, names and versions in order; "" without any."""
+        names, versions = (", ".join(getattr(one, key) for one in self.models) for key in ("name", "version"))
+        return {"name": names, "version": versions, "digest": self.model_digest}
+
+    @property
+    def tolerance(self) -> float:
+        """Largest tolerance of a ``score`` step."""
+        return max((score.tolerance for score in self.spec.scores), default=0.0)
 
     @property
     def frames(self) -> tuple[pa.Schema, ...]:
@@ -181,6 +230,7 @@ class Plan:
                 if self.frame_schemas
                 else None,
                 "scored": [self.features, self.keep, self.outputs],
+                "chain": [step_identity(step) for step in self.chain],
                 "children": [[child.slug, child.value, child.work_digest] for child in self.children],
                 "incremental baseline": [self.progress.baseline, self.progress.replaces]
                 if self.progress.baseline
@@ -228,9 +278,9 @@ class Plan:
             directory=directory,
             round=round,
             columns=self.source_columns,
-            filter=spec.source.filter,
+            filter=read_source(spec).filter,
             schema=self.source_schema,
-            chain=(*self._map_recipes(), self._score_recipe()),
+            chain=(*self._map_recipes(), self._score_recipe()) if spec.is_plain else self.chain,
             source_rules=self.source_rules,
             output_schema=self.output_schema,
             batch_rows=self.batch_rows,
@@ -248,8 +298,9 @@ class Plan:
         )
 
     def _map_recipes(self) -> Iterator[MapRecipe]:
-        frames = self.frame_schemas or (b"",) * len(self.spec.maps)
-        for step, frame in zip(self.spec.maps, frames, strict=True):
+        # Plans of retries that took a step out may have the frames of more steps.
+        frames = (*self.frame_schemas, *(b"" for _ in self.spec.maps))
+        for step, frame in zip(self.spec.maps, frames, strict=False):
             yield MapRecipe(step.map, step.dtype_backend, step.row_wise, frame)
 
     def _score_recipe(self) -> ScoreRecipe:
@@ -270,7 +321,7 @@ class Plan:
 
     @property
     def _shared_memory(self) -> int:
-        return shared_memory(self.model.nbytes, engine=self.can_use_tree_engine)
+        return shared_memory(sum(model.nbytes for model in self.models), engine=self.can_use_tree_engine)
 
     def validate(self, limits: Limits) -> None:
         """Check that the plan can run within ``limits``.

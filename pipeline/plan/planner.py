@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
 from pipeline.common.rows import InputFile
 from pipeline.models.engines import engine_options
-from pipeline.models.model import ModelVersion
+from pipeline.models.model import NO_MODEL, ModelVersion
+from pipeline.plan.chain import ResolvedChain
 from pipeline.plan.columns import Columns, resolve_columns
 from pipeline.plan.incremental import FULL_INPUT, IncrementalState
 from pipeline.plan.memory import (
@@ -23,6 +25,7 @@ from pipeline.plan.memory import (
 )
 from pipeline.plan.packing import pack
 from pipeline.plan.plan import Limits, Partition, Plan
+from pipeline.plan.recipe import ScoreRecipe
 from pipeline.sources.discovery import Discovery, resize, total_bytes
 from pipeline.sources.types import read_type
 from pipeline.spec.job_spec import JobSpec
@@ -54,16 +57,12 @@ def make_plan(
     """
     frame = last_schema(frame_schemas, discovery.schema)
     columns = resolve_columns(spec, model=model, discovery=discovery, frame=frame, outputs=tuple(predictions.names))
-    files = resize(discovery, columns=columns.read)
     output = _output_schema(frame, columns, predictions)
-    partitions = _partitions(files, limits=limits, target_bytes=target_bytes)
-    sizes = _sizes(discovery, columns, files=files, output=output, limits=limits, maps=bool(spec.maps))
     engine = engine_options(spec.score.engine, model, kind=spec.score.output_spec.kind).has_trees
+    used = _Used(columns.read, columns.source, columns.keep, len(columns.features), model.nbytes, engine)
     return Plan(
         spec=spec,
         model=model,
-        files=files,
-        partitions=partitions,
         source_columns=columns.read,
         source_schema=_ipc_bytes(columns.source),
         output_schema=_ipc_bytes(output),
@@ -72,20 +71,86 @@ def make_plan(
         features=columns.features,
         keep=columns.keep,
         outputs=tuple(predictions.names),
-        batch_rows=sizes.batch_rows,
-        batch_bytes=sizes.batch_bytes,
-        pruned_rows=sum(group.rows for file in files for group in file.input_groups if not group.selected),
-        task_memory=_projected(sizes, model, files, partitions, columns=len(columns.read), engine=engine),
-        row_bytes_out=sizes.row_bytes_out,
-        row_group_rows=sizes.row_group_rows,
-        row_group_bytes=sizes.row_group_bytes,
-        workers=limits.workers,
-        can_use_tree_engine=engine,
         progress=progress,
-        quarantined_files=discovery.rejected,
         never_null=tuple(sorted(discovery.never_null)) if spec.maps else (),
         frame_schemas=tuple(map(_ipc_bytes, frame_schemas)),
+        **_cut(spec, discovery, used, output=output, limits=limits, target_bytes=target_bytes),
     )
+
+
+def make_chain_plan(
+    spec: JobSpec,
+    *,
+    chain: ResolvedChain,
+    discovery: Discovery,
+    limits: Limits,
+    target_bytes: int | None = None,
+    progress: IncrementalState = FULL_INPUT,
+) -> Plan:
+    """Make the plan of a job whose spec is not plain; see `make_plan`.
+
+    :param chain: the steps, resolved.
+    """
+    scores = [step for step in chain.recipes if isinstance(step, ScoreRecipe)]
+    models = {score.model.key: score.model for score in scores}.values()
+    keep = tuple(name for name in chain.output.names if name not in chain.scores)
+    engine = any(engine_options(score.engine, score.model, kind=score.kind).has_trees for score in scores)
+    features = max((len(score.features) for score in scores), default=0)
+    used = _Used(chain.read, chain.source, keep, features, sum(model.nbytes for model in models), engine)
+    return Plan(
+        spec=spec,
+        model=scores[0].model if scores else NO_MODEL,
+        source_columns=chain.read,
+        source_schema=_ipc_bytes(chain.source),
+        output_schema=_ipc_bytes(chain.output),
+        source_rules=chain.source_rules,
+        score_rules=(),
+        features=scores[0].features if scores else (),
+        keep=keep,
+        outputs=chain.scores,
+        progress=progress,
+        never_null=tuple(sorted(discovery.never_null)) if spec.maps else (),
+        chain=chain.recipes,
+        **_cut(spec, discovery, used, output=chain.output, limits=limits, target_bytes=target_bytes),
+    )
+
+
+@dataclass(frozen=True)
+class _Used:
+    """What decides how much memory a row and a worker need."""
+
+    read: tuple[str, ...]
+    source: pa.Schema
+    keep: tuple[str, ...]
+    features: int
+    """Features of the model with most of them."""
+    model_bytes: int
+    """Bytes of all model files."""
+    engine: bool
+    """True if the tree engine may score."""
+
+
+def _cut(
+    spec: JobSpec, discovery: Discovery, used: _Used, *, output: pa.Schema, limits: Limits, target_bytes: int | None
+) -> dict[str, Any]:
+    """Return the fields of a plan that say how rows are cut, and how much memory they need."""
+    files = resize(discovery, columns=used.read)
+    partitions = _partitions(files, limits=limits, target_bytes=target_bytes)
+    sizes = _sizes(discovery, used, files=files, output=output, limits=limits, maps=bool(spec.maps))
+    return {
+        "files": files,
+        "partitions": partitions,
+        "batch_rows": sizes.batch_rows,
+        "batch_bytes": sizes.batch_bytes,
+        "pruned_rows": sum(group.rows for file in files for group in file.input_groups if not group.selected),
+        "task_memory": _projected(sizes, used, files, partitions),
+        "row_bytes_out": sizes.row_bytes_out,
+        "row_group_rows": sizes.row_group_rows,
+        "row_group_bytes": sizes.row_group_bytes,
+        "workers": limits.workers,
+        "can_use_tree_engine": used.engine,
+        "quarantined_files": discovery.rejected,
+    }
 
 
 def last_schema(frame_schemas: Sequence[pa.Schema], source: pa.Schema) -> pa.Schema:
@@ -110,25 +175,17 @@ def _partitions(files: tuple[InputFile, ...], *, limits: Limits, target_bytes: i
     return tuple(Partition(f"{number:0{width}d}", fragments) for number, fragments in enumerate(packed))
 
 
-def _projected(
-    sizes: _Sizes,
-    model: ModelVersion,
-    files: tuple[InputFile, ...],
-    partitions: tuple[Partition, ...],
-    *,
-    columns: int,
-    engine: bool,
-) -> int:
+def _projected(sizes: _Sizes, used: _Used, files: tuple[InputFile, ...], partitions: tuple[Partition, ...]) -> int:
     most_rows = max((partition.rows for partition in partitions), default=0)
     task = task_memory(
         batch_rows=sizes.batch_rows,
         row_memory=sizes.row_memory,
-        columns=columns,
+        columns=len(used.read),
         largest_group=max((group.bytes for file in files for group in file.row_groups if group.selected), default=0),
         row_bytes_out=sizes.row_bytes_out,
         row_group_rows=min(sizes.row_group_rows, most_rows),
     )
-    return projected_memory(task=task, model_bytes=model.nbytes, engine=engine)
+    return projected_memory(task=task, model_bytes=used.model_bytes, engine=used.engine)
 
 
 @dataclass(frozen=True)
@@ -145,20 +202,20 @@ class _Sizes:
 
 def _sizes(
     discovery: Discovery,
-    columns: Columns,
+    used: _Used,
     *,
     files: tuple[InputFile, ...],
     output: pa.Schema,
     limits: Limits,
     maps: bool,
 ) -> _Sizes:
-    kept = [name for name in columns.keep if name in columns.read]
+    kept = [name for name in used.keep if name in used.read]
     rows = max(1, sum(file.rows for file in files))
     row_in = sum(group.bytes for file in files for group in file.input_groups) // rows
-    row_in += sum(_width(field) for field in columns.source if field.name not in columns.read)
+    row_in += sum(_width(field) for field in used.source if field.name not in used.read)
     row_out = total_bytes(discovery, columns=kept) // rows if kept else 0
     row_out += sum(_width(field) for field in output if field.name not in kept)
-    memory = row_memory(row_bytes_in=row_in, row_bytes_out=row_out, features=len(columns.features), maps=maps)
+    memory = row_memory(row_bytes_in=row_in, row_bytes_out=row_out, features=used.features, maps=maps)
     batch = starting_batch_rows(row_memory=memory, memory=limits.memory, threads=limits.threads)
     group_bytes = written_group_bytes(columns=len(output), memory=limits.memory, threads=limits.threads)
     group = written_group_rows(row_bytes_out=row_out, batch_rows=batch, group_bytes=group_bytes)

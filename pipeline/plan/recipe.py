@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.common.digest import digest_json
-from pipeline.models.model import ModelVersion
+from pipeline.models.model import ModelVersion, joint_digest
 from pipeline.plan.memory import MOST_GROUP_BYTES
 from pipeline.plan.step_code import StepCode
 from pipeline.spec.model_ref import Device, Engine, OutputKind
@@ -45,8 +45,30 @@ class MapRecipe:
 
 
 @dataclass(frozen=True)
+class FilterRecipe:
+    """One ``filter`` step that is not pushed into the source."""
+
+    condition: str
+
+
+@dataclass(frozen=True)
+class SelectRecipe:
+    """One ``select`` step, with the columns that later steps need."""
+
+    columns: tuple[tuple[str, str], ...]
+    """New and old name of each column."""
+
+
+@dataclass(frozen=True)
+class CheckRecipe:
+    """The part of the contract on columns that the step before has made."""
+
+    rules: tuple[ColumnRule, ...]
+
+
+@dataclass(frozen=True)
 class ScoreRecipe:
-    """The ``score`` step with everything resolved."""
+    """A ``score`` step with everything resolved."""
 
     model: ModelVersion
     features: tuple[str, ...]
@@ -59,9 +81,11 @@ class ScoreRecipe:
     engine: Engine = "auto"
     tolerance: float = 0.0
     """Largest difference of margins at which two engines count as equal; 0: all bits must be equal."""
+    where: str | None = None
+    """Condition for the rows to score; other rows get null."""
 
 
-StepRecipe = MapRecipe | ScoreRecipe
+StepRecipe = MapRecipe | FilterRecipe | SelectRecipe | CheckRecipe | ScoreRecipe
 
 
 @dataclass(frozen=True)
@@ -117,9 +141,14 @@ class StageRecipe:
         return tuple(step for step in self.chain if isinstance(step, MapRecipe))
 
     @property
-    def score(self) -> ScoreRecipe:
-        """The ``score`` step."""
-        return next(step for step in self.chain if isinstance(step, ScoreRecipe))
+    def scores(self) -> tuple[ScoreRecipe, ...]:
+        """The ``score`` steps, in order."""
+        return tuple(step for step in self.chain if isinstance(step, ScoreRecipe))
+
+    @property
+    def model_digest(self) -> str:
+        """Digest of the models; see `pipeline.models.model.joint_digest`."""
+        return joint_digest([step.model for step in self.scores])
 
     @property
     def digest(self) -> str:

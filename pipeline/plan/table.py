@@ -14,12 +14,11 @@ import pyarrow.parquet as pq
 from pipeline.common.arrow_arrays import booleans, int64s, lists, strings
 from pipeline.common.rows import Fragment, InputFile, QuarantinedFile, RowGroup
 from pipeline.errors import PipelineError, StateCorrupt
-from pipeline.models.model import Feature, ModelVersion
 from pipeline.plan.incremental import IncrementalState
 from pipeline.plan.memory import MOST_GROUP_BYTES
 from pipeline.plan.plan import ChildPlan, Partition, Plan
-from pipeline.plan.recipe import ColumnRule
 from pipeline.plan.step_code import StepCode
+from pipeline.plan.step_record import model_from_record, rule_from_record, step_from_record, step_to_record
 from pipeline.spec.job_spec import JobSpec
 from pipeline.storage.store import Store
 
@@ -103,13 +102,13 @@ def plan_from_table(table: pa.Table) -> Plan:
         files, partitions = _files(table), _partitions(table)
         return Plan(
             spec=JobSpec.model_validate_json(json.dumps(record["spec"])),
-            model=_model(record["model"]),
+            model=model_from_record(record["model"]),
             files=files,
             partitions=partitions,
             source_schema=bytes.fromhex(record["source_schema"]),
             output_schema=bytes.fromhex(record["output_schema"]),
-            source_rules=tuple(_rule(rule) for rule in record["source_rules"]),
-            score_rules=tuple(_rule(rule) for rule in record["score_rules"]),
+            source_rules=tuple(rule_from_record(rule) for rule in record["source_rules"]),
+            score_rules=tuple(rule_from_record(rule) for rule in record["score_rules"]),
             batch_bytes=record.get("batch_bytes", 0),
             row_group_bytes=record.get("row_group_bytes", MOST_GROUP_BYTES),
             workers=record.get("workers", 1),
@@ -120,6 +119,7 @@ def plan_from_table(table: pa.Table) -> Plan:
             code=tuple(StepCode.from_record(step) for step in record.get("code", ())),
             never_null=tuple(record.get("never_null", ())),
             frame_schemas=tuple(bytes.fromhex(schema) for schema in record.get("frame_schemas", ())),
+            chain=tuple(step_from_record(step) for step in record.get("chain", ())),
             **{name: _as_tuple(record[name]) for name in _PLAIN},
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
@@ -151,23 +151,13 @@ def _record(plan: Plan) -> dict[str, Any]:
         "code": [step.to_record() for step in plan.code],
         "never_null": plan.never_null,
         "frame_schemas": [schema.hex() for schema in plan.frame_schemas],
+        **({"chain": [step_to_record(step) for step in plan.chain]} if plan.chain else {}),
         **{name: getattr(plan, name) for name in _PLAIN},
     }
 
 
 def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def _rule(record: dict[str, Any]) -> ColumnRule:
-    return ColumnRule(**{name: _as_tuple(value) for name, value in record.items()})
-
-
-def _model(record: dict[str, Any]) -> ModelVersion:
-    features = tuple(
-        Feature(**{name: _as_tuple(value) for name, value in feature.items()}) for feature in record["features"]
-    )
-    return ModelVersion(**{name: _as_tuple(value) for name, value in {**record, "features": features}.items()})
 
 
 def _keys_array(files: Sequence[InputFile]) -> pa.ListArray:

@@ -148,7 +148,7 @@ def make_report(
         reasons=ledger.reasons,
         rounds=ledger.summaries(),
         quarantined_files=ledger.quarantined_files,
-        engines=engine_evidence(totals.engine, tolerance=plan.spec.score.tolerance),
+        engines=engine_evidence(totals.engine, tolerance=plan.tolerance) if plan.models else None,
         device=device_text(events),
         devices=device_uses(totals.devices, events),
         estimate=compare_with_actual(job, plan, totals, seconds=total, provision=provision, starts=starts),
@@ -166,12 +166,19 @@ def _common(
         "name": plan.spec.name,
         "status": status,
         "reason": error.message if error else last_reason(events, status),
-        "model": ModelId(plan.model.name, plan.model.version, plan.model.digest, rounds_text(plan.model)),
+        "model": _model_id(plan),
         "output": job.resolve(plan.spec.sink.path),
         "directory": job.root,
         "published": _published(job, events),
         "error": JobError.from_error(error) if error else None,
     }
+
+
+def _model_id(plan: Plan) -> ModelId:
+    """Return the model of a job; of several, names and versions in order; without any, empty texts."""
+    found = plan.model_details
+    rounds = rounds_text(plan.models[0]) if len(plan.models) == 1 else ""
+    return ModelId(found["name"], found["version"], found["digest"], rounds)
 
 
 def _warnings(job: JobDirectory, ledger: Ledger, events: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
@@ -182,7 +189,7 @@ def _warnings(job: JobDirectory, ledger: Ledger, events: Sequence[Mapping[str, A
         *_restart_warnings(job.rounds.all()),
         *alias_change_warnings(events),
         *_step_warnings(events),
-        *filter(None, [unused_rounds_warning(ledger.base.plan.model)]),
+        *filter(None, map(unused_rounds_warning, ledger.base.plan.models)),
         *engine_warnings(ledger.totals.engine),
     )
 

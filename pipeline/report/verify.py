@@ -195,7 +195,7 @@ class _Facts:
             round_.partition for round_ in self.done if not _covers(round_, planned[round_.round, round_.partition])
         ]
         _expect_none("with a receipt for other rows", others)
-        models = {round_.number: round_.plan.model.digest for round_ in self.ledger.rounds}
+        models = {round_.number: round_.plan.model_digest for round_ in self.ledger.rounds}
         _expect_none("scored by another model", [r.partition for r in self.done if r.model != models[r.round]])
         self._check_ranges()
         retried, quarantined = self._check_retried(), len(self.ledger.quarantined_files)
@@ -335,10 +335,9 @@ def _sample(job: JobDirectory, ledger: Ledger, *, rows: int, seed: int | None) -
         raise _Wrong(f"{len(result.wrong):,} ranges differ, such as {result.wrong[0]}")
     if rows and not result.rows_in and any(receipt.rows.input for receipt in ledger.done):
         raise _Wrong("no input file is as it was planned, so that nothing could be scored again")
-    model = ledger.base.plan.model
-    again = (
-        f"{result.rows_in:,} rows scored again with {model.name} {model.version} give the same {result.rows_out:,} rows"
-    )
+    models = ", ".join(f"{model.name} {model.version}" for model in ledger.base.plan.models)
+    scored = f"scored again with {models}" if models else "prepared again"
+    again = f"{result.rows_in:,} rows {scored} give the same {result.rows_out:,} rows"
     again += "".join(f"; {text}" for text in changed_steps(job, ledger))
     return again + (f"; {result.skipped:,} ranges were of changed input files" if result.skipped else "")
 
@@ -465,7 +464,7 @@ def rescore_sample(job: JobDirectory, ledger: Ledger, *, rows: int, random: Rand
         again = _score_again(job.recipe_of(ledger.round(round)), file, chosen)
         start = chosen.part_end - again.num_rows if chosen.offset is None else chosen.offset
         written = _written(job, chosen.receipt, start=start, rows=again.num_rows)
-        wrong = _differing(again, written, outputs=job.plan.outputs, tolerance=job.plan.spec.score.tolerance)
+        wrong = _differing(again, written, outputs=job.plan.outputs, tolerance=job.plan.tolerance)
         if wrong:
             result.wrong.append(f"{file.path} rows {chosen.start:,}-{chosen.stop:,}: {', '.join(wrong)}")
         result.rows_in += chosen.stop - chosen.start
@@ -496,7 +495,8 @@ def _score_again(recipe: StageRecipe, file: InputFile, chosen: _Range) -> pa.Tab
     rejected_from = file.path if chosen.receipt.before else ""
     file_fragment = Fragment(file.path, 0, file.rows, 0, len(file.row_groups), 0, file.hive_keys, rejected_from)
     fragment = sub_fragment(file_fragment, file, row_start=chosen.start, row_stop=chosen.stop)
-    scorer = Scorer(recipe, [get_predictor(recipe.score.model)[0]], steps=recipe_steps(recipe, pin_code=True))
+    predictors = [get_predictor(score.model)[0] for score in recipe.scores]
+    scorer = Scorer(recipe, predictors, steps=recipe_steps(recipe, pin_code=True))
     versions = {file.path: (file.size, file.version)}
     batches = read_partition(recipe, Partition("", (fragment,)), versions=versions)
     schema = pa.ipc.read_schema(pa.py_buffer(recipe.output_schema))

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from pipeline.plan.recipe import MapRecipe, ScoreRecipe, SelectRecipe, StepRecipe
+
 
 @dataclass(frozen=True)
 class FrameSchemas:
@@ -26,6 +28,20 @@ class FrameSchemas:
     def after_step(self, number: int) -> pa.Schema | None:
         """Return the columns after step ``number``; None if they are not planned."""
         return self.after[number] if self.after else None
+
+
+def never_null_after(step: StepRecipe, never_null: frozenset[str]) -> frozenset[str]:
+    """Return the columns planned without nulls after a step.
+
+    :param never_null: those before it.
+    """
+    if isinstance(step, MapRecipe):
+        return never_null_columns(pa.ipc.read_schema(pa.py_buffer(step.frame))) if step.frame else frozenset()
+    if isinstance(step, SelectRecipe):
+        return frozenset(new for new, old in step.columns if old in never_null)
+    if isinstance(step, ScoreRecipe):
+        return never_null - set(step.outputs) if step.where is not None else never_null | set(step.outputs)
+    return never_null
 
 
 UNPLANNED = FrameSchemas()

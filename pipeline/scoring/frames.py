@@ -38,8 +38,7 @@ def score_to_frame(recipe: StageRecipe, partition: Partition, versions: Versions
         rejects by reason.
     """
     use_storage_options(recipe.storage)
-    evaluator, _ = get_evaluator(recipe.score)
-    scorer = Scorer(recipe, [evaluator])
+    scorer = Scorer(recipe, [get_evaluator(score)[0] for score in recipe.scores])
     counter = RowCounter(partition)
     tables = [empty_table(pa.ipc.read_schema(pa.py_buffer(recipe.output_schema)))]
     for batch in read_ahead(read_partition(recipe, partition, versions=versions)):

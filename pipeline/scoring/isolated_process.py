@@ -32,7 +32,7 @@ def serve(questions: IO[bytes], answers: IO[bytes]) -> None:
     """
     recipe: StageRecipe = read_message(questions)
     use_storage_options(recipe.storage)
-    for library in find_flavor(recipe.score.model.flavor).libraries:
+    for library in [name for score in recipe.scores for name in find_flavor(score.model.flavor).libraries]:
         with suppress(ImportError):
             import_module(library)
     write_message(answers, "ready")
@@ -85,7 +85,7 @@ def _score_all(recipe: StageRecipe, questions: IO[bytes], answers: IO[bytes]) ->
             question = read_message(questions)
             try:
                 if scorer is None or question is None:
-                    scorer = Scorer(recipe, [get_predictor(recipe.score.model)[0]])
+                    scorer = Scorer(recipe, [get_predictor(score.model)[0] for score in recipe.scores])
                     answer = os.getpid()
                 else:
                     answer = scorer.score_batch(question[0], paths=question[1])

@@ -108,7 +108,8 @@ class IsolatedScorer:
 
     def engine_use(self) -> EngineUse:
         """Return the engine that evaluated the model: its own library."""
-        return EngineUse(rows={"xgboost": self._scored}, reasons=(ENGINE_REASON,))
+        scores = len(self._recipe.scores)
+        return EngineUse(rows={"xgboost": scores * self._scored}, reasons=(ENGINE_REASON,)) if scores else EngineUse()
 
     def close(self) -> None:
         """End the process."""

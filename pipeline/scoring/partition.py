@@ -176,7 +176,7 @@ class _Attempt:
         return Receipt(
             partition=self.split.splits[0] if self.split else self.partition.id,
             plan=self.recipe.plan,
-            model=self.recipe.score.model.digest,
+            model=self.recipe.model_digest,
             attempt=self.name,
             data=data,
             rejects=rejects,
@@ -199,7 +199,7 @@ class _Attempt:
             self.partition.id,
             (row, *rest),
             plan=self.recipe.plan,
-            model=self.recipe.score.model.digest,
+            model=self.recipe.model_digest,
             attempt=self.name,
             round=self.recipe.round,
         )
@@ -225,11 +225,13 @@ class _OpenScorer:
 def _open_scorer(recipe: StageRecipe, partition: Partition, isolation: Isolation | None) -> Iterator[_OpenScorer]:
     """Open a scorer in this process, or in a separate process that ends with the block."""
     if isolation is None:
-        evaluator, seconds = get_evaluator(recipe.score)
-        yield _OpenScorer(Scorer(recipe, [evaluator]), seconds, evaluator.engine_use)
+        opened = [get_evaluator(score) for score in recipe.scores]
+        evaluators, seconds = [evaluator for evaluator, _ in opened], sum(loading for _, loading in opened)
+        scorer = Scorer(recipe, evaluators)
+        yield _OpenScorer(scorer, seconds, lambda: sum((one.engine_use() for one in evaluators), EngineUse()))
         return
-    with closing(IsolatedScorer(recipe, isolation, rows=partition.rows)) as scorer:
-        yield _OpenScorer(scorer, 0.0, scorer.engine_use)
+    with closing(IsolatedScorer(recipe, isolation, rows=partition.rows)) as isolated:
+        yield _OpenScorer(isolated, 0.0, isolated.engine_use)
 
 
 def _commit_receipt(store: Store, receipt: Receipt, recipe: StageRecipe) -> Receipt:
@@ -283,15 +285,17 @@ def peak_memory() -> int:
 
 
 def _file_metadata(recipe: StageRecipe) -> dict[str, str]:
-    """Make the key-value metadata of a Parquet file: job, plan and model."""
-    model = recipe.score.model
-    return {
-        "pipeline.job": recipe.job,
-        "pipeline.plan": recipe.plan,
-        "pipeline.model": json.dumps(
-            {"name": model.name, "version": model.version, "digest": model.digest, "uri": model.reference}
-        ),
-    }
+    """Make the key-value metadata of a Parquet file: job, plan, and the model or the list of models, if any."""
+    made = {"pipeline.job": recipe.job, "pipeline.plan": recipe.plan}
+    models = [
+        {"name": model.name, "version": model.version, "digest": model.digest, "uri": model.reference}
+        for model in dict.fromkeys(score.model for score in recipe.scores)
+    ]
+    if len(models) == 1:
+        made["pipeline.model"] = json.dumps(models[0])
+    elif models:
+        made["pipeline.models"] = json.dumps(models)
+    return made
 
 
 Versions = Mapping[str, tuple[int, str]]

@@ -100,7 +100,7 @@ class Scorer:
         self._too_large: tuple[type[BaseException], ...] = (MemoryError, *too_large)
         self._schema = pa.ipc.read_schema(pa.py_buffer(self.recipe.output_schema))
         first = self._operations[0] if self._operations else None
-        self._in_matrix = first.finite if isinstance(first, ScoreOperation) else frozenset()
+        self._in_matrix = first.finite if isinstance(first, ScoreOperation) and first.scores_all else frozenset()
         """Columns of the source in which the first operation finds infinite values."""
         self._source_rules = beyond_finite(self.recipe.source_rules, self._in_matrix)
 

@@ -79,12 +79,21 @@ def plan_steps(steps: Sequence[Step], sample: pa.Table, *, never_null: Collectio
     check_source_columns(sample.schema)
     schemas, table, known = list[pa.Schema](), sample, frozenset(never_null)
     for step in steps:
-        schema, results, failures = _run_first(step, table, known)
-        if step.row_wise == "checked":
-            check_row_wise(step, table, results, failures, FrameSchemas(known, (schema,)))
+        schema, table = plan_step(step, table, known)
         schemas.append(schema)
-        table, known = results.table, never_null_columns(schema)
+        known = never_null_columns(schema)
     return PlannedFrames(tuple(schemas), table)
+
+
+def plan_step(step: Step, table: pa.Table, never_null: frozenset[str]) -> tuple[pa.Schema, pa.Table]:
+    """Run a step on a sample, and check that it is row-wise. Return the schema of its result, and the rows.
+
+    :raises StepFailed: see `plan_steps`.
+    """
+    schema, results, failures = _run_first(step, table, never_null)
+    if step.row_wise == "checked":
+        check_row_wise(step, table, results, failures, FrameSchemas(never_null, (schema,)))
+    return schema, results.table
 
 
 def _map_recipe(step: MapStep | MapRecipe) -> MapRecipe:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         ColumnContract,
         Errors,
         FanOut,
+        FilterStep,
         Hook,
         Incremental,
         MapStep,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         RunOptions,
         Score,
         ScoreStep,
+        SelectStep,
         Sink,
         Source,
     )
@@ -31,6 +33,7 @@ __all__ = [
     "ColumnContract",
     "Errors",
     "FanOut",
+    "FilterStep",
     "Hook",
     "Incremental",
     "JobSpec",
@@ -41,6 +44,7 @@ __all__ = [
     "RunOptions",
     "Score",
     "ScoreStep",
+    "SelectStep",
     "Sink",
     "Source",
     "Trigger",
@@ -54,7 +58,10 @@ __getattr__, __dir__ = lazy_face(
         "job_spec": "JobSpec json_schema",
         "load": "LoadedSpec load_spec",
         "model_ref": "ModelRef",
-        "parts": "ColumnContract Errors FanOut Hook Incremental MapStep Output RunOptions Score ScoreStep Sink Source",
+        "parts": (
+            "ColumnContract Errors FanOut FilterStep Hook Incremental MapStep Output RunOptions Score ScoreStep "
+            "SelectStep Sink Source"
+        ),
         "triggers": "ArrivalTrigger Trigger",
     },
 )

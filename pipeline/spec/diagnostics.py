@@ -233,7 +233,14 @@ def _issue(
         return _unknown_field(path, model=model, document=document)
     if kind in words:
         message, step = words[kind](value)
-        return SpecIssue(message, place, path, shown(value), "map: module:function, or score: {model: …}", step)
+        return SpecIssue(
+            message,
+            place,
+            path,
+            shown(value),
+            "map: module:function, filter: condition, select: […], or score: {model: …}",
+            step,
+        )
     if kind == "literal_error":
         known = tuple(ast.literal_eval(part) for part in context["expected"].replace(" or ", ", ").split(", "))
         if (new := RENAMED_VALUES.get(name, {}).get(str(value))) in known:

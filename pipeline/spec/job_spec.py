@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError
-from pydantic_core import PydanticCustomError
 
 from pipeline.common.digest import digest_json
 from pipeline.spec.diagnostics import (
@@ -30,6 +29,7 @@ from pipeline.spec.parts import (
     ColumnContract,
     Errors,
     FanOut,
+    FilterStep,
     Hook,
     JobName,
     MapStep,
@@ -41,12 +41,14 @@ from pipeline.spec.parts import (
     RunOptions,
     Score,
     ScoreStep,
+    SelectStep,
     Sink,
     Source,
     SpecModel,
     StepChange,
     StorageOptions,
     UrlPrefix,
+    spec_error,
 )
 from pipeline.spec.triggers import ArrivalTrigger, Trigger
 
@@ -54,28 +56,32 @@ __all__ = [
     "ArrivalTrigger",
     "ColumnContract",
     "Errors",
+    "FilterStep",
     "JobSpec",
     "MapStep",
     "Output",
     "Score",
     "ScoreStep",
+    "SelectStep",
     "Sink",
     "Source",
     "Trigger",
     "json_schema",
 ]
 
-STEP_KINDS = ("map", "score")
+AnyStep = MapStep | FilterStep | SelectStep | ScoreStep
+_STEPS: dict[str, type[SpecModel]] = {"map": MapStep, "filter": FilterStep, "select": SelectStep, "score": ScoreStep}
+STEP_KINDS = tuple(_STEPS)
 NOT_THE_WORK = {"hooks", "cluster", "device", "storage", "triggers"}
 """Fields without influence on the output rows."""
-_ORDER = "order"
 _KIND = "step"
 
 
 def _step_kind(step: Any) -> str | None:
-    """Return ``map`` or ``score``; None for an invalid step."""
-    if isinstance(step, (MapStep, ScoreStep)):
-        return "map" if isinstance(step, MapStep) else "score"
+    """Return the kind of a step, such as ``map``; None for an invalid step."""
+    for kind, model in _STEPS.items():
+        if isinstance(step, model):
+            return kind
     kinds = [kind for kind in STEP_KINDS if isinstance(step, dict) and kind in step]
     return kinds[0] if len(kinds) == 1 else None
 
@@ -91,38 +97,53 @@ def _step_issue(step: Any) -> tuple[str, str]:
     if isinstance(step, str):
         guess = "map" if ":" in step else "score"
         return "a step is a single text", f"write {guess}: before it"
-    if isinstance(step, dict) and all(kind in step for kind in STEP_KINDS):
-        return "a step has both map and score", "start each with a dash of its own"
+    both = [kind for kind in STEP_KINDS if isinstance(step, dict) and kind in step]
+    if len(both) > 1:
+        return f"a step has both {both[0]} and {both[1]}", "start each with a dash of its own"
     names = list(step) if isinstance(step, dict) else []
     hints = [did_you_mean(str(name), STEP_KINDS) for name in names]
     fields = {"map": MapStep.model_fields, "score": Score.model_fields}
-    owner = next((kind for kind in STEP_KINDS for name in names if name in fields[kind]), None)
+    owner = next((kind for kind in fields for name in names if name in fields[kind]), None)
     if owner and not any(hints):
         return "a step has neither map nor score", f"put {owner}: above {', '.join(names)}, and indent them below it"
     return "unknown kind of step", next((hint for hint in hints if hint), "")
 
 
-def _order_issue(kinds: Sequence[str | None]) -> tuple[str, str] | None:
-    """Return message and expected order for steps in an invalid order, or None."""
-    count = kinds.count("score")
-    if count > 1:
-        return f"{count} steps score", "one score step, the last; a second model is a second job"
-    if count == 1 and "map" in kinds[kinds.index("score") :]:
-        return "a step comes after the score step", "the score step last: its result is the output"
-    if count == 0 and None not in kinds:
-        return "no step scores", "any number of map steps, then one score step"
-    return None
-
-
-def _check_order(steps: tuple[MapStep | ScoreStep, ...]) -> tuple[MapStep | ScoreStep, ...]:
-    issue = _order_issue([_step_kind(step) for step in steps])
-    if issue is not None:
-        raise PydanticCustomError(_ORDER, "{message}", {"message": issue[0], "expected": issue[1]})
+def _check_order(steps: tuple[AnyStep, ...]) -> tuple[AnyStep, ...]:
+    """Refuse steps whose fields contradict each other, and a job that does nothing."""
+    if not steps:
+        raise spec_error("has no step", expected="map, filter, select and score steps in any order")
+    scores = [number for number, step in enumerate(steps) if isinstance(step, ScoreStep)]
+    columns = [step.score.output_spec.column for step in steps if isinstance(step, ScoreStep)]
+    for column in sorted({column for column in columns if columns.count(column) > 1}):
+        raise spec_error(
+            f"names an output column twice: {column}",
+            expected="another score.output at each score step",
+            next_step="name them, such as output: churn and output: churn_new",
+        )
+    for number, step in enumerate(steps):
+        if not isinstance(step, ScoreStep) or step.score.keep is None:
+            continue
+        if number != scores[-1]:
+            raise spec_error(
+                "has keep at a score step that is not the last",
+                expected="keep at the last score step: each step passes all columns on",
+                next_step=f"remove steps.{number}.score.keep, or put a select step behind it",
+            )
+        if isinstance(steps[-1], SelectStep):
+            raise spec_error(
+                "has keep at the score step, and a select step at the end",
+                expected="one of the two: both name the columns of the output",
+                next_step=f"remove steps.{number}.score.keep",
+            )
     return steps
 
 
 Step = Annotated[
-    Annotated[MapStep, Tag("map step")] | Annotated[ScoreStep, Tag("score step")],
+    Annotated[MapStep, Tag("map step")]
+    | Annotated[FilterStep, Tag("filter step")]
+    | Annotated[SelectStep, Tag("select step")]
+    | Annotated[ScoreStep, Tag("score step")],
     Discriminator(_step_tag, custom_error_type=_KIND, custom_error_message="unknown step"),
 ]
 
@@ -134,7 +155,8 @@ class JobSpec(SpecModel):
     """Lower-case letters, digits, ``._-``; at most 64."""
     source: Source
     steps: Annotated[tuple[Step, ...], Field(strict=False), AfterValidator(_check_order)]
-    """Any number of ``map``, then one ``score``."""
+    """``map``, ``filter``, ``select`` and ``score``, in any number and order. A job without ``score`` only prepares
+    data."""
     sink: Sink
     errors: Errors = Errors()
     contract: dict[Name, ColumnContract] = Field(default_factory=dict)
@@ -218,7 +240,6 @@ class JobSpec(SpecModel):
             spec = cls.model_validate(document.data)
         except ValidationError as error:
             issues += issues_of(error, model=cls, document=document, words={_KIND: _step_issue})
-            issues += _order_issues(document, error)
         if issues or spec is None:
             raise SpecIssues(issues, name=document.name)
         return spec
@@ -229,9 +250,21 @@ class JobSpec(SpecModel):
         return tuple(step for step in self.steps if isinstance(step, MapStep))
 
     @property
+    def scores(self) -> tuple[Score, ...]:
+        """The ``score`` steps, in order."""
+        return tuple(step.score for step in self.steps if isinstance(step, ScoreStep))
+
+    @property
     def score(self) -> Score:
-        """The ``score`` step."""
-        return next(step.score for step in self.steps if isinstance(step, ScoreStep))
+        """The first ``score`` step. Use ``scores`` where a job may have none or several."""
+        return self.scores[0]
+
+    @property
+    def is_plain(self) -> bool:
+        """True for any number of ``map`` steps and one ``score`` of all rows: such a spec needs no stored chain."""
+        *before, last = self.steps
+        is_score = isinstance(last, ScoreStep) and last.score.where is None
+        return is_score and all(isinstance(step, MapStep) for step in before)
 
     @property
     def digest(self) -> str:
@@ -294,23 +327,11 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _order_issues(document: Document, error: ValidationError) -> list[SpecIssue]:
-    """Return issues with the order of steps, in case pydantic stopped before that check."""
-    steps = document.data.get("steps") if isinstance(document.data, dict) else None
-    is_reported = any(item["type"] == _ORDER for item in error.errors())
-    issue = (
-        None if is_reported or not isinstance(steps, (list, tuple)) else _order_issue([_step_kind(s) for s in steps])
-    )
-    if issue is None:
-        return []
-    return [SpecIssue(issue[0], document.place_of(("steps",), key=True), ("steps",), expected=issue[1])]
-
-
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of a job spec, for editors. Rules that span fields are not in it."""
     schema: dict[str, Any] = _plain(JobSpec.model_json_schema(mode="validation"))
     schema["properties"]["params"]["propertyNames"] |= {"pattern": PARAM_PATTERN}
-    schema["properties"]["steps"] |= {"contains": {"required": ["score"]}, "minContains": 1, "maxContains": 1}
+    schema["properties"]["steps"] |= {"minItems": 1}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "Job spec"}
 
 

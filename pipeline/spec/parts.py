@@ -245,6 +245,26 @@ class MapStep(SpecModel):
     ``unchecked``: no check; a result with a fresh index and as many rows as before is taken to be in their order."""
 
 
+class FilterStep(SpecModel):
+    """Step that drops rows."""
+
+    filter: Name
+    """Condition for rows to go on with, in the language of ``source.filter``; other rows count as filtered. Before the
+    first ``map`` and ``score``, files are read with it, as with ``source.filter``."""
+
+
+class SelectStep(SpecModel):
+    """Step that selects and renames columns."""
+
+    select: SomeNames | Annotated[dict[Name, Name], Field(min_length=1)]
+    """Columns to go on with, in order; or ``{new: old}``. The columns of a last ``select`` are those of the output."""
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """``select`` as a mapping of new to old names, in order."""
+        return dict(self.select) if isinstance(self.select, dict) else {name: name for name in self.select}
+
+
 class Output(SpecModel):
     """Result of the model to write."""
 
@@ -265,7 +285,8 @@ class Score(SpecModel):
     output: Name | Output = "prediction"
     """Output column, or ``{column: …, kind: …}``."""
     keep: Names | None = None
-    """Input columns to copy to the output. Default: all."""
+    """Columns to copy to the output, at the last ``score`` step only. Default: all of the input, or of the last
+    ``select``; and those that later ``map`` steps make."""
     engine: Engine = "auto"
     """Engine that evaluates the model: ``xgboost``, the library; ``trees``, the tree engine of this project; ``auto``,
     the faster of the two."""
@@ -275,6 +296,9 @@ class Score(SpecModel):
     iteration_range: Literal["best"] | Rounds | None = None
     """Boosting rounds to score with: ``[begin, end]``, the end exclusive, as in ``Booster.predict``; or ``best``: up to
     the best iteration of early stopping, as xgboost's scikit-learn wrapper does. Default: all rounds of the file."""
+    where: Name | None = None
+    """Condition for rows to score, in the language of ``source.filter``; other rows get null. A later model thus scores
+    only the rows that an earlier one left open. Default: all rows."""
     categories: dict[Name, Categories] | None = None
     """Categories of the training data per feature, in the order of their codes, where the model file has lost them:
     xgboost 3.1 to 3.3 cuts names of pandas categories that are not ASCII, and slices lose all. The list must agree with
@@ -292,6 +316,7 @@ class Score(SpecModel):
             engine: Engine = "auto",
             tolerance: float = 0.0,
             iteration_range: IterationRange | None = None,
+            where: str | None = None,
             categories: Mapping[str, Sequence[str | int]] | None = None,
         ) -> None: ...
 

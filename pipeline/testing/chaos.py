@@ -214,7 +214,7 @@ class _Arena:
         self.rejected, self.seconds, self.cold_seconds = _rejects(directory), clean.seconds, cold.seconds
         self.rows, self.partitions = directory.plan.rows, len(directory.plan.partitions)
         self.outputs = directory.plan.outputs
-        self.tolerance = 0.0 if directory.plan.model.flavor == "xgboost" else _ROUNDING
+        self.tolerance = 0.0 if set(directory.plan.flavors) <= {"xgboost"} else _ROUNDING
 
     def _plainly(self, name: str, spec: JobSpec) -> tuple[pa.Table, TrialAttempt]:
         place = self._place(name, spec)

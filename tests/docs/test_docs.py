@@ -133,6 +133,8 @@ def test_every_part_of_the_job_spec_has_its_table() -> None:
         "Source",
         "Incremental",
         "MapStep",
+        "FilterStep",
+        "SelectStep",
         "ScoreStep",
         "Score",
         "Output",
@@ -156,6 +158,9 @@ source: {path: lake/, incremental: {}}
 steps:
   - map: features:build
   - score: {model: churn.ubj, output: {column: churn}}
+  - filter: churn > 0
+  - select: [churn]
+  - map: features:last
 sink: {path: out/}
 errors: {}
 contract: {age: {}}
@@ -170,6 +175,8 @@ triggers:
         "JobSpec": "",
         "Source": "source.",
         "MapStep": "steps.0.",
+        "FilterStep": "steps.2.",
+        "SelectStep": "steps.3.",
         "ScoreStep": "steps.1.",
         "Score": "steps.1.score.",
         "Output": "steps.1.score.output.",

@@ -46,9 +46,12 @@ class Answer:
 def warm_up(flavor: str, device: Device = "cpu") -> Answer:
     """Import the modules of a task with a model of ``flavor``, mask secrets in logs from now on; return the answer.
 
+    :param flavor: "" for a job without a model.
     :param device: ``cpu``: the GPU of this process is not looked at, and no package for GPUs is imported.
     """
     mask_logs()
+    if not flavor:
+        return Answer(versions())
     found = find_flavor(flavor)
     for library in found.libraries:
         with suppress(ImportError):

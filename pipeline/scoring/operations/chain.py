@@ -7,11 +7,22 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from pipeline.models.model import Predictor
-from pipeline.plan.recipe import MapRecipe, ScoreRecipe, StageRecipe, StepRecipe
-from pipeline.scoring.frame_schemas import FrameSchemas, never_null_columns
+from pipeline.plan.recipe import (
+    CheckRecipe,
+    FilterRecipe,
+    MapRecipe,
+    ScoreRecipe,
+    SelectRecipe,
+    StageRecipe,
+    StepRecipe,
+)
+from pipeline.scoring.frame_schemas import FrameSchemas, never_null_after
+from pipeline.scoring.operations.checks import CheckOperation
+from pipeline.scoring.operations.filters import FilterOperation
 from pipeline.scoring.operations.maps import MapOperation
 from pipeline.scoring.operations.operation import Operation
 from pipeline.scoring.operations.scores import ScoreOperation
+from pipeline.scoring.operations.selects import SelectOperation
 from pipeline.scoring.steps import Step
 
 
@@ -48,19 +59,30 @@ class _Builder:
 
     def open(self, number: int, group: Sequence[StepRecipe]) -> Operation:
         """Return the operation of some steps, of which the first is step ``number``."""
-        if isinstance(group[0], ScoreRecipe):
-            return self._score(group[0], is_first=number == 0, is_last=number == len(self._recipe.chain) - 1)
+        operation = self._operation(number, group)
+        for step in group:
+            self._never_null = never_null_after(step, self._never_null)
+        return operation
+
+    def _operation(self, number: int, group: Sequence[StepRecipe]) -> Operation:
+        step = group[0]
+        if isinstance(step, FilterRecipe):
+            return FilterOperation(step)
+        if isinstance(step, SelectRecipe):
+            return SelectOperation(step)
+        if isinstance(step, CheckRecipe):
+            return CheckOperation(step)
+        if isinstance(step, ScoreRecipe):
+            return self._score(step, is_first=number == 0, is_last=number == len(self._recipe.chain) - 1)
         return self._maps([step for step in group if isinstance(step, MapRecipe)])
 
     def _maps(self, maps: Sequence[MapRecipe]) -> MapOperation:
         frames = tuple(pa.ipc.read_schema(pa.py_buffer(step.frame)) for step in maps if step.frame)
-        schemas = FrameSchemas(self._never_null, frames)
-        self._never_null = never_null_columns(frames[-1]) if frames else frozenset()
-        return MapOperation([next(self._steps) for _ in maps], schemas)
+        return MapOperation([next(self._steps) for _ in maps], FrameSchemas(self._never_null, frames))
 
     def _score(self, score: ScoreRecipe, *, is_first: bool, is_last: bool) -> ScoreOperation:
         output = pa.ipc.read_schema(pa.py_buffer(self._recipe.output_schema)).names
-        rules = self._recipe.source_rules if is_first else ()
+        rules = self._recipe.source_rules if is_first and score.where is None else ()
         return ScoreOperation(
             score,
             next(self._predictors),

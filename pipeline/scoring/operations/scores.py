@@ -18,6 +18,7 @@ from pipeline.scoring.contract import beyond_finite, check, check_matrix
 from pipeline.scoring.operations.operation import Applied
 from pipeline.scoring.outputs import check_scores, score_dtype
 from pipeline.scoring.rows import Failures, Rows
+from pipeline.sources.filters.parse import parse_filter
 
 
 class ScoreOperation:
@@ -42,6 +43,7 @@ class ScoreOperation:
         self._recipe = recipe
         self._predictor = predictor
         self._passed = passed
+        self._where = None if recipe.where is None else parse_filter(recipe.where)
         self._too_large: tuple[type[BaseException], ...] = (MemoryError, *predictor.out_of_memory_errors())
         self._worked = False
         """True if the model returned for some row."""
@@ -51,6 +53,11 @@ class ScoreOperation:
         """Features in which infinite values are found in the model's matrix."""
         self._rules = beyond_finite(recipe.rules, self.finite)
 
+    @property
+    def scores_all(self) -> bool:
+        """True if every row is scored."""
+        return self._where is None
+
     def apply(self, rows: Rows) -> Applied:
         """Check the contract of the model, predict, and add the columns of the scores.
 
@@ -58,10 +65,16 @@ class ScoreOperation:
         :raises BadPrediction: when the model does not give one result per row.
         """
         with self.watch:
-            rows, matrix, rejected = self._encode(rows)
+            scored, matrix, rejected = self._encode(self._chosen(rows))
             scores, failures = self._predict(matrix)
-            rows, failed = rows.reject(failures)
-            return Applied([self._with_scores(rows, scores)], Failures.merged([rejected, failed]))
+            scored, failed = scored.reject(failures)
+            failed = Failures.merged([rejected, failed])
+            columns = [pa.array(scores)] if scores.ndim == 1 else list(map(pa.array, np.ascontiguousarray(scores.T)))
+            if self._where is not None:
+                rows = rows.select(np.flatnonzero(~np.isin(rows.position, failed.rows)))
+                columns = _scattered(columns, scored.position, rows.position)
+                scored = rows
+            return Applied([self._with_columns(scored, columns)], failed)
 
     def blame_rows_only(self) -> None:
         """See `pipeline.scoring.operations.operation.Operation`."""
@@ -105,14 +118,29 @@ class ScoreOperation:
         parts = [part.result for part in outcome.parts] or [np.empty((0, width), dtype=score_dtype(kind))]
         return parts[0] if len(parts) == 1 else np.concatenate(parts), outcome.to_failures()
 
-    def _with_scores(self, rows: Rows, scores: np.ndarray) -> Rows:
-        """Return the passed columns and ``scores``, [rows] or [rows, outputs]."""
+    def _chosen(self, rows: Rows) -> Rows:
+        """Return the rows to score."""
+        if self._where is None:
+            return rows
+        return rows.select(np.flatnonzero(self._where.mask(rows.table)))
+
+    def _with_columns(self, rows: Rows, scores: Sequence[pa.Array]) -> Rows:
+        """Return the passed columns and ``scores``, one array [rows] for each output."""
         outputs, table = self._recipe.outputs, rows.table
         taken = set(outputs)
         passed = [name for name in table.column_names if name not in taken] if self._passed is None else self._passed
         columns: list[pa.ChunkedArray | pa.Array] = [table.column(name) for name in passed]
-        columns += [pa.array(scores)] if scores.ndim == 1 else list(map(pa.array, np.ascontiguousarray(scores.T)))
-        return Rows(pa.Table.from_arrays(columns, names=[*passed, *outputs]), rows.position)
+        return Rows(pa.Table.from_arrays([*columns, *scores], names=[*passed, *outputs]), rows.position)
+
+
+def _scattered(columns: Sequence[pa.Array], scored: np.ndarray, rows: np.ndarray) -> list[pa.Array]:
+    """Return ``columns``, which are of the rows ``scored``, for all ``rows``, with null for the others.
+
+    :param scored: positions in the batch, ascending, each also in ``rows``.
+    """
+    index = np.searchsorted(scored, rows)
+    places = pa.array(index, mask=~np.isin(rows, scored))
+    return [column.take(places) for column in columns]
 
 
 def expect_columns(table: pa.Table, names: Sequence[str]) -> None:

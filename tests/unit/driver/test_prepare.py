@@ -45,7 +45,7 @@ class TestSelectInput:
         spec = changed(small.plan.spec, "source", incremental=True)
         settings = Settings.load(directory=str(tmp_path / "jobs"))
         with pytest.raises(SpecError) as caught:
-            select_input(spec, small.plan.model, settings=settings)
+            select_input(spec, small.plan.models, settings=settings)
         assert (caught.value.where, caught.value.expected) == ("sink.mode", "append")
 
 
@@ -122,15 +122,15 @@ class TestWorkDigest:
     """The digest of the work covers everything that changes a scored row."""
 
     def test_sink_is_not_part_of_it(self, small: SmallJob) -> None:
-        spec, model = small.plan.spec, small.plan.model
-        assert work_digest(changed(spec, "sink", path="elsewhere"), model) == work_digest(spec, model)
+        spec, models = small.plan.spec, small.plan.models
+        assert work_digest(changed(spec, "sink", path="elsewhere"), models) == work_digest(spec, models)
 
     def test_filter_and_model_are_part_of_it(self, small: SmallJob) -> None:
         spec, model = small.plan.spec, small.plan.model
         digests = {
-            work_digest(spec, model),
-            work_digest(changed(spec, "source", filter="id > 3"), model),
-            work_digest(spec, replace(model, digest="0" * 64)),
+            work_digest(spec, [model]),
+            work_digest(changed(spec, "source", filter="id > 3"), [model]),
+            work_digest(spec, [replace(model, digest="0" * 64)]),
         }
         assert len(digests) == 3
 

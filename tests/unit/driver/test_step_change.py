@@ -233,7 +233,7 @@ class TestDigests:
         same = prepare(job.plan.spec, settings=settings_of(tmp_path)).plan
         edit(tmp_path, "new")
         other = prepare(job.plan.spec, settings=settings_of(tmp_path)).plan
-        before, after = (work_digest(plan.spec, plan.model, plan.code) for plan in (job.plan, other))
+        before, after = (work_digest(plan.spec, plan.models, plan.code) for plan in (job.plan, other))
         assert before != after
         assert job.plan.submission_digest == same.submission_digest != other.submission_digest
         assert job.plan.digest == same.digest != other.digest

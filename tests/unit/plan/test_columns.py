@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import SchemaDrift, SpecError
-from pipeline.plan.columns import _check_contract
+from pipeline.plan.columns import check_contract
 from pipeline.plan.recipe import ColumnRule
 from pipeline.scoring.contract import check
 from pipeline.spec.parts import ColumnContract
@@ -24,7 +24,7 @@ BERLIN, TEXT_CODES = pa.timestamp("us", "Europe/Berlin"), pa.dictionary(pa.int8(
 def accepts(kind: pa.DataType, **contract: Any) -> bool:
     """True if the plan accepts the contract for a column of type ``kind``."""
     try:
-        _check_contract("x", ColumnContract(**contract), pa.field("x", kind), path="a.parquet")
+        check_contract("x", ColumnContract(**contract), pa.field("x", kind), path="a.parquet")
     except (SpecError, SchemaDrift):
         return False
     return True
@@ -141,6 +141,6 @@ def test_a_dtype_that_the_plan_accepts_rejects_no_row(name: str) -> None:
 )
 def test_a_contract_that_does_not_fit_names_its_place(kind: pa.DataType, contract: dict[str, Any], where: str) -> None:
     with pytest.raises(SpecError) as caught:
-        _check_contract("x", ColumnContract(**contract), pa.field("x", kind), path="a.parquet")
+        check_contract("x", ColumnContract(**contract), pa.field("x", kind), path="a.parquet")
     assert caught.value.where == where
     assert str(kind) in caught.value.found

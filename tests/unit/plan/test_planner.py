@@ -423,7 +423,7 @@ def test_recipe_follows_the_plan():
     assert (recipe.job, recipe.plan, recipe.directory, recipe.round) == ("j-1", made.digest, "/jobs/j-1", 0)
     assert (recipe.columns, recipe.filter, recipe.schema) == (made.source_columns, "n > 1", made.source_schema)
     assert (recipe.maps[0].entrypoint, recipe.compression, recipe.fsync) == ("m:f", "zstd", False)
-    assert (recipe.score.features, recipe.score.outputs, recipe.score.rules) == (
+    assert (recipe.scores[0].features, recipe.scores[0].outputs, recipe.scores[0].rules) == (
         made.features,
         made.outputs,
         made.score_rules,

@@ -314,7 +314,7 @@ def test_changed_input_is_refused(make: Callable[..., StageRecipe], lake: Lake) 
 @pytest.mark.fault(41)
 def test_a_changed_model_is_refused(make: Callable[..., StageRecipe], lake: Lake, version: ModelVersion) -> None:
     recipe = make()
-    other = replace(recipe, chain=(replace(recipe.score, model=replace(version, digest="f" * 64)),))
+    other = replace(recipe, chain=(replace(recipe.scores[0], model=replace(version, digest="f" * 64)),))
     with pytest.raises(ModelDigestMismatch):
         score_partition(other, make_partition(lake.files[0]))
     assert files_of(recipe) == []

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pipeline.errors import SpecError
 from pipeline.spec.diagnostics import SpecIssues
 from pipeline.spec.job_spec import JobSpec, json_schema
-from pipeline.spec.parts import ColumnContract, MapStep, Score, ScoreStep
+from pipeline.spec.parts import ColumnContract, MapStep, Score, ScoreStep, SelectStep
 
 README_EXAMPLE = """\
 name: churn-nightly
@@ -162,23 +162,46 @@ def test_invalid_step_is_explained(step: Any, message: str, step_next: str) -> N
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        ([], "no step scores"),
-        ([{"map": "a:b"}], "no step scores"),
-        ([{"score": {"model": "m"}}, {"score": {"model": "n"}}], "2 steps score"),
-        ([{"score": {"model": "m"}}, {"map": "a:b"}], "a step comes after the score step"),
+        ([], "steps has no step"),
+        ([{"score": {"model": "m"}}, {"score": {"model": "n"}}], "steps names an output column twice: prediction"),
+        (
+            [{"score": {"model": "m", "keep": ["a"]}}, {"score": {"model": "n", "output": "p"}}],
+            "steps has keep at a score step that is not the last",
+        ),
+        (
+            [{"score": {"model": "m", "keep": ["a"]}}, {"select": ["prediction"]}],
+            "steps has keep at the score step, and a select step at the end",
+        ),
     ],
 )
-def test_exactly_one_step_scores_and_it_is_the_last(steps: list[Any], message: str) -> None:
+def test_steps_that_contradict_each_other_are_refused(steps: list[Any], message: str) -> None:
     assert only_issue(steps=steps)["message"] == message
 
 
-def test_order_of_steps_is_reported_beside_other_issues() -> None:
-    found = issues(steps=[{"score": {"modle": "m"}}, {"map": "a:b"}])
-    assert {item["message"] for item in found} == {
-        "steps.0.score.model is missing",
-        "steps.0.score.modle is not a field of a job spec",
-        "a step comes after the score step",
-    }
+def test_steps_come_in_any_number_and_order() -> None:
+    steps = [
+        {"filter": "a > 1"},
+        {"map": "a:b"},
+        {"score": {"model": "m"}},
+        {"select": {"new": "old"}},
+        {"score": {"model": "m", "output": "p", "where": "new is None"}},
+        {"select": ["new", "p"]},
+    ]
+    spec = JobSpec.build(**fields(steps=steps))
+    assert spec.to_dict()["steps"] == steps
+    assert [step.columns for step in spec.steps if isinstance(step, SelectStep)] == [
+        {"new": "old"},
+        {"new": "new", "p": "p"},
+    ]
+    assert not spec.is_plain
+    assert JobSpec.build(**fields(steps=[{"map": "a:b"}])).scores == ()
+
+
+def test_only_map_steps_and_one_score_of_all_rows_are_plain() -> None:
+    score: dict[str, Any] = {"score": {"model": "m"}}
+    assert JobSpec.build(**fields(steps=[{"map": "a:b"}, score])).is_plain
+    for steps in ([{"map": "a:b"}], [score, {"map": "a:b"}], [{"score": {"model": "m", "where": "a > 1"}}]):
+        assert not JobSpec.build(**fields(steps=steps)).is_plain
 
 
 def test_no_alternative_of_a_union_makes_noise() -> None:
@@ -306,9 +329,9 @@ def test_the_json_schema_accepts_what_the_reader_accepts() -> None:
         {"eror": 1},
         {"name": "Churn Nightly"},
         {"steps": []},
-        {"steps": [{"map": "a:b"}]},
+        {"steps": [{"select": []}]},
         {"steps": [{"mpa": "a:b"}, {"score": {"model": "m"}}]},
-        {"steps": [{"score": {"model": "m"}}, {"score": {"model": "m"}}]},
+        {"steps": [{"filter": "a > 1", "select": ["a"]}]},
         {"sink": {"path": "o", "mode": "overwite"}},
         {"errors": {"max_fraction": 2}},
     ],

@@ -12,7 +12,16 @@ import pytest
 
 from pipeline.errors import StepFailed
 from pipeline.models.model import Feature, ModelVersion
-from pipeline.plan.recipe import ColumnRule, MapRecipe, ScoreRecipe, StageRecipe, StepRecipe
+from pipeline.plan.recipe import (
+    CheckRecipe,
+    ColumnRule,
+    FilterRecipe,
+    MapRecipe,
+    ScoreRecipe,
+    SelectRecipe,
+    StageRecipe,
+    StepRecipe,
+)
 from pipeline.scoring.operations.chain import open_operations
 from pipeline.scoring.operations.maps import MapOperation
 from pipeline.scoring.operations.scores import ScoreOperation
@@ -118,3 +127,46 @@ def test_a_column_that_no_step_makes_is_named() -> None:
     with pytest.raises(StepFailed, match="a column is missing after the steps") as caught:
         operation.apply(Rows.from_table(TABLE))
     assert caught.value.expected == "one"
+
+
+class TestWhere:
+    OUTPUT = pa.schema([("id", pa.int64()), ("one", FLOAT)])
+
+    def run(self, where: str, predictor: Plus, *rules: ColumnRule) -> ScoredBatch:
+        recipe = recipe_of(score_of("a", "one", where=where, rules=rules), table=TABLE, output=self.OUTPUT)
+        return run(recipe, TABLE, predictor)
+
+    def test_only_those_rows_are_scored_and_others_are_null(self) -> None:
+        predictor = Plus(1)
+        scored = self.run("id == 1 or id > 3", predictor)
+        assert scored.table.to_pydict() == {"id": [0, 1, 2, 3, 4, 5], "one": [None, 2.0, None, None, 5.0, 6.0]}
+        assert predictor.rows == 3
+
+    def test_no_row_is_scored(self) -> None:
+        assert self.run("id > 9", Plus(1)).table["one"].to_pylist() == [None] * 6
+
+    def test_rows_that_fail_are_rejected_and_others_stay_in_place(self) -> None:
+        scored = self.run("id > 1", Plus(1, fails_at=3.0), ColumnRule("a", max=4, finite=True))
+        assert scored.table.to_pydict() == {"id": [0, 1, 2, 4], "one": [None, None, 3.0, 5.0]}
+        assert scored.rejects is not None
+        assert scored.rejects["_reason"].to_pylist() == ["score:ValueError", "contract:a:max"]
+
+    def test_rules_hold_for_the_rows_that_are_scored_only(self) -> None:
+        table = TABLE.set_column(1, "a", pa.array([0, np.inf, 2, 3, 4, np.inf], FLOAT))
+        score = score_of("a", "one", where="id < 3", rules=(ColumnRule("a", finite=True),))
+        scored = run(recipe_of(score, table=table, output=self.OUTPUT), table, Plus(1))
+        assert scored.table["id"].to_pylist() == [0, 2, 3, 4, 5]
+
+
+def test_filter_select_and_check_steps_work_between_others() -> None:
+    chain = (
+        SelectRecipe((("key", "id"), ("b", "a"))),
+        FilterRecipe("key != 2"),
+        CheckRecipe((ColumnRule("b", max=4),)),
+        score_of("b", "one"),
+        FilterRecipe("one > 1.5"),
+    )
+    output = pa.schema([("key", pa.int64()), ("one", FLOAT)])
+    scored = run(recipe_of(*chain, table=TABLE, output=output), TABLE, Plus(1))
+    assert scored.table.to_pydict() == {"key": [1, 3, 4], "one": [2.0, 4.0, 5.0]}
+    assert (scored.filtered.tolist(), scored.rejected.tolist()) == ([2], [1])

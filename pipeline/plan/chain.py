@@ -1,0 +1,299 @@
+"""Resolve the steps of a job in order, and the columns that they need in reverse order. Pure.
+
+Each step passes all columns on. The output has the columns of the input (or of the last ``select``) that are left, the
+scores, and what ``map`` steps behind the last score make; ``keep`` or a last ``select`` names others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipeline.errors import PipelineError, SpecError
+from pipeline.models.model import ModelVersion
+from pipeline.plan.columns import (
+    Lookup,
+    check_clashes,
+    check_contract,
+    check_reserved,
+    check_twice,
+    column_rule,
+    model_features,
+    worthwhile,
+)
+from pipeline.plan.pushdown import condition, located, pushed_filters, read_source
+from pipeline.plan.recipe import (
+    CheckRecipe,
+    ColumnRule,
+    FilterRecipe,
+    MapRecipe,
+    ScoreRecipe,
+    SelectRecipe,
+    StepRecipe,
+)
+from pipeline.sources.discovery import Discovery
+from pipeline.sources.filters.parse import parse_filter
+from pipeline.sources.types import read_type
+from pipeline.spec.job_spec import JobSpec
+from pipeline.spec.parts import ColumnContract, FilterStep, MapStep, Score, ScoreStep, SelectStep
+
+
+@dataclass(frozen=True)
+class ScoredBy:
+    """What scores a ``score`` step."""
+
+    model: ModelVersion
+    predictions: pa.Schema
+    """Columns that receive the scores."""
+
+
+@dataclass(frozen=True)
+class ResolvedChain:
+    """The steps of a job with everything resolved, and its columns by use."""
+
+    recipes: tuple[StepRecipe, ...]
+    source: pa.Schema
+    """Schema of a source batch: the columns that are read, and the requested hive keys."""
+    read: tuple[str, ...]
+    """Physical columns, in file order."""
+    source_rules: tuple[ColumnRule, ...]
+    output: pa.Schema
+    scores: tuple[str, ...]
+    """Columns of the output that hold scores."""
+    before: tuple[pa.Schema, ...]
+    """Columns before each of ``recipes``, on which its rules are checked."""
+
+
+def resolve_chain(
+    spec: JobSpec, *, discovery: Discovery, map_schemas: Sequence[pa.Schema], scored: Sequence[ScoredBy]
+) -> ResolvedChain:
+    """Decide for every column whether it is read, scored, written and checked, step by step.
+
+    :param map_schemas: schema after each ``map`` step.
+    :param scored: model and columns of each ``score`` step.
+    :raises SpecError: for unknown or clashing names in the spec.
+    :raises SchemaDrift: for a feature that is missing or has a type that the model cannot use.
+    """
+    walk = _Walk(spec, discovery, map_schemas, scored)
+    for number, step in enumerate(spec.steps):
+        walk.take(number, step)
+    output = walk.output()
+    recipes, needed = _needed(walk.recipes, output.names)
+    filter_text = read_source(spec).filter
+    if needed is not None:
+        needed |= {name for name in spec.contract if name in discovery.schema.names}
+        needed |= set() if filter_text is None else parse_filter(filter_text).columns
+    source = pa.schema([field for field in discovery.schema if needed is None or field.name in needed])
+    check_reserved(source)
+    return ResolvedChain(
+        recipes=recipes,
+        source=source,
+        read=tuple(name for name in source.names if name not in discovery.key_names),
+        source_rules=walk.source_rules(),
+        output=output,
+        scores=tuple(name for name in walk.scores if name in output.names),
+        before=tuple(walk.before),
+    )
+
+
+class _Walk:
+    """The columns before the next step, and the resolved steps so far."""
+
+    def __init__(
+        self, spec: JobSpec, discovery: Discovery, map_schemas: Sequence[pa.Schema], scored: Sequence[ScoredBy]
+    ) -> None:
+        self.spec = spec
+        self.discovery = discovery
+        self.frame = discovery.schema
+        offered, chosen = discovery.schema.names, spec.source.columns
+        self.written = [name for name in offered if chosen is None or name in chosen]
+        """Columns of the output, if no step removes them."""
+        self.scores: list[str] = []
+        self.recipes: list[StepRecipe] = []
+        self.before: list[pa.Schema] = []
+        self._maps, self._scored = iter(map_schemas), iter(scored)
+        self._pushed = pushed_filters(spec)
+        self._last_score = max((n for n, step in enumerate(spec.steps) if isinstance(step, ScoreStep)), default=-1)
+        self._unmade = {name: part for name, part in spec.contract.items() if name not in discovery.schema.names}
+        """The contract of columns that no step so far has made."""
+        self._check_source_contract()
+
+    def take(self, number: int, step: MapStep | FilterStep | SelectStep | ScoreStep) -> None:
+        """Resolve the next step."""
+        if isinstance(step, FilterStep):
+            self._check_condition(step.filter, f"steps.{number}.filter")
+            if number not in self._pushed:
+                self._add(FilterRecipe(step.filter))
+        elif isinstance(step, SelectStep):
+            self._select(step, number)
+        elif isinstance(step, MapStep):
+            self._map(step, is_written=number > self._last_score)
+        else:
+            self._score(step.score, f"steps.{number}.score")
+        self._check_made()
+
+    def output(self) -> pa.Schema:
+        """Return the schema of the output.
+
+        :raises SpecError: for a contract of a column that no step has made, and unknown columns to keep.
+        """
+        for name in self._unmade:
+            raise self._missing(name, use="a column of the contract", where=f"contract.{name}", error=SpecError)
+        left = set(self.frame.names)
+        names = [name for name in self.written if name in left]
+        score = self.spec.scores[-1] if self.spec.scores else None
+        if score is not None and score.keep is not None:
+            for name in score.keep:
+                if name not in left:
+                    raise self._missing(name, use="a column to keep", where="score.keep", error=SpecError)
+            made = [name for name in names if name in self.scores or name not in self.discovery.schema.names]
+            names = [*score.keep, *(name for name in made if name not in score.keep)]
+        if not names:
+            raise SpecError(
+                "the steps leave no column for the output",
+                where="steps",
+                expected="at least one column",
+                next_step="name the columns in a last select step",
+            )
+        fields = [self.frame.field(name) for name in names]
+        return pa.schema([field.with_type(read_type(field.type)).remove_metadata() for field in fields])
+
+    def source_rules(self) -> tuple[ColumnRule, ...]:
+        """Return the rules of the contract for columns of the source."""
+        names = set(self.discovery.schema.names)
+        return worthwhile(
+            column_rule(name, part, self.discovery.schema.field(name).type, None)
+            for name, part in self.spec.contract.items()
+            if name in names
+        )
+
+    def _add(self, recipe: StepRecipe) -> None:
+        self.recipes.append(recipe)
+        self.before.append(self.frame)
+
+    def _map(self, step: MapStep, *, is_written: bool) -> None:
+        made = next(self._maps)
+        check_twice(made)
+        self._add(MapRecipe(step.map, step.dtype_backend, step.row_wise, made.serialize().to_pybytes()))
+        if is_written:
+            known = {*self.frame.names, *self.written}
+            self.written += [name for name in made.names if name not in known]
+        self.frame = pa.schema([field.with_nullable(True) for field in made])
+
+    def _select(self, step: SelectStep, number: int) -> None:
+        for old in step.columns.values():
+            if old not in self.frame.names:
+                raise self._missing(old, use="a column to select", where=f"steps.{number}.select", error=SpecError)
+        self._add(SelectRecipe(tuple(step.columns.items())))
+        self.frame = pa.schema([self.frame.field(old).with_name(new) for new, old in step.columns.items()])
+        self.written = list(step.columns)
+
+    def _score(self, score: Score, where: str) -> None:
+        by = next(self._scored)
+        lookup = self._lookup
+        features = model_features(score.features, by.model, lookup)
+        if score.where is not None:
+            self._check_condition(score.where, f"{where}.where")
+        outputs = tuple(by.predictions.names)
+        kept = score.keep if score.keep is not None else [name for name in self.written if name in lookup.names]
+        check_clashes(kept, outputs)
+        self._add(
+            ScoreRecipe(
+                model=by.model,
+                features=features,
+                kind=score.output_spec.kind,
+                outputs=outputs,
+                rules=self._feature_rules(by.model, features),
+                engine=score.engine,
+                tolerance=score.tolerance,
+                where=score.where,
+            )
+        )
+        taken = set(outputs)
+        left = [field for field in self.frame if field.name not in taken]
+        self.frame = pa.schema([*left, *by.predictions])
+        self.written = [*(name for name in self.written if name not in taken), *outputs]
+        self.scores += outputs
+
+    def _feature_rules(self, model: ModelVersion, features: Sequence[str]) -> tuple[ColumnRule, ...]:
+        """Return the rules of a model; the contract's finite and allowed take the place of its own."""
+        rules = []
+        for name, feature in zip(features, model.features or (None,) * len(features), strict=True):
+            part = self.spec.contract.get(name)
+            own = ColumnContract(finite=part.finite, allowed=part.allowed) if part is not None else None
+            rules.append(column_rule(name, own, self.frame.field(name).type, feature, is_feature=True))
+        return worthwhile(rules)
+
+    def _check_made(self) -> None:
+        """Check the contract of the columns that the last step has made, right behind it."""
+        made = [name for name in self._unmade if name in self.frame.names]
+        rules = []
+        for name in made:
+            part, field = self._unmade.pop(name), self.frame.field(name)
+            check_contract(name, part, field, path=self._path)
+            rules.append(column_rule(name, part, field.type, None))
+        if checked := worthwhile(rules):
+            self._add(CheckRecipe(checked))
+
+    def _check_source_contract(self) -> None:
+        for name, part in self.spec.contract.items():
+            if name not in self._unmade:
+                check_contract(name, part, self.discovery.schema.field(name), path=self._path)
+
+    def _check_condition(self, text: str, where: str) -> None:
+        found = condition(text, where=where)
+        for name in sorted(found.columns - set(self.frame.names)):
+            raise self._missing(name, use="a column of a condition", where=where, error=SpecError)
+        try:
+            found.check(self.frame)
+        except SpecError as error:
+            raise located(error, where) from None
+
+    def _missing(self, name: str, *, use: str, where: str, error: type[PipelineError]) -> PipelineError:
+        return self._lookup.missing(name, use=use, where=where, error=error)
+
+    @property
+    def _lookup(self) -> Lookup:
+        owner = "what the steps before it return" if self.recipes else "the input"
+        return Lookup(self.discovery, self.frame, owner=owner)
+
+    @property
+    def _path(self) -> str:
+        return self.discovery.files[0].path if self.discovery.files else ""
+
+
+def _needed(recipes: Sequence[StepRecipe], output: Sequence[str]) -> tuple[tuple[StepRecipe, ...], set[str] | None]:
+    """Return the steps without columns that nothing behind them needs, and the columns of the source that they need.
+
+    None: all columns, since the columns that a map step needs are unknown.
+    """
+    needed: set[str] | None = set(output)
+    narrowed: list[StepRecipe] = []
+    for recipe in reversed(recipes):
+        if isinstance(recipe, SelectRecipe):
+            columns = tuple((new, old) for new, old in recipe.columns if needed is None or new in needed)
+            narrowed.append(SelectRecipe(columns))
+            needed = {old for _, old in columns}
+            continue
+        narrowed.append(recipe)
+        if isinstance(recipe, MapRecipe):
+            needed = None
+        elif needed is not None:
+            needed = needed - _made_by(recipe) | _read_by(recipe)
+    return tuple(reversed(narrowed)), needed
+
+
+def _made_by(recipe: StepRecipe) -> set[str]:
+    return set(recipe.outputs) if isinstance(recipe, ScoreRecipe) else set()
+
+
+def _read_by(recipe: StepRecipe) -> set[str]:
+    """Return the columns that a step other than map and select reads."""
+    if isinstance(recipe, ScoreRecipe):
+        where = () if recipe.where is None else parse_filter(recipe.where).columns
+        return {*recipe.features, *where, *(rule.column for rule in recipe.rules)}
+    if isinstance(recipe, FilterRecipe):
+        return set(parse_filter(recipe.condition).columns)
+    return {rule.column for rule in recipe.rules} if isinstance(recipe, CheckRecipe) else set()

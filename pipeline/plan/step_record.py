@@ -1,0 +1,76 @@
+"""Convert resolved steps to JSON and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any
+
+from pipeline.models.model import Feature, ModelVersion
+from pipeline.plan.recipe import (
+    CheckRecipe,
+    ColumnRule,
+    FilterRecipe,
+    MapRecipe,
+    ScoreRecipe,
+    SelectRecipe,
+    StepRecipe,
+)
+
+_KINDS: dict[str, type[StepRecipe]] = {
+    "map": MapRecipe,
+    "filter": FilterRecipe,
+    "select": SelectRecipe,
+    "check": CheckRecipe,
+    "score": ScoreRecipe,
+}
+
+
+def step_to_record(step: StepRecipe) -> dict[str, Any]:
+    """Return a resolved step as JSON: the fields of its recipe, and its kind."""
+    kind = next(kind for kind, recipe in _KINDS.items() if isinstance(step, recipe))
+    record = {"step": kind, **asdict(step)}
+    return record | {"frame": step.frame.hex()} if isinstance(step, MapRecipe) else record
+
+
+def step_identity(step: StepRecipe) -> dict[str, Any]:
+    """Return what a digest of the work holds of a step: of its model the content, not the place."""
+    record = step_to_record(step)
+    if isinstance(step, ScoreRecipe):
+        record["model"] = [step.model.digest, step.model.flavor, step.model.features]
+    return record
+
+
+def step_from_record(record: Mapping[str, Any]) -> StepRecipe:
+    """Inverse of `step_to_record`.
+
+    :raises KeyError: for an unknown kind.
+    """
+    kind = _KINDS[record["step"]]
+    values = {field.name: _as_tuple(record[field.name]) for field in fields(kind)}
+    if kind is MapRecipe:
+        values["frame"] = bytes.fromhex(record["frame"])
+    if kind is SelectRecipe:
+        values["columns"] = tuple((new, old) for new, old in record["columns"])
+    if "rules" in values:
+        values["rules"] = tuple(rule_from_record(rule) for rule in record["rules"])
+    if kind is ScoreRecipe:
+        values["model"] = model_from_record(record["model"])
+    return kind(**values)
+
+
+def rule_from_record(record: Mapping[str, Any]) -> ColumnRule:
+    """Return the rule whose fields ``record`` has."""
+    return ColumnRule(**{name: _as_tuple(value) for name, value in record.items()})
+
+
+def model_from_record(record: Mapping[str, Any]) -> ModelVersion:
+    """Return the model version whose fields ``record`` has."""
+    features = tuple(
+        Feature(**{name: _as_tuple(value) for name, value in feature.items()}) for feature in record["features"]
+    )
+    return ModelVersion(**{name: _as_tuple(value) for name, value in {**record, "features": features}.items()})
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

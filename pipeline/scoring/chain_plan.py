@@ -1,0 +1,116 @@
+"""Plan the frames of a job's ``map`` steps on a sample that passes through all steps before them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.models.cache import get_predictor
+from pipeline.models.model import ModelVersion
+from pipeline.plan.recipe import MapRecipe
+from pipeline.plan.step_code import FoundCode
+from pipeline.scoring.frame_schemas import never_null_columns
+from pipeline.scoring.outputs import prediction_schema
+from pipeline.scoring.step_frames import check_source_columns
+from pipeline.scoring.step_modules import StepModules
+from pipeline.scoring.step_plan import plan_step
+from pipeline.scoring.steps import Step, import_steps
+from pipeline.sources.filters.parse import parse_filter
+from pipeline.spec.job_spec import AnyStep
+from pipeline.spec.parts import FilterStep, MapStep, Score, ScoreStep, SelectStep
+
+
+def plan_chain_frames(
+    steps: Sequence[AnyStep],
+    sample: pa.Table,
+    *,
+    models: Sequence[ModelVersion],
+    never_null: Collection[str],
+    import_paths: Sequence[str],
+    code: FoundCode,
+) -> tuple[pa.Schema, ...]:
+    """Find the columns after each ``map`` step by running all steps up to the last of them on a sample.
+
+    Where a column is missing, the rest is not run: `pipeline.plan.chain.resolve_chain` explains it.
+
+    :param sample: some rows of the source; may be empty.
+    :param models: model version of each ``score`` step, loaded in this process.
+    :param never_null: columns of the source without nulls.
+    :raises StepFailed: when a step cannot be loaded, breaks its contract, is not row-wise, or works on no row.
+    """
+    maps = [step for step in steps if isinstance(step, MapStep)]
+    if not maps:
+        return ()
+    check_source_columns(sample.schema)
+    modules = StepModules(code.steps, import_paths=import_paths, sources=code.sources)
+    with modules.in_use():
+        loaded = import_steps([MapRecipe(step.map, step.dtype_backend, step.row_wise) for step in maps], modules)
+        return tuple(_map_schemas(steps, sample, iter(loaded), iter(models), frozenset(never_null)))
+
+
+class _MissingColumnError(Exception):
+    """A step needs a column that the sample does not have."""
+
+
+def _map_schemas(
+    steps: Sequence[AnyStep],
+    table: pa.Table,
+    maps: Iterator[Step],
+    models: Iterator[ModelVersion],
+    known: frozenset[str],
+) -> Iterator[pa.Schema]:
+    last = max(number for number, step in enumerate(steps) if isinstance(step, MapStep))
+    for step in steps[: last + 1]:
+        if isinstance(step, MapStep):
+            schema, table = plan_step(next(maps), table, known)
+            known = never_null_columns(schema)
+            yield schema
+            continue
+        try:
+            table, known = _apply(step, table, models, known)
+        except _MissingColumnError:
+            return
+
+
+def _apply(
+    step: FilterStep | SelectStep | ScoreStep, table: pa.Table, models: Iterator[ModelVersion], known: frozenset[str]
+) -> tuple[pa.Table, frozenset[str]]:
+    """Return the sample after a step, and its columns without nulls."""
+    if isinstance(step, FilterStep):
+        condition = parse_filter(step.filter)
+        _expect(table, condition.columns)
+        return table.filter(condition.mask(table)), known
+    if isinstance(step, SelectStep):
+        _expect(table, step.columns.values())
+        selected = table.select(list(step.columns.values())).rename_columns(list(step.columns))
+        return selected, frozenset(new for new, old in step.columns.items() if old in known)
+    scores = _scores(step.score, next(models), table)
+    left = table.drop_columns([name for name in scores.column_names if name in table.column_names])
+    for name in scores.column_names:
+        left = left.append_column(name, scores.column(name))
+    names = set(scores.column_names)
+    return left, known - names if step.score.where is not None else known | names
+
+
+def _scores(score: Score, version: ModelVersion, table: pa.Table) -> pa.Table:
+    """Return the columns of a score for the sample; null for all rows if the model cannot take one of them.
+
+    Workers find the rows at fault and reject them; here only the frame of the next step matters.
+    """
+    features = list(score.features or version.feature_names)
+    _expect(table, features)
+    schema = prediction_schema(version, score.output_spec)
+    try:
+        predictor, _ = get_predictor(version)
+        values = predictor.predict(predictor.encode(table.select(features)), kind=score.output_spec.kind)
+    except (ValueError, TypeError, KeyError, pa.ArrowException):
+        return pa.table([pa.nulls(table.num_rows, field.type) for field in schema], schema=schema)
+    columns = np.ascontiguousarray(values.reshape(table.num_rows, len(schema)).T)
+    return pa.table([pa.array(column) for column in columns], schema=schema)
+
+
+def _expect(table: pa.Table, names: Iterable[str]) -> None:
+    if not set(names) <= set(table.column_names):
+        raise _MissingColumnError
