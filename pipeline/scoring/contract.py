@@ -6,7 +6,7 @@ rule.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -58,10 +58,26 @@ def check(table: pa.Table, rules: Sequence[ColumnRule], *, skip_finite: Collecti
     :param skip_finite: columns whose ``finite`` is checked elsewhere (see `check_matrix`).
     :raises StepFailed: when a rule's column is not in the table.
     """
+    return _check_columns(table, _columns(table), rules, skip_finite=skip_finite)
+
+
+def _columns(table: pa.Table) -> dict[str, pa.ChunkedArray]:
+    """Return the columns of ``table`` by name.
+
+    To be called once a table: with thousands of columns, Arrow's own look-up by name takes longer than scoring.
+    """
+    return dict(zip(table.column_names, table.columns, strict=True))
+
+
+def _check_columns(
+    table: pa.Table,
+    columns: Mapping[str, pa.ChunkedArray],
+    rules: Sequence[ColumnRule],
+    *,
+    skip_finite: Collection[str] = (),
+) -> Failures:
     first = np.full(0, -1, dtype=np.int32)
     broken: list[tuple[ColumnRule, str]] = []
-    # Looked up once: with thousands of columns, Arrow's own look-up by name takes longer than scoring.
-    columns = dict(zip(table.column_names, table.columns, strict=True))
     for rule in rules:
         if rule.column not in columns:
             raise StepFailed(
@@ -92,9 +108,9 @@ def check_rules(schema: pa.Schema, rules: Sequence[ColumnRule], *, sample: pa.Ta
     :raises SpecError: for values that cannot be compared with their column.
     """
     tables = [empty_table(schema), *([] if sample is None else [sample])]
-    for rule, table in product(rules, tables):
+    for rule, (table, columns) in product(rules, [(table, _columns(table)) for table in tables]):
         try:
-            check(table, [rule])
+            _check_columns(table, columns, [rule])
         except PipelineError:
             raise
         except Exception as error:
