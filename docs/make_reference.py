@@ -69,6 +69,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
     "ScoreStep": {"score": "{model: churn.ubj}"},
     "Score": {
         "model": "models/churn.ubj",
+        "combine": "mean",
         "features": "[age, tenure, plan]",
         "output": "{column: churn, kind: margin}",
         "keep": "[customer_id, country]",

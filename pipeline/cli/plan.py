@@ -106,7 +106,7 @@ def _examine(
     except PipelineError as error:
         return [error], []
     settings = settings_for(loaded)
-    warnings = [hard_coded(score.model, has_registry=has_registry(settings)) for score in loaded.spec.scores]
+    warnings = [hard_coded(text, has_registry=has_registry(settings)) for text in loaded.spec.references]
     errors = []
     for check in _checks(loaded.spec, settings):
         try:
@@ -139,8 +139,9 @@ def _checks(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]
         if PLACEHOLDER not in step.map:
             yield partial(check_step, step.map, import_paths=settings.import_paths)
     for score in spec.scores:
-        if PLACEHOLDER not in score.model:
-            yield partial(_check_model, score, settings)
+        for reference in score.references:
+            if PLACEHOLDER not in reference:
+                yield partial(_check_model, reference, score, settings)
     yield lambda: find_source(spec.source.format)
     yield lambda: find_sink(spec.sink.format)
     yield lambda: cluster_of(spec, settings=settings)
@@ -157,10 +158,10 @@ def _conditions(spec: JobSpec) -> Iterator[tuple[str, str]]:
             yield f"steps.{number}.score.where", step.score.where
 
 
-def _check_model(score: Score, settings: Settings) -> None:
+def _check_model(reference: str, score: Score, settings: Settings) -> None:
     from pipeline.driver.prepare import resolve_model, scored_version
 
-    scored_version(resolve_model(score.model, settings=settings), score)
+    scored_version(resolve_model(reference, settings=settings), score)
 
 
 def _checks_of_children(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]:

@@ -50,6 +50,9 @@ steps:
   - score:
       # A model file: xgboost, JSON or UBJ. Or a reference to the model registry: models:/churn@champion
       model: model.json
+      # Several models for one result: mean, median, max, min, vote for labels, or weights.
+      # model: [one.json, other.json]
+      # combine: mean
       # Column for each feature of the model, in its order. Default: the model's own feature names.
       # features: [age, plan]
       # Name of the output column. The long form also says which result: prediction, label, margin, leaf, contributions.

@@ -173,7 +173,7 @@ def pinned_versions(spec: JobSpec, *, job: str | None, settings: Settings) -> di
 
     The driver of the job checks if an alias has changed since then.
     """
-    references = {score.model for score in spec.scores if ModelRef(score.model).alias}
+    references = {reference for reference in spec.references if ModelRef(reference).alias}
     if job is None or not references:
         return {}
     store = open_store(f"{settings.directory}/{check_job_id(job)}", private=True, fsync=settings.fsync)

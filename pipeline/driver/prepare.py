@@ -9,6 +9,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -33,7 +34,7 @@ from pipeline.plan.incremental import FULL_INPUT, IncrementalState, ListedFile, 
 from pipeline.plan.plan import Limits, Plan
 from pipeline.plan.planner import last_schema, make_chain_plan, make_plan
 from pipeline.plan.pushdown import located, pushed_filters, read_source
-from pipeline.plan.recipe import CheckRecipe, ScoreRecipe
+from pipeline.plan.recipe import CheckRecipe, scores_of
 from pipeline.plan.step_code import FoundCode, StepCode, digests_of
 from pipeline.scoring.code_search import find_code
 from pipeline.scoring.contract import check_rules, has_values
@@ -123,7 +124,7 @@ def draft(
 def requested_device(spec: JobSpec, versions: Sequence[ModelVersion], *, settings: Settings) -> DeviceOptions:
     """Return the devices that can evaluate all models of a job, by what was requested.
 
-    :param versions: model version of each ``score`` step.
+    :param versions: model version of each model reference, in order.
     :param settings: with those of the chosen cluster's file.
     :raises ModelError: when GPUs are requested, and they cannot compute the CPU's bits.
     """
@@ -132,7 +133,7 @@ def requested_device(spec: JobSpec, versions: Sequence[ModelVersion], *, setting
     if not versions:
         return DeviceOptions("cpu", ("no step scores",), is_given)
     found = []
-    for version, score in zip(versions, spec.scores, strict=True):
+    for version, score in zip(versions, scored_steps(spec), strict=True):
         kind, engine = score.output_spec.kind, score.engine
         check_device(choice.value, version, kind=kind, engine=engine)
         found.append(device_options(choice.value, version, kind=kind, engine=engine, is_given=is_given))
@@ -181,7 +182,7 @@ class _Drafting:
         """
         spec = absolute(spec)
         versions = self.models(spec)
-        for score, version in zip(spec.scores, versions, strict=True):
+        for score, version in zip(scored_steps(spec), versions, strict=True):
             check_engine(score.engine, version, kind=score.output_spec.kind)
         requested_device(spec, versions, settings=self.settings)
         plan = self._plan_chain if not spec.is_plain else self._plan_plain
@@ -216,10 +217,7 @@ class _Drafting:
         if sample is not None and spec.maps:
             paths = self.settings.import_paths
             frames = chain_frames(spec, sample, versions, discovery, import_paths=paths, code=self.code(spec))
-        scored = [
-            ScoredBy(version, prediction_schema(version, score.output_spec))
-            for version, score in zip(versions, spec.scores, strict=True)
-        ]
+        scored = scored_by(spec, versions)
         chain = resolve_chain(spec, discovery=discovery, map_schemas=frames, scored=scored)
         check_chain_rules(chain, sample and sample.select(chain.source.names))
         return make_chain_plan(spec, chain=chain, discovery=discovery, limits=self.limits, progress=progress)
@@ -246,13 +244,42 @@ class _Drafting:
         return self.samples[key]
 
     def models(self, spec: JobSpec) -> tuple[ModelVersion, ...]:
-        """Return the model version of each ``score`` step of ``spec``."""
-        return tuple(self._model(score) for score in spec.scores)
+        """Return the model version of each model reference of ``spec``, in order."""
+        pairs = zip(spec.references, scored_steps(spec), strict=True)
+        return tuple(self._model(reference, score) for reference, score in pairs)
 
-    def _model(self, score: Score) -> ModelVersion:
-        if score.model not in self.versions:
-            self.versions[score.model] = resolve_model(score.model, settings=self.settings)
-        return scored_version(self.versions[score.model], score)
+    def _model(self, reference: str, score: Score) -> ModelVersion:
+        if reference not in self.versions:
+            self.versions[reference] = resolve_model(reference, settings=self.settings)
+        return scored_version(self.versions[reference], score)
+
+
+def scored_steps(spec: JobSpec) -> tuple[Score, ...]:
+    """Return the ``score`` step of each model reference of ``spec``, in order."""
+    return tuple(score for score in spec.scores for _ in score.references)
+
+
+def scored_by(spec: JobSpec, versions: Sequence[ModelVersion]) -> list[ScoredBy]:
+    """Return models and output columns of each ``score`` step.
+
+    :param versions: model version of each model reference, in order.
+    :raises SpecError: when a model has no such output.
+    """
+    waiting, scored = iter(versions), list[ScoredBy]()
+    for score in spec.scores:
+        models = tuple(islice(waiting, len(score.references)))
+        schemas = [prediction_schema(version, score.output_spec) for version in models]
+        for version, schema in zip(models, schemas, strict=True):
+            if schema != schemas[0]:
+                raise SpecError(
+                    "the models of a list have different numbers of values a row",
+                    where="score.model",
+                    found=f"{len(schema)} of {version.name}",
+                    expected=f"{len(schemas[0])}, as {models[0].name} has",
+                    next_step="combine models of one task and with the same classes",
+                )
+        scored.append(ScoredBy(models, schemas[0]))
+    return scored
 
 
 def check_output(plan: Plan, *, settings: Settings, job: str = "") -> None:
@@ -370,8 +397,10 @@ def check_chain_rules(chain: ResolvedChain, sample: pa.Table | None) -> None:
     """
     check_rules(chain.source, chain.source_rules, sample=sample)
     for recipe, schema in zip(chain.recipes, chain.before, strict=True):
-        if isinstance(recipe, (CheckRecipe, ScoreRecipe)):
+        if isinstance(recipe, CheckRecipe):
             check_rules(schema, recipe.rules)
+        for score in scores_of([recipe]):
+            check_rules(schema, score.rules)
 
 
 def discover_input(spec: JobSpec, **options: Any) -> Discovery:
@@ -472,7 +501,7 @@ def refuse_incremental(spec: JobSpec) -> None:
 def work_digest(spec: JobSpec, models: Sequence[ModelVersion], code: Sequence[StepCode] = ()) -> str:
     """Return the SHA-256 of everything that is done with a row: models, steps and their code, filter, contract.
 
-    :param models: model version of each ``score`` step.
+    :param models: model version of each model reference, in order.
     """
     scores = [score.model_dump(mode="json", exclude={"model", "engine", "tolerance"}) for score in spec.scores]
     if spec.is_plain:

@@ -16,7 +16,14 @@ import pyarrow.parquet as pq
 
 from pipeline.common.rows import Fragment, InputFile, QuarantinedFile, RowGroup
 from pipeline.common.units import iso_time, utc_now
-from pipeline.driver.prepare import chain_frames, check_chain_rules, resolve_model, scored_version
+from pipeline.driver.prepare import (
+    chain_frames,
+    check_chain_rules,
+    resolve_model,
+    scored_by,
+    scored_steps,
+    scored_version,
+)
 from pipeline.errors import InputError, OutputConflict, SchemaDrift, SpecError, StateCorrupt
 from pipeline.execution.clusters import cluster_of
 from pipeline.jobs.directory import JobDirectory
@@ -26,7 +33,7 @@ from pipeline.jobs.rounds import Round, RoundReason, make_record
 from pipeline.jobs.splits import sub_fragment
 from pipeline.models.engines import check_engine
 from pipeline.models.model import NO_MODEL, ModelVersion
-from pipeline.plan.chain import ScoredBy, resolve_chain
+from pipeline.plan.chain import resolve_chain
 from pipeline.plan.columns import Columns, resolve_columns
 from pipeline.plan.describe import spec_difference
 from pipeline.plan.memory import shared_memory
@@ -34,7 +41,7 @@ from pipeline.plan.packing import pack
 from pipeline.plan.plan import Limits, Partition, Plan
 from pipeline.plan.planner import last_schema
 from pipeline.plan.pushdown import pushed_filters, read_source
-from pipeline.plan.recipe import REJECT_FILE, ScoreRecipe
+from pipeline.plan.recipe import REJECT_FILE, scores_of
 from pipeline.plan.step_code import FoundCode, code_difference
 from pipeline.scoring.code_search import find_code
 from pipeline.scoring.contract import check_rules
@@ -233,8 +240,8 @@ def _models(last: Plan, spec: JobSpec, request: RetryRequest, *, settings: Setti
     """Return the version of each ``score`` step: that of the last plan, unless the retry names another model."""
     pins = {} if request.model is not None else last.pins
     models = []
-    for score in spec.scores:
-        version = pins.get(score.model) or resolve_model(score.model, settings=settings)
+    for reference, score in zip(spec.references, scored_steps(spec), strict=True):
+        version = pins.get(reference) or resolve_model(reference, settings=settings)
         models.append(scored_version(version, score))
         check_engine(score.engine, models[-1], kind=score.output_spec.kind)
     return tuple(models)
@@ -261,15 +268,12 @@ def _replan_chain(
         )
     sample = _sample_table(discovery, columns=ledger.base.plan.source_columns)
     frames = chain_frames(spec, sample, models, discovery, import_paths=import_paths, code=code) if spec.maps else ()
-    scored = [
-        ScoredBy(model, prediction_schema(model, score.output_spec))
-        for model, score in zip(models, spec.scores, strict=True)
-    ]
+    scored = scored_by(spec, models)
     with _known_columns(discovery.schema):
         chain = resolve_chain(spec, discovery=discovery, map_schemas=frames, scored=scored)
     check_chain_rules(chain, sample.select(chain.source.names))
     _check_same_schema(ledger.base.plan, chain.output)
-    scores = [step for step in chain.recipes if isinstance(step, ScoreRecipe)]
+    scores = scores_of(chain.recipes)
     plan = replace(
         last,
         spec=spec,

@@ -7,7 +7,7 @@ scores, and what ``map`` steps behind the last score make; ``keep`` or a last ``
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -27,11 +27,13 @@ from pipeline.plan.pushdown import condition, located, pushed_filters, read_sour
 from pipeline.plan.recipe import (
     CheckRecipe,
     ColumnRule,
+    EnsembleRecipe,
     FilterRecipe,
     MapRecipe,
     ScoreRecipe,
     SelectRecipe,
     StepRecipe,
+    scores_of,
 )
 from pipeline.sources.discovery import Discovery
 from pipeline.sources.filters.parse import parse_filter
@@ -44,7 +46,8 @@ from pipeline.spec.parts import ColumnContract, FilterStep, MapStep, Score, Scor
 class ScoredBy:
     """What scores a ``score`` step."""
 
-    model: ModelVersion
+    models: tuple[ModelVersion, ...]
+    """One, or those of a list."""
     predictions: pa.Schema
     """Columns that receive the scores."""
 
@@ -192,30 +195,36 @@ class _Walk:
 
     def _score(self, score: Score, where: str) -> None:
         by = next(self._scored)
-        lookup = self._lookup
-        features = model_features(score.features, by.model, lookup)
         if score.where is not None:
             self._check_condition(score.where, f"{where}.where")
         outputs = tuple(by.predictions.names)
-        kept = score.keep if score.keep is not None else [name for name in self.written if name in lookup.names]
+        kept = score.keep if score.keep is not None else [name for name in self.written if name in self.frame.names]
         check_clashes(kept, outputs)
-        self._add(
-            ScoreRecipe(
-                model=by.model,
-                features=features,
-                kind=score.output_spec.kind,
-                outputs=outputs,
-                rules=self._feature_rules(by.model, features),
-                engine=score.engine,
-                tolerance=score.tolerance,
-                where=score.where,
-            )
-        )
+        members = tuple(self._member(score, model, outputs) for model in by.models)
+        if score.combine is None:
+            self._add(replace(members[0], where=score.where))
+        elif isinstance(score.combine, str):
+            self._add(EnsembleRecipe(members, score.combine, where=score.where))
+        else:
+            self._add(EnsembleRecipe(members, "mean", score.combine, where=score.where))
         taken = set(outputs)
         left = [field for field in self.frame if field.name not in taken]
         self.frame = pa.schema([*left, *by.predictions])
         self.written = [*(name for name in self.written if name not in taken), *outputs]
         self.scores += outputs
+
+    def _member(self, score: Score, model: ModelVersion, outputs: tuple[str, ...]) -> ScoreRecipe:
+        """Return what one model of a ``score`` step scores."""
+        features = model_features(score.features, model, self._lookup)
+        return ScoreRecipe(
+            model=model,
+            features=features,
+            kind=score.output_spec.kind,
+            outputs=outputs,
+            rules=self._feature_rules(model, features),
+            engine=score.engine,
+            tolerance=score.tolerance,
+        )
 
     def _feature_rules(self, model: ModelVersion, features: Sequence[str]) -> tuple[ColumnRule, ...]:
         """Return the rules of a model; the contract's finite and allowed take the place of its own."""
@@ -286,14 +295,16 @@ def _needed(recipes: Sequence[StepRecipe], output: Sequence[str]) -> tuple[tuple
 
 
 def _made_by(recipe: StepRecipe) -> set[str]:
-    return set(recipe.outputs) if isinstance(recipe, ScoreRecipe) else set()
+    return set(recipe.outputs) if isinstance(recipe, (ScoreRecipe, EnsembleRecipe)) else set()
 
 
 def _read_by(recipe: StepRecipe) -> set[str]:
     """Return the columns that a step other than map and select reads."""
-    if isinstance(recipe, ScoreRecipe):
-        where = () if recipe.where is None else parse_filter(recipe.where).columns
-        return {*recipe.features, *where, *(rule.column for rule in recipe.rules)}
+    if isinstance(recipe, (ScoreRecipe, EnsembleRecipe)):
+        where = set[str]() if recipe.where is None else parse_filter(recipe.where).columns
+        scores = scores_of([recipe])
+        rules = {rule.column for score in scores for rule in score.rules}
+        return {*where, *rules, *(name for score in scores for name in score.features)}
     if isinstance(recipe, FilterRecipe):
         return set(parse_filter(recipe.condition).columns)
     return {rule.column for rule in recipe.rules} if isinstance(recipe, CheckRecipe) else set()

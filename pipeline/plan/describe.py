@@ -299,7 +299,12 @@ def step_text(step: AnyStep) -> str:
     if isinstance(step, SelectStep):
         return f"select {listed(list(step.columns))}"
     where = f" where {step.score.where}" if step.score.where is not None else ""
-    return f"score {step.score.model}{where}"
+    combine = "" if step.score.combine is None else f" combined by {_combine_text(step.score.combine)}"
+    return f"score {', '.join(step.score.references)}{combine}{where}"
+
+
+def _combine_text(combine: str | Sequence[float]) -> str:
+    return combine if isinstance(combine, str) else f"weights {', '.join(map(str, combine))}"
 
 
 def code_text(step: StepCode) -> str:

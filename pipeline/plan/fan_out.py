@@ -284,7 +284,7 @@ def _written(value: ChildValue, place: tuple[str | int, ...], *, is_from_data: b
     Values from the data are untrusted: in a path or a model they stay the name of one folder. In the sink's path, all
     values do.
     """
-    if place == ("sink", "path") or (is_from_data and place[-1] in ("path", "model")):
+    if place == ("sink", "path") or (is_from_data and {"path", "model"}.intersection(place[-2:])):
         return folder_of(value)
     if value is None:
         return HIVE_NULL

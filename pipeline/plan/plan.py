@@ -19,7 +19,7 @@ from pipeline.models.model import ModelVersion, joint_digest
 from pipeline.plan.incremental import FULL_INPUT, IncrementalState
 from pipeline.plan.memory import MIN_BATCH_ROWS, MOST_GROUP_BYTES, USABLE, shared_memory
 from pipeline.plan.pushdown import read_source
-from pipeline.plan.recipe import ColumnRule, MapRecipe, ScoreRecipe, StageRecipe, StepRecipe
+from pipeline.plan.recipe import ColumnRule, MapRecipe, ScoreRecipe, StageRecipe, StepRecipe, scores_of
 from pipeline.plan.step_code import StepCode, digests_of
 from pipeline.plan.step_record import step_identity
 from pipeline.sources.versions import content_version
@@ -151,14 +151,12 @@ class Plan:
 
     @property
     def scores(self) -> tuple[ScoreRecipe, ...]:
-        """The resolved ``score`` steps, in order."""
-        if self.spec.is_plain:
-            return (self._score_recipe(),)
-        return tuple(step for step in self.chain if isinstance(step, ScoreRecipe))
+        """What each model scores, in order; the members of an ensemble one by one."""
+        return (self._score_recipe(),) if self.spec.is_plain else scores_of(self.chain)
 
     @property
     def score_models(self) -> tuple[ModelVersion, ...]:
-        """Model version of each ``score`` step, in order."""
+        """Model version of each model reference of the spec, in order."""
         return (self.model,) if self.spec.is_plain else tuple(score.model for score in self.scores)
 
     @property
@@ -169,7 +167,7 @@ class Plan:
     @property
     def pins(self) -> dict[str, ModelVersion]:
         """Pinned version of each model reference in the spec."""
-        return {score.model: version for score, version in zip(self.spec.scores, self.score_models, strict=True)}
+        return dict(zip(self.spec.references, self.score_models, strict=True))
 
     @property
     def flavors(self) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from pipeline.plan.memory import (
 )
 from pipeline.plan.packing import pack
 from pipeline.plan.plan import Limits, Partition, Plan
-from pipeline.plan.recipe import ScoreRecipe
+from pipeline.plan.recipe import scores_of
 from pipeline.sources.discovery import Discovery, resize, total_bytes
 from pipeline.sources.types import read_type
 from pipeline.spec.job_spec import JobSpec
@@ -91,7 +91,7 @@ def make_chain_plan(
 
     :param chain: the steps, resolved.
     """
-    scores = [step for step in chain.recipes if isinstance(step, ScoreRecipe)]
+    scores = scores_of(chain.recipes)
     models = {score.model.key: score.model for score in scores}.values()
     keep = tuple(name for name in chain.output.names if name not in chain.scores)
     engine = any(engine_options(score.engine, score.model, kind=score.kind).has_trees for score in scores)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,7 +85,32 @@ class ScoreRecipe:
     """Condition for the rows to score; other rows get null."""
 
 
-StepRecipe = MapRecipe | FilterRecipe | SelectRecipe | CheckRecipe | ScoreRecipe
+@dataclass(frozen=True)
+class EnsembleRecipe:
+    """A ``score`` step with a list of models."""
+
+    members: tuple[ScoreRecipe, ...]
+    """Each with its own model, features and rules; all have the outputs of the step."""
+    combine: str
+    """``mean``, ``median``, ``max``, ``min`` or ``vote``."""
+    weights: tuple[float, ...] = ()
+    """One weight for each member of a weighted ``mean``; empty: all count the same."""
+    where: str | None = None
+    """Condition for the rows to score; other rows get null."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the columns that receive the scores."""
+        return self.members[0].outputs
+
+
+StepRecipe = MapRecipe | FilterRecipe | SelectRecipe | CheckRecipe | ScoreRecipe | EnsembleRecipe
+
+
+def scores_of(chain: Iterable[StepRecipe]) -> tuple[ScoreRecipe, ...]:
+    """Return what each model of a chain scores, in order; the members of an ensemble one by one."""
+    members = [step.members if isinstance(step, EnsembleRecipe) else (step,) for step in chain]
+    return tuple(member for group in members for member in group if isinstance(member, ScoreRecipe))
 
 
 @dataclass(frozen=True)
@@ -142,8 +167,8 @@ class StageRecipe:
 
     @property
     def scores(self) -> tuple[ScoreRecipe, ...]:
-        """The ``score`` steps, in order."""
-        return tuple(step for step in self.chain if isinstance(step, ScoreRecipe))
+        """What each model scores, in order; the members of an ensemble one by one."""
+        return scores_of(self.chain)
 
     @property
     def model_digest(self) -> str:

@@ -10,6 +10,7 @@ from pipeline.models.model import Feature, ModelVersion
 from pipeline.plan.recipe import (
     CheckRecipe,
     ColumnRule,
+    EnsembleRecipe,
     FilterRecipe,
     MapRecipe,
     ScoreRecipe,
@@ -23,6 +24,7 @@ _KINDS: dict[str, type[StepRecipe]] = {
     "select": SelectRecipe,
     "check": CheckRecipe,
     "score": ScoreRecipe,
+    "ensemble": EnsembleRecipe,
 }
 
 
@@ -30,6 +32,8 @@ def step_to_record(step: StepRecipe) -> dict[str, Any]:
     """Return a resolved step as JSON: the fields of its recipe, and its kind."""
     kind = next(kind for kind, recipe in _KINDS.items() if isinstance(step, recipe))
     record = {"step": kind, **asdict(step)}
+    if isinstance(step, EnsembleRecipe):
+        record["members"] = [step_to_record(member) for member in step.members]
     return record | {"frame": step.frame.hex()} if isinstance(step, MapRecipe) else record
 
 
@@ -38,6 +42,8 @@ def step_identity(step: StepRecipe) -> dict[str, Any]:
     record = step_to_record(step)
     if isinstance(step, ScoreRecipe):
         record["model"] = [step.model.digest, step.model.flavor, step.model.features]
+    if isinstance(step, EnsembleRecipe):
+        record["members"] = [step_identity(member) for member in step.members]
     return record
 
 
@@ -54,6 +60,8 @@ def step_from_record(record: Mapping[str, Any]) -> StepRecipe:
         values["columns"] = tuple((new, old) for new, old in record["columns"])
     if "rules" in values:
         values["rules"] = tuple(rule_from_record(rule) for rule in record["rules"])
+    if kind is EnsembleRecipe:
+        values["members"] = tuple(step_from_record(member) for member in record["members"])
     if kind is ScoreRecipe:
         values["model"] = model_from_record(record["model"])
     return kind(**values)

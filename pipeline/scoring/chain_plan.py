@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +37,7 @@ def plan_chain_frames(
     Where a column is missing, the rest is not run: `pipeline.plan.chain.resolve_chain` explains it.
 
     :param sample: some rows of the source; may be empty.
-    :param models: model version of each ``score`` step, loaded in this process.
+    :param models: model version of each model reference, loaded in this process.
     :param never_null: columns of the source without nulls.
     :raises StepFailed: when a step cannot be loaded, breaks its contract, is not row-wise, or works on no row.
     """
@@ -86,7 +87,8 @@ def _apply(
         _expect(table, step.columns.values())
         selected = table.select(list(step.columns.values())).rename_columns(list(step.columns))
         return selected, frozenset(new for new, old in step.columns.items() if old in known)
-    scores = _scores(step.score, next(models), table)
+    first, *_ = islice(models, len(step.score.references))
+    scores = _scores(step.score, first, table)
     left = table.drop_columns([name for name in scores.column_names if name in table.column_names])
     for name in scores.column_names:
         left = left.append_column(name, scores.column(name))

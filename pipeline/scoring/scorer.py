@@ -24,7 +24,8 @@ from pipeline.plan.recipe import StageRecipe
 from pipeline.scoring.arrow import LossyCastError, cast_exactly, one_array, take_rows
 from pipeline.scoring.contract import beyond_finite, check
 from pipeline.scoring.operations.chain import open_operations
-from pipeline.scoring.operations.scores import ScoreOperation, expect_columns
+from pipeline.scoring.operations.model_scorer import expect_columns
+from pipeline.scoring.operations.scores import ScoreOperation
 from pipeline.scoring.outputs import REJECT_FIELDS
 from pipeline.scoring.rows import Failures, Rows
 from pipeline.scoring.steps import Step, load_steps
@@ -100,7 +101,7 @@ class Scorer:
         self._too_large: tuple[type[BaseException], ...] = (MemoryError, *too_large)
         self._schema = pa.ipc.read_schema(pa.py_buffer(self.recipe.output_schema))
         first = self._operations[0] if self._operations else None
-        self._in_matrix = first.finite if isinstance(first, ScoreOperation) and first.scores_all else frozenset()
+        self._in_matrix = first.finite if isinstance(first, ScoreOperation) else frozenset()
         """Columns of the source in which the first operation finds infinite values."""
         self._source_rules = beyond_finite(self.recipe.source_rules, self._in_matrix)
 

@@ -260,10 +260,18 @@ class JobSpec(SpecModel):
         return self.scores[0]
 
     @property
+    def references(self) -> tuple[str, ...]:
+        """The model references of all ``score`` steps, in order."""
+        return tuple(reference for score in self.scores for reference in score.references)
+
+    @property
     def is_plain(self) -> bool:
-        """True for any number of ``map`` steps and one ``score`` of all rows: such a spec needs no stored chain."""
+        """True for any number of ``map`` steps and one ``score`` of all rows with one model.
+
+        The plan of such a spec has no `pipeline.plan.plan.Plan.chain`.
+        """
         *before, last = self.steps
-        is_score = isinstance(last, ScoreStep) and last.score.where is None
+        is_score = isinstance(last, ScoreStep) and last.score.where is None and isinstance(last.score.model, str)
         return is_score and all(isinstance(step, MapStep) for step in before)
 
     @property

@@ -92,9 +92,15 @@ def absolute(spec: JobSpec) -> JobSpec:
         record["source"]["base"] = absolute_path(spec.source.base)
     record["sink"]["path"] = absolute_path(spec.sink.path)
     for step in record["steps"]:
-        if "score" in step and ModelRef.parse(step["score"]["model"].replace(PLACEHOLDER, "x")).is_file:
-            step["score"]["model"] = absolute_path(step["score"]["model"])
+        if "score" in step:
+            model = step["score"]["model"]
+            one = _absolute_model(model) if isinstance(model, str) else [_absolute_model(text) for text in model]
+            step["score"]["model"] = one
     return JobSpec.model_validate(record)
+
+
+def _absolute_model(text: str) -> str:
+    return absolute_path(text) if ModelRef.parse(text.replace(PLACEHOLDER, "x")).is_file else text
 
 
 def source_paths(spec: JobSpec) -> tuple[str, ...]:

@@ -177,6 +177,10 @@ Value = bool | int | float | str
 ParamName = Annotated[str, AfterValidator(_check_param), Field(min_length=1, max_length=64)]
 ParamValue = Value | Annotated[tuple[Value, ...], Field(strict=False)] | None
 Rounds = Annotated[tuple[int, ...], Field(strict=False), AfterValidator(_check_rounds)]
+ModelText = Annotated[PathText, AfterValidator(_check_model)]
+Combine = Literal["mean", "median", "max", "min", "vote"]
+COMBINATIONS = ("mean", "median", "max", "min", "vote", "or a list of weights")
+Weights = Annotated[tuple[float, ...], Field(min_length=1, strict=False)]
 Categories = Annotated[tuple[str | int, ...], Field(min_length=1, strict=False), AfterValidator(_check_categories)]
 AnyPath = str | os.PathLike[str]
 DateText = Annotated[str, AfterValidator(_check_date), Field(json_schema_extra={"pattern": DATE_PATTERN})]
@@ -278,8 +282,12 @@ class Output(SpecModel):
 class Score(SpecModel):
     """Scoring with a model."""
 
-    model: Annotated[PathText, AfterValidator(_check_model)]
-    """Path or URL of a model file, or a model reference ``models:/name@alias``."""
+    model: ModelText | Annotated[tuple[ModelText, ...], Field(min_length=1, strict=False)]
+    """Path or URL of a model file, or a model reference ``models:/name@alias``; or a list of these, and ``combine``."""
+    combine: Combine | Weights | None = None
+    """Result of a list of models: ``mean``, ``median``, ``max`` or ``min`` of their values, or a mean with one weight
+    for each model; ``vote`` for labels: the most frequent one, of several the one that the first such model gave.
+    Computed in float64, in the order of the list."""
     features: SomeNames | None = None
     """Columns in training order. Default: the model's own feature names."""
     output: Name | Output = "prediction"
@@ -309,7 +317,8 @@ class Score(SpecModel):
         def __init__(
             self,
             *,
-            model: AnyPath,
+            model: AnyPath | Sequence[AnyPath],
+            combine: Combine | Sequence[float] | None = None,
             features: Sequence[str] | None = None,
             output: str | Output | Mapping[str, Any] = "prediction",
             keep: Sequence[str] | None = None,
@@ -319,6 +328,33 @@ class Score(SpecModel):
             where: str | None = None,
             categories: Mapping[str, Sequence[str | int]] | None = None,
         ) -> None: ...
+
+    @model_validator(mode="after")
+    def _check_combine(self) -> Self:
+        if isinstance(self.model, str):
+            if self.combine is not None:
+                raise spec_error("has combine for one model", expected="combine beside a list of models")
+            return self
+        is_label, kind = self.output_spec.kind == "label", self.output_spec.kind
+        if self.combine is None:
+            raise spec_error("has a list of models without combine", expected=f"combine: {', '.join(COMBINATIONS)}")
+        if kind == "leaf" or is_label != (self.combine == "vote"):
+            expected = "combine: vote for labels; mean, median, max, min or weights for predictions and margins"
+            raise spec_error(f"cannot combine the output {kind} so", expected=expected)
+        if isinstance(self.combine, str):
+            return self
+        if len(self.combine) != len(self.model):
+            raise spec_error(
+                "has another number of weights than of models", expected=f"{len(self.model)} weights in combine"
+            )
+        if min(self.combine) < 0 or sum(self.combine) <= 0:
+            raise spec_error("has invalid weights", expected="numbers from 0 on, at least one above 0, in combine")
+        return self
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The model references: one, or those of a list."""
+        return (self.model,) if isinstance(self.model, str) else self.model
 
     @property
     def rounds(self) -> IterationRange | None:

@@ -192,7 +192,8 @@ triggers:
     }
     if part == "Hook":
         places["Hook"] = {"url": "hooks.1.", "secret": "hooks.1.", "openlineage": "hooks.2."}.get(field, "hooks.0.")
-    assert JobSpec.load(spec, overrides=[f"{places[part]}{field}={EXAMPLES[part][field]}"]).name
+    needed = ["steps.1.score.model=[a.ubj, b.ubj]"] if field == "combine" else []
+    assert JobSpec.load(spec, overrides=[*needed, f"{places[part]}{field}={EXAMPLES[part][field]}"]).name
 
 
 def tree(kind: type[PipelineError], depth: int = 0) -> Iterator[tuple[str, str, int]]:

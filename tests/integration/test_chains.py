@@ -87,6 +87,18 @@ def test_a_cascade_of_two_models_is_scored_published_and_verified(
     assert b"pipeline.model" not in metadata
 
 
+def test_a_list_of_models_gives_their_weighted_mean(
+    make: Make, settings: Settings, tmp_path: Path, lake: Lake, model_path: Path, other_path: Path
+) -> None:
+    models = [str(model_path), str(other_path)]
+    report = run(make({"score": {"model": models, "combine": [3, 1], "output": "p"}}), settings=settings)
+    frame = table(lake)
+    one, other = (predict(frame[list(FEATURES)], model=path).astype(float) for path in (model_path, other_path))
+    assert published(tmp_path / "out")["p"].tolist() == ((3 * one + other) / 4).astype("float32").tolist()
+    assert report.model.name == f"{model_path.stem}, {other_path.stem}"
+    assert verify(find_job(settings.directory, "@last")).ok
+
+
 def test_a_job_without_a_score_prepares_data(make: Make, settings: Settings, tmp_path: Path, lake: Lake) -> None:
     spec = make(
         {"select": {"customer": "id", "age": "age", "balance": "balance", "visits": "visits"}},

@@ -9,17 +9,20 @@ import pyarrow as pa
 from pipeline.models.model import Predictor
 from pipeline.plan.recipe import (
     CheckRecipe,
+    EnsembleRecipe,
     FilterRecipe,
     MapRecipe,
     ScoreRecipe,
     SelectRecipe,
     StageRecipe,
     StepRecipe,
+    scores_of,
 )
 from pipeline.scoring.frame_schemas import FrameSchemas, never_null_after
 from pipeline.scoring.operations.checks import CheckOperation
 from pipeline.scoring.operations.filters import FilterOperation
 from pipeline.scoring.operations.maps import MapOperation
+from pipeline.scoring.operations.model_scorer import ModelScorer
 from pipeline.scoring.operations.operation import Operation
 from pipeline.scoring.operations.scores import ScoreOperation
 from pipeline.scoring.operations.selects import SelectOperation
@@ -32,7 +35,7 @@ def open_operations(
     """Return the operations of a recipe, in order.
 
     :param steps: functions of the ``map`` steps, in order.
-    :param predictors: loaded models of the ``score`` steps, in order.
+    :param predictors: loaded models of the ``score`` steps, in order; the members of an ensemble one by one.
     """
     builder = _Builder(recipe, iter(steps), iter(predictors))
     return tuple(builder.open(number, group) for number, group in _groups(recipe.chain))
@@ -72,7 +75,7 @@ class _Builder:
             return SelectOperation(step)
         if isinstance(step, CheckRecipe):
             return CheckOperation(step)
-        if isinstance(step, ScoreRecipe):
+        if isinstance(step, (ScoreRecipe, EnsembleRecipe)):
             return self._score(step, is_first=number == 0, is_last=number == len(self._recipe.chain) - 1)
         return self._maps([step for step in group if isinstance(step, MapRecipe)])
 
@@ -80,12 +83,10 @@ class _Builder:
         frames = tuple(pa.ipc.read_schema(pa.py_buffer(step.frame)) for step in maps if step.frame)
         return MapOperation([next(self._steps) for _ in maps], FrameSchemas(self._never_null, frames))
 
-    def _score(self, score: ScoreRecipe, *, is_first: bool, is_last: bool) -> ScoreOperation:
+    def _score(self, step: ScoreRecipe | EnsembleRecipe, *, is_first: bool, is_last: bool) -> ScoreOperation:
         output = pa.ipc.read_schema(pa.py_buffer(self._recipe.output_schema)).names
-        rules = self._recipe.source_rules if is_first and score.where is None else ()
-        return ScoreOperation(
-            score,
-            next(self._predictors),
-            finite=[rule.column for rule in rules if rule.finite],
-            passed=[name for name in output if name not in score.outputs] if is_last else None,
-        )
+        rules = self._recipe.source_rules if is_first and isinstance(step, ScoreRecipe) and step.where is None else ()
+        finite = [rule.column for rule in rules if rule.finite]
+        members = [ModelScorer(score, next(self._predictors), finite=finite) for score in scores_of([step])]
+        passed = [name for name in output if name not in step.outputs] if is_last else None
+        return ScoreOperation(step, members, passed=passed)

@@ -1,74 +1,55 @@
-"""`ScoreOperation`: the contract of a model, its prediction, and the columns that receive the scores."""
+"""`ScoreOperation`: the rows that a step scores, with one model or several, and the columns that receive the scores."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.common.stopwatch import Stopwatch
-from pipeline.errors import ModelError, StepFailed
-from pipeline.models.model import Predictor
-from pipeline.plan.recipe import ScoreRecipe
-from pipeline.scoring.bisection import NoRowWorksError, bisect, blame_rows
-from pipeline.scoring.contract import beyond_finite, check, check_matrix
+from pipeline.plan.recipe import EnsembleRecipe, ScoreRecipe
+from pipeline.scoring.operations.combine import combine_scores
+from pipeline.scoring.operations.model_scorer import ModelScorer, expect_columns
 from pipeline.scoring.operations.operation import Applied
-from pipeline.scoring.outputs import check_scores, score_dtype
 from pipeline.scoring.rows import Failures, Rows
 from pipeline.sources.filters.parse import parse_filter
 
 
 class ScoreOperation:
-    """A ``score`` step with its model loaded."""
+    """A ``score`` step with its models loaded."""
 
     phase: Literal["steps", "score"] = "score"
 
     def __init__(
         self,
-        recipe: ScoreRecipe,
-        predictor: Predictor,
+        recipe: ScoreRecipe | EnsembleRecipe,
+        members: Sequence[ModelScorer],
         *,
-        finite: Collection[str] = (),
         passed: Sequence[str] | None = None,
     ) -> None:
         """Prepare to score.
 
-        :param finite: further columns that rules require to be finite, and that nothing has checked before.
+        :param members: one scorer for each model.
         :param passed: columns to pass on. Default: all, less those that the scores replace.
         """
         self.watch = Stopwatch()
         self._recipe = recipe
-        self._predictor = predictor
+        self._members = members
         self._passed = passed
         self._where = None if recipe.where is None else parse_filter(recipe.where)
-        self._too_large: tuple[type[BaseException], ...] = (MemoryError, *predictor.out_of_memory_errors())
-        self._worked = False
-        """True if the model returned for some row."""
-        # Check for infinities in the float32 matrix: it is almost free there, and catches values that overflow float32.
-        required = {*finite, *(rule.column for rule in recipe.rules if rule.finite)}
-        self.finite = frozenset(required & set(recipe.features))
-        """Features in which infinite values are found in the model's matrix."""
-        self._rules = beyond_finite(recipe.rules, self.finite)
-
-    @property
-    def scores_all(self) -> bool:
-        """True if every row is scored."""
-        return self._where is None
+        self.finite = members[0].finite if len(members) == 1 and self._where is None else frozenset[str]()
+        """Columns that the operation checks for infinite values in every row."""
 
     def apply(self, rows: Rows) -> Applied:
-        """Check the contract of the model, predict, and add the columns of the scores.
+        """Check the contract of each model, predict, and add the columns of the scores; see `ModelScorer.score`.
 
-        :raises ModelError: when the model fails on every row.
-        :raises BadPrediction: when the model does not give one result per row.
+        A row that one of several models rejects is rejected.
         """
         with self.watch:
-            scored, matrix, rejected = self._encode(self._chosen(rows))
-            scores, failures = self._predict(matrix)
-            scored, failed = scored.reject(failures)
-            failed = Failures.merged([rejected, failed])
+            expect_columns(rows.table, self._passed or ())
+            scored, scores, failed = self._score(self._chosen(rows))
             columns = [pa.array(scores)] if scores.ndim == 1 else list(map(pa.array, np.ascontiguousarray(scores.T)))
             if self._where is not None:
                 rows = rows.select(np.flatnonzero(~np.isin(rows.position, failed.rows)))
@@ -78,45 +59,26 @@ class ScoreOperation:
 
     def blame_rows_only(self) -> None:
         """See `pipeline.scoring.operations.operation.Operation`."""
-        self._worked = True
+        for member in self._members:
+            member.worked = True
 
     def out_of_memory_errors(self) -> tuple[type[BaseException], ...]:
         """See `pipeline.scoring.operations.operation.Operation`."""
-        return self._too_large
+        return tuple(error for member in self._members for error in member.too_large)
 
-    def _encode(self, rows: Rows) -> tuple[Rows, np.ndarray, Failures]:
-        """Return the rows that keep the model's contract, their feature matrix, and the other rows as failures."""
-        features = self._recipe.features
-        expect_columns(rows.table, (*features, *(self._passed or ())))
-        rows, rejected = rows.reject(check(rows.table, self._rules, skip_finite=self.finite))
-        matrix = self._predictor.encode(rows.table.select(list(features)))
-        infinite = check_matrix(matrix, rows.table, features, self.finite)
-        if len(infinite):
-            matrix = np.delete(matrix, infinite.rows, axis=0)
-            rows, overflowing = rows.reject(infinite)
-            rejected = Failures.merged([rejected, overflowing])
-        return rows, matrix, rejected
-
-    def _predict(self, matrix: np.ndarray) -> tuple[np.ndarray, Failures]:
-        """Return the scores of the rows that the model takes, and the other rows by their places in ``matrix``."""
-        kind, width = self._recipe.kind, len(self._recipe.outputs)
-
-        def predict(start: int, stop: int) -> np.ndarray:
-            with blame_rows("score", never=self._too_large):
-                scores = self._predictor.predict(matrix[start:stop], kind=kind)
-            return check_scores(scores, rows=stop - start, width=width, kind=kind)
-
-        try:
-            outcome = bisect(predict, 0, len(matrix), any_worked=self._worked)
-        except NoRowWorksError as error:
-            raise ModelError(
-                "the model fails on every row",
-                where=self._recipe.model.uri,
-                found=f"{error.example.message(lines=6)}\non each of {error.tried} rows that were tried",
-            ) from error
-        self._worked = self._worked or bool(outcome.parts)
-        parts = [part.result for part in outcome.parts] or [np.empty((0, width), dtype=score_dtype(kind))]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts), outcome.to_failures()
+    def _score(self, rows: Rows) -> tuple[Rows, np.ndarray, Failures]:
+        """Return the rows that every model takes, their combined scores, and the other rows as failures."""
+        if isinstance(self._recipe, ScoreRecipe):
+            return self._members[0].score(rows)
+        parts, failures = list[tuple[np.ndarray, np.ndarray]](), list[Failures]()
+        for member in self._members:
+            rows, scores, failed = member.score(rows)
+            parts.append((rows.position, scores))
+            failures.append(failed)
+        # Rows that a later model rejected are still among the scores of the earlier ones.
+        left = [scores[np.searchsorted(position, rows.position)] for position, scores in parts]
+        combined = combine_scores(left, self._recipe.combine, weights=self._recipe.weights)
+        return rows, combined, Failures.merged(failures)
 
     def _chosen(self, rows: Rows) -> Rows:
         """Return the rows to score."""
@@ -141,19 +103,3 @@ def _scattered(columns: Sequence[pa.Array], scored: np.ndarray, rows: np.ndarray
     index = np.searchsorted(scored, rows)
     places = pa.array(index, mask=~np.isin(rows, scored))
     return [column.take(places) for column in columns]
-
-
-def expect_columns(table: pa.Table, names: Sequence[str]) -> None:
-    """Check that a table has the columns that come next.
-
-    :raises StepFailed: for a missing column.
-    """
-    missing = sorted(set(names) - set(table.column_names))
-    if missing:
-        near = difflib.get_close_matches(missing[0], table.column_names, n=1)
-        raise StepFailed(
-            "a column is missing after the steps",
-            found=", ".join(table.column_names),
-            expected=", ".join(missing),
-            next_step=f"did you mean {near[0]}?" if near else "return it from the step",
-        )

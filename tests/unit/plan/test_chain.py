@@ -26,7 +26,7 @@ def resolve(
 ) -> ResolvedChain:
     spec = JobSpec.build(**{"name": "j", "source": {"path": "/in"}, "sink": {"path": "/out"}, "steps": steps, **fields})
     scored = [
-        ScoredBy(version, pa.schema([(score.output_spec.column, pa.float32())]))
+        ScoredBy((version,), pa.schema([(score.output_spec.column, pa.float32())]))
         for version, score in zip(models, spec.scores, strict=True)
     ]
     discovery = Discovery((), SOURCE, (), tuple(SOURCE.names))

@@ -12,6 +12,7 @@ from pipeline.models.model import Feature, ModelVersion
 from pipeline.plan.recipe import (
     CheckRecipe,
     ColumnRule,
+    EnsembleRecipe,
     FilterRecipe,
     MapRecipe,
     ScoreRecipe,
@@ -35,6 +36,7 @@ FRAME = pa.schema([("a", pa.int64())]).serialize().to_pybytes()
         SelectRecipe((("new", "old"), ("b", "b"))),
         CheckRecipe(RULES),
         ScoreRecipe(MODEL, ("a",), "margin", ("p", "q"), RULES, "trees", 0.5, "a > 1"),
+        EnsembleRecipe((ScoreRecipe(MODEL, ("a",), "margin", ("p",)),) * 2, "mean", (1.0, 2.0), "a > 1"),
     ],
 )
 def test_a_step_comes_back_from_json(step: StepRecipe) -> None:

@@ -55,12 +55,22 @@ CONDITIONS: dict[str, tuple[set[str], Callable[[pd.DataFrame], Any]]] = {
 }
 
 
+COMBINED: dict[str, Callable[[list[np.ndarray]], np.ndarray]] = {
+    "None": lambda every: every[0],
+    "mean": lambda every: (every[0] + every[1] + every[2]) / 3,
+    "median": lambda every: np.sort(np.array(every), axis=0)[1],
+    "max": lambda every: np.array(every).max(axis=0),
+    "[2.0, 1.0, 1.0]": lambda every: (2 * every[0] + every[1] + every[2]) / 4,
+}
+
+
 @dataclass
 class Chain:
     """A chain of steps, and what it gives in pandas."""
 
     frame: pd.DataFrame
     model: Path
+    others: tuple[Path, Path]
     steps: list[dict[str, Any]] = field(default_factory=list)
     scores: list[str] = field(default_factory=list)
     made: list[int] = field(default_factory=list)
@@ -89,12 +99,17 @@ class Chain:
             features = [name if name in known else "number" for name in FEATURES]
             where = choice([None, *conditions])
             output = f"p{len(self.scores)}"
-            score = {"model": str(self.model), "output": output, "where": where}
+            combine = choice([None, "mean", "median", "max", [2.0, 1.0, 1.0]])
+            models = [self.model] if combine is None else [self.model, self.others[0], self.others[1]]
+            names = str(self.model) if combine is None else list(map(str, models))
+            score = {"model": names, "output": output, "where": where, "combine": combine}
             if features != list(FEATURES):
                 score["features"] = features
             self.steps.append({"score": {name: value for name, value in score.items() if value is not None}})
             self.scores.append(output)
-            scores = predict(self.frame[features].set_axis(list(FEATURES), axis=1), model=self.model)
+            columns = self.frame[features].set_axis(list(FEATURES), axis=1)
+            every = [predict(columns, model=model).astype(np.float64) for model in models]
+            scores = COMBINED[str(combine)](every).astype(np.float32)
             chosen = np.ones(len(scores), dtype=bool) if where is None else self.mask(where).to_numpy()
             self.frame = self.frame.assign(**{output: np.where(chosen, scores, np.float32(np.nan))})
 
@@ -122,22 +137,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (made / "chain_steps.py").write_text(STEPS)
     for file in make_lake(made / "lake", rows=(900, 400), row_group=150).files:
         pq.write_table(pq.read_table(file).select(COLUMNS), file, row_group_size=150)
-    train_model(made / "m.ubj", rounds=4, max_depth=3)
+    for number, name in enumerate(("m", "n", "o")):
+        train_model(made / f"{name}.ubj", rounds=4 + number, max_depth=3, seed=number)
     return made
 
 
 @pytest.fixture(scope="module")
-def version(folder: Path) -> ModelVersion:
-    return resolve(ModelRef.parse(str(folder / "m.ubj")))
+def pins(folder: Path) -> dict[str, ModelVersion]:
+    found = [resolve(ModelRef.parse(str(folder / f"{name}.ubj"))) for name in "mno"]
+    return {version.uri: version for version in found}
 
 
-def run(folder: Path, version: ModelVersion, steps: list[dict[str, Any]], job: Path) -> tuple[pd.DataFrame, RowCounts]:
+def run(
+    folder: Path, pins: dict[str, ModelVersion], steps: list[dict[str, Any]], job: Path
+) -> tuple[pd.DataFrame, RowCounts]:
     """Plan a job, store the plan, and score its partitions. Return the output and the counts."""
     spec = JobSpec.build(name="c", source={"path": folder / "lake"}, steps=steps, sink={"path": job / "out"})
     options = Settings(
         directory=str(job), workers=2, threads=1, fsync=False, max_model_size="1 GiB", import_paths=(str(folder),)
     )
-    drafted = draft(spec, settings=options, pins={version.uri: version}).plan
+    drafted = draft(spec, settings=options, pins=pins).plan
     plan = plan_from_table(plan_to_table(drafted))
     assert plan.digest == drafted.digest
     recipe = plan.recipe(job="c", directory=str(job), fsync=False, import_paths=(str(folder),))
@@ -151,15 +170,15 @@ def run(folder: Path, version: ModelVersion, steps: list[dict[str, Any]], job: P
 
 @settings(deadline=None, max_examples=choose(40, of=1000))
 @given(data=st.data())
-def test_a_chain_gives_what_pandas_gives(data: st.DataObject, folder: Path, version: ModelVersion) -> None:
-    chain = Chain(pq.read_table(folder / "lake").to_pandas(), folder / "m.ubj")
+def test_a_chain_gives_what_pandas_gives(data: st.DataObject, folder: Path, pins: dict[str, ModelVersion]) -> None:
+    chain = Chain(pq.read_table(folder / "lake").to_pandas(), folder / "m.ubj", (folder / "n.ubj", folder / "o.ubj"))
     kinds = data.draw(st.lists(st.sampled_from(["filter", "select", "map", "score"]), min_size=1, max_size=6))
     for kind in kinds:
         chain.add(kind, lambda options: data.draw(st.sampled_from(list(options))))
     if not chain.steps:
         return
     job = folder / "jobs" / f"{abs(hash(json.dumps(chain.steps))):x}"
-    output, rows = run(folder, version, chain.steps, job)
+    output, rows = run(folder, pins, chain.steps, job)
     assert list(output.columns) == chain.written()
     assert (rows.input, rows.output, rows.rejected) == (1300, len(chain.frame), 0)
     for name in output.columns:

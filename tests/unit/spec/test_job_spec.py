@@ -178,6 +178,30 @@ def test_steps_that_contradict_each_other_are_refused(steps: list[Any], message:
     assert only_issue(steps=steps)["message"] == message
 
 
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        ({"model": ["m", "n"]}, "has a list of models without combine"),
+        ({"model": "m", "combine": "mean"}, "has combine for one model"),
+        ({"model": ["m", "n"], "combine": [1.0, 2.0, 3.0]}, "has another number of weights than of models"),
+        ({"model": ["m", "n"], "combine": [0.0, 0.0]}, "has invalid weights"),
+        ({"model": ["m", "n"], "combine": "vote"}, "cannot combine the output prediction so"),
+        ({"model": ["m", "n"], "combine": "mean", "output": {"column": "p", "kind": "label"}}, "the output label so"),
+        ({"model": ["m", "n"], "combine": "mean", "output": {"column": "p", "kind": "leaf"}}, "the output leaf so"),
+        ({"model": ["m", "n"], "combine": [-1.0, 2.0]}, "has invalid weights"),
+    ],
+)
+def test_a_list_of_models_that_cannot_be_combined_is_refused(score: dict[str, Any], message: str) -> None:
+    found = issues(steps=[{"score": score}])
+    assert any(message in item["message"] for item in found), found
+
+
+def test_a_list_of_models_is_combined() -> None:
+    (score,) = JobSpec.build(**fields(steps=[{"score": {"model": ["m", "n"], "combine": [1, 2.5]}}])).scores
+    assert (score.references, score.combine) == (("m", "n"), (1.0, 2.5))
+    assert JobSpec.build(**fields(steps=[{"score": {"model": "m"}}])).references == ("m",)
+
+
 def test_steps_come_in_any_number_and_order() -> None:
     steps = [
         {"filter": "a > 1"},

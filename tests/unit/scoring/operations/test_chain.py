@@ -15,6 +15,7 @@ from pipeline.models.model import Feature, ModelVersion
 from pipeline.plan.recipe import (
     CheckRecipe,
     ColumnRule,
+    EnsembleRecipe,
     FilterRecipe,
     MapRecipe,
     ScoreRecipe,
@@ -170,3 +171,28 @@ def test_filter_select_and_check_steps_work_between_others() -> None:
     scored = run(recipe_of(*chain, table=TABLE, output=output), TABLE, Plus(1))
     assert scored.table.to_pydict() == {"key": [1, 3, 4], "one": [2.0, 4.0, 5.0]}
     assert (scored.filtered.tolist(), scored.rejected.tolist()) == ([2], [1])
+
+
+class TestEnsemble:
+    OUTPUT = pa.schema([("id", pa.int64()), ("p", FLOAT)])
+
+    def run(self, *predictors: Plus, where: str | None = None, rules: tuple[ColumnRule, ...] = ()) -> ScoredBatch:
+        members = tuple(score_of("a", "p", rules=rules if number else ()) for number in range(len(predictors)))
+        step = EnsembleRecipe(members, "mean", where=where)
+        return run(recipe_of(step, table=TABLE, output=self.OUTPUT), TABLE, *predictors)
+
+    def test_scores_are_combined(self) -> None:
+        assert self.run(Plus(0), Plus(2), Plus(4)).table["p"].to_pylist() == [2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+
+    def test_a_row_that_one_model_rejects_is_rejected_once(self) -> None:
+        first, second = Plus(0, fails_at=1.0), Plus(2, fails_at=4.0)
+        scored = self.run(first, second, rules=(ColumnRule("a", min=1.5),))
+        assert scored.table.to_pydict() == {"id": [2, 3, 5], "p": [3.0, 4.0, 6.0]}
+        assert scored.rejects is not None
+        assert dict(zip(scored.rejects["id"].to_pylist(), scored.rejects["_reason"].to_pylist(), strict=True)) == {
+            0: "contract:a:min", 1: "score:ValueError", 4: "score:ValueError",
+        }  # fmt: skip
+
+    def test_only_chosen_rows_are_scored(self) -> None:
+        scored = self.run(Plus(0), Plus(2, fails_at=5.0), where="id > 3")
+        assert scored.table.to_pydict() == {"id": [0, 1, 2, 3, 4], "p": [None, None, None, None, 5.0]}

@@ -1,0 +1,100 @@
+"""`ModelScorer`: the contract of one model, and its prediction for the rows that keep it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import ModelError, StepFailed
+from pipeline.models.model import Predictor
+from pipeline.plan.recipe import ScoreRecipe
+from pipeline.scoring.bisection import NoRowWorksError, bisect, blame_rows
+from pipeline.scoring.contract import beyond_finite, check, check_matrix
+from pipeline.scoring.outputs import check_scores, score_dtype
+from pipeline.scoring.rows import Failures, Rows
+
+
+class ModelScorer:
+    """A loaded model at work on the rows of a step."""
+
+    def __init__(self, recipe: ScoreRecipe, predictor: Predictor, *, finite: Collection[str] = ()) -> None:
+        """Prepare to score.
+
+        :param finite: further columns that rules require to be finite, and that nothing has checked before.
+        """
+        self._recipe = recipe
+        self._predictor = predictor
+        self.too_large: tuple[type[BaseException], ...] = (MemoryError, *predictor.out_of_memory_errors())
+        """Errors that a call with fewer rows may avoid."""
+        self.worked = False
+        """True if the model returned for some row."""
+        # Check for infinities in the float32 matrix: it is almost free there, and catches values that overflow float32.
+        required = {*finite, *(rule.column for rule in recipe.rules if rule.finite)}
+        self.finite = frozenset(required & set(recipe.features))
+        """Features in which infinite values are found in the model's matrix."""
+        self._rules = beyond_finite(recipe.rules, self.finite)
+
+    def score(self, rows: Rows) -> tuple[Rows, np.ndarray, Failures]:
+        """Return the rows that the model takes, their scores [rows] or [rows, outputs], and the others as failures.
+
+        :raises StepFailed: when a feature is missing.
+        :raises ModelError: when the model fails on every row.
+        :raises BadPrediction: when the model does not give one result per row.
+        """
+        rows, matrix, rejected = self._encode(rows)
+        scores, failures = self._predict(matrix)
+        rows, failed = rows.reject(failures)
+        return rows, scores, Failures.merged([rejected, failed])
+
+    def _encode(self, rows: Rows) -> tuple[Rows, np.ndarray, Failures]:
+        """Return the rows that keep the model's contract, their feature matrix, and the other rows as failures."""
+        features = self._recipe.features
+        expect_columns(rows.table, features)
+        rows, rejected = rows.reject(check(rows.table, self._rules, skip_finite=self.finite))
+        matrix = self._predictor.encode(rows.table.select(list(features)))
+        infinite = check_matrix(matrix, rows.table, features, self.finite)
+        if len(infinite):
+            matrix = np.delete(matrix, infinite.rows, axis=0)
+            rows, overflowing = rows.reject(infinite)
+            rejected = Failures.merged([rejected, overflowing])
+        return rows, matrix, rejected
+
+    def _predict(self, matrix: np.ndarray) -> tuple[np.ndarray, Failures]:
+        """Return the scores of the rows that the model takes, and the other rows by their places in ``matrix``."""
+        kind, width = self._recipe.kind, len(self._recipe.outputs)
+
+        def predict(start: int, stop: int) -> np.ndarray:
+            with blame_rows("score", never=self.too_large):
+                scores = self._predictor.predict(matrix[start:stop], kind=kind)
+            return check_scores(scores, rows=stop - start, width=width, kind=kind)
+
+        try:
+            outcome = bisect(predict, 0, len(matrix), any_worked=self.worked)
+        except NoRowWorksError as error:
+            raise ModelError(
+                "the model fails on every row",
+                where=self._recipe.model.uri,
+                found=f"{error.example.message(lines=6)}\non each of {error.tried} rows that were tried",
+            ) from error
+        self.worked = self.worked or bool(outcome.parts)
+        parts = [part.result for part in outcome.parts] or [np.empty((0, width), dtype=score_dtype(kind))]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts), outcome.to_failures()
+
+
+def expect_columns(table: pa.Table, names: Sequence[str]) -> None:
+    """Check that a table has the columns that come next.
+
+    :raises StepFailed: for a missing column.
+    """
+    missing = sorted(set(names) - set(table.column_names))
+    if missing:
+        near = difflib.get_close_matches(missing[0], table.column_names, n=1)
+        raise StepFailed(
+            "a column is missing after the steps",
+            found=", ".join(table.column_names),
+            expected=", ".join(missing),
+            next_step=f"did you mean {near[0]}?" if near else "return it from the step",
+        )
