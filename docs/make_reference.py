@@ -77,6 +77,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "tolerance": "1e-6",
         "iteration_range": "best",
         "where": "first > 0.8",
+        "shadow": "churn",
         "categories": "{city: [Berlin, München, Köln]}",
     },
     "Output": {"column": "churn", "kind": "contributions"},

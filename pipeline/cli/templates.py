@@ -60,6 +60,8 @@ steps:
       # output: {column: prediction, kind: prediction}
       # Score only rows for which this holds; others get null.
       # where: age >= 18
+      # Compare with the output of an earlier score step; the report says how far both agree.
+      # shadow: churn
       # Columns passed through to the output. Default: every input column.
       # keep: [customer_id]
       # auto: each worker times xgboost and the tree engine on its first rows and takes the faster; or

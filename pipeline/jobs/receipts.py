@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from tempfile import SpooledTemporaryFile
 from typing import Any
 
+from pipeline.common.agreement import Agreement, merged
 from pipeline.common.checksum import from_stored
 from pipeline.common.pickling import fast_pickle
 from pipeline.common.rows import RowCounts
@@ -118,12 +119,17 @@ class Receipt:
     device_peak: int = 0
     """Peak bytes of device memory of the worker process until then; left out of the stored form without a GPU."""
 
+    agreements: dict[str, Agreement] = field(default_factory=dict)
+    """Comparison of each challenger, by its output column; left out of the stored form if empty."""
+
     def to_json_bytes(self) -> bytes:
         """The receipt as stored: one line of JSON, with a schema version."""
         # The file ranges, of which there may be thousands, are left out here and added below in a short form.
         record = asdict(replace(self, files=()))
         if not self.device:
             del record["device"], record["device_peak"]
+        if not self.agreements:
+            del record["agreements"]
         record["rows"] = self.rows.to_dict()
         record["files"] = [[f.path, f.row_start, f.row_stop, f.rows.to_dict()] for f in self.files]
         return json.dumps({"schema_version": SCHEMA_VERSION, **record}, sort_keys=True).encode()
@@ -149,6 +155,8 @@ class Receipt:
             record["split_points"] = tuple(record["split_points"])
             if record.get("engine") is not None:
                 record["engine"] = EngineUse.from_dict(record["engine"])
+            agreements = record.get("agreements", {})
+            record["agreements"] = {name: Agreement.from_dict(part) for name, part in agreements.items()}
             for key in ("data", "rejects"):
                 record[key] = DataFile(**from_stored(record[key])) if record[key] is not None else None
             return Receipt(**record)
@@ -303,6 +311,8 @@ class Totals:
     output_bytes: int
     devices: Mapping[str, DeviceTotals] = field(default_factory=dict)
     """Work of each GPU, by its UUID."""
+    agreements: Mapping[str, Agreement] = field(default_factory=dict)
+    """Comparison of each challenger, by its output column."""
 
     @staticmethod
     def of(receipts: Iterable[Receipt]) -> Totals:
@@ -313,6 +323,7 @@ class Totals:
         smallest: int | None = None
         engine: EngineUse | None = None
         devices: dict[str, DeviceTotals] = {}
+        agreements: dict[str, Agreement] = {}
         for receipt in receipts:
             rows = receipt.rows
             rows_in, out = rows_in + rows.input, out + rows.output
@@ -330,5 +341,7 @@ class Totals:
             output_bytes += receipt.data.bytes if receipt.data else 0
             if receipt.device:
                 devices[receipt.device] = devices.get(receipt.device, DeviceTotals()) + DeviceTotals.of(receipt)
+            if receipt.agreements:
+                agreements = merged(agreements, receipt.agreements)
         total = RowCounts(rows_in, out, rejected, filtered)
-        return Totals(total, retried, reasons, seconds, durations, smallest, engine, output_bytes, devices)
+        return Totals(total, retried, reasons, seconds, durations, smallest, engine, output_bytes, devices, agreements)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
+from pipeline.common.agreement import Decision
 from pipeline.errors import PipelineError, SpecError
 from pipeline.models.model import ModelVersion
 from pipeline.plan.columns import (
@@ -32,6 +33,7 @@ from pipeline.plan.recipe import (
     MapRecipe,
     ScoreRecipe,
     SelectRecipe,
+    Shadow,
     StepRecipe,
     scores_of,
 )
@@ -201,17 +203,41 @@ class _Walk:
         kept = score.keep if score.keep is not None else [name for name in self.written if name in self.frame.names]
         check_clashes(kept, outputs)
         members = tuple(self._member(score, model, outputs) for model in by.models)
+        shadow = None if score.shadow is None else self._shadow(score, by, where)
         if score.combine is None:
-            self._add(replace(members[0], where=score.where))
-        elif isinstance(score.combine, str):
-            self._add(EnsembleRecipe(members, score.combine, where=score.where))
+            self._add(replace(members[0], where=score.where, shadow=shadow))
         else:
-            self._add(EnsembleRecipe(members, "mean", score.combine, where=score.where))
+            combine, weights = (score.combine, ()) if isinstance(score.combine, str) else ("mean", score.combine)
+            self._add(EnsembleRecipe(members, combine, weights, where=score.where, shadow=shadow))
         taken = set(outputs)
         left = [field for field in self.frame if field.name not in taken]
         self.frame = pa.schema([*left, *by.predictions])
-        self.written = [*(name for name in self.written if name not in taken), *outputs]
+        self.written = [name for name in self.written if name not in taken]
+        if shadow is None:
+            self.written += outputs
         self.scores += outputs
+
+    def _shadow(self, score: Score, by: ScoredBy, where: str) -> Shadow:
+        """Return the comparison of a challenger.
+
+        :raises SpecError: for a column that is missing or holds no numbers, and for several values a row.
+        """
+        name = str(score.shadow)
+        if name not in self.frame.names:
+            raise self._missing(name, use="the column to compare with", where=f"{where}.shadow", error=SpecError)
+        kind, types = self.frame.field(name).type, pa.types
+        if not (types.is_floating(kind) or types.is_integer(kind)) or len(by.predictions) > 1:
+            raise SpecError(
+                "a challenger and the column to compare with must have one number a row",
+                where=f"{where}.shadow",
+                found=f"column {name!r} of type {kind}, and {len(by.predictions)} values of the challenger",
+                expected="a column of scores, and a model with one value a row",
+                next_step="name the output column of an earlier score step",
+            )
+        of_binary: dict[str, Decision] = {"prediction": "half", "margin": "zero"}
+        is_binary = all(model.task == "binary" for model in by.models)
+        output = score.output_spec.kind
+        return Shadow(name, "equal" if output == "label" else of_binary[output] if is_binary else "")
 
     def _member(self, score: Score, model: ModelVersion, outputs: tuple[str, ...]) -> ScoreRecipe:
         """Return what one model of a ``score`` step scores."""
@@ -301,7 +327,8 @@ def _made_by(recipe: StepRecipe) -> set[str]:
 def _read_by(recipe: StepRecipe) -> set[str]:
     """Return the columns that a step other than map and select reads."""
     if isinstance(recipe, (ScoreRecipe, EnsembleRecipe)):
-        where = set[str]() if recipe.where is None else parse_filter(recipe.where).columns
+        where = set[str]() if recipe.where is None else set(parse_filter(recipe.where).columns)
+        where |= set() if recipe.shadow is None else {recipe.shadow.column}
         scores = scores_of([recipe])
         rules = {rule.column for score in scores for rule in score.rules}
         return {*where, *rules, *(name for score in scores for name in score.features)}

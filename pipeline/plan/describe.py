@@ -300,7 +300,8 @@ def step_text(step: AnyStep) -> str:
         return f"select {listed(list(step.columns))}"
     where = f" where {step.score.where}" if step.score.where is not None else ""
     combine = "" if step.score.combine is None else f" combined by {_combine_text(step.score.combine)}"
-    return f"score {', '.join(step.score.references)}{combine}{where}"
+    shadow = "" if step.score.shadow is None else f" in the shadow of {step.score.shadow}"
+    return f"score {', '.join(step.score.references)}{combine}{where}{shadow}"
 
 
 def _combine_text(combine: str | Sequence[float]) -> str:

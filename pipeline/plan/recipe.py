@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.common.agreement import Decision
 from pipeline.common.digest import digest_json
 from pipeline.models.model import ModelVersion, joint_digest
 from pipeline.plan.memory import MOST_GROUP_BYTES
@@ -67,6 +68,14 @@ class CheckRecipe:
 
 
 @dataclass(frozen=True)
+class Shadow:
+    """Comparison of a challenger with another column of scores."""
+
+    column: str
+    decision: Decision = ""
+
+
+@dataclass(frozen=True)
 class ScoreRecipe:
     """A ``score`` step with everything resolved."""
 
@@ -83,6 +92,8 @@ class ScoreRecipe:
     """Largest difference of margins at which two engines count as equal; 0: all bits must be equal."""
     where: str | None = None
     """Condition for the rows to score; other rows get null."""
+    shadow: Shadow | None = None
+    """Column to compare with; the step then rejects no row."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +108,8 @@ class EnsembleRecipe:
     """One weight for each member of a weighted ``mean``; empty: all count the same."""
     where: str | None = None
     """Condition for the rows to score; other rows get null."""
+    shadow: Shadow | None = None
+    """Column to compare with; the step then rejects no row."""
 
     @property
     def outputs(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from pipeline.plan.recipe import (
     MapRecipe,
     ScoreRecipe,
     SelectRecipe,
+    Shadow,
     StepRecipe,
 )
 
@@ -53,7 +54,8 @@ def step_from_record(record: Mapping[str, Any]) -> StepRecipe:
     :raises KeyError: for an unknown kind.
     """
     kind = _KINDS[record["step"]]
-    values = {field.name: _as_tuple(record[field.name]) for field in fields(kind)}
+    # Fields that came later have defaults.
+    values = {field.name: _as_tuple(record[field.name]) for field in fields(kind) if field.name in record}
     if kind is MapRecipe:
         values["frame"] = bytes.fromhex(record["frame"])
     if kind is SelectRecipe:
@@ -62,6 +64,8 @@ def step_from_record(record: Mapping[str, Any]) -> StepRecipe:
         values["rules"] = tuple(rule_from_record(rule) for rule in record["rules"])
     if kind is EnsembleRecipe:
         values["members"] = tuple(step_from_record(member) for member in record["members"])
+    if record.get("shadow") is not None:
+        values["shadow"] = Shadow(**record["shadow"])
     if kind is ScoreRecipe:
         values["model"] = model_from_record(record["model"])
     return kind(**values)

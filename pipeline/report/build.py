@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from pipeline.common.agreement import Agreement
 from pipeline.common.reasons import Reason
 from pipeline.common.rows import QuarantinedFile, RowCounts
 from pipeline.common.units import format_count, plural, utc_now
@@ -27,6 +28,7 @@ from pipeline.models.options import rounds_text, unused_rounds_warning
 from pipeline.models.registry.alias_watch import alias_change_warnings
 from pipeline.plan.describe import input_text, skew
 from pipeline.plan.plan import Plan
+from pipeline.plan.recipe import EnsembleRecipe, ScoreRecipe
 from pipeline.plan.step_code import digests_of
 from pipeline.report.estimate import compare_with_actual
 from pipeline.report.figures import (
@@ -37,6 +39,7 @@ from pipeline.report.figures import (
     JobTimings,
     ModelId,
     PartitionCounts,
+    ShadowUse,
     Skew,
     StragglerCounts,
 )
@@ -151,6 +154,7 @@ def make_report(
         engines=engine_evidence(totals.engine, tolerance=plan.tolerance) if plan.models else None,
         device=device_text(events),
         devices=device_uses(totals.devices, events),
+        shadows=shadow_uses(plan, totals.agreements),
         estimate=compare_with_actual(job, plan, totals, seconds=total, provision=provision, starts=starts),
         warnings=(*warnings, *_warnings(job, ledger, events)),
         next=_next(status, job.id, has_rejects=rows.rejected > 0 or bool(ledger.quarantined_files)),
@@ -172,6 +176,28 @@ def _common(
         "published": _published(job, events),
         "error": JobError.from_error(error) if error else None,
     }
+
+
+def shadow_uses(plan: Plan, agreements: Mapping[str, Agreement]) -> tuple[ShadowUse, ...]:
+    """Return the agreement of each challenger of a plan, in the order of the steps."""
+    found = []
+    for step in plan.chain:
+        if not isinstance(step, (ScoreRecipe, EnsembleRecipe)) or step.shadow is None:
+            continue
+        sums = agreements.get(step.outputs[0], Agreement())
+        use = ShadowUse(
+            column=step.outputs[0],
+            other=step.shadow.column,
+            rows=sums.rows,
+            agreed=sums.agreed if step.shadow.decision else None,
+            mean=sums.mean,
+            mean_absolute=sums.mean_absolute,
+            largest=sums.largest,
+            missing=sums.missing,
+            errors=sums.errors,
+        )
+        found.append(use)
+    return tuple(found)
 
 
 def _model_id(plan: Plan) -> ModelId:

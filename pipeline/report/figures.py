@@ -113,6 +113,44 @@ class StragglerCounts:
 
 
 @dataclass(frozen=True)
+class ShadowUse:
+    """Agreement of a challenger with the column that it was compared with."""
+
+    column: str
+    """Output column of the challenger."""
+    other: str
+    rows: int
+    """Rows whose two scores were compared."""
+    agreed: int | None
+    """Rows with the same decision: the same side of 0.5 (predictions) or 0 (margins), or the same label. None for
+    scores without a decision."""
+    mean: float
+    """Mean difference challenger - other."""
+    mean_absolute: float
+    largest: float
+    """Largest absolute difference."""
+    missing: int
+    """Rows in which one of the two scores is null or not finite."""
+    errors: int
+    """Rows that the challenger could not score."""
+
+    def text(self) -> str:
+        """Describe the agreement in a line."""
+        parts = (
+            [f"{self.rows:,} rows compared"] if self.agreed is None else [f"{self._share} of {self.rows:,} rows agree"]
+        )
+        parts += [f"mean difference {self.mean:+.3g}, absolute {self.mean_absolute:.3g}, largest {self.largest:.3g}"]
+        parts += [f"{self.missing:,} without a score"] if self.missing else []
+        parts += [f"{self.errors:,} that it could not score"] if self.errors else []
+        return f"{self.column} against {self.other}: {'; '.join(parts)}"
+
+    @property
+    def _share(self) -> str:
+        share = (self.agreed or 0) / self.rows if self.rows else 0.0
+        return f"{int(share * 10_000) / 100:.2f} %"  # rounded down: 100 % means all
+
+
+@dataclass(frozen=True)
 class EngineEvidence:
     """The engine that evaluated the model, and the evidence for that choice, over all partitions."""
 

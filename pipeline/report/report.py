@@ -25,6 +25,7 @@ from pipeline.report.figures import (
     JobTimings,
     ModelId,
     PartitionCounts,
+    ShadowUse,
     Skew,
     StragglerCounts,
     rounds_text,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 SHOWN_CHILDREN = 60
 """Children of a fan-out shown in a summary."""
-_OPTIONAL = ("input", "step_code", "device", "devices")
+_OPTIONAL = ("input", "step_code", "device", "devices", "shadows")
 """Fields that are left out of JSON while they are empty."""
 SHOWN_REASONS = 4
 """Most frequent reasons of rejected rows shown in a summary."""
@@ -132,6 +133,8 @@ class Report:
     """Device that was requested, and why no GPU is used. Empty if nobody asked, and left out of JSON."""
     devices: tuple[DeviceUse, ...] = ()
     """GPUs that scored rows. Without any, left out of JSON."""
+    shadows: tuple[ShadowUse, ...] = ()
+    """Challengers (``score.shadow``). Without any, left out of JSON."""
 
     @property
     def ok(self) -> bool:
@@ -161,6 +164,7 @@ class Report:
             "error": self.error.to_dict() if self.error else None,
             "next": list(self.next),
             **({"devices": [asdict(device) for device in self.devices]} if self.devices else {}),
+            **({"shadows": [asdict(shadow) for shadow in self.shadows]} if self.shadows else {}),
             "rows_per_second": round(self.rows_per_second, 1),
         }
         return {"schema_version": SCHEMA_VERSION, **redact_values(record)}
@@ -195,6 +199,7 @@ class Report:
                 "error": JobError(**record["error"]) if record["error"] else None,
                 "next": tuple(record["next"]),
                 "devices": tuple(DeviceUse(**device) for device in record.get("devices", ())),
+                "shadows": tuple(ShadowUse(**shadow) for shadow in record.get("shadows", ())),
             }
         )
 
@@ -342,6 +347,7 @@ def _fields(report: Report) -> dict[str, str]:
         "model": str(report.model),
         "rounds": report.model.rounds,
         "engine": _engine(report.engines) if report.engines else "",
+        "shadow": "; ".join(shadow.text() for shadow in report.shadows),
         "device": _devices(report) or report.device,
         "estimate": str(report.estimate) if report.estimate else "",
         "output": _published(report),

@@ -93,7 +93,8 @@ def _apply(
     for name in scores.column_names:
         left = left.append_column(name, scores.column(name))
     names = set(scores.column_names)
-    return left, known - names if step.score.where is not None else known | names
+    is_whole = step.score.where is None and step.score.shadow is None
+    return left, known | names if is_whole else known - names
 
 
 def _scores(score: Score, version: ModelVersion, table: pa.Table) -> pa.Table:

@@ -40,7 +40,8 @@ def never_null_after(step: StepRecipe, never_null: frozenset[str]) -> frozenset[
     if isinstance(step, SelectRecipe):
         return frozenset(new for new, old in step.columns if old in never_null)
     if isinstance(step, (ScoreRecipe, EnsembleRecipe)):
-        return never_null - set(step.outputs) if step.where is not None else never_null | set(step.outputs)
+        is_whole = step.where is None and step.shadow is None
+        return never_null | set(step.outputs) if is_whole else never_null - set(step.outputs)
     return never_null
 
 

@@ -17,12 +17,14 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import pairwise
 from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.common.agreement import merged
 from pipeline.common.reasons import Reason, ReasonKind
 from pipeline.errors import OutOfMemory, PartitionStuck, PipelineError
 from pipeline.models.engines import EngineUse
@@ -360,4 +362,5 @@ def _join_parts(batch: SourceBatch, parts: Sequence[ScoredBatch]) -> ScoredBatch
         filtered=sum((part.filtered for part in parts), zeros + batch.filtered),
         seconds_steps=sum(part.seconds_steps for part in parts),
         seconds_score=sum(part.seconds_score for part in parts),
+        agreements=reduce(merged, (part.agreements for part in parts), {}),
     )

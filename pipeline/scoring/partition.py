@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
+from pipeline.common.agreement import Agreement, merged
 from pipeline.common.rows import Fragment, RowCounts
 from pipeline.common.stopwatch import Stopwatch
 from pipeline.errors import PlanMismatch, ReconciliationFailed
@@ -190,6 +191,7 @@ class _Attempt:
             engine=opened.engine_use(),
             round=self.recipe.round,
             before=dict(counter.previous_reasons),
+            agreements=counter.agreements,
         )
 
     def _split_at(self, row: int) -> Receipt:
@@ -362,6 +364,8 @@ class RowCounter:
         self.reasons: Counter[str] = Counter()
         self.previous_reasons: Counter[str] = Counter()
         """Reasons for which an earlier round rejected the rows."""
+        self.agreements: dict[str, Agreement] = {}
+        """Comparison of each challenger, by its output column."""
         # Rows: out, rejected, filtered. Columns: fragments.
         self._counts = np.zeros((3, len(self.paths)), dtype=np.int64)
 
@@ -371,6 +375,7 @@ class RowCounter:
         :param previous_reasons: reason for which an earlier round rejected each row.
         """
         self.previous_reasons.update(previous_reasons)
+        self.agreements = merged(self.agreements, scored.agreements)
         out = np.bincount(scored.fragment, minlength=len(self.paths))
         self._counts += np.stack([out, scored.rejected, scored.filtered])
         if scored.rejects is not None:

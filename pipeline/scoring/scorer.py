@@ -6,14 +6,15 @@ When memory runs short the batch is halved, and later batches start with the siz
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.common.agreement import Agreement, merged
 from pipeline.common.stopwatch import Stopwatch
 from pipeline.errors import OutOfMemory, ReconciliationFailed, StepFailed
 from pipeline.jobs.code_archive import read_archived
@@ -53,6 +54,8 @@ class ScoredBatch:
     """int64 [fragments], rows dropped by the source's filter or by a step."""
     seconds_steps: float
     seconds_score: float
+    agreements: Mapping[str, Agreement] = field(default_factory=dict)
+    """Comparison of each challenger, by its output column."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class _ScoredRows:
     """Rejected rows, by their positions in the batch."""
     dropped: int = 0
     """Rows that steps dropped, counted when the step returned."""
+    agreements: Mapping[str, Agreement] = field(default_factory=dict)
 
     @staticmethod
     def concat(parts: Sequence[_ScoredRows], schema: pa.Schema) -> _ScoredRows:
@@ -75,6 +79,7 @@ class _ScoredRows:
             Rows.concat([part.rows for part in parts], schema),
             Failures.merged([part.failures for part in parts]),
             sum(part.dropped for part in parts),
+            reduce(merged, (part.agreements for part in parts), {}),
         )
 
 
@@ -155,15 +160,16 @@ class Scorer:
     def _score_rows(self, rows: Rows) -> _ScoredRows:
         """Check the contract of the source, apply the operations in order, and assemble the output columns."""
         rows, rejected = rows.reject(check(rows.table, self._source_rules, skip_finite=self._in_matrix))
-        parts, failures, dropped = [rows], [rejected], 0
+        parts, failures, dropped, agreements = [rows], [rejected], 0, dict[str, Agreement]()
         for operation in self._operations:
             applied = [operation.apply(part) for part in parts]
             parts = [part for one in applied for part in one.parts]
             failures += [one.failures for one in applied]
             dropped += sum(one.dropped for one in applied)
+            agreements = reduce(merged, (one.agreements for one in applied), agreements)
         with self._output_watch:
             output = Rows.concat([self._to_output(part) for part in parts], self._schema)
-        return _ScoredRows(output, Failures.merged(failures), dropped)
+        return _ScoredRows(output, Failures.merged(failures), dropped, agreements)
 
     def _to_output(self, rows: Rows) -> Rows:
         """Return the columns of the output, in its schema."""
@@ -198,6 +204,7 @@ class Scorer:
             filtered=(batch.filtered + dropped).astype(np.int64),
             seconds_steps=self._seconds("steps"),
             seconds_score=self._seconds("score") + self._output_watch.seconds,
+            agreements=scored.agreements,
         )
 
 

@@ -271,8 +271,10 @@ class JobSpec(SpecModel):
         The plan of such a spec has no `pipeline.plan.plan.Plan.chain`.
         """
         *before, last = self.steps
-        is_score = isinstance(last, ScoreStep) and last.score.where is None and isinstance(last.score.model, str)
-        return is_score and all(isinstance(step, MapStep) for step in before)
+        if not isinstance(last, ScoreStep) or not all(isinstance(step, MapStep) for step in before):
+            return False
+        score = last.score
+        return score.where is None and score.shadow is None and isinstance(score.model, str)
 
     @property
     def digest(self) -> str:

@@ -307,6 +307,9 @@ class Score(SpecModel):
     where: Name | None = None
     """Condition for rows to score, in the language of ``source.filter``; other rows get null. A later model thus scores
     only the rows that an earlier one left open. Default: all rows."""
+    shadow: Name | None = None
+    """Column with which to compare the result, such as the output of an earlier ``score``. The step then rejects no
+    row, its column is in the output only if it is selected or kept, and report and receipts say how far both agree."""
     categories: dict[Name, Categories] | None = None
     """Categories of the training data per feature, in the order of their codes, where the model file has lost them:
     xgboost 3.1 to 3.3 cuts names of pandas categories that are not ASCII, and slices lose all. The list must agree with
@@ -326,8 +329,17 @@ class Score(SpecModel):
             tolerance: float = 0.0,
             iteration_range: IterationRange | None = None,
             where: str | None = None,
+            shadow: str | None = None,
             categories: Mapping[str, Sequence[str | int]] | None = None,
         ) -> None: ...
+
+    @model_validator(mode="after")
+    def _check_shadow(self) -> Self:
+        if self.shadow is not None and self.output_spec.kind not in ("prediction", "label", "margin"):
+            raise spec_error(
+                f"cannot compare the output {self.output_spec.kind}", expected="a prediction, a label or a margin"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_combine(self) -> Self:

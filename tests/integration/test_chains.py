@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
@@ -17,6 +18,7 @@ from pipeline.events import Callback, PartitionEnded
 from pipeline.jobs.listing import find_job
 from pipeline.models.flavors.xgboost_train import predict
 from pipeline.models.registry.file_registry import BuiltInRegistry, VersionMetadata
+from pipeline.report.report import Report
 from pipeline.report.verify import verify
 from pipeline.runner import retry, run
 from pipeline.settings import Settings
@@ -96,6 +98,27 @@ def test_a_list_of_models_gives_their_weighted_mean(
     one, other = (predict(frame[list(FEATURES)], model=path).astype(float) for path in (model_path, other_path))
     assert published(tmp_path / "out")["p"].tolist() == ((3 * one + other) / 4).astype("float32").tolist()
     assert report.model.name == f"{model_path.stem}, {other_path.stem}"
+    assert verify(find_job(settings.directory, "@last")).ok
+
+
+def test_a_challenger_is_compared_and_leaves_the_output_as_it_is(
+    make: Make, settings: Settings, tmp_path: Path, lake: Lake, model_path: Path, other_path: Path
+) -> None:
+    champion = {"score": {"model": str(model_path), "output": "p"}}
+    challenger = {"score": {"model": str(other_path), "output": "q", "shadow": "p"}}
+    report = run(make(champion, challenger), settings=settings)
+    frame = table(lake)
+    one, other = (predict(frame[list(FEATURES)], model=path).astype(float) for path in (model_path, other_path))
+    found = published(tmp_path / "out")
+    assert "q" not in found
+    assert found["p"].tolist() == one.tolist()
+    (shadow,) = report.shadows
+    assert (shadow.column, shadow.other, shadow.rows) == ("q", "p", len(frame))
+    assert shadow.agreed == int(((one >= 0.5) == (other >= 0.5)).sum())
+    assert shadow.mean == pytest.approx((other - one).mean(), abs=1e-8)
+    assert shadow.largest == np.abs(other - one).max()
+    assert f"q against p: {int(shadow.agreed / shadow.rows * 10_000) / 100:.2f} % of {len(frame):,} rows" in str(report)
+    assert Report.from_dict(report.to_dict()).shadows == report.shadows
     assert verify(find_job(settings.directory, "@last")).ok
 
 

@@ -85,7 +85,11 @@ class _Builder:
 
     def _score(self, step: ScoreRecipe | EnsembleRecipe, *, is_first: bool, is_last: bool) -> ScoreOperation:
         output = pa.ipc.read_schema(pa.py_buffer(self._recipe.output_schema)).names
-        rules = self._recipe.source_rules if is_first and isinstance(step, ScoreRecipe) and step.where is None else ()
+        rules = (
+            self._recipe.source_rules
+            if is_first and isinstance(step, ScoreRecipe) and step.where is None and step.shadow is None
+            else ()
+        )
         finite = [rule.column for rule in rules if rule.finite]
         members = [ModelScorer(score, next(self._predictors), finite=finite) for score in scores_of([step])]
         passed = [name for name in output if name not in step.outputs] if is_last else None

@@ -25,6 +25,7 @@ class ModelScorer:
 
         :param finite: further columns that rules require to be finite, and that nothing has checked before.
         """
+        self.kind = recipe.kind
         self._recipe = recipe
         self._predictor = predictor
         self.too_large: tuple[type[BaseException], ...] = (MemoryError, *predictor.out_of_memory_errors())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from pipeline.common.agreement import Agreement
 from pipeline.common.stopwatch import Stopwatch
 from pipeline.scoring.rows import Failures, Rows
 
@@ -19,6 +21,8 @@ class Applied:
     """Rejected rows, by their positions in the batch."""
     dropped: int = 0
     """Rows that the operation filtered, counted when it returned."""
+    agreements: Mapping[str, Agreement] = field(default_factory=dict)
+    """Comparison of a challenger, by its output column."""
 
 
 class Operation(Protocol):

@@ -8,11 +8,14 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
+from pipeline.common.agreement import Agreement, compare_scores
 from pipeline.common.stopwatch import Stopwatch
-from pipeline.plan.recipe import EnsembleRecipe, ScoreRecipe
+from pipeline.errors import ModelError
+from pipeline.plan.recipe import EnsembleRecipe, ScoreRecipe, Shadow
 from pipeline.scoring.operations.combine import combine_scores
 from pipeline.scoring.operations.model_scorer import ModelScorer, expect_columns
 from pipeline.scoring.operations.operation import Applied
+from pipeline.scoring.outputs import score_dtype
 from pipeline.scoring.rows import Failures, Rows
 from pipeline.sources.filters.parse import parse_filter
 
@@ -39,23 +42,29 @@ class ScoreOperation:
         self._members = members
         self._passed = passed
         self._where = None if recipe.where is None else parse_filter(recipe.where)
-        self.finite = members[0].finite if len(members) == 1 and self._where is None else frozenset[str]()
+        self._shadow = recipe.shadow
+        checks_all = len(members) == 1 and self._where is None and self._shadow is None
+        self.finite = members[0].finite if checks_all else frozenset[str]()
         """Columns that the operation checks for infinite values in every row."""
 
     def apply(self, rows: Rows) -> Applied:
         """Check the contract of each model, predict, and add the columns of the scores; see `ModelScorer.score`.
 
-        A row that one of several models rejects is rejected.
+        A row that one of several models rejects is rejected; a challenger rejects none.
         """
         with self.watch:
             expect_columns(rows.table, self._passed or ())
-            scored, scores, failed = self._score(self._chosen(rows))
+            scored, scores, failed = self._score_or_give_up(self._chosen(rows))
             columns = [pa.array(scores)] if scores.ndim == 1 else list(map(pa.array, np.ascontiguousarray(scores.T)))
-            if self._where is not None:
+            agreements: dict[str, Agreement] = {}
+            if self._shadow is not None:
+                agreements[self._recipe.outputs[0]] = self._compare(scored, scores, self._shadow, errors=len(failed))
+                failed = Failures()
+            if self._where is not None or self._shadow is not None:
                 rows = rows.select(np.flatnonzero(~np.isin(rows.position, failed.rows)))
                 columns = _scattered(columns, scored.position, rows.position)
                 scored = rows
-            return Applied([self._with_columns(scored, columns)], failed)
+            return Applied([self._with_columns(scored, columns)], failed, agreements=agreements)
 
     def blame_rows_only(self) -> None:
         """See `pipeline.scoring.operations.operation.Operation`."""
@@ -65,6 +74,16 @@ class ScoreOperation:
     def out_of_memory_errors(self) -> tuple[type[BaseException], ...]:
         """See `pipeline.scoring.operations.operation.Operation`."""
         return tuple(error for member in self._members for error in member.too_large)
+
+    def _score_or_give_up(self, rows: Rows) -> tuple[Rows, np.ndarray, Failures]:
+        """Score ``rows``; a challenger that fails on every row scores none, and the job goes on."""
+        try:
+            return self._score(rows)
+        except ModelError:
+            if self._shadow is None:
+                raise
+            none = np.empty((0, len(self._recipe.outputs)), dtype=score_dtype(self._members[0].kind))
+            return rows.select(np.empty(0, np.int64)), none[:, 0], Failures(rows.position)
 
     def _score(self, rows: Rows) -> tuple[Rows, np.ndarray, Failures]:
         """Return the rows that every model takes, their combined scores, and the other rows as failures."""
@@ -79,6 +98,11 @@ class ScoreOperation:
         left = [scores[np.searchsorted(position, rows.position)] for position, scores in parts]
         combined = combine_scores(left, self._recipe.combine, weights=self._recipe.weights)
         return rows, combined, Failures.merged(failures)
+
+    def _compare(self, rows: Rows, scores: np.ndarray, shadow: Shadow, *, errors: int) -> Agreement:
+        """Compare the scores of ``rows`` with another column."""
+        other = np.asarray(rows.table.column(shadow.column).cast(pa.float64(), safe=False).to_numpy())
+        return compare_scores(scores.astype(np.float64), other, decision=shadow.decision, errors=errors)
 
     def _chosen(self, rows: Rows) -> Rows:
         """Return the rows to score."""

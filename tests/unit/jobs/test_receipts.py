@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.common.agreement import Agreement
 from pipeline.common.rows import RowCounts
 from pipeline.errors import StateCorrupt
 from pipeline.jobs.receipts import (
@@ -50,6 +51,15 @@ def test_round_trip() -> None:
     assert Receipt.from_json(WHOLE.to_json_bytes()) == WHOLE
     split = Receipt("1", "p", "m", "a", None, None, RowCounts(), (), splits=("1.0", "1.1"), split_points=(5,))
     assert Receipt.from_json(split.to_json_bytes()) == split
+
+
+def test_agreements_of_challengers_are_stored_and_added_up() -> None:
+    """The sums have any number of digits; a receipt without a challenger has no such field."""
+    first, second = Agreement(3, 2, -(2**70), 2**71, 0.5, 1, 0), Agreement(1, 1, 5, 5, 0.25, 0, 2)
+    receipts = [replace(WHOLE, partition=str(n), agreements={"q": one}) for n, one in enumerate((first, second))]
+    assert [Receipt.from_json(receipt.to_json_bytes()) for receipt in receipts] == receipts
+    assert Totals.of([*receipts, WHOLE]).agreements == {"q": first + second}
+    assert b"agreements" not in WHOLE.to_json_bytes()
 
 
 @given(COUNTS, st.lists(st.builds(FragmentCounts, st.text(), st.integers(0), st.integers(0), COUNTS), max_size=3))

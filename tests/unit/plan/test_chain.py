@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -10,7 +11,7 @@ import pytest
 from pipeline.errors import PipelineError, SchemaDrift, SpecError
 from pipeline.models.model import Feature, ModelVersion
 from pipeline.plan.chain import ResolvedChain, ScoredBy, resolve_chain
-from pipeline.plan.recipe import CheckRecipe, ColumnRule, FilterRecipe, MapRecipe, ScoreRecipe, SelectRecipe
+from pipeline.plan.recipe import CheckRecipe, ColumnRule, FilterRecipe, MapRecipe, ScoreRecipe, SelectRecipe, Shadow
 from pipeline.sources.discovery import Discovery
 from pipeline.spec.job_spec import JobSpec
 
@@ -99,6 +100,30 @@ class TestOutput:
     def test_a_select_renames(self) -> None:
         chain = resolve({"select": {"customer": "id", "x": "x"}}, score(), models=(model("x"),))
         assert chain.output.equals(pa.schema([("customer", pa.int64()), ("x", pa.float64()), ("p", pa.float32())]))
+
+
+class TestShadow:
+    def test_a_challenger_is_no_column_of_the_output_unless_selected(self) -> None:
+        steps = score(), score("q", shadow="p")
+        assert resolve(*steps, models=(model("x"), model("y"))).output.names == [*SOURCE.names, "p"]
+        chain = resolve(*steps, {"select": ["q"]}, models=(model("x"), model("y")))
+        assert (chain.output.names, chain.read) == (["q"], ("x", "y"))
+
+    @pytest.mark.parametrize(
+        ("task", "kind", "decision"),
+        [("binary", "prediction", "half"), ("binary", "margin", "zero"), ("regression", "prediction", "")],
+    )
+    def test_what_agrees_depends_on_task_and_output(self, task: Any, kind: str, decision: str) -> None:
+        challenger = score({"column": "q", "kind": kind}, shadow="x")  # type: ignore[arg-type]
+        (scored,) = resolve(challenger, models=(replace(model("y"), task=task),)).recipes
+        assert isinstance(scored, ScoreRecipe)
+        assert scored.shadow == Shadow("x", decision)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("column", ["text", "none"])
+    def test_a_column_that_holds_no_scores_is_refused(self, column: str) -> None:
+        with pytest.raises(SpecError) as caught:
+            resolve(score("q", shadow=column), models=(model("y"),))
+        assert caught.value.where == "steps.0.score.shadow"
 
 
 class TestRecipes:

@@ -17,6 +17,7 @@ from pipeline.plan.recipe import (
     MapRecipe,
     ScoreRecipe,
     SelectRecipe,
+    Shadow,
     StepRecipe,
 )
 from pipeline.plan.step_record import step_from_record, step_identity, step_to_record
@@ -36,7 +37,9 @@ FRAME = pa.schema([("a", pa.int64())]).serialize().to_pybytes()
         SelectRecipe((("new", "old"), ("b", "b"))),
         CheckRecipe(RULES),
         ScoreRecipe(MODEL, ("a",), "margin", ("p", "q"), RULES, "trees", 0.5, "a > 1"),
-        EnsembleRecipe((ScoreRecipe(MODEL, ("a",), "margin", ("p",)),) * 2, "mean", (1.0, 2.0), "a > 1"),
+        EnsembleRecipe(
+            (ScoreRecipe(MODEL, ("a",), "margin", ("p",)),) * 2, "mean", (1.0, 2.0), "a > 1", Shadow("q", "half")
+        ),
     ],
 )
 def test_a_step_comes_back_from_json(step: StepRecipe) -> None:

@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from pipeline.common.agreement import Agreement, compare_scores
 from pipeline.errors import StepFailed
 from pipeline.models.model import Feature, ModelVersion
 from pipeline.plan.recipe import (
@@ -20,6 +21,7 @@ from pipeline.plan.recipe import (
     MapRecipe,
     ScoreRecipe,
     SelectRecipe,
+    Shadow,
     StageRecipe,
     StepRecipe,
 )
@@ -196,3 +198,51 @@ class TestEnsemble:
     def test_only_chosen_rows_are_scored(self) -> None:
         scored = self.run(Plus(0), Plus(2, fails_at=5.0), where="id > 3")
         assert scored.table.to_pydict() == {"id": [0, 1, 2, 3, 4], "p": [None, None, None, None, 5.0]}
+
+
+class TestShadow:
+    OUTPUT = pa.schema([("id", pa.int64()), ("one", FLOAT), ("two", FLOAT)])
+
+    def run(self, challenger: Plus, *rules: ColumnRule, **fields: Any) -> ScoredBatch:
+        shadow = score_of("a", "two", rules=rules, shadow=Shadow("one", "half"), **fields)
+        recipe = recipe_of(score_of("a", "one"), shadow, table=TABLE, output=self.OUTPUT)
+        return run(recipe, TABLE, Plus(-2), challenger)
+
+    def test_scores_are_compared_row_by_row(self) -> None:
+        scored = self.run(Plus(-3))
+        assert scored.agreements == {"two": compare_scores(np.arange(6.0) - 3, np.arange(6.0) - 2, decision="half")}
+        assert scored.agreements["two"].agreed == 5
+
+    def test_rows_that_fail_are_counted_and_stay(self) -> None:
+        scored = self.run(Plus(-2, fails_at=3.0), ColumnRule("a", max=4))
+        assert scored.table["two"].to_pylist() == [-2.0, -1.0, 0.0, None, 2.0, None]
+        assert (scored.rejects, scored.rejected.tolist()) == (None, [0])
+        assert scored.agreements["two"] == Agreement(rows=4, agreed=4, errors=2)
+
+    def test_only_chosen_rows_are_compared(self) -> None:
+        assert self.run(Plus(-2), where="id > 3").agreements["two"] == Agreement(rows=2, agreed=2)
+
+    def test_a_challenger_that_fails_on_every_row_does_not_fail_the_batch(self) -> None:
+        table = pa.table({"id": np.arange(2000), "a": np.zeros(2000, np.float32)})
+        shadow = score_of("a", "two", shadow=Shadow("one"))
+        recipe = recipe_of(score_of("a", "one"), shadow, table=table, output=self.OUTPUT)
+        scored = run(recipe, table, Plus(1), Plus(1, fails_at=0.0))
+        assert scored.table.num_rows == 2000
+        assert scored.agreements["two"] == Agreement(errors=2000)
+
+    def test_a_halved_batch_is_compared_once(self) -> None:
+        table = pa.table({"id": np.arange(5000), "a": np.arange(5000, dtype=np.float32)})
+        shadow = score_of("a", "two", shadow=Shadow("one", "half"))
+        chain = score_of("a", "one"), shadow, score_of("a", "three")
+        output = self.OUTPUT.append(pa.field("three", FLOAT))
+        scored = run(recipe_of(*chain, table=table, output=output), table, Plus(0), Plus(0), Small(0))
+        assert scored.agreements["two"] == Agreement(rows=5000, agreed=5000)
+
+
+class Small(Plus):
+    """A predictor without memory for many rows."""
+
+    def predict(self, matrix: np.ndarray, *, kind: str) -> np.ndarray:
+        if len(matrix) > 2000:
+            raise MemoryError
+        return super().predict(matrix, kind=kind)
