@@ -79,6 +79,11 @@ class Rows:
         """
         return Rows(take_rows(self.table, rows), self.position[rows])
 
+    def matching(self, mask: pa.ChunkedArray | pa.Array) -> Rows:
+        """Return the rows for which ``mask``, bool [rows], is true; if all are, without a copy."""
+        rows = np.flatnonzero(mask.to_numpy(zero_copy_only=False) if isinstance(mask, pa.Array) else mask.to_numpy())
+        return self if len(rows) == len(self) else self.select(rows)
+
     def drop(self, rows: np.ndarray) -> Rows:
         """Return all rows except the given ones.
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
-
 from pipeline.common.stopwatch import Stopwatch
 from pipeline.plan.recipe import FilterRecipe
 from pipeline.scoring.operations.operation import Applied
@@ -28,8 +26,8 @@ class FilterOperation:
         :raises SpecError: if Arrow cannot compute the condition, because an integer overflows.
         """
         with self.watch:
-            kept = rows.select(np.flatnonzero(self._filter.mask(rows.table)))
-        return Applied([kept if len(kept) < len(rows) else rows], dropped=len(rows) - len(kept))
+            kept = rows.matching(self._filter.mask(rows.table))
+        return Applied([kept], dropped=len(rows) - len(kept))
 
     def blame_rows_only(self) -> None:
         """Do nothing: a condition raises for no row."""

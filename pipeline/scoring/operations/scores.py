@@ -108,7 +108,7 @@ class ScoreOperation:
         """Return the rows to score."""
         if self._where is None:
             return rows
-        return rows.select(np.flatnonzero(self._where.mask(rows.table)))
+        return rows.matching(self._where.mask(rows.table))
 
     def _with_columns(self, rows: Rows, scores: Sequence[pa.Array]) -> Rows:
         """Return the passed columns and ``scores``, one array [rows] for each output."""
