@@ -6,8 +6,9 @@ import threading
 from collections import OrderedDict
 from time import perf_counter
 
-from pipeline.models.flavors import MAX_BYTES, find_flavor, read_model
+from pipeline.models.flavors import find_flavor
 from pipeline.models.model import ModelVersion, Predictor
+from pipeline.models.node_cache import read_version
 
 MODELS = 4
 """Maximum of models in memory; the least recently used model is dropped first."""
@@ -37,8 +38,7 @@ def get_predictor(version: ModelVersion) -> tuple[Predictor, float]:
         if predictor is not None:
             return predictor, 0.0
         start = perf_counter()
-        data = read_model(version.uri, limit=max(MAX_BYTES, version.nbytes))
-        predictor = find_flavor(version.flavor).load(version, data)
+        predictor = find_flavor(version.flavor).load(version, read_version(version))
         with _lock:
             _models[version.key] = predictor
             while len(_models) > MODELS:

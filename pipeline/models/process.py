@@ -1,0 +1,28 @@
+"""Facts about this process that a worker knows and models need: its threads, and a folder of its machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ProcessFacts:
+    """Facts about a worker process."""
+
+    threads: int = 1
+    """Threads that score at the same time."""
+    folder: str = ""
+    """Folder of this machine for model files that all its workers share; empty: none."""
+
+
+_known = {"facts": ProcessFacts()}
+
+
+def process_facts() -> ProcessFacts:
+    """Return the facts about this process; outside of a worker the defaults."""
+    return _known["facts"]
+
+
+def set_process_facts(facts: ProcessFacts) -> None:
+    """Set the facts about this process."""
+    _known["facts"] = facts
