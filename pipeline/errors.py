@@ -17,6 +17,7 @@ The tree is grouped by what a handler does next; the number is the exit code::
     │   │   └── StepChanged            5
     │   ├── BadPrediction              5
     │   ├── OutOfMemory                5
+    │   │   └── DeviceOutOfMemory      5
     │   ├── PartitionFailed            5
     │   ├── PartitionTimeout           5
     │   ├── PartitionStuck             5
@@ -201,6 +202,10 @@ class BadPrediction(UserCodeError, ValueError):
 
 class OutOfMemory(UserCodeError):
     """A partition needs more memory than a worker has, even in its smallest pieces."""
+
+
+class DeviceOutOfMemory(OutOfMemory):
+    """The smallest batch needs more memory than the GPU of a worker has."""
 
 
 class PartitionFailed(UserCodeError):

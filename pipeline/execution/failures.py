@@ -10,6 +10,7 @@ from enum import StrEnum
 from distributed.scheduler import KilledWorker, NoValidWorkerError
 
 from pipeline.errors import (
+    DeviceOutOfMemory,
     DiskFull,
     InfrastructureError,
     InputError,
@@ -59,6 +60,8 @@ BACK_OFF = {
 
 
 _KINDS: tuple[tuple[tuple[type[BaseException], ...], FailureKind], ...] = (
+    # A process of its own would score on the CPU, and the job requests GPUs.
+    ((DeviceOutOfMemory,), FailureKind.USER_CODE),
     ((MemoryError, OutOfMemory), FailureKind.MEMORY),
     ((PartitionTimeout,), FailureKind.TIMEOUT),
     ((DiskFull, ReconciliationFailed), FailureKind.REFUSED),

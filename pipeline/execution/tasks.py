@@ -13,7 +13,8 @@ from dask._task_spec import Task
 from dask.delayed import Delayed
 
 from pipeline.common.secrets import redact_error
-from pipeline.errors import PipelineError
+from pipeline.errors import DeviceLost, PipelineError
+from pipeline.execution.device_loss import leave_after_loss, prepare_process, without_lost_device
 from pipeline.execution.worker_events import announce_start, memory_limit
 from pipeline.jobs.receipts import Receipt
 from pipeline.plan.plan import Partition
@@ -58,10 +59,14 @@ def partition_receipt(
     announce_start()
     if isolation is not None:
         isolation = replace(isolation, memory=round(ISOLATED_SHARE * memory_limit()))
+    prepare_process()
     try:
-        receipt = score_partition(recipe, partition, versions=versions, key=key, isolation=isolation)
+        used = without_lost_device(recipe)
+        receipt = score_partition(used, partition, versions=versions, key=key, isolation=isolation)
         return receipt.to_json_bytes().decode()
     except Exception as error:
+        if isinstance(error, DeviceLost):
+            leave_after_loss(recipe)
         raise without_secrets(error) from None
 
 

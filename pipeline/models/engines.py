@@ -85,7 +85,7 @@ def check_engine(engine: Engine, version: ModelVersion, *, kind: OutputKind) -> 
 
 DEVICE_ENGINE = "xgboost-cuda"
 """Name of xgboost on a GPU, in receipts and reports."""
-_TEXTS = ("kernels", "reasons", "disabled")
+_TEXTS = ("kernels", "reasons", "disabled", "device_reasons")
 
 
 @fast_pickle
@@ -112,6 +112,8 @@ class EngineUse:
     """Reasons, by name, why the tree engine was not used."""
     disabled: tuple[str, ...] = ()
     """Reasons why a process disabled the tree engine while scoring; each one is worth a warning."""
+    device_reasons: tuple[str, ...] = ()
+    """Reasons why a process stopped using its GPU; each one is worth a warning. Left out of JSON if there are none."""
 
     def __add__(self, other: EngineUse) -> EngineUse:
         return EngineUse(
@@ -124,16 +126,20 @@ class EngineUse:
             kernels=tuple(sorted({*self.kernels, *other.kernels})),
             reasons=tuple(sorted({*self.reasons, *other.reasons})),
             disabled=tuple(sorted({*self.disabled, *other.disabled})),
+            device_reasons=tuple(sorted({*self.device_reasons, *other.device_reasons})),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, with lists in place of tuples."""
-        return asdict(self) | {name: list(getattr(self, name)) for name in _TEXTS}
+        record = asdict(self) | {name: list(getattr(self, name)) for name in _TEXTS}
+        if not self.device_reasons:
+            del record["device_reasons"]
+        return record
 
     @staticmethod
     def from_dict(record: Mapping[str, Any]) -> EngineUse:
         """Inverse of `to_dict`."""
-        return EngineUse(**{**record, **{name: tuple(record[name]) for name in _TEXTS}})
+        return EngineUse(**{**record, **{name: tuple(record.get(name, ())) for name in _TEXTS}})
 
     @property
     def device_rows(self) -> int:
@@ -390,13 +396,13 @@ class Evaluator:
         if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
             return len(matrix)
         if not tolerance:
-            wrong = _unequal_bits(ours, theirs)
+            wrong = unequal_bits(ours, theirs)
             if wrong or kind == "margin":
                 return wrong
             matrix = matrix[:MARGIN_ROWS]
         assert self.choice.trees is not None
         margins = self.choice.trees(matrix, kind="margin"), self.choice.reference.predict(matrix, kind="margin")
-        return _rows_beyond(*margins, tolerance) if tolerance else _unequal_bits(*margins)
+        return rows_beyond(*margins, tolerance) if tolerance else unequal_bits(*margins)
 
 
 TOO_LITTLE_WORK = "xgboost scored in less time than its start takes"
@@ -405,12 +411,14 @@ MISMATCH = "its results differ from xgboost's"
 """First words of the reason that is recorded for a mismatch."""
 
 
-def _unequal_bits(ours: np.ndarray, theirs: np.ndarray) -> int:
+def unequal_bits(ours: np.ndarray, theirs: np.ndarray) -> int:
+    """Return how many rows of two results of one shape and dtype differ in any bit."""
     different = np.ascontiguousarray(ours).view(np.uint32) != np.ascontiguousarray(theirs).view(np.uint32)
     return int(different.reshape(len(ours), -1).any(axis=1).sum())
 
 
-def _rows_beyond(ours: np.ndarray, theirs: np.ndarray, tolerance: float) -> int:
+def rows_beyond(ours: np.ndarray, theirs: np.ndarray, tolerance: float) -> int:
+    """Return how many rows of two results of one shape differ by more than ``tolerance``."""
     near = np.isclose(ours, theirs, rtol=0.0, atol=tolerance, equal_nan=True)
     return int((~near.reshape(len(ours), -1)).any(axis=1).sum())
 

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.common.digest import digest_json
+from pipeline.devices.inventory import Gpu
+from pipeline.devices.report import DeviceProblem
 from pipeline.spec.model_ref import OutputKind
 
 Task = Literal["binary", "multiclass", "regression", "ranking", "other"]
@@ -107,6 +109,34 @@ class Predict(Protocol):
 
     def __call__(self, matrix: Matrix, *, kind: OutputKind) -> np.ndarray:
         """See `Predictor.predict`."""
+
+
+class DeviceUnusable(Exception):
+    """The GPU of this process cannot evaluate a model."""
+
+    def __init__(self, problem: DeviceProblem, found: str) -> None:
+        super().__init__(f"{problem}: {found}")
+        self.problem = problem
+        self.found = found
+
+
+class DevicePredictor(Protocol):
+    """A model on the GPU of this process. Threads share it."""
+
+    gpu: Gpu
+    nbytes: int
+    """Bytes of device memory that the model takes."""
+
+    @property
+    def peak(self) -> int:
+        """Most bytes of the device that were in use after a batch."""
+
+    def predict(self, matrix: Matrix, *, kind: OutputKind) -> np.ndarray:
+        """See `Predictor.predict`; the same bits as on the CPU.
+
+        :raises DeviceLost: when the device cannot be used any more: this process must end.
+        :raises DeviceOutOfMemory: when the smallest batch does not fit.
+        """
 
 
 class Predictor(Protocol):

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.common.agreement import Decision
 from pipeline.common.digest import digest_json
+from pipeline.devices.memory import DEVICE_MEMORY
 from pipeline.models.model import ModelVersion, joint_digest
 from pipeline.plan.memory import MOST_GROUP_BYTES
 from pipeline.plan.step_code import StepCode
@@ -170,6 +171,8 @@ class StageRecipe:
     device: Device = "cpu"
     """Device that a worker uses: ``cuda``, its GPU or an error; ``auto``, its GPU if it has one. Changes no row, so it
     is not part of the digest."""
+    device_memory: float | str = DEVICE_MEMORY
+    """Share of the free device memory, or a size, that batches may use; no part of the digest, either."""
     storage: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Options of file systems per URL prefix, with references for secrets; see `pipeline.storage.urls`."""
 
@@ -195,7 +198,7 @@ class StageRecipe:
             {**step.__dict__, "frame": step.frame.hex()} if isinstance(step, MapRecipe) else step for step in self.chain
         ]
         schemas = {"schema": self.schema.hex(), "output_schema": self.output_schema.hex()}
-        fields = {name: value for name, value in self.__dict__.items() if name != "device"}
+        fields = {name: value for name, value in self.__dict__.items() if name not in ("device", "device_memory")}
         return digest_json({**fields, **schemas, "chain": chain})
 
     def __dask_tokenize__(self) -> str:

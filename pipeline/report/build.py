@@ -486,10 +486,15 @@ def engine_warnings(use: EngineUse | None) -> tuple[str, ...]:
     if use is None:
         return ()
     warnings = [f"the tree engine was disabled: {reason}" for reason in use.disabled]
+    warnings += [f"a worker stopped using its GPU: {reason}" for reason in use.device_reasons]
     if use.mismatches:
         warnings.append(
             f"{use.mismatches:,} of {use.compared_rows:,} compared rows came out otherwise than from xgboost, "
-            f"whose results were taken there; {use.rows.get('trees', 0):,} rows have the tree engine's: "
-            "score again with engine: xgboost"
+            f"whose results were taken there; {use.rows.get('trees', 0):,} rows have the tree engine's{_of_gpus(use)}: "
+            f"score again with {'device: cpu' if use.device_rows else 'engine: xgboost'}"
         )
     return tuple(warnings)
+
+
+def _of_gpus(use: EngineUse) -> str:
+    return f", {use.device_rows:,} those of GPUs" if use.device_rows else ""

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +28,8 @@ from pipeline.errors import PlanMismatch, ReconciliationFailed
 from pipeline.jobs import layout
 from pipeline.jobs.receipts import DataFile, FragmentCounts, Receipt, Timings
 from pipeline.jobs.splits import even_split_points, split_receipt
-from pipeline.models.engines import EngineUse, get_evaluator
+from pipeline.models.device_engine import DeviceEvaluator, open_evaluator
+from pipeline.models.engines import EngineUse
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import REJECT_REASON, REJECT_ROW, StageRecipe
 from pipeline.scoring.batching import TimedBatchSizer, rebatch
@@ -192,6 +194,7 @@ class _Attempt:
             round=self.recipe.round,
             before=dict(counter.previous_reasons),
             agreements=counter.agreements,
+            **opened.device_fields(),
         )
 
     def _split_at(self, row: int) -> Receipt:
@@ -221,16 +224,29 @@ class _OpenScorer:
     """Seconds for loading the model in this process."""
     engine_use: Callable[[], EngineUse]
     """Returns the engines that evaluated the model; call it after all rows are scored."""
+    on_device: tuple[DeviceEvaluator, ...] = ()
+    """The evaluators that may use a GPU."""
+
+    def device_fields(self) -> dict[str, Any]:
+        """Return the fields of a receipt about the GPU; empty if it scored no row."""
+        used = [evaluator for evaluator in self.on_device if evaluator.device]
+        return {"device": used[0].device, "device_peak": max(one.device_peak for one in used)} if used else {}
 
 
 @contextmanager
 def _open_scorer(recipe: StageRecipe, partition: Partition, isolation: Isolation | None) -> Iterator[_OpenScorer]:
     """Open a scorer in this process, or in a separate process that ends with the block."""
     if isolation is None:
-        opened = [get_evaluator(score) for score in recipe.scores]
+        device, memory = recipe.device, recipe.device_memory
+        opened = [open_evaluator(score, device=device, memory=memory) for score in recipe.scores]
         evaluators, seconds = [evaluator for evaluator, _ in opened], sum(loading for _, loading in opened)
         scorer = Scorer(recipe, evaluators)
-        yield _OpenScorer(scorer, seconds, lambda: sum((one.engine_use() for one in evaluators), EngineUse()))
+        yield _OpenScorer(
+            scorer,
+            seconds,
+            lambda: sum((one.engine_use() for one in evaluators), EngineUse()),
+            tuple(one for one in evaluators if isinstance(one, DeviceEvaluator)),
+        )
         return
     with closing(IsolatedScorer(recipe, isolation, rows=partition.rows)) as isolated:
         yield _OpenScorer(isolated, 0.0, isolated.engine_use)

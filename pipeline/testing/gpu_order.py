@@ -27,7 +27,7 @@ def gpu_order_margins(
     first, last = tree_range(booster, outputs=len(base), iteration_range=iteration_range)
     library = xgboost.Booster({"nthread": 1, "verbosity": 0}, model_file=bytearray(data))
     # xgboost finds the leaves of all rounds only.
-    reached = library.predict(xgboost.DMatrix(matrix, nthread=1), pred_leaf=True)
+    reached = library.predict(xgboost.DMatrix(matrix, nthread=1), pred_leaf=True, validate_features=False)
     nodes = reached.reshape(len(matrix), -1).astype(np.int64)
     out = np.zeros((len(matrix), len(base)), np.float32)
     if len(base) > 1:

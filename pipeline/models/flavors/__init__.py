@@ -13,7 +13,7 @@ from typing import Any, cast
 from pipeline.common.plugins import find_adapter
 from pipeline.devices.report import DeviceReport
 from pipeline.models.flavors.detect import MAX_BYTES, detect, detect_bytes, read_model
-from pipeline.models.model import ModelVersion, Predict, Predictor
+from pipeline.models.model import DevicePredictor, ModelVersion, Predict, Predictor
 from pipeline.spec.model_ref import OutputKind
 
 __all__ = ["BUILT_IN", "MAX_BYTES", "Flavor", "detect", "detect_bytes", "find_flavor", "read_model"]
@@ -45,6 +45,8 @@ class Flavor:
     GPU evaluates this flavor."""
     device_report: Callable[[], DeviceReport] | None = None
     """Reports the GPU of this process, and a problem of the flavor's libraries with it."""
+    on_device: Callable[..., DevicePredictor] | None = None
+    """``on_device(predictor, *, gpu, memory, threads)``: put the model of a predictor on the GPU of this process."""
 
 
 def find_flavor(name: str) -> Flavor:

@@ -18,11 +18,12 @@ import pyarrow as pa
 
 from pipeline.common.digest import digest_bytes
 from pipeline.common.imports import import_library
-from pipeline.devices.report import DeviceProblem, DeviceReport, own_gpu
+from pipeline.devices.report import DeviceReport
 from pipeline.errors import ModelDigestMismatch, ModelError
 from pipeline.models.flavors import Flavor, matrix
+from pipeline.models.flavors.xgboost_outputs import labels
 from pipeline.models.flavors.xgboost_probe import NO_PACKAGE, UNNEEDED, first_line, is_out_of_memory, probe
-from pipeline.models.model import Feature, FeatureKind, ModelVersion, Predict, Task
+from pipeline.models.model import DevicePredictor, Feature, FeatureKind, ModelVersion, Predict, Task
 from pipeline.models.trees import TreeEngine, read_xgboost
 from pipeline.models.trees.xgboost import read_ubj, transform_name, unsupported_transform
 from pipeline.spec.model_ref import OutputKind
@@ -211,17 +212,6 @@ def _booster_name(booster: Any) -> str:
     return str(json.loads(booster.save_config())["learner"]["gradient_booster"]["name"])
 
 
-def labels(version: ModelVersion, scores: np.ndarray) -> np.ndarray:
-    """Return the class as in xgboost's scikit-learn wrapper: 1 above one half; multi-class: the first highest score.
-
-    :param scores: scores of the kind ``prediction``. For ``binary:logitraw`` the limit is 0.
-    """
-    if version.task == "multiclass":
-        return (scores.argmax(axis=1) if scores.ndim == 2 else scores).astype(np.int32)
-    limit = 0.0 if version.objective == "binary:logitraw" else 0.5
-    return (scores > limit).astype(np.int32)
-
-
 def tree_engine_blockers(version: ModelVersion, kind: OutputKind) -> tuple[str, ...]:
     """Return the reasons why the tree engine cannot compute ``kind`` with xgboost's bits; empty if it can."""
     if kind in ("leaf", "contributions"):
@@ -239,14 +229,17 @@ def device_blockers(version: ModelVersion, kind: OutputKind) -> tuple[str, ...]:
 
 
 def device_report() -> DeviceReport:
-    """Report the GPU of this process, and whether its xgboost is built for GPUs."""
-    report = own_gpu()
-    if report.problem is not None:
-        return report
-    xgboost: Any = import_library("xgboost", without=UNNEEDED)
-    if xgboost.build_info().get("USE_CUDA"):
-        return report
-    return report.with_problem(DeviceProblem.BUILD, f"xgboost {xgboost.__version__}, built without CUDA")
+    """Report the GPU of this process; see `pipeline.models.flavors.xgboost_cuda`."""
+    from pipeline.models.flavors import xgboost_cuda
+
+    return xgboost_cuda.device_report()
+
+
+def on_device(predictor: XGBoostPredictor, **options: Any) -> DevicePredictor:
+    """Put the model of ``predictor`` on the GPU of this process; see `pipeline.models.flavors.xgboost_cuda`."""
+    from pipeline.models.flavors import xgboost_cuda
+
+    return xgboost_cuda.on_device(predictor, **options)
 
 
 def tree_predict(predictor: XGBoostPredictor, kind: OutputKind) -> Predict:
@@ -279,4 +272,5 @@ FLAVOR = Flavor(
     trees=tree_predict,
     device_blockers=device_blockers,
     device_report=device_report,
+    on_device=on_device,
 )

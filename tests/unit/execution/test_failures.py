@@ -8,6 +8,8 @@ import pytest
 from distributed.scheduler import KilledWorker
 
 from pipeline.errors import (
+    DeviceLost,
+    DeviceOutOfMemory,
     DiskFull,
     OutOfMemory,
     OutputExists,
@@ -66,6 +68,17 @@ class TestAfterFailure:
         assert isinstance(decision, Fail)
         assert isinstance(decision.error, PartitionStuck)
         assert "00007" in decision.error.where
+
+    def test_too_little_device_memory_is_final(self) -> None:
+        """A process of its own would score on the CPU, and the job requests GPUs."""
+        error = DeviceOutOfMemory("x")
+        final = after_failure(error, partition="00001", attempt=1, attempts=3)
+        assert isinstance(final, Fail)
+        assert final.error is error
+
+    def test_lost_gpu_is_retried_elsewhere(self) -> None:
+        assert isinstance(after_failure(DeviceLost("x"), partition="00001", attempt=1, attempts=3), Retry)
+        assert isinstance(after_failure(DeviceLost("x"), partition="00001", attempt=3, attempts=3), Fail)
 
     def test_memory_error_splits_and_out_of_memory_isolates(self) -> None:
         """`OutOfMemory` comes from the smallest batch: smaller parts would not help. In isolation both are final."""

@@ -16,10 +16,12 @@ from pipeline.jobs.directory import JobDirectory, JobOptions
 from pipeline.jobs.manifest import make_manifest
 from pipeline.jobs.receipts import DeviceTotals, Receipt, SpooledReceipts
 from pipeline.jobs.status import Status
+from pipeline.models.engines import EngineUse
 from pipeline.report.build import (
     decide_status,
     device_text,
     device_uses,
+    engine_warnings,
     make_report,
     status_for,
     straggler_counts,
@@ -281,3 +283,10 @@ class TestDevices:
         assert device_text(self.EVENTS) == "cpu: one; two"
         assert device_text(self.EVENTS[:1]) == "cuda"
         assert device_text([{"event": "status"}]) == ""
+
+    def test_what_stopped_a_gpu_is_a_warning(self) -> None:
+        use = EngineUse(rows={"xgboost-cuda": 5, "trees": 3}, compared_rows=4, device_reasons=("a", "b"))
+        assert engine_warnings(use) == ("a worker stopped using its GPU: a", "a worker stopped using its GPU: b")
+        (_, _, wrong) = engine_warnings(replace(use, mismatches=1))
+        assert wrong.startswith("1 of 4 compared rows came out otherwise than from xgboost")
+        assert wrong.endswith("3 rows have the tree engine's, 5 those of GPUs: score again with device: cpu")

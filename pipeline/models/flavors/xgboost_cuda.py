@@ -1,0 +1,353 @@
+"""xgboost on the GPU of this process, with the bits of the CPU.
+
+The copy of the model that goes to the device has its base in the first tree (`xgboost_fold`). The device returns
+margins; outputs are computed from them on the host, because the device has another ``exp``. All of cupy is behind
+`Device`, so that everything else runs without a GPU.
+
+Nobody changes a parameter of a loaded booster: threads share it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from pipeline.common.imports import import_library
+from pipeline.common.units import format_bytes
+from pipeline.devices.failures import DeviceFailure, classify_device_error, first_line
+from pipeline.devices.inventory import Gpu
+from pipeline.devices.memory import (
+    DeviceBatchLimit,
+    allowed_device_memory,
+    device_batch_rows,
+    device_model_bytes,
+    device_row_bytes,
+)
+from pipeline.devices.report import DeviceProblem, DeviceReport, own_gpu
+from pipeline.errors import DeviceLost, DeviceOutOfMemory
+from pipeline.models.flavors.xgboost_fold import fold_base
+from pipeline.models.flavors.xgboost_outputs import outputs_of_margins
+from pipeline.models.flavors.xgboost_probe import UNNEEDED
+from pipeline.models.model import DeviceUnusable
+from pipeline.models.trees.xgboost import booster_part, read_ubj
+from pipeline.spec.model_ref import OutputKind
+
+PROOF_ROWS = 256
+"""Rows that a model scores on the device before it is used."""
+PROVEN = ("cuda", "cuda:0")
+"""Devices of a booster that count as the GPU of this process."""
+
+
+class DeviceMemory(NamedTuple):
+    """Memory of a device, in bytes, as all processes that use it see it."""
+
+    free: int
+    total: int
+
+
+class Device(Protocol):
+    """A GPU. Threads share it."""
+
+    def booster(self, data: bytes) -> Any:
+        """Load a model that ``save_raw("ubj")`` returned, and put it on the device."""
+
+    def score(self, predict: Callable[[Any], Any], matrix: np.ndarray) -> np.ndarray:
+        """Copy ``matrix`` to the device, call ``predict`` with the copy, and return its result on the host.
+
+        :param matrix: float32 [rows, features] in F order, in which the device reads columns.
+        """
+
+    def memory(self) -> DeviceMemory:
+        """Return the memory of the device."""
+
+    def release(self) -> None:
+        """Give cached memory back to the device."""
+
+
+class WithoutCudaError(Exception):
+    """The library was built without CUDA; the message has its version."""
+
+
+class CupyDevice:
+    """The first device of ``CUDA_VISIBLE_DEVICES``.
+
+    Every thread works on its own stream: xgboost uses it, too, and the copy back waits for it only there.
+
+    :raises WithoutCudaError: when xgboost cannot use a GPU.
+    """
+
+    def __init__(self) -> None:
+        self._xgboost: Any = import_library("xgboost", without=UNNEEDED)
+        if not self._xgboost.build_info().get("USE_CUDA"):
+            raise WithoutCudaError(f"xgboost {self._xgboost.__version__}, built without CUDA")
+        # Else CUDA numbers the fastest card 0, and NVML the first one on the bus.
+        os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+        import cupy
+
+        self._cupy = cupy
+        self._thread = threading.local()
+
+    def booster(self, data: bytes) -> Any:
+        """See `Device.booster`."""
+        booster = self._xgboost.Booster(model_file=bytearray(data))
+        booster.set_param({"device": "cuda:0", "nthread": 1})
+        return booster
+
+    def score(self, predict: Callable[[Any], Any], matrix: np.ndarray) -> np.ndarray:
+        """See `Device.score`."""
+        with self._cupy.cuda.Stream.ptds:
+            data = self._cupy.asarray(matrix, order="F")
+            self._use_async_pool()
+            scores: np.ndarray = self._cupy.asnumpy(predict(data))
+            return scores
+
+    def _use_async_pool(self) -> None:
+        """Let xgboost take memory from a pool: the option holds for one thread. Without it each call stalls the card.
+
+        The option needs a device, which the first copy has opened.
+        """
+        if getattr(self._thread, "has_pool", False):
+            return
+        self._thread.has_pool = True
+        if "use_cuda_async_pool" in self._xgboost.get_config():
+            self._xgboost.set_config(use_cuda_async_pool=True)
+
+    def memory(self) -> DeviceMemory:
+        """See `Device.memory`."""
+        return DeviceMemory(*map(int, self._cupy.cuda.runtime.memGetInfo()))
+
+    def release(self) -> None:
+        """See `Device.release`."""
+        self._cupy.get_default_memory_pool().free_all_blocks()
+        self._cupy.get_default_pinned_memory_pool().free_all_blocks()
+
+
+_lock = threading.Lock()
+_opened: dict[str, Device] = {}
+_opener: dict[str, Callable[[], Device]] = {"open": CupyDevice}
+
+
+def open_device() -> Device:
+    """Return the device of this process; the first call opens it.
+
+    :raises WithoutCudaError: when xgboost was built without CUDA.
+    """
+    with _lock:
+        if "device" not in _opened:
+            _opened["device"] = _opener["open"]()
+        return _opened["device"]
+
+
+def replace_device(opener: Callable[[], Device] = CupyDevice) -> None:
+    """Let this process open another kind of device from now on: for tests."""
+    with _lock:
+        _opened.clear()
+        _opener["open"] = opener
+
+
+def device_report() -> DeviceReport:
+    """Report the GPU of this process, after a row of a small model was scored on it with the CPU's bits."""
+    report = own_gpu()
+    if report.problem is not None:
+        return report
+    try:
+        xgboost: Any = import_library("xgboost", without=UNNEEDED)
+        rows = np.array([[0.0], [1.0], [2.0], [np.nan]], np.float32)
+        data = xgboost.DMatrix(rows, [0.0, 1.0, 1.0, 0.0], nthread=1)
+        options = {"objective": "binary:logistic", "base_score": 0.3, "max_depth": 1, "nthread": 1}
+        model = xgboost.train({**options, "min_child_weight": 0, "verbosity": 0}, data, 2)
+        device = open_device()
+        folded = device.booster(fold_base(bytes(model.save_raw("ubj"))))
+        prove(folded, device, rows, model.inplace_predict(rows, predict_type="margin"))
+    except DeviceUnusable as error:
+        return report.with_problem(error.problem, error.found)
+    except WithoutCudaError as error:
+        return report.with_problem(DeviceProblem.BUILD, str(error))
+    except Exception as error:
+        return report.with_problem(DeviceProblem.PROOF, first_line(error))
+    return report
+
+
+def prove(booster: Any, device: Device, rows: np.ndarray, wanted: np.ndarray, **options: Any) -> None:
+    """Prove that ``booster`` is on the device, and gives the margins ``wanted`` for ``rows``, in every bit.
+
+    xgboost falls back to the CPU with a warning only; its configuration tells.
+
+    :param options: further arguments of ``inplace_predict``.
+    :raises DeviceUnusable: when it is not.
+    """
+    margins = device.score(_predictor(booster, **options), np.asfortranarray(rows))
+    found = str(json.loads(booster.save_config())["learner"]["generic_param"]["device"])
+    if found not in PROVEN:
+        raise DeviceUnusable(DeviceProblem.PROOF, f"xgboost scored on {found}")
+    differing = np.ascontiguousarray(margins).view(np.uint32).ravel() != wanted.view(np.uint32).ravel()
+    if differing.any():
+        raise DeviceUnusable(DeviceProblem.BITS, f"{differing.sum()} of {len(differing)} values of the proof")
+
+
+def _predictor(booster: Any, *, rounds: tuple[int, int] = (0, 0)) -> Callable[[Any], Any]:
+    """Return the function that computes margins from a matrix on the device."""
+
+    def predict(data: Any) -> Any:
+        return booster.inplace_predict(
+            data, iteration_range=rounds, predict_type="margin", missing=np.nan, validate_features=False
+        )
+
+    return predict
+
+
+class XGBoostDevicePredictor:
+    """A model on the device: a `pipeline.models.model.DevicePredictor`. Threads share it.
+
+    :param reference: the model on the CPU, a `pipeline.models.flavors.xgboost.XGBoostPredictor`.
+    :param memory: share of the free memory, or a size, that batches may use.
+    :param threads: threads of this process that score at the same time.
+    :raises DeviceUnusable: when it does not give the CPU's bits for a few rows.
+    :raises ModelError: when the model cannot have the CPU's bits on a GPU.
+    """
+
+    def __init__(self, reference: Any, device: Device, gpu: Gpu, *, memory: float | str, threads: int) -> None:
+        self.version, self.gpu = reference.version, gpu
+        self._device = device
+        self._lock = threading.Lock()
+        self._turns = _Turns()
+        self._peak = 0
+        rounds = self.version.iteration_range or (0, 0)
+        folded = fold_base(bytes(reference.booster.save_raw("ubj")), iteration_range=rounds)
+        trees = booster_part(read_ubj(folded)["learner"])[0]["trees"]
+        self.nbytes = device_model_bytes(nodes=sum(len(tree["left_children"]) for tree in trees), trees=len(trees))
+        self._row_bytes = device_row_bytes(features=len(self.version.features), outputs=self.version.margins)
+        try:
+            booster = device.booster(folded)
+            self._predict = _predictor(booster, rounds=rounds)
+            rows = _proof_rows(len(self.version.features))
+            prove(booster, device, rows, reference.predict(rows, kind="margin"), rounds=rounds)
+            allowed = allowed_device_memory(memory, free=device.memory().free)
+        except Exception as error:
+            self._raise_if_lost(error)
+            raise
+        rows_that_fit = device_batch_rows(allowed=allowed, row_bytes=self._row_bytes, threads=threads)
+        self.limit = DeviceBatchLimit(rows_that_fit, rows_that_fit)
+
+    @property
+    def peak(self) -> int:
+        """Most bytes of the device that were in use after a batch, by whatever process."""
+        return self._peak
+
+    def predict(self, matrix: np.ndarray, *, kind: OutputKind) -> np.ndarray:
+        """See `pipeline.models.model.Predictor.predict`; for the kinds prediction, label and margin.
+
+        :raises DeviceLost: when the device, or this process's context on it, cannot be used any more.
+        :raises DeviceOutOfMemory: when the smallest batch does not fit.
+        """
+        return outputs_of_margins(self.version, self._margins(matrix), kind=kind)
+
+    def _margins(self, matrix: np.ndarray) -> np.ndarray:
+        outputs, start, alone = self.version.margins, 0, False
+        margins = np.empty((len(matrix), outputs), np.float32)
+        while start < len(matrix):
+            stop = min(len(matrix), start + self.limit.rows)
+            try:
+                with self._turns.take(alone=alone):
+                    part = self._device.score(self._predict, np.asfortranarray(matrix[start:stop]))
+            except Exception as error:
+                self._raise_if_lost(error)
+                if classify_device_error(error) is not DeviceFailure.MEMORY:
+                    raise
+                failed = error
+            else:
+                margins[start:stop] = part.reshape(stop - start, outputs)
+                self._record_fit(stop - start)
+                start, alone = stop, False
+                continue
+            # After the handler: the traceback of the error holds the arrays of the failed call.
+            self._shrink(stop - start, failed.with_traceback(None), alone=alone)
+            # The batches of other threads take memory, too: wait for their end, or this one is halved for nothing.
+            alone = True
+        return margins[:, 0].copy() if outputs == 1 else margins
+
+    def _record_fit(self, rows: int) -> None:
+        free, total = self._device.memory()
+        with self._lock:
+            self._peak = max(self._peak, total - free)
+            self.limit = self.limit.after_fit(rows)
+
+    def _shrink(self, rows: int, error: BaseException, *, alone: bool) -> None:
+        self._device.release()
+        with self._lock:
+            was_smallest = alone and rows <= self.limit.floor
+            self.limit = self.limit.after_out_of_memory(rows)
+        if was_smallest:
+            needed, free = rows * self._row_bytes, self._device.memory().free
+            raise DeviceOutOfMemory(
+                "a batch does not fit on the GPU, however small it is cut",
+                where=f"{self.gpu.name} of {socket.gethostname()}",
+                found=f"{rows:,} rows need {format_bytes(needed)}, {format_bytes(free)} are free",
+                expected=f"room for {self.limit.floor:,} rows",
+                next_step="lower what else uses the card, or say device: cpu",
+            ) from error
+
+    def _raise_if_lost(self, error: BaseException) -> None:
+        if classify_device_error(error) is DeviceFailure.LOST:
+            raise DeviceLost(
+                "the GPU of a worker failed",
+                where=f"{self.gpu.name} ({self.gpu.uuid}) of {socket.gethostname()}",
+                found=first_line(error),
+                next_step="look at the host's kernel log (Xid), then resume",
+            ) from error
+
+
+def _proof_rows(features: int) -> np.ndarray:
+    """Return rows that reach many leaves: zeros, missing values, and numbers of all sizes."""
+    random = np.random.default_rng(0)
+    rows = random.standard_normal((PROOF_ROWS, features)) * 10.0 ** random.integers(-3, 5, (PROOF_ROWS, 1))
+    rows[0], rows[1] = 0.0, np.nan
+    return rows.astype(np.float32)
+
+
+class _Turns:
+    """Lets threads score at the same time, or one of them alone."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._active = self._waiting = 0
+        self._is_alone = False
+
+    @contextmanager
+    def take(self, *, alone: bool) -> Iterator[None]:
+        """Wait for a turn; if ``alone``, until no other thread has one, and before threads that come later."""
+        with self._changed:
+            self._waiting += alone
+            if alone:
+                self._changed.wait_for(lambda: not self._active)
+            else:
+                self._changed.wait_for(lambda: not (self._waiting or self._is_alone))
+            self._waiting -= alone
+            self._active += 1
+            self._is_alone = alone
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._active -= 1
+                self._is_alone = False
+                self._changed.notify_all()
+
+
+def on_device(reference: Any, *, gpu: Gpu, memory: float | str, threads: int) -> XGBoostDevicePredictor:
+    """Put the model of ``reference`` on the GPU of this process.
+
+    :raises DeviceUnusable: when the GPU cannot be used.
+    :raises ModelError: when the model cannot have the CPU's bits on a GPU.
+    """
+    try:
+        return XGBoostDevicePredictor(reference, open_device(), gpu, memory=memory, threads=threads)
+    except WithoutCudaError as error:
+        raise DeviceUnusable(DeviceProblem.BUILD, str(error)) from error
