@@ -23,7 +23,7 @@ from pipeline.report.verify import verify
 from pipeline.runner import retry, run
 from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec
-from pipeline.testing.oracle import FEATURES, Lake, train_model
+from pipeline.testing.oracle import FEATURES, Lake, make_table, train_model
 
 Make = Callable[..., JobSpec]
 
@@ -168,6 +168,40 @@ def test_rejected_rows_of_a_chain_come_back_in_a_retry(
     assert found["first"].tolist() == scores["first"].tolist()
     assert found["second"].tolist() == scores["second"].tolist()
     assert verify(find_job(settings.directory, "@last")).ok
+
+
+def test_children_of_a_fan_out_filter_by_their_value(
+    make: Make, settings: Settings, tmp_path: Path, lake: Lake, model_path: Path
+) -> None:
+    spec = make(
+        {"select": {"kind": "segment", "id": "id", **{name: name for name in FEATURES}}},
+        {"filter": "kind == '${fan_out.value}'"},
+        {"score": {"model": str(model_path), "output": "p"}},
+        {"select": ["id", "p"]},
+        sink={"path": str(tmp_path / "out-${fan_out.value}")},
+        fan_out={"by": ["gold", "silver"]},
+    )
+    run(spec, settings=settings)
+    frame = table(lake)
+    frame = frame.assign(p=predict(frame[list(FEATURES)], model=model_path))
+    for value in ("gold", "silver"):
+        assert_same(published(tmp_path / f"out-{value}"), frame[frame["segment"] == value][["id", "p"]])
+
+
+def test_an_incremental_chain_scores_new_files_only(
+    make: Make, settings: Settings, tmp_path: Path, lake: Lake, model_path: Path
+) -> None:
+    spec = make(
+        {"filter": "id >= 0"},
+        {"score": {"model": str(model_path), "output": "p"}},
+        {"filter": "p >= 0"},
+        source={"path": str(lake.path), "incremental": True},
+        sink={"path": str(tmp_path / "out"), "mode": "append"},
+    )
+    assert run(spec, settings=settings).rows.input == lake.rows
+    pq.write_table(make_table(70, seed=4, start=1_000_000), lake.path / "part-late.parquet")
+    assert run(spec, settings=settings).rows.output == 70
+    assert len(published(tmp_path / "out")) == lake.rows + 70
 
 
 def test_to_dask_runs_the_same_chain(make: Make, settings: Settings, lake: Lake, model_path: Path) -> None:
