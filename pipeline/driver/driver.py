@@ -197,17 +197,21 @@ class Driver(JobRun):
         """Yield a client of the fan-out's cluster, or else of a new cluster for this job."""
         cluster, shared = cluster_of(plan.spec, settings=self.settings), self.parent.cluster
         flavors, options = plan.flavors or ("",), self._device_options(plan, cluster)
+        has_steps = bool(plan.spec.maps)
         if shared is not None:
             for flavor in flavors:
-                self._choose_device(options, shared.shake_hands(flavor, device=options.device))
+                reports = shared.shake_hands(flavor, device=options.device, has_steps=has_steps)
+                self._choose_device(options, reports)
             with shared.client() as client:
                 yield client
             return
-        cluster.preload(has_steps=bool(plan.spec.maps))
+        cluster.preload(has_steps=has_steps)
         with open_cluster(cluster, directory=self.job.root) as client:
             timeout = self.settings.scheduler_timeout
             for flavor in flavors:
-                reports = shake_hands(client, flavor=flavor, timeout=timeout, device=options.device)
+                reports = shake_hands(
+                    client, flavor=flavor, timeout=timeout, device=options.device, has_steps=has_steps
+                )
                 self._choose_device(options, reports)
             yield client
 

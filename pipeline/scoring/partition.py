@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.common.agreement import Agreement, merged
+from pipeline.common.imports import require_whole_imports
 from pipeline.common.rows import Fragment, RowCounts
 from pipeline.common.stopwatch import Stopwatch
 from pipeline.errors import PlanMismatch, ReconciliationFailed
@@ -238,6 +239,9 @@ def _open_scorer(recipe: StageRecipe, partition: Partition, isolation: Isolation
     """Open a scorer in this process, or in a separate process that ends with the block."""
     if isolation is None:
         device, memory = recipe.device, recipe.device_memory
+        if recipe.maps:
+            # Before the model's library is imported in part, only to be imported again, whole, for the steps.
+            require_whole_imports()
         opened = [open_evaluator(score, device=device, memory=memory) for score in recipe.scores]
         evaluators, seconds = [evaluator for evaluator, _ in opened], sum(loading for _, loading in opened)
         scorer = Scorer(recipe, evaluators)

@@ -155,7 +155,13 @@ print(json.dumps([os.stat(path).st_mode & 0o777 for path in (where, os.path.dirn
 PARTS = """
 def scores_alone():
     from pipeline.execution.clusters.client import warm_up
-    warm_up("xgboost")
+    warm_up("xgboost", has_steps=False)
+    return "xgboost" in sys.modules, "sklearn" in sys.modules
+
+def scores_and_steps():
+    from pipeline.execution.clusters.client import warm_up
+    warm_up("xgboost", has_steps=False)
+    warm_up("xgboost", has_steps=True)
     return "xgboost" in sys.modules, "sklearn" in sys.modules
 
 def whole_after_a_step():
@@ -171,14 +177,15 @@ def ask(steps, question):
         return list(client.run(question).values())[0]
 
 first = ask(False, scores_alone)
-print(json.dumps([first, ask(False, whole_after_a_step), ask(True, scores_alone)]))
+print(json.dumps([first, ask(False, whole_after_a_step), ask(True, scores_alone), ask(False, scores_and_steps)]))
 """
 
 
 def test_worker_that_only_scores_imports_xgboost_without_scikit_learn(tmp_path: Path) -> None:
     """It takes longer than all else. A process that runs a step gets all of xgboost, and a server for steps has it."""
     pytest.importorskip("sklearn")
-    alone, base, with_steps = run(tmp_path, PARTS)
+    alone, base, with_steps, next_job_with_steps = run(tmp_path, PARTS)
     assert alone == [True, False]
+    assert next_job_with_steps == [True, True]
     assert base in ("sklearn", "xgboost")
     assert with_steps == [True, True]

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,11 +44,12 @@ class Answer:
     """Its GPU; None if no GPU was asked for."""
 
 
-def warm_up(flavor: str, device: Device = "cpu") -> Answer:
+def warm_up(flavor: str, device: Device = "cpu", *, has_steps: bool = True) -> Answer:
     """Import the modules of a task with a model of ``flavor``, mask secrets in logs from now on; return the answer.
 
     :param flavor: "" for a job without a model.
     :param device: ``cpu``: the GPU of this process is not looked at, and no package for GPUs is imported.
+    :param has_steps: False: the task runs no map step, so the flavor's libraries are imported as far as it needs them.
     """
     mask_logs()
     if not flavor:
@@ -56,7 +58,7 @@ def warm_up(flavor: str, device: Device = "cpu") -> Answer:
     for library in found.libraries:
         with suppress(ImportError):
             # Ignore the error: loading the model reports a missing package and how to install the package.
-            import_library(library, without=found.unneeded)
+            import_library(library, without=() if has_steps else found.unneeded)
     is_asked = device != "cpu" and found.device_report is not None
     return Answer(versions(), found.device_report() if is_asked and found.device_report else None)
 
@@ -83,18 +85,21 @@ def module_version(name: str) -> str:
         return ""
 
 
-def shake_hands(client: Any, *, flavor: str, timeout: float, device: Device = "cpu") -> dict[str, DeviceReport | None]:
+def shake_hands(
+    client: Any, *, flavor: str, timeout: float, device: Device = "cpu", has_steps: bool = True
+) -> dict[str, DeviceReport | None]:
     """Let all current workers import and compare their versions. Return the GPU of each worker that answered.
 
     :param timeout: seconds to wait for an answer; a slower worker imports with its first task.
     :param device: device that the job requests from its workers; ``cpu``: workers do not look for GPUs.
+    :param has_steps: False: the job has no map steps; see `warm_up`.
     :raises EnvMismatch: when a worker runs other versions than this process.
     """
-    own = versions()
+    own, warm = versions(), partial(warm_up, has_steps=has_steps)
     addresses = list(client.scheduler_info(n_workers=-1)["workers"])
     futures = {
         address: client.submit(
-            warm_up, flavor, device, workers=[address], allow_other_workers=False, key=f"handshake-{unique_name()}"
+            warm, flavor, device, workers=[address], allow_other_workers=False, key=f"handshake-{unique_name()}"
         )
         for address in addresses
     }
@@ -145,21 +150,24 @@ class SharedCluster:
         self.shared_state = SharedClusterState()
         self._client = client
         self._timeout = timeout
-        self._reports: dict[tuple[str, Device], dict[str, DeviceReport | None]] = {}
+        self._reports: dict[tuple[str, Device, bool], dict[str, DeviceReport | None]] = {}
         self._lock = threading.Lock()
 
-    def shake_hands(self, flavor: str, *, device: Device = "cpu") -> dict[str, DeviceReport | None]:
-        """Return the result of `shake_hands`, once for each flavor and device.
+    def shake_hands(
+        self, flavor: str, *, device: Device = "cpu", has_steps: bool = True
+    ) -> dict[str, DeviceReport | None]:
+        """Return the result of `shake_hands`, once for each flavor and device, and for jobs with and without steps.
 
         :param flavor: model flavor that workers must be able to import.
         :raises EnvMismatch: when workers run other versions than this process.
         """
         with self._lock:
-            if (flavor, device) not in self._reports:
-                self._reports[flavor, device] = shake_hands(
-                    self._client, flavor=flavor, timeout=self._timeout, device=device
+            key = flavor, device, has_steps
+            if key not in self._reports:
+                self._reports[key] = shake_hands(
+                    self._client, flavor=flavor, timeout=self._timeout, device=device, has_steps=has_steps
                 )
-            return self._reports[flavor, device]
+            return self._reports[key]
 
     @contextmanager
     def client(self) -> Iterator[Any]:
