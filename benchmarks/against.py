@@ -1,6 +1,7 @@
 """Compare this project with the tools a user would pick instead: same input, same model, outputs checked equal.
 
     python -m benchmarks.against --sets even,skewed,tiny --repeat 3
+    python -m benchmarks.against --first --sets even    # each run as the first job on a machine (Linux, as root)
     python -m benchmarks.against --list                 # the contenders and their environments
     python -m benchmarks.against --show                 # the runs stored in benchmarks/against.json, as a table
     python -m benchmarks.plot                           # plots of the stored runs
@@ -86,9 +87,22 @@ def prepare(contender: Contender) -> None:
         subprocess.run(command, check=True)
 
 
-def run_once(contender: Contender, data: Path, model: Path, out: Path) -> Run:
+def first_job(scratch: Path) -> dict[str, str]:
+    """Make the next run the first job of its machine: no file is in memory, and home and caches are empty.
+
+    Return the variables for that run. Bytecode stays, as an installation by pip compiles it.
+    """
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("3\n")
+    home = scratch / "home"
+    home.mkdir()
+    places = ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME")
+    return dict.fromkeys(places, str(home))
+
+
+def run_once(contender: Contender, data: Path, model: Path, out: Path, variables: dict[str, str]) -> Run:
     command = [contender.python, "-m", f"benchmarks.{contender.module}", str(data), str(model), str(out)]
-    environment = {**os.environ, **contender.variables, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, **contender.variables, **variables, "PYTHONPATH": str(ROOT)}
     with tempfile.TemporaryFile() as log:
         begin = time.perf_counter()
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
@@ -155,8 +169,9 @@ def measure(kind: str, rows: int, options: argparse.Namespace) -> dict[str, list
                 continue
             with tempfile.TemporaryDirectory() as scratch:
                 out = Path(scratch) / "out"
+                variables = first_job(Path(scratch)) if options.first else {}
                 try:
-                    run = run_once(CONTENDERS[name], data, model, out)
+                    run = run_once(CONTENDERS[name], data, model, out, variables)
                 except RuntimeError as error:
                     print(f"  {kind} {name} failed: {error}", file=sys.stderr, flush=True)
                     continue
@@ -214,6 +229,7 @@ def main() -> None:
     parser.add_argument("--sets", default="even,skewed,tiny", help="of even, skewed, tiny, mixed, wide")
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
     parser.add_argument("--once", default="Ray Data,Spark", help="contenders that run in the first round only")
+    parser.add_argument("--first", action="store_true", help="empty home and caches, no file in memory, for each run")
     parser.add_argument("--show", action="store_true", help="what was stored, as a table")
     parser.add_argument("--list", action="store_true")
     options = parser.parse_args()
@@ -234,7 +250,7 @@ def main() -> None:
     for kind in options.sets.split(","):
         rows = sizes.get(kind, options.rows)
         results[kind] = measure(kind, rows, options)
-        store(f"{kind}, {rows / 1e6:g} M rows", results[kind], chosen)
+        store(f"{kind}, {rows / 1e6:g} M rows{', first job' if options.first else ''}", results[kind], chosen)
     show(results)
     for name, one in chosen.items():
         print(f"- {name}: {versions(one)}")

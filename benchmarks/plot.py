@@ -44,7 +44,8 @@ def draw(kind: str, runs: dict[str, list[dict[str, float]]], pyplot: Any) -> Pat
             axes.spines[side].set_visible(False)
     figure.suptitle(kind + "".join(f" · {text}" for name, text in SETS.items() if kind.startswith(name)), fontsize=11)
     figure.tight_layout()
-    out = HOME / "plots" / f"{kind.split(',', maxsplit=1)[0]}-{kind.split()[1]}M.svg"
+    suffix = "-first" if kind.endswith("first job") else ""
+    out = HOME / "plots" / f"{kind.split(',', maxsplit=1)[0]}-{kind.split()[1]}M{suffix}.svg"
     out.parent.mkdir(exist_ok=True)
     figure.savefig(out, metadata={"Date": None})
     pyplot.close(figure)
