@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator
 from enum import StrEnum
 
+from pipeline.errors import DeviceLost
+
 
 class DeviceFailure(StrEnum):
     """Kinds of errors of a device."""
@@ -68,3 +70,17 @@ def first_line(error: BaseException) -> str:
     """Return type and first line of an error, at most 200 characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}"[:200] if lines else type(error).__name__
+
+
+def device_lost(found: str, *, where: str = "") -> DeviceLost:
+    """Make the error for a GPU that this process cannot use any more.
+
+    :param found: what the failing call raised.
+    :param where: the GPU and its host.
+    """
+    return DeviceLost(
+        "the GPU of a worker failed",
+        where=where,
+        found=found,
+        next_step="look at the host's kernel log (Xid), then resume",
+    )

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from pipeline.devices.failures import first_line
+from pipeline.devices.failures import device_lost, first_line
 from pipeline.devices.inventory import Gpu
 from pipeline.devices.memory import DEVICE_MEMORY
 from pipeline.devices.report import DeviceProblem, DeviceReport, own_gpu
@@ -202,11 +202,7 @@ def open_evaluator(
             cpu.use += EngineUse(device_reasons=(engine.found,))
         return cpu, seconds
     if engine.lost:
-        raise DeviceLost(
-            "the GPU of a worker failed",
-            found=engine.lost,
-            next_step="look at the host's kernel log (Xid), then resume",
-        )
+        raise device_lost(engine.lost)
     return DeviceEvaluator(engine, cpu, device=device), seconds
 
 

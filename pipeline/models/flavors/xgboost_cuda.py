@@ -21,7 +21,7 @@ import numpy as np
 
 from pipeline.common.imports import import_library
 from pipeline.common.units import format_bytes
-from pipeline.devices.failures import DeviceFailure, classify_device_error, first_line
+from pipeline.devices.failures import DeviceFailure, classify_device_error, device_lost, first_line
 from pipeline.devices.inventory import Gpu
 from pipeline.devices.memory import (
     DeviceBatchLimit,
@@ -31,7 +31,7 @@ from pipeline.devices.memory import (
     device_row_bytes,
 )
 from pipeline.devices.report import DeviceProblem, DeviceReport, own_gpu
-from pipeline.errors import DeviceLost, DeviceOutOfMemory
+from pipeline.errors import DeviceOutOfMemory
 from pipeline.models.flavors.xgboost_fold import fold_base
 from pipeline.models.flavors.xgboost_outputs import outputs_of_margins
 from pipeline.models.flavors.xgboost_probe import UNNEEDED
@@ -296,12 +296,8 @@ class XGBoostDevicePredictor:
 
     def _raise_if_lost(self, error: BaseException) -> None:
         if classify_device_error(error) is DeviceFailure.LOST:
-            raise DeviceLost(
-                "the GPU of a worker failed",
-                where=f"{self.gpu.name} ({self.gpu.uuid}) of {socket.gethostname()}",
-                found=first_line(error),
-                next_step="look at the host's kernel log (Xid), then resume",
-            ) from error
+            where = f"{self.gpu.name} ({self.gpu.uuid}) of {socket.gethostname()}"
+            raise device_lost(first_line(error), where=where) from error
 
 
 def _proof_rows(features: int) -> np.ndarray:
