@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.common.pickling import fast_pickle
 
 Decision = Literal["half", "zero", "equal", ""]
-"""What makes two scores agree: the same side of 0.5, or of 0; equal labels; nothing, for scores without a decision."""
+"""Rule for two scores to agree: the same side of 0.5, or of 0; equal labels; none, for scores without a decision."""
 UNIT = 1 << 30
 """Differences are summed as integers of 1 / UNIT, so that the sum is the same in any order."""
 

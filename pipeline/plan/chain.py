@@ -46,7 +46,7 @@ from pipeline.spec.parts import ColumnContract, FilterStep, MapStep, Score, Scor
 
 @dataclass(frozen=True)
 class ScoredBy:
-    """What scores a ``score`` step."""
+    """Model and predictions of a ``score`` step."""
 
     models: tuple[ModelVersion, ...]
     """One, or those of a list."""

@@ -151,7 +151,7 @@ class Plan:
 
     @property
     def scores(self) -> tuple[ScoreRecipe, ...]:
-        """What each model scores, in order; the members of an ensemble one by one."""
+        """Recipes of the models, in order; those of an ensemble one by one."""
         return (self._score_recipe(),) if self.spec.is_plain else scores_of(self.chain)
 
     @property

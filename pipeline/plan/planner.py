@@ -117,7 +117,7 @@ def make_chain_plan(
 
 @dataclass(frozen=True)
 class _Used:
-    """What decides how much memory a row and a worker need."""
+    """Columns and models that decide how much memory a row and a worker need."""
 
     read: tuple[str, ...]
     source: pa.Schema

@@ -183,7 +183,7 @@ class StageRecipe:
 
     @property
     def scores(self) -> tuple[ScoreRecipe, ...]:
-        """What each model scores, in order; the members of an ensemble one by one."""
+        """Recipes of the models, in order; those of an ensemble one by one."""
         return scores_of(self.chain)
 
     @property

@@ -91,7 +91,7 @@ def fold_blockers(model: Model, *, iteration_range: tuple[int, int] = (0, 0)) ->
 
 @dataclass(frozen=True)
 class _Parts:
-    """What decides a fold."""
+    """Parts of a model that decide how its base is folded."""
 
     base: npt.NDArray[np.float32]
     """[outputs] margins of the base."""

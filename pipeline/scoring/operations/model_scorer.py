@@ -18,7 +18,7 @@ from pipeline.scoring.rows import Failures, Rows
 
 
 class ModelScorer:
-    """A loaded model at work on the rows of a step."""
+    """A loaded model that scores the rows of a step."""
 
     def __init__(self, recipe: ScoreRecipe, predictor: Predictor, *, finite: Collection[str] = ()) -> None:
         """Prepare to score.

@@ -26,7 +26,7 @@ class _Renaming(ast.NodeTransformer):
         return _column(self._names.get(node.id, node.id))
 
     def visit_Call(self, node: ast.Call) -> ast.expr:
-        """Rename inside a call, and the text of ``column('odd name')``; the name of the function is no column."""
+        """Rename inside a call, and the text of ``column('odd name')``; the name of the function is not a column."""
         if isinstance(node.func, ast.Name) and node.func.id == "column":
             (name,) = node.args
             text = name.value if isinstance(name, ast.Constant) else ""
