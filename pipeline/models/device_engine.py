@@ -113,9 +113,9 @@ class DeviceEvaluator:
         """See `pipeline.models.model.Predictor.encode`; in F order, in which a GPU reads columns."""
         return self.cpu.encode(table, order="F")
 
-    def out_of_memory_errors(self) -> tuple[type[BaseException], ...]:
-        """See `pipeline.models.model.Predictor.out_of_memory_errors`."""
-        return self.cpu.out_of_memory_errors()
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """See `pipeline.models.model.Predictor.is_out_of_memory`."""
+        return self.cpu.is_out_of_memory(error)
 
     def engine_use(self) -> EngineUse:
         """Return the engines that evaluated the model for this partition, and why not the GPU."""

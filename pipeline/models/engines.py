@@ -306,9 +306,9 @@ class Evaluator:
         """See `pipeline.models.model.Predictor.encode`; in F order for the tree engine, which reads columns."""
         return self.choice.reference.encode(table, order="F" if self.choice.engine == "trees" else order)
 
-    def out_of_memory_errors(self) -> tuple[type[BaseException], ...]:
-        """See `pipeline.models.model.Predictor.out_of_memory_errors`."""
-        return self.choice.reference.out_of_memory_errors()
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """See `pipeline.models.model.Predictor.is_out_of_memory`."""
+        return self.choice.reference.is_out_of_memory(error)
 
     def engine_use(self) -> EngineUse:
         """Return the engines that evaluated the model for this partition, and the reasons against the tree engine."""

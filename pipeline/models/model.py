@@ -159,5 +159,8 @@ class Predictor(Protocol):
             k = classes × (features + 1).
         """
 
-    def out_of_memory_errors(self) -> tuple[type[BaseException], ...]:
-        """Return the error types that a call with fewer rows may avoid."""
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Return True if ``error``, which `predict` raised, says that memory ran out: a call with fewer rows may work.
+
+        Libraries raise errors of wide types for it, so that only the message tells. `MemoryError` counts anyway.
+        """

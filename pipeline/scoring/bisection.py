@@ -68,20 +68,20 @@ class NoRowWorksError(Exception):
 
 
 @contextmanager
-def blame_rows(source: str, *, never: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
+def blame_rows(source: str, *, never: Callable[[BaseException], bool] | None = None) -> Iterator[None]:
     """Turn an exception that rows may have caused into `RowsError`, and let any other exception pass.
 
     Rows never cause errors of memory, storage and network, and the errors of this package. A step that calls
     ``sys.exit``, or raises another BaseException, raises like any other: the process must not end with a success.
 
-    :param never: further types that rows never cause.
+    :param never: tells further errors that rows never cause.
     """
     try:
         yield
     except (MemoryError, PipelineError, RowsError, KeyboardInterrupt):
         raise
     except BaseException as error:
-        if isinstance(error, never):
+        if never is not None and never(error):
             raise
         if isinstance(error, OSError) and not isinstance(error, _ABOUT_A_FILE):
             raise

@@ -102,8 +102,6 @@ class Scorer:
         if self.steps is None:
             self.steps = recipe_steps(self.recipe)
         self._operations = open_operations(self.recipe, steps=self.steps, predictors=self.predictors)
-        too_large = (error for operation in self._operations for error in operation.out_of_memory_errors())
-        self._too_large: tuple[type[BaseException], ...] = (MemoryError, *too_large)
         self._schema = pa.ipc.read_schema(pa.py_buffer(self.recipe.output_schema))
         first = self._operations[0] if self._operations else None
         self._in_matrix = first.finite if isinstance(first, ScoreOperation) else frozenset()
@@ -129,12 +127,18 @@ class Scorer:
             stop = min(start + self.batch_rows, len(rows))
             try:
                 parts.append(self._score_rows(rows.slice(start, stop)))
-            except self._too_large as error:
+            except Exception as error:
+                if not self._is_out_of_memory(error):
+                    raise
                 self._shrink_batch(stop - start, error)
                 continue
             start = stop
             self._grow_batch()
         return self._count_rows(batch, _ScoredRows.concat(parts, self._schema), paths)
+
+    def _is_out_of_memory(self, error: BaseException) -> bool:
+        """Return True if fewer rows may avoid ``error``."""
+        return isinstance(error, MemoryError) or any(one.is_out_of_memory(error) for one in self._operations)
 
     def _shrink_batch(self, rows: int, error: BaseException) -> None:
         if rows <= MIN_HALVED_ROWS:

@@ -202,9 +202,9 @@ class XGBoostPredictor:
         scores = self.booster.predict(data, iteration_range=self._range, validate_features=False, **options)
         return cast(np.ndarray, scores)
 
-    def out_of_memory_errors(self) -> tuple[type[BaseException], ...]:
-        """See `pipeline.models.model.Predictor.out_of_memory_errors`."""
-        return (MemoryError,)
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """See `pipeline.models.model.Predictor.is_out_of_memory`."""
+        return isinstance(error, MemoryError)
 
 
 def _booster_name(booster: Any) -> str:

@@ -29,6 +29,6 @@ class CheckOperation:
     def blame_rows_only(self) -> None:
         """Do nothing: a rule always blames rows."""
 
-    def out_of_memory_errors(self) -> tuple[type[BaseException], ...]:
+    def is_out_of_memory(self, error: BaseException) -> bool:
         """See `pipeline.scoring.operations.operation.Operation`."""
-        return ()
+        return False

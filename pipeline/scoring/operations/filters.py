@@ -32,6 +32,6 @@ class FilterOperation:
     def blame_rows_only(self) -> None:
         """Do nothing: a condition raises for no row."""
 
-    def out_of_memory_errors(self) -> tuple[type[BaseException], ...]:
+    def is_out_of_memory(self, error: BaseException) -> bool:
         """See `pipeline.scoring.operations.operation.Operation`."""
-        return ()
+        return False

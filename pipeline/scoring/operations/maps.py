@@ -38,6 +38,6 @@ class MapOperation:
         """See `pipeline.scoring.operations.operation.Operation`."""
         self._worked = True
 
-    def out_of_memory_errors(self) -> tuple[type[BaseException], ...]:
+    def is_out_of_memory(self, error: BaseException) -> bool:
         """See `pipeline.scoring.operations.operation.Operation`."""
-        return ()
+        return False

@@ -28,8 +28,6 @@ class ModelScorer:
         self.kind = recipe.kind
         self._recipe = recipe
         self._predictor = predictor
-        self.too_large: tuple[type[BaseException], ...] = (MemoryError, *predictor.out_of_memory_errors())
-        """Errors that a call with fewer rows may avoid."""
         self.worked = False
         """True if the model returned for some row."""
         # Check for infinities in the float32 matrix: it is almost free there, and catches values that overflow float32.
@@ -50,6 +48,10 @@ class ModelScorer:
         rows, failed = rows.reject(failures)
         return rows, scores, Failures.merged([rejected, failed])
 
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """See `pipeline.models.model.Predictor.is_out_of_memory`."""
+        return isinstance(error, MemoryError) or self._predictor.is_out_of_memory(error)
+
     def _encode(self, rows: Rows) -> tuple[Rows, np.ndarray, Failures]:
         """Return the rows that keep the model's contract, their feature matrix, and the other rows as failures."""
         features = self._recipe.features
@@ -68,7 +70,7 @@ class ModelScorer:
         kind, width = self._recipe.kind, len(self._recipe.outputs)
 
         def predict(start: int, stop: int) -> np.ndarray:
-            with blame_rows("score", never=self.too_large):
+            with blame_rows("score", never=self.is_out_of_memory):
                 scores = self._predictor.predict(matrix[start:stop], kind=kind)
             return check_scores(scores, rows=stop - start, width=width, kind=kind)
 

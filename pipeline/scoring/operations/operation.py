@@ -41,5 +41,5 @@ class Operation(Protocol):
     def blame_rows_only(self) -> None:
         """Take for granted that the step works on some row: if every row fails, blame the rows, not the step."""
 
-    def out_of_memory_errors(self) -> tuple[type[BaseException], ...]:
-        """Return the error types, beside MemoryError, that a call with fewer rows may avoid."""
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Return True if ``error``, raised by `apply`, says that memory ran out; `MemoryError` always does."""

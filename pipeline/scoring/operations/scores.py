@@ -71,9 +71,9 @@ class ScoreOperation:
         for member in self._members:
             member.worked = True
 
-    def out_of_memory_errors(self) -> tuple[type[BaseException], ...]:
+    def is_out_of_memory(self, error: BaseException) -> bool:
         """See `pipeline.scoring.operations.operation.Operation`."""
-        return tuple(error for member in self._members for error in member.too_large)
+        return any(member.is_out_of_memory(error) for member in self._members)
 
     def _score_or_give_up(self, rows: Rows) -> tuple[Rows, np.ndarray, Failures]:
         """Score ``rows``; a challenger that fails on every row scores none, and the job goes on."""

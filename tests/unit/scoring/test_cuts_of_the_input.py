@@ -53,8 +53,8 @@ class Predictor:
             raise ValueError("five")
         return matrix[:, 0] * 2
 
-    def out_of_memory_errors(self) -> tuple[type[BaseException], ...]:
-        return ()
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        return False
 
 
 def some_raise(frame: pd.DataFrame) -> pd.DataFrame:

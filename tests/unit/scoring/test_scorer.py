@@ -55,8 +55,8 @@ class Sum:
         result: np.ndarray = self.answer(matrix)
         return result
 
-    def out_of_memory_errors(self) -> tuple[type[BaseException], ...]:
-        return (MemoryError,)
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        return isinstance(error, MemoryError)
 
 
 def table_of(rows: int) -> pa.Table:
@@ -263,19 +263,19 @@ def test_when_the_floor_does_not_fit_it_is_out_of_memory() -> None:
     assert f"{MIN_HALVED_ROWS:,} rows" in caught.value.found
 
 
-class DeviceFullError(Exception):
-    """Error that the library of some flavor raises."""
+class LibraryError(Exception):
+    """Error that the library of some flavor raises for everything, as ONNX Runtime does."""
 
 
 def test_the_flavors_own_out_of_memory_error_halves_the_batch_and_blames_no_row() -> None:
     class Device(Sum):
         def predict(self, matrix: np.ndarray, *, kind: str) -> np.ndarray:
             if len(matrix) > 2000:
-                raise DeviceFullError("bad_alloc")
+                raise LibraryError("bad_alloc")
             return super().predict(matrix, kind=kind)
 
-        def out_of_memory_errors(self) -> tuple[type[BaseException], ...]:
-            return (DeviceFullError,)
+        def is_out_of_memory(self, error: BaseException) -> bool:
+            return isinstance(error, LibraryError) and "bad_alloc" in str(error)
 
     table, predictor = table_of(8192), Device()
     scorer = scorer_of(table, predictor, batch_rows=8192)
@@ -284,6 +284,23 @@ def test_the_flavors_own_out_of_memory_error_halves_the_batch_and_blames_no_row(
     assert scored.rejects is None
     assert scorer.batch_rows < 8192
     assert max(predictor.sizes) <= 2000
+
+
+def test_another_message_of_the_same_error_type_blames_the_row() -> None:
+    class Picky(Sum):
+        def predict(self, matrix: np.ndarray, *, kind: str) -> np.ndarray:
+            if len(matrix) > 1 or self.sizes == []:
+                self.sizes.append(len(matrix))
+                raise LibraryError("invalid value")
+            return super().predict(matrix, kind=kind)
+
+        def is_out_of_memory(self, error: BaseException) -> bool:
+            return isinstance(error, LibraryError) and "bad_alloc" in str(error)
+
+    table = table_of(8)
+    scorer = scorer_of(table, Picky(), batch_rows=8)
+    scored = scorer.score_batch(make_batch(table), paths=("part.parquet",))
+    assert (scored.table.num_rows, scorer.batch_rows) == (8, 8)
 
 
 def test_a_step_may_run_out_of_memory_too() -> None:

@@ -54,8 +54,8 @@ class Plus:
         self.rows += len(matrix)
         return matrix[:, 0] + np.float32(self.number)
 
-    def out_of_memory_errors(self) -> tuple[type[BaseException], ...]:
-        return ()
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        return False
 
 
 def score_of(feature: str, output: str, **fields: Any) -> ScoreRecipe:
