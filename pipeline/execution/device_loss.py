@@ -19,6 +19,7 @@ from typing import Any
 from distributed import get_worker
 
 from pipeline.devices.inventory import VISIBLE
+from pipeline.execution.worker_events import memory_limit
 from pipeline.models.process import ProcessFacts, set_process_facts
 from pipeline.plan.recipe import StageRecipe
 
@@ -32,10 +33,11 @@ CLOSE_SECONDS = 0.5
 
 
 def prepare_process() -> None:
-    """Tell this process what its worker knows: threads, and the folder that workers of this machine share."""
+    """Tell this process what its worker knows: threads, memory, and the folder that workers of this machine share."""
     worker = _worker()
     if worker is not None:
-        set_process_facts(ProcessFacts(worker.state.nthreads, str(_shared_folder(worker) / "models")))
+        folder = str(_shared_folder(worker) / "models")
+        set_process_facts(ProcessFacts(worker.state.nthreads, folder, memory_limit()))
 
 
 def without_lost_device(recipe: StageRecipe) -> StageRecipe:

@@ -22,7 +22,7 @@ from pipeline.devices.inventory import Gpu
 from pipeline.devices.memory import DEVICE_MEMORY
 from pipeline.devices.report import DeviceProblem, DeviceReport, own_gpu
 from pipeline.errors import DeviceLost, DeviceOutOfMemory, ModelError
-from pipeline.models.cache import MODELS
+from pipeline.models.cache import ModelKey, on_drop
 from pipeline.models.device_options import DEVICE_KINDS
 from pipeline.models.engines import (
     DEVICE_ENGINE,
@@ -239,8 +239,8 @@ def _start_engine(score: Evaluation, reference: Predictor, *, memory: float | st
 
 
 def _evict(newest: tuple[object, ...]) -> None:
-    """Drop the engines used longest ago while there are too many, or they take too much of the device."""
-    while len(_engines) > 1 and (len(_engines) > MODELS or _device_bytes() > MODEL_SHARE * _device_memory(newest)):
+    """Drop the engines used longest ago while they take too much of the device."""
+    while len(_engines) > 1 and _device_bytes() > MODEL_SHARE * _device_memory(newest):
         oldest = next(iter(_engines))
         if oldest == newest:
             return
@@ -255,6 +255,16 @@ def _device_memory(key: tuple[object, ...]) -> float:
     engine = _engines[key]
     gpu: Gpu | None = engine.predictor.gpu if isinstance(engine, DeviceEngine) else None
     return gpu.memory if gpu else float("inf")
+
+
+def _forget_engines_of(model: ModelKey) -> None:
+    """Drop a model that this process has dropped from its device, too."""
+    with _lock:
+        for key in [key for key in _engines if key[0] == model]:
+            del _engines[key]
+
+
+on_drop(_forget_engines_of)
 
 
 def forget_engines() -> None:

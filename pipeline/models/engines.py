@@ -10,7 +10,6 @@ they differ, the process disables the tree engine for this model and uses xgboos
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import count
@@ -23,7 +22,7 @@ import pyarrow as pa
 
 from pipeline.common.pickling import fast_pickle
 from pipeline.errors import ModelError
-from pipeline.models.cache import MODELS, get_predictor
+from pipeline.models.cache import ModelKey, get_predictor, is_cached, on_drop
 from pipeline.models.flavors import find_flavor
 from pipeline.models.model import ModelVersion, Predict, Predictor
 from pipeline.models.trees import NEXT_STEP, kernel_name, unavailable
@@ -423,7 +422,8 @@ def rows_beyond(ours: np.ndarray, theirs: np.ndarray, tolerance: float) -> int:
     return int((~near.reshape(len(ours), -1)).any(axis=1).sum())
 
 
-_selections: OrderedDict[tuple[object, ...], EngineSelection] = OrderedDict()
+_selections: dict[tuple[ModelKey, *tuple[object, ...]], EngineSelection] = {}
+"""Selections of the models in the cache: a selection goes with its model."""
 _mismatched: set[str] = set()
 _lock = threading.Lock()
 
@@ -487,10 +487,19 @@ def _engine_selection(score: Evaluation, predictor: Predictor, *, reasons: tuple
             # A thread's own time does not count what other processes take; of several threads it counts one only.
             clock = thread_time if getattr(predictor, "threads", None) == 1 else perf_counter
             _selections[key] = EngineSelection(predictor, score.kind, score.tolerance, reasons, disabled, clock)
-        _selections.move_to_end(key)
-        while len(_selections) > MODELS:
-            _selections.popitem(last=False)
-        return _selections[key]
+        choice = _selections[key]
+    if not is_cached(score.model):  # dropped since the caller got it
+        _forget_selections_of(score.model.key)
+    return choice
+
+
+def _forget_selections_of(model: ModelKey) -> None:
+    with _lock:
+        for key in [key for key in _selections if key[0] == model]:
+            del _selections[key]
+
+
+on_drop(_forget_selections_of)
 
 
 def forget_selections() -> None:

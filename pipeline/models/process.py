@@ -1,4 +1,4 @@
-"""Facts about this process that a worker knows and models need: its threads, and a folder of its machine."""
+"""Facts about this process that a worker knows and models need: threads, memory, and a folder of its machine."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ class ProcessFacts:
     """Threads that score at the same time."""
     folder: str = ""
     """Folder of this machine for model files that all its workers share; empty: none."""
+    memory: int = 0
+    """Memory limit of the process in bytes; 0: none is known."""
 
 
 _known = {"facts": ProcessFacts()}

@@ -29,6 +29,7 @@ from pipeline.errors import PlanMismatch, ReconciliationFailed
 from pipeline.jobs import layout
 from pipeline.jobs.receipts import DataFile, FragmentCounts, Receipt, Timings
 from pipeline.jobs.splits import even_split_points, split_receipt
+from pipeline.models.cache import keep_models
 from pipeline.models.device_engine import DeviceEvaluator, open_evaluator
 from pipeline.models.engines import EngineUse
 from pipeline.plan.plan import Partition
@@ -242,6 +243,7 @@ def _open_scorer(recipe: StageRecipe, partition: Partition, isolation: Isolation
         if recipe.maps:
             # Before the model's library is imported in part, only to be imported again, whole, for the steps.
             require_whole_imports()
+        keep_models(score.model for score in recipe.scores)
         opened = [open_evaluator(score, device=device, memory=memory) for score in recipe.scores]
         evaluators, seconds = [evaluator for evaluator, _ in opened], sum(loading for _, loading in opened)
         scorer = Scorer(recipe, evaluators)

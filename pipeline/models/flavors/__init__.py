@@ -35,6 +35,8 @@ class Flavor:
     """Modules that ``load`` imports; workers import them while they start."""
     unneeded: tuple[str, ...] = ()
     """Packages that ``libraries`` import if they are installed, and ``load`` and its predictor do without."""
+    loaded_factor: Callable[[bytes], int] | None = None
+    """``loaded_factor(data)``: bytes of the loaded model / bytes of its file, rounded up. None: 10."""
     tree_engine_blockers: Callable[[ModelVersion, OutputKind], tuple[str, ...]] | None = None
     """``tree_engine_blockers(version, kind)``: reasons why the tree engine cannot compute that output. None: the tree
     engine supports no output of this flavor."""

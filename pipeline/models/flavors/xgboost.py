@@ -140,6 +140,11 @@ def load(version: ModelVersion, data: bytes, *, threads: int | None = None) -> X
     return predictor
 
 
+def loaded_factor(data: bytes) -> int:
+    """Return bytes of a loaded model / bytes of its file: 4.6 MiB of UBJ took 9 MiB, 8.1 MiB of JSON 80 (measured)."""
+    return 3 if data[:2] == b"{L" else 10
+
+
 def threads_wanted() -> int:
     """Return the threads of one predict call: ``OMP_NUM_THREADS`` if set, else 1, because tasks run in parallel."""
     text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
@@ -268,6 +273,7 @@ FLAVOR = Flavor(
     load,
     libraries=("xgboost",),
     unneeded=UNNEEDED,
+    loaded_factor=loaded_factor,
     tree_engine_blockers=tree_engine_blockers,
     trees=tree_predict,
     device_blockers=device_blockers,

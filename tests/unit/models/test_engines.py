@@ -19,6 +19,7 @@ from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.receipts import Receipt
 from pipeline.models import engines as module
 from pipeline.models import engines as outlook
+from pipeline.models.cache import forget_models
 from pipeline.models.engines import (
     EngineSelection,
     EngineUse,
@@ -497,3 +498,10 @@ def test_verify_allows_what_the_tolerance_allows() -> None:
     assert not _near(one, far, 1e-3)
     assert not _near(one, near, 0.0)
     assert not _near(pa.chunked_array([[1]]), pa.chunked_array([[2]]), 1.0)
+
+
+def test_a_selection_goes_with_its_model(models: dict[str, ModelVersion]) -> None:
+    score = score_of(models["binary"])
+    assert get_evaluator(score)[0].choice is get_evaluator(score)[0].choice
+    forget_models()
+    assert not module._selections
