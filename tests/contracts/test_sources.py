@@ -6,6 +6,7 @@ import io
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ import pytest
 from pipeline.errors import CorruptInput, InputChanged, MissingInput
 from pipeline.sources import Discovery, discover, read_batches, selected_fragments
 from pipeline.sources.parquet import reader
+from pipeline.sources.parquet.fetching import SMALL_FILE_BYTES
 from pipeline.spec.parts import Source
 from pipeline.storage.store import Store, open_store
+from pipeline.storage.urls import is_local_path
 from pipeline.testing.s3 import S3
 
 NAMES = ("day=1/a.parquet", "day=1/b.parquet", "day=2/a.parquet", "_hidden/x.parquet", "day=2/.tmp.parquet")
@@ -125,21 +128,24 @@ def test_a_file_that_changes_between_the_look_and_the_reading(
     place: Place, spoil: Callable[[Store], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It reads without an error, as a file with other rows: only another look can tell."""
-    found, opened = place.discover(""), reader.open_parquet
+    found = place.discover("")
 
-    def spoil_then_open(path: str, **options: Any) -> Any:
+    def spoil_then(read: Callable[..., Any], path: str, *args: Any, **options: Any) -> Any:
         if path.endswith("day=1/b.parquet"):
             spoil(place.store)
-        return opened(path, **options)
+        return read(path, *args, **options)
 
-    monkeypatch.setattr(reader, "open_parquet", spoil_then_open)
+    function = "open_parquet" if is_local_path(place.store.root) else "fetch"
+    monkeypatch.setattr(reader, function, partial(spoil_then, getattr(reader, function)))
     with pytest.raises(InputChanged):
         read(found)
 
 
 @pytest.mark.parametrize("spoil", [change, remove])
 def test_a_file_that_changes_while_it_is_read(place: Place, spoil: Callable[[Store], None]) -> None:
+    place.store.replace("day=1/b.parquet", parquet(ROWS, SMALL_FILE_BYTES // 4))
     found = place.discover("day=1/b.parquet")
+    assert found.files[0].size > SMALL_FILE_BYTES
     fragments = list(selected_fragments(found.files[0]))
     batches = read_batches(fragments, columns=["id"], schema=found.schema, batch_rows=700, versions=found.versions)
     next(batches)

@@ -56,7 +56,7 @@ def _is_plain(arrow_type: pa.DataType) -> bool:
 
 def _file_values(file: InputFile, column: str, *, limit: int) -> tuple[str, Mapping[Any, tuple[int, set[int]]]]:
     counts: dict[Any, tuple[int, set[int]]] = {}
-    with open_parquet(file.path, columns=1) as parquet:
+    with open_parquet(file.path, columns=[column], groups=range(len(file.row_groups))) as parquet:
         for number, group in enumerate(file.row_groups):
             for value, rows in _group_values(parquet, number, column, rows=group.rows, limit=limit).items():
                 before, groups = counts.get(value, (0, set()))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.common.rows import Fragment
 from pipeline.errors import CorruptInput, InputError, StorageError
@@ -24,9 +24,13 @@ from pipeline.sources.parquet.decoding import (
     decode_limited,
     split_by_bytes,
 )
-from pipeline.sources.parquet.opening import open_parquet, parquet_errors
+from pipeline.sources.parquet.fetching import fetch, is_small, small_files
+from pipeline.sources.parquet.opening import LeanFile, open_parquet, parquet_errors
 from pipeline.sources.types import as_type, has_inner_dictionary, same_kind
 from pipeline.sources.versions import is_same_version
+
+_Versions = Mapping[str, tuple[int, str]]
+"""Path of a file -> its planned size in bytes, and version."""
 
 
 def read_batches(
@@ -37,7 +41,7 @@ def read_batches(
     filter: str | None = None,
     batch_rows: int,
     batch_bytes: int = 0,
-    versions: Mapping[str, tuple[int, str]] | None = None,
+    versions: _Versions | None = None,
 ) -> Generator[SourceBatch, None, None]:
     """Yield the rows of ``partition`` that ``filter`` keeps; see `pipeline.sources.read_batches`."""
     fragments = tuple(partition if isinstance(partition, Sequence) else partition.fragments)
@@ -169,28 +173,52 @@ def _concatenate(pieces: list[pa.RecordBatch], schema: pa.Schema) -> pa.Table:
         return data
 
 
-def _pieces(reading: _Reading, versions: Mapping[str, tuple[int, str]] | None) -> Iterator[_Piece]:
+def _pieces(reading: _Reading, versions: _Versions | None) -> Iterator[_Piece]:
     fragments = reading.fragments
     size = DecodingSize(rows=reading.batch_rows, most_bytes=reading.batch_bytes, width=reading.width)
-    for path, numbers in groupby(range(len(fragments)), key=lambda number: fragments[number].path):
-        _check_version(path, versions)
-        try:
-            yield from _file_pieces(path, numbers, reading, size)
-        except (InputError, StorageError):
-            # A file that changes during reading causes many kinds of errors: report the change, not its effect.
-            _check_version(path, versions)
-            raise
-        # Check again: a file overwritten during reading, or an object replaced before it was opened, may decode
-        # without an error.
-        _check_version(path, versions)
+    files = [(path, list(numbers)) for path, numbers in groupby(range(len(fragments)), key=lambda n: fragments[n].path)]
+    known = versions or {}
+    small = {path for path, _ in files if path in known and is_small(path, known[path][0])}
+    ahead = [path for path, _ in files if path in small]
+    with small_files(ahead, partial(_fetch_unchanged, versions=known)) as contents:
+        for path, numbers in files:
+            if path in small:
+                yield from _file_pieces(path, numbers, reading, size, contents.take(path))
+                continue
+            with _unchanged(path, versions):
+                yield from _file_pieces(path, numbers, reading, size)
 
 
-def _file_pieces(path: str, numbers: Iterator[int], reading: _Reading, size: DecodingSize) -> Iterator[_Piece]:
-    numbers = iter(list(numbers))
-    with missing_is_changed(path), open_parquet(path, columns=len(reading.columns)) as file:
+def _fetch_unchanged(path: str, versions: _Versions) -> bytes:
+    """Return the content of a small remote file in its planned version."""
+    with _unchanged(path, versions), missing_is_changed(path), parquet_errors(path):
+        return fetch(path, versions[path][0])
+
+
+@contextmanager
+def _unchanged(path: str, versions: _Versions | None) -> Iterator[None]:
+    """Check before and after the block, which reads a file, that the file has its planned version.
+
+    A file overwritten during reading, or an object replaced before it was opened, may decode without an error.
+    """
+    _check_version(path, versions)
+    try:
+        yield
+    except (InputError, StorageError):
+        # A file that changes during reading causes many kinds of errors: report the change, not its effect.
+        _check_version(path, versions)
+        raise
+    _check_version(path, versions)
+
+
+def _file_pieces(
+    path: str, numbers: list[int], reading: _Reading, size: DecodingSize, content: bytes | None = None
+) -> Iterator[_Piece]:
+    parts = [reading.fragments[number] for number in numbers]
+    groups = range(min(part.group_start for part in parts), max(part.group_stop for part in parts))
+    with missing_is_changed(path), open_parquet(path, columns=reading.columns, groups=groups, content=content) as file:
         align: _Aligner | None = None
-        for number in numbers:
-            fragment = reading.fragments[number]
+        for number, fragment in zip(numbers, parts, strict=True):
             done = fragment.row_start
             for start, data in _decoded(file, fragment, reading, size):
                 align = align or _Aligner(data.schema, reading.physical, path)
@@ -209,7 +237,7 @@ def _file_pieces(path: str, numbers: Iterator[int], reading: _Reading, size: Dec
 
 
 def _decoded(
-    file: pq.ParquetFile, fragment: Fragment, reading: _Reading, size: DecodingSize
+    file: LeanFile, fragment: Fragment, reading: _Reading, size: DecodingSize
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Yield the number of the first row, and the rows, of each batch of ``fragment``."""
     if fragment.rows == 0:
@@ -227,19 +255,27 @@ def _decoded(
             return
 
 
-def _batches(file: pq.ParquetFile, groups: range, reading: _Reading, size: DecodingSize) -> Iterator[pa.RecordBatch]:
+def _batches(file: LeanFile, groups: range, reading: _Reading, size: DecodingSize) -> Iterator[pa.RecordBatch]:
     """Yield the batches of ``groups``, in which no row group is held as a whole."""
-    chosen = set(reading.columns)
-    is_apart = any(has_inner_dictionary(field.type) for field in file.schema_arrow if field.name in chosen)
     columns = _known(file, reading.columns)
-    for part in (range(group, group + 1) for group in groups) if is_apart else [groups]:
+    for part in (range(group, group + 1) for group in groups) if _is_apart(file, groups, reading) else [groups]:
         if reading.is_measured:
             yield from decode_limited(file, part, columns=columns, size=size)
         else:
             yield from file.iter_batches(reading.batch_rows, row_groups=part, columns=columns, use_threads=False)
 
 
-def _known(file: pq.ParquetFile, columns: Sequence[str]) -> list[str] | None:
+def _is_apart(file: LeanFile, groups: range, reading: _Reading) -> bool:
+    """True if each row group is decoded alone: it is read whole, or holds dictionaries that pyarrow cannot join."""
+    if len(groups) < 2:
+        return False
+    chosen = set(reading.columns)
+    return file.is_read_by_group or any(
+        has_inner_dictionary(field.type) for field in file.schema_arrow if field.name in chosen
+    )
+
+
+def _known(file: LeanFile, columns: Sequence[str]) -> list[str] | None:
     """Return ``columns``, or None if these are all columns of the file, which saves their look-up."""
     return None if len(columns) == len(file.metadata.schema) else list(columns)
 
@@ -290,7 +326,7 @@ class _Aligner:
         return pa.RecordBatch.from_arrays(arrays, schema=self._planned) if arrays else data.select([])
 
 
-def _check_version(path: str, versions: Mapping[str, tuple[int, str]] | None) -> None:
+def _check_version(path: str, versions: _Versions | None) -> None:
     if versions is None:
         return
     planned = versions[path]

@@ -296,7 +296,7 @@ def test_a_missing_source_is_not_an_input_that_changed(tmp_path):
 def test_columns_are_looked_up_only_where_some_are_left_out(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"a": [1, 2], "b": [3, 4]}), path)
-    with open_parquet(str(path), columns=2) as file:
+    with open_parquet(str(path), columns=["a", "b"]) as file:
         assert next(file.iter_batches(10)).num_columns == 2
         assert file._paths is None
         assert next(file.iter_batches(10, columns=["b"])).schema.names == ["b"]
