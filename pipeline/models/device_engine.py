@@ -113,6 +113,10 @@ class DeviceEvaluator:
         """See `pipeline.models.model.Predictor.encode`; in F order, in which a GPU reads columns."""
         return self.cpu.encode(table, order="F")
 
+    def example(self) -> np.ndarray:
+        """See `pipeline.models.model.Predictor.example`."""
+        return self.cpu.example()
+
     def is_out_of_memory(self, error: BaseException) -> bool:
         """See `pipeline.models.model.Predictor.is_out_of_memory`."""
         return self.cpu.is_out_of_memory(error)

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.common.pickling import fast_pickle
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, SpecError
 from pipeline.models.cache import ModelKey, get_predictor, is_cached, on_drop
 from pipeline.models.flavors import find_flavor
 from pipeline.models.model import ModelVersion, Predict, Predictor
@@ -36,7 +36,7 @@ class EngineOptions:
     requested: Engine
     """Engine that the spec names."""
     possible: tuple[str, ...]
-    """``xgboost``, ``trees``, or both when each worker selects one."""
+    """The library by the name of its flavor, such as ``xgboost``; ``trees``; or both when each worker selects one."""
     reasons: tuple[str, ...]
     """Reasons, by name, why the tree engine is not possible."""
 
@@ -48,12 +48,13 @@ class EngineOptions:
 
 def engine_options(engine: Engine, version: ModelVersion, *, kind: OutputKind) -> EngineOptions:
     """Find the engines that can evaluate ``version`` in a process of this machine."""
-    if engine == "xgboost":
-        return EngineOptions(engine, ("xgboost",), ("xgboost was requested",))
+    library = version.flavor
+    if engine in ("library", "xgboost"):
+        return EngineOptions(engine, (library,), (f"{library} was requested",))
     reasons = engine_blockers(version, kind)
     if reasons:
-        return EngineOptions(engine, ("xgboost",), reasons)
-    return EngineOptions(engine, ("trees",) if engine == "trees" else ("xgboost", "trees"), ())
+        return EngineOptions(engine, (library,), reasons)
+    return EngineOptions(engine, ("trees",) if engine == "trees" else (library, "trees"), ())
 
 
 def engine_blockers(version: ModelVersion, kind: OutputKind) -> tuple[str, ...]:
@@ -68,17 +69,26 @@ def check_engine(engine: Engine, version: ModelVersion, *, kind: OutputKind) -> 
     """Refuse a job that requests the tree engine on a machine where the engine is not available.
 
     :raises ModelError: with every reason by name.
+    :raises SpecError: for ``xgboost`` and a model of another library.
     """
+    if engine == "xgboost" and version.flavor != "xgboost":
+        raise SpecError(
+            "xgboost cannot score this model",
+            where="score.engine",
+            found=f"engine: xgboost, and a {version.flavor} model",
+            expected="engine: auto, library or trees",
+            next_step="write engine: library, or remove score.engine",
+        )
     reasons = engine_blockers(version, kind) if engine == "trees" else ()
     if reasons:
         raise ModelError(
             "the tree engine cannot score this job",
             where="score.engine",
             found=f"engine: trees was requested; unsupported: {'; '.join(reasons)}",
-            expected="engine: auto or xgboost",
+            expected="engine: auto or library",
             next_step=NEXT_STEP
             if reasons == (unavailable(),)
-            else "leave score.engine out, so that xgboost scores what it cannot",
+            else f"leave score.engine out, so that {version.flavor} scores what it cannot",
         )
 
 
@@ -93,8 +103,8 @@ class EngineUse:
     """Engines that evaluated the model for some rows, and the evidence for that choice."""
 
     rows: dict[str, int] = field(default_factory=dict)
-    """Rows per engine (``trees``, ``xgboost``, ``xgboost-cuda``) whose result was used; repeated batches count each
-    time."""
+    """Rows per engine (``trees``, ``xgboost``, ``lightgbm``, …, ``xgboost-cuda``) whose result was used; repeated
+    batches count each time."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Seconds of each engine for the ``timed_rows``."""
     timed_rows: int = 0
@@ -102,7 +112,7 @@ class EngineUse:
     compared_rows: int = 0
     """Rows that both engines scored and whose results were compared."""
     mismatches: int = 0
-    """Compared rows whose results differ. xgboost's results are used, and the process disabled the tree engine."""
+    """Compared rows whose results differ. The library's are used, and the process disabled the tree engine."""
     seconds_start: float = 0.0
     """Seconds to start the tree engine: load its kernels, read and compile the trees. Once per process."""
     kernels: tuple[str, ...] = ()
@@ -147,9 +157,16 @@ class EngineUse:
 
     @property
     def speedup(self) -> float:
-        """Speed of the tree engine / speed of xgboost on the timed rows; 0.0 if no rows were timed."""
+        """Speed of the tree engine / speed of the library on the timed rows; 0.0 if no rows were timed."""
         trees = self.seconds.get("trees", 0.0)
-        return self.seconds.get("xgboost", 0.0) / trees if trees > 0 else 0.0
+        libraries = sum(seconds for name, seconds in self.seconds.items() if name != "trees")
+        return libraries / trees if trees > 0 else 0.0
+
+    @property
+    def libraries(self) -> str:
+        """Libraries that scored or were timed, by the names of their flavors; xgboost if there are none."""
+        names = {*self.rows, *self.seconds} - {"trees", DEVICE_ENGINE}
+        return " and ".join(sorted(names)) or "xgboost"
 
 
 Number = TypeVar("Number", int, float)
@@ -194,8 +211,8 @@ class EngineSelection:
     """Makes the tree engine; None: the tree engine is not started later."""
     start_seconds: float = 0.0
     """Seconds that xgboost scores before the tree engine is started."""
-    engine: str = field(default="xgboost", init=False)
-    """``xgboost``, ``trees``, or ``both`` while they are timed."""
+    engine: str = field(default="library", init=False)
+    """``library``, ``trees``, or ``both`` while they are timed."""
     trees: Predict | None = field(default=None, init=False)
     kernel: str = field(default="", init=False)
     _starting: threading.Lock = field(default_factory=threading.Lock, init=False)
@@ -251,26 +268,31 @@ class EngineSelection:
         trees = build()
         # Call the engine once, so that its trees are compiled before it is timed.
         for kind in dict.fromkeys((self.kind, "margin")):
-            trees(np.zeros((1, len(self.reference.version.features)), np.float32), kind=kind)
+            trees(self.reference.example(), kind=kind)
         self.kernel = kernel_name()
         return trees
 
     def disable_trees(self, reason: str) -> None:
-        """Let xgboost score from now on."""
+        """Let the library score from now on."""
         with self._guard:
-            self.engine, self.disabled = "xgboost", (*self.disabled, reason)
+            self.engine, self.disabled = "library", (*self.disabled, reason)
 
-    def add_times(self, xgboost: float, trees: float, *, rows: int) -> None:
+    @property
+    def library(self) -> str:
+        """Name of the flavor of the model."""
+        return self.reference.version.flavor
+
+    def add_times(self, library: float, trees: float, *, rows: int) -> None:
         """Add the seconds of both engines for a slice, and select the faster one after `ROUNDS` slices."""
         with self._guard:
-            self._times.append((xgboost / rows, trees / rows))
+            self._times.append((library / rows, trees / rows))
             self._most_rows = max(self._most_rows, rows)
             if self.engine != "both" or len(self._times) < ROUNDS:
                 return
-            xgboost, trees = (median(times) for times in zip(*self._times, strict=True))
-            self.engine = "trees" if trees < xgboost else "xgboost"
-            if self.engine == "xgboost":
-                self.reasons = (*self.reasons, XGBOOST_WAS_FASTER)
+            library, trees = (median(times) for times in zip(*self._times, strict=True))
+            self.engine = "trees" if trees < library else "library"
+            if self.engine == "library":
+                self.reasons = (*self.reasons, was_faster(self.library))
 
     def is_timed(self, rows: int) -> bool:
         """Return True if a call of ``rows`` rows must be timed: none was, or only calls that were much smaller."""
@@ -278,7 +300,7 @@ class EngineSelection:
             is_selected = len(self._times) >= ROUNDS and self.engine != "both" and not self.disabled
             if is_selected and self._most_rows < SLICE_ROWS <= rows:
                 self.engine, self._times = "both", []
-                self.reasons = tuple(reason for reason in self.reasons if reason != XGBOOST_WAS_FASTER)
+                self.reasons = tuple(reason for reason in self.reasons if reason != was_faster(self.library))
             return self.engine == "both" and rows > 0
 
     def is_sample(self) -> bool:
@@ -305,6 +327,10 @@ class Evaluator:
         """See `pipeline.models.model.Predictor.encode`; in F order for the tree engine, which reads columns."""
         return self.choice.reference.encode(table, order="F" if self.choice.engine == "trees" else order)
 
+    def example(self) -> np.ndarray:
+        """See `pipeline.models.model.Predictor.example`."""
+        return self.choice.reference.example()
+
     def is_out_of_memory(self, error: BaseException) -> bool:
         """See `pipeline.models.model.Predictor.is_out_of_memory`."""
         return self.choice.reference.is_out_of_memory(error)
@@ -313,7 +339,7 @@ class Evaluator:
         """Return the engines that evaluated the model for this partition, and the reasons against the tree engine."""
         choice = self.choice
         kernels = (choice.kernel,) if choice.kernel else ()
-        reasons = (TOO_LITTLE_WORK,) if choice.is_waiting else choice.reasons
+        reasons = (too_little_work(choice.library),) if choice.is_waiting else choice.reasons
         return self.use + EngineUse(kernels=kernels, reasons=reasons, disabled=choice.disabled)
 
     def predict(self, matrix: np.ndarray, *, kind: OutputKind) -> np.ndarray:
@@ -333,7 +359,7 @@ class Evaluator:
             return scores
         is_own = kind == choice.kind
         scores = choice.score_reference(matrix) if is_own else choice.reference.predict(matrix, kind=kind)
-        self.use += EngineUse(rows={"xgboost": len(matrix)})
+        self.use += EngineUse(rows={choice.library: len(matrix)})
         return scores
 
     def _predict_timed(self, matrix: np.ndarray) -> np.ndarray:
@@ -356,9 +382,9 @@ class Evaluator:
         theirs = clock() - started
         ours, seconds = first or self._timed_trees(matrix)
         if ours is not None and self._agrees(matrix, ours, scores):
-            self.use += EngineUse(seconds={"xgboost": theirs, "trees": seconds}, timed_rows=rows)
+            self.use += EngineUse(seconds={choice.library: theirs, "trees": seconds}, timed_rows=rows)
             choice.add_times(theirs, seconds, rows=rows)
-        self.use += EngineUse(rows={"xgboost": rows})
+        self.use += EngineUse(rows={choice.library: rows})
         return scores
 
     def _timed_trees(self, matrix: np.ndarray) -> tuple[np.ndarray | None, float]:
@@ -404,10 +430,18 @@ class Evaluator:
         return rows_beyond(*margins, tolerance) if tolerance else unequal_bits(*margins)
 
 
-TOO_LITTLE_WORK = "xgboost scored in less time than its start takes"
-XGBOOST_WAS_FASTER = "xgboost was faster on the timed rows"
-MISMATCH = "its results differ from xgboost's"
+MISMATCH = "its results differ from the library's"
 """First words of the reason that is recorded for a mismatch."""
+
+
+def too_little_work(library: str) -> str:
+    """Return the reason why the tree engine has not started."""
+    return f"{library} scored in less time than its start takes"
+
+
+def was_faster(library: str) -> str:
+    """Return the reason why the tree engine was not selected."""
+    return f"{library} was faster on the timed rows"
 
 
 def unequal_bits(ours: np.ndarray, theirs: np.ndarray) -> int:

@@ -15,7 +15,9 @@ from pipeline.devices.report import DeviceProblem
 from pipeline.spec.model_ref import OutputKind
 
 Task = Literal["binary", "multiclass", "regression", "ranking", "other"]
-FeatureKind = Literal["number", "integer", "indicator", "category"]
+FeatureKind = Literal["number", "integer", "indicator", "category", "text", "any"]
+"""``text``: a column of strings; ``any``: a column of any type, which the model alone checks."""
+PromiseKind = Literal["exact", "fixed", "code"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,42 @@ class Feature:
     """UTF-8 bytes of all names, as hexadecimal digits, where the file may have lost a part; ``categories`` is None."""
     category_offsets: tuple[int, ...] = ()
     """Offsets of these names; see `pipeline.models.category_names`."""
+
+
+@dataclass(frozen=True)
+class OutputType:
+    """Type and number of the values that a model gives for a row."""
+
+    kind: OutputKind
+    type: str
+    """Arrow type by name: ``float32``, ``float64``, ``int32``, ``int64``, ``bool`` or ``string``."""
+    width: int
+    """Values per row."""
+
+    @property
+    def arrow(self) -> pa.DataType:
+        """``type`` as an Arrow type."""
+        return pa.type_for_alias(self.type)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of the array that `Predictor.predict` returns; object for strings."""
+        return np.dtype(object if self.type == "string" else self.arrow.to_pandas_dtype())
+
+
+@dataclass(frozen=True)
+class Promise:
+    """Dependence of a row's result on the other rows of its call, as the first load of the model measured it."""
+
+    kind: PromiseKind
+    """``exact``: the bits of the library's predict on all rows, whatever the batch. ``fixed``: the same bits in any
+    batch, because every call gets ``chunk`` rows. ``code``: nothing is promised."""
+    chunk: int = 0
+    """For ``fixed``: rows of every call; the last one is filled up with its first row."""
+    noise: float = 0.0
+    """Largest difference to the library's predict on all rows at once that was measured."""
+    rows: int = 0
+    """Rows that were measured; 0: the model took none of the rows that were made up for it."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +109,19 @@ class ModelVersion:
     """Round at which early stopping found the best score, from 0; None if the file names no such round."""
     iteration_range: tuple[int, int] | None = None
     """Boosting rounds [begin, end) that are evaluated; None: all."""
+    output_types: tuple[OutputType, ...] = ()
+    """Outputs that the model has, by kind; empty for xgboost, see `pipeline.models.outputs`."""
+    promise: Promise | None = None
+    """Measured promise; None for xgboost, which is ``exact``."""
+    runs_code: bool | None = None
+    """True if loading the file runs code in it; None: never."""
+    threads: int | None = None
+    """Threads of one predict call; None: ``OMP_NUM_THREADS``, or 1."""
 
     @property
     def key(self) -> tuple[object, ...]:
         """Everything that decides the scores of a row: versions with equal keys may share a `Predictor`."""
-        return self.digest, self.iteration_range, self.features
+        return self.digest, self.iteration_range, self.features, self.threads, self.promise
 
     @property
     def reference(self) -> str:
@@ -101,7 +147,8 @@ def joint_digest(versions: Sequence[ModelVersion]) -> str:
 
 
 Matrix = np.ndarray[tuple[int, int], Any]
-"""[rows, features], in the dtype of the flavor: float32 for xgboost."""
+"""[rows, features], in the dtype of the flavor: float32 for xgboost, float64 for LightGBM. A flavor that takes frames
+has a `pipeline.models.feature_frame.FeatureFrame` in its place."""
 
 
 class Predict(Protocol):
@@ -151,12 +198,15 @@ class Predictor(Protocol):
         :returns: [rows, features] in the flavor's dtype; missing values are NaN, categories their codes.
         """
 
+    def example(self) -> Matrix:
+        """Return one row as `encode` makes it, for a first call."""
+
     def predict(self, matrix: Matrix, *, kind: OutputKind) -> np.ndarray:
         """Score ``matrix``, which `encode` made.
 
-        :returns: [rows] or [rows, k]: float32 for ``prediction``, ``margin`` and ``contributions``, int32 for ``leaf``
-            (k = trees) and ``label``. For ``contributions``, k = features + 1 with the bias last; for multi-class,
-            k = classes × (features + 1).
+        :returns: [rows] or [rows, k] of the type and width of `pipeline.models.outputs.output_type`. For xgboost:
+            float32, and int32 for ``leaf`` (k = trees) and ``label``. For ``contributions``, k = features + 1 with the
+            bias last; for multi-class, k = classes × (features + 1).
         """
 
     def is_out_of_memory(self, error: BaseException) -> bool:

@@ -226,11 +226,12 @@ class _Walk:
         if name not in self.frame.names:
             raise self._missing(name, use="the column to compare with", where=f"{where}.shadow", error=SpecError)
         kind, types = self.frame.field(name).type, pa.types
-        if not (types.is_floating(kind) or types.is_integer(kind)) or len(by.predictions) > 1:
+        own = by.predictions.field(0).type
+        if not all(types.is_floating(one) or types.is_integer(one) for one in (kind, own)) or len(by.predictions) > 1:
             raise SpecError(
                 "a challenger and the column to compare with must have one number a row",
                 where=f"{where}.shadow",
-                found=f"column {name!r} of type {kind}, and {len(by.predictions)} values of the challenger",
+                found=f"column {name!r} of type {kind}, {len(by.predictions)} values of type {own} of the challenger",
                 expected="a column of scores, and a model with one value a row",
                 next_step="name the output column of an earlier score step",
             )

@@ -316,9 +316,10 @@ def code_text(step: StepCode) -> str:
 def _engine(engine: EngineOptions) -> str:
     if engine.has_trees:
         one_engine = len(engine.possible) == 1
-        return "trees" if one_engine else "trees or xgboost, whichever is faster on the first rows"
+        return "trees" if one_engine else f"trees or {engine.possible[0]}, whichever is faster on the first rows"
     reasons = "; ".join(engine.reasons)
-    return f"xgboost; the tree engine is not used: {reasons}" if reasons else "xgboost"
+    library = engine.possible[0]
+    return f"{library}; the tree engine is not used: {reasons}" if reasons else library
 
 
 def _quarantined_files(files: Sequence[QuarantinedFile]) -> str:

@@ -16,6 +16,7 @@ from pipeline.common.rows import Fragment, InputFile, QuarantinedFile
 from pipeline.common.units import format_bytes, plural
 from pipeline.errors import InsufficientMemory
 from pipeline.models.model import ModelVersion, joint_digest
+from pipeline.models.record import model_identity
 from pipeline.plan.incremental import FULL_INPUT, IncrementalState
 from pipeline.plan.memory import MIN_BATCH_ROWS, MOST_GROUP_BYTES, USABLE, shared_memory
 from pipeline.plan.pushdown import read_source
@@ -219,7 +220,7 @@ class Plan:
         return digest_json(
             {
                 "spec": self.spec.digest,
-                "model": [self.model.digest, self.model.flavor, self.model.features],
+                "model": model_identity(self.model),
                 "files": seen.hexdigest(),
                 "columns": self.source_columns,
                 "schemas": [self.source_schema.hex(), self.output_schema.hex()],
@@ -332,7 +333,7 @@ class Plan:
         if needed <= usable:
             return
         fewer = " or fewer threads," if limits.threads > 1 else ""
-        fewer += " or score with engine: xgboost," if self.can_use_tree_engine else ""
+        fewer += " or score with engine: library," if self.can_use_tree_engine else ""
         smaller = " or keep and read fewer columns" if self.batch_rows <= MIN_BATCH_ROWS else ""
         raise InsufficientMemory(
             "a worker does not have the memory this plan needs",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
-from pipeline.models.model import Feature, ModelVersion
+from pipeline.models.record import model_from_record, model_identity, model_to_record
 from pipeline.plan.recipe import (
     CheckRecipe,
     ColumnRule,
@@ -33,6 +33,8 @@ def step_to_record(step: StepRecipe) -> dict[str, Any]:
     """Return a resolved step as JSON: the fields of its recipe, and its kind."""
     kind = next(kind for kind, recipe in _KINDS.items() if isinstance(step, recipe))
     record = {"step": kind, **asdict(step)}
+    if isinstance(step, ScoreRecipe):
+        record["model"] = model_to_record(step.model)
     if isinstance(step, EnsembleRecipe):
         record["members"] = [step_to_record(member) for member in step.members]
     return record | {"frame": step.frame.hex()} if isinstance(step, MapRecipe) else record
@@ -42,7 +44,7 @@ def step_identity(step: StepRecipe) -> dict[str, Any]:
     """Return what a digest of the work holds of a step: of its model the content, not the place."""
     record = step_to_record(step)
     if isinstance(step, ScoreRecipe):
-        record["model"] = [step.model.digest, step.model.flavor, step.model.features]
+        record["model"] = model_identity(step.model)
     if isinstance(step, EnsembleRecipe):
         record["members"] = [step_identity(member) for member in step.members]
     return record
@@ -74,14 +76,6 @@ def step_from_record(record: Mapping[str, Any]) -> StepRecipe:
 def rule_from_record(record: Mapping[str, Any]) -> ColumnRule:
     """Return the rule whose fields ``record`` has."""
     return ColumnRule(**{name: _as_tuple(value) for name, value in record.items()})
-
-
-def model_from_record(record: Mapping[str, Any]) -> ModelVersion:
-    """Return the model version whose fields ``record`` has."""
-    features = tuple(
-        Feature(**{name: _as_tuple(value) for name, value in feature.items()}) for feature in record["features"]
-    )
-    return ModelVersion(**{name: _as_tuple(value) for name, value in {**record, "features": features}.items()})
 
 
 def _as_tuple(value: Any) -> Any:

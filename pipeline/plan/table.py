@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 from pipeline.common.arrow_arrays import booleans, int64s, lists, strings
 from pipeline.common.rows import Fragment, InputFile, QuarantinedFile, RowGroup
 from pipeline.errors import PipelineError, StateCorrupt
+from pipeline.models.record import model_from_record, model_to_record
 from pipeline.plan.incremental import IncrementalState
 from pipeline.plan.memory import MOST_GROUP_BYTES
 from pipeline.plan.plan import ChildPlan, Partition, Plan
 from pipeline.plan.step_code import StepCode
-from pipeline.plan.step_record import model_from_record, rule_from_record, step_from_record, step_to_record
+from pipeline.plan.step_record import rule_from_record, step_from_record, step_to_record
 from pipeline.spec.job_spec import JobSpec
 from pipeline.storage.store import Store
 
@@ -136,7 +137,7 @@ def _record(plan: Plan) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "digest": plan.digest,
         "spec": plan.spec.to_dict(),
-        "model": asdict(plan.model),
+        "model": model_to_record(plan.model),
         "source_schema": plan.source_schema.hex(),
         "output_schema": plan.output_schema.hex(),
         "source_rules": [asdict(rule) for rule in plan.source_rules],

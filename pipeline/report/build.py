@@ -489,9 +489,9 @@ def engine_warnings(use: EngineUse | None) -> tuple[str, ...]:
     warnings += [f"a worker stopped using its GPU: {reason}" for reason in use.device_reasons]
     if use.mismatches:
         warnings.append(
-            f"{use.mismatches:,} of {use.compared_rows:,} compared rows came out otherwise than from xgboost, "
+            f"{use.mismatches:,} of {use.compared_rows:,} compared rows came out otherwise than from {use.libraries}, "
             f"whose results were taken there; {use.rows.get('trees', 0):,} rows have the tree engine's{_of_gpus(use)}: "
-            f"score again with {'device: cpu' if use.device_rows else 'engine: xgboost'}"
+            f"score again with {'device: cpu' if use.device_rows else 'engine: library'}"
         )
     return tuple(warnings)
 

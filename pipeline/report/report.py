@@ -453,8 +453,10 @@ def _engine(engines: EngineEvidence) -> str:
     use = engines.use
     if not any(use.rows.values()):
         return ""
-    speed = f" {use.speedup:.1f} × xgboost's predictor on {use.timed_rows:,} timed rows" if use.timed_rows else ""
-    library = DEVICE_ENGINE if use.device_rows else "xgboost"
+    speed = (
+        f" {use.speedup:.1f} × {use.libraries}'s predictor on {use.timed_rows:,} timed rows" if use.timed_rows else ""
+    )
+    library = DEVICE_ENGINE if use.device_rows else use.libraries
     parts = [f"trees{speed}" if use.rows.get("trees") else f"{library}; trees{speed}" if speed else library]
     if use.mismatches:
         parts += [f"different on {use.mismatches:,} of {use.compared_rows:,} compared rows"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 
-import numpy as np
 import pyarrow as pa
 
 from pipeline.models.cache import get_predictor
@@ -13,7 +12,7 @@ from pipeline.models.model import ModelVersion
 from pipeline.plan.recipe import MapRecipe
 from pipeline.plan.step_code import FoundCode
 from pipeline.scoring.frame_schemas import never_null_columns
-from pipeline.scoring.outputs import prediction_schema
+from pipeline.scoring.outputs import prediction_schema, score_columns
 from pipeline.scoring.step_frames import check_source_columns
 from pipeline.scoring.step_modules import StepModules
 from pipeline.scoring.step_plan import plan_step
@@ -110,8 +109,8 @@ def _scores(score: Score, version: ModelVersion, table: pa.Table) -> pa.Table:
         values = predictor.predict(predictor.encode(table.select(features)), kind=score.output_spec.kind)
     except (ValueError, TypeError, KeyError, pa.ArrowException):
         return pa.table([pa.nulls(table.num_rows, field.type) for field in schema], schema=schema)
-    columns = np.ascontiguousarray(values.reshape(table.num_rows, len(schema)).T)
-    return pa.table([pa.array(column) for column in columns], schema=schema)
+    columns = score_columns(values.reshape(table.num_rows, len(schema)), schema.field(0).type)
+    return pa.table(columns, schema=schema)
 
 
 def _expect(table: pa.Table, names: Iterable[str]) -> None:

@@ -133,8 +133,7 @@ def check_matrix(matrix: np.ndarray, table: pa.Table, columns: Sequence[str], fi
 
     :param matrix: float32 [rows, columns], the rows of ``table`` as the model gets them.
     """
-    infinite = np.isinf(matrix)
-    if not finite or not infinite.any():
+    if not finite or not (infinite := np.isinf(matrix)).any():
         return Failures()
     infinite[:, [column not in finite for column in columns]] = False
     rows = np.flatnonzero(infinite.any(axis=1))

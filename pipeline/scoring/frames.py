@@ -11,12 +11,14 @@ import pyarrow as pa
 from pipeline.common.rows import RowCounts
 from pipeline.errors import InputError, SchemaDrift
 from pipeline.models.engines import get_evaluator
+from pipeline.models.flavors import find_flavor
 from pipeline.models.model import ModelVersion
+from pipeline.models.outputs import output_type
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import ScoreRecipe, StageRecipe
 from pipeline.scoring.arrow import CONVERSION_ERRORS
 from pipeline.scoring.contract import check, check_matrix, feature_rules
-from pipeline.scoring.outputs import check_scores, prediction_schema, score_dtype
+from pipeline.scoring.outputs import check_scores, prediction_schema
 from pipeline.scoring.pandas_frame import default_frame
 from pipeline.scoring.partition import RowCounter, Versions, read_partition
 from pipeline.scoring.scorer import Scorer
@@ -75,10 +77,13 @@ def score_pandas(
             next_step="name the columns in the order of the model's features",
         )
     rules = feature_rules(version, names)
-    finite = frozenset(rule.column for rule in rules if rule.finite)
+    has_matrix = find_flavor(version.flavor).takes == "matrix"
+    finite = frozenset(rule.column for rule in rules if rule.finite and has_matrix)
     schema = prediction_schema(version, output)
     evaluator, _ = get_evaluator(ScoreRecipe(version, tuple(names), output.kind, tuple(schema.names)))
-    parts = [np.empty((0, len(schema)), dtype=score_dtype(output.kind))]
+    expected = output_type(version, output.kind)
+    assert expected is not None  # prediction_schema has checked it
+    parts = [np.empty((0, len(schema)), dtype=expected.dtype)]
     for start in range(0, len(frame), FRAME_BATCH_ROWS):
         table = _from_pandas(frame[names].iloc[start : start + FRAME_BATCH_ROWS])
         failures = check(table, rules, skip_finite=finite)
@@ -92,7 +97,7 @@ def score_pandas(
                 next_step="drop such rows before, or run a job, which writes them to the rejects",
             )
         scores = evaluator.predict(matrix, kind=output.kind)
-        check_scores(scores, rows=len(matrix), width=len(schema), kind=output.kind)
+        check_scores(scores, rows=len(matrix), expected=expected)
         parts.append(scores.reshape(len(matrix), len(schema)))
     scores = np.concatenate(parts)
     return frame.assign(**{name: scores[:, index] for index, name in enumerate(schema.names)})

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -110,8 +111,9 @@ class IsolatedScorer:
 
     def engine_use(self) -> EngineUse:
         """Return the engine that evaluated the model: its own library."""
-        scores = len(self._recipe.scores)
-        return EngineUse(rows={"xgboost": scores * self._scored}, reasons=(ENGINE_REASON,)) if scores else EngineUse()
+        models = Counter(score.model.flavor for score in self._recipe.scores)
+        rows = {library: count * self._scored for library, count in models.items()}
+        return EngineUse(rows=rows, reasons=(ENGINE_REASON,)) if rows else EngineUse()
 
     def close(self) -> None:
         """End the process."""

@@ -8,8 +8,8 @@ from typing import Literal
 
 from pipeline.errors import SpecError
 
-OutputKind = Literal["prediction", "label", "margin", "leaf", "contributions"]
-Engine = Literal["auto", "xgboost", "trees"]
+OutputKind = Literal["prediction", "label", "probabilities", "margin", "leaf", "contributions"]
+Engine = Literal["auto", "library", "xgboost", "trees"]
 Device = Literal["auto", "cpu", "cuda"]
 IterationRange = Literal["best"] | tuple[int, int]
 """Boosting rounds: ``best``, or (begin, end) with an exclusive end."""

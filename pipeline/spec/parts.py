@@ -275,8 +275,9 @@ class Output(SpecModel):
     column: str = Field(min_length=1)
     """Name of the output column; with k values a row, the prefix of ``<column>_0`` … ``<column>_{k-1}``."""
     kind: OutputKind = "prediction"
-    """``prediction`` (result of the library's own predict), ``label`` (the class), ``margin`` (before the objective's
-    transformation), ``leaf`` (leaf number per tree), ``contributions`` (SHAP values per feature, the bias last)."""
+    """``prediction`` (result of the library's own predict), ``label`` (the class), ``probabilities`` (one value for
+    each class, also of two), ``margin`` (before the objective's transformation), ``leaf`` (leaf number per tree),
+    ``contributions`` (SHAP values per feature, the bias last)."""
 
 
 class Score(SpecModel):
@@ -296,8 +297,8 @@ class Score(SpecModel):
     """Columns to copy to the output, at the last ``score`` step only. Default: all of the input, or of the last
     ``select``; and those that later ``map`` steps make."""
     engine: Engine = "auto"
-    """Engine that evaluates the model: ``xgboost``, the library; ``trees``, the tree engine of this project; ``auto``,
-    the faster of the two."""
+    """Engine that evaluates the model: ``library``, the model's own; ``xgboost``, the same where the model is
+    xgboost's; ``trees``, the tree engine of this project; ``auto``, the faster of the two."""
     tolerance: float = Field(default=0.0, ge=0.0, le=1.0)
     """Largest absolute difference of margins (before the objective's transformation) at which the results of two
     engines count as equal. Default 0: every bit must be equal."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from pipeline.common.plugins import find_adapter
 from pipeline.devices.report import DeviceReport
@@ -31,6 +31,8 @@ class Flavor:
     """``inspect(uri, data, *, name=None)``: describe the model file at ``uri``, which has the bytes ``data``."""
     load: Callable[..., Predictor]
     """``load(version, data)``: make the predictor from the bytes of the file, after verifying their digest."""
+    takes: Literal["matrix", "frame"] = "matrix"
+    """What ``predict`` gets: a matrix of numbers, in which infinite values are found, or a pandas frame."""
     libraries: tuple[str, ...] = ()
     """Modules that ``load`` imports; workers import them while they start."""
     unneeded: tuple[str, ...] = ()

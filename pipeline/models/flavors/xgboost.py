@@ -21,7 +21,7 @@ from pipeline.common.imports import import_library
 from pipeline.devices.report import DeviceReport
 from pipeline.errors import ModelDigestMismatch, ModelError
 from pipeline.models.flavors import Flavor, matrix
-from pipeline.models.flavors.xgboost_outputs import labels
+from pipeline.models.flavors.xgboost_outputs import labels, outputs_of_predictions
 from pipeline.models.flavors.xgboost_probe import NO_PACKAGE, UNNEEDED, first_line, is_out_of_memory, probe
 from pipeline.models.model import DevicePredictor, Feature, FeatureKind, ModelVersion, Predict, Task
 from pipeline.models.trees import TreeEngine, read_xgboost
@@ -132,7 +132,7 @@ def load(version: ModelVersion, data: bytes, *, threads: int | None = None) -> X
         booster = xgboost.Booster(model_file=bytearray(data))
     except xgboost.core.XGBoostError as error:
         raise ModelError("xgboost cannot read the model", where=version.uri, found=first_line(error)) from error
-    threads = threads or threads_wanted()
+    threads = threads or version.threads or threads_wanted()
     booster.set_param({"nthread": threads, "device": "cpu"})
     predictor = XGBoostPredictor(version, booster, threads=threads)
     # xgboost initializes at the first call, which must not run in two threads at once.
@@ -200,12 +200,16 @@ class XGBoostPredictor:
             if is_out_of_memory(text):
                 raise MemoryError(text) from error
             raise
-        return labels(self.version, scores) if kind == "label" else cast(np.ndarray, scores)
+        return outputs_of_predictions(self.version, scores, kind=kind)
 
     def _predict_dmatrix(self, matrix: np.ndarray, **options: bool) -> np.ndarray:
         data = self._library.DMatrix(matrix, missing=np.nan, nthread=self.threads)
         scores = self.booster.predict(data, iteration_range=self._range, validate_features=False, **options)
         return cast(np.ndarray, scores)
+
+    def example(self) -> np.ndarray:
+        """See `pipeline.models.model.Predictor.example`."""
+        return np.zeros((1, len(self.version.features)), np.float32)
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         """See `pipeline.models.model.Predictor.is_out_of_memory`."""
@@ -219,7 +223,7 @@ def _booster_name(booster: Any) -> str:
 
 def tree_engine_blockers(version: ModelVersion, kind: OutputKind) -> tuple[str, ...]:
     """Return the reasons why the tree engine cannot compute ``kind`` with xgboost's bits; empty if it can."""
-    if kind in ("leaf", "contributions"):
+    if kind in ("leaf", "contributions", "probabilities"):
         return (f"the output {kind}",)
     if version.tree_engine_blockers or kind == "margin":
         return version.tree_engine_blockers

@@ -22,6 +22,16 @@ def outputs_of_margins(version: ModelVersion, margins: np.ndarray, *, kind: Outp
     return labels(version, scores) if kind == "label" else scores
 
 
+def outputs_of_predictions(version: ModelVersion, scores: np.ndarray, *, kind: OutputKind) -> np.ndarray:
+    """Return the output ``kind`` for scores of the kind ``prediction``; margins as they are."""
+    if kind == "label":
+        return labels(version, scores)
+    if kind == "probabilities" and scores.ndim == 1:
+        # As predict_proba of xgboost's scikit-learn wrapper.
+        return np.ascontiguousarray(np.vstack((1.0 - scores, scores)).T)
+    return scores
+
+
 def labels(version: ModelVersion, scores: np.ndarray) -> np.ndarray:
     """Return the class as in xgboost's scikit-learn wrapper: 1 above one half; multi-class: the first highest score.
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import ModelError, StepFailed
-from pipeline.models.model import Predictor
+from pipeline.models.flavors import find_flavor
+from pipeline.models.model import OutputType, Predictor
+from pipeline.models.outputs import output_type
 from pipeline.plan.recipe import ScoreRecipe
 from pipeline.scoring.bisection import NoRowWorksError, bisect, blame_rows
 from pipeline.scoring.contract import beyond_finite, check, check_matrix
-from pipeline.scoring.outputs import check_scores, score_dtype
+from pipeline.scoring.outputs import check_scores
 from pipeline.scoring.rows import Failures, Rows
 
 
@@ -25,14 +28,18 @@ class ModelScorer:
 
         :param finite: further columns that rules require to be finite, and that nothing has checked before.
         """
-        self.kind = recipe.kind
+        found = output_type(recipe.model, recipe.kind)
+        width = len(recipe.outputs)
+        self.output = OutputType(recipe.kind, "float32", width) if found is None else replace(found, width=width)
+        """Type and number of the scores of a row."""
         self._recipe = recipe
         self._predictor = predictor
         self.worked = False
         """True if the model returned for some row."""
         # Check for infinities in the float32 matrix: it is almost free there, and catches values that overflow float32.
         required = {*finite, *(rule.column for rule in recipe.rules if rule.finite)}
-        self.finite = frozenset(required & set(recipe.features))
+        has_matrix = find_flavor(recipe.model.flavor).takes == "matrix"
+        self.finite = frozenset(required & set(recipe.features)) if has_matrix else frozenset[str]()
         """Features in which infinite values are found in the model's matrix."""
         self._rules = beyond_finite(recipe.rules, self.finite)
 
@@ -67,12 +74,12 @@ class ModelScorer:
 
     def _predict(self, matrix: np.ndarray) -> tuple[np.ndarray, Failures]:
         """Return the scores of the rows that the model takes, and the other rows by their places in ``matrix``."""
-        kind, width = self._recipe.kind, len(self._recipe.outputs)
+        kind = self._recipe.kind
 
         def predict(start: int, stop: int) -> np.ndarray:
             with blame_rows("score", never=self.is_out_of_memory):
                 scores = self._predictor.predict(matrix[start:stop], kind=kind)
-            return check_scores(scores, rows=stop - start, width=width, kind=kind)
+            return check_scores(scores, rows=stop - start, expected=self.output)
 
         try:
             outcome = bisect(predict, 0, len(matrix), any_worked=self.worked)
@@ -83,7 +90,7 @@ class ModelScorer:
                 found=f"{error.example.message(lines=6)}\non each of {error.tried} rows that were tried",
             ) from error
         self.worked = self.worked or bool(outcome.parts)
-        parts = [part.result for part in outcome.parts] or [np.empty((0, width), dtype=score_dtype(kind))]
+        parts = [part.result for part in outcome.parts] or [np.empty((0, self.output.width), dtype=self.output.dtype)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts), outcome.to_failures()
 
 

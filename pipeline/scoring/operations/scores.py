@@ -15,7 +15,7 @@ from pipeline.plan.recipe import EnsembleRecipe, ScoreRecipe, Shadow
 from pipeline.scoring.operations.combine import combine_scores
 from pipeline.scoring.operations.model_scorer import ModelScorer, expect_columns
 from pipeline.scoring.operations.operation import Applied
-from pipeline.scoring.outputs import score_dtype
+from pipeline.scoring.outputs import score_columns
 from pipeline.scoring.rows import Failures, Rows
 from pipeline.sources.filters.parse import parse_filter
 
@@ -55,7 +55,7 @@ class ScoreOperation:
         with self.watch:
             expect_columns(rows.table, self._passed or ())
             scored, scores, failed = self._score_or_give_up(self._chosen(rows))
-            columns = [pa.array(scores)] if scores.ndim == 1 else list(map(pa.array, np.ascontiguousarray(scores.T)))
+            columns = score_columns(scores, self._members[0].output.arrow)
             agreements: dict[str, Agreement] = {}
             if self._shadow is not None:
                 agreements[self._recipe.outputs[0]] = self._compare(scored, scores, self._shadow, errors=len(failed))
@@ -82,7 +82,7 @@ class ScoreOperation:
         except ModelError:
             if self._shadow is None:
                 raise
-            none = np.empty((0, len(self._recipe.outputs)), dtype=score_dtype(self._members[0].kind))
+            none = np.empty((0, len(self._recipe.outputs)), dtype=self._members[0].output.dtype)
             return rows.select(np.empty(0, np.int64)), none[:, 0], Failures(rows.position)
 
     def _score(self, rows: Rows) -> tuple[Rows, np.ndarray, Failures]:

@@ -128,7 +128,7 @@ def choose(
     return Evaluator(made), plain
 
 
-@pytest.mark.parametrize(("xgb", "trees", "chosen"), [(8e-6, 1e-6, "trees"), (1e-6, 2e-6, "xgboost")])
+@pytest.mark.parametrize(("xgb", "trees", "chosen"), [(8e-6, 1e-6, "trees"), (1e-6, 2e-6, "library")])
 def test_the_faster_engine_is_chosen(models: dict[str, ModelVersion], xgb: float, trees: float, chosen: str) -> None:
     evaluator, plain = choose(models["binary"], xgboost=xgb, trees=trees)
     matrix = matrix_of(plain)
@@ -168,7 +168,7 @@ def test_few_rows_are_timed_and_compared(models: dict[str, ModelVersion]) -> Non
     assert evaluator.use.rows == {"xgboost": 3 * module.ROUNDS}
 
 
-@pytest.mark.parametrize(("engine", "xgb"), [("trees", 8e-6), ("xgboost", 1e-7)])
+@pytest.mark.parametrize(("engine", "xgb"), [("trees", 8e-6), ("library", 1e-7)])
 def test_a_selection_on_few_rows_holds_for_few_rows(models: dict[str, ModelVersion], engine: str, xgb: float) -> None:
     evaluator, plain = choose(models["binary"], xgboost=xgb, trees=1e-6)
     small, large = matrix_of(plain, 3), matrix_of(plain, module.SLICE_ROWS)
@@ -180,7 +180,7 @@ def test_a_selection_on_few_rows_holds_for_few_rows(models: dict[str, ModelVersi
         evaluator.predict(large, kind="prediction")
     assert evaluator.choice.engine == engine
     assert evaluator.use.timed_rows == timed_rows + module.ROUNDS * module.SLICE_ROWS
-    assert len(evaluator.engine_use().reasons) == (1 if engine == "xgboost" else 0)
+    assert len(evaluator.engine_use().reasons) == (1 if engine == "library" else 0)
 
 
 @pytest.mark.parametrize("after", [0, 2])
@@ -192,7 +192,7 @@ def test_a_wrong_engine_is_given_up_while_it_is_timed(models: dict[str, ModelVer
     matrix = matrix_of(plain)
     scores = evaluator.predict(matrix, kind="prediction")
     assert scores.tobytes() == plain.predict(matrix, kind="prediction").tobytes()
-    assert evaluator.choice.engine == "xgboost"
+    assert evaluator.choice.engine == "library"
     use = evaluator.engine_use()
     assert (use.rows, use.mismatches) == ({"xgboost": ROWS}, 1)
     assert use.timed_rows == module.SLICE_ROWS * after // 2
@@ -205,7 +205,7 @@ def test_classes_do_not_hide_wrong_margins(models: dict[str, ModelVersion]) -> N
         models["softmax"], xgboost=8e-6, trees=1e-6, change=lambda one: broken(one, kinds=("margin",))
     )
     evaluator.predict(matrix_of(plain), kind="prediction")
-    assert evaluator.choice.engine == "xgboost"
+    assert evaluator.choice.engine == "library"
     assert evaluator.use.mismatches == 1
 
 
@@ -222,7 +222,7 @@ def test_a_sample_is_compared_later(models: dict[str, ModelVersion]) -> None:
     scores = evaluator.predict(small, kind="prediction")
     assert scores.tobytes() == plain.predict(small, kind="prediction").tobytes()
     assert evaluator.use.mismatches == 1
-    assert evaluator.choice.engine == "xgboost"
+    assert evaluator.choice.engine == "library"
     assert evaluator.use.rows["xgboost"] == module.SLICE_ROWS * module.ROUNDS + 2000
 
 
@@ -308,7 +308,7 @@ def test_the_engine_starts_when_xgboost_has_scored_as_long_as_the_start_takes(mo
     for scored in (5000, 10000):
         assert not made.is_due()
         evaluator.predict(matrix, kind="prediction")
-        assert evaluator.engine_use() == EngineUse({"xgboost": scored}, reasons=(module.TOO_LITTLE_WORK,))
+        assert evaluator.engine_use() == EngineUse({"xgboost": scored}, reasons=(module.too_little_work("xgboost"),))
     scores = evaluator.predict(matrix, kind="prediction")
     assert scores.tobytes() == plain.predict(matrix, kind="prediction").tobytes()
     use = evaluator.engine_use()
@@ -358,7 +358,7 @@ def test_a_start_that_fails_is_told(models: dict[str, ModelVersion]) -> None:
 
     made = EngineSelection(predictor_of(models["binary"]), "prediction")
     made.start(build, is_requested=False)
-    assert (made.engine, made.disabled) == ("xgboost", ("start failed: OSError: no cache",))
+    assert (made.engine, made.disabled) == ("library", ("start failed: OSError: no cache",))
     with pytest.raises(ModelError, match="does not start"):
         EngineSelection(made.reference, "prediction").start(build, is_requested=True)
 
@@ -408,7 +408,7 @@ def test_the_spec_knows_engines() -> None:
     for wrong in ({"engine": "tree"}, {"tolerance": -1.0}):
         with pytest.raises(SpecError):
             JobSpec.build(**fields, steps=[{"score": {"model": "m", **wrong}}])
-    assert json_schema()["$defs"]["Score"]["properties"]["engine"]["enum"] == ["auto", "xgboost", "trees"]
+    assert json_schema()["$defs"]["Score"]["properties"]["engine"]["enum"] == ["auto", "library", "xgboost", "trees"]
 
 
 def test_the_receipt_has_the_evidence(models: dict[str, ModelVersion], lake: Lake, tmp_path: Path) -> None:
@@ -457,7 +457,7 @@ def test_the_report_sums_it_up(tmp_path: Path) -> None:
     report = make_report(directory, ledger=directory.ledger([replace(good[0], engine=bad), *good[1:]]))
     assert "different on 2 of 18 compared rows" in report.text()
     assert any(w.startswith("the tree engine was disabled: its results differ") for w in report.warnings)
-    assert any("score again with engine: xgboost" in warning for warning in report.warnings)
+    assert any("score again with engine: library" in warning for warning in report.warnings)
 
 
 def test_a_model_that_differed_is_not_tried_again(
@@ -473,7 +473,7 @@ def test_a_model_that_differed_is_not_tried_again(
     assert evaluator.predict(matrix, kind="prediction").tobytes() == wanted.tobytes()
     for recipe in (score_of(version, engine="trees"), score_of(version)):
         again, _ = get_evaluator(recipe)
-        assert again.choice.engine == "xgboost"
+        assert again.choice.engine == "library"
         assert again.engine_use().disabled[0].startswith(module.MISMATCH)
 
 

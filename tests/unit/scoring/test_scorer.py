@@ -26,7 +26,7 @@ from pipeline.spec.parts import Output
 from pipeline.testing.recipes import make_batch, make_recipe
 
 VERSION = ModelVersion(
-    "sum", "1", "sum.model", "0" * 64, "stub", 1, (Feature("a"), Feature("b")), "regression", 1, trees=3
+    "sum", "1", "sum.model", "0" * 64, "xgboost", 1, (Feature("a"), Feature("b")), "regression", 1, trees=3
 )
 
 
