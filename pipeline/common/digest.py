@@ -8,6 +8,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+
 
 def digest_bytes(data: bytes) -> str:
     """Return the SHA-256 of ``data``, as 64 hexadecimal digits."""
@@ -28,6 +30,8 @@ def digest_json(value: Any) -> str:
 
 
 def _canonical(value: Any) -> Any:
+    if type(value) in _PLAIN:
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.common.agreement import Agreement, merged
+from pipeline.common.arrow_memory import keep_freed_pages
 from pipeline.common.imports import require_whole_imports
 from pipeline.common.rows import Fragment, RowCounts
 from pipeline.common.stopwatch import Stopwatch
@@ -67,6 +68,7 @@ def score_partition(
     :raises PipelineError: when the partition cannot be scored. The files of this attempt are removed then.
     """
     use_storage_options(recipe.storage)
+    keep_freed_pages(len(recipe.columns))
     store = open_store(round_folder(recipe), private=True, fsync=recipe.fsync)
     committed = _read_receipt(store, partition.id, recipe)
     if committed is not None:
