@@ -70,6 +70,9 @@ EXAMPLES: dict[str, dict[str, str]] = {
     "Score": {
         "model": "models/churn.ubj",
         "combine": "mean",
+        "by": "country",
+        "models": "models/{}.ubj",
+        "other": "models/rest.ubj",
         "features": "[age, tenure, plan]",
         "output": "{column: churn, kind: margin}",
         "keep": "[customer_id, country]",

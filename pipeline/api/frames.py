@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 import pandas as pd
 
 from pipeline.common.digest import digest_bytes
-from pipeline.driver.prepare import resolve_model, scored_version
+from pipeline.driver.score_models import resolve_model, scored_version
 from pipeline.models.model import ModelVersion
 from pipeline.models.registry.client import Model, model_bytes
 from pipeline.scoring.frames import score_pandas

@@ -139,9 +139,7 @@ def _checks(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]
         if PLACEHOLDER not in step.map:
             yield partial(check_step, step.map, import_paths=settings.import_paths)
     for score in spec.scores:
-        for reference in score.references:
-            if PLACEHOLDER not in reference:
-                yield partial(_check_model, reference, score, settings)
+        yield from _model_checks(score, settings)
     yield lambda: find_source(spec.source.format)
     yield lambda: find_sink(spec.sink.format)
     yield lambda: cluster_of(spec, settings=settings)
@@ -158,8 +156,25 @@ def _conditions(spec: JobSpec) -> Iterator[tuple[str, str]]:
             yield f"steps.{number}.score.where", step.score.where
 
 
+def _model_checks(score: Score, settings: Settings) -> Iterator[Callable[[], object]]:
+    from pipeline.spec.parameters import PLACEHOLDER
+
+    for reference in score.references:
+        if PLACEHOLDER not in reference:
+            yield partial(_check_model, reference, score, settings)
+    if isinstance(score.models, str) and PLACEHOLDER not in score.models:
+        yield partial(_check_listing, score.models, score, settings)
+
+
+def _check_listing(name: str, score: Score, settings: Settings) -> None:
+    from pipeline.models.listing import list_models
+
+    for reference in list_models(name, registry=settings.registry, cache=settings.directory).values():
+        _check_model(reference, score, settings)
+
+
 def _check_model(reference: str, score: Score, settings: Settings) -> None:
-    from pipeline.driver.prepare import resolve_model, scored_version
+    from pipeline.driver.score_models import resolve_model, scored_version
 
     scored_version(resolve_model(reference, settings=settings), score)
 

@@ -53,6 +53,8 @@ steps:
       # Several models for one result: mean, median, max, min, vote for labels, or weights.
       # model: [one.json, other.json]
       # combine: mean
+      # Or, in place of model, one for each value of a column; rows with other values: reject, null, or a model.
+      # - score: {by: country, models: "models/{}.json", other: reject}
       # Column for each feature of the model, in its order. Default: the model's own feature names.
       # features: [age, plan]
       # Name of the output column. The long form also says which result: prediction, label, margin, leaf, contributions.

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from pipeline.driver.prepare import resolve_model
 from pipeline.driver.restart import open_restart_round, replan
+from pipeline.driver.score_models import resolve_model
 from pipeline.jobs import layout
 from pipeline.jobs.cancellation import Stop, StopReason
 from pipeline.jobs.directory import JobDirectory

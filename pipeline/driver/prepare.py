@@ -9,14 +9,13 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.common.digest import digest_json
 from pipeline.common.rows import InputFile
-from pipeline.common.units import parse_bytes
+from pipeline.driver.score_models import resolve_models, scored_by, scored_steps, scored_version, with_listed_models
 from pipeline.errors import InputChanged, MissingInput, PipelineError, SpecError
 from pipeline.execution.clusters import ClusterAdapter, cluster_of, settings_of
 from pipeline.execution.clusters.devices import options_on
@@ -26,9 +25,7 @@ from pipeline.jobs.record import child_id
 from pipeline.models.device_options import DeviceOptions, check_device, device_options
 from pipeline.models.engines import check_engine
 from pipeline.models.model import ModelVersion
-from pipeline.models.options import apply_options
-from pipeline.models.registry import resolve
-from pipeline.plan.chain import ResolvedChain, ScoredBy, resolve_chain
+from pipeline.plan.chain import ResolvedChain, resolve_chain
 from pipeline.plan.fan_out import Planner, plan_fan_out
 from pipeline.plan.incremental import FULL_INPUT, IncrementalState, ListedFile, select_files
 from pipeline.plan.plan import Limits, Plan
@@ -49,7 +46,6 @@ from pipeline.sources.types import empty_table
 from pipeline.sources.versions import is_same_version
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.load import absolute, source_paths
-from pipeline.spec.model_ref import ModelRef
 from pipeline.spec.parts import Incremental, Score, ScoreStep, Sink
 from pipeline.spec.precedence import Precedence
 from pipeline.storage.urls import is_local_path, local_path, use_storage_options
@@ -108,9 +104,9 @@ def draft(
     if spec.fan_out is not None:
         refuse_incremental(spec)
         _refuse_quarantine(spec)
-        plan = plan_fan_out(absolute(spec), Planner(drafting.discover, drafting.plan))
+        plan = plan_fan_out(drafting.with_models(absolute(spec)), Planner(drafting.discover, drafting.plan))
     else:
-        spec = absolute(spec)
+        spec = drafting.with_models(absolute(spec))
         discovery, progress = select_input(
             spec, drafting.models(spec), settings=settings, planned=planned, code=drafting.code(spec).steps
         )
@@ -167,6 +163,8 @@ class _Drafting:
     """Model versions by reference: the pinned ones, and those that were resolved."""
     samples: dict[tuple[Any, ...], Sample] = field(default_factory=dict)
     """Rows of the source and after the steps, by steps, input schema and columns without nulls."""
+    listings: dict[str, dict[str, str]] = field(default_factory=dict)
+    """References of the models of each listing, by key: listed once, so that the plan holds what was inspected."""
     codes: dict[tuple[str, ...], FoundCode] = field(default_factory=dict)
     """Code of the ``map`` steps, by their names."""
 
@@ -180,7 +178,7 @@ class _Drafting:
         :param progress: State that an incremental job continues from.
         :raises PipelineError: for anything that would not work.
         """
-        spec = absolute(spec)
+        spec = self.with_models(absolute(spec))
         versions = self.models(spec)
         for score, version in zip(scored_steps(spec), versions, strict=True):
             check_engine(score.engine, version, kind=score.output_spec.kind)
@@ -245,41 +243,16 @@ class _Drafting:
 
     def models(self, spec: JobSpec) -> tuple[ModelVersion, ...]:
         """Return the model version of each model reference of ``spec``, in order."""
+        self.versions |= resolve_models(spec.references, known=self.versions, settings=self.settings)
         pairs = zip(spec.references, scored_steps(spec), strict=True)
-        return tuple(self._model(reference, score) for reference, score in pairs)
+        return tuple(scored_version(self.versions[reference], score) for reference, score in pairs)
 
-    def _model(self, reference: str, score: Score) -> ModelVersion:
-        if reference not in self.versions:
-            self.versions[reference] = resolve_model(reference, settings=self.settings)
-        return scored_version(self.versions[reference], score)
+    def with_models(self, spec: JobSpec) -> JobSpec:
+        """Return ``spec`` with the models that each of its listings has now, by name.
 
-
-def scored_steps(spec: JobSpec) -> tuple[Score, ...]:
-    """Return the ``score`` step of each model reference of ``spec``, in order."""
-    return tuple(score for score in spec.scores for _ in score.references)
-
-
-def scored_by(spec: JobSpec, versions: Sequence[ModelVersion]) -> list[ScoredBy]:
-    """Return models and output columns of each ``score`` step.
-
-    :param versions: model version of each model reference, in order.
-    :raises SpecError: when a model has no such output.
-    """
-    waiting, scored = iter(versions), list[ScoredBy]()
-    for score in spec.scores:
-        models = tuple(islice(waiting, len(score.references)))
-        schemas = [prediction_schema(version, score.output_spec) for version in models]
-        for version, schema in zip(models, schemas, strict=True):
-            if schema != schemas[0]:
-                raise SpecError(
-                    "the models of a list have different numbers of values a row",
-                    where="score.model",
-                    found=f"{len(schema)} of {version.name}",
-                    expected=f"{len(schemas[0])}, as {models[0].name} has",
-                    next_step="combine models of one task and with the same classes",
-                )
-        scored.append(ScoredBy(models, schemas[0]))
-    return scored
+        :raises ModelError: for a listing without models.
+        """
+        return with_listed_models(spec, settings=self.settings, listed=self.listings)
 
 
 def check_output(plan: Plan, *, settings: Settings, job: str = "") -> None:
@@ -300,30 +273,6 @@ def check_output(plan: Plan, *, settings: Settings, job: str = "") -> None:
         state=(str(local_path(settings.directory)),) if is_local_path(settings.directory) else (),
     )
     check(plan.spec.sink, request)
-
-
-def resolve_model(text: str, *, settings: Settings) -> ModelVersion:
-    """Return the model version that a model reference names now.
-
-    :raises ModelError: if the reference names no version.
-    """
-    return resolve(
-        ModelRef.parse(text),
-        registry=settings.registry,
-        cache=settings.directory,
-        limit=parse_bytes(settings.max_model_size),
-    )
-
-
-def scored_version(version: ModelVersion, score: Score) -> ModelVersion:
-    """Return ``version`` as ``score`` uses it: the boosting rounds, and the names of categories.
-
-    :raises SpecError: for options that the model does not allow.
-    :raises ModelError: for a file that may have lost names of categories.
-    """
-    return apply_options(
-        version, iteration_range=score.rounds, categories=score.categories, kind=score.output_spec.kind
-    )
 
 
 def first_sink(plan: Plan) -> Sink:
@@ -503,7 +452,7 @@ def work_digest(spec: JobSpec, models: Sequence[ModelVersion], code: Sequence[St
 
     :param models: model version of each model reference, in order.
     """
-    scores = [score.model_dump(mode="json", exclude={"model", "engine", "tolerance"}) for score in spec.scores]
+    scores = list(map(_identity, spec.scores))
     if spec.is_plain:
         (model,) = models
         steps = {
@@ -527,6 +476,15 @@ def work_digest(spec: JobSpec, models: Sequence[ModelVersion], code: Sequence[St
             "contract": {name: rule.model_dump(mode="json") for name, rule in spec.contract.items()},
         }
     )
+
+
+def _identity(score: Score) -> dict[str, Any]:
+    """Return what a ``score`` step does with a row, apart from its models."""
+    record = score.model_dump(mode="json", exclude={"model", "models", "engine", "tolerance"})
+    if score.by is None:  # as before there was a model by key
+        return {name: value for name, value in record.items() if name not in ("by", "other")}
+    other = {"other": "model"} if score.other_model is not None else {}
+    return {**record, "keys": list(score.keyed_models), **other}
 
 
 def _check_unchanged(discovery: Discovery, located: dict[str, SourceFile]) -> None:

@@ -16,14 +16,8 @@ import pyarrow.parquet as pq
 
 from pipeline.common.rows import Fragment, InputFile, QuarantinedFile, RowGroup
 from pipeline.common.units import iso_time, utc_now
-from pipeline.driver.prepare import (
-    chain_frames,
-    check_chain_rules,
-    resolve_model,
-    scored_by,
-    scored_steps,
-    scored_version,
-)
+from pipeline.driver.prepare import chain_frames, check_chain_rules
+from pipeline.driver.score_models import resolve_model, scored_by, scored_steps, scored_version, with_listed_models
 from pipeline.errors import InputError, OutputConflict, SchemaDrift, SpecError, StateCorrupt
 from pipeline.execution.clusters import cluster_of
 from pipeline.jobs.directory import JobDirectory
@@ -90,7 +84,7 @@ def open_retry(job: JobDirectory, request: RetryRequest, *, epoch: int, settings
     _check_fan_out(job)
     _check_output(job)
     ledger = job.ledger()
-    spec = _changed_spec(ledger.last.plan.spec, request)
+    spec = _changed_spec(ledger.last.plan.spec, request, settings=settings)
     code = find_code([step.map for step in spec.maps], import_paths=job.record.import_paths)
     is_same_code = not code_difference(ledger.last.plan.code, code.steps)
     if request.is_empty and ledger.last.number and ledger.todo and is_same_code:
@@ -151,7 +145,7 @@ def _check_output(job: JobDirectory) -> None:
         )
 
 
-def _changed_spec(spec: JobSpec, request: RetryRequest) -> JobSpec:
+def _changed_spec(spec: JobSpec, request: RetryRequest, *, settings: Settings) -> JobSpec:
     """Return ``spec`` with the requested changes.
 
     :raises SpecError: for a field that is not in `MAY_CHANGE`, and for an invalid value.
@@ -161,7 +155,7 @@ def _changed_spec(spec: JobSpec, request: RetryRequest) -> JobSpec:
         overrides.append(f"steps.{_scored_step(spec)}.score.model={json.dumps(request.model)}")
     if not overrides:
         return spec
-    changed = absolute(JobSpec.load(spec.to_yaml(), overrides=overrides))
+    changed = with_listed_models(absolute(JobSpec.load(spec.to_yaml(), overrides=overrides)), settings=settings)
     exempt = {*MAY_CHANGE, *NOT_THE_WORK}
     if differences := spec_difference(spec.to_dict(exclude=exempt), changed.to_dict(exclude=exempt)):
         raise SpecError(

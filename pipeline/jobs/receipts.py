@@ -121,6 +121,8 @@ class Receipt:
 
     agreements: dict[str, Agreement] = field(default_factory=dict)
     """Comparison of each challenger, by its output column; left out of the stored form if empty."""
+    model_loads: int = 0
+    """Loads of models by key into memory; left out of the stored form without any."""
 
     def to_json_bytes(self) -> bytes:
         """The receipt as stored: one line of JSON, with a schema version."""
@@ -130,6 +132,8 @@ class Receipt:
             del record["device"], record["device_peak"]
         if not self.agreements:
             del record["agreements"]
+        if not self.model_loads:
+            del record["model_loads"]
         record["rows"] = self.rows.to_dict()
         record["files"] = [[f.path, f.row_start, f.row_stop, f.rows.to_dict()] for f in self.files]
         return json.dumps({"schema_version": SCHEMA_VERSION, **record}, sort_keys=True).encode()
@@ -313,11 +317,13 @@ class Totals:
     """Work of each GPU, by its UUID."""
     agreements: Mapping[str, Agreement] = field(default_factory=dict)
     """Comparison of each challenger, by its output column."""
+    model_loads: int = 0
+    """Loads of models by key into memory."""
 
     @staticmethod
     def of(receipts: Iterable[Receipt]) -> Totals:
         """Return the totals of ``receipts``."""
-        rows_in = out = rejected = filtered = retried = output_bytes = 0
+        rows_in = out = rejected = filtered = retried = output_bytes = loads = 0
         seconds, durations = Timings(), array("d")
         reasons: Counter[str] = Counter()
         smallest: int | None = None
@@ -339,9 +345,12 @@ class Totals:
             if receipt.engine is not None:
                 engine = receipt.engine if engine is None else engine + receipt.engine
             output_bytes += receipt.data.bytes if receipt.data else 0
+            loads += receipt.model_loads
             if receipt.device:
                 devices[receipt.device] = devices.get(receipt.device, DeviceTotals()) + DeviceTotals.of(receipt)
             if receipt.agreements:
                 agreements = merged(agreements, receipt.agreements)
         total = RowCounts(rows_in, out, rejected, filtered)
-        return Totals(total, retried, reasons, seconds, durations, smallest, engine, output_bytes, devices, agreements)
+        return Totals(
+            total, retried, reasons, seconds, durations, smallest, engine, output_bytes, devices, agreements, loads
+        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import pyarrow as pa
 
@@ -26,10 +27,12 @@ from pipeline.plan.columns import (
 )
 from pipeline.plan.pushdown import condition, located, pushed_filters, read_source
 from pipeline.plan.recipe import (
+    AnyScore,
     CheckRecipe,
     ColumnRule,
     EnsembleRecipe,
     FilterRecipe,
+    KeyedRecipe,
     MapRecipe,
     ScoreRecipe,
     SelectRecipe,
@@ -49,7 +52,7 @@ class ScoredBy:
     """Model and predictions of a ``score`` step."""
 
     models: tuple[ModelVersion, ...]
-    """One, or those of a list."""
+    """One, or those of a list; by key, one for each, then that of other keys."""
     predictions: pa.Schema
     """Columns that receive the scores."""
 
@@ -204,7 +207,14 @@ class _Walk:
         check_clashes(kept, outputs)
         members = tuple(self._member(score, model, outputs) for model in by.models)
         shadow = None if score.shadow is None else self._shadow(score, by, where)
-        if score.combine is None:
+        if score.by is not None:
+            self._check_key(score.by, where)
+            other: Literal["reject", "null", "model"] = (
+                "model" if score.other_model is not None else "null" if score.other is None else "reject"
+            )
+            values, shared = tuple(score.keyed_models), KeyedRecipe.shared(members)
+            self._add(KeyedRecipe(score.by, values, shared, other, where=score.where, shadow=shadow))
+        elif score.combine is None:
             self._add(replace(members[0], where=score.where, shadow=shadow))
         else:
             combine, weights = (score.combine, ()) if isinstance(score.combine, str) else ("mean", score.combine)
@@ -239,6 +249,23 @@ class _Walk:
         is_binary = all(model.task == "binary" for model in by.models)
         output = score.output_spec.kind
         return Shadow(name, "equal" if output == "label" else of_binary[output] if is_binary else "")
+
+    def _check_key(self, name: str, where: str) -> None:
+        """Check the column that chooses the model.
+
+        :raises SpecError: for a column that is missing, or whose values have no text of their own.
+        """
+        if name not in self.frame.names:
+            raise self._missing(name, use="the column that chooses the model", where=f"{where}.by", error=SpecError)
+        kind = self.frame.field(name).type
+        if not is_key_type(kind):
+            raise SpecError(
+                "values of this column cannot choose a model",
+                where=f"{where}.by",
+                found=f"column {name!r} of type {kind}",
+                expected="text, integers, booleans or dates",
+                next_step="make a column of text in a map step",
+            )
 
     def _member(self, score: Score, model: ModelVersion, outputs: tuple[str, ...]) -> ScoreRecipe:
         """Return what one model of a ``score`` step scores."""
@@ -300,6 +327,15 @@ class _Walk:
         return self.discovery.files[0].path if self.discovery.files else ""
 
 
+def is_key_type(kind: pa.DataType) -> bool:
+    """Return True if values of a type can choose a model: their text is the same in every file."""
+    if isinstance(kind, pa.DictionaryType):
+        return is_key_type(kind.value_type)
+    types = pa.types
+    tests = types.is_string, types.is_large_string, types.is_string_view, types.is_integer, types.is_boolean
+    return any(test(kind) for test in (*tests, types.is_date))
+
+
 def _needed(recipes: Sequence[StepRecipe], output: Sequence[str]) -> tuple[tuple[StepRecipe, ...], set[str] | None]:
     """Return the steps without columns that nothing behind them needs, and the columns of the source that they need.
 
@@ -322,13 +358,14 @@ def _needed(recipes: Sequence[StepRecipe], output: Sequence[str]) -> tuple[tuple
 
 
 def _made_by(recipe: StepRecipe) -> set[str]:
-    return set(recipe.outputs) if isinstance(recipe, (ScoreRecipe, EnsembleRecipe)) else set()
+    return set(recipe.outputs) if isinstance(recipe, AnyScore) else set()
 
 
 def _read_by(recipe: StepRecipe) -> set[str]:
     """Return the columns that a step other than map and select reads."""
-    if isinstance(recipe, (ScoreRecipe, EnsembleRecipe)):
+    if isinstance(recipe, AnyScore):
         where = set[str]() if recipe.where is None else set(parse_filter(recipe.where).columns)
+        where |= {recipe.by} if isinstance(recipe, KeyedRecipe) else set()
         where |= set() if recipe.shadow is None else {recipe.shadow.column}
         scores = scores_of([recipe])
         rules = {rule.column for score in scores for rule in score.rules}

@@ -12,11 +12,13 @@ import pyarrow as pa
 from pipeline.common.rows import InputFile, QuarantinedFile
 from pipeline.common.text import html_table, label_line, labelled, listed, shortened
 from pipeline.common.units import format_bytes, format_count, plural
+from pipeline.models.cache import LOADED_FACTOR
 from pipeline.models.device_options import DeviceOptions
 from pipeline.models.engines import EngineOptions, engine_options
+from pipeline.models.model import ModelVersion
 from pipeline.models.options import rounds_text, unused_rounds_warning
 from pipeline.plan.plan import Limits, Plan
-from pipeline.plan.recipe import ScoreRecipe
+from pipeline.plan.recipe import KeyedRecipe, ScoreRecipe, StepRecipe
 from pipeline.plan.step_code import StepCode, code_difference, digests_of
 from pipeline.sources.versions import content_version
 from pipeline.spec.job_spec import NOT_THE_WORK, AnyStep
@@ -135,7 +137,19 @@ class PlanSummary:
     def warnings(self) -> tuple[str, ...]:
         """Warnings of what the author of the job may not expect."""
         models = {model.key: model for plan in self._plans for model in plan.models}
-        return tuple(dict.fromkeys(filter(None, map(unused_rounds_warning, models.values()))))
+        rounds = map(unused_rounds_warning, models.values())
+        return tuple(dict.fromkeys(filter(None, (*rounds, *map(self._crowd_warning, self._plans)))))
+
+    def _crowd_warning(self, plan: Plan) -> str:
+        """Return a warning if a worker cannot hold all models by key at once."""
+        total = sum(model.nbytes for model in plan.models)
+        if not 0 < plan.model_bytes < total:
+            return ""
+        return (
+            f"a worker holds {format_bytes(LOADED_FACTOR * plan.model_bytes)} of models at a time, and all may take "
+            f"{format_bytes(LOADED_FACTOR * total)}: they are loaded again for later batches; "
+            "give each worker more memory, or sort the input by the key"
+        )
 
     @property
     def _plans(self) -> list[Plan]:
@@ -191,6 +205,10 @@ class PlanSummary:
             "device": _device_record(self.device),
             "warnings": list(self.warnings),
         }
+
+
+MOST_SHOWN = 8
+"""Models shown in a line."""
 
 
 def _engine_record(engine: EngineOptions) -> dict[str, Any]:
@@ -277,17 +295,34 @@ def _fields(summary: PlanSummary) -> dict[str, str]:
         "batch": plural(summary.batch_rows, "row") if summary.batch_rows else "",
         "memory": f"{format_bytes(summary.task_memory)} a task projected, {format_bytes(limits.memory)} a worker",
         "cluster": f"{plural(limits.workers, 'worker')}, {threads}",
-        "model": "; ".join(f"{one.name} version {one.version} (sha256 {one.digest[:16]})" for one in plan.models),
+        "model": _listed_models(plan.models),
+        "by key": "; ".join(filter(None, map(_keys_text, plan.chain))),
         "steps": "" if plan.spec.is_plain else "; ".join(map(step_text, plan.spec.steps)),
         "code": "; ".join(map(code_text, summary.code)),
-        "rounds": "; ".join(filter(None, map(rounds_text, plan.models))),
+        "rounds": "; ".join(dict.fromkeys(filter(None, map(rounds_text, plan.models)))),
         "engine": "; ".join(dict.fromkeys(map(_engine, summary.engines))),
         "device": summary.device.text() if summary.device else "",
-        "features": "; ".join(f"{len(score.features)}: {listed(score.features)}" for score in plan.scores),
+        "features": "; ".join(
+            f"{len(features)}: {listed(features)}"
+            for features in dict.fromkeys(score.features for score in plan.scores)
+        ),
         "output": f"{sink.path}, mode {sink.mode}{size}",
         "columns": listed(summary.columns),
         "children": f"{len(children):,}: {listed(children)}" if children else "",
     }
+
+
+def _listed_models(models: Sequence[ModelVersion]) -> str:
+    texts = [f"{one.name} version {one.version} (sha256 {one.digest[:16]})" for one in models[:MOST_SHOWN]]
+    return "; ".join(texts) + (f"; and {len(models) - MOST_SHOWN:,} more" if len(models) > MOST_SHOWN else "")
+
+
+def _keys_text(step: StepRecipe) -> str:
+    """Describe the models of a step with ``by``; empty for another step."""
+    if not isinstance(step, KeyedRecipe):
+        return ""
+    size = format_bytes(LOADED_FACTOR * sum({one.model.key: one.model.nbytes for one in step.members}.values()))
+    return f"{plural(len(step.values), 'value')} of {step.by}: {listed(step.values)}; at most {size} loaded"
 
 
 def step_text(step: AnyStep) -> str:
@@ -301,6 +336,11 @@ def step_text(step: AnyStep) -> str:
     where = f" where {step.score.where}" if step.score.where is not None else ""
     combine = "" if step.score.combine is None else f" combined by {_combine_text(step.score.combine)}"
     shadow = "" if step.score.shadow is None else f" in the shadow of {step.score.shadow}"
+    if step.score.by is not None:
+        other = {"reject": "", None: ", others null"}.get(step.score.other, f", others with {step.score.other}")
+        models = step.score.models
+        count = models if isinstance(models, str) else plural(len(step.score.keyed_models), "model")
+        return f"score with {count} by {step.score.by}{other}{where}{shadow}"
     return f"score {', '.join(step.score.references)}{combine}{where}{shadow}"
 
 

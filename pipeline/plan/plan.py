@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from pipeline.common.digest import digest_json
 from pipeline.common.rows import Fragment, InputFile, QuarantinedFile
+from pipeline.common.text import listed
 from pipeline.common.units import format_bytes, plural
 from pipeline.errors import InsufficientMemory
 from pipeline.models.model import ModelVersion, joint_digest
@@ -145,6 +146,9 @@ class Plan:
     """Resolved steps of a spec that is not plain (`JobSpec.is_plain`); then ``model`` and ``features`` are those of the
     first score, and ``score_rules`` and ``frame_schemas`` are empty. Empty for a plain spec."""
 
+    model_bytes: int = 0
+    """Bytes of the model files that a worker holds at a time, if there are models by key; 0: all."""
+
     @property
     def rows(self) -> int:
         """All rows of the input, including filtered ones."""
@@ -152,7 +156,7 @@ class Plan:
 
     @property
     def scores(self) -> tuple[ScoreRecipe, ...]:
-        """Recipes of the models, in order; those of an ensemble one by one."""
+        """Recipes of the models, in order; those of a step with several one by one."""
         return (self._score_recipe(),) if self.spec.is_plain else scores_of(self.chain)
 
     @property
@@ -167,7 +171,9 @@ class Plan:
 
     @property
     def pins(self) -> dict[str, ModelVersion]:
-        """Pinned version of each model reference in the spec."""
+        """Pinned version of each model reference in the spec; none where the children of a fan-out list models."""
+        if self.spec.has_listing:
+            return {}
         return dict(zip(self.spec.references, self.score_models, strict=True))
 
     @property
@@ -183,7 +189,7 @@ class Plan:
     @property
     def model_details(self) -> dict[str, str]:
         """Name, version and digest of the model version; of several, names and versions in order; "" without any."""
-        names, versions = (", ".join(getattr(one, key) for one in self.models) for key in ("name", "version"))
+        names, versions = (listed([getattr(one, key) for one in self.models]) for key in ("name", "version"))
         return {"name": names, "version": versions, "digest": self.model_digest}
 
     @property
@@ -320,7 +326,8 @@ class Plan:
 
     @property
     def _shared_memory(self) -> int:
-        return shared_memory(sum(model.nbytes for model in self.models), engine=self.can_use_tree_engine)
+        nbytes = self.model_bytes or sum(model.nbytes for model in self.models)
+        return shared_memory(nbytes, engine=self.can_use_tree_engine)
 
     def validate(self, limits: Limits) -> None:
         """Check that the plan can run within ``limits``.

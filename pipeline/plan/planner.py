@@ -9,12 +9,14 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.common.rows import InputFile
+from pipeline.models.cache import limit_bytes
 from pipeline.models.engines import engine_options
 from pipeline.models.model import NO_MODEL, ModelVersion
 from pipeline.plan.chain import ResolvedChain
 from pipeline.plan.columns import Columns, resolve_columns
 from pipeline.plan.incremental import FULL_INPUT, IncrementalState
 from pipeline.plan.memory import (
+    MODEL_FACTOR,
     batch_bytes,
     projected_memory,
     row_memory,
@@ -25,7 +27,7 @@ from pipeline.plan.memory import (
 )
 from pipeline.plan.packing import pack
 from pipeline.plan.plan import Limits, Partition, Plan
-from pipeline.plan.recipe import scores_of
+from pipeline.plan.recipe import KeyedRecipe, StepRecipe, held_steps, scores_of
 from pipeline.sources.discovery import Discovery, resize, total_bytes
 from pipeline.sources.types import read_type
 from pipeline.spec.job_spec import JobSpec
@@ -92,11 +94,10 @@ def make_chain_plan(
     :param chain: the steps, resolved.
     """
     scores = scores_of(chain.recipes)
-    models = {score.model.key: score.model for score in scores}.values()
     keep = tuple(name for name in chain.output.names if name not in chain.scores)
     engine = any(engine_options(score.engine, score.model, kind=score.kind).has_trees for score in scores)
     features = max((len(score.features) for score in scores), default=0)
-    used = _Used(chain.read, chain.source, keep, features, sum(model.nbytes for model in models), engine)
+    used = _Used(chain.read, chain.source, keep, features, held_bytes(chain.recipes, memory=limits.memory), engine)
     return Plan(
         spec=spec,
         model=scores[0].model if scores else NO_MODEL,
@@ -111,8 +112,22 @@ def make_chain_plan(
         progress=progress,
         never_null=tuple(sorted(discovery.never_null)) if spec.maps else (),
         chain=chain.recipes,
+        model_bytes=used.model_bytes if any(isinstance(step, KeyedRecipe) for step in chain.recipes) else 0,
         **_cut(spec, discovery, used, output=chain.output, limits=limits, target_bytes=target_bytes),
     )
+
+
+def held_bytes(chain: Sequence[StepRecipe], *, memory: int) -> int:
+    """Return the bytes of the model files that a worker holds at a time.
+
+    Models by key share the part of the worker's memory that `pipeline.models.cache` gives them, if they do not fit.
+
+    :param memory: memory limit of a worker in bytes; 0 means no limit.
+    """
+    held = {score.model.key: score.model.nbytes for score in scores_of(held_steps(chain))}
+    keyed = {score.model.key: score.model.nbytes for score in scores_of(chain) if score.model.key not in held}
+    room = max(limit_bytes(memory) // MODEL_FACTOR, *keyed.values(), 0)
+    return sum(held.values()) + min(sum(keyed.values()), room)
 
 
 @dataclass(frozen=True)
@@ -125,7 +140,7 @@ class _Used:
     features: int
     """Features of the model with most of them."""
     model_bytes: int
-    """Bytes of all model files."""
+    """Bytes of the model files that a worker holds at a time."""
     engine: bool
     """True if the tree engine may score."""
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from pipeline.common.agreement import Decision
 from pipeline.common.digest import digest_json
@@ -118,13 +118,66 @@ class EnsembleRecipe:
         return self.members[0].outputs
 
 
-StepRecipe = MapRecipe | FilterRecipe | SelectRecipe | CheckRecipe | ScoreRecipe | EnsembleRecipe
+@dataclass(frozen=True)
+class KeyedRecipe:
+    """A ``score`` step with a model for each value of a column."""
+
+    by: str
+    values: tuple[str, ...]
+    """Values of the column as text, in order."""
+    members: tuple[ScoreRecipe, ...]
+    """The recipe for each value; then that for other values, if they have a model. All have the outputs of the step."""
+    other: Literal["reject", "null", "model"] = "reject"
+    """Rows with another value."""
+    where: str | None = None
+    """Condition for the rows to score; other rows get null."""
+    shadow: Shadow | None = None
+    """Column to compare with; the step then rejects no row."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the columns that receive the scores."""
+        return self.members[0].outputs
+
+    @staticmethod
+    def shared(members: Iterable[ScoreRecipe]) -> tuple[ScoreRecipe, ...]:
+        """Return ``members`` with one object for equal features and rules: pickled, many members are small then."""
+        known: dict[str, Any] = {}
+
+        def one(value: Any) -> Any:
+            return known.setdefault(repr(value), value)
+
+        return tuple(
+            replace(
+                member,
+                model=replace(member.model, features=one(member.model.features)),
+                features=one(member.features),
+                outputs=one(member.outputs),
+                rules=one(member.rules),
+            )
+            for member in members
+        )
+
+
+StepRecipe = MapRecipe | FilterRecipe | SelectRecipe | CheckRecipe | ScoreRecipe | EnsembleRecipe | KeyedRecipe
+AnyScore = ScoreRecipe | EnsembleRecipe | KeyedRecipe
+"""Recipe of a ``score`` step."""
 
 
 def scores_of(chain: Iterable[StepRecipe]) -> tuple[ScoreRecipe, ...]:
-    """Return what each model of a chain scores, in order; the members of an ensemble one by one."""
-    members = [step.members if isinstance(step, EnsembleRecipe) else (step,) for step in chain]
+    """Return what each model of a chain scores, in order; the members of a step with several models one by one."""
+    members = [step.members if isinstance(step, (EnsembleRecipe, KeyedRecipe)) else (step,) for step in chain]
     return tuple(member for group in members for member in group if isinstance(member, ScoreRecipe))
+
+
+def may_leave_null(step: AnyScore) -> bool:
+    """Return True if a ``score`` step may give rows that remain no score."""
+    return step.where is not None or step.shadow is not None or (isinstance(step, KeyedRecipe) and step.other == "null")
+
+
+def held_steps(chain: Iterable[StepRecipe]) -> tuple[StepRecipe, ...]:
+    """Return the steps whose models are held in memory while a partition is scored: all but those by key."""
+    return tuple(step for step in chain if not isinstance(step, KeyedRecipe))
 
 
 @dataclass(frozen=True)
@@ -183,8 +236,13 @@ class StageRecipe:
 
     @property
     def scores(self) -> tuple[ScoreRecipe, ...]:
-        """Recipes of the models, in order; those of an ensemble one by one."""
+        """Recipes of the models, in order; those of a step with several one by one."""
         return scores_of(self.chain)
+
+    @property
+    def held_models(self) -> tuple[ModelVersion, ...]:
+        """Models that score every batch, and so are held in memory: all but those by key."""
+        return tuple(score.model for score in scores_of(held_steps(self.chain)))
 
     @property
     def model_digest(self) -> str:

@@ -12,6 +12,7 @@ from pipeline.plan.recipe import (
     ColumnRule,
     EnsembleRecipe,
     FilterRecipe,
+    KeyedRecipe,
     MapRecipe,
     ScoreRecipe,
     SelectRecipe,
@@ -26,6 +27,7 @@ _KINDS: dict[str, type[StepRecipe]] = {
     "check": CheckRecipe,
     "score": ScoreRecipe,
     "ensemble": EnsembleRecipe,
+    "keyed": KeyedRecipe,
 }
 
 
@@ -35,7 +37,7 @@ def step_to_record(step: StepRecipe) -> dict[str, Any]:
     record = {"step": kind, **asdict(step)}
     if isinstance(step, ScoreRecipe):
         record["model"] = model_to_record(step.model)
-    if isinstance(step, EnsembleRecipe):
+    if isinstance(step, (EnsembleRecipe, KeyedRecipe)):
         record["members"] = [step_to_record(member) for member in step.members]
     return record | {"frame": step.frame.hex()} if isinstance(step, MapRecipe) else record
 
@@ -45,7 +47,7 @@ def step_identity(step: StepRecipe) -> dict[str, Any]:
     record = step_to_record(step)
     if isinstance(step, ScoreRecipe):
         record["model"] = model_identity(step.model)
-    if isinstance(step, EnsembleRecipe):
+    if isinstance(step, (EnsembleRecipe, KeyedRecipe)):
         record["members"] = [step_identity(member) for member in step.members]
     return record
 
@@ -64,8 +66,10 @@ def step_from_record(record: Mapping[str, Any]) -> StepRecipe:
         values["columns"] = tuple((new, old) for new, old in record["columns"])
     if "rules" in values:
         values["rules"] = tuple(rule_from_record(rule) for rule in record["rules"])
-    if kind is EnsembleRecipe:
+    if kind in (EnsembleRecipe, KeyedRecipe):
         values["members"] = tuple(step_from_record(member) for member in record["members"])
+    if kind is KeyedRecipe:
+        values["members"] = KeyedRecipe.shared(values["members"])
     if record.get("shadow") is not None:
         values["shadow"] = Shadow(**record["shadow"])
     if kind is ScoreRecipe:

@@ -120,6 +120,7 @@ def plan_from_table(table: pa.Table) -> Plan:
             code=tuple(StepCode.from_record(step) for step in record.get("code", ())),
             never_null=tuple(record.get("never_null", ())),
             frame_schemas=tuple(bytes.fromhex(schema) for schema in record.get("frame_schemas", ())),
+            model_bytes=record.get("model_bytes", 0),
             chain=tuple(step_from_record(step) for step in record.get("chain", ())),
             **{name: _as_tuple(record[name]) for name in _PLAIN},
         )
@@ -152,6 +153,7 @@ def _record(plan: Plan) -> dict[str, Any]:
         "code": [step.to_record() for step in plan.code],
         "never_null": plan.never_null,
         "frame_schemas": [schema.hex() for schema in plan.frame_schemas],
+        **({"model_bytes": plan.model_bytes} if plan.model_bytes else {}),
         **({"chain": [step_to_record(step) for step in plan.chain]} if plan.chain else {}),
         **{name: getattr(plan, name) for name in _PLAIN},
     }

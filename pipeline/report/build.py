@@ -28,7 +28,7 @@ from pipeline.models.options import rounds_text, unused_rounds_warning
 from pipeline.models.registry.alias_watch import alias_change_warnings
 from pipeline.plan.describe import input_text, skew
 from pipeline.plan.plan import Plan
-from pipeline.plan.recipe import EnsembleRecipe, ScoreRecipe
+from pipeline.plan.recipe import AnyScore
 from pipeline.plan.step_code import digests_of
 from pipeline.report.estimate import compare_with_actual
 from pipeline.report.figures import (
@@ -155,6 +155,7 @@ def make_report(
         device=device_text(events),
         devices=device_uses(totals.devices, events),
         shadows=shadow_uses(plan, totals.agreements),
+        model_loads=totals.model_loads,
         estimate=compare_with_actual(job, plan, totals, seconds=total, provision=provision, starts=starts),
         warnings=(*warnings, *_warnings(job, ledger, events)),
         next=_next(status, job.id, has_rejects=rows.rejected > 0 or bool(ledger.quarantined_files)),
@@ -182,7 +183,7 @@ def shadow_uses(plan: Plan, agreements: Mapping[str, Agreement]) -> tuple[Shadow
     """Return the agreement of each challenger of a plan, in the order of the steps."""
     found = []
     for step in plan.chain:
-        if not isinstance(step, (ScoreRecipe, EnsembleRecipe)) or step.shadow is None:
+        if not isinstance(step, AnyScore) or step.shadow is None:
             continue
         sums = agreements.get(step.outputs[0], Agreement())
         use = ShadowUse(

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 SHOWN_CHILDREN = 60
 """Children of a fan-out shown in a summary."""
-_OPTIONAL = ("input", "step_code", "device", "devices", "shadows")
+_OPTIONAL = ("input", "step_code", "device", "devices", "shadows", "model_loads")
 """Fields that are left out of JSON while they are empty."""
 SHOWN_REASONS = 4
 """Most frequent reasons of rejected rows shown in a summary."""
@@ -135,6 +135,8 @@ class Report:
     """GPUs that scored rows. Without any, left out of JSON."""
     shadows: tuple[ShadowUse, ...] = ()
     """Challengers (``score.shadow``). Without any, left out of JSON."""
+    model_loads: int = 0
+    """Loads of models by key (``score.by``) into memory. Without any, left out of JSON."""
 
     @property
     def ok(self) -> bool:
@@ -348,6 +350,7 @@ def _fields(report: Report) -> dict[str, str]:
         "rounds": report.model.rounds,
         "engine": _engine(report.engines) if report.engines else "",
         "shadow": "; ".join(shadow.text() for shadow in report.shadows),
+        "loads": f"models by key were loaded {report.model_loads:,} times" if report.model_loads else "",
         "device": _devices(report) or report.device,
         "estimate": str(report.estimate) if report.estimate else "",
         "output": _published(report),

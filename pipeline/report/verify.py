@@ -30,12 +30,12 @@ from pipeline.jobs.ledger import Ledger, rejects_path
 from pipeline.jobs.manifest import Manifest
 from pipeline.jobs.receipts import DataFile, FragmentCounts, Receipt
 from pipeline.jobs.splits import sub_fragment
-from pipeline.models.cache import get_predictor
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import StageRecipe
 from pipeline.scoring.arrow import first_difference, one_array
 from pipeline.scoring.code_search import find_code
 from pipeline.scoring.partition import read_partition
+from pipeline.scoring.predictors import library_predictors
 from pipeline.scoring.scorer import Scorer, recipe_steps
 from pipeline.sinks import find_strays, read_published
 from pipeline.sources import find_source
@@ -495,8 +495,7 @@ def _score_again(recipe: StageRecipe, file: InputFile, chosen: _Range) -> pa.Tab
     rejected_from = file.path if chosen.receipt.before else ""
     file_fragment = Fragment(file.path, 0, file.rows, 0, len(file.row_groups), 0, file.hive_keys, rejected_from)
     fragment = sub_fragment(file_fragment, file, row_start=chosen.start, row_stop=chosen.stop)
-    predictors = [get_predictor(score.model)[0] for score in recipe.scores]
-    scorer = Scorer(recipe, predictors, steps=recipe_steps(recipe, pin_code=True))
+    scorer = Scorer(recipe, library_predictors(recipe), steps=recipe_steps(recipe, pin_code=True))
     versions = {file.path: (file.size, file.version)}
     batches = read_partition(recipe, Partition("", (fragment,)), versions=versions)
     schema = pa.ipc.read_schema(pa.py_buffer(recipe.output_schema))

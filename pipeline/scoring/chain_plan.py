@@ -92,7 +92,7 @@ def _apply(
     for name in scores.column_names:
         left = left.append_column(name, scores.column(name))
     names = set(scores.column_names)
-    is_whole = step.score.where is None and step.score.shadow is None
+    is_whole = step.score.where is None and step.score.shadow is None and step.score.other is not None
     return left, known | names if is_whole else known - names
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.plan.recipe import EnsembleRecipe, MapRecipe, ScoreRecipe, SelectRecipe, StepRecipe
+from pipeline.plan.recipe import AnyScore, MapRecipe, SelectRecipe, StepRecipe, may_leave_null
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ def never_null_after(step: StepRecipe, never_null: frozenset[str]) -> frozenset[
         return never_null_columns(pa.ipc.read_schema(pa.py_buffer(step.frame))) if step.frame else frozenset()
     if isinstance(step, SelectRecipe):
         return frozenset(new for new, old in step.columns if old in never_null)
-    if isinstance(step, (ScoreRecipe, EnsembleRecipe)):
-        is_whole = step.where is None and step.shadow is None
+    if isinstance(step, AnyScore):
+        is_whole = not may_leave_null(step)
         return never_null | set(step.outputs) if is_whole else never_null - set(step.outputs)
     return never_null
 

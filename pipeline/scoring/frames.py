@@ -21,6 +21,7 @@ from pipeline.scoring.contract import check, check_matrix, feature_rules
 from pipeline.scoring.outputs import check_scores, prediction_schema
 from pipeline.scoring.pandas_frame import default_frame
 from pipeline.scoring.partition import RowCounter, Versions, read_partition
+from pipeline.scoring.predictors import open_predictors
 from pipeline.scoring.scorer import Scorer
 from pipeline.sources import read_ahead
 from pipeline.sources.types import empty_table
@@ -40,7 +41,7 @@ def score_to_frame(recipe: StageRecipe, partition: Partition, versions: Versions
         rejects by reason.
     """
     use_storage_options(recipe.storage)
-    scorer = Scorer(recipe, [get_evaluator(score)[0] for score in recipe.scores])
+    scorer = Scorer(recipe, open_predictors(recipe, get_evaluator).predictors)
     counter = RowCounter(partition)
     tables = [empty_table(pa.ipc.read_schema(pa.py_buffer(recipe.output_schema)))]
     for batch in read_ahead(read_partition(recipe, partition, versions=versions)):

@@ -15,10 +15,10 @@ from importlib import import_module
 from typing import IO
 
 from pipeline.common.secrets import mask_logs, mask_streams
-from pipeline.models.cache import get_predictor
 from pipeline.models.flavors import find_flavor
 from pipeline.plan.recipe import StageRecipe
 from pipeline.scoring.isolation import Died, read_message, sendable, write_message
+from pipeline.scoring.predictors import library_predictors
 from pipeline.scoring.scorer import ScoredBatch, Scorer
 from pipeline.storage.urls import use_storage_options
 
@@ -32,7 +32,8 @@ def serve(questions: IO[bytes], answers: IO[bytes]) -> None:
     """
     recipe: StageRecipe = read_message(questions)
     use_storage_options(recipe.storage)
-    for library in [name for score in recipe.scores for name in find_flavor(score.model.flavor).libraries]:
+    flavors = dict.fromkeys(score.model.flavor for score in recipe.scores)
+    for library in [name for flavor in flavors for name in find_flavor(flavor).libraries]:
         with suppress(ImportError):
             import_module(library)
     write_message(answers, "ready")
@@ -85,7 +86,7 @@ def _score_all(recipe: StageRecipe, questions: IO[bytes], answers: IO[bytes]) ->
             question = read_message(questions)
             try:
                 if scorer is None or question is None:
-                    scorer = Scorer(recipe, [get_predictor(score.model)[0] for score in recipe.scores])
+                    scorer = Scorer(recipe, library_predictors(recipe))
                     answer = os.getpid()
                 else:
                     answer = scorer.score_batch(question[0], paths=question[1])

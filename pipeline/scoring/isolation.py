@@ -29,7 +29,7 @@ from pipeline.common.agreement import merged
 from pipeline.common.reasons import Reason, ReasonKind
 from pipeline.errors import OutOfMemory, PartitionStuck, PipelineError
 from pipeline.models.engines import EngineUse
-from pipeline.plan.recipe import StageRecipe
+from pipeline.plan.recipe import KeyedRecipe, StageRecipe, scores_of
 from pipeline.scoring.rows import Failures
 from pipeline.scoring.scorer import ScoredBatch, reject_table
 from pipeline.sources import SourceBatch
@@ -111,7 +111,9 @@ class IsolatedScorer:
 
     def engine_use(self) -> EngineUse:
         """Return the engine that evaluated the model: its own library."""
-        models = Counter(score.model.flavor for score in self._recipe.scores)
+        # A row passes one of the models of a step with models by key.
+        passed = [scores_of([step])[: 1 if isinstance(step, KeyedRecipe) else None] for step in self._recipe.chain]
+        models = Counter(score.model.flavor for scores in passed for score in scores)
         rows = {library: count * self._scored for library, count in models.items()}
         return EngineUse(rows=rows, reasons=(ENGINE_REASON,)) if rows else EngineUse()
 

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +31,7 @@ from pipeline.jobs import layout
 from pipeline.jobs.receipts import DataFile, FragmentCounts, Receipt, Timings
 from pipeline.jobs.splits import even_split_points, split_receipt
 from pipeline.models.cache import keep_models
-from pipeline.models.device_engine import DeviceEvaluator, open_evaluator
+from pipeline.models.device_engine import open_evaluator
 from pipeline.models.engines import EngineUse
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import REJECT_REASON, REJECT_ROW, StageRecipe
@@ -39,11 +39,15 @@ from pipeline.scoring.batching import TimedBatchSizer, rebatch
 from pipeline.scoring.checkpoint import CheckpointWriter
 from pipeline.scoring.isolation import IsolatedScorer, Isolation
 from pipeline.scoring.outputs import reject_schema
+from pipeline.scoring.predictors import NO_PREDICTORS, OpenPredictors, open_predictors
 from pipeline.scoring.progress import MIN_REST_ROWS, AttemptProgress, track_attempt
 from pipeline.scoring.scorer import ScoredBatch, Scorer
 from pipeline.sources import SourceBatch, read_ahead, read_batches
 from pipeline.storage.store import Store, open_store
 from pipeline.storage.urls import own_storage_options, unique_name, use_storage_options
+
+MOST_NAMED_MODELS = 32
+"""Models named in the metadata of a file; of more, their number and joint digest."""
 
 
 @own_storage_options()
@@ -159,8 +163,9 @@ class _Attempt:
                 data, rejects = self.data.finish(), self.rejects.finish()
             # A partition that another attempt has committed by now need not be committed again.
             self.progress.check()
-            write, load = self.data.watch.seconds + self.rejects.watch.seconds, opened.seconds
-            seconds = Timings(reading.seconds, steps, model, write, load, load + total.seconds)
+            write, models = self.data.watch.seconds + self.rejects.watch.seconds, opened.models
+            load, model = models.seconds + models.lazy_seconds, model - models.lazy_seconds
+            seconds = Timings(reading.seconds, steps, model, write, load, models.seconds + total.seconds)
             return self._make_receipt(counter, opened, files, data, rejects, seconds=seconds, worker=worker)
 
     def _resize(self, batches: Iterable[SourceBatch], scorer: Scorer | IsolatedScorer) -> Iterable[SourceBatch]:
@@ -198,7 +203,8 @@ class _Attempt:
             round=self.recipe.round,
             before=dict(counter.previous_reasons),
             agreements=counter.agreements,
-            **opened.device_fields(),
+            model_loads=opened.models.loads,
+            **opened.models.device_fields(),
         )
 
     def _split_at(self, row: int) -> Receipt:
@@ -224,17 +230,10 @@ class _OpenScorer:
     """A scorer with its model loaded."""
 
     scorer: Scorer | IsolatedScorer
-    seconds: float
-    """Seconds for loading the model in this process."""
     engine_use: Callable[[], EngineUse]
     """Returns the engines that evaluated the model; call it after all rows are scored."""
-    on_device: tuple[DeviceEvaluator, ...] = ()
-    """The evaluators that may use a GPU."""
-
-    def device_fields(self) -> dict[str, Any]:
-        """Return the fields of a receipt about the GPU; empty if it scored no row."""
-        used = [evaluator for evaluator in self.on_device if evaluator.device]
-        return {"device": used[0].device, "device_peak": max(one.device_peak for one in used)} if used else {}
+    models: OpenPredictors = NO_PREDICTORS
+    """Models in this process; none in a separate one."""
 
 
 @contextmanager
@@ -245,19 +244,12 @@ def _open_scorer(recipe: StageRecipe, partition: Partition, isolation: Isolation
         if recipe.maps:
             # Before the model's library is imported in part, only to be imported again, whole, for the steps.
             require_whole_imports()
-        keep_models(score.model for score in recipe.scores)
-        opened = [open_evaluator(score, device=device, memory=memory) for score in recipe.scores]
-        evaluators, seconds = [evaluator for evaluator, _ in opened], sum(loading for _, loading in opened)
-        scorer = Scorer(recipe, evaluators)
-        yield _OpenScorer(
-            scorer,
-            seconds,
-            lambda: sum((one.engine_use() for one in evaluators), EngineUse()),
-            tuple(one for one in evaluators if isinstance(one, DeviceEvaluator)),
-        )
+        keep_models(recipe.held_models)
+        models = open_predictors(recipe, partial(open_evaluator, device=device, memory=memory))
+        yield _OpenScorer(Scorer(recipe, models.predictors), models.engine_use, models)
         return
     with closing(IsolatedScorer(recipe, isolation, rows=partition.rows)) as isolated:
-        yield _OpenScorer(isolated, 0.0, isolated.engine_use)
+        yield _OpenScorer(isolated, isolated.engine_use)
 
 
 def _commit_receipt(store: Store, receipt: Receipt, recipe: StageRecipe) -> Receipt:
@@ -319,6 +311,8 @@ def _file_metadata(recipe: StageRecipe) -> dict[str, str]:
     ]
     if len(models) == 1:
         made["pipeline.model"] = json.dumps(models[0])
+    elif len(models) > MOST_NAMED_MODELS:
+        made["pipeline.models"] = json.dumps({"count": len(models), "digest": recipe.model_digest})
     elif models:
         made["pipeline.models"] = json.dumps(models)
     return made

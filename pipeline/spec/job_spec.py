@@ -265,6 +265,11 @@ class JobSpec(SpecModel):
         return tuple(reference for score in self.scores for reference in score.references)
 
     @property
+    def has_listing(self) -> bool:
+        """True if models are listed when the job is planned, and are not yet."""
+        return any(isinstance(score.models, str) for score in self.scores)
+
+    @property
     def is_plain(self) -> bool:
         """True for any number of ``map`` steps and one ``score`` of all rows with one model.
 

@@ -20,6 +20,7 @@ from pipeline.spec.parameters import (
     given_in_python,
     render_spec,
 )
+from pipeline.spec.parts import KEY_PLACEHOLDER
 from pipeline.spec.precedence import Precedence, ResolvedSetting, SettingSource, param_variables
 from pipeline.storage.urls import expand_user, is_local_path, local_path
 
@@ -93,14 +94,27 @@ def absolute(spec: JobSpec) -> JobSpec:
     record["sink"]["path"] = absolute_path(spec.sink.path)
     for step in record["steps"]:
         if "score" in step:
-            model = step["score"]["model"]
-            one = _absolute_model(model) if isinstance(model, str) else [_absolute_model(text) for text in model]
-            step["score"]["model"] = one
+            step["score"] |= _absolute_models(step["score"])
     return JobSpec.model_validate(record)
 
 
+def _absolute_models(score: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a score that name models, with absolute paths."""
+    made: dict[str, Any] = {}
+    for name in ("model", "models", "other"):
+        value = score.get(name)
+        if isinstance(value, str):
+            made[name] = value if name == "other" and value == "reject" else _absolute_model(value)
+        elif isinstance(value, dict):
+            made[name] = {key: _absolute_model(text) for key, text in value.items()}
+        elif isinstance(value, list):
+            made[name] = [_absolute_model(text) for text in value]
+    return made
+
+
 def _absolute_model(text: str) -> str:
-    return absolute_path(text) if ModelRef.parse(text.replace(PLACEHOLDER, "x")).is_file else text
+    is_file = ModelRef.parse(text.replace(PLACEHOLDER, "x").replace(KEY_PLACEHOLDER, "x")).is_file
+    return absolute_path(text) if is_file else text
 
 
 def source_paths(spec: JobSpec) -> tuple[str, ...]:

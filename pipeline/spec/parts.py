@@ -20,6 +20,8 @@ from pipeline.spec.parameters import FAN_OUT_VALUE, PARAM_PATTERN
 
 OnAliasChange = Literal["pin", "fail", "restart"]
 StepChange = Literal["fail", "pin", "restart"]
+KEY_PLACEHOLDER = "{}"
+"""Place of the key in a listing of models."""
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 DATE_PATTERN = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"
 _ENTRYPOINT = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$"
@@ -80,6 +82,27 @@ def _check_model(text: str) -> str:
     except SpecError as error:
         raise spec_error("is not a valid model reference", expected=error.expected) from error
     return text
+
+
+def _check_model_name(text: str) -> str:
+    if text.count(KEY_PLACEHOLDER) != 1:
+        raise spec_error(
+            "is not a listing of models",
+            expected="a path or reference with {} once, in its name: models/{}.ubj, models:/churn-{}@champion",
+            next_step="write {} where names differ, or list the models: {key: model, …}",
+        )
+    _check_model(text.replace(KEY_PLACEHOLDER, "x"))
+    return text
+
+
+def _key_texts(value: Any) -> Any:
+    """Return a mapping whose integers and booleans as keys are texts, as in a YAML file."""
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        str(key).lower() if isinstance(key, bool) else str(key) if isinstance(key, int) else key: model
+        for key, model in value.items()
+    }
 
 
 def _path_text(value: Any) -> Any:
@@ -178,6 +201,8 @@ ParamName = Annotated[str, AfterValidator(_check_param), Field(min_length=1, max
 ParamValue = Value | Annotated[tuple[Value, ...], Field(strict=False)] | None
 Rounds = Annotated[tuple[int, ...], Field(strict=False), AfterValidator(_check_rounds)]
 ModelText = Annotated[PathText, AfterValidator(_check_model)]
+ModelListing = Annotated[PathText, AfterValidator(_check_model_name)]
+KeyedModels = Annotated[dict[Name, ModelText], Field(min_length=1)]
 Combine = Literal["mean", "median", "max", "min", "vote"]
 COMBINATIONS = ("mean", "median", "max", "min", "vote", "or a list of weights")
 Weights = Annotated[tuple[float, ...], Field(min_length=1, strict=False)]
@@ -283,12 +308,21 @@ class Output(SpecModel):
 class Score(SpecModel):
     """Scoring with a model."""
 
-    model: ModelText | Annotated[tuple[ModelText, ...], Field(min_length=1, strict=False)]
-    """Path or URL of a model file, or a model reference ``models:/name@alias``; or a list of these, and ``combine``."""
+    model: ModelText | Annotated[tuple[ModelText, ...], Field(min_length=1, strict=False)] | None = None
+    """Path or URL of a model file, or a model reference ``models:/name@alias``; or a list of these, and ``combine``.
+    Required, unless ``by`` and ``models`` name a model for each key."""
     combine: Combine | Weights | None = None
     """Result of a list of models: ``mean``, ``median``, ``max`` or ``min`` of their values, or a mean with one weight
     for each model; ``vote`` for labels: the most frequent one, of several the one that the first such model gave.
     Computed in float64, in the order of the list."""
+    by: Name | None = None
+    """Column whose value chooses the model that scores a row: text, integers, booleans or dates."""
+    models: Annotated[ModelListing | KeyedModels | None, BeforeValidator(_key_texts)] = None
+    """Model for each value of ``by``: a mapping; or a path or reference with ``{}`` in place of the value, such as
+    ``models/{}.ubj`` or ``models:/churn-{}@champion``: the models that exist when the job is planned."""
+    other: ModelText | None = "reject"
+    """Rows with another value, or null: ``reject`` them (the reason is ``no_model``), score them as ``null``, or with
+    the model named here."""
     features: SomeNames | None = None
     """Columns in training order. Default: the model's own feature names."""
     output: Name | Output = "prediction"
@@ -321,8 +355,11 @@ class Score(SpecModel):
         def __init__(
             self,
             *,
-            model: AnyPath | Sequence[AnyPath],
+            model: AnyPath | Sequence[AnyPath] | None = None,
             combine: Combine | Sequence[float] | None = None,
+            by: str | None = None,
+            models: AnyPath | Mapping[str, AnyPath] | Mapping[int, AnyPath] | None = None,
+            other: AnyPath | None = "reject",
             features: Sequence[str] | None = None,
             output: str | Output | Mapping[str, Any] = "prediction",
             keep: Sequence[str] | None = None,
@@ -343,7 +380,32 @@ class Score(SpecModel):
         return self
 
     @model_validator(mode="after")
+    def _check_keyed(self) -> Self:
+        if self.by is None and self.models is None:
+            if self.model is None:
+                raise spec_error("has no model", expected="model: a file or reference; or by: a column, and models:")
+            if self.other != "reject":
+                raise spec_error("has other without by", expected="other beside by: a column, and models:")
+            return self
+        if self.model is not None:
+            raise spec_error(
+                "has both model and models" if self.models is not None else "has both model and by",
+                expected="model: one for all rows; or by: a column, and models:",
+                next_step="name the model of other rows with other:",
+            )
+        if self.by is None or self.models is None:
+            raise spec_error(
+                "has models without by" if self.by is None else "has by without models",
+                expected="by: a column, and models: {value: model} or models/{}.ubj",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_combine(self) -> Self:
+        if self.model is None:
+            if self.combine is not None:
+                raise spec_error("has combine beside by", expected="combine beside model: a list")
+            return self
         if isinstance(self.model, str):
             if self.combine is not None:
                 raise spec_error("has combine for one model", expected="combine beside a list of models")
@@ -366,8 +428,23 @@ class Score(SpecModel):
 
     @property
     def references(self) -> tuple[str, ...]:
-        """The model references: one, or those of a list."""
+        """The model references: one, or those of a list; by key, in order of the keys, then that of other keys.
+
+        A listing has none before it is resolved; see `pipeline.models.listing`.
+        """
+        if self.model is None:
+            return (*self.keyed_models.values(), *([] if self.other_model is None else [self.other_model]))
         return (self.model,) if isinstance(self.model, str) else self.model
+
+    @property
+    def keyed_models(self) -> dict[str, str]:
+        """The model reference for each value of ``by``, in order of the values; empty for a listing."""
+        return dict(sorted(self.models.items())) if isinstance(self.models, dict) else {}
+
+    @property
+    def other_model(self) -> str | None:
+        """Model reference for rows with another value of ``by``; None if they have no model."""
+        return None if self.other == "reject" else self.other
 
     @property
     def rounds(self) -> IterationRange | None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import pyarrow as pa
 
 from pipeline.models.model import Predictor
 from pipeline.plan.recipe import (
+    AnyScore,
     CheckRecipe,
     EnsembleRecipe,
     FilterRecipe,
+    KeyedRecipe,
     MapRecipe,
     ScoreRecipe,
     SelectRecipe,
@@ -20,10 +22,12 @@ from pipeline.plan.recipe import (
 )
 from pipeline.scoring.frame_schemas import FrameSchemas, never_null_after
 from pipeline.scoring.operations.checks import CheckOperation
+from pipeline.scoring.operations.ensemble import EnsembleScorer
 from pipeline.scoring.operations.filters import FilterOperation
+from pipeline.scoring.operations.keyed import KeyedScorer
 from pipeline.scoring.operations.maps import MapOperation
 from pipeline.scoring.operations.model_scorer import ModelScorer
-from pipeline.scoring.operations.operation import Operation
+from pipeline.scoring.operations.operation import Operation, RowScorer
 from pipeline.scoring.operations.scores import ScoreOperation
 from pipeline.scoring.operations.selects import SelectOperation
 from pipeline.scoring.steps import Step
@@ -75,7 +79,7 @@ class _Builder:
             return SelectOperation(step)
         if isinstance(step, CheckRecipe):
             return CheckOperation(step)
-        if isinstance(step, (ScoreRecipe, EnsembleRecipe)):
+        if isinstance(step, AnyScore):
             return self._score(step, is_first=number == 0, is_last=number == len(self._recipe.chain) - 1)
         return self._maps([step for step in group if isinstance(step, MapRecipe)])
 
@@ -83,7 +87,7 @@ class _Builder:
         frames = tuple(pa.ipc.read_schema(pa.py_buffer(step.frame)) for step in maps if step.frame)
         return MapOperation([next(self._steps) for _ in maps], FrameSchemas(self._never_null, frames))
 
-    def _score(self, step: ScoreRecipe | EnsembleRecipe, *, is_first: bool, is_last: bool) -> ScoreOperation:
+    def _score(self, step: AnyScore, *, is_first: bool, is_last: bool) -> ScoreOperation:
         output = pa.ipc.read_schema(pa.py_buffer(self._recipe.output_schema)).names
         rules = (
             self._recipe.source_rules
@@ -91,6 +95,15 @@ class _Builder:
             else ()
         )
         finite = [rule.column for rule in rules if rule.finite]
-        members = [ModelScorer(score, next(self._predictors), finite=finite) for score in scores_of([step])]
         passed = [name for name in output if name not in step.outputs] if is_last else None
-        return ScoreOperation(step, members, passed=passed)
+        return ScoreOperation(step, self._scorer(step, finite), passed=passed)
+
+    def _scorer(self, step: AnyScore, finite: Collection[str]) -> RowScorer:
+        predictors = [next(self._predictors) for _ in scores_of([step])]
+        members = [
+            ModelScorer(score, predictor, finite=finite)
+            for score, predictor in zip(scores_of([step]), predictors, strict=True)
+        ]
+        if isinstance(step, EnsembleRecipe):
+            return EnsembleScorer(step, members)
+        return KeyedScorer(step, members, predictors) if isinstance(step, KeyedRecipe) else members[0]

@@ -34,7 +34,7 @@ class ModelScorer:
         """Type and number of the scores of a row."""
         self._recipe = recipe
         self._predictor = predictor
-        self.worked = False
+        self._worked = False
         """True if the model returned for some row."""
         # Check for infinities in the float32 matrix: it is almost free there, and catches values that overflow float32.
         required = {*finite, *(rule.column for rule in recipe.rules if rule.finite)}
@@ -54,6 +54,10 @@ class ModelScorer:
         scores, failures = self._predict(matrix)
         rows, failed = rows.reject(failures)
         return rows, scores, Failures.merged([rejected, failed])
+
+    def blame_rows_only(self) -> None:
+        """See `pipeline.scoring.operations.operation.Operation`."""
+        self._worked = True
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         """See `pipeline.models.model.Predictor.is_out_of_memory`."""
@@ -82,14 +86,14 @@ class ModelScorer:
             return check_scores(scores, rows=stop - start, expected=self.output)
 
         try:
-            outcome = bisect(predict, 0, len(matrix), any_worked=self.worked)
+            outcome = bisect(predict, 0, len(matrix), any_worked=self._worked)
         except NoRowWorksError as error:
             raise ModelError(
                 "the model fails on every row",
                 where=self._recipe.model.uri,
                 found=f"{error.example.message(lines=6)}\non each of {error.tried} rows that were tried",
             ) from error
-        self.worked = self.worked or bool(outcome.parts)
+        self._worked = self._worked or bool(outcome.parts)
         parts = [part.result for part in outcome.parts] or [np.empty((0, self.output.width), dtype=self.output.dtype)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts), outcome.to_failures()
 

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+import numpy as np
+
 from pipeline.common.agreement import Agreement
 from pipeline.common.stopwatch import Stopwatch
+from pipeline.models.model import OutputType
 from pipeline.scoring.rows import Failures, Rows
 
 
@@ -23,6 +26,24 @@ class Applied:
     """Rows that the operation filtered, counted when it returned."""
     agreements: Mapping[str, Agreement] = field(default_factory=dict)
     """Comparison of a challenger, by its output column."""
+
+
+class RowScorer(Protocol):
+    """The model or models of a ``score`` step."""
+
+    output: OutputType
+    """Type and number of the scores of a row."""
+    finite: frozenset[str]
+    """Features whose infinite values are found in every row that is scored."""
+
+    def score(self, rows: Rows) -> tuple[Rows, np.ndarray, Failures]:
+        """Return the rows that the models take, their scores [rows] or [rows, outputs], and the others as failures."""
+
+    def blame_rows_only(self) -> None:
+        """See `Operation`."""
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """See `Operation`."""
 
 
 class Operation(Protocol):

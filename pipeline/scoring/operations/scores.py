@@ -11,10 +11,9 @@ import pyarrow as pa
 from pipeline.common.agreement import Agreement, compare_scores
 from pipeline.common.stopwatch import Stopwatch
 from pipeline.errors import ModelError
-from pipeline.plan.recipe import EnsembleRecipe, ScoreRecipe, Shadow
-from pipeline.scoring.operations.combine import combine_scores
-from pipeline.scoring.operations.model_scorer import ModelScorer, expect_columns
-from pipeline.scoring.operations.operation import Applied
+from pipeline.plan.recipe import AnyScore, Shadow, may_leave_null
+from pipeline.scoring.operations.model_scorer import expect_columns
+from pipeline.scoring.operations.operation import Applied, RowScorer
 from pipeline.scoring.outputs import score_columns
 from pipeline.scoring.rows import Failures, Rows
 from pipeline.sources.filters.parse import parse_filter
@@ -27,24 +26,24 @@ class ScoreOperation:
 
     def __init__(
         self,
-        recipe: ScoreRecipe | EnsembleRecipe,
-        members: Sequence[ModelScorer],
+        recipe: AnyScore,
+        scorer: RowScorer,
         *,
         passed: Sequence[str] | None = None,
     ) -> None:
         """Prepare to score.
 
-        :param members: one scorer for each model.
+        :param scorer: the model or models of the step.
         :param passed: columns to pass on. Default: all, less those that the scores replace.
         """
         self.watch = Stopwatch()
         self._recipe = recipe
-        self._members = members
+        self._scorer = scorer
         self._passed = passed
         self._where = None if recipe.where is None else parse_filter(recipe.where)
         self._shadow = recipe.shadow
-        checks_all = len(members) == 1 and self._where is None and self._shadow is None
-        self.finite = members[0].finite if checks_all else frozenset[str]()
+        self._may_leave_null = may_leave_null(recipe)
+        self.finite = frozenset[str]() if self._may_leave_null else scorer.finite
         """Columns that the operation checks for infinite values in every row."""
 
     def apply(self, rows: Rows) -> Applied:
@@ -55,12 +54,12 @@ class ScoreOperation:
         with self.watch:
             expect_columns(rows.table, self._passed or ())
             scored, scores, failed = self._score_or_give_up(self._chosen(rows))
-            columns = score_columns(scores, self._members[0].output.arrow)
+            columns = score_columns(scores, self._scorer.output.arrow)
             agreements: dict[str, Agreement] = {}
             if self._shadow is not None:
                 agreements[self._recipe.outputs[0]] = self._compare(scored, scores, self._shadow, errors=len(failed))
                 failed = Failures()
-            if self._where is not None or self._shadow is not None:
+            if self._may_leave_null:
                 rows = rows.select(np.flatnonzero(~np.isin(rows.position, failed.rows)))
                 columns = _scattered(columns, scored.position, rows.position)
                 scored = rows
@@ -68,36 +67,21 @@ class ScoreOperation:
 
     def blame_rows_only(self) -> None:
         """See `pipeline.scoring.operations.operation.Operation`."""
-        for member in self._members:
-            member.worked = True
+        self._scorer.blame_rows_only()
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         """See `pipeline.scoring.operations.operation.Operation`."""
-        return any(member.is_out_of_memory(error) for member in self._members)
+        return self._scorer.is_out_of_memory(error)
 
     def _score_or_give_up(self, rows: Rows) -> tuple[Rows, np.ndarray, Failures]:
         """Score ``rows``; a challenger that fails on every row scores none, and the job goes on."""
         try:
-            return self._score(rows)
+            return self._scorer.score(rows)
         except ModelError:
             if self._shadow is None:
                 raise
-            none = np.empty((0, len(self._recipe.outputs)), dtype=self._members[0].output.dtype)
+            none = np.empty((0, len(self._recipe.outputs)), dtype=self._scorer.output.dtype)
             return rows.select(np.empty(0, np.int64)), none[:, 0], Failures(rows.position)
-
-    def _score(self, rows: Rows) -> tuple[Rows, np.ndarray, Failures]:
-        """Return the rows that every model takes, their combined scores, and the other rows as failures."""
-        if isinstance(self._recipe, ScoreRecipe):
-            return self._members[0].score(rows)
-        parts, failures = list[tuple[np.ndarray, np.ndarray]](), list[Failures]()
-        for member in self._members:
-            rows, scores, failed = member.score(rows)
-            parts.append((rows.position, scores))
-            failures.append(failed)
-        # Rows that a later model rejected are still among the scores of the earlier ones.
-        left = [scores[np.searchsorted(position, rows.position)] for position, scores in parts]
-        combined = combine_scores(left, self._recipe.combine, weights=self._recipe.weights)
-        return rows, combined, Failures.merged(failures)
 
     def _compare(self, rows: Rows, scores: np.ndarray, shadow: Shadow, *, errors: int) -> Agreement:
         """Compare the scores of ``rows`` with another column."""

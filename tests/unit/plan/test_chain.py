@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,17 @@ import pytest
 from pipeline.errors import PipelineError, SchemaDrift, SpecError
 from pipeline.models.model import Feature, ModelVersion
 from pipeline.plan.chain import ResolvedChain, ScoredBy, resolve_chain
-from pipeline.plan.recipe import CheckRecipe, ColumnRule, FilterRecipe, MapRecipe, ScoreRecipe, SelectRecipe, Shadow
+from pipeline.plan.recipe import (
+    CheckRecipe,
+    ColumnRule,
+    FilterRecipe,
+    KeyedRecipe,
+    MapRecipe,
+    ScoreRecipe,
+    SelectRecipe,
+    Shadow,
+)
+from pipeline.plan.step_record import step_from_record, step_to_record
 from pipeline.sources.discovery import Discovery
 from pipeline.spec.job_spec import JobSpec
 
@@ -100,6 +111,44 @@ class TestOutput:
     def test_a_select_renames(self) -> None:
         chain = resolve({"select": {"customer": "id", "x": "x"}}, score(), models=(model("x"),))
         assert chain.output.equals(pa.schema([("customer", pa.int64()), ("x", pa.float64()), ("p", pa.float32())]))
+
+
+class TestKeyed:
+    """A model for each value of a column."""
+
+    def resolve(self, versions: tuple[ModelVersion, ...], source: pa.Schema = SOURCE, **fields: Any) -> ResolvedChain:
+        named = {"by": "text", "models": {"b": "b.ubj", "a": "a.ubj"}, "output": "p", **fields}
+        steps = [{"score": named}, {"select": ["p"]}]
+        spec = JobSpec.build(name="j", source={"path": "/in"}, sink={"path": "/out"}, steps=steps)
+        scored = [ScoredBy(versions, pa.schema([("p", pa.float32())]))]
+        discovery = Discovery((), source, (), tuple(source.names))
+        return resolve_chain(spec, discovery=discovery, map_schemas=(), scored=scored)
+
+    def test_each_model_has_its_own_features_and_the_key_is_read(self) -> None:
+        chain = self.resolve((model("x"), model("y")))
+        assert chain.read == ("x", "y", "text")
+        keyed = chain.recipes[0]
+        assert isinstance(keyed, KeyedRecipe)
+        assert (keyed.by, keyed.values, keyed.other) == ("text", ("a", "b"), "reject")
+        assert [member.features for member in keyed.members] == [("x",), ("y",)]
+
+    @pytest.mark.parametrize(("other", "expected", "count"), [(None, "null", 2), ("c.ubj", "model", 3)])
+    def test_other_rows(self, other: str | None, expected: str, count: int) -> None:
+        keyed = self.resolve((model("x"),) * count, other=other).recipes[0]
+        assert isinstance(keyed, KeyedRecipe)
+        assert (keyed.other, len(keyed.members)) == (expected, count)
+
+    def test_a_column_that_is_missing_or_has_no_text_is_refused(self) -> None:
+        with pytest.raises(SpecError, match="the column that chooses the model") as caught:
+            self.resolve((model("x"), model("y")), by="tekst")
+        assert caught.value.where == "steps.0.score.by"
+        with pytest.raises(SpecError, match="cannot choose a model") as caught:
+            self.resolve((model("x"), model("y")), by="x")
+        assert "double" in caught.value.found
+
+    def test_it_can_be_stored(self) -> None:
+        for step in self.resolve((model("x"), model("y")), where="x > 1").recipes:
+            assert step_from_record(json.loads(json.dumps(step_to_record(step)))) == step
 
 
 class TestShadow:

@@ -130,9 +130,9 @@ def test_an_unknown_value_is_answered_with_the_nearest() -> None:
 
 
 def test_a_missing_field_is_described() -> None:
-    found = only_issue(steps=[{"score": {}}])
-    assert found["field"] == "steps.0.score.model"
-    assert "model file" in found["expected"]
+    found = only_issue(sink={})
+    assert found["field"] == "sink.path"
+    assert "Directory" in found["expected"]
 
 
 def test_a_kind_of_step_that_is_not_there_is_answered_with_the_nearest() -> None:
