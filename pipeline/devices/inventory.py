@@ -155,12 +155,19 @@ def _find(gpus: Sequence[Gpu], name: int | str) -> Gpu | None:
 
 
 def select_gpus(
-    inventory: Inventory, requested: str | Sequence[int | str] = "auto", *, shown: str | None = None
+    inventory: Inventory,
+    requested: str | Sequence[int | str] = "auto",
+    *,
+    shown: str | None = None,
+    where: str = "device: cuda",
+    otherwise: str = "say device: auto",
 ) -> tuple[Gpu, ...]:
     """Return the GPUs that a cluster of this machine may use.
 
     :param requested: numbers and UUIDs, or ``auto``: those in ``shown``, else all.
     :param shown: value of ``CUDA_VISIBLE_DEVICES`` of this process; None: not set.
+    :param where: the field that requests GPUs, for errors.
+    :param otherwise: how the job can run without GPUs, for errors.
     :raises NoDevice: when there is none, or one that is requested is not there.
     """
     is_auto = requested == "auto"
@@ -168,10 +175,10 @@ def select_gpus(
     if not gpus:
         raise NoDevice(
             "a GPU was requested, and this machine shows none",
-            where="device: cuda",
+            where=where,
             found=inventory.reason or f"{VISIBLE}={shown}",
             expected="an NVIDIA driver and at least one GPU",
-            next_step="run it where there is one, or say device: auto",
+            next_step=f"run it where there is one, or {otherwise}",
         )
     selected: list[Gpu] = []
     for name in () if is_auto else requested:

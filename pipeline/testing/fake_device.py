@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -224,8 +224,13 @@ def installed(gpu: FakeGpu | None = None) -> Iterator[list[FakeDevice]]:
 
 
 def dask_setup(worker: Any) -> None:
-    """Install the fake GPU that the variable names in this worker process; a preload of Dask."""
+    """Install the fake GPU that the variable names in this worker process; a preload of Dask.
+
+    In a worker that was started for a GPU it has that one's UUID.
+    """
     if VARIABLE in os.environ:
-        held = installed(FakeGpu(**json.loads(os.environ[VARIABLE])))
+        gpu = FakeGpu(**json.loads(os.environ[VARIABLE]))
+        first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
+        held = installed(replace(gpu, uuid=first) if first.startswith("GPU-") else gpu)
         held.__enter__()
         worker.fake_gpu = held

@@ -26,6 +26,7 @@ from pipeline.spec.yaml import parse_text
 logger = logging.getLogger(__name__)
 BUILT_IN = {
     "local": "pipeline.execution.clusters.local:LocalProcesses",
+    "local-cuda": "pipeline.execution.clusters.local_cuda:LocalGpus",
     "address": "pipeline.execution.clusters.address:ExistingScheduler",
     "slurm": "pipeline.execution.clusters.jobqueue:Slurm",
     "pbs": "pipeline.execution.clusters.jobqueue:PBS",

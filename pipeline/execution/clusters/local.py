@@ -27,6 +27,8 @@ from pipeline.plan.plan import Limits
 from pipeline.settings import Settings
 
 NEVER = "1000 hours"
+WORKER_SETUP = "pipeline.execution.clusters.worker_setup"
+"""Module that every worker imports before its first task."""
 ALL_WORKERS_SECONDS = 60.0
 """Seconds to wait for the last worker when other workers have started."""
 
@@ -49,16 +51,7 @@ class LocalProcesses:
         """Return workers, threads and memory from the settings, the file, else the machine."""
         workers, threads = self._shape()
         limit = self.settings.memory_limit or self.memory_limit
-        try:
-            memory = int(MEMORY_LIMIT * 0.9) // workers if limit == "auto" else parse_bytes(limit)
-        except SpecError as error:
-            raise SpecError(
-                "invalid memory limit",
-                where="memory_limit",
-                found=error.found,
-                expected="a size such as 4 GiB, or auto",
-            ) from error
-        return Limits(workers=workers, threads=threads, memory=memory)
+        return Limits(workers=workers, threads=threads, memory=memory_of(limit, share=1 / workers))
 
     def check_device(self) -> None:
         """Check that this machine has a GPU; the workers share the first one that they see.
@@ -94,13 +87,9 @@ class LocalProcesses:
             and workers would, and TLS is impossible.
         """
         check_dashboard(self.settings.dashboard)
-        with self._certificates(directory) as certificates, self._start(certificates) as client:
+        certificates = certificates_for(self.host, self.settings, directory=directory)
+        with certificates as given, self._start(given) as client:
             yield client
-
-    def _certificates(self, directory: str) -> AbstractContextManager[Certificates | None]:
-        if self.settings.tls or not (is_loopback(self.host) or self.settings.insecure_network):
-            return certificates_in(directory)
-        return nullcontext()
 
     @contextmanager
     def _start(self, certificates: Certificates | None) -> Iterator[Client]:
@@ -118,37 +107,86 @@ class LocalProcesses:
         self, certificates: Certificates | None, environment: Mapping[str, str], *, method: str
     ) -> Iterator[Client]:
         limits = self.limits()
-        config = {
-            **DASK_CONFIG,
-            "distributed.nanny.pre-spawn-environ": environment,
-            "distributed.worker.multiprocessing-method": method,
-            "distributed.scheduler.no-workers-timeout": self.settings.no_workers_timeout,
-            "distributed.worker.preload": ["pipeline.execution.clusters.worker_setup"],
-            # After this timeout Dask closes a nanny whose worker is not back, and the worker is not restarted.
-            "distributed.deploy.lost-worker-timeout": NEVER,
-        }
-        with override_config(config):
+        with override_config(process_config(self.settings, environment, method=method)):
             cluster = LocalCluster(
                 n_workers=limits.workers,
                 threads_per_worker=limits.threads,
                 memory_limit=limits.memory,
                 processes=True,
-                host=self.host,
-                dashboard_address=self.settings.dashboard,
-                scheduler_kwargs={"dashboard": False},
-                # By default the worker dashboard listens on the host; it has no TLS.
-                worker_dashboard_address=None if is_loopback(self.host) else f"{LOOPBACK}:0",
-                security=certificates.security() if certificates else None,
-                silence_logs=logging.ERROR,
                 env=forks.handed_over(environment),
+                **server_options(self.host, self.settings, certificates),
             )
-            try:
-                add_dashboard(cluster.scheduler)
-                with Client(cluster, set_as_default=False) as client:
-                    _await_workers(client, limits.workers, self.settings.no_workers_timeout)
-                    yield client
-            finally:
-                cluster.close(timeout=20)
+            with connected(cluster, workers=limits.workers, timeout=self.settings.no_workers_timeout) as client:
+                yield client
+
+
+def memory_of(limit: int | str, *, share: float) -> int:
+    """Return the bytes of a worker's memory limit.
+
+    :param limit: a size, or ``auto``: ``share`` of nine tenths of the memory of this machine.
+    :raises SpecError: when it is neither.
+    """
+    try:
+        return int(MEMORY_LIMIT * 0.9 * share) if limit == "auto" else parse_bytes(limit)
+    except SpecError as error:
+        raise SpecError(
+            "invalid memory limit",
+            where="memory_limit",
+            found=error.found,
+            expected="a size such as 4 GiB, or auto",
+        ) from error
+
+
+def certificates_for(host: str, settings: Settings, *, directory: str) -> AbstractContextManager[Certificates | None]:
+    """Return the certificates of a cluster that listens on ``host``; None where TLS is not needed.
+
+    :param directory: the job directory; certificates are stored there.
+    """
+    if settings.tls or not (is_loopback(host) or settings.insecure_network):
+        return certificates_in(directory)
+    return nullcontext()
+
+
+def process_config(settings: Settings, environment: Mapping[str, str], *, method: str) -> dict[str, Any]:
+    """Return Dask's configuration for worker processes of this machine.
+
+    :param environment: variables that a worker needs before its start.
+    :param method: ``forkserver`` or ``spawn``.
+    """
+    return {
+        **DASK_CONFIG,
+        "distributed.nanny.pre-spawn-environ": dict(environment),
+        "distributed.worker.multiprocessing-method": method,
+        "distributed.scheduler.no-workers-timeout": settings.no_workers_timeout,
+        "distributed.worker.preload": [WORKER_SETUP],
+        # After this timeout Dask closes a nanny whose worker is not back, and the worker is not restarted.
+        "distributed.deploy.lost-worker-timeout": NEVER,
+    }
+
+
+def server_options(host: str, settings: Settings, certificates: Certificates | None) -> dict[str, Any]:
+    """Return the arguments of a `LocalCluster` that say where its servers listen."""
+    return {
+        "host": host,
+        "dashboard_address": settings.dashboard,
+        "scheduler_kwargs": {"dashboard": False},
+        # By default the worker dashboard listens on the host; it has no TLS.
+        "worker_dashboard_address": None if is_loopback(host) else f"{LOOPBACK}:0",
+        "security": certificates.security() if certificates else None,
+        "silence_logs": logging.ERROR,
+    }
+
+
+@contextmanager
+def connected(cluster: Any, *, workers: int, timeout: float) -> Iterator[Client]:
+    """Yield a client of ``cluster`` once its workers have started; close the cluster on leaving."""
+    try:
+        add_dashboard(cluster.scheduler)
+        with Client(cluster, set_as_default=False) as client:
+            _await_workers(client, workers, timeout)
+            yield client
+    finally:
+        cluster.close(timeout=20)
 
 
 def _await_workers(client: Any, workers: int, timeout: float) -> None:
