@@ -20,11 +20,14 @@ from distributed import Client
 from distributed.utils import get_ip_interface
 
 from pipeline.common.forkserver import thread_environment
+from pipeline.devices.memory import DEVICE_MEMORY, allowed_device_memory
 from pipeline.errors import InfrastructureError, NoWorkers, SpecError
 from pipeline.execution.clusters import DASK_CONFIG
+from pipeline.execution.clusters.devices import ExpectedGpus
 from pipeline.execution.clusters.lazy_dashboard import add_dashboard
 from pipeline.execution.clusters.security import LOOPBACK, Certificates, certificates_in, check_dashboard, is_loopback
 from pipeline.execution.dask_config import override_config
+from pipeline.execution.placement import GPU_RESOURCE
 from pipeline.jobs import layout
 from pipeline.jobs.cancellation import wait_in_slices
 from pipeline.plan.plan import Limits
@@ -38,6 +41,8 @@ _CLOCK = re.compile(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+)")
 _OURS = frozenset(
     ("cores", "memory", "processes", "queue", "walltime", "interface", "security", "protocol", "worker_extra_args")
 )
+CUDA_WORKER = "dask_cuda.cli"
+"""Module that starts a worker process for each GPU of a job."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,10 @@ class BatchSystem:
     """Argument of dask-jobqueue's class for the walltime; None: the batch system has none."""
     account_key: ClassVar[str] = "account"
     queue_key: ClassVar[str] = "queue"
+    gpu_options: ClassVar[tuple[str, ...]] = ("job_extra_directives",)
+    """Options with which a site requests GPUs; one of them must name them, where `gpu_directive` does not."""
+    gpu_example: ClassVar[str] = ""
+    """Example of such an option."""
 
     settings: Settings
     cores: int
@@ -64,7 +73,11 @@ class BatchSystem:
     minimum: int | None = None
     """Minimum of jobs at a time. Default: ``jobs``. Lost jobs are submitted again."""
     processes: int = 1
-    """Worker processes of one job; they share its cores and memory equally."""
+    """Worker processes of one job; they share its cores and memory equally. With ``gpus``: as many as GPUs."""
+    gpus: int = 0
+    """GPUs of one job, each with a worker process of dask-cuda; 0: workers on CPUs."""
+    device_memory: float | int | str = DEVICE_MEMORY
+    """Share of a GPU's free memory that batches may use, or a size such as ``40 GiB``."""
     walltime: str = "1 hour"
     """Walltime of one job: ``HH:MM:SS``, ``D-HH:MM:SS`` or ``90 minutes``. In longer runs new jobs take over."""
     stagger: str = "2 minutes"
@@ -91,9 +104,43 @@ class BatchSystem:
             )
         if not (isinstance(self.cores, int) and isinstance(self.processes, int) and self.cores >= self.processes > 0):
             raise self._invalid("processes", f"{self.processes} for {self.cores} cores", "at least one core for each")
+        allowed_device_memory(self.device_memory, free=0)
+        self._check_gpus()
         if self._lifetime() <= self._seconds("stagger"):
             expected = f"more than {2 * self._seconds('stagger') + CLOSING_SECONDS:.0f} s, or a smaller stagger"
             raise self._invalid("walltime", f"{self.walltime}, with a stagger of {self.stagger}", expected)
+
+    def _check_gpus(self) -> None:
+        """Check that GPUs are requested from the batch system, and that each has a worker process."""
+        if not (isinstance(self.gpus, int) and self.gpus >= 0):
+            raise self._invalid("gpus", str(self.gpus), "a number of GPUs, or 0")
+        if not self.gpus:
+            return
+        if self.processes != self.gpus:
+            expected = f"{self.gpus}, as many as gpus: a worker process uses one GPU"
+            raise self._invalid("processes", str(self.processes), expected)
+        if "worker_command" in self.options:
+            raise self._invalid("options.worker_command", str(self.options["worker_command"]), f"none: {CUDA_WORKER}")
+        if not (self.gpu_directive() or self._names_gpus()):
+            raise SpecError(
+                f"jobs of {self.name} need a request for GPUs of your site's own",
+                where=f"type: {self.name.lower()}, options.{self.gpu_options[0]}",
+                found=str(self.options.get(self.gpu_options[0], "none")),
+                expected=f"a request for {self.gpus}, such as {self.gpu_example.format(gpus=self.gpus)}",
+                next_step="ask your site how jobs request GPUs; its documentation has an example for dask-jobqueue",
+            )
+
+    def _names_gpus(self) -> bool:
+        """True if an option mentions GPUs."""
+        return any("gpu" in str(self.options.get(option, "")).lower() for option in self.gpu_options)
+
+    def gpu_directive(self) -> str:
+        """Return the directive that requests GPUs; empty where each site has its own."""
+        return ""
+
+    def expected_gpus(self) -> list[ExpectedGpus]:
+        """Return the GPUs that the cluster will have at most; what kind they are is known on the nodes."""
+        return [ExpectedGpus(self._jobs() * self.gpus)] if self.gpus else []
 
     # Limits
 
@@ -240,6 +287,10 @@ class BatchSystem:
             named["log_directory"] = str(folder)
         if self.walltime_key:
             named[self.walltime_key] = self.clock(self._seconds("walltime"))
+        if self.gpus:
+            named["worker_command"] = CUDA_WORKER
+            if not self._names_gpus():
+                options["job_extra_directives"] = [self.gpu_directive(), *options.get("job_extra_directives", ())]
         return {
             "cores": self._threads() * self.processes,
             "memory": self.memory,
@@ -257,18 +308,32 @@ class BatchSystem:
         }
 
     def _worker_arguments(self) -> list[str]:
-        lifetime, stagger = self._lifetime(), self._seconds("stagger")
         # The HTTP server of a worker has no TLS.
         shown = ["--dashboard", "--dashboard-address", f"{LOOPBACK}:0"]
-        ends = ["--lifetime", f"{lifetime:.0f}s", "--lifetime-stagger", f"{stagger:.0f}s"]
-        return [*shown, *ends, "--preload", "pipeline.execution.clusters.worker_setup"]
+        lifetime = [] if self.gpus else [part for name, value in self._ends().items() for part in (f"--{name}", value)]
+        # Not by a variable: Dask makes the name of a resource in a variable lowercase.
+        resources = ["--resources", f"{GPU_RESOURCE}={self._threads()}"] if self.gpus else []
+        return [*shown, *lifetime, *resources, "--preload", "pipeline.execution.clusters.worker_setup"]
+
+    def _ends(self) -> dict[str, str]:
+        """Return when a worker leaves, by the names of Dask's command line."""
+        return {"lifetime": f"{self._lifetime():.0f}s", "lifetime-stagger": f"{self._seconds('stagger'):.0f}s"}
 
     def _environment(self) -> list[str]:
         """Return lines of the job script: Dask's configuration for workers, and the cores per worker."""
-        config = {key.upper().replace(".", "__").replace("-", "_"): value for key, value in DASK_CONFIG.items()}
-        threads = thread_environment(self.cores, self.processes * self._threads())
-        dask_lines = [f"export DASK_{name}={value}" for name, value in config.items()]
-        return [*dask_lines, *(f"export {name}={value}" for name, value in threads.items())]
+        config = dict(DASK_CONFIG)
+        variables = thread_environment(self.cores, self.processes * self._threads())
+        if self.gpus:
+            # The command line of dask-cuda has no options for it.
+            ends = zip(("duration", "stagger"), self._ends().values(), strict=True)
+            config |= {f"distributed.worker.lifetime.{name}": value for name, value in ends}
+            # Else CUDA numbers the fastest card 0, and NVML the first one on the bus.
+            variables["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+        names = {key.upper().replace(".", "__").replace("-", "_"): value for key, value in config.items()}
+        return [
+            *(f"export DASK_{name}={value}" for name, value in names.items()),
+            *(f"export {name}={value}" for name, value in variables.items()),
+        ]
 
     @staticmethod
     def clock(seconds: float) -> str:
@@ -295,6 +360,10 @@ class Slurm(BatchSystem):
     name = "SLURM"
     commands = ("sbatch", "scancel")
 
+    def gpu_directive(self) -> str:
+        """Return Slurm's request, which names no type of GPU."""
+        return f"--gpus-per-node={self.gpus}"
+
 
 @dataclass(frozen=True)
 class PBS(BatchSystem):
@@ -302,6 +371,8 @@ class PBS(BatchSystem):
 
     name = "PBS"
     commands = ("qsub", "qdel")
+    gpu_options = ("resource_spec", "job_extra_directives")
+    gpu_example = "select=1:ncpus=16:ngpus={gpus}:mem=64GB"
 
 
 @dataclass(frozen=True)
@@ -311,6 +382,8 @@ class SGE(BatchSystem):
     name = "SGE"
     commands = ("qsub", "qdel")
     account_key = "project"
+    gpu_options = ("resource_spec", "job_extra_directives")
+    gpu_example = "gpu={gpus}"
 
 
 @dataclass(frozen=True)
@@ -320,6 +393,7 @@ class LSF(BatchSystem):
     name = "LSF"
     commands = ("bsub", "bkill")
     account_key = "project"
+    gpu_example = '["-gpu num={gpus}"]'
 
     @staticmethod
     def clock(seconds: float) -> str:
@@ -335,6 +409,7 @@ class HTCondor(BatchSystem):
     commands = ("condor_submit", "condor_rm")
     walltime_key = None
     account_key = "accounting_group"
+    gpu_example = "{{request_gpus: {gpus}}}"
 
     def _arguments(self, certificates: Certificates | None, directory: str) -> dict[str, Any]:
         arguments = super()._arguments(certificates, directory)

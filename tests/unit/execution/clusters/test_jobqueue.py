@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from pipeline.errors import RefusedForSafety, SpecError
 from pipeline.execution.clusters import find_cluster
-from pipeline.execution.clusters.jobqueue import LSF, BatchSystem, Slurm
+from pipeline.execution.clusters.jobqueue import LSF, PBS, SGE, BatchSystem, HTCondor, Slurm
 from pipeline.execution.clusters.security import Certificates, make_certificates
 from pipeline.plan.plan import Limits
 from pipeline.settings import Settings
@@ -72,6 +73,77 @@ class TestJobScript:
             for line in asked[name]:
                 assert line in text
             assert name == "htcondor" or str(tmp_path / "logs" / "workers") in text
+
+
+class TestGpus:
+    def test_of_a_slurm_job_have_a_worker_each(self, tmp_path: Path) -> None:
+        """dask-cuda's command line knows neither lifetimes nor numbers of workers, and refuses unknown options."""
+        system = find_cluster(str(ROOT / "cluster_configs" / "slurm-cuda.yaml"), settings=Settings.load())
+        assert isinstance(system, Slurm)
+        assert system.limits() == Limits(workers=8, threads=8, memory=64 << 30)
+        assert [str(group) for group in system.expected_gpus()] == ["8 × GPU"]
+        with script(replace(system, interface="lo"), directory=str(tmp_path)) as text:
+            command = text.splitlines()[-1]
+        assert "#SBATCH --gpus-per-node=2" in text
+        assert "#SBATCH --cpus-per-task=16" in text
+        assert " -m dask_cuda.cli tcp://" in command
+        assert "--nthreads 8 --memory-limit 64.00GiB" in command
+        assert "--resources GPU=8" in command
+        assert "--preload pipeline.execution.clusters.worker_setup" in command
+        for unknown in ("--lifetime", "--nworkers", "--nanny", "--no-nanny"):
+            assert unknown not in command
+        assert "export DASK_DISTRIBUTED__WORKER__LIFETIME__DURATION=14040s" in text
+        assert "export DASK_DISTRIBUTED__WORKER__LIFETIME__STAGGER=300s" in text
+        assert "export CUDA_DEVICE_ORDER=PCI_BUS_ID" in text
+
+    def test_of_the_site_replace_the_directive(self) -> None:
+        options = {"job_extra_directives": ["--gres=gpu:h200:1"]}
+        with script(slurm(gpus=1, options=options)) as text:
+            assert "#SBATCH --gres=gpu:h200:1" in text
+            assert "gpus-per-node" not in text
+        with script(slurm(gpus=1, options={"job_extra_directives": ["--exclusive"]})) as text:
+            assert "#SBATCH --gpus-per-node=1\n#SBATCH --exclusive" in text
+
+    def test_are_not_requested_by_default(self) -> None:
+        with script(slurm()) as text:
+            assert not [part for part in ("--gpus", "GPU=", "CUDA", "dask_cuda") if part in text]
+
+    @pytest.mark.parametrize(
+        ("fields", "field", "expected"),
+        [
+            ({"gpus": -1}, "gpus", "a number of GPUs, or 0"),
+            ({"gpus": "two"}, "gpus", "a number of GPUs, or 0"),
+            ({"gpus": 2}, "processes", "2, as many as gpus"),
+            ({"gpus": 1, "options": {"worker_command": "x"}}, "options.worker_command", "none: dask_cuda.cli"),
+        ],
+    )
+    def test_invalid_fields_are_refused(self, fields: dict[str, Any], field: str, expected: str) -> None:
+        with pytest.raises(SpecError) as caught:
+            slurm(**fields)
+        assert caught.value.where == f"type: slurm, {field}"
+        assert caught.value.expected.startswith(expected)
+
+    @pytest.mark.parametrize(
+        ("system", "option", "example"),
+        [
+            (PBS, "resource_spec", "select=1:ncpus=16:ngpus=2:mem=64GB"),
+            (SGE, "resource_spec", "gpu=2"),
+            (LSF, "job_extra_directives", ["-gpu num=2"]),
+            (HTCondor, "job_extra_directives", {"request_gpus": 2}),
+        ],
+    )
+    def test_of_other_systems_need_the_request_of_the_site(
+        self, system: type[BatchSystem], option: str, example: object
+    ) -> None:
+        fields: dict[str, Any] = {"settings": Settings(), "cores": 4, "memory": "8 GiB", "processes": 2, "gpus": 2}
+        with pytest.raises(SpecError, match="need a request for GPUs") as caught:
+            system(**fields)
+        assert caught.value.where.endswith(f", options.{option}")
+        assert "such as" in caught.value.expected
+        with script(system(**fields, interface="lo", options={option: example})) as text:
+            assert "dask_cuda.cli" in text
+            assert "--resources GPU=2" in text
+            assert ("request_gpus" if system is HTCondor else str(example).strip("[']")) in text
 
 
 class TestLimits:
