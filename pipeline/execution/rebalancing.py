@@ -162,7 +162,7 @@ class StragglerMitigator:
     def attempt_measured(self, attempt: Attempt, *, worker: str, since: float) -> None:
         """Add an attempt that brought a receipt to the history."""
         if not attempt.is_isolated:
-            self._history = self._history.with_ended(
+            self._history = replace(self._history, classes=self.health.classes).with_ended(
                 attempt.partition.id,
                 worker,
                 seconds=self.clock() - since,
@@ -209,7 +209,8 @@ class StragglerMitigator:
             for future, attempt in self.flight.attempts.items()
             if not attempt.is_isolated
         ]
-        return choose_actions(attempts, idle=idle, history=self._history, policy=self.policy)
+        history = replace(self._history, classes=self.health.classes)
+        return choose_actions(attempts, idle=idle, history=history, policy=self.policy)
 
     def take_blocked_workers(self) -> set[str]:
         """Return the workers to restart: an abandoned attempt holds them, and a partition waits for a worker.

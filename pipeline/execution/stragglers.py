@@ -17,11 +17,16 @@ does not get to run, or its last partitions were slow as well.
 
 Only idle workers help. A partition gets one backup, or one split of the whole. The expected speed of a helper is the
 speed in its last partitions. When all workers become slow, the expectation follows, and no action is taken.
+
+Workers with a GPU and workers without are classes of their own: each has its own median and spread, else every
+partition on a CPU beside a GPU would look like a straggler. A partition is shared with workers of another class only
+if that ends it sooner; workers that are much faster than its own do all of the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 
@@ -29,7 +34,7 @@ from pipeline.events import SplitReason
 from pipeline.scoring.progress import MIN_REST_ROWS, ProgressSnapshot
 
 WINDOW = 64
-"""Number of ended partitions that the history holds."""
+"""Number of ended partitions that the history holds for each class of workers."""
 RECENT = 3
 """Number of last partitions from which the pace of a worker is computed."""
 MAD_TO_SIGMA = 1.4826
@@ -86,6 +91,8 @@ class PaceHistory:
     expensive: tuple[tuple[str, str, float], ...] = ()
     """Partitions whose rows seem expensive, so that their parts are not comparable: id, worker on which the partition
     was measured, and seconds per unit of work."""
+    classes: Mapping[str, str] = field(default_factory=dict)
+    """Class of each worker; workers that are not in it are one class."""
 
     def with_expensive(self, partition: str, *, worker: str, pace: float) -> PaceHistory:
         """Return the history with one more partition that seems expensive."""
@@ -104,7 +111,7 @@ class PaceHistory:
             parent, slow_worker, pace = entry
             if not partition.startswith(f"{parent}."):
                 continue
-            if worker == slow_worker or not history.is_usual(seconds=seconds, work=work, policy=policy):
+            if worker == slow_worker or not history.is_usual(worker, seconds=seconds, work=work, policy=policy):
                 return history
             history = replace(history, expensive=tuple(known for known in history.expensive if known != entry))
             history = history.with_sample(slow_worker, seconds=pace, work=1.0)
@@ -112,32 +119,62 @@ class PaceHistory:
 
     def with_sample(self, worker: str, *, seconds: float, work: float) -> PaceHistory:
         """Return the history with one more ended partition."""
-        return replace(self, samples=(*self.samples, (worker, seconds / work))[-WINDOW:]) if work > 0 else self
+        if work <= 0:
+            return self
+        kind = self.class_of(worker)
+        same = [index for index, (name, _) in enumerate(self.samples) if self.class_of(name) == kind]
+        oldest = same[0] if len(same) >= WINDOW else -1
+        kept = (sample for index, sample in enumerate(self.samples) if index != oldest)
+        return replace(self, samples=(*kept, (worker, seconds / work)))
 
-    def typical(self, running: Iterable[float] = ()) -> float:
-        """Return the median pace.
+    def class_of(self, worker: str) -> str:
+        """Return the class of a worker."""
+        return self.classes.get(worker, "")
+
+    def _paces(self, worker: str) -> list[float]:
+        kind = self.class_of(worker)
+        return [pace for name, pace in self.samples if self.class_of(name) == kind]
+
+    def is_known(self, worker: str, policy: StragglerPolicy) -> bool:
+        """True if enough partitions have ended on workers of the class of ``worker`` for an expected time."""
+        return len(self._paces(worker)) >= policy.samples
+
+    def typical(self, running: Iterable[float] = (), *, worker: str = "") -> float:
+        """Return the median pace of the workers of a class; if they have ended no partition, of all workers.
 
         :param running: seconds per unit of work so far in running partitions. Values beyond the median count, so that
             the median follows when all workers become slow.
+        :param worker: a worker of the class.
         """
-        ended = [pace for _, pace in self.samples]
+        ended = self._paces(worker) or [pace for _, pace in self.samples]
         middle = median(ended)
         return median([*ended, *(pace for pace in running if pace > middle)])
 
-    def is_usual(self, *, seconds: float, work: float, policy: StragglerPolicy) -> bool:
-        """True if a partition took no longer than other partitions, or if too few partitions have ended."""
-        return len(self.samples) < policy.samples or seconds <= policy.factor * work * self.typical()
+    def is_usual(self, worker: str, *, seconds: float, work: float, policy: StragglerPolicy) -> bool:
+        """True if a partition took no longer than others on workers of this class, or if too few have ended."""
+        return not self.is_known(worker, policy) or seconds <= policy.factor * work * self.typical(worker=worker)
 
-    def spread(self) -> float:
-        """Return the robust standard deviation."""
-        ended = [pace for _, pace in self.samples]
+    def spread(self, *, worker: str = "") -> float:
+        """Return the robust standard deviation of the paces of the workers of a class; see `typical`."""
+        ended = self._paces(worker) or [pace for _, pace in self.samples]
         middle = median(ended)
         return MAD_TO_SIGMA * median(abs(pace - middle) for pace in ended)
 
     def pace_of(self, worker: str) -> float:
-        """Return the median pace of a worker's last partitions; if the worker has ended none, of all partitions."""
+        """Return the median pace of a worker's last partitions; if the worker has ended none, that of its class."""
         own = [pace for name, pace in self.samples if name == worker][-RECENT:]
-        return median(own) if own else self.typical()
+        return median(own) if own else self.typical(worker=worker)
+
+    def ratio(self, helper: str, worker: str) -> float:
+        """Return how many times as long as ``worker`` a helper takes, by their classes.
+
+        :returns: 1 for workers of one class; infinity while the class of one of them has ended no partition.
+        """
+        if self.class_of(helper) == self.class_of(worker):
+            return 1.0
+        if not (self._paces(helper) and self._paces(worker)):
+            return math.inf
+        return self.typical(worker=helper) / max(self.typical(worker=worker), 1e-12)
 
 
 @dataclass(frozen=True)
@@ -250,8 +287,8 @@ def limit(
     attempt: RunningAttempt, *, history: PaceHistory, policy: StragglerPolicy, running: Iterable[float] = ()
 ) -> float:
     """Return the seconds after which an attempt is suspected to be a straggler."""
-    expected = attempt.work * history.typical(running)
-    spread = attempt.work * history.spread()
+    expected = attempt.work * history.typical(running, worker=attempt.worker)
+    spread = attempt.work * history.spread(worker=attempt.worker)
     return max(expected + policy.seconds, policy.factor * expected, expected + policy.spreads * spread)
 
 
@@ -265,9 +302,9 @@ def _straggler_action(
     """Return the action against an attempt that is far too slow; None: no action, or a split for idle workers."""
     if not attempt.worker:
         return Reassign(attempt.key, (helpers[0],)) if attempt.seconds > policy.start_timeout else None
-    if len(history.samples) < policy.samples or attempt.work <= 0:
+    if not history.is_known(attempt.worker, policy) or attempt.work <= 0:
         return None
-    running = [other.seconds / other.work for other in attempts if _is_comparable(other, attempt)]
+    running = [other.seconds / other.work for other in attempts if _is_comparable(other, attempt, history)]
     if attempt.seconds <= limit(attempt, history=history, policy=policy, running=running):
         return None
     is_frozen = attempt.unanswered is not None and attempt.unanswered > policy.answer_timeout
@@ -285,8 +322,9 @@ def _straggler_action(
     return _soonest(attempt, snapshot, helpers, history, policy, may_request=not is_requested)
 
 
-def _is_comparable(other: RunningAttempt, attempt: RunningAttempt) -> bool:
-    return bool(other.worker) and other.work > 0 and other.key != attempt.key
+def _is_comparable(other: RunningAttempt, attempt: RunningAttempt, history: PaceHistory) -> bool:
+    is_other = bool(other.worker) and other.work > 0 and other.key != attempt.key
+    return is_other and history.class_of(other.worker) == history.class_of(attempt.worker)
 
 
 def _is_stuck(attempt: RunningAttempt, snapshot: ProgressSnapshot, policy: StragglerPolicy) -> bool:
@@ -308,23 +346,34 @@ def _soonest(
     key, rows = attempt.key, attempt.rows
     done = min(1.0, snapshot.rows_done / max(1, rows)) if snapshot else 0.0
     # Guess: an attempt without progress takes as long again as it has taken so far.
-    guess = max(attempt.seconds, attempt.work * history.typical())
+    guess = max(attempt.seconds, attempt.work * history.typical(worker=attempt.worker))
     remaining = attempt.seconds * (1 - done) / done if done else guess
     options: list[tuple[float, Backup | SplitAmong]] = []
     first = helpers[:1]
     options.append((_seconds(attempt.work, first, history, policy), Backup(key, tuple(first), remaining)))
-    takers = helpers[: rows // SMALLEST_PART]
+    takers = _fastest(helpers[: rows // SMALLEST_PART], history)
     if len(takers) > 1:
         split = SplitAmong(key, tuple(takers), remaining, SplitReason.FROZEN)
         options.append((_seconds(attempt.work, takers, history, policy), split))
     rest = rows - snapshot.rows_done if snapshot else 0
-    takers = helpers[: max(1, rest // SMALLEST_PART)]
+    takers = _fastest(helpers[: max(1, rest // SMALLEST_PART)], history)
     if done and rest >= MIN_REST_ROWS and may_request:
         # Until the attempt stops, its helpers are idle.
         seconds = attempt.batch_seconds / 2 + _seconds(attempt.work * rest / rows, takers, history, policy)
         options.append((seconds, SplitAmong(key, tuple(takers), remaining, SplitReason.SLOW)))
     seconds, action = min(options, key=lambda option: _cost(option[0], option[1], policy))
     return action if remaining - seconds >= max(policy.min_gain, policy.gain * remaining) else None
+
+
+def _fastest(helpers: list[str], history: PaceHistory) -> list[str]:
+    """Return the helpers that end equal parts first: all, or those of the fastest classes only.
+
+    :param helpers: fastest first.
+    """
+    kinds = [history.class_of(name) for name in helpers]
+    ends = [count for count in range(1, len(kinds)) if kinds[count] != kinds[count - 1]]
+    teams = [helpers, *(helpers[:count] for count in ends)]
+    return min(teams, key=lambda team: max(map(history.pace_of, team), default=0.0) / max(1, len(team)))
 
 
 def _cost(seconds: float, action: Backup | SplitAmong, policy: StragglerPolicy) -> float:
@@ -351,9 +400,10 @@ def is_worker_slow(
     if stalled > 2 * policy.stalled:
         return True
     seconds = _attempt_seconds(attempt, snapshot) if snapshot.rows_done > 0 else 0.0
-    if snapshot.rows_done <= 0 or history.is_usual(seconds=seconds, work=attempt.work, policy=policy):
+    worker = attempt.worker
+    if snapshot.rows_done <= 0 or history.is_usual(worker, seconds=seconds, work=attempt.work, policy=policy):
         return False
-    return stalled > policy.stalled or history.pace_of(attempt.worker) > policy.factor * history.typical()
+    return stalled > policy.stalled or history.pace_of(worker) > policy.factor * history.typical(worker=worker)
 
 
 @dataclass
@@ -364,6 +414,7 @@ class _Team:
     snapshot: ProgressSnapshot
     is_slow: bool
     """True if the attempt's own worker is slow and gets no part."""
+    history: PaceHistory
     helpers: list[str] = field(default_factory=list)
 
     @property
@@ -378,18 +429,36 @@ class _Team:
 
     @property
     def workers(self) -> tuple[str, ...]:
-        """Workers that score the remaining rows."""
-        own = () if self.is_slow else (self.attempt.worker,)
-        return (*own, *self.helpers)
+        """Workers that score the remaining rows: without the attempt's own where that ends them sooner."""
+        return self._workers(self.helpers)
+
+    def _workers(self, helpers: Sequence[str]) -> tuple[str, ...]:
+        both = (self.attempt.worker, *helpers)
+        if helpers and self._share(helpers) < self._share(both):
+            return tuple(helpers)
+        return tuple(helpers) if self.is_slow else both
+
+    def _share(self, workers: Sequence[str]) -> float:
+        """Return the time in which ``workers`` end equal parts of the rest, relative to the attempt's own worker."""
+        slowest = max((self.history.ratio(name, self.attempt.worker) for name in workers), default=1.0)
+        return slowest / max(1, len(workers))
+
+    @property
+    def share(self) -> float:
+        """Time for the rest with the helpers, relative to the time without."""
+        return self._share(self.workers)
 
     def has_room(self, helper: str) -> bool:
-        """True if a part is left for one more helper."""
-        return helper != self.attempt.worker and len(self.workers) < self.rest // MIN_REST_ROWS
+        """True if a part is left for one more helper, and the rest ends sooner with it."""
+        if helper == self.attempt.worker or len(self.workers) >= self.rest // MIN_REST_ROWS:
+            return False
+        is_as_fast = self.history.ratio(helper, self.attempt.worker) <= 1
+        return is_as_fast or self._share(self._workers([*self.helpers, helper])) < self.share
 
     def gain(self, policy: StragglerPolicy) -> float:
         """Return the seconds saved."""
         until_stopped = self.attempt.batch_seconds / 2
-        return self.remaining - until_stopped - policy.overhead - self.remaining / max(1, len(self.workers))
+        return self.remaining - until_stopped - policy.overhead - self.remaining * self.share
 
 
 def share_remaining(
@@ -403,13 +472,15 @@ def share_remaining(
         # Wait for all answers: otherwise the first attempt to answer would get all helpers.
         return asks
     teams = [
-        _Team(attempt, attempt.snapshot, is_worker_slow(attempt, attempt.snapshot, history, policy))
+        _Team(attempt, attempt.snapshot, is_worker_slow(attempt, attempt.snapshot, history, policy), history)
         for attempt in candidates
         if attempt not in stale and attempt.snapshot is not None and attempt.snapshot.rows_done > 0
     ]
     teams = [team for team in teams if team.rest >= MIN_REST_ROWS]
+    # The fastest first: a slow helper may be of use only where no fast one is.
+    ordered = sorted(helpers, key=history.pace_of) if history.classes and history.samples else list(helpers)
     while teams:
-        _assign(teams, helpers)
+        _assign(teams, ordered)
         poor = [team for team in teams if team.gain(policy) < max(policy.share_gain, policy.gain * team.remaining)]
         if not poor:
             break
@@ -437,7 +508,7 @@ def _assign(teams: Sequence[_Team], helpers: Sequence[str]) -> None:
     for helper in helpers:
         fitting = [team for team in teams if team.has_room(helper)]
         if fitting:
-            max(fitting, key=lambda team: team.remaining / max(0.5, len(team.workers))).helpers.append(helper)
+            max(fitting, key=lambda team: team.remaining * (team.share if team.workers else 2)).helpers.append(helper)
 
 
 def _split_of(team: _Team, history: PaceHistory, policy: StragglerPolicy) -> SplitAmong:
@@ -445,7 +516,8 @@ def _split_of(team: _Team, history: PaceHistory, policy: StragglerPolicy) -> Spl
     if team.is_slow:
         return SplitAmong(key, team.workers, team.remaining, SplitReason.SLOW)
     seconds = _attempt_seconds(team.attempt, team.snapshot)
-    expensive_pace = 0.0 if history.is_usual(seconds=seconds, work=work, policy=policy) else seconds / work
+    is_usual = history.is_usual(team.attempt.worker, seconds=seconds, work=work, policy=policy)
+    expensive_pace = 0.0 if is_usual else seconds / work
     return SplitAmong(key, team.workers, team.remaining, SplitReason.IDLE_WORKERS, expensive_pace)
 
 

@@ -70,6 +70,13 @@ def slow_split(*workers: str, remaining: float) -> SplitAmong:
     return SplitAmong("k", workers, remaining, SplitReason.SLOW)
 
 
+CLASSES = {"cpu-1": "cpu", "cpu-2": "cpu", "gpu-1": "H200", "gpu-2": "H200"}
+MIXED = PaceHistory(
+    tuple((worker, 10.0 if "cpu" in worker else 1.0) for worker in CLASSES for _ in range(3)), classes=CLASSES
+)
+"""A partition takes ten seconds on a CPU and one on a GPU."""
+
+
 def shared(*workers: str, remaining: float, key: str = "k", expensive_pace: float = 0.0) -> SplitAmong:
     return SplitAmong(key, workers, pytest.approx(remaining), SplitReason.IDLE_WORKERS, expensive_pace)
 
@@ -306,3 +313,65 @@ def test_actions_use_each_idle_thread_once_and_never_the_own_worker(
         assert attempts[int(action.key)].worker not in action.workers
         for name in action.workers:
             remaining.remove(name)
+
+
+class TestClassesOfWorkers:
+    def test_each_has_its_own_expected_time(self) -> None:
+        """A CPU that takes what CPUs take is no straggler, however fast a GPU is; a slow GPU is one."""
+        assert limit(attempt(0, worker="cpu-1"), history=MIXED, policy=SLOW_ONLY) == 15.0
+        assert limit(attempt(0, worker="gpu-1"), history=MIXED, policy=SLOW_ONLY) == 4.0
+        assert choose(attempt(12, worker="cpu-1"), idle="gpu-1", history=MIXED) == ()
+        assert choose(attempt(12, worker="gpu-1"), idle="gpu-2", history=MIXED) == (Ask("k"),)
+
+    def test_without_classes_the_cpu_would_look_slow(self) -> None:
+        merged = PaceHistory((*MIXED.samples[:3], *MIXED.samples[6:]))
+        assert choose(attempt(12, worker="cpu-1"), idle="gpu-1", history=merged) == (Ask("k"),)
+
+    def test_running_partitions_of_another_class_do_not_count(self) -> None:
+        others = [attempt(40, key=f"o{number}", worker="cpu-2") for number in range(9)]
+        slow = attempt(5, worker="gpu-1", unanswered=9.0)
+        (action,) = choose(slow, *others, idle="gpu-2", history=MIXED)
+        assert action == Backup("k", ("gpu-2",), 5)
+
+    def test_too_few_partitions_of_a_class_are_no_expected_time(self) -> None:
+        few = PaceHistory(MIXED.samples[:6] + MIXED.samples[-1:], classes=CLASSES)
+        assert choose(attempt(99, worker="gpu-1"), idle="cpu-1", history=few) == ()
+
+    def test_backup_is_on_the_fastest_class(self) -> None:
+        frozen = attempt(30, worker="cpu-1", unanswered=9.0, rows=600)
+        assert choose(frozen, idle="cpu-2 gpu-1", history=MIXED) == (Backup("k", ("gpu-1",), 30),)
+
+    def test_frozen_partition_is_split_among_the_fastest_class(self) -> None:
+        frozen = attempt(300, worker="cpu-1", unanswered=9.0, work=100.0)
+        history = replace(MIXED, samples=tuple((worker, pace / 10) for worker, pace in MIXED.samples))
+        (action,) = choose(frozen, idle="cpu-2 gpu-1 gpu-2", history=history)
+        assert isinstance(action, SplitAmong)
+        assert set(action.workers) == {"gpu-1", "gpu-2"}
+
+    def test_gpu_does_all_of_the_rest_of_a_cpu(self) -> None:
+        """Half each would leave the CPU busy for five seconds more."""
+        slow = attempt(4, worker="cpu-1", **answered(40_000, 4.0, stalled=0.0))
+        assert choose(slow, idle="gpu-1", history=MIXED, policy=SHARING) == (shared("gpu-1", remaining=5.5),)
+
+    def test_cpu_is_no_help_for_a_gpu(self) -> None:
+        """A part of a half would take five times as long as the whole."""
+        running = attempt(4, worker="gpu-1", work=10.0, **answered(40_000, 4.0, stalled=0.0))
+        assert choose(running, idle="cpu-1", history=MIXED, policy=SHARING) == ()
+        assert choose(running, idle="gpu-2", history=MIXED, policy=SHARING) == (
+            shared("gpu-1", "gpu-2", remaining=5.5),
+        )
+        assert choose(running, idle="cpu-1 gpu-2 cpu-2", history=MIXED, policy=SHARING) == (
+            shared("gpu-1", "gpu-2", remaining=5.5),
+        )
+
+    def test_class_without_ended_partitions_is_no_help(self) -> None:
+        unknown = PaceHistory(MIXED.samples[6:], classes=CLASSES)
+        running = attempt(4, worker="gpu-1", work=10.0, **answered(40_000, 4.0, stalled=0.0))
+        assert choose(running, idle="cpu-1", history=unknown, policy=SHARING) == ()
+
+    def test_history_of_one_class_outlasts_many_partitions_of_another(self) -> None:
+        history = MIXED
+        for _ in range(3 * WINDOW):
+            history = history.with_sample("gpu-1", seconds=1.0, work=1.0)
+        assert history.typical(worker="cpu-1") == 10.0
+        assert len(history.samples) == WINDOW + 6

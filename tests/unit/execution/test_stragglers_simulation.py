@@ -95,6 +95,8 @@ class Simulation:
     batches: int = 20
     is_on: bool = True
     limit: float = 5000.0
+    classes: Sequence[str] = ()
+    """Class of each worker; empty: all are alike."""
     now: float = field(default=0.0, init=False)
     history: PaceHistory = field(default_factory=PaceHistory, init=False)
     queue: deque[tuple[Job, tuple[str, ...]]] = field(default_factory=deque, init=False)
@@ -108,6 +110,7 @@ class Simulation:
     def run(self) -> Outcome:
         self.queue.extend((job, ()) for job in sorted(self.todo, key=lambda job: -job.planned))
         self.running = {f"w{number}": None for number in range(len(self.speeds))}
+        self.history = PaceHistory(classes=dict(zip(self.running, self.classes, strict=False)))
         self.useful = sum(job.work for job in self.todo)
         step = 0
         while self.queue or any(one and not one.is_unwanted for one in self.running.values()):
@@ -317,6 +320,33 @@ def test_expensive_rows_that_come_last_are_done_by_all(workers: int, last: int) 
     assert on.makespan < 1.1 * 40 + 2
     assert on.makespan < 0.9 * off.makespan
     assert on.waste < 0.01
+
+
+@pytest.mark.parametrize("faster", [4, 20])
+@pytest.mark.parametrize("cpus", [4, 12])
+@pytest.mark.parametrize("last", [0, 3])
+def test_gpu_and_cpus_end_together(faster: int, cpus: int, last: int) -> None:
+    """One GPU beside CPUs: nearly as fast as both allow, and no CPU looks slow because it is no GPU."""
+    speeds, classes = [steady(faster), *[steady(1.0)] * cpus], ["gpu", *["cpu"] * cpus]
+    todo = jobs(2 * (faster + cpus) + last, 40.0)
+    on, off = compare(Simulation(speeds, todo, classes=classes))
+    assert {*on.actions} <= {Ask, SplitReason.IDLE_WORKERS}
+    assert on.makespan <= off.makespan
+    assert on.makespan < 1.16 * on.useful / (faster + cpus)
+    assert on.waste < 0.05
+    alike, _ = compare(Simulation(speeds, todo))
+    assert alike.makespan >= on.makespan
+    if last and cpus == 4:
+        assert SplitReason.SLOW in alike.actions
+
+
+def test_gpu_that_slows_down_is_a_straggler_among_gpus() -> None:
+    """Although it is still faster than the CPUs beside it."""
+    speeds = [steady(2.0), *[steady(20.0)] * 3, *[steady(1.0)] * 4]
+    classes = [*["gpu"] * 4, *["cpu"] * 4]
+    on, off = compare(Simulation(speeds, jobs(90, 40.0), classes=classes))
+    assert on.makespan < 0.9 * off.makespan
+    assert on.waste < 0.1
 
 
 @pytest.mark.parametrize("seed", range(20))
