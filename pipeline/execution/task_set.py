@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from pipeline.devices.inventory import Gpu
+from pipeline.devices.memory import DEVICE_MEMORY
 from pipeline.errors import PipelineError
 from pipeline.events import AttemptOutcome, SplitReason
 from pipeline.execution.protocols import AttemptResult, SplitResult
@@ -47,11 +50,21 @@ class TaskSet:
     """Seconds an attempt may execute; None: no limit."""
     device: Device = "cpu"
     """Device that workers use for partitions that are not isolated."""
+    device_memory: float | int | str = DEVICE_MEMORY
+    """Share of a GPU's free memory that batches may use, or a size."""
+    gpu: Gpu | None = None
+    """The smallest GPU of the workers, for which batch sizes are remembered."""
     batch: MemoryBatchLimit = field(init=False)
+    """Batch size of partitions that CPUs score."""
+    device_batch: MemoryBatchLimit = field(init=False)
+    """Batch size of partitions that GPUs score."""
 
     def __post_init__(self) -> None:
-        self._recipe = replace(self.job.recipe_of(self.round), device=self.device)
-        self.batch = MemoryBatchLimit(self._recipe.batch_rows, self._recipe.batch_rows)
+        recipe = self.job.recipe_of(self.round)
+        self._recipe = replace(recipe, device=self.device, device_memory=self.device_memory)
+        self.batch = MemoryBatchLimit(recipe.batch_rows, recipe.batch_rows)
+        device_rows = recipe.device_batch_rows or recipe.batch_rows
+        self.device_batch = MemoryBatchLimit(device_rows, device_rows)
 
     @contextmanager
     def learned_batches(self, client: Any) -> Iterator[None]:
@@ -63,24 +76,34 @@ class TaskSet:
         model, root = models[0], open_store(self.job.root.rstrip("/").rpartition("/")[0], fsync=False)
         workers = WorkerClass.from_scheduler(client.scheduler_info(n_workers=-1)["workers"].values())
         saved = load_batch_size(root, model, workers)
-        self.batch = MemoryBatchLimit(min(self.batch.planned, saved or self.batch.planned), self.batch.planned)
-        if saved is not None:
-            self.job.events.append("batch", planned=self.batch.planned, remembered=saved)
+        self.batch = self.batch.remembering(saved)
+        on_gpu = workers.with_gpu(self.gpu) if self.gpu is not None else None
+        saved_on_gpu = load_batch_size(root, model, on_gpu) if on_gpu else None
+        self.device_batch = self.device_batch.remembering(saved_on_gpu)
+        for limit, rows in ((self.batch, saved), (self.device_batch, saved_on_gpu)):
+            if rows is not None:
+                self.job.events.append("batch", planned=limit.planned, remembered=rows)
         try:
             yield
         finally:
             if self.batch.rows != (saved or self.batch.planned):
                 save_batch_size(root, model, workers, rows=self.batch.rows, job=self.job.id)
+            if on_gpu and self.device_batch.rows != (saved_on_gpu or self.device_batch.planned):
+                save_batch_size(root, model, on_gpu, rows=self.device_batch.rows, job=self.job.id)
 
     @property
     def recipe(self) -> StageRecipe:
         """Recipe for the next partitions, with the current batch size."""
         most_bytes = self._recipe.batch_bytes * self.batch.rows // self.batch.planned
-        return replace(self._recipe, batch_rows=self.batch.rows, batch_bytes=most_bytes)
+        device_rows = 0 if self.device == "cpu" else self.device_batch.rows
+        return replace(self._recipe, batch_rows=self.batch.rows, batch_bytes=most_bytes, device_batch_rows=device_rows)
 
     def submit(self, partitions: Sequence[Partition], /) -> list[Any]:
-        """Return one task per partition, with a new key each time."""
-        return make_tasks(self.recipe, partitions, self.round.plan.versions)
+        """Return one task per partition, with a new key each time.
+
+        Workers with and without GPUs take them from one queue: nothing waits at a slow worker while a fast one is idle.
+        """
+        return make_tasks(self.recipe, partitions, self.round.plan.versions, is_queued=self.device == "auto")
 
     def submit_isolated(self, partitions: Sequence[Partition], /) -> list[Any]:
         """Return one task per partition, which scores in a process of its own, on the CPU."""
@@ -111,10 +134,13 @@ class TaskSet:
     def adapt_batch(self, result: AttemptResult) -> None:
         """Lower or raise the batch size after an attempt."""
         is_split = result.outcome is AttemptOutcome.SPLIT
+        receipt = result.receipt
         if is_split and result.split_reason in (None, SplitReason.MEMORY):
-            self.batch = self.batch.after_split()
-        elif result.receipt is not None and result.receipt.batch_rows:
-            self.batch = self.batch.after_partition(result.receipt.batch_rows)
+            self.batch, self.device_batch = self.batch.after_split(), self.device_batch.after_split()
+        elif receipt is not None and receipt.batch_rows and receipt.device:
+            self.device_batch = self.device_batch.after_partition(receipt.batch_rows)
+        elif receipt is not None and receipt.batch_rows:
+            self.batch = self.batch.after_partition(receipt.batch_rows)
 
 
 def put_split(job: JobDirectory, round_: Round, partition: Partition, split_points: Sequence[int]) -> Receipt:
@@ -138,6 +164,18 @@ class WorkerClass:
     """Bytes a worker may use; 0: no limit."""
     threads: int
     """Threads of a worker."""
+    gpu: str = ""
+    """Name of its GPU; empty: the batches are those that CPUs score."""
+    gpu_memory: int = 0
+    """Bytes of device memory."""
+
+    def with_gpu(self, gpu: Gpu) -> WorkerClass:
+        """Return the class of workers like these that have a GPU like ``gpu``."""
+        return replace(self, gpu=gpu.name, gpu_memory=gpu.memory)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields for JSON; those of a GPU only if there is one."""
+        return {name: value for name, value in asdict(self).items() if value or not name.startswith("gpu")}
 
     @staticmethod
     def from_scheduler(workers: Iterable[Mapping[str, Any]]) -> WorkerClass:
@@ -155,7 +193,9 @@ class WorkerClass:
 
 def file_name(model: ModelVersion, workers: WorkerClass) -> str:
     """Return the name of the file for a model and a class of workers, in the root of the job directories."""
-    return f".batch-rows-{model.digest[:16]}-{workers.memory >> 20}MiB-{workers.threads}.json"
+    gpu = re.sub(r"[^A-Za-z0-9]+", "-", workers.gpu).strip("-")
+    on_gpu = f"-{gpu}-{workers.gpu_memory >> 20}MiB" if gpu else ""
+    return f".batch-rows-{model.digest[:16]}-{workers.memory >> 20}MiB-{workers.threads}{on_gpu}.json"
 
 
 def load_batch_size(store: Store, model: ModelVersion, workers: WorkerClass) -> int | None:
@@ -180,7 +220,7 @@ def save_batch_size(store: Store, model: ModelVersion, workers: WorkerClass, *, 
     record = {
         "schema_version": SCHEMA_VERSION,
         "model": {"name": model.name, "version": model.version, "digest": model.digest},
-        "workers": asdict(workers),
+        "workers": workers.to_dict(),
         "batch_rows": rows,
         "job": job,
     }

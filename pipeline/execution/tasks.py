@@ -31,21 +31,31 @@ ISOLATED_SHARE = 0.8
 
 
 def make_tasks(
-    recipe: StageRecipe, partitions: Sequence[Partition], versions: Versions, *, isolation: Isolation | None = None
+    recipe: StageRecipe,
+    partitions: Sequence[Partition],
+    versions: Versions,
+    *,
+    isolation: Isolation | None = None,
+    is_queued: bool = False,
 ) -> list[Delayed]:
     """Return one `dask.delayed` per partition, in order: a single task with a unique key, which returns a receipt.
 
     ``map_partitions`` is fused to the same tasks, but takes three times as long on the driver.
 
     :param isolation: limits for scoring in a process of its own; None: score in the worker.
+    :param is_queued: True: the scheduler keeps each task until a thread is free. Else it gives the first two tasks a
+        thread to workers at once.
     """
-    return [_task(recipe, partition, versions, isolation) for partition in partitions]
+    return [_task(recipe, partition, versions, isolation, is_queued=is_queued) for partition in partitions]
 
 
-def _task(recipe: StageRecipe, partition: Partition, versions: Versions, isolation: Isolation | None) -> Delayed:
+def _task(
+    recipe: StageRecipe, partition: Partition, versions: Versions, isolation: Isolation | None, *, is_queued: bool
+) -> Delayed:
     key = f"score-{partition.id}-{unique_name()}"
     own_versions = {fragment.path: versions[fragment.path] for fragment in partition.fragments}
-    return Delayed(key, {key: Task(key, partition_receipt, partition, own_versions, recipe, key, isolation)})
+    task = Task(key, partition_receipt, partition, own_versions, recipe, key, isolation, _data_producer=is_queued)
+    return Delayed(key, {key: task})
 
 
 def partition_receipt(

@@ -105,6 +105,11 @@ class DeviceEvaluator:
         return self.engine.predictor.gpu.uuid if self.use.device_rows else ""
 
     @property
+    def batch_rows(self) -> int:
+        """Rows of the largest batch that is expected to fit on the device."""
+        return self.engine.predictor.batch_rows
+
+    @property
     def device_peak(self) -> int:
         """Most bytes of the device that were in use after a batch."""
         return self.engine.predictor.peak
@@ -183,12 +188,13 @@ _lock = threading.Lock()
 
 
 def open_evaluator(
-    score: Evaluation, *, device: Device = "cpu", memory: float | str = DEVICE_MEMORY
+    score: Evaluation, *, device: Device = "cpu", memory: float | int | str = DEVICE_MEMORY, rows: int = 0
 ) -> tuple[Evaluator | DeviceEvaluator, float]:
     """Return an evaluator for a partition, and the seconds this call took to load the model and start its engine.
 
     :param device: ``cpu``, or what the workers are asked for; ``auto``: the CPU if this process has no usable GPU.
     :param memory: share of the free device memory, or a size, that batches may use.
+    :param rows: rows of the largest batch to begin with on the device; 0: as many as fit.
     :raises NoDevice: with ``cuda``: when this process has no GPU that it can use.
     :raises DeviceLost: when the GPU was lost in this process.
     :raises ModelError: when the file cannot be read; with ``cuda``: when the GPU cannot give the CPU's bits.
@@ -197,7 +203,7 @@ def open_evaluator(
     if device == "cpu":
         return cpu, seconds
     started = perf_counter()
-    engine = _find_engine(score, cpu.choice.reference, memory=memory)
+    engine = _find_engine(score, cpu.choice.reference, memory=memory, rows=rows)
     seconds += perf_counter() - started
     if isinstance(engine, DeviceReport):
         if device == "cuda":
@@ -210,7 +216,9 @@ def open_evaluator(
     return DeviceEvaluator(engine, cpu, device=device), seconds
 
 
-def _find_engine(score: Evaluation, reference: Predictor, *, memory: float | str) -> DeviceEngine | DeviceReport:
+def _find_engine(
+    score: Evaluation, reference: Predictor, *, memory: float | int | str, rows: int
+) -> DeviceEngine | DeviceReport:
     """Return the engine of this process for a model, or the report that says why there is none.
 
     Threads wait for the first of them: a model goes to the device once.
@@ -218,19 +226,21 @@ def _find_engine(score: Evaluation, reference: Predictor, *, memory: float | str
     key = (score.model.key, score.tolerance, memory)
     with _lock:
         if key not in _engines:
-            _engines[key] = _start_engine(score, reference, memory=memory)
+            _engines[key] = _start_engine(score, reference, memory=memory, rows=rows)
             _evict(key)
         _engines.move_to_end(key)
         return _engines[key]
 
 
-def _start_engine(score: Evaluation, reference: Predictor, *, memory: float | str) -> DeviceEngine | DeviceReport:
+def _start_engine(
+    score: Evaluation, reference: Predictor, *, memory: float | int | str, rows: int
+) -> DeviceEngine | DeviceReport:
     report, flavor = own_gpu(), find_flavor(score.model.flavor)
     if report.gpu is None or flavor.on_device is None:
         return report if report.gpu is None else report.with_problem(DeviceProblem.PROOF, f"the flavor {flavor.name}")
     threads = process_facts().threads
     try:
-        predictor = flavor.on_device(reference, gpu=report.gpu, memory=memory, threads=threads)
+        predictor = flavor.on_device(reference, gpu=report.gpu, memory=memory, threads=threads, rows=rows)
     except DeviceUnusable as error:
         return report.with_problem(error.problem, error.found)
     except DeviceLost:

@@ -23,6 +23,8 @@ class DeviceOptions:
     """Reasons, by name, why no GPU is used; empty where a worker's GPU may be used."""
     is_given: bool = True
     """True if somebody requested a device; False for the default."""
+    expected: str = ""
+    """GPUs that the cluster will have, and the batches for them; empty if that is not known."""
 
     @property
     def device(self) -> Device:
@@ -35,6 +37,8 @@ class DeviceOptions:
 
     def text(self) -> str:
         """Describe the options in a line; empty if nobody asked, and no GPU will be used."""
+        if not self.reasons and self.expected:
+            return f"{self.requested} expected: {self.expected}"
         if not self.reasons:
             return "cuda" if self.requested == "cuda" else "the GPU of a worker that has one, else the CPU"
         return f"cpu: {'; '.join(self.reasons)}" if self.is_given else ""

@@ -175,6 +175,10 @@ class DevicePredictor(Protocol):
     """Bytes of device memory that the model takes."""
 
     @property
+    def batch_rows(self) -> int:
+        """Rows of the largest batch that is expected to fit; larger ones are cut."""
+
+    @property
     def peak(self) -> int:
         """Most bytes of the device that were in use after a batch."""
 

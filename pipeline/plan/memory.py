@@ -182,6 +182,10 @@ class MemoryBatchLimit:
     fitted: int = 0
     """Number of consecutive partitions that ended with batches of ``rows`` rows."""
 
+    def remembering(self, rows: int | None) -> MemoryBatchLimit:
+        """Return the limit at the start of a job, if an earlier job ended with ``rows`` rows; None: none did."""
+        return MemoryBatchLimit(min(self.planned, rows or self.planned), self.planned)
+
     def after_partition(self, rows: int) -> MemoryBatchLimit:
         """Return the limit for the next partitions, after one ended with batches of ``rows`` rows."""
         if rows < self.rows:

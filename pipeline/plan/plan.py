@@ -118,6 +118,8 @@ class Plan:
     """Projected peak bytes of one task, process and model included."""
     batch_bytes: int = 0
     """Limit for the decoded bytes of a batch, however many rows it has; 0: no limit."""
+    device_batch_rows: int = 0
+    """Rows of a batch where a GPU scores; 0: as on CPUs."""
     row_bytes_out: int = 0
     """Estimated bytes of an uncompressed row of the output."""
     row_group_rows: int = 1 << 20
@@ -290,6 +292,7 @@ class Plan:
             output_schema=self.output_schema,
             batch_rows=self.batch_rows,
             batch_bytes=self.batch_bytes,
+            device_batch_rows=self.device_batch_rows,
             source_format=spec.source.format,
             compression=spec.sink.compression,
             row_group_rows=self.row_group_rows,

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.common.rows import InputFile
+from pipeline.devices.memory import MAX_BATCH_ROWS
 from pipeline.models.cache import limit_bytes
 from pipeline.models.engines import engine_options
 from pipeline.models.model import NO_MODEL, ModelVersion
@@ -17,9 +18,11 @@ from pipeline.plan.columns import Columns, resolve_columns
 from pipeline.plan.incremental import FULL_INPUT, IncrementalState
 from pipeline.plan.memory import (
     MODEL_FACTOR,
+    USABLE,
     batch_bytes,
     projected_memory,
     row_memory,
+    shared_memory,
     starting_batch_rows,
     task_memory,
     written_group_bytes,
@@ -152,13 +155,15 @@ def _cut(
     files = resize(discovery, columns=used.read)
     partitions = _partitions(files, limits=limits, target_bytes=target_bytes)
     sizes = _sizes(discovery, used, files=files, output=output, limits=limits, maps=bool(spec.maps))
+    task = _projected(sizes, used, files, partitions)
     return {
         "files": files,
         "partitions": partitions,
         "batch_rows": sizes.batch_rows,
         "batch_bytes": sizes.batch_bytes,
+        "device_batch_rows": _device_batch_rows(sizes, used, limits, projected=task),
         "pruned_rows": sum(group.rows for file in files for group in file.input_groups if not group.selected),
-        "task_memory": _projected(sizes, used, files, partitions),
+        "task_memory": task,
         "row_bytes_out": sizes.row_bytes_out,
         "row_group_rows": sizes.row_group_rows,
         "row_group_bytes": sizes.row_group_bytes,
@@ -201,6 +206,24 @@ def _projected(sizes: _Sizes, used: _Used, files: tuple[InputFile, ...], partiti
         row_group_rows=min(sizes.row_group_rows, most_rows),
     )
     return projected_memory(task=task, model_bytes=used.model_bytes, engine=used.engine)
+
+
+def _device_batch_rows(sizes: _Sizes, used: _Used, limits: Limits, *, projected: int) -> int:
+    """Return the rows of a batch that a GPU scores: more than on a CPU, if a worker's host memory holds them.
+
+    :param projected: bytes of a worker that runs one task, with batches for CPUs.
+    """
+    rows = starting_batch_rows(
+        row_memory=sizes.row_memory, memory=limits.memory, threads=limits.threads, ceiling=MAX_BATCH_ROWS
+    )
+    shared = shared_memory(used.model_bytes, engine=used.engine)
+    usable = int(USABLE * limits.memory)
+    while rows > sizes.batch_rows and usable:
+        task = projected - shared + (rows - sizes.batch_rows) * sizes.row_memory
+        if shared + limits.threads * task <= usable:
+            break
+        rows //= 2
+    return max(rows, sizes.batch_rows)
 
 
 @dataclass(frozen=True)

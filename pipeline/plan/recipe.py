@@ -224,8 +224,11 @@ class StageRecipe:
     device: Device = "cpu"
     """Device that a worker uses: ``cuda``, its GPU or an error; ``auto``, its GPU if it has one. Changes no row, so it
     is not part of the digest."""
-    device_memory: float | str = DEVICE_MEMORY
+    device_memory: float | int | str = DEVICE_MEMORY
     """Share of the free device memory, or a size, that batches may use; no part of the digest, either."""
+    device_batch_rows: int = 0
+    """Rows of the first batch where a GPU scores, and of the first that is tried on it; 0: as on CPUs. No part of the
+    digest, either."""
     storage: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Options of file systems per URL prefix, with references for secrets; see `pipeline.storage.urls`."""
 
@@ -256,7 +259,7 @@ class StageRecipe:
             {**step.__dict__, "frame": step.frame.hex()} if isinstance(step, MapRecipe) else step for step in self.chain
         ]
         schemas = {"schema": self.schema.hex(), "output_schema": self.output_schema.hex()}
-        fields = {name: value for name, value in self.__dict__.items() if name not in ("device", "device_memory")}
+        fields = {name: value for name, value in self.__dict__.items() if not name.startswith("device")}
         return digest_json({**fields, **schemas, "chain": chain})
 
     def __dask_tokenize__(self) -> str:

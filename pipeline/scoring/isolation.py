@@ -27,6 +27,7 @@ import pyarrow as pa
 
 from pipeline.common.agreement import merged
 from pipeline.common.reasons import Reason, ReasonKind
+from pipeline.devices.inventory import VISIBLE
 from pipeline.errors import OutOfMemory, PartitionStuck, PipelineError
 from pipeline.models.engines import EngineUse
 from pipeline.plan.recipe import KeyedRecipe, StageRecipe, scores_of
@@ -189,8 +190,8 @@ class _Child:
     def __init__(self, recipe: StageRecipe, *, memory: int) -> None:
         self._memory = memory
         self._scorer = 0
-        # The process must have no threads when it forks.
-        single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        # The process must have no threads when it forks, and no context on a GPU: it scores on the CPU.
+        single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", VISIBLE: ""}
         path = os.pathsep.join(path for path in sys.path if path)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "pipeline.scoring.isolated_process"],

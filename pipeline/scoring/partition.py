@@ -117,7 +117,6 @@ class _Attempt:
         self.progress = progress
         self.split: Receipt | None = None
         """Receipt that splits the partition, once this attempt has stopped before its end."""
-        self.sizer = TimedBatchSizer.start(recipe.batch_rows, is_known=not recipe.maps)
         self.name = unique_name()
         metadata = _file_metadata(recipe)
         output = pa.ipc.read_schema(pa.py_buffer(recipe.output_schema))
@@ -143,8 +142,9 @@ class _Attempt:
         """Read, score and write the rows. Return the receipt, which is not committed yet."""
         counter, reading, total = RowCounter(self.partition), Stopwatch(), Stopwatch()
         steps = model = 0.0
-        rows = read_partition(self.recipe, self.partition, versions=versions)
         with _open_scorer(self.recipe, self.partition, isolation) as opened:
+            self.sizer = TimedBatchSizer.start(opened.recipe.batch_rows, is_known=not self.recipe.maps)
+            rows = read_partition(opened.recipe, self.partition, versions=versions)
             with total, closing(read_ahead(_time_reading(rows, reading))) as read:
                 for batch in self._resize(read, opened.scorer):
                     with Stopwatch() as watch:
@@ -196,7 +196,7 @@ class _Attempt:
             files=files,
             seconds=seconds,
             worker=worker,
-            batch_rows=opened.scorer.batch_rows,
+            batch_rows=opened.batch_rows,
             peak_memory=peak_memory(),
             reasons=dict(counter.reasons),
             engine=opened.engine_use(),
@@ -229,11 +229,18 @@ class _Attempt:
 class _OpenScorer:
     """A scorer with its model loaded."""
 
+    recipe: StageRecipe
+    """The recipe with the batches of the device that scores."""
     scorer: Scorer | IsolatedScorer
     engine_use: Callable[[], EngineUse]
     """Returns the engines that evaluated the model; call it after all rows are scored."""
     models: OpenPredictors = NO_PREDICTORS
     """Models in this process; none in a separate one."""
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows per batch at the end; fewer than at the start if memory ran short, here or on the GPU."""
+        return min(self.scorer.batch_rows, self.models.rows_on_device or self.scorer.batch_rows)
 
 
 @contextmanager
@@ -245,11 +252,14 @@ def _open_scorer(recipe: StageRecipe, partition: Partition, isolation: Isolation
             # Before the model's library is imported in part, only to be imported again, whole, for the steps.
             require_whole_imports()
         keep_models(recipe.held_models)
-        models = open_predictors(recipe, partial(open_evaluator, device=device, memory=memory))
-        yield _OpenScorer(Scorer(recipe, models.predictors), models.engine_use, models)
+        rows = recipe.device_batch_rows
+        models = open_predictors(recipe, partial(open_evaluator, device=device, memory=memory, rows=rows))
+        # As many rows as the GPU takes at a time, but no fewer than on a CPU: the GPU cuts batches itself.
+        recipe = replace(recipe, batch_rows=max(recipe.batch_rows, min(rows, models.device_rows)))
+        yield _OpenScorer(recipe, Scorer(recipe, models.predictors), models.engine_use, models)
         return
     with closing(IsolatedScorer(recipe, isolation, rows=partition.rows)) as isolated:
-        yield _OpenScorer(isolated, isolated.engine_use)
+        yield _OpenScorer(recipe, isolated, isolated.engine_use)
 
 
 def _commit_receipt(store: Store, receipt: Receipt, recipe: StageRecipe) -> Receipt:

@@ -46,6 +46,18 @@ class OpenPredictors:
         used = [one for one in self.predictors if isinstance(one, (Evaluator, DeviceEvaluator, LazyEvaluator))]
         return sum((one.engine_use() for one in used), EngineUse())
 
+    @property
+    def device_rows(self) -> int:
+        """Rows of the largest batch that is expected to fit on the GPU; 0 unless it evaluates all models."""
+        rows = [one.batch_rows for one in self.predictors if isinstance(one, DeviceEvaluator)]
+        return min(rows, default=0) if len(rows) == len(self.predictors) else 0
+
+    @property
+    def rows_on_device(self) -> int:
+        """Rows of the largest batch that is expected to fit on the GPU, after it scored rows; else 0."""
+        used = [one.batch_rows for one in self.predictors if isinstance(one, DeviceEvaluator) and one.device]
+        return min(used, default=0)
+
     def device_fields(self) -> dict[str, Any]:
         """Return the fields of a receipt about the GPU; empty if it scored no row."""
         on_device = [one for one in self.predictors if isinstance(one, (DeviceEvaluator, LazyEvaluator))]

@@ -50,7 +50,8 @@ class Flavor:
     device_report: Callable[[], DeviceReport] | None = None
     """Reports the GPU of this process, and a problem of the flavor's libraries with it."""
     on_device: Callable[..., DevicePredictor] | None = None
-    """``on_device(predictor, *, gpu, memory, threads)``: put the model of a predictor on the GPU of this process."""
+    """``on_device(predictor, *, gpu, memory, threads, rows)``: put the model of a predictor on the GPU of this process.
+    """
 
 
 def find_flavor(name: str) -> Flavor:

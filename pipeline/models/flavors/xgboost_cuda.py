@@ -24,6 +24,7 @@ from pipeline.common.units import format_bytes
 from pipeline.devices.failures import DeviceFailure, classify_device_error, device_lost, first_line
 from pipeline.devices.inventory import Gpu
 from pipeline.devices.memory import (
+    MIN_BATCH_ROWS,
     DeviceBatchLimit,
     allowed_device_memory,
     device_batch_rows,
@@ -209,11 +210,14 @@ class XGBoostDevicePredictor:
     :param reference: the model on the CPU, a `pipeline.models.flavors.xgboost.XGBoostPredictor`.
     :param memory: share of the free memory, or a size, that batches may use.
     :param threads: threads of this process that score at the same time.
+    :param rows: rows of the largest batch to begin with; 0: as many as fit.
     :raises DeviceUnusable: when it does not give the CPU's bits for a few rows.
     :raises ModelError: when the model cannot have the CPU's bits on a GPU.
     """
 
-    def __init__(self, reference: Any, device: Device, gpu: Gpu, *, memory: float | str, threads: int) -> None:
+    def __init__(
+        self, reference: Any, device: Device, gpu: Gpu, *, memory: float | int | str, threads: int, rows: int = 0
+    ) -> None:
         self.version, self.gpu = reference.version, gpu
         self._device = device
         self._lock = threading.Lock()
@@ -227,14 +231,20 @@ class XGBoostDevicePredictor:
         try:
             booster = device.booster(folded)
             self._predict = _predictor(booster, rounds=rounds)
-            rows = _proof_rows(len(self.version.features))
-            prove(booster, device, rows, reference.predict(rows, kind="margin"), rounds=rounds)
+            proof = _proof_rows(len(self.version.features))
+            prove(booster, device, proof, reference.predict(proof, kind="margin"), rounds=rounds)
             allowed = allowed_device_memory(memory, free=device.memory().free)
         except Exception as error:
             self._raise_if_lost(error)
             raise
-        rows_that_fit = device_batch_rows(allowed=allowed, row_bytes=self._row_bytes, threads=threads)
-        self.limit = DeviceBatchLimit(rows_that_fit, rows_that_fit)
+        fitting = device_batch_rows(allowed=allowed, row_bytes=self._row_bytes, threads=threads)
+        # Fewer rows than now seem to fit are what an earlier job learned.
+        self.limit = DeviceBatchLimit(max(MIN_BATCH_ROWS, min(fitting, rows or fitting)), fitting)
+
+    @property
+    def batch_rows(self) -> int:
+        """See `pipeline.models.model.DevicePredictor`."""
+        return self.limit.rows
 
     @property
     def peak(self) -> int:
@@ -337,13 +347,15 @@ class _Turns:
                 self._changed.notify_all()
 
 
-def on_device(reference: Any, *, gpu: Gpu, memory: float | str, threads: int) -> XGBoostDevicePredictor:
-    """Put the model of ``reference`` on the GPU of this process.
+def on_device(
+    reference: Any, *, gpu: Gpu, memory: float | int | str, threads: int, rows: int = 0
+) -> XGBoostDevicePredictor:
+    """Put the model of ``reference`` on the GPU of this process; see `XGBoostDevicePredictor`.
 
     :raises DeviceUnusable: when the GPU cannot be used.
     :raises ModelError: when the model cannot have the CPU's bits on a GPU.
     """
     try:
-        return XGBoostDevicePredictor(reference, open_device(), gpu, memory=memory, threads=threads)
+        return XGBoostDevicePredictor(reference, open_device(), gpu, memory=memory, threads=threads, rows=rows)
     except WithoutCudaError as error:
         raise DeviceUnusable(DeviceProblem.BUILD, str(error)) from error

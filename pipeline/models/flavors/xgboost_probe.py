@@ -23,6 +23,7 @@ from typing import Any
 from pipeline.common import forkserver as forks
 from pipeline.common.imports import allow_partial_imports, import_library
 from pipeline.common.units import format_bytes
+from pipeline.devices.inventory import VISIBLE
 from pipeline.errors import ModelError, PipelineError
 from pipeline.models.flavors.limits import Limits
 from pipeline.models.flavors.xgboost_file import Document, read_categories, saved_version, tree_problem
@@ -107,6 +108,8 @@ def _send_answer(ask: Callable[[Any], Any], question: object, sender: Connection
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     allow_partial_imports()
+    # A damaged file must not reach a GPU.
+    os.environ[VISIBLE] = ""
     with suppress(ImportError):
         # Import first, so that the limits are those of the model alone.
         import_library("xgboost", without=UNNEEDED)
@@ -122,7 +125,7 @@ def _in_process(data: bytes, *, limits: Limits) -> dict[str, Any] | str:
     # Replace the child's sys.path: the folder of this package, then the parent's path, without the current directory.
     paths = [str(Path(__file__).resolve().parents[3]), *(path for path in sys.path if path)]
     command = [sys.executable, "-c", _CHILD, json.dumps(paths)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", VISIBLE: ""}
     try:
         child = subprocess.run(
             command, input=data, capture_output=True, timeout=limits.seconds, env=environment, check=False
@@ -149,6 +152,8 @@ def main() -> None:
     """Run in the child process: read bytes from standard input, write one line of JSON to standard output."""
     data = sys.stdin.buffer.read()
     allow_partial_imports()
+    # A damaged file must not reach a GPU.
+    os.environ[VISIBLE] = ""
     with suppress(ImportError):
         # Import first, so that the limits are those of the model alone.
         import_library("xgboost", without=UNNEEDED)

@@ -17,7 +17,7 @@ from pipeline.common.rows import InputFile, RowGroup
 from pipeline.errors import InsufficientMemory, SchemaDrift, SpecError, StateCorrupt
 from pipeline.models.model import Feature, ModelVersion
 from pipeline.plan.describe import difference, plan_summary
-from pipeline.plan.memory import USABLE, shared_memory
+from pipeline.plan.memory import USABLE, row_memory, shared_memory
 from pipeline.plan.plan import Limits, Plan
 from pipeline.plan.planner import dispatch_order, make_plan
 from pipeline.plan.table import plan_from_table, plan_to_table
@@ -331,6 +331,20 @@ def test_memory_has_room_for_the_tree_engine_where_it_may_start():
     few = Limits(workers=1, threads=3, memory=8 << 30)
     assert made[0].worker_memory(few) - made[1].worker_memory(few) == engine
     assert plan_from_table(plan_to_table(made[0])) == made[0]
+
+
+def test_gpus_get_larger_batches_where_host_memory_holds_them():
+    found = discovery(files([1_000_000] * 20))
+    rows = {memory: plan(found=found, limits=Limits(2, 1, memory)).device_batch_rows for memory in (0, 16 * GIB)}
+    assert rows == {0: 1 << 18, 16 * GIB: 1 << 18}
+    small = Limits(2, 1, 468 << 20)
+    made = plan(found=found, limits=small)
+    assert made.batch_rows < made.device_batch_rows < 1 << 18
+    made.validate(small)
+    more = (made.device_batch_rows - made.batch_rows) * row_memory(row_bytes_in=16, row_bytes_out=20, features=2)
+    assert made.worker_memory(small) + more <= USABLE * small.memory
+    assert plan_from_table(plan_to_table(made)).device_batch_rows == made.device_batch_rows
+    assert made.recipe(job="j", directory="d").device_batch_rows == made.device_batch_rows
 
 
 def test_a_wide_table_gets_smaller_batches_and_row_groups():

@@ -40,6 +40,7 @@ from pipeline.scoring.partition import score_partition
 from pipeline.spec.model_ref import ModelRef
 from pipeline.spec.parts import Output
 from pipeline.storage.local import LocalStore
+from pipeline.testing.fake_device import FakeGpu, installed
 from pipeline.testing.oracle import FEATURES, Lake, make_lake, oracle
 from pipeline.testing.recipes import make_partition, make_recipe
 
@@ -91,6 +92,42 @@ def test_a_partition_equals_the_oracle(
     assert kept.schema.remove_metadata().equals(source.schema.remove_metadata())
     assert repr(kept.to_pylist()) == repr(source.to_pylist())
     assert receipt.rows == RowCounts(lake.rows, lake.rows, 0, 0)
+
+
+class TestOnGpu:
+    @pytest.mark.parametrize(
+        ("device_rows", "memory", "batch_rows", "largest"),
+        [
+            (2048, 1 << 30, 2048, 2048),
+            (0, 1 << 30, 512, 512),
+            (256, 1 << 30, 1024, 512),
+            # Room for 1,024 rows of 9 features at a time.
+            (4096, 64 << 10, 1024, 1024),
+        ],
+    )
+    def test_batches_are_as_large_as_the_gpu_takes(
+        self,
+        make: Callable[..., StageRecipe],
+        lake: Lake,
+        version: ModelVersion,
+        device_rows: int,
+        memory: int,
+        batch_rows: int,
+        largest: int,
+    ) -> None:
+        """But no smaller than on a CPU; the receipt has what fits on the GPU."""
+        recipe = make(device="cuda", device_batch_rows=device_rows)
+        with installed(FakeGpu(memory=memory)) as opened:
+            receipt = score_partition(recipe, make_partition(*lake.files))
+        wanted = oracle(lake.files, Path(version.uri))
+        pd.testing.assert_frame_equal(output_of(recipe, receipt).to_pandas(), wanted, check_exact=True)
+        assert receipt.device == "GPU-fake-1"
+        assert receipt.batch_rows == min(batch_rows, max(device_rows, 512))
+        assert opened[0].largest == largest
+
+    def test_batch_on_the_cpu_is_that_of_the_plan(self, make: Callable[..., StageRecipe], lake: Lake) -> None:
+        receipt = score_partition(make(device="auto", device_batch_rows=4096), make_partition(*lake.files))
+        assert (receipt.device, receipt.batch_rows) == ("", 512)
 
 
 def test_written_row_group_ends_where_its_bytes_are_reached(make: Callable[..., StageRecipe], lake: Lake) -> None:
