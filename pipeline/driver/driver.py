@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline.common.rows import RowCounts
 from pipeline.common.secrets import redact
+from pipeline.devices.memory import DEVICE_MEMORY
 from pipeline.driver.alias_change import AliasMonitor
 from pipeline.driver.job_run import JobRun, ParentContext
 from pipeline.driver.outcome import Outcome, outcome
@@ -24,9 +25,10 @@ from pipeline.errors import InputError, PipelineError, StepChanged
 from pipeline.events import AttemptOutcome, Callback, PartitionEnded, RoundStarted, notify
 from pipeline.execution.clusters import ClusterAdapter, cluster_of, open_cluster
 from pipeline.execution.clusters.client import shake_hands
-from pipeline.execution.clusters.devices import Reports, options_on, options_with
+from pipeline.execution.clusters.devices import options_on, options_with
 from pipeline.execution.dispatcher import Dispatcher
 from pipeline.execution.health import DispatchPolicy
+from pipeline.execution.placement import Placement, Reports, place
 from pipeline.execution.protocols import AttemptResult, Mitigation
 from pipeline.execution.stragglers import StragglerPolicy
 from pipeline.execution.task_set import TaskSet
@@ -59,6 +61,10 @@ class Driver(JobRun):
     """The partitions of the last round."""
     device: Device = field(default="cpu", init=False)
     """Device that workers use; known once they are connected."""
+    placement: Placement = field(default_factory=Placement, init=False)
+    """Workers that may take partitions; known once they are connected."""
+    device_memory: float | int | str = field(default=DEVICE_MEMORY, init=False)
+    """Share of the free memory of a GPU, or a size, that batches may use."""
 
     @cached_property
     def alias_monitor(self) -> AliasMonitor:
@@ -171,7 +177,14 @@ class Driver(JobRun):
 
         :returns: the partitions that remain after a bad input file was quarantined, or the job started over; else none.
         """
-        self.task_set = TaskSet(self.job, self.ledger.last, self.settings.partition_timeout, self.device)
+        self.task_set = TaskSet(
+            self.job,
+            self.ledger.last,
+            self.settings.partition_timeout,
+            self.device,
+            self.device_memory,
+            self.placement.smallest_gpu,
+        )
         notify_round_started(self.job, self.ledger, pending, callbacks=self.callbacks)
         try:
             with self.task_set.learned_batches(client):
@@ -198,11 +211,12 @@ class Driver(JobRun):
         cluster, shared = cluster_of(plan.spec, settings=self.settings), self.parent.cluster
         flavors, options = plan.flavors or ("",), self._device_options(plan, cluster)
         has_steps = bool(plan.spec.maps)
+        self.device_memory = getattr(cluster, "device_memory", DEVICE_MEMORY)
         if shared is not None:
-            for flavor in flavors:
-                reports = shared.shake_hands(flavor, device=options.device, has_steps=has_steps)
-                self._choose_device(options, reports)
             with shared.client() as client:
+                for flavor in flavors:
+                    reports = shared.shake_hands(flavor, device=options.device, has_steps=has_steps)
+                    self._choose_device(client, options, reports)
                 yield client
             return
         cluster.preload(has_steps=has_steps)
@@ -212,7 +226,7 @@ class Driver(JobRun):
                 reports = shake_hands(
                     client, flavor=flavor, timeout=timeout, device=options.device, has_steps=has_steps
                 )
-                self._choose_device(options, reports)
+                self._choose_device(client, options, reports)
             yield client
 
     def _device_options(self, plan: Plan, cluster: ClusterAdapter) -> DeviceOptions:
@@ -224,13 +238,15 @@ class Driver(JobRun):
             return DeviceOptions("cpu", ("a probe scores on the CPU",), is_given=False)
         return options_on(cluster, requested_device(plan.spec, plan.score_models, settings=self.settings))
 
-    def _choose_device(self, options: DeviceOptions, reports: Reports) -> None:
-        """Choose the device by the reports of the workers. Record it, if somebody asked or there is a GPU.
+    def _choose_device(self, client: Any, options: DeviceOptions, reports: Reports) -> None:
+        """Choose device and workers by the reports of the workers. Record it, if somebody asked or there is a GPU.
 
         :raises NoDevice: when GPUs are requested, and a worker has none that is usable.
         """
         options = options_with(reports, options)
         self.device = options.device
+        workers = client.scheduler_info(n_workers=-1)["workers"].values() if self.device == "cuda" else ()
+        self.placement = place(self.device, workers=workers, reports=reports)
         known = {address: report.to_dict() for address, report in reports.items() if report is not None}
         if options.is_given or any(report is not None and report.gpu for report in reports.values()):
             self.job.events.append("device", requested=options.requested, reasons=list(options.reasons), workers=known)
@@ -252,6 +268,7 @@ class Driver(JobRun):
             stragglers=self._straggler_policy(),
             stop=self.stop,
             shared_state=self.parent.cluster.shared_state if self.parent.cluster else SharedClusterState(),
+            placement=self.placement,
         )
 
     def _may_restart_workers(self) -> bool:

@@ -18,7 +18,7 @@ from pipeline.common.rows import InputFile
 from pipeline.driver.score_models import resolve_models, scored_by, scored_steps, scored_version, with_listed_models
 from pipeline.errors import InputChanged, MissingInput, PipelineError, SpecError
 from pipeline.execution.clusters import ClusterAdapter, cluster_of, settings_of
-from pipeline.execution.clusters.devices import options_on
+from pipeline.execution.clusters.devices import options_on, with_expected
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.listing import list_jobs
 from pipeline.jobs.record import child_id
@@ -114,6 +114,7 @@ def draft(
         plan = drafting.plan(spec, discovery, progress=progress)
     first = plan.children[0].planned if plan.children else plan
     device = options_on(cluster, requested_device(first.spec, first.score_models, settings=drafting.settings))
+    device = with_expected(device, cluster, first, threads=drafting.limits.threads)
     return Prepared(plan, drafting.limits, cluster, device)
 
 

@@ -74,6 +74,8 @@ class InFlight:
     put: Callable[[Any], None]
     """Receives a finished future, from another thread."""
     clock: Callable[[], float]
+    resources: Mapping[str, float] = field(default_factory=dict)
+    """Resources that an attempt asks for, unless it is isolated: then it needs no GPU."""
     attempts: dict[Any, Attempt] = field(default_factory=dict)
     """Attempts by future."""
     _futures: dict[str, Any] = field(default_factory=dict)
@@ -103,7 +105,8 @@ class InFlight:
     def start(self, attempts: Sequence[Attempt], tasks: Sequence[Any]) -> None:
         """Submit one task per attempt, to the attempt's ``workers`` if set."""
         for options, group in _by_workers(attempts, tasks):
-            futures = self.client.compute([task for _, task in group], retries=0, **options)
+            asked = {"resources": dict(self.resources)} if self.resources and not group[0][0].is_isolated else {}
+            futures = self.client.compute([task for _, task in group], retries=0, **asked, **options)
             for (attempt, _), future in zip(group, futures, strict=True):
                 attempt.submitted = self.clock()
                 self.attempts[future] = attempt
@@ -127,10 +130,10 @@ class InFlight:
 def _by_workers(
     attempts: Sequence[Attempt], tasks: Sequence[Any]
 ) -> Iterator[tuple[Mapping[str, Any], list[tuple[Attempt, Any]]]]:
-    groups: dict[tuple[tuple[str, ...], bool], list[tuple[Attempt, Any]]] = {}
+    groups: dict[tuple[tuple[str, ...], bool, bool], list[tuple[Attempt, Any]]] = {}
     for attempt, task in zip(attempts, tasks, strict=True):
-        groups.setdefault((attempt.workers, attempt.is_backup), []).append((attempt, task))
-    for (workers, is_backup), group in groups.items():
+        groups.setdefault((attempt.workers, attempt.is_backup, attempt.is_isolated), []).append((attempt, task))
+    for (workers, is_backup, _), group in groups.items():
         # A backup is useful on these workers only. A part may run on any worker, in case these workers leave.
         options = {"workers": list(workers), "allow_other_workers": not is_backup} if workers else {}
         yield options, group

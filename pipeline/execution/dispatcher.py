@@ -30,6 +30,7 @@ from pipeline.execution.failures import (
     overdue,
 )
 from pipeline.execution.health import PING_TIMEOUT, ClusterHealth, DispatchPolicy
+from pipeline.execution.placement import Placement
 from pipeline.execution.protocols import AttemptResult, DispatchListener, SplitResult, TaskSource
 from pipeline.execution.rebalancing import ProgressAnswer, StragglerMitigator, WorkerProbe, start_thread
 from pipeline.execution.stragglers import Action, Ask, Backup, Reassign, SplitAmong, StragglerPolicy
@@ -72,6 +73,8 @@ class Dispatcher:
     stop: Stop = field(default_factory=Stop)
     shared_state: SharedClusterState = field(default_factory=SharedClusterState)
     """State of all dispatchers on this cluster."""
+    placement: Placement = field(default_factory=Placement)
+    """Workers that may take the partitions."""
     clock: Callable[[], float] = time.monotonic
     tick: float = TICK
     """Seconds a turn waits for the end of an attempt."""
@@ -91,8 +94,8 @@ class Dispatcher:
         """Workers that are not restarted, because they may be used by others; each is logged once."""
         self._events: ClusterEventListener | None = None
         self._tracker = ExecutionTracker()
-        self._flight = InFlight(self.client, self._tracker, self._inbox.put, self.clock)
-        self._health = ClusterHealth(self.client, self.policy, self.clock)
+        self._flight = InFlight(self.client, self._tracker, self._inbox.put, self.clock, self.placement.resources)
+        self._health = ClusterHealth(self.client, self.policy, self.clock, self.placement)
         self._mitigator = StragglerMitigator(
             self._flight,
             self._tracker,

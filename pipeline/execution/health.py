@@ -10,7 +10,9 @@ from typing import Any
 
 from distributed.scheduler import heartbeat_interval
 
+from pipeline.common.units import plural
 from pipeline.errors import InfrastructureError, NoWorkers, SchedulerLost, SchedulerUnresponsive
+from pipeline.execution.placement import Placement
 
 logger = logging.getLogger(__name__)
 PING_INTERVAL = 3.0
@@ -58,10 +60,13 @@ def _silent(workers: Mapping[str, Mapping[str, Any]]) -> set[str]:
 class ClusterHealth:
     """Checks the scheduler and the workers; raises when a limit is exceeded."""
 
-    def __init__(self, client: Any, policy: DispatchPolicy, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, client: Any, policy: DispatchPolicy, clock: Callable[[], float], placement: Placement | None = None
+    ) -> None:
         self._client = client
         self._policy = policy
         self._clock = clock
+        self._placement = placement or Placement()
         self._answered = self._had_workers = self._progressed = clock()
         self._pinged = float("-inf")
         self._heard = clock()
@@ -70,11 +75,13 @@ class ClusterHealth:
         self._known: tuple[str, ...] = ()
         self._stalls = 0
         self.threads = 1
-        """Threads of all workers, at the last ping."""
+        """Threads of all workers that may take partitions, at the last ping."""
         self.workers = 1
-        """Number of workers, at the last ping."""
+        """Number of workers, at the last ping; isolated partitions may go to any."""
         self.slots: dict[str, int] = {}
-        """Threads of each running worker that sends heartbeats, at the last ping."""
+        """Threads of each running worker that may take partitions and sends heartbeats, at the last ping."""
+        self.classes: dict[str, str] = {}
+        """Class of each worker that was there at some ping; see `Placement.class_of`. Empty without GPUs."""
         self._ping()
 
     def check(self, is_busy: bool) -> None:
@@ -167,16 +174,19 @@ class ClusterHealth:
             return
         now = self._answered = self._clock()
         self._known = tuple(workers)
-        self.threads, self.workers = sum(int(worker["nthreads"]) for worker in workers.values()), len(workers)
+        placed = {name: worker for name, worker in workers.items() if self._placement.may_take(worker)}
+        self.threads, self.workers = sum(int(worker["nthreads"]) for worker in placed.values()), len(workers)
+        if self._placement.gpus:
+            self.classes.update({name: self._placement.class_of(name, worker) for name, worker in placed.items()})
         silent = _silent(workers)
         self.slots = {
             name: int(worker["nthreads"])
-            for name, worker in workers.items()
+            for name, worker in placed.items()
             if worker["status"] == "running" and name not in silent
         }
         paused = [name for name, worker in workers.items() if worker["status"] == "paused"]
         self._paused = {name: self._paused.get(name, now) for name in paused}
-        if workers:
+        if placed:
             self._had_workers = self._answered
 
     def _check_limits(self) -> None:
@@ -190,9 +200,20 @@ class ClusterHealth:
                 next_step="check its machine, then resume the job",
             )
         if self._answered - self._had_workers > self._policy.no_workers_timeout:
-            raise NoWorkers(
+            raise self._no_workers(self._answered - self._had_workers)
+
+    def _no_workers(self, seconds: float) -> NoWorkers:
+        if not self._placement.needs_gpu:
+            return NoWorkers(
                 "no workers",
-                found=f"no worker for {self._answered - self._had_workers:.0f} s",
+                found=f"no worker for {seconds:.0f} s",
                 expected=f"a worker within {self._policy.no_workers_timeout:.0f} s",
                 next_step="start workers, then resume the job",
             )
+        return NoWorkers(
+            "no worker with a GPU is left",
+            where="device: cuda",
+            found=f"none for {seconds:.0f} s, and {plural(self.workers, 'worker')} without",
+            expected=f"one within {self._policy.no_workers_timeout:.0f} s",
+            next_step="resume; or resume with --device auto to end on CPUs: results are the same",
+        )

@@ -39,6 +39,8 @@ class FakeFuture:
     key: str
     workers: tuple[str, ...] = ()
     """Workers on which the task may run; empty: any."""
+    resources: Mapping[str, float] = field(default_factory=dict)
+    """Resources that the task asks for."""
     outcome: Any = None
     is_cancelled: bool = False
     is_released: bool = False
@@ -98,6 +100,8 @@ class FakeCluster:
         """True if the scheduler answers."""
         self.last_heartbeat: dict[str, float] = {}
         """Time of a worker's last heartbeat. Default: 1000."""
+        self.resources: dict[str, Mapping[str, float]] = {}
+        """Resources that a worker offers. Default: none."""
         self.progress: dict[str, ProgressSnapshot | None] = {}
         """Answers to calls into workers. A worker without one is frozen."""
         self.calls: list[tuple[str, tuple[Any, ...], str]] = []
@@ -114,11 +118,17 @@ class FakeCluster:
     # The client methods that a dispatcher uses
 
     def compute(
-        self, keys: Sequence[str], *, retries: int, workers: Sequence[str] = (), allow_other_workers: bool = False
+        self,
+        keys: Sequence[str],
+        *,
+        retries: int,
+        workers: Sequence[str] = (),
+        allow_other_workers: bool = False,
+        resources: Mapping[str, float] | None = None,
     ) -> list[FakeFuture]:
         """Submit tasks."""
         self.submitted.append(list(keys))
-        futures = [FakeFuture(key, tuple(workers), self._outcome(key)) for key in keys]
+        futures = [FakeFuture(key, tuple(workers), resources or {}, self._outcome(key)) for key in keys]
         self.futures.update({future.key: future for future in futures})
         return futures
 
@@ -143,6 +153,7 @@ class FakeCluster:
                     "nthreads": self.threads,
                     "status": status,
                     "last_seen": self.last_heartbeat.get(name, 1000.0),
+                    "resources": self.resources.get(name, {}),
                 }
                 for name, status in self.workers.items()
             }

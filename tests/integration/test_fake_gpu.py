@@ -13,17 +13,21 @@ import pyarrow.parquet as pq
 import pytest
 from distributed import Client, LocalCluster
 
+from pipeline.driver.prepare import prepare
 from pipeline.errors import DeviceLost, DeviceOutOfMemory, NoDevice
 from pipeline.events import Callback, PartitionEnded, RoundStarted
-from pipeline.execution.clusters import DASK_CONFIG
+from pipeline.execution.clusters import DASK_CONFIG, local_cuda
 from pipeline.execution.clusters.local import NEVER
+from pipeline.execution.clusters.local_cuda import _cpu_workers
 from pipeline.execution.dask_config import override_config
 from pipeline.jobs.listing import find_job
 from pipeline.report.verify import verify
 from pipeline.runner import resume, run
 from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec
+from pipeline.testing import fake_dask_cuda
 from pipeline.testing.fake_device import LOST, VARIABLE, FakeGpu
+from pipeline.testing.fake_nvml import Card, FakeNvml, nvml
 from pipeline.testing.oracle import Lake, oracle
 from pipeline.testing.processes import wait_until
 
@@ -31,7 +35,7 @@ PRELOAD = ["pipeline.execution.clusters.worker_setup", "pipeline.testing.fake_de
 
 
 @contextmanager
-def gpu_cluster(gpu: FakeGpu, *, folder: Path, workers: int = 1, threads: int = 1) -> Iterator[Client]:
+def gpu_cluster(gpu: FakeGpu, *, folder: Path, workers: int = 1, threads: int = 1, **options: Any) -> Iterator[Client]:
     """Yield a client of workers with fake GPUs, and with a folder of their own for what they share."""
     with (
         # As for local clusters: else Dask closes a nanny whose worker is not back soon.
@@ -45,6 +49,7 @@ def gpu_cluster(gpu: FakeGpu, *, folder: Path, workers: int = 1, threads: int = 
             preload=PRELOAD,
             env={VARIABLE: gpu.to_json()},
             local_directory=str(folder),
+            **options,
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
@@ -55,6 +60,18 @@ def gpu_cluster(gpu: FakeGpu, *, folder: Path, workers: int = 1, threads: int = 
 def gpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """Two workers with two threads and a GPU each."""
     with gpu_cluster(FakeGpu(), folder=tmp_path_factory.mktemp("scratch"), workers=2, threads=2) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A worker with a GPU, two threads and the resource, and a worker without."""
+    folder, resources = tmp_path_factory.mktemp("scratch"), {"GPU": 2}
+    with gpu_cluster(FakeGpu(), folder=folder, threads=2, resources=resources) as client:
+        cluster = client.cluster
+        cluster.worker_spec.update(_cpu_workers(cluster, 1, memory=2 << 30))
+        cluster.scale(2)
+        client.wait_for_workers(2, timeout=60)
         yield client
 
 
@@ -99,6 +116,72 @@ def test_output_for_cpus_only_names_the_reason(make_spec: Callable[..., JobSpec]
     spec = make_spec(device="auto", score={"output": {"column": "p", "kind": "leaf"}})
     report = run(spec, settings=settings_of(gpus, tmp_path))
     assert report.device == "cpu: the output leaf"
+
+
+def test_cuda_leaves_workers_without_a_gpu_alone(
+    make_spec: Callable[..., JobSpec], mixed: Client, lake: Lake, model_path: Path, tmp_path: Path
+) -> None:
+    """Partitions ask for the resource, and only workers that have it are asked for a proof."""
+    settings = settings_of(mixed, tmp_path)
+    report = run(make_spec(device="cuda"), settings=settings)
+    assert_equals_oracle(tmp_path, lake, model_path)
+    assert report.to_dict()["engines"]["rows"] == {"xgboost-cuda": lake.rows}
+    job = find_job(settings.directory, "@last")
+    assert len({receipt.worker for receipt in job.receipts.all()}) == 1
+    (event,) = [event for event in job.events.read() if event["event"] == "device"]
+    assert len(event["workers"]) == 1
+
+
+def test_auto_takes_workers_with_and_without_gpus(
+    make_spec: Callable[..., JobSpec], mixed: Client, lake: Lake, model_path: Path, tmp_path: Path
+) -> None:
+    """Both take partitions from one queue, and the bits are the same."""
+    settings = settings_of(mixed, tmp_path)
+    report = run(make_spec(device="auto"), settings=settings)
+    assert_equals_oracle(tmp_path, lake, model_path)
+    receipts = find_job(settings.directory, "@last").receipts.all()
+    assert {receipt.device for receipt in receipts} == {"", "GPU-fake-1"}
+    (used,) = report.devices
+    assert used.rows == sum(receipt.rows.input for receipt in receipts if receipt.device)
+    assert f"{used.rows:,} rows on 1 × NVIDIA H200; {lake.rows - used.rows:,} rows on CPUs" in report.text()
+
+
+@pytest.mark.slow
+def test_job_on_the_gpus_of_this_machine(
+    make_spec: Callable[..., JobSpec],
+    lake: Lake,
+    model_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """``cluster: local-cuda`` end to end; with dask-cuda itself where it is installed, else with a stand-in."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv(VARIABLE, FakeGpu().to_json())
+    monkeypatch.setattr(local_cuda, "PRELOAD", PRELOAD)
+    (tmp_path / "gpus.yaml").write_text("type: local-cuda\nthreads: 1\ncpu_workers: 1\nmemory_limit: 2 GiB\n")
+    settings = Settings.load(directory=str(tmp_path / "jobs"), cluster=str(tmp_path / "gpus.yaml"), device="cuda")
+    with cuda_workers(monkeypatch), nvml(FakeNvml([Card("GPU-a"), Card("GPU-b")])):
+        planned = prepare(make_spec(), settings=settings)
+        assert planned.device.text() == "cuda expected: 2 × NVIDIA H200, 141 GiB, batches of 262,144 rows"
+        report = run(make_spec(), settings=settings)
+    assert_equals_oracle(tmp_path, lake, model_path)
+    assert report.to_dict()["engines"]["rows"] == {"xgboost-cuda": lake.rows}
+    assert {device.uuid for device in report.devices} == {"GPU-a", "GPU-b"}
+    assert verify(find_job(settings.directory, "@last")).ok
+
+
+@contextmanager
+def cuda_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let dask-cuda start workers on a machine without a GPU, by its own switches for tests."""
+    for switch in ("DASK_CUDA_TEST_DISABLE_DEVICE_SPECIFIC", "DASK_CUDA_TEST_SINGLE_GPU"):
+        monkeypatch.setenv(switch, "1")
+    try:
+        import dask_cuda  # noqa: F401  (with its own pynvml)
+    except ImportError:
+        with fake_dask_cuda.installed():
+            yield
+    else:
+        yield
 
 
 def test_memory_that_is_short_ends_on_the_cpu_or_is_an_error(

@@ -22,6 +22,7 @@ from pipeline.common.imports import import_library
 from pipeline.common.secrets import mask_logs
 from pipeline.devices.report import DeviceReport
 from pipeline.errors import EnvMismatch
+from pipeline.execution.placement import workers_asked
 from pipeline.execution.worker_events import SharedClusterState
 from pipeline.models.flavors import find_flavor
 from pipeline.spec.model_ref import Device
@@ -96,12 +97,18 @@ def shake_hands(
     :raises EnvMismatch: when a worker runs other versions than this process.
     """
     own, warm = versions(), partial(warm_up, has_steps=has_steps)
-    addresses = list(client.scheduler_info(n_workers=-1)["workers"])
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    asked = set(workers_asked(workers, device))
     futures = {
         address: client.submit(
-            warm, flavor, device, workers=[address], allow_other_workers=False, key=f"handshake-{unique_name()}"
+            warm,
+            flavor,
+            device if address in asked else "cpu",
+            workers=[address],
+            allow_other_workers=False,
+            key=f"handshake-{unique_name()}",
         )
-        for address in addresses
+        for address in workers
     }
     answers = _gather(futures, deadline=time.monotonic() + timeout)
     for address, answer in answers.items():

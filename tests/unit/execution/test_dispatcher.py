@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
+from pipeline.devices.inventory import Gpu
 from pipeline.errors import InfrastructureError, NoWorkers, SchedulerLost, SchedulerUnresponsive, SchemaDrift
 from pipeline.execution.health import DispatchPolicy
+from pipeline.execution.placement import Placement
 from pipeline.execution.protocols import SplitResult
+from pipeline.execution.stragglers import StragglerPolicy
 from pipeline.jobs.cancellation import Stop, StopReason
 from pipeline.plan.plan import Partition
 from pipeline.testing.fake_cluster import NEVER, DispatcherRun, FakeCluster, FakeReceipt, make_partitions
@@ -44,6 +47,71 @@ class TestWindow:
         cluster.finish("00000")
         run.step(2)
         assert len(cluster.futures) == 5
+
+
+class TestPlacementOnGpus:
+    NEEDED = Placement({"GPU": 1}, {"g1": Gpu("GPU-1", "H200", 1, 0), "g2": Gpu("GPU-2", "H200", 1, 1)})
+
+    def cluster(self, **options: Any) -> FakeCluster:
+        """Two workers with a GPU and one without, four threads each."""
+        cluster = FakeCluster("g1", "g2", "c", threads=4, **options)
+        cluster.resources = {"g1": {"GPU": 4}, "g2": {"GPU": 4}, "c": {"CPU": 4}}
+        return cluster
+
+    def test_every_card_gets_partitions_at_once(self) -> None:
+        """The first submission fills the threads of both cards, twice; those of the CPU do not count."""
+        cluster = self.cluster(default=NEVER)
+        run = run_of(cluster, 40, placement=self.NEEDED)
+        run.start()
+        assert [len(keys) for keys in cluster.submitted] == [16]
+        assert {tuple(future.resources.items()) for future in cluster.futures.values()} == {(("GPU", 1),)}
+
+    def test_without_resources_all_workers_take_from_one_queue(self) -> None:
+        cluster = self.cluster(default=NEVER)
+        run = run_of(cluster, 40, placement=Placement(gpus=self.NEEDED.gpus))
+        run.start()
+        assert [len(keys) for keys in cluster.submitted] == [24]
+        assert not any(future.resources for future in cluster.futures.values())
+
+    def test_isolated_partition_asks_for_no_gpu(self) -> None:
+        cluster = self.cluster(default=NEVER)
+        run = run_of(cluster, 1, placement=self.NEEDED)
+        run.start()
+        for worker in ("g1", "g2"):
+            cluster.start_task("00000", worker)
+            cluster.lose_worker(worker)
+        run.step(2)
+        assert run.tasks.isolated == ["00000"]
+        assert not cluster.futures["00000!"].resources
+
+    def test_backup_is_on_a_card(self) -> None:
+        """The idle worker without a GPU is no helper, since it may not take the partition."""
+        cluster = self.cluster(default=NEVER)
+        run = run_of(cluster, 12, placement=self.NEEDED, stragglers=StragglerPolicy(share_after=HUGE))
+        run.start()
+        for number in range(12):
+            cluster.start_task(f"{number:05d}", "g1" if number % 2 else "g2")
+        run.step(seconds=1.0)
+        for number in range(11):
+            cluster.finish(f"{number:05d}")
+        run.step(2, seconds=1.0)
+        # Asked, no answer: frozen. Then the other card helps.
+        run.step(9, seconds=1.0)
+        backup = cluster.futures["00011~2"]
+        assert backup.workers == ("g2",)
+        assert backup.resources == {"GPU": 1}
+
+    def test_no_card_left_ends_the_run_with_its_own_message(self) -> None:
+        """Workers without a GPU do not count."""
+        cluster = self.cluster(default=NEVER)
+        run = run_of(cluster, 1, placement=self.NEEDED, policy=DispatchPolicy(no_workers_timeout=30))
+        run.start()
+        del cluster.workers["g1"], cluster.workers["g2"]
+        with pytest.raises(NoWorkers, match="no worker with a GPU is left") as error:
+            run.step(40, seconds=1.0)
+        assert error.value.exit_code == 75
+        assert error.value.found.endswith(", and 1 worker without")
+        assert "resume with --device auto" in error.value.next_step
 
 
 class TestRetry:
