@@ -52,7 +52,7 @@ _SPREAD = 1.25
 """Decoded bytes of a batch / its planned bytes, up to which rows count as being as wide as planned."""
 GROW_AFTER = 8
 """Batches in a row that must fit before the next one is made larger."""
-_LEAST_GROUP_BYTES = 32 << 20
+_LEAST_GROUP_BYTES = 16 << 20
 MOST_GROUP_BYTES = 64 << 20
 """Largest number of decoded bytes of a written row group. Larger ones would not make files smaller or faster to
 read."""
