@@ -101,7 +101,7 @@ def test_a_written_row_group_is_larger_for_many_columns_and_smaller_for_little_m
 
     assert [most(columns) for columns in (1, 28, 768, 5000)] == [16 << 20, 16 << 20, 48 << 20, 64 << 20]
     assert most(28, memory=64 * GIB) == 16 << 20
-    assert most(28, memory=GIB // 4) == GIB // 40
+    assert most(28, memory=GIB // 8) == GIB // 80
     assert most(5000, memory=GIB, threads=2) == GIB // 20
 
 
