@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -99,8 +100,14 @@ def make_chain_plan(
     scores = scores_of(chain.recipes)
     keep = tuple(name for name in chain.output.names if name not in chain.scores)
     engine = any(engine_options(score.engine, score.model, kind=score.kind).has_trees for score in scores)
-    features = max((len(score.features) for score in scores), default=0)
-    used = _Used(chain.read, chain.source, keep, features, held_bytes(chain.recipes, memory=limits.memory), engine)
+    used = _Used(
+        chain.read,
+        chain.source,
+        keep,
+        _matrix_features(chain.recipes),
+        held_bytes(chain.recipes, memory=limits.memory),
+        engine,
+    )
     return Plan(
         spec=spec,
         model=scores[0].model if scores else NO_MODEL,
@@ -118,6 +125,13 @@ def make_chain_plan(
         model_bytes=used.model_bytes if any(isinstance(step, KeyedRecipe) for step in chain.recipes) else 0,
         **_cut(spec, discovery, used, output=chain.output, limits=limits, target_bytes=target_bytes),
     )
+
+
+def _matrix_features(chain: Sequence[StepRecipe]) -> int:
+    """Return the features of all matrices that a batch holds at a time: one, and those that models share."""
+    lists = Counter(score.features for score in scores_of(held_steps(chain)))
+    shared = sum(len(features) for features, models in lists.items() if models > 1) if len(lists) > 1 else 0
+    return shared + max((len(score.features) for score in scores_of(chain)), default=0)
 
 
 def held_bytes(chain: Sequence[StepRecipe], *, memory: int) -> int:
@@ -141,7 +155,7 @@ class _Used:
     source: pa.Schema
     keep: tuple[str, ...]
     features: int
-    """Features of the model with most of them."""
+    """Features of all matrices that a batch holds at a time."""
     model_bytes: int
     """Bytes of the model files that a worker holds at a time."""
     engine: bool

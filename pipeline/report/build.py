@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from pipeline.common.agreement import Agreement
+from pipeline.common.agreement import BUCKETS, Agreement
 from pipeline.common.reasons import Reason
 from pipeline.common.rows import QuarantinedFile, RowCounts
 from pipeline.common.units import format_count, plural, utc_now
@@ -196,6 +196,9 @@ def shadow_uses(plan: Plan, agreements: Mapping[str, Agreement]) -> tuple[Shadow
             largest=sums.largest,
             missing=sums.missing,
             errors=sums.errors,
+            seconds=round(sums.seconds, 3),
+            other_seconds=round(sums.other_seconds, 3),
+            histogram=tuple((*divmod(cell, BUCKETS), rows) for cell, rows in sorted(sums.histogram.items())),
         )
         found.append(use)
     return tuple(found)

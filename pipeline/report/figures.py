@@ -133,6 +133,12 @@ class ShadowUse:
     """Rows in which one of the two scores is null or not finite."""
     errors: int
     """Rows that the challenger could not score."""
+    seconds: float = 0.0
+    """Seconds of the challenger's predictions, over all partitions."""
+    other_seconds: float = 0.0
+    """Seconds of the predictions of ``other``; 0.0 if no ``score`` step made it."""
+    histogram: tuple[tuple[int, int, int], ...] = ()
+    """Bucket of the challenger's score, bucket of the other, rows; see `pipeline.common.agreement.buckets`."""
 
     def text(self) -> str:
         """Describe the agreement in a line."""
@@ -142,7 +148,14 @@ class ShadowUse:
         parts += [f"mean difference {self.mean:+.3g}, absolute {self.mean_absolute:.3g}, largest {self.largest:.3g}"]
         parts += [f"{self.missing:,} without a score"] if self.missing else []
         parts += [f"{self.errors:,} that it could not score"] if self.errors else []
+        if self.seconds and self.other_seconds:
+            parts.append(f"predicts in {self.seconds / self.other_seconds:.2f} × the time")
         return f"{self.column} against {self.other}: {'; '.join(parts)}"
+
+    @staticmethod
+    def from_dict(record: Mapping[str, Any]) -> ShadowUse:
+        """Return the use whose fields ``record`` has."""
+        return ShadowUse(**{**record, "histogram": tuple(map(tuple, record.get("histogram", ())))})
 
     @property
     def _share(self) -> str:

@@ -201,7 +201,7 @@ class Report:
                 "error": JobError(**record["error"]) if record["error"] else None,
                 "next": tuple(record["next"]),
                 "devices": tuple(DeviceUse(**device) for device in record.get("devices", ())),
-                "shadows": tuple(ShadowUse(**shadow) for shadow in record.get("shadows", ())),
+                "shadows": tuple(map(ShadowUse.from_dict, record.get("shadows", ()))),
             }
         )
 

@@ -7,7 +7,7 @@ When memory runs short the batch is halved, and later batches start with the siz
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from typing import TYPE_CHECKING
 
@@ -134,11 +134,27 @@ class Scorer:
                 continue
             start = stop
             self._grow_batch()
-        return self._count_rows(batch, _ScoredRows.concat(parts, self._schema), paths)
+        scored = _ScoredRows.concat(parts, self._schema)
+        if scored.agreements:
+            scored = replace(scored, agreements=merged(scored.agreements, self._take_seconds()))
+        return self._count_rows(batch, scored, paths)
 
     def _is_out_of_memory(self, error: BaseException) -> bool:
         """Return True if fewer rows may avoid ``error``."""
         return isinstance(error, MemoryError) or any(one.is_out_of_memory(error) for one in self._operations)
+
+    def _take_seconds(self) -> dict[str, Agreement]:
+        """Return the seconds of each challenger and of the model it is compared with, since the last call."""
+        seconds: dict[str, float] = {}
+        taken: dict[str, Agreement] = {}
+        for operation in self._operations:
+            if isinstance(operation, ScoreOperation):
+                own = operation.take_seconds()
+                if operation.shadow is not None:
+                    other = seconds.get(operation.shadow.column, 0.0)
+                    taken[operation.outputs[0]] = Agreement(seconds=own, other_seconds=other)
+                seconds |= dict.fromkeys(operation.outputs, own)
+        return taken
 
     def _shrink_batch(self, rows: int, error: BaseException) -> None:
         if rows <= MIN_HALVED_ROWS:

@@ -37,6 +37,9 @@ class Flavor:
     """Modules that ``load`` imports; workers import them while they start."""
     unneeded: tuple[str, ...] = ()
     """Packages that ``libraries`` import if they are installed, and ``load`` and its predictor do without."""
+    encodes_by_features: bool = False
+    """True if flavor, kinds and categories of the features alone decide how a predictor encodes a table: models with
+    equal ones may share a matrix."""
     loaded_factor: Callable[[bytes], int] | None = None
     """``loaded_factor(data)``: bytes of the loaded model / bytes of its file, rounded up. None: 10."""
     tree_engine_blockers: Callable[[ModelVersion, OutputKind], tuple[str, ...]] | None = None

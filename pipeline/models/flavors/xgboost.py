@@ -277,6 +277,7 @@ FLAVOR = Flavor(
     load,
     libraries=("xgboost",),
     unneeded=UNNEEDED,
+    encodes_by_features=True,
     loaded_factor=loaded_factor,
     tree_engine_blockers=tree_engine_blockers,
     trees=tree_predict,

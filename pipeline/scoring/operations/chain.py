@@ -18,6 +18,7 @@ from pipeline.plan.recipe import (
     SelectRecipe,
     StageRecipe,
     StepRecipe,
+    held_steps,
     scores_of,
 )
 from pipeline.scoring.frame_schemas import FrameSchemas, never_null_after
@@ -30,6 +31,7 @@ from pipeline.scoring.operations.model_scorer import ModelScorer
 from pipeline.scoring.operations.operation import Operation, RowScorer
 from pipeline.scoring.operations.scores import ScoreOperation
 from pipeline.scoring.operations.selects import SelectOperation
+from pipeline.scoring.operations.shared_matrix import share_matrices
 from pipeline.scoring.steps import Step
 
 
@@ -61,6 +63,7 @@ class _Builder:
         self._recipe = recipe
         self._steps = steps
         self._predictors = predictors
+        self._shared = iter(share_matrices(scores_of(held_steps(recipe.chain))))
         self._never_null = frozenset(recipe.never_null)
         """Columns planned without nulls before the next operation."""
 
@@ -100,8 +103,9 @@ class _Builder:
 
     def _scorer(self, step: AnyScore, finite: Collection[str]) -> RowScorer:
         predictors = [next(self._predictors) for _ in scores_of([step])]
+        is_held = not isinstance(step, KeyedRecipe)  # models by key see other rows each
         members = [
-            ModelScorer(score, predictor, finite=finite)
+            ModelScorer(score, predictor, finite=finite, shared=next(self._shared) if is_held else None)
             for score, predictor in zip(scores_of([step]), predictors, strict=True)
         ]
         if isinstance(step, EnsembleRecipe):

@@ -34,6 +34,10 @@ class EnsembleScorer:
         combined = combine_scores(left, self._recipe.combine, weights=self._recipe.weights)
         return rows, combined, Failures.merged(failures)
 
+    def take_seconds(self) -> float:
+        """Return the seconds of the predictions since the last call."""
+        return sum(member.take_seconds() for member in self._members)
+
     def blame_rows_only(self) -> None:
         """See `pipeline.scoring.operations.operation.Operation`."""
         for member in self._members:

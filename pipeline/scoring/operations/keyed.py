@@ -56,6 +56,10 @@ class KeyedScorer:
                 predictor.release()
         return *self._joined(rows, parts), Failures.merged(failures)
 
+    def take_seconds(self) -> float:
+        """Return the seconds of the predictions since the last call."""
+        return sum(member.take_seconds() for member in self._members)
+
     def blame_rows_only(self) -> None:
         """See `pipeline.scoring.operations.operation.Operation`."""
         for member in self._members:

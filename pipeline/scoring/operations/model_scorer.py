@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
+from pipeline.common.stopwatch import Stopwatch
 from pipeline.errors import ModelError, StepFailed
 from pipeline.models.flavors import find_flavor
 from pipeline.models.model import OutputType, Predictor
@@ -16,6 +17,7 @@ from pipeline.models.outputs import output_type
 from pipeline.plan.recipe import ScoreRecipe
 from pipeline.scoring.bisection import NoRowWorksError, bisect, blame_rows
 from pipeline.scoring.contract import beyond_finite, check, check_matrix
+from pipeline.scoring.operations.shared_matrix import EncodedRows, SharedMatrix
 from pipeline.scoring.outputs import check_scores
 from pipeline.scoring.rows import Failures, Rows
 
@@ -23,11 +25,22 @@ from pipeline.scoring.rows import Failures, Rows
 class ModelScorer:
     """A loaded model that scores the rows of a step."""
 
-    def __init__(self, recipe: ScoreRecipe, predictor: Predictor, *, finite: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        recipe: ScoreRecipe,
+        predictor: Predictor,
+        *,
+        finite: Collection[str] = (),
+        shared: SharedMatrix | None = None,
+    ) -> None:
         """Prepare to score.
 
         :param finite: further columns that rules require to be finite, and that nothing has checked before.
+        :param shared: matrix shared with other models that encode the same columns.
         """
+        self.watch = Stopwatch()
+        """Time of the predictions alone."""
+        self._shared = shared
         found = output_type(recipe.model, recipe.kind)
         width = len(recipe.outputs)
         self.output = OutputType(recipe.kind, "float32", width) if found is None else replace(found, width=width)
@@ -55,6 +68,11 @@ class ModelScorer:
         rows, failed = rows.reject(failures)
         return rows, scores, Failures.merged([rejected, failed])
 
+    def take_seconds(self) -> float:
+        """Return the seconds of the predictions since the last call."""
+        watch, self.watch = self.watch, Stopwatch()
+        return watch.seconds
+
     def blame_rows_only(self) -> None:
         """See `pipeline.scoring.operations.operation.Operation`."""
         self._worked = True
@@ -67,13 +85,22 @@ class ModelScorer:
         """Return the rows that keep the model's contract, their feature matrix, and the other rows as failures."""
         features = self._recipe.features
         expect_columns(rows.table, features)
+        columns = rows.table.select(list(features))
+        encoded = None if self._shared is None else self._shared.find(columns, rows.position)
+        if encoded is not None and (encoded.rules, encoded.finite) == (self._rules, self.finite):
+            return rows, encoded.matrix, Failures()
         rows, rejected = rows.reject(check(rows.table, self._rules, skip_finite=self.finite))
-        matrix = self._predictor.encode(rows.table.select(list(features)))
+        if encoded is None or len(rejected):
+            matrix = self._predictor.encode(rows.table.select(list(features)))
+        else:
+            matrix = encoded.matrix
         infinite = check_matrix(matrix, rows.table, features, self.finite)
         if len(infinite):
             matrix = np.delete(matrix, infinite.rows, axis=0)
             rows, overflowing = rows.reject(infinite)
             rejected = Failures.merged([rejected, overflowing])
+        if self._shared is not None and not len(rejected):
+            self._shared.keep(EncodedRows(columns, rows.position, matrix, self._rules, self.finite))
         return rows, matrix, rejected
 
     def _predict(self, matrix: np.ndarray) -> tuple[np.ndarray, Failures]:
@@ -81,7 +108,7 @@ class ModelScorer:
         kind = self._recipe.kind
 
         def predict(start: int, stop: int) -> np.ndarray:
-            with blame_rows("score", never=self.is_out_of_memory):
+            with blame_rows("score", never=self.is_out_of_memory), self.watch:
                 scores = self._predictor.predict(matrix[start:stop], kind=kind)
             return check_scores(scores, rows=stop - start, expected=self.output)
 

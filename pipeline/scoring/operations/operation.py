@@ -39,6 +39,9 @@ class RowScorer(Protocol):
     def score(self, rows: Rows) -> tuple[Rows, np.ndarray, Failures]:
         """Return the rows that the models take, their scores [rows] or [rows, outputs], and the others as failures."""
 
+    def take_seconds(self) -> float:
+        """Return the seconds of the predictions since the last call."""
+
     def blame_rows_only(self) -> None:
         """See `Operation`."""
 

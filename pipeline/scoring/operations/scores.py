@@ -59,11 +59,25 @@ class ScoreOperation:
             if self._shadow is not None:
                 agreements[self._recipe.outputs[0]] = self._compare(scored, scores, self._shadow, errors=len(failed))
                 failed = Failures()
-            if self._may_leave_null:
-                rows = rows.select(np.flatnonzero(~np.isin(rows.position, failed.rows)))
+            if self._may_leave_null and len(scored) != len(rows):
+                rows = rows.drop(np.flatnonzero(np.isin(rows.position, failed.rows)))
                 columns = _scattered(columns, scored.position, rows.position)
                 scored = rows
             return Applied([self._with_columns(scored, columns)], failed, agreements=agreements)
+
+    @property
+    def shadow(self) -> Shadow | None:
+        """Comparison of a challenger; None for another step."""
+        return self._shadow
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Columns that receive the scores."""
+        return self._recipe.outputs
+
+    def take_seconds(self) -> float:
+        """Return the seconds of the predictions since the last call."""
+        return self._scorer.take_seconds()
 
     def blame_rows_only(self) -> None:
         """See `pipeline.scoring.operations.operation.Operation`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from functools import reduce
 from itertools import pairwise
@@ -10,7 +11,7 @@ from operator import add
 import numpy as np
 import pytest
 
-from pipeline.common.agreement import Agreement, compare_scores, merged
+from pipeline.common.agreement import Agreement, buckets, compare_scores, merged
 
 NAN, INF = float("nan"), float("inf")
 
@@ -56,3 +57,30 @@ def test_columns_are_merged_by_name() -> None:
 def test_it_comes_back_from_json() -> None:
     found = Agreement(1, 1, 2**70, 2**71, 0.5, 3, 4)
     assert Agreement.from_dict(found.to_dict()) == found
+
+
+def test_the_histogram_has_every_compared_row_in_the_buckets_of_both_scores() -> None:
+    one, other = np.array([0.0, 0.5, 1.0, 0.99, NAN]), np.array([0.0, 0.03, 0.5, 0.5, 0.1])
+    found = compare_scores(one, other, decision="half")
+    assert found.histogram == {0: 1, 16 * 32: 1, 31 * 32 + 16: 2}
+    twice = found + found
+    assert twice.histogram == {0: 2, 16 * 32: 2, 31 * 32 + 16: 4}
+    assert Agreement.from_dict(json.loads(json.dumps(twice.to_dict()))) == twice
+
+
+@pytest.mark.parametrize(
+    ("decision", "scores", "expected"),
+    [
+        ("half", [-0.1, 0.0, 0.031, 0.04, 0.999, 1.0, 7.0], [0, 0, 0, 1, 31, 31, 31]),
+        ("equal", [0.0, 3.0, 40.0], [0, 3, 31]),
+        ("zero", [0.0, 1.0, -1.0, 4.0, 1e-30, 1e30, -1e30], [16, 24, 8, 25, 17, 31, 1]),
+    ],
+)
+def test_a_bucket_depends_on_the_score_alone(decision: str, scores: list[float], expected: list[int]) -> None:
+    assert buckets(np.array(scores), decision).tolist() == expected  # type: ignore[arg-type]
+    assert [int(buckets(np.array([score]), decision)[0]) for score in scores] == expected  # type: ignore[arg-type]
+
+
+def test_a_comparison_stored_before_there_were_histograms_is_read() -> None:
+    record = {"rows": 2, "agreed": 1, "sum": 0, "sum_absolute": 0, "largest": 0.0, "missing": 0, "errors": 0}
+    assert Agreement.from_dict(record) == Agreement(rows=2, agreed=1)

@@ -19,7 +19,8 @@ from pipeline.models.model import Feature, ModelVersion
 from pipeline.plan.describe import difference, plan_summary
 from pipeline.plan.memory import USABLE, row_memory, shared_memory
 from pipeline.plan.plan import Limits, Plan
-from pipeline.plan.planner import dispatch_order, make_plan
+from pipeline.plan.planner import _matrix_features, dispatch_order, held_bytes, make_plan
+from pipeline.plan.recipe import KeyedRecipe, ScoreRecipe
 from pipeline.plan.table import plan_from_table, plan_to_table
 from pipeline.sources import Discovery, discover
 from pipeline.spec.job_spec import JobSpec
@@ -496,3 +497,25 @@ def test_digests_do_not_need_dataclass_helpers():
     made = plan(spec(contract={"n": {"allowed": [1, 2]}}))
     again = plan_from_table(plan_to_table(made))
     assert digest_json(made.score_rules) == digest_json(again.score_rules)
+
+
+def test_memory_counts_the_matrices_that_a_batch_holds_at_a_time():
+    def chain(*features):
+        return [ScoreRecipe(model("a"), one, "prediction", (f"p{n}",)) for n, one in enumerate(features)]
+
+    short, wide = ("x",), ("x", "y", "z")
+    assert _matrix_features(chain(short)) == 1
+    assert _matrix_features(chain(short, wide)) == 3
+    assert _matrix_features(chain(wide, wide)) == 3
+    assert _matrix_features(chain(short, wide, short)) == 1 + 3
+
+
+def test_models_by_key_share_a_part_of_the_memory():
+    def member(number, nbytes):
+        return ScoreRecipe(model("a", digest=f"{number:064d}", nbytes=nbytes), ("x",), "prediction", ("p",))
+
+    held, keyed = member(0, 1000), KeyedRecipe("k", ("a", "b"), (member(1, 3000), member(2, 5000)))
+    assert held_bytes([held, keyed], memory=0) == 9000
+    assert held_bytes([held, keyed], memory=10 * 7000 * 5) == 1000 + 7000
+    assert held_bytes([held, keyed], memory=1) == 1000 + 5000  # the largest one must fit
+    assert held_bytes([held, held], memory=1) == 1000
