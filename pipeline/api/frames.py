@@ -67,13 +67,14 @@ def score(
     ----------
     frame : pandas.DataFrame or dask.dataframe.DataFrame
         Must contain the model's feature columns. Extra columns are kept.
-    model : str, PathLike, xgboost.Booster or a fitted xgboost.XGBModel
-        Path or URL of a UBJ or JSON file, a registry reference such as ``"models:/churn@champion"``, or the model
-        itself. A model object is stored under ``.models/`` of the job directory's root, where workers read it.
+    model : str, PathLike, or a fitted model
+        Path or URL of a model file, a registry reference such as ``"models:/churn@champion"``, or the model itself: a
+        booster or a fitted estimator of xgboost or LightGBM. A model object is stored under ``.models/`` of the job
+        directory's root, where workers read it.
     features : sequence of str, optional
         Column for each feature, in training order. Default: the model's own feature names.
     output : str, Output or dict, default "prediction"
-        Name of the new column; or ``{"column": ..., "kind": "margin" | "label" | "leaf" | "contributions"}``.
+        Name of the new column; or ``{"column": ..., "kind": "label"}``, or another kind.
     iteration_range : tuple of int or "best", optional
         Boosting rounds ``(begin, end)`` to score with; ``"best"``: up to the best iteration. Default: all rounds.
     categories : mapping, optional
@@ -82,7 +83,8 @@ def score(
     Returns
     -------
     Same type as ``frame``
-        With float32 columns added (int32 for ``label`` and ``leaf``).
+        With columns of the type that the library returns added: float32 and, for ``label`` and ``leaf``, int32 for
+        xgboost; float64 for LightGBM.
 
     Raises
     ------

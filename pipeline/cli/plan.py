@@ -176,7 +176,7 @@ def _check_listing(name: str, score: Score, settings: Settings) -> None:
 def _check_model(reference: str, score: Score, settings: Settings) -> None:
     from pipeline.driver.score_models import resolve_model, scored_version
 
-    scored_version(resolve_model(reference, settings=settings), score)
+    scored_version(resolve_model(reference, settings=settings, score=score), score)
 
 
 def _checks_of_children(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]:

@@ -48,7 +48,7 @@ steps:
   # - select: {id: customer_id, age: age}
 
   - score:
-      # A model file: xgboost, JSON or UBJ. Or a reference to the model registry: models:/churn@champion
+      # A model file of xgboost or LightGBM. Or a reference to the model registry: models:/churn@champion
       model: model.json
       # Several models for one result: mean, median, max, min, vote for labels, or weights.
       # model: [one.json, other.json]
@@ -57,7 +57,8 @@ steps:
       # - score: {by: country, models: "models/{}.json", other: reject}
       # Column for each feature of the model, in its order. Default: the model's own feature names.
       # features: [age, plan]
-      # Name of the output column. The long form also says which result: prediction, label, margin, leaf, contributions.
+      # Name of the output column. The long form also says which result: prediction, label, probabilities,
+      # margin, leaf, contributions.
       output: prediction
       # output: {column: prediction, kind: prediction}
       # Score only rows for which this holds; others get null.
@@ -66,12 +67,18 @@ steps:
       # shadow: churn
       # Columns passed through to the output. Default: every input column.
       # keep: [customer_id]
-      # auto: each worker times xgboost and the tree engine on its first rows and takes the faster; or
-      # xgboost, or trees. Results are compared; they count as equal when margins differ by no more than the tolerance.
+      # auto: each worker times the library and the tree engine on its first rows and takes the faster; or
+      # library, or trees. Results are compared; they count as equal when margins differ by no more than the tolerance.
       # engine: auto
       # tolerance: 0.0
       # Boosting rounds to score with: [0, 100], or best. Default: all rounds.
       # iteration_range: best
+      # Demand one format of the file: xgboost or lightgbm. Default: recognised by its bytes.
+      # flavor: xgboost
+      # Permit a model file that runs code when it is loaded. Only for files of people you trust.
+      # allow_code: false
+      # Threads of one call of the library. Default: OMP_NUM_THREADS of the worker, or 1.
+      # threads: 1
       # Categories per feature in training order, where the model file has lost them.
       # categories: {plan: [basic, family, premium]}
 

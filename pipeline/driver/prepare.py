@@ -50,6 +50,9 @@ from pipeline.spec.parts import Incremental, Score, ScoreStep, Sink
 from pipeline.spec.precedence import Precedence
 from pipeline.storage.urls import is_local_path, local_path, use_storage_options
 
+_NOT_THE_WORK = {"model", "models", "engine", "tolerance", "flavor", "allow_code", "threads"}
+"""Fields of a ``score`` step that change no row, or are known from the model."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -244,8 +247,8 @@ class _Drafting:
 
     def models(self, spec: JobSpec) -> tuple[ModelVersion, ...]:
         """Return the model version of each model reference of ``spec``, in order."""
-        self.versions |= resolve_models(spec.references, known=self.versions, settings=self.settings)
-        pairs = zip(spec.references, scored_steps(spec), strict=True)
+        pairs = list(zip(spec.references, scored_steps(spec), strict=True))
+        self.versions |= resolve_models(pairs, known=self.versions, settings=self.settings)
         return tuple(scored_version(self.versions[reference], score) for reference, score in pairs)
 
     def with_models(self, spec: JobSpec) -> JobSpec:
@@ -481,7 +484,7 @@ def work_digest(spec: JobSpec, models: Sequence[ModelVersion], code: Sequence[St
 
 def _identity(score: Score) -> dict[str, Any]:
     """Return what a ``score`` step does with a row, apart from its models."""
-    record = score.model_dump(mode="json", exclude={"model", "models", "engine", "tolerance"})
+    record = score.model_dump(mode="json", exclude=_NOT_THE_WORK)
     if score.by is None:  # as before there was a model by key
         return {name: value for name, value in record.items() if name not in ("by", "other")}
     other = {"other": "model"} if score.other_model is not None else {}

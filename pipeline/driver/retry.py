@@ -235,7 +235,7 @@ def _models(last: Plan, spec: JobSpec, request: RetryRequest, *, settings: Setti
     pins = {} if request.model is not None else last.pins
     models = []
     for reference, score in zip(spec.references, scored_steps(spec), strict=True):
-        version = pins.get(reference) or resolve_model(reference, settings=settings)
+        version = pins.get(reference) or resolve_model(reference, settings=settings, score=score)
         models.append(scored_version(version, score))
         check_engine(score.engine, models[-1], kind=score.output_spec.kind)
     return tuple(models)

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
+import pyarrow as pa
+
 from pipeline.common.cores import core_count
 from pipeline.common.units import parse_bytes
 from pipeline.errors import SpecError
 from pipeline.models.listing import list_models
 from pipeline.models.model import ModelVersion
-from pipeline.models.options import apply_options
+from pipeline.models.options import apply_options, require_flavor
 from pipeline.models.registry import resolve
 from pipeline.plan.chain import ScoredBy
 from pipeline.scoring.outputs import prediction_schema
@@ -46,23 +48,29 @@ def with_listed_models(
 
 
 def resolve_models(
-    references: Sequence[str], *, known: Mapping[str, ModelVersion], settings: Settings
+    pairs: Sequence[tuple[str, Score]], *, known: Mapping[str, ModelVersion], settings: Settings
 ) -> dict[str, ModelVersion]:
     """Return the version that each unknown model reference names now; several files are inspected at a time.
 
+    :param pairs: references, each with its step.
     :raises ModelError: if a reference names no version.
     """
-    unknown = [reference for reference in dict.fromkeys(references) if reference not in known]
+    scores = {reference: score for reference, score in reversed(pairs) if reference not in known}
+    unknown = [reference for reference in dict.fromkeys(reference for reference, _ in pairs) if reference in scores]
+
+    def resolve_one(reference: str) -> ModelVersion:
+        return resolve_model(reference, settings=settings, score=scores[reference])
+
     if len(unknown) < 2:
-        return {reference: resolve_model(reference, settings=settings) for reference in unknown}
+        return {reference: resolve_one(reference) for reference in unknown}
     with ThreadPoolExecutor(min(len(unknown), core_count())) as pool:
-        found = pool.map(lambda reference: resolve_model(reference, settings=settings), unknown)
-        return dict(zip(unknown, found, strict=True))
+        return dict(zip(unknown, pool.map(resolve_one, unknown), strict=True))
 
 
-def resolve_model(text: str, *, settings: Settings) -> ModelVersion:
+def resolve_model(text: str, *, settings: Settings, score: Score | None = None) -> ModelVersion:
     """Return the model version that a model reference names now.
 
+    :param score: the step that names it, with the flavor it demands and the code it allows.
     :raises ModelError: if the reference names no version.
     """
     return resolve(
@@ -70,6 +78,8 @@ def resolve_model(text: str, *, settings: Settings) -> ModelVersion:
         registry=settings.registry,
         cache=settings.directory,
         limit=parse_bytes(settings.max_model_size),
+        flavor=score.flavor if score is not None else None,
+        allow_code=score.allow_code if score is not None else False,
     )
 
 
@@ -80,7 +90,11 @@ def scored_version(version: ModelVersion, score: Score) -> ModelVersion:
     :raises ModelError: for a file that may have lost names of categories.
     """
     return apply_options(
-        version, iteration_range=score.rounds, categories=score.categories, kind=score.output_spec.kind
+        require_flavor(version, flavor=score.flavor, allow_code=score.allow_code),
+        iteration_range=score.rounds,
+        categories=score.categories,
+        kind=score.output_spec.kind,
+        threads=score.threads,
     )
 
 
@@ -100,13 +114,25 @@ def scored_by(spec: JobSpec, versions: Sequence[ModelVersion]) -> list[ScoredBy]
         models = tuple(islice(waiting, len(score.references)))
         schemas = [prediction_schema(version, score.output_spec) for version in models]
         for version, schema in zip(models, schemas, strict=True):
-            if schema != schemas[0]:
+            if not _fits(schema, schemas[0], is_combined=score.combine is not None):
                 raise SpecError(
-                    "the models of a step have different numbers of values a row",
+                    "the models of a step have different values a row",
                     where="score.model" if score.by is None else "score.models",
-                    found=f"{len(schema)} of {version.name}",
-                    expected=f"{len(schemas[0])}, as {models[0].name} has",
+                    found=f"{_values_text(schema)} of {version.name}",
+                    expected=f"{_values_text(schemas[0])}, as {models[0].name} has",
                     next_step="name models of one task and with the same classes",
                 )
         scored.append(ScoredBy(models, schemas[0]))
     return scored
+
+
+def _fits(schema: pa.Schema, first: pa.Schema, *, is_combined: bool) -> bool:
+    """Return True if a model may stand beside the first: combined numbers get its type, others must have it."""
+    if len(schema) != len(first):
+        return False
+    has_numbers = all(pa.types.is_floating(one.field(0).type) for one in (schema, first))
+    return (is_combined and has_numbers) or schema.types == first.types
+
+
+def _values_text(schema: pa.Schema) -> str:
+    return f"{len(schema)} of type {schema.field(0).type}"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
-from pipeline.errors import ModelError, SpecError
+from pipeline.errors import ModelError, RefusedForSafety, SpecError
 from pipeline.models.category_names import are_stored, likely_names
 from pipeline.models.model import Feature, ModelVersion
 from pipeline.spec.model_ref import IterationRange, OutputKind
@@ -23,6 +23,7 @@ def apply_options(
     iteration_range: IterationRange | None = None,
     categories: Mapping[str, Sequence[str | int]] | None = None,
     kind: OutputKind = "prediction",
+    threads: int | None = None,
 ) -> ModelVersion:
     """Return ``version`` as it is scored with the options of a score step. The function may be applied again.
 
@@ -30,7 +31,32 @@ def apply_options(
     :raises ModelError: when the file does not tell the names of its categories, and ``categories`` does not either.
     """
     version = _select_rounds(version, iteration_range, kind=kind)
-    return replace(version, features=_name_categories(version, categories or {}))
+    return replace(version, features=_name_categories(version, categories or {}), threads=threads)
+
+
+def require_flavor(version: ModelVersion, *, flavor: str | None, allow_code: bool) -> ModelVersion:
+    """Return ``version`` if the options of a score step allow it.
+
+    :raises SpecError: for a model of another flavor than ``flavor``.
+    :raises RefusedForSafety: for a model whose file runs code, without ``allow_code``.
+    """
+    if flavor is not None and version.flavor != flavor:
+        raise SpecError(
+            "the model has another format than score.flavor says",
+            where="score.flavor",
+            found=f"{version.flavor}, of {version.reference}",
+            expected=flavor,
+            next_step=f"write flavor: {version.flavor}, remove score.flavor, or name another model",
+        )
+    if version.runs_code and not allow_code:
+        raise RefusedForSafety(
+            "loading the model runs code in its file",
+            where=version.uri,
+            found="score.allow_code: false",
+            expected="score.allow_code: true, if you trust whoever made the file",
+            next_step="set score.allow_code for this step too, or save the model in a safe format",
+        )
+    return version
 
 
 def _select_rounds(version: ModelVersion, requested: IterationRange | None, *, kind: OutputKind) -> ModelVersion:
@@ -74,7 +100,7 @@ def _check_rounds(version: ModelVersion, begin: int, end: int, *, kind: OutputKi
             expected=f"rounds from 0 to {version.rounds}",
             next_step=f"write an end of {version.rounds} at most",
         )
-    if begin and kind in ("leaf", "contributions"):
+    if begin and version.flavor == "xgboost" and kind in ("leaf", "contributions"):
         raise SpecError(
             f"xgboost computes the output {kind} only from the first round on",
             where=_RANGE,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pipeline.models.model import ModelVersion, OutputType
 from pipeline.spec.model_ref import OutputKind
 
@@ -9,7 +11,8 @@ from pipeline.spec.model_ref import OutputKind
 def output_types(version: ModelVersion) -> tuple[OutputType, ...]:
     """Return the outputs that a model has, those of xgboost by its task."""
     if version.output_types:
-        return version.output_types
+        # An iteration range leaves trees out.
+        return tuple(replace(one, width=version.trees) if one.kind == "leaf" else one for one in version.output_types)
     classes = {"binary": max(version.outputs, 1) + 1, "multiclass": version.outputs if version.outputs > 1 else 0}
     labels = {"binary": version.outputs, "multiclass": 1}
     found = (

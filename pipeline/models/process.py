@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 
@@ -28,3 +29,9 @@ def process_facts() -> ProcessFacts:
 def set_process_facts(facts: ProcessFacts) -> None:
     """Set the facts about this process."""
     _known["facts"] = facts
+
+
+def threads_wanted() -> int:
+    """Return the threads of one predict call: ``OMP_NUM_THREADS`` if set, else 1, because tasks run in parallel."""
+    text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return max(1, int(text)) if text.isdigit() else 1

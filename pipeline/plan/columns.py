@@ -19,7 +19,7 @@ from pipeline.sources.types import empty_table, is_dtype, same_kind
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.parts import ColumnContract
 
-_UNNAMED = re.compile(r"f[0-9]+")
+_UNNAMED = re.compile(r"(f|Column_)[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -172,9 +172,14 @@ def _twice(names: Iterable[str]) -> str:
 def _check_feature(feature: Feature, field: pa.Field, *, path: str) -> None:
     kind, types = field.type, pa.types
     number = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_decimal(kind)
-    if types.is_null(kind) or (number and feature.kind != "category"):
+    is_number = feature.kind in ("number", "integer", "indicator")
+    if types.is_null(kind) or feature.kind == "any" or (number and is_number):
         return
     expected, advice = "numbers or booleans", ""
+    if feature.kind == "text":
+        if same_kind(kind.value_type if types.is_dictionary(kind) else kind, pa.string()):
+            return
+        expected = "text"
     if feature.kind == "category":
         plain = kind.value_type if types.is_dictionary(kind) else kind
         if feature.categories is None:
@@ -368,7 +373,7 @@ def column_rule(
     :param feature: the model's feature, if the column is one.
     """
     part = contract or ColumnContract()
-    is_category = feature is not None and feature.kind == "category"
+    is_category = feature is not None and feature.kind in ("category", "text", "any")
     # The model gets float32. Only floats and 256-bit decimals can be infinite or too large for it.
     can_be_infinite = pa.types.is_floating(kind) or pa.types.is_decimal256(kind)
     finite = (is_feature and not is_category) if part.finite is None else part.finite

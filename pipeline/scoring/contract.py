@@ -38,7 +38,8 @@ def feature_rules(version: ModelVersion, columns: Sequence[str]) -> tuple[Column
     """
     return tuple(
         ColumnRule(column, allowed=feature.categories)
-        if feature.kind == "category" and feature.categories is not None
+        if feature.kind in ("category", "text", "any")
+        and (feature.categories is not None or feature.kind != "category")
         else ColumnRule(column, finite=True)
         for column, feature in zip(columns, version.features, strict=True)
     )

@@ -345,6 +345,13 @@ class Score(SpecModel):
     shadow: Name | None = None
     """Column with which to compare the result, such as the output of an earlier ``score``. The step then rejects no
     row, its column is in the output only if it is selected or kept, and report and receipts say how far both agree."""
+    flavor: Name | None = None
+    """Format of the model file, where the file must be of that one only: ``xgboost`` or ``lightgbm``, or a flavor of
+    another distribution. Default: recognised by the file's bytes."""
+    allow_code: bool = False
+    """Permit a model file that runs code when it is loaded, such as a pickle. Only for files of people you trust."""
+    threads: int | None = Field(default=None, ge=1, le=1024)
+    """Threads of one call of the model's library. Default: ``OMP_NUM_THREADS`` of the worker, or 1."""
     categories: dict[Name, Categories] | None = None
     """Categories of the training data per feature, in the order of their codes, where the model file has lost them:
     xgboost 3.1 to 3.3 cuts names of pandas categories that are not ASCII, and slices lose all. The list must agree with
@@ -368,6 +375,9 @@ class Score(SpecModel):
             iteration_range: IterationRange | None = None,
             where: str | None = None,
             shadow: str | None = None,
+            flavor: str | None = None,
+            allow_code: bool = False,
+            threads: int | None = None,
             categories: Mapping[str, Sequence[str | int]] | None = None,
         ) -> None: ...
 

@@ -61,13 +61,16 @@ def warm_up(flavor: str, device: Device = "cpu", *, has_steps: bool = True) -> A
             # Ignore the error: loading the model reports a missing package and how to install the package.
             import_library(library, without=() if has_steps else found.unneeded)
     is_asked = device != "cpu" and found.device_report is not None
-    return Answer(versions(), found.device_report() if is_asked and found.device_report else None)
+    return Answer(versions(flavor), found.device_report() if is_asked and found.device_report else None)
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of installed packages in this process, by package."""
+def versions(flavor: str = "") -> dict[str, str]:
+    """Return the versions of installed packages in this process, by package.
+
+    :param flavor: flavor whose distributions count, too.
+    """
     installed = {"python": ".".join(platform.python_version_tuple()[:2])}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *(find_flavor(flavor).distributions if flavor else ())):
         try:
             installed[package] = version(package)
         except PackageNotFoundError:
@@ -96,7 +99,7 @@ def shake_hands(
     :param has_steps: False: the job has no map steps; see `warm_up`.
     :raises EnvMismatch: when a worker runs other versions than this process.
     """
-    own, warm = versions(), partial(warm_up, has_steps=has_steps)
+    own, warm = versions(flavor), partial(warm_up, has_steps=has_steps)
     workers = client.scheduler_info(n_workers=-1)["workers"]
     asked = set(workers_asked(workers, device))
     futures = {

@@ -12,14 +12,25 @@ from typing import Any, Literal, cast
 
 from pipeline.common.plugins import find_adapter
 from pipeline.devices.report import DeviceReport
-from pipeline.models.flavors.detect import MAX_BYTES, detect, detect_bytes, read_model
+from pipeline.models.flavors.detect import (
+    HEAD_BYTES,
+    MAX_BYTES,
+    archive_names,
+    pickle_kind,
+    read_model,
+    refused_pickle,
+    unknown_format,
+)
 from pipeline.models.model import DevicePredictor, ModelVersion, Predict, Predictor
 from pipeline.spec.model_ref import OutputKind
 
 __all__ = ["BUILT_IN", "MAX_BYTES", "Flavor", "detect", "detect_bytes", "find_flavor", "read_model"]
 
-BUILT_IN = {"xgboost": "pipeline.models.flavors.xgboost:FLAVOR"}
-"""``module:attribute`` of the `Flavor` per name."""
+BUILT_IN = {
+    "xgboost": "pipeline.models.flavors.xgboost:FLAVOR",
+    "lightgbm": "pipeline.models.flavors.lightgbm:FLAVOR",
+}
+"""``module:attribute`` of the `Flavor` per name, in the order in which their files are recognised."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +39,18 @@ class Flavor:
 
     name: str
     inspect: Callable[..., ModelVersion]
-    """``inspect(uri, data, *, name=None)``: describe the model file at ``uri``, which has the bytes ``data``."""
+    """``inspect(uri, data, *, name=None, allow_code=False)``: describe the model file at ``uri``, which has the bytes
+    ``data``, and was loaded once in a child process."""
     load: Callable[..., Predictor]
     """``load(version, data)``: make the predictor from the bytes of the file, after verifying their digest."""
+    accepts: Callable[[bytes, tuple[str, ...]], bool]
+    """``accepts(head, names)``: True for a file that begins with ``head``, and that contains files of these names if it
+    is an archive. Nothing is loaded."""
+    describe: Callable[..., Any] | None = None
+    """``describe(version, data, *, allow_code)``: load the file in a child process, and return the
+    `pipeline.models.flavors.first_load.Described`. None: ``inspect`` has a child of its own."""
+    distributions: tuple[str, ...] = ()
+    """Distributions whose versions must be the same on driver and workers, beside those of ``libraries``."""
     takes: Literal["matrix", "frame"] = "matrix"
     """What ``predict`` gets: a matrix of numbers, in which infinite values are found, or a pandas frame."""
     libraries: tuple[str, ...] = ()
@@ -55,6 +75,31 @@ class Flavor:
     on_device: Callable[..., DevicePredictor] | None = None
     """``on_device(predictor, *, gpu, memory, threads, rows)``: put the model of a predictor on the GPU of this process.
     """
+
+
+def detect(uri: str) -> str:
+    """Return the flavor of the model file at ``uri`` (path or fsspec URL); see `detect_bytes`."""
+    return detect_bytes(read_model(uri), where=uri)
+
+
+def detect_bytes(data: bytes, *, where: str = "", flavor: str = "auto", allow_code: bool = False) -> str:
+    """Return the flavor of the bytes of a model file.
+
+    :param flavor: ``auto``, or the only flavor that may be.
+    :param allow_code: True: a file that runs code while it is loaded is allowed.
+    :raises RefusedForSafety: for a pickle, under any file name, unless code is allowed.
+    :raises ModelError: when the format is unknown, or not that of ``flavor``.
+    """
+    head = data[:HEAD_BYTES]
+    kind = pickle_kind(head)
+    if kind and not allow_code:
+        raise refused_pickle(kind, where=where)
+    names = archive_names(data)
+    offered = BUILT_IN if flavor == "auto" else (flavor,)
+    found = next((name for name in offered if find_flavor(name).accepts(head, names)), None)
+    if found is None:
+        raise unknown_format(data, where=where)
+    return found
 
 
 def find_flavor(name: str) -> Flavor:

@@ -1,15 +1,17 @@
-"""Detect the format of a model file by its bytes, never by its name."""
+"""Read model files, and tell their format by their bytes, never by their name."""
 
 from __future__ import annotations
 
 import bz2
 import difflib
+import io
 import json
 import lzma
 import os
 import pickletools
 import stat
 import struct
+import zipfile
 import zlib
 from contextlib import suppress
 from itertools import islice
@@ -22,8 +24,11 @@ from pipeline.storage.urls import file_system, is_local_path, local_path, storag
 
 HEAD_BYTES = 1 << 16
 """Bytes at the start of a file that are examined."""
-_EXPECTED = "an xgboost model file (JSON or UBJ)"
-_SAVE_AGAIN = "save the model again with booster.save_model('model.ubj')"
+EXPECTED = "a model file: xgboost (JSON or UBJ) or LightGBM (text)"
+_EXPECTED = EXPECTED
+_SAVE_AGAIN = (
+    "save the model again with booster.save_model('model.ubj'), or LightGBM's with booster.save_model('model.txt')"
+)
 _MAX_JSON = 1 << 20
 """Bytes of a JSON file that are parsed to name its keys in a message."""
 _MAX_DICTIONARY = 1 << 26
@@ -34,32 +39,33 @@ _OPCODES = 200
 """Opcodes of a pickle that are examined."""
 
 
-def detect(uri: str) -> str:
-    """Return the flavor of the model file at ``uri`` (path or fsspec URL).
-
-    :raises RefusedForSafety: for a pickle, under any file name.
-    :raises ModelError: when the file does not exist, or its format is unknown.
-    """
-    return detect_bytes(read_model(uri), where=uri)
+def is_xgboost(head: bytes) -> bool:
+    """Return True if a file that begins with ``head`` is JSON or UBJSON with a learner in it."""
+    return head.lstrip()[:1] == b"{" and (b'"learner"' in head or b"learner" in head[:32])
 
 
-def detect_bytes(data: bytes, *, where: str = "") -> str:
-    """Return the flavor of the bytes of a model file; see `detect`."""
+def archive_names(data: bytes) -> tuple[str, ...]:
+    """Return the names of the files in a zip archive; none for other bytes, or a damaged archive."""
+    if data[:4] != b"PK\x03\x04":
+        return ()
+    with suppress(zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return tuple(zipfile.ZipFile(io.BytesIO(data)).namelist())
+    return ()
+
+
+def unknown_format(data: bytes, *, where: str) -> ModelError:
+    """Return the error for a file that no flavor accepts."""
     head = data[:HEAD_BYTES]
-    _refuse_pickle(head, where=where)
-    text = head.lstrip()
-    if text[:1] == b"{":
-        if b'"learner"' in head or b"learner" in head[:32]:
-            return "xgboost"
-        raise _not_a_model(_describe_object(data), where=where)
+    if head.lstrip()[:1] == b"{":
+        return _not_a_model(_describe_object(data), where=where)
     if _is_old_xgboost(head):
-        raise ModelError(
+        return ModelError(
             "the model file has xgboost's old binary format, which xgboost no longer reads",
             where=where,
             expected=_EXPECTED,
             next_step="load it with xgboost older than 3.1, then booster.save_model('model.ubj')",
         )
-    raise _not_a_model(_describe(head), where=where)
+    return _not_a_model(_describe(head), where=where)
 
 
 def read_model(uri: str, *, limit: int = MAX_BYTES) -> bytes:
@@ -152,21 +158,28 @@ def _not_a_model(found: str, *, where: str) -> ModelError:
     )
 
 
-def _refuse_pickle(head: bytes, *, where: str) -> None:
+def pickle_kind(head: bytes) -> str:
+    """Describe the pickle that a file beginning with ``head`` is; empty for other files. Nothing is unpickled."""
     inner = _decompressed(head)
     if not (_is_pickle(head) or _is_pickle(inner) or (head[:2] == b"PK" and b"data.pkl" in head)):
-        return
-    kind = "a pickle"
+        return ""
     if head[:2] == b"PK":
-        kind = "a torch archive with a pickle in it"
-    elif inner and not _is_pickle(head):
-        kind = "a compressed pickle, as joblib writes it"
-    raise RefusedForSafety(
+        return "a torch archive with a pickle in it"
+    return "a compressed pickle, as joblib writes it" if inner and not _is_pickle(head) else "a pickle"
+
+
+def refused_pickle(kind: str, *, where: str) -> RefusedForSafety:
+    """Return the error for a pickle that nobody has allowed.
+
+    :param kind: result of `pickle_kind`.
+    """
+    return RefusedForSafety(
         f"the model file is {kind}: to open it would run the code in it",
         where=where,
         found=kind,
         expected=_EXPECTED,
-        next_step=_SAVE_AGAIN + "; a scikit-learn wrapper has save_model too",
+        next_step=_SAVE_AGAIN + "; a scikit-learn wrapper of xgboost has save_model too. "
+        "If you trust whoever made the file: score.allow_code: true, for models of scikit-learn",
     )
 
 
@@ -235,7 +248,7 @@ def _describe(head: bytes) -> str:
 
 
 _MAGIC = (
-    (b"tree\n", "a LightGBM model (text)"),
+    (b"tree\n", "text like a LightGBM model's, without its fields"),
     (b"PK\x03\x04", "a zip archive (skops, torch, Keras or numpy)"),
     (b"PAR1", "a Parquet file"),
     (b"\x89HDF", "an HDF5 file (Keras)"),

@@ -1,4 +1,4 @@
-"""Convert Arrow columns to the float32 matrix that tree libraries require."""
+"""Convert Arrow columns to the matrix of floats that tree libraries require."""
 
 from __future__ import annotations
 
@@ -11,23 +11,27 @@ import pyarrow.compute as pc
 from pipeline.errors import SchemaDrift
 from pipeline.models.model import Feature
 
-_FLOAT32 = pa.float32()
+Floats = type[np.float32] | type[np.float64]
+"""Dtype of a matrix."""
 _TILE_ROWS = 4096
 _TILE_COLUMNS = 64
 """Rows and columns of a row-major matrix filled at a time: 1 MiB stays in the processor's cache, and each cache line is
 filled once. Column by column, lines would be fetched 16 times (measured: 2.4 times as long at 2,000 columns)."""
 
 
-def encode(table: pa.Table, features: tuple[Feature, ...], *, order: Literal["C", "F"] = "C") -> np.ndarray:
-    """Return the columns of ``table``, one per feature and in their order, as float32 [rows, features].
+def encode(
+    table: pa.Table, features: tuple[Feature, ...], *, order: Literal["C", "F"] = "C", dtype: Floats = np.float32
+) -> np.ndarray:
+    """Return the columns of ``table``, one per feature and in their order, as [rows, features].
 
     Nulls become NaN, booleans 0 and 1, categories their codes, and categories unknown to the model NaN. Numbers are
-    rounded to float32 like numpy's ``astype``: values beyond its range become infinite.
+    rounded to ``dtype`` like numpy's ``astype``: values beyond its range become infinite.
 
     :param order: memory order of the matrix.
+    :param dtype: float32 or float64.
     :raises SchemaDrift: for a column whose type cannot hold the feature.
     """
-    matrix = np.empty((table.num_rows, len(features)), dtype=np.float32, order=order)
+    matrix = np.empty((table.num_rows, len(features)), dtype=dtype, order=order)
     plain: list[tuple[int, np.ndarray]] = []
     # Do not warn if a value beyond float32 becomes infinite: the contract rejects its row with a reason.
     with np.errstate(over="ignore"):
@@ -35,7 +39,7 @@ def encode(table: pa.Table, features: tuple[Feature, ...], *, order: Literal["C"
             start = 0
             column = table.column(index)
             for chunk in column.chunks:
-                values = _values(chunk, feature)
+                values = _values(chunk, feature, dtype)
                 if column.num_chunks == 1 and order == "C":
                     plain.append((index, values))
                 else:
@@ -50,7 +54,7 @@ def _fill_tiles(matrix: np.ndarray, columns: list[tuple[int, np.ndarray]]) -> No
 
     :param columns: index and values of each column, by ascending index.
     """
-    tile = np.empty((min(_TILE_COLUMNS, len(columns)), min(_TILE_ROWS, len(matrix))), np.float32)
+    tile = np.empty((min(_TILE_COLUMNS, len(columns)), min(_TILE_ROWS, len(matrix))), matrix.dtype)
     for start in range(0, len(matrix), _TILE_ROWS):
         rows = min(_TILE_ROWS, len(matrix) - start)
         for first in range(0, len(columns), _TILE_COLUMNS):
@@ -62,38 +66,38 @@ def _fill_tiles(matrix: np.ndarray, columns: list[tuple[int, np.ndarray]]) -> No
             matrix[start : start + rows, indices] = tile[: len(part), :rows].T
 
 
-def _values(chunk: pa.Array, feature: Feature) -> np.ndarray:
-    """Return the values of one chunk in a dtype that numpy casts to float32 with one rounding; nulls become NaN."""
+def _values(chunk: pa.Array, feature: Feature, dtype: Floats) -> np.ndarray:
+    """Return the values of one chunk in a dtype that numpy casts to ``dtype`` with one rounding; nulls become NaN."""
     if feature.kind == "category":
-        return _codes(chunk, feature)
-    kind = chunk.type
-    if kind == _FLOAT32:
+        return _codes(chunk, feature, dtype)
+    kind, target = chunk.type, pa.from_numpy_dtype(dtype)
+    if kind == target:
         return chunk.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
     if pa.types.is_dictionary(kind):
-        return _values(chunk.dictionary_decode(), feature)
+        return _values(chunk.dictionary_decode(), feature, dtype)
     if pa.types.is_decimal(kind):
         chunk, kind = pc.cast(chunk, pa.float64(), safe=False), pa.float64()
     if pa.types.is_null(kind):
-        return np.full(len(chunk), np.nan, dtype=np.float32)
+        return np.full(len(chunk), np.nan, dtype=dtype)
     if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
         raise _not_a_feature(kind, feature, expected="numbers or booleans")
     if chunk.null_count or pa.types.is_boolean(kind):
-        # Cast directly to float32: numpy uses float64 for integers with nulls, which would round large integers twice.
-        chunk = pc.cast(chunk, pa.float32(), safe=False)
+        # Cast directly: numpy uses float64 for integers with nulls, which would round large integers twice.
+        chunk = pc.cast(chunk, target, safe=False)
     return chunk.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
 
 
-def _codes(chunk: pa.Array, feature: Feature) -> np.ndarray:
+def _codes(chunk: pa.Array, feature: Feature, dtype: Floats) -> np.ndarray:
     if feature.categories is None:
         if not pa.types.is_integer(chunk.type) and not pa.types.is_floating(chunk.type):
             raise _not_a_feature(
                 chunk.type, feature, expected="codes as integers, because the model does not keep its categories"
             )
-        return _values(chunk, Feature(feature.name))
+        return _values(chunk, Feature(feature.name), dtype)
     if pa.types.is_dictionary(chunk.type):
         codes = _lookup(chunk.dictionary, feature)
-        return _values(pc.take(codes, chunk.indices), Feature(feature.name))
-    return _values(_lookup(chunk, feature), Feature(feature.name))
+        return _values(pc.take(codes, chunk.indices), Feature(feature.name), dtype)
+    return _values(_lookup(chunk, feature), Feature(feature.name), dtype)
 
 
 def _lookup(values: pa.Array, feature: Feature) -> pa.Array:

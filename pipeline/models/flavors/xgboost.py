@@ -7,7 +7,6 @@ scikit-learn wrapper of xgboost stops at ``best_iteration``; ``score.iteration_r
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections import Counter
 from contextlib import nullcontext
@@ -21,9 +20,11 @@ from pipeline.common.imports import import_library
 from pipeline.devices.report import DeviceReport
 from pipeline.errors import ModelDigestMismatch, ModelError
 from pipeline.models.flavors import Flavor, matrix
+from pipeline.models.flavors.detect import is_xgboost
 from pipeline.models.flavors.xgboost_outputs import labels, outputs_of_predictions
 from pipeline.models.flavors.xgboost_probe import NO_PACKAGE, UNNEEDED, first_line, is_out_of_memory, probe
 from pipeline.models.model import DevicePredictor, Feature, FeatureKind, ModelVersion, Predict, Task
+from pipeline.models.process import threads_wanted
 from pipeline.models.trees import TreeEngine, read_xgboost
 from pipeline.models.trees.xgboost import read_ubj, transform_name, unsupported_transform
 from pipeline.spec.model_ref import OutputKind
@@ -41,11 +42,12 @@ _facts: dict[str, dict[str, Any]] = {}
 _facts_lock = threading.Lock()
 
 
-def inspect(uri: str, data: bytes, *, name: str | None = None) -> ModelVersion:
+def inspect(uri: str, data: bytes, *, name: str | None = None, allow_code: bool = False) -> ModelVersion:
     """Describe the model file at ``uri`` (path or fsspec URL). A child process loads the file and scores one row.
 
     :param data: the bytes of the file.
     :param name: name of the version; default: the file's name without its ending.
+    :param allow_code: without effect: loading the file never runs code.
     :raises ModelError: when the file is damaged or not an xgboost model, or xgboost is not installed.
     """
     digest = digest_bytes(data)
@@ -143,12 +145,6 @@ def load(version: ModelVersion, data: bytes, *, threads: int | None = None) -> X
 def loaded_factor(data: bytes) -> int:
     """Return bytes of a loaded model / bytes of its file: 4.6 MiB of UBJ took 9 MiB, 8.1 MiB of JSON 80 (measured)."""
     return 3 if data[:2] == b"{L" else 10
-
-
-def threads_wanted() -> int:
-    """Return the threads of one predict call: ``OMP_NUM_THREADS`` if set, else 1, because tasks run in parallel."""
-    text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return max(1, int(text)) if text.isdigit() else 1
 
 
 class XGBoostPredictor:
@@ -275,6 +271,7 @@ FLAVOR = Flavor(
     "xgboost",
     inspect,
     load,
+    accepts=lambda head, names: is_xgboost(head),
     libraries=("xgboost",),
     unneeded=UNNEEDED,
     encodes_by_features=True,

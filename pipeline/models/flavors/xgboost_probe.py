@@ -11,13 +11,11 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 from pipeline.common import forkserver as forks
@@ -25,6 +23,7 @@ from pipeline.common.imports import allow_partial_imports, import_library
 from pipeline.common.units import format_bytes
 from pipeline.devices.inventory import VISIBLE
 from pipeline.errors import ModelError, PipelineError
+from pipeline.models.flavors.child import ask_child, how_it_ended
 from pipeline.models.flavors.limits import Limits
 from pipeline.models.flavors.xgboost_file import Document, read_categories, saved_version, tree_problem
 
@@ -47,7 +46,9 @@ def probe(data: bytes, *, where: str = "") -> dict[str, Any]:
     limits = Limits.for_file(len(data))
     try:
         # A fork of a process that has done its imports takes a tenth of the time of a new process.
-        answer = _in_fork(_answer, data, limits=limits) if forks.is_running() else _in_process(data, limits=limits)
+        answer = (
+            _in_fork(_answer, data, limits=limits) if forks.is_running() else ask_child(_CHILD, data, limits=limits)
+        )
     except TimeoutError:
         answer = {"slow": f"more than {limits.seconds} s"}
     if answer == f"signal {signal.SIGXCPU.name}":
@@ -98,7 +99,7 @@ def _in_fork(ask: Callable[[Any], Any], question: object, *, limits: Limits) -> 
             return receiver.recv()
         except EOFError:
             child.join()
-            return _how_it_ended(child.exitcode or 0, b"")
+            return how_it_ended(child.exitcode or 0, b"")
         finally:
             child.kill()
 
@@ -117,35 +118,7 @@ def _send_answer(ask: Callable[[Any], Any], question: object, sender: Connection
     sender.send(ask(question))
 
 
-def _in_process(data: bytes, *, limits: Limits) -> dict[str, Any] | str:
-    """Return the answer of a new process; if the process fails, return the exit status or signal as text.
-
-    :raises TimeoutError: when the process takes longer than the limit.
-    """
-    # Replace the child's sys.path: the folder of this package, then the parent's path, without the current directory.
-    paths = [str(Path(__file__).resolve().parents[3]), *(path for path in sys.path if path)]
-    command = [sys.executable, "-c", _CHILD, json.dumps(paths)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", VISIBLE: ""}
-    try:
-        child = subprocess.run(
-            command, input=data, capture_output=True, timeout=limits.seconds, env=environment, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise TimeoutError from error
-    if child.returncode != 0:
-        return _how_it_ended(child.returncode, child.stderr)
-    answer: dict[str, Any] = json.loads(child.stdout.decode().splitlines()[-1])
-    return answer
-
-
 _SOURCE = re.compile(r"^\[\d\d:\d\d:\d\d\] \S+:\d+: ")
-
-
-def _how_it_ended(code: int, stderr: bytes) -> str:
-    if code < 0:
-        return f"signal {signal.Signals(-code).name}"
-    lines = stderr.decode(errors="replace").strip().splitlines()
-    return f"exit status {code}: {lines[-1] if lines else ''}"
 
 
 def main() -> None:

@@ -88,15 +88,26 @@ def is_mlflow(root: str) -> bool:
     return root in ("mlflow", "databricks") or root.startswith(("mlflow+", *_DATABASES))
 
 
-def resolve(ref: ModelRef, *, registry: str = DEFAULT_ROOT, cache: str = "", limit: int = MAX_BYTES) -> ModelVersion:
+def resolve(
+    ref: ModelRef,
+    *,
+    registry: str = DEFAULT_ROOT,
+    cache: str = "",
+    limit: int = MAX_BYTES,
+    flavor: str | None = None,
+    allow_code: bool = False,
+) -> ModelVersion:
     """Resolve ``ref`` to its current, immutable version.
 
     :param registry: see `open_registry`.
     :param limit: largest size of a model file in bytes; a version in a registry has passed it.
+    :param flavor: the only flavor that the file may have; None: any.
+    :param allow_code: True: a file that runs code while it is loaded is allowed. A registry has none.
     :raises ModelError: when the model, version or alias is unknown, or the file is not a model.
     :raises RefusedForSafety: for a pickle.
     """
     if not ref.is_file:
         return open_registry(registry, cache=cache).resolve(ref)
     data = read_model(ref.text, limit=limit)
-    return find_flavor(detect_bytes(data, where=ref.text)).inspect(ref.text, data)
+    found = find_flavor(detect_bytes(data, where=ref.text, flavor=flavor or "auto", allow_code=allow_code))
+    return found.inspect(ref.text, data, allow_code=allow_code)

@@ -12,6 +12,7 @@ import pandas as pd
 from pipeline.common.units import parse_bytes
 from pipeline.errors import SpecError
 from pipeline.models.flavors import read_model
+from pipeline.models.flavors.fitted import fitted_bytes
 from pipeline.models.model import ModelVersion
 from pipeline.models.registry import DEFAULT_ROOT, ModelRegistry, open_registry
 from pipeline.models.registry.file_registry import BuiltInRegistry, VersionMetadata
@@ -21,7 +22,7 @@ from pipeline.spec.load import absolute_path
 from pipeline.spec.model_ref import ModelRef
 
 Model = Any
-"""Path or URL of a model file, its bytes, an xgboost.Booster, or a fitted xgboost.XGBModel."""
+"""Path or URL of a model file, its bytes, or a fitted model of a supported library."""
 
 
 class Registry:
@@ -66,8 +67,9 @@ class Registry:
 
         Parameters
         ----------
-        model : str, PathLike, bytes, xgboost.Booster or a fitted xgboost.XGBModel
-            Path or URL of a model file, its bytes, or the model itself.
+        model : str, PathLike, bytes, or a fitted model
+            Path or URL of a model file, its bytes, or the model itself: a booster or a fitted estimator of xgboost or
+            LightGBM.
         name : str
             Name of the model: lower-case letters, digits, dots, underscores and dashes.
         alias : str, optional
@@ -183,14 +185,7 @@ def model_bytes(model: Model) -> tuple[bytes, str]:
     if isinstance(model, (str, os.PathLike)):
         path = absolute_path(os.fspath(model))
         return read_model(path, limit=parse_bytes(Settings.load().max_model_size)), path
-    booster = model.get_booster() if hasattr(model, "get_booster") else model
-    if not hasattr(booster, "save_raw"):
-        raise SpecError(
-            "not a model of a supported kind",
-            found=type(model).__name__,
-            expected="the path of a model file, its bytes, or an xgboost model",
-        )
-    return bytes(booster.save_raw(raw_format="ubj")), type(model).__name__
+    return fitted_bytes(model), type(model).__name__
 
 
 def versions_of(registry: ModelRegistry, name: str) -> list[tuple[VersionRecord, list[str]]]:

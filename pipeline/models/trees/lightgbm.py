@@ -169,6 +169,33 @@ def unsupported_lightgbm(text: str, *, iteration_range: tuple[int, int] = (0, 0)
     return ()
 
 
+def lightgbm_tree_problem(text: str) -> str:
+    """Return the first fault of the trees for which a prediction would not end, or would leave its memory; or ""."""
+    try:
+        head, parts = _parse(text)
+        features = _whole_number(head, "max_feature_idx") + 1
+        for number, part in enumerate(parts):
+            if problem := _one_tree_problem(_Tree(part), features=features):
+                return f"tree {number}: {problem}"
+    except ModelError as error:
+        return error.found
+    except (ValueError, IndexError, OverflowError) as error:
+        return f"a damaged text: {error}"
+    return ""
+
+
+def _one_tree_problem(tree: _Tree, *, features: int) -> str:
+    nodes, children = np.arange(tree.splits), np.stack([tree.left, tree.right])
+    if ((tree.feature < 0) | (tree.feature >= features)).any():
+        return f"a split on a feature outside 0 to {features - 1}"
+    if (children >= 2 * tree.splits + 1).any():
+        return "a child outside its nodes"
+    # LightGBM numbers a split after the split above it; leaves come last here.
+    if (children <= nodes).any() or len(np.unique(children)) != children.size:
+        return "a node that is not below its split, or below two: the tree leads back to itself"
+    return ""
+
+
 def _refusal(reasons: Sequence[str]) -> ModelError:
     return ModelError(
         "the tree engine cannot score this model", found="; ".join(reasons), next_step="score it with LightGBM itself"

@@ -309,7 +309,7 @@ def zip_bytes() -> bytes:
     ("data", "found"),
     [
         (b"", "an empty file"),
-        (b"tree\nversion=v4\n", "LightGBM"),
+        (b"tree\nversion=v4\n", "LightGBM model's, without its fields"),
         (b'{"tree_info": [], "name": 1}', "'tree_info', 'name'"),
         (b'{"a": ', "begins like JSON"),
         (b"{i\x01a}", "UBJSON"),

@@ -1,0 +1,91 @@
+"""Small models of every flavor, with rows to score and the library's own results for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+ROWS = 700
+CITIES = ("Berlin", "Köln", "Ulm")
+
+
+@dataclass(frozen=True)
+class FlavorCase:
+    """A saved model, and what it must give."""
+
+    flavor: str
+    path: Path
+    frame: pd.DataFrame
+    """Rows to score; among them nulls where the model takes them."""
+    expected: Mapping[str, np.ndarray]
+    """Results of the library's own functions for the whole frame, by kind of output."""
+    promise: str
+    takes_nulls: bool = True
+    """False: rows with a null are rejected."""
+    unknown_category: str = ""
+    """Column for which a category that the model has not seen is rejected; empty: the model takes any value."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of ``score``."""
+
+
+def training_frame(rows: int = ROWS, *, seed: int = 4, nulls: bool = True) -> tuple[pd.DataFrame, np.ndarray]:
+    """Return columns of numbers, integers, categories and texts, and a class 0, 1 or 2 for each row."""
+    random = np.random.default_rng(seed)
+    frame = pd.DataFrame(
+        {
+            "amount": random.normal(50, 20, rows),
+            "count": random.integers(0, 9, rows),
+            "share": random.random(rows).astype(np.float32),
+            "city": pd.Categorical(random.choice(CITIES, rows), categories=list(CITIES)),
+            "note": [" ".join(random.choice(["late", "paid", "open", "refund"], 3)) for _ in range(rows)],
+        }
+    )
+    target = (frame["amount"] > 50).to_numpy().astype(int) + (frame["city"] == "Ulm").to_numpy()
+    if nulls:
+        frame.loc[random.random(rows) < 0.1, "amount"] = np.nan
+        frame.loc[random.random(rows) < 0.1, "city"] = None
+    return frame, target
+
+
+def lightgbm_binary(folder: Path) -> FlavorCase:
+    """Return a binary LightGBM model with a category and nulls."""
+    return _lightgbm(folder, {"objective": "binary"}, classes=2)
+
+
+def lightgbm_multiclass(folder: Path) -> FlavorCase:
+    """Return a LightGBM model with three classes."""
+    return _lightgbm(folder, {"objective": "multiclass", "num_class": 3}, classes=3)
+
+
+def _lightgbm(folder: Path, params: dict[str, Any], *, classes: int) -> FlavorCase:
+    import lightgbm
+
+    frame, target = training_frame()
+    frame = frame.drop(columns="note")
+    data = lightgbm.Dataset(frame, np.minimum(target, classes - 1))
+    path = folder / "model.txt"
+    lightgbm.train({"verbosity": -1, "num_threads": 1, "num_leaves": 7, **params}, data, 6).save_model(path)
+    booster: Any = lightgbm.Booster(model_file=path)
+    prediction = booster.predict(frame)
+    is_binary = prediction.ndim == 1
+    expected = {
+        "prediction": prediction,
+        "label": (prediction > 0.5 if is_binary else prediction.argmax(axis=1)).astype(np.int32),
+        "probabilities": np.vstack((1.0 - prediction, prediction)).T if is_binary else prediction,
+        "margin": booster.predict(frame, raw_score=True),
+        "leaf": np.asarray(booster.predict(frame, pred_leaf=True), np.int32),
+        "contributions": booster.predict(frame, pred_contrib=True),
+    }
+    return FlavorCase("lightgbm", path, frame, expected, "exact", unknown_category="city")
+
+
+CASES: dict[str, Callable[[Path], FlavorCase]] = {
+    "lightgbm": lightgbm_binary,
+    "lightgbm, three classes": lightgbm_multiclass,
+}
+"""A model of each kind, by name."""
