@@ -17,6 +17,7 @@ from importlib.util import resolve_name
 from typing import Any
 
 from pipeline.common.digest import digest_bytes
+from pipeline.common.syntax import parse_module
 from pipeline.plan.step_code import CodeFile, FoundCode, StepCode
 
 INSTALLED = {"site-packages", "dist-packages"}
@@ -140,7 +141,7 @@ def _with_packages(name: str) -> Iterator[str]:
 def _imported(source: bytes, *, package: str) -> Iterator[str]:
     """Yield the modules that a source may import. Some of them may be attributes, or not exist."""
     try:
-        tree = ast.parse(source)
+        tree = parse_module(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return  # the import explains it
     for node in ast.walk(tree):

@@ -25,6 +25,7 @@ from functools import lru_cache
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.common.syntax import parse_expression
 from pipeline.errors import SpecError
 from pipeline.sources.filters.evaluate import evaluate
 from pipeline.sources.filters.nodes import (
@@ -125,7 +126,7 @@ def parse_filter(text: str) -> Filter:
     if len(text) > MAX_CHARACTERS:
         raise _not_understood(text, 0, f"{len(text)} characters", expected=f"at most {MAX_CHARACTERS} characters")
     try:
-        tree = ast.parse(text.strip(), mode="eval")
+        tree = parse_expression(text.strip())
         root = _Parser(text.strip()).node(tree.body)
     except SyntaxError as error:
         raise _not_understood(text, (error.offset or 1) - 1, error.msg) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping
 
+from pipeline.common.syntax import parse_expression
 from pipeline.sources.filters.parse import parse_filter
 
 
@@ -15,7 +16,7 @@ def rename_columns(text: str, names: Mapping[str, str]) -> str:
     """
     if not parse_filter(text).columns.intersection(names):
         return text
-    return ast.unparse(_Renaming(names).visit(ast.parse(text.strip(), mode="eval")))
+    return ast.unparse(_Renaming(names).visit(parse_expression(text.strip())))
 
 
 class _Renaming(ast.NodeTransformer):
