@@ -111,7 +111,9 @@ def process_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proces
     """A scheduler and two workers that outlive the drivers that are killed; their umask hides nothing."""
     # It waits for most of the session: no test that shares it needs its memory to be watched ten times a second.
     config = {"distributed.worker.memory.monitor-interval": "1s", "distributed.admin.system-monitor.interval": "5s"}
-    with ProcessCluster(tmp_path_factory.mktemp("processes"), memory="2 GiB", umask=0, config=config) as cluster:
+    with ProcessCluster(
+        tmp_path_factory.mktemp("processes"), memory="2 GiB", umask=0, config=config, is_shared=True
+    ) as cluster:
         yield cluster
 
 

@@ -94,6 +94,7 @@ class ProcessCluster:
         options: Sequence[str] = (),
         import_paths: Sequence[str] = (),
         umask: int = -1,
+        is_shared: bool = False,
     ) -> None:
         """Start the scheduler and the workers.
 
@@ -102,6 +103,8 @@ class ProcessCluster:
         :param config: keys of Dask's configuration, added to those of this package's clusters.
         :param options: options of ``dask worker``.
         :param import_paths: folders in which workers find modules.
+        :param is_shared: True: one process has the nannies of all workers, which takes two seconds less of a core for
+            each worker but the first.
         """
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +117,8 @@ class ProcessCluster:
         self._environment = {**os.environ, **names, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         self._file = folder / "scheduler.json"
         self.scheduler = self._spawn("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard")
-        self.nannies = [self.add_worker() for _ in range(workers)]
+        self._each = workers if is_shared else 1
+        self.nannies = [self.add_worker() for _ in range(0, workers, self._each)]
         self._wanted = workers
 
     @property
@@ -154,10 +158,11 @@ class ProcessCluster:
             process.wait(20)
 
     def add_worker(self) -> subprocess.Popen[bytes]:
-        """Start another worker with its nanny."""
-        fixed = ("--nworkers", "1", "--nthreads", "1", "--memory-limit", self._memory, "--no-dashboard")
+        """Start another process with a nanny and its worker, or with those of the whole cluster."""
+        fixed = ("--nworkers", str(self._each), "--nthreads", "1", "--memory-limit", self._memory, "--no-dashboard")
         preload = ("--preload", "pipeline.execution.clusters.worker_setup", "--local-directory", str(self.folder))
-        return self._spawn("worker", *fixed, *preload, *self._options)
+        forks = ("--preload-nanny", "pipeline.testing.forking_nanny")
+        return self._spawn("worker", *fixed, *preload, *forks, *self._options)
 
     def replace_workers(self) -> None:
         """Start a worker for every nanny that has exited, as a batch system does."""
@@ -165,18 +170,11 @@ class ProcessCluster:
 
     def worker_pid(self, nanny: subprocess.Popen[bytes]) -> int | None:
         """Return the process that runs the tasks of this nanny; None if there is none."""
-        import psutil  # type: ignore[import-untyped, unused-ignore]
-
-        with suppress(psutil.Error):
-            children = psutil.Process(nanny.pid).children()
-            found = [one.pid for one in children if "spawn_main" in " ".join(one.cmdline())]
-            return max(found) if found else None
-        return None
+        return max(_workers_of(nanny), default=None)
 
     def worker_pids(self) -> list[int]:
         """Return the processes of all current workers."""
-        found = [self.worker_pid(nanny) for nanny in self.nannies if nanny.poll() is None]
-        return [pid for pid in found if pid is not None]
+        return [pid for nanny in self.nannies if nanny.poll() is None for pid in _workers_of(nanny)]
 
     def _registered(self) -> int:
         return (self.folder / "log.txt").read_text(errors="replace").count("Registered to:")
@@ -193,6 +191,22 @@ class ProcessCluster:
                 # So that no process remains if the tests themselves are killed.
                 preexec_fn=die_with_parent,  # noqa: PLW1509
             )
+
+
+def _workers_of(nanny: subprocess.Popen[bytes]) -> list[int]:
+    """Return the processes that were forked, or started, to run tasks of the nannies in this process."""
+    import psutil  # type: ignore[import-untyped, unused-ignore]
+
+    found: list[int] = []
+    with suppress(psutil.Error):
+        for child in psutil.Process(nanny.pid).children():
+            with suppress(psutil.Error):
+                command = " ".join(child.cmdline())
+                if "forkserver" in command:
+                    found += [one.pid for one in child.children() if one.status() != psutil.STATUS_ZOMBIE]
+                elif "spawn_main" in command:
+                    found.append(child.pid)
+    return found
 
 
 def _variable(key: str) -> str:

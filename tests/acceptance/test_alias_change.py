@@ -59,7 +59,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessCluster]:
-    with ProcessCluster(tmp_path_factory.mktemp("cluster"), config={"pipeline-test.is-worker": 1}) as cluster:
+    config = {"pipeline-test.is-worker": 1}
+    with ProcessCluster(tmp_path_factory.mktemp("cluster"), config=config, is_shared=True) as cluster:
         yield cluster
 
 

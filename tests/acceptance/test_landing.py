@@ -31,9 +31,9 @@ ROWS = 40
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[str]:
-    with ProcessCluster(tmp_path / "cluster", workers=1) as cluster:
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with ProcessCluster(tmp_path_factory.mktemp("cluster"), workers=1) as cluster:
         yield cluster.address
 
 

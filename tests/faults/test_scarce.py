@@ -48,7 +48,7 @@ def make(tmp_path: Path, three_file_lake: Lake, model_path: Path) -> Make:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessCluster]:
-    with ProcessCluster(tmp_path_factory.mktemp("cluster"), memory=f"{MEMORY} B") as cluster:
+    with ProcessCluster(tmp_path_factory.mktemp("cluster"), memory=f"{MEMORY} B", is_shared=True) as cluster:
         yield cluster
 
 
@@ -60,6 +60,9 @@ def test_rows_that_need_ten_times_the_memory_cost_two_workers_and_are_named(
     driver = job.start()
     assert driver.end(240).status == "SUCCEEDED_WITH_WARNINGS"
     job.assert_all_but_rejected(expected, ids=range(11000, 11020), reason="memory:OutOfMemory", at_most=25)
+    splits = driver.seen.splits("memory")
+    assert splits, "it was never split"
+    assert {event.partition for event in splits} <= {receipt.partition for receipt in job.directory().receipts.all()}
     restarts = [event for event in driver.seen.partitions if "killed for memory" in event.reason]
     assert [event.outcome for event in restarts] == ["split", "retry"], "it may cost a worker twice, not more often"
 
@@ -94,20 +97,6 @@ def test_batch_size_that_fitted_is_reused_by_the_next_job(
     assert second.status == "SUCCEEDED"
     assert second.batch.remembered == kept
     (Path(job.settings.directory) / file_name(version, WorkerClass(MEMORY, 1))).unlink()
-
-
-@pytest.mark.fault(17)
-def test_a_row_that_holds_the_interpreter_for_ever_is_named_and_all_others_are_scored(
-    make: Make, tmp_path: Path, expected: pd.DataFrame
-) -> None:
-    config = {"distributed.scheduler.worker-ttl": "5s"}
-    with ProcessCluster(tmp_path / "cluster", config=config) as cluster:
-        job = make(cluster, 'Fault("freeze", ids=range(11000, 11001), seconds=10**5)', partition_timeout=12)
-        driver = job.start()
-        assert driver.end(240).status == "SUCCEEDED_WITH_WARNINGS"
-        job.assert_all_but_rejected(expected, ids=range(11000, 11001), reason="timeout:PartitionTimeout", at_most=1)
-        isolated = [event for event in driver.seen.outcomes("retry") if "isolated" in event.reason]
-        assert len({event.partition for event in isolated}) == 1, "an innocent partition was isolated"
 
 
 @pytest.fixture

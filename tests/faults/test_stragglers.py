@@ -38,7 +38,7 @@ def expected(skewed_lake: Lake, model_path: Path) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessCluster]:
-    with ProcessCluster(tmp_path_factory.mktemp("cluster"), workers=3, memory=f"{MEMORY} B") as cluster:
+    with ProcessCluster(tmp_path_factory.mktemp("cluster"), workers=3, memory=f"{MEMORY} B", is_shared=True) as cluster:
         yield cluster
 
 
@@ -60,7 +60,7 @@ def wait_until_at_rest(cluster: ProcessCluster) -> None:
         wait_until(lambda: not any(client.run(progress.running_attempts).values()), seconds=180)
 
 
-def wait_until_it_begins(cluster: ProcessCluster, pid: int | None) -> None:
+def wait_until_it_begins(cluster: ProcessCluster, pid: int) -> None:
     """Until that process has begun a partition just now: frozen between two, it would only have to be passed over."""
 
     def ages() -> list[float]:
@@ -76,11 +76,11 @@ def test_a_frozen_worker_costs_its_partition_a_copy_and_its_late_write_is_invisi
     make: Make, cluster: ProcessCluster, expected: pd.DataFrame
 ) -> None:
     job = make(cluster, 'Fault("sleep", ids=range(0), seconds=0.5)')
-    nanny = cluster.nannies[0]
+    frozen = cluster.worker_pids()[0]
     driver = job.start()
     driver.wait_receipts(4)
-    wait_until_it_begins(cluster, cluster.worker_pid(nanny))
-    with stopped(cluster.worker_pid(nanny)):
+    wait_until_it_begins(cluster, frozen)
+    with stopped(frozen):
         report = driver.end(120)
         receipts = job.directory().receipts.all()
     assert report.status == "SUCCEEDED"
@@ -98,9 +98,8 @@ def test_a_frozen_worker_costs_its_partition_a_copy_and_its_late_write_is_invisi
 
 
 @contextmanager
-def bursts(pid: int | None, *, stop: float = 0.95, go: float = 0.05) -> Iterator[None]:
+def bursts(pid: int, *, stop: float = 0.95, go: float = 0.05) -> Iterator[None]:
     """The process runs only now and then inside the block."""
-    assert pid is not None
     ended = threading.Event()
 
     def run() -> None:
@@ -131,7 +130,7 @@ def test_a_slow_worker_is_cut_and_others_do_the_rest(
     place.write_text(f'{{"schema_version": 1, "model": {{"digest": "{version.digest}"}}, "batch_rows": 200}}')
     driver = job.start()
     driver.wait_receipts(4)
-    slow = wait_until(lambda: cluster.worker_pid(cluster.nannies[0]), what="no worker of the first nanny")
+    slow = wait_until(cluster.worker_pids, what="no worker")[0]
     # Slowed between two partitions it would get no further one, and there would be nothing to split.
     wait_until_it_begins(cluster, slow)
     with bursts(slow):
