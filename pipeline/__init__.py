@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.api.checkpoints import checkpoint
     from pipeline.api.frames import predict, score
     from pipeline.api.job import Job
     from pipeline.api.stored_jobs import attach, list_jobs, resume, retry, verify
@@ -165,6 +166,7 @@ __all__ = [
     "Verification",
     "__version__",
     "attach",
+    "checkpoint",
     "list_jobs",
     "predict",
     "resume",
@@ -174,6 +176,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "pipeline.api.checkpoints": "checkpoint",
     "pipeline.api.frames": "predict score",
     "pipeline.api.job": "Job",
     "pipeline.api.stored_jobs": "attach list_jobs resume retry verify",

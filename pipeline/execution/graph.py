@@ -1,4 +1,4 @@
-"""Return a plan as a lazy Dask DataFrame, for notebooks. Only this module imports ``dask.dataframe``.
+"""Return a plan as a lazy Dask DataFrame, for notebooks.
 
 ``from_map`` over the partitions makes the frame of their fragments, one Dask partition each. ``map_partitions`` over
 the fragments makes the scored rows. A job runs the same chain as one task per partition, made by

@@ -1,0 +1,278 @@
+"""Compute the partitions of a Dask DataFrame once, whatever dies, and keep them as Parquet.
+
+A folder holds a checkpoint for each expression: ``<digest>/checkpoint.json``, ``receipts/<partition>.json`` and
+``data/<partition>-<attempt>.parquet``. A partition is finished when its receipt exists, which is created in one step:
+of several attempts one wins, and the file of the receipt is the partition from then on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import dask
+import dask.dataframe
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from dask.dataframe.utils import UNKNOWN_CATEGORIES
+
+from pipeline.common.digest import digest_json
+from pipeline.common.units import utc_now
+from pipeline.errors import CorruptInput, PipelineError, SchemaDrift
+from pipeline.execution.dask_config import override_config
+from pipeline.storage.store import Store, open_store
+from pipeline.storage.urls import unique_name
+
+logger = logging.getLogger("pipeline")
+
+# Dask has no usable types.
+_dask: Any = dask
+DaskFrame = dask.dataframe.DataFrame
+
+SCHEMA_VERSION = 1
+_ROW_GROUP_ROWS = 1 << 17
+
+
+@dataclass(frozen=True, slots=True)
+class KeptPartition:
+    """A finished partition, as its receipt has it."""
+
+    partition: int
+    file: str
+    """Name in the folder of the checkpoint."""
+    rows: int
+    bytes: int
+    """Size of the file."""
+
+
+def checkpoint(frame: DaskFrame, path: str) -> DaskFrame:
+    """Compute what is not yet kept of ``frame``, and return the kept frame; see `pipeline.checkpoint`."""
+    identity = _identity(frame)
+    digest = digest_json(identity)
+    store = open_store(path)
+    if not store.exists(f"{digest[:16]}/checkpoint.json"):
+        _tell_of_others(store, identity)
+    folder = open_store(store.url(digest[:16]))
+    if not folder.exists("checkpoint.json"):
+        folder.check_conditional_writes()
+        folder.put_if_absent("checkpoint.json", _json({**identity, "digest": digest, "created": str(utc_now())}))
+    kept = _finished(folder)
+    missing = [number for number in range(frame.npartitions) if number not in kept]
+    if kept and missing:
+        logger.info(
+            "%s: %d of %d partitions are there, %d to do", folder.root, len(kept), frame.npartitions, len(missing)
+        )
+    for receipt in _compute(frame, missing, folder.root):
+        kept[receipt.partition] = receipt
+    if missing:
+        _remove_others(folder, kept)
+    return _kept_frame(frame, [kept[number] for number in range(frame.npartitions)], folder.root)
+
+
+def _identity(frame: DaskFrame) -> dict[str, Any]:
+    """Return what tells an expression from others: equal in every process that builds it from equal parts."""
+    versions = {library.__name__: library.__version__ for library in (dask, pd, pa)}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        # The name of an expression is a hash of its operations, functions and inputs.
+        "expression": str(frame.expr._name),
+        "partitions": int(frame.npartitions),
+        "columns": [[str(name), str(dtype)] for name, dtype in frame.dtypes.items()],
+        "versions": versions,
+    }
+
+
+def _tell_of_others(store: Store, identity: Mapping[str, Any]) -> None:
+    """Log why an expression is computed, if the folder has checkpoints of others."""
+    for other in store.list_folders():
+        try:
+            found = json.loads(store.read(f"{other}/checkpoint.json"))
+        except (FileNotFoundError, ValueError):
+            continue
+        names = [name for name in identity if found.get(name) != identity[name]]
+        logger.info("%s: computed anew, %s is of another expression (%s)", store.root, other, ", ".join(names))
+
+
+def _finished(folder: Store) -> dict[int, KeptPartition]:
+    kept = {}
+    for name in folder.list("receipts"):
+        receipt = _read_receipt(folder, int(name.partition(".")[0]))
+        if receipt is not None:
+            kept[receipt.partition] = receipt
+    return kept
+
+
+def _read_receipt(folder: Store, partition: int) -> KeptPartition | None:
+    with suppress(FileNotFoundError):
+        return KeptPartition(**json.loads(folder.read(_receipt_name(partition))))
+    return None
+
+
+def _receipt_name(partition: int) -> str:
+    return f"receipts/{partition:05d}.json"
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, indent=1).encode()
+
+
+def _compute(frame: DaskFrame, missing: Sequence[int], folder: str) -> Iterator[KeptPartition]:
+    """Compute partitions on the current client, or with Dask's local scheduler, and yield them as they are finished.
+
+    Tasks of other partitions are culled by their keys: ``frame.partitions[…]`` of a shuffle moves rows elsewhere.
+    """
+    if not missing:
+        return
+    parts = frame.to_delayed()
+    keep = _dask.delayed(keep_partition, pure=False)
+    tasks = [
+        keep(parts[number], number, folder, dask_key_name=f"checkpoint-{unique_name()}-{number}") for number in missing
+    ]
+    client = _current_client()
+    try:
+        if client is None:
+            yield from _dask.compute(*tasks)
+            return
+        from distributed import as_completed
+
+        futures = client.compute(tasks)
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+                # What is released is not computed again when a worker dies.
+                future.release()
+        finally:
+            client.cancel([future for future in futures if not future.done()])
+    except Exception as error:
+        error.add_note(f"{folder}: finished partitions are kept; call again to compute the rest")
+        raise
+
+
+def _current_client() -> Any:
+    if "distributed" not in sys.modules:
+        return None
+    from distributed import Client
+
+    get = dask.base.get_scheduler()
+    owner = getattr(get, "__self__", None)
+    return owner if isinstance(owner, Client) else None
+
+
+def keep_partition(part: pd.DataFrame, partition: int, root: str) -> KeptPartition:
+    """Write a partition and its receipt. If another attempt was faster, return the receipt of that one.
+
+    :raises SchemaDrift: if Parquet has no type for a column.
+    """
+    folder = open_store(root)
+    receipt = _read_receipt(folder, partition)
+    if receipt is not None:
+        return receipt
+    name = f"data/{partition:05d}-{unique_name()}.parquet"
+    try:
+        size = _write(folder, name, part, partition)
+        receipt = KeptPartition(partition, name, len(part), size)
+        if folder.put_if_absent(_receipt_name(partition), _json(asdict(receipt))):
+            return receipt
+    except Exception:
+        # Another attempt that finished everything removes the files of those that did not.
+        finished = _read_receipt(folder, partition)
+        if finished is None:
+            raise
+        return finished
+    folder.remove(name)
+    winner = _read_receipt(folder, partition)
+    assert winner is not None
+    return winner
+
+
+def _write(folder: Store, name: str, part: pd.DataFrame, partition: int) -> int:
+    try:
+        table = pa.Table.from_pandas(part)
+    except (pa.ArrowException, TypeError) as error:
+        raise SchemaDrift(
+            "a partition cannot be kept as Parquet",
+            where=f"partition {partition} of a checkpoint",
+            found=str(error),
+            expected="columns that pyarrow can hold, of one type each",
+            next_step="convert or drop the column before pipeline.checkpoint",
+        ) from error
+    with folder.open_output(name) as file:
+        pq.write_table(table, file, row_group_size=_ROW_GROUP_ROWS, write_page_checksum=True)
+    return folder.size(name)
+
+
+def _remove_others(folder: Store, kept: Mapping[int, KeptPartition]) -> None:
+    """Remove files of attempts that were lost, when all partitions are finished."""
+    own = {receipt.file for receipt in kept.values()}
+    for name in folder.list("data"):
+        if f"data/{name}" not in own:
+            folder.remove(f"data/{name}")
+
+
+def _kept_frame(frame: DaskFrame, kept: Sequence[KeptPartition], root: str) -> DaskFrame:
+    # Strings have the type that they had: converting them again is a task more.
+    with override_config({"dataframe.convert-string": False}):
+        kept_frame: DaskFrame = _dask.dataframe.from_map(
+            read_partition,
+            list(kept),
+            root=root,
+            template=frame._meta,
+            meta=frame._meta,
+            divisions=frame.divisions,
+            enforce_metadata=False,
+            label="checkpoint",
+        )
+    return kept_frame
+
+
+def read_partition(
+    kept: KeptPartition, *, root: str, template: pd.DataFrame, columns: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """Return a kept partition, with the index and the dtypes that it had.
+
+    :param template: empty frame with all columns.
+    :param columns: columns to read. Default: all.
+    :raises CorruptInput: if the file was changed, damaged or removed.
+    """
+    folder = open_store(root)
+    try:
+        with folder.open_input(kept.file) as file:
+            table = pq.read_table(
+                file,
+                columns=None if columns is None else list(columns),
+                # Reads the index, too.
+                use_pandas_metadata=True,
+                page_checksum_verification=True,
+            )
+    except (FileNotFoundError, pa.ArrowException, OSError) as error:
+        raise _damaged(folder, kept, f"{type(error).__name__}: {error}") from error
+    if table.num_rows != kept.rows:
+        raise _damaged(folder, kept, f"{table.num_rows:,} rows")
+    part: pd.DataFrame = table.to_pandas()
+    wanted = template if columns is None else template[list(columns)]
+    changed = {
+        name: dtype for name, dtype in wanted.dtypes.items() if part[name].dtype != dtype and not _is_open(dtype)
+    }
+    part = part.astype(changed) if changed else part
+    return part.loc[:, list(wanted.columns)]
+
+
+def _is_open(dtype: Any) -> bool:
+    """True for categories that Dask does not know before it has computed them: each partition has its own."""
+    return isinstance(dtype, pd.CategoricalDtype) and UNKNOWN_CATEGORIES in dtype.categories
+
+
+def _damaged(folder: Store, kept: KeptPartition, found: str) -> PipelineError:
+    return CorruptInput(
+        "a partition of a checkpoint cannot be read",
+        where=folder.url(kept.file),
+        found=found,
+        expected=f"a Parquet file with {kept.rows:,} rows",
+        next_step=f"remove {folder.url(_receipt_name(kept.partition))}, and call pipeline.checkpoint again",
+    )
