@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from time import perf_counter
@@ -115,8 +117,30 @@ class DeviceEvaluator:
         return self.engine.predictor.peak
 
     def encode(self, table: pa.Table, *, order: Literal["C", "F"] = "C") -> np.ndarray:
-        """See `pipeline.models.model.Predictor.encode`; in F order, in which a GPU reads columns."""
-        return self.cpu.encode(table, order="F")
+        """See `pipeline.models.model.Predictor.encode`; in F order, in which a GPU reads columns.
+
+        :raises DeviceLost: when the device cannot be used any more: this process must end.
+        """
+        if self._is_off or self.engine.disabled:
+            return self.cpu.encode(table, order="F")
+        with self._lost_recorded():
+            return self.engine.predictor.encode(table)
+
+    def may_have_infinite(self, matrix: np.ndarray, columns: Sequence[int]) -> bool:
+        """See `pipeline.models.model.DevicePredictor.may_have_infinite`."""
+        if self._is_off or self.engine.disabled:
+            return True
+        with self._lost_recorded():
+            return self.engine.predictor.may_have_infinite(matrix, columns)
+
+    @contextmanager
+    def _lost_recorded(self) -> Iterator[None]:
+        """Let other partitions of this process know when the device is lost."""
+        try:
+            yield
+        except DeviceLost as error:
+            self.engine.lost = error.found
+            raise
 
     def example(self) -> np.ndarray:
         """See `pipeline.models.model.Predictor.example`."""
@@ -150,10 +174,10 @@ class DeviceEvaluator:
     def _try_device(self, matrix: np.ndarray, *, kind: OutputKind) -> np.ndarray | None:
         """Return the GPU's scores; None if the CPU must score the rows."""
         try:
-            scores = self.engine.predictor.predict(matrix, kind=kind)
-            is_equal = not self.engine.is_sample() or self._agrees(matrix, scores, kind=kind)
-        except DeviceLost as error:
-            self.engine.lost = error.found
+            with self._lost_recorded():
+                scores = self.engine.predictor.predict(matrix, kind=kind)
+                is_equal = not self.engine.is_sample() or self._agrees(matrix, scores, kind=kind)
+        except DeviceLost:
             raise
         except DeviceOutOfMemory as error:
             if self._is_required:

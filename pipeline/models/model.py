@@ -182,6 +182,20 @@ class DevicePredictor(Protocol):
     def peak(self) -> int:
         """Most bytes of the device that were in use after a batch."""
 
+    def encode(self, table: pa.Table) -> Matrix:
+        """See `Predictor.encode`; the matrix may be on its way to the device.
+
+        :raises DeviceLost: when the device cannot be used any more: this process must end.
+        """
+
+    def may_have_infinite(self, matrix: Matrix, columns: Sequence[int]) -> bool:
+        """Return False if no value of ``columns`` is infinite; True if one is, or if the device cannot tell.
+
+        :param matrix: result of the last `encode` in this thread.
+        :param columns: ascending.
+        :raises DeviceLost: when the device cannot be used any more: this process must end.
+        """
+
     def predict(self, matrix: Matrix, *, kind: OutputKind) -> np.ndarray:
         """See `Predictor.predict`; the same bits as on the CPU.
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 import xgboost
 
 from pipeline.models.device_engine import forget_engines
-from pipeline.models.flavors.xgboost_cuda import DeviceMemory, WithoutCudaError, replace_device
+from pipeline.models.flavors.xgboost_device import DeviceMemory, WithoutCudaError, replace_device
 from pipeline.testing.fake_nvml import Card, FakeNvml, nvml
 from pipeline.testing.gpu_order import gpu_order_margins
 
@@ -78,7 +79,7 @@ class DeviceArray:
 
 @dataclass
 class FakeDevice:
-    """A fake `pipeline.models.flavors.xgboost_cuda.Device`."""
+    """A fake `pipeline.models.flavors.xgboost_device.Device`."""
 
     gpu: FakeGpu
     calls: int = 0
@@ -89,6 +90,12 @@ class FakeDevice:
     """Rows of the largest batch that was scored."""
     threads: set[int] = field(default_factory=set)
     """Threads that scored."""
+    uploads: int = 0
+    """Matrices that were sent."""
+    sends: list[tuple[int, int]] = field(default_factory=list)
+    """First and last column, exclusive, of each copy to the device."""
+    looks: int = 0
+    """Matrices in which infinite values were looked for."""
     _used: int = 0
     _cached: int = 0
     """Bytes that the device has handed out; a call may use them again, and `release` gives them back."""
@@ -99,19 +106,24 @@ class FakeDevice:
         """See `Device.booster`."""
         return FakeBooster(self, data)
 
+    def upload(self, rows: int, features: int) -> FakeUpload:
+        """See `Device.upload`. The room on the device is free again with the last reference to it."""
+        upload = FakeUpload(self, rows, features)
+        self._allocate(upload.host.nbytes)
+        weakref.finalize(upload, self._free, upload.host.nbytes)
+        self.uploads += 1
+        return upload
+
     def score(self, predict: Callable[[Any], Any], matrix: np.ndarray) -> np.ndarray:
-        """See `Device.score`."""
-        assert matrix.flags.f_contiguous
-        assert matrix.dtype == np.float32
+        """Score a matrix that is on the device."""
         with self._lock:
             self.calls += 1
             self.threads.add(threading.get_ident())
         self._fail()
-        with self._allocated(matrix.nbytes):
-            scores: DeviceArray = predict(DeviceArray(matrix.copy(order="F")))
-            with self._allocated(2 * scores.nbytes):
-                self.largest = max(self.largest, len(matrix))
-                return scores._values.copy()
+        scores: DeviceArray = predict(DeviceArray(matrix))
+        with self._allocated(2 * scores.nbytes):
+            self.largest = max(self.largest, len(matrix))
+            return scores._values.copy()
 
     def _fail(self) -> None:
         if self.gpu.error:
@@ -130,16 +142,22 @@ class FakeDevice:
 
     @contextmanager
     def _allocated(self, nbytes: int) -> Iterator[None]:
+        self._allocate(nbytes)
+        try:
+            yield
+        finally:
+            self._free(nbytes)
+
+    def _allocate(self, nbytes: int) -> None:
         with self._lock:
             if self.gpu.others + self._used + nbytes > self.gpu.memory:
                 raise self._memory_error()
             self._used += nbytes
             self._cached = max(self._cached, self._used)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._used -= nbytes
+
+    def _free(self, nbytes: int) -> None:
+        with self._lock:
+            self._used -= nbytes
 
     def _memory_error(self) -> Exception:
         return {
@@ -156,6 +174,40 @@ class FakeDevice:
         """See `Device.release`."""
         self.released += 1
         self._cached = self._used
+
+
+class FakeUpload:
+    """A fake `pipeline.models.flavors.xgboost_device.Upload`: only columns that were sent are on the device."""
+
+    def __init__(self, device: FakeDevice, rows: int, features: int) -> None:
+        self.host = np.full((rows, features), np.nan, np.float32, order="F")
+        self._device = device
+        self._data = self.host.copy(order="F")
+        self._missing = set(range(features))
+        self._thread = threading.get_ident()
+
+    def send(self, first: int, last: int) -> None:
+        """See `Upload.send`."""
+        self._check()
+        self._data[:, first:last] = self.host[:, first:last]
+        self._missing -= set(range(first, last))
+        self._device.sends.append((first, last))
+
+    def has_infinite(self, columns: Sequence[int]) -> bool:
+        """See `Upload.has_infinite`."""
+        self._check(is_complete=True)
+        self._device.looks += 1
+        self._device._fail()
+        return bool(np.isinf(self._data[:, list(columns)]).any())
+
+    def score(self, predict: Callable[[Any], Any]) -> np.ndarray:
+        """See `Upload.score`."""
+        self._check(is_complete=True)
+        return self._device.score(predict, self._data)
+
+    def _check(self, *, is_complete: bool = False) -> None:
+        assert threading.get_ident() == self._thread
+        assert not (is_complete and self._missing), f"columns {sorted(self._missing)} were not sent"
 
 
 @dataclass

@@ -32,6 +32,9 @@ def encode(
     :raises SchemaDrift: for a column whose type cannot hold the feature.
     """
     matrix = np.empty((table.num_rows, len(features)), dtype=dtype, order=order)
+    if order == "F":
+        fill_columns(matrix, table, features, dtype)
+        return matrix
     plain: list[tuple[int, np.ndarray]] = []
     # Do not warn if a value beyond float32 becomes infinite: the contract rejects its row with a reason.
     with np.errstate(over="ignore"):
@@ -40,13 +43,25 @@ def encode(
             column = table.column(index)
             for chunk in column.chunks:
                 values = _values(chunk, feature, dtype)
-                if column.num_chunks == 1 and order == "C":
+                if column.num_chunks == 1:
                     plain.append((index, values))
                 else:
                     matrix[start : start + len(chunk), index] = values
                 start += len(chunk)
         _fill_tiles(matrix, plain)
     return matrix
+
+
+def fill_columns(
+    matrix: np.ndarray, table: pa.Table, features: tuple[Feature, ...], dtype: Floats = np.float32
+) -> None:
+    """Fill a matrix [rows, features] of ``dtype`` column by column; see `encode`."""
+    with np.errstate(over="ignore"):
+        for index, feature in enumerate(features):
+            start = 0
+            for chunk in table.column(index).chunks:
+                matrix[start : start + len(chunk), index] = _values(chunk, feature, dtype)
+                start += len(chunk)
 
 
 def _fill_tiles(matrix: np.ndarray, columns: list[tuple[int, np.ndarray]]) -> None:

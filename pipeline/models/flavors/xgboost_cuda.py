@@ -2,7 +2,7 @@
 
 The copy of the model that goes to the device has its base in the first tree (`xgboost_fold`). The device returns
 margins; outputs are computed from them on the host, because the device has another ``exp``. All of cupy is behind
-`Device`, so that everything else runs without a GPU.
+`pipeline.models.flavors.xgboost_device`, so that everything else runs without a GPU.
 
 Nobody changes a parameter of a loaded booster: threads share it.
 """
@@ -10,14 +10,14 @@ Nobody changes a parameter of a loaded booster: threads share it.
 from __future__ import annotations
 
 import json
-import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.common.imports import import_library
 from pipeline.common.units import format_bytes
@@ -32,7 +32,9 @@ from pipeline.devices.memory import (
     device_row_bytes,
 )
 from pipeline.devices.report import DeviceProblem, DeviceReport, own_gpu
-from pipeline.errors import DeviceOutOfMemory
+from pipeline.errors import DeviceOutOfMemory, PipelineError
+from pipeline.models.flavors.matrix import encode, fill_columns
+from pipeline.models.flavors.xgboost_device import Device, Upload, WithoutCudaError, open_device, score
 from pipeline.models.flavors.xgboost_fold import fold_base
 from pipeline.models.flavors.xgboost_outputs import outputs_of_margins
 from pipeline.models.flavors.xgboost_probe import UNNEEDED
@@ -42,115 +44,10 @@ from pipeline.spec.model_ref import OutputKind
 
 PROOF_ROWS = 256
 """Rows that a model scores on the device before it is used."""
+SENT_COLUMNS = 8
+"""Columns that are sent at a time, while the next ones are made."""
 PROVEN = ("cuda", "cuda:0")
 """Devices of a booster that count as the GPU of this process."""
-
-
-class DeviceMemory(NamedTuple):
-    """Memory of a device, in bytes, as all processes that use it see it."""
-
-    free: int
-    total: int
-
-
-class Device(Protocol):
-    """A GPU. Threads share it."""
-
-    def booster(self, data: bytes) -> Any:
-        """Load a model that ``save_raw("ubj")`` returned, and put it on the device."""
-
-    def score(self, predict: Callable[[Any], Any], matrix: np.ndarray) -> np.ndarray:
-        """Copy ``matrix`` to the device, call ``predict`` with the copy, and return its result on the host.
-
-        :param matrix: float32 [rows, features] in F order, in which the device reads columns.
-        """
-
-    def memory(self) -> DeviceMemory:
-        """Return the memory of the device."""
-
-    def release(self) -> None:
-        """Give cached memory back to the device."""
-
-
-class WithoutCudaError(Exception):
-    """The library was built without CUDA; the message has its version."""
-
-
-class CupyDevice:
-    """The first device of ``CUDA_VISIBLE_DEVICES``.
-
-    Every thread works on its own stream: xgboost uses it, too, and the copy back waits for it only there.
-
-    :raises WithoutCudaError: when xgboost cannot use a GPU.
-    """
-
-    def __init__(self) -> None:
-        self._xgboost: Any = import_library("xgboost", without=UNNEEDED)
-        if not self._xgboost.build_info().get("USE_CUDA"):
-            raise WithoutCudaError(f"xgboost {self._xgboost.__version__}, built without CUDA")
-        # Else CUDA numbers the fastest card 0, and NVML the first one on the bus.
-        os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-        import cupy
-
-        self._cupy = cupy
-        self._thread = threading.local()
-
-    def booster(self, data: bytes) -> Any:
-        """See `Device.booster`."""
-        booster = self._xgboost.Booster(model_file=bytearray(data))
-        booster.set_param({"device": "cuda:0", "nthread": 1})
-        return booster
-
-    def score(self, predict: Callable[[Any], Any], matrix: np.ndarray) -> np.ndarray:
-        """See `Device.score`."""
-        with self._cupy.cuda.Stream.ptds:
-            data = self._cupy.asarray(matrix, order="F")
-            self._use_async_pool()
-            scores: np.ndarray = self._cupy.asnumpy(predict(data))
-            return scores
-
-    def _use_async_pool(self) -> None:
-        """Let xgboost take memory from a pool: the option holds for one thread. Without it each call stalls the card.
-
-        The option needs a device, which the first copy has opened.
-        """
-        if getattr(self._thread, "has_pool", False):
-            return
-        self._thread.has_pool = True
-        if "use_cuda_async_pool" in self._xgboost.get_config():
-            self._xgboost.set_config(use_cuda_async_pool=True)
-
-    def memory(self) -> DeviceMemory:
-        """See `Device.memory`."""
-        return DeviceMemory(*map(int, self._cupy.cuda.runtime.memGetInfo()))
-
-    def release(self) -> None:
-        """See `Device.release`."""
-        self._cupy.get_default_memory_pool().free_all_blocks()
-        self._cupy.get_default_pinned_memory_pool().free_all_blocks()
-
-
-_lock = threading.Lock()
-_opened: dict[str, Device] = {}
-_opener: dict[str, Callable[[], Device]] = {"open": CupyDevice}
-
-
-def open_device() -> Device:
-    """Return the device of this process; the first call opens it.
-
-    :raises WithoutCudaError: when xgboost was built without CUDA.
-    """
-    with _lock:
-        if "device" not in _opened:
-            _opened["device"] = _opener["open"]()
-        return _opened["device"]
-
-
-def replace_device(opener: Callable[[], Device] = CupyDevice) -> None:
-    """Let this process open another kind of device from now on: for tests."""
-    with _lock:
-        _opened.clear()
-        _opener["open"] = opener
 
 
 def device_report() -> DeviceReport:
@@ -184,7 +81,7 @@ def prove(booster: Any, device: Device, rows: np.ndarray, wanted: np.ndarray, **
     :param options: further arguments of ``inplace_predict``.
     :raises DeviceUnusable: when it is not.
     """
-    margins = device.score(_predictor(booster, **options), np.asfortranarray(rows))
+    margins = score(device, _predictor(booster, **options), rows)
     found = str(json.loads(booster.save_config())["learner"]["generic_param"]["device"])
     if found not in PROVEN:
         raise DeviceUnusable(DeviceProblem.PROOF, f"xgboost scored on {found}")
@@ -223,6 +120,8 @@ class XGBoostDevicePredictor:
         self._lock = threading.Lock()
         self._turns = _Turns()
         self._peak = 0
+        self._uploads: dict[int, Upload] = {}
+        """Batch of each thread that was made and not scored yet."""
         rounds = self.version.iteration_range or (0, 0)
         folded = fold_base(bytes(reference.booster.save_raw("ubj")), iteration_range=rounds)
         trees = booster_part(read_ubj(folded)["learner"])[0]["trees"]
@@ -251,6 +150,59 @@ class XGBoostDevicePredictor:
         """Most bytes of the device that were in use after a batch, by whatever process."""
         return self._peak
 
+    def encode(self, table: pa.Table) -> np.ndarray:
+        """See `pipeline.models.model.Predictor.encode`; in F order, and on its way to the device.
+
+        :raises DeviceLost: when the device cannot be used any more.
+        """
+        features = self.version.features
+        self._take_upload()
+        if 0 < table.num_rows <= self.limit.rows:
+            try:
+                with self._turns.take(alone=False):
+                    upload = self._device.upload(table.num_rows, len(features))
+                    for first in range(0, len(features), SENT_COLUMNS):
+                        last = min(first + SENT_COLUMNS, len(features))
+                        fill_columns(upload.host[:, first:last], table.select(range(first, last)), features[first:last])
+                        upload.send(first, last)
+            except PipelineError:
+                raise
+            except Exception as error:
+                # Anything else than a lost device is found again, and handled, when the batch is scored.
+                self._raise_if_lost(error)
+            else:
+                with self._lock:
+                    self._uploads[threading.get_ident()] = upload
+                return upload.host
+        return encode(table, features, order="F")
+
+    def may_have_infinite(self, matrix: np.ndarray, columns: Sequence[int]) -> bool:
+        """Return False if no value of ``columns`` is infinite; True if one is, or if the device cannot tell.
+
+        :param matrix: result of the last `encode` in this thread.
+        :param columns: ascending.
+        :raises DeviceLost: when the device cannot be used any more.
+        """
+        upload = self._uploads.get(threading.get_ident())
+        if upload is None or not _is_same(upload.host, matrix):
+            return True
+        try:
+            with self._turns.take(alone=False):
+                found = upload.has_infinite(columns)
+        except Exception as error:
+            self._raise_if_lost(error)
+            found = True
+        if found:
+            # Without these rows it is another matrix.
+            self._take_upload()
+        return found
+
+    def _take_upload(self, matrix: np.ndarray | None = None) -> Upload | None:
+        """Forget the batch of this thread, and return it if it is ``matrix``."""
+        with self._lock:
+            upload = self._uploads.pop(threading.get_ident(), None)
+        return upload if upload is not None and matrix is not None and _is_same(upload.host, matrix) else None
+
     def predict(self, matrix: np.ndarray, *, kind: OutputKind) -> np.ndarray:
         """See `pipeline.models.model.Predictor.predict`; for the kinds prediction, label and margin.
 
@@ -261,12 +213,14 @@ class XGBoostDevicePredictor:
 
     def _margins(self, matrix: np.ndarray) -> np.ndarray:
         outputs, start, alone = self.version.margins, 0, False
+        upload = self._take_upload(matrix)
         margins = np.empty((len(matrix), outputs), np.float32)
         while start < len(matrix):
-            stop = min(len(matrix), start + self.limit.rows)
+            # A batch that is there already fits, whatever other threads have found since.
+            stop = min(len(matrix), start + (self.limit.rows if upload is None else len(matrix)))
             try:
                 with self._turns.take(alone=alone):
-                    part = self._device.score(self._predict, np.asfortranarray(matrix[start:stop]))
+                    part = self._score_part(upload, matrix[start:stop])
             except Exception as error:
                 self._raise_if_lost(error)
                 if classify_device_error(error) is not DeviceFailure.MEMORY:
@@ -278,10 +232,14 @@ class XGBoostDevicePredictor:
                 start, alone = stop, False
                 continue
             # After the handler: the traceback of the error holds the arrays of the failed call.
+            upload = None
             self._shrink(stop - start, failed.with_traceback(None), alone=alone)
             # The batches of other threads take memory, too: wait for their end, or this one is halved for nothing.
             alone = True
         return margins[:, 0].copy() if outputs == 1 else margins
+
+    def _score_part(self, upload: Upload | None, rows: np.ndarray) -> np.ndarray:
+        return score(self._device, self._predict, rows) if upload is None else upload.score(self._predict)
 
     def _record_fit(self, rows: int) -> None:
         free, total = self._device.memory()
@@ -290,6 +248,9 @@ class XGBoostDevicePredictor:
             self.limit = self.limit.after_fit(rows)
 
     def _shrink(self, rows: int, error: BaseException, *, alone: bool) -> None:
+        with self._lock:
+            # Batches of other threads that wait take memory, too: they are sent again.
+            self._uploads.clear()
         self._device.release()
         with self._lock:
             was_smallest = alone and rows <= self.limit.floor
@@ -308,6 +269,13 @@ class XGBoostDevicePredictor:
         if classify_device_error(error) is DeviceFailure.LOST:
             where = f"{self.gpu.name} ({self.gpu.uuid}) of {socket.gethostname()}"
             raise device_lost(first_line(error), where=where) from error
+
+
+def _is_same(one: np.ndarray, other: np.ndarray) -> bool:
+    """Return True if two arrays are the same values in the same memory."""
+    keys = ("data", "shape", "strides", "typestr")
+    left, right = one.__array_interface__, other.__array_interface__
+    return all(left[key] == right[key] for key in keys)
 
 
 def _proof_rows(features: int) -> np.ndarray:

@@ -94,7 +94,7 @@ class ModelScorer:
             matrix = self._predictor.encode(rows.table.select(list(features)))
         else:
             matrix = encoded.matrix
-        infinite = check_matrix(matrix, rows.table, features, self.finite)
+        infinite = self._infinite(matrix, rows.table)
         if len(infinite):
             matrix = np.delete(matrix, infinite.rows, axis=0)
             rows, overflowing = rows.reject(infinite)
@@ -102,6 +102,16 @@ class ModelScorer:
         if self._shared is not None and not len(rejected):
             self._shared.keep(EncodedRows(columns, rows.position, matrix, self._rules, self.finite))
         return rows, matrix, rejected
+
+    def _infinite(self, matrix: np.ndarray, table: pa.Table) -> Failures:
+        """Return the rows with infinite values in columns that must be finite. A GPU tells whether there are any."""
+        features = self._recipe.features
+        look = getattr(self._predictor, "may_have_infinite", None)
+        if look is not None and self.finite:
+            columns = [index for index, name in enumerate(features) if name in self.finite]
+            if not look(matrix, columns):
+                return Failures()
+        return check_matrix(matrix, table, features, self.finite)
 
     def _predict(self, matrix: np.ndarray) -> tuple[np.ndarray, Failures]:
         """Return the scores of the rows that the model takes, and the other rows by their places in ``matrix``."""

@@ -96,6 +96,45 @@ class TestScores:
                 evaluator.predict(matrix, kind="prediction")
         assert evaluator.use.compared_rows == 20
 
+    def test_batch_is_on_its_way_when_it_is_made(self, version: ModelVersion) -> None:
+        """Made, looked at and scored with one copy to the device; the sample for the comparison is another."""
+        with installed() as opened:
+            evaluator = open_device(version)
+            before = opened[0].uploads
+            matrix = matrix_of(evaluator)
+            assert not evaluator.may_have_infinite(matrix, [0, 1])
+            scores = evaluator.predict(matrix[:], kind="prediction")
+            assert opened[0].uploads == before + 2
+            assert opened[0].looks == 1
+            assert scores.tobytes() == on_cpu(version, matrix)
+
+    def test_host_looks_for_infinite_values_once_the_gpu_is_given_up(self, version: ModelVersion) -> None:
+        with installed() as opened:
+            evaluator = open_device(version)
+            evaluator.engine.disable("a reason")
+            before = opened[0].uploads
+            matrix = matrix_of(evaluator)
+            assert evaluator.may_have_infinite(matrix, [0])
+            assert opened[0].uploads == before
+            assert evaluator.predict(matrix, kind="prediction").tobytes() == on_cpu(version, matrix)
+
+    @pytest.mark.parametrize("call", ["encode", "may_have_infinite"])
+    def test_lost_device_is_lost_for_all_partitions(self, call: str, version: ModelVersion, tmp_path: Path) -> None:
+        with installed() as opened, pytest.MonkeyPatch.context() as patch:
+            evaluator = open_device(version)
+            matrix = matrix_of(evaluator)
+            (tmp_path / "1").touch()
+            opened[0].gpu = replace(opened[0].gpu, tokens=str(tmp_path))
+            if call == "encode":
+                patch.setattr(type(opened[0]), "upload", lambda self, *_: self._fail())
+                with pytest.raises(DeviceLost):
+                    matrix_of(evaluator)
+            else:
+                with pytest.raises(DeviceLost):
+                    evaluator.may_have_infinite(matrix, [0])
+            with pytest.raises(DeviceLost):
+                open_device(version)
+
     def test_output_of_the_cpu_only(self, version: ModelVersion) -> None:
         with installed():
             evaluator = open_device(version)

@@ -125,6 +125,27 @@ class TestOnGpu:
         assert receipt.batch_rows == min(batch_rows, max(device_rows, 512))
         assert opened[0].largest == largest
 
+    def test_rows_with_infinite_values_are_rejected_as_on_a_cpu(
+        self, make: Callable[..., StageRecipe], lake: Lake, tmp_path: Path
+    ) -> None:
+        """The GPU tells that there are some; then the host finds them, and the other rows are sent again."""
+        table = pq.read_table(lake.files[0])
+        values = table.column("balance").to_numpy().copy()
+        values[[5, 900]] = [np.inf, -np.inf]
+        changed = table.set_column(table.schema.get_field_index("balance"), "balance", pa.array(values))
+        pq.write_table(changed, lake.files[0])
+        rules = (ColumnRule("balance", finite=True),)
+        found = {}
+        for device in ("cpu", "cuda"):
+            recipe = replace(make(device=device, source_rules=rules), directory=str(tmp_path / device))
+            with installed() as opened:
+                receipt = score_partition(recipe, make_partition(*lake.files))
+            found[device] = output_of(recipe, receipt).to_pandas()
+            assert receipt.reasons == {"contract:balance:finite": 2}
+        pd.testing.assert_frame_equal(found["cuda"], found["cpu"], check_exact=True)
+        batches = -(-lake.rows // 512)
+        assert opened[0].looks >= batches
+
     def test_batch_on_the_cpu_is_that_of_the_plan(self, make: Callable[..., StageRecipe], lake: Lake) -> None:
         receipt = score_partition(make(device="auto", device_batch_rows=4096), make_partition(*lake.files))
         assert (receipt.device, receipt.batch_rows) == ("", 512)

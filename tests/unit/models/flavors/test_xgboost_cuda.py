@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import xgboost
 
@@ -22,14 +23,8 @@ from pipeline.devices.report import DeviceProblem
 from pipeline.errors import DeviceLost, DeviceOutOfMemory, ModelError
 from pipeline.models.flavors import xgboost as flavor
 from pipeline.models.flavors import xgboost_cuda, xgboost_probe
-from pipeline.models.flavors.xgboost_cuda import (
-    CupyDevice,
-    WithoutCudaError,
-    XGBoostDevicePredictor,
-    device_report,
-    on_device,
-    open_device,
-)
+from pipeline.models.flavors.xgboost_cuda import XGBoostDevicePredictor, device_report, on_device
+from pipeline.models.flavors.xgboost_device import CupyDevice, WithoutCudaError, open_device, runs, score
 from pipeline.models.model import DeviceUnusable, ModelVersion
 from pipeline.spec.model_ref import OutputKind
 from pipeline.testing.fake_device import LOST, FakeDevice, FakeGpu, installed
@@ -267,6 +262,112 @@ def test_threads_share_a_model(predictors: Predictors) -> None:
     assert len(opened[0].threads) == 5
 
 
+class DeviceArray(np.ndarray):
+    """An array of cupy, as far as copies to it go."""
+
+    def set(self, values: np.ndarray, stream: object) -> None:
+        assert values.flags.f_contiguous
+        self[...] = values
+
+
+TABLE = pa.table([pa.array(MATRIX[:, number], from_pandas=True) for number in range(5)], names=list("abcde"))
+
+
+class TestUpload:
+    """A batch is sent while it is made, and scored without another copy."""
+
+    @pytest.fixture
+    def predictor(self, predictors: Predictors, monkeypatch: pytest.MonkeyPatch) -> Iterator[XGBoostDevicePredictor]:
+        monkeypatch.setattr(xgboost_cuda, "SENT_COLUMNS", 2)
+        with installed() as opened:
+            made = put(predictors("binary:logistic"))
+            opened[0].uploads = 0
+            opened[0].sends.clear()
+            self.device = opened[0]
+            yield made
+
+    def wanted(self, predictors: Predictors, matrix: np.ndarray = MATRIX) -> bytes:
+        return predictors("binary:logistic").predict(matrix, kind="prediction").tobytes()
+
+    def test_columns_are_sent_as_they_are_made(self, predictor: XGBoostDevicePredictor, predictors: Predictors) -> None:
+        matrix = predictor.encode(TABLE)
+        assert self.device.sends == [(0, 2), (2, 4), (4, 5)]
+        assert matrix.flags.f_contiguous
+        assert np.array_equal(matrix, MATRIX, equal_nan=True)
+        # A view, as a scorer passes it on.
+        assert predictor.predict(matrix[0:ROWS], kind="prediction").tobytes() == self.wanted(predictors)
+        assert self.device.uploads == 1
+
+    def test_device_says_if_there_are_infinite_values(
+        self, predictor: XGBoostDevicePredictor, predictors: Predictors
+    ) -> None:
+        matrix = predictor.encode(TABLE)
+        assert not predictor.may_have_infinite(matrix, [0, 1, 2, 3, 4])
+        assert self.device.looks == 1
+        assert predictor.predict(matrix, kind="prediction").tobytes() == self.wanted(predictors)
+        assert self.device.uploads == 1
+
+    def test_rows_that_are_left_are_sent_again(self, predictor: XGBoostDevicePredictor, predictors: Predictors) -> None:
+        infinite = np.where(np.arange(ROWS) == 7, np.inf, MATRIX[:, 0]).astype(np.float32)
+        matrix = predictor.encode(TABLE.set_column(0, "a", pa.array(infinite)))
+        assert predictor.may_have_infinite(matrix, [0, 2])
+        left = np.delete(matrix, [7], axis=0)
+        scores = predictor.predict(left, kind="prediction")
+        assert scores.tobytes() == self.wanted(predictors, np.delete(MATRIX, [7], axis=0))
+        assert self.device.uploads == 2
+
+    def test_other_rows_are_not_taken_for_those_that_were_sent(
+        self, predictor: XGBoostDevicePredictor, predictors: Predictors
+    ) -> None:
+        matrix = predictor.encode(TABLE)
+        assert predictor.may_have_infinite(matrix[:5], [0])
+        assert predictor.may_have_infinite(MATRIX, [0])
+        half = predictor.predict(matrix[1000:], kind="prediction")
+        assert half.tobytes() == self.wanted(predictors, MATRIX[1000:])
+
+    def test_batch_that_is_too_large_is_cut(self, predictor: XGBoostDevicePredictor, predictors: Predictors) -> None:
+        predictor.limit = replace(predictor.limit, rows=1024)
+        matrix = predictor.encode(TABLE)
+        assert self.device.uploads == 0
+        assert predictor.may_have_infinite(matrix, [0]), "the host must look"
+        assert predictor.predict(matrix, kind="prediction").tobytes() == self.wanted(predictors)
+        assert self.device.uploads == 3
+
+    def test_batch_that_does_not_fit_is_made_on_the_host(
+        self, predictor: XGBoostDevicePredictor, predictors: Predictors
+    ) -> None:
+        self.device.gpu = replace(self.device.gpu, memory=1500 * ROW_BYTES)
+        matrix = predictor.encode(TABLE)
+        assert np.array_equal(matrix, MATRIX, equal_nan=True)
+        assert predictor.predict(matrix, kind="prediction").tobytes() == self.wanted(predictors)
+        assert predictor.limit.rows < ROWS
+
+    def test_waiting_batch_of_another_thread_makes_room(
+        self, predictor: XGBoostDevicePredictor, predictors: Predictors
+    ) -> None:
+        """It is sent again later. Else the smallest batch might not fit because of it."""
+        with ThreadPoolExecutor(1) as other:
+            waiting = other.submit(predictor.encode, TABLE).result()
+            self.device.gpu = replace(self.device.gpu, memory=ROWS * ROW_BYTES)
+            mine = predictor.predict(MATRIX, kind="prediction")
+            assert mine.tobytes() == self.wanted(predictors)
+            theirs = other.submit(predictor.predict, waiting, kind="prediction").result()
+        assert theirs.tobytes() == self.wanted(predictors)
+
+    def test_device_that_is_lost_is_told_by_each_call(self, predictor: XGBoostDevicePredictor, tmp_path: Path) -> None:
+        matrix = predictor.encode(TABLE)
+        (tmp_path / "1").touch()
+        self.device.gpu = replace(self.device.gpu, tokens=str(tmp_path))
+        with pytest.raises(DeviceLost):
+            predictor.may_have_infinite(matrix, [0])
+
+
+def test_runs_of_columns() -> None:
+    assert runs([]) == []
+    assert runs([3]) == [(3, 4)]
+    assert runs([0, 1, 2, 5, 7, 8]) == [(0, 3), (5, 6), (7, 9)]
+
+
 class TestCupyDevice:
     """The calls of cupy, on a module that records them."""
 
@@ -275,23 +376,36 @@ class TestCupyDevice:
         made = SimpleNamespace(calls=[])
 
         class Stream:
+            depth = 0
+
             def __enter__(self) -> None:
-                made.calls.append("stream")
+                self.depth += 1
 
             def __exit__(self, *_: object) -> None:
-                made.calls.append("end of stream")
+                self.depth -= 1
 
-        def record(name: str, result: Callable[..., Any] = lambda *_: None) -> Callable[..., Any]:
+        stream = Stream()
+
+        def record(name: str, result: Callable[..., Any] = lambda *_, **__: None) -> Callable[..., Any]:
             def call(*values: Any, **options: Any) -> Any:
-                made.calls.append((name, options) if options else name)
-                return result(*values)
+                made.calls.append(name if stream.depth else f"{name} outside")
+                return result(*values, **options)
 
             return call
 
+        def empty(shape: tuple[int, int], dtype: Any, order: Any) -> DeviceArray:
+            assert order == "F"
+            return np.empty(shape, dtype, order="F").view(DeviceArray)
+
+        event = SimpleNamespace(record=record("record"), synchronize=record("synchronize"))
         made.cuda = SimpleNamespace(
-            Stream=SimpleNamespace(ptds=Stream()), runtime=SimpleNamespace(memGetInfo=lambda: (3, 4))
+            Stream=SimpleNamespace(ptds=stream),
+            Event=lambda disable_timing: event,
+            alloc_pinned_memory=record("pinned", bytearray),
+            runtime=SimpleNamespace(memGetInfo=lambda: (3, 4)),
         )
-        made.asarray, made.asnumpy = record("asarray", np.asarray), record("asnumpy", np.asarray)
+        made.ReductionKernel = lambda *_: record("any_infinite", lambda values: np.isinf(values).any())
+        made.empty, made.stack, made.asnumpy = record("empty", empty), np.stack, record("asnumpy", np.asarray)
         for name in ("get_default_memory_pool", "get_default_pinned_memory_pool"):
             setattr(made, name, lambda name=name: SimpleNamespace(free_all_blocks=record(name)))
         monkeypatch.setitem(sys.modules, "cupy", made)
@@ -301,18 +415,41 @@ class TestCupyDevice:
     def test_a_batch_runs_on_the_stream_of_its_thread(
         self, cupy: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        """And its pinned memory is free only after the device has read it."""
         monkeypatch.setattr(xgboost, "get_config", lambda: {"use_cuda_async_pool": False})
         monkeypatch.setattr(xgboost, "set_config", lambda **options: cupy.calls.append(options))
-        device = CupyDevice()
         rows = np.asfortranarray(MATRIX[:3])
-        assert device.score(lambda data: data[:, 0], rows).tolist() == pytest.approx(rows[:, 0].tolist(), nan_ok=True)
+        scores = score(CupyDevice(), lambda data: data[:, 0], rows)
+        assert scores.tolist() == pytest.approx(rows[:, 0].tolist(), nan_ok=True)
         assert cupy.calls == [
-            "stream",
-            ("asarray", {"order": "F"}),
+            "empty",
+            "pinned",
+            "record",
             {"use_cuda_async_pool": True},
             "asnumpy",
-            "end of stream",
+            "synchronize outside",
         ]
+
+    def test_columns_are_sent_one_after_the_other(self, cupy: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(xgboost, "get_config", dict)
+        upload = CupyDevice().upload(len(MATRIX), 5)
+        assert upload.host.flags.f_contiguous
+        upload.host[:] = MATRIX
+        upload.send(0, 2)
+        upload.host[:, 0] = 7.0
+        upload.send(2, 5)
+        assert np.array_equal(upload.score(np.asarray), MATRIX, equal_nan=True)
+
+    @pytest.mark.parametrize(("columns", "found"), [([0, 1, 2, 3, 4], True), ([3], True), ([0, 1, 2, 4], False)])
+    def test_infinite_values_are_found_in_the_columns_asked_for(
+        self, columns: list[int], found: bool, cupy: SimpleNamespace
+    ) -> None:
+        upload = CupyDevice().upload(len(MATRIX), 5)
+        upload.host[:] = MATRIX
+        upload.host[77, 3] = np.inf
+        upload.send(0, 5)
+        assert upload.has_infinite(columns) is found
+        assert cupy.calls.count("any_infinite") == len(runs(columns))
 
     def test_pool_is_set_once_in_every_thread(self, cupy: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
         seen: list[int] = []
@@ -320,8 +457,8 @@ class TestCupyDevice:
         monkeypatch.setattr(xgboost, "set_config", lambda **_: seen.append(threading.get_ident()))
         device = CupyDevice()
         for _ in range(2):
-            device.score(lambda data: data, MATRIX[:1])
-        thread = threading.Thread(target=device.score, args=(lambda data: data, MATRIX[:1]))
+            score(device, lambda data: data, MATRIX[:1])
+        thread = threading.Thread(target=score, args=(device, lambda data: data, MATRIX[:1]))
         thread.start()
         thread.join()
         assert len(seen) == len(set(seen)) == 2
@@ -331,14 +468,14 @@ class TestCupyDevice:
     ) -> None:
         monkeypatch.setattr(xgboost, "get_config", dict)
         monkeypatch.setattr(xgboost, "set_config", lambda **_: pytest.fail("set"))
-        CupyDevice().score(lambda data: data, MATRIX[:1])
+        score(CupyDevice(), lambda data: data, MATRIX[:1])
 
     def test_memory_and_release(self, cupy: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
         device = CupyDevice()
         assert device.memory() == (3, 4)
         device.release()
-        assert cupy.calls == ["get_default_memory_pool", "get_default_pinned_memory_pool"]
+        assert cupy.calls == ["get_default_memory_pool outside", "get_default_pinned_memory_pool outside"]
         assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 
     def test_booster_is_asked_for_the_first_device(self, cupy: SimpleNamespace, predictors: Predictors) -> None:
