@@ -70,6 +70,8 @@ EXAMPLES: dict[str, dict[str, str]] = {
     "Score": {
         "model": "models/churn.ubj",
         "combine": "mean",
+        "meta": "meta.ubj",
+        "meta_input": "margin",
         "by": "country",
         "models": "models/{}.ubj",
         "other": "models/rest.ubj",

@@ -50,7 +50,8 @@ steps:
   - score:
       # A model file of xgboost or LightGBM. Or a reference to the model registry: models:/churn@champion
       model: model.json
-      # Several models for one result: mean, median, max, min, vote for labels, or weights.
+      # Several models for one result: mean, median, max, min, vote for labels, weights, or stack with one more model:
+      # - score: {model: [one.json, other.json], combine: stack, meta: meta.json, meta_input: prediction}
       # model: [one.json, other.json]
       # combine: mean
       # Or, in place of model, one for each value of a column; rows with other values: reject, null, or a model.

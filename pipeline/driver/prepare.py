@@ -31,7 +31,7 @@ from pipeline.plan.incremental import FULL_INPUT, IncrementalState, ListedFile, 
 from pipeline.plan.plan import Limits, Plan
 from pipeline.plan.planner import last_schema, make_chain_plan, make_plan
 from pipeline.plan.pushdown import located, pushed_filters, read_source
-from pipeline.plan.recipe import CheckRecipe, scores_of
+from pipeline.plan.recipe import CheckRecipe, scores_of_columns
 from pipeline.plan.step_code import FoundCode, StepCode, digests_of
 from pipeline.scoring.code_search import find_code
 from pipeline.scoring.contract import check_rules, has_values
@@ -50,7 +50,7 @@ from pipeline.spec.parts import Incremental, Score, ScoreStep, Sink
 from pipeline.spec.precedence import Precedence
 from pipeline.storage.urls import is_local_path, local_path, use_storage_options
 
-_NOT_THE_WORK = {"model", "models", "engine", "tolerance", "flavor", "allow_code", "threads"}
+_NOT_THE_WORK = {"model", "models", "meta", "engine", "tolerance", "flavor", "allow_code", "threads"}
 """Fields of a ``score`` step that change no row, or are known from the model."""
 
 
@@ -352,7 +352,7 @@ def check_chain_rules(chain: ResolvedChain, sample: pa.Table | None) -> None:
     for recipe, schema in zip(chain.recipes, chain.before, strict=True):
         if isinstance(recipe, CheckRecipe):
             check_rules(schema, recipe.rules)
-        for score in scores_of([recipe]):
+        for score in scores_of_columns(recipe):
             check_rules(schema, score.rules)
 
 
@@ -485,6 +485,8 @@ def work_digest(spec: JobSpec, models: Sequence[ModelVersion], code: Sequence[St
 def _identity(score: Score) -> dict[str, Any]:
     """Return what a ``score`` step does with a row, apart from its models."""
     record = score.model_dump(mode="json", exclude=_NOT_THE_WORK)
+    if score.meta is None:  # as before there were stacks
+        del record["meta_input"]
     if score.by is None:  # as before there was a model by key
         return {name: value for name, value in record.items() if name not in ("by", "other")}
     other = {"other": "model"} if score.other_model is not None else {}

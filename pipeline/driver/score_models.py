@@ -99,8 +99,8 @@ def scored_version(version: ModelVersion, score: Score) -> ModelVersion:
 
 
 def scored_steps(spec: JobSpec) -> tuple[Score, ...]:
-    """Return the ``score`` step of each model reference of ``spec``, in order."""
-    return tuple(score for score in spec.scores for _ in score.references)
+    """Return the ``score`` step of each model reference of ``spec``, in order, as that model is used."""
+    return tuple(used for score in spec.scores for used in score.by_reference)
 
 
 def scored_by(spec: JobSpec, versions: Sequence[ModelVersion]) -> list[ScoredBy]:
@@ -112,7 +112,11 @@ def scored_by(spec: JobSpec, versions: Sequence[ModelVersion]) -> list[ScoredBy]
     waiting, scored = iter(versions), list[ScoredBy]()
     for score in spec.scores:
         models = tuple(islice(waiting, len(score.references)))
-        schemas = [prediction_schema(version, score.output_spec) for version in models]
+        pairs = zip(models, score.by_reference, strict=True)
+        schemas = [prediction_schema(version, used.output_spec) for version, used in pairs]
+        if score.meta is not None:  # the models below may have any number of values
+            scored.append(ScoredBy(models, schemas[-1]))
+            continue
         for version, schema in zip(models, schemas, strict=True):
             if not _fits(schema, schemas[0], is_combined=score.combine is not None):
                 raise SpecError(

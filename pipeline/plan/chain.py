@@ -15,6 +15,7 @@ import pyarrow as pa
 from pipeline.common.agreement import Decision
 from pipeline.errors import PipelineError, SpecError
 from pipeline.models.model import ModelVersion
+from pipeline.models.outputs import output_type
 from pipeline.plan.columns import (
     Lookup,
     check_clashes,
@@ -37,8 +38,9 @@ from pipeline.plan.recipe import (
     ScoreRecipe,
     SelectRecipe,
     Shadow,
+    StackRecipe,
     StepRecipe,
-    scores_of,
+    scores_of_columns,
 )
 from pipeline.sources.discovery import Discovery
 from pipeline.sources.filters.parse import parse_filter
@@ -205,7 +207,10 @@ class _Walk:
         outputs = tuple(by.predictions.names)
         kept = score.keep if score.keep is not None else [name for name in self.written if name in self.frame.names]
         check_clashes(kept, outputs)
-        members = tuple(self._member(score, model, outputs) for model in by.models)
+        if score.meta is not None:
+            members = self._stacked(score, by, where)
+        else:
+            members = tuple(self._member(score, model, outputs) for model in by.models)
         shadow = None if score.shadow is None else self._shadow(score, by, where)
         if score.by is not None:
             self._check_key(score.by, where)
@@ -214,6 +219,8 @@ class _Walk:
             )
             values, shared = tuple(score.keyed_models), KeyedRecipe.shared(members)
             self._add(KeyedRecipe(score.by, values, shared, other, where=score.where, shadow=shadow))
+        elif score.meta is not None:
+            self._add(StackRecipe(members, where=score.where, shadow=shadow))
         elif score.combine is None:
             self._add(replace(members[0], where=score.where, shadow=shadow))
         else:
@@ -226,6 +233,42 @@ class _Walk:
         if shadow is None:
             self.written += outputs
         self.scores += outputs
+
+    def _stacked(self, score: Score, by: ScoredBy, where: str) -> tuple[ScoreRecipe, ...]:
+        """Return what the models of a stack score, the one on top last.
+
+        :raises SpecError: if it has another number of features than the others have results, or they are no numbers.
+        """
+        *models, meta = by.models
+        members, made = list[ScoreRecipe](), list[pa.Field]()
+        for number, model in enumerate(models):
+            found = output_type(model, score.meta_input)
+            assert found is not None  # checked with the predictions
+            names = tuple(f"model_{number}_{value}" for value in range(found.width))
+            members.append(replace(self._member(score, model, names), kind=score.meta_input))
+            made += [pa.field(name, found.arrow) for name in names]
+        if len(made) != len(meta.features):
+            raise SpecError(
+                "the model on top has another number of features than the models below have results",
+                where=f"{where}.meta",
+                found=f"{len(meta.features)} features of {meta.name}, {len(made)} results a row",
+                expected="one feature for each result, in the order of the list",
+                next_step="train it on the results of these models; meta_input says of which kind",
+            )
+        rules = worthwhile(
+            column_rule(field.name, None, field.type, feature, is_feature=True)
+            for field, feature in zip(made, meta.features, strict=True)
+        )
+        top = ScoreRecipe(
+            model=meta,
+            features=tuple(field.name for field in made),
+            kind=score.output_spec.kind,
+            outputs=tuple(by.predictions.names),
+            rules=rules,
+            engine=score.engine,
+            tolerance=score.tolerance,
+        )
+        return (*members, top)
 
     def _shadow(self, score: Score, by: ScoredBy, where: str) -> Shadow:
         """Return the comparison of a challenger.
@@ -246,7 +289,7 @@ class _Walk:
                 next_step="name the output column of an earlier score step",
             )
         of_binary: dict[str, Decision] = {"prediction": "half", "margin": "zero"}
-        is_binary = all(model.task == "binary" for model in by.models)
+        is_binary = all(model.task == "binary" for model in (by.models if score.meta is None else by.models[-1:]))
         output = score.output_spec.kind
         return Shadow(name, "equal" if output == "label" else of_binary[output] if is_binary else "")
 
@@ -367,7 +410,7 @@ def _read_by(recipe: StepRecipe) -> set[str]:
         where = set[str]() if recipe.where is None else set(parse_filter(recipe.where).columns)
         where |= {recipe.by} if isinstance(recipe, KeyedRecipe) else set()
         where |= set() if recipe.shadow is None else {recipe.shadow.column}
-        scores = scores_of([recipe])
+        scores = scores_of_columns(recipe)
         rules = {rule.column for score in scores for rule in score.rules}
         return {*where, *rules, *(name for score in scores for name in score.features)}
     if isinstance(recipe, FilterRecipe):

@@ -334,6 +334,9 @@ def step_text(step: AnyStep) -> str:
     if isinstance(step, SelectStep):
         return f"select {listed(list(step.columns))}"
     where = f" where {step.score.where}" if step.score.where is not None else ""
+    if step.score.meta is not None:
+        below = ", ".join(step.score.references[:-1])
+        return f"score {step.score.meta} stacked on {below}{where}"
     combine = "" if step.score.combine is None else f" combined by {_combine_text(step.score.combine)}"
     shadow = "" if step.score.shadow is None else f" in the shadow of {step.score.shadow}"
     if step.score.by is not None:

@@ -119,6 +119,23 @@ class EnsembleRecipe:
 
 
 @dataclass(frozen=True)
+class StackRecipe:
+    """A ``score`` step in which the scores of several models are the features of one more."""
+
+    members: tuple[ScoreRecipe, ...]
+    """The models of the list, each with output columns of its own; last the model on top, whose features these are."""
+    where: str | None = None
+    """Condition for the rows to score; other rows get null."""
+    shadow: Shadow | None = None
+    """Column to compare with; the step then rejects no row."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the columns that receive the scores."""
+        return self.members[-1].outputs
+
+
+@dataclass(frozen=True)
 class KeyedRecipe:
     """A ``score`` step with a model for each value of a column."""
 
@@ -159,15 +176,24 @@ class KeyedRecipe:
         )
 
 
-StepRecipe = MapRecipe | FilterRecipe | SelectRecipe | CheckRecipe | ScoreRecipe | EnsembleRecipe | KeyedRecipe
-AnyScore = ScoreRecipe | EnsembleRecipe | KeyedRecipe
+AnyScore = ScoreRecipe | EnsembleRecipe | StackRecipe | KeyedRecipe
 """Recipe of a ``score`` step."""
+StepRecipe = MapRecipe | FilterRecipe | SelectRecipe | CheckRecipe | AnyScore
+
+
+SEVERAL = (EnsembleRecipe, StackRecipe, KeyedRecipe)
+"""Recipes with several models."""
 
 
 def scores_of(chain: Iterable[StepRecipe]) -> tuple[ScoreRecipe, ...]:
     """Return what each model of a chain scores, in order; the members of a step with several models one by one."""
-    members = [step.members if isinstance(step, (EnsembleRecipe, KeyedRecipe)) else (step,) for step in chain]
+    members = [step.members if isinstance(step, SEVERAL) else (step,) for step in chain]
     return tuple(member for group in members for member in group if isinstance(member, ScoreRecipe))
+
+
+def scores_of_columns(step: StepRecipe) -> tuple[ScoreRecipe, ...]:
+    """Return what the models of a step score whose features are columns of the rows: not the one on top of a stack."""
+    return step.members[:-1] if isinstance(step, StackRecipe) else scores_of([step])
 
 
 def may_leave_null(step: AnyScore) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.models.record import model_from_record, model_identity, model_to_record
 from pipeline.plan.recipe import (
+    SEVERAL,
     CheckRecipe,
     ColumnRule,
     EnsembleRecipe,
@@ -17,6 +18,7 @@ from pipeline.plan.recipe import (
     ScoreRecipe,
     SelectRecipe,
     Shadow,
+    StackRecipe,
     StepRecipe,
 )
 
@@ -27,6 +29,7 @@ _KINDS: dict[str, type[StepRecipe]] = {
     "check": CheckRecipe,
     "score": ScoreRecipe,
     "ensemble": EnsembleRecipe,
+    "stack": StackRecipe,
     "keyed": KeyedRecipe,
 }
 
@@ -37,7 +40,7 @@ def step_to_record(step: StepRecipe) -> dict[str, Any]:
     record = {"step": kind, **asdict(step)}
     if isinstance(step, ScoreRecipe):
         record["model"] = model_to_record(step.model)
-    if isinstance(step, (EnsembleRecipe, KeyedRecipe)):
+    if isinstance(step, SEVERAL):
         record["members"] = [step_to_record(member) for member in step.members]
     return record | {"frame": step.frame.hex()} if isinstance(step, MapRecipe) else record
 
@@ -47,7 +50,7 @@ def step_identity(step: StepRecipe) -> dict[str, Any]:
     record = step_to_record(step)
     if isinstance(step, ScoreRecipe):
         record["model"] = model_identity(step.model)
-    if isinstance(step, (EnsembleRecipe, KeyedRecipe)):
+    if isinstance(step, SEVERAL):
         record["members"] = [step_identity(member) for member in step.members]
     return record
 
@@ -66,7 +69,7 @@ def step_from_record(record: Mapping[str, Any]) -> StepRecipe:
         values["columns"] = tuple((new, old) for new, old in record["columns"])
     if "rules" in values:
         values["rules"] = tuple(rule_from_record(rule) for rule in record["rules"])
-    if kind in (EnsembleRecipe, KeyedRecipe):
+    if kind in SEVERAL:
         values["members"] = tuple(step_from_record(member) for member in record["members"])
     if kind is KeyedRecipe:
         values["members"] = KeyedRecipe.shared(values["members"])

@@ -86,8 +86,8 @@ def _apply(
         _expect(table, step.columns.values())
         selected = table.select(list(step.columns.values())).rename_columns(list(step.columns))
         return selected, frozenset(new for new, old in step.columns.items() if old in known)
-    first, *_ = islice(models, len(step.score.references))
-    scores = _scores(step.score, first, table)
+    used = list(zip(islice(models, len(step.score.references)), step.score.by_reference, strict=True))
+    scores = _stacked(used, table) if step.score.meta is not None else _scores(used[0][1], used[0][0], table)
     left = table.drop_columns([name for name in scores.column_names if name in table.column_names])
     for name in scores.column_names:
         left = left.append_column(name, scores.column(name))
@@ -111,6 +111,16 @@ def _scores(score: Score, version: ModelVersion, table: pa.Table) -> pa.Table:
         return pa.table([pa.nulls(table.num_rows, field.type) for field in schema], schema=schema)
     columns = score_columns(values.reshape(table.num_rows, len(schema)), schema.field(0).type)
     return pa.table(columns, schema=schema)
+
+
+def _stacked(used: Sequence[tuple[ModelVersion, Score]], table: pa.Table) -> pa.Table:
+    """Return the columns of the last model, whose features are the results of the others."""
+    *below, (meta, score) = used
+    columns = [column for version, one in below for column in _scores(one, version, table).columns]
+    names = list(meta.feature_names)
+    if len(columns) != len(names):
+        raise _MissingColumnError
+    return _scores(score, meta, pa.Table.from_arrays(columns, names=names))
 
 
 def _expect(table: pa.Table, names: Iterable[str]) -> None:

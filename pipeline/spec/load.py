@@ -101,7 +101,7 @@ def absolute(spec: JobSpec) -> JobSpec:
 def _absolute_models(score: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a score that name models, with absolute paths."""
     made: dict[str, Any] = {}
-    for name in ("model", "models", "other"):
+    for name in ("model", "meta", "models", "other"):
         value = score.get(name)
         if isinstance(value, str):
             made[name] = value if name == "other" and value == "reject" else _absolute_model(value)

@@ -203,8 +203,8 @@ Rounds = Annotated[tuple[int, ...], Field(strict=False), AfterValidator(_check_r
 ModelText = Annotated[PathText, AfterValidator(_check_model)]
 ModelListing = Annotated[PathText, AfterValidator(_check_model_name)]
 KeyedModels = Annotated[dict[Name, ModelText], Field(min_length=1)]
-Combine = Literal["mean", "median", "max", "min", "vote"]
-COMBINATIONS = ("mean", "median", "max", "min", "vote", "or a list of weights")
+Combine = Literal["mean", "median", "max", "min", "vote", "stack"]
+COMBINATIONS = ("mean", "median", "max", "min", "vote", "stack", "or a list of weights")
 Weights = Annotated[tuple[float, ...], Field(min_length=1, strict=False)]
 Categories = Annotated[tuple[str | int, ...], Field(min_length=1, strict=False), AfterValidator(_check_categories)]
 AnyPath = str | os.PathLike[str]
@@ -313,8 +313,13 @@ class Score(SpecModel):
     Required, unless ``by`` and ``models`` name a model for each key."""
     combine: Combine | Weights | None = None
     """Result of a list of models: ``mean``, ``median``, ``max`` or ``min`` of their values, or a mean with one weight
-    for each model; ``vote`` for labels: the most frequent one, of several the one that the first such model gave.
-    Computed in float64, in the order of the list."""
+    for each model; ``vote`` for labels: the most frequent one, of several the one that the first such model gave;
+    ``stack``: the result of the model ``meta``. Computed in float64, in the order of the list."""
+    meta: ModelText | None = None
+    """With ``combine: stack``: the model whose features are the results of the list's models, in the order of the list;
+    of a model with several values a row, one after the other."""
+    meta_input: OutputKind = "prediction"
+    """With ``combine: stack``: output of the list's models that ``meta`` gets; ``output`` is that of ``meta``."""
     by: Name | None = None
     """Column whose value chooses the model that scores a row: text, integers, booleans or dates."""
     models: Annotated[ModelListing | KeyedModels | None, BeforeValidator(_key_texts)] = None
@@ -364,6 +369,8 @@ class Score(SpecModel):
             *,
             model: AnyPath | Sequence[AnyPath] | None = None,
             combine: Combine | Sequence[float] | None = None,
+            meta: AnyPath | None = None,
+            meta_input: OutputKind = "prediction",
             by: str | None = None,
             models: AnyPath | Mapping[str, AnyPath] | Mapping[int, AnyPath] | None = None,
             other: AnyPath | None = "reject",
@@ -411,6 +418,16 @@ class Score(SpecModel):
         return self
 
     @model_validator(mode="after")
+    def _check_meta(self) -> Self:
+        if self.combine == "stack" and self.meta is None:
+            raise spec_error("has combine: stack without meta", expected="meta: the model that gets the list's results")
+        if self.combine != "stack" and (self.meta is not None or self.meta_input != "prediction"):
+            raise spec_error(
+                "has meta without combine: stack", expected="combine: stack beside a list of models and meta"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_combine(self) -> Self:
         if self.model is None:
             if self.combine is not None:
@@ -423,10 +440,16 @@ class Score(SpecModel):
         is_label, kind = self.output_spec.kind == "label", self.output_spec.kind
         if self.combine is None:
             raise spec_error("has a list of models without combine", expected=f"combine: {', '.join(COMBINATIONS)}")
+        if self.combine == "stack":
+            return self
         if kind == "leaf" or is_label != (self.combine == "vote"):
             expected = "combine: vote for labels; mean, median, max, min or weights for predictions and margins"
             raise spec_error(f"cannot combine the output {kind} so", expected=expected)
-        if isinstance(self.combine, str):
+        return self
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        if self.combine is None or isinstance(self.combine, str) or not isinstance(self.model, tuple):
             return self
         if len(self.combine) != len(self.model):
             raise spec_error(
@@ -438,13 +461,25 @@ class Score(SpecModel):
 
     @property
     def references(self) -> tuple[str, ...]:
-        """The model references: one, or those of a list; by key, in order of the keys, then that of other keys.
+        """The model references: one, or those of a list, then ``meta``; by key, in order, then that of other keys.
 
         A listing has none before it is resolved; see `pipeline.models.listing`.
         """
         if self.model is None:
             return (*self.keyed_models.values(), *([] if self.other_model is None else [self.other_model]))
-        return (self.model,) if isinstance(self.model, str) else self.model
+        if isinstance(self.model, str):
+            return (self.model,)
+        return self.model if self.meta is None else (*self.model, self.meta)
+
+    @property
+    def by_reference(self) -> tuple[Score, ...]:
+        """The step as each of ``references`` is used: with its own kind of output and options."""
+        if self.meta is None:
+            return (self,) * len(self.references)
+        own = {"engine": self.engine, "tolerance": self.tolerance}
+        base = self.model_copy(update={"output": Output(column=self.output_spec.column, kind=self.meta_input)})
+        meta = Score.model_validate({"model": self.meta, "output": self.output, **own})
+        return (*(base for _ in self.references[:-1]), meta)
 
     @property
     def keyed_models(self) -> dict[str, str]:

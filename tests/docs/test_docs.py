@@ -193,6 +193,8 @@ triggers:
     if part == "Hook":
         places["Hook"] = {"url": "hooks.1.", "secret": "hooks.1.", "openlineage": "hooks.2."}.get(field, "hooks.0.")
     needed = ["steps.1.score.model=[a.ubj, b.ubj]"] if field == "combine" else []
+    if field.startswith("meta"):
+        needed = ["steps.1.score={model: [a.ubj], combine: stack, meta: m.ubj, output: churn}"]
     if part == "Score" and field in ("by", "models", "other"):
         needed = ["steps.1.score={by: country, models: 'm/{}.ubj', output: churn}"]
     assert JobSpec.load(spec, overrides=[*needed, f"{places[part]}{field}={EXAMPLES[part][field]}"]).name

@@ -16,6 +16,7 @@ from pipeline.plan.recipe import (
     MapRecipe,
     ScoreRecipe,
     SelectRecipe,
+    StackRecipe,
     StageRecipe,
     StepRecipe,
     held_steps,
@@ -32,6 +33,7 @@ from pipeline.scoring.operations.operation import Operation, RowScorer
 from pipeline.scoring.operations.scores import ScoreOperation
 from pipeline.scoring.operations.selects import SelectOperation
 from pipeline.scoring.operations.shared_matrix import share_matrices
+from pipeline.scoring.operations.stack import StackScorer
 from pipeline.scoring.steps import Step
 
 
@@ -110,4 +112,6 @@ class _Builder:
         ]
         if isinstance(step, EnsembleRecipe):
             return EnsembleScorer(step, members)
+        if isinstance(step, StackRecipe):
+            return StackScorer(members[:-1], members[-1], columns=step.members[-1].features)
         return KeyedScorer(step, members, predictors) if isinstance(step, KeyedRecipe) else members[0]
