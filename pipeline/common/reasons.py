@@ -23,13 +23,15 @@ class ReasonKind(StrEnum):
     """The row took too long."""
     MEMORY = "memory"
     """The row took too much memory."""
+    NO_MODEL = "no_model"
+    """No model is named for the row's key; the reason is this word alone."""
     FILE = "file"
     """The file is damaged, was changed, or has different columns."""
 
     @property
     def is_user_code(self) -> bool:
         """True if a step or the model is to blame, not the data."""
-        return self not in (ReasonKind.CONTRACT, ReasonKind.FRAME, ReasonKind.FILE)
+        return self not in (ReasonKind.CONTRACT, ReasonKind.FRAME, ReasonKind.NO_MODEL, ReasonKind.FILE)
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,12 @@ class Reason:
 
     kind: ReasonKind
     error: str
-    """Name of the broken rule, the error or the signal."""
+    """Name of the broken rule, the error or the signal; empty where the kind says all."""
     source: str = ""
     """Column of the rule or of the frame, or entry point of the step."""
 
     def __str__(self) -> str:
-        return f"{self.kind}:{self.source}:{self.error}" if self.source else f"{self.kind}:{self.error}"
+        return ":".join(filter(None, (self.kind, self.source, self.error)))
 
     @classmethod
     def parse(cls, text: str) -> Reason:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from pipeline.common.reasons import Reason, ReasonKind
 from pipeline.models.lazy_evaluator import LazyEvaluator
 from pipeline.models.model import Predictor
 from pipeline.plan.recipe import KeyedRecipe
@@ -14,7 +15,7 @@ from pipeline.scoring.arrow import decoded, one_array
 from pipeline.scoring.operations.model_scorer import ModelScorer, expect_columns
 from pipeline.scoring.rows import Failures, Rows
 
-NO_MODEL_REASON = "no_model"
+NO_MODEL_REASON = str(Reason(ReasonKind.NO_MODEL, ""))
 """Reason of rows for whose key there is no model."""
 _NO_MODEL = -1
 

@@ -18,6 +18,7 @@ class TestReason:
             (Reason(ReasonKind.SCORE, "ValueError"), "score:ValueError"),
             (Reason(ReasonKind.CRASH, "SIGSEGV"), "crash:SIGSEGV"),
             (Reason(ReasonKind.FILE, "CorruptInput"), "file:CorruptInput"),
+            (Reason(ReasonKind.NO_MODEL, ""), "no_model"),
         ],
     )
     def test_reads_back_its_text(self, reason: Reason, text: str) -> None:
@@ -31,5 +32,6 @@ class TestReason:
 
 
 @pytest.mark.parametrize("kind", list(ReasonKind))
-def test_contract_frame_and_file_are_the_only_reasons_of_the_data(kind: ReasonKind) -> None:
-    assert kind.is_user_code is (kind not in (ReasonKind.CONTRACT, ReasonKind.FRAME, ReasonKind.FILE))
+def test_contract_frame_key_and_file_are_the_only_reasons_of_the_data(kind: ReasonKind) -> None:
+    data = (ReasonKind.CONTRACT, ReasonKind.FRAME, ReasonKind.NO_MODEL, ReasonKind.FILE)
+    assert kind.is_user_code is (kind not in data)

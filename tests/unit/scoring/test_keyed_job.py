@@ -15,6 +15,7 @@ import pytest
 import xgboost
 
 from pipeline.driver.retry import RetryRequest, open_retry
+from pipeline.errors import TooManyRejects
 from pipeline.jobs.directory import JobDirectory, JobOptions
 from pipeline.models.cache import forget_models
 from pipeline.models.flavors import xgboost as flavor
@@ -22,11 +23,12 @@ from pipeline.models.flavors import xgboost_probe
 from pipeline.models.process import ProcessFacts, set_process_facts
 from pipeline.plan.describe import plan_summary
 from pipeline.plan.plan import Limits
-from pipeline.report.build import make_report
+from pipeline.report.build import decide_status, make_report
 from pipeline.report.verify import verify
 from pipeline.scoring.partition import score_partition
 from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec
+from pipeline.spec.parts import Errors
 from pipeline.testing.inline import plan_inline, publish_inline, score_inline
 
 KEYS = 200
@@ -157,6 +159,14 @@ def test_a_model_that_comes_later_scores_the_rejected_rows(folder: Path, tmp_pat
     rows = pq.read_table([folder / "part-0.parquet", folder / "part-1.parquet"])["key"].to_pylist()
     published = pq.read_table(tmp_path / "out")["key"].to_pylist()
     assert sorted(published) == sorted(key for key in rows if key < 5 or key == KEYS)
+
+
+def test_rows_without_a_model_fail_a_job_that_allows_no_rejects(folder: Path, tmp_path: Path) -> None:
+    spec = make_spec(folder, tmp_path / "out", models=few(folder)).model_copy(update={"errors": Errors()})
+    job = score_inline(plan_inline(spec, directory=tmp_path / "jobs"), directory=tmp_path / "jobs", job="k-1")
+    with pytest.raises(TooManyRejects, match="too many rows") as caught:
+        decide_status(job.ledger(), job=job.id)
+    assert "no_model" in caught.value.found
 
 
 def test_other_rows_get_null_and_a_job_resumes_from_its_stored_plan(folder: Path, tmp_path: Path) -> None:
