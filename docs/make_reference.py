@@ -63,7 +63,13 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "bytes": "1 GiB",
         "at_latest": "1 h",
     },
-    "MapStep": {"map": "features:build", "dtype_backend": "pyarrow", "row_wise": "unchecked"},
+    "MapStep": {
+        "map": "features:build",
+        "dtype_backend": "pyarrow",
+        "row_wise": "unchecked",
+        "on_error": "{TimeoutError: {retry: 3}, KeyError: fail}",
+    },
+    "RetryCall": {"retry": "3", "wait": "2 s", "then": "reject"},
     "FilterStep": {"filter": "country == 'DE' and total > 0"},
     "SelectStep": {"select": "{customer: customer_id, age: age}"},
     "ScoreStep": {"score": "{model: churn.ubj}"},
@@ -96,7 +102,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "target_file_size": "256 MiB",
         "compression": "zstd",
     },
-    "Errors": {"max_fraction": "0.001", "files": "quarantine", "max_files": "3"},
+    "Errors": {"max_fraction": "0.001", "max_rows": "100", "files": "quarantine", "max_files": "3"},
     "Hook": {
         "when": "[failure, warnings]",
         "command": "[notify-send, it failed]",

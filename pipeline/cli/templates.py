@@ -43,6 +43,8 @@ steps:
   # - map: features:build
   #   dtype_backend: numpy
   #   row_wise: checked
+  #   # By class of an exception: reject its rows, fail the job, or call the step again after a pause.
+  #   on_error: {KeyError: fail, TimeoutError: {retry: 3}}
   # Drop rows, and select or rename columns; at the beginning, files are read with it.
   # - filter: total > 0
   # - select: {id: customer_id, age: age}
@@ -98,6 +100,8 @@ errors:
   # Rejected rows / input rows up to which the job succeeds, with warnings. At 0 one bad row fails it; rejected rows
   # are kept with file, row number and reason either way.
   max_fraction: 0.0
+  # Most rejected rows, as a number.
+  # max_rows: 100
   # fail | quarantine: leave out an input file as a whole that is damaged, has other columns than most, or changes.
   # files: quarantine
   # Input files that may be quarantined; with more the job is refused, or fails.

@@ -44,7 +44,7 @@ from pipeline.sources.locate import SourceFile, locate
 from pipeline.sources.quarantine import check_file_count
 from pipeline.sources.types import empty_table
 from pipeline.sources.versions import is_same_version
-from pipeline.spec.job_spec import JobSpec
+from pipeline.spec.job_spec import AnyStep, JobSpec
 from pipeline.spec.load import absolute, source_paths
 from pipeline.spec.parts import Incremental, Score, ScoreStep, Sink
 from pipeline.spec.precedence import Precedence
@@ -52,6 +52,10 @@ from pipeline.storage.urls import is_local_path, local_path, use_storage_options
 
 _NOT_THE_WORK = {"model", "models", "meta", "engine", "tolerance", "flavor", "allow_code", "threads"}
 """Fields of a ``score`` step that change no row, or are known from the model."""
+
+
+_LATER = ("on_error",)
+"""Fields of ``map`` steps that digests leave out while they are empty: they came later."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +244,7 @@ class _Drafting:
         check_rules(last_schema(plan.frames, schema), plan.score_rules, sample=sample and sample.mapped)
 
     def _sample(self, spec: JobSpec, discovery: Discovery, schema: pa.Schema) -> Sample:
-        key = spec.maps, schema.serialize().to_pybytes(), discovery.never_null
+        key = tuple(step.model_dump_json() for step in spec.maps), schema.serialize().to_pybytes(), discovery.never_null
         if key not in self.samples:
             self.samples[key] = _read_sample(spec, discovery, schema, settings=self.settings, code=self.code(spec))
         return self.samples[key]
@@ -461,7 +465,7 @@ def work_digest(spec: JobSpec, models: Sequence[ModelVersion], code: Sequence[St
         (model,) = models
         steps = {
             "model": [model.digest, model.flavor],
-            "maps": [step.model_dump(mode="json") for step in spec.maps],
+            "maps": list(map(_step_identity, spec.maps)),
             "score": scores[0],
         }
     else:
@@ -469,7 +473,7 @@ def work_digest(spec: JobSpec, models: Sequence[ModelVersion], code: Sequence[St
         steps = {
             "models": [[model.digest, model.flavor] for model in models],
             "kinds": [type(step).__name__ for step in spec.steps],
-            "steps": [step.model_dump(mode="json") for step in others],
+            "steps": list(map(_step_identity, others)),
             "scores": scores,
         }
     return digest_json(
@@ -480,6 +484,12 @@ def work_digest(spec: JobSpec, models: Sequence[ModelVersion], code: Sequence[St
             "contract": {name: rule.model_dump(mode="json") for name, rule in spec.contract.items()},
         }
     )
+
+
+def _step_identity(step: AnyStep) -> dict[str, Any]:
+    """Return what a step other than ``score`` does with a row, with defaults but for fields that came later."""
+    record = step.model_dump(mode="json")
+    return {name: value for name, value in record.items() if value or name not in _LATER}
 
 
 def _identity(score: Score) -> dict[str, Any]:

@@ -186,7 +186,7 @@ class _Walk:
     def _map(self, step: MapStep, *, is_written: bool) -> None:
         made = next(self._maps)
         check_twice(made)
-        self._add(MapRecipe(step.map, step.dtype_backend, step.row_wise, made.serialize().to_pybytes()))
+        self._add(MapRecipe.of(step, made.serialize().to_pybytes()))
         if is_written:
             known = {*self.frame.names, *self.written}
             self.written += [name for name in made.names if name not in known]

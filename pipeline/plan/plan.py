@@ -309,7 +309,7 @@ class Plan:
         # Plans of retries that took a step out may have the frames of more steps.
         frames = (*self.frame_schemas, *(b"" for _ in self.spec.maps))
         for step, frame in zip(self.spec.maps, frames, strict=False):
-            yield MapRecipe(step.map, step.dtype_backend, step.row_wise, frame)
+            yield MapRecipe.of(step, frame)
 
     def _score_recipe(self) -> ScoreRecipe:
         score = self.spec.score

@@ -8,11 +8,13 @@ from typing import Any, Literal
 
 from pipeline.common.agreement import Decision
 from pipeline.common.digest import digest_json
+from pipeline.common.units import parse_seconds
 from pipeline.devices.memory import DEVICE_MEMORY
 from pipeline.models.model import ModelVersion, joint_digest
 from pipeline.plan.memory import MOST_GROUP_BYTES
 from pipeline.plan.step_code import StepCode
 from pipeline.spec.model_ref import Device, Engine, OutputKind
+from pipeline.spec.parts import MapStep, RetryCall
 
 REJECT_FILE = "_file"
 REJECT_ROW = "_row"
@@ -36,6 +38,20 @@ class ColumnRule:
 
 
 @dataclass(frozen=True)
+class ErrorRule:
+    """Action for a class of exceptions that a ``map`` step raises."""
+
+    error: str
+    """Name of the class, with or without its module."""
+    action: Literal["reject", "fail"]
+    """Action after the last call."""
+    retries: int = 0
+    """Most further calls."""
+    wait: float = 0.0
+    """Seconds before the first of them; twice as many before each further one."""
+
+
+@dataclass(frozen=True)
 class MapRecipe:
     """One ``map`` step."""
 
@@ -44,6 +60,22 @@ class MapRecipe:
     row_wise: str = "checked"
     frame: bytes = b""
     """Arrow schema (IPC) of the step's result, equal for all batches; empty: not planned."""
+    on_error: tuple[ErrorRule, ...] = ()
+
+    @staticmethod
+    def of(step: MapStep, frame: bytes = b"") -> MapRecipe:
+        """Return the recipe of a step of a spec.
+
+        :param frame: see the field.
+        """
+        rules = tuple(_error_rule(name, action) for name, action in step.on_error.items())
+        return MapRecipe(step.map, step.dtype_backend, step.row_wise, frame, rules)
+
+
+def _error_rule(name: str, action: Literal["reject", "fail"] | RetryCall) -> ErrorRule:
+    if isinstance(action, RetryCall):
+        return ErrorRule(name, action.then, action.retry, parse_seconds(action.wait))
+    return ErrorRule(name, action)
 
 
 @dataclass(frozen=True)

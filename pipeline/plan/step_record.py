@@ -12,6 +12,7 @@ from pipeline.plan.recipe import (
     CheckRecipe,
     ColumnRule,
     EnsembleRecipe,
+    ErrorRule,
     FilterRecipe,
     KeyedRecipe,
     MapRecipe,
@@ -38,6 +39,8 @@ def step_to_record(step: StepRecipe) -> dict[str, Any]:
     """Return a resolved step as JSON: the fields of its recipe, and its kind."""
     kind = next(kind for kind, recipe in _KINDS.items() if isinstance(step, recipe))
     record = {"step": kind, **asdict(step)}
+    if isinstance(step, MapRecipe) and not step.on_error:  # as before there were rules
+        del record["on_error"]
     if isinstance(step, ScoreRecipe):
         record["model"] = model_to_record(step.model)
     if isinstance(step, SEVERAL):
@@ -65,6 +68,7 @@ def step_from_record(record: Mapping[str, Any]) -> StepRecipe:
     values = {field.name: _as_tuple(record[field.name]) for field in fields(kind) if field.name in record}
     if kind is MapRecipe:
         values["frame"] = bytes.fromhex(record["frame"])
+        values["on_error"] = tuple(ErrorRule(**rule) for rule in record.get("on_error", ()))
     if kind is SelectRecipe:
         values["columns"] = tuple((new, old) for new, old in record["columns"])
     if "rules" in values:

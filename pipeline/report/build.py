@@ -48,14 +48,16 @@ from pipeline.report.report import ChildReport, Report
 _SHOWN_REASONS = 3
 
 
-def status_for(rows: RowCounts, *, max_fraction: float) -> Status:
-    """Return the final status of a job whose partitions are all done, from its rejected share of the wanted rows.
+def status_for(rows: RowCounts, *, max_fraction: float, max_rows: int | None = None) -> Status:
+    """Return the final status of a job whose partitions are all done, from its rejected rows.
 
     Filtered rows do not count: a filter that drops nearly all rows must not make bad rows look rare.
     """
     if rows.rejected == 0:
         return Status.SUCCEEDED
     within = rows.rejected <= max_fraction * wanted_rows(rows)
+    if max_rows is not None:
+        within = rows.rejected <= max_rows and (within or not max_fraction)
     return Status.SUCCEEDED_WITH_WARNINGS if within else Status.FAILED
 
 
@@ -68,12 +70,13 @@ def decide_status(ledger: Ledger, *, job: str, examples: Mapping[str, str] | Non
     """Return the status that a job whose partitions are all done gets once it is published.
 
     :param examples: the first rejected row per reason, as text; see `pipeline.report.rejects.first_examples`.
-    :raises TooManyRejects: or StepFailed, if more rows were rejected than ``errors.max_fraction`` allows.
+    :raises TooManyRejects: or StepFailed, if more rows were rejected than the limits of ``errors`` allow.
     """
-    rows, limit = ledger.rows, ledger.last.plan.spec.errors.max_fraction
-    status = status_for(rows, max_fraction=limit)
+    rows, errors = ledger.rows, ledger.last.plan.spec.errors
+    limits: dict[str, Any] = {"max_fraction": errors.max_fraction, "max_rows": errors.max_rows}
+    status = status_for(rows, **limits)
     if status is Status.FAILED:
-        raise too_many_rejects(rows, max_fraction=limit, reasons=ledger.reasons, job=job, examples=examples)
+        raise too_many_rejects(rows, **limits, reasons=ledger.reasons, job=job, examples=examples)
     return Status.SUCCEEDED_WITH_WARNINGS if ledger.quarantined_files else status
 
 
@@ -81,6 +84,7 @@ def too_many_rejects(
     rows: RowCounts,
     *,
     max_fraction: float,
+    max_rows: int | None = None,
     reasons: Mapping[str, int],
     job: str,
     examples: Mapping[str, str] | None = None,
@@ -104,9 +108,16 @@ def too_many_rejects(
         where=f"job {job}",
         found=f"{format_count(rows.rejected)} of {format_count(wanted_rows(rows))} rows to be scored "
         f"({_percent(rows.rejected, wanted_rows(rows))}): " + "; ".join(shown) + more,
-        expected=f"at most {max_fraction:.4%} (errors.max_fraction: {max_fraction:g})",
+        expected=" and ".join(_limits(max_fraction, max_rows)),
         next_step=f"python -m pipeline rejects {job}",
     )
+
+
+def _limits(max_fraction: float, max_rows: int | None) -> list[str]:
+    by_rows = [] if max_rows is None else [f"at most {plural(max_rows, 'row')} (errors.max_rows: {max_rows})"]
+    if by_rows and not max_fraction:
+        return by_rows
+    return [f"at most {max_fraction:.4%} (errors.max_fraction: {max_fraction:g})", *by_rows]
 
 
 def make_report(

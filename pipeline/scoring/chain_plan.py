@@ -46,7 +46,7 @@ def plan_chain_frames(
     check_source_columns(sample.schema)
     modules = StepModules(code.steps, import_paths=import_paths, sources=code.sources)
     with modules.in_use():
-        loaded = import_steps([MapRecipe(step.map, step.dtype_backend, step.row_wise) for step in maps], modules)
+        loaded = import_steps(list(map(MapRecipe.of, maps)), modules)
         return tuple(_map_schemas(steps, sample, iter(loaded), iter(models), frozenset(never_null)))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from pipeline.scoring.bisection import NoRowWorksError, RowsError, bisect, blame
 from pipeline.scoring.frame_conversion import to_frame, to_table
 from pipeline.scoring.frame_schemas import UNPLANNED, FrameSchemas, never_null_columns
 from pipeline.scoring.rows import Failures, Rows
+from pipeline.scoring.step_policy import call_step
 from pipeline.scoring.steps import Step
 
 ROW_INDEX = "__row__"
@@ -114,7 +116,9 @@ def _call_step(step: Step, frame: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarra
     """Call a step. Return its frame in the order of the rows, and the position in ``frame`` of each row."""
     count = len(frame)
     with blame_rows(f"step:{step.entrypoint}"), _show_warnings():
-        result: Any = step.function(frame)
+        # Each call gets a frame of its own: one that raised may have changed columns.
+        call = partial(_call_function, step, frame) if step.on_error else partial(step.function, frame)
+        result: Any = call_step(call, step.on_error, entrypoint=step.entrypoint)
     if not isinstance(result, pd.DataFrame):
         raise _broken(step, "a step must return a DataFrame", found=type(result).__name__)
     names = list(result.columns)
@@ -123,6 +127,10 @@ def _call_step(step: Step, frame: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarra
             step, "a step returned columns that cannot be written", found=repr(names)[:200], expected="unique strings"
         )
     return _remaining_rows(step, result, count)
+
+
+def _call_function(step: Step, frame: pd.DataFrame) -> Any:
+    return step.function(frame.copy(deep=False))
 
 
 def _show_warnings() -> AbstractContextManager[Any]:

@@ -97,7 +97,7 @@ def plan_step(step: Step, table: pa.Table, never_null: frozenset[str]) -> tuple[
 
 
 def _map_recipe(step: MapStep | MapRecipe) -> MapRecipe:
-    return step if isinstance(step, MapRecipe) else MapRecipe(step.map, step.dtype_backend, step.row_wise)
+    return step if isinstance(step, MapRecipe) else MapRecipe.of(step)
 
 
 def _run_first(step: Step, table: pa.Table, never_null: frozenset[str]) -> tuple[pa.Schema, Rows, Failures]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from pipeline.plan.recipe import MapRecipe
+from pipeline.plan.recipe import ErrorRule, MapRecipe
 from pipeline.plan.step_code import StepCode
 from pipeline.scoring.code_search import find_code
 from pipeline.scoring.step_modules import Function, ReadArchived, StepModules, modules_of
@@ -21,6 +21,7 @@ class Step:
     function: Function
     dtype_backend: str = "numpy"
     row_wise: str = "checked"
+    on_error: tuple[ErrorRule, ...] = ()
 
 
 def load_steps(
@@ -51,7 +52,8 @@ def load_steps(
 def import_steps(maps: Sequence[MapRecipe], modules: StepModules) -> tuple[Step, ...]:
     """Return the steps of a recipe from ``modules``."""
     return tuple(
-        Step(step.entrypoint, modules.function(step.entrypoint), step.dtype_backend, step.row_wise) for step in maps
+        Step(step.entrypoint, modules.function(step.entrypoint), step.dtype_backend, step.row_wise, step.on_error)
+        for step in maps
     )
 
 

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from pipeline.common.secrets import is_reference, written_secret
-from pipeline.common.units import parse_bytes
+from pipeline.common.units import parse_bytes, parse_seconds
 from pipeline.errors import SpecError
 from pipeline.spec.model_ref import Engine, IterationRange, ModelRef, OutputKind
 from pipeline.spec.parameters import FAN_OUT_VALUE, PARAM_PATTERN
@@ -124,6 +124,21 @@ def check_size(value: int | str) -> int | str:
     return value
 
 
+def check_seconds(value: float | int | str) -> float | int | str:
+    """Return ``value`` if it is a duration, such as ``30 s`` or a number of seconds."""
+    try:
+        parse_seconds(value)
+    except SpecError as error:
+        raise spec_error("is not a valid duration", expected=error.expected) from error
+    return value
+
+
+def _check_error_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name):
+        raise spec_error("is not the name of an exception", expected="a class, such as ValueError or package.Error")
+    return name
+
+
 def _check_unique(names: tuple[str, ...]) -> tuple[str, ...]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -192,6 +207,7 @@ PathText = Annotated[
     str, BeforeValidator(_path_text), AfterValidator(_check_path), Field(json_schema_extra={"minLength": 1})
 ]
 Name = Annotated[str, Field(min_length=1)]
+ErrorName = Annotated[str, AfterValidator(_check_error_name)]
 Names = Annotated[tuple[Name, ...], Field(strict=False), AfterValidator(_check_unique)]
 SomeNames = Annotated[tuple[Name, ...], Field(min_length=1, strict=False), AfterValidator(_check_unique)]
 UrlPrefix = Annotated[str, AfterValidator(_check_beginning)]
@@ -259,6 +275,17 @@ class Source(SpecModel):
         ) -> None: ...
 
 
+class RetryCall(SpecModel):
+    """Another call of a step, after a pause."""
+
+    retry: int = Field(ge=1, le=10)
+    """Most further calls on the same rows."""
+    wait: Annotated[float | int | str, AfterValidator(check_seconds)] = "1 s"
+    """Pause before the first of them, as ``2 s`` or seconds; doubled before each further one, up to a minute."""
+    then: Literal["fail", "reject"] = "fail"
+    """After the last of them: fail the job, or reject the rows at fault."""
+
+
 class MapStep(SpecModel):
     """Step that calls a function of yours with one batch of rows at a time."""
 
@@ -272,6 +299,10 @@ class MapStep(SpecModel):
     row_wise: Literal["checked", "unchecked"] = "checked"
     """``checked``: planning runs the step on a sample in seven ways, and refuses it if the result for a row differs.
     ``unchecked``: no check; a result with a fresh index and as many rows as before is taken to be in their order."""
+    on_error: dict[ErrorName, Literal["reject", "fail"] | RetryCall] = Field(default_factory=dict)
+    """Action per class of an exception that the step raises, such as ``ValueError`` or ``requests.Timeout``, or a base
+    class of it: ``reject`` the rows at fault, ``fail`` the job, or ``{retry: 3}``. Default: ``reject``, except for
+    errors of memory, storage and network."""
 
 
 class FilterStep(SpecModel):
@@ -548,6 +579,9 @@ class Errors(SpecModel):
     max_fraction: float = Field(default=0.0, ge=0.0, le=1.0)
     """Largest fraction of rejected rows (rejected / rows to score; filtered rows do not count) with which the job
     succeeds, with warnings. Default 0: one rejected row fails the job."""
+    max_rows: int | None = Field(default=None, ge=0)
+    """Most rejected rows with which the job succeeds, with warnings. Without ``max_fraction`` only this number counts;
+    beside it, neither may be exceeded."""
     files: Literal["fail", "quarantine"] = "fail"
     """Handling of an input file that is damaged, has other columns than most, or changes while the job runs.
     ``fail``: the job is refused, or fails. ``quarantine``: the file is left out as a whole, by name; its rows are in no

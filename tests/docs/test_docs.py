@@ -133,6 +133,7 @@ def test_every_part_of_the_job_spec_has_its_table() -> None:
         "Source",
         "Incremental",
         "MapStep",
+        "RetryCall",
         "FilterStep",
         "SelectStep",
         "ScoreStep",
@@ -175,6 +176,7 @@ triggers:
         "JobSpec": "",
         "Source": "source.",
         "MapStep": "steps.0.",
+        "RetryCall": "steps.0.on_error.OSError.",
         "FilterStep": "steps.2.",
         "SelectStep": "steps.3.",
         "ScoreStep": "steps.1.",
@@ -193,6 +195,8 @@ triggers:
     if part == "Hook":
         places["Hook"] = {"url": "hooks.1.", "secret": "hooks.1.", "openlineage": "hooks.2."}.get(field, "hooks.0.")
     needed = ["steps.1.score.model=[a.ubj, b.ubj]"] if field == "combine" else []
+    if part == "RetryCall":
+        needed = ["steps.0.on_error={OSError: {retry: 1}}"]
     if field.startswith("meta"):
         needed = ["steps.1.score={model: [a.ubj], combine: stack, meta: m.ubj, output: churn}"]
     if part == "Score" and field in ("by", "models", "other"):

@@ -442,6 +442,7 @@ def test_the_template_is_valid_with_every_comment_taken_away() -> None:
         "- map:",
         "  dtype_backend:",
         "  row_wise:",
+        "  on_error:",
         "  age:",
         "  plan:",
         "  s3:",

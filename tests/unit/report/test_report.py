@@ -50,6 +50,32 @@ def test_no_rows_succeed() -> None:
     assert status_for(RowCounts(), max_fraction=0.0) is Status.SUCCEEDED
 
 
+@pytest.mark.parametrize(
+    ("rejected", "fraction", "most", "status"),
+    [
+        (5, 0.0, 5, Status.SUCCEEDED_WITH_WARNINGS),
+        (6, 0.0, 5, Status.FAILED),
+        (1, 0.0, 0, Status.FAILED),
+        (5, 0.01, 5, Status.SUCCEEDED_WITH_WARNINGS),
+        (5, 0.001, 5, Status.FAILED),
+        (6, 0.01, 5, Status.FAILED),
+    ],
+)
+def test_a_number_of_rows_limits_the_rejects_alone_or_beside_the_share(
+    rejected: int, fraction: float, most: int, status: Status
+) -> None:
+    rows = RowCounts(1000, 1000 - rejected, rejected, 0)
+    assert status_for(rows, max_fraction=fraction, max_rows=most) is status
+
+
+def test_the_error_names_the_limits_that_count() -> None:
+    rows = RowCounts(9, 4, 5, 0)
+    only = too_many_rejects(rows, max_fraction=0, max_rows=1, reasons={}, job="j")
+    assert only.expected == "at most 1 row (errors.max_rows: 1)"
+    both = too_many_rejects(rows, max_fraction=0.5, max_rows=3, reasons={}, job="j")
+    assert both.expected == "at most 50.0000% (errors.max_fraction: 0.5) and at most 3 rows (errors.max_rows: 3)"
+
+
 def test_message_names_reasons_and_the_next_command() -> None:
     reasons = {"contract:age:null": 6, "contract:age:max": 3, "step:f:g:KeyError": 1, "contract:z:min": 1}
     examples = {"contract:age:null": "a.parquet row 7: age is null"}
