@@ -1,4 +1,7 @@
-"""Dask worker processes on this machine, with one nanny each, forked from one process if possible."""
+"""Dask worker processes on this machine, with one nanny each, forked from one process if possible.
+
+Dask is imported when workers are started: a plan needs only their number and memory.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,10 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import distributed.utils
-from distributed import Client, LocalCluster
-from distributed.system import MEMORY_LIMIT
+from functools import cache
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.common import forkserver as forks
 from pipeline.common.cores import core_count
@@ -19,12 +21,14 @@ from pipeline.common.units import parse_bytes
 from pipeline.errors import NoWorkers, SpecError
 from pipeline.execution.clusters import DASK_CONFIG
 from pipeline.execution.clusters.devices import check_this_machine
-from pipeline.execution.clusters.lazy_dashboard import add_dashboard
 from pipeline.execution.clusters.security import LOOPBACK, Certificates, certificates_in, check_dashboard, is_loopback
 from pipeline.execution.dask_config import override_config
 from pipeline.jobs.cancellation import wait_in_slices
 from pipeline.plan.plan import Limits
 from pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 NEVER = "1000 hours"
 WORKER_SETUP = "pipeline.execution.clusters.worker_setup"
@@ -73,7 +77,7 @@ class LocalProcesses:
         workers, threads = (None if value == "auto" else int(value) for value in (self.workers, self.threads))
         return chosen_shape(
             core_count(),
-            MEMORY_LIMIT,
+            memory_limit(),
             workers=self.settings.workers or workers,
             threads=self.settings.threads or threads,
         )
@@ -93,6 +97,8 @@ class LocalProcesses:
 
     @contextmanager
     def _start(self, certificates: Certificates | None) -> Iterator[Client]:
+        import distributed.utils
+
         environment = self._environment()
         with forks.restored(environment), forks.in_use(environment) as is_forked:
             method = "forkserver" if is_forked else "spawn"
@@ -106,6 +112,8 @@ class LocalProcesses:
     def _workers(
         self, certificates: Certificates | None, environment: Mapping[str, str], *, method: str
     ) -> Iterator[Client]:
+        from distributed import LocalCluster
+
         limits = self.limits()
         with override_config(process_config(self.settings, environment, method=method)):
             cluster = LocalCluster(
@@ -120,6 +128,21 @@ class LocalProcesses:
                 yield client
 
 
+@cache
+def memory_limit() -> int:
+    """Return the memory of this machine in bytes as Dask counts it: what the control groups and limits leave of it."""
+    dask = find_spec("distributed")
+    # The module alone: with its package it takes half a second.
+    spec = dask and dask.origin and spec_from_file_location("_", Path(dask.origin).with_name("system.py"))
+    if not spec or not spec.loader:
+        from distributed.system import MEMORY_LIMIT
+
+        return int(MEMORY_LIMIT)
+    system: Any = module_from_spec(spec)
+    spec.loader.exec_module(system)
+    return int(system.MEMORY_LIMIT)
+
+
 def memory_of(limit: int | str, *, share: float) -> int:
     """Return the bytes of a worker's memory limit.
 
@@ -127,7 +150,7 @@ def memory_of(limit: int | str, *, share: float) -> int:
     :raises SpecError: when it is neither.
     """
     try:
-        return int(MEMORY_LIMIT * 0.9 * share) if limit == "auto" else parse_bytes(limit)
+        return int(memory_limit() * 0.9 * share) if limit == "auto" else parse_bytes(limit)
     except SpecError as error:
         raise SpecError(
             "invalid memory limit",
@@ -180,6 +203,10 @@ def server_options(host: str, settings: Settings, certificates: Certificates | N
 @contextmanager
 def connected(cluster: Any, *, workers: int, timeout: float) -> Iterator[Client]:
     """Yield a client of ``cluster`` once its workers have started; close the cluster on leaving."""
+    from distributed import Client
+
+    from pipeline.execution.clusters.lazy_dashboard import add_dashboard
+
     try:
         add_dashboard(cluster.scheduler)
         with Client(cluster, set_as_default=False) as client:

@@ -15,15 +15,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
-
-from distributed import Security
+from typing import TYPE_CHECKING, Any
 
 from pipeline.common.secrets import resolve_reference
 from pipeline.errors import RefusedForSafety, SpecError
 from pipeline.jobs import layout
 from pipeline.storage.local import LocalStore
 from pipeline.storage.urls import is_local_path, local_path, unique_name
+
+if TYPE_CHECKING:
+    from distributed import Security
 
 LOOPBACK = "127.0.0.1"
 
@@ -82,6 +83,8 @@ class Certificates:
 
     def security(self) -> Security:
         """Return Dask's security object, which refuses connections without TLS."""
+        from distributed import Security
+
         roles = ("client", "scheduler", "worker")
         return Security(
             require_encryption=True,

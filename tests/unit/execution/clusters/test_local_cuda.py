@@ -27,7 +27,7 @@ def _machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """16 cores, 100 GiB and two GPUs."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(local_cuda, "core_count", lambda: 16)
-    monkeypatch.setattr(local, "MEMORY_LIMIT", 100 * GIB)
+    monkeypatch.setattr(local, "memory_limit", lambda: 100 * GIB)
     with nvml(FakeNvml([Card(uuid) for uuid in UUIDS])), fake_dask_cuda.installed(Recorded):
         yield
 
