@@ -144,12 +144,12 @@ def test_rejected_rows_of_a_chain_come_back_in_a_retry(
     spec = make(
         {"filter": "id < 4000"},
         {"score": {"model": str(model_path), "output": "first"}},
-        {"map": "steps_for_tests:fail_on_thirteens"},
+        {"map": "steps_for_tests:fail_on_few"},
         {"score": {"model": str(other_path), "output": "second"}},
         errors={"max_fraction": 0.1},
     )
     first = run(spec, settings=settings)
-    assert first.rows.rejected == 40
+    assert first.rows.rejected == 8
     with pytest.raises(SpecError, match="does not say which score step"):
         retry("@last", model=str(model_path), settings=settings)
     with pytest.raises(SpecError, match="filters with which files are read"):

@@ -24,7 +24,7 @@ from pipeline.testing.jobs import read_output
 from pipeline.testing.oracle import Lake, make_table, oracle, train_model
 
 Make = Callable[..., JobSpec]
-BROKEN, REPAIRED = "steps_for_tests:fail_on_thirteens", "steps.0.map=steps_for_tests:as_it_is"
+BROKEN, REPAIRED = "steps_for_tests:fail_on_few", "steps.0.map=steps_for_tests:as_it_is"
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def expected(lake: Lake, model_path: Path) -> pd.DataFrame:
 
 
 def unlucky(frame: pd.DataFrame) -> pd.Series[bool]:
-    return frame["id"] % 100 == 13
+    return frame["id"] % 500 == 13
 
 
 def assert_output(path: Path, expected: pd.DataFrame) -> None:
@@ -63,9 +63,7 @@ def test_fixed_step_repairs_the_output(
     assert repaired.status == "SUCCEEDED"
     assert (repaired.rows.output, repaired.rows.rejected, repaired.published) == (len(expected), 0, 3)
     assert [(one.retried, one.recovered) for one in repaired.rounds] == [(bad, 0), (bad, bad)]
-    assert repaired.rounds[1].changes == (
-        "steps[0].map: steps_for_tests:fail_on_thirteens -> steps_for_tests:as_it_is",
-    )
+    assert repaired.rounds[1].changes == ("steps[0].map: steps_for_tests:fail_on_few -> steps_for_tests:as_it_is",)
     assert_output(tmp_path / "out", expected)
     assert_verified(repaired)
     assert retry("@last", settings=settings).status == "SUCCEEDED"
@@ -240,7 +238,7 @@ def test_fixed_module_is_reloaded_by_running_workers(
     own_module = tmp_path / f"own_{tmp_path.name}.py"
     name = f"{own_module.stem}:build"
     broken = (
-        "def build(frame):\n    if (frame['id'] % 100 == 13).any():\n        raise ValueError('13')\n    return frame\n"
+        "def build(frame):\n    if (frame['id'] % 500 == 13).any():\n        raise ValueError('13')\n    return frame\n"
     )
     own_module.write_text(broken)
     run(make_spec(maps=(name,), errors={"max_fraction": 0.02}), settings=settings)
@@ -264,8 +262,8 @@ def test_rejects_tell_what_is_left(make_spec: Make, settings: Settings, tmp_path
     assert pd.read_csv(tmp_path / "left.csv")["id"].tolist() == wanted["id"].tolist()
     with pytest.raises(PipelineError, match="already"):
         export(job, str(tmp_path / "left.csv"))
-    retry("@last", overrides=["steps.0.map=steps_for_tests:fail_on_every_other_thirteen"], settings=settings)
-    some = wanted[wanted["id"] % 200 == 13]
+    retry("@last", overrides=["steps.0.map=steps_for_tests:fail_on_fewer"], settings=settings)
+    some = wanted[wanted["id"] % 1000 == 13]
     summary = summarise(job, examples=1000)
     assert summary.total == len(some)
     (group,) = summary.groups
@@ -327,7 +325,11 @@ def test_children_of_a_fan_out_are_retried_one_by_one(make_spec: Make, settings:
         folder.mkdir(parents=True)
         # Only the first two have an id that ends in 13.
         pq.write_table(make_table(60, seed=number, start=60 * number), folder / "x.parquet")
-    spec = make_spec(maps=(BROKEN,), source={"path": str(tmp_path / "hive")}, fan_out={"by": "key", "max_parallel": 1})
+    spec = make_spec(
+        maps=("steps_for_tests:fail_on_thirteens",),
+        source={"path": str(tmp_path / "hive")},
+        fan_out={"by": "key", "max_parallel": 1},
+    )
     with pytest.raises(PipelineError, match="2 of 3 children"):
         run(spec, settings=settings)
     with pytest.raises(SpecError, match="child by child"):

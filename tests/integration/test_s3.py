@@ -107,7 +107,7 @@ def everything_stored(server: S3) -> bytes:
 def test_rejects_on_s3_are_repaired(
     s3_spec: Make, s3_settings: Settings, on_s3: S3, lake: Lake, model_path: Path
 ) -> None:
-    spec = s3_spec(maps=("steps_for_tests:fail_on_thirteens",), errors={"max_fraction": 0.02})
+    spec = s3_spec(maps=("steps_for_tests:fail_on_few",), errors={"max_fraction": 0.02})
     first = run(spec, settings=s3_settings)
     assert first.status == "SUCCEEDED_WITH_WARNINGS"
     repaired = retry("@last", overrides=["steps.0.map=steps_for_tests:as_it_is"], settings=s3_settings)

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from pipeline.errors import ModelError
 from pipeline.models.trees import TreeEngine
 from pipeline.models.trees.catboost import catboost_output, read_catboost, unsupported_catboost
+from pipeline.testing.examples import choose
 
 catboost = pytest.importorskip("catboost", reason="CatBoost is not installed")
 
-EXAMPLES = int(os.environ.get("PIPELINE_TREES_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("PIPELINE_TREES_EXAMPLES") or choose(20, of=300))
 CHOSEN = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 
 SPECIAL = np.array(

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from pipeline.errors import ModelError
 from pipeline.models.trees import TreeEngine
 from pipeline.models.trees.lightgbm import _read_number, lightgbm_output, read_lightgbm, unsupported_lightgbm
+from pipeline.testing.examples import choose
 
 lightgbm = pytest.importorskip("lightgbm", reason="LightGBM is not installed")
 
-EXAMPLES = int(os.environ.get("PIPELINE_TREES_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("PIPELINE_TREES_EXAMPLES") or choose(20, of=300))
 CHOSEN = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 
 ZERO = float(np.float32(1e-35))

@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from pipeline.errors import ModelError
 from pipeline.models.trees import TreeEngine
 from pipeline.models.trees.sklearn import read_sklearn, sklearn_output, sklearn_rows, unsupported_sklearn
+from pipeline.testing.examples import choose
 
 sklearn = pytest.importorskip("sklearn", minversion="1.3", reason="scikit-learn is not installed")
 
 from sklearn import dummy, ensemble, linear_model  # noqa: E402
 
-EXAMPLES = int(os.environ.get("PIPELINE_TREES_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("PIPELINE_TREES_EXAMPLES") or choose(20, of=300))
 CHOSEN = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 
 SPECIAL = np.array([0.0, -0.0, 1e-45, -1e-45, 1.1754944e-38, 3e38, -3e38, 1.0, 16777216.0])
