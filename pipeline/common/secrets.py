@@ -87,7 +87,11 @@ def remember_secret(value: str) -> None:
 
 def redact(text: str) -> str:
     """Return ``text`` with every secret masked."""
-    for secret in _known():
+    return _redact(text, _known())
+
+
+def _redact(text: str, known: Sequence[str]) -> str:
+    for secret in known:
         if secret in text:
             text = text.replace(secret, MASK)
     if _HINT.search(text):
@@ -101,13 +105,18 @@ def redact_values(value: Any, *, name: str = "") -> Any:
 
     :param name: key of ``value``. If the key is the name of a secret, the whole text is masked.
     """
+    # The environment is read once: a report has hundreds of texts.
+    return _redact_values(value, name, _known())
+
+
+def _redact_values(value: Any, name: str, known: Sequence[str]) -> Any:
     if isinstance(value, str):
         is_named = bool(value) and says_secret(name) and re.match(_IS_REFERENCE, value) is not None
-        return MASK if is_named else redact(value)
+        return MASK if is_named else _redact(value, known)
     if isinstance(value, Mapping):
-        return {key: redact_values(item, name=str(key)) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(redact_values(item, name=name) for item in value) if type(value) in (list, tuple) else value
+        return {key: _redact_values(item, str(key), known) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_redact_values(item, name, known) for item in value)
     return value
 
 
