@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -21,18 +22,20 @@ from tests.data.make_stored_job import ROOT, ROWS, STORED, settings
 
 @pytest.fixture
 def stored(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The stored jobs, where and when they were made."""
-    if ROOT.exists():
+    """The stored jobs, where and when they were made. One test of this machine has the folder at a time."""
+    with ROOT.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if ROOT.exists():
+            shutil.rmtree(ROOT)
+        shutil.copytree(STORED, ROOT)
+        for name, time in json.loads((STORED / "times.json").read_text()).items():
+            os.utime(ROOT / name, ns=(time, time))
+        for folder in (ROOT / "jobs").iterdir():
+            # Git keeps no modes, and a job directory that others may write is refused.
+            folder.chmod(0o700)
+        monkeypatch.chdir(ROOT)
+        yield ROOT
         shutil.rmtree(ROOT)
-    shutil.copytree(STORED, ROOT)
-    for name, time in json.loads((STORED / "times.json").read_text()).items():
-        os.utime(ROOT / name, ns=(time, time))
-    for folder in (ROOT / "jobs").iterdir():
-        # Git keeps no modes, and a job directory that others may write is refused.
-        folder.chmod(0o700)
-    monkeypatch.chdir(ROOT)
-    yield ROOT
-    shutil.rmtree(ROOT)
 
 
 def job(name: str) -> JobDirectory:
