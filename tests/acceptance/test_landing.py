@@ -25,8 +25,8 @@ from pipeline.testing.encryption import write_encrypted_columns
 from pipeline.testing.oracle import make_table, oracle
 from pipeline.testing.processes import ProcessCluster, wait_until
 
-SECONDS = float(os.environ.get("PIPELINE_LANDING_SECONDS", "24"))
-KILL_EVERY = 20.0 if SECONDS >= 120 else 6.0
+SECONDS = float(os.environ.get("PIPELINE_LANDING_SECONDS", "16"))
+KILL_EVERY = 20.0 if SECONDS >= 120 else 5.0
 ROWS = 40
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
