@@ -7,6 +7,9 @@ VENV ?= .venv
 # that they start, killed or stopped ones among them, and leave the cores idle.
 TEST_PROCESSES ?= 4
 PY := $(VENV)/bin/python
+# uv installs in a tenth of the time, where there is one.
+UV ?= $(shell command -v uv)
+INSTALL = $(if $(UV),$(UV) pip install --quiet --python $(PY),$(PY) -m pip install --quiet --disable-pip-version-check)
 # Tests start many processes of this project: with its bytecode on disk each starts in half the time.
 export PYTHONDONTWRITEBYTECODE =
 
@@ -34,11 +37,11 @@ $(PY):
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.ready: pyproject.toml $(NATIVE) | $(PY)
-	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[xgboost-cpu]'
+	$(INSTALL) --editable '.[xgboost-cpu]'
 	touch $@
 
 $(VENV)/.ready-dev: pyproject.toml $(NATIVE) | $(PY)
-	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[xgboost-cpu,dev]'
+	$(INSTALL) --editable '.[xgboost-cpu,dev]'
 	touch $(VENV)/.ready $@
 
 clean:
