@@ -68,6 +68,8 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "dtype_backend": "pyarrow",
         "row_wise": "unchecked",
         "on_error": "{TimeoutError: {retry: 3}, KeyError: fail}",
+        "timeout": "2 min",
+        "row_timeout": "5 s",
     },
     "RetryCall": {"retry": "3", "wait": "2 s", "then": "reject"},
     "FilterStep": {"filter": "country == 'DE' and total > 0"},

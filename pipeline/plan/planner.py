@@ -65,7 +65,9 @@ def make_plan(
     columns = resolve_columns(spec, model=model, discovery=discovery, frame=frame, outputs=tuple(predictions.names))
     output = _output_schema(frame, columns, predictions)
     engine = engine_options(spec.score.engine, model, kind=spec.score.output_spec.kind).has_trees
-    used = _Used(columns.read, columns.source, columns.keep, len(columns.features), model.nbytes, engine)
+    used = _Used(
+        columns.read, columns.source, columns.keep, len(columns.features), model.nbytes, engine, _has_limits(spec)
+    )
     return Plan(
         spec=spec,
         model=model,
@@ -107,6 +109,7 @@ def make_chain_plan(
         _matrix_features(chain.recipes),
         held_bytes(chain.recipes, memory=limits.memory),
         engine,
+        _has_limits(spec),
     )
     return Plan(
         spec=spec,
@@ -132,6 +135,10 @@ def _matrix_features(chain: Sequence[StepRecipe]) -> int:
     lists = Counter(score.features for score in scores_of(held_steps(chain)))
     shared = sum(len(features) for features, models in lists.items() if models > 1) if len(lists) > 1 else 0
     return shared + max((len(score.features) for score in scores_of(chain)), default=0)
+
+
+def _has_limits(spec: JobSpec) -> bool:
+    return any(step.timeout is not None or step.row_timeout is not None for step in spec.maps)
 
 
 def held_bytes(chain: Sequence[StepRecipe], *, memory: int) -> int:
@@ -160,6 +167,8 @@ class _Used:
     """Bytes of the model files that a worker holds at a time."""
     engine: bool
     """True if the tree engine may score."""
+    child_processes: bool = False
+    """True if each task scores in a process of its own, because steps have time limits."""
 
 
 def _cut(
@@ -219,6 +228,8 @@ def _projected(sizes: _Sizes, used: _Used, files: tuple[InputFile, ...], partiti
         row_bytes_out=sizes.row_bytes_out,
         row_group_rows=min(sizes.row_group_rows, most_rows),
     )
+    if used.child_processes:  # each task has one, with the models
+        task += shared_memory(used.model_bytes)
     return projected_memory(task=task, model_bytes=used.model_bytes, engine=used.engine)
 
 

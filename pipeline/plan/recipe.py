@@ -61,6 +61,10 @@ class MapRecipe:
     frame: bytes = b""
     """Arrow schema (IPC) of the step's result, equal for all batches; empty: not planned."""
     on_error: tuple[ErrorRule, ...] = ()
+    timeout: float = 0.0
+    """Longest seconds for a batch; 0: no limit."""
+    row_timeout: float = 0.0
+    """Longest seconds for a row; 0: no limit."""
 
     @staticmethod
     def of(step: MapStep, frame: bytes = b"") -> MapRecipe:
@@ -69,7 +73,8 @@ class MapRecipe:
         :param frame: see the field.
         """
         rules = tuple(_error_rule(name, action) for name, action in step.on_error.items())
-        return MapRecipe(step.map, step.dtype_backend, step.row_wise, frame, rules)
+        timeout, row_timeout = (parse_seconds(value or 0) for value in (step.timeout, step.row_timeout))
+        return MapRecipe(step.map, step.dtype_backend, step.row_wise, frame, rules, timeout, row_timeout)
 
 
 def _error_rule(name: str, action: Literal["reject", "fail"] | RetryCall) -> ErrorRule:
@@ -299,6 +304,12 @@ class StageRecipe:
     def scores(self) -> tuple[ScoreRecipe, ...]:
         """Recipes of the models, in order; those of a step with several one by one."""
         return scores_of(self.chain)
+
+    @property
+    def time_limits(self) -> tuple[float, float]:
+        """Longest seconds for a batch and for a row, of all steps; 0.0: no limit."""
+        batch, row = ([getattr(step, name) for step in self.maps] for name in ("timeout", "row_timeout"))
+        return min(filter(None, batch), default=0.0), min(filter(None, row), default=0.0)
 
     @property
     def held_models(self) -> tuple[ModelVersion, ...]:

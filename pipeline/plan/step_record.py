@@ -35,12 +35,16 @@ _KINDS: dict[str, type[StepRecipe]] = {
 }
 
 
+_POLICIES = ("on_error", "timeout", "row_timeout")
+"""Fields of ``map`` steps that are left out while they are empty."""
+
+
 def step_to_record(step: StepRecipe) -> dict[str, Any]:
     """Return a resolved step as JSON: the fields of its recipe, and its kind."""
     kind = next(kind for kind, recipe in _KINDS.items() if isinstance(step, recipe))
     record = {"step": kind, **asdict(step)}
-    if isinstance(step, MapRecipe) and not step.on_error:  # as before there were rules
-        del record["on_error"]
+    if isinstance(step, MapRecipe):  # without policies as before there were some
+        record = {name: value for name, value in record.items() if value or name not in _POLICIES}
     if isinstance(step, ScoreRecipe):
         record["model"] = model_to_record(step.model)
     if isinstance(step, SEVERAL):

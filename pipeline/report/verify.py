@@ -9,7 +9,8 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from random import Random
@@ -34,6 +35,7 @@ from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import StageRecipe
 from pipeline.scoring.arrow import first_difference, one_array
 from pipeline.scoring.code_search import find_code
+from pipeline.scoring.isolation import SLOW_REASON, IsolatedScorer, for_steps
 from pipeline.scoring.partition import read_partition
 from pipeline.scoring.predictors import library_predictors
 from pipeline.scoring.scorer import Scorer, recipe_steps
@@ -455,7 +457,9 @@ def rescore_sample(job: JobDirectory, ledger: Ledger, *, rows: int, random: Rand
     """
     result = RescoredSample()
     files = {round_.number: {file.path: file for file in round_.plan.files} for round_ in ledger.rounds}
-    for chosen in _choose(ledger.done, rows=rows, random=random):
+    # Which rows are too slow depends on the machine.
+    done = [receipt for receipt in ledger.done if SLOW_REASON not in receipt.reasons]
+    for chosen in _choose(done, rows=rows, random=random):
         round = chosen.receipt.round
         file = files[round][chosen.part.path]
         if not (chosen.receipt.before or _is_unchanged(file)):
@@ -495,12 +499,22 @@ def _score_again(recipe: StageRecipe, file: InputFile, chosen: _Range) -> pa.Tab
     rejected_from = file.path if chosen.receipt.before else ""
     file_fragment = Fragment(file.path, 0, file.rows, 0, len(file.row_groups), 0, file.hive_keys, rejected_from)
     fragment = sub_fragment(file_fragment, file, row_start=chosen.start, row_stop=chosen.stop)
-    scorer = Scorer(recipe, library_predictors(recipe), steps=recipe_steps(recipe, pin_code=True))
     versions = {file.path: (file.size, file.version)}
     batches = read_partition(recipe, Partition("", (fragment,)), versions=versions)
     schema = pa.ipc.read_schema(pa.py_buffer(recipe.output_schema))
-    tables = [scorer.score_batch(batch, paths=(file.path,)).table for batch in batches]
+    with _open_again(recipe, rows=chosen.stop - chosen.start) as scorer:
+        tables = [scorer.score_batch(batch, paths=(file.path,)).table for batch in batches]
     return pa.concat_tables(tables) if tables else empty_table(schema)
+
+
+@contextmanager
+def _open_again(recipe: StageRecipe, *, rows: int) -> Iterator[Scorer | IsolatedScorer]:
+    """Open a scorer of the planned code; in a process of its own if steps have time limits."""
+    if any(recipe.time_limits):
+        with closing(IsolatedScorer(replace(recipe, pin_code=True), for_steps(), rows=rows)) as isolated:
+            yield isolated
+    else:
+        yield Scorer(recipe, library_predictors(recipe), steps=recipe_steps(recipe, pin_code=True))
 
 
 def _written(job: JobDirectory, receipt: Receipt, *, start: int, rows: int) -> pa.Table:

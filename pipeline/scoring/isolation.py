@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import pairwise
+from math import inf
 from typing import IO, Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from pipeline.common.reasons import Reason, ReasonKind
 from pipeline.devices.inventory import VISIBLE
 from pipeline.errors import OutOfMemory, PartitionStuck, PipelineError
 from pipeline.models.engines import EngineUse
+from pipeline.models.process import process_facts
 from pipeline.plan.recipe import KeyedRecipe, StageRecipe, scores_of
 from pipeline.scoring.rows import Failures
 from pipeline.scoring.scorer import ScoredBatch, reject_table
@@ -52,7 +54,11 @@ POLL_SECONDS = 0.02
 """Seconds between two checks of the process's memory."""
 MEMORY_REASON = str(Reason(ReasonKind.MEMORY, "OutOfMemory"))
 TIMEOUT_REASON = str(Reason(ReasonKind.TIMEOUT, "PartitionTimeout"))
+SLOW_REASON = str(Reason(ReasonKind.TIMEOUT, "StepTimeout"))
+"""Reason of rows that take longer than ``timeout`` and ``row_timeout`` of the steps allow."""
 ENGINE_REASON = "rows were scored in a process of their own"
+STEPS_SHARE = 0.6
+"""Share of the worker's memory limit for the processes in which it scores partitions whose steps have time limits."""
 _HEADER = 8
 
 
@@ -64,6 +70,14 @@ class Isolation:
     """Time limit for all rows of the partition; a part of the rows gets its share, and at least `MIN_SECONDS`."""
     memory: int = 0
     """Limit of resident bytes; 0: no limit."""
+    is_for_steps: bool = False
+    """True if only the time limits of the steps count: the partition has crashed no process."""
+
+
+def for_steps() -> Isolation:
+    """Return the limits of a partition whose steps have time limits; each thread of a worker has a process for one."""
+    facts = process_facts()
+    return Isolation(memory=round(STEPS_SHARE * facts.memory / max(1, facts.threads)), is_for_steps=True)
 
 
 class CrashError(Exception):
@@ -85,6 +99,7 @@ class IsolatedScorer:
         self._child: _Child | None = None
         self._crashes = 0
         self._scored = 0
+        self._batch_seconds, self._row_seconds = recipe.time_limits
 
     def score_batch(self, batch: SourceBatch, *, paths: Sequence[str] = ()) -> ScoredBatch:
         """Score the rows of ``batch``; rows that crash their process are rejected.
@@ -100,7 +115,8 @@ class IsolatedScorer:
             try:
                 parts.append(self._score_part(part, paths))
             except CrashError as crash:
-                self._crashes += 1
+                # Slow rows are expected where steps have limits: each is searched for, however many there are.
+                self._crashes += crash.reason != SLOW_REASON
                 if stop - start <= max(1, streak.reach(start)) or self._crashes > CRASHES:
                     streak.add(start, stop)
                     parts.append(_reject_part(part, crash, paths, schema=self._recipe.output_schema))
@@ -127,12 +143,20 @@ class IsolatedScorer:
     def _score_part(self, part: SourceBatch, paths: Sequence[str]) -> ScoredBatch:
         if self._child is None:
             self._child = _Child(self._recipe, memory=self._isolation.memory)
-        limit = self._isolation.seconds
-        seconds = max(limit * part.table.num_rows / self._rows, min(limit, max(MIN_SECONDS, MIN_SHARE * limit)))
+        seconds, reason = self._seconds(part.table.num_rows)
         try:
-            return self._child.score(part, paths, seconds=seconds)
+            return self._child.score(part, paths, seconds=seconds, late=reason)
         except (MemoryError, OutOfMemory) as error:
             raise CrashError(MEMORY_REASON, str(error) or "MemoryError") from error
+
+    def _seconds(self, rows: int) -> tuple[float, str]:
+        """Return the seconds that some rows may take, and the reason of rows that take longer."""
+        limit = self._isolation.seconds
+        of_partition = max(limit * rows / self._rows, min(limit, max(MIN_SECONDS, MIN_SHARE * limit)))
+        of_steps = min(self._batch_seconds or inf, self._row_seconds * rows or inf)
+        if of_steps < inf and (self._isolation.is_for_steps or of_steps < of_partition):
+            return of_steps, SLOW_REASON
+        return of_partition, TIMEOUT_REASON
 
 
 class Streak:
@@ -205,14 +229,15 @@ class _Child:
             self.close()
             raise
 
-    def score(self, part: SourceBatch, paths: Sequence[str], *, seconds: float) -> ScoredBatch:
+    def score(self, part: SourceBatch, paths: Sequence[str], *, seconds: float, late: str) -> ScoredBatch:
         """Score rows in the process.
 
+        :param late: reason for a crash after ``seconds``.
         :raises CrashError: when the scorer crashes or is killed.
         """
         if not self._scorer:
             self._start_scorer()
-        answer: ScoredBatch = self._ask((part, tuple(paths)), seconds=seconds)
+        answer: ScoredBatch = self._ask((part, tuple(paths)), seconds=seconds, late=late)
         return answer
 
     def close(self) -> None:
@@ -234,11 +259,11 @@ class _Child:
                 next_step="fix the model or the step that crashes while it is imported; then resume",
             ) from error
 
-    def _ask(self, question: Any, *, seconds: float) -> Any:
+    def _ask(self, question: Any, *, seconds: float, late: str = TIMEOUT_REASON) -> Any:
         assert self._process.stdin is not None
         try:
             write_message(self._process.stdin, question)
-            answer = self._read_answer(seconds)
+            answer = self._read_answer(seconds, late)
         except (BrokenPipeError, EOFError):
             raise PartitionStuck(
                 "the process in which a partition was isolated is gone",
@@ -254,7 +279,7 @@ class _Child:
             raise answer
         return answer
 
-    def _read_answer(self, seconds: float) -> Any:
+    def _read_answer(self, seconds: float, late: str) -> Any:
         """Read the next answer. Return a `CrashError` if it is late or the scorer takes too much memory."""
         assert self._process.stdout is not None
         data, length = bytearray(), _HEADER
@@ -264,7 +289,7 @@ class _Child:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             while len(data) < length:
                 if not selector.select(POLL_SECONDS):
-                    crash = crash or self._check_limits(deadline, seconds)
+                    crash = crash or self._check_limits(deadline, seconds, late)
                     continue
                 chunk = os.read(self._process.stdout.fileno(), 1 << 20)
                 if not chunk:
@@ -277,11 +302,11 @@ class _Child:
             return crash
         return pickle.loads(data[_HEADER:])
 
-    def _check_limits(self, deadline: float, seconds: float) -> CrashError | None:
+    def _check_limits(self, deadline: float, seconds: float, late: str) -> CrashError | None:
         """Kill the scorer if it exceeds a limit; the next answer then reports its end, as after a crash."""
         crash: CrashError | None = None
         if time.monotonic() > deadline:
-            crash = CrashError(TIMEOUT_REASON, f"more than {seconds:.1f} s")
+            crash = CrashError(late, f"more than {seconds:.1f} s")
         elif self._memory and resident_bytes(self._scorer or self._process.pid) > self._memory:
             crash = CrashError(MEMORY_REASON, f"more than {self._memory >> 20:,} MiB in a process of its own")
         if crash is not None:

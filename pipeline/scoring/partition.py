@@ -37,7 +37,7 @@ from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import REJECT_REASON, REJECT_ROW, StageRecipe
 from pipeline.scoring.batching import TimedBatchSizer, rebatch
 from pipeline.scoring.checkpoint import CheckpointWriter
-from pipeline.scoring.isolation import IsolatedScorer, Isolation
+from pipeline.scoring.isolation import IsolatedScorer, Isolation, for_steps
 from pipeline.scoring.outputs import reject_schema
 from pipeline.scoring.predictors import NO_PREDICTORS, OpenPredictors, open_predictors
 from pipeline.scoring.progress import MIN_REST_ROWS, AttemptProgress, track_attempt
@@ -246,6 +246,8 @@ class _OpenScorer:
 @contextmanager
 def _open_scorer(recipe: StageRecipe, partition: Partition, isolation: Isolation | None) -> Iterator[_OpenScorer]:
     """Open a scorer in this process, or in a separate process that ends with the block."""
+    if isolation is None and any(recipe.time_limits):
+        isolation = for_steps()
     if isolation is None:
         device, memory = recipe.device, recipe.device_memory
         if recipe.maps:

@@ -22,6 +22,8 @@ OnAliasChange = Literal["pin", "fail", "restart"]
 StepChange = Literal["fail", "pin", "restart"]
 KEY_PLACEHOLDER = "{}"
 """Place of the key in a listing of models."""
+SHORTEST_TIMEOUT = 0.1
+"""Shortest time limit of a step, in seconds: a busy machine pauses a process for so long."""
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 DATE_PATTERN = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"
 _ENTRYPOINT = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$"
@@ -130,6 +132,14 @@ def check_seconds(value: float | int | str) -> float | int | str:
         parse_seconds(value)
     except SpecError as error:
         raise spec_error("is not a valid duration", expected=error.expected) from error
+    return value
+
+
+def check_timeout(value: float | int | str) -> float | int | str:
+    """Return ``value`` if it is a duration from a tenth of a second on."""
+    check_seconds(value)
+    if parse_seconds(value) < SHORTEST_TIMEOUT:
+        raise spec_error("is too short", expected=f"at least {SHORTEST_TIMEOUT} s")
     return value
 
 
@@ -303,6 +313,12 @@ class MapStep(SpecModel):
     """Action per class of an exception that the step raises, such as ``ValueError`` or ``requests.Timeout``, or a base
     class of it: ``reject`` the rows at fault, ``fail`` the job, or ``{retry: 3}``. Default: ``reject``, except for
     errors of memory, storage and network."""
+    timeout: Annotated[float | int | str, AfterValidator(check_timeout)] | None = None
+    """Longest time for a batch, as ``30 s`` or seconds, with the other steps and the models of the job. The rows of a
+    batch that takes longer are scored in smaller groups, and rows that take longer even alone are rejected. Works for
+    code that cannot be interrupted: such a job scores in child processes."""
+    row_timeout: Annotated[float | int | str, AfterValidator(check_timeout)] | None = None
+    """Longest time for a row, which bounds the time of a group by its number of rows."""
 
 
 class FilterStep(SpecModel):

@@ -23,6 +23,7 @@ from pipeline.testing.oracle import Lake, make_lake, oracle
 from pipeline.testing.recipes import make_partition, make_recipe
 
 HEAD = "from pipeline.testing.faults import Fault, FaultTable\n"
+STEP = MapRecipe("poison:step")
 Score = Callable[..., tuple[Receipt, pd.DataFrame, pd.DataFrame]]
 
 
@@ -39,17 +40,18 @@ def score(two_file_lake: Lake, model_path: Path, tmp_path: Path) -> Score:
     def read(recipe: StageRecipe, name: str) -> pd.DataFrame:
         return pq.read_table(f"{recipe.directory}/rounds/0/{name}").to_pandas()
 
-    def run(text: str, **limits: float) -> tuple[Receipt, pd.DataFrame, pd.DataFrame]:
+    def run(text: str, step: MapRecipe = STEP, **limits: float) -> tuple[Receipt, pd.DataFrame, pd.DataFrame]:
         (tmp_path / "poison.py").write_text(HEAD + text)
         recipe = make_recipe(
             version,
             schema,
             directory=str(tmp_path / "job"),
-            maps=(MapRecipe("poison:step"),),
+            maps=(step,),
             import_paths=(str(tmp_path),),
             batch_rows=2000,
         )
-        receipt = score_partition(recipe, make_partition(*two_file_lake.files), isolation=Isolation(**limits))  # type: ignore[arg-type]
+        isolation = Isolation(**limits) if step == STEP else None  # type: ignore[arg-type]
+        receipt = score_partition(recipe, make_partition(*two_file_lake.files), isolation=isolation)
         out = read(recipe, receipt.data.name) if receipt.data else pd.DataFrame()
         return receipt, out, read(recipe, receipt.rejects.name) if receipt.rejects else pd.DataFrame()
 
@@ -95,6 +97,17 @@ def test_a_row_that_never_ends_is_stopped_at_its_deadline(score: Score) -> None:
     assert receipt.reasons == {"timeout:PartitionTimeout": 1}
     assert list(rejects["id"]) == [77]
     assert time.monotonic() - begin < 60
+
+
+def test_rows_beyond_the_time_limit_of_a_step_are_rejected_though_nothing_can_interrupt_it(
+    score: Score, expected: pd.DataFrame
+) -> None:
+    step = MapRecipe("poison:step", timeout=1.0, row_timeout=0.5)
+    receipt, out, rejects = score(table('Fault("loop", ids=range(77, 78))'), step)
+    assert receipt.reasons == {"timeout:StepTimeout": 1}
+    assert list(rejects["id"]) == [77]
+    assert list(rejects["_message"]) == ["more than 0.5 s"]
+    pd.testing.assert_frame_equal(out, expected[expected["id"] != 77].reset_index(drop=True), check_exact=True)
 
 
 @pytest.mark.fault(19)

@@ -443,6 +443,8 @@ def test_the_template_is_valid_with_every_comment_taken_away() -> None:
         "  dtype_backend:",
         "  row_wise:",
         "  on_error:",
+        "  timeout:",
+        "  row_timeout:",
         "  age:",
         "  plan:",
         "  s3:",

@@ -510,6 +510,15 @@ def test_memory_counts_the_matrices_that_a_batch_holds_at_a_time():
     assert _matrix_features(chain(short, wide, short)) == 1 + 3
 
 
+def test_memory_counts_the_process_of_each_task_whose_steps_have_time_limits():
+    limited = JobSpec.model_validate(
+        {**spec(maps=["m:f"]).to_dict(), "steps": [{"map": "m:f", "timeout": 9}, {"score": {"model": "m.ubj"}}]}
+    )
+    frame, version = pa.schema([("x", pa.float64()), ("y", pa.float64())]), model("x", "y")
+    plain, made = (plan(job, version=version, frame=frame) for job in (spec(maps=["m:f"]), limited))
+    assert made.task_memory - plain.task_memory == shared_memory(version.nbytes)
+
+
 def test_models_by_key_share_a_part_of_the_memory():
     def member(number, nbytes):
         return ScoreRecipe(model("a", digest=f"{number:064d}", nbytes=nbytes), ("x",), "prediction", ("p",))
