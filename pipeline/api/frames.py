@@ -69,8 +69,8 @@ def score(
         Must contain the model's feature columns. Extra columns are kept.
     model : str, PathLike, or a fitted model
         Path or URL of a model file, a registry reference such as ``"models:/churn@champion"``, or the model itself: a
-        booster or a fitted estimator of xgboost or LightGBM. A model object is stored under ``.models/`` of the job
-        directory's root, where workers read it.
+        booster or a fitted estimator of xgboost, LightGBM or scikit-learn. A model object is stored under ``.models/``
+        of the job directory's root, where workers read it.
     features : sequence of str, optional
         Column for each feature, in training order. Default: the model's own feature names.
     output : str, Output or dict, default "prediction"
@@ -84,7 +84,7 @@ def score(
     -------
     Same type as ``frame``
         With columns of the type that the library returns added: float32 and, for ``label`` and ``leaf``, int32 for
-        xgboost; float64 for LightGBM.
+        xgboost; usually float64 for others, and the type of the classes for ``label`` of scikit-learn.
 
     Raises
     ------

@@ -25,6 +25,7 @@ from pipeline.errors import ModelError, SpecError
 from pipeline.models.cache import ModelKey, get_predictor, is_cached, on_drop
 from pipeline.models.flavors import find_flavor
 from pipeline.models.model import ModelVersion, Predict, Predictor
+from pipeline.models.outputs import output_type
 from pipeline.models.trees import NEXT_STEP, kernel_name, unavailable
 from pipeline.spec.model_ref import Engine, OutputKind
 
@@ -267,7 +268,7 @@ class EngineSelection:
     def _build_trees(self, build: Callable[[], Predict]) -> Predict:
         trees = build()
         # Call the engine once, so that its trees are compiled before it is timed.
-        for kind in dict.fromkeys((self.kind, "margin")):
+        for kind in dict.fromkeys((self.kind, *(("margin",) if self.has_margin else ()))):
             trees(self.reference.example(), kind=kind)
         self.kernel = kernel_name()
         return trees
@@ -276,6 +277,11 @@ class EngineSelection:
         """Let the library score from now on."""
         with self._guard:
             self.engine, self.disabled = "library", (*self.disabled, reason)
+
+    @property
+    def has_margin(self) -> bool:
+        """True if margins can be compared, too."""
+        return output_type(self.reference.version, "margin") is not None
 
     @property
     def library(self) -> str:
@@ -420,6 +426,8 @@ class Evaluator:
         kind, tolerance = self.choice.kind, self.choice.tolerance
         if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
             return len(matrix)
+        if not self.choice.has_margin:
+            return rows_beyond(ours, theirs, tolerance) if tolerance else unequal_bits(ours, theirs)
         if not tolerance:
             wrong = unequal_bits(ours, theirs)
             if wrong or kind == "margin":

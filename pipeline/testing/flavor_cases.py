@@ -84,8 +84,86 @@ def _lightgbm(folder: Path, params: dict[str, Any], *, classes: int) -> FlavorCa
     return FlavorCase("lightgbm", path, frame, expected, "exact", unknown_category="city")
 
 
+def sklearn_pipeline(folder: Path) -> FlavorCase:
+    """Return a logistic regression behind a scaler, one-hot categories and words, with classes that are texts."""
+    from sklearn.compose import ColumnTransformer
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    frame, target = training_frame(nulls=False)
+    frame = frame.astype({"city": "str"})
+    parts = [
+        ("numbers", StandardScaler(), ["amount", "count", "share"]),
+        ("city", OneHotEncoder(), ["city"]),
+        ("note", TfidfVectorizer(), "note"),
+    ]
+    model = make_pipeline(ColumnTransformer(parts), LogisticRegression(max_iter=300))
+    model.fit(frame, np.take(["low", "mid", "high"], target))
+    return sklearn_case(folder, model, frame, "fixed", takes_nulls=False, unknown_category="city")
+
+
+def sklearn_forest(folder: Path) -> FlavorCase:
+    """Return a forest with two classes of integers."""
+    from sklearn.ensemble import RandomForestClassifier
+
+    frame, target = training_frame()
+    frame = frame[["amount", "count", "share"]]
+    model = RandomForestClassifier(12, max_depth=5, random_state=1, n_jobs=2).fit(frame, np.minimum(target, 1) * 10)
+    model.set_params(n_jobs=1)
+    return sklearn_case(folder, model, frame, "exact")
+
+
+def sklearn_boosting(folder: Path) -> FlavorCase:
+    """Return a regression by histogram boosting, whose frame has a categorical column and nulls."""
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+    frame, target = training_frame()
+    frame = frame.drop(columns="note")
+    model = HistGradientBoostingRegressor(max_iter=8, random_state=1).fit(frame, target * 1.5)
+    return sklearn_case(folder, model, frame, "exact", unknown_category="city")
+
+
+def sklearn_ridge_in_joblib(folder: Path) -> FlavorCase:
+    """Return a linear regression in a pickle, fitted without column names."""
+    import joblib
+    from sklearn.linear_model import Ridge
+
+    rows = np.random.default_rng(3).normal(size=(ROWS, 17))
+    model = Ridge().fit(rows, rows @ np.arange(17.0) + 1)
+    path = folder / "model.joblib"
+    joblib.dump(model, path, compress=3)
+    frame = pd.DataFrame(rows, columns=[f"f{index}" for index in range(17)])
+    expected = {"prediction": model.predict(rows)}
+    return FlavorCase("sklearn", path, frame, expected, "fixed", takes_nulls=False, options={"allow_code": True})
+
+
+def sklearn_case(folder: Path, model: Any, frame: pd.DataFrame, promise: str, **options: Any) -> FlavorCase:
+    """Save an estimator with skops, and return it with its own results."""
+    import skops.io
+    from sklearn.base import is_classifier
+
+    path = folder / "model.skops"
+    skops.io.dump(model, path)
+    expected = {"prediction": model.predict(frame)}
+    if is_classifier(model):
+        probabilities = model.predict_proba(frame)
+        is_binary = probabilities.shape[1] == 2
+        expected = {
+            "prediction": probabilities[:, 1] if is_binary else probabilities,
+            "probabilities": probabilities,
+            "label": model.predict(frame),
+        }
+    return FlavorCase("sklearn", path, frame, expected, promise, **options)
+
+
 CASES: dict[str, Callable[[Path], FlavorCase]] = {
     "lightgbm": lightgbm_binary,
     "lightgbm, three classes": lightgbm_multiclass,
+    "sklearn, pipeline": sklearn_pipeline,
+    "sklearn, forest": sklearn_forest,
+    "sklearn, boosting": sklearn_boosting,
+    "sklearn, joblib": sklearn_ridge_in_joblib,
 }
 """A model of each kind, by name."""

@@ -130,6 +130,8 @@ def test_other_bytes_are_refused_before_they_are_parsed(case: FlavorCase, versio
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
 def test_a_truncated_file_is_refused(case: FlavorCase, version: ModelVersion, share: float) -> None:
+    if version.runs_code and share > 0.9:
+        pytest.skip("a pickle may end before its file does")
     data = case.path.read_bytes()
     describe = find_flavor(case.flavor).describe
     assert describe is not None
@@ -201,6 +203,8 @@ def test_a_whole_job_equals_the_library(
     case: FlavorCase, version: ModelVersion, tmp_path: Path, engine: str, fresh: None
 ) -> None:
     frame = case.frame.assign(id=range(len(case.frame)))
+    bad = [] if case.takes_nulls else [3, 400]
+    frame.loc[bad, version.feature_names[0]] = None
     lake = tmp_path / "in"
     lake.mkdir()
     for number, start in enumerate(range(0, len(frame), 300)):
@@ -226,8 +230,7 @@ def test_a_whole_job_equals_the_library(
     values = np.stack([found[name].to_numpy() for name in columns], axis=1)
     expected = np.asarray(case.expected[kind]).reshape(len(frame), -1)
     rows = found["id"].to_numpy()
-    if case.takes_nulls:
-        assert len(rows) == len(frame)
+    assert sorted({*range(len(frame))} - {*rows.tolist()}) == bad
     assert equal(values, expected[rows], case.promise)
 
 

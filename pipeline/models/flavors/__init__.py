@@ -29,6 +29,7 @@ __all__ = ["BUILT_IN", "MAX_BYTES", "Flavor", "detect", "detect_bytes", "find_fl
 BUILT_IN = {
     "xgboost": "pipeline.models.flavors.xgboost:FLAVOR",
     "lightgbm": "pipeline.models.flavors.lightgbm:FLAVOR",
+    "sklearn": "pipeline.models.flavors.sklearn:FLAVOR",
 }
 """``module:attribute`` of the `Flavor` per name, in the order in which their files are recognised."""
 

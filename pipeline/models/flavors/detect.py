@@ -24,10 +24,11 @@ from pipeline.storage.urls import file_system, is_local_path, local_path, storag
 
 HEAD_BYTES = 1 << 16
 """Bytes at the start of a file that are examined."""
-EXPECTED = "a model file: xgboost (JSON or UBJ) or LightGBM (text)"
+EXPECTED = "a model file: xgboost (JSON or UBJ), LightGBM (text) or scikit-learn (skops)"
 _EXPECTED = EXPECTED
 _SAVE_AGAIN = (
-    "save the model again with booster.save_model('model.ubj'), or LightGBM's with booster.save_model('model.txt')"
+    "save the model again: xgboost's with booster.save_model('model.ubj'), LightGBM's with "
+    "booster.save_model('model.txt'), scikit-learn's with skops.io.dump(model, 'model.skops')"
 )
 _MAX_JSON = 1 << 20
 """Bytes of a JSON file that are parsed to name its keys in a message."""
@@ -249,7 +250,7 @@ def _describe(head: bytes) -> str:
 
 _MAGIC = (
     (b"tree\n", "text like a LightGBM model's, without its fields"),
-    (b"PK\x03\x04", "a zip archive (skops, torch, Keras or numpy)"),
+    (b"PK\x03\x04", "a zip archive without skops' schema.json (torch, Keras or numpy)"),
     (b"PAR1", "a Parquet file"),
     (b"\x89HDF", "an HDF5 file (Keras)"),
     (b"\x1f\x8b", "a gzip file"),

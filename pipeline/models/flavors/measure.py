@@ -27,6 +27,10 @@ SECONDS = 10.0
 """Seconds of processor time that the whole measurement should take."""
 _PASSES = 16
 """Times that every row is scored, roughly."""
+_CALLS, _FEWEST_CALLS = 120, 8
+"""Calls of one row and of seven."""
+_CALL_SECONDS = 1.0
+"""Seconds for the calls of one row."""
 _SLOW_CHUNK = 0.05
 """Seconds of a call of 1,024 rows from which smaller calls are preferred."""
 _WORDS = ("alpha", "beta", "gamma", "delta", "order", "late", "refund", "the", "of", "42", "Grüße")
@@ -68,15 +72,19 @@ def measure(predictor: LibraryPredictor, table: pa.Table, kinds: Sequence[Output
     predictor.call(predictor.encode(table.slice(0, 64)), kinds[0])
     cost = (process_time() - start) / 64 * len(kinds) * _PASSES
     rows = int(min(table.num_rows, max(FEWEST, SECONDS / max(cost, 1e-9))))
+    start = process_time()
+    predictor.call(predictor.encode(table.slice(0, 1)), kinds[0])
+    few = int(min(_CALLS, max(_FEWEST_CALLS, _CALL_SECONDS / max(process_time() - start, 1e-9))))
     encoded = predictor.encode(table.slice(0, rows))
     whole = [predictor.call(encoded, kind) for kind in kinds]
     calls = [_caller(predictor, kind) for kind in kinds]
-    if all(_is_independent(call, encoded, expected) for call, expected in zip(calls, whole, strict=True)):
+    if all(_is_independent(call, encoded, expected, few) for call, expected in zip(calls, whole, strict=True)):
         return Promise("exact", rows=rows)
     for chunk in _chunks(predictor, encoded, kinds[0]):
         calls = [_caller(predictor, kind, chunk=chunk) for kind in kinds]
         fixed = [call(encoded) for call in calls]
-        if all(_is_independent(call, encoded, expected) for call, expected in zip(calls, fixed, strict=True)):
+        few = _FEWEST_CALLS  # all calls have one size
+        if all(_is_independent(call, encoded, expected, few) for call, expected in zip(calls, fixed, strict=True)):
             return Promise("fixed", chunk=chunk, noise=_noise(fixed, whole), rows=rows)
     pieces = [_in_pieces(_caller(predictor, kind), encoded, 7) for kind in kinds]
     return Promise("code", noise=_noise(pieces, whole), rows=rows)
@@ -98,18 +106,19 @@ def _caller(predictor: LibraryPredictor, kind: OutputKind, *, chunk: int = 0) ->
     return lambda rows: predictor.call(rows, kind)
 
 
-def _is_independent(call: Call, encoded: Any, expected: np.ndarray) -> bool:
-    """Return True if rows have the bits of ``expected`` in other batches, places, companies and threads."""
+def _is_independent(call: Call, encoded: Any, expected: np.ndarray, few: int) -> bool:
+    """Return True if rows have the bits of ``expected`` in other batches, places, companies and threads.
+
+    :param few: number of calls with one row, and with seven.
+    """
     rows = len(expected)
     order = np.random.default_rng(21).permutation(rows)
     shift = min(13, rows - 1)
     with ThreadPoolExecutor(2) as pool:
         halves = list(pool.map(call, [encoded[: rows // 2], encoded[rows // 2 :]]))
-    few = min(rows, 120)
     return (
         _same(np.concatenate(halves), expected)
-        and _same(_in_pieces(call, encoded[:few], 1), expected[:few])
-        and _same(_in_pieces(call, encoded[: min(rows, 700)], 7), expected[: min(rows, 700)])
+        and all(_same(_in_pieces(call, encoded[: few * size], size), expected[: few * size]) for size in (1, 7))
         and _same(_in_pieces(call, encoded, 1000), expected)
         and _same(call(encoded[shift:]), expected[shift:])
         and _same(call(encoded[order]), expected[order])

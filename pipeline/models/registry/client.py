@@ -68,8 +68,8 @@ class Registry:
         Parameters
         ----------
         model : str, PathLike, bytes, or a fitted model
-            Path or URL of a model file, its bytes, or the model itself: a booster or a fitted estimator of xgboost or
-            LightGBM.
+            Path or URL of a model file, its bytes, or the model itself: a booster or a fitted estimator of xgboost,
+            LightGBM or scikit-learn.
         name : str
             Name of the model: lower-case letters, digits, dots, underscores and dashes.
         alias : str, optional
