@@ -68,6 +68,8 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "dtype_backend": "pyarrow",
         "row_wise": "unchecked",
         "on_error": "{TimeoutError: {retry: 3}, KeyError: fail}",
+        "concurrency": "32",
+        "rows_per_call": "10",
         "timeout": "2 min",
         "row_timeout": "5 s",
     },

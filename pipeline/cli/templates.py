@@ -45,6 +45,9 @@ steps:
   #   row_wise: checked
   #   # By class of an exception: reject its rows, fail the job, or call the step again after a pause.
   #   on_error: {KeyError: fail, TimeoutError: {retry: 3}}
+  #   # For an async def function: calls that wait at a time, and rows of each.
+  #   concurrency: 16
+  #   rows_per_call: 100
   #   # Reject rows that take too long, for a batch and for a row; the job then scores in child processes.
   #   timeout: 2 min
   #   row_timeout: 5 s

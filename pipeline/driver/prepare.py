@@ -54,7 +54,7 @@ _NOT_THE_WORK = {"model", "models", "meta", "engine", "tolerance", "flavor", "al
 """Fields of a ``score`` step that change no row, or are known from the model."""
 
 
-_LATER = ("on_error", "timeout", "row_timeout")
+_LATER = ("on_error", "timeout", "row_timeout", "concurrency", "rows_per_call")
 """Fields of ``map`` steps that digests leave out while they are empty: they came later."""
 
 

@@ -65,6 +65,10 @@ class MapRecipe:
     """Longest seconds for a batch; 0: no limit."""
     row_timeout: float = 0.0
     """Longest seconds for a row; 0: no limit."""
+    concurrency: int = 0
+    """Most calls of an ``async def`` step at a time; 0: the default."""
+    rows_per_call: int = 0
+    """Most rows of such a call; 0: the default."""
 
     @staticmethod
     def of(step: MapStep, frame: bytes = b"") -> MapRecipe:
@@ -74,7 +78,8 @@ class MapRecipe:
         """
         rules = tuple(_error_rule(name, action) for name, action in step.on_error.items())
         timeout, row_timeout = (parse_seconds(value or 0) for value in (step.timeout, step.row_timeout))
-        return MapRecipe(step.map, step.dtype_backend, step.row_wise, frame, rules, timeout, row_timeout)
+        calls = step.concurrency or 0, step.rows_per_call or 0
+        return MapRecipe(step.map, step.dtype_backend, step.row_wise, frame, rules, timeout, row_timeout, *calls)
 
 
 def _error_rule(name: str, action: Literal["reject", "fail"] | RetryCall) -> ErrorRule:

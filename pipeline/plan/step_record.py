@@ -35,7 +35,7 @@ _KINDS: dict[str, type[StepRecipe]] = {
 }
 
 
-_POLICIES = ("on_error", "timeout", "row_timeout")
+_POLICIES = ("on_error", "timeout", "row_timeout", "concurrency", "rows_per_call")
 """Fields of ``map`` steps that are left out while they are empty."""
 
 

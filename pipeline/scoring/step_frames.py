@@ -23,8 +23,9 @@ from pipeline.scoring.frame_schemas import UNPLANNED, FrameSchemas, never_null_c
 from pipeline.scoring.rows import Failures, Rows
 from pipeline.scoring.step_policy import call_step
 from pipeline.scoring.steps import Step
+from pipeline.scoring.table_steps import ROW_COLUMN, from_result, to_given
 
-ROW_INDEX = "__row__"
+ROW_INDEX = ROW_COLUMN
 """Name of the index of a step's frame: position in the batch, int64, from 0. It identifies the remaining rows."""
 MIN_ROWS = 2
 """Rows of the smallest frame, but for empty ones. A row alone is doubled: the bits of sums over columns differ in NumPy
@@ -101,15 +102,34 @@ def run_step(
     """
     is_doubled = 0 < table.num_rows < MIN_ROWS
     given = pa.concat_tables([table] * MIN_ROWS) if is_doubled else table
-    before = to_frame(given, backend=step.dtype_backend, never_null=never_null)
-    # Writing into a shallow copy copies first (pandas' copy-on-write), so that `before` stays as it is.
-    index = pd.Index(np.arange(given.num_rows, dtype=np.int64), name=ROW_INDEX)
-    after, rows = _call_step(step, before.copy(deep=False).set_axis(index, axis=0))
-    result = to_table(after, table=given, before=before, rows=rows, planned=planned, where=step.entrypoint)
+    if step.kind != "pandas":
+        result, rows = _run_table_step(step, given, planned)
+    else:
+        result, rows = _run_frame_step(step, given, never_null, planned)
     if not is_doubled:
         return result, rows
     first = np.flatnonzero(rows < table.num_rows)
     return take_rows(result, first), rows[first]
+
+
+def _run_table_step(step: Step, given: pa.Table, planned: pa.Schema | None) -> tuple[pa.Table, np.ndarray]:
+    """Run a step that takes an Arrow table or a Polars frame."""
+    with blame_rows(f"step:{step.entrypoint}"), _show_warnings():
+        # Each call gets a frame of its own: Polars changes some in place.
+        result = call_step(lambda: step.function(to_given(given, step.kind)), step.on_error, entrypoint=step.entrypoint)
+    keeps_order = step.row_wise == "unchecked"
+    return from_result(result, given, kind=step.kind, planned=planned, where=step.entrypoint, keeps_order=keeps_order)
+
+
+def _run_frame_step(
+    step: Step, given: pa.Table, never_null: Collection[str], planned: pa.Schema | None
+) -> tuple[pa.Table, np.ndarray]:
+    """Run a step that takes a pandas frame."""
+    before = to_frame(given, backend=step.dtype_backend, never_null=never_null)
+    # Writing into a shallow copy copies first (pandas' copy-on-write), so that `before` stays as it is.
+    index = pd.Index(np.arange(given.num_rows, dtype=np.int64), name=ROW_INDEX)
+    after, rows = _call_step(step, before.copy(deep=False).set_axis(index, axis=0))
+    return to_table(after, table=given, before=before, rows=rows, planned=planned, where=step.entrypoint), rows
 
 
 def _call_step(step: Step, frame: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:

@@ -6,11 +6,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+from pipeline.errors import StepFailed
 from pipeline.plan.recipe import ErrorRule, MapRecipe
 from pipeline.plan.step_code import StepCode
+from pipeline.scoring.async_steps import AsyncFunction, is_async
 from pipeline.scoring.code_search import find_code
 from pipeline.scoring.step_modules import Function, ReadArchived, StepModules, modules_of
+from pipeline.scoring.table_steps import FrameKind, frame_kind
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,8 @@ class Step:
     dtype_backend: str = "numpy"
     row_wise: str = "checked"
     on_error: tuple[ErrorRule, ...] = ()
+    kind: FrameKind = "pandas"
+    """What the function takes and returns."""
 
 
 def load_steps(
@@ -51,10 +57,22 @@ def load_steps(
 
 def import_steps(maps: Sequence[MapRecipe], modules: StepModules) -> tuple[Step, ...]:
     """Return the steps of a recipe from ``modules``."""
-    return tuple(
-        Step(step.entrypoint, modules.function(step.entrypoint), step.dtype_backend, step.row_wise, step.on_error)
-        for step in maps
-    )
+    return tuple(_import_step(step, modules) for step in maps)
+
+
+def _import_step(step: MapRecipe, modules: StepModules) -> Step:
+    function: Any = modules.function(step.entrypoint)
+    kind = frame_kind(function)
+    if is_async(function):
+        function = AsyncFunction(function, concurrency=step.concurrency, rows_per_call=step.rows_per_call)
+    elif step.concurrency or step.rows_per_call:
+        raise StepFailed(
+            "concurrency and rows_per_call are for async def functions only",
+            where=step.entrypoint,
+            found="a function that is not async",
+            next_step="write async def, or leave both out",
+        )
+    return Step(step.entrypoint, function, step.dtype_backend, step.row_wise, step.on_error, kind)
 
 
 def check_step(entrypoint: str, *, import_paths: Sequence[str] = ()) -> None:

@@ -301,7 +301,9 @@ class MapStep(SpecModel):
 
     map: Entrypoint
     """``module:function``, pandas DataFrame -> pandas DataFrame. Its result for a row must not depend on the other rows
-    of the batch. It may drop rows; the index tells which rows remain."""
+    of the batch. It may drop rows; the index tells which rows remain. A function whose parameter is annotated as
+    ``pyarrow.Table`` or ``polars.DataFrame`` gets one, with the column ``__row__`` in place of the index. It may be an
+    ``async def`` function."""
     dtype_backend: Literal["numpy", "pyarrow"] = "numpy"
     """Dtypes of the DataFrame, the same for all batches of a job. ``numpy``: pandas' defaults; integers and booleans
     are nullable (``Int64``, ``boolean``) unless statistics of all files prove that there are no nulls. ``pyarrow``:
@@ -313,6 +315,10 @@ class MapStep(SpecModel):
     """Action per class of an exception that the step raises, such as ``ValueError`` or ``requests.Timeout``, or a base
     class of it: ``reject`` the rows at fault, ``fail`` the job, or ``{retry: 3}``. Default: ``reject``, except for
     errors of memory, storage and network."""
+    concurrency: int | None = Field(default=None, ge=1, le=1024)
+    """For an ``async def`` function: most calls that wait at a time in a task. Default: 16."""
+    rows_per_call: int | None = Field(default=None, ge=1)
+    """For an ``async def`` function: most rows of a call. Default: 100."""
     timeout: Annotated[float | int | str, AfterValidator(check_timeout)] | None = None
     """Longest time for a batch, as ``30 s`` or seconds, with the other steps and the models of the job. The rows of a
     batch that takes longer are scored in smaller groups, and rows that take longer even alone are rejected. Works for

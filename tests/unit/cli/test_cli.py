@@ -444,6 +444,8 @@ def test_the_template_is_valid_with_every_comment_taken_away() -> None:
         "  row_wise:",
         "  on_error:",
         "  timeout:",
+        "  concurrency:",
+        "  rows_per_call:",
         "  row_timeout:",
         "  age:",
         "  plan:",
