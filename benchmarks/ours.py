@@ -2,7 +2,8 @@
 
     python -m benchmarks.ours DATA MODEL OUT [WORKERS] [THREADS]
 
-BENCHMARK_ENGINE is the spec's ``score.engine``: auto (default), xgboost or trees.
+BENCHMARK_ENGINE is the spec's ``score.engine``: auto (default), xgboost or trees. BENCHMARK_CLUSTER and
+BENCHMARK_DEVICE are the settings ``cluster`` and ``device``.
 
 Prints one JSON object. ``cpu`` and ``wall`` run from the start of scoring, when the workers are ready, to the end of
 publishing. They include the start of the tree engine, and its compilation if no kernels are on disk.
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks.tree import ProcessTree
 from pipeline.events import Callback, JobEnded, PartitionEnded, RoundStarted
@@ -47,7 +49,7 @@ class Marks(Callback):
 def main() -> None:
     begin = time.perf_counter()
     data, model, out = sys.argv[1:4]
-    shape = {"workers": int(sys.argv[4]), "threads": int(sys.argv[5])} if len(sys.argv) > 4 else {}
+    shape: dict[str, Any] = {"workers": int(sys.argv[4]), "threads": int(sys.argv[5])} if len(sys.argv) > 4 else {}
     tree = ProcessTree()
     marks = Marks(tree)
     spec = JobSpec.model_validate(
@@ -60,6 +62,9 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory(dir=out) as jobs:
         fsync = os.environ.get("BENCHMARK_FSYNC", "1") == "1"
+        for name in ("cluster", "device"):
+            if (value := os.environ.get(f"BENCHMARK_{name.upper()}")) is not None:
+                shape[name] = value
         report = run(spec, settings=Settings.load(directory=jobs, fsync=fsync, **shape), callbacks=[marks])
     tree.close()
     peaks = tree.peaks()
@@ -74,6 +79,7 @@ def main() -> None:
         "peak": max(workers),
         "peak_tree": sum(peaks.values()),
         "partitions": marks.partitions,
+        "devices": [device.rows for device in report.devices],
         "engines": report.engines.to_dict() if report.engines else {},
     }
     print(json.dumps(record))
