@@ -58,7 +58,7 @@ def counted(part: pd.DataFrame, folder: str, *, fails: int | None = None) -> pd.
     """Return the partition, and leave a line for each time that it was computed."""
     if len(part):
         first = int(part.index[0])
-        if fails is not None and first >= fails and not Path(folder, "mended").exists():
+        if fails is not None and not Path(folder, "mended").exists() and len(computed(Path(folder))) >= fails:
             raise ValueError("a bug in a step")
         with open(Path(folder) / "computed", "a") as file:
             file.write(f"{first}\n")
@@ -66,7 +66,8 @@ def counted(part: pd.DataFrame, folder: str, *, fails: int | None = None) -> pd.
 
 
 def computed(folder: Path) -> Counter[str]:
-    return Counter((folder / "computed").read_text().split())
+    file = folder / "computed"
+    return Counter(file.read_text().split() if file.exists() else ())
 
 
 def frame(folder: Path, **options: object) -> dd.DataFrame:
@@ -108,12 +109,12 @@ def test_any_expression_equals_itself(tmp_path, build):
 
 def test_what_was_finished_before_an_error_is_not_computed_again(tmp_path):
     with pytest.raises(ValueError, match="a bug in a step") as caught:
-        pipeline.checkpoint(frame(tmp_path, fails=600), tmp_path / "kept")
+        pipeline.checkpoint(frame(tmp_path, fails=3), tmp_path / "kept")
     assert "finished partitions are kept" in caught.value.__notes__[-1]
     done = computed(tmp_path)
-    assert 0 < len(done) < PARTITIONS
+    assert len(done) == 3
     (tmp_path / "mended").touch()
-    kept = pipeline.checkpoint(frame(tmp_path, fails=600), tmp_path / "kept")
+    kept = pipeline.checkpoint(frame(tmp_path, fails=3), tmp_path / "kept")
     assert set(computed(tmp_path).values()) == {1}
     pd.testing.assert_frame_equal(kept.compute(), expected())
 

@@ -338,7 +338,7 @@ def test_gpus_get_larger_batches_where_host_memory_holds_them():
     found = discovery(files([1_000_000] * 20))
     rows = {memory: plan(found=found, limits=Limits(2, 1, memory)).device_batch_rows for memory in (0, 16 * GIB)}
     assert rows == {0: 1 << 18, 16 * GIB: 1 << 18}
-    small = Limits(2, 1, 468 << 20)
+    small = Limits(2, 1, 452 << 20)
     made = plan(found=found, limits=small)
     assert made.batch_rows < made.device_batch_rows < 1 << 18
     made.validate(small)
