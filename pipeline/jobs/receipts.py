@@ -123,6 +123,9 @@ class Receipt:
     """Comparison of each challenger, by its output column; left out of the stored form if empty."""
     model_loads: int = 0
     """Loads of models by key into memory; left out of the stored form without any."""
+    ended: float = 0.0
+    """End of the attempt, in seconds since the epoch by the worker's clock; 0.0, and left out of the stored form, if
+    unknown."""
 
     def to_json_bytes(self) -> bytes:
         """The receipt as stored: one line of JSON, with a schema version."""
@@ -134,6 +137,8 @@ class Receipt:
             del record["agreements"]
         if not self.model_loads:
             del record["model_loads"]
+        if not self.ended:
+            del record["ended"]
         record["rows"] = self.rows.to_dict()
         record["files"] = [[f.path, f.row_start, f.row_stop, f.rows.to_dict()] for f in self.files]
         return json.dumps({"schema_version": SCHEMA_VERSION, **record}, sort_keys=True).encode()

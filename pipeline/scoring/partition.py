@@ -12,6 +12,7 @@ import os
 import resource
 import socket
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -204,6 +205,7 @@ class _Attempt:
             before=dict(counter.previous_reasons),
             agreements=counter.agreements,
             model_loads=opened.models.loads,
+            ended=round(time.time(), 3),
             **opened.models.device_fields(),
         )
 

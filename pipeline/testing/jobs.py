@@ -154,6 +154,7 @@ def write_receipt(
         reasons={REASON: int(bad.sum())} if bad.any() else {},
         round=round,
         before={REASON: len(ids)} if is_again else {},
+        ended=1_800_000_000.0,
     )
     place = layout.receipt_path(round, partition.id)
     if store.put_if_absent(place, receipt.to_json_bytes()):
