@@ -23,11 +23,13 @@ from benchmarks.nothing import do_nothing
 from benchmarks.tree import peak_bytes
 from pipeline.common.rows import InputFile, RowGroup
 from pipeline.jobs.directory import JobDirectory, JobOptions
-from pipeline.jobs.receipts import Receipt, SpooledReceipts
+from pipeline.jobs.receipts import Receipt, SpooledReceipts, Timings
 from pipeline.models.model import Feature, ModelVersion
 from pipeline.plan.plan import Limits, Partition, Plan
 from pipeline.plan.planner import dispatch_order, make_plan
 from pipeline.plan.table import plan_bytes, read_plan
+from pipeline.report.build import make_report
+from pipeline.report.html.page import report_page
 from pipeline.sources import Discovery
 from pipeline.spec.job_spec import JobSpec
 
@@ -70,7 +72,17 @@ def write_receipts(job: JobDirectory) -> None:
 
 
 def receipt_of(job: JobDirectory, partition: Partition) -> Receipt:
-    return replace(do_nothing(job.recipe, partition), worker="node-0001:4242")
+    number = int(partition.id)
+    # 64 workers, each at one partition after the other, of one to two seconds.
+    seconds = 1 + number * 7919 % 1000 / 1000
+    ended = 1_800_000_000 + number // 64 * 2.1 + seconds
+    return replace(
+        do_nothing(job.recipe, partition),
+        worker=f"node-{number % 64:04}:4242",
+        seconds=Timings(read=0.2, score=seconds - 0.3, write=0.1, total=seconds),
+        ended=ended,
+        peak_memory=400_000_000 + number % 64 * 1_000_000,
+    )
 
 
 def read_raw(folder: Path) -> int:
@@ -110,6 +122,10 @@ def main() -> None:
         receipts.add(receipt_of(job, stored.partitions[-1]))
         seconds, data = timed(lambda: again.manifests.prepare(again.ledger(receipts)).to_json_bytes())
         print(f"the manifest: {seconds:.2f} s, {len(data):,} bytes; peak {peak_bytes(os.getpid()) / 1e6:.0f} MB")
+        ledger = again.ledger(receipts)
+        report = make_report(again, ledger=ledger)
+        seconds, page = timed(lambda: report_page(again, report, ledger=ledger))
+        print(f"report.html: {seconds:.2f} s, {len(page.encode()):,} bytes")
 
 
 if __name__ == "__main__":

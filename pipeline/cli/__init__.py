@@ -170,6 +170,7 @@ for _command in (
     watch.logs,
     inspect.list_command,
     inspect.status,
+    inspect.report,
     inspect.verify,
     inspect.rejects,
     triggers.triggers,

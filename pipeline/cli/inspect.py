@@ -1,4 +1,4 @@
-"""``list``, ``status``, ``verify``, ``rejects`` and ``diff``: inspect jobs."""
+"""``list``, ``status``, ``report``, ``verify``, ``rejects`` and ``diff``: inspect jobs."""
 
 from __future__ import annotations
 
@@ -126,6 +126,41 @@ def rejects(job: str, limit: int, reason: str, path: str | None, directory: str 
     if path is not None:
         summary = replace(summary, exported=export(directory_of_job, path, reason=reason))
     emit(summary.to_dict(), summary.text)
+
+
+@click.command(short_help="Write the report of a job as an HTML page.")
+@job_argument
+@click.option("--open", "is_opened", is_flag=True, help="Show the page in a browser.")
+@click.option("--compare", "before", metavar="JOB", help="Compare with this job. Default: the one before, by its name.")
+@click.option("--values", is_flag=True, help="Show messages and values of rejected rows, which may be personal.")
+@click.option("--output", metavar="FILE", help="Write the page there. Default: report.html in the job's directory.")
+@directory_option
+@output_options
+def report(
+    *, job: str, is_opened: bool, before: str | None, values: bool, output: str | None, directory: str | None
+) -> None:
+    """Write the report of a job as one HTML file, which loads nothing from a network. Each run of a job writes it."""
+    import webbrowser
+    from pathlib import Path
+
+    from pipeline.jobs.layout import REPORT_PAGE
+    from pipeline.report.html.page import previous_job, report_page
+
+    found = _find(job, directory)
+    earlier = _find(before, directory) if before is not None else previous_job(found)
+    page = report_page(
+        found,
+        current_report(found),
+        before=current_report(earlier) if earlier is not None else None,
+        shows_values=values,
+    )
+    if output is None and not found.store.is_local:
+        output = f"{found.id}.html"
+    path = str(Path(output or f"{found.root}/{REPORT_PAGE}").absolute())
+    Path(path).write_text(page, encoding="utf-8")
+    if is_opened:
+        webbrowser.open(Path(path).as_uri())
+    emit({"job": found.id, "path": path, "compared_with": earlier.id if earlier is not None else None}, lambda: path)
 
 
 @click.command(short_help="Compare two jobs.")

@@ -148,6 +148,10 @@ class Driver(JobRun):
         """Return the report of a run that ends with ``status``; by default with the receipts read so far."""
         return super().make_report(status, ledger=self.ledger if ledger is None else ledger, error=error)
 
+    def page_ledger(self) -> Ledger | None:
+        """Return the ledger over the receipts read so far."""
+        return self.ledger
+
     def _read_receipts(self) -> None:
         self.receipts = SpooledReceipts(self.job.receipts.each())
 

@@ -107,6 +107,21 @@ class JobRun:
             if not Status(report.status).is_success:
                 raise
             logger.warning("job %s has succeeded, but its report could not be stored: %s", self.job.id, error)
+        if not self.job.record.parent:
+            self._write_page(report)
+
+    def page_ledger(self) -> Ledger | None:
+        """Return the ledger, if it was read already, for the HTML report."""
+        return None
+
+    def _write_page(self, report: Report) -> None:
+        """Store the HTML report. It is for people: an error is only logged."""
+        try:
+            from pipeline.report.html.page import write_page
+
+            write_page(self.job, report, ledger=self.page_ledger())
+        except Exception:
+            logger.warning("report.html of job %s could not be written", self.job.id, exc_info=True)
 
     def record_failure(self, error: BaseException) -> None:
         """Record why the run failed. Errors raised here are logged, not raised: they must not mask ``error``."""

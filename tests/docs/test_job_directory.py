@@ -20,6 +20,7 @@ from pipeline.jobs.status import TRANSITIONS, Status
 from pipeline.plan.recipe import REJECT_COLUMNS
 from pipeline.report.build import make_report
 from pipeline.report.estimate import make_estimate, write_estimate
+from pipeline.report.html.page import write_page
 from pipeline.report.job_log import record_log
 from pipeline.service.queue import Submission, claim_key, claim_start, put_submission
 from pipeline.service.servers import ServerRecord
@@ -47,7 +48,9 @@ def directory(tmp_path: Path) -> JobDirectory:
         directory.events.append("published", manifest=1, rows=67)
         publish(directory.manifests.commit(directory.manifests.prepare(directory.ledger(receipts))).manifest, directory)
         directory.set_status(Status.SUCCEEDED_WITH_WARNINGS)
-        directory.write_report(make_report(directory).to_dict())
+        report = make_report(directory)
+        directory.write_report(report.to_dict())
+        write_page(directory, report)
     with suppress(ValueError), record_log(directory.store, epoch=1) as log:
         notify((log,), PartitionEnded("small-1", 0, "00000", "done", worker="node7:1"))
         raise ValueError("for its traceback")

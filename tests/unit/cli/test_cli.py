@@ -55,6 +55,7 @@ COMMANDS = [
     "logs",
     "list",
     "status",
+    "report",
     "verify",
     "rejects",
     "triggers",

@@ -1,0 +1,1 @@
+"""The report of a job as one HTML file, which requests nothing from a network."""

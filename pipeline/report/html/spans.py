@@ -1,0 +1,113 @@
+"""`Spans`: when and where the partitions of a job were scored, from their receipts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from heapq import heappop, heappush
+
+import numpy as np
+
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.ledger import Ledger
+from pipeline.jobs.receipts import Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The attempt that scored a partition."""
+
+    partition: str
+    worker: str
+    start: float
+    """Seconds since the epoch, by the worker's clock."""
+    stop: float
+    rows: int
+    """Input rows."""
+    rejected: int
+    peak_memory: int
+    """Peak resident bytes of the worker process until then."""
+
+
+@dataclass(frozen=True)
+class Spans:
+    """The spans of all partitions whose time is known, in the order of their starts."""
+
+    parts: tuple[Span, ...]
+
+    @staticmethod
+    def of(receipts: Iterable[Receipt]) -> Spans:
+        """Return the spans of ``receipts``; those of earlier versions have no time and are left out."""
+        found = [
+            Span(
+                receipt.partition,
+                receipt.worker,
+                receipt.ended - receipt.seconds.total,
+                receipt.ended,
+                receipt.rows.input,
+                receipt.rows.rejected,
+                receipt.peak_memory,
+            )
+            for receipt in receipts
+            if receipt.ended
+        ]
+        return Spans(tuple(sorted(found, key=lambda part: part.start)))
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """float64 [partitions]: seconds since the epoch."""
+        return np.array([part.start for part in self.parts])
+
+    @cached_property
+    def stops(self) -> np.ndarray:
+        """float64 [partitions]: seconds since the epoch."""
+        return np.array([part.stop for part in self.parts])
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """int64 [partitions]: input rows."""
+        return np.array([part.rows for part in self.parts], np.int64)
+
+    @property
+    def begin(self) -> float:
+        """Start of the first partition."""
+        return float(self.starts.min())
+
+    @property
+    def end(self) -> float:
+        """End of the last partition; a millisecond after `begin` at the least."""
+        return max(float(self.stops.max()), self.begin + 1e-3)
+
+    def lanes(self) -> list[tuple[str, list[Span]]]:
+        """Return worker and spans of each thread: no two spans of a lane overlap by more than clocks may differ."""
+        workers: dict[str, list[Span]] = {}
+        for part in self.parts:
+            workers.setdefault(part.worker, []).append(part)
+        return [(worker, lane) for worker, parts in sorted(workers.items()) for lane in _lanes(parts)]
+
+
+def _lanes(parts: Sequence[Span]) -> list[list[Span]]:
+    lanes: list[list[Span]] = []
+    free: list[tuple[float, int]] = []
+    for part in parts:
+        if free and free[0][0] <= part.start + 0.005:
+            _, number = heappop(free)
+        else:
+            number = len(lanes)
+            lanes.append([])
+        lanes[number].append(part)
+        heappush(free, (part.stop, number))
+    return lanes
+
+
+def receipts_of(job: JobDirectory, ledger: Ledger | None = None) -> Iterator[Receipt]:
+    """Yield the receipts that count, of a fan-out those of its children.
+
+    :param ledger: ledger of a job without children, if already read.
+    """
+    if job.record.children:
+        for child in job.children():
+            yield from child.ledger().done
+    else:
+        yield from (ledger or job.ledger()).done
