@@ -33,6 +33,9 @@ def score(
     output: str | Output | Mapping[str, Any] = "prediction",
     iteration_range: IterationRange | None = None,
     categories: Mapping[str, Sequence[str | int]] | None = None,
+    flavor: str | None = None,
+    allow_code: bool = False,
+    threads: int | None = None,
 ) -> pd.DataFrame: ...
 
 
@@ -45,6 +48,9 @@ def score(
     output: str | Output | Mapping[str, Any] = "prediction",
     iteration_range: IterationRange | None = None,
     categories: Mapping[str, Sequence[str | int]] | None = None,
+    flavor: str | None = None,
+    allow_code: bool = False,
+    threads: int | None = None,
 ) -> DaskFrame: ...
 
 
@@ -56,6 +62,9 @@ def score(
     output: str | Output | Mapping[str, Any] = "prediction",
     iteration_range: IterationRange | None = None,
     categories: Mapping[str, Sequence[str | int]] | None = None,
+    flavor: str | None = None,
+    allow_code: bool = False,
+    threads: int | None = None,
 ) -> pd.DataFrame | DaskFrame:
     """Predict: add the predictions of a model to a DataFrame, one column per output.
 
@@ -79,6 +88,12 @@ def score(
         Boosting rounds ``(begin, end)`` to score with; ``"best"``: up to the best iteration. Default: all rounds.
     categories : mapping, optional
         Categories per feature in training order, where the model file has lost them.
+    flavor : str, optional
+        The only format that the model file may have. Default: any that is known by its bytes.
+    allow_code : bool, default False
+        Permit a model file that runs code when it is loaded, such as a pickle. Only for files of people you trust.
+    threads : int, optional
+        Threads of one call of the model's library. Default: the variable ``OMP_NUM_THREADS``, or 1.
 
     Returns
     -------
@@ -104,9 +119,17 @@ def score(
     """
     result = Output(column=output) if isinstance(output, str) else Output.model_validate(output)
     options = Score.model_validate(
-        {"model": "model", "output": result, "iteration_range": iteration_range, "categories": categories}
+        {
+            "model": "model",
+            "output": result,
+            "iteration_range": iteration_range,
+            "categories": categories,
+            "flavor": flavor,
+            "allow_code": allow_code,
+            "threads": threads,
+        }
     )
-    version = scored_version(_model_version(model), options)
+    version = scored_version(_model_version(model, options), options)
     columns = tuple(features) if features is not None else None
     if isinstance(frame, pd.DataFrame):
         return score_pandas(frame, version, features=columns, output=result)
@@ -121,16 +144,17 @@ predict = score
 """The same function as `score`, under the name that model libraries use."""
 
 
-def _model_version(model: Model) -> ModelVersion:
+def _model_version(model: Model, options: Score) -> ModelVersion:
     settings = Settings.load()
     if isinstance(model, (str, os.PathLike)):
         text = os.fspath(model)
-        return resolve_model(absolute_path(text) if ModelRef.parse(text).is_file else text, settings=settings)
+        place = absolute_path(text) if ModelRef.parse(text).is_file else text
+        return resolve_model(place, settings=settings, score=options)
     data, _ = model_bytes(model)
     store, name = open_store(settings.directory), f".models/{digest_bytes(data)}"
     if not store.exists(name) or store.read(name) != data:
         store.replace(name, data)
-    return resolve_model(store.url(name), settings=settings)
+    return resolve_model(store.url(name), settings=settings, score=options)
 
 
 def _score_partition(

@@ -202,6 +202,30 @@ def unused_rounds_warning(version: ModelVersion) -> str:
     )
 
 
+def promise_text(version: ModelVersion) -> str:
+    """Return in words what the bits of a row depend on, where it was measured; else ""."""
+    promise = version.promise
+    if promise is None:
+        return ""
+    if promise.kind == "exact":
+        return f"exact: the bits of the library's own predict, whatever the batch (measured on {promise.rows:,} rows)"
+    if promise.kind == "fixed":
+        return (
+            f"fixed: the same bits in any batch, by calls of {promise.chunk:,} rows; within {promise.noise:.1g} of the "
+            f"library's own predict (measured on {promise.rows:,} rows)"
+        )
+    return "code: nothing"
+
+
+def promise_warning(version: ModelVersion) -> str:
+    """Return a warning if the bits of a row may depend on its batch, or could not be measured; else ""."""
+    promise = version.promise
+    if promise is None or promise.kind != "code":
+        return ""
+    found = f"they differed by up to {promise.noise:.1g} in other batches" if promise.rows else "it took no made-up row"
+    return f"nothing is promised about the bits of {version.name}: {found}; a retry may give other last digits"
+
+
 def rounds_text(version: ModelVersion) -> str:
     """Return the rounds that are scored, where some were selected or the file names a best one; else ""."""
     if version.iteration_range is None and version.best_iteration is None:

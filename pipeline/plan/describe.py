@@ -16,7 +16,7 @@ from pipeline.models.cache import LOADED_FACTOR
 from pipeline.models.device_options import DeviceOptions
 from pipeline.models.engines import EngineOptions, engine_options
 from pipeline.models.model import ModelVersion
-from pipeline.models.options import rounds_text, unused_rounds_warning
+from pipeline.models.options import promise_text, promise_warning, rounds_text, unused_rounds_warning
 from pipeline.plan.plan import Limits, Plan
 from pipeline.plan.recipe import KeyedRecipe, ScoreRecipe, StepRecipe
 from pipeline.plan.step_code import StepCode, code_difference, digests_of
@@ -137,8 +137,8 @@ class PlanSummary:
     def warnings(self) -> tuple[str, ...]:
         """Warnings of what the author of the job may not expect."""
         models = {model.key: model for plan in self._plans for model in plan.models}
-        rounds = map(unused_rounds_warning, models.values())
-        return tuple(dict.fromkeys(filter(None, (*rounds, *map(self._crowd_warning, self._plans)))))
+        found = (warning(model) for model in models.values() for warning in (unused_rounds_warning, promise_warning))
+        return tuple(dict.fromkeys(filter(None, (*found, *map(self._crowd_warning, self._plans)))))
 
     def _crowd_warning(self, plan: Plan) -> str:
         """Return a warning if a worker cannot hold all models by key at once."""
@@ -231,6 +231,7 @@ def _model_record(score: ScoreRecipe) -> dict[str, Any]:
         "rounds": model.rounds,
         "iteration_range": list(model.iteration_range or (0, model.rounds)),
         "best_iteration": model.best_iteration,
+        **({} if model.promise is None else {"promise": asdict(model.promise)}),
         "features": list(score.features),
     }
 
@@ -299,6 +300,7 @@ def _fields(summary: PlanSummary) -> dict[str, str]:
         "by key": "; ".join(filter(None, map(_keys_text, plan.chain))),
         "steps": "" if plan.spec.is_plain else "; ".join(map(step_text, plan.spec.steps)),
         "code": "; ".join(map(code_text, summary.code)),
+        "promise": "; ".join(dict.fromkeys(filter(None, map(promise_text, plan.models)))),
         "rounds": "; ".join(dict.fromkeys(filter(None, map(rounds_text, plan.models)))),
         "engine": "; ".join(dict.fromkeys(map(_engine, summary.engines))),
         "device": summary.device.text() if summary.device else "",

@@ -24,7 +24,7 @@ from pipeline.jobs.receipts import DeviceTotals, Timings, Totals
 from pipeline.jobs.rounds import STEP_EVENT, Round, RoundReason
 from pipeline.jobs.status import Status
 from pipeline.models.engines import EngineUse
-from pipeline.models.options import rounds_text, unused_rounds_warning
+from pipeline.models.options import promise_warning, rounds_text, unused_rounds_warning
 from pipeline.models.registry.alias_watch import alias_change_warnings
 from pipeline.plan.describe import input_text, skew
 from pipeline.plan.plan import Plan
@@ -231,6 +231,7 @@ def _warnings(job: JobDirectory, ledger: Ledger, events: Sequence[Mapping[str, A
         *alias_change_warnings(events),
         *_step_warnings(events),
         *filter(None, map(unused_rounds_warning, ledger.base.plan.models)),
+        *filter(None, map(promise_warning, ledger.base.plan.models)),
         *engine_warnings(ledger.totals.engine),
     )
 

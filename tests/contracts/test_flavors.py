@@ -16,13 +16,22 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import InputError, ModelDigestMismatch, ModelError, PipelineError, SchemaDrift
+import pipeline
+from pipeline.errors import (
+    InputError,
+    ModelDigestMismatch,
+    ModelError,
+    PipelineError,
+    RefusedForSafety,
+    SchemaDrift,
+)
 from pipeline.models.engines import engine_blockers, forget_selections
 from pipeline.models.flavors import detect, find_flavor
 from pipeline.models.model import ModelVersion
@@ -170,6 +179,31 @@ def test_the_description_travels_small(version: ModelVersion) -> None:
     assert model_from_record(json.loads(json.dumps(model_to_record(version)))) == version
     recipe = ScoreRecipe(version, version.feature_names, "prediction", ("p",))
     assert len(pickle.dumps(recipe)) < 4000
+
+
+def test_a_registered_model_is_the_same(case: FlavorCase, version: ModelVersion, tmp_path: Path) -> None:
+    registry = pipeline.Registry(tmp_path / "models")
+    if version.runs_code:
+        with pytest.raises(RefusedForSafety):
+            registry.register(case.path, name="m")
+        return
+    assert registry.register(case.path, name="m", alias="best").flavor == case.flavor
+    found = registry.resolve("models:/m@best")
+    assert (found.digest, found.features, found.promise) == (version.digest, version.features, version.promise)
+    assert found.output_types == version.output_types
+
+
+def test_score_gives_frames_of_pandas_and_dask_the_same(case: FlavorCase, version: ModelVersion) -> None:
+    options = {"output": "p", "allow_code": bool(case.options.get("allow_code"))}
+    frame = case.frame.head(60)
+    scored = pipeline.score(frame, case.path, **options)
+    expected = np.asarray(case.expected["prediction"])[:60].reshape(60, -1)
+    names = [name for name in scored if name not in frame]
+    assert equal(scored[names].to_numpy(), expected, case.promise)
+    lazy = pipeline.score(dd.from_pandas(frame, npartitions=3), case.path, **options)
+    found = lazy.compute(scheduler="synchronous")
+    assert dict(lazy.dtypes) == dict(found.dtypes)
+    pd.testing.assert_frame_equal(found[names], scored[names])
 
 
 def test_a_missing_feature_is_named(case: FlavorCase, version: ModelVersion) -> None:

@@ -9,6 +9,7 @@ import pytest
 from pipeline.models.flavors import find_flavor
 from pipeline.models.flavors.xgboost import inspect
 from pipeline.models.model import ModelVersion, OutputType, Promise
+from pipeline.models.options import promise_text, promise_warning
 from pipeline.models.outputs import output_type, output_types
 from pipeline.models.record import model_from_record, model_identity, model_to_record
 from pipeline.testing.oracle import FEATURES, make_table, train_model
@@ -80,3 +81,21 @@ def test_the_record_of_another_model_has_all(binary: Path) -> None:
     assert model_identity(version) == [version.digest, "sklearn", version.features, 32]
     assert output_type(version, "label") == outputs[1]
     assert outputs[1].dtype == np.dtype(object)
+
+
+@pytest.mark.parametrize(
+    ("promise", "text", "warning"),
+    [
+        (None, "", ""),
+        (Promise("exact", rows=2500), "exact: the bits of the library's own predict", ""),
+        (Promise("fixed", 1024, 2e-16, 2500), "by calls of 1,024 rows; within 2e-16 of the library's", ""),
+        (Promise("code", 0, 3e-7, 96), "code: nothing", "they differed by up to 3e-07 in other batches"),
+        (Promise("code"), "code: nothing", "it took no made-up row"),
+    ],
+)
+def test_a_promise_in_words(binary: Path, promise: Promise | None, text: str, warning: str) -> None:
+    version = replace(version_of(binary), promise=promise)
+    assert text in promise_text(version)
+    assert bool(promise_text(version)) == bool(text)
+    assert warning in promise_warning(version)
+    assert bool(promise_warning(version)) == bool(warning)
