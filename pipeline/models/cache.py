@@ -6,6 +6,7 @@ in full, are kept whatever they take; of the others, those used longest ago are 
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -106,6 +107,10 @@ def forget_models() -> None:
         _models.clear()
         _kept.clear()
     _forget(dropped)
+
+
+# A booster that outlives the functions of its library is an "Exception ignored in Booster.__del__".
+atexit.register(forget_models)
 
 
 def _find_cached(version: ModelVersion) -> Predictor | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ from pipeline.models.cache import forget_models, get_predictor, is_cached, keep_
 from pipeline.models.flavors.xgboost import loaded_factor
 from pipeline.models.model import Feature, ModelVersion
 from pipeline.models.process import ProcessFacts, set_process_facts
+from pipeline.testing.processes import ROOT
 
 VERSION = ModelVersion("m", "1", "/m.ubj", "0" * 64, "xgboost", 10, (Feature("a"),), "regression", 1)
 
@@ -96,3 +99,22 @@ def test_the_limit_is_a_share_of_the_memory(memory: int, limit: int) -> None:
 @pytest.mark.parametrize(("head", "factor"), [(b'{"learner"', 10), (b"{L\x00\x00", 3)])
 def test_models_as_json_take_more_memory_than_as_ubj(head: bytes, factor: int) -> None:
     assert loaded_factor(head) == factor
+
+
+AT_EXIT = """
+import atexit
+atexit.register(print, "the interpreter ends")
+from pipeline.models import cache
+
+class Model:
+    def __del__(self):
+        print("freed")
+
+cache._models["key"] = cache._Loaded(Model(), 1)
+"""
+
+
+def test_models_are_freed_before_the_interpreter_ends() -> None:
+    """Boosters need the functions of their library for that."""
+    done = subprocess.run([sys.executable, "-c", AT_EXIT], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.stdout.splitlines() == ["freed", "the interpreter ends"], done.stderr
