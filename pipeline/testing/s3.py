@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ class S3:
         """Return a client that does not use fsspec."""
         import boto3
 
+        share_service_models()
         return boto3.client(
             "s3",
             endpoint_url=self.endpoint,
@@ -72,6 +74,14 @@ class S3:
         """Return the keys of multipart uploads neither completed nor aborted: such uploads cost money until removed."""
         found = self.client().list_multipart_uploads(Bucket=self.bucket).get("Uploads", ())
         return [upload["Key"] for upload in found]
+
+
+def share_service_models() -> None:
+    """Let all clients of this process read the description of S3 from disk once, not each for itself."""
+    import botocore.session
+
+    if not hasattr(botocore.session.create_loader, "cache_info"):
+        botocore.session.create_loader = cache(botocore.session.create_loader)
 
 
 @contextmanager
