@@ -136,11 +136,12 @@ def requested_device(spec: JobSpec, versions: Sequence[ModelVersion], *, setting
     is_given = choice.rank is not Precedence.BUILT_IN
     if not versions:
         return DeviceOptions("cpu", ("no step scores",), is_given)
+    has_limits = any(step.timeout is not None or step.row_timeout is not None for step in spec.maps)
     found = []
     for version, score in zip(versions, scored_steps(spec), strict=True):
-        kind, engine = score.output_spec.kind, score.engine
-        check_device(choice.value, version, kind=kind, engine=engine)
-        found.append(device_options(choice.value, version, kind=kind, engine=engine, is_given=is_given))
+        asked: dict[str, Any] = {"kind": score.output_spec.kind, "engine": score.engine, "has_limits": has_limits}
+        check_device(choice.value, version, **asked)
+        found.append(device_options(choice.value, version, is_given=is_given, **asked))
     reasons = tuple(dict.fromkeys(reason for options in found for reason in options.reasons))
     return replace(found[0], reasons=reasons)
 

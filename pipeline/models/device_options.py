@@ -45,16 +45,30 @@ class DeviceOptions:
 
 
 def device_options(
-    device: Device, version: ModelVersion, *, kind: OutputKind, engine: Engine, is_given: bool = True
+    device: Device,
+    version: ModelVersion,
+    *,
+    kind: OutputKind,
+    engine: Engine,
+    is_given: bool = True,
+    has_limits: bool = False,
 ) -> DeviceOptions:
-    """Return the devices that can compute ``kind``."""
+    """Return the devices that can compute ``kind``; see `device_blockers`."""
     if device == "cpu":
         return DeviceOptions(device, ("cpu was requested",), is_given)
-    return DeviceOptions(device, device_blockers(version, kind=kind, engine=engine), is_given)
+    reasons = device_blockers(version, kind=kind, engine=engine, has_limits=has_limits)
+    return DeviceOptions(device, reasons, is_given)
 
 
-def device_blockers(version: ModelVersion, *, kind: OutputKind, engine: Engine) -> tuple[str, ...]:
-    """Return the reasons, by name, why no GPU may compute ``kind``; empty where one may."""
+def device_blockers(
+    version: ModelVersion, *, kind: OutputKind, engine: Engine, has_limits: bool = False
+) -> tuple[str, ...]:
+    """Return the reasons, by name, why no GPU may compute ``kind``; empty where one may.
+
+    :param has_limits: True if steps of the job have time limits: its rows are scored in processes that may be killed.
+    """
+    if has_limits:
+        return ("steps with a timeout, which run in processes of their own",)
     flavor = find_flavor(version.flavor)
     if flavor.device_blockers is None:
         return (f"the flavor {version.flavor}",)
@@ -63,12 +77,15 @@ def device_blockers(version: ModelVersion, *, kind: OutputKind, engine: Engine) 
     return ("score.engine: trees, which run on CPUs",) if engine == "trees" else flavor.device_blockers(version, kind)
 
 
-def check_device(device: Device, version: ModelVersion, *, kind: OutputKind, engine: Engine) -> None:
-    """Refuse a job that requests GPUs for what they cannot compute with the CPU's bits.
+def check_device(
+    device: Device, version: ModelVersion, *, kind: OutputKind, engine: Engine, has_limits: bool = False
+) -> None:
+    """Refuse a job that requests GPUs for what they cannot compute with the CPU's bits; see `device_blockers`.
 
     :raises ModelError: with every reason by name.
     """
-    reasons = device_blockers(version, kind=kind, engine=engine) if device == "cuda" else ()
+    blockers = device_blockers(version, kind=kind, engine=engine, has_limits=has_limits)
+    reasons = blockers if device == "cuda" else ()
     if reasons:
         raise ModelError(
             "the GPU cannot score this job with the bits of the CPU",

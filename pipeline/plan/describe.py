@@ -237,7 +237,10 @@ def _model_record(score: ScoreRecipe) -> dict[str, Any]:
 
 
 def _device_record(device: DeviceOptions | None) -> dict[str, Any]:
-    return {"requested": device.requested, "reasons": list(device.reasons)} if device else {}
+    if device is None:
+        return {}
+    expected = {"expected": device.expected} if device.expected else {}
+    return {"requested": device.requested, "reasons": list(device.reasons), **expected}
 
 
 def plan_summary(plan: Plan, limits: Limits, *, device: DeviceOptions | None = None) -> PlanSummary:

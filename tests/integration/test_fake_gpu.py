@@ -58,8 +58,9 @@ def gpu_cluster(gpu: FakeGpu, *, folder: Path, workers: int = 1, threads: int = 
 
 @pytest.fixture(scope="module")
 def gpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """Two workers with two threads and a GPU each."""
-    with gpu_cluster(FakeGpu(), folder=tmp_path_factory.mktemp("scratch"), workers=2, threads=2) as client:
+    """Two workers with two threads and a GPU each, and with the resource."""
+    folder, resources = tmp_path_factory.mktemp("scratch"), {"GPU": 2}
+    with gpu_cluster(FakeGpu(), folder=folder, workers=2, threads=2, resources=resources) as client:
         yield client
 
 
@@ -98,7 +99,9 @@ def test_a_job_on_gpus_equals_the_oracle(
     assert f"  device     {lake.rows:,} rows on 1 × NVIDIA H200" in report.text()
     assert "  engine     xgboost-cuda" in report.text()
     job = find_job(settings.directory, "@last")
-    assert {receipt.device for receipt in job.receipts.all()} == {"GPU-fake-1"}
+    receipts = job.receipts.all()
+    assert {receipt.device for receipt in receipts} == {"GPU-fake-1"}
+    assert len({receipt.worker for receipt in receipts}) == 2, "both take partitions from the start"
     assert verify(job).ok
 
 

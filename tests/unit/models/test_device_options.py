@@ -37,6 +37,7 @@ VERSION = ModelVersion(
         (VERSION, {"kind": "leaf"}, "the output leaf"),
         (VERSION, {"kind": "contributions"}, "the output contributions"),
         (VERSION, {"engine": "trees"}, "score.engine: trees, which run on CPUs"),
+        (VERSION, {"has_limits": True}, "steps with a timeout, which run in processes of their own"),
         (replace(VERSION, device_blockers=("the booster dart",)), {}, "the booster dart"),
         (replace(VERSION, objective="reg:new"), {}, "the objective reg:new"),
     ],
@@ -81,6 +82,12 @@ class TestText:
         assert DeviceOptions("cuda").text() == "cuda"
         assert DeviceOptions("auto").text() == "the GPU of a worker that has one, else the CPU"
         assert DeviceOptions("auto", ("a", "b")).text() == "cpu: a; b"
+
+    def test_gpus_of_the_cluster_are_shown(self) -> None:
+        options = DeviceOptions("cuda", expected="2 × NVIDIA H200, 141 GiB, batches of 262,144 rows")
+        assert options.text() == "cuda expected: 2 × NVIDIA H200, 141 GiB, batches of 262,144 rows"
+        assert options.without_gpu("a").text() == options.text()
+        assert replace(options, requested="auto").without_gpu("a").text() == "cpu: a"
 
     def test_default_is_shown_only_where_a_gpu_may_be_used(self) -> None:
         assert DeviceOptions("auto", ("a",), is_given=False).text() == ""

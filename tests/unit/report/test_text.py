@@ -190,6 +190,9 @@ class TestPlanText:
         assert "  device     cpu: the booster dart" in plan_text(given)
         assert given.to_dict()["device"] == {"requested": "auto", "reasons": ["the booster dart"]}
         assert "  device     cuda" in plan_text(replace(summary, device=DeviceOptions("cuda")))
+        known = replace(summary, device=DeviceOptions("cuda", expected="2 × NVIDIA H200, 141 GiB"))
+        assert "  device     cuda expected: 2 × NVIDIA H200, 141 GiB" in plan_text(known)
+        assert known.to_dict()["device"]["expected"] == "2 × NVIDIA H200, 141 GiB"
 
     def test_names_the_job_of_a_probe(self, summary: PlanSummary) -> None:
         assert plan_text(summary, probe_job="churn-1").splitlines()[0].endswith("a part of the job churn-1.")

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
 from pipeline.devices.inventory import EXTRA, Gpu
+from pipeline.devices.memory import device_row_bytes
 from pipeline.devices.report import DeviceProblem, DeviceReport
 from pipeline.errors import ModelError, NoDevice, PipelineError
-from pipeline.execution.clusters.devices import options_on, options_with
+from pipeline.execution.clusters.devices import ExpectedGpus, options_on, options_with, with_expected
 from pipeline.execution.clusters.local import LocalProcesses
 from pipeline.models.device_options import DeviceOptions
 from pipeline.settings import Settings
 from pipeline.testing.fake_nvml import NO_LIBRARY, FakeNvml, nvml
+from pipeline.testing.jobs import small_job
 
 AUTO, CUDA, CPU = DeviceOptions("auto"), DeviceOptions("cuda"), DeviceOptions("cpu", ("cpu was requested",))
 GPU = DeviceReport(Gpu("GPU-1", "NVIDIA H200", 141 << 30, 0), "580")
@@ -39,6 +45,33 @@ class TestCluster:
     def test_adapter_without_the_members_leaves_it_to_its_workers(self) -> None:
         assert options_on(object(), AUTO) == AUTO
         assert options_on(object(), CUDA) == CUDA
+
+
+class TestExpected:
+    def test_cards_of_a_kind_and_the_rows_that_fit(self, tmp_path: Path) -> None:
+        plan = replace(small_job(tmp_path / "lake", sink=str(tmp_path / "out")).plan, device_batch_rows=1 << 18)
+        memory = 1 << 20
+        cluster = SimpleNamespace(
+            device_memory=0.5,
+            expected_gpus=lambda: [ExpectedGpus(2, "NVIDIA H200", 141 << 30), ExpectedGpus(1, "small", memory)],
+        )
+        text = with_expected(CUDA, cluster, plan, threads=4).expected
+        assert text.startswith("2 × NVIDIA H200, 141 GiB; 1 × small, 1.0 MiB, batches of ")
+        row = device_row_bytes(features=len(plan.features), outputs=1)
+        rows = int(text.split()[-2].replace(",", ""))
+        assert rows == 1 << (memory // 2 // 4 // row).bit_length() - 1
+
+    def test_cards_that_are_known_only_on_the_nodes(self, tmp_path: Path) -> None:
+        plan = small_job(tmp_path / "lake", sink=str(tmp_path / "out")).plan
+        cluster = SimpleNamespace(device_memory=0.8, expected_gpus=lambda: [ExpectedGpus(8)])
+        rows = f"{plan.batch_rows:,}"
+        assert with_expected(AUTO, cluster, plan, threads=4).expected == f"8 × GPU, batches of {rows} rows"
+
+    def test_nothing_is_expected_of_other_clusters(self, tmp_path: Path) -> None:
+        plan = small_job(tmp_path / "lake", sink=str(tmp_path / "out")).plan
+        none = SimpleNamespace(device_memory=0.8, expected_gpus=list)
+        for cluster, options in ((LOCAL, CUDA), (none, CUDA), (none, CPU)):
+            assert with_expected(options, cluster, plan, threads=1) == options
 
 
 class TestReports:
