@@ -121,6 +121,8 @@ class PaceHistory:
         """Return the history with one more ended partition."""
         if work <= 0:
             return self
+        if not self.classes:
+            return replace(self, samples=(*self.samples, (worker, seconds / work))[-WINDOW:])
         kind = self.class_of(worker)
         same = [index for index, (name, _) in enumerate(self.samples) if self.class_of(name) == kind]
         oldest = same[0] if len(same) >= WINDOW else -1
@@ -132,6 +134,8 @@ class PaceHistory:
         return self.classes.get(worker, "")
 
     def _paces(self, worker: str) -> list[float]:
+        if not self.classes:
+            return [pace for _, pace in self.samples]
         kind = self.class_of(worker)
         return [pace for name, pace in self.samples if self.class_of(name) == kind]
 
