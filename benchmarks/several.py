@@ -6,7 +6,9 @@ Contenders run in turn in one process, without Dask and files, in batches of 65,
 
 - ``predict``: the library's predictions of both models on matrices that exist already;
 - ``both``: a chain of a champion and its challenger (``shadow``), from Arrow columns to Arrow columns;
-- ``one``: a chain of the champion alone; ``apart``: two such chains, one a model.
+- ``one``: a chain of the champion alone; ``apart``: two such chains, one a model;
+- ``narrow``: a filter that keeps all rows, a selection, the champion, a selection;
+- ``200 keys``: a model by key, the same one for each of 200 values (``score.by``).
 
 The goal is both <= 1.15 x (predict + one - the champion's own predict): what the challenger costs is its predictions.
 """
@@ -28,7 +30,7 @@ from pipeline.models.cache import get_predictor
 from pipeline.models.flavors.xgboost_train import train
 from pipeline.models.model import ModelVersion, Predictor
 from pipeline.models.registry import resolve
-from pipeline.plan.recipe import ScoreRecipe, Shadow, StageRecipe
+from pipeline.plan.recipe import FilterRecipe, KeyedRecipe, ScoreRecipe, SelectRecipe, Shadow, StageRecipe
 from pipeline.scoring.contract import feature_rules
 from pipeline.scoring.scorer import Scorer
 from pipeline.spec.model_ref import ModelRef
@@ -48,6 +50,23 @@ def recipe_of(table: pa.Table, *scores: ScoreRecipe) -> StageRecipe:
     schema = pa.schema([(name, pa.float32()) for score in scores for name in score.outputs])
     made = make_recipe(scores[0].model, table.schema, keep=())
     return replace(made, chain=scores, output_schema=schema.serialize().to_pybytes(), batch_rows=BATCH_ROWS)
+
+
+def narrow_of(table: pa.Table, score: ScoreRecipe) -> StageRecipe:
+    """Return a chain of a filter that keeps all rows, a selection of all columns, the score, and a selection of it."""
+    every = SelectRecipe(tuple((name, name) for name in table.column_names))
+    made = recipe_of(table, score)
+    chain = FilterRecipe("f0 > -1000000.0"), every, score, SelectRecipe((("p", "p"),))
+    return replace(made, chain=chain)
+
+
+def keyed_of(
+    table: pa.Table, version: ModelVersion, predictor: Predictor, keys: int
+) -> tuple[StageRecipe, list[Predictor]]:
+    """Return a chain of one model for each of ``keys`` values, all the same one, and for all other values."""
+    member = score_of(version, "p")
+    keyed = KeyedRecipe("k", tuple(sorted(map(str, range(keys)))), (member,) * (keys + 1), "model")
+    return replace(recipe_of(table, member), chain=(keyed,)), [predictor] * (keys + 1)
 
 
 def scored(recipe: StageRecipe, predictors: list[Predictor], batches: list[pa.Table]) -> Callable[[], None]:
@@ -86,6 +105,7 @@ def main() -> None:
 
         return run
 
+    keyed = [batch.append_column("k", pa.array(random.integers(0, 200, len(batch)))) for batch in batches]
     one = [recipe_of(table, score_of(version, "p")) for version in versions]
     shadow = recipe_of(table, score_of(champion, "p"), score_of(challenger, "q", Shadow("p", "half")))
     alone = [scored(recipe, [predictor], batches) for recipe, predictor in zip(one, predictors, strict=True)]
@@ -95,6 +115,8 @@ def main() -> None:
         "one": alone[0],
         "apart": lambda: [run() for run in alone] and None,
         "both": scored(shadow, predictors, batches),
+        "narrow": scored(narrow_of(table, score_of(champion, "p")), predictors[:1], batches),
+        **{f"{keys} keys": scored(*keyed_of(table, champion, predictors[0], keys), keyed) for keys in (1, 200)},
     }
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(chosen.repeat + 1):
@@ -109,6 +131,8 @@ def main() -> None:
     challenger_cost = middle["both"] - middle["one"]
     challenger_predict = middle["predict"] - middle["champion's predict"]
     print(f"challenger / its predictions {challenger_cost / challenger_predict:5.3f}")
+    print(f"narrow / one        {middle['narrow'] / middle['one']:8.3f}")
+    print(f"200 keys / one      {middle['200 keys'] / middle['one']:8.3f}")
     print(f"apart / both        {middle['apart'] / middle['both']:8.3f}")
 
 
