@@ -13,11 +13,16 @@ from pipeline.models.model import Predictor
 from pipeline.plan.recipe import KeyedRecipe
 from pipeline.scoring.arrow import decoded, one_array
 from pipeline.scoring.operations.model_scorer import ModelScorer, expect_columns
+from pipeline.scoring.operations.shared_matrix import encoding_key
 from pipeline.scoring.rows import Failures, Rows
 
 NO_MODEL_REASON = str(Reason(ReasonKind.NO_MODEL, ""))
 """Reason of rows for whose key there is no model."""
 _NO_MODEL = -1
+
+
+Part = tuple[np.ndarray, np.ndarray]
+"""Positions of scored rows in the batch, int64 [rows], and their scores."""
 
 
 class KeyedScorer:
@@ -38,6 +43,10 @@ class KeyedScorer:
             needed |= dict.fromkeys((*member.features, *(rule.column for rule in member.rules)))
         self._columns = list(needed)
         self._is_backwards = False
+        """True if the next batch goes through the keys backwards."""
+        keys = {encoding_key(member) for member in recipe.members}
+        self._is_uniform = len(keys) == 1 and None not in keys and len({member.checks for member in members}) == 1
+        """True if all models encode and check rows in the same way."""
 
     def score(self, rows: Rows) -> tuple[Rows, np.ndarray, Failures]:
         """See `ModelScorer.score`. Rows without a model are failures, or in no result where others get null."""
@@ -45,17 +54,47 @@ class KeyedScorer:
         slim = Rows(rows.table.select(self._columns), rows.position)
         chosen = self._choose(slim.table.column(self._recipe.by))
         failures = [self._without_model(slim, chosen)] if self._recipe.other == "reject" else []
+        with_model = np.flatnonzero(chosen != _NO_MODEL)
+        if len(with_model) < len(slim):
+            slim, chosen = slim.select(with_model), chosen[with_model]
+        parts, rejected = (self._score_encoded if self._is_uniform else self._score_groups)(slim, chosen)
+        return *self._joined(rows, parts), Failures.merged([*failures, *rejected])
+
+    def _score_groups(self, rows: Rows, chosen: np.ndarray) -> tuple[list[Part], list[Failures]]:
+        """Score the rows of each model; each encodes its own."""
         order = np.argsort(chosen, kind="stable")
-        sorted_rows, sorted_models = slim.select(order), chosen[order]
-        parts: list[tuple[np.ndarray, np.ndarray]] = []
-        for member, start, stop in self._groups(sorted_models):
-            scored, scores, failed = self._members[member].score(sorted_rows.slice(start, stop))
+        rows, parts, failures = rows.select(order), list[Part](), list[Failures]()
+        for member, start, stop in self._groups(chosen[order]):
+            scored, scores, failed = self._members[member].score(rows.slice(start, stop))
             parts.append((scored.position, scores))
             failures.append(failed)
-            predictor = self._predictors[member]
-            if isinstance(predictor, LazyEvaluator):
-                predictor.release()
-        return *self._joined(rows, parts), Failures.merged(failures)
+            self._release(member)
+        return parts, failures
+
+    def _score_encoded(self, rows: Rows, chosen: np.ndarray) -> tuple[list[Part], list[Failures]]:
+        """Encode all rows once, as every model does, and score the rows of each model."""
+        if not len(rows):
+            return [], []
+        first = int(chosen.max() if self._is_backwards else chosen.min())
+        kept, matrix, rejected = self._members[first].encode(rows)
+        if len(rejected):
+            chosen = chosen[~np.isin(rows.position, rejected.rows)]
+        order = np.argsort(chosen, kind="stable")
+        matrix, position = matrix[order], kept.position[order]
+        parts, failures = list[Part](), [rejected]
+        for member, start, stop in self._groups(chosen[order]):
+            scores, failed = self._members[member].predict(matrix[start:stop])
+            places = position[start:stop]
+            parts.append((np.delete(places, failed.rows), scores))
+            failures.append(failed.renumber(places))
+            self._release(member)
+        self._release(first)
+        return parts, failures
+
+    def _release(self, member: int) -> None:
+        predictor = self._predictors[member]
+        if isinstance(predictor, LazyEvaluator):
+            predictor.release()
 
     def take_seconds(self) -> float:
         """Return the seconds of the predictions since the last call."""
@@ -86,7 +125,7 @@ class KeyedScorer:
         """
         numbers, starts = np.unique(members, return_index=True)
         stops = (*starts.tolist()[1:], len(members))
-        groups = [one for one in zip(numbers.tolist(), starts.tolist(), stops, strict=False) if one[0] != _NO_MODEL]
+        groups = list(zip(numbers.tolist(), starts.tolist(), stops, strict=False))
         self._is_backwards = not self._is_backwards
         return groups if self._is_backwards else groups[::-1]
 

@@ -14,7 +14,7 @@ from pipeline.errors import ModelError, StepFailed
 from pipeline.models.flavors import find_flavor
 from pipeline.models.model import OutputType, Predictor
 from pipeline.models.outputs import output_type
-from pipeline.plan.recipe import ScoreRecipe
+from pipeline.plan.recipe import ColumnRule, ScoreRecipe
 from pipeline.scoring.bisection import NoRowWorksError, bisect, blame_rows
 from pipeline.scoring.contract import beyond_finite, check, check_matrix
 from pipeline.scoring.operations.shared_matrix import EncodedRows, SharedMatrix
@@ -63,10 +63,15 @@ class ModelScorer:
         :raises ModelError: when the model fails on every row.
         :raises BadPrediction: when the model does not give one result per row.
         """
-        rows, matrix, rejected = self._encode(rows)
-        scores, failures = self._predict(matrix)
+        rows, matrix, rejected = self.encode(rows)
+        scores, failures = self.predict(matrix)
         rows, failed = rows.reject(failures)
         return rows, scores, Failures.merged([rejected, failed])
+
+    @property
+    def checks(self) -> tuple[tuple[ColumnRule, ...], frozenset[str]]:
+        """Everything that `encode` checks: scorers with equal checks reject the same rows."""
+        return tuple(self._rules), self.finite
 
     def take_seconds(self) -> float:
         """Return the seconds of the predictions since the last call."""
@@ -81,7 +86,7 @@ class ModelScorer:
         """See `pipeline.models.model.Predictor.is_out_of_memory`."""
         return isinstance(error, MemoryError) or self._predictor.is_out_of_memory(error)
 
-    def _encode(self, rows: Rows) -> tuple[Rows, np.ndarray, Failures]:
+    def encode(self, rows: Rows) -> tuple[Rows, np.ndarray, Failures]:
         """Return the rows that keep the model's contract, their feature matrix, and the other rows as failures."""
         features = self._recipe.features
         expect_columns(rows.table, features)
@@ -113,7 +118,7 @@ class ModelScorer:
                 return Failures()
         return check_matrix(matrix, table, features, self.finite)
 
-    def _predict(self, matrix: np.ndarray) -> tuple[np.ndarray, Failures]:
+    def predict(self, matrix: np.ndarray) -> tuple[np.ndarray, Failures]:
         """Return the scores of the rows that the model takes, and the other rows by their places in ``matrix``."""
         kind = self._recipe.kind
 

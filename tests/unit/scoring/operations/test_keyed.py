@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.models.lazy_evaluator import LazyEvaluator
@@ -33,8 +34,10 @@ class Plus:
         self.version = VERSION
         self.number = number
         self.calls: list[list[float]] = []
+        self.encodings = 0
 
     def encode(self, table: pa.Table, *, order: str = "C") -> np.ndarray:
+        self.encodings += 1
         return np.column_stack([column.to_numpy().astype(np.float32) for column in table.columns])
 
     def example(self) -> np.ndarray:
@@ -50,12 +53,25 @@ class Plus:
         return False
 
 
+KINDS = {"uniform": ("number",), "different encodings": ("number", "integer", "indicator")}
+_kinds = {"kinds": KINDS["uniform"]}
+
+
+@pytest.fixture(autouse=True, params=list(KINDS))
+def kinds(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test with models that encode alike, and with models that do not."""
+    _kinds["kinds"] = KINDS[request.param]
+    yield
+    _kinds["kinds"] = KINDS["uniform"]
+
+
 def operation(values: tuple[str, ...], *, other: Other = "reject", **fields: Any) -> tuple[ScoreOperation, list[Plus]]:
-    count = len(values) + (other == "model")
-    member = ScoreRecipe(VERSION, ("a",), "prediction", ("p",), fields.pop("rules", ()))
-    recipe = KeyedRecipe("key", values, (member,) * count, other, **fields)
+    count, rules, kinds = len(values) + (other == "model"), fields.pop("rules", ()), _kinds["kinds"]
+    versions = [replace(VERSION, features=(Feature("a", kinds[number % len(kinds)]),)) for number in range(count)]  # type: ignore[arg-type]
+    recipes = tuple(ScoreRecipe(version, ("a",), "prediction", ("p",), rules) for version in versions)
+    recipe = KeyedRecipe("key", values, recipes, other, **fields)
     predictors = [Plus(100.0 * (number + 1)) for number in range(count)]
-    members = [ModelScorer(member, predictor) for predictor in predictors]
+    members = [ModelScorer(member, predictor) for member, predictor in zip(recipes, predictors, strict=True)]
     return ScoreOperation(recipe, KeyedScorer(recipe, members, predictors)), predictors
 
 
@@ -154,6 +170,7 @@ def test_every_second_batch_goes_backwards() -> None:
     assert order == [100.0, 200.0, 200.0, 100.0]
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sampled_from(["x", "y", "z", "", None]), max_size=40), st.sampled_from(["reject", "null", "model"]))
 def test_any_batch_gives_what_each_row_gives_alone(keys: list[str | None], other: Other) -> None:
     values, table = ("x", "y"), pa.array(keys, pa.string())
@@ -164,6 +181,15 @@ def test_any_batch_gives_what_each_row_gives_alone(keys: list[str | None], other
         expected = None if number is None else number + row
         assert found.get(row, "rejected") == ("rejected" if expected is None and other == "reject" else expected)
     assert set(whole.failures.rows.tolist()) == set(range(len(keys))) - set(found)
+
+
+def test_models_that_encode_alike_share_one_matrix() -> None:
+    step, predictors = operation(("x", "y"), rules=(ColumnRule("a", max=4),))
+    applied = step.apply(rows(["y", "x", "y", "z", "x"], [5.0, 1.0, 2.0, 3.0, 4.0]))
+    assert scores(applied) == [101.0, 202.0, 104.0]
+    assert applied.failures.rows.tolist() == [0, 3]
+    encodings = sum(predictor.encodings for predictor in predictors)
+    assert encodings == (1 if len(_kinds["kinds"]) == 1 else 2)
 
 
 class TestLazyEvaluator:
