@@ -56,7 +56,7 @@ steps:
   # - select: {id: customer_id, age: age}
 
   - score:
-      # A model file of xgboost, LightGBM or scikit-learn. Or a reference to the model registry: models:/churn@champion
+      # A model file (xgboost, LightGBM, scikit-learn, ONNX), or a registered model: models:/churn@champion
       model: model.json
       # Several models for one result: mean, median, max, min, vote for labels, weights, or stack with one more model:
       # - score: {model: [one.json, other.json], combine: stack, meta: meta.json, meta_input: prediction}
@@ -82,7 +82,7 @@ steps:
       # tolerance: 0.0
       # Boosting rounds to score with: [0, 100], or best. Default: all rounds.
       # iteration_range: best
-      # Demand one format of the file: xgboost, lightgbm or sklearn. Default: recognised by its bytes.
+      # Demand one format of the file: xgboost, lightgbm, sklearn or onnx. Default: recognised by its bytes.
       # flavor: xgboost
       # Permit a model file that runs code when it is loaded. Only for files of people you trust.
       # allow_code: false

@@ -25,6 +25,7 @@ class FlavorCase:
     expected: Mapping[str, np.ndarray]
     """Results of the library's own functions for the whole frame, by kind of output."""
     promise: str
+    """``exact`` or ``fixed``, or both where it depends on the processor."""
     takes_nulls: bool = True
     """False: rows with a null are rejected."""
     unknown_category: str = ""
@@ -158,6 +159,73 @@ def sklearn_case(folder: Path, model: Any, frame: pd.DataFrame, promise: str, **
     return FlavorCase("sklearn", path, frame, expected, promise, **options)
 
 
+def onnx_network(folder: Path) -> FlavorCase:
+    """Return a network with one hidden layer, over a matrix of columns without names."""
+    random = np.random.default_rng(6)
+    weights = [random.normal(size=shape).astype(np.float32) for shape in ((8, 16), (16,), (16, 1))]
+    frame = pd.DataFrame(random.normal(size=(ROWS, 8)), columns=[f"f{index}" for index in range(8)])
+    nodes: list[Any] = [("MatMul", ["x", "w0"], ["a"]), ("Add", ["a", "w1"], ["b"]), ("Relu", ["b"], ["c"])]
+    nodes += [("MatMul", ["c", "w2"], ["d"]), ("Sigmoid", ["d"], ["p"])]
+    path = save_onnx(
+        folder, nodes, {"x": ("FLOAT", ["rows", 8])}, {"p": ("FLOAT", ["rows", 1])}, dict(enumerate(weights))
+    )
+    return _onnx_case(path, frame, {"x": frame.to_numpy(np.float32)}, lambda found: {"prediction": found[0][:, 0]})
+
+
+def onnx_classifier(folder: Path) -> FlavorCase:
+    """Return a classifier with labels and probabilities, over one input for each column."""
+    frame, _ = training_frame(nulls=False)
+    frame = frame[["amount", "count"]]
+    weights = {0: np.array([[0.1, -0.1], [0.5, -0.4]], np.float32)}
+    nodes: list[Any] = [("Cast", ["count"], ["n"], {"to": 1}), ("Concat", ["amount", "n"], ["x"], {"axis": 1})]
+    nodes += [("MatMul", ["x", "w0"], ["z"]), ("Softmax", ["z"], ["p"], {"axis": 1})]
+    nodes += [("ArgMax", ["p"], ["label"], {"axis": 1, "keepdims": 0})]
+    inputs = {"amount": ("FLOAT", ["rows", 1]), "count": ("INT64", ["rows", 1])}
+    path = save_onnx(folder, nodes, inputs, {"label": ("INT64", ["rows"]), "p": ("FLOAT", ["rows", 2])}, weights)
+    given = {
+        "amount": frame[["amount"]].to_numpy(np.float32),
+        "count": frame[["count"]].to_numpy(np.int64),
+    }
+    return _onnx_case(
+        path,
+        frame,
+        given,
+        lambda found: {"prediction": found[1][:, 1], "probabilities": found[1], "label": found[0]},
+    )
+
+
+def save_onnx(
+    folder: Path, nodes: list[Any], inputs: Mapping[str, Any], outputs: Mapping[str, Any], weights: Mapping[int, Any]
+) -> Path:
+    """Write a graph; the weights are called ``w0`` and so on."""
+    import onnx
+
+    def value(name: str, kind: str, shape: list[Any]) -> Any:
+        return onnx.helper.make_tensor_value_info(name, getattr(onnx.TensorProto, kind), shape)
+
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node(node[0], node[1], node[2], **(node[3] if len(node) > 3 else {})) for node in nodes],
+        "graph",
+        [value(name, *one) for name, one in inputs.items()],
+        [value(name, *one) for name, one in outputs.items()],
+        [onnx.numpy_helper.from_array(array, f"w{number}") for number, array in weights.items()],
+    )
+    path = folder / "model.onnx"
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def _onnx_case(path: Path, frame: pd.DataFrame, given: Any, results: Callable[[Any], Any]) -> FlavorCase:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    found = session.run(None, given)
+    return FlavorCase("onnx", path, frame, results(found), "exact or fixed", takes_nulls=True)
+
+
 CASES: dict[str, Callable[[Path], FlavorCase]] = {
     "lightgbm": lightgbm_binary,
     "lightgbm, three classes": lightgbm_multiclass,
@@ -165,5 +233,7 @@ CASES: dict[str, Callable[[Path], FlavorCase]] = {
     "sklearn, forest": sklearn_forest,
     "sklearn, boosting": sklearn_boosting,
     "sklearn, joblib": sklearn_ridge_in_joblib,
+    "onnx, matrix": onnx_network,
+    "onnx, columns": onnx_classifier,
 }
 """A model of each kind, by name."""

@@ -71,7 +71,7 @@ def equal(found: np.ndarray, expected: np.ndarray, promise: str) -> bool:
         return False
     if promise == "exact" or found.dtype.kind != "f":
         return bool(np.array_equal(found, expected))
-    return bool(np.allclose(found, expected, rtol=1e-6, atol=1e-12))
+    return bool(np.allclose(found, expected, rtol=1e-5 if found.dtype == np.float32 else 1e-6, atol=1e-12))
 
 
 def test_the_file_is_known_by_its_bytes(case: FlavorCase, tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_the_version_tells_features_outputs_and_promise(case: FlavorCase, versio
     assert version.flavor == case.flavor
     assert set(version.feature_names) <= set(case.frame)
     assert version.promise is not None
-    assert version.promise.kind == case.promise
+    assert version.promise.kind in case.promise
     assert version.promise.rows > 0
     for kind in case.expected:
         assert output_type(version, kind) is not None, kind  # type: ignore[arg-type]

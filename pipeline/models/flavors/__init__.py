@@ -30,6 +30,7 @@ BUILT_IN = {
     "xgboost": "pipeline.models.flavors.xgboost:FLAVOR",
     "lightgbm": "pipeline.models.flavors.lightgbm:FLAVOR",
     "sklearn": "pipeline.models.flavors.sklearn:FLAVOR",
+    "onnx": "pipeline.models.flavors.onnx:FLAVOR",
 }
 """``module:attribute`` of the `Flavor` per name, in the order in which their files are recognised."""
 

@@ -24,7 +24,7 @@ from pipeline.storage.urls import file_system, is_local_path, local_path, storag
 
 HEAD_BYTES = 1 << 16
 """Bytes at the start of a file that are examined."""
-EXPECTED = "a model file: xgboost (JSON or UBJ), LightGBM (text) or scikit-learn (skops)"
+EXPECTED = "a model file: xgboost (JSON or UBJ), LightGBM (text), scikit-learn (skops) or ONNX"
 _EXPECTED = EXPECTED
 _SAVE_AGAIN = (
     "save the model again: xgboost's with booster.save_model('model.ubj'), LightGBM's with "
@@ -240,8 +240,6 @@ def _describe(head: bytes) -> str:
     for magic, name in _MAGIC:
         if head.startswith(magic):
             return name
-    if head[:1] == b"\x08" and head[2:3] in (b"\x12", b":", b"\x1a"):
-        return "an ONNX model, by the look of it"
     if b"\0" not in head[:1024]:
         with suppress(UnicodeDecodeError):
             return f"text that begins with {head[:40].decode()!r}"

@@ -313,7 +313,6 @@ def zip_bytes() -> bytes:
         (b'{"tree_info": [], "name": 1}', "'tree_info', 'name'"),
         (b'{"a": ', "begins like JSON"),
         (b"{i\x01a}", "UBJSON"),
-        (b"\x08\x07\x12\x07pytorch", "ONNX"),
         (b"PAR1....", "Parquet"),
         (b"x,y\n1,2\n", "text that begins with 'x,y"),
         (bytes(range(200, 256)), "unknown bytes"),
