@@ -97,4 +97,5 @@ def require_whole_imports() -> None:
 
 
 def _modules_of(packages: Collection[str]) -> list[str]:
-    return [name for name in sys.modules if name.partition(".")[0] in packages]
+    # A list first: other threads import meanwhile.
+    return [name for name in list(sys.modules) if name.partition(".")[0] in packages] if packages else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import threading
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from pipeline.common.imports import (
     _kept,
+    _modules_of,
     allow_partial_imports,
     frozen_imports,
     import_for_forks,
@@ -119,3 +121,26 @@ class TestPartialImport:
         with pytest.raises(ImportError):
             import_library("no_such_package_here", without=["optional_part"])
         assert import_module("optional_part").__name__ == "optional_part"
+
+    def test_whole_imports_are_required_while_another_thread_imports(self, package: str) -> None:
+        allow_partial_imports()
+        import_library(package, without=["optional_part"])
+        stop = threading.Event()
+
+        def import_others() -> None:
+            while not stop.is_set():
+                for number in range(50):
+                    sys.modules[f"other_{number}"] = sys
+                for number in range(50):
+                    del sys.modules[f"other_{number}"]
+
+        thread = threading.Thread(target=import_others)
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        thread.start()
+        try:
+            assert [_modules_of({package}) for _ in range(200)] == [[package]] * 200
+        finally:
+            stop.set()
+            thread.join()
+            sys.setswitchinterval(interval)
