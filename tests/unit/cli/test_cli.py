@@ -19,8 +19,9 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from pipeline.cli import main
+from pipeline.cli import main, options
 from pipeline.cli.templates import JOB_TEMPLATE
+from pipeline.common import forkserver
 from pipeline.common.rows import QuarantinedFile, RowCounts
 from pipeline.errors import Interrupted, OutputExists, TooManyRejects
 from pipeline.events import Callback, PartitionEnded, RoundStarted, StatusChanged, notify
@@ -571,3 +572,17 @@ def test_rejects_are_shown_by_reason(folder: Path, replace_module: Callable[...,
     written = json.loads(call("rejects", "--json", "--reason", "contract:*", "--export", "bad.csv").stdout)
     assert written["exported"] == {"path": "bad.csv", "rows": 2}
     assert asked == [(1, "*"), (3, "*"), (3, "contract:*")]
+
+
+@pytest.mark.parametrize(
+    ("score", "is_started"), [("{by: key, models: 'm/{}.ubj'}", True), ("{model: m.ubj}", False)], ids=["by key", "one"]
+)
+def test_many_models_are_inspected_in_forks(
+    score: str, is_started: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[bool] = []
+    monkeypatch.setattr(forkserver, "is_running", lambda: False)
+    monkeypatch.setattr(forkserver, "start", lambda environment, has_steps: started.append(has_steps))
+    spec = f"name: k\nsource: {{path: in}}\nsteps: [score: {score}]\nsink: {{path: out}}\n"
+    options.load(spec, overrides=(), params=())
+    assert started == [False] * is_started
