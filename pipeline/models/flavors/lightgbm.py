@@ -160,6 +160,7 @@ FLAVOR = Flavor(
     describe=describe,
     libraries=("lightgbm",),
     distributions=("lightgbm",),
+    encodes_by_features=True,
     tree_engine_blockers=tree_engine_blockers,
     trees=tree_predict,
 )

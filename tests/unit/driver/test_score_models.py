@@ -14,11 +14,12 @@ import xgboost
 
 from pipeline.driver.alias_change import aliases, find_outdated, pinned_versions
 from pipeline.driver.prepare import prepare, work_digest
-from pipeline.driver.score_models import resolve_models, scored_steps, with_listed_models
-from pipeline.errors import ModelError
+from pipeline.driver.score_models import resolve_models, scored_by, scored_steps, with_listed_models
+from pipeline.errors import ModelError, SpecError
 from pipeline.jobs.directory import JobDirectory, JobOptions
 from pipeline.models.flavors import xgboost as flavor
 from pipeline.models.flavors import xgboost_probe
+from pipeline.models.model import ModelVersion, OutputType
 from pipeline.models.registry.file_registry import BuiltInRegistry, VersionMetadata
 from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec
@@ -125,3 +126,39 @@ def test_children_of_a_fan_out_list_models_of_their_own(folder: Path) -> None:
     common = make_spec(folder, str(folder / "models" / "{}.ubj"), fan_out={"by": ["a", "b"]}, sink={"path": out})
     parent = prepare(common, settings=settings_of(folder)).plan
     assert len(parent.pins) == len(KEYS)
+
+
+class TestTypesOfSeveralModels:
+    """Models of different libraries in one step, whose results have different types."""
+
+    @staticmethod
+    def scored(steps: dict[str, Any], *types: OutputType) -> pa.Schema:
+        versions = [
+            ModelVersion(f"m{index}", "1", "", str(index), "lightgbm", 1, (), "binary", 1, output_types=(found,))
+            for index, found in enumerate(types)
+        ]
+        spec = JobSpec.model_validate(
+            {"name": "j", "source": {"path": "/in"}, "steps": [{"score": steps}], "sink": {"path": "/out"}}
+        )
+        return scored_by(spec, versions)[0].predictions
+
+    def test_combined_numbers_get_the_type_of_the_first(self) -> None:
+        kinds = OutputType("prediction", "float64", 1), OutputType("prediction", "float32", 1)
+        assert self.scored({"model": ["a", "b"], "combine": "mean"}, *kinds).types == [pa.float64()]
+
+    def test_another_number_of_values_is_refused(self) -> None:
+        kinds = OutputType("prediction", "float64", 1), OutputType("prediction", "float64", 3)
+        with pytest.raises(SpecError, match="different values a row") as caught:
+            self.scored({"model": ["a", "b"], "combine": "mean"}, *kinds)
+        assert "3 of type double of m1" in caught.value.found
+
+    def test_models_by_key_must_have_one_type(self) -> None:
+        kinds = OutputType("prediction", "float64", 1), OutputType("prediction", "float32", 1)
+        with pytest.raises(SpecError, match="different values a row"):
+            self.scored({"models": {"x": "a", "y": "b"}, "by": "k"}, *kinds)
+
+    def test_labels_of_two_types_are_no_votes(self) -> None:
+        kinds = OutputType("label", "string", 1), OutputType("label", "int64", 1)
+        steps = {"model": ["a", "b"], "combine": "vote", "output": {"column": "p", "kind": "label"}}
+        with pytest.raises(SpecError, match="different values a row"):
+            self.scored(steps, *kinds)
