@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from pipeline.common.checksum import checksum_file, short
 from pipeline.common.rows import Fragment, InputFile, RowCounts
-from pipeline.common.text import html_table
+from pipeline.common.text import html_table, listed
 from pipeline.common.units import plural
 from pipeline.errors import PipelineError
 from pipeline.jobs import layout
@@ -337,7 +337,7 @@ def _sample(job: JobDirectory, ledger: Ledger, *, rows: int, seed: int | None) -
         raise _Wrong(f"{len(result.wrong):,} ranges differ, such as {result.wrong[0]}")
     if rows and not result.rows_in and any(receipt.rows.input for receipt in ledger.done):
         raise _Wrong("no input file is as it was planned, so that nothing could be scored again")
-    models = ", ".join(f"{model.name} {model.version}" for model in ledger.base.plan.models)
+    models = listed([f"{model.name} {model.version}" for model in ledger.base.plan.models], shown=8)
     scored = f"scored again with {models}" if models else "prepared again"
     again = f"{result.rows_in:,} rows {scored} give the same {result.rows_out:,} rows"
     again += "".join(f"; {text}" for text in changed_steps(job, ledger))

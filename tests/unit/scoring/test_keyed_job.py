@@ -104,7 +104,9 @@ def test_200_models_in_a_worker(folder: Path, tmp_path: Path, memory: int) -> No
     assert report.reasons == {"no_model": ROWS - len(expected)}
     if memory == 1 << 30:
         assert report.model_loads == KEYS  # in four batches
-        assert verify(job, sample=300, seed=1).ok
+        verified = verify(job, sample=300, seed=1)
+        assert verified.ok
+        assert f"and {KEYS - 8} more give the same" in verified.text()
     else:
         # Each further batch finds the models that fit: 20 % of 1 MiB for some 8 KiB each.
         assert KEYS < report.model_loads < 4 * KEYS - 3 * 15
