@@ -165,9 +165,9 @@ class EngineUse:
 
     @property
     def libraries(self) -> str:
-        """Libraries that scored or were timed, by the names of their flavors; xgboost if there are none."""
-        names = {*self.rows, *self.seconds} - {"trees", DEVICE_ENGINE}
-        return " and ".join(sorted(names)) or "xgboost"
+        """Libraries that were timed, else those that scored, by the names of their flavors; xgboost without any."""
+        timed, scored = ({*names} - {"trees", DEVICE_ENGINE} for names in (self.seconds, self.rows))
+        return " and ".join(sorted(timed or scored)) or "xgboost"
 
 
 Number = TypeVar("Number", int, float)

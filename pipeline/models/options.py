@@ -210,9 +210,10 @@ def promise_text(version: ModelVersion) -> str:
     if promise.kind == "exact":
         return f"exact: the bits of the library's own predict, whatever the batch (measured on {promise.rows:,} rows)"
     if promise.kind == "fixed":
+        near = f"within {promise.noise:.1g} of" if promise.noise else "equal to"
         return (
-            f"fixed: the same bits in any batch, by calls of {promise.chunk:,} rows; within {promise.noise:.1g} of the "
-            f"library's own predict (measured on {promise.rows:,} rows)"
+            f"fixed: the same bits in any batch, by calls of {promise.chunk:,} rows; {near} the library's own predict "
+            f"(measured on {promise.rows:,} rows)"
         )
     return "code: nothing"
 

@@ -505,3 +505,10 @@ def test_a_selection_goes_with_its_model(models: dict[str, ModelVersion]) -> Non
     assert get_evaluator(score)[0].choice is get_evaluator(score)[0].choice
     forget_models()
     assert not module._selections
+
+
+def test_the_libraries_of_a_report_are_those_that_were_timed() -> None:
+    assert EngineUse().libraries == "xgboost"
+    assert EngineUse({"onnx": 5, "lightgbm": 3}).libraries == "lightgbm and onnx"
+    use = EngineUse({"trees": 9, "onnx": 5}, {"trees": 1.0, "sklearn": 3.0, "lightgbm": 5.0})
+    assert (use.libraries, use.speedup) == ("lightgbm and sklearn", 8.0)

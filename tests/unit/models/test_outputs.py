@@ -89,6 +89,7 @@ def test_the_record_of_another_model_has_all(binary: Path) -> None:
         (None, "", ""),
         (Promise("exact", rows=2500), "exact: the bits of the library's own predict", ""),
         (Promise("fixed", 1024, 2e-16, 2500), "by calls of 1,024 rows; within 2e-16 of the library's", ""),
+        (Promise("fixed", 32, rows=2500), "by calls of 32 rows; equal to the library's", ""),
         (Promise("code", 0, 3e-7, 96), "code: nothing", "they differed by up to 3e-07 in other batches"),
         (Promise("code"), "code: nothing", "it took no made-up row"),
     ],
