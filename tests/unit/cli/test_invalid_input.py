@@ -172,7 +172,7 @@ class TestSettings:
         folder = in_folder / "dask-config"
         folder.mkdir()
         (folder / "bad.yaml").write_text("a: [1\n")
-        for arguments in (["plan", write(spec)], ["run", write(spec)], ["list"]):
+        for arguments in (["run", write(spec)], ["list"]):
             done = run_process(arguments, environment={"DASK_CONFIG": str(folder)}, stdout=subprocess.DEVNULL)
             check_process(done, code=2, message="bad.yaml")
 
@@ -237,7 +237,7 @@ class TestTargets:
 @pytest.mark.fault(111)
 class TestStandardOutput:
     @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full is missing")
-    @pytest.mark.parametrize("arguments", [["plan", "job.yaml"], ["validate", "job.yaml", "--json"], ["list"]])
+    @pytest.mark.parametrize("arguments", [["validate", "job.yaml", "--json"], ["list"]])
     def test_full_disk(self, spec: dict[str, Any], arguments: list[str]) -> None:
         """A full disk behind stdout is an error of storage."""
         write(spec)
@@ -250,14 +250,14 @@ class TestStandardOutput:
         write(spec)
         read, sink = os.pipe()
         os.close(read)
-        done = run_process(["plan", "job.yaml"], stdout=sink)
+        done = run_process(["list"], stdout=sink)
         os.close(sink)
         assert (done.returncode, done.stderr) == (141, "")
 
 
 @pytest.mark.fault(110)
 class TestSpecFromAPipe:
-    @pytest.mark.parametrize("command", [["plan"], ["validate"], ["run", "--workers", "1", "--job", "piped"]])
+    @pytest.mark.parametrize("command", [["validate"], ["run", "--workers", "1", "--job", "piped"]])
     def test_spec_on_stdin(self, spec: dict[str, Any], command: list[str]) -> None:
         """A spec from a pipe is read once: ``envsubst < job.yaml | python -m pipeline run /dev/stdin``."""
         done = run_process([command[0], "/dev/stdin", *command[1:]], input=yaml.safe_dump(spec), stdout=subprocess.PIPE)
