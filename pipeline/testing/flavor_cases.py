@@ -226,6 +226,26 @@ def _onnx_case(path: Path, frame: pd.DataFrame, given: Any, results: Callable[[A
     return FlavorCase("onnx", path, frame, results(found), "exact or fixed", takes_nulls=True)
 
 
+def catboost_classifier(folder: Path) -> FlavorCase:
+    """Return a CatBoost classifier with three classes that are texts, a category and nulls among the numbers."""
+    import catboost
+
+    frame, target = training_frame()
+    frame = frame.drop(columns="note").astype({"city": "str"}).fillna({"city": "none"})
+    options = {"iterations": 8, "depth": 3, "thread_count": 1, "allow_writing_files": False, "verbose": False}
+    model: Any = catboost.CatBoostClassifier(cat_features=["city"], **options)
+    model.fit(frame, np.take(["low", "mid", "high"], target))
+    path = folder / "model.cbm"
+    model.save_model(path)
+    expected = {
+        "prediction": model.predict_proba(frame),
+        "probabilities": model.predict_proba(frame),
+        "label": model.predict(frame).reshape(-1),
+        "margin": model.predict(frame, prediction_type="RawFormulaVal"),
+    }
+    return FlavorCase("catboost", path, frame, expected, "exact")
+
+
 CASES: dict[str, Callable[[Path], FlavorCase]] = {
     "lightgbm": lightgbm_binary,
     "lightgbm, three classes": lightgbm_multiclass,
@@ -235,5 +255,6 @@ CASES: dict[str, Callable[[Path], FlavorCase]] = {
     "sklearn, joblib": sklearn_ridge_in_joblib,
     "onnx, matrix": onnx_network,
     "onnx, columns": onnx_classifier,
+    "catboost": catboost_classifier,
 }
 """A model of each kind, by name."""

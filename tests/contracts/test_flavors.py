@@ -49,6 +49,8 @@ from pipeline.testing.inline import plan_inline, publish_inline, score_inline
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> FlavorCase:
+    if request.param == "catboost":
+        pytest.importorskip("catboost", reason="not in the extra dev: its wheel has 97 MB")
     return CASES[request.param](tmp_path_factory.mktemp("model"))
 
 
@@ -139,8 +141,8 @@ def test_other_bytes_are_refused_before_they_are_parsed(case: FlavorCase, versio
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
 def test_a_truncated_file_is_refused(case: FlavorCase, version: ModelVersion, share: float) -> None:
-    if version.runs_code and share > 0.9:
-        pytest.skip("a pickle may end before its file does")
+    if share > 0.9 and (version.runs_code or case.flavor == "catboost"):
+        pytest.skip("the library does not read the last bytes of its file")
     data = case.path.read_bytes()
     describe = find_flavor(case.flavor).describe
     assert describe is not None

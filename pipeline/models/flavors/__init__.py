@@ -31,6 +31,7 @@ BUILT_IN = {
     "lightgbm": "pipeline.models.flavors.lightgbm:FLAVOR",
     "sklearn": "pipeline.models.flavors.sklearn:FLAVOR",
     "onnx": "pipeline.models.flavors.onnx:FLAVOR",
+    "catboost": "pipeline.models.flavors.catboost:FLAVOR",
 }
 """``module:attribute`` of the `Flavor` per name, in the order in which their files are recognised."""
 

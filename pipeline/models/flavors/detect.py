@@ -24,7 +24,7 @@ from pipeline.storage.urls import file_system, is_local_path, local_path, storag
 
 HEAD_BYTES = 1 << 16
 """Bytes at the start of a file that are examined."""
-EXPECTED = "a model file: xgboost (JSON or UBJ), LightGBM (text), scikit-learn (skops) or ONNX"
+EXPECTED = "a model file: xgboost (JSON or UBJ), LightGBM (text), scikit-learn (skops), ONNX or CatBoost (cbm)"
 _EXPECTED = EXPECTED
 _SAVE_AGAIN = (
     "save the model again: xgboost's with booster.save_model('model.ubj'), LightGBM's with "
@@ -257,6 +257,5 @@ _MAGIC = (
     (b"\x78\xda", "a zlib stream"),
     (b"BZh", "a bzip2 file"),
     (b"\xfd7zXZ", "an xz file"),
-    (b"CBM1", "a CatBoost model"),
     (b"\x93NUMPY", "a numpy array"),
 )
