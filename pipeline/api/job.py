@@ -19,6 +19,7 @@ from pipeline.scoring.steps import prepended_sys_path
 from pipeline.service.handle import JobHandle
 from pipeline.service.submit import submit
 from pipeline.settings import Settings
+from pipeline.spec.fields import OnAliasChange, StepChange
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.load import load_spec, source_paths
 from pipeline.spec.model_ref import Device
@@ -29,14 +30,12 @@ from pipeline.spec.parts import (
     FilterStep,
     Hook,
     MapStep,
-    OnAliasChange,
     RunOptions,
     Score,
     ScoreStep,
     SelectStep,
     Sink,
     Source,
-    StepChange,
 )
 from pipeline.spec.triggers import Trigger
 from pipeline.storage.urls import own_storage_options

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from pipeline.errors import ModelError, SpecError
 from pipeline.models.registry import DEFAULT_ROOT, open_registry
+from pipeline.spec.fields import KEY_PLACEHOLDER
 from pipeline.spec.model_ref import ModelRef
-from pipeline.spec.parts import KEY_PLACEHOLDER
 from pipeline.storage.urls import file_system, is_local_path, local_path, storage_errors
 
 _WILDCARDS = "*?["

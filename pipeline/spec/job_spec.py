@@ -23,6 +23,18 @@ from pipeline.spec.diagnostics import (
     issues_of,
 )
 from pipeline.spec.document import dump_text, read_document
+from pipeline.spec.fields import (
+    JobName,
+    Name,
+    OnAliasChange,
+    ParamName,
+    ParamValue,
+    SpecModel,
+    StepChange,
+    StorageOptions,
+    UrlPrefix,
+    spec_error,
+)
 from pipeline.spec.model_ref import Device
 from pipeline.spec.parameters import OWN_SECTIONS, PARAM_PATTERN, GivenValues, escape, given_in_python, render_spec
 from pipeline.spec.parts import (
@@ -31,24 +43,14 @@ from pipeline.spec.parts import (
     FanOut,
     FilterStep,
     Hook,
-    JobName,
     MapStep,
-    Name,
-    OnAliasChange,
     Output,
-    ParamName,
-    ParamValue,
     RunOptions,
     Score,
     ScoreStep,
     SelectStep,
     Sink,
     Source,
-    SpecModel,
-    StepChange,
-    StorageOptions,
-    UrlPrefix,
-    spec_error,
 )
 from pipeline.spec.triggers import ArrivalTrigger, Trigger
 

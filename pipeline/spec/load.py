@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.spec.diagnostics import Document, FieldPath, dotted
 from pipeline.spec.document import read_document
+from pipeline.spec.fields import KEY_PLACEHOLDER
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.model_ref import ModelRef
 from pipeline.spec.parameters import (
@@ -20,7 +21,6 @@ from pipeline.spec.parameters import (
     given_in_python,
     render_spec,
 )
-from pipeline.spec.parts import KEY_PLACEHOLDER
 from pipeline.spec.precedence import Precedence, ResolvedSetting, SettingSource, param_variables
 from pipeline.storage.urls import expand_user, is_local_path, local_path
 

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 from pipeline.common.units import parse_seconds
 from pipeline.errors import SpecError
 from pipeline.spec.diagnostics import did_you_mean
-from pipeline.spec.parts import JobName, Name, PathText, SpecModel, Value, check_size, spec_error
+from pipeline.spec.fields import JobName, Name, PathText, SpecModel, Value, check_size, spec_error
 
 KINDS = ("cron", "every", "arrival", "after")
 """Fields of a trigger of which at most one is given; without one, the trigger fires by hand only."""

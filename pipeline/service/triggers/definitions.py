@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 from pipeline.errors import SpecError
 from pipeline.spec.diagnostics import Document, SpecIssue, SpecIssues, did_you_mean, issues_of
 from pipeline.spec.document import read_document
-from pipeline.spec.parts import SpecModel
+from pipeline.spec.fields import SpecModel
 from pipeline.spec.triggers import JobTrigger, Trigger, TriggerList
 from pipeline.storage.urls import expand_user
 
