@@ -167,6 +167,7 @@ def _start_seaweedfs(program: str, folder: Path, ports: dict[str, int]) -> subpr
         "master.telemetry": "false",
         "s3": "true",
         "s3.config": folder / "s3.json",
+        "s3.autoCreateBucket": "false",
         "s3.port.iceberg": 0,
         "s3.port.lance": 0,
         "filer": "true",
