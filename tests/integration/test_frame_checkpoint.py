@@ -34,7 +34,7 @@ def test_a_killed_worker_costs_its_own_partitions(tmp_path):
     joined = dd.from_pandas(left, npartitions=10).merge(dd.from_pandas(right, npartitions=10), on="key")
     expression = joined.map_partitions(counted, str(tmp_path), meta=joined._meta)
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,
     ):
         kept = pipeline.checkpoint(expression, tmp_path / "kept")
