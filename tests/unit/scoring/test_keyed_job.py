@@ -25,6 +25,7 @@ from pipeline.plan.describe import plan_summary
 from pipeline.plan.plan import Limits
 from pipeline.report.build import decide_status, make_report
 from pipeline.report.verify import verify
+from pipeline.scoring import batching
 from pipeline.scoring.partition import score_partition
 from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec
@@ -91,7 +92,9 @@ def oracle(folder: Path) -> pa.Table:
 
 
 @pytest.mark.parametrize("memory", [1 << 30, 1 << 20], ids=["1 GB", "too little"])
-def test_200_models_in_a_worker(folder: Path, tmp_path: Path, memory: int) -> None:
+def test_200_models_in_a_worker(folder: Path, tmp_path: Path, memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # On a slow machine there would be more batches, and more loads, to keep each short.
+    monkeypatch.setattr(batching, "SECONDS", 600.0)
     set_process_facts(ProcessFacts(memory=memory))
     plan = plan_inline(make_spec(folder, tmp_path / "out"), directory=tmp_path / "jobs")
     job = JobDirectory.open_or_create(tmp_path / "jobs", plan, job="k-1", options=JobOptions(fsync=False))
