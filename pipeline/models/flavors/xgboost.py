@@ -18,9 +18,10 @@ import pyarrow as pa
 from pipeline.common.digest import digest_bytes
 from pipeline.common.imports import import_library
 from pipeline.devices.report import DeviceReport
-from pipeline.errors import ModelDigestMismatch, ModelError
+from pipeline.errors import ModelError
 from pipeline.models.flavors import Flavor, matrix
 from pipeline.models.flavors.detect import is_xgboost
+from pipeline.models.flavors.library import check_digest
 from pipeline.models.flavors.xgboost_outputs import labels, outputs_of_predictions
 from pipeline.models.flavors.xgboost_probe import NO_PACKAGE, UNNEEDED, first_line, is_out_of_memory, probe
 from pipeline.models.model import DevicePredictor, Feature, FeatureKind, ModelVersion, Predict, Task
@@ -115,15 +116,7 @@ def load(version: ModelVersion, data: bytes, *, threads: int | None = None) -> X
     :raises ModelDigestMismatch: when ``data`` differs from the pinned file.
     :raises ModelError: when xgboost is not installed, or cannot read the file.
     """
-    digest = digest_bytes(data)
-    if digest != version.digest:
-        raise ModelDigestMismatch(
-            "the model file is not the one that was pinned",
-            where=version.uri,
-            found=f"SHA-256 {digest}",
-            expected=f"SHA-256 {version.digest}",
-            next_step="put the pinned file back, or run a new job with the new model",
-        )
+    check_digest(version, data)
     try:
         xgboost: Any = import_library("xgboost", without=UNNEEDED)
     except ImportError as error:
