@@ -8,11 +8,12 @@ import numpy as np
 
 from pipeline.plan.recipe import EnsembleRecipe
 from pipeline.scoring.operations.combine import combine_scores
+from pipeline.scoring.operations.members import Members
 from pipeline.scoring.operations.model_scorer import ModelScorer
 from pipeline.scoring.rows import Failures, Rows
 
 
-class EnsembleScorer:
+class EnsembleScorer(Members):
     """The models of a list. A row that one of them rejects is rejected, and those behind it do not see the row."""
 
     def __init__(self, recipe: EnsembleRecipe, members: Sequence[ModelScorer]) -> None:
@@ -33,16 +34,3 @@ class EnsembleScorer:
         left = [scores[np.searchsorted(position, rows.position)] for position, scores in parts]
         combined = combine_scores(left, self._recipe.combine, weights=self._recipe.weights)
         return rows, combined, Failures.merged(failures)
-
-    def take_seconds(self) -> float:
-        """Return the seconds of the predictions since the last call."""
-        return sum(member.take_seconds() for member in self._members)
-
-    def blame_rows_only(self) -> None:
-        """See `pipeline.scoring.operations.operation.Operation`."""
-        for member in self._members:
-            member.blame_rows_only()
-
-    def is_out_of_memory(self, error: BaseException) -> bool:
-        """See `pipeline.models.model.Predictor.is_out_of_memory`."""
-        return any(member.is_out_of_memory(error) for member in self._members)

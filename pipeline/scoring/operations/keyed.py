@@ -12,6 +12,7 @@ from pipeline.models.lazy_evaluator import LazyEvaluator
 from pipeline.models.model import Predictor
 from pipeline.plan.recipe import KeyedRecipe
 from pipeline.scoring.arrow import decoded, one_array
+from pipeline.scoring.operations.members import Members
 from pipeline.scoring.operations.model_scorer import ModelScorer, expect_columns
 from pipeline.scoring.operations.shared_matrix import encoding_key
 from pipeline.scoring.rows import Failures, Rows
@@ -25,7 +26,7 @@ Part = tuple[np.ndarray, np.ndarray]
 """Positions of scored rows in the batch, int64 [rows], and their scores."""
 
 
-class KeyedScorer:
+class KeyedScorer(Members):
     """The models of a step with ``by``. A model is loaded for the rows of its key, and released behind them."""
 
     def __init__(self, recipe: KeyedRecipe, members: Sequence[ModelScorer], predictors: Sequence[Predictor]) -> None:
@@ -95,19 +96,6 @@ class KeyedScorer:
         predictor = self._predictors[member]
         if isinstance(predictor, LazyEvaluator):
             predictor.release()
-
-    def take_seconds(self) -> float:
-        """Return the seconds of the predictions since the last call."""
-        return sum(member.take_seconds() for member in self._members)
-
-    def blame_rows_only(self) -> None:
-        """See `pipeline.scoring.operations.operation.Operation`."""
-        for member in self._members:
-            member.blame_rows_only()
-
-    def is_out_of_memory(self, error: BaseException) -> bool:
-        """See `pipeline.models.model.Predictor.is_out_of_memory`."""
-        return any(member.is_out_of_memory(error) for member in self._members)
 
     def _choose(self, column: pa.ChunkedArray) -> np.ndarray:
         """Return the number of the member for each row, int64 [rows]; `_NO_MODEL` without one."""
