@@ -6,7 +6,7 @@ which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,12 +32,14 @@ BARS = 40
 class Chart:
     """A chart, and its data as a table."""
 
+    name: str
+    """Id in the page."""
     title: str
     unit: str
     svg: Markup
     """Empty if there is nothing to draw."""
     text: str
-    """What the picture shows, in a sentence: its text alternative."""
+    """Content of the picture in a sentence: its text alternative."""
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     left_out: int = 0
@@ -70,6 +72,7 @@ def throughput(spans: Spans, marks: Sequence[tuple[float, str]]) -> Chart:
     mean = float(spans.rows.sum()) / (end - begin)
     step = max(1, BINS // 30)
     return Chart(
+        "throughput",
         "Throughput",
         "input rows per second",
         _svg(height, grid + area + lines + _time_axis(end - begin, base), "throughput"),
@@ -107,6 +110,7 @@ def timeline(spans: Spans) -> Chart:
     busy = float(np.sum(spans.stops - spans.starts)) / (length * max(len(lanes), 1))
     slow = sorted(spans.parts, key=lambda part: part.start - part.stop)
     return Chart(
+        "timeline",
         "Partitions by worker",
         "time since the first partition began; orange: with rejected rows",
         _svg(base + 26, "".join(body) + _time_axis(length, base), "timeline"),
@@ -148,6 +152,7 @@ def durations(spans: Spans) -> Chart:
     )
     body = _levels(most, base, 24, format_count) + f'<path class="c1" d="{bars}"/>' + marks + _time_axis(top, base)
     return Chart(
+        "durations",
         "Durations of partitions",
         "number of partitions by seconds",
         _svg(base + 26, body, "durations"),
@@ -178,6 +183,7 @@ def shares(title: str, unit: str, parts: Sequence[tuple[str, float, str]], *, na
         left += long
     said = ", ".join(f"{label} {text}" for label, _, text in parts)
     return Chart(
+        name,
         title,
         unit,
         _svg(34, "".join(body), name),
@@ -204,6 +210,7 @@ def memory(spans: Spans) -> Chart:
     )
     more = max(0, len(ordered) - SHOWN_LANES)
     return Chart(
+        "memory",
         "Peak memory of workers",
         "resident bytes",
         _svg(8 + 20 * min(len(ordered), SHOWN_LANES), body, "memory") if top else Markup(),
@@ -241,12 +248,11 @@ def _time_axis(seconds: float, base: float) -> str:
     )
 
 
-def _levels(top: float, base: float, above: float, text: object) -> str:
+def _levels(top: float, base: float, above: float, text: Callable[[float], str]) -> str:
     """Draw lines for 0, a half and the whole of ``top``."""
-    call = text if callable(text) else str
     return "".join(
         f'<path class="grid" d="M{LEFT} {base - part * (base - above):.1f}H{WIDTH - _RIGHT}"/>'
-        f'<text class="label" x="{LEFT - 6}" y="{base - part * (base - above) + 4:.1f}">{call(top * part)}</text>'
+        f'<text class="label" x="{LEFT - 6}" y="{base - part * (base - above) + 4:.1f}">{text(top * part)}</text>'
         for part in (0.0, 0.5, 1.0)
     )
 

@@ -25,7 +25,7 @@ from pipeline.jobs.receipts import Receipt
 from pipeline.jobs.status import Status
 from pipeline.report.html import charts
 from pipeline.report.html.charts import Chart
-from pipeline.report.html.spans import Spans, receipts_of
+from pipeline.report.html.spans import Span, Spans, receipts_of
 from pipeline.report.rejects import RejectSummary, summarise
 from pipeline.report.report import Report
 from pipeline.spec.document import dump_text
@@ -74,10 +74,8 @@ def report_page(
     :param shows_values: True: examples of rejected rows have their messages and values. They may be personal.
     """
     ledger = ledger if ledger is not None or job.record.children else job.ledger()
-    receipts = list(receipts_of(job, ledger))
-    spans = Spans.of(receipts)
+    spans, files = _spans_and_files(receipts_of(job, ledger))
     events = job.events.read()
-    files = _files(receipts)
     rejects = summarise(job, ledger=ledger, examples=EXAMPLES) if report.rows.rejected else None
     return _template().render(
         report=report,
@@ -208,10 +206,16 @@ def _events(events: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     return [(str(event["time"])[:19].replace("T", " "), _event_text(event)) for event in chosen[-SHOWN_EVENTS:]]
 
 
-def _files(receipts: Iterable[Receipt]) -> list[FileRows]:
-    """Return the rows of each input file, those with most rejected rows first."""
+def _spans_and_files(receipts: Iterable[Receipt]) -> tuple[Spans, list[FileRows]]:
+    """Return the spans, and the rows of each input file, those with most rejected rows first.
+
+    One pass: each receipt is read from a file, and there may be too many for memory.
+    """
+    spans: list[Span] = []
     sums: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
     for receipt in receipts:
+        if (span := Span.of(receipt)) is not None:
+            spans.append(span)
         for part in receipt.files:
             total = sums[part.path]
             total[0] += part.rows.input
@@ -219,7 +223,7 @@ def _files(receipts: Iterable[Receipt]) -> list[FileRows]:
             total[2] += part.rows.rejected
             total[3] += part.rows.filtered
     files = [FileRows(redact(path), RowCounts(*counts)) for path, counts in sums.items()]
-    return sorted(files, key=lambda file: (-file.rows.rejected, file.path))
+    return Spans.of(spans), sorted(files, key=lambda file: (-file.rows.rejected, file.path))
 
 
 def _examples(rejects: RejectSummary | None, *, shows_values: bool) -> list[tuple[str, int, list[tuple[str, ...]]]]:

@@ -29,6 +29,21 @@ class Span:
     peak_memory: int
     """Peak resident bytes of the worker process until then."""
 
+    @staticmethod
+    def of(receipt: Receipt) -> Span | None:
+        """Return the span of a receipt; None for receipts of earlier versions, which have no time."""
+        if not receipt.ended:
+            return None
+        return Span(
+            receipt.partition,
+            receipt.worker,
+            receipt.ended - receipt.seconds.total,
+            receipt.ended,
+            receipt.rows.input,
+            receipt.rows.rejected,
+            receipt.peak_memory,
+        )
+
 
 @dataclass(frozen=True)
 class Spans:
@@ -37,22 +52,9 @@ class Spans:
     parts: tuple[Span, ...]
 
     @staticmethod
-    def of(receipts: Iterable[Receipt]) -> Spans:
-        """Return the spans of ``receipts``; those of earlier versions have no time and are left out."""
-        found = [
-            Span(
-                receipt.partition,
-                receipt.worker,
-                receipt.ended - receipt.seconds.total,
-                receipt.ended,
-                receipt.rows.input,
-                receipt.rows.rejected,
-                receipt.peak_memory,
-            )
-            for receipt in receipts
-            if receipt.ended
-        ]
-        return Spans(tuple(sorted(found, key=lambda part: part.start)))
+    def of(parts: Iterable[Span]) -> Spans:
+        """Return ``parts`` in the order of their starts."""
+        return Spans(tuple(sorted(parts, key=lambda part: part.start)))
 
     @cached_property
     def starts(self) -> np.ndarray:
