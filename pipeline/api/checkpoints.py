@@ -39,7 +39,7 @@ def checkpoint(frame: DaskFrame, path: str | os.PathLike[str]) -> DaskFrame:
     Raises
     ------
     SpecError
-        If ``frame`` is no Dask DataFrame.
+        If ``frame`` is not a Dask DataFrame.
     SchemaDrift
         If Parquet has no type for a column.
     CorruptInput

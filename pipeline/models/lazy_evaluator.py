@@ -26,7 +26,7 @@ class LazyEvaluator:
         self.seconds = 0.0
         """Seconds for loading it."""
         self.device, self.device_peak = "", 0
-        """As in `DeviceEvaluator`."""
+        """See `DeviceEvaluator`."""
         self._open = open
         self._predictor: Predictor | None = None
         self._use = EngineUse()

@@ -1,4 +1,4 @@
-"""What happens when a map step raises an error that its ``on_error`` names: call it again, blame the rows, or fail."""
+"""Act on an error of a map step that its ``on_error`` names: call the step again, blame the rows, or fail."""
 
 from __future__ import annotations
 

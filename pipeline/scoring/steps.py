@@ -27,7 +27,7 @@ class Step:
     row_wise: str = "checked"
     on_error: tuple[ErrorRule, ...] = ()
     kind: FrameKind = "pandas"
-    """What the function takes and returns."""
+    """Frames that the function takes and returns."""
 
 
 def load_steps(

@@ -55,7 +55,7 @@ class Flavor:
     distributions: tuple[str, ...] = ()
     """Distributions whose versions must be the same on driver and workers, beside those of ``libraries``."""
     takes: Literal["matrix", "frame"] = "matrix"
-    """What ``predict`` gets: a matrix of numbers, in which infinite values are found, or a pandas frame."""
+    """Input of ``predict``: a matrix of numbers, in which infinite values are found, or a pandas frame."""
     libraries: tuple[str, ...] = ()
     """Modules that ``load`` imports; workers import them while they start."""
     unneeded: tuple[str, ...] = ()
