@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from pipeline.common import forkserver
-from pipeline.scoring import step_modules
+from pipeline.common import forkserver, step_modules
 from pipeline.spec.job_spec import JobSpec
 from pipeline.storage import urls as storage
 from pipeline.testing.examples import IS_LONG

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from pipeline.common.step_code import code_difference
 from pipeline.driver.restart import open_restart_round, replan
 from pipeline.driver.score_models import resolve_model
 from pipeline.jobs import layout
@@ -20,7 +21,6 @@ from pipeline.models.model import ModelVersion
 from pipeline.models.registry.alias_watch import EVENT, MAX_RESTARTS, AliasChange, AliasWatch, unstable_alias_error
 from pipeline.models.registry.records import VersionRecord
 from pipeline.plan.plan import Plan
-from pipeline.plan.step_code import code_difference
 from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.model_ref import ModelRef

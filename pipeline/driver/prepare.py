@@ -13,8 +13,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.common.code_search import find_code
 from pipeline.common.digest import digest_json
 from pipeline.common.rows import InputFile
+from pipeline.common.step_code import FoundCode, StepCode, digests_of
 from pipeline.driver.score_models import resolve_models, scored_by, scored_steps, scored_version, with_listed_models
 from pipeline.errors import InputChanged, MissingInput, PipelineError, SpecError
 from pipeline.execution.clusters import ClusterAdapter, cluster_of, settings_of
@@ -32,8 +34,6 @@ from pipeline.plan.plan import Limits, Plan
 from pipeline.plan.planner import last_schema, make_chain_plan, make_plan
 from pipeline.plan.pushdown import located, pushed_filters, read_source
 from pipeline.plan.recipe import CheckRecipe, scores_of_columns
-from pipeline.plan.step_code import FoundCode, StepCode, digests_of
-from pipeline.scoring.code_search import find_code
 from pipeline.scoring.contract import check_rules, has_values
 from pipeline.scoring.outputs import prediction_schema
 from pipeline.settings import Settings, device_choice

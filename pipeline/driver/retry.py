@@ -14,7 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.common.code_search import find_code
 from pipeline.common.rows import Fragment, InputFile, QuarantinedFile, RowGroup
+from pipeline.common.step_code import FoundCode, code_difference
 from pipeline.common.units import iso_time, utc_now
 from pipeline.driver.prepare import chain_frames, check_chain_rules
 from pipeline.driver.score_models import resolve_model, scored_by, scored_steps, scored_version, with_listed_models
@@ -36,8 +38,6 @@ from pipeline.plan.plan import Limits, Partition, Plan
 from pipeline.plan.planner import last_schema
 from pipeline.plan.pushdown import pushed_filters, read_source
 from pipeline.plan.recipe import REJECT_FILE, scores_of
-from pipeline.plan.step_code import FoundCode, code_difference
-from pipeline.scoring.code_search import find_code
 from pipeline.scoring.contract import check_rules
 from pipeline.scoring.outputs import prediction_schema
 from pipeline.scoring.steps import prepended_sys_path

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+from pipeline.common.code_search import find_code
+from pipeline.common.step_code import StepCode, changed_modules, code_difference, step_changed
 from pipeline.driver.restart import open_restart_round, replan
 from pipeline.errors import StepChanged
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import Lease
 from pipeline.jobs.ledger import Ledger
 from pipeline.jobs.rounds import STEP_EVENT, Round, RoundReason
-from pipeline.plan.step_code import StepCode, changed_modules, code_difference, step_changed
-from pipeline.scoring.code_search import find_code
 from pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.common.secrets import redact
+from pipeline.common.step_code import CodeFile, StepCode, code_digest, pack_sources, unpack_source
 from pipeline.jobs import layout
 from pipeline.plan.plan import Plan
-from pipeline.plan.step_code import CodeFile, StepCode, code_digest, pack_sources, unpack_source
 from pipeline.storage.store import Store, open_store
 
 

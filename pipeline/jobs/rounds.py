@@ -15,12 +15,12 @@ from enum import StrEnum
 from functools import cached_property
 
 from pipeline.common.rows import QuarantinedFile
+from pipeline.common.step_code import digests_of
 from pipeline.errors import Fenced, StateCorrupt
 from pipeline.jobs import layout
 from pipeline.jobs.code_archive import put_sources
 from pipeline.jobs.lease import rounds_seen_after
 from pipeline.plan.plan import Plan
-from pipeline.plan.step_code import digests_of
 from pipeline.plan.table import plan_bytes, read_plan
 from pipeline.storage.store import Store
 

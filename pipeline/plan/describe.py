@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.common.rows import InputFile, QuarantinedFile
+from pipeline.common.step_code import StepCode, code_difference, digests_of
 from pipeline.common.text import html_table, label_line, labelled, listed, shortened
 from pipeline.common.units import format_bytes, format_count, plural
 from pipeline.models.cache import LOADED_FACTOR
@@ -19,7 +20,6 @@ from pipeline.models.model import ModelVersion
 from pipeline.models.options import promise_text, promise_warning, rounds_text, unused_rounds_warning
 from pipeline.plan.plan import Limits, Plan
 from pipeline.plan.recipe import KeyedRecipe, ScoreRecipe, StepRecipe
-from pipeline.plan.step_code import StepCode, code_difference, digests_of
 from pipeline.sources.versions import content_version
 from pipeline.spec.job_spec import NOT_THE_WORK, AnyStep
 from pipeline.spec.parts import FilterStep, MapStep, SelectStep

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from pipeline.common.digest import digest_json
 from pipeline.common.rows import Fragment, InputFile, QuarantinedFile
+from pipeline.common.step_code import StepCode, digests_of
 from pipeline.common.text import listed
 from pipeline.common.units import format_bytes, plural
 from pipeline.errors import InsufficientMemory
@@ -22,7 +23,6 @@ from pipeline.plan.incremental import FULL_INPUT, IncrementalState
 from pipeline.plan.memory import MIN_BATCH_ROWS, MOST_GROUP_BYTES, USABLE, shared_memory
 from pipeline.plan.pushdown import read_source
 from pipeline.plan.recipe import ColumnRule, MapRecipe, ScoreRecipe, StageRecipe, StepRecipe, scores_of
-from pipeline.plan.step_code import StepCode, digests_of
 from pipeline.plan.step_record import step_identity
 from pipeline.sources.versions import content_version
 from pipeline.spec.job_spec import JobSpec

@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 from pipeline.common.agreement import Decision
 from pipeline.common.digest import digest_json
+from pipeline.common.step_code import StepCode
 from pipeline.common.units import parse_seconds
 from pipeline.devices.memory import DEVICE_MEMORY
 from pipeline.models.model import ModelVersion, joint_digest
 from pipeline.plan.memory import MOST_GROUP_BYTES
-from pipeline.plan.step_code import StepCode
 from pipeline.spec.model_ref import Device, Engine, OutputKind
 from pipeline.spec.parts import MapStep, RetryCall
 

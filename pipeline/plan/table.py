@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 
 from pipeline.common.arrow_arrays import booleans, int64s, lists, strings
 from pipeline.common.rows import Fragment, InputFile, QuarantinedFile, RowGroup
+from pipeline.common.step_code import StepCode
 from pipeline.errors import PipelineError, StateCorrupt
 from pipeline.models.record import model_from_record, model_to_record
 from pipeline.plan.incremental import IncrementalState
 from pipeline.plan.memory import MOST_GROUP_BYTES
 from pipeline.plan.plan import ChildPlan, Partition, Plan
-from pipeline.plan.step_code import StepCode
 from pipeline.plan.step_record import rule_from_record, step_from_record, step_to_record
 from pipeline.spec.job_spec import JobSpec
 from pipeline.storage.store import Store

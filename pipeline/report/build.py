@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.common.agreement import BUCKETS, Agreement
 from pipeline.common.reasons import Reason
 from pipeline.common.rows import QuarantinedFile, RowCounts
+from pipeline.common.step_code import digests_of
 from pipeline.common.units import format_count, plural, utc_now
 from pipeline.errors import PipelineError, StepFailed, TooManyRejects
 from pipeline.events import AttemptOutcome, MitigationAction, SplitReason
@@ -29,7 +30,6 @@ from pipeline.models.registry.alias_watch import alias_change_warnings
 from pipeline.plan.describe import input_text, skew
 from pipeline.plan.plan import Plan
 from pipeline.plan.recipe import AnyScore
-from pipeline.plan.step_code import digests_of
 from pipeline.report.estimate import compare_with_actual
 from pipeline.report.figures import (
     BatchRows,

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.common.checksum import checksum_file, short
+from pipeline.common.code_search import find_code
 from pipeline.common.rows import Fragment, InputFile, RowCounts
 from pipeline.common.text import html_table, listed
 from pipeline.common.units import plural
@@ -34,7 +35,6 @@ from pipeline.jobs.splits import sub_fragment
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import StageRecipe
 from pipeline.scoring.arrow import first_difference, one_array
-from pipeline.scoring.code_search import find_code
 from pipeline.scoring.isolation import SLOW_REASON, IsolatedScorer, for_steps
 from pipeline.scoring.partition import read_partition
 from pipeline.scoring.predictors import library_predictors

@@ -7,14 +7,14 @@ from itertools import islice
 
 import pyarrow as pa
 
+from pipeline.common.step_code import FoundCode
+from pipeline.common.step_modules import StepModules
 from pipeline.models.cache import get_predictor
 from pipeline.models.model import ModelVersion
 from pipeline.plan.recipe import MapRecipe
-from pipeline.plan.step_code import FoundCode
 from pipeline.scoring.frame_schemas import never_null_columns
 from pipeline.scoring.outputs import prediction_schema, score_columns
 from pipeline.scoring.step_frames import check_source_columns
-from pipeline.scoring.step_modules import StepModules
 from pipeline.scoring.step_plan import plan_step
 from pipeline.scoring.steps import Step, import_steps
 from pipeline.sources.filters.parse import parse_filter

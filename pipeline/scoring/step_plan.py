@@ -12,16 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from pipeline.common.code_search import find_code
 from pipeline.common.reasons import Reason, ReasonKind
+from pipeline.common.step_code import FoundCode
+from pipeline.common.step_modules import StepModules
 from pipeline.errors import StepFailed
 from pipeline.plan.recipe import MapRecipe
-from pipeline.plan.step_code import FoundCode
 from pipeline.scoring.arrow import cast_exactly, first_difference, one_array, take_rows
-from pipeline.scoring.code_search import find_code
 from pipeline.scoring.frame_schemas import FrameSchemas, never_null_columns
 from pipeline.scoring.rows import Failures, Rows
 from pipeline.scoring.step_frames import check_source_columns, map_rows
-from pipeline.scoring.step_modules import StepModules
 from pipeline.scoring.steps import Step, import_steps
 from pipeline.scoring.value_text import value_text
 from pipeline.spec.parts import MapStep

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.common.code_search import find_code
+from pipeline.common.step_code import StepCode
+from pipeline.common.step_modules import Function, ReadArchived, StepModules, modules_of
 from pipeline.errors import StepFailed
 from pipeline.plan.recipe import ErrorRule, MapRecipe
-from pipeline.plan.step_code import StepCode
 from pipeline.scoring.async_steps import AsyncFunction, is_async
-from pipeline.scoring.code_search import find_code
-from pipeline.scoring.step_modules import Function, ReadArchived, StepModules, modules_of
 from pipeline.scoring.table_steps import FrameKind, frame_kind
 
 

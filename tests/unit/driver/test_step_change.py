@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.common import step_modules
 from pipeline.driver.prepare import prepare, work_digest
 from pipeline.driver.retry import RetryRequest, open_retry
 from pipeline.driver.step_change import MAX_RESTARTS, StepMonitor
@@ -20,7 +21,6 @@ from pipeline.jobs.rounds import RoundReason
 from pipeline.plan.describe import plan_summary
 from pipeline.report.build import make_report
 from pipeline.report.verify import verify
-from pipeline.scoring import step_modules
 from pipeline.scoring.partition import score_partition
 from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec

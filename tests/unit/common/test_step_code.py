@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from pipeline.common import step_code
 from pipeline.common.digest import digest_bytes
-from pipeline.errors import StateCorrupt
-from pipeline.plan import step_code
-from pipeline.plan.step_code import (
+from pipeline.common.step_code import (
     CodeFile,
     StepCode,
     changed_modules,
@@ -18,6 +17,7 @@ from pipeline.plan.step_code import (
     step_changed,
     unpack_source,
 )
+from pipeline.errors import StateCorrupt
 
 SOURCES = {"features": b"import lib.tools\n", "lib.tools": b"X = 1\n", "pack": b"", "pack.inner": b"Y = 2\n"}
 

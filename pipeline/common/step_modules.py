@@ -27,11 +27,11 @@ from importlib.util import decode_source, resolve_name, spec_from_file_location
 from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any
 
+from pipeline.common.code_search import OWN, find_module, is_pinned
 from pipeline.common.digest import digest_bytes
 from pipeline.common.imports import require_whole_imports
+from pipeline.common.step_code import CodeFile, StepCode, code_digest, unique_files
 from pipeline.errors import PipelineError, StepChanged, StepFailed
-from pipeline.plan.step_code import CodeFile, StepCode, code_digest, unique_files
-from pipeline.scoring.code_search import OWN, find_module, is_pinned
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from pipeline.common.code_search import find_code
+from pipeline.common.step_code import FoundCode
+from pipeline.common.step_modules import MAX_CACHED, StepModules
 from pipeline.errors import StepChanged, StepFailed
 from pipeline.plan.recipe import MapRecipe
-from pipeline.plan.step_code import FoundCode
-from pipeline.scoring.code_search import find_code
-from pipeline.scoring.step_modules import MAX_CACHED, StepModules
 from pipeline.scoring.steps import check_step, load_steps
 
 STEP = "featmod:build"
@@ -180,7 +180,7 @@ class TestTraces:
         assert sys.modules["featmod"] is mine
 
     def test_few_jobs_are_kept(self, tmp_path: Path) -> None:
-        from pipeline.scoring import step_modules
+        from pipeline.common import step_modules
 
         write(tmp_path, featmod="def build(frame): return frame")
         for number in range(MAX_CACHED + 3):

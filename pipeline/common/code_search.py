@@ -17,8 +17,8 @@ from importlib.util import resolve_name
 from typing import Any
 
 from pipeline.common.digest import digest_bytes
+from pipeline.common.step_code import CodeFile, FoundCode, StepCode
 from pipeline.common.syntax import parse_module
-from pipeline.plan.step_code import CodeFile, FoundCode, StepCode
 
 INSTALLED = {"site-packages", "dist-packages"}
 """Folders of installed packages, which change with the environment, not with the job."""

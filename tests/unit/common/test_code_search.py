@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.common.code_search import find_code
 from pipeline.common.digest import digest_bytes
-from pipeline.scoring.code_search import find_code
 
 
 def write(folder: Path, **files: str) -> None:
