@@ -22,7 +22,12 @@ def checkpoint(frame: DaskFrame, path: str | os.PathLike[str]) -> DaskFrame:
 
     An expression is the same if it was built from the same operations, functions, inputs and versions of Dask, pandas
     and pyarrow; another one is computed anew in a folder of its own beside it, and nothing is removed. Partitions must
-    not depend on when they are computed: ``sample`` needs a ``random_state``.
+    not depend on when they are computed: ``sample`` needs a ``random_state``. One finished partition is therefore
+    computed again when others are missing, and when a worker was lost; if its rows are others, all partitions are
+    computed anew in one run, and ``differs.json`` in the folder says which one differed.
+
+    With a client, the rows of p2p shuffles are counted on its workers from then on: a shuffle that loses rows is an
+    error. If this is not possible, it is logged once.
 
     Parameters
     ----------
@@ -42,6 +47,10 @@ def checkpoint(frame: DaskFrame, path: str | os.PathLike[str]) -> DaskFrame:
         If ``frame`` is not a Dask DataFrame.
     SchemaDrift
         If Parquet has no type for a column.
+    ReconciliationFailed
+        If a shuffle lost rows, or an expression that is not deterministic could not be computed in one run.
+    InsufficientMemory
+        If workers were killed for their memory at a partition.
     CorruptInput
         When computed: if a kept file was changed or removed.
 

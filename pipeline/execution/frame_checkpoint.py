@@ -3,6 +3,10 @@
 A folder holds a checkpoint for each expression: ``<digest>/checkpoint.json``, ``receipts/<partition>.json`` and
 ``data/<partition>-<attempt>.parquet``. A partition is finished when its receipt exists, which is created in one step:
 of several attempts one wins, and the file of the receipt is the partition from then on.
+
+If a finished partition has other rows when it is computed again, pieces of several runs do not fit: ``differs.json``
+records it, and from then on only a run from the first to the last partition without a lost worker counts. Such a run
+has a folder ``whole-<name>`` of its own, which ``complete.json`` names.
 """
 
 from __future__ import annotations
@@ -10,9 +14,10 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import dask
@@ -22,10 +27,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from dask.dataframe.utils import UNKNOWN_CATEGORIES
 
+from pipeline.common.content import Content, content_of
 from pipeline.common.digest import digest_json
-from pipeline.common.units import utc_now
-from pipeline.errors import CorruptInput, PipelineError, SchemaDrift
+from pipeline.common.units import plural, utc_now
+from pipeline.errors import CorruptInput, InsufficientMemory, PipelineError, ReconciliationFailed, SchemaDrift
+from pipeline.execution.counted_shuffles import count_on_workers
 from pipeline.execution.dask_config import override_config
+from pipeline.execution.frame_run import DiffersError, FrameRun, Kept, TooLittleMemoryError
 from pipeline.storage.store import Store, open_store
 from pipeline.storage.urls import unique_name
 
@@ -37,6 +45,10 @@ DaskFrame = dask.dataframe.DataFrame
 
 SCHEMA_VERSION = 1
 _ROW_GROUP_ROWS = 1 << 17
+_DIFFERS = "differs.json"
+_COMPLETE = "complete.json"
+WHOLE_ATTEMPTS = 3
+"""Runs in one piece until it is given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +61,8 @@ class KeptPartition:
     rows: int
     bytes: int
     """Size of the file."""
+    content: dict[str, Any] | None = None
+    """`Content` as JSON; None in receipts of earlier versions."""
 
 
 def checkpoint(frame: DaskFrame, path: str) -> DaskFrame:
@@ -62,17 +76,66 @@ def checkpoint(frame: DaskFrame, path: str) -> DaskFrame:
     if not folder.exists("checkpoint.json"):
         folder.check_conditional_writes()
         folder.put_if_absent("checkpoint.json", _json({**identity, "digest": digest, "created": str(utc_now())}))
-    kept = _finished(folder)
-    missing = [number for number in range(frame.npartitions) if number not in kept]
-    if kept and missing:
-        logger.info(
-            "%s: %d of %d partitions are there, %d to do", folder.root, len(kept), frame.npartitions, len(missing)
-        )
-    for receipt in _compute(frame, missing, folder.root):
-        kept[receipt.partition] = receipt
-    if missing:
-        _remove_others(folder, kept)
-    return _kept_frame(frame, [kept[number] for number in range(frame.npartitions)], folder.root)
+    while not folder.exists(_DIFFERS):
+        kept = _finished(folder)
+        missing = [number for number in range(frame.npartitions) if number not in kept]
+        if kept and missing:
+            logger.info(
+                "%s: %d of %d partitions are there, %d to do", folder.root, len(kept), frame.npartitions, len(missing)
+            )
+        try:
+            for receipt in _compute(frame, missing, kept, folder.root):
+                kept[receipt.partition] = receipt
+        except DiffersError as error:
+            record = {"partition": error.partition, "found": error.difference, "at": str(utc_now())}
+            folder.put_if_absent(_DIFFERS, _json(record))
+            logger.warning("%s: %s; all partitions are computed anew, in one piece", folder.root, error)
+            break
+        # Another process may have found a difference meanwhile.
+        if not missing or not folder.exists(_DIFFERS):
+            if missing:
+                _remove_others(folder, kept)
+            return _kept_frame(frame, [kept[number] for number in range(frame.npartitions)], folder.root)
+    return _whole(frame, folder)
+
+
+def _whole(frame: DaskFrame, folder: Store) -> DaskFrame:
+    """Compute all partitions of a frame that is not deterministic in one run, unless such a run has ended.
+
+    :raises ReconciliationFailed: if workers are lost in each attempt.
+    """
+    for _ in range(WHOLE_ATTEMPTS):
+        if not folder.exists(_COMPLETE):
+            name = f"whole-{unique_name()}"
+            run = open_store(folder.url(name))
+            if not _compute_whole(frame, run.root):
+                continue
+            folder.put_if_absent(_COMPLETE, _json({"folder": name, "at": str(utc_now())}))
+        complete = open_store(folder.url(json.loads(folder.read(_COMPLETE))["folder"]))
+        kept = _finished(complete)
+        return _kept_frame(frame, [kept[number] for number in range(frame.npartitions)], complete.root)
+    raise ReconciliationFailed(
+        "a frame that is not deterministic cannot be put together from several runs",
+        where=folder.root,
+        found=f"workers were lost in each of {WHOLE_ATTEMPTS} runs, and {_DIFFERS} says what differed",
+        expected="partitions with the same rows whenever they are computed, or no lost worker",
+        next_step="give sample a random_state, and sort before head, cumsum or shift",
+    )
+
+
+def _compute_whole(frame: DaskFrame, root: str) -> bool:
+    """Compute all partitions; return False if a worker was lost, so that two runs may be mixed."""
+    runs: list[FrameRun] = []
+    try:
+        for _ in _compute(frame, range(frame.npartitions), {}, root, started=runs.append):
+            pass
+    except DiffersError as error:
+        logger.warning("%s: %s", root, error)
+        return False
+    lost = sum(run.lost_workers for run in runs)
+    if lost:
+        logger.warning("%s: %s died, and a run in one piece starts over", root, plural(lost, "worker"))
+    return not lost
 
 
 def _identity(frame: DaskFrame) -> dict[str, Any]:
@@ -122,36 +185,73 @@ def _json(value: Any) -> bytes:
     return json.dumps(value, indent=1).encode()
 
 
-def _compute(frame: DaskFrame, missing: Sequence[int], folder: str) -> Iterator[KeptPartition]:
+def _compute(
+    frame: DaskFrame,
+    missing: Sequence[int],
+    kept: Mapping[int, KeptPartition],
+    folder: str,
+    *,
+    started: Callable[[FrameRun], None] | None = None,
+) -> Iterator[KeptPartition]:
     """Compute partitions on the current client, or with Dask's local scheduler, and yield them as they are finished.
 
-    Tasks of other partitions are culled by their keys: ``frame.partitions[…]`` of a shuffle moves rows elsewhere.
+    :param kept: partitions that are finished, one of which is computed again and compared.
+    :param started: is called with the run on a client.
+    :raises DiffersError: if the finished one has other rows now.
     """
     if not missing:
         return
-    parts = frame.to_delayed()
-    keep = _dask.delayed(keep_partition, pure=False)
-    tasks = [
-        keep(parts[number], number, folder, dask_key_name=f"checkpoint-{unique_name()}-{number}") for number in missing
-    ]
+    finished = {number: Content.from_dict(one.content) for number, one in kept.items() if one.content}
     client = _current_client()
     try:
         if client is None:
-            yield from _dask.compute(*tasks)
+            yield from _compute_locally(frame, missing, finished, folder)
             return
-        from distributed import as_completed
+        from distributed import Client
 
-        futures = client.compute(tasks)
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-                # What is released is not computed again when a worker dies.
-                future.release()
-        finally:
-            client.cancel([future for future in futures if not future.done()])
+        count_on_workers(client)
+        run_type = partial(FrameRun, frame=frame, keep=partial(_keep, root=folder), recall=frame_content)
+        # A client has one subscriber for a topic of events: the caller's own may be in use.
+        with Client(client.scheduler.address, security=client.security, set_as_default=False) as own:
+            run = run_type(own)
+            if started is not None:
+                started(run)
+            for one in run.run(missing, finished):
+                yield one.receipt
+    except TooLittleMemoryError as error:
+        raise _too_large(error, folder) from error
+    except DiffersError:
+        raise
     except Exception as error:
         error.add_note(f"{folder}: finished partitions are kept; call again to compute the rest")
         raise
+
+
+def _compute_locally(
+    frame: DaskFrame, missing: Sequence[int], finished: Mapping[int, Content], folder: str
+) -> Iterator[KeptPartition]:
+    # Tasks of other partitions are culled by their keys: ``frame.partitions[…]`` of a shuffle moves rows elsewhere.
+    parts = frame.to_delayed()
+    keep, recall = _dask.delayed(_keep, pure=False), _dask.delayed(frame_content, pure=False)
+    tasks = [keep(parts[number], number, root=folder) for number in missing]
+    again = sorted(finished, key=lambda number: (finished[number].rows, number))[len(finished) // 2 :][:1]
+    *done, content = _dask.compute(*tasks, recall(parts[again[0]]) if again else None)
+    for number in again:
+        if not content.agrees(finished[number]):
+            raise DiffersError(number, content.difference(finished[number]))
+    for one in done:
+        yield one.receipt
+
+
+def _too_large(error: TooLittleMemoryError, folder: str) -> InsufficientMemory:
+    named = ", ".join(map(str, error.partitions))
+    return InsufficientMemory(
+        "workers do not have the memory for a partition",
+        where=f"partition {named} of {folder}" if named else folder,
+        found="workers were killed for their memory while they computed it",
+        expected="partitions of which a worker can hold a few at a time",
+        next_step="give the workers more memory, or repartition the frame; finished partitions are kept",
+    )
 
 
 def _current_client() -> Any:
@@ -162,6 +262,16 @@ def _current_client() -> Any:
     get = dask.base.get_scheduler()
     owner = getattr(get, "__self__", None)
     return owner if isinstance(owner, Client) else None
+
+
+def _keep(part: pd.DataFrame, partition: int, root: str) -> Kept:
+    kept = keep_partition(part, partition, root)
+    return Kept(partition, Content.from_dict(kept.content) if kept.content else None, kept)
+
+
+def frame_content(part: pd.DataFrame) -> Content:
+    """Return the content of a partition, with its index."""
+    return content_of(pa.Table.from_pandas(part))
 
 
 def keep_partition(part: pd.DataFrame, partition: int, root: str) -> KeptPartition:
@@ -175,8 +285,9 @@ def keep_partition(part: pd.DataFrame, partition: int, root: str) -> KeptPartiti
         return receipt
     name = f"data/{partition:05d}-{unique_name()}.parquet"
     try:
-        size = _write(folder, name, part, partition)
-        receipt = KeptPartition(partition, name, len(part), size)
+        table = _table(part, partition)
+        size = _write(folder, name, table)
+        receipt = KeptPartition(partition, name, len(part), size, content_of(table).to_dict())
         if folder.put_if_absent(_receipt_name(partition), _json(asdict(receipt))):
             return receipt
     except Exception:
@@ -191,9 +302,9 @@ def keep_partition(part: pd.DataFrame, partition: int, root: str) -> KeptPartiti
     return winner
 
 
-def _write(folder: Store, name: str, part: pd.DataFrame, partition: int) -> int:
+def _table(part: pd.DataFrame, partition: int) -> pa.Table:
     try:
-        table = pa.Table.from_pandas(part)
+        return pa.Table.from_pandas(part)
     except (pa.ArrowException, TypeError) as error:
         raise SchemaDrift(
             "a partition cannot be kept as Parquet",
@@ -202,6 +313,9 @@ def _write(folder: Store, name: str, part: pd.DataFrame, partition: int) -> int:
             expected="columns that pyarrow can hold, of one type each",
             next_step="convert or drop the column before pipeline.checkpoint",
         ) from error
+
+
+def _write(folder: Store, name: str, table: pa.Table) -> int:
     with folder.open_output(name) as file:
         pq.write_table(table, file, row_group_size=_ROW_GROUP_ROWS, write_page_checksum=True)
     return folder.size(name)
@@ -220,7 +334,7 @@ def _kept_frame(frame: DaskFrame, kept: Sequence[KeptPartition], root: str) -> D
     with override_config({"dataframe.convert-string": False}):
         kept_frame: DaskFrame = _dask.dataframe.from_map(
             read_partition,
-            list(kept),
+            [replace(one, content=None) for one in kept],
             root=root,
             template=frame._meta,
             meta=frame._meta,

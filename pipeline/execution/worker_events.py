@@ -58,6 +58,8 @@ class WorkerLeft:
     worker: str
     is_expected: bool
     """True if the worker had announced that it would leave."""
+    processing: tuple[Any, ...] = ()
+    """Keys of the tasks that the scheduler had assigned to it."""
 
 
 ClusterEvent = Started | MemoryRanOut | WorkerLeft
@@ -237,4 +239,5 @@ class ClusterEventListener:
     def _on_all(self, event: tuple[float, Any]) -> None:
         message = event[1]
         if isinstance(message, dict) and message.get("action") == "remove-worker":
-            self._put(WorkerLeft(str(message["worker"]), bool(message.get("expected"))))
+            processing = tuple(message.get("processing-tasks") or ())
+            self._put(WorkerLeft(str(message["worker"]), bool(message.get("expected")), processing))
