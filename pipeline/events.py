@@ -1,4 +1,4 @@
-"""The four events of a job, and the `Callback` that observers derive from.
+"""The five events of a job, and the `Callback` that observers derive from.
 
 The loop that runs a job knows none of its observers. The error of an observer is logged and ignored: watching a job
 must not fail the job.
@@ -75,6 +75,41 @@ class RoundStarted:
 
 
 @dataclass(frozen=True)
+class RunningPartition:
+    """An attempt at a partition that runs now."""
+
+    partition: str
+    worker: str
+    """Address of the worker."""
+    rows: int
+    """Input rows of the partition."""
+    rows_done: int
+    """Input rows of the attempt's finished batches."""
+    seconds: float
+    """Seconds since the attempt started."""
+    quiet_seconds: float
+    """Seconds since the driver last heard of a finished batch, or since the start."""
+
+
+@dataclass(frozen=True)
+class ProgressMade:
+    """The progress of a round, inside its partitions too; at most one event a second."""
+
+    job: str
+    round: int
+    rows: int
+    """Input rows of the round."""
+    rows_done: int
+    """Input rows of completed partitions, and of finished batches of running ones. Less than before after an attempt
+    was lost."""
+    partitions: int
+    done: int
+    """Completed partitions."""
+    running: tuple[RunningPartition, ...] = ()
+    """Partitions that run now, the longest first."""
+
+
+@dataclass(frozen=True)
 class PartitionEnded:
     """The end of an attempt at a partition."""
 
@@ -109,7 +144,7 @@ class JobEnded:
     """The report, as ``report.json`` holds it."""
 
 
-Event = StatusChanged | RoundStarted | PartitionEnded | JobEnded
+Event = StatusChanged | RoundStarted | ProgressMade | PartitionEnded | JobEnded
 
 
 class Callback:
@@ -120,6 +155,9 @@ class Callback:
 
     def on_round(self, event: RoundStarted) -> None:
         """Handle the start of a round."""
+
+    def on_progress(self, event: ProgressMade) -> None:
+        """Handle progress inside partitions."""
 
     def on_partition(self, event: PartitionEnded) -> None:
         """Handle the end of an attempt."""
@@ -133,6 +171,7 @@ def notify(callbacks: Sequence[Callback], event: Event) -> None:
     method = {
         StatusChanged: "on_status",
         RoundStarted: "on_round",
+        ProgressMade: "on_progress",
         PartitionEnded: "on_partition",
         JobEnded: "on_end",
     }[type(event)]

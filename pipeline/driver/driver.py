@@ -20,9 +20,10 @@ from pipeline.driver.job_run import JobRun, ParentContext
 from pipeline.driver.outcome import Outcome, outcome
 from pipeline.driver.prepare import requested_device
 from pipeline.driver.quarantine import open_quarantine_round
+from pipeline.driver.round_progress import RoundProgress
 from pipeline.driver.step_change import StepMonitor
 from pipeline.errors import InputError, PipelineError, StepChanged
-from pipeline.events import AttemptOutcome, Callback, PartitionEnded, RoundStarted, notify
+from pipeline.events import AttemptOutcome, Callback, PartitionEnded, RoundStarted, RunningPartition, notify
 from pipeline.execution.clusters import ClusterAdapter, cluster_of, open_cluster
 from pipeline.execution.clusters.client import shake_hands
 from pipeline.execution.clusters.devices import options_on, options_with
@@ -59,6 +60,8 @@ class Driver(JobRun):
     """Receipts of all rounds."""
     task_set: TaskSet = field(init=False)
     """The partitions of the last round."""
+    progress: RoundProgress = field(init=False)
+    """Progress of the last round."""
     device: Device = field(default="cpu", init=False)
     """Device that workers use; known once they are connected."""
     placement: Placement = field(default_factory=Placement, init=False)
@@ -189,7 +192,8 @@ class Driver(JobRun):
             self.device_memory,
             self.placement.smallest_gpu,
         )
-        notify_round_started(self.job, self.ledger, pending, callbacks=self.callbacks)
+        self.progress = RoundProgress(self.job, self.callbacks, epoch=self.lease.epoch)
+        self.progress.start(notify_round_started(self.job, self.ledger, pending, callbacks=self.callbacks))
         try:
             with self.task_set.learned_batches(client):
                 for receipt in self._dispatcher(client).run(pending):
@@ -291,7 +295,12 @@ class Driver(JobRun):
     def attempt_finished(self, result: AttemptResult, /) -> None:
         """Adapt the batch size, and report the end of an attempt."""
         self.task_set.adapt_batch(result)
-        notify_attempt_finished(self.job, result, round=self.task_set.round.number, callbacks=self.callbacks)
+        event = notify_attempt_finished(self.job, result, round=self.task_set.round.number, callbacks=self.callbacks)
+        self.progress.ended(event)
+
+    def advanced(self, running: Sequence[RunningPartition], /) -> None:
+        """Report progress inside partitions, and store it for other processes."""
+        self.progress.advanced(running)
 
     def mitigation(self, mitigation: Mitigation, /) -> None:
         """Record an action against a straggler."""
@@ -312,19 +321,21 @@ class Driver(JobRun):
 
 def notify_round_started(
     job: JobDirectory, ledger: Ledger, pending: Sequence[Partition], *, callbacks: Sequence[Callback]
-) -> None:
-    """Report that the last round starts, or resumes, with ``pending``."""
+) -> RoundStarted:
+    """Report that the last round starts, or resumes, with ``pending``. Return the event."""
     partitions, round = ledger.partitions(ledger.last), ledger.last.number
     rows, rows_pending = (sum(partition.rows for partition in group) for group in (partitions, pending))
     done = len(partitions) - len(pending)
     job.events.append("round_started", round=round, partitions=len(partitions), done=done)
-    notify(callbacks, RoundStarted(job.id, round, len(partitions), done, rows, rows - rows_pending))
+    event = RoundStarted(job.id, round, len(partitions), done, rows, rows - rows_pending)
+    notify(callbacks, event)
+    return event
 
 
 def notify_attempt_finished(
     job: JobDirectory, ended: AttemptResult, *, round: int, callbacks: Sequence[Callback]
-) -> None:
-    """Report that an attempt at a partition ended."""
+) -> PartitionEnded:
+    """Report that an attempt at a partition ended. Return the event."""
     receipt = ended.receipt
     event = PartitionEnded(
         job=job.id,
@@ -350,3 +361,4 @@ def notify_attempt_finished(
             **({"split_reason": event.split_reason} if event.split_reason else {}),
         )
     notify(callbacks, event)
+    return event

@@ -13,9 +13,10 @@ from typing import Protocol
 from pipeline.driver.alias_change import find_outdated
 from pipeline.driver.job_run import JobRun, ParentContext
 from pipeline.driver.outcome import has_output
+from pipeline.driver.round_progress import RoundProgress
 from pipeline.driver.step_change import StepMonitor
 from pipeline.errors import ChildrenFailed, InfrastructureError, PipelineError
-from pipeline.events import Callback, Event, PartitionEnded, RoundStarted, notify
+from pipeline.events import Callback, Event, PartitionEnded, ProgressMade, RoundStarted, notify
 from pipeline.execution.clusters import cluster_of, open_cluster
 from pipeline.execution.clusters.client import SharedCluster
 from pipeline.jobs.cancellation import Stop, StopReason
@@ -157,7 +158,8 @@ class FanOutDriver(JobRun):
         pending = sum(partition.rows for ledger in ledgers for partition in ledger.todo)
         rows = sum(partition.rows for ledger in ledgers for partition in ledger.base.plan.partitions)
         self.job.events.append("round_started", round=0, partitions=partitions, done=done)
-        events.notify(RoundStarted(self.job.id, 0, partitions, done, rows, max(0, rows - pending)))
+        progress = RoundProgress(self.job, self.callbacks, epoch=self.lease.epoch)
+        events.start(progress, RoundStarted(self.job.id, 0, partitions, done, rows, max(0, rows - pending)))
 
 
 class _ChildPool:
@@ -215,6 +217,14 @@ class _ChildEvents(Callback):
         self._job = job
         self._callbacks = callbacks
         self._lock = threading.Lock()
+        self._progress: RoundProgress | None = None
+
+    def start(self, progress: RoundProgress, event: RoundStarted) -> None:
+        """Notify the callbacks of the start, and count the rows of the children from now on."""
+        with self._lock:
+            self._progress = progress
+            notify(self._callbacks, event)
+            progress.start(event)
 
     def notify(self, event: Event) -> None:
         """Notify the callbacks of an event of the fan-out."""
@@ -223,8 +233,21 @@ class _ChildEvents(Callback):
 
     def on_partition(self, event: PartitionEnded) -> None:
         """Forward an event of a child, with the partition named by child and partition."""
-        child = event.job.removeprefix(f"{self._job}.")
-        self.notify(replace(event, job=self._job, partition=f"{child}/{event.partition}"))
+        named = replace(event, job=self._job, partition=self._named(event.job, event.partition))
+        self.notify(named)
+        with self._lock:
+            if self._progress is not None:
+                self._progress.ended(named)
+
+    def on_progress(self, event: ProgressMade) -> None:
+        """Add the running partitions of a child to those of the others."""
+        running = [replace(part, partition=self._named(event.job, part.partition)) for part in event.running]
+        with self._lock:
+            if self._progress is not None:
+                self._progress.advanced(running, group=event.job)
+
+    def _named(self, job: str, partition: str) -> str:
+        return f"{job.removeprefix(f'{self._job}.')}/{partition}"
 
 
 def _children_failed(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.events import RunningPartition
 from pipeline.execution.worker_events import ExecutionTracker
 from pipeline.plan.plan import Partition
 
@@ -30,6 +31,10 @@ class Attempt:
     """True if a backup or a split of the frozen partition was tried: no further action is taken against it."""
     submitted: float = 0.0
     """Time of submission by the driver's clock."""
+    rows_done: int = 0
+    """Input rows of its finished batches, as far as its worker has told."""
+    advanced: float = 0.0
+    """Time of the last news of that; 0: none yet."""
 
 
 class Waiting:
@@ -102,13 +107,36 @@ class InFlight:
         """Return the futures of attempts that have not started to execute."""
         return [future for future in self.attempts if str(future.key) not in self.tracker.executing]
 
+    def advance(self, key: str, rows_done: int) -> None:
+        """Record the progress of a task, unless its attempt has ended."""
+        if (future := self._futures.get(key)) is not None:
+            attempt = self.attempts[future]
+            attempt.rows_done, attempt.advanced = min(rows_done, attempt.partition.rows), self.clock()
+
+    def running(self, *, now: float) -> tuple[RunningPartition, ...]:
+        """Return the progress of the partitions that execute, the longest first; of several attempts, the fastest."""
+        fastest: dict[str, RunningPartition] = {}
+        for key, execution in self.tracker.executing.items():
+            if (future := self._futures.get(key)) is None:
+                continue
+            attempt = self.attempts[future]
+            partition = attempt.partition
+            since = max(attempt.advanced, execution.since)
+            found = RunningPartition(
+                partition.id, execution.worker, partition.rows, attempt.rows_done, now - execution.since, now - since
+            )
+            known = fastest.get(partition.id)
+            if known is None or found.rows_done > known.rows_done:
+                fastest[partition.id] = found
+        return tuple(sorted(fastest.values(), key=lambda running: (-running.seconds, running.partition)))
+
     def start(self, attempts: Sequence[Attempt], tasks: Sequence[Any]) -> None:
         """Submit one task per attempt, to the attempt's ``workers`` if set."""
         for options, group in _by_workers(attempts, tasks):
             asked = {"resources": dict(self.resources)} if self.resources and not group[0][0].is_isolated else {}
             futures = self.client.compute([task for _, task in group], retries=0, **asked, **options)
             for (attempt, _), future in zip(group, futures, strict=True):
-                attempt.submitted = self.clock()
+                attempt.submitted, attempt.rows_done, attempt.advanced = self.clock(), 0, 0.0
                 self.attempts[future] = attempt
                 self._futures[str(future.key)] = future
                 future.add_done_callback(self.put)

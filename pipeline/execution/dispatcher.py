@@ -35,6 +35,7 @@ from pipeline.execution.protocols import AttemptResult, DispatchListener, SplitR
 from pipeline.execution.rebalancing import ProgressAnswer, StragglerMitigator, WorkerProbe, start_thread
 from pipeline.execution.stragglers import Action, Ask, Backup, Reassign, SplitAmong, StragglerPolicy
 from pipeline.execution.worker_events import (
+    Advanced,
     ClusterEvent,
     ClusterEventListener,
     ExecutionTracker,
@@ -52,6 +53,8 @@ from pipeline.plan.plan import Partition
 logger = logging.getLogger(__name__)
 TICK = 0.5
 """Seconds between two polls of the cluster while no attempt ends."""
+ADVANCED_SECONDS = 1.0
+"""Shortest time between two notifications of progress inside partitions."""
 _SPLIT_REASONS = {
     SplitReason.MEMORY: "it took too much memory",
     SplitReason.SLOW: "its worker was slow",
@@ -90,6 +93,7 @@ class Dispatcher:
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._ready: deque[Receipt] = deque()
         self._failure: PipelineError | None = None
+        self._advanced_at: float | None = None
         self._kept: set[str] = set()
         """Workers that are not restarted, because they may be used by others; each is logged once."""
         self._events: ClusterEventListener | None = None
@@ -205,6 +209,8 @@ class Dispatcher:
             timeout = 0.0
             if isinstance(item, (Started, MemoryRanOut, WorkerLeft)):
                 self._on_cluster_event(item)
+            elif isinstance(item, Advanced):
+                self._flight.advance(item.key, item.rows_done)
             elif isinstance(item, ProgressAnswer):
                 self._mitigator.progress_answered(item)
             elif item in self._flight:
@@ -379,6 +385,7 @@ class Dispatcher:
 
     def _poll_cluster(self) -> None:
         self.listener.poll()
+        self._report_progress()
         self._health.check(bool(self._flight.attempts or self._waiting or self._suspects))
         self._end_overdue()
         self._mitigate_stragglers()
@@ -397,6 +404,15 @@ class Dispatcher:
         self._restart({executing[key].worker for key in keys})
         for attempt in attempts:
             self._on_error(overdue(attempt.partition.id, limit=limit), attempt)
+
+    def _report_progress(self) -> None:
+        now = self.clock()
+        if self._advanced_at is not None and now - self._advanced_at < ADVANCED_SECONDS:
+            return
+        running = self._flight.running(now=now)
+        if running:
+            self._advanced_at = now
+            self.listener.advanced(running)
 
     def _is_isolated(self, key: str) -> bool:
         # Isolated attempts have a deadline for each range of rows.

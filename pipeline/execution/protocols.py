@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pipeline.events import AttemptOutcome, MitigationAction, SplitReason
+from pipeline.events import AttemptOutcome, MitigationAction, RunningPartition, SplitReason
 from pipeline.jobs.receipts import Receipt
 from pipeline.plan.plan import Partition
 
@@ -83,6 +83,9 @@ class DispatchListener(Protocol):
 
     def mitigation(self, mitigation: Mitigation, /) -> None:
         """Handle the start or the end of an action against a straggler."""
+
+    def advanced(self, running: Sequence[RunningPartition], /) -> None:
+        """Handle progress inside the partitions that run; called at most once a second."""
 
     def poll(self) -> None:
         """Run each time the dispatcher polls the cluster. A slow call delays new partitions."""

@@ -15,7 +15,7 @@ from dask.delayed import Delayed
 from pipeline.common.secrets import redact_error
 from pipeline.errors import DeviceLost, PipelineError
 from pipeline.execution.device_loss import leave_after_loss, prepare_process, without_lost_device
-from pipeline.execution.worker_events import announce_start, memory_limit
+from pipeline.execution.worker_events import announce_start, memory_limit, progress_reporter
 from pipeline.jobs.receipts import Receipt
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import StageRecipe
@@ -72,7 +72,9 @@ def partition_receipt(
     prepare_process()
     try:
         used = without_lost_device(recipe)
-        receipt = score_partition(used, partition, versions=versions, key=key, isolation=isolation)
+        receipt = score_partition(
+            used, partition, versions=versions, key=key, isolation=isolation, report=progress_reporter()
+        )
         return receipt.to_json_bytes().decode()
     except Exception as error:
         if isinstance(error, DeviceLost):

@@ -11,6 +11,7 @@ them. `ExecutionTracker` is pure: events in, lost executions out.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -60,6 +61,15 @@ class WorkerLeft:
     """True if the worker had announced that it would leave."""
     processing: tuple[Any, ...] = ()
     """Keys of the tasks that the scheduler had assigned to it."""
+
+
+@dataclass(frozen=True)
+class Advanced:
+    """Progress inside a task."""
+
+    key: str
+    rows_done: int
+    """Input rows of its finished batches."""
 
 
 ClusterEvent = Started | MemoryRanOut | WorkerLeft
@@ -177,6 +187,9 @@ class SharedClusterState:
 
 
 STARTED_TOPIC = "pipeline-started"
+PROGRESS_TOPIC = "pipeline-progress"
+PROGRESS_SECONDS = 1.0
+"""Shortest time between two reports of a task's progress; a task that takes less time sends none."""
 MEMORY_TOPIC = "worker-restart-memory"
 """Topic for the announcements of nannies before they kill their worker."""
 ALL_TOPIC = "all"
@@ -203,6 +216,29 @@ def announce_start() -> None:
         )
 
 
+def progress_reporter(clock: Callable[[], float] = time.monotonic) -> Callable[[int], None] | None:
+    """Return a function that tells the driver how many rows of this task are done; None outside a worker.
+
+    Reports are sent without waiting, and a lost one is harmless: the next one has all rows.
+    """
+    try:
+        worker = get_worker()
+        key = str(worker.get_current_task())
+    except (ValueError, AttributeError):
+        return None
+    last = clock()
+
+    def report(rows_done: int) -> None:
+        nonlocal last
+        now = clock()
+        if now - last >= PROGRESS_SECONDS:
+            last = now
+            with suppress(Exception):
+                worker.log_event(PROGRESS_TOPIC, {"key": key, "rows_done": rows_done})
+
+    return report
+
+
 def memory_limit() -> int:
     """Return the bytes this worker may use; 0 without a limit, or outside a worker."""
     try:
@@ -214,7 +250,7 @@ def memory_limit() -> int:
 class ClusterEventListener:
     """Passes cluster events on, from the thread of the client's event loop, until it is closed."""
 
-    def __init__(self, client: Any, put: Callable[[ClusterEvent], None]) -> None:
+    def __init__(self, client: Any, put: Callable[[ClusterEvent | Advanced], None]) -> None:
         self._client = client
         self._put = put
         for topic, handler in self._handlers().items():
@@ -227,11 +263,19 @@ class ClusterEventListener:
                 self._client.unsubscribe_topic(topic)
 
     def _handlers(self) -> dict[str, Callable[[tuple[float, Any]], None]]:
-        return {STARTED_TOPIC: self._on_started, MEMORY_TOPIC: self._on_memory, ALL_TOPIC: self._on_all}
+        return {
+            STARTED_TOPIC: self._on_started,
+            PROGRESS_TOPIC: self._on_progress,
+            MEMORY_TOPIC: self._on_memory,
+            ALL_TOPIC: self._on_all,
+        }
 
     def _on_started(self, event: tuple[float, Any]) -> None:
         message = event[1]
         self._put(Started(str(message["key"]), str(message["worker"]), int(message.get("threads", 0))))
+
+    def _on_progress(self, event: tuple[float, Any]) -> None:
+        self._put(Advanced(str(event[1]["key"]), int(event[1]["rows_done"])))
 
     def _on_memory(self, event: tuple[float, Any]) -> None:
         self._put(MemoryRanOut(str(event[1]["worker"])))

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from pipeline.common.units import format_count, format_seconds, plural
-from pipeline.events import AttemptOutcome, Callback, JobEnded, PartitionEnded, RoundStarted, StatusChanged
+from pipeline.events import (
+    AttemptOutcome,
+    Callback,
+    JobEnded,
+    PartitionEnded,
+    ProgressMade,
+    RoundStarted,
+    RunningPartition,
+    StatusChanged,
+)
 from pipeline.jobs.status import Status
 
 if TYPE_CHECKING:
@@ -28,6 +39,11 @@ LINE_SECONDS = 10.0
 """Longest pause between two plain lines while partitions end."""
 LINE_SHARE = 0.1
 """Share of the rows after which a plain line is written, even before `LINE_SECONDS`."""
+WINDOW_SECONDS = 30.0
+"""Time over which the rate is measured, or longer, so that it spans `MIN_SAMPLES`."""
+MIN_SAMPLES = 8
+MERGED_SECONDS = 0.5
+"""Reports of rows within this time count as one."""
 
 
 @dataclass
@@ -46,41 +62,80 @@ class Tally:
     started: float = 0.0
     rows_before: int = 0
     """Rows completed before this run."""
+    running: tuple[RunningPartition, ...] = ()
+    """Partitions that run now, the longest first, as far as known."""
+    rows_inside: int = 0
+    """Rows of finished batches of running partitions."""
+    _samples: deque[tuple[float, int]] = field(default_factory=deque)
+    """Times at which rows were reported, and the rows scored by then."""
+
+    @property
+    def rows_scored(self) -> int:
+        """Rows of completed partitions, and of finished batches of running ones."""
+        return min(self.rows_done + self.rows_inside, self.rows)
 
     def begin(self, event: RoundStarted, *, now: float) -> None:
         """Reset the counts for a new round."""
         self.partitions, self.done = event.partitions, event.done
         self.rows, self.rows_done = event.rows, event.rows_done
         self.rows_before, self.started = event.rows_done, now
+        self.running, self.rows_inside = (), 0
+        self._samples.clear()
 
-    def add(self, event: PartitionEnded) -> None:
+    def add(self, event: PartitionEnded, *, now: float) -> None:
         """Count an attempt at a partition that ended."""
+        ended = [part for part in self.running if part.partition == event.partition]
+        self.rows_inside -= sum(part.rows_done for part in ended)
+        self.running = tuple(part for part in self.running if part not in ended)
         if event.outcome == AttemptOutcome.DONE:
             self.done += 1
             self.rows_done += event.rows.input
             self.rejected += event.rows.rejected
+            self._sample(now)
         elif event.outcome == AttemptOutcome.SPLIT:
             self.partitions += max(1, event.parts - 1)
         elif event.outcome == AttemptOutcome.RETRY:
             self.retries += 1
 
+    def update(self, event: ProgressMade, *, now: float) -> None:
+        """Take over the progress inside the partitions that run."""
+        self.running, self.rows_inside = event.running, max(0, event.rows_done - self.rows_done)
+        if self.rows_inside:
+            self._sample(now)
+
+    def _sample(self, now: float) -> None:
+        if self._samples and now - self._samples[-1][0] < MERGED_SECONDS:
+            # Workers that began together report together.
+            self._samples[-1] = (self._samples[-1][0], self.rows_scored)
+            return
+        self._samples.append((now, self.rows_scored))
+        while len(self._samples) > MIN_SAMPLES and now - self._samples[1][0] > WINDOW_SECONDS:
+            self._samples.popleft()
+
     def rate(self, now: float) -> float:
-        """Return the rows per second of this run; 0 while nothing is done."""
+        """Return the rows per second of the last batches; 0 while nothing is done.
+
+        It is measured from the first finished batch on, so without the time in which workers start and load the model.
+        Until a second batch is finished, it is the mean since the start.
+        """
+        if len(self._samples) > 1:
+            then, rows = self._samples[0]
+            return max(0, self.rows_scored - rows) / max(now - then, MERGED_SECONDS)
         elapsed = now - self.started
-        return (self.rows_done - self.rows_before) / elapsed if elapsed > 0 else 0.0
+        return (self.rows_scored - self.rows_before) / elapsed if elapsed > 0 else 0.0
 
     def remaining(self, now: float) -> float | None:
         """Return the seconds until the last row is scored, at the rate so far; None while the rate is 0."""
         rate = self.rate(now)
-        return max(self.rows - self.rows_done, 0) / rate if rate > 0 else None
+        return max(self.rows - self.rows_scored, 0) / rate if rate > 0 else None
 
     def line(self, now: float) -> str:
         """Return the counts as one line of text."""
-        share = self.rows_done / self.rows if self.rows else 1.0
+        share = self.rows_scored / self.rows if self.rows else 1.0
         parts = [
             f"{share:.0%}",
             f"{self.done:,}/{plural(self.partitions, 'partition')}",
-            plural(self.rows_done, "row"),
+            plural(self.rows_scored, "row"),
             f"{format_count(self.rate(now))} rows/s",
             f"{self.rejected:,} rejected",
         ]
@@ -119,20 +174,28 @@ class PlainProgress(Callback):
         done = f", {event.done:,} of them done before" if event.done else ""
         self._write(f"{self.tally.phase}: {plural(event.rows, 'row')} in {plural(event.partitions, 'partition')}{done}")
 
+    def on_progress(self, event: ProgressMade) -> None:
+        """Write the progress inside partitions if a line is due."""
+        now = self.clock()
+        self.tally.update(event, now=now)
+        self._write_if_due(now)
+
     def on_partition(self, event: PartitionEnded) -> None:
         """Write retries and failures, and the progress if a line is due."""
         now = self.clock()
-        self.tally.add(event)
+        self.tally.add(event, now=now)
         if event.outcome in (AttemptOutcome.RETRY, AttemptOutcome.FAILED):
             self._write(f"partition {event.partition}: {event.outcome} after attempt {event.attempt}: {event.reason}")
+        self._write_if_due(now, is_end=self.tally.done == self.tally.partitions)
+
+    def _write_if_due(self, now: float, *, is_end: bool = False) -> None:
         seconds, share = self._last
-        is_end = self.tally.done == self.tally.partitions
         if now - seconds >= LINE_SECONDS or self._share() - share >= LINE_SHARE or is_end:
             self._last = (now, self._share())
             self._write(self.tally.line(now))
 
     def _share(self) -> float:
-        return self.tally.rows_done / self.tally.rows if self.tally.rows else 1.0
+        return self.tally.rows_scored / self.tally.rows if self.tally.rows else 1.0
 
     def _write(self, line: str) -> None:
         stream = self.stream or sys.stderr
@@ -157,15 +220,23 @@ class LiveProgress(Callback):
             console=console,
             transient=True,
         )
+        self._moved: list[tuple[logging.StreamHandler[Any], Any]] = []
+        """Log handlers that write above the bar, each with its own stream."""
         self._task: TaskID = self._progress.add_task("planning", total=None, tally="")
 
     def start(self) -> None:
-        """Start drawing; may be called again."""
+        """Start drawing; may be called again. Log lines are written above the bar from now on."""
+        before = (sys.stdout, sys.stderr)
         self._progress.start()
+        if not self._moved:
+            self._moved = _move_handlers(dict(zip(map(id, before), (sys.stdout, sys.stderr), strict=True)))
 
     def stop(self) -> None:
         """Remove the bar; may be called again."""
         self._progress.stop()
+        for handler, stream in self._moved:
+            handler.setStream(stream)
+        self._moved = []
 
     def on_status(self, event: StatusChanged) -> None:
         """Show the new phase. At a final status, remove the bar for the summary."""
@@ -182,9 +253,14 @@ class LiveProgress(Callback):
         self.tally.begin(event, now=self._clock())
         self._draw()
 
+    def on_progress(self, event: ProgressMade) -> None:
+        """Show the progress inside partitions."""
+        self.tally.update(event, now=self._clock())
+        self._draw()
+
     def on_partition(self, event: PartitionEnded) -> None:
         """Show the progress, and print retries and failures."""
-        self.tally.add(event)
+        self.tally.add(event, now=self._clock())
         if event.outcome in (AttemptOutcome.RETRY, AttemptOutcome.FAILED):
             text = f"partition {event.partition}: {event.outcome} after attempt {event.attempt}: {event.reason}"
             self._progress.console.print(text, markup=False, highlight=False)
@@ -197,8 +273,26 @@ class LiveProgress(Callback):
     def _draw(self) -> None:
         _, _, text = self.tally.line(self._clock()).partition(": ")
         total = max(self.tally.rows, 1)
-        completed = self.tally.rows_done if self.tally.rows else 1
+        completed = self.tally.rows_scored if self.tally.rows else 1
         self._progress.update(self._task, total=total, completed=completed, tally=text)
+
+
+def _move_handlers(streams: Mapping[int, Any]) -> list[tuple[logging.StreamHandler[Any], Any]]:
+    """Let log handlers write to other streams; return them with the streams they had.
+
+    A handler keeps the stream it was made with: it would write into the bar.
+
+    :param streams: new streams by the ``id`` of the old ones.
+    """
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    moved = []
+    for handler in {handler for logger in loggers for handler in getattr(logger, "handlers", ())}:
+        stream = getattr(handler, "stream", None)
+        new = streams.get(id(stream))
+        if isinstance(handler, logging.StreamHandler) and new is not None and new is not stream:
+            handler.setStream(new)
+            moved.append((handler, stream))
+    return moved
 
 
 @dataclass

@@ -60,6 +60,7 @@ def score_partition(
     key: str = "",
     worker: str = "",
     isolation: Isolation | None = None,
+    report: Callable[[int], None] | None = None,
 ) -> Receipt:
     """Score ``partition`` and commit its receipt. If another attempt has committed a receipt, return that receipt.
 
@@ -70,6 +71,7 @@ def score_partition(
     :param key: name by which the driver asks for the progress of this attempt. Default: the id of the partition.
     :param worker: name for the receipt; default: host and process.
     :param isolation: limits for scoring in a separate process. Default: score in this process.
+    :param report: called with the number of rows that are done, at the end of each batch.
     :raises PipelineError: when the partition cannot be scored. The files of this attempt are removed then.
     """
     use_storage_options(recipe.storage)
@@ -78,7 +80,7 @@ def score_partition(
     committed = _read_receipt(store, partition.id, recipe)
     if committed is not None:
         return committed
-    with track_attempt(key or partition.id, rows=partition.rows) as progress:
+    with track_attempt(key or partition.id, rows=partition.rows, report=report) as progress:
         attempt = _Attempt(recipe, partition, store, progress)
         try:
             worker = worker or f"{socket.gethostname()}:{os.getpid()}"

@@ -87,6 +87,8 @@ class AttemptProgress:
     parts: int = 0
     """Parts into which to split the rest at the next batch boundary; 0: no split is requested."""
     is_dropped: bool = False
+    report: Callable[[int], None] | None = None
+    """Called with ``rows_done`` at the end of each batch."""
     started: float = field(init=False)
     advanced: float = field(init=False)
     """Time at which the last batch ended."""
@@ -103,6 +105,8 @@ class AttemptProgress:
         :raises InfrastructureError: when another attempt has finished the partition.
         """
         self.rows_done, self.batches, self.advanced = rows_done, self.batches + 1, self.clock()
+        if self.report is not None:
+            self.report(rows_done)
         self.check()
         return bool(self.parts) and rows_done > 0 and self.rows - rows_done >= MIN_REST_ROWS
 
@@ -127,12 +131,13 @@ _running: dict[str, list[AttemptProgress]] = {}
 
 
 @contextmanager
-def track_attempt(key: str, *, rows: int) -> Iterator[AttemptProgress]:
+def track_attempt(key: str, *, rows: int, report: Callable[[int], None] | None = None) -> Iterator[AttemptProgress]:
     """Track the attempt of this block, so that its driver can ask about it.
 
     :param key: the attempt's own name. A request may arrive late: it must not reach the next attempt at the partition.
+    :param report: called with the rows that are done, at the end of each batch.
     """
-    progress = AttemptProgress(rows)
+    progress = AttemptProgress(rows, report=report)
     with _lock:
         _running.setdefault(key, []).append(progress)
         _stalls.start()

@@ -12,7 +12,8 @@ from pipeline.errors import DriverLost
 from pipeline.events import AttemptOutcome, Event, JobEnded, PartitionEnded, RoundStarted, SplitReason, StatusChanged
 from pipeline.jobs import layout
 from pipeline.jobs.directory import JobDirectory
-from pipeline.jobs.lease import LEASE_SECONDS, Verdict
+from pipeline.jobs.lease import LEASE_SECONDS, Verdict, highest_epoch
+from pipeline.jobs.progress_file import read_progress
 from pipeline.jobs.receipts import Receipt
 from pipeline.jobs.status import Status
 from pipeline.report.build import make_report
@@ -104,6 +105,8 @@ class Follower:
     job: JobDirectory
     _events: int = 0
     """Lines of ``events.jsonl`` already yielded."""
+    _progress_time: str = ""
+    """Time of the last progress yielded."""
     _receipts: dict[str, Receipt] = field(default_factory=dict)
     """Known receipts by ``<round>/<name of the file>``."""
 
@@ -122,6 +125,16 @@ class Follower:
         if not any(event["event"] == "round_started" for event in recent):
             # Otherwise the counts of RoundStarted include these partitions already.
             yield from (self._done(key, receipt) for key, receipt in new if not receipt.splits)
+        yield from self._progress()
+
+    def _progress(self) -> Iterator[Event]:
+        """Yield the progress inside partitions, if the driver stored a new one and still runs."""
+        record = read_progress(self.job.store)
+        if record is None or record.time == self._progress_time:
+            return
+        self._progress_time = record.time
+        if self.job.status() is Status.RUNNING and record.epoch == highest_epoch(self.job.store):
+            yield record.progress
 
     def end(self, status: Status) -> JobEnded:
         """Return the last event of a job that ended with ``status``."""

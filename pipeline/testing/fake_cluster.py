@@ -12,9 +12,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from pipeline.common.rows import Fragment
+from pipeline.events import RunningPartition
 from pipeline.execution.dispatcher import Dispatcher
 from pipeline.execution.protocols import AttemptResult, Mitigation, SplitResult
-from pipeline.execution.worker_events import ALL_TOPIC, MEMORY_TOPIC, STARTED_TOPIC
+from pipeline.execution.worker_events import ALL_TOPIC, MEMORY_TOPIC, PROGRESS_TOPIC, STARTED_TOPIC
 from pipeline.plan.plan import Partition
 from pipeline.scoring.progress import ProgressSnapshot
 from pipeline.testing.fake_clock import FakeClock
@@ -184,6 +185,10 @@ class FakeCluster:
         """Let a task start."""
         self._log(STARTED_TOPIC, key=key, worker=worker)
 
+    def advance_task(self, key: str, rows_done: int) -> None:
+        """Let a task report the rows of its finished batches."""
+        self._log(PROGRESS_TOPIC, key=key, rows_done=rows_done)
+
     def lose_worker(self, worker: str, *, is_expected: bool = False) -> None:
         """Let a worker leave: by a crash, or as announced."""
         self._log(ALL_TOPIC, action="remove-worker", worker=worker, expected=is_expected)
@@ -247,6 +252,7 @@ class FakeListener:
 
     results: list[AttemptResult] = field(default_factory=list)
     mitigations: list[Mitigation] = field(default_factory=list)
+    running: list[tuple[RunningPartition, ...]] = field(default_factory=list)
 
     def attempt_finished(self, result: AttemptResult, /) -> None:
         """Keep a result."""
@@ -255,6 +261,10 @@ class FakeListener:
     def mitigation(self, mitigation: Mitigation, /) -> None:
         """Keep a mitigation."""
         self.mitigations.append(mitigation)
+
+    def advanced(self, running: Sequence[RunningPartition], /) -> None:
+        """Keep the progress of running partitions."""
+        self.running.append(tuple(running))
 
     def poll(self) -> None:
         """Do nothing."""

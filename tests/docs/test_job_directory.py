@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.common.rows import RowCounts
-from pipeline.events import PartitionEnded, notify
+from pipeline.events import PartitionEnded, ProgressMade, notify
 from pipeline.execution.task_set import WorkerClass, file_name, save_batch_size
 from pipeline.jobs.cancellation import CancelRequest
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.fan_out import FanOutCommit
+from pipeline.jobs.progress_file import ProgressRecord, write_progress
 from pipeline.jobs.status import TRANSITIONS, Status
 from pipeline.plan.recipe import REJECT_COLUMNS
 from pipeline.report.build import make_report
@@ -59,6 +60,8 @@ def directory(tmp_path: Path) -> JobDirectory:
     directory.store.replace("starts/1.out", b"")
     open_retry(directory)
     done = {receipt.partition: receipt for receipt in receipts}
+    made = ProgressMade(directory.id, 0, 1, 0, 1, 0)
+    write_progress(directory.store, ProgressRecord.make(made, epoch=1, rows_per_second=0.0, seconds_left=None))
     write_estimate(directory, make_estimate(job.plan, done, workers=1, threads=1, start_seconds=1.0, projected=1 << 30))
     directory.store.replace("cancel/1.json", CancelRequest(1, "2026-01-01T12:00:00.000Z", "you@node7").to_json_bytes())
     return directory
@@ -78,6 +81,7 @@ def directory(tmp_path: Path) -> JobDirectory:
         ("rounds/&lt;n&gt;.json", "rounds/1.json"),
         (".batch-rows-&lt;model&gt;-&lt;memory&gt;-&lt;threads&gt;.json", "batch.json"),
         ("report.json", "report.json"),
+        ("progress.json", "progress.json"),
         ("probe.json", "probe.json"),
     ],
 )

@@ -49,6 +49,41 @@ class TestWindow:
         assert len(cluster.futures) == 5
 
 
+class TestProgressInsidePartitions:
+    def started(self) -> tuple[FakeCluster, DispatcherRun]:
+        """A partition of 1,000 rows that runs on each of two workers."""
+        cluster = FakeCluster("a", "b", default=NEVER)
+        run = DispatcherRun(cluster, make_partitions("00000", "00001", rows=1000))
+        run.start()
+        for key, worker in (("00000", "a"), ("00001", "b")):
+            cluster.start_task(key, worker)
+        run.step(2)
+        return cluster, run
+
+    def test_rows_of_finished_batches_are_reported(self) -> None:
+        cluster, run = self.started()
+        cluster.advance_task("00001", 400)
+        run.step(seconds=3.0)
+        (first, second) = run.listener.running[-1]
+        assert (first.partition, first.rows, first.rows_done, first.quiet_seconds) == ("00000", 1000, 0, 3.0)
+        assert (second.partition, second.worker, second.rows_done, second.quiet_seconds) == ("00001", "b", 400, 0.0)
+
+    def test_reports_come_once_a_second(self) -> None:
+        cluster, run = self.started()
+        before = len(run.listener.running)
+        for rows in range(12):
+            cluster.advance_task("00000", rows)
+            run.step(seconds=0.25)
+        assert len(run.listener.running) - before == 3
+
+    def test_late_reports_and_ended_partitions_are_left_out(self) -> None:
+        cluster, run = self.started()
+        cluster.finish("00000")
+        cluster.advance_task("00000", 900)
+        run.step(2, seconds=1.0)
+        assert [part.partition for part in run.listener.running[-1]] == ["00001"]
+
+
 class TestPlacementOnGpus:
     NEEDED = Placement({"GPU": 1}, {"g1": Gpu("GPU-1", "H200", 1, 0), "g2": Gpu("GPU-2", "H200", 1, 1)})
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import DriverLost
-from pipeline.events import Event, PartitionEnded, RoundStarted, StatusChanged
+from pipeline.events import Event, PartitionEnded, ProgressMade, RoundStarted, RunningPartition, StatusChanged
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.layout import heartbeat_path, lease_path
 from pipeline.jobs.lease import Holder, acquire_lease, hold_lease, identify
+from pipeline.jobs.progress_file import ProgressRecord, write_progress
 from pipeline.jobs.status import Status
 from pipeline.service.follow import EndMonitor, Follower
 from pipeline.service.queue import Submission, put_submission
@@ -44,6 +46,21 @@ def test_the_first_look_shows_how_it_stands(job: JobDirectory, small: SmallJob) 
     assert status.after == "RUNNING"
     assert isinstance(round, RoundStarted)
     assert (round.partitions, round.done, round.rows, round.rows_done) == (3, 1, 75, 30)
+
+
+def test_progress_inside_partitions_is_that_of_the_present_driver(job: JobDirectory, small: SmallJob) -> None:
+    made = ProgressMade(job.id, 0, 75, 10, 3, 0, (RunningPartition("00000", "w", 30, 10, 2.0, 1.0),))
+    record = ProgressRecord.make(made, epoch=1, rows_per_second=5.0, seconds_left=13.0)
+    follower = Follower(job)
+    list(follower.poll())
+    job.set_status(Status.RUNNING)
+    with hold_lease(job.store, lease_seconds=60):
+        write_progress(job.store, record)
+        assert made in list(follower.poll())
+        assert list(follower.poll()) == []
+    with hold_lease(job.store, lease_seconds=60):
+        write_progress(job.store, replace(record, time="later"))
+        assert list(follower.poll()) == []
 
 
 def test_later_polls_report_each_change_once(job: JobDirectory, small: SmallJob) -> None:
