@@ -25,7 +25,7 @@ from pipeline.driver.step_change import StepMonitor
 from pipeline.errors import InputError, PipelineError, StepChanged
 from pipeline.events import AttemptOutcome, Callback, PartitionEnded, RoundStarted, RunningPartition, notify
 from pipeline.execution.clusters import ClusterAdapter, cluster_of, open_cluster
-from pipeline.execution.clusters.client import shake_hands
+from pipeline.execution.clusters.client import shake_hands, supply_of
 from pipeline.execution.clusters.devices import options_on, options_with
 from pipeline.execution.dispatcher import Dispatcher
 from pipeline.execution.health import DispatchPolicy
@@ -275,7 +275,9 @@ class Driver(JobRun):
             ),
             stragglers=self._straggler_policy(),
             stop=self.stop,
-            shared_state=self.parent.cluster.shared_state if self.parent.cluster else SharedClusterState(),
+            shared_state=(
+                self.parent.cluster.shared_state if self.parent.cluster else SharedClusterState(supply_of(client))
+            ),
             placement=self.placement,
         )
 

@@ -99,7 +99,12 @@ class Dispatcher:
         self._events: ClusterEventListener | None = None
         self._tracker = ExecutionTracker()
         self._flight = InFlight(self.client, self._tracker, self._inbox.put, self.clock, self.placement.resources)
-        self._health = ClusterHealth(self.client, self.policy, self.clock, self.placement)
+        self._supply = self.shared_state.supply
+        self._taken_back: set[str] = set()
+        """Keys of tasks that were cancelled before they had started, as far as was known."""
+        self._unexplained: list[LostExecution] = []
+        """Losses of workers of which the cause is not known yet."""
+        self._health = ClusterHealth(self.client, self.policy, self.clock, self.placement, self._supply)
         self._mitigator = StragglerMitigator(
             self._flight,
             self._tracker,
@@ -147,6 +152,8 @@ class Dispatcher:
         if self._events is not None:
             self._events.close()
         self.shared_state.leave(self._tracker)
+        if self._supply is not None:
+            self._supply.set_demand(id(self), 0)
         self._flight.release()
 
     @property
@@ -192,6 +199,8 @@ class Dispatcher:
 
     def _cancel(self, future: Any) -> Attempt:
         """Cancel a task. If it is already running, its output is ignored."""
+        if str(future.key) not in self._tracker.executing:
+            self._taken_back.add(str(future.key))
         attempt = self._remove(future)
         future.cancel(force=True)
         return attempt
@@ -352,10 +361,30 @@ class Dispatcher:
     def _on_cluster_event(self, event: ClusterEvent) -> None:
         if isinstance(event, Started):
             if not self._flight.has_key(event.key):
+                if event.key in self._taken_back:
+                    # It started in the moment in which it was cancelled: its worker is busy with it all the same.
+                    self._taken_back.discard(event.key)
+                    self._mitigator.abandon(event.key, worker=event.worker)
                 return
             self._mitigator.task_started(event.worker)
         for lost in self._tracker.record(event, now=self.clock()):
-            self._on_worker_death(lost)
+            if lost.cause is LossCause.CRASH and self._supply is not None:
+                # Dask runs the task again meanwhile.
+                self._unexplained.append(lost)
+            else:
+                self._on_worker_death(lost)
+
+    def _explain_losses(self) -> None:
+        """Handle the losses of workers that the source of the workers can explain by now."""
+        if self._supply is None:
+            return
+        unexplained, self._unexplained = self._unexplained, []
+        for lost in unexplained:
+            cause = self._supply.loss_cause(lost.worker)
+            if cause is None:
+                self._unexplained.append(lost)
+            elif self._flight.has_key(lost.key):
+                self._on_worker_death(replace(lost, cause=cause))
 
     def _on_worker_death(self, lost: LostExecution) -> None:
         future = self._flight.of_key(lost.key)
@@ -386,6 +415,10 @@ class Dispatcher:
     def _poll_cluster(self) -> None:
         self.listener.poll()
         self._report_progress()
+        self._explain_losses()
+        if self._supply is not None:
+            waiting = len(self._waiting) + len(self._delayed) + len(self._suspects)
+            self._supply.set_demand(id(self), waiting + len(self._flight))
         self._health.check(bool(self._flight.attempts or self._waiting or self._suspects))
         self._end_overdue()
         self._mitigate_stragglers()

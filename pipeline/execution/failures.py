@@ -167,6 +167,7 @@ _LOSSES = {
     LossCause.CRASH: "its worker died",
     LossCause.LEFT: "its worker left",
     LossCause.RESTARTED: "its worker was restarted",
+    LossCause.JOB_ENDED: "its worker's job was cancelled, preempted, or out of walltime",
 }
 
 

@@ -13,6 +13,7 @@ from distributed.scheduler import heartbeat_interval
 from pipeline.common.units import plural
 from pipeline.errors import InfrastructureError, NoWorkers, SchedulerLost, SchedulerUnresponsive
 from pipeline.execution.placement import Placement
+from pipeline.execution.worker_events import WorkerSupply
 
 logger = logging.getLogger(__name__)
 PING_INTERVAL = 3.0
@@ -61,12 +62,18 @@ class ClusterHealth:
     """Checks the scheduler and the workers; raises when a limit is exceeded."""
 
     def __init__(
-        self, client: Any, policy: DispatchPolicy, clock: Callable[[], float], placement: Placement | None = None
+        self,
+        client: Any,
+        policy: DispatchPolicy,
+        clock: Callable[[], float],
+        placement: Placement | None = None,
+        supply: WorkerSupply | None = None,
     ) -> None:
         self._client = client
         self._policy = policy
         self._clock = clock
         self._placement = placement or Placement()
+        self._supply = supply
         self._answered = self._had_workers = self._progressed = clock()
         self._pinged = float("-inf")
         self._heard = clock()
@@ -91,6 +98,7 @@ class ClusterHealth:
         :raises SchedulerLost: when the connection is gone.
         :raises SchedulerUnresponsive: when the scheduler has not answered for longer than the limit.
         :raises NoWorkers: when there has been no worker for longer than the limit.
+        :raises PipelineError: when the source of the workers brings none.
         """
         self.check_alive()
         if self._clock() - self._pinged >= PING_INTERVAL:
@@ -199,6 +207,9 @@ class ClusterHealth:
                 expected=f"one within {self._policy.scheduler_timeout:.0f} s",
                 next_step="check its machine, then resume the job",
             )
+        if not self.workers and self._supply is not None and self._supply.expects_workers():
+            # They wait in a queue, for which other limits hold.
+            self._had_workers = self._answered
         if self._answered - self._had_workers > self._policy.no_workers_timeout:
             raise self._no_workers(self._answered - self._had_workers)
 

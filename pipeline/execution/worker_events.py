@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 from distributed import get_worker
 from distributed.utils import sync
@@ -32,6 +32,8 @@ class LossCause(StrEnum):
     """The worker announced that it would leave: its lifetime was over, or it was retired."""
     RESTARTED = "restarted"
     """The driver restarted the worker."""
+    JOB_ENDED = "job ended"
+    """The batch system ended the job of the worker: it was cancelled, preempted, or out of walltime."""
 
 
 @dataclass(frozen=True)
@@ -154,10 +156,36 @@ class ExecutionTracker:
         return LossCause.LEFT if event.is_expected else LossCause.CRASH
 
 
-class SharedClusterState:
-    """The trackers of all dispatchers on one cluster, each written by one thread and read by all."""
+class WorkerSupply(Protocol):
+    """The source of the workers of a cluster, which replaces those that leave. Called from any thread."""
 
-    def __init__(self) -> None:
+    def set_demand(self, owner: int, partitions: int, /) -> None:
+        """Tell how many partitions of a dispatcher are not done.
+
+        :param owner: number that tells dispatchers apart.
+        """
+
+    def expects_workers(self) -> bool:
+        """Return True while workers are to be expected, although there is none.
+
+        :raises PipelineError: when none is to be expected, with the reason.
+        """
+
+    def loss_cause(self, worker: str, /) -> LossCause | None:
+        """Return why a worker left without a word; None: not known yet.
+
+        :param worker: its address.
+        """
+
+
+class SharedClusterState:
+    """The trackers of all dispatchers on one cluster, each written by one thread and read by all.
+
+    :param supply: the source of the workers; None: workers are not replaced.
+    """
+
+    def __init__(self, supply: WorkerSupply | None = None) -> None:
+        self.supply = supply
         self._trackers: list[ExecutionTracker] = []
         self._lock = threading.Lock()
 

@@ -32,6 +32,8 @@ CHILDREN = "children"
 COMMITS = "commits"
 """Holds the commits of a fan-out."""
 CERTIFICATES = "tls"
+CLUSTER = "cluster"
+"""Holds the batch jobs of each driver."""
 CODE = "code"
 """Holds the sources of the steps."""
 
@@ -175,6 +177,11 @@ def family_folder(directory: str) -> str:
 def code_path(digest: str) -> str:
     """Path of the sources of a plan's steps."""
     return f"{CODE}/{digest}.zip"
+
+
+def cluster_record_path(name: str) -> str:
+    """Path of the record of the batch jobs of one driver."""
+    return f"{CLUSTER}/{name}.json"
 
 
 def commit_path(number: int) -> str:

@@ -23,7 +23,7 @@ from pipeline.common.secrets import mask_logs
 from pipeline.devices.report import DeviceReport
 from pipeline.errors import EnvMismatch
 from pipeline.execution.placement import workers_asked
-from pipeline.execution.worker_events import SharedClusterState
+from pipeline.execution.worker_events import SharedClusterState, WorkerSupply
 from pipeline.models.flavors import find_flavor
 from pipeline.spec.model_ref import Device
 from pipeline.storage.urls import unique_name
@@ -153,11 +153,16 @@ def _compare(own: Mapping[str, str], workers: Mapping[str, str], address: str) -
         )
 
 
+def supply_of(client: Any) -> WorkerSupply | None:
+    """Return the source of the workers of a client's cluster; None if lost workers are not replaced."""
+    return getattr(client, "supply", None)
+
+
 class SharedCluster:
     """A cluster shared by several jobs. Each job has its own client: a client has only one subscriber per topic."""
 
     def __init__(self, client: Any, *, timeout: float) -> None:
-        self.shared_state = SharedClusterState()
+        self.shared_state = SharedClusterState(supply_of(client))
         self._client = client
         self._timeout = timeout
         self._reports: dict[tuple[str, Device, bool], dict[str, DeviceReport | None]] = {}

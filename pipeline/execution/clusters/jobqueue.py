@@ -1,4 +1,5 @@
 """Workers as jobs of a batch system, through dask-jobqueue. Scheduler and driver run on the submitting machine.
+dask-jobqueue writes the job scripts; `pipeline.execution.clusters.worker_pool` submits them.
 
 Workers leave before their walltime, staggered so that their replacements start first. All jobs end when the scheduler
 is gone, even after a crash of the driver.
@@ -8,11 +9,14 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from dask.utils import parse_bytes, parse_timedelta
@@ -21,11 +25,14 @@ from distributed.utils import get_ip_interface
 
 from pipeline.common.forkserver import thread_environment
 from pipeline.devices.memory import DEVICE_MEMORY, allowed_device_memory
-from pipeline.errors import InfrastructureError, NoWorkers, SpecError
+from pipeline.errors import InfrastructureError, SpecError
 from pipeline.execution.clusters import DASK_CONFIG
+from pipeline.execution.clusters.batch_commands import SYSTEMS
 from pipeline.execution.clusters.devices import ExpectedGpus
 from pipeline.execution.clusters.lazy_dashboard import add_dashboard
+from pipeline.execution.clusters.pool import Pool, PoolPolicy
 from pipeline.execution.clusters.security import LOOPBACK, Certificates, certificates_in, check_dashboard, is_loopback
+from pipeline.execution.clusters.worker_pool import WORKER_NAME, PoolClient, WorkerPool
 from pipeline.execution.dask_config import override_config
 from pipeline.execution.placement import GPU_RESOURCE
 from pipeline.jobs import layout
@@ -33,6 +40,7 @@ from pipeline.jobs.cancellation import wait_in_slices
 from pipeline.plan.plan import Limits
 from pipeline.settings import Settings
 from pipeline.storage.local import LocalStore
+from pipeline.storage.store import open_store
 from pipeline.storage.urls import is_local_path, local_path
 
 CLOSING_SECONDS = 60.0
@@ -41,8 +49,16 @@ _CLOCK = re.compile(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+)")
 _OURS = frozenset(
     ("cores", "memory", "processes", "queue", "walltime", "interface", "security", "protocol", "worker_extra_args")
 )
+SCRIPT = "worker.sh"
+"""Name of the script of the last job, in the folder of the logs."""
 CUDA_WORKER = "dask_cuda.cli"
 """Module that starts a worker process for each GPU of a job."""
+
+
+def job_name(directory: str) -> str:
+    """Return the name of the batch jobs of the job in ``directory``."""
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", directory.rstrip("/").rpartition("/")[2])
+    return f"{WORKER_NAME}-{name}" if name else WORKER_NAME
 
 
 @dataclass(frozen=True)
@@ -69,9 +85,9 @@ class BatchSystem:
     memory: str
     """Memory of one job, such as ``16 GiB``."""
     jobs: int = 1
-    """Maximum of jobs at a time; ``--workers`` overrides this field."""
+    """Jobs at work at a time; ``--workers`` overrides this field."""
     minimum: int | None = None
-    """Minimum of jobs at a time. Default: ``jobs``. Lost jobs are submitted again."""
+    """Jobs that are submitted even if fewer partitions are left than they could run. Default: ``jobs``."""
     processes: int = 1
     """Worker processes of one job; they share its cores and memory equally. With ``gpus``: as many as GPUs."""
     gpus: int = 0
@@ -81,10 +97,9 @@ class BatchSystem:
     walltime: str = "1 hour"
     """Walltime of one job: ``HH:MM:SS``, ``D-HH:MM:SS`` or ``90 minutes``. In longer runs new jobs take over."""
     stagger: str = "2 minutes"
-    """Time between workers that leave: at least the time from submission of a job to its first partition. With
-    less, all workers may leave before their replacements start."""
+    """Time between workers that leave. Replacements are submitted at least as long before."""
     wait: str = "1 hour"
-    """Time the first job may wait in the queue."""
+    """Time without any worker, while jobs wait in the queue."""
     queue: str | None = None
     """Queue or partition."""
     account: str | None = None
@@ -237,14 +252,55 @@ class BatchSystem:
         with override_config(config):
             cluster = self.make(certificates, directory=directory)
             try:
-                jobs = self._jobs()
                 add_dashboard(cluster.scheduler)
-                cluster.adapt(minimum_jobs=jobs if self.minimum is None else min(self.minimum, jobs), maximum_jobs=jobs)
-                with Client(cluster, set_as_default=False) as client:
-                    self._await_workers(client)
-                    yield client
+                pool = self._worker_pool(cluster, directory)
+                with PoolClient(cluster, supply=pool) as client:
+                    try:
+                        pool.open(cluster.scheduler)
+                        self._await_workers(client, pool)
+                        yield client
+                    finally:
+                        pool.close()
             finally:
                 cluster.close(timeout=60)
+
+    def _worker_pool(self, cluster: Any, directory: str) -> WorkerPool:
+        """Return the pool of jobs for a running scheduler; nothing is submitted yet."""
+        jobs = self._jobs()
+        minimum = jobs if self.minimum is None else min(self.minimum, jobs)
+        slots = self.processes * self._threads()
+        policy = PoolPolicy(
+            jobs,
+            minimum,
+            slots,
+            lifetime=self._lifetime(),
+            lead=self._seconds("stagger"),
+            patience=self._seconds("wait"),
+        )
+        sample = cluster.job_cls(cluster.scheduler.address, name=WORKER_NAME, **cluster._job_kwargs)
+        commands = replace(
+            SYSTEMS[self.name], submit_command=sample.submit_command, cancel_command=sample.cancel_command
+        )
+        logs = sample.log_directory
+        folder = Path(logs or tempfile.mkdtemp(prefix="pipeline-jobs-"))
+
+        def write_script(number: int) -> Path:
+            # The scheduler knows a job by the name of its workers.
+            job = cluster.job_cls(cluster.scheduler.address, name=f"{WORKER_NAME}-{number}", **cluster._job_kwargs)
+            path = folder / SCRIPT
+            path.write_text(job.job_script(), encoding="utf-8")
+            path.chmod(0o700)
+            return path
+
+        return WorkerPool(
+            Pool(policy),
+            commands,
+            write_script,
+            where=f"type: {self.name.lower()}",
+            store=open_store(directory, private=True) if directory else None,
+            logs=Path(logs) if logs else None,
+            job_name=sample.job_name or "",
+        )
 
     def make(self, certificates: Certificates | None, *, directory: str = "") -> Any:
         """Return dask-jobqueue's cluster with a running scheduler; no job is submitted yet."""
@@ -299,7 +355,7 @@ class BatchSystem:
             "protocol": "tls://" if certificates else "tcp://",
             "security": certificates.security() if certificates else None,
             "scheduler_options": {"dashboard_address": self.settings.dashboard, "dashboard": False},
-            "job_name": "pipeline",
+            "job_name": job_name(directory),
             "job_script_prologue": prologue,
             "worker_extra_args": self._worker_arguments(),
             "silence_logs": logging.ERROR,
@@ -341,16 +397,19 @@ class BatchSystem:
         minutes, rest = divmod(int(seconds), 60)
         return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest:02d}"
 
-    def _await_workers(self, client: Client) -> None:
-        try:
-            wait_in_slices(lambda piece: client.wait_for_workers(1, timeout=piece), timeout=self._seconds("wait"))
-        except TimeoutError as error:
-            raise NoWorkers(
-                "no job of the batch system started",
-                where=f"type: {self.name.lower()}",
-                found=f"0 of {self._jobs()} after {self.wait}",
-                next_step="check the queue and logs/workers/ in the job directory, then resume; or raise wait",
-            ) from error
+    def _await_workers(self, client: Client, pool: WorkerPool) -> None:
+        """Wait for the first worker.
+
+        :raises SpecError: when the batch system refuses the job.
+        :raises NoWorkers: when no job starts within ``wait``, or jobs end before a worker joins.
+        """
+
+        def wait(piece: float) -> None:
+            pool.expects_workers()
+            client.wait_for_workers(1, timeout=piece)
+
+        # The pool ends the wait: it knows of the jobs in the queue.
+        wait_in_slices(wait, timeout=math.inf)
 
 
 @dataclass(frozen=True)

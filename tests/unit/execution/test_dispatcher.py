@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from pipeline.execution.health import DispatchPolicy
 from pipeline.execution.placement import Placement
 from pipeline.execution.protocols import SplitResult
 from pipeline.execution.stragglers import StragglerPolicy
+from pipeline.execution.worker_events import LossCause, SharedClusterState
 from pipeline.jobs.cancellation import Stop, StopReason
 from pipeline.plan.plan import Partition
 from pipeline.testing.fake_cluster import NEVER, DispatcherRun, FakeCluster, FakeReceipt, make_partitions
@@ -312,6 +314,77 @@ class TestWorkerCrash:
         assert run.done == ["00001"]
         assert run.tasks.isolated == []
         assert not cluster.futures["00000"].is_cancelled
+
+
+@dataclass
+class FakeSupply:
+    """A source of workers that a test plays."""
+
+    causes: dict[str, LossCause | None] = field(default_factory=dict)
+    """Cause of the loss of each worker; None: not known yet."""
+    error: Exception | None = None
+    demands: list[int] = field(default_factory=list)
+
+    def set_demand(self, owner: int, partitions: int, /) -> None:
+        self.demands.append(partitions)
+
+    def expects_workers(self) -> bool:
+        if self.error is not None:
+            raise self.error
+        return True
+
+    def loss_cause(self, worker: str, /) -> LossCause | None:
+        return self.causes.get(worker)
+
+
+class TestSupply:
+    def run(self, supply: FakeSupply, **options: Any) -> DispatcherRun:
+        cluster = FakeCluster("w", threads=2, outcomes={"00000": [NEVER]})
+        return run_of(cluster, shared_state=SharedClusterState(supply), **options)
+
+    def test_partition_is_not_blamed_for_jobs_that_were_cancelled(self) -> None:
+        """Six workers are lost with their jobs: nothing is isolated, and each loss is told once."""
+        supply = FakeSupply()
+        run = self.run(supply)
+        run.start()
+        for worker in "abcdef":
+            run.cluster.start_task("00000", worker)
+            run.cluster.lose_worker(worker)
+            run.step()
+            assert len(run.listener.outcomes("00000")) == "abcdef".index(worker), "the cause is not known yet"
+            supply.causes[worker] = LossCause.JOB_ENDED
+            run.step()
+        assert run.tasks.isolated == []
+        assert run.listener.outcomes("00000") == ["retry"] * 6
+        assert {result.reason for result in run.listener.results if result.reason} == {
+            "its worker's job was cancelled, preempted, or out of walltime"
+        }
+        run.cluster.finish("00000")
+        run.end()
+        assert supply.demands[0] == 1, "the other one is done"
+        assert supply.demands[-1] == 0
+
+    def test_partition_is_blamed_for_workers_that_died_by_themselves(self) -> None:
+        supply = FakeSupply({"a": LossCause.CRASH, "b": LossCause.CRASH})
+        run = self.run(supply)
+        run.start()
+        for worker in "ab":
+            run.cluster.start_task("00000", worker)
+            run.cluster.lose_worker(worker)
+            run.step()
+        run.end()
+        assert run.tasks.isolated == ["00000"]
+
+    def test_wait_in_a_queue_is_no_lack_of_workers(self) -> None:
+        """Until the source of the workers gives up."""
+        supply = FakeSupply()
+        run = self.run(supply, policy=DispatchPolicy(no_workers_timeout=30))
+        run.cluster.workers.clear()
+        run.start()
+        run.step(200, seconds=1.0)
+        supply.error = NoWorkers("no job of the batch system started")
+        with pytest.raises(NoWorkers, match="batch system"):
+            run.step(2, seconds=1.0)
 
 
 class TestMemoryKill:

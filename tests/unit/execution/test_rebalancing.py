@@ -275,6 +275,28 @@ class TestReassign:
         run.end()
         assert run.actions() == [("reassign", None, False, False)]
 
+    def test_task_that_had_started_in_that_moment_keeps_its_worker_busy(self) -> None:
+        """Else the worker looks idle, and the partition is moved there again and again."""
+        run = Stragglers()
+        run.start()
+        for number in range(4):
+            run.cluster.finish(f"p{number}")
+        run.step()
+        run.step(seconds=5.5)
+        run.cluster.start_task("p4", "b")
+        run.step()
+        assert run.cluster.calls_of("request_drop") == [(("p4",), "b")]
+        run.step(20, seconds=1.0)
+        assert [future.workers for future in run.backups].count(("b",)) <= 1, "nothing more is moved there"
+
+    def test_start_of_another_jobs_task_is_ignored(self) -> None:
+        """All dispatchers on a cluster get all events."""
+        run = Stragglers()
+        run.start()
+        run.cluster.start_task("another", "b")
+        run.step()
+        assert run.cluster.calls_of("request_drop") == []
+
 
 class TestBlockedWorkers:
     @pytest.fixture

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
+import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -232,3 +235,44 @@ class TestTls:
         assert not slurm(interface=None).is_on_one_host(), "its default is the default route"
         with pytest.raises(SpecError):
             slurm(interface="no-such-interface").is_on_one_host()
+
+
+class TestPool:
+    """Jobs that fake commands of the batch system run, or not."""
+
+    @pytest.fixture
+    def commands(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """Folder of the commands, first on the PATH."""
+        folder = tmp_path / "bin"
+        folder.mkdir()
+        for name, text in {"sbatch": "echo 7", "squeue": "exit 0", "scancel": f"echo $* >>{folder}/cancelled"}.items():
+            command(folder, name, text)
+        monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+        return folder
+
+    def test_refusal_is_quoted_at_once(self, commands: Path, tmp_path: Path) -> None:
+        command(commands, "sbatch", "echo 'sbatch: error: invalid partition specified: mian' >&2; exit 1")
+        with pytest.raises(SpecError, match="refused a job") as caught, slurm().open(directory=str(tmp_path / "a-1")):
+            pass
+        assert caught.value.found == "sbatch: error: invalid partition specified: mian"
+        script = Path(caught.value.where.rpartition(" ")[2])
+        assert "#SBATCH -J pipeline-a-1" in script.read_text()
+
+    def test_jobs_of_a_killed_driver_are_cancelled(self, commands: Path, tmp_path: Path) -> None:
+        """Those that have the name of the job, and have not ended: an id may have been given to another job."""
+        command(commands, "squeue", "printf '3|PENDING|None|N/A||pipeline-a-1\\n4|RUNNING|None|N/A|n|other\\n'")
+        command(commands, "sbatch", "echo 'sbatch: error: invalid account' >&2; sleep 2; exit 1")
+        record = {"system": "type: slurm", "user": getpass.getuser(), "name": "pipeline-a-1"}
+        left = tmp_path / "a-1" / "cluster" / "old.json"
+        left.parent.mkdir(parents=True)
+        left.write_text(json.dumps({**record, "jobs": [{"id": "3"}, {"id": "4"}, {"id": "5"}]}))
+        with pytest.raises(SpecError), slurm().open(directory=str(tmp_path / "a-1")):
+            pass
+        assert (commands / "cancelled").read_text() == "3\n"
+        assert not left.exists()
+
+
+def command(folder: Path, name: str, text: str) -> None:
+    """Write a command of the batch system."""
+    (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+    (folder / name).chmod(0o755)
