@@ -93,6 +93,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "iteration_range": "best",
         "flavor": "lightgbm",
         "allow_code": "true",
+        "model_files": "weights/",
         "threads": "2",
         "where": "first > 0.8",
         "shadow": "churn",

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, overload
 
 import pandas as pd
 
-from pipeline.common.digest import digest_bytes
 from pipeline.driver.score_models import resolve_model, scored_version
+from pipeline.models.code_model import keep_archive
 from pipeline.models.model import ModelVersion
 from pipeline.models.registry.client import Model, model_bytes
 from pipeline.scoring.frames import score_pandas
@@ -18,10 +18,11 @@ from pipeline.settings import Settings
 from pipeline.spec.load import absolute_path
 from pipeline.spec.model_ref import IterationRange, ModelRef
 from pipeline.spec.parts import Output, Score
-from pipeline.storage.store import open_store
 
 if TYPE_CHECKING:
     from pipeline.execution.graph import DaskFrame
+
+Path = str | os.PathLike[str]
 
 
 @overload
@@ -36,6 +37,7 @@ def score(
     flavor: str | None = None,
     allow_code: bool = False,
     threads: int | None = None,
+    model_files: Path | Sequence[Path] | None = None,
 ) -> pd.DataFrame: ...
 
 
@@ -51,6 +53,7 @@ def score(
     flavor: str | None = None,
     allow_code: bool = False,
     threads: int | None = None,
+    model_files: Path | Sequence[Path] | None = None,
 ) -> DaskFrame: ...
 
 
@@ -65,6 +68,7 @@ def score(
     flavor: str | None = None,
     allow_code: bool = False,
     threads: int | None = None,
+    model_files: Path | Sequence[Path] | None = None,
 ) -> pd.DataFrame | DaskFrame:
     """Predict: add the predictions of a model to a DataFrame, one column per output.
 
@@ -77,9 +81,10 @@ def score(
     frame : pandas.DataFrame or dask.dataframe.DataFrame
         Must contain the model's feature columns. Extra columns are kept.
     model : str, PathLike, or a fitted model
-        Path or URL of a model file, a registry reference such as ``"models:/churn@champion"``, or the model itself: a
-        booster or a fitted estimator of xgboost, LightGBM or scikit-learn. A model object is stored under ``.models/``
-        of the job directory's root, where workers read it.
+        Path or URL of a model file, a registry reference such as ``"models:/churn@champion"``, ``"module:Class"`` for a
+        model in Python, or the model itself: a booster or a fitted estimator of xgboost, LightGBM, scikit-learn or
+        CatBoost, an ONNX model, or an object or function with ``predict`` and declared ``features``. A model object is
+        stored under ``.models/`` of the job directory's root, where workers read it.
     features : sequence of str, optional
         Column for each feature, in training order. Default: the model's own feature names.
     output : str, Output or dict, default "prediction"
@@ -94,6 +99,8 @@ def score(
         Permit a model file that runs code when it is loaded, such as a pickle. Only for files of people you trust.
     threads : int, optional
         Threads of one call of the model's library. Default: the variable ``OMP_NUM_THREADS``, or 1.
+    model_files : str, PathLike or a sequence, optional
+        Files and folders that a model in Python loads.
 
     Returns
     -------
@@ -120,7 +127,8 @@ def score(
     result = Output(column=output) if isinstance(output, str) else Output.model_validate(output)
     options = Score.model_validate(
         {
-            "model": "model",
+            "model": model if isinstance(model, str) and ModelRef(model).is_code else "model",
+            "model_files": model_files,
             "output": result,
             "iteration_range": iteration_range,
             "categories": categories,
@@ -129,6 +137,9 @@ def score(
             "threads": threads,
         }
     )
+    if not isinstance(model, (str, os.PathLike, bytes, bytearray)):
+        # Whoever has the object has run its code.
+        options = options.model_copy(update={"allow_code": True})
     version = scored_version(_model_version(model, options), options)
     columns = tuple(features) if features is not None else None
     if isinstance(frame, pd.DataFrame):
@@ -151,10 +162,7 @@ def _model_version(model: Model, options: Score) -> ModelVersion:
         place = absolute_path(text) if ModelRef.parse(text).is_file else text
         return resolve_model(place, settings=settings, score=options)
     data, _ = model_bytes(model)
-    store, name = open_store(settings.directory), f".models/{digest_bytes(data)}"
-    if not store.exists(name) or store.read(name) != data:
-        store.replace(name, data)
-    return resolve_model(store.url(name), settings=settings, score=options)
+    return resolve_model(keep_archive(data, settings.directory), settings=settings, score=options)
 
 
 def _score_partition(
@@ -166,3 +174,30 @@ def _score_partition(
 def _scored_meta(frame: pd.DataFrame, version: ModelVersion, output: Output) -> pd.DataFrame:
     schema = prediction_schema(version, output)
     return frame.assign(**{field.name: pd.Series([], dtype=field.type.to_pandas_dtype()) for field in schema})
+
+
+def with_stored_models(step: Any, settings: Settings) -> Any:
+    """Return a step of a job with the paths of stored files in place of fitted models; others as they are."""
+    if not isinstance(step, Mapping) or not isinstance(step.get("score"), Mapping):
+        return step
+    score, stored = dict(step["score"]), 0
+    for name in ("model", "meta", "other"):
+        value = score.get(name)
+        models = [_stored_model(one, settings) for one in _as_list(value)]
+        if any(path is not None for path in models):
+            stored += 1
+            made = [one if path is None else path for one, path in zip(_as_list(value), models, strict=True)]
+            score[name] = made if isinstance(value, (list, tuple)) else made[0]
+    # Whoever has the object has run its code.
+    return {**step, "score": {**score, "allow_code": True}} if stored else step
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _stored_model(model: Any, settings: Settings) -> str | None:
+    """Return the path of the stored file of a fitted model; None for anything else."""
+    if model is None or isinstance(model, (str, bytes, os.PathLike, Mapping)):
+        return None
+    return keep_archive(model_bytes(model)[0], settings.directory)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.api.display import html_table, show_observers
+from pipeline.api.frames import with_stored_models
 from pipeline.driver.prepare import draft, prepare
 from pipeline.errors import SpecError
 from pipeline.events import Callback
@@ -60,7 +61,8 @@ class Job:
     source : Source or dict
         Input files, columns and filter.
     steps : sequence of MapStep, FilterStep, SelectStep, Score, ScoreStep or dict
-        In any number and order. A job without a ``score`` step only prepares data.
+        In any number and order. A job without a ``score`` step only prepares data. In a dict, ``model`` may be a fitted
+        model, which is stored below the job directory's root, as by ``score``.
     sink : Sink or dict
         Output path and mode.
     errors : Errors or dict, optional
@@ -140,13 +142,15 @@ class Job:
         memory_limit: int | str | None = None,
     ) -> None:
         fields = {field: value for field, value in locals().items() if field in JobSpec.model_fields}
-        fields["steps"] = [{"score": step} if isinstance(step, Score) else step for step in steps]
-        self.spec = JobSpec.build(**{field: value for field, value in fields.items() if value is not None})
         given = Settings.load(directory=directory, workers=workers, threads=threads, memory_limit=memory_limit)
         if settings is not None:
             flags = {"directory": directory, "workers": workers, "threads": threads, "memory_limit": memory_limit}
             given = replace(settings, **{key: getattr(given, key) for key, value in flags.items() if value is not None})
         self.settings = given
+        fields["steps"] = [
+            {"score": one} if isinstance(one, Score) else with_stored_models(one, given) for one in steps
+        ]
+        self.spec = JobSpec.build(**{field: value for field, value in fields.items() if value is not None})
 
     @classmethod
     def load(

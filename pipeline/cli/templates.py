@@ -82,7 +82,9 @@ steps:
       # tolerance: 0.0
       # Boosting rounds to score with: [0, 100], or best. Default: all rounds.
       # iteration_range: best
-      # Demand one format of the file: xgboost, lightgbm, sklearn or onnx. Default: recognised by its bytes.
+      # Or a class of your own, and the files that it loads:
+      # - score: {model: "my_models:Churn", model_files: weights/}
+      # Demand one format of the file: xgboost, lightgbm, sklearn, onnx or catboost. Default: recognised by its bytes.
       # flavor: xgboost
       # Permit a model file that runs code when it is loaded. Only for files of people you trust.
       # allow_code: false

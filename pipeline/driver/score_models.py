@@ -56,6 +56,15 @@ def resolve_models(
     :raises ModelError: if a reference names no version.
     """
     scores = {reference: score for reference, score in reversed(pairs) if reference not in known}
+    for reference, score in pairs:
+        if scores.get(reference, score).files != score.files:
+            raise SpecError(
+                "one model has different files in two steps",
+                where="score.model_files",
+                found=f"{', '.join(score.files) or 'none'}, and {', '.join(scores[reference].files)}",
+                expected=f"the same files wherever {reference} is named",
+                next_step="write a class for each: class Second(First): pass",
+            )
     unknown = [reference for reference in dict.fromkeys(reference for reference, _ in pairs) if reference in scores]
 
     def resolve_one(reference: str) -> ModelVersion:
@@ -80,6 +89,8 @@ def resolve_model(text: str, *, settings: Settings, score: Score | None = None) 
         limit=parse_bytes(settings.max_model_size),
         flavor=score.flavor if score is not None else None,
         allow_code=score.allow_code if score is not None else False,
+        import_paths=settings.import_paths,
+        model_files=score.files if score is not None else (),
     )
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from pipeline.models.flavors import find_flavor
+from pipeline.models.folders import open_folder
 from pipeline.models.model import ModelVersion, Predictor
 from pipeline.models.node_cache import read_version
 from pipeline.models.process import process_facts
@@ -63,11 +64,12 @@ def get_predictor(version: ModelVersion) -> tuple[Predictor, float]:
         if predictor is not None:
             return predictor, 0.0
         start = perf_counter()
-        flavor, data = find_flavor(version.flavor), read_version(version)
+        flavor = find_flavor(version.flavor)
+        data = open_folder(version) if version.files else read_version(version)
         predictor = flavor.load(version, data)
         factor = LOADED_FACTOR if flavor.loaded_factor is None else flavor.loaded_factor(data)
         with _lock:
-            _models[version.key] = _Loaded(predictor, factor * len(data))
+            _models[version.key] = _Loaded(predictor, factor * version.nbytes)
             dropped = _evict(newest=version.key)
         _forget(dropped)
         return predictor, perf_counter() - start

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -43,11 +44,24 @@ class OutputType:
     """Arrow type by name: ``float32``, ``float64``, ``int32``, ``int64``, ``bool`` or ``string``."""
     width: int
     """Values per row."""
+    names: tuple[str, ...] = ()
+    """Name of each value, for the names of the columns; empty: they are numbered."""
+    is_list: bool | None = None
+    """True: the values of a row are one column of fixed-size lists, such as an embedding; None: they are not."""
 
     @property
     def arrow(self) -> pa.DataType:
         """``type`` as an Arrow type."""
         return pa.type_for_alias(self.type)
+
+    def columns(self, prefix: str) -> pa.Schema:
+        """Return the columns that receive the values, named for ``prefix``."""
+        if self.is_list:
+            return pa.schema([(prefix, pa.list_(self.arrow, self.width))])
+        if self.names:
+            return pa.schema([(f"{prefix}_{name}", self.arrow) for name in self.names])
+        names = [prefix] if self.width == 1 else [f"{prefix}_{index}" for index in range(self.width)]
+        return pa.schema([(name, self.arrow) for name in names])
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -71,6 +85,58 @@ class Promise:
 
 
 @dataclass(frozen=True)
+class ModelFile:
+    """One of the files of a model that is more than one file."""
+
+    name: str
+    """Path in the model's folder, with ``/``."""
+    sha256: str
+    nbytes: int
+    uri: str = ""
+    """Path or URL of the file; empty: below that of the model."""
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """The files of a model in a folder of this machine, each verified against its digest."""
+
+    path: str
+    files: tuple[ModelFile, ...]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over names, digests and sizes of the files."""
+        return files_digest(self.files)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.nbytes for file in self.files)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the files, sorted."""
+        return tuple(file.name for file in self.files)
+
+    def local(self, name: str) -> Path:
+        """Return the path of a file."""
+        return Path(self.path) / name
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of a file."""
+        return self.local(name).read_bytes()
+
+
+ModelData = bytes | ModelFolder
+"""What a flavor loads: the bytes of a file, or a folder."""
+
+
+def files_digest(files: Sequence[ModelFile]) -> str:
+    """Return the digest of a model of several files: SHA-256 over their names, digests and sizes."""
+    return digest_json([[file.name, file.sha256, file.nbytes] for file in sorted(files, key=lambda file: file.name)])
+
+
+@dataclass(frozen=True)
 class ModelVersion:
     """An immutable model version. Workers get this description and load the file themselves."""
 
@@ -78,13 +144,13 @@ class ModelVersion:
     version: str
     """Number in the registry; for a bare file, the first 12 digits of the digest."""
     uri: str
-    """Path or URL of the file."""
+    """Path or URL of the file or folder, or ``module:Class``."""
     digest: str
-    """SHA-256 of the file's bytes."""
+    """SHA-256 of the file's bytes; of several ``files``, that of their list."""
     flavor: str
     """Name of the `pipeline.models.flavors` adapter, ``xgboost``."""
     nbytes: int
-    """Bytes of the file."""
+    """Bytes of the file, or of all files."""
     features: tuple[Feature, ...]
     task: Task
     outputs: int
@@ -117,6 +183,8 @@ class ModelVersion:
     """True if loading the file runs code in it; None: never."""
     threads: int | None = None
     """Threads of one predict call; None: ``OMP_NUM_THREADS``, or 1."""
+    files: tuple[ModelFile, ...] = ()
+    """Files of a model that is a folder, or Python code with its files; empty for a single file."""
 
     @property
     def key(self) -> tuple[object, ...]:

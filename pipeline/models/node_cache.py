@@ -44,7 +44,7 @@ def read_cached(folder: Path, digest: str, download: Callable[[], bytes]) -> byt
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _locked(folder / f"{digest}.lock"):
+        with locked(folder / f"{digest}.lock"):
             data = _read(folder / digest, digest)
             if data is None:
                 data = download()
@@ -57,7 +57,7 @@ def read_cached(folder: Path, digest: str, download: Callable[[], bytes]) -> byt
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold the exclusive lock of a file inside the block."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

@@ -215,13 +215,15 @@ def promise_text(version: ModelVersion) -> str:
             f"fixed: the same bits in any batch, by calls of {promise.chunk:,} rows; {near} the library's own predict "
             f"(measured on {promise.rows:,} rows)"
         )
+    if promise.rows and not promise.noise:
+        return f"code: nothing; the same bits in other batches of {promise.rows:,} made-up rows"
     return "code: nothing"
 
 
 def promise_warning(version: ModelVersion) -> str:
     """Return a warning if the bits of a row may depend on its batch, or could not be measured; else ""."""
     promise = version.promise
-    if promise is None or promise.kind != "code":
+    if promise is None or promise.kind != "code" or (promise.rows and not promise.noise):
         return ""
     found = f"they differed by up to {promise.noise:.1g} in other batches" if promise.rows else "it took no made-up row"
     return f"nothing is promised about the bits of {version.name}: {found}; a retry may give other last digits"

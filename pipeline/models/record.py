@@ -6,23 +6,26 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.models.model import Feature, ModelVersion, OutputType, Promise
+from pipeline.models.model import Feature, ModelFile, ModelVersion, OutputType, Promise
 
-_OPTIONAL = ("output_types", "promise", "runs_code", "threads")
+_OPTIONAL = ("output_types", "promise", "runs_code", "threads", "files")
 """Fields that came later; left out where they are unset, so that the record of an xgboost model stays what it was."""
 
 
 def model_to_record(version: ModelVersion) -> dict[str, Any]:
     """Return the fields of a model version."""
     record = asdict(version)
-    return {name: value for name, value in record.items() if name not in _OPTIONAL or value not in (None, ())}
+    # Of names and lists only those that are there: they came later, too.
+    record["output_types"] = [_output_record(output) for output in record["output_types"]]
+    return {name: value for name, value in record.items() if name not in _OPTIONAL or value not in (None, (), [])}
 
 
 def model_from_record(record: Mapping[str, Any]) -> ModelVersion:
     """Return the model version whose fields ``record`` has."""
     values = {name: _as_tuple(value) for name, value in record.items()}
     values["features"] = tuple(Feature(**_fields(feature)) for feature in record["features"])
-    values["output_types"] = tuple(OutputType(**output) for output in record.get("output_types", ()))
+    values["output_types"] = tuple(OutputType(**_fields(output)) for output in record.get("output_types", ()))
+    values["files"] = tuple(ModelFile(**file) for file in record.get("files", ()))
     if record.get("promise") is not None:
         values["promise"] = Promise(**record["promise"])
     return ModelVersion(**values)
@@ -37,6 +40,10 @@ def model_identity(version: ModelVersion) -> list[Any]:
 
 def _fields(record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _as_tuple(value) for name, value in record.items()}
+
+
+def _output_record(output: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in output.items() if name not in ("names", "is_list") or value}
 
 
 def _as_tuple(value: Any) -> Any:

@@ -11,6 +11,7 @@ from pipeline.common.step_code import FoundCode
 from pipeline.common.step_modules import StepModules
 from pipeline.models.cache import get_predictor
 from pipeline.models.model import ModelVersion
+from pipeline.models.outputs import output_type
 from pipeline.plan.recipe import MapRecipe
 from pipeline.scoring.frame_schemas import never_null_columns
 from pipeline.scoring.outputs import prediction_schema, score_columns
@@ -109,7 +110,9 @@ def _scores(score: Score, version: ModelVersion, table: pa.Table) -> pa.Table:
         values = predictor.predict(predictor.encode(table.select(features)), kind=score.output_spec.kind)
     except (ValueError, TypeError, KeyError, pa.ArrowException):
         return pa.table([pa.nulls(table.num_rows, field.type) for field in schema], schema=schema)
-    columns = score_columns(values.reshape(table.num_rows, len(schema)), schema.field(0).type)
+    found = output_type(version, score.output_spec.kind)
+    assert found is not None  # the schema is its own
+    columns = score_columns(values.reshape(table.num_rows, found.width), found)
     return pa.table(columns, schema=schema)
 
 

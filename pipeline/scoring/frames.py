@@ -84,7 +84,7 @@ def score_pandas(
     evaluator, _ = get_evaluator(ScoreRecipe(version, tuple(names), output.kind, tuple(schema.names)))
     expected = output_type(version, output.kind)
     assert expected is not None  # prediction_schema has checked it
-    parts = [np.empty((0, len(schema)), dtype=expected.dtype)]
+    parts = [np.empty((0, expected.width), dtype=expected.dtype)]
     for start in range(0, len(frame), FRAME_BATCH_ROWS):
         table = _from_pandas(frame[names].iloc[start : start + FRAME_BATCH_ROWS])
         failures = check(table, rules, skip_finite=finite)
@@ -99,8 +99,10 @@ def score_pandas(
             )
         scores = evaluator.predict(matrix, kind=output.kind)
         check_scores(scores, rows=len(matrix), expected=expected)
-        parts.append(scores.reshape(len(matrix), len(schema)))
+        parts.append(scores.reshape(len(matrix), expected.width))
     scores = np.concatenate(parts)
+    if expected.is_list:
+        return frame.assign(**{schema.names[0]: pd.Series(list(scores), index=frame.index, dtype=object)})
     return frame.assign(**{name: scores[:, index] for index, name in enumerate(schema.names)})
 
 

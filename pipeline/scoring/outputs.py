@@ -22,6 +22,8 @@ REJECT_FIELDS = (
 def prediction_schema(version: ModelVersion, output: Output) -> pa.Schema:
     """Return the columns of a model's ``output``: ``column``, or ``column_0`` … for several values per row.
 
+    Values that have names are ``column_<name>``; those of an embedding are one column of fixed-size lists.
+
     :raises SpecError: when the model has no such output.
     """
     found = output_type(version, output.kind)
@@ -32,9 +34,7 @@ def prediction_schema(version: ModelVersion, output: Output) -> pa.Schema:
             found=f"{version.task} model, objective {version.objective or 'unknown'}",
             expected=", ".join(known.kind for known in output_types(version)),
         )
-    width = found.width
-    names = [output.column] if width == 1 else [f"{output.column}_{index}" for index in range(width)]
-    return pa.schema([(name, found.arrow) for name in names])
+    return found.columns(output.column)
 
 
 def reject_schema(source: pa.Schema) -> pa.Schema:
@@ -44,8 +44,11 @@ def reject_schema(source: pa.Schema) -> pa.Schema:
     return source.remove_metadata()
 
 
-def score_columns(scores: np.ndarray, kind: pa.DataType) -> list[pa.Array]:
+def score_columns(scores: np.ndarray, output: OutputType) -> list[pa.Array]:
     """Return one array a column of ``scores``, [rows] or [rows, width], of the type of the planned output."""
+    kind = output.arrow
+    if output.is_list:
+        return [pa.FixedSizeListArray.from_arrays(pa.array(scores.reshape(-1), type=kind), output.width)]
     return [pa.array(one, type=kind) for one in ([scores] if scores.ndim == 1 else np.ascontiguousarray(scores.T))]
 
 
@@ -55,9 +58,10 @@ def check_scores(scores: np.ndarray, *, rows: int, expected: OutputType) -> np.n
     :raises BadPrediction: if ``scores`` are not one result per row.
     """
     width, dtype = expected.width, expected.dtype
-    shapes = [(rows,), (rows, 1)] if width == 1 else [(rows, width)]
+    is_flat = width == 1 and not expected.is_list
+    shapes = [(rows,), (rows, 1)] if is_flat else [(rows, width)]
     if isinstance(scores, np.ndarray) and scores.shape in shapes and scores.dtype == dtype:
-        return scores.reshape(rows) if width == 1 else scores
+        return scores.reshape(rows) if is_flat else scores
     found = f"{scores.dtype} {list(scores.shape)}" if isinstance(scores, np.ndarray) else type(scores).__name__
     raise BadPrediction(
         "the model did not return one result a row",

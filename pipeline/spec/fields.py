@@ -93,6 +93,8 @@ def _check_model_name(text: str) -> str:
             next_step="write {} where names differ, or list the models: {key: model, …}",
         )
     _check_model(text.replace(KEY_PLACEHOLDER, "x"))
+    if ModelRef(text.replace(KEY_PLACEHOLDER, "x")).is_code:
+        raise spec_error("lists models in Python", expected="models: {key: module:Class, …}")
     return text
 
 

@@ -109,6 +109,9 @@ def _absolute_models(score: Mapping[str, Any]) -> dict[str, Any]:
             made[name] = {key: _absolute_model(text) for key, text in value.items()}
         elif isinstance(value, list):
             made[name] = [_absolute_model(text) for text in value]
+    files = score.get("model_files")
+    if files is not None:
+        made["model_files"] = absolute_path(files) if isinstance(files, str) else [*map(absolute_path, files)]
     return made
 
 

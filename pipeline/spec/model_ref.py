@@ -21,16 +21,24 @@ _REGISTRY = re.compile(
 """MLflow's grammar, restricted to names that are safe in a path. The built-in registry allows lower case only."""
 
 
+_CODE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
 @dataclass(frozen=True)
 class ModelRef:
-    """Reference to a model: a file, or a name in a registry with an alias or a version."""
+    """Reference to a model: a file or folder, Python code, or a name in a registry with an alias or a version."""
 
     text: str
 
     @property
     def is_file(self) -> bool:
-        """True if the reference is the path or URL of a model file."""
-        return not self.text.startswith("models:/")
+        """True if the reference is the path or URL of a model file or folder."""
+        return not self.text.startswith("models:/") and not self.is_code
+
+    @property
+    def is_code(self) -> bool:
+        """True for ``module:Class`` or ``module:function``."""
+        return _CODE.fullmatch(self.text) is not None
 
     @property
     def name(self) -> str:
@@ -54,7 +62,7 @@ class ModelRef:
 
     @staticmethod
     def parse(text: str) -> ModelRef:
-        """Check the grammar ``models:/name@alias``, ``models:/name/3`` or a path.
+        """Check the grammar ``models:/name@alias``, ``models:/name/3``, ``module:Class`` or a path.
 
         :raises SpecError: for a ``models:`` URI of another form.
         """
@@ -62,6 +70,6 @@ class ModelRef:
             raise SpecError(
                 "invalid model reference",
                 found=text,
-                expected="models:/name@alias, models:/name/3, or the path of a model file",
+                expected="models:/name@alias, models:/name/3, module:Class, or the path of a model file",
             )
         return ModelRef(text)

@@ -36,7 +36,7 @@ from pipeline.spec.fields import (
     key_texts,
     spec_error,
 )
-from pipeline.spec.model_ref import Engine, IterationRange, OutputKind
+from pipeline.spec.model_ref import Engine, IterationRange, ModelRef, OutputKind
 
 
 class Incremental(SpecModel):
@@ -156,8 +156,11 @@ class Score(SpecModel):
     """Scoring with a model."""
 
     model: ModelText | Annotated[tuple[ModelText, ...], Field(min_length=1, strict=False)] | None = None
-    """Path or URL of a model file, or a model reference ``models:/name@alias``; or a list of these, and ``combine``.
-    Required, unless ``by`` and ``models`` name a model for each key."""
+    """Path or URL of a model file, a model reference ``models:/name@alias``, or ``module:Class`` for a model in Python;
+    or a list of these, and ``combine``. Required, unless ``by`` and ``models`` name a model for each key."""
+    model_files: PathText | Annotated[tuple[PathText, ...], Field(min_length=1, strict=False)] | None = None
+    """Files or folders that a model in Python loads: ``load(files)`` gets the path of a verified copy of each, by its
+    name, or by its path in the folder. They are pinned by their digests."""
     combine: Combine | Weights | None = None
     """Result of a list of models: ``mean``, ``median``, ``max`` or ``min`` of their values, or a mean with one weight
     for each model; ``vote`` for labels: the most frequent one, of several the one that the first such model gave;
@@ -199,7 +202,7 @@ class Score(SpecModel):
     row, its column is in the output only if it is selected or kept, and report and receipts say how far both agree."""
     flavor: Name | None = None
     """Format of the model file, where the file must be of that one only: ``xgboost``, ``lightgbm``, ``sklearn``,
-    ``onnx``, ``catboost``, or a flavor of another distribution. Default: recognised by the file's bytes."""
+    ``onnx``, ``catboost``, ``python``, or a flavor of another distribution. Default: recognised by the file's bytes."""
     allow_code: bool = False
     """Permit a model file that runs code when it is loaded, such as a pickle. Only for files of people you trust."""
     threads: int | None = Field(default=None, ge=1, le=1024)
@@ -215,6 +218,7 @@ class Score(SpecModel):
             self,
             *,
             model: AnyPath | Sequence[AnyPath] | None = None,
+            model_files: AnyPath | Sequence[AnyPath] | None = None,
             combine: Combine | Sequence[float] | None = None,
             meta: AnyPath | None = None,
             meta_input: OutputKind = "prediction",
@@ -305,6 +309,21 @@ class Score(SpecModel):
         if min(self.combine) < 0 or sum(self.combine) <= 0:
             raise spec_error("has invalid weights", expected="numbers from 0 on, at least one above 0, in combine")
         return self
+
+    @model_validator(mode="after")
+    def _check_files(self) -> Self:
+        if self.model_files is not None and not any(ModelRef(text).is_code for text in self.references):
+            raise spec_error(
+                "has model_files without a model in Python",
+                expected="model: module:Class beside model_files; other models are named by the path of their file",
+            )
+        return self
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """``model_files`` as a tuple."""
+        files = self.model_files
+        return () if files is None else (files,) if isinstance(files, str) else files
 
     @property
     def references(self) -> tuple[str, ...]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ class FlavorCase:
 
     flavor: str
     path: Path
+    """Its file or folder; empty for a model in Python."""
     frame: pd.DataFrame
     """Rows to score; among them nulls where the model takes them."""
     expected: Mapping[str, np.ndarray]
@@ -32,6 +34,18 @@ class FlavorCase:
     """Column for which a category that the model has not seen is rejected; empty: the model takes any value."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further fields of ``score``."""
+    entrypoint: str = ""
+    """``module:Class`` of a model in Python."""
+
+    @property
+    def reference(self) -> str:
+        """Value of ``score.model``."""
+        return self.entrypoint or str(self.path)
+
+    @property
+    def is_file(self) -> bool:
+        """True if the model is one file."""
+        return not self.entrypoint and self.path.is_file()
 
 
 def training_frame(rows: int = ROWS, *, seed: int = 4, nulls: bool = True) -> tuple[pd.DataFrame, np.ndarray]:
@@ -246,6 +260,55 @@ def catboost_classifier(folder: Path) -> FlavorCase:
     return FlavorCase("catboost", path, frame, expected, "exact")
 
 
+class ChurnInPython:
+    """A model in Python with a file, three classes, and outputs of all forms but lists."""
+
+    features: ClassVar[Any] = {"amount": "number", "count": "integer", "city": list(CITIES), "note": "text"}
+    outputs: ClassVar[Any] = {
+        "prediction": "float64",
+        "probabilities": {"low": "float64", "mid": "float64", "high": "float64"},
+        "label": "string",
+        "margin": "float32[2]",
+    }
+
+    def load(self, files: Mapping[str, Path]) -> None:
+        """Read the weights."""
+        self.weights = json.loads(files["weights.json"].read_text())
+
+    def predict(self, frame: pd.DataFrame) -> dict[str, Any]:
+        """Return all outputs of rows that depend on themselves alone."""
+        amount = frame["amount"].fillna(self.weights["amount"])
+        score = (amount / 100 + frame["count"].astype(float) + (frame["city"] == "Ulm")).to_numpy()
+        score = score + frame["note"].str.count("late").fillna(0).to_numpy()
+        shares = np.stack([score, score * 2, score * 3], axis=1)
+        return {
+            "prediction": pd.Series(score),
+            "probabilities": pd.DataFrame(shares, columns=["high", "mid", "low"]),
+            "label": np.where(score > 5, "high", "low"),
+            "margin": np.stack([score, -score], axis=1),
+        }
+
+
+def python_class(folder: Path) -> FlavorCase:
+    """Return a model in Python with a file."""
+    frame, _ = training_frame()
+    (folder / "weights.json").write_text('{"amount": 40.0}')
+    model = ChurnInPython()
+    model.load({"weights.json": folder / "weights.json"})
+    found = model.predict(frame)
+    expected = {
+        "prediction": found["prediction"].to_numpy(),
+        "probabilities": found["probabilities"][["low", "mid", "high"]].to_numpy(),
+        "label": found["label"].astype(object),
+        "margin": found["margin"].astype(np.float32),
+    }
+    options = {"model_files": str(folder)}
+    entrypoint = f"{__name__}:ChurnInPython"
+    return FlavorCase(
+        "python", Path(), frame, expected, "code", unknown_category="city", options=options, entrypoint=entrypoint
+    )
+
+
 CASES: dict[str, Callable[[Path], FlavorCase]] = {
     "lightgbm": lightgbm_binary,
     "lightgbm, three classes": lightgbm_multiclass,
@@ -256,5 +319,6 @@ CASES: dict[str, Callable[[Path], FlavorCase]] = {
     "onnx, matrix": onnx_network,
     "onnx, columns": onnx_classifier,
     "catboost": catboost_classifier,
+    "python": python_class,
 }
 """A model of each kind, by name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.driver.prepare import prepare
@@ -14,9 +15,13 @@ from pipeline.sinks import SinkContents, publish
 from pipeline.spec.job_spec import JobSpec
 
 
-def plan_inline(spec: JobSpec, *, directory: Path) -> Plan:
-    """Return the plan of a job under ``directory``, for one worker with one thread."""
-    return prepare(spec, settings=Settings(directory=str(directory), workers=1, threads=1, fsync=False)).plan
+def plan_inline(spec: JobSpec, *, directory: Path, import_paths: Sequence[str] = ()) -> Plan:
+    """Return the plan of a job under ``directory``, for one worker with one thread.
+
+    :param import_paths: folders of the modules of its steps and models.
+    """
+    settings = Settings(directory=str(directory), workers=1, threads=1, fsync=False, import_paths=tuple(import_paths))
+    return prepare(spec, settings=settings).plan
 
 
 def score_inline(plan: Plan, *, directory: Path, job: str) -> JobDirectory:

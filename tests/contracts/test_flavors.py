@@ -34,7 +34,8 @@ from pipeline.errors import (
 )
 from pipeline.models.engines import engine_blockers, forget_selections
 from pipeline.models.flavors import detect, find_flavor
-from pipeline.models.model import ModelVersion
+from pipeline.models.folders import open_folder
+from pipeline.models.model import ModelData, ModelVersion
 from pipeline.models.outputs import output_type
 from pipeline.models.record import model_from_record, model_to_record
 from pipeline.models.registry import resolve
@@ -56,12 +57,21 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def version(case: FlavorCase) -> ModelVersion:
-    return resolve(ModelRef(str(case.path)), allow_code=bool(case.options.get("allow_code")))
+    files = case.options.get("model_files")
+    return resolve(
+        ModelRef(case.reference),
+        allow_code=bool(case.options.get("allow_code")),
+        model_files=[files] if files else [],
+    )
 
 
 @pytest.fixture(scope="module")
 def predictor(case: FlavorCase, version: ModelVersion) -> Any:
-    return find_flavor(case.flavor).load(version, case.path.read_bytes())
+    return find_flavor(case.flavor).load(version, data_of(case, version))
+
+
+def data_of(case: FlavorCase, version: ModelVersion) -> ModelData:
+    return case.path.read_bytes() if case.is_file else open_folder(version)
 
 
 def table_of(frame: pd.DataFrame, version: ModelVersion) -> pa.Table:
@@ -71,12 +81,18 @@ def table_of(frame: pd.DataFrame, version: ModelVersion) -> pa.Table:
 def equal(found: np.ndarray, expected: np.ndarray, promise: str) -> bool:
     if found.shape != expected.shape or found.dtype.kind != np.asarray(expected).dtype.kind.replace("U", "O"):
         return False
-    if promise == "exact" or found.dtype.kind != "f":
+    if promise in ("exact", "code") or found.dtype.kind != "f":
         return bool(np.array_equal(found, expected))
     return bool(np.allclose(found, expected, rtol=1e-5 if found.dtype == np.float32 else 1e-6, atol=1e-12))
 
 
+def skip_unless_file(case: FlavorCase) -> None:
+    if not case.is_file:
+        pytest.skip("the model is not one file")
+
+
 def test_the_file_is_known_by_its_bytes(case: FlavorCase, tmp_path: Path) -> None:
+    skip_unless_file(case)
     if case.options.get("allow_code"):
         pytest.skip("a pickle is refused by its bytes; see the tests of the flavor")
     other = tmp_path / "model.json"
@@ -135,12 +151,14 @@ def test_two_threads_share_a_predictor(case: FlavorCase, version: ModelVersion, 
 
 
 def test_other_bytes_are_refused_before_they_are_parsed(case: FlavorCase, version: ModelVersion) -> None:
+    data = data_of(case, version)
     with pytest.raises(ModelDigestMismatch):
-        find_flavor(case.flavor).load(version, case.path.read_bytes() + b" ")
+        find_flavor(case.flavor).load(replace(version, digest="0" * 64), data)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
 def test_a_truncated_file_is_refused(case: FlavorCase, version: ModelVersion, share: float) -> None:
+    skip_unless_file(case)
     if share > 0.9 and (version.runs_code or case.flavor == "catboost"):
         pytest.skip("the library does not read the last bytes of its file")
     data = case.path.read_bytes()
@@ -151,6 +169,7 @@ def test_a_truncated_file_is_refused(case: FlavorCase, version: ModelVersion, sh
 
 
 def test_random_bytes_behind_the_head_are_a_model_error(case: FlavorCase, tmp_path: Path) -> None:
+    skip_unless_file(case)
     path = tmp_path / case.path.name
     data = bytearray(case.path.read_bytes())
     data[len(data) // 3 :: 7] = bytes(len(data[len(data) // 3 :: 7]))
@@ -165,7 +184,8 @@ def test_the_library_is_imported_by_load_only(case: FlavorCase, version: ModelVe
         "import json, sys; from pipeline.models.record import model_from_record; "
         "from pipeline.models.flavors import find_flavor; from pipeline.scoring.scorer import Scorer; "
         "version = model_from_record(json.load(sys.stdin)); flavor = find_flavor(version.flavor); "
-        "assert flavor.libraries; print([name for name in flavor.libraries if name in sys.modules])"
+        "assert flavor.libraries or flavor.is_own_code; "
+        "print([name for name in flavor.libraries if name in sys.modules])"
     )
     child = subprocess.run(
         [sys.executable, "-c", code],
@@ -184,6 +204,7 @@ def test_the_description_travels_small(version: ModelVersion) -> None:
 
 
 def test_a_registered_model_is_the_same(case: FlavorCase, version: ModelVersion, tmp_path: Path) -> None:
+    skip_unless_file(case)
     registry = pipeline.Registry(tmp_path / "models")
     if version.runs_code:
         with pytest.raises(RefusedForSafety):
@@ -196,13 +217,13 @@ def test_a_registered_model_is_the_same(case: FlavorCase, version: ModelVersion,
 
 
 def test_score_gives_frames_of_pandas_and_dask_the_same(case: FlavorCase, version: ModelVersion) -> None:
-    options = {"output": "p", "allow_code": bool(case.options.get("allow_code"))}
+    options = {"output": "p", **case.options}
     frame = case.frame.head(60)
-    scored = pipeline.score(frame, case.path, **options)
+    scored = pipeline.score(frame, case.reference, **options)
     expected = np.asarray(case.expected["prediction"])[:60].reshape(60, -1)
     names = [name for name in scored if name not in frame]
     assert equal(scored[names].to_numpy(), expected, case.promise)
-    lazy = pipeline.score(dd.from_pandas(frame, npartitions=3), case.path, **options)
+    lazy = pipeline.score(dd.from_pandas(frame, npartitions=3), case.reference, **options)
     found = lazy.compute(scheduler="synchronous")
     assert dict(lazy.dtypes) == dict(found.dtypes)
     pd.testing.assert_frame_equal(found[names], scored[names])
@@ -248,7 +269,7 @@ def test_a_whole_job_equals_the_library(
             pa.Table.from_pandas(frame.iloc[start : start + 300], preserve_index=False), lake / f"{number}.parquet"
         )
     kind = "probabilities" if "probabilities" in case.expected else "prediction"
-    score = {"model": str(case.path), "output": {"column": "p", "kind": kind}, "keep": ["id"], "engine": engine}
+    score = {"model": case.reference, "output": {"column": "p", "kind": kind}, "keep": ["id"], "engine": engine}
     spec = JobSpec.model_validate(
         {
             "name": "flavor",
@@ -262,7 +283,7 @@ def test_a_whole_job_equals_the_library(
     job = score_inline(plan, directory=tmp_path / "jobs", job="flavor-1")
     publish_inline(job)
     found = read(tmp_path / "out")
-    columns = [name for name in found.column_names if name.startswith("p")]
+    columns = [name for name in found.column_names if name == "p" or name.startswith("p_")]
     values = np.stack([found[name].to_numpy() for name in columns], axis=1)
     expected = np.asarray(case.expected[kind]).reshape(len(frame), -1)
     rows = found["id"].to_numpy()

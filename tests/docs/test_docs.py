@@ -199,6 +199,8 @@ triggers:
         needed = ["steps.0.on_error={OSError: {retry: 1}}"]
     if field.startswith("meta"):
         needed = ["steps.1.score={model: [a.ubj], combine: stack, meta: m.ubj, output: churn}"]
+    if field == "model_files":
+        needed = ["steps.1.score.model=my_models:Churn"]
     if part == "Score" and field in ("by", "models", "other"):
         needed = ["steps.1.score={by: country, models: 'm/{}.ubj', output: churn}"]
     assert JobSpec.load(spec, overrides=[*needed, f"{places[part]}{field}={EXAMPLES[part][field]}"]).name

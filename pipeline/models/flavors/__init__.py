@@ -32,6 +32,7 @@ BUILT_IN = {
     "sklearn": "pipeline.models.flavors.sklearn:FLAVOR",
     "onnx": "pipeline.models.flavors.onnx:FLAVOR",
     "catboost": "pipeline.models.flavors.catboost:FLAVOR",
+    "python": "pipeline.models.flavors.python:FLAVOR",
 }
 """``module:attribute`` of the `Flavor` per name, in the order in which their files are recognised."""
 
@@ -56,6 +57,9 @@ class Flavor:
     """Distributions whose versions must be the same on driver and workers, beside those of ``libraries``."""
     takes: Literal["matrix", "frame"] = "matrix"
     """Input of ``predict``: a matrix of numbers, in which infinite values are found, or a pandas frame."""
+    is_own_code: bool = False
+    """True: the code that loads a model is the job's own, as that of its steps: its first load has the network, and as
+    much memory as it takes."""
     libraries: tuple[str, ...] = ()
     """Modules that ``load`` imports; workers import them while they start."""
     unneeded: tuple[str, ...] = ()
@@ -63,7 +67,7 @@ class Flavor:
     encodes_by_features: bool = False
     """True if flavor, kinds and categories of the features alone decide how a predictor encodes a table: models with
     equal ones may share a matrix."""
-    loaded_factor: Callable[[bytes], int] | None = None
+    loaded_factor: Callable[[Any], int] | None = None
     """``loaded_factor(data)``: bytes of the loaded model / bytes of its file, rounded up. None: 10."""
     tree_engine_blockers: Callable[[ModelVersion, OutputKind], tuple[str, ...]] | None = None
     """``tree_engine_blockers(version, kind)``: reasons why the tree engine cannot compute that output. None: the tree

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from typing import Any, cast
 
@@ -19,14 +19,13 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import errors
-from pipeline.common.digest import digest_bytes
 from pipeline.common.units import format_bytes
-from pipeline.errors import ModelError, PipelineError
+from pipeline.errors import BadPrediction, ModelError, PipelineError
 from pipeline.models.flavors.child import ask_child
-from pipeline.models.flavors.library import LibraryPredictor
+from pipeline.models.flavors.library import LibraryPredictor, digest_of
 from pipeline.models.flavors.limits import Limits
-from pipeline.models.flavors.measure import KINDS, measure, sample_table
-from pipeline.models.model import ModelVersion, OutputType, Promise
+from pipeline.models.flavors.measure import KINDS, measure, measure_code, sample_table
+from pipeline.models.model import ModelData, ModelFile, ModelFolder, ModelVersion, OutputType, Promise
 from pipeline.models.record import model_from_record, model_to_record
 from pipeline.spec.model_ref import OutputKind
 
@@ -56,12 +55,14 @@ class Described:
     """Values that a feature may have, where its kind does not tell."""
     outputs: tuple[OutputType, ...] = ()
     """Outputs to assume if the model takes none of the made-up rows."""
+    is_declared: bool = False
+    """True: ``outputs`` are what the model has, and nothing is promised about its bits."""
 
 
 def first_load(
-    flavor: str, uri: str, data: bytes, *, name: str | None = None, allow_code: bool = False, library: str = ""
+    flavor: str, uri: str, data: ModelData, *, name: str | None = None, allow_code: bool = False, library: str = ""
 ) -> ModelVersion:
-    """Describe the model file at ``uri``, which has the bytes ``data``.
+    """Describe the model at ``uri``, which has the bytes ``data``, or the files in a folder.
 
     :param flavor: name of the flavor, whose ``describe`` is called in the child.
     :param name: name of the version; default: the file's name without its ending.
@@ -69,7 +70,7 @@ def first_load(
     :raises ModelError: when the file is damaged, its library is missing or crashes, or the limits are exceeded.
     :raises EnvMismatch: when the model needs another version of its library.
     """
-    digest = digest_bytes(data)
+    digest = digest_of(data)
     key = flavor, digest, allow_code
     with _lock:
         loading = _loading.setdefault(key, threading.Lock())
@@ -78,14 +79,19 @@ def first_load(
             _loaded[key] = _ask(flavor, uri, data, allow_code=allow_code, library=library)
         found = _loaded[key]
     stem = uri.rstrip("/").rsplit("/", 1)[-1].rsplit(".", 1)[0] or "model"
-    return replace(found, name=name or stem, version=digest[:12], uri=uri, digest=digest)
+    files = data.files if isinstance(data, ModelFolder) else ()
+    return replace(found, name=name or stem, version=digest[:12], uri=uri, digest=digest, files=files)
 
 
-def _ask(flavor: str, uri: str, data: bytes, *, allow_code: bool, library: str) -> ModelVersion:
-    limits = _limits(len(data))
-    header = {"flavor": flavor, "allow_code": allow_code, "uri": uri}
+def _ask(flavor: str, uri: str, data: ModelData, *, allow_code: bool, library: str) -> ModelVersion:
+    nbytes = data.nbytes if isinstance(data, ModelFolder) else len(data)
+    limits = _limits(nbytes)
+    header: dict[str, Any] = {"flavor": flavor, "allow_code": allow_code, "uri": uri}
+    content = b"" if isinstance(data, ModelFolder) else data
+    if isinstance(data, ModelFolder):
+        header["folder"] = {"path": data.path, "files": [asdict(file) for file in data.files]}
     try:
-        answer = ask_child(_CHILD, json.dumps(header).encode() + b"\n" + data, limits=limits)
+        answer = ask_child(_CHILD, json.dumps(header).encode() + b"\n" + content, limits=limits)
     except TimeoutError:
         answer = f"more than {limits.seconds} s"
     if isinstance(answer, str):
@@ -100,7 +106,7 @@ def _ask(flavor: str, uri: str, data: bytes, *, allow_code: bool, library: str) 
         raise ModelError(
             "loading the model takes too much memory: the file is damaged",
             where=uri,
-            found=f"more than {format_bytes(limits.memory)} for a file of {format_bytes(len(data))}",
+            found=f"more than {format_bytes(limits.memory)} for a file of {format_bytes(nbytes)}",
             expected=f"a {library or flavor} model file",
             next_step="copy the file again, or save the model again",
         )
@@ -118,13 +124,15 @@ def _limits(nbytes: int) -> Limits:
 def main() -> None:
     """Run in the child process: read a header and the file from standard input, write one line of JSON."""
     header = json.loads(sys.stdin.buffer.readline())
-    data = sys.stdin.buffer.read()
+    data: ModelData = sys.stdin.buffer.read()
+    if folder := header.get("folder"):
+        data = ModelFolder(folder["path"], tuple(ModelFile(**file) for file in folder["files"]))
     answer = json.dumps(_answer(header, data))
     sys.stdout.write("\n" + answer + "\n")
     sys.stdout.flush()
 
 
-def _answer(header: Mapping[str, Any], data: bytes) -> dict[str, Any]:
+def _answer(header: Mapping[str, Any], data: ModelData) -> dict[str, Any]:
     from pipeline.models.flavors import find_flavor
 
     flavor = find_flavor(header["flavor"])
@@ -133,14 +141,16 @@ def _answer(header: Mapping[str, Any], data: bytes) -> dict[str, Any]:
         with suppress(ImportError):
             # Import first, so that the limits are those of the model alone.
             import_module(library)
-    _limits(len(data)).apply()
+    nbytes = data.nbytes if isinstance(data, ModelFolder) else len(data)
+    if not flavor.is_own_code:
+        _limits(nbytes).apply()
     blank = ModelVersion(
         name="",
         version="",
         uri=header["uri"],
-        digest=digest_bytes(data),
+        digest=digest_of(data),
         flavor=flavor.name,
-        nbytes=len(data),
+        nbytes=nbytes,
         features=(),
         task="other",
         outputs=1,
@@ -166,7 +176,7 @@ def complete(described: Described) -> ModelVersion:
     promise = Promise("code")
     if outputs:
         measured = [output.kind for output in outputs if output.kind in KINDS] or [outputs[0].kind]
-        promise = measure(predictor, table, measured)
+        promise = (measure_code if described.is_declared else measure)(predictor, table, measured)
     elif not described.outputs:
         raise ModelError(
             "the model predicts nothing for the rows that were made up for it",
@@ -174,7 +184,8 @@ def complete(described: Described) -> ModelVersion:
             expected="a prediction for each row",
             next_step="save a fitted model, with the names of its columns",
         )
-    outputs = outputs or described.outputs
+    if described.is_declared or not outputs:
+        outputs = described.outputs
     widths = {output.kind: output.width for output in outputs}
     return replace(
         version,
@@ -194,7 +205,7 @@ def _outputs(
         try:
             scores = predictor.call(predictor.encode(table), kind)
             output = output_of(kind, scores, rows=table.num_rows)
-        except MemoryError:
+        except (MemoryError, BadPrediction):
             raise
         except Exception as error:
             problem = problem or f"{type(error).__name__}: {error}"[:300]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from importlib import import_module
 from types import ModuleType
 from typing import Any, Literal
@@ -11,12 +12,12 @@ import pyarrow as pa
 
 from pipeline.common.digest import digest_bytes
 from pipeline.errors import ModelDigestMismatch, ModelError
-from pipeline.models.model import ModelVersion
+from pipeline.models.model import ModelData, ModelFolder, ModelVersion
 from pipeline.models.outputs import output_type
 from pipeline.spec.model_ref import OutputKind
 
 
-class LibraryPredictor:
+class LibraryPredictor(ABC):
     """A loaded model whose library is called as its promise demands. One object serves all threads of a process."""
 
     def __init__(self, version: ModelVersion, *, threads: int) -> None:
@@ -26,23 +27,24 @@ class LibraryPredictor:
         promise = version.promise
         self._chunk = promise.chunk if promise is not None and promise.kind == "fixed" else 0
 
+    @abstractmethod
     def encode(self, table: pa.Table, *, order: Literal["C", "F"] = "C") -> Any:
         """See `pipeline.models.model.Predictor.encode`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def example(self) -> Any:
         """See `pipeline.models.model.Predictor.example`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def call(self, rows: Any, kind: OutputKind) -> np.ndarray:
         """Call the library once; see `predict`. At least one row."""
-        raise NotImplementedError
 
     def predict(self, matrix: Any, *, kind: OutputKind) -> np.ndarray:
         """See `pipeline.models.model.Predictor.predict`."""
         expected = output_type(self.version, kind)
         if not len(matrix) and expected is not None:
-            return np.empty((0,) if expected.width == 1 else (0, expected.width), expected.dtype)
+            is_flat = expected.width == 1 and not expected.is_list
+            return np.empty((0,) if is_flat else (0, expected.width), expected.dtype)
         scores = predict_in_chunks(self, matrix, kind, chunk=self._chunk) if self._chunk else self.call(matrix, kind)
         if expected is not None and expected.dtype == object:
             # Texts of fixed width, as numpy keeps them.
@@ -51,7 +53,7 @@ class LibraryPredictor:
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         """See `pipeline.models.model.Predictor.is_out_of_memory`."""
-        return isinstance(error, MemoryError)
+        return says_out_of_memory(error)
 
 
 def predict_in_chunks(predictor: LibraryPredictor, rows: Any, kind: OutputKind, *, chunk: int) -> np.ndarray:
@@ -66,12 +68,27 @@ def predict_in_chunks(predictor: LibraryPredictor, rows: Any, kind: OutputKind, 
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def check_digest(version: ModelVersion, data: bytes) -> None:
+def says_out_of_memory(error: BaseException) -> bool:
+    """Return True if the type or the message of ``error`` says that memory ran out, as libraries word it."""
+    text = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or any(part in text for part in ("can't allocate memory", "bfc_arena", "Failed to allocate memory"))
+    )
+
+
+def digest_of(data: ModelData) -> str:
+    """Return the digest of a model file, or of the files in a folder."""
+    return data.digest if isinstance(data, ModelFolder) else digest_bytes(data)
+
+
+def check_digest(version: ModelVersion, data: ModelData) -> None:
     """Check that ``data`` is the file that was pinned, before anything is parsed.
 
     :raises ModelDigestMismatch: if it is not.
     """
-    digest = digest_bytes(data)
+    digest = digest_of(data)
     if digest != version.digest:
         raise ModelDigestMismatch(
             "the model file is not the one that was pinned",

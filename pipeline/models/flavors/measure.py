@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from time import process_time
+from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,8 @@ SECONDS = 10.0
 """Seconds of processor time that the whole measurement should take."""
 _PASSES = 16
 """Times that every row is scored, roughly."""
+_CODE_PASSES = 6
+"""The same for code, which makes no promise that would have to be tested."""
 _CALLS, _FEWEST_CALLS = 120, 8
 """Calls of one row and of seven."""
 _CALL_SECONDS = 1.0
@@ -88,6 +90,32 @@ def measure(predictor: LibraryPredictor, table: pa.Table, kinds: Sequence[Output
             return Promise("fixed", chunk=chunk, noise=_noise(fixed, whole), rows=rows)
     pieces = [_in_pieces(_caller(predictor, kind), encoded, 7) for kind in kinds]
     return Promise("code", noise=_noise(pieces, whole), rows=rows)
+
+
+def measure_code(predictor: LibraryPredictor, table: pa.Table, kinds: Sequence[OutputKind]) -> Promise:
+    """Return the promise ``code`` with the largest difference that other batches, orders and repeated calls made.
+
+    Values that are no numbers count as 1 where they differ. Time counts as the clock shows it: code may wait.
+    """
+    start = perf_counter()
+    predictor.call(predictor.encode(table.slice(0, 64)), kinds[0])
+    cost = (perf_counter() - start) / 64 * len(kinds) * _CODE_PASSES
+    encoded = predictor.encode(table.slice(0, int(min(table.num_rows, max(FEWEST, SECONDS / max(cost, 1e-9))))))
+    rows = len(encoded)
+    order = np.random.default_rng(21).permutation(rows)
+    noise = 0.0
+    for kind in kinds:
+        call = _caller(predictor, kind)
+        whole = call(encoded)
+        others = ((call(encoded), whole), (_in_pieces(call, encoded, 7), whole), (call(encoded[order]), whole[order]))
+        noise = max(noise, *(_distance(found, expected) for found, expected in others))
+    return Promise("code", noise=noise, rows=rows)
+
+
+def _distance(found: np.ndarray, expected: np.ndarray) -> float:
+    if _same(found, expected):
+        return 0.0
+    return _noise([found], [expected]) if found.dtype.kind == "f" and found.shape == expected.shape else 1.0
 
 
 def _chunks(predictor: LibraryPredictor, encoded: Any, kind: OutputKind) -> tuple[int, ...]:

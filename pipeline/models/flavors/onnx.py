@@ -210,11 +210,6 @@ class OnnxPredictor(LibraryPredictor):
             raise ValueError(f"null for the input {one.name}, which has the type {one.type}")
         return column.astype(dtype).reshape((-1, 1) if len(one.shape) == 2 else (-1,))
 
-    def is_out_of_memory(self, error: BaseException) -> bool:
-        """See `pipeline.models.model.Predictor.is_out_of_memory`: ONNX Runtime raises ``Fail`` for it."""
-        text = str(error)
-        return isinstance(error, MemoryError) or "bfc_arena" in text or "Failed to allocate memory" in text
-
 
 def _values(column: pa.ChunkedArray, feature: Feature) -> Any:
     """Return a column for a frame; numbers with nulls as float64 with NaN."""

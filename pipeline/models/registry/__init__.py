@@ -10,8 +10,10 @@ A registry is files under a path or URL (`pipeline.models.registry.file_registry
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
+from pipeline.models.code_model import resolve_code
 from pipeline.models.flavors import MAX_BYTES, detect_bytes, find_flavor, read_model
 from pipeline.models.model import ModelVersion
 from pipeline.models.registry.records import AliasRecord, ModelSummary, VersionRecord
@@ -96,6 +98,8 @@ def resolve(
     limit: int = MAX_BYTES,
     flavor: str | None = None,
     allow_code: bool = False,
+    import_paths: Sequence[str] = (),
+    model_files: Sequence[str] = (),
 ) -> ModelVersion:
     """Resolve ``ref`` to its current, immutable version.
 
@@ -103,9 +107,13 @@ def resolve(
     :param limit: largest size of a model file in bytes; a version in a registry has passed it.
     :param flavor: the only flavor that the file may have; None: any.
     :param allow_code: True: a file that runs code while it is loaded is allowed. A registry has none.
+    :param import_paths: folders from which the modules of models in Python are imported.
+    :param model_files: files and folders that such a model loads.
     :raises ModelError: when the model, version or alias is unknown, or the file is not a model.
     :raises RefusedForSafety: for a pickle.
     """
+    if ref.is_code:
+        return resolve_code(ref.text, import_paths=import_paths, files=model_files, cache=cache, limit=limit)
     if not ref.is_file:
         return open_registry(registry, cache=cache).resolve(ref)
     data = read_model(ref.text, limit=limit)

@@ -185,7 +185,7 @@ def model_bytes(model: Model) -> tuple[bytes, str]:
     if isinstance(model, (str, os.PathLike)):
         path = absolute_path(os.fspath(model))
         return read_model(path, limit=parse_bytes(Settings.load().max_model_size)), path
-    return fitted_bytes(model), type(model).__name__
+    return fitted_bytes(model, import_paths=Settings.load().import_paths), type(model).__name__
 
 
 def versions_of(registry: ModelRegistry, name: str) -> list[tuple[VersionRecord, list[str]]]:

@@ -130,9 +130,9 @@ class KeyedScorer(Members):
     def _joined(self, rows: Rows, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[Rows, np.ndarray]:
         """Return the scored rows in the order of the batch, and their scores."""
         if not parts:
-            width = len(self._recipe.outputs)
-            none = np.empty((0, width), dtype=self.output.dtype)
-            return rows.select(np.empty(0, np.int64)), none[:, 0] if width == 1 else none
+            none = np.empty((0, self.output.width), dtype=self.output.dtype)
+            is_flat = self.output.width == 1 and not self.output.is_list
+            return rows.select(np.empty(0, np.int64)), none[:, 0] if is_flat else none
         position, scores = (np.concatenate([part[index] for part in parts]) for index in (0, 1))
         order = np.argsort(position)
         position, scores = position[order], scores[order]

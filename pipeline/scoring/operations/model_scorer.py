@@ -43,7 +43,9 @@ class ModelScorer:
         self._shared = shared
         found = output_type(recipe.model, recipe.kind)
         width = len(recipe.outputs)
-        self.output = OutputType(recipe.kind, "float32", width) if found is None else replace(found, width=width)
+        if found is None:
+            found = OutputType(recipe.kind, "float32", width)
+        self.output = found if found.is_list else replace(found, width=width)
         """Type and number of the scores of a row."""
         self._recipe = recipe
         self._predictor = predictor

@@ -54,7 +54,7 @@ class ScoreOperation:
         with self.watch:
             expect_columns(rows.table, self._passed or ())
             scored, scores, failed = self._score_or_give_up(self._chosen(rows))
-            columns = score_columns(scores, self._scorer.output.arrow)
+            columns = score_columns(scores, self._scorer.output)
             agreements: dict[str, Agreement] = {}
             if self._shadow is not None:
                 agreements[self._recipe.outputs[0]] = self._compare(scored, scores, self._shadow, errors=len(failed))

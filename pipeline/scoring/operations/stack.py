@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +30,7 @@ class StackScorer:
         parts, failures = list[tuple[np.ndarray, list[pa.Array]]](), list[Failures]()
         for member in self._members:
             rows, scores, failed = member.score(rows)
-            parts.append((rows.position, score_columns(scores, member.output.arrow)))
+            parts.append((rows.position, score_columns(scores, replace(member.output, is_list=False))))
             failures.append(failed)
         columns: list[pa.Array] = []
         for position, scored in parts:

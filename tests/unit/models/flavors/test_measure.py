@@ -31,6 +31,9 @@ class Fake(LibraryPredictor):
     def encode(self, table: pa.Table, *, order: str = "C") -> np.ndarray:
         return table.column(0).to_numpy()
 
+    def example(self) -> np.ndarray:
+        return np.zeros(1)
+
     def call(self, rows: np.ndarray, kind: OutputKind) -> np.ndarray:
         self.sizes.append(len(rows))
         return np.asarray(rows + self.depends(rows), np.float64)
