@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from pipeline.api.frames import with_stored_models
 from pipeline.driver.prepare import draft, prepare
 from pipeline.errors import SpecError
 from pipeline.events import Callback
+from pipeline.jobs.code_archive import packed_sources
 from pipeline.jobs.directory import JobDirectory
 from pipeline.plan.describe import PlanSummary, plan_summary, step_text
 from pipeline.report.report import Report
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 
 Fields = Mapping[str, Any]
 """The fields of a part of a job spec, as YAML holds them."""
+AnyStepInput = MapStep | FilterStep | SelectStep | Score | ScoreStep | Fields | Callable[..., Any]
+"""A step as `Job` takes it."""
 
 
 class Job:
@@ -60,9 +63,11 @@ class Job:
         Lower-case letters, digits, ``._-``; at most 64.
     source : Source or dict
         Input files, columns and filter.
-    steps : sequence of MapStep, FilterStep, SelectStep, Score, ScoreStep or dict
-        In any number and order. A job without a ``score`` step only prepares data. In a dict, ``model`` may be a fitted
-        model, which is stored below the job directory's root, as by ``score``.
+    steps : sequence of MapStep, FilterStep, SelectStep, Score, ScoreStep, dict or function
+        In any number and order. A job without a ``score`` step only prepares data. A function is a ``map`` step: what
+        workers can import travels by name; any other, such as one of a notebook's cell, a lambda or an instance with
+        ``__call__``, is stored with the job. In a dict, ``model`` may be a fitted model, which is stored below the job
+        directory's root, as by ``score``.
     sink : Sink or dict
         Output path and mode.
     errors : Errors or dict, optional
@@ -120,7 +125,7 @@ class Job:
         self,
         name: str,
         source: Source | Fields,
-        steps: Sequence[MapStep | FilterStep | SelectStep | Score | ScoreStep | Fields],
+        steps: Sequence[AnyStepInput],
         sink: Sink | Fields,
         *,
         errors: Errors | Fields | None = None,
@@ -147,9 +152,7 @@ class Job:
             flags = {"directory": directory, "workers": workers, "threads": threads, "memory_limit": memory_limit}
             given = replace(settings, **{key: getattr(given, key) for key, value in flags.items() if value is not None})
         self.settings = given
-        fields["steps"] = [
-            {"score": one} if isinstance(one, Score) else with_stored_models(one, given) for one in steps
-        ]
+        fields["steps"] = [with_stored_models(_step_fields(step), given) for step in steps]
         self.spec = JobSpec.build(**{field: value for field, value in fields.items() if value is not None})
 
     @classmethod
@@ -321,6 +324,8 @@ class Job:
         with own_storage_options(), prepended_sys_path(self.settings.import_paths):
             plan = draft(self.spec, settings=self.settings).plan
         recipe = plan.recipe(job=self.spec.name, directory="", import_paths=self.settings.import_paths)
+        # There is no job directory that could keep them.
+        recipe = replace(recipe, functions=packed_sources(plan))
         return graph.scored(recipe, plan.partitions, plan.versions, meta=scored_meta(recipe))
 
     def __repr__(self) -> str:
@@ -334,3 +339,11 @@ class Job:
         steps = [step_text(step) for step in spec.steps]
         rows = {"source": ", ".join(source_paths(spec)), "steps": ", ".join(steps), "sink": spec.sink.path}
         return html_table(f"Job {spec.name}", rows.items())
+
+
+def _step_fields(step: AnyStepInput) -> Any:
+    """Return a step as `JobSpec.build` takes it."""
+    if isinstance(step, Score):
+        return {"score": step}
+    is_part = isinstance(step, (MapStep, FilterStep, SelectStep, ScoreStep, Mapping))
+    return {"map": step} if callable(step) and not is_part else step

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
 from pipeline import runner
 from pipeline.api.display import show_observers
+from pipeline.common.travel import entrypoint_of
 from pipeline.common.units import utc_now
 from pipeline.events import Callback
 from pipeline.jobs.listing import JobSummary, find_job
@@ -113,7 +116,7 @@ def retry(
     job: str,
     *,
     model: str | os.PathLike[str] | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Sequence[str] | Mapping[str, Any] = (),
     settings: Settings | None = None,
     callbacks: Sequence[Callback] | None = None,
 ) -> Report:
@@ -125,8 +128,9 @@ def retry(
         Id, unique prefix of an id, ``"@last"``, or the path of a job directory.
     model : str or PathLike, optional
         Model file or reference to score them with. Default: the last one used.
-    overrides : sequence of str, optional
-        Changed steps, contract and errors, such as ``"steps.0.map=features:fixed"``.
+    overrides : sequence of str or dict, optional
+        Changed steps, contract and errors, such as ``"steps.0.map=features:fixed"`` or ``{"steps.0.map": fixed}`` with
+        a function.
     settings : Settings, optional
         Default: ``Settings.load()``.
     callbacks : sequence of Callback, optional
@@ -142,8 +146,17 @@ def retry(
         If it failed. ``retry`` or ``resume`` continues it.
     """
     reference = None if model is None else os.fspath(model)
+    if isinstance(overrides, Mapping):
+        overrides = [f"{field}={_override_text(value)}" for field, value in overrides.items()]
     with show_observers(callbacks) as observers:
         return runner.retry(job, model=reference, overrides=overrides, settings=settings, callbacks=observers)
+
+
+def _override_text(value: Any) -> str:
+    """Return the value of an override as text: the name of a function, or JSON, which is YAML too."""
+    if callable(value):
+        return entrypoint_of(value)
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def verify(job: str, *, sample: int = 1000, seed: int | None = None, settings: Settings | None = None) -> Verification:

@@ -19,6 +19,7 @@ from typing import Any
 from pipeline.common.digest import digest_bytes
 from pipeline.common.step_code import CodeFile, FoundCode, StepCode
 from pipeline.common.syntax import parse_module
+from pipeline.common.travel import PackedValue, digest_of, is_packed, known
 
 INSTALLED = {"site-packages", "dist-packages"}
 """Folders of installed packages, which change with the environment, not with the job."""
@@ -26,15 +27,15 @@ OWN = __name__.partition(".")[0]
 
 
 def module_of(entrypoint: str) -> str:
-    """Return the module of ``module:function``."""
-    return entrypoint.partition(":")[0]
+    """Return the module of ``module:function``; for a function that travels by value its whole name."""
+    return entrypoint if is_packed(entrypoint) else entrypoint.partition(":")[0]
 
 
 def find_code(entrypoints: Iterable[str], *, import_paths: Sequence[str] = ()) -> FoundCode:
     """Return the code of the modules of ``entrypoints``.
 
     A step module outside of ``import_paths`` counts with its own file only. A module that does not exist has no files;
-    its import explains that.
+    its import explains that. A function that travels by value counts with its stored bytes, and the modules it imports.
 
     :param import_paths: folders that are searched before ``sys.path``; imports are followed inside them.
     """
@@ -79,9 +80,25 @@ class _Search:
 
     def closure(self, module: str) -> tuple[CodeFile, ...]:
         """Return the file of ``module`` and those of all modules that it imports, directly or not."""
+        if is_packed(module):
+            return self._closure_of_packed(module)
+        return self._closure(module, _with_packages(module))
+
+    def _closure_of_packed(self, entrypoint: str) -> tuple[CodeFile, ...]:
+        sha256 = digest_of(entrypoint)
+        stored = known(sha256)
+        if stored is None:
+            return ()
+        self.sources[sha256] = stored
+        file = CodeFile(entrypoint, f"{sha256}.pickle", len(stored), sha256)
+        value = PackedValue.from_bytes(stored, sha256=sha256, where=entrypoint)
+        names = (name for module in value.modules for name in _with_packages(module))
+        return (file, *self._closure("", names))
+
+    def _closure(self, module: str, names: Iterable[str]) -> tuple[CodeFile, ...]:
         files: dict[str, CodeFile] = {}
         seen: set[str] = set()
-        waiting = [*_with_packages(module)]
+        waiting = [*names]
         while waiting:
             name = waiting.pop()
             if name in seen:

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from pipeline.common.digest import digest_bytes, digest_json
+from pipeline.common.travel import shown_name
 from pipeline.errors import StateCorrupt, StepChanged
 
 MAX_ARCHIVE_BYTES = 16 << 20
@@ -145,7 +146,7 @@ def code_difference(planned: Sequence[StepCode], found: Sequence[StepCode]) -> l
     """Return the differences between the code of two plans, one text per step. Empty if all code is equal."""
     after = {step.module: step for step in found}
     return [
-        f"code of step {step.module}: " + "; ".join(changed_modules(step, after[step.module]))
+        f"code of step {shown_name(step.module)}: " + "; ".join(changed_modules(step, after[step.module]))
         for step in planned
         if step.module in after and step.digest != after[step.module].digest
     ]
@@ -158,8 +159,8 @@ def step_changed(differences: Sequence[str], *, step: str, job: str, expected: s
     :param step: module of the step.
     """
     return StepChanged(
-        f"the code of step {step} changed since the job was planned; nothing was published",
-        where=f"step {step}",
+        f"the code of step {shown_name(step)} changed since the job was planned; nothing was published",
+        where=f"step {shown_name(step)}",
         found="; ".join(differences),
         expected=expected or "the code as planned (step_change: fail)",
         next_step=f"undo the change and run: python -m pipeline resume {job}; or run the job spec as a new job; "

@@ -31,6 +31,7 @@ from pipeline.common.code_search import OWN, find_module, is_pinned
 from pipeline.common.digest import digest_bytes
 from pipeline.common.imports import require_whole_imports
 from pipeline.common.step_code import CodeFile, StepCode, code_digest, unique_files
+from pipeline.common.travel import Reader, is_packed, load_packed, shown_name
 from pipeline.errors import PipelineError, StepChanged, StepFailed
 
 if TYPE_CHECKING:
@@ -65,12 +66,14 @@ class StepModules:
         import_paths: Sequence[str] = (),
         archived: ReadArchived | None = None,
         sources: Mapping[str, bytes] | None = None,
+        stored: Reader | None = None,
     ) -> None:
         """Prepare the modules; nothing is imported yet.
 
         :param import_paths: folders of the job, first on ``sys.path`` while its modules are active.
         :param archived: returns sources that the job keeps; given if the job may go on with them.
         :param sources: sources by SHA-256 that were read already.
+        :param stored: returns the bytes of functions that travel by value, as the job keeps them.
         """
         self.import_paths = tuple(map(os.path.abspath, import_paths))
         self.modules: dict[str, ModuleType] = {}
@@ -80,6 +83,8 @@ class StepModules:
         self._files = {name: file for name, file in files.items() if self._is_own(file)}
         self._installed = {name: file for name, file in files.items() if name not in self._files}
         self._archived, self._sources = archived, dict(sources or {})
+        self._stored = stored or (lambda sha256: None)
+        self._packed: dict[str, Function] = {}
         self._namespaces = _namespaces(self._files)
         self._tops = {name.partition(".")[0] for name in self._files}
         self._finder = _Finder(self)
@@ -97,11 +102,24 @@ class StepModules:
         :raises StepFailed: if the module or the function does not exist, or raises anything while it is imported.
         :raises StepChanged: if the code is not the planned one.
         """
+        if is_packed(entrypoint):
+            return self._packed_function(entrypoint)
         name, _, attribute = entrypoint.partition(":")
         require_whole_imports()
         with self.activated():
             module = self._import_step(name, entrypoint)
             return _attribute(module, attribute, entrypoint)
+
+    def _packed_function(self, entrypoint: str) -> Function:
+        """Load a function that travels by value; what it imports are the modules of this job."""
+        require_whole_imports()
+        name = shown_name(entrypoint)
+        with self.activated():
+            if entrypoint not in self._packed:
+                with importing(name):
+                    function = load_packed(entrypoint, lambda sha256: self._sources.get(sha256) or self._stored(sha256))
+                self._packed[entrypoint] = checked_function(function, name)
+            return self._packed[entrypoint]
 
     def _import_step(self, name: str, entrypoint: str) -> ModuleType:
         with importing(entrypoint):
@@ -422,6 +440,14 @@ def _attribute(module: ModuleType, attribute: str, entrypoint: str) -> Function:
             found=getattr(module, "__file__", None) or "",
             next_step=f"did you mean {module.__name__}:{near[0]}?" if near else "fix the name",
         ) from error
+    return checked_function(function, entrypoint)
+
+
+def checked_function(function: Any, entrypoint: str) -> Function:
+    """Return ``function`` if it can be called with rows.
+
+    :raises StepFailed: for another object, and for a class.
+    """
     if not callable(function):
         raise StepFailed("a step is not a function", where=entrypoint, found=type(function).__name__)
     result: Function = function
@@ -440,17 +466,23 @@ def _lookup(module: ModuleType, attribute: str) -> Any:
 
 
 def modules_of(
-    code: Sequence[StepCode], *, import_paths: Sequence[str], scope: str, archived: ReadArchived | None
+    code: Sequence[StepCode],
+    *,
+    import_paths: Sequence[str],
+    scope: str,
+    archived: ReadArchived | None,
+    stored: Reader | None = None,
 ) -> StepModules:
     """Return the modules of a job in this process; the last `MAX_CACHED` jobs are kept.
 
     :param scope: job that shares modules among its partitions, such as its directory.
+    :param stored: see `StepModules`.
     """
     paths = tuple(file.path for file in unique_files(code).values())
     key = (scope, code_digest(code), paths, tuple(import_paths))
     with _lock:
         if key not in _cache:
-            _cache[key] = StepModules(code, import_paths=import_paths, archived=archived)
+            _cache[key] = StepModules(code, import_paths=import_paths, archived=archived, stored=stored)
         _cache.move_to_end(key)
         while len(_cache) > MAX_CACHED:
             _cache.popitem(last=False)

@@ -22,6 +22,7 @@ from pipeline.driver.prepare import chain_frames, check_chain_rules
 from pipeline.driver.score_models import resolve_model, scored_by, scored_steps, scored_version, with_listed_models
 from pipeline.errors import InputError, OutputConflict, SchemaDrift, SpecError, StateCorrupt
 from pipeline.execution.clusters import cluster_of
+from pipeline.jobs.code_archive import remember_packed
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import Ledger, rejects_path
 from pipeline.jobs.receipts import Receipt
@@ -85,6 +86,8 @@ def open_retry(job: JobDirectory, request: RetryRequest, *, epoch: int, settings
     _check_output(job)
     ledger = job.ledger()
     spec = _changed_spec(ledger.last.plan.spec, request, settings=settings)
+    for round_ in job.rounds.all():
+        remember_packed(job.root, round_.plan)
     code = find_code([step.map for step in spec.maps], import_paths=job.record.import_paths)
     is_same_code = not code_difference(ledger.last.plan.code, code.steps)
     if request.is_empty and ledger.last.number and ledger.todo and is_same_code:

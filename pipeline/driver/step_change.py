@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from pipeline.common.code_search import find_code
 from pipeline.common.step_code import StepCode, changed_modules, code_difference, step_changed
+from pipeline.common.travel import changed_since, shown_name
 from pipeline.driver.restart import open_restart_round, replan
 from pipeline.errors import StepChanged
+from pipeline.jobs.code_archive import remember_packed
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import Lease
 from pipeline.jobs.ledger import Ledger
@@ -39,6 +41,8 @@ class StepMonitor:
         """
         round_ = ledger.last
         changed = self._changed(round_)
+        if ledger.todo:
+            self._tell_of_redefinitions(round_)
         policy = self._policy(round_)
         if not changed or self._is_committed(round_):
             return
@@ -48,6 +52,16 @@ class StepMonitor:
             self._record(changed)
         elif ledger.todo:
             raise self._error(changed)
+
+    def _tell_of_redefinitions(self, round_: Round) -> None:
+        """Log which functions that travel by value are defined differently by now: the job keeps the stored ones."""
+        for step in round_.plan.code:
+            if difference := changed_since(step.module):
+                logger.warning(
+                    "%s since job %s was planned; the job goes on with the function that it keeps",
+                    difference,
+                    self.job.id,
+                )
 
     def after_failure(self, error: StepChanged, ledger: Ledger) -> bool:
         """Return True if the job continues after a worker found other code: a new round scores all rows again.
@@ -78,6 +92,7 @@ class StepMonitor:
         planned = round_.plan.code
         if not planned:
             return []
+        remember_packed(self.job.root, round_.plan)
         paths = self.job.record.import_paths or self.settings.import_paths
         actual = {step.module: step for step in find_code([step.module for step in planned], import_paths=paths).steps}
         return [(step, actual[step.module]) for step in planned if step.digest != actual[step.module].digest]
@@ -98,4 +113,6 @@ class StepMonitor:
         """Record a change that the job ignores, as an event."""
         for planned, actual in changed:
             self.job.events.append(STEP_EVENT, step=planned.module, planned=planned.digest, found=actual.digest)
-            logger.warning("the code of step %s changed; the job keeps the code it was planned with", planned.module)
+            logger.warning(
+                "the code of step %s changed; the job keeps the code it was planned with", shown_name(planned.module)
+            )

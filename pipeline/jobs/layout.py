@@ -184,6 +184,16 @@ def cluster_record_path(name: str) -> str:
     return f"{CLUSTER}/{name}.json"
 
 
+def packed_path(digest: str) -> str:
+    """Path of a function that travels by value."""
+    return f"{CODE}/{digest}.pickle"
+
+
+def packed_source_path(digest: str) -> str:
+    """Path of the source text of a function that travels by value."""
+    return f"{CODE}/{digest}.py"
+
+
 def commit_path(number: int) -> str:
     """Path of a commit of a fan-out."""
     return f"{COMMITS}/{number}.json"

@@ -12,6 +12,7 @@ import pyarrow as pa
 from pipeline.common.rows import InputFile, QuarantinedFile
 from pipeline.common.step_code import StepCode, code_difference, digests_of
 from pipeline.common.text import html_table, label_line, labelled, listed, shortened
+from pipeline.common.travel import describe, is_packed
 from pipeline.common.units import format_bytes, format_count, plural
 from pipeline.models.cache import LOADED_FACTOR
 from pipeline.models.device_options import DeviceOptions
@@ -333,7 +334,7 @@ def _keys_text(step: StepRecipe) -> str:
 def step_text(step: AnyStep) -> str:
     """Describe a step of a spec in a few words."""
     if isinstance(step, MapStep):
-        return step.map
+        return describe(step.map)
     if isinstance(step, FilterStep):
         return f"filter {step.filter}"
     if isinstance(step, SelectStep):
@@ -358,6 +359,9 @@ def _combine_text(combine: str | Sequence[float]) -> str:
 
 def code_text(step: StepCode) -> str:
     """Describe the code of a step in a few words."""
+    if is_packed(step.module):
+        others = len(step.files) - 1
+        return describe(step.module) + (f", and {plural(others, 'file')} that it imports" if others > 0 else "")
     return f"{step.module}, {plural(len(step.files), 'file')} (sha256 {step.digest[:16]})"
 
 

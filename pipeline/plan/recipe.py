@@ -285,6 +285,9 @@ class StageRecipe:
     """Folders added to ``sys.path`` on workers, from which the modules of the steps are imported."""
     code: tuple[StepCode, ...] = ()
     """Code of the modules of the steps, as planned."""
+    functions: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    """Stored functions by SHA-256 that travel with the recipe, where there is no job directory. ``chain`` has their
+    digests."""
     pin_code: bool = False
     """True: a worker whose files differ from ``code`` takes the sources that the job directory keeps."""
     never_null: tuple[str, ...] = ()
@@ -333,7 +336,11 @@ class StageRecipe:
             {**step.__dict__, "frame": step.frame.hex()} if isinstance(step, MapRecipe) else step for step in self.chain
         ]
         schemas = {"schema": self.schema.hex(), "output_schema": self.output_schema.hex()}
-        fields = {name: value for name, value in self.__dict__.items() if not name.startswith("device")}
+        fields = {
+            name: value
+            for name, value in self.__dict__.items()
+            if not name.startswith("device") and name != "functions"
+        }
         return digest_json({**fields, **schemas, "chain": chain})
 
     def __dask_tokenize__(self) -> str:

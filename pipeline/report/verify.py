@@ -24,9 +24,11 @@ from pipeline.common.checksum import checksum_file, short
 from pipeline.common.code_search import find_code
 from pipeline.common.rows import Fragment, InputFile, RowCounts
 from pipeline.common.text import html_table, listed
+from pipeline.common.travel import shown_name
 from pipeline.common.units import plural
 from pipeline.errors import PipelineError
 from pipeline.jobs import layout
+from pipeline.jobs.code_archive import remember_packed
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import Ledger, rejects_path
 from pipeline.jobs.manifest import Manifest
@@ -347,9 +349,10 @@ def _sample(job: JobDirectory, ledger: Ledger, *, rows: int, seed: int | None) -
 def changed_steps(job: JobDirectory, ledger: Ledger) -> list[str]:
     """Return a text for each step whose code changed since the last round was planned."""
     planned = ledger.last.plan.code
+    remember_packed(job.root, ledger.last.plan)
     current = find_code([step.module for step in planned], import_paths=job.record.import_paths).steps
     return [
-        f"the code of step {before.module} changed since; the planned code was used"
+        f"the code of step {shown_name(before.module)} changed since; the planned code was used"
         for before, after in zip(planned, current, strict=True)
         if before.digest != after.digest
     ]

@@ -17,7 +17,7 @@ import pyarrow as pa
 from pipeline.common.agreement import Agreement, merged
 from pipeline.common.stopwatch import Stopwatch
 from pipeline.errors import OutOfMemory, ReconciliationFailed, StepFailed
-from pipeline.jobs.code_archive import read_archived
+from pipeline.jobs.code_archive import read_archived, read_packed
 from pipeline.jobs.layout import family_folder
 from pipeline.models.model import Predictor
 from pipeline.plan.memory import next_batch_rows
@@ -240,6 +240,7 @@ def recipe_steps(recipe: StageRecipe, *, pin_code: bool | None = None) -> tuple[
         import_paths=recipe.import_paths,
         scope=family_folder(recipe.directory) or recipe.job,
         archived=partial(read_archived, recipe.directory, recipe.code) if is_pinned and recipe.directory else None,
+        stored=recipe.functions.get if recipe.functions else partial(read_packed, recipe.directory),
     )
 
 

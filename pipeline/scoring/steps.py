@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.common.code_search import find_code
 from pipeline.common.step_code import StepCode
 from pipeline.common.step_modules import Function, ReadArchived, StepModules, modules_of
+from pipeline.common.travel import Reader, shown_name
 from pipeline.errors import StepFailed
 from pipeline.plan.recipe import ErrorRule, MapRecipe
 from pipeline.scoring.async_steps import AsyncFunction, is_async
@@ -22,6 +23,7 @@ class Step:
     """A map step with its function."""
 
     entrypoint: str
+    """Name for messages."""
     function: Function
     dtype_backend: str = "numpy"
     row_wise: str = "checked"
@@ -37,19 +39,21 @@ def load_steps(
     import_paths: Sequence[str] = (),
     scope: str = "",
     archived: ReadArchived | None = None,
+    stored: Reader | None = None,
 ) -> tuple[Step, ...]:
     """Import the steps of a recipe, with exactly the planned code. Their modules stay active in this process.
 
     :param code: planned code. Default: the code on this machine now.
     :param scope: see `modules_of`.
     :param archived: returns sources that the job keeps, if the job may go on with them.
+    :param stored: returns the bytes of functions that travel by value, as the job keeps them.
     :raises StepFailed: for a step that cannot be imported.
     :raises StepChanged: for code that is not the planned one.
     """
     if not maps:
         return ()
     code = code or find_code([step.entrypoint for step in maps], import_paths=import_paths).steps
-    modules = modules_of(code, import_paths=import_paths, scope=scope, archived=archived)
+    modules = modules_of(code, import_paths=import_paths, scope=scope, archived=archived, stored=stored)
     steps = import_steps(maps, modules)
     modules.activate()
     return steps
@@ -68,11 +72,11 @@ def _import_step(step: MapRecipe, modules: StepModules) -> Step:
     elif step.concurrency or step.rows_per_call:
         raise StepFailed(
             "concurrency and rows_per_call are for async def functions only",
-            where=step.entrypoint,
+            where=shown_name(step.entrypoint),
             found="a function that is not async",
             next_step="write async def, or leave both out",
         )
-    return Step(step.entrypoint, function, step.dtype_backend, step.row_wise, step.on_error, kind)
+    return Step(shown_name(step.entrypoint), function, step.dtype_backend, step.row_wise, step.on_error, kind)
 
 
 def check_step(entrypoint: str, *, import_paths: Sequence[str] = ()) -> None:

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from pipeline.common.secrets import written_secret
+from pipeline.common.travel import PATTERN, entrypoint_of
 from pipeline.common.units import parse_bytes, parse_seconds
 from pipeline.errors import SpecError
 from pipeline.spec.model_ref import ModelRef
@@ -25,7 +26,7 @@ SHORTEST_TIMEOUT = 0.1
 """Shortest time limit of a step, in seconds: a busy machine pauses a process for so long."""
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 DATE_PATTERN = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"
-_ENTRYPOINT = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$"
+_ENTRYPOINT = rf"^([A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*|{PATTERN})$"
 
 
 def spec_error(predicate: str, *, expected: str = "", next_step: str = "", hides: bool = False) -> PydanticCustomError:
@@ -57,6 +58,24 @@ def _check_name(text: str) -> str:
 def _sample(text: str) -> str:
     """Return ``text`` with a sample value in place of a fan-out's."""
     return text.replace(f"${{{FAN_OUT_VALUE}}}", "x")
+
+
+def _entrypoint_text(value: Any) -> Any:
+    """Return the name by which workers load a function of Python."""
+    if isinstance(value, type) or not callable(value):
+        if isinstance(value, type):
+            raise spec_error(
+                "is a class", expected="a function, or an instance with __call__", next_step=f"write {value.__name__}()"
+            )
+        return value
+    try:
+        return entrypoint_of(value)
+    except SpecError as error:
+        raise spec_error(
+            f"cannot run on workers: {error.message}; found {error.found}",
+            expected=error.expected,
+            next_step=error.next_step,
+        ) from error
 
 
 def _check_entrypoint(text: str) -> str:
@@ -214,7 +233,12 @@ def _check_categories(names: tuple[str | int, ...]) -> tuple[str | int, ...]:
 
 
 JobName = Annotated[str, AfterValidator(_check_name), Field(json_schema_extra={"pattern": NAME_PATTERN})]
-Entrypoint = Annotated[str, AfterValidator(_check_entrypoint), Field(json_schema_extra={"pattern": _ENTRYPOINT})]
+Entrypoint = Annotated[
+    str,
+    BeforeValidator(_entrypoint_text),
+    AfterValidator(_check_entrypoint),
+    Field(json_schema_extra={"pattern": _ENTRYPOINT}),
+]
 PathText = Annotated[
     str, BeforeValidator(_path_text), AfterValidator(_check_path), Field(json_schema_extra={"minLength": 1})
 ]

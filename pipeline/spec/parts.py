@@ -94,10 +94,10 @@ class MapStep(SpecModel):
     """Step that calls a function of yours with one batch of rows at a time."""
 
     map: Entrypoint
-    """``module:function``, pandas DataFrame -> pandas DataFrame. Its result for a row must not depend on the other rows
-    of the batch. It may drop rows; the index tells which rows remain. A function whose parameter is annotated as
-    ``pyarrow.Table`` or ``polars.DataFrame`` gets one, with the column ``__row__`` in place of the index. It may be an
-    ``async def`` function."""
+    """``module:function``, or in Python a function; pandas DataFrame -> pandas DataFrame. Its result for a row must
+    not depend on the other rows of the batch. It may drop rows; the index tells which rows remain. A function whose
+    parameter is annotated as ``pyarrow.Table`` or ``polars.DataFrame`` gets one, with the column ``__row__`` in
+    place of the index. It may be an ``async def`` function."""
     dtype_backend: Literal["numpy", "pyarrow"] = "numpy"
     """Dtypes of the DataFrame, the same for all batches of a job. ``numpy``: pandas' defaults; integers and booleans
     are nullable (``Int64``, ``boolean``) unless statistics of all files prove that there are no nulls. ``pyarrow``:
