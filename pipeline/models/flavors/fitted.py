@@ -52,7 +52,7 @@ def fitted_bytes(model: Any, *, import_paths: Sequence[str] = ()) -> bytes:
 
 def _object_bytes(model: Any, import_paths: Sequence[str]) -> bytes:
     """Return the archive of an object: pickled, with the sources of its module where that is in ``import_paths``."""
-    import cloudpickle  # type: ignore[import-untyped]
+    import cloudpickle
 
     kind = model if isfunction(model) else type(model)
     module = str(kind.__module__)

@@ -105,7 +105,7 @@ def _load_model(version: ModelVersion, data: ModelData) -> Any:
 
 
 def _unpickled(data: bytes, version: ModelVersion) -> Any:
-    import cloudpickle  # type: ignore[import-untyped]
+    import cloudpickle
 
     return _called(lambda: cloudpickle.loads(data), version, "the object of the model cannot be unpickled")
 
